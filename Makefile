@@ -1,0 +1,11 @@
+# parbake's own commands. `make test` and `make demo` install what they need (Debian 13, root).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+UV := .venv/bin/uv
+BIN := .venv/bin
+
+.PHONY: help
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

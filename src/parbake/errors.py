@@ -1,0 +1,162 @@
+"""One tree of errors.
+
+Every error says what failed, on what, and what to do next; the door (``cli.py``) turns it into an exit code once.
+A library caller catches ``ParbakeError`` or any branch of it::
+
+    ParbakeError                    1   the world failed
+    ├── InputError                  2   the user's input is wrong
+    │   ├── BakefileError               the Bakefile, with every problem and its line
+    │   ├── BadReference                an image reference that cannot be parsed
+    │   ├── NoSuchImage                 the registry has no such tag, digest or platform
+    │   └── BadBase                     the base is no disk image, has no root file system or no runtime
+    ├── EnvironmentProblem          1   this machine cannot do it: a tool is missing, not root
+    ├── CommandFailed               1   a program ended with an error
+    ├── DeadlineExceeded            1   something did not happen in time
+    ├── DiskFull                    1   no space left, on the host or in the artefact
+    ├── RegistryError               1   the registry failed
+    │   ├── Unreachable                 no connection, or TLS against a plain port
+    │   ├── Denied                      401 or 403
+    │   └── BadContent                  bytes do not match the digest or the size that names them
+    ├── LayerError                  1   a layer is not what a layer may be
+    │   ├── LayerEscape                 an entry would be written outside its root
+    │   └── LayerBomb                   inflates beyond its bound
+    ├── RuntimeFault                1   containerd answered with an error
+    ├── VerificationFailed          3   the artefact does not do what its record promises
+    └── Interrupted                 130 Ctrl-C or SIGTERM
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class ParbakeError(Exception):
+    """What failed (``message``), on what (named in it), and the next step (``hint``, may be empty)."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> dict[str, object]:
+        """Return the error as the JSON object that ``--json`` prints."""
+        return {"error": type(self).__name__, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
+
+
+class InputError(ParbakeError):
+    """The user's input (Bakefile, arguments, references) is wrong."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a file: ``where`` is a dotted path, ``line`` counts from 1 (0: unknown)."""
+
+    where: str
+    message: str
+    line: int = 0
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        line = f"line {self.line}: " if self.line else ""
+        suggestion = f" ({self.suggestion})" if self.suggestion else ""
+        return f"{line}{self.where}: {self.message}{suggestion}"
+
+
+class BakefileError(InputError):
+    """The Bakefile has problems; all of them are listed, in the order of their lines."""
+
+    def __init__(self, source: str, problems: tuple[Problem, ...], *, hint: str = "") -> None:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        noun = "problem" if len(problems) == 1 else "problems"
+        super().__init__(f"{source}: {len(problems)} {noun}\n{lines}", hint=hint)
+        self.source = source
+        self.problems = problems
+
+    def to_json(self) -> dict[str, object]:
+        """Return the error with its problems as a list."""
+        problems = [
+            {"line": p.line, "where": p.where, "message": p.message, "suggestion": p.suggestion} for p in self.problems
+        ]
+        return {**super().to_json(), "problems": problems}
+
+
+class BadReference(InputError):
+    """An image reference cannot be parsed."""
+
+
+class NoSuchImage(InputError):
+    """The registry has no such repository, tag, digest, or no manifest for the platform."""
+
+
+class BadBase(InputError):
+    """The base is no disk image, has no root file system, or no container runtime."""
+
+
+class EnvironmentProblem(ParbakeError):
+    """This machine cannot do it: a program is missing, a privilege is missing."""
+
+
+class CommandFailed(ParbakeError):
+    """A program that parbake ran ended with an error; ``output`` holds the end of what it said."""
+
+    def __init__(self, message: str, *, code: int, output: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.output = output
+
+
+class DeadlineExceeded(ParbakeError):
+    """Something did not happen within its time limit."""
+
+
+class DiskFull(ParbakeError):
+    """No space left, on the host or inside the artefact."""
+
+
+class RegistryError(ParbakeError):
+    """The registry failed, after the retries that were worth it."""
+
+
+class Unreachable(RegistryError):
+    """No connection to the registry, or TLS spoken to a port that does not."""
+
+
+class Denied(RegistryError):
+    """The registry answered 401 or 403."""
+
+
+class BadContent(RegistryError):
+    """Bytes that were delivered do not match the digest or the size that names them."""
+
+
+class LayerError(ParbakeError):
+    """A layer is not what a layer may be: corrupt, truncated, or malicious."""
+
+
+class LayerEscape(LayerError):
+    """An entry of a layer would be written outside its root."""
+
+
+class LayerBomb(LayerError):
+    """A layer inflates beyond the bound that follows from its manifest and plan."""
+
+
+class RuntimeFault(ParbakeError):
+    """The container runtime answered with an error."""
+
+
+class VerificationFailed(ParbakeError):
+    """The artefact does not do what its record promises."""
+
+    exit_code = 3
+
+
+class Interrupted(ParbakeError):
+    """The user (Ctrl-C) or the system (SIGTERM) stopped the run."""
+
+    exit_code = 130

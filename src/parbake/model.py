@@ -1,0 +1,300 @@
+"""The nouns: frozen data that every room shares.
+
+Sizes are bytes, times are seconds, digests are ``sha256:<hex>`` strings as in the OCI image specification. Everything
+here is immutable, comparable and serialises to JSON and back (pydantic), so that a plan or a record can be printed,
+hashed, stored and compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform as host_platform
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from parbake.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+"""A content digest: the only algorithm that registries and containerd use in practice."""
+
+# `uname -m` to the names that Go, and with it every image index, uses.
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+class Frozen(BaseModel):
+    """Immutable data; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Platform(Frozen):
+    """The machine that an image is for, in the OCI image index's words, such as ``linux/arm64/v8``."""
+
+    os: str = "linux"
+    architecture: str
+    variant: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``os/architecture[/variant]``, normalised as containerd does; raises InputError.
+
+        arm64 is arm64/v8 and amd64 is amd64/v1, and both lose the variant; arm without one is arm/v7
+        (containerd ``platforms.Normalize``).
+        """
+        parts = text.lower().split("/")
+        if len(parts) not in {2, 3} or not all(parts):
+            raise InputError(
+                f"platform {text!r} is not os/architecture[/variant]", hint="write linux/amd64 or linux/arm64"
+            )
+        os_, architecture, variant = (*parts, "")[:3]
+        architecture = _ARCHITECTURES.get(architecture, architecture)
+        if (architecture, variant) in {("amd64", "v1"), ("arm64", "v8"), ("arm64", "8")}:
+            variant = ""
+        if architecture == "arm" and not variant:
+            variant = "v7"
+        return cls(os=os_, architecture=architecture, variant=variant)
+
+    @classmethod
+    def host(cls) -> Self:
+        """Return the platform of this machine."""
+        machine = host_platform.machine()
+        return cls.parse(f"linux/{_ARCHITECTURES.get(machine, machine)}")
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+class Descriptor(Frozen):
+    """A pointer to content: media type, digest and size in bytes (OCI image specification, descriptor.md)."""
+
+    media_type: str
+    digest: Digest
+    size: int = Field(ge=0)
+
+
+class Layer(Frozen):
+    """One layer of an image, bottom first in an image's tuple.
+
+    ``size`` is what travels, ``raw_size`` the inflated tar as far as the registry's bytes tell without inflating all
+    of it (0: unknown); ``chain_id`` names the snapshot that results from this layer on top of those below it.
+    """
+
+    media_type: str
+    digest: Digest
+    size: int = Field(ge=0)
+    diff_id: Digest
+    chain_id: Digest
+    raw_size: int = Field(default=0, ge=0)
+
+
+class ExitProbe(Frozen):
+    """Up when the main process has ended with code 0."""
+
+    kind: Literal["exit"] = "exit"
+
+
+class LogProbe(Frozen):
+    """Up when a line of the container's output matches ``pattern`` (Python regular expression, searched)."""
+
+    kind: Literal["log"] = "log"
+    pattern: str
+
+
+class TcpProbe(Frozen):
+    """Up when something accepts connections on the port of the node's loopback."""
+
+    kind: Literal["tcp"] = "tcp"
+    port: int = Field(ge=1, le=65535)
+
+
+class HttpProbe(Frozen):
+    """Up when GET http://127.0.0.1:port/path answers with a status from 200 to 399."""
+
+    kind: Literal["http"] = "http"
+    port: int = Field(ge=1, le=65535)
+    path: str = "/"
+
+
+class RunningProbe(Frozen):
+    """Up when the main process has run for ``seconds``, or has ended with code 0 before: the default."""
+
+    kind: Literal["running"] = "running"
+    seconds: float = Field(default=1.0, gt=0)
+
+
+Probe = Annotated[ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe, Field(discriminator="kind")]
+
+
+class Startup(Frozen):
+    """How to start an image for rehearsal and verification, and how to know that it is up.
+
+    ``command`` replaces the image's entrypoint and ``args`` its command, as in a pod; empty keeps the image's own.
+    ``timeout`` is in seconds on a machine with hardware virtualisation; emulation stretches it.
+    """
+
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    up: Probe = Field(default_factory=RunningProbe)
+    timeout: float = Field(default=120.0, gt=0)
+
+
+class Image(Frozen):
+    """An image, resolved: what its name meant when the plan was made.
+
+    ``target`` is what the name points to (an index or a manifest), ``manifest`` the platform's manifest; they are equal
+    when the name points straight to a manifest. ``layout`` is the path of a local OCI layout that holds the content
+    instead of the registry (images that were built here and never pushed).
+    """
+
+    reference: str
+    platform: Platform
+    target: Descriptor
+    manifest: Descriptor
+    config: Descriptor
+    layers: tuple[Layer, ...]
+    startup: Startup | None = None
+    layout: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that travel: manifest, config and each distinct layer once."""
+        return self.manifest.size + self.config.size + sum({layer.digest: layer.size for layer in self.layers}.values())
+
+
+class Base(Frozen):
+    """What the images are baked onto.
+
+    ``identity`` names the content for the content key: the digest of the file for ``file``, the digest of the recipe
+    for ``debian``, empty for ``none``. ``path`` is where the file lies on this machine and is no part of the key.
+    """
+
+    kind: Literal["debian", "file", "none"]
+    identity: str = ""
+    path: str = ""
+    size: int = Field(default=0, ge=0)
+
+
+class Artefact(Frozen):
+    """What comes out: a bootable machine image or a volume for a node's second disk."""
+
+    kind: Literal["machine-image", "volume"]
+    format: Literal["raw", "qcow2", "vmdk", "vhd"] = "raw"
+    filesystem: Literal["ext4", "xfs"] = "ext4"
+
+    @model_validator(mode="after")
+    def _volume_is_raw(self) -> Self:
+        if self.kind == "volume" and self.format != "raw":
+            raise ValueError("a volume is raw: clouds and `mount -o loop` take nothing else")
+        return self
+
+
+# What a plan holds for people or for later steps, without any effect on the artefact's content.
+_NOT_IN_KEY: dict[str, Any] = {
+    "base": {"path", "size"},
+    "images": {"__all__": {"startup", "layout"}},
+    "sandbox": {"startup", "layout"},
+}
+
+
+class Plan(Frozen):
+    """A Bakefile with every name resolved and every choice made. Same key, same artefact.
+
+    ``size`` is that of the disk or volume in bytes. ``images`` are sorted by reference.
+    """
+
+    version: Literal[1] = 1
+    name: str
+    platform: Platform
+    base: Base
+    artefact: Artefact
+    runtime: Literal["containerd"] = "containerd"
+    images: tuple[Image, ...]
+    sandbox: Image | None = None
+    keep_layers: bool = False
+    size: int = Field(gt=0)
+    size_is_fixed: bool = False
+
+    @property
+    def key(self) -> str:
+        """The content key: 64 hex digits that follow from everything that shapes the artefact, on any machine."""
+        content = self.model_dump(mode="json", exclude=_NOT_IN_KEY)
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def artefact_name(self) -> str:
+        """The file name of the artefact: name, the key's first 12 digits, and the format's suffix."""
+        return f"{self.name}-{self.key[:12]}.{self.artefact.format}"
+
+    @property
+    def all_images(self) -> tuple[Image, ...]:
+        """Every image that the store must hold, the sandbox image included."""
+        return self.images if self.sandbox is None else (*self.images, self.sandbox)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as printed by ``parbake plan --json``: its fields and its key."""
+        return {"key": self.key, **self.model_dump(mode="json")}
+
+
+class ImageVerdict(Frozen):
+    """What verification saw of one image; an empty ``problems`` means that it passed.
+
+    ``start_seconds`` is from the request to the runtime until the startup's probe said up; ``output`` is the end of
+    what the container wrote.
+    """
+
+    reference: str
+    digest: str = ""
+    pinned: bool = False
+    unpacked: bool = False
+    start_seconds: float | None = None
+    problems: tuple[str, ...] = ()
+    output: str = ""
+
+
+class Verdict(Frozen):
+    """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered."""
+
+    passed: bool
+    accelerator: Literal["kvm", "tcg", "none"]
+    boot_seconds: float | None = None
+    images: tuple[ImageVerdict, ...] = ()
+    problems: tuple[str, ...] = ()
+    verified_at: str = ""
+
+
+class Readable(Protocol):
+    """A stream of bytes: ``readinto`` fills a buffer and returns how much, 0 at the end."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the start of ``buffer``; return the count of bytes, 0 at the end of the stream."""
+        ...
+
+
+class Source(Protocol):
+    """Where the content of one image comes from: a registry's repository, or an OCI layout on disk."""
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        """Return a small document (manifest, config) whole, verified against its digest and size."""
+        ...
+
+    def open(self, descriptor: Descriptor, *, offset: int = 0) -> AbstractContextManager[Readable]:
+        """Open a blob as a stream that resumes by itself after a broken connection.
+
+        The stream yields exactly ``descriptor.size - offset`` bytes or raises BadContent; **the caller verifies the
+        digest** (the engine hashes on another core).
+        """
+        ...
+
+
+type Progress = Callable[[int], None]
+"""Called with the count of bytes that are newly done; from any thread."""
