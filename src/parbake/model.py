@@ -96,6 +96,20 @@ class Layer(Frozen):
     raw_size: int = Field(default=0, ge=0)
 
 
+class RegistryOptions(Frozen):
+    """How to reach one registry. ``ca`` is the path of a PEM file with authorities to trust besides the system's.
+
+    ``credentials``: ``auto`` looks where Docker does and, for ECR host names, asks AWS; ``docker`` looks only at
+    ``config.json`` and its helpers; ``ecr`` asks AWS; ``environment`` reads PARBAKE_USERNAME and PARBAKE_PASSWORD;
+    ``none`` sends none. ``mirrors`` are hosts (or host/path) to ask first.
+    """
+
+    plain_http: bool = False
+    credentials: Literal["auto", "none", "docker", "ecr", "environment"] = "auto"
+    mirrors: tuple[str, ...] = ()
+    ca: str = ""
+
+
 class ExitProbe(Frozen):
     """Up when the main process has ended with code 0."""
 

@@ -74,7 +74,7 @@ class Reference:
 
     @property
     def is_local(self) -> bool:
-        """Whether the name cannot be pulled: ``localhost`` without a port is podman's and EKS's word for "only here"."""
+        """Whether the name cannot be pulled: ``localhost`` without a port is podman's and EKS's word for that."""
         return self.registry == "localhost"
 
     def with_digest(self, digest: str) -> str:
