@@ -69,7 +69,12 @@ class Via:
     short_schema: dict[str, Any] | None = None
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_wrap_validator_function(self._read, handler.generate_schema(self.section))
+        # What is held is the noun, so that is what is dumped.
+        dump = core_schema.plain_serializer_function_ser_schema(
+            lambda noun, info: noun.model_dump(mode=info.mode), info_arg=True
+        )
+        section = handler.generate_schema(self.section)
+        return core_schema.no_info_wrap_validator_function(self._read, section, serialization=dump)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         written = handler(schema)
