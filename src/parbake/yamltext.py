@@ -24,6 +24,9 @@ from parbake.errors import Problem
 type Where = tuple[str | int, ...]
 """A place in a document: keys of mappings and indexes of lists (from 0), from the top."""
 
+ODD_KEY = "a key that is a list or a mapping"
+"""The problem that an unquoted ``{{ … }}`` makes: to YAML it is a mapping whose key is a mapping."""
+
 _DEEPEST = 64
 _CORE = "tag:yaml.org,2002:"
 _TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge"}
@@ -54,11 +57,11 @@ def dotted(where: Sequence[str | int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document: its data (dict, tuple, str, int, float, bool, None) and the way back to the text."""
+    """One document: its data, its first line (0: unknown), and the way back from a place in the data to its line."""
 
     data: object
     line: int
-    _root: Node = field(repr=False)
+    _root: Node | None = field(default=None, repr=False)
 
     def find(self, where: Where) -> tuple[Where, int]:
         """Follow ``where`` as far as the text goes; return how far that is, and the line there (from 1).
@@ -158,7 +161,7 @@ class _Builder:
                 # Of several merged mappings the first one wins, and the mapping's own keys win over all.
                 merged = {**self._merge(value, where), **merged}
             elif not isinstance(key, ScalarNode):
-                self._say(where, "a key that is a list or a mapping", line, "quote a text that begins with [ or {")
+                self._say(where, ODD_KEY, line, "quote a text that begins with [ or {")
             else:
                 name = str(key.value)
                 if name in seen:
