@@ -21,6 +21,7 @@ from parbake.bakefile.values import (
     Size,
     close,
     reference_text,
+    spoken,
     text_schema,
     wrong,
 )
@@ -31,9 +32,9 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def _version(value: object) -> object:
-    if value is None or value == 1:
+    if type(value) is int and value == 1:  # True is an int and equals 1
         return value
-    raise wrong(f"this parbake reads version 1, not {value}", "write version: 1")
+    raise wrong(f"this parbake reads version 1, not {spoken(value)}", "write version: 1")
 
 
 def _runtime(value: object) -> object:
