@@ -217,10 +217,8 @@ port=${PORT:-8080}
 /bin/busybox httpd -p "$port" -h /www || exit 1
 echo "hello: ready on port $port"
 trap 'exit 0' TERM INT
-while :; do
-  /bin/busybox sleep 3600 &
-  wait $!
-done
+/bin/busybox sleep infinity &
+wait
 """
 
 _PAGE = """\
