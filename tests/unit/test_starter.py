@@ -179,6 +179,18 @@ def test_a_folder_with_a_containerfile_is_built(tmp_path: Path, name: str, refer
     assert entry.reference == reference
     assert entry.build is not None
     assert entry.build.file == folder / "Dockerfile"
+    assert advice(load(folder / "parbake.yaml")) == ()
+    assert (folder / ".dockerignore").read_text() == "artefacts\nparbake.yaml\n"
+
+
+def test_an_ignore_file_of_the_user_stays(tmp_path: Path) -> None:
+    (tmp_path / "Containerfile").touch()
+    (tmp_path / ".containerignore").write_text("build\n")
+    assert write(tmp_path, today=TODAY) == (tmp_path / "parbake.yaml",)
+    (said,) = advice(load(tmp_path / "parbake.yaml"))
+    assert "its build context holds the output folder" in said
+    (tmp_path / ".containerignore").write_text("build\n/artefacts/\n")
+    assert advice(load(tmp_path / "parbake.yaml")) == ()
 
 
 @pytest.mark.parametrize("wide", [True, False])
