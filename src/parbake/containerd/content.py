@@ -189,7 +189,7 @@ class _Sender:
         data: bytes | memoryview | Iterable[bytes | memoryview],
         labels: Mapping[str, str],
     ) -> None:
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         self.started = False
         self._ref, self._descriptor, self._data, self._labels = ref, descriptor, data, labels
         self._offsets: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -205,7 +205,7 @@ class _Sender:
     def __iter__(self) -> Iterator[pb.WriteContentRequest]:
         try:
             yield from self._messages()
-        except BaseException as error:
+        except Exception as error:
             self.failure = error
             raise
 

@@ -46,7 +46,10 @@ class ImageStatus:
 
 @dataclass(frozen=True, slots=True)
 class ContainerStatus:
-    """A container's state; times are seconds since the epoch, 0 for what has not happened."""
+    """A container's state; times are seconds since the epoch, 0 for what has not happened.
+
+    A process that ends at once may have ``finished`` before containerd writes down that it ``started``.
+    """
 
     id: str
     state: State
