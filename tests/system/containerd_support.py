@@ -77,7 +77,9 @@ def pack(files: Files) -> bytes:
     return out.getvalue()
 
 
-def make(layers: Sequence[Files], *, platform: Platform | None = None, **config: object) -> Made:
+def make(
+    layers: Sequence[Files], *, platform: Platform | None = None, config: dict[str, list[str]] | None = None
+) -> Made:
     """Make an image; ``config`` is the OCI runtime configuration (Entrypoint, Cmd, Env, …)."""
     platform = platform or Platform.host()
     tars = tuple(pack(files) for files in layers)
@@ -86,7 +88,7 @@ def make(layers: Sequence[Files], *, platform: Platform | None = None, **config:
     image = {
         "architecture": platform.architecture,
         "os": platform.os,
-        "config": config,
+        "config": config or {},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     }
     config_bytes = json.dumps(image).encode()
@@ -108,17 +110,17 @@ def make(layers: Sequence[Files], *, platform: Platform | None = None, **config:
     )
 
 
-def busybox(extra: Files | None = None, **config: object) -> Made:
+def busybox(extra: Files | None = None, **config: list[str]) -> Made:
     program = shutil.which("busybox")
     assert program, "apt-get install busybox-static"
     base: Files = {"bin/busybox": Path(program).read_bytes(), "bin/sh": "busybox", "bin/sleep": "busybox"}
-    return make([base, extra or {"greeting": b"hello\n"}], **config)
+    return make([base, extra or {"greeting": b"hello\n"}], config=config)
 
 
 def pause() -> Made:
     program = shutil.which("catatonit")
     assert program, "apt-get install catatonit"
-    return make([{"pause": Path(program).read_bytes()}], Entrypoint=["/pause", "-P"])
+    return make([{"pause": Path(program).read_bytes()}], config={"Entrypoint": ["/pause", "-P"]})
 
 
 def fill(client: Client, name: str, made: Made) -> None:
@@ -155,7 +157,8 @@ def processes_in(namespace: str) -> list[str]:
     found = []
     for process in _processes():
         try:
-            if str((process / "ns/pid").readlink()) == namespace:
+            zombie = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"  # init reaps when it likes
+            if str((process / "ns/pid").readlink()) == namespace and not zombie:
                 found.append(" ".join(_command(process)))
         except OSError:
             continue

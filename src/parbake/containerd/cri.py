@@ -135,6 +135,12 @@ class Cri:
         reply = self._images("ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
         return tuple(_image(image) for image in reply.images)
 
+    def pull_image(self, reference: str, *, timeout: float = 1800.0) -> str:
+        """Pull an image as kubelet would, without credentials, and return its id."""
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=reference))
+        reply = self._images("PullImage", request, pb.PullImageResponse, timeout=timeout, subject=reference)
+        return reply.image_ref
+
     def remove_image(self, reference: str) -> None:
         """Remove an image with all its names; missing is fine."""
         request = pb.RemoveImageRequest(image=pb.ImageSpec(image=reference))
