@@ -309,7 +309,7 @@ def log_text(data: bytes) -> str:
     complete, newline, _ = data.rpartition(b"\n")
     for line in complete.split(b"\n") if newline else ():
         fields = line.split(b" ", 3)
-        if len(fields) == 4:
+        if len(fields) == 4 and fields[1] in {b"stdout", b"stderr"}:
             text.append(fields[3] if b"P" in fields[2].split(b":") else fields[3] + b"\n")
     return b"".join(text).decode(errors="replace")
 
