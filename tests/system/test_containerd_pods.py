@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from containerd_support import busybox, fill, pause, shared_places, traces_of
 
+from parbake import run
 from parbake.containerd import Client, Cri, Daemon, NotFound
 from parbake.containerd.cri import ContainerStatus, log_text
+from parbake.containerd.keeper import Keeper
 from parbake.run import Deadline
 
 pytestmark = pytest.mark.root
@@ -125,3 +129,30 @@ def test_remove_image(client: Client, cri: Cri) -> None:
     cri.remove_image("registry.test/gone:1")
     assert cri.image_status("registry.test/gone:1") is None
     cri.remove_image("registry.test/gone:1")
+
+
+def test_a_store_that_only_this_thread_sees(tmp_path: Path) -> None:
+    """The store of an artefact is mounted in a mount namespace of the thread that bakes."""
+    store = tmp_path / "store"
+    store.mkdir()
+    logs = []
+
+    def bake(stack: ExitStack) -> None:
+        os.unshare(os.CLONE_NEWNS)
+        run.run(["mount", "--make-rprivate", "/"])
+        run.run(["mount", "-t", "tmpfs", "tmpfs", str(store)])
+        with Daemon(store, tmp_path / "fill") as daemon, daemon.client() as client:
+            fill(client, PAUSE, pause())
+            fill(client, APP, busybox(Cmd=["/bin/busybox", "cat", "/greeting"]))
+        daemon = stack.enter_context(Daemon(store, tmp_path / "run", cri=True, sandbox_image=PAUSE))
+        cri = Cri(stack.enter_context(daemon.client()).connection, cgroup_parent=daemon.cgroup_parent)
+        with cri.pod("private", log_directory=tmp_path / "logs") as pod:
+            container = cri.create_container(pod, "app", APP, log_path="app.log")
+            cri.start_container(container)
+            ended(cri, container)
+        logs.append(log_text((tmp_path / "logs/app.log").read_bytes()))
+
+    with Keeper(bake):
+        assert list(store.iterdir()) == []
+    assert logs == ["hello\n"]
+    assert traces_of(str(tmp_path)) == []
