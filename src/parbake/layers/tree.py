@@ -223,9 +223,7 @@ class Tree:
             os.link(target, base, src_dir_fd=source.handle, dst_dir_fd=place.handle, follow_symlinks=False)
         except FileNotFoundError:
             if not self._overlay:
-                raise LayerError(
-                    f"{shown(name)}: a hard link to {shown(entry.linkname)}, which is not there"
-                ) from None
+                raise LayerError(f"{shown(name)}: a hard link to {shown(entry.linkname)}, which is not there") from None
             accessed, modified = entry.times()
             self.pending[join(place.path, base)] = PendingLink(
                 join(place.path, base), join(clean(head), target), entry.mode & _MODE, _owner(entry.uid),
