@@ -13,7 +13,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """All that a layer can say about one path. ``links``: the first path (sorted) of the same file, when it has more."""
+    """All that a layer can say about one path. ``links``: the first path (sorted) of those that share the file."""
 
     kind: str
     mode: int
@@ -80,7 +80,7 @@ def _node(path: bytes) -> Node:
         modified=status.st_mtime_ns,
         size=0 if stat.S_ISDIR(mode) else status.st_size,
         device=(os.major(status.st_rdev), os.minor(status.st_rdev)),
-        target=os.readlink(path) if stat.S_ISLNK(mode) else b"",
+        target=os.readlink(path) if stat.S_ISLNK(mode) else b"",  # noqa: PTH115 (names are bytes)
         content=_digest(path) if stat.S_ISREG(mode) else "",
         xattrs=tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names),
     )

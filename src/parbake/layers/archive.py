@@ -181,9 +181,7 @@ class Archive:
             return None
         self.count += 1
         if self.count > self._most_entries:
-            raise LayerBomb(
-                f"the layer has more than {self._most_entries} entries", hint="split it into smaller layers"
-            )
+            raise LayerBomb(f"it has more than {self._most_entries} entries", hint="split it into smaller layers")
         # Kept beyond the buffer's life only by the old sparse format, which has more in it than an entry says.
         self._block = block
         return self._parse(block)

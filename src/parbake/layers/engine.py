@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from parbake.errors import BadContent, DiskFull, LayerBomb, LayerError, ParbakeError
 from parbake.layers import inflate
@@ -34,6 +34,14 @@ _RECEIVE_SLOTS, _RECEIVE_SIZE = 6, 256 << 10
 _RAW_SLOTS, _RAW_SIZE = 6, 1 << 20
 
 
+class Keeper(Protocol):
+    """Takes a copy of the compressed bytes: an open file, or anything else that can be written to."""
+
+    def write(self, data: memoryview, /) -> object:
+        """Take all of ``data``, which is valid only during the call."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Unpacked:
     """What came out of a layer, and what waits for the layers below (``settle``).
@@ -50,7 +58,7 @@ class Unpacked:
 
 
 def unpack(
-    stream: Readable, layer: Layer, target: Path, *, bound: int, progress: Progress, keep: BinaryIO | None = None
+    stream: Readable, layer: Layer, target: Path, *, bound: int, progress: Progress, keep: Keeper | None = None
 ) -> Unpacked:
     """Unpack one layer into ``target``, an empty folder, in the form of an overlayfs upper directory.
 
@@ -64,7 +72,7 @@ def unpack(
 
 
 class _Unpacking:
-    def __init__(self, layer: Layer, target: Path, bound: int, progress: Progress, keep: BinaryIO | None) -> None:
+    def __init__(self, layer: Layer, target: Path, bound: int, progress: Progress, keep: Keeper | None) -> None:
         self._layer, self._target, self._bound, self._progress, self._keep = layer, target, bound, progress, keep
         self._received = Ring(_RECEIVE_SLOTS, _RECEIVE_SIZE)
         self._raw = Ring(_RAW_SLOTS, _RAW_SIZE, consumers=2)
@@ -100,49 +108,43 @@ class _Unpacking:
     # -- the calling thread
 
     def _receive(self, stream: Readable) -> None:
+        ring, layer = self._received, self._layer
         digest = hashlib.sha256()
         size = 0
-        stopped = False
-        ring = self._received
-        buffer = memoryview(b"")
-        while True:
-            if not stopped:
+        buffer = spare = memoryview(b"")  # spare: where bytes go that nobody inflates any more
+        ended = False
+        while not ended:
+            if not spare:
                 try:
                     buffer = ring.vacant()
                 except Stopped:
                     # What cannot be inflated is most likely damaged: read on, so that the error can say so.
                     if type(self._failure.error) is not LayerError:
                         return
-                    stopped, buffer = True, memoryview(bytearray(_RECEIVE_SIZE))
+                    buffer = spare = memoryview(bytearray(_RECEIVE_SIZE))
             count = inflate.fill(stream, buffer)
-            data = buffer[:count]
-            digest.update(data)
+            ended = count < len(buffer)
+            digest.update(buffer[:count])
             size += count
-            if size > self._layer.size:
-                raise self._wrong(f"more than the {self._layer.size} bytes that its manifest promises")
+            if size > layer.size:
+                raise self._wrong(f"more than the {layer.size} bytes that its manifest promises")
             if self._keep is not None:
-                self._keep.write(data)
-            if count < len(buffer):
-                break
-            if not stopped:
-                ring.publish(count)
+                self._keep.write(buffer[:count])
             self._progress(count)
-        if size != self._layer.size:
-            raise self._wrong(f"{size} bytes arrived, its manifest promises {self._layer.size}")
-        if (found := f"sha256:{digest.hexdigest()}") != self._layer.digest:
-            raise self._wrong(f"the bytes that arrived have the digest {found}")
-        self._progress(count)
-        if not stopped:
-            if count:
+            if count and not spare:
                 ring.publish(count)
-            ring.publish(0)
+        if size != layer.size:
+            raise self._wrong(f"{size} bytes arrived, its manifest promises {layer.size}")
+        if (found := f"sha256:{digest.hexdigest()}") != layer.digest:
+            raise self._wrong(f"the bytes that arrived have the digest {found}")
+        ring.publish(0)
 
     # -- the other threads
 
     def _inflate(self) -> None:
         try:
             self._inflate_all(inflate.inflater(_Feed(self._received.reader())))
-        except inflate.errors() as error:
+        except inflate.ERRORS as error:
             raise LayerError(
                 f"layer {self._layer.digest}: cannot be inflated ({error})",
                 hint="the layer is damaged, or in a format that is not gzip, zstd or plain tar: push the image again",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -145,28 +146,28 @@ def _read_rest(entry: Entry, block: bytes, magic: bytes) -> None:
         entry.name = prefix + b"/" + entry.name
 
 
+_FIELDS: Final[dict[bytes, tuple[str, Callable[[bytes], bytes | int]]]] = {
+    b"path": ("name", bytes),
+    b"linkpath": ("linkname", bytes),
+    b"size": ("size", decimal),
+    b"uid": ("uid", decimal),
+    b"gid": ("gid", decimal),
+    b"mtime": ("modified", nanoseconds),
+    b"atime": ("accessed", nanoseconds),
+}
+
+
 def merge(entry: Entry, records: dict[bytes, bytes]) -> None:
     """Let PAX records override the header; an empty value keeps the header's. Raises LayerError."""
     entry.records = records
     for key, value in records.items():
-        if not value:
-            continue
-        if key == b"path":
-            entry.name = value
-        elif key == b"linkpath":
-            entry.linkname = value
-        elif key == b"size":
-            entry.size = entry.stored = decimal(value)
-        elif key == b"uid":
-            entry.uid = decimal(value)
-        elif key == b"gid":
-            entry.gid = decimal(value)
-        elif key == b"mtime":
-            entry.modified = nanoseconds(value)
-        elif key == b"atime":
-            entry.accessed = nanoseconds(value)
-        elif key == b"ctime":
-            nanoseconds(value)  # nothing sets it, but a wrong one is a wrong header
+        if value and (field := _FIELDS.get(key)):
+            name, read = field
+            setattr(entry, name, read(value))
+    if records.get(b"size"):
+        entry.stored = entry.size
+    if change := records.get(b"ctime"):
+        nanoseconds(change)  # nothing sets it, but a wrong one is a wrong header
 
 
 def sparse_version(records: dict[bytes, bytes]) -> str | None:

@@ -1,19 +1,18 @@
 """Compressed bytes to the tar inside: gzip (any number of members), zstd (any number of frames), or none.
 
 What it is, is seen from its first bytes, as in containerd: media types lie. ``zstd:chunked`` is zstd with its table
-of contents in skippable frames, so it needs nothing special (containers/storage, ``docs/containers-storage-zstd-chunked.md``).
+of contents in skippable frames, so it needs nothing special (``containers-storage-zstd-chunked.md`` of
+containers/storage).
 gzip is inflated by ISA-L straight into the caller's buffer and without the interpreter's lock.
 """
 
 from __future__ import annotations
 
-import sys
 import zlib
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol, cast
 
-from isal import isal_zlib
-
-from parbake.errors import LayerError
+from isal.isal_zlib import IsalError, _GzipReader
+from zstandard import ZstdDecompressor, ZstdError
 
 _GZIP: Final = b"\x1f\x8b\x08"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
@@ -22,6 +21,16 @@ _SKIPPABLE: Final = b"\x2a\x4d\x18"
 _INPUT: Final = 256 << 10
 _LARGEST_WINDOW: Final = 1 << 27
 """Bytes of history that a zstd frame may ask for (the decoder's own default): it bounds memory."""
+
+ERRORS: Final[tuple[type[Exception], ...]] = (
+    EOFError,
+    OSError,
+    ValueError,
+    zlib.error,
+    cast("type[Exception]", IsalError),
+    ZstdError,
+)
+"""What an inflater raises for damaged data."""
 
 
 class Feed(Protocol):
@@ -52,20 +61,11 @@ def inflater(feed: Feed) -> Inflater:
     """Return the reader for what the first bytes say the layer is."""
     magic = feed.peek()
     if magic.startswith(_GZIP):
-        return isal_zlib._GzipReader(feed, _INPUT)
+        return _GzipReader(cast(BinaryIO, feed), _INPUT)
     if magic.startswith(_ZSTD) or (magic[1:4] == _SKIPPABLE and magic[0] >> 4 == 5):
-        # Imported here: most layers are gzip, and a worker's start is part of each bake.
-        from zstandard import ZstdDecompressor
-
-        return ZstdDecompressor(max_window_size=_LARGEST_WINDOW).stream_reader(feed, _INPUT, read_across_frames=True)
+        source = cast(BinaryIO, feed)  # both libraries only ever read
+        return ZstdDecompressor(max_window_size=_LARGEST_WINDOW).stream_reader(source, _INPUT, read_across_frames=True)
     return feed
-
-
-def errors() -> tuple[type[Exception], ...]:
-    """Return what reading from an inflater raises for damaged data."""
-    # zstandard's error derives from Exception alone; unless it was imported, nothing can have raised it.
-    zstandard = sys.modules.get("zstandard")
-    return (EOFError, OSError, ValueError, zlib.error, *((zstandard.ZstdError,) if zstandard else ()))
 
 
 def fill(reader: Inflater, buffer: memoryview) -> int:

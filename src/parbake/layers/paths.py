@@ -99,41 +99,42 @@ class Folders:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return place
 
-    def _walk(self, name: bytes, *, create: bool) -> Place | None:
-        wanted = name
-        links = 0
-        while True:
-            rest: list[bytes] = []
-            head = name
-            while head not in self.known:
-                head, _, part = head.rpartition(b"/")
-                rest.append(part)
-            place = self.known[head]
-            link: bytes | None = None
-            while rest and link is None:
-                part = rest.pop()
-                if place.path.count(b"/") >= _MOST_DEPTH or len(self.known) > _MOST_OPEN + _MOST_DEPTH:
-                    raise LayerError(f"the layer nests folders more than {_MOST_DEPTH} deep: {shown(place.path)}")
-                try:
-                    handle = self._open(part, place, create=create)
-                except FileNotFoundError:
-                    return None
-                except OSError as error:
-                    link = _read_link(part, place, error)
-                    continue
-                head, place = join(head, part), Place(handle, join(place.path, part))
-                self.known[head] = place
-            if link is None:
-                if wanted != head:
-                    self.known[wanted] = place
-                return place
-            links += 1
-            if links > MOST_LINKS:
-                raise LayerError(f"too many symbolic links on the way to {shown(wanted)}")
-            above = b"" if link.startswith(b"/") else place.path
-            name = clamp(b"/".join([above, link, *reversed(rest)]))
+    def _walk(self, wanted: bytes, *, create: bool) -> Place | None:
+        name = wanted
+        for _ in range(MOST_LINKS):
+            found = self._step(name, create=create)
+            if not isinstance(found, bytes):
+                if found is not None:
+                    self.known[wanted] = found
+                return found
+            name = found
             if len(name) >= _LONGEST:
                 raise LayerError(f"symbolic links make a name of {len(name)} bytes out of {shown(wanted)}")
+        raise LayerError(f"too many symbolic links on the way to {shown(wanted)}")
+
+    def _step(self, name: bytes, *, create: bool) -> Place | bytes | None:
+        """Go down to ``name``, or to the first symbolic link: then return the name that it makes of ``name``."""
+        rest: list[bytes] = []
+        head = name
+        while head not in self.known:
+            head, _, part = head.rpartition(b"/")
+            rest.append(part)
+        place = self.known[head]
+        while rest:
+            part = rest.pop()
+            if place.path.count(b"/") >= _MOST_DEPTH or len(self.known) > _MOST_OPEN + _MOST_DEPTH:
+                raise LayerError(f"the layer nests folders more than {_MOST_DEPTH} deep: {shown(place.path)}")
+            try:
+                handle = self._open(part, place, create=create)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                link = _read_link(part, place, error)
+                above = b"" if link.startswith(b"/") else place.path
+                return clamp(b"/".join([above, link, *reversed(rest)]))
+            head, place = join(head, part), Place(handle, join(place.path, part))
+            self.known[head] = place
+        return place
 
     def _open(self, part: bytes, place: Place, *, create: bool) -> int:
         try:

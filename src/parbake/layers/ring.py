@@ -30,7 +30,7 @@ class Ring:
                 queue.put(0)
 
     def vacant(self) -> memoryview:
-        """Producer: return the next buffer once every consumer is done with it; raises Stopped."""
+        """Return the next buffer, for the producer, once every consumer is done with it; raises Stopped."""
         for queue in self._free:
             if queue.get() < 0:
                 queue.put(-1)  # the next to ask must hear it too
@@ -38,7 +38,7 @@ class Ring:
         return self._buffers[self._next % self._slots]
 
     def publish(self, count: int) -> None:
-        """Producer: hand on the buffer from ``vacant`` with ``count`` bytes in it; 0 ends the stream."""
+        """Hand on the buffer from ``vacant`` with ``count`` bytes in it; 0 ends the stream."""
         self._next += 1
         for queue in self._full:
             queue.put(count)

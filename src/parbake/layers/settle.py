@@ -74,8 +74,8 @@ def _dress(upper: Folders, path: bytes, below: Sequence[Folders], *, described: 
         return
     looks = os.fstat(handle)
     if not described:
-        os.chown(place.handle, looks.st_uid, looks.st_gid)
-        os.chmod(place.handle, stat.S_IMODE(looks.st_mode))
+        os.fchown(place.handle, looks.st_uid, looks.st_gid)
+        os.fchmod(place.handle, stat.S_IMODE(looks.st_mode))
     copy_xattrs(handle, place.handle)
     if not described:
         os.utime(place.handle, ns=(looks.st_atime_ns, looks.st_mtime_ns))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -66,6 +67,10 @@ class Tree:
         self._times: dict[bytes, tuple[int, int]] = {}
         # Only the bottom layer needs to know what it wrote, and only for an opaque mark: 8 bytes a path, no names.
         self._written: set[int] = set()
+        self._makers: dict[bytes, Callable[[Entry, Place, bytes], None]] = {
+            b"1": self._link, b"2": self._symlink, b"3": self._node, b"4": self._node, b"5": self._folder,
+            b"6": self._node, b"S": self._file,
+        }  # fmt: skip
 
     def apply(self, entry: Entry) -> None:
         """Apply one entry; raises LayerError, LayerEscape, OSError."""
@@ -73,6 +78,7 @@ class Tree:
         name = clean(entry.name)
         if not name:
             return  # containerd leaves the root as it is
+        self.now = name
         head, _, base = name.rpartition(b"/")
         folders = self.folders
         folders.trim()
@@ -88,17 +94,9 @@ class Tree:
         kind = entry.kind
         if kind == b"0":
             self._file(entry, place, base)
-        elif kind == b"5":
-            self._folder(entry, place, base, name)
-        elif kind == b"2":
-            self._symlink(entry, place, base)
-        elif kind == b"1":
-            self._link(entry, place, base, name)
-        elif kind in b"346":
-            self._node(entry, place, base)
-        elif kind == b"S":
-            self._file(entry, place, base)
-        else:
+        elif (make := self._makers.get(kind)) is not None:
+            make(entry, place, base)
+        elif kind != b"g":  # a global header is no file
             raise LayerError(f"{shown(name)}: an entry of the unknown type {kind!r}")
 
     def finish(self) -> None:
@@ -143,11 +141,11 @@ class Tree:
             uid, gid = entry.uid, entry.gid
             inherits = self._acls or place.path in self._group_folders
             if uid or gid or inherits:
-                os.chown(handle, _owner(uid), _owner(gid))
+                os.fchown(handle, _owner(uid), _owner(gid))
             if entry.records:
                 self._xattrs(handle, entry)
             if inherits or mode & _SET_ID:
-                os.chmod(handle, mode)
+                os.fchmod(handle, mode)
             os.utime(handle, ns=entry.times())
         finally:
             os.close(handle)
@@ -161,7 +159,7 @@ class Tree:
             self._archive.left = whole - length
         os.ftruncate(handle, entry.size)
 
-    def _folder(self, entry: Entry, place: Place, base: bytes, name: bytes) -> None:
+    def _folder(self, entry: Entry, place: Place, base: bytes) -> None:
         mode = entry.mode & _MODE
         path = join(place.path, base)
         plain = not (self._acls or place.path in self._group_folders)
@@ -176,17 +174,18 @@ class Tree:
         handle = os.open(base, FOLDER, dir_fd=place.handle)
         try:
             if entry.uid or entry.gid or not plain:
-                os.chown(handle, _owner(entry.uid), _owner(entry.gid))
+                os.fchown(handle, _owner(entry.uid), _owner(entry.gid))
             if entry.records:
                 self._xattrs(handle, entry)
             if mode & _SET_ID or not plain:
-                os.chmod(handle, mode)
+                os.fchmod(handle, mode)
             if mode & stat.S_ISGID:
                 self._group_folders.add(path)
             else:
                 self._group_folders.discard(path)
             if self.folders.implied and path in self.folders.implied:
                 self.folders.implied[path] = True
+            name = self.now
             self._times.pop(name, None)
             self._times[name] = entry.times()
             if name not in self.folders.known:
@@ -208,13 +207,13 @@ class Tree:
         else:
             os.utime(base, ns=entry.times(), dir_fd=place.handle, follow_symlinks=False)
 
-    def _link(self, entry: Entry, place: Place, base: bytes, name: bytes) -> None:
+    def _link(self, entry: Entry, place: Place, base: bytes) -> None:
         if os.path.lexists(_below(place, base)):
             self._remove(place, base)
         head, _, target = entry.linkname.rpartition(b"/")
         if target in {b"", b".", b".."}:
             clean(entry.linkname)  # says so when it leads outside
-            raise LayerError(f"{shown(name)}: a hard link to the folder {shown(entry.linkname)}")
+            raise LayerError(f"{shown(self.now)}: a hard link to the folder {shown(entry.linkname)}")
         source = self.folders.find(clean(head))
         place = self.folders.make(place.path)
         try:
@@ -223,7 +222,9 @@ class Tree:
             os.link(target, base, src_dir_fd=source.handle, dst_dir_fd=place.handle, follow_symlinks=False)
         except FileNotFoundError:
             if not self._overlay:
-                raise LayerError(f"{shown(name)}: a hard link to {shown(entry.linkname)}, which is not there") from None
+                raise LayerError(
+                    f"{shown(self.now)}: a hard link to {shown(entry.linkname)}, which is not there"
+                ) from None
             accessed, modified = entry.times()
             self.pending[join(place.path, base)] = PendingLink(
                 join(place.path, base), join(clean(head), target), entry.mode & _MODE, _owner(entry.uid),
