@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Full, Queue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
 from parbake.containerd.snapshots import folders
@@ -47,6 +47,8 @@ def fill(plan: Plan, store: Client, sources: Callable[[Image], Source], *, event
     Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, RuntimeFault.
     """
     store.make_namespace()
+    # What nothing holds may be collected at any moment: what is there after a collection stays.
+    store.gc()
     with store.lease(f"parbake-{plan.key[:12]}"), _Filling(plan, store, sources, events, work) as filling:
         filling.run()
 
@@ -135,16 +137,28 @@ class _Filling:
 
     def _write_documents(self, image: Image) -> None:
         source = self._sources(image)
-        for descriptor in _path_to_manifest(image, source):
-            document = source.read(descriptor)
+        for descriptor, document in _path_to_manifest(image, lambda descriptor: self._read(descriptor, source)):
             labels = conventions.reference_labels(json.loads(document))
             if not self._plan.keep_layers:  # as containerd does with discard_unpacked_layers
                 labels = {key: value for key, value in labels.items() if not key.startswith(_LAYER_LABEL)}
-            self._store.content.write(descriptor, document, {**labels, **_source_label(image)})
+            self._write(descriptor, document, {**labels, **_source_label(image)})
         labels = _source_label(image)
         if image.layers:
             labels |= conventions.snapshot_reference(image.layers[-1].chain_id)
-        self._store.content.write(image.config, source.read(image.config), labels)
+        self._write(image.config, self._read(image.config, source), labels)
+
+    def _read(self, descriptor: Descriptor, source: Source) -> bytes:
+        """Return a document from the store when it is there: filling again asks no registry."""
+        if self._store.content.exists(descriptor.digest):
+            return self._store.content.read(descriptor.digest)
+        return source.read(descriptor)
+
+    def _write(self, descriptor: Descriptor, document: bytes, labels: dict[str, str]) -> None:
+        info = self._store.content.info(descriptor.digest)
+        if info is None:
+            self._store.content.write(descriptor, document, labels)
+        elif not labels.items() <= info.labels.items():
+            self._store.content.label(descriptor.digest, labels)
 
     def _keeps(self, digest: str) -> bool:
         """Whether this layer's blob is to be kept, and nobody else is at it."""
@@ -192,9 +206,12 @@ def _source_label(image: Image) -> dict[str, str]:
     return conventions.source_label(reference.registry, reference.repository)
 
 
-def _path_to_manifest(image: Image, source: Source) -> list[Descriptor]:
+type _Document = tuple[Descriptor, bytes]
+
+
+def _path_to_manifest(image: Image, read: Callable[[Descriptor], bytes]) -> list[_Document]:
     """Return the documents that lead from what the name points to to the manifest, both included."""
-    path = _search(image.target, image.manifest, source, set())
+    path = _search(image.target, image.manifest, read, set())
     if path is None:
         raise BadContent(
             f"{image.reference}: {image.target.digest} does not lead to the manifest {image.manifest.digest}",
@@ -203,23 +220,21 @@ def _path_to_manifest(image: Image, source: Source) -> list[Descriptor]:
     return path
 
 
-def _search(start: Descriptor, wanted: Descriptor, source: Source, seen: set[str]) -> list[Descriptor] | None:
-    if start.digest == wanted.digest:
-        return [wanted]
+def _search(
+    start: Descriptor, wanted: Descriptor, read: Callable[[Descriptor], bytes], seen: set[str]
+) -> list[_Document] | None:
     if start.digest in seen:
         return None
     seen.add(start.digest)
-    document: dict[str, Any] = json.loads(source.read(start))
-    children = [
-        Descriptor(media_type=child["mediaType"], digest=child["digest"], size=child["size"])
-        for child in document.get("manifests") or []
-    ]
-    if any(child.digest == wanted.digest for child in children):
-        return [start, wanted]
-    for child in children:
-        is_index = child.media_type.endswith(("image.index.v1+json", "manifest.list.v2+json"))
-        if is_index and (rest := _search(child, wanted, source, seen)) is not None:
-            return [start, *rest]
+    document = read(start)
+    if start.digest == wanted.digest:
+        return [(start, document)]
+    for child in json.loads(document).get("manifests") or []:
+        leads_on = child["mediaType"].endswith(("image.index.v1+json", "manifest.list.v2+json"))
+        if leads_on or child["digest"] == wanted.digest:
+            descriptor = Descriptor(media_type=child["mediaType"], digest=child["digest"], size=child["size"])
+            if (rest := _search(descriptor, wanted, read, seen)) is not None:
+                return [(start, document), *rest]
     return None
 
 

@@ -1,8 +1,8 @@
 """Images made of tar bytes, put into a private containerd by its own means or by parbake's fill.
 
-    with Daemon(tmp_path / "root", tmp_path / "run") as daemon, daemon.client() as client:
-        pull_by_ctr(daemon, built, tmp_path, "localhost/peer:1")    # ctr images import: containerd's own unpack
-        trees = snapshot_folders(client, chain_ids)                 # the "fs" folder of each snapshot
+with Daemon(tmp_path / "root", tmp_path / "run") as daemon, daemon.client() as client:
+    pull_by_ctr(daemon, built, tmp_path, "localhost/peer:1")    # ctr images import: containerd's own unpack
+    trees = snapshot_folders(client, chain_ids)                 # the "fs" folder of each snapshot
 """
 
 from __future__ import annotations
