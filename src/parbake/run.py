@@ -29,6 +29,7 @@ PACKAGES = {
     "ctr": "containerd",
     "e2fsck": "e2fsprogs",
     "fstrim": "util-linux",
+    "kubectl": "kubernetes-client",
     "mke2fs": "e2fsprogs",
     "mkfs.vfat": "dosfstools",
     "mcopy": "mtools",
