@@ -27,6 +27,7 @@ PACKAGES = {
     "buildah": "buildah",
     "containerd": "containerd",
     "ctr": "containerd",
+    "docker-registry": "docker-registry",
     "e2fsck": "e2fsprogs",
     "fstrim": "util-linux",
     "mke2fs": "e2fsprogs",
@@ -200,6 +201,11 @@ class Process:
     def alive(self) -> bool:
         """Whether the program still runs."""
         return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """The exit code of a program that has ended (negative: the signal that ended it), None while it runs."""
+        return None if self._popen is None else self._popen.poll()
 
     @property
     def tail(self) -> str:
