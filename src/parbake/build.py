@@ -20,7 +20,7 @@ from parbake.events import Events
 from parbake.model import Digest, Frozen, Image, Platform, RegistryOptions
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry
-from parbake.workspace import lock, remove_leftovers, remove_tree, sync_folder, work_folder
+from parbake.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 
 LABEL = "dev.parbake.build"
 """Label of the image's config whose value is the digest of the build's inputs."""
@@ -46,9 +46,7 @@ def build_key(spec: BuildSpec, platform: Platform) -> str:
     return digest(spec, platform, source_date_epoch=os.environ.get("SOURCE_DATE_EPOCH", ""))
 
 
-def existing(
-    reference: Reference, platform: Platform, key: str, *, registry: Registry, cache: Path
-) -> Image | None:
+def existing(reference: Reference, platform: Platform, key: str, *, registry: Registry, cache: Path) -> Image | None:
     """Return the image behind a reference when its inputs were ``key``, without building: for plans.
 
     Raises Unreachable when the registry does not answer.
@@ -86,7 +84,8 @@ def build(
     """
     if reference.digest:
         raise BadReference(
-            f"{reference}: an image that is built gets its digest from the build", hint="name it by a tag, without @sha256:…"
+            f"{reference}: an image that is built gets its digest from the build",
+            hint="name it by a tag, without @sha256:…",
         )
     key = build_key(spec, platform)
     with Registry(options, events=events) as registry:
@@ -142,7 +141,7 @@ def _deliver(
 
 
 def local_layout(reference: Reference, platform: Platform, key: str, cache: Path) -> Path:
-    """Return where the OCI layout of a ``localhost/`` image lies: the folder is there, and then complete, or missing."""
+    """Return where the OCI layout of a ``localhost/`` image lies: a folder that is complete when it is there."""
     name = f"{reference.name}:{reference.tag}-{platform}".replace("/", "_").replace(":", "_")
     return cache / _FOLDER / name / key[7:39]
 
@@ -153,8 +152,7 @@ def _export(tool: BuildTool, tag: str, layout: Path) -> None:
     with work_folder(layout.parent, "export") as beside:
         tool.export(tag, beside / "layout")
         remove_tree(layout)  # a broken one, or one that `force` replaces
-        (beside / "layout").rename(layout)
-    sync_folder(layout.parent)
+        publish(beside / "layout", layout)
     others = [path for path in layout.parent.iterdir() if path.is_dir() and len(path.name) == len(layout.name)]
     for old in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)[_KEPT_LAYOUTS:]:
         remove_tree(old)

@@ -34,7 +34,7 @@ from parbake.errors import (
 from parbake.events import Events
 from parbake.model import Platform, RegistryOptions
 from parbake.reference import Reference
-from parbake.run import Deadline, Process, find, run
+from parbake.run import Deadline, Process, find, isolated, run
 from parbake.workspace import remove_tree
 
 BUILD_TIMEOUT = 4 * 3600.0
@@ -43,7 +43,6 @@ _PROBE_TIMEOUT = 30.0
 _POLL = 0.1
 # fuse-overlayfs and others are not tried: where overlay does not work, vfs always does, only slower.
 _STORAGE_DRIVERS = ("overlay", "vfs")
-_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--")
 _LOOPBACK = re.compile(r"(?:localhost|127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]+)?(?=/)")
 _MACHINE_REGISTRIES = Path("/etc/containers/registries.conf")
 # A Containerfile that says `FROM debian` means Docker Hub's, unless the machine's configuration says otherwise.
@@ -155,7 +154,7 @@ def _run_logged(command: list[str], place: Place, what: str, env: dict[str, str]
             if alive:
                 deadline.sleep(_POLL)
         if process.code:
-            message = f"{what}: {command[0]} ended with code {process.code}"
+            message = f"{what} failed (code {process.code})"
             raise _failure(what, f"{message}\n{process.tail}", process.code, process.tail)
     return log.read_text(errors="replace")
 
@@ -184,11 +183,11 @@ class Containers:
 
     def command(self, *arguments: str) -> list[str]:
         """Return a command line on the private store, in private namespaces."""
-        # Without root the tool makes a user namespace of its own, in which it is alone anyway.
-        inside = list(_NAMESPACES) if os.geteuid() == 0 else []
         # The run root says what is mounted. It is this run's own: after a kill nothing is.
         folders = ["--root", str(self.store), "--runroot", str(self._place.work / "run")]
-        return [*inside, self.name, "--storage-driver", self._driver, *folders, *arguments]
+        command = [self.name, "--storage-driver", self._driver, *folders, *arguments]
+        # Without root the tool makes namespaces of its own.
+        return isolated(command) if os.geteuid() == 0 else command
 
     def repair(self) -> None:
         """Make the store usable: remove containers that a killed build left; start over when it cannot be read."""

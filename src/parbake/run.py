@@ -123,6 +123,14 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return {"PATH": f"{os.environ.get('PATH', '')}:{_PATH}", "LC_ALL": "C.UTF-8", **kept, **(extra or {})}
 
 
+def isolated(command: list[str]) -> list[str]:
+    """Return a command line that runs a program in mount and PID namespaces of its own (needs root).
+
+    What it mounts and what it forks ends with it, however it ends.
+    """
+    return ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", *command]
+
+
 def _argv(command: list[str], *, own_pids: bool = False) -> list[str]:
     argv = [need("setpriv"), "--pdeathsig", "KILL", "--"]
     if own_pids:  # whatever the program forks (shims, containers) dies with it

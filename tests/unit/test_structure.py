@@ -14,10 +14,10 @@ LONGEST_FILE = 500
 FLOORS: dict[int, set[str]] = {
     0: {"model", "errors", "reference"},
     1: {"run", "events", "workspace"},
-    2: {"bakefile", "manifests", "starter", "registry", "layers", "containerd", "disk", "vm"},
-    3: {"base", "build", "fill", "pause", "seal"},
+    2: {"bakefile", "manifests", "starter", "registry", "layers", "containerd", "disk", "vm", "context", "buildtools"},
+    3: {"base", "build", "fill", "pause", "sample", "seal"},
     4: {"plan", "verify", "records", "doctor", "builders"},
-    5: {"flow", "demo", "sample"},
+    5: {"flow", "demo"},
     6: {"cli", "render", "__main__"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
