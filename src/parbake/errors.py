@@ -21,6 +21,7 @@ A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── LayerEscape                 an entry would be written outside its root
     │   └── LayerBomb                   inflates beyond its bound
     ├── RuntimeFault                1   containerd answered with an error
+    ├── MachineFault                1   a virtual machine did not start, or stopped answering
     ├── VerificationFailed          3   the artefact does not do what its record promises
     └── Interrupted                 130 Ctrl-C or SIGTERM
 """
@@ -148,6 +149,10 @@ class LayerBomb(LayerError):
 
 class RuntimeFault(ParbakeError):
     """The container runtime answered with an error."""
+
+
+class MachineFault(ParbakeError):
+    """A virtual machine did not start or stopped answering; the message ends with its console's last lines."""
 
 
 class VerificationFailed(ParbakeError):

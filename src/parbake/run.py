@@ -32,6 +32,7 @@ PACKAGES = {
     "fstrim": "util-linux",
     "mke2fs": "e2fsprogs",
     "mkfs.vfat": "dosfstools",
+    "mcopy": "mtools",
     "mkfs.xfs": "xfsprogs",
     "mmdebstrap": "mmdebstrap",
     "qemu-img": "qemu-utils",
@@ -178,15 +179,23 @@ class Process:
 
     With ``own_pids`` it is the first process of its own PID namespace, so that everything it starts ends with it.
     Start it from a thread that lives as long as the process is needed: the kernel ties a child's life to the thread.
+    ``pass_fds`` are open files that it inherits under the same numbers.
     """
 
     def __init__(
-        self, command: list[str], *, log: Path, env: dict[str, str] | None = None, own_pids: bool = False
+        self,
+        command: list[str],
+        *,
+        log: Path,
+        env: dict[str, str] | None = None,
+        own_pids: bool = False,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.command = command
         self.log = log
         self._env = env
         self._own_pids = own_pids
+        self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -198,6 +207,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(self._env),
+                pass_fds=self._pass_fds,
                 start_new_session=True,  # Ctrl-C is for us: we stop our children in order
             )
         return self
