@@ -20,10 +20,14 @@ from parbake.events import Events
 from parbake.model import Digest, Frozen, Image, Platform, RegistryOptions
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry
+from parbake.registry.credentials import files as auth_files
+from parbake.registry.credentials import find_credentials
 from parbake.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 
 LABEL = "dev.parbake.build"
 """Label of the image's config whose value is the digest of the build's inputs."""
+FOUND_BY_US = frozenset({"AWS", "PARBAKE_USERNAME"})
+"""Sources of credentials that buildah and podman do not look into."""
 _FOLDER = "images"
 # The layout before the newest may be what another bake is reading right now.
 _KEPT_LAYOUTS = 2
@@ -88,7 +92,9 @@ def build(
             hint="name it by a tag, without @sha256:…",
         )
     key = build_key(spec, platform)
-    with Registry(options, events=events) as registry:
+    # Asked is the registry itself: a mirror's answer says nothing about where pushes go.
+    direct = {host: option.model_copy(update={"mirrors": ()}) for host, option in options.items()}
+    with Registry(direct, events=events) as registry:
 
         def reuse() -> Built | None:
             image = None if force else existing(reference, platform, key, registry=registry, cache=cache)
@@ -100,14 +106,17 @@ def build(
         with lock(cache / _FOLDER / "lock", what=f"the builder's store in {cache}"):
             if (built := reuse()) is not None:  # another run built it while we waited
                 return built
-            place = Place(_fresh(work / f"build-{key[7:19]}"), cache, options, events)
-            tool = choose(place)
-            tag = f"{reference.name}:{reference.tag}"
-            with events.stage("build", f"build {reference}"):
-                tool.build(_request(spec, tag, platform, key))
-            with events.stage("push", f"{'export' if reference.is_local else 'push'} {reference}"):
-                image = _deliver(tool, tag, reference, platform, key, registry=registry, cache=cache)
-            remove_tree(place.work)
+            folder = _fresh(work / f"build-{key[7:19]}")
+            try:
+                auth_file = _write_auth_file(folder / "auth.json", reference, options)
+                tool = choose(Place(folder, cache, options, events, auth_file))
+                tag = f"{reference.name}:{reference.tag}"
+                with events.stage("build", f"build {reference}"):
+                    tool.build(_request(spec, tag, platform, key))
+                with events.stage("push", f"{'export' if reference.is_local else 'push'} {reference}"):
+                    image = _deliver(tool, tag, reference, platform, key, registry=registry, cache=cache)
+            finally:
+                remove_tree(folder)  # it may hold credentials
     return Built(image=image, key=key, builder=tool.name)
 
 
@@ -123,6 +132,30 @@ def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request
         labels={LABEL: key},
         source_date_epoch=os.environ.get("SOURCE_DATE_EPOCH", ""),
     )
+
+
+def _write_auth_file(path: Path, reference: Reference, options: Mapping[str, RegistryOptions]) -> Path | None:
+    """Write the credentials that parbake finds and the builder would not (AWS, the environment), beside its own.
+
+    Returns None when there are none: the builder then reads its own files.
+    """
+    hosts = {reference.registry: reference.repository} if not reference.is_local else {}
+    hosts |= {host: "" for host in options if host not in hosts}
+    found: dict[str, dict[str, str]] = {}
+    for host, repository in hosts.items():
+        credentials = find_credentials(host, repository, options.get(host, RegistryOptions()))
+        if credentials and credentials.source in FOUND_BY_US:
+            found[host] = {"auth": credentials.basic.removeprefix("Basic ")}
+    if not found:
+        return None
+    own = next((file for file in auth_files() if file.is_file()), None)
+    document: dict[str, Any] = json.loads(own.read_bytes()) if own else {}
+    helpers = {host: name for host, name in (document.get("credHelpers") or {}).items() if host not in found}
+    document |= {"auths": {**(document.get("auths") or {}), **found}, "credHelpers": helpers}
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        json.dump(document, file)
+    return path
 
 
 def _deliver(

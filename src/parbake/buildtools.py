@@ -86,12 +86,16 @@ class BuildTool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tool works: ``work`` belongs to this run and vanishes with it, ``cache`` stays."""
+    """Where a tool works: ``work`` belongs to this run and vanishes with it, ``cache`` stays.
+
+    ``auth_file`` holds credentials for registries (containers-auth.json(5)) that the tool does not find by itself.
+    """
 
     work: Path
     cache: Path
     registries: Mapping[str, RegistryOptions]
     events: Events
+    auth_file: Path | None = None
 
 
 def choose(place: Place) -> BuildTool:
@@ -178,7 +182,9 @@ class Containers:
         self._driver = driver
         self._place = place
         self._env: dict[str, str] = {}
-        if "REGISTRY_AUTH_FILE" not in os.environ and os.environ.get("DOCKER_CONFIG"):
+        if place.auth_file:
+            self._env["REGISTRY_AUTH_FILE"] = str(place.auth_file)
+        elif "REGISTRY_AUTH_FILE" not in os.environ and os.environ.get("DOCKER_CONFIG"):
             self._env["REGISTRY_AUTH_FILE"] = str(Path(os.environ["DOCKER_CONFIG"]) / "config.json")
 
     def command(self, *arguments: str) -> list[str]:

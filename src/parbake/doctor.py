@@ -16,11 +16,11 @@ from typing import Literal
 from pydantic import Field
 
 from parbake import vm
-from parbake.vm.firmware import ovmf
 from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
 from parbake.model import GIB, Frozen
 from parbake.programs import DEFAULT_BASE, PROGRAMS, XFS, Program
 from parbake.run import find, isolated, run
+from parbake.vm.firmware import ovmf
 
 Status = Literal["ok", "warn", "missing"]
 
