@@ -30,6 +30,7 @@ PACKAGES = {
     "docker-registry": "docker-registry",
     "e2fsck": "e2fsprogs",
     "fstrim": "util-linux",
+    "kubectl": "kubernetes-client",
     "mke2fs": "e2fsprogs",
     "mkfs.vfat": "dosfstools",
     "mcopy": "mtools",
