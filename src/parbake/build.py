@@ -15,7 +15,7 @@ from typing import Any
 
 from parbake.buildtools import BuildTool, Place, Request, choose
 from parbake.context import BuildSpec, Rules, digest
-from parbake.errors import BadReference, Denied, NoSuchImage, RegistryError
+from parbake.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
 from parbake.events import Events
 from parbake.model import Digest, Frozen, Image, Platform, RegistryOptions
 from parbake.reference import Reference
@@ -196,7 +196,7 @@ def _from_layout(reference: Reference, platform: Platform, path: Path) -> Image 
         return None
     try:
         return Layout(path).resolve(reference, platform)
-    except RegistryError:
+    except (RegistryError, InputError):
         return None  # damaged: built again
 
 

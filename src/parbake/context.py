@@ -60,6 +60,11 @@ class Rule:
     keeps: bool
     regex: re.Pattern[str]
 
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether builders read it differently: buildah takes these characters for its regular expressions' own."""
+        return any(character in self.text for character in "+(){}|")
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a pattern that is not empty; raises InputError when it cannot be understood."""
@@ -140,11 +145,13 @@ class Rules:
         return any(rule.keeps for rule in self.rules)
 
     def leave_out(self, path: str) -> bool:
-        """Whether a path, relative to the context with ``/`` between parts, is left out of the build."""
+        """Whether a path, relative to the context with ``/`` between parts, is left out of every builder's build."""
         parts = path.split("/")
         prefixes = ["/".join(parts[: count + 1]) for count in range(len(parts))]
         out = False
         for rule in self.rules:
+            if not rule.keeps and rule.is_ambiguous:
+                continue
             if rule.keeps == out and any(rule.regex.match(prefix) for prefix in prefixes):
                 out = not rule.keeps
         return out
