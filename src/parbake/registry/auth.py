@@ -19,7 +19,7 @@ from parbake.model import RegistryOptions
 from parbake.reference import DOCKER_HUB
 from parbake.registry.credentials import Credentials, files, find_credentials
 from parbake.registry.retry import Transient
-from parbake.registry.transport import Transport, is_loopback
+from parbake.registry.transport import Transport, is_loopback, origin
 
 _TOKEN_LIMIT = 1 << 20
 _CLIENT_ID = "parbake"
@@ -140,7 +140,7 @@ class Authorizer:
         if credentials and credentials.bearer:
             return _Token(f"Bearer {credentials.bearer}", float("inf"))
         realm = urljoin(base, challenge.parameters.get("realm", ""))
-        if not challenge.parameters.get("realm") or urlsplit(realm).scheme not in {"http", "https"}:
+        if not challenge.parameters.get("realm") or origin(realm)[0] not in {"http", "https"}:
             raise RegistryError(f"{self.host}: the token challenge names no usable realm")
         self._check_realm(realm, with_secrets=credentials is not None)
         query = {"service": challenge.parameters.get("service", "")}

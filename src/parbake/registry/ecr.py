@@ -81,7 +81,8 @@ def login(host: str, target: Target) -> tuple[str, str]:
         retries={"mode": "standard", "total_max_attempts": 4},
     )
     try:
-        client: Any = boto3.client("ecr-public" if target.public else "ecr", config=config)
+        # A session of our own: the default one remembers the credentials that it once found.
+        client: Any = boto3.Session().client("ecr-public" if target.public else "ecr", config=config)
         data = client.get_authorization_token()["authorizationData"]
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
