@@ -245,6 +245,20 @@ class TestRedirects:
                 read_all(client, found)
             assert "signature-word" not in json.dumps(caught.value.to_json())
 
+    def test_storage_cannot_ask_for_credentials(self, registry: DockerRegistry) -> None:
+        with (
+            FaultyProxy(registry.url) as front,
+            FaultyProxy(registry.url) as storage,
+            Registry({front.host: PLAIN}, patience=QUICK) as client,
+        ):
+            log_in(front.host, user("ann", "secret-word"))
+            found = client.resolve(ref(front.host), AMD64)
+            front.faults.append(Redirect(storage.url + "{path}"))
+            storage.faults.append(Status(401, {"WWW-Authenticate": f'Bearer realm="{storage.url}/token"'}, b""))
+            with pytest.raises(Denied, match=f"{storage.host} answers 401"):
+                read_all(client, found)
+            assert len(storage.requests) == 1
+
     def test_an_endless_redirect(self, registry: DockerRegistry) -> None:
         with FaultyProxy(registry.url) as front, Registry({front.host: PLAIN}, patience=QUICK) as client:
             found = client.resolve(ref(front.host), AMD64)
@@ -294,8 +308,8 @@ class TestEcr:
             monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
             yield running
 
-    def find(self, host: str) -> tuple[str, str] | None:
-        found = find_credentials(host, "team/app", RegistryOptions())
+    def find(self, host: str, options: RegistryOptions | None = None) -> tuple[str, str] | None:
+        found = find_credentials(host, "team/app", options or RegistryOptions())
         return (found.username, found.password) if found else None
 
     def test_private(self, aws: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,11 +320,11 @@ class TestEcr:
         assert "/eu-central-1/ecr/" in aws.requests[0][2]["authorization"]
 
     def test_public(self, aws: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert self.find("public.ecr.aws") is None  # without an account it is asked anonymously
+        assert self.find("public.ecr.aws") is None  # it serves everybody
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
         aws.faults.append(Status(200, body=json.dumps({"authorizationData": self.DATA}).encode()))
-        assert self.find("public.ecr.aws") == ("AWS", "token-word")
+        assert self.find("public.ecr.aws", RegistryOptions(credentials="ecr")) == ("AWS", "token-word")
         assert "/us-east-1/ecr-public/" in aws.requests[0][2]["authorization"]
 
     def test_aws_says_no(self, aws: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:

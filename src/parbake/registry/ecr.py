@@ -7,7 +7,6 @@ base64 ``AWS:password`` that lives 12 hours; ECR Public signs in us-east-1 alone
 from __future__ import annotations
 
 import base64
-import importlib.util
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -50,15 +49,6 @@ def parse(host: str) -> Target | None:
         if rest.startswith(f"{service}.") and domain in _DOMAINS and _REGION.fullmatch(region):
             return Target(region, account, fips=fips, dual_stack=service.startswith("dkr-"))
     return None
-
-
-def usable() -> bool:
-    """Whether boto3 is installed and finds credentials (on an instance it asks the metadata service)."""
-    if importlib.util.find_spec("boto3") is None:
-        return False
-    import boto3  # noqa: PLC0415 - an optional part, loaded when it is needed
-
-    return boto3.Session().get_credentials() is not None
 
 
 def login(host: str, target: Target) -> tuple[str, str]:

@@ -39,7 +39,7 @@ from parbake.registry.retry import Meter, Patience, Transient
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _PORTS = {"http": 80, "https": 443}
-_POOL_SIZE = 16
+_POOL_SIZE = 64
 _SMALL = 16 << 10
 # How OpenSSL says that the other side does not speak TLS (reasons of SSL_R_*, over several releases).
 _NOT_TLS = (
@@ -101,8 +101,8 @@ class Transport:
         secret: str = "",
         body: bytes | None = None,
         ca: str = "",
-    ) -> BaseHTTPResponse:
-        """Send one request and return the response with its body unread; GET and HEAD follow redirects.
+    ) -> tuple[BaseHTTPResponse, str]:
+        """Send one request; return the response with its body unread, and its URL. GET and HEAD follow redirects.
 
         ``secret`` is the Authorization header; it is left out as soon as a redirect leads to another origin. Raises
         Transient for what may pass, Unreachable or RegistryError for what will not.
@@ -115,7 +115,7 @@ class Transport:
             response = self._exchange(method, url, own, body, ca)
             place = response.headers.get("Location")
             if response.status not in _REDIRECTS or method not in {"GET", "HEAD"} or not place:
-                return response
+                return response, url
             self.discard(response)
             url = self._follow(url, place)
         raise RegistryError(f"{_shown(url)}: more than {_MOST_REDIRECTS} redirects in a row")
