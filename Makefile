@@ -38,3 +38,6 @@ demo: setup ## Bake the sample application and boot the result: the main job, en
 clean: ## Remove what the other targets made here
 	rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+proto: setup ## Regenerate the protobuf modules from src/parbake/containerd/proto/*.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=src --python_out=src --pyi_out=src src/parbake/containerd/proto/*.proto

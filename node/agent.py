@@ -1,9 +1,8 @@
 """The guest's end of a verification: does what the host asks over a serial port, one JSON object a line.
 
 A request is ``{"request", "op", ...}`` and gets ``{"request", "result" or "error"}``; the first line out says hello.
-``{"stream", "data"}`` lines carry bytes (base64) of the connections that ``connect`` opened; ``{"stream", "end"}`` ends
-one. The port is virtio-serial (found by its name) or, where the kernel lacks it, the second serial line.
-Runs on any image with cloud-init and Python 3.9 or later; standard library only; ends with the guest.
+``{"stream", "data" or "end"}`` lines carry the bytes (base64) of the connections that ``connect`` opened. The port is
+virtio-serial, found by its name, or the second serial line. Python 3.9 or later, standard library only.
 """
 
 import base64
@@ -18,7 +17,7 @@ import tempfile
 import threading
 import time
 import tty
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 NAME = "dev.parbake.agent"
@@ -33,18 +32,17 @@ def now():
 
 def run(argv, timeout=60.0, limit=CHUNK, stdin=""):
     """Run a program in its own session; return its code (None: stopped by the time limit) and the end of its output."""
+    pipe, late = subprocess.PIPE, False
     with tempfile.TemporaryFile() as output:
-        pipe = subprocess.PIPE
         process = subprocess.Popen(argv, stdin=pipe, stdout=output, stderr=output, start_new_session=True)
         try:
             process.communicate(base64.b64decode(stdin), timeout)
-            code = process.returncode
         except subprocess.TimeoutExpired:
-            code = None
+            late = True
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         output.seek(max(0, output.seek(0, os.SEEK_END) - limit))
-        return {"code": code, "output": output.read().decode(errors="replace")}
+        return {"code": None if late else process.returncode, "output": output.read().decode(errors="replace")}
 
 
 def read(path, offset=0, limit=CHUNK):
@@ -111,22 +109,18 @@ class Agent:
 
     def pump(self, stream, client):
         """Send what arrives on a connection to the host; a broken connection is an end."""
-        try:
+        with suppress(OSError):
             for data in iter(lambda: client.recv(CHUNK), b""):
                 self.send(stream=stream, data=base64.b64encode(data).decode())
-        except OSError:
-            pass
         self.send(stream=stream, end=True)
 
     def forward(self, stream, data="", end=False):
         """Hand bytes from the host to a connection; one that broke has told the host so already."""
-        try:
+        with suppress(KeyError, OSError):
             if end:
                 self.streams.pop(stream).shutdown(socket.SHUT_RDWR)
             else:
                 self.streams[stream].sendall(base64.b64decode(data))
-        except (KeyError, OSError):
-            pass
 
     def serve(self):
         """Say hello, then serve requests, each in its own thread, until the port ends."""

@@ -97,7 +97,7 @@ def remove_leftovers(parent: Path) -> tuple[Path, ...]:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it; missing is fine. Refuses when something is mounted below it."""
-    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounted = [line.split()[4] for line in Path("/proc/thread-self/mountinfo").read_text().splitlines()]
     inside = [point for point in mounted if Path(point).is_relative_to(path.resolve())]
     if inside:
         raise EnvironmentProblem(f"{inside[0]} is still mounted", hint=f"umount {inside[0]}, then run `parbake clean`")

@@ -151,7 +151,12 @@ def test_a_failed_stage_says_so() -> None:
 def test_tasks_count_from_many_threads() -> None:
     seen: list[Event] = []
     with Events(seen.append).task("t", 8000) as task:
-        threads = [threading.Thread(target=lambda: [task.advance(1) for _ in range(1000)]) for _ in range(8)]
+
+        def work() -> None:
+            for _ in range(1000):
+                task.advance(1)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

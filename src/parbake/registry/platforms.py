@@ -21,7 +21,7 @@ def normalise(os: str, architecture: str, variant: str = "") -> Platform:
     if architecture in {"armhf", "armel"}:
         architecture, variant = "arm", "v7" if architecture == "armhf" else "v6"
     if architecture in {"arm", "arm64"}:
-        variant = variant if variant.startswith("v") or not variant else f"v{variant}"
+        variant = f"v{variant}" if variant[:1].isdecimal() else variant
         variant = variant.removesuffix(".0")
     if architecture == "arm" and not variant:
         variant = "v7"

@@ -16,7 +16,7 @@ _SIGNS = tuple(
         (r"Kernel panic - not syncing", "the kernel panicked"),
         (r"[Yy]ou are in (?:emergency|rescue) mode|Entering emergency mode", "systemd went into emergency mode"),
         (r"dracut-emergency|Entering dracut shell", "the initial RAM disk found no root file system"),
-        (r"Dropping to a shell!|^\(initramfs\)", "the initial RAM disk found no root file system"),
+        (r"Dropping to a shell!|(?m:^\(initramfs\))", "the initial RAM disk found no root file system"),
         (r"No bootable device", "the firmware found nothing to boot"),
         (
             r"BdsDxe: No bootable option|BdsDxe: failed to load Boot\w+ \"UEFI Misc Device\"",

@@ -86,17 +86,17 @@ class Guest:
 
     # requests
 
-    def call(self, op: str, *, limit: float = 10.0, **arguments: Any) -> dict[str, Any]:
-        """Have the agent do ``op``, which takes up to ``limit`` seconds there; raises MachineFault."""
+    def call(self, op: str, *, within: float = 10.0, **arguments: Any) -> dict[str, Any]:
+        """Have the agent do ``op``, which takes up to ``within`` seconds there; raises MachineFault."""
         number = next(self._numbers)
         future: Future[dict[str, Any]] = Future()
         with self._state:
             self._pending[number] = future
         try:
             self._send(request=number, op=op, **arguments)
-            answer = future.result(limit + self._grace)
+            answer = future.result(within + self._grace)
         except TimeoutError as error:
-            raise MachineFault(f"the guest agent did not answer {op} within {limit + self._grace:.0f} s") from error
+            raise MachineFault(f"the guest agent did not answer {op} within {within + self._grace:.0f} s") from error
         finally:
             with self._state:
                 self._pending.pop(number, None)
@@ -107,7 +107,7 @@ class Guest:
     def run(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Ran:
         """Run a program in the guest; output (both streams) is cut to its last 64 KiB."""
         data = base64.b64encode(stdin).decode()
-        answer = self.call("run", limit=timeout, argv=list(argv), timeout=timeout, stdin=data)
+        answer = self.call("run", within=timeout, argv=list(argv), timeout=timeout, stdin=data)
         return Ran(answer["code"], answer["output"])
 
     def check(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> str:
@@ -140,7 +140,7 @@ class Guest:
         return self._wait(seconds, what="http", port=port, path=path)
 
     def _wait(self, seconds: float, **what: Any) -> Waited:
-        answer = self.call("wait", limit=2 * seconds, timeout=seconds, **what)
+        answer = self.call("wait", within=2 * seconds, timeout=seconds, **what)
         return Waited(answer["up"], Clock(answer["wall"], answer["monotonic"]), answer.get("why", ""))
 
     # connections
@@ -148,6 +148,7 @@ class Guest:
     def forward(self, socket_path: Path, guest_path: str) -> Path:
         """Listen on a new Unix socket; each connection to it is one to ``guest_path`` in the guest.
 
+        All connections share one port without a window each: who opens one must read what comes (gRPC does).
         Returns the path to connect to from this process: a short one through an open folder, since the name of a Unix
         socket ends after 107 bytes and work folders lie deep.
         """
