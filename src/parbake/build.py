@@ -24,6 +24,8 @@ from parbake.registry.credentials import files as auth_files
 from parbake.registry.credentials import find_credentials
 from parbake.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 
+__all__ = ["LABEL", "BuildSpec", "Built", "build", "build_key", "existing", "local_layout"]
+
 LABEL = "dev.parbake.build"
 """Label of the image's config whose value is the digest of the build's inputs."""
 FOUND_BY_US = frozenset({"AWS", "PARBAKE_USERNAME"})
@@ -108,6 +110,7 @@ def build(
                 return built
             folder = _fresh(work / f"build-{key[7:19]}")
             try:
+                remove_leftovers(cache)  # of killed builds, which may hold credentials
                 auth_file = _write_auth_file(folder / "auth.json", reference, options)
                 tool = choose(Place(folder, cache, options, events, auth_file))
                 tag = f"{reference.name}:{reference.tag}"

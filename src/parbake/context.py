@@ -16,9 +16,9 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from parbake.errors import InputError
 from parbake.model import Platform
@@ -28,28 +28,17 @@ _HASHERS = 4
 _LITERAL = frozenset(".+()|{}$")
 
 
-class BuildSpec(Protocol):
-    """What the Bakefile says of a build: folder, Containerfile (absolute), build arguments, target stage or empty."""
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What to build: the folder that the build sees, and how.
 
-    @property
-    def context(self) -> Path:
-        """The folder that the build sees."""
-        ...
+    ``file`` is the Containerfile, which need not lie in the context; ``target`` the stage to build, empty for the last.
+    """
 
-    @property
-    def file(self) -> Path:
-        """The Containerfile, which need not lie in the context."""
-        ...
-
-    @property
-    def args(self) -> Mapping[str, str]:
-        """Build arguments."""
-        ...
-
-    @property
-    def target(self) -> str:
-        """The stage to build; empty: the last one."""
-        ...
+    context: Path
+    file: Path
+    args: Mapping[str, str] = field(default_factory=dict)
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)

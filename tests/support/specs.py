@@ -1,18 +1,11 @@
-"""Build specifications as the Bakefile gives them, and contexts written from a dictionary."""
+"""Build contexts written from a dictionary."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Spec:
-    context: Path
-    file: Path
-    args: Mapping[str, str] = field(default_factory=dict)
-    target: str = ""
+from parbake.context import BuildSpec
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes | None]) -> None:
@@ -26,8 +19,8 @@ def write_files(folder: Path, files: Mapping[str, str | bytes | None]) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def spec(folder: Path, containerfile: str, files: Mapping[str, str | bytes | None]) -> Spec:
+def spec(folder: Path, containerfile: str, files: Mapping[str, str | bytes | None]) -> BuildSpec:
     """Write a context (its Containerfile included) and return its specification."""
     folder.mkdir(parents=True, exist_ok=True)
     write_files(folder, {"Containerfile": containerfile, **files})
-    return Spec(folder, folder / "Containerfile")
+    return BuildSpec(folder, folder / "Containerfile")
