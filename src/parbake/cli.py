@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from parbake import __version__
@@ -74,7 +73,7 @@ def options(
 
 @contextmanager
 def _events(style: str) -> Iterator[Events]:
-    from parbake.render import rendered  # noqa: PLC0415: rich loads only where progress is shown
+    from parbake.render import rendered
 
     if style not in {"auto", "rich", "plain", "json", "none"}:
         raise InputError(f"--progress {style}: no such style", hint="choose auto, rich, plain, json or none")
@@ -106,7 +105,7 @@ def init(
 
     Without options it takes the Containerfile of the folder, or writes a sample application into an empty one.
     """
-    from parbake import beginnings  # noqa: PLC0415
+    from parbake import beginnings
 
     door.as_json = as_json
     with _events("plain") as events:
@@ -126,7 +125,7 @@ def init(
 @app.command()
 def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: Progress = "auto") -> None:
     """Show what a bake would do: images, sizes, disk, content key, and what exists already."""
-    from parbake import flow, tables  # noqa: PLC0415
+    from parbake import flow, tables
 
     door.as_json = as_json
     with _events(progress) as events:
@@ -147,7 +146,7 @@ def bake(
     progress: Progress = "auto",
 ) -> None:
     """Bake the images into the artefact, and prove that they start from it. Does nothing when that is done already."""
-    from parbake import flow, tables  # noqa: PLC0415
+    from parbake import flow, tables
 
     door.as_json = as_json
     options = flow.Options(force=force, rebuild=rebuild, verify=verify, keep_workspace=keep_workspace)
@@ -168,7 +167,7 @@ def verify(
 
     RECORD may also be a disk image that parbake has no record of: then every image in its store must start.
     """
-    from parbake import flow, tables  # noqa: PLC0415
+    from parbake import flow, tables
 
     door.as_json = as_json
     with _events(progress) as events:
@@ -180,7 +179,7 @@ def verify(
 @app.command(name="list")
 def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """List the artefacts with their sizes, images and verdicts, oldest first."""
-    from parbake import records, tables  # noqa: PLC0415
+    from parbake import records, tables
 
     door.as_json = as_json
     found = records.find(_output(file))
@@ -190,7 +189,7 @@ def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
 @app.command()
 def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """Show one record; with --json the in-toto statement as it is stored."""
-    from parbake import records, tables  # noqa: PLC0415
+    from parbake import records, tables
 
     door.as_json = as_json
     artefact, record = records.locate(what, _output(file))
@@ -207,7 +206,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove old artefacts: the newest ones of each name stay, and always the newest that passed verification."""
-    from parbake import flow, tables  # noqa: PLC0415
+    from parbake import flow, tables
 
     door.as_json = as_json
     decisions = flow.prune(_output(file), keep=keep, dry_run=dry_run)
@@ -223,7 +222,7 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """Remove what killed runs left behind."""
-    from parbake import flow  # noqa: PLC0415
+    from parbake import flow
 
     door.as_json = as_json
     removed = [str(path) for path in flow.clean(_output(file), caches=caches)]
@@ -233,14 +232,14 @@ def clean(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the Bakefile, for editors."""
-    from parbake.bakefile import schema as bakefile_schema  # noqa: PLC0415
+    from parbake.bakefile import schema as bakefile_schema
 
     typer.echo(json.dumps(bakefile_schema(), indent=2))
 
 
 def _output(file: Path) -> Path:
     """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile."""
-    from parbake.bakefile import load  # noqa: PLC0415
+    from parbake.bakefile import load
 
     if file == DEFAULT_FILE and not file.exists():
         return Path("artefacts")
@@ -266,22 +265,16 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are told on standard error."""
     door.as_json = door.debug = door.answered = False
     try:
-        code = app(arguments, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message(), err=True)
-        return InputError.exit_code
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        return InputError.exit_code
+        app(arguments)  # ends with SystemExit: 0, or 2 after it has told what is wrong with the arguments
+    except SystemExit as end:
+        if end.code == Interrupted.exit_code:
+            return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
+        return end.code if isinstance(end.code, int) else 0
     except ParbakeError as error:
         return _report(error)
-    except (KeyboardInterrupt, click.Abort):
-        return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
-    except BrokenPipeError:
-        return 1
     except OSError as error:
         return _report(from_os_error(error))
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def main() -> None:

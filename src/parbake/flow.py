@@ -20,7 +20,7 @@ from parbake import __version__, base, build, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
-from parbake.errors import InputError, VerificationFailed
+from parbake.errors import VerificationFailed
 from parbake.events import Events
 from parbake.model import Base, Image, Plan, Verdict
 from parbake.plan import cautions, make_plan
@@ -121,7 +121,7 @@ def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | No
             return run.registry.resolve(entry.parsed, platform)
         if ignore_built:
             return None
-        key = build.build_key(_spec(entry), platform)
+        key = build.build_key(entry.build, platform)
         return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
 
     entries = run.bakefile.images
@@ -139,9 +139,10 @@ def make_images(run: Kitchen, images: dict[str, Image | None]) -> list[Image]:
     for entry in run.bakefile.images:
         image = images[entry.reference]
         if image is None:
+            assert entry.build
             with work_folder(run.cache, "build") as work:
                 built = build.build(
-                    _spec(entry),
+                    entry.build,
                     entry.parsed,
                     entry.platform or run.bakefile.platform,
                     options=run.bakefile.registries,
@@ -153,13 +154,6 @@ def make_images(run: Kitchen, images: dict[str, Image | None]) -> list[Image]:
             image = built.image.model_copy(update=_wishes(entry))
         made.append(image)
     return made
-
-
-def _spec(entry: ImageEntry) -> build.BuildSpec:
-    assert entry.build
-    return build.BuildSpec(
-        context=entry.build.context, file=entry.build.file, args=entry.build.args, target=entry.build.target
-    )
 
 
 def _wishes(entry: ImageEntry) -> dict[str, object]:

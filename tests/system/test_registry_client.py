@@ -15,10 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.asking import AMD64, ARM64, PLAIN, QUICK, layer_of, nobody, read_all, ref
-from support.faults import Chunked, FaultyProxy, Header, Stall, Status, WholeAnswer
-from support.images import OCI_MANIFEST, Built, image, index, layer, push, sha256, write_layout
-from support.registry import DockerRegistry
 
 from parbake.errors import BadContent, InputError, NoSuchImage, RegistryError, Unreachable
 from parbake.events import Event, Events
@@ -26,6 +22,10 @@ from parbake.model import Platform, RegistryOptions
 from parbake.reference import Reference
 from parbake.registry import Layout, Patience, Registry, open_source
 from parbake.run import run
+from tests.support.asking import AMD64, ARM64, PLAIN, QUICK, layer_of, nobody, read_all, ref
+from tests.support.faults import Chunked, FaultyProxy, Header, Stall, Status, WholeAnswer
+from tests.support.images import OCI_MANIFEST, Built, image, index, layer, push, sha256, write_layout
+from tests.support.registry import DockerRegistry
 
 __all__ = ["nobody"]  # a fixture for every test here
 

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.images import (
+
+from parbake.errors import BadContent, InputError, NoSuchImage
+from parbake.model import Image, Platform
+from parbake.reference import Reference
+from parbake.registry import Layout
+from tests.support.images import (
     DOCKER_CONFIG,
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -26,11 +31,6 @@ from support.images import (
     layer,
     write_layout,
 )
-
-from parbake.errors import BadContent, InputError, NoSuchImage
-from parbake.model import Image, Platform
-from parbake.reference import Reference
-from parbake.registry import Layout
 
 ONE, TWO = layer({"a": b"1"}), layer({"b": b"2"})
 AMD64 = Platform.parse("linux/amd64")
