@@ -16,9 +16,9 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from parbake.errors import InputError
 from parbake.model import Platform
@@ -28,17 +28,28 @@ _HASHERS = 4
 _LITERAL = frozenset(".+()|{}$")
 
 
-@dataclass(frozen=True, slots=True)
-class BuildSpec:
-    """What to build: the folder that the build sees, and how.
+class BuildSpec(Protocol):
+    """What to build, as the Bakefile says it: the folder that the build sees, and how."""
 
-    ``file`` is the Containerfile, which need not lie in the context; ``target`` the stage to build, empty for the last.
-    """
+    @property
+    def context(self) -> Path:
+        """The folder that the build sees."""
+        ...
 
-    context: Path
-    file: Path
-    args: Mapping[str, str] = field(default_factory=dict)
-    target: str = ""
+    @property
+    def file(self) -> Path:
+        """The Containerfile, which need not lie in the context."""
+        ...
+
+    @property
+    def args(self) -> Mapping[str, str]:
+        """Build arguments."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """The stage to build; empty: the last one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

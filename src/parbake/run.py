@@ -31,6 +31,7 @@ PACKAGES = {
     "docker-registry": "docker-registry",
     "e2fsck": "e2fsprogs",
     "fstrim": "util-linux",
+    "grub-mkimage": "grub-common",
     "kubectl": "kubernetes-client",
     "mke2fs": "e2fsprogs",
     "mkfs.vfat": "dosfstools",

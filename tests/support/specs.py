@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from parbake.context import BuildSpec
+
+@dataclass(frozen=True)
+class Spec:
+    context: Path
+    file: Path
+    args: Mapping[str, str] = field(default_factory=dict)
+    target: str = ""
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes | None]) -> None:
@@ -19,8 +26,8 @@ def write_files(folder: Path, files: Mapping[str, str | bytes | None]) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def spec(folder: Path, containerfile: str, files: Mapping[str, str | bytes | None]) -> BuildSpec:
+def spec(folder: Path, containerfile: str, files: Mapping[str, str | bytes | None]) -> Spec:
     """Write a context (its Containerfile included) and return its specification."""
     folder.mkdir(parents=True, exist_ok=True)
     write_files(folder, {"Containerfile": containerfile, **files})
-    return BuildSpec(folder, folder / "Containerfile")
+    return Spec(folder, folder / "Containerfile")

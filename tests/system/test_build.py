@@ -17,7 +17,7 @@ import pytest
 
 from parbake.build import LABEL, Built, build, existing
 from parbake.buildtools import Containers, Place
-from parbake.context import BuildSpec, Rules, walk
+from parbake.context import Rules, walk
 from parbake.errors import BadReference, CommandFailed, Denied, Unreachable
 from parbake.events import Event, Events
 from parbake.model import Platform, RegistryOptions
@@ -26,7 +26,7 @@ from parbake.registry import Layout, Registry
 from parbake.run import Deadline, find, run
 from tests.support.images import image, layer, push
 from tests.support.registry import DockerRegistry, certificates
-from tests.support.specs import spec, write_files
+from tests.support.specs import Spec, spec, write_files
 
 pytestmark = pytest.mark.root
 
@@ -62,7 +62,7 @@ class Kitchen:
 
     def build(
         self,
-        what: BuildSpec,
+        what: Spec,
         reference: str,
         options: Mapping[str, RegistryOptions] | None = None,
         *,
@@ -91,7 +91,7 @@ def kitchen(tmp_path: Path, cache: Path) -> Kitchen:
     return Kitchen(work, cache)
 
 
-def busybox(folder: Path, containerfile: str = CONTAINERFILE) -> BuildSpec:
+def busybox(folder: Path, containerfile: str = CONTAINERFILE) -> Spec:
     what = spec(folder, containerfile, {"busybox": BUSYBOX.read_bytes()})
     (folder / "busybox").chmod(0o755)
     return what
@@ -123,11 +123,11 @@ def test_builds_pushes_and_builds_no_more(tmp_path: Path, kitchen: Kitchen, regi
     again = kitchen.build(what, reference)
     assert (again.reused, again.image.manifest.digest) == (True, first.image.manifest.digest)
 
-    changed = kitchen.build(BuildSpec(what.context, what.file, {"WHO": "moon"}), reference)
+    changed = kitchen.build(Spec(what.context, what.file, {"WHO": "moon"}), reference)
     assert not changed.reused
     assert changed.image.manifest.digest != first.image.manifest.digest
 
-    forced = kitchen.build(BuildSpec(what.context, what.file, {"WHO": "moon"}), reference, force=True)
+    forced = kitchen.build(Spec(what.context, what.file, {"WHO": "moon"}), reference, force=True)
     assert (forced.reused, forced.key) == (False, changed.key)
 
 
@@ -149,7 +149,7 @@ def test_local_images_live_in_the_cache(tmp_path: Path, kitchen: Kitchen) -> Non
     assert Layout(Path(repaired.image.layout)).resolve(name, HOST).manifest == repaired.image.manifest
 
     for who in ("a", "b"):
-        kitchen.build(BuildSpec(what.context, what.file, {"WHO": who}), str(name))
+        kitchen.build(Spec(what.context, what.file, {"WHO": who}), str(name))
     assert len(list(layout.parent.glob("?" * 32))) == 2, "older layouts go"
 
 
@@ -236,10 +236,10 @@ from parbake.build import build
 from parbake.events import Events
 from parbake.model import Platform
 from parbake.reference import Reference
-from parbake.context import BuildSpec
+from tests.support.specs import Spec
 
 folder = Path(sys.argv[1])
-what = BuildSpec(folder / "context", folder / "context" / "Containerfile")
+what = Spec(folder / "context", folder / "context" / "Containerfile")
 build(what, Reference.parse("localhost/slow:1"), Platform.host(), options={}, work=folder / "work",
       cache=Path(sys.argv[2]), events=Events(lambda event: print(event.text, flush=True)))
 """

@@ -10,7 +10,7 @@ import pytest
 
 from parbake import demo, sample
 from parbake.bakefile import load
-from parbake.build import BuildSpec, build
+from parbake.build import build
 from parbake.errors import CommandFailed, EnvironmentProblem
 from parbake.events import Event, Events
 from parbake.model import HttpProbe, Image, ImageVerdict, Platform, Verdict
@@ -80,7 +80,7 @@ class Steps:
         work = self.cache.parent / "work"
         work.mkdir(exist_ok=True)
         built = build(
-            BuildSpec(entry.build.context, entry.build.file),
+            entry.build,
             entry.parsed,
             Platform.host(),
             options={},

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.context import BuildSpec, Rules, digest, walk
+from parbake.context import Rules, digest, walk
 from parbake.errors import InputError
 from parbake.model import Platform
-from tests.support.specs import spec, write_files
+from tests.support.specs import Spec, spec, write_files
 
 AMD64 = Platform(architecture="amd64")
 
@@ -99,7 +99,7 @@ def test_walk_shows_what_the_build_sees(tmp_path: Path) -> None:
     assert _paths(tmp_path) == [".containerignore", "a", "a/b", "a/b/c", "empty", "loop"]
 
 
-def _plain(folder: Path) -> BuildSpec:
+def _plain(folder: Path) -> Spec:
     return spec(folder, "FROM scratch\nCOPY . /\n", {"data": "1", "script": "2", ".dockerignore": "ignored\n"})
 
 
@@ -120,7 +120,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def test_digest_follows_what_shapes_the_image(change: str, tmp_path: Path) -> None:
     before = digest(_plain(tmp_path), AMD64)
     CHANGES[change](tmp_path)
-    assert digest(BuildSpec(tmp_path, tmp_path / "Containerfile"), AMD64) != before
+    assert digest(Spec(tmp_path, tmp_path / "Containerfile"), AMD64) != before
 
 
 def test_digest_passes_over_what_does_not(tmp_path: Path) -> None:
@@ -136,16 +136,16 @@ def test_digest_follows_settings(tmp_path: Path) -> None:
     plain = _plain(tmp_path)
     variants = [
         digest(plain, AMD64),
-        digest(BuildSpec(plain.context, plain.file, {"A": "1"}), AMD64),
-        digest(BuildSpec(plain.context, plain.file, {"A": "2"}), AMD64),
-        digest(BuildSpec(plain.context, plain.file, target="stage"), AMD64),
+        digest(Spec(plain.context, plain.file, {"A": "1"}), AMD64),
+        digest(Spec(plain.context, plain.file, {"A": "2"}), AMD64),
+        digest(Spec(plain.context, plain.file, target="stage"), AMD64),
         digest(plain, Platform(architecture="arm64")),
         digest(plain, AMD64, source_date_epoch="0"),
     ]
     assert len(set(variants)) == len(variants)
     ordered, reverse = {"A": "1", "B": "2"}, {"B": "2", "A": "1"}
-    assert digest(BuildSpec(plain.context, plain.file, ordered), AMD64) == digest(
-        BuildSpec(plain.context, plain.file, reverse), AMD64
+    assert digest(Spec(plain.context, plain.file, ordered), AMD64) == digest(
+        Spec(plain.context, plain.file, reverse), AMD64
     )
 
 
@@ -168,6 +168,6 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     plain = _plain(tmp_path)
     with pytest.raises(InputError, match="is no folder"):
-        digest(BuildSpec(tmp_path / "none", plain.file), AMD64)
+        digest(Spec(tmp_path / "none", plain.file), AMD64)
     with pytest.raises(InputError, match="no such Containerfile"):
-        digest(BuildSpec(tmp_path, tmp_path / "none"), AMD64)
+        digest(Spec(tmp_path, tmp_path / "none"), AMD64)
