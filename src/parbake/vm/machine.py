@@ -24,8 +24,6 @@ AGENT_PORT = "dev.parbake.agent"
 NETWORK_MAC = "52:54:00:70:62:6b"
 """Address of the interface that ``attach_network`` plugs in (QEMU's prefix, then "pbk")."""
 
-# parbake's names of formats to QEMU's.
-_QEMU_FORMATS = {"vhd": "vpc"}
 _BOOT_LIMIT = 180.0  # seconds with hardware virtualisation, power-on to agent; EC2 calls a boot of minutes a failure
 _CALL_GRACE = 30.0
 _POWER_OFF_LIMIT = 30.0
@@ -110,7 +108,7 @@ class Machine:
 
     def _command(self, fds: dict[str, int]) -> list[str]:
         chosen = (
-            firmware.choose(self.disk, self._qemu_format(self.format)) if self._firmware == "auto" else self._firmware
+            firmware.choose(self.disk, self.format) if self._firmware == "auto" else self._firmware
         )
         accel = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={_EMULATED_CODE_CACHE}"}[self.accelerator]
         command = [
@@ -146,7 +144,7 @@ class Machine:
 
     def _overlay(self, name: str, backing: Path, backing_format: str) -> Path:
         overlay = self.folder / f"{name}.qcow2"
-        source = ["-b", str(backing.resolve()), "-F", self._qemu_format(backing_format)]
+        source = ["-b", str(backing.resolve()), "-F", firmware.qemu_format(backing_format)]
         run.run(["qemu-img", "create", "-q", "-f", "qcow2", *source, str(overlay)])
         return overlay
 
@@ -164,10 +162,6 @@ class Machine:
         # The overlay is thrown away with the machine: what the guest flushes need not reach the disk.
         options = f"if=none,id={name},format={driver},cache=unsafe,discard=unmap,file={_quoted(path)}"
         return ["-drive", options, "-device", f"virtio-blk-pci,drive={name},{device}"]
-
-    @staticmethod
-    def _qemu_format(name: str) -> str:
-        return _QEMU_FORMATS.get(name, name)
 
     # what it does
 
