@@ -28,6 +28,7 @@ A library caller catches ``ParbakeError`` or any branch of it::
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -165,3 +166,17 @@ class Interrupted(ParbakeError):
     """The user (Ctrl-C) or the system (SIGTERM) stopped the run."""
 
     exit_code = 130
+
+
+def from_os_error(error: OSError) -> ParbakeError:
+    """Translate what the operating system said, for places where no room had a better word."""
+    what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return DiskFull(what, hint="free some space, or move `output` or PARBAKE_CACHE to a larger disk")
+        case errno.EACCES | errno.EPERM:
+            return EnvironmentProblem(what, hint="run parbake with sudo, or give this user access")
+        case errno.ENOENT | errno.ENOTDIR | errno.EISDIR:
+            return InputError(what, hint="check the path")
+        case _:
+            return ParbakeError(what)

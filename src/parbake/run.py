@@ -27,6 +27,7 @@ PACKAGES = {
     "buildah": "buildah",
     "containerd": "containerd",
     "ctr": "containerd",
+    "docker-registry": "docker-registry",
     "e2fsck": "e2fsprogs",
     "fstrim": "util-linux",
     "kubectl": "kubernetes-client",
@@ -124,6 +125,14 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return {"PATH": f"{os.environ.get('PATH', '')}:{_PATH}", "LC_ALL": "C.UTF-8", **kept, **(extra or {})}
 
 
+def isolated(command: list[str]) -> list[str]:
+    """Return a command line that runs a program in mount and PID namespaces of its own (needs root).
+
+    What it mounts and what it forks ends with it, however it ends.
+    """
+    return ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", *command]
+
+
 def _argv(command: list[str], *, own_pids: bool = False) -> list[str]:
     argv = [need("setpriv"), "--pdeathsig", "KILL", "--"]
     if own_pids:  # whatever the program forks (shims, containers) dies with it
@@ -211,6 +220,11 @@ class Process:
     def alive(self) -> bool:
         """Whether the program still runs."""
         return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """The exit code of a program that has ended (negative: the signal that ended it), None while it runs."""
+        return None if self._popen is None else self._popen.poll()
 
     @property
     def tail(self) -> str:

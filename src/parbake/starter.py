@@ -25,6 +25,9 @@ SAMPLE = "hello"
 
 _BUILD_FILES = ("Containerfile", "Dockerfile")
 _MOST_USES = 3
+_IGNORE_FILES = (".dockerignore", ".containerignore")  # docker reads the first; buildah and podman read both
+# Artefacts in the build context would be copied by `COPY .`, and change the image with every bake.
+_IGNORED = f"artefacts\n{FILE_NAME}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +109,15 @@ def write(
 ) -> tuple[Path, ...]:
     """Write a Bakefile into a folder (made when missing) and return all that was written, the Bakefile last.
 
-    Without ``images`` the folder's own Containerfile is used, and without one a sample application is written that
-    builds from the static ``busybox`` without any network. Raises InputError when a file is there already (unless
-    ``force``), EnvironmentProblem without a static busybox or a writable folder, DiskFull. A failure leaves nothing.
+    Without ``images`` the folder's own Containerfile is used (a ``.dockerignore`` keeps artefacts out of its build),
+    and without one a sample application is written that builds from the static ``busybox`` without any network. Raises
+    InputError when a file is there already (unless ``force``), EnvironmentProblem without a static busybox or a
+    writable folder, DiskFull. A failure leaves nothing.
     """
     files: dict[Path, tuple[bytes, int]] = {}
     entries = tuple(images) or discover(folder)
+    if not images and entries and not any((folder / name).exists() for name in _IGNORE_FILES):
+        files[folder / _IGNORE_FILES[0]] = (_IGNORED.encode(), 0o644)
     if not entries:
         files = {folder / SAMPLE / name: content for name, content in _sample(busybox).items()}
         entries = (Entry(f"localhost/{SAMPLE}:1", build=SAMPLE, log="^hello: ready"),)
@@ -217,10 +223,8 @@ port=${PORT:-8080}
 /bin/busybox httpd -p "$port" -h /www || exit 1
 echo "hello: ready on port $port"
 trap 'exit 0' TERM INT
-while :; do
-  /bin/busybox sleep 3600 &
-  wait $!
-done
+/bin/busybox sleep infinity &
+wait
 """
 
 _PAGE = """\

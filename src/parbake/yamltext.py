@@ -181,7 +181,7 @@ class _Builder:
         return merged
 
     def _scalar(self, node: Node, where: Where) -> object:
-        text = str(node.value)
+        text = _joined(str(node.value))
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             # Such text would fail later, far from here.
             self._say(where, "a character that no file name, program argument or UTF-8 text can hold", _line(node))
@@ -202,6 +202,13 @@ class _Builder:
 
     def _say(self, where: Where, message: str, line: int, suggestion: str = "") -> None:
         self._problems.append(Problem(dotted(where), message, line, suggestion))
+
+
+def _joined(text: str) -> str:
+    """Join the surrogate pairs by which JSON writes what is beyond U+FFFF; a lone one stays."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def _whole(text: str) -> int:
@@ -243,8 +250,10 @@ def _explain(error: YAMLError, text: str) -> Problem:
     if isinstance(error, ReaderError):
         line = text.count("\n", 0, int(error.position)) + 1
         return Problem(_FILE, f"a control character (U+{ord(text[error.position]):04X})", line, "remove it")
-    if not isinstance(error, MarkedYAMLError):
-        return Problem(_FILE, f"not YAML: {error}")
+    return _explain_marked(error, text) if isinstance(error, MarkedYAMLError) else Problem(_FILE, f"not YAML: {error}")
+
+
+def _explain_marked(error: MarkedYAMLError, text: str) -> Problem:
     said = str(error.problem or "not YAML")
     # An unclosed quote is noticed at the end of the file and is to be mended where it begins.
     at_start = said.startswith("found unexpected end of stream") and error.context_mark
@@ -254,6 +263,9 @@ def _explain(error: YAMLError, text: str) -> Problem:
     for start, message, *suggestion in _WORDS:
         if said.startswith(start):
             return Problem(_FILE, message, line, *suggestion)
+    if said.startswith("found undefined alias"):
+        advice = "set it with &name, or quote a text that begins with *"
+        return Problem(_FILE, said.removeprefix("found "), line, advice)
     if "cannot start any token" in said:
         return Problem(_FILE, said.removeprefix("found ").replace("token", "plain value"), line, "quote the value")
     return Problem(_FILE, f"not YAML: {said}", line)

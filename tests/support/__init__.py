@@ -1,0 +1,1 @@
+"""Fixtures that several test files share: a real registry, small images, a faulty network."""

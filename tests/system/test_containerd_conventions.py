@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from containerd_support import INDEX, Made, busybox, describe, document, fill, make
 
 from parbake import run
 from parbake.containerd import Cri, Daemon
@@ -23,6 +22,7 @@ from parbake.containerd.conventions import (
     uncompressed_label,
 )
 from parbake.model import Descriptor, Platform
+from tests.system.containerd_support import INDEX, Made, busybox, describe, document, fill, make
 
 pytestmark = pytest.mark.root
 

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from containerd_support import busybox, fill, pid_namespace_of, processes_in, shared_places, traces_of
 
 from parbake import run
 from parbake.containerd import Daemon
 from parbake.errors import DiskFull, EnvironmentProblem, RuntimeFault
 from parbake.model import MIB, Descriptor
+from tests.system.containerd_support import busybox, fill, pid_namespace_of, processes_in, shared_places, traces_of
 
 pytestmark = pytest.mark.root
 
@@ -119,7 +119,7 @@ _VICTIM = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from containerd_support import busybox, fill, pause
+from tests.system.containerd_support import busybox, fill, pause
 from parbake.containerd import Cri, Daemon
 folder = Path({folder!r})
 with Daemon(folder / "store", folder / "run", cri={cri}, sandbox_image="localhost/pause:1") as daemon:

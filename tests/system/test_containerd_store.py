@@ -7,14 +7,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from containerd_support import (
-    CONFIG,
-    INDEX,
-    busybox,
-    describe,
-    digest_of,
-    fill,
-)
 
 from parbake import run
 from parbake.containerd import AlreadyExists, Client, Daemon, NotFound, connect
@@ -27,6 +19,14 @@ from parbake.containerd.conventions import (
 from parbake.containerd.snapshots import folders
 from parbake.errors import BadContent, RuntimeFault
 from parbake.model import MIB, Descriptor
+from tests.system.containerd_support import (
+    CONFIG,
+    INDEX,
+    busybox,
+    describe,
+    digest_of,
+    fill,
+)
 
 pytestmark = pytest.mark.root
 

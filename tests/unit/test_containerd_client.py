@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containerd_fake import Abort, FakeContainerd
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +19,7 @@ from parbake.containerd.faults import Unavailable
 from parbake.containerd.proto import content_pb2, cri_pb2, images_pb2, leases_pb2, version_pb2
 from parbake.errors import BadContent, DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
 from parbake.model import MIB, Descriptor
+from tests.unit.containerd_fake import Abort, FakeContainerd
 
 VERSION = "/containerd.services.version.v1.Version/Version"
 WRITE = "/containerd.services.content.v1.Content/Write"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 from pydantic.json_schema import GenerateJsonSchema
 
-from parbake.bakefile.sections import ArtefactText, BaseChoice, BaseText, Image, RegistryText, Section
+from parbake.bakefile.sections import ArtefactText, BaseChoice, BaseText, Build, Image, RegistryText, Section
 from parbake.bakefile.values import (
     FolderToBe,
     Name,
@@ -21,6 +23,7 @@ from parbake.bakefile.values import (
     Size,
     close,
     reference_text,
+    spoken,
     text_schema,
     wrong,
 )
@@ -31,9 +34,9 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def _version(value: object) -> object:
-    if value is None or value == 1:
+    if type(value) is int and value == 1:  # True is an int and equals 1
         return value
-    raise wrong(f"this parbake reads version 1, not {value}", "write version: 1")
+    raise wrong(f"this parbake reads version 1, not {spoken(value)}", "write version: 1")
 
 
 def _runtime(value: object) -> object:
@@ -133,8 +136,21 @@ def schema() -> dict[str, Any]:
     return copy.deepcopy(_schema())
 
 
+def _swallows(build: Build, output: Path) -> bool:
+    """Whether artefacts would be part of what a build sees."""
+    inside = os.path.relpath(output, build.context)
+    if Path(inside).parts[:1] == (os.pardir,):
+        return False
+    ignored: set[str] = set()
+    for name in (".containerignore", ".dockerignore"):
+        with suppress(OSError, ValueError):
+            lines = (build.context / name).read_text().splitlines()
+            ignored |= {line.strip().strip("/").removesuffix("/**") for line in lines}
+    return inside not in ignored
+
+
 def advice(bakefile: Bakefile) -> tuple[str, ...]:
-    """Return what is allowed and still likely to hurt: moving tags, short names, registries that nothing uses."""
+    """Return what is allowed and still likely to hurt: moving tags, short names, artefacts in a build context."""
     found = []
     for index, entry in enumerate(bakefile.images):
         reference, place = entry.parsed, f"images[{index}]: {entry.reference}"
@@ -148,6 +164,11 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
             )
         if reference.registry == DOCKER_HUB and not entry.reference.startswith((DOCKER_HUB, f"index.{DOCKER_HUB}")):
             found.append(f"{place}: a short name, baked as {reference}; write it in full so that nobody has to guess")
+        if entry.build and _swallows(entry.build, bakefile.output):
+            found.append(
+                f"{place}: its build context holds the output folder, so that every bake changes the image; "
+                f"add {bakefile.output.name} to {entry.build.context / '.dockerignore'}"
+            )
     used = {entry.parsed.registry for entry in bakefile.images}
     if bakefile.sandbox not in {"auto", "none"}:
         used.add(Reference.parse(bakefile.sandbox).registry)

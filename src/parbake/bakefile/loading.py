@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from parbake.bakefile.file import Bakefile, schema
-from parbake.bakefile.values import WRONG, Reading, close, valid_name
+from parbake.bakefile.values import WRONG, Reading, close, spoken, valid_name
 from parbake.errors import BakefileError, InputError, Problem
 from parbake.yamltext import Document, Where, dotted, parse
 
@@ -100,15 +100,19 @@ def _validate(document: Document, folder: Path) -> tuple[Bakefile | None, list[P
     if data is None:
         return None, [Problem("file", "is empty", document.line)]
     if not isinstance(data, dict):
-        message = f"must be a mapping of keys, not {_kind(data)}"
+        message = f"must be a mapping of keys, not {spoken(data)}"
         return None, [Problem("file", message, document.line, "begin with version: 1")]
     defaults = {"name": valid_name(folder.name) or "node", "output": "artefacts"}
     try:
         return Bakefile.model_validate({**defaults, **data}, strict=True, context=Reading(folder)), []
     except ValidationError as error:
-        # What depends on a value that is wrong is not looked at, which pydantic reports as well.
-        found = [each for each in error.errors(include_url=False) if each["type"] != "default_factory_not_called"]
-        return None, [_problem(each, document) for each in found]
+        found = error.errors(include_url=False)
+        return None, [_problem(each, document) for each in found if not _is_echo(each)]
+
+
+def _is_echo(error: ErrorDetails) -> bool:
+    """Whether an error only follows from another: what depends on a wrong value, a list whose items are all wrong."""
+    return error["type"] == "default_factory_not_called" or (error["type"] == "too_short" and bool(error["input"]))
 
 
 def _problem(error: ErrorDetails, document: Document) -> Problem:
@@ -133,11 +137,11 @@ def _words(error: ErrorDetails, where: Where) -> tuple[str, str]:
     elif kind == "extra_forbidden":
         message, suggestion = "no such key", close(last, _known_keys(where[:-1]))
     elif kind in _EXPECTED:
-        message = f"must be {_EXPECTED[kind]}, not {_kind(value)}"
+        message = f"must be {_EXPECTED[kind]}, not {spoken(value)}"
         suggestion = "give it a value or remove it" if value is None else ""
     elif kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
-        message, suggestion = f"{_kind(value)} is not one of {', '.join(known)}", _meant(value, known)
+        message, suggestion = f"must be {_any_of(known)}, not {spoken(value)}", _meant(value, known)
     elif kind == "too_short":
         message, suggestion = "must list at least one image", "write - registry.example.com/app:1.0 below it"
     elif kind in {"greater_than_equal", "less_than_equal"}:
@@ -147,24 +151,13 @@ def _words(error: ErrorDetails, where: Where) -> tuple[str, str]:
     return message, suggestion
 
 
+def _any_of(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
+
+
 def _meant(value: object, known: Sequence[str]) -> str:
     meant = close(str(value), known)
     return meant if meant.startswith("did you mean") else ""
-
-
-def _kind(value: object) -> str:
-    """Name a value as its author sees it."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, tuple | list):
-        return "a list"
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    return f"the number {value}"
 
 
 def _value(data: Any, where: Where) -> object:

@@ -22,6 +22,7 @@ from parbake.bakefile.values import (
     Folder,
     Mirror,
     Package,
+    PathText,
     PlatformText,
     Port,
     Reading,
@@ -30,6 +31,7 @@ from parbake.bakefile.values import (
     Variables,
     Words,
     close,
+    existing_file,
     status,
     wrong,
 )
@@ -189,7 +191,7 @@ class Build(Section):
 
     context: Folder
     """The folder that the build sees, relative to the Bakefile."""
-    file: Annotated[File, Field(default_factory=_containerfile, validate_default=True)]
+    file: Annotated[PathText, Field(default_factory=_containerfile, validate_default=True)]
     """The build file, relative to the context. Default: Containerfile, then Dockerfile."""
     args: Variables = Field(default_factory=dict)
     """Build arguments (ARG). They end up in the image's history: no secrets here."""
@@ -202,6 +204,18 @@ class Build(Section):
         context = info.data.get("context")
         return str(context / value) if isinstance(value, str) and value and context else value
 
+    @check("file")
+    @classmethod
+    def _exists(cls, value: Path, info: ValidationInfo) -> Path:
+        return existing_file(value, info) if "context" in info.data else value
+
+
+def _build(text: str) -> object:
+    return {"context": text}
+
+
+BuildText = Annotated[Build, Via(Build, short=_build, short_schema={"type": "string", "minLength": 1})]
+
 
 class ImageEntry(Section):
     """An image to bake."""
@@ -210,8 +224,8 @@ class ImageEntry(Section):
     """The image, exactly as pod specs name it. `localhost/name:tag` (no port) is built here and never pushed."""
     platform: PlatformText | None = None
     """The platform to take of an image for several; must be of the node's architecture and may add a variant."""
-    build: Annotated[Build | None, Field(validate_default=True)] = None
-    """Build the image first, and push it where the reference says."""
+    build: Annotated[BuildText | None, Field(validate_default=True)] = None
+    """Build the image first, and push it where the reference says; a bare text is the context."""
     also_by_digest: bool = True
     """Store the image under name@sha256:… too, for pods that ask for the digest."""
     startup: Annotated[Startup, Via(StartupSection, StartupSection.startup)] | None = None

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -70,6 +70,21 @@ def close(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(words)}" if words else ""
 
 
+def spoken(value: object) -> str:
+    """Name a value as its author sees it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, tuple | list):
+        return "a list"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return f"the number {value}"
+
+
 def _name(text: str) -> str:
     if not re.fullmatch(NAME, text):
         valid = valid_name(text)
@@ -85,10 +100,17 @@ def valid_name(text: str) -> str:
     return re.sub(r"[^a-z0-9.-]+", "-", text.lower()).lstrip("-.")[:63].rstrip("-.")
 
 
+def _finished(value: object, kind: type) -> object:
+    """Let pass what is no text and needs no reading."""
+    if isinstance(value, kind):
+        return value
+    raise wrong(f"must be text, not {spoken(value)}", "give it a value or remove it" if value is None else "")
+
+
 def _size(value: object) -> object:
     """Read ``auto`` as 0, and a size as bytes, whole MiB."""
     if not isinstance(value, str):
-        return value
+        return _finished(value, int)
     if value == "auto":
         return 0
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", value)
@@ -112,7 +134,7 @@ def _size(value: object) -> object:
 def _duration(value: object) -> object:
     """Read a duration as seconds."""
     if not isinstance(value, str):
-        return value
+        return _finished(value, float)
     match = _DURATION.fullmatch(value)
     if not match or not value:
         unit = re.fullmatch(r"[0-9.]+", value)
@@ -129,7 +151,7 @@ def _duration(value: object) -> object:
 
 def _platform(value: object) -> object:
     if not isinstance(value, str):
-        return value
+        return _finished(value, Platform)
     try:
         platform = Platform.parse(value)
     except InputError as error:
@@ -199,7 +221,7 @@ def _expression(text: str) -> str:
 def _path(value: object, info: ValidationInfo) -> object:
     """Read a path; relative ones begin at the Bakefile's folder."""
     if not isinstance(value, str):
-        return value
+        return _finished(value, Path)
     if not value:
         raise wrong("an empty path")
     reading: Reading | None = info.context
@@ -213,7 +235,8 @@ def status(path: Path) -> os.stat_result | None:
     return None
 
 
-def _existing_file(path: Path, info: ValidationInfo) -> Path:
+def existing_file(path: Path, info: ValidationInfo) -> Path:
+    """Check that a path is a regular file, when a file is read; return it."""
     found = status(path)
     if info.context and found is None:
         raise wrong(f"there is no file {path}", "a relative path begins at the Bakefile's folder")
@@ -287,6 +310,7 @@ Variables = Annotated[
     dict[Annotated[str, AfterValidator(_environment_name)], Scalar],
     BeforeValidator(_variables),
 ]
-File = Annotated[Path, BeforeValidator(_path), AfterValidator(_existing_file), _PATH_SCHEMA]
+PathText = Annotated[Path, BeforeValidator(_path), _PATH_SCHEMA]
+File = Annotated[Path, BeforeValidator(_path), AfterValidator(existing_file), _PATH_SCHEMA]
 Folder = Annotated[Path, BeforeValidator(_path), AfterValidator(_existing_folder), _PATH_SCHEMA]
 FolderToBe = Annotated[Path, BeforeValidator(_path), AfterValidator(_folder_to_be), _PATH_SCHEMA]

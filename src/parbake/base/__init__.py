@@ -1,9 +1,9 @@
 """The default base: a small Debian machine image that boots by BIOS and by UEFI, made on this machine, once.
 
-``recipe`` names the content without building it; ``ensure`` builds what is not in the cache yet.
+``describe`` names the content without building it; ``ensure`` builds what is not in the cache yet.
 """
 
 from parbake.base.build import ensure
-from parbake.base.recipe import SIZE, Recipe, recipe
+from parbake.base.recipe import SIZE, Recipe, describe
 
-__all__ = ["SIZE", "Recipe", "ensure", "recipe"]
+__all__ = ["SIZE", "Recipe", "describe", "ensure"]

@@ -23,13 +23,20 @@ from parbake.workspace import lock, publish, remove_leftovers, work_folder
 _TIMEOUT = 1800.0  # seconds for a slow mirror
 
 
-def ensure(cache: Path, events: Events, *, packages: Iterable[str] = (), platform: Platform | None = None) -> Path:
+def ensure(
+    cache: Path,
+    events: Events,
+    *,
+    packages: Iterable[str] = (),
+    serial: str = "",
+    platform: Platform | None = None,
+) -> Path:
     """Return the default base as a raw disk below ``cache``, built when it is not there yet. Needs root to build.
 
     One build at a time for each recipe; the file is complete or absent. Raises InputError for another platform than
     linux/amd64, EnvironmentProblem when a program is missing, CommandFailed when packages cannot be had, DiskFull.
     """
-    recipe = describe(platform or Platform(architecture="amd64"), packages)
+    recipe = describe(platform or Platform(architecture="amd64"), packages, serial=serial)
     folder = cache / "base"
     disk = folder / f"debian-{recipe.suite}-{recipe.identity.removeprefix('sha256:')[:16]}.raw"
     if disk.exists():

@@ -2,7 +2,7 @@
 
 Everything that shapes the image follows from a ``Recipe``: packages, files, units, disk layout, identifiers. The digest
 of the recipe stands for the image in a plan's content key. Package *versions* are those of the day of the build: raise
-``_SERIAL`` (or name packages) to get a new identity when they should be fetched anew.
+``_REVISION`` (or name packages) to get a new identity when they should be fetched anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from parbake.model import GIB, MIB, Frozen, Platform
 SIZE = 2 * GIB
 """Size of the disk in bytes (sparse: the file takes what its files take). A bake grows it when it needs more."""
 
-_SERIAL = 1
+_REVISION = 1
 _SUITE = "trixie"
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian policy, section 5.6.1
 
@@ -82,9 +82,13 @@ _SLICES = (
 
 
 class Recipe(Frozen):
-    """How the default base is made. ``files`` are digests of the files that parbake adds, by their path."""
+    """How the default base is made. ``files`` are digests of the files that parbake adds, by their path.
 
-    serial: int = _SERIAL
+    ``serial`` is the user's word for "these packages of that day": a new one makes a new base.
+    """
+
+    revision: int = _REVISION
+    serial: str = ""
     suite: str = _SUITE
     architecture: str = "amd64"
     packages: tuple[str, ...]
@@ -129,7 +133,7 @@ class Recipe(Frozen):
         return "\n".join([*lines, ""])
 
 
-def describe(platform: Platform, packages: Iterable[str] = ()) -> Recipe:
+def describe(platform: Platform, packages: Iterable[str] = (), *, serial: str = "") -> Recipe:
     """Return the recipe of the default base with ``packages`` (Debian's names) on top of its own.
 
     Pure. Raises InputError for another platform than linux/amd64, and for what is no package name.
@@ -144,15 +148,7 @@ def describe(platform: Platform, packages: Iterable[str] = ()) -> Recipe:
         if not _PACKAGE_NAME.fullmatch(name):
             raise InputError(f"base: {name!r} is no name of a Debian package", hint="write it as apt-get install does")
     digests = {path: hashlib.sha256(content).hexdigest() for path, content in files().items()}
-    return Recipe(packages=tuple(sorted({*_PACKAGES, *extra})), files=digests)
-
-
-def recipe(platform: Platform, packages: Iterable[str] = ()) -> str:
-    """Return the identity (``sha256:<hex>``) of the default base: pure, and the same on any machine.
-
-    Raises InputError as ``describe`` does.
-    """
-    return describe(platform, packages).identity
+    return Recipe(packages=tuple(sorted({*_PACKAGES, *extra})), files=digests, serial=serial)
 
 
 @cache
