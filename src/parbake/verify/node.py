@@ -101,7 +101,7 @@ class Node:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        from parbake.containerd import Cri, connect  # noqa: PLC0415 - gRPC loads while the machine boots
+        from parbake.containerd import Cri, connect  # gRPC loads while the machine boots
 
         with ExitStack() as stack:
             machine = stack.enter_context(self.machine)

@@ -57,7 +57,7 @@ def describe(probe: Probe) -> str:
 
 
 class Log:
-    """Reads a CRI log as it grows: ``<RFC 3339 time> <stream> <P|F> <text>``, where P marks a piece of a longer line."""
+    """Reads a CRI log as it grows: ``<RFC 3339 time> <stream> <P|F> <text>``, P for a piece of a longer line."""
 
     def __init__(self) -> None:
         self._rest = b""

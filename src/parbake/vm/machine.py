@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from parbake import run
-from parbake.errors import CommandFailed, DeadlineExceeded, MachineFault
+from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineFault
 from parbake.vm import console, firmware
 from parbake.vm.accelerator import QEMU, STRETCH, accelerator, cpu
 from parbake.vm.guest import Guest
@@ -97,7 +97,10 @@ class Machine:
             try:
                 self._qmp.greet()
             except MachineFault as error:
-                raise MachineFault(f"QEMU did not start: {error}\n{self._process.tail}") from error
+                raise EnvironmentProblem(
+                    f"QEMU did not start: {error.message}\n{self._process.tail}",
+                    hint="see `parbake doctor`; the machine needs free memory, and a working QEMU 7 or later",
+                ) from error
             self._stack = stack.pop_all()
         return self
 
@@ -107,9 +110,7 @@ class Machine:
     # what the machine is made of
 
     def _command(self, fds: dict[str, int]) -> list[str]:
-        chosen = (
-            firmware.choose(self.disk, self.format) if self._firmware == "auto" else self._firmware
-        )
+        chosen = firmware.choose(self.disk, self.format) if self._firmware == "auto" else self._firmware
         accel = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={_EMULATED_CODE_CACHE}"}[self.accelerator]
         command = [
             QEMU, "-name", "parbake", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -117,7 +118,7 @@ class Machine:
             "-accel", accel, "-cpu", cpu(self.accelerator), "-smp", str(self._cpus), "-m", str(self._memory),
             "-smbios", "type=1,serial=ds=nocloud",
             "-boot", "strict=on",
-            "-serial", f"file:{_quoted(self.console_log)}",
+            "-chardev", f"file,id=console,path={_quoted(self.console_log)}", "-serial", "chardev:console",
             "-chardev", f"socket,id=serial,fd={fds['serial']}", "-device", "isa-serial,chardev=serial",
             "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=agent,fd={fds['agent']}",
@@ -196,7 +197,10 @@ class Machine:
             raise self._fault(f"the machine switched itself off before its agent said hello; {error}") from error
         status = self._qmp.execute("query-status")["status"]
         if status == "internal-error":
-            raise self._fault("the virtual processor failed (hardware virtualisation does not work on this host)")
+            raise EnvironmentProblem(
+                f"hardware virtualisation failed while {self.disk.name} booted",
+                hint="this host's /dev/kvm does not work: take it away (`chmod 0 /dev/kvm`) and machines are emulated",
+            )
 
     def _fault(self, reason: str) -> MachineFault:
         shown = self.console or "(nothing)"
