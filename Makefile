@@ -2,14 +2,42 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
 
-UV := .venv/bin/uv
 BIN := .venv/bin
+# Unit tests first: what is cheap to find out is found out first.
+TESTS := tests/unit tests/golden tests/system tests/vm
 
-.PHONY: help
+.PHONY: help setup packages lint test test-unit demo clean
+
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-.PHONY: proto
-proto: ## Regenerate the protobuf modules from src/parbake/containerd/proto/*.proto
+setup: packages .venv/.complete ## Install what parbake and its tests need: Debian packages (as root), .venv
+
+packages:
+	@if command -v apt-get >/dev/null; then tools/install-packages; fi
+
+.venv/.complete: pyproject.toml tools/make-venv | packages
+	@tools/make-venv
+
+lint: setup ## Check format, style and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+test: setup lint ## Run every test, with coverage
+	$(BIN)/pytest $(TESTS) -ra --durations=10 --cov --cov-report=term --cov-fail-under=85
+
+test-unit: setup ## Run the quick tests: no root, no virtual machine
+	$(BIN)/pytest tests/unit tests/golden
+
+demo: setup ## Bake the sample application and boot the result: the main job, end to end
+	@$(BIN)/parbake demo
+
+clean: ## Remove what the other targets made here
+	rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+proto: setup ## Regenerate the protobuf modules from src/parbake/containerd/proto/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=src --python_out=src --pyi_out=src src/parbake/containerd/proto/*.proto

@@ -21,12 +21,14 @@ A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── LayerEscape                 an entry would be written outside its root
     │   └── LayerBomb                   inflates beyond its bound
     ├── RuntimeFault                1   containerd answered with an error
+    ├── MachineFault                1   a virtual machine did not start, or stopped answering
     ├── VerificationFailed          3   the artefact does not do what its record promises
     └── Interrupted                 130 Ctrl-C or SIGTERM
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -150,6 +152,10 @@ class RuntimeFault(ParbakeError):
     """The container runtime answered with an error."""
 
 
+class MachineFault(ParbakeError):
+    """A virtual machine did not start or stopped answering; the message ends with its console's last lines."""
+
+
 class VerificationFailed(ParbakeError):
     """The artefact does not do what its record promises."""
 
@@ -160,3 +166,17 @@ class Interrupted(ParbakeError):
     """The user (Ctrl-C) or the system (SIGTERM) stopped the run."""
 
     exit_code = 130
+
+
+def from_os_error(error: OSError) -> ParbakeError:
+    """Translate what the operating system said, for places where no room had a better word."""
+    what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return DiskFull(what, hint="free some space, or move `output` or PARBAKE_CACHE to a larger disk")
+        case errno.EACCES | errno.EPERM:
+            return EnvironmentProblem(what, hint="run parbake with sudo, or give this user access")
+        case errno.ENOENT | errno.ENOTDIR | errno.EISDIR:
+            return InputError(what, hint="check the path")
+        case _:
+            return ParbakeError(what)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from parbake.errors import InputError
+from parbake.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,6 +179,19 @@ class Image(Frozen):
     layers: tuple[Layer, ...]
     startup: Startup | None = None
     layout: str = ""
+    also_by_digest: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which the runtime's store must know the image, the one that pods use most first.
+
+        A pod spec that says ``name:tag@digest`` asks the store for ``name@digest`` (containerd's CRI drops the tag).
+        """
+        reference = Reference.parse(self.reference)
+        names = [f"{reference.name}:{reference.tag}"] if reference.tag else []
+        if reference.digest or self.also_by_digest:
+            names.append(reference.with_digest(reference.digest or self.target.digest))
+        return tuple(names)
 
     @property
     def size(self) -> int:
@@ -215,15 +229,17 @@ class Artefact(Frozen):
 # What a plan holds for people or for later steps, without any effect on the artefact's content.
 _NOT_IN_KEY: dict[str, Any] = {
     "base": {"path", "size"},
-    "images": {"__all__": {"startup", "layout"}},
-    "sandbox": {"startup", "layout"},
+    "images": {"__all__": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}}},
+    "sandbox": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}},
+    "size_is_fixed": True,
 }
 
 
 class Plan(Frozen):
     """A Bakefile with every name resolved and every choice made. Same key, same artefact.
 
-    ``size`` is that of the disk or volume in bytes. ``images`` are sorted by reference.
+    ``size`` is that of the disk or volume in bytes; unless the user fixed it, it is derived from the rest (with hints
+    from the registry) and no part of the key. ``images`` are sorted by reference.
     """
 
     version: Literal[1] = 1
@@ -241,7 +257,7 @@ class Plan(Frozen):
     @property
     def key(self) -> str:
         """The content key: 64 hex digits that follow from everything that shapes the artefact, on any machine."""
-        content = self.model_dump(mode="json", exclude=_NOT_IN_KEY)
+        content = self.model_dump(mode="json", exclude={**_NOT_IN_KEY, "size": not self.size_is_fixed})
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property

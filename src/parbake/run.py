@@ -27,10 +27,13 @@ PACKAGES = {
     "buildah": "buildah",
     "containerd": "containerd",
     "ctr": "containerd",
+    "docker-registry": "docker-registry",
     "e2fsck": "e2fsprogs",
     "fstrim": "util-linux",
+    "kubectl": "kubernetes-client",
     "mke2fs": "e2fsprogs",
     "mkfs.vfat": "dosfstools",
+    "mcopy": "mtools",
     "mkfs.xfs": "xfsprogs",
     "mmdebstrap": "mmdebstrap",
     "qemu-img": "qemu-utils",
@@ -122,6 +125,14 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return {"PATH": f"{os.environ.get('PATH', '')}:{_PATH}", "LC_ALL": "C.UTF-8", **kept, **(extra or {})}
 
 
+def isolated(command: list[str]) -> list[str]:
+    """Return a command line that runs a program in mount and PID namespaces of its own (needs root).
+
+    What it mounts and what it forks ends with it, however it ends.
+    """
+    return ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", *command]
+
+
 def _argv(command: list[str], *, own_pids: bool = False) -> list[str]:
     argv = [need("setpriv"), "--pdeathsig", "KILL", "--"]
     if own_pids:  # whatever the program forks (shims, containers) dies with it
@@ -169,15 +180,23 @@ class Process:
 
     With ``own_pids`` it is the first process of its own PID namespace, so that everything it starts ends with it.
     Start it from a thread that lives as long as the process is needed: the kernel ties a child's life to the thread.
+    ``pass_fds`` are open files that it inherits under the same numbers.
     """
 
     def __init__(
-        self, command: list[str], *, log: Path, env: dict[str, str] | None = None, own_pids: bool = False
+        self,
+        command: list[str],
+        *,
+        log: Path,
+        env: dict[str, str] | None = None,
+        own_pids: bool = False,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.command = command
         self.log = log
         self._env = env
         self._own_pids = own_pids
+        self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -189,6 +208,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(self._env),
+                pass_fds=self._pass_fds,
                 start_new_session=True,  # Ctrl-C is for us: we stop our children in order
             )
         return self
@@ -200,6 +220,11 @@ class Process:
     def alive(self) -> bool:
         """Whether the program still runs."""
         return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """The exit code of a program that has ended (negative: the signal that ended it), None while it runs."""
+        return None if self._popen is None else self._popen.poll()
 
     @property
     def tail(self) -> str:

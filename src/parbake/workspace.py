@@ -97,7 +97,7 @@ def remove_leftovers(parent: Path) -> tuple[Path, ...]:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it; missing is fine. Refuses when something is mounted below it."""
-    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounted = [line.split()[4] for line in Path("/proc/thread-self/mountinfo").read_text().splitlines()]
     inside = [point for point in mounted if Path(point).is_relative_to(path.resolve())]
     if inside:
         raise EnvironmentProblem(f"{inside[0]} is still mounted", hint=f"umount {inside[0]}, then run `parbake clean`")
@@ -112,12 +112,20 @@ def remove_tree(path: Path) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Make a finished file appear under its name at once and for good: sync, rename, sync the folder."""
-    with source.open("rb") as handle:
-        os.fsync(handle.fileno())
+    """Make a finished file or folder appear under its name at once and for good: sync, rename, sync the folder.
+
+    A file of that name is replaced; a folder of that name must not exist or be empty.
+    """
+    for path in [*source.rglob("*"), source] if source.is_dir() else [source]:
+        if not path.is_symlink():
+            _sync(path)
     source.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

@@ -27,6 +27,8 @@ _NEVER = (
     "tracing.processor.v1.otlp",
 )
 
+_NEEDED = ("metadata.v1.bolt", "snapshotter.v1.overlayfs")
+
 # What only running containers needs.
 _FOR_PODS = (
     "cri.v1.images",
@@ -59,12 +61,15 @@ def configuration(
 ) -> str:
     """Return ``config.toml`` for a daemon on the store ``root`` with everything else below ``folder``."""
     disabled = [f"io.containerd.{plugin}" for plugin in (*_NEVER, *(() if cri else _FOR_PODS))]
+    # Without these a containerd starts all the same, and answers "unknown service": better not at all.
+    required = [f"io.containerd.{plugin}" for plugin in (*_NEEDED, *(("grpc.v1.cri",) if cri else ()))]
     lines = [
         "version = 2",
         f"root = {_string(root)}",
         f"state = {_string(folder / 'state')}",
         f"temp = {_string(folder / 'tmp')}",
         f"disabled_plugins = {json.dumps(disabled)}",
+        f"required_plugins = {json.dumps(required)}",
         "[debug]",
         'level = "warn"',
         "[grpc]",
@@ -92,6 +97,7 @@ def _pods(folder: Path, sandbox_image: str, runc: str) -> list[str]:
         'stream_server_address = "127.0.0.1"',
         'stream_server_port = "0"',
         "disable_apparmor = true",  # else a profile stays in the kernel
+        "restrict_oom_score_adj = true",  # where we lack CAP_SYS_RESOURCE (a CI container), runc would fail
         f"[{cri}.cni]",
         f"bin_dir = {_string(folder / 'cni' / 'bin')}",
         f"conf_dir = {_string(folder / 'cni' / 'net.d')}",

@@ -49,6 +49,7 @@ class Connection:
         self._channel = grpc.insecure_channel(
             address,
             options=(
+                ("grpc.client_idle_timeout_ms", 2**31 - 1),  # idle channels hang up, and would have to connect again
                 ("grpc.default_authority", "localhost"),  # Go refuses what is derived from odd socket names
                 ("grpc.enable_http_proxy", 0),
                 ("grpc.enable_retries", 0),

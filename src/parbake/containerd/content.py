@@ -13,7 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from parbake.containerd.faults import AlreadyExists, NotFound, Unavailable
 from parbake.containerd.proto import content_pb2 as pb
-from parbake.errors import BadContent, DeadlineExceeded
+from parbake.errors import BadContent, DeadlineExceeded, RuntimeFault
 from parbake.run import Deadline
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Content:
                 deadline.sleep(0.05)
                 continue
             except BadContent:
-                with suppress(Unavailable, DeadlineExceeded):
+                with suppress(RuntimeFault, DeadlineExceeded):
                     self.abort(ref)
                 raise
             return
@@ -157,11 +157,6 @@ class Content:
                 if number == 0:
                     sender.begin(reply.offset)
                 committed = reply.action == pb.COMMIT
-        except Exception:
-            # gRPC reports a failing iterator as an error without its cause.
-            if sender.failure is not None:
-                raise sender.failure from None
-            raise
         finally:
             sender.give_up()
         if sender.failure is not None:
@@ -189,7 +184,7 @@ class _Sender:
         data: bytes | memoryview | Iterable[bytes | memoryview],
         labels: Mapping[str, str],
     ) -> None:
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         self.started = False
         self._ref, self._descriptor, self._data, self._labels = ref, descriptor, data, labels
         self._offsets: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -205,9 +200,8 @@ class _Sender:
     def __iter__(self) -> Iterator[pb.WriteContentRequest]:
         try:
             yield from self._messages()
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - raised again by _send, in the caller's thread
             self.failure = error
-            raise
 
     def _messages(self) -> Iterator[pb.WriteContentRequest]:
         digest, size = self._descriptor.digest, self._descriptor.size

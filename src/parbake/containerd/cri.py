@@ -46,7 +46,10 @@ class ImageStatus:
 
 @dataclass(frozen=True, slots=True)
 class ContainerStatus:
-    """A container's state; times are seconds since the epoch, 0 for what has not happened."""
+    """A container's state; times are seconds since the epoch, 0 for what has not happened.
+
+    A process that ends at once may have ``finished`` before containerd writes down that it ``started``.
+    """
 
     id: str
     state: State
@@ -131,6 +134,12 @@ class Cri:
         """Return all images that kubelet would see."""
         reply = self._images("ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
         return tuple(_image(image) for image in reply.images)
+
+    def pull_image(self, reference: str, *, timeout: float = 1800.0) -> str:
+        """Pull an image as kubelet would, without credentials, and return its id."""
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=reference))
+        reply = self._images("PullImage", request, pb.PullImageResponse, timeout=timeout, subject=reference)
+        return reply.image_ref
 
     def remove_image(self, reference: str) -> None:
         """Remove an image with all its names; missing is fine."""
@@ -300,7 +309,7 @@ def log_text(data: bytes) -> str:
     complete, newline, _ = data.rpartition(b"\n")
     for line in complete.split(b"\n") if newline else ():
         fields = line.split(b" ", 3)
-        if len(fields) == 4:
+        if len(fields) == 4 and fields[1] in {b"stdout", b"stderr"}:
             text.append(fields[3] if b"P" in fields[2].split(b":") else fields[3] + b"\n")
     return b"".join(text).decode(errors="replace")
 

@@ -19,6 +19,8 @@ class Unavailable(RuntimeFault):
 
 # Go's texts of ENOSPC and EDQUOT: containerd passes them on with no code of their own.
 _FULL = ("no space left on device", "disk quota exceeded")
+# What a commit says of other bytes than those announced (plugins/content/local/writer.go, Commit).
+_WRONG = ("unexpected commit digest", "unexpected commit size", "failed size validation")
 _LOG = "look at containerd's log"
 
 # gRPC's codes that have an error of their own, and the next step for each.
@@ -44,7 +46,7 @@ def fault(code: str, details: str, what: str) -> ParbakeError:
         code = "RESOURCE_EXHAUSTED"
     elif code == "RESOURCE_EXHAUSTED" and "message larger than max" in lowered:
         code = "INTERNAL"  # gRPC's own limit, not the disk's
-    elif code == "FAILED_PRECONDITION" and "unexpected commit" in lowered:
+    elif code == "FAILED_PRECONDITION" and any(wrong in lowered for wrong in _WRONG):
         return BadContent(text, hint="the bytes are not those that the digest names: fetch them again")
     kind, hint = _KINDS.get(code, (RuntimeFault, _LOG))
     return kind(text, hint=hint)

@@ -85,8 +85,6 @@ class Images:
 
 def _record(image: pb.Image) -> ImageRecord:
     target = image.target
-    return ImageRecord(
-        image.name,
-        Descriptor(media_type=target.media_type, digest=target.digest, size=target.size),
-        dict(image.labels),
-    )
+    # Unchecked: a store may hold images of others whose digests are of a kind that parbake does not bake.
+    descriptor = Descriptor.model_construct(media_type=target.media_type, digest=target.digest, size=target.size)
+    return ImageRecord(image.name, descriptor, dict(image.labels))

@@ -1,0 +1,177 @@
+"""The whole file: its keys, its JSON Schema, and advice on what it says."""
+
+from __future__ import annotations
+
+import copy
+import os
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import field_validator as check
+from pydantic.json_schema import GenerateJsonSchema
+
+from parbake.bakefile.sections import ArtefactText, BaseChoice, BaseText, Build, Image, RegistryText, Section
+from parbake.bakefile.values import (
+    FolderToBe,
+    Name,
+    PlatformText,
+    Reading,
+    RegistryHost,
+    Size,
+    close,
+    reference_text,
+    spoken,
+    text_schema,
+    wrong,
+)
+from parbake.model import Artefact, Platform
+from parbake.reference import DOCKER_HUB, Reference
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def _version(value: object) -> object:
+    if type(value) is int and value == 1:  # True is an int and equals 1
+        return value
+    raise wrong(f"this parbake reads version 1, not {spoken(value)}", "write version: 1")
+
+
+def _runtime(value: object) -> object:
+    if value == "docker":
+        raise wrong("docker is not there yet", "write containerd, which nodes of Kubernetes 1.24 and later run")
+    return value
+
+
+def _sandbox(text: str) -> str:
+    return text if text in {"auto", "none"} else reference_text(text)
+
+
+def _default_artefact(data: dict[str, Any]) -> Artefact:
+    return Artefact(kind="volume" if data["base"].kind == "none" else "machine-image")
+
+
+class Bakefile(Section):
+    """What to bake, onto what base, into what artefact (`parbake.yaml`)."""
+
+    version: Annotated[Literal[1], BeforeValidator(_version)]
+    """The version of this format."""
+    name: Name
+    """Begins the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
+    platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=Platform.host)
+    """The nodes' platform. Default: that of the machine that bakes."""
+    images: Annotated[tuple[Image, ...], Field(min_length=1)]
+    """The images to bake; a bare text is a reference."""
+    base: BaseText = Field(default_factory=BaseChoice, json_schema_extra={"default": "debian"})
+    """What to bake onto: `debian` (the default base), `none` (for a volume), a disk image, or Debian with choices."""
+    artefact: ArtefactText = Field(default_factory=_default_artefact)
+    """What comes out: a format for a machine image, or a mapping. Default: raw; for base none, an ext4 volume."""
+    runtime: Annotated[Literal["containerd"], BeforeValidator(_runtime)] = "containerd"
+    """The container runtime of the nodes."""
+    size: Size = Field(default=0, json_schema_extra={"default": "auto"})
+    """Size of the disk or volume: `auto` (the baked part stays under 60 % of what the base leaves), or such as 20GiB.
+    KiB to TiB (whole MiB); KB to TB are rounded down to whole MiB."""
+    sandbox: Annotated[str, AfterValidator(_sandbox), text_schema("^[^ ]+$", "auto", "none")] = "auto"
+    """The sandbox (pause) image: `auto`, `none`, or the reference that the nodes' containerd is configured with."""
+    keep_layers: bool = False
+    """Keep the compressed layers in the store, which costs about half as much again."""
+    registries: dict[RegistryHost, RegistryText] = Field(default_factory=dict)
+    """How to reach registries, by host[:port]. What is not here is reached by HTTPS with Docker's logins."""
+    output: FolderToBe = Path("artefacts")
+    """The folder for artefacts and records, relative to the Bakefile."""
+
+    @check("platform")
+    @classmethod
+    def _remember(cls, value: Platform, info: ValidationInfo) -> Platform:
+        reading: Reading | None = info.context
+        if reading:
+            reading.platform = value
+        return value
+
+    @check("artefact")
+    @classmethod
+    def _fits_the_base(cls, value: Artefact, info: ValidationInfo) -> Artefact:
+        base: BaseChoice | None = info.data.get("base")
+        if base and base.kind == "none" and value.kind == "machine-image":
+            raise wrong(
+                "a machine image needs a base, and base is none",
+                "write artefact: {kind: volume, filesystem: ext4}, or base: debian",
+            )
+        if base and base.kind != "none" and value.kind == "volume":
+            raise wrong("a volume is filled from nothing, and there is a base", "write base: none")
+        return value
+
+
+class _Untitled(GenerateJsonSchema):
+    """pydantic repeats each field's name as its title: noise in an editor's help."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 (pydantic's signature)
+        return False
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    generated = Bakefile.model_json_schema(schema_generator=_Untitled)
+    # `load` fills these in, so the text may leave them out.
+    generated["required"] = ["version", "images"]
+    return {"$schema": DIALECT, **_tidy(generated)}
+
+
+def _tidy(schema: Any) -> Any:
+    """Drop what helps no reader (defaults of null, our class names) and unwrap the lines of docstrings."""
+    if isinstance(schema, list):
+        return [_tidy(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: value for key, value in schema.items() if not (key == "default" and value is None)}
+    if isinstance(kept.get("description"), str):
+        kept["description"] = " ".join(kept["description"].split())
+    return {key: _tidy(value) for key, value in kept.items() if key != "title" or not isinstance(value, str)}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of the file as users write it, shorthands included."""
+    return copy.deepcopy(_schema())
+
+
+def _swallows(build: Build, output: Path) -> bool:
+    """Whether artefacts would be part of what a build sees."""
+    inside = os.path.relpath(output, build.context)
+    if Path(inside).parts[:1] == (os.pardir,):
+        return False
+    ignored: set[str] = set()
+    for name in (".containerignore", ".dockerignore"):
+        with suppress(OSError, ValueError):
+            lines = (build.context / name).read_text().splitlines()
+            ignored |= {line.strip().strip("/").removesuffix("/**") for line in lines}
+    return inside not in ignored
+
+
+def advice(bakefile: Bakefile) -> tuple[str, ...]:
+    """Return what is allowed and still likely to hurt: moving tags, short names, artefacts in a build context."""
+    found = []
+    for index, entry in enumerate(bakefile.images):
+        reference, place = entry.parsed, f"images[{index}]: {entry.reference}"
+        tagged = ":" in entry.reference.rpartition("/")[2].partition("@")[0]
+        if not tagged and not reference.digest:
+            found.append(f"{place}: no tag means :latest, which moves; name a version or a digest")
+        elif reference.tag == "latest" and not reference.digest:
+            found.append(
+                f"{place}: `latest` moves, and pods that ask for it also ask the registry at every start "
+                f"(imagePullPolicy is then Always unless set); name a version or a digest"
+            )
+        if reference.registry == DOCKER_HUB and not entry.reference.startswith((DOCKER_HUB, f"index.{DOCKER_HUB}")):
+            found.append(f"{place}: a short name, baked as {reference}; write it in full so that nobody has to guess")
+        if entry.build and _swallows(entry.build, bakefile.output):
+            found.append(
+                f"{place}: its build context holds the output folder, so that every bake changes the image; "
+                f"add {bakefile.output.name} to {entry.build.context / '.dockerignore'}"
+            )
+    used = {entry.parsed.registry for entry in bakefile.images}
+    if bakefile.sandbox not in {"auto", "none"}:
+        used.add(Reference.parse(bakefile.sandbox).registry)
+    used |= {mirror.partition("/")[0] for options in bakefile.registries.values() for mirror in options.mirrors}
+    unused = [host for host in bakefile.registries if host not in used]
+    return (*found, *(f"registries: no image is from {host} ({close(host, sorted(used))})" for host in unused))

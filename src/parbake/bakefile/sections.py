@@ -1,0 +1,386 @@
+"""The sections of a Bakefile, in the user's words and shorthands.
+
+A section with the suffix ``Section`` mirrors the text and is turned into a noun of the model when read; the others are
+what a loaded Bakefile holds. Both are the source of the JSON Schema: docstrings below fields become its descriptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic import field_validator as check
+from pydantic_core import CoreSchema, core_schema
+
+from parbake.bakefile.values import (
+    Duration,
+    Expression,
+    File,
+    Folder,
+    Mirror,
+    Package,
+    PathText,
+    PlatformText,
+    Port,
+    Reading,
+    ReferenceText,
+    Scalar,
+    Variables,
+    Words,
+    close,
+    existing_file,
+    status,
+    wrong,
+)
+from parbake.model import (
+    Artefact,
+    ExitProbe,
+    Frozen,
+    HttpProbe,
+    LogProbe,
+    Platform,
+    Probe,
+    RegistryOptions,
+    RunningProbe,
+    Startup,
+    TcpProbe,
+)
+from parbake.reference import Reference
+
+
+class Section(Frozen):
+    """A part of the file; the docstrings of its fields are published in the JSON Schema."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Via:
+    """Reads a value by a section and holds it as the noun that ``convert`` makes of it.
+
+    ``short`` turns a bare text into what the section reads, or into the finished noun; ``short_schema`` describes it.
+    Errors keep the places of the user's text, since the section mirrors it.
+    """
+
+    section: type[BaseModel]
+    convert: Callable[[Any], BaseModel] = lambda section: section
+    short: Callable[[str], object] | None = None
+    short_schema: dict[str, Any] | None = None
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # What is held is the noun, so that is what is dumped.
+        dump = core_schema.plain_serializer_function_ser_schema(
+            lambda noun, info: noun.model_dump(mode=info.mode), info_arg=True
+        )
+        section = handler.generate_schema(self.section)
+        return core_schema.no_info_wrap_validator_function(self._read, section, serialization=dump)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        written = handler(schema)
+        return {"anyOf": [self.short_schema, written]} if self.short_schema else written
+
+    def _read(self, value: object, handler: Callable[[object], Any]) -> BaseModel:
+        if isinstance(value, str) and self.short:
+            value = self.short(value)
+        if isinstance(value, BaseModel) and not isinstance(value, self.section):
+            return value  # a finished noun
+        return self.convert(handler(value))
+
+
+class HttpSection(Section):
+    """Up when GET http://127.0.0.1:port/path answers with a status from 200 to 399."""
+
+    port: Port
+    """The TCP port, on the node's loopback."""
+    path: Annotated[str, Field(pattern="^/")] = "/"
+    """The path to ask for, with its leading slash."""
+
+
+_HTTP_SCHEMA = {"type": ["string", "integer"], "pattern": "^[0-9]{1,5}(/.*)?$"}
+
+
+def _http(text: str) -> object:
+    port, slash, path = text.partition("/")
+    if not port.isascii() or not port.isdigit() or len(port) > 5:
+        raise wrong(f"{text!r} is no port with a path", "write 8080/healthz, or {port: 8080, path: /healthz}")
+    return {"port": int(port), "path": slash + path or "/"}
+
+
+class UpSection(Section):
+    """How to know that a started container is up: exactly one of these."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    log: Expression | None = None
+    """Up when a line of the container's output matches this regular expression (Python's, searched)."""
+    tcp: Port | None = None
+    """Up when something accepts connections on this port of the node's loopback."""
+    http: (
+        Annotated[
+            HttpSection,
+            Via(
+                HttpSection, short=_http, short_schema={"type": ["string", "integer"], "pattern": "^[0-9]{1,5}(/.*)?$"}
+            ),
+        ]
+        | None
+    ) = None
+    """Up when HTTP answers: ``8080/healthz`` or ``{port: 8080, path: /healthz}``."""
+    running: Duration | None = None
+    """Up when the main process has run for so long, or has ended with code 0 before."""
+
+    def probe(self) -> Probe:
+        """Return the one probe; raises when there is none or more than one."""
+        given: list[Probe] = []
+        if self.log is not None:
+            given.append(LogProbe(pattern=self.log))
+        if self.tcp is not None:
+            given.append(TcpProbe(port=self.tcp))
+        if self.http is not None:
+            given.append(HttpProbe(port=self.http.port, path=self.http.path))
+        if self.running is not None:
+            given.append(RunningProbe(seconds=self.running))
+        if len(given) != 1:
+            count = "none" if not given else str(len(given))
+            raise wrong(f"must be exactly one of exit, running, log, tcp, http; there are {count}", "write up: exit")
+        return given[0]
+
+
+def _up(text: str) -> object:
+    ways = {"exit": ExitProbe(), "running": RunningProbe()}
+    if text in ways:
+        return ways[text]
+    if text in {"log", "tcp", "http"}:
+        needs = {"log": "REGEX", "tcp": "8080", "http": "8080/healthz"}[text]
+        raise wrong(f"{text!r} needs a value", f"write {{{text}: {needs}}}")
+    raise wrong(f"{text!r} is no way to know", close(text, ("exit", "running", "log", "tcp", "http")))
+
+
+class StartupSection(Section):
+    """How to start an image for rehearsal and verification, and how to know that it is up."""
+
+    command: Words = ()
+    """Replaces the image's entrypoint, as a pod's `command` does; empty keeps the image's own."""
+    args: Words = ()
+    """Replaces the image's command, as a pod's `args` does; empty keeps the image's own."""
+    env: Variables = Field(default_factory=dict)
+    """Environment variables on top of the image's own."""
+    up: Annotated[Probe, Via(UpSection, UpSection.probe, _up, {"enum": ["exit", "running"]})] = Field(
+        default_factory=RunningProbe, json_schema_extra={"default": "running"}
+    )
+    """When it counts as up: `exit` (ended with code 0), `running` (ran for a second), or a log line, a port, HTTP."""
+    timeout: Duration = Field(default=120.0, json_schema_extra={"default": "120s"})
+    """How long it may take, on a machine with hardware virtualisation; emulation stretches it."""
+
+    def startup(self) -> Startup:
+        """Return the model's noun."""
+        return Startup(command=self.command, args=self.args, env=self.env, up=self.up, timeout=self.timeout)
+
+
+def _containerfile(data: dict[str, Any]) -> Path:
+    """Find the build file where the user names none."""
+    folder: Path = data["context"]
+    names = [folder / "Containerfile", folder / "Dockerfile"]
+    return next((path for path in names if status(path)), names[0])
+
+
+class Build(Section):
+    """How to build an image that is not in a registry yet."""
+
+    context: Folder
+    """The folder that the build sees, relative to the Bakefile."""
+    file: Annotated[PathText, Field(default_factory=_containerfile, validate_default=True)]
+    """The build file, relative to the context. Default: Containerfile, then Dockerfile."""
+    args: Variables = Field(default_factory=dict)
+    """Build arguments (ARG). They end up in the image's history: no secrets here."""
+    target: Scalar = ""
+    """The stage to build; the last one when empty."""
+
+    @check("file", mode="before")
+    @classmethod
+    def _below_context(cls, value: object, info: ValidationInfo) -> object:
+        context = info.data.get("context")
+        return str(context / value) if isinstance(value, str) and value and context else value
+
+    @check("file")
+    @classmethod
+    def _exists(cls, value: Path, info: ValidationInfo) -> Path:
+        return existing_file(value, info) if "context" in info.data else value
+
+
+def _build(text: str) -> object:
+    return {"context": text}
+
+
+BuildText = Annotated[Build, Via(Build, short=_build, short_schema={"type": "string", "minLength": 1})]
+
+
+class ImageEntry(Section):
+    """An image to bake."""
+
+    reference: ReferenceText
+    """The image, exactly as pod specs name it. `localhost/name:tag` (no port) is built here and never pushed."""
+    platform: PlatformText | None = None
+    """The platform to take of an image for several; must be of the node's architecture and may add a variant."""
+    build: Annotated[BuildText | None, Field(validate_default=True)] = None
+    """Build the image first, and push it where the reference says; a bare text is the context."""
+    also_by_digest: bool = True
+    """Store the image under name@sha256:… too, for pods that ask for the digest."""
+    startup: Annotated[Startup, Via(StartupSection, StartupSection.startup)] | None = None
+    """How to start it in verification. Without: the image's own command must run for a second."""
+
+    @property
+    def parsed(self) -> Reference:
+        """The reference, normalised."""
+        return Reference.parse(self.reference)
+
+    @check("reference")
+    @classmethod
+    def _is_new(cls, value: str, info: ValidationInfo) -> str:
+        reading: Reading | None = info.context
+        name = str(Reference.parse(value))
+        if reading and name in reading.seen:
+            raise wrong(f"{name} is in the list already", "remove one of them")
+        if reading:
+            reading.seen[name] = None
+        return value
+
+    @check("platform")
+    @classmethod
+    def _fits_the_node(cls, value: Platform | None, info: ValidationInfo) -> Platform | None:
+        reading: Reading | None = info.context
+        node = reading.platform if reading else None
+        if value and node and (value.os, value.architecture) != (node.os, node.architecture):
+            raise wrong(f"{value} does not run on a node of {node}", "remove it, or change the Bakefile's platform")
+        return value
+
+    @check("build")
+    @classmethod
+    def _has_a_source(cls, value: Build | None, info: ValidationInfo) -> Build | None:
+        if "reference" not in info.data:
+            return value
+        reference = Reference.parse(info.data["reference"])
+        if value and reference.digest:
+            raise wrong("a build makes a new digest, and the reference asks for a certain one", "write name:tag")
+        if value is None and reference.is_local:
+            raise wrong(
+                f"{reference} can only be built: no registry has `localhost` without a port",
+                "add build: {context: FOLDER}, or name the registry's port",
+            )
+        return value
+
+
+class BaseChoice(Frozen):
+    """What the user bakes onto: the default base with extra ``packages``, a disk image at ``path``, or nothing."""
+
+    kind: Literal["debian", "file", "none"] = "debian"
+    path: Path | None = None
+    packages: tuple[str, ...] = ()
+    serial: str = ""
+
+
+class DebianSection(Section):
+    """The default base: Debian with a kernel, systemd, containerd, runc and cloud-init."""
+
+    packages: tuple[Package, ...] = ()
+    """Debian packages to add."""
+    serial: Scalar = ""
+    """Any text, such as a date. A new one builds the base anew, with the packages of that day."""
+
+
+class BaseSection(Section):
+    """What to bake onto: exactly one of these."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    debian: DebianSection | None = None
+    """The default base, with choices."""
+    file: File | None = None
+    """A disk image (raw or qcow2) with a root file system and containerd, relative to the Bakefile."""
+
+    def choice(self) -> BaseChoice:
+        """Return the choice; raises when there is none or more than one."""
+        if self.debian and not self.file:
+            packages = tuple(sorted(set(self.debian.packages)))
+            return BaseChoice(kind="debian", packages=packages, serial=self.debian.serial)
+        if self.file and not self.debian:
+            return BaseChoice(kind="file", path=self.file)
+        raise wrong("must be exactly one of debian, file", "write base: debian")
+
+
+def _base(text: str) -> object:
+    if text in {"debian", "none"}:
+        return BaseChoice(kind=text)
+    if "/" in text or "." in text:
+        raise wrong(f"{text!r} is no base", f"for a disk image, write base: {{file: {text}}}")
+    raise wrong(f"{text!r} is no base", close(text, ("debian", "none", "file")))
+
+
+_FORMATS = ("raw", "qcow2", "vmdk", "vhd")
+_FILE_SYSTEMS = ("ext4", "xfs")
+
+
+class ArtefactSection(Section):
+    """What comes out."""
+
+    kind: Literal["machine-image", "volume"] | None = None
+    """`machine-image` boots; `volume` is a node's second disk. Default: what the other keys ask for."""
+    format: Literal["raw", "qcow2", "vmdk", "vhd"] | None = None
+    """The format of a machine image's file. Default: raw."""
+    filesystem: Literal["ext4", "xfs"] | None = None
+    """The file system of a volume (a machine image keeps its base's). Default: ext4."""
+
+    def artefact(self) -> Artefact:
+        """Return the model's noun; raises where the keys contradict each other."""
+        kind = self.kind or ("volume" if self.filesystem and not self.format else "machine-image")
+        if kind == "volume" and self.format not in {None, "raw"}:
+            raise wrong(f"a volume is raw, not {self.format}", "remove format")
+        if kind == "machine-image" and self.filesystem:
+            raise wrong("a machine image keeps the file system of its base", "remove filesystem")
+        return Artefact(kind=kind, format=self.format or "raw", filesystem=self.filesystem or "ext4")
+
+
+def _artefact(text: str) -> object:
+    if text in _FORMATS:
+        return {"kind": "machine-image", "format": text}
+    if text in _FILE_SYSTEMS:
+        raise wrong(f"{text} is a file system", f"write {{kind: volume, filesystem: {text}}}")
+    if text in {"volume", "machine-image"}:
+        raise wrong(f"{text} is a kind", f"write {{kind: {text}}}")
+    raise wrong(f"{text!r} is no format", close(text, _FORMATS))
+
+
+class RegistrySection(Section):
+    """How to reach one registry."""
+
+    plain_http: bool = False
+    """Speak HTTP instead of HTTPS. Loopback registries are tried with both anyway."""
+    credentials: Literal["auto", "none", "docker", "ecr", "environment"] = "auto"
+    """Where a login comes from: `auto` looks where Docker does and asks AWS for ECR hosts; `docker` looks only at
+    config.json and its helpers; `ecr` asks AWS; `environment` reads PARBAKE_USERNAME and PARBAKE_PASSWORD."""
+    mirrors: tuple[Mirror, ...] = ()
+    """Hosts (or host/path) to ask first."""
+    ca: File | None = None
+    """A PEM file with certificate authorities to trust besides the system's, relative to the Bakefile."""
+
+    def options(self) -> RegistryOptions:
+        """Return the model's noun."""
+        return RegistryOptions(
+            plain_http=self.plain_http,
+            credentials=self.credentials,
+            mirrors=self.mirrors,
+            ca=str(self.ca or ""),
+        )
+
+
+def short_image(text: str) -> object:
+    """Read a bare reference in the list of images."""
+    return {"reference": text}
+
+
+Image = Annotated[ImageEntry, Via(ImageEntry, short=short_image, short_schema={"type": "string", "pattern": "^[^ ]+$"})]
+BaseText = Annotated[BaseChoice, Via(BaseSection, BaseSection.choice, _base, {"enum": ["debian", "none"]})]
+ArtefactText = Annotated[Artefact, Via(ArtefactSection, ArtefactSection.artefact, _artefact, {"enum": list(_FORMATS)})]
+RegistryText = Annotated[RegistryOptions, Via(RegistrySection, RegistrySection.options)]

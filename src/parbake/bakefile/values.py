@@ -1,0 +1,316 @@
+"""How single values of a Bakefile are read: sizes, durations, platforms, references, paths, and what is wrong with one.
+
+Each reader takes what the user wrote and returns what the model holds, or raises the error that ``wrong`` makes:
+pydantic collects these over the whole file. What a reader cannot read is left to pydantic's own type check.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from parbake.errors import BadReference, InputError
+from parbake.model import MIB, Platform
+from parbake.reference import Reference
+
+WRONG = "parbake"
+"""The type that pydantic's list of errors shows for those made here."""
+
+# Go's names for the architectures of container images that exist in numbers.
+ARCHITECTURES = ("amd64", "arm64", "arm", "386", "ppc64le", "s390x", "riscv64", "loong64", "mips64le")
+
+_SIZE_UNITS = {
+    **{f"{letter}iB": 1 << (10 * power) for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
+    "kB": 1000,
+}
+_SMALLEST_SIZE = 16 * MIB
+_LARGEST_SIZE = 64 << 40  # the largest volume that clouds offer
+_DURATION = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+)ms)?")
+_LONGEST_DURATION = 24 * 3600.0
+
+NAME = r"[a-z0-9][a-z0-9.-]{0,62}"
+_ENVIRONMENT_NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"
+_PACKAGE = r"[a-z0-9][a-z0-9+.-]+"  # Debian policy 5.6.1
+
+
+@dataclass(slots=True)
+class Reading:
+    """What reading one file needs to know: where relative paths begin, and what was seen higher up in the file."""
+
+    folder: Path
+    platform: Platform | None = None
+    """The node's platform, once it is read."""
+    seen: dict[str, None] = field(default_factory=dict)
+    """The image references so far, normalised."""
+
+
+def wrong(message: str, suggestion: str = "") -> PydanticCustomError:
+    """Make the error that says what is wrong with a value, and what to write instead."""
+    return PydanticCustomError(WRONG, "{message}", {"message": message, "suggestion": suggestion})
+
+
+def close(word: str, known: Iterable[str]) -> str:
+    """Suggest the known word that was probably meant, or name them all."""
+    words = list(known)
+    matches = difflib.get_close_matches(word.lower(), words, n=1)
+    if matches:
+        return f"did you mean {matches[0]!r}?"
+    return f"known: {', '.join(words)}" if words else ""
+
+
+def spoken(value: object) -> str:
+    """Name a value as its author sees it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, tuple | list):
+        return "a list"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return f"the number {value}"
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME, text):
+        valid = valid_name(text)
+        raise wrong(
+            f"{text!r} is no name: up to 63 of a-z, 0-9, '.', '-', the first a letter or a digit",
+            f"such as {valid}" if valid else "",
+        )
+    return text
+
+
+def valid_name(text: str) -> str:
+    """Make a valid artefact name of any text; empty when nothing of it can be used."""
+    return re.sub(r"[^a-z0-9.-]+", "-", text.lower()).lstrip("-.")[:63].rstrip("-.")
+
+
+def _finished(value: object, kind: type) -> object:
+    """Let pass what is no text and needs no reading."""
+    if isinstance(value, kind):
+        return value
+    raise wrong(f"must be text, not {spoken(value)}", "give it a value or remove it" if value is None else "")
+
+
+def _size(value: object) -> object:
+    """Read ``auto`` as 0, and a size as bytes, whole MiB."""
+    if not isinstance(value, str):
+        return _finished(value, int)
+    if value == "auto":
+        return 0
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", value)
+    if match is None:
+        raise wrong(f"{value!r} is no size", "write auto, or a number and its unit, such as 20GiB")
+    number, unit = match.groups()
+    if unit not in _SIZE_UNITS:
+        letter = unit[:1].upper()
+        meant = f"{number}{letter if letter in {'K', 'M', 'G', 'T'} else 'G'}iB"
+        what = f"has the unit {unit!r}, which is none of KiB, MiB, GiB, TiB, KB, MB, GB, TB" if unit else "has no unit"
+        raise wrong(f"{value!r} {what}", f"did you mean {meant}?")
+    size = int(Decimal(number) * _SIZE_UNITS[unit])
+    if "i" in unit and size % MIB:
+        raise wrong(f"{value!r} is not a whole number of MiB", f"write {-(-size // MIB)}MiB")
+    size -= size % MIB  # decimal units never come out even
+    if not _SMALLEST_SIZE <= size <= _LARGEST_SIZE:
+        raise wrong(f"{value!r} is not between 16MiB and 64TiB", "write auto to let parbake choose")
+    return size
+
+
+def _duration(value: object) -> object:
+    """Read a duration as seconds."""
+    if not isinstance(value, str):
+        return _finished(value, float)
+    match = _DURATION.fullmatch(value)
+    if not match or not value:
+        unit = re.fullmatch(r"[0-9.]+", value)
+        raise wrong(
+            f"{value!r} {'has no unit' if unit else 'is no duration'}",
+            f"write {value}s for seconds" if unit else "write 90s, 2m, 1m30s or 500ms",
+        )
+    hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+    total = hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    if not 0 < total <= _LONGEST_DURATION:
+        raise wrong(f"{value!r} is not between 1ms and 24h")
+    return total
+
+
+def _platform(value: object) -> object:
+    if not isinstance(value, str):
+        return _finished(value, Platform)
+    try:
+        platform = Platform.parse(value)
+    except InputError as error:
+        raise wrong(error.message, error.hint) from None
+    if platform.os != "linux":
+        raise wrong(f"{value!r}: Kubernetes nodes that parbake bakes run linux", f"write linux/{platform.architecture}")
+    if platform.architecture not in ARCHITECTURES:
+        raise wrong(
+            f"{value!r}: {platform.architecture!r} is no architecture of container images",
+            close(platform.architecture, ARCHITECTURES),
+        )
+    return platform
+
+
+def reference_text(text: str) -> str:
+    """Check an image reference and return it as it was written."""
+    try:
+        Reference.parse(text)
+    except BadReference as error:
+        raise wrong(error.message, error.hint) from None
+    return text
+
+
+def registry_host(text: str) -> str:
+    """Check ``host[:port]`` and return it as image references are normalised (``docker.io``)."""
+    bare = re.sub(r"^[a-z]+://", "", text).split("/")[0]
+    with suppress(BadReference):
+        registry = Reference.parse(f"{text}/a/b").registry
+        if text in {registry, "index.docker.io"}:
+            return registry
+    reason = "is no registry host" if bare == text else "is no host: it has a scheme or a path"
+    raise wrong(f"{text!r} {reason}", f"write {bare}" if bare not in {text, ""} else "write host or host:port")
+
+
+def _mirror(text: str) -> str:
+    host, _, path = text.partition("/")
+    if "://" in text or text.endswith("/"):
+        bare = re.sub(r"^[a-z]+://", "", text).rstrip("/")
+        raise wrong(f"{text!r} has a scheme or ends with '/'", f"write {bare}")
+    registry_host(host)
+    if path:
+        reference_text(f"{text}/a")
+    return text
+
+
+def _package(text: str) -> str:
+    if not re.fullmatch(_PACKAGE, text):
+        raise wrong(f"{text!r} is no name of a Debian package", "small letters, digits, '+', '-', '.'")
+    return text
+
+
+def _environment_name(text: str) -> str:
+    if not re.fullmatch(_ENVIRONMENT_NAME, text):
+        raise wrong(f"{text!r} is no name of a variable", "letters, digits and '_', the first no digit")
+    return text
+
+
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        advice = "quote it with '…', and escape ( [ . * with \\"
+        raise wrong(f"{text!r} is no regular expression: {error}", advice) from None
+    return text
+
+
+def _path(value: object, info: ValidationInfo) -> object:
+    """Read a path; relative ones begin at the Bakefile's folder."""
+    if not isinstance(value, str):
+        return _finished(value, Path)
+    if not value:
+        raise wrong("an empty path")
+    reading: Reading | None = info.context
+    return reading.folder / value if reading else Path(value)
+
+
+def status(path: Path) -> os.stat_result | None:
+    """Return what a path is, None when it is nothing that can be reached."""
+    with suppress(OSError, ValueError):
+        return path.stat()
+    return None
+
+
+def existing_file(path: Path, info: ValidationInfo) -> Path:
+    """Check that a path is a regular file, when a file is read; return it."""
+    found = status(path)
+    if info.context and found is None:
+        raise wrong(f"there is no file {path}", "a relative path begins at the Bakefile's folder")
+    if info.context and found is not None and not stat.S_ISREG(found.st_mode):
+        raise wrong(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}", "name a file")
+    return path
+
+
+def _existing_folder(path: Path, info: ValidationInfo) -> Path:
+    found = status(path)
+    if info.context and found is None:
+        raise wrong(f"there is no folder {path}", "a relative path begins at the Bakefile's folder")
+    if info.context and found is not None and not stat.S_ISDIR(found.st_mode):
+        raise wrong(f"{path} is a file", "name the folder that it is in")
+    return path
+
+
+def _folder_to_be(path: Path, info: ValidationInfo) -> Path:
+    found = status(path)
+    if info.context and found is not None and not stat.S_ISDIR(found.st_mode):
+        raise wrong(f"{path} is a file", "name a folder; it is made when missing")
+    return path
+
+
+def _words(value: object) -> object:
+    if isinstance(value, str):
+        raise wrong(f"must be a list of words, not the text {value!r}", f"write [{', '.join(value.split())}]")
+    return value
+
+
+def _variables(value: object) -> object:
+    if isinstance(value, tuple | list):
+        raise wrong("must be a mapping, not a list", "write NAME: value, one a line")
+    return value
+
+
+def text_schema(pattern: str = "", *examples: str, **more: Any) -> WithJsonSchema:
+    """Return the JSON Schema of a text."""
+    schema: dict[str, Any] = {"type": "string", **({"pattern": pattern} if pattern else {}), **more}
+    return WithJsonSchema({**schema, "examples": list(examples)} if examples else schema)
+
+
+_PATH_SCHEMA = text_schema(minLength=1)
+_SCALAR_SCHEMA = WithJsonSchema({"type": ["string", "number", "boolean"]})
+
+Name = Annotated[str, AfterValidator(_name), text_schema(f"^{NAME}$")]
+Size = Annotated[
+    int, BeforeValidator(_size), text_schema(r"^(auto|[0-9]+(\.[0-9]+)? ?([KMGT]i?|k)B)$", "auto", "20GiB")
+]
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    text_schema(r"^(?=[0-9])([0-9]+h)?([0-9]+m)?([0-9]+(\.[0-9]+)?s)?([0-9]+ms)?$", "90s", "1m30s"),
+]
+PlatformText = Annotated[
+    Platform,
+    BeforeValidator(_platform),
+    text_schema(r"^[Ll]inux/[A-Za-z0-9_]+(/[A-Za-z0-9]+)?$", "linux/amd64", "linux/arm64"),
+]
+ReferenceText = Annotated[
+    str, AfterValidator(reference_text), text_schema("^[^ ]+$", "registry.example.com/team/app:1.4")
+]
+RegistryHost = Annotated[str, AfterValidator(registry_host)]
+Mirror = Annotated[str, AfterValidator(_mirror), text_schema("^[^ ]+[^ /]$", "mirror.example.com/hub")]
+Package = Annotated[str, AfterValidator(_package), text_schema(f"^{_PACKAGE}$")]
+Expression = Annotated[str, AfterValidator(_expression), text_schema("", "listening on port [0-9]+")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Words = Annotated[tuple[Annotated[str, _SCALAR_SCHEMA], ...], BeforeValidator(_words)]
+Scalar = Annotated[str, _SCALAR_SCHEMA]
+Variables = Annotated[
+    dict[Annotated[str, AfterValidator(_environment_name)], Scalar],
+    BeforeValidator(_variables),
+]
+PathText = Annotated[Path, BeforeValidator(_path), _PATH_SCHEMA]
+File = Annotated[Path, BeforeValidator(_path), AfterValidator(existing_file), _PATH_SCHEMA]
+Folder = Annotated[Path, BeforeValidator(_path), AfterValidator(_existing_folder), _PATH_SCHEMA]
+FolderToBe = Annotated[Path, BeforeValidator(_path), AfterValidator(_folder_to_be), _PATH_SCHEMA]

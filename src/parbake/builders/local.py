@@ -1,0 +1,111 @@
+"""The local builder: fills a disk image or a fresh volume offline. No boot, no cloud, any architecture.
+
+Everything that is mounted lives in a mount namespace of this run's own: it goes away with the process, however it ends.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from parbake import disk
+from parbake.builders import Baked, Ingredients
+from parbake.containerd import Client, Daemon
+from parbake.errors import BadBase
+from parbake.fill import fill
+from parbake.model import Plan
+from parbake.run import need_root
+from parbake.seal import seal
+from parbake.workspace import remove_tree
+
+# Layers on their way lie beside the snapshots that they will become: moving them there is a rename.
+_STAGING = ".parbake-staging"
+
+
+class LocalBuilder:
+    """Fills on this machine; needs root, mounts, a loop device and containerd."""
+
+    name = "local"
+
+    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
+        """Make the artefact in the work folder.
+
+        Raises BadBase (no root file system, no runtime, a sandbox image that nobody brings), DiskFull, and whatever
+        filling raises.
+        """
+        need_root("baking")
+        with disk.private_mounts():
+            if plan.artefact.kind == "volume":
+                return _bake_volume(plan, ingredients)
+            return _bake_machine_image(plan, ingredients)
+
+
+def _bake_volume(plan: Plan, ingredients: Ingredients) -> Baked:
+    """Make a file system that is the runtime's root: a node mounts it there."""
+    events, work, filesystem = ingredients.events, ingredients.work, plan.artefact.filesystem
+    volume = work / "disk.raw"
+    with events.stage("format", f"Make the {filesystem} file system"):
+        disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
+    with disk.mount(volume, work / "mnt", filesystem=filesystem) as mounted:
+        _fill_store(mounted.path, plan, ingredients)
+        with events.stage("trim", "Write to disk, give back what is unused"):
+            disk.trim(mounted)
+    with events.stage("check", "Check the file system"):
+        disk.check_filesystem(volume, filesystem)
+    return Baked(volume)
+
+
+def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
+    """Copy the base and fill the store of its own containerd."""
+    events, work = ingredients.events, ingredients.work
+    assert ingredients.base
+    raw, at = work / "disk.raw", work / "mnt"
+    with events.stage("copy", "Copy the base"):
+        disk.to_raw(ingredients.base, raw, events)
+        root = disk.find_root(raw)
+        root = disk.grow(raw, root, plan.size)
+        disk.grow_filesystem(raw, root.filesystem, at, offset=root.start, size=root.size)
+    with disk.mount(raw, at, offset=root.start, size=root.size, filesystem=root.filesystem) as mounted:
+        runtime = disk.find_runtime(mounted.path)
+        _fill_store(runtime.root, plan, ingredients, sandbox=runtime.sandbox_image)
+        with events.stage("seal", "Seal the machine image"):
+            sealed = seal(mounted.path)
+        with events.stage("trim", "Write to disk, give back what is unused"):
+            disk.trim(mounted)
+    with events.stage("check", "Check the file system"):
+        disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
+    return Baked(_in_format(raw, plan, ingredients), sealed)
+
+
+def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: str = "") -> None:
+    """Fill a containerd store with the plan's images, by a containerd of our own that works on it."""
+    events, staging = ingredients.events, root / _STAGING
+    with events.stage("fill", f"Fill the store with {len(plan.all_images)} images"):
+        with Daemon(root, ingredients.work / "containerd") as daemon, daemon.client() as store:
+            remove_tree(staging)  # a base that was itself captured in the middle of something
+            staging.mkdir(mode=0o700)
+            try:
+                fill(plan, store, ingredients.source, events=events, work=staging)
+            finally:
+                remove_tree(staging)
+            if sandbox:
+                _check_sandbox(sandbox, plan, store)
+
+
+def _check_sandbox(wanted: str, plan: Plan, store: Client) -> None:
+    """Make sure that the pause image which the base's containerd asks for is there: without it no pod starts."""
+    if store.images.get(wanted) is None:
+        raise BadBase(
+            f"the base's containerd is configured with the sandbox image {wanted}, which neither the base nor the "
+            f"Bakefile brings: no pod would start without a registry",
+            hint=f"write `sandbox: {wanted}` in the Bakefile",
+        )
+
+
+def _in_format(raw: Path, plan: Plan, ingredients: Ingredients) -> Path:
+    if plan.artefact.format == "raw":
+        return raw
+    target = raw.with_suffix(f".{plan.artefact.format}")
+    with ingredients.events.stage("convert", f"Convert to {plan.artefact.format}"):
+        disk.convert(raw, target, plan.artefact.format)
+    raw.unlink()
+    return target

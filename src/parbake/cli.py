@@ -1,0 +1,283 @@
+"""The door: arguments, rendering, exit codes. Only this room exits; everything below raises.
+
+Results go to standard output (one JSON document with ``--json``), everything else to standard error.
+Exit codes: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 verification said no, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parbake import __version__
+from parbake.errors import InputError, Interrupted, ParbakeError, from_os_error
+
+if TYPE_CHECKING:
+    from parbake.events import Events
+
+app = typer.Typer(
+    name="parbake",
+    help="Bake container images into machine images and volumes, so that nodes start with nothing left to pull.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BakefilePath = Annotated[Path, typer.Option("-f", "--file", help="The Bakefile.", metavar="FILE")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
+Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, plain, json or none.", metavar="STYLE")]
+What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
+DEFAULT_FILE = Path("parbake.yaml")
+
+
+@dataclass
+class Door:
+    """How this call talks: ``as_json`` and ``debug`` are set while arguments are read, ``answered`` once it has."""
+
+    as_json: bool = False
+    debug: bool = False
+    answered: bool = False
+
+
+door = Door()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"parbake {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Set what holds for every command."""
+    del version  # its callback has answered
+    door.debug = debug
+
+
+@contextmanager
+def _events(style: str) -> Iterator[Events]:
+    from parbake.render import rendered
+
+    if style not in {"auto", "rich", "plain", "json", "none"}:
+        raise InputError(f"--progress {style}: no such style", hint="choose auto, rich, plain, json or none")
+    with rendered(style) as events:  # type: ignore[arg-type]  # checked above
+        yield events
+
+
+def _answer(document: Any, text: str) -> None:
+    """Print the result: the JSON document, or the text for people."""
+    door.answered = True
+    typer.echo(json.dumps(document, indent=2) if door.as_json else text)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write parbake.yaml.")] = Path(),
+    image: Annotated[list[str] | None, typer.Option(help="An image to bake; may be given several times.")] = None,
+    from_manifests: Annotated[
+        str | None,
+        typer.Option(help="Take the images of the Kubernetes manifests in this folder or file; - for stdin."),
+    ] = None,
+    from_cluster: Annotated[bool, typer.Option(help="Take the images that the cluster of kubectl runs.")] = False,
+    context: Annotated[str, typer.Option(help="The kubectl context for --from-cluster.")] = "",
+    sizes: Annotated[bool, typer.Option(help="Ask the registries for the sizes of images.")] = True,
+    force: Annotated[bool, typer.Option(help="Replace existing files.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented Bakefile that works as it stands.
+
+    Without options it takes the Containerfile of the folder, or writes a sample application into an empty one.
+    """
+    from parbake import beginnings
+
+    door.as_json = as_json
+    with _events("plain") as events:
+        written = beginnings.begin(
+            folder,
+            images=tuple(image or ()),
+            manifests=from_manifests,
+            cluster=from_cluster,
+            context=context,
+            sizes=sizes,
+            force=force,
+            events=events,
+        )
+    _answer({"written": [str(path) for path in written]}, "\n".join(f"wrote {path}" for path in written))
+
+
+@app.command()
+def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: Progress = "auto") -> None:
+    """Show what a bake would do: images, sizes, disk, content key, and what exists already."""
+    from parbake import flow, tables
+
+    door.as_json = as_json
+    with _events(progress) as events:
+        outlook = flow.outlook(file, events)
+    _answer(tables.outlook_json(outlook), tables.outlook_text(outlook))
+
+
+@app.command()
+def bake(
+    file: BakefilePath = DEFAULT_FILE,
+    force: Annotated[bool, typer.Option(help="Bake again what exists already.")] = False,
+    rebuild: Annotated[bool, typer.Option(help="Build images again whose context did not change.")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Boot the artefact and start its images before it counts as done.")
+    ] = True,
+    keep_workspace: Annotated[bool, typer.Option(help="Keep the work folder, for debugging.")] = False,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Bake the images into the artefact, and prove that they start from it. Does nothing when that is done already."""
+    from parbake import flow, tables
+
+    door.as_json = as_json
+    options = flow.Options(force=force, rebuild=rebuild, verify=verify, keep_workspace=keep_workspace)
+    with _events(progress) as events:
+        finished = flow.bake(file, events, options)
+    _answer(tables.finished_json(finished), tables.finished_text(finished))
+
+
+@app.command()
+def verify(
+    what: What,
+    file: BakefilePath = DEFAULT_FILE,
+    keep_workspace: Annotated[bool, typer.Option(help="Keep the work folder, for debugging.")] = False,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Boot an artefact without a network, start each of its images, and write the verdict into its record.
+
+    RECORD may also be a disk image that parbake has no record of: then every image in its store must start.
+    """
+    from parbake import flow, tables
+
+    door.as_json = as_json
+    with _events(progress) as events:
+        artefact, verdict = flow.verify_again(what, _output(file), events, keep_workspace=keep_workspace)
+    _answer(tables.verdict_json(artefact, verdict), tables.verdict_text(artefact, verdict))
+    flow.judge(artefact, verdict)
+
+
+@app.command(name="list")
+def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """List the artefacts with their sizes, images and verdicts, oldest first."""
+    from parbake import records, tables
+
+    door.as_json = as_json
+    found = records.find(_output(file))
+    _answer([tables.record_json(path, record) for path, record in found], tables.records_text(found))
+
+
+@app.command()
+def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """Show one record; with --json the in-toto statement as it is stored."""
+    from parbake import records, tables
+
+    door.as_json = as_json
+    artefact, record = records.locate(what, _output(file))
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
+    _answer(records.to_statement(record), tables.record_text(artefact, record))
+
+
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=0, help="How many artefacts to keep of each name.")] = 3,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old artefacts: the newest ones of each name stay, and always the newest that passed verification."""
+    from parbake import flow, tables
+
+    door.as_json = as_json
+    decisions = flow.prune(_output(file), keep=keep, dry_run=dry_run)
+    _answer(tables.decisions_json(decisions), tables.decisions_text(decisions, dry_run=dry_run))
+
+
+@app.command()
+def clean(
+    file: BakefilePath = DEFAULT_FILE,
+    caches: Annotated[
+        bool, typer.Option("--caches", help="Also remove the caches: default bases, builders' stores.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what killed runs left behind."""
+    from parbake import flow
+
+    door.as_json = as_json
+    removed = [str(path) for path in flow.clean(_output(file), caches=caches)]
+    _answer({"removed": removed}, "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the Bakefile, for editors."""
+    from parbake.bakefile import schema as bakefile_schema
+
+    typer.echo(json.dumps(bakefile_schema(), indent=2))
+
+
+def _output(file: Path) -> Path:
+    """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile."""
+    from parbake.bakefile import load
+
+    if file == DEFAULT_FILE and not file.exists():
+        return Path("artefacts")
+    return load(file).output
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted("stopped by SIGTERM")
+
+
+def _report(error: ParbakeError) -> int:
+    if door.debug:
+        traceback.print_exception(error)
+    if door.as_json and not door.answered:  # one document, whatever happens
+        typer.echo(json.dumps(error.to_json(), indent=2))
+    typer.echo(f"parbake: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"  next: {error.hint}", err=True)
+    return error.exit_code
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are told on standard error."""
+    door.as_json = door.debug = door.answered = False
+    try:
+        app(arguments)  # ends with SystemExit: 0, or 2 after it has told what is wrong with the arguments
+    except SystemExit as end:
+        if end.code == Interrupted.exit_code:
+            return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
+        return end.code if isinstance(end.code, int) else 0
+    except ParbakeError as error:
+        return _report(error)
+    except OSError as error:
+        return _report(from_os_error(error))
+    return 0
+
+
+def main() -> None:
+    """Run as a program."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run())

@@ -1,0 +1,173 @@
+"""The demo: the main job end to end on one machine, with a real image, a real registry and a real boot.
+
+The story is told with steps that the door hands in (``Steps``): baking and verifying are the flow's, on this floor too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from parbake import sample
+from parbake.events import Events
+from parbake.model import MIB, Frozen, Image, Verdict
+from parbake.run import Deadline, Process
+
+FIRST_PORT = 5055
+"""Where the demo's registry listens, unless something else does: it is part of the image's reference."""
+_PORTS_TRIED = 100
+_START_SECONDS = 30.0
+_HOST = "127.0.0.1"
+_BAKEFILE = "parbake.yaml"
+_REFERENCE = re.compile(rf"{re.escape(_HOST)}:([0-9]+)/")
+
+
+class Baked(Frozen):
+    """What a bake left: the artefact, its record, the image and how long it took (seconds; 0: it was there already)."""
+
+    artefact: Path
+    record: Path
+    image: Image
+    seconds: float
+
+
+class Steps(Protocol):
+    """The steps of the story that lie on the flow's side."""
+
+    def bake(self, bakefile: Path) -> Baked:
+        """Build, push and bake what the Bakefile names."""
+        ...
+
+    def verify(self, record: Path) -> Verdict:
+        """Boot the artefact without a network and start its image."""
+        ...
+
+    def start_pulled(self, baked: Baked, registry: str) -> float:
+        """Start the same image in the same machine after a pull from ``registry`` (host:port here); return seconds."""
+        ...
+
+
+class Outcome(Frozen):
+    """What the demo shows. Times are seconds."""
+
+    baked: Baked
+    verdict: Verdict
+    start_pulled: float
+
+    @property
+    def start_baked(self) -> float:
+        """Seconds from asking the runtime until the baked image was up."""
+        starts = {image.reference: image.start_seconds for image in self.verdict.images}
+        return starts.get(self.baked.image.reference) or 0.0
+
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """Return the table: what, and how much."""
+        image = self.baked.image
+        raw = sum(layer.raw_size for layer in image.layers)
+        boot = self.verdict.boot_seconds
+        how = {"kvm": "with KVM", "tcg": "in emulation", "none": ""}[self.verdict.accelerator]
+        ratio = f" ({self.start_pulled / self.start_baked:.1f} times as long)" if self.start_baked else ""
+        return (
+            ("image", image.reference),
+            ("image size", f"{image.size / MIB:.0f} MiB compressed, {raw / MIB:.0f} MiB unpacked"),
+            ("bake", f"{self.baked.seconds:.1f} s" if self.baked.seconds else "nothing to do: baked before"),
+            ("boot", f"{boot:.1f} s {how}".rstrip() if boot is not None else "not booted"),
+            ("container start, baked", f"{self.start_baked:.1f} s"),
+            ("container start, pulled", f"{self.start_pulled:.1f} s{ratio}"),
+            ("artefact", str(self.baked.artefact)),
+            ("record", str(self.baked.record)),
+        )
+
+
+def tell(folder: Path, steps: Steps, *, events: Events, cache: Path) -> Outcome:
+    """Run the demo in a folder, which is kept, so that a second run finds what the first made.
+
+    Raises what the steps raise, EnvironmentProblem when a program is missing, CommandFailed when the registry ends.
+    """
+    bakefile = lay_out(folder, events=events, cache=cache)
+    with serve_registry(folder / "registry", port_of(bakefile)) as registry:
+        baked = steps.bake(bakefile)
+        verdict = steps.verify(baked.record)
+        start_pulled = steps.start_pulled(baked, registry)
+    return Outcome(baked=baked, verdict=verdict, start_pulled=start_pulled)
+
+
+def lay_out(folder: Path, *, events: Events, cache: Path) -> Path:
+    """Write the sample's context and a Bakefile for it, and return the Bakefile.
+
+    A Bakefile that is there stays as it is while the registry's port that it names can still be had.
+    """
+    sample.prepare(folder / sample.NAME, events=events, cache=cache)
+    bakefile = folder / _BAKEFILE
+    port = port_of(bakefile) if bakefile.exists() else 0
+    if port and not _is_free(port):
+        events.warn(f"port {port} is taken: the demo's registry moves, and its image gets another name")
+        port = 0
+    if not port:
+        reference = f"{_HOST}:{free_port()}/demo/{sample.NAME}:1"
+        bakefile.write_text(sample.bakefile(reference, sample.NAME))
+    return bakefile
+
+
+def port_of(bakefile: Path) -> int:
+    """Return the port of the demo's registry that a Bakefile names, 0 for none."""
+    found = _REFERENCE.search(bakefile.read_text())
+    return int(found[1]) if found else 0
+
+
+def free_port(first: int = FIRST_PORT) -> int:
+    """Return the first free TCP port of the loopback from ``first`` on, or any that the kernel has."""
+    return next((port for port in range(first, first + _PORTS_TRIED) if _is_free(port)), 0) or _any_port()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _any_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serve_registry(folder: Path, port: int) -> Iterator[str]:
+    """Serve a registry (Debian's docker-registry) on the loopback and yield its ``host:port``.
+
+    Its content stays in ``folder``. Raises EnvironmentProblem when it is not installed, CommandFailed when it ends
+    (the port is taken), DeadlineExceeded when it does not listen.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    host = f"{_HOST}:{port}"
+    config = {
+        "version": 0.1,
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(folder.absolute() / "content")}},
+        "http": {"addr": host},
+    }
+    file, log = folder / "config.json", folder / "log"  # YAML is a superset of JSON
+    file.write_text(json.dumps(config))
+    log.unlink(missing_ok=True)
+    with Process(["docker-registry", "serve", str(file)], log=log) as process:
+        deadline = Deadline(_START_SECONDS, f"the registry listens on {host}")
+        while not _listens(port):
+            process.check_alive()
+            deadline.sleep(0.05)
+        process.check_alive()
+        yield host
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((_HOST, port)) == 0

@@ -1,0 +1,169 @@
+"""Disk images as files: what they are, copies that stay sparse, formats, digests."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from parbake.errors import BadBase, CommandFailed, DiskFull, InputError
+from parbake.events import Events
+from parbake.model import MIB
+from parbake.run import run
+from parbake.workspace import publish
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_CHUNK = 4 * MIB
+_COPY_CHUNK = 64 * MIB
+# qemu-img's words for our formats. Clouds take streamOptimized VMDK and fixed VHD.
+_TARGETS: dict[str, list[str]] = {
+    "qcow2": ["-O", "qcow2"],
+    "vmdk": ["-O", "vmdk", "-o", "subformat=streamOptimized"],
+    "vhd": ["-O", "vpc", "-o", "subformat=fixed,force_size=on"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFile:
+    """A disk image: the digest of the file's bytes, its format in qemu-img's words, and the size of the disk in it."""
+
+    digest: str
+    format: str
+    virtual_size: int
+
+
+def describe(image: Path, cache: Path, events: Events) -> DiskFile:
+    """Say what a disk image is. The digest of a file that did not change is remembered in ``cache``.
+
+    Raises InputError (missing), BadBase (refers to other files).
+    """
+    try:
+        status = image.stat()
+    except OSError as error:
+        raise InputError(f"{image}: {error.strerror}", hint="check `base` in the Bakefile") from None
+    state = [str(image.resolve()), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    remembered = cache / "digests" / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()}.json"
+    if remembered.exists():
+        return DiskFile(**json.loads(remembered.read_text()))
+    info = _inspect(image)
+    found = DiskFile(f"sha256:{sha256_file(image, events)}", info["format"], int(info["virtual-size"]))
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    draft = remembered.with_suffix(f".{os.getpid()}.draft")
+    draft.write_text(json.dumps(asdict(found)))
+    publish(draft, remembered)
+    return found
+
+
+def _inspect(image: Path) -> dict[str, Any]:
+    """Ask qemu-img what an image is; raises BadBase for one that would make us read other files of this machine."""
+    try:
+        shown = run(["qemu-img", "info", "--output=json", str(image)], timeout=60)
+    except CommandFailed as error:
+        raise BadBase(
+            f"{image} is no disk image that qemu-img can read\n{error.output}", hint="give raw or qcow2"
+        ) from error
+    info: dict[str, Any] = json.loads(shown.stdout)
+    data = info.get("format-specific", {}).get("data", {})
+    others = [info.get("backing-filename"), data.get("data-file")]
+    others += [extent.get("filename") for extent in data.get("extents", [])]
+    foreign = [other for other in others if other and Path(other) != image]
+    if foreign:
+        raise BadBase(
+            f"{image} refers to another file ({foreign[0]})",
+            hint=f"make it whole first: qemu-img convert -O qcow2 {image.name} whole.qcow2",
+        )
+    return info
+
+
+def to_raw(source: Path, target: Path, events: Events) -> None:
+    """Copy a disk image to a raw, sparse file. Raises BadBase, DiskFull."""
+    info = _inspect(source)
+    if info["format"] == "raw":
+        copy_sparse(source, target, events)
+        return
+    _qemu_convert(["-f", info["format"], "-O", "raw"], source, target)
+
+
+def convert(source: Path, target: Path, format_: str) -> None:
+    """Convert a raw disk to qcow2, vmdk (streamOptimized) or vhd (fixed). Raises DiskFull, CommandFailed."""
+    _qemu_convert(["-f", "raw", *_TARGETS[format_]], source, target)
+
+
+def _qemu_convert(options: list[str], source: Path, target: Path) -> None:
+    try:
+        run(["qemu-img", "convert", "-t", "none", "-T", "none", *options, str(source), str(target)], timeout=7200)
+    except CommandFailed as error:
+        if "No space left" in error.output:
+            raise DiskFull(f"no space left for {target}", hint="free some space, or move `output`") from error
+        raise
+
+
+def copy_sparse(source: Path, target: Path, events: Events) -> None:
+    """Copy a file: share its blocks where the file system can (reflink), else copy data and keep holes."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        try:
+            fcntl.ioctl(writer, _FICLONE, reader.fileno())
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}:
+                raise
+        else:
+            return
+        size = os.fstat(reader.fileno()).st_size
+        writer.truncate(size)
+        with events.task(f"copy {source.name}", os.fstat(reader.fileno()).st_blocks * 512) as task:
+            for start, end in _extents(reader.fileno(), size):
+                place = start
+                while place < end:
+                    count = os.copy_file_range(
+                        reader.fileno(), writer.fileno(), min(_COPY_CHUNK, end - place), place, place
+                    )
+                    if not count:
+                        raise InputError(f"{source} became shorter while it was copied")
+                    place += count
+                    task.advance(count)
+
+
+def _extents(handle: int, size: int) -> list[tuple[int, int]]:
+    """Return where a file has data, as (start, end) pairs."""
+    found = []
+    place = 0
+    while place < size:
+        try:
+            start = os.lseek(handle, place, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                break
+            raise
+        place = os.lseek(handle, start, os.SEEK_HOLE)
+        found.append((start, place))
+    return found
+
+
+def sha256_file(path: Path, events: Events) -> str:
+    """Return the SHA-256 of a file as hex digits; holes are hashed without being read."""
+    digest = hashlib.sha256()
+    buffer, zeros = memoryview(bytearray(_CHUNK)), memoryview(bytes(_CHUNK))
+    with path.open("rb", buffering=0) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        with events.task(f"sha256 {path.name}", size) as task:
+            place = 0
+            for start, end in [*_extents(handle.fileno(), size), (size, size)]:
+                while place < start:
+                    count = min(start - place, _CHUNK)
+                    digest.update(zeros[:count])
+                    place += count
+                    task.advance(count)
+                handle.seek(place)
+                while place < end:
+                    count = handle.readinto(buffer[: min(_CHUNK, end - place)])
+                    if not count:
+                        raise InputError(f"{path} became shorter while it was read")
+                    digest.update(buffer[:count])
+                    place += count
+                    task.advance(count)
+    return digest.hexdigest()

@@ -1,0 +1,341 @@
+"""The story: what parbake does, each act as a paragraph.
+
+``bake = load -> build -> resolve -> plan -> (exists? stop) -> fill -> seal -> record -> verify``
+
+Decide first, act later: ``outlook`` only reads and shows all that ``bake`` would do. Acting converges: everything that
+is made has a name that follows from the content key, so a bake that was killed is finished by running it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from parbake import __version__, base, build, disk, pause, records
+from parbake.bakefile import Bakefile, ImageEntry, advice, load
+from parbake.builders import Baked, Builder, Ingredients
+from parbake.builders.local import LocalBuilder
+from parbake.errors import VerificationFailed
+from parbake.events import Events
+from parbake.model import Base, Image, Plan, Verdict
+from parbake.plan import cautions, make_plan
+from parbake.records import Decision, Record, decide_prune
+from parbake.reference import Reference
+from parbake.registry import Layout, Registry, open_source
+from parbake.run import need_root
+from parbake.verify import verify
+from parbake.workspace import WORK, cache_folder, lock, publish, remove_leftovers, remove_tree, work_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change."""
+
+    force: bool = False
+    rebuild: bool = False
+    verify: bool = True
+    keep_workspace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a bake would do. ``plan`` is None while ``to_build`` names images that must be built first."""
+
+    plan: Plan | None
+    to_build: tuple[str, ...] = ()
+    existing: Record | None = None
+    cautions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An artefact and its record; ``changed`` is False when it was there already."""
+
+    artefact: Path
+    record: Record
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kitchen:
+    """What one run works with. Made by ``kitchen``, which also closes it."""
+
+    bakefile: Bakefile
+    registry: Registry
+    events: Events
+    cache: Path = field(default_factory=cache_folder)
+
+
+@contextlib.contextmanager
+def kitchen(path: Path, events: Events) -> Iterator[Kitchen]:
+    """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it."""
+    bakefile = load(path)
+    for caution in advice(bakefile):
+        events.warn(caution)
+    with Registry(bakefile.registries, events=events) as registry:
+        yield Kitchen(bakefile, registry, events)
+
+
+def outlook(path: Path, events: Events) -> Outlook:
+    """Say what a bake of this Bakefile would do, without doing any of it."""
+    with kitchen(path, events) as run:
+        images = resolve(run)
+        missing = tuple(reference for reference, image in images.items() if image is None)
+        if missing:
+            return Outlook(None, to_build=missing)
+        plan = decide(run, [image for image in images.values() if image])
+        found = existing(run.bakefile.output, plan)
+        return Outlook(plan, existing=found.record if found else None, cautions=cautions(plan))
+
+
+def bake(path: Path, events: Events, options: Options | None = None) -> Finished:
+    """Make sure that the artefact of this Bakefile exists and is proven; a no-op when it is.
+
+    Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it.
+    """
+    options = options or Options()
+    with kitchen(path, events) as run:
+        plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild)))
+        for caution in cautions(plan):
+            events.warn(caution)
+        output = run.bakefile.output
+        with lock(output / WORK / f"{plan.key}.lock", what=plan.artefact_name):
+            finished = None if options.force else existing(output, plan)
+            finished = finished or make(run, plan, LocalBuilder(), keep_workspace=options.keep_workspace)
+            if options.verify and not finished.record.verified:
+                finished = prove(finished, events, keep_workspace=options.keep_workspace)
+    return finished
+
+
+def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | None]:
+    """Look up every image of the Bakefile, in parallel; None for one that is to be built."""
+
+    def look_up(entry: ImageEntry) -> Image | None:
+        platform = entry.platform or run.bakefile.platform
+        if entry.build is None:
+            return run.registry.resolve(entry.parsed, platform)
+        if ignore_built:
+            return None
+        key = build.build_key(entry.build, platform)
+        return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
+
+    entries = run.bakefile.images
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        found = list(pool.map(look_up, entries))
+    return {
+        entry.reference: image and image.model_copy(update=_wishes(entry))
+        for entry, image in zip(entries, found, strict=True)
+    }
+
+
+def make_images(run: Kitchen, images: dict[str, Image | None]) -> list[Image]:
+    """Build and push what is missing; return every image."""
+    made = []
+    for entry in run.bakefile.images:
+        image = images[entry.reference]
+        if image is None:
+            assert entry.build
+            with work_folder(run.cache, "build") as work:
+                built = build.build(
+                    entry.build,
+                    entry.parsed,
+                    entry.platform or run.bakefile.platform,
+                    options=run.bakefile.registries,
+                    events=run.events,
+                    work=work,
+                    cache=run.cache,
+                    force=True,
+                )
+            image = built.image.model_copy(update=_wishes(entry))
+        made.append(image)
+    return made
+
+
+def _wishes(entry: ImageEntry) -> dict[str, object]:
+    return {
+        "reference": str(entry.parsed),
+        "startup": entry.startup,
+        "also_by_digest": entry.also_by_digest,
+    }
+
+
+def decide(run: Kitchen, images: list[Image]) -> Plan:
+    """Make the plan from the Bakefile and what its images resolved to."""
+    bakefile = run.bakefile
+    return make_plan(
+        name=bakefile.name,
+        platform=bakefile.platform,
+        base=base_of(run),
+        artefact=bakefile.artefact,
+        images=images,
+        sandbox=sandbox_of(run),
+        keep_layers=bakefile.keep_layers,
+        fixed_size=bakefile.size,
+    )
+
+
+def base_of(run: Kitchen) -> Base:
+    """Name the base by its content: the recipe of the default one, the digest of a file."""
+    choice = run.bakefile.base
+    match choice.kind:
+        case "none":
+            return Base(kind="none")
+        case "debian":
+            recipe = base.describe(run.bakefile.platform, choice.packages, serial=choice.serial)
+            return Base(kind="debian", identity=recipe.identity, size=recipe.size)
+        case "file":
+            assert choice.path
+            file = disk.describe(choice.path, run.cache, run.events)
+            return Base(kind="file", identity=file.digest, path=str(choice.path), size=file.virtual_size)
+
+
+def sandbox_of(run: Kitchen) -> Image | None:
+    """Find the sandbox (pause) image: the one that the user names, else parbake's own where the default base needs it.
+
+    A base of the user's brings its own; the builder checks that its runtime's sandbox image is there.
+    """
+    bakefile = run.bakefile
+    if bakefile.sandbox == "none" or (bakefile.sandbox == "auto" and bakefile.base.kind == "file"):
+        return None
+    if bakefile.sandbox != "auto":
+        return run.registry.resolve(Reference.parse(bakefile.sandbox), bakefile.platform)
+    if not pause.available(bakefile.platform):
+        return None
+    layout = pause.layout(run.cache / "pause", bakefile.platform)
+    return Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
+
+
+def existing(output: Path, plan: Plan) -> Finished | None:
+    """Find the artefact of a plan among those made before."""
+    path = output / f"{plan.artefact_name}{records.SUFFIX}"
+    if not path.exists() or not (output / plan.artefact_name).exists():
+        return None
+    return Finished(output / plan.artefact_name, records.read(path), changed=False)
+
+
+def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = False) -> Finished:
+    """Bake: build the artefact in a work folder, then let it and its record appear together."""
+    need_root("baking")
+    output, events = run.bakefile.output, run.events
+    started = _now()
+    remove_leftovers(output)
+    with work_folder(output, plan.key[:12], keep=keep_workspace) as work:
+        base_path = find_base(run, plan)
+        ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events)
+        baked = builder.build(plan, ingredients)
+        record = describe(plan, baked, builder, base_path, started, events)
+        publish(baked.path, output / plan.artefact_name)
+        records.write(output, record)
+    return Finished(output / plan.artefact_name, record, changed=True)
+
+
+def find_base(run: Kitchen, plan: Plan) -> Path | None:
+    """Return the base's disk image on this machine; the default one is made when it is not cached."""
+    match plan.base.kind:
+        case "none":
+            return None
+        case "debian":
+            choice = run.bakefile.base
+            return base.ensure(
+                run.cache, run.events, packages=choice.packages, serial=choice.serial, platform=plan.platform
+            )
+        case "file":
+            return Path(plan.base.path)
+
+
+def describe(
+    plan: Plan, baked: Baked, builder: Builder, base_path: Path | None, started: str, events: Events
+) -> Record:
+    """Write down what was made, of what, and how long it took."""
+    with events.stage("digest", "Digest"):
+        sha256 = disk.sha256_file(baked.path, events)
+        base_digest = f"sha256:{disk.sha256_file(base_path, events)}" if base_path else None
+    status = baked.path.stat()
+    return Record(
+        artefact=plan.artefact_name,
+        key=plan.key,
+        sha256=sha256,
+        size=status.st_size,
+        allocated=status.st_blocks * 512,
+        builder=builder.name,
+        parbake=__version__,
+        started_at=started,
+        finished_at=_now(),
+        plan=plan,
+        base_digest=base_digest,
+        timings={name: round(seconds, 3) for name, seconds in events.timings.items()},
+        sealed=baked.sealed,
+    )
+
+
+def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -> Finished:
+    """Boot the artefact without a network, start its images, and write the verdict into its record.
+
+    Raises VerificationFailed with everything that is wrong.
+    """
+    verdict = examine(finished.artefact, finished.record.plan, events, keep_workspace=keep_workspace)
+    record = finished.record.model_copy(update={"verdict": verdict})
+    records.write(finished.artefact.parent, record)
+    judge(finished.artefact, verdict)
+    return Finished(finished.artefact, record, finished.changed)
+
+
+def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
+    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict."""
+    artefact, record = records.locate(what, output)
+    verdict = examine(artefact, record.plan if record else None, events, keep_workspace=keep_workspace)
+    if record:
+        records.write(artefact.parent, record.model_copy(update={"verdict": verdict}))
+    return artefact, verdict
+
+
+def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, ...]:
+    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions."""
+    decisions = decide_prune((record for _, record in records.find(output)), keep=keep)
+    if not dry_run:
+        records.remove(output, decisions)
+    return decisions
+
+
+def examine(artefact: Path, plan: Plan | None, events: Events, *, keep_workspace: bool = False) -> Verdict:
+    """Verify an artefact, with its plan or (a file without a record) by what its store holds."""
+    remove_leftovers(artefact.parent)
+    with work_folder(artefact.parent, "verify", keep=keep_workspace) as work:
+        return verify(artefact, plan, events=events, folder=work, cache=cache_folder())
+
+
+def judge(artefact: Path, verdict: Verdict) -> None:
+    """Raise VerificationFailed unless the verdict is good."""
+    if verdict.passed:
+        return
+    lines = list(verdict.problems)
+    for image in verdict.images:
+        lines += [f"{image.reference}: {problem}" for problem in image.problems]
+        if image.problems and image.output:
+            lines.append(f"{image.reference} wrote:\n{image.output}")
+    raise VerificationFailed(
+        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines),
+        hint="correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict",
+    )
+
+
+def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
+    """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
+    cache = cache_folder()
+    removed = [*remove_leftovers(output)]
+    for folder in (cache, *(path for path in cache.glob("**/") if (path / WORK).is_dir())):
+        removed += remove_leftovers(folder)
+    if caches and cache.is_dir():
+        for entry in sorted(cache.iterdir()):
+            remove_tree(entry)
+            removed.append(entry)
+    return tuple(removed)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

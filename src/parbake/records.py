@@ -1,0 +1,189 @@
+"""Records: one JSON file beside each artefact says what it is, where it came from and whether it was proven.
+
+The file is an in-toto Statement (v1) with an SLSA Provenance (v1) predicate, so that any attestation tool can read it;
+what is ours lies under ``parbake``. Sources: in-toto/attestation spec/v1/statement.md, slsa.dev provenance v1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from parbake.errors import InputError
+from parbake.model import Digest, Frozen, Plan, Verdict
+from parbake.workspace import publish
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+PROVENANCE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:parbake:bake:v1"
+SUFFIX = ".json"
+
+
+class Record(Frozen):
+    """What is known of one artefact. Sizes in bytes, times in seconds, dates as RFC 3339 in UTC.
+
+    ``size`` is the file's length, ``allocated`` what it takes on disk; ``timings`` are seconds by stage;
+    ``base_digest`` is the digest of the base image's bytes, empty without a base; ``sealed`` lists what was cleaned.
+    """
+
+    artefact: str
+    key: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int
+    allocated: int
+    builder: str
+    parbake: str
+    started_at: str
+    finished_at: str
+    plan: Plan
+    base_digest: Digest | None = None
+    timings: dict[str, float] = Field(default_factory=dict)
+    sealed: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The record's own file name."""
+        return self.artefact + SUFFIX
+
+    @property
+    def verified(self) -> bool:
+        """Whether the artefact was started and everything in it worked."""
+        return self.verdict is not None and self.verdict.passed
+
+
+def to_statement(record: Record) -> dict[str, object]:
+    """Return the record as an in-toto Statement."""
+    images = record.plan.all_images
+    materials = [{"uri": f"oci://{image.reference}", "digest": _digest_set(image.manifest.digest)} for image in images]
+    if record.base_digest:
+        base = record.plan.base
+        materials.append(
+            {"uri": f"parbake-base:{base.kind}:{base.identity}", "digest": _digest_set(record.base_digest)}
+        )
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": record.artefact, "digest": {"sha256": record.sha256}}],
+        "predicateType": PROVENANCE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": record.plan.to_json(),
+                "resolvedDependencies": materials,
+            },
+            "runDetails": {
+                "builder": {"id": f"urn:parbake:builder:{record.builder}", "version": {"parbake": record.parbake}},
+                "metadata": {
+                    "invocationId": record.key,
+                    "startedOn": record.started_at,
+                    "finishedOn": record.finished_at,
+                },
+            },
+        },
+        "parbake": record.model_dump(mode="json"),
+    }
+
+
+def _digest_set(digest: str) -> dict[str, str]:
+    algorithm, _, value = digest.partition(":")
+    return {algorithm: value}
+
+
+def write(folder: Path, record: Record) -> Path:
+    """Write the record beside its artefact, at once or not at all; return its path."""
+    path = folder / record.file_name
+    draft = folder / f".{record.file_name}.draft"
+    draft.write_text(json.dumps(to_statement(record), indent=2) + "\n")
+    publish(draft, path)
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read a record; raises InputError when the file is missing or is no record."""
+    try:
+        return Record.model_validate(json.loads(path.read_bytes())["parbake"])
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist", hint="`parbake list` shows the records there are") from None
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path} is no record of parbake: {reason}", hint="give a record, an artefact or its name"
+        ) from error
+
+
+def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
+    """Return every record in a folder whose artefact is there too, oldest first."""
+    found = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            record = read(path)
+        except InputError:
+            continue  # other people's JSON
+        if (folder / record.artefact).exists():
+            found.append((path, record))
+    return tuple(sorted(found, key=lambda item: (item[1].finished_at, item[1].artefact)))
+
+
+def locate(what: str, folder: Path) -> tuple[Path, Record | None]:
+    """Find an artefact by record path, artefact path, or the start of a name or key in ``folder``.
+
+    Returns the artefact's path and its record (None for a file that has none). Raises InputError when nothing or more
+    than one thing fits.
+    """
+    path = Path(what)
+    if path.is_file():
+        if path.suffix == SUFFIX:
+            return path.parent / read(path).artefact, read(path)
+        beside = path.with_name(path.name + SUFFIX)
+        return path, read(beside) if beside.exists() else None
+    fitting = [
+        (place, record)
+        for place, record in find(folder)
+        if record.artefact.startswith(what) or record.key.startswith(what)
+    ]
+    if not fitting:
+        raise InputError(f"{what!r}: no such record or file", hint=f"`parbake list` shows the records in {folder}")
+    if len(fitting) > 1:
+        newest = max(fitting, key=lambda item: item[1].finished_at)[1].artefact
+        raise InputError(f"{what!r} fits {len(fitting)} records", hint=f"write more of it, such as {newest}")
+    place, record = fitting[0]
+    return place.parent / record.artefact, record
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether one record is kept, and why."""
+
+    record: Record
+    keep: bool
+    reason: str
+
+
+def decide_prune(records: Iterable[Record], *, keep: int) -> tuple[Decision, ...]:
+    """Decide which artefacts go: for each name the newest ``keep`` stay, and always the newest verified one. Pure."""
+    by_name: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda item: (item.finished_at, item.artefact), reverse=True):
+        by_name.setdefault(record.plan.name, []).append(record)
+    decisions = []
+    for name in sorted(by_name):
+        verified = next((record for record in by_name[name] if record.verified), None)
+        for place, record in enumerate(by_name[name]):
+            if place < keep:
+                decisions.append(Decision(record, True, f"among the newest {keep} of {name}"))
+            elif record is verified:
+                decisions.append(Decision(record, True, f"the newest verified one of {name}"))
+            else:
+                decisions.append(Decision(record, False, f"older than the newest {keep} of {name}"))
+    return tuple(decisions)
+
+
+def remove(folder: Path, decisions: Sequence[Decision]) -> None:
+    """Remove the artefacts that were decided to go, record first: an artefact without a record is no artefact."""
+    for decision in decisions:
+        if not decision.keep:
+            (folder / decision.record.file_name).unlink(missing_ok=True)
+            (folder / decision.record.artefact).unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""Amazon ECR: which hosts belong to it, and how AWS lets one in. boto3 is imported only when AWS is asked.
+
+Sources: amazon-ecr-credential-helper (host names of all partitions); ECR and ECR Public API, GetAuthorizationToken (a
+base64 ``AWS:password`` that lives 12 hours; ECR Public signs in us-east-1 alone).
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from parbake.errors import Denied, EnvironmentProblem
+
+_PUBLIC = frozenset({"public.ecr.aws", "ecr-public.aws.com"})
+_PUBLIC_REGION = "us-east-1"
+_ACCOUNT = re.compile(r"[0-9]{12}")
+_REGION = re.compile(r"[a-z]{2,}(-[a-z0-9]+)+")
+# The registry's own labels behind the account: the classic and the dual-stack (IPv6) form, each also as FIPS endpoint.
+_SERVICES = {"dkr.ecr": False, "dkr.ecr-fips": True, "dkr-ecr": False, "dkr-ecr-fips": True}
+_DOMAINS = (
+    "amazonaws.com", "amazonaws.com.cn", "amazonaws.eu", "on.aws", "on.amazonwebservices.com.cn",
+    "c2s.ic.gov", "sc2s.sgov.gov", "cloud.adc-e.uk", "csp.hci.ic.gov",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an ECR host name says."""
+
+    region: str
+    account: str = ""
+    fips: bool = False
+    dual_stack: bool = False
+    public: bool = False
+
+
+def parse(host: str) -> Target | None:
+    """Return what the host name of an ECR registry says; None when it is none."""
+    name = host.lower().removesuffix(":443")
+    if name in _PUBLIC:
+        return Target(_PUBLIC_REGION, public=True)
+    account, _, rest = name.partition(".")
+    if not _ACCOUNT.fullmatch(account):
+        return None
+    for service, fips in _SERVICES.items():
+        region, _, domain = rest.removeprefix(f"{service}.").partition(".")
+        if rest.startswith(f"{service}.") and domain in _DOMAINS and _REGION.fullmatch(region):
+            return Target(region, account, fips=fips, dual_stack=service.startswith("dkr-"))
+    return None
+
+
+def usable() -> bool:
+    """Whether boto3 is installed and finds credentials (on an instance it asks the metadata service)."""
+    if importlib.util.find_spec("boto3") is None:
+        return False
+    import boto3  # noqa: PLC0415 - an optional part, loaded when it is needed
+
+    return boto3.Session().get_credentials() is not None
+
+
+def login(host: str, target: Target) -> tuple[str, str]:
+    """Return user and password for an ECR registry; raises EnvironmentProblem (no boto3), Denied (AWS says no)."""
+    try:
+        import boto3  # noqa: PLC0415 - an optional part, loaded when it is needed
+        from botocore.config import Config  # noqa: PLC0415
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"{host}: boto3 is not installed, so AWS cannot be asked for a token",
+            hint="pip install 'parbake[aws]', or log in to the registry with docker, podman or skopeo",
+        ) from error
+    config = Config(
+        region_name=target.region,
+        use_fips_endpoint=target.fips,
+        use_dualstack_endpoint=target.dual_stack,
+        connect_timeout=10,
+        read_timeout=30,
+        retries={"mode": "standard", "total_max_attempts": 4},
+    )
+    try:
+        client: Any = boto3.client("ecr-public" if target.public else "ecr", config=config)
+        data = client.get_authorization_token()["authorizationData"]
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        raise Denied(
+            f"{host}: AWS gives no registry token: {code}",
+            hint="the role or user needs ecr:GetAuthorizationToken (and ecr:BatchGetImage, ecr:GetDownloadUrlForLayer)",
+        ) from error
+    except BotoCoreError as error:
+        raise Denied(
+            f"{host}: AWS gives no registry token: {error}",
+            hint="give AWS credentials (AWS_PROFILE, an instance role), or log in with `aws ecr get-login-password`",
+        ) from error
+    token = (data if target.public else data[0])["authorizationToken"]
+    username, _, password = base64.b64decode(token).decode().partition(":")
+    return username, password

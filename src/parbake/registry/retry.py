@@ -1,0 +1,123 @@
+"""When to try again: exponential back-off with full jitter, bounded in count and in time.
+
+There is exactly one level of retries: one ``Backoff`` for each document or blob; nothing below it tries again by
+itself. Full jitter (a pause anywhere between nothing and the bound) spreads clients that failed together.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+from parbake.errors import RegistryError, Unreachable
+from parbake.run import sleep
+
+# A pause is slept in slices, so that closing the registry ends it soon.
+_SLICE = 0.2
+# Whoever delivered this many bytes since the last failure is making progress: the count of tries starts again.
+_PROGRESS = 64 << 10
+# A refused connection or an unknown host is rarely cured by waiting; a restarting registry is back after a moment.
+_HOPELESS_TRIES = 3
+
+_random = random.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to bear with a registry. Times are in seconds.
+
+    ``tries`` in a row without progress, spread over at most ``total``; pauses grow from ``first`` to ``longest``; a
+    server's Retry-After is honoured up to ``longest_asked``. ``connect`` bounds a connection's set-up, ``stall`` each
+    wait for bytes; slower than ``rate`` bytes a second over a ``stall`` counts as broken.
+    """
+
+    tries: int = 6
+    total: float = 180.0
+    first: float = 0.5
+    longest: float = 15.0
+    longest_asked: float = 60.0
+    connect: float = 10.0
+    stall: float = 30.0
+    rate: int = 4096
+
+
+class Transient(Exception):
+    """A failure that may pass; never leaves this package. ``error`` is what to raise when it does not.
+
+    ``after`` is the server's Retry-After in seconds; ``hopeless`` failures are tried less often.
+    """
+
+    def __init__(self, error: RegistryError, *, after: float | None = None, hopeless: bool = False) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.after = after
+        self.hopeless = hopeless
+
+
+class Backoff:
+    """Counts failures of one undertaking and sleeps between them. ``closing`` ends all waiting."""
+
+    def __init__(self, patience: Patience, closing: threading.Event) -> None:
+        self._patience = patience
+        self._closing = closing
+        self._failures = 0
+        self._received = 0
+        self._started = time.monotonic()
+
+    def progress(self, received: int) -> None:
+        """Say that ``received`` more bytes arrived."""
+        self._received += received
+        if self._received >= _PROGRESS:
+            self._failures = 0
+            self._started = time.monotonic()
+
+    def wait(self, failure: Transient) -> None:
+        """Sleep before the next try; raises the failure's error when there is to be none."""
+        self._failures += 1
+        self._received = 0
+        patience = self._patience
+        tries = min(patience.tries, _HOPELESS_TRIES) if failure.hopeless else patience.tries
+        bound = min(patience.longest, patience.first * 2.0 ** (self._failures - 1))
+        pause = _random.uniform(0, bound)
+        if failure.after is not None:
+            pause = min(failure.after, patience.longest_asked) + _random.uniform(0, patience.first)
+        left = self._started + patience.total - time.monotonic()
+        if self._failures >= tries or pause > left:
+            raise failure.error from failure.__cause__
+        self._sleep(pause)
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._closing.is_set():
+                raise Unreachable("the registry's connections were closed")
+            sleep(min(left, _SLICE))
+
+
+class Meter:
+    """Watches that bytes keep coming; only time spent waiting for them counts, a slow reader is no fault."""
+
+    def __init__(self, patience: Patience, what: str) -> None:
+        self._patience = patience
+        self._what = what
+        self._waited = 0.0
+        self._received = 0
+
+    def add(self, received: int, seconds: float) -> None:
+        """Count ``received`` bytes that took ``seconds``; raises Transient when that is too slow for too long."""
+        self._waited += seconds
+        self._received += received
+        if self._waited < self._patience.stall:
+            return
+        if self._received < self._patience.rate * self._waited:
+            speed = self._received / self._waited
+            raise Transient(
+                Unreachable(
+                    f"{self._what}: only {speed:.0f} bytes/s arrive",
+                    hint="check the network to the registry; a mirror near by helps (registries.HOST.mirrors)",
+                )
+            )
+        self._waited = 0.0
+        self._received = 0

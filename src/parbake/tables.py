@@ -1,0 +1,210 @@
+"""Results, as text for people and as JSON for programs. Pure: takes nouns, returns text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from parbake.model import Image, Plan, Verdict
+from parbake.plan import measure
+from parbake.records import Decision, Record
+from parbake.render import human_bytes
+
+if TYPE_CHECKING:
+    from parbake.flow import Finished, Outlook
+
+_WIDTH = 110
+
+
+def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
+    """Return rows as an aligned table without decoration; names of images and files are taken as they are."""
+    grid = Table(*header, box=box.SIMPLE_HEAD if header else None, show_header=bool(header), pad_edge=False)
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    console = Console(width=_WIDTH, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(grid, soft_wrap=True)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds for people."""
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def outlook_json(outlook: Outlook) -> dict[str, object]:
+    """Return the outlook: the frozen plan with its key (null while images are to be built), and what exists."""
+    plan = outlook.plan
+    return {
+        "key": plan.key if plan else None,
+        "artefact": plan.artefact_name if plan else None,
+        "exists": outlook.existing is not None,
+        "verified": bool(outlook.existing and outlook.existing.verified),
+        "to_build": list(outlook.to_build),
+        "cautions": list(outlook.cautions),
+        "plan": plan.model_dump(mode="json") if plan else None,
+    }
+
+
+def outlook_text(outlook: Outlook) -> str:
+    """Return the outlook for people."""
+    if outlook.plan is None:
+        names = "\n".join(f"  {reference}" for reference in outlook.to_build)
+        return f"To be built first (their content decides the key):\n{names}\nThen `parbake bake` plans and bakes."
+    plan = outlook.plan
+    sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
+    about = "about " if sizes.estimated else ""
+    images = table(
+        ((image.reference, image.manifest.digest[7:19], len(image.layers), human_bytes(image.size), _from(image))
+         for image in plan.all_images),
+        header=("image", "digest", "layers", "compressed", "from"),
+    )  # fmt: skip
+    lines = table([
+        ("artefact", plan.artefact_name),
+        ("key", plan.key),
+        ("platform", plan.platform),
+        ("base", _base(plan)),
+        ("disk", _disk(plan)),
+        ("to fetch", human_bytes(sizes.transfer)),
+        ("unpacked", f"{about}{human_bytes(sizes.raw)}"),
+        ("state", _state(outlook)),
+    ])  # fmt: skip
+    return f"{images}\n\n{lines}"
+
+
+def _from(image: Image) -> str:
+    return "local build" if image.layout else "registry"
+
+
+def _base(plan: Plan) -> str:
+    match plan.base.kind:
+        case "none":
+            return "none"
+        case "debian":
+            return f"debian, recipe {plan.base.identity.removeprefix('sha256:')[:12]}"
+        case _:
+            return f"{plan.base.path} ({human_bytes(plan.base.size)})"
+
+
+def _disk(plan: Plan) -> str:
+    chosen = "fixed" if plan.size_is_fixed else "automatic"
+    what = f"{plan.artefact.filesystem} volume" if plan.artefact.kind == "volume" else "machine image"
+    return f"{human_bytes(plan.size)} ({chosen}), {what}, {plan.artefact.format}"
+
+
+def _state(outlook: Outlook) -> str:
+    if outlook.existing is None:
+        return "to be baked"
+    return "exists, verified: nothing to do" if outlook.existing.verified else "exists, not verified"
+
+
+def record_json(path: Path, record: Record) -> dict[str, object]:
+    """Return a record with the paths of its files."""
+    return {
+        "artefact_path": str(path.parent / record.artefact),
+        "record_path": str(path.parent / record.file_name),
+        "verified": record.verified,
+        **record.model_dump(mode="json"),
+    }
+
+
+def finished_json(finished: Finished) -> dict[str, object]:
+    """Return the record of what was baked, and whether this run changed anything."""
+    return {"changed": finished.changed, **record_json(finished.artefact, finished.record)}
+
+
+def finished_text(finished: Finished) -> str:
+    """Return what a bake made, for people."""
+    first = "baked" if finished.changed else "exists already, nothing to do"
+    return f"{finished.artefact.name}: {first}\n{record_text(finished.artefact, finished.record)}"
+
+
+def record_text(artefact: Path, record: Record) -> str:
+    """Return one record for people."""
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in record.timings.items())
+    size = f"{human_bytes(record.size)}, {human_bytes(record.allocated)} on disk"
+    rows = [
+        ("artefact", artefact),
+        ("record", artefact.with_name(record.file_name)),
+        ("size", size),
+        ("sha256", record.sha256),
+        ("key", record.key),
+        ("baked", f"{record.finished_at} by {record.builder}, parbake {record.parbake}"),
+        ("times", times or "-"),
+        ("images", "\n".join(f"{image.reference}@{image.target.digest}" for image in record.plan.all_images)),
+    ]
+    text = table(rows)
+    return f"{text}\n\n{verdict_table(record.verdict)}" if record.verdict else f"{text}\nverified   not yet"
+
+
+def records_text(found: Sequence[tuple[Path, Record]]) -> str:
+    """Return the list of records for people."""
+    if not found:
+        return "no artefacts yet: `parbake bake` makes one"
+    rows = (
+        (record.artefact, human_bytes(record.allocated), len(record.plan.images), record.finished_at, _proof(record))
+        for _, record in found
+    )
+    return table(rows, header=("artefact", "on disk", "images", "baked", "verified"))
+
+
+def _proof(record: Record) -> str:
+    if record.verdict is None:
+        return "not yet"
+    return "yes" if record.verdict.passed else "FAILED"
+
+
+def verdict_json(artefact: Path, verdict: Verdict) -> dict[str, object]:
+    """Return the verdict on an artefact."""
+    return {"artefact_path": str(artefact), **verdict.model_dump(mode="json")}
+
+
+def verdict_text(artefact: Path, verdict: Verdict) -> str:
+    """Return the verdict for people."""
+    head = f"{artefact.name}: {'passed' if verdict.passed else 'FAILED'}"
+    return "\n".join([head, *(f"  {problem}" for problem in verdict.problems), verdict_table(verdict)])
+
+
+def verdict_table(verdict: Verdict) -> str:
+    """Return what verification saw of each image."""
+    boot = (
+        f"booted in {seconds(verdict.boot_seconds)} ({verdict.accelerator})" if verdict.boot_seconds else "not booted"
+    )
+    rows = (
+        (
+            image.reference,
+            image.digest.removeprefix("sha256:")[:12] or "-",
+            "yes" if image.pinned else "no",
+            "yes" if image.unpacked else "no",
+            seconds(image.start_seconds),
+            "; ".join(image.problems) or "ok",
+        )
+        for image in verdict.images
+    )
+    return f"{boot}\n{table(rows, header=('image', 'digest', 'pinned', 'unpacked', 'start', 'verdict'))}"
+
+
+def decisions_json(decisions: Sequence[Decision]) -> dict[str, object]:
+    """Return what was decided for each record, and the bytes that go."""
+    return {
+        "freed": sum(decision.record.allocated for decision in decisions if not decision.keep),
+        "decisions": [
+            {"artefact": decision.record.artefact, "keep": decision.keep, "reason": decision.reason}
+            for decision in decisions
+        ],
+    }
+
+
+def decisions_text(decisions: Sequence[Decision], *, dry_run: bool) -> str:
+    """Return what was decided for each record, for people."""
+    freed = sum(decision.record.allocated for decision in decisions if not decision.keep)
+    verb = "would be removed" if dry_run else "removed"
+    rows = [(decision.record.artefact, "kept" if decision.keep else verb, decision.reason) for decision in decisions]
+    total = f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}"
+    return f"{table(rows)}\n{total}" if rows else "no artefacts"

@@ -1,0 +1,20 @@
+"""Virtual machines (QEMU): boot an artefact on an overlay and talk to what runs in it."""
+
+from parbake.vm.accelerator import accelerator
+from parbake.vm.guest import Clock, Guest, Ran, Waited
+from parbake.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
+from parbake.vm.seed import Seed, agent_seed
+
+__all__ = [
+    "CONTAINERD",
+    "NETWORK_MAC",
+    "Clock",
+    "Drive",
+    "Guest",
+    "Machine",
+    "Ran",
+    "Seed",
+    "Waited",
+    "accelerator",
+    "agent_seed",
+]

@@ -1,0 +1,255 @@
+"""A virtual machine: boots a disk image that stays as it is, without a network, and answers through the guest agent."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from parbake import run
+from parbake.errors import CommandFailed, DeadlineExceeded, MachineFault
+from parbake.vm import console, firmware
+from parbake.vm.accelerator import QEMU, STRETCH, accelerator, cpu
+from parbake.vm.guest import Guest
+from parbake.vm.qmp import Qmp
+from parbake.vm.seed import Seed
+
+CONTAINERD = "/run/containerd/containerd.sock"
+AGENT_PORT = "dev.parbake.agent"
+NETWORK_MAC = "52:54:00:70:62:6b"
+"""Address of the interface that ``attach_network`` plugs in (QEMU's prefix, then "pbk")."""
+
+# parbake's names of formats to QEMU's.
+_QEMU_FORMATS = {"vhd": "vpc"}
+_BOOT_LIMIT = 180.0  # seconds with hardware virtualisation, power-on to agent; EC2 calls a boot of minutes a failure
+_CALL_GRACE = 30.0
+_POWER_OFF_LIMIT = 30.0
+_POLL = 0.1
+_EMULATED_CODE_CACHE = 256  # MiB of translated code that emulation keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A further disk; the guest finds it as ``/dev/disk/by-id/virtio-<serial>``. Never changed either."""
+
+    path: Path
+    serial: str
+    format: str = "raw"
+
+
+class Machine:
+    """Boots ``disk`` on an overlay in ``folder`` when entered and is gone when left. Use with ``with``.
+
+    ``format`` is raw, qcow2, vmdk or vhd; ``memory`` is in MiB; ``firmware`` is ``auto`` (looked up on the disk),
+    ``bios`` or ``uefi``; ``network`` plugs a user-mode interface in from the start. Without a ``seed`` nothing answers
+    in the guest, and only the console and ``wait_off`` tell what it does.
+    Entering raises BadBase when the disk cannot boot, EnvironmentProblem when QEMU or OVMF is missing.
+    """
+
+    def __init__(
+        self,
+        disk: Path,
+        folder: Path,
+        *,
+        format: str = "raw",  # noqa: A002 - what everybody calls it
+        seed: Seed | None = None,
+        drives: Sequence[Drive] = (),
+        memory: int = 2048,
+        cpus: int = 2,
+        firmware: Literal["auto", "bios", "uefi"] = "auto",
+        network: bool = False,
+    ) -> None:
+        self.disk, self.folder, self.format = disk, folder.resolve(), format
+        self.console_log = self.folder / "console.log"
+        self.accelerator = accelerator()
+        self.stretch = STRETCH[self.accelerator]
+        self.guest: Guest
+        self.started = 0.0
+        """When the power came on, by ``time.monotonic()``."""
+        self._seed, self._drives, self._memory, self._cpus = seed, drives, memory, cpus
+        self._firmware, self._network = firmware, network
+        self._stack = ExitStack()
+        self._process: run.Process
+        self._qmp: Qmp
+        self._containerd: Path | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            channels = {name: socket.socketpair() for name in ("qmp", "agent", "serial")}
+            for ours, theirs in channels.values():
+                stack.callback(ours.close)
+                stack.callback(theirs.close)
+            fds = {name: theirs.fileno() for name, (_, theirs) in channels.items()}
+            command = self._command(fds)
+            self.started = time.monotonic()
+            process = run.Process(command, log=self.folder / "qemu.log", pass_fds=tuple(fds.values()))
+            self._process = stack.enter_context(process)
+            for _, theirs in channels.values():
+                theirs.close()
+            self._qmp = Qmp(channels["qmp"][0])
+            stack.callback(self._qmp.close)
+            self.guest = Guest([channels[name][0] for name in ("agent", "serial")], grace=_CALL_GRACE * self.stretch)
+            stack.callback(self.guest.close)
+            try:
+                self._qmp.greet()
+            except MachineFault as error:
+                raise MachineFault(f"QEMU did not start: {error}\n{self._process.tail}") from error
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # what the machine is made of
+
+    def _command(self, fds: dict[str, int]) -> list[str]:
+        chosen = (
+            firmware.choose(self.disk, self._qemu_format(self.format)) if self._firmware == "auto" else self._firmware
+        )
+        accel = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={_EMULATED_CODE_CACHE}"}[self.accelerator]
+        command = [
+            QEMU, "-name", "parbake", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-machine", "q35,graphics=off",  # graphics=off: the firmware speaks on the serial console
+            "-accel", accel, "-cpu", cpu(self.accelerator), "-smp", str(self._cpus), "-m", str(self._memory),
+            "-smbios", "type=1,serial=ds=nocloud",
+            "-boot", "strict=on",
+            "-serial", f"file:{_quoted(self.console_log)}",
+            "-chardev", f"socket,id=serial,fd={fds['serial']}", "-device", "isa-serial,chardev=serial",
+            "-device", "virtio-serial-pci",
+            "-chardev", f"socket,id=agent,fd={fds['agent']}",
+            "-device", f"virtserialport,chardev=agent,name={AGENT_PORT}",
+            "-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-mon", "chardev=qmp,mode=control",
+            "-device", "virtio-rng-pci",
+            "-device", "pcie-root-port,id=parbake-slot",
+        ]  # fmt: skip
+        if chosen == "uefi":
+            command += self._pflash()
+        command += self._blockdev("root", self._overlay("root", self.disk, self.format), "qcow2", "bootindex=1")
+        for index, drive in enumerate(self._drives):
+            overlay = self._overlay(f"drive{index}", drive.path, drive.format)
+            command += self._blockdev(f"drive{index}", overlay, "qcow2", f"serial={drive.serial}")
+        if self._seed is not None:
+            path = self.folder / "seed.img"
+            self._seed.write(path)
+            command += self._blockdev("seed", path, "raw", "serial=parbake-seed")
+        if self._network:
+            command += ["-nic", f"user,model=virtio-net-pci,mac={NETWORK_MAC},ipv6=off"]
+        else:
+            command += ["-nic", "none"]
+        return command
+
+    def _overlay(self, name: str, backing: Path, backing_format: str) -> Path:
+        overlay = self.folder / f"{name}.qcow2"
+        source = ["-b", str(backing.resolve()), "-F", self._qemu_format(backing_format)]
+        run.run(["qemu-img", "create", "-q", "-f", "qcow2", *source, str(overlay)])
+        return overlay
+
+    def _pflash(self) -> list[str]:
+        code, template = firmware.ovmf()
+        variables = self.folder / "variables.fd"
+        shutil.copyfile(template, variables)
+        return [
+            "-drive", f"if=pflash,format=raw,readonly=on,file={_quoted(code)}",
+            "-drive", f"if=pflash,format=raw,file={_quoted(variables)}",
+        ]  # fmt: skip
+
+    @staticmethod
+    def _blockdev(name: str, path: Path, driver: str, device: str) -> list[str]:
+        # The overlay is thrown away with the machine: what the guest flushes need not reach the disk.
+        options = f"if=none,id={name},format={driver},cache=unsafe,discard=unmap,file={_quoted(path)}"
+        return ["-drive", options, "-device", f"virtio-blk-pci,drive={name},{device}"]
+
+    @staticmethod
+    def _qemu_format(name: str) -> str:
+        return _QEMU_FORMATS.get(name, name)
+
+    # what it does
+
+    @property
+    def console(self) -> str:
+        """The last lines of the serial console."""
+        return console.tail(console.read(self.console_log))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the power is on."""
+        return self._process.alive
+
+    def wait_agent(self, seconds: float = _BOOT_LIMIT) -> None:
+        """Wait until the guest agent says hello, ``seconds`` with hardware virtualisation and longer without.
+
+        Raises MachineFault with the console's last lines as soon as it shows that the machine will not come up.
+        """
+        deadline = run.Deadline(seconds * self.stretch, f"boot of {self.disk.name}")
+        while not self.guest.wait_hello(_POLL):
+            self._check_boot()
+            if not deadline.left:
+                raise self._fault(f"no guest agent after {deadline.seconds:.0f} s")
+
+    def _check_boot(self) -> None:
+        reason = console.diagnosis(console.read(self.console_log))
+        if reason:
+            raise self._fault(reason)
+        try:
+            self._process.check_alive()
+        except CommandFailed as error:
+            raise self._fault(f"the machine switched itself off before its agent said hello; {error}") from error
+        status = self._qmp.execute("query-status")["status"]
+        if status == "internal-error":
+            raise self._fault("the virtual processor failed (hardware virtualisation does not work on this host)")
+
+    def _fault(self, reason: str) -> MachineFault:
+        shown = self.console or "(nothing)"
+        return MachineFault(
+            f"{self.disk.name} did not boot: {reason}\nthe console's last lines:\n{shown}",
+            hint="the base must boot with a serial console on ttyS0 and run cloud-init (NoCloud data source)",
+        )
+
+    def containerd(self, seconds: float = _BOOT_LIMIT) -> Path:
+        """Wait for the guest's containerd, starting it where nothing has, and return a socket that leads to it.
+
+        Raises MachineFault with what systemd knows about containerd.
+        """
+        if self._containerd is None:
+            limit = seconds * self.stretch
+            self.guest.run(["systemctl", "start", "--no-block", "containerd.service"], timeout=limit)
+            waited = self.guest.wait_unix(CONTAINERD, limit)
+            if not waited.up:
+                status = self.guest.run(["systemctl", "status", "--no-pager", "--full", "containerd.service"])
+                raise MachineFault(f"containerd does not answer in the machine: {waited.why}\n{status.output}")
+            self._containerd = self.guest.forward(self.folder / "containerd.sock", CONTAINERD)
+        return self._containerd
+
+    def attach_network(self) -> None:
+        """Plug in a user-mode network interface; the host's loopback is 10.0.2.2 in the guest, which is 10.0.2.15."""
+        self._qmp.execute("netdev_add", type="user", id="network", ipv6=False)
+        self._qmp.execute("device_add", driver="virtio-net-pci", netdev="network", mac=NETWORK_MAC, bus="parbake-slot")
+
+    def wait_off(self, seconds: float) -> None:
+        """Wait until the machine has switched itself off; raises DeadlineExceeded."""
+        deadline = run.Deadline(seconds, f"power-off of {self.disk.name}")
+        while self._process.alive:
+            deadline.sleep(_POLL)
+
+    def power_off(self) -> bool:
+        """Press the power button, and pull the plug when nothing happens; return whether the guest shut down itself."""
+        if not self._process.alive:
+            return True
+        self._qmp.execute("system_powerdown")
+        try:
+            self.wait_off(_POWER_OFF_LIMIT * self.stretch)
+        except DeadlineExceeded:
+            self._process.stop()
+            return False
+        return True
+
+
+def _quoted(path: Path) -> str:
+    """Return a path for a QEMU option, where a comma is written twice."""
+    return str(path).replace(",", ",,")

@@ -1,0 +1,257 @@
+"""Who may come in, and by which way: TLS, users, tokens, redirects."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from parbake.errors import Denied, EnvironmentProblem, RegistryError, Unreachable
+from parbake.model import RegistryOptions
+from parbake.registry import Registry
+from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, read_all, ref, user
+from tests.support.faults import FaultyProxy, Redirect, Status, error_body
+from tests.support.images import image, index, layer, push
+from tests.support.registry import DockerRegistry, certificates
+from tests.support.tokens import TokenServer
+
+__all__ = ["nobody"]  # a fixture for every test here
+
+ONE, TWO = layer({"a": b"1"}), layer({"b": os.urandom(100_000)})
+BOTH = index(image(ONE, TWO), image(TWO, platform="linux/arm64/v8", compression="zstd"))
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    with DockerRegistry(tmp_path_factory.mktemp("registry")) as running:
+        push(running.url, "team/app", BOTH, "v1")
+        push(running.url, "team/app", image(ONE), "v1.1")
+        yield running
+
+
+class TestTls:
+    def test_our_own_authority(self, tmp_path: Path) -> None:
+        with DockerRegistry(tmp_path, tls=certificates(tmp_path)) as own:
+            push(own.url, "team/app", BOTH, "v1", ca=own.ca)
+            with Registry({own.host: RegistryOptions(ca=own.ca)}) as client:
+                assert client.resolve(ref(own.host), AMD64).target.digest == BOTH.digest
+            with Registry(patience=QUICK) as client, pytest.raises(Unreachable, match="not trusted") as caught:
+                client.resolve(ref(own.host), AMD64)
+            assert f"registries.{own.host}.ca" in caught.value.hint
+            with Registry({own.host: PLAIN}, patience=QUICK) as client, pytest.raises(Unreachable, match="speaks TLS"):
+                client.resolve(ref(own.host), AMD64)
+
+    def test_a_certificate_for_another_name(self, tmp_path: Path) -> None:
+        with DockerRegistry(tmp_path, tls=certificates(tmp_path, names="DNS:elsewhere.test")) as own:
+            options = {own.host: RegistryOptions(ca=own.ca)}
+            with (
+                Registry(options, patience=QUICK) as client,
+                pytest.raises(Unreachable, match="not trusted: IP address"),
+            ):
+                client.resolve(ref(own.host), AMD64)
+
+    def test_an_authority_that_cannot_be_read(self, registry: DockerRegistry, tmp_path: Path) -> None:
+        (tmp_path / "ca.pem").write_text("nothing")
+        for path in (tmp_path / "ca.pem", tmp_path / "missing.pem"):
+            options = {registry.host: RegistryOptions(ca=str(path))}
+            with Registry(options) as client, pytest.raises(EnvironmentProblem, match="certificates"):
+                client.resolve(ref(registry.host), AMD64)
+
+    def test_tls_to_a_plain_port(self) -> None:
+        with socket.create_server(("0.0.0.0", 0)) as server, ThreadPoolExecutor(1) as threads:
+
+            def answer() -> None:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+            threads.submit(answer)
+            host = f"{not_loopback()}:{server.getsockname()[1]}"
+            with Registry(patience=QUICK) as client, pytest.raises(Unreachable, match="speaks plain HTTP") as caught:
+                client.resolve(ref(host), AMD64)
+        assert caught.value.hint == f"set registries.{host}.plain_http: true"
+
+
+def not_loopback() -> str:
+    """Return an address of this machine that is not a loopback one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: only asks for the way there
+        except OSError:
+            pytest.skip("the machine has no network interface besides loopback")
+        return str(probe.getsockname()[0])
+
+
+class TestUsers:
+    @pytest.fixture
+    def own(self, tmp_path: Path) -> Iterator[DockerRegistry]:
+        with DockerRegistry(tmp_path, tls=certificates(tmp_path), users={"ann": "se:cret"}) as running:
+            push(running.url, "team/app", BOTH, "v1", user=("ann", "se:cret"), ca=running.ca)
+            yield running
+
+    def test_basic(self, own: DockerRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+        trusted = RegistryOptions(ca=own.ca)
+        with Registry({own.host: trusted}) as client, pytest.raises(Denied, match="none are known") as caught:
+            client.resolve(ref(own.host), AMD64)
+        assert f"docker login {own.host}" in caught.value.hint
+        log_in(own.host, user("ann", "wrong-word"))
+        with (
+            Registry({own.host: trusted}) as client,
+            pytest.raises(Denied, match=r"401|denied|unauthorized") as refused,
+        ):
+            client.resolve(ref(own.host), AMD64)
+        assert "wrong-word" not in json.dumps(refused.value.to_json())
+        log_in(own.host, user("ann", "se:cret"))
+        with Registry({own.host: trusted}) as client:
+            found = client.resolve(ref(own.host), AMD64)
+            assert read_all(client, found, 1) == BOTH.children[0].layers[1].data
+        with Registry({own.host: trusted.model_copy(update={"credentials": "none"})}) as client, pytest.raises(Denied):
+            client.resolve(ref(own.host), AMD64)
+        log_in(own.host, {})
+        monkeypatch.setenv("PARBAKE_USERNAME", "ann")
+        monkeypatch.setenv("PARBAKE_PASSWORD", "se:cret")
+        with Registry({own.host: trusted.model_copy(update={"credentials": "environment"})}) as client:
+            assert client.head(ref(own.host)).digest == BOTH.digest
+
+
+class TestTokens:
+    def test_the_whole_dance(self, tmp_path: Path) -> None:
+        with (
+            TokenServer(tmp_path, users={"ann": "secret-word"}, refresh={"refresh-word"}) as tokens,
+            DockerRegistry(tmp_path, token=tokens.settings) as own,
+        ):
+            self._push(tmp_path)
+            with Registry(patience=QUICK) as client, pytest.raises(Denied, match="token server"):
+                client.resolve(ref(own.host), AMD64)
+            assert tokens.requests[-1] == (
+                "GET", {"service": "registry.test", "scope": "repository:team/app:pull"}, ""
+            )  # fmt: skip
+            log_in(own.host, user("ann", "secret-word"))
+            tokens.requests.clear()
+            tokens.faults = [503]
+            with Registry(patience=QUICK) as client:
+                found = client.resolve(ref(own.host), AMD64)
+                assert read_all(client, found, 1) == BOTH.children[0].layers[1].data
+            assert [request[2] for request in tokens.requests] == ["Basic", "Basic"]  # one failed, one token for all
+            log_in(own.host, {"identitytoken": "refresh-word"})
+            tokens.requests.clear()
+            with Registry(patience=QUICK) as client:
+                client.resolve(ref(own.host), AMD64)
+            assert [request[0] for request in tokens.requests] == ["POST"]
+            assert tokens.requests[0][1]["client_id"] == "parbake"
+            log_in(own.host, {"registrytoken": tokens.token("repository:team/app:pull")})
+            tokens.requests.clear()
+            with Registry(patience=QUICK) as client:
+                client.resolve(ref(own.host), AMD64)
+            assert tokens.requests == []
+
+    def test_an_expired_token_is_replaced(self, tmp_path: Path) -> None:
+        with (
+            TokenServer(tmp_path, anonymous=True, lifetime=1) as tokens,
+            DockerRegistry(tmp_path, token=tokens.settings) as own,
+        ):
+            self._push(tmp_path)
+            with Registry(patience=QUICK) as client:
+                client.head(ref(own.host))
+                time.sleep(1.1)
+                client.head(ref(own.host))
+            assert len(tokens.requests) == 2
+
+    def _push(self, tmp_path: Path) -> None:
+        """Push while nobody has to ask for a token; the content stays in the folder."""
+        with DockerRegistry(tmp_path) as before:
+            push(before.url, "team/app", BOTH, "v1")
+
+    @pytest.mark.parametrize(
+        ("realm", "error", "message"),
+        [
+            ("http://192.0.2.9/token", Denied, "plain HTTP"),
+            ("", RegistryError, "no usable realm"),
+            ("file:///etc/passwd", RegistryError, "no usable realm"),
+        ],
+    )
+    def test_where_credentials_do_not_go(
+        self, registry: DockerRegistry, realm: str, error: type[Exception], message: str
+    ) -> None:
+        with FaultyProxy(registry.url) as proxy, Registry(patience=QUICK) as client:
+            proxy.only = ""
+            log_in(proxy.host, user("ann", "secret-word"))
+            # The probe for TLS takes no fault: it is no request.
+            proxy.faults.extend([Status(401, {"WWW-Authenticate": f'Bearer realm="{realm}"'})])
+            with pytest.raises(error, match=message):
+                client.resolve(ref(proxy.host), AMD64)
+
+    @pytest.mark.parametrize("answer", [b"no json", b"[]", b"{}", b'{"token": "a\\nb"}'])
+    def test_answers_that_are_no_token(self, registry: DockerRegistry, answer: bytes) -> None:
+        with FaultyProxy(registry.url) as proxy, Registry({proxy.host: PLAIN}, patience=QUICK) as client:
+            proxy.only = ""
+            challenge = {"WWW-Authenticate": f'Bearer realm="{proxy.url}/token",service="x"'}
+            proxy.faults.extend([Status(401, challenge), Status(200, body=answer)])
+            with pytest.raises(RegistryError, match="token server"):
+                client.resolve(ref(proxy.host), AMD64)
+
+    def test_a_scheme_nobody_speaks(self, registry: DockerRegistry) -> None:
+        with FaultyProxy(registry.url) as proxy, Registry({proxy.host: PLAIN}, patience=QUICK) as client:
+            proxy.only = ""
+            proxy.faults.append(Status(401, {"WWW-Authenticate": "Negotiate"}))
+            with pytest.raises(Denied, match="asks for negotiate"):
+                client.resolve(ref(proxy.host), AMD64)
+
+    def test_a_server_that_repeats_secrets(self, registry: DockerRegistry) -> None:
+        with FaultyProxy(registry.url) as proxy, Registry({proxy.host: PLAIN}, patience=QUICK) as client:
+            proxy.only = ""
+            log_in(proxy.host, user("ann", "secret-word"))
+            packed = user("ann", "secret-word")["auth"]
+            proxy.faults.append(Status(401, {"WWW-Authenticate": "Basic"}))
+            proxy.faults.append(
+                Status(403, body=error_body("DENIED", f"you sent {packed}, that is secret-word\x1b[2J"))
+            )
+            with pytest.raises(Denied, match=r"you sent \*\*\*, that is \*\*\*") as caught:
+                client.resolve(ref(proxy.host), AMD64)
+            assert "\x1b" not in caught.value.message
+
+
+class TestRedirects:
+    def test_credentials_stay_at_home(self, registry: DockerRegistry) -> None:
+        with (
+            FaultyProxy(registry.url) as front,
+            FaultyProxy(registry.url) as storage,
+            Registry({front.host: PLAIN}, patience=QUICK) as client,
+        ):
+            log_in(front.host, user("ann", "secret-word"))
+            log_in_once = Status(401, {"WWW-Authenticate": "Basic"})
+            front.only = ""
+            front.faults.append(log_in_once)
+            found = client.resolve(ref(front.host), AMD64)
+            front.faults.append(Redirect(storage.url + "{path}?X-Amz-Signature=signature-word"))
+            assert read_all(client, found) == BOTH.children[0].layers[0].data
+            assert "authorization" in front.requests[-1][2]
+            assert storage.requests
+            assert not any("authorization" in headers for _, _, headers in storage.requests)
+            front.faults.append(Redirect(storage.url + "{path}?X-Amz-Signature=signature-word"))
+            storage.only = ""
+            storage.faults.append(Status(403))
+            with pytest.raises(Denied) as caught:
+                read_all(client, found)
+            assert "signature-word" not in json.dumps(caught.value.to_json())
+
+    def test_an_endless_redirect(self, registry: DockerRegistry) -> None:
+        with FaultyProxy(registry.url) as front, Registry({front.host: PLAIN}, patience=QUICK) as client:
+            found = client.resolve(ref(front.host), AMD64)
+            front.faults.extend([Redirect(front.url + "{path}")] * 100)
+            with pytest.raises(RegistryError, match="redirects in a row"):
+                read_all(client, found)
+
+    def test_away_from_http(self, registry: DockerRegistry) -> None:
+        with FaultyProxy(registry.url) as front, Registry({front.host: PLAIN}, patience=QUICK) as client:
+            front.only = ""
+            front.faults.append(Redirect("ftp://x.test/"))
+            with pytest.raises(RegistryError, match="not HTTP"):
+                client.resolve(ref(front.host), AMD64)

@@ -1,0 +1,215 @@
+"""The hands: subprocesses, deadlines, events, work folders."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from parbake import run, workspace
+from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.events import Event, Events
+
+
+def test_run_returns_what_the_program_said() -> None:
+    result = run.run(["sh", "-c", "cat; echo warn >&2"], stdin=b"hello\n")
+    assert (result.text, result.stderr, result.code) == ("hello", "warn\n", 0)
+
+
+def test_run_closes_standard_input_and_cleans_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    result = run.run(["sh", "-c", "env; wc -c"], env={"EXTRA": "1"})
+    assert "s3cret" not in result.text
+    assert "EXTRA=1" in result.text
+    assert result.text.endswith("0")
+
+
+def test_a_failing_command_is_named_with_its_last_words() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        run.run(["sh", "-c", "echo one >&2; echo 'two three' >&2; exit 7"])
+    assert caught.value.code == 7
+    assert "sh -c" in caught.value.message
+    assert caught.value.output.endswith("two three")
+
+
+def test_a_missing_program_names_its_package() -> None:
+    with pytest.raises(EnvironmentProblem, match="parbake-no-such-tool is not installed") as caught:
+        run.run(["parbake-no-such-tool"])
+    assert "apt-get install" in caught.value.hint
+
+
+def test_a_time_limit_ends_the_program() -> None:
+    with pytest.raises(DeadlineExceeded, match="sleep 60"):
+        run.run(["sleep", "60"], timeout=0.2)
+
+
+def test_process_logs_lives_and_stops(tmp_path: Path) -> None:
+    with run.Process(["sh", "-c", "echo ready; exec sleep 60"], log=tmp_path / "log") as process:
+        deadline = run.Deadline(10, "the program speaks")
+        while "ready" not in process.tail:
+            deadline.sleep(0.01)
+        assert process.alive
+        process.check_alive()
+    assert not process.alive
+
+
+def test_a_process_that_ended_is_reported_with_its_log(tmp_path: Path) -> None:
+    with run.Process(["sh", "-c", "echo broken; exit 3"], log=tmp_path / "log") as process:
+        deadline = run.Deadline(10, "the program ends")
+        while process.alive:
+            deadline.sleep(0.01)
+        with pytest.raises(CommandFailed, match="broken"):
+            process.check_alive()
+
+
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    with run.Process(
+        ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"], log=tmp_path / "log"
+    ) as process:
+        deadline = run.Deadline(10, "the program speaks")
+        while "up" not in process.tail:
+            deadline.sleep(0.01)
+        process.stop(grace=0.2)
+        assert not process.alive
+
+
+def test_children_die_with_us_even_by_sigkill(tmp_path: Path) -> None:
+    """A parent that starts a process, killed with SIGKILL, leaves none behind."""
+    marker = f"parbake-test-{os.getpid()}"
+    program = (
+        "import sys, time; from pathlib import Path; from parbake import run\n"
+        f"process = run.Process(['sh', '-c', 'echo up; sleep 61 # {marker}'], log=Path({str(tmp_path / 'log')!r}))\n"
+        "process.__enter__(); print('started', flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert parent.stdout
+    parent.stdout.readline()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+
+    def living() -> list[str]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = entry.read_bytes()
+            except OSError:
+                continue
+            if marker.encode() in command and int(entry.parent.name) != os.getpid():
+                found.append(entry.parent.name)
+        return found
+
+    deadline = run.Deadline(10, "the child dies")
+    while living():
+        deadline.sleep(0.02)
+
+
+def test_deadline_counts_down() -> None:
+    deadline = run.Deadline(0.05, "tea")
+    deadline.sleep(0.01)
+    assert 0 < deadline.left <= 0.05
+    time.sleep(0.05)
+    with pytest.raises(DeadlineExceeded, match="tea: not done within 0 s"):
+        deadline.sleep(0.01)
+
+
+def test_root_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(EnvironmentProblem, match="baking needs root"):
+        run.need_root("baking")
+
+
+def test_events_reach_every_sink_and_time_stages() -> None:
+    seen: list[Event] = []
+    events = Events(seen.append)
+    with events.stage("fill", "Filling"), events.task("layer", 10) as task:
+        task.advance(4)
+        task.advance(6)
+    events.note("n")
+    events.warn("w")
+    kinds = [event.kind for event in seen]
+    assert kinds == ["stage-start", "task-start", "task-end", "stage-end", "note", "warning"]
+    assert seen[2].done == 10
+    assert seen[3].ok
+    assert events.timings["fill"] >= 0
+
+
+def test_a_failed_stage_says_so() -> None:
+    seen: list[Event] = []
+    events = Events(seen.append)
+    with pytest.raises(ValueError, match="x"), events.stage("s", "S"), events.task("t"):
+        raise ValueError("x")
+    assert [event.ok for event in seen if event.kind.endswith("-end")] == [False, False]
+
+
+def test_tasks_count_from_many_threads() -> None:
+    seen: list[Event] = []
+    with Events(seen.append).task("t", 8000) as task:
+
+        def work() -> None:
+            for _ in range(1000):
+                task.advance(1)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen[-1].done == 8000
+
+
+def test_work_folders_vanish_and_leftovers_are_found(tmp_path: Path) -> None:
+    with workspace.work_folder(tmp_path, "job") as folder:
+        (folder / "half").write_text("x")
+        assert workspace.leftovers(tmp_path) == ()
+    assert not folder.exists()
+    dead = tmp_path / workspace.WORK / "job.1.dead"
+    dead.mkdir()
+    (dead / "half").mkdir(mode=0o500)
+    assert workspace.remove_leftovers(tmp_path) == (dead,)
+    assert not dead.exists()
+
+
+def test_work_folder_can_be_kept(tmp_path: Path) -> None:
+    with workspace.work_folder(tmp_path, "job", keep=True) as folder:
+        pass
+    assert folder.exists()
+
+
+def test_the_second_waits_for_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with (
+        workspace.lock(path, what="it"),
+        pytest.raises(DeadlineExceeded, match="another parbake that works on it"),
+        workspace.lock(path, what="it", timeout=0.05),
+    ):
+        pass
+    with workspace.lock(path, what="it", timeout=0):
+        pass
+
+
+def test_a_lock_does_not_swallow_the_bodys_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), workspace.lock(tmp_path / "lock", what="it"):
+        raise FileNotFoundError
+
+
+def test_publish_replaces_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("old")
+    workspace.publish(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "new"
+    assert not (tmp_path / "a").exists()
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("PARBAKE_CACHE", raising=False)
+    assert workspace.cache_folder() == tmp_path / "parbake"
+    monkeypatch.setenv("PARBAKE_CACHE", "/x")
+    assert workspace.cache_folder() == Path("/x")

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parbake.errors import InputError
+from parbake.model import GIB, MIB, Artefact, Base, Image, Platform
+from parbake.plan import LARGEST_BAKED_SHARE, cautions, disk_size, make_plan, measure
+from tests.support.plans import image, layer
+
+PLATFORM = Platform(architecture="amd64")
+
+
+def _plan(*images: Image, fixed_size: int = 0, sandbox: Image | None = None, base: Base | None = None) -> object:
+    return make_plan(
+        name="node",
+        platform=PLATFORM,
+        base=base or Base(kind="none"),
+        artefact=Artefact(kind="volume"),
+        images=images,
+        sandbox=sandbox,
+        fixed_size=fixed_size,
+    )
+
+
+def test_a_shared_layer_counts_once() -> None:
+    shared = layer("shared")
+    one, two = image("a.io/one:1", layers=(shared,)), image("a.io/two:1", layers=(shared, layer("top", below="shared")))
+    assert measure([one, two], keep_layers=False).raw == 50 * MIB
+
+
+def test_the_same_layer_on_another_parent_is_another_snapshot() -> None:
+    one = image("a.io/one:1", layers=(layer("x"),))
+    two = image("a.io/two:1", layers=(layer("below"), layer("x", below="below")))
+    sizes = measure([one, two], keep_layers=False)
+    assert sizes.raw == 75 * MIB
+    assert sizes.transfer == pytest.approx(20 * MIB, abs=5000)
+
+
+def test_without_a_hint_the_size_is_estimated_and_says_so() -> None:
+    sizes = measure([image(layers=(layer("x", raw_size=0),))], keep_layers=False)
+    assert sizes.estimated
+    assert sizes.raw == 40 * MIB
+
+
+def test_kept_layers_take_their_size_too() -> None:
+    kept, dropped = (measure([image()], keep_layers=keep).baked for keep in (True, False))
+    assert kept - dropped == 10 * MIB
+
+
+@given(st.lists(st.integers(0, 20 * GIB), min_size=1, max_size=8), st.integers(0, 8 * GIB))
+def test_the_baked_part_stays_under_its_share(raw_sizes: list[int], base_size: int) -> None:
+    layers = tuple(layer(str(n), below=str(n), size=raw // 3, raw_size=raw) for n, raw in enumerate(raw_sizes))
+    base = Base(kind="file", size=base_size)
+    size = disk_size([image(layers=layers)], base, keep_layers=False)
+    assert size % GIB == 0
+    assert measure([image(layers=layers)], keep_layers=False).baked <= LARGEST_BAKED_SHARE * (size - base_size)
+
+
+def test_images_are_sorted_so_that_their_order_in_the_file_does_not_matter() -> None:
+    assert _plan(image("b.io/b:1"), image("a.io/a:1")) == _plan(image("a.io/a:1"), image("b.io/b:1"))
+
+
+def test_a_fixed_size_that_cannot_hold_the_images_is_refused_before_any_work() -> None:
+    with pytest.raises(InputError, match="size: 20 MiB cannot hold"):
+        _plan(image(), fixed_size=20 * MIB)
+
+
+def test_cautions() -> None:
+    tight = make_plan(
+        name="node",
+        platform=PLATFORM,
+        base=Base(kind="none"),
+        artefact=Artefact(kind="volume"),
+        images=[image()],
+        sandbox=None,
+        fixed_size=40 * MIB,
+    )
+    garbage, sandbox = cautions(tight)
+    assert "garbage collection" in garbage
+    assert "sandbox (pause) image" in sandbox
+    whole = make_plan(
+        name="node",
+        platform=PLATFORM,
+        base=Base(kind="none"),
+        artefact=Artefact(kind="volume"),
+        images=[image()],
+        sandbox=image("localhost/p:1"),
+    )
+    assert cautions(whole) == ()

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from parbake import records
+from parbake.errors import InputError
+from parbake.model import Base
+from tests.support.plans import digest, image, plan, record
+
+
+def _put(folder: Path, made: records.Record) -> records.Record:
+    (folder / made.artefact).write_bytes(b"x")
+    records.write(folder, made)
+    return made
+
+
+def test_a_record_is_an_in_toto_statement_and_reads_back(tmp_path: Path) -> None:
+    made = record(passed=True).model_copy(
+        update={
+            "base_digest": digest("base"),
+            "plan": plan(base=Base(kind="debian", identity="recipe"), sandbox=image("localhost/pause:1")),
+        }
+    )
+    path = records.write(tmp_path, made)
+    statement = json.loads(path.read_text())
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"] == [{"name": made.artefact, "digest": {"sha256": made.sha256}}]
+    materials = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [material["uri"] for material in materials] == [
+        "oci://registry.example/app:1",
+        "oci://localhost/pause:1",
+        "parbake-base:debian:recipe",
+    ]
+    assert materials[0]["digest"]["sha256"] == made.plan.images[0].manifest.digest.removeprefix("sha256:")
+    assert records.read(path) == made
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"parbake": {}}', "\x00", '{"parbake": 3}'])
+def test_what_is_no_record_says_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match="is no record"):
+        records.read(tmp_path / "x.json")
+    assert records.find(tmp_path) == ()
+
+
+def test_a_record_without_its_artefact_is_not_found(tmp_path: Path) -> None:
+    records.write(tmp_path, record())
+    assert records.find(tmp_path) == ()
+
+
+def test_locate_by_file_record_name_and_key(tmp_path: Path) -> None:
+    made = _put(tmp_path, record())
+    artefact = tmp_path / made.artefact
+    for what in (str(artefact), f"{artefact}.json", made.artefact, made.key, made.key[:8], "node"):
+        assert records.locate(what, tmp_path) == (artefact, made)
+    bare = tmp_path / "bare.raw"
+    bare.write_bytes(b"x")
+    assert records.locate(str(bare), tmp_path) == (bare, None)
+
+
+def test_locate_says_what_fits(tmp_path: Path) -> None:
+    _put(tmp_path, record("a", at=1))
+    newest = _put(tmp_path, record("b", at=2))
+    with pytest.raises(InputError, match="fits 2 records") as caught:
+        records.locate("node", tmp_path)
+    assert newest.artefact in caught.value.hint
+    with pytest.raises(InputError, match="no such record"):
+        records.locate("nothing", tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        records.read(tmp_path / "missing.json")
+
+
+def test_prune_keeps_the_newest_of_each_name_and_the_newest_verified() -> None:
+    made = [
+        record("a", at=1, passed=True),
+        record("b", at=2, passed=True),
+        record("c", at=3, passed=False),
+        record("d", at=4),
+        record("x", name="other", at=0),
+    ]
+    kept = {decision.record.sha256: decision.keep for decision in records.decide_prune(made, keep=1)}
+    assert [kept[one.sha256] for one in made] == [False, True, False, True, True]
+
+
+def test_prune_removes_artefact_and_record(tmp_path: Path) -> None:
+    old, new = _put(tmp_path, record("a", at=1)), _put(tmp_path, record("b", at=2))
+    records.remove(tmp_path, records.decide_prune([old, new], keep=1))
+    assert {entry.name for entry in tmp_path.iterdir()} == {new.artefact, new.file_name}

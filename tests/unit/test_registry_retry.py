@@ -1,0 +1,68 @@
+"""Retries end, and slowness counts as failure."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from parbake.errors import RegistryError, Unreachable
+from parbake.registry.retry import Backoff, Meter, Patience, Transient
+
+QUICK = Patience(tries=4, first=0.001, longest=0.002)
+FAILURE = Transient(RegistryError("no"))
+
+
+def count(backoff: Backoff, failure: Transient) -> int:
+    for tries in range(1, 100):
+        try:
+            backoff.wait(failure)
+        except RegistryError:
+            return tries
+    return 100
+
+
+def test_tries_are_counted() -> None:
+    assert count(Backoff(QUICK, threading.Event()), FAILURE) == 4
+    assert count(Backoff(QUICK, threading.Event()), Transient(RegistryError("no"), hopeless=True)) == 3
+
+
+def test_progress_begins_the_count_again() -> None:
+    backoff = Backoff(QUICK, threading.Event())
+    for _ in range(20):
+        backoff.wait(FAILURE)
+        backoff.progress(1 << 20)
+    backoff.wait(FAILURE)
+    backoff.progress(10)  # a drop is no progress
+    assert count(backoff, FAILURE) == 3
+
+
+def test_a_wait_that_would_exceed_the_total_is_not_begun() -> None:
+    patience = Patience(tries=100, total=5)
+    assert count(Backoff(patience, threading.Event()), Transient(RegistryError("no"), after=30)) == 1
+
+
+def test_what_the_server_asks_for_is_bounded() -> None:
+    patience = Patience(tries=2, first=0.001, longest_asked=0.01)
+    assert count(Backoff(patience, threading.Event()), Transient(RegistryError("no"), after=3600)) == 2
+
+
+def test_closing_ends_the_wait() -> None:
+    closing = threading.Event()
+    closing.set()
+    with pytest.raises(Unreachable, match="closed"):
+        Backoff(Patience(), closing).wait(Transient(RegistryError("no"), after=50))
+
+
+def test_slow_is_broken() -> None:
+    meter = Meter(Patience(stall=10, rate=100), "blob")
+    for _ in range(9):
+        meter.add(1, 1.0)
+    with pytest.raises(Transient, match="1 bytes/s"):
+        meter.add(1, 1.0)
+
+
+def test_fast_enough_is_fine() -> None:
+    meter = Meter(Patience(stall=10, rate=100), "blob")
+    for _ in range(100):
+        meter.add(200, 1.0)
