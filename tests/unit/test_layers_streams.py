@@ -152,6 +152,6 @@ def test_the_error_of_the_stream_is_the_error(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=3000))
 def test_any_bytes_end_in_a_layer_error_or_a_tree(data: bytes) -> None:
-    from tests.support.fuzz import fuzz_layer  # noqa: PLC0415
+    from tests.support.fuzz import fuzz_layer
 
     fuzz_layer(data)
