@@ -258,7 +258,7 @@ def describe(
     """Write down what was made, of what, and how long it took; ``clock`` is the monotonic time of the start."""
     with events.stage("digest", "Digest"):
         sha256 = disk.sha256_file(baked.path, events)
-        base_digest = f"sha256:{disk.sha256_file(base_path, events)}" if base_path else None
+        base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
     status = baked.path.stat()
     return Record(
         artefact=plan.artefact_name,
