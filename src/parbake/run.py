@@ -44,6 +44,7 @@ PACKAGES = {
     "setpriv": "util-linux",
     "sfdisk": "fdisk",
     "unshare": "util-linux",
+    "xfs_db": "xfsprogs",
     "xfs_growfs": "xfsprogs",
     "xfs_repair": "xfsprogs",
 }
