@@ -152,7 +152,7 @@ def serve_registry(folder: Path, port: int) -> Iterator[str]:
     host = f"{_HOST}:{port}"
     config = {
         "version": 0.1,
-        "log": {"level": "warn"},
+        "log": {"level": "info", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(folder.absolute() / "content")}},
         "http": {"addr": host},
     }
@@ -161,13 +161,8 @@ def serve_registry(folder: Path, port: int) -> Iterator[str]:
     log.unlink(missing_ok=True)
     with Process(["docker-registry", "serve", str(file)], log=log) as process:
         deadline = Deadline(_START_SECONDS, f"the registry listens on {host}")
-        while not _listens(port):
+        # Its own word, since something else may listen there.
+        while f"listening on {host}" not in process.tail:
             process.check_alive()
             deadline.sleep(0.05)
-        process.check_alive()
         yield host
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((_HOST, port)) == 0

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from parbake.programs import PROGRAMS
+
 SOURCE = Path(__file__).parents[2] / "src" / "parbake"
 LONGEST_FILE = 500
 
@@ -125,3 +127,28 @@ def test_one_door_to_subprocesses_and_sleep(path: Path) -> None:
 @pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_files_are_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST_FILE
+
+
+# Parts of every Debian, subcommands that look like programs, and what runs in a guest.
+NO_PROGRAMS_TO_INSTALL = {"sh", "true", "apt-get", "mmd", "systemctl"}
+
+
+def _programs_that_are_run(path: Path) -> set[str]:
+    """Return literal program names that a file hands to the door."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        argument: ast.expr = node.args[0]
+        if isinstance(argument, ast.List) and argument.elts:
+            argument = argument.elts[0]
+        if function in {"run", "Process", "isolated", "need"} and isinstance(argument, ast.Constant):
+            found.add(str(argument.value))
+    return found
+
+
+def test_every_program_is_in_the_one_list() -> None:
+    listed = {program.name for program in PROGRAMS} | NO_PROGRAMS_TO_INSTALL
+    for path in _files():
+        assert _programs_that_are_run(path) <= listed, f"{path.name}: add it to programs.py"
