@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, read_all, ref, user
-from tests.support.faults import FaultyProxy, Redirect, Status, error_body
-from tests.support.images import image, index, layer, push
-from tests.support.registry import DockerRegistry, certificates
-from tests.support.tokens import TokenServer
 
 from parbake.errors import Denied, EnvironmentProblem, RegistryError, Unreachable
 from parbake.model import RegistryOptions
 from parbake.registry import Registry
 from parbake.registry.credentials import find_credentials
+from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, read_all, ref, user
+from tests.support.faults import FaultyProxy, Redirect, Status, error_body
+from tests.support.images import image, index, layer, push
+from tests.support.registry import DockerRegistry, certificates
+from tests.support.tokens import TokenServer
 
 __all__ = ["nobody"]  # a fixture for every test here
 

@@ -12,6 +12,10 @@ from email.utils import format_datetime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from parbake.errors import BadContent, RegistryError, Unreachable
+from parbake.model import Image
+from parbake.registry import Patience, Registry
 from tests.support.asking import AMD64, PLAIN, QUICK, layer_of, nobody, read_all, ref
 from tests.support.faults import (
     Chunked,
@@ -29,10 +33,6 @@ from tests.support.faults import (
 )
 from tests.support.images import image, layer, push
 from tests.support.registry import DockerRegistry
-
-from parbake.errors import BadContent, RegistryError, Unreachable
-from parbake.model import Image
-from parbake.registry import Patience, Registry
 
 __all__ = ["nobody"]  # a fixture for every test here
 

@@ -54,9 +54,9 @@ def parse(host: str) -> Target | None:
 def login(host: str, target: Target) -> tuple[str, str]:
     """Return user and password for an ECR registry; raises EnvironmentProblem (no boto3), Denied (AWS says no)."""
     try:
-        import boto3  # noqa: PLC0415 - an optional part, loaded when it is needed
-        from botocore.config import Config  # noqa: PLC0415
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
     except ImportError as error:
         raise EnvironmentProblem(
             f"{host}: boto3 is not installed, so AWS cannot be asked for a token",

@@ -1,0 +1,131 @@
+"""Layers that attack: each must be refused, or do no harm. Used by unit tests, by whole bakes and as seeds for fuzzing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tests.support.tars import GNU, archive, entry, header, long_name, pad, pax
+
+Fate = Literal["refused", "harmless"]
+
+
+def corpus() -> dict[str, tuple[bytes, Fate]]:
+    """Return tar bytes by what they try, and what has to come of it. ``outside/victim`` lies beside the root."""
+    return {
+        "name that climbs": (archive(entry(b"../outside/victim", data=b"x")), "refused"),
+        "name that climbs after going down": (archive(entry(b"a/../../outside/victim", data=b"x")), "refused"),
+        "absolute name that climbs": (archive(entry(b"/../outside/victim", data=b"x")), "refused"),
+        "absolute name": (archive(entry(b"/outside/victim", data=b"x")), "harmless"),
+        "parent that links upwards": (
+            archive(entry(b"up", b"2", link=b"../outside"), entry(b"up/victim", data=b"x")),
+            "harmless",
+        ),
+        "parent that links to an absolute place": (
+            archive(entry(b"abs", b"2", link=b"/etc"), entry(b"abs/passwd", data=b"x")),
+            "harmless",
+        ),
+        "link through proc": (
+            archive(entry(b"p", b"2", link=b"/proc/self/root/tmp"), entry(b"p/parbake-escape", data=b"x")),
+            "harmless",
+        ),
+        "chain of links upwards": (
+            archive(
+                entry(b"a", b"2", link=b"b"), entry(b"b", b"2", link=b"../../outside"), entry(b"a/victim", data=b"x")
+            ),
+            "harmless",
+        ),
+        "loop of links": (
+            archive(entry(b"a", b"2", link=b"b"), entry(b"b", b"2", link=b"a"), entry(b"a/x", data=b"x")),
+            "refused",
+        ),
+        "folder that becomes a link": (
+            archive(
+                entry(b"d/", b"5"), entry(b"d/f", data=b"1"), entry(b"d", b"2", link=b"../outside"),
+                entry(b"d/victim", data=b"x"),
+            ),
+            "harmless",
+        ),
+        "file through a link of its own name": (
+            archive(entry(b"victim", b"2", link=b"../outside/victim"), entry(b"victim", data=b"x")),
+            "harmless",
+        ),
+        "hard link that climbs": (archive(entry(b"h", b"1", link=b"../outside/victim")), "refused"),
+        "hard link through a link": (
+            archive(
+                entry(b"up", b"2", link=b"../outside"), entry(b"h", b"1", link=b"up/victim"), entry(b"h", data=b"x")
+            ),
+            "refused",
+        ),
+        "hard link to a symbolic link, then written": (
+            archive(
+                entry(b"s", b"2", link=b"../outside/victim"), entry(b"h", b"1", link=b"s"), entry(b"h", data=b"x")
+            ),
+            "harmless",
+        ),
+        "hard link to a folder": (archive(entry(b"d/", b"5"), entry(b"h", b"1", link=b"d")), "refused"),
+        "whiteout of the parent": (archive(entry(b"d/.wh...")), "refused"),
+        "whiteout of the folder itself": (archive(entry(b"d/.wh..")), "refused"),
+        "whiteout of nothing": (archive(entry(b".wh.")), "refused"),
+        "opaque mark through a link": (
+            archive(entry(b"up", b"2", link=b"../outside"), entry(b"up/.wh..wh..opq")),
+            "harmless",
+        ),
+        "attributes of overlayfs": (
+            archive(pax({b"SCHILY.xattr.trusted.overlay.redirect": b"/etc"}), entry(b"d/", b"5")),
+            "harmless",
+        ),
+        "file where a folder is": (
+            archive(entry(b"d/", b"5"), entry(b"d/f", data=b"1"), entry(b"d", data=b"x")),
+            "harmless",
+        ),
+        "entry in a file": (archive(entry(b"f", data=b"1"), entry(b"f/g", data=b"x")), "refused"),
+        "name with a NUL in PAX": (archive(pax({b"path": b"a\0b"}), entry(b"a")), "refused"),
+        "sparse name with a NUL": (
+            archive(
+                pax({b"GNU.sparse.major": b"0", b"GNU.sparse.minor": b"1", b"GNU.sparse.name": b"a\0b",
+                     b"GNU.sparse.numblocks": b"0", b"GNU.sparse.map": b"", b"GNU.sparse.size": b"10"}),
+                entry(b"a"),
+            ),
+            "refused",
+        ),
+        "name of 256 bytes": (archive(long_name(b"n" * 256), entry(b"n")), "refused"),
+        "name of 100 kB": (archive(long_name(b"n/" * 50_000), entry(b"n")), "refused"),
+        "folders 300 deep": (archive(long_name(b"n/" * 300 + b"f"), entry(b"n")), "refused"),
+        "empty link": (archive(entry(b"s", b"2", link=b"")), "refused"),
+        "PAX header of 2 MB": (
+            archive(header(b"x", b"x", size=2 << 20) + bytes(2 << 20), entry(b"a")),
+            "refused",
+        ),
+        "PAX length that lies": (archive(header(b"x", b"x", size=20) + pad(b"99 path=abc\n"), entry(b"a")), "refused"),
+        "PAX length with many digits": (
+            archive(header(b"x", b"x", size=1 << 19) + b"9" * (1 << 19), entry(b"a")),
+            "refused",
+        ),
+        "negative size": (archive(header(b"a", size=-1)), "refused"),
+        "size beyond the end": (header(b"a", size=1 << 60) + bytes(512), "refused"),
+        "wrong checksum": (archive(entry(b"a")[:148] + b"000001\0 " + entry(b"a")[156:]), "refused"),
+        "header after a zero block": (bytes(512) + entry(b"a"), "refused"),
+        "unknown type": (archive(entry(b"a", b"Z")), "refused"),
+        "device number that does not exist": (archive(entry(b"dev", b"3", device=(1 << 40, 1))), "refused"),
+        "device of a disk": (archive(entry(b"dev", b"4", device=(8, 0))), "harmless"),
+        "sparse pieces that overlap": (
+            archive(pax({b"GNU.sparse.major": b"0", b"GNU.sparse.minor": b"1", b"GNU.sparse.numblocks": b"2",
+                         b"GNU.sparse.map": b"0,5,3,3", b"GNU.sparse.size": b"20"}), entry(b"a", data=b"12345678")),
+            "refused",
+        ),
+        "sparse pieces beyond the end": (
+            archive(pax({b"GNU.sparse.major": b"0", b"GNU.sparse.minor": b"1", b"GNU.sparse.numblocks": b"1",
+                         b"GNU.sparse.map": b"15,8", b"GNU.sparse.size": b"20"}), entry(b"a", data=b"12345678")),
+            "refused",
+        ),
+        "sparse map of a million pieces": (
+            archive(pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.size": b"20"}),
+                    entry(b"a", data=b"1000000\n" + b"0\n0\n" * 400_000)),
+            "refused",
+        ),
+        "old sparse file in the wrong format": (archive(entry(b"a", b"S", data=b"x")), "refused"),
+        "sparse file of 8 EiB": (
+            archive(entry(b"a", b"S", data=b"", magic=GNU, prefix=bytes(38) + b"0" * 24 + bytes(76) + b"7" * 12)),
+            "refused",
+        ),
+    }  # fmt: skip

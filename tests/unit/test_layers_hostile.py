@@ -1,0 +1,104 @@
+"""Hostile layers: refused or harmless, and never a byte outside the root."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parbake.errors import LayerBomb, LayerError, LayerEscape
+from parbake.layers import engine, settle
+from tests.support.fuzz import fuzz_archive, fuzz_layer
+from tests.support.hostile import corpus
+from tests.support.layers import put
+from tests.support.tars import archive, entry, pax
+from tests.support.trees import scan
+
+CORPUS = corpus()
+SEED = archive(
+    entry(b"etc/", b"5", mode=0o755), entry(b"etc/motd", data=b"hello" * 200), entry(b"l", b"2", link=b"etc"),
+    entry(b"h", b"1", link=b"etc/motd"), pax({b"mtime": b"1.5", b"SCHILY.xattr.user.a": b"b"}), entry(b"l/x", data=b"y"),
+    entry(b"n" * 150, data=b"z"), pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.size": b"9"}),
+    entry(b"sp", data=b"1\n2\n3\n".ljust(512, b"\0") + b"abc"),
+)  # fmt: skip
+
+
+def needs_root(what: str) -> bool:
+    return "device" in what or "attributes" in what or "opaque" in what
+
+
+@pytest.mark.parametrize("what", CORPUS)
+@pytest.mark.parametrize("bottom", [True, False])
+def test_corpus(what: str, bottom: bool, tmp_path: Path) -> None:
+    if needs_root(what) and os.geteuid() != 0:
+        pytest.skip("needs root")
+    raw, fate = CORPUS[what]
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "victim").write_bytes(b"untouched")
+    before = scan(tmp_path)
+    target = tmp_path / "root"
+    try:
+        settle(target, put(target, raw, bottom=bottom), ())
+        seen = "harmless"
+    except LayerError as error:
+        seen = "refused"
+        assert error.message
+    after = {path: node for path, node in scan(tmp_path).items() if path.split(b"/")[0] != b"root"}
+    del before[b"."], after[b"."]
+    assert after == before
+    assert not Path("/tmp/parbake-escape").exists()
+    assert seen == fate
+
+
+@pytest.mark.parametrize("name", [b"../x", b"a/../../x", b"/../x", b".."])
+def test_an_escape_is_named(name: bytes, tmp_path: Path) -> None:
+    with pytest.raises(LayerEscape, match="leads outside its root") as raised:
+        put(tmp_path, archive(entry(name)))
+    assert raised.value.hint
+
+
+def test_links_upwards_stay_inside(tmp_path: Path) -> None:
+    put(tmp_path / "root", CORPUS["parent that links to an absolute place"][0])
+    assert (tmp_path / "root/etc/passwd").read_bytes() == b"x"
+    assert os.readlink(tmp_path / "root/abs") == "/etc"
+
+
+def test_the_count_of_entries_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MOST_ENTRIES", 100)
+    with pytest.raises(LayerBomb, match="more than 100 entries"):
+        put(tmp_path, archive(*(entry(b"f%d" % number) for number in range(101))))
+
+
+def test_truncation_everywhere(tmp_path: Path) -> None:
+    """Every cut is an error or the end of the archive, and what was read before it is there."""
+    accepted = []
+    for number, size in enumerate(range(0, len(SEED) + 1, 256)):
+        try:
+            put(tmp_path / str(number), SEED[:size])
+            accepted.append(size)
+        except LayerError as error:
+            assert "ends within" in error.message
+    # Between entries (before each header, and within the padding of data) an archive may end: so says containerd's
+    # reader as well, see test_layers_as_containerd.
+    assert len(SEED) in accepted
+    assert 512 in accepted
+    assert 256 not in accepted
+    assert len(accepted) < len(SEED) // 256
+
+
+@given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), max_size=6), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_mutations_end_in_our_errors(changes: list[tuple[int, int]], fix_checksums: bool) -> None:
+    data = bytearray(SEED)
+    for at, value in changes:
+        data[at] = value
+        if fix_checksums:
+            block = at // 512 * 512
+            total = sum(data[block : block + 148]) + 256 + sum(data[block + 156 : block + 512])
+            data[block + 148 : block + 156] = b"%06o\0 " % total
+    fuzz_archive(bytes(data))
+    fuzz_layer(bytes(data))
