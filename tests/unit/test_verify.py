@@ -200,7 +200,7 @@ def test_files_are_told_apart(tmp_path: Path) -> None:
 )
 def test_the_manifest_of_an_index_is_the_one_that_runs_here(wanted: str, there: str, chosen: str) -> None:
     words = {"os": "linux", "architecture": "amd64"}
-    entries = [
+    entries: list[dict[str, object]] = [
         {"digest": "none"},
         {"digest": "a", "platform": words},
         {"digest": "b", "platform": {**words, "variant": "v3"}},
