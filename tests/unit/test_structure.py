@@ -135,11 +135,7 @@ def test_files_are_small(path: Path) -> None:
 
 
 # Parts of every Debian, subcommands that look like programs, and what runs in a guest.
-<<<<<<< HEAD
 NO_PROGRAMS_TO_INSTALL = {"sh", "true", "apt-get", "ip", "mmd", "systemctl"}
-=======
-NO_PROGRAMS_TO_INSTALL = {"sh", "true", "apt-get", "mmd", "systemctl", "ip"}
->>>>>>> vm
 
 
 def _programs_that_are_run(path: Path) -> set[str]:
