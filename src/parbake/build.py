@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from parbake.buildtools import BuildTool, Place, Request, choose
+from parbake.buildtools import STORES, BuildTool, Place, Request, choose
 from parbake.context import BuildSpec, Rules, digest
 from parbake.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
 from parbake.events import Events
@@ -23,6 +24,8 @@ from parbake.registry import Layout, Registry
 from parbake.registry.credentials import files as auth_files
 from parbake.registry.credentials import find_credentials
 from parbake.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
+
+__all__ = ["LABEL", "BuildSpec", "Built", "build", "build_key", "clear", "existing", "local_layout"]
 
 LABEL = "dev.parbake.build"
 """Label of the image's config whose value is the digest of the build's inputs."""
@@ -103,11 +106,12 @@ def build(
         if (built := reuse()) is not None:
             events.note(f"{reference}: context and arguments are unchanged, not built again")
             return built
-        with lock(cache / _FOLDER / "lock", what=f"the builder's store in {cache}"):
+        with _locked(cache):
             if (built := reuse()) is not None:  # another run built it while we waited
                 return built
             folder = _fresh(work / f"build-{key[7:19]}")
             try:
+                remove_leftovers(cache)  # of killed builds, which may hold credentials
                 auth_file = _write_auth_file(folder / "auth.json", reference, options)
                 tool = choose(Place(folder, cache, options, events, auth_file))
                 tag = f"{reference.name}:{reference.tag}"
@@ -118,6 +122,17 @@ def build(
             finally:
                 remove_tree(folder)  # it may hold credentials
     return Built(image=image, key=key, builder=tool.name)
+
+
+def clear(cache: Path) -> None:
+    """Remove the layers that builders keep to be faster, after any build under way; ``localhost/`` images stay."""
+    with _locked(cache):
+        for store in STORES:
+            remove_tree(cache / store)
+
+
+def _locked(cache: Path) -> AbstractContextManager[None]:
+    return lock(cache / _FOLDER / "lock", what=f"the builder's store in {cache}")
 
 
 def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request:

@@ -230,6 +230,34 @@ def clean(
 
 
 @app.command()
+def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """Say what this machine has and lacks for each command, and how to get it."""
+    from parbake import doctor as examination
+    from parbake import tables
+    from parbake.workspace import cache_folder
+
+    door.as_json = as_json
+    checks = examination.examine(output=_output(file), cache=cache_folder())
+    _answer(tables.checks_json(checks), tables.checks_text(checks))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the demo's files go; kept for the next run.")] = Path("demo"),
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Run the main job end to end: build a sample, push, bake, boot without a network, compare with a pull."""
+    from parbake import demo as story
+    from parbake import tables
+
+    door.as_json = as_json
+    with _events(progress) as events:
+        outcome = story.tell(folder.absolute(), events=events)
+    _answer(tables.outcome_json(outcome), tables.table(outcome.rows()))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of the Bakefile, for editors."""
     from parbake.bakefile import schema as bakefile_schema

@@ -29,7 +29,7 @@ _LITERAL = frozenset(".+()|{}$")
 
 
 class BuildSpec(Protocol):
-    """What the Bakefile says of a build: folder, Containerfile (absolute), build arguments, target stage or empty."""
+    """What to build, as the Bakefile says it: the folder that the build sees, and how."""
 
     @property
     def context(self) -> Path:

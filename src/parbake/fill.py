@@ -186,8 +186,7 @@ class _Filling:
                 self._store.content.write(descriptor, _pieces(stream, task), labels)
 
     def _name(self, image: Image) -> None:
-        reference = Reference.parse(image.reference)
-        for name in dict.fromkeys((image.reference, reference.with_digest(image.target.digest))):
+        for name in image.names:
             self._store.images.put(name, image.target, conventions.PINNED)
 
 

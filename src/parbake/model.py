@@ -278,8 +278,8 @@ class Plan(Frozen):
 class ImageVerdict(Frozen):
     """What verification saw of one image; an empty ``problems`` means that it passed.
 
-    ``start_seconds`` is from the request to the runtime until the startup's probe said up; ``output`` is the end of
-    what the container wrote.
+    ``start_seconds`` is from the request to the runtime until the startup's probe said up, ``sandbox_seconds`` what the
+    pod's sandbox took before that; ``output`` is the end of what the container wrote.
     """
 
     reference: str
@@ -287,18 +287,24 @@ class ImageVerdict(Frozen):
     pinned: bool = False
     unpacked: bool = False
     start_seconds: float | None = None
+    sandbox_seconds: float | None = None
     problems: tuple[str, ...] = ()
     output: str = ""
 
 
 class Verdict(Frozen):
-    """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered."""
+    """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
+
+    With the accelerator ``none`` nothing was booted: the artefact is for another architecture than this machine.
+    ``warnings`` are what a reader should know of an artefact that passed.
+    """
 
     passed: bool
     accelerator: Literal["kvm", "tcg", "none"]
     boot_seconds: float | None = None
     images: tuple[ImageVerdict, ...] = ()
     problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     verified_at: str = ""
 
 

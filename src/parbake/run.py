@@ -27,9 +27,11 @@ PACKAGES = {
     "buildah": "buildah",
     "containerd": "containerd",
     "ctr": "containerd",
+    "docker": "docker.io",
     "docker-registry": "docker-registry",
     "e2fsck": "e2fsprogs",
     "fstrim": "util-linux",
+    "grub-mkimage": "grub-common",
     "kubectl": "kubernetes-client",
     "mke2fs": "e2fsprogs",
     "mkfs.vfat": "dosfstools",
@@ -43,6 +45,7 @@ PACKAGES = {
     "runc": "runc",
     "setpriv": "util-linux",
     "sfdisk": "fdisk",
+    "umount": "mount",
     "unshare": "util-linux",
     "xfs_growfs": "xfsprogs",
     "xfs_repair": "xfsprogs",
@@ -133,8 +136,13 @@ def isolated(command: list[str]) -> list[str]:
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", *command]
 
 
+# The kernel reports a parent's death only to a child that has asked for it by then: one that asked too late finds
+# that its parent is another one, and ends by itself.
+_UNLESS_ORPHAN = '[ "$PPID" = "$1" ] || exit 137; shift; exec "$@"'
+
+
 def _argv(command: list[str], *, own_pids: bool = False) -> list[str]:
-    argv = [need("setpriv"), "--pdeathsig", "KILL", "--"]
+    argv = [need("setpriv"), "--pdeathsig", "KILL", "--", "/bin/sh", "-c", _UNLESS_ORPHAN, "sh", str(os.getpid())]
     if own_pids:  # whatever the program forks (shims, containers) dies with it
         argv += [need("unshare"), "--pid", "--fork", "--kill-child=KILL", "--"]
     return [*argv, need(command[0]), *command[1:]]

@@ -17,6 +17,8 @@ from parbake.records import Decision, Record
 from parbake.render import human_bytes
 
 if TYPE_CHECKING:
+    from parbake.demo import Outcome
+    from parbake.doctor import Check
     from parbake.flow import Finished, Outlook
 
 _WIDTH = 110
@@ -208,3 +210,34 @@ def decisions_text(decisions: Sequence[Decision], *, dry_run: bool) -> str:
     rows = [(decision.record.artefact, "kept" if decision.keep else verb, decision.reason) for decision in decisions]
     total = f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}"
     return f"{table(rows)}\n{total}" if rows else "no artefacts"
+
+
+def outcome_json(outcome: Outcome) -> dict[str, object]:
+    """Return what the demo showed: times in seconds, sizes in bytes, and the record."""
+    return {
+        "bake_seconds": outcome.record.seconds,
+        "start_baked_seconds": outcome.start_baked,
+        "start_pulled_seconds": outcome.start_pulled,
+        **record_json(outcome.folder / outcome.record.artefact, outcome.record),
+    }
+
+
+def checks_json(checks: Sequence[Check]) -> list[dict[str, object]]:
+    """Return what was found on this machine."""
+    return [check.model_dump(mode="json") for check in checks]
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """Return what was found on this machine, for people."""
+    marks = {"ok": "ok", "warn": "warn", "missing": "MISSING"}
+    rows = [
+        (
+            marks[check.status],
+            check.name,
+            check.found or "-",
+            ", ".join(check.needed_by),
+            check.hint if check.status != "ok" else "",
+        )
+        for check in checks
+    ]
+    return table(rows, header=("", "what", "found", "for", "how to get it"))

@@ -143,6 +143,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     owner: FaultyProxy
 
+    def handle(self) -> None:
+        with suppress(OSError, ValueError, urllib3.exceptions.HTTPError):  # connections end here in every possible way
+            super().handle()
+
     def do_GET(self) -> None:
         sent = {key.lower(): value for key, value in self.headers.items()}
         with self.owner.lock:
@@ -161,12 +165,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        """Take what is sent and answer with a fault: the registry behind us is only read from."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        with self.owner.lock:
+            if not self.owner.faults:
+                self.owner.faults.append(Status(404))
+        self.do_GET()
+
     def _pass_on(self, sent: dict[str, str], fault: Fault | None) -> None:
         headers = {key: value for key, value in sent.items() if key not in _NOT_PASSED_ON}
         if isinstance(fault, WholeAnswer):
             headers.pop("range", None)
+        # A client that takes us for its forward proxy asks for a whole URL.
+        path = self.path if self.path.startswith("/") else "/" + self.path.split("/", 3)[3]
         answer = self.owner.upstream.request(
-            self.command, self.owner.upstream_url + self.path, headers=headers, redirect=False
+            self.command, self.owner.upstream_url + path, headers=headers, redirect=False
         )
         kept = {key: value for key, value in answer.headers.items() if key.lower() not in _NOT_PASSED_ON}
         body = answer.data

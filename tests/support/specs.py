@@ -1,4 +1,4 @@
-"""Build specifications as the Bakefile gives them, and contexts written from a dictionary."""
+"""Build contexts written from a dictionary."""
 
 from __future__ import annotations
 

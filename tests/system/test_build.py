@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from parbake.build import LABEL, Built, build, existing
+from parbake.build import LABEL, Built, build, clear, existing
 from parbake.buildtools import Containers, Place
 from parbake.context import Rules, walk
 from parbake.errors import BadReference, CommandFailed, Denied, Unreachable
@@ -61,7 +61,12 @@ class Kitchen:
         self.said: list[Event] = []
 
     def build(
-        self, what: Spec, reference: str, options: Mapping[str, RegistryOptions] | None = None, *, force: bool = False
+        self,
+        what: Spec,
+        reference: str,
+        options: Mapping[str, RegistryOptions] | None = None,
+        *,
+        force: bool = False,
     ) -> Built:
         return build(
             what,
@@ -219,6 +224,10 @@ def test_a_store_that_cannot_be_read_is_made_anew(tmp_path: Path, kitchen: Kitch
     what = spec(tmp_path / "context", "FROM scratch\nCOPY a /\n", {"a": "1"})
     alone = Kitchen(kitchen.work, tmp_path / "cache")
     alone.build(what, "localhost/app:1")
+    clear(alone.cache)
+    assert not (alone.cache / "buildah").exists()
+    assert alone.build(what, "localhost/app:1").reused, "its layout needs no store"
+    alone.build(what, "localhost/app:1", force=True)
     shutil.rmtree(alone.cache / "images")
     (alone.cache / "buildah/overlay/overlay-layers/layers.json").write_text("{ torn")
     assert not alone.build(what, "localhost/app:1").reused

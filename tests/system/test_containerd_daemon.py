@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,13 @@ with Daemon(folder / "store", folder / "run", cri={cri}, sandbox_image="localhos
 """
 
 
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (holds := true()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return holds
+
+
 @pytest.mark.parametrize("cri", [False, True])
 def test_kill_takes_everything_along(tmp_path: Path, *, cri: bool) -> None:
     before = shared_places()
@@ -150,14 +158,10 @@ def test_kill_takes_everything_along(tmp_path: Path, *, cri: bool) -> None:
                 running = processes_in(namespace)
                 assert any("containerd-shim-runc-v2" in command for command in running)
                 assert any("containerd --config" in command for command in running)
-                assert traces_of(f"/bin/sleep {marker}")
+                assert within(10, lambda: bool(traces_of(f"/bin/sleep {marker}")))
         finally:
             victim.kill()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and (
-        traces_of(str(tmp_path)) or traces_of(marker) or (cri and processes_in(namespace))
-    ):
-        time.sleep(0.05)
+    within(10, lambda: not (traces_of(str(tmp_path)) or traces_of(marker) or (cri and processes_in(namespace))))
     assert traces_of(str(tmp_path)) == []
     assert traces_of(marker) == []
     assert not cri or processes_in(namespace) == []
@@ -165,6 +169,8 @@ def test_kill_takes_everything_along(tmp_path: Path, *, cri: bool) -> None:
     if cri:  # the next daemon removes the cgroups that nobody could remove
         left = [*Path("/sys/fs/cgroup").glob(cgroup[1:]), *Path("/sys/fs/cgroup").glob(f"*{cgroup}")]  # v2, v1
         assert left
+        procs = [file for folder in left for file in folder.rglob("cgroup.procs")]
+        assert within(10, lambda: not any(file.read_text() for file in procs))
         with Daemon(tmp_path / "store", tmp_path / "again", cri=True):
             pass
         assert not any(folder.exists() for folder in left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -9,12 +10,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from parbake.errors import Denied, EnvironmentProblem, RegistryError, Unreachable
 from parbake.model import RegistryOptions
 from parbake.registry import Registry
+from parbake.registry.credentials import find_credentials
 from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, read_all, ref, user
 from tests.support.faults import FaultyProxy, Redirect, Status, error_body
 from tests.support.images import image, index, layer, push
@@ -242,6 +245,20 @@ class TestRedirects:
                 read_all(client, found)
             assert "signature-word" not in json.dumps(caught.value.to_json())
 
+    def test_storage_cannot_ask_for_credentials(self, registry: DockerRegistry) -> None:
+        with (
+            FaultyProxy(registry.url) as front,
+            FaultyProxy(registry.url) as storage,
+            Registry({front.host: PLAIN}, patience=QUICK) as client,
+        ):
+            log_in(front.host, user("ann", "secret-word"))
+            found = client.resolve(ref(front.host), AMD64)
+            front.faults.append(Redirect(storage.url + "{path}"))
+            storage.faults.append(Status(401, {"WWW-Authenticate": f'Bearer realm="{storage.url}/token"'}, b""))
+            with pytest.raises(Denied, match=f"{storage.host} answers 401"):
+                read_all(client, found)
+            assert len(storage.requests) == 1
+
     def test_an_endless_redirect(self, registry: DockerRegistry) -> None:
         with FaultyProxy(registry.url) as front, Registry({front.host: PLAIN}, patience=QUICK) as client:
             found = client.resolve(ref(front.host), AMD64)
@@ -255,3 +272,68 @@ class TestRedirects:
             front.faults.append(Redirect("ftp://x.test/"))
             with pytest.raises(RegistryError, match="not HTTP"):
                 client.resolve(ref(front.host), AMD64)
+            front.faults.append(Redirect("http://x.test:port/"))
+            with pytest.raises(RegistryError, match="no URL"):
+                client.resolve(ref(front.host), AMD64)
+
+
+def test_a_proxy_from_the_environment(registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FaultyProxy(registry.url) as forward:
+        monkeypatch.setenv("http_proxy", f"http://ann:word@{forward.host}")
+        monkeypatch.setenv("no_proxy", "direct.invalid")
+        with Registry(dict.fromkeys(("far.invalid", "direct.invalid"), PLAIN), patience=QUICK) as client:
+            assert client.head(ref("far.invalid")).digest == BOTH.digest
+            _, path, headers = forward.requests[0]
+            assert path == "http://far.invalid/v2/team/app/manifests/v1"
+            assert headers["proxy-authorization"].startswith("Basic ")
+            with pytest.raises(Unreachable, match="does not resolve"):
+                client.head(ref("direct.invalid"))
+            assert client.head(ref(registry.host)).digest == BOTH.digest
+            assert len(forward.requests) == 1  # loopback is never asked of a proxy
+
+
+class TestEcr:
+    """AWS is a stand-in that answers with what the API reference says."""
+
+    HOST = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
+    DATA: ClassVar = {"authorizationToken": base64.b64encode(b"AWS:token-word").decode()}
+
+    @pytest.fixture
+    def aws(self, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        with FaultyProxy(registry.url) as running:
+            running.only = ""
+            monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+            monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            yield running
+
+    def find(self, host: str, options: RegistryOptions | None = None) -> tuple[str, str] | None:
+        found = find_credentials(host, "team/app", options or RegistryOptions())
+        return (found.username, found.password) if found else None
+
+    def test_private(self, aws: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+        aws.faults.append(Status(200, body=json.dumps({"authorizationData": [self.DATA]}).encode()))
+        assert self.find(self.HOST) == ("AWS", "token-word")
+        assert "/eu-central-1/ecr/" in aws.requests[0][2]["authorization"]
+
+    def test_public(self, aws: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.find("public.ecr.aws") is None  # it serves everybody
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+        aws.faults.append(Status(200, body=json.dumps({"authorizationData": self.DATA}).encode()))
+        assert self.find("public.ecr.aws", RegistryOptions(credentials="ecr")) == ("AWS", "token-word")
+        assert "/us-east-1/ecr-public/" in aws.requests[0][2]["authorization"]
+
+    def test_aws_says_no(self, aws: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(Denied, match=r"no registry token.*credentials") as caught:
+            self.find(self.HOST)
+        assert "AWS_PROFILE" in caught.value.hint
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+        aws.faults.append(Status(400, body=b'{"__type": "AccessDeniedException", "message": "no"}'))
+        with pytest.raises(Denied, match="AccessDeniedException") as denied:
+            self.find(self.HOST)
+        assert "ecr:GetAuthorizationToken" in denied.value.hint

@@ -14,7 +14,10 @@ from parbake.buildtools.containers import Containers, open_store
 from parbake.buildtools.docker import Docker
 from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
 
-__all__ = ["BuildTool", "Containers", "Docker", "Place", "Request", "choose"]
+__all__ = ["STORES", "BuildTool", "Containers", "Docker", "Place", "Request", "choose"]
+
+STORES = ("buildah", "podman")
+"""Folders of the cache that hold the stores of the tools of these names."""
 
 
 def choose(place: Place) -> BuildTool:

@@ -13,9 +13,10 @@ from pathlib import Path
 _NEVER = (
     "differ.v1.erofs",
     "grpc.v1.healthcheck",
-    "image-verifier.v1.bindir",
     "internal.v1.restart",
     "internal.v1.tracing",
+    "monitor.container.v1.restart",
+    "mount-handler.v1.erofs",
     "nri.v1.nri",
     "snapshotter.v1.aufs",
     "snapshotter.v1.blockfile",
@@ -39,6 +40,7 @@ _FOR_PODS = (
     "grpc.v1.streaming",
     "grpc.v1.tasks",
     "grpc.v1.transfer",
+    "image-verifier.v1.bindir",
     "internal.v1.opt",
     "monitor.task.v1.cgroups",
     "monitor.v1.cgroups",
@@ -92,6 +94,8 @@ def _pods(folder: Path, sandbox_image: str, runc: str) -> list[str]:
     return [
         '[plugins."io.containerd.internal.v1.opt"]',
         f"path = {_string(folder / 'opt')}",
+        '[plugins."io.containerd.image-verifier.v1.bindir"]',
+        f"bin_dir = {_string(folder / 'opt' / 'image-verifier')}",
         f"[{cri}]",
         *([f"sandbox_image = {_string(sandbox_image)}"] if sandbox_image else []),
         'stream_server_address = "127.0.0.1"',

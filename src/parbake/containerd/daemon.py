@@ -86,7 +86,7 @@ class Daemon:
 
     def client(self, namespace: str = "k8s.io") -> Client:
         """Return a client; use it with ``with``, and end it before the daemon."""
-        from parbake.containerd.client import connect  # noqa: PLC0415 - see __enter__
+        from parbake.containerd.client import connect
 
         return connect(self.socket, namespace=namespace, patience=self._patience)
 
@@ -148,7 +148,7 @@ class Daemon:
                 self._check_alive()
                 deadline.sleep(0.002)
             if self._cri:
-                from parbake.containerd.cri import Cri  # noqa: PLC0415
+                from parbake.containerd.cri import Cri
 
                 with self.client() as client:
                     Cri(client.connection).wait_ready(deadline, self._check_alive)

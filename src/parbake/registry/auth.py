@@ -19,7 +19,7 @@ from parbake.model import RegistryOptions
 from parbake.reference import DOCKER_HUB
 from parbake.registry.credentials import Credentials, files, find_credentials
 from parbake.registry.retry import Transient
-from parbake.registry.transport import Transport, is_loopback
+from parbake.registry.transport import Transport, is_loopback, origin
 
 _TOKEN_LIMIT = 1 << 20
 _CLIENT_ID = "parbake"
@@ -140,7 +140,7 @@ class Authorizer:
         if credentials and credentials.bearer:
             return _Token(f"Bearer {credentials.bearer}", float("inf"))
         realm = urljoin(base, challenge.parameters.get("realm", ""))
-        if not challenge.parameters.get("realm") or urlsplit(realm).scheme not in {"http", "https"}:
+        if not challenge.parameters.get("realm") or origin(realm)[0] not in {"http", "https"}:
             raise RegistryError(f"{self.host}: the token challenge names no usable realm")
         self._check_realm(realm, with_secrets=credentials is not None)
         query = {"service": challenge.parameters.get("service", "")}
@@ -153,7 +153,7 @@ class Authorizer:
             secret = credentials.basic if credentials else ""
             answer = self._ask("GET", _with_query(realm, query), repository, secret=secret)
         token = str(answer.get("token") or answer.get("access_token") or "")
-        if not token or not token.isprintable():
+        if not token or not (token.isascii() and token.isprintable()):
             raise RegistryError(f"{urlsplit(realm).netloc}: the token server's answer holds no token")
         try:
             lifetime = float(answer.get("expires_in") or _DEFAULT_SECONDS)
@@ -174,7 +174,7 @@ class Authorizer:
     ) -> dict[str, Any]:
         where = urlsplit(url).netloc
         headers = {"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}
-        response = self._transport.send(method, url, headers=headers, secret=secret, body=body, ca=self._options.ca)
+        response, _ = self._transport.send(method, url, headers=headers, secret=secret, body=body, ca=self._options.ca)
         content = self._transport.read(response, _TOKEN_LIMIT, f"{where}: a token")
         if response.status in _RETRIED:
             raise Transient(RegistryError(f"{where}: the token server answers {response.status}"))

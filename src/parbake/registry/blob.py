@@ -108,23 +108,23 @@ class Blob:
         path = f"blobs/{self._descriptor.digest}"
         self._response = self._endpoints[0].attempt(self._repository, path, headers=headers, what=self._what)
         self._meter = Meter(self._patience, self._what)
+        length = self._response.headers.get("Content-Length", "")
         starts = 0
         if self._response.status == 206:
-            starts = self._check_range(self._response.headers.get("Content-Range", ""))
-        self._check_length(self._response.headers.get("Content-Length", ""), starts)
+            self._check_range(self._response.headers.get("Content-Range", ""), length)
+            starts = offset
+        self._check_length(length, starts)
         self._skip(offset - starts)
 
-    def _check_range(self, text: str) -> int:
-        """Return where a partial answer starts."""
+    def _check_range(self, text: str, length: str) -> None:
         found = _RANGE.fullmatch(text.strip())
         if not found:
             raise BadContent(f"{self._what}: a partial answer without a range ({text!r})")
-        first, _, total = found.groups()
+        first, last, total = found.groups()
         if total != "*" and int(total) != self._descriptor.size:
             raise self._wrong_size(f"{total} bytes long")
-        if int(first) > self._position:
-            raise BadContent(f"{self._what}: asked for bytes from {self._position} on, got them from {first} on")
-        return int(first)
+        if int(first) != self._position or (length.isdecimal() and int(last) + 1 != int(first) + int(length)):
+            raise BadContent(f"{self._what}: asked for bytes from {self._position} on, got {text!r} ({length} bytes)")
 
     def _check_length(self, text: str, starts: int) -> None:
         self._exact = False
@@ -149,7 +149,7 @@ class Blob:
         try:
             data = self._response.read1(most, decode_content=False)
         except (HTTPError, OSError) as error:
-            raise translate(error, self._response.url or self._endpoints[0].host) from error
+            raise translate(error, f"{self._what} from {self._endpoints[0].host}") from error
         self._meter.add(len(data), time.monotonic() - started)
         if not data:
             raise Transient(self._wrong_size(f"over after {self._position} bytes"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ from parbake.registry.transport import Transport
 # Requests at once for one Registry: enough to hide the network's latency, few enough for any registry's limits.
 _AT_ONCE = 8
 _TAGS_LIMIT = 4 << 20
+_HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
 class Registry:
@@ -113,7 +115,7 @@ class Registry:
 
     def _mirror(self, text: str, namespace: str) -> Endpoint:
         parts = urlsplit(text if "://" in text else f"//{text}")
-        if not parts.netloc or "@" in parts.netloc or parts.scheme not in {"", "http", "https"}:
+        if not _HOST.fullmatch(parts.netloc) or parts.scheme not in {"", "http", "https"}:
             raise InputError(f"registries.{namespace}.mirrors: {text!r} is no host", hint="write host[:port][/path]")
         options = self._options.get(parts.netloc, RegistryOptions())
         if parts.scheme == "http":

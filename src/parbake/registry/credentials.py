@@ -88,8 +88,8 @@ def _from_environment(host: str) -> Credentials:
 
 def _from_aws(host: str) -> Credentials | None:
     target = ecr.parse(host)
-    if target is None or (target.public and not ecr.usable()):
-        return None  # ECR Public serves the anonymous as well
+    if target is None or target.public:
+        return None  # ECR Public serves the anonymous as well, and needs a permission that few roles have
     return _from_ecr(host, target)
 
 

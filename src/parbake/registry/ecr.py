@@ -7,7 +7,6 @@ base64 ``AWS:password`` that lives 12 hours; ECR Public signs in us-east-1 alone
 from __future__ import annotations
 
 import base64
-import importlib.util
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -52,21 +51,12 @@ def parse(host: str) -> Target | None:
     return None
 
 
-def usable() -> bool:
-    """Whether boto3 is installed and finds credentials (on an instance it asks the metadata service)."""
-    if importlib.util.find_spec("boto3") is None:
-        return False
-    import boto3  # noqa: PLC0415 - an optional part, loaded when it is needed
-
-    return boto3.Session().get_credentials() is not None
-
-
 def login(host: str, target: Target) -> tuple[str, str]:
     """Return user and password for an ECR registry; raises EnvironmentProblem (no boto3), Denied (AWS says no)."""
     try:
-        import boto3  # noqa: PLC0415 - an optional part, loaded when it is needed
-        from botocore.config import Config  # noqa: PLC0415
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
     except ImportError as error:
         raise EnvironmentProblem(
             f"{host}: boto3 is not installed, so AWS cannot be asked for a token",
@@ -81,7 +71,8 @@ def login(host: str, target: Target) -> tuple[str, str]:
         retries={"mode": "standard", "total_max_attempts": 4},
     )
     try:
-        client: Any = boto3.client("ecr-public" if target.public else "ecr", config=config)
+        # A session of our own: the default one remembers the credentials that it once found.
+        client: Any = boto3.Session().client("ecr-public" if target.public else "ecr", config=config)
         data = client.get_authorization_token()["authorizationData"]
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode, urljoin, urlsplit
 
 from urllib3 import BaseHTTPResponse
 
@@ -21,7 +21,7 @@ from parbake.model import RegistryOptions
 from parbake.reference import DOCKER_HUB
 from parbake.registry.auth import Authorizer, read_challenges
 from parbake.registry.retry import Backoff, Transient
-from parbake.registry.transport import Transport
+from parbake.registry.transport import Transport, origin
 
 _HUB_HOST = "registry-1.docker.io"
 _ERROR_LIMIT = 64 << 10
@@ -106,17 +106,18 @@ class Endpoint:
         if self._namespace:  # tells a mirror of several registries which one is meant, as containerd does
             url += f"{'&' if '?' in url else '?'}{urlencode({'ns': self._namespace})}"
         secret = self._authorizer.header(repository)
-        response = self._send(method, url, headers, secret)
-        if response.status == 401:
+        response, place = self._send(method, url, headers, secret)
+        # Only the registry itself may ask for its credentials, not a storage that it redirects to.
+        if response.status == 401 and origin(place) == origin(url):
             challenges = read_challenges(response.headers.getlist("WWW-Authenticate"))
             self._transport.discard(response)
             secret = self._authorizer.answer(base, challenges, repository, secret)
-            response = self._send(method, url, headers, secret)
+            response, place = self._send(method, url, headers, secret)
         if response.status in {200, 206}:
             return response
-        raise self._failure(response, repository, what)
+        raise self._failure(response, urlsplit(place).netloc, repository, what)
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str], secret: str) -> BaseHTTPResponse:
+    def _send(self, method: str, url: str, headers: Mapping[str, str], secret: str) -> tuple[BaseHTTPResponse, str]:
         return self._transport.send(method, url, headers=headers, secret=secret, ca=self._options.ca)
 
     def _retry[T](self, once: Callable[[], T]) -> T:
@@ -127,14 +128,14 @@ class Endpoint:
             except Transient as failure:
                 backoff.wait(failure)
 
-    def _failure(self, response: BaseHTTPResponse, repository: str, what: str) -> Exception:
+    def _failure(self, response: BaseHTTPResponse, where: str, repository: str, what: str) -> Exception:
         status = response.status
         code, said = self._said(response)
-        text = f"{what}: {self.host} answers {status}{f' ({said})' if said else ''}"
+        text = f"{what}: {where} answers {status}{f' ({said})' if said else ''}"
         if status == 404:
             return Missing(what, code)
         if status in {401, 403}:
-            return self._authorizer.denied(repository, said or f"it answers {status}")
+            return self._authorizer.denied(repository, said or f"{where} answers {status}")
         if status == 400 and "HTTPS server" in said:
             return Unreachable(
                 f"{self.host} speaks TLS, not plain HTTP", hint=f"remove registries.{self.host}.plain_http"

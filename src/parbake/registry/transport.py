@@ -39,7 +39,7 @@ from parbake.registry.retry import Meter, Patience, Transient
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _PORTS = {"http": 80, "https": 443}
-_POOL_SIZE = 16
+_POOL_SIZE = 64
 _SMALL = 16 << 10
 # How OpenSSL says that the other side does not speak TLS (reasons of SSL_R_*, over several releases).
 _NOT_TLS = (
@@ -64,9 +64,12 @@ def is_loopback(host: str) -> bool:
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port of a URL: what a credential is bound to."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
+    """Return scheme, host and port of a URL: what a credential is bound to. Raises RegistryError when it is none."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
+    except ValueError as error:  # a port that is no number, a bracket too many
+        raise RegistryError(f"a server names a place that is no URL ({error})") from error
 
 
 class Transport:
@@ -98,8 +101,8 @@ class Transport:
         secret: str = "",
         body: bytes | None = None,
         ca: str = "",
-    ) -> BaseHTTPResponse:
-        """Send one request and return the response with its body unread; GET and HEAD follow redirects.
+    ) -> tuple[BaseHTTPResponse, str]:
+        """Send one request; return the response with its body unread, and its URL. GET and HEAD follow redirects.
 
         ``secret`` is the Authorization header; it is left out as soon as a redirect leads to another origin. Raises
         Transient for what may pass, Unreachable or RegistryError for what will not.
@@ -112,7 +115,7 @@ class Transport:
             response = self._exchange(method, url, own, body, ca)
             place = response.headers.get("Location")
             if response.status not in _REDIRECTS or method not in {"GET", "HEAD"} or not place:
-                return response
+                return response, url
             self.discard(response)
             url = self._follow(url, place)
         raise RegistryError(f"{_shown(url)}: more than {_MOST_REDIRECTS} redirects in a row")
@@ -132,7 +135,7 @@ class Transport:
                 if len(body) > limit:
                     raise BadContent(f"{what}: the answer is larger than {limit} bytes, which nothing of its kind is")
         except (HTTPError, OSError) as error:
-            raise translate(error, response.url or what) from error
+            raise translate(error, what) from error
         finally:
             # Read to its end the connection is back in its pool already, and this does nothing to it.
             response.close()
@@ -160,7 +163,7 @@ class Transport:
 
     def _follow(self, url: str, place: str) -> str:
         target = urljoin(url, place)
-        scheme = urlsplit(target).scheme
+        scheme, _, _ = origin(target)
         if scheme not in _PORTS:
             raise RegistryError(f"{_shown(url)} redirects to a URL that is not HTTP")
         if urlsplit(url).scheme == "https" and scheme == "http" and not is_loopback(urlsplit(url).netloc):
@@ -184,7 +187,7 @@ class Transport:
         except LocationParseError as error:
             raise RegistryError(f"{_shown(url)}: not a URL") from error
         except (HTTPError, OSError) as error:
-            raise translate(error, url) from error
+            raise translate(error, urlsplit(url).netloc) from error
 
     def _manager(self, url: str, ca: str) -> urllib3.PoolManager:
         scheme, host, _ = origin(url)
@@ -317,9 +320,11 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def translate(error: Exception, url: str) -> Exception:
-    """Return the error of ours for one of urllib3's or the system's: Transient when it may pass."""
-    where = urlsplit(url).netloc.rpartition("@")[2]
+def translate(error: Exception, where: str) -> Exception:
+    """Return the error of ours for one of urllib3's or the system's: Transient when it may pass.
+
+    ``where`` is a host, or names what was read from one.
+    """
     hint = f"is {where} right and reachable from here? a proxy is taken from HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
     cause = error.original_error if isinstance(error, ProxyError) else error
     if isinstance(cause, SSLError) or isinstance(cause.__cause__, ssl.SSLError):

@@ -38,7 +38,7 @@ images:
       up:
         http: 8080/healthz
 base: debian
-artefact: machine-image/qcow2
+artefact: qcow2
 """
 
 

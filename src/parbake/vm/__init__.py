@@ -1,6 +1,7 @@
 """Virtual machines (QEMU): boot an artefact on an overlay and talk to what runs in it."""
 
 from parbake.vm.accelerator import accelerator
+from parbake.vm.firmware import is_bootable
 from parbake.vm.guest import Clock, Guest, Ran, Waited
 from parbake.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
 from parbake.vm.seed import Seed, agent_seed
@@ -17,4 +18,5 @@ __all__ = [
     "Waited",
     "accelerator",
     "agent_seed",
+    "is_bootable",
 ]

@@ -25,6 +25,11 @@ _MBR_ESP = 0xEF
 _BOOT_CODE = slice(0, 440)
 
 
+def qemu_format(name: str) -> str:
+    """Return QEMU's name of an image format: what everybody calls vhd is vpc there."""
+    return "vpc" if name == "vhd" else name
+
+
 def firmware_of(head: bytes) -> Firmware | None:
     """Return the firmware for a disk that begins with ``head`` (34 sectors); None: no boot loader, not bootable.
 
@@ -54,7 +59,8 @@ def _gpt_types(head: bytes) -> Iterator[uuid.UUID]:
 
 
 def read_head(disk: Path, image_format: str) -> bytes:
-    """Return the first sectors of a disk image in any of QEMU's formats; raises CommandFailed."""
+    """Return the first sectors of a disk image in any of QEMU's formats or parbake's; raises CommandFailed."""
+    image_format = qemu_format(image_format)
     if image_format == "raw":
         with disk.open("rb") as file:
             return file.read(_HEAD_SECTORS * _SECTOR)
@@ -87,3 +93,8 @@ def ovmf() -> tuple[Path, Path]:
         if all(path.is_file() for path in pair):
             return pair
     raise EnvironmentProblem("this disk boots by UEFI and OVMF is not installed", hint="apt-get install ovmf")
+
+
+def is_bootable(disk: Path, image_format: str) -> bool:
+    """Whether some firmware would find a boot loader on the disk."""
+    return firmware_of(read_head(disk, image_format)) is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from parbake import run
-from parbake.errors import CommandFailed, DeadlineExceeded, MachineFault
+from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineFault
 from parbake.vm import console, firmware
 from parbake.vm.accelerator import QEMU, STRETCH, accelerator, cpu
 from parbake.vm.guest import Guest
@@ -24,8 +24,6 @@ AGENT_PORT = "dev.parbake.agent"
 NETWORK_MAC = "52:54:00:70:62:6b"
 """Address of the interface that ``attach_network`` plugs in (QEMU's prefix, then "pbk")."""
 
-# parbake's names of formats to QEMU's.
-_QEMU_FORMATS = {"vhd": "vpc"}
 _BOOT_LIMIT = 180.0  # seconds with hardware virtualisation, power-on to agent; EC2 calls a boot of minutes a failure
 _CALL_GRACE = 30.0
 _POWER_OFF_LIMIT = 30.0
@@ -99,7 +97,10 @@ class Machine:
             try:
                 self._qmp.greet()
             except MachineFault as error:
-                raise MachineFault(f"QEMU did not start: {error}\n{self._process.tail}") from error
+                raise EnvironmentProblem(
+                    f"QEMU did not start: {error.message}\n{self._process.tail}",
+                    hint="see `parbake doctor`; the machine needs free memory, and a working QEMU 7 or later",
+                ) from error
             self._stack = stack.pop_all()
         return self
 
@@ -109,9 +110,7 @@ class Machine:
     # what the machine is made of
 
     def _command(self, fds: dict[str, int]) -> list[str]:
-        chosen = (
-            firmware.choose(self.disk, self._qemu_format(self.format)) if self._firmware == "auto" else self._firmware
-        )
+        chosen = firmware.choose(self.disk, self.format) if self._firmware == "auto" else self._firmware
         accel = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={_EMULATED_CODE_CACHE}"}[self.accelerator]
         command = [
             QEMU, "-name", "parbake", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -119,7 +118,7 @@ class Machine:
             "-accel", accel, "-cpu", cpu(self.accelerator), "-smp", str(self._cpus), "-m", str(self._memory),
             "-smbios", "type=1,serial=ds=nocloud",
             "-boot", "strict=on",
-            "-serial", f"file:{_quoted(self.console_log)}",
+            "-chardev", f"file,id=console,path={_quoted(self.console_log)}", "-serial", "chardev:console",
             "-chardev", f"socket,id=serial,fd={fds['serial']}", "-device", "isa-serial,chardev=serial",
             "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=agent,fd={fds['agent']}",
@@ -146,7 +145,7 @@ class Machine:
 
     def _overlay(self, name: str, backing: Path, backing_format: str) -> Path:
         overlay = self.folder / f"{name}.qcow2"
-        source = ["-b", str(backing.resolve()), "-F", self._qemu_format(backing_format)]
+        source = ["-b", str(backing.resolve()), "-F", firmware.qemu_format(backing_format)]
         run.run(["qemu-img", "create", "-q", "-f", "qcow2", *source, str(overlay)])
         return overlay
 
@@ -164,10 +163,6 @@ class Machine:
         # The overlay is thrown away with the machine: what the guest flushes need not reach the disk.
         options = f"if=none,id={name},format={driver},cache=unsafe,discard=unmap,file={_quoted(path)}"
         return ["-drive", options, "-device", f"virtio-blk-pci,drive={name},{device}"]
-
-    @staticmethod
-    def _qemu_format(name: str) -> str:
-        return _QEMU_FORMATS.get(name, name)
 
     # what it does
 
@@ -202,7 +197,10 @@ class Machine:
             raise self._fault(f"the machine switched itself off before its agent said hello; {error}") from error
         status = self._qmp.execute("query-status")["status"]
         if status == "internal-error":
-            raise self._fault("the virtual processor failed (hardware virtualisation does not work on this host)")
+            raise EnvironmentProblem(
+                f"hardware virtualisation failed while {self.disk.name} booted",
+                hint="this host's /dev/kvm does not work: take it away (`chmod 0 /dev/kvm`) and machines are emulated",
+            )
 
     def _fault(self, reason: str) -> MachineFault:
         shown = self.console or "(nothing)"

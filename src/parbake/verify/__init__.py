@@ -1,0 +1,6 @@
+"""Verification: prove that every image starts from the artefact, with the registry cut off."""
+
+from parbake.verify.pull import Pulled, compare_pull
+from parbake.verify.rehearsal import Rehearsal, verify
+
+__all__ = ["Pulled", "Rehearsal", "compare_pull", "verify"]
