@@ -6,7 +6,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import LayerError
@@ -34,6 +34,7 @@ def only(*parts: bytes) -> Entry:
 
 
 @given(st.integers(-(1 << 63), MAX))
+@settings(deadline=None)
 def test_a_number_field_in_octal_or_base_256(number: int) -> None:
     assert numbers.numeric(octal(number, 12)) == number
 
@@ -52,6 +53,7 @@ def test_what_is_no_number_field(field: bytes) -> None:
 
 
 @given(st.integers(-(1 << 40), 1 << 40), st.integers(0, 999_999_999))
+@settings(deadline=None)
 def test_a_time_with_nanoseconds(seconds: int, nanoseconds: int) -> None:
     written = b"%d.%09d" % (seconds, nanoseconds)
     expected = seconds * 10**9 + (-nanoseconds if seconds < 0 else nanoseconds)
@@ -69,6 +71,7 @@ KEYS = st.binary().filter(lambda key: not {0, 0x3D} & set(key)).map(lambda key: 
 
 
 @given(st.dictionaries(KEYS, st.binary()))
+@settings(deadline=None)
 def test_records_come_back(items: dict[bytes, bytes]) -> None:
     assert numbers.records(b"".join(record(key, value) for key, value in items.items())) == items
 
@@ -87,6 +90,7 @@ def test_broken_records(body: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
+@settings(deadline=None)
 def test_any_records_end_in_our_error(body: bytes) -> None:
     try:
         numbers.records(body)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import BadContent, LayerBomb, LayerError, Unreachable
@@ -152,5 +152,6 @@ def test_the_error_of_the_stream_is_the_error(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=3000))
+@settings(deadline=None)
 def test_any_bytes_end_in_a_layer_error_or_a_tree(data: bytes) -> None:
     fuzz_layer(data)
