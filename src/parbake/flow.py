@@ -100,6 +100,7 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
     """
     options = options or Options()
     with kitchen(path, events) as run:
+        remove_leftovers(run.cache)  # builds that were killed leave credentials there
         plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild))
         for caution in cautions(plan):
             events.warn(caution)
