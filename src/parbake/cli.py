@@ -95,10 +95,12 @@ def init(
         str | None,
         typer.Option(help="Take the images of the Kubernetes manifests in this folder or file; - for stdin."),
     ] = None,
-    from_cluster: Annotated[bool, typer.Option(help="Take the images that the cluster of kubectl runs.")] = False,
+    from_cluster: Annotated[
+        bool, typer.Option("--from-cluster", help="Take the images that the cluster of kubectl runs.")
+    ] = False,
     context: Annotated[str, typer.Option(help="The kubectl context for --from-cluster.")] = "",
     sizes: Annotated[bool, typer.Option(help="Ask the registries for the sizes of images.")] = True,
-    force: Annotated[bool, typer.Option(help="Replace existing files.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a commented Bakefile that works as it stands.
@@ -136,12 +138,16 @@ def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: P
 @app.command()
 def bake(
     file: BakefilePath = DEFAULT_FILE,
-    force: Annotated[bool, typer.Option(help="Bake again what exists already.")] = False,
-    rebuild: Annotated[bool, typer.Option(help="Build images again whose context did not change.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Bake again what exists already.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build images again whose context did not change.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option(help="Boot the artefact and start its images before it counts as done.")
     ] = True,
-    keep_workspace: Annotated[bool, typer.Option(help="Keep the work folder, for debugging.")] = False,
+    keep_workspace: Annotated[
+        bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging.")
+    ] = False,
     as_json: AsJson = False,
     progress: Progress = "auto",
 ) -> None:
@@ -159,7 +165,9 @@ def bake(
 def verify(
     what: What,
     file: BakefilePath = DEFAULT_FILE,
-    keep_workspace: Annotated[bool, typer.Option(help="Keep the work folder, for debugging.")] = False,
+    keep_workspace: Annotated[
+        bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging.")
+    ] = False,
     as_json: AsJson = False,
     progress: Progress = "auto",
 ) -> None:
@@ -201,7 +209,7 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
 @app.command()
 def prune(
     keep: Annotated[int, typer.Option(min=0, help="How many artefacts to keep of each name.")] = 3,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
@@ -227,6 +235,34 @@ def clean(
     door.as_json = as_json
     removed = [str(path) for path in flow.clean(_output(file), caches=caches)]
     _answer({"removed": removed}, "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
+
+
+@app.command()
+def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """Say what this machine has and lacks for each command, and how to get it."""
+    from parbake import doctor as examination
+    from parbake import tables
+    from parbake.workspace import cache_folder
+
+    door.as_json = as_json
+    checks = examination.examine(output=_output(file), cache=cache_folder())
+    _answer(tables.checks_json(checks), tables.checks_text(checks))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the demo's files go; kept for the next run.")] = Path("demo"),
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Run the main job end to end: build a sample, push, bake, boot without a network, compare with a pull."""
+    from parbake import demo as story
+    from parbake import tables
+
+    door.as_json = as_json
+    with _events(progress) as events:
+        outcome = story.tell(folder.absolute(), events=events)
+    _answer(tables.outcome_json(outcome), tables.table(outcome.rows()))
 
 
 @app.command()

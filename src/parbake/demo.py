@@ -1,6 +1,7 @@
 """The demo: the main job end to end on one machine, with a real image, a real registry and a real boot.
 
-The story is told with steps that the door hands in (``Steps``): baking and verifying are the flow's, on this floor too.
+A Python service with heavy imports is built, pushed to a registry on the loopback, baked onto the default base, booted
+without a network, started, and then, in the same machine, pulled and started again.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
-from parbake import sample
+from parbake import flow, sample
 from parbake.events import Events
-from parbake.model import MIB, Frozen, Image, Verdict
+from parbake.model import MIB, Frozen, Image
+from parbake.records import Record
 from parbake.run import Deadline, Process
+from parbake.verify import Rehearsal, compare_pull
+from parbake.workspace import cache_folder, work_folder
 
 FIRST_PORT = 5055
 """Where the demo's registry listens, unless something else does: it is part of the image's reference."""
@@ -27,74 +30,67 @@ _BAKEFILE = "parbake.yaml"
 _REFERENCE = re.compile(rf"{re.escape(_HOST)}:([0-9]+)/")
 
 
-class Baked(Frozen):
-    """What a bake left: the artefact, its record, the image and how long it took (seconds; 0: it was there already)."""
-
-    artefact: Path
-    record: Path
-    image: Image
-    seconds: float
-
-
-class Steps(Protocol):
-    """The steps of the story that lie on the flow's side."""
-
-    def bake(self, bakefile: Path) -> Baked:
-        """Build, push and bake what the Bakefile names."""
-        ...
-
-    def verify(self, record: Path) -> Verdict:
-        """Boot the artefact without a network and start its image."""
-        ...
-
-    def start_pulled(self, baked: Baked, registry: str) -> float:
-        """Start the same image in the same machine after a pull from ``registry`` (host:port here); return seconds."""
-        ...
-
-
 class Outcome(Frozen):
-    """What the demo shows. Times are seconds."""
+    """What the demo shows. Times are seconds; ``start_pulled`` has the pull in it."""
 
-    baked: Baked
-    verdict: Verdict
+    record: Record
+    folder: Path
+    changed: bool
     start_pulled: float
+
+    @property
+    def image(self) -> Image:
+        """The sample application."""
+        return self.record.plan.images[0]
 
     @property
     def start_baked(self) -> float:
         """Seconds from asking the runtime until the baked image was up."""
-        starts = {image.reference: image.start_seconds for image in self.verdict.images}
-        return starts.get(self.baked.image.reference) or 0.0
+        verdict = self.record.verdict
+        starts = {image.reference: image.start_seconds for image in verdict.images} if verdict else {}
+        return starts.get(self.image.reference) or 0.0
 
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Return the table: what, and how much."""
-        image = self.baked.image
+        record, image, verdict = self.record, self.image, self.record.verdict
         raw = sum(layer.raw_size for layer in image.layers)
-        boot = self.verdict.boot_seconds
-        how = {"kvm": "with KVM", "tcg": "in emulation", "none": ""}[self.verdict.accelerator]
+        how = {"kvm": "with KVM", "tcg": "in emulation", "none": ""}[verdict.accelerator] if verdict else ""
+        boot = verdict.boot_seconds if verdict else None
         ratio = f" ({self.start_pulled / self.start_baked:.1f} times as long)" if self.start_baked else ""
+        before = "" if self.changed else " (done before; nothing changed)"
         return (
             ("image", image.reference),
             ("image size", f"{image.size / MIB:.0f} MiB compressed, {raw / MIB:.0f} MiB unpacked"),
-            ("bake", f"{self.baked.seconds:.1f} s" if self.baked.seconds else "nothing to do: baked before"),
+            ("bake", f"{record.seconds:.1f} s{before}"),
             ("boot", f"{boot:.1f} s {how}".rstrip() if boot is not None else "not booted"),
             ("container start, baked", f"{self.start_baked:.1f} s"),
             ("container start, pulled", f"{self.start_pulled:.1f} s{ratio}"),
-            ("artefact", str(self.baked.artefact)),
-            ("record", str(self.baked.record)),
+            ("artefact", str(self.folder / record.artefact)),
+            ("record", str(self.folder / record.file_name)),
         )
 
 
-def tell(folder: Path, steps: Steps, *, events: Events, cache: Path) -> Outcome:
+def tell(folder: Path, *, events: Events) -> Outcome:
     """Run the demo in a folder, which is kept, so that a second run finds what the first made.
 
-    Raises what the steps raise, EnvironmentProblem when a program is missing, CommandFailed when the registry ends.
+    One machine shows both starts: first the baked one, without a network; then a network is plugged in, the image is
+    removed and pulled. Raises VerificationFailed when the baked image does not start, EnvironmentProblem when a program
+    is missing, CommandFailed when the registry ends.
     """
-    bakefile = lay_out(folder, events=events, cache=cache)
-    with serve_registry(folder / "registry", port_of(bakefile)) as registry:
-        baked = steps.bake(bakefile)
-        verdict = steps.verify(baked.record)
-        start_pulled = steps.start_pulled(baked, registry)
-    return Outcome(baked=baked, verdict=verdict, start_pulled=start_pulled)
+    bakefile = lay_out(folder, events=events, cache=cache_folder())
+    with serve_registry(folder / "registry", port_of(bakefile)):
+        finished = flow.bake(bakefile, events, flow.Options(verify=False))
+        plan = finished.record.plan
+        with (
+            work_folder(finished.artefact.parent, "demo") as work,
+            Rehearsal(finished.artefact, plan, events=events, folder=work) as rehearsal,
+        ):
+            record = flow.write_verdict(finished, rehearsal.verdict()).record
+            flow.judge(finished.artefact, record.verdict)
+            pulled = compare_pull(rehearsal, plan.images[0])
+    return Outcome(
+        record=record, folder=finished.artefact.parent, changed=finished.changed, start_pulled=pulled.seconds
+    )
 
 
 def lay_out(folder: Path, *, events: Events, cache: Path) -> Path:

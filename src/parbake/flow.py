@@ -9,9 +9,10 @@ is made has a name that follows from the content key, so a bake that was killed 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
 from parbake.errors import VerificationFailed
 from parbake.events import Events
-from parbake.model import Base, Image, Plan, Verdict
+from parbake.model import Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, make_plan
 from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
@@ -100,14 +101,14 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
     """
     options = options or Options()
     with kitchen(path, events) as run:
-        plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild)))
+        plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild))
         for caution in cautions(plan):
             events.warn(caution)
         output = run.bakefile.output
         with lock(output / WORK / f"{plan.key}.lock", what=plan.artefact_name):
             finished = None if options.force else existing(output, plan)
             finished = finished or make(run, plan, LocalBuilder(), keep_workspace=options.keep_workspace)
-            if options.verify and not finished.record.verified:
+            if options.verify and not finished.record.verified and can_boot(plan, events):
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
     return finished
 
@@ -133,7 +134,7 @@ def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | No
     }
 
 
-def make_images(run: Kitchen, images: dict[str, Image | None]) -> list[Image]:
+def make_images(run: Kitchen, images: dict[str, Image | None], *, force: bool = False) -> list[Image]:
     """Build and push what is missing; return every image."""
     made = []
     for entry in run.bakefile.images:
@@ -149,7 +150,7 @@ def make_images(run: Kitchen, images: dict[str, Image | None]) -> list[Image]:
                     events=run.events,
                     work=work,
                     cache=run.cache,
-                    force=True,
+                    force=force,
                 )
             image = built.image.model_copy(update=_wishes(entry))
         made.append(image)
@@ -202,12 +203,16 @@ def sandbox_of(run: Kitchen) -> Image | None:
     bakefile = run.bakefile
     if bakefile.sandbox == "none" or (bakefile.sandbox == "auto" and bakefile.base.kind == "file"):
         return None
-    if bakefile.sandbox != "auto":
-        return run.registry.resolve(Reference.parse(bakefile.sandbox), bakefile.platform)
-    if not pause.available(bakefile.platform):
+    name = pause.REFERENCE if bakefile.sandbox == "auto" else bakefile.sandbox
+    reference = Reference.parse(name)
+    if not reference.is_local:
+        return run.registry.resolve(reference, bakefile.platform)
+    # A `localhost/` name, such as that of EKS's nodes, can be pulled from nowhere: ours serves under it.
+    if bakefile.sandbox == "auto" and not pause.available(bakefile.platform):
         return None
     layout = pause.layout(run.cache / "pause", bakefile.platform)
-    return Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
+    image = Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
+    return image.model_copy(update={"reference": str(reference)})
 
 
 def existing(output: Path, plan: Plan) -> Finished | None:
@@ -222,13 +227,12 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     """Bake: build the artefact in a work folder, then let it and its record appear together."""
     need_root("baking")
     output, events = run.bakefile.output, run.events
-    started = _now()
-    remove_leftovers(output)
+    started, clock = _now(), time.monotonic()
     with work_folder(output, plan.key[:12], keep=keep_workspace) as work:
         base_path = find_base(run, plan)
         ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events)
         baked = builder.build(plan, ingredients)
-        record = describe(plan, baked, builder, base_path, started, events)
+        record = describe(plan, baked, builder, base_path, started, clock, events)
         publish(baked.path, output / plan.artefact_name)
         records.write(output, record)
     return Finished(output / plan.artefact_name, record, changed=True)
@@ -249,12 +253,12 @@ def find_base(run: Kitchen, plan: Plan) -> Path | None:
 
 
 def describe(
-    plan: Plan, baked: Baked, builder: Builder, base_path: Path | None, started: str, events: Events
+    plan: Plan, baked: Baked, builder: Builder, base_path: Path | None, started: str, clock: float, events: Events
 ) -> Record:
-    """Write down what was made, of what, and how long it took."""
+    """Write down what was made, of what, and how long it took; ``clock`` is the monotonic time of the start."""
     with events.stage("digest", "Digest"):
         sha256 = disk.sha256_file(baked.path, events)
-        base_digest = f"sha256:{disk.sha256_file(base_path, events)}" if base_path else None
+        base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
     status = baked.path.stat()
     return Record(
         artefact=plan.artefact_name,
@@ -266,11 +270,23 @@ def describe(
         parbake=__version__,
         started_at=started,
         finished_at=_now(),
+        seconds=round(time.monotonic() - clock, 3),
         plan=plan,
         base_digest=base_digest,
         timings={name: round(seconds, 3) for name, seconds in events.timings.items()},
         sealed=baked.sealed,
     )
+
+
+def can_boot(plan: Plan, events: Events) -> bool:
+    """Say whether this machine can verify a plan's artefact; warn when it cannot."""
+    host = Platform.host()
+    if plan.platform.architecture == host.architecture:
+        return True
+    events.warn(
+        f"not verified: the artefact is for {plan.platform}, this machine is {host}; verify it on one of its kind"
+    )
+    return False
 
 
 def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -> Finished:
@@ -279,10 +295,16 @@ def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -
     Raises VerificationFailed with everything that is wrong.
     """
     verdict = examine(finished.artefact, finished.record.plan, events, keep_workspace=keep_workspace)
+    finished = write_verdict(finished, verdict)
+    judge(finished.artefact, verdict)
+    return finished
+
+
+def write_verdict(finished: Finished, verdict: Verdict) -> Finished:
+    """Put a verdict into the record of an artefact."""
     record = finished.record.model_copy(update={"verdict": verdict})
     records.write(finished.artefact.parent, record)
-    judge(finished.artefact, verdict)
-    return Finished(finished.artefact, record, finished.changed)
+    return replace(finished, record=record)
 
 
 def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
@@ -309,9 +331,9 @@ def examine(artefact: Path, plan: Plan | None, events: Events, *, keep_workspace
         return verify(artefact, plan, events=events, folder=work, cache=cache_folder())
 
 
-def judge(artefact: Path, verdict: Verdict) -> None:
+def judge(artefact: Path, verdict: Verdict | None) -> None:
     """Raise VerificationFailed unless the verdict is good."""
-    if verdict.passed:
+    if verdict is None or verdict.passed:
         return
     lines = list(verdict.problems)
     for image in verdict.images:

@@ -26,7 +26,8 @@ SUFFIX = ".json"
 class Record(Frozen):
     """What is known of one artefact. Sizes in bytes, times in seconds, dates as RFC 3339 in UTC.
 
-    ``size`` is the file's length, ``allocated`` what it takes on disk; ``timings`` are seconds by stage;
+    ``size`` is the file's length, ``allocated`` what it takes on disk; ``seconds`` is how long the bake took and
+    ``timings`` by stage, builds of images and of the base included;
     ``base_digest`` is the digest of the base image's bytes, empty without a base; ``sealed`` lists what was cleaned.
     """
 
@@ -39,6 +40,7 @@ class Record(Frozen):
     parbake: str
     started_at: str
     finished_at: str
+    seconds: float = 0.0
     plan: Plan
     base_digest: Digest | None = None
     timings: dict[str, float] = Field(default_factory=dict)

@@ -137,8 +137,13 @@ def isolated(command: list[str]) -> list[str]:
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", *command]
 
 
+# The kernel reports a parent's death only to a child that has asked for it by then: one that asked too late finds
+# that its parent is another one, and ends by itself.
+_UNLESS_ORPHAN = '[ "$PPID" = "$1" ] || exit 137; shift; exec "$@"'
+
+
 def _argv(command: list[str], *, own_pids: bool = False) -> list[str]:
-    argv = [need("setpriv"), "--pdeathsig", "KILL", "--"]
+    argv = [need("setpriv"), "--pdeathsig", "KILL", "--", "/bin/sh", "-c", _UNLESS_ORPHAN, "sh", str(os.getpid())]
     if own_pids:  # whatever the program forks (shims, containers) dies with it
         argv += [need("unshare"), "--pid", "--fork", "--kill-child=KILL", "--"]
     return [*argv, need(command[0]), *command[1:]]

@@ -251,7 +251,7 @@ version: 1
 #   reference       name:tag or name@sha256:…; localhost/name:tag (no port) is built here and never pushed
 #   platform        of an image for several platforms, the variant to take: linux/arm/v7
 #   build           build it first: {{context: FOLDER, file: Containerfile, args: {{NAME: value}}, target: STAGE}}
-#   also_by_digest  store it as name@sha256:… too, for pods that ask for the digest: true (default) or false
+#   also_by_digest  store it as name@sha256:… too, for pods that ask for the digest: true or false (default)
 #   startup         how verification starts it: {{command: [], args: [], env: {{}}, timeout: 120s, up: running}}
 #                   up, how to know that it is up: running (for a second; default), {{running: 5s}}, exit (with code 0),
 #                   {{log: REGEX}}, {{tcp: 8080}}, {{http: 8080/healthz}}

@@ -36,7 +36,7 @@ images:
   - busybox
   - reference: ghcr.io/team/app:1.4
     platform: linux/arm64/v8
-    also_by_digest: false
+    also_by_digest: true
     startup:
       command: [/bin/app, 1]
       args: [--port, 8080]
@@ -93,7 +93,7 @@ def test_every_key_is_read(folder: Path) -> None:
     assert (bakefile.name, bakefile.platform) == ("gpu-node.1", Platform(architecture="arm64"))
     assert (short.reference, str(short.parsed)) == ("busybox", "docker.io/library/busybox:latest")
     assert app.platform == Platform(architecture="arm64")
-    assert not app.also_by_digest
+    assert app.also_by_digest
     assert app.startup == Startup(
         command=("/bin/app", "1"),
         args=("--port", "8080"),

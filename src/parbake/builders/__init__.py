@@ -15,8 +15,8 @@ from parbake.model import Image, Plan, Source
 class Ingredients:
     """What a builder works with besides the plan.
 
-    ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is a
-    folder of this run, on the file system where the artefact will lie.
+    ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
+    a folder of this run, on the file system where the artefact will lie.
     """
 
     base: Path | None

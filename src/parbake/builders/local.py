@@ -45,7 +45,7 @@ def _bake_volume(plan: Plan, ingredients: Ingredients) -> Baked:
     volume = work / "disk.raw"
     with events.stage("format", f"Make the {filesystem} file system"):
         disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
-    with disk.mount(volume, work / "mnt", filesystem=filesystem) as mounted:
+    with disk.mount(volume, work / "mnt", filesystem=filesystem, options=disk.FAST[filesystem]) as mounted:
         _fill_store(mounted.path, plan, ingredients)
         with events.stage("trim", "Write to disk, give back what is unused"):
             disk.trim(mounted)
@@ -64,7 +64,8 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
         root = disk.find_root(raw)
         root = disk.grow(raw, root, plan.size)
         disk.grow_filesystem(raw, root.filesystem, at, offset=root.start, size=root.size)
-    with disk.mount(raw, at, offset=root.start, size=root.size, filesystem=root.filesystem) as mounted:
+    options = disk.FAST[root.filesystem]
+    with disk.mount(raw, at, offset=root.start, size=root.size, filesystem=root.filesystem, options=options) as mounted:
         runtime = disk.find_runtime(mounted.path)
         _fill_store(runtime.root, plan, ingredients, sandbox=runtime.sandbox_image)
         with events.stage("seal", "Seal the machine image"):
@@ -79,19 +80,22 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
 def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: str = "") -> None:
     """Fill a containerd store with the plan's images, by a containerd of our own that works on it."""
     events, staging = ingredients.events, root / _STAGING
-    with events.stage("fill", f"Fill the store with {len(plan.all_images)} images"):
-        with Daemon(root, ingredients.work / "containerd") as daemon, daemon.client() as store:
-            remove_tree(staging)  # a base that was itself captured in the middle of something
-            staging.mkdir(mode=0o700)
-            try:
-                fill(plan, store, ingredients.source, events=events, work=staging)
-            finally:
-                remove_tree(staging)
-            if sandbox:
-                _check_sandbox(sandbox, plan, store)
+    with (
+        events.stage("fill", f"Fill the store ({', '.join(image.reference for image in plan.all_images)})"),
+        Daemon(root, ingredients.work / "containerd") as daemon,
+        daemon.client() as store,
+    ):
+        remove_tree(staging)  # a base that was itself captured in the middle of something
+        staging.mkdir(mode=0o700)
+        try:
+            fill(plan, store, ingredients.source, events=events, work=staging)
+        finally:
+            remove_tree(staging)
+        if sandbox:
+            _check_sandbox(sandbox, store)
 
 
-def _check_sandbox(wanted: str, plan: Plan, store: Client) -> None:
+def _check_sandbox(wanted: str, store: Client) -> None:
     """Make sure that the pause image which the base's containerd asks for is there: without it no pod starts."""
     if store.images.get(wanted) is None:
         raise BadBase(

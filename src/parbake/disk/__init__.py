@@ -2,11 +2,12 @@
 
 from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_file, to_raw
 from parbake.disk.filesystems import FileSystem, check_filesystem, grow_filesystem, make_filesystem, trim, usage
-from parbake.disk.mounts import Mounted, loop_device, mount, private_mounts
+from parbake.disk.mounts import FAST, Mounted, loop_device, mount, private_mounts
 from parbake.disk.roots import Runtime, find_runtime, inside
 from parbake.disk.tables import Partition, find_root, grow, partitions
 
 __all__ = [
+    "FAST",
     "DiskFile",
     "FileSystem",
     "Mounted",
