@@ -36,7 +36,7 @@ demo: setup ## Bake the sample application and boot the result: the main job, en
 	@$(BIN)/parbake demo
 
 docs: setup ## Write docs/reference anew from the program
-	$(BIN)/python tools/reference.py
+	$(BIN)/python -m tools.reference
 
 clean: ## Remove what the other targets made here
 	rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo

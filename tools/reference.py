@@ -1,4 +1,4 @@
-"""Write docs/reference from the program itself; ``make docs`` runs it, and a test fails when the pages are stale.
+"""Write docs/reference from the program itself; `make docs` runs it, and a test fails when the pages are stale.
 
 Each page follows from one place: the commands of ``cli.py``, the JSON Schema of the Bakefile, the tree in
 ``errors.py``, the list in ``programs.py``, the ``Record`` and the ``Event``.
