@@ -51,6 +51,7 @@ PROGRAMS = (
     Program("resize2fs", "grows ext4", ("bake",), ()),
     Program("fstrim", "frees unused blocks before a disk is stored", ("bake",)),
     Program("mkfs.xfs", "makes xfs volumes", (XFS,), ("-V",), optional=True),
+    Program("xfs_db", "makes xfs volumes the same each time", (XFS,), ("-V",), optional=True),
     Program("xfs_growfs", "grows xfs", (XFS,), ("-V",), optional=True),
     Program("xfs_repair", "checks xfs after each bake", (XFS,), ("-V",), optional=True),
     Program("mkfs.vfat", "makes the default base's boot partition", (DEFAULT_BASE,), ()),

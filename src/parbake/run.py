@@ -47,6 +47,7 @@ PACKAGES = {
     "sfdisk": "fdisk",
     "umount": "mount",
     "unshare": "util-linux",
+    "xfs_db": "xfsprogs",
     "xfs_growfs": "xfsprogs",
     "xfs_repair": "xfsprogs",
 }

@@ -23,7 +23,6 @@ _REMOVED = (
     "var/lib/cloud/instance",
     "var/lib/cloud/instances",
     "var/lib/cloud/sem",
-    "var/lib/cloud/seed/nocloud*",
     "run/cloud-init",
     "var/lib/dhcp/*.lease*",
     "var/lib/dhcpcd/*.lease*",
@@ -31,8 +30,8 @@ _REMOVED = (
     "var/lib/NetworkManager/*.lease",
     "var/lib/NetworkManager/secret_key",
     "var/lib/systemd/network/*",
-    "root/.bash_history",
-    "home/*/.bash_history",
+    "root/.*_history",
+    "home/*/.*_history",
     "root/.docker/config.json",
     "home/*/.docker/config.json",
     "root/.config/containers/auth.json",
@@ -44,13 +43,23 @@ _REMOVED = (
     "var/lib/kubelet/image_manager",
     "var/lib/kubelet/cpu_manager_state",
     "var/lib/kubelet/memory_manager_state",
-    "var/lib/kubelet/kubeconfig",
-    "var/lib/kubelet/bootstrap-kubeconfig",
-    "etc/kubernetes/kubelet/config.json.d/*-nodeadm.conf",
-    "etc/eks/kubelet/environment",
-    "run/eks/nodeadm",
     "tmp/*",
     "var/tmp/*",
+)
+# What EKS's `nodeadm init` writes at each boot (awslabs/amazon-eks-ami, nodeadm/internal). Only where nodeadm is:
+# Amazon Linux 2 comes with the kubeconfig as a template, and elsewhere containerd's configuration is the image's own.
+_NODEADM = "usr/bin/nodeadm"
+_REMOVED_WITH_NODEADM = (
+    "etc/containerd/base-runtime-spec.json",
+    "etc/containerd/config.toml",
+    "etc/eks/image-credential-provider/config.json",
+    "etc/eks/kubelet/environment",
+    "etc/kubernetes/kubelet/config.json",
+    "etc/kubernetes/kubelet/config.json.d/*",
+    "etc/kubernetes/pki/ca.crt",
+    "run/eks/nodeadm",
+    "var/lib/kubelet/bootstrap-kubeconfig",
+    "var/lib/kubelet/kubeconfig",
 )
 # Emptied: the file itself must stay. systemd takes an empty machine-id as "make one at the first boot"
 # (machine-id(5)); an absent one makes /etc read-only images fail.
@@ -74,7 +83,8 @@ def seal(root: Path) -> tuple[str, ...]:
 
 
 def _remove(root: Path) -> Iterator[Path]:
-    for pattern in _REMOVED:
+    nodeadm = inside(root, _NODEADM).is_file()
+    for pattern in (*_REMOVED, *(_REMOVED_WITH_NODEADM if nodeadm else ())):
         folder, _, name = pattern.rpartition("/")
         for place in _folders(root, folder):
             for path in sorted(place.glob(name)):
@@ -84,7 +94,7 @@ def _remove(root: Path) -> Iterator[Path]:
 
 def _folders(root: Path, pattern: str) -> Iterator[Path]:
     """Yield the folders that a pattern names, links followed inside the root only."""
-    head, star, tail = pattern.partition("/*/")
+    head, star, tail = f"{pattern}/".partition("/*/")
     if not star:
         place = inside(root, pattern)
         if place.is_dir():
@@ -117,6 +127,8 @@ def _clear_logs(root: Path) -> Iterator[Path]:
         for folder, _, files in top.walk(follow_symlinks=False):
             for file in files:
                 path = folder / file
+                if path.is_symlink():  # a link to where logs go is configuration
+                    continue
                 path.unlink()
                 yield path
 

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from parbake.base import grub
+from parbake.base.grub import install_bios, make_bios_core, make_efi_program
 from parbake.base.recipe import Recipe, describe, files
 from parbake.errors import CommandFailed, DiskFull, EnvironmentProblem
 from parbake.events import Events
@@ -62,7 +62,7 @@ def _build(recipe: Recipe, work: Path, events: Events) -> Path:
         _make_root(recipe, root, image)
         _make_esp(recipe, work, image)
         bios = recipe.slice("bios")
-        grub.install_bios(image, grub.make_bios_core(work), start=bios.start, size=bios.size)
+        install_bios(image, make_bios_core(work), start=bios.start, size=bios.size)
     return image
 
 
@@ -167,7 +167,7 @@ def _make_root(recipe: Recipe, root: Path, image: Path) -> None:
 def _make_esp(recipe: Recipe, work: Path, image: Path) -> None:
     part = recipe.slice("esp")
     program = work / "BOOTX64.EFI"
-    program.write_bytes(grub.make_efi_program(work))
+    program.write_bytes(make_efi_program(work))
     os.utime(program, (recipe.epoch, recipe.epoch))
     env = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "MTOOLSRC": os.devnull}
     volume_id = recipe.uuid("esp").replace("-", "")[:8]

@@ -1,7 +1,7 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
 from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_file, to_raw
-from parbake.disk.filesystems import check_filesystem, grow_filesystem, make_filesystem, trim, usage
+from parbake.disk.filesystems import FileSystem, check_filesystem, grow_filesystem, make_filesystem, trim, usage
 from parbake.disk.mounts import FAST, Mounted, loop_device, mount, private_mounts
 from parbake.disk.roots import Runtime, find_runtime, inside
 from parbake.disk.tables import Partition, find_root, grow, partitions
@@ -9,6 +9,7 @@ from parbake.disk.tables import Partition, find_root, grow, partitions
 __all__ = [
     "FAST",
     "DiskFile",
+    "FileSystem",
     "Mounted",
     "Partition",
     "Runtime",

@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,20 @@ from parbake.run import run
 from parbake.workspace import publish
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
+# Where copy_file_range(2) does not go between two file systems.
+_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_SHORTER = "let nothing write to the file meanwhile"
 _CHUNK = 4 * MIB
 _COPY_CHUNK = 64 * MIB
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+}
+_VHD_FOOTER = 512
 # qemu-img's words for our formats. Clouds take streamOptimized VMDK and fixed VHD.
 _TARGETS: dict[str, list[str]] = {
     "qcow2": ["-O", "qcow2"],
@@ -61,8 +75,17 @@ def describe(image: Path, cache: Path, events: Events) -> DiskFile:
 
 def _inspect(image: Path) -> dict[str, Any]:
     """Ask qemu-img what an image is; raises BadBase for one that would make us read other files of this machine."""
+    with image.open("rb") as file:
+        head = file.read(8)
+        file.seek(-min(_VHD_FOOTER, image.stat().st_size), os.SEEK_END)
+        tail = file.read(8)
+    for magic, packer in _PACKED.items():
+        if head.startswith(magic):
+            raise BadBase(f"{image} is compressed with {packer}", hint="unpack it first")
+    # A fixed VHD is a raw disk with a footer, which qemu-img does not look for.
+    known = ["-f", "vpc"] if tail == b"conectix" else []
     try:
-        shown = run(["qemu-img", "info", "--output=json", str(image)], timeout=60)
+        shown = run(["qemu-img", "info", "--output=json", *known, str(image)], timeout=60)
     except CommandFailed as error:
         raise BadBase(
             f"{image} is no disk image that qemu-img can read\n{error.output}", hint="give raw or qcow2"
@@ -95,23 +118,30 @@ def convert(source: Path, target: Path, format_: str) -> None:
 
 
 def _qemu_convert(options: list[str], source: Path, target: Path) -> None:
-    try:
+    with _complete_or_absent(target):
         run(["qemu-img", "convert", "-t", "none", "-T", "none", *options, str(source), str(target)], timeout=7200)
-    except CommandFailed as error:
-        if "No space left" in error.output:
+
+
+@contextmanager
+def _complete_or_absent(target: Path) -> Iterator[None]:
+    """Remove ``target`` when the body fails; raises DiskFull when that was the reason."""
+    try:
+        yield
+    except BaseException as error:
+        target.unlink(missing_ok=True)
+        full = isinstance(error, OSError) and error.errno in _DISK_FULL
+        if full or (isinstance(error, CommandFailed) and "No space left" in error.output):
             raise DiskFull(f"no space left for {target}", hint="free some space, or move `output`") from error
         raise
 
 
 def copy_sparse(source: Path, target: Path, events: Events) -> None:
-    """Copy a file: share its blocks where the file system can (reflink), else copy data and keep holes."""
-    with source.open("rb") as reader, target.open("wb") as writer:
-        try:
-            fcntl.ioctl(writer, _FICLONE, reader.fileno())
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}:
-                raise
-        else:
+    """Copy a file: share its blocks where the file system can (reflink), else copy data and keep holes.
+
+    Raises DiskFull. A copy that failed is removed.
+    """
+    with _complete_or_absent(target), source.open("rb") as reader, target.open("wb") as writer:
+        if _reflink(reader.fileno(), writer.fileno()):
             return
         size = os.fstat(reader.fileno()).st_size
         writer.truncate(size)
@@ -119,13 +149,30 @@ def copy_sparse(source: Path, target: Path, events: Events) -> None:
             for start, end in _extents(reader.fileno(), size):
                 place = start
                 while place < end:
-                    count = os.copy_file_range(
-                        reader.fileno(), writer.fileno(), min(_COPY_CHUNK, end - place), place, place
-                    )
+                    count = _copy_piece(reader.fileno(), writer.fileno(), place, end - place)
                     if not count:
-                        raise InputError(f"{source} became shorter while it was copied")
+                        raise InputError(f"{source} became shorter while it was copied", hint=_SHORTER)
                     place += count
                     task.advance(count)
+
+
+def _reflink(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}:
+            raise
+        return False
+    return True
+
+
+def _copy_piece(source: int, target: int, place: int, count: int) -> int:
+    try:
+        return os.copy_file_range(source, target, min(_COPY_CHUNK, count), place, place)
+    except OSError as error:
+        if error.errno not in _NO_COPY_RANGE:
+            raise
+    return os.pwrite(target, os.pread(source, min(_CHUNK, count), place), place)
 
 
 def _extents(handle: int, size: int) -> list[tuple[int, int]]:
@@ -162,7 +209,7 @@ def sha256_file(path: Path, events: Events) -> str:
                 while place < end:
                     count = handle.readinto(buffer[: min(_CHUNK, end - place)])
                     if not count:
-                        raise InputError(f"{path} became shorter while it was read")
+                        raise InputError(f"{path} became shorter while it was read", hint=_SHORTER)
                     digest.update(buffer[:count])
                     place += count
                     task.advance(count)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Literal
 
 from parbake.disk.mounts import Mounted, loop_device, mount
 from parbake.errors import BadBase, CommandFailed, DiskFull, ParbakeError
+from parbake.model import GIB, MIB
 from parbake.run import run
 
 FileSystem = Literal["ext4", "xfs"]
@@ -17,10 +19,17 @@ LABEL = "parbake"
 _NAMES = uuid.UUID("6f0c7f4e-3a55-5d0c-9a0e-70617262616b")
 # Any fixed moment will do: it is what tools write where they would write "now".
 _EPOCH = "1700000000"
-# Images of programs have many small files: an inode for each 8 KiB instead of each 16 KiB.
-_BYTES_PER_INODE = 8192
-# Nodes with kernels before 5.15 (Amazon Linux 2, older Bottlerocket) refuse file systems with these.
-_TOO_NEW = "^orphan_file,^metadata_csum_seed"
+# Images of programs have many small files: a small volume would run out of inodes before it runs out of blocks.
+_SMALL_VOLUME = 8 * GIB
+# What Linux 4.14 (Amazon Linux 2) mounts; not what the configuration of the machine that bakes says.
+_EXT4_FEATURES = (
+    "none", "has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "64bit", "flex_bg",
+    "sparse_super", "large_file", "huge_file", "dir_nlink", "extra_isize", "metadata_csum",
+)  # fmt: skip
+# What Linux 5.10 mounts.
+_XFS_FEATURES = ("crc=1", "finobt=1", "rmapbt=0", "reflink=1", "bigtime=1", "inobtcount=1")
+_XFS_INODES_IN_USE = 3  # root folder, real-time bitmap, real-time summary
+_XFS_1970 = 2**31  # seconds from the start of bigtime's clock, in 1901
 # 0: clean, 1: corrected, such as a journal replayed (e2fsck(8)).
 _E2FSCK_GOOD = {0, 1}
 
@@ -35,25 +44,48 @@ def make_filesystem(image: Path, filesystem: FileSystem, size: int, *, name: str
 
     Raises CommandFailed (the size is below what the file system needs), DiskFull, EnvironmentProblem.
     """
-    identity = filesystem_uuid(name)
     with image.open("wb") as handle:
         handle.truncate(size)
     if filesystem == "ext4":
-        # A new sparse file is all zeros: nothing needs to be zeroed again, which would make it less sparse.
-        extended = f"hash_seed={filesystem_uuid(name + ' hash')},assume_storage_prezeroed=1,nodiscard"
-        command = [
-            "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-i", str(_BYTES_PER_INODE), "-L", LABEL,
-            "-U", identity, "-O", _TOO_NEW, "-E", extended, str(image),
-        ]  # fmt: skip
-    else:
-        command = ["mkfs.xfs", "-q", "-K", "-L", LABEL, "-m", f"uuid={identity}", str(image)]
+        _run(_mke2fs(image, size, name), image)
+        return
+    command = [
+        "mkfs.xfs", "-q", "-K", "-L", LABEL, "-m", ",".join((f"uuid={filesystem_uuid(name)}", *_XFS_FEATURES)),
+        "-i", "sparse=1,nrext64=0,exchange=0", "-n", "parent=0", str(image),
+    ]  # fmt: skip
     _run(command, image)
+    _settle_xfs(image)
+
+
+def _mke2fs(image: Path, size: int, name: str) -> list[str]:
+    # A new sparse file is all zeros: nothing needs to be zeroed again, which would make it less sparse.
+    extended = f"hash_seed={filesystem_uuid(name + ' hash')},assume_storage_prezeroed=1,nodiscard,root_owner=0:0"
+    return [
+        "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", LABEL,
+        "-i", "4096" if size < _SMALL_VOLUME else "8192",
+        "-J", f"size={max(4, min(256, size // (64 * MIB)))}",
+        "-U", filesystem_uuid(name), "-O", ",".join(_EXT4_FEATURES), "-E", extended, str(image),
+    ]  # fmt: skip
+
+
+def _settle_xfs(image: Path) -> None:
+    """Take the clock and the random numbers of mkfs.xfs out of its first inodes: 6.13 has no option for them."""
+    shown = run(["xfs_db", "-r", "-c", "sb 0", "-c", "print rootino icount", str(image)]).text
+    numbers = dict(re.findall(r"(\w+) = (\d+)", shown))
+    first, count = int(numbers["rootino"]), int(numbers["icount"])
+    commands = []
+    for inode in range(first, first + count):
+        commands += [f"inode {inode}", f"write core.gen {inode}"]
+        if inode < first + _XFS_INODES_IN_USE:
+            for clock in ("core.atime", "core.mtime", "core.ctime", "v3.crtime"):
+                commands += [f"write {clock}.sec {_XFS_1970}", f"write {clock}.nsec 0"]
+    run(["xfs_db", "-x", *(word for command in commands for word in ("-c", command)), str(image)])
 
 
 def _run(command: list[str], image: Path) -> None:
-    # SOURCE_DATE_EPOCH is understood by e2fsprogs; xfsprogs reads it for inode times since 6.13, older ones ignore it.
+    # Read by e2fsprogs since 1.47.1, the fake time by older ones. Features are all named, so no configuration is read.
     try:
-        run(command, env={"SOURCE_DATE_EPOCH": _EPOCH, "E2FSPROGS_FAKE_TIME": _EPOCH})
+        run(command, env={"SOURCE_DATE_EPOCH": _EPOCH, "E2FSPROGS_FAKE_TIME": _EPOCH, "MKE2FS_CONFIG": os.devnull})
     except CommandFailed as error:
         if "No space left" in error.output:
             raise DiskFull(f"no space left for {image}", hint="free some space, or move `output`") from error
@@ -85,6 +117,8 @@ def grow_filesystem(image: Path, filesystem: str, at: Path, *, offset: int = 0, 
 
 def trim(mounted: Mounted) -> None:
     """Give back what the file system does not use: holes in the image file."""
+    # ext4 keeps the blocks of a deleted file until the journal is committed, and would not trim them.
+    run(["sync", "--file-system", str(mounted.path)])
     run(["fstrim", str(mounted.path)])
 
 

@@ -36,7 +36,8 @@ FAST = {"ext4": ("noatime", "barrier=0"), "xfs": ("noatime",)}
 def private_mounts() -> Iterator[None]:
     """Run the body in a mount namespace of this thread (and of threads and programs that it starts); needs root.
 
-    The thread returns to where it was; its working folder as well.
+    The thread returns to where it was, its working folder as well; from then on it no longer shares that folder with
+    the process's other threads (the kernel demands it).
     """
     need_root("mounting")
     outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -53,6 +54,7 @@ def private_mounts() -> Iterator[None]:
         try:
             yield
         finally:
+            os.unshare(os.CLONE_FS)  # setns refuses while a thread that was started inside shares our folder
             os.setns(outside, os.CLONE_NEWNS)
             os.fchdir(folder)  # entering a mount namespace moves to its root
     finally:
@@ -134,6 +136,11 @@ def mount(
     at.mkdir(parents=True, exist_ok=True)
     with loop_device(image, offset=offset, size=size, read_only=read_only) as device:
         chosen = [*_HARMLESS, *options]
+        if filesystem == "xfs":
+            chosen.append("nouuid")  # two copies of one base are mounted at a time when two bakes run
+        if filesystem == "ext4" and not read_only:
+            # Inode tables that growing added are zeroed now, by holes in the file, not on the node's first boot.
+            chosen.append("init_itable=0")
         if read_only:
             # A journal that was not replayed must stay as it is: reading may not write.
             chosen += ["ro", *{"ext4": ["noload"], "xfs": ["norecovery"]}.get(filesystem, [])]

@@ -11,9 +11,12 @@ from typing import Any
 from parbake.disk.mounts import mount
 from parbake.disk.roots import inside
 from parbake.errors import BadBase, CommandFailed
+from parbake.model import MIB
 from parbake.run import run
 
 _SECTOR = 512
+_PRIMARY_PARTITIONS = 4
+_MBR_LIMIT = 2**32 * _SECTOR  # sectors are counted in 32 bits
 _FILE_SYSTEMS = ("ext4", "xfs")
 # What a root could hide in that cannot be filled offline, as blkid names it, and the words for it.
 _CLOSED = {
@@ -122,20 +125,16 @@ def _is_root(image: Path, candidate: Partition) -> bool:
 
 
 def grow(image: Path, partition: Partition, size: int) -> Partition:
-    """Make a raw disk at least ``size`` bytes long and let the partition take what is new; return it as it is then.
+    """Make a raw disk at least ``size`` bytes long (whole MiB) and let the partition take what is new.
 
-    Raises BadBase when another partition lies behind it.
+    Returns the partition as it is then; its type, identifier, name and attributes stay. Raises BadBase when it cannot
+    grow: another one lies behind it, it is a logical one, or an MBR table would have to name more than 2 TiB.
     """
-    old = image.stat().st_size
-    if size <= old:
+    if size <= image.stat().st_size:
         return partition
+    size = -(-size // MIB) * MIB
     if partition.number:
-        behind = [other for other in partitions(image) if other.start >= partition.end]
-        if behind:
-            raise BadBase(
-                f"the root partition cannot grow: partition {behind[0].number} lies behind it",
-                hint="use a base whose root partition is the last one, or one that is large enough and a fixed `size`",
-            )
+        _refuse_growth(image, partition, size)
     with image.open("r+b") as handle:
         handle.truncate(size)
     if not partition.number:
@@ -146,3 +145,20 @@ def grow(image: Path, partition: Partition, size: int) -> Partition:
         stdin=b", +\n",
     )
     return next(found for found in partitions(image) if found.number == partition.number)
+
+
+def _refuse_growth(image: Path, partition: Partition, size: int) -> None:
+    behind = [other for other in partitions(image) if other.start >= partition.end]
+    label = run(["blkid", "--probe", "--output", "value", "--match-tag", "PTTYPE", str(image)], check=False).text
+    reason = ""
+    if behind:
+        reason = f"partition {behind[0].number} lies behind it"
+    elif label == "dos" and partition.number > _PRIMARY_PARTITIONS:
+        reason = "it is a logical partition inside an extended one"
+    elif label == "dos" and size > _MBR_LIMIT:
+        reason = "an MBR partition table ends at 2 TiB"
+    if reason:
+        raise BadBase(
+            f"the root partition cannot grow: {reason}",
+            hint="use a base whose root partition is the last one, or one that is large enough and a fixed `size`",
+        )
