@@ -87,14 +87,7 @@ def _events(style: str) -> Iterator[Events]:
 def _answer(document: Any, text: str) -> None:
     """Print the result: the JSON document, or the text for people."""
     door.answered = True
-    if door.as_json:
-        _print_json(document)
-    else:
-        typer.echo(text)
-
-
-def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=2))
+    typer.echo(json.dumps(document, indent=2) if door.as_json else text)
 
 
 @app.command()
@@ -310,7 +303,7 @@ def schema() -> None:
     """Print the JSON Schema of the Bakefile, for editors."""
     from parbake.bakefile import schema as bakefile_schema
 
-    _print_json(bakefile_schema())
+    typer.echo(json.dumps(bakefile_schema(), indent=2))
 
 
 def _output(file: Path) -> Path:
@@ -330,7 +323,7 @@ def _report(error: ParbakeError) -> int:
     if door.debug:
         traceback.print_exception(error)
     if door.as_json and not door.answered:  # one document, whatever happens
-        _print_json(error.to_json())
+        typer.echo(json.dumps(error.to_json(), indent=2))
     typer.echo(f"parbake: {error.message}", err=True)
     if error.hint:
         typer.echo(f"  next: {error.hint}", err=True)
@@ -346,7 +339,8 @@ def run(arguments: list[str] | None = None) -> int:
         if end.code == Interrupted.exit_code:
             return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
         if end.code == InputError.exit_code and "--json" in (sys.argv[1:] if arguments is None else arguments):
-            _print_json(InputError("the command line is wrong", hint="standard error says what").to_json())
+            wrong = InputError("the command line is wrong", hint="standard error says what")
+            typer.echo(json.dumps(wrong.to_json(), indent=2))
         return end.code if isinstance(end.code, int) else 0
     except ParbakeError as error:
         return _report(error)

@@ -228,6 +228,7 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     need_root("baking")
     output, events = run.bakefile.output, run.events
     started, clock = _now(), time.monotonic()
+    remove_leftovers(output)
     with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
         base_path = find_base(run, plan)
         ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events)
@@ -364,7 +365,7 @@ def _workspace(output: Path, name: str, events: Events, *, keep: bool) -> Iterat
     """Make a work folder and say where it is when it stays."""
     with work_folder(output, name, keep=keep) as work:
         if keep:
-            events.note(f"the work folder stays, until `parbake clean` or the next verification: {work}")
+            events.note(f"the work folder stays until the next run or `parbake clean`: {work}")
         yield work
 
 
