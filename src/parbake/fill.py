@@ -21,7 +21,6 @@ from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
-from parbake.containerd.snapshots import folders
 from parbake.errors import BadContent, Interrupted
 from parbake.layers import Unpacked, settle, unpack
 from parbake.model import Descriptor, Image, Layer, Plan, Readable, Source
@@ -123,6 +122,8 @@ class _Filling:
             )
 
     def _commit(self, job: _Job, future: Future[Unpacked]) -> None:
+        from parbake.containerd.snapshots import folders  # gRPC's: loaded by then, and not where nothing is filled
+
         chain = job.layer.chain_id
         unpacked = future.result()
         key = conventions.unpack_key(os.urandom(6).hex(), chain)
