@@ -23,7 +23,7 @@ from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
 from parbake.errors import VerificationFailed
 from parbake.events import Events
-from parbake.model import Base, Image, Plan, Verdict
+from parbake.model import Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, make_plan
 from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
@@ -108,7 +108,7 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         with lock(output / WORK / f"{plan.key}.lock", what=plan.artefact_name):
             finished = None if options.force else existing(output, plan)
             finished = finished or make(run, plan, LocalBuilder(), keep_workspace=options.keep_workspace)
-            if options.verify and not finished.record.verified:
+            if options.verify and not finished.record.verified and can_boot(plan, events):
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
     return finished
 
@@ -276,6 +276,17 @@ def describe(
         timings={name: round(seconds, 3) for name, seconds in events.timings.items()},
         sealed=baked.sealed,
     )
+
+
+def can_boot(plan: Plan, events: Events) -> bool:
+    """Say whether this machine can verify a plan's artefact; warn when it cannot."""
+    host = Platform.host()
+    if plan.platform.architecture == host.architecture:
+        return True
+    events.warn(
+        f"not verified: the artefact is for {plan.platform}, this machine is {host}; verify it on one of its kind"
+    )
+    return False
 
 
 def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -> Finished:

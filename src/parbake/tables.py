@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from parbake import base
 from parbake.model import Image, Plan, Verdict
 from parbake.plan import measure
 from parbake.records import Decision, Record
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from parbake.doctor import Check
     from parbake.flow import Finished, Outlook
 
-_WIDTH = 110
+# Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
+_WIDTH = 240
 
 
 def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
@@ -41,17 +44,24 @@ def seconds(value: float | None) -> str:
 
 
 def outlook_json(outlook: Outlook) -> dict[str, object]:
-    """Return the outlook: the frozen plan with its key (null while images are to be built), and what exists."""
+    """Return the frozen plan with its key (null while images are to be built), its sizes in bytes, and what exists."""
     plan = outlook.plan
-    return {
-        "key": plan.key if plan else None,
-        "artefact": plan.artefact_name if plan else None,
+    document: dict[str, object] = {
+        "key": None,
+        "to_build": list(outlook.to_build),
         "exists": outlook.existing is not None,
         "verified": bool(outlook.existing and outlook.existing.verified),
-        "to_build": list(outlook.to_build),
         "cautions": list(outlook.cautions),
-        "plan": plan.model_dump(mode="json") if plan else None,
     }
+    if plan:
+        sizes = asdict(measure(plan.all_images, keep_layers=plan.keep_layers))
+        document |= {
+            "artefact_name": plan.artefact_name,
+            "sizes": sizes,
+            "layout": list(_layout(plan)),
+            **plan.to_json(),
+        }
+    return document
 
 
 def outlook_text(outlook: Outlook) -> str:
@@ -73,6 +83,7 @@ def outlook_text(outlook: Outlook) -> str:
         ("platform", plan.platform),
         ("base", _base(plan)),
         ("disk", _disk(plan)),
+        ("layout", "; ".join(_layout(plan))),
         ("to fetch", human_bytes(sizes.transfer)),
         ("unpacked", f"{about}{human_bytes(sizes.raw)}"),
         ("state", _state(outlook)),
@@ -98,6 +109,19 @@ def _disk(plan: Plan) -> str:
     chosen = "fixed" if plan.size_is_fixed else "automatic"
     what = f"{plan.artefact.filesystem} volume" if plan.artefact.kind == "volume" else "machine image"
     return f"{human_bytes(plan.size)} ({chosen}), {what}, {plan.artefact.format}"
+
+
+def _layout(plan: Plan) -> tuple[str, ...]:
+    """Return the parts of the disk, first to last."""
+    match plan.base.kind:
+        case "none":
+            return (f"the whole disk: {plan.artefact.filesystem}, the root of the runtime's store",)
+        case "debian":
+            parts = base.describe(plan.platform).slices
+            fixed = tuple(f"{part.name} {human_bytes(part.size)}" for part in parts[:-1])
+            return (*fixed, f"{parts[-1].name} {human_bytes(plan.size - parts[-1].start)}, ext4")
+        case _:
+            return ("the base's partitions", "its root file system takes what is added")
 
 
 def _state(outlook: Outlook) -> str:

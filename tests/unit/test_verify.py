@@ -26,6 +26,7 @@ from parbake.verify import Pulled, verify
 from parbake.verify.node import Kind, Settings, identify, settings_of
 from parbake.verify.rehearsal import sandbox_action, subjects_in, subjects_of
 from parbake.verify.start import Log, describe, shorten
+from parbake.verify.store import choose
 from tests.support.plans import digest, image, plan
 
 OLD = """
@@ -185,6 +186,27 @@ def test_files_are_told_apart(tmp_path: Path) -> None:
         identify(swap)
     with pytest.raises(BadBase, match="is no disk image"):
         identify(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "chosen"),
+    [
+        ("b", "", "b"),  # the planned one, whose absence is then found
+        ("", "abc", "a"),
+        ("", "bc", "b"),  # an attestation's or another variant's content was never fetched
+        ("gone", "c", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_manifest_of_an_index_is_the_one_that_runs_here(wanted: str, there: str, chosen: str) -> None:
+    words = {"os": "linux", "architecture": "amd64"}
+    entries: list[dict[str, object]] = [
+        {"digest": "none"},
+        {"digest": "a", "platform": words},
+        {"digest": "b", "platform": {**words, "variant": "v3"}},
+        {"digest": "c", "platform": {**words, "architecture": "arm64"}},
+    ]
+    assert choose(entries, Platform(architecture="amd64"), wanted, lambda digest: digest in there) == chosen
 
 
 def test_a_pulled_start_is_both() -> None:

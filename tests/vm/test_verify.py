@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from parbake import disk, run
+from parbake.base import ensure
 from parbake.containerd import Client, Daemon
 from parbake.containerd.conventions import PINNED, chain_ids, reference_labels
+from parbake.errors import BadBase
 from parbake.events import Events
 from parbake.model import (
     Artefact,
@@ -29,7 +31,8 @@ from parbake.model import (
     TcpProbe,
     Verdict,
 )
-from parbake.verify import Pulled, Rehearsal, compare_pull
+from parbake.verify import Pulled, Rehearsal, compare_pull, verify
+from parbake.workspace import cache_folder
 from tests.support.registry import DockerRegistry
 from tests.system.containerd_support import Made, busybox, document, fill, pause
 
@@ -212,3 +215,36 @@ def test_a_pulled_start_is_measured_in_the_same_machine(proof: Proof) -> None:
     assert proof.pulled.pull_seconds > 0
     assert proof.pulled.start_seconds > 0
     assert proof.pulled.seconds == proof.pulled.pull_seconds + proof.pulled.start_seconds
+
+
+def test_a_bare_disk_without_images_is_told_so(tmp_path: Path) -> None:
+    """The default base as a file: a machine image, no plan, nothing in its store, not even a sandbox image."""
+    base = ensure(cache_folder(), Events())
+    image = tmp_path / "base.qcow2"
+    run.run(["qemu-img", "convert", "-O", "qcow2", str(base), str(image)])
+    verdict = verify(image, None, events=Events(), folder=tmp_path)
+    assert verdict.images == ()
+    assert verdict.problems == ("there is no image in the runtime's store (namespace k8s.io)",)
+    assert not verdict.passed
+    [warning] = verdict.warnings
+    assert "no sandbox (pause) image localhost/parbake/pause:1" in warning
+    assert verdict.boot_seconds is not None
+
+
+def test_a_machine_image_that_does_not_boot_is_a_verdict(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.raw"
+    broken.write_bytes(bytes.fromhex("f4ebfd").ljust(446, b"\0") + bytes(64) + b"\x55\xaa" + bytes(1 << 20))
+    plan = Plan(
+        name="node",
+        platform=Platform.host(),
+        base=Base(kind="file"),
+        artefact=Artefact(kind="machine-image"),
+        images=(),
+        size=1 << 20,
+    )
+    verdict = verify(broken, plan, events=Events(), folder=tmp_path)
+    assert not verdict.passed
+    [problem] = verdict.problems
+    assert "no boot loader" in problem
+    with pytest.raises(BadBase):
+        verify(broken, None, events=Events(), folder=tmp_path)

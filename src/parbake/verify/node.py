@@ -146,7 +146,7 @@ class Node:
 
     def import_sandbox(self, folder: Path) -> None:
         """Bring parbake's own pause image into the store of this machine, which is thrown away."""
-        pause.layout(folder, Platform.host())
+        folder = pause.layout(folder, Platform.host())
         [entry] = json.loads((folder / "index.json").read_text())["manifests"]
         target = _descriptor(entry)
         manifest = json.loads(_blob(folder, target))

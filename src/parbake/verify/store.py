@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ def _content(client: Client, target: str, platform: Platform, wanted: str) -> di
     try:
         document = _read(client, digest)
         if "manifests" in document:
-            digest = _choose(document["manifests"], platform, wanted, client.content.exists)
+            digest = choose(document["manifests"], platform, wanted, client.content.exists)
             if not digest:
                 return {**found, "malformed": f"its index has no manifest for {platform} whose content is there"}
             document = _read(client, digest)
@@ -131,7 +131,7 @@ def _read(client: Client, digest: str) -> dict[str, Any]:
     return document
 
 
-def _choose(entries: Sequence[Mapping[str, Any]], platform: Platform, wanted: str, exists: Any) -> str:
+def choose(entries: Sequence[Mapping[str, Any]], platform: Platform, wanted: str, exists: Callable[[str], bool]) -> str:
     """Return the digest of the manifest that the machine would run: the planned one, else the first that is there."""
     if wanted and any(entry.get("digest") == wanted for entry in entries):
         return wanted
