@@ -8,14 +8,15 @@ Differences that are meant, and what they are for:
   collected, as containerd leaves it with ``discard_unpacked_layers``. Exporting and pushing such an image is refused.
 - Snapshots carry the label that the CRI plugin's own pulls give them (``ctr`` gives none).
 - Kept layers all carry the label with their diffID; ``ctr`` leaves it out where the snapshot was there already.
-- Folders that no layer describes have the time 1970 or that of the layer below, not that of the moment of the pull;
-  so has the root of each snapshot. A bake at another moment is the same bake.
+- Folders that no layer describes, whiteouts and the root of each snapshot have a time that follows from the layers
+  (such as 1970), not that of the moment of the pull. A bake at another moment is the same bake.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -113,7 +114,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         context.mkdir()
         (context / "Containerfile").write_text(CONTAINERFILE)
         shutil.copy("/bin/busybox", context / "busybox")
-        images = [*(names[name] for name in built), {"reference": names["real:1"], "build": {"context": context}}]
+        images: list[str | dict[str, Any]] = [names[name] for name in built]
+        images.append({"reference": names["real:1"], "build": {"context": context}})
         bakes = {}
         for filesystem, keep in (("ext4", False), ("xfs", True)):
             artefact = {"kind": "volume", "filesystem": filesystem}
@@ -142,6 +144,10 @@ def baked(request: pytest.FixtureRequest, world: World) -> tuple[dict[str, Any],
 def of_pause(record: dict[str, Any], key: str) -> str:
     document = record["plan"]["sandbox"]
     return str(document[key]["digest"] if key in {"manifest", "config"} else document["layers"][0]["chain_id"])
+
+
+def whiteouts(tree: dict[bytes, Node]) -> set[bytes]:
+    return {path for path, node in tree.items() if node.kind == "character device" and node.device == (0, 0)}
 
 
 def test_the_list_of_images(world: World, baked: tuple[dict[str, Any], Store]) -> None:
@@ -192,7 +198,7 @@ def test_the_trees(world: World, baked: tuple[dict[str, Any], Store]) -> None:
     for name, theirs in world.pulled.trees.items():
         # Folders that no layer describes, and roots: dated by the moment of the pull.
         undated = frozenset(path for path, node in theirs.items() if node.modified in world.pulling)
-        assert all(theirs[path].kind == "folder" for path in undated)
+        assert [path for path in undated if theirs[path].kind != "folder" and path not in whiteouts(theirs)] == []
         found = differences(theirs, store.trees[name], ignore_times_of=undated)
         assert not found, f"{name}:\n" + "\n".join(found)
         assert all(store.trees[name][path].modified < world.pulling.start for path in undated)
@@ -200,7 +206,7 @@ def test_the_trees(world: World, baked: tuple[dict[str, Any], Store]) -> None:
     # That there was something to compare.
     nodes = [(path, node) for tree in store.trees.values() for path, node in tree.items()]
     assert kinds == {"file", "folder", "symlink", "character device", "block device", "fifo"}
-    assert any(node.kind == "character device" and node.device == (0, 0) for _, node in nodes)
+    assert any(whiteouts(tree) for tree in store.trees.values())
     attributes = {name for _, node in nodes for name, _ in node.xattrs}
     assert attributes == {"trusted.overlay.opaque", "security.capability", "user.note", "user.empty", "user.folder"}
     assert {0o4755, 0o2755, 0o1777, 0o000} <= {node.mode for _, node in nodes}
@@ -271,3 +277,28 @@ def test_pods_start_with_no_registry(world: World, tmp_path: Path, filesystem: s
                     cri.remove_container(container)
     finally:
         world.registry.start()
+
+
+def test_a_pod_that_always_pulls_fetches_no_layer(world: World, tmp_path: Path) -> None:
+    """``imagePullPolicy: Always`` asks the registry what the name means, and uses what is there.
+
+    The pull gives the name containerd's own labels, so that the image is no longer pinned (containerd 1.7): a reason
+    to warn of that policy.
+    """
+    record = world.bakes["ext4"]
+    name = world.names["sharing:1"]
+    with (
+        opened(Path(record["artefact_path"]), tmp_path / "look", "ext4", cri=True, sandbox_image=pause.REFERENCE) as (
+            _,
+            daemon,
+        ),
+        daemon.client() as client,
+    ):
+        before = world.registry.log.stat().st_size
+        cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
+        assert cri.pull_image(name) == next(
+            image["config"]["digest"] for image in record["plan"]["images"] if image["reference"] == name
+        )
+    asked = re.findall(r'"([A-Z]+) (/v2/[^ ]+) HTTP', world.registry.log.read_bytes()[before:].decode())
+    assert ("HEAD", "/v2/team/sharing/manifests/1") in asked
+    assert not [path for _, path in asked if "/blobs/" in path]
