@@ -155,11 +155,18 @@ class _Filling:
         return source.read(descriptor)
 
     def _write(self, descriptor: Descriptor, document: bytes, labels: dict[str, str]) -> None:
-        info = self._store.content.info(descriptor.digest)
-        if info is None:
+        if not self._label(descriptor.digest, labels):
             self._store.content.write(descriptor, document, labels)
-        elif not labels.items() <= info.labels.items():
-            self._store.content.label(descriptor.digest, labels)
+
+    def _label(self, digest: str, labels: dict[str, str]) -> bool:
+        """Add labels to a blob and keep those that it has; False when it is not there."""
+        info = self._store.content.info(digest)
+        if info is None:
+            return False
+        merged = conventions.merge_labels(info.labels, labels)
+        if merged != info.labels:
+            self._store.content.label(digest, merged)
+        return True
 
     def _keeps(self, layer: Layer) -> bool:
         """Whether this layer's blob is to be kept, and no other thread is at the same one on another parent."""
@@ -175,9 +182,9 @@ class _Filling:
     def _keep_the_rest(self, image: Image) -> None:
         """Fetch blobs of layers whose snapshot was there already."""
         for layer in image.layers:
-            if self._store.content.exists(layer.digest):
-                continue
             labels = {**_source_label(image), **conventions.uncompressed_label(layer.diff_id)}
+            if self._label(layer.digest, labels):
+                continue
             descriptor = _descriptor(layer)
             with (
                 self._events.task(f"layer {_short(layer.digest)} (compressed)", layer.size) as task,
