@@ -127,12 +127,22 @@ def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | No
         return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
 
     entries = run.bakefile.images
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(max_workers=8) as pool, hanging_up(run.registry):
         found = list(pool.map(look_up, entries))
     return {
         entry.reference: image and image.model_copy(update=_wishes(entry))
         for entry, image in zip(entries, found, strict=True)
     }
+
+
+@contextmanager
+def hanging_up(registry: Registry) -> Iterator[None]:
+    """Cut the connections when the body fails or is interrupted, so that no thread goes on waiting for an answer."""
+    try:
+        yield
+    except BaseException:
+        registry.close()
+        raise
 
 
 def make_images(run: Kitchen, images: dict[str, Image | None], *, force: bool = False) -> list[Image]:
@@ -229,9 +239,9 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     need_root("baking")
     output, events = run.bakefile.output, run.events
     started, clock = _now(), time.monotonic()
-    with work_folder(output, plan.key[:12], keep=keep_workspace) as work:
+    with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
         base_path = find_base(run, plan)
-        ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events)
+        ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events, run.registry.close)
         plan, baked = build_artefact(plan, builder, ingredients)
         record = describe(plan, baked, builder, base_path, started, clock, events)
         artefact = records.release(baked.path, record, output, work)
@@ -346,7 +356,7 @@ def examine(artefact: Path, plan: Plan | None, events: Events, *, keep_workspace
     from parbake.verify import verify  # gRPC and its like take longer to load than a bake with nothing to do
 
     sweep(artefact.parent)
-    with work_folder(artefact.parent, "verify", keep=keep_workspace) as work:
+    with _workspace(artefact.parent, "verify", events, keep=keep_workspace) as work:
         return verify(artefact, plan, events=events, folder=work, cache=cache_folder())
 
 
@@ -394,6 +404,15 @@ def sweep(output: Path, *, kept: bool = False) -> tuple[Path, ...]:
             discard(folder)
             removed.append(folder)
     return tuple(removed)
+
+
+@contextmanager
+def _workspace(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[Path]:
+    """Make a work folder and say where it is when it stays."""
+    with work_folder(output, name, keep=keep) as work:
+        if keep:
+            events.note(f"the work folder stays until the next run or `parbake clean`: {work}")
+        yield work
 
 
 def _now() -> str:

@@ -165,8 +165,9 @@ def record_text(artefact: Path, record: Record) -> str:
         ("times", times or "-"),
         ("images", "\n".join(f"{image.reference}@{image.target.digest}" for image in record.plan.all_images)),
     ]
-    text = table(rows)
-    return f"{text}\n\n{verdict_table(record.verdict)}" if record.verdict else f"{text}\nverified   not yet"
+    if record.verdict is None:
+        return table([*rows, ("verified", "not yet: `parbake verify` boots it")])
+    return f"{table(rows)}\n\n{verdict_table(record.verdict)}"
 
 
 def records_text(found: Sequence[tuple[Path, Record]]) -> str:

@@ -98,7 +98,7 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
         remove_tree(staging)  # a base that was itself captured in the middle of something
         staging.mkdir(mode=0o700)
         try:
-            fill(plan, store, ingredients.source, events=events, work=staging)
+            fill(plan, store, ingredients.source, events=events, work=staging, hang_up=ingredients.hang_up)
         finally:
             remove_tree(staging)
         if sandbox:
