@@ -42,6 +42,7 @@ KeepWorkspace = Annotated[
 ]
 What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
 DEFAULT_FILE = Path("parbake.yaml")
+_GO_ON = "run the same command again: it goes on where it can"
 
 
 @dataclass
@@ -316,7 +317,7 @@ def _output(file: Path) -> Path:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted("stopped by SIGTERM")
+    raise Interrupted("stopped by SIGTERM", hint=_GO_ON)
 
 
 def _report(error: ParbakeError) -> int:
@@ -337,7 +338,7 @@ def run(arguments: list[str] | None = None) -> int:
         app(arguments)  # ends with SystemExit: 0, or 2 after it has told what is wrong with the arguments
     except SystemExit as end:
         if end.code == Interrupted.exit_code:
-            return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
+            return _report(Interrupted("interrupted", hint=_GO_ON))
         if end.code == InputError.exit_code and "--json" in (sys.argv[1:] if arguments is None else arguments):
             wrong = InputError("the command line is wrong", hint="standard error says what")
             typer.echo(json.dumps(wrong.to_json(), indent=2))
