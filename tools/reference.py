@@ -100,7 +100,7 @@ def cli_page() -> str:
         text += f"\n## `parbake {name}`\n\n{prose(first)}"
         text += f"\n{prose(rest)}" if rest else ""
         options = _options([*_arguments(command), *_real_options(command)])
-        text += f"\n```text\n{usage}\n```\n\n" + (f"{options}\n" if options else "")
+        text += f"\nUsage: `{usage}`\n\n" + (f"{options}\n" if options else "")
         text += f"Example:\n\n```sh\n{EXAMPLES[name]}\n```\n"
     text += "\n## Environment\n\nVariables that parbake reads:\n\n"
     return text + table(("variable", "meaning"), ((f"`{name}`", meaning) for name, meaning in ENVIRONMENT.items()))
