@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +84,10 @@ def _events(style: str) -> Iterator[Events]:
         yield events
 
 
-def _answer(document: Any, text: str) -> None:
+def _answer(document: Any, text: Callable[[], str]) -> None:
     """Print the result: the JSON document, or the text for people."""
     door.answered = True
-    typer.echo(json.dumps(document, indent=2) if door.as_json else text)
+    typer.echo(json.dumps(document, indent=2) if door.as_json else text())
 
 
 @app.command()
@@ -133,7 +133,7 @@ def init(
             force=force,
             events=events,
         )
-    _answer({"written": [str(path) for path in written]}, "\n".join(f"wrote {path}" for path in written))
+    _answer({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))
 
 
 @app.command()
@@ -147,7 +147,7 @@ def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: P
     door.as_json = as_json
     with _events(progress) as events:
         outlook = flow.outlook(file, events)
-    _answer(tables.outlook_json(outlook), tables.outlook_text(outlook))
+    _answer(tables.outlook_json(outlook), lambda: tables.outlook_text(outlook))
 
 
 @app.command()
@@ -173,7 +173,7 @@ def bake(
     options = flow.Options(force=force, rebuild=rebuild, verify=verify, keep_workspace=keep_workspace)
     with _events(progress) as events:
         finished = flow.bake(file, events, options)
-    _answer(tables.finished_json(finished), tables.finished_text(finished))
+    _answer(tables.finished_json(finished), lambda: tables.finished_text(finished))
 
 
 @app.command()
@@ -194,7 +194,7 @@ def verify(
     door.as_json = as_json
     with _events(progress) as events:
         artefact, verdict = flow.verify_again(what, _output(file), events, keep_workspace=keep_workspace)
-    _answer(tables.verdict_json(artefact, verdict), tables.verdict_text(artefact, verdict))
+    _answer(tables.verdict_json(artefact, verdict), lambda: tables.verdict_text(artefact, verdict))
     flow.judge(artefact, verdict)
 
 
@@ -205,7 +205,7 @@ def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
 
     door.as_json = as_json
     found = records.find(_output(file))
-    _answer([tables.record_json(path, record) for path, record in found], tables.records_text(found))
+    _answer([tables.record_json(path, record) for path, record in found], lambda: tables.records_text(found))
 
 
 @app.command()
@@ -220,7 +220,7 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
     artefact, record = records.locate(what, _output(file))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
-    _answer(records.to_statement(record), tables.record_text(artefact, record))
+    _answer(records.to_statement(record), lambda: tables.record_text(artefact, record))
 
 
 @app.command()
@@ -238,7 +238,7 @@ def prune(
 
     door.as_json = as_json
     decisions = flow.prune(_output(file), keep=keep, dry_run=dry_run)
-    _answer(tables.decisions_json(decisions), tables.decisions_text(decisions, dry_run=dry_run))
+    _answer(tables.decisions_json(decisions), lambda: tables.decisions_text(decisions, dry_run=dry_run))
 
 
 @app.command()
@@ -258,7 +258,7 @@ def clean(
 
     door.as_json = as_json
     removed = [str(path) for path in flow.clean(_output(file), caches=caches)]
-    _answer({"removed": removed}, "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
+    _answer({"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
 
 
 @app.command()
@@ -273,7 +273,7 @@ def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
 
     door.as_json = as_json
     checks = examination.examine(output=_output(file), cache=cache_folder())
-    _answer(tables.checks_json(checks), tables.checks_text(checks))
+    _answer(tables.checks_json(checks), lambda: tables.checks_text(checks))
 
 
 @app.command()
@@ -295,7 +295,7 @@ def demo(
     door.as_json = as_json
     with _events(progress) as events:
         outcome = story.tell(folder.absolute(), events=events)
-    _answer(tables.outcome_json(outcome), tables.table(outcome.rows()))
+    _answer(tables.outcome_json(outcome), lambda: tables.table(outcome.rows()))
 
 
 @app.command()

@@ -21,7 +21,6 @@ from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
-from parbake.containerd.snapshots import folders
 from parbake.errors import BadContent, Interrupted
 from parbake.layers import Unpacked, settle, unpack
 from parbake.model import Descriptor, Image, Layer, Plan, Readable, Source
@@ -123,6 +122,8 @@ class _Filling:
             )
 
     def _commit(self, job: _Job, future: Future[Unpacked]) -> None:
+        from parbake.containerd.snapshots import folders  # gRPC's: loaded by then, and not where nothing is filled
+
         chain = job.layer.chain_id
         unpacked = future.result()
         key = conventions.unpack_key(os.urandom(6).hex(), chain)
@@ -154,11 +155,18 @@ class _Filling:
         return source.read(descriptor)
 
     def _write(self, descriptor: Descriptor, document: bytes, labels: dict[str, str]) -> None:
-        info = self._store.content.info(descriptor.digest)
-        if info is None:
+        if not self._label(descriptor.digest, labels):
             self._store.content.write(descriptor, document, labels)
-        elif not labels.items() <= info.labels.items():
-            self._store.content.label(descriptor.digest, labels)
+
+    def _label(self, digest: str, labels: dict[str, str]) -> bool:
+        """Add labels to a blob and keep those that it has; False when it is not there."""
+        info = self._store.content.info(digest)
+        if info is None:
+            return False
+        merged = conventions.merge_labels(info.labels, labels)
+        if merged != info.labels:
+            self._store.content.label(digest, merged)
+        return True
 
     def _keeps(self, layer: Layer) -> bool:
         """Whether this layer's blob is to be kept, and no other thread is at the same one on another parent."""
@@ -174,9 +182,9 @@ class _Filling:
     def _keep_the_rest(self, image: Image) -> None:
         """Fetch blobs of layers whose snapshot was there already."""
         for layer in image.layers:
-            if self._store.content.exists(layer.digest):
-                continue
             labels = {**_source_label(image), **conventions.uncompressed_label(layer.diff_id)}
+            if self._label(layer.digest, labels):
+                continue
             descriptor = _descriptor(layer)
             with (
                 self._events.task(f"layer {_short(layer.digest)} (compressed)", layer.size) as task,

@@ -29,7 +29,6 @@ from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
-from parbake.verify import verify
 from parbake.workspace import WORK, cache_folder, lock, publish, remove_leftovers, remove_tree, work_folder
 
 
@@ -327,6 +326,8 @@ def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, 
 
 def examine(artefact: Path, plan: Plan | None, events: Events, *, keep_workspace: bool = False) -> Verdict:
     """Verify an artefact, with its plan or (a file without a record) by what its store holds."""
+    from parbake.verify import verify  # gRPC and its like take longer to load than a bake with nothing to do
+
     remove_leftovers(artefact.parent)
     with _workspace(artefact.parent, "verify", events, keep=keep_workspace) as work:
         return verify(artefact, plan, events=events, folder=work, cache=cache_folder())

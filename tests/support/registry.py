@@ -12,7 +12,7 @@
     with DockerRegistry(tmp_path, token={"realm": url, "service": ..., "issuer": ..., "rootcertbundle": ...}):
         ...                                                          # bearer tokens, as docker-registry's auth.token
 
-``stop()`` and ``start()`` play an outage; the content stays in the folder, the port may change.
+``stop()`` and ``start()`` play an outage; the content stays in the folder, and the port the same.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class DockerRegistry:
             self._process = None
 
     def _config(self) -> dict[str, object]:
-        http: dict[str, object] = {"addr": "127.0.0.1:0", "secret": "test"}
+        http: dict[str, object] = {"addr": self.host or "127.0.0.1:0", "secret": "test"}
         if self.tls:
             http["tls"] = {"certificate": str(self.tls.certificate), "key": str(self.tls.key)}
         config: dict[str, object] = {

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from parbake import containerd, run
 from parbake.containerd import cgroups
 from parbake.containerd.config import configuration
-from parbake.containerd.conventions import chain_ids, reference_labels, source_label, unpack_key
+from parbake.containerd.conventions import chain_ids, merge_labels, reference_labels, source_label, unpack_key
 from parbake.containerd.cri import log_text
 from parbake.containerd.keeper import Keeper
 from parbake.containerd.snapshots import Folders, Mount, folders
@@ -119,6 +119,14 @@ def test_labels_of_a_nested_index() -> None:
 )
 def test_source_label(registry: str, host: str) -> None:
     assert source_label(registry, "team/app") == {f"containerd.io/distribution.source.{host}": "team/app"}
+
+
+def test_labels_of_what_is_there_already_are_kept() -> None:
+    here, there = source_label("r.test", "team/b"), source_label("other.test", "team/b")
+    assert merge_labels({"x": "1", **here}, {"y": "2", **there}) == {"x": "1", "y": "2", **here, **there}
+    for old, new in (("team/b", "team/a"), ("team/a,team/b", "team/b"), ("team/b", "team/a,team/b")):
+        merged = merge_labels(source_label("r.test", old), source_label("r.test", new))
+        assert merged == source_label("r.test", "team/a,team/b")
 
 
 def test_unpack_key() -> None:

@@ -25,6 +25,7 @@ PINNED = {"io.cri-containerd.pinned": "pinned"}
 EXPIRES = "containerd.io/gc.expire"
 """Lease label: RFC 3339 time from which garbage collection ignores the lease."""
 
+_SOURCE = "containerd.io/distribution.source."
 _REFERENCE = "containerd.io/gc.ref.content."
 _CONFIGS = {"application/vnd.docker.container.image.v1+json", "application/vnd.oci.image.config.v1+json"}
 _MANIFESTS = {
@@ -75,7 +76,19 @@ def snapshot_reference(chain_id: str, snapshotter: str = OVERLAY) -> dict[str, s
 def source_label(registry: str, repository: str) -> dict[str, str]:
     """Return the label of a blob that says where it came from: the registry without its port, and the repository."""
     host = urlsplit(f"//{registry}").hostname or registry
-    return {f"containerd.io/distribution.source.{host}": repository}
+    return {_SOURCE + host: repository}
+
+
+def merge_labels(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Return a blob's labels with ``new`` ones on top; a blob of several repositories names them all.
+
+    They are sorted (containerd ``core/remotes/docker/handler.go``, appendDistributionSourceLabel).
+    """
+    merged = {**old, **new}
+    for key in old.keys() & new.keys():
+        if key.startswith(_SOURCE):
+            merged[key] = ",".join(sorted({*old[key].split(","), *new[key].split(",")}))
+    return merged
 
 
 def uncompressed_label(diff_id: str) -> dict[str, str]:
