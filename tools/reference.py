@@ -250,7 +250,8 @@ def _errors(kind: type[errors.ParbakeError], depth: int) -> Iterator[tuple[str, 
     meaning = (kind.__doc__ or "").partition("\n")[0] if depth else "Any error of parbake."
     yield f"{'&emsp;' * depth}`{kind.__name__}`", str(kind.exit_code), meaning.replace("``", "`")
     for child in kind.__subclasses__():
-        yield from _errors(child, depth + 1)
+        if child.__module__ == errors.__name__:  # others are caught where they are raised
+            yield from _errors(child, depth + 1)
 
 
 def programs_page() -> str:

@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 
 from parbake import run, tables
-from parbake.demo import Outcome
 from parbake.workspace import cache_folder
 from tests.support import disks, documents, images, plans
 from tests.support.documents import ROOT, shapes
@@ -204,12 +203,7 @@ def prepare(document: str, folder: Path, world: World) -> None:
             shutil.copy(ROOT / "packages.apt", folder)
             (folder / ".venv").mkdir()
             (folder / ".venv/bin").symlink_to(folder.parent / "bin")
-            outcome = Outcome(
-                record=plans.record(passed=True), folder=Path("/root/demo/artefacts"), changed=True, start_pulled=9.0
-            )
-            start = outcome.record.verdict
-            assert start
-            world.said.update(shapes(tables.table(outcome.rows())))
+            world.said.update(shapes(tables.table(plans.outcome().rows())))
         case "private-registries":
             shutil.copy(world.authority, folder / "company-ca.pem")
         case "own-base" | "failed-verification":
