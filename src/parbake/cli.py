@@ -334,7 +334,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are told on standard error."""
     door.as_json = door.debug = door.answered = False
     try:
-        app(arguments)  # ends with SystemExit: 0, or 2 after it has told what is wrong with the arguments
+        # Ends with SystemExit: 0, or 2 after it has told what is wrong with the arguments.
+        app(arguments, prog_name="parbake")
     except SystemExit as end:
         if end.code == Interrupted.exit_code:
             return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
