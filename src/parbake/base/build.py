@@ -157,7 +157,8 @@ def _make_root(recipe: Recipe, root: Path, image: Path) -> None:
     _limit_times(root, recipe.epoch)
     part = recipe.slice("root")
     command = [
-        "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "1", "-L", "root", "-U", recipe.uuid("root"),
+        "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "1", "-L", "root",
+        "-U", recipe.uuid("root"),
         "-i", "8192",  # layers hold many small files
         "-J", "size=32", "-O", ",".join(EXT4_FEATURES),
         "-E", f"hash_seed={recipe.uuid('hash-seed')},assume_storage_prezeroed=1,nodiscard,offset={part.start}",
