@@ -308,10 +308,13 @@ def write_verdict(finished: Finished, verdict: Verdict) -> Finished:
 
 
 def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
-    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict."""
+    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
+
+    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has.
+    """
     artefact, record = records.locate(what, output)
     verdict = examine(artefact, record.plan if record else None, events, keep_workspace=keep_workspace)
-    if record:
+    if record and verdict.accelerator != "none":
         records.write(artefact.parent, record.model_copy(update={"verdict": verdict}))
     return artefact, verdict
 
@@ -340,9 +343,11 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
         lines += [f"{image.reference}: {problem}" for problem in image.problems]
         if image.problems and image.output:
             lines.append(f"{image.reference} wrote:\n{image.output}")
+    hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"
+    if verdict.accelerator == "none":
+        hint = "run `parbake verify` on a machine of the artefact's kind; its record stays as it was"
     raise VerificationFailed(
-        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines),
-        hint="correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict",
+        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint
     )
 
 
