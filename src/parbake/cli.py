@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -38,6 +38,8 @@ BakefilePath = Annotated[Path, typer.Option("-f", "--file", help="The Bakefile."
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
 Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, plain, json or none.", metavar="STYLE")]
 What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
+# Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 DEFAULT_FILE = Path("parbake.yaml")
 
 
@@ -293,16 +295,20 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are told on standard error."""
     door.as_json = door.debug = door.answered = False
     try:
-        app(arguments)  # ends with SystemExit: 0, or 2 after it has told what is wrong with the arguments
-    except SystemExit as end:
-        if end.code == Interrupted.exit_code:
-            return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
-        return end.code if isinstance(end.code, int) else 0
+        code = app(arguments, standalone_mode=False)
+    except _UsageError as error:
+        error.show()
+        if "--json" in (sys.argv if arguments is None else arguments):
+            wrong = InputError(error.format_message(), hint="-h after a command shows what it takes")
+            typer.echo(json.dumps(wrong.to_json(), indent=2))
+        return InputError.exit_code
     except ParbakeError as error:
         return _report(error)
     except OSError as error:
         return _report(from_os_error(error))
-    return 0
+    if code == Interrupted.exit_code:
+        return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
+    return code if isinstance(code, int) else 0
 
 
 def main() -> None:

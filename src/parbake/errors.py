@@ -178,5 +178,7 @@ def from_os_error(error: OSError) -> ParbakeError:
             return EnvironmentProblem(what, hint="run parbake with sudo, or give this user access")
         case errno.ENOENT | errno.ENOTDIR | errno.EISDIR:
             return InputError(what, hint="check the path")
+        case errno.EROFS:
+            return EnvironmentProblem(what, hint="name another folder: `output` in the Bakefile, or PARBAKE_CACHE")
         case _:
-            return ParbakeError(what)
+            return ParbakeError(what, hint="look into the kernel's log (dmesg); --debug shows where it happened")

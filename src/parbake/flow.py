@@ -30,6 +30,7 @@ from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
 from parbake.verify import verify
+from parbake.vm import accelerator
 from parbake.workspace import WORK, cache_folder, lock, publish, remove_leftovers, remove_tree, work_folder
 
 
@@ -107,8 +108,10 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         output = run.bakefile.output
         with lock(output / WORK / f"{plan.key}.lock", what=plan.artefact_name):
             finished = None if options.force else existing(output, plan)
+            verified = finished is not None and finished.record.verified
+            provable = options.verify and not verified and can_boot(plan, events)
             finished = finished or make(run, plan, LocalBuilder(), keep_workspace=options.keep_workspace)
-            if options.verify and not finished.record.verified and can_boot(plan, events):
+            if provable:
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
     return finished
 
@@ -279,9 +282,13 @@ def describe(
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
-    """Say whether this machine can verify a plan's artefact; warn when it cannot."""
+    """Say whether this machine can verify a plan's artefact; warn when it is of another kind.
+
+    Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
+    """
     host = Platform.host()
     if plan.platform.architecture == host.architecture:
+        accelerator()
         return True
     events.warn(
         f"not verified: the artefact is for {plan.platform}, this machine is {host}; verify it on one of its kind"
