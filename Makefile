@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Unit tests first: what is cheap to find out is found out first.
 TESTS := tests/unit tests/golden tests/system tests/vm
 
-.PHONY: help setup packages lint test test-unit demo clean
+.PHONY: help setup packages lint test test-unit demo docs proto bench-bake clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,9 +35,18 @@ test-unit: setup ## Run the quick tests: no root, no virtual machine
 demo: setup ## Bake the sample application and boot the result: the main job, end to end
 	@$(BIN)/parbake demo
 
-clean: ## Remove what the other targets made here
-	rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+docs: setup ## Write docs/reference anew from the program
+	$(BIN)/python -m tools.reference
 
 proto: setup ## Regenerate the protobuf modules from src/parbake/containerd/proto/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=src --python_out=src --pyi_out=src src/parbake/containerd/proto/*.proto
+
+BENCH_IMAGES ?= small,many,potato,potato-zstd
+BENCH_ROUNDS ?= 3
+
+bench-bake: setup ## Compare bakes with other tools' pulls (BENCH_IMAGES, BENCH_ROUNDS, PARBAKE_BENCH_CONTAINERD)
+	@$(BIN)/python -m bench.bake --images $(BENCH_IMAGES) --rounds $(BENCH_ROUNDS)
+
+clean: ## Remove what the other targets made here
+	rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

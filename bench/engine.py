@@ -24,10 +24,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from isal import igzip
+from isal.isal_zlib import _GzipReader
 
 from parbake.layers import settle, unpack
 from parbake.model import GIB, MIB, Layer
+from parbake.run import need
+from parbake.workspace import cache_folder
 
 _TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 
@@ -47,11 +49,11 @@ class Hashing:
 
 
 def files_of_usr() -> Iterator[tuple[str, int]]:
-    for folder, _, names in os.walk("/usr"):
+    for folder, _, names in Path("/usr").walk():
         for name in sorted(names):
-            path = os.path.join(folder, name)
-            if not os.path.islink(path) and os.path.isfile(path):
-                yield path, os.path.getsize(path)
+            path = folder / name
+            if not path.is_symlink() and path.is_file():
+                yield str(path), path.stat().st_size
 
 
 def make_layer(path: Path, members: list[tuple[str, str]]) -> Layer:
@@ -60,9 +62,10 @@ def make_layer(path: Path, members: list[tuple[str, str]]) -> Layer:
     if not facts.exists():
         with (
             path.open("wb") as out,
-            subprocess.Popen(["pigz", "-6", "-c"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as pigz,
+            subprocess.Popen([need("pigz"), "-6", "-c"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as pigz,
         ):
-            assert pigz.stdin and pigz.stdout
+            if pigz.stdin is None or pigz.stdout is None:
+                raise RuntimeError("pigz has no pipes")
             copier = ThreadPoolExecutor(1).submit(shutil.copyfileobj, pigz.stdout, out, MIB)
             raw = Hashing(pigz.stdin)
             with tarfile.open(fileobj=raw, mode="w|", format=tarfile.GNU_FORMAT, bufsize=MIB) as tar:  # type: ignore[call-overload]
@@ -86,23 +89,23 @@ def make_layer(path: Path, members: list[tuple[str, str]]) -> Layer:
 def big(folder: Path, size: int) -> tuple[Path, Layer]:
     members = []
     total = 0
-    for path, length in files_of_usr():
+    for name, length in files_of_usr():
         if total > size:
             break
-        members.append((path[1:], path))
+        members.append((name[1:], name))
         total += length
     path = folder / f"big-{size >> 20}.tar.gz"
     return path, make_layer(path, members)
 
 
 def many(folder: Path, files: int, layers: int) -> list[tuple[Path, Layer]]:
-    small = [path for path, length in files_of_usr() if 0 < length < 12_000]
+    small = [name for name, length in files_of_usr() if 0 < length < 12_000]
     each = files // layers
     made = []
     for number in range(layers):
         members = [(f"srv/app{number}/d{i // 50}/f{i}", small[(number * each + i) % len(small)]) for i in range(each)]
-        path = folder / f"many-{files}-{layers}-{number}.tar.gz"
-        made.append((path, make_layer(path, members)))
+        packed = folder / f"many-{files}-{layers}-{number}.tar.gz"
+        made.append((packed, make_layer(packed, members)))
     return made
 
 
@@ -122,7 +125,7 @@ def limit(layers: list[tuple[Path, Layer]]) -> float:
             while count := file.readinto(buffer):
                 packed.update(view[:count])
         with path.open("rb", buffering=0) as file:
-            reader = igzip._GzipReader(file, 256 << 10)
+            reader = _GzipReader(file, 256 << 10)
             while count := reader.readinto(buffer):
                 raw.update(view[:count])
     return cpu() - start
@@ -166,7 +169,7 @@ def measure(layers: list[tuple[Path, Layer]], folder: Path, runs: int, at_once: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/parbake-bench-engine"))
+    parser.add_argument("--folder", type=Path, default=cache_folder() / "bench-engine")
     parser.add_argument("--gib", type=float, default=1.0)
     parser.add_argument("--files", type=int, default=60_000)
     parser.add_argument("--layers", type=int, default=30)

@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,9 @@ app = typer.Typer(
 BakefilePath = Annotated[Path, typer.Option("-f", "--file", help="The Bakefile.", metavar="FILE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
 Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, plain, json or none.", metavar="STYLE")]
+KeepWorkspace = Annotated[
+    bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging, and say where it is.")
+]
 What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
@@ -83,29 +86,40 @@ def _events(style: str) -> Iterator[Events]:
         yield events
 
 
-def _answer(document: Any, text: str) -> None:
+def _answer(document: Any, text: Callable[[], str]) -> None:
     """Print the result: the JSON document, or the text for people."""
     door.answered = True
-    typer.echo(json.dumps(document, indent=2) if door.as_json else text)
+    typer.echo(json.dumps(document, indent=2) if door.as_json else text())
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write parbake.yaml.")] = Path(),
-    image: Annotated[list[str] | None, typer.Option(help="An image to bake; may be given several times.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(help="Where to write parbake.yaml; made when missing.", metavar="FOLDER")
+    ] = Path(),
+    image: Annotated[
+        list[str] | None, typer.Option(help="An image to bake; may be given several times.", metavar="REFERENCE")
+    ] = None,
     from_manifests: Annotated[
         str | None,
-        typer.Option(help="Take the images of the Kubernetes manifests in this folder or file; - for stdin."),
+        typer.Option(
+            help="Take the images of the Kubernetes manifests in this folder or file; - for standard input.",
+            metavar="PATH",
+        ),
     ] = None,
-    from_cluster: Annotated[bool, typer.Option(help="Take the images that the cluster of kubectl runs.")] = False,
-    context: Annotated[str, typer.Option(help="The kubectl context for --from-cluster.")] = "",
-    sizes: Annotated[bool, typer.Option(help="Ask the registries for the sizes of images.")] = True,
-    force: Annotated[bool, typer.Option(help="Replace existing files.")] = False,
+    from_cluster: Annotated[
+        bool, typer.Option("--from-cluster", help="Take the images of the workloads in kubectl's cluster.")
+    ] = False,
+    context: Annotated[
+        str, typer.Option(help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME")
+    ] = "",
+    sizes: Annotated[bool, typer.Option(help="Ask the registries how large the images are, for the comments.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a commented Bakefile that works as it stands.
 
-    Without options it takes the Containerfile of the folder, or writes a sample application into an empty one.
+    Without options it takes the folder's own Containerfile; where there is none, it writes a sample application too.
     """
     from parbake import beginnings
 
@@ -121,142 +135,169 @@ def init(
             force=force,
             events=events,
         )
-    _answer({"written": [str(path) for path in written]}, "\n".join(f"wrote {path}" for path in written))
+    _answer({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))
 
 
 @app.command()
 def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: Progress = "auto") -> None:
-    """Show what a bake would do: images, sizes, disk, content key, and what exists already."""
+    """Show what a bake would do, without doing it.
+
+    Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
+    """
     from parbake import flow, tables
 
     door.as_json = as_json
     with _events(progress) as events:
         outlook = flow.outlook(file, events)
-    _answer(tables.outlook_json(outlook), tables.outlook_text(outlook))
+    _answer(tables.outlook_json(outlook), lambda: tables.outlook_text(outlook))
 
 
 @app.command()
 def bake(
     file: BakefilePath = DEFAULT_FILE,
-    force: Annotated[bool, typer.Option(help="Bake again what exists already.")] = False,
-    rebuild: Annotated[bool, typer.Option(help="Build images again whose context did not change.")] = False,
-    verify: Annotated[
-        bool, typer.Option(help="Boot the artefact and start its images before it counts as done.")
-    ] = True,
-    keep_workspace: Annotated[bool, typer.Option(help="Keep the work folder, for debugging.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Bake again what exists already.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build images again even if their context did not change.")
+    ] = False,
+    verify: Annotated[bool, typer.Option(help="Boot the artefact and start its images, as `parbake verify`.")] = True,
+    keep_workspace: KeepWorkspace = False,
     as_json: AsJson = False,
     progress: Progress = "auto",
 ) -> None:
-    """Bake the images into the artefact, and prove that they start from it. Does nothing when that is done already."""
+    """Bake the images, and prove that they start from the artefact.
+
+    Images with `build` are built and pushed first, when their context has changed. Nothing is done when the artefact
+    exists and is verified. Needs root.
+    """
     from parbake import flow, tables
 
     door.as_json = as_json
     options = flow.Options(force=force, rebuild=rebuild, verify=verify, keep_workspace=keep_workspace)
     with _events(progress) as events:
         finished = flow.bake(file, events, options)
-    _answer(tables.finished_json(finished), tables.finished_text(finished))
+    _answer(tables.finished_json(finished), lambda: tables.finished_text(finished))
 
 
 @app.command()
 def verify(
     what: What,
     file: BakefilePath = DEFAULT_FILE,
-    keep_workspace: Annotated[bool, typer.Option(help="Keep the work folder, for debugging.")] = False,
+    keep_workspace: KeepWorkspace = False,
     as_json: AsJson = False,
     progress: Progress = "auto",
 ) -> None:
-    """Boot an artefact without a network, start each of its images, and write the verdict into its record.
+    """Boot an artefact without a network and start its images.
 
-    RECORD may also be a disk image that parbake has no record of: then every image in its store must start.
+    The verdict goes into the record; the exit code is 3 when it is bad. RECORD may also be a disk image that parbake
+    has no record of: then every image in its store must start.
     """
     from parbake import flow, tables
 
     door.as_json = as_json
     with _events(progress) as events:
         artefact, verdict = flow.verify_again(what, _output(file), events, keep_workspace=keep_workspace)
-    _answer(tables.verdict_json(artefact, verdict), tables.verdict_text(artefact, verdict))
+    _answer(tables.verdict_json(artefact, verdict), lambda: tables.verdict_text(artefact, verdict))
     flow.judge(artefact, verdict)
 
 
 @app.command(name="list")
 def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
-    """List the artefacts with their sizes, images and verdicts, oldest first."""
+    """List the artefacts, oldest first."""
     from parbake import records, tables
 
     door.as_json = as_json
     found = records.find(_output(file))
-    _answer([tables.record_json(path, record) for path, record in found], tables.records_text(found))
+    _answer([tables.record_json(path, record) for path, record in found], lambda: tables.records_text(found))
 
 
 @app.command()
 def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
-    """Show one record; with --json the in-toto statement as it is stored."""
+    """Show the record of one artefact.
+
+    With --json it is the in-toto statement as it is stored.
+    """
     from parbake import records, tables
 
     door.as_json = as_json
     artefact, record = records.locate(what, _output(file))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
-    _answer(records.to_statement(record), tables.record_text(artefact, record))
+    _answer(records.to_statement(record), lambda: tables.record_text(artefact, record))
 
 
 @app.command()
 def prune(
-    keep: Annotated[int, typer.Option(min=0, help="How many artefacts to keep of each name.")] = 3,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="How many artefacts to keep of each name.", metavar="COUNT")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old artefacts: the newest ones of each name stay, and always the newest that passed verification."""
+    """Remove old artefacts and their records.
+
+    Of each name the newest ones stay, and always the newest one that passed verification.
+    """
     from parbake import flow, tables
 
     door.as_json = as_json
     decisions = flow.prune(_output(file), keep=keep, dry_run=dry_run)
-    _answer(tables.decisions_json(decisions), tables.decisions_text(decisions, dry_run=dry_run))
+    _answer(tables.decisions_json(decisions), lambda: tables.decisions_text(decisions, dry_run=dry_run))
 
 
 @app.command()
 def clean(
     file: BakefilePath = DEFAULT_FILE,
     caches: Annotated[
-        bool, typer.Option("--caches", help="Also remove the caches: default bases, builders' stores.")
+        bool, typer.Option("--caches", help="Also remove all that is cached: default bases, images that were built.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what killed runs left behind."""
+    """Remove what killed runs left behind.
+
+    Only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that are under way
+    are not touched.
+    """
     from parbake import flow
 
     door.as_json = as_json
     removed = [str(path) for path in flow.clean(_output(file), caches=caches)]
-    _answer({"removed": removed}, "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
+    _answer({"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
 
 
 @app.command()
 def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
-    """Say what this machine has and lacks for each command, and how to get it."""
+    """Say what this machine lacks, and how to get it.
+
+    Programs, privileges, kernel features and disk space, each with the commands that need it.
+    """
     from parbake import doctor as examination
     from parbake import tables
     from parbake.workspace import cache_folder
 
     door.as_json = as_json
     checks = examination.examine(output=_output(file), cache=cache_folder())
-    _answer(tables.checks_json(checks), tables.checks_text(checks))
+    _answer(tables.checks_json(checks), lambda: tables.checks_text(checks))
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the demo's files go; kept for the next run.")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Argument(help="Where the demo's files go; kept for the next run.", metavar="FOLDER")
+    ] = Path("demo"),
     as_json: AsJson = False,
     progress: Progress = "auto",
 ) -> None:
-    """Run the main job end to end: build a sample, push, bake, boot without a network, compare with a pull."""
+    """Run the main job end to end on a sample application.
+
+    Build it, push it to a registry on the loopback, bake, boot the result without a network, start the application
+    there, and compare with a pull. Needs root; the first run takes some minutes.
+    """
     from parbake import demo as story
     from parbake import tables
 
     door.as_json = as_json
     with _events(progress) as events:
         outcome = story.tell(folder.absolute(), events=events)
-    _answer(tables.outcome_json(outcome), tables.table(outcome.rows()))
+    _answer(tables.outcome_json(outcome), lambda: tables.table(outcome.rows()))
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.metadata
 import os
 import platform
@@ -18,7 +17,7 @@ from pydantic import Field
 from parbake import vm
 from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
 from parbake.model import GIB, Frozen
-from parbake.programs import DEFAULT_BASE, PROGRAMS, XFS, Program
+from parbake.programs import PROGRAMS, XFS, Program
 from parbake.run import find, isolated, run
 from parbake.vm.firmware import ovmf
 
@@ -56,7 +55,6 @@ class Facts(Frozen):
     mount_namespaces: bool = False
     accelerator: Literal["kvm", "tcg", "none"] = "none"
     uefi_firmware: bool = False
-    libarchive: bool = False
     boto3: str = ""
     free: Mapping[str, int] = Field(default_factory=dict)
     folders: Mapping[str, str] = Field(default_factory=dict)
@@ -82,7 +80,6 @@ def gather(*, output: Path, cache: Path) -> Facts:
         mount_namespaces=_works(isolated(["true"])),
         accelerator=_accelerator(),
         uefi_firmware=_has_firmware(),
-        libarchive=ctypes.util.find_library("archive") is not None,
         boto3=_package_version("boto3"),
         free={role: shutil.disk_usage(_existing(folder)).free for role, folder in folders.items()},
         folders={role: str(folder) for role, folder in folders.items()},
@@ -207,8 +204,6 @@ def _extras(facts: Facts) -> Iterator[Check]:
     yield kvm.model_copy(update={"found": facts.accelerator})
     firmware = "apt-get install ovmf"
     yield _check(facts.uefi_firmware, "OVMF", "boot bases that start by UEFI only", ("verify",), firmware, mild=True)
-    tar = "apt-get install libarchive13t64"
-    yield _check(facts.libarchive, "libarchive", "let mke2fs fill a file system from a tar", (DEFAULT_BASE,), tar)
     boto3 = _check(bool(facts.boto3), "boto3", "ECR log-in", ("ECR", "AWS"), "pip install 'parbake[aws]'", mild=True)
     yield boto3.model_copy(update={"found": facts.boto3})
 

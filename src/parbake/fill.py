@@ -21,7 +21,6 @@ from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
-from parbake.containerd.snapshots import folders
 from parbake.errors import BadContent, Interrupted
 from parbake.layers import Unpacked, settle, unpack
 from parbake.model import Descriptor, Image, Layer, Plan, Readable, Source
@@ -42,7 +41,7 @@ def fill(plan: Plan, store: Client, sources: Callable[[Image], Source], *, event
 
     ``sources`` says where an image's content comes from; ``work`` is a folder on the file system of the store's
     snapshots, for layers on their way. Index, manifest and config are kept, layers' blobs only when the plan keeps
-    them. Names are the exact reference and ``name@digest``, both pinned against kubelet's image collection.
+    them. Every name of an image is pinned against kubelet's image collection.
 
     Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, RuntimeFault.
     """
@@ -69,7 +68,7 @@ class _Filling:
         self._plan, self._store, self._sources, self._events, self._work = plan, store, sources, events, work
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="unpack")
-        self._kept: set[str] = set()
+        self._keepers: dict[str, str] = {}
 
     def __enter__(self) -> _Filling:
         return self
@@ -115,7 +114,7 @@ class _Filling:
         descriptor = _descriptor(layer)
         with ExitStack() as stack:
             task = stack.enter_context(self._events.task(f"layer {_short(layer.digest)}", layer.size))
-            keep = stack.enter_context(self._keeper(job)) if self._keeps(layer.digest) else None
+            keep = stack.enter_context(self._keeper(job)) if self._keeps(layer) else None
             stream = stack.enter_context(self._sources(job.image).open(descriptor))
             # No tar can be larger than the disk that its files have to fit on.
             return unpack(
@@ -123,6 +122,8 @@ class _Filling:
             )
 
     def _commit(self, job: _Job, future: Future[Unpacked]) -> None:
+        from parbake.containerd.snapshots import folders  # gRPC's: loaded by then, and not where nothing is filled
+
         chain = job.layer.chain_id
         unpacked = future.result()
         key = conventions.unpack_key(os.urandom(6).hex(), chain)
@@ -167,12 +168,11 @@ class _Filling:
             self._store.content.label(digest, merged)
         return True
 
-    def _keeps(self, digest: str) -> bool:
-        """Whether this layer's blob is to be kept, and nobody else is at it."""
-        if not self._plan.keep_layers or digest in self._kept:
+    def _keeps(self, layer: Layer) -> bool:
+        """Whether this layer's blob is to be kept, and no other thread is at the same one on another parent."""
+        if not self._plan.keep_layers or self._keepers.setdefault(layer.digest, layer.chain_id) != layer.chain_id:
             return False
-        self._kept.add(digest)
-        return not self._store.content.exists(digest)
+        return not self._store.content.exists(layer.digest)
 
     def _keeper(self, job: _Job) -> _Tee:
         labels = {**_source_label(job.image), **conventions.uncompressed_label(job.layer.diff_id)}

@@ -21,7 +21,7 @@ from parbake import __version__, base, build, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
-from parbake.errors import VerificationFailed
+from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
 from parbake.model import Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, make_plan
@@ -29,8 +29,6 @@ from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
-from parbake.verify import verify
-from parbake.vm import accelerator
 from parbake.workspace import WORK, cache_folder, lock, publish, remove_leftovers, remove_tree, work_folder
 
 
@@ -231,7 +229,8 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     need_root("baking")
     output, events = run.bakefile.output, run.events
     started, clock = _now(), time.monotonic()
-    with work_folder(output, plan.key[:12], keep=keep_workspace) as work:
+    remove_leftovers(output)
+    with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
         base_path = find_base(run, plan)
         ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events)
         baked = builder.build(plan, ingredients)
@@ -286,6 +285,8 @@ def can_boot(plan: Plan, events: Events) -> bool:
 
     Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
     """
+    from parbake.vm import accelerator  # loads only where something is booted
+
     host = Platform.host()
     if plan.platform.architecture == host.architecture:
         accelerator()
@@ -320,6 +321,8 @@ def verify_again(what: str, output: Path, events: Events, *, keep_workspace: boo
     Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has.
     """
     artefact, record = records.locate(what, output)
+    if not artefact.is_file():
+        raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
     verdict = examine(artefact, record.plan if record else None, events, keep_workspace=keep_workspace)
     if record and verdict.accelerator != "none":
         records.write(artefact.parent, record.model_copy(update={"verdict": verdict}))
@@ -336,8 +339,10 @@ def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, 
 
 def examine(artefact: Path, plan: Plan | None, events: Events, *, keep_workspace: bool = False) -> Verdict:
     """Verify an artefact, with its plan or (a file without a record) by what its store holds."""
+    from parbake.verify import verify  # gRPC and its like take longer to load than a bake with nothing to do
+
     remove_leftovers(artefact.parent)
-    with work_folder(artefact.parent, "verify", keep=keep_workspace) as work:
+    with _workspace(artefact.parent, "verify", events, keep=keep_workspace) as work:
         return verify(artefact, plan, events=events, folder=work, cache=cache_folder())
 
 
@@ -369,6 +374,15 @@ def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
             remove_tree(entry)
             removed.append(entry)
     return tuple(removed)
+
+
+@contextlib.contextmanager
+def _workspace(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[Path]:
+    """Make a work folder and say where it is when it stays."""
+    with work_folder(output, name, keep=keep) as work:
+        if keep:
+            events.note(f"the work folder stays until the next run or `parbake clean`: {work}")
+        yield work
 
 
 def _now() -> str:

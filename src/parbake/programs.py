@@ -59,7 +59,6 @@ PROGRAMS = (
     Program("qemu-img", "converts disks (qcow2, vmdk, vhd)", ("bake", "verify")),
     Program("qemu-system-x86_64", "boots what was baked", ("verify",)),
     Program("grub-mkimage", "makes the default base's boot loaders", (DEFAULT_BASE,)),
-    Program("catatonit", "is the process of parbake's pause image", (DEFAULT_BASE,)),
     Program("mmdebstrap", "makes the default base and the demo's image", (DEFAULT_BASE, "demo")),
     Program("buildah", "builds images", (BUILD, "demo"), group="builder"),
     Program("docker", "builds images, where buildah is missing", (BUILD,), group="builder"),

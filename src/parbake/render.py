@@ -1,4 +1,7 @@
-"""Renderers of the event stream: a terminal (rich), plain lines, JSON lines. All write to standard error."""
+"""Renderers of the event stream: a terminal (rich), plain lines, JSON lines. All write to standard error.
+
+rich is loaded only for a terminal: a bake with nothing to do is over in less time than that takes.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,13 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Task as RichTask
-from rich.text import Text
+from typing import TYPE_CHECKING, Literal
 
 from parbake.events import Event, Events
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 Style = Literal["auto", "rich", "plain", "json", "none"]
 
@@ -90,15 +91,6 @@ def json_renderer(event: Event) -> None:
     _say(json.dumps(dataclasses.asdict(event)))
 
 
-class _AmountColumn(ProgressColumn):
-    """Bytes with a rate, or a count."""
-
-    def render(self, task: RichTask) -> Text:
-        """Return the cell."""
-        seconds = task.elapsed or 0.0
-        return Text(_amount(task.completed, task.total or 0, task.fields.get("unit", ""), seconds), style="dim")
-
-
 class RichRenderer:
     """Stages as ticked lines, tasks as bars with bytes and rates."""
 
@@ -110,6 +102,8 @@ class RichRenderer:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        from rich.markup import escape
+
         text = escape(event.text)  # names of images and files are no markup
         match event.kind:
             case "stage-start":
@@ -150,13 +144,31 @@ def rendered(style: Style) -> Iterator[Events]:
         case "plain":
             yield Events(PlainRenderer())
         case "rich":
-            console = Console(stderr=True)
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                _AmountColumn(),
-                TimeElapsedColumn(),
-            )
-            with Progress(*columns, console=console, transient=True) as progress:
+            with _bars() as (console, progress):
                 yield Events(RichRenderer(console, progress))
+
+
+@contextmanager
+def _bars() -> Iterator[tuple[Console, Progress]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class AmountColumn(ProgressColumn):
+        """Bytes with a rate, or a count."""
+
+        def render(self, task: Task) -> Text:
+            """Return the cell."""
+            seconds = task.elapsed or 0.0
+            return Text(_amount(task.completed, task.total or 0, task.fields.get("unit", ""), seconds), style="dim")
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        AmountColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield console, progress

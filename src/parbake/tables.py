@@ -7,11 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from parbake import base
 from parbake.model import Image, Plan, Verdict
 from parbake.plan import measure
@@ -29,6 +24,11 @@ _WIDTH = 240
 
 def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
     """Return rows as an aligned table without decoration; names of images and files are taken as they are."""
+    from rich import box  # rich: only for text, since programs that ask for JSON often ask whether there is work
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table(*header, box=box.SIMPLE_HEAD if header else None, show_header=bool(header), pad_edge=False)
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
@@ -165,8 +165,9 @@ def record_text(artefact: Path, record: Record) -> str:
         ("times", times or "-"),
         ("images", "\n".join(f"{image.reference}@{image.target.digest}" for image in record.plan.all_images)),
     ]
-    text = table(rows)
-    return f"{text}\n\n{verdict_table(record.verdict)}" if record.verdict else f"{text}\nverified   not yet"
+    if record.verdict is None:
+        return table([*rows, ("verified", "not yet: `parbake verify` boots it")])
+    return f"{table(rows)}\n\n{verdict_table(record.verdict)}"
 
 
 def records_text(found: Sequence[tuple[Path, Record]]) -> str:

@@ -1,10 +1,10 @@
-"""Layers that attack: each must be refused, or do no harm. Used by unit tests, by whole bakes and as seeds for fuzzing."""
+"""Layers that attack: each must be refused, or do no harm. For unit tests, whole bakes and as seeds for fuzzing."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from tests.support.tars import GNU, archive, entry, header, long_name, pad, pax
+from tests.support.tars import GNU, archive, entry, header, long_name, octal, pad, pax
 
 Fate = Literal["refused", "harmless"]
 
@@ -51,9 +51,7 @@ def corpus() -> dict[str, tuple[bytes, Fate]]:
         ),
         "hard link that climbs": (archive(entry(b"h", b"1", link=b"../outside/victim")), "refused"),
         "hard link through a link": (
-            archive(
-                entry(b"up", b"2", link=b"../outside"), entry(b"h", b"1", link=b"up/victim"), entry(b"h", data=b"x")
-            ),
+            archive(entry(b"up", b"2", link=b"../outside"), entry(b"h", b"1", link=b"up/victim")),
             "refused",
         ),
         "hard link to a symbolic link, then written": (
@@ -124,8 +122,11 @@ def corpus() -> dict[str, tuple[bytes, Fate]]:
             "refused",
         ),
         "old sparse file in the wrong format": (archive(entry(b"a", b"S", data=b"x")), "refused"),
-        "sparse file of 8 EiB": (
-            archive(entry(b"a", b"S", data=b"", magic=GNU, prefix=bytes(38) + b"0" * 24 + bytes(76) + b"7" * 12)),
-            "refused",
-        ),
+        "sparse file of 8 EiB": (archive(_old_sparse((1 << 63) - 1)), "refused"),
+        "sparse file of 64 GiB": (archive(_old_sparse(1 << 36)), "refused"),
     }  # fmt: skip
+
+
+def _old_sparse(size: int) -> bytes:
+    """Return an entry of the old GNU sparse format without data; its size stands at offset 483 of the header."""
+    return entry(b"a", b"S", magic=GNU, prefix=bytes(483 - 345) + octal(size, 12))

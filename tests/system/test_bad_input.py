@@ -66,7 +66,7 @@ def volume(place: Path, *images: Any, **keys: Any) -> Path:
 # ---- the Bakefile and arguments
 
 BAKEFILES: dict[str, tuple[str, list[str]]] = {
-    "unknown key": ("version: 1\nimagse: [a.test/b:1]\n", ["line 2", "imagse", "did you mean images?"]),
+    "unknown key": ("version: 1\nimagse: [a.test/b:1]\n", ["line 2", "imagse", "did you mean 'images'?"]),
     "unknown key inside": ("version: 1\nimages: [{reference: a.test/b:1, buidl: x}]\n", ["line 2", "buidl", "build"]),
     "wrong type": ("version: 1\nimages: a.test/b:1\n", ["line 2: images", "must be a list"]),
     "wrong type inside": ("version: 1\nimages: [a.test/b:1]\nkeep_layers: maybe\n", ["line 3", "true or false"]),
@@ -76,7 +76,7 @@ BAKEFILES: dict[str, tuple[str, list[str]]] = {
     "twice": ("version: 1\nimages: [a.test/b:1, a.test/b:1]\n", ["is in the list already"]),
     "no images": ("version: 1\nimages: []\n", ["line 2: images"]),
     "no version": ("images: [a.test/b:1]\n", ["version", "write version: 1"]),
-    "another version": ("version: 7\nimages: [a.test/b:1]\n", ["reads version 1, not 7"]),
+    "another version": ("version: 7\nimages: [a.test/b:1]\n", ["reads version 1, not the number 7"]),
     "platform": ("version: 1\nplatform: amd64\nimages: [a.test/b:1]\n", ["line 2: platform", "linux/amd64"]),
     "size": ("version: 1\nsize: huge\nimages: [a.test/b:1]\n", ["line 2: size", "20GiB"]),
     "format": ("version: 1\nartefact: ami\nimages: [a.test/b:1]\n", ["line 2: artefact", "'ami' is no format"]),
@@ -124,7 +124,7 @@ def test_bakefiles_that_cannot_be_read(place: Path) -> None:
         (["bake", "--progress", "loud"], ["--progress loud"]),
         (["verify"], ["RECORD"]),
         (["prune", "--keep", "-1"], ["--keep"]),
-        (["prune", "--keep", "few"], ["few"]),
+        (["prune", "--keep", "few"], ["--keep"]),
         (["cook"], ["cook"]),
     ],
 )
@@ -323,7 +323,7 @@ def removed(path: Path) -> None:
     ("harm", "error", "words"),
     [
         (flipped, "BadContent", ["layer sha256:", "digest"]),
-        (shortened, "BadContent", ["bytes"]),
+        (shortened, "BadContent", ["less of it than the manifest says"]),
         (longer, "BadContent", ["bytes"]),
         (removed, "RegistryError", ["does not have it"]),
     ],
@@ -391,7 +391,7 @@ LAYERS: dict[str, tuple[Callable[[], Built], str, list[str]]] = {
     "half a gzip": (lambda: from_packed(gzip.compress(SOME)[:-20]), "LayerError", ["cannot be inflated"]),
     "half a tar": (lambda: image(archive(entry(b"a", data=b"x" * 5000))[:3000]), "LayerError", ["layer sha256:"]),
     "another diff ID": (lambda: promising(APP, [sha256(b"other")]), "BadContent", ["unpacks to", sha256(b"other")]),
-    "bomb": (lambda: from_packed(gzip_bomb(200 << 20)), "DiskFull", ["no space left", "big"]),
+    "bomb": (lambda: from_packed(gzip_bomb(200 << 20)), "DiskFull", ["no space left"]),
     "bomb behind the end": (lambda: from_packed(trailing_bomb(200 << 20)), "LayerBomb", ["inflates to more than"]),
 }
 
@@ -403,7 +403,9 @@ def test_layers(place: Path, registry: DockerRegistry, what: str) -> None:
     repository = f"layers/{what.replace(' ', '-').lower()}"
     push(registry.url, repository, built, "1")
     path = volume(place, f"{registry.host}/team/app:1.0", f"{registry.host}/{repository}:1")
-    bake(path).refused(1, error, built.layers[0].digest, *words)
+    document = bake(path).refused(1, error, *words)
+    # Whoever writes next finds that the disk is full.
+    assert error == "DiskFull" or built.layers[0].digest in document["message"]
     assert not list(place.rglob("outside"))
 
 
@@ -449,5 +451,5 @@ def test_a_record_whose_artefact_is_gone(place: Path, registry: DockerRegistry) 
     record = bake(path).good()
     Path(record["artefact_path"]).unlink()
     done = parbake("verify", record["record_path"], "-f", path, "--json")
-    done.refused(2, "InputError", Path(record["artefact_path"]).name, "does not exist")
     Path(record["record_path"]).unlink()
+    done.refused(2, "InputError", Path(record["artefact_path"]).name, "does not exist")

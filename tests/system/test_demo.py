@@ -1,4 +1,4 @@
-"""The demo's own parts: its registry, its port, its context; the steps of the flow are stand-ins here."""
+"""The demo's own parts: its registry, its port, its context, its table. `tests/vm/test_demo.py` runs all of it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from pathlib import Path
 import pytest
 
 from parbake import demo, sample
-from parbake.bakefile import load
-from parbake.build import build
 from parbake.errors import CommandFailed, EnvironmentProblem
 from parbake.events import Event, Events
-from parbake.model import HttpProbe, Image, ImageVerdict, Platform, Verdict
-from parbake.reference import Reference
-from parbake.registry import Registry
+from parbake.model import ImageVerdict, Verdict
 from parbake.run import find
+from tests.support.plans import record
 from tests.support.specs import write_files
 
 pytestmark = pytest.mark.root
@@ -62,65 +59,31 @@ def test_without_a_package_mirror(tmp_path: Path, mmdebstrap: Path) -> None:
     assert not list((tmp_path / "cache" / "sample" / ".parbake").iterdir())
 
 
-class Steps:
-    """Builds and pushes for real; bakes and boots nothing."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-        self.images: list[Image] = []
-
-    def bake(self, bakefile: Path) -> demo.Baked:
-        (entry,) = load(bakefile).images
-        assert entry.build
-        assert entry.startup
-        assert entry.startup.up == HttpProbe(port=8080, path="/healthz")
-        # The stand-in's root file system has no Python: only the folder's first lines are built.
-        lines = entry.build.file.read_text().splitlines()
-        entry.build.file.write_text("\n".join(line for line in lines if line.startswith(("FROM", "ADD", "COPY"))))
-        work = self.cache.parent / "work"
-        work.mkdir(exist_ok=True)
-        built = build(
-            entry.build,
-            entry.parsed,
-            Platform.host(),
-            options={},
-            events=Events(),
-            work=work,
-            cache=self.cache,
-        )
-        self.images.append(built.image)
-        return demo.Baked(
-            artefact=Path("/a.qcow2"), record=Path("/a.json"), image=built.image, seconds=0.0 if built.reused else 12.5
-        )
-
-    def verify(self, record: Path) -> Verdict:
-        assert record == Path("/a.json")
-        start = ImageVerdict(reference=self.images[-1].reference, start_seconds=2.0)
-        return Verdict(passed=True, accelerator="tcg", boot_seconds=30.0, images=(start,))
-
-    def start_pulled(self, baked: demo.Baked, registry: str) -> float:
-        with Registry() as reached:
-            assert reached.resolve(Reference.parse(baked.image.reference), Platform.host()).reference.startswith(
-                registry
-            )
-        return 9.0
-
-
-def test_the_story_and_its_repetition(tmp_path: Path, mmdebstrap: Path) -> None:
-    folder, steps = tmp_path / "demo", Steps(tmp_path / "cache")
-    first = demo.tell(folder, steps, events=Events(), cache=steps.cache)
-    rows = dict(first.rows())
+def test_the_table_says_what_was_measured(tmp_path: Path) -> None:
+    made = record("app", passed=True)
+    start = ImageVerdict(reference=made.plan.images[0].reference, start_seconds=2.0)
+    verdict = Verdict(passed=True, accelerator="tcg", boot_seconds=30.0, images=(start,))
+    made = made.model_copy(update={"seconds": 12.5, "verdict": verdict})
+    outcome = demo.Outcome(record=made, folder=tmp_path, changed=True, start_pulled=9.0)
+    rows = dict(outcome.rows())
     assert rows["bake"] == "12.5 s"
     assert rows["boot"] == "30.0 s in emulation"
     assert rows["container start, baked"] == "2.0 s"
     assert rows["container start, pulled"] == "9.0 s (4.5 times as long)"
-    assert rows["image"] == f"127.0.0.1:{demo.port_of(folder / 'parbake.yaml')}/demo/forecast:1"
-    assert "MiB unpacked" in rows["image size"]
+    assert rows["image size"] == "10 MiB compressed, 25 MiB unpacked"
+    assert rows["artefact"] == str(tmp_path / made.artefact)
+    again = dict(outcome.model_copy(update={"changed": False}).rows())
+    assert again["bake"] == "12.5 s (done before; nothing changed)"
 
-    second = demo.tell(folder, steps, events=Events(), cache=steps.cache)
-    assert second.baked.image.manifest == first.baked.image.manifest
-    assert dict(second.rows())["bake"] == "nothing to do: baked before"
-    assert mmdebstrap.read_text().count("\n") == 1
+
+def test_the_registry_keeps_what_it_holds(tmp_path: Path) -> None:
+    port = demo.free_port()
+    for _ in range(2):
+        with demo.serve_registry(tmp_path / "registry", port) as host:
+            assert host == f"127.0.0.1:{port}"
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                pass
+        assert demo.free_port(port) == port
 
 
 def test_a_taken_port_moves_the_registry(tmp_path: Path, mmdebstrap: Path) -> None:

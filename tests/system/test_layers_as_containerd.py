@@ -123,12 +123,12 @@ class Pair:
         self.ours = stack.enter_context(Daemon(folder / "ours", folder / "run-ours"))
         self.our_client: Client = stack.enter_context(self.ours.client())
 
-    def compare(self, layers: list[bytes]) -> str:
+    def compare(self, layers: list[bytes], *, unique: bool = True) -> str:
         """Return "refused", "equal" or "ours alone" (we took what containerd refused); fail when the trees differ."""
         number = next(self.numbers)
         # A layer of its own at the bottom keeps examples from finding each other's snapshots.
-        unique = archive(entry(b"unique", data=b"%d" % number))
-        bottom = layers[0][: -len(tars.END)] + unique
+        mark = archive(entry(b"unique", data=b"%d" % number))
+        bottom = layers[0][: -len(tars.END)] + mark if unique else layers[0]
         built = image(bottom, *layers[1:], compression="none")
         name = f"localhost/example:{number}"
         work = self.folder / f"work{number}"
@@ -163,11 +163,54 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 @given(layers=LAYERS)
 @settings(
-    max_examples=60,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )
-def test_trees_are_equal(pair: Pair, layers: list[bytes]) -> None:
+def test_trees_are_equal(pair: Pair, layers: list[list[Spec]]) -> None:
     pair.compare([build(layer) for layer in layers])
+
+
+WHOLE = [
+    Spec(b"d/", b"5", b"", {"mode": 0o2755, "uid": 5, "gid": 6}, {}),
+    Spec(b"d/f", b"0", b"x" * 700, {"mode": 0o4755}, {}),
+    Spec(b"d/h", b"1", b"", {"link": b"d/f", "mode": 0o600, "mtime": 77}, {}),
+    Spec(b"d/s", b"2", b"", {"link": b"f"}, {}),
+]
+
+
+def test_cut_off_at_every_block(pair: Pair) -> None:
+    """Where containerd takes a truncated archive, so do we, with the same tree; where it refuses, so do we."""
+    data = build(WHOLE)
+    seen = {size: pair.compare([data[:size]], unique=False) for size in range(0, len(data) + 1, 256)}
+    assert set(seen.values()) == {"equal", "refused"}
+    assert seen[len(data)] == "equal"
+
+
+def test_lower_layers_shape_what_a_layer_implies(pair: Pair) -> None:
+    lower = [
+        Spec(b"opt/", b"5", b"", {"mode": 0o1770, "uid": 3, "gid": 4, "mtime": 1000}, {b"SCHILY.xattr.user.a": b"b"}),
+        Spec(b"opt/deep/", b"5", b"", {"mode": 0o700, "uid": 9, "mtime": 2000}, {}),
+        Spec(b"lib", b"2", b"", {"link": b"opt/deep"}, {}),
+        Spec(b"file", b"0", b"", {}, {}),
+    ]
+    middle = [Spec(b"opt/", b"5", b"", {"mode": 0o711}, {}), Spec(b"opt/.wh.deep", b"0", b"", {}, {})]
+    upper = [Spec(name, b"0", b"x", {}, {}) for name in (b"opt/deep/x", b"lib/y", b"new/z", b"file/w")]
+    later = [Spec(b"opt/deep/v", b"0", b"x", {}, {}), Spec(b"opt/", b"5", b"", {"mode": 0o750}, {})]
+    assert pair.compare([build(lower), build(upper), build(later)]) == "equal"
+    assert pair.compare([build(lower), build(middle), build(upper)]) == "equal"
+
+
+def test_whiteouts_in_the_bottom_layer_remove_what_it_holds(pair: Pair) -> None:
+    bottom = [
+        Spec(b"a/", b"5", b"", {}, {}),
+        Spec(b"a/old", b"0", b"1", {}, {}),
+        Spec(b"b/implied/x", b"0", b"1", {}, {}),
+        Spec(b"a/.wh.old", b"0", b"", {}, {}),
+        Spec(b"b/.wh..wh..opq", b"0", b"", {}, {}),
+        Spec(b"b/kept", b"0", b"1", {}, {}),
+        Spec(b".wh.nothing", b"0", b"", {}, {}),
+    ]
+    assert pair.compare([build(bottom)]) == "equal"

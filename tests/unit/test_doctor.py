@@ -22,7 +22,6 @@ COMPLETE = Facts(
     mount_namespaces=True,
     accelerator="kvm",
     uefi_firmware=True,
-    libarchive=True,
     boto3="1.2.3",
     free={"output": 100 * GIB, "cache": 100 * GIB},
     folders={"output": "/out", "cache": "/cache"},

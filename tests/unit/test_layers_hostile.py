@@ -19,11 +19,16 @@ from tests.support.trees import scan
 
 CORPUS = corpus()
 SEED = archive(
-    entry(b"etc/", b"5", mode=0o755), entry(b"etc/motd", data=b"hello" * 200), entry(b"l", b"2", link=b"etc"),
-    entry(b"h", b"1", link=b"etc/motd"), pax({b"mtime": b"1.5", b"SCHILY.xattr.user.a": b"b"}), entry(b"l/x", data=b"y"),
-    entry(b"n" * 150, data=b"z"), pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.size": b"9"}),
+    entry(b"etc/", b"5", mode=0o755),
+    entry(b"etc/motd", data=b"hello" * 200),
+    entry(b"l", b"2", link=b"etc"),
+    entry(b"h", b"1", link=b"etc/motd"),
+    pax({b"mtime": b"1.5", b"SCHILY.xattr.user.a": b"b"}),
+    entry(b"l/x", data=b"y"),
+    entry(b"n" * 150, data=b"z"),
+    pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.size": b"9"}),
     entry(b"sp", data=b"1\n2\n3\n".ljust(512, b"\0") + b"abc"),
-)  # fmt: skip
+)
 
 
 def needs_root(what: str) -> bool:
@@ -44,9 +49,8 @@ def test_corpus(what: str, bottom: bool, tmp_path: Path) -> None:
     try:
         settle(target, put(target, raw, bottom=bottom), ())
         seen = "harmless"
-    except LayerError as error:
+    except LayerError:
         seen = "refused"
-        assert error.message
     after = {path: node for path, node in scan(tmp_path).items() if path.split(b"/")[0] != b"root"}
     del before[b"."], after[b"."]
     assert after == before
@@ -64,7 +68,7 @@ def test_an_escape_is_named(name: bytes, tmp_path: Path) -> None:
 def test_links_upwards_stay_inside(tmp_path: Path) -> None:
     put(tmp_path / "root", CORPUS["parent that links to an absolute place"][0])
     assert (tmp_path / "root/etc/passwd").read_bytes() == b"x"
-    assert os.readlink(tmp_path / "root/abs") == "/etc"
+    assert (tmp_path / "root/abs").readlink() == Path("/etc")
 
 
 def test_the_count_of_entries_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,16 +79,17 @@ def test_the_count_of_entries_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_truncation_everywhere(tmp_path: Path) -> None:
     """Every cut is an error or the end of the archive, and what was read before it is there."""
-    accepted = []
+    accepted, refused = [], set()
     for number, size in enumerate(range(0, len(SEED) + 1, 256)):
         try:
             put(tmp_path / str(number), SEED[:size])
             accepted.append(size)
         except LayerError as error:
-            assert "ends within" in error.message
+            refused.add(error.message.partition("archive: ")[2])
     # Between entries (before each header, and within the padding of data) an archive may end: so says containerd's
     # reader as well, see test_layers_as_containerd.
     assert len(SEED) in accepted
+    assert refused == {"it ends within a file", "it ends within a header", "it ends within an extended header"}
     assert 512 in accepted
     assert 256 not in accepted
     assert len(accepted) < len(SEED) // 256

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import BadContent, LayerBomb, LayerError, Unreachable
 from parbake.layers import unpack
 from parbake.model import Layer
+from tests.support.fuzz import fuzz_layer
 from tests.support.layers import GZIP, PLAIN, describe
 from tests.support.tars import archive, entry
 
@@ -151,7 +152,6 @@ def test_the_error_of_the_stream_is_the_error(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=3000))
+@settings(deadline=None)
 def test_any_bytes_end_in_a_layer_error_or_a_tree(data: bytes) -> None:
-    from tests.support.fuzz import fuzz_layer
-
     fuzz_layer(data)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from parbake.base.grub import install_bios, make_bios_core, make_efi_program
 from parbake.base.recipe import Recipe, describe, files
+from parbake.disk.filesystems import EXT4_FEATURES
 from parbake.errors import CommandFailed, DiskFull, EnvironmentProblem
 from parbake.events import Events
 from parbake.model import Platform
@@ -87,7 +88,11 @@ def _install(recipe: Recipe, work: Path) -> Path:
         target = work / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(recipe.fill_in(content))
-        target.chmod(0o755 if "/hooks/" in path else 0o644)
+        target.chmod(0o755 if content.startswith(b"#!") else 0o644)
+    generators = work / "tree/etc/systemd/system-generators"
+    generators.mkdir(parents=True)
+    for name in recipe.masked_generators:
+        (generators / name).symlink_to("/dev/null")
     root = work / "root"
     command = [
         "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
@@ -152,13 +157,15 @@ def _make_root(recipe: Recipe, root: Path, image: Path) -> None:
     _limit_times(root, recipe.epoch)
     part = recipe.slice("root")
     command = [
-        "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", "root", "-U", recipe.uuid("root"),
-        "-E", f"hash_seed={recipe.uuid('hash-seed')},lazy_itable_init=0,lazy_journal_init=0,nodiscard,"
-        f"offset={part.start}",
-        "-O", "^orphan_file,^metadata_csum_seed", "-d", str(root), str(image), f"{part.size // 1024}k",
+        "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "1", "-L", "root",
+        "-U", recipe.uuid("root"),
+        "-i", "8192",  # layers hold many small files
+        "-J", "size=32", "-O", ",".join(EXT4_FEATURES),
+        "-E", f"hash_seed={recipe.uuid('hash-seed')},assume_storage_prezeroed=1,nodiscard,offset={part.start}",
+        "-d", str(root), str(image), f"{part.size // 1024}k",
     ]  # fmt: skip
     try:
-        run(command, env={"SOURCE_DATE_EPOCH": str(recipe.epoch)})
+        run(command, env={"SOURCE_DATE_EPOCH": str(recipe.epoch), "MKE2FS_CONFIG": os.devnull})
     except CommandFailed as error:
         _raise_disk_full(error, image)
         raise

@@ -24,7 +24,7 @@ from parbake.model import GIB, MIB, Frozen, Platform
 SIZE = 2 * GIB
 """Size of the disk in bytes (sparse: the file takes what its files take). A bake grows it when it needs more."""
 
-_REVISION = 1
+_REVISION = 2
 _SUITE = "trixie"
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian policy, section 5.6.1
 
@@ -44,9 +44,16 @@ _KEPT = ("/usr/share/doc/*/copyright",)
 
 # What costs boot time, or fights a node that is replaced rather than upgraded.
 _MASKED_UNITS = (
-    "apt-daily-upgrade.timer", "apt-daily.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
-    "systemd-firstboot.service", "systemd-networkd-wait-online.service", "systemd-pstore.service",
-    "cloud-init-hotplugd.socket", "systemd-networkd-persistent-storage.service",
+    "apt-daily-upgrade.timer", "apt-daily.timer", "cloud-init-hotplugd.socket", "dpkg-db-backup.timer",
+    "e2scrub_all.timer", "e2scrub_reap.service", "modprobe@drm.service", "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount", "systemd-binfmt.service", "systemd-firstboot.service", "systemd-initctl.socket",
+    "systemd-network-generator.service", "systemd-networkd-persistent-storage.service",
+    "systemd-networkd-wait-online.service", "systemd-pstore.service", "systemd-udev-load-credentials.service",
+)  # fmt: skip
+# Programs that systemd runs before anything else, for set-ups that this image does not have.
+_MASKED_GENERATORS = (
+    "systemd-gpt-auto-generator", "systemd-hibernate-resume-generator", "systemd-rc-local-generator",
+    "systemd-ssh-generator", "systemd-system-update-generator", "systemd-sysv-generator", "systemd-tpm2-generator",
 )  # fmt: skip
 _ENABLED_UNITS = ("containerd.service", "systemd-networkd.service", "systemd-resolved.service")
 
@@ -95,6 +102,7 @@ class Recipe(Frozen):
     left_out: tuple[str, ...] = _LEFT_OUT
     kept: tuple[str, ...] = _KEPT
     masked_units: tuple[str, ...] = _MASKED_UNITS
+    masked_generators: tuple[str, ...] = _MASKED_GENERATORS
     enabled_units: tuple[str, ...] = _ENABLED_UNITS
     finish: tuple[str, ...] = _FINISH
     slices: tuple[Slice, ...] = _SLICES

@@ -6,16 +6,20 @@ Everything that is mounted lives in a mount namespace of this run's own: it goes
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parbake import disk
 from parbake.builders import Baked, Ingredients
-from parbake.containerd import Client, Daemon
+from parbake.containerd import Daemon
 from parbake.errors import BadBase
 from parbake.fill import fill
 from parbake.model import Plan
 from parbake.run import need_root
 from parbake.seal import seal
 from parbake.workspace import remove_tree
+
+if TYPE_CHECKING:
+    from parbake.containerd import Client
 
 # Layers on their way lie beside the snapshots that they will become: moving them there is a rename.
 _STAGING = ".parbake-staging"

@@ -22,7 +22,7 @@ _EPOCH = "1700000000"
 # Images of programs have many small files: a small volume would run out of inodes before it runs out of blocks.
 _SMALL_VOLUME = 8 * GIB
 # What Linux 4.14 (Amazon Linux 2) mounts; not what the configuration of the machine that bakes says.
-_EXT4_FEATURES = (
+EXT4_FEATURES = (
     "none", "has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "64bit", "flex_bg",
     "sparse_super", "large_file", "huge_file", "dir_nlink", "extra_isize", "metadata_csum",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def _mke2fs(image: Path, size: int, name: str) -> list[str]:
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", LABEL,
         "-i", "4096" if size < _SMALL_VOLUME else "8192",
         "-J", f"size={max(4, min(256, size // (64 * MIB)))}",
-        "-U", filesystem_uuid(name), "-O", ",".join(_EXT4_FEATURES), "-E", extended, str(image),
+        "-U", filesystem_uuid(name), "-O", ",".join(EXT4_FEATURES), "-E", extended, str(image),
     ]  # fmt: skip
 
 

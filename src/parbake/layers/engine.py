@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from parbake.errors import BadContent, DiskFull, LayerBomb, LayerError, ParbakeError
 from parbake.layers import inflate
 from parbake.layers.archive import Archive, Chunks
-from parbake.layers.paths import FOLDER, shown
+from parbake.layers.paths import FOLDER, Implied, shown
 from parbake.layers.ring import Failure, Ring, Stopped
 from parbake.layers.tree import PendingLink, Tree
 
@@ -47,13 +47,13 @@ class Unpacked:
     """What came out of a layer, and what waits for the layers below (``settle``).
 
     ``entries`` counts what was applied, ``raw_size`` the bytes of the tar. ``implied`` are folders that no entry
-    described, in the order in which they were made (True: an entry described it later); ``pending`` are hard links
-    to files that this layer does not hold.
+    described when they were made, and what entries said later; ``pending`` are hard links to files that this layer
+    does not hold.
     """
 
     entries: int
     raw_size: int
-    implied: tuple[tuple[bytes, bool], ...] = ()
+    implied: tuple[tuple[bytes, Implied], ...] = ()
     pending: tuple[PendingLink, ...] = ()
 
 
@@ -182,7 +182,7 @@ class _Unpacking:
         root = os.open(self._target, FOLDER)
         chunks = Chunks(self._raw.reader(1))
         archive = Archive(chunks, most_entries=MOST_ENTRIES)
-        tree = Tree(root, archive, overlay=self._layer.chain_id != self._layer.diff_id)
+        tree = Tree(root, archive, overlay=self._layer.chain_id != self._layer.diff_id, bound=self._bound)
         try:
             while (entry := archive.next()) is not None:
                 tree.apply(entry)

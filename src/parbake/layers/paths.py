@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from enum import Enum
 from typing import Final, NamedTuple
 
 from parbake.errors import LayerError, LayerEscape
@@ -69,6 +70,15 @@ def join(folder: bytes, name: bytes) -> bytes:
     return folder + b"/" + name if folder and name else folder or name
 
 
+class Implied(Enum):
+    """What entries say of a folder that an entry below it has implied."""
+
+    BARE = "nothing"
+    DATED = "only its times"
+    """The entry of another folder, whose name leads here by now, set them: so it comes out in containerd."""
+    DESCRIBED = "all"
+
+
 class Place(NamedTuple):
     """An open folder: its descriptor and its path below the root, free of symbolic links."""
 
@@ -81,8 +91,8 @@ class Folders:
 
     def __init__(self, root: int) -> None:
         """``root`` is a descriptor of the root, which stays the caller's."""
-        self.implied: dict[bytes, bool] = {}
-        """Folders that were made because something lies in them; the value says whether an entry followed."""
+        self.implied: dict[bytes, Implied] = {}
+        """Folders that were made because something lies in them, and what entries have said of them since."""
         self.root = root
         self._root = Place(root, b"")
         self.known: dict[bytes, Place] = {b"": self._root}
@@ -145,7 +155,7 @@ class Folders:
         os.mkdir(part, 0o755, dir_fd=place.handle)
         handle = os.open(part, FOLDER, dir_fd=place.handle)
         os.fchmod(handle, 0o755)  # whatever the umask, and without a set-group-ID bit from the folder above
-        self.implied[join(place.path, part)] = False
+        self.implied[join(place.path, part)] = Implied.BARE
         return handle
 
     def trim(self) -> None:

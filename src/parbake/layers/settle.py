@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from parbake.errors import DiskFull, LayerError
 from parbake.layers.merged import copy_xattrs, link_below
-from parbake.layers.paths import FOLDER, Folders
+from parbake.layers.paths import FOLDER, Folders, Implied
 
 if TYPE_CHECKING:
     from parbake.layers.engine import Unpacked
@@ -42,9 +42,9 @@ def settle(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) -> None:
             for link in unpacked.pending:
                 upper.trim()
                 link_below(upper, link, [layer.root for layer in below])
-            for path, described in (dict(unpacked.implied) | upper.implied).items():
+            for path, known in (dict(unpacked.implied) | upper.implied).items():
                 upper.trim()
-                _dress(upper, path, below, described=described)
+                _dress(upper, path, below, known)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFull(f"no space left below {target}", hint="give the artefact a larger size") from error
@@ -62,22 +62,22 @@ def _opened(path: Path) -> Iterator[Folders]:
         os.close(root)
 
 
-def _dress(upper: Folders, path: bytes, below: Sequence[Folders], *, described: bool) -> None:
+def _dress(upper: Folders, path: bytes, below: Sequence[Folders], known: Implied) -> None:
     """Let an implied folder look like the topmost one below; what an entry said of it stays."""
     place = upper.find(path)
     if place is None:
         return
     handle = _topmost(path, below)
     if handle is None:
-        if not described:
+        if known is Implied.BARE:
             os.utime(place.handle, ns=(0, 0))
         return
     looks = os.fstat(handle)
-    if not described:
+    if known is not Implied.DESCRIBED:
         os.fchown(place.handle, looks.st_uid, looks.st_gid)
         os.fchmod(place.handle, stat.S_IMODE(looks.st_mode))
     copy_xattrs(handle, place.handle)
-    if not described:
+    if known is Implied.BARE:
         os.utime(place.handle, ns=(looks.st_atime_ns, looks.st_mtime_ns))
 
 

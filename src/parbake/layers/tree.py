@@ -14,11 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from parbake.errors import LayerError
+from parbake.errors import LayerBomb, LayerError
 from parbake.layers.archive import Archive
 from parbake.layers.headers import Entry
 from parbake.layers.numbers import XATTR
-from parbake.layers.paths import FOLDER, Folders, Place, clean, join, shown
+from parbake.layers.paths import FOLDER, Folders, Implied, Place, clean, join, shown
 
 WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
@@ -47,8 +47,8 @@ class PendingLink(NamedTuple):
 class Tree:
     """Applies entries one after the other. Use from one thread whose umask is 0, and call ``finish`` at the end."""
 
-    def __init__(self, root: int, archive: Archive, *, overlay: bool) -> None:
-        """``root`` is a descriptor of an empty folder.
+    def __init__(self, root: int, archive: Archive, *, overlay: bool, bound: int) -> None:
+        """``root`` is a descriptor of an empty folder; ``bound`` is how many bytes sparse files may claim.
 
         ``overlay``: whiteouts become marks for overlayfs. The bottom layer of an image has nothing below it: there
         a whiteout removes what the layer itself has put in place, as in containerd.
@@ -59,6 +59,7 @@ class Tree:
         self.now = b""
         """The name of the entry that is being applied, for errors."""
         self._archive = archive
+        self._bound = self._unclaimed = bound
         self._overlay = overlay
         # Folders whose new files do not belong to us with the mode we ask for: they have the set-group-ID bit, or (all
         # of them, once the layer has set a POSIX ACL) hand down an ACL.
@@ -114,6 +115,8 @@ class Tree:
             else:
                 if place is not None:
                     os.utime(place.handle, ns=times)
+                    if self.folders.implied.get(place.path) is Implied.BARE:
+                        self.folders.implied[place.path] = Implied.DATED
 
     def close(self) -> None:
         """Close what is open."""
@@ -151,6 +154,10 @@ class Tree:
             os.close(handle)
 
     def _sparse(self, handle: int, entry: Entry) -> None:
+        # Holes cost nothing here, but whoever copies the file later may fill them, as containerd does at once.
+        self._unclaimed -= entry.size
+        if self._unclaimed < 0:
+            raise LayerBomb(f"{shown(self.now)}: its sparse files claim more than {self._bound} bytes")
         for offset, length in entry.segments or ():
             os.lseek(handle, offset, os.SEEK_SET)
             whole, self._archive.left = self._archive.left, length
@@ -184,7 +191,7 @@ class Tree:
             else:
                 self._group_folders.discard(path)
             if self.folders.implied and path in self.folders.implied:
-                self.folders.implied[path] = True
+                self.folders.implied[path] = Implied.DESCRIBED
             name = self.now
             self._times.pop(name, None)
             self._times[name] = entry.times()

@@ -1,0 +1,153 @@
+"""Compare a bake with the pulls that people use today, and with what the machine allows. Needs root.
+
+    make bench-bake [BENCH_IMAGES=small,many] [BENCH_ROUNDS=3]
+    python -m bench.bake [--images small,many,potato,potato-zstd] [--rounds N]
+
+Progress goes to standard error. The last line of standard output is one JSON object, keyed by image:
+``parbake_s``, ``ctr_s``, ``ratio_vs_ctr`` (how many times as long ctr takes), ``limit_s``, ``ratio_to_limit``,
+``peak_rss_mib``, and more for readers; times are medians of the rounds, null is a peer that is missing.
+docs/benchmarks.md says what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from bench import limits
+from bench.images import Image, Shelf, recipes
+from bench.sides import Buildah, Ctr, Parbake, Run, Side, Skopeo, fresh_volume
+from parbake import disk
+from parbake.demo import free_port, serve_registry
+from parbake.errors import InputError
+from parbake.events import Event, Events
+from parbake.model import MIB
+from parbake.run import need_root
+from parbake.workspace import cache_folder, lock, remove_leftovers, work_folder
+
+IMAGES = ("small", "many", "potato", "potato-zstd")
+
+
+def say(text: str) -> None:
+    """Write progress to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(event: Event) -> None:
+    """Show what the making of images reports."""
+    if event.kind in {"stage-start", "note", "warning"}:
+        say(event.text)
+
+
+def compare(image: Image, shelf: Shelf, sides: list[Side], rounds: int, work: Path) -> dict[str, object]:
+    """Let all sides bake an image in turn, ``rounds`` times; return the medians."""
+    runs: dict[str, list[Run]] = {side.name: [] for side in sides}
+    found: list[limits.Limit] = []
+    say(
+        f"{image.name}: {len(image.layers)} layers, {image.size / MIB:.0f} MiB {image.compression}, "
+        f"{image.raw_size / MIB:.0f} MiB unpacked"
+    )
+    for number in range(1, rounds + 1):
+        for side in sides:
+            os.sync()  # nobody pays for what another has written
+            run = side.bake(image, work)
+            runs[side.name].append(run)
+            parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in run.parts.items())
+            say(
+                f"  {number}/{rounds} {side.name}: {run.seconds:.2f} s, {run.peak / MIB:.0f} MiB"
+                f"{f' ({parts})' if parts else ''}"
+            )
+        os.sync()
+        with fresh_volume(work, image) as (mounted, _):
+            blobs = [shelf.blob(layer.digest) for layer in image.layers]
+            limit = limits.measure(blobs, image.compression, image.size, image.raw_size, mounted)
+        found.append(limit)
+        say(
+            f"  {number}/{rounds} limit: {limit.seconds:.2f} s (inflate {limit.inflate:.2f} CPU-s by {limit.inflater}, "
+            f"sha256 {limit.hashing:.2f} CPU-s, over {limits.cores()} cores; writing {limit.writing:.2f} s)"
+        )
+    return summary(runs, found, image)
+
+
+def summary(runs: dict[str, list[Run]], found: list[limits.Limit], image: Image) -> dict[str, object]:
+    """Return what goes into the last line for one image."""
+    medians = {name: statistics.median(run.seconds for run in each) for name, each in runs.items()}
+    parbake, ctr = medians["parbake"], medians.get("ctr")
+    limit = statistics.median(each.seconds for each in found)
+    parts = [run.parts for run in runs["parbake"]]
+    return {
+        "parbake_s": round(parbake, 2),
+        "ctr_s": _rounded(ctr),
+        "ratio_vs_ctr": _rounded(ctr and ctr / parbake),
+        "limit_s": round(limit, 2),
+        "ratio_to_limit": round(parbake / limit, 2),
+        "peak_rss_mib": round(statistics.median(run.peak for run in runs["parbake"]) / MIB),
+        "buildah_s": _rounded(medians.get("buildah")),
+        "skopeo_download_only_s": _rounded(medians.get(Skopeo.name)),
+        "parts_s": {name: round(statistics.median(each[name] for each in parts), 2) for name in parts[0]},
+        "limit_parts_s": {
+            "processors": round(statistics.median(each.processors for each in found), 2),
+            "writing": round(statistics.median(each.writing for each in found), 2),
+        },
+        "layers": len(image.layers),
+        "compressed_mib": round(image.size / MIB),
+        "unpacked_mib": round(image.raw_size / MIB),
+        "rounds": len(found),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def contestants() -> list[Side]:
+    """Return the sides that are here; name those that are missing."""
+    sides: list[Side] = [Parbake(), Ctr(), Buildah(), Skopeo()]
+    for side in sides:
+        if what := side.missing():
+            say(f"MISSING: {side.name} ({what} is not installed); its figures are null")
+        elif isinstance(side, Ctr):
+            say(f"ctr: {side.folder}, containerd {side.version}")
+    return [side for side in sides if not side.missing()]
+
+
+def measure(names: list[str], rounds: int, folder: Path) -> dict[str, object]:
+    """Run the benchmark with images cached below ``folder``; return what the last line says."""
+    need_root("a benchmark of bakes")
+    sides = contestants()
+    events = Events(show)
+    remove_leftovers(folder)
+    with (
+        lock(folder / "bake.lock", what="the benchmark"),
+        serve_registry(folder / "registry", free_port()) as host,
+        work_folder(folder, "bake") as work,
+        disk.private_mounts(),
+    ):
+        shelf = Shelf(host, folder / "registry/content", work, events)
+        known = recipes(shelf)
+        images = [shelf.get(known[name]) for name in names]
+        return {image.name: compare(image, shelf, sides, rounds, work) for image in images}
+
+
+def main() -> None:
+    """Read the arguments, measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", default=",".join(IMAGES), help="which images, with commas between")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side bakes each image")
+    options = parser.parse_args()
+    names = options.images.split(",")
+    if unknown := set(names) - set(IMAGES):
+        raise InputError(f"no such image: {', '.join(sorted(unknown))}", hint=f"choose from {', '.join(IMAGES)}")
+    started = time.monotonic()
+    result = measure(names, options.rounds, cache_folder() / "bench")
+    say(f"done in {time.monotonic() - started:.0f} s")
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

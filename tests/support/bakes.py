@@ -1,0 +1,150 @@
+"""The `parbake` command as a user starts it, in a corner of its own, followed event by event.
+
+corner = Corner(tmp_path)
+corner.write("parbake.yaml", f"version: 1\nbase: none\nimages: [{host}/app:1]\n")
+done = corner.parbake("bake", "--no-verify", "--json")     # done.code, done.document, done.said
+with corner.start("bake", "--no-verify") as run:           # its own session, so that the group can be killed
+    for event in run.events():
+        if event["kind"] == "stage-end":
+            run.kill(signal.SIGKILL)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from tests.support.leaks import files, leaked, snapshot, work_folders
+
+_LIMIT = 300.0  # seconds for one command on a busy machine
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its code, standard output, and what it said beside events."""
+
+    code: int
+    stdout: str
+    said: str
+
+    @property
+    def document(self) -> Any:
+        """The answer of a command with ``--json``."""
+        return json.loads(self.stdout)
+
+
+class Running:
+    """A command under way; use with ``with``, which kills what is left of it."""
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
+        self._said: list[str] = []
+        self.seen: list[dict[str, Any]] = []
+        self._popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield the events of ``--progress json`` as they come, until the command closes its standard error."""
+        assert self._popen.stderr
+        for line in self._popen.stderr:
+            with suppress(ValueError):
+                event = json.loads(line)
+                self.seen.append(event)
+                yield event
+                continue
+            self._said.append(line)
+
+    def wait_for(self, kind: str, name: str) -> dict[str, Any]:
+        """Return the next event of this kind and name (or text)."""
+        for event in self.events():
+            if event["kind"] == kind and name in {event["name"], event["text"]}:
+                return event
+        raise AssertionError(f"it ended before {kind} {name}: {''.join(self._said)}")
+
+    def kill(self, number: int = signal.SIGKILL, *, group: bool = True) -> None:
+        """Send a signal to the whole process group, or to parbake alone."""
+        with suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self._popen.pid, number)
+
+    def finish(self) -> Done:
+        """Wait for the end and return what it left; negative codes are signals."""
+        for _ in self.events():
+            pass
+        output: IO[str] | None = self._popen.stdout
+        assert output
+        text = output.read()
+        return Done(self._popen.wait(_LIMIT), text, "".join(self._said))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._popen.communicate()
+
+
+class Corner:
+    """A folder with all that runs of parbake touch: Bakefile, output, cache, temporary files, home."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder, self.output, self.cache, self.tmp = folder, folder / "artefacts", folder / "cache", folder / "tmp"
+        for path in (folder, self.tmp, folder / "home"):
+            path.mkdir(parents=True, exist_ok=True)
+        self.env = {
+            **os.environ,
+            "PARBAKE_CACHE": str(self.cache),
+            "TMPDIR": str(self.tmp),
+            "HOME": str(folder / "home"),
+            **env,
+        }
+        self._before = snapshot(folder)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def start(self, *arguments: str, program: tuple[str, ...] = (sys.executable, "-m", "parbake")) -> Running:
+        """Start a command of parbake in a session of its own."""
+        return Running([*program, *arguments], self.env, self.folder)
+
+    def parbake(self, *arguments: str) -> Done:
+        """Run a command of parbake to its end."""
+        with self.start(*arguments) as run:
+            return run.finish()
+
+    def bake(self, *more: str) -> dict[str, Any]:
+        """Bake without verification, which must succeed, and return the answer."""
+        done = self.parbake("bake", "--no-verify", "--json", "--progress", "json", *more)
+        assert done.code == 0, done.said
+        document: dict[str, Any] = done.document
+        return document
+
+    def leaked(self) -> list[str]:
+        """Return mounts, loop devices and processes of this corner that are still there; waits a little."""
+        return leaked(self._before, self.folder)
+
+    def left(self) -> list[str]:
+        """Return what no run should leave: work folders and locks, temporary files, what hides in the output."""
+        hidden = [str(path) for path in self.output.glob(".*") if path.name != ".parbake"]
+        return [*work_folders(self.output, self.cache), *sorted(files(self.tmp)), *hidden]

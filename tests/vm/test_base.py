@@ -1,0 +1,42 @@
+"""The default base boots by both firmwares, offline, into a node whose containerd waits for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from parbake.pause import REFERENCE
+from parbake.vm import Machine, agent_seed
+from tests.support.base import default_base
+
+__all__ = ["default_base"]
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_the_base_boots(default_base: Path, tmp_path: Path, firmware: Literal["bios", "uefi"]) -> None:
+    with Machine(default_base, tmp_path / "vm", seed=agent_seed(), firmware=firmware) as machine:
+        machine.wait_agent()
+        guest = machine.guest
+        machine.containerd()
+        assert guest.run(["test", "-d", "/sys/firmware/efi"]).code == (0 if firmware == "uefi" else 1)
+        within = 120 * machine.stretch
+        state = guest.run(["systemctl", "is-system-running", "--wait"], timeout=within).output.strip()
+        assert state == "running", guest.run(["systemctl", "--failed", "--no-legend"]).output
+        assert len(guest.read("/etc/machine-id").strip()) == 32
+        assert "console=ttyS0" in guest.read("/proc/cmdline").decode()
+        assert guest.check(["findmnt", "-no", "FSTYPE,OPTIONS", "/"]).split()[0] == "ext4"
+        assert REFERENCE in guest.check(["containerd", "config", "dump"], timeout=60 * machine.stretch)
+        assert guest.check(["passwd", "--status", "root"]).split()[:2] == ["root", "L"]
+        assert guest.run(["sh", "-c", "ls /etc/ssh/ssh_host_* /root/.ssh /home/*/.ssh"]).code != 0
+        if firmware == "bios":
+            machine.attach_network()
+            waited = guest.run(
+                ["sh", "-c", "until ip -4 -o address show scope global | grep 10.0.2.15; do sleep 0.5; done"],
+                timeout=60 * machine.stretch,
+            )
+            assert waited.code == 0, "a network card that is plugged in later is configured by DHCP"
+        assert machine.power_off()
