@@ -21,7 +21,7 @@ from parbake import __version__, base, build, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
-from parbake.errors import ArtefactFull, DeadlineExceeded, LayerBomb, VerificationFailed
+from parbake.errors import ArtefactFull, DeadlineExceeded, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
 from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, larger, make_plan
@@ -108,8 +108,10 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         sweep(output)
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
             finished = None if options.force else existing(output, plan)
+            verified = finished is not None and finished.record.verified
+            provable = options.verify and not verified and can_boot(plan, events)
             finished = finished or make(run, plan, LocalBuilder(), keep_workspace=options.keep_workspace)
-            if options.verify and not finished.record.verified and can_boot(plan, events):
+            if provable:
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
     return finished
 
@@ -308,9 +310,15 @@ def describe(
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
-    """Say whether this machine can verify a plan's artefact; warn when it cannot."""
+    """Say whether this machine can verify a plan's artefact; warn when it is of another kind.
+
+    Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
+    """
+    from parbake.vm import accelerator  # loads only where something is booted
+
     host = Platform.host()
     if plan.platform.architecture == host.architecture:
+        accelerator()
         return True
     events.warn(
         f"not verified: the artefact is for {plan.platform}, this machine is {host}; verify it on one of its kind"
@@ -337,10 +345,15 @@ def write_verdict(finished: Finished, verdict: Verdict) -> Finished:
 
 
 def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
-    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict."""
+    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
+
+    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has.
+    """
     artefact, record = records.locate(what, output)
+    if not artefact.is_file():
+        raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
     verdict = examine(artefact, record.plan if record else None, events, keep_workspace=keep_workspace)
-    if record:
+    if record and verdict.accelerator != "none":
         records.write(artefact.parent, record.model_copy(update={"verdict": verdict}))
     return artefact, verdict
 
@@ -369,9 +382,11 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
         lines += [f"{image.reference}: {problem}" for problem in image.problems]
         if image.problems and image.output:
             lines.append(f"{image.reference} wrote:\n{image.output}")
+    hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"
+    if verdict.accelerator == "none":
+        hint = "run `parbake verify` on a machine of the artefact's kind; its record stays as it was"
     raise VerificationFailed(
-        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines),
-        hint="correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict",
+        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint
     )
 
 
