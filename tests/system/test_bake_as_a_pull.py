@@ -119,7 +119,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         bakes = {}
         for filesystem, keep in (("ext4", False), ("xfs", True)):
             artefact = {"kind": "volume", "filesystem": filesystem}
-            path = bakefile(folder / filesystem, images, base="none", artefact=artefact, keep_layers=keep)
+            keys = {"artefact": artefact, "keep_layers": keep, "size": "400MiB"}
+            path = bakefile(folder / filesystem, images, base="none", **keys)
             bakes[filesystem] = bake(path)
         assert traces(folder) == []
         began = time.time_ns()

@@ -17,7 +17,7 @@ from parbake.errors import BadBase, CommandFailed, DiskFull, InputError
 from parbake.events import Events
 from parbake.model import MIB
 from parbake.run import run
-from parbake.workspace import publish
+from parbake.workspace import publish, room_for, work_folder
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 # Where copy_file_range(2) does not go between two file systems.
@@ -34,6 +34,8 @@ _PACKED = {
     b"PK\x03\x04": "zip",
 }
 _VHD_FOOTER = 512
+_CHECK_GOOD = {0, 3, 63}  # whole; clusters that nothing uses; no check for this format (qemu-img(1))
+_MOST_SAID = 1000
 # qemu-img's words for our formats. Clouds take streamOptimized VMDK and fixed VHD.
 _TARGETS: dict[str, list[str]] = {
     "qcow2": ["-O", "qcow2"],
@@ -67,9 +69,10 @@ def describe(image: Path, cache: Path, events: Events) -> DiskFile:
     info = _inspect(image)
     found = DiskFile(f"sha256:{sha256_file(image, events)}", info["format"], int(info["virtual-size"]))
     remembered.parent.mkdir(parents=True, exist_ok=True)
-    draft = remembered.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text(json.dumps(asdict(found)))
-    publish(draft, remembered)
+    with room_for(remembered), work_folder(cache, "digest") as work:
+        draft = work / remembered.name
+        draft.write_text(json.dumps(asdict(found)))
+        publish(draft, remembered)
     return found
 
 
@@ -109,6 +112,13 @@ def to_raw(source: Path, target: Path, events: Events) -> None:
     if info["format"] == "raw":
         copy_sparse(source, target, events)
         return
+    # Reading is no proof: what lies behind the end of a file that was cut off reads as zeros.
+    checked = run(["qemu-img", "check", "-f", info["format"], str(source)], check=False, timeout=600)
+    if checked.code not in _CHECK_GOOD:
+        said = f"{checked.stderr}\n{checked.text}".strip()
+        raise BadBase(
+            f"{source} is damaged or cut off (qemu-img check)\n{said[:_MOST_SAID]}", hint="copy or download it again"
+        )
     _qemu_convert(["-f", info["format"], "-O", "raw"], source, target)
 
 
