@@ -426,7 +426,7 @@ def _workspace(output: Path, name: str, events: Events, *, keep: bool) -> Iterat
     """Make a work folder and say where it is when it stays."""
     with work_folder(output, name, keep=keep) as work:
         if keep:
-            events.note(f"the work folder stays until the next run or `parbake clean`: {work}")
+            events.note(f"the work folder stays until `parbake clean`: {work}")
         yield work
 
 
