@@ -35,7 +35,7 @@ from typing import ClassVar
 
 
 class ParbakeError(Exception):
-    """What failed (``message``), on what (named in it), and the next step (``hint``; a usual one where none is given)."""
+    """What failed (``message``), on what (named in it), and the next step (``hint``; a usual one if none is given)."""
 
     exit_code: ClassVar[int] = 1
     usual_hint: ClassVar[str] = "--debug shows where it happened"

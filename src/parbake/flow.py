@@ -397,7 +397,8 @@ def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
     for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
         removed += remove_leftovers(folder, kept=True)
     if caches and cache.is_dir():
-        build.clear(cache)
+        if (cache / "images").is_dir():
+            build.clear(cache)
         for entry in sorted(cache.iterdir()):
             if not in_work(entry):
                 remove_tree(entry)

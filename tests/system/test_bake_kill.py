@@ -21,10 +21,8 @@ from typing import Any
 import pytest
 
 from parbake import records
-from parbake.run import Deadline
 from tests.support import disks
 from tests.support.bakes import Corner, Done, Running
-from tests.support.faults import FaultyProxy, Stall
 from tests.support.images import image, layer, push
 from tests.support.leaks import files
 from tests.support.registry import DockerRegistry
@@ -167,7 +165,6 @@ def test_killed_at_every_boundary(kind: Any, tmp_path: Path, registry: DockerReg
 
     corner = kind(tmp_path / "killed", registry.host)
     for boundary in passed:
-        print("killed at", boundary)
         with corner.start(*BAKE) as run:
             done = kill_at(run, boundary)
         if done.code == 0 and boundary.name in DONE_ONCE:
