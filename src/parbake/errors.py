@@ -34,7 +34,7 @@ from typing import ClassVar
 
 
 class ParbakeError(Exception):
-    """What failed (``message``), on what (named in it), and the next step (``hint``; a usual one where none is given)."""
+    """What failed (``message``), on what (named in it), and the next step (``hint``; by default the usual one)."""
 
     exit_code: ClassVar[int] = 1
     usual_hint: ClassVar[str] = "--debug shows where it happened"

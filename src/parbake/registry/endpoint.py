@@ -142,11 +142,10 @@ class Endpoint:
             )
         if status == 416:
             return BadContent(f"{text}: the registry has less of it than the manifest says")
-        if status == 429:
-            hint = "wait, log in (most registries allow more then), or set registries.HOST.mirrors"
-            return Transient(RegistryError(text, hint=hint), after=_retry_after(response))
         if status in _RETRIED:
             hint = "the registry has a problem of its own: try again later"
+            if status == 429:
+                hint = "wait, log in (most registries allow more then), or set registries.HOST.mirrors"
             return Transient(RegistryError(text, hint=hint), after=_retry_after(response))
         return RegistryError(text, hint="is this host a registry (does it speak the OCI distribution API)?")
 
