@@ -336,7 +336,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are told on standard error."""
     door.as_json = door.debug = door.answered = False
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="parbake", standalone_mode=False)
     except _UsageError as error:
         error.show()
         if "--json" in (sys.argv if arguments is None else arguments):

@@ -13,6 +13,7 @@ A library caller catches ``ParbakeError`` or any branch of it::
     ├── CommandFailed               1   a program ended with an error
     ├── DeadlineExceeded            1   something did not happen in time
     ├── DiskFull                    1   no space left, on the host or in the artefact
+    │   └── ArtefactFull                in the artefact: its file system has no space or no inodes left
     ├── RegistryError               1   the registry failed
     │   ├── Unreachable                 no connection, or TLS against a plain port
     │   ├── Denied                      401 or 403
@@ -34,7 +35,7 @@ from typing import ClassVar
 
 
 class ParbakeError(Exception):
-    """What failed (``message``), on what (named in it), and the next step (``hint``; by default the usual one)."""
+    """What failed (``message``), on what (named in it), and the next step (``hint``; a usual one if none is given)."""
 
     exit_code: ClassVar[int] = 1
     usual_hint: ClassVar[str] = "--debug shows where it happened"
@@ -134,6 +135,10 @@ class DiskFull(ParbakeError):
     usual_hint = "free some space, or give the artefact a larger `size`"
 
 
+class ArtefactFull(DiskFull):
+    """The artefact's own file system has no space or no inodes left: a larger ``size`` helps."""
+
+
 class RegistryError(ParbakeError):
     """The registry failed, after the retries that were worth it."""
 
@@ -199,9 +204,11 @@ def from_os_error(error: OSError) -> ParbakeError:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return DiskFull(what, hint="free some space, or move `output` or PARBAKE_CACHE to a larger disk")
+        case errno.EROFS:
+            return EnvironmentProblem(what, hint="set `output` or PARBAKE_CACHE to a folder that can be written to")
         case errno.EACCES | errno.EPERM:
             return EnvironmentProblem(what, hint="run parbake with sudo, or give this user access")
-        case errno.ENOENT | errno.ENOTDIR | errno.EISDIR:
+        case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
             return InputError(what, hint="check the path")
         case errno.EROFS:
             return EnvironmentProblem(what, hint="name another folder: `output` in the Bakefile, or PARBAKE_CACHE")

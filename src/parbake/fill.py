@@ -21,7 +21,7 @@ from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
-from parbake.errors import BadContent, Interrupted
+from parbake.errors import BadContent, DiskFull, Interrupted, LayerBomb
 from parbake.layers import Unpacked, settle, unpack
 from parbake.model import Descriptor, Image, Layer, Plan, Readable, Source
 from parbake.reference import Reference
@@ -36,19 +36,29 @@ _AT_ONCE: Final = 2
 _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 
 
-def fill(plan: Plan, store: Client, sources: Callable[[Image], Source], *, events: Events, work: Path) -> None:
+def fill(
+    plan: Plan,
+    store: Client,
+    sources: Callable[[Image], Source],
+    *,
+    events: Events,
+    work: Path,
+    hang_up: Callable[[], None] = lambda: None,
+) -> None:
     """Make sure that the store holds every image of the plan: content, unpacked snapshots, names.
 
     ``sources`` says where an image's content comes from; ``work`` is a folder on the file system of the store's
     snapshots, for layers on their way. Index, manifest and config are kept, layers' blobs only when the plan keeps
     them. Every name of an image is pinned against kubelet's image collection.
 
+    ``hang_up`` is called when the fill is given up, and ends the streams that wait for their next bytes.
+
     Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, RuntimeFault.
     """
     store.make_namespace()
     # What nothing holds may be collected at any moment: what is there after a collection stays.
     store.gc()
-    with store.lease(f"parbake-{plan.key[:12]}"), _Filling(plan, store, sources, events, work) as filling:
+    with store.lease(f"parbake-{plan.key[:12]}"), _Filling(plan, store, sources, events, work, hang_up) as filling:
         filling.run()
 
 
@@ -63,9 +73,16 @@ class _Job:
 
 class _Filling:
     def __init__(
-        self, plan: Plan, store: Client, sources: Callable[[Image], Source], events: Events, work: Path
+        self,
+        plan: Plan,
+        store: Client,
+        sources: Callable[[Image], Source],
+        events: Events,
+        work: Path,
+        hang_up: Callable[[], None],
     ) -> None:
         self._plan, self._store, self._sources, self._events, self._work = plan, store, sources, events, work
+        self._hang_up = hang_up
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="unpack")
         self._keepers: dict[str, str] = {}
@@ -73,8 +90,10 @@ class _Filling:
     def __enter__(self) -> _Filling:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         self._over.set()  # on an error: streams that are still read end at their next buffer
+        if error is not None and not isinstance(error, (DiskFull, LayerBomb)):  # after these, one may try again
+            self._hang_up()
         self._pool.shutdown(cancel_futures=True)
 
     def run(self) -> None:

@@ -8,10 +8,10 @@ is made has a name that follows from the content key, so a bake that was killed 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,15 +21,15 @@ from parbake import __version__, base, build, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
-from parbake.errors import InputError, VerificationFailed
+from parbake.errors import ArtefactFull, DeadlineExceeded, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
-from parbake.model import Base, Image, Plan, Platform, Verdict
-from parbake.plan import cautions, make_plan
+from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
+from parbake.plan import cautions, larger, make_plan
 from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
-from parbake.workspace import WORK, cache_folder, lock, publish, remove_leftovers, remove_tree, work_folder
+from parbake.workspace import WORK, cache_folder, discard, leftovers, remove_leftovers, remove_tree, work_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Kitchen:
     cache: Path = field(default_factory=cache_folder)
 
 
-@contextlib.contextmanager
+@contextmanager
 def kitchen(path: Path, events: Events) -> Iterator[Kitchen]:
     """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it."""
     bakefile = load(path)
@@ -100,11 +100,13 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
     """
     options = options or Options()
     with kitchen(path, events) as run:
+        remove_leftovers(run.cache)  # builds that were killed leave credentials there
         plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild))
         for caution in cautions(plan):
             events.warn(caution)
-        output = run.bakefile.output
-        with lock(output / WORK / f"{plan.key}.lock", what=plan.artefact_name):
+        output, name = run.bakefile.output, plan.artefact_name
+        sweep(output)
+        with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
             finished = None if options.force else existing(output, plan)
             verified = finished is not None and finished.record.verified
             provable = options.verify and not verified and can_boot(plan, events)
@@ -127,12 +129,22 @@ def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | No
         return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
 
     entries = run.bakefile.images
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(max_workers=8) as pool, hanging_up(run.registry):
         found = list(pool.map(look_up, entries))
     return {
         entry.reference: image and image.model_copy(update=_wishes(entry))
         for entry, image in zip(entries, found, strict=True)
     }
+
+
+@contextmanager
+def hanging_up(registry: Registry) -> Iterator[None]:
+    """Cut the connections when the body fails or is interrupted, so that no thread goes on waiting for an answer."""
+    try:
+        yield
+    except BaseException:
+        registry.close()
+        raise
 
 
 def make_images(run: Kitchen, images: dict[str, Image | None], *, force: bool = False) -> list[Image]:
@@ -229,15 +241,32 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     need_root("baking")
     output, events = run.bakefile.output, run.events
     started, clock = _now(), time.monotonic()
-    remove_leftovers(output)
     with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
         base_path = find_base(run, plan)
-        ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events)
-        baked = builder.build(plan, ingredients)
+        ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events, run.registry.close)
+        plan, baked = build_artefact(plan, builder, ingredients)
         record = describe(plan, baked, builder, base_path, started, clock, events)
-        publish(baked.path, output / plan.artefact_name)
-        records.write(output, record)
-    return Finished(output / plan.artefact_name, record, changed=True)
+        artefact = records.release(baked.path, record, output, work)
+    return Finished(artefact, record, changed=True)
+
+
+def build_artefact(plan: Plan, builder: Builder, ingredients: Ingredients) -> tuple[Plan, Baked]:
+    """Let the builder make the artefact; where the automatic size was too small, again with a larger one.
+
+    How much a layer inflates to, and into how many files, is known for certain only when it is unpacked.
+    """
+    while True:
+        work = ingredients.work / f"{plan.size // MIB}"
+        work.mkdir()
+        try:
+            return plan, builder.build(plan, replace(ingredients, work=work))
+        except (ArtefactFull, LayerBomb) as error:
+            bigger = larger(plan, bomb=isinstance(error, LayerBomb))
+            if bigger is None:
+                raise
+            ingredients.events.warn(f"{error.message}: baking again with a disk of {bigger.size // MIB} MiB")
+            plan = bigger
+        remove_tree(work)
 
 
 def find_base(run: Kitchen, plan: Plan) -> Path | None:
@@ -332,16 +361,14 @@ def verify_again(what: str, output: Path, events: Events, *, keep_workspace: boo
 def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, ...]:
     """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions."""
     decisions = decide_prune((record for _, record in records.find(output)), keep=keep)
-    if not dry_run:
-        records.remove(output, decisions)
-    return decisions
+    return decisions if dry_run else records.remove(output, decisions)
 
 
 def examine(artefact: Path, plan: Plan | None, events: Events, *, keep_workspace: bool = False) -> Verdict:
     """Verify an artefact, with its plan or (a file without a record) by what its store holds."""
     from parbake.verify import verify  # gRPC and its like take longer to load than a bake with nothing to do
 
-    remove_leftovers(artefact.parent)
+    sweep(artefact.parent)
     with _workspace(artefact.parent, "verify", events, keep=keep_workspace) as work:
         return verify(artefact, plan, events=events, folder=work, cache=cache_folder())
 
@@ -366,17 +393,36 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
 def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
     """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
     cache = cache_folder()
-    removed = [*remove_leftovers(output)]
-    for folder in (cache, *(path for path in cache.glob("**/") if (path / WORK).is_dir())):
-        removed += remove_leftovers(folder)
+    removed = [*sweep(output, kept=True)]
+    for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
+        removed += remove_leftovers(folder, kept=True)
     if caches and cache.is_dir():
+        if (cache / "images").is_dir():
+            build.clear(cache)
         for entry in sorted(cache.iterdir()):
-            remove_tree(entry)
-            removed.append(entry)
+            if not in_work(entry):
+                remove_tree(entry)
+                removed.append(entry)
     return tuple(removed)
 
 
-@contextlib.contextmanager
+def in_work(entry: Path) -> bool:
+    """Whether a living run has a work folder in this part of the cache."""
+    return any(entry.glob(f"{WORK}/*.*.*")) or any(entry.glob(f"*/{WORK}/*.*.*")) or any(entry.glob("*.*.*"))
+
+
+def sweep(output: Path, *, kept: bool = False) -> tuple[Path, ...]:
+    """Remove what dead runs left in an output folder, with ``kept`` also what living ones left there on purpose."""
+    removed: list[Path] = []
+    for folder in leftovers(output, kept=kept):
+        with suppress(DeadlineExceeded):  # a living run is at what that one did not finish
+            removed += records.finish_dead(folder, output)
+            discard(folder)
+            removed.append(folder)
+    return tuple(removed)
+
+
+@contextmanager
 def _workspace(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[Path]:
     """Make a work folder and say where it is when it stays."""
     with work_folder(output, name, keep=keep) as work:

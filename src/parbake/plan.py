@@ -17,6 +17,10 @@ _FILESYSTEM_SHARE = 1.15
 # containerd's databases, manifests and configs, the journal of the file system.
 _FIXED_COST = 128 * MIB
 _SMALLEST_VOLUME = 1 * GIB
+# Layers of programs inflate up to 5 times, of logs up to 20; gzip can do 1030.
+_LARGEST_RATIO = 64
+# An empty file takes 512 bytes in a tar, and an inode with its share of a small volume (4 KiB) there.
+_MOST_SMALL_FILES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,20 @@ def make_plan(
         size=size,
         size_is_fixed=bool(fixed_size),
     )
+
+
+def larger(plan: Plan, *, bomb: bool) -> Plan | None:
+    """Return the plan with a disk of twice the size after it proved too small, or None where that is no answer.
+
+    A fixed size is the user's. ``bomb``: a layer inflated to more than the whole disk, which is only believed while
+    nobody knows its size. In all, the disk stays in a proportion to what travels that images of programs never reach.
+    """
+    sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
+    if plan.size_is_fixed or (bomb and not sizes.estimated):
+        return None
+    most = max(sizes.transfer * _LARGEST_RATIO, sizes.raw * _MOST_SMALL_FILES) / LARGEST_BAKED_SHARE
+    size = min(plan.size * 2, -(-int(plan.base.size + most) // GIB) * GIB)
+    return plan.model_copy(update={"size": size}) if size > plan.size else None
 
 
 def cautions(plan: Plan) -> tuple[str, ...]:

@@ -7,20 +7,22 @@ what is ours lies under ``parbake``. Sources: in-toto/attestation spec/v1/statem
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from parbake.errors import InputError
+from parbake.errors import DeadlineExceeded, InputError
 from parbake.model import Digest, Frozen, Plan, Verdict
-from parbake.workspace import publish
+from parbake.workspace import WORK, lock, publish, room_for, work_folder
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:parbake:bake:v1"
 SUFFIX = ".json"
+_UNFINISHED = "unfinished"
 
 
 class Record(Frozen):
@@ -96,12 +98,65 @@ def _digest_set(digest: str) -> dict[str, str]:
 
 
 def write(folder: Path, record: Record) -> Path:
-    """Write the record beside its artefact, at once or not at all; return its path."""
+    """Write the record beside its artefact, at once or not at all; return its path. Raises DiskFull."""
     path = folder / record.file_name
-    draft = folder / f".{record.file_name}.draft"
-    draft.write_text(json.dumps(to_statement(record), indent=2) + "\n")
-    publish(draft, path)
+    with room_for(path), work_folder(folder, "record") as work:
+        draft = work / record.file_name
+        draft.write_text(json.dumps(to_statement(record), indent=2) + "\n")
+        publish(draft, path)
     return path
+
+
+def in_use(
+    folder: Path, artefact: str, *, timeout: float = 3600.0, waiting: Callable[[], object] = lambda: None
+) -> AbstractContextManager[None]:
+    """Keep other parbakes from changing an artefact and its record meanwhile; see ``workspace.lock``."""
+    return lock(folder / WORK / f"{artefact}.lock", what=artefact, timeout=timeout, waiting=waiting)
+
+
+def release(made: Path, record: Record, folder: Path, work: Path) -> Path:
+    """Let a finished artefact appear under its name with its record, and return its path.
+
+    The record is what makes it an artefact: it goes first when both are replaced, and it comes last. ``work`` is the
+    run's work folder, which ``finish_dead`` asks when the run is killed between the two. Raises DiskFull.
+    """
+    artefact = folder / record.artefact
+    with room_for(artefact):
+        _mark(work, [record.artefact])
+        (folder / record.file_name).unlink(missing_ok=True)
+    try:
+        publish(made, artefact)
+        write(folder, record)
+    except BaseException:
+        artefact.unlink(missing_ok=True)
+        raise
+    return artefact
+
+
+def _mark(work: Path, artefacts: Iterable[str]) -> None:
+    draft = work / f"{_UNFINISHED}.draft"
+    draft.write_text("".join(f"{name}\n" for name in artefacts))
+    publish(draft, work / _UNFINISHED)
+
+
+def finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
+    """Remove the artefacts in ``folder`` that a dead run was adding or removing and that have no record.
+
+    ``work`` is the dead run's work folder. Files that have no record for another reason are somebody's, and stay.
+    Raises DeadlineExceeded when a living run is at one of them.
+    """
+    try:
+        names = (work / _UNFINISHED).read_text().split("\n")
+    except FileNotFoundError:
+        return ()
+    removed = []
+    for name in filter(None, names):
+        artefact = folder / name
+        with in_use(folder, name, timeout=0):
+            if artefact.exists() and not (folder / f"{name}{SUFFIX}").exists():
+                artefact.unlink()
+                removed.append(artefact)
+    return tuple(removed)
 
 
 def read(path: Path) -> Record:
@@ -183,9 +238,26 @@ def decide_prune(records: Iterable[Record], *, keep: int) -> tuple[Decision, ...
     return tuple(decisions)
 
 
-def remove(folder: Path, decisions: Sequence[Decision]) -> None:
-    """Remove the artefacts that were decided to go, record first: an artefact without a record is no artefact."""
-    for decision in decisions:
-        if not decision.keep:
-            (folder / decision.record.file_name).unlink(missing_ok=True)
-            (folder / decision.record.artefact).unlink(missing_ok=True)
+def remove(folder: Path, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """Remove the artefacts that were decided to go, record first: an artefact without a record is no artefact.
+
+    Returns what was done: an artefact that another parbake works on is kept.
+    """
+    going = [decision.record.artefact for decision in decisions if not decision.keep]
+    if not going:
+        return tuple(decisions)
+    done = []
+    with work_folder(folder, "prune") as work:
+        _mark(work, going)
+        for decision in decisions:
+            if decision.keep:
+                done.append(decision)
+                continue
+            try:
+                with in_use(folder, decision.record.artefact, timeout=0):
+                    (folder / decision.record.file_name).unlink(missing_ok=True)
+                    (folder / decision.record.artefact).unlink(missing_ok=True)
+                done.append(decision)
+            except DeadlineExceeded:
+                done.append(replace(decision, keep=True, reason="another parbake works on it"))
+    return tuple(done)

@@ -18,6 +18,7 @@ from pathlib import Path
 from parbake.errors import DiskFull, EnvironmentProblem, InputError
 from parbake.model import GIB, MIB
 from parbake.reference import Reference
+from parbake.workspace import remove_leftovers, work_folder
 
 FILE_NAME = "parbake.yaml"
 SAMPLE = "hello"
@@ -112,7 +113,7 @@ def write(
     Without ``images`` the folder's own Containerfile is used (a ``.dockerignore`` keeps artefacts out of its build),
     and without one a sample application is written that builds from the static ``busybox`` without any network. Raises
     InputError when a file is there already (unless ``force``), EnvironmentProblem without a static busybox or a
-    writable folder, DiskFull. A failure leaves nothing.
+    writable folder, DiskFull. A failure leaves nothing; what a killed run left is finished by running again.
     """
     files: dict[Path, tuple[bytes, int]] = {}
     entries = tuple(images) or discover(folder)
@@ -122,14 +123,17 @@ def write(
         files = {folder / SAMPLE / name: content for name, content in _sample(busybox).items()}
         entries = (Entry(f"localhost/{SAMPLE}:1", build=SAMPLE, log="^hello: ready"),)
     files[folder / FILE_NAME] = (starter(entries, today=today).encode(), 0o644)
-    present = [str(path) for path in files if os.path.lexists(path)]
+    present = [str(path) for path, (content, _) in files.items() if _is_anothers(path, content)]
     if present and not force:
         raise InputError(f"{', '.join(present)}: there already", hint="--force overwrites, or begin in an empty folder")
     made: list[Path] = []
     try:
-        for path, (content, mode) in files.items():
-            _make_folders(path.parent, made)
-            _write(path, content, mode, made)
+        _make_folders(folder, made)
+        remove_leftovers(folder)
+        with work_folder(folder, "init") as work:
+            for path, (content, mode) in files.items():
+                _make_folders(path.parent, made)
+                _write(path, content, mode, made, draft=work / path.name)
     except OSError as error:
         _undo(made)
         where = f"{error.filename or folder}: {error.strerror}"
@@ -149,19 +153,25 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
         made.append(folder)
 
 
-def _write(path: Path, content: bytes, mode: int, made: list[Path]) -> None:
-    """Write beside, then rename: a file is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _is_anothers(path: Path, content: bytes) -> bool:
+    """Whether a file is there that is not ours from a run that was killed before it wrote the Bakefile, its last."""
+    if not os.path.lexists(path):
+        return False
     try:
-        with beside.open("xb") as handle:
-            handle.write(content)
-        if mode & 0o111:
-            beside.chmod(mode)
-        if not os.path.lexists(path):
-            made.append(path)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        return path.name == FILE_NAME or path.is_symlink() or path.read_bytes() != content
+    except OSError:
+        return True
+
+
+def _write(path: Path, content: bytes, mode: int, made: list[Path], *, draft: Path) -> None:
+    """Write a draft, then rename: a file is there whole or not at all."""
+    with draft.open("xb") as handle:
+        handle.write(content)
+    if mode & 0o111:
+        draft.chmod(mode)
+    if not os.path.lexists(path):
+        made.append(path)
+    draft.replace(path)
 
 
 def _undo(made: list[Path]) -> None:

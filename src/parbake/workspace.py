@@ -6,18 +6,19 @@ however it dies, so "no lock" means "left over": the next run and ``parbake clea
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from parbake.errors import DeadlineExceeded, EnvironmentProblem
+from parbake.errors import DeadlineExceeded, DiskFull, EnvironmentProblem
 from parbake.run import Deadline
 
-_LOCK = "lock"
+_LOCK, _KEPT = "lock", "kept"
 WORK = ".parbake"
 """Name of the folder, beside the artefacts, that holds work folders and locks: on the same file system, so that a
 finished artefact is renamed into place."""
@@ -33,21 +34,47 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def lock(path: Path, *, what: str, timeout: float = 3600.0) -> Iterator[None]:
-    """Hold an exclusive lock on a file (made when missing); raises DeadlineExceeded when another holds it too long."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def lock(
+    path: Path, *, what: str, timeout: float = 3600.0, waiting: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is made when missing and removed at the end.
+
+    ``waiting`` is called once when another holds it. Raises DeadlineExceeded when that takes longer than ``timeout``
+    seconds.
+    """
     deadline = Deadline(timeout, f"waiting for another parbake that works on {what}")
+    told = False
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = _open_lock(path)
         try:
             while not _try_lock(handle):
+                if not told:
+                    waiting()
+                    told = True
                 deadline.sleep(0.1)
             if _is_named(handle, path):
-                yield
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                    _remove_if_empty(path.parent)
                 return
             # The holder before us removed the file: we locked a nameless one and begin again.
         finally:
             os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another run has just removed the folder that it left empty
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.name == WORK:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _is_named(handle: int, path: Path) -> bool:
@@ -66,49 +93,127 @@ def _try_lock(handle: int) -> bool:
 
 @contextmanager
 def work_folder(parent: Path, name: str, *, keep: bool = False) -> Iterator[Path]:
-    """Make a work folder of this run below ``parent/.parbake`` and remove it at the end (``keep``: for debugging)."""
+    """Make a work folder of this run below ``parent/.parbake`` and remove it at the end.
+
+    With ``keep``, for debugging, it stays until ``remove_leftovers`` is told to take kept ones as well.
+    """
     folder = parent / WORK / f"{name}.{os.getpid()}.{os.urandom(4).hex()}"
-    folder.mkdir(parents=True, mode=0o700)
-    with lock(folder / _LOCK, what=str(folder)):
+    with _looking(parent):  # nobody sees it before it is locked
+        folder.mkdir(mode=0o700)
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _try_lock(handle)
+    try:
+        if keep:
+            (folder / _KEPT).touch()
+        yield folder
+    finally:
         try:
-            yield folder
-        finally:
             if not keep:
-                remove_tree(folder)
+                _remove_own(folder, parent)
+        finally:
+            os.close(handle)
 
 
-def leftovers(parent: Path) -> tuple[Path, ...]:
-    """Return the work folders below ``parent/.parbake`` whose run is dead."""
+def _remove_own(folder: Path, parent: Path) -> None:
+    """Remove a work folder, its lock last: killed on the way, it is a leftover as any other."""
+    for entry in folder.iterdir():
+        if entry.name != _LOCK:
+            _remove(entry)
+    with _looking(parent):
+        remove_tree(folder)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        remove_tree(entry)
+    else:
+        entry.unlink()
+
+
+def _looking(parent: Path) -> AbstractContextManager[None]:
+    return lock(parent / WORK / _LOCK, what=f"the work folders in {parent}", timeout=60)
+
+
+def leftovers(parent: Path, *, kept: bool = False) -> tuple[Path, ...]:
+    """Return the work folders below ``parent/.parbake`` whose run is dead, with ``kept`` also those kept on purpose."""
+    if not (parent / WORK).is_dir():
+        return ()
     found = []
-    for folder in sorted((parent / WORK).glob("*.*.*")):
-        if folder.is_dir():
-            with suppress(DeadlineExceeded), lock(folder / _LOCK, what=str(folder), timeout=0):
+    with _looking(parent):
+        for folder in sorted((parent / WORK).glob("*.*.*")):
+            wanted = folder.is_dir() and (kept or not (folder / _KEPT).exists())
+            if wanted and _is_free(folder / _LOCK):
                 found.append(folder)
+        for path in (parent / WORK).glob("*.lock"):
+            with suppress(DeadlineExceeded), lock(path, what=str(path), timeout=0):
+                pass  # nobody's: leaving it removes it
     return tuple(found)
 
 
-def remove_leftovers(parent: Path) -> tuple[Path, ...]:
-    """Remove what dead runs left below ``parent`` and return it."""
-    removed = leftovers(parent)
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds a lock. One that is missing was removed with all else, by a run that was killed then."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        return _try_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(parent: Path, *, kept: bool = False) -> tuple[Path, ...]:
+    """Remove what dead runs left below ``parent`` (see ``leftovers``) and return it."""
+    removed = leftovers(parent, kept=kept)
     for folder in removed:
-        remove_tree(folder)
+        discard(folder)
     return removed
 
 
+def discard(leftover: Path) -> None:
+    """Remove what a dead run left."""
+    remove_tree(leftover)
+    _remove_if_empty(leftover.parent)
+
+
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it; missing is fine. Refuses when something is mounted below it."""
+    """Remove a folder and all in it; missing is fine, also when another removes it meanwhile.
+
+    Raises EnvironmentProblem when something is mounted below it, OSError when something in it cannot be removed.
+    """
     mounted = [line.split()[4] for line in Path("/proc/thread-self/mountinfo").read_text().splitlines()]
     inside = [point for point in mounted if Path(point).is_relative_to(path.resolve())]
     if inside:
         raise EnvironmentProblem(f"{inside[0]} is still mounted", hint=f"umount {inside[0]}, then run `parbake clean`")
 
-    def writable(function: object, name: str, _error: BaseException) -> None:
-        with suppress(OSError):
-            Path(name).parent.chmod(stat.S_IRWXU)
-            if callable(function):
-                function(name)
+    def open_up(_function: object, name: str, error: BaseException) -> None:
+        """Try once more after making a folder of ours writable, which root never needs."""
+        place = Path(name)
+        if isinstance(error, FileNotFoundError):
+            return
+        for folder in (place.parent, place):
+            if folder.is_dir() and not folder.is_symlink():
+                folder.chmod(stat.S_IRWXU)
+        with suppress(FileNotFoundError):
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
 
-    shutil.rmtree(path, onexc=writable)
+    shutil.rmtree(path, onexc=open_up)
+
+
+@contextmanager
+def room_for(what: Path) -> Iterator[None]:
+    """Say of what is written, when there is no space left for it: raises DiskFull that names ``what``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise DiskFull(
+            f"no space left for {what}", hint="free some space, or move `output` or PARBAKE_CACHE to a larger disk"
+        ) from error
 
 
 def publish(source: Path, target: Path) -> None:
@@ -116,11 +221,12 @@ def publish(source: Path, target: Path) -> None:
 
     A file of that name is replaced; a folder of that name must not exist or be empty.
     """
-    for path in [*source.rglob("*"), source] if source.is_dir() else [source]:
-        if not path.is_symlink():
-            _sync(path)
-    source.replace(target)
-    _sync(target.parent)
+    with room_for(target):
+        for path in [*source.rglob("*"), source] if source.is_dir() else [source]:
+            if not path.is_symlink():
+                _sync(path)
+        source.replace(target)
+        _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

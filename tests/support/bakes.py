@@ -35,6 +35,9 @@ class Done:
     stdout: str
     said: str
 
+    def __repr__(self) -> str:
+        return f"Done({self.code}, {self.stdout[:300]!r}, {self.said!r})"
+
     @property
     def document(self) -> Any:
         """The answer of a command with ``--json``."""

@@ -16,13 +16,14 @@ class Ingredients:
     """What a builder works with besides the plan.
 
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
-    a folder of this run, on the file system where the artefact will lie.
+    a folder of this run, on the file system where the artefact will lie. ``hang_up`` ends what waits for a registry.
     """
 
     base: Path | None
     source: Callable[[Image], Source]
     work: Path
     events: Events
+    hang_up: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

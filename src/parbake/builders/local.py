@@ -5,15 +5,18 @@ Everything that is mounted lives in a mount namespace of this run's own: it goes
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import disk
 from parbake.builders import Baked, Ingredients
 from parbake.containerd import Daemon
-from parbake.errors import BadBase
+from parbake.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.fill import fill
-from parbake.model import Plan
+from parbake.model import MIB, Plan
 from parbake.run import need_root
 from parbake.seal import seal
 from parbake.workspace import remove_tree
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 # Layers on their way lie beside the snapshots that they will become: moving them there is a rename.
 _STAGING = ".parbake-staging"
+# Less free space than a file system in a file writes at once counts as none.
+_HOST_FULL = 4 * MIB
 
 NO_SANDBOX = (
     "the base's containerd names no sandbox (pause) image: unless its configuration is written at boot, it will pull "
@@ -42,7 +47,7 @@ class LocalBuilder:
         filling raises.
         """
         need_root("baking")
-        with disk.private_mounts():
+        with _telling_full_host(ingredients.work), disk.private_mounts():
             if plan.artefact.kind == "volume":
                 return _bake_volume(plan, ingredients)
             return _bake_machine_image(plan, ingredients)
@@ -90,6 +95,7 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
     """Fill a containerd store with the plan's images, by a containerd of our own that works on it."""
     events, staging = ingredients.events, root / _STAGING
     with (
+        _telling_full_artefact(plan, ingredients.work),
         events.stage("fill", f"Fill the store ({', '.join(image.reference for image in plan.all_images)})"),
         Daemon(root, ingredients.work / "containerd") as daemon,
         daemon.client() as store,
@@ -97,13 +103,54 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
         remove_tree(staging)  # a base that was itself captured in the middle of something
         staging.mkdir(mode=0o700)
         try:
-            fill(plan, store, ingredients.source, events=events, work=staging)
+            fill(plan, store, ingredients.source, events=events, work=staging, hang_up=ingredients.hang_up)
         finally:
             remove_tree(staging)
         if sandbox:
             _check_sandbox(sandbox, store)
         elif plan.artefact.kind == "machine-image" and plan.sandbox is None:
             events.warn(NO_SANDBOX)
+
+
+@contextmanager
+def _telling_full_host(work: Path) -> Iterator[None]:
+    """Say so when a bake failed because the host's disk is full: to a file system in a file, that is a broken disk."""
+    try:
+        yield
+    except (ParbakeError, OSError) as error:
+        if not isinstance(error, (Interrupted, DiskFull)) and _is_full(work):
+            raise _host_full(work) from error
+        raise
+
+
+@contextmanager
+def _telling_full_artefact(plan: Plan, work: Path) -> Iterator[None]:
+    """Tell the artefact that is full from the host that is full."""
+    try:
+        yield
+    except DiskFull as error:
+        if _is_full(work):
+            raise _host_full(work) from error
+        chosen = "which `size` fixes" if plan.size_is_fixed else "which was chosen for what the images should take"
+        raise ArtefactFull(
+            f"the images do not fit into the artefact of {plan.size // MIB} MiB, {chosen} ({error.message})",
+            hint="raise `size` in the Bakefile, or remove it to let parbake choose"
+            if plan.size_is_fixed
+            else "set `size` in the Bakefile",
+        ) from error
+
+
+def _is_full(work: Path) -> bool:
+    status = os.statvfs(work)
+    return status.f_bfree * status.f_frsize < _HOST_FULL or status.f_files > 0 == status.f_ffree
+
+
+def _host_full(work: Path) -> DiskFull:
+    total, used = disk.usage(work)
+    return DiskFull(
+        f"no space left on the disk of {work}: {used // MIB} of {total // MIB} MiB are used",
+        hint="free some space, or move `output` to a larger disk",
+    )
 
 
 def _check_sandbox(wanted: str, store: Client) -> None:

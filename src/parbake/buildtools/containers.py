@@ -35,7 +35,8 @@ class Containers:
         self.store = place.cache / name / driver
         self._driver = driver
         self._place = place
-        self._env: dict[str, str] = {}
+        # Whole layers pass through temporary files: in the work folder they vanish with the run, however it ends.
+        self._env = {"TMPDIR": str(place.work)}
         if place.auth_file:
             self._env["REGISTRY_AUTH_FILE"] = str(place.auth_file)
         elif "REGISTRY_AUTH_FILE" not in os.environ and os.environ.get("DOCKER_CONFIG"):

@@ -25,8 +25,8 @@ from parbake.errors import CommandFailed, DeadlineExceeded, ParbakeError, Runtim
 if TYPE_CHECKING:
     from parbake.containerd.client import Client
 
-# containerd takes no longer address, and adds `.ttrpc` to it.
-_LONGEST_ADDRESS = 100
+# containerd takes addresses of up to 104 bytes, and makes a second one by adding `.ttrpc`.
+_LONGEST_ADDRESS = 104 - len(".ttrpc")
 _START = 30.0  # seconds
 _SHIMS = Path("/run/containerd")
 

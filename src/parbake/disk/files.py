@@ -17,7 +17,7 @@ from parbake.errors import BadBase, CommandFailed, DiskFull, InputError
 from parbake.events import Events
 from parbake.model import MIB
 from parbake.run import run
-from parbake.workspace import publish
+from parbake.workspace import publish, room_for, work_folder
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 # Where copy_file_range(2) does not go between two file systems.
@@ -69,9 +69,10 @@ def describe(image: Path, cache: Path, events: Events) -> DiskFile:
     info = _inspect(image)
     found = DiskFile(f"sha256:{sha256_file(image, events)}", info["format"], int(info["virtual-size"]))
     remembered.parent.mkdir(parents=True, exist_ok=True)
-    draft = remembered.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text(json.dumps(asdict(found)))
-    publish(draft, remembered)
+    with room_for(remembered), work_folder(cache, "digest") as work:
+        draft = work / remembered.name
+        draft.write_text(json.dumps(asdict(found)))
+        publish(draft, remembered)
     return found
 
 

@@ -123,7 +123,7 @@ def _refuse_cut_off(name: Path, candidates: Sequence[Partition], size: int) -> N
 
 
 def _is_root(image: Path, candidate: Partition) -> bool:
-    with tempfile.TemporaryDirectory(prefix="parbake-look-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="look-", dir=image.parent, ignore_cleanup_errors=True) as folder:
         at = Path(folder) / "root"
         try:
             with mount(

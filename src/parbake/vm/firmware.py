@@ -9,11 +9,11 @@ import struct
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from parbake import run
 from parbake.errors import BadBase, EnvironmentProblem
+from parbake.workspace import cache_folder, work_folder
 
 Firmware = Literal["bios", "uefi"]
 
@@ -64,8 +64,8 @@ def read_head(disk: Path, image_format: str) -> bytes:
     if image_format == "raw":
         with disk.open("rb") as file:
             return file.read(_HEAD_SECTORS * _SECTOR)
-    with TemporaryDirectory() as folder:
-        head = Path(folder) / "head"
+    with work_folder(cache_folder(), "look") as folder:
+        head = folder / "head"
         source = [f"if={disk}", f"of={head}", f"bs={_SECTOR}", f"count={_HEAD_SECTORS}"]
         run.run(["qemu-img", "dd", "-f", image_format, "-O", "raw", *source])
         return head.read_bytes()

@@ -1,0 +1,26 @@
+"""Run parbake and let it die by SIGKILL, with its process group, right before a certain system call.
+
+    python killer.py os.rename /artefacts/x.raw.json bake --no-verify
+
+The first two arguments are a Python audit event (docs.python.org, "Audit events table") and a part of its arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from parbake.cli import main
+
+event, needle = sys.argv[1:3]
+
+
+def watch(name: str, arguments: tuple[object, ...]) -> None:
+    if name == event and any(needle in os.fsdecode(word) for word in arguments if isinstance(word, str | bytes)):
+        os.killpg(0, signal.SIGKILL)
+
+
+sys.argv[1:] = sys.argv[3:]
+sys.addaudithook(watch)
+main()
