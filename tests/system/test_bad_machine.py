@@ -67,8 +67,12 @@ def bake(path: Path, *options: str, prefix: Sequence[str]) -> Done:
 
 def test_not_root(volume: Path) -> None:
     """Planning takes no root; baking does, and says so before it has fetched anything."""
-    assert as_program("plan", "-f", volume, "--json", prefix=NOBODY).good()["key"]
-    bake(volume, "--no-verify", prefix=NOBODY).refused(1, "EnvironmentProblem", "needs root", hint="sudo")
+    # Whether a file can be read is asked without privileges: it has to lie where anybody may look.
+    volume.parent.chmod(0o755)
+    prefix = [*within(["mount", "--bind", volume.parent, "/mnt"]), *NOBODY]
+    path = Path("/mnt", volume.name)
+    assert as_program("plan", "-f", path, "--json", prefix=prefix).good()["key"]
+    bake(path, "--no-verify", prefix=prefix).refused(1, "EnvironmentProblem", "needs root", hint="sudo")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_nothing_that_builds(place: Path, registry: DockerRegistry) -> None:
 def test_no_default_base(place: Path, registry: DockerRegistry) -> None:
     path = bakefile(place, [f"{registry.host}/team/app:1"])
     done = bake(path, "--no-verify", prefix=without("mmdebstrap"))
-    done.refused(1, "EnvironmentProblem", "mmdebstrap", hint="apt-get install mmdebstrap")
+    done.refused(1, "EnvironmentProblem", "default base", hint="apt-get install mmdebstrap")
 
 
 def test_an_output_that_cannot_be_written(place: Path, volume: Path) -> None:
