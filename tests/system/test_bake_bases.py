@@ -281,7 +281,8 @@ def lvm_label() -> bytes:
 
 def btrfs_superblock() -> bytes:
     """Return what lies before, and the first, superblock of btrfs (64 KiB in), with its check sum: CRC-32C."""
-    block = (bytes(64) + b"_BHRfS_M").ljust(4096, b"\0")
+    block = (bytes(64) + b"_BHRfS_M").ljust(0x90, b"\0") + struct.pack("<I", 4096)
+    block = block.ljust(4096, b"\0")
     crc = 0xFFFFFFFF
     for byte in block[32:]:
         crc ^= byte
