@@ -391,7 +391,7 @@ LAYERS: dict[str, tuple[Callable[[], Built], str, list[str]]] = {
     "half a gzip": (lambda: from_packed(gzip.compress(SOME)[:-20]), "LayerError", ["cannot be inflated"]),
     "half a tar": (lambda: image(archive(entry(b"a", data=b"x" * 5000))[:3000]), "LayerError", ["layer sha256:"]),
     "another diff ID": (lambda: promising(APP, [sha256(b"other")]), "BadContent", ["unpacks to", sha256(b"other")]),
-    "bomb": (lambda: from_packed(gzip_bomb(200 << 20)), "DiskFull", ["no space left"]),
+    "bomb": (lambda: from_packed(gzip_bomb(200 << 20)), "ArtefactFull", ["no space left"]),
     "bomb behind the end": (lambda: from_packed(trailing_bomb(200 << 20)), "LayerBomb", ["inflates to more than"]),
 }
 
@@ -405,7 +405,7 @@ def test_layers(place: Path, registry: DockerRegistry, what: str) -> None:
     path = volume(place, f"{registry.host}/team/app:1.0", f"{registry.host}/{repository}:1")
     document = bake(path).refused(1, error, *words)
     # Whoever writes next finds that the disk is full.
-    assert error == "DiskFull" or built.layers[0].digest in document["message"]
+    assert error == "ArtefactFull" or built.layers[0].digest in document["message"]
     assert not list(place.rglob("outside"))
 
 

@@ -267,7 +267,7 @@ def test_a_base_that_is_too_full(place: Path, registry: DockerRegistry) -> None:
     blob = image(layer({"big": bytes(range(256)) * (24 * MIB // 256)}))
     push(registry.url, "team/big", blob, "1")
     done = parbake("bake", "-f", path, "--no-verify", "--json")
-    done.refused(1, "DiskFull", "no space left", hint="size")
+    done.refused(1, "ArtefactFull", "do not fit into the artefact", hint="raise `size`")
     assert artefacts(place / "artefacts") == []
 
 
@@ -279,7 +279,20 @@ def lvm_label() -> bytes:
     return bytes(512) + struct.pack("<8sQI", b"LABELONE", 1, crc) + rest
 
 
+def btrfs_superblock() -> bytes:
+    """Return what lies before, and the first, superblock of btrfs (64 KiB in), with its check sum: CRC-32C."""
+    block = (bytes(64) + b"_BHRfS_M").ljust(0x90, b"\0") + struct.pack("<I", 4096)
+    block = block.ljust(4096, b"\0")
+    crc = 0xFFFFFFFF
+    for byte in block[32:]:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return bytes(64 << 10) + struct.pack("<I", crc ^ 0xFFFFFFFF) + block[4:]
+
+
 SIGNATURES = {
+    "btrfs": btrfs_superblock(),
     "an LVM volume": lvm_label(),
     "an encrypted partition (LUKS)": b"LUKS\xba\xbe\x00\x01" + b"aes".ljust(32, b"\0"),
 }
@@ -290,7 +303,7 @@ def test_a_root_that_is_locked_away(place: Path, registry: DockerRegistry, what:
     base = base_of(place)
     with base.open("r+b") as file:
         file.seek(10240 * 512)
-        file.write(SIGNATURES[what].ljust(64 * 1024, b"\0"))
+        file.write(SIGNATURES[what].ljust(128 << 10, b"\0"))
     path = bakefile(place, [f"{registry.host}/team/app:1"], base={"file": base})
     done = parbake("bake", "-f", path, "--no-verify", "--json")
     done.refused(2, "BadBase", "no root file system", what, hint="ext4 and xfs")
