@@ -321,7 +321,7 @@ def can_boot(plan: Plan, events: Events) -> bool:
         accelerator()
         return True
     events.warn(
-        f"not verified: the artefact is for {plan.platform}, this machine is {host}; verify it on one of its kind"
+        f"not verified: the artefact is for {plan.platform} and this machine is {host}, which boots only its own kind"
     )
     return False
 
