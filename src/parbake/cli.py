@@ -44,6 +44,7 @@ What = Annotated[str, typer.Argument(help="A record, an artefact, or the start o
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 DEFAULT_FILE = Path("parbake.yaml")
+_GO_ON = "run the same command again: it goes on where it can"
 
 
 @dataclass
@@ -318,7 +319,7 @@ def _output(file: Path) -> Path:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted("stopped by SIGTERM")
+    raise Interrupted("stopped by SIGTERM", hint=_GO_ON)
 
 
 def _report(error: ParbakeError) -> int:
@@ -348,7 +349,7 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _report(from_os_error(error))
     if code == Interrupted.exit_code:
-        return _report(Interrupted("interrupted", hint="run the same command again: it goes on where it can"))
+        return _report(Interrupted("interrupted", hint=_GO_ON))
     return code if isinstance(code, int) else 0
 
 

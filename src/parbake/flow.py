@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,7 +21,7 @@ from parbake import __version__, base, build, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
-from parbake.errors import ArtefactFull, DeadlineExceeded, InputError, LayerBomb, VerificationFailed
+from parbake.errors import ArtefactFull, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
 from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, larger, make_plan
@@ -29,7 +29,7 @@ from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
-from parbake.workspace import WORK, cache_folder, discard, leftovers, remove_leftovers, remove_tree, work_folder
+from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree, work_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         for caution in cautions(plan):
             events.warn(caution)
         output, name = run.bakefile.output, plan.artefact_name
-        sweep(output)
+        records.sweep(output)
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
             finished = None if options.force else existing(output, plan)
             verified = finished is not None and finished.record.verified
@@ -368,7 +368,7 @@ def examine(artefact: Path, plan: Plan | None, events: Events, *, keep_workspace
     """Verify an artefact, with its plan or (a file without a record) by what its store holds."""
     from parbake.verify import verify  # gRPC and its like take longer to load than a bake with nothing to do
 
-    sweep(artefact.parent)
+    records.sweep(artefact.parent)
     with _workspace(artefact.parent, "verify", events, keep=keep_workspace) as work:
         return verify(artefact, plan, events=events, folder=work, cache=cache_folder())
 
@@ -393,7 +393,7 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
 def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
     """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
     cache = cache_folder()
-    removed = [*sweep(output, kept=True)]
+    removed = [*records.sweep(output, kept=True)]
     for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
         removed += remove_leftovers(folder, kept=True)
     if caches and cache.is_dir():
@@ -409,17 +409,6 @@ def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
 def in_work(entry: Path) -> bool:
     """Whether a living run has a work folder in this part of the cache."""
     return any(entry.glob(f"{WORK}/*.*.*")) or any(entry.glob(f"*/{WORK}/*.*.*")) or any(entry.glob("*.*.*"))
-
-
-def sweep(output: Path, *, kept: bool = False) -> tuple[Path, ...]:
-    """Remove what dead runs left in an output folder, with ``kept`` also what living ones left there on purpose."""
-    removed: list[Path] = []
-    for folder in leftovers(output, kept=kept):
-        with suppress(DeadlineExceeded):  # a living run is at what that one did not finish
-            removed += records.finish_dead(folder, output)
-            discard(folder)
-            removed.append(folder)
-    return tuple(removed)
 
 
 @contextmanager

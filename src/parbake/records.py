@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from parbake.errors import DeadlineExceeded, InputError
 from parbake.model import Digest, Frozen, Plan, Verdict
-from parbake.workspace import WORK, lock, publish, room_for, work_folder
+from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
@@ -118,7 +118,7 @@ def release(made: Path, record: Record, folder: Path, work: Path) -> Path:
     """Let a finished artefact appear under its name with its record, and return its path.
 
     The record is what makes it an artefact: it goes first when both are replaced, and it comes last. ``work`` is the
-    run's work folder, which ``finish_dead`` asks when the run is killed between the two. Raises DiskFull.
+    run's work folder, which ``sweep`` asks when the run is killed between the two. Raises DiskFull.
     """
     artefact = folder / record.artefact
     with room_for(artefact):
@@ -139,7 +139,18 @@ def _mark(work: Path, artefacts: Iterable[str]) -> None:
     publish(draft, work / _UNFINISHED)
 
 
-def finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
+def sweep(folder: Path, *, kept: bool = False) -> tuple[Path, ...]:
+    """Remove what dead runs left in a folder of artefacts, with ``kept`` also what was kept there on purpose."""
+    removed: list[Path] = []
+    for work in leftovers(folder, kept=kept):
+        with suppress(DeadlineExceeded):  # a living run is at what that one did not finish
+            removed += _finish_dead(work, folder)
+            discard(work)
+            removed.append(work)
+    return tuple(removed)
+
+
+def _finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
     """Remove the artefacts in ``folder`` that a dead run was adding or removing and that have no record.
 
     ``work`` is the dead run's work folder. Files that have no record for another reason are somebody's, and stay.

@@ -77,9 +77,9 @@ class Running:
             self._said.append(line)
 
     def wait_for(self, kind: str, name: str) -> dict[str, Any]:
-        """Return the next event of this kind and name (or text)."""
+        """Return the next event of this kind whose name or text begins so."""
         for event in self.events():
-            if event["kind"] == kind and name in {event["name"], event["text"]}:
+            if event["kind"] == kind and (event["name"] or event["text"]).startswith(name):
                 return event
         raise AssertionError(f"it ended before {kind} {name}: {''.join(self._said)}")
 

@@ -2,7 +2,7 @@
 
     python killer.py os.rename /artefacts/x.raw.json bake --no-verify
 
-The first two arguments are a Python audit event (docs.python.org, "Audit events table") and a part of its arguments.
+The first two arguments are a Python audit event (docs.python.org, "Audit events table") and how one of its paths ends.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 
 from parbake.cli import main
 
-event, needle = sys.argv[1:3]
+event, end = sys.argv[1:3]
 
 
 def watch(name: str, arguments: tuple[object, ...]) -> None:
-    if name == event and any(needle in os.fsdecode(word) for word in arguments if isinstance(word, str | bytes)):
+    if name == event and any(os.fsdecode(word).endswith(end) for word in arguments if isinstance(word, str | bytes)):
         os.killpg(0, signal.SIGKILL)
 
 
