@@ -251,7 +251,7 @@ def clean(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what killed runs left behind.
+    """Remove what killed runs left behind, and kept work folders.
 
     Only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that are under way
     are not touched.

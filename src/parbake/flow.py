@@ -321,7 +321,7 @@ def can_boot(plan: Plan, events: Events) -> bool:
         accelerator()
         return True
     events.warn(
-        f"not verified: the artefact is for {plan.platform}, this machine is {host}; verify it on one of its kind"
+        f"not verified: the artefact is for {plan.platform} and this machine is {host}, which boots only its own kind"
     )
     return False
 
@@ -427,7 +427,7 @@ def _workspace(output: Path, name: str, events: Events, *, keep: bool) -> Iterat
     """Make a work folder and say where it is when it stays."""
     with work_folder(output, name, keep=keep) as work:
         if keep:
-            events.note(f"the work folder stays until the next run or `parbake clean`: {work}")
+            events.note(f"the work folder stays until `parbake clean`: {work}")
         yield work
 
 

@@ -24,8 +24,8 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What differs from one run to the next, or from one machine to the next.
 _FIGURES = (
     (r"^(times) .*", r"\1"),
-    (r"/\S*/(?=artefacts/)", ""),
-    (r"(?:localhost|127\.0\.0\.1|[\w.-]+\.example\.com)(?::\d+)?/[\w./-]+:[\w.]+", "IMAGE"),
+    (r"\S*/(?=artefacts/)", ""),
+    (r"(?:localhost|127\.0\.0\.1|[\w.-]+\.example(?:\.com)?)(?::\d+)?/[\w./-]+:[\w.]+", "IMAGE"),
     (r"\d{4}-\d\d-\d\dT[\d:]+Z", "DATE"),
     (r"\b[0-9a-f]{12,64}\b", "HEX"),
     (r"\d+(?:\.\d+)?(?: [KMG]?i?B)?(?!\w)", "N"),

@@ -57,16 +57,19 @@ def test_every_variable_that_is_read_is_described() -> None:
     assert read_ - {"PATH"} == set(ENVIRONMENT)
 
 
+def links(document: Path) -> list[tuple[Path, str]]:
+    """Return what a document links to in the project: paths and anchors."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", without_blocks(document))
+    inside = [target.partition("#") for target in targets if not target.startswith("https://")]
+    return [((document.parent / path).resolve() if path else document, anchor) for path, _, anchor in inside]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(document)):
-        if target.startswith("https://"):
-            continue
-        path, _, anchor = target.partition("#")
-        linked = (document.parent / path).resolve() if path else document
-        assert linked.exists(), target
-        assert linked.is_relative_to(ROOT), target
-        assert not anchor or anchor in anchors(linked), target
+    for path, anchor in links(document):
+        assert path.exists(), path
+        assert path.is_relative_to(ROOT), path
+        assert not anchor or anchor in anchors(path), anchor
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
@@ -113,8 +116,13 @@ def test_bakefiles_are_good(document: Path, tmp_path: Path) -> None:
 
 
 def test_every_document_is_reached_from_the_readme() -> None:
-    for document in DOCUMENTS:
-        assert name(document) == "README.md" or f"({name(document)})" in README, name(document)
+    pending, reached = [ROOT / "README.md"], set[Path]()
+    while pending:
+        document = pending.pop()
+        if document not in reached:
+            reached.add(document)
+            pending += [path for path, _ in links(document) if path.suffix == ".md"]
+    assert set(DOCUMENTS) <= reached
     assert "(docs/reference/bakefile.schema.json)" in README
 
 
