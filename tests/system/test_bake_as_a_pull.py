@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from parbake import pause
-from parbake.containerd import Client, Cri, Daemon, conventions
+from parbake.containerd import Client, Cri, Daemon
 from parbake.containerd.cri import log_text
 from parbake.model import Platform
 from parbake.reference import Reference
@@ -157,7 +157,7 @@ def test_the_list_of_images(world: World, baked: tuple[dict[str, Any], Store]) -
     assert pulled == world.pulled.images
     assert pulled.keys() == set(world.names.values())
     assert set(store.images) - set(pulled) == {pause.REFERENCE}
-    assert all(labels == conventions.PINNED for labels in store.image_labels.values())
+    assert all(labels == {"io.cri-containerd.pinned": "pinned"} for labels in store.image_labels.values())
     assert all(labels == {} for labels in world.pulled.image_labels.values())
 
 
