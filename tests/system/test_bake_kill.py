@@ -22,8 +22,10 @@ from typing import Any
 import pytest
 
 from parbake import records
+from parbake.run import Deadline
 from tests.support import disks
 from tests.support.bakes import Corner, Done, Running
+from tests.support.faults import FaultyProxy, Stall
 from tests.support.images import image, layer, push
 from tests.support.leaks import files, snapshot
 from tests.support.registry import DockerRegistry
