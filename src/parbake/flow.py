@@ -240,9 +240,9 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     """Bake: build the artefact in a work folder, then let it and its record appear together."""
     need_root("baking")
     output, events = run.bakefile.output, run.events
+    base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     started, clock = _now(), time.monotonic()
     with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
-        base_path = find_base(run, plan)
         ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events, run.registry.close)
         plan, baked = build_artefact(plan, builder, ingredients)
         record = describe(plan, baked, builder, base_path, started, clock, events)
