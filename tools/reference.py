@@ -100,7 +100,7 @@ def cli_page() -> str:
         text += f"\n## `parbake {name}`\n\n{prose(first)}"
         text += f"\n{prose(rest)}" if rest else ""
         options = _options([*_arguments(command), *_real_options(command)])
-        text += f"\n```text\n{usage}\n```\n\n" + (f"{options}\n" if options else "")
+        text += f"\nUsage: `{usage}`\n\n" + (f"{options}\n" if options else "")
         text += f"Example:\n\n```sh\n{EXAMPLES[name]}\n```\n"
     text += "\n## Environment\n\nVariables that parbake reads:\n\n"
     return text + table(("variable", "meaning"), ((f"`{name}`", meaning) for name, meaning in ENVIRONMENT.items()))
@@ -250,7 +250,8 @@ def _errors(kind: type[errors.ParbakeError], depth: int) -> Iterator[tuple[str, 
     meaning = (kind.__doc__ or "").partition("\n")[0] if depth else "Any error of parbake."
     yield f"{'&emsp;' * depth}`{kind.__name__}`", str(kind.exit_code), meaning.replace("``", "`")
     for child in kind.__subclasses__():
-        yield from _errors(child, depth + 1)
+        if child.__module__ == errors.__name__:  # others are caught where they are raised
+            yield from _errors(child, depth + 1)
 
 
 def programs_page() -> str:

@@ -34,9 +34,9 @@ def begin(
     """Write a Bakefile for what the user named, or for what the folder holds; return the files that were written.
 
     ``manifests`` is a folder, a file, or ``-`` for standard input. Raises InputError when files exist already (unless
-    ``force``), or when there is nothing to bake.
+    ``force``), when there is nothing to bake, or for a named image that could only be built.
     """
-    entries = [starter.Entry(reference=str(Reference.parse(image))) for image in images]
+    entries = [_named(image) for image in images]
     if manifests is not None or cluster:
         entries += _from_kubernetes(manifests, cluster, context, events)
         if not entries:
@@ -44,6 +44,16 @@ def begin(
     if sizes:
         entries = _with_sizes(entries, events)
     return starter.write(folder, entries, today=datetime.now(UTC).date(), force=force)
+
+
+def _named(image: str) -> starter.Entry:
+    reference = Reference.parse(image)
+    if reference.is_local:
+        raise InputError(
+            f"{reference} is in no registry: `localhost` without a port is for images that are built here",
+            hint="run `parbake init` in the folder of its Containerfile, without --image; or name the registry's port",
+        )
+    return starter.Entry(reference=str(reference))
 
 
 def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[starter.Entry]:
@@ -57,9 +67,13 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
     found = kubernetes.images_in(documents)
     for warning in found.warnings:
         events.warn(warning)
-    return [
-        starter.Entry(reference=image.reference, uses=tuple(str(use) for use in image.uses)) for image in found.images
-    ]
+    entries = []
+    for image in found.images:
+        if Reference.parse(image.reference).is_local:
+            events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
+            continue
+        entries.append(starter.Entry(reference=image.reference, uses=tuple(str(use) for use in image.uses)))
+    return entries
 
 
 def _with_sizes(entries: list[starter.Entry], events: Events) -> list[starter.Entry]:

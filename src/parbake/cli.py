@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -41,6 +41,8 @@ KeepWorkspace = Annotated[
     bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging, and say where it is.")
 ]
 What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
+# Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 DEFAULT_FILE = Path("parbake.yaml")
 _GO_ON = "run the same command again: it goes on where it can"
 
@@ -250,7 +252,7 @@ def clean(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what killed runs left behind.
+    """Remove what killed runs left behind, and kept work folders.
 
     Only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that are under way
     are not touched.
@@ -335,19 +337,20 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are told on standard error."""
     door.as_json = door.debug = door.answered = False
     try:
-        app(arguments)  # ends with SystemExit: 0, or 2 after it has told what is wrong with the arguments
-    except SystemExit as end:
-        if end.code == Interrupted.exit_code:
-            return _report(Interrupted("interrupted", hint=_GO_ON))
-        if end.code == InputError.exit_code and "--json" in (sys.argv[1:] if arguments is None else arguments):
-            wrong = InputError("the command line is wrong", hint="standard error says what")
+        code = app(arguments, prog_name="parbake", standalone_mode=False)
+    except _UsageError as error:
+        error.show()
+        if "--json" in (sys.argv if arguments is None else arguments):
+            wrong = InputError(error.format_message(), hint="-h after a command shows what it takes")
             typer.echo(json.dumps(wrong.to_json(), indent=2))
-        return end.code if isinstance(end.code, int) else 0
+        return InputError.exit_code
     except ParbakeError as error:
         return _report(error)
     except OSError as error:
         return _report(from_os_error(error))
-    return 0
+    if code == Interrupted.exit_code:
+        return _report(Interrupted("interrupted", hint=_GO_ON))
+    return code if isinstance(code, int) else 0
 
 
 def main() -> None:

@@ -35,14 +35,15 @@ from typing import ClassVar
 
 
 class ParbakeError(Exception):
-    """What failed (``message``), on what (named in it), and the next step (``hint``, may be empty)."""
+    """What failed (``message``), on what (named in it), and the next step (``hint``; a usual one if none is given)."""
 
     exit_code: ClassVar[int] = 1
+    usual_hint: ClassVar[str] = "--debug shows where it happened"
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
     def to_json(self) -> dict[str, object]:
         """Return the error as the JSON object that ``--json`` prints."""
@@ -53,6 +54,7 @@ class InputError(ParbakeError):
     """The user's input (Bakefile, arguments, references) is wrong."""
 
     exit_code = 2
+    usual_hint = "correct it, and run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class BakefileError(InputError):
 class BadReference(InputError):
     """An image reference cannot be parsed."""
 
+    usual_hint = "write [host[:port]/]repository[:tag][@digest]"
+
 
 class NoSuchImage(InputError):
     """The registry has no such repository, tag, digest, or no manifest for the platform."""
@@ -99,13 +103,19 @@ class NoSuchImage(InputError):
 class BadBase(InputError):
     """The base is no disk image, has no root file system, or no container runtime."""
 
+    usual_hint = "use another `base`: a raw or qcow2 disk image of a machine with containerd"
+
 
 class EnvironmentProblem(ParbakeError):
     """This machine cannot do it: a program is missing, a privilege is missing."""
 
+    usual_hint = "`parbake doctor` says what this machine lacks, and how to get it"
+
 
 class CommandFailed(ParbakeError):
     """A program that parbake ran ended with an error; ``output`` holds the end of what it said."""
+
+    usual_hint = "run it by hand to see more; `parbake doctor` says what this machine lacks"
 
     def __init__(self, message: str, *, code: int, output: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -116,9 +126,13 @@ class CommandFailed(ParbakeError):
 class DeadlineExceeded(ParbakeError):
     """Something did not happen within its time limit."""
 
+    usual_hint = "try again when the machine has less to do"
+
 
 class DiskFull(ParbakeError):
     """No space left, on the host or inside the artefact."""
+
+    usual_hint = "free some space, or give the artefact a larger `size`"
 
 
 class ArtefactFull(DiskFull):
@@ -127,6 +141,8 @@ class ArtefactFull(DiskFull):
 
 class RegistryError(ParbakeError):
     """The registry failed, after the retries that were worth it."""
+
+    usual_hint = "try again; if it stays so, ask those who run the registry"
 
 
 class Unreachable(RegistryError):
@@ -140,9 +156,13 @@ class Denied(RegistryError):
 class BadContent(RegistryError):
     """Bytes that were delivered do not match the digest or the size that names them."""
 
+    usual_hint = "push the image again; if it stays so, something on the way changes content"
+
 
 class LayerError(ParbakeError):
     """A layer is not what a layer may be: corrupt, truncated, or malicious."""
+
+    usual_hint = "build the image again, or do not use it: no container runtime could unpack it"
 
 
 class LayerEscape(LayerError):
@@ -156,9 +176,13 @@ class LayerBomb(LayerError):
 class RuntimeFault(ParbakeError):
     """The container runtime answered with an error."""
 
+    usual_hint = "try again; --keep-workspace keeps the log of containerd"
+
 
 class MachineFault(ParbakeError):
     """A virtual machine did not start or stopped answering; the message ends with its console's last lines."""
+
+    usual_hint = "try again; --keep-workspace keeps the log of the console"
 
 
 class VerificationFailed(ParbakeError):
@@ -171,6 +195,7 @@ class Interrupted(ParbakeError):
     """The user (Ctrl-C) or the system (SIGTERM) stopped the run."""
 
     exit_code = 130
+    usual_hint = "run the same command again: it goes on where it can"
 
 
 def from_os_error(error: OSError) -> ParbakeError:
@@ -185,5 +210,7 @@ def from_os_error(error: OSError) -> ParbakeError:
             return EnvironmentProblem(what, hint="run parbake with sudo, or give this user access")
         case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
             return InputError(what, hint="check the path")
+        case errno.EROFS:
+            return EnvironmentProblem(what, hint="name another folder: `output` in the Bakefile, or PARBAKE_CACHE")
         case _:
-            return ParbakeError(what)
+            return ParbakeError(what, hint="look into the kernel's log (dmesg); --debug shows where it happened")

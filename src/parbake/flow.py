@@ -21,7 +21,7 @@ from parbake import __version__, base, build, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
-from parbake.errors import ArtefactFull, DiskFull, LayerBomb, VerificationFailed
+from parbake.errors import ArtefactFull, DiskFull, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
 from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, larger, make_plan, measure
@@ -29,7 +29,7 @@ from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
-from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree, work_folder
+from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree, room_for, work_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,10 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         records.sweep(output)
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
             finished = None if options.force else existing(output, plan)
+            verified = finished is not None and finished.record.verified
+            provable = options.verify and not verified and can_boot(plan, events)
             finished = finished or make(run, plan, LocalBuilder(), keep_workspace=options.keep_workspace)
-            if options.verify and not finished.record.verified and can_boot(plan, events):
+            if provable:
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
     return finished
 
@@ -221,7 +223,8 @@ def sandbox_of(run: Kitchen) -> Image | None:
     # A `localhost/` name, such as that of EKS's nodes, can be pulled from nowhere: ours serves under it.
     if bakefile.sandbox == "auto" and not pause.available(bakefile.platform):
         return None
-    layout = pause.layout(run.cache / "pause", bakefile.platform)
+    with room_for(run.cache / "pause"):
+        layout = pause.layout(run.cache / "pause", bakefile.platform)
     image = Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
     return image.model_copy(update={"reference": str(reference)})
 
@@ -238,10 +241,10 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     """Bake: build the artefact in a work folder, then let it and its record appear together."""
     need_root("baking")
     output, events = run.bakefile.output, run.events
+    need_room(output, plan)
+    base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     started, clock = _now(), time.monotonic()
     with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
-        need_room(output, plan)
-        base_path = find_base(run, plan)
         ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events, run.registry.close)
         plan, baked = build_artefact(plan, builder, ingredients)
         record = describe(plan, baked, builder, base_path, started, clock, events)
@@ -321,12 +324,18 @@ def describe(
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
-    """Say whether this machine can verify a plan's artefact; warn when it cannot."""
+    """Say whether this machine can verify a plan's artefact; warn when it is of another kind.
+
+    Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
+    """
+    from parbake.vm import accelerator  # loads only where something is booted
+
     host = Platform.host()
     if plan.platform.architecture == host.architecture:
+        accelerator()
         return True
     events.warn(
-        f"not verified: the artefact is for {plan.platform}, this machine is {host}; verify it on one of its kind"
+        f"not verified: the artefact is for {plan.platform} and this machine is {host}, which boots only its own kind"
     )
     return False
 
@@ -350,10 +359,15 @@ def write_verdict(finished: Finished, verdict: Verdict) -> Finished:
 
 
 def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
-    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict."""
+    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
+
+    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has.
+    """
     artefact, record = records.locate(what, output)
+    if not artefact.is_file():
+        raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
     verdict = examine(artefact, record.plan if record else None, events, keep_workspace=keep_workspace)
-    if record:
+    if record and verdict.accelerator != "none":
         records.write(artefact.parent, record.model_copy(update={"verdict": verdict}))
     return artefact, verdict
 
@@ -382,9 +396,11 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
         lines += [f"{image.reference}: {problem}" for problem in image.problems]
         if image.problems and image.output:
             lines.append(f"{image.reference} wrote:\n{image.output}")
+    hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"
+    if verdict.accelerator == "none":
+        hint = "run `parbake verify` on a machine of the artefact's kind; its record stays as it was"
     raise VerificationFailed(
-        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines),
-        hint="correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict",
+        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint
     )
 
 
@@ -395,7 +411,8 @@ def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
     for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
         removed += remove_leftovers(folder, kept=True)
     if caches and cache.is_dir():
-        build.clear(cache)
+        if (cache / "images").is_dir():
+            build.clear(cache)
         for entry in sorted(cache.iterdir()):
             if not in_work(entry):
                 remove_tree(entry)

@@ -78,10 +78,13 @@ def make_plan(
     everything = (*images, sandbox) if sandbox else tuple(images)
     size = fixed_size or disk_size(everything, base, keep_layers=keep_layers)
     sizes = measure(everything, keep_layers=keep_layers)
-    if fixed_size and not sizes.estimated and fixed_size < base.size + sizes.baked:
-        short = -(-(base.size + sizes.baked) // MIB)
+    baked = 0 if sizes.estimated else sizes.baked
+    # How much of a disk of the user's is free, only a look into it tells: the images may fit into that.
+    least = max(base.size, baked) if base.kind == "file" else base.size + baked
+    if fixed_size and fixed_size < least:
         raise InputError(
-            f"size: {fixed_size // MIB} MiB cannot hold the base and the images, which take about {short} MiB",
+            f"size: {fixed_size // MIB} MiB cannot hold the base and the images, which take at least "
+            f"{-(-least // MIB)} MiB",
             hint="remove `size` from the Bakefile to let parbake choose, or raise it",
         )
     return Plan(
@@ -115,11 +118,17 @@ def cautions(plan: Plan) -> tuple[str, ...]:
     """Return what a user should know before baking this plan, in plain words."""
     found = []
     sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
-    share = sizes.baked / max(1, plan.size - plan.base.size)
-    if plan.size_is_fixed and share > LARGEST_BAKED_SHARE:
+    added = plan.size - plan.base.size
+    if plan.size_is_fixed and sizes.baked > added and plan.base.kind == "file":
         found.append(
-            f"the images fill {share:.0%} of the free part of the disk: the kubelet's image garbage collection starts "
-            f"at 85 % of the disk (pinned images are spared, pulled ones are not); a larger `size` is safer"
+            f"the fixed `size` adds {added // MIB} MiB to the base's disk, and the images take about "
+            f"{-(-sizes.baked // MIB)} MiB: the rest has to fit into what is free in the base"
+        )
+    elif plan.size_is_fixed and sizes.baked > LARGEST_BAKED_SHARE * added:
+        found.append(
+            f"the images fill {sizes.baked / max(1, added):.0%} of the free part of the disk: the kubelet's image "
+            f"garbage collection starts at 85 % of the disk (pinned images are spared, pulled ones are not); a larger "
+            f"`size` is safer"
         )
     if plan.artefact.kind == "volume" and plan.sandbox is None:
         found.append(

@@ -88,7 +88,7 @@ def outlook_text(outlook: Outlook) -> str:
         ("unpacked", f"{about}{human_bytes(sizes.raw)}"),
         ("state", _state(outlook)),
     ])  # fmt: skip
-    return f"{images}\n\n{lines}"
+    return "\n".join([f"{images}\n\n{lines}", *(f"warning: {caution}" for caution in outlook.cautions)])
 
 
 def _from(image: Image) -> str:
@@ -199,10 +199,10 @@ def verdict_text(artefact: Path, verdict: Verdict) -> str:
 
 
 def verdict_table(verdict: Verdict) -> str:
-    """Return what verification saw of each image."""
-    boot = (
+    """Return what verification saw of each image, and what to know of an artefact that passed."""
+    lines = [
         f"booted in {seconds(verdict.boot_seconds)} ({verdict.accelerator})" if verdict.boot_seconds else "not booted"
-    )
+    ]
     rows = (
         (
             image.reference,
@@ -214,7 +214,9 @@ def verdict_table(verdict: Verdict) -> str:
         )
         for image in verdict.images
     )
-    return f"{boot}\n{table(rows, header=('image', 'digest', 'pinned', 'unpacked', 'start', 'verdict'))}"
+    if verdict.images:
+        lines.append(table(rows, header=("image", "digest", "pinned", "unpacked", "start", "verdict")))
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in verdict.warnings)])
 
 
 def decisions_json(decisions: Sequence[Decision]) -> dict[str, object]:

@@ -63,6 +63,18 @@ class Done:
         assert self.code == 0, self.err
         return self.document
 
+    def refused(self, code: int, error: str, *words: str, hint: str = "") -> dict[str, Any]:
+        """Return the error of a run that must have been refused: in JSON and in words, with a next step."""
+        document: dict[str, Any] = self.document
+        assert (self.code, document["exit_code"], document["error"]) == (code, code, error), self.err
+        for word in words:
+            assert word in document["message"], document["message"]
+        assert document["hint"], document["message"]
+        assert hint in document["hint"], document["hint"]
+        assert f"parbake: {document['message']}\n  next: {document['hint']}\n" in self.err
+        assert "Traceback" not in self.out + self.err
+        return document
+
 
 def bakefile(folder: Path, images: Sequence[str | Mapping[str, Any]], **keys: Any) -> Path:
     """Write a Bakefile (YAML is a superset of JSON); underscores of keys stay."""
@@ -106,10 +118,12 @@ def opened(
     store: str = ".",
     cri: bool = False,
     sandbox_image: str = "",
+    keep: bool = False,
 ) -> Iterator[tuple[Path, Daemon]]:
     """Start a containerd on ``store`` below the file system at ``offset`` in a copy of a raw artefact.
 
-    Yields where the file system is mounted, as a node would mount it, and the daemon.
+    Yields where the file system is mounted, as a node would mount it, and the daemon. ``keep``: the copy stays, as
+    ``copy.raw`` in ``folder``.
     """
     folder.mkdir(parents=True)
     copy, at = folder / "copy.raw", folder / "mnt"
@@ -123,7 +137,13 @@ def opened(
                 yield at, daemon
         finally:
             run.run(["umount", str(at)])
-    copy.unlink()
+    if not keep:
+        copy.unlink()
+
+
+def artefacts(folder: Path) -> list[str]:
+    """Return the names of what lies in a folder for artefacts, locks and work folders aside."""
+    return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 def traces(folder: Path) -> list[str]:

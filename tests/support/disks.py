@@ -24,7 +24,7 @@ def sh(*command: str | Path, text: str = "") -> str:
 
 def root_tree(folder: Path) -> Path:
     """Make the least that looks like a root: an os-release behind its usual link, and a file to recognise."""
-    (folder / "etc").mkdir(parents=True)
+    (folder / "etc").mkdir(parents=True, exist_ok=True)
     (folder / "usr/lib").mkdir(parents=True)
     (folder / "usr/lib/os-release").write_text("ID=sample\n")
     (folder / "etc/os-release").symlink_to("../usr/lib/os-release")
@@ -46,9 +46,40 @@ def filesystem(path: Path, kind: str, tree: Path, size: int = 0) -> Path:
     return path
 
 
-def machine(path: Path, label: Label, kind: str, tree: Path, *, behind: bool = False, small: bool = True) -> Path:
-    """Make a disk with a root file system in it: a small partition first, ``behind``: another one after the root."""
-    inner = filesystem(path.with_suffix(".fs"), kind, tree)
+def node_tree(folder: Path, *, config: str = "", containerd: bool = True) -> Path:
+    """Make the root of a node that ran once: a containerd with this ``config``, and all that one machine leaves."""
+    root_tree(folder)
+    files = {
+        "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+        "etc/hostname": "builder-7\n",
+        "etc/resolv.conf": "nameserver 10.0.0.2\n",
+        "etc/ssh/sshd_config": "PermitRootLogin no\n",
+        "etc/ssh/ssh_host_ed25519_key": "private",
+        "etc/ssh/ssh_host_ed25519_key.pub": "public",
+        "var/lib/cloud/instances/i-1/user-data.txt": "#!/bin/sh\n",
+        "var/lib/dhcp/dhclient.leases": "lease {}\n",
+        "var/log/syslog": "a line\n",
+        "root/.bash_history": "docker login\n",
+        "root/.docker/config.json": "{}",
+    }
+    if containerd:
+        files["usr/bin/containerd"] = "#!/bin/sh\n"
+    if config:
+        files["etc/containerd/config.toml"] = config
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def machine(
+    path: Path, label: Label, kind: str, tree: Path, *, behind: bool = False, small: bool = True, size: int = 0
+) -> Path:
+    """Make a disk with a root file system in it: a small partition first, ``behind``: another one after the root.
+
+    ``size`` is that of the root file system in bytes.
+    """
+    inner = filesystem(path.with_suffix(".fs"), kind, tree, size)
     if not label:
         return inner.rename(path)
     size = inner.stat().st_size

@@ -102,7 +102,8 @@ _NOT_PASSED_ON = {"host", "connection", "transfer-encoding"}
 class FaultyProxy:
     """The proxy; see the top of this file."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, *, address: str = "127.0.0.1") -> None:
+        self.address = address
         self.faults: deque[Fault] = deque()
         self.only = "/blobs/"
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -113,7 +114,7 @@ class FaultyProxy:
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = http.server.ThreadingHTTPServer((self.address, 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True)
         self._thread.start()
@@ -128,7 +129,7 @@ class FaultyProxy:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self._server.server_port}"
+        return f"{self.address}:{self._server.server_port}"
 
     @property
     def url(self) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
-from parbake.model import MIB, Artefact, Base, Descriptor, Image, Layer, Plan, Platform, Verdict
+from parbake.demo import Outcome
+from parbake.model import MIB, Artefact, Base, Descriptor, Image, ImageVerdict, Layer, Plan, Platform, Verdict
 from parbake.records import Record
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -69,4 +71,16 @@ def record(word: str = "a", *, name: str = "node", passed: bool | None = None, a
         finished_at=f"2026-11-24T00:01:{at:02}Z",
         plan=made,
         verdict=verdict,
+    )
+
+
+def outcome() -> Outcome:
+    """Return what a demo ends with: its image started in two seconds, and in nine from a pull."""
+    app = image("127.0.0.1:5055/demo/forecast:1")
+    made = plan(name="demo", artefact=Artefact(kind="machine-image", format="qcow2"), images=(app,))
+    start = ImageVerdict(reference=app.reference, digest=app.target.digest, start_seconds=2.0)
+    verdict = Verdict(passed=True, accelerator="tcg", boot_seconds=30.0, images=(start,))
+    changes = {"artefact": made.artefact_name, "key": made.key, "plan": made, "verdict": verdict, "seconds": 5.0}
+    return Outcome(
+        record=record().model_copy(update=changes), folder=Path("demo/artefacts"), changed=True, start_pulled=9.0
     )

@@ -19,7 +19,7 @@ _MTIME = 1_600_000_000
 
 
 def folder(name: bytes, mode: int = 0o755, **fields: object) -> bytes:
-    return entry(name + b"/", b"5", **{"mode": mode, "mtime": _MTIME, **fields})
+    return entry(name + b"/", b"5", b"", **{"mode": mode, "mtime": _MTIME, **fields})
 
 
 def file(name: bytes, data: bytes = b"", mode: int = 0o644, **fields: object) -> bytes:

@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from parbake import pause
-from parbake.containerd import Client, Cri, Daemon, conventions
+from parbake.containerd import Client, Cri, Daemon
 from parbake.containerd.cri import log_text
 from parbake.model import Platform
 from parbake.reference import Reference
@@ -119,7 +119,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         bakes = {}
         for filesystem, keep in (("ext4", False), ("xfs", True)):
             artefact = {"kind": "volume", "filesystem": filesystem}
-            path = bakefile(folder / filesystem, images, base="none", artefact=artefact, keep_layers=keep)
+            keys = {"artefact": artefact, "keep_layers": keep, "size": "400MiB"}
+            path = bakefile(folder / filesystem, images, base="none", **keys)
             bakes[filesystem] = bake(path)
         assert traces(folder) == []
         began = time.time_ns()
@@ -156,7 +157,7 @@ def test_the_list_of_images(world: World, baked: tuple[dict[str, Any], Store]) -
     assert pulled == world.pulled.images
     assert pulled.keys() == set(world.names.values())
     assert set(store.images) - set(pulled) == {pause.REFERENCE}
-    assert all(labels == conventions.PINNED for labels in store.image_labels.values())
+    assert all(labels == {"io.cri-containerd.pinned": "pinned"} for labels in store.image_labels.values())
     assert all(labels == {} for labels in world.pulled.image_labels.values())
 
 

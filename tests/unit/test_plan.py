@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parbake.errors import InputError
-from parbake.model import GIB, MIB, Artefact, Base, Image, Platform
+from parbake.model import GIB, MIB, Artefact, Base, Image, Plan, Platform
 from parbake.plan import LARGEST_BAKED_SHARE, cautions, disk_size, make_plan, measure
 from tests.support.plans import image, layer
 
@@ -65,6 +65,25 @@ def test_images_are_sorted_so_that_their_order_in_the_file_does_not_matter() -> 
 def test_a_fixed_size_that_cannot_hold_the_images_is_refused_before_any_work() -> None:
     with pytest.raises(InputError, match="size: 20 MiB cannot hold"):
         _plan(image(), fixed_size=20 * MIB)
+
+
+def test_the_images_may_fit_into_a_base_that_does_not_grow() -> None:
+    def fixed(size: int) -> Plan:
+        return make_plan(
+            name="node",
+            platform=PLATFORM,
+            base=Base(kind="file", size=GIB),
+            artefact=Artefact(kind="machine-image"),
+            images=[image()],
+            sandbox=None,
+            fixed_size=size,
+        )
+
+    (caution,) = cautions(fixed(GIB))
+    assert "adds 0 MiB to the base's disk" in caution
+    assert cautions(fixed(2 * GIB)) == ()
+    with pytest.raises(InputError, match="at least 1024 MiB"):
+        fixed(GIB - MIB)
 
 
 def test_cautions() -> None:

@@ -29,6 +29,11 @@ _STAGING = ".parbake-staging"
 # Less free space than a file system in a file writes at once counts as none.
 _HOST_FULL = 4 * MIB
 
+NO_SANDBOX = (
+    "the base's containerd names no sandbox (pause) image: unless its configuration is written at boot, it will pull "
+    "the one that is compiled into it; set `sandbox` to that name (`containerd config default` on the base shows it)"
+)
+
 
 class LocalBuilder:
     """Fills on this machine; needs root, mounts, a loop device and containerd."""
@@ -70,7 +75,7 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
     raw, at = work / "disk.raw", work / "mnt"
     with events.stage("copy", "Copy the base"):
         disk.to_raw(ingredients.base, raw, events)
-        root = disk.find_root(raw)
+        root = disk.find_root(raw, called=ingredients.base)
         root = disk.grow(raw, root, plan.size)
         disk.grow_filesystem(raw, root.filesystem, at, offset=root.start, size=root.size)
     options = disk.FAST[root.filesystem]
@@ -103,6 +108,8 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
             remove_tree(staging)
         if sandbox:
             _check_sandbox(sandbox, store)
+        elif plan.artefact.kind == "machine-image" and plan.sandbox is None:
+            events.warn(NO_SANDBOX)
 
 
 @contextmanager

@@ -34,6 +34,8 @@ _PACKED = {
     b"PK\x03\x04": "zip",
 }
 _VHD_FOOTER = 512
+_CHECK_GOOD = {0, 3, 63}  # whole; clusters that nothing uses; no check for this format (qemu-img(1))
+_MOST_SAID = 1000
 # qemu-img's words for our formats. Clouds take streamOptimized VMDK and fixed VHD.
 _TARGETS: dict[str, list[str]] = {
     "qcow2": ["-O", "qcow2"],
@@ -110,6 +112,13 @@ def to_raw(source: Path, target: Path, events: Events) -> None:
     if info["format"] == "raw":
         copy_sparse(source, target, events)
         return
+    # Reading is no proof: what lies behind the end of a file that was cut off reads as zeros.
+    checked = run(["qemu-img", "check", "-f", info["format"], str(source)], check=False, timeout=600)
+    if checked.code not in _CHECK_GOOD:
+        said = f"{checked.stderr}\n{checked.text}".strip()
+        raise BadBase(
+            f"{source} is damaged or cut off (qemu-img check)\n{said[:_MOST_SAID]}", hint="copy or download it again"
+        )
     _qemu_convert(["-f", info["format"], "-O", "raw"], source, target)
 
 

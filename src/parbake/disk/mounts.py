@@ -82,13 +82,12 @@ def loop_device(image: Path, *, offset: int = 0, size: int = 0, read_only: bool 
 
 
 def _attach(image: Path, backing: int, offset: int, size: int, flags: int) -> tuple[int, str]:
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    control = _open_device("/dev/loop-control")
     try:
         name = os.fsencode(image)[:63]
         for _ in range(_BUSY_TRIES):
-            number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
-            path = f"/dev/loop{number}"
-            device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            path = f"/dev/loop{_free_number(control)}"
+            device = _open_device(path)
             for more in (_DIRECT_IO, 0):
                 config = _LOOP_CONFIG.pack(
                     backing, 0, 0, 0, 0, offset, size, 0, 0, 0, flags | more, name, b"", b"", 0, 0, *[0] * 8
@@ -106,7 +105,28 @@ def _attach(image: Path, backing: int, offset: int, size: int, flags: int) -> tu
             os.close(device)
     finally:
         os.close(control)
-    raise EnvironmentProblem("no loop device can be had", hint="are they all in use? `losetup -a` lists them")
+    raise EnvironmentProblem("no loop device can be had: all are in use", hint="`losetup -a` lists them")
+
+
+def _open_device(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_loop_device(error) from error
+
+
+def _free_number(control: int) -> int:
+    try:
+        return fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+    except OSError as error:
+        raise _no_loop_device(error) from error
+
+
+def _no_loop_device(error: OSError) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"no loop device can be had here ({error.strerror})",
+        hint="in a container, run it privileged with the host's /dev; elsewhere: modprobe loop",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from parbake.run import run
 
 _SECTOR = 512
 _PRIMARY_PARTITIONS = 4
+_PROTECTIVE = "ee"  # the type of the one MBR partition that covers a disk with a GPT
 _MBR_LIMIT = 2**32 * _SECTOR  # sectors are counted in 32 bits
 _FILE_SYSTEMS = ("ext4", "xfs")
 # What a root could hide in that cannot be filled offline, as blkid names it, and the words for it.
@@ -77,11 +79,12 @@ def _probe(image: Path, offset: int, size: int) -> str:
     return run([*command, str(image)], check=False).text.strip()
 
 
-def find_root(image: Path) -> Partition:
+def find_root(image: Path, *, called: Path | None = None) -> Partition:
     """Find the root file system of a raw disk image: the one with an os-release. Call within ``private_mounts``.
 
-    Raises BadBase that says what was found instead.
+    ``called`` is what errors call the image where it is a copy. Raises BadBase that says what was found instead.
     """
+    name = called or image
     size = image.stat().st_size
     candidates = partitions(image)
     whole = _probe(image, 0, 0)
@@ -89,9 +92,10 @@ def find_root(image: Path) -> Partition:
         candidates = (Partition(0, 0, size, filesystem=whole),)
     if not candidates:
         raise BadBase(
-            f"{image.name} is no disk image: it has neither a partition table nor a file system",
+            f"{name} is no disk image: it has neither a partition table nor a file system",
             hint="give a raw or qcow2 disk image of a machine that boots",
         )
+    _refuse_cut_off(name, candidates, size)
     roots = [
         candidate for candidate in candidates if candidate.filesystem in _FILE_SYSTEMS and _is_root(image, candidate)
     ]
@@ -100,11 +104,22 @@ def find_root(image: Path) -> Partition:
     closed = [_CLOSED[candidate.filesystem] for candidate in candidates if candidate.filesystem in _CLOSED]
     seen = ", ".join(closed) or ", ".join(filter(None, (candidate.filesystem for candidate in candidates))) or "nothing"
     raise BadBase(
-        f"no root file system was found in the base (it holds: {seen})",
+        f"no root file system was found in {name} (it holds: {seen})",
         hint="parbake fills ext4 and xfs roots with an /etc/os-release; the qemu and ec2 ways can bake onto others"
         if closed
         else "is this a disk image of a machine that boots?",
     )
+
+
+def _refuse_cut_off(name: Path, candidates: Sequence[Partition], size: int) -> None:
+    last = max(candidates, key=lambda candidate: candidate.end)
+    reason = ""
+    if last.type == _PROTECTIVE:  # without the header at its end, a disk with a GPT is no such disk any more
+        reason = "its GPT cannot be read, only the protective MBR before it"
+    elif last.end > size:
+        reason = f"it ends at {size} bytes, and its partition {last.number} at {last.end}"
+    if reason:
+        raise BadBase(f"{name} is cut off or damaged: {reason}", hint="copy or download it again")
 
 
 def _is_root(image: Path, candidate: Partition) -> bool:

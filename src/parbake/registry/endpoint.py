@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 from urllib3 import BaseHTTPResponse
 
-from parbake.errors import RegistryError, Unreachable
+from parbake.errors import BadContent, RegistryError, Unreachable
 from parbake.model import RegistryOptions
 from parbake.reference import DOCKER_HUB
 from parbake.registry.auth import Authorizer, read_challenges
@@ -140,11 +140,12 @@ class Endpoint:
             return Unreachable(
                 f"{self.host} speaks TLS, not plain HTTP", hint=f"remove registries.{self.host}.plain_http"
             )
-        if status == 429:
-            hint = "wait, log in (most registries allow more then), or set registries.HOST.mirrors"
-            return Transient(RegistryError(text, hint=hint), after=_retry_after(response))
+        if status == 416:
+            return BadContent(f"{text}: the registry has less of it than the manifest says")
         if status in _RETRIED:
             hint = "the registry has a problem of its own: try again later"
+            if status == 429:
+                hint = "wait, log in (most registries allow more then), or set registries.HOST.mirrors"
             return Transient(RegistryError(text, hint=hint), after=_retry_after(response))
         return RegistryError(text, hint="is this host a registry (does it speak the OCI distribution API)?")
 
