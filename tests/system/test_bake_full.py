@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from parbake import disk
+from parbake import disk, records
+from parbake.errors import DiskFull
+from parbake.workspace import work_folder
 from tests.support import disks
 from tests.support.bakes import Corner, Done
 from tests.support.images import image, layer, push
 from tests.support.leaks import files
+from tests.support.plans import record
 from tests.support.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
@@ -116,6 +119,25 @@ def test_the_hosts_disk_fills_up_wherever_it_may(tmp_path: Path, registry: Docke
             ended.append(stage)
     assert ended == ["trim", "convert", ""]
     assert corner.bake()["changed"] is True
+
+
+@pytest.mark.usefixtures("mounts")
+def test_the_record_does_not_fit(tmp_path: Path) -> None:
+    """The artefact is under its name by then: it goes again."""
+    corner, made = Corner(tmp_path / "record"), record()
+    with small_disk(corner, corner.output, 400), work_folder(corner.output, "bake") as work:
+        (work / "disk.raw").write_bytes(noise(1)[: 64 << 10])
+        with pytest.raises(OSError, match="No space left"):
+            (work / "ballast").write_bytes(bytes(1 << 20))
+        with (work / "ballast").open("r+b") as ballast:
+            ballast.truncate((work / "ballast").stat().st_size - 4096)  # for the note of what is being done
+        with pytest.raises(DiskFull, match=f"no space left for .*/{made.file_name}"):
+            records.release(work / "disk.raw", made, corner.output, work)
+        assert files(corner.output) == {str(path.relative_to(corner.output)) for path in work.iterdir()}
+        (work / "ballast").unlink()
+        (work / "disk.raw").write_bytes(b"again")
+        records.release(work / "disk.raw", made, corner.output, work)
+        assert [found for _, found in records.find(corner.output)] == [made]
 
 
 @pytest.mark.usefixtures("mounts")

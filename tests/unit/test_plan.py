@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from parbake.errors import InputError
 from parbake.model import GIB, MIB, Artefact, Base, Image, Plan, Platform
-from parbake.plan import LARGEST_BAKED_SHARE, cautions, disk_size, make_plan, measure
+from parbake.plan import LARGEST_BAKED_SHARE, cautions, disk_size, larger, make_plan, measure
 from tests.support.plans import image, layer
 
 PLATFORM = Platform(architecture="amd64")
@@ -108,3 +108,51 @@ def test_cautions() -> None:
         sandbox=image("localhost/p:1"),
     )
     assert cautions(whole) == ()
+
+
+def _sized(raw_size: int, size: int, *, fixed: bool = False) -> Plan:
+    made = _plan(image(layers=(layer("x", size=100 * MIB, raw_size=raw_size),)), fixed_size=size if fixed else 0)
+    assert isinstance(made, Plan)
+    return made.model_copy(update={"size": size})
+
+
+def test_a_disk_that_was_too_small_doubles_up_to_what_is_believable() -> None:
+    plan, sizes = _sized(0, GIB), []
+    while (bigger := larger(plan, bomb=True)) is not None:
+        assert bigger.key == plan.key
+        plan = bigger
+        sizes.append(plan.size // GIB)
+    assert sizes == [2, 4, 8, 11]  # 64 times 100 MiB, at 60 % of the disk
+
+
+def test_a_fixed_size_is_the_users() -> None:
+    assert larger(_sized(0, GIB, fixed=True), bomb=False) is None
+
+
+def test_a_layer_that_lies_about_its_size_gets_no_second_chance() -> None:
+    honest = _sized(250 * MIB, GIB)
+    assert larger(honest, bomb=True) is None
+    grown = larger(honest, bomb=False)  # many small files take more than their tar
+    assert grown
+    assert grown.size == 2 * GIB
+
+
+@given(st.integers(1, 40 * GIB), st.integers(0, 200 * GIB), st.integers(1, 64))
+def test_growing_ends(size: int, raw_size: int, gibibytes: int) -> None:
+    made = image(layers=(layer("x", size=size, raw_size=raw_size),))
+    plan = make_plan(
+        name="n",
+        platform=PLATFORM,
+        base=Base(kind="none"),
+        artefact=Artefact(kind="volume"),
+        images=[made],
+        sandbox=None,
+    ).model_copy(update={"size": gibibytes * GIB})
+    for _ in range(40):
+        bigger = larger(plan, bomb=False)
+        if bigger is None:
+            return
+        assert bigger.size > plan.size
+        assert bigger.size % GIB == 0
+        plan = bigger
+    pytest.fail("it grows for ever")

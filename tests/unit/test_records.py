@@ -8,6 +8,7 @@ import pytest
 from parbake import records
 from parbake.errors import InputError
 from parbake.model import Base
+from parbake.workspace import WORK, work_folder
 from tests.support.plans import digest, image, plan, record
 
 
@@ -90,3 +91,67 @@ def test_prune_removes_artefact_and_record(tmp_path: Path) -> None:
     old, new = _put(tmp_path, record("a", at=1)), _put(tmp_path, record("b", at=2))
     records.remove(tmp_path, records.decide_prune([old, new], keep=1))
     assert {entry.name for entry in tmp_path.iterdir()} == {new.artefact, new.file_name}
+
+
+def _release(folder: Path, made: records.Record, content: bytes = b"new") -> Path:
+    with work_folder(folder, "bake") as work:
+        (work / "disk.raw").write_bytes(content)
+        return records.release(work / "disk.raw", made, folder, work)
+
+
+def test_an_artefact_appears_with_its_record(tmp_path: Path) -> None:
+    made = record()
+    artefact = _release(tmp_path, made)
+    assert artefact.read_bytes() == b"new"
+    assert [found for _, found in records.find(tmp_path)] == [made]
+    again = made.model_copy(update={"seconds": 9.0})
+    _release(tmp_path, again, b"newer")
+    assert artefact.read_bytes() == b"newer"
+    assert [found for _, found in records.find(tmp_path)] == [again]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_artefact_whose_record_cannot_be_replaced_does_not_appear(tmp_path: Path) -> None:
+    made = record()
+    (tmp_path / made.file_name).mkdir()
+    with pytest.raises(OSError, match="directory"):
+        _release(tmp_path, made)
+    assert [path.name for path in tmp_path.iterdir()] == [made.file_name]
+
+
+def _dead(folder: Path, *artefacts: str) -> Path:
+    """Make what is left of a run that was killed while it added or removed these."""
+    work = folder / WORK / "bake.1.dead"
+    work.mkdir(parents=True)
+    (work / "unfinished").write_text("".join(f"{name}\n" for name in artefacts))
+    return work
+
+
+def test_what_a_killed_run_did_not_finish_goes_with_it(tmp_path: Path) -> None:
+    whole, half, mine = record("a"), record("b"), tmp_path / "mine.raw"
+    _put(tmp_path, whole)
+    (tmp_path / half.artefact).write_bytes(b"x")
+    mine.write_bytes(b"x")
+    work = _dead(tmp_path, whole.artefact, half.artefact, "never-came.raw")
+    assert records.sweep(tmp_path) == (tmp_path / half.artefact, work)
+    assert {path.name for path in tmp_path.iterdir()} == {whole.artefact, whole.file_name, mine.name}
+
+
+def test_what_a_living_run_is_at_waits_for_the_next_time(tmp_path: Path) -> None:
+    half = record()
+    (tmp_path / half.artefact).write_bytes(b"x")
+    work = _dead(tmp_path, half.artefact)
+    with records.in_use(tmp_path, half.artefact):
+        assert records.sweep(tmp_path) == ()
+    assert records.sweep(tmp_path) == (tmp_path / half.artefact, work)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prune_keeps_what_is_in_use(tmp_path: Path) -> None:
+    made = _put(tmp_path, record())
+    decisions = records.decide_prune([made], keep=0)
+    with records.in_use(tmp_path, made.artefact):
+        (decision,) = records.remove(tmp_path, decisions)
+    assert (decision.keep, decision.reason) == (True, "another parbake works on it")
+    assert records.remove(tmp_path, decisions) == decisions
+    assert list(tmp_path.iterdir()) == []
