@@ -21,10 +21,10 @@ from parbake import __version__, base, build, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
-from parbake.errors import ArtefactFull, InputError, LayerBomb, VerificationFailed
+from parbake.errors import ArtefactFull, DiskFull, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
 from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
-from parbake.plan import cautions, larger, make_plan
+from parbake.plan import cautions, larger, make_plan, measure
 from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
@@ -243,11 +243,24 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     started, clock = _now(), time.monotonic()
     with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
+        need_room(output, plan)
         ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events, run.registry.close)
         plan, baked = build_artefact(plan, builder, ingredients)
         record = describe(plan, baked, builder, base_path, started, clock, events)
         artefact = records.release(baked.path, record, output, work)
     return Finished(artefact, record, changed=True)
+
+
+def need_room(output: Path, plan: Plan) -> None:
+    """Raise DiskFull before any work when the output folder cannot hold the artefact, whatever the estimates are."""
+    sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
+    least = max(sizes.transfer, 0 if sizes.estimated else sizes.raw // 2)
+    total, used = disk.usage(output)
+    if total - used < least:
+        raise DiskFull(
+            f"{output} has {(total - used) // MIB} MiB of free space, and the images take more than {least // MIB} MiB",
+            hint="free some space, or move `output` to a larger disk",
+        )
 
 
 def build_artefact(plan: Plan, builder: Builder, ingredients: Ingredients) -> tuple[Plan, Baked]:

@@ -28,7 +28,8 @@ from typing import Any, Literal
 import urllib3
 import zstandard
 
-Compression = Literal["gzip", "zstd", "none"]
+Compression = Literal["gzip", "zstd", "zstd-stream", "none"]
+"""``zstd-stream``: as zstd, by a tool that did not know the length when it began, and so does not say it."""
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -111,6 +112,8 @@ def compress(data: bytes, compression: Compression) -> bytes:
         return gzip.compress(data, 6, mtime=0)
     if compression == "zstd":
         return zstandard.ZstdCompressor().compress(data)
+    if compression == "zstd-stream":
+        return zstandard.ZstdCompressor(write_content_size=False).compress(data)
     return data
 
 
@@ -122,7 +125,8 @@ def image(
     config: Mapping[str, Any] | None = None,
 ) -> Built:
     """Return an image of ``layers`` (tar bytes, bottom first); ``config`` is its ``config`` object (Cmd, Env, …)."""
-    suffix = {"gzip": ".gzip" if docker else "+gzip", "zstd": ".zstd" if docker else "+zstd", "none": ""}[compression]
+    packer = compression.removesuffix("-stream")
+    suffix = {"gzip": ".gzip" if docker else "+gzip", "zstd": ".zstd" if docker else "+zstd", "none": ""}[packer]
     media_type = (_DOCKER_LAYER if docker else _OCI_LAYER) + suffix
     blobs = [Blob(media_type, compress(data, compression)) for data in layers]
     diff_ids = tuple(sha256(data) for data in layers)

@@ -70,6 +70,7 @@ def machine(folder: Path, host: str, *, boots: bool = False) -> Corner:
     for name in ("usr/bin/containerd", "etc/containerd/config.toml"):
         corner.write(f"tree/{name}", "")
     base = disks.machine(folder / "base.raw", "dos" if boots else "gpt", "ext4", tree)
+    disks.sh("fallocate", "--dig-holes", base)
     if boots:
         with base.open("r+b") as disk:
             disk.write(b"\xeb\xfe")  # jmp $
