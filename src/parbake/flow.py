@@ -29,7 +29,7 @@ from parbake.records import Decision, Record, decide_prune
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
-from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree, work_folder
+from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree, room_for, work_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,8 @@ def sandbox_of(run: Kitchen) -> Image | None:
     # A `localhost/` name, such as that of EKS's nodes, can be pulled from nowhere: ours serves under it.
     if bakefile.sandbox == "auto" and not pause.available(bakefile.platform):
         return None
-    layout = pause.layout(run.cache / "pause", bakefile.platform)
+    with room_for(run.cache / "pause"):
+        layout = pause.layout(run.cache / "pause", bakefile.platform)
     image = Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
     return image.model_copy(update={"reference": str(reference)})
 
@@ -240,10 +241,10 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     """Bake: build the artefact in a work folder, then let it and its record appear together."""
     need_root("baking")
     output, events = run.bakefile.output, run.events
+    need_room(output, plan)
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     started, clock = _now(), time.monotonic()
     with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
-        need_room(output, plan)
         ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events, run.registry.close)
         plan, baked = build_artefact(plan, builder, ingredients)
         record = describe(plan, baked, builder, base_path, started, clock, events)

@@ -119,7 +119,11 @@ class Corner:
             "HOME": str(folder / "home"),
             **env,
         }
-        self._before = snapshot(folder)
+        self.look()
+
+    def look(self) -> None:
+        """Take what is there now as not leaked."""
+        self._before = snapshot(self.folder)
 
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
