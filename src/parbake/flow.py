@@ -105,6 +105,9 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         for caution in cautions(plan):
             events.warn(caution)
         output, name = run.bakefile.output, plan.artefact_name
+        finished = None if options.force else existing(output, plan)
+        if finished and (finished.record.verified or not options.verify):
+            return finished  # without a lock: nothing to do, also where nothing can be written
         records.sweep(output)
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
             finished = None if options.force else existing(output, plan)
