@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ class Running:
             cwd=cwd,
             start_new_session=True,
         )
+        # Whatever hangs is ended, so that its test fails instead of waiting for ever.
+        self._watchdog = threading.Timer(_LIMIT, self.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
 
     @property
     def pid(self) -> int:
@@ -101,6 +106,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watchdog.cancel()
         self.kill()
         self._popen.communicate()
 
@@ -132,12 +138,16 @@ class Corner:
         return path
 
     def start(self, *arguments: str, program: tuple[str, ...] = (sys.executable, "-m", "parbake")) -> Running:
-        """Start a command of parbake in a session of its own."""
-        return Running([*program, *arguments], self.env, self.folder)
+        """Start a command of parbake in a session of its own, to be killed or interrupted.
+
+        Its coverage is not measured: an interruption may come while coverage.py holds its lock, which then stays held.
+        """
+        env = {name: value for name, value in self.env.items() if not name.startswith("COVERAGE_")}
+        return Running([*program, *arguments], env, self.folder)
 
     def parbake(self, *arguments: str) -> Done:
         """Run a command of parbake to its end."""
-        with self.start(*arguments) as run:
+        with Running([sys.executable, "-m", "parbake", *arguments], self.env, self.folder) as run:
             return run.finish()
 
     def bake(self, *more: str) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_the_host_s_disk_is_full(place: Path, registry: DockerRegistry) -> None:
     path = bakefile(place, [f"{registry.host}/team/big:1"], base="none", size="256MiB")
     output = place / "artefacts"
     output.mkdir()
-    prefix = within(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", output])
+    prefix = within(["mount", "-t", "tmpfs", "-o", "size=36m", "tmpfs", output])
     bake(path, "--no-verify", prefix=prefix).refused(1, "DiskFull", "no space left")
 
 

@@ -29,7 +29,7 @@ BAKE = ("bake", "--no-verify", "--json", "--progress", "json")
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    data = random.Random(1).randbytes(2 << 20)  # noqa: S311 - nothing is secret
+    data = random.Random(1).randbytes(2 << 20)
     with DockerRegistry(tmp_path_factory.mktemp("registry")) as running:
         for tag in ("1", "2", "3"):
             push(running.url, "app", image(layer({"app": data, "version": tag.encode()})), tag)

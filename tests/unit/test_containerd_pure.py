@@ -163,12 +163,12 @@ def test_other_mounts_are_refused(mounts: tuple[Mount, ...]) -> None:
 
 @pytest.mark.parametrize("cri", [False, True])
 def test_the_configuration_is_confined(*, cri: bool) -> None:
-    root, folder = Path('/stores/one "two" \\ three é'), Path("/work/run")
+    root, folder = Path('/stores/one "two" \\ three é'), Path("/places/run")
     text = configuration(root, folder, folder / "sock", cri=cri, sandbox_image="localhost/pause:1")
     config = tomllib.loads(text)
     assert config["version"] == 2
     assert config["root"] == str(root)
-    assert config["grpc"]["address"] == "/work/run/sock"
+    assert config["grpc"]["address"] == "/places/run/sock"
     assert all(Path(config[key]).is_relative_to(folder) for key in ("state", "temp"))
     disabled = config["disabled_plugins"]
     assert ("io.containerd.grpc.v1.cri" in disabled) is not cri
