@@ -24,6 +24,7 @@ Reply = TypeVar("Reply", bound=Message)
 
 _LARGEST_MESSAGE = 64 << 20  # bytes; containerd's own limit is 16 MiB, a list may be that long
 _HANDSHAKE = 20.0  # seconds until the other side must have spoken HTTP/2
+_FAREWELL = 2.0  # seconds for closing
 _PUMP = 256 << 10
 LONGEST_SOCKET_PATH = 107  # bytes (unix(7): sun_path holds 108 with the closing zero)
 
@@ -125,7 +126,10 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; calls that are under way end with an error."""
-        self._channel.close()
+        # gRPC waits for the end of every call, also of one that Ctrl-C cut off inside it, which never comes.
+        closer = threading.Thread(target=self._channel.close, name="close-grpc", daemon=True)
+        closer.start()
+        closer.join(_FAREWELL)
         if self._bridge is not None:
             self._bridge.close()
         if self._folder >= 0:
