@@ -1,6 +1,6 @@
 """Write docs/reference from the program itself; `make docs` runs it, and a test fails when the pages are stale.
 
-Each page follows from one place: the commands of ``cli.py``, the JSON Schema of the Bakefile, the tree in
+Each page follows from one place: the commands of ``cli``, the JSON Schema of the Bakefile, the tree in
 ``errors.py``, the list in ``programs.py``, the ``Record`` and the ``Event``.
 """
 
@@ -229,7 +229,7 @@ def _value(value: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def errors_page() -> str:
     """Return the page of exit codes and errors."""
-    stated = re.search(r"Exit codes: (.*)\.", cli.__doc__ or "")
+    stated = re.search(r"Exit codes: (.*)\.", cli.door.__doc__ or "")
     assert stated
     codes = [part.partition(" ") for part in stated[1].split(", ")]
     text = "# Exit codes and errors\n\n" + table(("exit code", "meaning"), ((code, words) for code, _, words in codes))

@@ -1,0 +1,144 @@
+"""The door: arguments, rendering, exit codes. Only this room exits; everything below raises.
+
+Results go to standard output (one JSON document with ``--json``), everything else to standard error.
+Exit codes: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 verification said no, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from parbake import __version__
+from parbake.errors import InputError, Interrupted, ParbakeError, from_os_error
+
+if TYPE_CHECKING:
+    from parbake.events import Events
+
+app = typer.Typer(
+    name="parbake",
+    help="Bake container images into machine images and volumes, so that nodes start with nothing left to pull.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BakefilePath = Annotated[Path, typer.Option("-f", "--file", help="The Bakefile.", metavar="FILE")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
+Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, plain, json or none.", metavar="STYLE")]
+KeepWorkspace = Annotated[
+    bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging, and say where it is.")
+]
+What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
+# Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+DEFAULT_FILE = Path("parbake.yaml")
+_GO_ON = "run the same command again: it goes on where it can"
+
+
+@dataclass
+class Door:
+    """How this call talks: ``as_json`` and ``debug`` are set while arguments are read, ``answered`` once it has."""
+
+    as_json: bool = False
+    debug: bool = False
+    answered: bool = False
+
+
+door = Door()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"parbake {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Set what holds for every command."""
+    del version  # its callback has answered
+    door.debug = debug
+
+
+@contextmanager
+def opened_events(style: str) -> Iterator[Events]:
+    """Yield the stream of events, shown in a style; raises InputError for one that does not exist."""
+    from parbake.render import rendered
+
+    if style not in {"auto", "rich", "plain", "json", "none"}:
+        raise InputError(f"--progress {style}: no such style", hint="choose auto, rich, plain, json or none")
+    with rendered(style) as events:  # type: ignore[arg-type]  # checked above
+        yield events
+
+
+def answer(document: Any, text: Callable[[], str]) -> None:
+    """Print the result: the JSON document, or the text for people."""
+    door.answered = True
+    typer.echo(json.dumps(document, indent=2) if door.as_json else text())
+
+
+def output(file: Path) -> Path:
+    """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile."""
+    from parbake.bakefile import load
+
+    if file == DEFAULT_FILE and not file.exists():
+        return Path("artefacts")
+    return load(file).output
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted("stopped by SIGTERM", hint=_GO_ON)
+
+
+def _report(error: ParbakeError) -> int:
+    if door.debug:
+        traceback.print_exception(error)
+    if door.as_json and not door.answered:  # one document, whatever happens
+        typer.echo(json.dumps(error.to_json(), indent=2))
+    typer.echo(f"parbake: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"  next: {error.hint}", err=True)
+    return error.exit_code
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are told on standard error."""
+    door.as_json = door.debug = door.answered = False
+    try:
+        code = app(arguments, prog_name="parbake", standalone_mode=False)
+    except _UsageError as error:
+        error.show()
+        if "--json" in (sys.argv if arguments is None else arguments):
+            wrong = InputError(error.format_message(), hint="-h after a command shows what it takes")
+            typer.echo(json.dumps(wrong.to_json(), indent=2))
+        return InputError.exit_code
+    except ParbakeError as error:
+        return _report(error)
+    except OSError as error:
+        return _report(from_os_error(error))
+    if code == Interrupted.exit_code:
+        return _report(Interrupted("interrupted", hint=_GO_ON))
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Run as a program."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run())
