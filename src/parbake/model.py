@@ -308,6 +308,29 @@ class Verdict(Frozen):
     verified_at: str = ""
 
 
+class Snapshot(Frozen):
+    """A volume snapshot of a cloud. ``size`` is that of the volumes made from it, in bytes (0: unknown).
+
+    ``device`` is the device name under which a machine image maps it, empty for a volume by itself.
+    """
+
+    id: str
+    size: int = Field(default=0, ge=0)
+    device: str = ""
+
+
+class Published(Frozen):
+    """The artefact in one region of a cloud: what a rollout hands out, and what retention removes.
+
+    ``image`` is the machine image (an AMI), empty for a volume; ``snapshots`` are the machine image's, or the volume's.
+    ``account`` owns them (empty: unknown).
+    """
+
+    image: str = ""
+    snapshots: tuple[Snapshot, ...] = ()
+    account: str = ""
+
+
 class Readable(Protocol):
     """A stream of bytes: ``readinto`` fills a buffer and returns how much, 0 at the end."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from parbake.errors import DeadlineExceeded, InputError
-from parbake.model import Digest, Frozen, Plan, Verdict
+from parbake.model import Digest, Frozen, Plan, Published, Verdict
 from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -31,6 +31,7 @@ class Record(Frozen):
     ``size`` is the file's length, ``allocated`` what it takes on disk; ``seconds`` is how long the bake took and
     ``timings`` by stage, builds of images and of the base included;
     ``base_digest`` is the digest of the base image's bytes, empty without a base; ``sealed`` lists what was cleaned.
+    ``published`` says where the artefact is in clouds: by region, such as ``eu-central-1``.
     """
 
     artefact: str
@@ -48,6 +49,7 @@ class Record(Frozen):
     timings: dict[str, float] = Field(default_factory=dict)
     sealed: tuple[str, ...] = ()
     verdict: Verdict | None = None
+    published: dict[str, Published] = Field(default_factory=dict)
 
     @property
     def file_name(self) -> str:
@@ -184,14 +186,14 @@ def read(path: Path) -> Record:
 
 
 def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
-    """Return every record in a folder whose artefact is there too, oldest first."""
+    """Return every record in a folder whose artefact is there too, or published in a cloud; oldest first."""
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             record = read(path)
         except InputError:
             continue  # other people's JSON
-        if (folder / record.artefact).exists():
+        if record.published or (folder / record.artefact).exists():
             found.append((path, record))
     return tuple(sorted(found, key=lambda item: (item[1].finished_at, item[1].artefact)))
 

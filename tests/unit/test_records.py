@@ -7,7 +7,7 @@ import pytest
 
 from parbake import records
 from parbake.errors import InputError
-from parbake.model import Base
+from parbake.model import Base, Published, Snapshot
 from parbake.workspace import WORK, work_folder
 from tests.support.plans import digest, image, plan, record
 
@@ -51,6 +51,14 @@ def test_what_is_no_record_says_so(tmp_path: Path, text: str) -> None:
 def test_a_record_without_its_artefact_is_not_found(tmp_path: Path) -> None:
     records.write(tmp_path, record())
     assert records.find(tmp_path) == ()
+
+
+def test_a_record_of_what_is_published_needs_no_file(tmp_path: Path) -> None:
+    snapshot = Snapshot(id="snap-1", size=1 << 30, device="/dev/xvda")
+    made = record().model_copy(update={"published": {"eu-central-1": Published(image="ami-1", snapshots=(snapshot,))}})
+    path = records.write(tmp_path, made)
+    assert records.read(path) == made
+    assert records.find(tmp_path) == ((path, made),)
 
 
 def test_locate_by_file_record_name_and_key(tmp_path: Path) -> None:
