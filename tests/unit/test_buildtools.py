@@ -218,6 +218,7 @@ def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     [
         ("write /x: no space left on device", "DiskFull", "PARBAKE_CACHE"),
         ("exec /bin/sh: exec format error", "CommandFailed", "qemu-user-binfmt"),
+        ("creating build container: could not find 'netavark' in one of [/usr/libexec]", "CommandFailed", "netavark"),
         ("exit status 7", "CommandFailed", "says why"),
     ],
 )

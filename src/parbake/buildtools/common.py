@@ -113,6 +113,10 @@ def _failure(what: str, message: str, code: int, output: str) -> ParbakeError:
     """Judge how a tool failed (pure)."""
     if "no space left on device" in output:
         return DiskFull(f"{what}: no space left\n{output}", hint="free space, or set PARBAKE_CACHE to a larger disk")
+    if (
+        "could not find" in output and "netavark" in output
+    ):  # Debian: recommended by what buildah needs, and needed all the same
+        return CommandFailed(message, code=code, output=output, hint="apt-get install netavark")
     if "exec format error" in output.lower():
         hint = "to run another architecture's programs in a build: apt-get install qemu-user-binfmt"
         return CommandFailed(message, code=code, output=output, hint=hint)
