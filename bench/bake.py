@@ -17,6 +17,8 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench import limits
@@ -116,29 +118,34 @@ def contestants() -> list[Side]:
     return [side for side in sides if not side.missing()]
 
 
-def measure(names: list[str], rounds: int, folder: Path) -> dict[str, object]:
-    """Run the benchmark with images cached below ``folder``; return what the last line says."""
+@contextmanager
+def opened(folder: Path, name: str) -> Iterator[tuple[Shelf, Path]]:
+    """Yield the images cached below ``folder``, served, and a work folder; one benchmark at a time."""
     need_root("a benchmark of bakes")
-    sides = contestants()
-    events = Events(show)
     remove_leftovers(folder)
     with (
         lock(folder / "bake.lock", what="the benchmark"),
         serve_registry(folder / "registry", free_port()) as host,
-        work_folder(folder, "bake") as work,
+        work_folder(folder, name) as work,
         disk.private_mounts(),
     ):
-        shelf = Shelf(host, folder / "registry/content", work, events)
+        yield Shelf(host, folder / "registry/content", work, Events(show)), work
+
+
+def measure(names: list[str], rounds: int, folder: Path) -> dict[str, object]:
+    """Run the benchmark with images cached below ``folder``; return what the last line says."""
+    sides = contestants()
+    with opened(folder, "bake") as (shelf, work):
         known = recipes(shelf)
         images = [shelf.get(known[name]) for name in names]
-        return {image.name: compare(image, shelf, sides, rounds, work) for image in images}
+        return {image.name: compare(image, shelf, sides, rounds, work) for image in images if rounds}
 
 
 def main() -> None:
     """Read the arguments, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", default=",".join(IMAGES), help="which images, with commas between")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side bakes each image")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side bakes; 0 only makes the images")
     options = parser.parse_args()
     names = options.images.split(",")
     if unknown := set(names) - set(IMAGES):

@@ -17,7 +17,7 @@ from parbake.errors import BadContent, RegistryError
 from parbake.model import Descriptor
 from parbake.registry.endpoint import Endpoint, Missing
 from parbake.registry.retry import Meter, Patience, Transient
-from parbake.registry.transport import translate
+from parbake.registry.transport import receive, translate
 
 # One read from the socket: large enough that Python's share does not count, small enough for the processor's cache.
 _PIECE = 256 << 10
@@ -50,11 +50,10 @@ class Blob:
         wanted = min(len(buffer), self._descriptor.size - self._position)
         filled = 0
         while filled < wanted:
-            data = self._piece(min(wanted - filled, _PIECE))
-            buffer[filled : filled + len(data)] = data
-            filled += len(data)
-            self._position += len(data)
-            self._backoff.progress(len(data))
+            count = self._piece(buffer[filled : min(wanted, filled + _PIECE)])
+            filled += count
+            self._position += count
+            self._backoff.progress(count)
         if self._position == self._descriptor.size:
             self._finish()
         return filled
@@ -73,12 +72,12 @@ class Blob:
             self._response.close()
             self._response = None
 
-    def _piece(self, most: int) -> bytes:
+    def _piece(self, buffer: memoryview) -> int:
         while True:
             try:
                 if self._response is None:
                     self._connect()
-                return self._receive(most)
+                return self._receive(buffer)
             except (Transient, Missing, RegistryError) as failure:
                 self._recover(failure)
 
@@ -138,22 +137,23 @@ class Blob:
         self._exact = end == self._descriptor.size
 
     def _skip(self, count: int) -> None:
+        nowhere = memoryview(bytearray(min(count, _PIECE)))
         while count > 0:
-            count -= len(self._receive(min(count, _PIECE)))
+            count -= self._receive(nowhere[:count])
 
-    def _receive(self, most: int) -> bytes:
-        """Return what the socket has, up to ``most`` bytes: at least one."""
+    def _receive(self, buffer: memoryview) -> int:
+        """Fill the start of ``buffer`` with what the socket has; return the count, at least one."""
         if self._response is None:
             raise Transient(RegistryError(f"{self._what}: not connected"))
         started = time.monotonic()
         try:
-            data = self._response.read1(most, decode_content=False)
+            count = receive(self._response, buffer)
         except (HTTPError, OSError) as error:
             raise translate(error, f"{self._what} from {self._endpoints[0].host}") from error
-        self._meter.add(len(data), time.monotonic() - started)
-        if not data:
+        self._meter.add(count, time.monotonic() - started)
+        if not count:
             raise Transient(self._wrong_size(f"over after {self._position} bytes"))
-        return data
+        return count
 
     def _finish(self) -> None:
         """See that nothing follows; an answer of a stated length cannot go on, so only others are asked."""

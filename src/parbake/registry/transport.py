@@ -6,6 +6,7 @@ is under way in other threads, so that Ctrl-C does not wait for a silent server.
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import socket
 import ssl
@@ -79,7 +80,7 @@ class Transport:
         self.patience = patience
         self.closing = threading.Event()
         self._lock = threading.Lock()
-        self._managers: dict[tuple[str, str], urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, str, str], urllib3.PoolManager] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._schemes: dict[str, str] = {}
         self._live = _Live()
@@ -195,13 +196,15 @@ class Transport:
         if not is_loopback(urlsplit(url).netloc) and not urllib.request.proxy_bypass(host):
             proxy = urllib.request.getproxies().get(scheme, "")
         with self._lock:
-            manager = self._managers.get((proxy, ca))
+            manager = self._managers.get((scheme, proxy, ca))
             if manager is None:
-                manager = self._managers[proxy, ca] = self._new_manager(proxy, ca)
+                manager = self._managers[scheme, proxy, ca] = self._new_manager(scheme, proxy, ca)
         return manager
 
-    def _new_manager(self, proxy: str, ca: str) -> urllib3.PoolManager:
-        choices: dict[str, Any] = {"maxsize": _POOL_SIZE, "num_pools": 32, "ssl_context": self._context(ca)}
+    def _new_manager(self, scheme: str, proxy: str, ca: str) -> urllib3.PoolManager:
+        choices: dict[str, Any] = {"maxsize": _POOL_SIZE, "num_pools": 32}
+        if ca or "https" in {scheme, urlsplit(proxy).scheme}:  # plain HTTP need not wait until all authorities are read
+            choices["ssl_context"] = self._context(ca)
         manager: urllib3.PoolManager
         if proxy:
             parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
@@ -266,6 +269,17 @@ class _Live:
                 _cut(connection)
 
 
+class _Answer(http.client.HTTPResponse):
+    """An answer whose body can be read without a copy."""
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Let one read of the socket fill the start of ``buffer``; return the count, 0 when nothing comes any more."""
+        count = self.fp.readinto1(buffer)
+        if self.length is not None:
+            self.length -= count
+        return count
+
+
 class _Watched(HTTPConnection):
     """A connection that can be cut from another thread, and whose server must answer in time.
 
@@ -274,6 +288,13 @@ class _Watched(HTTPConnection):
 
     live: _Live
     limit: float
+    answer: _Answer | None = None
+    """What came last."""
+
+    def response_class(self, *arguments: Any, **choices: Any) -> _Answer:  # type: ignore[override]
+        """Make the object for an answer (``http.client`` calls this where its own class is by default)."""
+        self.answer = _Answer(*arguments, **choices)
+        return self.answer
 
     def connect(self) -> None:
         super().connect()
@@ -289,6 +310,27 @@ class _Watched(HTTPConnection):
             timer.cancel()
 
 
+def receive(response: BaseHTTPResponse, buffer: memoryview) -> int:
+    """Read what the socket has into ``buffer``: at least one byte, 0 at the end. Raises HTTPError, OSError.
+
+    A body of a stated length goes straight from the socket (or out of TLS) into the buffer. Its last byte goes through
+    urllib3, which then sees the end and keeps the connection.
+    """
+    connection, left = response.connection, response.length_remaining
+    answer = connection.answer if isinstance(connection, _Watched) else None
+    if answer is not None and answer.length == left and left is not None and left > 1:
+        try:
+            count = answer.receive_into(buffer[: left - 1])
+        except ssl.SSLError as error:
+            raise SSLError(error) from error
+        if count:
+            response.length_remaining = left - count
+            return count
+    data = response.read1(len(buffer), decode_content=False)
+    buffer[: len(data)] = data
+    return len(data)
+
+
 def _cut(connection: HTTPConnection) -> None:
     if connection.sock is not None:
         with suppress(OSError):
@@ -298,7 +340,7 @@ def _cut(connection: HTTPConnection) -> None:
 def _speaks_tls(host: str) -> bool:
     """Ask a loopback server; says nothing and trusts nothing, so the certificate does not matter here."""
     parts = urlsplit(f"//{host}")
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     address = (parts.hostname or "", parts.port or _PORTS["https"])
