@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 # Unit tests first: what is cheap to find out is found out first.
-TESTS := tests/unit tests/golden tests/system tests/vm
+TESTS := tests/unit tests/golden tests/aws tests/system tests/vm
 
 .PHONY: help setup packages lint test test-unit demo docs proto bench-bake clean
 
@@ -30,7 +30,7 @@ test: setup lint ## Run every test, with coverage
 	$(BIN)/pytest $(TESTS) -ra --durations=10 --cov --cov-report=term --cov-fail-under=85
 
 test-unit: setup ## Run the quick tests: no root, no virtual machine
-	$(BIN)/pytest tests/unit tests/golden
+	$(BIN)/pytest tests/unit tests/golden tests/aws
 
 demo: setup ## Bake the sample application and boot the result: the main job, end to end
 	@$(BIN)/parbake demo

@@ -50,6 +50,7 @@ ENVIRONMENT: Final = {
     "XDG_RUNTIME_DIR": "`containers/auth.json` below it is looked into as well (Podman's logins).",
     "XDG_CONFIG_HOME": "So is `containers/auth.json` below this folder. Default: `~/.config`.",
     "XDG_CACHE_HOME": "Replaces `~/.cache` in that default.",
+    "AWS_REGION": "The region of AWS where the Bakefile names none. boto3 reads its other usual variables.",
     "SOURCE_DATE_EPOCH": "The time of all files in images that are built, in seconds since 1970.",
 }
 """Every variable that parbake itself reads."""

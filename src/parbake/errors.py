@@ -23,6 +23,11 @@ A library caller catches ``ParbakeError`` or any branch of it::
     │   └── LayerBomb                   inflates beyond its bound
     ├── RuntimeFault                1   containerd answered with an error
     ├── MachineFault                1   a virtual machine did not start, or stopped answering
+    ├── AwsFault                    1   AWS answered with an error, or could not be asked
+    │   ├── AwsNoAccess                 no credentials, expired ones, or an action that they do not allow
+    │   ├── AwsLimit                    a quota, no capacity, or throttled for too long
+    │   └── AwsNotFound                 no such image, snapshot, subnet, parameter, …
+    ├── BakeFailed                  1   the guest that bakes gave up; the message ends with its own log
     ├── VerificationFailed          3   the artefact does not do what its record promises
     └── Interrupted                 130 Ctrl-C or SIGTERM
 """
@@ -183,6 +188,38 @@ class MachineFault(ParbakeError):
     """A virtual machine did not start or stopped answering; the message ends with its console's last lines."""
 
     usual_hint = "try again; --keep-workspace keeps the log of the console"
+
+
+class AwsFault(ParbakeError):
+    """AWS answered with an error, or could not be asked. ``code`` is AWS's own word for it, where there is one."""
+
+    usual_hint = "try again; if it stays so, the AWS Health Dashboard and the account's administrators know more"
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class AwsNoAccess(AwsFault):
+    """No credentials, expired ones, or ones that do not allow the action."""
+
+    usual_hint = "`parbake iam` prints the policies that this Bakefile needs"
+
+
+class AwsLimit(AwsFault):
+    """A quota is used up, there is no capacity, or AWS throttled for longer than is worth waiting."""
+
+
+class AwsNotFound(AwsFault):
+    """AWS knows no such thing in this account and region."""
+
+    usual_hint = "check its id and the region (`aws.region` in the Bakefile, or AWS_REGION)"
+
+
+class BakeFailed(ParbakeError):
+    """The guest that bakes gave up, or its machine ended without a verdict; the message ends with the guest's log."""
+
+    usual_hint = "the guest's log above says why; correct it, and run the same command again"
 
 
 class VerificationFailed(ParbakeError):

@@ -113,7 +113,7 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
             finished = None if options.force else existing(output, plan)
             verified = finished is not None and finished.record.verified
             provable = options.verify and not verified and can_boot(plan, events)
-            finished = finished or make(run, plan, LocalBuilder(), keep_workspace=options.keep_workspace)
+            finished = finished or make(run, plan, builder_of(run.bakefile), keep_workspace=options.keep_workspace)
             if provable:
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
     return finished
@@ -184,11 +184,14 @@ def _wishes(entry: ImageEntry) -> dict[str, object]:
 def decide(run: Kitchen, images: list[Image]) -> Plan:
     """Make the plan from the Bakefile and what its images resolved to."""
     bakefile = run.bakefile
+    artefact, aws = bakefile.artefact, bakefile.aws
+    if artefact.in_cloud:
+        artefact = artefact.model_copy(update={"encrypted": aws.encrypted, "kms_key": aws.kms_key or ""})
     return make_plan(
         name=bakefile.name,
         platform=bakefile.platform,
         base=base_of(run),
-        artefact=bakefile.artefact,
+        artefact=artefact,
         images=images,
         sandbox=sandbox_of(run),
         keep_layers=bakefile.keep_layers,
@@ -209,6 +212,21 @@ def base_of(run: Kitchen) -> Base:
             assert choice.path
             file = disk.describe(choice.path, run.cache, run.events)
             return Base(kind="file", identity=file.digest, path=str(choice.path), size=file.virtual_size)
+        case "ami":
+            from parbake import aws  # loads only where AWS is asked
+
+            assert choice.ami
+            image = aws.find_source(choice.ami, run.bakefile.platform, run.bakefile.aws.region or "")
+            return Base(kind="ami", identity=image.id, size=image.size)
+
+
+def builder_of(bakefile: Bakefile) -> Builder:
+    """Return the builder that the Bakefile names."""
+    match bakefile.builder:
+        case "local":
+            return LocalBuilder()
+        case other:
+            raise InputError(f"the builder {other} is not there yet", hint="write builder: local")
 
 
 def sandbox_of(run: Kitchen) -> Image | None:
@@ -217,7 +235,7 @@ def sandbox_of(run: Kitchen) -> Image | None:
     A base of the user's brings its own; the builder checks that its runtime's sandbox image is there.
     """
     bakefile = run.bakefile
-    if bakefile.sandbox == "none" or (bakefile.sandbox == "auto" and bakefile.base.kind == "file"):
+    if bakefile.sandbox == "none" or (bakefile.sandbox == "auto" and bakefile.base.kind in {"file", "ami"}):
         return None
     name = pause.REFERENCE if bakefile.sandbox == "auto" else bakefile.sandbox
     reference = Reference.parse(name)
@@ -298,6 +316,8 @@ def find_base(run: Kitchen, plan: Plan) -> Path | None:
             )
         case "file":
             return Path(plan.base.path)
+        case "ami":
+            return None  # it lies in EC2
 
 
 def describe(

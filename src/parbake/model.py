@@ -203,27 +203,89 @@ class Base(Frozen):
     """What the images are baked onto.
 
     ``identity`` names the content for the content key: the digest of the file for ``file``, the digest of the recipe
-    for ``debian``, empty for ``none``. ``path`` is where the file lies on this machine and is no part of the key.
+    for ``debian``, the id of the AMI for ``ami`` (its content never changes), empty for ``none``. ``path`` is where
+    the file lies on this machine and is no part of the key.
     """
 
-    kind: Literal["debian", "file", "none"]
+    kind: Literal["debian", "file", "none", "ami"]
     identity: str = ""
     path: str = ""
     size: int = Field(default=0, ge=0)
 
 
 class Artefact(Frozen):
-    """What comes out: a bootable machine image or a volume for a node's second disk."""
+    """What comes out: a bootable machine image or a volume for a node's second disk.
+
+    ``ami`` and ``snapshot`` are formats of no file: such an artefact lies in EC2. ``encrypted`` and ``kms_key`` (the
+    key as the user names it; empty: the account's default) are of those alone.
+    """
 
     kind: Literal["machine-image", "volume"]
-    format: Literal["raw", "qcow2", "vmdk", "vhd"] = "raw"
+    format: Literal["raw", "qcow2", "vmdk", "vhd", "ami", "snapshot"] = "raw"
     filesystem: Literal["ext4", "xfs"] = "ext4"
+    encrypted: bool = False
+    kms_key: str = ""
 
     @model_validator(mode="after")
     def _volume_is_raw(self) -> Self:
-        if self.kind == "volume" and self.format != "raw":
+        if self.kind == "volume" and self.format not in {"raw", "snapshot"}:
             raise ValueError("a volume is raw: clouds and `mount -o loop` take nothing else")
+        if self.kind == "machine-image" and self.format == "snapshot":
+            raise ValueError("a machine image in EC2 is an AMI; only a volume is a bare snapshot")
         return self
+
+    @property
+    def in_cloud(self) -> bool:
+        """Whether the artefact lies in a cloud and is no file."""
+        return self.format in {"ami", "snapshot"}
+
+    @property
+    def file_format(self) -> str:
+        """The format of the file that is made on this machine: raw for what is then sent to a cloud."""
+        return "raw" if self.in_cloud else self.format
+
+
+class AmiSource(Frozen):
+    """Which AMI to bake onto: exactly one of ``id``, ``name`` (a filter with wildcards), ``ssm``, ``eks``.
+
+    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow the filter; ``kubernetes``
+    and ``gpu`` (``nvidia``, ``neuron``) go with ``eks``.
+    """
+
+    id: str = ""
+    name: str = ""
+    owner: str = ""
+    architecture: str = ""
+    ssm: str = ""
+    eks: Literal["", "al2023", "al2", "bottlerocket", "ubuntu"] = ""
+    kubernetes: str = ""
+    gpu: Literal["", "nvidia", "neuron"] = ""
+
+    def parameter(self, platform: Platform) -> str:
+        """Return the name of the SSM public parameter that holds the id of the AMI for a platform.
+
+        Sources: Amazon EKS user guide, "Retrieve recommended Amazon Linux AMI IDs" and "… Bottlerocket AMI IDs";
+        Canonical, "Find Ubuntu images on AWS".
+        """
+        arm, version = platform.architecture == "arm64", self.kubernetes
+        machine = "arm64" if arm else "x86_64"
+        match self.eks:
+            case "al2023":
+                kind = self.gpu or "standard"
+                folder = f"/aws/service/eks/optimized-ami/{version}/amazon-linux-2023/{machine}/{kind}"
+                return f"{folder}/recommended/image_id"
+            case "al2":
+                suffix = "-gpu" if self.gpu else "-arm64" if arm else ""
+                return f"/aws/service/eks/optimized-ami/{version}/amazon-linux-2{suffix}/recommended/image_id"
+            case "bottlerocket":
+                variant = f"aws-k8s-{version}" + (f"-{self.gpu}" if self.gpu else "")
+                return f"/aws/service/bottlerocket/{variant}/{machine}/latest/image_id"
+            case "ubuntu":
+                minor = int(version.partition(".")[2] or 0)
+                release, disk = ("24.04", "gp3") if minor > 30 else ("22.04" if minor > 28 else "20.04", "gp2")
+                folder = f"/aws/service/canonical/ubuntu/eks/{release}/{version}/stable/current"
+                return f"{folder}/{platform.architecture}/hvm/ebs-{disk}/ami-id"
+        return self.ssm
 
 
 # What a plan holds for people or for later steps, without any effect on the artefact's content.
@@ -258,6 +320,9 @@ class Plan(Frozen):
     def key(self) -> str:
         """The content key: 64 hex digits that follow from everything that shapes the artefact, on any machine."""
         content = self.model_dump(mode="json", exclude={**_NOT_IN_KEY, "size": not self.size_is_fixed})
+        for later in ("encrypted", "kms_key"):  # came later: where unused, keys are those of before
+            if not content["artefact"][later]:
+                del content["artefact"][later]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
@@ -295,12 +360,13 @@ class ImageVerdict(Frozen):
 class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
+    ``ec2`` was a launch of the AMI there.
     With the accelerator ``none`` nothing was booted: the artefact is for another architecture than this machine.
     ``warnings`` are what a reader should know of an artefact that passed.
     """
 
     passed: bool
-    accelerator: Literal["kvm", "tcg", "none"]
+    accelerator: Literal["kvm", "tcg", "ec2", "none"]
     boot_seconds: float | None = None
     images: tuple[ImageVerdict, ...] = ()
     problems: tuple[str, ...] = ()

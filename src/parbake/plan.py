@@ -80,7 +80,7 @@ def make_plan(
     sizes = measure(everything, keep_layers=keep_layers)
     baked = 0 if sizes.estimated else sizes.baked
     # How much of a disk of the user's is free, only a look into it tells: the images may fit into that.
-    least = max(base.size, baked) if base.kind == "file" else base.size + baked
+    least = max(base.size, baked) if base.kind in {"file", "ami"} else base.size + baked
     if fixed_size and fixed_size < least:
         raise InputError(
             f"size: {fixed_size // MIB} MiB cannot hold the base and the images, which take at least "
@@ -119,7 +119,7 @@ def cautions(plan: Plan) -> tuple[str, ...]:
     found = []
     sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
     added = plan.size - plan.base.size
-    if plan.size_is_fixed and sizes.baked > added and plan.base.kind == "file":
+    if plan.size_is_fixed and sizes.baked > added and plan.base.kind in {"file", "ami"}:
         found.append(
             f"the fixed `size` adds {added // MIB} MiB to the base's disk, and the images take about "
             f"{-(-sizes.baked // MIB)} MiB: the rest has to fit into what is free in the base"

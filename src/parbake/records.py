@@ -31,12 +31,13 @@ class Record(Frozen):
     ``size`` is the file's length, ``allocated`` what it takes on disk; ``seconds`` is how long the bake took and
     ``timings`` by stage, builds of images and of the base included;
     ``base_digest`` is the digest of the base image's bytes, empty without a base; ``sealed`` lists what was cleaned.
-    ``published`` says where the artefact is in clouds: by region, such as ``eu-central-1``.
+    ``published`` says where the artefact is in clouds: by region, such as ``eu-central-1``, the bake's own first.
+    ``sha256`` is empty for what exists there alone, unless it was made of a file here.
     """
 
     artefact: str
     key: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     size: int
     allocated: int
     builder: str
@@ -73,7 +74,7 @@ def to_statement(record: Record) -> dict[str, object]:
         )
     return {
         "_type": STATEMENT,
-        "subject": [{"name": record.artefact, "digest": {"sha256": record.sha256}}],
+        "subject": _subjects(record),
         "predicateType": PROVENANCE,
         "predicate": {
             "buildDefinition": {
@@ -92,6 +93,18 @@ def to_statement(record: Record) -> dict[str, object]:
         },
         "parbake": record.model_dump(mode="json"),
     }
+
+
+def _subjects(record: Record) -> list[dict[str, object]]:
+    """Return what the statement is about: the file by its digest, or what lies in a cloud by ids that never change."""
+    subjects: list[dict[str, object]] = []
+    if record.sha256:
+        subjects.append({"name": record.artefact, "digest": {"sha256": record.sha256}})
+    for region, there in record.published.items():
+        ids = {"awsImageId": there.image} if there.image else {"awsSnapshotId": there.snapshots[0].id}
+        uri = f"aws://{region}/{there.image or there.snapshots[0].id}"
+        subjects.append({"name": f"{record.artefact}@{region}", "uri": uri, "digest": ids})
+    return subjects
 
 
 def _digest_set(digest: str) -> dict[str, str]:

@@ -268,6 +268,12 @@ version: 1
 images:
 {images}
 
+# How to bake: local (default) fills a disk here; qemu boots the base and lets it bake; ec2 does so with an AMI, packer
+# leaves that to Packer, and ebs sends what is baked here to EC2. With these three, the base can be an AMI:
+#   base: {{eks: al2023, kubernetes: "1.33"}} (al2, bottlerocket, ubuntu; gpu: nvidia), ami-0123456789abcdef0,
+#   {{ami_filter: {{name: "my-node-*", owner: self}}}}, {{ssm: /parameter/with/the/id}}
+#builder: local
+
 # What to bake onto: debian (default), none (for a volume), {{file: disk.qcow2}} (raw or qcow2, with containerd inside),
 # or debian with choices; a new serial (any text) builds the base anew, with the packages of that day.
 #base: {{debian: {{packages: [htop], serial: "{today}"}}}}
@@ -298,6 +304,12 @@ images:
 #    plain_http: true
 #    credentials: none
 #    mirrors: [mirror.example.com]
+
+# Where and how to bake in EC2, and what becomes of the result there; the reference has all keys.
+#aws:
+#  region: eu-west-1
+#  instance_profile: parbake-bake
+#  tags: {{team: platform}}
 
 # The folder for artefacts and their records.
 #output: artefacts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import base
-from parbake.model import Image, Plan, Verdict
+from parbake.model import Image, Plan, Published, Verdict
 from parbake.plan import measure
 from parbake.records import Decision, Record
 from parbake.render import human_bytes
@@ -101,6 +101,8 @@ def _base(plan: Plan) -> str:
             return "none"
         case "debian":
             return f"debian, recipe {plan.base.identity.removeprefix('sha256:')[:12]}"
+        case "ami":
+            return f"{plan.base.identity} ({human_bytes(plan.base.size)})"
         case _:
             return f"{plan.base.path} ({human_bytes(plan.base.size)})"
 
@@ -154,12 +156,17 @@ def finished_text(finished: Finished) -> str:
 def record_text(artefact: Path, record: Record) -> str:
     """Return one record for people."""
     times = ", ".join(f"{name} {value:.1f} s" for name, value in record.timings.items())
-    size = f"{human_bytes(record.size)}, {human_bytes(record.allocated)} on disk"
-    rows = [
-        ("artefact", artefact),
+    size = human_bytes(record.size) + (
+        "" if record.published and not record.allocated else f", {human_bytes(record.allocated)} on disk"
+    )
+    where: list[tuple[str, object]] = [("artefact", artefact)]
+    if record.published:
+        where = [("artefact", "\n".join(_place(*each) for each in record.published.items()))]
+    rows: list[tuple[str, object]] = [
+        *where,
         ("record", artefact.with_name(record.file_name)),
         ("size", size),
-        ("sha256", record.sha256),
+        *([("sha256", record.sha256)] if record.sha256 else []),
         ("key", record.key),
         ("baked", f"{record.finished_at} by {record.builder}, parbake {record.parbake}"),
         ("times", times or "-"),
@@ -168,6 +175,10 @@ def record_text(artefact: Path, record: Record) -> str:
     if record.verdict is None:
         return table([*rows, ("verified", "not yet: `parbake verify` boots it")])
     return f"{table(rows)}\n\n{verdict_table(record.verdict)}"
+
+
+def _place(region: str, there: Published) -> str:
+    return f"{there.image or 'snapshot'} in {region} ({', '.join(each.id for each in there.snapshots)})"
 
 
 def records_text(found: Sequence[tuple[Path, Record]]) -> str:

@@ -228,7 +228,8 @@ def test_a_loaded_bakefile_is_frozen_and_can_be_printed(folder: Path) -> None:
         bakefile.name = "other"  # type: ignore[misc]
     dumped = json.loads(bakefile.model_dump_json())
     assert dumped["images"][1]["startup"]["up"] == {"kind": "http", "port": 8080, "path": "/healthz"}
-    assert dumped["base"] == {"kind": "debian", "path": None, "packages": ["curl", "htop"], "serial": "2026-11-24"}
+    base = {"kind": "debian", "path": None, "packages": ["curl", "htop"], "serial": "2026-11-24", "ami": None}
+    assert dumped["base"] == base
     assert dumped["artefact"]["format"] == "vmdk"
 
 
@@ -375,3 +376,40 @@ def _as_read(value: object, key: str = "") -> object:
     if value is None or isinstance(value, str) or key in {"version", "keep_layers", "tcp"}:
         return value
     return json.dumps(value)
+
+
+AWS_FILE = """
+version: 1
+images: [a.example/b:1]
+builder: ec2
+base: {eks: al2023, kubernetes: 1.33, gpu: nvidia}
+aws:
+  region: eu-west-1
+  instance_types: m7i.large
+  volume: {iops: 4000, throughput: 1000}
+  encrypted: true
+  kms_key: alias/nodes
+  tags: {team: 12}
+  share_with: [123456789012]
+  deprecate_after: 90d
+  time_limit: 20m
+"""
+
+
+def test_a_bake_in_ec2(tmp_path: Path) -> None:
+    (tmp_path / "parbake.yaml").write_text(AWS_FILE)
+    found = load(tmp_path / "parbake.yaml")
+    assert found.base.ami
+    assert (found.base.kind, found.base.ami.eks, found.base.ami.kubernetes) == ("ami", "al2023", "1.33")
+    assert (found.artefact.kind, found.artefact.format) == ("machine-image", "ami")
+    assert found.aws.instance_types == ("m7i.large",)
+    assert (found.aws.deprecate_after, found.aws.time_limit) == (90, 1200.0)
+    assert found.aws.tags == {"team": "12"}
+    assert found.aws.share_with == ("123456789012",)
+
+
+def test_a_volume_for_ec2_is_a_snapshot(tmp_path: Path) -> None:
+    (tmp_path / "parbake.yaml").write_text("version: 1\nimages: [a.example/b:1]\nbase: none\nbuilder: ebs\n")
+    found = load(tmp_path / "parbake.yaml")
+    assert (found.artefact.kind, found.artefact.format) == ("volume", "snapshot")
+    assert found.artefact.file_format == "raw"

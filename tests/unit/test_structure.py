@@ -17,6 +17,7 @@ FLOORS: dict[int, set[str]] = {
     0: {"model", "errors", "reference"},
     1: {"run", "events", "workspace", "yamltext"},
     2: {
+        "aws",
         "bakefile",
         "manifests",
         "starter",

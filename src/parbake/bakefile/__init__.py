@@ -1,7 +1,9 @@
 """The Bakefile: what to bake, onto what base, into what artefact. YAML in, frozen and checked data out."""
 
-from parbake.bakefile.file import Bakefile, advice, schema
+from parbake.bakefile.aws import AwsSection
+from parbake.bakefile.bases import BaseChoice
+from parbake.bakefile.file import IN_EC2, Bakefile, advice, schema
 from parbake.bakefile.loading import load
-from parbake.bakefile.sections import BaseChoice, Build, ImageEntry
+from parbake.bakefile.sections import Build, ImageEntry
 
-__all__ = ["Bakefile", "BaseChoice", "Build", "ImageEntry", "advice", "load", "schema"]
+__all__ = ["IN_EC2", "AwsSection", "Bakefile", "BaseChoice", "Build", "ImageEntry", "advice", "load", "schema"]

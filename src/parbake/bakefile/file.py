@@ -13,7 +13,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 from pydantic.json_schema import GenerateJsonSchema
 
-from parbake.bakefile.sections import ArtefactText, BaseChoice, BaseText, Build, Image, RegistryText, Section
+from parbake.bakefile.aws import AwsSection
+from parbake.bakefile.bases import BaseChoice, BaseText
+from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section
 from parbake.bakefile.values import (
     FolderToBe,
     Name,
@@ -49,8 +51,23 @@ def _sandbox(text: str) -> str:
     return text if text in {"auto", "none"} else reference_text(text)
 
 
+IN_EC2 = ("ec2", "ebs", "packer")
+"""The builders whose artefacts lie in EC2."""
+_BASES = {
+    "local": ("debian", "file", "none"),
+    "qemu": ("debian", "file"),
+    "ec2": ("ami",),
+    "ebs": ("debian", "file", "none", "ami"),
+    "packer": ("ami",),
+}
+_WHICH = {"ami": "an AMI", "debian": "debian", "file": "a disk image", "none": "none"}
+
+
 def _default_artefact(data: dict[str, Any]) -> Artefact:
-    return Artefact(kind="volume" if data["base"].kind == "none" else "machine-image")
+    in_ec2 = data.get("builder") in IN_EC2
+    if data["base"].kind == "none":
+        return Artefact(kind="volume", format="snapshot" if in_ec2 else "raw")
+    return Artefact(kind="machine-image", format="ami" if in_ec2 else "raw")
 
 
 class Bakefile(Section):
@@ -64,10 +81,15 @@ class Bakefile(Section):
     """The nodes' platform. Default: that of the machine that bakes."""
     images: Annotated[tuple[Image, ...], Field(min_length=1)]
     """The images to bake; a bare text is a reference."""
+    builder: Literal["local", "qemu", "ec2", "ebs", "packer"] = "local"
+    """How to bake: `local` fills a disk offline; `qemu` boots the base and lets it bake; `ec2` does so with an AMI;
+    `ebs` sends what is baked here to EC2, without an instance; `packer` leaves it to Packer."""
     base: BaseText = Field(default_factory=BaseChoice, json_schema_extra={"default": "debian"})
-    """What to bake onto: `debian` (the default base), `none` (for a volume), a disk image, or Debian with choices."""
+    """What to bake onto: `debian` (the default base), `none` (for a volume), a disk image, an AMI, or Debian with
+    choices."""
     artefact: ArtefactText = Field(default_factory=_default_artefact)
-    """What comes out: a format for a machine image, or a mapping. Default: raw; for base none, an ext4 volume."""
+    """What comes out: a format for a machine image, or a mapping. Default: raw; for base none, an ext4 volume; an AMI
+    or a snapshot with the builders ec2, ebs and packer."""
     runtime: Annotated[Literal["containerd"], BeforeValidator(_runtime)] = "containerd"
     """The container runtime of the nodes."""
     size: Size = Field(default=0, json_schema_extra={"default": "auto"})
@@ -79,6 +101,8 @@ class Bakefile(Section):
     """Keep the compressed layers in the store, which costs about half as much again."""
     registries: dict[RegistryHost, RegistryText] = Field(default_factory=dict)
     """How to reach registries, by host[:port]. What is not here is reached by HTTPS with Docker's logins."""
+    aws: AwsSection = Field(default_factory=AwsSection)
+    """Where and how to bake in EC2, and what becomes of the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
 
@@ -88,6 +112,22 @@ class Bakefile(Section):
         reading: Reading | None = info.context
         if reading:
             reading.platform = value
+        return value
+
+    @check("base")
+    @classmethod
+    def _fits_the_builder(cls, value: BaseChoice, info: ValidationInfo) -> BaseChoice:
+        builder = info.data.get("builder")
+        fitting = _BASES.get(builder or "", ())
+        if builder and value.kind not in fitting:
+            ways = [each for each, kinds in _BASES.items() if value.kind in kinds]
+            raise wrong(
+                f"the builder {builder} bakes onto {' or '.join(_WHICH[each] for each in fitting)}, "
+                f"not onto {_WHICH[value.kind]}",
+                f"write builder: {' or '.join(ways)}"
+                if value.kind != "debian"
+                else 'write base: {eks: al2023, kubernetes: "1.33"}, or another builder',
+            )
         return value
 
     @check("artefact")
@@ -101,6 +141,13 @@ class Bakefile(Section):
             )
         if base and base.kind != "none" and value.kind == "volume":
             raise wrong("a volume is filled from nothing, and there is a base", "write base: none")
+        builder = info.data.get("builder")
+        if builder and value.in_cloud != (builder in IN_EC2):
+            made = "an AMI or a snapshot" if builder in IN_EC2 else "a file"
+            raise wrong(
+                f"the builder {builder} makes {made}, not {value.format}",
+                "remove artefact" if builder in IN_EC2 else "write builder: ebs, or another format",
+            )
         return value
 
 

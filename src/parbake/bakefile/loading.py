@@ -22,8 +22,8 @@ _MOST_NODES = 50_000
 _HINT = "`parbake init` writes a commented Bakefile that works as it stands"
 
 # Everything else is text for the model, whatever YAML makes of it: 1.20 is a version and no number.
-_NOT_TEXT = {"version", "keep_layers", "also_by_digest", "plain_http", "tcp", "port"}
-_OF_THE_USER = {"env", "args"}  # below these, keys are the user's own
+_NOT_TEXT = {"version", "keep_layers", "also_by_digest", "plain_http", "tcp", "port", "iops", "throughput", "encrypted"}
+_OF_THE_USER = {"env", "args", "tags"}  # below these, keys are the user's own
 
 _WHAT_TO_WRITE = {
     "version": "write version: 1",

@@ -21,7 +21,6 @@ from parbake.bakefile.values import (
     File,
     Folder,
     Mirror,
-    Package,
     PathText,
     PlatformText,
     Port,
@@ -272,53 +271,7 @@ class ImageEntry(Section):
         return value
 
 
-class BaseChoice(Frozen):
-    """What the user bakes onto: the default base with extra ``packages``, a disk image at ``path``, or nothing."""
-
-    kind: Literal["debian", "file", "none"] = "debian"
-    path: Path | None = None
-    packages: tuple[str, ...] = ()
-    serial: str = ""
-
-
-class DebianSection(Section):
-    """The default base: Debian with a kernel, systemd, containerd, runc and cloud-init."""
-
-    packages: tuple[Package, ...] = ()
-    """Debian packages to add."""
-    serial: Scalar = ""
-    """Any text, such as a date. A new one builds the base anew, with the packages of that day."""
-
-
-class BaseSection(Section):
-    """What to bake onto: exactly one of these."""
-
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
-
-    debian: DebianSection | None = None
-    """The default base, with choices."""
-    file: File | None = None
-    """A disk image (raw or qcow2) with a root file system and containerd, relative to the Bakefile."""
-
-    def choice(self) -> BaseChoice:
-        """Return the choice; raises when there is none or more than one."""
-        if self.debian and not self.file:
-            packages = tuple(sorted(set(self.debian.packages)))
-            return BaseChoice(kind="debian", packages=packages, serial=self.debian.serial)
-        if self.file and not self.debian:
-            return BaseChoice(kind="file", path=self.file)
-        raise wrong("must be exactly one of debian, file", "write base: debian")
-
-
-def _base(text: str) -> object:
-    if text in {"debian", "none"}:
-        return BaseChoice(kind=text)
-    if "/" in text or "." in text:
-        raise wrong(f"{text!r} is no base", f"for a disk image, write base: {{file: {text}}}")
-    raise wrong(f"{text!r} is no base", close(text, ("debian", "none", "file")))
-
-
-_FORMATS = ("raw", "qcow2", "vmdk", "vhd")
+_FORMATS = ("raw", "qcow2", "vmdk", "vhd", "ami")
 _FILE_SYSTEMS = ("ext4", "xfs")
 
 
@@ -327,16 +280,20 @@ class ArtefactSection(Section):
 
     kind: Literal["machine-image", "volume"] | None = None
     """`machine-image` boots; `volume` is a node's second disk. Default: what the other keys ask for."""
-    format: Literal["raw", "qcow2", "vmdk", "vhd"] | None = None
-    """The format of a machine image's file. Default: raw."""
+    format: Literal["raw", "qcow2", "vmdk", "vhd", "ami", "snapshot"] | None = None
+    """The format of a machine image's file. Default: raw. `ami`, and `snapshot` for a volume, lie in EC2: that is what
+    the builders ec2, ebs and packer make."""
     filesystem: Literal["ext4", "xfs"] | None = None
     """The file system of a volume (a machine image keeps its base's). Default: ext4."""
 
     def artefact(self) -> Artefact:
         """Return the model's noun; raises where the keys contradict each other."""
-        kind = self.kind or ("volume" if self.filesystem and not self.format else "machine-image")
-        if kind == "volume" and self.format not in {None, "raw"}:
+        volume = self.format == "snapshot" or (self.filesystem and not self.format)
+        kind = self.kind or ("volume" if volume else "machine-image")
+        if kind == "volume" and self.format not in {None, "raw", "snapshot"}:
             raise wrong(f"a volume is raw, not {self.format}", "remove format")
+        if kind == "machine-image" and self.format == "snapshot":
+            raise wrong("a machine image in EC2 is an ami", "write format: ami")
         if kind == "machine-image" and self.filesystem:
             raise wrong("a machine image keeps the file system of its base", "remove filesystem")
         return Artefact(kind=kind, format=self.format or "raw", filesystem=self.filesystem or "ext4")
@@ -381,6 +338,5 @@ def short_image(text: str) -> object:
 
 
 Image = Annotated[ImageEntry, Via(ImageEntry, short=short_image, short_schema={"type": "string", "pattern": "^[^ ]+$"})]
-BaseText = Annotated[BaseChoice, Via(BaseSection, BaseSection.choice, _base, {"enum": ["debian", "none"]})]
 ArtefactText = Annotated[Artefact, Via(ArtefactSection, ArtefactSection.artefact, _artefact, {"enum": list(_FORMATS)})]
 RegistryText = Annotated[RegistryOptions, Via(RegistrySection, RegistrySection.options)]

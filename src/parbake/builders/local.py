@@ -164,10 +164,11 @@ def _check_sandbox(wanted: str, store: Client) -> None:
 
 
 def _in_format(raw: Path, plan: Plan, ingredients: Ingredients) -> Path:
-    if plan.artefact.format == "raw":
+    image_format = plan.artefact.file_format
+    if image_format == "raw":
         return raw
-    target = raw.with_suffix(f".{plan.artefact.format}")
-    with ingredients.events.stage("convert", f"Convert to {plan.artefact.format}"):
-        disk.convert(raw, target, plan.artefact.format)
+    target = raw.with_suffix(f".{image_format}")
+    with ingredients.events.stage("convert", f"Convert to {image_format}"):
+        disk.convert(raw, target, image_format)
     raw.unlink()
     return target

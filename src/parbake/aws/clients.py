@@ -1,0 +1,136 @@
+"""boto3 clients: made once for each service and region, with one policy of retries and errors in plain words.
+
+Retries happen here and nowhere above: botocore's *adaptive* mode backs off with jitter and slows down by itself when
+AWS throttles (botocore documentation, "Retries"). Whoever calls a client never retries the same call again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from parbake.aws.faults import translate
+from parbake.errors import AwsNoAccess, EnvironmentProblem
+
+_TRIES = 8
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 60
+# The EBS direct API keeps 64 requests in flight; fewer connections would make them wait for each other.
+_CONNECTIONS = 96
+
+_made: dict[tuple[str, str], Client] = {}
+_making = threading.Lock()
+
+
+class Client:
+    """A boto3 client whose calls raise AwsFault. Calls have boto3's names and arguments; thread-safe.
+
+    ``raw`` is the boto3 client itself, for what is not a call (``meta``, ``generate_presigned_url``).
+    """
+
+    def __init__(self, raw: Any, service: str, region: str) -> None:
+        self.raw = raw
+        self.service = service
+        self.region = region
+
+    def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        getattr(self.raw, name)  # a call that boto3 does not have is a mistake of ours: AttributeError
+        return partial(self._call, name)
+
+    def _call(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        with translate(self.service, name, self.region):
+            answer: dict[str, Any] = getattr(self.raw, name)(**arguments)
+            return answer
+
+    def pages(self, name: str, key: str, /, **arguments: Any) -> Iterator[Any]:
+        """Yield every item under ``key`` of a call that answers in pages, all of them."""
+        with translate(self.service, name, self.region):
+            if not self.raw.can_paginate(name):
+                yield from getattr(self.raw, name)(**arguments).get(key, [])
+                return
+            for page in self.raw.get_paginator(name).paginate(**arguments):
+                yield from page.get(key, [])
+
+
+def client(service: str, region: str = "") -> Client:
+    """Return the client of a service (``ec2``, ``ebs``, ``ssm``, …) in a region; empty: the user's default region.
+
+    Credentials, endpoint and region come from where every AWS tool takes them (environment, profile, instance role).
+    Raises EnvironmentProblem (no boto3), AwsNoAccess (no credentials, no region).
+    """
+    region = region or default_region()
+    with _making:
+        if (service, region) not in _made:
+            _made[service, region] = Client(_make(service, region), service, region)
+        return _made[service, region]
+
+
+def _make(service: str, region: str) -> Any:
+    boto3 = _boto3()
+    from botocore.config import Config
+
+    config = Config(
+        region_name=region,
+        connect_timeout=_CONNECT_SECONDS,
+        read_timeout=_READ_SECONDS,
+        retries={"mode": "adaptive", "total_max_attempts": _TRIES},
+        max_pool_connections=_CONNECTIONS,
+        user_agent_appid="parbake",
+    )
+    with translate(service, "connect", region):
+        return boto3.Session().client(service, config=config)
+
+
+def default_region() -> str:
+    """Return the region of the user's configuration (AWS_REGION, AWS_DEFAULT_REGION, the profile's).
+
+    Raises AwsNoAccess when none says one.
+    """
+    import os
+
+    boto3 = _boto3()
+    with translate("configuration", "read", ""):
+        region: str | None = os.environ.get("AWS_REGION") or boto3.Session().region_name
+    if not region:
+        raise AwsNoAccess(
+            "no AWS region is set", hint="write `aws: {region: eu-west-1}` in the Bakefile, or set AWS_REGION"
+        )
+    return region
+
+
+def account(region: str = "") -> str:
+    """Return the number of the account that the credentials belong to (STS, GetCallerIdentity)."""
+    return str(client("sts", region).get_caller_identity()["Account"])
+
+
+def _boto3() -> Any:
+    try:
+        import boto3
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "boto3 is not installed, so AWS cannot be asked", hint="pip install 'parbake[aws]'"
+        ) from error
+    return boto3
+
+
+def forget() -> None:
+    """Drop every client: credentials or endpoints have changed (tests, long-lived library users)."""
+    with _making:
+        _made.clear()
+
+
+def swallowing(*functions: Callable[[], object]) -> None:
+    """Call functions one after the other and swallow ParbakeErrors: for clean-up on the way out of a failure.
+
+    What could not be removed stays tagged, so that ``parbake clean --aws`` finds it.
+    """
+    from parbake.errors import ParbakeError
+
+    for function in functions:
+        with suppress(ParbakeError):
+            function()

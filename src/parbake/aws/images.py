@@ -1,0 +1,139 @@
+"""Find the AMI to bake onto: by id, by name filter (newest wins), or by an SSM public parameter.
+
+Sources: EC2 API, DescribeImages; the names of EKS's, Bottlerocket's and Canonical's public parameters are in
+``model.AmiSource``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parbake.aws.clients import Client, client
+from parbake.errors import AwsNotFound, BadBase
+from parbake.model import GIB, AmiSource, Platform
+
+# EC2's names of architectures.
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "arm64"}
+_MOST_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """An AMI as DescribeImages tells of it. ``size`` is that of the root volume in bytes; ``raw`` is all of it."""
+
+    id: str
+    name: str
+    region: str
+    architecture: str
+    root_device: str
+    size: int
+    snapshots: tuple[str, ...] = ()
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_bottlerocket(self) -> bool:
+        """Whether this is Bottlerocket, which has no shell for a guest script."""
+        return self.name.startswith("bottlerocket-")
+
+
+def architecture(platform: Platform) -> str:
+    """Return EC2's name of a platform's architecture; raises BadBase for one that EC2 does not have."""
+    try:
+        return _ARCHITECTURES[platform.architecture]
+    except KeyError:
+        raise BadBase(f"EC2 has no instances for {platform}", hint="write linux/amd64 or linux/arm64") from None
+
+
+def find_source(source: AmiSource, platform: Platform, region: str = "") -> SourceImage:
+    """Return the AMI that a Bakefile's ``base`` names, checked to be usable for the platform.
+
+    Raises AwsNotFound (with the nearest names), BadBase (another architecture, a root that is no EBS volume).
+    """
+    ec2 = client("ec2", region)
+    wanted = architecture(platform)
+    if source.name:
+        found = _by_filter(ec2, source, wanted)
+    else:
+        ami = source.id or _by_parameter(source.parameter(platform), ec2.region)
+        images = ec2.describe_images(ImageIds=[ami])["Images"]
+        if not images:
+            raise AwsNotFound(f"there is no AMI {ami} in {ec2.region}")
+        found = images[0]
+    return described(found, ec2.region, wanted)
+
+
+def described(image: Mapping[str, Any], region: str, wanted: str = "") -> SourceImage:
+    """Check an image as DescribeImages returns it and return what parbake needs of it."""
+    what = f"{image['ImageId']} ({image.get('Name', 'no name')})"
+    if wanted and image.get("Architecture") != wanted:
+        raise BadBase(
+            f"the AMI {what} is for {image.get('Architecture')}, and the Bakefile's platform needs {wanted}",
+            hint="change `platform` in the Bakefile, or name an AMI for it",
+        )
+    if image.get("RootDeviceType", "ebs") != "ebs":
+        raise BadBase(f"the root of the AMI {what} is no EBS volume", hint="name an AMI that is backed by EBS")
+    if image.get("State", "available") != "available":
+        raise BadBase(f"the AMI {what} is {image['State']}", hint="name an AMI that is available")
+    volumes = {each["DeviceName"]: each["Ebs"] for each in image.get("BlockDeviceMappings", []) if "Ebs" in each}
+    root = image.get("RootDeviceName") or next(iter(volumes), "")
+    ordered = sorted(volumes, key=lambda name: (name != root, name))
+    return SourceImage(
+        id=image["ImageId"],
+        name=image.get("Name", ""),
+        region=region,
+        architecture=image.get("Architecture", wanted),
+        root_device=root,
+        size=int(volumes.get(root, {}).get("VolumeSize", 0)) * GIB,
+        snapshots=tuple(volumes[name]["SnapshotId"] for name in ordered if "SnapshotId" in volumes[name]),
+        raw=image,
+    )
+
+
+def _by_parameter(name: str, region: str) -> str:
+    try:
+        return str(client("ssm", region).get_parameter(Name=name)["Parameter"]["Value"])
+    except AwsNotFound as error:
+        hint = "check the Kubernetes version, the GPU and the platform: not every combination is published"
+        raise AwsNotFound(f"there is no SSM parameter {name} in {region}", code=error.code, hint=hint) from error
+
+
+def _by_filter(ec2: Client, source: AmiSource, wanted: str) -> Mapping[str, Any]:
+    owners = [source.owner or "amazon"]
+    filters = [
+        {"Name": "name", "Values": [source.name]},
+        {"Name": "architecture", "Values": [source.architecture or wanted]},
+        {"Name": "state", "Values": ["available"]},
+    ]
+    found = list(ec2.pages("describe_images", "Images", Owners=owners, Filters=filters))
+    # The service's filter knows * and ?; a second look here costs nothing and keeps a stranger's oddity out.
+    fitting = [image for image in found if fnmatch.fnmatchcase(image.get("Name", ""), source.name)]
+    if fitting:
+        return max(fitting, key=lambda image: (image.get("CreationDate", ""), image["ImageId"]))
+    about = f"owner {owners[0]}, {source.architecture or wanted}"
+    raise AwsNotFound(
+        f"no AMI in {ec2.region} fits the name {source.name!r} ({about}){nearest(ec2, source, owners)}",
+        hint="correct `base.ami_filter`; * and ? are wildcards, the owner is an account, `amazon` or `self`",
+    )
+
+
+def nearest(ec2: Client, source: AmiSource, owners: list[str]) -> str:
+    """Return a sentence with the names that come closest to a filter that found nothing."""
+    head = source.name.split("*")[0].split("?")[0]
+    for length in (len(head), len(head) // 2, 3):
+        if not head[:length]:
+            continue
+        filters = [{"Name": "name", "Values": [f"{head[:length]}*"]}]
+        images = list(ec2.pages("describe_images", "Images", Owners=owners, Filters=filters))
+        if images:
+            names = _closest(source.name, (image.get("Name", "") for image in images))
+            return f"; nearest: {', '.join(names)}"
+    return "; this owner has no AMI of a similar name"
+
+
+def _closest(wanted: str, names: Iterable[str]) -> list[str]:
+    unique = sorted(set(names), reverse=True)
+    return difflib.get_close_matches(wanted, unique, n=_MOST_SHOWN, cutoff=0.0) or unique[:_MOST_SHOWN]

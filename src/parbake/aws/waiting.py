@@ -1,0 +1,70 @@
+"""Wait for AWS: with a deadline, progress, terminal failures told at once, and patience with eventual consistency.
+
+A resource that was just made can be unknown for a while (EC2 API reference, "Eventual consistency").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from parbake.errors import AwsFault, AwsNotFound, DeadlineExceeded
+from parbake.events import Events
+from parbake.run import Deadline
+
+# How long a new resource may be unknown before that is believed, in seconds.
+UNKNOWN_SECONDS = 150.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at a resource saw. ``percent`` is for progress (None: unknown); ``failed`` is why it never will."""
+
+    done: bool
+    state: str = ""
+    percent: int | None = None
+    failed: str = ""
+    value: Any = None
+
+
+def wait(
+    what: str,
+    look: Callable[[], Look],
+    *,
+    seconds: float,
+    events: Events,
+    hint: str = "",
+    new: bool = True,
+    longest_pause: float = 0.0,
+) -> Any:
+    """Call ``look`` until it says done, and return its value; ``seconds`` bounds it, progress goes to ``events``.
+
+    ``longest_pause`` is in seconds (0: the usual). ``new``: the resource was just made, so that "not found" is
+    believed only after a while. Raises AwsFault when it failed, DeadlineExceeded when it takes too long (``hint`` says
+    what then), and whatever ``look`` raises.
+    """
+    deadline = Deadline(seconds, what)
+    unknown = Deadline(UNKNOWN_SECONDS if new else 0.0, what)
+    pause = _FIRST_PAUSE
+    with events.task(what, 100, unit="items") as task:
+        while True:
+            try:
+                seen = look()
+            except AwsNotFound:
+                if not unknown.left:
+                    raise
+                seen = Look(False, "not known yet")
+            if seen.failed:
+                raise AwsFault(f"{what}: {seen.failed}", hint=hint)
+            if seen.percent is not None and seen.percent > task.done:
+                task.advance(seen.percent - task.done)
+            if seen.done:
+                return seen.value
+            try:
+                deadline.sleep(pause)
+            except DeadlineExceeded as error:
+                state = f" (last seen: {seen.state})" if seen.state else ""
+                raise DeadlineExceeded(f"{error.message}{state}", hint=hint or error.hint) from None
+            pause = min(pause * 1.5, longest_pause or _LONGEST_PAUSE)

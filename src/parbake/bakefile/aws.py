@@ -1,0 +1,225 @@
+"""The Bakefile's ``aws``: where and how to bake in EC2, and what becomes of the result there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import field_validator as check
+
+from parbake.bakefile.sections import Section
+from parbake.bakefile.values import Duration, spoken, text_schema, wrong
+
+_MOST_TAGS = 40  # AWS allows 50; parbake's own take some
+_LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
+_GP3 = {"iops": (3000, 80_000), "throughput": (125, 2000)}
+
+
+def _fits(pattern: str, what: str, example: str) -> Callable[[str], str]:
+    def look(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise wrong(f"{text!r} is no {what}", f"such as {example}")
+        return text
+
+    return look
+
+
+def _id(kind: str, what: str) -> Callable[[str], str]:
+    return _fits(rf"{kind}-[0-9a-f]{{8,17}}", what, f"{kind}-0123456789abcdef0")
+
+
+_REGION = r"[a-z]{2,}(-[a-z]+)+-[0-9]"
+_TYPE = r"[a-z][a-z0-9-]*\.[a-z0-9-]+"
+_PROFILE = r"[\w+=,.@-]{1,128}|arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/[\w+=,.@/-]+"
+_SHARE = r"[0-9]{12}|arn:aws[a-z-]*:organizations::[0-9]{12}:(organization|ou)/[a-z0-9/-]+"
+_KEY = (
+    r"alias/[A-Za-z0-9/_-]+|(mrk-)?[0-9a-f-]{32,36}|arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]+"
+)
+
+Region = Annotated[
+    str,
+    AfterValidator(_fits(_REGION, "region of AWS", "eu-west-1")),
+    text_schema(f"^{_REGION}$", "eu-west-1"),
+]
+Zone = Annotated[
+    str,
+    AfterValidator(_fits(rf"{_REGION}[a-z]", "availability zone", "eu-west-1a")),
+    text_schema(f"^{_REGION}[a-z]$", "eu-west-1a"),
+]
+InstanceType = Annotated[
+    str, AfterValidator(_fits(_TYPE, "instance type", "m7i.large")), text_schema(f"^{_TYPE}$", "m7i.large")
+]
+Subnet = Annotated[
+    str,
+    AfterValidator(_id("subnet", "id of a subnet")),
+    text_schema("^subnet-[0-9a-f]{8,17}$", "subnet-0123456789abcdef0"),
+]
+SecurityGroup = Annotated[
+    str, AfterValidator(_id("sg", "id of a security group")), text_schema("^sg-[0-9a-f]{8,17}$", "sg-0123456789abcdef0")
+]
+Snapshot = Annotated[
+    str, AfterValidator(_id("snap", "id of a snapshot")), text_schema("^snap-[0-9a-f]{8,17}$", "snap-0123456789abcdef0")
+]
+Profile = Annotated[
+    str,
+    AfterValidator(_fits(_PROFILE, "instance profile (its name or its ARN)", "parbake-bake")),
+    text_schema("", "parbake-bake"),
+]
+Share = Annotated[
+    str,
+    AfterValidator(_fits(_SHARE, "account, organisation or unit of one", "123456789012, or its ARN")),
+    text_schema("", "123456789012"),
+]
+KmsKey = Annotated[
+    str,
+    AfterValidator(_fits(_KEY, "KMS key", "alias/nodes, a key id, or an ARN")),
+    text_schema("", "alias/nodes"),
+]
+
+
+def _days(value: object) -> object:
+    """Read a span of days: ``90d``."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"([0-9]{1,4})d", value) if isinstance(value, str) else None
+    if not match or not 1 <= int(match.group(1)) <= 3650:
+        raise wrong(f"must be days, such as 90d, not {spoken(value)}", "from 1d to 3650d")
+    return int(match.group(1))
+
+
+Days = Annotated[int, BeforeValidator(_days), text_schema("^[0-9]{1,4}d$", "90d")]
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise wrong(f"must be a whole number, not {spoken(value)}")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole), Field(json_schema_extra={"type": "integer"})]
+
+
+def _some(value: object) -> object:
+    """Let a single text pass as a list of one, as ``instance_types: m7i.large`` is meant."""
+    return (value,) if isinstance(value, str) else value
+
+
+class VolumeSection(Section):
+    """The builder's volume, for the time of the bake: nodes choose their own."""
+
+    iops: Whole = 3000
+    """gp3's I/O operations a second: 3000 to 80000."""
+    throughput: Whole = 500
+    """gp3's throughput in MiB/s: 125 to 2000, at most a quarter of `iops`."""
+
+    @check("iops", "throughput")
+    @classmethod
+    def _in_bounds(cls, value: int, info: ValidationInfo) -> int:
+        least, most = _GP3[str(info.field_name)]
+        if not least <= value <= most:
+            raise wrong(f"{value} is not between {least} and {most}, which gp3 can do")
+        if info.field_name == "throughput" and value > info.data.get("iops", most) * _LEAST_SHARES:
+            raise wrong(f"{value} MiB/s need more than {info.data['iops']} IOPS", f"write iops: {value * 4}")
+        return value
+
+
+class AwsSection(Section):
+    """Where and how to bake in EC2 (the builders ec2, ebs and packer), and what becomes of the result there."""
+
+    region: Region | None = None
+    """The region. Default: that of the AWS configuration (AWS_REGION, the profile)."""
+    instance_types: Annotated[tuple[InstanceType, ...], BeforeValidator(_some)] = ()
+    """Instance types for the bake, tried in this order. Default: some of 2 CPUs and 8 GiB, for the platform."""
+    purchase: Literal["on-demand", "spot", "spot-first"] = "on-demand"
+    """How to buy the instance; `spot-first` takes on-demand where there is no spot capacity."""
+    subnets: tuple[Subnet, ...] = ()
+    """Subnets that reach the registry, tried in this order. Default: those of the default VPC."""
+    security_groups: tuple[SecurityGroup, ...] = ()
+    """Security groups of the builder. Default: one that lets nothing in, made for the bake and removed after it."""
+    instance_profile: Profile | None = None
+    """The instance profile that lets the builder pull (see `parbake iam`). Needed for private ECR repositories."""
+    volume: VolumeSection = Field(default_factory=VolumeSection)
+    """The builder's volume, for the time of the bake."""
+    time_limit: Duration = Field(default=5400.0, json_schema_extra={"default": "1h30m"})
+    """How long the guest may bake before it powers itself off."""
+    encrypted: bool = False
+    """Encrypt the result's snapshots."""
+    kms_key: KmsKey | None = None
+    """The KMS key for that (alias, id or ARN). Default: the account's key for EBS. Sharing needs one of your own."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Tags for everything that is made, besides parbake's own."""
+    copy_to: tuple[Region, ...] = ()
+    """Regions to copy the result to."""
+    share_with: tuple[Share, ...] = ()
+    """Accounts (12 digits), organisations and units (ARNs) that may launch the result."""
+    deprecate_after: Days | None = None
+    """When the AMI counts as deprecated, such as 90d after the bake. It still works then."""
+    fast_snapshot_restore: tuple[Zone, ...] = ()
+    """Availability zones in which to enable fast snapshot restore, which costs by the hour until it is disabled."""
+    parent_snapshot: Snapshot | None = None
+    """The builder ebs writes only what differs from this snapshot."""
+
+    @check("instance_types", "subnets", "security_groups", "copy_to", "share_with", "fast_snapshot_restore")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [each for place, each in enumerate(value) if each in value[:place]]
+        if twice:
+            raise wrong(f"{twice[0]} is in the list already", "remove one of them")
+        return value
+
+    @check("kms_key")
+    @classmethod
+    def _needs_encryption(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("encrypted") is False:
+            raise wrong("a key encrypts nothing without `encrypted`", "write encrypted: true beside it")
+        return value
+
+    @check("tags")
+    @classmethod
+    def _are_ours_to_give(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, text in value.items():
+            if key.lower().startswith(("aws:", "parbake:")):
+                raise wrong(f"the tag {key!r} begins with a name that is taken", "choose another")
+            if not 1 <= len(key) <= 128 or len(text) > 256:
+                raise wrong(f"the tag {key!r} is too long", "up to 128 characters, and 256 for the value")
+        if len(value) > _MOST_TAGS:
+            raise wrong(f"{len(value)} tags are more than the {_MOST_TAGS} that fit beside parbake's own")
+        return value
+
+    @check("copy_to")
+    @classmethod
+    def _goes_elsewhere(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.data.get("region") in value and value:
+            raise wrong(f"{info.data['region']} is where the bake is", "remove it from the list")
+        return value
+
+    @check("share_with")
+    @classmethod
+    def _can_be_read_there(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("encrypted") and not info.data.get("kms_key"):
+            raise wrong(
+                "what the account's own EBS key encrypts cannot be shared",
+                "write kms_key: alias/NAME, a key whose policy lets those accounts use it",
+            )
+        return value
+
+    @check("fast_snapshot_restore")
+    @classmethod
+    def _is_in_the_region(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        regions = {info.data.get("region"), *info.data.get("copy_to", ())} - {None}
+        outside = [zone for zone in value if info.data.get("region") and zone[:-1] not in regions]
+        if outside:
+            raise wrong(f"{outside[0]} is in none of the regions {', '.join(sorted(map(str, regions)))}")
+        return value
+
+    @check("parent_snapshot")
+    @classmethod
+    def _goes_without_encryption(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("encrypted"):
+            raise wrong(
+                "a snapshot with a parent takes over whether it is encrypted: AWS refuses to be told both",
+                "remove encrypted (the parent's key is used), or parent_snapshot",
+            )
+        return value

@@ -1,0 +1,176 @@
+"""The Bakefile's ``base``: what to bake onto, in the user's words and shorthands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, ValidationInfo
+from pydantic import field_validator as check
+
+from parbake.bakefile.sections import Section, Via
+from parbake.bakefile.values import File, Package, Scalar, close, text_schema, wrong
+from parbake.model import AmiSource, Frozen
+
+_EKS = ("al2023", "al2", "bottlerocket", "ubuntu")
+_LAST_AL2 = 32  # EKS publishes no Amazon Linux 2 AMI for Kubernetes after 1.32
+_WAYS = ("debian", "file", "ami", "ami_filter", "ssm", "eks")
+_NEEDS_EKS = "it goes with eks"
+
+
+class BaseChoice(Frozen):
+    """What the user bakes onto: the default base with ``packages``, a disk image at ``path``, an AMI, or nothing."""
+
+    kind: Literal["debian", "file", "none", "ami"] = "debian"
+    path: Path | None = None
+    packages: tuple[str, ...] = ()
+    serial: str = ""
+    ami: AmiSource | None = None
+
+
+def _ami_id(text: str) -> str:
+    if not re.fullmatch(r"ami-([0-9a-f]{8}|[0-9a-f]{17})", text):
+        raise wrong(f"{text!r} is no id of an AMI", "such as ami-0123456789abcdef0")
+    return text
+
+
+def _kubernetes(text: str) -> str:
+    if not re.fullmatch(r"1\.[0-9]{2}", text):
+        bare = re.match(r"v?(1\.[0-9]{2})\b", text)
+        raise wrong(f"{text!r} is no version of Kubernetes", f"write {bare.group(1) if bare else '1.33'}")
+    return text
+
+
+def _owner(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{12}|amazon|self|aws-marketplace", text):
+        raise wrong(f"{text!r} is no owner of AMIs", "an account of 12 digits, amazon, or self")
+    return text
+
+
+def _parameter(text: str) -> str:
+    if not re.fullmatch(r"/[A-Za-z0-9_./-]+", text):
+        raise wrong(f"{text!r} is no name of an SSM parameter", "such as /aws/service/…/image_id")
+    return text
+
+
+def _pattern(text: str) -> str:
+    if not 3 <= len(text) <= 128:
+        raise wrong(f"{text!r} is no name of an AMI: 3 to 128 characters, * and ? for any", "")
+    return text
+
+
+AmiId = Annotated[str, AfterValidator(_ami_id), text_schema("^ami-[0-9a-f]+$", "ami-0123456789abcdef0")]
+Kubernetes = Annotated[str, AfterValidator(_kubernetes), text_schema(r"^1\.[0-9]{2}$", "1.33")]
+Owner = Annotated[
+    str, AfterValidator(_owner), text_schema("^([0-9]{12}|amazon|self|aws-marketplace)$", "602401143452", "self")
+]
+Parameter = Annotated[str, AfterValidator(_parameter), text_schema("^/[A-Za-z0-9_./-]+$")]
+AmiName = Annotated[str, AfterValidator(_pattern), text_schema("", "amazon-eks-gpu-node-1.23-*")]
+
+
+class DebianSection(Section):
+    """The default base: Debian with a kernel, systemd, containerd, runc and cloud-init."""
+
+    packages: tuple[Package, ...] = ()
+    """Debian packages to add."""
+    serial: Scalar = ""
+    """Any text, such as a date. A new one builds the base anew, with the packages of that day."""
+
+
+class AmiFilterSection(Section):
+    """An AMI by its name; of those that fit, the newest wins."""
+
+    name: AmiName
+    """The name, with the wildcards * and ?."""
+    owner: Owner = "amazon"
+    """Who it belongs to: an account number, `amazon` or `self`."""
+    architecture: Literal["x86_64", "arm64"] | None = None
+    """EC2's word for the architecture. Default: that of the Bakefile's platform."""
+
+
+class BaseSection(Section):
+    """What to bake onto: exactly one of these (`kubernetes` and `gpu` go with `eks`)."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [way]} for way in _WAYS]})
+
+    debian: DebianSection | None = None
+    """The default base, with choices."""
+    file: File | None = None
+    """A disk image (raw or qcow2) with a root file system and containerd, relative to the Bakefile."""
+    ami: AmiId | None = None
+    """An AMI, by its id."""
+    ami_filter: AmiFilterSection | None = None
+    """An AMI, by its name, owner and architecture: the newest that fits."""
+    ssm: Parameter | None = None
+    """An AMI, by the SSM parameter (public or your own) that holds its id."""
+    eks: Literal["al2023", "al2", "bottlerocket", "ubuntu"] | None = None
+    """The recommended AMI for nodes of EKS, for the Kubernetes version below."""
+    kubernetes: Kubernetes | None = None
+    """The Kubernetes version of `eks`, in quotes."""
+    gpu: Literal["nvidia", "neuron"] | None = None
+    """The variant of `eks` for accelerators."""
+
+    @check("kubernetes")
+    @classmethod
+    def _is_for_eks(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("eks"):
+            raise wrong(f"kubernetes says nothing here: {_NEEDS_EKS}", "write eks: al2023 beside it, or remove it")
+        if value and info.data.get("eks") == "al2" and int(value[2:]) > _LAST_AL2:
+            raise wrong(f"there is no Amazon Linux 2 for Kubernetes {value}", "write eks: al2023")
+        return value
+
+    @check("gpu")
+    @classmethod
+    def _has_a_variant(cls, value: str | None, info: ValidationInfo) -> str | None:
+        eks = info.data.get("eks")
+        if value and not eks:
+            raise wrong(f"gpu says nothing here: {_NEEDS_EKS}", "write eks: al2023 beside it, or remove it")
+        if value and (eks == "ubuntu" or (value == "neuron" and eks == "bottlerocket")):
+            raise wrong(f"there is no {value} variant of {eks} among the public AMIs", "use al2023, or name an AMI")
+        return value
+
+    def choice(self) -> BaseChoice:
+        """Return the choice; raises when there is none or more than one."""
+        given = [name for name in _WAYS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise wrong(f"must be exactly one of {', '.join(_WAYS)}", "write base: debian")
+        if self.debian:
+            packages = tuple(sorted(set(self.debian.packages)))
+            return BaseChoice(kind="debian", packages=packages, serial=self.debian.serial)
+        if self.file:
+            return BaseChoice(kind="file", path=self.file)
+        return BaseChoice(kind="ami", ami=self._source())
+
+    def _source(self) -> AmiSource:
+        if self.ami_filter:
+            by = self.ami_filter
+            return AmiSource(name=by.name, owner=by.owner, architecture=by.architecture or "")
+        if self.eks:
+            if not self.kubernetes:
+                raise wrong("eks needs the version of Kubernetes", 'write kubernetes: "1.33" beside it')
+            return AmiSource(eks=self.eks, kubernetes=self.kubernetes, gpu=self.gpu or "")
+        return AmiSource(id=self.ami or "", ssm=self.ssm or "")
+
+
+def _base(text: str) -> object:
+    if text in {"debian", "none"}:
+        return BaseChoice(kind=text)
+    if text.startswith("ami-"):
+        return {"ami": text}
+    if text in _EKS:
+        raise wrong(f"{text!r} needs the version of Kubernetes", f'write base: {{eks: {text}, kubernetes: "1.33"}}')
+    if "/" in text or "." in text:
+        raise wrong(f"{text!r} is no base", f"for a disk image, write base: {{file: {text}}}")
+    raise wrong(f"{text!r} is no base", close(text, ("debian", "none", "file")))
+
+
+BaseText = Annotated[
+    BaseChoice,
+    Via(
+        BaseSection,
+        BaseSection.choice,
+        _base,
+        {"anyOf": [{"enum": ["debian", "none"]}, {"type": "string", "pattern": "^ami-[0-9a-f]+$"}]},
+    ),
+]
