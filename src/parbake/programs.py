@@ -64,6 +64,7 @@ PROGRAMS = (
     Program("docker", "builds images, where buildah is missing", (BUILD,), group="builder"),
     Program("podman", "builds images, where buildah and docker are missing", (BUILD,), group="builder"),
     Program("docker-registry", "the demo's registry", ("demo",), optional=True),
+    Program("git", "commits edits of manifests", ("rollout",), optional=True),
     Program("kubectl", "reads the images of a cluster", ("init --from-cluster",), (), optional=True),
 )
 

@@ -19,6 +19,7 @@ FLOORS: dict[int, set[str]] = {
     2: {
         "aws",
         "bakefile",
+        "gitops",
         "manifests",
         "starter",
         "registry",
