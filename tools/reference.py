@@ -20,7 +20,7 @@ import typer
 from parbake import cli, errors, events, programs, records
 from parbake.bakefile import schema
 from parbake.model import Artefact, Base, Image, Plan, Platform
-from parbake.records import Record
+from parbake.records import Blocks, Record
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 _WIDTH: Final = 130
@@ -308,6 +308,7 @@ def _sample_record() -> Record:
         artefact=plan.artefact_name,
         key=plan.key,
         sha256="d" * 64,
+        blocks=Blocks(count=1, digest="f" * 64),
         size=1,
         allocated=1,
         builder="local",

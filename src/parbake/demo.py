@@ -85,7 +85,7 @@ def tell(folder: Path, *, events: Events) -> Outcome:
             work_folder(finished.artefact.parent, "demo") as work,
             Rehearsal(finished.artefact, plan, events=events, folder=work) as rehearsal,
         ):
-            record = flow.write_verdict(finished, rehearsal.verdict()).record
+            record = flow.write_verdict(finished.artefact, finished.record, rehearsal.verdict())
             flow.judge(finished.artefact, record.verdict)
             pulled = compare_pull(rehearsal, plan.images[0])
     return Outcome(

@@ -47,7 +47,7 @@ class Task:
     """Progress of one thing (a layer, a copy); thread-safe; reports at most ten times a second."""
 
     def __init__(self, emit: Sink, number: int, text: str, total: int, unit: str) -> None:
-        self._emit, self._number, self._text, self._unit = emit, number, text, unit
+        self._emit, self._number, self.text, self._unit = emit, number, text, unit
         self._lock = threading.Lock()
         self._started = self._reported = time.monotonic()
         self.total = total
@@ -66,7 +66,7 @@ class Task:
 
     def _event(self, kind: Kind, done: int, *, ok: bool = True) -> Event:
         seconds = time.monotonic() - self._started
-        return Event(kind, self._text, "", self._number, done, self.total, self._unit, seconds, ok)
+        return Event(kind, self.text, "", self._number, done, self.total, self._unit, seconds, ok)
 
     def __enter__(self) -> Self:
         self._emit(self._event("task-start", 0))

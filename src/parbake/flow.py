@@ -21,11 +21,12 @@ from parbake import __version__, base, build, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
+from parbake.disk import BlockList
 from parbake.errors import ArtefactFull, DiskFull, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
 from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, larger, make_plan, measure
-from parbake.records import Decision, Record, decide_prune
+from parbake.records import Blocks, Decision, Record, decide_prune
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
@@ -268,8 +269,8 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
         ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events, run.registry.close)
         plan, baked = build_artefact(plan, builder, ingredients)
-        record = describe(plan, baked, builder, base_path, started, clock, events)
-        artefact = records.release(baked.path, record, output, work)
+        record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
+        artefact = records.release(baked.path, record, output, work, blocks=blocks)
     return Finished(artefact, record, changed=True)
 
 
@@ -322,16 +323,21 @@ def find_base(run: Kitchen, plan: Plan) -> Path | None:
 
 def describe(
     plan: Plan, baked: Baked, builder: Builder, base_path: Path | None, started: str, clock: float, events: Events
-) -> Record:
-    """Write down what was made, of what, and how long it took; ``clock`` is the monotonic time of the start."""
+) -> tuple[Record, BlockList | None]:
+    """Write down what was made, of what, and how long it took; ``clock`` is the monotonic time of the start.
+
+    A raw artefact is named by the blocks that are not zeros: most of it is holes, which a plain digest would read.
+    """
     with events.stage("digest", "Digest"):
-        sha256 = disk.sha256_file(baked.path, events)
+        blocks = disk.block_list(baked.path, events) if plan.artefact.format == "raw" else None
+        sha256 = disk.sha256_file(baked.path, events) if blocks is None else ""
         base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
     status = baked.path.stat()
-    return Record(
+    record = Record(
         artefact=plan.artefact_name,
         key=plan.key,
         sha256=sha256,
+        blocks=blocks and Blocks(count=len(blocks.blocks), digest=blocks.digest()),
         size=status.st_size,
         allocated=status.st_blocks * 512,
         builder=builder.name,
@@ -344,6 +350,7 @@ def describe(
         timings={name: round(seconds, 3) for name, seconds in events.timings.items()},
         sealed=baked.sealed,
     )
+    return record, blocks
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
@@ -368,17 +375,19 @@ def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -
 
     Raises VerificationFailed with everything that is wrong.
     """
-    verdict = examine(finished.artefact, finished.record.plan, events, keep_workspace=keep_workspace)
-    finished = write_verdict(finished, verdict)
+    verdict, sha256 = examine(
+        finished.artefact, finished.record, events, fresh=finished.changed, keep_workspace=keep_workspace
+    )
+    record = write_verdict(finished.artefact, finished.record, verdict, sha256)
     judge(finished.artefact, verdict)
-    return finished
-
-
-def write_verdict(finished: Finished, verdict: Verdict) -> Finished:
-    """Put a verdict into the record of an artefact."""
-    record = finished.record.model_copy(update={"verdict": verdict})
-    records.write(finished.artefact.parent, record)
     return replace(finished, record=record)
+
+
+def write_verdict(artefact: Path, record: Record, verdict: Verdict, sha256: str = "") -> Record:
+    """Put a verdict into the record of an artefact, and the digest of the whole file where it has none yet."""
+    record = record.model_copy(update={"verdict": verdict, "sha256": record.sha256 or sha256})
+    records.write(artefact.parent, record)
+    return record
 
 
 def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
@@ -389,9 +398,9 @@ def verify_again(what: str, output: Path, events: Events, *, keep_workspace: boo
     artefact, record = records.locate(what, output)
     if not artefact.is_file():
         raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
-    verdict = examine(artefact, record.plan if record else None, events, keep_workspace=keep_workspace)
-    if record and verdict.accelerator != "none":
-        records.write(artefact.parent, record.model_copy(update={"verdict": verdict}))
+    verdict, sha256 = examine(artefact, record, events, keep_workspace=keep_workspace)
+    if record and (verdict.accelerator != "none" or verdict.intact is False):
+        write_verdict(artefact, record, verdict, sha256)
     return artefact, verdict
 
 
@@ -401,13 +410,30 @@ def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, 
     return decisions if dry_run else records.remove(output, decisions)
 
 
-def examine(artefact: Path, plan: Plan | None, events: Events, *, keep_workspace: bool = False) -> Verdict:
-    """Verify an artefact, with its plan or (a file without a record) by what its store holds."""
-    from parbake.verify import verify  # gRPC and its like take longer to load than a bake with nothing to do
+def examine(
+    artefact: Path, record: Record | None, events: Events, *, fresh: bool = False, keep_workspace: bool = False
+) -> tuple[Verdict, str]:
+    """Verify an artefact, with its record or (a file without one) by what its store holds; return also its SHA-256.
+
+    First its bytes are compared with its record, unless it is ``fresh``. The digest of the whole file is computed while
+    the machine boots; it is empty for a file without a record, and for one that is damaged.
+    """
+    from parbake.verify import compared, damaged, verify  # gRPC and its like take longer to load than doing nothing
 
     records.sweep(artefact.parent)
     with _workspace(artefact.parent, "verify", events, keep=keep_workspace) as work:
-        return verify(artefact, plan, events=events, folder=work, cache=cache_folder())
+        if record is None:
+            return verify(artefact, None, events=events, folder=work, cache=cache_folder()), ""
+        if record.blocks and not fresh:
+            with events.stage("compare", f"Compare {artefact.name} with its record"):
+                damage = records.damage(artefact, record, events, work)
+            if damage:
+                return damaged(damage), ""
+        known = record.sha256 if record.blocks or fresh else ""
+        with disk.sha256_beside(artefact, events, known=known) as sha256:
+            verdict = verify(artefact, record.plan, events=events, folder=work, cache=cache_folder())
+            digest = sha256()
+    return verdict if fresh else compared(verdict, recorded=record.sha256, found=digest), digest
 
 
 def judge(artefact: Path, verdict: Verdict | None) -> None:
@@ -420,7 +446,9 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
         if image.problems and image.output:
             lines.append(f"{image.reference} wrote:\n{image.output}")
     hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"
-    if verdict.accelerator == "none":
+    if verdict.intact is False:
+        hint = "bake it again: `parbake bake --force`"
+    elif verdict.accelerator == "none":
         hint = "run `parbake verify` on a machine of the artefact's kind; its record stays as it was"
     raise VerificationFailed(
         f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint

@@ -21,6 +21,7 @@ from parbake.reference import Reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -362,10 +363,12 @@ class Verdict(Frozen):
 
     ``ec2`` was a launch of the AMI there.
     With the accelerator ``none`` nothing was booted: the artefact is for another architecture than this machine.
+    ``intact`` says whether the artefact's bytes are those that its record names (null: that was not compared).
     ``warnings`` are what a reader should know of an artefact that passed.
     """
 
     passed: bool
+    intact: bool | None = None
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
     boot_seconds: float | None = None
     images: tuple[ImageVerdict, ...] = ()

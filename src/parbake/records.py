@@ -11,33 +11,56 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from parbake.disk import BLOCK, BlockList, block_list, spans
 from parbake.errors import DeadlineExceeded, InputError
+from parbake.events import Events
 from parbake.model import Digest, Frozen, Plan, Published, Verdict
 from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:parbake:bake:v1"
+BLOCKS_DIGEST = "parbakeBlocks1"
+"""The subject's digest, beside ``sha256``, in the in-toto statement of a raw artefact: that of its list of blocks."""
 SUFFIX = ".json"
+BLOCKS_SUFFIX = ".blocks"
 _UNFINISHED = "unfinished"
+_HEX = r"^[0-9a-f]{64}$"
+
+
+class Blocks(Frozen):
+    """What names a raw artefact's bytes: the list of its blocks, which lies beside it as ``NAME.blocks``.
+
+    ``count`` blocks of ``block_size`` bytes are not all zeros; each has a line with its checksum in the list. The
+    artefact's last block counts as filled up with zeros. ``digest`` is the SHA-256 of the list: ``sha256sum
+    NAME.blocks`` shows it, and ``dd if=NAME bs=512K skip=INDEX count=1 | sha256sum`` that of one block.
+    """
+
+    algorithm: Literal["sha256"] = "sha256"
+    block_size: int = BLOCK
+    count: int = Field(ge=0)
+    digest: str = Field(pattern=_HEX)
 
 
 class Record(Frozen):
     """What is known of one artefact. Sizes in bytes, times in seconds, dates as RFC 3339 in UTC.
 
+    ``sha256`` is the digest of the whole file, empty for what exists in a cloud alone; a raw artefact, whose ``blocks``
+    name its bytes, gets it when it is verified.
     ``size`` is the file's length, ``allocated`` what it takes on disk; ``seconds`` is how long the bake took and
     ``timings`` by stage, builds of images and of the base included;
     ``base_digest`` is the digest of the base image's bytes, empty without a base; ``sealed`` lists what was cleaned.
     ``published`` says where the artefact is in clouds: by region, such as ``eu-central-1``, the bake's own first.
-    ``sha256`` is empty for what exists there alone, unless it was made of a file here.
     """
 
     artefact: str
     key: str
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    blocks: Blocks | None = None
     size: int
     allocated: int
     builder: str
@@ -56,6 +79,12 @@ class Record(Frozen):
     def file_name(self) -> str:
         """The record's own file name."""
         return self.artefact + SUFFIX
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What names the artefact's bytes, as an in-toto DigestSet."""
+        found = {"sha256": self.sha256, BLOCKS_DIGEST: self.blocks.digest if self.blocks else ""}
+        return {name: value for name, value in found.items() if value}
 
     @property
     def verified(self) -> bool:
@@ -98,8 +127,8 @@ def to_statement(record: Record) -> dict[str, object]:
 def _subjects(record: Record) -> list[dict[str, object]]:
     """Return what the statement is about: the file by its digest, or what lies in a cloud by ids that never change."""
     subjects: list[dict[str, object]] = []
-    if record.sha256:
-        subjects.append({"name": record.artefact, "digest": {"sha256": record.sha256}})
+    if record.digests:
+        subjects.append({"name": record.artefact, "digest": record.digests})
     for region, there in record.published.items():
         ids = {"awsImageId": there.image} if there.image else {"awsSnapshotId": there.snapshots[0].id}
         uri = f"aws://{region}/{there.image or there.snapshots[0].id}"
@@ -129,7 +158,7 @@ def in_use(
     return lock(folder / WORK / f"{artefact}.lock", what=artefact, timeout=timeout, waiting=waiting)
 
 
-def release(made: Path, record: Record, folder: Path, work: Path) -> Path:
+def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
     """Let a finished artefact appear under its name with its record, and return its path.
 
     The record is what makes it an artefact: it goes first when both are replaced, and it comes last. ``work`` is the
@@ -141,11 +170,57 @@ def release(made: Path, record: Record, folder: Path, work: Path) -> Path:
         (folder / record.file_name).unlink(missing_ok=True)
     try:
         publish(made, artefact)
+        if blocks is None:
+            blocks_path(artefact).unlink(missing_ok=True)
+        else:
+            _write_blocks(blocks, artefact, work)
         write(folder, record)
     except BaseException:
-        artefact.unlink(missing_ok=True)
+        for path in _files(artefact):
+            path.unlink(missing_ok=True)
         raise
     return artefact
+
+
+def blocks_path(artefact: Path) -> Path:
+    """Return where the list of a raw artefact's blocks lies."""
+    return artefact.with_name(artefact.name + BLOCKS_SUFFIX)
+
+
+def _files(artefact: Path) -> tuple[Path, ...]:
+    """Return what is an artefact's besides its record."""
+    return artefact, blocks_path(artefact)
+
+
+def _write_blocks(blocks: BlockList, artefact: Path, work: Path) -> None:
+    draft = blocks_path(work / artefact.name)
+    blocks.write(draft)
+    publish(draft, blocks_path(artefact))
+
+
+def damage(artefact: Path, record: Record, events: Events, work: Path) -> str:
+    """Compare a raw artefact with its record, block by block: say what differs, or nothing.
+
+    The list of its blocks is written anew where it is missing or damaged itself. Raises InputError, DiskFull.
+    """
+    if record.blocks is None:
+        return ""
+    found = block_list(artefact, events)
+    listed: BlockList | None = None
+    with suppress(InputError):
+        listed = BlockList.read(blocks_path(artefact))
+    known = listed if listed is not None and listed.digest() == record.blocks.digest else None
+    if found.digest() == record.blocks.digest:
+        if known is None:
+            _write_blocks(found, artefact, work)
+        return ""
+    if known is None:
+        return f"its bytes are not those of its record, and {blocks_path(artefact).name} does not say which"
+    if found.size != known.size:
+        return f"it has {found.size} bytes, not the {known.size} of its record"
+    changed = found.changed_since(known)
+    blocks = "1 block of 512 KiB differs" if len(changed) == 1 else f"{len(changed)} blocks of 512 KiB differ"
+    return f"{blocks} from its record: {spans(changed)}"
 
 
 def _mark(work: Path, artefacts: Iterable[str]) -> None:
@@ -179,9 +254,11 @@ def _finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
     for name in filter(None, names):
         artefact = folder / name
         with in_use(folder, name, timeout=0):
-            if artefact.exists() and not (folder / f"{name}{SUFFIX}").exists():
-                artefact.unlink()
-                removed.append(artefact)
+            if (folder / f"{name}{SUFFIX}").exists():
+                continue
+            for path in filter(Path.exists, _files(artefact)):
+                path.unlink()
+                removed.append(path)
     return tuple(removed)
 
 
@@ -219,6 +296,8 @@ def locate(what: str, folder: Path) -> tuple[Path, Record | None]:
     """
     path = Path(what)
     if path.is_file():
+        if path.suffix == BLOCKS_SUFFIX:
+            path = path.with_suffix("")
         if path.suffix == SUFFIX:
             return path.parent / read(path).artefact, read(path)
         beside = path.with_name(path.name + SUFFIX)
@@ -282,7 +361,8 @@ def remove(folder: Path, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
             try:
                 with in_use(folder, decision.record.artefact, timeout=0):
                     (folder / decision.record.file_name).unlink(missing_ok=True)
-                    (folder / decision.record.artefact).unlink(missing_ok=True)
+                    for path in _files(folder / decision.record.artefact):
+                        path.unlink(missing_ok=True)
                 done.append(decision)
             except DeadlineExceeded:
                 done.append(replace(decision, keep=True, reason="another parbake works on it"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,7 +166,7 @@ def record_text(artefact: Path, record: Record) -> str:
         *where,
         ("record", artefact.with_name(record.file_name)),
         ("size", size),
-        *([("sha256", record.sha256)] if record.sha256 else []),
+        *_digests(record),
         ("key", record.key),
         ("baked", f"{record.finished_at} by {record.builder}, parbake {record.parbake}"),
         ("times", times or "-"),
@@ -179,6 +179,13 @@ def record_text(artefact: Path, record: Record) -> str:
 
 def _place(region: str, there: Published) -> str:
     return f"{there.image or 'snapshot'} in {region} ({', '.join(each.id for each in there.snapshots)})"
+
+
+def _digests(record: Record) -> Iterator[tuple[str, str]]:
+    if record.blocks:
+        yield "blocks", f"{record.blocks.digest} ({record.blocks.count} of 512 KiB)"
+    if record.sha256 or record.blocks:
+        yield "sha256", record.sha256 or "not yet: computed while it is verified"
 
 
 def records_text(found: Sequence[tuple[Path, Record]]) -> str:

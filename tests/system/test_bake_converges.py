@@ -16,7 +16,7 @@ import pytest
 
 from parbake import disk
 from tests.support import disks
-from tests.support.bakes import Corner, Done, Running
+from tests.support.bakes import Corner, Done, Running, digests_of
 from tests.support.faults import FaultyProxy, Stall
 from tests.support.images import image, layer, push
 from tests.support.leaks import files
@@ -67,6 +67,24 @@ def test_again_is_nothing_to_do(corner: Corner, registry: DockerRegistry) -> Non
     assert {**again.document, "changed": True} == first
     assert inodes(corner) == before
     assert corner.bake("--force")["changed"] is True
+    check_tidy(corner)
+
+
+def test_a_damaged_artefact_is_told_before_it_is_booted(corner: Corner, registry: DockerRegistry) -> None:
+    bakefile(corner, f"{registry.host}/app:1")
+    made = corner.bake()
+    artefact = Path(made["artefact_path"])
+    assert made["blocks"]["digest"] == digests_of(artefact)["parbakeBlocks1"]
+    with artefact.open("r+b") as file:
+        file.seek(3 * (512 << 10) + 77)
+        file.write(b"!")
+    done = corner.parbake("verify", "node", "--json", "--progress", "json")
+    assert done.code == 3
+    assert done.document["problems"] == ["1 block of 512 KiB differs from its record: 3"]
+    assert done.document["intact"] is False
+    assert "bake it again: `parbake bake --force`" in done.said
+    assert corner.parbake("list", "--json").document[0]["verified"] is False
+    assert corner.bake("--force")["verdict"] is None
     check_tidy(corner)
 
 
@@ -139,7 +157,7 @@ def test_different_bakes_share_output_and_cache(corner: Corner, registry: Docker
     listed = corner.parbake("list", "--json").document
     assert {item["artefact"].rpartition("-")[0] for item in listed} == set(names)
     assert {item["key"] for item in listed} == {item.document["key"] for item in done}
-    assert len(files(corner.output)) == 2 * len(names)
+    assert len(files(corner.output)) == 3 * len(names)  # record and list of blocks
     check_tidy(corner)
 
 
@@ -196,7 +214,7 @@ def test_prune_and_clean_by_hand(corner: Corner, registry: DockerRegistry) -> No
     assert f"{made[0]}" in said.stdout
     assert "removed" in said.stdout
     assert [item["artefact"] for item in corner.parbake("list", "--json").document] == made[1:]
-    assert files(corner.output) == {name + end for name in made[1:] for end in ("", ".json")}
+    assert files(corner.output) == {name + end for name in made[1:] for end in ("", ".json", ".blocks")}
 
     assert corner.parbake("prune", "--keep", "0", "--json").document["freed"] > 2 << 20
     assert corner.parbake("prune", "--keep", "0", "--json").document == {"freed": 0, "decisions": []}

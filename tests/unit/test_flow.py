@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from parbake import flow
+from parbake import disk, flow, records
 from parbake.builders import Baked, Ingredients
-from parbake.errors import ArtefactFull, DiskFull, LayerBomb, ParbakeError
+from parbake.errors import ArtefactFull, DiskFull, LayerBomb, ParbakeError, VerificationFailed
 from parbake.events import Event, Events
-from parbake.model import GIB, MIB, Plan
-from tests.support.plans import image, layer, plan
+from parbake.model import GIB, MIB, Plan, Verdict
+from parbake.workspace import work_folder
+from tests.support.plans import image, layer, plan, record
 
 
 class Builder:
@@ -67,6 +69,74 @@ def test_other_errors_come_out_at_once(tmp_path: Path) -> None:
         build(tmp_path, UNKNOWN, builder, said)
     assert len(builder.works) == 1
     assert said == []
+
+
+SEEN = Verdict(passed=True, accelerator="kvm", boot_seconds=1.0)
+
+
+@pytest.fixture
+def booted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Let verification pass without a machine; return what was booted."""
+    found: list[Path] = []
+
+    def verify(artefact: Path, *_: object, **__: object) -> Verdict:
+        found.append(artefact)
+        return SEEN
+
+    monkeypatch.setattr("parbake.verify.verify", verify)
+    return found
+
+
+def made(folder: Path, content: bytes, *, raw: bool) -> flow.Finished:
+    """Make an artefact and its record, as a bake does."""
+    (folder / "draft").write_bytes(content)
+    blocks = disk.block_list(folder / "draft", Events()) if raw else None
+    named = blocks and records.Blocks(count=len(blocks.blocks), digest=blocks.digest())
+    sha256 = "" if raw else hashlib.sha256(content).hexdigest()
+    written = record().model_copy(update={"sha256": sha256, "blocks": named})
+    with work_folder(folder, "bake") as work:
+        artefact = records.release(folder / "draft", written, folder, work, blocks=blocks)
+    return flow.Finished(artefact, written, changed=True)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_verified_record_has_the_digest_of_the_whole_file(tmp_path: Path, booted: list[Path], raw: bool) -> None:
+    finished = made(tmp_path, b"content", raw=raw)
+    proven = flow.prove(finished, Events())
+    assert proven.record.sha256 == hashlib.sha256(b"content").hexdigest()
+    assert proven.record.verdict == SEEN
+    assert records.read(tmp_path / proven.record.file_name) == proven.record
+    _, verdict = flow.verify_again(str(finished.artefact), tmp_path, Events())
+    assert verdict == SEEN.model_copy(update={"intact": True})
+    assert len(booted) == 2
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_what_is_not_what_was_baked_fails(tmp_path: Path, booted: list[Path], raw: bool) -> None:
+    finished = made(tmp_path, b"content", raw=raw)
+    finished.artefact.write_bytes(b"coNtent")
+    _, verdict = flow.verify_again(str(finished.artefact), tmp_path, Events())
+    assert (verdict.passed, verdict.intact) == (False, False)
+    assert booted == ([] if raw else [finished.artefact]), "blocks are compared before anything is booted"
+    with pytest.raises(VerificationFailed, match="record") as caught:
+        flow.judge(finished.artefact, verdict)
+    assert "--force" in caught.value.hint
+    stored = records.read(tmp_path / finished.record.file_name)
+    assert stored.verdict == verdict
+    assert stored.sha256 == finished.record.sha256
+
+
+def test_hashing_ends_with_a_verification_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = made(tmp_path, b"content", raw=True)
+    with finished.artefact.open("r+b") as file:
+        file.truncate(1 << 43)  # hours of hashing
+
+    def verify(*_: object, **__: object) -> Verdict:
+        raise ParbakeError("no machine")
+
+    monkeypatch.setattr("parbake.verify.verify", verify)
+    with pytest.raises(ParbakeError, match="no machine"):
+        flow.prove(finished, Events())
 
 
 def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from parbake import records
+from parbake.disk import BLOCK, BlockList, block_list
 from parbake.errors import InputError
+from parbake.events import Events
 from parbake.model import Base, Published, Snapshot
 from parbake.workspace import WORK, work_folder
 from tests.support.plans import digest, image, plan, record
@@ -125,6 +128,84 @@ def test_an_artefact_whose_record_cannot_be_replaced_does_not_appear(tmp_path: P
     with pytest.raises(OSError, match="directory"):
         _release(tmp_path, made)
     assert [path.name for path in tmp_path.iterdir()] == [made.file_name]
+
+
+def _listed(word: str, folder: Path) -> tuple[records.Record, BlockList]:
+    """Return the record of a raw artefact that is named by its blocks alone, and their list."""
+    (folder / "draft").write_bytes(word.encode() * BLOCK)
+    blocks = block_list(folder / "draft", Events())
+    (folder / "draft").unlink()
+    named = records.Blocks(count=len(blocks.blocks), digest=blocks.digest())
+    return record(word).model_copy(update={"sha256": "", "blocks": named}), blocks
+
+
+def _release_listed(folder: Path, word: str = "ab") -> tuple[Path, records.Record]:
+    made, blocks = _listed(word, folder)
+    with work_folder(folder, "bake") as work:
+        (work / "disk.raw").write_bytes(word.encode() * BLOCK)
+        return records.release(work / "disk.raw", made, folder, work, blocks=blocks), made
+
+
+def _damage(artefact: Path, made: records.Record) -> str:
+    with work_folder(artefact.parent, "verify") as work:
+        return records.damage(artefact, made, Events(), work)
+
+
+def test_a_raw_artefact_comes_and_goes_with_the_list_of_its_blocks(tmp_path: Path) -> None:
+    artefact, made = _release_listed(tmp_path)
+    listed = tmp_path / f"{made.artefact}.blocks"
+    assert {path.name for path in tmp_path.iterdir()} == {made.artefact, made.file_name, listed.name}
+    assert records.read(tmp_path / made.file_name) == made
+    statement = json.loads((tmp_path / made.file_name).read_text())
+    subject = {"parbakeBlocks1": hashlib.sha256(listed.read_bytes()).hexdigest()}
+    assert statement["subject"] == [{"name": made.artefact, "digest": subject}]
+    assert records.locate(str(listed), tmp_path) == (artefact, made)
+    assert _damage(artefact, made) == ""
+    records.remove(tmp_path, records.decide_prune([made], keep=0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_artefact_is_told_from_a_damaged_list(tmp_path: Path) -> None:
+    artefact, made = _release_listed(tmp_path)
+    listed = records.blocks_path(artefact)
+    good = listed.read_bytes()
+    for content in (None, b"", good[:-70]):
+        listed.unlink() if content is None else listed.write_bytes(content)
+        assert _damage(artefact, made) == ""
+        assert listed.read_bytes() == good, "what can be made again is"
+
+    with artefact.open("r+b") as file:
+        file.seek(BLOCK + 7)
+        file.write(b"!")
+    assert _damage(artefact, made) == "1 block of 512 KiB differs from its record: 1"
+    listed.write_bytes(b"")
+    assert "does not say which" in _damage(artefact, made)
+    listed.write_bytes(good)
+    with artefact.open("r+b") as file:
+        file.truncate(BLOCK)
+    assert _damage(artefact, made) == f"it has {BLOCK} bytes, not the {2 * BLOCK} of its record"
+
+
+def test_a_record_of_before_reads(tmp_path: Path) -> None:
+    """When there were no lists of blocks, each record had the digest of the whole file."""
+    statement = records.to_statement(record())
+    document = statement["parbake"]
+    assert isinstance(document, dict)
+    del document["blocks"]
+    (tmp_path / "x.json").write_text(json.dumps(statement))
+    assert records.read(tmp_path / "x.json") == record()
+    assert _damage(tmp_path / "x", record()) == ""
+
+
+def test_what_a_killed_run_did_not_finish_goes_with_its_list(tmp_path: Path) -> None:
+    artefact, made = _release_listed(tmp_path)
+    for left in ((artefact, records.blocks_path(artefact)), (records.blocks_path(artefact),)):
+        for path in left:
+            path.write_bytes(b"x")
+        (tmp_path / made.file_name).unlink(missing_ok=True)
+        work = _dead(tmp_path, made.artefact)
+        assert records.sweep(tmp_path) == (*left, work)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _dead(folder: Path, *artefacts: str) -> Path:

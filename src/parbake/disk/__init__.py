@@ -1,18 +1,22 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
-from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_file, to_raw
+from parbake.disk.blocks import BLOCK, BlockList, block_list, spans
+from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_beside, sha256_file, to_raw
 from parbake.disk.filesystems import FileSystem, check_filesystem, grow_filesystem, make_filesystem, trim, usage
 from parbake.disk.mounts import FAST, Mounted, loop_device, mount, private_mounts
 from parbake.disk.roots import Runtime, find_runtime, inside
 from parbake.disk.tables import Partition, find_root, grow, partitions
 
 __all__ = [
+    "BLOCK",
     "FAST",
+    "BlockList",
     "DiskFile",
     "FileSystem",
     "Mounted",
     "Partition",
     "Runtime",
+    "block_list",
     "check_filesystem",
     "convert",
     "copy_sparse",
@@ -27,7 +31,9 @@ __all__ = [
     "mount",
     "partitions",
     "private_mounts",
+    "sha256_beside",
     "sha256_file",
+    "spans",
     "to_raw",
     "trim",
     "usage",

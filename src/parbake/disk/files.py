@@ -7,14 +7,16 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from parbake.errors import BadBase, CommandFailed, DiskFull, InputError
-from parbake.events import Events
+from parbake.errors import BadBase, CommandFailed, DiskFull, InputError, Interrupted
+from parbake.events import Events, Task
 from parbake.model import MIB
 from parbake.run import run
 from parbake.workspace import publish, room_for, work_folder
@@ -23,7 +25,7 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 # Where copy_file_range(2) does not go between two file systems.
 _NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_SHORTER = "let nothing write to the file meanwhile"
+BECAME_SHORTER = "let nothing write to the file meanwhile"
 _CHUNK = 4 * MIB
 _COPY_CHUNK = 64 * MIB
 _PACKED = {
@@ -156,12 +158,12 @@ def copy_sparse(source: Path, target: Path, events: Events) -> None:
         size = os.fstat(reader.fileno()).st_size
         writer.truncate(size)
         with events.task(f"copy {source.name}", os.fstat(reader.fileno()).st_blocks * 512) as task:
-            for start, end in _extents(reader.fileno(), size):
+            for start, end in extents(reader.fileno(), size):
                 place = start
                 while place < end:
                     count = _copy_piece(reader.fileno(), writer.fileno(), place, end - place)
                     if not count:
-                        raise InputError(f"{source} became shorter while it was copied", hint=_SHORTER)
+                        raise InputError(f"{source} became shorter while it was copied", hint=BECAME_SHORTER)
                     place += count
                     task.advance(count)
 
@@ -185,7 +187,7 @@ def _copy_piece(source: int, target: int, place: int, count: int) -> int:
     return os.pwrite(target, os.pread(source, min(_CHUNK, count), place), place)
 
 
-def _extents(handle: int, size: int) -> list[tuple[int, int]]:
+def extents(handle: int, size: int) -> list[tuple[int, int]]:
     """Return where a file has data, as (start, end) pairs."""
     found = []
     place = 0
@@ -201,26 +203,52 @@ def _extents(handle: int, size: int) -> list[tuple[int, int]]:
     return found
 
 
-def sha256_file(path: Path, events: Events) -> str:
-    """Return the SHA-256 of a file as hex digits; holes are hashed without being read."""
+@contextmanager
+def sha256_beside(path: Path, events: Events, *, known: str = "") -> Iterator[Callable[[], str]]:
+    """Compute the SHA-256 of a file while the body runs: yield what waits for it and returns it as hex digits.
+
+    Nothing goes on behind the body, however that ends, and nothing is read where the digest is ``known``.
+    """
+    if known:
+        yield lambda: known
+        return
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(sha256_file, path, events, stop=stop).result
+        finally:
+            stop.set()
+
+
+def sha256_file(path: Path, events: Events, *, stop: Event | None = None) -> str:
+    """Return the SHA-256 of a file as hex digits; holes are hashed without being read.
+
+    Raises Interrupted once another thread has set ``stop``, InputError when the file becomes shorter meanwhile.
+    """
     digest = hashlib.sha256()
     buffer, zeros = memoryview(bytearray(_CHUNK)), memoryview(bytes(_CHUNK))
     with path.open("rb", buffering=0) as handle:
         size = os.fstat(handle.fileno()).st_size
         with events.task(f"sha256 {path.name}", size) as task:
             place = 0
-            for start, end in [*_extents(handle.fileno(), size), (size, size)]:
+            for start, end in [*extents(handle.fileno(), size), (size, size)]:
                 while place < start:
                     count = min(start - place, _CHUNK)
                     digest.update(zeros[:count])
                     place += count
-                    task.advance(count)
+                    _advance(task, count, stop)
                 handle.seek(place)
                 while place < end:
                     count = handle.readinto(buffer[: min(_CHUNK, end - place)])
                     if not count:
-                        raise InputError(f"{path} became shorter while it was read", hint=_SHORTER)
+                        raise InputError(f"{path} became shorter while it was read", hint=BECAME_SHORTER)
                     digest.update(buffer[:count])
                     place += count
-                    task.advance(count)
+                    _advance(task, count, stop)
     return digest.hexdigest()
+
+
+def _advance(task: Task, count: int, stop: Event | None) -> None:
+    task.advance(count)
+    if stop is not None and stop.is_set():
+        raise Interrupted(f"{task.text} was stopped")
