@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Unit tests first: what is cheap to find out is found out first.
 TESTS := tests/unit tests/golden tests/aws tests/system tests/vm
 
-.PHONY: help setup packages lint test test-unit demo docs proto bench-bake clean
+.PHONY: help setup packages lint test test-unit demo docs proto bench-bake bench-rebake clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,6 +46,11 @@ BENCH_ROUNDS ?= 3
 
 bench-bake: setup ## Compare bakes with other tools' pulls (BENCH_IMAGES, BENCH_ROUNDS, PARBAKE_BENCH_CONTAINERD)
 	@$(BIN)/python -m bench.bake --images $(BENCH_IMAGES) --rounds $(BENCH_ROUNDS)
+
+BENCH_REBAKE_IMAGE ?= potato
+
+bench-rebake: setup ## Measure a bake after a changed top layer (BENCH_REBAKE_IMAGE, BENCH_ROUNDS)
+	@$(BIN)/python -m bench.rebake --image $(BENCH_REBAKE_IMAGE) --rounds $(BENCH_ROUNDS)
 
 clean: ## Remove what the other targets made here
 	rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo

@@ -120,40 +120,67 @@ class Shelf:
         return self._content / "docker/registry/v2/blobs/sha256" / word[:2] / word / "data"
 
     def _manifest(self, recipe: Recipe) -> dict[str, Any] | None:
-        url = self._url(recipe, f"manifests/{recipe.tag}")
+        url = self._url(recipe.name, f"manifests/{recipe.tag}")
         reply = self._http.request("GET", url, headers={"Accept": _MANIFEST})
         return json.loads(reply.data) if reply.status == 200 else None
 
     def _make(self, recipe: Recipe) -> dict[str, Any]:
         layers, diff_ids = [], []
         for tar in recipe.tars(self._work, self._events):
-            packed = _pack(tar, recipe.compression)
-            raw_size, diff_id = tar.stat().st_size, _digest(tar)
-            tar.unlink()
-            descriptor = self._upload(recipe, packed, _LAYER + recipe.compression)
-            packed.unlink()
-            layers.append({**descriptor, "annotations": {_RAW_SIZE: str(raw_size)}})
+            layer, diff_id = self._layer(recipe, tar)
+            layers.append(layer)
             diff_ids.append(diff_id)
+            raw_size = int(layer["annotations"][_RAW_SIZE])
             self._events.note(f"{recipe.name}: layer {len(layers)}, {raw_size / MIB:.0f} MiB unpacked")
+        return self._name(recipe.name, recipe.tag, layers, diff_ids, recipe.words)
+
+    def put_on_top(self, recipe: Recipe, tag: str, tar: Path) -> Image:
+        """Put one more layer on an image, under another tag of its repository, which moves when it is there already."""
+        below = self.get(recipe)
+        manifest = self._manifest(recipe)
+        assert manifest
+        config = json.loads(self.blob(manifest["config"]["digest"]).read_bytes())
+        layer, diff_id = self._layer(recipe, tar)
+        diff_ids = [*config["rootfs"]["diff_ids"], diff_id]
+        self._name(recipe.name, tag, [*manifest["layers"], layer], diff_ids, (*recipe.words, "one more layer"))
+        raw_size = int(layer["annotations"][_RAW_SIZE])
+        return Image(
+            recipe.name, f"{self._host}/bench/{recipe.name}:{tag}", recipe.compression,
+            (*below.layers, Layer(layer["digest"], layer["size"], raw_size)),
+        )  # fmt: skip
+
+    def _layer(self, recipe: Recipe, tar: Path) -> tuple[dict[str, Any], str]:
+        """Compress, upload and remove a tar; return the layer's descriptor and its diffID."""
+        packed = _pack(tar, recipe.compression)
+        raw_size, diff_id = tar.stat().st_size, _digest(tar)
+        tar.unlink()
+        descriptor = self._upload(recipe.name, packed, _LAYER + recipe.compression)
+        packed.unlink()
+        return {**descriptor, "annotations": {_RAW_SIZE: str(raw_size)}}, diff_id
+
+    def _name(
+        self, name: str, tag: str, layers: list[dict[str, Any]], diff_ids: list[str], words: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """Upload the configuration and the manifest of an image, and return the manifest."""
         config = self._work / "config"
         config.write_text(json.dumps({
             "architecture": "amd64", "os": "linux", "config": {},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
-            "history": [{"created_by": word} for word in recipe.words],
+            "history": [{"created_by": word} for word in words],
         }))  # fmt: skip
         manifest = {
             "schemaVersion": 2,
             "mediaType": _MANIFEST,
-            "config": self._upload(recipe, config, _CONFIG),
+            "config": self._upload(name, config, _CONFIG),
             "layers": layers,
         }
-        self._put(self._url(recipe, f"manifests/{recipe.tag}"), json.dumps(manifest).encode(), _MANIFEST)
+        self._put(self._url(name, f"manifests/{tag}"), json.dumps(manifest).encode(), _MANIFEST)
         return manifest
 
-    def _upload(self, recipe: Recipe, file: Path, media_type: str) -> dict[str, Any]:
+    def _upload(self, name: str, file: Path, media_type: str) -> dict[str, Any]:
         digest = _digest(file)
-        if self._http.request("HEAD", self._url(recipe, f"blobs/{digest}")).status != 200:
-            reply = self._http.request("POST", self._url(recipe, "blobs/uploads/"))
+        if self._http.request("HEAD", self._url(name, f"blobs/{digest}")).status != 200:
+            reply = self._http.request("POST", self._url(name, "blobs/uploads/"))
             place = reply.headers["Location"]
             with file.open("rb") as body:
                 self._put(f"{place}{'&' if '?' in place else '?'}digest={digest}", body, "application/octet-stream")
@@ -167,8 +194,8 @@ class Shelf:
         if reply.status != 201:
             raise OSError(f"PUT {url}: {reply.status} {reply.data[:500]!r}")
 
-    def _url(self, recipe: Recipe, path: str) -> str:
-        return f"http://{self._host}/v2/bench/{recipe.name}/{path}"
+    def _url(self, name: str, path: str) -> str:
+        return f"http://{self._host}/v2/bench/{name}/{path}"
 
 
 def _digest(file: Path) -> str:

@@ -79,20 +79,25 @@ class Parbake:
     def bake(self, image: Image, work: Path) -> Run:
         """Bake once."""
         folder = work / "parbake"
-        folder.mkdir()
+        try:
+            return self.bake_in(folder, image)[0]
+        finally:
+            remove_tree(folder)
+
+    def bake_in(self, folder: Path, image: Image) -> tuple[Run, dict[str, Any]]:
+        """Bake in a folder with whatever is there from before; return the document that parbake prints as well."""
+        folder.mkdir(exist_ok=True)
         file = folder / "parbake.yaml"
         file.write_text(_BAKEFILE.format(reference=image.reference, output=folder / "artefacts"))
         command = [sys.executable, "-m", "parbake", "bake", "--file", str(file)]
         command += ["--no-verify", "--progress", "none", "--json"]
-        try:
-            with Peak() as peak:
-                started = time.monotonic()
-                done = run(command, env={"PARBAKE_CACHE": str(folder / "cache")}, timeout=_TIMEOUT)
-                seconds = time.monotonic() - started
-            record: dict[str, Any] = json.loads(done.stdout)
-        finally:
-            remove_tree(folder)
-        return Run(seconds, peak.bytes, {"start-up": seconds - record["seconds"], **record["timings"]})
+        with Peak() as peak:
+            started = time.monotonic()
+            done = run(command, env={"PARBAKE_CACHE": str(folder / "cache")}, timeout=_TIMEOUT)
+            seconds = time.monotonic() - started
+        record: dict[str, Any] = json.loads(done.stdout)
+        parts = {"start-up": seconds - record["seconds"], **record["timings"]} if record["changed"] else {}
+        return Run(seconds, peak.bytes, parts), record
 
 
 class Ctr:
