@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from parbake.disk import BLOCK, BlockList, block_list, spans
 from parbake.errors import DeadlineExceeded, InputError
 from parbake.events import Events
+from parbake.interrupts import guarded
 from parbake.model import Digest, Frozen, Plan, Published, Verdict
 from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
@@ -158,6 +159,7 @@ def in_use(
     return lock(folder / WORK / f"{artefact}.lock", what=artefact, timeout=timeout, waiting=waiting)
 
 
+@guarded
 def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
     """Let a finished artefact appear under its name with its record, and return its path.
 
