@@ -33,6 +33,8 @@ EXAMPLES: Final = {
     "verify": "parbake verify hello",
     "list": "parbake list",
     "show": "parbake show hello",
+    "trace": "parbake trace hello",
+    "hydrate": "parbake hydrate hello node-files",
     "prune": "parbake prune --keep 1 --dry-run",
     "clean": "parbake clean",
     "doctor": "parbake doctor",

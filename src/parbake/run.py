@@ -40,6 +40,7 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mmdebstrap": "mmdebstrap",
     "qemu-img": "qemu-utils",
+    "qemu-storage-daemon": "qemu-utils",
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-x86_64": "qemu-system-x86",
     "resize2fs": "e2fsprogs",

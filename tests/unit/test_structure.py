@@ -22,6 +22,7 @@ FLOORS: dict[int, set[str]] = {
         "gitops",
         "manifests",
         "starter",
+        "trace",
         "registry",
         "layers",
         "containerd",
@@ -31,9 +32,9 @@ FLOORS: dict[int, set[str]] = {
         "buildtools",
         "programs",
     },
-    3: {"base", "build", "fill", "pause", "sample", "seal"},
-    4: {"plan", "verify", "records", "doctor", "builders"},
-    5: {"beginnings", "flow"},
+    3: {"base", "build", "fill", "nodefiles", "pause", "sample", "seal"},
+    4: {"plan", "verify", "rehearse", "records", "doctor", "builders"},
+    5: {"beginnings", "coldstart", "flow"},
     6: {"demo", "render"},
     7: {"tables"},
     8: {"cli"},
@@ -41,7 +42,14 @@ FLOORS: dict[int, set[str]] = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Words may use words: the nouns are made of references and raise the errors.
-SAME_FLOOR = {("model", "errors"), ("model", "reference"), ("reference", "errors"), ("workspace", "run")}
+SAME_FLOOR = {
+    ("model", "errors"),
+    ("model", "reference"),
+    ("reference", "errors"),
+    ("workspace", "run"),
+    ("rehearse", "verify"),
+    ("flow", "coldstart"),
+}
 
 
 def _room(path: Path) -> str:
