@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 # Unit tests first: what is cheap to find out is found out first.
-TESTS := tests/unit tests/golden tests/aws tests/system tests/vm
+TESTS := tests/unit tests/golden tests/aws tests/kubernetes tests/system tests/vm
 
 .PHONY: help setup packages lint test test-unit demo docs proto bench-bake bench-rebake clean
 

@@ -1,15 +1,5 @@
-"""The ``parbake`` command, also as ``python -m parbake``."""
+"""``python -m parbake``: the same as the ``parbake`` command."""
 
-from parbake import interrupts
+from parbake.cli import main
 
-
-def main() -> None:
-    """Run as a program: listen for signals before anything else is loaded."""
-    interrupts.install()
-    from parbake.cli import main as enter
-
-    enter()
-
-
-if __name__ == "__main__":
-    main()
+main()

@@ -28,6 +28,9 @@ A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── AwsLimit                    a quota, no capacity, or throttled for too long
     │   └── AwsNotFound                 no such image, snapshot, subnet, parameter, …
     ├── BakeFailed                  1   the guest that bakes gave up; the message ends with its own log
+    ├── RolloutError                1   a target refused what was handed to it, or did not follow
+    │   ├── TargetMoved                 somebody else changed it meanwhile, or owns what would be changed
+    │   └── Stalled                     nodes did not come to run the artefact in time; names them and why
     ├── VerificationFailed          3   the artefact does not do what its record promises
     └── Interrupted                 130 Ctrl-C or SIGTERM
 """
@@ -220,6 +223,24 @@ class BakeFailed(ParbakeError):
     """The guest that bakes gave up, or its machine ended without a verdict; the message ends with the guest's log."""
 
     usual_hint = "the guest's log above says why; correct it, and run the same command again"
+
+
+class RolloutError(ParbakeError):
+    """A target of a rollout refused what was handed to it, or did not follow."""
+
+    usual_hint = "`parbake status` shows what each target runs; `parbake rollback` returns to the artefact before"
+
+
+class TargetMoved(RolloutError):
+    """Somebody else changed the target meanwhile, or owns what would be changed."""
+
+    usual_hint = "run the same command again: it looks at what is there now"
+
+
+class Stalled(RolloutError):
+    """Nodes did not come to run the artefact in time; the message names them, and what they wait for."""
+
+    usual_hint = "see to what they wait for and run the same command again: it goes on following; or `parbake rollback`"
 
 
 class VerificationFailed(ParbakeError):

@@ -313,4 +313,7 @@ images:
 
 # The folder for artefacts and their records.
 #output: artefacts
+
+# Where `parbake rollout` hands artefacts to: node classes of Karpenter, Auto Scaling groups, parameters, files.
+#rollout: [{{karpenter: {{nodeclass: default}}}}]
 """

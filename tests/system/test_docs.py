@@ -54,10 +54,13 @@ class Case:
 
 
 NOTHING: frozenset[str] = frozenset()
+# Where they lead to is a stand-in of its own, in tests/kubernetes and tests/aws.
+ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw"})
 CASES = (
     Case("docs/tutorial.md", shortcuts=NOTHING),
     Case("README.md", afresh=True, cut_short=("bake", "demo")),
-    Case("docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo"})),
+    Case("docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo"}) | ROLLOUTS),
+    Case("docs/how-to/karpenter.md", shortcuts=frozenset({"bake"}) | ROLLOUTS),
     Case("docs/how-to/manifests.md"),
     Case("docs/how-to/private-registries.md"),
     Case("docs/how-to/volume.md"),
@@ -76,6 +79,7 @@ SHORTCUTS = {
     # Options and arguments are read, then help is shown.
     "verify": "verify) set -- verify --help ;;",
     "demo": "demo) set -- demo --help ;;",
+    **{name: f'{name}) set -- "$@" --help ;;' for name in ROLLOUTS},
 }
 
 DEPLOYMENT = {

@@ -16,6 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
 from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section
+from parbake.bakefile.targets import TargetText, distinct
 from parbake.bakefile.values import (
     FolderToBe,
     Name,
@@ -105,6 +106,8 @@ class Bakefile(Section):
     """Where and how to bake in EC2, and what becomes of the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
+    rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
+    """Where `parbake rollout` hands artefacts to."""
 
     @check("platform")
     @classmethod

@@ -23,6 +23,8 @@ _HINT = "`parbake init` writes a commented Bakefile that works as it stands"
 
 # Everything else is text for the model, whatever YAML makes of it: 1.20 is a version and no number.
 _NOT_TEXT = {"version", "keep_layers", "also_by_digest", "plain_http", "tcp", "port", "iops", "throughput", "encrypted"}
+_NOT_TEXT |= {"initialization_rate", "healthy", "batch", "auto_rollback", "force", "respect_pdb"}
+_LISTS_OF_NUMBERS = {"checkpoints"}
 _OF_THE_USER = {"env", "args", "tags"}  # below these, keys are the user's own
 
 _WHAT_TO_WRITE = {
@@ -92,6 +94,8 @@ def _read(path: Path) -> str:
 
 
 def _is_text(where: Where) -> bool:
+    if len(where) > 1 and where[-2] in _LISTS_OF_NUMBERS:
+        return False
     return bool(where) and (where[-1] not in _NOT_TEXT or (len(where) > 1 and where[-2] in _OF_THE_USER))
 
 
@@ -145,10 +149,16 @@ def _words(error: ErrorDetails, where: Where) -> tuple[str, str]:
     elif kind == "too_short":
         message, suggestion = "must list at least one image", "write - registry.example.com/app:1.0 below it"
     elif kind in {"greater_than_equal", "less_than_equal"}:
-        message, suggestion = f"{value} is no port", "write a number from 1 to 65535"
+        message, suggestion = _out_of_bounds(value, last, context)
     elif kind == "string_pattern_mismatch":
         message, suggestion = f"{value!r} does not begin with '/'", f"write /{value}"
     return message, suggestion
+
+
+def _out_of_bounds(value: object, key: str, context: dict[str, Any]) -> tuple[str, str]:
+    if key in {"tcp", "port"}:
+        return f"{value} is no port", "write a number from 1 to 65535"
+    return (f"{value} is less than {context['ge']}" if "ge" in context else f"{value} is more than {context['le']}"), ""
 
 
 def _any_of(words: Sequence[str]) -> str:

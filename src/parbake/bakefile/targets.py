@@ -1,0 +1,241 @@
+"""Where artefacts are handed to: the targets of `rollout`, each exactly one kind."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
+from pydantic import field_validator as check
+
+from parbake.bakefile.sections import Section, Via
+from parbake.bakefile.values import Duration, File, Name, PathText, text_schema, wrong
+
+_DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
+_REGION = r"[a-z]{2}(-[a-z]+)+-[0-9]"
+_KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(_DEVICE, text):
+        raise wrong(f"{text!r} is no device name of EC2", "write /dev/xvdb")
+    return text
+
+
+def _region(text: str) -> str:
+    if not re.fullmatch(_REGION, text):
+        raise wrong(f"{text!r} is no region of AWS", "write such as eu-central-1")
+    return text
+
+
+def _parameter(text: str) -> str:
+    if not re.fullmatch(r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", text):
+        raise wrong(f"{text!r} is no name of a parameter", "letters, digits, '.', '-', '_', and '/' between parts")
+    return text
+
+
+def _no_option(text: str) -> str:
+    if not text or text.startswith("-"):
+        raise wrong(f"{text!r} is no name", "write its name")
+    return text
+
+
+Device = Annotated[str, AfterValidator(_device), text_schema(f"^{_DEVICE}$", "/dev/xvdb")]
+Region = Annotated[str, AfterValidator(_region), text_schema(f"^{_REGION}$", "eu-central-1")]
+Parameter = Annotated[str, AfterValidator(_parameter), text_schema("^[A-Za-z0-9_./-]+$", "/nodes/gpu")]
+Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
+
+
+class KarpenterTarget(Section):
+    """A node class of Karpenter, in a cluster that `kubectl` reaches. It is written to directly."""
+
+    nodeclass: Their
+    """The name of the EC2NodeClass (or of the AWSNodeTemplate, before v0.32)."""
+    context: Annotated[str, text_schema()] = ""
+    """kubectl's context. Default: its current one."""
+    device: Device = "/dev/xvdb"
+    """The device that a volume's snapshot is mapped to."""
+    initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
+    """Load snapshots at this rate, in MiB/s, instead of lazily (`volumeInitializationRate`, Karpenter v1.5)."""
+
+
+class GitopsTarget(Section):
+    """A node class in a manifest file of a repository. The file is edited; the cluster is never touched."""
+
+    file: File
+    """The manifest file, relative to the Bakefile."""
+    nodeclass: Annotated[str, text_schema()] = ""
+    """The name of the node class, where the file holds several."""
+    device: Device = "/dev/xvdb"
+    """The device that a volume's snapshot is mapped to."""
+    initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
+    """As in `karpenter`."""
+
+
+class AsgTarget(Section):
+    """An Auto Scaling group with a launch template."""
+
+    group: Their
+    """The group's name."""
+    device: Device = "/dev/xvdb"
+    """The device that a volume's snapshot is mapped to."""
+    healthy: Annotated[int, Field(ge=0, le=100)] = 90
+    """The instance refresh keeps so many percent of the group healthy."""
+    checkpoints: tuple[Annotated[int, Field(ge=1, le=100)], ...] = ()
+    """Percentages at which the instance refresh waits, such as [10, 50, 100]: a canary. The last must be 100."""
+    checkpoint_wait: Duration = Field(default=600.0, json_schema_extra={"default": "10m"})
+    """How long it waits there."""
+    warmup: Duration | None = None
+    """How long an instance needs until it counts. Default: the group's own."""
+    auto_rollback: bool = True
+    """Let the instance refresh go back by itself when it fails."""
+
+    @check("checkpoints")
+    @classmethod
+    def _rise(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value and (list(value) != sorted(set(value)) or value[-1] != 100):
+            raise wrong("percentages must rise and end with 100", "write [10, 100]")
+        return value
+
+
+class NodegroupTarget(Section):
+    """A managed node group of EKS with a launch template of its own."""
+
+    cluster: Their
+    """The cluster's name."""
+    group: Their
+    """The node group's name."""
+    device: Device = "/dev/xvdb"
+    """The device that a volume's snapshot is mapped to."""
+    force: bool = False
+    """Replace nodes also where a disruption budget forbids it, after EKS has waited."""
+
+
+class OceanTarget(Section):
+    """A cluster of Spot Ocean. The token is read from SPOTINST_TOKEN, the account from SPOTINST_ACCOUNT."""
+
+    cluster: Annotated[str, AfterValidator(_no_option), text_schema("^o-", "o-12345678")]
+    """Ocean's id of the cluster."""
+    groups: tuple[Annotated[str, AfterValidator(_no_option), text_schema("^ols-", "ols-12345678")], ...] = ()
+    """Ids of virtual node groups. Default: the cluster's own launch specification."""
+    batch: Annotated[int, Field(ge=1, le=100)] = 20
+    """How many percent of the nodes a batch of the roll replaces."""
+    healthy: Annotated[int, Field(ge=1, le=100)] = 50
+    """How many percent of a batch must become healthy."""
+    respect_pdb: bool = True
+    """Keep to the pods' disruption budgets."""
+
+
+class SsmTarget(Section):
+    """A parameter of Systems Manager that holds the machine image's id, with the data type `aws:ec2:image`."""
+
+    parameter: Parameter
+    """The parameter's name; it is made when missing."""
+
+
+class FileTarget(Section):
+    """A file for other tools, written beside the Bakefile."""
+
+    path: PathText
+    """The file; its suffix says what is written: `.json`, `.tfvars`, or `.yaml` with `as`."""
+    as_: Annotated[Literal["json", "tfvars", "kops", "capi"] | None, Field(alias="as", validate_default=True)] = None
+    """`json`, `tfvars`, `kops` (a manifest with InstanceGroups, edited) or `capi` (a manifest with an
+    AWSMachineTemplate and what refers to it, edited). Default: what the suffix says."""
+    object: Annotated[str, text_schema()] = ""
+    """The InstanceGroup or AWSMachineTemplate, where the manifest holds several."""
+
+    @check("as_")
+    @classmethod
+    def _follows(cls, value: str | None, info: ValidationInfo) -> str:
+        path: Path = info.data.get("path", Path())
+        suffixes = {".json": "json", ".tfvars": "tfvars"}
+        if value is None and path.suffix not in suffixes:
+            raise wrong(f"{path.name!r} does not say what to write", "add as: json, tfvars, kops or capi")
+        return value or suffixes[path.suffix]
+
+
+Kind = KarpenterTarget | GitopsTarget | AsgTarget | NodegroupTarget | OceanTarget | SsmTarget | FileTarget
+
+
+def _parameter_text(text: str) -> object:
+    return {"parameter": text}
+
+
+def _file_text(text: str) -> object:
+    return {"path": text}
+
+
+class Target(Section):
+    """Where an artefact is handed to: exactly one of the kinds, and how long it may take to arrive."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]})
+
+    name: Name = ""
+    """The name for `--to`. Default: the kind."""
+    region: Region | None = None
+    """The region of AWS. Default: the one that the artefact is published in, where it is one."""
+    deadline: Duration = Field(default=1800.0, json_schema_extra={"default": "30m"})
+    """How long nodes may take to run the artefact."""
+    karpenter: KarpenterTarget | None = None
+    """A node class of Karpenter in a cluster."""
+    gitops: GitopsTarget | None = None
+    """A node class in a manifest file."""
+    asg: AsgTarget | None = None
+    """An Auto Scaling group."""
+    nodegroup: NodegroupTarget | None = None
+    """A managed node group of EKS."""
+    ocean: OceanTarget | None = None
+    """A cluster of Spot Ocean."""
+    ssm: (
+        Annotated[
+            SsmTarget,
+            Via(SsmTarget, short=_parameter_text, short_schema={"type": "string", "examples": ["/nodes/gpu"]}),
+        ]
+        | None
+    ) = None
+    """A parameter of Systems Manager; a bare text is its name."""
+    file: (
+        Annotated[
+            FileTarget, Via(FileTarget, short=_file_text, short_schema={"type": "string", "examples": ["ami.json"]})
+        ]
+        | None
+    ) = None
+    """A file for other tools; a bare text is its path."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the kind, such as ``karpenter``."""
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    @property
+    def options(self) -> Kind:
+        """What the target's kind needs to know."""
+        found: Kind = getattr(self, self.kind)
+        return found
+
+
+def _whole(target: Target) -> Target:
+    given = [kind for kind in _KINDS if getattr(target, kind) is not None]
+    if len(given) != 1:
+        raise wrong(
+            f"must be exactly one of {', '.join(_KINDS)}; there are {len(given) or 'none'}",
+            "write karpenter: {nodeclass: NAME}",
+        )
+    return target if target.name else target.model_copy(update={"name": given[0]})
+
+
+def _no_short(text: str) -> object:
+    raise wrong(f"{text!r} says not enough of a target", "write karpenter: {nodeclass: NAME}")
+
+
+TargetText = Annotated[Target, Via(Target, _whole, _no_short)]
+
+
+def distinct(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Check that each target has a name of its own."""
+    names = [target.name for target in targets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise wrong(f"two targets are named {twice[0]!r}", "give each a name: of its own")
+    return targets

@@ -1,0 +1,134 @@
+"""The commands that hand artefacts to autoscalers, follow them, and go back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from parbake.cli.door import DEFAULT_FILE, AsJson, BakefilePath, Progress, answer, app, door, opened_events
+from parbake.errors import InputError, RolloutError
+
+To = Annotated[
+    list[str] | None,
+    typer.Option("--to", help="A target of the Bakefile; may be given several times. Default: all.", metavar="NAME"),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")]
+Follow = Annotated[bool, typer.Option(help="Watch until the nodes run it.")]
+ForceConflicts = Annotated[
+    bool, typer.Option("--force-conflicts", help="Take over fields that another manager of the cluster applied.")
+]
+Deadline = Annotated[
+    float | None,
+    typer.Option(min=1, help="How long nodes may take, instead of the targets' deadline.", metavar="SECONDS"),
+]
+Interval = Annotated[float, typer.Option(min=0.05, help="How long to wait between two looks.", metavar="SECONDS")]
+
+
+@app.command()
+def rollout(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help="A record, an artefact, or the start of a name or key; a machine image, a volume, or one of each.",
+            metavar="RECORD...",
+        ),
+    ],
+    to: To = None,
+    dry_run: DryRun = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what is not verified, and what speaks against a target.")
+    ] = False,
+    force_conflicts: ForceConflicts = False,
+    follow: Follow = True,
+    deadline: Deadline = None,
+    interval: Interval = 5.0,
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Hand an artefact to the Bakefile's targets, and watch it arrive.
+
+    Only what is verified. Shows what changes, writes it once, and follows until the nodes run it. Targets are taken in
+    the Bakefile's order, each to its end. A run that was killed is finished by running it again.
+    """
+    from parbake import handover, rollout_tables
+
+    door.as_json = as_json
+    manner = handover.Manner(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
+    with opened_events(progress) as events:
+        handed = handover.rollout(file, what, events, manner)
+    answer(
+        rollout_tables.handed_json(handed, dry_run=dry_run), lambda: rollout_tables.handed_text(handed, dry_run=dry_run)
+    )
+
+
+@app.command()
+def rollback(
+    to: To = None,
+    dry_run: DryRun = False,
+    force_conflicts: ForceConflicts = False,
+    follow: Follow = True,
+    deadline: Deadline = None,
+    interval: Interval = 5.0,
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Return targets to the artefact before, and watch it arrive.
+
+    What that was is written down on the target itself. A target that has returned already is only followed.
+    """
+    from parbake import handover, rollout_tables
+
+    door.as_json = as_json
+    manner = handover.Manner(
+        tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval
+    )
+    with opened_events(progress) as events:
+        handed = handover.rollback(file, events, manner)
+    answer(
+        rollout_tables.handed_json(handed, dry_run=dry_run), lambda: rollout_tables.handed_text(handed, dry_run=dry_run)
+    )
+
+
+@app.command()
+def status(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """Show what each target holds, and how far its nodes are.
+
+    Also what it held before, which is where `parbake rollback` returns to.
+    """
+    from parbake import handover, rollout_tables
+
+    door.as_json = as_json
+    reports = handover.status(file, tuple(to or ()))
+    answer(rollout_tables.reports_json(reports), lambda: rollout_tables.reports_text(reports))
+    failed = [each.target for each in reports if each.error]
+    if failed:
+        raise RolloutError(f"nothing is known of {', '.join(failed)}", hint="the table says why")
+
+
+@app.command()
+def freeze(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """Stop targets from replacing nodes, until `parbake thaw`.
+
+    For Karpenter it adds to the NodePools a budget of no node for drift: a rollout can pause there, or be looked at.
+    """
+    _freeze(to, file, as_json, frozen=True)
+
+
+@app.command()
+def thaw(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """Let targets replace nodes again, after `parbake freeze`."""
+    _freeze(to, file, as_json, frozen=False)
+
+
+def _freeze(to: list[str] | None, file: BakefilePath, as_json: bool, *, frozen: bool) -> None:
+    from parbake import handover, rollout_tables
+
+    door.as_json = as_json
+    if not to:
+        raise InputError("freeze and thaw want to know which target", hint="name it: --to NAME")
+    changed = handover.freeze(file, tuple(to), frozen=frozen)
+    document = {"frozen": frozen, "changed": {name: list(what) for name, what in changed.items()}}
+    answer(document, lambda: rollout_tables.frozen_text(changed, frozen=frozen))

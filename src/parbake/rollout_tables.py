@@ -1,0 +1,100 @@
+"""What became of rollouts, as text for people and as JSON for programs. Pure: takes nouns, returns text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from parbake.handover import Handed, Report
+from parbake.rollouts import Follow, Held
+from parbake.tables import table
+
+
+def handed_json(handed: Sequence[Handed], *, dry_run: bool) -> dict[str, object]:
+    """Return what was written to each target, and how far its nodes are."""
+    return {
+        "dry_run": dry_run,
+        "changed": any(each.written for each in handed),
+        "targets": [
+            {
+                "target": each.target,
+                "kind": each.kind,
+                "where": each.change.where,
+                "before": held_json(each.change.before),
+                "after": held_json(each.change.after),
+                "diff": each.change.diff,
+                "cautions": list(each.change.cautions),
+                "refusals": list(each.change.refusals),
+                "written": each.written,
+                "follow": asdict(each.follow) if each.follow else None,
+            }
+            for each in handed
+        ],
+    }
+
+
+def held_json(held: Held | None) -> dict[str, object] | None:
+    """Return what a target holds, without its own way to say it."""
+    return held.model_dump(mode="json", exclude={"spec"}) if held else None
+
+
+def handed_text(handed: Sequence[Handed], *, dry_run: bool) -> str:
+    """Return what was written to each target, or would be, for people."""
+    parts = []
+    for each in handed:
+        new = "would be written" if dry_run else "written"
+        verb = "holds it already" if each.change.empty else new
+        nodes = f", {nodes_text(each.follow)}" if each.follow else ""
+        parts.append(f"{each.target}: {each.change.where}: {verb}{nodes}")
+        parts.append(f"  before  {each.change.before}\n  after   {each.change.after}")
+        if dry_run and each.change.diff:
+            parts.append(each.change.diff)
+    return "\n".join(parts)
+
+
+def nodes_text(follow: Follow) -> str:
+    """Say how far nodes are."""
+    if not follow.total:
+        return "no nodes yet"
+    return f"{follow.ready} of {follow.total} nodes run it"
+
+
+def reports_json(reports: Sequence[Report]) -> list[dict[str, object]]:
+    """Return what each target holds."""
+    found: list[dict[str, object]] = []
+    for each in reports:
+        document: dict[str, object] = {"target": each.target, "kind": each.kind, "error": each.error}
+        if each.standing:
+            standing = each.standing
+            document |= {
+                "where": standing.where,
+                "holds": held_json(standing.holds),
+                "previous": held_json(standing.previous),
+                "frozen": standing.frozen,
+                "follow": asdict(standing.follow) if standing.follow else None,
+            }
+        found.append(document)
+    return found
+
+
+def reports_text(reports: Sequence[Report]) -> str:
+    """Return what each target holds, for people."""
+    rows = []
+    for each in reports:
+        standing = each.standing
+        if standing is None:
+            rows.append((each.target, each.kind, f"FAILED: {each.error}", "", ""))
+            continue
+        nodes = nodes_text(standing.follow) if standing.follow else "-"
+        if standing.follow and standing.follow.waiting:
+            nodes = "\n".join([nodes, *standing.follow.waiting])
+        if standing.frozen:
+            nodes += "\nfrozen: `parbake thaw` goes on"
+        rows.append((each.target, standing.where, str(standing.holds), str(standing.previous or "-"), nodes))
+    return table(rows, header=("target", "where", "holds", "before", "nodes"))
+
+
+def frozen_text(changed: Mapping[str, Sequence[str]], *, frozen: bool) -> str:
+    """Return what was frozen or thawed, for people."""
+    verb = "frozen" if frozen else "thawed"
+    return "\n".join(f"{name}: {', '.join(what) or 'nothing to do'}: {verb}" for name, what in changed.items())

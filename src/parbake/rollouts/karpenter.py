@@ -1,0 +1,242 @@
+"""Karpenter in a cluster: the node class is patched, drift is watched through NodeClaims.
+
+Facts: karpenter.sh documentation "Disruption" (drift, budgets) and "NodeClasses" (status), v0.32 to v1.14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from parbake.bakefile.targets import KarpenterTarget
+from parbake.errors import InputError, RolloutError, TargetMoved
+from parbake.kube import Cluster
+from parbake.rollouts import nodeclass
+from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing
+
+GROUP, CORE = "karpenter.k8s.aws", "karpenter.sh"
+_NODE_CLASSES = {"v1": "ec2nodeclasses", "v1beta1": "ec2nodeclasses", "v1alpha1": "awsnodetemplates"}
+_HASH = f"{GROUP}/ec2nodeclass-hash"
+FROZEN = {"nodes": "0", "reasons": ["Drifted"]}
+"""The budget that stops drift and nothing else."""
+_TRIES = 5
+# Controllers that write back what their repository says, some minutes after a direct patch.
+_GITOPS = ("argocd", "kustomize-controller", "helm-controller", "flux")
+
+
+class Karpenter:
+    """One node class of one cluster. ``force_conflicts`` also changes fields that another manager applied."""
+
+    def __init__(self, target: KarpenterTarget, *, force_conflicts: bool = False) -> None:
+        self.target = target
+        self.force_conflicts = force_conflicts
+        self.cluster = Cluster(target.context)
+        self._read: dict[str, Any] = {}
+
+    def plan(self, offer: Offer) -> Change:
+        """Decide what the node class becomes."""
+        found = self._node_class()
+        rate = self.target.initialization_rate
+        change = nodeclass.decide(found, offer, device=self.target.device, initialization_rate=rate)
+        refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()
+        return self._with_managers(found, replace(change, refusals=(*change.refusals, *refused)))
+
+    def plan_back(self) -> Change:
+        """Decide how the node class returns to what it held before."""
+        found = self._node_class()
+        return self._with_managers(found, nodeclass.decide_back(found, device=self.target.device))
+
+    def write(self, change: Change) -> None:
+        """Patch the node class, if it is still the one that was read; a new status alone does not matter."""
+        read = self._read
+        for _ in range(_TRIES):
+            try:
+                self.cluster.patch(self._resource(), self._read, change.payload, manager=OWNER)
+            except TargetMoved:
+                if _meant(self._node_class()) != _meant(read):
+                    raise
+            else:
+                return
+        raise TargetMoved(f"{change.where}: its status changes faster than it can be written", hint="run it again")
+
+    def follow(self, wanted: Held) -> Follow:
+        """Look at the node class's status and at its NodeClaims."""
+        found = self._node_class()
+        if found["kind"] == "AWSNodeTemplate":
+            return Follow(0, 0, done=True, waiting=("old nodes stay until they expire or are drained by hand",))
+        pools, claims = self._pools_and_claims()
+        now = judge(found, claims, pools, wanted)
+        return now if now.ready == now.total else judge(found, claims, pools, wanted, self._blocked())
+
+    def standing(self) -> Standing:
+        """Say what the node class holds and wants."""
+        found = self._node_class()
+        holds = nodeclass.held(found, self.target.device)
+        frozen = any(FROZEN in _budgets(pool) for pool in self._pools())
+        return Standing(nodeclass.described(found), holds, nodeclass.previous(found), self.follow(holds), frozen)
+
+    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
+        """Add to the node class's NodePools the budget that stops drift, or take it away."""
+        pools = self._pools()
+        if not pools or "v1" not in self.cluster.served(CORE):
+            raise RolloutError(
+                f"{self.cluster}: no NodePool (v1) uses {self.target.nodeclass}", hint="budgets belong to NodePools"
+            )
+        changed = []
+        for pool in pools:
+            budgets = _budgets(pool)
+            wanted = [*(each for each in budgets if each != FROZEN), *([FROZEN] if frozen else [])]
+            if wanted != budgets:
+                patch = {"spec": {"disruption": {"budgets": wanted}}}
+                self.cluster.patch(f"nodepools.v1.{CORE}", pool, patch, manager=OWNER)
+                changed.append(f"NodePool {pool['metadata']['name']}")
+        return tuple(changed)
+
+    def _resource(self) -> str:
+        served = self.cluster.served(GROUP)
+        version = next((each for each in _NODE_CLASSES if each in served), None)
+        if version is None:
+            says = f"serves {', '.join(served)} of {GROUP}" if served else f"serves no API {GROUP}"
+            raise InputError(
+                f"{self.cluster} {says}", hint="is Karpenter installed there, and is it the right context?"
+            )
+        return f"{_NODE_CLASSES[version]}.{version}.{GROUP}"
+
+    def _node_class(self) -> dict[str, Any]:
+        self._read = self.cluster.get(self._resource(), self.target.nodeclass)
+        return self._read
+
+    def _pools_and_claims(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the NodePools and the NodeClaims that use the node class, by one question."""
+        version = next((each for each in ("v1", "v1beta1") if each in self.cluster.served(CORE)), None)
+        if version is None:
+            return [], []
+        found = self.cluster.items(",".join(f"{plural}.{version}.{CORE}" for plural in ("nodepools", "nodeclaims")))
+
+        def uses(spec: Mapping[str, Any]) -> bool:
+            return bool(spec.get("nodeClassRef", {}).get("name") == self.target.nodeclass)
+
+        pools = [each for each in found if uses(each["spec"].get("template", {}).get("spec", {}))]
+        return pools, [each for each in found if each["kind"] == "NodeClaim" and uses(each["spec"])]
+
+    def _pools(self) -> list[dict[str, Any]]:
+        return self._pools_and_claims()[0]
+
+    def _blocked(self) -> list[dict[str, Any]]:
+        """Return the events that say why Karpenter cannot replace a node; they are in the namespace ``default``."""
+        try:
+            return self.cluster.items("events", "-n", "default", "--field-selector", "reason=DisruptionBlocked")
+        except RolloutError:  # not everybody may read events: the rest is still of use
+            return []
+
+    def _with_managers(self, found: Mapping[str, Any], change: Change) -> Change:
+        """Add who else looks after the fields that change; raises TargetMoved for those who applied them."""
+        fields = list(change.payload.get("spec", {}))
+        owners = managers(found, fields)
+        applied = [name for name, operation in owners if operation == "Apply"]
+        if applied and not self.force_conflicts and not change.empty:
+            hint = "change it where it is kept (a gitops target), or take it over with --force-conflicts"
+            raise TargetMoved(f"{change.where}: {', '.join(fields)} belong to {', '.join(applied)}", hint=hint)
+        reverting = [name for name, _ in owners if any(word in name for word in _GITOPS)]
+        cautions = tuple(
+            f"{name} manages {change.where} and may write back what its repository says" for name in reverting
+        )
+        return replace(change, cautions=(*change.cautions, *cautions))
+
+
+def _meant(node_class: Mapping[str, Any]) -> tuple[object, object]:
+    """Return what somebody wants a node class to be: all that a decision rests on."""
+    annotations = node_class["metadata"].get("annotations", {})
+    return node_class["spec"], annotations.get(nodeclass.ANNOTATION)
+
+
+def managers(found: Mapping[str, Any], fields: Iterable[str]) -> list[tuple[str, str]]:
+    """Return who else set some of these fields of the spec, and how (``Apply`` or ``Update``)."""
+    wanted = {f"f:{field}" for field in fields}
+    return [
+        (entry["manager"], entry["operation"])
+        for entry in found.get("metadata", {}).get("managedFields", [])
+        if entry["manager"] != OWNER and wanted & set(entry.get("fieldsV1", {}).get("f:spec", {}))
+    ]
+
+
+def wrong_architecture(pools: Iterable[Mapping[str, Any]], architecture: str) -> tuple[str, ...]:
+    """Return what speaks against an image of an architecture: NodePools that ask for another one."""
+    found = []
+    for pool in pools:
+        requirements = pool["spec"].get("template", {}).get("spec", {}).get("requirements", [])
+        for each in requirements:
+            if each["key"] == "kubernetes.io/arch" and each["operator"] == "In":
+                others = [value for value in each["values"] if value != architecture]
+                if others:
+                    name = pool["metadata"]["name"]
+                    found.append(
+                        f"NodePool {name} asks for {', '.join(each['values'])}; the image is for {architecture}"
+                    )
+    return tuple(found)
+
+
+def judge(
+    node_class: Mapping[str, Any],
+    claims: Iterable[Mapping[str, Any]],
+    pools: Iterable[Mapping[str, Any]],
+    wanted: Held,
+    blocked: Iterable[Mapping[str, Any]] = (),
+) -> Follow:
+    """Say how far the nodes of a node class are; pure."""
+    claims = sorted(claims, key=lambda claim: str(claim["metadata"]["name"]))
+    waiting = list(_unresolved(node_class, wanted))
+    resolved = not waiting
+    hash_wanted = node_class["metadata"].get("annotations", {}).get(_HASH, "")
+    images = wanted.images or tuple(each.get("id", "") for each in node_class.get("status", {}).get("amis", []))
+    ready = 0
+    frozen = sorted(pool["metadata"]["name"] for pool in pools if FROZEN in _budgets(pool))
+    reasons = {event.get("involvedObject", {}).get("name", ""): event.get("message", "") for event in blocked}
+    for claim in claims:
+        state = _behind(claim, images, hash_wanted)
+        if state is None:
+            ready += 1
+            continue
+        name, node = claim["metadata"]["name"], claim.get("status", {}).get("nodeName", "")
+        why = reasons.get(name) or reasons.get(node) or ""
+        pool = claim["metadata"].get("labels", {}).get(f"{CORE}/nodepool", "")
+        if not why and pool in frozen:
+            why = f"NodePool {pool} is frozen (`parbake thaw`)"
+        waiting.append(f"{node or name}: {state}" + (f"; {why}" if why else ""))
+    return Follow(ready, len(claims), resolved and ready == len(claims), tuple(waiting))
+
+
+def _unresolved(node_class: Mapping[str, Any], wanted: Held) -> Iterable[str]:
+    """Say what keeps Karpenter from using the node class with the wanted image."""
+    status = node_class.get("status", {})
+    known = [each.get("id") for each in status.get("amis", [])]
+    if wanted.image and not set(wanted.images) & set(known):
+        yield f"Karpenter has not resolved {wanted.image} yet (it has {', '.join(map(str, known)) or 'nothing'})"
+    generation = node_class["metadata"].get("generation", 0)
+    for condition in status.get("conditions", []):
+        if condition["type"] == "Ready" and condition.get("observedGeneration", generation) < generation:
+            yield "Karpenter has not looked at the change yet"
+        elif condition.get("status") == "False":
+            message = condition.get("message") or condition.get("reason") or "no reason given"
+            yield f"the node class is not {condition['type']}: {message}"
+
+
+def _behind(claim: Mapping[str, Any], images: tuple[str, ...], hash_wanted: str) -> str | None:
+    """Say what a node claim lacks to run what is wanted; None when it does."""
+    conditions = {each["type"]: each for each in claim.get("status", {}).get("conditions", [])}
+    for kind in ("Launched", "Registered", "Initialized"):
+        if conditions.get(kind, {}).get("status") in {"False", "Unknown"}:
+            return f"not {kind}: {conditions[kind].get('message') or conditions[kind].get('reason') or 'starting'}"
+    image = claim.get("status", {}).get("imageID", "")
+    if images and image not in images:
+        return f"runs {image or 'no known image'}"
+    if hash_wanted and claim["metadata"].get("annotations", {}).get(_HASH, hash_wanted) != hash_wanted:
+        return "has the disks of before"
+    if conditions.get("Drifted", {}).get("status") == "True":
+        return f"drifted: {conditions['Drifted'].get('reason', '')}"
+    return None
+
+
+def _budgets(pool: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list(pool["spec"].get("disruption", {}).get("budgets", [{"nodes": "10%"}]))

@@ -1,0 +1,237 @@
+"""Node classes of Karpenter: what a rollout writes into one. Pure; the cluster and manifest files both use it.
+
+Facts: karpenter.sh documentation "NodeClasses" (v0.32 to v1.14) and the CRDs of aws/karpenter-provider-aws. A term is
+replaced whole, since one with ``id`` and more is refused or half ignored; the machine image and the snapshot change in
+one write, since each change drifts every node.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from parbake.errors import InputError
+from parbake.model import GIB
+from parbake.rollouts.words import OWNER, Change, Held, Offer, gibibytes, show
+
+ANNOTATION = f"{OWNER}/rollout"
+"""What was held before: JSON on the node class itself, so that a rollback works from any machine."""
+
+# What Karpenter gives a node without `blockDeviceMappings`; it gives none of it to a node with some (GiB).
+_DEFAULT_DISKS = {
+    "AL2": {"/dev/xvda": 20},
+    "AL2023": {"/dev/xvda": 20},
+    "Ubuntu": {"/dev/sda1": 20},
+    "Bottlerocket": {"/dev/xvda": 4, "/dev/xvdb": 20},
+}
+_ROOTS = {"Ubuntu": "/dev/sda1"}
+_ALIASES = {"al2": "AL2", "al2023": "AL2023", "bottlerocket": "Bottlerocket"}
+_FIELDS = ("amiFamily", "amiSelectorTerms", "amiSelector", "blockDeviceMappings")
+_SIZE = re.compile(r"([0-9]+)(Gi|G|Ti|T)")
+_UNITS = {"Gi": 1 << 30, "G": 10**9, "Ti": 1 << 40, "T": 10**12}
+
+
+def decide(node_class: Mapping[str, Any], offer: Offer, *, device: str, initialization_rate: int | None) -> Change:
+    """Decide what a node class becomes when it takes an offer."""
+    spec = node_class.get("spec") or {}
+    after = copy.deepcopy(dict(spec))
+    cautions: list[str] = []
+    if offer.image:
+        _take_image(node_class, after, offer, cautions)
+    _take_disks(after, offer, device, initialization_rate)
+    if offer.snapshot and _family(after) == "Bottlerocket":
+        cautions.append("Bottlerocket takes only a data volume in its own layout: see that the snapshot is one")
+    refusals = _refusals(spec, offer)
+    before = held(node_class, device)
+    kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
+    wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
+    return _change(node_class, after, before, wanted, {"previous": _noted(before)}, refusals, cautions)
+
+
+def decide_back(node_class: Mapping[str, Any], *, device: str) -> Change:
+    """Decide how a node class returns to what it held before the last rollout; raises InputError without one."""
+    note, where = _note(node_class), described(node_class)
+    now = held(node_class, device)
+    if note.get("left") and not note.get("previous"):
+        return Change(where, now, now, cautions=(f"it has returned already, from {Held(**note['left'])}",))
+    if not note.get("previous"):
+        raise InputError(
+            f"{where}: no rollout is written down on it", hint="roll out a record of the artefact that you want back"
+        )
+    previous = Held(**note["previous"])
+    after = {key: value for key, value in (node_class.get("spec") or {}).items() if key not in _FIELDS}
+    after |= previous.spec
+    cautions = []
+    current = Held(**note["current"]) if note.get("current") else None
+    if current and (current.image, current.snapshot) != (now.image, now.snapshot):
+        cautions.append(f"it was changed after the rollout, from {current} to {now}: that change goes too")
+    return _change(node_class, after, now, previous, {"left": _noted(now)}, (), cautions)
+
+
+def held(node_class: Mapping[str, Any], device: str) -> Held:
+    """Return what a node class holds; the artefact's name where its note still fits."""
+    spec = node_class.get("spec") or {}
+    image = ",".join(_ids(spec))
+    snapshot = next(
+        (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
+    )
+    note = Held(**_note(node_class).get("current") or {})
+    fits = (note.image, note.snapshot) == (image, snapshot)
+    return Held(
+        image=image,
+        snapshot=snapshot,
+        artefact=note.artefact if fits else "",
+        key=note.key if fits else "",
+        label="" if image else _label(spec),
+        spec={key: spec[key] for key in _FIELDS if key in spec},
+    )
+
+
+def previous(node_class: Mapping[str, Any]) -> Held | None:
+    """Return what a node class held before the last rollout."""
+    found = _note(node_class).get("previous")
+    return Held(**found) if found else None
+
+
+def noted(node_class: Mapping[str, Any]) -> tuple[Held, ...]:
+    """Return everything that a node class's note names: retention keeps it."""
+    return tuple(Held(**each) for each in _note(node_class).values() if each)
+
+
+def described(node_class: Mapping[str, Any]) -> str:
+    """Name a node class for people."""
+    return f"{node_class.get('kind', 'EC2NodeClass')} {node_class.get('metadata', {}).get('name', '')}".rstrip()
+
+
+def _change(
+    node_class: Mapping[str, Any],
+    after: dict[str, Any],
+    before: Held,
+    wanted: Held,
+    note: Mapping[str, Any],
+    refusals: tuple[str, ...],
+    cautions: list[str],
+) -> Change:
+    spec, where = node_class.get("spec") or {}, described(node_class)
+    now, then = ({key: each[key] for key in _FIELDS if key in each} for each in (spec, after))
+    diff = show(now, then, where)
+    if not diff:
+        return Change(where, before, wanted, refusals=refusals, cautions=tuple(cautions))
+    changed = {key: after.get(key) for key in _FIELDS if spec.get(key) != after.get(key)}
+    if "amiSelector" in changed:  # a map: a merge would keep the other keys
+        gone = dict.fromkeys(spec.get("amiSelector") or {})
+        changed["amiSelector"] = {**gone, **(after.get("amiSelector") or {})} or None
+    text = json.dumps({**note, "current": _noted(wanted, spec=False)}, sort_keys=True, separators=(",", ":"))
+    payload = {"metadata": {"annotations": {ANNOTATION: text}}, "spec": changed}
+    return Change(where, before, wanted, diff, payload, refusals, tuple(cautions))
+
+
+def _noted(held_: Held, *, spec: bool = True) -> dict[str, Any]:
+    return held_.model_dump(exclude_defaults=True, exclude=None if spec else {"spec"})
+
+
+def _note(node_class: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parbake's note on a node class; empty where there is none, or where somebody broke it."""
+    text = ((node_class.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION, "")
+    try:
+        note = json.loads(text or "{}")
+        return {key: note[key] for key in ("previous", "left", "current") if Held(**note.get(key) or {}) != Held()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _is_old(node_class: Mapping[str, Any]) -> bool:
+    return node_class.get("kind") == "AWSNodeTemplate"
+
+
+def _take_image(node_class: Mapping[str, Any], spec: dict[str, Any], offer: Offer, cautions: list[str]) -> None:
+    if _is_old(node_class):
+        # `aws-ids` is the older spelling, `aws::ids` the newer: what is there is understood.
+        known = [key for key in spec.get("amiSelector") or {} if key in {"aws-ids", "aws::ids"}]
+        spec["amiSelector"] = {known[0] if known else "aws-ids": offer.image}
+        cautions.append("Karpenter before v0.32 replaces no node for a new image: old nodes stay until they expire")
+        return
+    aliases = [term["alias"] for term in spec.get("amiSelectorTerms") or [] if term.get("alias")]
+    if aliases and not spec.get("amiFamily"):  # without an alias, a family must be named
+        family = aliases[0].partition("@")[0]
+        spec["amiFamily"] = _ALIASES.get(family, "Custom")
+        cautions.append(f"the alias {aliases[0]} is replaced by an id, with amiFamily {spec['amiFamily']}")
+    spec["amiSelectorTerms"] = [{"id": offer.image}]
+
+
+def _take_disks(spec: dict[str, Any], offer: Offer, device: str, initialization_rate: int | None) -> None:
+    """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from."""
+    family, disks = _family(spec), copy.deepcopy(_disks(spec))
+    root = _ROOTS.get(family, "/dev/xvda")
+    defaults = _DEFAULT_DISKS.get(family, {})
+    too_large = offer.image_size > defaults.get(root, 0) * GIB and bool(defaults)
+    if not disks and (offer.snapshot or too_large):  # what Karpenter would have given
+        disks = [{"deviceName": name, "ebs": _disk(size)} for name, size in defaults.items()]
+    if offer.image_size:
+        for each in disks:
+            if each.get("rootVolume") or (each.get("deviceName") == root and not _has_root(disks)):
+                _at_least(each["ebs"], offer.image_size)
+    if offer.snapshot:
+        mine = next((each for each in disks if each.get("deviceName") == device), None)
+        if mine is None:
+            mine = {"deviceName": device, "ebs": {"volumeType": "gp3", "deleteOnTermination": True}}
+            disks.append(mine)
+        ebs = mine.setdefault("ebs", {})
+        ebs["snapshotID"] = offer.snapshot
+        ebs.pop("encrypted", None)  # with a snapshot it follows from the snapshot
+        _at_least(ebs, offer.snapshot_size or GIB)
+        if initialization_rate:
+            ebs["volumeInitializationRate"] = initialization_rate
+    if disks:
+        spec["blockDeviceMappings"] = disks
+
+
+def _disk(size: int) -> dict[str, Any]:
+    return {"volumeSize": f"{size}Gi", "volumeType": "gp3", "encrypted": True, "deleteOnTermination": True}
+
+
+def _at_least(ebs: dict[str, Any], size: int) -> None:
+    match = _SIZE.fullmatch(str(ebs.get("volumeSize", "")))
+    if match is None or int(match[1]) * _UNITS[match[2]] < size:
+        ebs["volumeSize"] = f"{gibibytes(size)}Gi"
+
+
+def _has_root(disks: list[dict[str, Any]]) -> bool:
+    return any(each.get("rootVolume") for each in disks)
+
+
+def _refusals(spec: Mapping[str, Any], offer: Offer) -> tuple[str, ...]:
+    found = []
+    if spec.get("instanceStorePolicy") == "RAID0":
+        found.append("instanceStorePolicy: RAID0 puts the container runtime's store on local disks and hides the bake")
+    if spec.get("amiFamily") == "Bottlerocket" and offer.image:
+        found.append("the node class is of Bottlerocket, which boots no machine image of another system")
+    return tuple(found)
+
+
+def _family(spec: Mapping[str, Any]) -> str:
+    for term in spec.get("amiSelectorTerms") or []:
+        if term.get("alias"):
+            return _ALIASES.get(term["alias"].partition("@")[0], "")
+    return str(spec.get("amiFamily") or "AL2")
+
+
+def _ids(spec: Mapping[str, Any]) -> list[str]:
+    selector = spec.get("amiSelector") or {}
+    listed = selector.get("aws::ids") or selector.get("aws-ids") or ""
+    terms = [term["id"] for term in spec.get("amiSelectorTerms") or [] if term.get("id")]
+    return [*terms, *(each.strip() for each in listed.split(",") if each.strip())]
+
+
+def _label(spec: Mapping[str, Any]) -> str:
+    """Say how a node class chooses its image where it names none."""
+    terms = spec.get("amiSelectorTerms") or ([spec["amiSelector"]] if spec.get("amiSelector") else [])
+    ways = (", ".join(f"{key} {value}" for key, value in term.items() if key != "owner") for term in terms)
+    return " or ".join(ways) or f"the newest image of {spec.get('amiFamily', 'AL2')}"
+
+
+def _disks(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list(spec.get("blockDeviceMappings") or [])

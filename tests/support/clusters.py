@@ -1,0 +1,57 @@
+"""What tests with a cluster's stand-in share: kubectl, node classes, published records, Bakefiles with targets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import cli, records, run
+from parbake.model import GIB, Artefact, Base, Published, Snapshot
+from parbake.records import Record
+from tests.support.plans import digest, image, plan, record
+
+NEEDS_KUBECTL = pytest.mark.skipif(run.find("kubectl") is None, reason="kubectl is not installed")
+REGION = "eu-central-1"
+
+
+def machine_image(word: str, ami: str, *, passed: bool | None = True, size: int = 8 * GIB) -> Record:
+    """Return the record of a machine image that is published in one region."""
+    base = Base(kind="debian", identity=digest("recipe"))
+    made = plan(base=base, artefact=Artefact(kind="machine-image"), images=(image(f"registry.example/{word}:1"),))
+    snapshot = Snapshot(id=ami.replace("ami", "snap"), size=size, device="/dev/xvda")
+    return _published(made, word, passed, Published(image=ami, snapshots=(snapshot,)))
+
+
+def volume(word: str, snapshot: str, *, passed: bool | None = True, size: int = 30 * GIB) -> Record:
+    """Return the record of a volume that is published in one region."""
+    made = plan(name="data", images=(image(f"registry.example/{word}:1"),))
+    return _published(made, word, passed, Published(snapshots=(Snapshot(id=snapshot, size=size),)))
+
+
+def _published(made: Any, word: str, passed: bool | None, where: Published) -> Record:
+    changes = {"plan": made, "artefact": made.artefact_name, "key": made.key, "published": {REGION: where}}
+    return record(word, passed=passed).model_copy(update=changes)
+
+
+def kitchen(folder: Path, targets: list[Mapping[str, Any]], *found: Record) -> Path:
+    """Write a Bakefile with targets, and records; return the Bakefile."""
+    file = folder / "parbake.yaml"
+    images = ["registry.example.com/app:1"]
+    file.write_text(json.dumps({"version": 1, "images": images, "rollout": targets, "output": "artefacts"}))
+    (folder / "artefacts").mkdir(exist_ok=True)
+    for each in found:
+        records.write(folder / "artefacts", each)
+    return file
+
+
+def parbake(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    """Run a command of parbake with --json; return its code and its document."""
+    code = cli.run([*arguments, "--json"])
+    captured = capsys.readouterr()
+    sys.stderr.write(captured.err)  # for whoever reads why a test failed
+    return code, json.loads(captured.out) if captured.out else None
