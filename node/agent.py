@@ -88,9 +88,9 @@ class Agent:
         self.operations = {"run": run, "read": read, "wait": wait, "now": now, "connect": self.connect}
 
     def send(self, **message):
-        """Write one line, whole."""
+        """Write one line, whole; where the port has ended nobody is there to hear it."""
         data = json.dumps(message).encode() + b"\n"
-        with self.lock:
+        with self.lock, suppress(OSError):
             while data:
                 data = data[os.write(self.port, data) :]
 
@@ -109,7 +109,7 @@ class Agent:
 
     def pump(self, stream, client):
         """Send what arrives on a connection to the host; a broken connection is an end."""
-        with suppress(OSError):
+        with suppress(OSError), client:
             for data in iter(lambda: client.recv(CHUNK), b""):
                 self.send(stream=stream, data=base64.b64encode(data).decode())
         self.send(stream=stream, end=True)

@@ -33,6 +33,8 @@ EXAMPLES: Final = {
     "verify": "parbake verify hello",
     "list": "parbake list",
     "show": "parbake show hello",
+    "trace": "parbake trace hello",
+    "hydrate": "parbake hydrate hello node-files",
     "rollout": "parbake rollout hello --dry-run",
     "rollback": "parbake rollback --to gpu",
     "status": "parbake status",

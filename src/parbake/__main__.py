@@ -1,5 +1,15 @@
-"""``python -m parbake``: the same as the ``parbake`` command."""
+"""The ``parbake`` command, also as ``python -m parbake``."""
 
-from parbake.cli import main
+from parbake import interrupts
 
-main()
+
+def main() -> None:
+    """Run as a program: listen for signals before anything else is loaded."""
+    interrupts.install()
+    from parbake.cli import main as enter
+
+    enter()
+
+
+if __name__ == "__main__":
+    main()

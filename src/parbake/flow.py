@@ -1,6 +1,6 @@
 """The story: what parbake does, each act as a paragraph.
 
-``bake = load -> build -> resolve -> plan -> (exists? stop) -> fill -> seal -> record -> verify``
+``bake = load -> build -> resolve -> plan -> (exists? stop) -> fill -> seal -> record -> verify -> trace``
 
 Decide first, act later: ``outlook`` only reads and shows all that ``bake`` would do. Acting converges: everything that
 is made has a name that follows from the content key, so a bake that was killed is finished by running it again.
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, base, build, disk, pause, records
+from parbake import __version__, base, build, coldstart, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
@@ -35,11 +35,16 @@ from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree,
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change."""
+    """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change.
+
+    ``rehearse`` records what a start reads of a volume; ``trace`` is a file that was recorded elsewhere.
+    """
 
     force: bool = False
     rebuild: bool = False
     verify: bool = True
+    rehearse: bool = True
+    trace: Path | None = None
     keep_workspace: bool = False
 
 
@@ -117,7 +122,9 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
             finished = finished or make(run, plan, builder_of(run.bakefile), keep_workspace=options.keep_workspace)
             if provable:
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
-    return finished
+        rehearsing = options.rehearse and options.verify and finished.changed
+        record = coldstart.learn(finished.artefact, finished.record, options.trace, events, rehearsing=rehearsing)
+    return replace(finished, record=record)
 
 
 def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | None]:

@@ -151,7 +151,7 @@ def from_cluster(context: str = "") -> Documents:
     """
     command = ["kubectl", "get", _CLUSTER_KINDS, "-A", "-o", "json", *(["--context", context] if context else [])]
     # Login plugins of kubeconfig files (aws, gcloud, kubelogin) read variables of their own: kubectl gets ours.
-    result = run.run(command, timeout=_CLUSTER_SECONDS, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    result = run.run(command, timeout=_CLUSTER_SECONDS, env={**os.environ, "LC_ALL": "C.UTF-8"}, may_ask=True)
     return ((f"the cluster{f' {context}' if context else ''}", result.stdout.decode(errors="replace")),)
 
 

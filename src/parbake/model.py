@@ -400,6 +400,47 @@ class Published(Frozen):
     account: str = ""
 
 
+class HydrateFigures(Frozen):
+    """What the hydrate service says of one run: bytes and ranges read, read errors, and seconds.
+
+    ``started_after`` is the node's uptime when it began, ``seconds`` how long the list took; ``rest_bytes`` and
+    ``rest_seconds`` are those of the rest of the device, where it was asked for.
+    """
+
+    state: str
+    bytes: int = Field(default=0, ge=0)
+    ranges: int = Field(default=0, ge=0)
+    errors: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+    started_after: float = Field(default=0.0, ge=0)
+    rest_bytes: int = Field(default=0, ge=0)
+    rest_seconds: float = Field(default=0.0, ge=0)
+
+
+class TraceSummary(Frozen):
+    """What a record keeps of a start-up trace; the trace itself is the file ``file`` beside the artefact.
+
+    Bytes, and seconds of each traced start with cold caches; ``hot_bytes`` is what a node must load of the
+    ``volume_bytes``, in whole blocks of ``block_bytes``; ``skipped`` says why an image was not traced; ``hydrate`` is
+    what the hydrate service said of itself on a node, as far as one was asked.
+    """
+
+    file: str = ""
+    uuid: str = ""
+    how: Literal["loop", "boot", "node"] = "loop"
+    made_at: str = ""
+    volume_bytes: int = Field(default=0, ge=0)
+    hot_bytes: int = Field(default=0, ge=0)
+    block_bytes: int = Field(default=512 << 10, gt=0)
+    hot_blocks: int = Field(default=0, ge=0)
+    reads: int = Field(default=0, ge=0)
+    read_bytes: int = Field(default=0, ge=0)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    stages: dict[str, dict[str, float]] = Field(default_factory=dict)
+    skipped: dict[str, str] = Field(default_factory=dict)
+    hydrate: HydrateFigures | None = None
+
+
 class Readable(Protocol):
     """A stream of bytes: ``readinto`` fills a buffer and returns how much, 0 at the end."""
 

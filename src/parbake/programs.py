@@ -57,6 +57,7 @@ PROGRAMS = (
     Program("mkfs.vfat", "makes the default base's boot partition", (DEFAULT_BASE,), ()),
     Program("mcopy", "writes into boot partitions and seeds without mounting (with mmd)", (DEFAULT_BASE, "verify")),
     Program("qemu-img", "converts disks (qcow2, vmdk, vhd)", ("bake", "verify")),
+    Program("qemu-storage-daemon", "lends a volume to a rehearsal without changing it", ("bake", "trace")),
     Program("qemu-system-x86_64", "boots what was baked", ("verify",)),
     Program("grub-mkimage", "makes the default base's boot loaders", (DEFAULT_BASE,)),
     Program("mmdebstrap", "makes the default base and the demo's image", (DEFAULT_BASE, "demo")),

@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError
 from parbake.disk import BLOCK, BlockList, block_list, spans
 from parbake.errors import DeadlineExceeded, InputError
 from parbake.events import Events
-from parbake.model import Digest, Frozen, Plan, Published, Verdict
+from parbake.interrupts import guarded
+from parbake.model import Digest, Frozen, Plan, Published, TraceSummary, Verdict
 from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -28,6 +29,8 @@ BLOCKS_DIGEST = "parbakeBlocks1"
 """The subject's digest, beside ``sha256``, in the in-toto statement of a raw artefact: that of its list of blocks."""
 SUFFIX = ".json"
 BLOCKS_SUFFIX = ".blocks"
+TRACE_SUFFIX = ".trace"
+"""Of the start-up trace beside an artefact: not one of JSON's, since it is no record."""
 _UNFINISHED = "unfinished"
 _HEX = r"^[0-9a-f]{64}$"
 
@@ -74,6 +77,7 @@ class Record(Frozen):
     sealed: tuple[str, ...] = ()
     verdict: Verdict | None = None
     published: dict[str, Published] = Field(default_factory=dict)
+    trace: TraceSummary | None = None
 
     @property
     def file_name(self) -> str:
@@ -85,6 +89,11 @@ class Record(Frozen):
         """What names the artefact's bytes, as an in-toto DigestSet."""
         found = {"sha256": self.sha256, BLOCKS_DIGEST: self.blocks.digest if self.blocks else ""}
         return {name: value for name, value in found.items() if value}
+
+    @property
+    def trace_name(self) -> str:
+        """The file name of the start-up trace."""
+        return self.artefact + TRACE_SUFFIX
 
     @property
     def verified(self) -> bool:
@@ -158,6 +167,7 @@ def in_use(
     return lock(folder / WORK / f"{artefact}.lock", what=artefact, timeout=timeout, waiting=waiting)
 
 
+@guarded
 def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
     """Let a finished artefact appear under its name with its record, and return its path.
 
@@ -168,6 +178,7 @@ def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: Blo
     with room_for(artefact):
         _mark(work, [record.artefact])
         (folder / record.file_name).unlink(missing_ok=True)
+        (folder / record.trace_name).unlink(missing_ok=True)  # that of the artefact that is replaced
     try:
         publish(made, artefact)
         if blocks is None:
@@ -189,7 +200,7 @@ def blocks_path(artefact: Path) -> Path:
 
 def _files(artefact: Path) -> tuple[Path, ...]:
     """Return what is an artefact's besides its record."""
-    return artefact, blocks_path(artefact)
+    return artefact, blocks_path(artefact), artefact.with_name(artefact.name + TRACE_SUFFIX)
 
 
 def _write_blocks(blocks: BlockList, artefact: Path, work: Path) -> None:

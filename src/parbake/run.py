@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.interrupts import guarded
 
 # Which Debian package brings a program, for errors and `parbake doctor`.
 PACKAGES = {
@@ -39,6 +40,7 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mmdebstrap": "mmdebstrap",
     "qemu-img": "qemu-utils",
+    "qemu-storage-daemon": "qemu-utils",
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-x86_64": "qemu-system-x86",
     "resize2fs": "e2fsprogs",
@@ -157,31 +159,49 @@ def run(
     env: dict[str, str] | None = None,
     cwd: Path | None = None,
     check: bool = True,
+    may_ask: bool = False,
 ) -> Result:
     """Run a program to its end and return what it said.
+
+    It does not hear the terminal's Ctrl-C, which is for us: we end it ourselves, with all that it started; with
+    ``may_ask`` (it may ask the user something at the terminal) it hears it too.
 
     Raises CommandFailed (with the end of standard error) when it ends with an error and ``check`` is set,
     DeadlineExceeded after ``timeout`` seconds, EnvironmentProblem when it is not installed.
     """
     shown = shlex.join(command)
-    try:
-        done = subprocess.run(
-            _argv(command),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            timeout=timeout,
-            env=environment(env),
-            cwd=cwd,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DeadlineExceeded(f"not done within {timeout:.0f} s: {shown}") from error
-    result = Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+    with subprocess.Popen(
+        _argv(command),
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(env),
+        cwd=cwd,
+        process_group=None if may_ask else 0,
+    ) as popen:
+        try:
+            stdout, stderr = popen.communicate(stdin, timeout)
+        except subprocess.TimeoutExpired as error:
+            _kill(popen, group=not may_ask)
+            raise DeadlineExceeded(f"not done within {timeout:.0f} s: {shown}") from error
+        except BaseException:
+            _kill(popen, group=not may_ask)
+            raise
+    result = Result(popen.returncode, stdout, stderr.decode(errors="replace"))
     if check and result.code:
         output = "\n".join((result.stderr or result.text).splitlines()[-_TAIL_LINES:])
         raise CommandFailed(f"ended with code {result.code}: {shown}\n{output}", code=result.code, output=output)
     return result
+
+
+@guarded
+def _kill(popen: subprocess.Popen[bytes], *, group: bool) -> None:
+    with suppress(ProcessLookupError):
+        if group:
+            os.killpg(popen.pid, signal.SIGKILL)
+        else:
+            popen.kill()
+    popen.wait()
 
 
 class Process:
@@ -208,6 +228,7 @@ class Process:
         self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
 
+    @guarded
     def __enter__(self) -> Self:
         output: IO[bytes]
         with self.log.open("ab") as output:
@@ -248,6 +269,7 @@ class Process:
             code = self._popen.returncode
             raise CommandFailed(f"{self.command[0]} ended with code {code}\n{self.tail}", code=code, output=self.tail)
 
+    @guarded
     def stop(self, grace: float = 10.0) -> None:
         """Ask the program to end (SIGTERM), then insist (SIGKILL) after ``grace`` seconds. Idempotent."""
         if self._popen is None or self._popen.poll() is not None:

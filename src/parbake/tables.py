@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import base
-from parbake.model import Image, Plan, Published, Verdict
+from parbake.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.plan import measure
 from parbake.records import Decision, Record
 from parbake.render import human_bytes
@@ -172,6 +172,8 @@ def record_text(artefact: Path, record: Record) -> str:
         ("times", times or "-"),
         ("images", "\n".join(f"{image.reference}@{image.target.digest}" for image in record.plan.all_images)),
     ]
+    if record.trace is not None:
+        rows.append(("start reads", trace_line(record.trace)))
     if record.verdict is None:
         return table([*rows, ("verified", "not yet: `parbake verify` boots it")])
     return f"{table(rows)}\n\n{verdict_table(record.verdict)}"
@@ -235,6 +237,33 @@ def verdict_table(verdict: Verdict) -> str:
     if verdict.images:
         lines.append(table(rows, header=("image", "digest", "pinned", "unpacked", "start", "verdict")))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in verdict.warnings)])
+
+
+_MOST_FILES = 10
+
+
+def trace_line(trace: TraceSummary) -> str:
+    """Return what a start reads of the whole, in one line."""
+    share = ""
+    if trace.volume_bytes:
+        share = f" of {human_bytes(trace.volume_bytes)} ({trace.hot_bytes / trace.volume_bytes:.1%})"
+    return f"{human_bytes(trace.hot_bytes)}{share} in {trace.reads} reads"
+
+
+def trace_text(trace: TraceSummary, files: Sequence[tuple[str, int]] = ()) -> str:
+    """Return a start-up trace for people: its size, each start's stages, and the files that most was read of."""
+    lines = [table([("trace", trace.file), ("file system", trace.uuid or "-"), ("hot", trace_line(trace))])]
+    rows = [
+        (name, seconds(total), ", ".join(f"{key} {value:.1f} s" for key, value in trace.stages.get(name, {}).items()))
+        for name, total in trace.seconds.items()
+    ]
+    if rows:
+        lines.append(table(rows, header=("part", "cold start", "of which")))
+    if files:
+        most = sorted(files, key=lambda item: -item[1])[:_MOST_FILES]
+        lines.append(table(((human_bytes(size), path) for path, size in most), header=("read", "file")))
+    lines += [f"skipped: {name}: {reason}" for name, reason in trace.skipped.items()]
+    return "\n\n".join(lines)
 
 
 def decisions_json(decisions: Sequence[Decision]) -> dict[str, object]:

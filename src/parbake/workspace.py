@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from parbake.errors import DeadlineExceeded, DiskFull, EnvironmentProblem
+from parbake.interrupts import guarded
 from parbake.run import Deadline
 
 _LOCK, _KEPT = "lock", "kept"
@@ -77,12 +78,14 @@ def _remove_if_empty(folder: Path) -> None:
             folder.rmdir()
 
 
+@guarded
 def _is_named(handle: int, path: Path) -> bool:
     with suppress(FileNotFoundError):
         return path.stat().st_ino == os.fstat(handle).st_ino
     return False
 
 
+@guarded
 def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,6 +95,7 @@ def _try_lock(handle: int) -> bool:
 
 
 @contextmanager
+@guarded
 def work_folder(parent: Path, name: str, *, keep: bool = False) -> Iterator[Path]:
     """Make a work folder of this run below ``parent/.parbake`` and remove it at the end.
 

@@ -50,6 +50,9 @@ class Running:
     """A command under way; use with ``with``, which kills what is left of it."""
 
     def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # Shells start what runs in the background so, and children inherit it: Ctrl-C would not be heard at all.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._said: list[str] = []
         self.seen: list[dict[str, Any]] = []
         self._popen = subprocess.Popen(

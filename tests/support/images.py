@@ -93,13 +93,18 @@ class Built:
 
 
 def layer(files: Mapping[str, bytes | tarfile.TarInfo | None]) -> bytes:
-    """Return a tar of ``files``: bytes are regular files, None folders, a TarInfo what it says (without data)."""
+    """Return a tar of ``files``: bytes are regular files, None folders, a TarInfo what it says (without data).
+
+    What lies in ``bin/`` can be run.
+    """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in files.items():
             info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name.rstrip("/"))
             if content is None:
                 info.type, info.mode = tarfile.DIRTYPE, 0o755
+            elif name.startswith("bin/") and not isinstance(content, tarfile.TarInfo):
+                info.mode = 0o755
             data = content if isinstance(content, bytes) else b""
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from parbake.cli import main
+from parbake.__main__ import main
 
 event, end = sys.argv[1:3]
 

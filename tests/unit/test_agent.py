@@ -21,6 +21,8 @@ from parbake.errors import MachineFault
 from parbake.vm import Guest
 from parbake.vm.seed import agent_source
 
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
 SOURCE = agent_source()
 
 

@@ -92,6 +92,12 @@ def bake(
         bool, typer.Option("--rebuild", help="Build images again even if their context did not change.")
     ] = False,
     verify: Annotated[bool, typer.Option(help="Boot the artefact and start its images, as `parbake verify`.")] = True,
+    rehearse: Annotated[
+        bool, typer.Option(help="Record what each start reads of a volume that is verified, as `parbake trace`.")
+    ] = True,
+    trace: Annotated[
+        Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
+    ] = None,
     keep_workspace: KeepWorkspace = False,
     as_json: AsJson = False,
     progress: Progress = "auto",
@@ -104,7 +110,9 @@ def bake(
     from parbake import flow, tables
 
     door.as_json = as_json
-    options = flow.Options(force=force, rebuild=rebuild, verify=verify, keep_workspace=keep_workspace)
+    options = flow.Options(
+        force=force, rebuild=rebuild, verify=verify, rehearse=rehearse, trace=trace, keep_workspace=keep_workspace
+    )
     with opened_events(progress) as events:
         finished = flow.bake(file, events, options)
     answer(tables.finished_json(finished), lambda: tables.finished_text(finished))

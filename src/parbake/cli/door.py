@@ -7,19 +7,18 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 verificat
 from __future__ import annotations
 
 import json
-import signal
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from parbake import __version__
+from parbake import __version__, interrupts
 from parbake.errors import InputError, Interrupted, ParbakeError, from_os_error
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ What = Annotated[str, typer.Argument(help="A record, an artefact, or the start o
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 DEFAULT_FILE = Path("parbake.yaml")
-_GO_ON = "run the same command again: it goes on where it can"
 
 
 @dataclass
@@ -103,10 +101,6 @@ def output(file: Path) -> Path:
     return load(file).output
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted("stopped by SIGTERM", hint=_GO_ON)
-
-
 def _report(error: ParbakeError) -> int:
     if door.debug:
         traceback.print_exception(error)
@@ -120,25 +114,50 @@ def _report(error: ParbakeError) -> int:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are told on standard error."""
-    door.as_json = door.debug = door.answered = False
+    door.debug = door.answered = False
+    door.as_json = "--json" in (sys.argv if arguments is None else arguments)  # for errors before the command says so
+    code = InputError.exit_code
+    try:
+        interrupts.begin()
+        code = _obey(arguments)
+    except (interrupts.Stop, KeyboardInterrupt) as error:
+        code = _interrupted(error)
+    finally:
+        interrupts.end(code)
+    return code
+
+
+def _obey(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, prog_name="parbake", standalone_mode=False)
     except _UsageError as error:
         error.show()
-        if "--json" in (sys.argv if arguments is None else arguments):
+        if door.as_json:
             wrong = InputError(error.format_message(), hint="-h after a command shows what it takes")
             typer.echo(json.dumps(wrong.to_json(), indent=2))
         return InputError.exit_code
     except ParbakeError as error:
-        return _report(error)
+        return _interrupted(error) if interrupts.reason() else _report(error)
     except OSError as error:
-        return _report(from_os_error(error))
-    if code == Interrupted.exit_code:
-        return _report(Interrupted("interrupted", hint=_GO_ON))
+        return _interrupted(error) if interrupts.reason() else _report(from_os_error(error))
+    if code == Interrupted.exit_code:  # what a KeyboardInterrupt becomes on its way through typer
+        return _report(Interrupted("interrupted"))
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(error: BaseException) -> int:
+    """Tell that the run was stopped, whatever failed on the way out."""
+    stopped = Interrupted(interrupts.reason() or "interrupted")
+    stopped.__cause__ = error
+    return _report(stopped)
 
 
 def main() -> None:
     """Run as a program."""
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run())
+    code = run()
+    if code == Interrupted.exit_code:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)  # all is cleaned up; threads of libraries that were cut off are not waited for
+    sys.exit(code)

@@ -3,7 +3,7 @@
 from parbake.disk.blocks import BLOCK, BlockList, block_list, spans
 from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_beside, sha256_file, to_raw
 from parbake.disk.filesystems import FileSystem, check_filesystem, grow_filesystem, make_filesystem, trim, usage
-from parbake.disk.mounts import FAST, Mounted, loop_device, mount, private_mounts
+from parbake.disk.mounts import FAST, Mounted, loop_device, mount, private_mounts, unmount
 from parbake.disk.roots import Runtime, find_runtime, inside
 from parbake.disk.tables import Partition, find_root, grow, partitions
 
@@ -36,5 +36,6 @@ __all__ = [
     "spans",
     "to_raw",
     "trim",
+    "unmount",
     "usage",
 ]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parbake.errors import CommandFailed, EnvironmentProblem
+from parbake.interrupts import guarded
 from parbake.run import Deadline, need_root, run
 
 _LOOP_CTL_GET_FREE = 0x4C82
@@ -33,6 +34,7 @@ FAST = {"ext4": ("noatime", "barrier=0"), "xfs": ("noatime",)}
 
 
 @contextmanager
+@guarded
 def private_mounts() -> Iterator[None]:
     """Run the body in a mount namespace of this thread (and of threads and programs that it starts); needs root.
 
@@ -63,6 +65,7 @@ def private_mounts() -> Iterator[None]:
 
 
 @contextmanager
+@guarded
 def loop_device(image: Path, *, offset: int = 0, size: int = 0, read_only: bool = False) -> Iterator[str]:
     """Attach a part of a file (bytes; size 0: to its end) as a block device and yield the device's path.
 
@@ -139,6 +142,7 @@ class Mounted:
 
 
 @contextmanager
+@guarded
 def mount(
     image: Path,
     at: Path,

@@ -179,7 +179,7 @@ def _from_helper(name: str, host: str, path: Path) -> Credentials | None:
     server = _HUB_SERVER if host in _HUB_KEYS else host
     # Helpers need their own settings (AWS_PROFILE, CLOUDSDK_…): they get the user's environment, as from Docker.
     env = {key: value for key, value in os.environ.items() if key != "PATH" and not key.startswith("PARBAKE_")}
-    done = run([program, "get"], stdin=server.encode(), timeout=_HELPER_SECONDS, env=env, check=False)
+    done = run([program, "get"], stdin=server.encode(), timeout=_HELPER_SECONDS, env=env, check=False, may_ask=True)
     if done.code:
         if _NOT_FOUND in (done.text + done.stderr).lower():
             return None

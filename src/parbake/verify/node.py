@@ -8,12 +8,13 @@ import tomllib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from parbake import pause, run
+from parbake import run
 from parbake.containerd import conventions
 from parbake.errors import BadBase, CommandFailed, MachineFault
-from parbake.model import Descriptor, Platform
+from parbake.model import Descriptor
+from parbake.verify import sandbox
 from parbake.vm import Drive, Machine, agent_seed, is_bootable
 
 if TYPE_CHECKING:
@@ -146,15 +147,7 @@ class Node:
 
     def import_sandbox(self, folder: Path) -> None:
         """Bring parbake's own pause image into the store of this machine, which is thrown away."""
-        folder = pause.layout(folder, Platform.host())
-        [entry] = json.loads((folder / "index.json").read_text())["manifests"]
-        target = _descriptor(entry)
-        manifest = json.loads(_blob(folder, target))
-        with self.client.lease("parbake-verify"):
-            for part in (manifest["config"], *manifest["layers"]):
-                self.client.content.write(_descriptor(part), _blob(folder, _descriptor(part)))
-            self.client.content.write(target, _blob(folder, target), conventions.reference_labels(manifest))
-            self.client.images.put(self.settings.sandbox, target, conventions.PINNED)
+        sandbox.bring(self.client, folder, self.settings.sandbox)
         self._await_sandbox()
 
     def _await_sandbox(self) -> None:
@@ -166,11 +159,3 @@ class Node:
     def fault_text(self, error: MachineFault) -> str:
         """Return what happened to the machine, with the end of its console."""
         return f"{error.message}\nthe console's last lines:\n{self.machine.console}"
-
-
-def _descriptor(entry: dict[str, Any]) -> Descriptor:
-    return Descriptor(media_type=entry["mediaType"], digest=entry["digest"], size=entry["size"])
-
-
-def _blob(folder: Path, descriptor: Descriptor) -> bytes:
-    return (folder / "blobs" / descriptor.digest.replace(":", "/")).read_bytes()

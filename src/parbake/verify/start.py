@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from parbake.containerd.cri import ContainerStatus, Pod, log_text
 from parbake.errors import DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
@@ -14,8 +14,10 @@ from parbake.model import ExitProbe, HttpProbe, LogProbe, Probe, RunningProbe, S
 from parbake.run import Deadline
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from parbake.containerd import Cri
-    from parbake.vm import Guest, Waited
+    from parbake.vm import Clock, Waited
 
 LOGS = "/run/parbake/logs"
 _POLL = 0.1  # seconds between looks from the host; times come from the guest and do not suffer from it
@@ -39,6 +41,30 @@ class Started:
     sandbox_seconds: float | None
     output: str
     problems: tuple[str, ...]
+
+
+class Place(Protocol):
+    """Where containers are started: a virtual machine (``vm.Guest``), or this machine."""
+
+    def check(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> str:
+        """Run a program there and return its output; raises MachineFault when it fails."""
+        ...
+
+    def read(self, path: str, *, offset: int = 0, limit: int = 1 << 16) -> bytes:
+        """Return up to ``limit`` bytes of a file there, from ``offset``."""
+        ...
+
+    def now(self) -> Clock:
+        """Return the clocks there."""
+        ...
+
+    def wait_tcp(self, port: int, seconds: float) -> Waited:
+        """Wait there until something accepts on a port of the loopback."""
+        ...
+
+    def wait_http(self, port: int, path: str, seconds: float) -> Waited:
+        """Wait there until GET of a path on the loopback answers with 200 to 399."""
+        ...
 
 
 def describe(probe: Probe) -> str:
@@ -87,10 +113,13 @@ class _Failed(Exception):
 
 
 class Starter:
-    """Starts images in one machine, one after the other. ``stretch`` multiplies every time limit."""
+    """Starts images in one machine, one after the other.
 
-    def __init__(self, guest: Guest, cri: Cri, *, stretch: float) -> None:
-        self._guest, self._cri, self._stretch = guest, cri, stretch
+    ``stretch`` multiplies every time limit; ``logs`` is the folder there for what containers write.
+    """
+
+    def __init__(self, guest: Place, cri: Cri, *, stretch: float, logs: str = LOGS) -> None:
+        self._guest, self._cri, self._stretch, self._logs = guest, cri, stretch, logs
         self._count = 0
 
     def start(self, reference: str, startup: Startup) -> Started:
@@ -102,7 +131,7 @@ class Starter:
         if taken:
             return Started(None, None, "", (taken,))
         self._count += 1
-        logs = f"{LOGS}/{self._count}"
+        logs = f"{self._logs}/{self._count}"
         self._guest.check(["mkdir", "-p", logs])
         asked = self._guest.now()
         try:
@@ -173,7 +202,7 @@ def _why(status: ContainerStatus) -> str:
 class _Watch:
     """Looks whether a container is up by its probe."""
 
-    def __init__(self, guest: Guest, probe: Probe, log: str) -> None:
+    def __init__(self, guest: Place, probe: Probe, log: str) -> None:
         self._guest, self._probe, self._log = guest, probe, log
         self._offset = 0
         self._lines = Log()

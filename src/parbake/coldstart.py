@@ -1,0 +1,127 @@
+"""The cold start's part of the story: trace what a start reads, keep it beside the artefact, hand it to nodes."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parbake import records, run
+from parbake.errors import EnvironmentProblem, InputError
+from parbake.model import Platform
+from parbake.records import Record
+from parbake.trace import Part, Recorder, Trace, device_of, hot_files, load, save, summary
+from parbake.trace.data import HotEntry
+from parbake.trace.tracefs import LARGEST_BUFFER, mounted_at
+from parbake.workspace import work_folder
+
+if TYPE_CHECKING:
+    from parbake.events import Events
+
+_TICK = 0.1
+
+
+def rehearse(artefact: Path, record: Record, events: Events) -> Record:
+    """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
+
+    Returns the record with the trace's summary. What cannot be rehearsed is said, and in the summary. Raises
+    EnvironmentProblem where this machine cannot trace.
+    """
+    from parbake.rehearse import rehearse_volume  # gRPC loads only where something is started
+
+    if record.plan.artefact.kind != "volume":
+        raise EnvironmentProblem(
+            f"{artefact.name} is a machine image: only volumes are rehearsed on this machine",
+            hint="record a trace on a node that booted from it (`parbake trace /`), and bring it with --trace",
+        )
+    run.need_root("rehearsing")
+    with work_folder(artefact.parent, "rehearse") as work:
+        trace = rehearse_volume(artefact, record.plan, events, work)
+    return keep(artefact, record, trace)
+
+
+def learn(artefact: Path, record: Record, trace: Path | None, events: Events, *, rehearsing: bool) -> Record:
+    """Learn, as a part of a bake, what a cold start reads: from the user's trace, or by a rehearsal of a volume.
+
+    A machine that cannot rehearse is a warning, since the artefact is complete without.
+    """
+    if trace:
+        return bring(artefact, record, trace)
+    plan = record.plan
+    if not rehearsing or plan.artefact.kind != "volume" or plan.platform.architecture != Platform.host().architecture:
+        return record
+    try:
+        return rehearse(artefact, record, events)
+    except EnvironmentProblem as error:
+        events.warn(f"no start-up trace: {error.message} ({error.hint})")
+        return record
+
+
+def bring(artefact: Path, record: Record, file: Path) -> Record:
+    """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
+    from parbake.rehearse.volume import identify
+
+    trace = load(file)
+    _, uuid = identify(artefact)
+    if not trace.uuid or (uuid and trace.uuid != uuid):
+        raise InputError(
+            f"{file} is a trace of the file system {trace.uuid or '(unknown)'}, and {artefact.name} is {uuid}",
+            hint="blocks of one file system mean nothing on another: trace a node that uses this artefact",
+        )
+    return keep(artefact, record, trace)
+
+
+def keep(artefact: Path, record: Record, trace: Trace) -> Record:
+    """Write a trace beside its artefact and its summary into the record; hold ``records.in_use``."""
+    save(trace, artefact.with_name(record.trace_name))
+    record = record.model_copy(update={"trace": summary(trace, file=record.trace_name)})
+    records.write(artefact.parent, record)
+    return record
+
+
+def trace_of(artefact: Path, record: Record | None) -> Trace:
+    """Return the trace beside an artefact; raises InputError when there is none."""
+    path = artefact.with_name(artefact.name + records.TRACE_SUFFIX)
+    if record is None or not path.exists():
+        raise InputError(
+            f"{artefact.name} has no start-up trace beside it", hint=f"`parbake trace {artefact.name}` makes one"
+        )
+    return load(path)
+
+
+def record_node(what: str, seconds: float, events: Events) -> Trace:
+    """Record for some seconds what is read of a device, or of the one that is mounted at a folder. Needs root.
+
+    Raises EnvironmentProblem where that cannot be traced, Overrun when more was read than the buffers hold.
+    """
+    from parbake.rehearse.volume import identify
+
+    path = Path(what)
+    place = path if path.is_dir() else None
+    if place is not None:
+        what = mounted_at(place)
+    device = device_of(what)
+    filesystem, uuid = identify(Path(what))
+    with (
+        Recorder(device, buffer=LARGEST_BUFFER // 2) as recorder,
+        events.task(f"Record what is read of {what}", round(seconds), unit="items") as task,
+    ):
+        deadline = run.Deadline(seconds, "recording")
+        told = 0
+        while deadline.left:
+            deadline.sleep(_TICK)
+            passed = round(seconds - deadline.left)
+            task.advance(passed - told)
+            told = passed
+    reads = recorder.reads
+    files = hot_files(place, reads) if place is not None and reads else ()
+    return Trace(
+        uuid=uuid,
+        filesystem=filesystem,
+        size=device.count * 512,
+        how="node",
+        made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        parts=(Part(name=os.uname().nodename, kind="node", seconds=seconds, reads=reads),),
+        files=tuple(HotEntry(file.path[:4096], file.read) for file in files),
+    )

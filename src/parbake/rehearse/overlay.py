@@ -1,0 +1,46 @@
+"""A disk image as a file that can be written without changing it: what is written goes into an overlay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from parbake import run
+
+_START = 20.0  # seconds
+
+
+@contextmanager
+def writable(image: Path, folder: Path, *, image_format: str = "raw") -> Iterator[Path]:
+    """Yield a raw file that reads as ``image`` and takes writes, which are thrown away at the end.
+
+    QEMU's storage daemon shows it through FUSE, so nothing is copied. It dies with us, and a mount namespace of our own
+    (``disk.private_mounts``) takes its mount away. Raises EnvironmentProblem, CommandFailed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    overlay, shown = folder / "overlay.qcow2", folder / "disk"
+    source = ["-b", str(image.resolve()), "-F", image_format]
+    run.run(["qemu-img", "create", "-q", "-f", "qcow2", *source, str(overlay)])
+    shown.touch()
+    command = [
+        "qemu-storage-daemon",
+        "--blockdev", f"driver=file,node-name=file,filename={_quoted(overlay)},cache.direct=off,cache.no-flush=on",
+        "--blockdev", "driver=qcow2,node-name=disk,file=file",
+        "--export", f"type=fuse,id=disk,node-name=disk,mountpoint={_quoted(shown)},writable=on",
+    ]  # fmt: skip
+    try:
+        with run.Process(command, log=folder / "storage.log") as daemon:
+            deadline = run.Deadline(_START, f"an overlay of {image.name}")
+            while not shown.stat().st_size:
+                daemon.check_alive()
+                deadline.sleep(0.01)
+            yield shown
+            daemon.check_alive()
+    finally:
+        run.run(["umount", "--lazy", "--quiet", str(shown)], check=False)
+        overlay.unlink(missing_ok=True)
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace(",", ",,")

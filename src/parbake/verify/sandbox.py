@@ -1,0 +1,35 @@
+"""parbake's own pause image, put into a store that is thrown away: for runtimes that came without any."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parbake import pause
+from parbake.containerd import conventions
+from parbake.model import Descriptor, Platform
+
+if TYPE_CHECKING:
+    from parbake.containerd import Client
+
+
+def bring(client: Client, folder: Path, name: str) -> None:
+    """Write the pause image of this machine's platform into the store under ``name``; ``folder`` is for its layout."""
+    folder = pause.layout(folder, Platform.host())
+    [entry] = json.loads((folder / "index.json").read_text())["manifests"]
+    target = _descriptor(entry)
+    manifest = json.loads(_blob(folder, target))
+    with client.lease("parbake-verify"):
+        for part in (manifest["config"], *manifest["layers"]):
+            client.content.write(_descriptor(part), _blob(folder, _descriptor(part)))
+        client.content.write(target, _blob(folder, target), conventions.reference_labels(manifest))
+        client.images.put(name, target, conventions.PINNED)
+
+
+def _descriptor(entry: dict[str, Any]) -> Descriptor:
+    return Descriptor(media_type=entry["mediaType"], digest=entry["digest"], size=entry["size"])
+
+
+def _blob(folder: Path, descriptor: Descriptor) -> bytes:
+    return (folder / "blobs" / descriptor.digest.replace(":", "/")).read_bytes()

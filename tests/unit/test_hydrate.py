@@ -1,0 +1,137 @@
+"""What runs on nodes to hydrate: the program as far as it needs no device, and the files that carry it."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import gzip
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from parbake import nodefiles
+from parbake.nodefiles import export, install, node_file, user_data
+from parbake.trace import Part, Read, Trace, hydrate_list
+from tests.support.baking import parbake
+
+LIST = (
+    "parbake-hydrate 1\nuuid 00000000-0000-0000-0000-000000000001\nsize 4194304\nranges 2\n1048576 524288\n0 524288\n"
+)
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hydrate", node_file("hydrate.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_is_small_and_speaks_an_old_python() -> None:
+    text = node_file("hydrate.py").read_text()
+    assert len(text.splitlines()) < 150
+    ast.parse(text, feature_version=(3, 9))
+
+
+def test_it_reads_what_parbake_writes(program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reads = (Read(0, 5000, 8), Read(1, 0, 8))
+    trace = Trace(uuid="00000000-0000-0000-0000-000000000001", size=4 << 20, parts=(Part(name="a", reads=reads),))
+    path = tmp_path / "list"
+    path.write_text(hydrate_list(trace))
+    head, ranges = program.read_list(path)
+    assert head == {"uuid": trace.uuid, "size": "4194304", "ranges": "2"}
+    assert ranges == [(2097152, 524288), (0, 524288)]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges", "said"),
+    [
+        (LIST[:-9], 1, "is not whole: 1 ranges of 2"),
+        (LIST + "x y\n", 2, "bad line 'x y'"),
+        (LIST.replace("0 524288\n", "-1 5\n"), 1, "bad line '-1 5'"),
+        ("parbake-hydrate 1\n", 0, "is not whole"),
+    ],
+)
+def test_a_damaged_list(
+    program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, ranges: int, said: str
+) -> None:
+    path = tmp_path / "list"
+    path.write_text(text)
+    assert len(program.read_list(path)[1]) == ranges
+    assert said in capsys.readouterr().out
+
+
+@given(data=st.binary(max_size=200) | st.text(max_size=100).map(lambda text: f"parbake-hydrate 1\n{text}".encode()))
+def test_any_list_is_read_or_refused(
+    program: ModuleType, tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(data)
+    try:
+        _, ranges = program.read_list(path)
+    except ValueError:
+        assert not data.startswith(b"parbake-hydrate 1\n")
+        return
+    assert all(offset >= 0 and length > 0 for offset, length in ranges)
+
+
+def test_what_a_node_gets(tmp_path: Path) -> None:
+    written = export(tmp_path / "out", LIST)
+    assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out/hydrate.list").read_text() == LIST
+    assert export(tmp_path / "out", LIST) == written
+    daemonset = YAML(typ="safe").load(tmp_path / "out/daemonset.yaml")
+    (init,) = daemonset["spec"]["template"]["spec"]["initContainers"]
+    assert init["securityContext"] == {"privileged": True}
+    copied = re.search(r"COPY (.+) /parbake/", (tmp_path / "out/Containerfile").read_text())
+    assert copied is not None
+    assert all((tmp_path / "out" / name).exists() for name in copied[1].split())
+
+
+def test_user_data_holds_program_and_list() -> None:
+    text = user_data(LIST)
+    assert text.startswith("#cloud-boothook\n#!/bin/sh\n")
+    parts = re.findall(r"<<'END' \| gzip -d >(\S+)\n(.*?)\nEND\n", text, re.DOTALL)
+    found = {path: gzip.decompress(base64.b64decode(packed)).decode() for path, packed in parts}
+    assert found == {
+        "/run/parbake/hydrate.py": node_file("hydrate.py").read_text(),
+        "/run/parbake/hydrate.list": LIST,
+    }
+    assert len(text) < nodefiles.USER_DATA_LIMIT
+    assert user_data(LIST) == text
+
+
+def test_installing_into_a_root(tmp_path: Path) -> None:
+    assert not install(tmp_path, LIST)  # no systemd
+    (tmp_path / "usr/lib/systemd").mkdir(parents=True)
+    (tmp_path / "usr/lib/systemd/systemd").touch()
+    (tmp_path / "etc").symlink_to("/real-etc")  # as if it led out of the root
+    for _ in range(2):
+        assert install(tmp_path, LIST)
+    assert (tmp_path / "real-etc/parbake/hydrate.list").read_text() == LIST
+    link = tmp_path / "real-etc/systemd/system/sysinit.target.wants/parbake-hydrate.service"
+    assert str(link.readlink()) == "/etc/systemd/system/parbake-hydrate.service"
+    assert not Path("/real-etc").exists()
+
+
+def test_the_unit_delays_nothing() -> None:
+    unit = node_file("parbake-hydrate.service").read_text()
+    assert "Type=simple" in unit  # what comes after it does not wait for its end
+    assert "Before=containerd.service" in unit
+    assert "DefaultDependencies=no" in unit
+    assert not re.search(r"^(Requires|After|BindsTo|OnFailure)=", unit, re.MULTILINE)
+
+
+def test_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "x.raw").touch()
+    done = parbake("hydrate", tmp_path / "x.raw", tmp_path / "out", "--json")
+    done.refused(2, "InputError", "has no start-up trace")
