@@ -40,6 +40,8 @@ EXAMPLES: Final = {
     "status": "parbake status",
     "freeze": "parbake freeze --to gpu",
     "thaw": "parbake thaw --to gpu",
+    "advise": "parbake advise hello --launches 200 --zones 3",
+    "savings": "parbake savings --pulls 1000 --pull-seconds 120 --start-seconds 8 --headroom 3",
     "prune": "parbake prune --keep 1 --dry-run",
     "clean": "parbake clean",
     "doctor": "parbake doctor",

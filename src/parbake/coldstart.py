@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import records, run
+from parbake.economics import Situation
 from parbake.errors import EnvironmentProblem, InputError
 from parbake.model import Platform
 from parbake.records import Record
@@ -124,4 +125,36 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         parts=(Part(name=os.uname().nodename, kind="node", seconds=seconds, reads=reads),),
         files=tuple(HotEntry(file.path[:4096], file.read) for file in files),
+    )
+
+
+def situation(
+    record: Record,
+    *,
+    launches: float,
+    zones: int,
+    boot: float,
+    burst: int,
+    volume: int,
+    hot: int | None,
+) -> Situation:
+    """Return what there is to advise on: sizes from the record, its trace, and what the user says. Bytes.
+
+    Raises InputError when neither the record nor the user says how much a start reads.
+    """
+    if hot is None and record.trace is None:
+        raise InputError(
+            f"{record.artefact} has no start-up trace, so how much a start reads is not known",
+            hint=f"`parbake trace {record.artefact}` finds out, or say it with --hot",
+        )
+    found = record.trace.hot_bytes if hot is None and record.trace else hot or 0
+    return Situation(
+        volume=max(volume, record.size),
+        data=max(record.allocated, 1),
+        hot=found,
+        transfer=sum(image.size for image in record.plan.images),
+        launches=launches,
+        zones=zones,
+        boot=boot,
+        burst=burst,
     )

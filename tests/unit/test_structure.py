@@ -22,6 +22,7 @@ FLOORS: dict[int, set[str]] = {
         "gitops",
         "manifests",
         "starter",
+        "economics",
         "trace",
         "registry",
         "layers",
@@ -37,7 +38,7 @@ FLOORS: dict[int, set[str]] = {
     4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "rollouts"},
     5: {"beginnings", "coldstart", "flow", "handover"},
     6: {"demo", "render"},
-    7: {"tables", "rollout_tables"},
+    7: {"tables", "rollout_tables", "coldtables", "report"},
     8: {"cli"},
     9: {"__main__"},
 }
@@ -51,6 +52,7 @@ SAME_FLOOR = {
     ("rehearse", "verify"),
     ("flow", "coldstart"),
     ("rollout_tables", "tables"),
+    ("coldtables", "tables"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from parbake.cli.door import (
     output,
 )
 from parbake.errors import InputError
+
+if TYPE_CHECKING:
+    from parbake.economics import Prices
 
 
 @app.command()
@@ -103,3 +106,114 @@ def hydrate(
     if size > nodefiles.USER_DATA_LIMIT:
         lines.append(f"warning: user-data.sh has {size} bytes, and EC2 takes {nodefiles.USER_DATA_LIMIT}: use another")
     answer(document, lambda: "\n".join(lines))
+
+
+PricesFile = Annotated[
+    Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
+]
+NodeHour = Annotated[
+    float | None, typer.Option(min=0, help="What a node costs an hour; replaces that price.", metavar="PRICE")
+]
+
+
+@app.command()
+def advise(
+    what: What,
+    launches: Annotated[float, typer.Option(min=0.001, help="Nodes that start a day.", metavar="COUNT")] = 100.0,
+    zones: Annotated[int, typer.Option(min=1, help="Availability zones that they start in.", metavar="COUNT")] = 3,
+    boot: Annotated[
+        float, typer.Option(min=0, help="From the volume's attachment to the runtime's start.", metavar="SECONDS")
+    ] = 20.0,
+    burst: Annotated[int, typer.Option(min=1, help="Nodes that start at once in one zone.", metavar="COUNT")] = 1,
+    volume: Annotated[
+        int | None, typer.Option(min=1, help="Size of the node's volume, if it is larger.", metavar="GIB")
+    ] = None,
+    hot: Annotated[
+        int | None, typer.Option(min=0, help="What a start reads, instead of the trace's figure.", metavar="MIB")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="How cold volumes behave: mild or harsh.", metavar="NAME")] = "mild",
+    prices: PricesFile = None,
+    node_hour: NodeHour = None,
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Say which remedy against cold volumes is the cheapest, and why.
+
+    Compared are nothing, hydrate, the provisioned initialization rate, fast snapshot restore, reading everything, and a
+    pull without any bake: the time that each adds to a start, and what it costs a month with the nodes that wait.
+    """
+    from parbake import coldstart, economics, records
+    from parbake.coldtables import advice_text
+
+    door.as_json = as_json
+    if profile not in economics.SPEEDS:
+        raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(economics.SPEEDS)}")
+    artefact, record = records.locate(what, output(file))
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are known well enough")
+    listed = _priced(prices, node_hour)
+    situation = coldstart.situation(
+        record,
+        launches=launches,
+        zones=zones,
+        boot=boot,
+        burst=burst,
+        volume=(volume or 0) << 30,
+        hot=None if hot is None else hot << 20,
+    )
+    speeds = economics.SPEEDS[profile]
+    advice = economics.advise(situation, speeds, listed)
+    parts = {"situation": situation, "speeds": speeds, "prices": listed}
+    document = {
+        "recommended": advice.best.name,
+        **advice.model_dump(mode="json"),
+        **{name: part.model_dump(mode="json") for name, part in parts.items()},
+    }
+    answer(document, lambda: advice_text(advice, situation, listed))
+
+
+@app.command()
+def savings(
+    pulls: Annotated[float, typer.Option(min=0, help="Pulls of the images a day.", metavar="COUNT")],
+    pull_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a node waits for a pull today.", metavar="SECONDS")
+    ],
+    start_seconds: Annotated[
+        float, typer.Option(min=0, help="How long it waits for the baked image instead.", metavar="SECONDS")
+    ] = 0.0,
+    headroom: Annotated[
+        float, typer.Option(min=0, help="Nodes that are kept running for pods to come.", metavar="COUNT")
+    ] = 0.0,
+    prices: PricesFile = None,
+    node_hour: NodeHour = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what pulls cost, and what a bake saves of it.
+
+    Nodes that wait for a pull are paid while they wait. Headroom hides that and is paid round the clock: it keeps the
+    saving back until it is given up.
+    """
+    from parbake import economics
+    from parbake.coldtables import savings_text
+
+    door.as_json = as_json
+    listed = _priced(prices, node_hour)
+    found = economics.savings(
+        pulls=pulls,
+        pull_seconds=pull_seconds,
+        start_seconds=start_seconds,
+        headroom=headroom,
+        node_hour=listed.node_hour.value,
+    )
+    document = {**found.model_dump(mode="json"), "prices": listed.model_dump(mode="json")}
+    answer(document, lambda: savings_text(found, listed))
+
+
+def _priced(file: Path | None, node_hour: float | None) -> Prices:
+    from parbake.economics import load_prices
+    from parbake.economics.prices import Price
+
+    listed = load_prices(file)
+    if node_hour is not None:
+        listed = listed.model_copy(update={"node_hour": Price(value=node_hour, unit="node and hour")})
+    return listed
