@@ -70,6 +70,19 @@ def test_again_is_nothing_to_do(corner: Corner, registry: DockerRegistry) -> Non
     check_tidy(corner)
 
 
+@pytest.mark.parametrize("length", [100, 180, 900])
+def test_an_output_folder_with_a_long_path(length: int, corner: Corner, registry: DockerRegistry) -> None:
+    """Longer than a socket's name may be."""
+    path = str(corner.folder)
+    while len(path) < length:
+        path += f"/{'long' * 25}"[: max(2, length - len(path))]
+    bakefile(corner, f"{registry.host}/app:1", more=f"output: {path}\n")
+    made = corner.bake()
+    assert made["artefact_path"].startswith(path)
+    assert len(path) >= length
+    check_tidy(corner)
+
+
 def test_a_damaged_artefact_is_told_before_it_is_booted(corner: Corner, registry: DockerRegistry) -> None:
     bakefile(corner, f"{registry.host}/app:1")
     made = corner.bake()
