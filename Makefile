@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Unit tests first: what is cheap to find out is found out first.
 TESTS := tests/unit tests/golden tests/aws tests/kubernetes tests/system tests/vm
 
-.PHONY: help setup packages lint test test-unit demo docs proto bench-bake bench-rebake clean
+.PHONY: help setup packages lint test test-unit demo docs fuzz proto bench-bake bench-rebake clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -40,6 +40,11 @@ docs: setup ## Write docs/reference anew from the program
 
 proto: setup ## Regenerate the protobuf modules from src/parbake/containerd/proto/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=src --python_out=src --pyi_out=src src/parbake/containerd/proto/*.proto
+
+FUZZ_SECONDS ?= 300
+
+fuzz: setup ## Fuzz what reads a registry's content: archives, compression, manifests (FUZZ_SECONDS)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 BENCH_IMAGES ?= small,many,potato,potato-zstd
 BENCH_ROUNDS ?= 3

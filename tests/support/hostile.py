@@ -121,6 +121,83 @@ def corpus() -> dict[str, tuple[bytes, Fate]]:
                     entry(b"a", data=b"1000000\n" + b"0\n0\n" * 400_000)),
             "refused",
         ),
+        "GNU long name that climbs": (archive(long_name(b"a/" * 60 + b"../" * 61 + b"outside/victim"), entry(b"n")),
+                                      "refused"),
+        "PAX path that climbs": (archive(pax({b"path": b"../outside/victim"}), entry(b"n", data=b"x")), "refused"),
+        "global PAX path that climbs": (
+            archive(pax({b"path": b"../outside/victim"}, b"g"), entry(b"n", data=b"x")), "harmless",
+        ),
+        "PAX link that climbs": (archive(pax({b"linkpath": b"../outside/victim"}), entry(b"h", b"1", link=b"n")),
+                                 "refused"),
+        "PAX symbolic link that climbs, then a file through it": (
+            archive(pax({b"linkpath": b"../outside"}), entry(b"up", b"2", link=b"n"), entry(b"up/victim", data=b"x")),
+            "harmless",
+        ),
+        "PAX size that differs from the header's": (
+            archive(pax({b"size": b"3"}), entry(b"a", data=b"12345678")), "harmless",
+        ),
+        "PAX size beyond the end": (archive(pax({b"size": b"9999999"}), entry(b"a", data=b"x")), "refused"),
+        "hard link to an absolute place": (archive(entry(b"h", b"1", link=b"/etc/passwd")), "refused"),
+        "hard link to itself": (archive(entry(b"h", b"1", link=b"h")), "refused"),
+        "hard link through proc": (
+            archive(entry(b"p", b"2", link=b"/proc/self/root"), entry(b"h", b"1", link=b"p/etc/passwd")), "refused",
+        ),
+        "symbolic link to a hard link of a symbolic link, then written": (
+            archive(
+                entry(b"s", b"2", link=b"/outside"), entry(b"h", b"1", link=b"s"), entry(b"t", b"2", link=b"h"),
+                entry(b"t/victim", data=b"x"),
+            ),
+            "harmless",
+        ),
+        "file twice": (archive(entry(b"f", data=b"1"), entry(b"f", data=b"22")), "harmless"),
+        "folder twice": (
+            archive(entry(b"d/", b"5", mode=0o700), entry(b"d/f", data=b"1"), entry(b"d/", b"5", mode=0o755)),
+            "harmless",
+        ),
+        "link twice, the second time upwards": (
+            archive(entry(b"s", b"2", link=b"d"), entry(b"s", b"2", link=b"../outside"), entry(b"s/victim", data=b"x")),
+            "harmless",
+        ),
+        "hard link twice": (
+            archive(entry(b"f", data=b"1"), entry(b"h", b"1", link=b"f"), entry(b"h", b"1", link=b"f"),
+                    entry(b"f", data=b"2")),
+            "harmless",
+        ),
+        "file, folder, link, file of one name": (
+            archive(entry(b"a", data=b"1"), entry(b"a/", b"5"), entry(b"a/x", data=b"1"),
+                    entry(b"a", b"2", link=b"../outside"), entry(b"a", data=b"2")),
+            "harmless",
+        ),
+        "folder where a file is": (
+            archive(entry(b"d", data=b"x"), entry(b"d/", b"5"), entry(b"d/f", data=b"1")), "harmless",
+        ),
+        "folder where a link upwards is": (
+            archive(entry(b"d", b"2", link=b"../outside"), entry(b"d/", b"5"), entry(b"d/victim", data=b"x")),
+            "harmless",
+        ),
+        "whiteout, then a file of its name": (
+            archive(entry(b"d/", b"5"), entry(b"d/.wh.f"), entry(b"d/f", data=b"x")), "harmless",
+        ),
+        "root that becomes a file": (archive(entry(b".", data=b"x")), "harmless"),
+        "root that becomes a link": (archive(entry(b"./", b"2", link=b"../outside")), "harmless"),
+        "names of 255 bytes": (archive(entry(b"n" * 255 + b"/" + b"m" * 255, data=b"x")), "harmless"),
+        "names that are not UTF-8": (
+            archive(entry(b"\xff\xfe/\xc3\x28/\xed\xa0\x80", data=b"x"), entry(b"\x01\n\x1b[2J", data=b"x")),
+            "harmless",
+        ),
+        "GNU long name of 2 MB": (
+            archive(header(b"././@LongLink", b"L", size=2 << 20, magic=GNU) + b"n" * (2 << 20), entry(b"a")),
+            "refused",
+        ),
+        "GNU long link of 2 MB": (
+            archive(header(b"././@LongLink", b"K", size=2 << 20, magic=GNU) + b"n" * (2 << 20), entry(b"a", b"2")),
+            "refused",
+        ),
+        "PAX headers without end": (archive(*[pax({b"comment": b"c" * 400})] * 2000, entry(b"a")), "harmless"),
+        "attribute larger than a file system takes": (
+            archive(pax({b"SCHILY.xattr.user.a": b"v" * 70_000}), entry(b"a")), "refused",
+        ),
+        "attribute without a name": (archive(pax({b"SCHILY.xattr.": b"v"}), entry(b"a")), "refused"),
         "old sparse file in the wrong format": (archive(entry(b"a", b"S", data=b"x")), "refused"),
         "sparse file of 8 EiB": (archive(_old_sparse((1 << 63) - 1)), "refused"),
         "sparse file of 64 GiB": (archive(_old_sparse(1 << 36)), "refused"),

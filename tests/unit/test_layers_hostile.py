@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import LayerBomb, LayerError, LayerEscape
 from parbake.layers import engine, settle
-from tests.support.fuzz import fuzz_archive, fuzz_layer
+from tests.fuzz.targets import SEED, fuzz_archive, fuzz_layer
 from tests.support.hostile import corpus
 from tests.support.layers import put
 from tests.support.tars import archive, entry, pax
 from tests.support.trees import scan
 
 CORPUS = corpus()
-SEED = archive(
-    entry(b"etc/", b"5", mode=0o755),
-    entry(b"etc/motd", data=b"hello" * 200),
-    entry(b"l", b"2", link=b"etc"),
-    entry(b"h", b"1", link=b"etc/motd"),
-    pax({b"mtime": b"1.5", b"SCHILY.xattr.user.a": b"b"}),
-    entry(b"l/x", data=b"y"),
-    entry(b"n" * 150, data=b"z"),
-    pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.size": b"9"}),
-    entry(b"sp", data=b"1\n2\n3\n".ljust(512, b"\0") + b"abc"),
-)
 
 
 def needs_root(what: str) -> bool:
@@ -93,6 +85,42 @@ def test_truncation_everywhere(tmp_path: Path) -> None:
     assert 512 in accepted
     assert 256 not in accepted
     assert len(accepted) < len(SEED) // 256
+
+
+@pytest.mark.parametrize("packed", [lambda data: data, lambda data: gzip.compress(data, 1), zstandard.compress])
+def test_truncation_at_every_byte(packed: Callable[[bytes], bytes]) -> None:
+    """Whatever is missing: the end of the archive, of its compression, of anything in it."""
+    data = packed(archive(entry(b"d/", b"5"), entry(b"d/f", data=b"0123456789" * 60), pax({b"uid": b"7"}), entry(b"g")))
+    step = max(1, len(data) // 300)
+    for size in range(0, len(data), step):
+        fuzz_layer(data[:size])
+    for size in range(len(SEED)):
+        fuzz_archive(SEED[:size])
+
+
+def test_duplicates_end_as_the_last_of_them_says(tmp_path: Path) -> None:
+    for number, what in enumerate(("file twice", "hard link twice", "file, folder, link, file of one name")):
+        put(tmp_path / str(number), CORPUS[what][0])
+    assert (tmp_path / "0/f").read_bytes() == b"22"
+    assert ((tmp_path / "1/f").read_bytes(), (tmp_path / "1/h").read_bytes()) == (b"2", b"1")
+    assert (tmp_path / "2/a").read_bytes() == b"2"
+    put(tmp_path / "3", CORPUS["folder twice"][0])
+    assert (tmp_path / "3/d").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "3/d/f").read_bytes() == b"1"
+
+
+def test_attributes_that_do_not_fit_are_no_full_disk(tmp_path: Path) -> None:
+    """ext4 says ENOSPC of more than a block, which a larger disk would not change."""
+    raw = archive(pax({b"SCHILY.xattr.user.a": b"v" * 70_000}), entry(b"a"))
+    with pytest.raises(LayerError, match="'a': its extended attributes are larger than") as raised:
+        put(tmp_path / "any", raw)
+    assert "xfs" in raised.value.hint
+    (tmp_path / "f").touch()
+    try:
+        os.setxattr(tmp_path / "f", "user.a", b"v" * 10_000)
+    except OSError:
+        with pytest.raises(LayerError, match="'a': its extended attributes are larger than"):
+            put(tmp_path / "ext4", archive(pax({b"SCHILY.xattr.user.a": b"v" * 10_000}), entry(b"a")))
 
 
 @given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), max_size=6), st.booleans())

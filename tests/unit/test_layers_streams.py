@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from parbake.errors import BadContent, LayerBomb, LayerError, Unreachable
 from parbake.layers import unpack
 from parbake.model import Layer
-from tests.support.fuzz import fuzz_layer
+from tests.fuzz.targets import fuzz_layer
 from tests.support.layers import GZIP, PLAIN, describe
 from tests.support.tars import archive, entry
 

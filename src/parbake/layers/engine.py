@@ -209,6 +209,11 @@ class _Unpacking:
                 f"no space left below {self._target} while unpacking layer {self._layer.digest} ({shown(name)})",
                 hint="free some space, or give the artefact a larger size",
             )
+        if error.errno == errno.E2BIG:
+            return LayerError(
+                f"layer {self._layer.digest}: {shown(name)}: its extended attributes are larger than a file may have",
+                hint="ext4 holds about 4 KB for each file, xfs 64 KB for each attribute",
+            )
         return LayerError(f"layer {self._layer.digest}: {shown(name)}: {error.strerror}")
 
     def _wrong(self, what: str) -> BadContent:

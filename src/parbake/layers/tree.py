@@ -26,6 +26,7 @@ _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXE
 _MODE: Final = 0o7777
 _SET_ID: Final = 0o6000
 _MOST_DEVICE: Final = 0xFFFFFFFF
+_SPARE: Final = 16 << 20  # bytes that are free on a file system that is not full
 
 
 class PendingLink(NamedTuple):
@@ -359,8 +360,15 @@ def set_xattr(target: int | bytes, key: bytes, value: bytes) -> bool:
             mode = os.stat(target, follow_symlinks=follow).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 return False
+        if error.errno == errno.ENOSPC and _has_room(target, len(value)):  # so ext4 says it of more than a block
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG)) from error
         raise
     return True
+
+
+def _has_room(target: int | bytes, size: int) -> bool:
+    status = os.statvfs(target if isinstance(target, int) else os.path.dirname(target))
+    return status.f_bavail * status.f_frsize > size + _SPARE and not status.f_files > 0 == status.f_favail
 
 
 def _xattrs_of(entry: Entry) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads what a registry sends: ``make fuzz``."""
