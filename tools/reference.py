@@ -45,10 +45,19 @@ EXAMPLES: Final = {
     "prune": "parbake prune --keep 1 --dry-run",
     "clean": "parbake clean",
     "doctor": "parbake doctor",
+    "export packer": (
+        "cat > ami.yaml <<'END'\n"
+        "version: 1\n"
+        "images: [registry.example.com/team/app:1.4]\n"
+        "builder: packer\n"
+        'base: {eks: al2023, kubernetes: "1.33"}\n'
+        "END\n"
+        "parbake export packer template -f ami.yaml"
+    ),
     "demo": "parbake demo",
     "schema": "parbake schema > parbake.schema.json",
 }
-"""An example of each command. They are run in this order by a test, in one shell."""
+"""An example that calls each command. They are run in this order by a test, in one shell."""
 
 ENVIRONMENT: Final = {
     "PARBAKE_CACHE": "Where parbake keeps what it can make again. Default: `~/.cache/parbake`.",
@@ -104,7 +113,7 @@ def cli_page() -> str:
         "error. Exit codes and errors are on [their own page](errors.md). Options before the command:"
     )
     text = f"# Commands\n\n{prose(group.help)}\n{prose(told)}\n{_options(general)}"
-    for name, command in group.commands.items():
+    for name, command in _commands(group):
         first, _, rest = command.help.partition("\n\n")
         usage = " ".join(["parbake", name, "[OPTIONS]", *(_argument(p) for p in _arguments(command))])
         text += f"\n## `parbake {name}`\n\n{prose(first)}"
@@ -114,6 +123,15 @@ def cli_page() -> str:
         text += f"Example:\n\n```sh\n{EXAMPLES[name]}\n```\n"
     text += "\n## Environment\n\nVariables that parbake reads:\n\n"
     return text + table(("variable", "meaning"), ((f"`{name}`", meaning) for name, meaning in ENVIRONMENT.items()))
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command by its whole name, those of groups as well (``export packer``)."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
 
 
 def _arguments(command: Any) -> list[Any]:

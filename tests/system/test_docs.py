@@ -70,6 +70,7 @@ CASES = (
     Case("docs/how-to/keep-layers.md"),
     Case("docs/how-to/ci.md", own_cache=True),
     Case("docs/how-to/clean-up.md", own_cache=True),
+    Case("docs/how-to/packer.md"),
 )
 
 SHORTCUTS = {
@@ -107,6 +108,7 @@ STAND_INS = {
     "docker-credential-pass": """[ "$1" = get ] && printf '{{"Username": "ann", "Secret": "{password}"}}'""",
     "sudo": 'echo "$@" > "{folder}/sudo.log"',
     "uv": '[ "$*" = "tool install .[aws]" ]',
+    "packer": 'exec {python} {root}/tests/support/packer_program.py "$@"',
     "make": 'exec {make} --dry-run -C {root} "$@"',
 }
 
@@ -188,6 +190,7 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         "folder": outside,
         "root": ROOT,
         "make": run.need("make"),
+        "python": sys.executable,
         "parbake": PARBAKE,
     }
     cut = "\n".join(SHORTCUTS[name].format(**words) for name in sorted(case.shortcuts))

@@ -1,0 +1,3 @@
+locals {
+  source_ami = var.SOURCE_AMI
+}
