@@ -41,6 +41,7 @@ EXAMPLES: Final = {
     "freeze": "parbake freeze --to gpu",
     "thaw": "parbake thaw --to gpu",
     "advise": "parbake advise hello --launches 200 --zones 3",
+    "report": "parbake report hello",
     "savings": "parbake savings --pulls 1000 --pull-seconds 120 --start-seconds 8 --headroom 3",
     "prune": "parbake prune --keep 1 --dry-run",
     "clean": "parbake clean",

@@ -158,3 +158,12 @@ def situation(
         boot=boot,
         burst=burst,
     )
+
+
+def known(what: str, folder: Path) -> tuple[Record, Trace | None]:
+    """Return the record that a user names, and its trace where there is one; raises InputError without a record."""
+    artefact, record = records.locate(what, folder)
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="`parbake list` shows the records there are")
+    path = artefact.with_name(record.trace_name)
+    return record, load(path) if path.exists() else None

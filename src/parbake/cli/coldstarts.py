@@ -217,3 +217,31 @@ def _priced(file: Path | None, node_hour: float | None) -> Prices:
     if node_hour is not None:
         listed = listed.model_copy(update={"node_hour": Price(value=node_hour, unit="node and hour")})
     return listed
+
+
+@app.command()
+def report(
+    what: What,
+    against: Annotated[str | None, typer.Argument(help="A second record, to compare with.", metavar="[RECORD]")] = None,
+    to: Annotated[Path, typer.Option("--output", help="Where to write the page.", metavar="FILE")] = Path(
+        "report.html"
+    ),
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Write what is known of a cold start as one page of HTML.
+
+    A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
+    second one. The page needs no network.
+    """
+    from parbake import coldstart
+    from parbake.report import Subject, page
+    from parbake.workspace import publish, room_for
+
+    door.as_json = as_json
+    subjects = [Subject(*coldstart.known(each, output(file))) for each in (what, against) if each]
+    draft = to.with_name(f".{to.name}.draft")
+    with room_for(to):
+        draft.write_text(page(*subjects))
+        publish(draft, to)
+    answer({"written": [str(to)]}, lambda: f"wrote {to}")
