@@ -105,9 +105,24 @@ class Archive:
 
     def next(self) -> Entry | None:
         """Return the next entry, None at the end of the archive; raises LayerError, LayerBomb."""
+        entry = self._header()
+        if entry is None:
+            return None
+        # Nearly every entry is a file or a folder without extensions. What follows is `_complete` for those.
+        size = entry.stored
+        if size >= 0:
+            if entry.kind == b"0":
+                self.left, self._pad = size, -size % BLOCK
+                return entry
+            if entry.kind == b"5":
+                entry.stored = 0
+                return entry
+        return self._extended(entry)
+
+    def _extended(self, entry: Entry | None) -> Entry | None:
         found: dict[bytes, bytes] | None = None
         long_name = long_link = b""
-        while (entry := self._header()) is not None:
+        while entry is not None:
             if entry.kind == b"g":  # a global header: read for its syntax, then an entry that nobody writes
                 numbers.records(self._body(entry))
                 return entry
@@ -120,6 +135,7 @@ class Archive:
                 long_name = text(body)
             else:
                 long_link = text(body)
+            entry = self._header()
         return None
 
     def _body(self, entry: Entry) -> bytes:
@@ -158,24 +174,21 @@ class Archive:
 
     def _header(self) -> Entry | None:
         chunks = self.chunks
-        if self.left:
-            self.left -= chunks.skip(self.left)
-            if self.left:
-                raise invalid("it ends within a file")
-        if self._pad:
-            at = chunks.at + self._pad
-            if at <= chunks.end:
-                chunks.at = at
-            elif chunks.skip(self._pad) < self._pad:
-                return None  # the end of the stream within padding is the end of the archive
-            self._pad = 0
-        if chunks.at >= chunks.end and not chunks.refill():
-            return None
-        at = chunks.at
-        if at + BLOCK > chunks.end:
+        at = chunks.at + self.left + self._pad
+        if at > chunks.end or self.left < 0:
+            if not self._pass_over():
+                return None
+            at = chunks.at
+        if at >= chunks.end:
+            chunks.at = at
+            if not chunks.refill():
+                return None
+            at = chunks.at
+        chunks.at = stop = at + BLOCK
+        if stop > chunks.end:
             raise invalid("it ends within a header")
-        chunks.at = at + BLOCK
-        block = chunks.view[at : at + BLOCK]
+        self.left = self._pad = 0
+        block = chunks.view[at:stop]
         if not block[0] and block == _ZEROS:
             self._end()
             return None
@@ -185,6 +198,13 @@ class Archive:
         # Kept beyond the buffer's life only by the old sparse format, which has more in it than an entry says.
         self._block = block
         return self._parse(block)
+
+    def _pass_over(self) -> bool:
+        """Go to the end of the current entry in another buffer; return False when the stream ends in its padding."""
+        self.left -= self.chunks.skip(self.left)
+        if self.left:
+            raise invalid("it ends within a file")
+        return self.chunks.skip(self._pad) == self._pad
 
     def _end(self) -> None:
         """Two zero blocks end an archive; the end of the stream after one does as well."""

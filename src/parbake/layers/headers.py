@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from parbake.errors import LayerError
@@ -19,11 +18,13 @@ _SECOND: Final = 1_000_000_000
 HEADER_ONLY: Final = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 """Types whose size field says nothing about data: none follows."""
 
-# name mode uid gid size mtime checksum type link magic+version uname gname major minor, then what the format says
-_LAYOUT: Final = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
+# name, mode+uid+gid, size, mtime, checksum, type, link's first byte, magic+version, major+minor, and two first bytes of
+# what the format says; the other bytes are looked at when one of these asks for it
+_LAYOUT: Final = struct.Struct("100s24s12s12s8scc99x8s64x16sc162xc3x")
+_NO_BYTE: Final = b"\0"
 _USTAR, _GNU = b"ustar\0", b"ustar  \0"
 _ADLER_BASE: Final = 65521
-# Distinct number fields that are remembered; a layer has a handful, a hostile one may have millions.
+# Distinct fields of each kind that are remembered; a layer has a handful, a hostile one may have millions.
 _MOST_KNOWN: Final = 4096
 
 
@@ -39,10 +40,21 @@ class Entry:
         "size", "stored", "uid",
     )  # fmt: skip
 
-    def __init__(self) -> None:
-        self.name = self.linkname = b""
-        self.kind = b"0"
-        self.mode = self.uid = self.gid = self.size = self.stored = self.modified = self.major = self.minor = 0
+    def __init__(
+        self,
+        name: bytes = b"",
+        kind: bytes = b"0",
+        look: tuple[int, int, int] = (0, 0, 0),
+        size: int = 0,
+        modified: int = 0,
+        device: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.name, self.kind = name, kind
+        self.mode, self.uid, self.gid = look
+        self.size = self.stored = size
+        self.modified = modified
+        self.major, self.minor = device
+        self.linkname = b""
         self.accessed: int | None = None
         self.records: dict[bytes, bytes] | None = None
         self.segments: list[Segment] | None = None
@@ -59,67 +71,65 @@ class Entry:
 
 
 class Parser:
-    """Turns blocks into entries; remembers the number fields that repeat (modes, owners, devices)."""
+    """Turns blocks into entries; remembers fields that repeat (modes with owners, times, devices)."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, int] = {bytes(8): 0, b"0000000\0": 0}
-
-    def _number(self, field: bytes) -> int:
-        if (value := self._known.get(field)) is None:
-            value = numeric(field)
-            if len(self._known) < _MOST_KNOWN:
-                self._known[field] = value
-        return value
+        self._looks: dict[bytes, tuple[int, int, int]] = {}
+        self._times: dict[bytes, int] = {}
+        self._devices: dict[bytes, tuple[int, int]] = {}
 
     def parse(self, block: memoryview) -> Entry:
         """Return what a header block says; raises LayerError when it is none."""
-        (
-            name, mode, uid, gid, size, modified, checksum, kind, link, magic, _, _, major, minor, prefix, _,
-        ) = _LAYOUT.unpack(block)  # fmt: skip
-        _check_sum(block, checksum)
-        entry = Entry()
-        entry.kind = kind
-        entry.name = name.partition(b"\0")[0]
-        if link[0]:
-            entry.linkname = link.partition(b"\0")[0]
-        entry.size = entry.stored = _long(size)
-        entry.modified = _long(modified) * _SECOND
-        known = self._known
+        name, look, size, modified, checksum, kind, link, magic, device, prefix, more = _LAYOUT.unpack(block)
+        # A header's checksum is the sum of its bytes with the field itself taken as blanks. The low half of Adler-32 is
+        # such a sum (plus one, modulo its base) and is computed in C, which Python's sum() of a buffer is not.
+        digits = checksum[:6]
         try:
-            entry.mode, entry.uid, entry.gid = known[mode], known[uid], known[gid]
-        except KeyError:
-            entry.mode, entry.uid, entry.gid = self._number(mode), self._number(uid), self._number(gid)
+            if (
+                not digits.isdigit()
+                or (int(digits, 8) + sum(checksum) - 0xFF) % _ADLER_BASE != zlib.adler32(block) & 0xFFFF
+            ):
+                _check_sum(block, checksum)
+        except ValueError:
+            _check_sum(block, checksum)
+        digits = size[:11]
+        try:
+            length = int(digits, 8) if digits.isdigit() and size[11] in b"\0 " else numeric(size)
+        except ValueError:
+            length = numeric(size)
+        time = self._times.get(modified)
+        if time is None:
+            time = _remember(self._times, modified, numeric(modified) * _SECOND)
+        looks = self._looks.get(look)
+        if looks is None:
+            looks = _remember(self._looks, look, (numeric(look[:8]), numeric(look[8:16]), numeric(look[16:])))
         if magic[:6] == _USTAR or magic == _GNU:
-            try:
-                entry.major, entry.minor = known[major], known[minor]
-            except KeyError:
-                entry.major, entry.minor = self._number(major), self._number(minor)
-            if prefix[0] or block[508]:
+            devices = self._devices.get(device)
+            if devices is None:
+                devices = _remember(self._devices, device, (numeric(device[:8]), numeric(device[8:])))
+            entry = Entry(name.partition(b"\0")[0], kind, looks, length, time, devices)
+            if prefix != _NO_BYTE or more != _NO_BYTE:
                 _read_rest(entry, bytes(block), magic)
+        else:
+            entry = Entry(name.partition(b"\0")[0], kind, looks, length, time)
+        if link != _NO_BYTE:
+            entry.linkname = bytes(block[157:257]).partition(b"\0")[0]
         return entry
 
 
-def _long(field: bytes) -> int:
-    """Read a 12-byte number field: nearly always eleven octal digits and a NUL or a space."""
-    digits = field[:11]
-    if digits.isdigit() and field[11] in b"\0 ":
-        with suppress(ValueError):
-            return int(digits, 8)
-    return numeric(field)
-
-
 def _check_sum(block: memoryview, field: bytes) -> None:
-    # A header's checksum is the sum of its bytes with the field itself taken as blanks. The low half of Adler-32 is
-    # such a sum (plus one, modulo its base) and is computed in C, which Python's sum() of a buffer is not.
-    digits = field[:6]
-    with suppress(ValueError):
-        if digits.isdigit() and (int(digits, 8) + sum(field) - 0xFF) % _ADLER_BASE == zlib.adler32(block) & 0xFFFF:
-            return
+    """Check an unusual checksum; raises LayerError."""
     given = numeric(field) if not field[0] & 0x80 else -1
     rest = bytes(block[:148]) + b" " * 8 + bytes(block[156:])
     # Some old writers summed signed bytes.
     if given not in {sum(rest), sum(rest) - 256 * sum(byte > 0x7F for byte in rest)}:
         raise invalid("the checksum of a header is wrong")
+
+
+def _remember[Value](known: dict[bytes, Value], field: bytes, value: Value) -> Value:
+    if len(known) < _MOST_KNOWN:
+        known[field] = value
+    return value
 
 
 def _read_rest(entry: Entry, block: bytes, magic: bytes) -> None:
