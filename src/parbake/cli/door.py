@@ -6,6 +6,7 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 verificat
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -82,6 +83,9 @@ def opened_events(style: str) -> Iterator[Events]:
 
     if style not in {"auto", "rich", "plain", "json", "none"}:
         raise InputError(f"--progress {style}: no such style", hint="choose auto, rich, plain, json or none")
+    if not gc.isenabled():
+        gc.freeze()  # what lives by now is code, for good: the collector need not look at it
+        gc.enable()
     with rendered(style) as events:  # type: ignore[arg-type]  # checked above
         yield events
 
@@ -154,6 +158,7 @@ def _interrupted(error: BaseException) -> int:
 
 def main() -> None:
     """Run as a program."""
+    gc.disable()  # while modules load it finds nothing, again and again; `opened_events` sets it to work
     code = run()
     if code == Interrupted.exit_code:
         for stream in (sys.stdout, sys.stderr):
