@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Unit tests first: what is cheap to find out is found out first.
 TESTS := tests/unit tests/golden tests/aws tests/kubernetes tests/system tests/vm
 
-.PHONY: help setup packages lint test test-unit demo docs fuzz proto bench-bake bench-rebake clean
+.PHONY: help setup packages lint test test-unit demo docs fuzz proto bench-bake bench-rebake bench-upload clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ bench-bake: setup ## Compare bakes with other tools' pulls (BENCH_IMAGES, BENCH_
 	@$(BIN)/python -m bench.bake --images $(BENCH_IMAGES) --rounds $(BENCH_ROUNDS)
 
 BENCH_REBAKE_IMAGE ?= potato
+
+bench-upload: setup ## Compare uploads to EBS with a plain boto3 loop, on a stand-in (BENCH_ROUNDS)
+	@$(BIN)/python -m bench.upload --rounds $(BENCH_ROUNDS)
 
 bench-rebake: setup ## Measure a bake after a changed top layer (BENCH_REBAKE_IMAGE, BENCH_ROUNDS)
 	@$(BIN)/python -m bench.rebake --image $(BENCH_REBAKE_IMAGE) --rounds $(BENCH_ROUNDS)

@@ -34,7 +34,7 @@ FLOORS: dict[int, set[str]] = {
         "programs",
         "kube",
     },
-    3: {"base", "build", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
+    3: {"base", "build", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
     4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "rollouts"},
     5: {"beginnings", "coldstart", "flow", "handover"},
     6: {"demo", "exports", "render"},

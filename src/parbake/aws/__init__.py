@@ -4,6 +4,7 @@ Nothing here imports boto3 before ``client`` is called, so a local bake neither 
 """
 
 from parbake.aws.clients import Client, account, client, default_region, swallowing
+from parbake.aws.faults import translate as translating
 from parbake.aws.images import SourceImage, find_source, nearest
 from parbake.aws.tags import EXPIRY, KEY, MANAGED, RUN, Stamp, as_dict, mine, specifications, token
 from parbake.aws.waiting import Look, wait
@@ -27,5 +28,6 @@ __all__ = [
     "specifications",
     "swallowing",
     "token",
+    "translating",
     "wait",
 ]

@@ -21,7 +21,7 @@ _READ_SECONDS = 60
 # The EBS direct API keeps 64 requests in flight; fewer connections would make them wait for each other.
 _CONNECTIONS = 96
 
-_made: dict[tuple[str, str], Client] = {}
+_made: dict[tuple[str, str, int], Client] = {}
 _making = threading.Lock()
 
 
@@ -57,20 +57,22 @@ class Client:
                 yield from page.get(key, [])
 
 
-def client(service: str, region: str = "") -> Client:
+def client(service: str, region: str = "", *, tries: int = _TRIES) -> Client:
     """Return the client of a service (``ec2``, ``ebs``, ``ssm``, …) in a region; empty: the user's default region.
+
+    ``tries`` is how often a call is made at most: 1 for callers that have a policy of their own.
 
     Credentials, endpoint and region come from where every AWS tool takes them (environment, profile, instance role).
     Raises EnvironmentProblem (no boto3), AwsNoAccess (no credentials, no region).
     """
     region = region or default_region()
     with _making:
-        if (service, region) not in _made:
-            _made[service, region] = Client(_make(service, region), service, region)
-        return _made[service, region]
+        if (service, region, tries) not in _made:
+            _made[service, region, tries] = Client(_make(service, region, tries), service, region)
+        return _made[service, region, tries]
 
 
-def _make(service: str, region: str) -> Any:
+def _make(service: str, region: str, tries: int) -> Any:
     boto3 = _boto3()
     from botocore.config import Config
 
@@ -78,7 +80,7 @@ def _make(service: str, region: str) -> Any:
         region_name=region,
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
-        retries={"mode": "adaptive", "total_max_attempts": _TRIES},
+        retries={"mode": "adaptive" if tries > 1 else "standard", "total_max_attempts": tries},
         max_pool_connections=_CONNECTIONS,
         user_agent_appid="parbake",
     )

@@ -1,6 +1,6 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
-from parbake.disk.blocks import BLOCK, BlockList, block_list, spans
+from parbake.disk.blocks import BLOCK, ZEROS, BlockList, block_list, read_blocks, spans
 from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_beside, sha256_file, to_raw
 from parbake.disk.filesystems import FileSystem, check_filesystem, grow_filesystem, make_filesystem, trim, usage
 from parbake.disk.mounts import FAST, Mounted, loop_device, mount, private_mounts, unmount
@@ -10,6 +10,7 @@ from parbake.disk.tables import Partition, find_root, grow, partitions
 __all__ = [
     "BLOCK",
     "FAST",
+    "ZEROS",
     "BlockList",
     "DiskFile",
     "FileSystem",
@@ -31,6 +32,7 @@ __all__ = [
     "mount",
     "partitions",
     "private_mounts",
+    "read_blocks",
     "sha256_beside",
     "sha256_file",
     "spans",

@@ -1,0 +1,343 @@
+"""Snapshots written and read by EBS's direct API, against the stand-in that checks what EBS checks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parbake import ebs
+from parbake.aws import KEY, MANAGED, Stamp, clients
+from parbake.disk import BLOCK, ZEROS, BlockList, block_list
+from parbake.ebs import Journal, Order, Parent, pace
+from parbake.ebs.upload import start
+from parbake.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError
+from parbake.events import Event, Events
+from parbake.model import GIB, Platform
+from tests.support.ebsdirect import Cloud
+
+# Not whole blocks: the last one is filled up.
+SIZE = 400 * BLOCK - 4096
+AMD64 = Platform(architecture="amd64")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_FIRST_PAUSE", 0.002)
+    monkeypatch.setattr(pace, "_LONGEST_PAUSE", 0.05)
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    made = Cloud()
+    with made.serve() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        clients.forget()
+        yield made
+
+
+def disk_of(path: Path, blocks: dict[int, bytes], size: int = SIZE) -> BlockList:
+    """Write a sparse disk: a few bytes in some of its blocks."""
+    with path.open("wb") as file:
+        file.truncate(size)
+        for index, content in blocks.items():
+            os.pwrite(file.fileno(), content, index * BLOCK + 1000)
+    return block_list(path, Events())
+
+
+def order(path: Path, blocks: BlockList, *, key: str = "k", parent: Parent | None = None, **more: object) -> Order:
+    stamp = Stamp(key=key, run="r", name="node")
+    return Order(path, blocks, path.with_suffix(".upload"), stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
+
+
+def held(cloud: Cloud, snapshot: str) -> dict[int, bytes]:
+    """Return what a volume made from a snapshot reads as, without blocks of zeros."""
+    return {index: data for index, data in cloud.content(snapshot).items() if data != ZEROS}
+
+
+def holds(path: Path) -> dict[int, bytes]:
+    """Return the blocks of a file that are not zeros."""
+    found, place, size = {}, 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < size:
+            try:
+                place = os.lseek(file.fileno(), place, os.SEEK_DATA) // BLOCK * BLOCK
+            except OSError:  # a hole up to the end
+                break
+            block = os.pread(file.fileno(), BLOCK, place).ljust(BLOCK, b"\0")
+            if block != ZEROS:
+                found[place // BLOCK] = block
+            place += BLOCK
+    return found
+
+
+SMALL = {0: b"boot", 3: b"x" * 5000, 399: b"end"}
+
+
+def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    wanted = order(path, disk_of(path, SMALL))
+    said: list[Event] = []
+    snapshot = ebs.upload(wanted, Events(said.append))
+    made = cloud.snapshots[snapshot]
+    assert held(cloud, snapshot) == holds(path)
+    assert (made.state, made.gib, made.encrypted) == ("completed", 1, False)
+    assert (made.tags[MANAGED], made.tags[KEY]) == ("artefact", "k")
+    assert "parbake:expires" not in made.tags
+    assert cloud.calls["PutSnapshotBlock"] == 3
+    assert cloud.refused == {}
+    assert not wanted.journal.exists()
+    (task,) = [event for event in said if event.kind == "task-end" and event.text.startswith("upload")]
+    assert task.done == task.total == 3 * BLOCK
+
+    assert ebs.upload(wanted, Events()) == snapshot, "the same bytes under the same key are there"
+    assert cloud.calls["PutSnapshotBlock"] == 3
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.integers(0, 399), st.binary(min_size=1, max_size=3), max_size=6), st.booleans())
+def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[int, bytes], known: bool) -> None:
+    parent_path, path = tmp_path / "parent.raw", tmp_path / "child.raw"
+    old = disk_of(parent_path, SMALL)
+    parent = ebs.upload(order(parent_path, old, key="parent"), Events())
+    new = disk_of(path, {**{index: SMALL[index] for index in (0, 3)}, **blocks})
+    found = old if known else ebs.blocks_of(parent, new, Events(), region="eu-west-1")
+    before = cloud.calls["PutSnapshotBlock"]
+    child = ebs.upload(order(path, new, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)), Events())
+    assert held(cloud, child) == holds(path)
+    assert cloud.snapshots[child].parent == parent
+    assert cloud.calls["PutSnapshotBlock"] - before == len(new.changed_since(old))
+
+
+def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, SMALL)
+    parent = ebs.upload(order(path, blocks), Events())
+    child = ebs.upload(order(path, blocks, key="other", parent=Parent(parent, blocks)), Events())
+    assert child != parent
+    assert cloud.snapshots[child].written == {}
+    assert held(cloud, child) == held(cloud, parent)
+
+
+def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, SMALL)
+    made = cloud.snapshots[ebs.upload(order(path, blocks, encrypted=True, kms_key="alias/nodes"), Events())]
+    assert made.encrypted
+    assert made.key.startswith("arn:aws:kms:")
+    parent = Parent(made.id, blocks)
+    child = ebs.upload(order(path, blocks, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"), Events())
+    assert cloud.snapshots[child].key == made.key, "the parent decides"
+    with pytest.raises(AwsFault, match="Alias is not found"):
+        ebs.upload(order(path, blocks, key="m", encrypted=True, kms_key="alias/missing"), Events())
+
+
+def test_faults_that_pass(tmp_path: Path, cloud: Cloud) -> None:
+    """Throttling, failures, broken connections, a snapshot that is known late and sealed slowly."""
+    path = tmp_path / "disk.raw"
+    wanted = order(path, disk_of(path, {index: b"%d" % index for index in range(150)}))
+    cloud.rate, cloud.fail_every, cloud.break_every, cloud.late, cloud.slow = 300.0, 31, 47, 9, 3
+    snapshot = ebs.upload(wanted, Events())
+    assert cloud.refused["RequestThrottledException"] > 0
+    assert cloud.refused["InternalServerException"] > 0
+    assert cloud.refused["ResourceNotFoundException"] > 0
+    assert held(cloud, snapshot) == holds(path)
+    assert cloud.snapshots[snapshot].state == "completed"
+
+
+def test_throttling_lowers_what_is_in_flight(cloud: Cloud) -> None:
+    paced = pace.Pace()
+    with pytest.raises(AwsLimit):
+        paced.call(_throttled)
+    assert paced.limit < pace.IN_FLIGHT
+    before = paced.limit
+    for _ in range(200):
+        paced.call(lambda: None)
+    assert before < paced.limit <= pace.IN_FLIGHT
+    assert cloud.calls == {}
+
+
+def _throttled() -> None:
+    raise AwsLimit("throttled", code="RequestThrottledException")
+
+
+def test_at_most_64_are_in_flight(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    ebs.upload(order(path, disk_of(path, dict.fromkeys(range(300), b"x"))), Events())
+    assert 1 < cloud.most <= 64
+
+
+@pytest.mark.parametrize("reason", ["always throttled", "changed file", "cut off"])
+def test_an_upload_that_fails_leaves_no_snapshot(tmp_path: Path, cloud: Cloud, reason: str) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, SMALL)
+    wanted = order(path, blocks)
+    error: type[Exception] = InputError
+    match reason:
+        case "always throttled":
+            cloud.rate, error = 0.001, AwsLimit
+        case "changed file":
+            disk_of(path, {**SMALL, 3: b"y"})
+        case _:
+            os.truncate(path, 300 * BLOCK)
+    with pytest.raises(error):
+        ebs.upload(wanted, Events())
+    assert cloud.snapshots == {}
+    assert not wanted.journal.exists()
+
+
+def test_a_wrong_whole_ends_in_an_error_and_is_removed(tmp_path: Path, cloud: Cloud) -> None:
+    """A journal that says more than is there: the LINEAR checksum tells."""
+    path = tmp_path / "disk.raw"
+    wanted = order(path, disk_of(path, SMALL))
+    with Journal.open(wanted.journal, wanted) as journal:
+        snapshot = start(wanted, journal)
+        journal.began(snapshot)
+        journal.wrote(3)
+    with pytest.raises(AwsFault, match="checksums do not match"):
+        ebs.upload(wanted, Events())
+    assert cloud.snapshots == {}
+    assert not wanted.journal.exists()
+    assert held(cloud, ebs.upload(wanted, Events())) == holds(path)
+
+
+KILLED = """
+import importlib, os, signal, sys
+from pathlib import Path
+from parbake import ebs
+from parbake.disk import block_list
+from parbake.events import Events
+from tests.aws.test_ebs import order
+
+upload = importlib.import_module("parbake.ebs.upload")
+point, path = sys.argv[1], Path(sys.argv[2])
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+if point == "started":
+    upload.Journal.began = die
+elif point == "middle":
+    wrote, count = upload.Journal.wrote, iter(range(100))
+    upload.Journal.wrote = lambda self, index: die() if next(count, None) is None else wrote(self, index)
+elif point == "written":
+    upload.Journal.completed = die
+elif point == "sealing":
+    upload._seal = die
+elif point == "sealed":
+    upload._look = die
+else:
+    upload._keep = die
+ebs.upload(order(path, block_list(path, Events())), Events())
+"""
+
+
+@pytest.mark.parametrize("point", ["started", "middle", "written", "sealing", "sealed", "kept"])
+def test_an_upload_that_was_killed_goes_on(tmp_path: Path, cloud: Cloud, point: str) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, {index: b"%d" % index for index in range(300 if point == "middle" else 60)})
+    cloud.slow = 2
+    ended = subprocess.run([sys.executable, "-c", KILLED, point, str(path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len(cloud.snapshots) == 1
+    snapshot = ebs.upload(order(path, blocks), Events())
+    assert list(cloud.snapshots) == [snapshot]
+    assert held(cloud, snapshot) == holds(path)
+    assert cloud.snapshots[snapshot].tags[MANAGED] == "artefact"
+    in_flight = 64 if point == "middle" else 0
+    assert cloud.calls["PutSnapshotBlock"] <= len(blocks.blocks) + in_flight, "what was acknowledged is not sent again"
+    assert not path.with_suffix(".upload").exists()
+
+
+def test_a_journal_whose_snapshot_is_gone_counts_for_nothing(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    wanted = order(path, disk_of(path, SMALL))
+    with Journal.open(wanted.journal, wanted) as journal:
+        journal.began(start(wanted, journal))
+        journal.wrote(3)
+    cloud.snapshots.clear()  # AWS has cancelled it
+    assert held(cloud, ebs.upload(wanted, Events())) == holds(path)
+
+
+def test_a_journal_of_other_bytes_counts_for_nothing(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    for content in (b"not a journal", b"{}\nsnap-1\n3\n"):
+        wanted = order(path, disk_of(path, {**SMALL, 7: content}))
+        wanted.journal.write_bytes(content)
+        assert held(cloud, ebs.upload(wanted, Events())) == holds(path)
+
+
+# -- reading
+
+
+def test_a_snapshot_becomes_a_file(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, {index * 3: b"%d" % index for index in range(130)})  # more than a page of 100
+    snapshot = ebs.upload(order(path, blocks), Events())
+    cloud.fail_every = 17
+    fetched = ebs.fetch(snapshot, tmp_path / "back.raw", Events(), region="eu-west-1")
+    assert (fetched.snapshot, fetched.blocks) == (snapshot, BlockList(GIB, blocks.blocks))
+    assert fetched.path.stat().st_size == GIB
+    assert holds(fetched.path) == holds(path)
+    assert fetched.path.stat().st_blocks * 512 <= 131 * BLOCK, "what is not there stays a hole"
+    with pytest.raises(InputError, match="exists already"):
+        ebs.fetch(snapshot, tmp_path / "back.raw", Events(), region="eu-west-1")
+
+
+@pytest.mark.usefixtures("cloud")
+def test_fetching_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither an AMI nor a snapshot"):
+        ebs.fetch("vol-1", tmp_path / "x", Events(), region="eu-west-1")
+    with pytest.raises(AwsNotFound) as caught:
+        ebs.fetch("snap-00000000000000009", tmp_path / "x", Events(), region="eu-west-1")
+    assert "copy" in caught.value.hint
+    with pytest.raises(AwsFault, match="does not exist"):
+        ebs.fetch("ami-00000000000000009", tmp_path / "x", Events(), region="eu-west-1")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- AMIs
+
+
+def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    wanted = order(path, disk_of(path, SMALL))
+    snapshot = ebs.upload(wanted, Events())
+    cloud.slow = 2
+    how = {"name": "node-k", "platform": AMD64, "boot": "uefi-preferred", "stamp": wanted.stamp, "region": "eu-west-1"}
+    ami = ebs.register(snapshot, events=Events(), **how)  # type: ignore[arg-type]
+    made = cloud.images[ami]
+    expected = {
+        "Architecture": "x86_64",
+        "VirtualizationType": "hvm",
+        "EnaSupport": "true",
+        "BootMode": "uefi-preferred",
+        "ImdsSupport": "v2.0",
+        "RootDeviceName": "/dev/xvda",
+    }
+    assert made["attributes"].items() >= expected.items()
+    assert (made["device"], made["snapshot"], made["tags"][MANAGED]) == ("/dev/xvda", snapshot, "artefact")
+    assert ebs.register(snapshot, events=Events(), **how) == ami  # type: ignore[arg-type]
+    assert len(cloud.images) == 1
+    fetched = ebs.fetch(ami, tmp_path / "root.raw", Events(), region="eu-west-1")
+    assert holds(fetched.path) == holds(path)
+
+    other = ebs.upload(order(path, disk_of(path, {1: b"other"}), key="o"), Events())
+    with pytest.raises(AwsFault, match="already in use"):
+        ebs.register(other, events=Events(), **how)  # type: ignore[arg-type]
+
+
+def test_without_a_signature_for_ebs_nothing_is_answered(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    clients.forget()
+    path = tmp_path / "disk.raw"
+    with pytest.raises(AwsNoAccess, match="no AWS credentials"):
+        ebs.upload(order(path, disk_of(path, SMALL)), Events())
+    assert cloud.calls == {}

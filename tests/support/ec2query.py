@@ -1,0 +1,178 @@
+"""The calls of EC2's query API that go with snapshots, for the stand-in in ``ebsdirect``: parameters in, XML out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from tests.support.ebsdirect import Cloud, Snapshot
+
+_BOOT = {"legacy-bios", "uefi", "uefi-preferred"}
+
+
+class Wrong(Exception):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def answer(cloud: Cloud, query: dict[str, list[str]]) -> tuple[int, str]:
+    """Return status and XML of one call."""
+    wanted = {name: values[0] for name, values in query.items()}
+    action = wanted["Action"]
+    cloud.calls[action] += 1
+    try:
+        body = _ACTIONS[action](cloud, wanted)
+    except Wrong as wrong:
+        error = f"<Code>{wrong.code}</Code><Message>{escape(str(wrong))}</Message>"
+        return 400, f"<Response><Errors><Error>{error}</Error></Errors><RequestID>0</RequestID></Response>"
+    return 200, f"<{action}Response><requestId>0</requestId>{body}</{action}Response>"
+
+
+def _listed(wanted: dict[str, str], prefix: str) -> list[str]:
+    return [value for name, value in wanted.items() if name.rpartition(".")[0] == prefix]
+
+
+def _filters(wanted: dict[str, str]) -> list[tuple[str, list[str]]]:
+    names = [name for name in wanted if name.startswith("Filter.") and name.endswith(".Name")]
+    return [(wanted[name], _listed(wanted, name.removesuffix("Name") + "Value")) for name in names]
+
+
+def _tags(wanted: dict[str, str], prefix: str) -> dict[str, str]:
+    keys = [name for name in wanted if name.startswith(prefix) and name.endswith(".Key")]
+    return {wanted[name]: wanted.get(name.removesuffix("Key") + "Value", "") for name in keys}
+
+
+def _fits(tags: dict[str, str], fields: dict[str, str], filters: list[tuple[str, list[str]]]) -> bool:
+    for name, values in filters:
+        if name == "tag-key":
+            if not set(values) & set(tags):
+                return False
+        elif name.startswith("tag:"):
+            if tags.get(name.removeprefix("tag:")) not in values:
+                return False
+        elif name not in fields:
+            raise Wrong("InvalidParameterValue", f"The filter '{name}' is invalid")
+        elif fields[name] not in values:
+            return False
+    return True
+
+
+def _xml(tags: dict[str, str]) -> str:
+    items = (f"<item><key>{escape(key)}</key><value>{escape(value)}</value></item>" for key, value in tags.items())
+    return f"<tagSet>{''.join(items)}</tagSet>"
+
+
+def _snapshot(made: Snapshot) -> str:
+    if made.sealed and made.state == "pending":
+        made.looks -= 1
+        if made.looks <= 0:
+            made.state = "completed"
+    state, progress = made.state, "100%" if made.state == "completed" else "99%" if made.sealed else ""
+    message = "<statusMessage>The checksums do not match</statusMessage>" if state == "error" else ""
+    return (
+        f"<item><snapshotId>{made.id}</snapshotId><status>{state}</status><progress>{progress}</progress>{message}"
+        f"<volumeSize>{made.gib}</volumeSize><encrypted>{str(made.encrypted).lower()}</encrypted>"
+        f"<kmsKeyId>{made.key}</kmsKeyId><ownerId>123456789012</ownerId>"
+        f"<startTime>2026-11-24T00:00:00.000Z</startTime>{_xml(made.tags)}</item>"
+    )
+
+
+def _known(cloud: Cloud, snapshot: str) -> Snapshot:
+    made = cloud.snapshots.get(snapshot)
+    if made is None or made.unknown > 0:
+        if made is not None:
+            made.unknown -= 1
+        raise Wrong("InvalidSnapshot.NotFound", f"The snapshot '{snapshot}' does not exist.")
+    return made
+
+
+def describe_snapshots(cloud: Cloud, wanted: dict[str, str]) -> str:
+    named = _listed(wanted, "SnapshotId")
+    found = [_known(cloud, name) for name in named] if named else list(cloud.snapshots.values())
+    filters = _filters(wanted)
+    items = [_snapshot(made) for made in found if _fits(made.tags, {"status": made.state}, filters)]
+    return f"<snapshotSet>{''.join(items)}</snapshotSet>"
+
+
+def delete_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
+    made = _known(cloud, wanted["SnapshotId"])
+    for image in cloud.images.values():
+        if image["snapshot"] == made.id:
+            raise Wrong("InvalidSnapshot.InUse", f"The snapshot {made.id} is currently in use by {image['id']}")
+    del cloud.snapshots[made.id]
+    return "<return>true</return>"
+
+
+def _tagged(cloud: Cloud, wanted: dict[str, str]) -> list[dict[str, str]]:
+    named = _listed(wanted, "ResourceId")
+    return [cloud.images[name]["tags"] if name in cloud.images else _known(cloud, name).tags for name in named]
+
+
+def create_tags(cloud: Cloud, wanted: dict[str, str]) -> str:
+    for tags in _tagged(cloud, wanted):
+        tags.update(_tags(wanted, "Tag."))
+    return "<return>true</return>"
+
+
+def delete_tags(cloud: Cloud, wanted: dict[str, str]) -> str:
+    for tags in _tagged(cloud, wanted):
+        for key in _tags(wanted, "Tag."):
+            tags.pop(key, None)
+    return "<return>true</return>"
+
+
+def register_image(cloud: Cloud, wanted: dict[str, str]) -> str:
+    name, mapping = wanted["Name"], "BlockDeviceMapping.1"
+    if any(image["name"] == name for image in cloud.images.values()):
+        raise Wrong("InvalidAMIName.Duplicate", f"AMI name {name} is already in use")
+    if wanted.get("BootMode") not in _BOOT:
+        raise Wrong("InvalidParameterValue", "The boot mode is invalid")
+    made = _known(cloud, wanted[f"{mapping}.Ebs.SnapshotId"])
+    if made.state != "completed":
+        raise Wrong("InvalidSnapshot.NotReady", f"The snapshot {made.id} is {made.state}")
+    identifier = f"ami-{len(cloud.images) + 1:017x}"
+    cloud.images[identifier] = {
+        "id": identifier,
+        "name": name,
+        "snapshot": made.id,
+        "device": wanted[f"{mapping}.DeviceName"],
+        "tags": _tags(wanted, "TagSpecification.1.Tag."),
+        "looks": cloud.slow,
+        "attributes": {key: value for key, value in wanted.items() if "." not in key},
+    }
+    return f"<imageId>{identifier}</imageId>"
+
+
+def _image(cloud: Cloud, image: dict[str, Any]) -> str:
+    image["looks"] -= 1
+    state = "pending" if image["looks"] > 0 else "available"
+    said, made = image["attributes"], cloud.snapshots[image["snapshot"]]
+    return (
+        f"<item><imageId>{image['id']}</imageId><name>{image['name']}</name><imageState>{state}</imageState>"
+        f"<architecture>{said['Architecture']}</architecture><rootDeviceType>ebs</rootDeviceType>"
+        f"<rootDeviceName>{said['RootDeviceName']}</rootDeviceName><blockDeviceMapping><item>"
+        f"<deviceName>{image['device']}</deviceName><ebs><snapshotId>{made.id}</snapshotId>"
+        f"<volumeSize>{made.gib}</volumeSize></ebs></item></blockDeviceMapping>{_xml(image['tags'])}</item>"
+    )
+
+
+def describe_images(cloud: Cloud, wanted: dict[str, str]) -> str:
+    named = _listed(wanted, "ImageId")
+    for name in named:
+        if name not in cloud.images:
+            raise Wrong("InvalidAMIID.NotFound", f"The image id '[{name}]' does not exist")
+    found = [cloud.images[name] for name in named] if named else list(cloud.images.values())
+    items = [_image(cloud, each) for each in found if _fits(each["tags"], {"name": each["name"]}, _filters(wanted))]
+    return f"<imagesSet>{''.join(items)}</imagesSet>"
+
+
+_ACTIONS = {
+    "DescribeSnapshots": describe_snapshots,
+    "DeleteSnapshot": delete_snapshot,
+    "CreateTags": create_tags,
+    "DeleteTags": delete_tags,
+    "RegisterImage": register_image,
+    "DescribeImages": describe_images,
+}
