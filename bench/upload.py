@@ -6,8 +6,8 @@
 direct API of the tests, in a process of its own on the loopback, which checks every checksum. Both sides take turns.
 parbake uploads with the list of blocks that every bake has made by then; what making it takes goes to standard error,
 with the rest of the progress. The last line of standard output is one JSON object: ``full_mib_s`` and ``plain_mib_s``
-(MiB of data sent a second, medians), ``ratio``, ``incremental_requests`` and ``changed_blocks`` of an upload with 5 % of
-the blocks changed, ``peak_rss_mib`` of parbake.
+(MiB of data sent a second, medians), ``ratio``, ``incremental_requests`` (all of them) and ``changed_blocks`` of an
+upload with 5 % of the blocks changed, ``peak_rss_mib`` of parbake.
 """
 
 from __future__ import annotations
