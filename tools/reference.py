@@ -46,6 +46,7 @@ EXAMPLES: Final = {
     "prune": "parbake prune --keep 1 --dry-run",
     "clean": "parbake clean",
     "doctor": "parbake doctor",
+    "lint": "helm template chart > rendered.yaml\nparbake lint rendered.yaml",
     "export packer": (
         "cat > ami.yaml <<'END'\n"
         "version: 1\n"

@@ -126,6 +126,51 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
     return Found(images, (*search.warnings, *_advice(images, search)))
 
 
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One Kubernetes object: where it is from, its document, its place in that (an item of a list), and its data."""
+
+    source: str
+    document: Document
+    where: Where
+    data: Mapping[str, object]
+
+    def line(self, where: Where = ()) -> int:
+        """Return the line of a place in the object, as far as the text goes; 0 where there are no lines."""
+        return self.document.find((*self.where, *where))[1]
+
+    @property
+    def kind(self) -> str:
+        """Its kind."""
+        return str(self.data["kind"])
+
+    def use(self, container: str = "") -> Use:
+        """Name the object, and a container in it."""
+        metadata = _map(self.data.get("metadata"))
+        return Use(self.kind, str(metadata.get("namespace") or ""), str(metadata.get("name") or ""), container)
+
+
+def things_in(documents: Iterable[tuple[str, str]]) -> tuple[tuple[Thing, ...], tuple[str, ...]]:
+    """Return every Kubernetes object, and in words what could not be read (templates, no YAML)."""
+    search, found = _Search(), list[Thing]()
+    for source, text in documents:
+        for document in _documents(source, text, search):
+            found += _things(source, document, (), document.data)
+    return tuple(found), tuple(search.problems)
+
+
+def _things(source: str, document: Document, where: Where, data: object) -> Iterator[Thing]:
+    if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str) or "apiVersion" not in data:
+        return
+    items = data.get("items")
+    if data["kind"].endswith("List") and isinstance(items, list | tuple):
+        for index, item in enumerate(items):
+            typed = {"kind": data["kind"].removesuffix("List"), "apiVersion": data["apiVersion"], **_map(item)}
+            yield from _things(source, document, (*where, "items", index), typed)
+        return
+    yield Thing(source, document, where, data)
+
+
 def read_folder(path: Path) -> Documents:
     """Read every .yaml, .yml and .json file below a folder, or the one file that ``path`` is.
 
@@ -144,12 +189,12 @@ def read_folder(path: Path) -> Documents:
     return tuple((str(each), _read(each)) for each in found)
 
 
-def from_cluster(context: str = "") -> Documents:
-    """Ask the cluster of ``kubectl``'s context (empty: the current one) for its workloads and pods.
+def from_cluster(context: str = "", kinds: str = _CLUSTER_KINDS) -> Documents:
+    """Ask the cluster of ``kubectl``'s context (empty: the current one) for its workloads and pods, or other ``kinds``.
 
     Raises EnvironmentProblem without kubectl, CommandFailed with what kubectl said, DeadlineExceeded after 3 minutes.
     """
-    command = ["kubectl", "get", _CLUSTER_KINDS, "-A", "-o", "json", *(["--context", context] if context else [])]
+    command = ["kubectl", "get", kinds, "-A", "-o", "json", *(["--context", context] if context else [])]
     # Login plugins of kubeconfig files (aws, gcloud, kubelogin) read variables of their own: kubectl gets ours.
     result = run.run(command, timeout=_CLUSTER_SECONDS, env={**os.environ, "LC_ALL": "C.UTF-8"}, may_ask=True)
     return ((f"the cluster{f' {context}' if context else ''}", result.stdout.decode(errors="replace")),)
@@ -207,8 +252,8 @@ def _object(source: str, document: Document, where: Where, data: object, search:
         ] = None
     metadata = _map(data.get("metadata"))
     names = Use(kind, str(metadata.get("namespace") or ""), str(metadata.get("name") or ""), "")
-    for place, spec in _pod_specs(data, where):
-        for position, container, reference, policy in _images_of(spec):
+    for place, spec in pod_specs(data, where):
+        for position, container, reference, policy in images_of(spec):
             spot = (*place, *position)
             line = document.find(spot)[1]
             use = replace(names, container=container)
@@ -217,7 +262,7 @@ def _object(source: str, document: Document, where: Where, data: object, search:
             search.note(f"{source}{f', line {line}' if line else ''}: {dotted(spot)}", use, reference, policy)
 
 
-def _pod_specs(data: object, where: Where) -> Iterator[tuple[Where, Mapping[str, object]]]:
+def pod_specs(data: object, where: Where) -> Iterator[tuple[Where, Mapping[str, object]]]:
     """Find every ``spec`` that has a list of containers; iterative, since documents nest as deep as they like."""
     pending: list[tuple[Where, object]] = [(where, data)]
     while pending:
@@ -231,7 +276,7 @@ def _pod_specs(data: object, where: Where) -> Iterator[tuple[Where, Mapping[str,
             pending += [((*place, index), each) for index, each in enumerate(value)]
 
 
-def _images_of(spec: Mapping[str, object]) -> Iterator[tuple[Where, str, object, object]]:
+def images_of(spec: Mapping[str, object]) -> Iterator[tuple[Where, str, object, object]]:
     """Yield place, container, image and pull policy of each container and image volume of a pod spec."""
     for group in _CONTAINERS:
         for index, container in enumerate(_list(spec.get(group))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from parbake.demo import Outcome
     from parbake.doctor import Check
     from parbake.flow import Finished, Outlook
+    from parbake.lint import Finding
 
 # Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
 _WIDTH = 240
@@ -315,3 +317,14 @@ def checks_text(checks: Sequence[Check]) -> str:
         for check in checks
     ]
     return table(rows, header=("", "what", "found", "for", "how to get it"))
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Return what lint found, as compilers print it, and the count of each level."""
+    lines = []
+    for each in findings:
+        what = f"{each.what}: " if each.what else ""
+        lines += [f"{each.place}: {each.level}: {what}{each.message} [{each.rule.id}]", f"    {each.rule.help}"]
+    counts = Counter(each.level for each in findings)
+    told = ", ".join(f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("error", "warning", "note"))
+    return "\n".join([*lines, told if findings else "nothing stands in the way of the bake"])

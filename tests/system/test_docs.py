@@ -71,6 +71,7 @@ CASES = (
     Case("docs/how-to/ci.md", own_cache=True),
     Case("docs/how-to/clean-up.md", own_cache=True),
     Case("docs/how-to/packer.md"),
+    Case("docs/how-to/lint.md"),
 )
 
 SHORTCUTS = {
