@@ -8,7 +8,8 @@ BIN := .venv/bin
 # Unit tests first: what is cheap to find out is found out first.
 TESTS := tests/unit tests/golden tests/aws tests/kubernetes tests/system tests/vm
 
-.PHONY: help setup packages lint test test-unit demo docs fuzz proto bench-bake bench-rebake bench-upload clean
+.PHONY: help setup packages lint test test-unit demo docs fuzz proto clean
+.PHONY: bench-bake bench-coldstart bench-rebake bench-upload
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,6 +60,13 @@ bench-upload: setup ## Compare uploads to EBS with a plain boto3 loop, on a stan
 
 bench-rebake: setup ## Measure a bake after a changed top layer (BENCH_REBAKE_IMAGE, BENCH_ROUNDS)
 	@$(BIN)/python -m bench.rebake --image $(BENCH_REBAKE_IMAGE) --rounds $(BENCH_ROUNDS)
+
+COLD_APPS ?= web,potato
+COLD_PROFILES ?= mild,harsh
+COLD_ROUNDS ?= 5
+
+bench-coldstart: setup ## Start from a model of a cold volume, with each remedy (COLD_APPS, COLD_PROFILES, COLD_ROUNDS)
+	@$(BIN)/python -m bench.coldstart --apps $(COLD_APPS) --profiles $(COLD_PROFILES) --rounds $(COLD_ROUNDS)
 
 clean: ## Remove what the other targets made here
 	rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo

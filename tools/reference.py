@@ -161,7 +161,8 @@ def _option(parameter: Any) -> tuple[str, str, str]:
         names += f" `{parameter.metavar}`"
     default = parameter.default
     if flag:
-        shown = "" if not parameter.secondary_opts else f"`{parameter.opts[0 if default else 1]}`"
+        both = [*parameter.opts, *parameter.secondary_opts]
+        shown = "" if len(both) < 2 or default is None else f"`{both[0 if default else 1]}`"
     else:
         shown = f"`{default}`" if default not in {None, ""} and not parameter.required else ""
     return names, parameter.help, shown

@@ -1,5 +1,7 @@
 """Rehearsal: start each image once from the finished artefact with cold caches, and record what it reads."""
 
-from parbake.rehearse.volume import rehearse_volume
+from parbake.rehearse.place import no_network
+from parbake.rehearse.start import NotStarted, cold_start
+from parbake.rehearse.volume import identify, rehearse_volume
 
-__all__ = ["rehearse_volume"]
+__all__ = ["NotStarted", "cold_start", "identify", "no_network", "rehearse_volume"]

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import disk, run
-from parbake.containerd import Cri, Daemon
-from parbake.errors import CommandFailed, DeadlineExceeded, MachineFault, RuntimeFault
-from parbake.model import Image, Plan, Platform, Startup
+from parbake.model import Image, Plan, Platform
 from parbake.rehearse.overlay import writable
-from parbake.rehearse.place import Here, no_network
+from parbake.rehearse.place import no_network
+from parbake.rehearse.start import NotStarted, cold_start
 from parbake.trace import Overrun, Part, Recorder, Trace, device_of, hot_files
 from parbake.trace.data import HotEntry
 from parbake.trace.tracefs import BUFFER, LARGEST_BUFFER
-from parbake.verify import sandbox
-from parbake.verify.start import Starter
 
 if TYPE_CHECKING:
     from parbake.events import Events
-
-_OWN_SANDBOX = "localhost/parbake/pause:1"
-
-
-class NotStarted(Exception):
-    """An image did not start; the text says why."""
 
 
 def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> Trace:
@@ -85,47 +75,13 @@ def _trace(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: s
 
 def _start(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: str, buffer: int) -> Part:
     """Start one image on a fresh overlay with nothing in any cache, and return what it read until it was up."""
-    stages: dict[str, float] = {}
     with ExitStack() as stack:
         shown = stack.enter_context(writable(artefact, folder))
         device = stack.enter_context(disk.loop_device(shown))
         recorder = Recorder(device_of(device), buffer=buffer)
         with recorder:
-            begun = time.monotonic()
-            root = folder / "root"
-            root.mkdir()
-            # Device files are needed here: whiteouts are some, and containers have /dev/null from the runtime.
-            run.run(["mount", "-t", filesystem, "-o", "noatime", device, str(root)])
-            stack.callback(disk.unmount, root)
-            stages["mount"] = time.monotonic() - begun
-            begun = time.monotonic()
-            name = plan.sandbox.names[0] if plan.sandbox else _OWN_SANDBOX
-            try:
-                daemon = stack.enter_context(Daemon(root, folder / "containerd", cri=True, sandbox_image=name))
-                client = stack.enter_context(daemon.client())
-                if plan.sandbox is None:
-                    sandbox.bring(client, folder / "pause", name)
-                stages["containerd"] = time.monotonic() - begun
-                cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
-                _wait_image(cri, image)
-                started = Starter(Here(), cri, stretch=1.0, logs=str(folder / "logs")).start(
-                    image.names[0], image.startup or Startup()
-                )
-            except (RuntimeFault, MachineFault, CommandFailed, DeadlineExceeded) as error:
-                raise NotStarted(error.message) from error
-            if started.seconds is None:
-                said = started.output.strip().splitlines()[-1:]
-                raise NotStarted("; ".join([*started.problems, *said]))
-            stages |= {"sandbox": started.sandbox_seconds or 0.0, "start": started.seconds}
-    stages = {stage: round(seconds, 3) for stage, seconds in stages.items()}
+            stages = cold_start(device, filesystem, plan, image, folder, stack)
     return Part(name=image.reference, seconds=round(sum(stages.values()), 3), stages=stages, reads=recorder.reads)
-
-
-def _wait_image(cri: Cri, image: Image) -> None:
-    """Wait until the CRI plugin, which reads the store when it starts, knows the image."""
-    deadline = run.Deadline(30, f"the runtime sees {image.reference}")
-    while cri.image_status(image.names[0]) is None:
-        deadline.sleep(0.01)
 
 
 def _owners(artefact: Path, parts: list[Part], at: Path, filesystem: str) -> tuple[HotEntry, ...]:

@@ -1,0 +1,342 @@
+"""Measure starts from a cold volume with each remedy, on a model of such a volume (see bench/cold.py). Needs root.
+
+    make bench-coldstart [COLD_APPS=web,potato] [COLD_PROFILES=mild,harsh] [COLD_ROUNDS=5]
+    python -m bench.coldstart [--apps web,potato] [--profiles mild,harsh] [--rounds N] [--boot SECONDS]
+
+Progress goes to standard error. The last line of standard output is one JSON object: for each profile and application
+the medians in seconds, from the runtime's start to the application's being up. docs/benchmarks.md says what is
+measured, and what the model assumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.cold import HOT_RATE, PROFILES, ColdSource, Profile, attached, data_blocks
+from bench.images import Image, Shelf, recipes
+from parbake import coldstart, disk, flow, records
+from parbake.demo import free_port, serve_registry
+from parbake.errors import InputError
+from parbake.events import Event, Events
+from parbake.model import GIB, MIB
+from parbake.nodefiles import node_file
+from parbake.rehearse import cold_start, no_network
+from parbake.run import Process, need_root, sleep
+from parbake.trace import Trace, hydrate_list
+from parbake.trace.data import BLOCK
+from parbake.workspace import cache_folder, lock, remove_leftovers, remove_tree, work_folder
+
+_PORT = (
+    5078  # that of the registry, as part of the images' names: the same in each run, so that volumes are found again
+)
+_BOOT = 15.0  # seconds
+_WEB = """
+import json, ssl, http.server, cryptography.x509, cryptography.hazmat.primitives.asymmetric.rsa, requests
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps({"up": True}).encode())
+http.server.ThreadingHTTPServer(("127.0.0.1", 18080), Page).serve_forever()
+"""
+# What `import torch` does, without the packages that the image lacks for it: numpy, the shared libraries with CUDA's
+# before them, and about as many modules as it imports, read and compiled.
+_TORCH = """
+import ctypes, pathlib, sys, numpy
+site = pathlib.Path("/opt/app/lib/python3.13/site-packages")
+torch, loaded = site / "torch", 0
+kinds = ("cuda_nvrtc", "cuda_runtime", "cuda_cupti", "nvjitlink", "cublas", "cudnn", "cufft", "curand", "cusparse",
+         "cusparselt", "cusolver", "nccl")
+libraries = [path for kind in kinds for path in sorted((site / "nvidia" / kind / "lib").glob("lib*.so*"))]
+libraries += [torch / f"lib/lib{name}.so" for name in ("c10", "torch_cpu", "c10_cuda", "torch_cuda", "torch_python")]
+for library in libraries:
+    try:
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        loaded += 1
+    except OSError as error:
+        print(error)
+modules = [path for place in ("*.py", "nn/**/*.py", "autograd/*.py", "fx/**/*.py", "utils/*.py", "_prims*/*.py",
+                              "_refs/*.py", "_decomp/*.py", "distributed/*.py", "cuda/*.py", "functional/*.py",
+                              "_library/*.py", "_subclasses/*.py", "onnx/*.py") for path in sorted(torch.glob(place))]
+for path in modules:
+    compile(path.read_bytes(), str(path), "exec")
+print(numpy.ones(8).sum(), loaded, len(modules))
+sys.exit(loaded < 20 or len(modules) < 400)
+"""
+_RATE, _USUAL_SIZE = 300.0, 20 * GIB  # the highest provisioned rate, and the volume that EKS gives by default
+
+
+@dataclass(frozen=True)
+class App:
+    """An application: its image and how it starts."""
+
+    name: str
+    image: str
+    startup: dict[str, Any]
+
+
+APPS = {
+    "web": App("web", "small", {"command": ["python3", "-c", _WEB], "up": {"http": "18080/"}, "timeout": "600s"}),
+    "potato": App(
+        "potato",
+        "potato",
+        {
+            "command": ["python3", "-c", _TORCH],
+            "env": {"PYTHONPATH": "/opt/app/lib/python3.13/site-packages", "PYTHONDONTWRITEBYTECODE": "1"},
+            "up": "exit",
+            "timeout": "1200s",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A baked volume with its record, its trace and the size of its data in bytes."""
+
+    path: Path
+    record: records.Record
+    trace: Trace
+    data: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """A remedy: what is read beside the start, on which volume, after how much boot (seconds)."""
+
+    name: str
+    reads: str = ""  # "", "list", "touch" or "all"
+    hot: bool = False
+    provisioned: bool = False
+    laid_out: bool = False
+    boot: float = 0.0
+
+
+def say(text: str) -> None:
+    """Write progress to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(event: Event) -> None:
+    """Show what a bake reports."""
+    if event.kind in {"stage-start", "note", "warning"}:
+        say(event.text)
+
+
+def cases(*, boot: float, layout: bool) -> list[Case]:
+    """Return what is compared, each once without a boot to hide in and, where something reads ahead, once with it."""
+    plain = [
+        Case("hydrated", hot=True),
+        Case("plain"),
+        Case("full_read", reads="all"),
+        Case("trace", reads="list"),
+        Case("touch", reads="touch"),
+        Case("rate", provisioned=True),
+    ]
+    if layout:
+        plain += [Case("layout", laid_out=True), Case("trace_layout", reads="list", laid_out=True)]
+    return plain + [replace(case, boot=boot) for case in plain if case.reads or case.provisioned]
+
+
+def bake(app: App, image: Image, folder: Path, events: Events) -> Volume:
+    """Bake the application's volume and trace it, or find what an earlier run made of the same."""
+    # How an image starts is no part of an artefact's key, and the trace depends on it.
+    folder = folder / hashlib.sha256(json.dumps(app.startup).encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "parbake.yaml"
+    document = {
+        "version": 1,
+        "name": app.name,
+        "images": [{"reference": image.reference, "startup": app.startup}],
+        "base": "none",
+        "output": str(folder / "artefacts"),
+    }
+    file.write_text(json.dumps(document))
+    finished = flow.bake(file, events, flow.Options(verify=False))
+    record = finished.record
+    if not finished.artefact.with_name(record.trace_name).exists():
+        record = coldstart.rehearse(finished.artefact, record, events)
+    trace = coldstart.trace_of(finished.artefact, record)
+    if trace.skipped:
+        raise InputError(
+            f"{app.name} does not start: {trace.skipped}", hint="correct its startup in bench/coldstart.py"
+        )
+    return Volume(finished.artefact, record, trace, len(data_blocks(finished.artefact)) * BLOCK)
+
+
+def reading_list(volume: Volume, reads: str) -> str:
+    """Return the hydrate list of a case: the trace's, or all blocks with data, ascending."""
+    if reads != "all":
+        return hydrate_list(volume.trace)
+    blocks = data_blocks(volume.path)
+    lines = [f"{block * BLOCK} {BLOCK}\n" for block in blocks]
+    return f"parbake-hydrate 1\nuuid {volume.trace.uuid}\nsize {volume.trace.size}\nranges {len(lines)}\n" + "".join(
+        lines
+    )
+
+
+@contextmanager
+def hydrating(volume: Volume, case: Case, work: Path) -> Iterator[None]:
+    """Run the node's own program beside the body, where the case has it read something."""
+    if not case.reads:
+        yield
+        return
+    listed = work / "hydrate.list"
+    listed.write_text(reading_list(volume, case.reads))
+    command = [sys.executable, "-u", str(node_file("hydrate.py")), "--list", str(listed), "--wait", "5"]
+    command += ["--state", str(work / "hydrate.json")]
+    command += {"all": ["--in-flight", "32"], "touch": ["--touch", "4096"]}.get(case.reads, [])
+    with Process(command, log=work / "hydrate.log"):
+        yield
+
+
+def start(volume: Volume, case: Case, profile: Profile, work: Path) -> tuple[float, dict[str, float], int]:
+    """Start once; return the seconds from the runtime's start until up, their parts, and the blocks loaded by then."""
+    provisioned = _RATE * volume.data / _USUAL_SIZE if case.provisioned else 0.0
+    source = ColdSource(volume.path, work, None if case.hot else profile, provisioned=provisioned)
+    plan = volume.record.plan
+    with source, attached(source, work) as device, hydrating(volume, case, work), ExitStack() as stack:
+        sleep(case.boot)
+        stages = cold_start(device, "ext4", plan, plan.images[0], work, stack)
+        loaded = source.loaded
+    return sum(stages.values()), stages, loaded
+
+
+def pull(volume: Volume, image: Image, work: Path) -> tuple[float, dict[str, float], int]:
+    """Pull the image into an empty volume (which is not cold: it comes from no snapshot) and start it."""
+    empty = work / "empty.raw"
+    size = -(-int(image.raw_size * 1.3 + image.size + 2 * GIB) // GIB) * GIB
+    disk.make_filesystem(empty, "ext4", size, name="pull")
+    source = ColdSource(empty, work, None)
+    plan = volume.record.plan
+    try:
+        with source, attached(source, work) as device, ExitStack() as stack:
+            stages = cold_start(device, "ext4", plan, plan.images[0], work, stack, pull=True)
+    finally:
+        empty.unlink()
+    return sum(stages.values()), stages, 0
+
+
+def once(work: Path, do: Callable[[Path], tuple[float, dict[str, float], int]], label: str) -> float:
+    """Do something in a folder of its own and say how long it took."""
+    folder = work / "run"
+    folder.mkdir()
+    try:
+        seconds, stages, loaded = do(folder)
+    finally:
+        remove_tree(folder)
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in stages.items())
+    say(f"  {label}: {seconds:.2f} s ({parts}; {loaded} blocks loaded)")
+    return seconds
+
+
+def compare(
+    volume: Volume, image: Image, profile: Profile, *, rounds: int, boot: float, work: Path
+) -> dict[str, object]:
+    """Let all cases start in turn, ``rounds`` times; return the medians."""
+    seconds: dict[tuple[str, float], list[float]] = {}
+    with no_network():  # once for nothing: the file is in this machine's memory then, and Python has loaded its parts
+        disk.sha256_file(volume.path, Events())
+        once(work, lambda folder: start(volume, Case("hydrated", hot=True), profile, folder), "warm-up")
+    for number in range(1, rounds + 1):
+        for case in cases(boot=boot, layout=False):
+            with no_network():
+                label = (
+                    f"{number}/{rounds} {profile.name} {case.name}{f' after {boot:.0f} s of boot' if case.boot else ''}"
+                )
+                taken = once(work, lambda folder, case=case: start(volume, case, profile, folder), label)  # type: ignore[misc]
+            seconds.setdefault((case.name, case.boot), []).append(taken)
+        taken = once(work, lambda folder: pull(volume, image, folder), f"{number}/{rounds} pull")
+        seconds.setdefault(("pull", 0.0), []).append(taken)
+    return summary({case: statistics.median(each) for case, each in seconds.items()}, volume, boot)
+
+
+def summary(medians: dict[tuple[str, float], float], volume: Volume, boot: float) -> dict[str, object]:
+    """Return what the last line says of one application on one profile."""
+    hydrated, plain = medians["hydrated", 0.0], medians["plain", 0.0]
+
+    def figures(after: float) -> dict[str, object]:
+        best = medians.get(("trace_layout", after)) or medians["trace", after]
+        found = {
+            f"{name}_s": _rounded(medians.get((name, after)))
+            for name in ("full_read", "trace", "trace_layout", "rate", "touch")
+        }
+        return {**found, "gain_vs_plain": _rounded(plain / best), "gap_to_hydrated": _rounded(best / hydrated)}
+
+    return {
+        "hydrated_s": _rounded(hydrated),
+        "plain_s": _rounded(plain),
+        "layout_s": _rounded(medians.get(("layout", 0.0))),
+        "pull_s": _rounded(medians["pull", 0.0]),
+        **figures(0.0),
+        "hot_mib": round(min(volume.record.trace.hot_bytes if volume.record.trace else 0, volume.data) / MIB),
+        "volume_mib": round(volume.data / MIB),
+        "rate_mib_s": round(_RATE * volume.data / _USUAL_SIZE, 1),
+        f"after_{boot:.0f}_s_of_boot": figures(boot),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def measure(apps: list[str], profiles: list[str], *, rounds: int, boot: float, folder: Path) -> dict[str, object]:
+    """Run the benchmark with images and volumes cached below ``folder``; return what the last line says."""
+    need_root("a benchmark of cold starts")
+    events = Events(show)
+    remove_leftovers(folder)
+    say("MISSING: a hot-first layout; layout_s and trace_layout_s are null, gain and gap are those of the trace alone")
+    result: dict[str, dict[str, object]] = {profile: {} for profile in profiles}
+    with (
+        lock(folder / "bake.lock", what="the benchmark"),
+        serve_registry(folder / "registry", _port()) as host,
+        work_folder(folder, "cold") as work,
+        disk.private_mounts(),
+    ):
+        shelf = Shelf(host, folder / "registry/content", work, events)
+        known = recipes(shelf)
+        for name in apps:
+            image = shelf.get(known[APPS[name].image])
+            volume = bake(APPS[name], image, folder / "coldstart" / name, events)
+            say(f"{name}: {volume.data / MIB:.0f} MiB of data")
+            for profile in profiles:
+                found = compare(volume, image, PROFILES[profile], rounds=rounds, boot=boot, work=work)
+                result[profile][name] = found
+    model = {"block_kib": BLOCK >> 10, "hot_mib_s": HOT_RATE, "rounds": rounds, "boot_s": boot}
+    return {**result, "model": model}
+
+
+def _port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        return free_port() if probe.connect_ex(("127.0.0.1", _PORT)) == 0 else _PORT
+
+
+def main() -> None:
+    """Read the arguments, measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--apps", default=",".join(APPS), help="which applications, with commas between")
+    parser.add_argument("--profiles", default=",".join(PROFILES), help="which profiles, with commas between")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each case starts")
+    parser.add_argument("--boot", type=float, default=_BOOT, help="seconds of boot for those cases that use it")
+    options = parser.parse_args()
+    apps, profiles = options.apps.split(","), options.profiles.split(",")
+    if unknown := (set(apps) - set(APPS)) | (set(profiles) - set(PROFILES)):
+        raise InputError(f"no such thing: {', '.join(sorted(unknown))}", hint=f"choose from {[*APPS, *PROFILES]}")
+    started = time.monotonic()
+    result = measure(apps, profiles, rounds=options.rounds, boot=options.boot, folder=cache_folder() / "bench")
+    say(f"done in {time.monotonic() - started:.0f} s")
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

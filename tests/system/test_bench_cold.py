@@ -1,0 +1,140 @@
+"""The benchmark of cold starts: its model of a volume, and one start of each kind. Times are not judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench.cold import PROFILES, ColdSource, Profile, attached, data_blocks
+from bench.coldstart import Case, Volume, cases, reading_list, start, summary
+from parbake import coldstart, disk, records
+from parbake.events import Events
+from parbake.rehearse import no_network
+from parbake.trace.data import BLOCK
+from tests.support.baking import bake, bakefile, private_places
+from tests.support.documents import ROOT
+from tests.support.images import image, layer, push
+from tests.support.registry import DockerRegistry
+
+__all__ = ["private_places"]
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+QUICK = Profile("quick", 0.001, 16, 4000.0)
+
+
+@contextmanager
+def cold(image_: Path, folder: Path, profile: Profile | None, **more: float) -> Iterator[tuple[ColdSource, int]]:
+    with disk.private_mounts(), ColdSource(image_, folder, profile, **more) as source:  # noqa: SIM117
+        with attached(source, folder) as device:
+            handle = os.open(device, os.O_RDONLY)
+            try:
+                yield source, handle
+            finally:
+                os.close(handle)
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    """Six blocks: data, hole, data, data, hole, hole; the data in them begins anywhere."""
+    file = tmp_path / "sparse"
+    with file.open("wb") as handle:
+        for block in (0, 2, 3):
+            handle.seek(block * BLOCK + 8192)
+            handle.write(bytes([block + 1]) * 8192)
+        handle.truncate(6 * BLOCK)
+    return file
+
+
+def test_one_touch_loads_a_block_and_holes_are_free(sparse: Path, tmp_path: Path) -> None:
+    assert data_blocks(sparse) == [0, 2, 3]
+    with cold(sparse, tmp_path, QUICK) as (source, handle):
+        before = source.loaded  # the kernel looks for partitions
+        assert os.pread(handle, 4096, 2 * BLOCK + 8192) == b"\3" * 4096
+        assert source.loaded == before + 1
+        os.pread(handle, 4096, 2 * BLOCK + BLOCK // 2)
+        os.pread(handle, 4096, 4 * BLOCK)
+        assert source.loaded == before + 1
+        whole = b"".join(os.pread(handle, BLOCK, block * BLOCK) for block in range(6))
+        assert whole == sparse.read_bytes()
+        assert source.loaded == 3
+
+
+def test_a_hot_source_and_a_provisioned_one_load_nothing(sparse: Path, tmp_path: Path) -> None:
+    for profile, provisioned in ((None, 0.0), (QUICK, 1e9)):
+        with cold(sparse, tmp_path, profile, provisioned=provisioned) as (source, handle):
+            before = source.loaded
+            assert os.pread(handle, 4096, 3 * BLOCK + 8192) == b"\4" * 4096
+            assert source.loaded == before
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
+    folder = tmp_path_factory.mktemp("cold")
+    with DockerRegistry(folder / "registry") as registry:
+        program = {"bin/": None, "bin/busybox": Path("/bin/busybox").read_bytes(), "unread": os.urandom(8 << 20)}
+        push(registry.url, "team/app", image(layer(program)), tag="1")
+        startup = {"command": ["/bin/busybox", "true"], "up": "exit"}
+        entry = {"reference": f"{registry.host}/team/app:1", "startup": startup}
+        document = bake(bakefile(folder / "here", [entry], base="none", size="128MiB"))
+        artefact = Path(document["artefact_path"])
+        _, record = records.locate(str(artefact), artefact.parent)
+        assert record
+        record = coldstart.rehearse(artefact, record, Events())
+        yield Volume(artefact, record, coldstart.trace_of(artefact, record), len(data_blocks(artefact)) * BLOCK)
+
+
+@pytest.mark.parametrize(
+    "case", [Case("plain"), Case("trace", reads="list", boot=0.5), Case("full_read", reads="all", boot=0.5)], ids=str
+)
+def test_a_start_of_each_kind(case: Case, volume: Volume, tmp_path: Path) -> None:
+    with disk.private_mounts(), no_network():
+        seconds, stages, loaded = start(volume, case, QUICK, tmp_path)
+    assert seconds == sum(stages.values()) > 0
+    whole, hot = volume.data // BLOCK, len(reading_list(volume, "list").splitlines()) - 4
+    if case.reads == "all":
+        assert loaded == whole
+        assert json.loads((tmp_path / "hydrate.json").read_text())["ranges"] == whole
+    else:
+        assert 0 < loaded < whole
+        assert loaded <= hot + 2
+
+
+def test_the_last_line() -> None:
+    medians = {(case.name, case.boot): 4.0 for case in cases(boot=15.0, layout=True)}
+    medians |= {("pull", 0.0): 9.0, ("plain", 0.0): 8.0, ("hydrated", 0.0): 2.0, ("trace_layout", 15.0): 2.0}
+
+    class Told:
+        record = type("R", (), {"trace": None})
+        data = 100 << 20
+
+    found = summary(medians, Told(), 15.0)  # type: ignore[arg-type]
+    named = ["hydrated", "plain", "full_read", "trace", "layout", "trace_layout", "rate", "pull"]
+    assert {f"{name}_s" for name in named} | {"gain_vs_plain", "gap_to_hydrated", "hot_mib", "volume_mib"} <= set(found)
+    assert (found["gain_vs_plain"], found["gap_to_hydrated"]) == (2.0, 2.0)
+    after = found["after_15_s_of_boot"]
+    assert isinstance(after, dict)
+    assert (after["gain_vs_plain"], after["gap_to_hydrated"]) == (4.0, 1.0)
+    assert set(PROFILES) == {"mild", "harsh"}
+
+
+def test_the_check_of_real_volumes_asks_what_the_model_assumes(volume: Volume, tmp_path: Path) -> None:
+    listed = tmp_path / "list"
+    listed.write_text(reading_list(volume, "all"))
+    with disk.private_mounts(), ColdSource(volume.path, tmp_path, QUICK) as source:  # noqa: SIM117
+        with attached(source, tmp_path) as device:
+            command = [sys.executable, str(ROOT / "bench/ebs-check"), device, "--list", str(listed), "--sample", "2"]
+            done = subprocess.run([*command, "--depths", "1,4"], capture_output=True, text=True, check=True)
+            watched = subprocess.run([*command, "--watch", "0.1"], capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)
+    assert set(figures["cold_mib_s"]) == set(figures["touches_per_s"]) == {"1", "4"}
+    assert isinstance(figures["one_touch_loads_block"], bool)
+    assert figures["hot_mib_s"] > 0
+    assert len(json.loads(watched.stdout)["watch"][0]["ms"]) == 10
