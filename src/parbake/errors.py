@@ -18,6 +18,7 @@ A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── Unreachable                 no connection, or TLS against a plain port
     │   ├── Denied                      401 or 403
     │   └── BadContent                  bytes do not match the digest or the size that names them
+    │       └── CacheDamaged            they came from the cache of layers, which has dropped them: try again
     ├── LayerError                  1   a layer is not what a layer may be
     │   ├── LayerEscape                 an entry would be written outside its root
     │   └── LayerBomb                   inflates beyond its bound
@@ -165,6 +166,10 @@ class BadContent(RegistryError):
     """Bytes that were delivered do not match the digest or the size that names them."""
 
     usual_hint = "push the image again; if it stays so, something on the way changes content"
+
+
+class CacheDamaged(BadContent):
+    """A cached layer was damaged; it is removed, so that the next try fetches it."""
 
 
 class LayerError(ParbakeError):

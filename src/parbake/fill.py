@@ -21,7 +21,7 @@ from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
-from parbake.errors import BadContent, DiskFull, Interrupted, LayerBomb
+from parbake.errors import BadContent, CacheDamaged, DiskFull, Interrupted, LayerBomb
 from parbake.layers import Unpacked, settle, unpack
 from parbake.model import Descriptor, Image, Layer, Plan, Readable, Source
 from parbake.reference import Reference
@@ -92,7 +92,9 @@ class _Filling:
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         self._over.set()  # on an error: streams that are still read end at their next buffer
-        if error is not None and not isinstance(error, (DiskFull, LayerBomb)):  # after these, one may try again
+        if error is not None and not isinstance(
+            error, (CacheDamaged, DiskFull, LayerBomb)
+        ):  # after these, one may try again
             self._hang_up()
         self._pool.shutdown(cancel_futures=True)
 

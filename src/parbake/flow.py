@@ -22,8 +22,9 @@ from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
 from parbake.builders.local import LocalBuilder
 from parbake.disk import BlockList
-from parbake.errors import ArtefactFull, DiskFull, InputError, LayerBomb, VerificationFailed
+from parbake.errors import ArtefactFull, CacheDamaged, DiskFull, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
+from parbake.layercache import through
 from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, larger, make_plan, measure
 from parbake.records import Blocks, Decision, Record, decide_prune
@@ -274,7 +275,8 @@ def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = F
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     started, clock = _now(), time.monotonic()
     with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
-        ingredients = Ingredients(base_path, partial(open_source, run.registry), work, events, run.registry.close)
+        sources = through(partial(open_source, run.registry), run.cache, events)
+        ingredients = Ingredients(base_path, sources, work, events, run.registry.close)
         plan, baked = build_artefact(plan, builder, ingredients)
         record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
         artefact = records.release(baked.path, record, output, work, blocks=blocks)
@@ -309,6 +311,8 @@ def build_artefact(plan: Plan, builder: Builder, ingredients: Ingredients) -> tu
                 raise
             ingredients.events.warn(f"{error.message}: baking again with a disk of {bigger.size // MIB} MiB")
             plan = bigger
+        except CacheDamaged as error:
+            ingredients.events.warn(f"{error.message}: baking again")
         remove_tree(work)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from parbake.demo import Outcome
     from parbake.doctor import Check
     from parbake.flow import Finished, Outlook
+    from parbake.layercache import Entry
     from parbake.lint import Finding
 
 # Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
@@ -286,6 +288,37 @@ def decisions_text(decisions: Sequence[Decision], *, dry_run: bool) -> str:
     rows = [(decision.record.artefact, "kept" if decision.keep else verb, decision.reason) for decision in decisions]
     total = f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}"
     return f"{table(rows)}\n{total}" if rows else "no artefacts"
+
+
+def layers_json(gone: Sequence[Entry], kept: Sequence[Entry]) -> dict[str, object]:
+    """Return what of the cache of layers went and what stayed, in bytes."""
+    return {
+        "freed": sum(entry.size for entry in gone),
+        "left": sum(entry.size for entry in kept),
+        "layers": [
+            {"digest": entry.digest, "size": entry.size, "used_at": _date(entry.used_at), "keep": keep}
+            for entries, keep in ((gone, False), (kept, True))
+            for entry in entries
+        ],
+    }
+
+
+def layers_text(gone: Sequence[Entry], kept: Sequence[Entry], *, dry_run: bool) -> str:
+    """Return the same for people."""
+    verb = "would be removed" if dry_run else "removed"
+    rows = [
+        (entry.digest[:19], human_bytes(entry.size), f"used {_date(entry.used_at)}", word)
+        for entries, word in ((gone, verb), (kept, "kept"))
+        for entry in entries
+    ]
+    freed = human_bytes(sum(entry.size for entry in gone))
+    left = human_bytes(sum(entry.size for entry in kept))
+    total = f"{freed} {'would be freed' if dry_run else 'freed'}, {left} left"
+    return f"{table(rows)}\n{total}" if rows else "no cached layers"
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:

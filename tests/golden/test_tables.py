@@ -11,7 +11,8 @@ import pytest
 from parbake import tables
 from parbake.doctor import Check
 from parbake.flow import Finished, Outlook
-from parbake.model import GIB, Artefact, Base, ImageVerdict, Verdict
+from parbake.layercache import Entry
+from parbake.model import GIB, MIB, Artefact, Base, ImageVerdict, Verdict
 from parbake.plan import cautions
 from parbake.records import decide_prune
 from tests.support.plans import digest, image, layer, outcome, plan, record
@@ -42,6 +43,7 @@ RECORD = record("a", passed=None).model_copy(update={"timings": {"fill": 1.04, "
 VERIFIED = RECORD.model_copy(update={"verdict": PASSED})
 PLACE = Path("/srv/artefacts") / RECORD.artefact
 MANY = [record("a", passed=True, at=1), record("b", passed=False, at=2), record("c", at=3)]
+LAYERS = [Entry(digest(name), 700 * MIB, 1_790_000_000.5 + at, Path(name)) for at, name in enumerate("abc")]
 CHECKS = (
     Check(name="root", purpose="mounts", needed_by=("bake", "verify"), status="ok"),
     Check(name="runc", purpose="x", needed_by=("verify",), status="missing", hint="apt-get install runc"),
@@ -65,6 +67,9 @@ TEXTS: dict[str, Callable[[], str]] = {
     "verify-not-booted": lambda: tables.verdict_text(PLACE, UNSEEN),
     "prune": lambda: tables.decisions_text(decide_prune(MANY, keep=1), dry_run=False),
     "prune-dry-run": lambda: tables.decisions_text(decide_prune(MANY, keep=1), dry_run=True),
+    "prune-cache": lambda: tables.layers_text(LAYERS[:2], LAYERS[2:], dry_run=False),
+    "prune-cache-dry-run": lambda: tables.layers_text(LAYERS[:2], LAYERS[2:], dry_run=True),
+    "prune-cache-empty": lambda: tables.layers_text((), (), dry_run=False),
     "prune-empty": lambda: tables.decisions_text((), dry_run=False),
     "doctor": lambda: tables.checks_text(CHECKS),
     "demo": lambda: tables.table(outcome().rows()),
@@ -112,6 +117,10 @@ def test_documents_are_json_and_hold_what_the_texts_say() -> None:
     decided = tables.decisions_json(decide_prune(MANY, keep=1))
     assert decided["freed"] == MANY[1].allocated
     assert json.loads(json.dumps(decided)) == decided
+
+    freed = tables.layers_json(LAYERS[:2], LAYERS[2:])
+    assert (freed["freed"], freed["left"]) == (1400 * MIB, 700 * MIB)
+    assert json.loads(json.dumps(freed)) == freed
 
     assert [check["status"] for check in tables.checks_json(CHECKS)] == ["ok", "missing", "warn", "ok"]
     shown = tables.outcome_json(outcome())

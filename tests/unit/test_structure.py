@@ -25,6 +25,7 @@ FLOORS: dict[int, set[str]] = {
         "economics",
         "trace",
         "registry",
+        "layercache",
         "layers",
         "containerd",
         "disk",

@@ -168,17 +168,29 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
 @app.command()
 def prune(
     keep: Annotated[int, typer.Option(min=0, help="How many artefacts to keep of each name.", metavar="COUNT")] = 3,
+    cache: Annotated[bool, typer.Option("--cache", help="Free the cache of layers instead.")] = False,
+    cache_size: Annotated[
+        str, typer.Option(help="With --cache: what may stay, such as 5GiB. Longest unused layers go.", metavar="SIZE")
+    ] = "0",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old artefacts and their records.
+    """Remove old artefacts and their records, or cached layers.
 
-    Of each name the newest ones stay, and always the newest one that passed verification.
+    Of each name the newest artefacts stay, and always the newest one that passed verification.
     """
-    from parbake import flow, tables
+    from parbake import flow, layercache, tables
+    from parbake.workspace import cache_folder
 
     door.as_json = as_json
+    if cache_size != "0" and not cache:
+        raise InputError("--cache-size is for the cache of layers", hint="add --cache, or take --keep for artefacts")
+    if cache:
+        limit = layercache.size_of(cache_size, "--cache-size")
+        gone, kept = layercache.prune(cache_folder(), limit, dry_run=dry_run)
+        answer(tables.layers_json(gone, kept), lambda: tables.layers_text(gone, kept, dry_run=dry_run))
+        return
     decisions = flow.prune(output(file), keep=keep, dry_run=dry_run)
     answer(tables.decisions_json(decisions), lambda: tables.decisions_text(decisions, dry_run=dry_run))
 
