@@ -67,9 +67,15 @@ def lock(
 
 def _open_lock(path: Path) -> int:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another run has just removed the folder that it left empty
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # another run has just removed the folder that it left empty
+        except FileExistsError:  # or did so while pathlib looked what is there
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(path.parent.stat().st_mode):
+                    raise
 
 
 def _remove_if_empty(folder: Path) -> None:
