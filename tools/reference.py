@@ -56,6 +56,7 @@ EXAMPLES: Final = {
         "END\n"
         "parbake export packer template -f ami.yaml"
     ),
+    "fetch": "parbake fetch snap-0123456789abcdef0 disk.raw --region eu-west-1",
     "demo": "parbake demo",
     "schema": "parbake schema > parbake.schema.json",
 }

@@ -20,18 +20,18 @@ from pathlib import Path
 from parbake import __version__, base, build, coldstart, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
-from parbake.builders.local import LocalBuilder
+from parbake.builders.choose import builder_of
 from parbake.disk import BlockList
 from parbake.errors import ArtefactFull, CacheDamaged, DiskFull, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
 from parbake.layercache import through
 from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
 from parbake.plan import cautions, larger, make_plan, measure
-from parbake.records import Blocks, Decision, Record, decide_prune
+from parbake.records import Blocks, Record
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
-from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree, room_for, work_folder
+from parbake.workspace import cache_folder, remove_leftovers, remove_tree, room_for, work_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +119,15 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
             finished = None if options.force else existing(output, plan)
             verified = finished is not None and finished.record.verified
+            in_cloud = plan.artefact.in_cloud  # its builder proves it, and goes on where an earlier run stopped
             provable = options.verify and not verified and can_boot(plan, events)
-            finished = finished or make(run, plan, builder_of(run.bakefile), keep_workspace=options.keep_workspace)
-            if provable:
+            if finished is None or in_cloud:
+                finished = make(run, plan, options, proving=provable and in_cloud)
+                judge(finished.artefact, finished.record.verdict)
+            if provable and not in_cloud:
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
+        if in_cloud:
+            return finished  # nothing of it is here to be looked at
         rehearsing = options.rehearse and options.verify and finished.changed
         record = coldstart.learn(finished.artefact, finished.record, options.trace, events, rehearsing=rehearsing)
     return replace(finished, record=record)
@@ -229,15 +234,6 @@ def base_of(run: Kitchen) -> Base:
             return Base(kind="ami", identity=image.id, size=image.size)
 
 
-def builder_of(bakefile: Bakefile) -> Builder:
-    """Return the builder that the Bakefile names."""
-    match bakefile.builder:
-        case "local":
-            return LocalBuilder()
-        case other:
-            raise InputError(f"the builder {other} is not there yet", hint="write builder: local")
-
-
 def sandbox_of(run: Kitchen) -> Image | None:
     """Find the sandbox (pause) image: the one that the user names, else parbake's own where the default base needs it.
 
@@ -260,25 +256,32 @@ def sandbox_of(run: Kitchen) -> Image | None:
 
 
 def existing(output: Path, plan: Plan) -> Finished | None:
-    """Find the artefact of a plan among those made before."""
-    path = output / f"{plan.artefact_name}{records.SUFFIX}"
-    if not path.exists() or not (output / plan.artefact_name).exists():
+    """Find the artefact of a plan among those made before: its file, or what its record says of a cloud."""
+    artefact, path = output / plan.artefact_name, output / f"{plan.artefact_name}{records.SUFFIX}"
+    if not path.exists() or not (artefact.exists() or plan.artefact.in_cloud):
         return None
-    return Finished(output / plan.artefact_name, records.read(path), changed=False)
+    record = records.read(path)
+    return Finished(artefact, record, changed=False) if artefact.exists() or records.is_published(record) else None
 
 
-def make(run: Kitchen, plan: Plan, builder: Builder, *, keep_workspace: bool = False) -> Finished:
-    """Bake: build the artefact in a work folder, then let it and its record appear together."""
+def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -> Finished:
+    """Bake: build the artefact in a work folder, then let it and its record appear together.
+
+    With ``proving`` a builder that sends it away has it verified before.
+    """
     need_root("baking")
     output, events = run.bakefile.output, run.events
     need_room(output, plan)
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     started, clock = _now(), time.monotonic()
-    with _workspace(output, plan.key[:12], events, keep=keep_workspace) as work:
+    builder, prover = builder_of(run.bakefile, fresh=options.force), partial(boot, events) if proving else None
+    with _workspace(output, plan.key[:12], events, keep=options.keep_workspace) as work:
         sources = through(partial(open_source, run.registry), run.cache, events)
-        ingredients = Ingredients(base_path, sources, work, events, run.registry.close)
+        ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover)
         plan, baked = build_artefact(plan, builder, ingredients)
         record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
+        if baked.path is None:
+            return Finished(records.announce(record, output, work, blocks=blocks), record, changed=True)
         artefact = records.release(baked.path, record, output, work, blocks=blocks)
     return Finished(artefact, record, changed=True)
 
@@ -339,18 +342,19 @@ def describe(
 
     A raw artefact is named by the blocks that are not zeros: most of it is holes, which a plain digest would read.
     """
+    made, blocks = baked.path, baked.blocks
     with events.stage("digest", "Digest"):
-        blocks = disk.block_list(baked.path, events) if plan.artefact.format == "raw" else None
-        sha256 = disk.sha256_file(baked.path, events) if blocks is None else ""
+        blocks = disk.block_list(made, events) if made and plan.artefact.format == "raw" else blocks
+        sha256 = disk.sha256_file(made, events) if made and blocks is None else ""
         base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
-    status = baked.path.stat()
+    status = made and made.stat()
     record = Record(
         artefact=plan.artefact_name,
         key=plan.key,
         sha256=sha256,
         blocks=blocks and Blocks(count=len(blocks.blocks), digest=blocks.digest()),
-        size=status.st_size,
-        allocated=status.st_blocks * 512,
+        size=status.st_size if status else baked.size,
+        allocated=status.st_blocks * 512 if status else 0,
         builder=builder.name,
         parbake=__version__,
         started_at=started,
@@ -360,6 +364,8 @@ def describe(
         base_digest=base_digest,
         timings={name: round(seconds, 3) for name, seconds in events.timings.items()},
         sealed=baked.sealed,
+        published=dict(baked.published),
+        verdict=baked.verdict,
     )
     return record, blocks
 
@@ -379,6 +385,13 @@ def can_boot(plan: Plan, events: Events) -> bool:
         f"not verified: the artefact is for {plan.platform} and this machine is {host}, which boots only its own kind"
     )
     return False
+
+
+def boot(events: Events, artefact: Path, plan: Plan, folder: Path) -> Verdict:
+    """Verify a disk by itself, without a record."""
+    from parbake.verify import verify
+
+    return verify(artefact, plan, events=events, folder=folder, cache=cache_folder())
 
 
 def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -> Finished:
@@ -413,12 +426,6 @@ def verify_again(what: str, output: Path, events: Events, *, keep_workspace: boo
     if record and (verdict.accelerator != "none" or verdict.intact is False):
         write_verdict(artefact, record, verdict, sha256)
     return artefact, verdict
-
-
-def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, ...]:
-    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions."""
-    decisions = decide_prune((record for _, record in records.find(output)), keep=keep)
-    return decisions if dry_run else records.remove(output, decisions)
 
 
 def examine(
@@ -464,27 +471,6 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
     raise VerificationFailed(
         f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint
     )
-
-
-def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
-    """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
-    cache = cache_folder()
-    removed = [*records.sweep(output, kept=True)]
-    for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
-        removed += remove_leftovers(folder, kept=True)
-    if caches and cache.is_dir():
-        if (cache / "images").is_dir():
-            build.clear(cache)
-        for entry in sorted(cache.iterdir()):
-            if not in_work(entry):
-                remove_tree(entry)
-                removed.append(entry)
-    return tuple(removed)
-
-
-def in_work(entry: Path) -> bool:
-    """Whether a living run has a work folder in this part of the cache."""
-    return any(entry.glob(f"{WORK}/*.*.*")) or any(entry.glob(f"*/{WORK}/*.*.*")) or any(entry.glob("*.*.*"))
 
 
 @contextmanager

@@ -193,6 +193,25 @@ def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: Blo
     return artefact
 
 
+def announce(record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
+    """Write the record of an artefact that lies in a cloud, and the list of its blocks; return its place as a name."""
+    artefact = folder / record.artefact
+    if blocks is not None:
+        _write_blocks(blocks, artefact, work)
+    write(folder, record)
+    return artefact
+
+
+def is_published(record: Record) -> bool:
+    """Whether what a record says of clouds is still there. Raises AwsFault."""
+    from parbake.aws.images import is_there  # loads only where AWS is asked
+
+    places = record.published.items()
+    return bool(places) and all(
+        is_there(region, there.image, [each.id for each in there.snapshots]) for region, there in places
+    )
+
+
 def blocks_path(artefact: Path) -> Path:
     """Return where the list of a raw artefact's blocks lies."""
     return artefact.with_name(artefact.name + BLOCKS_SUFFIX)

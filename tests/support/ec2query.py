@@ -92,7 +92,9 @@ def describe_snapshots(cloud: Cloud, wanted: dict[str, str]) -> str:
     named = _listed(wanted, "SnapshotId")
     found = [_known(cloud, name) for name in named] if named else list(cloud.snapshots.values())
     filters = _filters(wanted)
-    items = [_snapshot(made) for made in found if _fits(made.tags, {"status": made.state}, filters)]
+    items = [
+        _snapshot(made) for made in found if _fits(made.tags, {"status": made.state, "snapshot-id": made.id}, filters)
+    ]
     return f"<snapshotSet>{''.join(items)}</snapshotSet>"
 
 

@@ -59,7 +59,7 @@ ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw"})
 CASES = (
     Case("docs/tutorial.md", shortcuts=NOTHING),
     Case("README.md", afresh=True, cut_short=("bake", "demo")),
-    Case("docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo"}) | ROLLOUTS),
+    Case("docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch"}) | ROLLOUTS),
     Case("docs/how-to/karpenter.md", shortcuts=frozenset({"bake"}) | ROLLOUTS),
     Case("docs/how-to/manifests.md"),
     Case("docs/how-to/private-registries.md"),
@@ -70,6 +70,7 @@ CASES = (
     Case("docs/how-to/keep-layers.md"),
     Case("docs/how-to/ci.md", own_cache=True),
     Case("docs/how-to/clean-up.md", own_cache=True),
+    Case("docs/how-to/ebs.md"),
     Case("docs/how-to/packer.md"),
     Case("docs/how-to/lint.md"),
 )
@@ -81,6 +82,7 @@ SHORTCUTS = {
     # Options and arguments are read, then help is shown.
     "verify": "verify) set -- verify --help ;;",
     "demo": "demo) set -- demo --help ;;",
+    "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
     **{name: f'{name}) set -- "$@" --help ;;' for name in ROLLOUTS},
 }
 

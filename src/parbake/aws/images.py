@@ -93,6 +93,18 @@ def described(image: Mapping[str, Any], region: str, wanted: str = "") -> Source
     )
 
 
+def is_there(region: str, image: str, snapshots: Iterable[str] = ()) -> bool:
+    """Whether an AMI (or, without one, every one of the snapshots) still exists."""
+    ec2 = client("ec2", region)
+    try:
+        if image:
+            return bool(ec2.describe_images(ImageIds=[image])["Images"])
+        ids = list(snapshots)
+        return bool(ids) and len(ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]) == len(ids)
+    except AwsNotFound:
+        return False
+
+
 def _by_parameter(name: str, region: str) -> str:
     try:
         return str(client("ssm", region).get_parameter(Name=name)["Parameter"]["Value"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from parbake.disk import BlockList
 from parbake.events import Events
-from parbake.model import Image, Plan, Source
+from parbake.model import Image, Plan, Published, Source, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class Ingredients:
 
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
     a folder of this run, on the file system where the artefact will lie. ``hang_up`` ends what waits for a registry.
+    ``prove`` verifies a disk, with its plan and a work folder, for builders that send it away (None: not now).
     """
 
     base: Path | None
@@ -24,14 +26,24 @@ class Ingredients:
     work: Path
     events: Events
     hang_up: Callable[[], None] = lambda: None
+    prove: Callable[[Path, Plan, Path], Verdict] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Baked:
-    """A finished artefact, still in the work folder; ``sealed`` lists what was cleaned from the base."""
+    """A finished artefact: a file, still in the work folder, or (``path`` is None) what is published in a cloud.
 
-    path: Path
+    ``sealed`` lists what was cleaned from the base. ``published`` is by region, that of the bake first; ``size`` is
+    that of its disk in bytes, and ``verdict`` what its builder saw of it there, where it has looked; ``blocks`` is the
+    list of the disk's blocks, where it was here.
+    """
+
+    path: Path | None
     sealed: tuple[str, ...] = ()
+    published: Mapping[str, Published] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    size: int = 0
+    blocks: BlockList | None = None
 
 
 class Builder(Protocol):

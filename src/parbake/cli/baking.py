@@ -180,7 +180,7 @@ def prune(
 
     Of each name the newest artefacts stay, and always the newest one that passed verification.
     """
-    from parbake import flow, layercache, tables
+    from parbake import layercache, tables, upkeep
     from parbake.workspace import cache_folder
 
     door.as_json = as_json
@@ -191,7 +191,7 @@ def prune(
         gone, kept = layercache.prune(cache_folder(), limit, dry_run=dry_run)
         answer(tables.layers_json(gone, kept), lambda: tables.layers_text(gone, kept, dry_run=dry_run))
         return
-    decisions = flow.prune(output(file), keep=keep, dry_run=dry_run)
+    decisions = upkeep.prune(output(file), keep=keep, dry_run=dry_run)
     answer(tables.decisions_json(decisions), lambda: tables.decisions_text(decisions, dry_run=dry_run))
 
 
@@ -208,10 +208,10 @@ def clean(
     Only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that are under way
     are not touched.
     """
-    from parbake import flow
+    from parbake import upkeep
 
     door.as_json = as_json
-    removed = [str(path) for path in flow.clean(output(file), caches=caches)]
+    removed = [str(path) for path in upkeep.clean(output(file), caches=caches)]
     answer({"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
 
 

@@ -4,7 +4,20 @@ Sources: EBS user guide, "EBS direct APIs" and its FAQ; EBS direct API reference
 """
 
 from parbake.ebs.download import Fetched, blocks_of, fetch
-from parbake.ebs.images import boot_mode, register
-from parbake.ebs.upload import Journal, Order, Parent, upload
+from parbake.ebs.images import ROOT_DEVICE, boot_mode, register
+from parbake.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, key_arn, upload
 
-__all__ = ["Fetched", "Journal", "Order", "Parent", "blocks_of", "boot_mode", "fetch", "register", "upload"]
+__all__ = [
+    "BLOCKS_TAG",
+    "ROOT_DEVICE",
+    "Fetched",
+    "Journal",
+    "Order",
+    "Parent",
+    "blocks_of",
+    "boot_mode",
+    "fetch",
+    "key_arn",
+    "register",
+    "upload",
+]

@@ -221,9 +221,13 @@ def start(order: Order, journal: Journal) -> str:
     elif order.encrypted:
         wanted["Encrypted"] = True
         if order.kms_key:
-            key = aws.client("kms", order.region).describe_key(KeyId=order.kms_key)
-            wanted["KmsKeyArn"] = key["KeyMetadata"]["Arn"]
+            wanted["KmsKeyArn"] = key_arn(order.kms_key, order.region)
     return str(aws.client("ebs", order.region).start_snapshot(**wanted)["SnapshotId"])
+
+
+def key_arn(key: str, region: str) -> str:
+    """Return the ARN of a KMS key that a user names (alias, id, ARN), which is all that StartSnapshot takes."""
+    return str(aws.client("kms", region).describe_key(KeyId=key)["KeyMetadata"]["Arn"])
 
 
 def _put(order: Order, journal: Journal, indices: list[int], events: Events) -> None:

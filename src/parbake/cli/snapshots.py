@@ -1,0 +1,40 @@
+"""The commands about snapshots of clouds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parbake.cli.door import AsJson, Progress, answer, app, door, opened_events
+
+
+@app.command()
+def fetch(
+    what: Annotated[str, typer.Argument(help="The id of a snapshot or of an AMI.", metavar="SNAPSHOT|AMI")],
+    target: Annotated[Path, typer.Argument(help="The file to write: a raw, sparse disk.", metavar="FILE")],
+    region: Annotated[str, typer.Option(help="The region; that of the AWS configuration if left out.")] = "",
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Read an EBS snapshot, or the root disk of an AMI, into a file.
+
+    Every block is checked. Public snapshots of others cannot be read before they are copied.
+    """
+    from parbake import ebs
+    from parbake.render import human_bytes
+
+    door.as_json = as_json
+    with opened_events(progress) as events:
+        fetched = ebs.fetch(what, target, events, region=region)
+    size, allocated = fetched.path.stat().st_size, fetched.path.stat().st_blocks * 512
+    document = {
+        "path": str(fetched.path),
+        "snapshot": fetched.snapshot,
+        "size": size,
+        "allocated": allocated,
+        "blocks": {"count": len(fetched.blocks.blocks), "digest": fetched.blocks.digest()},
+    }
+    told = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
+    answer(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")

@@ -1,0 +1,36 @@
+"""Keep places tidy: what dead runs left goes, and artefacts that are older than what is to be kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from parbake import build, records
+from parbake.records import Decision, decide_prune
+from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree
+
+
+def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, ...]:
+    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions."""
+    decisions = decide_prune((record for _, record in records.find(output)), keep=keep)
+    return decisions if dry_run else records.remove(output, decisions)
+
+
+def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
+    """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
+    cache = cache_folder()
+    removed = [*records.sweep(output, kept=True)]
+    for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
+        removed += remove_leftovers(folder, kept=True)
+    if caches and cache.is_dir():
+        if (cache / "images").is_dir():
+            build.clear(cache)
+        for entry in sorted(cache.iterdir()):
+            if not in_work(entry):
+                remove_tree(entry)
+                removed.append(entry)
+    return tuple(removed)
+
+
+def in_work(entry: Path) -> bool:
+    """Whether a living run has a work folder in this part of the cache."""
+    return any(entry.glob(f"{WORK}/*.*.*")) or any(entry.glob(f"*/{WORK}/*.*.*")) or any(entry.glob("*.*.*"))

@@ -1,0 +1,193 @@
+"""The EBS builder on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import ebs
+from parbake.aws import Stamp, clients
+from parbake.bakefile import AwsSection
+from parbake.builders import Baked, Ingredients
+from parbake.builders import ebs as builder
+from parbake.disk import BLOCK, BlockList, block_list
+from parbake.errors import AwsFault, InputError
+from parbake.events import Events
+from parbake.model import GIB, MIB, Artefact, Base, Plan, Verdict
+from tests.aws.test_ebs import held, holds
+from tests.support.ebsdirect import Cloud
+from tests.support.plans import plan
+
+PASSED = Verdict(passed=True, accelerator="kvm")
+FAILED = Verdict(passed=False, accelerator="kvm", problems=("it does not start",))
+VOLUME = plan(name="data", artefact=Artefact(kind="volume", format="snapshot"), size=700 * MIB)
+MACHINE = plan(name="node", artefact=Artefact(kind="machine-image", format="ami"), base=Base(kind="debian"), size=GIB)
+
+
+class Oven:
+    """Stands in for the local builder: writes ``content`` into some blocks of a disk, on top of the base's."""
+
+    def __init__(self) -> None:
+        self.content = {0: b"boot", 5: b"data", 900: b"more"}
+        self.bakes: list[Plan] = []
+
+    def build(self, wanted: Plan, ingredients: Ingredients) -> Baked:
+        self.bakes.append(wanted)
+        path = ingredients.work / "disk.raw"
+        with path.open("wb") as file:
+            if ingredients.base:
+                for index, data in holds(ingredients.base).items():
+                    os.pwrite(file.fileno(), data, index * BLOCK)
+            file.truncate(wanted.size)
+            for index, data in self.content.items():
+                os.pwrite(file.fileno(), data, index * BLOCK)
+        return Baked(path, ("machine-id",))
+
+
+@pytest.fixture
+def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
+    made = Oven()
+    monkeypatch.setattr(builder, "LocalBuilder", lambda: made)
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    return made
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    made = Cloud()
+    with made.serve() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        clients.forget()
+        yield made
+
+
+def build(
+    folder: Path, wanted: Plan, verdict: Verdict | None = PASSED, *, fresh: bool = False, **settings: Any
+) -> Baked:
+    """Build as the story does, and keep the list of blocks as it does."""
+    folder.mkdir(exist_ok=True)
+    prove = None if verdict is None else (lambda *_: verdict)
+    made = Ingredients(None, lambda _: pytest.fail("nothing is fetched"), folder, Events(), prove=prove)
+    baked = builder.EbsBuilder(AwsSection(**settings), folder, fresh=fresh).build(wanted, made)
+    if baked.blocks and baked.published:
+        baked.blocks.write(folder / f"{wanted.artefact_name}.blocks")
+    return baked
+
+
+def staged(folder: Path) -> list[Path]:
+    return [path for path in (folder / "cache/uploads").glob("*") if path.name != ".parbake"]
+
+
+def test_a_volume_becomes_a_snapshot(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    baked = build(tmp_path, VOLUME)
+    ((region, there),) = baked.published.items()
+    (snapshot,) = there.snapshots
+    assert (region, there.image, snapshot.device, snapshot.size) == ("eu-west-1", "", "", GIB)
+    assert set(held(cloud, snapshot.id)) == {0, 5, 900}
+    assert (baked.path, baked.size, baked.verdict, baked.sealed) == (None, GIB, PASSED, ("machine-id",))
+    assert oven.bakes[0].artefact == Artefact(kind="volume")
+    assert staged(tmp_path) == []
+
+
+def test_a_machine_image_becomes_an_ami(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    there = build(tmp_path, MACHINE).published["eu-west-1"]
+    assert cloud.images[there.image]["name"] == f"node-{MACHINE.key[:12]}"
+    assert cloud.images[there.image]["attributes"]["BootMode"] == "legacy-bios", "the disk has no ESP"
+    assert there.snapshots[0].device == "/dev/xvda"
+    again = build(tmp_path, MACHINE, fresh=True).published["eu-west-1"]
+    assert again.image != there.image, "an AMI that exists is never touched"
+    assert len(oven.bakes) == 2
+
+
+def test_what_fails_verification_is_not_sent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    baked = build(tmp_path, VOLUME, FAILED)
+    assert (baked.published, baked.verdict) == ({}, FAILED)
+    assert cloud.calls["StartSnapshot"] == 0
+    assert build(tmp_path, VOLUME).published, "verified anew: how to start an image is no part of the plan"
+    assert len(oven.bakes) == 1
+
+
+def test_a_run_that_was_cut_off_goes_on_with_its_disk(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for call in ("upload", "register"):
+        with monkeypatch.context() as cut:
+            cut.setattr(ebs, call, _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                build(tmp_path, MACHINE)
+        assert len(staged(tmp_path)) == 1
+    baked = build(tmp_path, MACHINE)
+    assert len(oven.bakes) == 1
+    assert len(cloud.snapshots) == len(cloud.images) == 1
+    assert baked.sealed == ("machine-id",)
+    assert staged(tmp_path) == []
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_next_of_a_name_sends_what_differs(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    first = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
+    oven.content = {0: b"boot", 5: b"changed", 901: b"new"}
+    changed = VOLUME.model_copy(update={"keep_layers": True})
+    before = cloud.calls["PutSnapshotBlock"]
+    second = build(tmp_path, changed).published["eu-west-1"].snapshots[0].id
+    assert cloud.snapshots[second].parent == first
+    assert cloud.calls["PutSnapshotBlock"] - before == 3, "5 is another, 900 is zeros, 901 is new"
+    assert set(held(cloud, second)) == {0, 5, 901}
+    other = build(tmp_path, VOLUME.model_copy(update={"name": "data-2"})).published["eu-west-1"].snapshots[0].id
+    assert cloud.snapshots[other].parent == "", "another name, another lineage"
+
+
+def test_encrypted_and_not_do_not_mix(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    build(tmp_path, VOLUME)
+    oven.content = {7: b"x"}
+    locked = {"kind": "volume", "format": "snapshot", "encrypted": True, "kms_key": "alias/nodes"}
+    wanted = VOLUME.model_copy(update={"artefact": Artefact.model_validate(locked)})
+    made = cloud.snapshots[build(tmp_path, wanted).published["eu-west-1"].snapshots[0].id]
+    assert (made.parent, made.encrypted) == ("", True)
+    child = cloud.snapshots[
+        build(tmp_path, wanted.model_copy(update={"keep_layers": True})).published["eu-west-1"].snapshots[0].id
+    ]
+    assert (child.parent, child.key) == (made.id, made.key)
+
+
+def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    path = tmp_path / "parent.raw"
+    with path.open("wb") as file:
+        file.truncate(GIB)
+        os.pwrite(file.fileno(), b"boot", 0)
+        os.pwrite(file.fileno(), b"old", 7 * BLOCK)
+    order = ebs.Order(path, block_list(path, Events()), tmp_path / "j", Stamp("p", "r", "p"), "p", "eu-west-1")
+    parent = ebs.upload(order, Events())
+    before = cloud.calls["PutSnapshotBlock"]
+    made = build(tmp_path, VOLUME, parent_snapshot=parent).published["eu-west-1"].snapshots[0].id
+    assert cloud.snapshots[made].parent == parent
+    assert cloud.calls["PutSnapshotBlock"] - before == 3, "what it holds was read: 0 is the same"
+    assert set(held(cloud, made)) == {0, 5, 900}
+
+    cloud.snapshots[parent].gib = 9
+    with pytest.raises(InputError, match="has 1 GiB"):
+        build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot=parent)
+    with pytest.raises(AwsFault, match="does not exist"):
+        build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot="snap-0123456789abcdef0")
+    assert len(oven.bakes) == 2, "the disk waits for a better answer"
+
+
+def test_an_ami_as_base_is_fetched_once_and_is_the_parent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    base = build(tmp_path, MACHINE).published["eu-west-1"]
+    onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base.image, size=GIB)})
+    oven.content = {6: b"baked"}
+    made = build(tmp_path, onto).published["eu-west-1"].snapshots[0].id
+    assert cloud.snapshots[made].parent == base.snapshots[0].id
+    assert set(cloud.snapshots[made].written) == {6}
+    assert set(held(cloud, made)) == {0, 5, 6, 900}
+    before = cloud.calls["GetSnapshotBlock"]
+    build(tmp_path, onto.model_copy(update={"keep_layers": True}))
+    assert cloud.calls["GetSnapshotBlock"] == before
+    assert BlockList.read(tmp_path / f"cache/amis/{base.image}.raw.blocks").blocks.keys() == {0, 5, 900}
