@@ -8,6 +8,7 @@ The model, whose figures are those of public reports and not of AWS:
 - The unit of loading is a block of 512 KiB. The first touch of any byte of it loads all of it; holes are free.
 - A first touch takes ``latency`` (a median; single ones scatter), at most ``in_flight`` are under way at a time, and
   together they get ``rate`` MiB/s. What is loaded costs nothing more here.
+- Writes of whole pages load nothing.
 - All reads and writes together get 125 MiB/s, as a gp3 volume gives without extra charge.
 - A provisioned rate loads the blocks with data in ascending order from the attachment on, beside what is touched.
 
@@ -98,7 +99,7 @@ class ColdSource:
         self._began = 0.0
         self._stack = ExitStack()
         self._file = -1
-        self._size = image.stat().st_size
+        self.size = image.stat().st_size
         self._pool = ThreadPoolExecutor(_THREADS)
 
     def __enter__(self) -> Self:
@@ -174,7 +175,7 @@ class ColdSource:
     def _agree(self, connection: socket.socket) -> bool:
         connection.sendall(_HANDSHAKE.pack(_MAGIC, _OPTION_MAGIC, 3))
         _exactly(connection, 4)
-        export = struct.pack(">QH", self._size, _FLAGS)
+        export = struct.pack(">QH", self.size, _FLAGS)
         while True:
             _, option, length = _OPTION.unpack(_exactly(connection, _OPTION.size))
             _exactly(connection, length)
@@ -215,12 +216,13 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 
 @contextmanager
-def attached(source: ColdSource, folder: Path) -> Iterator[str]:
-    """Yield a block device that reads from a source; what is written is thrown away. Its time begins now."""
-    overlay, shown = folder / "overlay.qcow2", folder / "disk"
-    size = str(source._size)  # noqa: SLF001 - ours
-    run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k", str(overlay), size])
-    shown.touch()
+def shown(source: ColdSource, folder: Path) -> Iterator[Path]:
+    """Yield a raw file that reads from a source; what is written is thrown away. Its time begins now."""
+    overlay, file = folder / "overlay.qcow2", folder / "disk"
+    # Parts of 4 KiB: a write of whole pages reads nothing of the cold volume for what stands around it.
+    options = ["-o", "cluster_size=128k,extended_l2=on"]
+    run.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(overlay), str(source.size)])
+    file.touch()
     command = [
         "qemu-storage-daemon",
         "--object", f"throttle-group,id=volume,x-bps-total={HOT_RATE * MIB}",
@@ -228,17 +230,24 @@ def attached(source: ColdSource, folder: Path) -> Iterator[str]:
         "--blockdev", f"driver=file,node-name=file,filename={overlay},cache.no-flush=on",
         "--blockdev", "driver=qcow2,node-name=overlay,file=file,backing=cold",
         "--blockdev", "driver=throttle,node-name=volume,throttle-group=volume,file=overlay",
-        "--export", f"type=fuse,id=disk,node-name=volume,mountpoint={shown},writable=on",
+        "--export", f"type=fuse,id=disk,node-name=volume,mountpoint={file},writable=on",
     ]  # fmt: skip
     try:
         with run.Process(command, log=folder / "storage.log") as daemon:
             deadline = run.Deadline(20, "the cold volume")
-            while not shown.stat().st_size:
+            while not file.stat().st_size:
                 daemon.check_alive()
                 deadline.sleep(0.01)
-            with disk.loop_device(shown) as device:
-                source.attach()
-                yield device
+            source.attach()
+            yield file
     finally:
-        run.run(["umount", "--lazy", "--quiet", str(shown)], check=False)
+        run.run(["umount", "--lazy", "--quiet", str(file)], check=False)
         overlay.unlink(missing_ok=True)
+
+
+@contextmanager
+def attached(source: ColdSource, folder: Path) -> Iterator[str]:
+    """Yield a block device that reads from a source (see ``shown``)."""
+    with shown(source, folder) as file, disk.loop_device(file) as device:
+        source.attach()
+        yield device

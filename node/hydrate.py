@@ -21,7 +21,7 @@ BLOCK, ALIGN = 512 << 10, 4096
 SUPERBLOCKS = ((1024 + 56, b"\x53\xef", 1024 + 104), (0, b"XFSB", 32))  # ext4, xfs: where, magic, where the UUID is
 OPTIONS = (
     ("--list", "/etc/parbake/hydrate.list", "what to read"),
-    ("--in-flight", 48, "requests at a time"),
+    ("--in-flight", 32, "requests at a time"),
     ("--touch", 0, "read only so many bytes of each range"),
     ("--wait", 30.0, "seconds to wait for the device"),
     ("--state", "/run/parbake/hydrate.json", "write the figures here, as JSON"),

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parbake import records, run
+from parbake import disk, nodefiles, records, run
 from parbake.economics import Situation
 from parbake.errors import EnvironmentProblem, InputError
-from parbake.model import Platform
+from parbake.model import Plan, Platform
 from parbake.records import Record
-from parbake.trace import Part, Recorder, Trace, device_of, hot_files, load, save, summary
+from parbake.trace import Part, Recorder, Trace, device_of, hot_files, hydrate_list, load, save, summary
 from parbake.trace.data import HotEntry
 from parbake.trace.tracefs import LARGEST_BUFFER, mounted_at
 from parbake.workspace import work_folder
@@ -26,20 +26,58 @@ _TICK = 0.1
 def rehearse(artefact: Path, record: Record, events: Events) -> Record:
     """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
 
-    Returns the record with the trace's summary. What cannot be rehearsed is said, and in the summary. Raises
-    EnvironmentProblem where this machine cannot trace.
+    A machine image is booted for that. Returns the record with the trace's summary. What cannot be rehearsed is said,
+    and in the summary. Raises EnvironmentProblem where this machine cannot trace, MachineFault for one that does not
+    boot.
     """
-    from parbake.rehearse import rehearse_volume  # gRPC loads only where something is started
-
-    if record.plan.artefact.kind != "volume":
-        raise EnvironmentProblem(
-            f"{artefact.name} is a machine image: only volumes are rehearsed on this machine",
-            hint="record a trace on a node that booted from it (`parbake trace /`), and bring it with --trace",
-        )
     run.need_root("rehearsing")
     with work_folder(artefact.parent, "rehearse") as work:
-        trace = rehearse_volume(artefact, record.plan, events, work)
+        trace = _traced(artefact, record.plan, events, work)
     return keep(artefact, record, trace)
+
+
+def _traced(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
+    from parbake.rehearse import rehearse_machine, rehearse_volume  # gRPC loads only where something is started
+
+    if plan.artefact.kind == "volume":
+        return rehearse_volume(image, plan, events, work)
+    if plan.platform.architecture != Platform.host().architecture:
+        raise EnvironmentProblem(
+            f"{image.name} is for {plan.platform} and this machine is {Platform.host()}, which boots only its own kind",
+            hint="record a trace on a node that booted from it (`parbake trace /`), and bring it with --trace",
+        )
+    return rehearse_machine(image, plan, events, work)
+
+
+def make_ready(image: Path, plan: Plan, events: Events, work: Path) -> Trace | None:
+    """Rehearse a machine image that is being baked and put the hydrate service into it; return the trace.
+
+    The image is changed in its own format: afterwards it has the service, and the list of the blocks that a boot and
+    the images' starts read. Nothing is done to a volume (None), which is rehearsed once it is there. Raises
+    MachineFault when it does not boot, EnvironmentProblem when it is for another kind of machine.
+    """
+    from parbake.rehearse import qemu_format, writable
+
+    if plan.artefact.kind == "volume":
+        return None
+    trace = _traced(image, plan, events, work)
+    listed = hydrate_list(trace)
+    with (
+        events.stage("hydrate", "Put the hydrate service into the machine image"),
+        disk.private_mounts(),
+        writable(image, work / "install", image_format=qemu_format(plan), in_place=True) as shown,
+    ):
+        root = disk.find_root(shown)
+        at = work / "install/mnt"
+        kind = root.filesystem
+        with disk.mount(
+            shown, at, offset=root.start, size=root.size, filesystem=kind, options=disk.FAST[kind]
+        ) as mounted:
+            if not nodefiles.install(mounted.path, listed):
+                events.warn("the machine image has no systemd: nothing in it reads the hot blocks early")
+        with shown.open("rb+") as file:
+            os.fsync(file.fileno())
+    return trace
 
 
 def learn(artefact: Path, record: Record, trace: Path | None, events: Events, *, rehearsing: bool) -> Record:

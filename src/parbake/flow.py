@@ -38,13 +38,13 @@ from parbake.workspace import cache_folder, remove_leftovers, remove_tree, room_
 class Options:
     """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change.
 
-    ``rehearse`` records what a start reads of a volume; ``trace`` is a file that was recorded elsewhere.
+    ``rehearse`` records what a start reads (None: of volumes); ``trace`` is a file that was recorded elsewhere.
     """
 
     force: bool = False
     rebuild: bool = False
     verify: bool = True
-    rehearse: bool = True
+    rehearse: bool | None = None
     trace: Path | None = None
     keep_workspace: bool = False
 
@@ -113,7 +113,7 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
             events.warn(caution)
         output, name = run.bakefile.output, plan.artefact_name
         finished = None if options.force else existing(output, plan)
-        if finished and (finished.record.verified or not options.verify):
+        if finished and (finished.record.verified or not options.verify) and not options.trace:
             return finished  # without a lock: nothing to do, also where nothing can be written
         records.sweep(output)
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
@@ -126,10 +126,10 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
                 judge(finished.artefact, finished.record.verdict)
             if provable and not in_cloud:
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
-        if in_cloud:
-            return finished  # nothing of it is here to be looked at
-        rehearsing = options.rehearse and options.verify and finished.changed
-        record = coldstart.learn(finished.artefact, finished.record, options.trace, events, rehearsing=rehearsing)
+            if in_cloud:
+                return finished  # nothing of it is here to be looked at
+            rehearsing = options.rehearse is not False and options.verify and finished.changed
+            record = coldstart.learn(finished.artefact, finished.record, options.trace, events, rehearsing=rehearsing)
     return replace(finished, record=record)
 
 
@@ -279,11 +279,12 @@ def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -
         sources = through(partial(open_source, run.registry), run.cache, events)
         ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover)
         plan, baked = build_artefact(plan, builder, ingredients)
+        trace = coldstart.make_ready(baked.path, plan, events, work) if options.rehearse and baked.path else None
         record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
         if baked.path is None:
             return Finished(records.announce(record, output, work, blocks=blocks), record, changed=True)
         artefact = records.release(baked.path, record, output, work, blocks=blocks)
-    return Finished(artefact, record, changed=True)
+    return Finished(artefact, coldstart.keep(artefact, record, trace) if trace else record, changed=True)
 
 
 def need_room(output: Path, plan: Plan) -> None:

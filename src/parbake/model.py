@@ -341,6 +341,24 @@ class Plan(Frozen):
         return {"key": self.key, **self.model_dump(mode="json")}
 
 
+class HydrateFigures(Frozen):
+    """What the hydrate service says of one run: bytes and ranges read, read errors, and seconds.
+
+    ``started_after`` is the node's uptime when it began, ``seconds`` how long the list took; ``rest_bytes`` and
+    ``rest_seconds`` are those of the rest of the device, where it was asked for.
+    """
+
+    state: str
+    device: str = ""
+    bytes: int = Field(default=0, ge=0)
+    ranges: int = Field(default=0, ge=0)
+    errors: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+    started_after: float = Field(default=0.0, ge=0)
+    rest_bytes: int = Field(default=0, ge=0)
+    rest_seconds: float = Field(default=0.0, ge=0)
+
+
 class ImageVerdict(Frozen):
     """What verification saw of one image; an empty ``problems`` means that it passed.
 
@@ -364,7 +382,8 @@ class Verdict(Frozen):
     ``ec2`` was a launch of the AMI there.
     With the accelerator ``none`` nothing was booted: the artefact is for another architecture than this machine.
     ``intact`` says whether the artefact's bytes are those that its record names (null: that was not compared).
-    ``warnings`` are what a reader should know of an artefact that passed.
+    ``warnings`` are what a reader should know of an artefact that passed; ``hydrate`` is what the hydrate service said
+    of itself, where the machine image has one.
     """
 
     passed: bool
@@ -374,6 +393,7 @@ class Verdict(Frozen):
     images: tuple[ImageVerdict, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    hydrate: HydrateFigures | None = None
     verified_at: str = ""
 
 
@@ -400,29 +420,12 @@ class Published(Frozen):
     account: str = ""
 
 
-class HydrateFigures(Frozen):
-    """What the hydrate service says of one run: bytes and ranges read, read errors, and seconds.
-
-    ``started_after`` is the node's uptime when it began, ``seconds`` how long the list took; ``rest_bytes`` and
-    ``rest_seconds`` are those of the rest of the device, where it was asked for.
-    """
-
-    state: str
-    bytes: int = Field(default=0, ge=0)
-    ranges: int = Field(default=0, ge=0)
-    errors: int = Field(default=0, ge=0)
-    seconds: float = Field(default=0.0, ge=0)
-    started_after: float = Field(default=0.0, ge=0)
-    rest_bytes: int = Field(default=0, ge=0)
-    rest_seconds: float = Field(default=0.0, ge=0)
-
-
 class TraceSummary(Frozen):
     """What a record keeps of a start-up trace; the trace itself is the file ``file`` beside the artefact.
 
     Bytes, and seconds of each traced start with cold caches; ``hot_bytes`` is what a node must load of the
-    ``volume_bytes``, in whole blocks of ``block_bytes``; ``skipped`` says why an image was not traced; ``hydrate`` is
-    what the hydrate service said of itself on a node, as far as one was asked.
+    ``volume_bytes``, in whole blocks of ``block_bytes``; ``stages`` are those of each start with their seconds;
+    ``skipped`` says why an image was not traced.
     """
 
     file: str = ""
@@ -438,7 +441,6 @@ class TraceSummary(Frozen):
     seconds: dict[str, float] = Field(default_factory=dict)
     stages: dict[str, dict[str, float]] = Field(default_factory=dict)
     skipped: dict[str, str] = Field(default_factory=dict)
-    hydrate: HydrateFigures | None = None
 
 
 class Readable(Protocol):

@@ -23,6 +23,10 @@ from parbake.errors import BadContent, InputError, LayerError, NoSuchImage
 from parbake.layers import settle, unpack
 from parbake.layers.archive import Archive, Chunks
 from parbake.registry import documents
+from parbake.trace import Part, Read, Trace, hydrate_list, summary
+from parbake.trace.data import HotEntry, parse
+from parbake.trace.tracefs import Device, parse_lines
+from parbake.vm import largest_disk
 from tests.support.hostile import corpus
 from tests.support.layers import describe
 from tests.support.tars import BLOCK, archive, checksummed, entry, pax
@@ -189,11 +193,38 @@ def _configs() -> Iterator[bytes]:
     yield b"[" * 5000
 
 
+# -- start-up traces, which travel between machines
+
+
+def trace(data: bytes) -> None:
+    """Read bytes as a trace and put them in order; and as lines of the kernel and of QEMU."""
+    device = Device("/dev/loop0", ((7, 0),), 8, 1 << 20)
+    for read in parse_lines(data.decode(errors="replace").splitlines(), device, since=1.0):
+        assert 0 <= read.sector < read.sector + read.length <= device.count
+    largest_disk(data.decode(errors="replace").splitlines())
+    with suppress(InputError):
+        found = parse(data)
+        if all(read.length < 1 << 20 for part in found.parts for read in part.reads):
+            hydrate_list(found)
+            summary(found)
+
+
+def _traces() -> Iterator[bytes]:
+    reads = (Read(0, 2, 2), Read(3, 1024, 8))
+    part = Part(name="a:1", seconds=1.0, stages={"mount": 1.0}, reads=reads)
+    yield (
+        Trace(uuid="0a", size=1 << 30, parts=(part,), files=(HotEntry("a", 1),)).model_dump_json(by_alias=True).encode()
+    )
+    yield b" tar-1 [000] ..... 982.219760: block_bio_queue: 7,0 RA 8736 + 8 [tar]\n"
+    yield b"1@1795546735.420999:virtio_blk_handle_read vdev 0x1 req 0x2 sector 0 nsectors 1\n"
+
+
 TARGETS = {
     "headers": Target(headers, _tars),
     "files": Target(files, _tars),
     "framing": Target(framing, _packed),
     "document": Target(document, _documents, 1 << 12),
     "config": Target(config, _configs, 1 << 13),
+    "trace": Target(trace, _traces, 1 << 13),
     "planted": Target(planted, lambda: iter([b"x"]), 8, usual=False),
 }

@@ -62,12 +62,13 @@ def subject(word: str, *names: str, blocks: int = 2000, hydrated: bool = False) 
         uuid="0a", size=10 * GIB, parts=parts, files=files, skipped={"registry.example/needs-a-database:1": "no"}
     )
     told = summary(trace, file="x.trace")
-    if hydrated:
-        told = told.model_copy(
-            update={"hydrate": HydrateFigures(state="done", bytes=9 << 26, seconds=7.5, started_after=3.1)}
-        )
+    figures = HydrateFigures(state="done", bytes=9 << 26, seconds=7.5, started_after=3.1) if hydrated else None
     verdict = Verdict(
-        passed=True, accelerator="kvm", boot_seconds=11.2, images=(ImageVerdict(reference=names[0], start_seconds=3.4),)
+        passed=True,
+        accelerator="kvm",
+        boot_seconds=11.2,
+        hydrate=figures,
+        images=(ImageVerdict(reference=names[0], start_seconds=3.4),),
     )
     made = record(word).model_copy(
         update={

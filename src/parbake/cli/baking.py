@@ -93,8 +93,13 @@ def bake(
     ] = False,
     verify: Annotated[bool, typer.Option(help="Boot the artefact and start its images, as `parbake verify`.")] = True,
     rehearse: Annotated[
-        bool, typer.Option(help="Record what each start reads of a volume that is verified, as `parbake trace`.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--rehearse/--no-rehearse",
+            help="Record what each start reads; default: of a volume that is verified. A machine image is booted once "
+            "more for it, and gets the hydrate service.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
     ] = None,

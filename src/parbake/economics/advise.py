@@ -21,7 +21,7 @@ _DAYS = 30
 _HOURS = 24
 _ZONE_FULL = 1024  # GiB: the size from which a zone's bucket holds a single credit
 _RATE = 300  # MiB/s: the highest initialization rate
-_IN_FLIGHT = 48
+_IN_FLIGHT = 32
 _EQUAL = 0.5  # seconds that nobody notices
 
 

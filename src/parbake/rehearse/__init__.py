@@ -1,7 +1,18 @@
 """Rehearsal: start each image once from the finished artefact with cold caches, and record what it reads."""
 
+from parbake.rehearse.machine import qemu_format, rehearse_machine
+from parbake.rehearse.overlay import writable
 from parbake.rehearse.place import no_network
 from parbake.rehearse.start import NotStarted, cold_start
 from parbake.rehearse.volume import identify, rehearse_volume
 
-__all__ = ["NotStarted", "cold_start", "identify", "no_network", "rehearse_volume"]
+__all__ = [
+    "NotStarted",
+    "cold_start",
+    "identify",
+    "no_network",
+    "qemu_format",
+    "rehearse_machine",
+    "rehearse_volume",
+    "writable",
+]

@@ -12,21 +12,24 @@ _START = 20.0  # seconds
 
 
 @contextmanager
-def writable(image: Path, folder: Path, *, image_format: str = "raw") -> Iterator[Path]:
+def writable(image: Path, folder: Path, *, image_format: str = "raw", in_place: bool = False) -> Iterator[Path]:
     """Yield a raw file that reads as ``image`` and takes writes, which are thrown away at the end.
 
+    With ``in_place`` they go into the image itself, in its own format.
     QEMU's storage daemon shows it through FUSE, so nothing is copied. It dies with us, and a mount namespace of our own
     (``disk.private_mounts``) takes its mount away. Raises EnvironmentProblem, CommandFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     overlay, shown = folder / "overlay.qcow2", folder / "disk"
-    source = ["-b", str(image.resolve()), "-F", image_format]
-    run.run(["qemu-img", "create", "-q", "-f", "qcow2", *source, str(overlay)])
+    used, driver = (image.resolve(), image_format) if in_place else (overlay, "qcow2")
+    if not in_place:
+        source = ["-b", str(image.resolve()), "-F", image_format]
+        run.run(["qemu-img", "create", "-q", "-f", "qcow2", *source, str(overlay)])
     shown.touch()
     command = [
         "qemu-storage-daemon",
-        "--blockdev", f"driver=file,node-name=file,filename={_quoted(overlay)},cache.direct=off,cache.no-flush=on",
-        "--blockdev", "driver=qcow2,node-name=disk,file=file",
+        "--blockdev", f"driver=file,node-name=file,filename={_quoted(used)},cache.direct=off,cache.no-flush=on",
+        "--blockdev", f"driver={driver},node-name=disk,file=file,discard=unmap",
         "--export", f"type=fuse,id=disk,node-name=disk,mountpoint={_quoted(shown)},writable=on",
     ]  # fmt: skip
     try:

@@ -89,7 +89,7 @@ def _falls(subject: Subject) -> list[tuple[str, list[Bar]]]:
     """Return a waterfall for each start: the machine's boot before it where one was seen."""
     record = subject.record
     falls = []
-    hydrate = record.trace.hydrate if record.trace else None
+    hydrate = record.verdict.hydrate if record.verdict else None
     for name, stages in (record.trace.stages if record.trace else {}).items():
         bars, at = [], 0.0
         if hydrate:

@@ -81,17 +81,26 @@ def identify(artefact: Path) -> tuple[Kind, str]:
 class Node:
     """Boots an artefact when entered; use with ``with``. ``base`` returns the disk that a volume is attached to.
 
-    ``client`` and ``cri`` talk to the runtime of the booted machine; ``boot_seconds`` is from power-on until that was
-    ready. Entering raises MachineFault when the machine or its containerd does not come up.
+    ``reads`` is a file for what a machine image's boot reads (``vm.Machine``). ``client`` and ``cri`` talk to the
+    runtime of the booted machine; ``boot_seconds`` is from power-on until that was ready. Entering raises MachineFault
+    when the machine or its containerd does not come up.
     """
 
     def __init__(
-        self, artefact: Path, kind: Kind, image_format: str, *, folder: Path, base: Callable[[], Path], memory: int
+        self,
+        artefact: Path,
+        kind: Kind,
+        image_format: str,
+        *,
+        folder: Path,
+        base: Callable[[], Path],
+        memory: int,
+        reads: Path | None = None,
     ) -> None:
         self.kind = kind
         seed = agent_seed()
         if kind == "machine-image":
-            self.machine = Machine(artefact, folder, format=image_format, seed=seed, memory=memory)
+            self.machine = Machine(artefact, folder, format=image_format, seed=seed, memory=memory, reads=reads)
         else:
             volume = Drive(artefact, _VOLUME, image_format)
             self.machine = Machine(base(), folder, seed=seed, drives=[volume], memory=memory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from parbake import base
 from parbake.errors import BadBase, DeadlineExceeded, MachineFault, RuntimeFault
-from parbake.model import Image, ImageVerdict, Plan, Platform, Startup, Verdict
+from parbake.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
 from parbake.verify.node import Kind, Node, identify
 from parbake.verify.start import Started, Starter
 from parbake.verify.store import Seen, judge, look
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _MEMORY = 2048  # MiB
+_HYDRATE_STATE = "/run/parbake/hydrate.json"
 
 NO_SANDBOX = (
     "the artefact holds no sandbox (pause) image {sandbox}: it was verified with parbake's own; on a node that has "
@@ -108,6 +109,7 @@ class Rehearsal:
     """An artefact that has been booted to be verified; use with ``with``.
 
     ``verdict`` looks at every image and starts it; the machine stays up for what may follow (``pull.compare_pull``).
+    ``reads`` is a file for what a machine image reads of its disk (``vm.reads``).
     Entering raises MachineFault when the machine does not come up, BadBase when the file is no artefact,
     EnvironmentProblem when QEMU or another program is missing.
     """
@@ -121,6 +123,7 @@ class Rehearsal:
         folder: Path,
         cache: Path | None = None,
         memory: int = _MEMORY,
+        reads: Path | None = None,
     ) -> None:
         self.artefact, self.plan, self.events, self.folder = artefact, plan, events, folder
         if plan is not None:
@@ -135,6 +138,7 @@ class Rehearsal:
             folder=folder / "machine",
             base=lambda: base.ensure(cache or cache_folder(), events),
             memory=memory,
+            reads=reads,
         )
         self.starter: Starter
         self._imported: set[str] = set()
@@ -158,7 +162,7 @@ class Rehearsal:
         problems: tuple[str, ...] = ()
         warnings: tuple[str, ...] = ()
         try:
-            problems, warnings = self._provide_sandbox()
+            problems, warnings = self.provide_sandbox()
             for subject in self._subjects():
                 images.append(self._examine(subject))  # noqa: PERF401 - what was seen before a failure counts
         except MachineFault as error:
@@ -174,8 +178,15 @@ class Rehearsal:
             images=tuple(images),
             problems=problems,
             warnings=warnings,
+            hydrate=self._hydrated(),
             verified_at=_now(),
         )
+
+    def _hydrated(self) -> HydrateFigures | None:
+        """Return what the machine image's hydrate service wrote down; None without one, or without an answer."""
+        with suppress(MachineFault, ValueError):
+            return HydrateFigures.model_validate_json(self.node.machine.guest.read(_HYDRATE_STATE))
+        return None
 
     def _subjects(self) -> tuple[Subject, ...]:
         if self.plan is not None:
@@ -195,7 +206,7 @@ class Rehearsal:
                 started = self.starter.start(name, subject.startup)
         return conclude(seen, subject, started)
 
-    def _provide_sandbox(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def provide_sandbox(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Make sure that pods can be started; return problems and warnings."""
         node, planned = self.node, self.plan.sandbox if self.plan else None
         record = node.client.images.get(planned.names[0]) if planned else None

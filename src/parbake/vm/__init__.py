@@ -4,6 +4,7 @@ from parbake.vm.accelerator import accelerator
 from parbake.vm.firmware import is_bootable
 from parbake.vm.guest import Clock, Guest, Ran, Waited
 from parbake.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
+from parbake.vm.reads import GuestRead, largest_disk
 from parbake.vm.seed import Seed, agent_seed
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Clock",
     "Drive",
     "Guest",
+    "GuestRead",
     "Machine",
     "Ran",
     "Seed",
@@ -19,4 +21,5 @@ __all__ = [
     "accelerator",
     "agent_seed",
     "is_bootable",
+    "largest_disk",
 ]

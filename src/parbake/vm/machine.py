@@ -17,6 +17,7 @@ from parbake.vm import console, firmware
 from parbake.vm.accelerator import QEMU, STRETCH, accelerator, cpu
 from parbake.vm.guest import Guest
 from parbake.vm.qmp import Qmp
+from parbake.vm.reads import READ_EVENT
 from parbake.vm.seed import Seed
 
 CONTAINERD = "/run/containerd/containerd.sock"
@@ -44,8 +45,9 @@ class Machine:
     """Boots ``disk`` on an overlay in ``folder`` when entered and is gone when left. Use with ``with``.
 
     ``format`` is raw, qcow2, vmdk or vhd; ``memory`` is in MiB; ``firmware`` is ``auto`` (looked up on the disk),
-    ``bios`` or ``uefi``; ``network`` plugs a user-mode interface in from the start. Without a ``seed`` nothing answers
-    in the guest, and only the console and ``wait_off`` tell what it does.
+    ``bios`` or ``uefi``; ``network`` plugs a user-mode interface in from the start; ``reads`` is a file in which QEMU
+    logs what the guest reads of its disks (``vm.reads``). Without a ``seed`` nothing answers in the guest, and only the
+    console and ``wait_off`` tell what it does.
     Entering raises BadBase when the disk cannot boot, EnvironmentProblem when QEMU or OVMF is missing.
     """
 
@@ -61,6 +63,7 @@ class Machine:
         cpus: int = 2,
         firmware: Literal["auto", "bios", "uefi"] = "auto",
         network: bool = False,
+        reads: Path | None = None,
     ) -> None:
         self.disk, self.folder, self.format = disk, folder.resolve(), format
         self.console_log = self.folder / "console.log"
@@ -70,7 +73,7 @@ class Machine:
         self.started = 0.0
         """When the power came on, by ``time.monotonic()``."""
         self._seed, self._drives, self._memory, self._cpus = seed, drives, memory, cpus
-        self._firmware, self._network = firmware, network
+        self._firmware, self._network, self._reads = firmware, network, reads
         self._stack = ExitStack()
         self._process: run.Process
         self._qmp: Qmp
@@ -141,6 +144,8 @@ class Machine:
             command += ["-nic", f"user,model=virtio-net-pci,mac={NETWORK_MAC},ipv6=off"]
         else:
             command += ["-nic", "none"]
+        if self._reads is not None:
+            command += ["-trace", f"enable={READ_EVENT}", "-D", str(self._reads), "-msg", "timestamp=on"]
         return command
 
     def _overlay(self, name: str, backing: Path, backing_format: str) -> Path:
