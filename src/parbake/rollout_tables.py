@@ -55,7 +55,7 @@ def handed_text(handed: Sequence[Handed], *, dry_run: bool) -> str:
 def nodes_text(follow: Follow) -> str:
     """Say how far nodes are."""
     if not follow.total:
-        return "no nodes yet"
+        return "no nodes to wait for"
     return f"{follow.ready} of {follow.total} nodes run it"
 
 

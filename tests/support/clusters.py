@@ -19,22 +19,26 @@ NEEDS_KUBECTL = pytest.mark.skipif(run.find("kubectl") is None, reason="kubectl 
 REGION = "eu-central-1"
 
 
-def machine_image(word: str, ami: str, *, passed: bool | None = True, size: int = 8 * GIB) -> Record:
+def machine_image(
+    word: str, ami: str, *, passed: bool | None = True, size: int = 8 * GIB, region: str = REGION
+) -> Record:
     """Return the record of a machine image that is published in one region."""
     base = Base(kind="debian", identity=digest("recipe"))
     made = plan(base=base, artefact=Artefact(kind="machine-image"), images=(image(f"registry.example/{word}:1"),))
     snapshot = Snapshot(id=ami.replace("ami", "snap"), size=size, device="/dev/xvda")
-    return _published(made, word, passed, Published(image=ami, snapshots=(snapshot,)))
+    return _published(made, word, passed, region, Published(image=ami, snapshots=(snapshot,)))
 
 
-def volume(word: str, snapshot: str, *, passed: bool | None = True, size: int = 30 * GIB) -> Record:
+def volume(
+    word: str, snapshot: str, *, passed: bool | None = True, size: int = 30 * GIB, region: str = REGION
+) -> Record:
     """Return the record of a volume that is published in one region."""
     made = plan(name="data", images=(image(f"registry.example/{word}:1"),))
-    return _published(made, word, passed, Published(snapshots=(Snapshot(id=snapshot, size=size),)))
+    return _published(made, word, passed, region, Published(snapshots=(Snapshot(id=snapshot, size=size),)))
 
 
-def _published(made: Any, word: str, passed: bool | None, where: Published) -> Record:
-    changes = {"plan": made, "artefact": made.artefact_name, "key": made.key, "published": {REGION: where}}
+def _published(made: Any, word: str, passed: bool | None, region: str, where: Published) -> Record:
+    changes = {"plan": made, "artefact": made.artefact_name, "key": made.key, "published": {region: where}}
     return record(word, passed=passed).model_copy(update=changes)
 
 

@@ -67,6 +67,12 @@ class GitopsTarget(Section):
     """The manifest file, relative to the Bakefile."""
     nodeclass: Annotated[str, text_schema()] = ""
     """The name of the node class, where the file holds several."""
+    branch: Annotated[str, text_schema()] = ""
+    """Commit on this branch, made when missing. Default: the file is edited, and nothing is committed."""
+    image_at: Annotated[str, text_schema()] = ""
+    """For values of a Helm chart: the path of the machine image's id, such as nodeClass.amiIds[0]."""
+    snapshot_at: Annotated[str, text_schema()] = ""
+    """For values of a Helm chart: the path of the snapshot's id."""
     device: Device = "/dev/xvdb"
     """The device that a volume's snapshot is mapped to."""
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None

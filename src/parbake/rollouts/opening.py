@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from parbake.bakefile.targets import KarpenterTarget, Target
+from parbake.bakefile.targets import (
+    AsgTarget,
+    FileTarget,
+    GitopsTarget,
+    KarpenterTarget,
+    NodegroupTarget,
+    SsmTarget,
+    Target,
+)
 from parbake.errors import InputError
 from parbake.rollouts.words import Rollout
 
 
 def open_target(target: Target, region: str, *, force_conflicts: bool = False) -> Rollout:
-    """Return the means to write to a target; ``region`` is that of AWS, where the target is in one."""
-    del region
+    """Return the means to write to a target; ``region`` is that of AWS (empty: the user's default)."""
     match target.options:
         case KarpenterTarget() as options:
             from parbake.rollouts.karpenter import Karpenter
 
             return Karpenter(options, force_conflicts=force_conflicts)
+        case AsgTarget() as options:
+            from parbake.rollouts.asg import Asg
+
+            return Asg(options, region)
+        case NodegroupTarget() as options:
+            from parbake.rollouts.nodegroup import Nodegroup
+
+            return Nodegroup(options, region)
+        case SsmTarget() as options:
+            from parbake.rollouts.parameter import Parameter
+
+            return Parameter(options, region)
+        case GitopsTarget() as options:
+            from parbake.rollouts.manifests import NodeClassFile, ValuesFile
+
+            return ValuesFile(options) if options.image_at or options.snapshot_at else NodeClassFile(options)
+        case FileTarget() as options:
+            return _file(options)
         case _:
-            raise InputError(f"{target.name}: {target.kind} is not there yet", hint="use karpenter")
+            raise InputError(f"{target.name}: {target.kind} is not there yet", hint="use another kind of target")
+
+
+def _file(options: FileTarget) -> Rollout:
+    if options.as_ in {"json", "tfvars"}:
+        from parbake.rollouts.files import ValuesForTools
+
+        return ValuesForTools(options)
+    from parbake.rollouts.manifests import InstanceGroupFile, MachineTemplateFile
+
+    return InstanceGroupFile(options) if options.as_ == "kops" else MachineTemplateFile(options)

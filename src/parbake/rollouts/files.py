@@ -1,0 +1,121 @@
+"""JSON and tfvars for other tools (Terraform, Pulumi, scripts). The file itself says what it held before."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from parbake.bakefile.targets import FileTarget
+from parbake.errors import InputError, TargetMoved
+from parbake.rollouts.words import Change, Follow, Held, Offer, Standing, gibibytes
+from parbake.workspace import publish, work_folder
+
+_NOTE = "# parbake: "
+_KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key")
+
+
+def values(offer: Offer) -> dict[str, Any]:
+    """Return what a file says of an offer; ``volume_size`` is in GiB, the least that a volume may have. Pure."""
+    size = gibibytes(offer.snapshot_size or offer.image_size)
+    found = {**offer.model_dump(include=set(_KEYS)), "volume_size": size}
+    return {key: found[key] for key in _KEYS}
+
+
+def render(kind: str, said: dict[str, Any], note: dict[str, Any]) -> str:
+    """Return the file's text. Pure."""
+    if kind == "json":
+        return json.dumps({**said, **note}, indent=2) + "\n"
+    text = json.dumps(note, sort_keys=True, separators=(",", ":"))
+    lines = [f"parbake_{key} = {json.dumps(value)}" for key, value in said.items()]
+    return "\n".join(["# Written by parbake rollout.", f"{_NOTE}{text}", *lines]) + "\n"
+
+
+def parse(kind: str, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a file says, and its note; raises InputError when parbake did not write it. Pure."""
+    try:
+        if kind == "json":
+            document = json.loads(text)
+            said = {key: document[key] for key in _KEYS}
+            return said, {key: document[key] for key in ("previous", "left") if key in document}
+        pairs = re.findall(r"^parbake_(\w+) = (.*)$", text, re.MULTILINE)
+        note = re.findall(rf"^{_NOTE}(.*)$", text, re.MULTILINE)[0]
+        return {key: json.loads(value) for key, value in pairs}, json.loads(note)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"not a file of parbake: {error}", hint="name another file, or remove it") from error
+
+
+class ValuesForTools:
+    """One file."""
+
+    def __init__(self, target: FileTarget) -> None:
+        assert target.as_ in {"json", "tfvars"}
+        self.path: Path = target.path
+        self.kind = str(target.as_)
+        self.where = target.path.name
+
+    def plan(self, offer: Offer) -> Change:
+        """Decide what the file says."""
+        text, said, _ = self._read()
+        wanted = values(offer)
+        before = _held(said)
+        if said == wanted:
+            return Change(self.where, before, offer.held)
+        note = {"previous": said} if said else {}
+        return self._change(text, render(self.kind, wanted, note), before, offer.held)
+
+    def plan_back(self) -> Change:
+        """Decide how the file returns to what it said before."""
+        text, said, note = self._read()
+        if note.get("left") and not note.get("previous"):
+            return Change(self.where, _held(said), _held(said), cautions=("it has returned already",))
+        if not note.get("previous"):
+            raise InputError(f"{self.where} says of nothing before", hint="roll out another record")
+        return self._change(
+            text, render(self.kind, note["previous"], {"left": said}), _held(said), _held(note["previous"])
+        )
+
+    def write(self, change: Change) -> None:
+        """Write the file beside, and rename it."""
+        if self._read()[0] != change.payload["before"]:
+            raise TargetMoved(f"{self.path} was changed in the meantime")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with work_folder(self.path.parent, "rollout") as work:
+            draft = work / self.path.name
+            draft.write_text(change.payload["after"])
+            publish(draft, self.path)
+
+    def follow(self, wanted: Held) -> Follow:
+        """Say that it is done: who reads the file is not known."""
+        del wanted
+        return Follow(0, 0, done=True)
+
+    def standing(self) -> Standing:
+        """Say what the file says."""
+        _, said, note = self._read()
+        return Standing(self.where, _held(said), _held(note["previous"]) if note.get("previous") else None)
+
+    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
+        """Refuse: a file replaces no nodes."""
+        del frozen
+        raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
+
+    def _read(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        try:
+            text = self.path.read_text()
+        except FileNotFoundError:
+            return "", {}, {}
+        try:
+            return text, *parse(self.kind, text)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error.message}", hint=error.hint) from error
+
+    def _change(self, before: str, after: str, held: Held, wanted: Held) -> Change:
+        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), self.where, self.where, lineterm="")
+        return Change(self.where, held, wanted, "\n".join(lines), {"before": before, "after": after})
+
+
+def _held(said: dict[str, Any]) -> Held:
+    return Held(**{key: said.get(key, "") for key in ("image", "snapshot", "artefact", "key")})

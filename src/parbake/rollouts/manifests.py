@@ -1,0 +1,331 @@
+"""Manifests in files: node classes, Helm values, InstanceGroups of kOps, machine templates of Cluster API.
+
+The text is edited in place (comments, order and quoting stay), in the work tree or as a commit on a branch; no cluster
+is touched. What was there before is written down in the manifest's annotation ``parbake/rollout``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from parbake import gitops
+from parbake.bakefile.targets import FileTarget, GitopsTarget
+from parbake.errors import InputError, TargetMoved
+from parbake.rollouts import nodeclass
+from parbake.rollouts.nodeclass import ANNOTATION
+from parbake.rollouts.words import Change, Follow, Held, Offer, Standing
+
+_NODE_CLASSES = ("EC2NodeClass", "AWSNodeTemplate")
+_FOLLOWED_ELSEWHERE = Follow(0, 0, done=True)
+
+
+class _Text:
+    """A manifest file: read and written whole, in the work tree or on a branch."""
+
+    def __init__(self, path: Path, branch: str = "") -> None:
+        self.path, self.branch = path, branch
+        self.where = f"{path.name}, branch {branch}" if branch else path.name
+
+    def read(self) -> str:
+        """Return the text; raises InputError."""
+        if self.branch:
+            repository, path = self._repository()
+            return repository.read(path, self.branch)
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(f"there is no file {self.path}", hint="correct the target's path") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path} is not UTF-8 at byte {error.start}", hint="save it as UTF-8") from error
+
+    def write(self, before: str, after: str, message: str) -> None:
+        """Write the text, if the file is still what it was."""
+        if self.branch:
+            repository, path = self._repository()
+            repository.commit([gitops.Edit(path, before, after)], message=message, branch=self.branch)
+            return
+        if self.read() != before:
+            raise TargetMoved(f"{self.path} was changed in the meantime")
+        gitops.write(self.path.parent, [gitops.Edit(self.path.name, before, after)])
+
+    def diff(self, before: str, after: str) -> str:
+        """Return a patch."""
+        path = self._repository()[1] if self.branch else self.path.name
+        return gitops.Edit(path, before, after).diff
+
+    def _repository(self) -> tuple[gitops.Repository, str]:
+        repository = gitops.Repository.open(self.path)
+        return repository, str(self.path.resolve().relative_to(repository.folder.resolve()))
+
+
+class _Manifest:
+    """What all kinds of manifests share; a kind says what it finds and how it changes."""
+
+    def __init__(self, path: Path, branch: str = "") -> None:
+        self.file = _Text(path, branch)
+
+    def plan(self, offer: Offer) -> Change:
+        """Decide what the file becomes."""
+        text = self.file.read()
+        change, after = self.decided(text, offer)
+        return self._with_texts(
+            change, text, after, f"Roll out {offer.artefact}\n\n{change.before} -> {change.after}\n"
+        )
+
+    def plan_back(self) -> Change:
+        """Decide how the file returns to what it said before."""
+        text = self.file.read()
+        change, after = self.decided_back(text)
+        return self._with_texts(change, text, after, f"Roll back\n\n{change.before} -> {change.after}\n")
+
+    def write(self, change: Change) -> None:
+        """Write the file."""
+        self.file.write(change.payload["before"], change.payload["after"], change.payload["message"])
+
+    def follow(self, wanted: Held) -> Follow:
+        """Say that it is done: who reads the file is not asked."""
+        del wanted
+        return _FOLLOWED_ELSEWHERE
+
+    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
+        """Refuse: a file replaces no nodes."""
+        del frozen
+        raise InputError(f"{self.file.where} replaces no nodes", hint="freeze what reads it")
+
+    def standing(self) -> Standing:
+        """Say what the file holds."""
+        raise NotImplementedError
+
+    def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
+        """Return the change, and the text that it makes."""
+        raise NotImplementedError
+
+    def decided_back(self, text: str) -> tuple[Change, str]:
+        """Return the change back, and the text that it makes."""
+        raise NotImplementedError
+
+    def _with_texts(self, change: Change, before: str, after: str, message: str) -> Change:
+        diff = self.file.diff(before, after) if before != after else ""
+        payload = {"before": before, "after": after, "message": message}
+        return replace(change, where=f"{change.where} in {self.file.where}", diff=diff, payload=payload)
+
+
+class NodeClassFile(_Manifest):
+    """A node class of Karpenter in a manifest, or a kustomize patch of one."""
+
+    def __init__(self, target: GitopsTarget) -> None:
+        super().__init__(target.file, target.branch)
+        self.target = target
+
+    def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
+        """Change the node class as in a cluster."""
+        place, found = self._found(text)
+        device, rate = self.target.device, self.target.initialization_rate
+        change = nodeclass.decide(found, offer, device=device, initialization_rate=rate)
+        return change, gitops.change(text, place, change.payload) if change.payload else text
+
+    def decided_back(self, text: str) -> tuple[Change, str]:
+        """Change it back as in a cluster."""
+        place, found = self._found(text)
+        change = nodeclass.decide_back(found, device=self.target.device)
+        return change, gitops.change(text, place, change.payload) if change.payload else text
+
+    def standing(self) -> Standing:
+        """Say what the node class holds."""
+        _, found = self._found(self.file.read())
+        where = f"{nodeclass.described(found)} in {self.file.where}"
+        return Standing(where, nodeclass.held(found, self.target.device), nodeclass.previous(found))
+
+    def _found(self, text: str) -> tuple[gitops.Place, Mapping[str, Any]]:
+        files = [(self.target.file.name, text)]
+        name = self.target.nodeclass
+        gitops.read(text, source=self.file.where)  # `find` passes over what is no YAML; here it is the only file
+        place = gitops.the_one(
+            gitops.find(files, kinds=_NODE_CLASSES, name=name), f"the node class {name}" if name else "a node class"
+        )
+        described = {"kind": place.kind, "metadata": {"name": place.name}, "spec": {}}
+        return place, place.data if isinstance(place.data, Mapping) else described
+
+
+class ValuesFile(_Manifest):
+    """Values of a Helm chart, by their paths. The way back is the repository's history."""
+
+    def __init__(self, target: GitopsTarget) -> None:
+        super().__init__(target.file, target.branch)
+        self.target = target
+
+    def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
+        """Set the values."""
+        pairs = ((self.target.image_at, offer.image), (self.target.snapshot_at, offer.snapshot))
+        if not any(path and value for path, value in pairs):
+            raise InputError(f"{self.file.where}: no path for what is rolled out", hint="write image_at or snapshot_at")
+        before, after = self._held(text), text
+        for path, value in pairs:
+            if path and value:
+                after = gitops.set_value(after, path, value, source=self.file.where)
+        return Change("values", before, self._held(after).model_copy(update={"artefact": offer.artefact})), after
+
+    def decided_back(self, text: str) -> tuple[Change, str]:
+        """Refuse: values have no place for a note."""
+        del text
+        raise InputError(
+            f"{self.file.where}: values of a chart have no place for what was before", hint="git revert the commit"
+        )
+
+    def standing(self) -> Standing:
+        """Say what the values hold."""
+        return Standing(f"values in {self.file.where}", self._held(self.file.read()), None)
+
+    def _held(self, text: str) -> Held:
+        data = gitops.read(text, source=self.file.where)
+
+        def at(path: str) -> str:
+            return str(gitops.value_at(data, gitops.parse_path(path)) or "") if path else ""
+
+        return Held(image=at(self.target.image_at), snapshot=at(self.target.snapshot_at))
+
+
+class _ImageFile(_Manifest):
+    """A manifest that names one machine image; ``kinds`` and ``said`` tell how."""
+
+    kinds: tuple[str, ...] = ()
+
+    def __init__(self, target: FileTarget) -> None:
+        super().__init__(target.path)
+        self.target = target
+
+    def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
+        """Name the image, and write down the one before."""
+        if not offer.image or offer.snapshot:
+            raise InputError(f"{self.file.where} names machine images alone", hint="give the record of one")
+        place = self._place(text)
+        now = self.held(place)
+        wanted = offer.held
+        if now.image == offer.image:
+            return Change(f"{place.kind} {place.name}", now, wanted), text
+        note = {"previous": _noted(now), "current": _noted(wanted)}
+        return self._changed(text, place, now, wanted, self.spec(place, offer), note)
+
+    def decided_back(self, text: str) -> tuple[Change, str]:
+        """Return to the image before."""
+        place = self._place(text)
+        note, now = _note(place), self.held(place)
+        if note.get("left") and not note.get("previous"):
+            return Change(f"{place.kind} {place.name}", now, now, cautions=("it has returned already",)), text
+        if not note.get("previous"):
+            raise InputError(f"{self.file.where}: no rollout is written down in it", hint="roll out another record")
+        before = Held(**note["previous"])
+        written = {"left": _noted(now), "current": _noted(before.model_copy(update={"spec": {}}))}
+        return self._changed(text, place, now, before, before.spec, written)
+
+    def standing(self) -> Standing:
+        """Say what the manifest names."""
+        place = self._place(self.file.read())
+        before = _note(place).get("previous")
+        where = f"{place.kind} {place.name} in {self.file.where}"
+        return Standing(where, self.held(place), Held(**before) if before else None)
+
+    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+        """Return the merge patch that names the image."""
+        raise NotImplementedError
+
+    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+        """Return the image that is named, and the merge patch that names it again."""
+        raise NotImplementedError
+
+    def follow_up(self, text: str, place: gitops.Place, patch: Mapping[str, Any]) -> str:
+        """Change what refers to the manifest."""
+        del place, patch
+        return text
+
+    def held(self, place: gitops.Place) -> Held:
+        """Return what is named; the artefact where the note still fits."""
+        image, spec = self.now(place)
+        current = _note(place).get("current") or {}
+        fits = bool(image) and current.get("image") == image
+        label = "" if image.startswith("ami-") else image or "no image by id"
+        return Held(
+            image=image if image.startswith("ami-") else "",
+            label=label,
+            artefact=current.get("artefact", "") if fits else "",
+            key=current.get("key", "") if fits else "",
+            spec=spec,
+        )
+
+    def _changed(
+        self, text: str, place: gitops.Place, now: Held, wanted: Held, spec: Mapping[str, Any], note: object
+    ) -> tuple[Change, str]:
+        written = json.dumps(note, sort_keys=True, separators=(",", ":"))
+        metadata = {**spec.get("metadata", {}), "annotations": {ANNOTATION: written}}
+        patch = {**spec, "metadata": metadata}
+        after = self.follow_up(gitops.change(text, place, patch), place, patch)
+        return Change(f"{place.kind} {place.name}", now, wanted), after
+
+    def _place(self, text: str) -> gitops.Place:
+        places = gitops.find([(self.file.path.name, text)], kinds=self.kinds, name=self.target.object)
+        return gitops.the_one(places, f"{' or '.join(self.kinds)} {self.target.object}".rstrip())
+
+
+class InstanceGroupFile(_ImageFile):
+    """An InstanceGroup of kOps: ``spec.image``. `kops replace`, `kops update cluster` and a rolling update follow."""
+
+    kinds = ("InstanceGroup",)
+
+    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+        """Name the image."""
+        del place
+        return {"spec": {"image": offer.image}}
+
+    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+        """Return the image that is named."""
+        image = (place.data.get("spec") or {}).get("image")
+        return str(image or ""), {"spec": {"image": image}}
+
+
+class MachineTemplateFile(_ImageFile):
+    """An AWSMachineTemplate of Cluster API: it cannot be changed, so it gets a new name, and its users follow."""
+
+    kinds = ("AWSMachineTemplate",)
+
+    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+        """Name the image, under a name that follows from it."""
+        stem = place.name.partition("-parbake-")[0]
+        name = f"{stem}-parbake-{offer.image.removeprefix('ami-')}"
+        return {"metadata": {"name": name}, "spec": {"template": {"spec": {"ami": {"id": offer.image}}}}}
+
+    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+        """Return the image that is named, with the name of the template."""
+        ami = gitops.value_at(place.data, ("spec", "template", "spec", "ami"))
+        image = ami.get("id") if isinstance(ami, Mapping) else None
+        again = {"metadata": {"name": place.name}, "spec": {"template": {"spec": {"ami": ami}}}}
+        return str(image or ""), again
+
+    def follow_up(self, text: str, place: gitops.Place, patch: Mapping[str, Any]) -> str:
+        """Let MachineDeployments and MachinePools in the file refer to the new name."""
+        for user in self._users(text, place.name):
+            reference = {"infrastructureRef": {"name": patch["metadata"]["name"]}}
+            text = gitops.change(text, user, {"spec": {"template": {"spec": reference}}})
+        return text
+
+    def _users(self, text: str, name: str) -> Iterator[gitops.Place]:
+        kinds = ("MachineDeployment", "MachinePool", "MachineSet")
+        for user in gitops.find([(self.file.path.name, text)], kinds=kinds):
+            if gitops.value_at(user.data, ("spec", "template", "spec", "infrastructureRef", "name")) == name:
+                yield user
+
+
+def _note(place: gitops.Place) -> dict[str, Any]:
+    text = gitops.value_at(place.data, ("metadata", "annotations", ANNOTATION))
+    try:
+        note = json.loads(text or "{}")
+        return {key: note[key] for key in ("previous", "left", "current") if Held(**note.get(key) or {}) != Held()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _noted(held: Held) -> dict[str, Any]:
+    return held.model_dump(exclude_defaults=True)

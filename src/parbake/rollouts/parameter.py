@@ -1,0 +1,145 @@
+"""Parameters of Systems Manager: the value is an id, and the parameter's own history is the way back.
+
+Facts: AWS Systems Manager user guide, "Using AMI IDs in parameters": with the data type ``aws:ec2:image`` the service
+checks the id first, and the new version appears only then. Launch templates and Karpenter read such parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parbake.aws import client
+from parbake.bakefile.targets import SsmTarget
+from parbake.errors import AwsNotFound, InputError, TargetMoved
+from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing
+
+_BACK = f"{OWNER}: back from version "
+_FROM = f"{OWNER}: "
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One version of a parameter."""
+
+    version: int
+    value: str
+    description: str = ""
+
+    @property
+    def held(self) -> Held:
+        """What it holds."""
+        by_parbake = self.description.startswith(_FROM) and not self.description.startswith(_BACK)
+        artefact = self.description.removeprefix(_FROM) if by_parbake else ""
+        if self.value.startswith("ami-"):
+            return Held(image=self.value, artefact=artefact)
+        if self.value.startswith("snap-"):
+            return Held(snapshot=self.value, artefact=artefact)
+        return Held(label=self.value or "nothing", artefact=artefact)
+
+
+def decide(history: Sequence[Entry], offer: Offer, where: str) -> Change:
+    """Decide the parameter's value, from its versions (oldest first, none: it is to be made). Pure."""
+    if offer.image and offer.snapshot:
+        raise InputError(f"{where} holds one id, and there are two", hint="give the machine image or the volume alone")
+    value = offer.image or offer.snapshot
+    before = history[-1].held if history else Held(label="nothing")
+    if history and history[-1].value == value:
+        return Change(where, before, offer.held)
+    payload = {
+        "value": value,
+        "description": f"{_FROM}{offer.artefact}",
+        "version": len(history) and history[-1].version,
+    }
+    return Change(where, before, offer.held, f"-{before.image or before.snapshot or before.label}\n+{value}", payload)
+
+
+def decide_back(history: Sequence[Entry], where: str) -> Change:
+    """Decide how the parameter returns to the value before. Pure; raises InputError when it never had another."""
+    last = history[-1]
+    if last.description.startswith(_BACK):
+        return Change(where, last.held, last.held, cautions=("it has returned already",))
+    other = previous(history)
+    if other is None:
+        raise InputError(
+            f"{where} never had another value", hint="roll out a record of the artefact that you want back"
+        )
+    payload = {
+        "value": other.value,
+        "description": f"{_BACK}{last.version} to {other.version}",
+        "version": last.version,
+    }
+    return Change(where, last.held, other.held, f"-{last.value}\n+{other.value}", payload)
+
+
+def previous(history: Sequence[Entry]) -> Entry | None:
+    """Return the newest version with another value than the last."""
+    return next((each for each in reversed(history) if each.value != history[-1].value), None)
+
+
+class Parameter:
+    """One parameter in one region."""
+
+    def __init__(self, target: SsmTarget, region: str) -> None:
+        self.name = target.parameter
+        self.ssm = client("ssm", region)
+        self.where = f"parameter {self.name}"
+
+    def plan(self, offer: Offer) -> Change:
+        """Decide the value."""
+        return decide(self._history(), offer, self.where)
+
+    def plan_back(self) -> Change:
+        """Decide how it returns to the value before."""
+        history = self._history()
+        if not history:
+            raise InputError(f"there is no {self.where}", hint="check its name and the target's `region`")
+        return decide_back(history, self.where)
+
+    def write(self, change: Change) -> None:
+        """Put the value, if the parameter is still at the version that was read."""
+        payload = change.payload
+        history = self._history()
+        if (history[-1].version if history else 0) != payload["version"]:
+            raise TargetMoved(f"{self.where}: it has version {history[-1].version} now, not {payload['version']}")
+        arguments: dict[str, Any] = {
+            "Name": self.name,
+            "Value": payload["value"],
+            "Description": payload["description"],
+        }
+        if not history:
+            image = payload["value"].startswith("ami-")
+            arguments |= {"Type": "String", "DataType": "aws:ec2:image" if image else "text"}
+        self.ssm.put_parameter(**arguments, Overwrite=bool(history))
+
+    def follow(self, wanted: Held) -> Follow:
+        """Look whether the service has taken the value; who reads it is not known."""
+        try:
+            value = self.ssm.get_parameter(Name=self.name)["Parameter"]["Value"]
+        except AwsNotFound:
+            value = ""
+        if value in {wanted.image, wanted.snapshot, wanted.label} - {""}:
+            return Follow(0, 0, done=True)
+        return Follow(0, 0, False, (f"Systems Manager has not taken the id yet (it has {value or 'nothing'})",))
+
+    def standing(self) -> Standing:
+        """Say what the parameter holds."""
+        history = self._history()
+        if not history:
+            raise InputError(f"there is no {self.where}", hint="`parbake rollout` makes it")
+        before = None if history[-1].description.startswith(_BACK) else previous(history)
+        return Standing(self.where, history[-1].held, before.held if before else None)
+
+    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
+        """Refuse: a parameter replaces no nodes."""
+        del frozen
+        raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
+
+    def _history(self) -> list[Entry]:
+        try:
+            found = list(self.ssm.pages("get_parameter_history", "Parameters", Name=self.name))
+        except AwsNotFound:
+            return []
+        entries = [Entry(int(each["Version"]), each["Value"], each.get("Description", "")) for each in found]
+        return sorted(entries, key=lambda each: each.version)

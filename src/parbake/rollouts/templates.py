@@ -1,0 +1,139 @@
+"""Launch templates of EC2: what a new version says, and numbered versions as the way back. Shared by groups of nodes.
+
+Facts: EC2 API reference, CreateLaunchTemplateVersion: a mapping that is given replaces all that were there, and
+snapshots are kept only when they are given. Versions are immutable, so that a number says for ever what nodes run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from parbake.aws import Client, client, token
+from parbake.errors import AwsNotFound, InputError
+from parbake.rollouts.words import OWNER, Held, Offer, gibibytes
+
+PREVIOUS, LEFT, CURRENT = f"{OWNER}:previous", f"{OWNER}:left", f"{OWNER}:current"
+"""Tags on a group: the numbered version that it held before, the one that a rollback left, the artefact it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One numbered version of a launch template, and what it says. ``pinned``: the group names it by its number."""
+
+    template: str
+    number: int
+    data: Mapping[str, Any]
+    pinned: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.template}:{self.number}"
+
+    def held(self, device: str, artefact: str = "") -> Held:
+        """Return what it makes nodes of."""
+        image = str(self.data.get("ImageId", ""))
+        mapped = (each for each in self.data.get("BlockDeviceMappings", []) if each.get("DeviceName") == device)
+        snapshot = next((each.get("Ebs", {}).get("SnapshotId", "") for each in mapped), "")
+        by_id = image.startswith("ami-")
+        label = "" if by_id else image or "no image of its own"
+        return Held(
+            image=image if by_id else "", snapshot=snapshot, artefact=artefact, label=label, spec={"version": str(self)}
+        )
+
+
+def new_data(data: Mapping[str, Any], offer: Offer, *, device: str) -> dict[str, Any]:
+    """Return what a version that takes the offer says differently; empty when it says it all already. Pure."""
+    changes: dict[str, Any] = {}
+    if offer.image and data.get("ImageId") != offer.image:
+        changes["ImageId"] = offer.image
+    disks = copy.deepcopy(list(data.get("BlockDeviceMappings", [])))
+    for each in disks:
+        if offer.image and each.get("DeviceName") in {"/dev/xvda", "/dev/sda1"} and "Ebs" in each:
+            _at_least(each["Ebs"], offer.image_size)
+    if offer.snapshot:
+        mine = next((each for each in disks if each.get("DeviceName") == device), None)
+        if mine is None:
+            mine = {"DeviceName": device, "Ebs": {"VolumeType": "gp3", "DeleteOnTermination": True}}
+            disks.append(mine)
+        ebs = mine.setdefault("Ebs", {})
+        ebs["SnapshotId"] = offer.snapshot
+        ebs.pop("Encrypted", None)  # with a snapshot it follows from the snapshot
+        _at_least(ebs, offer.snapshot_size)
+    before = list(data.get("BlockDeviceMappings", []))
+    if disks != before or (changes and before):  # what is not given again loses its snapshot
+        changes["BlockDeviceMappings"] = disks
+    return {} if disks == before and "ImageId" not in changes else changes
+
+
+def _at_least(ebs: dict[str, Any], size: int) -> None:
+    if size and ebs.get("VolumeSize", 0) < gibibytes(size):
+        ebs["VolumeSize"] = gibibytes(size)
+
+
+class Templates:
+    """The launch templates of one region."""
+
+    def __init__(self, region: str) -> None:
+        self.ec2: Client = client("ec2", region)
+
+    def version(self, specification: Mapping[str, Any]) -> Version:
+        """Return the version that a group's specification names, by its number."""
+        asked = str(specification.get("Version") or "$Default")
+        named = {key: specification[key] for key in ("LaunchTemplateId",) if specification.get(key)}
+        named = named or {"LaunchTemplateName": specification["LaunchTemplateName"]}
+        found = self.ec2.describe_launch_template_versions(**named, Versions=[asked])["LaunchTemplateVersions"]
+        if not found:
+            raise AwsNotFound(f"launch template {next(iter(named.values()))} has no version {asked}")
+        return Version(
+            found[0]["LaunchTemplateId"],
+            int(found[0]["VersionNumber"]),
+            found[0]["LaunchTemplateData"],
+            pinned=not asked.startswith("$"),
+        )
+
+    def numbered(self, text: str) -> Version:
+        """Return the version that a tag names, as ``lt-…:7``."""
+        template, _, number = text.rpartition(":")
+        return self.version({"LaunchTemplateId": template, "Version": number})
+
+    def make(self, source: Version, changes: Mapping[str, Any], description: str) -> Version:
+        """Make sure that there is a version of the source with these changes; one that a killed run made is taken."""
+        wanted = {**source.data, **changes}
+        listed = self.ec2.pages(
+            "describe_launch_template_versions", "LaunchTemplateVersions", LaunchTemplateId=source.template
+        )
+        for each in listed:
+            if each.get("VersionDescription") == description and each["LaunchTemplateData"] == wanted:
+                return Version(source.template, int(each["VersionNumber"]), wanted)
+        made = self.ec2.create_launch_template_version(
+            LaunchTemplateId=source.template,
+            SourceVersion=str(source.number),
+            VersionDescription=description,
+            LaunchTemplateData=dict(changes),
+            ClientToken=token("template", str(source), description),
+        )["LaunchTemplateVersion"]
+        return Version(source.template, int(made["VersionNumber"]), made["LaunchTemplateData"])
+
+
+def describe(offer_or_held: Offer | Held) -> str:
+    """Return the description of a version, at most 255 characters."""
+    return f"{OWNER} {offer_or_held.artefact} {offer_or_held.image} {offer_or_held.snapshot}".strip()[:255]
+
+
+def artefact_of(tags: Mapping[str, str], version: Version) -> str:
+    """Return the artefact that a group holds, if it still holds the version that a rollout brought."""
+    brought, _, artefact = tags.get(CURRENT, "").partition(" ")
+    return artefact if brought == str(version) else ""
+
+
+def the_way_back(tags: Mapping[str, str], where: str) -> str:
+    """Return the tagged version to return to; empty when the group has returned. Raises InputError without one."""
+    if tags.get(PREVIOUS):
+        return tags[PREVIOUS]
+    if tags.get(LEFT):
+        return ""
+    raise InputError(
+        f"{where}: no rollout is written down in its tags", hint="roll out a record of the artefact that you want back"
+    )

@@ -1,0 +1,263 @@
+"""Rollouts to Auto Scaling groups, managed node groups and parameters, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from parbake.aws import clients
+from parbake.model import GIB
+from parbake.rollouts import Offer
+from parbake.rollouts.templates import new_data
+from tests.aws.conftest import REGION
+from tests.aws.fleets import Fleets
+from tests.support.clusters import kitchen, machine_image, parbake, volume
+
+pytestmark = pytest.mark.usefixtures("aws_mock")
+
+QUICK = ("--interval", "0.05")
+FIRST, SECOND = machine_image("first", "ami-1", region=REGION), machine_image("second", "ami-2", region=REGION)
+DATA = volume("data", "snap-9", region=REGION)
+GROUP = {"asg": {"group": "workers"}}
+NODES = {"nodegroup": {"cluster": "prod", "group": "nodes"}}
+PARAMETER = {"ssm": "/nodes/gpu"}
+DISKS = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 20, "VolumeType": "gp3"}}]
+
+
+@pytest.fixture
+def fleets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleets:
+    """What moto lacks, in every client that parbake makes."""
+    fleets = Fleets()
+    make = clients._make
+
+    def made(service: str, region: str, *more: Any) -> Any:
+        raw = make(service, region, *more)
+        fleets.attach(raw, "auto-scaling" if service == "autoscaling" else service)
+        return raw
+
+    monkeypatch.setattr(clients, "_make", made)
+    monkeypatch.chdir(tmp_path)
+    return fleets
+
+
+def template(image: str = "ami-0", **more: Any) -> str:
+    data = {"InstanceType": "m7i.large", "BlockDeviceMappings": DISKS, **({"ImageId": image} if image else {}), **more}
+    made = boto3.client("ec2", REGION).create_launch_template(LaunchTemplateName="nodes", LaunchTemplateData=data)
+    return str(made["LaunchTemplate"]["LaunchTemplateId"])
+
+
+def group(version: str = "1", image: str = "ami-0") -> str:
+    """Make an Auto Scaling group of two instances; return its launch template."""
+    made = template(image)
+    ec2 = boto3.client("ec2", REGION)
+    subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    boto3.client("autoscaling", REGION).create_auto_scaling_group(
+        AutoScalingGroupName="workers",
+        MinSize=2,
+        MaxSize=2,
+        LaunchTemplate={"LaunchTemplateId": made, "Version": version},
+        VPCZoneIdentifier=subnet,
+    )
+    return made
+
+
+def versions(made: str) -> list[dict[str, Any]]:
+    found = boto3.client("ec2", REGION).describe_launch_template_versions(LaunchTemplateId=made)
+    return sorted(found["LaunchTemplateVersions"], key=lambda each: each["VersionNumber"])
+
+
+def held() -> str:
+    found = boto3.client("autoscaling", REGION).describe_auto_scaling_groups()["AutoScalingGroups"][0]
+    return str(found["LaunchTemplate"]["Version"])
+
+
+def test_a_group_and_back(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = group()
+    kitchen(tmp_path, [{"asg": {"group": "workers", "checkpoints": [50, 100], "healthy": 80, "warmup": "30s"}}], FIRST)
+    code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
+    assert (code, len(versions(made))) == (0, 1), "a dry run makes no version"
+    assert '+  "ImageId": "ami-1"' in shown["targets"][0]["diff"]
+    code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, done["targets"][0]["follow"]["ready"], held()) == (0, 2, "2")
+    asked = fleets.refreshes[0].preferences
+    assert (asked["MinHealthyPercentage"], asked["SkipMatching"], asked["AutoRollback"]) == (80, "true", "true")
+    assert (asked["CheckpointPercentages.member.1"], asked["InstanceWarmup"]) == (50, 30)
+    code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, done["changed"], len(versions(made)), len(fleets.refreshes)) == (0, False, 2, 1)
+    report = parbake(capsys, "status")[1][0]
+    assert (report["holds"]["artefact"], report["previous"]["image"]) == (FIRST.artefact, "ami-0")
+    code, done = parbake(capsys, "rollback", *QUICK)
+    assert (code, done["changed"], held()) == (0, True, "1")
+    code, done = parbake(capsys, "rollback", *QUICK)
+    assert (code, done["changed"], held()) == (0, False, "1"), "it has gone back already"
+
+
+def test_a_group_that_fails_goes_back_by_itself(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group()
+    kitchen(tmp_path, [GROUP], FIRST)
+    fleets.fails = "1 instance failed its health check"
+    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, held()) == (1, "1")
+    assert "RollbackSuccessful: 1 instance failed its health check" in error["message"]
+    code, _ = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, held()) == (0, "2"), "the version that was made is taken"
+
+
+def test_going_back_while_a_refresh_is_under_way(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group()
+    kitchen(tmp_path, [GROUP], FIRST, SECOND)
+    fleets.stuck = True
+    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1")
+    assert (code, error["error"]) == (1, "Stalled")
+    assert "instance refresh Pending" in error["message"]
+    code, error = parbake(capsys, "rollout", SECOND.key, *QUICK)
+    assert (code, error["error"]) == (1, "TargetMoved"), "one refresh at a time"
+    fleets.stuck = False
+    code, _ = parbake(capsys, "rollback", *QUICK)
+    assert (code, held(), fleets.refreshes[-1].status) == (0, "1", "RollbackSuccessful")
+
+
+@pytest.mark.parametrize(("version", "image"), [("$Latest", "ami-0"), ("1", "resolve:ssm:/x")])
+def test_a_group_that_cannot_go_back_by_itself(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str, image: str
+) -> None:
+    made = group(version, "ami-0")
+    if image != "ami-0":
+        changes = {"ImageId": image, "BlockDeviceMappings": DISKS}
+        boto3.client("ec2", REGION).create_launch_template_version(
+            LaunchTemplateId=made, SourceVersion="1", LaunchTemplateData=changes
+        )
+        specification = {"LaunchTemplateId": made, "Version": "2"}
+        boto3.client("autoscaling", REGION).update_auto_scaling_group(
+            AutoScalingGroupName="workers", LaunchTemplate=specification
+        )
+    kitchen(tmp_path, [GROUP], FIRST)
+    code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert code == 0
+    assert "without auto-rollback" in done["targets"][0]["cautions"][0]
+    assert held() == str(len(versions(made))), "a number, from now on"
+    assert fleets.refreshes[0].preferences["AutoRollback"] == "false"
+    assert parbake(capsys, "rollback", *QUICK)[0] == 0, "to the number that it was"
+
+
+def test_instances_of_before_are_refreshed(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was killed between the new version and the refresh of a group that follows $Latest."""
+    made = group("$Latest")
+    fleets.instances["workers"] = ["1", "1"]
+    changes = {"ImageId": "ami-1", "BlockDeviceMappings": DISKS}
+    boto3.client("ec2", REGION).create_launch_template_version(
+        LaunchTemplateId=made, SourceVersion="1", LaunchTemplateData=changes
+    )
+    kitchen(tmp_path, [GROUP], FIRST)
+    code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, done["changed"], fleets.instances["workers"]) == (0, True, ["2", "2"])
+
+
+def test_node_groups_go_back_by_going_forward(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = node_group("CUSTOM")
+    kitchen(tmp_path, [NODES], FIRST, DATA)
+    code, _ = parbake(capsys, "rollout", FIRST.key, DATA.key, *QUICK)
+    assert (code, fleets.versions) == (0, {"nodes": "2"})
+    said = versions(made)[1]["LaunchTemplateData"]
+    assert (said["ImageId"], said["BlockDeviceMappings"][1]["Ebs"]["SnapshotId"]) == ("ami-1", "snap-9")
+    code, done = parbake(capsys, "rollout", FIRST.key, DATA.key, *QUICK)
+    assert (code, done["changed"]) == (0, False)
+    code, done = parbake(capsys, "rollback", *QUICK)
+    assert (code, done["changed"], fleets.versions) == (0, True, {"nodes": "3"})
+    said = versions(made)[2]["LaunchTemplateData"]
+    assert (said["ImageId"], said["BlockDeviceMappings"]) == ("ami-0", DISKS)
+    code, done = parbake(capsys, "rollback", *QUICK)
+    assert (code, done["changed"]) == (0, False)
+
+
+def test_a_node_group_that_fails(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node_group("CUSTOM")
+    kitchen(tmp_path, [NODES], FIRST)
+    fleets.fails = "Reached max retries while trying to evict pods from nodes"
+    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert code == 1
+    assert "PodEvictionFailure: Reached max retries" in error["message"]
+    code, _ = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, fleets.versions) == (0, {"nodes": "2"})
+
+
+def test_a_node_group_whose_images_eks_chooses(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = node_group("AL2023_x86_64_STANDARD", image="")
+    kitchen(tmp_path, [NODES], FIRST, DATA)
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert (code, len(versions(made))) == (1, 1)
+    assert "EKS chooses the images" in error["message"]
+    assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0, "a volume it takes"
+    assert fleets.versions == {"nodes": "2"}
+
+
+def node_group(kind: str, image: str = "ami-0") -> str:
+    made = template(image)
+    eks = boto3.client("eks", REGION)
+    role = "arn:aws:iam::123456789012:role/nodes"
+    subnets = [each["SubnetId"] for each in boto3.client("ec2", REGION).describe_subnets()["Subnets"]][:2]
+    eks.create_cluster(name="prod", roleArn=role, resourcesVpcConfig={"subnetIds": subnets})
+    eks.create_nodegroup(
+        clusterName="prod",
+        nodegroupName="nodes",
+        nodeRole=role,
+        subnets=subnets,
+        amiType=kind,
+        launchTemplate={"id": made, "version": "1"},
+        scalingConfig={"minSize": 2, "maxSize": 2, "desiredSize": 2},
+    )
+    return made
+
+
+def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del fleets
+    ssm = boto3.client("ssm", REGION)
+    kitchen(tmp_path, [PARAMETER], FIRST, SECOND)
+    code, error = parbake(capsys, "rollback")
+    assert (code, error["error"]) == (2, "InputError")
+    assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+    made = ssm.get_parameter(Name="/nodes/gpu")["Parameter"]
+    assert (made["Value"], made["DataType"]) == ("ami-1", "aws:ec2:image")
+    assert parbake(capsys, "rollback")[0] == 2, "it never had another value"
+    assert parbake(capsys, "rollout", SECOND.key, *QUICK)[0] == 0
+    report = parbake(capsys, "status")[1][0]
+    assert (report["holds"]["artefact"], report["previous"]["artefact"]) == (SECOND.artefact, FIRST.artefact)
+    code, done = parbake(capsys, "rollback", *QUICK)
+    assert (code, done["changed"]) == (0, True)
+    code, done = parbake(capsys, "rollback", *QUICK)
+    assert (code, done["changed"]) == (0, False), "it has gone back already"
+    values = [each["Value"] for each in ssm.get_parameter_history(Name="/nodes/gpu")["Parameters"]]
+    assert values == ["ami-1", "ami-2", "ami-1"]
+
+
+def test_targets_that_are_not_there(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del fleets
+    group()
+    kitchen(tmp_path, [{"asg": {"group": "wrokers"}}, NODES], FIRST)
+    code, error = parbake(capsys, "rollout", FIRST.key, "--to", "asg")
+    assert (code, error["hint"]) == (2, "there are: workers")
+    code, error = parbake(capsys, "rollout", FIRST.key, "--to", "nodegroup")
+    assert (code, error["hint"]) == (2, "there are the clusters: none")
+
+
+def test_what_a_new_version_says() -> None:
+    offer = Offer(artefact="a", key="k", architecture="amd64", image="ami-1", image_size=30 * GIB)
+    data = {"ImageId": "ami-0", "BlockDeviceMappings": DISKS, "InstanceType": "x"}
+    grown = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 30, "VolumeType": "gp3"}}]
+    assert new_data(data, offer, device="/dev/xvdb") == {"ImageId": "ami-1", "BlockDeviceMappings": grown}
+    assert new_data({**data, "ImageId": "ami-1", "BlockDeviceMappings": grown}, offer, device="/dev/xvdb") == {}
+    assert new_data({"ImageId": "ami-0"}, offer, device="/dev/xvdb") == {"ImageId": "ami-1"}
+    kept = [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": "snap-0", "VolumeSize": 5}}]
+    said = new_data({"ImageId": "ami-0", "BlockDeviceMappings": kept}, offer, device="/dev/xvdb")
+    assert said["BlockDeviceMappings"] == kept, "a snapshot that is not given again is lost"
