@@ -421,6 +421,12 @@ def verify_again(what: str, output: Path, events: Events, *, keep_workspace: boo
     Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has.
     """
     artefact, record = records.locate(what, output)
+    if record and record.published and not artefact.is_file():
+        there = next(iter(record.published.values()))
+        raise InputError(
+            f"{artefact.name} lies in a cloud and not here",
+            hint=f"read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
+        )
     if not artefact.is_file():
         raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
     verdict, sha256 = examine(artefact, record, events, keep_workspace=keep_workspace)

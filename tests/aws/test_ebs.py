@@ -229,7 +229,7 @@ elif point == "written":
 elif point == "sealing":
     upload._seal = die
 elif point == "sealed":
-    upload._look = die
+    upload.look = die
 else:
     upload._keep = die
 ebs.upload(order(path, block_list(path, Events())), Events())

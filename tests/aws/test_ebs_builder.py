@@ -157,6 +157,23 @@ def test_encrypted_and_not_do_not_mix(tmp_path: Path, oven: Oven, cloud: Cloud) 
     assert (child.parent, child.key) == (made.id, made.key)
 
 
+def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    cloud.slow = 2
+    zones = ["eu-west-1a", "us-east-1b"]
+    settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    places = build(tmp_path, VOLUME, **settings, fast_snapshot_restore=zones).published
+    assert list(places) == ["eu-west-1", "us-east-1"]
+    for region, zone in zip(places, zones, strict=True):
+        made = cloud.snapshots[places[region].snapshots[0].id]
+        assert (made.region, made.state, made.shared, made.fast) == (region, "completed", {"123456789012"}, {zone})
+        assert set(held(cloud, made.id)) == {0, 5, 900}
+    with pytest.raises(InputError, match="accounts only"):
+        build(tmp_path, VOLUME, share_with=["arn:aws:organizations::123456789012:organization/o-abcdefghij"])
+    with pytest.raises(InputError, match="deprecate_after"):
+        build(tmp_path, VOLUME, deprecate_after="90d")
+    assert len(oven.bakes) == 1
+
+
 def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
     path = tmp_path / "parent.raw"
     with path.open("wb") as file:

@@ -54,6 +54,9 @@ class Snapshot:
     gib: int
     tags: dict[str, str]
     parent: str = ""
+    region: str = "eu-west-1"
+    shared: set[str] = field(default_factory=set)
+    fast: set[str] = field(default_factory=set)
     encrypted: bool = False
     key: str = ""
     state: str = "pending"
@@ -142,7 +145,8 @@ class Cloud:
             raise invalid("The timeout is out of range.")
         encrypted, key = self.descent(parent, wanted) if parent else self.lock_up(wanted)
         tags = {tag["Key"]: tag["Value"] for tag in wanted.get("Tags", ())}
-        made = Snapshot(f"snap-{len(self.snapshots) + 1:017x}", wanted["VolumeSize"], tags, parent, encrypted, key)
+        made = Snapshot(f"snap-{len(self.snapshots) + 1:017x}", wanted["VolumeSize"], tags, parent)
+        made.encrypted, made.key = encrypted, key
         made.unknown = self.late
         self.snapshots[made.id] = made
         if token:
@@ -346,7 +350,8 @@ class _Handler(BaseHTTPRequestHandler):
             arn = f"arn:aws:kms:eu-west-1:123456789012:key/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
             self.say(200, {"KeyMetadata": {"Arn": arn, "KeyId": arn.rpartition("/")[2]}})
             return
-        status, text = self.count("EC2", lambda: ec2query.answer(self.cloud, parse_qs(body.decode())))
+        region = self.headers.get("Authorization", "").split("/")[2:3]
+        status, text = self.count("EC2", lambda: ec2query.answer(self.cloud, parse_qs(body.decode()), *region))
         self.answer(status, text.encode(), {"Content-Type": "text/xml"})
 
     def note(self, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -17,9 +18,9 @@ class Wrong(Exception):
         self.code = code
 
 
-def answer(cloud: Cloud, query: dict[str, list[str]]) -> tuple[int, str]:
-    """Return status and XML of one call."""
-    wanted = {name: values[0] for name, values in query.items()}
+def answer(cloud: Cloud, query: dict[str, list[str]], region: str = "eu-west-1") -> tuple[int, str]:
+    """Return status and XML of one call to a region."""
+    wanted = {"region": region, **{name: values[0] for name, values in query.items()}}
     action = wanted["Action"]
     cloud.calls[action] += 1
     try:
@@ -91,6 +92,7 @@ def _known(cloud: Cloud, snapshot: str) -> Snapshot:
 def describe_snapshots(cloud: Cloud, wanted: dict[str, str]) -> str:
     named = _listed(wanted, "SnapshotId")
     found = [_known(cloud, name) for name in named] if named else list(cloud.snapshots.values())
+    found = [made for made in found if made.region == wanted["region"]]
     filters = _filters(wanted)
     items = [
         _snapshot(made) for made in found if _fits(made.tags, {"status": made.state, "snapshot-id": made.id}, filters)
@@ -105,6 +107,32 @@ def delete_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
             raise Wrong("InvalidSnapshot.InUse", f"The snapshot {made.id} is currently in use by {image['id']}")
     del cloud.snapshots[made.id]
     return "<return>true</return>"
+
+
+def copy_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
+    source = _known(cloud, wanted["SourceSnapshotId"])
+    if source.region != wanted["SourceRegion"] or source.state != "completed":
+        raise Wrong("InvalidSnapshot.NotFound", f"The snapshot {source.id} is not there, or {source.state}")
+    made = replace(source, id=f"snap-{len(cloud.snapshots) + 1:017x}", region=wanted["region"], parent=source.id)
+    made.shared, made.fast = set(), set()
+    made.tags, made.state, made.looks, made.data = _tags(wanted, "TagSpecification.1.Tag."), "pending", cloud.slow, {}
+    made.key = wanted.get("KmsKeyId", made.key)
+    cloud.snapshots[made.id] = made
+    return f"<snapshotId>{made.id}</snapshotId>"
+
+
+def modify_snapshot_attribute(cloud: Cloud, wanted: dict[str, str]) -> str:
+    made = _known(cloud, wanted["SnapshotId"])
+    if made.encrypted and not made.key:
+        raise Wrong("InvalidParameter", "Snapshots encrypted with the default key cannot be shared")
+    made.shared |= set(_listed(wanted, "UserId"))
+    return "<return>true</return>"
+
+
+def enable_fast_snapshot_restores(cloud: Cloud, wanted: dict[str, str]) -> str:
+    for identity in _listed(wanted, "SourceSnapshotId"):
+        _known(cloud, identity).fast |= set(_listed(wanted, "AvailabilityZone"))
+    return "<successful/><unsuccessful/>"
 
 
 def _tagged(cloud: Cloud, wanted: dict[str, str]) -> list[dict[str, str]]:
@@ -173,6 +201,9 @@ def describe_images(cloud: Cloud, wanted: dict[str, str]) -> str:
 _ACTIONS = {
     "DescribeSnapshots": describe_snapshots,
     "DeleteSnapshot": delete_snapshot,
+    "CopySnapshot": copy_snapshot,
+    "ModifySnapshotAttribute": modify_snapshot_attribute,
+    "EnableFastSnapshotRestores": enable_fast_snapshot_restores,
     "CreateTags": create_tags,
     "DeleteTags": delete_tags,
     "RegisterImage": register_image,

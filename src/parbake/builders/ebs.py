@@ -59,7 +59,7 @@ class EbsBuilder:
 
         Raises what the local builder raises, AwsFault, AwsNotFound, AwsNoAccess, AwsLimit, InputError.
         """
-        self._refuse()
+        self._refuse(plan)
         region = aws.client("ec2", self._settings.region or "").region
         local = _local(plan)
         run = _Run(self._settings, plan, region, ingredients.events, self._lists, os.urandom(6).hex() * self._fresh)
@@ -80,9 +80,16 @@ class EbsBuilder:
             None, sealed=made.sealed, published=published, verdict=verdict, size=local.size, blocks=made.blocks
         )
 
-    def _refuse(self) -> None:
-        for key in ("copy_to", "share_with", "deprecate_after", "fast_snapshot_restore"):
-            if getattr(self._settings, key):
+    def _refuse(self, plan: Plan) -> None:
+        """Refuse what would be left undone, before any work."""
+        volume, wanted = plan.artefact.kind == "volume", self._settings
+        if volume and not all(share.isdigit() for share in wanted.share_with):
+            raise InputError("AWS shares snapshots with accounts only", hint="name accounts in `aws.share_with`")
+        undone = (
+            ("deprecate_after",) if volume else ("copy_to", "share_with", "deprecate_after", "fast_snapshot_restore")
+        )
+        for key in undone:
+            if getattr(wanted, key):
                 raise InputError(
                     f"the builder ebs does not do `aws.{key}` yet", hint="remove it, or do that with the AWS CLI"
                 )
@@ -257,6 +264,28 @@ class _Run:
                 return ebs.Parent(str(snapshot["SnapshotId"]), known)
         return self._base_of(made, gib)
 
+    def _spread(self, snapshot: str, size: int) -> dict[str, Published]:
+        """Copy, share and warm a volume's snapshot."""
+        places = {self.region: snapshot}
+        for region in self.settings.copy_to:
+            with self.events.stage("copy", f"Copy to {region}"):
+                places[region] = ebs.copy(
+                    snapshot,
+                    self.region,
+                    region,
+                    stamp=self.stamp,
+                    name=self.name,
+                    kms_key=self.plan.artefact.kms_key,
+                    events=self.events,
+                )
+        for region, made in places.items():
+            if self.settings.share_with:
+                ebs.share(made, region, self.settings.share_with)
+            zones = [zone for zone in self.settings.fast_snapshot_restore if zone[:-1] == region]
+            if zones:
+                ebs.restore_fast(made, region, zones, self.events)
+        return {region: self._volume(made, size) for region, made in places.items()}
+
     def _base_of(self, made: _Made, gib: int) -> ebs.Parent | None:
         """Return the base AMI's snapshot where it is this account's."""
         if made.base is None:
@@ -293,7 +322,7 @@ class _Run:
         del verdict
         size = -(-made.blocks.size // GIB) * GIB
         if self.plan.artefact.kind == "volume":
-            return {self.region: self._volume(snapshot, size)}
+            return self._spread(snapshot, size)
         with self.events.stage("image", "Make an AMI of it"):
             image = ebs.register(
                 snapshot,

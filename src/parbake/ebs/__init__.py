@@ -5,6 +5,7 @@ Sources: EBS user guide, "EBS direct APIs" and its FAQ; EBS direct API reference
 
 from parbake.ebs.download import Fetched, blocks_of, fetch
 from parbake.ebs.images import ROOT_DEVICE, boot_mode, register
+from parbake.ebs.spread import copy, restore_fast, share
 from parbake.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, key_arn, upload
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "Parent",
     "blocks_of",
     "boot_mode",
+    "copy",
     "fetch",
     "key_arn",
     "register",
+    "restore_fast",
+    "share",
     "upload",
 ]

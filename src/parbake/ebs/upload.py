@@ -200,7 +200,7 @@ def _write(order: Order, journal: Journal, events: Events) -> None:
             raise  # else a run before had it sealed, and was killed then
     aws.wait(
         f"snapshot {snapshot}",
-        lambda: _look(order, snapshot),
+        lambda: look(snapshot, order.region),
         seconds=_WAIT,
         events=events,
         hint="run the same command again: the blocks are there",
@@ -285,23 +285,24 @@ def _text(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _described(order: Order, snapshot: str) -> Mapping[str, Any]:
-    found = aws.client("ec2", order.region).describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
+def _described(snapshot: str, region: str) -> Mapping[str, Any]:
+    found = aws.client("ec2", region).describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
     if not found:
-        raise AwsNotFound(f"the snapshot {snapshot} is not known in {order.region}")
+        raise AwsNotFound(f"the snapshot {snapshot} is not known in {region}")
     described: Mapping[str, Any] = found[0]
     return described
 
 
 def _state(order: Order, snapshot: str) -> str:
     try:
-        return str(_described(order, snapshot)["State"])
+        return str(_described(snapshot, order.region)["State"])
     except AwsNotFound:
         return "gone"
 
 
-def _look(order: Order, snapshot: str) -> aws.Look:
-    seen = _described(order, snapshot)
+def look(snapshot: str, region: str) -> aws.Look:
+    """Look how far a snapshot is."""
+    seen = _described(snapshot, region)
     state, percent = str(seen["State"]), str(seen.get("Progress", "")).rstrip("%")
     failed = f"AWS says {seen.get('StateMessage') or state}" if state == "error" else ""
     return aws.Look(state == "completed", state, int(percent) if percent.isdigit() else None, failed)
