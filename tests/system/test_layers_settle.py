@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
+from parbake.disk import make_filesystem, mount, private_mounts
 from parbake.errors import DiskFull, LayerError
 from parbake.layers import settle
 from parbake.run import run
@@ -149,3 +151,21 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         assert "big" in raised.value.message
     finally:
         run(["umount", str(small)])
+
+
+@pytest.mark.parametrize("bottom", [True, False])
+def test_device_nodes_on_a_target_that_has_none(bottom: bool, tmp_path: Path) -> None:
+    """A bake's target is mounted without devices: the nodes are there for the node, and open nothing on the host."""
+    raw = archive(
+        entry(b"null", b"3", device=(1, 3), mode=0o666), entry(b"disk", b"4", device=(8, 0)), entry(b"pipe", b"6")
+    )
+    make_filesystem(tmp_path / "disk", "ext4", 32 << 20, name="devices")
+    with private_mounts(), mount(tmp_path / "disk", tmp_path / "at") as mounted:
+        target = mounted.path / "layer"
+        settle(target, put(target, raw, bottom=bottom), ())
+        found = {name: (target / name).lstat() for name in ("null", "disk", "pipe")}
+        assert [stat.S_IFMT(each.st_mode) for each in found.values()] == [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO]
+        assert (found["null"].st_rdev, found["disk"].st_rdev) == (os.makedev(1, 3), os.makedev(8, 0))
+        for name in ("null", "disk"):
+            with pytest.raises(PermissionError):
+                (target / name).open("rb")
