@@ -20,7 +20,7 @@ from pathlib import Path
 from parbake import __version__, base, build, coldstart, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients
-from parbake.builders.choose import builder_of
+from parbake.builders.choose import ELSEWHERE, builder_of
 from parbake.disk import BlockList
 from parbake.errors import ArtefactFull, CacheDamaged, DiskFull, InputError, LayerBomb, VerificationFailed
 from parbake.events import Events
@@ -120,7 +120,8 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
             finished = None if options.force else existing(output, plan)
             verified = finished is not None and finished.record.verified
             in_cloud = plan.artefact.in_cloud  # its builder proves it, and goes on where an earlier run stopped
-            provable = options.verify and not verified and can_boot(plan, events)
+            here = options.verify and not verified and run.bakefile.builder not in ELSEWHERE
+            provable = here and can_boot(plan, events)
             if finished is None or in_cloud:
                 finished = make(run, plan, options, proving=provable and in_cloud)
                 judge(finished.artefact, finished.record.verdict)
@@ -269,12 +270,16 @@ def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -
 
     With ``proving`` a builder that sends it away has it verified before.
     """
-    need_root("baking")
     output, events = run.bakefile.output, run.events
-    need_room(output, plan)
+    if run.bakefile.builder not in ELSEWHERE:
+        need_root("baking")
+        need_room(output, plan)
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     started, clock = _now(), time.monotonic()
-    builder, prover = builder_of(run.bakefile, fresh=options.force), partial(boot, events) if proving else None
+    builder, prover = (
+        builder_of(run.bakefile, verify=options.verify, fresh=options.force),
+        partial(boot, events) if proving else None,
+    )
     with _workspace(output, plan.key[:12], events, keep=options.keep_workspace) as work:
         sources = through(partial(open_source, run.registry), run.cache, events)
         ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover)

@@ -14,7 +14,7 @@ from parbake.disk import inside
 from parbake.workspace import remove_tree
 
 # Removed: identity and state of a machine that ran, secrets of a bake, leases, histories. Patterns below the root.
-_REMOVED = (
+REMOVED = (
     "etc/ssh/ssh_host_*_key",
     "etc/ssh/ssh_host_*_key.pub",
     "var/lib/systemd/random-seed",
@@ -49,7 +49,7 @@ _REMOVED = (
 # What EKS's `nodeadm init` writes at each boot (awslabs/amazon-eks-ami, nodeadm/internal). Only where nodeadm is:
 # Amazon Linux 2 comes with the kubeconfig as a template, and elsewhere containerd's configuration is the image's own.
 _NODEADM = "usr/bin/nodeadm"
-_REMOVED_WITH_NODEADM = (
+REMOVED_WITH_NODEADM = (
     "etc/containerd/base-runtime-spec.json",
     "etc/containerd/config.toml",
     "etc/eks/image-credential-provider/config.json",
@@ -63,11 +63,11 @@ _REMOVED_WITH_NODEADM = (
 )
 # Emptied: the file itself must stay. systemd takes an empty machine-id as "make one at the first boot"
 # (machine-id(5)); an absent one makes /etc read-only images fail.
-_EMPTIED = ("etc/machine-id",)
+EMPTIED = ("etc/machine-id",)
 # Logs: folders and their owners stay, since services expect them; what they hold goes.
-_LOGS = ("var/log",)
+LOGS = ("var/log",)
 # A machine's own name and resolver, written by DHCP or cloud-init. A link (to systemd-resolved) is configuration.
-_UNLESS_LINK = ("etc/resolv.conf",)
+UNLESS_LINK = ("etc/resolv.conf",)
 _HOSTNAME = "etc/hostname"
 # What images call "no name yet"; everything else is the name of the machine that the image was taken from.
 _NAMELESS = {"localhost", "localhost.localdomain", ""}
@@ -84,7 +84,7 @@ def seal(root: Path) -> tuple[str, ...]:
 
 def _remove(root: Path) -> Iterator[Path]:
     nodeadm = inside(root, _NODEADM).is_file()
-    for pattern in (*_REMOVED, *(_REMOVED_WITH_NODEADM if nodeadm else ())):
+    for pattern in (*REMOVED, *(REMOVED_WITH_NODEADM if nodeadm else ())):
         folder, _, name = pattern.rpartition("/")
         for place in _folders(root, folder):
             for path in sorted(place.glob(name)):
@@ -114,7 +114,7 @@ def _delete(path: Path) -> None:
 
 
 def _empty(root: Path) -> Iterator[Path]:
-    for name in _EMPTIED:
+    for name in EMPTIED:
         path = inside(root, name)
         if path.is_file() and path.stat().st_size:
             path.write_bytes(b"")
@@ -122,7 +122,7 @@ def _empty(root: Path) -> Iterator[Path]:
 
 
 def _clear_logs(root: Path) -> Iterator[Path]:
-    for name in _LOGS:
+    for name in LOGS:
         top = inside(root, name)
         for folder, _, files in top.walk(follow_symlinks=False):
             for file in files:
@@ -134,7 +134,7 @@ def _clear_logs(root: Path) -> Iterator[Path]:
 
 
 def _forget_names(root: Path) -> Iterator[Path]:
-    for name in _UNLESS_LINK:
+    for name in UNLESS_LINK:
         path = root / name
         if inside(root, "etc") == root / "etc" and path.is_file() and not path.is_symlink():
             path.unlink()

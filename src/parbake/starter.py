@@ -305,6 +305,9 @@ images:
 #    credentials: none
 #    mirrors: [mirror.example.com]
 
+# How long a guest of the builders qemu and ec2 may take before it powers itself off.
+#time_limit: 1h30m
+
 # Where and how to bake in EC2, and what becomes of the result there; the reference has all keys.
 #aws:
 #  region: eu-west-1

@@ -5,8 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from parbake import build, records
+from parbake.bakefile import load
+from parbake.events import Events
 from parbake.records import Decision, decide_prune
 from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree
+
+
+def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
+    """Remove what runs of this Bakefile left in AWS, and what is past its time of any other, by region.
+
+    A run of the same Bakefile that is under way on another machine loses what it works on. Raises AwsFault.
+    """
+    from parbake import aws  # loads only where AWS is asked
+    from parbake.aws.leftovers import Wanted, remove
+
+    bakefile = load(file)
+    home = aws.client("ec2", bakefile.aws.region or "").region
+    regions = dict.fromkeys((home, *bakefile.aws.copy_to))
+    return {region: remove(Wanted(name=bakefile.name), region, events) for region in regions}
 
 
 def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, ...]:

@@ -392,7 +392,7 @@ aws:
   tags: {team: 12}
   share_with: [123456789012]
   deprecate_after: 90d
-  time_limit: 20m
+time_limit: 20m
 """
 
 
@@ -403,7 +403,7 @@ def test_a_bake_in_ec2(tmp_path: Path) -> None:
     assert (found.base.kind, found.base.ami.eks, found.base.ami.kubernetes) == ("ami", "al2023", "1.33")
     assert (found.artefact.kind, found.artefact.format) == ("machine-image", "ami")
     assert found.aws.instance_types == ("m7i.large",)
-    assert (found.aws.deprecate_after, found.aws.time_limit) == (90, 1200.0)
+    assert (found.aws.deprecate_after, found.time_limit) == (90, 1200.0)
     assert found.aws.tags == {"team": "12"}
     assert found.aws.share_with == ("123456789012",)
 

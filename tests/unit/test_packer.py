@@ -26,6 +26,7 @@ from tests.support.plans import image
 GOLDEN = Path(__file__).parents[1] / "golden" / "packer"
 SMALL = 'builder: packer\nbase: {eks: al2023, kubernetes: "1.33"}\nplatform: linux/amd64\n'
 FULL = """\
+time_limit: 45m
 builder: packer
 platform: linux/arm64
 base: {ami_filter: {name: "amazon-eks-arm64-node-1.22-*", owner: amazon}}
@@ -39,7 +40,6 @@ aws:
   security_groups: [sg-0123456789abcdef0]
   instance_profile: arn:aws:iam::123456789012:instance-profile/bakers/pull
   volume: {iops: 6000, throughput: 1000}
-  time_limit: 45m
   encrypted: true
   kms_key: alias/nodes
   tags: {team: "it's ${data} & \\"co\\""}

@@ -6,20 +6,42 @@ Nothing here imports boto3 before ``client`` is called, so a local bake neither 
 from parbake.aws.clients import Client, account, client, default_region, swallowing
 from parbake.aws.faults import translate as translating
 from parbake.aws.images import SourceImage, find_source, nearest
-from parbake.aws.tags import EXPIRY, KEY, MANAGED, RUN, Stamp, as_dict, mine, specifications, token
+from parbake.aws.tags import (
+    ARTEFACT,
+    EXPIRY,
+    KEY,
+    MANAGED,
+    NAME,
+    ROLE,
+    RUN,
+    TEMPORARY,
+    VERIFIED,
+    Stamp,
+    as_dict,
+    as_list,
+    mine,
+    specifications,
+    token,
+)
 from parbake.aws.waiting import Look, wait
 
 __all__ = [
+    "ARTEFACT",
     "EXPIRY",
     "KEY",
     "MANAGED",
+    "NAME",
+    "ROLE",
     "RUN",
+    "TEMPORARY",
+    "VERIFIED",
     "Client",
     "Look",
     "SourceImage",
     "Stamp",
     "account",
     "as_dict",
+    "as_list",
     "client",
     "default_region",
     "find_source",

@@ -13,8 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 MANAGED, KEY, RUN, EXPIRY, ROLE = "parbake:managed", "parbake:key", "parbake:run", "parbake:expires", "parbake:role"
-"""``managed`` is ``temporary`` for what goes when a run ends and ``artefact`` for what a run is for; ``role`` says what
-a resource is for within its run."""
+NAME, VERIFIED = "parbake:name", "parbake:verified"
+"""``managed`` is ``temporary`` for what goes when a run ends (also an artefact that is not complete yet) and
+``artefact`` for what a run is for; ``role`` says what a resource is for within its run, ``name`` is the Bakefile's,
+``verified`` the time of a verification that passed."""
 TEMPORARY, ARTEFACT = "temporary", "artefact"
 
 
@@ -34,7 +36,7 @@ class Stamp:
     def tags(self, role: str, *, kind: str = TEMPORARY, name: str = "") -> dict[str, str]:
         """Return the tags of one resource, ``role`` being what it is for; ``kind`` is temporary or artefact."""
         tags = {**self.extra, "Name": name or f"parbake {self.name}", MANAGED: kind, KEY: self.key, RUN: self.run}
-        tags[ROLE] = role
+        tags |= {ROLE: role, NAME: self.name}
         if kind == TEMPORARY:
             tags[EXPIRY] = (datetime.now(UTC) + timedelta(hours=self.hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
         return tags
@@ -61,8 +63,8 @@ def token(*parts: str) -> str:
 
 
 def mine(**tags: str) -> list[dict[str, Any]]:
-    """Return filters for what parbake made; keywords narrow it: ``key``, ``run``, ``managed``, ``role``."""
-    names = {"key": KEY, "run": RUN, "managed": MANAGED, "role": ROLE}
+    """Return filters for what parbake made; keywords narrow it: ``key``, ``run``, ``managed``, ``role``, ``name``."""
+    names = {"key": KEY, "run": RUN, "managed": MANAGED, "role": ROLE, "name": NAME}
     filters: list[dict[str, Any]] = [{"Name": "tag-key", "Values": [MANAGED]}]
     filters += [{"Name": f"tag:{names[each]}", "Values": [value]} for each, value in tags.items()]
     return filters

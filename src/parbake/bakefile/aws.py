@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section
-from parbake.bakefile.values import Duration, spoken, text_schema, wrong
+from parbake.bakefile.values import spoken, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
@@ -142,8 +142,6 @@ class AwsSection(Section):
     """The instance profile that lets the builder pull (see `parbake iam`). Needed for private ECR repositories."""
     volume: VolumeSection = Field(default_factory=VolumeSection)
     """The builder's volume, for the time of the bake."""
-    time_limit: Duration = Field(default=5400.0, json_schema_extra={"default": "1h30m"})
-    """How long the guest may bake before it powers itself off."""
     encrypted: bool = False
     """Encrypt the result's snapshots."""
     kms_key: KmsKey | None = None

@@ -18,6 +18,7 @@ from parbake.bakefile.bases import BaseChoice, BaseText
 from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section
 from parbake.bakefile.targets import TargetText, distinct
 from parbake.bakefile.values import (
+    Duration,
     FolderToBe,
     Name,
     PlatformText,
@@ -102,6 +103,8 @@ class Bakefile(Section):
     """Keep the compressed layers in the store, which costs about half as much again."""
     registries: dict[RegistryHost, RegistryText] = Field(default_factory=dict)
     """How to reach registries, by host[:port]. What is not here is reached by HTTPS with Docker's logins."""
+    time_limit: Duration = Field(default=5400.0, json_schema_extra={"default": "1h30m"})
+    """How long a guest (of the builders qemu and ec2) may bake before it powers itself off; emulation stretches it."""
     aws: AwsSection = Field(default_factory=AwsSection)
     """Where and how to bake in EC2, and what becomes of the result there."""
     output: FolderToBe = Path("artefacts")

@@ -6,17 +6,29 @@ from parbake.bakefile import Bakefile
 from parbake.builders import Builder
 from parbake.errors import InputError
 
+ELSEWHERE = frozenset({"ec2", "packer"})
+"""Builders that need nothing of this machine: no root, no disk, no base on it."""
 
-def builder_of(bakefile: Bakefile, *, fresh: bool = False) -> Builder:
-    """Return the builder; ``fresh`` (bake what exists already) is for those that work in a cloud."""
+
+def builder_of(bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) -> Builder:
+    """Return the builder; ``verify`` and ``fresh`` (bake what exists already) are for those that work in a cloud."""
     match bakefile.builder:
         case "local":
             from parbake.builders.local import LocalBuilder
 
             return LocalBuilder()
+        case "qemu":
+            from parbake.builders.qemu import QemuBuilder
+
+            return QemuBuilder(bakefile.registries, limit=bakefile.time_limit)
         case "ebs":
             from parbake.builders.ebs import EbsBuilder
 
             return EbsBuilder(bakefile.aws, bakefile.output, fresh=fresh)
+        case "ec2":
+            from parbake.builders.ec2 import Ec2Builder
+
+            limit = bakefile.time_limit
+            return Ec2Builder(bakefile.aws, bakefile.registries, limit=limit, verify=verify, fresh=fresh)
         case other:
             raise InputError(f"the builder {other} is not there yet", hint="write builder: local")

@@ -23,6 +23,7 @@ from parbake.workspace import remove_tree
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
+    from parbake.disk.tables import Partition
 
 # Layers on their way lie beside the snapshots that they will become: moving them there is a rename.
 _STAGING = ".parbake-staging"
@@ -70,14 +71,8 @@ def _bake_volume(plan: Plan, ingredients: Ingredients) -> Baked:
 
 def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
     """Copy the base and fill the store of its own containerd."""
-    events, work = ingredients.events, ingredients.work
-    assert ingredients.base
-    raw, at = work / "disk.raw", work / "mnt"
-    with events.stage("copy", "Copy the base"):
-        disk.to_raw(ingredients.base, raw, events)
-        root = disk.find_root(raw, called=ingredients.base)
-        root = disk.grow(raw, root, plan.size)
-        disk.grow_filesystem(raw, root.filesystem, at, offset=root.start, size=root.size)
+    events, raw, at = ingredients.events, ingredients.work / "disk.raw", ingredients.work / "mnt"
+    root = grown_copy(plan, ingredients)
     options = disk.FAST[root.filesystem]
     with disk.mount(raw, at, offset=root.start, size=root.size, filesystem=root.filesystem, options=options) as mounted:
         runtime = disk.find_runtime(mounted.path)
@@ -88,7 +83,19 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
             disk.trim(mounted)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
-    return Baked(_in_format(raw, plan, ingredients), sealed)
+    return Baked(in_format(raw, plan, ingredients), sealed)
+
+
+def grown_copy(plan: Plan, ingredients: Ingredients) -> Partition:
+    """Copy the base to ``disk.raw`` in the work folder, with the plan's size; return where its root file system is."""
+    assert ingredients.base
+    raw, at = ingredients.work / "disk.raw", ingredients.work / "mnt"
+    with ingredients.events.stage("copy", "Copy the base"):
+        disk.to_raw(ingredients.base, raw, ingredients.events)
+        root = disk.find_root(raw, called=ingredients.base)
+        root = disk.grow(raw, root, plan.size)
+        disk.grow_filesystem(raw, root.filesystem, at, offset=root.start, size=root.size)
+    return root
 
 
 def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: str = "") -> None:
@@ -163,7 +170,8 @@ def _check_sandbox(wanted: str, store: Client) -> None:
         )
 
 
-def _in_format(raw: Path, plan: Plan, ingredients: Ingredients) -> Path:
+def in_format(raw: Path, plan: Plan, ingredients: Ingredients) -> Path:
+    """Turn a raw disk into the plan's format, in its place."""
     image_format = plan.artefact.file_format
     if image_format == "raw":
         return raw

@@ -206,17 +206,27 @@ def clean(
     caches: Annotated[
         bool, typer.Option("--caches", help="Also remove all that is cached: default bases, images that were built.")
     ] = False,
+    in_aws: Annotated[
+        bool,
+        typer.Option("--aws", help="Also remove what runs of this Bakefile, or long expired ones, left in AWS."),
+    ] = False,
     as_json: AsJson = False,
+    progress: Progress = "auto",
 ) -> None:
     """Remove what killed runs left behind, and kept work folders.
 
-    Only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that are under way
-    are not touched.
+    On this machine only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that
+    are under way here are not touched. In AWS, `--aws` finds instances, volumes, unfinished AMIs with their snapshots,
+    copies in other regions and security groups by their tags; let no other machine bake the same Bakefile meanwhile.
     """
     from parbake import upkeep
 
     door.as_json = as_json
     removed = [str(path) for path in upkeep.clean(output(file), caches=caches)]
+    if in_aws:
+        with opened_events(progress) as events:
+            for region, found in upkeep.clean_aws(file, events).items():
+                removed += [f"{region}:{each}" for each in found]
     answer({"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
 
 

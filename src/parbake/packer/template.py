@@ -73,7 +73,7 @@ def variables(bakefile: Bakefile, images: Sequence[Image] = (), *, size: int = 0
         "INSTANCE_PROFILE": (aws.instance_profile or "").rpartition("/")[2] or None,
         "SSH_USERNAME": "ubuntu" if ubuntu else "ec2-user",
         "ROOT_DEVICE": "/dev/sda1" if ubuntu else "/dev/xvda",
-        "TIME_LIMIT_MINUTES": max(1, round(aws.time_limit / 60)),
+        "TIME_LIMIT_MINUTES": max(1, round(bakefile.time_limit / 60)),
         "VOLUME_SIZE": -(-(bakefile.size or size) // GIB) or _USUAL_GIB,
         "VOLUME_IOPS": aws.volume.iops,
         "VOLUME_THROUGHPUT": aws.volume.throughput,

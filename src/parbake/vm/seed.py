@@ -27,7 +27,10 @@ _START = (
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """What cloud-init reads: the user data (a ``#cloud-config`` document) and further files on the same disk."""
+    """What cloud-init reads: the user data (a ``#cloud-config`` document) and further files on the same disk.
+
+    ``files`` may replace the usual ones: ``user-data``, ``meta-data``, ``network-config``.
+    """
 
     user_data: str
     files: Mapping[str, bytes] = field(default_factory=dict)

@@ -1,0 +1,390 @@
+#!/bin/sh
+# The guest's part of a bake, the same on EC2 and in QEMU: pull by digest into the node's own runtime, check, seal, and
+# power off. POSIX sh and what a node image has. It comes as user data: a head that sets what is asked for (a run's
+# name, a time limit, functions `registries`, `images`, `starts` and the lists of what to seal), then this text.
+#
+# Nothing can get in and nothing is asked: progress and the verdict are lines on the serial console,
+#   @parbake RUN NUMBER KIND TEXT    KIND: begin, stage, baked, started, warn, log, fail, done
+# and the power goes off, whatever happened. Before `done` nothing counts. Numbers let a reader see each line once,
+# however often it is shown the same console.
+set -u
+umask 022
+ROOT=${PARBAKE_ROOT:-}
+WORK=$ROOT/run/parbake
+LOG=$WORK/log
+NAMESPACE=k8s.io
+PAUSE=${PARBAKE_PAUSE:-3} # seconds, longer from try to try
+
+console() {
+    if [ -z "${CONSOLE:-}" ]; then
+        CONSOLE=/dev/console # the last `console=` of the kernel; where that is a screen, the serial line besides it
+        for tty in $(cat /sys/class/tty/console/active 2>/dev/null); do
+            case $tty in ttyS* | ttyAMA* | hvc*) CONSOLE=/dev/$tty ;; esac
+        done
+    fi
+}
+
+say() { # KIND TEXT: on a line of its own, also where the kernel is in the middle of one
+    kind=$1
+    shift
+    NUMBER=$((${NUMBER:-0} + 1))
+    printf '\n@parbake %s %s %s %s\n' "$PARBAKE_RUN" "$NUMBER" "$kind" "$(printf '%s' "$*" | tr -d '\r' | tr '\n' ' ')" >>"$CONSOLE"
+}
+
+stage() {
+    STAGE=$1
+    say stage "$1"
+    echo "== $1" >>"$LOG"
+}
+
+power_off() {
+    # Forced: no service gets to write anything any more. The kernel still syncs and unmounts.
+    sync
+    systemctl poweroff --force >/dev/null 2>&1 || poweroff -f >/dev/null 2>&1 || poweroff
+    sleep 60
+    poweroff -f
+}
+
+fail() { # REASON: the end of the log, then the verdict, then off
+    trap - EXIT
+    tail -n 40 "$LOG" >"$WORK/tail" 2>/dev/null
+    while IFS= read -r line; do say log "$line"; done <"$WORK/tail"
+    say fail "$*"
+    kill "${WATCH:-0}" 2>/dev/null
+    power_off
+    exit 1
+}
+
+watch() { # power off a bake that hangs, in a process of its own
+    (
+        trap - EXIT
+        sleep "$PARBAKE_LIMIT"
+        NUMBER=9999 # after all that the script itself says
+        say fail "not done within $PARBAKE_LIMIT s; raise time_limit if it only needs longer"
+        power_off
+    ) >/dev/null 2>&1 &
+    WATCH=$!
+}
+
+logged() { # run a command, its output to the log; $OUT holds its last words
+    "$@" >"$WORK/out" 2>&1
+    code=$?
+    cat "$WORK/out" >>"$LOG"
+    OUT=$(grep -E '^(ctr|[Ee]rror|docker)' "$WORK/out" | tail -n 1 | cut -c 1-600)
+    [ -n "$OUT" ] || OUT=$(tail -n 3 "$WORK/out" | tr '\n' ' ' | cut -c 1-600)
+    return $code
+}
+
+again() { # run a command up to five times, for what a network that is still coming up spoils
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ $tries -ge 5 ] && return 1
+        sleep $((tries * PAUSE))
+    done
+}
+
+pull() { # run a command that pulls; again only where the network is to blame
+    tries=0
+    until logged "$@"; do
+        tries=$((tries + 1))
+        case $(because) in *"cannot be re"*) ;; *) return 1 ;; esac
+        [ $tries -ge 5 ] && return 1
+        sleep $((tries * PAUSE))
+    done
+}
+
+c() { ctr -n "$NAMESPACE" "$@"; }
+
+# What a program said, as one line that names the cause.
+because() {
+    case $OUT in
+    *"no space left on device"*) echo "the volume is too small: raise size" ;;
+    *"no match for platform"* | *"no matching manifest"*) echo "it has no variant for $PARBAKE_PLATFORM" ;;
+    *"i/o timeout"* | *"no route to host"* | *"network is unreachable"* | *"context deadline exceeded"* | *"connection refused"* | *"Client.Timeout"*)
+        echo "the registry cannot be reached from here (subnet, route, NAT or VPC endpoints, security group, DNS): $OUT" ;;
+    *"no such host"* | *"server misbehaving"* | *"Temporary failure in name resolution"*)
+        echo "the registry's name cannot be resolved from here (DNS of the VPC, VPC endpoints): $OUT" ;;
+    *"401"* | *"403"* | *"denied"* | *"no basic auth"* | *"authorization failed"*)
+        echo "the registry refuses this login (instance profile, repository policy): $OUT" ;;
+    *"x509"*) echo "the registry's certificate is not trusted: $OUT" ;;
+    *"not found"*) echo "the registry has no such image: $OUT" ;;
+    *) echo "$OUT" ;;
+    esac
+}
+
+# -- runtime
+
+runtime() { # containerd, or Docker on nodes of Kubernetes 1.22 and older that run it
+    RUNTIME=containerd
+    if command -v kubelet >/dev/null && command -v dockerd >/dev/null; then
+        minor=$(kubelet --version 2>/dev/null | sed -n 's/.*v1\.\([0-9]*\).*/\1/p')
+        [ -n "$minor" ] && [ "$minor" -le 22 ] && RUNTIME=docker
+    elif ! command -v ctr >/dev/null && command -v dockerd >/dev/null; then
+        RUNTIME=docker
+    fi
+    systemctl stop kubelet >/dev/null 2>&1 # a builder joins no cluster
+    if [ $RUNTIME = docker ]; then
+        logged systemctl start docker || fail "Docker does not start: $OUT"
+    else
+        command -v ctr >/dev/null || fail "this machine has neither ctr nor dockerd: no base for a bake"
+        logged systemctl start containerd || fail "containerd does not start: $OUT"
+        tries=0
+        until logged c version; do
+            tries=$((tries + 1))
+            [ $tries -gt 60 ] && fail "containerd does not answer: $OUT"
+            sleep 1
+        done
+    fi
+    say stage "runtime $RUNTIME"
+}
+
+# -- registries
+
+registry() { # HOST URL LOGIN [CA]: LOGIN is - (none) or ecr:REGION; what it needs lies below /run, which is memory
+    folder=$WORK/hosts/$1
+    mkdir -p "$folder"
+    password=
+    case $3 in ecr:*)
+        stage "login $1"
+        password=$(again ecr_password "$1" "${3#ecr:}") || fail "no login for $1: $(tail -n 1 "$WORK/login" | cut -c 1-300)"
+        [ "$RUNTIME" = docker ] && printf '%s' "$password" |
+            DOCKER_CONFIG=$WORK/docker docker login --username AWS --password-stdin "$1" >>"$LOG" 2>&1
+        ;;
+    esac
+    {
+        echo "server = \"$2\""
+        echo "[host.\"$2\"]"
+        echo 'capabilities = ["pull", "resolve"]'
+        if [ -n "${4:-}" ]; then
+            printf '%s\n' "$4" >"$folder/ca.pem"
+            echo "ca = \"$folder/ca.pem\""
+        fi
+        if [ -n "$password" ]; then
+            echo "[host.\"$2\".header]"
+            echo "Authorization = [\"Basic $(printf 'AWS:%s' "$password" | base64 | tr -d '\n')\"]"
+        fi
+    } >"$folder/hosts.toml"
+}
+
+ecr_password() { # HOST REGION: by the instance's role
+    : >"$WORK/login"
+    if command -v aws >/dev/null; then
+        aws ecr get-login-password --region "$2" 2>"$WORK/login" && return 0
+    fi
+    for helper in /etc/eks/image-credential-provider/ecr-credential-provider ecr-credential-provider; do
+        command -v "$helper" >/dev/null || continue
+        printf '{"apiVersion":"credentialprovider.kubelet.k8s.io/v1","kind":"CredentialProviderRequest","image":"%s/x"}' "$1" |
+            "$helper" get-credentials 2>>"$WORK/login" |
+            sed -n 's/.*"password" *: *"\([^"]*\)".*/\1/p' | grep . && return 0
+    done
+    [ -s "$WORK/login" ] || echo "neither aws nor ecr-credential-provider is on this machine" >"$WORK/login"
+    return 1
+}
+
+# -- images
+
+image() { # TARGET MANIFEST SOURCE NAME…: SOURCE is repository@digest, or file:NAME of an archive with one image
+    TARGET=$1 MANIFEST=$2 SOURCE=$3
+    shift 3
+    COUNT=$((${COUNT:-0} + 1))
+    stage "pull $1"
+    if [ "$RUNTIME" = docker ]; then docker_image "$@"; else containerd_image "$@"; fi
+    say baked "$TARGET $*"
+}
+
+containerd_image() {
+    case $SOURCE in
+    file:*)
+        logged c images import --platform "$PARBAKE_PLATFORM" "$(archive "${SOURCE#file:}")" ||
+            fail "$1: import failed: $(because)"
+        SOURCE=$1
+        ;;
+    *)
+        pull c images pull --platform "$PARBAKE_PLATFORM" --hosts-dir "$WORK/hosts" "$SOURCE" || fail "$1: $(because)"
+        ;;
+    esac
+    found=$(digest_of "$SOURCE")
+    [ "$found" = "$TARGET" ] || fail "$1: what came is ${found:-nothing}, not $TARGET"
+    logged c images check "name==\"$SOURCE\""
+    grep -q " complete (.* true" "$WORK/out" || fail "$1: not unpacked: $OUT"
+    keep=
+    for name; do
+        [ "$name" = "$SOURCE" ] && keep=1
+        [ "$name" = "$SOURCE" ] || logged c images tag --force "$SOURCE" "$name" || fail "$name: cannot be named: $OUT"
+        logged c images label "$name" io.cri-containerd.pinned=pinned || fail "$name: cannot be pinned: $OUT"
+        [ "$(digest_of "$name")" = "$TARGET" ] || fail "$name: names something else"
+    done
+    [ -n "$keep" ] || logged c images rm "$SOURCE"
+    [ "$PARBAKE_KEEP_LAYERS" = 1 ] || echo "$MANIFEST" >>"$WORK/discard"
+}
+
+digest_of() { c images ls "name==\"$1\"" | awk -v name="$1" '$1 == name { print $3 }'; }
+
+archive() { # the file of an image that is in no registry: on the disk that the user data came with
+    device=$(blkid -L CIDATA 2>/dev/null || blkid -L cidata)
+    mkdir -p "$WORK/seed"
+    mountpoint -q "$WORK/seed" || mount -o ro "$device" "$WORK/seed"
+    echo "$WORK/seed/$1"
+}
+
+discard() { # as a node that discards unpacked layers: manifests and configurations stay, layers' blobs go
+    [ -s "$WORK/discard" ] || return 0
+    stage "discard unpacked layers"
+    while read -r manifest; do
+        labels='' number=0
+        for layer in $(layers_of "$manifest"); do
+            labels="$labels containerd.io/gc.ref.content.l.$number="
+            number=$((number + 1))
+            echo "$layer" >>"$WORK/layers"
+        done
+        # shellcheck disable=SC2086 # a list of words
+        logged c content label "$manifest" $labels
+    done <"$WORK/discard"
+    sort -u "$WORK/layers" >"$WORK/out"
+    while read -r layer; do c content rm "$layer" >>"$LOG" 2>&1 || :; done <"$WORK/out"
+}
+
+layers_of() { # MANIFEST: the digests of its layers, in order
+    c content get "$1" | tr -d ' \t\r\n' | sed -e 's/.*"layers":\[//' -e 's/"config":{.*//' | grep -o '"digest":"sha256:[0-9a-f]*"' |
+        sed 's/.*"\(sha256:.*\)"/\1/'
+}
+
+docker_image() { # Docker keeps its own store and knows no pins: kubelet's garbage collection has to be told otherwise
+    export DOCKER_CONFIG="$WORK/docker"
+    pull docker pull "$SOURCE" || fail "$1: $(because)"
+    for name; do
+        case $name in *@*) continue ;; esac
+        logged docker tag "$SOURCE" "$name" || fail "$name: cannot be named: $OUT"
+        docker image inspect --format '{{.RepoDigests}}' "$name" | grep -q "$TARGET" || fail "$name: names something else"
+    done
+    say warn "$1: Docker knows no pinned images; kubelet may collect it when the disk fills up"
+}
+
+# -- verification: each image starts from what is there
+
+start() { # NAME TARGET UP SECONDS-OR-TEXT TIMEOUT [ctr options … --] [ARGUMENTS…]
+    name=$1 target=$2 up=$3 what=$4 limit=$5
+    shift 5
+    options=
+    while [ $# -gt 0 ]; do
+        [ "$1" = -- ] && { shift && break; }
+        options="$options $(quote "$1")"
+        shift
+    done
+    stage "start $name"
+    [ "$(digest_of "$name")" = "$target" ] || fail "$name: is not in the store, or names something else"
+    c images ls "name==\"$name\"" | grep -q pinned || fail "$name: is not pinned"
+    id=parbake-$((COUNT = ${COUNT:-0} + 1))
+    began=$(cut -d ' ' -f 1 /proc/uptime)
+    (
+        trap - EXIT
+        eval "c run --rm --net-host $options \"\$name\" \"\$id\" \"\$@\"" >"$WORK/$id" 2>&1
+        echo $? >"$WORK/$id.code"
+    ) &
+    why=$(wait_up "$id" "$up" "$what" "$limit") || {
+        cat "$WORK/$id" >>"$LOG"
+        fail "$name: $why"
+    }
+    now=$(cut -d ' ' -f 1 /proc/uptime)
+    say started "$(awk "BEGIN { printf \"%.1f\", $now - $began }") $name"
+    c tasks kill --signal KILL "$id" >/dev/null 2>&1 || :
+}
+
+quote() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; }
+
+wait_up() { # ID UP WHAT LIMIT: print why not
+    waited=0
+    while [ "$waited" -lt "$4" ]; do
+        code=$(cat "$WORK/$1.code" 2>/dev/null || echo running)
+        case $code in
+        0) case $2 in exit | running) return 0 ;; esac ;;
+        running) ;;
+        *) echo "ended with code $code: $(tail -n 3 "$WORK/$1" | tr '\n' ' ')" && return 1 ;;
+        esac
+        case $2 in
+        running) [ "$code" = running ] && c tasks ls | grep -q "^$1 .*RUNNING" && sleep "$3" &&
+            c tasks ls | grep -q "^$1 .*RUNNING" && return 0 ;;
+        log) grep -Eq -e "$3" "$WORK/$1" && return 0 ;;
+        tcp) curl -s --max-time 2 "telnet://127.0.0.1:$3" </dev/null >/dev/null 2>&1 && return 0
+            curl -s --max-time 2 -o /dev/null "http://127.0.0.1:$3/" && return 0 ;;
+        http) curl -s --max-time 5 -f -o /dev/null "http://127.0.0.1:$3" && return 0 ;;
+        esac
+        [ "$code" = 0 ] && echo "ended before it was up" && return 1
+        sleep 1
+        waited=$((waited + 1))
+    done
+    echo "not up within $4 s"
+    return 1
+}
+
+# -- seal: what belongs to one machine goes (the lists are the offline builder's own)
+
+seal() {
+    stage seal
+    umount "$WORK/seed" 2>/dev/null
+    if [ "$RUNTIME" = docker ]; then
+        systemctl stop docker docker.socket >/dev/null 2>&1
+    else
+        systemctl stop containerd >/dev/null 2>&1
+    fi
+    set -f
+    for pattern in $PARBAKE_REMOVED; do remove "$pattern"; done
+    if [ -f "$ROOT/usr/bin/nodeadm" ]; then
+        for pattern in $PARBAKE_REMOVED_WITH_NODEADM; do remove "$pattern"; done
+    fi
+    for file in $PARBAKE_EMPTIED; do [ -f "$ROOT/$file" ] && : >"$ROOT/$file"; done
+    for folder in $PARBAKE_LOGS; do [ -d "$ROOT/$folder" ] && find "$ROOT/$folder" -type f -exec rm -f {} +; done
+    for file in $PARBAKE_UNLESS_LINK; do [ -L "$ROOT/$file" ] || rm -f "$ROOT/$file"; done
+    set +f
+    case $(cat "$ROOT/etc/hostname" 2>/dev/null) in
+    localhost | localhost.localdomain | '') ;;
+    *) rm -f "$ROOT/etc/hostname" ;;
+    esac
+    # Keys that the cloud put there for this one machine.
+    rm -f "$ROOT"/root/.ssh/authorized_keys "$ROOT"/home/*/.ssh/authorized_keys
+    sync
+    fstrim "${ROOT:-/}" >/dev/null 2>&1 || :
+}
+
+remove() { # PATTERN below the root; a star also means names with a dot in front
+    case $1 in
+    */\*) [ -d "$ROOT/${1%/\*}" ] && find "$ROOT/${1%/\*}" -mindepth 1 -maxdepth 1 -exec rm -rf {} + 2>/dev/null ;;
+    *)
+        set +f
+        # shellcheck disable=SC2086 # a pattern
+        rm -rf "$ROOT"/$1
+        set -f
+        ;;
+    esac
+    return 0
+}
+
+main() {
+    console
+    mkdir -p "$WORK"
+    chmod 700 "$WORK"
+    : >"$LOG"
+    say begin "$PARBAKE_MODE"
+    trap 'fail "the script was stopped"' EXIT
+    trap 'exit 1' HUP INT TERM
+    watch
+    stage runtime
+    runtime
+    if [ "$PARBAKE_MODE" = verify ]; then
+        starts
+    else
+        registries
+        images
+        [ "$RUNTIME" = docker ] || discard
+        seal
+    fi
+    trap - EXIT
+    kill "$WATCH" 2>/dev/null
+    rm -rf "$WORK/docker" "$WORK/hosts"
+    say "done" "$PARBAKE_MODE"
+    say "done" "$PARBAKE_MODE" # again: kernel messages may run into one of the two
+    power_off
+}
+
+main

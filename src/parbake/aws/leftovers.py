@@ -1,0 +1,130 @@
+"""Remove what runs left in AWS, from tags alone: a clean-up needs no more to know.
+
+Instances with their spot requests, half-made AMIs with their snapshots, bare snapshots, volumes, security groups. Each
+step is "make sure that it is gone", so that a clean-up can be cut off as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from parbake.aws.clients import Client, client
+from parbake.aws.tags import MANAGED, NAME, TEMPORARY, as_dict, expired, mine
+from parbake.aws.waiting import Look, wait
+from parbake.errors import AwsNotFound
+from parbake.events import Events
+
+_GONE = 900.0  # seconds for an instance to be terminated
+_ALIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which leftovers go: those of a content key, or those of a Bakefile's name together with all that have expired.
+
+    Without ``images``, AMIs and snapshots stay.
+    """
+
+    key: str = ""
+    name: str = ""
+    images: bool = True
+
+    def filters(self) -> list[dict[str, Any]]:
+        """Return what narrows a describe call."""
+        return mine(managed=TEMPORARY, **({"key": self.key} if self.key else {}))
+
+    def takes(self, tags: dict[str, str]) -> bool:
+        """Whether a resource with these tags goes."""
+        if tags.get(MANAGED) != TEMPORARY:
+            return False
+        return bool(self.key) or tags.get(NAME) == self.name or expired(tags)
+
+
+def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:
+    """Remove temporary resources of parbake's in a region and return their ids. Raises AwsFault."""
+    ec2 = client("ec2", region)
+    removed = [*_instances(ec2, wanted, events)]
+    for look in (*((_images, _snapshots) if wanted.images else ()), _volumes, _groups):
+        removed += look(ec2, wanted)
+    return tuple(removed)
+
+
+def _instances(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
+    states = [{"Name": "instance-state-name", "Values": list(_ALIVE)}]
+    reservations = ec2.pages("describe_instances", "Reservations", Filters=[*wanted.filters(), *states])
+    found = [each for reservation in reservations for each in reservation["Instances"] if wanted.takes(as_dict(each))]
+    if not found:
+        return
+    requests = [each["SpotInstanceRequestId"] for each in found if each.get("SpotInstanceRequestId")]
+    if requests:  # a persistent request would start another one
+        ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=requests)
+    ids = [each["InstanceId"] for each in found]
+    terminate(ec2, ids, events)
+    yield from ids
+
+
+def terminate(ec2: Client, ids: list[str], events: Events) -> None:
+    """Terminate instances and wait until they are gone: what they hold (volumes, groups) is free only then."""
+    ec2.terminate_instances(InstanceIds=ids)
+
+    def look() -> Look:
+        try:
+            reservations = list(ec2.pages("describe_instances", "Reservations", InstanceIds=ids))
+        except AwsNotFound:
+            return Look(True)
+        states = [each["State"]["Name"] for reservation in reservations for each in reservation["Instances"]]
+        return Look(all(state == "terminated" for state in states), ", ".join(states))
+
+    wait("Terminate the instance", look, seconds=_GONE, events=events, hint="run `parbake clean --aws` later")
+
+
+def _images(ec2: Client, wanted: Wanted) -> Iterator[str]:
+    for image in ec2.pages("describe_images", "Images", Owners=["self"], Filters=wanted.filters()):
+        if wanted.takes(as_dict(image)):
+            remove_image(ec2, image)
+            yield image["ImageId"]
+
+
+def remove_image(ec2: Client, image: dict[str, Any]) -> None:
+    """Deregister an AMI and delete its snapshots; what is gone already is fine."""
+    _unless_gone(lambda: ec2.deregister_image(ImageId=image["ImageId"]))
+    for mapping in image.get("BlockDeviceMappings", []):
+        snapshot = mapping.get("Ebs", {}).get("SnapshotId")
+        if snapshot:
+            _delete_snapshot(ec2, snapshot)
+
+
+def _delete_snapshot(ec2: Client, snapshot: str) -> None:
+    _unless_gone(lambda: ec2.delete_snapshot(SnapshotId=snapshot))
+
+
+def _snapshots(ec2: Client, wanted: Wanted) -> Iterator[str]:
+    for snapshot in ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=wanted.filters()):
+        if wanted.takes(as_dict(snapshot)):
+            _delete_snapshot(ec2, snapshot["SnapshotId"])
+            yield snapshot["SnapshotId"]
+
+
+def _volumes(ec2: Client, wanted: Wanted) -> Iterator[str]:
+    for volume in ec2.pages("describe_volumes", "Volumes", Filters=wanted.filters()):
+        if wanted.takes(as_dict(volume)) and volume["State"] in {"available", "error"}:
+            identity = volume["VolumeId"]
+            _unless_gone(lambda identity=identity: ec2.delete_volume(VolumeId=identity))  # type: ignore[misc]
+            yield identity
+
+
+def _groups(ec2: Client, wanted: Wanted) -> Iterator[str]:
+    for group in ec2.pages("describe_security_groups", "SecurityGroups", Filters=wanted.filters()):
+        if wanted.takes(as_dict(group)):
+            identity = group["GroupId"]
+            _unless_gone(lambda identity=identity: ec2.delete_security_group(GroupId=identity))  # type: ignore[misc]
+            yield identity
+
+
+def _unless_gone(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except AwsNotFound:
+        return

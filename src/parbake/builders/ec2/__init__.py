@@ -1,0 +1,252 @@
+"""The EC2 builder: an instance of the base AMI bakes by itself and stops; the AMI of it is launched once to prove it.
+
+Nothing can get into the builder: no key pair, no inbound rule, no agent; it reports on its serial console. Everything
+carries the content key: a run that was killed is gone on with by the next one from what is there, and what is
+temporary is removed at the end, however it ends. An older AMI is never touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from parbake import aws
+from parbake.aws.leftovers import Wanted, remove, terminate
+from parbake.bakefile import AwsSection
+from parbake.builders import Baked, Ingredients
+from parbake.builders.ec2.image import Amis, published
+from parbake.builders.ec2.launch import Interrupted, Launcher, Order
+from parbake.builders.guest import Console, not_started, user_data
+from parbake.errors import BadBase, BakeFailed, InputError, ParbakeError
+from parbake.model import AmiSource, ImageVerdict, Plan, RegistryOptions, Verdict
+
+_VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
+
+
+class Ec2Builder:
+    """Bakes on an instance. ``limit`` is the guest's own, in seconds; ``fresh`` bakes what exists already."""
+
+    name = "ec2"
+
+    def __init__(
+        self,
+        settings: AwsSection,
+        registries: Mapping[str, RegistryOptions],
+        *,
+        limit: float,
+        verify: bool = True,
+        fresh: bool = False,
+    ) -> None:
+        self._settings, self._registries = settings, registries
+        self._limit, self._verify, self._fresh = limit, verify, fresh
+
+    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
+        """Make sure that the plan's AMI exists, is proven and lies where it shall; leave nothing temporary behind.
+
+        Raises BakeFailed with the guest's own log, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, InputError.
+        """
+        _need_registries(plan)
+        run = _Run(self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh)
+        done = False
+        try:
+            image = run.image()
+            verdict = run.prove(image) if self._verify else None
+            if verdict and not verdict.passed:
+                run.keep(image)
+                done = True
+                return Baked(None, published={run.region: published(image)}, verdict=verdict, size=plan.size)
+            places = run.spread(image)
+            run.promote(places, verdict)
+            done = True
+        finally:
+            run.clean(images=done)
+        return Baked(
+            None,
+            published={region: published(each) for region, each in places.items()},
+            verdict=verdict,
+            size=plan.size,
+        )
+
+
+def _need_registries(plan: Plan) -> None:
+    local = [image.reference for image in plan.all_images if image.layout]
+    if local:
+        raise InputError(
+            f"{local[0]} is in no registry, so that no instance can pull it",
+            hint="give it a name in a registry (ECR), so that it is pushed; or bake with `builder: ebs`",
+        )
+
+
+@dataclass
+class _Run:
+    """One run's work on one plan."""
+
+    settings: AwsSection
+    registries: Mapping[str, RegistryOptions]
+    plan: Plan
+    ingredients: Ingredients
+    limit: float
+    fresh: bool
+    token: str = field(default_factory=lambda: os.urandom(6).hex())
+
+    def __post_init__(self) -> None:
+        self.ec2 = aws.client("ec2", self.settings.region or "")
+        self.region = self.ec2.region
+        self.events = self.ingredients.events
+        self.launcher = Launcher(self.ec2, self.settings, self.plan.platform, self.events)
+        self._stamped()
+
+    def _stamped(self) -> None:
+        hours = (self.limit * 2 + 6 * 3600) / 3600
+        self.stamp = aws.Stamp(self.plan.key, self.token, self.plan.name, hours, self.settings.tags)
+        name = f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.token}" if self.fresh else "")
+        self.amis = Amis(self.settings, self.stamp, name, self.events)
+
+    # -- bake
+
+    def image(self) -> dict[str, Any]:
+        """Make sure that the plan's AMI is available; return its description."""
+        found = None if self.fresh else self.amis.find(self.region)
+        if found is None:
+            with self.events.stage("guest", "Bake on an instance"):
+                instance = self.baked_instance()
+            with self.events.stage("image", "Make an AMI of it"):
+                made = self.amis.create(self.region, instance)
+                return self.amis.wait(self.region, made)
+        with self.events.stage("image", "Wait for the AMI of an earlier run"):
+            return self.amis.wait(self.region, found["ImageId"])
+
+    def baked_instance(self) -> str:
+        """Return an instance that has baked and is stopped: that of an earlier run, or a new one."""
+        on_demand = False
+        while True:
+            instance = None if self.fresh else self.launcher.find(self.plan.key, "builder")
+            if instance:
+                self.token = aws.as_dict(instance)[aws.RUN]
+                self._stamped()
+                self.events.note(f"goes on with {instance['InstanceId']} of an earlier run")
+            else:
+                instance = self.launcher.launch(self._order(), on_demand=on_demand)
+            identity, console = instance["InstanceId"], Console(self.token)
+            try:
+                tail = self.launcher.follow(identity, console, self.limit)
+                for warning in console.warnings:
+                    self.events.warn(f"guest: {warning}")
+                console.judge(self.plan.all_images, tail)
+                return str(identity)
+            except Interrupted as error:
+                if on_demand or self.settings.purchase != "spot-first":
+                    raise
+                self.events.warn(f"{error.message}: again on demand")
+                on_demand = True
+                remove(Wanted(key=self.plan.key), self.region, self.events)
+                self.launcher = Launcher(self.ec2, self.settings, self.plan.platform, self.events)
+
+    def _order(self) -> Order:
+        source = aws.find_source(AmiSource(id=self.plan.base.identity), self.plan.platform, self.region)
+        if source.is_bottlerocket:
+            raise BadBase(
+                f"{source.name} is Bottlerocket, which has no shell for a guest script",
+                hint="bake a volume for its second disk: `base: none` with `builder: ebs`",
+            )
+        data = user_data(self.plan, self.token, "bake", limit=self.limit, registries=self.registries)
+        return Order(
+            role="builder",
+            image=source.id,
+            root_device=source.root_device,
+            user_data=data,
+            stamp=self.stamp,
+            size=self.plan.size,
+            profile=self.settings.instance_profile or "",
+        )
+
+    # -- prove
+
+    def prove(self, image: Mapping[str, Any]) -> Verdict:
+        """Launch the AMI once and start its images, without a pull; return what came of it."""
+        known = aws.as_dict(image).get(aws.VERIFIED)
+        if known and not self.fresh:
+            return Verdict(passed=True, accelerator="ec2", verified_at=known)
+        limit = _VERIFY_LIMIT + sum(each.startup.timeout if each.startup else 120 for each in self.plan.images)
+        run = os.urandom(6).hex()
+        stamp = aws.Stamp(self.plan.key, run, self.plan.name, self.stamp.hours, self.settings.tags)
+        order = Order(
+            role="verifier",
+            image=str(image["ImageId"]),
+            root_device=str(image["RootDeviceName"]),
+            user_data=user_data(self.plan, run, "verify", limit=limit, registries={}),
+            stamp=stamp,
+        )
+        with self.events.stage("verify", "Launch the AMI and start its images"):
+            instance = self.launcher.launch(order)
+            console = Console(run)
+            tail = self.launcher.follow(instance["InstanceId"], console, limit)
+            verdict = _verdict(self.plan, console, tail)
+            terminate(self.ec2, [instance["InstanceId"]], self.events)
+        return verdict
+
+    # -- what becomes of it
+
+    def spread(self, image: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """Copy, share, date; return the AMI of each region, this one's first."""
+        places = {self.region: image}
+        copies = {}
+        for region in self.settings.copy_to:
+            copies[region] = self.amis.copy(str(image["ImageId"]), self.region, region)
+        for region, made in copies.items():
+            with self.events.stage("copy", f"Copy to {region}"):
+                places[region] = self.amis.wait(region, made)
+        for region, each in places.items():
+            self.amis.finish(region, each)
+        return places
+
+    def promote(self, places: Mapping[str, Mapping[str, Any]], verdict: Verdict | None) -> None:
+        """Say of every AMI that it is done: copies first, so that the first region's is the last word."""
+        for region, image in reversed(list(places.items())):
+            self.amis.promote(region, image, verified=verdict.verified_at if verdict else "")
+
+    def keep(self, image: Mapping[str, Any]) -> None:
+        """Keep an AMI that failed verification: its record says so, and people want to look into it."""
+        self.amis.promote(self.region, image, verified="")
+
+    def clean(self, *, images: bool) -> None:
+        """Remove what was temporary. What cannot be removed now stays tagged, for ``parbake clean --aws``.
+
+        Without ``images``, AMIs that are being made stay as they are: the same command goes on with them.
+        """
+        for region in (self.region, *self.settings.copy_to):
+            try:
+                remove(Wanted(key=self.plan.key, images=images), region, self.events)
+            except ParbakeError as error:
+                self.events.warn(f"not all could be removed in {region}: {error.message}; run `parbake clean --aws`")
+
+
+def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
+    problems: tuple[str, ...] = ()
+    try:
+        console.judge(plan.images, tail, mode="verify")
+    except BakeFailed as error:
+        problems = (error.message,)
+    left_out = set(not_started(plan))
+    images = tuple(
+        ImageVerdict(
+            reference=image.reference,
+            digest=image.target.digest,
+            pinned=image.names[0] in console.started,
+            unpacked=image.names[0] in console.started,
+            start_seconds=console.started.get(image.names[0]),
+        )
+        for image in plan.images
+    )
+    warnings = tuple(f"{name}: not started, since its entrypoint is replaced" for name in sorted(left_out))
+    return Verdict(
+        passed=not problems,
+        accelerator="ec2",
+        images=images,
+        problems=problems,
+        warnings=(*warnings, *console.warnings),
+        verified_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )

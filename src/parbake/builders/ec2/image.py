@@ -1,0 +1,185 @@
+"""The AMI of a bake: made once from the stopped builder, copied, shared, dated. Every step is "make sure that".
+
+Until all of it is done and verified, the AMI and its snapshots are tagged as temporary: a run that was cut off is
+finished by the next one, or cleaned away. Sources: EC2 API reference, CreateImage, CopyImage, ModifyImageAttribute,
+EnableImageDeprecation, EnableFastSnapshotRestores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from parbake import aws
+from parbake.aws.leftovers import remove_image
+from parbake.bakefile import AwsSection
+from parbake.errors import AwsFault, AwsNotFound
+from parbake.events import Events
+from parbake.model import GIB, Published, Snapshot
+
+_WAIT = 6 * 3600.0  # seconds: the first snapshot of a large volume takes hours
+_HINT = "the AMI is still being made: run the same command again, and it goes on waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class Amis:
+    """Makes sure of AMIs for one Bakefile's ``aws`` section."""
+
+    settings: AwsSection
+    stamp: aws.Stamp
+    name: str
+    events: Events
+
+    def find(self, region: str, *, by_run: bool = False) -> dict[str, Any] | None:
+        """Return the AMI of this plan (with ``by_run``: of this run), whatever its state, the newest.
+
+        One that failed is removed on the way, with its snapshots: its name is needed.
+        """
+        ec2 = aws.client("ec2", region)
+        filters = aws.mine(key=self.stamp.key, **({"run": self.stamp.run} if by_run else {}))
+        usable = []
+        for image in ec2.pages("describe_images", "Images", Owners=["self"], Filters=filters):
+            if image["State"] in {"failed", "error", "invalid"}:
+                remove_image(ec2, image)
+            elif image["State"] in {"pending", "available"}:
+                usable.append(image)
+        return max(usable, key=lambda each: str(each.get("CreationDate", "")), default=None)
+
+    def create(self, region: str, instance: str) -> str:
+        """Make the AMI of a stopped instance; one of the same name that another run made meanwhile is taken."""
+        ec2 = aws.client("ec2", region)
+        try:
+            return str(
+                ec2.create_image(
+                    InstanceId=instance,
+                    Name=self.name,
+                    Description=f"parbake {self.stamp.key[:12]}",
+                    TagSpecifications=self._tagged(),
+                )["ImageId"]
+            )
+        except AwsFault as error:
+            if error.code != "InvalidAMIName.Duplicate":
+                raise
+            named = [{"Name": "name", "Values": [self.name]}]
+            for image in ec2.pages("describe_images", "Images", Owners=["self"], Filters=named):
+                if aws.as_dict(image).get(aws.KEY) == self.stamp.key:
+                    return str(image["ImageId"])
+            hint = "an AMI of that name exists and is not parbake's: rename it, or change `name` in the Bakefile"
+            raise AwsFault(error.message, code=error.code, hint=hint) from error
+
+    def _tagged(self) -> list[dict[str, Any]]:
+        return aws.specifications(self.stamp.tags("ami", name=self.name), "image", "snapshot")
+
+    def wait(self, region: str, image: str) -> dict[str, Any]:
+        """Wait until an AMI is available, with the progress of its snapshots; return its description."""
+        ec2 = aws.client("ec2", region)
+
+        def look() -> aws.Look:
+            found = ec2.describe_images(ImageIds=[image])["Images"]
+            if not found:
+                raise AwsNotFound(f"there is no AMI {image} in {region}")
+            state = found[0]["State"]
+            reason = found[0].get("StateReason", {}).get("Message", "")
+            failed = f"{image} is {state}: {reason}" if state in {"failed", "error", "invalid", "deregistered"} else ""
+            return aws.Look(state == "available", state, self._percent(ec2, found[0]), failed, found[0])
+
+        shown = f"Wait for {image} in {region}"
+        found: dict[str, Any] = aws.wait(shown, look, seconds=_WAIT, events=self.events, hint=_HINT)
+        return found
+
+    def _percent(self, ec2: aws.Client, image: Mapping[str, Any]) -> int | None:
+        ids = [each.id for each in snapshots_of(image)]
+        if not ids:
+            return None
+        try:
+            snapshots = ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]
+        except AwsNotFound:
+            return None
+        parts = [str(each.get("Progress") or "0").rstrip("%") for each in snapshots]
+        return sum(int(part) for part in parts if part.isdigit()) // max(1, len(parts))
+
+    def copy(self, source: str, home: str, region: str) -> str:
+        """Make sure that another region has a copy; return its id."""
+        found = self.find(region)
+        if found:
+            return str(found["ImageId"])
+        wishes: dict[str, Any] = {
+            "Name": self.name,
+            "SourceImageId": source,
+            "SourceRegion": home,
+            "ClientToken": aws.token(self.stamp.key, source, region),
+            "TagSpecifications": self._tagged(),
+        }
+        if self.settings.encrypted:
+            wishes["Encrypted"] = True
+            if self.settings.kms_key and not self.settings.kms_key.startswith("arn:"):
+                wishes["KmsKeyId"] = self.settings.kms_key  # the key of that name there; an ARN is of one region
+        return str(aws.client("ec2", region).copy_image(**wishes)["ImageId"])
+
+    def finish(self, region: str, image: Mapping[str, Any]) -> None:
+        """Make sure of what becomes of an available AMI: IMDSv2 only, shares, deprecation, fast snapshot restore."""
+        ec2, identity = aws.client("ec2", region), str(image["ImageId"])
+        snapshots = [each.id for each in snapshots_of(image)]
+        if image.get("ImdsSupport") != "v2.0":
+            ec2.modify_image_attribute(ImageId=identity, ImdsSupport={"Value": "v2.0"})
+        if self.settings.share_with:
+            ec2.modify_image_attribute(
+                ImageId=identity, LaunchPermission={"Add": [_permission(each) for each in self.settings.share_with]}
+            )
+            accounts = [each for each in self.settings.share_with if each.isdigit()]
+            for snapshot in snapshots if accounts else ():
+                ec2.modify_snapshot_attribute(
+                    SnapshotId=snapshot,
+                    Attribute="createVolumePermission",
+                    OperationType="add",
+                    UserIds=accounts,
+                )
+        if self.settings.deprecate_after:
+            end = datetime.now(UTC) + timedelta(days=self.settings.deprecate_after)
+            ec2.enable_image_deprecation(ImageId=identity, DeprecateAt=end.replace(second=0, microsecond=0))
+        zones = [zone for zone in self.settings.fast_snapshot_restore if zone.startswith(region)]
+        if zones:
+            answer = ec2.enable_fast_snapshot_restores(AvailabilityZones=zones, SourceSnapshotIds=snapshots)
+            for refused in answer.get("Unsuccessful", ()):
+                self.events.warn(f"fast snapshot restore of {refused.get('SnapshotId')}: {_why(refused)}")
+
+    def promote(self, region: str, image: Mapping[str, Any], *, verified: str) -> None:
+        """Say that an AMI and its snapshots are what the run was for: no clean-up takes them any more."""
+        tags = self.stamp.tags("ami", kind=aws.ARTEFACT, name=self.name)
+        if verified:
+            tags[aws.VERIFIED] = verified
+        ids = [str(image["ImageId"]), *(each.id for each in snapshots_of(image))]
+        aws.client("ec2", region).create_tags(Resources=ids, Tags=aws.as_list(tags))
+
+
+def _why(refused: Mapping[str, Any]) -> str:
+    errors = refused.get("FastSnapshotRestoreStateErrors") or [{}]
+    return str(errors[0].get("Error", {}).get("Message", "refused"))
+
+
+def _permission(share: str) -> dict[str, str]:
+    if share.isdigit():
+        return {"UserId": share}
+    return {"OrganizationArn": share} if ":organization/" in share else {"OrganizationalUnitArn": share}
+
+
+def snapshots_of(image: Mapping[str, Any]) -> tuple[Snapshot, ...]:
+    """Return the snapshots of an AMI, the root's first."""
+    root = image.get("RootDeviceName", "")
+    found = [
+        Snapshot(
+            id=each["Ebs"]["SnapshotId"], size=int(each["Ebs"].get("VolumeSize", 0)) * GIB, device=each["DeviceName"]
+        )
+        for each in image.get("BlockDeviceMappings", [])
+        if each.get("Ebs", {}).get("SnapshotId")
+    ]
+    return tuple(sorted(found, key=lambda each: (each.device != root, each.device)))
+
+
+def published(image: Mapping[str, Any]) -> Published:
+    """Return an AMI as records hold it."""
+    return Published(
+        image=str(image["ImageId"]), snapshots=snapshots_of(image), account=str(image.get("OwnerId") or "")
+    )

@@ -1,0 +1,236 @@
+"""Launch one instance with nothing open to it, wherever there is capacity, and follow it to its power-off.
+
+Sources: EC2 API reference, RunInstances and GetConsoleOutput; EC2 user guide, "Spot Instance requests" (only persistent
+requests can stop), "Instance console output" (``Latest`` is for running Nitro instances; what is posted after a stop
+stays for an hour).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from parbake import aws
+from parbake.aws.faults import CAPACITY
+from parbake.bakefile import AwsSection
+from parbake.builders.guest import Console
+from parbake.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, BakeFailed, InputError
+from parbake.events import Events
+from parbake.model import GIB, Platform
+from parbake.run import Deadline
+
+_TYPES = {
+    "amd64": ("m7i.large", "m6i.large", "m6a.large", "m5.large"),
+    "arm64": ("m7g.large", "m6g.large", "t4g.large"),
+}
+_POLL = 8.0  # seconds between looks at an instance and its console
+_AFTER_STOP = 300.0  # seconds until the console of a stopped instance has been posted
+_GRACE = 900.0  # seconds beyond the guest's own limit: for launch, boot and power-off
+_TAIL = 25
+
+
+class Interrupted(AwsLimit):
+    """EC2 took a spot instance away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to launch: the image, where its root lies, how large it becomes (bytes; 0: as the AMI says), and as what."""
+
+    role: str
+    image: str
+    root_device: str
+    user_data: bytes
+    stamp: aws.Stamp
+    size: int = 0
+    profile: str = ""
+
+
+@dataclass(slots=True)
+class Launcher:
+    """Launches instances for one Bakefile's ``aws`` section, and knows those of earlier runs."""
+
+    ec2: aws.Client
+    settings: AwsSection
+    platform: Platform
+    events: Events
+    _groups: dict[str, str] = field(default_factory=dict)
+
+    def find(self, key: str, role: str) -> dict[str, Any] | None:
+        """Return the instance of an earlier run for the same plan that can still be used, the newest."""
+        states = {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}
+        filters = [*aws.mine(key=key, role=role, managed=aws.TEMPORARY), states]
+        found = [
+            instance
+            for reservation in self.ec2.pages("describe_instances", "Reservations", Filters=filters)
+            for instance in reservation["Instances"]
+        ]
+        return max(found, key=lambda each: str(each.get("LaunchTime", "")), default=None)
+
+    def launch(self, order: Order, *, on_demand: bool = False) -> dict[str, Any]:
+        """Launch, trying purchases, types and zones in order; raises AwsLimit when none has capacity."""
+        refused: list[str] = []
+        subnets = list(self._subnets())
+        for spot, kind, subnet in self._ways(subnets, on_demand=on_demand):
+            try:
+                return self._run(order, kind, subnet, spot=spot)
+            except AwsLimit as error:
+                quota = spot and error.code in {"MaxSpotInstanceCountExceeded", "VcpuLimitExceeded"}
+                if error.code not in CAPACITY and not (quota and self.settings.purchase == "spot-first"):
+                    raise
+                refused.append(f"{kind}{' (spot)' if spot else ''} in {subnet['AvailabilityZone']}: {error.code}")
+                self.events.note(f"no capacity for {refused[-1]}")
+        shown = "\n".join(f"  {each}" for each in refused)
+        raise AwsLimit(
+            f"no capacity for any instance type in any zone of {self.ec2.region}:\n{shown}",
+            code="InsufficientInstanceCapacity",
+            hint="name more `aws.instance_types` or `aws.subnets` in other zones, or try again later",
+        )
+
+    def _ways(
+        self, subnets: Sequence[dict[str, Any]], *, on_demand: bool
+    ) -> Iterator[tuple[bool, str, dict[str, Any]]]:
+        purchases = {"on-demand": (False,), "spot": (True,), "spot-first": (True, False)}[self.settings.purchase]
+        for spot in (False,) if on_demand else purchases:
+            for kind in self.settings.instance_types or _TYPES[self.platform.architecture]:
+                for subnet in subnets:
+                    yield spot, kind, subnet
+
+    def _subnets(self) -> Iterator[dict[str, Any]]:
+        if self.settings.subnets:
+            yield from self.ec2.describe_subnets(SubnetIds=list(self.settings.subnets))["Subnets"]
+            return
+        default = [{"Name": "default-for-az", "Values": ["true"]}]
+        found = list(self.ec2.pages("describe_subnets", "Subnets", Filters=default))
+        if not found:
+            raise InputError(
+                f"{self.ec2.region} has no default VPC to launch a builder in",
+                hint="name subnets that reach the registry: `aws: {subnets: [subnet-…]}`",
+            )
+        yield from found
+
+    def _run(self, order: Order, kind: str, subnet: dict[str, Any], *, spot: bool) -> dict[str, Any]:
+        stamp, zone = order.stamp, subnet["AvailabilityZone"]
+        tags = stamp.tags(order.role)
+        ebs: dict[str, Any] = {"DeleteOnTermination": True, "VolumeType": "gp3"}
+        ebs |= {"Iops": self.settings.volume.iops, "Throughput": self.settings.volume.throughput}
+        if order.size:
+            ebs["VolumeSize"] = -(-order.size // GIB)
+        if self.settings.encrypted and order.role == "builder":
+            ebs["Encrypted"] = True
+            if self.settings.kms_key:
+                ebs["KmsKeyId"] = self.settings.kms_key
+        wishes: dict[str, Any] = {
+            "ImageId": order.image,
+            "InstanceType": kind,
+            "MinCount": 1,
+            "MaxCount": 1,
+            "ClientToken": aws.token(stamp.key, stamp.run, order.role, kind, subnet["SubnetId"], str(spot)),
+            "UserData": order.user_data,  # boto3 encodes it
+            "SubnetId": subnet["SubnetId"],
+            "SecurityGroupIds": list(self.settings.security_groups) or [self._group(subnet["VpcId"], stamp)],
+            "InstanceInitiatedShutdownBehavior": "stop",
+            "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 1},
+            "BlockDeviceMappings": [{"DeviceName": order.root_device, "Ebs": ebs}],
+            "TagSpecifications": aws.specifications(tags, "instance", "volume", "network-interface"),
+        }
+        if order.profile:
+            by = "Arn" if order.profile.startswith("arn:") else "Name"
+            wishes["IamInstanceProfile"] = {by: order.profile}
+        if spot:
+            options = {"SpotInstanceType": "persistent", "InstanceInterruptionBehavior": "stop"}
+            wishes["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
+            wishes["TagSpecifications"] += aws.specifications(tags, "spot-instances-request")
+        try:
+            answer = self.ec2.run_instances(**wishes)
+        except AwsFault as error:
+            raise self._explained(error, order, zone) from error
+        instance: dict[str, Any] = answer["Instances"][0]
+        self.events.note(f"{order.role}: {instance['InstanceId']} ({kind}{', spot' if spot else ''}, {zone})")
+        return instance
+
+    def _explained(self, error: AwsFault, order: Order, zone: str) -> AwsFault:
+        """Say what RunInstances means where AWS's own word names something else."""
+        if "iamInstanceProfile" in error.message or "IAM Instance Profile" in error.message:
+            hint = f"make it (`parbake iam` prints its policy), or correct `aws.instance_profile` ({order.profile})"
+            return AwsNotFound(error.message, code=error.code, hint=hint)
+        if error.code == "UnauthorizedOperation" and order.profile:
+            hint = f"{error.hint}; an instance profile also needs iam:PassRole on its role"
+            return AwsNoAccess(error.message, code=error.code, hint=hint)
+        if error.code == "InvalidBlockDeviceMapping":
+            hint = "the AMI's own root volume is larger: raise `size` in the Bakefile, or remove it"
+            return AwsFault(error.message, code=error.code, hint=hint)
+        if error.code in CAPACITY or isinstance(error, AwsNotFound | AwsLimit):
+            return error
+        return type(error)(f"{error.message} (in {zone})", code=error.code, hint=error.hint)
+
+    def _group(self, vpc: str, stamp: aws.Stamp) -> str:
+        """Return a security group without any inbound rule, made once for each plan and VPC."""
+        if vpc not in self._groups:
+            name = f"parbake-{stamp.key[:12]}"
+            named = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [vpc]}]
+            found = list(self.ec2.pages("describe_security_groups", "SecurityGroups", Filters=named))
+            self._groups[vpc] = found[0]["GroupId"] if found else self._new_group(vpc, name, stamp)
+        return self._groups[vpc]
+
+    def _new_group(self, vpc: str, name: str, stamp: aws.Stamp) -> str:
+        made = self.ec2.create_security_group(
+            GroupName=name,
+            Description="parbake builder: nothing comes in",
+            VpcId=vpc,
+            TagSpecifications=aws.specifications(stamp.tags("group"), "security-group"),
+        )
+        return str(made["GroupId"])
+
+    # -- following
+
+    def follow(self, identity: str, console: Console, limit: float) -> str:
+        """Follow an instance's console until it has powered itself off; return the console's last lines.
+
+        Raises Interrupted when a spot instance was taken away, BakeFailed when it does not end in time.
+        """
+        deadline = Deadline(limit + _GRACE, f"the guest on {identity}")
+        after: Deadline | None = None
+        tail = ""
+        while True:
+            instance = self._look(identity)
+            state = instance["State"]["Name"] if instance else "unknown"
+            text = self._console(identity, latest=state in {"running", "stopping"}) or self._console(identity)
+            tail = "\n".join([line for line in text.splitlines() if line.strip()][-_TAIL:]) or tail
+            for stage in console.read(text):
+                self.events.note(f"guest: {stage}")
+            if instance and state in {"stopped", "terminated", "shutting-down"}:
+                reason = instance.get("StateReason", {}).get("Code", "")
+                if reason.startswith(("Server.Spot", "Server.Insufficient")) and not console.over:
+                    raise Interrupted(
+                        f"EC2 took the spot instance {identity} away ({reason})",
+                        code=reason,
+                        hint="run the same command again, or write `aws: {purchase: on-demand}`",
+                    )
+                after = after or Deadline(_AFTER_STOP, f"the console of {identity}")
+                if console.over or not after.left or state != "stopped":
+                    return tail
+            if not deadline.left:
+                raise BakeFailed(
+                    f"{identity} did not power off within {deadline.seconds:.0f} s; its last stage was "
+                    f"`{console.stage}`\n{tail}",
+                    hint="raise `time_limit` in the Bakefile if it only needs longer",
+                )
+            deadline.sleep(_POLL)
+
+    def _look(self, identity: str) -> dict[str, Any] | None:
+        try:
+            found = self.ec2.describe_instances(InstanceIds=[identity])["Reservations"]
+        except AwsNotFound:
+            return None  # just made, and not known everywhere yet
+        return found[0]["Instances"][0] if found else None
+
+    def _console(self, identity: str, *, latest: bool = False) -> str:
+        try:
+            answer = self.ec2.get_console_output(InstanceId=identity, **({"Latest": True} if latest else {}))
+        except AwsNoAccess:
+            raise
+        except AwsFault:
+            return ""  # not posted yet; an instance type without `Latest`
+        return str(answer.get("Output") or "")

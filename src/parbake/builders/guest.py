@@ -1,0 +1,238 @@
+"""The guest that bakes: what it is told (user data), and what it says (marked lines on the serial console).
+
+One script (``node/guest.sh``) and one protocol for QEMU and EC2. Nothing in the user data is secret: an instance logs
+in to ECR with its own role. Sources: cloud-init's documentation, "User data formats" (MIME multi-part, gzip); EC2 user
+guide (16 KiB of user data before base64); containerd ``docs/hosts.md``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from parbake import seal
+from parbake.errors import BakeFailed, InputError
+from parbake.model import ExitProbe, HttpProbe, Image, LogProbe, Plan, RegistryOptions, RunningProbe, Startup, TcpProbe
+from parbake.reference import DOCKER_HUB, Reference
+from parbake.registry import ecr
+
+Mode = Literal["bake", "verify"]
+
+LARGEST_USER_DATA = 16 << 10
+# A guest's own network configuration, which cloud-init writes for one machine (`cloud-init clean --configs network`).
+_NETWORK = (
+    "etc/netplan/50-cloud-init.yaml",
+    "etc/systemd/network/10-cloud-init-*.network",
+    "etc/NetworkManager/system-connections/cloud-init-*.nmconnection",
+)
+# Amazon Linux 2 updates itself at the first boot otherwise, which EKS does not support for nodes.
+_CLOUD_CONFIG = "#cloud-config\nrepo_upgrade: none\npackage_update: false\npackage_upgrade: false\n"
+_BOUNDARY = "==parbake=="
+_LINE = re.compile(r"@parbake (\S+) ([0-9]+) (begin|stage|baked|started|warn|log|fail|done) ?(.*)")
+
+
+def script() -> str:
+    """Return the guest's script without its comments: user data has little room."""
+    package = Path(__file__).parent.parent
+    packaged = package / "node" / "guest.sh"
+    path = packaged if packaged.is_file() else package.parent.parent / "node" / "guest.sh"
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    return "\n".join(line for line in lines if line and not line.startswith("#")) + "\n"
+
+
+def user_data(
+    plan: Plan,
+    run: str,
+    mode: Mode,
+    *,
+    limit: float,
+    registries: Mapping[str, RegistryOptions],
+    loopback: str = "",
+    files: Mapping[str, str] | None = None,
+) -> bytes:
+    """Return the user data for a machine that bakes or verifies a plan; gzipped where it would be too large.
+
+    ``run`` names the run on the console, ``limit`` is in seconds, ``loopback`` is the address under which a machine on
+    this host reaches the host's own registries, ``files`` names the archive of each image that no registry has.
+    Raises InputError when an image is in no registry and in no archive, or when there are too many to name.
+    """
+    head = "\n".join([
+        *_variables(plan, run, mode, limit),
+        "registries() {", ":", *_registries(plan, registries, loopback), "}",
+        "images() {", *_images(plan, files or {}), "}",
+        "starts() {", ":", *(_starts(plan) if mode == "verify" else ()), "}",
+    ])  # fmt: skip
+    parts = (("text/cloud-config", _CLOUD_CONFIG), ("text/x-shellscript", f"#!/bin/sh\n{head}\n{script()}"))
+    text = f'Content-Type: multipart/mixed; boundary="{_BOUNDARY}"\nMIME-Version: 1.0\n\n'
+    for kind, body in parts:
+        text += f'--{_BOUNDARY}\nContent-Type: {kind}; charset="utf-8"\nMIME-Version: 1.0\n\n{body}\n'
+    data = f"{text}--{_BOUNDARY}--\n".encode()
+    if len(data) > LARGEST_USER_DATA:
+        data = gzip.compress(data, mtime=0)
+    if len(data) > LARGEST_USER_DATA:
+        raise InputError(
+            f"{len(plan.all_images)} images are more than a machine can be told of at its start (16 KiB)",
+            hint="bake fewer images at once, or write `builder: ebs`, which needs no instance",
+        )
+    return data
+
+
+def _variables(plan: Plan, run: str, mode: Mode, limit: float) -> list[str]:
+    lists = {
+        "REMOVED": (*seal.REMOVED, *_NETWORK),
+        "REMOVED_WITH_NODEADM": seal.REMOVED_WITH_NODEADM,
+        "EMPTIED": seal.EMPTIED,
+        "LOGS": seal.LOGS,
+        "UNLESS_LINK": seal.UNLESS_LINK,
+    }
+    values = {
+        "RUN": run,
+        "MODE": mode,
+        "LIMIT": str(int(limit)),
+        "PLATFORM": str(plan.platform),
+        "KEEP_LAYERS": str(int(plan.keep_layers)),
+        **{name: " ".join(patterns) for name, patterns in lists.items()},
+    }
+    return [f"PARBAKE_{name}={shlex.quote(value)}" for name, value in values.items()]
+
+
+def _registries(plan: Plan, options: Mapping[str, RegistryOptions], loopback: str) -> list[str]:
+    lines = []
+    for host in sorted({Reference.parse(image.reference).registry for image in plan.all_images if not image.layout}):
+        chosen = options.get(host, RegistryOptions())
+        name, _, port = host.partition(":")
+        is_loopback = name in {"localhost", "127.0.0.1"} or name.startswith("127.")
+        target = f"{loopback}:{port or 80}" if is_loopback and loopback else host
+        if host == DOCKER_HUB:
+            target = "registry-1.docker.io"
+        plain = chosen.plain_http or is_loopback
+        found = ecr.parse(host)
+        login = f"ecr:{found.region}" if found and not found.public and chosen.credentials in {"auto", "ecr"} else "-"
+        words = ["registry", host, f"{'http' if plain else 'https'}://{target}", login]
+        if chosen.ca:
+            words.append(Path(chosen.ca).read_text())
+        lines.append(shlex.join(words))
+    return lines
+
+
+def _images(plan: Plan, files: Mapping[str, str]) -> list[str]:
+    lines = []
+    for image in plan.all_images:
+        if image.layout and image.reference not in files:
+            raise InputError(
+                f"{image.reference} is in no registry, so that no machine can pull it",
+                hint="give it a name in a registry, so that it is pushed; or bake with `builder: local` or `ebs`",
+            )
+        source = f"file:{files[image.reference]}" if image.layout else source_of(image)
+        lines.append(shlex.join(["image", image.target.digest, image.manifest.digest, source, *image.names]))
+    return lines
+
+
+def source_of(image: Image) -> str:
+    """Return the reference by which an image is pulled: its repository and its digest."""
+    return Reference.parse(image.reference).with_digest(image.target.digest)
+
+
+def _starts(plan: Plan) -> list[str]:
+    lines = []
+    for image in plan.images:
+        startup = image.startup or Startup()
+        if startup.command:
+            continue  # `ctr run` cannot replace an entrypoint; it is said in the verdict
+        up, what = _up(startup)
+        options = [word for name, value in sorted(startup.env.items()) for word in ("--env", f"{name}={value}")]
+        words = ["start", image.names[0], image.target.digest, up, what, str(int(startup.timeout))]
+        lines.append(shlex.join([*words, *options, "--", *startup.args]))
+    return lines
+
+
+def not_started(plan: Plan) -> tuple[str, ...]:
+    """Return the images that a machine cannot start by itself, because their entrypoint is replaced."""
+    return tuple(image.reference for image in plan.images if image.startup and image.startup.command)
+
+
+def _up(startup: Startup) -> tuple[str, str]:
+    match startup.up:
+        case ExitProbe():
+            return "exit", "-"
+        case LogProbe(pattern=pattern):
+            return "log", pattern
+        case TcpProbe(port=port):
+            return "tcp", str(port)
+        case HttpProbe(port=port, path=path):
+            return "http", f"{port}{path}"
+        case RunningProbe(seconds=seconds):
+            return "running", str(max(1, round(seconds)))
+
+
+@dataclass(slots=True)
+class Console:
+    """What a guest has said so far. ``read`` takes the console as often as it is shown and returns what is new."""
+
+    run: str
+    finished: bool = False
+    failure: str = ""
+    log: list[str] = field(default_factory=list)
+    baked: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    started: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    stage: str = ""
+    _seen: int = 0
+
+    def read(self, text: str) -> list[str]:
+        """Take in console text, from the start or any later part of it; return the stages that are new."""
+        stages = []
+        for run, number, kind, rest in _marked(text):
+            if run != self.run or int(number) <= self._seen or self.finished or self.failure:
+                continue
+            self._seen = int(number)
+            words = rest.split(" ")
+            match kind:
+                case "stage":
+                    self.stage = rest
+                    stages.append(rest)
+                case "baked":
+                    self.baked[words[0]] = tuple(words[1:])
+                case "started":
+                    self.started[rest.partition(" ")[2]] = float(words[0])
+                case "warn":
+                    self.warnings.append(rest)
+                case "log":
+                    self.log.append(rest)
+                case "fail":
+                    self.failure = rest or "no reason"
+                case "done":
+                    self.finished = True
+        return stages
+
+    @property
+    def over(self) -> bool:
+        """Whether the guest has said its verdict."""
+        return self.finished or bool(self.failure)
+
+    def judge(self, images: Sequence[Image], tail: str, *, mode: Mode = "bake") -> None:
+        """Raise BakeFailed unless the guest is done and everything is there; ``tail`` is the console's end."""
+        if self.failure:
+            shown = "\n".join(self.log[-40:])
+            raise BakeFailed(f"the guest gave up while at `{self.stage}`: {self.failure}\n{shown}".rstrip())
+        if not self.finished:
+            at = f"its last stage was `{self.stage}`" if self.stage else "its script said nothing at all"
+            raise BakeFailed(
+                f"the machine ended without a verdict; {at}\nthe console's end:\n{tail}",
+                hint="the base must run cloud-init's user data scripts and have a serial console",
+            )
+        missing = [image.reference for image in images if image.target.digest not in self.baked]
+        if mode == "bake" and missing:
+            raise BakeFailed(f"the guest says that it is done, but not of {', '.join(missing)}")
+
+
+def _marked(text: str) -> Iterable[tuple[str, str, str, str]]:
+    for line in text.replace("\r", "\n").split("\n")[:-1]:  # the last one is still being written
+        found = _LINE.search(line)
+        if found:
+            yield found.group(1), found.group(2), found.group(3), found.group(4).strip()

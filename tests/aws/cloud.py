@@ -1,0 +1,355 @@
+"""A stand-in for EC2: moto, with what moto leaves out or gets wrong put right. It lives in this process and in memory.
+
+What is added: AMIs must exist and be available to be launched or copied; client tokens are honoured; an instance runs
+the **real guest script** (on the node of ``tests/support/guests.py``, whose containerd only keeps notes) and stops when
+that powers off; what it stored is in the AMI that is made of it, and only there; CreateImage makes one snapshot for
+each volume, refuses names that are taken and instances that run; AMIs and snapshots are pending for a while; a snapshot
+that an AMI uses cannot be deleted; a security group that an instance uses neither; deprecation, fast snapshot restore.
+
+What stays untrue: nothing takes time, nobody is refused for want of a permission, blocks hold nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.client
+import pytest
+from botocore.exceptions import ClientError
+from botocore.validate import ParamValidator
+from moto.ec2.models import amis, ec2_backends
+
+from tests.support.guests import SHELLS, Node
+
+LOOKS = 1
+"""How often something is looked at before it is done."""
+
+
+class Killed(BaseException):
+    """The process is dead: it makes no further call and cleans nothing up."""
+
+
+def refuse(code: str, message: str, operation: str = "") -> ClientError:
+    """Return AWS's error."""
+    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+@dataclass
+class Machine:
+    """An instance as the stand-in knows it."""
+
+    region: str
+    user_data: str
+    stored: str
+    looks: int = 0
+    console: str = ""
+    over: bool = False
+    code: str = ""
+
+
+@dataclass
+class Cloud:
+    """Faults and memory. ``before`` and ``after`` are called with each operation and its arguments."""
+
+    calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    before: list[Callable[[str, str, dict[str, Any]], None]] = field(default_factory=list)
+    after: list[Callable[[str, str, dict[str, Any]], None]] = field(default_factory=list)
+    machines: dict[str, Machine] = field(default_factory=dict)
+    stored: dict[str, str] = field(default_factory=dict)
+    """What the runtime of an AMI holds."""
+    pending: dict[str, int] = field(default_factory=dict)
+    tokens: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prepare: Callable[[Node], object] = lambda _node: None
+    consoles: dict[str, tuple[str, str]] = field(default_factory=dict)
+    spot_interruptions: int = 0
+    _real: Any = None
+    _inside: bool = False
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Stand between boto3 and moto."""
+        monkeypatch.setattr(amis, "AMIS", [])  # hundreds of strangers' AMIs, which every call would look through
+        self._real = botocore.client.BaseClient._make_api_call
+        cloud = self
+
+        def call(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
+            return cloud.call(client, operation, arguments)
+
+        monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
+
+    def call(self, client: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        """Answer one call."""
+        if self._inside:
+            return self._real(client, operation, arguments)
+        service = client.meta.service_model.service_name
+        self._validate(client, operation, arguments)
+        for fault in self.before:
+            fault(service, operation, arguments)
+        self.calls.append((service, operation, arguments))
+        self._inside = True
+        try:
+            own = getattr(self, f"_{service}_{operation}", None)
+            answer = own(client, arguments) if own else self._real(client, operation, arguments)
+        finally:
+            self._inside = False
+        for fault in self.after:
+            fault(service, operation, arguments)
+        return answer
+
+    @staticmethod
+    def _validate(client: Any, operation: str, arguments: Mapping[str, Any]) -> None:
+        model = client.meta.service_model.operation_model(operation)
+        known = {key: value for key, value in arguments.items() if key != "UserData"}
+        if model.input_shape is not None:
+            report = ParamValidator().validate(known, model.input_shape)
+            missing_token = "Missing required parameter" in report.generate_report()
+            assert not report.has_errors() or missing_token, report.generate_report()
+
+    # -- images
+
+    def _image(self, client: Any, image: str) -> dict[str, Any]:
+        found = self._real(client, "DescribeImages", {"ImageIds": [image]})["Images"]
+        if not found:
+            raise refuse("InvalidAMIID.NotFound", f"The image id '[{image}]' does not exist")
+        described: dict[str, Any] = {**found[0], **self.details.get(image, {})}
+        return described
+
+    def _ec2_DescribeImages(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        answer = self._real(client, "DescribeImages", arguments)
+        for image in answer["Images"]:
+            identity = image["ImageId"]
+            image.update(self.details.get(identity, {}))
+            if self.pending.get(identity, 0) > 0:
+                self.pending[identity] -= 1
+                image["State"] = "pending"
+        return answer
+
+    def _ec2_CreateImage(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        instance = self._instance(client, arguments["InstanceId"])
+        assert instance["State"]["Name"] == "stopped", "an AMI of a machine that runs is of nobody knows what"
+        if self._real(client, "DescribeImages", {"Filters": [{"Name": "name", "Values": [arguments["Name"]]}]})[
+            "Images"
+        ]:
+            raise refuse("InvalidAMIName.Duplicate", f"AMI name {arguments['Name']} is already in use")
+        tags = {spec["ResourceType"]: spec["Tags"] for spec in arguments.get("TagSpecifications", [])}
+        mappings = []
+        for mapping in instance["BlockDeviceMappings"]:
+            volume = self._real(client, "DescribeVolumes", {"VolumeIds": [mapping["Ebs"]["VolumeId"]]})["Volumes"][0]
+            wishes: dict[str, Any] = {"VolumeId": volume["VolumeId"]}
+            if "snapshot" in tags:
+                wishes["TagSpecifications"] = [{"ResourceType": "snapshot", "Tags": tags["snapshot"]}]
+            snapshot = self._real(client, "CreateSnapshot", wishes)
+            ebs = {"SnapshotId": snapshot["SnapshotId"], "VolumeSize": volume["Size"], "Encrypted": volume["Encrypted"]}
+            mappings.append({"DeviceName": mapping["DeviceName"], "Ebs": ebs})
+        source = self.details[instance["ImageId"]]
+        return self._registered(client, arguments["Name"], mappings, tags.get("image", []), source, instance)
+
+    def _registered(
+        self,
+        client: Any,
+        name: str,
+        mappings: list[dict[str, Any]],
+        tags: list[dict[str, str]],
+        source: Mapping[str, Any],
+        instance: Mapping[str, Any] | None = None,
+    ) -> dict[str, str]:
+        wishes: dict[str, Any] = {
+            "Name": name,
+            "RootDeviceName": source["RootDeviceName"],
+            "BlockDeviceMappings": mappings,
+        }
+        made: str = self._real(client, "RegisterImage", wishes)["ImageId"]
+        if tags:
+            self._real(client, "CreateTags", {"Resources": [made], "Tags": tags})
+        self.details[made] = {
+            "Architecture": source["Architecture"],
+            "RootDeviceType": "ebs",
+            "RootDeviceName": source["RootDeviceName"],
+            "BlockDeviceMappings": mappings,
+            "CreationDate": f"2026-01-01T00:00:{len(self.details) % 60:02}.000Z",
+        }
+        self.pending[made] = LOOKS
+        if instance:
+            self.stored[made] = self.machines[instance["InstanceId"]].stored
+        return {"ImageId": made}
+
+    def base(self, region: str, name: str = "node-base", **more: Any) -> str:
+        """Make a public base AMI, which nobody may touch."""
+        client = boto3.client("ec2", region)
+        inside, self._inside = self._inside, True
+        try:
+            volume = client.create_volume(Size=8, AvailabilityZone=f"{region}a")
+            snapshot = client.create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"]
+            client.delete_volume(VolumeId=volume["VolumeId"])
+            mapping = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot, "VolumeSize": 8}}
+            source = {"Architecture": "x86_64", "RootDeviceName": "/dev/xvda", **more}
+            made = self._registered(client, name, [mapping], [], source)["ImageId"]
+        finally:
+            self._inside = inside
+        self.pending[made] = 0
+        self.stored[made] = ""
+        return made
+
+    def _ec2_CopyImage(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        token = ("CopyImage", client.meta.region_name, arguments.get("ClientToken", ""))
+        if token[2] and token in self.tokens:
+            return {"ImageId": self.tokens[token]}
+        there = boto3.client("ec2", arguments["SourceRegion"])
+        source = self._image(there, arguments["SourceImageId"])
+        if self.pending.get(source["ImageId"], 0):
+            raise refuse("InvalidRequest", "the source image is pending")
+        tags = {spec["ResourceType"]: spec["Tags"] for spec in arguments.get("TagSpecifications", [])}
+        volume = self._real(client, "CreateVolume", {"Size": 8, "AvailabilityZone": f"{client.meta.region_name}a"})
+        wishes: dict[str, Any] = {"VolumeId": volume["VolumeId"]}
+        if "snapshot" in tags:
+            wishes["TagSpecifications"] = [{"ResourceType": "snapshot", "Tags": tags["snapshot"]}]
+        snapshot = self._real(client, "CreateSnapshot", wishes)["SnapshotId"]
+        self._real(client, "DeleteVolume", {"VolumeId": volume["VolumeId"]})
+        mapping = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot, "VolumeSize": 8}}
+        details = self.details[source["ImageId"]]
+        made = self._registered(client, arguments["Name"], [mapping], tags.get("image", []), details)
+        self.tokens[token] = made["ImageId"]
+        return made
+
+    def _ec2_DeleteSnapshot(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        for image in self._real(client, "DescribeImages", {"Owners": ["self"]})["Images"]:
+            mappings = self.details.get(image["ImageId"], image).get("BlockDeviceMappings", [])
+            if arguments["SnapshotId"] in [each.get("Ebs", {}).get("SnapshotId") for each in mappings]:
+                raise refuse("InvalidSnapshot.InUse", f"{arguments['SnapshotId']} is in use by {image['ImageId']}")
+        return self._real(client, "DeleteSnapshot", arguments)
+
+    def _ec2_ModifyImageAttribute(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        self._image(client, arguments["ImageId"])
+        details = self.details[arguments["ImageId"]]
+        if "ImdsSupport" in arguments:
+            details["ImdsSupport"] = arguments["ImdsSupport"]["Value"]
+        if "LaunchPermission" in arguments:
+            details.setdefault("shared", []).extend(arguments["LaunchPermission"]["Add"])
+        return {}
+
+    def _ec2_EnableImageDeprecation(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        self._image(client, arguments["ImageId"])
+        self.details[arguments["ImageId"]]["DeprecationTime"] = arguments["DeprecateAt"]
+        return {"Return": True}
+
+    def _ec2_EnableFastSnapshotRestores(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        self._real(client, "DescribeSnapshots", {"SnapshotIds": arguments["SourceSnapshotIds"]})
+        for snapshot in arguments["SourceSnapshotIds"]:
+            self.details.setdefault(snapshot, {})["fast"] = arguments["AvailabilityZones"]
+        return {"Successful": [], "Unsuccessful": []}
+
+    # -- instances
+
+    def _instance(self, client: Any, identity: str) -> dict[str, Any]:
+        reservations = self._real(client, "DescribeInstances", {"InstanceIds": [identity]})["Reservations"]
+        instance: dict[str, Any] = reservations[0]["Instances"][0]
+        return instance
+
+    def _ec2_RunInstances(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        token = ("RunInstances", client.meta.region_name, arguments.get("ClientToken", ""))
+        if token[2] and token in self.tokens:
+            return {"Instances": [self._instance(client, self.tokens[token])]}
+        image = self._image(client, arguments["ImageId"])
+        if self.pending.get(image["ImageId"], 0):
+            raise refuse("InvalidAMIID.Unavailable", f"the image {image['ImageId']} is pending")
+        assert "KeyName" not in arguments, "nothing gets in"
+        assert arguments["MetadataOptions"]["HttpTokens"] == "required"
+        user_data = arguments["UserData"]
+        text = user_data.decode() if isinstance(user_data, bytes) else user_data
+        assert len(text) <= 16 << 10
+        tags = [spec for spec in arguments["TagSpecifications"] if spec["ResourceType"] in {"instance", "volume"}]
+        plain = {key: value for key, value in arguments.items() if key != "InstanceMarketOptions"}
+        sizes = {each["DeviceName"]: each["Ebs"]["VolumeSize"] for each in image["BlockDeviceMappings"]}
+        plain["BlockDeviceMappings"] = [
+            {**each, "Ebs": {"VolumeSize": sizes[each["DeviceName"]], **each["Ebs"]}}
+            for each in arguments["BlockDeviceMappings"]
+        ]
+        answer = self._real(client, "RunInstances", {**plain, "UserData": "", "TagSpecifications": tags})
+        instance = answer["Instances"][0]
+        self.tokens[token] = instance["InstanceId"]
+        machine = Machine(client.meta.region_name, text, self.stored[arguments["ImageId"]])
+        if "InstanceMarketOptions" in arguments and self.spot_interruptions:
+            self.spot_interruptions -= 1
+            machine.code = "Server.SpotInstanceShutdown"
+        self.machines[instance["InstanceId"]] = machine
+        return answer
+
+    def _ec2_DescribeInstances(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        for identity, machine in self.machines.items():
+            if machine.region == client.meta.region_name and not machine.over:
+                machine.looks += 1
+                if machine.looks >= LOOKS:
+                    self._run_guest(machine)
+                    if self._instance(client, identity)["State"]["Name"] in {"pending", "running"}:
+                        self._real(client, "StopInstances", {"InstanceIds": [identity]})
+        answer = self._real(client, "DescribeInstances", arguments)
+        for reservation in answer["Reservations"]:
+            for instance in reservation["Instances"]:
+                known = self.machines.get(instance["InstanceId"])
+                if known and known.code:
+                    instance["StateReason"] = {"Code": known.code, "Message": known.code}
+        return answer
+
+    def _run_guest(self, machine: Machine) -> None:
+        """Run the script of the user data; a script that ran before, on the same store, says the same again."""
+        machine.over = True
+        if machine.code:
+            return
+        found = re.search(r"PARBAKE_RUN=(\S+)", machine.user_data)
+        assert found
+        run = found.group(1)
+        known = machine.user_data.replace(run, "RUN") + machine.stored
+        if known not in self.consoles:
+            with tempfile.TemporaryDirectory() as folder:
+                node = Node(Path(folder), next(iter(SHELLS.values())))
+                images, _, pinned = machine.stored.partition("---\n")
+                (node.fake / "images").write_text(images)
+                (node.fake / "pinned").write_text(pinned)
+                self.prepare(node)
+                console = node.run(machine.user_data.encode())
+                stored = f"{(node.fake / 'images').read_text()}---\n{(node.fake / 'pinned').read_text()}"
+            self.consoles[known] = (console.replace(run, "RUN"), stored)
+        console, machine.stored = self.consoles[known]
+        machine.console = console.replace("RUN", run)
+
+    def _ec2_GetConsoleOutput(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        self._instance(client, arguments["InstanceId"])
+        return {"InstanceId": arguments["InstanceId"], "Output": self.machines[arguments["InstanceId"]].console}
+
+    def _ec2_CancelSpotInstanceRequests(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        del client, arguments
+        return {}
+
+    def _ec2_DeleteSecurityGroup(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        for reservation in self._real(client, "DescribeInstances", {})["Reservations"]:
+            for instance in reservation["Instances"]:
+                used = [group["GroupId"] for group in instance["SecurityGroups"]]
+                if arguments["GroupId"] in used and instance["State"]["Name"] != "terminated":
+                    raise refuse("DependencyViolation", f"{arguments['GroupId']} has a dependent object")
+        return self._real(client, "DeleteSecurityGroup", arguments)
+
+    # -- what is there
+
+    def left(self, region: str) -> dict[str, list[str]]:
+        """Return everything of ours that is in a region, by kind."""
+        backend: Any = ec2_backends["123456789012"][region]
+        tagged = sorted(identity for identity, tags in backend.tags.items() if "parbake:managed" in tags)
+        instances = {
+            each.id for all_ in backend.reservations.values() for each in all_.instances if each.state != "terminated"
+        }
+        groups = {identity for vpc in backend.groups.values() for identity in vpc}
+        there: dict[str, Any] = {
+            "instances": instances,
+            "images": backend.amis,
+            "snapshots": backend.snapshots,
+            "volumes": backend.volumes,
+            "groups": groups,
+        }
+        found = {kind: [identity for identity in tagged if identity in ids] for kind, ids in there.items()}
+        return {kind: ids for kind, ids in found.items() if ids}

@@ -1,0 +1,70 @@
+"""Bakes on EC2's stand-in, for the tests of the builder: a plan, and a function that bakes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake.bakefile import AwsSection
+from parbake.builders import Baked, Ingredients
+from parbake.builders.ec2 import Ec2Builder, launch
+from parbake.events import Event, Events
+from parbake.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, Startup
+from parbake.plan import make_plan
+from tests.aws.cloud import Cloud
+from tests.aws.conftest import REGION
+from tests.support.plans import image
+
+APP = image("registry.example/app:1", startup=Startup(up=ExitProbe()))
+OTHER = "us-east-1"
+
+
+@pytest.fixture
+def cloud(aws_mock: None, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    del aws_mock
+    monkeypatch.setattr(launch, "_POLL", 0.001)
+    monkeypatch.setattr(launch, "_AFTER_STOP", 0.01)
+    made = Cloud()
+    made.install(monkeypatch)
+    return made
+
+
+def plan_for(base: str, **more: Any) -> Plan:
+    return make_plan(
+        name="shop",
+        platform=Platform(architecture="amd64"),
+        base=Base(kind="ami", identity=base, size=8 * GIB),
+        artefact=Artefact(kind="machine-image", format="ami"),
+        images=[APP],
+        sandbox=None,
+        **more,
+    )
+
+
+@pytest.fixture
+def plan(cloud: Cloud) -> Plan:
+    return plan_for(cloud.base(REGION))
+
+
+type Bake = Callable[..., Baked]
+
+
+@pytest.fixture
+def bake(plan: Plan, tmp_path: Path) -> Bake:
+    def run(*, verify: bool = True, fresh: bool = False, of: Plan | None = None, **settings: Any) -> Baked:
+        builder = Ec2Builder(AwsSection(region=REGION, **settings), {}, limit=600.0, verify=verify, fresh=fresh)
+        ingredients = Ingredients(None, _no_source, tmp_path, Events(_silent))
+        return builder.build(of or plan, ingredients)
+
+    return run
+
+
+def _silent(_event: Event) -> None:
+    return
+
+
+def _no_source(_image: object) -> Any:
+    raise AssertionError("the instance pulls, nobody else")

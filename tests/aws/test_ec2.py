@@ -1,0 +1,232 @@
+"""Bakes on EC2's stand-in: the whole builder, its faults, and what is left after each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+import pytest
+
+from parbake import aws
+from parbake.errors import AwsLimit, AwsNoAccess, AwsNotFound, BadBase, BakeFailed, DeadlineExceeded, InputError
+from parbake.model import Plan
+from tests.aws.cloud import Cloud, refuse
+from tests.aws.conftest import REGION
+from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, plan, plan_for
+from tests.support.plans import image
+
+__all__ = ["APP", "bake", "cloud", "plan"]
+
+
+def named(cloud: Cloud, *operations: str) -> list[dict[str, Any]]:
+    return [arguments for _, operation, arguments in cloud.calls if operation in operations]
+
+
+def test_a_bake_makes_an_ami_that_starts_and_leaves_nothing_else(cloud: Cloud, plan: Plan, bake: Bake) -> None:
+    baked = bake()
+    there = baked.published[REGION]
+    assert baked.verdict
+    assert baked.verdict.passed
+    assert baked.verdict.accelerator == "ec2"
+    assert baked.verdict.images[0].start_seconds is not None
+    assert cloud.left(REGION) == {"images": [there.image], "snapshots": [each.id for each in there.snapshots]}
+    described = aws.client("ec2", REGION).describe_images(ImageIds=[there.image])["Images"][0]
+    tags = aws.as_dict(described)
+    assert (tags[aws.KEY], tags[aws.MANAGED]) == (plan.key, "artefact")
+    assert tags[aws.VERIFIED] == baked.verdict.verified_at
+    assert described["Name"] == f"shop-{plan.key[:12]}"
+    assert described["ImdsSupport"] == "v2.0"
+
+
+def test_the_builder_is_closed_and_everything_is_tagged(cloud: Cloud, bake: Bake) -> None:
+    boto3.client("iam").create_instance_profile(InstanceProfileName="baker")
+    bake(instance_profile="baker", tags={"team": "x"})
+    launched = named(cloud, "RunInstances")
+    assert [each["InstanceInitiatedShutdownBehavior"] for each in launched] == ["stop", "stop"]
+    assert launched[0]["IamInstanceProfile"] == {"Name": "baker"}
+    assert "IamInstanceProfile" not in launched[1], "who verifies pulls nothing"
+    assert launched[0]["BlockDeviceMappings"][0]["Ebs"]["Throughput"] == 500
+    assert named(cloud, "AuthorizeSecurityGroupIngress") == []
+    for _, operation, arguments in cloud.calls:
+        if operation in {"RunInstances", "CreateSecurityGroup", "CreateImage", "CopyImage"}:
+            for specification in arguments["TagSpecifications"]:
+                keys = {tag["Key"] for tag in specification["Tags"]}
+                assert {"parbake:managed", "parbake:key", "parbake:run", "parbake:expires", "team"} <= keys
+
+
+def test_the_second_bake_does_nothing_but_look(cloud: Cloud, bake: Bake) -> None:
+    first = bake()
+    cloud.calls.clear()
+    assert bake().published == first.published
+    assert {operation for _, operation, _ in cloud.calls if not operation.startswith(("Describe", "Get"))} <= {
+        "CreateTags"
+    }
+
+
+def test_fresh_makes_another_and_leaves_the_old_one(cloud: Cloud, bake: Bake) -> None:
+    first = bake().published[REGION].image
+    second = bake(fresh=True).published[REGION].image
+    assert first != second
+    assert set(cloud.left(REGION)["images"]) == {first, second}
+
+
+def test_copies_shares_deprecation_and_fast_restore(cloud: Cloud, bake: Bake) -> None:
+    organisation = "arn:aws:organizations::123456789012:organization/o-abc"
+    baked = bake(
+        copy_to=(OTHER,),
+        share_with=("210987654321", organisation),
+        deprecate_after=90,
+        fast_snapshot_restore=(f"{REGION}a", f"{OTHER}b"),
+    )
+    assert list(baked.published) == [REGION, OTHER]
+    for region, there in baked.published.items():
+        details = cloud.details[there.image]
+        assert details["shared"] == [{"UserId": "210987654321"}, {"OrganizationArn": organisation}]
+        assert details["DeprecationTime"]
+        fast = cloud.details[there.snapshots[0].id]["fast"]
+        assert fast == [f"{region}{'a' if region == REGION else 'b'}"]
+        assert cloud.left(region) == {"images": [there.image], "snapshots": [each.id for each in there.snapshots]}
+        ec2 = aws.client("ec2", region)
+        permission = ec2.describe_snapshot_attribute(
+            SnapshotId=there.snapshots[0].id, Attribute="createVolumePermission"
+        )["CreateVolumePermissions"]
+        assert permission == [{"UserId": "210987654321"}]
+
+
+def test_encryption_is_of_the_builders_volume(cloud: Cloud, bake: Bake) -> None:
+    bake(encrypted=True, kms_key="alias/nodes", verify=False)
+    assert named(cloud, "RunInstances")[0]["BlockDeviceMappings"][0]["Ebs"]["KmsKeyId"] == "alias/nodes"
+
+
+# -- what goes wrong
+
+
+def test_a_failed_bake_shows_the_guests_own_log(cloud: Cloud, bake: Bake) -> None:
+    cloud.prepare = lambda node: (node.fake / "refuse").write_text("dial tcp 10.0.0.1:443: i/o timeout\n")
+    with pytest.raises(BakeFailed) as caught:
+        bake()
+    assert "the registry cannot be reached from here (subnet, route" in caught.value.message
+    assert "dial tcp 10.0.0.1:443: i/o timeout" in caught.value.message
+    assert cloud.left(REGION) == {}
+
+
+def test_an_ami_whose_images_do_not_start_is_kept_and_marked(cloud: Cloud, bake: Bake) -> None:
+    cloud.prepare = lambda node: (node.fake / "code").write_text("3")
+    baked = bake(copy_to=(OTHER,))
+    assert baked.verdict
+    assert not baked.verdict.passed
+    assert "ended with code 3" in baked.verdict.problems[0]
+    assert cloud.left(REGION)["images"] == [baked.published[REGION].image]
+    assert cloud.left(OTHER) == {}, "what is not proven goes nowhere"
+    assert "instances" not in cloud.left(REGION)
+
+
+def failing(cloud: Cloud, operation: str, code: str, message: str = "no", times: int = 1000) -> None:
+    left = [times]
+
+    def fault(_service: str, called: str, _arguments: dict[str, Any]) -> None:
+        if called == operation and left[0]:
+            left[0] -= 1
+            raise refuse(code, message, operation)
+
+    cloud.before.append(fault)
+
+
+FAULTS = {
+    ("RunInstances", "InsufficientInstanceCapacity"): (AwsLimit, "no capacity for any instance type in any zone"),
+    ("RunInstances", "VcpuLimitExceeded"): (AwsLimit, "VcpuLimitExceeded"),
+    ("RunInstances", "UnauthorizedOperation"): (AwsNoAccess, "not allowed|UnauthorizedOperation"),
+    ("RunInstances", "InvalidKMSKey.InvalidState"): (AwsNoAccess, "KMS"),
+    ("DescribeImages", "RequestExpired"): (AwsNoAccess, "RequestExpired"),
+    ("CreateImage", "AMIQuotaExceeded"): (AwsLimit, "AMIQuotaExceeded"),
+    ("CreateSecurityGroup", "RequestLimitExceeded"): (AwsLimit, "RequestLimitExceeded"),
+}
+
+
+@pytest.mark.parametrize(("operation", "code"), FAULTS)
+def test_what_aws_refuses_is_said_and_nothing_runs_on(cloud: Cloud, bake: Bake, operation: str, code: str) -> None:
+    error, words = FAULTS[operation, code]
+    failing(cloud, operation, code)
+    with pytest.raises(error, match=words) as caught:
+        bake()
+    assert caught.value.hint
+    assert cloud.left(REGION) == {}
+
+
+def test_a_missing_role_is_named(cloud: Cloud, bake: Bake) -> None:
+    failing(
+        cloud, "RunInstances", "InvalidParameterValue", "Value (baker) for parameter iamInstanceProfile.name is invalid"
+    )
+    with pytest.raises(AwsNotFound) as caught:
+        bake(instance_profile="baker")
+    assert "parbake iam" in caught.value.hint
+
+
+def test_capacity_is_looked_for_in_other_zones_types_and_purchases(cloud: Cloud, bake: Bake) -> None:
+    failing(cloud, "RunInstances", "InsufficientInstanceCapacity", times=7)
+    bake(purchase="spot-first", instance_types=("m7i.large", "m6i.large"), verify=False)
+    tried = named(cloud, "RunInstances")
+    assert len(tried) == 1, "the seven that were refused are not counted by the stand-in"
+    assert "InstanceMarketOptions" not in tried[0], "two types in three zones were tried on spot, then on demand"
+    assert tried[0]["InstanceType"] == "m7i.large"
+
+
+def test_a_spot_instance_that_is_taken_away_is_replaced_on_demand(cloud: Cloud, bake: Bake) -> None:
+    cloud.spot_interruptions = 1
+    bake(purchase="spot-first", verify=False)
+    spot, demand = named(cloud, "RunInstances")
+    assert spot["InstanceMarketOptions"]["SpotOptions"]["InstanceInterruptionBehavior"] == "stop"
+    assert "InstanceMarketOptions" not in demand
+    assert "instances" not in cloud.left(REGION)
+
+
+def test_a_spot_instance_that_is_taken_away_is_said(cloud: Cloud, bake: Bake) -> None:
+    cloud.spot_interruptions = 1
+    with pytest.raises(AwsLimit, match="took the spot instance"):
+        bake(purchase="spot")
+    assert cloud.left(REGION) == {}
+
+
+def test_an_ami_that_fails_is_removed_by_the_next_run(cloud: Cloud, bake: Bake) -> None:
+    states = iter(["failed"])
+
+    def broken(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
+        if operation == "CreateImage":
+            made = list(cloud.details)[-1]
+            cloud.details[made]["State"], cloud.pending[made] = next(states, "available"), 0
+
+    cloud.after.append(broken)
+    with pytest.raises(Exception, match="is failed"):
+        bake(verify=False)
+    baked = bake(verify=False)
+    assert cloud.left(REGION)["images"] == [baked.published[REGION].image]
+
+
+def test_waiting_too_long_keeps_the_ami_for_the_next_run(
+    cloud: Cloud, bake: Bake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from parbake.builders.ec2 import image as images
+
+    monkeypatch.setattr(images, "_WAIT", 0.0)
+    with pytest.raises(DeadlineExceeded, match="last seen: pending") as caught:
+        bake()
+    assert "goes on waiting" in caught.value.hint
+    half = cloud.left(REGION)
+    assert "instances" not in half
+    monkeypatch.setattr(images, "_WAIT", 60.0)
+    assert bake().published[REGION].image == half["images"][0]
+
+
+def test_bottlerocket_is_refused_with_the_way_that_works(cloud: Cloud, bake: Bake) -> None:
+    base = cloud.base(REGION, "bottlerocket-aws-k8s-1.33-x86_64-v1.2")
+    with pytest.raises(BadBase, match="no shell") as caught:
+        bake(of=plan_for(base))
+    assert "builder: ebs" in caught.value.hint
+    assert cloud.left(REGION) == {}
+
+
+def test_an_image_of_no_registry_is_refused_before_anything_is_made(cloud: Cloud, plan: Plan, bake: Bake) -> None:
+    local = image("localhost/a:1", layout="/here")
+    with pytest.raises(InputError, match="in no registry"):
+        bake(of=plan.model_copy(update={"images": (local,)}))
+    assert cloud.calls == []

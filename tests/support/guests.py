@@ -1,0 +1,119 @@
+"""A node for the guest script: programs on PATH that keep notes instead of running containers. A stand-in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from parbake.builders import guest
+from parbake.model import Plan
+
+CTR = """\
+[ "$1" = -n ] && [ "$2" = k8s.io ] && shift 2
+echo "ctr $*" >>"$FAKE/calls"
+case "$1 $2" in
+"version ") exit 0 ;;
+"images pull")
+    for last; do :; done
+    [ -f "$FAKE/refuse" ] && { cat "$FAKE/refuse" >&2; exit 1; }
+    cat "$6"/*/hosts.toml >"$FAKE/seen-hosts" 2>/dev/null
+    echo "$last ${last##*@}" >>"$FAKE/images" ;;
+"images import") name=$(sed -n 1p "$5"); echo "$name $(sed -n 2p "$5")" >>"$FAKE/images" ;;
+"images tag") digest=$(grep "^$4 " "$FAKE/images" | cut -d ' ' -f 2); echo "$5 $digest" >>"$FAKE/images" ;;
+"images label") echo "$3" >>"$FAKE/pinned" ;;
+"images rm") grep -v "^$3 " "$FAKE/images" >"$FAKE/rest"; mv "$FAKE/rest" "$FAKE/images" ;;
+"images check") echo "REF TYPE DIGEST STATUS SIZE UNPACKED"; echo "x y z complete (3/3) 1 MiB ${UNPACKED:-true}" ;;
+"images ls")
+    name=${3#name==\\"}; name=${name%\\"}
+    grep "^$name " "$FAKE/images" | while read -r n d; do
+        echo "$n type ${WRONG:-$d} 1 MiB linux/amd64 $(grep -qx "$n" "$FAKE/pinned" && echo pinned)"; done ;;
+"content get") printf '{"config":{"digest":"sha256:c"},"layers":[{"digest":"sha256:aa"},\\n{"digest": "sha256:bb"}]}' ;;
+"tasks ls") [ -f "$FAKE/running" ] && echo "parbake-1 12 RUNNING" ;;
+"run --rm")
+    [ -f "$FAKE/output" ] && cat "$FAKE/output"
+    exit "$(cat "$FAKE/code" 2>/dev/null || echo 0)" ;;
+esac
+exit 0
+"""
+PROGRAMS = {
+    "ctr": CTR,
+    "systemctl": 'echo "systemctl $*" >>"$FAKE/calls"; [ "$1" = poweroff ] && kill -9 0; exit 0\n',
+    "poweroff": 'echo "poweroff $*" >>"$FAKE/calls"; kill -9 0\n',
+    "fstrim": "exit 0\n",
+    "sync": "exit 0\n",
+    "sleep": '[ "$1" -ge 300 ] && exec /bin/sleep 60; exec /bin/sleep 0.02\n',
+    "umount": "exit 0\n",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A folder that plays a machine. ``run`` boots it, so to speak, and returns what came on the console."""
+
+    folder: Path
+    shell: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("bin", "root/run", "fake"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        for name, text in PROGRAMS.items():
+            self.program(name, text)
+        for name in ("images", "pinned", "calls"):
+            (self.fake / name).touch()
+
+    @property
+    def fake(self) -> Path:
+        return self.folder / "fake"
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    @property
+    def calls(self) -> list[str]:
+        return (self.fake / "calls").read_text().splitlines()
+
+    def program(self, name: str, text: str) -> None:
+        """Put a program on the machine."""
+        path = self.folder / "bin" / name
+        path.write_text(f"#!/bin/sh\n{text}")
+        path.chmod(0o755)
+
+    def run(self, data: bytes, **environment: str) -> str:
+        """Run the script of some user data to the power-off."""
+        script = data.decode().partition("text/x-shellscript")[2].partition("\n\n")[2].rpartition("\n--==parbake==")[0]
+        (self.folder / "script").write_text(script)
+        console = self.folder / "console"
+        console.touch()
+        subprocess.run(
+            [*self.shell, str(self.folder / "script")],
+            env={
+                "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
+                "FAKE": str(self.fake),
+                "PARBAKE_ROOT": str(self.root),
+                "CONSOLE": str(console),
+                "PARBAKE_PAUSE": "0",
+                **environment,
+            },
+            check=False,
+            timeout=60,
+            stdout=subprocess.DEVNULL,
+            stderr=(self.folder / "errors").open("wb"),
+            start_new_session=True,  # power-off kills all processes of the group
+        )
+        return console.read_text(errors="replace")
+
+
+def bake(plan: Plan, **more: object) -> bytes:
+    """Return user data for a bake of a plan, as ``run-1``."""
+    wishes: dict[str, object] = {"limit": 600, "registries": {}, **more}
+    return guest.user_data(plan, "run-1", "bake", **wishes)  # type: ignore[arg-type]
+
+
+SHELLS = {
+    "dash": ("/bin/dash",),
+    "busybox": ("/bin/busybox", "sh"),
+}
+SHELLS = {name: command for name, command in SHELLS.items() if os.path.exists(command[0])}  # noqa: PTH110
