@@ -1,0 +1,59 @@
+"""The commands on EC2's stand-in: plan, bake, bake again, list, clean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.aws.cloud import Cloud
+from tests.aws.conftest import REGION
+from tests.aws.ec2_support import cloud
+from tests.support.baking import bakefile, parbake, private_places
+from tests.support.images import image, layer, push
+from tests.support.registry import DockerRegistry
+
+__all__ = ["cloud", "private_places"]
+
+
+@pytest.fixture
+def file(cloud: Cloud, private_places: Path) -> Iterator[Path]:
+    base = cloud.base(REGION, "my-node-1")
+    with DockerRegistry(private_places / "registry") as registry:
+        push(registry.url, "team/app", image(layer({"app": b"#!/bin/sh\n"}), config={"Cmd": ["/app"]}), "1")
+        host = registry.url.removeprefix("http://")
+        images = [{"reference": f"{host}/team/app:1", "startup": {"up": "exit"}}]
+        path = bakefile(private_places / "bake", images, builder="ec2", base=base, aws={"region": REGION})
+        yield path
+
+
+def test_the_commands(cloud: Cloud, file: Path) -> None:
+    planned = parbake("plan", "-f", file, "--json").good()
+    assert cloud.left(REGION) == {}
+    baked = parbake("bake", "-f", file, "--json", "--progress", "none").good()
+    there = baked["published"][REGION]
+    assert baked["verdict"]["passed"]
+    assert baked["key"] == planned["key"]
+    assert cloud.left(REGION)["images"] == [there["image"]]
+    again = parbake("bake", "-f", file, "--json", "--progress", "none").good()
+    assert not again["changed"]
+    assert again["published"] == baked["published"]
+    assert there["image"] in parbake("show", "-f", file, "node").out
+    assert parbake("clean", "-f", file, "--aws", "--json").good()["removed"] == []
+    assert cloud.left(REGION)["images"] == [there["image"]]
+
+
+def test_a_record_that_was_lost_is_made_again_from_what_aws_knows(file: Path) -> None:
+    baked = parbake("bake", "-f", file, "--json", "--progress", "none").good()
+    Path(baked["record_path"]).unlink()
+    again = parbake("bake", "-f", file, "--json", "--progress", "none").good()
+    assert again["published"] == baked["published"]
+    assert again["verified"]
+
+
+def test_an_ami_that_does_not_start_fails_the_command(cloud: Cloud, file: Path) -> None:
+    cloud.prepare = lambda node: (node.fake / "code").write_text("3")
+    done = parbake("bake", "-f", file, "--json", "--progress", "none")
+    assert done.code == 3
+    assert "ended with code 3" in done.err
