@@ -37,7 +37,7 @@ FLOORS: dict[int, set[str]] = {
     },
     3: {"base", "build", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
     4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "rollouts"},
-    5: {"beginnings", "coldstart", "flow", "handover", "lint", "upkeep"},
+    5: {"beginnings", "coldstart", "flow", "handover", "iam", "lint", "upkeep"},
     6: {"demo", "exports", "render"},
     7: {"tables", "rollout_tables", "coldtables", "report"},
     8: {"cli"},

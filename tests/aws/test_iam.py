@@ -1,0 +1,142 @@
+"""The policies: they cover every call that is made, and no more than the Bakefile at hand needs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import iam
+from parbake.bakefile import Bakefile, load
+from tests.aws.cloud import Cloud
+from tests.aws.conftest import REGION
+from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan
+
+__all__ = ["bake", "cloud", "plan"]
+
+SOURCE = Path(__file__).parents[2] / "src/parbake"
+PLAIN = "version: 1\nimages: [{image}]\nbuilder: {builder}\nbase: ami-0123456789abcdef0\naws:\n  region: eu-west-1\n"
+FULL = """\
+  purchase: spot-first
+  instance_profile: baker
+  encrypted: true
+  kms_key: alias/nodes
+  copy_to: [us-east-1]
+  share_with: ["210987654321"]
+  deprecate_after: 90d
+  fast_snapshot_restore: [eu-west-1a]
+"""
+ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/shop/api:1"
+
+
+def written(folder: Path, more: str = "", *, builder: str = "ec2", image: str = "registry.example/app:1") -> Bakefile:
+    path = folder / "parbake.yaml"
+    path.write_text(PLAIN.format(builder=builder, image=image) + more)
+    return load(path)
+
+
+def made(cloud: Cloud) -> set[str]:
+    """Return the actions of all calls that were made."""
+    return {f"{service}:{operation}" for service, operation, _ in cloud.calls} - {"sts:GetCallerIdentity"}
+
+
+def test_a_plain_bake_is_covered(cloud: Cloud, bake: Bake, tmp_path: Path) -> None:
+    bake()
+    allowed = iam.actions(iam.policies(written(tmp_path))["caller"])
+    assert made(cloud) <= allowed
+    for action in ("ec2:CopyImage", "ec2:ModifySnapshotAttribute", "ec2:EnableFastSnapshotRestores", "iam:PassRole"):
+        assert action not in allowed
+
+
+def test_a_bake_with_everything_is_covered(cloud: Cloud, bake: Bake, tmp_path: Path) -> None:
+    cloud.spot_interruptions = 1
+    bake(
+        purchase="spot-first",
+        copy_to=(OTHER,),
+        share_with=("210987654321",),
+        deprecate_after=90,
+        fast_snapshot_restore=(f"{REGION}a",),
+        encrypted=True,
+        kms_key="alias/nodes",
+    )
+    allowed = iam.actions(iam.policies(written(tmp_path, FULL))["caller"])
+    assert made(cloud) <= allowed
+    assert {"kms:CreateGrant", "iam:PassRole"} <= allowed
+
+
+CALL = re.compile(r"^(describe|create|delete|modify|enable|run|terminate|get|register|deregister|copy|cancel)_[a-z_]+$")
+EBS = {"start_snapshot", "put_snapshot_block", "complete_snapshot", "list_snapshot_blocks", "get_snapshot_block"}
+EBS |= {"list_changed_blocks"}
+OTHERS = {
+    "get_paginator",
+    "get_caller_identity",
+    "get_parameter",
+    "get_authorization_token",
+    "get_close_matches",
+    "describe_key",
+}
+
+
+def calls_in(*folders: str) -> set[str]:
+    """Return the EC2 and EBS actions that code calls, as far as their names stand in it."""
+    found = set()
+    for folder in folders:
+        for path in [*(SOURCE / folder).rglob("*.py"), *(SOURCE.glob(f"{folder}.py"))]:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    words = [node.func.attr, *(each.value for each in node.args if isinstance(each, ast.Constant))]
+                    found |= {str(word) for word in words if CALL.match(str(word)) or word in EBS}
+    service = {name: "ebs" if name in EBS else "ec2" for name in found - OTHERS}
+    return {f"{service[name]}:{''.join(part.capitalize() for part in name.split('_'))}" for name in service}
+
+
+@pytest.mark.parametrize(
+    ("builder", "folders"), [("ec2", ("builders/ec2", "aws")), ("ebs", ("ebs", "builders/ebs", "aws"))]
+)
+def test_every_call_in_the_code_is_covered(tmp_path: Path, builder: str, folders: tuple[str, ...]) -> None:
+    full = FULL if builder == "ec2" else "  encrypted: true\n"
+    found = calls_in(*folders)
+    assert len(found) > 5
+    if builder == "ebs":  # the clean-up of what it never makes
+        found -= {"ec2:CancelSpotInstanceRequests"}
+    assert found <= iam.actions(iam.policies(written(tmp_path, full, builder=builder))["caller"])
+
+
+def statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = policy["Statement"]
+    return found
+
+
+def test_what_ends_or_changes_something_is_for_ours_alone(tmp_path: Path) -> None:
+    for statement in statements(iam.policies(written(tmp_path, FULL))["caller"]):
+        for action in statement["Action"]:
+            if re.match(r"ec2:(Terminate|Delete|Deregister|Modify|Enable|Cancel|GetConsole)", action):
+                assert statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}, action
+            if statement["Resource"] == ["*"]:
+                assert re.match(r"ec2:Describe|ecr:GetAuthorizationToken", action), action
+
+
+def test_registries_are_named(tmp_path: Path) -> None:
+    found = iam.policies(written(tmp_path, image=ECR))
+    [pull] = [each for each in statements(found["instance_role"]) if each["Sid"] == "Pull"]
+    assert pull["Resource"] == ["arn:aws:ecr:eu-west-1:123456789012:repository/shop/api"]
+    assert not iam.actions(found["instance_role"]) - iam.actions(found["caller"])
+    assert found["instance_role_trust"]["Statement"][0]["Principal"] == {"Service": "ec2.amazonaws.com"}
+    assert "karpenter" not in found
+
+
+def test_a_local_bake_needs_nothing_of_ec2(tmp_path: Path) -> None:
+    path = tmp_path / "parbake.yaml"
+    path.write_text("version: 1\nimages: [registry.example/app:1]\n")
+    assert iam.policies(load(path)) == {"caller": {"Version": "2012-10-17", "Statement": []}}
+
+
+def test_sids_are_unique_and_valid(tmp_path: Path) -> None:
+    for builder in ("ec2", "packer"):
+        for policy in iam.policies(written(tmp_path, FULL, builder=builder, image=ECR)).values():
+            sids = [each["Sid"] for each in statements(policy) if "Sid" in each]
+            assert len(set(sids)) == len(sids)
+            assert all(re.fullmatch("[A-Za-z0-9]+", sid) for sid in sids)
