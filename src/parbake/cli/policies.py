@@ -9,7 +9,7 @@ from parbake.cli.door import DEFAULT_FILE, AsJson, BakefilePath, answer, app, do
 
 @app.command()
 def iam(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
-    """Print the AWS policies that this Bakefile needs, each with no more than that.
+    """Print the AWS policies that this Bakefile needs.
 
     `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
     `karpenter` what Karpenter's role needs besides its own policy.
