@@ -320,7 +320,7 @@ def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: C
         "RootDeviceName": "/dev/xvda",
     }
     assert made["attributes"].items() >= expected.items()
-    assert (made["device"], made["snapshot"], made["tags"][MANAGED]) == ("/dev/xvda", snapshot, "artefact")
+    assert (made["device"], made["snapshot"], made["tags"][MANAGED]) == ("/dev/xvda", snapshot, "temporary")
     assert ebs.register(snapshot, events=Events(), **how) == ami  # type: ignore[arg-type]
     assert len(cloud.images) == 1
     fetched = ebs.fetch(ami, tmp_path / "root.raw", Events(), region="eu-west-1")

@@ -98,6 +98,7 @@ def test_a_machine_image_becomes_an_ami(tmp_path: Path, oven: Oven, cloud: Cloud
     assert cloud.images[there.image]["name"] == f"node-{MACHINE.key[:12]}"
     assert cloud.images[there.image]["attributes"]["BootMode"] == "legacy-bios", "the disk has no ESP"
     assert there.snapshots[0].device == "/dev/xvda"
+    assert cloud.images[there.image]["tags"]["parbake:managed"] == "artefact"
     again = build(tmp_path, MACHINE, fresh=True).published["eu-west-1"]
     assert again.image != there.image, "an AMI that exists is never touched"
     assert len(oven.bakes) == 2
@@ -169,8 +170,23 @@ def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud:
         assert set(held(cloud, made.id)) == {0, 5, 900}
     with pytest.raises(InputError, match="accounts only"):
         build(tmp_path, VOLUME, share_with=["arn:aws:organizations::123456789012:organization/o-abcdefghij"])
-    with pytest.raises(InputError, match="deprecate_after"):
+    with pytest.raises(InputError, match="do not deprecate"):
         build(tmp_path, VOLUME, deprecate_after="90d")
+    assert len(oven.bakes) == 1
+
+
+def test_an_ami_is_copied_shared_and_dated(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    cloud.slow = 2
+    settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    places = build(tmp_path, MACHINE, **settings, deprecate_after="90d", fast_snapshot_restore=["us-east-1b"]).published
+    assert list(places) == ["eu-west-1", "us-east-1"]
+    for region, there in places.items():
+        image, snapshot = cloud.images[there.image], cloud.snapshots[there.snapshots[0].id]
+        assert (image["region"], image["shared"], snapshot.shared) == (region, {"123456789012"}, {"123456789012"})
+        assert image["deprecated"].startswith("20")
+        assert image["tags"]["parbake:managed"] == "artefact"
+        assert snapshot.fast == ({"us-east-1b"} if region == "us-east-1" else set())
+        assert set(held(cloud, snapshot.id)) == {0, 5, 900}
     assert len(oven.bakes) == 1
 
 

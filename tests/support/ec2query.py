@@ -155,7 +155,7 @@ def delete_tags(cloud: Cloud, wanted: dict[str, str]) -> str:
 
 def register_image(cloud: Cloud, wanted: dict[str, str]) -> str:
     name, mapping = wanted["Name"], "BlockDeviceMapping.1"
-    if any(image["name"] == name for image in cloud.images.values()):
+    if any((image["name"], image["region"]) == (name, wanted["region"]) for image in cloud.images.values()):
         raise Wrong("InvalidAMIName.Duplicate", f"AMI name {name} is already in use")
     if wanted.get("BootMode") not in _BOOT:
         raise Wrong("InvalidParameterValue", "The boot mode is invalid")
@@ -166,6 +166,7 @@ def register_image(cloud: Cloud, wanted: dict[str, str]) -> str:
     cloud.images[identifier] = {
         "id": identifier,
         "name": name,
+        "region": wanted["region"],
         "snapshot": made.id,
         "device": wanted[f"{mapping}.DeviceName"],
         "tags": _tags(wanted, "TagSpecification.1.Tag."),
@@ -182,10 +183,32 @@ def _image(cloud: Cloud, image: dict[str, Any]) -> str:
     return (
         f"<item><imageId>{image['id']}</imageId><name>{image['name']}</name><imageState>{state}</imageState>"
         f"<architecture>{said['Architecture']}</architecture><rootDeviceType>ebs</rootDeviceType>"
+        f"<imdsSupport>{said.get('ImdsSupport', '')}</imdsSupport>"
         f"<rootDeviceName>{said['RootDeviceName']}</rootDeviceName><blockDeviceMapping><item>"
         f"<deviceName>{image['device']}</deviceName><ebs><snapshotId>{made.id}</snapshotId>"
         f"<volumeSize>{made.gib}</volumeSize></ebs></item></blockDeviceMapping>{_xml(image['tags'])}</item>"
     )
+
+
+def copy_image(cloud: Cloud, wanted: dict[str, str]) -> str:
+    source = cloud.images[wanted["SourceImageId"]]
+    copied = copy_snapshot(cloud, {**wanted, "SourceSnapshotId": source["snapshot"]})
+    identifier = f"ami-{len(cloud.images) + 1:017x}"
+    made = {"id": identifier, "snapshot": copied[len("<snapshotId>") : -len("</snapshotId>")], "looks": cloud.slow}
+    made |= {"region": wanted["region"], "tags": _tags(wanted, "TagSpecification.1.Tag.")}
+    cloud.images[identifier] = {**source, **made}
+    return f"<imageId>{identifier}</imageId>"
+
+
+def modify_image_attribute(cloud: Cloud, wanted: dict[str, str]) -> str:
+    image = cloud.images[wanted["ImageId"]]
+    image["shared"] = {value for name, value in wanted.items() if name.startswith("LaunchPermission.Add.")}
+    return "<return>true</return>"
+
+
+def enable_image_deprecation(cloud: Cloud, wanted: dict[str, str]) -> str:
+    cloud.images[wanted["ImageId"]]["deprecated"] = wanted["DeprecateAt"]
+    return "<return>true</return>"
 
 
 def describe_images(cloud: Cloud, wanted: dict[str, str]) -> str:
@@ -194,6 +217,7 @@ def describe_images(cloud: Cloud, wanted: dict[str, str]) -> str:
         if name not in cloud.images:
             raise Wrong("InvalidAMIID.NotFound", f"The image id '[{name}]' does not exist")
     found = [cloud.images[name] for name in named] if named else list(cloud.images.values())
+    found = [each for each in found if each["region"] == wanted["region"]]
     items = [_image(cloud, each) for each in found if _fits(each["tags"], {"name": each["name"]}, _filters(wanted))]
     return f"<imagesSet>{''.join(items)}</imagesSet>"
 
@@ -208,4 +232,7 @@ _ACTIONS = {
     "DeleteTags": delete_tags,
     "RegisterImage": register_image,
     "DescribeImages": describe_images,
+    "CopyImage": copy_image,
+    "ModifyImageAttribute": modify_image_attribute,
+    "EnableImageDeprecation": enable_image_deprecation,
 }

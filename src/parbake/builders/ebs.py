@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from parbake import aws, ebs
-from parbake.aws.images import described
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
+from parbake.builders.ec2.image import Amis, published
 from parbake.builders.local import LocalBuilder
 from parbake.disk import BlockList, block_list
 from parbake.errors import InputError
@@ -85,14 +85,8 @@ class EbsBuilder:
         volume, wanted = plan.artefact.kind == "volume", self._settings
         if volume and not all(share.isdigit() for share in wanted.share_with):
             raise InputError("AWS shares snapshots with accounts only", hint="name accounts in `aws.share_with`")
-        undone = (
-            ("deprecate_after",) if volume else ("copy_to", "share_with", "deprecate_after", "fast_snapshot_restore")
-        )
-        for key in undone:
-            if getattr(wanted, key):
-                raise InputError(
-                    f"the builder ebs does not do `aws.{key}` yet", hint="remove it, or do that with the AWS CLI"
-                )
+        if volume and wanted.deprecate_after:
+            raise InputError("snapshots do not deprecate, AMIs do", hint="remove `aws.deprecate_after`")
 
 
 def _again(there: Published, region: str, plan: Plan, ingredients: Ingredients) -> Baked:
@@ -206,18 +200,11 @@ class _Run:
         found = ec2.pages("describe_images", "Images", Owners=["self"], Filters=filters)
         done = [each for each in found if each["State"] == "available"]
         image = max(done, key=lambda each: str(each.get("CreationDate", "")), default=None)
-        if image is None:
-            return None
-        source = described(image, self.region)
-        return self._image(source.id, source.snapshots[0], source.size)
+        return published(image) if image else None
 
     @staticmethod
     def _volume(snapshot: str, size: int) -> Published:
         return Published(snapshots=(Snapshot(id=snapshot, size=size),))
-
-    @staticmethod
-    def _image(image: str, snapshot: str, size: int) -> Published:
-        return Published(image=image, snapshots=(Snapshot(id=snapshot, size=size, device=ebs.ROOT_DEVICE),))
 
     def upload(self, made: _Made) -> str:
         """Make sure of the snapshot, incremental where there is a parent."""
@@ -319,10 +306,8 @@ class _Run:
 
     def publish(self, snapshot: str, made: _Made, verdict: Verdict | None) -> dict[str, Published]:
         """Make an AMI of a machine image's snapshot; copy and share; return where it all is."""
-        del verdict
-        size = -(-made.blocks.size // GIB) * GIB
         if self.plan.artefact.kind == "volume":
-            return self._spread(snapshot, size)
+            return self._spread(snapshot, -(-made.blocks.size // GIB) * GIB)
         with self.events.stage("image", "Make an AMI of it"):
             image = ebs.register(
                 snapshot,
@@ -333,4 +318,14 @@ class _Run:
                 events=self.events,
                 region=self.region,
             )
-        return {self.region: self._image(image, snapshot, size)}
+        amis = Amis(self.settings, self.stamp, self.name, self.events)
+        places = {self.region: amis.wait(self.region, image)}
+        copies = {region: amis.copy(image, self.region, region) for region in self.settings.copy_to}
+        for region, copied in copies.items():
+            with self.events.stage("copy", f"Copy to {region}"):
+                places[region] = amis.wait(region, copied)
+        for region, there in places.items():
+            amis.finish(region, there)
+        for region, there in reversed(list(places.items())):  # this region's is the last word: then all is done
+            amis.promote(region, there, verified=verdict.verified_at if verdict else "")
+        return {region: published(there) for region, there in places.items()}

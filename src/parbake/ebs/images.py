@@ -8,7 +8,6 @@ from typing import Any
 from parbake import aws
 from parbake.aws import Stamp
 from parbake.aws.images import architecture
-from parbake.aws.tags import ARTEFACT
 from parbake.disk import partitions
 from parbake.events import Events
 from parbake.model import Platform
@@ -36,7 +35,8 @@ def register(
 ) -> str:
     """Make sure that a snapshot is the root disk of an available AMI of this name; return the AMI's id.
 
-    ``name`` is unique in an account and region. Raises AwsFault (also when the name belongs to another snapshot).
+    It is tagged as temporary: whoever is done with it says so. ``name`` is unique in an account and region. Raises
+    AwsFault (also when the name belongs to another snapshot).
     """
     ec2 = aws.client("ec2", region)
     found = ec2.describe_images(Owners=["self"], Filters=[{"Name": "name", "Values": [name]}])["Images"]
@@ -60,7 +60,7 @@ def register(
                         "Ebs": {"SnapshotId": snapshot, "VolumeType": "gp3", "DeleteOnTermination": True},
                     }
                 ],
-                TagSpecifications=aws.specifications(stamp.tags("image", kind=ARTEFACT, name=name), "image"),
+                TagSpecifications=aws.specifications(stamp.tags("ami", name=name), "image"),
             )["ImageId"]
         )
     aws.wait(f"AMI {image}", lambda: _look(ec2, image), seconds=_WAIT, events=events)
