@@ -26,7 +26,7 @@ from pathlib import Path
 
 from isal.isal_zlib import _GzipReader
 
-from parbake.layers import settle, unpack
+from parbake.layers import FolderSink, settle, unpack
 from parbake.model import GIB, MIB, Layer
 from parbake.run import need
 from parbake.workspace import cache_folder
@@ -137,7 +137,7 @@ def unpack_all(layers: list[tuple[Path, Layer]], target: Path, at_once: int) -> 
         place = target / str(number)
         place.mkdir()
         with path.open("rb", buffering=0) as stream:
-            settle(place, unpack(stream, layer, place, bound=1 << 40, progress=lambda _: None), ())
+            settle(place, unpack(stream, layer, FolderSink(place), bound=1 << 40, progress=lambda _: None), ())
 
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(one, enumerate(layers)))

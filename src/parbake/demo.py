@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake import flow, sample
+from parbake import flow, proof, sample
 from parbake.events import Events
 from parbake.model import MIB, Frozen, Image
 from parbake.records import Record
@@ -85,8 +85,8 @@ def tell(folder: Path, *, events: Events) -> Outcome:
             work_folder(finished.artefact.parent, "demo") as work,
             Rehearsal(finished.artefact, plan, events=events, folder=work) as rehearsal,
         ):
-            record = flow.write_verdict(finished.artefact, finished.record, rehearsal.verdict())
-            flow.judge(finished.artefact, record.verdict)
+            record = proof.write_verdict(finished.artefact, finished.record, rehearsal.verdict())
+            proof.judge(finished.artefact, record.verdict)
             pulled = compare_pull(rehearsal, plan.images[0])
     return Outcome(
         record=record, folder=finished.artefact.parent, changed=finished.changed, start_pulled=pulled.seconds

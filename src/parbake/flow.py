@@ -19,14 +19,15 @@ from pathlib import Path
 
 from parbake import __version__, base, build, coldstart, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
-from parbake.builders import Baked, Builder, Ingredients
+from parbake.builders import Baked, Builder, Ingredients, Parent
 from parbake.builders.choose import ELSEWHERE, builder_of
 from parbake.disk import BlockList
-from parbake.errors import ArtefactFull, CacheDamaged, DiskFull, InputError, LayerBomb, VerificationFailed
+from parbake.errors import ArtefactFull, CacheDamaged, DiskFull, LayerBomb
 from parbake.events import Events
 from parbake.layercache import through
-from parbake.model import MIB, Base, Image, Plan, Platform, Verdict
+from parbake.model import MIB, Base, Image, Plan
 from parbake.plan import cautions, larger, make_plan, measure
+from parbake.proof import boot, can_boot, examine, judge, work_on, write_verdict
 from parbake.records import Blocks, Record
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
@@ -39,6 +40,7 @@ class Options:
     """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change.
 
     ``rehearse`` records what a start reads (None: of volumes); ``trace`` is a file that was recorded elsewhere.
+    ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
     """
 
     force: bool = False
@@ -47,6 +49,7 @@ class Options:
     rehearse: bool | None = None
     trace: Path | None = None
     keep_workspace: bool = False
+    from_scratch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +268,16 @@ def existing(output: Path, plan: Plan) -> Finished | None:
     return Finished(artefact, record, changed=False) if artefact.exists() or records.is_published(record) else None
 
 
+def parent_of(plan: Plan, output: Path) -> Parent | None:
+    """Find an earlier artefact that holds most of what a plan needs."""
+    found = records.ancestor(plan, [record for _, record in records.find(output)])
+    if found is None:
+        return None
+    artefact = output / found.artefact
+    blocks = records.blocks_of(artefact, found)
+    return Parent(found.artefact, artefact, blocks) if blocks and artefact.exists() else None
+
+
 def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -> Finished:
     """Bake: build the artefact in a work folder, then let it and its record appear together.
 
@@ -280,9 +293,10 @@ def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -
         builder_of(run.bakefile, verify=options.verify, fresh=options.force),
         partial(boot, events) if proving else None,
     )
-    with _workspace(output, plan.key[:12], events, keep=options.keep_workspace) as work:
+    with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
         sources = through(partial(open_source, run.registry), run.cache, events)
-        ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover)
+        parent = None if options.force or options.from_scratch else parent_of(plan, output)
+        ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover, parent)
         plan, baked = build_artefact(plan, builder, ingredients)
         trace = coldstart.make_ready(baked.path, plan, events, work) if options.rehearse and baked.path else None
         record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
@@ -350,7 +364,7 @@ def describe(
     """
     made, blocks = baked.path, baked.blocks
     with events.stage("digest", "Digest"):
-        blocks = disk.block_list(made, events) if made and plan.artefact.format == "raw" else blocks
+        blocks = disk.block_list(made, events, baked.hashes) if made and plan.artefact.format == "raw" else blocks
         sha256 = disk.sha256_file(made, events) if made and blocks is None else ""
         base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
     status = made and made.stat()
@@ -370,34 +384,11 @@ def describe(
         base_digest=base_digest,
         timings={name: round(seconds, 3) for name, seconds in events.timings.items()},
         sealed=baked.sealed,
+        parent=baked.parent,
         published=dict(baked.published),
         verdict=baked.verdict,
     )
     return record, blocks
-
-
-def can_boot(plan: Plan, events: Events) -> bool:
-    """Say whether this machine can verify a plan's artefact; warn when it is of another kind.
-
-    Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
-    """
-    from parbake.vm import accelerator  # loads only where something is booted
-
-    host = Platform.host()
-    if plan.platform.architecture == host.architecture:
-        accelerator()
-        return True
-    events.warn(
-        f"not verified: the artefact is for {plan.platform} and this machine is {host}, which boots only its own kind"
-    )
-    return False
-
-
-def boot(events: Events, artefact: Path, plan: Plan, folder: Path) -> Verdict:
-    """Verify a disk by itself, without a record."""
-    from parbake.verify import verify
-
-    return verify(artefact, plan, events=events, folder=folder, cache=cache_folder())
 
 
 def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -> Finished:
@@ -411,87 +402,6 @@ def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -
     record = write_verdict(finished.artefact, finished.record, verdict, sha256)
     judge(finished.artefact, verdict)
     return replace(finished, record=record)
-
-
-def write_verdict(artefact: Path, record: Record, verdict: Verdict, sha256: str = "") -> Record:
-    """Put a verdict into the record of an artefact, and the digest of the whole file where it has none yet."""
-    record = record.model_copy(update={"verdict": verdict, "sha256": record.sha256 or sha256})
-    records.write(artefact.parent, record)
-    return record
-
-
-def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
-    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
-
-    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has.
-    """
-    artefact, record = records.locate(what, output)
-    if record and record.published and not artefact.is_file():
-        there = next(iter(record.published.values()))
-        raise InputError(
-            f"{artefact.name} lies in a cloud and not here",
-            hint=f"read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
-        )
-    if not artefact.is_file():
-        raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
-    verdict, sha256 = examine(artefact, record, events, keep_workspace=keep_workspace)
-    if record and (verdict.accelerator != "none" or verdict.intact is False):
-        write_verdict(artefact, record, verdict, sha256)
-    return artefact, verdict
-
-
-def examine(
-    artefact: Path, record: Record | None, events: Events, *, fresh: bool = False, keep_workspace: bool = False
-) -> tuple[Verdict, str]:
-    """Verify an artefact, with its record or (a file without one) by what its store holds; return also its SHA-256.
-
-    First its bytes are compared with its record, unless it is ``fresh``. The digest of the whole file is computed while
-    the machine boots; it is empty for a file without a record, and for one that is damaged.
-    """
-    from parbake.verify import compared, damaged, verify  # gRPC and its like take longer to load than doing nothing
-
-    records.sweep(artefact.parent)
-    with _workspace(artefact.parent, "verify", events, keep=keep_workspace) as work:
-        if record is None:
-            return verify(artefact, None, events=events, folder=work, cache=cache_folder()), ""
-        if record.blocks and not fresh:
-            with events.stage("compare", f"Compare {artefact.name} with its record"):
-                damage = records.damage(artefact, record, events, work)
-            if damage:
-                return damaged(damage), ""
-        known = record.sha256 if record.blocks or fresh else ""
-        with disk.sha256_beside(artefact, events, known=known) as sha256:
-            verdict = verify(artefact, record.plan, events=events, folder=work, cache=cache_folder())
-            digest = sha256()
-    return verdict if fresh else compared(verdict, recorded=record.sha256, found=digest), digest
-
-
-def judge(artefact: Path, verdict: Verdict | None) -> None:
-    """Raise VerificationFailed unless the verdict is good."""
-    if verdict is None or verdict.passed:
-        return
-    lines = list(verdict.problems)
-    for image in verdict.images:
-        lines += [f"{image.reference}: {problem}" for problem in image.problems]
-        if image.problems and image.output:
-            lines.append(f"{image.reference} wrote:\n{image.output}")
-    hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"
-    if verdict.intact is False:
-        hint = "bake it again: `parbake bake --force`"
-    elif verdict.accelerator == "none":
-        hint = "run `parbake verify` on a machine of the artefact's kind; its record stays as it was"
-    raise VerificationFailed(
-        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint
-    )
-
-
-@contextmanager
-def _workspace(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[Path]:
-    """Make a work folder and say where it is when it stays."""
-    with work_folder(output, name, keep=keep) as work:
-        if keep:
-            events.note(f"the work folder stays until `parbake clean`: {work}")
-        yield work
 
 
 def _now() -> str:

@@ -58,6 +58,7 @@ class Record(Frozen):
     ``timings`` by stage, builds of images and of the base included;
     ``base_digest`` is the digest of the base image's bytes, empty without a base; ``sealed`` lists what was cleaned.
     ``published`` says where the artefact is in clouds: by region, such as ``eu-central-1``, the bake's own first.
+    ``parent`` names the artefact that the bake started from: what of it is still needed was not fetched again.
     """
 
     artefact: str
@@ -78,6 +79,7 @@ class Record(Frozen):
     verdict: Verdict | None = None
     published: dict[str, Published] = Field(default_factory=dict)
     trace: TraceSummary | None = None
+    parent: str = ""
 
     @property
     def file_name(self) -> str:
@@ -228,6 +230,15 @@ def _write_blocks(blocks: BlockList, artefact: Path, work: Path) -> None:
     publish(draft, blocks_path(artefact))
 
 
+def blocks_of(artefact: Path, record: Record) -> BlockList | None:
+    """Return the list of a raw artefact's blocks, None where it is missing or not the record's."""
+    with suppress(InputError):
+        listed = BlockList.read(blocks_path(artefact))
+        if record.blocks is not None and listed.digest() == record.blocks.digest:
+            return listed
+    return None
+
+
 def damage(artefact: Path, record: Record, events: Events, work: Path) -> str:
     """Compare a raw artefact with its record, block by block: say what differs, or nothing.
 
@@ -236,10 +247,7 @@ def damage(artefact: Path, record: Record, events: Events, work: Path) -> str:
     if record.blocks is None:
         return ""
     found = block_list(artefact, events)
-    listed: BlockList | None = None
-    with suppress(InputError):
-        listed = BlockList.read(blocks_path(artefact))
-    known = listed if listed is not None and listed.digest() == record.blocks.digest else None
+    known = blocks_of(artefact, record)
     if found.digest() == record.blocks.digest:
         if known is None:
             _write_blocks(found, artefact, work)
@@ -316,6 +324,36 @@ def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
         if record.published or (folder / record.artefact).exists():
             found.append((path, record))
     return tuple(sorted(found, key=lambda item: (item[1].finished_at, item[1].artefact)))
+
+
+def ancestor(plan: Plan, found: Sequence[Record]) -> Record | None:
+    """Return which artefact a bake of ``plan`` may start from, of those found (oldest first): what shares most with it.
+
+    Only ext4 volumes of the same name and platform, on which nothing else was kept, with at least half of what would
+    travel; of those that share as much, the newest. Its size becomes the new one's: it may be somewhat smaller.
+    """
+    if (
+        (plan.artefact.kind, plan.artefact.filesystem) != ("volume", "ext4")
+        or plan.artefact.in_cloud
+        or plan.keep_layers
+    ):
+        return None
+    wanted = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
+    best: tuple[int, Record] | None = None
+    for record in found:
+        old = record.plan
+        least = plan.size if plan.size_is_fixed else plan.size * 4 // 5
+        alike = (old.name, old.platform, old.artefact, old.keep_layers) == (
+            plan.name, plan.platform, plan.artefact, plan.keep_layers,
+        )  # fmt: skip
+        fits = old.size == least if plan.size_is_fixed else least <= old.size <= plan.size * 2
+        if not alike or not fits or record.blocks is None:
+            continue
+        has = {layer.chain_id for image in old.all_images for layer in image.layers}
+        shared = sum(size for chain, size in wanted.items() if chain in has)
+        if shared * 2 >= sum(wanted.values()) and (best is None or shared >= best[0]):
+            best = shared, record
+    return best and best[1]
 
 
 def locate(what: str, folder: Path) -> tuple[Path, Record | None]:

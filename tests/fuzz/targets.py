@@ -20,7 +20,7 @@ from pathlib import Path
 import zstandard
 
 from parbake.errors import BadContent, InputError, LayerError, NoSuchImage
-from parbake.layers import settle, unpack
+from parbake.layers import FolderSink, settle, unpack
 from parbake.layers.archive import Archive, Chunks
 from parbake.registry import documents
 from parbake.trace import Part, Read, Trace, hydrate_list, summary
@@ -68,7 +68,9 @@ def fuzz_layer(data: bytes) -> bool:
         target.mkdir()
         try:
             # A diffID cannot be known beforehand for what may inflate to anything.
-            unpacked = unpack(io.BytesIO(data), describe(data), target, bound=1 << 24, progress=lambda _: None)
+            unpacked = unpack(
+                io.BytesIO(data), describe(data), FolderSink(target), bound=1 << 24, progress=lambda _: None
+            )
             settle(target, unpacked, ())
             accepted = True
         except (LayerError, BadContent):

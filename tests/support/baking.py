@@ -146,6 +146,12 @@ def artefacts(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("[!.]*"))
 
 
+def remove(record: Mapping[str, str]) -> None:
+    """Remove what a bake's document names: the artefact, the list of its blocks, and the record."""
+    for path in (record["artefact_path"], record["artefact_path"] + ".blocks", record["record_path"]):
+        Path(path).unlink(missing_ok=True)
+
+
 def traces(folder: Path) -> list[str]:
     """Return what still works on ``folder`` (mounts, loop devices, processes), and work folders below it."""
     name = str(folder)

@@ -6,7 +6,7 @@ import hashlib
 import io
 from pathlib import Path
 
-from parbake.layers import Unpacked, settle, unpack
+from parbake.layers import FolderSink, Unpacked, settle, unpack
 from parbake.model import Layer
 
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -34,7 +34,7 @@ def put(target: Path, raw: bytes, *, bottom: bool = True, bound: int = 1 << 30) 
     """Unpack plain tar bytes into a new folder."""
     target.mkdir(exist_ok=True)
     layer = describe(raw, bottom=bottom)
-    return unpack(io.BytesIO(raw), layer, target, bound=bound, progress=lambda _: None)
+    return unpack(io.BytesIO(raw), layer, FolderSink(target), bound=bound, progress=lambda _: None)
 
 
 def stack(folder: Path, *layers: bytes) -> list[Path]:

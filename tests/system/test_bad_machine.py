@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from parbake.run import find
-from tests.support.baking import Done, artefacts, as_program, bakefile, parbake, private_places, traces
+from tests.support.baking import Done, artefacts, as_program, bakefile, parbake, private_places, remove, traces
 from tests.support.disks import machine, node_tree
 from tests.support.images import image, layer, push
 from tests.support.registry import DockerRegistry
@@ -107,8 +107,7 @@ def test_verify_without_qemu(place: Path, registry: DockerRegistry) -> None:
     record = parbake("bake", "-f", path, "--no-verify", "--json").good()
     done = as_program("verify", record["artefact_path"], "-f", path, "--json", prefix=without("qemu-system-x86_64"))
     done.refused(1, "EnvironmentProblem", "qemu-system-x86_64 is not installed")
-    for name in ("artefact_path", "record_path"):
-        Path(record[name]).unlink()
+    remove(record)
 
 
 def test_nothing_that_builds(place: Path, registry: DockerRegistry) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import RegistryError, Unreachable
-from parbake.layers import settle, unpack
+from parbake.layers import FolderSink, settle, unpack
 from parbake.registry import Patience, Registry
 from tests.support.asking import AMD64, PLAIN, layer_of, nobody, ref
 from tests.support.bakes import Corner
@@ -103,7 +103,7 @@ def put(client: Registry, proxy: FaultyProxy, target: Path) -> None:
     found = client.resolve(ref(proxy.host, "team/app:1"), AMD64)
     wanted = found.layers[1]
     with client.source(found).open(layer_of(found, 1)) as stream:
-        settle(target, unpack(stream, wanted, target, bound=1 << 24, progress=lambda _: None), ())
+        settle(target, unpack(stream, wanted, FolderSink(target), bound=1 << 24, progress=lambda _: None), ())
 
 
 def test_a_slow_loris_is_left(impatient: Registry, proxy: FaultyProxy, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_killed_at_every_boundary(kind: Kind, tmp_path: Path, registry: DockerRe
         passed = boundaries(run.seen)
         stages = {event["name"] for event in run.seen if event["kind"] == "stage-start"}
     assert done.code == 0, done
-    assert stages >= {"fill", "trim", "check", "digest"}, "the events of the stages have changed their form"
+    assert stages >= {"fill", "check", "digest"}, "the events of the stages have changed their form"
 
     corner = kind(tmp_path / "killed", registry.host)
     too_late = 0
@@ -206,7 +206,7 @@ def test_interrupted(tmp_path: Path, registry: DockerRegistry) -> None:
         (Boundary("stage-start", "fill"), signal.SIGINT),
         (Boundary("stage-start", "fill"), signal.SIGTERM),
         (Boundary("task-end", "layer "), signal.SIGINT),
-        (Boundary("stage-start", "trim"), signal.SIGTERM),
+        (Boundary("stage-start", "check"), signal.SIGTERM),
         (Boundary("task-start", "blocks disk.raw"), signal.SIGINT),
     ):
         with corner.start(*BAKE) as run:

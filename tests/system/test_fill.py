@@ -13,7 +13,7 @@ from parbake.containerd import Client, Daemon
 from parbake.containerd.conventions import PINNED
 from parbake.errors import BadContent, LayerError, Unreachable
 from parbake.events import Event, Events
-from parbake.fill import fill
+from parbake.fill import MountedGround, fill
 from parbake.model import Descriptor, Readable
 from tests.support.images import Built, image, index, layer
 from tests.support.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
@@ -53,7 +53,13 @@ def test_the_same_store_as_containerds_own(tmp_path: Path, work: Path) -> None:
         their_client, our_client = stack.enter_context(theirs.client()), stack.enter_context(ours.client())
         pull_by_ctr(theirs, APP, tmp_path, name)
         described = image_of(APP, name)
-        fill(plan_of(described, keep_layers=True), our_client, lambda _: Memory(APP), events=Events(), work=work)
+        fill(
+            plan_of(described, keep_layers=True),
+            our_client,
+            lambda _: Memory(APP),
+            events=Events(),
+            ground=MountedGround(our_client, work),
+        )
         assert list(work.iterdir()) == []
 
         assert [record.name for record in our_client.images.list()] == list(described.names)
@@ -76,7 +82,7 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
     # The same tar under another compression is the same snapshot: the first to come brings it.
     plan = plan_of(image_of(APP, "docker.io/library/app:1"), image_of(OTHER, "quay.io/team/other:2"))
     events: list[Event] = []
-    fill(plan, store, lambda _: source, events=Events(events.append), work=work)
+    fill(plan, store, lambda _: source, events=Events(events.append), ground=MountedGround(store, work))
     assert len(source.opened) == len(set(source.opened)) + 1  # the empty layer comes twice, on different parents
     assert len(store.snapshots.list()) == 5
     assert sum(event.done for event in events if event.kind == "task-end") == sum(
@@ -87,7 +93,9 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
     assert not any(".l." in label for label in labels)
     assert store.images.get("quay.io/team/other:2").labels == PINNED  # type: ignore[union-attr]
 
-    fill(plan, store, lambda _: Memory(), events=Events(), work=work)  # a source that has nothing: nothing is asked
+    fill(
+        plan, store, lambda _: Memory(), events=Events(), ground=MountedGround(store, work)
+    )  # a source that has nothing: nothing is asked
     store.gc()
     assert len(store.snapshots.list()) == 5
     assert {info.digest for info in store.content.list()} == {
@@ -97,7 +105,7 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
 
 def test_an_index_in_an_index(store: Client, work: Path) -> None:
     described = image_of(APP, "localhost:5000/app@" + NESTED.digest, target=NESTED)
-    fill(plan_of(described), store, lambda _: Memory(NESTED), events=Events(), work=work)
+    fill(plan_of(described), store, lambda _: Memory(NESTED), events=Events(), ground=MountedGround(store, work))
     (record,) = store.images.list()
     assert (record.name, record.target.digest) == (f"localhost:5000/app@{NESTED.digest}", NESTED.digest)
     store.gc()
@@ -110,15 +118,27 @@ def test_an_index_in_an_index(store: Client, work: Path) -> None:
 def test_a_target_that_does_not_lead_to_the_manifest(store: Client, work: Path) -> None:
     described = image_of(APP, "localhost:5000/app:1", target=index(OTHER))
     with pytest.raises(BadContent, match="does not lead to the manifest"):
-        fill(plan_of(described), store, lambda _: Memory(APP, index(OTHER)), events=Events(), work=work)
+        fill(
+            plan_of(described),
+            store,
+            lambda _: Memory(APP, index(OTHER)),
+            events=Events(),
+            ground=MountedGround(store, work),
+        )
 
 
 def test_layers_are_kept_later_too(store: Client, work: Path) -> None:
     described = image_of(APP, "localhost:5000/app:1")
     source = Memory(APP)
-    fill(plan_of(described), store, lambda _: source, events=Events(), work=work)
+    fill(plan_of(described), store, lambda _: source, events=Events(), ground=MountedGround(store, work))
     assert not store.content.exists(APP.layers[0].digest)
-    fill(plan_of(described, keep_layers=True), store, lambda _: source, events=Events(), work=work)
+    fill(
+        plan_of(described, keep_layers=True),
+        store,
+        lambda _: source,
+        events=Events(),
+        ground=MountedGround(store, work),
+    )
     store.gc()
     assert all(store.content.exists(blob.digest) for blob in APP.layers)
 
@@ -146,17 +166,17 @@ def test_a_fill_that_failed_is_finished_by_the_next(keep_layers: bool, store: Cl
     plan = plan_of(image_of(APP, "localhost:5000/app:1"), keep_layers=keep_layers)
     broken = Broken(APP, APP.layers[1].digest)
     with pytest.raises(BadContent, match="the bytes that arrived have the digest"):
-        fill(plan, store, lambda _: broken, events=Events(), work=work)
+        fill(plan, store, lambda _: broken, events=Events(), ground=MountedGround(store, work))
     with pytest.raises(Unreachable):
         fill(
             plan,
             store,
             lambda _: Broken(APP, APP.layers[0].digest, Unreachable("gone")),
             events=Events(),
-            work=work,
+            ground=MountedGround(store, work),
         )
     assert store.images.list() == ()
-    fill(plan, store, lambda _: Memory(APP), events=Events(), work=work)
+    fill(plan, store, lambda _: Memory(APP), events=Events(), ground=MountedGround(store, work))
     assert {record.name for record in store.images.list()} == set(plan.images[0].names)
     assert list(work.iterdir()) == []
     assert len(store.snapshots.list()) == 2
@@ -166,6 +186,12 @@ def test_a_fill_that_failed_is_finished_by_the_next(keep_layers: bool, store: Cl
 def test_a_hostile_layer_leaves_no_image(store: Client, work: Path) -> None:
     attack = image(BASE, layer({"../../../../../../../../tmp/parbake-fill-escape": b"x"}))
     with pytest.raises(LayerError, match="leads outside its root"):
-        fill(plan_of(image_of(attack, "evil.example/x:1")), store, lambda _: Memory(attack), events=Events(), work=work)
+        fill(
+            plan_of(image_of(attack, "evil.example/x:1")),
+            store,
+            lambda _: Memory(attack),
+            events=Events(),
+            ground=MountedGround(store, work),
+        )
     assert store.images.list() == ()
     assert not Path("/tmp/parbake-fill-escape").exists()

@@ -1,4 +1,7 @@
-"""The same layers through the engine and through containerd: the trees must be equal, or both must refuse."""
+"""The same layers through the engine, into folders and into a volume's file, and through containerd.
+
+The trees must be equal, or all must refuse.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,13 @@ from hypothesis import strategies as st
 from parbake.containerd import Client, Daemon
 from parbake.errors import LayerError
 from parbake.events import Events
-from parbake.fill import fill
+from parbake.fill import MountedGround, fill
 from tests.support import tars
 from tests.support.images import image
 from tests.support.store import Memory, image_of, plan_of, pull_by_ctr, snapshot_folders
 from tests.support.tars import archive, entry, pax
 from tests.support.trees import differences, scan
+from tests.support.volumes import volume_trees
 
 pytestmark = pytest.mark.root
 
@@ -34,12 +38,20 @@ TIMES = st.one_of(
 )
 MODES = st.sampled_from([0o644, 0o755, 0o4755, 0o2755, 0o1777, 0o000, 0o777, 0o100644])
 OWNERS = st.sampled_from([0, 0, 0, 1000, 65534, 4000000000])
+
+# POSIX ACLs as attributes have them (Linux, posix_acl_xattr.h): version 2, then tag, permissions and id of each entry.
+NAMED_ACL = bytes.fromhex("0200000001000600ffffffff02000500e803000004000400ffffffff10000700ffffffff20000400ffffffff")
+PLAIN_ACL = bytes.fromhex("0200000001000600ffffffff04000400ffffffff20000400ffffffff")
 XATTRS = st.sampled_from([
     {},
     {},
     {b"SCHILY.xattr.user.note": b"hello\0there"},
     {b"SCHILY.xattr.trusted.overlay.opaque": b"y"},
     {b"SCHILY.xattr.security.capability": bytes.fromhex("0100000200200000000000000000000000000000")},
+    {b"SCHILY.xattr.user.note": b"n" * 300, b"SCHILY.xattr.security.note": b"in a block of its own" * 60},
+    {b"SCHILY.xattr.system.posix_acl_access": NAMED_ACL},
+    {b"SCHILY.xattr.system.posix_acl_access": PLAIN_ACL},
+    {b"SCHILY.xattr.system.posix_acl_default": NAMED_ACL},
     {b"LIBARCHIVE.xattr.user.note": b"aGVsbG8="},
 ])  # fmt: skip
 
@@ -129,7 +141,8 @@ class Pair:
         # A layer of its own at the bottom keeps examples from finding each other's snapshots.
         mark = archive(entry(b"unique", data=b"%d" % number))
         bottom = layers[0][: -len(tars.END)] + mark if unique else layers[0]
-        built = image(bottom, *layers[1:], compression="none")
+        blobs = [bottom, *layers[1:]]
+        built = image(*blobs, compression="none")
         name = f"localhost/example:{number}"
         work = self.folder / f"work{number}"
         work.mkdir()
@@ -137,17 +150,29 @@ class Pair:
         (work / "staged").mkdir()
         ours = image_of(built, name)
         try:
-            fill(plan_of(ours), self.our_client, lambda _: Memory(built), events=Events(), work=work / "staged")
+            fill(
+                plan_of(ours),
+                self.our_client,
+                lambda _: Memory(built),
+                events=Events(),
+                ground=MountedGround(self.our_client, work / "staged"),
+            )
         except LayerError as error:
             if not their_error:
                 raise AssertionError("we refuse what containerd takes") from error
+            with pytest.raises(LayerError):
+                volume_trees(ours.layers, blobs, work)
             return "refused"
+        written = volume_trees(ours.layers, blobs, work)
+        chains = tuple(layer.chain_id for layer in ours.layers)
+        trees = [scan(folder) for folder in snapshot_folders(self.our_client, chains)]
+        for position, (mine, other) in enumerate(zip(trees, written, strict=True)):
+            found = differences(mine, other)
+            assert not found, f"layer {position} in a volume:\n" + "\n".join(found)
         if their_error:
             return "ours alone"
-        chains = tuple(layer.chain_id for layer in ours.layers)
-        pairs = zip(snapshot_folders(self.their_client, chains), snapshot_folders(self.our_client, chains), strict=True)
-        for position, (left, right) in enumerate(pairs):
-            theirs, mine = scan(left), scan(right)
+        for position, folder in enumerate(snapshot_folders(self.their_client, chains)):
+            theirs, mine = scan(folder), trees[position]
             # What containerd dates by the moment of the unpack: see the docstring of settle.
             undated = frozenset(path for path, node in theirs.items() if node.modified > 1_750_000_000_000_000_000)
             found = differences(theirs, mine, ignore_times_of=undated)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake import disk, flow, records
+from parbake import disk, flow, proof, records
 from parbake.builders import Baked, Ingredients
 from parbake.errors import ArtefactFull, DiskFull, LayerBomb, ParbakeError, VerificationFailed
 from parbake.events import Event, Events
@@ -106,7 +106,7 @@ def test_a_verified_record_has_the_digest_of_the_whole_file(tmp_path: Path, boot
     assert proven.record.sha256 == hashlib.sha256(b"content").hexdigest()
     assert proven.record.verdict == SEEN
     assert records.read(tmp_path / proven.record.file_name) == proven.record
-    _, verdict = flow.verify_again(str(finished.artefact), tmp_path, Events())
+    _, verdict = proof.verify_again(str(finished.artefact), tmp_path, Events())
     assert verdict == SEEN.model_copy(update={"intact": True})
     assert len(booted) == 2
 
@@ -115,11 +115,11 @@ def test_a_verified_record_has_the_digest_of_the_whole_file(tmp_path: Path, boot
 def test_what_is_not_what_was_baked_fails(tmp_path: Path, booted: list[Path], raw: bool) -> None:
     finished = made(tmp_path, b"content", raw=raw)
     finished.artefact.write_bytes(b"coNtent")
-    _, verdict = flow.verify_again(str(finished.artefact), tmp_path, Events())
+    _, verdict = proof.verify_again(str(finished.artefact), tmp_path, Events())
     assert (verdict.passed, verdict.intact) == (False, False)
     assert booted == ([] if raw else [finished.artefact]), "blocks are compared before anything is booted"
     with pytest.raises(VerificationFailed, match="record") as caught:
-        flow.judge(finished.artefact, verdict)
+        proof.judge(finished.artefact, verdict)
     assert "--force" in caught.value.hint
     stored = records.read(tmp_path / finished.record.file_name)
     assert stored.verdict == verdict

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import BadContent, LayerBomb, LayerError, Unreachable
-from parbake.layers import unpack
+from parbake.layers import FolderSink, unpack
 from parbake.model import Layer
 from tests.fuzz.targets import fuzz_layer
 from tests.support.layers import GZIP, PLAIN, describe
@@ -56,7 +56,7 @@ class Slow:
 def go(data: bytes, layer: Layer, target: Path, **more: object) -> None:
     target.mkdir(exist_ok=True)
     options = {"bound": 1 << 30, "progress": lambda _: None, **more}
-    unpack(io.BytesIO(data), layer, target, **options)  # type: ignore[arg-type]
+    unpack(io.BytesIO(data), layer, FolderSink(target), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("media_type", [GZIP, PLAIN, "application/vnd.docker.image.rootfs.diff.tar.gzip"])
@@ -75,7 +75,9 @@ def test_every_compression_under_every_media_type(how: str, media_type: str, tmp
 @pytest.mark.parametrize("most", [1000, 65_537])
 def test_a_stream_in_small_pieces(most: int, tmp_path: Path) -> None:
     packed = PACKED["gzip"]
-    result = unpack(Slow(packed, most), describe(RAW, packed), tmp_path, bound=len(RAW), progress=lambda _: None)
+    result = unpack(
+        Slow(packed, most), describe(RAW, packed), FolderSink(tmp_path), bound=len(RAW), progress=lambda _: None
+    )
     assert (tmp_path / "d/big").read_bytes() == DATA
     assert (result.entries, result.raw_size) == (3, len(RAW))
 
@@ -147,7 +149,7 @@ def test_the_error_of_the_stream_is_the_error(tmp_path: Path) -> None:
     error = Unreachable("the registry is gone")
     stream = Slow(PACKED["gzip"][:2_000_000], 100_000, error)
     with pytest.raises(Unreachable) as raised:
-        unpack(stream, describe(RAW, PACKED["gzip"]), tmp_path, bound=1 << 30, progress=lambda _: None)
+        unpack(stream, describe(RAW, PACKED["gzip"]), FolderSink(tmp_path), bound=1 << 30, progress=lambda _: None)
     assert raised.value is error
 
 

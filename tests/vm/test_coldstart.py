@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.cold import ColdSource, Profile, shown
-from parbake import coldstart, disk, flow, records, run
+from parbake import coldstart, disk, proof, records, run
 from parbake.events import Events
 from parbake.nodefiles import LIST, node_file
 from parbake.records import Record
@@ -149,7 +149,7 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         assert state == "running", guest.run(["systemctl", "--failed", "--no-legend"]).output
         verdict = rehearsal.verdict()
         # Its figures go into the record.
-        record = flow.write_verdict(baked.artefact, baked.record, verdict)
+        record = proof.write_verdict(baked.artefact, baked.record, verdict)
         journal = guest.check(["journalctl", "--no-pager", "--output=cat", "--boot"], timeout=within)
         told = {}
         for name in units:

@@ -13,12 +13,22 @@ from parbake.model import Image, Plan, Published, Source, Verdict
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks."""
+
+    name: str
+    path: Path
+    blocks: BlockList
+
+
+@dataclass(frozen=True, slots=True)
 class Ingredients:
     """What a builder works with besides the plan.
 
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
     a folder of this run, on the file system where the artefact will lie. ``hang_up`` ends what waits for a registry.
     ``prove`` verifies a disk, with its plan and a work folder, for builders that send it away (None: not now).
+    ``parent`` has layers that need not be fetched again; a builder may do without it.
     """
 
     base: Path | None
@@ -27,6 +37,7 @@ class Ingredients:
     events: Events
     hang_up: Callable[[], None] = lambda: None
     prove: Callable[[Path, Plan, Path], Verdict] | None = None
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +46,8 @@ class Baked:
 
     ``sealed`` lists what was cleaned from the base. ``published`` is by region, that of the bake first; ``size`` is
     that of its disk in bytes, and ``verdict`` what its builder saw of it there, where it has looked; ``blocks`` is the
-    list of the disk's blocks, where it was here.
+    list of the disk's blocks, where it was here. ``hashes`` are the SHA-256 of blocks that the builder has hashed
+    already, ``parent`` is the artefact that it has started from.
     """
 
     path: Path | None
@@ -44,6 +56,8 @@ class Baked:
     verdict: Verdict | None = None
     size: int = 0
     blocks: BlockList | None = None
+    hashes: Mapping[int, bytes] = field(default_factory=dict)
+    parent: str = ""
 
 
 class Builder(Protocol):

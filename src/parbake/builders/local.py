@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import disk
-from parbake.builders import Baked, Ingredients
+from parbake.builders import Baked, Ingredients, Parent
 from parbake.containerd import Daemon
 from parbake.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
-from parbake.fill import fill
+from parbake.ext4 import ForeignVolume, Volume
+from parbake.fill import MountedGround, VolumeGround, fill
 from parbake.model import MIB, Plan
 from parbake.run import need_root
 from parbake.seal import seal
@@ -56,16 +58,85 @@ class LocalBuilder:
 
 def _bake_volume(plan: Plan, ingredients: Ingredients) -> Baked:
     """Make a file system that is the runtime's root: a node mounts it there."""
-    events, work, filesystem = ingredients.events, ingredients.work, plan.artefact.filesystem
-    volume = work / "disk.raw"
-    with events.stage("format", f"Make the {filesystem} file system"):
-        disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
-    with disk.mount(volume, work / "mnt", filesystem=filesystem, options=disk.FAST[filesystem]) as mounted:
-        _fill_store(mounted.path, plan, ingredients)
-        with events.stage("trim", "Write to disk, give back what is unused"):
-            disk.trim(mounted)
+    events, filesystem = ingredients.events, plan.artefact.filesystem
+    volume = ingredients.work / "disk.raw"
+    baked = None
+    if filesystem == "ext4":
+        baked = _start_from_parent(volume, plan, ingredients)
+    if baked is None:
+        baked = _make_volume(volume, plan, ingredients)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(volume, filesystem)
+    return baked
+
+
+def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
+    filesystem = plan.artefact.filesystem
+    with ingredients.events.stage("format", f"Make the {filesystem} file system"):
+        disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
+    if filesystem == "xfs":
+        return _fill_xfs(volume, plan, ingredients)
+    try:
+        return _write_ext4(volume, plan, ingredients)
+    except ArtefactFull as error:
+        if not plan.size_is_fixed:
+            raise  # a larger one is better than a full one
+        ingredients.events.note(f"{error.message}: trying again, one layer after the other")
+    disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
+    return _write_ext4(volume, plan, ingredients, dense=True)
+
+
+def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked | None:
+    """Copy the earlier volume and change what differs; None when there is none, or it turns out not to serve."""
+    parent, events = ingredients.parent, ingredients.events
+    if parent is None:
+        return None
+    try:
+        with events.stage("copy", f"Copy {parent.name}"):
+            disk.copy_sparse(parent.path, volume, events)
+        return _write_ext4(volume, plan, ingredients, parent)
+    except (ForeignVolume, ArtefactFull) as error:
+        events.note(f"{parent.name} is no start for this volume ({error.message}): making a new one")
+        volume.unlink()
+        return None
+
+
+def _write_ext4(
+    volume: Path, plan: Plan, ingredients: Ingredients, parent: Parent | None = None, *, dense: bool = False
+) -> Baked:
+    """Fill an ext4 volume without mounting it for writing."""
+    events, work = ingredients.events, ingredients.work
+    root = work / "store"
+    root.mkdir(exist_ok=True)
+    with _telling_full_artefact(plan, work), ExitStack() as stack:
+        if not plan.keep_layers:  # else it is not small
+            stack.enter_context(disk.memory(root))
+        stack.enter_context(
+            events.stage("fill", f"Fill the volume ({', '.join(image.reference for image in plan.all_images)})")
+        )
+        writer = stack.enter_context(Volume(volume))
+        if parent:
+            writer.rename(disk.filesystem_uuid(plan.key))
+        mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True)
+        with Daemon(root, work / "containerd") as daemon, daemon.client() as store:
+            ground = VolumeGround(plan, store, writer, mounted, dense=dense)
+            fill(plan, store, ingredients.source, ground=ground, events=events, hang_up=ingredients.hang_up)
+        ground.finish_volume(root)
+    hashes = writer.hashes.known
+    if parent:
+        hashes |= {
+            index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched
+        }
+    return Baked(volume, hashes=hashes, parent=parent.name if parent else "")
+
+
+def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
+    """Fill a mounted XFS volume."""
+    options = disk.FAST["xfs"]
+    with disk.mount(volume, ingredients.work / "mnt", filesystem="xfs", options=options) as mounted:
+        _fill_store(mounted.path, plan, ingredients)
+        with ingredients.events.stage("trim", "Write to disk, give back what is unused"):
+            disk.trim(mounted)
     return Baked(volume)
 
 
@@ -110,7 +181,14 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
         remove_tree(staging)  # a base that was itself captured in the middle of something
         staging.mkdir(mode=0o700)
         try:
-            fill(plan, store, ingredients.source, events=events, work=staging, hang_up=ingredients.hang_up)
+            fill(
+                plan,
+                store,
+                ingredients.source,
+                ground=MountedGround(store, staging),
+                events=events,
+                hang_up=ingredients.hang_up,
+            )
         finally:
             remove_tree(staging)
         if sandbox:

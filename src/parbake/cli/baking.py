@@ -103,6 +103,9 @@ def bake(
     trace: Annotated[
         Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
     ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Start from no earlier volume: fetch and unpack every layer.")
+    ] = False,
     keep_workspace: KeepWorkspace = False,
     as_json: AsJson = False,
     progress: Progress = "auto",
@@ -116,7 +119,13 @@ def bake(
 
     door.as_json = as_json
     options = flow.Options(
-        force=force, rebuild=rebuild, verify=verify, rehearse=rehearse, trace=trace, keep_workspace=keep_workspace
+        force=force,
+        rebuild=rebuild,
+        verify=verify,
+        rehearse=rehearse,
+        trace=trace,
+        keep_workspace=keep_workspace,
+        from_scratch=from_scratch,
     )
     with opened_events(progress) as events:
         finished = flow.bake(file, events, options)
@@ -136,13 +145,13 @@ def verify(
     The verdict goes into the record; the exit code is 3 when it is bad. RECORD may also be a disk image that parbake
     has no record of: then every image in its store must start.
     """
-    from parbake import flow, tables
+    from parbake import proof, tables
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        artefact, verdict = flow.verify_again(what, output(file), events, keep_workspace=keep_workspace)
+        artefact, verdict = proof.verify_again(what, output(file), events, keep_workspace=keep_workspace)
     answer(tables.verdict_json(artefact, verdict), lambda: tables.verdict_text(artefact, verdict))
-    flow.judge(artefact, verdict)
+    proof.judge(artefact, verdict)
 
 
 @app.command(name="list")

@@ -2,8 +2,16 @@
 
 from parbake.disk.blocks import BLOCK, ZEROS, BlockList, block_list, read_blocks, spans
 from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_beside, sha256_file, to_raw
-from parbake.disk.filesystems import FileSystem, check_filesystem, grow_filesystem, make_filesystem, trim, usage
-from parbake.disk.mounts import FAST, Mounted, loop_device, mount, private_mounts, unmount
+from parbake.disk.filesystems import (
+    FileSystem,
+    check_filesystem,
+    filesystem_uuid,
+    grow_filesystem,
+    make_filesystem,
+    trim,
+    usage,
+)
+from parbake.disk.mounts import FAST, Mounted, loop_device, memory, mount, private_mounts, unmount
 from parbake.disk.roots import Runtime, find_runtime, inside
 from parbake.disk.tables import Partition, find_root, grow, partitions
 
@@ -22,6 +30,7 @@ __all__ = [
     "convert",
     "copy_sparse",
     "describe",
+    "filesystem_uuid",
     "find_root",
     "find_runtime",
     "grow",
@@ -29,6 +38,7 @@ __all__ = [
     "inside",
     "loop_device",
     "make_filesystem",
+    "memory",
     "mount",
     "partitions",
     "private_mounts",

@@ -21,10 +21,11 @@ _NAMES = uuid.UUID("6f0c7f4e-3a55-5d0c-9a0e-70617262616b")
 _EPOCH = "1700000000"
 # Images of programs have many small files: a small volume would run out of inodes before it runs out of blocks.
 _SMALL_VOLUME = 8 * GIB
-# What Linux 4.14 (Amazon Linux 2) mounts; not what the configuration of the machine that bakes says.
+# What Linux 4.14 (Amazon Linux 2) mounts; not what the configuration of the machine that bakes says. With the seed of
+# the checksums in the superblock, a volume that another one starts from may get a UUID of its own.
 EXT4_FEATURES = (
     "none", "has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "64bit", "flex_bg",
-    "sparse_super", "large_file", "huge_file", "dir_nlink", "extra_isize", "metadata_csum",
+    "sparse_super", "large_file", "huge_file", "dir_nlink", "extra_isize", "metadata_csum", "metadata_csum_seed",
 )  # fmt: skip
 # What Linux 5.10 mounts.
 _XFS_FEATURES = ("crc=1", "finobt=1", "rmapbt=0", "reflink=1", "bigtime=1", "inobtcount=1")

@@ -176,6 +176,16 @@ def mount(
             unmount(at)
 
 
+@contextmanager
+def memory(at: Path) -> Iterator[None]:
+    """Mount a file system in memory at a folder, which is there."""
+    run(["mount", "-t", "tmpfs", "-o", ",".join((*_HARMLESS, "mode=0755")), "tmpfs", str(at)])
+    try:
+        yield
+    finally:
+        unmount(at)
+
+
 def unmount(at: Path) -> None:
     """Unmount a folder; waits a little for programs that are just ending. Raises CommandFailed when it stays busy."""
     deadline = Deadline(15, f"unmounting {at}")

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from parbake.errors import BadContent, DiskFull, LayerBomb, LayerError, ParbakeError
 from parbake.layers import inflate
 from parbake.layers.archive import Archive, Chunks
-from parbake.layers.paths import FOLDER, Implied, shown
+from parbake.layers.paths import Implied, shown
 from parbake.layers.ring import Failure, Ring, Stopped
-from parbake.layers.tree import PendingLink, Tree
+from parbake.layers.tree import PendingLink
 
 if TYPE_CHECKING:
+    from parbake.layers.sinks import Sink
     from parbake.model import Layer, Progress, Readable
 
 MOST_ENTRIES: Final = 10_000_000
@@ -58,22 +57,22 @@ class Unpacked:
 
 
 def unpack(
-    stream: Readable, layer: Layer, target: Path, *, bound: int, progress: Progress, keep: Keeper | None = None
+    stream: Readable, layer: Layer, sink: Sink, *, bound: int, progress: Progress, keep: Keeper | None = None
 ) -> Unpacked:
-    """Unpack one layer into ``target``, an empty folder, in the form of an overlayfs upper directory.
+    """Unpack one layer into a sink, in the form of an overlayfs upper directory.
 
     ``bound`` is how many bytes the tar may have; ``progress`` counts compressed bytes; ``keep`` gets a copy of them.
-    The folder itself stays as it is, as in containerd. Call ``settle`` afterwards. On any error the folder may be
-    half-written: the caller removes it.
+    The root folder itself stays as it is, as in containerd. Call ``settle`` (or ``settle_nodes``) afterwards. On any
+    error the sink may be half-written: the caller throws it away.
 
     Raises BadContent (digest, size or diffID do not match), LayerEscape, LayerBomb, LayerError, DiskFull.
     """
-    return _Unpacking(layer, target, bound, progress, keep).run(stream)
+    return _Unpacking(layer, sink, bound, progress, keep).run(stream)
 
 
 class _Unpacking:
-    def __init__(self, layer: Layer, target: Path, bound: int, progress: Progress, keep: Keeper | None) -> None:
-        self._layer, self._target, self._bound, self._progress, self._keep = layer, target, bound, progress, keep
+    def __init__(self, layer: Layer, sink: Sink, bound: int, progress: Progress, keep: Keeper | None) -> None:
+        self._layer, self._sink, self._bound, self._progress, self._keep = layer, sink, bound, progress, keep
         self._received = Ring(_RECEIVE_SLOTS, _RECEIVE_SIZE)
         self._raw = Ring(_RAW_SLOTS, _RAW_SIZE, consumers=2)
         self._failure = Failure(self._received, self._raw)
@@ -176,37 +175,31 @@ class _Unpacking:
         self._diff_id = f"sha256:{digest.hexdigest()}"
 
     def _write(self) -> None:
-        # This thread gets its own umask: modes come out as the layer has them without another system call.
-        os.unshare(os.CLONE_FS)
-        os.umask(0)
-        root = os.open(self._target, FOLDER)
         chunks = Chunks(self._raw.reader(1))
         archive = Archive(chunks, most_entries=MOST_ENTRIES)
-        tree = Tree(root, archive, overlay=self._layer.chain_id != self._layer.diff_id, bound=self._bound)
-        try:
-            while (entry := archive.next()) is not None:
-                tree.apply(entry)
-            while chunks.pass_on():  # what follows the archive's end is hashed and no more
-                pass
-            tree.finish()
-            implied = tuple(tree.folders.implied.items())
-            self._unpacked = Unpacked(tree.entries, self._raw_size, implied, tuple(tree.pending.values()))
-        except OSError as error:
-            raise self._failed(error, tree.now) from error
-        except ValueError as error:  # a NUL in a name
-            raise LayerError(f"layer {self._layer.digest}: {shown(tree.now)}: {error}") from error
-        except LayerError as error:
-            error.message = f"layer {self._layer.digest}: {error.message}"
-            error.args = (error.message,)
-            raise
-        finally:
-            tree.close()
-            os.close(root)
+        overlay = self._layer.chain_id != self._layer.diff_id
+        with self._sink.opened(archive, overlay=overlay, bound=self._bound) as tree:
+            try:
+                while (entry := archive.next()) is not None:
+                    tree.apply(entry)
+                while chunks.pass_on():  # what follows the archive's end is hashed and no more
+                    pass
+                tree.finish()
+            except OSError as error:
+                raise self._failed(error, tree.now) from error
+            except ValueError as error:  # a NUL in a name
+                raise LayerError(f"layer {self._layer.digest}: {shown(tree.now)}: {error}") from error
+            except LayerError as error:
+                error.message = f"layer {self._layer.digest}: {error.message}"
+                error.args = (error.message,)
+                raise
+            implied, pending = tuple(tree.implied.items()), tuple(tree.pending.values())
+            self._unpacked = Unpacked(tree.entries, self._raw_size, implied, pending)
 
     def _failed(self, error: OSError, name: bytes) -> ParbakeError:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return DiskFull(
-                f"no space left below {self._target} while unpacking layer {self._layer.digest} ({shown(name)})",
+                f"no space left below {self._sink.name} while unpacking layer {self._layer.digest} ({shown(name)})",
                 hint="free some space, or give the artefact a larger size",
             )
         if error.errno == errno.E2BIG:

@@ -18,7 +18,7 @@ from parbake.errors import LayerError, LayerEscape
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MOST_LINKS: Final = 255
 """Symbolic links that one name may lead over, as in containerd."""
-_MOST_DEPTH: Final = 256
+MOST_DEPTH: Final = 256
 _LONGEST: Final = 16384
 _MOST_OPEN: Final = 128
 
@@ -132,8 +132,8 @@ class Folders:
         place = self.known[head]
         while rest:
             part = rest.pop()
-            if place.path.count(b"/") >= _MOST_DEPTH or len(self.known) > _MOST_OPEN + _MOST_DEPTH:
-                raise LayerError(f"the layer nests folders more than {_MOST_DEPTH} deep: {shown(place.path)}")
+            if place.path.count(b"/") >= MOST_DEPTH or len(self.known) > _MOST_OPEN + MOST_DEPTH:
+                raise LayerError(f"the layer nests folders more than {MOST_DEPTH} deep: {shown(place.path)}")
             try:
                 handle = self._open(part, place, create=create)
             except FileNotFoundError:

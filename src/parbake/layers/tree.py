@@ -23,7 +23,7 @@ from parbake.layers.paths import FOLDER, Folders, Implied, Place, clean, join, s
 WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MODE: Final = 0o7777
+MODE: Final = 0o7777
 _SET_ID: Final = 0o6000
 _MOST_DEVICE: Final = 0xFFFFFFFF
 _SPARE: Final = 16 << 20  # bytes that are free on a file system that is not full
@@ -73,6 +73,11 @@ class Tree:
             b"1": self._link, b"2": self._symlink, b"3": self._node, b"4": self._node, b"5": self._folder,
             b"6": self._node, b"S": self._file,
         }  # fmt: skip
+
+    @property
+    def implied(self) -> dict[bytes, Implied]:
+        """Folders that no entry described when they were made, and what entries said later."""
+        return self.folders.implied
 
     def apply(self, entry: Entry) -> None:
         """Apply one entry; raises LayerError, LayerEscape, OSError."""
@@ -126,7 +131,7 @@ class Tree:
     # -- one method for each type
 
     def _file(self, entry: Entry, place: Place, base: bytes) -> None:
-        mode = entry.mode & _MODE
+        mode = entry.mode & MODE
         try:
             handle = os.open(base, _NEW, mode, dir_fd=place.handle)
         except FileExistsError:
@@ -145,10 +150,10 @@ class Tree:
             uid, gid = entry.uid, entry.gid
             inherits = self._acls or place.path in self._group_folders
             if uid or gid or inherits:
-                os.fchown(handle, _owner(uid), _owner(gid))
+                os.fchown(handle, owner(uid), owner(gid))
             if entry.records:
                 self._xattrs(handle, entry)
-            if inherits or mode & _SET_ID:
+            if inherits or self._acls or mode & _SET_ID:  # an ACL that was just set has changed the mode
                 os.fchmod(handle, mode)
             os.utime(handle, ns=entry.times())
         finally:
@@ -168,7 +173,7 @@ class Tree:
         os.ftruncate(handle, entry.size)
 
     def _folder(self, entry: Entry, place: Place, base: bytes) -> None:
-        mode = entry.mode & _MODE
+        mode = entry.mode & MODE
         path = join(place.path, base)
         plain = not (self._acls or place.path in self._group_folders)
         try:
@@ -182,10 +187,10 @@ class Tree:
         handle = os.open(base, FOLDER, dir_fd=place.handle)
         try:
             if entry.uid or entry.gid or not plain:
-                os.fchown(handle, _owner(entry.uid), _owner(entry.gid))
+                os.fchown(handle, owner(entry.uid), owner(entry.gid))
             if entry.records:
                 self._xattrs(handle, entry)
-            if mode & _SET_ID or not plain:
+            if mode & _SET_ID or self._acls or not plain:
                 os.fchmod(handle, mode)
             if mode & stat.S_ISGID:
                 self._group_folders.add(path)
@@ -235,8 +240,8 @@ class Tree:
                 ) from None
             accessed, modified = entry.times()
             self.pending[join(place.path, base)] = PendingLink(
-                join(place.path, base), join(clean(head), target), entry.mode & _MODE, _owner(entry.uid),
-                _owner(entry.gid), accessed, modified, tuple(_xattrs_of(entry)),
+                join(place.path, base), join(clean(head), target), entry.mode & MODE, owner(entry.uid),
+                owner(entry.gid), accessed, modified, tuple(xattrs_of(entry)),
             )  # fmt: skip
             return
         self._dress(entry, place, base, is_link=stat.S_ISLNK(os.lstat(base, dir_fd=place.handle).st_mode))
@@ -249,21 +254,21 @@ class Tree:
         if os.path.lexists(_below(place, base)):
             self._remove(place, base)
             place = self.folders.make(place.path)
-        os.mknod(base, kind | entry.mode & _MODE, device, dir_fd=place.handle)
+        os.mknod(base, kind | entry.mode & MODE, device, dir_fd=place.handle)
         self._dress(entry, place, base, is_link=False)
 
     def _dress(self, entry: Entry, place: Place, base: bytes, *, is_link: bool) -> None:
         """Give owner, attributes, mode and times to what cannot be opened, or was there before (a hard link)."""
         # Always chown: it also drops a file capability, as in containerd.
-        os.chown(base, _owner(entry.uid), _owner(entry.gid), dir_fd=place.handle, follow_symlinks=False)
+        os.chown(base, owner(entry.uid), owner(entry.gid), dir_fd=place.handle, follow_symlinks=False)
         if entry.records:
             self._xattrs(_below(place, base), entry)
         if not is_link:
-            os.chmod(base, entry.mode & _MODE, dir_fd=place.handle)
+            os.chmod(base, entry.mode & MODE, dir_fd=place.handle)
         os.utime(base, ns=entry.times(), dir_fd=place.handle, follow_symlinks=False)
 
     def _xattrs(self, target: int | bytes, entry: Entry) -> None:
-        for key, value in _xattrs_of(entry):
+        for key, value in xattrs_of(entry):
             if set_xattr(target, key, value) and key.startswith(b"system."):
                 self._acls = True
 
@@ -289,7 +294,7 @@ class Tree:
                 f"{shown(self.now)}: a whiteout of what the same layer holds",
                 hint="containerd refuses such a layer too: build the image with another tool",
             ) from None
-        os.chown(hidden, _owner(entry.uid), _owner(entry.gid), dir_fd=place.handle, follow_symlinks=False)
+        os.chown(hidden, owner(entry.uid), owner(entry.gid), dir_fd=place.handle, follow_symlinks=False)
         os.utime(hidden, ns=entry.times(), dir_fd=place.handle, follow_symlinks=False)
 
     def _clear(self, place: Place) -> None:
@@ -371,12 +376,13 @@ def _has_room(target: int | bytes, size: int) -> bool:
     return status.f_bavail * status.f_frsize > size + _SPARE and not status.f_files > 0 == status.f_favail
 
 
-def _xattrs_of(entry: Entry) -> list[tuple[bytes, bytes]]:
+def xattrs_of(entry: Entry) -> list[tuple[bytes, bytes]]:
+    """Return the extended attributes that an entry carries."""
     records = entry.records or {}
     return [(key[len(XATTR) :], value) for key, value in records.items() if key.startswith(XATTR)]
 
 
-def _owner(number: int) -> int:
+def owner(number: int) -> int:
     """Return an owner as the kernel takes it: 32 bits, all of them set (-1) leave it as it is."""
     number &= 0xFFFFFFFF
     return -1 if number == 0xFFFFFFFF else number

@@ -1,35 +1,30 @@
 """Fill a runtime's store: images become content, snapshots and names, exactly as a pull would have left them.
 
-Layers stream from their source through the engine into a staging folder on the store's file system, two at a time.
-Each is then finished on top of its parents, moved into the snapshot that containerd prepared for it (a rename), and
-committed by containerd itself: its databases are its own. What the store has already is skipped, so a fill that was
-cut off is finished by filling again.
+Layers stream from their source through the engine to where they belong (``grounds``), two at a time. Each is then
+finished on top of its parents and committed by containerd itself: its databases are its own. What is there already is
+skipped, so a fill that was cut off is finished by filling again.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import stat
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
-from parbake.errors import BadContent, CacheDamaged, DiskFull, Interrupted, LayerBomb
-from parbake.layers import Unpacked, settle, unpack
-from parbake.model import Descriptor, Image, Layer, Plan, Readable, Source
+from parbake.errors import BadContent, CacheDamaged, DiskFull, LayerBomb
+from parbake.fill.grounds import Ground, Job
+from parbake.fill.streams import Endable, Tee, pieces
+from parbake.layers import Unpacked, unpack
+from parbake.model import Descriptor, Image, Layer, Plan, Source
 from parbake.reference import Reference
-from parbake.workspace import remove_tree
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
-    from parbake.events import Events, Task
+    from parbake.events import Events
 
 _AT_ONCE: Final = 2
 """Layers that are unpacked side by side; the engine keeps two cores busy with one large layer."""
@@ -41,15 +36,15 @@ def fill(
     store: Client,
     sources: Callable[[Image], Source],
     *,
+    ground: Ground,
     events: Events,
-    work: Path,
     hang_up: Callable[[], None] = lambda: None,
 ) -> None:
     """Make sure that the store holds every image of the plan: content, unpacked snapshots, names.
 
-    ``sources`` says where an image's content comes from; ``work`` is a folder on the file system of the store's
-    snapshots, for layers on their way. Index, manifest and config are kept, layers' blobs only when the plan keeps
-    them. Every name of an image is pinned against kubelet's image collection.
+    ``sources`` says where an image's content comes from, ``ground`` where layers go. Index, manifest and config are
+    kept, layers' blobs only when the plan keeps them. Every name of an image is pinned against kubelet's image
+    collection.
 
     ``hang_up`` is called when the fill is given up, and ends the streams that wait for their next bytes.
 
@@ -58,17 +53,8 @@ def fill(
     store.make_namespace()
     # What nothing holds may be collected at any moment: what is there after a collection stays.
     store.gc()
-    with store.lease(f"parbake-{plan.key[:12]}"), _Filling(plan, store, sources, events, work, hang_up) as filling:
+    with store.lease(f"parbake-{plan.key[:12]}"), _Filling(plan, store, sources, ground, events, hang_up) as filling:
         filling.run()
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A layer that is missing, the image that brings it, and the chain ID of its parent ("" for the bottom)."""
-
-    layer: Layer
-    image: Image
-    parent: str
 
 
 class _Filling:
@@ -77,11 +63,11 @@ class _Filling:
         plan: Plan,
         store: Client,
         sources: Callable[[Image], Source],
+        ground: Ground,
         events: Events,
-        work: Path,
         hang_up: Callable[[], None],
     ) -> None:
-        self._plan, self._store, self._sources, self._events, self._work = plan, store, sources, events, work
+        self._plan, self._store, self._sources, self._ground, self._events = plan, store, sources, ground, events
         self._hang_up = hang_up
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="unpack")
@@ -96,15 +82,19 @@ class _Filling:
             error, (CacheDamaged, DiskFull, LayerBomb)
         ):  # after these, one may try again
             self._hang_up()
+        if error is not None:
+            self._ground.stop()
         self._pool.shutdown(cancel_futures=True)
 
     def run(self) -> None:
-        jobs = self._missing_snapshots()
-        unpacked = [self._pool.submit(self._unpack, job) for job in jobs]
+        jobs = self._missing_layers()
+        self._ground.begin(jobs)
+        unpacked = [self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs)]
         for image in self._plan.all_images:
             self._write_documents(image)
-        for job, future in zip(jobs, unpacked, strict=True):
-            self._commit(job, future)
+        for number, future in enumerate(unpacked):
+            self._ground.arrived(number, future.result())
+        self._ground.finish()
         for image in self._plan.all_images:
             if self._plan.keep_layers:
                 self._keep_the_rest(image)
@@ -112,26 +102,20 @@ class _Filling:
 
     # -- layers
 
-    def _missing_snapshots(self) -> list[_Job]:
+    def _missing_layers(self) -> list[Job]:
         """Return what is to be unpacked, parents before children, each once."""
-        jobs: dict[str, _Job] = {}
+        jobs: dict[str, Job] = {}
         for image in self._plan.all_images:
-            parent = ""
+            parents: list[str] = []
             for layer in image.layers:
                 chain = layer.chain_id
-                if chain not in jobs and not self._store.snapshots.exists(chain):
-                    jobs[chain] = _Job(layer, image, parent)
-                parent = chain
+                if chain not in jobs and not self._ground.has(chain):
+                    jobs[chain] = Job(layer, image, tuple(parents))
+                parents.append(chain)
         return list(jobs.values())
 
-    def _staged(self, layer: Layer) -> Path:
-        return self._work / layer.chain_id.removeprefix("sha256:")
-
-    def _unpack(self, job: _Job) -> Unpacked:
-        layer, staged = job.layer, self._staged(job.layer)
-        if staged.exists():
-            remove_tree(staged)
-        staged.mkdir(mode=0o755)
+    def _unpack(self, number: int, job: Job) -> Unpacked:
+        layer, sink = job.layer, self._ground.sink(number)
         descriptor = _descriptor(layer)
         with ExitStack() as stack:
             task = stack.enter_context(self._events.task(f"layer {_short(layer.digest)}", layer.size))
@@ -139,21 +123,8 @@ class _Filling:
             stream = stack.enter_context(self._sources(job.image).open(descriptor))
             # No tar can be larger than the disk that its files have to fit on.
             return unpack(
-                _Endable(stream, self._over), layer, staged, bound=self._plan.size, progress=task.advance, keep=keep
+                Endable(stream, self._over), layer, sink, bound=self._plan.size, progress=task.advance, keep=keep
             )
-
-    def _commit(self, job: _Job, future: Future[Unpacked]) -> None:
-        from parbake.containerd.snapshots import folders  # gRPC's: loaded by then, and not where nothing is filled
-
-        chain = job.layer.chain_id
-        unpacked = future.result()
-        key = conventions.unpack_key(os.urandom(6).hex(), chain)
-        labels = conventions.snapshot_labels(chain)
-        found = folders(self._store.snapshots.prepare(key, job.parent, labels))
-        staged = self._staged(job.layer)
-        settle(staged, unpacked, found.lowers)
-        _move(staged, found.upper)
-        self._store.snapshots.commit(chain, key, labels)
 
     # -- content
 
@@ -195,10 +166,10 @@ class _Filling:
             return False
         return not self._store.content.exists(layer.digest)
 
-    def _keeper(self, job: _Job) -> _Tee:
+    def _keeper(self, job: Job) -> Tee:
         labels = {**_source_label(job.image), **conventions.uncompressed_label(job.layer.diff_id)}
         descriptor = _descriptor(job.layer)
-        return _Tee(lambda pieces: self._store.content.write(descriptor, pieces, labels))
+        return Tee(lambda pieces: self._store.content.write(descriptor, pieces, labels))
 
     def _keep_the_rest(self, image: Image) -> None:
         """Fetch blobs of layers whose snapshot was there already."""
@@ -211,7 +182,7 @@ class _Filling:
                 self._events.task(f"layer {_short(layer.digest)} (compressed)", layer.size) as task,
                 self._sources(image).open(descriptor) as stream,
             ):
-                self._store.content.write(descriptor, _pieces(stream, task), labels)
+                self._store.content.write(descriptor, pieces(stream, task), labels)
 
     def _name(self, image: Image) -> None:
         for name in image.names:
@@ -263,87 +234,3 @@ def _search(
             if (rest := _search(descriptor, wanted, read, seen)) is not None:
                 return [(start, document), *rest]
     return None
-
-
-def _move(staged: Path, upper: Path) -> None:
-    """Put a staged tree in the place of the empty folder that the snapshotter made, whose looks it takes over."""
-    looks = upper.stat()
-    os.chown(staged, looks.st_uid, looks.st_gid)
-    staged.chmod(stat.S_IMODE(looks.st_mode))
-    os.utime(staged, ns=(0, 0))  # the moment of the bake is no part of it
-    staged.rename(upper)
-
-
-_PIECE: Final = 1 << 20
-
-
-def _pieces(stream: Readable, task: Task) -> Iterator[bytes]:
-    buffer = memoryview(bytearray(_PIECE))
-    while count := stream.readinto(buffer):
-        task.advance(count)
-        yield bytes(buffer[:count])
-
-
-class _Endable:
-    """A stream that ends with Interrupted once the fill is over: nobody waits for gigabytes after an error."""
-
-    def __init__(self, stream: Readable, over: threading.Event) -> None:
-        self._stream, self._over = stream, over
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        if self._over.is_set():
-            raise Interrupted("the fill ended early")
-        return self._stream.readinto(buffer)
-
-
-class _Tee:
-    """Hands what the engine receives to a writer in another thread, as an iterable; a context manager.
-
-    The engine's ``keep`` takes any object with ``write``. A writer that ends early (the blob is there) is no error.
-    """
-
-    def __init__(self, writer: Callable[[Iterator[bytes]], None]) -> None:
-        self._writer = writer
-        self._queue: Queue[bytes | None] = Queue(8)
-        self._ended = threading.Event()
-        self._failure: BaseException | None = None
-        self._whole = False
-        self._thread = threading.Thread(target=self._run, name="keep-layer")
-
-    def write(self, data: memoryview) -> int:
-        """Pass on a copy of ``data``."""
-        self._put(bytes(data))
-        return len(data)
-
-    def _put(self, piece: bytes | None) -> None:
-        while not self._ended.is_set():
-            try:
-                self._queue.put(piece, timeout=0.1)
-            except Full:
-                continue
-            return
-
-    def _iterate(self) -> Iterator[bytes]:
-        while (piece := self._queue.get()) is not None:
-            yield piece
-        if not self._whole:
-            raise Interrupted("the layer ended early")
-
-    def _run(self) -> None:
-        try:
-            self._writer(self._iterate())
-        except BaseException as error:  # noqa: BLE001 (a thread has no caller: __exit__ raises it)
-            self._failure = error
-        finally:
-            self._ended.set()
-
-    def __enter__(self) -> _Tee:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._whole = kind is None
-        self._put(None)
-        self._thread.join()
-        if self._failure is not None and kind is None:
-            raise self._failure

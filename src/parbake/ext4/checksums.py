@@ -1,0 +1,31 @@
+"""Checksums of ext4's metadata: CRC-32C without the final inversion (kernel documentation, ext4, "Checksums")."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from crc32c import crc32c as _crc32c
+
+_ALL: Final = 0xFFFFFFFF
+_U32: Final = struct.Struct("<I")
+
+
+def crc(seed: int, data: bytes | bytearray | memoryview) -> int:
+    """Continue a checksum over ``data``; the first seed of all is all ones."""
+    return int(_crc32c(data, seed ^ _ALL)) ^ _ALL
+
+
+def first(data: bytes | bytearray | memoryview) -> int:
+    """Start a checksum."""
+    return crc(_ALL, data)
+
+
+def of_inode(seed: int, number: int) -> int:
+    """Return the seed for what belongs to one inode of generation 0; ``seed`` is the file system's."""
+    return crc(seed, _U32.pack(number) + b"\0\0\0\0")
+
+
+def of_group(seed: int, number: int, descriptor: bytes | bytearray) -> int:
+    """Return the 16 bits that go into a group's descriptor, in which their field is zero."""
+    return crc(crc(seed, _U32.pack(number)), descriptor) & 0xFFFF

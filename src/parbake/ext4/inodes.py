@@ -1,0 +1,139 @@
+"""Inodes: a node's looks, and where its data lie, in 256 bytes.
+
+Source: kernel documentation, ext4, "Index Nodes" and "The Contents of inode.i_block". Times of change and of birth are
+the time of modification: the moment of the bake is no part of a volume.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from parbake.ext4 import checksums, xattrs
+from parbake.ext4.groups import BLOCK, INODE
+
+if TYPE_CHECKING:
+    from parbake.nodes import Extents, Node
+
+EXTENTS_FLAG: Final = 0x80000
+_EXTRA: Final = 32
+INSIDE_AT: Final = 128 + _EXTRA
+_SHORT_LINK: Final = 59
+_LONGEST_EXTENT: Final = 32768
+_EXTENT_MAGIC: Final = 0xF30A
+_IN_INODE, _IN_BLOCK = 4, (BLOCK - 12) // 12
+_MOST_LINKS: Final = 65000
+_SECOND: Final = 1_000_000_000
+
+# mode uid size_lo atime ctime mtime dtime gid links blocks_lo flags version | i_block | generation acl_lo size_hi
+# obsolete blocks_hi acl_hi uid_hi gid_hi checksum_lo unused | extra_isize checksum_hi ctime+ mtime+ atime+ crtime
+# crtime+ version_hi projid
+_INODE: Final = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIIIII")
+_CHECK_LO, _CHECK_HI = 0x7C, 0x82
+
+
+def pack(node: Node, number: int, seed: int, *, body: bytes, blocks: int, attributes: bytes, acl: int) -> bytes:
+    """Return a node's inode.
+
+    ``seed`` is the file system's; ``body`` what goes where block numbers used to be; ``blocks`` counts all blocks that
+    belong to it; ``attributes`` are for the inode's end, ``acl`` is the block with those that do not fit.
+    """
+    modified, modified_more = _time(node.modified)
+    accessed, accessed_more = _time(node.accessed)
+    flags = EXTENTS_FLAG if _has_extents(node) else 0
+    sectors = blocks * (BLOCK // 512)
+    links = node.links
+    if node.children is not None and links > _MOST_LINKS:
+        links = 1  # dir_nlink: too many to count
+    raw = bytearray(
+        _INODE.pack(
+            node.mode, node.uid & 0xFFFF, node.size & 0xFFFFFFFF, accessed, modified, modified, 0, node.gid & 0xFFFF,
+            links, sectors & 0xFFFFFFFF, flags, 0, body, 0, acl & 0xFFFFFFFF, node.size >> 32, 0,
+            sectors >> 32 & 0xFFFF, acl >> 32 & 0xFFFF, node.uid >> 16, node.gid >> 16, 0, 0, _EXTRA, 0, modified_more,
+            modified_more,
+            accessed_more, modified, modified_more, 0, 0,
+        )
+    )  # fmt: skip
+    raw += attributes + bytes(INODE - len(raw) - len(attributes))
+    check = checksums.crc(checksums.of_inode(seed, number), raw)
+    struct.pack_into("<H", raw, _CHECK_LO, check & 0xFFFF)
+    struct.pack_into("<H", raw, _CHECK_HI, check >> 16)
+    return bytes(raw)
+
+
+def _has_extents(node: Node) -> bool:
+    if node.is_link:
+        return len(node.data) > _SHORT_LINK
+    return node.is_file or node.is_folder
+
+
+def is_short_link(node: Node) -> bool:
+    """Whether a symbolic link's target lies in the inode itself."""
+    return node.is_link and len(node.data) <= _SHORT_LINK
+
+
+def body_without_data(node: Node) -> bytes:
+    """Return what lies in the inode of a short symbolic link or a device."""
+    if node.is_link:
+        return node.data.ljust(60, b"\0")
+    if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
+        major, minor = node.rdev >> 32, node.rdev & 0xFFFFFFFF
+        if major < 256 and minor < 256:
+            return struct.pack("<I56x", major << 8 | minor)
+        return struct.pack("<II52x", 0, minor & 0xFF | major << 8 | (minor & ~0xFF) << 12)
+    return bytes(60)
+
+
+def body_of_extents(
+    extents: Extents, new_block: Callable[[Callable[[int], bytes]], int], seed: int
+) -> tuple[bytes, int]:
+    """Return the root of an extent tree for an inode, and how many blocks the rest of the tree takes.
+
+    ``new_block`` writes a block whose bytes may depend on its number, and returns that; ``seed`` is the inode's.
+    """
+    leaves = [
+        struct.pack(
+            "<IHHI", logical + done, min(count - done, _LONGEST_EXTENT), place + done >> 32, place + done & 0xFFFFFFFF
+        )
+        for logical, place, count in extents
+        for done in range(0, count, _LONGEST_EXTENT)
+    ]  # fmt: skip
+    depth = taken = 0
+    entries: Sequence[bytes] = leaves
+    while len(entries) > _IN_INODE:
+        above = []
+        for at in range(0, len(entries), _IN_BLOCK):
+            part = entries[at : at + _IN_BLOCK]
+            data = _tree_node(part, _IN_BLOCK, depth).ljust(BLOCK - 4, b"\0")
+            data += struct.pack("<I", checksums.crc(seed, data))
+            number = new_block(lambda _, data=data: data)  # type: ignore[misc]
+            taken += 1
+            above.append(part[0][:4] + struct.pack("<IHH", number & 0xFFFFFFFF, number >> 32, 0))
+        entries = above
+        depth += 1
+    return _tree_node(entries, _IN_INODE, depth).ljust(60, b"\0"), taken
+
+
+def _tree_node(entries: Sequence[bytes], most: int, depth: int) -> bytes:
+    return struct.pack("<HHHHI", _EXTENT_MAGIC, len(entries), most, depth, 0) + b"".join(entries)
+
+
+def _time(nanoseconds: int) -> tuple[int, int]:
+    """Return a time's low 32 bits of seconds, and the field with nanoseconds and two more bits of seconds."""
+    seconds, rest = divmod(nanoseconds, _SECOND)
+    seconds = min(seconds, (1 << 34) - 1 - (1 << 31))  # what the two bits reach: the year 2446
+    epoch = (seconds + (1 << 31) >> 32) & 3
+    return seconds & 0xFFFFFFFF, rest << 2 | epoch
+
+
+def time_of(low: int, more: int) -> int:
+    """Return nanoseconds since 1970 from the two fields of a time."""
+    signed = low - (1 << 32) if low & 1 << 31 else low
+    return (signed + ((more & 3) << 32)) * _SECOND + (more >> 2)
+
+
+def attributes_of(node: Node) -> list[xattrs.Attribute]:
+    """Return a node's extended attributes, ordered."""
+    return xattrs.attributes(node.xattrs) if node.xattrs else []

@@ -1,0 +1,122 @@
+"""Proof: artefacts are compared with their records, booted without a network, and their images started.
+
+The verdict goes into the record; rollouts take only what passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from parbake import disk, records
+from parbake.errors import InputError, VerificationFailed
+from parbake.events import Events
+from parbake.model import Plan, Platform, Verdict
+from parbake.records import Record
+from parbake.workspace import cache_folder, work_folder
+
+
+def can_boot(plan: Plan, events: Events) -> bool:
+    """Say whether this machine can verify a plan's artefact; warn when it is of another kind.
+
+    Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
+    """
+    from parbake.vm import accelerator  # loads only where something is booted
+
+    host = Platform.host()
+    if plan.platform.architecture == host.architecture:
+        accelerator()
+        return True
+    events.warn(
+        f"not verified: the artefact is for {plan.platform} and this machine is {host}, which boots only its own kind"
+    )
+    return False
+
+
+def boot(events: Events, artefact: Path, plan: Plan, folder: Path) -> Verdict:
+    """Verify a disk by itself, without a record."""
+    from parbake.verify import verify
+
+    return verify(artefact, plan, events=events, folder=folder, cache=cache_folder())
+
+
+def examine(
+    artefact: Path, record: Record | None, events: Events, *, fresh: bool = False, keep_workspace: bool = False
+) -> tuple[Verdict, str]:
+    """Verify an artefact, with its record or (a file without one) by what its store holds; return also its SHA-256.
+
+    First its bytes are compared with its record, unless it is ``fresh``. The digest of the whole file is computed while
+    the machine boots; it is empty for a file without a record, and for one that is damaged.
+    """
+    from parbake.verify import compared, damaged, verify  # gRPC and its like take longer to load than doing nothing
+
+    records.sweep(artefact.parent)
+    with work_on(artefact.parent, "verify", events, keep=keep_workspace) as work:
+        if record is None:
+            return verify(artefact, None, events=events, folder=work, cache=cache_folder()), ""
+        if record.blocks and not fresh:
+            with events.stage("compare", f"Compare {artefact.name} with its record"):
+                damage = records.damage(artefact, record, events, work)
+            if damage:
+                return damaged(damage), ""
+        known = record.sha256 if record.blocks or fresh else ""
+        with disk.sha256_beside(artefact, events, known=known) as sha256:
+            verdict = verify(artefact, record.plan, events=events, folder=work, cache=cache_folder())
+            digest = sha256()
+    return verdict if fresh else compared(verdict, recorded=record.sha256, found=digest), digest
+
+
+def write_verdict(artefact: Path, record: Record, verdict: Verdict, sha256: str = "") -> Record:
+    """Put a verdict into the record of an artefact, and the digest of the whole file where it has none yet."""
+    record = record.model_copy(update={"verdict": verdict, "sha256": record.sha256 or sha256})
+    records.write(artefact.parent, record)
+    return record
+
+
+def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
+    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
+
+    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has.
+    """
+    artefact, record = records.locate(what, output)
+    if record and record.published and not artefact.is_file():
+        there = next(iter(record.published.values()))
+        raise InputError(
+            f"{artefact.name} lies in a cloud and not here",
+            hint=f"read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
+        )
+    if not artefact.is_file():
+        raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
+    verdict, sha256 = examine(artefact, record, events, keep_workspace=keep_workspace)
+    if record and (verdict.accelerator != "none" or verdict.intact is False):
+        write_verdict(artefact, record, verdict, sha256)
+    return artefact, verdict
+
+
+def judge(artefact: Path, verdict: Verdict | None) -> None:
+    """Raise VerificationFailed unless the verdict is good."""
+    if verdict is None or verdict.passed:
+        return
+    lines = list(verdict.problems)
+    for image in verdict.images:
+        lines += [f"{image.reference}: {problem}" for problem in image.problems]
+        if image.problems and image.output:
+            lines.append(f"{image.reference} wrote:\n{image.output}")
+    hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"
+    if verdict.intact is False:
+        hint = "bake it again: `parbake bake --force`"
+    elif verdict.accelerator == "none":
+        hint = "run `parbake verify` on a machine of the artefact's kind; its record stays as it was"
+    raise VerificationFailed(
+        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint
+    )
+
+
+@contextmanager
+def work_on(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[Path]:
+    """Make a work folder and say where it is when it stays."""
+    with work_folder(output, name, keep=keep) as work:
+        if keep:
+            events.note(f"the work folder stays until `parbake clean`: {work}")
+        yield work

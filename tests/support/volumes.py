@@ -1,0 +1,56 @@
+"""Layers in a volume that parbake's own writer has made, looked at through the kernel."""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from parbake import disk, nodes
+from parbake.disk import private_mounts
+from parbake.ext4 import Volume
+from parbake.layers import NodeSink, settle_nodes, unpack
+from parbake.model import MIB, Layer
+from parbake.run import run
+from tests.support.trees import Node, scan
+
+
+def volume_trees(
+    layers: Sequence[Layer], blobs: Sequence[bytes], folder: Path, *, check: bool = True
+) -> list[dict[bytes, Node]]:
+    """Write layers, the bottom one first, into a fresh volume; return their trees as the kernel shows them.
+
+    Raises what the engine raises. ``check``: e2fsck must find nothing wrong.
+    """
+    file = folder / "volume.raw"
+    disk.make_filesystem(file, "ext4", 64 * MIB, name="test")
+    try:
+        write(file, layers, blobs)
+        if check:
+            run(["e2fsck", "-fn", str(file)])
+        with private_mounts(), disk.mount(file, folder / "volume", filesystem="ext4", read_only=True) as mounted:
+            return [scan(mounted.path / layer.chain_id / "fs") for layer in layers]
+    finally:
+        file.unlink()
+
+
+def write(file: Path, layers: Sequence[Layer], blobs: Sequence[bytes]) -> Volume:
+    """Write layers into an empty volume whose root shows them by chain ID; return the volume, closed."""
+    with Volume(file) as volume:
+        for number, (slot, layer) in enumerate(zip(volume.slots(layers), layers, strict=True)):
+            sink = NodeSink("the volume", slot)
+            unpack(io.BytesIO(blobs[number]), layer, sink, bound=1 << 30, progress=lambda _: None)
+            lowers = [volume.reader.node(volume.planted[below.chain_id].root) for below in reversed(layers[:number])]
+            settle_nodes(sink.tree, lowers, slot, volume.reader.segments)
+            volume.planted[layer.chain_id] = slot.plant(sink.tree.root, sink.tree.unused)
+        volume.finish(lambda _: _root(volume))
+    return volume
+
+
+def _root(volume: Volume) -> nodes.Node:
+    root = nodes.Node(stat.S_IFDIR | 0o755)
+    assert root.children is not None
+    for chain in volume.planted:
+        root.children[chain.encode()] = volume.holder(chain, nodes.Node(stat.S_IFDIR | 0o700), None)
+    return root
