@@ -23,6 +23,7 @@ from parbake.reference import Reference
 from parbake.registry import Layout, Registry
 from parbake.registry.credentials import files as auth_files
 from parbake.registry.credentials import find_credentials
+from parbake.registry.ecr import ensure_repository
 from parbake.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 
 __all__ = ["LABEL", "BuildSpec", "Built", "build", "build_key", "clear", "existing", "local_layout"]
@@ -118,10 +119,18 @@ def build(
                 with events.stage("build", f"build {reference}"):
                     tool.build(_request(spec, tag, platform, key))
                 with events.stage("push", f"{'export' if reference.is_local else 'push'} {reference}"):
+                    _make_repository(reference, options, events)
                     image = _deliver(tool, tag, reference, platform, key, registry=registry, cache=cache)
             finally:
                 remove_tree(folder)  # it may hold credentials
     return Built(image=image, key=key, builder=tool.name)
+
+
+def _make_repository(reference: Reference, options: Mapping[str, RegistryOptions], events: Events) -> None:
+    """Make the repository where the registry wants it made first: that is ECR."""
+    chosen = options.get(reference.registry, RegistryOptions())
+    if ensure_repository(reference.registry, reference.repository, chosen):
+        events.note(f"made the repository {reference.name}")
 
 
 def clear(cache: Path) -> None:

@@ -103,13 +103,17 @@ class RegistryOptions(Frozen):
 
     ``credentials``: ``auto`` looks where Docker does and, for ECR host names, asks AWS; ``docker`` looks only at
     ``config.json`` and its helpers; ``ecr`` asks AWS; ``environment`` reads PARBAKE_USERNAME and PARBAKE_PASSWORD;
-    ``none`` sends none. ``mirrors`` are hosts (or host/path) to ask first.
+    ``none`` sends none. ``mirrors`` are hosts (or host/path) to ask first. ``create``, ``scan_on_push`` and
+    ``immutable_tags`` are for ECR, whose repositories are made when an image is pushed to one that is missing.
     """
 
     plain_http: bool = False
     credentials: Literal["auto", "none", "docker", "ecr", "environment"] = "auto"
     mirrors: tuple[str, ...] = ()
     ca: str = ""
+    create: bool = True
+    scan_on_push: bool = True
+    immutable_tags: bool = False
 
 
 class ExitProbe(Frozen):

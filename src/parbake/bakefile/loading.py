@@ -22,7 +22,20 @@ _MOST_NODES = 50_000
 _HINT = "`parbake init` writes a commented Bakefile that works as it stands"
 
 # Everything else is text for the model, whatever YAML makes of it: 1.20 is a version and no number.
-_NOT_TEXT = {"version", "keep_layers", "also_by_digest", "plain_http", "tcp", "port", "iops", "throughput", "encrypted"}
+_NOT_TEXT = {
+    "version",
+    "keep_layers",
+    "also_by_digest",
+    "plain_http",
+    "create",
+    "scan_on_push",
+    "immutable_tags",
+    "tcp",
+    "port",
+    "iops",
+    "throughput",
+    "encrypted",
+}
 _NOT_TEXT |= {"initialization_rate", "healthy", "batch", "auto_rollback", "force", "respect_pdb"}
 _LISTS_OF_NUMBERS = {"checkpoints"}
 _OF_THE_USER = {"env", "args", "tags"}  # below these, keys are the user's own

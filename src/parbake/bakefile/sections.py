@@ -321,6 +321,13 @@ class RegistrySection(Section):
     """Hosts (or host/path) to ask first."""
     ca: File | None = None
     """A PEM file with certificate authorities to trust besides the system's, relative to the Bakefile."""
+    create: bool = True
+    """For ECR: make the repository when an image that was built is pushed to one that is missing."""
+    scan_on_push: bool = True
+    """For ECR: whether a repository that is made has its images scanned when they are pushed."""
+    immutable_tags: bool = False
+    """For ECR: whether the tags of a repository that is made can never name another image. Then a changed build needs
+    a new tag."""
 
     def options(self) -> RegistryOptions:
         """Return the model's noun."""
@@ -329,6 +336,9 @@ class RegistrySection(Section):
             credentials=self.credentials,
             mirrors=self.mirrors,
             ca=str(self.ca or ""),
+            create=self.create,
+            scan_on_push=self.scan_on_push,
+            immutable_tags=self.immutable_tags,
         )
 
 

@@ -20,6 +20,7 @@ from parbake.errors import BadContent, InputError, NoSuchImage, RegistryError, U
 from parbake.events import Events
 from parbake.model import Descriptor, Image, Platform, Readable, RegistryOptions, Source
 from parbake.reference import Reference
+from parbake.registry import ecr
 from parbake.registry.blob import Blob
 from parbake.registry.documents import (
     ACCEPT,
@@ -271,7 +272,9 @@ class _Repository:
         except Missing:
             return NoSuchImage(
                 f"{reference}: the registry has no repository {self._path}",
-                hint="check the spelling; a repository appears with its first push",
+                hint=ecr.PULL_THROUGH
+                if ecr.parse(reference.registry)
+                else "check the spelling; a repository appears with its first push",
             )
         except (RegistryError, ValueError, LookupError, TypeError):
             tags = []

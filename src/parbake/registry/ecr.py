@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from parbake.errors import Denied, EnvironmentProblem
+from parbake.model import RegistryOptions
 
 _PUBLIC = frozenset({"public.ecr.aws", "ecr-public.aws.com"})
 _PUBLIC_REGION = "us-east-1"
@@ -23,6 +26,14 @@ _DOMAINS = (
     "amazonaws.com", "amazonaws.com.cn", "amazonaws.eu", "on.aws", "on.amazonwebservices.com.cn",
     "c2s.ic.gov", "sc2s.sgov.gov", "cloud.adc-e.uk", "csp.hci.ic.gov",
 )  # fmt: skip
+
+_LOGIN_HINT = "the role or user needs ecr:GetAuthorizationToken (and ecr:BatchGetImage, ecr:GetDownloadUrlForLayer)"
+_CREATE_HINT = "the role or user needs ecr:CreateRepository and ecr:TagResource; or make the repository beforehand"
+PULL_THROUGH = (
+    "check the spelling; a pull-through cache rule makes its repositories when they are first pulled from, for which "
+    "the role or user needs ecr:CreateRepository and ecr:BatchImportUpstreamImage"
+)
+"""What may be missing where an ECR registry has no repository (ECR user guide, "Pull through cache")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,48 @@ def parse(host: str) -> Target | None:
 
 def login(host: str, target: Target) -> tuple[str, str]:
     """Return user and password for an ECR registry; raises EnvironmentProblem (no boto3), Denied (AWS says no)."""
+    with _told(host, "gives no registry token", _LOGIN_HINT) as client:
+        data = client("ecr-public" if target.public else "ecr", target).get_authorization_token()["authorizationData"]
+    token = (data if target.public else data[0])["authorizationToken"]
+    username, _, password = base64.b64decode(token).decode().partition(":")
+    return username, password
+
+
+def ensure_repository(host: str, repository: str, options: RegistryOptions) -> bool:
+    """Make sure that a private ECR repository exists, before a push; return whether it was made now.
+
+    Nothing is done for other registries, for ECR Public (whose repositories have a page to fill in), and where
+    ``options.create`` is off. One that exists is left as it is. Raises EnvironmentProblem (no boto3), Denied.
+    """
+    target = parse(host)
+    if target is None or target.public or not options.create:
+        return False
+    with _told(host, f"does not make the repository {repository}", _CREATE_HINT) as client:
+        ecr = client("ecr", target)
+        try:
+            ecr.describe_repositories(registryId=target.account, repositoryNames=[repository])
+        except ecr.exceptions.RepositoryNotFoundException:
+            pass
+        except ecr.exceptions.ClientError:
+            return False  # who may push need not be allowed to look: the push will tell
+        else:
+            return False
+        try:
+            ecr.create_repository(
+                registryId=target.account,
+                repositoryName=repository,
+                imageScanningConfiguration={"scanOnPush": options.scan_on_push},
+                imageTagMutability="IMMUTABLE" if options.immutable_tags else "MUTABLE",
+                tags=[{"Key": "parbake:managed", "Value": "repository"}],
+            )
+        except ecr.exceptions.RepositoryAlreadyExistsException:
+            return False  # another run was faster
+    return True
+
+
+@contextmanager
+def _told(host: str, what: str, hint: str) -> Iterator[Callable[[str, Target], Any]]:
+    """Yield what makes clients, and turn AWS's errors into ours."""
     try:
         import boto3
         from botocore.config import Config
@@ -62,29 +115,26 @@ def login(host: str, target: Target) -> tuple[str, str]:
             f"{host}: boto3 is not installed, so AWS cannot be asked for a token",
             hint="pip install 'parbake[aws]', or log in to the registry with docker, podman or skopeo",
         ) from error
-    config = Config(
-        region_name=target.region,
-        use_fips_endpoint=target.fips,
-        use_dualstack_endpoint=target.dual_stack,
-        connect_timeout=10,
-        read_timeout=30,
-        retries={"mode": "standard", "total_max_attempts": 4},
-    )
-    try:
+
+    def client(service: str, target: Target) -> Any:
+        config = Config(
+            region_name=target.region,
+            use_fips_endpoint=target.fips,
+            use_dualstack_endpoint=target.dual_stack,
+            connect_timeout=10,
+            read_timeout=30,
+            retries={"mode": "standard", "total_max_attempts": 4},
+        )
         # A session of our own: the default one remembers the credentials that it once found.
-        client: Any = boto3.Session().client("ecr-public" if target.public else "ecr", config=config)
-        data = client.get_authorization_token()["authorizationData"]
+        return boto3.Session().client(service, config=config)
+
+    try:
+        yield client
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
-        raise Denied(
-            f"{host}: AWS gives no registry token: {code}",
-            hint="the role or user needs ecr:GetAuthorizationToken (and ecr:BatchGetImage, ecr:GetDownloadUrlForLayer)",
-        ) from error
+        raise Denied(f"{host}: AWS {what}: {code}", hint=hint) from error
     except BotoCoreError as error:
         raise Denied(
-            f"{host}: AWS gives no registry token: {error}",
+            f"{host}: AWS {what}: {error}",
             hint="give AWS credentials (AWS_PROFILE, an instance role), or log in with `aws ecr get-login-password`",
         ) from error
-    token = (data if target.public else data[0])["authorizationToken"]
-    username, _, password = base64.b64decode(token).decode().partition(":")
-    return username, password
