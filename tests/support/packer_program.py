@@ -6,7 +6,8 @@ block or function that is not documented (``tests/golden/packer/documented.json`
 not declared, or a script that is missing. ``build`` writes the manifest as the post-processor does. It evaluates only
 the expressions that it needs (names, literals, the conditional for the AMI's name) and knows nothing of AWS: region
 and ids are inventions. ``PACKER_STAND_IN`` makes a build ``fail``, ``hang`` (until SIGTERM, then it cleans up) or
-``forget`` its manifest. Everything that it does goes to ``packer.log`` in HOME.
+``forget`` its manifest; ``PACKER_STAND_IN_AMIS`` (region:ami, …) are what it says came out. Everything
+that it does goes to ``packer.log`` in HOME.
 """
 
 from __future__ import annotations
@@ -195,6 +196,7 @@ def build(template: Template) -> None:
     print(f"    amazon-ebs.node: parbake: pulling {values['IMAGE']}", flush=True)
     regions = [values["REGION"] or "eu-west-1", *values["COPY_TO"]]
     amis = {region: f"ami-{uuid.uuid5(uuid.NAMESPACE_DNS, region + name).hex[:17]}" for region in regions}
+    amis |= dict(pair.split(":") for pair in os.environ.get("PACKER_STAND_IN_AMIS", "").split(",") if pair)
     if mode != "forget":
         write_manifest(Path(values["MANIFEST"]), amis, values)
     print(f"==> Builds finished. AMIs were created: {amis}")

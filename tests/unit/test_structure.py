@@ -152,7 +152,7 @@ def test_files_are_small(path: Path) -> None:
 
 
 # Parts of every Debian, subcommands that look like programs, and what runs in a guest.
-NO_PROGRAMS_TO_INSTALL = {"sh", "sync", "true", "apt-get", "ip", "mmd", "systemctl"}
+NO_PROGRAMS_TO_INSTALL = {"sh", "sync", "true", "apt-get", "ip", "mmd", "systemctl", "packer"}
 
 
 def _programs_that_are_run(path: Path) -> set[str]:

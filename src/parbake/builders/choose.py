@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from parbake.bakefile import Bakefile
 from parbake.builders import Builder
-from parbake.errors import InputError
 
 ELSEWHERE = frozenset({"ec2", "packer"})
 """Builders that need nothing of this machine: no root, no disk, no base on it."""
@@ -30,5 +29,7 @@ def builder_of(bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) 
 
             limit = bakefile.time_limit
             return Ec2Builder(bakefile.aws, bakefile.registries, limit=limit, verify=verify, fresh=fresh)
-        case other:
-            raise InputError(f"the builder {other} is not there yet", hint="write builder: local")
+        case "packer":
+            from parbake.builders.packer import PackerBuilder
+
+            return PackerBuilder(bakefile, fresh=fresh)

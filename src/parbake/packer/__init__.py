@@ -6,6 +6,6 @@ Amazon plugin's documentation (version 1.8), builder amazon-ebs; Packer's HCL re
 
 from parbake.packer.hcl import assignments
 from parbake.packer.manifest import artefacts
-from parbake.packer.template import Folder, folder, reference_text, variables
+from parbake.packer.template import VALUES, Folder, folder, reference_text, variables
 
-__all__ = ["Folder", "artefacts", "assignments", "folder", "reference_text", "variables"]
+__all__ = ["VALUES", "Folder", "artefacts", "assignments", "folder", "reference_text", "variables"]

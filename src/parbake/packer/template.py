@@ -17,7 +17,8 @@ _PLAIN_FILES = (
     "README.md", "node.pkr.hcl", "variables.pkr.hcl", "scripts/bake.sh", "scripts/login.sh",
     "scripts/pull-containerd.sh", "scripts/pull-docker.sh", "scripts/seal.sh",
 )  # fmt: skip
-_VALUES = "node.auto.pkrvars.hcl"
+VALUES = "node.auto.pkrvars.hcl"
+"""The file of the values."""
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "arm64"}
 _INSTANCE_TYPES = {"amd64": "m7i.large", "arm64": "m7g.large"}
 _CANONICAL = "099720109477"
@@ -47,7 +48,7 @@ def folder(bakefile: Bakefile, images: Sequence[Image] = (), *, size: int = 0) -
     pick = "source-by-parameter" if source.parameter(bakefile.platform) else "source-by-name"
     files = {name: _file(name) for name in _PLAIN_FILES}
     files["source.pkr.hcl"] = _file(f"{pick}.pkr.hcl")
-    files[_VALUES] = _HEAD + assignments(variables(bakefile, images, size=size))
+    files[VALUES] = _HEAD + assignments(variables(bakefile, images, size=size))
     return Folder(dict(sorted(files.items())), _warnings(bakefile))
 
 
