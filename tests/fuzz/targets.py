@@ -182,7 +182,7 @@ def _documents() -> Iterator[bytes]:
     }  # fmt: skip
     index = {"schemaVersion": 2, "manifests": [entry_of(documents.OCI_MANIFEST, platform=platform, artifactType="a")]}
     old = {"schemaVersion": 1, "fsLayers": [{"blobSum": _DIGEST}]}
-    bodies: tuple[object, ...] = (manifest, index, old, {**manifest, **index}, [], None)
+    bodies: tuple[object, ...] = (manifest, index, old, {**manifest, **index}, {"mediaType": [1]}, [], None)
     for number in range(6):
         for body in bodies:
             yield bytes([number]) + json.dumps(body).encode()

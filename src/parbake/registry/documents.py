@@ -178,6 +178,8 @@ def _media_type(what: str, raw: dict[str, Any], content_type: str) -> str:
             f"{what}: the image is in the old schema 1 format, which containerd 2 and Docker 28 no longer take",
             hint="rebuild it, or convert it with `skopeo copy --format v2s2`",
         )
+    if not isinstance(own, str):
+        raise BadContent(f"{what}: the manifest is malformed: its mediaType is no text")
     if own in DOCUMENTS and content_type in DOCUMENTS and own != content_type:
         raise BadContent(f"{what}: the manifest calls itself {own}, the registry calls it {content_type}")
     index_like, image_like = bool(raw.get("manifests")), bool(raw.get("layers") or raw.get("config"))
