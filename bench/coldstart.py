@@ -239,7 +239,7 @@ def once(work: Path, do: Callable[[Path], tuple[float, dict[str, float], int]], 
 
 
 def compare(
-    volume: Volume, image: Image, profile: Profile, *, rounds: int, boot: float, work: Path
+    volume: Volume, image: Image, profile: Profile, *, rounds: int, boot: float, only: set[str], work: Path
 ) -> dict[str, object]:
     """Let all cases start in turn, ``rounds`` times; return the medians."""
     seconds: dict[tuple[str, float], list[float]] = {}
@@ -248,34 +248,37 @@ def compare(
         once(work, lambda folder: start(volume, Case("hydrated", hot=True), profile, folder), "warm-up")
     for number in range(1, rounds + 1):
         for case in cases(boot=boot, layout=False):
+            if only and case.name not in only:
+                continue
             with no_network():
                 label = (
                     f"{number}/{rounds} {profile.name} {case.name}{f' after {boot:.0f} s of boot' if case.boot else ''}"
                 )
                 taken = once(work, lambda folder, case=case: start(volume, case, profile, folder), label)  # type: ignore[misc]
             seconds.setdefault((case.name, case.boot), []).append(taken)
-        taken = once(work, lambda folder: pull(volume, image, folder), f"{number}/{rounds} pull")
-        seconds.setdefault(("pull", 0.0), []).append(taken)
+        if not only or "pull" in only:
+            taken = once(work, lambda folder: pull(volume, image, folder), f"{number}/{rounds} pull")
+            seconds.setdefault(("pull", 0.0), []).append(taken)
     return summary({case: statistics.median(each) for case, each in seconds.items()}, volume, boot)
 
 
 def summary(medians: dict[tuple[str, float], float], volume: Volume, boot: float) -> dict[str, object]:
     """Return what the last line says of one application on one profile."""
-    hydrated, plain = medians["hydrated", 0.0], medians["plain", 0.0]
+    hydrated, plain = medians.get(("hydrated", 0.0)), medians.get(("plain", 0.0))
 
     def figures(after: float) -> dict[str, object]:
-        best = medians.get(("trace_layout", after)) or medians["trace", after]
+        best = medians.get(("trace_layout", after)) or medians.get(("trace", after))
         found = {
             f"{name}_s": _rounded(medians.get((name, after)))
             for name in ("full_read", "trace", "trace_layout", "rate", "touch")
         }
-        return {**found, "gain_vs_plain": _rounded(plain / best), "gap_to_hydrated": _rounded(best / hydrated)}
+        return {**found, "gain_vs_plain": _ratio(plain, best), "gap_to_hydrated": _ratio(best, hydrated)}
 
     return {
         "hydrated_s": _rounded(hydrated),
         "plain_s": _rounded(plain),
         "layout_s": _rounded(medians.get(("layout", 0.0))),
-        "pull_s": _rounded(medians["pull", 0.0]),
+        "pull_s": _rounded(medians.get(("pull", 0.0))),
         **figures(0.0),
         "hot_mib": round(min(volume.record.trace.hot_bytes if volume.record.trace else 0, volume.data) / MIB),
         "volume_mib": round(volume.data / MIB),
@@ -288,7 +291,13 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def measure(apps: list[str], profiles: list[str], *, rounds: int, boot: float, folder: Path) -> dict[str, object]:
+def _ratio(one: float | None, two: float | None) -> float | None:
+    return round(one / two, 2) if one and two else None
+
+
+def measure(
+    apps: list[str], profiles: list[str], *, rounds: int, boot: float, folder: Path, only: set[str]
+) -> dict[str, object]:
     """Run the benchmark with images and volumes cached below ``folder``; return what the last line says."""
     need_root("a benchmark of cold starts")
     events = Events(show)
@@ -308,7 +317,7 @@ def measure(apps: list[str], profiles: list[str], *, rounds: int, boot: float, f
             volume = bake(APPS[name], image, folder / "coldstart" / name, events)
             say(f"{name}: {volume.data / MIB:.0f} MiB of data")
             for profile in profiles:
-                found = compare(volume, image, PROFILES[profile], rounds=rounds, boot=boot, work=work)
+                found = compare(volume, image, PROFILES[profile], rounds=rounds, boot=boot, only=only, work=work)
                 result[profile][name] = found
     model = {"block_kib": BLOCK >> 10, "hot_mib_s": HOT_RATE, "rounds": rounds, "boot_s": boot}
     return {**result, "model": model}
@@ -328,12 +337,15 @@ def main() -> None:
     parser.add_argument("--profiles", default=",".join(PROFILES), help="which profiles, with commas between")
     parser.add_argument("--rounds", type=int, default=5, help="how often each case starts")
     parser.add_argument("--boot", type=float, default=_BOOT, help="seconds of boot for those cases that use it")
+    parser.add_argument("--cases", default="", help="only these cases, with commas between; the others are null")
     options = parser.parse_args()
+    only = set(filter(None, options.cases.split(",")))
     apps, profiles = options.apps.split(","), options.profiles.split(",")
     if unknown := (set(apps) - set(APPS)) | (set(profiles) - set(PROFILES)):
         raise InputError(f"no such thing: {', '.join(sorted(unknown))}", hint=f"choose from {[*APPS, *PROFILES]}")
     started = time.monotonic()
-    result = measure(apps, profiles, rounds=options.rounds, boot=options.boot, folder=cache_folder() / "bench")
+    folder = cache_folder() / "bench"
+    result = measure(apps, profiles, rounds=options.rounds, boot=options.boot, folder=folder, only=only)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(json.dumps(result), flush=True)
 

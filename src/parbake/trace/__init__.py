@@ -2,7 +2,7 @@
 
 from parbake.trace.data import SECTOR, Part, Read, Trace, load, merged, save, summary
 from parbake.trace.listing import hydrate_list
-from parbake.trace.owners import HotFile, hot_files
+from parbake.trace.owners import HotFile, hot_files, hot_in_layers
 from parbake.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Trace",
     "device_of",
     "hot_files",
+    "hot_in_layers",
     "hydrate_list",
     "load",
     "merged",
