@@ -122,7 +122,8 @@ def _clean_up(bakefile: Bakefile) -> Iterator[Policy]:
     if bakefile.aws.purchase != "on-demand":
         resources = _ec2(bakefile, "spot-instances-request")
         yield _allow("CancelOurs", ["ec2:CancelSpotInstanceRequests"], resources, _OURS)
-    made = ["RunInstances", "CreateImage", "CreateSecurityGroup", "CopyImage", "RegisterImage", "CreateSnapshot"]
+    made = ["RunInstances", "CreateImage", "CreateSecurityGroup", "CopyImage", "CopySnapshot", "RegisterImage"]
+    made += ["CreateSnapshot", "CreateVolume"]
     kinds = (
         "image", "instance", "network-interface", "security-group", "snapshot", "spot-instances-request", "volume",
     )  # fmt: skip
@@ -142,7 +143,8 @@ def _results(bakefile: Bakefile) -> Iterator[Policy]:
         changes.append("ec2:EnableFastSnapshotRestores")
     yield _allow("ChangeOurs", changes, _ec2(bakefile, "image", "snapshot"), _OURS)
     if aws.copy_to:
-        yield _allow("Copy", ["ec2:CopyImage"], _ec2(bakefile, "image", "snapshot"))
+        copies = ["ec2:CopyImage"] if bakefile.builder != "ebs" else ["ec2:CopyImage", "ec2:CopySnapshot"]
+        yield _allow("Copy", copies, _ec2(bakefile, "image", "snapshot"))
 
 
 def _instances(bakefile: Bakefile) -> Iterator[Policy]:
