@@ -40,9 +40,19 @@ def accelerator() -> Accelerator:
             hint="verify the artefact on an x86-64 machine",
         )
     run.need(QEMU)
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK) or not virtualises(Path("/proc/cpuinfo").read_text()):
         return "tcg"
     return "kvm" if _runs_on_kvm() else "tcg"
+
+
+def virtualises(cpuinfo: str) -> bool:
+    """Whether a processor says that it virtualises (Intel's vmx, AMD's svm).
+
+    A ``/dev/kvm`` without either belongs to a hypervisor of another kind (such as PVM), which starts machines and then
+    may leave them hanging in their firmware or boot loader: seen with GRUB, for minutes.
+    """
+    flags = {flag for line in cpuinfo.splitlines() if line.startswith("flags") for flag in line.split()}
+    return not flags.isdisjoint({"vmx", "svm"})
 
 
 def _runs_on_kvm() -> bool:
