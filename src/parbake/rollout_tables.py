@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from parbake.handover import Handed, Report
+from parbake.keeping import Pruned
+from parbake.render import human_bytes
 from parbake.rollouts import Follow, Held
 from parbake.tables import table
 
@@ -98,3 +100,45 @@ def frozen_text(changed: Mapping[str, Sequence[str]], *, frozen: bool) -> str:
     """Return what was frozen or thawed, for people."""
     verb = "frozen" if frozen else "thawed"
     return "\n".join(f"{name}: {', '.join(what) or 'nothing to do'}: {verb}" for name, what in changed.items())
+
+
+def pruned_json(pruned: Pruned) -> dict[str, object]:
+    """Return what was decided about published artefacts; bytes and money are upper bounds."""
+    return {
+        "regions": list(pruned.regions),
+        "freed": pruned.freed,
+        "saved_month": round(pruned.saved, 2),
+        "currency": pruned.currency,
+        "decisions": [
+            {
+                "id": each.item.id,
+                "region": each.item.region,
+                "name": each.item.name,
+                "snapshots": list(each.item.snapshots),
+                "size": each.item.size,
+                "action": each.action,
+                "reason": each.reason,
+            }
+            for each in pruned.verdicts
+        ],
+    }
+
+
+def pruned_text(pruned: Pruned, *, dry_run: bool) -> str:
+    """Return what was decided about published artefacts, for people."""
+    if not pruned.verdicts:
+        return f"nothing of parbake is published in {', '.join(pruned.regions)}"
+    verbs = {
+        "keep": "kept",
+        "wait": "waits",
+        "retire": "deprecated",
+        "restore": "no longer deprecated",
+        "remove": "removed",
+    }
+    rows = [
+        (each.item.id, each.item.region, each.item.name, human_bytes(each.item.size), verbs[each.action], each.reason)
+        for each in pruned.verdicts
+    ]
+    would = "would be freed" if dry_run else "freed"
+    total = f"up to {human_bytes(pruned.freed)} {would}, up to {pruned.saved:.2f} {pruned.currency} a month"
+    return f"{table(rows, header=('id', 'region', 'name', 'size', 'decided', 'why'))}\n{total}"

@@ -26,8 +26,16 @@ def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
 
 
 def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, ...]:
-    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions."""
-    decisions = decide_prune((record for _, record in records.find(output)), keep=keep)
+    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions.
+
+    The record of one that is published stays: rollouts need it.
+    """
+    decisions = tuple(
+        Decision(each.record, True, f"published in {', '.join(sorted(each.record.published))}")
+        if each.record.published and not each.keep
+        else each
+        for each in decide_prune((record for _, record in records.find(output)), keep=keep)
+    )
     return decisions if dry_run else records.remove(output, decisions)
 
 

@@ -15,9 +15,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
-
-from tests.aws.conftest import REGION
+from tests.aws.raw import raw
 
 Answer = dict[str, Any]
 
@@ -62,7 +60,7 @@ class Fleets:
     fails: str = ""
     stuck: bool = False
 
-    def attach(self, raw: Any, service: str) -> None:
+    def attach(self, made: Any, service: str) -> None:
         """Answer for moto in one boto3 client."""
         mine: dict[str, Callable[[Answer], Answer]] = {
             "StartInstanceRefresh": self.start,
@@ -75,10 +73,10 @@ class Fleets:
             "UntagResource": self.untag,
         }
         for operation, answer in mine.items():
-            raw.meta.events.register(f"before-call.{service}.{operation}", self._handler(answer))
-        raw.meta.events.register(f"after-call.{service}.DescribeAutoScalingGroups", self._groups)
-        raw.meta.events.register(f"after-call.{service}.DescribeNodegroup", self._nodegroup)
-        raw.meta.events.register(f"provide-client-params.{service}.CreateLaunchTemplateVersion", self._inherit)
+            made.meta.events.register(f"before-call.{service}.{operation}", self._handler(answer))
+        made.meta.events.register(f"after-call.{service}.DescribeAutoScalingGroups", self._groups)
+        made.meta.events.register(f"after-call.{service}.DescribeNodegroup", self._nodegroup)
+        made.meta.events.register(f"provide-client-params.{service}.CreateLaunchTemplateVersion", self._inherit)
 
     @staticmethod
     def _inherit(params: Answer, **_: Any) -> None:
@@ -118,7 +116,7 @@ class Fleets:
             for each in self.refreshes
         ):
             raise Said("InstanceRefreshInProgress", "An Instance Refresh is already in progress and blocks this one")
-        group = _raw("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"][0]
+        group = raw("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"][0]
         before = dict(group["LaunchTemplate"])
         prefix = "DesiredConfiguration.LaunchTemplate."
         desired = {key.removeprefix(prefix): value for key, value in asked.items() if key.startswith(prefix)}
@@ -159,7 +157,7 @@ class Fleets:
             refresh.left -= 1
         else:
             refresh.status = "Successful"
-            _raw("autoscaling").update_auto_scaling_group(
+            raw("autoscaling").update_auto_scaling_group(
                 AutoScalingGroupName=refresh.group, LaunchTemplate=refresh.desired["LaunchTemplate"]
             )
 
@@ -249,12 +247,8 @@ class Fleets:
                 group["status"] = "UPDATING"
 
 
-def _raw(service: str) -> Any:
-    return boto3.client(service, region_name=REGION)
-
-
 def _version(specification: Answer) -> Answer:
-    found: Answer = _raw("ec2").describe_launch_template_versions(
+    found: Answer = raw("ec2").describe_launch_template_versions(
         LaunchTemplateId=specification["LaunchTemplateId"], Versions=[specification.get("Version") or "$Default"]
     )["LaunchTemplateVersions"][0]
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from parbake.aws import clients
@@ -14,6 +13,7 @@ from parbake.rollouts import Offer
 from parbake.rollouts.templates import new_data
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
+from tests.aws.raw import raw
 from tests.support.clusters import kitchen, machine_image, parbake, volume
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
@@ -34,9 +34,9 @@ def fleets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleets:
     make = clients._make
 
     def made(service: str, region: str, *more: Any) -> Any:
-        raw = make(service, region, *more)
-        fleets.attach(raw, "auto-scaling" if service == "autoscaling" else service)
-        return raw
+        client = make(service, region, *more)
+        fleets.attach(client, "auto-scaling" if service == "autoscaling" else service)
+        return client
 
     monkeypatch.setattr(clients, "_make", made)
     monkeypatch.chdir(tmp_path)
@@ -45,16 +45,16 @@ def fleets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleets:
 
 def template(image: str = "ami-0", **more: Any) -> str:
     data = {"InstanceType": "m7i.large", "BlockDeviceMappings": DISKS, **({"ImageId": image} if image else {}), **more}
-    made = boto3.client("ec2", REGION).create_launch_template(LaunchTemplateName="nodes", LaunchTemplateData=data)
+    made = raw("ec2").create_launch_template(LaunchTemplateName="nodes", LaunchTemplateData=data)
     return str(made["LaunchTemplate"]["LaunchTemplateId"])
 
 
 def group(version: str = "1", image: str = "ami-0") -> str:
     """Make an Auto Scaling group of two instances; return its launch template."""
     made = template(image)
-    ec2 = boto3.client("ec2", REGION)
+    ec2 = raw("ec2")
     subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
-    boto3.client("autoscaling", REGION).create_auto_scaling_group(
+    raw("autoscaling").create_auto_scaling_group(
         AutoScalingGroupName="workers",
         MinSize=2,
         MaxSize=2,
@@ -65,12 +65,12 @@ def group(version: str = "1", image: str = "ami-0") -> str:
 
 
 def versions(made: str) -> list[dict[str, Any]]:
-    found = boto3.client("ec2", REGION).describe_launch_template_versions(LaunchTemplateId=made)
+    found = raw("ec2").describe_launch_template_versions(LaunchTemplateId=made)
     return sorted(found["LaunchTemplateVersions"], key=lambda each: each["VersionNumber"])
 
 
 def held() -> str:
-    found = boto3.client("autoscaling", REGION).describe_auto_scaling_groups()["AutoScalingGroups"][0]
+    found = raw("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"][0]
     return str(found["LaunchTemplate"]["Version"])
 
 
@@ -131,13 +131,9 @@ def test_a_group_that_cannot_go_back_by_itself(
     made = group(version, "ami-0")
     if image != "ami-0":
         changes = {"ImageId": image, "BlockDeviceMappings": DISKS}
-        boto3.client("ec2", REGION).create_launch_template_version(
-            LaunchTemplateId=made, SourceVersion="1", LaunchTemplateData=changes
-        )
+        raw("ec2").create_launch_template_version(LaunchTemplateId=made, SourceVersion="1", LaunchTemplateData=changes)
         specification = {"LaunchTemplateId": made, "Version": "2"}
-        boto3.client("autoscaling", REGION).update_auto_scaling_group(
-            AutoScalingGroupName="workers", LaunchTemplate=specification
-        )
+        raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
     kitchen(tmp_path, [GROUP], FIRST)
     code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert code == 0
@@ -152,9 +148,7 @@ def test_instances_of_before_are_refreshed(fleets: Fleets, tmp_path: Path, capsy
     made = group("$Latest")
     fleets.instances["workers"] = ["1", "1"]
     changes = {"ImageId": "ami-1", "BlockDeviceMappings": DISKS}
-    boto3.client("ec2", REGION).create_launch_template_version(
-        LaunchTemplateId=made, SourceVersion="1", LaunchTemplateData=changes
-    )
+    raw("ec2").create_launch_template_version(LaunchTemplateId=made, SourceVersion="1", LaunchTemplateData=changes)
     kitchen(tmp_path, [GROUP], FIRST)
     code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, done["changed"], fleets.instances["workers"]) == (0, True, ["2", "2"])
@@ -204,9 +198,9 @@ def test_a_node_group_whose_images_eks_chooses(
 
 def node_group(kind: str, image: str = "ami-0") -> str:
     made = template(image)
-    eks = boto3.client("eks", REGION)
+    eks = raw("eks")
     role = "arn:aws:iam::123456789012:role/nodes"
-    subnets = [each["SubnetId"] for each in boto3.client("ec2", REGION).describe_subnets()["Subnets"]][:2]
+    subnets = [each["SubnetId"] for each in raw("ec2").describe_subnets()["Subnets"]][:2]
     eks.create_cluster(name="prod", roleArn=role, resourcesVpcConfig={"subnetIds": subnets})
     eks.create_nodegroup(
         clusterName="prod",
@@ -222,7 +216,7 @@ def node_group(kind: str, image: str = "ami-0") -> str:
 
 def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del fleets
-    ssm = boto3.client("ssm", REGION)
+    ssm = raw("ssm")
     kitchen(tmp_path, [PARAMETER], FIRST, SECOND)
     code, error = parbake(capsys, "rollback")
     assert (code, error["error"]) == (2, "InputError")

@@ -62,6 +62,7 @@ CASES = (
     Case("docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch"}) | ROLLOUTS),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/retention.md", shortcuts=frozenset({"prune"})),
     Case("docs/how-to/manifests.md"),
     Case("docs/how-to/private-registries.md"),
     Case("docs/how-to/volume.md"),
@@ -84,7 +85,7 @@ SHORTCUTS = {
     "verify": "verify) set -- verify --help ;;",
     "demo": "demo) set -- demo --help ;;",
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
-    **{name: f'{name}) set -- "$@" --help ;;' for name in ROLLOUTS},
+    **{name: f'{name}) set -- "$@" --help ;;' for name in (*ROLLOUTS, "prune")},
 }
 
 DEPLOYMENT = {

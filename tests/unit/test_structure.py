@@ -38,7 +38,7 @@ FLOORS: dict[int, set[str]] = {
     },
     3: {"base", "build", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
     4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "rollouts"},
-    5: {"beginnings", "coldstart", "flow", "handover", "iam", "lint", "proof", "upkeep"},
+    5: {"beginnings", "coldstart", "flow", "handover", "keeping", "iam", "lint", "proof", "upkeep"},
     6: {"demo", "exports", "render"},
     7: {"tables", "rollout_tables", "coldtables", "report"},
     8: {"cli"},
@@ -54,6 +54,7 @@ SAME_FLOOR = {
     ("workspace", "run"),
     ("rehearse", "verify"),
     ("flow", "coldstart"),
+    ("retention", "rollouts"),
     ("rollout_tables", "tables"),
     ("coldtables", "tables"),
 }

@@ -145,6 +145,16 @@ class Karpenter:
         return replace(change, cautions=(*change.cautions, *cautions))
 
 
+def every_node_class(context: str) -> list[dict[str, Any]]:
+    """Return all node classes of a cluster, of every API version that has any of its own."""
+    cluster = Cluster(context)
+    served = cluster.served(GROUP)
+    if not served:
+        raise InputError(f"{cluster} serves no API {GROUP}", hint="is it the right context?")
+    plurals = {plural: version for version, plural in reversed(_NODE_CLASSES.items()) if version in served}
+    return [each for plural, version in plurals.items() for each in cluster.items(f"{plural}.{version}.{GROUP}")]
+
+
 def _meant(node_class: Mapping[str, Any]) -> tuple[object, object]:
     """Return what somebody wants a node class to be: all that a decision rests on."""
     annotations = node_class["metadata"].get("annotations", {})

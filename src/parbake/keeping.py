@@ -1,0 +1,113 @@
+"""The story of retention: what is published, what refers to it, what is decided, and only then what is done.
+
+``prune_published = regions -> stock -> everything that refers to it -> decide -> act``
+
+Every place that may refer to an artefact is read before anything is decided; one that cannot be read ends the run,
+since an artefact would look unused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from parbake import records
+from parbake.bakefile import Bakefile, load
+from parbake.bakefile.targets import KarpenterTarget
+from parbake.economics.prices import load_prices
+from parbake.errors import InputError
+from parbake.events import Events
+from parbake.model import GIB
+from parbake.retention import Item, Rules, Verdict, decide
+from parbake.retention.stock import Stock
+from parbake.retention.used import Use, by_standing, ids_in, in_region, together
+from parbake.rollouts.opening import open_target
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was decided about published artefacts, in which regions, and what a GiB of snapshots costs a month."""
+
+    regions: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    gib_month: float
+    currency: str
+
+    @property
+    def freed(self) -> int:
+        """The bytes of what is removed: at most so much, since snapshots share blocks and hold no empty ones."""
+        return sum(each.item.size for each in self.verdicts if each.action == "remove")
+
+    @property
+    def saved(self) -> float:
+        """What that costs a month, at most."""
+        return self.freed / GIB * self.gib_month
+
+
+def rules(keep: int, younger: float, grace: float) -> Rules:
+    """Return rules from a count and from days."""
+    return Rules(keep, timedelta(days=younger), timedelta(days=grace))
+
+
+def prune_published(file: Path, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
+    """Retire and remove published artefacts that nothing refers to, in every region; nothing with ``dry_run``.
+
+    Raises what reading a place raises (AwsFault, RolloutError, …): then nothing was removed.
+    """
+    bakefile = load(file)
+    regions = regions_of(bakefile)
+    stocks = [Stock(region) for region in regions]
+    with (
+        events.stage("inventory", f"Look for what is published in {', '.join(regions)}"),
+        ThreadPoolExecutor(max_workers=4) as pool,
+    ):
+        items = [item for found in pool.map(Stock.items, stocks) for item in found]
+    with events.stage("used", "Look for what refers to it"):
+        used = together(_used(bakefile, regions))
+    verdicts = decide(items, used, rules, datetime.now(UTC))
+    if not dry_run:
+        _act({stock.region: stock for stock in stocks}, verdicts, events)
+    prices = load_prices()
+    return Pruned(regions, verdicts, prices.snapshot_gib_month.value, prices.currency)
+
+
+def regions_of(bakefile: Bakefile) -> tuple[str, ...]:
+    """Return the regions where artefacts may be: those of records, of the Bakefile, and of its targets."""
+    known = {region for _, record in records.find(bakefile.output) for region in record.published}
+    known |= {target.region for target in bakefile.rollout if target.region}
+    known |= {region for region in (bakefile.aws.region, *bakefile.aws.copy_to) if region}
+    if not known:
+        raise InputError("no record is published anywhere, and no region is named", hint="write aws: {region: …}")
+    return tuple(sorted(known))
+
+
+def _used(bakefile: Bakefile, regions: Iterable[str]) -> Iterator[Use]:
+    for region in regions:
+        yield from in_region(region)
+    contexts = set()
+    for target in bakefile.rollout:
+        yield from by_standing(open_target(target, target.region or "").standing())
+        if isinstance(target.options, KarpenterTarget):
+            contexts.add(target.options.context)
+    for context in sorted(contexts):
+        from parbake.rollouts.karpenter import every_node_class
+
+        for found in every_node_class(context):
+            user = f"{found['kind']} {found['metadata']['name']}"
+            yield from ((identity, user) for identity in ids_in([found["metadata"].get("annotations"), found["spec"]]))
+            yield from ((identity, user) for identity in ids_in(found.get("status")))
+
+
+def _act(stocks: dict[str, Stock], verdicts: Iterable[Verdict], events: Events) -> None:
+    acts = {"retire": Stock.retire, "restore": Stock.restore, "remove": Stock.remove}
+    todo = [each for each in verdicts if each.action in acts]
+    if not todo:
+        return
+    with events.stage("act", "Retire and remove"), events.task("artefacts", len(todo), unit="items") as task:
+        for each in todo:
+            item: Item = each.item
+            acts[each.action](stocks[item.region], item)
+            task.advance(1)

@@ -1,0 +1,89 @@
+"""What moto lacks of images and snapshots that grow old: deprecation, fast snapshot restore, snapshots in use.
+
+Answered before moto does. Not modelled: the time that anything takes, credits, other accounts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from tests.aws.raw import raw
+
+Answer = dict[str, Any]
+_OK = SimpleNamespace(status_code=200)
+
+
+@dataclass
+class Shelves:
+    """``deprecated``: images with the time; ``fast``: snapshots with the zones of their fast restores."""
+
+    deprecated: dict[str, str] = field(default_factory=dict)
+    fast: dict[str, list[str]] = field(default_factory=dict)
+
+    def attach(self, made: Any, service: str, region: str) -> None:
+        """Answer for moto in one boto3 client."""
+        if service == "ec2":
+            for operation, answer in {
+                "EnableImageDeprecation": self._deprecate,
+                "DisableImageDeprecation": self._undeprecate,
+                "DescribeFastSnapshotRestores": self._restores,
+                "DisableFastSnapshotRestores": self._no_restores,
+            }.items():
+                made.meta.events.register(f"before-call.ec2.{operation}", _handler(answer))
+
+            def delete_snapshot(params: Answer, **_: Any) -> Any:
+                return _refuse_in_use(params["body"]["SnapshotId"], region)
+
+            made.meta.events.register("before-call.ec2.DeleteSnapshot", delete_snapshot)
+        if service == "ssm":
+
+            def describe_parameters(**_: Any) -> Any:
+                ssm = raw("ssm", region)
+                names = [each["Name"] for each in ssm.describe_parameters()["Parameters"]]
+                found = [ssm.get_parameter(Name=name)["Parameter"] for name in names]
+                images = [{"Name": each["Name"]} for each in found if each["DataType"] == "aws:ec2:image"]
+                return _OK, {"Parameters": images}
+
+            made.meta.events.register("before-call.ssm.DescribeParameters", describe_parameters)
+
+    def _deprecate(self, asked: Answer) -> Answer:
+        self.deprecated[asked["ImageId"]] = asked["DeprecateAt"]
+        return {"Return": True}
+
+    def _undeprecate(self, asked: Answer) -> Answer:
+        self.deprecated.pop(asked["ImageId"], None)
+        return {"Return": True}
+
+    def _restores(self, asked: Answer) -> Answer:
+        wanted = {value for key, value in asked.items() if key.startswith("Filter.1.Value")}
+        found = [
+            {"SnapshotId": snapshot, "AvailabilityZone": zone, "State": "enabled"}
+            for snapshot, zones in self.fast.items()
+            for zone in zones
+            if snapshot in wanted
+        ]
+        return {"FastSnapshotRestores": found}
+
+    def _no_restores(self, asked: Answer) -> Answer:
+        for key, value in asked.items():
+            if key.startswith("SourceSnapshotId"):
+                self.fast.pop(value, None)
+        return {"Successful": [], "Unsuccessful": []}
+
+
+def _handler(answer: Any) -> Any:
+    def handle(params: Answer, **_: Any) -> Any:
+        return _OK, answer(params["body"])
+
+    return handle
+
+
+def _refuse_in_use(snapshot: str, region: str) -> Any:
+    images = raw("ec2", region).describe_images(Owners=["self"])["Images"]
+    for image in images:
+        if any(each.get("Ebs", {}).get("SnapshotId") == snapshot for each in image["BlockDeviceMappings"]):
+            error = {"Code": "InvalidSnapshot.InUse", "Message": f"{snapshot} is in use by {image['ImageId']}"}
+            return SimpleNamespace(status_code=400), {"Error": error}
+    return None
