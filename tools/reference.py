@@ -43,6 +43,7 @@ EXAMPLES: Final = {
     "advise": "parbake advise hello --launches 200 --zones 3",
     "report": "parbake report hello",
     "savings": "parbake savings --pulls 1000 --pull-seconds 120 --start-seconds 8 --headroom 3",
+    "watch": "parbake watch --once",
     "prune": "parbake prune --keep 1 --dry-run",
     "clean": "parbake clean",
     "doctor": "parbake doctor",
@@ -73,6 +74,8 @@ ENVIRONMENT: Final = {
     "XDG_CONFIG_HOME": "So is `containers/auth.json` below this folder. Default: `~/.config`.",
     "XDG_CACHE_HOME": "Replaces `~/.cache` in that default.",
     "AWS_REGION": "The region of AWS where the Bakefile names none. boto3 reads its other usual variables.",
+    "SPOTINST_TOKEN": "The token for targets of Spot Ocean.",
+    "SPOTINST_ACCOUNT": "The account of Spot, where the token is for several.",
     "SOURCE_DATE_EPOCH": "The time of all files in images that are built, in seconds since 1970.",
 }
 """Every variable that parbake itself reads."""

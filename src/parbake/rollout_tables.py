@@ -10,6 +10,7 @@ from parbake.keeping import Pruned
 from parbake.render import human_bytes
 from parbake.rollouts import Follow, Held
 from parbake.tables import table
+from parbake.watching import Turn
 
 
 def handed_json(handed: Sequence[Handed], *, dry_run: bool) -> dict[str, object]:
@@ -142,3 +143,23 @@ def pruned_text(pruned: Pruned, *, dry_run: bool) -> str:
     would = "would be freed" if dry_run else "freed"
     total = f"up to {human_bytes(pruned.freed)} {would}, up to {pruned.saved:.2f} {pruned.currency} a month"
     return f"{table(rows, header=('id', 'region', 'name', 'size', 'decided', 'why'))}\n{total}"
+
+
+def turn_json(turn: Turn) -> dict[str, object]:
+    """Return what one turn of watching did."""
+    finished = turn.finished
+    return {
+        "moved": list(turn.moved),
+        "artefact": finished.record.artefact if finished else None,
+        "key": finished.record.key if finished else None,
+        "baked": bool(finished and finished.changed),
+        "rollout": handed_json(turn.handed, dry_run=False),
+    }
+
+
+def turn_text(turn: Turn) -> str:
+    """Return what one turn of watching did, for people."""
+    if turn.finished is None:
+        return "nothing moved"
+    baked = "baked" if turn.finished.changed else "exists already"
+    return "\n".join([f"{turn.finished.record.artefact}: {baked}", handed_text(turn.handed, dry_run=False)]).rstrip()

@@ -55,13 +55,14 @@ class Case:
 
 NOTHING: frozenset[str] = frozenset()
 # Where they lead to is a stand-in of its own, in tests/kubernetes and tests/aws.
-ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw"})
+ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
 CASES = (
     Case("docs/tutorial.md", shortcuts=NOTHING),
     Case("README.md", afresh=True, cut_short=("bake", "demo")),
     Case("docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch"}) | ROLLOUTS),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/watch.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/retention.md", shortcuts=frozenset({"prune"})),
     Case("docs/how-to/manifests.md"),
     Case("docs/how-to/private-registries.md"),

@@ -132,3 +132,45 @@ def _freeze(to: list[str] | None, file: BakefilePath, as_json: bool, *, frozen: 
     changed = handover.freeze(file, tuple(to), frozen=frozen)
     document = {"frozen": frozen, "changed": {name: list(what) for name, what in changed.items()}}
     answer(document, lambda: rollout_tables.frozen_text(changed, frozen=frozen))
+
+
+@app.command()
+def watch(
+    once: Annotated[bool, typer.Option("--once", help="Take one turn and end: for cron and CI.")] = False,
+    every: Annotated[float, typer.Option(min=1, help="How long to wait between turns.", metavar="SECONDS")] = 300.0,
+    roll_out: Annotated[
+        bool, typer.Option("--rollout/--no-rollout", help="Roll out to the Bakefile's targets.")
+    ] = True,
+    to: To = None,
+    deadline: Deadline = None,
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Bake and roll out whenever a tag, a build or the base moves.
+
+    Asks registries with HEAD, and finds the base anew. Where something moved: bake, verify, roll out to the Bakefile's
+    targets, if it has any. What fails is tried again at the next turn. With --json one document for each turn that
+    did something.
+    """
+    from parbake import handover, rollout_tables, watching
+    from parbake.bakefile import load
+
+    door.as_json = as_json
+    targets = roll_out and bool(load(file).rollout)
+    manner = handover.Manner(tuple(to or ()), deadline=deadline) if targets else None
+
+    def told(turn: watching.Turn) -> None:
+        answer(rollout_tables.turn_json(turn), lambda: rollout_tables.turn_text(turn))
+
+    with opened_events(progress) as events:
+        turn = watching.watch(
+            lambda: watching.look(file, events),
+            lambda: watching.act(file, events, manner),
+            events,
+            once=once,
+            interval=every,
+            told=told,
+        )
+    if not turn.moved:
+        told(turn)

@@ -8,14 +8,14 @@ from parbake.bakefile.targets import (
     GitopsTarget,
     KarpenterTarget,
     NodegroupTarget,
+    OceanTarget,
     SsmTarget,
     Target,
 )
-from parbake.errors import InputError
 from parbake.rollouts.words import Rollout
 
 
-def open_target(target: Target, region: str, *, force_conflicts: bool = False) -> Rollout:
+def open_target(target: Target, region: str, *, force_conflicts: bool = False) -> Rollout:  # noqa: PLR0911 (one a kind)
     """Return the means to write to a target; ``region`` is that of AWS (empty: the user's default)."""
     match target.options:
         case KarpenterTarget() as options:
@@ -40,8 +40,10 @@ def open_target(target: Target, region: str, *, force_conflicts: bool = False) -
             return ValuesFile(options) if options.image_at or options.snapshot_at else NodeClassFile(options)
         case FileTarget() as options:
             return _file(options)
-        case _:
-            raise InputError(f"{target.name}: {target.kind} is not there yet", hint="use another kind of target")
+        case OceanTarget() as options:
+            from parbake.rollouts.ocean import Ocean
+
+            return Ocean(options)
 
 
 def _file(options: FileTarget) -> Rollout:

@@ -1,0 +1,183 @@
+"""Spot Ocean: the image of virtual node groups or of the cluster, then a roll in batches. A thin client of its REST.
+
+Facts: Spot by NetApp, API documentation of Ocean for AWS (``/ocean/aws/k8s``); bearer token; bodies below one key, and
+answers below ``response.items``. There is no rollback: the old image is put back and rolled. What was before is written
+into the tags of the launch specification, which instances get too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import urllib3
+
+from parbake.bakefile.targets import OceanTarget
+from parbake.errors import EnvironmentProblem, InputError, RolloutError, TargetMoved
+from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing, show
+
+API = "https://api.spotinst.io"
+_SECONDS = 30.0
+_ACTIVE = {"STARTING", "IN_PROGRESS", "PENDING"}
+_PREVIOUS, _LEFT = f"{OWNER}:previous", f"{OWNER}:left"
+
+
+class Ocean:
+    """The virtual node groups of one cluster, or the cluster's own launch specification where none are named."""
+
+    def __init__(self, target: OceanTarget) -> None:
+        token = os.environ.get("SPOTINST_TOKEN", "")
+        if not token:
+            raise EnvironmentProblem("SPOTINST_TOKEN is not set", hint="set it to a token of Spot with rights on Ocean")
+        self.target = target
+        self.where = f"Ocean cluster {target.cluster}"
+        self._pool = urllib3.PoolManager(
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        )
+        self._account = os.environ.get("SPOTINST_ACCOUNT", "")
+
+    def plan(self, offer: Offer) -> Change:
+        """Decide the image of each launch specification."""
+        if offer.snapshot:
+            raise InputError(f"{self.where} takes machine images alone", hint="give the record of one")
+        now = self._specifications()
+        before = _held(now)
+        then = {
+            name: {"imageId": offer.image, "tags": _tagged(each, {_PREVIOUS: str(each.get("imageId", ""))})}
+            for name, each in now.items()
+            if each.get("imageId") != offer.image
+        }
+        return self._change(now, then, before, offer.held)
+
+    def plan_back(self) -> Change:
+        """Decide how each launch specification returns to the image before."""
+        now = self._specifications()
+        before = _held(now)
+        found = {name: _tag(each, _PREVIOUS) for name, each in now.items()}
+        if not any(found.values()):
+            if any(_tag(each, _LEFT) for each in now.values()):
+                return Change(self.where, before, before, cautions=("it has returned already",))
+            raise InputError(f"{self.where}: no rollout is written down in its tags", hint="roll out another record")
+        then: dict[str, dict[str, Any]] = {
+            name: {"imageId": found[name], "tags": _tagged(each, {_LEFT: str(each.get("imageId", ""))})}
+            for name, each in now.items()
+            if found[name]
+        }
+        images = sorted({each["imageId"] for each in then.values()})
+        return self._change(now, then, before, Held(image=",".join(images)))
+
+    def write(self, change: Change) -> None:
+        """Put the images, then roll what runs on them."""
+        now = self._specifications()
+        if {name: each.get("imageId") for name, each in now.items()} != change.payload["before"]:
+            raise TargetMoved(f"{self.where}: its images were changed meanwhile")
+        active = self._roll()
+        if active and active.get("status") in _ACTIVE:
+            raise TargetMoved(
+                f"{self.where}: a roll is {active['status']}", hint="wait for it or stop it, and run the same again"
+            )
+        for name, body in change.payload["then"].items():
+            self._put(name, body)
+        roll: dict[str, Any] = {
+            "batchSizePercentage": self.target.batch,
+            "batchMinHealthyPercentage": self.target.healthy,
+            "respectPdb": self.target.respect_pdb,
+            "comment": f"{OWNER}: {change.before.image} -> {change.after.image}"[:255],
+        }
+        if self.target.groups:
+            roll["launchSpecIds"] = list(self.target.groups)
+        self._ask("POST", f"cluster/{self.target.cluster}/roll", {"roll": roll})
+
+    def follow(self, wanted: Held) -> Follow:
+        """Look at the last roll; Ocean counts in percent."""
+        return judge(_held(self._specifications()), self._roll(), wanted)
+
+    def standing(self) -> Standing:
+        """Say what the launch specifications hold."""
+        now = self._specifications()
+        previous = sorted({_tag(each, _PREVIOUS) for each in now.values()} - {""})
+        holds = _held(now)
+        return Standing(self.where, holds, Held(image=",".join(previous)) if previous else None, self.follow(holds))
+
+    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
+        """Stop the roll that is under way; it cannot go on afterwards, but a rollout starts another."""
+        roll = self._roll()
+        if not frozen or not roll or roll.get("status") not in _ACTIVE:
+            return ()
+        path = f"cluster/{self.target.cluster}/roll/{roll['id']}"
+        self._ask("PUT", path, {"roll": {"status": "STOPPED"}})
+        return (f"roll {roll['id']}",)
+
+    def _change(self, now: Mapping[str, Any], then: Mapping[str, Any], before: Held, after: Held) -> Change:
+        images = {name: each.get("imageId") for name, each in now.items()}
+        payload = {"before": images, "then": then}
+        diff = show(images, {**images, **{name: each["imageId"] for name, each in then.items()}}, self.where)
+        return Change(self.where, before, after, diff, payload)
+
+    def _specifications(self) -> dict[str, dict[str, Any]]:
+        if self.target.groups:
+            return {name: self._ask("GET", f"launchSpec/{name}")[0] for name in self.target.groups}
+        cluster = self._ask("GET", f"cluster/{self.target.cluster}")[0]
+        return {self.target.cluster: cluster.get("compute", {}).get("launchSpecification", {})}
+
+    def _put(self, name: str, body: Mapping[str, Any]) -> None:
+        if name == self.target.cluster:
+            self._ask("PUT", f"cluster/{name}", {"cluster": {"compute": {"launchSpecification": body}}})
+        else:
+            self._ask("PUT", f"launchSpec/{name}", {"launchSpec": body})
+
+    def _roll(self) -> dict[str, Any] | None:
+        rolls = self._ask("GET", f"cluster/{self.target.cluster}/roll")
+        return max(rolls, key=lambda each: str(each.get("createdAt", "")), default=None)
+
+    def _ask(self, method: str, path: str, body: object = None) -> list[dict[str, Any]]:
+        fields = f"?accountId={self._account}" if self._account else ""
+        text = json.dumps(body).encode() if body is not None else None
+        what = f"{method} {path} (Spot)"
+        try:
+            answer = self._pool.request(
+                method, f"{API}/ocean/aws/k8s/{path}{fields}", body=text, timeout=_SECONDS, retries=urllib3.Retry(3)
+            )
+            response = json.loads(answer.data or b"{}").get("response", {})
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise RolloutError(f"{what}: no answer: {error}", hint="try again") from error
+        if answer.status < 300:
+            items: list[dict[str, Any]] = response.get("items", [])
+            return items
+        said = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in response.get("errors", []))
+        message = f"{what}: {said or answer.status}"
+        if answer.status == 404 or "DOESNT_EXIST" in said:
+            raise InputError(message, hint="check the ids of the cluster and its virtual node groups")
+        if answer.status in {401, 403}:
+            raise RolloutError(message, hint="check SPOTINST_TOKEN and SPOTINST_ACCOUNT")
+        raise RolloutError(message)
+
+
+def judge(holds: Held, roll: Mapping[str, Any] | None, wanted: Held) -> Follow:
+    """Say how far a roll is; pure. ``ready`` counts percent while it runs."""
+    status = (roll or {}).get("status", "")
+    percent = int((roll or {}).get("progress", {}).get("value", 0))
+    if holds.image != wanted.image:
+        return Follow(0, 100, False, (f"it holds {holds}",))
+    if status in _ACTIVE:
+        batch = f", batch {(roll or {}).get('currentBatch')} of {(roll or {}).get('numOfBatches')}"
+        return Follow(percent, 100, False, (f"roll {status}{batch}",))
+    if status in {"FAILED", "STOPPED"}:
+        return Follow(percent, 100, False, failed=f"the roll is {status} at {percent} %")
+    return Follow(100, 100, done=True) if status else Follow(0, 0, done=True)
+
+
+def _held(specifications: Mapping[str, Mapping[str, Any]]) -> Held:
+    images = sorted({str(each.get("imageId") or "") for each in specifications.values()} - {""})
+    return Held(image=",".join(images), label="" if images else "no image of its own")
+
+
+def _tag(specification: Mapping[str, Any], key: str) -> str:
+    return next((str(each["tagValue"]) for each in specification.get("tags") or [] if each["tagKey"] == key), "")
+
+
+def _tagged(specification: Mapping[str, Any], tags: Mapping[str, str]) -> list[dict[str, str]]:
+    kept = [each for each in specification.get("tags") or [] if each["tagKey"] not in {_PREVIOUS, _LEFT}]
+    return [*kept, *({"tagKey": key, "tagValue": value} for key, value in tags.items() if value)]

@@ -1,0 +1,127 @@
+"""Watching: what moved, when something is done, and what a failure does. And the files that make it run elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import watching
+from parbake.errors import BakefileError, RegistryError
+from parbake.events import Event, Events
+from parbake.flow import Finished
+from parbake.yamltext import parse
+from tests.support.plans import record
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DONE = Finished(Path("a.raw"), record(passed=True), changed=True)
+
+
+class Enough(Exception):
+    pass
+
+
+def test_what_moved() -> None:
+    assert watching.moved(None, {"a": "1", "base": ""}) == ("a", "base")
+    assert watching.moved({"a": "1", "b": "1"}, {"a": "1", "b": "2", "c": "1"}) == ("b", "c")
+    assert watching.moved({"a": "1", "gone": "1"}, {"a": "1"}) == ()
+
+
+def taking_turns(
+    monkeypatch: pytest.MonkeyPatch, looks: list[Any]
+) -> tuple[list[tuple[str, ...]], list[float], list[str]]:
+    """Let each look see the next of a list, or fail by it; return what was acted on, the pauses and the warnings."""
+    acted: list[tuple[str, ...]] = []
+    pauses: list[float] = []
+    warnings: list[str] = []
+    monkeypatch.setattr(watching, "sleep", pauses.append)
+
+    def look() -> watching.Seen:
+        if not looks:
+            raise Enough
+        seen = looks.pop(0)
+        if isinstance(seen, Exception):
+            raise seen
+        return dict(seen)
+
+    def note(event: Event) -> None:
+        if event.kind == "warning":
+            warnings.append(event.text)
+
+    with pytest.raises(Enough):
+        watching.watch(
+            look,
+            lambda: (DONE, ()),
+            Events(note),
+            once=False,
+            interval=100,
+            told=lambda turn: acted.append(turn.moved),
+        )
+    return acted, pauses, warnings
+
+
+def test_something_is_done_at_first_and_when_something_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    acted, pauses, _ = taking_turns(monkeypatch, [{"a": "1"}, {"a": "1"}, {"a": "2"}, {"a": "2"}])
+    assert acted == [("a",), ("a",)]
+    assert all(90 <= pause <= 110 for pause in pauses)
+    assert len(set(pauses)) > 1, "not in step with others"
+
+
+def test_what_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    acted, _, warnings = taking_turns(monkeypatch, [{"a": "1"}, RegistryError("down"), {"a": "2"}])
+    assert acted == [("a",), ("a",)]
+    assert warnings == ["down; next: tried again in 100 s"]
+
+
+def test_a_bake_that_fails_is_tried_again_although_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "sleep", lambda _: None)
+    results: list[Any] = [RegistryError("x"), (DONE, ()), Enough()]
+
+    def act() -> Any:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    seen = iter([{"a": "1"}, {"a": "1"}, {"a": "1"}, {"a": "2"}])
+    with pytest.raises(Enough):
+        watching.watch(lambda: next(seen), act, Events(), once=False, interval=1)
+    assert results == [], "once again, then not until something moved"
+
+
+def test_once_raises_and_so_does_a_wrong_bakefile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "sleep", lambda _: pytest.fail("no turn after it"))
+
+    def down() -> watching.Seen:
+        raise RegistryError("down")
+
+    def wrong() -> watching.Seen:
+        raise BakefileError("parbake.yaml", ())
+
+    with pytest.raises(RegistryError):
+        watching.watch(down, lambda: (DONE, ()), Events(), once=True, interval=1)
+    with pytest.raises(BakefileError):
+        watching.watch(wrong, lambda: (DONE, ()), Events(), once=False, interval=1)
+
+
+@pytest.mark.parametrize("name", ["github-actions.yaml", "cronjob.yaml"])
+def test_what_is_ready_made_is_yaml_and_calls_what_there_is(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    assert parse(text).problems == ()
+    assert "watch" in text
+    assert "--once" in text
+
+
+def test_the_container_gets_the_packages_that_parbake_needs_and_no_more() -> None:
+    (line,) = [line for line in (DEPLOY / "Containerfile").read_text().splitlines() if "sed " in line]
+    script = line.partition("sed '")[2].partition("'")[0]
+    packages = DEPLOY.parent / "packages.apt"
+    given = subprocess.run(
+        ["/bin/sed", script, str(packages)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    ours = packages.read_text().partition("# Tests:")[0]
+    assert given == [word for line in ours.splitlines() if not line.startswith("#") for word in line.split()]
+    assert {"containerd", "kubectl"} <= set(given)
+    assert "docker-registry" not in given or "docker-registry" in ours
