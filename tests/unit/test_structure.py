@@ -37,15 +37,9 @@ FLOORS: dict[int, set[str]] = {
         "kube",
     },
     3: {"base", "build", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
-<<<<<<< HEAD
-    4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "rollouts"},
-    5: {"beginnings", "coldstart", "flow", "handover", "keeping", "iam", "lint", "proof", "upkeep"},
-    6: {"demo", "exports", "render"},
-=======
     4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "retention", "rollouts"},
-    5: {"beginnings", "coldstart", "flow", "handover", "iam", "keeping", "lint", "upkeep"},
+    5: {"beginnings", "coldstart", "flow", "handover", "iam", "keeping", "lint", "proof", "upkeep"},
     6: {"demo", "exports", "render", "watching"},
->>>>>>> d73cd00 (Watch: bake, verify and roll out when a tag, a build or the base moves)
     7: {"tables", "rollout_tables", "coldtables", "report"},
     8: {"cli"},
     9: {"__main__"},
