@@ -22,7 +22,8 @@ def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
     bakefile = load(file)
     home = aws.client("ec2", bakefile.aws.region or "").region
     regions = dict.fromkeys((home, *bakefile.aws.copy_to))
-    return {region: remove(Wanted(name=bakefile.name), region, events) for region in regions}
+    wanted = Wanted(name=bakefile.name, packer=bakefile.builder == "packer")
+    return {region: remove(wanted, region, events) for region in regions}
 
 
 def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, ...]:

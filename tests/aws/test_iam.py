@@ -11,6 +11,7 @@ import pytest
 
 from parbake import iam
 from parbake.bakefile import Bakefile, load
+from parbake.registry import ecr
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan
@@ -36,6 +37,15 @@ def written(folder: Path, more: str = "", *, builder: str = "ec2", image: str = 
     path = folder / "parbake.yaml"
     path.write_text(PLAIN.format(builder=builder, image=image) + more)
     return load(path)
+
+
+TARGETS = """\
+rollout:
+  - asg: {group: workers}
+    region: eu-west-1
+  - nodegroup: {cluster: prod, group: gpu}
+  - ssm: /nodes/gpu
+"""
 
 
 def made(cloud: Cloud) -> set[str]:
@@ -80,6 +90,11 @@ OTHERS = {
 }
 
 
+PACKERS = {f"ec2:{call}{what}" for call, what in (("Describe", "KeyPairs"), ("Delete", "KeyPair"))}
+PACKERS |= {"ec2:DescribeLaunchTemplates", "ec2:DeleteLaunchTemplate"}
+"""What only Packer makes, and the clean-up after it looks for."""
+
+
 def calls_in(*folders: str) -> set[str]:
     """Return the EC2 and EBS actions that code calls, as far as their names stand in it."""
     found = set()
@@ -94,15 +109,24 @@ def calls_in(*folders: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("builder", "folders"), [("ec2", ("builders/ec2", "aws")), ("ebs", ("ebs", "builders/ebs", "aws"))]
+    ("builder", "folders"),
+    [
+        ("ec2", ("builders/ec2", "aws")),
+        ("ebs", ("ebs", "builders/ebs", "aws")),
+        ("packer", ("builders/packer", "aws")),
+    ],
 )
 def test_every_call_in_the_code_is_covered(tmp_path: Path, builder: str, folders: tuple[str, ...]) -> None:
     full = FULL.replace("  purchase: spot-first\n", "") if builder == "ebs" else FULL
     found = calls_in(*folders)
     assert len(found) > 5
+    allowed = iam.actions(iam.policies(written(tmp_path, full, builder=builder))["caller"])
     if builder == "ebs":  # the clean-up of what it never makes
         found -= {"ec2:CancelSpotInstanceRequests"}
-    assert found <= iam.actions(iam.policies(written(tmp_path, full, builder=builder))["caller"])
+    if builder != "packer":
+        assert not PACKERS & allowed
+        found -= PACKERS
+    assert found <= allowed
 
 
 def statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
@@ -136,7 +160,64 @@ def test_a_local_bake_needs_nothing_of_ec2(tmp_path: Path) -> None:
 
 def test_sids_are_unique_and_valid(tmp_path: Path) -> None:
     for builder in ("ec2", "packer"):
-        for policy in iam.policies(written(tmp_path, FULL, builder=builder, image=ECR)).values():
+        for policy in iam.policies(written(tmp_path, FULL + TARGETS, builder=builder, image=ECR)).values():
             sids = [each["Sid"] for each in statements(policy) if "Sid" in each]
             assert len(set(sids)) == len(sids)
             assert all(re.fullmatch("[A-Za-z0-9]+", sid) for sid in sids)
+
+
+# Packer's Amazon plugin, "IAM Task or Instance Role": the calls of its builder amazon-ebs, and those for spot. Its
+# list also has what its other builders do: volumes of their own, registering, Windows' password.
+DOCUMENTED = {
+    "AuthorizeSecurityGroupIngress", "CopyImage", "CreateFleet", "CreateImage", "CreateKeyPair",
+    "CreateLaunchTemplate", "CreateSecurityGroup", "CreateTags", "DeleteKeyPair", "DeleteLaunchTemplate",
+    "DeleteSecurityGroup", "DeleteSnapshot", "DeleteVolume", "DeregisterImage", "DescribeImageAttribute",
+    "DescribeImages", "DescribeInstanceStatus", "DescribeInstances", "DescribeRegions", "DescribeSecurityGroups",
+    "DescribeSnapshots", "DescribeSpotPriceHistory", "DescribeSubnets", "DescribeTags", "DescribeVolumes",
+    "ModifyImageAttribute", "ModifySnapshotAttribute", "RunInstances", "StopInstances", "TerminateInstances",
+}  # fmt: skip
+
+
+def test_what_packer_calls_is_covered(tmp_path: Path) -> None:
+    wanted = {f"ec2:{call}" for call in DOCUMENTED} | {"iam:CreateServiceLinkedRole"}
+    packers = iam.policies(written(tmp_path, FULL, builder="packer"))["caller"]
+    assert wanted <= iam.actions(packers)
+    for statement in statements(packers):
+        if statement["Resource"] == ["*"]:
+            assert all(action.startswith("ec2:Describe") for action in statement["Action"]), statement
+    once = iam.actions(iam.policies(written(tmp_path, builder="packer"))["caller"])
+    assert not once & {"ec2:CreateFleet", "ec2:CreateLaunchTemplate", "iam:CreateServiceLinkedRole"}
+    assert "ec2:CreateKeyPair" in once
+    assert "ec2:CreateKeyPair" not in iam.actions(iam.policies(written(tmp_path, FULL))["caller"])
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_repositories_are_made_where_the_bakefile_says_so(cloud: Cloud, tmp_path: Path, create: bool) -> None:
+    (tmp_path / "Containerfile").write_text("FROM scratch\n")
+    host, _, path = ECR.partition("/")
+    image = f"{{reference: {ECR}, build: {{context: .}}}}"
+    bakefile = written(tmp_path, f"registries: {{{host}: {{create: {str(create).lower()}}}}}\n", image=image)
+    caller = iam.policies(bakefile)["caller"]
+    assert ecr.ensure_repository(host, path.partition(":")[0], bakefile.registries[host]) == create
+    ecr.login(host, ecr.parse(host) or ecr.Target(""))
+    assert made(cloud) <= iam.actions(caller)
+    named = [each["Resource"] for each in statements(caller) if "ecr:CreateRepository" in each["Action"]]
+    assert named == ([["arn:aws:ecr:eu-west-1:123456789012:repository/shop/api"]] if create else [])
+    assert ("ecr:DescribeRepositories" in iam.actions(caller)) == ("ecr:TagResource" in iam.actions(caller)) == create
+
+
+def test_rollouts_have_a_policy_of_their_own(tmp_path: Path) -> None:
+    found = iam.policies(written(tmp_path, TARGETS))
+    named = {each["Sid"]: each["Resource"] for each in statements(found["rollout"])}
+    assert named["RefreshGroups"] == ["arn:aws:autoscaling:eu-west-1:*:autoScalingGroup:*:autoScalingGroupName/workers"]
+    assert named["UpdateNodeGroups"] == ["arn:aws:eks:*:*:nodegroup/prod/gpu/*"]
+    assert named["Parameters"] == ["arn:aws:ssm:*:*:parameter/nodes/gpu"]
+    [karpenter] = statements(found["karpenter"])
+    assert (karpenter["Action"], karpenter["Resource"]) == (["ssm:GetParameter"], named["Parameters"])
+    for statement in statements(found["rollout"]):
+        if statement["Resource"] == ["*"] and "Condition" not in statement:
+            assert all(re.search(":(Describe|List)", action) for action in statement["Action"]), statement
+    alone = iam.policies(written(tmp_path, "rollout: [{nodegroup: {cluster: prod, group: gpu}}]\n"))
+    assert not {each for each in iam.actions(alone["rollout"]) if re.match("autoscaling|iam|ssm", each)}
+    assert "karpenter" not in alone
+    assert "rollout" not in iam.policies(written(tmp_path, "rollout: [{karpenter: {nodeclass: gpu}}]\n"))

@@ -12,8 +12,8 @@ from typing import Any
 import boto3
 import pytest
 
-from parbake import run
-from parbake.aws.tags import KEY, MANAGED
+from parbake import run, upkeep
+from parbake.aws.tags import KEY, MANAGED, NAME, as_list
 from parbake.bakefile import Bakefile, load
 from parbake.builders import Ingredients
 from parbake.builders.choose import builder_of
@@ -161,6 +161,38 @@ def test_packer_cleans_up_when_it_is_interrupted(place: Place) -> None:
         waiting.join()
         signal.signal(signal.SIGUSR1, before)
     assert (place.folder / "packer-cleaned").exists()
+
+
+def test_what_a_killed_packer_leaves_is_removed(place: Place) -> None:
+    """Its key pair, group and launch template, tagged as the template says; what is not ours stays."""
+    place.build()
+    ec2, tags = place.ec2[REGION], as_list(place.values()["RUN_TAGS"])
+
+    def make(name: str, tags: list[dict[str, str]]) -> None:
+        def kind(of: str) -> Any:
+            return [{"ResourceType": of, "Tags": tags}] if tags else []
+
+        ec2.create_key_pair(KeyName=name, TagSpecifications=kind("key-pair"))
+        ec2.create_security_group(GroupName=name, Description=name, TagSpecifications=kind("security-group"))
+        ec2.create_launch_template(
+            LaunchTemplateName=name,
+            LaunchTemplateData={"ImageId": place.base},
+            TagSpecifications=kind("launch-template"),
+        )
+
+    def left() -> set[str]:
+        pairs = {each["KeyName"] for each in ec2.describe_key_pairs()["KeyPairs"]}
+        groups = {each["GroupName"] for each in ec2.describe_security_groups()["SecurityGroups"]} - {"default"}
+        templates = {each["LaunchTemplateName"] for each in ec2.describe_launch_templates()["LaunchTemplates"]}
+        return {f"{kind}:{each}" for kind, names in (("k", pairs), ("g", groups), ("t", templates)) for each in names}
+
+    make("theirs", [])
+    make("packer_1", tags)
+    make("other", [{"Key": MANAGED, "Value": "temporary"}, {"Key": NAME, "Value": "another"}])
+    removed = upkeep.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None))[REGION]
+    assert sorted(each.partition("-")[0] for each in removed) == ["key", "lt", "sg"]
+    assert left() == {f"{kind}:{name}" for kind in "kgt" for name in ("theirs", "other")}
+    assert upkeep.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None))[REGION] == ()
 
 
 def test_the_bakefile_chooses_it(place: Place) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from parbake import iam
 from parbake.aws import clients
+from parbake.bakefile import load
 from parbake.model import GIB
 from parbake.rollouts import Offer
 from parbake.rollouts.templates import new_data
@@ -28,19 +31,27 @@ DISKS = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 20, "VolumeType": "gp
 
 
 @pytest.fixture
-def fleets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fleets:
-    """What moto lacks, in every client that parbake makes."""
+def fleets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fleets]:
+    """What moto lacks, in every client that parbake makes; and the policy must cover each call that a test makes."""
     fleets = Fleets()
+    called: set[str] = set()
+
+    def note(model: Any, **_: Any) -> None:
+        called.add(f"{model.service_model.service_name}:{model.name}")
+
     make = clients._make
 
     def made(service: str, region: str, *more: Any) -> Any:
         client = make(service, region, *more)
+        client.meta.events.register_first("before-call", note)
         fleets.attach(client, "auto-scaling" if service == "autoscaling" else service)
         return client
 
     monkeypatch.setattr(clients, "_make", made)
     monkeypatch.chdir(tmp_path)
-    return fleets
+    yield fleets
+    assert called
+    assert called <= iam.actions(iam.policies(load(tmp_path / "parbake.yaml"))["rollout"])
 
 
 def template(image: str = "ami-0", **more: Any) -> str:

@@ -1,7 +1,7 @@
 """Remove what runs left in AWS, from tags alone: a clean-up needs no more to know.
 
-Instances with their spot requests, half-made AMIs with their snapshots, bare snapshots, volumes, security groups. Each
-step is "make sure that it is gone", so that a clean-up can be cut off as well.
+Instances with their spot requests, half-made AMIs with their snapshots, bare snapshots, volumes, security groups, and
+Packer's key pairs and launch templates. Each step is "make sure that it is gone", so that a clean-up can be cut off.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ _ALIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
 class Wanted:
     """Which leftovers go: those of a content key, or those of a Bakefile's name together with all that have expired.
 
-    Without ``images``, AMIs and snapshots stay.
+    Without ``images``, AMIs and snapshots stay. ``packer`` also looks for what Packer alone makes.
     """
 
     key: str = ""
     name: str = ""
     images: bool = True
+    packer: bool = False
 
     def filters(self) -> list[dict[str, Any]]:
         """Return what narrows a describe call."""
@@ -46,7 +47,8 @@ def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:
     """Remove temporary resources of parbake's in a region and return their ids. Raises AwsFault."""
     ec2 = client("ec2", region)
     removed = [*_instances(ec2, wanted, events)]
-    for look in (*((_images, _snapshots) if wanted.images else ()), _volumes, _groups):
+    packers = (_key_pairs, _templates) if wanted.packer else ()
+    for look in (*((_images, _snapshots) if wanted.images else ()), _volumes, _groups, *packers):
         removed += look(ec2, wanted)
     return tuple(removed)
 
@@ -120,6 +122,22 @@ def _groups(ec2: Client, wanted: Wanted) -> Iterator[str]:
         if wanted.takes(as_dict(group)):
             identity = group["GroupId"]
             _unless_gone(lambda identity=identity: ec2.delete_security_group(GroupId=identity))  # type: ignore[misc]
+            yield identity
+
+
+def _key_pairs(ec2: Client, wanted: Wanted) -> Iterator[str]:
+    for pair in ec2.pages("describe_key_pairs", "KeyPairs", Filters=wanted.filters()):
+        if wanted.takes(as_dict(pair)):
+            name = pair["KeyName"]
+            _unless_gone(lambda name=name: ec2.delete_key_pair(KeyName=name))  # type: ignore[misc]
+            yield pair["KeyPairId"]
+
+
+def _templates(ec2: Client, wanted: Wanted) -> Iterator[str]:
+    for template in ec2.pages("describe_launch_templates", "LaunchTemplates", Filters=wanted.filters()):
+        if wanted.takes(as_dict(template)):
+            identity = template["LaunchTemplateId"]
+            _unless_gone(lambda identity=identity: ec2.delete_launch_template(LaunchTemplateId=identity))  # type: ignore[misc]
             yield identity
 
 

@@ -252,7 +252,8 @@ def clean(
 
     On this machine only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that
     are under way here are not touched. In AWS, `--aws` finds instances, volumes, unfinished AMIs with their snapshots,
-    copies in other regions and security groups by their tags; let no other machine bake the same Bakefile meanwhile.
+    copies in other regions, security groups, and Packer's key pairs by their tags; let no other machine bake the same
+    Bakefile meanwhile.
     """
     from parbake import upkeep
 

@@ -87,11 +87,12 @@ source "amazon-ebs" "node" {
   snapshot_users = var.SHARE_WITH_ACCOUNTS
 
   # What Packer makes on the way carries RUN_TAGS, what stays carries TAGS.
-  run_tags          = merge(var.TAGS, var.RUN_TAGS)
-  run_volume_tags   = merge(var.TAGS, var.RUN_TAGS)
-  skip_ami_run_tags = true
-  tags              = merge(var.TAGS, { Name = local.ami_name })
-  snapshot_tags     = merge(var.TAGS, { Name = local.ami_name })
+  # An AMI begins with the former, so that one which Packer leaves half-made is found by them.
+  run_tags        = merge(var.TAGS, var.RUN_TAGS)
+  run_volume_tags = merge(var.TAGS, var.RUN_TAGS)
+  spot_tags       = local.spot ? merge(var.TAGS, var.RUN_TAGS) : null
+  tags            = merge(var.TAGS, { Name = local.ami_name })
+  snapshot_tags   = merge(var.TAGS, { Name = local.ami_name })
 }
 
 build {
