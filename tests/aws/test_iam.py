@@ -221,3 +221,9 @@ def test_rollouts_have_a_policy_of_their_own(tmp_path: Path) -> None:
     assert not {each for each in iam.actions(alone["rollout"]) if re.match("autoscaling|iam|ssm", each)}
     assert "karpenter" not in alone
     assert "rollout" not in iam.policies(written(tmp_path, "rollout: [{karpenter: {nodeclass: gpu}}]\n"))
+
+
+def test_pruning_removes_ours_alone(tmp_path: Path) -> None:
+    for statement in statements(iam.policies(written(tmp_path))["prune"]):
+        reads = all(re.search(":(Describe|List|Get)", action) for action in statement["Action"])
+        assert reads or statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}

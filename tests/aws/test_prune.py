@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,8 @@ import pytest
 from parbake import records
 from parbake.aws import clients
 from parbake.aws.tags import as_dict
+from parbake.bakefile import load
+from parbake.iam import pruning, rollouts
 from parbake.retention.stock import RETIRED
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
@@ -28,13 +30,19 @@ FIRST = machine_image("first", "ami-1", region=REGION)
 
 
 @pytest.fixture
-def shelves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shelves:
-    """What moto lacks, in every client that parbake makes."""
+def shelves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelves]:
+    """What moto lacks, in every client that parbake makes; and the policies must cover each call that a test makes."""
     shelves, fleets = Shelves(), Fleets()
+    called: set[str] = set()
+
+    def note(model: Any, **_: Any) -> None:
+        called.add(f"{model.service_model.service_name}:{model.name}")
+
     make = clients._make
 
     def made(service: str, region: str, *more: Any) -> Any:
         client = make(service, region, *more)
+        client.meta.events.register_first("before-call", note)
         shelves.attach(client, service, region)
         fleets.attach(client, "auto-scaling" if service == "autoscaling" else service)
         return client
@@ -42,7 +50,10 @@ def shelves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shelves:
     monkeypatch.setattr(clients, "_make", made)
     monkeypatch.chdir(tmp_path)
     kitchen(tmp_path, [], FIRST)
-    return shelves
+    yield shelves
+    bakefile = load(tmp_path / "parbake.yaml")
+    both = [*pruning.statements(bakefile), *rollouts.statements(bakefile)]
+    assert called <= {action for statement in both for action in statement["Action"]}
 
 
 def image(name: str, *, ours: bool = True) -> str:

@@ -12,7 +12,8 @@ def iam(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """Print the AWS policies that this Bakefile needs.
 
     `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
-    `rollout` for whoever rolls out to its targets, `karpenter` what Karpenter's role needs besides its own policy.
+    `rollout` for whoever rolls out to its targets, `prune` for `parbake prune --aws`, `karpenter` what Karpenter's
+    role needs besides its own policy.
     """
     from parbake import iam as policies
     from parbake.bakefile import load

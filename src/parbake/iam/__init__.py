@@ -1,6 +1,6 @@
 """The least-privilege policies that a Bakefile needs in AWS.
 
-Of whoever bakes, of the instance that bakes, of whoever rolls out, of Karpenter.
+Of whoever bakes, of the instance that bakes, of whoever rolls out or prunes, of Karpenter.
 Sources: Service Authorization Reference, "Actions, resources, and condition keys for Amazon EC2" (which actions take
 which resources and conditions), and those for EBS direct APIs, ECR, SSM and KMS; Packer's Amazon plugin, "IAM Task or
 Instance Role" (which calls it makes).
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parbake.bakefile import Bakefile
-from parbake.iam import rollouts
+from parbake.iam import pruning, rollouts
 from parbake.iam.words import OURS, TAGGED, Policy, allow, arn, ec2, partition, policy, suffix
 from parbake.model import RegistryOptions
 from parbake.reference import Reference
@@ -29,7 +29,8 @@ _KMS = (
 def policies(bakefile: Bakefile) -> dict[str, Policy]:
     """Return the policies by what they are for.
 
-    ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout`` and ``karpenter``.
+    ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout``,
+    ``prune`` and ``karpenter``.
     """
     found = {"caller": policy(_caller(bakefile))}
     if bakefile.builder in {"ec2", "packer"}:
@@ -38,6 +39,8 @@ def policies(bakefile: Bakefile) -> dict[str, Policy]:
     rollout = list(rollouts.statements(bakefile))
     if rollout:
         found["rollout"] = policy(rollout)
+    if bakefile.builder in {"ec2", "ebs", "packer"} or bakefile.rollout:
+        found["prune"] = policy(pruning.statements(bakefile))
     karpenter = list(_karpenter(bakefile))
     if karpenter:
         found["karpenter"] = policy(karpenter)
