@@ -364,7 +364,11 @@ def describe(
     """
     made, blocks = baked.path, baked.blocks
     with events.stage("digest", "Digest"):
-        blocks = disk.block_list(made, events, baked.hashes) if made and plan.artefact.format == "raw" else blocks
+        blocks = (
+            disk.block_list(made, events, baked.hashes, algorithm="blake3")
+            if made and plan.artefact.format == "raw"
+            else blocks
+        )
         sha256 = disk.sha256_file(made, events) if made and blocks is None else ""
         base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
     status = made and made.stat()
@@ -372,7 +376,7 @@ def describe(
         artefact=plan.artefact_name,
         key=plan.key,
         sha256=sha256,
-        blocks=blocks and Blocks(count=len(blocks.blocks), digest=blocks.digest()),
+        blocks=blocks and Blocks(algorithm=blocks.algorithm, count=len(blocks.blocks), digest=blocks.digest()),
         size=status.st_size if status else baked.size,
         allocated=status.st_blocks * 512 if status else 0,
         builder=builder.name,

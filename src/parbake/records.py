@@ -38,12 +38,13 @@ _HEX = r"^[0-9a-f]{64}$"
 class Blocks(Frozen):
     """What names a raw artefact's bytes: the list of its blocks, which lies beside it as ``NAME.blocks``.
 
-    ``count`` blocks of ``block_size`` bytes are not all zeros; each has a line with its checksum in the list. The
+    ``count`` blocks of ``block_size`` bytes are not all zeros; each has a line with its digest in the list. The
     artefact's last block counts as filled up with zeros. ``digest`` is the SHA-256 of the list: ``sha256sum
-    NAME.blocks`` shows it, and ``dd if=NAME bs=512K skip=INDEX count=1 | sha256sum`` that of one block.
+    NAME.blocks`` shows it, and ``dd if=NAME bs=512K skip=INDEX count=1 | b3sum`` (``sha256sum`` where the
+    ``algorithm`` is that) the digest of one block.
     """
 
-    algorithm: Literal["sha256"] = "sha256"
+    algorithm: Literal["sha256", "blake3"] = "sha256"
     block_size: int = BLOCK
     count: int = Field(ge=0)
     digest: str = Field(pattern=_HEX)
@@ -246,7 +247,7 @@ def damage(artefact: Path, record: Record, events: Events, work: Path) -> str:
     """
     if record.blocks is None:
         return ""
-    found = block_list(artefact, events)
+    found = block_list(artefact, events, algorithm=record.blocks.algorithm)
     known = blocks_of(artefact, record)
     if found.digest() == record.blocks.digest:
         if known is None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -120,3 +121,16 @@ def test_indices_for_people() -> None:
     assert spans([3]) == "3"
     assert spans([3, 5, 6, 7, 9]) == "3, 5-7, 9"
     assert spans([1, 3, 5, 7], most=2) == "1, 3, and 2 more"
+
+
+def test_two_kinds_of_digests(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(b"x" * BLOCK + bytes(BLOCK) + b"y")
+    plain_, fast = block_list(path, Events()), block_list(path, Events(), algorithm="blake3")
+    assert fast.blocks[0] == blake3(b"x" * BLOCK).digest()
+    assert plain_.blocks.keys() == fast.blocks.keys() == {0, 2}
+    fast.write(tmp_path / "list")
+    assert (tmp_path / "list").read_text().startswith(f"parbake-blocks 1 blake3 {BLOCK} ")
+    assert BlockList.read(tmp_path / "list") == fast
+    with pytest.raises(InputError, match="cannot be compared"):
+        fast.changed_since(plain_)

@@ -46,7 +46,7 @@ class Baked:
 
     ``sealed`` lists what was cleaned from the base. ``published`` is by region, that of the bake first; ``size`` is
     that of its disk in bytes, and ``verdict`` what its builder saw of it there, where it has looked; ``blocks`` is the
-    list of the disk's blocks, where it was here. ``hashes`` are the SHA-256 of blocks that the builder has hashed
+    list of the disk's blocks, where it was here. ``hashes`` are the BLAKE3 of blocks that the builder has hashed
     already, ``parent`` is the artefact that it has started from.
     """
 

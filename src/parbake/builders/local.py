@@ -123,7 +123,7 @@ def _write_ext4(
             fill(plan, store, ingredients.source, ground=ground, events=events, hang_up=ingredients.hang_up)
         ground.finish_volume(root)
     hashes = writer.hashes.known
-    if parent:
+    if parent and parent.blocks.algorithm == "blake3":
         hashes |= {
             index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched
         }

@@ -1,8 +1,9 @@
-"""Block lists: what a raw disk holds, one SHA-256 for each 512 KiB block that is not all zeros.
+"""Block lists: what a raw disk holds, one digest for each 512 KiB block that is not all zeros.
 
-The unit and the checksum are those of the EBS direct API, so that a list says what an upload has to send and what of
-it a parent snapshot has already. The last block counts as filled up with zeros to 512 KiB: volumes are whole GiB, and
-so are the bytes that are sent.
+The unit is that of the EBS direct API, so that a list says what an upload has to send and what of it a parent snapshot
+has already. With SHA-256 the digests are the checksums of that API as well; BLAKE3, for disks that stay here, takes a
+quarter of the processor's time (5.8 against 1.4 GB/s on one core of a Xeon with SHA extensions). The last block counts
+as filled up with zeros to 512 KiB: volumes are whole GiB, and so are the bytes that are sent.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self, cast
+
+from blake3 import blake3
 
 from parbake.disk.files import BECAME_SHORTER, extents
 from parbake.errors import InputError
@@ -28,20 +31,28 @@ ZEROS: Final = bytes(BLOCK)
 _BATCH = 4  # blocks for one read: enough to make calls rare, little enough for a buffer in each thread
 _MOST_THREADS = 16
 _WORD = "parbake-blocks"
-_HEADER = re.compile(rf"{_WORD} 1 sha256 {BLOCK} (\d+)\n")
+_HEADER = re.compile(rf"{_WORD} 1 (sha256|blake3) {BLOCK} (\d+)\n")
 _LINE = re.compile(r"(0|[1-9]\d*) ([0-9a-f]{64})\n")
+
+
+type Algorithm = Literal["sha256", "blake3"]
+HASHES: Final[dict[str, Callable[[bytes | bytearray | memoryview], bytes]]] = {
+    "sha256": lambda data: hashlib.sha256(data).digest(),
+    "blake3": lambda data: blake3(data).digest(),
+}
 
 
 @dataclass(frozen=True)
 class BlockList:
-    """What a raw disk of ``size`` bytes holds: the SHA-256 (32 bytes) of each block that is not all zeros, by index.
+    """What a raw disk of ``size`` bytes holds: the digest (32 bytes) of each block that is not all zeros, by index.
 
-    Its text form is a line ``parbake-blocks 1 sha256 524288 SIZE``, then a line ``INDEX HEX`` for each block,
+    Its text form is a line ``parbake-blocks 1 ALGORITHM 524288 SIZE``, then a line ``INDEX HEX`` for each block,
     ascending. The digest is the SHA-256 of that text: ``sha256sum`` of the file beside the artefact shows it.
     """
 
     size: int
     blocks: Mapping[int, bytes]
+    algorithm: Algorithm = "sha256"
 
     @property
     def count(self) -> int:
@@ -50,7 +61,7 @@ class BlockList:
 
     def text(self) -> Iterator[str]:
         """Yield the lines of the text form."""
-        yield f"{_WORD} 1 sha256 {BLOCK} {self.size}\n"
+        yield f"{_WORD} 1 {self.algorithm} {BLOCK} {self.size}\n"
         for index in sorted(self.blocks):
             yield f"{index} {self.blocks[index].hex()}\n"
 
@@ -78,19 +89,26 @@ class BlockList:
         if header is None or None in lines:
             raise InputError(f"{path} is no list of blocks", hint="`parbake verify` writes it anew")
         found = {int(line[1]): bytes.fromhex(line[2]) for line in lines if line}
-        return cls(int(header[1]), found)
+        return cls(int(header[2]), found, cast("Algorithm", header[1]))
 
     def changed_since(self, other: BlockList) -> list[int]:
         """Return the blocks that differ from another list's, ascending; also those that are zeros only here.
 
-        What lies behind the end of this disk is not counted.
+        What lies behind the end of this disk is not counted. Raises InputError for a list of the other kind.
         """
+        if self.algorithm != other.algorithm:
+            raise InputError(
+                f"a list of {self.algorithm} digests cannot be compared with one of {other.algorithm}",
+                hint="bake again from scratch",
+            )
         mine, theirs = self.blocks, other.blocks
         either = sorted(mine.keys() | theirs.keys())
         return [index for index in either if index < self.count and mine.get(index) != theirs.get(index)]
 
 
-def block_list(path: Path, events: Events, known: Mapping[int, bytes] | None = None) -> BlockList:
+def block_list(
+    path: Path, events: Events, known: Mapping[int, bytes] | None = None, *, algorithm: Algorithm = "sha256"
+) -> BlockList:
     """Hash the blocks of a raw disk on all cores; holes are not read. ``known`` blocks are taken as they are.
 
     Raises InputError when the file becomes shorter meanwhile.
@@ -101,7 +119,7 @@ def block_list(path: Path, events: Events, known: Mapping[int, bytes] | None = N
         batches = _batches([index for index in data_blocks(file.fileno(), size) if index not in found])
         total = sum(count for _, count in batches) * BLOCK
         with events.task(f"blocks {path.name}", total) as task:
-            reader = _Reader(path, file.fileno(), size, batches, task)
+            reader = _Reader(path, file.fileno(), size, batches, task, HASHES[algorithm])
             threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
             with ThreadPoolExecutor(threads) as pool:
                 try:
@@ -110,7 +128,7 @@ def block_list(path: Path, events: Events, known: Mapping[int, bytes] | None = N
                 except BaseException:
                     reader.stopped = True
                     raise
-    return BlockList(size, found)
+    return BlockList(size, found, algorithm)
 
 
 def data_blocks(handle: int, size: int) -> Iterator[int]:
@@ -137,8 +155,16 @@ def _batches(indices: list[int]) -> list[tuple[int, int]]:
 class _Reader:
     """Hashes batches of blocks; ``work`` runs in several threads, each takes the next batch until there is none."""
 
-    def __init__(self, path: Path, handle: int, size: int, batches: list[tuple[int, int]], task: Task) -> None:
-        self._path, self._handle, self._size, self._task = path, handle, size, task
+    def __init__(
+        self,
+        path: Path,
+        handle: int,
+        size: int,
+        batches: list[tuple[int, int]],
+        task: Task,
+        digest: Callable[[bytearray], bytes],
+    ) -> None:
+        self._path, self._handle, self._size, self._task, self._digest = path, handle, size, task, digest
         self._batches = iter(batches)  # a list's iterator may be shared between threads
         self.stopped = False
 
@@ -152,7 +178,7 @@ class _Reader:
             self._fill(buffers[:count], first * BLOCK)
             for index, buffer in enumerate(buffers[:count], first):
                 if buffer != ZEROS:
-                    found[index] = hashlib.sha256(buffer).digest()
+                    found[index] = self._digest(buffer)
             self._task.advance(count * BLOCK)
         return found
 

@@ -7,13 +7,14 @@ filled, so that neither waits for the other.
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import os
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from blake3 import blake3
 
 from parbake.ext4.groups import BLOCK
 from parbake.nodes import NO_DATA, Extents
@@ -26,7 +27,7 @@ HASHED: Final = 512 << 10
 _BUFFER: Final = 2 << 20
 _BUFFERS: Final = 4
 _ZEROS: Final = bytes(BLOCK)
-_NOTHING: Final = hashlib.sha256(bytes(HASHED)).digest()
+_NOTHING: Final = blake3(bytes(HASHED)).digest()
 
 
 def open_direct(path: Path) -> int:
@@ -40,7 +41,7 @@ def open_direct(path: Path) -> int:
 
 
 class Hashes:
-    """SHA-256 of the volume's 512 KiB blocks, as far as they were written whole and not touched since."""
+    """BLAKE3 of the volume's 512 KiB blocks, as far as they were written whole and not touched since."""
 
     def __init__(self) -> None:
         self.known: dict[int, bytes] = {}
@@ -52,7 +53,7 @@ class Hashes:
         """Hash the whole blocks in what is written at ``start`` (bytes); each is written once."""
         self.touched.update(range(start // HASHED, -(-(start + len(data)) // HASHED)))
         for at in range(-start % HASHED, len(data) - HASHED + 1, HASHED):
-            digest = hashlib.sha256(data[at : at + HASHED]).digest()
+            digest = blake3(data[at : at + HASHED]).digest()
             if digest != _NOTHING:
                 self.known[(start + at) // HASHED] = digest
 
