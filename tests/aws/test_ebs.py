@@ -143,7 +143,7 @@ def test_faults_that_pass(tmp_path: Path, cloud: Cloud) -> None:
     """Throttling, failures, broken connections, a snapshot that is known late and sealed slowly."""
     path = tmp_path / "disk.raw"
     wanted = order(path, disk_of(path, {index: b"%d" % index for index in range(150)}))
-    cloud.rate, cloud.fail_every, cloud.break_every, cloud.late, cloud.slow = 300.0, 31, 47, 9, 3
+    cloud.throttle_every, cloud.fail_every, cloud.break_every, cloud.late, cloud.slow = 13, 31, 47, 9, 3
     snapshot = ebs.upload(wanted, Events())
     assert cloud.refused["RequestThrottledException"] > 0
     assert cloud.refused["InternalServerException"] > 0

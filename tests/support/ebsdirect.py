@@ -74,13 +74,15 @@ class Snapshot:
 class Cloud:
     """What there is, and how it misbehaves.
 
-    ``rate`` is how many blocks a second are taken before it throttles (0: any number); ``fail_every`` lets each n-th
-    block fail with 500, ``break_every`` breaks the connection at each n-th; ``late`` is how many questions a new
-    snapshot is unknown for, ``slow`` how many looks it stays pending for once it is sealed.
+    ``rate`` is how many blocks a second are taken before it throttles (0: any number), ``throttle_every`` throttles
+    each n-th block at any speed; ``fail_every`` lets each n-th fail with 500, ``break_every`` breaks the connection at
+    each n-th; ``late`` is how many questions a new snapshot is unknown for, ``slow`` how many looks it stays pending
+    for once it is sealed.
     """
 
     keep: bool = True
     rate: float = 0.0
+    throttle_every: int = 0
     fail_every: int = 0
     break_every: int = 0
     late: int = 0
@@ -202,6 +204,8 @@ class Cloud:
         count = self.calls["PutSnapshotBlock"] + self.calls["GetSnapshotBlock"]
         if self.fail_every and count % self.fail_every == 0:
             raise Refusal(500, "InternalServerException", "Something is broken.")
+        if self.throttle_every and count % self.throttle_every == 0:
+            raise Refusal(400, "RequestThrottledException", "Too many requests.", "ACCOUNT_THROTTLED")
         if not self.rate:
             return
         now = time.monotonic()

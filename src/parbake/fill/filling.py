@@ -8,6 +8,7 @@ skipped, so a fill that was cut off is finished by filling again.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.events import Events
 
-_AT_ONCE: Final = 2
+_AT_ONCE: Final = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
 """Layers that are unpacked side by side; the engine keeps two cores busy with one large layer."""
 _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 
