@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from parbake.errors import LayerBomb, LayerError
 from parbake.layers.acls import inherited, with_acl, with_mode
 from parbake.layers.archive import Archive
 from parbake.layers.headers import Entry
-from parbake.layers.paths import MOST_DEPTH, MOST_LINKS, Implied, clamp, clean, join, shown
+from parbake.layers.paths import MOST_DEPTH, Implied, clamp, clean, follow, join, shown
 from parbake.layers.tree import MODE, OPAQUE, WHITEOUT, PendingLink, owner, xattrs_of
 from parbake.nodes import Extents, Node, Store
 
@@ -23,7 +24,6 @@ CAPABILITY: Final = b"security.capability"
 _ACCESS, _DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
 _LONGEST_NAME: Final = 255
 _LONGEST_LINK: Final = 4095
-_LONGEST: Final = 16384
 _MOST_MAJOR, _MOST_MINOR = 0xFFF, 0xFFFFF
 _MOST_VALUE: Final = 65536
 
@@ -115,17 +115,10 @@ class Growing:
         return place
 
     def _walk(self, wanted: bytes, *, create: bool) -> Place | None:
-        name = wanted
-        for _ in range(MOST_LINKS):
-            found = self._step(name, create=create)
-            if not isinstance(found, bytes):
-                if found is not None:
-                    self._known[wanted] = found
-                return found
-            name = found
-            if len(name) >= _LONGEST:
-                raise LayerError(f"symbolic links make a name of {len(name)} bytes out of {shown(wanted)}")
-        raise LayerError(f"too many symbolic links on the way to {shown(wanted)}")
+        found = follow(wanted, partial(self._step, create=create))
+        if found is not None:
+            self._known[wanted] = found
+        return found
 
     def _step(self, name: bytes, *, create: bool) -> Place | bytes | None:
         """Go down to ``name``, or to the first symbolic link: then return the name that it makes of ``name``."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple
 
 from parbake.errors import LayerError, LayerEscape
@@ -65,6 +67,23 @@ def clamp(name: bytes) -> bytes:
     return b"/".join(parts)
 
 
+def follow[T](wanted: bytes, step: Callable[[bytes], T | bytes | None]) -> T | None:
+    """Go from symbolic link to symbolic link until there is something, or nothing.
+
+    ``step`` returns what a name leads to, None for nothing, or the name that the first link on the way makes of it.
+    Raises LayerError when there is no end.
+    """
+    name = wanted
+    for _ in range(MOST_LINKS):
+        found = step(name)
+        if not isinstance(found, bytes):
+            return found
+        name = found
+        if len(name) >= _LONGEST:
+            raise LayerError(f"symbolic links make a name of {len(name)} bytes out of {shown(wanted)}")
+    raise LayerError(f"too many symbolic links on the way to {shown(wanted)}")
+
+
 def join(folder: bytes, name: bytes) -> bytes:
     """Join two cleaned, relative names; either may be empty."""
     return folder + b"/" + name if folder and name else folder or name
@@ -110,17 +129,10 @@ class Folders:
         return place
 
     def _walk(self, wanted: bytes, *, create: bool) -> Place | None:
-        name = wanted
-        for _ in range(MOST_LINKS):
-            found = self._step(name, create=create)
-            if not isinstance(found, bytes):
-                if found is not None:
-                    self.known[wanted] = found
-                return found
-            name = found
-            if len(name) >= _LONGEST:
-                raise LayerError(f"symbolic links make a name of {len(name)} bytes out of {shown(wanted)}")
-        raise LayerError(f"too many symbolic links on the way to {shown(wanted)}")
+        found = follow(wanted, partial(self._step, create=create))
+        if found is not None:
+            self.known[wanted] = found
+        return found
 
     def _step(self, name: bytes, *, create: bool) -> Place | bytes | None:
         """Go down to ``name``, or to the first symbolic link: then return the name that it makes of ``name``."""
