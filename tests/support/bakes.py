@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
+from blake3 import blake3
+
 from tests.support.leaks import files, leaked, snapshot, work_folders
 
 _LIMIT = 300.0  # seconds for one command on a busy machine
@@ -118,11 +120,11 @@ class Running:
 def digests_of(artefact: Path) -> dict[str, str]:
     """Compute what a record may say of an artefact's bytes, by reading it plainly."""
     data, size = artefact.read_bytes(), 512 * 1024
-    text = f"parbake-blocks 1 sha256 {size} {len(data)}\n"
+    text = f"parbake-blocks 1 blake3 {size} {len(data)}\n"
     for index in range(-(-len(data) // size)):
         block = data[index * size : (index + 1) * size].ljust(size, b"\0")
         if any(block):
-            text += f"{index} {hashlib.sha256(block).hexdigest()}\n"
+            text += f"{index} {blake3(block).hexdigest()}\n"
     return {
         "sha256": hashlib.sha256(data).hexdigest(),
         "parbakeBlocks1": hashlib.sha256(text.encode()).hexdigest(),
