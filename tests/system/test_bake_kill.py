@@ -207,7 +207,7 @@ def test_interrupted(tmp_path: Path, registry: DockerRegistry) -> None:
         (Boundary("stage-start", "fill"), signal.SIGTERM),
         (Boundary("task-end", "layer "), signal.SIGINT),
         (Boundary("task-end", "layer "), signal.SIGTERM),
-        (Boundary("stage-start", "check"), signal.SIGINT),
+        (Boundary("stage-start", "format"), signal.SIGINT),
     ):
         with corner.start(*BAKE) as run:
             done = kill_at(run, boundary, number, group=number == signal.SIGINT)
