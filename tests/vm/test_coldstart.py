@@ -150,11 +150,12 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         verdict = rehearsal.verdict()
         # Its figures go into the record.
         record = proof.write_verdict(baked.artefact, baked.record, verdict)
-        journal = guest.check(["journalctl", "--no-pager", "--output=cat", "--boot"], timeout=within)
         told = {}
         for name in units:
             wait = f"until test -e /run/parbake/{name}.json; do sleep 0.5; done; cat /run/parbake/{name}.json"
             told[name] = json.loads(guest.check(["sh", "-c", wait], timeout=within))
+        # Read once all have told their figures: what they log comes before.
+        journal = guest.check(["journalctl", "--no-pager", "--output=cat", "--boot"], timeout=within)
         asked = ["systemctl", "show", "--property=ExecMainStartTimestampMonotonic", "--value"]
         starts = [int(guest.check([*asked, unit])) for unit in ("parbake-hydrate.service", "containerd.service")]
         loaded = source.loaded
