@@ -11,7 +11,7 @@ from parbake.disk.filesystems import (
     trim,
     usage,
 )
-from parbake.disk.mounts import FAST, Mounted, loop_device, memory, mount, private_mounts, unmount
+from parbake.disk.mounts import FAST, Mounted, bind, loop_device, memory, mount, private_mounts, unbind, unmount
 from parbake.disk.roots import Runtime, find_runtime, inside
 from parbake.disk.tables import Partition, find_root, grow, partitions
 
@@ -25,6 +25,7 @@ __all__ = [
     "Mounted",
     "Partition",
     "Runtime",
+    "bind",
     "block_list",
     "check_filesystem",
     "convert",
@@ -48,6 +49,7 @@ __all__ = [
     "spans",
     "to_raw",
     "trim",
+    "unbind",
     "unmount",
     "usage",
 ]

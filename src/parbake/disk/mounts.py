@@ -6,8 +6,10 @@ away when the last user is gone, also after ``kill -9``. Sources: mount_namespac
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,7 @@ _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _LOOP_CONFIG = struct.Struct("=II QQQQQ IIII 64s64s32s 2Q 8Q")
 _BUSY_TRIES = 64  # other programs take free devices between our two calls
 # Nothing in a disk image is run here, and its device files are data.
+_MS_BIND = 4096  # mount(2)
 _HARMLESS = ("nodev", "nosuid", "noexec")
 
 FAST = {"ext4": ("noatime", "barrier=0"), "xfs": ("noatime",)}
@@ -184,6 +187,28 @@ def memory(at: Path) -> Iterator[None]:
         yield
     finally:
         unmount(at)
+
+
+def bind(source: Path, at: Path) -> None:
+    """Show a folder at another place; raises EnvironmentProblem. By the system call: a program takes milliseconds."""
+    if _libc().mount(os.fsencode(source), os.fsencode(at), None, _MS_BIND, None):
+        raise EnvironmentProblem(
+            f"{source} cannot be shown at {at} ({os.strerror(ctypes.get_errno())})",
+            hint="run as root, with mounts allowed",
+        )
+
+
+def unbind(at: Path) -> None:
+    """End what ``bind`` began; raises EnvironmentProblem."""
+    if _libc().umount2(os.fsencode(at), 0):
+        raise EnvironmentProblem(
+            f"{at} cannot be unmounted ({os.strerror(ctypes.get_errno())})", hint="look for programs that use it"
+        )
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def unmount(at: Path) -> None:

@@ -70,10 +70,11 @@ class Stream:
     def __init__(self, handle: int, zone: Zone, workers: Executor, hashes: Hashes) -> None:
         """``handle`` comes from ``open_direct``."""
         self._handle, self._zone, self._workers, self._hashes = handle, zone, workers, hashes
-        self._buffers = [memoryview(mmap.mmap(-1, _BUFFER)) for _ in range(_BUFFERS)]
+        # Many layers have their places before their bytes come: memory is taken by the first of those, until `flush`.
+        self._buffers: list[memoryview] = []
         self._pending: list[list[Future[None]]] = [[] for _ in range(_BUFFERS)]
         self._turn = 0
-        self._buffer = self._buffers[0]
+        self._buffer = memoryview(b"")
         # In bytes: where the buffer's start belongs in the file, what is in it, and what it may hold.
         self._start = self._at = self._room = 0
         self._extents: list[tuple[int, int, int]] = []
@@ -158,6 +159,8 @@ class Stream:
             for future in pending:
                 future.result()
             pending.clear()
+        self._buffer = memoryview(b"")
+        self._buffers.clear()
 
     # -- the buffer
 
@@ -169,6 +172,8 @@ class Stream:
         if self._at < self._room:
             return
         self._hand_over()
+        if not self._buffers:
+            self._buffers = [memoryview(mmap.mmap(-1, _BUFFER)) for _ in range(_BUFFERS)]
         for future in self._pending[self._turn]:
             future.result()
         self._pending[self._turn].clear()

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from parbake.disk import bind, unbind
 from parbake.errors import RuntimeFault
 from parbake.fill.grounds import Job, commit
 from parbake.layers import NodeSink, Sink, Unpacked, settle_nodes
 from parbake.nodes import Node, Store
-from parbake.run import run
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
@@ -92,7 +92,7 @@ class VolumeGround:
                     chain = layer.chain_id
                     if chain not in self._folders:
                         commit(self._store, chain, parent, partial(self._show, mounted.path / chain, chain))
-                        run(["umount", self._folders[chain]])
+                        unbind(Path(self._folders[chain]))
                     parent = chain
 
     def _show(self, tree: Path, chain: str, found: Folders) -> None:
@@ -102,7 +102,7 @@ class VolumeGround:
                 f"containerd's snapshotter makes folders that look different: {looks!r}",
                 hint="this is a bug in parbake: report it, with containerd's version",
             )
-        run(["mount", "--bind", str(tree), str(found.upper)])
+        bind(tree, found.upper)
         self._folders[chain] = str(found.upper)
 
     def stop(self) -> None:
