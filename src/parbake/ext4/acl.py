@@ -14,8 +14,7 @@ _SPOKEN: Final = struct.Struct("<HHI")
 _SHORT: Final = struct.Struct("<HH")
 _LONG: Final = struct.Struct("<HHI")
 _SPOKEN_VERSION, _STORED_VERSION = 2, 1
-USER, GROUP_OBJ, GROUP, MASK, OTHER, USER_OBJ = 0x02, 0x04, 0x08, 0x10, 0x20, 0x01
-_WITH_ID: Final = frozenset({USER, GROUP})
+_WITH_ID: Final = frozenset({0x02, 0x08})  # a user's entry, a group's
 
 type Acl = list[tuple[int, int, int]]
 """Entries: tag, permissions, and the id of a user or group."""

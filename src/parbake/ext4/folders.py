@@ -49,17 +49,6 @@ def _finished(data: bytearray, last: int, seed: int) -> bytes:
     return bytes(data)
 
 
-def count_blocks(names: Iterable[bytes]) -> int:
-    """Return how many blocks a folder takes, ``.`` and ``..`` not counted in ``names``."""
-    blocks, at = 1, 24
-    for name in names:
-        size = _ENTRY.size + -(-len(name) // 4) * 4
-        if at + size > _ROOM:
-            blocks, at = blocks + 1, 0
-        at += size
-    return blocks
-
-
 def entries_of(data: bytes) -> Iterator[tuple[bytes, int]]:
     """Yield names and inode numbers of one block, ``.`` and ``..`` left out."""
     at = 0

@@ -11,7 +11,7 @@ from typing import Final
 
 from parbake.errors import LayerError
 from parbake.ext4 import checksums
-from parbake.ext4.acl import stored_acl
+from parbake.ext4.acl import spoken_acl, stored_acl
 from parbake.ext4.groups import BLOCK
 
 _MAGIC: Final = 0xEA020000
@@ -56,12 +56,12 @@ def block(found: list[Attribute], seed: int, number: int) -> bytes:
             hint="bake onto xfs (`filesystem: xfs`)",
         )
     whole = 0
-    for index, name, value in found:
+    for _, name, value in found:
         one = _hash(name, value)
-        whole = 0 if not one else (whole << 16 ^ whole >> 16 ^ one) & _U32
-        if not one:
+        whole = (whole << 16 ^ whole >> 16 ^ one) & _U32
+        if not one:  # such a block is shared with none
+            whole = 0
             break
-        del index
     data = bytearray(struct.pack("<IIIII12x", _MAGIC, 1, 1, whole, 0) + packed)
     check = checksums.crc(checksums.crc(seed, struct.pack("<Q", number)), data)
     struct.pack_into("<I", data, 16, check)
@@ -70,8 +70,6 @@ def block(found: list[Attribute], seed: int, number: int) -> bytes:
 
 def unpack(data: bytes, names: int, values: int) -> dict[bytes, bytes]:
     """Read attributes: entries begin at ``names``, values are counted from ``values``."""
-    from parbake.ext4.acl import spoken_acl
-
     found: dict[bytes, bytes] = {}
     at = names
     while at + _ENTRY.size <= len(data) and data[at : at + 4] != b"\0\0\0\0":
