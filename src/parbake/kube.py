@@ -76,6 +76,20 @@ class Cluster:
         name = found["metadata"]["name"]
         self._run(["patch", resource, name, "--type=merge", f"--field-manager={manager}", "-p", text, "-o", "name"])
 
+    def knows(self, resource: str, field: str) -> bool:
+        """Whether a resource (``plural.version.group``) has a field, such as ``spec.userData``.
+
+        An unknown field of a patch would be dropped in silence.
+        """
+        plural, version, group = resource.split(".", 2)
+        try:
+            self._run(["explain", f"{plural}.{field}", f"--api-version={group}/{version}"])
+        except ParbakeError as error:
+            if "does not exist" in error.message:
+                return False
+            raise
+        return True
+
     def _json(self, arguments: list[str]) -> dict[str, Any]:
         output = self._run(arguments)
         try:

@@ -35,6 +35,15 @@ def _parameter(text: str) -> str:
     return text
 
 
+def _tag(text: str) -> str:
+    key, _, value = text.partition("=")
+    if not key or not value or "*" in text or len(key) > 128 or len(value) > 256:
+        raise wrong(f"{text!r} is no tag", "write KEY=VALUE, such as image=gpu")
+    if key.startswith(("parbake:", "aws:")):
+        raise wrong(f"tags that begin with {key.partition(':')[0]}: have a meaning already", "choose another key")
+    return text
+
+
 def _no_option(text: str) -> str:
     if not text or text.startswith("-"):
         raise wrong(f"{text!r} is no name", "write its name")
@@ -44,6 +53,7 @@ def _no_option(text: str) -> str:
 Device = Annotated[str, AfterValidator(_device), text_schema(f"^{_DEVICE}$", "/dev/xvdb")]
 Region = Annotated[str, AfterValidator(_region), text_schema(f"^{_REGION}$", "eu-central-1")]
 Parameter = Annotated[str, AfterValidator(_parameter), text_schema("^[A-Za-z0-9_./-]+$", "/nodes/gpu")]
+Tag = Annotated[str, AfterValidator(_tag), text_schema("^[^=*]+=[^*]+$", "image=gpu")]
 Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
 
 
@@ -58,6 +68,18 @@ class KarpenterTarget(Section):
     """The device that a volume's snapshot is mapped to."""
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
     """Load snapshots at this rate, in MiB/s, instead of lazily (`volumeInitializationRate`, Karpenter v1.5)."""
+    tag: Tag | None = None
+    """Let the node class choose the machine image by this tag, as KEY=VALUE: a rollout moves it to its image."""
+    parameter: Parameter | None = None
+    """Let the node class choose the machine image by this parameter of Systems Manager (`ssmParameter`, Karpenter
+    v1.4): a rollout puts its image there."""
+
+    @check("parameter")
+    @classmethod
+    def _one_way(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("tag"):
+            raise wrong("a node class chooses by a tag or by a parameter, not by both", "remove one of them")
+        return value
 
 
 class GitopsTarget(Section):

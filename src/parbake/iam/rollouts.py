@@ -15,7 +15,7 @@ from parbake.iam.words import Policy, allow, arn, partition, suffix
 
 
 def statements(bakefile: Bakefile) -> Iterator[Policy]:
-    """Yield the statements for all targets in AWS; node classes and files need none."""
+    """Yield the statements for all targets in AWS; files, and node classes that name images by id, need none."""
     groups = [target for target in bakefile.rollout if target.asg]
     nodegroups = [target for target in bakefile.rollout if target.nodegroup]
     if groups:
@@ -25,19 +25,36 @@ def statements(bakefile: Bakefile) -> Iterator[Policy]:
     if groups or nodegroups:
         yield from _templates(bakefile, [*groups, *nodegroups], roles=bool(groups))
     read = parameters(bakefile)
+    tags = [target for target in bakefile.rollout if target.karpenter and target.karpenter.tag]
     if read:
         yield allow("Parameters", ["ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter"], read)
+    if read or tags:
         yield allow("LookAtImages", ["ec2:DescribeImages"])
+    if tags:
+        yield _tags(bakefile, tags)
 
 
 def parameters(bakefile: Bakefile) -> list[str]:
     """Return the ARNs of the parameters that hold machine images' ids."""
     found = []
     for target in bakefile.rollout:
-        if target.ssm:
-            name = target.ssm.parameter.removeprefix("/")
+        reads = target.ssm or target.karpenter
+        parameter = reads.parameter if reads else None
+        if parameter:
+            name = parameter.removeprefix("/")
             found.append(arn(bakefile, "ssm", f"parameter/{name}", region=target.region or ""))
     return sorted(set(found))
+
+
+def _tags(bakefile: Bakefile, targets: list[Target]) -> Policy:
+    """Allow to move tags from image to image, and no other tag."""
+    places = sorted({target.region or "" for target in targets})
+    images = [arn(bakefile, "ec2", "image/*", region=region, account="") for region in places]
+    keys = sorted(
+        {target.karpenter.tag.partition("=")[0] for target in targets if target.karpenter and target.karpenter.tag}
+    )
+    condition = {"ForAllValues:StringEquals": {"aws:TagKeys": keys}}
+    return allow("PromoteImages", ["ec2:CreateTags", "ec2:DeleteTags"], images, condition)
 
 
 def _groups(bakefile: Bakefile, targets: list[Target]) -> Iterator[Policy]:

@@ -5,6 +5,7 @@ Facts: karpenter.sh documentation "Disruption" (drift, budgets) and "NodeClasses
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,8 @@ from parbake.bakefile.targets import KarpenterTarget
 from parbake.errors import InputError, RolloutError, TargetMoved
 from parbake.kube import Cluster
 from parbake.rollouts import nodeclass
+from parbake.rollouts.nodeclass import Chosen
+from parbake.rollouts.pointers import Pointer, pointer_of
 from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing
 
 GROUP, CORE = "karpenter.k8s.aws", "karpenter.sh"
@@ -20,35 +23,82 @@ _NODE_CLASSES = {"v1": "ec2nodeclasses", "v1beta1": "ec2nodeclasses", "v1alpha1"
 _HASH = f"{GROUP}/ec2nodeclass-hash"
 FROZEN = {"nodes": "0", "reasons": ["Drifted"]}
 """The budget that stops drift and nothing else."""
+_LATE_FIELDS = {
+    "ssmParameter": ("spec.amiSelectorTerms.ssmParameter", "v1.4"),
+    "volumeInitializationRate": ("spec.blockDeviceMappings.ebs.volumeInitializationRate", "v1.5"),
+}
 _TRIES = 5
 # Controllers that write back what their repository says, some minutes after a direct patch.
 _GITOPS = ("argocd", "kustomize-controller", "helm-controller", "flux")
 
 
 class Karpenter:
-    """One node class of one cluster. ``force_conflicts`` also changes fields that another manager applied."""
+    """One node class of one cluster. ``force_conflicts`` also changes fields that another manager applied.
 
-    def __init__(self, target: KarpenterTarget, *, force_conflicts: bool = False) -> None:
+    ``region`` is that of the tag or parameter which the node class follows, if it does.
+    """
+
+    def __init__(self, target: KarpenterTarget, region: str, *, force_conflicts: bool = False) -> None:
         self.target = target
         self.force_conflicts = force_conflicts
+        self.pointer: Pointer | None = pointer_of(target, region)
         self.cluster = Cluster(target.context)
         self._read: dict[str, Any] = {}
 
     def plan(self, offer: Offer) -> Change:
         """Decide what the node class becomes."""
         found = self._node_class()
-        rate = self.target.initialization_rate
-        change = nodeclass.decide(found, offer, device=self.target.device, initialization_rate=rate)
+        if self.pointer and offer.image:
+            self.pointer.check(offer.image)
+        rate, chosen = self.target.initialization_rate, self._chosen()
+        change = nodeclass.decide(found, offer, device=self.target.device, initialization_rate=rate, chosen=chosen)
+        self._need_known(change)
         refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()
         return self._with_managers(found, replace(change, refusals=(*change.refusals, *refused)))
+
+    def _need_known(self, change: Change) -> None:
+        """Raise InputError for fields that came late, where the cluster's Karpenter is older: they would be dropped."""
+        text = json.dumps(change.payload.get("spec", {}))
+        for word, (field, version) in _LATE_FIELDS.items():
+            if f'"{word}"' in text and not self.cluster.knows(self._resource(), field):
+                raise InputError(
+                    f"{self.cluster}: its {change.where} does not know {word}",
+                    hint=f"upgrade Karpenter to {version}, or remove the target's option that asks for it",
+                )
 
     def plan_back(self) -> Change:
         """Decide how the node class returns to what it held before."""
         found = self._node_class()
-        return self._with_managers(found, nodeclass.decide_back(found, device=self.target.device))
+        back = nodeclass.decide_back(found, device=self.target.device, chosen=self._chosen())
+        return self._with_managers(found, back)
 
     def write(self, change: Change) -> None:
-        """Patch the node class, if it is still the one that was read; a new status alone does not matter."""
+        """Patch the node class, if it is still the one that was read, and promote the image that it points to.
+
+        Where the node class already follows the tag or parameter, what was before is written down first: so a run that
+        was killed in between knows the way back. Where it does not, the image is promoted first: so it finds one.
+        """
+        chosen = self._chosen()
+        if chosen is None or self.pointer is None:
+            self._patch(change)
+            return
+        spec = self._read["spec"]
+        followed = nodeclass.follows(spec, chosen)
+        wanted = change.after.image if nodeclass.follows({**spec, **change.payload.get("spec", {})}, chosen) else ""
+        if followed and chosen.image not in {change.before.image, wanted}:
+            raise TargetMoved(f"{self.pointer}: it names {chosen.image or 'no image'} now, not {change.before.image}")
+        if wanted and not followed:
+            self.pointer.move(chosen.image, wanted, change.after.artefact)
+        self._patch(change)
+        if wanted and followed:
+            self.pointer.move(change.before.image, wanted, change.after.artefact)
+
+    def _chosen(self) -> Chosen | None:
+        if self.pointer is None:
+            return None
+        return Chosen(self.pointer.term, self.pointer.image(), str(self.pointer), self.pointer.caution)
+
+    def _patch(self, change: Change) -> None:
         read = self._read
         for _ in range(_TRIES):
             try:
@@ -72,7 +122,7 @@ class Karpenter:
     def standing(self) -> Standing:
         """Say what the node class holds and wants."""
         found = self._node_class()
-        holds = nodeclass.held(found, self.target.device)
+        holds = nodeclass.held(found, self.target.device, self._chosen())
         frozen = any(FROZEN in _budgets(pool) for pool in self._pools())
         return Standing(nodeclass.described(found), holds, nodeclass.previous(found), self.follow(holds), frozen)
 

@@ -11,6 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from parbake.errors import InputError
@@ -34,28 +35,59 @@ _SIZE = re.compile(r"([0-9]+)(Gi|G|Ti|T)")
 _UNITS = {"Gi": 1 << 30, "G": 10**9, "Ti": 1 << 40, "T": 10**12}
 
 
-def decide(node_class: Mapping[str, Any], offer: Offer, *, device: str, initialization_rate: int | None) -> Change:
-    """Decide what a node class becomes when it takes an offer."""
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """How a node class chooses its machine image, where it is not by id: the term, and the image that it means now."""
+
+    term: Mapping[str, Any]
+    image: str
+    name: str
+    caution: str = ""
+
+
+def decide(
+    node_class: Mapping[str, Any],
+    offer: Offer,
+    *,
+    device: str,
+    initialization_rate: int | None,
+    chosen: Chosen | None = None,
+) -> Change:
+    """Decide what a node class becomes when it takes an offer.
+
+    With ``chosen`` its term is that, and where the term points to is changed by the caller. Raises InputError for an
+    AWSNodeTemplate then.
+    """
     spec = node_class.get("spec") or {}
     after = copy.deepcopy(dict(spec))
     cautions: list[str] = []
     if offer.image:
-        _take_image(node_class, after, offer, cautions)
+        _take_image(node_class, after, offer, chosen, cautions)
     _take_disks(after, offer, device, initialization_rate)
     if offer.snapshot and _family(after) == "Bottlerocket":
         cautions.append("Bottlerocket takes only a data volume in its own layout: see that the snapshot is one")
     refusals = _refusals(spec, offer)
-    before = held(node_class, device)
+    before = held(node_class, device, chosen)
     kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
     wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
-    return _change(node_class, after, before, wanted, {"previous": _noted(before)}, refusals, cautions)
+    if chosen and offer.image and offer.snapshot and before.image != offer.image and before.snapshot != offer.snapshot:
+        cautions.append(f"image and snapshot are two writes with the {chosen.name}: nodes may be replaced twice")
+    previous_ = _noted(before)
+    note = _note(node_class)
+    if chosen and note.get("previous") and _same(Held(**note.get("current", {})), wanted):
+        previous_ = note["previous"]  # a run was killed after it had written this, and before the image was promoted
+    return _change(node_class, after, before, wanted, {"previous": previous_}, refusals, cautions, chosen)
 
 
-def decide_back(node_class: Mapping[str, Any], *, device: str) -> Change:
+def decide_back(node_class: Mapping[str, Any], *, device: str, chosen: Chosen | None = None) -> Change:
     """Decide how a node class returns to what it held before the last rollout; raises InputError without one."""
     note, where = _note(node_class), described(node_class)
-    now = held(node_class, device)
+    now = held(node_class, device, chosen)
     if note.get("left") and not note.get("previous"):
+        back = Held(**note.get("current") or {})
+        if chosen and follows(node_class.get("spec") or {}, chosen) and back.image and back.image != now.image:
+            # A rollback was killed between its two writes.
+            return _change(node_class, dict(node_class["spec"]), now, back, {"left": note["left"]}, (), [], chosen)
         return Change(where, now, now, cautions=(f"it has returned already, from {Held(**note['left'])}",))
     if not note.get("previous"):
         raise InputError(
@@ -66,25 +98,29 @@ def decide_back(node_class: Mapping[str, Any], *, device: str) -> Change:
     after |= previous.spec
     cautions = []
     current = Held(**note["current"]) if note.get("current") else None
-    if current and (current.image, current.snapshot) != (now.image, now.snapshot):
+    if current and not _same(current, now):
         cautions.append(f"it was changed after the rollout, from {current} to {now}: that change goes too")
-    return _change(node_class, after, now, previous, {"left": _noted(now)}, (), cautions)
+    return _change(node_class, after, now, previous, {"left": _noted(now)}, (), cautions, chosen)
 
 
-def held(node_class: Mapping[str, Any], device: str) -> Held:
+def follows(spec: Mapping[str, Any], chosen: Chosen) -> bool:
+    """Whether a node class chooses its image in this way already."""
+    return list(spec.get("amiSelectorTerms") or []) == [chosen.term]
+
+
+def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = None) -> Held:
     """Return what a node class holds; the artefact's name where its note still fits."""
     spec = node_class.get("spec") or {}
-    image = ",".join(_ids(spec))
+    image = chosen.image if chosen and follows(spec, chosen) else ",".join(_ids(spec))
     snapshot = next(
         (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
     )
-    note = Held(**_note(node_class).get("current") or {})
-    fits = (note.image, note.snapshot) == (image, snapshot)
+    known = next((each for each in noted(node_class) if _same(each, Held(image=image, snapshot=snapshot))), Held())
     return Held(
         image=image,
         snapshot=snapshot,
-        artefact=note.artefact if fits else "",
-        key=note.key if fits else "",
+        artefact=known.artefact,
+        key=known.key,
         label="" if image else _label(spec),
         spec={key: spec[key] for key in _FIELDS if key in spec},
     )
@@ -98,7 +134,8 @@ def previous(node_class: Mapping[str, Any]) -> Held | None:
 
 def noted(node_class: Mapping[str, Any]) -> tuple[Held, ...]:
     """Return everything that a node class's note names: retention keeps it."""
-    return tuple(Held(**each) for each in _note(node_class).values() if each)
+    note = _note(node_class)
+    return tuple(Held(**note[key]) for key in ("current", "previous", "left") if note.get(key))
 
 
 def described(node_class: Mapping[str, Any]) -> str:
@@ -114,9 +151,12 @@ def _change(
     note: Mapping[str, Any],
     refusals: tuple[str, ...],
     cautions: list[str],
+    chosen: Chosen | None,
 ) -> Change:
     spec, where = node_class.get("spec") or {}, described(node_class)
     now, then = ({key: each[key] for key in _FIELDS if key in each} for each in (spec, after))
+    if chosen and wanted.image and follows(after, chosen):
+        now, then = {**now, chosen.name: chosen.image}, {**then, chosen.name: wanted.image}
     diff = show(now, then, where)
     if not diff:
         return Change(where, before, wanted, refusals=refusals, cautions=tuple(cautions))
@@ -125,7 +165,7 @@ def _change(
         gone = dict.fromkeys(spec.get("amiSelector") or {})
         changed["amiSelector"] = {**gone, **(after.get("amiSelector") or {})} or None
     text = json.dumps({**note, "current": _noted(wanted, spec=False)}, sort_keys=True, separators=(",", ":"))
-    payload = {"metadata": {"annotations": {ANNOTATION: text}}, "spec": changed}
+    payload = {"metadata": {"annotations": {ANNOTATION: text}}, **({"spec": changed} if changed else {})}
     return Change(where, before, wanted, diff, payload, refusals, tuple(cautions))
 
 
@@ -143,11 +183,22 @@ def _note(node_class: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
+def _same(one: Held, other: Held) -> bool:
+    return (one.image, one.snapshot) == (other.image, other.snapshot)
+
+
 def _is_old(node_class: Mapping[str, Any]) -> bool:
     return node_class.get("kind") == "AWSNodeTemplate"
 
 
-def _take_image(node_class: Mapping[str, Any], spec: dict[str, Any], offer: Offer, cautions: list[str]) -> None:
+def _take_image(
+    node_class: Mapping[str, Any], spec: dict[str, Any], offer: Offer, chosen: Chosen | None, cautions: list[str]
+) -> None:
+    if chosen and _is_old(node_class):
+        raise InputError(
+            f"{described(node_class)} cannot choose by the {chosen.name}",
+            hint="remove `tag` or `parameter`: it is given an id",
+        )
     if _is_old(node_class):
         # `aws-ids` is the older spelling, `aws::ids` the newer: what is there is understood.
         known = [key for key in spec.get("amiSelector") or {} if key in {"aws-ids", "aws::ids"}]
@@ -158,8 +209,13 @@ def _take_image(node_class: Mapping[str, Any], spec: dict[str, Any], offer: Offe
     if aliases and not spec.get("amiFamily"):  # without an alias, a family must be named
         family = aliases[0].partition("@")[0]
         spec["amiFamily"] = _ALIASES.get(family, "Custom")
-        cautions.append(f"the alias {aliases[0]} is replaced by an id, with amiFamily {spec['amiFamily']}")
-    spec["amiSelectorTerms"] = [{"id": offer.image}]
+        cautions.append(
+            f"the alias {aliases[0]} is replaced by {f'the {chosen.name}' if chosen else 'an id'}, "
+            f"with amiFamily {spec['amiFamily']}"
+        )
+    if chosen and chosen.caution and not follows(spec, chosen):
+        cautions.append(chosen.caution)
+    spec["amiSelectorTerms"] = [dict(chosen.term) if chosen else {"id": offer.image}]
 
 
 def _take_disks(spec: dict[str, Any], offer: Offer, device: str, initialization_rate: int | None) -> None:

@@ -21,7 +21,7 @@ def open_target(target: Target, region: str, *, force_conflicts: bool = False) -
         case KarpenterTarget() as options:
             from parbake.rollouts.karpenter import Karpenter
 
-            return Karpenter(options, force_conflicts=force_conflicts)
+            return Karpenter(options, region, force_conflicts=force_conflicts)
         case AsgTarget() as options:
             from parbake.rollouts.asg import Asg
 
