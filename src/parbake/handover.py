@@ -15,14 +15,17 @@ from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import Bakefile, load
-from parbake.bakefile.targets import Target
+from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
 from parbake.errors import InputError, ParbakeError, RolloutError, Stalled, VerificationFailed
 from parbake.events import Events
 from parbake.model import Published
+from parbake.nodefiles import user_data
 from parbake.records import Record
 from parbake.rollouts import Change, Follow, Held, Offer, Rollout, Standing
 from parbake.rollouts.opening import open_target
 from parbake.run import Deadline
+from parbake.trace import hydrate_list
+from parbake.trace import load as load_trace
 
 _STEADY = 2  # so often in a row a target must be seen to be done
 
@@ -79,10 +82,17 @@ def rollout(file: Path, whats: Sequence[str], events: Events, manner: Manner) ->
     nodes do not follow in time.
     """
     bakefile = load(file)
-    found = [_record(what, bakefile.output) for what in whats]
+    located = [_record(what, bakefile.output) for what in whats]
+    found = [record for _, record in located]
     _need_verified(found, events, force=manner.force)
     targets = choose(bakefile, manner.to)
     offers = [offer(found, target.region) for target in targets]
+    if any(_hydrates(target) for target in targets):
+        part = hydrate_part(located)
+        offers = [
+            each.model_copy(update={"hydrate": part}) if _hydrates(target) else each
+            for each, target in zip(offers, targets, strict=True)
+        ]
     decided = []
     for target, offered in zip(targets, offers, strict=True):
         means = open_target(target, offered.region, force_conflicts=manner.force_conflicts)
@@ -169,6 +179,28 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
     )
 
 
+def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
+    """Return the user data that loads what the images' starts read: of the volume, or of a machine image.
+
+    Empty for a machine image alone that has the service in it. Raises InputError where no start was traced.
+    """
+    of_kind = {record.plan.artefact.kind: (artefact, record) for artefact, record in located}
+    artefact, record = of_kind.get("volume") or of_kind["machine-image"]
+    if record.plan.artefact.kind != "volume" and record.verdict and record.verdict.hydrate:
+        return ""
+    trace = artefact.with_name(record.trace_name)
+    if not trace.exists():
+        raise InputError(
+            f"{record.artefact} has no start-up trace, and a target says `hydrate`",
+            hint=f"`parbake trace {record.artefact}` makes one, or brings one from a node; or remove `hydrate`",
+        )
+    return user_data(hydrate_list(load_trace(trace)))
+
+
+def _hydrates(target: Target) -> bool:
+    return isinstance(target.options, KarpenterTarget | GitopsTarget) and target.options.hydrate
+
+
 def _one_region(found: Sequence[Record]) -> str:
     regions = set.intersection(*(set(record.published) for record in found))
     if len(regions) == 1:
@@ -182,11 +214,11 @@ def _one_region(found: Sequence[Record]) -> str:
     )
 
 
-def _record(what: str, output: Path) -> Record:
+def _record(what: str, output: Path) -> tuple[Path, Record]:
     artefact, record = records.locate(what, output)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
-    return record
+    return artefact, record
 
 
 def _need_verified(found: Iterable[Record], events: Events, *, force: bool) -> None:

@@ -18,6 +18,7 @@ from parbake.errors import InputError
 from parbake.model import GIB
 from parbake.rollouts import Change, Offer
 from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_back, held
+from parbake.rollouts.userdata import with_part
 from tests.kubernetes import schemas
 from tests.kubernetes.server import load_crds
 from tests.kubernetes.store import merge
@@ -32,6 +33,7 @@ IMAGE = Offer(
 VOLUME = Offer(artefact="data-1.raw", key="k2", architecture="amd64", snapshot="snap-1", snapshot_size=30 * GIB + 1)
 TOGETHER = IMAGE.model_copy(update={"snapshot": "snap-1", "snapshot_size": 30 * GIB, "artefact": "node-1 + data-1"})
 LARGE = IMAGE.model_copy(update={"image_size": 40 * GIB})
+HOT = VOLUME.model_copy(update={"hydrate": "#cloud-boothook\n#!/bin/sh\ntrue\n"})
 COMMON: dict[str, Any] = {
     "role": "nodes",
     "subnetSelectorTerms": [{"id": "subnet-1"}],
@@ -127,6 +129,48 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
     "v1alpha1": (OLD, node_class("v1alpha1", amiSelector={"aws-ids": "ami-0,ami-00"}), IMAGE, {}),
     "v1alpha1-newer-spelling": (OLD, node_class("v1alpha1", amiSelector={"aws::ids": "ami-0"}), IMAGE, {}),
     "v1alpha1-by-tags": (OLD, node_class("v1alpha1", amiSelector={"team": "ml", "stage": "x"}), TOGETHER, {}),
+    "volume-on-bottlerocket-elsewhere": (
+        NEW,
+        node_class(amiSelectorTerms=[{"alias": "bottlerocket@latest"}]),
+        VOLUME,
+        {"device": "/dev/sdf"},
+    ),
+    "volume-on-the-root": (NEW, ALIAS, VOLUME, {"device": "/dev/xvda"}),
+    "hydrate": (NEW, ALIAS, HOT, {"hydrate": True}),
+    "hydrate-beside-a-script": (
+        NEW,
+        node_class(amiSelectorTerms=[{"alias": "al2023@latest"}], userData="#!/bin/sh\necho hello\n"),
+        HOT,
+        {"hydrate": True, "initialization_rate": 300},
+    ),
+    "hydrate-another-list": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}], userData=with_part("#!/bin/sh\n", "#cloud-boothook\nold\n")
+        ),
+        HOT,
+        {"hydrate": True},
+    ),
+    "hydrate-no-longer": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}], userData=with_part("#!/bin/sh\n", "#cloud-boothook\nold\n")
+        ),
+        VOLUME,
+        {},
+    ),
+    "hydrate-on-bottlerocket": (
+        NEW,
+        node_class(amiSelectorTerms=[{"alias": "bottlerocket@latest"}]),
+        HOT,
+        {"hydrate": True},
+    ),
+    "hydrate-too-large": (
+        NEW,
+        ALIAS,
+        HOT.model_copy(update={"hydrate": "#cloud-boothook\n" + "x" * 15_000}),
+        {"hydrate": True},
+    ),
     "nothing-to-do": (NEW, node_class(amiFamily="AL2023", amiSelectorTerms=[{"id": "ami-1"}]), IMAGE, {}),
 }
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from parbake.nodefiles import user_data
 from parbake.rollouts.karpenter import Karpenter as Target
+from parbake.rollouts.userdata import part_of
+from parbake.trace import Part, Read, Trace, hydrate_list, save
 from tests.golden.test_rollouts import ALIAS, BOTH, COMMON, NEW, OLD
 from tests.kubernetes.karpenter import Ami, Karpenter
 from tests.kubernetes.server import Server, serving
@@ -101,6 +104,31 @@ def test_image_and_volume_in_one_write(
     disks = {each["deviceName"]: each["ebs"] for each in found["spec"]["blockDeviceMappings"]}
     assert (disks["/dev/xvdb"]["snapshotID"], disks["/dev/xvdb"]["volumeSize"]) == ("snap-9", "30Gi")
     assert disks["/dev/xvda"]["volumeSize"] == "20Gi", "what the default gave is kept"
+
+
+def test_what_loads_the_hot_blocks_comes_with_the_volume(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.change("ec2nodeclasses", "gpu", {"spec": {"userData": "#!/bin/sh\necho theirs\n"}})
+    for _ in range(3):  # a node each time, to run that
+        cluster.step()
+    cluster.replaced.clear()
+    target = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}
+    kitchen(tmp_path, [target], DATA)
+    code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
+    assert (code, error["error"]) == (2, "InputError")
+    assert f"`parbake trace {DATA.artefact}`" in error["hint"]
+    made = Trace(uuid="0" * 32, filesystem="ext4", size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),))
+    save(made, tmp_path / "artefacts" / DATA.trace_name)
+    with cluster:
+        assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
+        text = server.get("ec2nodeclasses", "gpu")["spec"]["userData"]
+        assert part_of(text) == user_data(hydrate_list(made))
+        assert "echo theirs" in text
+        assert len(cluster.replaced) == 2, "each node once: user data, disks, one write"
+        assert parbake(capsys, "rollout", DATA.key, *QUICK)[1]["changed"] is False
+        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert server.get("ec2nodeclasses", "gpu")["spec"]["userData"] == "#!/bin/sh\necho theirs\n"
 
 
 def test_a_volume_alone_drifts_every_node(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from parbake.bakefile import Bakefile, BaseChoice, ImageEntry, advice, load, schema
+from parbake.bakefile import Bakefile, BaseChoice, ImageEntry, advice, load, loading, schema
 from parbake.errors import BakefileError, InputError
 from parbake.model import (
     GIB,
@@ -413,3 +413,16 @@ def test_a_volume_for_ec2_is_a_snapshot(tmp_path: Path) -> None:
     found = load(tmp_path / "parbake.yaml")
     assert (found.artefact.kind, found.artefact.format) == ("volume", "snapshot")
     assert found.artefact.file_format == "raw"
+
+
+def test_numbers_and_truths_are_read_as_such() -> None:
+    """All scalars are text but those that `load` knows by name: a new key must be among them."""
+    document = schema()
+    parts = (document, *document["$defs"].values())
+    found = set()
+    for key, value in ((key, value) for part in parts for key, value in part["properties"].items()):
+        types = [each.get("type") for each in (value, *value.get("anyOf", ()))]
+        kinds = {each for each in types if isinstance(each, str)} - {"null"}
+        if kinds and kinds <= {"boolean", "integer", "number"}:
+            found.add(key)
+    assert found == loading._NOT_TEXT

@@ -11,6 +11,7 @@ import pytest
 from parbake import run
 from parbake.errors import InputError
 from parbake.rollouts.files import parse, render
+from parbake.trace import Part, Read, Trace, save
 from tests.support.clusters import kitchen, machine_image, parbake, volume
 
 FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
@@ -93,6 +94,26 @@ def test_a_node_class_in_a_file(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert 'name: "gpu"   # quoted on purpose' in after
     assert "- id: ami-1" in after
     assert after.endswith("---\nkind: Other\n")
+
+
+def test_what_loads_the_hot_blocks_in_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = "  userData: |\n    #!/bin/sh\n    echo theirs   # kept\n"
+    text = NODE_CLASS.replace("spec:\n", f"spec:\n{script}", 1)
+    assert script in text
+    (here / "gpu.yaml").write_text(text)
+    data = volume("data", "snap-9")
+    kitchen(here, [{"gitops": {"file": "gpu.yaml", "hydrate": True}}], data)
+    save(Trace(size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),)), here / "artefacts" / data.trace_name)
+    code, done = parbake(capsys, "rollout", data.key)
+    after = (here / "gpu.yaml").read_text()
+    assert (code, done["changed"]) == (0, True)
+    assert "text/cloud-boothook" in after
+    assert "    echo theirs   # kept\n" in after
+    assert parbake(capsys, "rollout", data.key)[1]["changed"] is False
+    assert parbake(capsys, "rollback")[0] == 0
+    returned = (here / "gpu.yaml").read_text()
+    assert script in returned
+    assert "text/cloud-boothook" not in returned.partition("spec:")[2]
 
 
 def test_a_commit_on_a_branch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

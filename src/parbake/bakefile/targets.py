@@ -74,6 +74,9 @@ class KarpenterTarget(Section):
     """Let the node class choose the machine image by this parameter of Systems Manager (`ssmParameter`, Karpenter
     v1.4): a rollout puts its image there."""
 
+    hydrate: bool = False
+    """Put into the node class's user data what loads the blocks early that the images' starts read."""
+
     @check("parameter")
     @classmethod
     def _one_way(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -98,6 +101,8 @@ class GitopsTarget(Section):
     device: Device = "/dev/xvdb"
     """The device that a volume's snapshot is mapped to."""
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
+    """As in `karpenter`."""
+    hydrate: bool = False
     """As in `karpenter`."""
 
 

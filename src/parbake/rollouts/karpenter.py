@@ -50,8 +50,10 @@ class Karpenter:
         found = self._node_class()
         if self.pointer and offer.image:
             self.pointer.check(offer.image)
-        rate, chosen = self.target.initialization_rate, self._chosen()
-        change = nodeclass.decide(found, offer, device=self.target.device, initialization_rate=rate, chosen=chosen)
+        rate, chosen, hydrate = self.target.initialization_rate, self._chosen(), self.target.hydrate
+        change = nodeclass.decide(
+            found, offer, device=self.target.device, initialization_rate=rate, chosen=chosen, hydrate=hydrate
+        )
         self._need_known(change)
         refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()
         return self._with_managers(found, replace(change, refusals=(*change.refusals, *refused)))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from parbake.errors import InputError
 from parbake.model import GIB
+from parbake.nodefiles import USER_DATA_LIMIT
+from parbake.rollouts import userdata
 from parbake.rollouts.words import OWNER, Change, Held, Offer, gibibytes, show
 
 ANNOTATION = f"{OWNER}/rollout"
@@ -30,6 +32,7 @@ _DEFAULT_DISKS = {
 }
 _ROOTS = {"Ubuntu": "/dev/sda1"}
 _ALIASES = {"al2": "AL2", "al2023": "AL2023", "bottlerocket": "Bottlerocket"}
+_PART = "hydrate"  # the name of the hydrate part in a note
 _FIELDS = ("amiFamily", "amiSelectorTerms", "amiSelector", "blockDeviceMappings")
 _SIZE = re.compile(r"([0-9]+)(Gi|G|Ti|T)")
 _UNITS = {"Gi": 1 << 30, "G": 10**9, "Ti": 1 << 40, "T": 10**12}
@@ -52,11 +55,13 @@ def decide(
     device: str,
     initialization_rate: int | None,
     chosen: Chosen | None = None,
+    hydrate: bool = False,
 ) -> Change:
     """Decide what a node class becomes when it takes an offer.
 
-    With ``chosen`` its term is that, and where the term points to is changed by the caller. Raises InputError for an
-    AWSNodeTemplate then.
+    With ``hydrate`` the offer's hydrate part goes into its user data; without, one that is there is taken out. With
+    ``chosen`` its term is that, and where the term points to is changed by the caller. Raises InputError for an
+    AWSNodeTemplate then, and for user data of no known kind.
     """
     spec = node_class.get("spec") or {}
     after = copy.deepcopy(dict(spec))
@@ -64,9 +69,9 @@ def decide(
     if offer.image:
         _take_image(node_class, after, offer, chosen, cautions)
     _take_disks(after, offer, device, initialization_rate)
+    refusals = [*_refusals(spec, after, offer, device), *_take_user_data(after, offer, hydrate=hydrate)]
     if offer.snapshot and _family(after) == "Bottlerocket":
         cautions.append("Bottlerocket takes only a data volume in its own layout: see that the snapshot is one")
-    refusals = _refusals(spec, offer)
     before = held(node_class, device, chosen)
     kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
     wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
@@ -96,11 +101,13 @@ def decide_back(node_class: Mapping[str, Any], *, device: str, chosen: Chosen | 
     previous = Held(**note["previous"])
     after = {key: value for key, value in (node_class.get("spec") or {}).items() if key not in _FIELDS}
     after |= previous.spec
+    _put_part(after, after.pop(_PART, ""))
     cautions = []
     current = Held(**note["current"]) if note.get("current") else None
     if current and not _same(current, now):
         cautions.append(f"it was changed after the rollout, from {current} to {now}: that change goes too")
-    return _change(node_class, after, now, previous, {"left": _noted(now)}, (), cautions, chosen)
+    left = now.model_copy(update={"spec": {key: value for key, value in now.spec.items() if key != _PART}})
+    return _change(node_class, after, now, previous, {"left": _noted(left)}, (), cautions, chosen)
 
 
 def follows(spec: Mapping[str, Any], chosen: Chosen) -> bool:
@@ -115,6 +122,7 @@ def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = Non
     snapshot = next(
         (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
     )
+    part = userdata.part_of(spec.get("userData") or "")
     known = next((each for each in noted(node_class) if _same(each, Held(image=image, snapshot=snapshot))), Held())
     return Held(
         image=image,
@@ -122,7 +130,7 @@ def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = Non
         artefact=known.artefact,
         key=known.key,
         label="" if image else _label(spec),
-        spec={key: spec[key] for key in _FIELDS if key in spec},
+        spec={key: spec[key] for key in _FIELDS if key in spec} | ({_PART: part} if part else {}),
     )
 
 
@@ -149,7 +157,7 @@ def _change(
     before: Held,
     wanted: Held,
     note: Mapping[str, Any],
-    refusals: tuple[str, ...],
+    refusals: Sequence[str],
     cautions: list[str],
     chosen: Chosen | None,
 ) -> Change:
@@ -157,16 +165,19 @@ def _change(
     now, then = ({key: each[key] for key in _FIELDS if key in each} for each in (spec, after))
     if chosen and wanted.image and follows(after, chosen):
         now, then = {**now, chosen.name: chosen.image}, {**then, chosen.name: wanted.image}
+    if spec.get("userData") != after.get("userData"):
+        now = {**now, "userData": userdata.shown(spec.get("userData") or "")}
+        then = {**then, "userData": userdata.shown(after.get("userData") or "")}
     diff = show(now, then, where)
     if not diff:
-        return Change(where, before, wanted, refusals=refusals, cautions=tuple(cautions))
-    changed = {key: after.get(key) for key in _FIELDS if spec.get(key) != after.get(key)}
+        return Change(where, before, wanted, refusals=tuple(refusals), cautions=tuple(cautions))
+    changed = {key: after.get(key) for key in (*_FIELDS, "userData") if spec.get(key) != after.get(key)}
     if "amiSelector" in changed:  # a map: a merge would keep the other keys
         gone = dict.fromkeys(spec.get("amiSelector") or {})
         changed["amiSelector"] = {**gone, **(after.get("amiSelector") or {})} or None
     text = json.dumps({**note, "current": _noted(wanted, spec=False)}, sort_keys=True, separators=(",", ":"))
     payload = {"metadata": {"annotations": {ANNOTATION: text}}, **({"spec": changed} if changed else {})}
-    return Change(where, before, wanted, diff, payload, refusals, tuple(cautions))
+    return Change(where, before, wanted, diff, payload, tuple(refusals), tuple(cautions))
 
 
 def _noted(held_: Held, *, spec: bool = True) -> dict[str, Any]:
@@ -221,7 +232,7 @@ def _take_image(
 def _take_disks(spec: dict[str, Any], offer: Offer, device: str, initialization_rate: int | None) -> None:
     """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from."""
     family, disks = _family(spec), copy.deepcopy(_disks(spec))
-    root = _ROOTS.get(family, "/dev/xvda")
+    root = _root(family)
     defaults = _DEFAULT_DISKS.get(family, {})
     too_large = offer.image_size > defaults.get(root, 0) * GIB and bool(defaults)
     if not disks and (offer.snapshot or too_large):  # what Karpenter would have given
@@ -259,13 +270,49 @@ def _has_root(disks: list[dict[str, Any]]) -> bool:
     return any(each.get("rootVolume") for each in disks)
 
 
-def _refusals(spec: Mapping[str, Any], offer: Offer) -> tuple[str, ...]:
+def _take_user_data(spec: dict[str, Any], offer: Offer, *, hydrate: bool) -> list[str]:
+    """Put the hydrate part into the user data, or take an old one out; return what speaks against it."""
+    if not hydrate or offer.hydrate:
+        _put_part(spec, offer.hydrate if hydrate else "")
+    text = spec.get("userData") or ""
+    if not hydrate or not userdata.part_of(text):
+        return []
+    family, size = _family(spec), len(text.encode())
+    if family in userdata.BEYOND_REACH:
+        return [f"user data of {family} takes no hydrate part: use a bootstrap container (`parbake hydrate`)"]
+    if size > USER_DATA_LIMIT - userdata.ROOM_FOR_KARPENTER:
+        return [
+            f"with the hydrate part the user data has {size} bytes, and EC2 takes {USER_DATA_LIMIT} with Karpenter's"
+        ]
+    return []
+
+
+def _put_part(spec: dict[str, Any], part: str) -> None:
+    text = spec.get("userData") or ""
+    new = userdata.with_part(text, part)
+    if new != text:
+        spec["userData"] = new
+        if not new:
+            del spec["userData"]
+
+
+def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, device: str) -> list[str]:
     found = []
+    family = _family(after)
     if spec.get("instanceStorePolicy") == "RAID0":
         found.append("instanceStorePolicy: RAID0 puts the container runtime's store on local disks and hides the bake")
-    if spec.get("amiFamily") == "Bottlerocket" and offer.image:
+    if family == "Bottlerocket" and offer.image:
         found.append("the node class is of Bottlerocket, which boots no machine image of another system")
-    return tuple(found)
+    if family == "Bottlerocket" and offer.snapshot and device != "/dev/xvdb":
+        found.append(f"Bottlerocket looks for its data volume on /dev/xvdb, and the target says {device}")
+    roots = {each.get("deviceName") for each in _disks(after) if each.get("rootVolume")} or {_root(family)}
+    if offer.snapshot and device in roots:
+        found.append(f"{device} is the root disk of {family or 'these nodes'}: a volume needs a device of its own")
+    return found
+
+
+def _root(family: str) -> str:
+    return _ROOTS.get(family, "/dev/xvda")
 
 
 def _family(spec: Mapping[str, Any]) -> str:

@@ -43,7 +43,8 @@ class Held(Frozen):
 class Offer(Frozen):
     """What is handed out in one region: a machine image, a volume's snapshot, or both. Sizes in bytes (0: unknown).
 
-    ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller.
+    ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``hydrate`` is user data
+    that loads the hot blocks (a cloud-boothook), for targets that ask for it.
     """
 
     artefact: str
@@ -54,6 +55,7 @@ class Offer(Frozen):
     image_size: int = 0
     snapshot: str = ""
     snapshot_size: int = 0
+    hydrate: str = ""
 
     @property
     def held(self) -> Held:
