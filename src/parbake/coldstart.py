@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import disk, nodefiles, records, run
+from parbake.builders import Baked
 from parbake.economics import Situation
 from parbake.errors import EnvironmentProblem, InputError
 from parbake.model import Plan, Platform
 from parbake.records import Record
-from parbake.trace import Part, Recorder, Trace, device_of, hot_files, hydrate_list, load, save, summary
+from parbake.trace import (
+    Part,
+    Recorder,
+    Trace,
+    device_of,
+    hot_files,
+    hydrate_list,
+    load,
+    merged,
+    requests,
+    save,
+    summary,
+)
 from parbake.trace.data import HotEntry
 from parbake.trace.tracefs import LARGEST_BUFFER, mounted_at
 from parbake.workspace import work_folder
@@ -49,19 +63,57 @@ def _traced(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
     return rehearse_machine(image, plan, events, work)
 
 
-def make_ready(image: Path, plan: Plan, events: Events, work: Path) -> Trace | None:
-    """Rehearse a machine image that is being baked and put the hydrate service into it; return the trace.
+def make_ready(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: bool = True) -> Baked:
+    """Rehearse a disk that is being baked, and let its cold starts profit from that; return it with its trace.
 
-    The image is changed in its own format: afterwards it has the service, and the list of the blocks that a boot and
-    the images' starts read. Nothing is done to a volume (None), which is rehearsed once it is there. Raises
-    MachineFault when it does not boot, EnvironmentProblem when it is for another kind of machine.
+    A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. A machine image gets the
+    hydrate service with the list of the blocks that its boot and its images' starts read. A machine that cannot
+    rehearse is a warning for a volume, which is complete without; for a machine image it raises EnvironmentProblem.
+    Raises MachineFault when one does not boot.
     """
+    assert baked.path
+    if plan.artefact.kind == "volume":
+        return _laid_out(baked, plan, work, events=events, layout=layout)
+    trace = _traced(baked.path, plan, events, work)
+    _install(baked.path, plan, hydrate_list(trace), events, work)
+    return replace(baked, trace=trace)
+
+
+def _laid_out(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: bool) -> Baked:
+    from parbake.ext4 import Volume, lay_out  # loads only where something is baked
+
+    assert baked.path
+    if plan.platform.architecture != Platform.host().architecture:
+        return baked
+    (again := work / "laid-out").mkdir()
+    try:
+        trace = _traced(baked.path, plan, events, work)
+    except EnvironmentProblem as error:
+        events.warn(f"no start-up trace: {error.message} ({error.hint})")
+        return baked
+    asked = requests(trace)
+    if not layout or plan.artefact.filesystem != "ext4" or not asked:
+        return replace(baked, trace=trace)
+    with events.stage("layout", "Bring together what starts read"):
+        with Volume(baked.path) as volume:
+            moved = lay_out(volume, asked)
+        disk.check_filesystem(baked.path, "ext4")
+    hashes = {block: digest for block, digest in baked.hashes.items() if block not in volume.hashes.touched}
+    if moved.left:
+        events.warn(
+            f"{moved.left * 4 // 1024} MiB that starts read stay where they are: the volume has no room to bring them "
+            "together (a larger `size` gives it)"
+        )
+    found = _traced(baked.path, plan, events, again)
+    before, after = len(merged(trace)), len(merged(found))
+    events.note(f"starts read {after} blocks of 512 KiB, {before} before the layout")
+    return replace(baked, hashes=hashes | volume.hashes.known, trace=found.model_copy(update={"scattered": before}))
+
+
+def _install(image: Path, plan: Plan, listed: str, events: Events, work: Path) -> None:
+    """Put the hydrate service with its list into a machine image, which is changed in its own format."""
     from parbake.rehearse import qemu_format, writable
 
-    if plan.artefact.kind == "volume":
-        return None
-    trace = _traced(image, plan, events, work)
-    listed = hydrate_list(trace)
     with (
         events.stage("hydrate", "Put the hydrate service into the machine image"),
         disk.private_mounts(),
@@ -77,24 +129,6 @@ def make_ready(image: Path, plan: Plan, events: Events, work: Path) -> Trace | N
                 events.warn("the machine image has no systemd: nothing in it reads the hot blocks early")
         with shown.open("rb+") as file:
             os.fsync(file.fileno())
-    return trace
-
-
-def learn(artefact: Path, record: Record, trace: Path | None, events: Events, *, rehearsing: bool) -> Record:
-    """Learn, as a part of a bake, what a cold start reads: from the user's trace, or by a rehearsal of a volume.
-
-    A machine that cannot rehearse is a warning, since the artefact is complete without.
-    """
-    if trace:
-        return bring(artefact, record, trace)
-    plan = record.plan
-    if not rehearsing or plan.artefact.kind != "volume" or plan.platform.architecture != Platform.host().architecture:
-        return record
-    try:
-        return rehearse(artefact, record, events)
-    except EnvironmentProblem as error:
-        events.warn(f"no start-up trace: {error.message} ({error.hint})")
-        return record
 
 
 def bring(artefact: Path, record: Record, file: Path) -> Record:

@@ -1,6 +1,6 @@
 """The story: what parbake does, each act as a paragraph.
 
-``bake = load -> build -> resolve -> plan -> (exists? stop) -> fill -> seal -> record -> verify -> trace``
+``bake = load -> build -> resolve -> plan -> (exists? stop) -> fill -> seal -> rehearse -> lay out -> record -> verify``
 
 Decide first, act later: ``outlook`` only reads and shows all that ``bake`` would do. Acting converges: everything that
 is made has a name that follows from the content key, so a bake that was killed is finished by running it again.
@@ -9,7 +9,7 @@ is made has a name that follows from the content key, so a bake that was killed 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,8 @@ from parbake.workspace import cache_folder, remove_leftovers, remove_tree, room_
 class Options:
     """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change.
 
-    ``rehearse`` records what a start reads (None: of volumes); ``trace`` is a file that was recorded elsewhere.
+    ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` lays these out by that.
+    ``trace`` is a file that was recorded elsewhere.
     ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
     """
 
@@ -47,6 +48,7 @@ class Options:
     rebuild: bool = False
     verify: bool = True
     rehearse: bool | None = None
+    layout: bool = True
     trace: Path | None = None
     keep_workspace: bool = False
     from_scratch: bool = False
@@ -132,9 +134,9 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
             if in_cloud:
                 return finished  # nothing of it is here to be looked at
-            rehearsing = options.rehearse is not False and options.verify and finished.changed
-            record = coldstart.learn(finished.artefact, finished.record, options.trace, events, rehearsing=rehearsing)
-    return replace(finished, record=record)
+            if options.trace:
+                finished = replace(finished, record=coldstart.bring(finished.artefact, finished.record, options.trace))
+    return finished
 
 
 def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | None]:
@@ -296,14 +298,24 @@ def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -
     with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
         sources = through(partial(open_source, run.registry), run.cache, events)
         parent = None if options.force or options.from_scratch else parent_of(plan, output)
-        ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover, parent)
+        ready = readying(plan, options, events)
+        ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover, parent, ready)
         plan, baked = build_artefact(plan, builder, ingredients)
-        trace = coldstart.make_ready(baked.path, plan, events, work) if options.rehearse and baked.path else None
+        if baked.path:
+            baked = ready(baked, plan, work)
         record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
         if baked.path is None:
             return Finished(records.announce(record, output, work, blocks=blocks), record, changed=True)
         artefact = records.release(baked.path, record, output, work, blocks=blocks)
-    return Finished(artefact, coldstart.keep(artefact, record, trace) if trace else record, changed=True)
+    return Finished(artefact, coldstart.keep(artefact, record, baked.trace) if baked.trace else record, changed=True)
+
+
+def readying(plan: Plan, options: Options, events: Events) -> Callable[[Baked, Plan, Path], Baked]:
+    """Return what gets a disk ready for cold starts before it is digested; nothing where the user wants none of it."""
+    usual = plan.artefact.kind == "volume" and options.verify and options.trace is None
+    if options.rehearse or (options.rehearse is None and usual):
+        return partial(coldstart.make_ready, events=events, layout=options.layout)
+    return lambda baked, _plan, _work: baked
 
 
 def need_room(output: Path, plan: Plan) -> None:

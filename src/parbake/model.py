@@ -428,8 +428,9 @@ class TraceSummary(Frozen):
     """What a record keeps of a start-up trace; the trace itself is the file ``file`` beside the artefact.
 
     Bytes, and seconds of each traced start with cold caches; ``hot_bytes`` is what a node must load of the
-    ``volume_bytes``, in whole blocks of ``block_bytes``; ``stages`` are those of each start with their seconds;
-    ``skipped`` says why an image was not traced.
+    ``volume_bytes``, in whole blocks of ``block_bytes``; ``scattered_blocks`` is how many that were before the volume
+    was laid out by what starts read (0: it was not). ``stages`` are those of each start with their seconds; ``skipped``
+    says why an image was not traced.
     """
 
     file: str = ""
@@ -440,6 +441,7 @@ class TraceSummary(Frozen):
     hot_bytes: int = Field(default=0, ge=0)
     block_bytes: int = Field(default=512 << 10, gt=0)
     hot_blocks: int = Field(default=0, ge=0)
+    scattered_blocks: int = Field(default=0, ge=0)
     reads: int = Field(default=0, ge=0)
     read_bytes: int = Field(default=0, ge=0)
     seconds: dict[str, float] = Field(default_factory=dict)

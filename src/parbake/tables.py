@@ -251,7 +251,8 @@ def trace_line(trace: TraceSummary) -> str:
     share = ""
     if trace.volume_bytes:
         share = f" of {human_bytes(trace.volume_bytes)} ({trace.hot_bytes / trace.volume_bytes:.1%})"
-    return f"{human_bytes(trace.hot_bytes)}{share} in {trace.reads} reads"
+    instead = f", {trace.hot_blocks} blocks instead of {trace.scattered_blocks}" if trace.scattered_blocks else ""
+    return f"{human_bytes(trace.hot_bytes)}{share} in {trace.reads} reads{instead}"
 
 
 def trace_text(trace: TraceSummary, files: Sequence[tuple[str, int]] = ()) -> str:

@@ -13,7 +13,7 @@ from parbake import tables
 from parbake.errors import InputError
 from parbake.model import TraceSummary
 from parbake.records import Record
-from parbake.trace import Part, Read, Trace, hot_in_layers, hydrate_list, load, merged, save, summary
+from parbake.trace import Part, Read, Trace, hydrate_list, load, merged, requests, save, summary
 from parbake.trace.data import BLOCK, HotEntry, parse, spans
 from parbake.trace.tracefs import Device, overruns, parse_lines
 from tests.support.plans import record
@@ -123,17 +123,9 @@ def test_boots_come_first_and_images_side_by_side() -> None:
         )
     )
     assert merged(trace) == (2, 7, 5, 8, 6)
-
-
-def test_what_a_layout_puts_in_front() -> None:
-    place = "io.containerd.snapshotter.v1.overlayfs/snapshots"
-    paths = [
-        f"var/lib/containerd/{place}/12/fs/usr/bin/a",
-        "io.containerd.metadata.v1.bolt/meta.db",
-        f"{place}/3/fs/snapshots/4/fs/b",
-    ]
-    trace = Trace(files=tuple(HotEntry(path, 1) for path in paths))
-    assert hot_in_layers(trace) == ((12, "usr/bin/a"), (3, "snapshots/4/fs/b"))
+    # A layout wants them one after the other.
+    assert [start // (BLOCK // 4096) for start, _ in requests(trace)] == [2, 7, 5, 6, 7, 8, 5]
+    assert requests(Trace(parts=(Part(name="a", reads=(Read(0, 7, 2), Read(1, 16, 1))),))) == ((0, 2), (2, 3))
 
 
 def test_a_hydrate_list_says_how_long_it_is() -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 from parbake.disk import BlockList
 from parbake.events import Events
 from parbake.model import Image, Plan, Published, Source, Verdict
+from parbake.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Ingredients:
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
     a folder of this run, on the file system where the artefact will lie. ``hang_up`` ends what waits for a registry.
     ``prove`` verifies a disk, with its plan and a work folder, for builders that send it away (None: not now).
-    ``parent`` has layers that need not be fetched again; a builder may do without it.
+    ``parent`` has layers that need not be fetched again; a builder may do without it. ``ready`` gets a disk ready for
+    cold starts, with its plan and a work folder: builders that send it away call it before.
     """
 
     base: Path | None
@@ -38,6 +40,7 @@ class Ingredients:
     hang_up: Callable[[], None] = lambda: None
     prove: Callable[[Path, Plan, Path], Verdict] | None = None
     parent: Parent | None = None
+    ready: Callable[[Baked, Plan, Path], Baked] = lambda baked, _plan, _work: baked
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Baked:
     ``sealed`` lists what was cleaned from the base. ``published`` is by region, that of the bake first; ``size`` is
     that of its disk in bytes, and ``verdict`` what its builder saw of it there, where it has looked; ``blocks`` is the
     list of the disk's blocks, where it was here. ``hashes`` are the BLAKE3 of blocks that the builder has hashed
-    already, ``parent`` is the artefact that it has started from.
+    already, ``parent`` is the artefact that it has started from, ``trace`` what cold starts read of it, once known.
     """
 
     path: Path | None
@@ -58,6 +61,7 @@ class Baked:
     blocks: BlockList | None = None
     hashes: Mapping[int, bytes] = field(default_factory=dict)
     parent: str = ""
+    trace: Trace | None = None
 
 
 class Builder(Protocol):

@@ -100,6 +100,9 @@ def bake(
             "more for it, and gets the hydrate service.",
         ),
     ] = None,
+    layout: Annotated[
+        bool, typer.Option(help="Bring together what starts read of an ext4 volume, once it is rehearsed.")
+    ] = True,
     trace: Annotated[
         Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
     ] = None,
@@ -123,6 +126,7 @@ def bake(
         rebuild=rebuild,
         verify=verify,
         rehearse=rehearse,
+        layout=layout,
         trace=trace,
         keep_workspace=keep_workspace,
         from_scratch=from_scratch,

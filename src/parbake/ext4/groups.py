@@ -65,6 +65,11 @@ def without(ranges: Sequence[Range], gone: Sequence[Range]) -> list[Range]:
     return found
 
 
+def shared(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
+    """Return what is in both; both are merged."""
+    return without(ranges, without(ranges, others))
+
+
 @dataclass(slots=True)
 class Group:
     """One block group: where its bitmaps and its inode table begin, and its raw descriptor."""
@@ -146,6 +151,24 @@ class Frame:
         """Return where in the file an inode lies, in bytes."""
         group, index = divmod(number - 1, self.inodes_per_group)
         return self.groups[group].inode_table * BLOCK + index * INODE
+
+    def inodes_in(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Yield numbers and bytes of inodes."""
+        for group, ranges in _by_group([(start - 1, end - 1)], self.inodes_per_group).items():
+            for first, last in ranges:
+                place = self.groups[group].inode_table * BLOCK + first * INODE
+                table = os.pread(self.handle, (last - first) * INODE, place)
+                number = group * self.inodes_per_group + first + 1
+                for at in range(0, len(table), INODE):
+                    yield number + at // INODE, table[at : at + INODE]
+
+    def folders(self) -> dict[int, int]:
+        """Return how many folders lie in each group, as the descriptors say."""
+        fields = ((number, group.raw) for number, group in enumerate(self.groups))
+        return {
+            number: struct.unpack_from("<H", raw, 0x10)[0] | struct.unpack_from("<H", raw, 0x30)[0] << 16
+            for number, raw in fields
+        }
 
     # -- writing it back
 

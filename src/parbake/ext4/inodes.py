@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 EXTENTS_FLAG: Final = 0x80000
 _EXTRA: Final = 32
 INSIDE_AT: Final = 128 + _EXTRA
+BODY: Final = slice(0x28, 0x28 + 60)
+"""Where an inode says where its data lie."""
 _SHORT_LINK: Final = 59
 _LONGEST_EXTENT: Final = 32768
 _EXTENT_MAGIC: Final = 0xF30A
@@ -57,10 +59,41 @@ def pack(node: Node, number: int, seed: int, *, body: bytes, blocks: int, attrib
         )
     )  # fmt: skip
     raw += attributes + bytes(INODE - len(raw) - len(attributes))
+    return _checked(raw, number, seed)
+
+
+def moved(raw: bytes, number: int, seed: int, *, body: bytes, blocks: int, acl: int, size: int = -1) -> bytes:
+    """Return an inode whose data lie elsewhere now, and are ``size`` bytes (-1: as before); see ``pack``."""
+    new = bytearray(raw)
+    new[BODY] = body
+    sectors = blocks * (BLOCK // 512)
+    for at, form, value in (
+        (0x1C, "<I", sectors & 0xFFFFFFFF), (0x74, "<H", sectors >> 32),
+        (0x68, "<I", acl & 0xFFFFFFFF), (0x76, "<H", acl >> 32), (_CHECK_LO, "<H", 0), (_CHECK_HI, "<H", 0),
+    ):  # fmt: skip
+        struct.pack_into(form, new, at, value)
+    if size >= 0:
+        struct.pack_into("<I", new, 4, size & 0xFFFFFFFF)
+        struct.pack_into("<I", new, 0x6C, size >> 32)
+    return _checked(new, number, seed)
+
+
+def _checked(raw: bytearray, number: int, seed: int) -> bytes:
+    """Write the checksum into an inode in which its fields are zero."""
     check = checksums.crc(checksums.of_inode(seed, number), raw)
     struct.pack_into("<H", raw, _CHECK_LO, check & 0xFFFF)
     struct.pack_into("<H", raw, _CHECK_HI, check >> 16)
     return bytes(raw)
+
+
+def attributes_block(raw: bytes) -> int:
+    """Return the block with an inode's extended attributes, 0 where they have none of their own."""
+    return int(struct.unpack_from("<I", raw, 0x68)[0] | struct.unpack_from("<H", raw, 0x76)[0] << 32)
+
+
+def has_tree(raw: bytes) -> bool:
+    """Whether an inode's data are found by extents."""
+    return bool(struct.unpack_from("<I", raw, 0x20)[0] & EXTENTS_FLAG)
 
 
 def _has_extents(node: Node) -> bool:

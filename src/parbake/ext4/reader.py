@@ -59,12 +59,12 @@ class Reader:
         node.links = struct.unpack_from("<H", raw, 0x1A)[0]
         node.size = struct.unpack_from("<I", raw, 4)[0] | struct.unpack_from("<I", raw, 0x6C)[0] << 32
         found = xattrs.read_inside(raw, inodes.INSIDE_AT)
-        if acl := struct.unpack_from("<I", raw, 0x68)[0] | struct.unpack_from("<H", raw, 0x76)[0] << 32:
+        if acl := inodes.attributes_block(raw):
             found |= xattrs.read_block(self._block(acl))
         node.xattrs = found or None
-        if struct.unpack_from("<I", raw, 0x20)[0] & inodes.EXTENTS_FLAG:
-            node.extents = tuple(self._extents(raw[0x28 : 0x28 + 60]))
-        self._fill(node, raw[0x28 : 0x28 + 60])
+        if inodes.has_tree(raw):
+            node.extents = self.extents(raw[inodes.BODY])
+        self._fill(node, raw[inodes.BODY])
         return node
 
     def _fill(self, node: Node, body: bytes) -> None:
@@ -106,13 +106,16 @@ class Reader:
     def _block(self, number: int) -> bytes:
         return os.pread(self._frame.handle, BLOCK, number * BLOCK)
 
-    def _extents(self, data: bytes) -> Extents:
+    def extents(self, data: bytes, tree: list[int] | None = None) -> Extents:
+        """Return what a node of an extent tree leads to; ``tree`` gets the numbers of the blocks below it."""
         _, count, _, depth = struct.unpack_from("<HHHH", data)
         found: list[tuple[int, int, int]] = []
         for at in range(12, 12 + 12 * count, 12):
             if depth:
                 low, high = struct.unpack_from("<IH", data, at + 4)
-                found += self._extents(self._block(low | high << 32))
+                if tree is not None:
+                    tree.append(low | high << 32)
+                found += self.extents(self._block(low | high << 32), tree)
             else:
                 logical, length, high, low = struct.unpack_from("<IHHI", data, at)
                 found.append((logical, low | high << 32, length))

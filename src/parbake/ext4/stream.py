@@ -106,7 +106,7 @@ class Stream:
             return NO_DATA
         self._pad()
         self._close_extent(logical, first)
-        extents = tuple(_joined(self._extents))
+        extents = tuple(joined(self._extents))
         self._extents.clear()
         return extents
 
@@ -135,7 +135,7 @@ class Stream:
                 if len(waiting) >= _BUFFER:
                     begun = write(len(waiting) // BLOCK * BLOCK)
         write(len(waiting))
-        return tuple(_joined(found))
+        return tuple(joined(found))
 
     # -- blocks
 
@@ -210,7 +210,8 @@ class Stream:
         self._at = self._room = 0
 
 
-def _joined(extents: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def joined(extents: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Return extents as few as they can be: those that follow on each other are one."""
     found: list[tuple[int, int, int]] = []
     for logical, place, count in extents:
         if found:

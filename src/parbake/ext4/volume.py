@@ -14,15 +14,17 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from parbake.ext4.groups import BLOCK, INODE, ForeignVolume, Frame, Range, merged, without
+from parbake.ext4 import checksums, inodes
+from parbake.ext4.groups import BLOCK, INODE, ForeignVolume, Frame, Range, merged, shared, without
+from parbake.ext4.holes import punch
 from parbake.ext4.planting import Planter
 from parbake.ext4.reader import Reader
 from parbake.ext4.stream import HASHED, Hashes, Stream, open_direct
-from parbake.ext4.zones import Turns, Zone, front, shares, size_of
+from parbake.ext4.zones import Spare, Turns, Zone, front, shares, size_of
 from parbake.nodes import Extents, Node, Store
 
 if TYPE_CHECKING:
@@ -113,6 +115,8 @@ class Volume:
         """Find what lies in the volume already."""
         self.planted: dict[str, Planted] = {}
         """Layers by their chain ID."""
+        self.hot: list[Range] = []
+        """The zone in which a layout has brought together what starts read (see ``moving``); merged."""
         self._were_blocks, self._were_inodes = self.frame.taken(), self.frame.taken_inodes()
         root = self.reader.node(ROOT)
         assert root.children is not None
@@ -125,6 +129,7 @@ class Volume:
         if layout["version"] != _VERSION:
             raise ForeignVolume("it was made by another version of parbake", hint="bake it anew, with --from-scratch")
         self._base_blocks, self._base_inodes = _ranges(layout["blocks"]), _ranges(layout["inodes"])
+        self.hot = _ranges(layout.get("hot", []))
         for chain, found in layout["layers"].items():
             self.planted[chain] = Planted(
                 found["holder"], found["root"], tuple(_ranges(found["blocks"])), tuple(_ranges(found["inodes"])),
@@ -139,7 +144,10 @@ class Volume:
             }
             for chain, planted in sorted(self.planted.items())
         }  # fmt: skip
-        layout = {"version": _VERSION, "blocks": self._base_blocks, "inodes": self._base_inodes, "layers": layers}
+        layout = {
+            "version": _VERSION, "blocks": self._base_blocks, "inodes": self._base_inodes, "hot": self.hot,
+            "layers": layers,
+        }  # fmt: skip
         return json.dumps(layout, separators=(",", ":")).encode() + b"\n"
 
     # -- layers
@@ -162,7 +170,7 @@ class Volume:
         weights = [layer.size + _WEIGHT for layer in layers]
         blocks, inodes = self._in_use()
         # What was in use before comes first: a volume that is baked again and again does not spread.
-        free_blocks = _free(blocks, self._were_blocks, (0, self.frame.blocks))
+        free_blocks = _free_blocks(blocks, self._were_blocks, self.frame.blocks, self.hot)
         free_inodes = _free(inodes, self._were_inodes, (1, self.frame.inodes + 1))
         self._top_blocks, free_blocks = front(
             free_blocks, min(_TOP_BLOCKS, size_of(free_blocks) // _TOP_SHARE) + 2 * kept // BLOCK
@@ -234,6 +242,65 @@ class Volume:
         looks.children = {b"fs": _there(planted.root)} | ({b"work": work} if work else {})
         return looks
 
+    # -- moving what is there (see ``moving``)
+
+    @property
+    def used(self) -> Sequence[Range]:
+        """The blocks in use."""
+        return self._were_blocks
+
+    @property
+    def used_inodes(self) -> Sequence[Range]:
+        """The inodes in use."""
+        return self._were_inodes
+
+    def copy(self, old: int, new: int, count: int) -> None:
+        """Copy blocks within the volume. Raises OSError."""
+        self.hashes.touch(new * BLOCK, (new + count) * BLOCK)
+        size, done = count * BLOCK, 0
+        while done < size:
+            done += os.copy_file_range(self._handle, self._handle, size - done, old * BLOCK + done, new * BLOCK + done)
+
+    def settle(self, changes: Mapping[str, tuple[Sequence[Range], Sequence[Range]]]) -> None:
+        """Write the books after blocks (merged) were lost and others got, by the layer's chain ID ("" for no layer's).
+
+        Then have all of it on the disk; what is free now is a hole. Raises OSError, DiskFull.
+        """
+        used: Sequence[Range] = self._were_blocks
+        for chain, (lost, got) in changes.items():
+            used = merged([*without(used, lost), *got])
+            if planted := self.planted.get(chain):
+                blocks = merged([*without(planted.blocks, lost), *got])
+                self.planted[chain] = replace(planted, blocks=tuple(blocks))
+        used = self._rewrite_layout(used)
+        self.frame.write(used, self._were_inodes, self.frame.folders())
+        for start, end in without(self._were_blocks, used):
+            self.hashes.touch(start * BLOCK, end * BLOCK)
+            punch(self._handle, start * BLOCK, end * BLOCK)
+        self._were_blocks = list(used)
+        os.fsync(self._handle)
+
+    def _rewrite_layout(self, used: Sequence[Range]) -> Sequence[Range]:
+        """Write the layout's file anew, elsewhere; return the blocks that are in use then."""
+        children = self.reader.node(ROOT).children
+        assert children is not None
+        number, data, tree = children[LAYOUT].number, self._layout(), list[int]()
+        raw = os.pread(self._handle, INODE, self.frame.inode_place(number))
+        before = self.reader.extents(raw[inodes.BODY], tree)
+        gone = [*before, *((0, block, 1) for block in tree)]
+        used = without(used, merged((place, place + count) for _, place, count in gone))
+        free = _free_blocks(used, used, self.frame.blocks, self.hot)
+        zone = Zone(free, Spare([], 1, "blocks"), self.turns, 0)
+        stream = self._stream(zone)
+        extents = stream.put([memoryview(data)])
+        seed = checksums.of_inode(self.frame.seed, number)
+        body, _ = inodes.body_of_extents(extents, lambda make: stream.block(make(stream.next_block())), seed)
+        stream.flush()
+        blocks = size_of(zone.taken)
+        raw = inodes.moved(raw, number, self.frame.seed, body=body, blocks=blocks, acl=0, size=len(data))
+        self.frame.put(raw, self.frame.inode_place(number))
+        return merged([*used, *zone.taken])
+
     # -- the end
 
     def _close(self) -> None:
@@ -275,6 +342,19 @@ def _free(used: Sequence[Range], before: Sequence[Range], whole: Range) -> list[
     """Return what is free: first what was used before, then the rest."""
     freed = without(before, used)
     return [*freed, *without([whole], merged([*used, *freed]))]
+
+
+def _free_blocks(used: Sequence[Range], before: Sequence[Range], end: int, hot: Sequence[Range]) -> list[Range]:
+    """Return what is free: ranges that were used before first; small ones and the hot zone only when all else is full.
+
+    What a layout has moved away leaves many small gaps: a layer that went there would touch many units of 512 KiB.
+    """
+    free, freed = without([(0, end)], used), without(before, used)
+    pieces = without(free, hot)
+    return [
+        *sorted(pieces, key=lambda each: (each[1] - each[0] < HASHED // BLOCK, not shared([each], freed), each)),
+        *shared(free, hot),
+    ]
 
 
 def _ranges(found: Iterable[Sequence[int]]) -> list[Range]:

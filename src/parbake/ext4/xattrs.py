@@ -62,10 +62,16 @@ def block(found: list[Attribute], seed: int, number: int) -> bytes:
         if not one:  # such a block is shared with none
             whole = 0
             break
-    data = bytearray(struct.pack("<IIIII12x", _MAGIC, 1, 1, whole, 0) + packed)
-    check = checksums.crc(checksums.crc(seed, struct.pack("<Q", number)), data)
-    struct.pack_into("<I", data, 16, check)
-    return bytes(data)
+    return at_block(struct.pack("<IIIII12x", _MAGIC, 1, 1, whole, 0) + packed, seed, number)
+
+
+def at_block(data: bytes, seed: int, number: int) -> bytes:
+    """Return a block with attributes as it is as the block ``number``: its checksum depends on that."""
+    new = bytearray(data)
+    struct.pack_into("<I", new, 16, 0)
+    check = checksums.crc(checksums.crc(seed, struct.pack("<Q", number)), new)
+    struct.pack_into("<I", new, 16, check)
+    return bytes(new)
 
 
 def unpack(data: bytes, names: int, values: int) -> dict[bytes, bytes]:

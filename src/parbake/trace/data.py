@@ -60,8 +60,9 @@ class HotEntry(NamedTuple):
 class Trace(Frozen):
     """A start-up trace of the file system ``uuid`` of ``size`` bytes.
 
-    ``skipped`` says of images that were not traced why. ``files`` are what was read, first touch first, for people and
-    for a layout that puts them in front; what belongs to no file (metadata) is not among them.
+    ``skipped`` says of images that were not traced why. ``files`` are what was read, first touch first, for people;
+    what belongs to no file (metadata) is not among them. ``scattered`` is how many blocks of 512 KiB the same starts
+    read before the file system was laid out by them, 0 where it was not.
     """
 
     version: Literal[1] = Field(alias="parbake-trace", default=1)
@@ -73,6 +74,7 @@ class Trace(Frozen):
     parts: tuple[Part, ...] = ()
     skipped: dict[str, Line] = Field(default_factory=dict)
     files: tuple[HotEntry, ...] = ()
+    scattered: int = Field(default=0, ge=0)
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -100,6 +102,20 @@ def merged(trace: Trace, *, block: int = BLOCK) -> tuple[int, ...]:
     return tuple(order)
 
 
+def requests(trace: Trace, *, block: int = 4096) -> tuple[tuple[int, int], ...]:
+    """Return what the parts read one after the other, as ranges of blocks (of ``block`` bytes): for a layout. Pure.
+
+    One start follows on the other, the boot first, so that each finds its own blocks together.
+    """
+    per_block = block // SECTOR
+    parts = sorted(trace.parts, key=lambda part: part.kind != "boot")
+    return tuple(
+        (read.sector // per_block, -(-(read.sector + read.length) // per_block))
+        for part in parts
+        for read in part.reads
+    )
+
+
 def summary(trace: Trace, *, file: str = "") -> TraceSummary:
     """Return what a record keeps of a trace. Pure."""
     return TraceSummary(
@@ -111,6 +127,7 @@ def summary(trace: Trace, *, file: str = "") -> TraceSummary:
         hot_bytes=len(merged(trace)) * BLOCK,
         block_bytes=BLOCK,
         hot_blocks=len(merged(trace)),
+        scattered_blocks=trace.scattered,
         reads=sum(len(part.reads) for part in trace.parts),
         read_bytes=sum(read.length for part in trace.parts for read in part.reads) * SECTOR,
         seconds={part.name: part.seconds for part in trace.parts if part.seconds is not None},

@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import fcntl
 import os
-import re
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake.trace.data import SECTOR, Read, Trace
+from parbake.trace.data import SECTOR, Read
 
 _FIEMAP = 0xC020660B
 _HEAD = struct.Struct("=QQIIII")  # start, length, flags, mapped extents, room for extents, reserved
@@ -84,19 +83,6 @@ def hot_files(root: Path, reads: Iterable[Read]) -> tuple[HotFile, ...]:
     return tuple(
         HotFile(paths[owner], min(len(pages) * 4096, sizes[owner]), sizes[owner]) for owner, pages in seen.items()
     )
-
-
-_IN_SNAPSHOT = re.compile(r"(?:.*/)?io\.containerd\.snapshotter\.v1\.overlayfs/snapshots/(\d{1,9})/fs/(.+)", re.DOTALL)
-
-
-def hot_in_layers(trace: Trace) -> tuple[tuple[int, str], ...]:
-    """Return what a layout puts in front: (number of the overlayfs snapshot, path in it), first touch first. Pure.
-
-    Snapshots are numbered by containerd in the order in which they were prepared; a store that is filled with the same
-    images in the same order has the same numbers. Files of containerd itself (its databases) are not among them.
-    """
-    found = (_IN_SNAPSHOT.fullmatch(entry.path) for entry in trace.files)
-    return tuple((int(match[1]), match[2]) for match in found if match)
 
 
 def _files(root: Path) -> Iterator[bytes]:
