@@ -1,21 +1,19 @@
 """A stand-in for EC2: moto, with what moto leaves out or gets wrong put right. It lives in this process and in memory.
 
 What is added: AMIs must exist and be available to be launched or copied; client tokens are honoured; an instance runs
-the **real guest script** (on the node of ``tests/support/guests.py``, whose containerd only keeps notes) and stops when
-that powers off; what it stored is in the AMI that is made of it, and only there; CreateImage makes one snapshot for
-each volume, refuses names that are taken and instances that run; AMIs and snapshots are pending for a while; a snapshot
-that an AMI uses cannot be deleted; a security group that an instance uses neither; deprecation, fast snapshot restore.
+the **real guest script** on ``hardware`` (a machine of QEMU's, or a folder whose containerd only keeps notes), stops
+when that powers off, and shows its console as EC2 does; what its volumes held is in the AMI that is made of it, and
+only there; CreateImage makes one snapshot for each volume, refuses names that are taken and instances that run; AMIs
+and snapshots are pending for a while; a snapshot that an AMI uses cannot be deleted; a security group that an instance
+uses neither; deprecation, fast snapshot restore.
 
-What stays untrue: nothing takes time, nobody is refused for want of a permission, blocks hold nothing.
+What stays untrue: AWS itself takes no time, and nobody is refused for want of a permission.
 """
 
 from __future__ import annotations
 
-import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -25,10 +23,7 @@ from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
 from moto.ec2.models import amis, ec2_backends
 
-from tests.support.guests import SHELLS, Node
-
-LOOKS = 1
-"""How often something is looked at before it is done."""
+from tests.aws.hardware import LOOKS, Hardware, Machine, Notes
 
 
 class Killed(BaseException):
@@ -41,33 +36,19 @@ def refuse(code: str, message: str, operation: str = "") -> ClientError:
 
 
 @dataclass
-class Machine:
-    """An instance as the stand-in knows it."""
-
-    region: str
-    user_data: str
-    stored: str
-    looks: int = 0
-    console: str = ""
-    over: bool = False
-    code: str = ""
-
-
-@dataclass
 class Cloud:
     """Faults and memory. ``before`` and ``after`` are called with each operation and its arguments."""
 
     calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     before: list[Callable[[str, str, dict[str, Any]], None]] = field(default_factory=list)
     after: list[Callable[[str, str, dict[str, Any]], None]] = field(default_factory=list)
+    hardware: Hardware = field(default_factory=Notes)
     machines: dict[str, Machine] = field(default_factory=dict)
-    stored: dict[str, str] = field(default_factory=dict)
-    """What the runtime of an AMI holds."""
+    contents: dict[str, Any] = field(default_factory=dict)
+    """What snapshots hold, in the hardware's own terms."""
     pending: dict[str, int] = field(default_factory=dict)
     tokens: dict[tuple[str, str, str], str] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    prepare: Callable[[Node], object] = lambda _node: None
-    consoles: dict[str, tuple[str, str]] = field(default_factory=dict)
     spot_interruptions: int = 0
     _real: Any = None
     _inside: bool = False
@@ -145,10 +126,12 @@ class Cloud:
             if "snapshot" in tags:
                 wishes["TagSpecifications"] = [{"ResourceType": "snapshot", "Tags": tags["snapshot"]}]
             snapshot = self._real(client, "CreateSnapshot", wishes)
+            held = self.machines[instance["InstanceId"]].volumes[mapping["DeviceName"]]
+            self.contents[snapshot["SnapshotId"]] = self.hardware.snapshot(held)
             ebs = {"SnapshotId": snapshot["SnapshotId"], "VolumeSize": volume["Size"], "Encrypted": volume["Encrypted"]}
             mappings.append({"DeviceName": mapping["DeviceName"], "Ebs": ebs})
         source = self.details[instance["ImageId"]]
-        return self._registered(client, arguments["Name"], mappings, tags.get("image", []), source, instance)
+        return self._registered(client, arguments["Name"], mappings, tags.get("image", []), source)
 
     def _registered(
         self,
@@ -157,7 +140,6 @@ class Cloud:
         mappings: list[dict[str, Any]],
         tags: list[dict[str, str]],
         source: Mapping[str, Any],
-        instance: Mapping[str, Any] | None = None,
     ) -> dict[str, str]:
         wishes: dict[str, Any] = {
             "Name": name,
@@ -175,12 +157,10 @@ class Cloud:
             "CreationDate": f"2026-01-01T00:00:{len(self.details) % 60:02}.000Z",
         }
         self.pending[made] = LOOKS
-        if instance:
-            self.stored[made] = self.machines[instance["InstanceId"]].stored
         return {"ImageId": made}
 
-    def base(self, region: str, name: str = "node-base", **more: Any) -> str:
-        """Make a public base AMI, which nobody may touch."""
+    def base(self, region: str, name: str = "node-base", content: Any = None, **more: Any) -> str:
+        """Make a base AMI, which nobody may touch; ``content`` is what its snapshot holds, in the hardware's terms."""
         client = boto3.client("ec2", region)
         inside, self._inside = self._inside, True
         try:
@@ -193,7 +173,7 @@ class Cloud:
         finally:
             self._inside = inside
         self.pending[made] = 0
-        self.stored[made] = ""
+        self.contents[snapshot] = content
         return made
 
     def _ec2_CopyImage(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
@@ -211,8 +191,9 @@ class Cloud:
             wishes["TagSpecifications"] = [{"ResourceType": "snapshot", "Tags": tags["snapshot"]}]
         snapshot = self._real(client, "CreateSnapshot", wishes)["SnapshotId"]
         self._real(client, "DeleteVolume", {"VolumeId": volume["VolumeId"]})
-        mapping = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot, "VolumeSize": 8}}
         details = self.details[source["ImageId"]]
+        self.contents[snapshot] = self.contents[details["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]]
+        mapping = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot, "VolumeSize": 8}}
         made = self._registered(client, arguments["Name"], [mapping], tags.get("image", []), details)
         self.tokens[token] = made["ImageId"]
         return made
@@ -261,66 +242,74 @@ class Cloud:
         assert "KeyName" not in arguments, "nothing gets in"
         assert arguments["MetadataOptions"]["HttpTokens"] == "required"
         user_data = arguments["UserData"]
-        text = user_data.decode() if isinstance(user_data, bytes) else user_data
-        assert len(text) <= 16 << 10
+        data = user_data if isinstance(user_data, bytes) else user_data.encode()
+        assert len(data) <= 16 << 10
         tags = [spec for spec in arguments["TagSpecifications"] if spec["ResourceType"] in {"instance", "volume"}]
         plain = {key: value for key, value in arguments.items() if key != "InstanceMarketOptions"}
-        sizes = {each["DeviceName"]: each["Ebs"]["VolumeSize"] for each in image["BlockDeviceMappings"]}
-        plain["BlockDeviceMappings"] = [
-            {**each, "Ebs": {"VolumeSize": sizes[each["DeviceName"]], **each["Ebs"]}}
-            for each in arguments["BlockDeviceMappings"]
-        ]
+        plain["BlockDeviceMappings"] = self._mapped(image, arguments["BlockDeviceMappings"])
         answer = self._real(client, "RunInstances", {**plain, "UserData": "", "TagSpecifications": tags})
         instance = answer["Instances"][0]
         self.tokens[token] = instance["InstanceId"]
-        machine = Machine(client.meta.region_name, text, self.stored[arguments["ImageId"]])
+        volumes = {
+            each["DeviceName"]: self.hardware.volume(
+                self.contents.get(each["Ebs"].get("SnapshotId", "")), each["Ebs"]["VolumeSize"]
+            )
+            for each in plain["BlockDeviceMappings"]
+        }
+        ends = arguments.get("InstanceInitiatedShutdownBehavior", "stop")
+        machine = Machine(instance["InstanceId"], client.meta.region_name, data, volumes, ends)
+        self.machines[machine.identity] = machine
         if "InstanceMarketOptions" in arguments and self.spot_interruptions:
             self.spot_interruptions -= 1
-            machine.code = "Server.SpotInstanceShutdown"
-        self.machines[instance["InstanceId"]] = machine
+            machine.code, machine.over = "Server.SpotInstanceShutdown", True
+            self._real(client, "StopInstances", {"InstanceIds": [machine.identity]})
+        else:
+            self.hardware.start(machine)
         return answer
 
+    def _mapped(self, image: Mapping[str, Any], asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return all volumes of an instance, the root's first: the AMI's, with what is asked put over them."""
+        mapped = {each["DeviceName"]: dict(each["Ebs"]) for each in image["BlockDeviceMappings"]}
+        for each in asked:
+            least = mapped.get(each["DeviceName"], {}).get("VolumeSize", 0)
+            ebs = mapped.setdefault(each["DeviceName"], {})
+            ebs.update(each["Ebs"])
+            if ebs.get("VolumeSize", 0) < least:
+                words = f"Volume of size {ebs['VolumeSize']}GB is smaller than snapshot, expect size >= {least}GB"
+                raise refuse("InvalidBlockDeviceMapping", words)
+        return [{"DeviceName": device, "Ebs": ebs} for device, ebs in mapped.items()]
+
     def _ec2_DescribeInstances(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
-        for identity, machine in self.machines.items():
+        for machine in self.machines.values():
             if machine.region == client.meta.region_name and not machine.over:
-                machine.looks += 1
-                if machine.looks >= LOOKS:
-                    self._run_guest(machine)
-                    if self._instance(client, identity)["State"]["Name"] in {"pending", "running"}:
-                        self._real(client, "StopInstances", {"InstanceIds": [identity]})
+                self._look(client, machine)
         answer = self._real(client, "DescribeInstances", arguments)
         for reservation in answer["Reservations"]:
             for instance in reservation["Instances"]:
                 known = self.machines.get(instance["InstanceId"])
-                if known and known.code:
+                if known and known.over:
                     instance["StateReason"] = {"Code": known.code, "Message": known.code}
         return answer
 
-    def _run_guest(self, machine: Machine) -> None:
-        """Run the script of the user data; a script that ran before, on the same store, says the same again."""
-        machine.over = True
-        if machine.code:
+    def _look(self, client: Any, machine: Machine) -> None:
+        if self._instance(client, machine.identity)["State"]["Name"] not in {"pending", "running"}:
             return
-        found = re.search(r"PARBAKE_RUN=(\S+)", machine.user_data)
-        assert found
-        run = found.group(1)
-        known = machine.user_data.replace(run, "RUN") + machine.stored
-        if known not in self.consoles:
-            with tempfile.TemporaryDirectory() as folder:
-                node = Node(Path(folder), next(iter(SHELLS.values())))
-                images, _, pinned = machine.stored.partition("---\n")
-                (node.fake / "images").write_text(images)
-                (node.fake / "pinned").write_text(pinned)
-                self.prepare(node)
-                console = node.run(machine.user_data.encode())
-                stored = f"{(node.fake / 'images').read_text()}---\n{(node.fake / 'pinned').read_text()}"
-            self.consoles[known] = (console.replace(run, "RUN"), stored)
-        console, machine.stored = self.consoles[known]
-        machine.console = console.replace("RUN", run)
+        self.hardware.look(machine)
+        if machine.over:
+            ending = "StopInstances" if machine.ends == "stop" else "TerminateInstances"
+            self._real(client, ending, {"InstanceIds": [machine.identity]})
+
+    def _ec2_TerminateInstances(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        for identity in arguments["InstanceIds"]:
+            self.hardware.stop(self.machines[identity])
+        return self._real(client, "TerminateInstances", arguments)
 
     def _ec2_GetConsoleOutput(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        """Without ``Latest``, a console is shown that was posted when the instance stopped; 64 KiB in either case."""
         self._instance(client, arguments["InstanceId"])
-        return {"InstanceId": arguments["InstanceId"], "Output": self.machines[arguments["InstanceId"]].console}
+        machine = self.machines[arguments["InstanceId"]]
+        shown = machine.console[-(64 << 10) :] if machine.over or arguments.get("Latest") else ""
+        return {"InstanceId": machine.identity, "Output": shown}
 
     def _ec2_CancelSpotInstanceRequests(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         del client, arguments

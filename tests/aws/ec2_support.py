@@ -16,6 +16,7 @@ from parbake.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, Startu
 from parbake.plan import make_plan
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
+from tests.aws.hardware import Notes
 from tests.support.plans import image
 
 APP = image("registry.example/app:1", startup=Startup(up=ExitProbe()))
@@ -68,3 +69,9 @@ def _silent(_event: Event) -> None:
 
 def _no_source(_image: object) -> Any:
     raise AssertionError("the instance pulls, nobody else")
+
+
+def notes(cloud: Cloud) -> Notes:
+    """Return the hardware of a stand-in whose machines are folders."""
+    assert isinstance(cloud.hardware, Notes)
+    return cloud.hardware

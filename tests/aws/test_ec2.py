@@ -12,7 +12,7 @@ from parbake.errors import AwsLimit, AwsNoAccess, AwsNotFound, BadBase, BakeFail
 from parbake.model import Plan
 from tests.aws.cloud import Cloud, refuse
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, plan, plan_for
+from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, notes, plan, plan_for
 from tests.support.plans import image
 
 __all__ = ["APP", "bake", "cloud", "plan"]
@@ -102,7 +102,7 @@ def test_encryption_is_of_the_builders_volume(cloud: Cloud, bake: Bake) -> None:
 
 
 def test_a_failed_bake_shows_the_guests_own_log(cloud: Cloud, bake: Bake) -> None:
-    cloud.prepare = lambda node: (node.fake / "refuse").write_text("dial tcp 10.0.0.1:443: i/o timeout\n")
+    notes(cloud).prepare = lambda node: (node.fake / "refuse").write_text("dial tcp 10.0.0.1:443: i/o timeout\n")
     with pytest.raises(BakeFailed) as caught:
         bake()
     assert "the registry cannot be reached from here (subnet, route" in caught.value.message
@@ -111,7 +111,7 @@ def test_a_failed_bake_shows_the_guests_own_log(cloud: Cloud, bake: Bake) -> Non
 
 
 def test_an_ami_whose_images_do_not_start_is_kept_and_marked(cloud: Cloud, bake: Bake) -> None:
-    cloud.prepare = lambda node: (node.fake / "code").write_text("3")
+    notes(cloud).prepare = lambda node: (node.fake / "code").write_text("3")
     baked = bake(copy_to=(OTHER,))
     assert baked.verdict
     assert not baked.verdict.passed

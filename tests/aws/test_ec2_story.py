@@ -9,7 +9,7 @@ import pytest
 
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import cloud
+from tests.aws.ec2_support import cloud, notes
 from tests.support.baking import bakefile, parbake, private_places
 from tests.support.images import image, layer, push
 from tests.support.registry import DockerRegistry
@@ -53,7 +53,7 @@ def test_a_record_that_was_lost_is_made_again_from_what_aws_knows(file: Path) ->
 
 
 def test_an_ami_that_does_not_start_fails_the_command(cloud: Cloud, file: Path) -> None:
-    cloud.prepare = lambda node: (node.fake / "code").write_text("3")
+    notes(cloud).prepare = lambda node: (node.fake / "code").write_text("3")
     done = parbake("bake", "-f", file, "--json", "--progress", "none")
     assert done.code == 3
     assert "ended with code 3" in done.err

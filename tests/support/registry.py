@@ -26,7 +26,7 @@ from typing import Self
 
 from parbake.run import Deadline, Process, run
 
-_LISTENING = re.compile(r"listening on (127\.0\.0\.1:[0-9]+)")
+_LISTENING = re.compile(r"listening on ([0-9.]+:[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,12 @@ class DockerRegistry:
         tls: Certificates | None = None,
         users: dict[str, str] | None = None,
         token: Mapping[str, str] | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.folder = folder / "docker-registry"
         self.tls = tls
         self.host = ""
+        self._address = address
         self._users = users
         self._token = token
         self._process: Process | None = None
@@ -116,7 +118,7 @@ class DockerRegistry:
             self._process = None
 
     def _config(self) -> dict[str, object]:
-        http: dict[str, object] = {"addr": self.host or "127.0.0.1:0", "secret": "test"}
+        http: dict[str, object] = {"addr": self.host or f"{self._address}:0", "secret": "test"}
         if self.tls:
             http["tls"] = {"certificate": str(self.tls.certificate), "key": str(self.tls.key)}
         config: dict[str, object] = {

@@ -1,0 +1,87 @@
+"""The whole way that the project was made for, on instances that are real: from a Containerfile to a proven AMI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import run
+from parbake.builders.ec2 import launch
+from tests.aws.cloud import Cloud
+from tests.aws.conftest import REGION, aws_mock, environment
+from tests.aws.ec2_support import cloud
+from tests.aws.qemus import Qemus
+from tests.support.baking import bakefile, parbake, private_places, traces
+from tests.support.base import default_base
+from tests.support.registry import DockerRegistry
+from tests.support.specs import write_files
+
+__all__ = ["aws_mock", "cloud", "default_base", "environment", "private_places"]
+
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+
+CONTAINERFILE = """\
+FROM scratch
+ADD busybox /bin/busybox
+ADD greeting /greeting
+ENTRYPOINT ["/bin/busybox", "sh", "-c", "/bin/busybox cat /greeting; exec /bin/busybox sleep 1000"]
+"""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """An address of this host's loopback that means the same to a machine, which 127.0.0.1 does not (RFC 5737)."""
+    found = f"198.51.100.{1 + os.getpid() % 250}"
+    run.run(["ip", "address", "replace", f"{found}/32", "dev", "lo"])
+    yield found
+    run.run(["ip", "address", "delete", f"{found}/32", "dev", "lo"])
+
+
+@pytest.fixture
+def machines(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qemus]:
+    monkeypatch.setattr(launch, "_POLL", 0.5)
+    monkeypatch.setattr(launch, "_GRACE", 60.0)
+    (tmp_path / "machines").mkdir()
+    made = cloud.hardware = Qemus(tmp_path / "machines")
+    yield made
+    made.close()
+
+
+def test_build_push_bake_and_prove(
+    default_base: Path, cloud: Cloud, machines: Qemus, private_places: Path, address: str
+) -> None:
+    base = cloud.base(REGION, "my-node-1", default_base)
+    busybox = Path("/bin/busybox").read_bytes()
+    with DockerRegistry(private_places / "registry", address=address) as registry:
+
+        def cut_off(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
+            if operation == "CreateImage":  # all that follows has no registry
+                machines.isolated = True
+                registry.stop()
+
+        cloud.before.append(cut_off)
+        name = f"{registry.host}/team/app:1"
+        folder = private_places / "bake"
+        write_files(folder / "app", {"Containerfile": CONTAINERFILE, "busybox": busybox, "greeting": "ready\n"})
+        (folder / "app/busybox").chmod(0o755)
+        built = {"reference": name, "build": {"context": "app"}, "startup": {"up": {"log": "^ready"}}}
+        path = bakefile(
+            folder,
+            [built],
+            builder="ec2",
+            base=base,
+            aws={"region": REGION},
+            time_limit="8m",
+            registries={registry.host: {"plain_http": True}},
+        )
+        baked = parbake("bake", "-f", path, "--json", "--progress", "none").good()
+    assert baked["verdict"]["passed"]
+    assert [seen["reference"] for seen in baked["verdict"]["images"]] == [name]
+    assert baked["verdict"]["images"][0]["start_seconds"] > 0
+    there = baked["published"][REGION]
+    assert cloud.left(REGION) == {"images": [there["image"]], "snapshots": [there["snapshots"][0]["id"]]}
+    assert traces(private_places) == []
