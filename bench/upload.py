@@ -3,11 +3,11 @@
     make bench-upload [BENCH_ROUNDS=3]
 
 4 GiB of which 40 % are zeros (half of those holes, as in a trimmed disk, half written), against the stand-in for EBS's
-direct API of the tests, in a process of its own on the loopback, which checks every checksum. Both sides take turns.
-parbake uploads with the list of blocks that every bake has made by then; what making it takes goes to standard error,
-with the rest of the progress. The last line of standard output is one JSON object: ``full_mib_s`` and ``plain_mib_s``
-(MiB of data sent a second, medians), ``ratio``, ``incremental_requests`` (all of them) and ``changed_blocks`` of an
-upload with 5 % of the blocks changed, ``peak_rss_mib`` of parbake.
+direct API of the tests, in a process of its own on the loopback, which checks every checksum. Both sides take turns,
+and both hash what they send within the timing; parbake also makes its list of blocks and its journal. The last line of
+standard output is one JSON object: ``full_mib_s`` and ``plain_mib_s`` (MiB of data sent a second, medians), ``ratio``,
+``incremental_requests`` (all of them) and ``changed_blocks`` of an upload with 5 % of the blocks changed,
+``peak_rss_mib`` of parbake.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import IO
 
 from parbake import ebs
 from parbake.aws import Stamp
-from parbake.disk import BLOCK, ZEROS, BlockList, block_list
+from parbake.disk import BLOCK, ZEROS
 from parbake.events import Events
 from parbake.model import GIB, MIB
 
@@ -130,12 +130,12 @@ def plain(path: Path, name: str) -> float:
     return time.monotonic() - started
 
 
-def ours(path: Path, blocks: BlockList, name: str, parent: ebs.Parent | None = None) -> tuple[float, str]:
-    """Upload with parbake; return the seconds and the snapshot."""
+def ours(path: Path, name: str, parent: ebs.Parent | None = None) -> tuple[float, ebs.Sent]:
+    """Upload with parbake, which makes the list of blocks as it sends; return the seconds and what came of it."""
     started = time.monotonic()
-    order = ebs.Order(path, blocks, path.with_suffix(".upload"), Stamp(name, "bench", name), name, REGION, parent)
-    snapshot = ebs.upload(order, Events())
-    return time.monotonic() - started, snapshot
+    order = ebs.Order(path, path.with_suffix(f".{name}"), Stamp(name, "bench", name), name, REGION, parent)
+    sent = ebs.upload(order, Events())
+    return time.monotonic() - started, sent
 
 
 def measure(size: int, rounds: int, work: Path) -> dict[str, float | int]:
@@ -143,32 +143,28 @@ def measure(size: int, rounds: int, work: Path) -> dict[str, float | int]:
     path = work / "disk.raw"
     say(f"writing {size // MIB} MiB, 40 % zeros")
     make_disk(path, size)
-    times: dict[str, list[float]] = {"ours": [], "plain": []}
+    full, bare = list[tuple[float, ebs.Sent]](), list[float]()
     with stand_in() as server:
         _configure(server.url)
-        snapshot = ""
-        started = time.monotonic()
-        blocks = block_list(path, Events())
-        say(f"the list of blocks: {time.monotonic() - started:.2f} s")
         for number in range(rounds):
-            taken, snapshot = ours(path, blocks, f"full {number}")
-            times["ours"].append(taken)
-            times["plain"].append(plain(path, f"plain {number}"))
-            say(f"round {number + 1}: parbake {taken:.2f} s, plain {times['plain'][-1]:.2f} s")
+            full.append(ours(path, f"full {number}"))
+            bare.append(plain(path, f"plain {number}"))
+            say(f"round {number + 1}: parbake {full[-1][0]:.2f} s, plain {bare[-1]:.2f} s")
+        whole = full[-1][1]
         change(path, CHANGED)
-        changed = block_list(path, Events())
         before = server.calls()
-        ours(path, changed, "incremental", ebs.Parent(snapshot, blocks))
+        taken, part = ours(path, "incremental", ebs.Parent(whole.snapshot, whole.blocks))
         asked = server.calls()
+        say(f"incremental: {taken:.2f} s")
     requests = sum(asked[name] - before.get(name, 0) for name in asked if name != "EC2")
-    sent = len(blocks.blocks) * BLOCK / MIB
-    full, bare = (statistics.median(times[name]) for name in ("ours", "plain"))
+    sent = whole.changed * BLOCK / MIB
+    mine, theirs = statistics.median(taken for taken, _ in full), statistics.median(bare)
     return {
-        "full_mib_s": round(sent / full, 1),
-        "plain_mib_s": round(sent / bare, 1),
-        "ratio": round(bare / full, 2),
+        "full_mib_s": round(sent / mine, 1),
+        "plain_mib_s": round(sent / theirs, 1),
+        "ratio": round(theirs / mine, 2),
         "incremental_requests": requests,
-        "changed_blocks": len(changed.changed_since(blocks)),
+        "changed_blocks": len(part.blocks.changed_since(whole.blocks)),
     }
 
 
@@ -196,7 +192,7 @@ def main() -> None:
     arguments.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     if chosen.alone:
-        ours(chosen.alone, block_list(chosen.alone, Events()), "alone")
+        ours(chosen.alone, "alone")
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     with tempfile.TemporaryDirectory(prefix="parbake-bench-", dir="/var/tmp") as folder:

@@ -19,4 +19,4 @@ def test_both_sides_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert set(result) == {"full_mib_s", "plain_mib_s", "ratio", "incremental_requests", "changed_blocks"}
     assert all(value > 0 for value in result.values())
     assert result["changed_blocks"] == 16
-    assert result["incremental_requests"] == 22, "one for each block, two to start and complete, four of EC2's"
+    assert result["incremental_requests"] == 20, "one for each block, two to start and complete, two of EC2's"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake import ebs
+from parbake import aws, ebs
 from parbake.aws import KEY, MANAGED, Stamp, clients
 from parbake.disk import BLOCK, ZEROS, BlockList, block_list
 from parbake.ebs import Journal, Order, Parent, pace
@@ -52,9 +54,17 @@ def disk_of(path: Path, blocks: dict[int, bytes], size: int = SIZE) -> BlockList
     return block_list(path, Events())
 
 
-def order(path: Path, blocks: BlockList, *, key: str = "k", parent: Parent | None = None, **more: object) -> Order:
+def order(path: Path, *, key: str = "k", parent: Parent | None = None, **more: object) -> Order:
     stamp = Stamp(key=key, run="r", name="node")
-    return Order(path, blocks, path.with_suffix(".upload"), stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
+    journal = path.with_suffix(f".{key}.upload")
+    return Order(path, journal, stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
+
+
+def sent(wanted: Order) -> str:
+    """Upload, and return the snapshot; the list of blocks that came of it is that of the file."""
+    done = ebs.upload(wanted, Events())
+    assert done.blocks == block_list(wanted.path, Events())
+    return done.snapshot
 
 
 def held(cloud: Cloud, snapshot: str) -> dict[int, bytes]:
@@ -83,22 +93,25 @@ SMALL = {0: b"boot", 3: b"x" * 5000, 399: b"end"}
 
 def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
-    wanted = order(path, disk_of(path, SMALL))
+    blocks, wanted = disk_of(path, SMALL), order(path)
     said: list[Event] = []
-    snapshot = ebs.upload(wanted, Events(said.append))
-    made = cloud.snapshots[snapshot]
+    done = ebs.upload(wanted, Events(said.append))
+    snapshot, made = done.snapshot, cloud.snapshots[done.snapshot]
+    assert done == ebs.Sent(snapshot, blocks, 3)
     assert held(cloud, snapshot) == holds(path)
     assert (made.state, made.gib, made.encrypted) == ("completed", 1, False)
-    assert (made.tags[MANAGED], made.tags[KEY]) == ("artefact", "k")
-    assert "parbake:expires" not in made.tags
+    assert (made.tags[MANAGED], made.tags[KEY]) == ("temporary", "k")
+    assert made.tags[ebs.BLOCKS_TAG] == blocks.digest()
     assert cloud.calls["PutSnapshotBlock"] == 3
     assert cloud.refused == {}
-    assert not wanted.journal.exists()
     (task,) = [event for event in said if event.kind == "task-end" and event.text.startswith("upload")]
     assert task.done == task.total == 3 * BLOCK
 
-    assert ebs.upload(wanted, Events()) == snapshot, "the same bytes under the same key are there"
+    assert ebs.upload(wanted, Events()) == done, "the journal says that they are there"
     assert cloud.calls["PutSnapshotBlock"] == 3
+    ebs.keep(snapshot, "eu-west-1", verified="2026-01-01T00:00:00Z")
+    assert (made.tags[MANAGED], made.tags["parbake:verified"]) == ("artefact", "2026-01-01T00:00:00Z")
+    assert "parbake:expires" not in made.tags
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -106,11 +119,11 @@ def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
 def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[int, bytes], known: bool) -> None:
     parent_path, path = tmp_path / "parent.raw", tmp_path / "child.raw"
     old = disk_of(parent_path, SMALL)
-    parent = ebs.upload(order(parent_path, old, key="parent"), Events())
+    parent = sent(order(parent_path, key=f"parent-{len(cloud.snapshots)}"))
     new = disk_of(path, {**{index: SMALL[index] for index in (0, 3)}, **blocks})
-    found = old if known else ebs.blocks_of(parent, new, Events(), region="eu-west-1")
+    found = old if known else ebs.blocks_of(parent, path, Events(), region="eu-west-1")
     before = cloud.calls["PutSnapshotBlock"]
-    child = ebs.upload(order(path, new, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)), Events())
+    child = sent(order(path, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)))
     assert held(cloud, child) == holds(path)
     assert cloud.snapshots[child].parent == parent
     assert cloud.calls["PutSnapshotBlock"] - before == len(new.changed_since(old))
@@ -119,8 +132,8 @@ def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[
 def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, SMALL)
-    parent = ebs.upload(order(path, blocks), Events())
-    child = ebs.upload(order(path, blocks, key="other", parent=Parent(parent, blocks)), Events())
+    parent = sent(order(path))
+    child = sent(order(path, key="other", parent=Parent(parent, blocks)))
     assert child != parent
     assert cloud.snapshots[child].written == {}
     assert held(cloud, child) == held(cloud, parent)
@@ -129,22 +142,22 @@ def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -
 def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, SMALL)
-    made = cloud.snapshots[ebs.upload(order(path, blocks, encrypted=True, kms_key="alias/nodes"), Events())]
+    made = cloud.snapshots[sent(order(path, encrypted=True, kms_key="alias/nodes"))]
     assert made.encrypted
     assert made.key.startswith("arn:aws:kms:")
     parent = Parent(made.id, blocks)
-    child = ebs.upload(order(path, blocks, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"), Events())
+    child = sent(order(path, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"))
     assert cloud.snapshots[child].key == made.key, "the parent decides"
     with pytest.raises(AwsFault, match="Alias is not found"):
-        ebs.upload(order(path, blocks, key="m", encrypted=True, kms_key="alias/missing"), Events())
+        sent(order(path, key="m", encrypted=True, kms_key="alias/missing"))
 
 
 def test_faults_that_pass(tmp_path: Path, cloud: Cloud) -> None:
     """Throttling, failures, broken connections, a snapshot that is known late and sealed slowly."""
     path = tmp_path / "disk.raw"
-    wanted = order(path, disk_of(path, {index: b"%d" % index for index in range(150)}))
+    disk_of(path, {index: b"%d" % index for index in range(150)})
     cloud.throttle_every, cloud.fail_every, cloud.break_every, cloud.late, cloud.slow = 13, 31, 47, 9, 3
-    snapshot = ebs.upload(wanted, Events())
+    snapshot = sent(order(path))
     assert cloud.refused["RequestThrottledException"] > 0
     assert cloud.refused["InternalServerException"] > 0
     assert cloud.refused["ResourceNotFoundException"] > 0
@@ -170,49 +183,89 @@ def _throttled() -> None:
 
 def test_at_most_64_are_in_flight(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
-    ebs.upload(order(path, disk_of(path, dict.fromkeys(range(300), b"x"))), Events())
+    disk_of(path, dict.fromkeys(range(300), b"x"))
+    sent(order(path))
     assert 1 < cloud.most <= 64
 
 
 @pytest.mark.parametrize("reason", ["always throttled", "changed file", "cut off"])
-def test_an_upload_that_fails_leaves_no_snapshot(tmp_path: Path, cloud: Cloud, reason: str) -> None:
+def test_an_upload_that_fails_leaves_no_snapshot(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     path = tmp_path / "disk.raw"
-    blocks = disk_of(path, SMALL)
-    wanted = order(path, blocks)
+    disk_of(path, SMALL)
+    wrote = Journal.wrote
+
+    def meanwhile(journal: Journal, index: int, digest: bytes) -> None:
+        wrote(journal, index, digest)
+        with path.open("r+b") as file:
+            file.write(b"y") if reason == "changed file" else file.truncate(300 * BLOCK)
+
     error: type[Exception] = InputError
-    match reason:
-        case "always throttled":
-            cloud.rate, error = 0.001, AwsLimit
-        case "changed file":
-            disk_of(path, {**SMALL, 3: b"y"})
-        case _:
-            os.truncate(path, 300 * BLOCK)
+    if reason == "always throttled":
+        cloud.rate, error = 0.001, AwsLimit
+    else:
+        monkeypatch.setattr(Journal, "wrote", meanwhile)
     with pytest.raises(error):
-        ebs.upload(wanted, Events())
+        sent(order(path))
     assert cloud.snapshots == {}
-    assert not wanted.journal.exists()
+    assert not order(path).journal.exists()
 
 
 def test_a_wrong_whole_ends_in_an_error_and_is_removed(tmp_path: Path, cloud: Cloud) -> None:
     """A journal that says more than is there: the LINEAR checksum tells."""
     path = tmp_path / "disk.raw"
-    wanted = order(path, disk_of(path, SMALL))
+    blocks, wanted = disk_of(path, SMALL), order(path)
     with Journal.open(wanted.journal, wanted) as journal:
-        snapshot = start(wanted, journal)
-        journal.began(snapshot)
-        journal.wrote(3)
+        journal.began(start(wanted, journal))
+        journal.wrote(3, blocks.blocks[3])
     with pytest.raises(AwsFault, match="checksums do not match"):
-        ebs.upload(wanted, Events())
+        sent(wanted)
     assert cloud.snapshots == {}
     assert not wanted.journal.exists()
-    assert held(cloud, ebs.upload(wanted, Events())) == holds(path)
+    assert held(cloud, sent(wanted)) == holds(path)
+
+
+@pytest.mark.parametrize("wrong", ["snapshot", "checksum", "place", "throttled", "credentials"])
+def test_refusals_read_as_those_of_boto3(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """Blocks are sent past boto3's own layers: what comes back means the same."""
+    client = aws.client("ebs", "eu-west-1", tries=1)
+    snapshot = client.start_snapshot(VolumeSize=1)["SnapshotId"] if wrong != "snapshot" else "snap-00000000000000009"
+    digest = hashlib.sha256(ZEROS if wrong != "checksum" else b"").digest()
+    index, checksum = 4096 if wrong == "place" else 1, base64.b64encode(digest).decode()
+    cloud.throttle_every = wrong == "throttled"
+    if wrong == "credentials":
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "")
+        clients.forget()
+        client = aws.client("ebs", "eu-west-1", tries=1)
+    with pytest.raises(AwsFault) as usual:
+        client.put_snapshot_block(
+            SnapshotId=snapshot, BlockIndex=index, BlockData=ZEROS, DataLength=BLOCK, Checksum=checksum,
+            ChecksumAlgorithm="SHA256",
+        )  # fmt: skip
+    headers = {"x-amz-Data-Length": str(BLOCK), "x-amz-Checksum-Algorithm": "SHA256", "x-amz-Checksum": checksum}
+    with pytest.raises(AwsFault) as bare:
+        aws.Rest(client).put("put_snapshot_block", f"/snapshots/{snapshot}/blocks/{index}", headers, bytearray(ZEROS))
+    assert type(bare.value) is type(usual.value)
+    assert (bare.value.message, bare.value.code, bare.value.hint) == (
+        usual.value.message,
+        usual.value.code,
+        usual.value.hint,
+    )
+
+
+def test_nothing_is_no_disk(tmp_path: Path, cloud: Cloud) -> None:
+    (tmp_path / "disk.raw").touch()
+    with pytest.raises(InputError, match="has no bytes"):
+        sent(order(tmp_path / "disk.raw"))
+    assert cloud.calls == {}
 
 
 KILLED = """
 import importlib, os, signal, sys
 from pathlib import Path
-from parbake import ebs
-from parbake.disk import block_list
+from parbake import aws, ebs
 from parbake.events import Events
 from tests.aws.test_ebs import order
 
@@ -223,7 +276,7 @@ if point == "started":
     upload.Journal.began = die
 elif point == "middle":
     wrote, count = upload.Journal.wrote, iter(range(100))
-    upload.Journal.wrote = lambda self, index: die() if next(count, None) is None else wrote(self, index)
+    upload.Journal.wrote = lambda self, *block: die() if next(count, None) is None else wrote(self, *block)
 elif point == "written":
     upload.Journal.completed = die
 elif point == "sealing":
@@ -231,12 +284,12 @@ elif point == "sealing":
 elif point == "sealed":
     upload.look = die
 else:
-    upload._keep = die
-ebs.upload(order(path, block_list(path, Events())), Events())
+    upload.Sent = die
+ebs.upload(order(path), Events())
 """
 
 
-@pytest.mark.parametrize("point", ["started", "middle", "written", "sealing", "sealed", "kept"])
+@pytest.mark.parametrize("point", ["started", "middle", "written", "sealing", "sealed", "done"])
 def test_an_upload_that_was_killed_goes_on(tmp_path: Path, cloud: Cloud, point: str) -> None:
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, {index: b"%d" % index for index in range(300 if point == "middle" else 60)})
@@ -244,31 +297,57 @@ def test_an_upload_that_was_killed_goes_on(tmp_path: Path, cloud: Cloud, point: 
     ended = subprocess.run([sys.executable, "-c", KILLED, point, str(path)], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert len(cloud.snapshots) == 1
-    snapshot = ebs.upload(order(path, blocks), Events())
+    snapshot = sent(order(path))
     assert list(cloud.snapshots) == [snapshot]
     assert held(cloud, snapshot) == holds(path)
-    assert cloud.snapshots[snapshot].tags[MANAGED] == "artefact"
+    assert cloud.snapshots[snapshot].tags[ebs.BLOCKS_TAG] == blocks.digest()
     in_flight = 64 if point == "middle" else 0
     assert cloud.calls["PutSnapshotBlock"] <= len(blocks.blocks) + in_flight, "what was acknowledged is not sent again"
-    assert not path.with_suffix(".upload").exists()
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.integers(0, 399), st.binary(min_size=1, max_size=3), max_size=6), st.booleans())
+def test_what_changed_since_the_kill_is_sent_again(
+    tmp_path: Path, cloud: Cloud, blocks: dict[int, bytes], child: bool
+) -> None:
+    """Hashes say what a pending snapshot has: other bytes replace it, also zeros, also what the parent has."""
+    below = tmp_path / "parent.raw"
+    old = disk_of(below, SMALL)
+    parent = Parent(sent(order(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
+    path = tmp_path / "disk.raw"
+    disk_of(path, {0: b"other", 3: SMALL[3], 7: b"more"})
+    wanted = order(path, key=f"k-{len(cloud.snapshots)}", parent=parent)
+    with pytest.MonkeyPatch.context() as cut:
+        cut.setattr(Journal, "completed", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sent(wanted)
+    disk_of(path, blocks)
+    snapshot = sent(wanted)
+    assert held(cloud, snapshot) == holds(path)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_journal_whose_snapshot_is_gone_counts_for_nothing(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
-    wanted = order(path, disk_of(path, SMALL))
+    blocks, wanted = disk_of(path, SMALL), order(path)
     with Journal.open(wanted.journal, wanted) as journal:
         journal.began(start(wanted, journal))
-        journal.wrote(3)
+        journal.wrote(3, blocks.blocks[3])
     cloud.snapshots.clear()  # AWS has cancelled it
-    assert held(cloud, ebs.upload(wanted, Events())) == holds(path)
+    assert held(cloud, sent(wanted)) == holds(path)
 
 
-def test_a_journal_of_other_bytes_counts_for_nothing(tmp_path: Path, cloud: Cloud) -> None:
+def test_what_is_no_journal_of_this_upload_counts_for_nothing(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
-    for content in (b"not a journal", b"{}\nsnap-1\n3\n"):
-        wanted = order(path, disk_of(path, {**SMALL, 7: content}))
+    for content in (b"not a journal", b"{}\nsnap-1\n3\n", b""):
+        disk_of(path, {**SMALL, 7: b"7" + content})
+        wanted = order(path)
         wanted.journal.write_bytes(content)
-        assert held(cloud, ebs.upload(wanted, Events())) == holds(path)
+        assert held(cloud, sent(wanted)) == holds(path)
+        wanted.journal.unlink()
 
 
 # -- reading
@@ -277,7 +356,7 @@ def test_a_journal_of_other_bytes_counts_for_nothing(tmp_path: Path, cloud: Clou
 def test_a_snapshot_becomes_a_file(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, {index * 3: b"%d" % index for index in range(130)})  # more than a page of 100
-    snapshot = ebs.upload(order(path, blocks), Events())
+    snapshot = sent(order(path))
     cloud.fail_every = 17
     fetched = ebs.fetch(snapshot, tmp_path / "back.raw", Events(), region="eu-west-1")
     assert (fetched.snapshot, fetched.blocks) == (snapshot, BlockList(GIB, blocks.blocks))
@@ -305,8 +384,9 @@ def test_fetching_what_is_not_there(tmp_path: Path) -> None:
 
 def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
-    wanted = order(path, disk_of(path, SMALL))
-    snapshot = ebs.upload(wanted, Events())
+    disk_of(path, SMALL)
+    wanted = order(path)
+    snapshot = sent(wanted)
     cloud.slow = 2
     how = {"name": "node-k", "platform": AMD64, "boot": "uefi-preferred", "stamp": wanted.stamp, "region": "eu-west-1"}
     ami = ebs.register(snapshot, events=Events(), **how)  # type: ignore[arg-type]
@@ -326,7 +406,8 @@ def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: C
     fetched = ebs.fetch(ami, tmp_path / "root.raw", Events(), region="eu-west-1")
     assert holds(fetched.path) == holds(path)
 
-    other = ebs.upload(order(path, disk_of(path, {1: b"other"}), key="o"), Events())
+    disk_of(path, {1: b"other"})
+    other = sent(order(path, key="o"))
     with pytest.raises(AwsFault, match="already in use"):
         ebs.register(other, events=Events(), **how)  # type: ignore[arg-type]
 
@@ -338,6 +419,7 @@ def test_without_a_signature_for_ebs_nothing_is_answered(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     clients.forget()
     path = tmp_path / "disk.raw"
+    disk_of(path, SMALL)
     with pytest.raises(AwsNoAccess, match="no AWS credentials"):
-        ebs.upload(order(path, disk_of(path, SMALL)), Events())
+        sent(order(path))
     assert cloud.calls == {}

@@ -11,10 +11,11 @@ import pytest
 
 from parbake import ebs
 from parbake.aws import Stamp, clients
+from parbake.aws.leftovers import Wanted, remove
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
 from parbake.builders import ebs as builder
-from parbake.disk import BLOCK, BlockList, block_list
+from parbake.disk import BLOCK, BlockList
 from parbake.errors import AwsFault, InputError
 from parbake.events import Events
 from parbake.model import GIB, MIB, Artefact, Base, Plan, Verdict
@@ -128,6 +129,49 @@ def test_a_run_that_was_cut_off_goes_on_with_its_disk(
     assert staged(tmp_path) == []
 
 
+def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as cut:
+        cut.setattr(ebs, "register", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, MACHINE)
+    [left] = cloud.snapshots.values()
+    assert left.tags["parbake:managed"] == "temporary"
+    assert remove(Wanted(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
+    assert build(tmp_path, MACHINE).published, "it is sent anew"
+    assert len(oven.bakes) == 1
+
+
+def test_a_volume_that_was_cut_off_is_finished(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies, shares and the last word are made sure of, with nothing baked or sent again."""
+    settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    for call in ("copy", "share", "keep"):
+        with monkeypatch.context() as cut:
+            cut.setattr(ebs, call, _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                build(tmp_path, VOLUME, **settings)
+        assert {made.tags["parbake:managed"] for made in cloud.snapshots.values()} == {"temporary"}
+    places = build(tmp_path, VOLUME, **settings).published
+    assert list(places) == ["eu-west-1", "us-east-1"]
+    assert len(cloud.snapshots) == 2
+    for made in cloud.snapshots.values():
+        assert (made.tags["parbake:managed"], made.shared) == ("artefact", {"123456789012"})
+    assert (len(oven.bakes), cloud.calls["PutSnapshotBlock"]) == (1, 3)
+
+
+def test_what_exists_goes_where_the_bakefile_says_by_now(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    for wanted in (VOLUME, MACHINE):
+        first = build(tmp_path, wanted, region="eu-west-1").published
+        again = build(tmp_path, wanted, region="eu-west-1", copy_to=["us-east-1"]).published
+        assert again["eu-west-1"].snapshots == first["eu-west-1"].snapshots
+        copied = again["us-east-1"].snapshots[0].id
+        assert cloud.snapshots[copied].tags["parbake:managed"] == "artefact"
+    assert len(oven.bakes) == 2
+
+
 def _interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
@@ -196,8 +240,8 @@ def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) 
         file.truncate(GIB)
         os.pwrite(file.fileno(), b"boot", 0)
         os.pwrite(file.fileno(), b"old", 7 * BLOCK)
-    order = ebs.Order(path, block_list(path, Events()), tmp_path / "j", Stamp("p", "r", "p"), "p", "eu-west-1")
-    parent = ebs.upload(order, Events())
+    order = ebs.Order(path, tmp_path / "j", Stamp("p", "r", "p"), "p", "eu-west-1")
+    parent = ebs.upload(order, Events()).snapshot
     before = cloud.calls["PutSnapshotBlock"]
     made = build(tmp_path, VOLUME, parent_snapshot=parent).published["eu-west-1"].snapshots[0].id
     assert cloud.snapshots[made].parent == parent

@@ -85,6 +85,7 @@ OTHERS = {
     "get_caller_identity",
     "get_parameter",
     "get_authorization_token",
+    "get_auth_instance",
     "get_close_matches",
     "describe_key",
 }

@@ -222,7 +222,15 @@ def describe_images(cloud: Cloud, wanted: dict[str, str]) -> str:
     return f"<imagesSet>{''.join(items)}</imagesSet>"
 
 
+def describe_nothing(_cloud: Cloud, _wanted: dict[str, str]) -> str:
+    """Instances, volumes and security groups, of which there are none here."""
+    return ""
+
+
 _ACTIONS = {
+    "DescribeInstances": describe_nothing,
+    "DescribeVolumes": describe_nothing,
+    "DescribeSecurityGroups": describe_nothing,
     "DescribeSnapshots": describe_snapshots,
     "DeleteSnapshot": delete_snapshot,
     "CopySnapshot": copy_snapshot,

@@ -6,6 +6,7 @@ Nothing here imports boto3 before ``client`` is called, so a local bake neither 
 from parbake.aws.clients import Client, account, client, default_region, swallowing
 from parbake.aws.faults import translate as translating
 from parbake.aws.images import SourceImage, find_source, nearest
+from parbake.aws.rest import Rest
 from parbake.aws.tags import (
     ARTEFACT,
     EXPIRY,
@@ -37,6 +38,7 @@ __all__ = [
     "VERIFIED",
     "Client",
     "Look",
+    "Rest",
     "SourceImage",
     "Stamp",
     "account",

@@ -22,13 +22,13 @@ from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
 from parbake.builders.ec2.image import Amis, published
 from parbake.builders.local import LocalBuilder
-from parbake.disk import BlockList, block_list
+from parbake.disk import BlockList
 from parbake.errors import InputError
 from parbake.events import Events
 from parbake.model import GIB, Plan, Published, Snapshot, Verdict
 from parbake.workspace import cache_folder, lock, publish, remove_leftovers, remove_tree, room_for, work_folder
 
-_DISK, _BLOCKS, _MADE = "disk.raw", "disk.raw.blocks", "made.json"
+_DISK, _MADE = "disk.raw", "made.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,6 @@ class _Made:
     """A disk that was baked here and waits to be sent."""
 
     folder: Path
-    blocks: BlockList
     sealed: tuple[str, ...]
     boot: str
     base: ebs.Parent | None = None
@@ -44,6 +43,11 @@ class _Made:
     @property
     def disk(self) -> Path:
         return self.folder / _DISK
+
+    @property
+    def gib(self) -> int:
+        """The size of volumes made from it."""
+        return -(-self.disk.stat().st_size // GIB)
 
 
 class EbsBuilder:
@@ -67,17 +71,17 @@ class EbsBuilder:
             if self._fresh:
                 remove_tree(folder)
             elif there := run.existing():
-                return _again(there, region, local, replace(ingredients, work=work))
+                return _again(there, run, local, replace(ingredients, work=work))
             made = _found(folder) or _bake(local, replace(ingredients, work=work), folder, region)
             verdict = ingredients.prove(made.disk, local, work) if ingredients.prove else None
             if verdict and not verdict.passed:
-                return Baked(None, sealed=made.sealed, verdict=verdict, size=local.size, blocks=made.blocks)
+                return Baked(None, sealed=made.sealed, verdict=verdict, size=local.size)
             with ingredients.events.stage("upload", "Write the snapshot"):
-                snapshot = run.upload(made)
-            published = run.publish(snapshot, made, verdict)
+                sent = run.upload(made)
+            published = run.spread(run.publish(sent.snapshot, made), verdict)
             remove_tree(folder)
         return Baked(
-            None, sealed=made.sealed, published=published, verdict=verdict, size=local.size, blocks=made.blocks
+            None, sealed=made.sealed, published=published, verdict=verdict, size=local.size, blocks=sent.blocks
         )
 
     def _refuse(self, plan: Plan) -> None:
@@ -89,14 +93,17 @@ class EbsBuilder:
             raise InputError("snapshots do not deprecate, AMIs do", hint="remove `aws.deprecate_after`")
 
 
-def _again(there: Published, region: str, plan: Plan, ingredients: Ingredients) -> Baked:
-    """Return what AWS has of a plan already; what nobody has proven is read back for that."""
-    made = Baked(None, published={region: there}, size=plan.size)
-    if ingredients.prove is None:
+def _again(there: Published, run: _Run, plan: Plan, ingredients: Ingredients) -> Baked:
+    """Return what AWS has of a plan already, read back to be proven; what the Bakefile wants of it is made sure of."""
+    made = Baked(None, published={run.region: there}, size=plan.size)
+    if ingredients.prove:
+        with ingredients.events.stage("fetch", f"Fetch {there.image or there.snapshots[0].id}"):
+            snapshot, target = there.snapshots[0].id, ingredients.work / _DISK
+            fetched = ebs.fetch(snapshot, target, ingredients.events, region=run.region)
+        made = replace(made, verdict=ingredients.prove(target, plan, ingredients.work), blocks=fetched.blocks)
+    if made.verdict and not made.verdict.passed:
         return made
-    with ingredients.events.stage("fetch", f"Fetch {there.image or there.snapshots[0].id}"):
-        fetched = ebs.fetch(there.snapshots[0].id, ingredients.work / _DISK, ingredients.events, region=region)
-    return replace(made, verdict=ingredients.prove(fetched.path, plan, ingredients.work), blocks=fetched.blocks)
+    return replace(made, published=run.spread(there, made.verdict))
 
 
 def _local(plan: Plan) -> Plan:
@@ -120,7 +127,7 @@ def _found(folder: Path) -> _Made | None:
     try:
         said = json.loads((folder / _MADE).read_text())
         base = said["base"] and ebs.Parent(said["base"], BlockList.read(folder / "base.blocks"))
-        return _Made(folder, BlockList.read(folder / _BLOCKS), tuple(said["sealed"]), said["boot"], base or None)
+        return _Made(folder, tuple(said["sealed"]), said["boot"], base or None)
     except (FileNotFoundError, ValueError, KeyError, TypeError, InputError):
         return None
 
@@ -134,21 +141,18 @@ def _bake(plan: Plan, ingredients: Ingredients, folder: Path, region: str) -> _M
         ingredients = replace(ingredients, base=fetched.path)
     baked = LocalBuilder().build(plan, ingredients)
     assert baked.path
-    with ingredients.events.stage("digest", "Digest"):
-        blocks = block_list(baked.path, ingredients.events)
     boot = ebs.boot_mode(baked.path, plan.platform) if plan.artefact.kind == "machine-image" else ""
     remove_tree(folder)
     draft = ingredients.work / "made"
     with room_for(folder):
         draft.mkdir()
         baked.path.rename(draft / _DISK)
-        blocks.write(draft / _BLOCKS)
         if base:
             base.blocks.write(draft / "base.blocks")
         said = {"sealed": baked.sealed, "boot": boot, "base": base.snapshot if base else ""}
         (draft / _MADE).write_text(json.dumps(said))
         publish(draft, folder)
-    return _Made(folder, blocks, baked.sealed, boot, base)
+    return _Made(folder, baked.sealed, boot, base)
 
 
 def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
@@ -206,11 +210,10 @@ class _Run:
     def _volume(snapshot: str, size: int) -> Published:
         return Published(snapshots=(Snapshot(id=snapshot, size=size),))
 
-    def upload(self, made: _Made) -> str:
+    def upload(self, made: _Made) -> ebs.Sent:
         """Make sure of the snapshot, incremental where there is a parent."""
         order = ebs.Order(
             path=made.disk,
-            blocks=made.blocks,
             journal=made.folder / "upload",
             stamp=self.stamp,
             name=self.name,
@@ -219,14 +222,15 @@ class _Run:
             encrypted=self.plan.artefact.encrypted,
             kms_key=self.plan.artefact.kms_key,
         )
+        sent = ebs.upload(order, self.events)
         if order.parent:
-            self.events.note(f"{len(order.changed)} blocks of 512 KiB differ from {order.parent.snapshot}")
-        return ebs.upload(order, self.events)
+            self.events.note(f"{sent.changed} blocks of 512 KiB differ from {order.parent.snapshot}")
+        return sent
 
     def parent(self, made: _Made) -> ebs.Parent | None:
         """Return what to build on: what the user names, else the newest of this name, else the base AMI's snapshot."""
         ec2 = aws.client("ec2", self.region)
-        gib, named = -(-made.blocks.size // GIB), self.settings.parent_snapshot
+        gib, named = made.gib, self.settings.parent_snapshot
         if named:
             found = ec2.describe_snapshots(SnapshotIds=[named])["Snapshots"][0]
             if found["State"] != "completed" or int(found["VolumeSize"]) > gib:
@@ -234,7 +238,7 @@ class _Run:
                     f"the parent {named} is {found['State']}, with {found['VolumeSize']} GiB; this disk has {gib} GiB",
                     hint="raise `size`, or name another `aws.parent_snapshot`",
                 )
-            blocks = self._list(found) or ebs.blocks_of(named, made.blocks, self.events, region=self.region)
+            blocks = self._list(found) or ebs.blocks_of(named, made.disk, self.events, region=self.region)
             return ebs.Parent(named, blocks)
         filters = [{"Name": "tag-key", "Values": [ebs.BLOCKS_TAG]}, {"Name": "status", "Values": ["completed"]}]
         ours = re.compile(re.escape(self.plan.name) + "-[0-9a-f]{12}(-[0-9a-f]{12})?")
@@ -250,28 +254,6 @@ class _Run:
             if known is not None:
                 return ebs.Parent(str(snapshot["SnapshotId"]), known)
         return self._base_of(made, gib)
-
-    def _spread(self, snapshot: str, size: int) -> dict[str, Published]:
-        """Copy, share and warm a volume's snapshot."""
-        places = {self.region: snapshot}
-        for region in self.settings.copy_to:
-            with self.events.stage("copy", f"Copy to {region}"):
-                places[region] = ebs.copy(
-                    snapshot,
-                    self.region,
-                    region,
-                    stamp=self.stamp,
-                    name=self.name,
-                    kms_key=self.plan.artefact.kms_key,
-                    events=self.events,
-                )
-        for region, made in places.items():
-            if self.settings.share_with:
-                ebs.share(made, region, self.settings.share_with)
-            zones = [zone for zone in self.settings.fast_snapshot_restore if zone[:-1] == region]
-            if zones:
-                ebs.restore_fast(made, region, zones, self.events)
-        return {region: self._volume(made, size) for region, made in places.items()}
 
     def _base_of(self, made: _Made, gib: int) -> ebs.Parent | None:
         """Return the base AMI's snapshot where it is this account's."""
@@ -304,10 +286,10 @@ class _Run:
                 return blocks
         return None
 
-    def publish(self, snapshot: str, made: _Made, verdict: Verdict | None) -> dict[str, Published]:
-        """Make an AMI of a machine image's snapshot; copy and share; return where it all is."""
+    def publish(self, snapshot: str, made: _Made) -> Published:
+        """Make an AMI of a machine image's snapshot; return what there is then."""
         if self.plan.artefact.kind == "volume":
-            return self._spread(snapshot, -(-made.blocks.size // GIB) * GIB)
+            return self._volume(snapshot, made.gib * GIB)
         with self.events.stage("image", "Make an AMI of it"):
             image = ebs.register(
                 snapshot,
@@ -318,14 +300,45 @@ class _Run:
                 events=self.events,
                 region=self.region,
             )
+        return Published(image=image, snapshots=(Snapshot(id=snapshot, size=made.gib * GIB),))
+
+    def spread(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
+        """Copy, share and warm what is there; say of all of it that it stays, and return where it is."""
+        verified = verdict.verified_at if verdict else ""
+        return self._amis(there.image, verified) if there.image else self._volumes(there.snapshots[0], verified)
+
+    def _amis(self, image: str, verified: str) -> dict[str, Published]:
         amis = Amis(self.settings, self.stamp, self.name, self.events)
         places = {self.region: amis.wait(self.region, image)}
         copies = {region: amis.copy(image, self.region, region) for region in self.settings.copy_to}
         for region, copied in copies.items():
             with self.events.stage("copy", f"Copy to {region}"):
                 places[region] = amis.wait(region, copied)
-        for region, there in places.items():
-            amis.finish(region, there)
-        for region, there in reversed(list(places.items())):  # this region's is the last word: then all is done
-            amis.promote(region, there, verified=verdict.verified_at if verdict else "")
-        return {region: published(there) for region, there in places.items()}
+        for region, found in places.items():
+            amis.finish(region, found)
+        for region, found in reversed(list(places.items())):  # this region's is the last word: then all is done
+            amis.promote(region, found, verified=verified)
+        return {region: published(found) for region, found in places.items()}
+
+    def _volumes(self, volume: Snapshot, verified: str) -> dict[str, Published]:
+        places = {self.region: volume.id}
+        for region in self.settings.copy_to:
+            with self.events.stage("copy", f"Copy to {region}"):
+                places[region] = ebs.copy(
+                    volume.id,
+                    self.region,
+                    region,
+                    stamp=self.stamp,
+                    name=self.name,
+                    kms_key=self.plan.artefact.kms_key,
+                    events=self.events,
+                )
+        for region, made in places.items():
+            if self.settings.share_with:
+                ebs.share(made, region, self.settings.share_with)
+            zones = [zone for zone in self.settings.fast_snapshot_restore if zone[:-1] == region]
+            if zones:
+                ebs.restore_fast(made, region, zones, self.events)
+        for region, made in reversed(list(places.items())):
+            ebs.keep(made, region, verified=verified)
+        return {region: self._volume(made, volume.size) for region, made in places.items()}

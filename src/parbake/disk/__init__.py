@@ -1,6 +1,6 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
-from parbake.disk.blocks import BLOCK, ZEROS, BlockList, block_list, read_blocks, spans
+from parbake.disk.blocks import BLOCK, ZEROS, BlockList, block_list, data_blocks, read_blocks, spans
 from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_beside, sha256_file, to_raw
 from parbake.disk.filesystems import (
     FileSystem,
@@ -30,6 +30,7 @@ __all__ = [
     "check_filesystem",
     "convert",
     "copy_sparse",
+    "data_blocks",
     "describe",
     "filesystem_uuid",
     "find_root",

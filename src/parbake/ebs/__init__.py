@@ -5,8 +5,8 @@ Sources: EBS user guide, "EBS direct APIs" and its FAQ; EBS direct API reference
 
 from parbake.ebs.download import Fetched, blocks_of, fetch
 from parbake.ebs.images import ROOT_DEVICE, boot_mode, register
-from parbake.ebs.spread import copy, restore_fast, share
-from parbake.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, key_arn, upload
+from parbake.ebs.spread import copy, keep, restore_fast, share
+from parbake.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, Sent, key_arn, upload
 
 __all__ = [
     "BLOCKS_TAG",
@@ -15,10 +15,12 @@ __all__ = [
     "Journal",
     "Order",
     "Parent",
+    "Sent",
     "blocks_of",
     "boot_mode",
     "copy",
     "fetch",
+    "keep",
     "key_arn",
     "register",
     "restore_fast",

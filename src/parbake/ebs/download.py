@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from parbake import aws
-from parbake.disk import BLOCK, ZEROS, BlockList
+from parbake.disk import BLOCK, ZEROS, BlockList, data_blocks
 from parbake.ebs.pace import Pace
 from parbake.errors import AwsFault, AwsNoAccess, AwsNotFound, BadContent, InputError
 from parbake.events import Events
@@ -58,16 +58,16 @@ def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetch
     return Fetched(target, snapshot, BlockList(listed.size, found))
 
 
-def blocks_of(snapshot: str, wanted: BlockList, events: Events, *, region: str = "") -> BlockList:
-    """Return the list of a snapshot's blocks, as far as it helps to say what of ``wanted`` differs from it.
+def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") -> BlockList:
+    """Return the list of a snapshot's blocks, as far as it helps to say what of a raw disk differs from it.
 
-    Blocks that are in one of the two alone differ without being read.
+    Blocks that only the snapshot has are in the list with a word for a digest: they differ without being read.
     """
     listed = _list(snapshot, region, events)
-    common = [index for index in listed.tokens if index in wanted.blocks]
-    found = dict.fromkeys(listed.tokens, b"unread")
-    read = _read(snapshot, region, listed, common, events, None)
-    return BlockList(listed.size, {**found, **dict.fromkeys(common, b"zeros"), **read})
+    with disk.open("rb", buffering=0) as file:
+        common = listed.tokens.keys() & set(data_blocks(file.fileno(), os.fstat(file.fileno()).st_size))
+    unread = dict.fromkeys(listed.tokens.keys() - common, b"unread")
+    return BlockList(listed.size, {**unread, **_read(snapshot, region, listed, common, events, None)})
 
 
 def _snapshot_of(what: str, region: str) -> str:

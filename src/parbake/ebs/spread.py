@@ -1,4 +1,4 @@
-"""What becomes of a volume's snapshot: copies in other regions, accounts that may use it, fast restore.
+"""What becomes of a volume's snapshot: copies in other regions, accounts that may use it, fast restore; that it stays.
 
 Every step is "make sure that", so that a run which was cut off is finished by the next. Sources: EC2 API reference,
 CopySnapshot, ModifySnapshotAttribute, EnableFastSnapshotRestores.
@@ -11,7 +11,7 @@ from typing import Any
 
 from parbake import aws
 from parbake.aws import Stamp
-from parbake.aws.tags import ARTEFACT
+from parbake.aws.tags import ARTEFACT, EXPIRY, MANAGED, VERIFIED, as_list
 from parbake.ebs.upload import look
 from parbake.events import Events
 
@@ -32,7 +32,7 @@ def copy(snapshot: str, source: str, region: str, *, stamp: Stamp, name: str, km
     if usable:
         made = usable[0]
     else:
-        tags = {**stamp.tags("snapshot", kind=ARTEFACT, name=name), SOURCE_TAG: snapshot}
+        tags = {**stamp.tags("snapshot", name=name), SOURCE_TAG: snapshot}
         wanted: dict[str, Any] = {"TagSpecifications": aws.specifications(tags, "snapshot")}
         if kms_key:
             wanted |= {"Encrypted": True, "KmsKeyId": kms_key}
@@ -67,3 +67,11 @@ def restore_fast(snapshot: str, region: str, zones: Iterable[str], events: Event
         errors = refused.get("FastSnapshotRestoreStateErrors") or [{}]
         why = errors[0].get("Error", {}).get("Message", "refused")
         events.warn(f"fast snapshot restore of {snapshot}: {why}")
+
+
+def keep(snapshot: str, region: str, *, verified: str = "") -> None:
+    """Tag a snapshot as what the run was for: no clean-up takes it any more. ``verified`` is when it was."""
+    ec2 = aws.client("ec2", region)
+    tags = {MANAGED: ARTEFACT, **({VERIFIED: verified} if verified else {})}
+    ec2.create_tags(Resources=[snapshot], Tags=as_list(tags))
+    ec2.delete_tags(Resources=[snapshot], Tags=[{"Key": EXPIRY}])

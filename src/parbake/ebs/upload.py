@@ -1,9 +1,12 @@
 """Write a raw disk as a snapshot: only what differs from its parent, 64 blocks at once, resumable, checked throughout.
 
-EBS checks each block against the SHA-256 that the list of blocks names, and the whole against the SHA-256 of those.
+Each block is read and hashed once, by the thread that sends it: EBS checks the block against this SHA-256, the list of
+blocks holds it, and the whole is checked against the SHA-256 of all of them. Hashing, reading and sending release the
+interpreter's lock, so that they overlap with each other and with the network.
 A pending snapshot cannot be read (EBS user guide, FAQ), so what it has already is noted beside the disk: the journal
-names the snapshot, and counts only while AWS says that this is pending. A snapshot that is forgotten, AWS cancels an
-hour after the last block.
+names the snapshot and the hash of each block that is there, and counts only while AWS says that it is pending. A block
+that is written again replaces what was there (API reference, PutSnapshotBlock). A snapshot that is forgotten, AWS
+cancels an hour after the last block.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,17 +25,19 @@ from typing import Any, Self
 
 from parbake import aws
 from parbake.aws import Stamp
-from parbake.aws.tags import ARTEFACT, EXPIRY, MANAGED, as_list
-from parbake.disk import BLOCK, ZEROS, BlockList, read_blocks
+from parbake.aws.tags import as_list
+from parbake.disk import BLOCK, ZEROS, BlockList, data_blocks, read_blocks
 from parbake.ebs.pace import Pace
 from parbake.errors import AwsFault, AwsNotFound, DeadlineExceeded, InputError, Interrupted
-from parbake.events import Events
+from parbake.events import Events, Task
 from parbake.model import GIB
 
 BLOCKS_TAG = "parbake:blocks"
 """The tag that holds the digest of the list of blocks that a snapshot was made of."""
 _ZEROS_SHA256 = hashlib.sha256(ZEROS).digest()
 _COMPLETE = "complete"
+_HEADERS = {"x-amz-Data-Length": str(BLOCK), "x-amz-Checksum-Algorithm": "SHA256"}
+_LINE = re.compile(r"(\d+) ([0-9a-f]{64})")
 _WAIT = 4 * 3600.0  # seconds; sealing a large snapshot is slow at times
 _TIMEOUT = 60  # minutes after which AWS cancels a snapshot that nobody writes to
 
@@ -48,12 +54,12 @@ class Parent:
 class Order:
     """What to upload, and as what.
 
-    ``journal`` is the file that notes what has been written. ``encrypted`` and ``kms_key`` (alias, id or ARN) are
-    for a snapshot without a parent: with one, the parent decides (StartSnapshot refuses to be told both).
+    ``journal`` is the file that notes what has been written; it stays until whoever is done with the disk removes it.
+    ``encrypted`` and ``kms_key`` (alias, id or ARN) are for a snapshot without a parent: with one, the parent decides
+    (StartSnapshot refuses to be told both).
     """
 
     path: Path
-    blocks: BlockList
     journal: Path
     stamp: Stamp
     name: str
@@ -62,58 +68,55 @@ class Order:
     encrypted: bool = False
     kms_key: str = ""
 
-    @property
-    def changed(self) -> list[int]:
-        """The blocks to write, ascending."""
-        nothing = BlockList(self.blocks.size, {})
-        return self.blocks.changed_since(self.parent.blocks if self.parent else nothing)
 
-    @property
-    def gib(self) -> int:
-        """The size of volumes made from the snapshot, in GiB."""
-        return -(-self.blocks.size // GIB)
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A completed snapshot, the SHA-256 of the blocks that it holds, and how many were not its parent's."""
 
-    def checksum(self, index: int) -> bytes:
-        """Return the SHA-256 of a block, also of one that is zeros."""
-        return self.blocks.blocks.get(index, _ZEROS_SHA256)
+    snapshot: str
+    blocks: BlockList
+    changed: int
 
 
 class Journal:
     """What a pending snapshot holds already, as a file that survives a kill; use with ``with``.
 
-    The first line says what is uploaded and how it was started; then come the snapshot's id, the blocks that AWS has
-    acknowledged, and the word that all are there. A last line that was torn does not count.
+    The first line says how the snapshot was started; then come its id, the blocks that AWS has acknowledged with their
+    SHA-256 (the last one of a block counts), and the word that all are there. A last line that was torn does not count.
     """
 
     def __init__(self, path: Path, start: Mapping[str, Any]) -> None:
         self.path = path
         self.start = dict(start)
         self.snapshot = ""
-        self.written: set[int] = set()
+        self.written: dict[int, bytes] = {}
         self.complete = False
         self._handle = -1
 
     @classmethod
     def open(cls, path: Path, order: Order) -> Self:
-        """Go on with the journal of an upload of the same bytes onto the same parent, or begin one."""
+        """Go on with the journal of an upload that was started alike, or begin one."""
         same = {
-            "blocks": order.blocks.digest(),
+            "key": order.stamp.key,
             "region": order.region,
+            "gib": -(-order.path.stat().st_size // GIB),
             "parent": order.parent.snapshot if order.parent else "",
+            "encrypted": order.encrypted,
+            "kms_key": order.kms_key,
         }
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             lines = path.read_text().splitlines(keepends=True)
             made = cls(path, json.loads(lines[0]) if lines else {})
             if {name: made.start[name] for name in same} == same:
                 for line in (line.strip() for line in lines[1:] if line.endswith("\n")):
-                    if line.isdigit():
-                        made.written.add(int(line))
+                    if block := _LINE.fullmatch(line):
+                        made.written[int(block[1])] = bytes.fromhex(block[2])
                     elif line == _COMPLETE:
                         made.complete = True
                     else:
                         made.snapshot = line
                 return made
-        tags = {**order.stamp.tags("snapshot", name=order.name), BLOCKS_TAG: same["blocks"]}
+        tags = order.stamp.tags("snapshot", name=order.name)
         return cls(path, {**same, "token": secrets.token_hex(32), "tags": tags})
 
     def __enter__(self) -> Self:
@@ -135,9 +138,10 @@ class Journal:
         self.snapshot = snapshot
         self._note(snapshot)
 
-    def wrote(self, index: int) -> None:
-        """Note a block that AWS has acknowledged."""
-        self._note(str(index))
+    def wrote(self, index: int, digest: bytes) -> None:
+        """Note a block that AWS has acknowledged, with its SHA-256."""
+        self.written[index] = digest
+        self._note(f"{index} {digest.hex()}")
 
     def completed(self) -> None:
         """Note that every block is there."""
@@ -149,20 +153,16 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def upload(order: Order, events: Events) -> str:
-    """Make sure that a completed snapshot of a disk's bytes exists; return its id.
+def upload(order: Order, events: Events) -> Sent:
+    """Make sure that a completed snapshot of a disk's bytes exists.
 
-    One that was made of the same bytes under the same key is found by its tags. An upload that was killed or
-    interrupted goes on; one that failed leaves no snapshot. Raises AwsFault, InputError (the file is not what its list
-    says), DeadlineExceeded.
+    It is tagged as temporary, and with the digest of its blocks: whoever is done with it says so. An upload that was
+    killed or interrupted goes on; one that failed leaves no snapshot. Raises AwsFault, InputError (the file changes
+    meanwhile, or has no bytes), DeadlineExceeded.
     """
+    if not order.path.stat().st_size:
+        raise InputError(f"{order.path} has no bytes", hint="name a disk, or the file of a volume")
     ec2 = aws.client("ec2", order.region)
-    filters = [*aws.mine(key=order.stamp.key), {"Name": f"tag:{BLOCKS_TAG}", "Values": [order.blocks.digest()]}]
-    found = ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
-    done = [each for each in found if each["State"] == "completed"]
-    if done:
-        order.journal.unlink(missing_ok=True)
-        return _keep(order, str(done[0]["SnapshotId"]))
     journal = Journal.open(order.journal, order)
     usable = {"pending", "completed"} if journal.complete else {"pending"}
     if journal.snapshot and _state(order, journal.snapshot) not in usable:
@@ -170,7 +170,7 @@ def upload(order: Order, events: Events) -> str:
         journal = Journal.open(order.journal, order)
     with journal:
         try:
-            _write(order, journal, events)
+            blocks = _write(order, journal, events)
         except (Interrupted, KeyboardInterrupt, DeadlineExceeded):
             raise  # the same command goes on
         except Exception:
@@ -181,20 +181,21 @@ def upload(order: Order, events: Events) -> str:
                     ec2.delete_snapshot(SnapshotId=journal.snapshot)
                 journal.forget()
             raise
-    _keep(order, journal.snapshot)
-    journal.forget()
-    return journal.snapshot
+    ec2.create_tags(Resources=[journal.snapshot], Tags=as_list({BLOCKS_TAG: blocks.digest()}))
+    return Sent(journal.snapshot, blocks, len(journal.written))
 
 
-def _write(order: Order, journal: Journal, events: Events) -> None:
+def _write(order: Order, journal: Journal, events: Events) -> BlockList:
     if not journal.snapshot:
         journal.began(start(order, journal))
-    snapshot, changed, again = journal.snapshot, order.changed, journal.complete
-    if not journal.complete:
-        _put(order, journal, [index for index in changed if index not in journal.written], events)
+    snapshot, again = journal.snapshot, journal.complete
+    blocks = _put(order, journal, events)
+    if not again:
         journal.completed()
+    elif _state(order, snapshot) == "completed":
+        return blocks
     try:
-        aws.client("ebs", order.region).complete_snapshot(**_seal(order, snapshot, changed))
+        aws.client("ebs", order.region).complete_snapshot(**_seal(journal))
     except AwsFault as error:
         if not again or error.code not in {"ValidationException", "ConflictException"}:
             raise  # else a run before had it sealed, and was killed then
@@ -205,12 +206,13 @@ def _write(order: Order, journal: Journal, events: Events) -> None:
         events=events,
         hint="run the same command again: the blocks are there",
     )
+    return blocks
 
 
 def start(order: Order, journal: Journal) -> str:
     """Start the snapshot, or find the one that a run before started with the same journal; return its id."""
     wanted: dict[str, Any] = {
-        "VolumeSize": order.gib,
+        "VolumeSize": journal.start["gib"],
         "Timeout": _TIMEOUT,
         "Description": f"parbake {order.name}"[:255],
         "ClientToken": journal.start["token"],
@@ -230,49 +232,57 @@ def key_arn(key: str, region: str) -> str:
     return str(aws.client("kms", region).describe_key(KeyId=key)["KeyMetadata"]["Arn"])
 
 
-def _put(order: Order, journal: Journal, indices: list[int], events: Events) -> None:
-    client = aws.client("ebs", order.region, tries=1)
-    size, pace = order.blocks.size, Pace()
-    with (
-        order.path.open("rb", buffering=0) as file,
-        events.task(f"upload {order.name} as {journal.snapshot}", len(indices) * BLOCK) as task,
-    ):
-
-        def put(index: int, buffer: bytearray) -> None:
-            if index in order.blocks.blocks:
-                read_blocks(order.path, file.fileno(), size, [buffer], index * BLOCK)
-            else:
-                buffer[:] = ZEROS
-            pace.call(
-                lambda: client.put_snapshot_block(
-                    SnapshotId=journal.snapshot,
-                    BlockIndex=index,
-                    BlockData=buffer,
-                    DataLength=BLOCK,
-                    Checksum=_text(order.checksum(index)),
-                    ChecksumAlgorithm="SHA256",
-                )
+def _put(order: Order, journal: Journal, events: Events) -> BlockList:
+    """Hash the disk, and send what the snapshot does not have; return the list of what it has then."""
+    with order.path.open("rb", buffering=0) as file:
+        before = os.fstat(file.fileno())
+        indices = list(data_blocks(file.fileno(), before.st_size))
+        # What lies in holes here has to be zeros there as well.
+        there = {*journal.written, *(order.parent.blocks.blocks if order.parent else ())}.difference(indices)
+        indices += sorted(index for index in there if index * BLOCK < before.st_size)
+        with events.task(f"upload {order.name} as {journal.snapshot}", len(indices) * BLOCK) as task:
+            writer = _Writer(order, journal, file.fileno(), before.st_size, task)
+            writer.pace.each(indices, writer.put, BLOCK)
+        after = os.fstat(file.fileno())
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise InputError(
+                f"{order.path} changed while it was sent",
+                hint="let nothing write to the file meanwhile; `parbake bake --force` makes it anew",
             )
-            journal.wrote(index)
-            task.advance(BLOCK)
-
-        try:
-            pace.each(indices, put, BLOCK)
-        except AwsFault as error:
-            if "checksum" in error.message.lower():
-                raise InputError(
-                    f"{order.path} is not what its list of blocks says ({error.message})",
-                    hint="let nothing write to the file meanwhile; `parbake bake --force` makes it anew",
-                ) from error
-            raise
+    return BlockList(before.st_size, writer.found)
 
 
-def _seal(order: Order, snapshot: str, changed: list[int]) -> dict[str, Any]:
+class _Writer:
+    """Sends blocks of an open file of ``size`` bytes; ``found`` gets the SHA-256 of those that are not zeros."""
+
+    def __init__(self, order: Order, journal: Journal, handle: int, size: int, task: Task) -> None:
+        self.pace = Pace()
+        self.found: dict[int, bytes] = {}
+        self._order, self._journal, self._handle, self._size, self._task = order, journal, handle, size, task
+        self._below = order.parent.blocks.blocks if order.parent else {}
+        self._ebs = aws.Rest(aws.client("ebs", order.region, tries=1))
+
+    def put(self, index: int, buffer: bytearray) -> None:
+        """Read a block, and send it unless the snapshot has it."""
+        read_blocks(self._order.path, self._handle, self._size, [buffer], index * BLOCK)
+        if buffer == ZEROS:
+            digest = _ZEROS_SHA256
+        else:
+            digest = self.found[index] = hashlib.sha256(buffer).digest()
+        if digest != self._journal.written.get(index, self._below.get(index, _ZEROS_SHA256)):
+            place = f"/snapshots/{self._journal.snapshot}/blocks/{index}"
+            headers = {**_HEADERS, "x-amz-Checksum": _text(digest)}
+            self.pace.call(lambda: self._ebs.put("put_snapshot_block", place, headers, buffer))
+            self._journal.wrote(index, digest)
+        self._task.advance(BLOCK)
+
+
+def _seal(journal: Journal) -> dict[str, Any]:
     """Return what CompleteSnapshot is asked: the LINEAR checksum is that of all blocks' checksums, ascending."""
-    whole = {"SnapshotId": snapshot, "ChangedBlocksCount": len(changed)}
-    if not changed:
+    whole = {"SnapshotId": journal.snapshot, "ChangedBlocksCount": len(journal.written)}
+    if not journal.written:
         return whole
-    digest = hashlib.sha256(b"".join(order.checksum(index) for index in changed)).digest()
+    digest = hashlib.sha256(b"".join(journal.written[index] for index in sorted(journal.written))).digest()
     return {
         **whole,
         "Checksum": _text(digest),
@@ -306,11 +316,3 @@ def look(snapshot: str, region: str) -> aws.Look:
     state, percent = str(seen["State"]), str(seen.get("Progress", "")).rstrip("%")
     failed = f"AWS says {seen.get('StateMessage') or state}" if state == "error" else ""
     return aws.Look(state == "completed", state, int(percent) if percent.isdigit() else None, failed)
-
-
-def _keep(order: Order, snapshot: str) -> str:
-    """Tag a completed snapshot as what the run was for: no clean-up takes it any more."""
-    ec2 = aws.client("ec2", order.region)
-    ec2.create_tags(Resources=[snapshot], Tags=[{"Key": MANAGED, "Value": ARTEFACT}])
-    ec2.delete_tags(Resources=[snapshot], Tags=[{"Key": EXPIRY}])
-    return snapshot
