@@ -1,10 +1,10 @@
 #!/bin/sh
 # The guest's part of a bake, the same on EC2 and in QEMU: pull by digest into the node's own runtime, check, seal, and
 # power off. POSIX sh and what a node image has. It comes as user data: a head that sets what is asked for (a run's
-# name, a time limit, functions `registries`, `images`, `starts` and the lists of what to seal), then this text.
+# name, a time limit, functions `registries`, `images`, `prover`, `subjects` and the lists of what to seal), then this text.
 #
 # Nothing can get in and nothing is asked: progress and the verdict are lines on the serial console,
-#   @parbake RUN NUMBER KIND TEXT    KIND: begin, stage, baked, started, warn, log, fail, done
+#   @parbake RUN NUMBER KIND TEXT    KIND: begin, stage, baked, proved, warn, log, fail, done
 # and the power goes off, whatever happened. Before `done` nothing counts. Numbers let a reader see each line once,
 # however often it is shown the same console.
 set -u
@@ -261,61 +261,26 @@ docker_image() { # Docker keeps its own store and knows no pins: kubelet's garba
     say warn "$1: Docker knows no pinned images; kubelet may collect it when the disk fills up"
 }
 
-# -- verification: each image starts from what is there
+# -- verify: each image starts from what is there, as a kubelet would start it (prove.py, in the head)
 
-start() { # NAME TARGET UP SECONDS-OR-TEXT TIMEOUT [ctr options … --] [ARGUMENTS…]
-    name=$1 target=$2 up=$3 what=$4 limit=$5
-    shift 5
-    options=
-    while [ $# -gt 0 ]; do
-        [ "$1" = -- ] && { shift && break; }
-        options="$options $(quote "$1")"
-        shift
-    done
-    stage "start $name"
-    [ "$(digest_of "$name")" = "$target" ] || fail "$name: is not in the store, or names something else"
-    c images ls "name==\"$name\"" | grep -q pinned || fail "$name: is not pinned"
-    id=parbake-$((COUNT = ${COUNT:-0} + 1))
-    began=$(cut -d ' ' -f 1 /proc/uptime)
-    (
-        trap - EXIT
-        eval "c run --rm --net-host $options \"\$name\" \"\$id\" \"\$@\"" >"$WORK/$id" 2>&1
-        echo $? >"$WORK/$id.code"
-    ) &
-    why=$(wait_up "$id" "$up" "$what" "$limit") || {
-        cat "$WORK/$id" >>"$LOG"
-        fail "$name: $why"
-    }
-    now=$(cut -d ' ' -f 1 /proc/uptime)
-    say started "$(awk "BEGIN { printf \"%.1f\", $now - $began }") $name"
-    c tasks kill --signal KILL "$id" >/dev/null 2>&1 || :
-}
-
-quote() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; }
-
-wait_up() { # ID UP WHAT LIMIT: print why not
-    waited=0
-    while [ "$waited" -lt "$4" ]; do
-        code=$(cat "$WORK/$1.code" 2>/dev/null || echo running)
-        case $code in
-        0) case $2 in exit | running) return 0 ;; esac ;;
-        running) ;;
-        *) echo "ended with code $code: $(tail -n 3 "$WORK/$1" | tr '\n' ' ')" && return 1 ;;
+prove() {
+    python=$(command -v python3 || command -v /usr/libexec/platform-python) || fail "no python3 is here to prove images"
+    prover >"$WORK/prove.py"
+    subjects >"$WORK/subjects"
+    mkfifo "$WORK/proofs"
+    "$python" "$WORK/prove.py" "$RUNTIME" "$WORK/subjects" >"$WORK/proofs" 2>>"$LOG" &
+    proving=$!
+    while read -r kind words; do
+        case $kind in
+        stage) stage "$words" ;;
+        warn) say warn "$words" ;;
+        proved) # twice: kernel messages may run into one of the two
+            say proved "$words"
+            say proved "$words"
+            ;;
         esac
-        case $2 in
-        running) [ "$code" = running ] && c tasks ls | grep -q "^$1 .*RUNNING" && sleep "$3" &&
-            c tasks ls | grep -q "^$1 .*RUNNING" && return 0 ;;
-        log) grep -Eq -e "$3" "$WORK/$1" && return 0 ;;
-        tcp) curl -s --max-time 2 "telnet://127.0.0.1:$3" </dev/null >/dev/null 2>&1 && return 0
-            curl -s --max-time 2 -o /dev/null "http://127.0.0.1:$3/" && return 0 ;;
-        http) curl -s --max-time 5 -f -o /dev/null "http://127.0.0.1:$3" && return 0 ;;
-        esac
-        [ "$code" = 0 ] && echo "ended before it was up" && return 1
-        sleep 1
-        waited=$((waited + 1))
-    done
-    echo "not up within $4 s"
-    return 1
+    done <"$WORK/proofs"
+    wait "$proving" || fail "the proof broke off: $(tail -n 1 "$LOG" | cut -c 1-300)"
 }
 
 # -- seal: what belongs to one machine goes (the lists are the offline builder's own)
@@ -360,6 +325,8 @@ remove() { # PATTERN below the root; a star also means names with a dot in front
     return 0
 }
 
+# -- main
+
 main() {
     console
     mkdir -p "$WORK"
@@ -372,7 +339,7 @@ main() {
     stage runtime
     runtime
     if [ "$PARBAKE_MODE" = verify ]; then
-        starts
+        prove
     else
         registries
         images

@@ -115,7 +115,7 @@ def test_an_ami_whose_images_do_not_start_is_kept_and_marked(cloud: Cloud, bake:
     baked = bake(copy_to=(OTHER,))
     assert baked.verdict
     assert not baked.verdict.passed
-    assert "ended with code 3" in baked.verdict.problems[0]
+    assert "ended with code 3" in baked.verdict.images[0].problems[0]
     assert cloud.left(REGION)["images"] == [baked.published[REGION].image]
     assert cloud.left(OTHER) == {}, "what is not proven goes nowhere"
     assert "instances" not in cloud.left(REGION)

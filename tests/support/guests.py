@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +32,30 @@ case "$1 $2" in
     grep "^$name " "$FAKE/images" | while read -r n d; do
         echo "$n type ${WRONG:-$d} 1 MiB linux/amd64 $(grep -qx "$n" "$FAKE/pinned" && echo pinned)"; done ;;
 "content get") printf '{"config":{"digest":"sha256:c"},"layers":[{"digest":"sha256:aa"},\\n{"digest": "sha256:bb"}]}' ;;
-"tasks ls") [ -f "$FAKE/running" ] && echo "parbake-1 12 RUNNING" ;;
-"run --rm")
-    [ -f "$FAKE/output" ] && cat "$FAKE/output"
-    exit "$(cat "$FAKE/code" 2>/dev/null || echo 0)" ;;
 esac
 exit 0
 """
+# In the place of node/prove.py, which tests/system/test_prove.py runs with a containerd: looks into the notes.
+PROVER = """\
+import json, os, pathlib, sys
+fake = pathlib.Path(os.environ["FAKE"])
+there = [line.split() for line in (fake / "images").read_text().splitlines()]
+code = (fake / "code").read_text() if (fake / "code").exists() else "0"
+for subject in json.loads(pathlib.Path(sys.argv[3]).read_text()):
+    name = subject["names"][0]
+    proof = {"name": name, "pinned": name in (fake / "pinned").read_text().split(), "problems": []}
+    if [name, subject["target"]] not in there:
+        proof["problems"] = [name + ": the runtime's store has no image of this name"]
+    elif code != "0":
+        proof["problems"] = ["it ended with code " + code + " before it was up"]
+    elif subject["start"]:
+        proof.update(start_seconds=0.5, sandbox_seconds=0.1, output="")
+    print("stage start", name)
+    print("proved", json.dumps(proof))
+"""
 PROGRAMS = {
     "ctr": CTR,
+    "python3": f'exec {sys.executable} -SE "$FAKE/prover.py" "$@"\n',
     "systemctl": 'echo "systemctl $*" >>"$FAKE/calls"; [ "$1" = poweroff ] && kill -9 0; exit 0\n',
     "poweroff": 'echo "poweroff $*" >>"$FAKE/calls"; kill -9 0\n',
     "fstrim": "exit 0\n",
@@ -62,6 +79,7 @@ class Node:
             self.program(name, text)
         for name in ("images", "pinned", "calls"):
             (self.fake / name).touch()
+        (self.fake / "prover.py").write_text(PROVER)
 
     @property
     def fake(self) -> Path:
@@ -83,7 +101,8 @@ class Node:
 
     def run(self, data: bytes, **environment: str) -> str:
         """Run the script of some user data to the power-off."""
-        script = data.decode().partition("text/x-shellscript")[2].partition("\n\n")[2].rpartition("\n--==parbake==")[0]
+        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
+        script = text.partition("text/x-shellscript")[2].partition("\n\n")[2].rpartition("\n--==parbake==")[0]
         (self.folder / "script").write_text(script)
         console = self.folder / "console"
         console.touch()

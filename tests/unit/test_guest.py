@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from parbake.model import (
     Base,
     ExitProbe,
     Image,
-    LogProbe,
     Plan,
     Platform,
     RegistryOptions,
@@ -175,31 +175,41 @@ def test_the_node_itself_says_whether_docker_runs_it(node: Node, version: str, d
     assert bool(console.warnings) is docker
 
 
-def test_verification_starts_what_is_there_and_pulls_nothing(node: Node) -> None:
+def test_verification_proves_what_is_there_and_pulls_nothing(node: Node) -> None:
     app = image("registry.example/app:1", startup=Startup(up=ExitProbe(), env={"A": "it's"}, args=("x y",)))
     (node.fake / "images").write_text(f"{app.names[0]} {app.target.digest}\n")
     (node.fake / "pinned").write_text(f"{app.names[0]}\n")
     text = node.run(user_data(plan_of(app), "run-1", "verify", limit=600, registries={}))
     console = read(text)
     console.judge([app], text, mode="verify")
-    assert list(console.started) == [app.names[0]]
-    assert f"ctr run --rm --net-host --env A=it's {app.names[0]} parbake-1 x y" in node.calls
+    assert console.proved[app.names[0]]["problems"] == []
+    asked = json.loads((node.root / "run/parbake/subjects").read_text())
+    assert asked[0]["start"]["env"] == {"A": "it's"}
+    assert asked[0]["start"]["args"] == ["x y"]
     assert not any("pull" in call for call in node.calls)
 
 
-def test_verification_says_what_does_not_start(node: Node) -> None:
-    app = image("registry.example/app:1", startup=Startup(up=LogProbe(pattern="ready")))
+def test_verification_says_of_each_image_what_is_wrong(node: Node) -> None:
+    app, gone = image("registry.example/app:1"), image("registry.example/gone:1")
     (node.fake / "images").write_text(f"{app.names[0]} {app.target.digest}\n")
-    (node.fake / "pinned").write_text(f"{app.names[0]}\n")
     (node.fake / "code").write_text("3")
-    (node.fake / "output").write_text("cannot open the model\n")
-    text = node.run(user_data(plan_of(app), "run-1", "verify", limit=600, registries={}))
-    assert "ended with code 3: cannot open the model" in read(text).failure
+    text = node.run(user_data(plan_of(app, gone), "run-1", "verify", limit=600, registries={}))
+    console = read(text)
+    assert console.finished
+    assert "ended with code 3" in console.proved[app.names[0]]["problems"][0]
+    assert "no image of this name" in console.proved[gone.names[0]]["problems"][0]
 
 
-def test_verification_misses_what_is_not_there(node: Node) -> None:
+def test_a_proof_that_breaks_off_is_no_proof(node: Node) -> None:
+    node.program("python3", "echo Traceback: no memory >&2; exit 1\n")
     text = node.run(user_data(plan_of(image()), "run-1", "verify", limit=600, registries={}))
-    assert "is not in the store" in read(text).failure
+    assert "the proof broke off: Traceback: no memory" in read(text).failure
+
+
+def test_a_proof_of_many_images_fits_into_user_data() -> None:
+    many = [image(f"registry.example/{number}:1") for number in range(80)]
+    data = user_data(plan_of(*many), "run-1", "verify", limit=600, registries={})
+    assert len(data) <= guest.LARGEST_USER_DATA
 
 
 FILES = (

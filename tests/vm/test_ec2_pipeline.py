@@ -11,14 +11,17 @@ import pytest
 
 from parbake import run
 from parbake.builders.ec2 import launch
+from parbake.pause import REFERENCE as PAUSE
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION, aws_mock, environment
 from tests.aws.ec2_support import cloud
 from tests.aws.qemus import Qemus
-from tests.support.baking import bakefile, parbake, private_places, traces
+from tests.support.baking import bake, bakefile, parbake, private_places, traces
 from tests.support.base import default_base
+from tests.support.images import image, push
 from tests.support.registry import DockerRegistry
 from tests.support.specs import write_files
+from tests.support.variety import busybox_layer
 
 __all__ = ["aws_mock", "cloud", "default_base", "environment", "private_places"]
 
@@ -51,12 +54,27 @@ def machines(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     made.close()
 
 
+def node_image(folder: Path, registry: DockerRegistry, base: Path) -> Path:
+    """Return a node's disk as AMIs of EKS are: with the pause image in its containerd, and with other images."""
+    push(registry.url, "team/agent", image(busybox_layer()), "1")
+    plain = {registry.host: {"plain_http": True}}
+    path = bakefile(
+        folder / "node",
+        [f"{registry.host}/team/agent:1"],
+        base={"file": str(base)},
+        sandbox=PAUSE,
+        artefact="raw",
+        registries=plain,
+    )
+    return Path(bake(path)["artefact_path"])
+
+
 def test_build_push_bake_and_prove(
     default_base: Path, cloud: Cloud, machines: Qemus, private_places: Path, address: str
 ) -> None:
-    base = cloud.base(REGION, "my-node-1", default_base)
     busybox = Path("/bin/busybox").read_bytes()
     with DockerRegistry(private_places / "registry", address=address) as registry:
+        base = cloud.base(REGION, "my-node-1", node_image(private_places, registry, default_base))
 
         def cut_off(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
             if operation == "CreateImage":  # all that follows has no registry
@@ -81,7 +99,11 @@ def test_build_push_bake_and_prove(
         baked = parbake("bake", "-f", path, "--json", "--progress", "none").good()
     assert baked["verdict"]["passed"]
     assert [seen["reference"] for seen in baked["verdict"]["images"]] == [name]
-    assert baked["verdict"]["images"][0]["start_seconds"] > 0
+    proof = baked["verdict"]["images"][0]
+    assert proof["pinned"]
+    assert proof["output"] == "ready"
+    assert proof["start_seconds"] > 0
+    assert proof["sandbox_seconds"] > 0
     there = baked["published"][REGION]
     assert cloud.left(REGION) == {"images": [there["image"]], "snapshots": [there["snapshots"][0]["id"]]}
     assert traces(private_places) == []

@@ -1,29 +1,34 @@
 """The guest that bakes: what it is told (user data), and what it says (marked lines on the serial console).
 
-One script (``node/guest.sh``) and one protocol for QEMU and EC2. Nothing in the user data is secret: an instance logs
-in to ECR with its own role. Sources: cloud-init's documentation, "User data formats" (MIME multi-part, gzip); EC2 user
-guide (16 KiB of user data before base64); containerd ``docs/hosts.md``.
+One script (``node/guest.sh``; with ``node/prove.py`` for proofs) and one protocol for QEMU and EC2. Nothing in the user
+data is secret: an instance logs in to ECR with its own role. Sources: cloud-init's documentation, "User data formats"
+(MIME multi-part, gzip); EC2 user guide (16 KiB of user data before base64); containerd ``docs/hosts.md``.
 """
 
 from __future__ import annotations
 
+import ast
 import gzip
+import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from parbake import seal
 from parbake.errors import BakeFailed, InputError
-from parbake.model import ExitProbe, HttpProbe, Image, LogProbe, Plan, RegistryOptions, RunningProbe, Startup, TcpProbe
+from parbake.model import Image, Plan, RegistryOptions, Startup
 from parbake.reference import DOCKER_HUB, Reference
 from parbake.registry import ecr
 
 Mode = Literal["bake", "verify"]
 
 LARGEST_USER_DATA = 16 << 10
+# Sections of the script, by its comments, that a mode does not need.
+_OF_OTHERS = {"bake": {"verify"}, "verify": {"registries", "images", "seal"}}
 # A guest's own network configuration, which cloud-init writes for one machine (`cloud-init clean --configs network`).
 _NETWORK = (
     "etc/netplan/50-cloud-init.yaml",
@@ -33,16 +38,24 @@ _NETWORK = (
 # Amazon Linux 2 updates itself at the first boot otherwise, which EKS does not support for nodes.
 _CLOUD_CONFIG = "#cloud-config\nrepo_upgrade: none\npackage_update: false\npackage_upgrade: false\n"
 _BOUNDARY = "==parbake=="
-_LINE = re.compile(r"@parbake (\S+) ([0-9]+) (begin|stage|baked|started|warn|log|fail|done) ?(.*)")
+_LINE = re.compile(r"@parbake (\S+) ([0-9]+) (begin|stage|baked|proved|warn|log|fail|done) ?(.*)")
 
 
-def script() -> str:
-    """Return the guest's script without its comments: user data has little room."""
+def node_file(name: str) -> Path:
+    """Return a program that runs on machines: in the package, or in a checkout's ``node`` folder."""
     package = Path(__file__).parent.parent
-    packaged = package / "node" / "guest.sh"
-    path = packaged if packaged.is_file() else package.parent.parent / "node" / "guest.sh"
-    lines = [line.strip() for line in path.read_text().splitlines()]
-    return "\n".join(line for line in lines if line and not line.startswith("#")) + "\n"
+    packaged = package / "node" / name
+    return packaged if packaged.is_file() else package.parent.parent / "node" / name
+
+
+def script(mode: Mode) -> str:
+    """Return the guest's script without its comments and what it does in other modes: user data has little room."""
+    lines, section = [], ""
+    for line in map(str.strip, node_file("guest.sh").read_text().splitlines()):
+        section = line[5:].partition(":")[0] if line.startswith("# -- ") else section
+        if line and not line.startswith("#") and section not in _OF_OTHERS[mode]:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def user_data(
@@ -61,13 +74,12 @@ def user_data(
     this host reaches the host's own registries, ``files`` names the archive of each image that no registry has.
     Raises InputError when an image is in no registry and in no archive, or when there are too many to name.
     """
-    head = "\n".join([
-        *_variables(plan, run, mode, limit),
-        "registries() {", ":", *_registries(plan, registries, loopback), "}",
-        "images() {", *_images(plan, files or {}), "}",
-        "starts() {", ":", *(_starts(plan) if mode == "verify" else ()), "}",
-    ])  # fmt: skip
-    parts = (("text/cloud-config", _CLOUD_CONFIG), ("text/x-shellscript", f"#!/bin/sh\n{head}\n{script()}"))
+    pulls = [
+        *("registries() {", ":", *_registries(plan, registries, loopback), "}"),
+        *("images() {", *_images(plan, files or {}), "}"),
+    ]
+    head = "\n".join([*_variables(plan, run, mode, limit), *(pulls if mode == "bake" else _prover(plan))])
+    parts = (("text/cloud-config", _CLOUD_CONFIG), ("text/x-shellscript", f"#!/bin/sh\n{head}\n{script(mode)}"))
     text = f'Content-Type: multipart/mixed; boundary="{_BOUNDARY}"\nMIME-Version: 1.0\n\n'
     for kind, body in parts:
         text += f'--{_BOUNDARY}\nContent-Type: {kind}; charset="utf-8"\nMIME-Version: 1.0\n\n{body}\n'
@@ -138,36 +150,32 @@ def source_of(image: Image) -> str:
     return Reference.parse(image.reference).with_digest(image.target.digest)
 
 
-def _starts(plan: Plan) -> list[str]:
-    lines = []
-    for image in plan.images:
-        startup = image.startup or Startup()
-        if startup.command:
-            continue  # `ctr run` cannot replace an entrypoint; it is said in the verdict
-        up, what = _up(startup)
-        options = [word for name, value in sorted(startup.env.items()) for word in ("--env", f"{name}={value}")]
-        words = ["start", image.names[0], image.target.digest, up, what, str(int(startup.timeout))]
-        lines.append(shlex.join([*words, *options, "--", *startup.args]))
-    return lines
+def _prover(plan: Plan) -> list[str]:
+    """Return functions that print the program that proves images, without its comments, and what it is to prove."""
+    program = ast.unparse(_Bare().visit(ast.parse(node_file("prove.py").read_text())))
+    subjects = json.dumps([_subject(image, plan) for image in plan.all_images])
+    return [
+        *("prover() {", "cat <<'PARBAKE'", program, "PARBAKE", "}"),
+        *("subjects() {", "cat <<'PARBAKE'", subjects, "PARBAKE", "}"),
+    ]
 
 
-def not_started(plan: Plan) -> tuple[str, ...]:
-    """Return the images that a machine cannot start by itself, because their entrypoint is replaced."""
-    return tuple(image.reference for image in plan.images if image.startup and image.startup.command)
+class _Bare(ast.NodeTransformer):
+    """Takes the texts out that document a program."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr:
+        return ast.Expr(ast.Constant(0)) if isinstance(node.value, ast.Constant) else node
 
 
-def _up(startup: Startup) -> tuple[str, str]:
-    match startup.up:
-        case ExitProbe():
-            return "exit", "-"
-        case LogProbe(pattern=pattern):
-            return "log", pattern
-        case TcpProbe(port=port):
-            return "tcp", str(port)
-        case HttpProbe(port=port, path=path):
-            return "http", f"{port}{path}"
-        case RunningProbe(seconds=seconds):
-            return "running", str(max(1, round(seconds)))
+def _subject(image: Image, plan: Plan) -> dict[str, Any]:
+    is_sandbox = image == plan.sandbox
+    return {
+        "names": list(image.names),
+        "target": image.target.digest,
+        "config": image.config.digest,
+        "sandbox": is_sandbox,
+        "start": None if is_sandbox else (image.startup or Startup()).model_dump(mode="json"),
+    }
 
 
 @dataclass(slots=True)
@@ -179,7 +187,7 @@ class Console:
     failure: str = ""
     log: list[str] = field(default_factory=list)
     baked: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    started: dict[str, float] = field(default_factory=dict)
+    proved: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     stage: str = ""
     _seen: int = 0
@@ -198,8 +206,10 @@ class Console:
                     stages.append(rest)
                 case "baked":
                     self.baked[words[0]] = tuple(words[1:])
-                case "started":
-                    self.started[rest.partition(" ")[2]] = float(words[0])
+                case "proved":
+                    with suppress(ValueError):  # a line that another ran into; it is said twice
+                        proof = json.loads(rest)
+                        self.proved[proof["name"]] = proof
                 case "warn":
                     self.warnings.append(rest)
                 case "log":

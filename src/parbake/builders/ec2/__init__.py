@@ -19,9 +19,9 @@ from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
 from parbake.builders.ec2.image import Amis, published
 from parbake.builders.ec2.launch import Interrupted, Launcher, Order
-from parbake.builders.guest import Console, not_started, user_data
+from parbake.builders.guest import Console, user_data
 from parbake.errors import BadBase, BakeFailed, InputError, ParbakeError
-from parbake.model import AmiSource, ImageVerdict, Plan, RegistryOptions, Verdict
+from parbake.model import AmiSource, Image, ImageVerdict, Plan, RegistryOptions, Verdict
 
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
 
@@ -50,6 +50,8 @@ class Ec2Builder:
         """
         _need_registries(plan)
         run = _Run(self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh)
+        if self._verify:
+            run.proof("")  # what cannot be asked for is refused before anything is made
         done = False
         try:
             image = run.image()
@@ -170,23 +172,30 @@ class _Run:
         known = aws.as_dict(image).get(aws.VERIFIED)
         if known and not self.fresh:
             return Verdict(passed=True, accelerator="ec2", verified_at=known)
-        limit = _VERIFY_LIMIT + sum(each.startup.timeout if each.startup else 120 for each in self.plan.images)
         run = os.urandom(6).hex()
         stamp = aws.Stamp(self.plan.key, run, self.plan.name, self.stamp.hours, self.settings.tags)
         order = Order(
             role="verifier",
             image=str(image["ImageId"]),
             root_device=str(image["RootDeviceName"]),
-            user_data=user_data(self.plan, run, "verify", limit=limit, registries={}),
+            user_data=self.proof(run),
             stamp=stamp,
         )
         with self.events.stage("verify", "Launch the AMI and start its images"):
             instance = self.launcher.launch(order)
             console = Console(run)
-            tail = self.launcher.follow(instance["InstanceId"], console, limit)
+            tail = self.launcher.follow(instance["InstanceId"], console, self._proof_limit)
             verdict = _verdict(self.plan, console, tail)
             terminate(self.ec2, [instance["InstanceId"]], self.events)
         return verdict
+
+    def proof(self, run: str) -> bytes:
+        """Return the user data of a machine that proves the images; raises InputError where they are too many."""
+        return user_data(self.plan, run, "verify", limit=self._proof_limit, registries={})
+
+    @property
+    def _proof_limit(self) -> float:
+        return _VERIFY_LIMIT + sum(each.startup.timeout if each.startup else 120 for each in self.plan.images)
 
     # -- what becomes of it
 
@@ -230,23 +239,28 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
         console.judge(plan.images, tail, mode="verify")
     except BakeFailed as error:
         problems = (error.message,)
-    left_out = set(not_started(plan))
-    images = tuple(
-        ImageVerdict(
-            reference=image.reference,
-            digest=image.target.digest,
-            pinned=image.names[0] in console.started,
-            unpacked=image.names[0] in console.started,
-            start_seconds=console.started.get(image.names[0]),
-        )
-        for image in plan.images
-    )
-    warnings = tuple(f"{name}: not started, since its entrypoint is replaced" for name in sorted(left_out))
+    images = tuple(_proof(image, console.proved.get(image.names[0])) for image in plan.all_images)
     return Verdict(
-        passed=not problems,
+        passed=not problems and not any(each.problems for each in images),
         accelerator="ec2",
         images=images,
         problems=problems,
-        warnings=(*warnings, *console.warnings),
+        warnings=tuple(console.warnings),
         verified_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def _proof(image: Image, said: Mapping[str, Any] | None) -> ImageVerdict:
+    if said is None:
+        return ImageVerdict(reference=image.reference, problems=("the machine said nothing of it",))
+    started = said.get("start_seconds")
+    return ImageVerdict(
+        reference=image.reference,
+        digest=image.target.digest,
+        pinned=said["pinned"],
+        unpacked=started is not None,
+        start_seconds=started,
+        sandbox_seconds=said.get("sandbox_seconds"),
+        problems=tuple(said["problems"]),
+        output=said.get("output", ""),
     )

@@ -1,0 +1,473 @@
+"""Proves a node's images from within, where nobody else can: starts each as a kubelet would, without a pull.
+
+    python3 prove.py RUNTIME SUBJECTS
+
+RUNTIME is ``containerd`` (asked through its CRI) or ``docker``, SUBJECTS a JSON list: ``names``, ``target`` and
+``config`` (digests), ``sandbox`` (whether it is the pause image), and ``start`` (how; null: it is looked up only). On
+standard output come lines ``stage TEXT``, ``warn TEXT``, and ``proved JSON`` for each subject. Python 3.8 or later,
+standard library only: CRI is gRPC, and as much of that as it takes is here. Sources: RFC 9113 (HTTP/2), RFC 7541
+(HPACK), gRPC over HTTP/2, protobuf's encoding, Kubernetes' CRI v1, Docker's command line (20.10).
+"""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing, suppress
+from datetime import datetime
+from pathlib import Path
+
+SOCKET = os.environ.get("PARBAKE_CONTAINERD", "/run/containerd/containerd.sock")
+LOGS = os.environ.get("PARBAKE_LOGS", "/run/parbake/logs")
+PARENT = os.environ.get("PARBAKE_CGROUP", "")
+CALL_LIMIT = 300.0  # seconds for one answer of the runtime
+POLL = 0.2
+OUTPUT = 1000  # characters: what is said goes over a serial line
+DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+END_STREAM, END_HEADERS, PADDED, PRIORITY = 1, 4, 8, 32
+NODE, CONTAINER = 2, 1
+# How long the Huffman code of each byte is, as chr(60 + bits): the code itself follows from that.
+BITS = (
+    "ISXXXXXXXTZXXZXXXXXXXXZXXXXXXXXXBFFHIBDGFFDGDBBBAAABBBBBBBCDKBHFIBCCCCCCCCCCCCCCCCCCCCCCDCDIOIJBKABABABBBACCBB"
+    "BABCBAABCCCCCKGJIXPRPPRRRSRSSSSSTSTTRSTSSSSQRSRSSTRQPRRSSQSRRTQRSSQQRQSRSSPRRRSRSRVVPORSRUVVVWWVTUOQVWWVWTQQVV"
+    "XWWWPTPQRQQSRRUUTTVSVWVVWWWWWXWWWWWVZ"
+)
+
+
+class Refused(Exception):
+    """The runtime said no."""
+
+
+# -- protobuf
+
+
+def number(value):
+    """Encode a varint."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def pack(*fields):
+    """Encode a message from pairs of a field's number and its value: an integer, text, bytes, or a list of these."""
+    out = b""
+    for key, value in fields:
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, int):
+                out += number(key << 3) + number(each) if each else b""
+            else:
+                data = each.encode() if isinstance(each, str) else each
+                out += number(key << 3 | 2) + number(len(data)) + data if data or isinstance(value, list) else b""
+    return out
+
+
+def unpack(data):
+    """Decode a message: each field's number to the list of its values, integers or bytes."""
+    fields, at = {}, 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        key = varint()
+        if key & 7 == 0:
+            value = varint()
+        else:
+            size = {1: 8, 5: 4}.get(key & 7)
+            size = varint() if size is None else size
+            value, at = data[at : at + size], at + size
+        fields.setdefault(key >> 3, []).append(value)
+    return fields
+
+
+def text(fields, key):
+    """Return the last text of a field, which may be missing."""
+    return fields.get(key, [b""])[-1].decode(errors="replace")
+
+
+# -- HTTP/2
+
+
+def huffman():
+    """Return RFC 7541's code: (bits, code) to byte."""
+    codes, code, before = {}, 0, 0
+    for bits, byte in sorted((ord(char) - 60, byte) for byte, char in enumerate(BITS)):
+        code <<= bits - before
+        codes[bits, code], before = byte, bits
+        code += 1
+    return codes
+
+
+def expand(data):
+    """Decode a Huffman-coded string."""
+    codes, out, code, bits = huffman(), bytearray(), 0, 0
+    for byte in data:
+        for shift in range(7, -1, -1):
+            code, bits = code << 1 | byte >> shift & 1, bits + 1
+            if (bits, code) in codes:
+                out.append(codes[bits, code])
+                code = bits = 0
+    return bytes(out)
+
+
+def header(block):
+    """Return the fields of a header block that are spelled out in it; those that only point to a table are left out."""
+    found, at = {}, 0
+
+    def integer(prefix):
+        nonlocal at
+        mask, shift = (1 << prefix) - 1, 0
+        value = block[at] & mask
+        at += 1
+        if value < mask:
+            return value
+        while True:
+            byte = block[at]
+            at += 1
+            value += (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def string():
+        nonlocal at
+        coded = block[at] & 128
+        size = integer(7)
+        data = block[at : at + size]
+        at += size
+        return (expand(data) if coded else data).decode(errors="replace")
+
+    while at < len(block):
+        first = block[at]
+        if first & 128:
+            integer(7)
+        elif first & 0xE0 == 0x20:
+            integer(5)
+        else:
+            name = "" if integer(6 if first & 64 else 4) else string()
+            found[name] = string()
+    return found
+
+
+def frame(kind, flags, stream, payload=b""):
+    """Return an HTTP/2 frame."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def call(method, request, timeout=CALL_LIMIT):
+    """Ask the CRI one thing; return the fields of the answer. Raises Refused with the runtime's words."""
+    asked = {
+        ":method": "POST", ":scheme": "http", ":path": "/runtime.v1." + method, ":authority": "localhost",
+        "content-type": "application/grpc", "te": "trailers",
+    }  # fmt: skip
+    block = b"".join(bytes([0, len(k)]) + k.encode() + bytes([len(v)]) + v.encode() for k, v in asked.items())
+    body = b"\0" + len(request).to_bytes(4, "big") + request
+    parts = [body[at : at + 16384] for at in range(0, len(body), 16384)]
+    start = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, bytes.fromhex("000100000000"))  # no table
+    start += frame(HEADERS, END_HEADERS, 1, block)
+    for part in parts:
+        start += frame(DATA, END_STREAM if part is parts[-1] else 0, 1, part)
+    answer, said = b"", {}
+    try:
+        with closing(socket.socket(socket.AF_UNIX)) as connection:
+            connection.settimeout(timeout)
+            connection.connect(SOCKET)
+            connection.sendall(start)
+            with connection.makefile("rb") as stream:
+                flags = 0
+                while not flags & END_STREAM:
+                    head = stream.read(9)
+                    if len(head) < 9:
+                        raise Refused("it ended the connection")
+                    size, kind, flags = int.from_bytes(head[:3], "big"), head[3], head[4]
+                    payload = stream.read(size)
+                    if kind in (DATA, HEADERS):
+                        payload = payload[1 : len(payload) - payload[0]] if flags & PADDED else payload
+                        answer += payload if kind == DATA else b""
+                        if kind == HEADERS:
+                            said.update(header(payload[5:] if flags & PRIORITY else payload))
+                        continue
+                    if kind in (RESET, GOAWAY):
+                        raise Refused("it broke the call off")
+                    if kind in (SETTINGS, PING) and not flags & 1:
+                        connection.sendall(frame(kind, 1, 0, payload if kind == PING else b""))
+                    flags = 0
+    except OSError as error:
+        raise Refused(f"the runtime does not answer: {error}") from error
+    if said.get("grpc-status", "0") != "0" or len(answer) < 5:
+        raise Refused(said.get("grpc-message") or "code {}".format(said.get("grpc-status")))
+    return unpack(answer[5:])
+
+
+# -- runtimes: found(name) -> (image's id, pinned), sandbox(), start(name, how), status() -> state, log(), end()
+
+
+def program(*argv):
+    """Run a program and return its output; raises Refused with the end of it."""
+    done = subprocess.run(argv, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=CALL_LIMIT)
+    words = done.stdout.decode(errors="replace")
+    if done.returncode:
+        raise Refused(words.strip()[-OUTPUT:])
+    return words
+
+
+class Containerd:
+    """The CRI, as a kubelet uses it: a sandbox for each container, on the host's network, which needs no CNI."""
+
+    def __init__(self):
+        self.names = {}
+        for line in self.ctr("images", "ls").splitlines()[1:]:
+            name, _, digest = line.split()[:3]
+            self.names[name] = digest
+        self.config = program("sh", "-c", "containerd config dump 2>/dev/null")
+        self.count = 0
+
+    def ctr(self, *argv):
+        """Run ctr where a kubelet's images are."""
+        return program("ctr", "--address", SOCKET, "-n", "k8s.io", *argv)
+
+    def found(self, name):
+        """Return an image's id ("": it is not there) and whether it is pinned."""
+        image = call("ImageService/ImageStatus", pack((1, pack((1, name))))).get(1)
+        if not image:
+            return "", False
+        fields = unpack(image[-1])
+        return text(fields, 1), bool(fields.get(8, [0])[-1])
+
+    def sandbox(self, planned):
+        """See to it that sandboxes can be made; return a warning and a problem."""
+        found = re.search(r"^\s*sandbox(?:_image)? = ['\"](.+)['\"]", self.config, re.M)
+        wanted = found.group(1) if found else ""
+        if not wanted or self.found(wanted)[0]:
+            return "", ""
+        others = [planned] if planned else [name for name in self.names if re.search(r"/pause[:@]", name)]
+        if not others or others[0] not in self.names:
+            return "", f"no pod starts without a registry: the sandbox (pause) image {wanted} is not in the store"
+        self.ctr("images", "tag", others[0], wanted)
+        words = "containerd, as this base starts it, makes sandboxes from {}, which is not in the store; {} was taken"
+        return words.format(wanted, others[0]), ""
+
+    def start(self, name, how):
+        """Start a container; return when it was asked for (seconds since the epoch) and what its sandbox took."""
+        self.count += 1
+        self.folder = f"{LOGS}/{self.count}"
+        Path(self.folder).mkdir(parents=True)
+        parent = PARENT or ("/parbake.slice" if re.search(r"SystemdCgroup = true", self.config) else "/parbake")
+        options = pack((1, NODE), (2, CONTAINER))
+        metadata = pack((1, f"prove-{self.count}"), (2, os.urandom(8).hex()), (3, "parbake"))
+        linux = pack((1, parent), (2, pack((1, options))))
+        # An empty DNS configuration: the host's resolv.conf is not copied.
+        pod = pack((1, metadata), (3, self.folder), (4, [b""]), (8, linux))
+        asked = time.monotonic()
+        self.pod = text(call("RuntimeService/RunPodSandbox", pack((1, pod))), 1)
+        took = round(time.monotonic() - asked, 3)
+        env = [pack((1, key), (2, value)) for key, value in how["env"].items()]
+        config = pack(
+            (1, pack((1, "main"))), (2, pack((1, name))), (3, list(how["command"])), (4, list(how["args"])), (6, env),
+            (11, "log"), (15, pack((2, pack((3, options))))),
+        )  # fmt: skip
+        began = time.time()
+        made = call("RuntimeService/CreateContainer", pack((1, self.pod), (2, config), (3, pod)))
+        self.container = text(made, 1)
+        call("RuntimeService/StartContainer", pack((1, self.container)))
+        return began, took
+
+    def status(self):
+        """Return the state (0 created, 1 running, 2 exited), started, finished (seconds), the code and a reason."""
+        answer = call("RuntimeService/ContainerStatus", pack((1, self.container)))
+        fields = unpack(answer[1][-1])
+        state, started, finished, code = (fields.get(key, [0])[-1] for key in (3, 5, 6, 7))
+        code = code - (1 << 64) if code >> 63 else code
+        why = ": ".join(filter(None, (text(fields, 10), text(fields, 11))))
+        return state, started / 1e9, finished / 1e9, code, "" if why == "Completed" else why
+
+    def log(self):
+        """Return lines as pairs of a time and a text; a piece of a longer line is put to the next."""
+        lines, pieces = [], {}
+        with suppress(OSError), Path(self.folder, "log").open("rb") as log:
+            for line in log:
+                moment, stream, tag, words = (*line.decode(errors="replace").rstrip("\n").split(" ", 3), "", "", "")[:4]
+                words = pieces.pop(stream, "") + words
+                if tag.startswith("P"):
+                    pieces[stream] = words
+                else:
+                    lines.append((seconds(moment), words))
+        return lines
+
+    def end(self):
+        """Stop and remove the container and its sandbox."""
+        for method in ("StopPodSandbox", "RemovePodSandbox"):
+            call("RuntimeService/" + method, pack((1, self.pod)))
+
+
+class Docker:
+    """Docker, on nodes where a kubelet uses that: it knows no pins, and its own sandboxes are made by the kubelet."""
+
+    def __init__(self):
+        self.names = {}
+        for line in program("docker", "images", "--format", "{{.Repository}}:{{.Tag}}").splitlines():
+            self.names[line] = ""
+
+    def found(self, name):
+        """Return an image's id ("": it is not there), and that it is pinned: there are no pins."""
+        with suppress(Refused):
+            return program("docker", "image", "inspect", "--format", "{{.Id}}", name).strip(), True
+        return "", False
+
+    def sandbox(self, _planned):
+        """Return no warning and no problem."""
+        return "", ""
+
+    def start(self, name, how):
+        """Start a container; return when it was asked for (seconds since the epoch); no sandbox is made."""
+        command, argv = list(how["command"]), ["docker", "run", "--detach", "--pull", "never", "--network", "host"]
+        for key, value in how["env"].items():
+            argv += ["--env", f"{key}={value}"]
+        argv += ["--entrypoint", command[0]] if command else []
+        began = time.time()
+        self.container = program(*argv, name, *command[1:], *how["args"]).split()[-1]
+        return began, 0.0
+
+    def status(self):
+        """Return the state (1 running, 2 exited), started, finished (seconds), the code and no reason."""
+        form = "{{.State.Running}} {{.State.StartedAt}} {{.State.FinishedAt}} {{.State.ExitCode}}"
+        running, started, finished, code = program("docker", "inspect", "--format", form, self.container).split()
+        return 1 if running == "true" else 2, seconds(started), seconds(finished), int(code), ""
+
+    def log(self):
+        """Return lines as pairs of a time and a text."""
+        lines = [line.partition(" ") for line in program("docker", "logs", "--timestamps", self.container).splitlines()]
+        return [(seconds(moment), words) for moment, _, words in lines]
+
+    def end(self):
+        """Stop and remove the container."""
+        program("docker", "rm", "--force", self.container)
+
+
+def seconds(moment):
+    """Return a time of RFC 3339 as seconds since the epoch; what is none is 0."""
+    found = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)$", moment)
+    if not found:
+        return 0.0
+    zone = "+0000" if found.group(3) == "Z" else found.group(3).replace(":", "")
+    return datetime.strptime(found.group(1) + zone, "%Y-%m-%dT%H:%M:%S%z").timestamp() + float(found.group(2) or 0)
+
+
+# -- proof
+
+
+def answers(up):
+    """Whether the port of a probe answers, by HTTP where the probe says so."""
+    try:
+        if up["kind"] == "tcp":
+            socket.create_connection(("127.0.0.1", up["port"]), 5).close()
+            return True
+        with closing(http.client.HTTPConnection("127.0.0.1", up["port"], timeout=5)) as connection:
+            connection.request("GET", up["path"])
+            return 200 <= connection.getresponse().status < 400
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def up_since(up, status, runtime):
+    """Return when the probe was up, in seconds since the epoch; None: not (yet)."""
+    state, started, finished, code, _ = status
+    ended_well = state == 2 and code == 0
+    if up["kind"] == "exit":
+        return finished if ended_well else None
+    if up["kind"] == "running":
+        if ended_well:
+            return finished
+        over = started + up["seconds"]
+        return over if state == 1 and time.time() >= over else None
+    if up["kind"] == "log":
+        return next((moment for moment, words in runtime.log() if re.search(up["pattern"], words)), None)
+    return time.time() if answers(up) else None
+
+
+def run(runtime, name, how, proof):
+    """Start an image and wait until it is up; what comes of it is in the proof."""
+    up = how["up"]
+    if up["kind"] in ("tcp", "http") and answers({"kind": "tcp", "port": up["port"]}):
+        raise Refused("port {} is taken by the machine itself, so nothing can be learned from it".format(up["port"]))
+    limit = time.monotonic() + how["timeout"]
+    began, proof["sandbox_seconds"] = runtime.start(name, how)
+    try:
+        while True:
+            status = runtime.status()
+            since = up_since(up, status, runtime)
+            if since is not None:
+                proof["start_seconds"] = round(max(0.0, since - began), 3)
+                return
+            if status[0] == 2:
+                why = f" ({status[4]})" if status[4] else ""
+                raise Refused(f"it ended with code {status[3]}{why} before it was up")
+            if time.monotonic() > limit:
+                raise Refused("not up within {:g} s".format(how["timeout"]))
+            time.sleep(POLL)
+    finally:
+        proof["output"] = "\n".join(words for _, words in runtime.log())[-OUTPUT:]
+        with suppress(Refused):
+            runtime.end()
+
+
+def prove(runtime, subject):
+    """Return what became of a subject."""
+    name, problems = subject["names"][0], []
+    proof = {"name": name, "pinned": True}
+    for each in subject["names"]:
+        target = runtime.names.get(each)
+        identity, pinned = runtime.found(each)
+        if target is None or not identity:
+            problems.append(f"{each}: the runtime's store has no image of this name")
+        elif target and target != subject["target"]:
+            problems.append("{} points to {}, the plan says {}".format(each, target, subject["target"]))
+        elif identity != subject["config"]:
+            problems.append("{} is {} for a kubelet, the plan says {}".format(each, identity, subject["config"]))
+        elif not pinned:
+            proof["pinned"] = False
+            problems.append(f"{each} is not pinned: a kubelet's image garbage collection may remove it")
+    if subject["start"] and not problems:
+        try:
+            run(runtime, name, subject["start"], proof)
+        except (Refused, subprocess.TimeoutExpired) as error:
+            problems.append(str(error))
+    return dict(proof, problems=problems)
+
+
+def say(kind, words):
+    """Report."""
+    print(kind, words, flush=True)
+
+
+def main(kind, path):
+    """Prove all subjects."""
+    subjects = json.loads(Path(path).read_text())
+    runtime = Docker() if kind == "docker" else Containerd()
+    planned = next((each["names"][0] for each in subjects if each["sandbox"]), "")
+    warning, problem = runtime.sandbox(planned)
+    if warning:
+        say("warn", warning)
+    for subject in subjects:
+        say("stage", "start {}".format(subject["names"][0]))
+        proof = prove(runtime, subject)
+        proof["problems"] += [problem] if problem and subject["start"] else []
+        say("proved", json.dumps(proof))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
