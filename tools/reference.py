@@ -48,6 +48,9 @@ EXAMPLES: Final = {
     "clean": "parbake clean",
     "doctor": "parbake doctor",
     "lint": "helm template chart > rendered.yaml\nparbake lint rendered.yaml",
+    "export gcp": "parbake export gcp hello gcp",
+    "export gke": "parbake export gke hello gke",
+    "export azure": "parbake export azure hello azure",
     "export packer": (
         "cat > ami.yaml <<'END'\n"
         "version: 1\n"

@@ -1,16 +1,21 @@
-"""Write what other tools take: their own files, so that they do what the Bakefile says."""
+"""Write what other tools take: their own files, so that they do what the Bakefile says, or take what was baked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import flow, packer
+from parbake import clouds, disk, ebs, flow, packer, records
 from parbake.bakefile import load
-from parbake.errors import InputError
+from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
 from parbake.model import GIB, Base, Image
 from parbake.plan import disk_size
+from parbake.records import Record
+from parbake.run import need_root
+from parbake.workspace import publish, work_folder
 
 # The root volumes of EKS's AMIs; which one it will be, only AWS knows.
 _NODE_BASE = Base(kind="ami", size=20 * GIB)
@@ -74,3 +79,107 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path,
 
 def _text(path: Path) -> str:
     return path.read_text(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class _Baked:
+    """An artefact on this machine: its record, its disk as a raw file, and a work folder where the export will lie."""
+
+    record: Record
+    raw: Path
+    work: Path
+    name: str
+
+    @property
+    def uefi(self) -> bool:
+        """Whether the disk boots by UEFI."""
+        bootable = self.record.plan.artefact.kind == "machine-image"
+        return bootable and ebs.boot_mode(self.raw, self.record.plan.platform) != "legacy-bios"
+
+
+def to_gcp(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
+    """Write an artefact as Compute Engine takes it, and the script that makes an image of it; return both files.
+
+    ``what`` names the artefact, see ``records.locate``. Raises InputError (none, in a cloud, files in the way),
+    VerificationFailed unless the artefact is proven or ``force`` says so, DiskFull.
+    """
+    with _baked(what, output, folder, events, force=force) as baked:
+        archive = f"{baked.name}.tar.gz"
+        made = {archive: lambda at: clouds.write_archive(baked.raw, at, events)}
+        script = clouds.gcp_script(archive, baked.name, baked.record.plan.platform, uefi=baked.uefi)
+        return _publish(baked.work, folder, made, {"create-image.sh": script}, force=force)
+
+
+def to_gke(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
+    """Write a volume as a secondary boot disk of GKE's, and the script that makes a disk image of it. Needs root.
+
+    Raises what ``to_gcp`` raises, and InputError for what is no ext4 volume.
+    """
+    need_root("arranging the volume")
+    with _baked(what, output, folder, events, force=force) as baked:
+        artefact = baked.record.plan.artefact
+        if artefact.kind != "volume" or artefact.filesystem != "ext4":
+            raise InputError(
+                f"{baked.record.artefact} is no ext4 volume, which GKE's secondary boot disks are made of",
+                hint="bake one: `base: none`, and `filesystem: ext4` in `artefact`",
+            )
+        archive, arranged = f"{baked.name}-gke.tar.gz", baked.work / "gke.raw"
+        clouds.secondary_boot_disk(baked.raw, arranged, baked.work, events)
+        made = {archive: lambda at: clouds.write_archive(arranged, at, events)}
+        script = clouds.gke_script(archive, baked.name)
+        return _publish(baked.work, folder, made, {"create-disk-image.sh": script}, force=force)
+
+
+def to_azure(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
+    """Write an artefact as a VHD for Azure, and the script that makes a managed disk (and an image) of it.
+
+    Raises what ``to_gcp`` raises.
+    """
+    with _baked(what, output, folder, events, force=force) as baked:
+        plan, vhd = baked.record.plan, f"{baked.name}.vhd"
+        size = clouds.vhd_size(baked.raw)
+        bootable = plan.artefact.kind == "machine-image"
+        script = clouds.azure_script(vhd, baked.name, plan.platform, size=size, uefi=baked.uefi, bootable=bootable)
+        made = {vhd: lambda at: clouds.write_vhd(baked.raw, at, baked.work, events)}
+        return _publish(baked.work, folder, made, {"create-disk.sh": script}, force=force)
+
+
+@contextmanager
+def _baked(what: str, output: Path, folder: Path, events: Events, *, force: bool) -> Iterator[_Baked]:
+    artefact, record = records.locate(what, output)
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="export what parbake has baked")
+    if not artefact.is_file():
+        where = "lies in a cloud" if record.published else "is not here any more"
+        raise InputError(f"{artefact.name} {where}", hint="bake it with `builder: local`")
+    if not record.verified:
+        if not force:
+            raise VerificationFailed(
+                f"{record.artefact} is not verified: nodes may not start its images",
+                hint=f"`parbake verify {record.artefact}`; --force exports it all the same",
+            )
+        events.warn(f"--force: {record.artefact} is not verified, and is exported all the same")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
+    with work_folder(folder, "export") as work:
+        raw = artefact
+        if record.plan.artefact.format != "raw":
+            raw = work / "disk.raw"
+            disk.to_raw(artefact, raw, events)
+        yield _Baked(record, raw, work, clouds.resource_name(record.plan.name, record.key))
+
+
+def _publish(
+    work: Path, folder: Path, made: Mapping[str, Callable[[Path], object]], scripts: Mapping[str, str], *, force: bool
+) -> tuple[Path, ...]:
+    """Make files in the work folder, and move them into place when they are complete; return them all."""
+    in_the_way = [name for name in made if (folder / name).exists()]
+    if in_the_way and not force:
+        raise InputError(
+            f"{folder} holds {', '.join(in_the_way)} already", hint="name another folder, or replace it with --force"
+        )
+    for name, make in made.items():
+        make(work / name)
+        (folder / name).unlink(missing_ok=True)
+        publish(work / name, folder / name)
+    return (*(folder / name for name in made), *write(folder, scripts, force=force))

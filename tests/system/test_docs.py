@@ -59,7 +59,9 @@ ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"
 CASES = (
     Case("docs/tutorial.md", shortcuts=NOTHING),
     Case("README.md", afresh=True, cut_short=("bake", "demo")),
-    Case("docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch"}) | ROLLOUTS),
+    Case(
+        "docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export"}) | ROLLOUTS
+    ),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/watch.md", shortcuts=ROLLOUTS),
@@ -76,6 +78,7 @@ CASES = (
     Case("docs/how-to/ebs.md"),
     Case("docs/how-to/packer.md"),
     Case("docs/how-to/lint.md"),
+    Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
 )
 
 SHORTCUTS = {
@@ -85,6 +88,7 @@ SHORTCUTS = {
     # Options and arguments are read, then help is shown.
     "verify": "verify) set -- verify --help ;;",
     "demo": "demo) set -- demo --help ;;",
+    "export": 'export) [ "$2" = packer ] || set -- "$@" --force ;;',  # nothing is verified here
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
     **{name: f'{name}) set -- "$@" --help ;;' for name in (*ROLLOUTS, "prune")},
 }
@@ -115,6 +119,9 @@ STAND_INS = {
     "sudo": 'echo "$@" > "{folder}/sudo.log"',
     "uv": '[ "$*" = "tool install .[aws]" ]',
     "packer": 'exec {python} {root}/tests/support/packer_program.py "$@"',
+    "gcloud": 'echo "$@"',
+    "az": 'echo "$@"',
+    "azcopy": 'echo "$@"',
     "make": 'exec {make} --dry-run -C {root} "$@"',
 }
 

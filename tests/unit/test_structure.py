@@ -36,7 +36,7 @@ FLOORS: dict[int, set[str]] = {
         "programs",
         "kube",
     },
-    3: {"base", "build", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
+    3: {"base", "build", "clouds", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
     4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "retention", "rollouts"},
     5: {"beginnings", "coldstart", "flow", "handover", "iam", "keeping", "lint", "proof", "upkeep"},
     6: {"demo", "exports", "render", "watching"},

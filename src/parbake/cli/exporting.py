@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.door import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door, opened_events
+from parbake.cli.door import (
+    DEFAULT_FILE,
+    AsJson,
+    BakefilePath,
+    Progress,
+    What,
+    answer,
+    app,
+    door,
+    opened_events,
+    output,
+)  # fmt: skip
+
+Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files; export what is not verified.")]
 
 exporting = typer.Typer(help="Write the files that other tools take.")
 app.add_typer(exporting, name="export", no_args_is_help=True)
@@ -15,7 +29,7 @@ app.add_typer(exporting, name="export", no_args_is_help=True)
 
 @exporting.command()
 def packer(
-    folder: Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")],
+    folder: Folder,
     file: BakefilePath = DEFAULT_FILE,
     pin: Annotated[
         bool, typer.Option("--pin", help="Ask the registries, and bake the digests that the tags have now.")
@@ -33,4 +47,71 @@ def packer(
     door.as_json = as_json
     with opened_events("plain") as events:
         written = exports.to_packer(file, folder, events, pin=pin, force=force)
+    _tell(written)
+
+
+@exporting.command()
+def gcp(
+    what: What,
+    folder: Folder,
+    file: BakefilePath = DEFAULT_FILE,
+    force: Force = False,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Write an artefact as Google Compute Engine takes it, and a script that makes an image of it.
+
+    The archive holds disk.raw, filled up to whole GiB. The script uses the gcloud CLI; it asks for a bucket.
+    """
+    from parbake import exports
+
+    door.as_json = as_json
+    with opened_events(progress) as events:
+        written = exports.to_gcp(what, output(file), folder, events, force=force)
+    _tell(written)
+
+
+@exporting.command()
+def gke(
+    what: What,
+    folder: Folder,
+    file: BakefilePath = DEFAULT_FILE,
+    force: Force = False,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Write a volume as a secondary boot disk for GKE, and a script that makes a disk image of it.
+
+    The layout is that of GKE's own disk image builder, with checksums. Needs root; the volume must be ext4.
+    """
+    from parbake import exports
+
+    door.as_json = as_json
+    with opened_events(progress) as events:
+        written = exports.to_gke(what, output(file), folder, events, force=force)
+    _tell(written)
+
+
+@exporting.command()
+def azure(
+    what: What,
+    folder: Folder,
+    file: BakefilePath = DEFAULT_FILE,
+    force: Force = False,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Write an artefact as a fixed VHD for Azure, and a script that makes a disk of it, and an image.
+
+    The script uses az and azcopy; it asks for a resource group and a region.
+    """
+    from parbake import exports
+
+    door.as_json = as_json
+    with opened_events(progress) as events:
+        written = exports.to_azure(what, output(file), folder, events, force=force)
+    _tell(written)
+
+
+def _tell(written: tuple[Path, ...]) -> None:
     answer({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from parbake.containerd.images import ImageRecord as ImageRecord
     from parbake.containerd.snapshots import Mount as Mount
     from parbake.containerd.snapshots import SnapshotInfo as SnapshotInfo
+    from parbake.containerd.snapshots import top_folder as top_folder
 
 _HOMES = {
     "AlreadyExists": "faults",
@@ -32,6 +33,7 @@ _HOMES = {
     "NotFound": "faults",
     "SnapshotInfo": "snapshots",
     "connect": "client",
+    "top_folder": "snapshots",
 }
 
 

@@ -151,6 +151,23 @@ def folders(mounts: tuple[Mount, ...]) -> Folders:
     )
 
 
+def top_folder(mounts: tuple[Mount, ...]) -> Path:
+    """Return where the files of the snapshot lie that an overlay view is of (overlayfs snapshotter, ``view()``).
+
+    Raises RuntimeFault for mounts of any other kind.
+    """
+    if len(mounts) == 1 and mounts[0].type == "bind":
+        return Path(mounts[0].source)
+    if len(mounts) == 1 and mounts[0].type == "overlay":
+        options = dict(option.partition("=")[::2] for option in mounts[0].options)
+        if "upperdir" not in options and options.get("lowerdir"):
+            return Path(options["lowerdir"].split(":")[0])
+    raise RuntimeFault(
+        f"containerd's snapshotter describes its view as {mounts!r}: not an overlay without an upper folder",
+        hint="parbake fills the overlayfs snapshotter only",
+    )
+
+
 def _mount(mount: common_pb2.Mount) -> Mount:
     return Mount(mount.type, mount.source, tuple(mount.options))
 

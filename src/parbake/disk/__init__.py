@@ -1,7 +1,7 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
 from parbake.disk.blocks import BLOCK, ZEROS, BlockList, block_list, data_blocks, read_blocks, spans
-from parbake.disk.files import DiskFile, convert, copy_sparse, describe, sha256_beside, sha256_file, to_raw
+from parbake.disk.files import DiskFile, convert, copy_sparse, describe, extents, sha256_beside, sha256_file, to_raw
 from parbake.disk.filesystems import (
     FileSystem,
     check_filesystem,
@@ -32,6 +32,7 @@ __all__ = [
     "copy_sparse",
     "data_blocks",
     "describe",
+    "extents",
     "filesystem_uuid",
     "find_root",
     "find_runtime",

@@ -1,0 +1,102 @@
+"""Scripts for the clouds' own command-line tools. What they need to know besides comes from the environment.
+
+Sources: gcloud reference (storage cp, compute images create, container node-pools create); GKE documentation, "Use
+secondary boot disks to preload data or container images"; Azure documentation, "Upload a VHD to Azure" and the az
+reference (disk create, disk grant-access, image create).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from parbake.model import Platform
+
+_LONGEST = 63
+_GCE_FEATURES = ("GVNIC", "VIRTIO_SCSI_MULTIQUEUE")
+_GCE_ARCHITECTURES = {"amd64": "X86_64", "arm64": "ARM64"}
+_AZURE_ARCHITECTURES = {"amd64": "x64", "arm64": "Arm64"}
+
+
+def resource_name(name: str, key: str) -> str:
+    """Return a name that Compute Engine and Azure take, from a Bakefile's name and a content key."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    plain = plain if plain[:1].isalpha() else f"p-{plain}".rstrip("-")
+    return f"{plain[: _LONGEST - 13].rstrip('-')}-{key[:12]}"
+
+
+def gcp_script(archive: str, name: str, platform: Platform, *, uefi: bool) -> str:
+    """Return the script that makes a Compute Engine image of an archive beside it."""
+    features = ",".join(sorted((*_GCE_FEATURES, *(["UEFI_COMPATIBLE"] if uefi else []))))
+    return _gcloud(archive, "a machine image", [
+        f"gcloud compute images create {shlex.quote(name)} \\",
+        f'  --source-uri="gs://$BUCKET/{archive}" \\',
+        f"  --architecture={_GCE_ARCHITECTURES[platform.architecture]} \\",
+        f"  --guest-os-features={features} \\",
+        "  --labels=made-by=parbake",
+    ])  # fmt: skip
+
+
+def gke_script(archive: str, name: str) -> str:
+    """Return the script that makes the disk image of an archive beside it, and says how a node pool gets it."""
+    return _gcloud(archive, "a secondary boot disk for GKE", [
+        f"gcloud compute images create {shlex.quote(name)} \\",
+        f'  --source-uri="gs://$BUCKET/{archive}" \\',
+        "  --family=secondary-disk-image \\",
+        "  --labels=made-by=parbake",
+        "project=$(gcloud config get-value project)",
+        "cat <<END",
+        "A node pool gets it when it is made (GKE 1.28.3 or later, with image streaming):",
+        "gcloud container node-pools create POOL --cluster=CLUSTER --location=LOCATION --enable-image-streaming \\\\",
+        f"  --secondary-boot-disk=disk-image=projects/$project/global/images/{name},mode=CONTAINER_IMAGE_CACHE",
+        "END",
+    ])  # fmt: skip
+
+
+def _gcloud(archive: str, what: str, then: list[str]) -> str:
+    return "\n".join([
+        "#!/bin/sh",
+        f"# Makes {what} of {archive}, with the gcloud CLI as it is logged in.",
+        "# BUCKET is a Cloud Storage bucket; the archive is removed from it when the image is made.",
+        "set -eu",
+        ': "${BUCKET:?name a Cloud Storage bucket, such as BUCKET=my-images}"',
+        'cd "$(dirname "$0")"',
+        f'trap \'gcloud storage rm "gs://$BUCKET/{archive}"\' EXIT',
+        f'gcloud storage cp {archive} "gs://$BUCKET/{archive}"',
+        *then,
+        "",
+    ])  # fmt: skip
+
+
+def azure_script(vhd: str, name: str, platform: Platform, *, size: int, uefi: bool, bootable: bool) -> str:
+    """Return the script that makes a managed disk of a VHD of ``size`` bytes beside it, and an image where it boots."""
+    here = f'--resource-group "$GROUP" --name {shlex.quote(name)}'
+    generation = "V2" if uefi else "V1"
+    boots = f"--os-type Linux --hyper-v-generation {generation} " if bootable else ""
+    lines = [
+        "#!/bin/sh",
+        f"# Makes a managed disk of {vhd}, with az and azcopy as they are logged in.",
+        "# GROUP is a resource group, LOCATION a region.",
+        "set -eu",
+        ': "${GROUP:?name a resource group}" "${LOCATION:?name a region, such as westeurope}"',
+        'cd "$(dirname "$0")"',
+        f'az disk create {here} --location "$LOCATION" --sku StandardSSD_LRS \\',
+        f"  {boots}--architecture {_AZURE_ARCHITECTURES[platform.architecture]} \\",
+        f"  --upload-type Upload --upload-size-bytes {size} --output none",
+        f"trap 'az disk revoke-access {here} --output none' EXIT",
+        "# A link that may write to this disk alone, until the script ends: azcopy takes it in no other way.",
+        f"link=$(az disk grant-access {here} --access-level Write --duration-in-seconds 86400 \\",
+        "  --query 'accessSas || accessSAS' --output tsv)",
+        f'azcopy copy {vhd} "$link" --blob-type PageBlob',
+        f"az disk revoke-access {here} --output none",
+        "trap - EXIT",
+    ]
+    if bootable and platform.architecture == "amd64":
+        lines += [
+            f"disk=$(az disk show {here} --query id --output tsv)",
+            f'az image create {here} --location "$LOCATION" --os-type Linux --hyper-v-generation {generation} \\',
+            '  --source "$disk" --output none',
+        ]
+    elif bootable:
+        lines += ["# Images of this architecture live in an Azure compute gallery: az sig image-version create."]
+    return "\n".join([*lines, ""])
