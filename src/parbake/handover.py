@@ -35,7 +35,8 @@ class Manner:
     """How to hand over. ``to`` names targets (empty: all); ``interval`` is between two looks at nodes, in seconds.
 
     ``force`` overrides a missing verification and what speaks against a target; ``force_conflicts`` takes over fields
-    that somebody else manages; ``deadline`` (seconds) replaces that of the targets.
+    that somebody else manages; ``deadline`` (seconds) replaces that of the targets. ``again`` also hands out what a
+    rollback left.
     """
 
     to: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class Manner:
     follow: bool = True
     deadline: float | None = None
     interval: float = 5.0
+    again: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,26 @@ def rollout(file: Path, whats: Sequence[str], events: Events, manner: Manner) ->
     decided = []
     for target, offered in zip(targets, offers, strict=True):
         means = open_target(target, offered.region, force_conflicts=manner.force_conflicts)
-        decided.append(_Decided(target, means, means.plan(offered)))
+        if manner.again or not _was_left(target, means, offered, events):
+            decided.append(_Decided(target, means, means.plan(offered)))
     return _hand_over(decided, events, manner)
+
+
+def _was_left(target: Target, means: Rollout, offered: Offer, events: Events) -> bool:
+    """Whether somebody has rolled a target back from this very artefact: it is theirs to say when it goes out again."""
+    try:
+        left = means.standing().left
+    except InputError:  # a target that is to be made
+        return False
+    if left is None or not all(
+        getattr(left, name) == getattr(offered, name) for name in ("image", "snapshot") if getattr(offered, name)
+    ):
+        return False
+    events.warn(
+        f"{target.name}: {offered.artefact} was rolled back, and is not handed out again; "
+        f"next: `parbake rollout {offered.artefact} --to {target.name}` does, and so does another artefact"
+    )
+    return True
 
 
 def rollback(file: Path, events: Events, manner: Manner) -> tuple[Handed, ...]:

@@ -73,6 +73,7 @@ def reports_json(reports: Sequence[Report]) -> list[dict[str, object]]:
                 "where": standing.where,
                 "holds": held_json(standing.holds),
                 "previous": held_json(standing.previous),
+                "left": held_json(standing.left),
                 "frozen": standing.frozen,
                 "follow": asdict(standing.follow) if standing.follow else None,
             }

@@ -64,7 +64,7 @@ def act(file: Path, events: Events, manner: Manner | None) -> tuple[Finished, tu
     finished = flow.bake(file, events)
     if manner is None:
         return finished, ()
-    return finished, handover.rollout(file, [finished.record.key], events, replace(manner, force=False))
+    return finished, handover.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
 
 
 def watch(

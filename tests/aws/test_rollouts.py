@@ -17,7 +17,7 @@ from parbake.rollouts.templates import new_data
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
 from tests.aws.raw import raw
-from tests.support.clusters import kitchen, machine_image, parbake, volume
+from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 
@@ -104,6 +104,9 @@ def test_a_group_and_back(fleets: Fleets, tmp_path: Path, capsys: pytest.Capture
     assert (code, done["changed"], held()) == (0, True, "1")
     code, done = parbake(capsys, "rollback", *QUICK)
     assert (code, done["changed"], held()) == (0, False, "1"), "it has gone back already"
+    assert not goes_out_again(tmp_path, FIRST)
+    assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+    assert goes_out_again(tmp_path, FIRST), "somebody has said so"
 
 
 def test_a_group_that_fails_goes_back_by_itself(
@@ -182,6 +185,7 @@ def test_node_groups_go_back_by_going_forward(
     assert (said["ImageId"], said["BlockDeviceMappings"]) == ("ami-0", DISKS)
     code, done = parbake(capsys, "rollback", *QUICK)
     assert (code, done["changed"]) == (0, False)
+    assert not goes_out_again(tmp_path, FIRST, DATA)
 
 
 def test_a_node_group_that_fails(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,6 +246,7 @@ def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pyt
     assert (code, done["changed"]) == (0, True)
     code, done = parbake(capsys, "rollback", *QUICK)
     assert (code, done["changed"]) == (0, False), "it has gone back already"
+    assert [goes_out_again(tmp_path, each) for each in (FIRST, SECOND)] == [True, False]
     values = [each["Value"] for each in ssm.get_parameter_history(Name="/nodes/gpu")["Parameters"]]
     assert values == ["ami-1", "ami-2", "ami-1"]
 

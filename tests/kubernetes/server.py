@@ -63,6 +63,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.store.unauthorized:
                 raise Refused(401, "Unauthorized", "Unauthorized")
+            if self.command == "PATCH":
+                self.store.before_patch()
             document = self._discovery(parts.path) or self._resource(parts.path, query, body)
             if document is not None:
                 self._answer(document, 201 if self.command == "POST" else 200)

@@ -59,6 +59,7 @@ class Store:
     oldest: int = 100
     forbidden: set[tuple[str, str]] = field(default_factory=set)
     unauthorized: bool = False
+    before_patch: Callable[[], object] = lambda: None
     before_write: list[Callable[[], None]] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
 

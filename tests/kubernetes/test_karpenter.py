@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +20,7 @@ from parbake.trace import Part, Read, Trace, hydrate_list, save
 from tests.golden.test_rollouts import ALIAS, BOTH, COMMON, NEW, OLD
 from tests.kubernetes.karpenter import Ami, Karpenter
 from tests.kubernetes.server import Server, serving
-from tests.support.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake, volume
+from tests.support.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
 
 pytestmark = NEEDS_KUBECTL
 
@@ -88,6 +92,7 @@ def test_from_a_record_to_nodes_and_back(
         assert (code, done["changed"], images(server)) == (0, True, ["ami-1", "ami-1"])
         code, done = parbake(capsys, "rollback", *QUICK)
         assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it has gone back already"
+        assert [goes_out_again(tmp_path, each) for each in (FIRST, SECOND)] == [True, False]
     assert len(cluster.replaced) == 6
 
 
@@ -284,6 +289,31 @@ def test_two_rollouts_race(
     assert (code, terms(server)) == (0, [{"id": "ami-1"}])
 
 
+@pytest.mark.usefixtures("cluster")
+def test_two_processes_race(server: Server, tmp_path: Path) -> None:
+    """Both have read the node class before the first of them writes: one writes, the other is told."""
+    kitchen(tmp_path, [GPU], FIRST, SECOND)
+    together = threading.Barrier(2, timeout=60)
+    server.store.before_patch = together.wait
+    command = [sys.executable, "-m", "parbake", "rollout", "--no-follow", "--json"]
+    racing = [
+        subprocess.Popen([*command, each.key], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for each in (FIRST, SECOND)
+    ]
+    said = [json.loads(each.communicate(timeout=60)[0]) for each in racing]
+    codes = [each.returncode for each in racing]
+    assert sorted(codes) == [0, 1]
+    winner = codes.index(0)
+    assert terms(server) == [{"id": f"ami-{winner + 1}"}]
+    assert said[1 - winner]["error"] == "TargetMoved"
+    assert "run the same command again" in said[1 - winner]["hint"]
+    server.store.before_patch = lambda: None
+    loser = (FIRST, SECOND)[1 - winner]
+    assert subprocess.run([*command, loser.key], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    note = json.loads(server.get("ec2nodeclasses", "gpu")["metadata"]["annotations"]["parbake/rollout"])
+    assert note["previous"]["image"] == f"ami-{winner + 1}", "the way back is to what was there"
+
+
 def test_bad_input_is_told(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kitchen(tmp_path, [GPU], FIRST)
     code, error = parbake(capsys, "rollout", FIRST.key)
@@ -358,10 +388,6 @@ def test_the_versions_of_before(
 def test_a_rollout_that_was_killed_is_finished_by_the_next(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import signal
-    import subprocess
-    import sys
-
     kitchen(tmp_path, [GPU], FIRST)
     command = [sys.executable, "-m", "parbake", "rollout", FIRST.key, *QUICK]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from parbake import cli, records, run
+from parbake import cli, handover, records, run
+from parbake.events import Events
 from parbake.model import GIB, Artefact, Base, Published, Snapshot
 from parbake.records import Record
 from tests.support.plans import digest, image, plan, record
@@ -51,6 +52,14 @@ def kitchen(folder: Path, targets: list[Mapping[str, Any]], *found: Record) -> P
     for each in found:
         records.write(folder / "artefacts", each)
     return file
+
+
+def goes_out_again(folder: Path, *found: Record) -> bool:
+    """Whether ``parbake watch`` would hand these out: not what a rollback left."""
+    handed = handover.rollout(
+        folder / "parbake.yaml", [each.key for each in found], Events(), handover.Manner(dry_run=True, again=False)
+    )
+    return bool(handed)
 
 
 def parbake(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:

@@ -12,7 +12,7 @@ from parbake import run
 from parbake.errors import InputError
 from parbake.rollouts.files import parse, render
 from parbake.trace import Part, Read, Trace, save
-from tests.support.clusters import kitchen, machine_image, parbake, volume
+from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
 
 FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
 
@@ -69,7 +69,7 @@ def there_and_back(
 ) -> str:
     """Roll out twice and back twice; return what the file said after the rollout."""
     (here / file).write_text(before)
-    kitchen(here, [target], FIRST)
+    kitchen(here, [target], FIRST, SECOND)
     code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
     assert (code, (here / file).read_text()) == (0, before)
     code, done = parbake(capsys, "rollout", FIRST.key)
@@ -85,6 +85,9 @@ def there_and_back(
     assert (code, done["changed"], "ami-0" in returned) == (0, True, True)
     code, done = parbake(capsys, "rollback")
     assert (code, done["changed"], (here / file).read_text()) == (0, False, returned)
+    assert parbake(capsys, "status")[1][0]["left"]["artefact"] == FIRST.artefact
+    assert not goes_out_again(here, FIRST)
+    assert goes_out_again(here, SECOND)
     return after
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from parbake.rollouts import ocean
-from tests.support.clusters import kitchen, machine_image, parbake, volume
+from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
 
 FIRST, SECOND = machine_image("first", "ami-1"), machine_image("second", "ami-2")
 GROUPS = {"ocean": {"cluster": "o-1", "groups": ["ols-1", "ols-2"], "batch": 25}}
@@ -134,6 +134,7 @@ def test_there_and_back(spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {spot.specifications[name]["imageId"] for name in names} == {"ami-0"}
     code, done = parbake(capsys, "rollback", *QUICK)
     assert (code, done["changed"], len(spot.rolls)) == (0, False, 2), "it has gone back already"
+    assert not goes_out_again(tmp_path, FIRST)
 
 
 def test_a_roll_that_fails_or_hangs_or_is_stopped(

@@ -119,8 +119,8 @@ class Asg:
         now = self._wanted(group, self._refresh(active=True))
         tags = as_dict(group)
         holds = now.held(self.target.device, artefact_of(tags, now))
-        before = self.templates.numbered(tags[PREVIOUS]).held(self.target.device) if tags.get(PREVIOUS) else None
-        return Standing(f"{self.where}, launch template {now}", holds, before, self.follow(holds))
+        before, left = self.templates.behind(tags, self.target.device)
+        return Standing(f"{self.where}, launch template {now}", holds, before, self.follow(holds), left=left)
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: an instance refresh cannot wait, only end."""

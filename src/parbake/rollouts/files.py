@@ -95,7 +95,8 @@ class ValuesForTools:
     def standing(self) -> Standing:
         """Say what the file says."""
         _, said, note = self._read()
-        return Standing(self.where, _held(said), _held(note["previous"]) if note.get("previous") else None)
+        before, left = note.get("previous"), None if note.get("previous") else note.get("left")
+        return Standing(self.where, _held(said), _held(before) if before else None, left=_held(left) if left else None)
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""

@@ -126,7 +126,8 @@ class Karpenter:
         found = self._node_class()
         holds = nodeclass.held(found, self.target.device, self._chosen())
         frozen = any(FROZEN in _budgets(pool) for pool in self._pools())
-        return Standing(nodeclass.described(found), holds, nodeclass.previous(found), self.follow(holds), frozen)
+        follow, left = self.follow(holds), nodeclass.left(found)
+        return Standing(nodeclass.described(found), holds, nodeclass.previous(found), follow, frozen, left)
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Add to the node class's NodePools the budget that stops drift, or take it away."""

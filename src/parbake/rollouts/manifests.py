@@ -138,7 +138,8 @@ class NodeClassFile(_Manifest):
         """Say what the node class holds."""
         _, found = self._found(self.file.read())
         where = f"{nodeclass.described(found)} in {self.file.where}"
-        return Standing(where, nodeclass.held(found, self.target.device), nodeclass.previous(found))
+        holds = nodeclass.held(found, self.target.device)
+        return Standing(where, holds, nodeclass.previous(found), left=nodeclass.left(found))
 
     def _found(self, text: str) -> tuple[gitops.Place, Mapping[str, Any]]:
         files = [(self.target.file.name, text)]
@@ -225,9 +226,12 @@ class _ImageFile(_Manifest):
     def standing(self) -> Standing:
         """Say what the manifest names."""
         place = self._place(self.file.read())
-        before = _note(place).get("previous")
+        note = _note(place)
+        before, left = note.get("previous"), None if note.get("previous") else note.get("left")
         where = f"{place.kind} {place.name} in {self.file.where}"
-        return Standing(where, self.held(place), Held(**before) if before else None)
+        return Standing(
+            where, self.held(place), Held(**before) if before else None, left=Held(**left) if left else None
+        )
 
     def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
         """Return the merge patch that names the image."""

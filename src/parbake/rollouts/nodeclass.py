@@ -140,6 +140,12 @@ def previous(node_class: Mapping[str, Any]) -> Held | None:
     return Held(**found) if found else None
 
 
+def left(node_class: Mapping[str, Any]) -> Held | None:
+    """Return what the last rollback left; None where a rollout came after it, or nothing did."""
+    note = _note(node_class)
+    return Held(**note["left"]) if note.get("left") and not note.get("previous") else None
+
+
 def noted(node_class: Mapping[str, Any]) -> tuple[Held, ...]:
     """Return everything that a node class's note names: retention keeps it."""
     note = _note(node_class)

@@ -109,8 +109,8 @@ class Nodegroup:
         group = self._group()
         now, tags = self._version(group), _tags(group)
         holds = now.held(self.target.device, artefact_of(tags, now))
-        before = self.templates.numbered(tags[PREVIOUS]).held(self.target.device) if tags.get(PREVIOUS) else None
-        return Standing(f"{self.where}, launch template {now}", holds, before, self.follow(holds))
+        before, left = self.templates.behind(tags, self.target.device)
+        return Standing(f"{self.where}, launch template {now}", holds, before, self.follow(holds), left=left)
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: EKS ends what it has begun."""

@@ -99,7 +99,14 @@ class Ocean:
         now = self._specifications()
         previous = sorted({_tag(each, _PREVIOUS) for each in now.values()} - {""})
         holds = _held(now)
-        return Standing(self.where, holds, Held(image=",".join(previous)) if previous else None, self.follow(holds))
+        left = sorted({_tag(each, _LEFT) for each in now.values()} - {""})
+        return Standing(
+            self.where,
+            holds,
+            Held(image=",".join(previous)) if previous else None,
+            self.follow(holds),
+            left=Held(image=",".join(left)) if left and not previous else None,
+        )
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Stop the roll that is under way; it cannot go on afterwards, but a rollout starts another."""

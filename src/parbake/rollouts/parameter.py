@@ -128,8 +128,10 @@ class Parameter:
         history = self._history()
         if not history:
             raise InputError(f"there is no {self.where}", hint="`parbake rollout` makes it")
-        before = None if history[-1].description.startswith(_BACK) else previous(history)
-        return Standing(self.where, history[-1].held, before.held if before else None)
+        last, before = history[-1], previous(history)
+        returned = last.description.startswith(_BACK)
+        left = before.held if returned and before else None  # a rollback leaves the value that was there before it
+        return Standing(self.where, last.held, before.held if before and not returned else None, left=left)
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a parameter replaces no nodes."""

@@ -98,6 +98,11 @@ class Templates:
         template, _, number = text.rpartition(":")
         return self.version({"LaunchTemplateId": template, "Version": number})
 
+    def behind(self, tags: Mapping[str, str], device: str) -> tuple[Held | None, Held | None]:
+        """Return what a group held before the last rollout, and what the last rollback left (one of them at most)."""
+        before, left = (self.numbered(tags[key]).held(device) if tags.get(key) else None for key in (PREVIOUS, LEFT))
+        return before, left
+
     def make(self, source: Version, changes: Mapping[str, Any], description: str) -> Version:
         """Make sure that there is a version of the source with these changes; one that a killed run made is taken."""
         wanted = {**source.data, **changes}

@@ -102,13 +102,17 @@ class Follow:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a target holds, what it held before (None: nothing to go back to), and how far its nodes are."""
+    """What a target holds, what it held before (None: nothing to go back to), and how far its nodes are.
+
+    ``left`` is what the last rollback left (None: the last thing was a rollout).
+    """
 
     where: str
     holds: Held
     previous: Held | None
     follow: Follow | None = None
     frozen: bool = False
+    left: Held | None = None
 
 
 class Rollout(Protocol):
