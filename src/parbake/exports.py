@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from parbake.model import GIB, Base, Image
 from parbake.plan import disk_size
 from parbake.records import Record
 from parbake.run import need_root
-from parbake.workspace import publish, work_folder
+from parbake.workspace import publish, remove_leftovers, work_folder
 
 # The root volumes of EKS's AMIs; which one it will be, only AWS knows.
 _NODE_BASE = Base(kind="ami", size=20 * GIB)
@@ -83,31 +82,50 @@ def _text(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Baked:
-    """An artefact on this machine: its record, its disk as a raw file, and a work folder where the export will lie."""
+    """An artefact on this machine: its record, its disk as a raw file, and a work folder beside the export."""
 
     record: Record
     raw: Path
     work: Path
     name: str
+    events: Events
 
     @property
     def uefi(self) -> bool:
         """Whether the disk boots by UEFI."""
-        bootable = self.record.plan.artefact.kind == "machine-image"
-        return bootable and ebs.boot_mode(self.raw, self.record.plan.platform) != "legacy-bios"
+        return self.bootable and ebs.boot_mode(self.raw, self.record.plan.platform) != "legacy-bios"
+
+    @property
+    def bootable(self) -> bool:
+        return self.record.plan.artefact.kind == "machine-image"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cloud:
+    """How a cloud's files are named, and what writes the script (first) and the disk, both in the work folder."""
+
+    suffix: str
+    script: str
+    text: Callable[[_Baked, str], str]
+    disk: Callable[[_Baked, Path], object]
+    refuse: Callable[[Record], None] = lambda _record: None
 
 
 def to_gcp(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
     """Write an artefact as Compute Engine takes it, and the script that makes an image of it; return both files.
 
-    ``what`` names the artefact, see ``records.locate``. Raises InputError (none, in a cloud, files in the way),
-    VerificationFailed unless the artefact is proven or ``force`` says so, DiskFull.
+    ``what`` names the artefact, see ``records.locate``. An export that is complete, and no older than the artefact, is
+    left as it is unless ``force``. Raises InputError (none, in a cloud, files in the way), VerificationFailed unless
+    the artefact is proven or ``force`` says so, DiskFull.
     """
-    with _baked(what, output, folder, events, force=force) as baked:
-        archive = f"{baked.name}.tar.gz"
-        made = {archive: lambda at: clouds.write_archive(baked.raw, at, events)}
-        script = clouds.gcp_script(archive, baked.name, baked.record.plan.platform, uefi=baked.uefi)
-        return _publish(baked.work, folder, made, {"create-image.sh": script}, force=force)
+
+    def text(baked: _Baked, archive: str) -> str:
+        return clouds.gcp_script(archive, baked.name, baked.record.plan.platform, uefi=baked.uefi)
+
+    def archive(baked: _Baked, target: Path) -> None:
+        clouds.write_archive(baked.raw, target, baked.events)
+
+    return _export(what, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force)
 
 
 def to_gke(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
@@ -116,18 +134,25 @@ def to_gke(what: str, output: Path, folder: Path, events: Events, *, force: bool
     Raises what ``to_gcp`` raises, and InputError for what is no ext4 volume.
     """
     need_root("arranging the volume")
-    with _baked(what, output, folder, events, force=force) as baked:
-        artefact = baked.record.plan.artefact
+
+    def refuse(record: Record) -> None:
+        artefact = record.plan.artefact
         if artefact.kind != "volume" or artefact.filesystem != "ext4":
             raise InputError(
-                f"{baked.record.artefact} is no ext4 volume, which GKE's secondary boot disks are made of",
+                f"{record.artefact} is no ext4 volume, which GKE's secondary boot disks are made of",
                 hint="bake one: `base: none`, and `filesystem: ext4` in `artefact`",
             )
-        archive, arranged = f"{baked.name}-gke.tar.gz", baked.work / "gke.raw"
-        clouds.secondary_boot_disk(baked.raw, arranged, baked.work, events)
-        made = {archive: lambda at: clouds.write_archive(arranged, at, events)}
-        script = clouds.gke_script(archive, baked.name)
-        return _publish(baked.work, folder, made, {"create-disk-image.sh": script}, force=force)
+
+    def text(baked: _Baked, archive: str) -> str:
+        return clouds.gke_script(archive, baked.name)
+
+    def archive(baked: _Baked, target: Path) -> None:
+        arranged = baked.work / "gke.raw"
+        clouds.secondary_boot_disk(baked.raw, arranged, baked.work, baked.events)
+        clouds.write_archive(arranged, target, baked.events)
+
+    cloud = _Cloud("-gke.tar.gz", "create-disk-image.sh", text, archive, refuse)
+    return _export(what, output, folder, events, cloud, force=force)
 
 
 def to_azure(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
@@ -135,17 +160,46 @@ def to_azure(what: str, output: Path, folder: Path, events: Events, *, force: bo
 
     Raises what ``to_gcp`` raises.
     """
-    with _baked(what, output, folder, events, force=force) as baked:
-        plan, vhd = baked.record.plan, f"{baked.name}.vhd"
-        size = clouds.vhd_size(baked.raw)
-        bootable = plan.artefact.kind == "machine-image"
-        script = clouds.azure_script(vhd, baked.name, plan.platform, size=size, uefi=baked.uefi, bootable=bootable)
-        made = {vhd: lambda at: clouds.write_vhd(baked.raw, at, baked.work, events)}
-        return _publish(baked.work, folder, made, {"create-disk.sh": script}, force=force)
+
+    def text(baked: _Baked, vhd: str) -> str:
+        platform, size = baked.record.plan.platform, clouds.vhd_size(baked.raw)
+        return clouds.azure_script(vhd, baked.name, platform, size=size, uefi=baked.uefi, bootable=baked.bootable)
+
+    def vhd(baked: _Baked, target: Path) -> None:
+        clouds.write_vhd(baked.raw, target, baked.work, baked.events)
+
+    return _export(what, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force)
 
 
-@contextmanager
-def _baked(what: str, output: Path, folder: Path, events: Events, *, force: bool) -> Iterator[_Baked]:
+def _export(what: str, output: Path, folder: Path, events: Events, cloud: _Cloud, *, force: bool) -> tuple[Path, ...]:
+    """Write the script, then the disk, which appears when it is complete: a run that ends before it is none.
+
+    What runs that were killed left in the folder goes on the way.
+    """
+    artefact, record = _proven(what, output, events, force=force)
+    cloud.refuse(record)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
+    remove_leftovers(folder)
+    name = clouds.resource_name(record.plan.name, record.key)
+    made, script = folder / f"{name}{cloud.suffix}", folder / cloud.script
+    if not force and script.is_file() and _is_newer(made, artefact):
+        events.note(f"{made} exists already (--force writes it anew)")
+        return made, script
+    with work_folder(folder, "export") as work:
+        raw = artefact
+        if record.plan.artefact.format != "raw":
+            raw = work / "disk.raw"
+            disk.to_raw(artefact, raw, events)
+        baked = _Baked(record, raw, work, name, events)
+        made.unlink(missing_ok=True)  # of an earlier artefact: it and the new script would not go together
+        write(folder, {cloud.script: cloud.text(baked, made.name)}, force=force)
+        cloud.disk(baked, work / made.name)
+        publish(work / made.name, made)
+    return made, script
+
+
+def _proven(what: str, output: Path, events: Events, *, force: bool) -> tuple[Path, Record]:
     artefact, record = records.locate(what, output)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="export what parbake has baked")
@@ -159,27 +213,8 @@ def _baked(what: str, output: Path, folder: Path, events: Events, *, force: bool
                 hint=f"`parbake verify {record.artefact}`; --force exports it all the same",
             )
         events.warn(f"--force: {record.artefact} is not verified, and is exported all the same")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
-    with work_folder(folder, "export") as work:
-        raw = artefact
-        if record.plan.artefact.format != "raw":
-            raw = work / "disk.raw"
-            disk.to_raw(artefact, raw, events)
-        yield _Baked(record, raw, work, clouds.resource_name(record.plan.name, record.key))
+    return artefact, record
 
 
-def _publish(
-    work: Path, folder: Path, made: Mapping[str, Callable[[Path], object]], scripts: Mapping[str, str], *, force: bool
-) -> tuple[Path, ...]:
-    """Make files in the work folder, and move them into place when they are complete; return them all."""
-    in_the_way = [name for name in made if (folder / name).exists()]
-    if in_the_way and not force:
-        raise InputError(
-            f"{folder} holds {', '.join(in_the_way)} already", hint="name another folder, or replace it with --force"
-        )
-    for name, make in made.items():
-        make(work / name)
-        (folder / name).unlink(missing_ok=True)
-        publish(work / name, folder / name)
-    return (*(folder / name for name in made), *write(folder, scripts, force=force))
+def _is_newer(made: Path, artefact: Path) -> bool:
+    return made.is_file() and made.stat().st_mtime_ns >= artefact.stat().st_mtime_ns

@@ -1,8 +1,9 @@
 """Scripts for the clouds' own command-line tools. What they need to know besides comes from the environment.
 
-Sources: gcloud reference (storage cp, compute images create, container node-pools create); GKE documentation, "Use
-secondary boot disks to preload data or container images"; Azure documentation, "Upload a VHD to Azure" and the az
-reference (disk create, disk grant-access, image create).
+A script that ran through leaves alone what it has made; one that was stopped removes what is half made, and is simply
+run again. Sources: gcloud reference (storage cp, compute images create, container node-pools create); GKE
+documentation, "Use secondary boot disks to preload data or container images"; Azure documentation, "Upload a VHD to
+Azure" and the az reference (disk create, disk grant-access, disk update, image create).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ _LONGEST = 63
 _GCE_FEATURES = ("GVNIC", "VIRTIO_SCSI_MULTIQUEUE")
 _GCE_ARCHITECTURES = {"amd64": "X86_64", "arm64": "ARM64"}
 _AZURE_ARCHITECTURES = {"amd64": "x64", "arm64": "Arm64"}
+# Not every sh runs what is trapped for its end when a signal ends it.
+_SIGNALS = "trap 'exit 130' INT\ntrap 'exit 143' TERM HUP"
 
 
 def resource_name(name: str, key: str) -> str:
@@ -28,22 +31,13 @@ def resource_name(name: str, key: str) -> str:
 def gcp_script(archive: str, name: str, platform: Platform, *, uefi: bool) -> str:
     """Return the script that makes a Compute Engine image of an archive beside it."""
     features = ",".join(sorted((*_GCE_FEATURES, *(["UEFI_COMPATIBLE"] if uefi else []))))
-    return _gcloud(archive, "a machine image", [
-        f"gcloud compute images create {shlex.quote(name)} \\",
-        f'  --source-uri="gs://$BUCKET/{archive}" \\',
-        f"  --architecture={_GCE_ARCHITECTURES[platform.architecture]} \\",
-        f"  --guest-os-features={features} \\",
-        "  --labels=made-by=parbake",
-    ])  # fmt: skip
+    options = [f"--architecture={_GCE_ARCHITECTURES[platform.architecture]}", f"--guest-os-features={features}"]
+    return _gcloud(archive, name, "a machine image", options, [])
 
 
 def gke_script(archive: str, name: str) -> str:
     """Return the script that makes the disk image of an archive beside it, and says how a node pool gets it."""
-    return _gcloud(archive, "a secondary boot disk for GKE", [
-        f"gcloud compute images create {shlex.quote(name)} \\",
-        f'  --source-uri="gs://$BUCKET/{archive}" \\',
-        "  --family=secondary-disk-image \\",
-        "  --labels=made-by=parbake",
+    return _gcloud(archive, name, "a secondary boot disk for GKE", ["--family=secondary-disk-image"], [
         "project=$(gcloud config get-value project)",
         "cat <<END",
         "A node pool gets it when it is made (GKE 1.28.3 or later, with image streaming):",
@@ -53,7 +47,8 @@ def gke_script(archive: str, name: str) -> str:
     ])  # fmt: skip
 
 
-def _gcloud(archive: str, what: str, then: list[str]) -> str:
+def _gcloud(archive: str, name: str, what: str, options: list[str], then: list[str]) -> str:
+    image = shlex.quote(name)
     return "\n".join([
         "#!/bin/sh",
         f"# Makes {what} of {archive}, with the gcloud CLI as it is logged in.",
@@ -61,8 +56,17 @@ def _gcloud(archive: str, what: str, then: list[str]) -> str:
         "set -eu",
         ': "${BUCKET:?name a Cloud Storage bucket, such as BUCKET=my-images}"',
         'cd "$(dirname "$0")"',
-        f'trap \'gcloud storage rm "gs://$BUCKET/{archive}"\' EXIT',
-        f'gcloud storage cp {archive} "gs://$BUCKET/{archive}"',
+        f"if [ \"$(gcloud compute images describe {image} --format='value(status)' 2>/dev/null)\" = READY ]; then",
+        f"  echo {shlex.quote(f'the image {name} exists already')}",
+        "else",
+        f'  trap \'gcloud storage rm "gs://$BUCKET/{archive}"\' EXIT',
+        *(f"  {line}" for line in _SIGNALS.splitlines()),
+        f'  gcloud storage cp {archive} "gs://$BUCKET/{archive}"',
+        f"  gcloud compute images create {image} \\",
+        f'    --source-uri="gs://$BUCKET/{archive}" \\',
+        *(f"    {option} \\" for option in options),
+        "    --labels=made-by=parbake",
+        "fi",
         *then,
         "",
     ])  # fmt: skip
@@ -80,16 +84,29 @@ def azure_script(vhd: str, name: str, platform: Platform, *, size: int, uefi: bo
         "set -eu",
         ': "${GROUP:?name a resource group}" "${LOCATION:?name a region, such as westeurope}"',
         'cd "$(dirname "$0")"',
-        f'az disk create {here} --location "$LOCATION" --sku StandardSSD_LRS \\',
-        f"  {boots}--architecture {_AZURE_ARCHITECTURES[platform.architecture]} \\",
-        f"  --upload-type Upload --upload-size-bytes {size} --output none",
-        f"trap 'az disk revoke-access {here} --output none' EXIT",
-        "# A link that may write to this disk alone, until the script ends: azcopy takes it in no other way.",
-        f"link=$(az disk grant-access {here} --access-level Write --duration-in-seconds 86400 \\",
-        "  --query 'accessSas || accessSAS' --output tsv)",
-        f'azcopy copy {vhd} "$link" --blob-type PageBlob',
-        f"az disk revoke-access {here} --output none",
-        "trap - EXIT",
+        "drop() {",
+        f"  az disk revoke-access {here} --output none",
+        f"  az disk delete {here} --yes --output none",
+        "}",
+        "# What Azure says of a disk does not tell one that was cut off, so a tag says that all of it is there.",
+        f"state=$(az disk show {here} --query \"tags.parbake || 'begun'\" --output tsv 2>/dev/null || true)",
+        'if [ "$state" = complete ]; then',
+        f"  echo {shlex.quote(f'the disk {name} exists already')}",
+        "else",
+        '  [ -z "$state" ] || drop',
+        "  trap drop EXIT",
+        *(f"  {line}" for line in _SIGNALS.splitlines()),
+        f'  az disk create {here} --location "$LOCATION" --sku StandardSSD_LRS \\',
+        f"    {boots}--architecture {_AZURE_ARCHITECTURES[platform.architecture]} --tags made-by=parbake \\",
+        f"    --upload-type Upload --upload-size-bytes {size} --output none",
+        "  # A link that may write to this disk alone, until the script ends: azcopy takes it in no other way.",
+        f"  link=$(az disk grant-access {here} --access-level Write --duration-in-seconds 86400 \\",
+        "    --query 'accessSas || accessSAS' --output tsv)",
+        f'  azcopy copy {vhd} "$link" --blob-type PageBlob',
+        f"  az disk revoke-access {here} --output none",
+        f"  az disk update {here} --set tags.parbake=complete --output none",
+        "  trap - EXIT",
+        "fi",
     ]
     if bootable and platform.architecture == "amd64":
         lines += [
