@@ -1,68 +1,62 @@
-"""A cold volume: a disk image behind a model of lazy loading, as a block device.
+"""A cold volume: a disk image behind the model of lazy loading (bench/lazy.py), as a file and as a block device.
 
-    image file -> ColdSource (an NBD server of ours: the model) -> qemu-storage-daemon (the volume's throughput, and an
-    overlay for writes) -> FUSE -> loop device with direct I/O
+    image file -> ColdSource: a FUSE file system that is one file -> loop device with direct I/O
 
-The model, whose figures are those of public reports and not of AWS:
+What is written goes into an overlay and is thrown away; writes of whole pages load nothing. Holes are free.
 
-- The unit of loading is a block of 512 KiB. The first touch of any byte of it loads all of it; holes are free.
-- A first touch takes ``latency`` (a median; single ones scatter), at most ``in_flight`` are under way at a time, and
-  together they get ``rate`` MiB/s. What is loaded costs nothing more here.
-- Writes of whole pages load nothing.
-- All reads and writes together get 125 MiB/s, as a gp3 volume gives without extra charge.
-- A provisioned rate loads the blocks with data in ascending order from the attachment on, beside what is touched.
-
-This is a server of our own and not nbdkit with its filters because a provisioned rate, free holes and a limit of cold
-requests alone cannot be put together from those.
+The server speaks the kernel's protocol (linux/fuse.h) itself: one thread waits for requests and for the model's next
+answer, so that any number of requests wait at a time, and each is answered when the model says. QEMU's FUSE export and
+nbdkit's `cache` filter take one request at a time, and the former answers what it got last first: a cold volume would
+look as if nothing helped it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
-import random
-import socket
+import select
+import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Self
 
+from bench.lazy import Lazy, Profile
 from parbake import disk, run
-from parbake.model import MIB
 from parbake.trace.data import BLOCK
 
-HOT_RATE = 125  # MiB/s
-_THREADS = 128
-_HANDSHAKE = struct.Struct(">8s8sH")
-_OPTION = struct.Struct(">8sII")
-_OPTION_REPLY = struct.Struct(">QIII")
-_REQUEST = struct.Struct(">IHHQQI")
-_REPLY = struct.Struct(">IIQ")
-_MAGIC, _OPTION_MAGIC, _REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
-_EXPORT_NAME, _ABORT, _INFO, _GO = 1, 2, 6, 7
-_ACK, _REP_INFO, _UNSUPPORTED = 1, 3, (1 << 31) + 1
-_READ, _DISCONNECT, _FLUSH = 0, 2, 3
-_FLAGS = 1 | 2 | 4 | 256  # has flags, read-only, flush, several connections
+_PAGE = 4096
+_PAGES = BLOCK // _PAGE
+_LARGEST = 1 << 20  # bytes of a request: 256 pages, the most that the kernel asks for by default
+
+# linux/fuse.h, version 7.31 of the protocol
+_VERSION = 7, 31
+_IN, _OUT = struct.Struct("=IIQQIIIHH"), struct.Struct("=IiQ")
+_INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
+_INIT_IN = struct.Struct("=IIII")
+_ATTR_OUT = struct.Struct("=QII6Q10I")
+_OPEN_OUT = struct.Struct("=QIi")
+_IO_IN = struct.Struct("=QQII16x")  # fuse_read_in and fuse_write_in begin alike: handle, offset, size, flags
+_WRITE_OUT = struct.Struct("=II")
 
 
-@dataclass(frozen=True)
-class Profile:
-    """How a cold volume behaves: seconds of a first touch, how many at a time, MiB/s of all together."""
+class _Call(IntEnum):
+    """What the kernel asks for, as far as it needs an answer of its own."""
 
-    name: str
-    latency: float
-    in_flight: int
-    rate: float
+    FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, RELEASE = 2, 3, 4, 14, 15, 16, 18
+    INIT, INTERRUPT, DESTROY, BATCH_FORGET = 26, 36, 38, 42
 
 
-PROFILES = {
-    "mild": Profile("mild", 0.020, 32, 80.0),
-    "harsh": Profile("harsh", 0.035, 16, 40.0),
-}
+_ASYNC_READ, _BIG_WRITES, _ASYNC_DIO, _MAX_PAGES = 1 << 0, 1 << 5, 1 << 15, 1 << 22
+# No flush: a child of this process closes what it inherited while Python lets no thread run, so it must not ask us.
+_DIRECT_IO, _NO_FLUSH, _PARALLEL_WRITES = 1 << 0, 1 << 5, 1 << 6
+_BACKGROUND = 1024  # requests under way: more than anything here sends
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def data_blocks(image: Path) -> list[int]:
@@ -80,174 +74,155 @@ def data_blocks(image: Path) -> list[int]:
 
 
 class ColdSource:
-    """Serves a file by NBD on a Unix socket, cold at first; use with ``with``.
+    """Shows an image as the file ``file``, cold at first; use with ``with``, in a mount namespace of one's own.
 
-    ``profile`` None serves it hot. ``provisioned`` is in MiB/s (0: none). ``loaded`` counts blocks that were fetched.
+    ``profile`` None shows it hot; ``provisioned`` is in MiB/s (0: none). Raises OSError where FUSE is not to be had.
     """
 
     def __init__(self, image: Path, folder: Path, profile: Profile | None, *, provisioned: float = 0.0) -> None:
-        self.socket = folder / "cold.sock"
-        self.loaded = 0
-        self._profile, self._provisioned = profile, provisioned
-        self._image = image
-        order = data_blocks(image) if profile else []
-        self._place = {block: place for place, block in enumerate(order)}  # of what is not loaded yet
-        self._loading: dict[int, threading.Event] = {}
-        self._lock = threading.Lock()
-        self._slots = threading.Semaphore(profile.in_flight if profile else 1)
-        self._free_at = 0.0
-        self._began = 0.0
-        self._stack = ExitStack()
-        self._file = -1
+        self.file = folder / "disk"
         self.size = image.stat().st_size
-        self._pool = ThreadPoolExecutor(_THREADS)
+        self.model = Lazy(profile, data_blocks(image) if profile else [], provisioned=provisioned)
+        self._image, self._folder = image, folder
+        self._written = bytearray(-(-self.size // _PAGE))  # a 1 for each page of which the overlay has the content
+        self._buffer = memoryview(bytearray(_LARGEST + _PAGE))
+        self._stack = ExitStack()
+
+    @property
+    def loaded(self) -> int:
+        """How many blocks were fetched because they were touched."""
+        return self.model.loaded
+
+    def attach(self) -> None:
+        """Begin the time of a provisioned rate."""
+        self.model.began = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._file = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC)
-        self._stack.callback(os.close, self._file)
-        self._stack.callback(self._pool.shutdown, cancel_futures=True)
-        listener = socket.socket(socket.AF_UNIX)
-        self._stack.callback(listener.close)
-        self.socket.unlink(missing_ok=True)
-        listener.bind(str(self.socket))
-        listener.listen()
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
-        self.attach()
+        with ExitStack() as stack:
+            self._base = self._open(stack, self._image, os.O_RDONLY)
+            overlay = self._folder / "overlay"
+            self._overlay = self._open(stack, overlay, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            overlay.unlink()
+            self._fuse = self._open(stack, Path("/dev/fuse"), os.O_RDWR | os.O_NONBLOCK)
+            self._told, tell = os.pipe2(os.O_CLOEXEC)
+            stack.callback(os.close, self._told)
+            self.file.touch()
+            options = f"fd={self._fuse},rootmode={stat.S_IFREG | 0o600:o},user_id=0,group_id=0,allow_other"
+            if _LIBC.mount(b"parbake-cold", bytes(self.file), b"fuse", 0, f"{options},max_read={_LARGEST}".encode()):
+                raise OSError(ctypes.get_errno(), "cannot mount a FUSE file system", str(self.file))
+            stack.callback(run.run, ["umount", "--lazy", "--quiet", str(self.file)], check=False)
+            server = threading.Thread(target=self._serve, name="cold-volume", daemon=True)
+            server.start()
+            stack.callback(server.join)
+            stack.callback(os.close, tell)  # the server ends
+            self.attach()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def attach(self) -> None:
-        """Begin the time of a provisioned rate."""
-        self._began = time.monotonic()
+    @staticmethod
+    def _open(stack: ExitStack, path: Path, flags: int) -> int:
+        handle = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, handle)
+        return handle
 
-    # -- the model
+    # -- the server's thread
 
-    def _load(self, block: int) -> None:
-        """Return when a block is loaded; of several who ask for it, one fetches."""
-        profile = self._profile
-        if profile is None:
-            return
-        with self._lock:
-            place = self._place.get(block)
-            if place is None or place * BLOCK < self._provisioned * MIB * (time.monotonic() - self._began):
-                return
-            others, mine = self._loading.get(block), threading.Event()
-            if others is None:
-                self._loading[block] = mine
-        if others is not None:
-            others.wait()
-            return
-        with self._slots:
-            scatter = random.Random(block).lognormvariate(0.0, 0.3)  # noqa: S311 - the same in every run
-            time.sleep(profile.latency * scatter)
-            with self._lock:
-                now = time.monotonic()
-                self._free_at = max(self._free_at, now) + BLOCK / MIB / profile.rate
-                wait = self._free_at - now
-            time.sleep(wait)
-        with self._lock:
-            del self._place[block]
-            del self._loading[block]
-            self.loaded += 1
-        mine.set()
-
-    # -- the protocol (NetworkBlockDevice/nbd, doc/proto.md), as far as QEMU needs it
-
-    def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError, EOFError, RuntimeError):
-            if not self._agree(connection):
-                return
-            sending = threading.Lock()
-            while True:
-                _, _, kind, cookie, offset, length = _REQUEST.unpack(_exactly(connection, _REQUEST.size))
-                if kind == _DISCONNECT:
-                    return
-                self._pool.submit(self._answer, connection, sending, kind, cookie, offset, length)
-
-    def _agree(self, connection: socket.socket) -> bool:
-        connection.sendall(_HANDSHAKE.pack(_MAGIC, _OPTION_MAGIC, 3))
-        _exactly(connection, 4)
-        export = struct.pack(">QH", self.size, _FLAGS)
+    def _serve(self) -> None:
         while True:
-            _, option, length = _OPTION.unpack(_exactly(connection, _OPTION.size))
-            _exactly(connection, length)
-            if option == _EXPORT_NAME:
-                connection.sendall(export)
-                return True
-            if option in {_INFO, _GO}:
-                told = struct.pack(">H", 0) + export
-                connection.sendall(_OPTION_REPLY.pack(_REPLY_MAGIC, option, _REP_INFO, len(told)) + told)
-            known = option in {_ABORT, _INFO, _GO}
-            connection.sendall(_OPTION_REPLY.pack(_REPLY_MAGIC, option, _ACK if known else _UNSUPPORTED, 0))
-            if option in {_ABORT, _GO}:
-                return bool(option == _GO)
+            due = self.model.run(time.monotonic())
+            patience = None if due is None else max(0.0, due - time.monotonic())
+            ready, _, _ = select.select([self._fuse, self._told], [], [], patience)
+            if self._told in ready:
+                return
+            if self._fuse in ready:
+                with suppress(BlockingIOError, FileNotFoundError):  # ENOENT: it was interrupted meanwhile
+                    try:
+                        size = os.readv(self._fuse, [self._buffer])
+                    except OSError as error:
+                        if error.errno == errno.ENODEV:  # unmounted
+                            return
+                        raise
+                    self._handle(self._buffer[:size])
 
-    def _answer(
-        self, connection: socket.socket, sending: threading.Lock, kind: int, cookie: int, offset: int, length: int
-    ) -> None:
-        data, error = b"", 0
-        if kind == _READ:
-            for block in range(offset // BLOCK, -(-(offset + length) // BLOCK)):
-                self._load(block)
-            data = os.pread(self._file, length, offset)
-        elif kind != _FLUSH:
-            error = 1  # EPERM
-        with sending, suppress(OSError):
-            connection.sendall(_REPLY.pack(0x67446698, error, cookie))
-            connection.sendall(data)
+    def _handle(self, request: memoryview) -> None:
+        _, kind, unique, *_ = _IN.unpack_from(request)
+        body = request[_IN.size :]
+        match kind:
+            case _Call.READ:
+                _, offset, size, _ = _IO_IN.unpack_from(body)
+                self._read(unique, offset, max(0, min(size, self.size - offset)))
+            case _Call.WRITE:
+                _, offset, size, _ = _IO_IN.unpack_from(body)
+                self._write(unique, offset, bytes(body[_IO_IN.size : _IO_IN.size + size]))
+            case _Call.OPEN:
+                self._answer(unique, _OPEN_OUT.pack(0, _DIRECT_IO | _NO_FLUSH | _PARALLEL_WRITES, 0))
+            case _Call.GETATTR | _Call.SETATTR:
+                numbers = (0, 0, 0, stat.S_IFREG | 0o600, 1, 0, 0, 0, _PAGE, 0)
+                self._answer(unique, _ATTR_OUT.pack(1 << 30, 0, 0, 1, self.size, self.size >> 9, 0, 0, 0, *numbers))
+            case _Call.INIT:
+                _, _, ahead, flags = _INIT_IN.unpack_from(body)
+                flags &= _ASYNC_READ | _BIG_WRITES | _ASYNC_DIO | _MAX_PAGES
+                pages = _LARGEST // _PAGE
+                sizes = (_BACKGROUND, _BACKGROUND, _LARGEST, 1, pages, 0, 0, 0)
+                self._answer(unique, _INIT_OUT.pack(*_VERSION, ahead, flags, *sizes))
+            case _Call.RELEASE | _Call.DESTROY:
+                self._answer(unique)
+            case _Call.FORGET | _Call.BATCH_FORGET | _Call.INTERRUPT:  # they take no answer
+                pass
+            case _:
+                self._answer(unique, error=errno.ENOSYS)
 
+    def _answer(self, unique: int, body: bytes = b"", error: int = 0) -> None:
+        with suppress(FileNotFoundError):  # it was interrupted: nobody waits any more
+            os.writev(self._fuse, [_OUT.pack(_OUT.size + len(body), -error, unique), body])
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        part = connection.recv(count - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
+    def _read(self, unique: int, offset: int, size: int) -> None:
+        pages = range(offset // _PAGE, -(-(offset + size) // _PAGE))
+        self._ask(self._needed(pages), size, lambda: self._answer(unique, self._content(offset, size)))
+
+    def _write(self, unique: int, offset: int, data: bytes) -> None:
+        first, last = offset // _PAGE, -(-(offset + len(data)) // _PAGE)
+        # Of pages that are written in part the rest must be there.
+        torn = {page for page, torn in ((first, offset % _PAGE), (last - 1, (offset + len(data)) % _PAGE)) if torn}
+
+        def put() -> None:
+            for page in torn:
+                if not self._written[page]:
+                    os.pwrite(self._overlay, os.pread(self._base, _PAGE, page * _PAGE), page * _PAGE)
+            os.pwrite(self._overlay, data, offset)
+            self._written[first:last] = b"\1" * (last - first)
+            self._answer(unique, _WRITE_OUT.pack(len(data), 0))
+
+        self._ask(self._needed(torn), len(data), put)
+
+    def _needed(self, pages: Iterable[int]) -> list[int]:
+        """Return the blocks, ascending, that hold pages which were not written."""
+        if isinstance(pages, range) and self._written.find(1, pages.start, pages.stop) < 0:
+            return list(range(pages.start // _PAGES, -(-pages.stop // _PAGES)))
+        return sorted({page // _PAGES for page in pages if not self._written[page]})
+
+    def _ask(self, blocks: list[int], size: int, do: Callable[[], None]) -> None:
+        for block in blocks:  # that the host's own disk is slow is no part of the model
+            os.posix_fadvise(self._base, block * BLOCK, BLOCK, os.POSIX_FADV_WILLNEED)
+        self.model.ask(time.monotonic(), blocks, size, do)
+
+    def _content(self, offset: int, size: int) -> bytes:
+        first, last = offset // _PAGE, -(-(offset + size) // _PAGE)
+        if self._written.find(1, first, last) < 0:
+            return os.pread(self._base, size, offset)
+        pages = (
+            os.pread(self._overlay if self._written[page] else self._base, _PAGE, page * _PAGE)
+            for page in range(first, last)
+        )
+        return b"".join(pages)[offset - first * _PAGE :][:size]
 
 
 @contextmanager
-def shown(source: ColdSource, folder: Path) -> Iterator[Path]:
-    """Yield a raw file that reads from a source; what is written is thrown away. Its time begins now."""
-    overlay, file = folder / "overlay.qcow2", folder / "disk"
-    # Parts of 4 KiB: a write of whole pages reads nothing of the cold volume for what stands around it.
-    options = ["-o", "cluster_size=128k,extended_l2=on"]
-    run.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(overlay), str(source.size)])
-    file.touch()
-    command = [
-        "qemu-storage-daemon",
-        "--object", f"throttle-group,id=volume,x-bps-total={HOT_RATE * MIB}",
-        "--blockdev", f"driver=nbd,node-name=cold,server.type=unix,server.path={source.socket},read-only=on",
-        "--blockdev", f"driver=file,node-name=file,filename={overlay},cache.no-flush=on",
-        "--blockdev", "driver=qcow2,node-name=overlay,file=file,backing=cold",
-        "--blockdev", "driver=throttle,node-name=volume,throttle-group=volume,file=overlay",
-        "--export", f"type=fuse,id=disk,node-name=volume,mountpoint={file},writable=on",
-    ]  # fmt: skip
-    try:
-        with run.Process(command, log=folder / "storage.log") as daemon:
-            deadline = run.Deadline(20, "the cold volume")
-            while not file.stat().st_size:
-                daemon.check_alive()
-                deadline.sleep(0.01)
-            source.attach()
-            yield file
-    finally:
-        run.run(["umount", "--lazy", "--quiet", str(file)], check=False)
-        overlay.unlink(missing_ok=True)
-
-
-@contextmanager
-def attached(source: ColdSource, folder: Path) -> Iterator[str]:
-    """Yield a block device that reads from a source (see ``shown``)."""
-    with shown(source, folder) as file, disk.loop_device(file) as device:
+def attached(source: ColdSource) -> Iterator[str]:
+    """Yield a block device that reads from a source. Its time begins now."""
+    with disk.loop_device(source.file) as device:
         source.attach()
         yield device

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.cold import HOT_RATE, PROFILES, ColdSource, Profile, attached, data_blocks
+from bench.cold import ColdSource, attached, data_blocks
 from bench.images import Image, Shelf, recipes
+from bench.lazy import HOT_RATE, PROFILES, Profile
 from parbake import coldstart, disk, flow, records
 from parbake.demo import free_port, serve_registry
 from parbake.errors import InputError
@@ -203,7 +204,7 @@ def start(volume: Volume, case: Case, profile: Profile, work: Path) -> tuple[flo
     provisioned = _RATE * volume.data / _USUAL_SIZE if case.provisioned else 0.0
     source = ColdSource(volume.path, work, None if case.hot else profile, provisioned=provisioned)
     plan = volume.record.plan
-    with source, attached(source, work) as device, hydrating(volume, case, work), ExitStack() as stack:
+    with source, attached(source) as device, hydrating(volume, case, work), ExitStack() as stack:
         sleep(case.boot)
         stages = cold_start(device, "ext4", plan, plan.images[0], work, stack)
         loaded = source.loaded
@@ -218,7 +219,7 @@ def pull(volume: Volume, image: Image, work: Path) -> tuple[float, dict[str, flo
     source = ColdSource(empty, work, None)
     plan = volume.record.plan
     try:
-        with source, attached(source, work) as device, ExitStack() as stack:
+        with source, attached(source) as device, ExitStack() as stack:
             stages = cold_start(device, "ext4", plan, plan.images[0], work, stack, pull=True)
     finally:
         empty.unlink()

@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from bench.cold import PROFILES, ColdSource, Profile, attached, data_blocks
+from bench.cold import ColdSource, attached, data_blocks
 from bench.coldstart import Case, Volume, cases, reading_list, start, summary
+from bench.lazy import PROFILES, Profile
 from parbake import coldstart, disk, records
 from parbake.events import Events
 from parbake.rehearse import no_network
@@ -33,7 +35,7 @@ QUICK = Profile("quick", 0.001, 16, 4000.0)
 @contextmanager
 def cold(image_: Path, folder: Path, profile: Profile | None, **more: float) -> Iterator[tuple[ColdSource, int]]:
     with disk.private_mounts(), ColdSource(image_, folder, profile, **more) as source:  # noqa: SIM117
-        with attached(source, folder) as device:
+        with attached(source) as device:
             handle = os.open(device, os.O_RDONLY)
             try:
                 yield source, handle
@@ -65,6 +67,40 @@ def test_one_touch_loads_a_block_and_holes_are_free(sparse: Path, tmp_path: Path
         whole = b"".join(os.pread(handle, BLOCK, block * BLOCK) for block in range(6))
         assert whole == sparse.read_bytes()
         assert source.loaded == 3
+
+
+def test_as_many_are_under_way_as_the_profile_allows(tmp_path: Path) -> None:
+    """Through the kernel: neither its queues nor the server take one request after the other."""
+    file = tmp_path / "full"
+    file.write_bytes(os.urandom(BLOCK) * 40)
+    for in_flight, expected in ((64, 24), (8, 8)):
+        with cold(file, tmp_path, Profile("slow", 0.5, in_flight, 4000.0)) as (source, handle):
+            with ThreadPoolExecutor(24) as pool:
+                found = list(pool.map(lambda block: os.pread(handle, 4096, block * BLOCK), [*range(4, 28), 9, 9]))
+            assert source.model.most == expected
+            assert found == [file.read_bytes()[:4096]] * 26
+
+
+def test_what_is_written_is_read_again_and_loads_nothing_but_torn_pages(sparse: Path, tmp_path: Path) -> None:
+    before = sparse.read_bytes()
+    with disk.private_mounts(), ColdSource(sparse, tmp_path, QUICK) as source:
+        with source.file.open("r+b", buffering=0) as file:
+            assert os.fstat(file.fileno()).st_size == len(before)
+            os.pwrite(file.fileno(), b"x" * 8192, 2 * BLOCK)
+            assert os.pread(file.fileno(), 8192, 2 * BLOCK) == b"x" * 8192
+            assert source.loaded == 0
+            os.pwrite(file.fileno(), b"y" * 100, 2 * BLOCK + 8192 + 50)
+            assert source.loaded == 1
+            os.pwrite(file.fileno(), b"z" * 5000, 5 * BLOCK - 2500)
+            assert source.loaded == 1
+            file.seek(0)
+            now = file.readall()
+        expected = bytearray(before)
+        expected[2 * BLOCK : 2 * BLOCK + 8192] = b"x" * 8192
+        expected[2 * BLOCK + 8242 : 2 * BLOCK + 8342] = b"y" * 100
+        expected[5 * BLOCK - 2500 : 5 * BLOCK + 2500] = b"z" * 5000
+        assert now == bytes(expected)
+    assert sparse.read_bytes() == before
 
 
 def test_a_hot_source_and_a_provisioned_one_load_nothing(sparse: Path, tmp_path: Path) -> None:
@@ -128,7 +164,7 @@ def test_the_check_of_real_volumes_asks_what_the_model_assumes(volume: Volume, t
     listed = tmp_path / "list"
     listed.write_text(reading_list(volume, "all"))
     with disk.private_mounts(), ColdSource(volume.path, tmp_path, QUICK) as source:  # noqa: SIM117
-        with attached(source, tmp_path) as device:
+        with attached(source) as device:
             command = [sys.executable, str(ROOT / "bench/ebs-check"), device, "--list", str(listed), "--sample", "2"]
             done = subprocess.run([*command, "--depths", "1,4"], capture_output=True, text=True, check=True)
             watched = subprocess.run([*command, "--watch", "0.1"], capture_output=True, text=True, check=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cold import ColdSource, Profile, shown
+from bench.cold import ColdSource
+from bench.lazy import Profile
 from parbake import coldstart, disk, proof, records, run
 from parbake.events import Events
 from parbake.nodefiles import LIST, node_file
@@ -138,10 +139,9 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         drive, uuid = failing_drive(tmp_path, stack)
         units = spoil(copy, tmp_path / "mnt", uuid)
         source = stack.enter_context(ColdSource(copy, tmp_path, COLD))
-        cold = stack.enter_context(shown(source, tmp_path))
-        rehearsal = Rehearsal(cold, baked.record.plan, events=Events(), folder=tmp_path / "vm")
+        rehearsal = Rehearsal(source.file, baked.record.plan, events=Events(), folder=tmp_path / "vm")
         drives = [Drive(drive, "failing")]
-        rehearsal.node.machine = Machine(cold, tmp_path / "vm/machine", seed=agent_seed(), drives=drives)
+        rehearsal.node.machine = Machine(source.file, tmp_path / "vm/machine", seed=agent_seed(), drives=drives)
         stack.enter_context(rehearsal)
         machine, guest = rehearsal.node.machine, rehearsal.node.machine.guest
         within = 120 * machine.stretch
