@@ -8,7 +8,8 @@ A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── BakefileError               the Bakefile, with every problem and its line
     │   ├── BadReference                an image reference that cannot be parsed
     │   ├── NoSuchImage                 the registry has no such tag, digest or platform
-    │   └── BadBase                     the base is no disk image, has no root file system or no runtime
+    │   ├── BadBase                     the base is no disk image, has no root file system or no runtime
+    │   └── NotMade                     a rollout's target is not there yet: the first rollout makes it
     ├── EnvironmentProblem          1   this machine cannot do it: a tool is missing, not root
     ├── CommandFailed               1   a program ended with an error
     ├── DeadlineExceeded            1   something did not happen in time
@@ -113,6 +114,12 @@ class BadBase(InputError):
     """The base is no disk image, has no root file system, or no container runtime."""
 
     usual_hint = "use another `base`: a raw or qcow2 disk image of a machine with containerd"
+
+
+class NotMade(InputError):
+    """A rollout's target is not there yet; the first rollout makes it."""
+
+    usual_hint = "`parbake rollout` makes it"
 
 
 class EnvironmentProblem(ParbakeError):

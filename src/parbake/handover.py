@@ -16,7 +16,7 @@ from pathlib import Path
 from parbake import records
 from parbake.bakefile import Bakefile, load
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
-from parbake.errors import InputError, ParbakeError, RolloutError, Stalled, VerificationFailed
+from parbake.errors import InputError, NotMade, ParbakeError, RolloutError, Stalled, VerificationFailed
 from parbake.events import Events
 from parbake.model import Published
 from parbake.nodefiles import user_data
@@ -107,7 +107,7 @@ def _was_left(target: Target, means: Rollout, offered: Offer, events: Events) ->
     """Whether somebody has rolled a target back from this very artefact: it is theirs to say when it goes out again."""
     try:
         left = means.standing().left
-    except InputError:  # a target that is to be made
+    except NotMade:
         return False
     if left is None or not all(
         getattr(left, name) == getattr(offered, name) for name in ("image", "snapshot") if getattr(offered, name)

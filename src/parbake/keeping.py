@@ -8,22 +8,23 @@ since an artefact would look unused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import Bakefile, load
-from parbake.bakefile.targets import KarpenterTarget
+from parbake.bakefile.targets import KarpenterTarget, OceanTarget
 from parbake.economics.prices import load_prices
-from parbake.errors import InputError
+from parbake.errors import InputError, NotMade
 from parbake.events import Events
 from parbake.model import GIB
 from parbake.retention import Item, Rules, Verdict, decide
 from parbake.retention.stock import Stock
-from parbake.retention.used import Use, by_standing, ids_in, in_region, together
+from parbake.retention.used import Use, by_node_class, by_standing, ids_in, in_region, together
 from parbake.rollouts.opening import open_target
 
 
@@ -84,21 +85,23 @@ def regions_of(bakefile: Bakefile) -> tuple[str, ...]:
     return tuple(sorted(known))
 
 
-def _used(bakefile: Bakefile, regions: Iterable[str]) -> Iterator[Use]:
+def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
     for region in regions:
         yield from in_region(region)
-    contexts = set()
     for target in bakefile.rollout:
-        yield from by_standing(open_target(target, target.region or "").standing())
-        if isinstance(target.options, KarpenterTarget):
-            contexts.add(target.options.context)
-    for context in sorted(contexts):
+        with suppress(NotMade):
+            yield from by_standing(open_target(target, target.region or "").standing())
+    options = [target.options for target in bakefile.rollout]
+    for context in sorted({each.context for each in options if isinstance(each, KarpenterTarget)}):
         from parbake.rollouts.karpenter import every_node_class
 
-        for found in every_node_class(context):
-            user = f"{found['kind']} {found['metadata']['name']}"
-            yield from ((identity, user) for identity in ids_in([found["metadata"].get("annotations"), found["spec"]]))
-            yield from ((identity, user) for identity in ids_in(found.get("status")))
+        for node_class in every_node_class(context):
+            yield from by_node_class(node_class, regions)
+    if any(isinstance(each, OceanTarget) for each in options):
+        from parbake.rollouts.ocean import every_specification
+
+        for name, specification in every_specification():
+            yield from ((identity, name) for identity in ids_in(specification))
 
 
 def _act(stocks: dict[str, Stock], verdicts: Iterable[Verdict], events: Events) -> None:

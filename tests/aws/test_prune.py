@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from moto.moto_api._internal.models import moto_api_backend
 
-from parbake import records
+from parbake import keeping, records
 from parbake.aws import clients
 from parbake.aws.tags import as_dict
 from parbake.bakefile import load
+from parbake.events import Events
 from parbake.iam import pruning, rollouts
+from parbake.retention import Rules
 from parbake.retention.stock import RETIRED
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
 from tests.aws.raw import raw
 from tests.aws.shelves import Shelves
-from tests.aws.test_rollouts import group, node_group, template
-from tests.support.clusters import kitchen, machine_image, parbake
+from tests.aws.uses import KNOWN, USES, Use, World, snapshot_of
+from tests.golden.test_rollouts import NEW, OLD
+from tests.kubernetes.server import serving
+from tests.support.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
+from tests.support.spot import serving_spot
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 OURS = [{"Key": "parbake:managed", "Value": "artefact"}]
@@ -60,7 +67,7 @@ def image(name: str, *, ours: bool = True) -> str:
     """Make an image with a snapshot."""
     ec2 = raw("ec2")
     instance = ec2.run_instances(
-        ImageId="ami-12c6146b",  # one that moto knows
+        ImageId=KNOWN,
         MinCount=1,
         MaxCount=1,
     )["Instances"][0]["InstanceId"]
@@ -69,11 +76,6 @@ def image(name: str, *, ours: bool = True) -> str:
     if ours:
         ec2.create_tags(Resources=[made, snapshot_of(made)], Tags=OURS)
     return made
-
-
-def snapshot_of(ami: str) -> str:
-    found = raw("ec2").describe_images(ImageIds=[ami])["Images"][0]
-    return str(found["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"])
 
 
 def there() -> tuple[set[str], set[str]]:
@@ -92,94 +94,82 @@ def age(ami: str, days: float) -> None:
     raw("ec2").create_tags(Resources=[ami, snapshot_of(ami)], Tags=tags)
 
 
-def by_instance(ami: str) -> None:
-    raw("ec2").run_instances(ImageId=ami, MinCount=1, MaxCount=1)
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A cluster with Karpenter's kinds, old and new, and Ocean, beside AWS."""
+    with serving(tmp_path, NEW, OLD) as server, serving_spot(monkeypatch) as spot:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        world = World(server, spot)
+        yield world
+        if world.cleared:  # the policies must cover all of them
+            kitchen(tmp_path, world.cleared, FIRST)
 
 
-def by_template(ami: str) -> None:
-    template(ami)
-
-
-def by_latest(ami: str) -> None:
-    made = template("ami-0")
-    raw("ec2").create_launch_template_version(LaunchTemplateId=made, LaunchTemplateData={"ImageId": ami})
-
-
-def _version_between(made: str, ami: str) -> None:
-    """Let the second of three versions name the image: neither default nor latest."""
-    ec2 = raw("ec2")
-    for each in (ami, "ami-0"):
-        ec2.create_launch_template_version(LaunchTemplateId=made, LaunchTemplateData={"ImageId": each})
-
-
-def by_group(ami: str) -> None:
-    made = group()
-    _version_between(made, ami)
-    specification = {"LaunchTemplateId": made, "Version": "2"}
-    raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
-
-
-def by_way_back_of_a_group(ami: str) -> None:
-    made = group()
-    _version_between(made, ami)
-    tag = {"ResourceId": "workers", "ResourceType": "auto-scaling-group", "PropagateAtLaunch": False}
-    tag |= {"Key": "parbake:previous", "Value": f"{made}:2"}
-    raw("autoscaling").create_or_update_tags(Tags=[tag])
-
-
-def by_launch_configuration(ami: str) -> None:
-    raw("autoscaling").create_launch_configuration(LaunchConfigurationName="old", ImageId=ami, InstanceType="m5.large")
-
-
-def by_node_group(ami: str) -> None:
-    _version_between(node_group("CUSTOM"), ami)
-    raw("eks").delete_nodegroup(clusterName="prod", nodegroupName="nodes")
-    made = raw("ec2").describe_launch_templates()["LaunchTemplates"][0]["LaunchTemplateId"]
-    subnets = [each["SubnetId"] for each in raw("ec2").describe_subnets()["Subnets"]][:2]
-    raw("eks").create_nodegroup(
-        clusterName="prod",
-        nodegroupName="nodes",
-        nodeRole="arn:aws:iam::123456789012:role/nodes",
-        subnets=subnets,
-        amiType="CUSTOM",
-        launchTemplate={"id": made, "version": "2"},
-    )
-
-
-def by_parameter(ami: str) -> None:
-    raw("ssm").put_parameter(Name="/any", Value=ami, Type="String", DataType="aws:ec2:image")
-
-
-def by_way_back_of_a_parameter(ami: str) -> None:
-    ssm = raw("ssm")
-    for value in (ami, "ami-0"):
-        ssm.put_parameter(Name="/nodes/gpu", Value=value, Type="String", Overwrite=True)
-    kitchen(Path(), [{"ssm": "/nodes/gpu"}], FIRST)
-
-
-def by_file(ami: str) -> None:
-    document = {"kind": "EC2NodeClass", "metadata": {"name": "x"}, "spec": {"amiSelectorTerms": [{"id": ami}]}}
-    Path("gpu.yaml").write_text(json.dumps(document))
-    kitchen(Path(), [{"gitops": {"file": "gpu.yaml"}}], FIRST)
-
-
-USERS = (
-    by_instance, by_template, by_latest, by_group, by_way_back_of_a_group, by_launch_configuration, by_node_group,
-    by_parameter, by_way_back_of_a_parameter, by_file,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("use", USERS, ids=lambda use: use.__name__)
-def test_what_is_used_stays(shelves: Shelves, capsys: pytest.CaptureFixture[str], use: Callable[[str], None]) -> None:
-    used, unused = image("a"), image("b")
-    use(used)
+@NEEDS_KUBECTL
+def test_what_is_used_in_each_way_stays(shelves: Shelves, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    used = {use.__name__: image(use.__name__) for use in USES}
+    for use in USES:
+        use(world, used[use.__name__])
+    unused = image("unused")
+    kitchen(Path(), world.targets, FIRST)
     code, done = parbake(capsys, "prune", "--aws", "--keep", "0", "--grace", "0")
+    assert code == 0
     actions = {each["id"]: each["action"] for each in done["aws"]["decisions"]}
-    assert (code, actions) == (0, {used: "keep", unused: "remove"})
-    assert there() == ({used}, {snapshot_of(used)})
+    assert {name: actions[ami] for name, ami in used.items() if actions[ami] != "keep"} == {}
+    assert actions[unused] == "remove"
+    assert there() == (set(used.values()), {snapshot_of(ami) for ami in used.values()})
     assert done["aws"]["freed"] > 0
     assert done["aws"]["saved_month"] > 0
     del shelves
+
+
+@given(
+    graph=st.lists(st.tuples(st.sampled_from(USES), st.integers(0, 3)), max_size=6, unique_by=lambda each: each[0]),
+    retired=st.sets(st.integers(0, 3)),
+    rules=st.builds(Rules, st.integers(0, 1), grace=st.sampled_from([timedelta(), timedelta(days=7)])),
+)
+@settings(
+    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@NEEDS_KUBECTL
+def test_for_any_graph_of_references_nothing_that_is_used_goes(
+    shelves: Shelves, world: World, graph: list[tuple[Use, int]], retired: set[int], rules: Rules
+) -> None:
+    moto_api_backend.reset()  # a world of its own for each graph
+    shelves.deprecated.clear()
+    world.clear()
+    amis = [image(f"node{number}") for number in range(4)]
+    for use, number in graph:
+        use(world, amis[number])
+    for number in retired:
+        age(amis[number], 8)
+    file = kitchen(Path(), world.targets, FIRST)
+    for _ in range(2):
+        keeping.prune_published(file, rules, Events(), dry_run=False)
+    used = {amis[number] for _, number in graph}
+    images, snapshots = there()
+    assert used <= images
+    assert {snapshot_of(ami) for ami in used} <= snapshots
+    assert not used & set(shelves.deprecated)
+    if not rules.keep and not rules.grace:
+        assert images == used, "and nothing else stays"
+
+
+def test_an_image_of_somebody_else_uses_its_snapshot(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:
+    """They registered one with a volume's snapshot: EC2 would refuse to delete it, at every run."""
+    theirs = image("theirs", ours=False)
+    raw("ec2").create_tags(Resources=[snapshot_of(theirs)], Tags=OURS)
+    code, done = parbake(capsys, "prune", "--aws", "--keep", "0", "--grace", "0")
+    assert (code, done["aws"]["decisions"][0]["reason"]) == (0, f"used by image {theirs}")
+    del shelves
+
+
+@pytest.mark.usefixtures("shelves")
+def test_a_target_that_is_not_made_yet_uses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen(Path(), [{"ssm": "/not/yet"}, {"file": "ami.json"}], FIRST)
+    ami = image("a")
+    code, done = parbake(capsys, "prune", "--aws", "--keep", "0", "--grace", "0")
+    assert (code, [each["id"] for each in done["aws"]["decisions"]]) == (0, [ami])
 
 
 def test_two_steps_and_a_way_back(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +182,7 @@ def test_two_steps_and_a_way_back(shelves: Shelves, capsys: pytest.CaptureFixtur
     parbake(capsys, *prune)
     assert (set(shelves.deprecated), there()) == ({ami}, ({ami}, {snapshot}))
     assert parbake(capsys, *prune)[1]["aws"]["decisions"][0]["action"] == "wait"
-    by_parameter(ami)
+    raw("ssm").put_parameter(Name="/any", Value=ami, Type="String", DataType="aws:ec2:image")
     assert parbake(capsys, *prune)[1]["aws"]["decisions"][0]["action"] == "restore"
     tags = as_dict(raw("ec2").describe_images(ImageIds=[ami])["Images"][0])
     assert (shelves.deprecated, RETIRED in tags) == ({}, False)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from parbake.aws import client
-from parbake.aws.tags import as_dict
+from parbake.aws import MANAGED, client
+from parbake.aws.tags import ARTEFACT, as_dict
+from parbake.errors import AwsNotFound
+from parbake.rollouts.pointers import by_preference
 from parbake.rollouts.templates import PREVIOUS
 from parbake.rollouts.words import Standing
 
@@ -20,6 +22,7 @@ Use = tuple[str, str]
 """An id, and what refers to it."""
 _ID = re.compile(r"\b(?:ami|snap)-[0-9a-z]+\b")
 _MOST_NAMES = 10  # GetParameters takes so many
+_RESOLVED = "resolve:ssm:"  # how a launch template names a parameter, and perhaps a version or label of it
 
 
 def ids_in(described: object) -> frozenset[str]:
@@ -44,12 +47,70 @@ def by_standing(standing: Standing) -> Iterator[Use]:
             yield identity, f"the rollback of {standing.where}"
 
 
+def by_node_class(node_class: Mapping[str, Any], regions: Iterable[str]) -> Iterator[Use]:
+    """Yield what a node class of Karpenter names, has resolved, and would resolve to now.
+
+    Which region its cluster is in does not stand in it: tags and parameters are looked up in all of these.
+    """
+    metadata, spec = node_class["metadata"], node_class["spec"]
+    user = f"{node_class['kind']} {metadata['name']}"
+    found = [metadata.get("annotations"), spec, node_class.get("status")]
+    yield from ((identity, user) for identity in ids_in(found))
+    terms = [
+        *(spec.get("amiSelectorTerms") or []),
+        *([_old_term(spec["amiSelector"])] if "amiSelector" in spec else []),
+    ]
+    for region in regions:
+        for term in terms:
+            yield from ((identity, user) for identity in _chosen(term, region))
+
+
+def _old_term(selector: Mapping[str, str]) -> dict[str, Any]:
+    """Return the selector of an AWSNodeTemplate as a term: what is not ``aws-ids`` or ``aws::name`` is a tag."""
+    tags = {key: value for key, value in selector.items() if not key.startswith(("aws-", "aws::"))}
+    return {"tags": tags, "name": selector.get("aws::name")}
+
+
+def _chosen(term: Mapping[str, Any], region: str) -> Iterator[str]:
+    """Yield the images of this account that Karpenter would take for a term now: one for each architecture."""
+    if term.get("ssmParameter"):
+        yield from _parameter(region, term["ssmParameter"])
+    filters = [{"Name": "name", "Values": [term["name"]]}] if term.get("name") else []
+    for key, value in (term.get("tags") or {}).items():
+        any_value = value in {"", "*"}
+        filters.append({"Name": "tag-key" if any_value else f"tag:{key}", "Values": [key if any_value else value]})
+    if filters:
+        images = client("ec2", region).pages(
+            "describe_images", "Images", Owners=["self"], IncludeDeprecated=True, Filters=filters
+        )
+        best = {each.get("Architecture"): str(each["ImageId"]) for each in reversed(by_preference(images))}
+        yield from best.values()
+
+
 def in_region(region: str) -> Iterator[Use]:
-    """Yield what refers to images and snapshots in a region: templates, groups, instances, parameters, images."""
+    """Yield what refers to images and snapshots in a region: templates, groups, instances, volumes, images, ..."""
     yield from _templates(region)
     yield from _groups(region)
     yield from _instances(region)
+    yield from _volumes(region)
+    yield from _images(region)
     yield from _parameters(region)
+
+
+def _by_template(region: str, data: Mapping[str, Any], user: str) -> Iterator[Use]:
+    """Yield what a version of a launch template names, also by a parameter."""
+    yield from ((identity, user) for identity in ids_in(data))
+    image = str(data.get("ImageId", ""))
+    if image.startswith(_RESOLVED):
+        yield from ((identity, user) for identity in _parameter(region, image.removeprefix(_RESOLVED)))
+
+
+def _parameter(region: str, name: str) -> frozenset[str]:
+    """Return the ids in a parameter (``name``, or ``name:version``); none where there is no such parameter."""
+    try:
+        return ids_in(client("ssm", region).get_parameter(Name=name)["Parameter"]["Value"])
+    except AwsNotFound:
+        return frozenset()
 
 
 def _templates(region: str) -> Iterator[Use]:
@@ -59,7 +120,7 @@ def _templates(region: str) -> Iterator[Use]:
     )
     for each in versions:
         user = f"launch template {each.get('LaunchTemplateName') or each['LaunchTemplateId']}:{each['VersionNumber']}"
-        yield from ((identity, user) for identity in ids_in(each["LaunchTemplateData"]))
+        yield from _by_template(region, each["LaunchTemplateData"], user)
 
 
 def _groups(region: str) -> Iterator[Use]:
@@ -110,7 +171,7 @@ def _versions(region: str, specifications: Iterable[dict[str, Any]], user: str) 
         seen.add(asked)
         found = ec2.describe_launch_template_versions(**{key: each[key]}, Versions=[asked[2]])
         for version in found["LaunchTemplateVersions"]:
-            yield from ((identity, user) for identity in ids_in(version["LaunchTemplateData"]))
+            yield from _by_template(region, version["LaunchTemplateData"], user)
 
 
 def _instances(region: str) -> Iterator[Use]:
@@ -118,6 +179,22 @@ def _instances(region: str) -> Iterator[Use]:
     for reservation in client("ec2", region).pages("describe_instances", "Reservations", Filters=filters):
         for each in reservation["Instances"]:
             yield each["ImageId"], f"instance {each['InstanceId']}"
+
+
+def _volumes(region: str) -> Iterator[Use]:
+    """Yield the snapshots of volumes in use: what an instance has not read yet still comes from there."""
+    filters = [{"Name": "status", "Values": ["in-use"]}]
+    for each in client("ec2", region).pages("describe_volumes", "Volumes", Filters=filters):
+        if each.get("SnapshotId"):
+            instances = ", ".join(sorted(place["InstanceId"] for place in each.get("Attachments", [])))
+            yield each["SnapshotId"], f"volume {each['VolumeId']} of {instances or 'an instance'}"
+
+
+def _images(region: str) -> Iterator[Use]:
+    """Yield the snapshots of images that are not parbake's: such an image was made by hand, or by another tool."""
+    for each in client("ec2", region).pages("describe_images", "Images", Owners=["self"], IncludeDeprecated=True):
+        if as_dict(each).get(MANAGED) != ARTEFACT:
+            yield from ((identity, f"image {each['ImageId']}") for identity in ids_in(each.get("BlockDeviceMappings")))
 
 
 def _parameters(region: str) -> Iterator[Use]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import urllib3
@@ -24,19 +24,49 @@ _ACTIVE = {"STARTING", "IN_PROGRESS", "PENDING"}
 _PREVIOUS, _LEFT = f"{OWNER}:previous", f"{OWNER}:left"
 
 
+class Spot:
+    """Spot's API, as one account; raises EnvironmentProblem without a token."""
+
+    def __init__(self) -> None:
+        token = os.environ.get("SPOTINST_TOKEN", "")
+        if not token:
+            raise EnvironmentProblem("SPOTINST_TOKEN is not set", hint="set it to a token of Spot with rights on Ocean")
+        self._pool = urllib3.PoolManager(
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        )
+        self.account = os.environ.get("SPOTINST_ACCOUNT", "")
+
+    def ask(self, method: str, path: str, body: object = None) -> list[dict[str, Any]]:
+        """Ask below ``/ocean/aws/k8s``, and return the items of the answer."""
+        fields = f"?accountId={self.account}" if self.account else ""
+        text = json.dumps(body).encode() if body is not None else None
+        what = f"{method} {path} (Spot)"
+        try:
+            answer = self._pool.request(
+                method, f"{API}/ocean/aws/k8s/{path}{fields}", body=text, timeout=_SECONDS, retries=urllib3.Retry(3)
+            )
+            response = json.loads(answer.data or b"{}").get("response", {})
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise RolloutError(f"{what}: no answer: {error}", hint="try again") from error
+        if answer.status < 300:
+            items: list[dict[str, Any]] = response.get("items", [])
+            return items
+        said = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in response.get("errors", []))
+        message = f"{what}: {said or answer.status}"
+        if answer.status == 404 or "DOESNT_EXIST" in said:
+            raise InputError(message, hint="check the ids of the cluster and its virtual node groups")
+        if answer.status in {401, 403}:
+            raise RolloutError(message, hint="check SPOTINST_TOKEN and SPOTINST_ACCOUNT")
+        raise RolloutError(message)
+
+
 class Ocean:
     """The virtual node groups of one cluster, or the cluster's own launch specification where none are named."""
 
     def __init__(self, target: OceanTarget) -> None:
-        token = os.environ.get("SPOTINST_TOKEN", "")
-        if not token:
-            raise EnvironmentProblem("SPOTINST_TOKEN is not set", hint="set it to a token of Spot with rights on Ocean")
         self.target = target
         self.where = f"Ocean cluster {target.cluster}"
-        self._pool = urllib3.PoolManager(
-            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        )
-        self._account = os.environ.get("SPOTINST_ACCOUNT", "")
+        self._ask = Spot().ask
 
     def plan(self, offer: Offer) -> Change:
         """Decide the image of each launch specification."""
@@ -139,27 +169,14 @@ class Ocean:
         rolls = self._ask("GET", f"cluster/{self.target.cluster}/roll")
         return max(rolls, key=lambda each: str(each.get("createdAt", "")), default=None)
 
-    def _ask(self, method: str, path: str, body: object = None) -> list[dict[str, Any]]:
-        fields = f"?accountId={self._account}" if self._account else ""
-        text = json.dumps(body).encode() if body is not None else None
-        what = f"{method} {path} (Spot)"
-        try:
-            answer = self._pool.request(
-                method, f"{API}/ocean/aws/k8s/{path}{fields}", body=text, timeout=_SECONDS, retries=urllib3.Retry(3)
-            )
-            response = json.loads(answer.data or b"{}").get("response", {})
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
-            raise RolloutError(f"{what}: no answer: {error}", hint="try again") from error
-        if answer.status < 300:
-            items: list[dict[str, Any]] = response.get("items", [])
-            return items
-        said = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in response.get("errors", []))
-        message = f"{what}: {said or answer.status}"
-        if answer.status == 404 or "DOESNT_EXIST" in said:
-            raise InputError(message, hint="check the ids of the cluster and its virtual node groups")
-        if answer.status in {401, 403}:
-            raise RolloutError(message, hint="check SPOTINST_TOKEN and SPOTINST_ACCOUNT")
-        raise RolloutError(message)
+
+def every_specification() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what may launch a machine in the account, with its name: clusters and virtual node groups."""
+    spot = Spot()
+    for each in spot.ask("GET", "cluster"):
+        yield f"Ocean cluster {each['id']}", each.get("compute", {}).get("launchSpecification", {})
+    for each in spot.ask("GET", "launchSpec"):
+        yield f"virtual node group {each['id']}", each
 
 
 def judge(holds: Held, roll: Mapping[str, Any] | None, wanted: Held) -> Follow:

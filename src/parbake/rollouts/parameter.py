@@ -12,7 +12,7 @@ from typing import Any
 
 from parbake.aws import client
 from parbake.bakefile.targets import SsmTarget
-from parbake.errors import AwsNotFound, InputError, TargetMoved
+from parbake.errors import AwsNotFound, InputError, NotMade, TargetMoved
 from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing
 
 _BACK = f"{OWNER}: back from version "
@@ -127,7 +127,7 @@ class Parameter:
         """Say what the parameter holds."""
         history = self._history()
         if not history:
-            raise InputError(f"there is no {self.where}", hint="`parbake rollout` makes it")
+            raise NotMade(f"there is no {self.where}")
         last, before = history[-1], previous(history)
         returned = last.description.startswith(_BACK)
         left = before.held if returned and before else None  # a rollback leaves the value that was there before it

@@ -7,6 +7,7 @@ deprecated wins; a parameter is read again after some minutes (``ssmParameter``,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from parbake.aws import client
@@ -43,6 +44,14 @@ def pointer_of(target: KarpenterTarget, region: str) -> Pointer | None:
     if target.tag:
         return TagPointer(target.tag, region)
     return ParameterPointer(target.parameter, region) if target.parameter else None
+
+
+def by_preference(images: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort described images by Karpenter's preference, its choice first."""
+    found = sorted(images, key=lambda each: str(each.get("Name", "")))
+    found.sort(key=lambda each: str(each.get("CreationDate", "")), reverse=True)
+    found.sort(key=lambda each: bool(each.get("DeprecationTime")))
+    return found
 
 
 class TagPointer:
@@ -89,10 +98,7 @@ class TagPointer:
         found = list(
             self.ec2.pages("describe_images", "Images", Owners=["self"], IncludeDeprecated=True, Filters=filters)
         )
-        found.sort(key=lambda each: str(each.get("Name", "")))
-        found.sort(key=lambda each: str(each.get("CreationDate", "")), reverse=True)
-        found.sort(key=lambda each: bool(each.get("DeprecationTime")))
-        return [str(each["ImageId"]) for each in found]
+        return [str(each["ImageId"]) for each in by_preference(found)]
 
 
 class ParameterPointer:
