@@ -34,8 +34,13 @@ _INSISTENT = 3  # how many end the program wherever it is
 # A call to containerd ends by itself, as a rule at once; one that does not is cut off after these seconds.
 _LONGEST_CALL = 2.0
 # Cleaning up, in which nothing is raised, and what acquires: files of the standard library and functions in them.
+# Libraries turn what is raised while they are being loaded into errors of their own.
 _CLEANERS = frozenset({"__exit__", "__del__"})
-_ACQUIRERS = (("/threading.py", "start"), ("/subprocess.py", "__init__"))
+_ACQUIRERS = (
+    ("/threading.py", "start"),
+    ("/subprocess.py", "__init__"),
+    ("<frozen importlib._bootstrap>", "_find_and_load"),
+)
 
 
 class Stop(BaseException):

@@ -69,6 +69,10 @@ class Store(Protocol):
         """Store the data of one file; the views are valid only until the next."""
         ...
 
+    def put_whole(self, data: memoryview) -> Extents:
+        """Store the data of one file that are there in one piece."""
+        ...
+
     def put_sparse(self, segments: Iterable[tuple[int, Iterable[memoryview]]]) -> Extents:
         """Store pieces of one file, each with its offset in bytes, ascending and without overlap."""
         ...

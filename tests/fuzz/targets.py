@@ -16,11 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import zstandard
 
 from parbake.errors import BadContent, InputError, LayerError, NoSuchImage
-from parbake.layers import FolderSink, settle, unpack
+from parbake.layers import FolderSink, engine, settle, unpack
 from parbake.layers.archive import Archive, Chunks
 from parbake.registry import documents
 from parbake.trace import Part, Read, Trace, hydrate_list, summary
@@ -67,10 +68,12 @@ def fuzz_layer(data: bytes) -> bool:
         target = folder / "target"
         target.mkdir()
         try:
-            # A diffID cannot be known beforehand for what may inflate to anything.
-            unpacked = unpack(
-                io.BytesIO(data), describe(data), FolderSink(target), bound=1 << 24, progress=lambda _: None
-            )
+            # Every other length goes the way of large layers.
+            with mock.patch.object(engine, "SMALL", engine.SMALL if len(data) % 2 else -1):
+                # A diffID cannot be known beforehand for what may inflate to anything.
+                unpacked = unpack(
+                    io.BytesIO(data), describe(data), FolderSink(target), bound=1 << 24, progress=lambda _: None
+                )
             settle(target, unpacked, ())
             accepted = True
         except (LayerError, BadContent):

@@ -51,7 +51,9 @@ def folder(**children: Node) -> Node:
 def file(store: Store, data: bytes, mode: int = 0o644) -> Node:
     node = Node(stat.S_IFREG | mode, 1000, 70000, 1_234_567_890_123_456_789)
     node.size = len(data)
-    if data:
+    if len(data) % 2:
+        node.extents = store.put_whole(memoryview(data))
+    elif data:
         node.extents = store.put(memoryview(data)[at : at + 70_000] for at in range(0, len(data), 70_000))
     return node
 
@@ -295,6 +297,26 @@ def test_large_files_many_extents_and_data_as_it_was(tmp_path: Path) -> None:
         holes = list(volume.reader.segments(tree.children[b"holes"]))
         assert [start for start, _ in holes] == [at * 3 * BLOCK for at in range(1500)]
         assert all(bytes(next(pieces))[:6] == b"%06d" % at for at, (_, pieces) in enumerate(holes))
+
+
+def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path) -> None:
+    path, plain = empty(tmp_path), tmp_path / "plain.raw"
+    plain.write_bytes(path.read_bytes())
+    names = ["a", "b", "c"]
+    with Volume(path) as volume:
+        slots = volume.slots([layer(name) for name in names])
+        trees = [some(name)(slot) for name, slot in zip(names, slots, strict=True)]
+        for name, slot, tree in zip(names, slots, trees, strict=True):
+            volume.planted[layer(name).chain_id] = slot.plant(tree)
+            volume.preview()
+            children = volume.reader.node(2).children
+            assert children is not None
+            assert set(children) == {b"lost+found", *(chain.encode() for chain in volume.planted)}
+            same(tree, volume.reader.node(children[layer(name).chain_id.encode()].number))
+        finish(volume)
+    check(path)
+    write(plain, {name: some(name) for name in names})
+    assert plain.read_bytes() == path.read_bytes()
 
 
 def some(name: str, count: int = 40) -> Callable[[Slot], Node]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,25 @@ def test_it_is_raised_where_the_program_waits() -> None:
             print("stopped", stop, interrupts.reason())
     """)
     assert done.stdout == "stopped stopped by SIGTERM stopped by SIGTERM\n", done
+
+
+def test_a_module_is_loaded_whole(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time; send(); time.sleep(0.1); whole = True", encoding="utf-8")
+    done = program(
+        """
+        import builtins
+        builtins.send = send
+        sys.path.insert(0, sys.argv[1])
+        interrupts.begin()
+        try:
+            import slow
+            time.sleep(60)
+        except interrupts.Stop:
+            print("stopped", sys.modules["slow"].whole)
+        """,
+        str(tmp_path),
+    )
+    assert done.stdout == "stopped True\n", done
 
 
 def test_what_cleans_up_is_not_disturbed() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parbake.errors import BadContent, LayerBomb, LayerError, Unreachable
-from parbake.layers import FolderSink, unpack
+from parbake.layers import FolderSink, engine, unpack
 from parbake.model import Layer
 from tests.fuzz.targets import fuzz_layer
 from tests.support.layers import GZIP, PLAIN, describe
@@ -38,6 +38,12 @@ PACKED: dict[str, bytes] = {
     "zstd:chunked": SKIPPABLE + zstd(RAW[:5000]) + SKIPPABLE + zstd(RAW[5000:]) + SKIPPABLE,
     "plain": RAW,
 }
+
+
+@pytest.fixture(autouse=True, params=["in turn", "in threads"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "in threads":
+        monkeypatch.setattr(engine, "SMALL", -1)
 
 
 class Slow:
@@ -86,6 +92,16 @@ def test_bytes_behind_the_archive_count_for_the_diff_id(tmp_path: Path) -> None:
     raw = RAW + os.urandom(2_000_001)
     go(raw, describe(raw), tmp_path)
     assert (tmp_path / "small").exists()
+
+
+def test_the_mask_for_new_files_is_as_before(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        go(RAW, describe(RAW), tmp_path)
+        assert (tmp_path / "small").stat().st_mode & 0o777 == 0o644
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
 
 
 def test_an_empty_layer(tmp_path: Path) -> None:
@@ -154,6 +170,6 @@ def test_the_error_of_the_stream_is_the_error(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=3000))
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_end_in_a_layer_error_or_a_tree(data: bytes) -> None:
     fuzz_layer(data)

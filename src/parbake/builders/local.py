@@ -117,7 +117,7 @@ def _write_ext4(
         writer = stack.enter_context(Volume(volume))
         if parent:
             writer.rename(disk.filesystem_uuid(plan.key))
-        mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True)
+        mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True, cached=True)
         with Daemon(root, work / "containerd") as daemon, daemon.client() as store:
             ground = VolumeGround(plan, store, writer, mounted, dense=dense)
             fill(plan, store, ingredients.source, ground=ground, events=events, hang_up=ingredients.hang_up)

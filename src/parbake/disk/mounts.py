@@ -69,17 +69,19 @@ def private_mounts() -> Iterator[None]:
 
 @contextmanager
 @guarded
-def loop_device(image: Path, *, offset: int = 0, size: int = 0, read_only: bool = False) -> Iterator[str]:
+def loop_device(
+    image: Path, *, offset: int = 0, size: int = 0, read_only: bool = False, cached: bool = False
+) -> Iterator[str]:
     """Attach a part of a file (bytes; size 0: to its end) as a block device and yield the device's path.
 
     The file is read and written without the host's page cache where its file system can: the file system inside has a
-    cache of its own.
+    cache of its own. ``cached``: through it, for what this program has just written there.
     """
     backing = os.open(image, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     device = -1
     try:
         flags = _AUTOCLEAR | (_READ_ONLY if read_only else 0)
-        device, path = _attach(image, backing, offset, size, flags)
+        device, path = _attach(image, backing, offset, size, flags, direct=not cached)
         yield path
     finally:
         if device >= 0:
@@ -87,14 +89,14 @@ def loop_device(image: Path, *, offset: int = 0, size: int = 0, read_only: bool 
         os.close(backing)
 
 
-def _attach(image: Path, backing: int, offset: int, size: int, flags: int) -> tuple[int, str]:
+def _attach(image: Path, backing: int, offset: int, size: int, flags: int, *, direct: bool) -> tuple[int, str]:
     control = _open_device("/dev/loop-control")
     try:
         name = os.fsencode(image)[:63]
         for _ in range(_BUSY_TRIES):
             path = f"/dev/loop{_free_number(control)}"
             device = _open_device(path)
-            for more in (_DIRECT_IO, 0):
+            for more in (_DIRECT_IO, 0) if direct else (0,):
                 config = _LOOP_CONFIG.pack(
                     backing, 0, 0, 0, 0, offset, size, 0, 0, 0, flags | more, name, b"", b"", 0, 0, *[0] * 8
                 )
@@ -154,14 +156,15 @@ def mount(
     size: int = 0,
     filesystem: str = "",
     read_only: bool = False,
+    cached: bool = False,
     options: Sequence[str] = (),
 ) -> Iterator[Mounted]:
-    """Mount a part of a file (bytes; size 0: to its end) at a folder, which is made.
+    """Mount a part of a file (bytes; size 0: to its end) at a folder, which is made. ``cached``: see ``loop_device``.
 
     Raises CommandFailed when it is no file system that the kernel knows, or a damaged one.
     """
     at.mkdir(parents=True, exist_ok=True)
-    with loop_device(image, offset=offset, size=size, read_only=read_only) as device:
+    with loop_device(image, offset=offset, size=size, read_only=read_only, cached=cached) as device:
         chosen = [*_HARMLESS, *options]
         if filesystem == "xfs":
             chosen.append("nouuid")  # two copies of one base are mounted at a time when two bakes run

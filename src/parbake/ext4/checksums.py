@@ -9,6 +9,7 @@ from crc32c import crc32c as _crc32c
 
 _ALL: Final = 0xFFFFFFFF
 _U32: Final = struct.Struct("<I")
+_INODE: Final = struct.Struct("<II")  # number and generation
 
 
 def crc(seed: int, data: bytes | bytearray | memoryview) -> int:
@@ -23,7 +24,7 @@ def first(data: bytes | bytearray | memoryview) -> int:
 
 def of_inode(seed: int, number: int) -> int:
     """Return the seed for what belongs to one inode of generation 0; ``seed`` is the file system's."""
-    return crc(seed, _U32.pack(number) + b"\0\0\0\0")
+    return crc(seed, _INODE.pack(number, 0))
 
 
 def of_group(seed: int, number: int, descriptor: bytes | bytearray) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from parbake.ext4 import checksums, xattrs
+from parbake.ext4 import checksums
 from parbake.ext4.groups import BLOCK, INODE
 
 if TYPE_CHECKING:
@@ -34,13 +35,18 @@ _SECOND: Final = 1_000_000_000
 # crtime+ version_hi projid
 _INODE: Final = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIIIII")
 _CHECK_LO, _CHECK_HI = 0x7C, 0x82
+_U16: Final = struct.Struct("<H")
+# The root of an extent tree with one extent, which is what nearly every file has.
+_ONE_EXTENT: Final = struct.Struct("<HHHHIIHHI36x")
 
 
-def pack(node: Node, number: int, seed: int, *, body: bytes, blocks: int, attributes: bytes, acl: int) -> bytes:
-    """Return a node's inode.
+def pack_into(
+    table: bytearray, at: int, node: Node, *, seed: int, body: bytes, blocks: int, attributes: bytes, acl: int
+) -> None:
+    """Write a node's inode at an offset of a table, which is zero there.
 
-    ``seed`` is the file system's; ``body`` what goes where block numbers used to be; ``blocks`` counts all blocks that
-    belong to it; ``attributes`` are for the inode's end, ``acl`` is the block with those that do not fit.
+    ``seed`` is the inode's; ``body`` what goes where block numbers used to be; ``blocks`` counts all blocks that belong
+    to it; ``attributes`` are for the inode's end, ``acl`` is the block with those that do not fit.
     """
     modified, modified_more = _time(node.modified)
     accessed, accessed_more = _time(node.accessed)
@@ -49,21 +55,24 @@ def pack(node: Node, number: int, seed: int, *, body: bytes, blocks: int, attrib
     links = node.links
     if node.children is not None and links > _MOST_LINKS:
         links = 1  # dir_nlink: too many to count
-    raw = bytearray(
-        _INODE.pack(
-            node.mode, node.uid & 0xFFFF, node.size & 0xFFFFFFFF, accessed, modified, modified, 0, node.gid & 0xFFFF,
-            links, sectors & 0xFFFFFFFF, flags, 0, body, 0, acl & 0xFFFFFFFF, node.size >> 32, 0,
-            sectors >> 32 & 0xFFFF, acl >> 32 & 0xFFFF, node.uid >> 16, node.gid >> 16, 0, 0, _EXTRA, 0, modified_more,
-            modified_more,
-            accessed_more, modified, modified_more, 0, 0,
-        )
+    _INODE.pack_into(
+        table, at,
+        node.mode, node.uid & 0xFFFF, node.size & 0xFFFFFFFF, accessed, modified, modified, 0, node.gid & 0xFFFF,
+        links, sectors & 0xFFFFFFFF, flags, 0, body, 0, acl & 0xFFFFFFFF, node.size >> 32, 0,
+        sectors >> 32 & 0xFFFF, acl >> 32 & 0xFFFF, node.uid >> 16, node.gid >> 16, 0, 0, _EXTRA, 0, modified_more,
+        modified_more,
+        accessed_more, modified, modified_more, 0, 0,
     )  # fmt: skip
-    raw += attributes + bytes(INODE - len(raw) - len(attributes))
-    return _checked(raw, number, seed)
+    if attributes:
+        table[at + INSIDE_AT : at + INSIDE_AT + len(attributes)] = attributes
+    _check(table, at, seed)
 
 
 def moved(raw: bytes, number: int, seed: int, *, body: bytes, blocks: int, acl: int, size: int = -1) -> bytes:
-    """Return an inode whose data lie elsewhere now, and are ``size`` bytes (-1: as before); see ``pack``."""
+    """Return an inode whose data lie elsewhere now, and are ``size`` bytes (-1: as before); see ``pack_into``.
+
+    ``seed`` is the file system's.
+    """
     new = bytearray(raw)
     new[BODY] = body
     sectors = blocks * (BLOCK // 512)
@@ -75,15 +84,15 @@ def moved(raw: bytes, number: int, seed: int, *, body: bytes, blocks: int, acl: 
     if size >= 0:
         struct.pack_into("<I", new, 4, size & 0xFFFFFFFF)
         struct.pack_into("<I", new, 0x6C, size >> 32)
-    return _checked(new, number, seed)
+    _check(new, 0, checksums.of_inode(seed, number))
+    return bytes(new)
 
 
-def _checked(raw: bytearray, number: int, seed: int) -> bytes:
-    """Write the checksum into an inode in which its fields are zero."""
-    check = checksums.crc(checksums.of_inode(seed, number), raw)
-    struct.pack_into("<H", raw, _CHECK_LO, check & 0xFFFF)
-    struct.pack_into("<H", raw, _CHECK_HI, check >> 16)
-    return bytes(raw)
+def _check(table: bytearray, at: int, seed: int) -> None:
+    """Write the checksum into an inode in which its fields are zero; ``seed`` is the inode's."""
+    check = checksums.crc(seed, memoryview(table)[at : at + INODE])
+    _U16.pack_into(table, at + _CHECK_LO, check & 0xFFFF)
+    _U16.pack_into(table, at + _CHECK_HI, check >> 16)
 
 
 def attributes_block(raw: bytes) -> int:
@@ -126,6 +135,9 @@ def body_of_extents(
 
     ``new_block`` writes a block whose bytes may depend on its number, and returns that; ``seed`` is the inode's.
     """
+    if len(extents) == 1 and extents[0][2] <= _LONGEST_EXTENT:
+        logical, place, count = extents[0]
+        return _ONE_EXTENT.pack(_EXTENT_MAGIC, 1, _IN_INODE, 0, 0, logical, count, place >> 32, place & 0xFFFFFFFF), 0
     leaves = [
         struct.pack(
             "<IHHI", logical + done, min(count - done, _LONGEST_EXTENT), place + done >> 32, place + done & 0xFFFFFFFF
@@ -153,6 +165,7 @@ def _tree_node(entries: Sequence[bytes], most: int, depth: int) -> bytes:
     return struct.pack("<HHHHI", _EXTENT_MAGIC, len(entries), most, depth, 0) + b"".join(entries)
 
 
+@lru_cache(4096)
 def _time(nanoseconds: int) -> tuple[int, int]:
     """Return a time's low 32 bits of seconds, and the field with nanoseconds and two more bits of seconds."""
     seconds, rest = divmod(nanoseconds, _SECOND)
@@ -165,8 +178,3 @@ def time_of(low: int, more: int) -> int:
     """Return nanoseconds since 1970 from the two fields of a time."""
     signed = low - (1 << 32) if low & 1 << 31 else low
     return (signed + ((more & 3) << 32)) * _SECOND + (more >> 2)
-
-
-def attributes_of(node: Node) -> list[xattrs.Attribute]:
-    """Return a node's extended attributes, ordered."""
-    return xattrs.attributes(node.xattrs) if node.xattrs else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from parbake.errors import LayerError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ROOM_INSIDE: Final = INODE - inodes.INSIDE_AT
 _MOST_LINKS: Final = 65000
-_WRITTEN_AT_ONCE: Final = 1 << 20
+_AT_ONCE: Final = (1 << 20) // INODE
 
 
 class Planter:
@@ -25,7 +25,6 @@ class Planter:
 
     def __init__(self, frame: Frame, stream: Stream, numbers: Zone) -> None:
         self._frame, self._stream, self._zone = frame, stream, numbers
-        self._written: list[tuple[int, bytes]] = []
         self.folders: dict[int, int] = {}
         """How many folders lie in each block group."""
 
@@ -45,19 +44,34 @@ class Planter:
             for child in (node.children or {}).values():
                 if child.is_folder:
                     parents[child.number] = node.number
+        run: list[Node] = []
+        start = 0
         for node in nodes:
-            self.write(node, parents.get(node.number, 0))
-        self.flush()
+            place = self._frame.inode_place(node.number)
+            if run and (place != start + len(run) * INODE or len(run) == _AT_ONCE):
+                self._write_run(run, start, parents)
+                run = []
+            if not run:
+                start = place
+            run.append(node)
+        self._write_run(run, start, parents)
 
-    def write(self, node: Node, parent: int) -> None:
-        """Write one node, whose children have their numbers."""
+    def _write_run(self, nodes: Sequence[Node], start: int, parents: Mapping[int, int]) -> None:
+        """Write nodes whose inodes lie side by side, from ``start`` (bytes)."""
+        table = bytearray(len(nodes) * INODE)
+        for index, node in enumerate(nodes):
+            self._write(table, index * INODE, node, parents.get(node.number, 0))
+        self._frame.put(table, start)
+
+    def _write(self, table: bytearray, at: int, node: Node, parent: int) -> None:
+        """Write one node, whose children have their numbers; its inode into a part of the table."""
         if node.children is not None:
             self._write_folder(node, node.children, parent)
         elif node.links > _MOST_LINKS:
             raise LayerError(f"a file has {node.links} names; ext4 allows {_MOST_LINKS}", hint="bake onto xfs")
-        elif node.is_link and not inodes.is_short_link(node):
-            node.extents = self._stream.put([memoryview(node.data)])
-        if node.is_link:
+        elif node.is_link:
+            if not inodes.is_short_link(node):
+                node.extents = self._stream.put_whole(memoryview(node.data))
             node.size = len(node.data)
         seed = checksums.of_inode(self._frame.seed, node.number)
         blocks = sum(count for _, _, count in node.extents)
@@ -66,13 +80,10 @@ class Planter:
         else:
             body, more = inodes.body_of_extents(node.extents, self._block, seed)
             blocks += more
-        attributes, acl = self._attributes(node)
-        packed = inodes.pack(
-            node, node.number, self._frame.seed, body=body, blocks=blocks + bool(acl), attributes=attributes, acl=acl
+        attributes, acl = self._attributes(node.xattrs) if node.xattrs else (b"", 0)
+        inodes.pack_into(
+            table, at, node, seed=seed, body=body, blocks=blocks + bool(acl), attributes=attributes, acl=acl
         )
-        self._written.append((self._frame.inode_place(node.number), packed))
-        if len(self._written) * INODE >= _WRITTEN_AT_ONCE:
-            self.flush()
 
     def _write_folder(self, node: Node, children: Mapping[bytes, Node], parent: int) -> None:
         seed = checksums.of_inode(self._frame.seed, node.number)
@@ -94,24 +105,9 @@ class Planter:
     def _block(self, make: Callable[[int], bytes]) -> int:
         return self._stream.block(make(self._stream.next_block()))
 
-    def _attributes(self, node: Node) -> tuple[bytes, int]:
-        found = inodes.attributes_of(node)
-        if not found:
-            return b"", 0
+    def _attributes(self, named: Mapping[bytes, bytes]) -> tuple[bytes, int]:
+        found = xattrs.attributes(named)
         inside = xattrs.inside(found, _ROOM_INSIDE)
         if inside is not None:
             return inside, 0
         return b"", self._block(lambda number: xattrs.block(found, self._frame.seed, number))
-
-    def flush(self) -> None:
-        """Write inodes that wait, those that lie side by side with one call."""
-        self._written.sort()
-        at = 0
-        while at < len(self._written):
-            start, parts = self._written[at][0], [self._written[at][1]]
-            at += 1
-            while at < len(self._written) and self._written[at][0] == start + len(parts) * INODE:
-                parts.append(self._written[at][1])
-                at += 1
-            self._frame.put(b"".join(parts), start)
-        self._written.clear()

@@ -26,7 +26,7 @@ HASHED: Final = 512 << 10
 """Bytes of the blocks that are hashed on their way: the unit of cloud snapshots."""
 _BUFFER: Final = 2 << 20
 _BUFFERS: Final = 4
-_ZEROS: Final = bytes(BLOCK)
+_ZEROS: Final = memoryview(bytes(BLOCK))
 _NOTHING: Final = blake3(bytes(HASHED)).digest()
 
 
@@ -64,12 +64,31 @@ class Hashes:
             self.known.pop(number, None)
 
 
+class Buffers:
+    """Memory that streams have one after the other, from any thread."""
+
+    def __init__(self) -> None:
+        self._free: list[list[memoryview]] = []
+
+    def take(self) -> list[memoryview]:
+        """Return the buffers for one stream."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return [memoryview(mmap.mmap(-1, _BUFFER)) for _ in range(_BUFFERS)]
+
+    def give(self, buffers: list[memoryview]) -> None:
+        """Take back what a stream does not need any more."""
+        self._free.append(buffers)
+
+
 class Stream:
     """Writes into one zone of blocks, in order. Use from one thread; ``flush`` before anything is read back."""
 
-    def __init__(self, handle: int, zone: Zone, workers: Executor, hashes: Hashes) -> None:
+    def __init__(self, handle: int, zone: Zone, workers: Executor, hashes: Hashes, memory: Buffers) -> None:
         """``handle`` comes from ``open_direct``."""
         self._handle, self._zone, self._workers, self._hashes = handle, zone, workers, hashes
+        self._memory = memory
         # Many layers have their places before their bytes come: memory is taken by the first of those, until `flush`.
         self._buffers: list[memoryview] = []
         self._pending: list[list[Future[None]]] = [[] for _ in range(_BUFFERS)]
@@ -109,6 +128,20 @@ class Stream:
         extents = tuple(joined(self._extents))
         self._extents.clear()
         return extents
+
+    def put_whole(self, data: memoryview) -> Extents:
+        """Write the data of one file that are there in one piece: most often one copy."""
+        at, size = self._at, len(data)
+        count = -(-size // BLOCK)
+        end = at + count * BLOCK
+        if not count or end > self._room:
+            return self.put((data,))
+        first = self._block()
+        self._buffer[at : at + size] = data
+        if tail := end - at - size:
+            self._buffer[at + size : end] = _ZEROS[:tail]
+        self._at = end
+        return ((0, first, count),)
 
     def put_sparse(self, segments: Iterable[tuple[int, Iterable[memoryview]]]) -> Extents:
         """Write pieces of a file at their offsets (bytes, ascending); whole blocks between them stay holes."""
@@ -160,7 +193,9 @@ class Stream:
                 future.result()
             pending.clear()
         self._buffer = memoryview(b"")
-        self._buffers.clear()
+        if self._buffers:
+            self._memory.give(self._buffers)
+            self._buffers = []
 
     # -- the buffer
 
@@ -173,7 +208,7 @@ class Stream:
             return
         self._hand_over()
         if not self._buffers:
-            self._buffers = [memoryview(mmap.mmap(-1, _BUFFER)) for _ in range(_BUFFERS)]
+            self._buffers = self._memory.take()
         for future in self._pending[self._turn]:
             future.result()
         self._pending[self._turn].clear()

@@ -23,7 +23,7 @@ from parbake.ext4.groups import BLOCK, INODE, ForeignVolume, Frame, Range, merge
 from parbake.ext4.holes import punch
 from parbake.ext4.planting import Planter
 from parbake.ext4.reader import Reader
-from parbake.ext4.stream import HASHED, Hashes, Stream, open_direct
+from parbake.ext4.stream import HASHED, Buffers, Hashes, Stream, open_direct
 from parbake.ext4.zones import Spare, Turns, Zone, front, shares, size_of
 from parbake.nodes import Extents, Node, Store
 
@@ -64,6 +64,10 @@ class Slot:
     def put(self, pieces: Iterable[memoryview]) -> Extents:
         """Store the data of one file (``nodes.Store``)."""
         return self._stream.put(pieces)
+
+    def put_whole(self, data: memoryview) -> Extents:
+        """Store the data of one file (``nodes.Store``)."""
+        return self._stream.put_whole(data)
 
     def put_sparse(self, segments: Iterable[tuple[int, Iterable[memoryview]]]) -> Extents:
         """Store pieces of one file (``nodes.Store``)."""
@@ -108,7 +112,7 @@ class Volume:
             self._close()
             raise
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="volume")
-        self._streams: list[Stream] = []
+        self._memory = Buffers()
         self.turns = Turns()
 
     def _read_layout(self) -> None:
@@ -189,7 +193,7 @@ class Volume:
         ]
 
     def _stream(self, blocks: Zone) -> Stream:
-        return Stream(self._direct, blocks, self._workers, self.hashes)
+        return Stream(self._direct, blocks, self._workers, self.hashes, self._memory)
 
     def _in_use(self) -> tuple[list[Range], list[Range]]:
         layers = self.planted.values()
@@ -199,8 +203,11 @@ class Volume:
     # -- everything else
 
     def preview(self) -> None:
-        """Make a volume that can be mounted for reading: its root holds the layers' trees by chain ID."""
-        self.finish(lambda _: _folder({chain.encode(): _there(one.root) for chain, one in self.planted.items()}))
+        """Make a volume that can be mounted for reading: its root holds the trees of the layers so far, by chain ID.
+
+        Others may still be on their way.
+        """
+        self._write_top(lambda _: _folder({chain.encode(): _there(one.root) for chain, one in self.planted.items()}))
 
     def finish(self, fill: Callable[[Store], Node]) -> None:
         """Write what is not a layer, and the books, and have all of it on the disk.
@@ -208,6 +215,17 @@ class Volume:
         ``fill`` returns the root folder, in which layers hang as ``holder`` gives them; it stores its files' data in
         what it gets. Raises LayerError, DiskFull, OSError.
         """
+
+        def whole(store: Store) -> Node:
+            root = fill(store)
+            assert root.children is not None
+            root.children[LAYOUT] = _file(self._layout(), store)
+            return root
+
+        self._write_top(whole)
+        os.fsync(self._handle)
+
+    def _write_top(self, fill: Callable[[Store], Node]) -> None:
         blocks = Zone(self._top_blocks, self._spare_blocks, self.turns, self._last)
         inodes = Zone(self._top_inodes, self._spare_inodes, self.turns, self._last)
         stream = self._stream(blocks)
@@ -215,7 +233,6 @@ class Volume:
         assert root.children is not None
         root.number = ROOT
         root.children[b"lost+found"] = _there(_LOST_AND_FOUND)
-        root.children[LAYOUT] = _file(self._layout(), stream)
         planter = Planter(self.frame, stream, inodes)
         planter.plant(root, ROOT, {_LOST_AND_FOUND, *(planted.root for planted in self.planted.values())})
         stream.flush()
@@ -233,7 +250,6 @@ class Volume:
                 self.frame.put(bytes(INODE), self.frame.inode_place(number))
         self._were_blocks, self._were_inodes = used_blocks, used_inodes
         self.frame.write(used_blocks, used_inodes, counts)
-        os.fsync(self._handle)
 
     def holder(self, chain: str, looks: Node, work: Node | None) -> Node:
         """Return the folder of a layer's snapshot: ``fs`` in it is the layer's tree, ``work`` what overlayfs needs."""

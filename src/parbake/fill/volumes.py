@@ -2,15 +2,18 @@
 
 containerd works on an empty store beside it and keeps its own books there: content, names, snapshots. The layers' files
 go straight into the volume. For each snapshot that containerd commits, its folder shows the layer's tree (a read-only
-mount of the volume), so that what containerd measures is what nodes will find. In the end the store's own files, which
-are small, follow the layers into the volume.
+mount of the volume), so that what containerd measures is what nodes will find. It measures every file, which takes as
+long as writing small ones: so it commits while later layers still come. In the end the store's own files, which are
+small, follow the layers into the volume.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -33,6 +36,8 @@ _SNAPSHOTS: Final = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
 # Where tools write "now", a volume has one fixed moment.
 _MOMENT: Final = 1_700_000_000 * 10**9
 _PIECE: Final = 1 << 20
+_MANY: Final = 8192
+"""Files that have arrived when containerd's commits are worth another look at the volume."""
 
 
 class VolumeGround:
@@ -54,6 +59,10 @@ class VolumeGround:
         self._slots: list[Slot] = []
         self._sinks: dict[int, NodeSink] = {}
         self._folders: dict[str, str] = {}
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._commits: Future[None] | None = None
+        self._waiting = 0
+        self._over = threading.Event()
         volume.keep(layer.chain_id for image in plan.all_images for layer in image.layers)
 
     def has(self, chain: str) -> bool:
@@ -73,23 +82,42 @@ class VolumeGround:
         return sink
 
     def arrived(self, number: int, unpacked: Unpacked) -> None:
-        """Write the layer's tree."""
-        del unpacked  # the tree says the same
+        """Write the layer's tree, and now and then let containerd commit what is there."""
         job, slot, tree = self._jobs[number], self._slots[number], self._sinks.pop(number).tree
         reader, planted = self._volume.reader, self._volume.planted
         if tree.pending or tree.implied:
             lowers = [reader.node(planted[chain].root) for chain in reversed(job.parents)]
             settle_nodes(tree, lowers, slot, reader.segments)
         planted[job.layer.chain_id] = slot.plant(tree.root, tree.unused)
+        self._waiting += unpacked.entries
+        if self._waiting >= _MANY and (self._commits is None or self._commits.done()):
+            self._begin_commits()
 
     def finish(self) -> None:
         """Let containerd commit every layer of the plan, with the layers' trees in its snapshots' folders."""
+        self._begin_commits()
+        self._end_commits()
+        self._committer.shutdown()
+
+    def _begin_commits(self) -> None:
+        self._end_commits()
+        self._waiting = 0
         self._volume.preview()
+        self._commits = self._committer.submit(self._commit, frozenset(self._volume.planted))
+
+    def _end_commits(self) -> None:
+        if self._commits is not None:
+            self._commits.result()
+
+    def _commit(self, arrived: Collection[str]) -> None:
+        """Commit the layers that have arrived and all those below them; what was committed before is passed over."""
         with self._mounted() as mounted:
             for image in self._plan.all_images:
                 parent = ""
                 for layer in image.layers:
                     chain = layer.chain_id
+                    if chain not in arrived or self._over.is_set():
+                        break
                     if chain not in self._folders:
                         commit(self._store, chain, parent, partial(self._show, mounted.path / chain, chain))
                         unbind(Path(self._folders[chain]))
@@ -106,8 +134,10 @@ class VolumeGround:
         self._folders[chain] = str(found.upper)
 
     def stop(self) -> None:
-        """Wake layers that wait for others."""
+        """Wake layers that wait for others, and have nothing mounted any more."""
+        self._over.set()
         self._volume.turns.give_up()
+        self._committer.shutdown()
 
     def finish_volume(self, root: Path) -> None:
         """Bring the files of the store (``root``, which no containerd uses any more) into the volume."""

@@ -1,8 +1,9 @@
 """The engine: a layer's compressed bytes become files, verified on both sides, in one pass.
 
-Four threads, each with one kind of work that runs without the interpreter's lock: receive and hash the compressed
-bytes, inflate, hash the tar, write files. Rings of buffers between them bound the memory. ``docs/engine.md`` says why
-it is built so, with measurements.
+A large layer has four threads, each with one kind of work that runs without the interpreter's lock: receive and hash
+the compressed bytes, inflate, hash the tar, write files. Rings of buffers between them bound the memory. A small layer
+goes through the same stages in the calling thread, since handing it on would cost more than it wins.
+``docs/engine.md`` says why it is built so, with measurements.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from parbake.errors import BadContent, DiskFull, LayerBomb, LayerError, ParbakeError
@@ -29,6 +31,8 @@ MOST_ENTRIES: Final = 10_000_000
 """Headers that a layer may have: ten times what the largest known images have."""
 
 # Sizes in bytes, chosen by measurement (docs/engine.md).
+SMALL: Final = 8 << 20
+"""Compressed bytes of the largest layer that one thread unpacks, which holds all of them in memory."""
 _RECEIVE_SLOTS, _RECEIVE_SIZE = 6, 256 << 10
 _RAW_SLOTS, _RAW_SIZE = 6, 1 << 20
 
@@ -67,115 +71,78 @@ def unpack(
 
     Raises BadContent (digest, size or diffID do not match), LayerEscape, LayerBomb, LayerError, DiskFull.
     """
-    return _Unpacking(layer, sink, bound, progress, keep).run(stream)
+    return _Unpacking(layer, sink, bound).run(_Compressed(stream, layer, progress, keep))
 
 
 class _Unpacking:
-    def __init__(self, layer: Layer, sink: Sink, bound: int, progress: Progress, keep: Keeper | None) -> None:
-        self._layer, self._sink, self._bound, self._progress, self._keep = layer, sink, bound, progress, keep
-        self._received = Ring(_RECEIVE_SLOTS, _RECEIVE_SIZE)
-        self._raw = Ring(_RAW_SLOTS, _RAW_SIZE, consumers=2)
-        self._failure = Failure(self._received, self._raw)
-        self._raw_size = 0
-        self._diff_id = ""
+    def __init__(self, layer: Layer, sink: Sink, bound: int) -> None:
+        self._layer, self._sink, self._bound = layer, sink, bound
+        self._digest = hashlib.sha256()
         self._unpacked: Unpacked | None = None
 
-    def run(self, stream: Readable) -> Unpacked:
-        works = (self._inflate, self._hash, self._write)
-        threads = [threading.Thread(target=self._failure.guard(work), name=f"layer{work.__name__}") for work in works]
-        for thread in threads:
-            thread.start()
+    def run(self, compressed: _Compressed) -> Unpacked:
         try:
-            self._receive(stream)
-        except BaseException as error:
-            self._failure.report(error)
+            if self._layer.size <= SMALL:
+                self._in_turn(compressed)
+            else:
+                self._in_threads(compressed)
+        except LayerError as error:
+            error.message = f"layer {self._layer.digest}: {error.message}"
+            error.args = (error.message,)
             raise
-        finally:
-            for thread in threads:
-                thread.join()
-        if self._failure.error is not None:
-            raise self._failure.error
-        if self._diff_id != self._layer.diff_id:
+        if (diff_id := f"sha256:{self._digest.hexdigest()}") != self._layer.diff_id:
             raise BadContent(
-                f"layer {self._layer.digest}: unpacks to {self._diff_id}, its image promises {self._layer.diff_id}",
+                f"layer {self._layer.digest}: unpacks to {diff_id}, its image promises {self._layer.diff_id}",
                 hint="the image was put together wrongly: build and push it again",
             )
         if self._unpacked is None:
             raise LayerError(f"layer {self._layer.digest}: nothing was unpacked")
         return self._unpacked
 
-    # -- the calling thread
+    def _in_turn(self, compressed: _Compressed) -> None:
+        whole = iter((compressed.whole(),))
+        tar = _Tar(_Feed(lambda: next(whole, None)), self._bound)
+        buffer = memoryview(bytearray(_RAW_SIZE))
 
-    def _receive(self, stream: Readable) -> None:
-        ring, layer = self._received, self._layer
-        digest = hashlib.sha256()
-        size = 0
-        buffer = spare = memoryview(b"")  # spare: where bytes go that nobody inflates any more
-        ended = False
-        while not ended:
-            if not spare:
-                try:
-                    buffer = ring.vacant()
-                except Stopped:
-                    # What cannot be inflated is most likely damaged: read on, so that the error can say so.
-                    if type(self._failure.error) is not LayerError:
-                        return
-                    buffer = spare = memoryview(bytearray(_RECEIVE_SIZE))
-            count = inflate.fill(stream, buffer)
-            ended = count < len(buffer)
-            digest.update(buffer[:count])
-            size += count
-            if size > layer.size:
-                raise self._wrong(f"more than the {layer.size} bytes that its manifest promises")
-            if self._keep is not None:
-                self._keep.write(buffer[:count])
-            self._progress(count)
-            if count and not spare:
-                ring.publish(count)
-        if size != layer.size:
-            raise self._wrong(f"{size} bytes arrived, its manifest promises {layer.size}")
-        if (found := f"sha256:{digest.hexdigest()}") != layer.digest:
-            raise self._wrong(f"the bytes that arrived have the digest {found}")
-        ring.publish(0)
+        def more() -> memoryview | None:
+            view = buffer[: tar.readinto(buffer)]
+            self._digest.update(view)
+            return view or None
 
-    # -- the other threads
+        self._apply(Chunks(more), tar)
 
-    def _inflate(self) -> None:
+    def _in_threads(self, compressed: _Compressed) -> None:
+        received, raw = Ring(_RECEIVE_SLOTS, _RECEIVE_SIZE), Ring(_RAW_SLOTS, _RAW_SIZE, consumers=2)
+        failure = Failure(received, raw)
+        tar = _Tar(_Feed(received.reader()), self._bound)
+        works = {
+            "inflate": partial(raw.pump, tar.readinto),
+            "hash": partial(self._hash, raw.reader(0)),
+            "write": partial(self._apply, Chunks(raw.reader(1)), tar),
+        }
+        threads = [threading.Thread(target=failure.guard(work), name=f"layer_{name}") for name, work in works.items()]
+        for thread in threads:
+            thread.start()
         try:
-            self._inflate_all(inflate.inflater(_Feed(self._received.reader())))
-        except inflate.ERRORS as error:
-            raise LayerError(
-                f"layer {self._layer.digest}: cannot be inflated ({error})",
-                hint="the layer is damaged, or in a format that is not gzip, zstd or plain tar: push the image again",
-            ) from error
+            received.pump(compressed.readinto)
+        except Stopped:
+            # What cannot be inflated is most likely damaged: then the digest says so, and that is the error.
+            if type(failure.error) is LayerError:
+                compressed.drain()
+        except BaseException as error:
+            failure.report(error)
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+        if failure.error is not None:
+            raise failure.error
 
-    def _inflate_all(self, reader: inflate.Inflater) -> None:
-        size = 0
-        while True:
-            buffer = self._raw.vacant()
-            count = inflate.fill(reader, buffer)
-            size += count
-            if size > self._bound:
-                raise LayerBomb(
-                    f"layer {self._layer.digest}: inflates to more than {self._bound} bytes",
-                    hint="it claims to be far smaller: do not use this image, or raise the bound on purpose",
-                )
-            if count:
-                self._raw.publish(count)
-            if count < len(buffer):
-                self._raw_size = size
-                self._raw.publish(0)
-                return
-
-    def _hash(self) -> None:
-        digest = hashlib.sha256()
-        more = self._raw.reader(0)
+    def _hash(self, more: Callable[[], memoryview | None]) -> None:
         while (view := more()) is not None:
-            digest.update(view)
-        self._diff_id = f"sha256:{digest.hexdigest()}"
+            self._digest.update(view)
 
-    def _write(self) -> None:
-        chunks = Chunks(self._raw.reader(1))
+    def _apply(self, chunks: Chunks, tar: _Tar) -> None:
         archive = Archive(chunks, most_entries=MOST_ENTRIES)
         overlay = self._layer.chain_id != self._layer.diff_id
         with self._sink.opened(archive, overlay=overlay, bound=self._bound) as tree:
@@ -188,13 +155,9 @@ class _Unpacking:
             except OSError as error:
                 raise self._failed(error, tree.now) from error
             except ValueError as error:  # a NUL in a name
-                raise LayerError(f"layer {self._layer.digest}: {shown(tree.now)}: {error}") from error
-            except LayerError as error:
-                error.message = f"layer {self._layer.digest}: {error.message}"
-                error.args = (error.message,)
-                raise
+                raise LayerError(f"{shown(tree.now)}: {error}") from error
             implied, pending = tuple(tree.implied.items()), tuple(tree.pending.values())
-            self._unpacked = Unpacked(tree.entries, self._raw_size, implied, pending)
+            self._unpacked = Unpacked(tree.entries, tar.size, implied, pending)
 
     def _failed(self, error: OSError, name: bytes) -> ParbakeError:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -204,17 +167,91 @@ class _Unpacking:
             )
         if error.errno == errno.E2BIG:
             return LayerError(
-                f"layer {self._layer.digest}: {shown(name)}: its extended attributes are larger than a file may have",
+                f"{shown(name)}: its extended attributes are larger than a file may have",
                 hint="ext4 holds about 4 KB for each file, xfs 64 KB for each attribute",
             )
-        return LayerError(f"layer {self._layer.digest}: {shown(name)}: {error.strerror}")
+        return LayerError(f"{shown(name)}: {error.strerror}")
+
+
+class _Compressed:
+    """The bytes that the registry sends, on their way in: hashed, counted, kept. At their end they are right."""
+
+    def __init__(self, stream: Readable, layer: Layer, progress: Progress, keep: Keeper | None) -> None:
+        self._stream, self._layer, self._progress, self._keep = stream, layer, progress, keep
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill a buffer and return the count, which is smaller only at the end; raises BadContent there."""
+        count = inflate.fill(self._stream, buffer)
+        data = buffer[:count]
+        self._digest.update(data)
+        self._size += count
+        if self._size > self._layer.size:
+            raise self._wrong(f"more than the {self._layer.size} bytes that its manifest promises")
+        if self._keep is not None:
+            self._keep.write(data)
+        self._progress(count)
+        if count < len(buffer):
+            self._check()
+        return count
+
+    def whole(self) -> memoryview:
+        """Return all of the bytes."""
+        buffer = memoryview(bytearray(self._layer.size + 1))
+        at, ended = 0, False
+        while not ended:
+            piece = buffer[at : at + _RECEIVE_SIZE]
+            count = self.readinto(piece)
+            at, ended = at + count, count < len(piece)
+        return buffer[:at]
+
+    def drain(self) -> None:
+        """Read on to the end for the check alone."""
+        buffer = memoryview(bytearray(_RECEIVE_SIZE))
+        while self.readinto(buffer) == len(buffer):
+            pass
+
+    def _check(self) -> None:
+        if self._size != self._layer.size:
+            raise self._wrong(f"{self._size} bytes arrived, its manifest promises {self._layer.size}")
+        if (found := f"sha256:{self._digest.hexdigest()}") != self._layer.digest:
+            raise self._wrong(f"the bytes that arrived have the digest {found}")
 
     def _wrong(self, what: str) -> BadContent:
         return BadContent(f"layer {self._layer.digest}: {what}", hint="try again; if it stays so, push the image again")
 
 
+class _Tar:
+    """What the compressed bytes inflate to, ``size`` bytes so far and never more than the bound."""
+
+    def __init__(self, feed: inflate.Feed, bound: int) -> None:
+        self.size = 0
+        self._feed, self._bound = feed, bound
+        self._inflater: inflate.Inflater | None = None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill a buffer and return the count, which is smaller only at the end; raises LayerError, LayerBomb."""
+        try:
+            if self._inflater is None:
+                self._inflater = inflate.inflater(self._feed)
+            count = inflate.fill(self._inflater, buffer)
+        except inflate.ERRORS as error:
+            raise LayerError(
+                f"cannot be inflated ({error})",
+                hint="the layer is damaged, or in a format that is not gzip, zstd or plain tar: push the image again",
+            ) from error
+        self.size += count
+        if self.size > self._bound:
+            raise LayerBomb(
+                f"inflates to more than {self._bound} bytes",
+                hint="it claims to be far smaller: do not use this image, or raise the bound on purpose",
+            )
+        return count
+
+
 class _Feed:
-    """The compressed bytes of a ring as a file that an inflater reads (``inflate.Feed``)."""
+    """Buffers with compressed bytes as a file that an inflater reads (``inflate.Feed``)."""
 
     def __init__(self, more: Callable[[], memoryview | None]) -> None:
         self._more = more

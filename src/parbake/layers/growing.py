@@ -170,8 +170,10 @@ class Growing:
         uid, gid = owner(entry.uid), owner(entry.gid)
         node = Node(kind, max(uid, 0), _group(folder) if gid < 0 else gid, modified, accessed)
         if not stat.S_ISLNK(kind):
-            inherited(folder, node)
-            with_mode(node, entry.mode & MODE)
+            node.mode = kind | entry.mode & MODE
+            if folder.xattrs:
+                inherited(folder, node)
+                with_mode(node, entry.mode & MODE)
         return node
 
     def _file(self, entry: Entry, place: Place, base: bytes) -> None:
@@ -186,7 +188,7 @@ class Growing:
             node.extents = self._store.put_sparse(self._segments(entry))
         elif entry.stored:
             whole = self._archive.whole()
-            node.extents = self._store.put(self._archive.pieces() if whole is None else (whole,))
+            node.extents = self._store.put(self._archive.pieces()) if whole is None else self._store.put_whole(whole)
         if entry.records:
             self._dress(node, entry)
             with_mode(node, entry.mode & MODE)

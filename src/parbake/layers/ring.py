@@ -43,6 +43,20 @@ class Ring:
         for queue in self._full:
             queue.put(count)
 
+    def pump(self, source: Callable[[memoryview], int]) -> None:
+        """Let ``source`` fill buffers until one stays short of full, which ends the stream.
+
+        Raises Stopped, and what the source raises.
+        """
+        while True:
+            buffer = self.vacant()
+            count = source(buffer)
+            if count:
+                self.publish(count)
+            if count < len(buffer):
+                self.publish(0)
+                return
+
     def reader(self, consumer: int = 0) -> Callable[[], memoryview | None]:
         """Return the function by which a consumer gets the next buffer (giving back the one before).
 

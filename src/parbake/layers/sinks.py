@@ -59,16 +59,19 @@ class FolderSink:
     def opened(self, archive: Archive, *, overlay: bool, bound: int) -> Iterator[Applying]:
         """Open it; the calling thread gets a umask of its own, so that modes come out as the layer has them."""
         os.unshare(os.CLONE_FS)
-        os.umask(0)
-        root = os.open(self.name, FOLDER)
+        before = os.umask(0)
         try:
-            tree = Tree(root, archive, overlay=overlay, bound=bound)
+            root = os.open(self.name, FOLDER)
             try:
-                yield tree
+                tree = Tree(root, archive, overlay=overlay, bound=bound)
+                try:
+                    yield tree
+                finally:
+                    tree.close()
             finally:
-                tree.close()
+                os.close(root)
         finally:
-            os.close(root)
+            os.umask(before)
 
 
 class NodeSink:
