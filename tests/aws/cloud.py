@@ -21,7 +21,7 @@ import botocore.client
 import pytest
 from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
-from moto.ec2.models import amis, ec2_backends
+from moto.ec2.models import ec2_backends
 
 from tests.aws.hardware import LOOKS, Hardware, Machine, Notes
 
@@ -50,12 +50,13 @@ class Cloud:
     tokens: dict[tuple[str, str, str], str] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     spot_interruptions: int = 0
+    requests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Requests of spot instances that are open: each would start another instance for one that is terminated."""
     _real: Any = None
     _inside: bool = False
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Stand between boto3 and moto."""
-        monkeypatch.setattr(amis, "AMIS", [])  # hundreds of strangers' AMIs, which every call would look through
         self._real = botocore.client.BaseClient._make_api_call
         cloud = self
 
@@ -259,6 +260,8 @@ class Cloud:
         ends = arguments.get("InstanceInitiatedShutdownBehavior", "stop")
         machine = Machine(instance["InstanceId"], client.meta.region_name, data, volumes, ends)
         self.machines[machine.identity] = machine
+        if "InstanceMarketOptions" in arguments:
+            self._requested(client, arguments, instance)
         if "InstanceMarketOptions" in arguments and self.spot_interruptions:
             self.spot_interruptions -= 1
             machine.code, machine.over = "Server.SpotInstanceShutdown", True
@@ -266,6 +269,15 @@ class Cloud:
         else:
             self.hardware.start(machine)
         return answer
+
+    def _requested(self, client: Any, arguments: dict[str, Any], instance: dict[str, Any]) -> None:
+        """Note a spot instance's request, which is persistent: only such instances stop instead of being terminated."""
+        options = arguments["InstanceMarketOptions"]["SpotOptions"]
+        assert options == {"SpotInstanceType": "persistent", "InstanceInterruptionBehavior": "stop"}
+        tags = {spec["ResourceType"]: spec["Tags"] for spec in arguments["TagSpecifications"]}
+        request = instance["SpotInstanceRequestId"] = f"sir-{len(self.tokens):08x}"
+        made = {"SpotInstanceRequestId": request, "State": "active", "Tags": tags["spot-instances-request"]}
+        self.requests[request] = {**made, "InstanceId": instance["InstanceId"], "region": client.meta.region_name}
 
     def _mapped(self, image: Mapping[str, Any], asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return all volumes of an instance, the root's first: the AMI's, with what is asked put over them."""
@@ -287,6 +299,9 @@ class Cloud:
         for reservation in answer["Reservations"]:
             for instance in reservation["Instances"]:
                 known = self.machines.get(instance["InstanceId"])
+                for request, made in self.requests.items():
+                    if made["InstanceId"] == instance["InstanceId"]:
+                        instance["SpotInstanceRequestId"] = request
                 if known and known.over:
                     instance["StateReason"] = {"Code": known.code, "Message": known.code}
         return answer
@@ -301,6 +316,8 @@ class Cloud:
 
     def _ec2_TerminateInstances(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         for identity in arguments["InstanceIds"]:
+            again = [each for each, made in self.requests.items() if made["InstanceId"] == identity]
+            assert not again, f"{again} would start another instance in the place of {identity}"
             self.hardware.stop(self.machines[identity])
         return self._real(client, "TerminateInstances", arguments)
 
@@ -311,8 +328,23 @@ class Cloud:
         shown = machine.console[-(64 << 10) :] if machine.over or arguments.get("Latest") else ""
         return {"InstanceId": machine.identity, "Output": shown}
 
+    def _ec2_DescribeSpotInstanceRequests(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        wanted = {each["Name"].removeprefix("tag:"): each["Values"] for each in arguments["Filters"]}
+        states, keys = wanted.pop("state"), wanted.pop("tag-key")
+        found = []
+        for made in self.requests.values():
+            tags = {tag["Key"]: tag["Value"] for tag in made["Tags"]}
+            fits = set(keys) <= set(tags) and all(tags.get(key) in values for key, values in wanted.items())
+            if fits and made["State"] in states and made["region"] == client.meta.region_name:
+                found.append(made)
+        return {"SpotInstanceRequests": found}
+
     def _ec2_CancelSpotInstanceRequests(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
-        del client, arguments
+        del client
+        for request in arguments["SpotInstanceRequestIds"]:
+            if request not in self.requests and not request.startswith("sir-"):
+                raise refuse("InvalidSpotInstanceRequestID.NotFound", f"The request ID '{request}' does not exist")
+            self.requests.pop(request, None)
         return {}
 
     def _ec2_DeleteSecurityGroup(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
@@ -341,4 +373,5 @@ class Cloud:
             "groups": groups,
         }
         found = {kind: [identity for identity in tagged if identity in ids] for kind, ids in there.items()}
+        found["requests"] = [each for each, made in self.requests.items() if made["region"] == region]
         return {kind: ids for kind, ids in found.items() if ids}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from moto import mock_aws
+from moto.ec2.models import amis
 
 from parbake.aws import clients, waiting
 
@@ -32,7 +33,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def aws_mock() -> Iterator[None]:
-    """Answer every AWS call from memory."""
+def aws_mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Answer every AWS call from memory, in which there is nothing yet."""
+    monkeypatch.setattr(
+        amis, "AMIS", []
+    )  # hundreds of strangers' AMIs, with snapshots that every call would look through
     with mock_aws():
         yield

@@ -7,7 +7,6 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.ec2.models import amis
 
 from parbake import aws
 from parbake.errors import AwsNotFound, BadBase
@@ -36,10 +35,9 @@ def test_names_of_public_parameters(asked: tuple[str, str, str, str]) -> None:
 
 
 @pytest.fixture
-def images(monkeypatch: pytest.MonkeyPatch, aws_mock: None) -> list[str]:
+def images(aws_mock: None) -> list[str]:
     """Four AMIs of mine, oldest first."""
     del aws_mock
-    monkeypatch.setattr(amis, "AMIS", [])
     ec2 = boto3.client("ec2", REGION)
     made = []
     for day, (name, architecture) in enumerate(

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,6 +93,8 @@ class Cloud:
     refused: Counter[str] = field(default_factory=Counter)
     tokens: dict[str, tuple[str, str]] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    witness: Callable[[str], None] = lambda _when: None
+    """Is told of each call, ``before`` it is looked at, and ``after`` one that changes something, before the answer."""
     most: int = 0
     _running: int = 0
     _allowance: float = 0.0
@@ -296,6 +298,8 @@ class _Handler(BaseHTTPRequestHandler):
         with cloud.lock:
             cloud._running += 1
             cloud.most = max(cloud.most, cloud._running)
+        cloud.witness("before")
+        self.acts = method != "GET" and b"Action=Describe" not in body and "X-Amz-Target" not in self.headers
         try:
             if parts[0] != "snapshots":
                 self.other(body)
@@ -372,6 +376,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        if self.acts:
+            self.cloud.witness("after")
         self.send_response_only(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)

@@ -200,6 +200,12 @@ def copy_image(cloud: Cloud, wanted: dict[str, str]) -> str:
     return f"<imageId>{identifier}</imageId>"
 
 
+def deregister_image(cloud: Cloud, wanted: dict[str, str]) -> str:
+    if cloud.images.pop(wanted["ImageId"], None) is None:
+        raise Wrong("InvalidAMIID.Unavailable", f"The image ID '{wanted['ImageId']}' is no longer available")
+    return "<return>true</return>"
+
+
 def modify_image_attribute(cloud: Cloud, wanted: dict[str, str]) -> str:
     image = cloud.images[wanted["ImageId"]]
     image["shared"] = {value for name, value in wanted.items() if name.startswith("LaunchPermission.Add.")}
@@ -223,12 +229,13 @@ def describe_images(cloud: Cloud, wanted: dict[str, str]) -> str:
 
 
 def describe_nothing(_cloud: Cloud, _wanted: dict[str, str]) -> str:
-    """Instances, volumes and security groups, of which there are none here."""
+    """Instances, requests of such, volumes and security groups, of which there are none here."""
     return ""
 
 
 _ACTIONS = {
     "DescribeInstances": describe_nothing,
+    "DescribeSpotInstanceRequests": describe_nothing,
     "DescribeVolumes": describe_nothing,
     "DescribeSecurityGroups": describe_nothing,
     "DescribeSnapshots": describe_snapshots,
@@ -239,6 +246,7 @@ _ACTIONS = {
     "CreateTags": create_tags,
     "DeleteTags": delete_tags,
     "RegisterImage": register_image,
+    "DeregisterImage": deregister_image,
     "DescribeImages": describe_images,
     "CopyImage": copy_image,
     "ModifyImageAttribute": modify_image_attribute,

@@ -6,7 +6,7 @@ Packer's key pairs and launch templates. Each step is "make sure that it is gone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:
     ec2 = client("ec2", region)
     removed = [*_instances(ec2, wanted, events)]
     packers = (_key_pairs, _templates) if wanted.packer else ()
-    for look in (*((_images, _snapshots) if wanted.images else ()), _volumes, _groups, *packers):
+    for look in (_requests, *((_images, _snapshots) if wanted.images else ()), _volumes, _groups, *packers):
         removed += look(ec2, wanted)
     return tuple(removed)
 
@@ -57,18 +57,17 @@ def _instances(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
     states = [{"Name": "instance-state-name", "Values": list(_ALIVE)}]
     reservations = ec2.pages("describe_instances", "Reservations", Filters=[*wanted.filters(), *states])
     found = [each for reservation in reservations for each in reservation["Instances"] if wanted.takes(as_dict(each))]
-    if not found:
-        return
-    requests = [each["SpotInstanceRequestId"] for each in found if each.get("SpotInstanceRequestId")]
+    if found:
+        terminate(ec2, found, events)
+    yield from (each["InstanceId"] for each in found)
+
+
+def terminate(ec2: Client, instances: Sequence[Mapping[str, Any]], events: Events) -> None:
+    """Terminate instances and wait until they are gone: what they hold (volumes, groups) is free only then."""
+    requests = [each["SpotInstanceRequestId"] for each in instances if each.get("SpotInstanceRequestId")]
     if requests:  # a persistent request would start another one
         ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=requests)
-    ids = [each["InstanceId"] for each in found]
-    terminate(ec2, ids, events)
-    yield from ids
-
-
-def terminate(ec2: Client, ids: list[str], events: Events) -> None:
-    """Terminate instances and wait until they are gone: what they hold (volumes, groups) is free only then."""
+    ids = [each["InstanceId"] for each in instances]
     ec2.terminate_instances(InstanceIds=ids)
 
     def look() -> Look:
@@ -80,6 +79,17 @@ def terminate(ec2: Client, ids: list[str], events: Events) -> None:
         return Look(all(state == "terminated" for state in states), ", ".join(states))
 
     wait("Terminate the instance", look, seconds=_GONE, events=events, hint="run `parbake clean --aws` later")
+
+
+def _requests(ec2: Client, wanted: Wanted) -> Iterator[str]:
+    """Cancel open requests whose instance somebody else has ended."""
+    states = [{"Name": "state", "Values": ["open", "active", "disabled"]}]
+    filters = [*wanted.filters(), *states]
+    for request in ec2.pages("describe_spot_instance_requests", "SpotInstanceRequests", Filters=filters):
+        if wanted.takes(as_dict(request)):
+            identity = request["SpotInstanceRequestId"]
+            ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=[identity])
+            yield identity
 
 
 def _images(ec2: Client, wanted: Wanted) -> Iterator[str]:

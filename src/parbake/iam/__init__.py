@@ -79,6 +79,7 @@ def _caller(bakefile: Bakefile) -> Iterator[Policy]:
 def _looks(bakefile: Bakefile) -> list[str]:
     """Return the actions that only read; EC2 grants them on everything or not at all."""
     looks = ["DescribeImages", "DescribeInstances", "DescribeSecurityGroups", "DescribeSnapshots", "DescribeVolumes"]
+    looks += ["DescribeSpotInstanceRequests"]
     if bakefile.builder in {"ec2", "packer"}:
         looks += ["DescribeSubnets"]
     if bakefile.builder == "packer":

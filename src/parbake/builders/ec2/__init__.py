@@ -186,7 +186,7 @@ class _Run:
             console = Console(run)
             tail = self.launcher.follow(instance["InstanceId"], console, self._proof_limit)
             verdict = _verdict(self.plan, console, tail)
-            terminate(self.ec2, [instance["InstanceId"]], self.events)
+            terminate(self.ec2, [instance], self.events)
         return verdict
 
     def proof(self, run: str) -> bytes:
