@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from parbake import records
-from parbake.bakefile import Bakefile, load
+from parbake.bakefile import Bakefile, RetentionSection, load
 from parbake.bakefile.targets import KarpenterTarget, OceanTarget
 from parbake.economics.prices import load_prices
 from parbake.errors import InputError, NotMade
@@ -48,9 +48,15 @@ class Pruned:
         return self.freed / GIB * self.gib_month
 
 
-def rules(keep: int, younger: float, grace: float) -> Rules:
-    """Return rules from a count and from days."""
-    return Rules(keep, timedelta(days=younger), timedelta(days=grace))
+def rules(
+    retention: RetentionSection, keep: int | None = None, younger: float | None = None, grace: float | None = None
+) -> Rules:
+    """Return a Bakefile's rules, or others where they are given; in days."""
+    return Rules(
+        retention.keep if keep is None else keep,
+        timedelta(days=retention.younger if younger is None else younger),
+        timedelta(days=retention.grace if grace is None else grace),
+    )
 
 
 def prune_published(file: Path, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
@@ -83,6 +89,11 @@ def regions_of(bakefile: Bakefile) -> tuple[str, ...]:
     if not known:
         raise InputError("no record is published anywhere, and no region is named", hint="write aws: {region: …}")
     return tuple(sorted(known))
+
+
+def publishes(bakefile: Bakefile) -> bool:
+    """Whether any artefact of a Bakefile is in EC2."""
+    return any(record.published for _, record in records.find(bakefile.output))
 
 
 def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -394,8 +395,14 @@ class Decision:
     reason: str
 
 
-def decide_prune(records: Iterable[Record], *, keep: int) -> tuple[Decision, ...]:
-    """Decide which artefacts go: for each name the newest ``keep`` stay, and always the newest verified one. Pure."""
+def decide_prune(
+    records: Iterable[Record], *, keep: int, younger: timedelta = timedelta(), now: datetime | None = None
+) -> tuple[Decision, ...]:
+    """Decide which artefacts go. Pure with ``now``.
+
+    For each name the newest ``keep`` stay, what is ``younger``, and always the newest verified one.
+    """
+    now = now or datetime.now(UTC)
     by_name: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda item: (item.finished_at, item.artefact), reverse=True):
         by_name.setdefault(record.plan.name, []).append(record)
@@ -405,11 +412,19 @@ def decide_prune(records: Iterable[Record], *, keep: int) -> tuple[Decision, ...
         for place, record in enumerate(by_name[name]):
             if place < keep:
                 decisions.append(Decision(record, True, f"among the newest {keep} of {name}"))
+            elif younger and now - _finished(record) < younger:
+                decisions.append(Decision(record, True, f"younger than {younger.days} d"))
             elif record is verified:
                 decisions.append(Decision(record, True, f"the newest verified one of {name}"))
             else:
                 decisions.append(Decision(record, False, f"older than the newest {keep} of {name}"))
     return tuple(decisions)
+
+
+def _finished(record: Record) -> datetime:
+    with suppress(ValueError):
+        return datetime.fromisoformat(record.finished_at)
+    return datetime.fromtimestamp(0, UTC)
 
 
 def remove(folder: Path, decisions: Sequence[Decision]) -> tuple[Decision, ...]:

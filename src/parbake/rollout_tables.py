@@ -9,8 +9,8 @@ from parbake.handover import Handed, Report
 from parbake.keeping import Pruned
 from parbake.render import human_bytes
 from parbake.rollouts import Follow, Held
-from parbake.tables import table
-from parbake.watching import Turn
+from parbake.tables import decisions_json, decisions_text, table
+from parbake.watching import Tidied, Turn
 
 
 def handed_json(handed: Sequence[Handed], *, dry_run: bool) -> dict[str, object]:
@@ -155,7 +155,13 @@ def turn_json(turn: Turn) -> dict[str, object]:
         "key": finished.record.key if finished else None,
         "baked": bool(finished and finished.changed),
         "rollout": handed_json(turn.handed, dry_run=False),
+        "prune": _tidied_json(turn.tidied) if turn.tidied else None,
     }
+
+
+def _tidied_json(tidied: Tidied) -> dict[str, object]:
+    aws = {"aws": pruned_json(tidied.pruned)} if tidied.pruned else {}
+    return {**aws, **decisions_json(tidied.decisions)}
 
 
 def turn_text(turn: Turn) -> str:
@@ -163,4 +169,9 @@ def turn_text(turn: Turn) -> str:
     if turn.finished is None:
         return "nothing moved"
     baked = "baked" if turn.finished.changed else "exists already"
-    return "\n".join([f"{turn.finished.record.artefact}: {baked}", handed_text(turn.handed, dry_run=False)]).rstrip()
+    parts = [f"{turn.finished.record.artefact}: {baked}", handed_text(turn.handed, dry_run=False)]
+    if turn.tidied and turn.tidied.pruned:
+        parts.append(pruned_text(turn.tidied.pruned, dry_run=False))
+    if turn.tidied:
+        parts.append(decisions_text(turn.tidied.decisions, dry_run=False))
+    return "\n".join(part for part in parts if part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 from parbake import build, records
@@ -26,7 +27,7 @@ def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
     return {region: remove(wanted, region, events) for region in regions}
 
 
-def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, ...]:
+def prune(output: Path, *, keep: int, younger: timedelta = timedelta(), dry_run: bool = False) -> tuple[Decision, ...]:
     """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions.
 
     The record of one that is published stays: rollouts need it.
@@ -35,7 +36,7 @@ def prune(output: Path, *, keep: int, dry_run: bool = False) -> tuple[Decision, 
         Decision(each.record, True, f"published in {', '.join(sorted(each.record.published))}")
         if each.record.published and not each.keep
         else each
-        for each in decide_prune((record for _, record in records.find(output)), keep=keep)
+        for each in decide_prune((record for _, record in records.find(output)), keep=keep, younger=younger)
     )
     return decisions if dry_run else records.remove(output, decisions)
 

@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parbake import build, flow, handover
-from parbake.bakefile import ImageEntry
+from parbake import build, flow, handover, keeping, upkeep
+from parbake.bakefile import ImageEntry, load
 from parbake.errors import InputError, ParbakeError
 from parbake.events import Events
 from parbake.flow import Finished, Kitchen
 from parbake.handover import Handed, Manner
+from parbake.keeping import Pruned
+from parbake.records import Decision
 from parbake.run import sleep
 
 _JITTER = 0.1  # many watchers of one registry must not ask in step
@@ -33,6 +35,15 @@ class Turn:
     moved: tuple[str, ...]
     finished: Finished | None = None
     handed: tuple[Handed, ...] = ()
+    tidied: Tidied | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    """What was decided about artefacts here, and about those in EC2 where some are published."""
+
+    decisions: tuple[Decision, ...]
+    pruned: Pruned | None
 
 
 def look(file: Path, events: Events) -> Seen:
@@ -59,17 +70,33 @@ def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
     return tuple(name for name, meaning in now.items() if before is None or before.get(name) != meaning)
 
 
-def act(file: Path, events: Events, manner: Manner | None) -> tuple[Finished, tuple[Handed, ...]]:
-    """Bake, verify, and roll out to the Bakefile's targets (``manner`` None: do not); each is nothing when done."""
+def act(
+    file: Path, events: Events, manner: Manner | None, *, prune: bool = False
+) -> tuple[Finished, tuple[Handed, ...], Tidied | None]:
+    """Bake, verify, and roll out to the Bakefile's targets (``manner`` None: do not); each is nothing when done.
+
+    With ``prune`` what is old goes afterwards, as the Bakefile's ``retention`` says.
+    """
+    handed: tuple[Handed, ...] = ()
     finished = flow.bake(file, events)
-    if manner is None:
-        return finished, ()
-    return finished, handover.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
+    if manner is not None:
+        handed = handover.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
+    return finished, handed, tidy(file, events) if prune else None
+
+
+def tidy(file: Path, events: Events) -> Tidied:
+    """Let old artefacts go, as the Bakefile's ``retention`` says: here, and in EC2 where some are published."""
+    bakefile = load(file)
+    rules = keeping.rules(bakefile.retention)
+    pruned = None
+    if keeping.publishes(bakefile):
+        pruned = keeping.prune_published(file, rules, events, dry_run=False)
+    return Tidied(upkeep.prune(bakefile.output, keep=rules.keep, younger=rules.younger), pruned)
 
 
 def watch(
     look: Callable[[], Seen],
-    act: Callable[[], tuple[Finished, tuple[Handed, ...]]],
+    act: Callable[[], tuple[Finished, tuple[Handed, ...], Tidied | None]],
     events: Events,
     *,
     once: bool,

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from moto.moto_api._internal.models import moto_api_backend
 
-from parbake import keeping, records
+from parbake import keeping, records, watching
 from parbake.aws import clients
 from parbake.aws.tags import as_dict
 from parbake.bakefile import load
@@ -191,6 +191,25 @@ def test_two_steps_and_a_way_back(shelves: Shelves, capsys: pytest.CaptureFixtur
     assert parbake(capsys, *prune)[1]["aws"]["decisions"][0]["action"] == "remove"
     assert (there(), shelves.fast) == ((set(), set()), {})
     assert parbake(capsys, *prune)[1]["aws"]["decisions"] == []
+
+
+def test_the_bakefile_says_what_is_kept(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:
+    """And options override it; ``watch --prune`` goes by it alone."""
+    ami = image("a")
+    file = kitchen(Path(), [], FIRST, retention={"keep": 0, "grace": "2d"})
+    age(ami, 1)
+    prune = ("prune", "--aws")
+    assert parbake(capsys, *prune, "--keep", "1", "--dry-run")[1]["aws"]["decisions"][0]["action"] == "restore"
+    assert parbake(capsys, *prune, "--younger", "1", "--dry-run")[1]["aws"]["decisions"][0]["action"] == "restore"
+    assert parbake(capsys, *prune, "--grace", "1", "--dry-run")[1]["aws"]["decisions"][0]["action"] == "remove"
+    assert parbake(capsys, *prune, "--dry-run")[1]["aws"]["decisions"][0]["action"] == "wait"
+    age(ami, 3)
+    tidied = watching.tidy(file, Events())
+    assert tidied.pruned
+    assert [each.action for each in tidied.pruned.verdicts] == ["remove"]
+    assert there() == (set(), set())
+    assert [each.keep for each in tidied.decisions] == [True]
+    del shelves
 
 
 def test_what_a_killed_run_left_goes_with_the_next(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,11 +43,12 @@ def _published(made: Any, word: str, passed: bool | None, region: str, where: Pu
     return record(word, passed=passed).model_copy(update=changes)
 
 
-def kitchen(folder: Path, targets: list[Mapping[str, Any]], *found: Record) -> Path:
-    """Write a Bakefile with targets, and records; return the Bakefile."""
+def kitchen(folder: Path, targets: list[Mapping[str, Any]], *found: Record, **more: Any) -> Path:
+    """Write a Bakefile with targets and more keys, and records; return the Bakefile."""
     file = folder / "parbake.yaml"
     images = ["registry.example.com/app:1"]
-    file.write_text(json.dumps({"version": 1, "images": images, "rollout": targets, "output": "artefacts"}))
+    said = {"version": 1, "images": images, "rollout": targets, "output": "artefacts", **more}
+    file.write_text(json.dumps(said))
     (folder / "artefacts").mkdir(exist_ok=True)
     for each in found:
         records.write(folder / "artefacts", each)

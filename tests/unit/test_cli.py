@@ -231,6 +231,15 @@ def test_prune(say: Say, place: Path) -> None:
     assert {path.name for path in (place / "artefacts").iterdir()} == {new.artefact, new.file_name}
 
 
+def test_prune_goes_by_the_bakefile(say: Say, place: Path) -> None:
+    bake(place / "artefacts", "a", "b")
+    text = "version: 1\nimages: [registry.example.com/a:1]\nretention: {keep: 1}\n"
+    (place / "parbake.yaml").write_text(text)
+    kept = [each["keep"] for each in document(say, "prune", "--keep", "2", "--dry-run")["decisions"]]
+    assert kept == [True, True], "an option overrides it"
+    assert [each["keep"] for each in document(say, "prune")["decisions"]] == [True, False]
+
+
 def test_clean_removes_what_is_left_over(say: Say, place: Path, tmp_path: Path) -> None:
     assert say("clean") == (0, "nothing was left over\n", "")
     left = place / "artefacts/.parbake/abc.1.ffff"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,22 @@ def test_prune_keeps_the_newest_of_each_name_and_the_newest_verified() -> None:
     ]
     kept = {decision.record.sha256: decision.keep for decision in records.decide_prune(made, keep=1)}
     assert [kept[one.sha256] for one in made] == [False, True, False, True, True]
+
+
+def test_prune_keeps_what_is_younger() -> None:
+    made = [record("a", at=1), record("b", at=2), record("c", at=3)]
+    ages = {"a": 40, "b": 10, "c": 1}
+    now = datetime(2026, 11, 26, tzinfo=UTC)
+    dated = [
+        each.model_copy(update={"finished_at": (now - timedelta(days=ages[word])).isoformat()})
+        for each, word in zip(made, ages, strict=True)
+    ]
+    decided = records.decide_prune(dated, keep=1, younger=timedelta(days=14), now=now)
+    assert [(each.keep, each.reason.partition(" ")[0]) for each in decided] == [
+        (True, "among"), (True, "younger"), (False, "older"),
+    ]  # fmt: skip
+    undated = [each.model_copy(update={"finished_at": "?"}) for each in made]
+    assert [each.keep for each in records.decide_prune(undated, keep=1, younger=timedelta(days=14))].count(True) == 1
 
 
 def test_prune_removes_artefact_and_record(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def taking_turns(
     with pytest.raises(Enough):
         watching.watch(
             look,
-            lambda: (DONE, ()),
+            lambda: (DONE, (), None),
             Events(note),
             once=False,
             interval=100,
@@ -77,7 +77,7 @@ def test_what_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bake_that_fails_is_tried_again_although_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "sleep", lambda _: None)
-    results: list[Any] = [RegistryError("x"), (DONE, ()), Enough()]
+    results: list[Any] = [RegistryError("x"), (DONE, (), None), Enough()]
 
     def act() -> Any:
         result = results.pop(0)
@@ -101,9 +101,9 @@ def test_once_raises_and_so_does_a_wrong_bakefile(monkeypatch: pytest.MonkeyPatc
         raise BakefileError("parbake.yaml", ())
 
     with pytest.raises(RegistryError):
-        watching.watch(down, lambda: (DONE, ()), Events(), once=True, interval=1)
+        watching.watch(down, lambda: (DONE, (), None), Events(), once=True, interval=1)
     with pytest.raises(BakefileError):
-        watching.watch(wrong, lambda: (DONE, ()), Events(), once=False, interval=1)
+        watching.watch(wrong, lambda: (DONE, (), None), Events(), once=False, interval=1)
 
 
 @pytest.mark.parametrize("name", ["github-actions.yaml", "cronjob.yaml"])

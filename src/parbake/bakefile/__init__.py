@@ -4,6 +4,18 @@ from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice
 from parbake.bakefile.file import IN_EC2, Bakefile, advice, schema
 from parbake.bakefile.loading import load
+from parbake.bakefile.retention import RetentionSection
 from parbake.bakefile.sections import Build, ImageEntry
 
-__all__ = ["IN_EC2", "AwsSection", "Bakefile", "BaseChoice", "Build", "ImageEntry", "advice", "load", "schema"]
+__all__ = [
+    "IN_EC2",
+    "AwsSection",
+    "Bakefile",
+    "BaseChoice",
+    "Build",
+    "ImageEntry",
+    "RetentionSection",
+    "advice",
+    "load",
+    "schema",
+]

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section
-from parbake.bakefile.values import spoken, text_schema, wrong
+from parbake.bakefile.values import Days, spoken, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
@@ -77,19 +77,6 @@ KmsKey = Annotated[
     AfterValidator(_fits(_KEY, "KMS key", "alias/nodes, a key id, or an ARN")),
     text_schema("", "alias/nodes"),
 ]
-
-
-def _days(value: object) -> object:
-    """Read a span of days: ``90d``."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    match = re.fullmatch(r"([0-9]{1,4})d", value) if isinstance(value, str) else None
-    if not match or not 1 <= int(match.group(1)) <= 3650:
-        raise wrong(f"must be days, such as 90d, not {spoken(value)}", "from 1d to 3650d")
-    return int(match.group(1))
-
-
-Days = Annotated[int, BeforeValidator(_days), text_schema("^[0-9]{1,4}d$", "90d")]
 
 
 def _whole(value: object) -> object:

@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
+from parbake.bakefile.retention import RetentionSection
 from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section
 from parbake.bakefile.targets import TargetText, distinct
 from parbake.bakefile.values import (
@@ -109,6 +110,8 @@ class Bakefile(Section):
     """Where and how to bake in EC2, and what becomes of the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
+    retention: RetentionSection = Field(default_factory=RetentionSection)
+    """What `parbake prune` and `parbake watch --prune` keep."""
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
     """Where `parbake rollout` hands artefacts to."""
 

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -39,6 +39,7 @@ _SMALLEST_SIZE = 16 * MIB
 _LARGEST_SIZE = 64 << 40  # the largest volume that clouds offer
 _DURATION = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+)ms)?")
 _LONGEST_DURATION = 24 * 3600.0
+_MOST_DAYS = 3650
 
 NAME = r"[a-z0-9][a-z0-9.-]{0,62}"
 _ENVIRONMENT_NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"
@@ -273,6 +274,17 @@ def _variables(value: object) -> object:
     return value
 
 
+def _days(least: int) -> Callable[[object], object]:
+    def read(value: object) -> object:
+        """Read a span of days: ``90d``."""
+        match = re.fullmatch(r"([0-9]{1,4})d", value) if isinstance(value, str) else None
+        if not match or not least <= int(match[1]) <= _MOST_DAYS:
+            raise wrong(f"must be days, such as 90d, not {spoken(value)}", f"from {least}d to {_MOST_DAYS}d")
+        return int(match[1])
+
+    return read
+
+
 def text_schema(pattern: str = "", *examples: str, **more: Any) -> WithJsonSchema:
     """Return the JSON Schema of a text."""
     schema: dict[str, Any] = {"type": "string", **({"pattern": pattern} if pattern else {}), **more}
@@ -286,6 +298,8 @@ Name = Annotated[str, AfterValidator(_name), text_schema(f"^{NAME}$")]
 Size = Annotated[
     int, BeforeValidator(_size), text_schema(r"^(auto|[0-9]+(\.[0-9]+)? ?([KMGT]i?|k)B)$", "auto", "20GiB")
 ]
+Days = Annotated[int, BeforeValidator(_days(1)), text_schema("^[0-9]{1,4}d$", "90d")]
+MaybeDays = Annotated[int, BeforeValidator(_days(0)), text_schema("^[0-9]{1,4}d$", "0d", "14d")]
 Duration = Annotated[
     float,
     BeforeValidator(_duration),

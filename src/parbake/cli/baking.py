@@ -20,6 +20,7 @@ from parbake.cli.door import (
     door,
     opened_events,
     output,
+    retention,
 )
 from parbake.errors import InputError
 
@@ -185,7 +186,12 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
 
 @app.command()
 def prune(
-    keep: Annotated[int, typer.Option(min=0, help="How many artefacts to keep of each name.", metavar="COUNT")] = 3,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="How many artefacts to keep of each name. Default: the Bakefile's, or 3.", metavar="COUNT"
+        ),
+    ] = None,
     cache: Annotated[bool, typer.Option("--cache", help="Free the cache of layers instead.")] = False,
     cache_size: Annotated[
         str, typer.Option(help="With --cache: what may stay, such as 5GiB. Longest unused layers go.", metavar="SIZE")
@@ -194,21 +200,30 @@ def prune(
     aws: Annotated[
         bool, typer.Option("--aws", help="Also machine images and snapshots in EC2, in all regions of the records.")
     ] = False,
-    younger: Annotated[float, typer.Option(min=0, help="With --aws: what is younger stays.", metavar="DAYS")] = 0.0,
+    younger: Annotated[
+        float | None,
+        typer.Option(min=0, help="What is younger stays. Default: the Bakefile's, or 0.", metavar="DAYS"),
+    ] = None,
     grace: Annotated[
-        float, typer.Option(min=0, help="With --aws: how long after its deprecation one goes.", metavar="DAYS")
-    ] = 7.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --aws: how long after its deprecation one goes. Default: the Bakefile's, or 7.",
+            metavar="DAYS",
+        ),
+    ] = None,
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,
     progress: Progress = "auto",
 ) -> None:
     """Remove old artefacts and their records, or cached layers.
 
+    What is kept is said by the Bakefile's `retention`; options override it.
     Of each name the newest artefacts stay, and always the newest one that passed verification. In EC2 all stay that
     something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
     others are deprecated first, and removed when the grace is over.
     """
-    from parbake import layercache, tables, upkeep
+    from parbake import keeping, layercache, rollout_tables, tables, upkeep
     from parbake.workspace import cache_folder
 
     door.as_json = as_json
@@ -219,24 +234,17 @@ def prune(
         gone, kept = layercache.prune(cache_folder(), limit, dry_run=dry_run)
         answer(tables.layers_json(gone, kept), lambda: tables.layers_text(gone, kept, dry_run=dry_run))
         return
-    pruned = _prune_aws(file, keep, younger, grace, progress, dry_run=dry_run) if aws else None
-    decisions = upkeep.prune(output(file), keep=keep, dry_run=dry_run)
-    document = tables.decisions_json(decisions)
-    if pruned is not None:
-        document["aws"] = pruned[0]
-    more = f"{pruned[1]}\n\n" if pruned else ""
-    answer(document, lambda: more + tables.decisions_text(decisions, dry_run=dry_run))
-
-
-def _prune_aws(
-    file: Path, keep: int, younger: float, grace: float, progress: str, *, dry_run: bool
-) -> tuple[dict[str, object], str]:
-    """Let old artefacts in EC2 go; return what was decided, for programs and for people."""
-    from parbake import keeping, rollout_tables
-
-    with opened_events(progress) as events:
-        pruned = keeping.prune_published(file, keeping.rules(keep, younger, grace), events, dry_run=dry_run)
-    return rollout_tables.pruned_json(pruned), rollout_tables.pruned_text(pruned, dry_run=dry_run)
+    rules = keeping.rules(retention(file), keep, younger, grace)
+    document: dict[str, object] = {}
+    text = ""
+    if aws:
+        with opened_events(progress) as events:
+            pruned = keeping.prune_published(file, rules, events, dry_run=dry_run)
+        document["aws"] = rollout_tables.pruned_json(pruned)
+        text = f"{rollout_tables.pruned_text(pruned, dry_run=dry_run)}\n\n"
+    decisions = upkeep.prune(output(file), keep=rules.keep, younger=rules.younger, dry_run=dry_run)
+    document |= tables.decisions_json(decisions)
+    answer(document, lambda: text + tables.decisions_text(decisions, dry_run=dry_run))
 
 
 @app.command()

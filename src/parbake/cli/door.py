@@ -23,6 +23,7 @@ from parbake import __version__, interrupts
 from parbake.errors import InputError, Interrupted, ParbakeError, from_os_error
 
 if TYPE_CHECKING:
+    from parbake.bakefile import RetentionSection
     from parbake.events import Events
 
 app = typer.Typer(
@@ -103,6 +104,15 @@ def output(file: Path) -> Path:
     if file == DEFAULT_FILE and not file.exists():
         return Path("artefacts")
     return load(file).output
+
+
+def retention(file: Path) -> RetentionSection:
+    """Return what is to be kept: the Bakefile's, or the default where there is no Bakefile."""
+    from parbake.bakefile import RetentionSection, load
+
+    if file == DEFAULT_FILE and not file.exists():
+        return RetentionSection()
+    return load(file).retention
 
 
 def _report(error: ParbakeError) -> int:

@@ -143,6 +143,9 @@ def watch(
     ] = True,
     to: To = None,
     deadline: Deadline = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Then let old artefacts go, as the Bakefile's `retention` says.")
+    ] = False,
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,
     progress: Progress = "auto",
@@ -166,7 +169,7 @@ def watch(
     with opened_events(progress) as events:
         turn = watching.watch(
             lambda: watching.look(file, events),
-            lambda: watching.act(file, events, manner),
+            lambda: watching.act(file, events, manner, prune=prune),
             events,
             once=once,
             interval=every,
