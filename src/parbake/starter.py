@@ -319,4 +319,8 @@ images:
 
 # Where `parbake rollout` hands artefacts to: node classes of Karpenter, Auto Scaling groups, parameters, files.
 #rollout: [{{karpenter: {{nodeclass: default}}}}]
+
+# What `parbake prune` keeps: so many artefacts of each name, and all that are younger. In EC2 what something uses stays
+# as well, and what goes is deprecated first, for the time of a grace.
+#retention: {{keep: 3, younger: 0d, grace: 7d}}
 """
