@@ -75,6 +75,7 @@ class _Decided:
     target: Target
     means: Rollout
     change: Change
+    region: str = ""
 
 
 def rollout(file: Path, whats: Sequence[str], events: Events, manner: Manner) -> tuple[Handed, ...]:
@@ -99,8 +100,32 @@ def rollout(file: Path, whats: Sequence[str], events: Events, manner: Manner) ->
     for target, offered in zip(targets, offers, strict=True):
         means = open_target(target, offered.region, force_conflicts=manner.force_conflicts)
         if manner.again or not _was_left(target, means, offered, events):
-            decided.append(_Decided(target, means, means.plan(offered)))
-    return _hand_over(decided, events, manner)
+            decided.append(_Decided(target, means, means.plan(offered), offered.region))
+    return _hand_over(
+        decided, events, manner, lambda regions: _warm(bakefile, found, regions, events, dry_run=manner.dry_run)
+    )
+
+
+def _warm(
+    bakefile: Bakefile, found: Sequence[Record], regions: Iterable[str], events: Events, *, dry_run: bool
+) -> None:
+    """Enable fast snapshot restore where the Bakefile wants it for rollouts, and wait until it counts."""
+    wanted = bakefile.aws.fast_snapshot_restore
+    if not wanted or wanted.at != "rollout":
+        return
+    from parbake.ebs import fast
+
+    for region in regions:
+        snapshots = [each for record in found for each in record.published[region].snapshots]
+        if not snapshots or not fast.zones_in(wanted, region):
+            continue
+        if dry_run:
+            zones = ", ".join(fast.zones_in(wanted, region))
+            events.note(f"a rollout enables fast snapshot restore in {zones} and waits for it first")
+            continue
+        with events.stage(f"fast-{region}", f"Fast snapshot restore, about {fast.minutes(snapshots)} minutes"):
+            pairs = fast.enable(wanted, region, snapshots, events, again=True)
+            fast.wait(pairs, region, snapshots, events)
 
 
 def _was_left(target: Target, means: Rollout, offered: Offer, events: Events) -> bool:
@@ -254,13 +279,20 @@ def _need_verified(found: Iterable[Record], events: Events, *, force: bool) -> N
         events.warn(f"--force: {record.artefact} {says}, and is rolled out all the same")
 
 
-def _hand_over(decided: Sequence[_Decided], events: Events, manner: Manner) -> tuple[Handed, ...]:
+def _hand_over(
+    decided: Sequence[_Decided],
+    events: Events,
+    manner: Manner,
+    before: Callable[[Iterable[str]], None] = lambda _regions: None,
+) -> tuple[Handed, ...]:
+    """Write and follow each; ``before`` is called with the regions of those that change something."""
     for each in decided:
         for caution in each.change.cautions:
             events.warn(f"{each.target.name}: {caution}")
         _refuse(each, events, force=manner.force)
         if each.change.diff and not manner.dry_run:
             events.note(f"{each.target.name}: {each.change.before} -> {each.change.after}\n{each.change.diff}")
+    before(dict.fromkeys(each.region for each in decided if not each.change.empty))
     if manner.dry_run:
         return tuple(Handed(each.target.name, each.target.kind, each.change) for each in decided)
     done = []

@@ -18,6 +18,7 @@ from pathlib import Path
 from parbake import records
 from parbake.bakefile import Bakefile, RetentionSection, load
 from parbake.bakefile.targets import KarpenterTarget, OceanTarget
+from parbake.ebs import fast
 from parbake.economics.prices import load_prices
 from parbake.errors import InputError, NotMade
 from parbake.events import Events
@@ -30,12 +31,16 @@ from parbake.rollouts.opening import open_target
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was decided about published artefacts, in which regions, and what a GiB of snapshots costs a month."""
+    """What was decided about published artefacts, in which regions, and what a GiB of snapshots costs a month.
+
+    ``fast_ended`` are snapshots whose fast restore was turned off, as its time was over.
+    """
 
     regions: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     gib_month: float
     currency: str
+    fast_ended: tuple[str, ...] = ()
 
     @property
     def freed(self) -> int:
@@ -75,10 +80,12 @@ def prune_published(file: Path, rules: Rules, events: Events, *, dry_run: bool) 
     with events.stage("used", "Look for what refers to it"):
         used = together(_used(bakefile, regions))
     verdicts = decide(items, used, rules, datetime.now(UTC))
+    ended: list[str] = []
     if not dry_run:
         _act({stock.region: stock for stock in stocks}, verdicts, events)
+        ended = [each for region in regions for each in fast.end(region, bakefile.name)]
     prices = load_prices()
-    return Pruned(regions, verdicts, prices.snapshot_gib_month.value, prices.currency)
+    return Pruned(regions, verdicts, prices.snapshot_gib_month.value, prices.currency, tuple(ended))
 
 
 def regions_of(bakefile: Bakefile) -> tuple[str, ...]:

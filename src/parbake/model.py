@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+TIB = 1 << 40
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 """A content digest: the only algorithm that registries and containerd use in practice."""

@@ -111,6 +111,7 @@ def pruned_json(pruned: Pruned) -> dict[str, object]:
         "freed": pruned.freed,
         "saved_month": round(pruned.saved, 2),
         "currency": pruned.currency,
+        "fast_ended": list(pruned.fast_ended),
         "decisions": [
             {
                 "id": each.item.id,
@@ -128,8 +129,9 @@ def pruned_json(pruned: Pruned) -> dict[str, object]:
 
 def pruned_text(pruned: Pruned, *, dry_run: bool) -> str:
     """Return what was decided about published artefacts, for people."""
+    ended = "".join(f"\nfast snapshot restore of {each} is off, its time was over" for each in pruned.fast_ended)
     if not pruned.verdicts:
-        return f"nothing of parbake is published in {', '.join(pruned.regions)}"
+        return f"nothing of parbake is published in {', '.join(pruned.regions)}{ended}"
     verbs = {
         "keep": "kept",
         "wait": "waits",
@@ -143,7 +145,7 @@ def pruned_text(pruned: Pruned, *, dry_run: bool) -> str:
     ]
     would = "would be freed" if dry_run else "freed"
     total = f"up to {human_bytes(pruned.freed)} {would}, up to {pruned.saved:.2f} {pruned.currency} a month"
-    return f"{table(rows, header=('id', 'region', 'name', 'size', 'decided', 'why'))}\n{total}"
+    return f"{table(rows, header=('id', 'region', 'name', 'size', 'decided', 'why'))}\n{total}{ended}"
 
 
 def turn_json(turn: Turn) -> dict[str, object]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from parbake import build, records
-from parbake.bakefile import load
+from parbake.bakefile import Bakefile, load
 from parbake.events import Events
 from parbake.records import Decision, decide_prune
 from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree
@@ -15,7 +16,8 @@ from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree
 def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
     """Remove what runs of this Bakefile left in AWS, and what is past its time of any other, by region.
 
-    A run of the same Bakefile that is under way on another machine loses what it works on. Raises AwsFault.
+    A run of the same Bakefile that is under way on another machine loses what it works on. Fast snapshot restores whose
+    time is over are turned off. Raises AwsFault.
     """
     from parbake import aws  # loads only where AWS is asked
     from parbake.aws.leftovers import Wanted, remove
@@ -24,7 +26,28 @@ def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
     home = aws.client("ec2", bakefile.aws.region or "").region
     regions = dict.fromkeys((home, *bakefile.aws.copy_to))
     wanted = Wanted(name=bakefile.name, packer=bakefile.builder == "packer")
-    return {region: remove(wanted, region, events) for region in regions}
+    removed = {region: remove(wanted, region, events) for region in regions}
+    ended = end_fast_restores(bakefile, events, tuple(regions))
+    return {region: (*found, *(f"fast-restore:{each}" for each in ended[region])) for region, found in removed.items()}
+
+
+def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Turn fast snapshot restore off where its time is over; return the snapshots, by region. Raises AwsFault."""
+    from parbake.ebs import fast
+
+    ended = {region: fast.end(region, bakefile.name) for region in regions}
+    for region, snapshots in ended.items():
+        for snapshot in snapshots:
+            events.note(f"{region}: fast snapshot restore of {snapshot} is off, its time is over")
+    return ended
+
+
+def watch_fast_restores(file: Path, events: Events) -> None:
+    """Do so at each turn of a watch, where the Bakefile has such times. Raises AwsFault."""
+    bakefile = load(file)
+    wanted = bakefile.aws.fast_snapshot_restore
+    if wanted and wanted.for_:
+        end_fast_restores(bakefile, events, sorted({zone[:-1] for zone in wanted.zones}))
 
 
 def prune(output: Path, *, keep: int, younger: timedelta = timedelta(), dry_run: bool = False) -> tuple[Decision, ...]:

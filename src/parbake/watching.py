@@ -102,14 +102,18 @@ def watch(
     once: bool,
     interval: float,
     told: Callable[[Turn], object] = lambda _: None,
+    tidy: Callable[[], object] = lambda: None,
 ) -> Turn:
     """Take turns for ever, or one; ``interval`` is in seconds, between turns. Each turn that acted is ``told``.
+
+    ``tidy`` is called at the beginning of every turn.
 
     With ``once`` errors are raised. Otherwise the turn is tried again at the next, except for input that is wrong.
     """
     before: Seen | None = None
     while True:
         try:
+            tidy()
             now = look()
             names = moved(before, now)
             turn = Turn(names)

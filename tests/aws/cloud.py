@@ -24,6 +24,7 @@ from botocore.validate import ParamValidator
 from moto.ec2.models import ec2_backends
 
 from tests.aws.hardware import LOOKS, Hardware, Machine, Notes
+from tests.support.fastrestores import FastRestores
 
 
 class Killed(BaseException):
@@ -49,6 +50,7 @@ class Cloud:
     pending: dict[str, int] = field(default_factory=dict)
     tokens: dict[tuple[str, str, str], str] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fast: FastRestores = field(default_factory=FastRestores)
     spot_interruptions: int = 0
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Requests of spot instances that are open: each would start another instance for one that is terminated."""
@@ -222,9 +224,14 @@ class Cloud:
 
     def _ec2_EnableFastSnapshotRestores(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         self._real(client, "DescribeSnapshots", {"SnapshotIds": arguments["SourceSnapshotIds"]})
-        for snapshot in arguments["SourceSnapshotIds"]:
-            self.details.setdefault(snapshot, {})["fast"] = arguments["AvailabilityZones"]
-        return {"Successful": [], "Unsuccessful": []}
+        return self.fast.enable(arguments["SourceSnapshotIds"], arguments["AvailabilityZones"])
+
+    def _ec2_DisableFastSnapshotRestores(self, _client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        return self.fast.disable(arguments["SourceSnapshotIds"], arguments["AvailabilityZones"])
+
+    def _ec2_DescribeFastSnapshotRestores(self, _client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        filters = {each["Name"]: each["Values"] for each in arguments["Filters"]}
+        return {"FastSnapshotRestores": self.fast.look(filters["snapshot-id"], filters.get("state", ()))}
 
     # -- instances
 
@@ -354,6 +361,15 @@ class Cloud:
                 if arguments["GroupId"] in used and instance["State"]["Name"] != "terminated":
                     raise refuse("DependencyViolation", f"{arguments['GroupId']} has a dependent object")
         return self._real(client, "DeleteSecurityGroup", arguments)
+
+    def _ssm_DescribeParameters(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        """Answer with the parameters that hold images, which moto does not tell from others."""
+        if not arguments.get("ParameterFilters"):
+            return self._real(client, "DescribeParameters", arguments)
+        assert [each["Key"] for each in arguments["ParameterFilters"]] == ["DataType"]
+        names = [each["Name"] for each in self._real(client, "DescribeParameters", {})["Parameters"]]
+        found = [self._real(client, "GetParameter", {"Name": name})["Parameter"] for name in names]
+        return {"Parameters": [{"Name": each["Name"]} for each in found if each["DataType"] == "aws:ec2:image"]}
 
     # -- what is there
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.aws.raw import raw
+from tests.support.fastrestores import FastRestores
 
 Answer = dict[str, Any]
 _OK = SimpleNamespace(status_code=200)
@@ -17,10 +18,10 @@ _OK = SimpleNamespace(status_code=200)
 
 @dataclass
 class Shelves:
-    """``deprecated``: images with the time; ``fast``: snapshots with the zones of their fast restores."""
+    """``deprecated``: images with the time; ``fast``: fast snapshot restores."""
 
     deprecated: dict[str, str] = field(default_factory=dict)
-    fast: dict[str, list[str]] = field(default_factory=dict)
+    fast: FastRestores = field(default_factory=FastRestores)
 
     def attach(self, made: Any, service: str, region: str) -> None:
         """Answer for moto in one boto3 client."""
@@ -29,6 +30,7 @@ class Shelves:
                 "EnableImageDeprecation": self._deprecate,
                 "DisableImageDeprecation": self._undeprecate,
                 "DescribeFastSnapshotRestores": self._restores,
+                "EnableFastSnapshotRestores": self._restore,
                 "DisableFastSnapshotRestores": self._no_restores,
             }.items():
                 made.meta.events.register(f"before-call.ec2.{operation}", _handler(answer))
@@ -57,20 +59,20 @@ class Shelves:
         return {"Return": True}
 
     def _restores(self, asked: Answer) -> Answer:
-        wanted = {value for key, value in asked.items() if key.startswith("Filter.1.Value")}
-        found = [
-            {"SnapshotId": snapshot, "AvailabilityZone": zone, "State": "enabled"}
-            for snapshot, zones in self.fast.items()
-            for zone in zones
-            if snapshot in wanted
-        ]
-        return {"FastSnapshotRestores": found}
+        names = {value: key for key, value in asked.items() if key.startswith("Filter.") and key.endswith(".Name")}
+        values = {name: listed(asked, key.removesuffix("Name") + "Value.") for name, key in names.items()}
+        return {"FastSnapshotRestores": self.fast.look(values["snapshot-id"], values.get("state", ()))}
+
+    def _restore(self, asked: Answer) -> Answer:
+        return self.fast.enable(listed(asked, "SourceSnapshotId."), listed(asked, "AvailabilityZone."))
 
     def _no_restores(self, asked: Answer) -> Answer:
-        for key, value in asked.items():
-            if key.startswith("SourceSnapshotId"):
-                self.fast.pop(value, None)
-        return {"Successful": [], "Unsuccessful": []}
+        return self.fast.disable(listed(asked, "SourceSnapshotId."), listed(asked, "AvailabilityZone."))
+
+
+def listed(asked: Answer, prefix: str) -> list[str]:
+    """Return the values of a list that the query protocol flattened."""
+    return [str(value) for key, value in asked.items() if key.startswith(prefix)]
 
 
 def _handler(answer: Any) -> Any:

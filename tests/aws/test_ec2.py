@@ -83,8 +83,7 @@ def test_copies_shares_deprecation_and_fast_restore(cloud: Cloud, bake: Bake) ->
         details = cloud.details[there.image]
         assert details["shared"] == [{"UserId": "210987654321"}, {"OrganizationArn": organisation}]
         assert details["DeprecationTime"]
-        fast = cloud.details[there.snapshots[0].id]["fast"]
-        assert fast == [f"{region}{'a' if region == REGION else 'b'}"]
+        assert cloud.fast.on(there.snapshots[0].id) == {f"{region}{'a' if region == REGION else 'b'}"}
         assert cloud.left(region) == {"images": [there.image], "snapshots": [each.id for each in there.snapshots]}
         ec2 = aws.client("ec2", region)
         permission = ec2.describe_snapshot_attribute(

@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support import ec2query
+from tests.support.fastrestores import FastRestores
 
 BLOCK = 524288
 
@@ -56,7 +57,6 @@ class Snapshot:
     parent: str = ""
     region: str = "eu-west-1"
     shared: set[str] = field(default_factory=set)
-    fast: set[str] = field(default_factory=set)
     encrypted: bool = False
     key: str = ""
     state: str = "pending"
@@ -89,6 +89,7 @@ class Cloud:
     slow: int = 0
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fast: FastRestores = field(default_factory=FastRestores)
     calls: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     tokens: dict[str, tuple[str, str]] = field(default_factory=dict)

@@ -114,7 +114,7 @@ def copy_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
     if source.region != wanted["SourceRegion"] or source.state != "completed":
         raise Wrong("InvalidSnapshot.NotFound", f"The snapshot {source.id} is not there, or {source.state}")
     made = replace(source, id=f"snap-{len(cloud.snapshots) + 1:017x}", region=wanted["region"], parent=source.id)
-    made.shared, made.fast = set(), set()
+    made.shared = set()
     made.tags, made.state, made.looks, made.data = _tags(wanted, "TagSpecification.1.Tag."), "pending", cloud.slow, {}
     made.key = wanted.get("KmsKeyId", made.key)
     cloud.snapshots[made.id] = made
@@ -130,9 +130,34 @@ def modify_snapshot_attribute(cloud: Cloud, wanted: dict[str, str]) -> str:
 
 
 def enable_fast_snapshot_restores(cloud: Cloud, wanted: dict[str, str]) -> str:
-    for identity in _listed(wanted, "SourceSnapshotId"):
-        _known(cloud, identity).fast |= set(_listed(wanted, "AvailabilityZone"))
-    return "<successful/><unsuccessful/>"
+    names, zones = _listed(wanted, "SourceSnapshotId"), _listed(wanted, "AvailabilityZone")
+    for identity in names:
+        _known(cloud, identity)
+    return _restores(cloud.fast.enable(names, zones))
+
+
+def disable_fast_snapshot_restores(cloud: Cloud, wanted: dict[str, str]) -> str:
+    names, zones = _listed(wanted, "SourceSnapshotId"), _listed(wanted, "AvailabilityZone")
+    return _restores(cloud.fast.disable(names, zones))
+
+
+def describe_fast_snapshot_restores(cloud: Cloud, wanted: dict[str, str]) -> str:
+    filters = dict(_filters(wanted))
+    found = cloud.fast.look(filters["snapshot-id"], filters.get("state", ()))
+    return f"<fastSnapshotRestoreSet>{_items(found)}</fastSnapshotRestoreSet>"
+
+
+def _restores(said: dict[str, Any]) -> str:
+    assert not said["Unsuccessful"], "no test of this stand-in fills a quota"
+    return f"<successful>{_items(said['Successful'])}</successful><unsuccessful/>"
+
+
+def _items(found: list[dict[str, str]]) -> str:
+    def field(name: str, value: str) -> str:
+        tag = name[0].lower() + name[1:]
+        return f"<{tag}>{value}</{tag}>"
+
+    return "".join(f"<item>{''.join(field(*each) for each in one.items())}</item>" for one in found)
 
 
 def _tagged(cloud: Cloud, wanted: dict[str, str]) -> list[dict[str, str]]:
@@ -243,6 +268,8 @@ _ACTIONS = {
     "CopySnapshot": copy_snapshot,
     "ModifySnapshotAttribute": modify_snapshot_attribute,
     "EnableFastSnapshotRestores": enable_fast_snapshot_restores,
+    "DisableFastSnapshotRestores": disable_fast_snapshot_restores,
+    "DescribeFastSnapshotRestores": describe_fast_snapshot_restores,
     "CreateTags": create_tags,
     "DeleteTags": delete_tags,
     "RegisterImage": register_image,

@@ -1,6 +1,6 @@
 """The Bakefile: what to bake, onto what base, into what artefact. YAML in, frozen and checked data out."""
 
-from parbake.bakefile.aws import AwsSection
+from parbake.bakefile.aws import AwsSection, FastRestoreSection
 from parbake.bakefile.bases import BaseChoice
 from parbake.bakefile.file import IN_EC2, Bakefile, advice, schema
 from parbake.bakefile.loading import load
@@ -13,6 +13,7 @@ __all__ = [
     "Bakefile",
     "BaseChoice",
     "Build",
+    "FastRestoreSection",
     "ImageEntry",
     "RetentionSection",
     "advice",

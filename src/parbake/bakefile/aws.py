@@ -10,10 +10,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section
-from parbake.bakefile.values import Days, spoken, text_schema, wrong
+from parbake.bakefile.values import Days, Duration, spoken, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
+_LEAST_SECONDS = 3600.0  # of fast snapshot restore (Amazon EBS pricing: billed by the minute, an hour at least)
 _GP3 = {"iops": (3000, 80_000), "throughput": (125, 2000)}
 
 
@@ -93,6 +94,23 @@ def _some(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _an_hour_at_least(value: float) -> float:
+    if value < _LEAST_SECONDS:
+        raise wrong("AWS counts an hour of it at least", "write 1h, or more")
+    return value
+
+
+Hours = Annotated[Duration, AfterValidator(_an_hour_at_least)]
+
+
+def distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that nothing is in a list twice."""
+    twice = [each for place, each in enumerate(value) if each in value[:place]]
+    if twice:
+        raise wrong(f"{twice[0]} is in the list already", "remove one of them")
+    return value
+
+
 class VolumeSection(Section):
     """The builder's volume, for the time of the bake: nodes choose their own."""
 
@@ -110,6 +128,34 @@ class VolumeSection(Section):
         if info.field_name == "throughput" and value > info.data.get("iops", most) * _LEAST_SHARES:
             raise wrong(f"{value} MiB/s need more than {info.data['iops']} IOPS", f"write iops: {value * 4}")
         return value
+
+
+class FastRestoreSection(Section):
+    """In which zones volumes are fast from their first block on, from when, and for how long: it costs by the hour."""
+
+    zones: tuple[Zone, ...]
+    """Availability zones, of the region and of those in `copy_to`."""
+    at: Literal["bake", "rollout"] = "bake"
+    """When it begins: as soon as the snapshot is there, or with `parbake rollout`, which waits until it counts."""
+    for_: Annotated[Hours | None, Field(alias="for")] = None
+    """Disable it after so long, such as 6h: `parbake watch`, `prune --aws` and `clean --aws` do. Default: it stays."""
+
+    @check("zones")
+    @classmethod
+    def _some_and_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise wrong("it names no zone", "write zones: [eu-west-1a], or remove fast_snapshot_restore")
+        return distinct(value)
+
+
+def _zones_alone(value: object) -> object:
+    return {"zones": value} if isinstance(value, list | tuple) else value
+
+
+FastRestore = Annotated[
+    FastRestoreSection,
+    BeforeValidator(_zones_alone, json_schema_input_type=tuple[Zone, ...] | FastRestoreSection),
+]
 
 
 class AwsSection(Section):
@@ -141,18 +187,20 @@ class AwsSection(Section):
     """Accounts (12 digits), organisations and units (ARNs) that may launch the result."""
     deprecate_after: Days | None = None
     """When the AMI counts as deprecated, such as 90d after the bake. It still works then."""
-    fast_snapshot_restore: tuple[Zone, ...] = ()
-    """Availability zones in which to enable fast snapshot restore, which costs by the hour until it is disabled."""
+    fast_snapshot_restore: FastRestore | None = None
+    """Fast snapshot restore: zones, when it begins, and for how long. A list means zones, from the bake on."""
     parent_snapshot: Snapshot | None = None
     """The builder ebs writes only what differs from this snapshot."""
 
-    @check("instance_types", "subnets", "security_groups", "copy_to", "share_with", "fast_snapshot_restore")
+    @check("instance_types", "subnets", "security_groups", "copy_to", "share_with")
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [each for place, each in enumerate(value) if each in value[:place]]
-        if twice:
-            raise wrong(f"{twice[0]} is in the list already", "remove one of them")
-        return value
+        return distinct(value)
+
+    @property
+    def fast_at_bake(self) -> bool:
+        """Whether fast snapshot restore begins as soon as the snapshot is there."""
+        return bool(self.fast_snapshot_restore and self.fast_snapshot_restore.at == "bake")
 
     @check("kms_key")
     @classmethod
@@ -192,9 +240,10 @@ class AwsSection(Section):
 
     @check("fast_snapshot_restore")
     @classmethod
-    def _is_in_the_region(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _is_in_the_region(cls, value: FastRestoreSection | None, info: ValidationInfo) -> FastRestoreSection | None:
         regions = {info.data.get("region"), *info.data.get("copy_to", ())} - {None}
-        outside = [zone for zone in value if info.data.get("region") and zone[:-1] not in regions]
+        zones = value.zones if value else ()
+        outside = [zone for zone in zones if info.data.get("region") and zone[:-1] not in regions]
         if outside:
             raise wrong(f"{outside[0]} is in none of the regions {', '.join(sorted(map(str, regions)))}")
         return value

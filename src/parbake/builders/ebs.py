@@ -336,9 +336,9 @@ class _Run:
         for region, made in places.items():
             if self.settings.share_with:
                 ebs.share(made, region, self.settings.share_with)
-            zones = [zone for zone in self.settings.fast_snapshot_restore if zone[:-1] == region]
-            if zones:
-                ebs.restore_fast(made, region, zones, self.events)
+            if self.settings.fast_at_bake:
+                there = volume.model_copy(update={"id": made})
+                ebs.fast.enable(self.settings.fast_snapshot_restore, region, [there], self.events)
         for region, made in reversed(list(places.items())):
             ebs.keep(made, region, verified=verified)
         return {region: self._volume(made, volume.size) for region, made in places.items()}

@@ -156,7 +156,7 @@ def watch(
     targets, if it has any. What fails is tried again at the next turn. With --json one document for each turn that
     did something.
     """
-    from parbake import handover, rollout_tables, watching
+    from parbake import handover, rollout_tables, upkeep, watching
     from parbake.bakefile import load
 
     door.as_json = as_json
@@ -174,6 +174,7 @@ def watch(
             once=once,
             interval=every,
             told=told,
+            tidy=lambda: upkeep.watch_fast_restores(file, events),
         )
     if not turn.moved:
         told(turn)

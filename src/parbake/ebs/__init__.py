@@ -3,9 +3,10 @@
 Sources: EBS user guide, "EBS direct APIs" and its FAQ; EBS direct API reference.
 """
 
+from parbake.ebs import fast
 from parbake.ebs.download import Fetched, blocks_of, fetch
 from parbake.ebs.images import ROOT_DEVICE, boot_mode, register
-from parbake.ebs.spread import copy, keep, restore_fast, share
+from parbake.ebs.spread import copy, keep, share
 from parbake.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, Sent, key_arn, upload
 
 __all__ = [
@@ -19,11 +20,11 @@ __all__ = [
     "blocks_of",
     "boot_mode",
     "copy",
+    "fast",
     "fetch",
     "keep",
     "key_arn",
     "register",
-    "restore_fast",
     "share",
     "upload",
 ]

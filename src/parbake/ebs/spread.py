@@ -1,7 +1,7 @@
-"""What becomes of a volume's snapshot: copies in other regions, accounts that may use it, fast restore; that it stays.
+"""What becomes of a volume's snapshot: copies in other regions, accounts that may use it; that it stays.
 
 Every step is "make sure that", so that a run which was cut off is finished by the next. Sources: EC2 API reference,
-CopySnapshot, ModifySnapshotAttribute, EnableFastSnapshotRestores.
+CopySnapshot, ModifySnapshotAttribute.
 """
 
 from __future__ import annotations
@@ -56,17 +56,6 @@ def share(snapshot: str, region: str, accounts: Iterable[str]) -> None:
     aws.client("ec2", region).modify_snapshot_attribute(
         SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=list(accounts)
     )
-
-
-def restore_fast(snapshot: str, region: str, zones: Iterable[str], events: Events) -> None:
-    """Enable fast snapshot restore in zones of a region; what AWS refuses is a warning."""
-    answer = aws.client("ec2", region).enable_fast_snapshot_restores(
-        AvailabilityZones=list(zones), SourceSnapshotIds=[snapshot]
-    )
-    for refused in answer.get("Unsuccessful", ()):
-        errors = refused.get("FastSnapshotRestoreStateErrors") or [{}]
-        why = errors[0].get("Error", {}).get("Message", "refused")
-        events.warn(f"fast snapshot restore of {snapshot}: {why}")
 
 
 def keep(snapshot: str, region: str, *, verified: str = "") -> None:

@@ -82,6 +82,8 @@ def _looks(bakefile: Bakefile) -> list[str]:
     looks += ["DescribeSpotInstanceRequests"]
     if bakefile.builder in {"ec2", "packer"}:
         looks += ["DescribeSubnets"]
+    if bakefile.aws.fast_snapshot_restore:
+        looks += ["DescribeFastSnapshotRestores"]
     if bakefile.builder == "packer":
         looks += ["DescribeImageAttribute", "DescribeInstanceStatus", "DescribeRegions", "DescribeTags", "DescribeVpcs"]
         looks += ["DescribeKeyPairs", "DescribeLaunchTemplates"]
@@ -121,8 +123,10 @@ def _results(bakefile: Bakefile) -> Iterator[Policy]:
         changes.append("ec2:ModifySnapshotAttribute")
     if aws.deprecate_after:
         changes.append("ec2:EnableImageDeprecation")
-    if aws.fast_snapshot_restore:
+    if aws.fast_at_bake:
         changes.append("ec2:EnableFastSnapshotRestores")
+    if aws.fast_snapshot_restore:
+        changes.append("ec2:DisableFastSnapshotRestores")
     yield allow("ChangeOurs", changes, ec2(bakefile, "image", "snapshot"), OURS)
     if aws.copy_to:
         copies = ["ec2:CopyImage"] if bakefile.builder != "ebs" else ["ec2:CopyImage", "ec2:CopySnapshot"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from parbake.bakefile import Bakefile
 from parbake.bakefile.targets import Target
-from parbake.iam.words import Policy, allow, arn, partition, suffix
+from parbake.iam.words import OURS, Policy, allow, arn, ec2, partition, suffix
 
 
 def statements(bakefile: Bakefile) -> Iterator[Policy]:
@@ -32,6 +32,10 @@ def statements(bakefile: Bakefile) -> Iterator[Policy]:
         yield allow("LookAtImages", ["ec2:DescribeImages"])
     if tags:
         yield _tags(bakefile, tags)
+    if bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake:
+        yield allow("LookAtFastRestores", ["ec2:DescribeFastSnapshotRestores"])
+        changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
+        yield allow("RestoreFast", changes, ec2(bakefile, "snapshot"), OURS)
 
 
 def parameters(bakefile: Bakefile) -> list[str]:

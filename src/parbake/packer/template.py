@@ -139,8 +139,8 @@ def _owners(source: AmiSource) -> list[str]:
 def _warnings(bakefile: Bakefile) -> tuple[str, ...]:
     """Say what the Bakefile asks for and Packer's folder does not do."""
     found = []
-    if bakefile.aws.fast_snapshot_restore:
-        found.append("aws.fast_snapshot_restore: Packer does not do that; enable it when the AMI is there")
+    if bakefile.aws.fast_at_bake:
+        found.append("aws.fast_snapshot_restore: Packer does not do that; with `at: rollout`, `parbake rollout` does")
     if len(bakefile.aws.subnets) > 1:
         found.append(f"aws.subnets: Packer takes one, {bakefile.aws.subnets[0]}")
     for host, options in bakefile.registries.items():

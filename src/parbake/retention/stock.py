@@ -1,7 +1,7 @@
 """What parbake has published in EC2, and the two steps by which it goes. Whose a resource is follows from its tags.
 
-Facts: EC2 API reference, EnableImageDeprecation, DeregisterImage, DeleteSnapshot (refused while an image uses it),
-DisableFastSnapshotRestores. Deleting what is gone already is no error, so that a killed run is finished by the next.
+Facts: EC2 API reference, EnableImageDeprecation, DeregisterImage, DeleteSnapshot (refused while an image uses it).
+Deleting what is gone already is no error, so that a killed run is finished by the next.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from parbake.aws import client, mine
 from parbake.aws.tags import ARTEFACT, as_dict, as_list
+from parbake.ebs import fast
 from parbake.errors import AwsFault, AwsNotFound
 from parbake.model import GIB
 from parbake.retention.decide import Item
@@ -65,7 +66,7 @@ class Stock:
     def remove(self, item: Item) -> None:
         """Remove an artefact: fast snapshot restores off, the image, then snapshots that no other image uses."""
         snapshots = [*item.snapshots, *([item.id] if item.id.startswith("snap-") else [])]
-        self._fast_restores_off(snapshots)
+        fast.disable(self.ec2, snapshots)
         if item.id.startswith("ami-"):
             with suppress(AwsNotFound):
                 self.ec2.deregister_image(ImageId=item.id)
@@ -77,22 +78,6 @@ class Stock:
             except AwsFault as error:
                 if error.code != "InvalidSnapshot.InUse":  # by another image, which somebody made of it
                     raise
-
-    def _fast_restores_off(self, snapshots: list[str]) -> None:
-        if not snapshots:
-            return
-        filters = [{"Name": "snapshot-id", "Values": snapshots}, {"Name": "state", "Values": ["enabling", "enabled"]}]
-        found = self.ec2.pages("describe_fast_snapshot_restores", "FastSnapshotRestores", Filters=filters)
-        zones: dict[str, list[str]] = {}
-        for each in found:
-            zones.setdefault(each["SnapshotId"], []).append(each["AvailabilityZone"])
-        for snapshot, names in zones.items():
-            answer = self.ec2.disable_fast_snapshot_restores(AvailabilityZones=names, SourceSnapshotIds=[snapshot])
-            if answer.get("Unsuccessful"):
-                raise AwsFault(
-                    f"fast snapshot restore of {snapshot} stays on: {answer['Unsuccessful']}",
-                    hint="turn it off in the console (it costs by the hour), and run the same command again",
-                )
 
     def _image(self, image: Mapping[str, Any]) -> Item:
         disks = [each["Ebs"] for each in image.get("BlockDeviceMappings", []) if each.get("Ebs", {}).get("SnapshotId")]

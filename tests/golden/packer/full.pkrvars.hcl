@@ -28,6 +28,6 @@ DEPRECATE_AFTER          = "2160h"
 TAGS                     = {
   "team" = "it's $${data} & \"co\""
 }
-# warning: aws.fast_snapshot_restore: Packer does not do that; enable it when the AMI is there
+# warning: aws.fast_snapshot_restore: Packer does not do that; with `at: rollout`, `parbake rollout` does
 # warning: aws.subnets: Packer takes one, subnet-0123456789abcdef0
 # warning: registries.private.example.com: Packer's instance logs in to ECR alone, and knows nothing of this

@@ -2,7 +2,7 @@
 
 Until all of it is done and verified, the AMI and its snapshots are tagged as temporary: a run that was cut off is
 finished by the next one, or cleaned away. Sources: EC2 API reference, CreateImage, CopyImage, ModifyImageAttribute,
-EnableImageDeprecation, EnableFastSnapshotRestores.
+EnableImageDeprecation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from parbake import aws
 from parbake.aws.leftovers import remove_image
 from parbake.bakefile import AwsSection
+from parbake.ebs import fast
 from parbake.errors import AwsFault, AwsNotFound
 from parbake.events import Events
 from parbake.model import GIB, Published, Snapshot
@@ -139,11 +140,8 @@ class Amis:
         if self.settings.deprecate_after:
             end = datetime.now(UTC) + timedelta(days=self.settings.deprecate_after)
             ec2.enable_image_deprecation(ImageId=identity, DeprecateAt=end.replace(second=0, microsecond=0))
-        zones = [zone for zone in self.settings.fast_snapshot_restore if zone.startswith(region)]
-        if zones:
-            answer = ec2.enable_fast_snapshot_restores(AvailabilityZones=zones, SourceSnapshotIds=snapshots)
-            for refused in answer.get("Unsuccessful", ()):
-                self.events.warn(f"fast snapshot restore of {refused.get('SnapshotId')}: {_why(refused)}")
+        if self.settings.fast_at_bake:
+            fast.enable(self.settings.fast_snapshot_restore, region, snapshots_of(image), self.events)
 
     def promote(self, region: str, image: Mapping[str, Any], *, verified: str) -> None:
         """Say that an AMI and its snapshots are what the run was for: no clean-up takes them any more."""
@@ -152,11 +150,6 @@ class Amis:
             tags[aws.VERIFIED] = verified
         ids = [str(image["ImageId"]), *(each.id for each in snapshots_of(image))]
         aws.client("ec2", region).create_tags(Resources=ids, Tags=aws.as_list(tags))
-
-
-def _why(refused: Mapping[str, Any]) -> str:
-    errors = refused.get("FastSnapshotRestoreStateErrors") or [{}]
-    return str(errors[0].get("Error", {}).get("Message", "refused"))
 
 
 def _permission(share: str) -> dict[str, str]:
