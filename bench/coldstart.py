@@ -32,8 +32,8 @@ from parbake.events import Event, Events
 from parbake.model import GIB, MIB
 from parbake.nodefiles import node_file
 from parbake.rehearse import cold_start, no_network
-from parbake.run import Process, need_root, sleep
-from parbake.trace import Trace, hydrate_list
+from parbake.run import Deadline, Process, need_root, sleep
+from parbake.trace import Trace, hydrate_list, merged
 from parbake.trace.data import BLOCK
 from parbake.workspace import cache_folder, lock, remove_leftovers, remove_tree, work_folder
 
@@ -41,6 +41,7 @@ _PORT = (
     5078  # that of the registry, as part of the images' names: the same in each run, so that volumes are found again
 )
 _BOOT = 15.0  # seconds
+_LONG = 60.0  # seconds: what takes longer is measured once
 _WEB = """
 import json, ssl, http.server, cryptography.x509, cryptography.hazmat.primitives.asymmetric.rsa, requests
 class Page(http.server.BaseHTTPRequestHandler):
@@ -118,7 +119,13 @@ class Case:
     hot: bool = False
     provisioned: bool = False
     laid_out: bool = False
+    pulled: bool = False
     boot: float = 0.0
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is the same on each profile."""
+        return self.hot or self.pulled
 
 
 def say(text: str) -> None:
@@ -132,25 +139,27 @@ def show(event: Event) -> None:
         say(event.text)
 
 
-def cases(*, boot: float, layout: bool) -> list[Case]:
+def cases(boot: float) -> list[Case]:
     """Return what is compared, each once without a boot to hide in and, where something reads ahead, once with it."""
     plain = [
         Case("hydrated", hot=True),
         Case("plain"),
         Case("full_read", reads="all"),
         Case("trace", reads="list"),
-        Case("touch", reads="touch"),
+        Case("layout", laid_out=True),
+        Case("trace_layout", reads="list", laid_out=True),
+        Case("touch", reads="touch", laid_out=True),
         Case("rate", provisioned=True),
+        Case("pull", pulled=True),
     ]
-    if layout:
-        plain += [Case("layout", laid_out=True), Case("trace_layout", reads="list", laid_out=True)]
     return plain + [replace(case, boot=boot) for case in plain if case.reads or case.provisioned]
 
 
-def bake(app: App, image: Image, folder: Path, events: Events) -> Volume:
-    """Bake the application's volume and trace it, or find what an earlier run made of the same."""
+def bake(app: App, image: Image, folder: Path, events: Events, *, layout: bool) -> Volume:
+    """Bake the application's volume with its trace, or find what an earlier run made of the same."""
     # How an image starts is no part of an artefact's key, and the trace depends on it.
     folder = folder / hashlib.sha256(json.dumps(app.startup).encode()).hexdigest()[:12]
+    folder = folder / ("laid-out" if layout else "plain")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "parbake.yaml"
     document = {
@@ -161,16 +170,13 @@ def bake(app: App, image: Image, folder: Path, events: Events) -> Volume:
         "output": str(folder / "artefacts"),
     }
     file.write_text(json.dumps(document))
-    finished = flow.bake(file, events, flow.Options(verify=False))
-    record = finished.record
-    if not finished.artefact.with_name(record.trace_name).exists():
-        record = coldstart.rehearse(finished.artefact, record, events)
-    trace = coldstart.trace_of(finished.artefact, record)
+    finished = flow.bake(file, events, flow.Options(verify=False, rehearse=True, layout=layout))
+    trace = coldstart.trace_of(finished.artefact, finished.record)
     if trace.skipped:
         raise InputError(
             f"{app.name} does not start: {trace.skipped}", hint="correct its startup in bench/coldstart.py"
         )
-    return Volume(finished.artefact, record, trace, len(data_blocks(finished.artefact)) * BLOCK)
+    return Volume(finished.artefact, finished.record, trace, len(data_blocks(finished.artefact)) * BLOCK)
 
 
 def reading_list(volume: Volume, reads: str) -> str:
@@ -185,18 +191,29 @@ def reading_list(volume: Volume, reads: str) -> str:
 
 
 @contextmanager
-def hydrating(volume: Volume, case: Case, work: Path) -> Iterator[None]:
+def hydrating(volume: Volume, case: Case, work: Path) -> Iterator[Process | None]:
     """Run the node's own program beside the body, where the case has it read something."""
     if not case.reads:
-        yield
+        yield None
         return
     listed = work / "hydrate.list"
     listed.write_text(reading_list(volume, case.reads))
     command = [sys.executable, "-u", str(node_file("hydrate.py")), "--list", str(listed), "--wait", "5"]
     command += ["--state", str(work / "hydrate.json")]
     command += {"all": ["--in-flight", "32"], "touch": ["--touch", "4096"]}.get(case.reads, [])
-    with Process(command, log=work / "hydrate.log"):
-        yield
+    with Process(command, log=work / "hydrate.log") as process:
+        yield process
+
+
+def boot(seconds: float, source: ColdSource, hydrate: Process | None) -> None:
+    """Let the time of a boot pass: what is read ahead is. When there is nothing more of it, nothing changes any more.
+
+    So is it with a provisioned rate, of which the model's clock is set.
+    """
+    source.model.began -= 0.0 if hydrate else seconds
+    deadline = Deadline(seconds, "a boot")
+    while hydrate and hydrate.alive and deadline.left:
+        sleep(min(0.01, deadline.left))
 
 
 def start(volume: Volume, case: Case, profile: Profile, work: Path) -> tuple[float, dict[str, float], int]:
@@ -204,8 +221,8 @@ def start(volume: Volume, case: Case, profile: Profile, work: Path) -> tuple[flo
     provisioned = _RATE * volume.data / _USUAL_SIZE if case.provisioned else 0.0
     source = ColdSource(volume.path, work, None if case.hot else profile, provisioned=provisioned)
     plan = volume.record.plan
-    with source, attached(source) as device, hydrating(volume, case, work), ExitStack() as stack:
-        sleep(case.boot)
+    with source, attached(source) as device, hydrating(volume, case, work) as hydrate, ExitStack() as stack:
+        boot(case.boot, source, hydrate)
         stages = cold_start(device, "ext4", plan, plan.images[0], work, stack)
         loaded = source.loaded
     return sum(stages.values()), stages, loaded
@@ -239,52 +256,72 @@ def once(work: Path, do: Callable[[Path], tuple[float, dict[str, float], int]], 
     return seconds
 
 
+Key = tuple[str, str, float]  # profile, case, boot
+
+
 def compare(
-    volume: Volume, image: Image, profile: Profile, *, rounds: int, boot: float, only: set[str], work: Path
-) -> dict[str, object]:
-    """Let all cases start in turn, ``rounds`` times; return the medians."""
-    seconds: dict[tuple[str, float], list[float]] = {}
-    with no_network():  # once for nothing: the file is in this machine's memory then, and Python has loaded its parts
-        disk.sha256_file(volume.path, Events())
-        once(work, lambda folder: start(volume, Case("hydrated", hot=True), profile, folder), "warm-up")
+    volumes: dict[bool, Volume], image: Image, wanted: list[Case], profiles: list[str], *, rounds: int, work: Path
+) -> dict[Key, list[float]]:
+    """Let all cases start in turn, ``rounds`` times, on each profile; return the seconds of each.
+
+    What took longer than a minute is not repeated.
+    """
+    seconds: dict[Key, list[float]] = {}
+    for laid_out, volume in volumes.items():  # for nothing: what is hot is in this machine's memory then
+        warm = Case("hydrated", hot=True, laid_out=laid_out)
+        once(work, _doing(volume, image, warm, profiles[0]), "warm-up")
     for number in range(1, rounds + 1):
-        for case in cases(boot=boot, layout=False):
-            if only and case.name not in only:
-                continue
-            with no_network():
-                label = (
-                    f"{number}/{rounds} {profile.name} {case.name}{f' after {boot:.0f} s of boot' if case.boot else ''}"
-                )
-                taken = once(work, lambda folder, case=case: start(volume, case, profile, folder), label)  # type: ignore[misc]
-            seconds.setdefault((case.name, case.boot), []).append(taken)
-        if not only or "pull" in only:
-            taken = once(work, lambda folder: pull(volume, image, folder), f"{number}/{rounds} pull")
-            seconds.setdefault(("pull", 0.0), []).append(taken)
-    return summary({case: statistics.median(each) for case, each in seconds.items()}, volume, boot)
+        for profile in profiles:
+            for case in wanted:
+                key = profile, case.name, case.boot
+                if case.everywhere and profile != profiles[0]:
+                    seconds[key] = seconds[profiles[0], case.name, case.boot]
+                elif seconds.get(key, [0.0])[0] < _LONG:
+                    label = f"{number}/{rounds} {profile} {case.name}{' after a boot' if case.boot else ''}"
+                    volume = volumes[case.laid_out]
+                    seconds.setdefault(key, []).append(once(work, _doing(volume, image, case, profile), label))
+    return seconds
 
 
-def summary(medians: dict[tuple[str, float], float], volume: Volume, boot: float) -> dict[str, object]:
-    """Return what the last line says of one application on one profile."""
+def _doing(
+    volume: Volume, image: Image, case: Case, profile: str
+) -> Callable[[Path], tuple[float, dict[str, float], int]]:
+    def do(folder: Path) -> tuple[float, dict[str, float], int]:
+        if case.pulled:
+            return pull(volume, image, folder)
+        with no_network():
+            return start(volume, case, PROFILES[profile], folder)
+
+    return do
+
+
+def summary(seconds: dict[tuple[str, float], list[float]], volume: Volume, boot: float) -> dict[str, object]:
+    """Return what the last line says of one application on one profile; ``volume`` is the one with the layout."""
+    medians = {case: statistics.median(each) for case, each in seconds.items()}
     hydrated, plain = medians.get(("hydrated", 0.0)), medians.get(("plain", 0.0))
 
     def figures(after: float) -> dict[str, object]:
-        best = medians.get(("trace_layout", after)) or medians.get(("trace", after))
+        best = medians.get(("trace_layout", after))
         found = {
             f"{name}_s": _rounded(medians.get((name, after)))
-            for name in ("full_read", "trace", "trace_layout", "rate", "touch")
+            for name in ("full_read", "trace", "trace_layout", "touch", "rate")
         }
         return {**found, "gain_vs_plain": _ratio(plain, best), "gap_to_hydrated": _ratio(best, hydrated)}
 
+    layout = medians.get(("layout", 0.0))
+    hot = volume.record.trace.hot_bytes if volume.record.trace else 0
     return {
         "hydrated_s": _rounded(hydrated),
         "plain_s": _rounded(plain),
-        "layout_s": _rounded(medians.get(("layout", 0.0))),
+        "layout_s": _rounded(layout),
         "pull_s": _rounded(medians.get(("pull", 0.0))),
         **figures(0.0),
-        "hot_mib": round(min(volume.record.trace.hot_bytes if volume.record.trace else 0, volume.data) / MIB),
+        "layout_gain_vs_plain": _ratio(plain, layout),
+        "hot_mib": round(min(hot, volume.data) / MIB),
         "volume_mib": round(volume.data / MIB),
         "rate_mib_s": round(_RATE * volume.data / _USUAL_SIZE, 1),
         f"after_{boot:.0f}_s_of_boot": figures(boot),
+        "once": sorted({name for (name, _), each in seconds.items() if len(each) == 1}),
     }
 
 
@@ -303,8 +340,8 @@ def measure(
     need_root("a benchmark of cold starts")
     events = Events(show)
     remove_leftovers(folder)
-    say("MISSING: a hot-first layout; layout_s and trace_layout_s are null, gain and gap are those of the trace alone")
     result: dict[str, dict[str, object]] = {profile: {} for profile in profiles}
+    wanted = [case for case in cases(boot) if case.name in only]
     with (
         lock(folder / "bake.lock", what="the benchmark"),
         serve_registry(folder / "registry", _port()) as host,
@@ -315,11 +352,15 @@ def measure(
         known = recipes(shelf)
         for name in apps:
             image = shelf.get(known[APPS[name].image])
-            volume = bake(APPS[name], image, folder / "coldstart" / name, events)
-            say(f"{name}: {volume.data / MIB:.0f} MiB of data")
+            place = folder / "coldstart" / name
+            volumes = {layout: bake(APPS[name], image, place, events, layout=layout) for layout in (False, True)}
+            for layout, volume in volumes.items():
+                hot = len(merged(volume.trace))
+                say(f"{name}, {'laid out' if layout else 'plain'}: {hot} of {volume.data // BLOCK} blocks are hot")
+            found = compare(volumes, image, wanted, profiles, rounds=rounds, work=work)
             for profile in profiles:
-                found = compare(volume, image, PROFILES[profile], rounds=rounds, boot=boot, only=only, work=work)
-                result[profile][name] = found
+                mine = {(case, after): each for (where, case, after), each in found.items() if where == profile}
+                result[profile][name] = summary(mine, volumes[True], boot)
     model = {"block_kib": BLOCK >> 10, "hot_mib_s": HOT_RATE, "rounds": rounds, "boot_s": boot}
     return {**result, "model": model}
 
@@ -338,12 +379,15 @@ def main() -> None:
     parser.add_argument("--profiles", default=",".join(PROFILES), help="which profiles, with commas between")
     parser.add_argument("--rounds", type=int, default=5, help="how often each case starts")
     parser.add_argument("--boot", type=float, default=_BOOT, help="seconds of boot for those cases that use it")
-    parser.add_argument("--cases", default="", help="only these cases, with commas between; the others are null")
+    known = [case.name for case in cases(0.0)]
+    default = ",".join(name for name in known if name != "touch")
+    parser.add_argument("--cases", default=default, help="which cases, with commas between; the others are null")
     options = parser.parse_args()
-    only = set(filter(None, options.cases.split(",")))
+    only = set(options.cases.split(","))
     apps, profiles = options.apps.split(","), options.profiles.split(",")
-    if unknown := (set(apps) - set(APPS)) | (set(profiles) - set(PROFILES)):
-        raise InputError(f"no such thing: {', '.join(sorted(unknown))}", hint=f"choose from {[*APPS, *PROFILES]}")
+    if unknown := (set(apps) - set(APPS)) | (set(profiles) - set(PROFILES)) | (only - set(known)):
+        known = [*APPS, *PROFILES, *known]
+        raise InputError(f"no such thing: {', '.join(sorted(unknown))}", hint=f"choose from {', '.join(known)}")
     started = time.monotonic()
     folder = cache_folder() / "bench"
     result = measure(apps, profiles, rounds=options.rounds, boot=options.boot, folder=folder, only=only)

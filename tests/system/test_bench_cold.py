@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.cold import ColdSource, attached, data_blocks
-from bench.coldstart import Case, Volume, cases, reading_list, start, summary
+from bench.coldstart import Case, Volume, cases, compare, reading_list, start, summary
 from bench.lazy import PROFILES, Profile
 from parbake import coldstart, disk, records
 from parbake.events import Events
@@ -142,21 +143,48 @@ def test_a_start_of_each_kind(case: Case, volume: Volume, tmp_path: Path) -> Non
         assert loaded <= hot + 2
 
 
+def test_every_case_starts_and_long_ones_once(volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def quick(volume: Volume, case: Case, profile: Profile, _: Path) -> tuple[float, dict[str, float], int]:
+        started.append((profile.name, case.name, case.boot, volume.trace.scattered > 0))
+        return (61.0 if case.name == "plain" else 1.0), {}, 0
+
+    monkeypatch.setattr("bench.coldstart.start", quick)
+    wanted = [case for case in cases(15.0) if case.name in {"hydrated", "plain", "trace_layout"}]
+    laid_out = replace(volume, trace=volume.trace.model_copy(update={"scattered": 1}))
+    built = image(layer({"x": b""}))
+    found = compare({False: volume, True: laid_out}, built, wanted, ["mild", "harsh"], rounds=2, work=tmp_path)  # type: ignore[arg-type]
+    assert len(found["mild", "plain", 0.0]) == 1
+    assert found["mild", "trace_layout", 15.0] == found["harsh", "hydrated", 0.0] == [1.0, 1.0]
+    rest = [each for each in started if each[1] != "hydrated"]
+    assert rest == [
+        (profile, name, boot, name != "plain")
+        for number in range(2)
+        for profile in ("mild", "harsh")
+        for name, boot in [("plain", 0.0), ("trace_layout", 0.0), ("trace_layout", 15.0)]
+        if number == 0 or name != "plain"
+    ]
+
+
 def test_the_last_line() -> None:
-    medians = {(case.name, case.boot): 4.0 for case in cases(boot=15.0, layout=True)}
-    medians |= {("pull", 0.0): 9.0, ("plain", 0.0): 8.0, ("hydrated", 0.0): 2.0, ("trace_layout", 15.0): 2.0}
+    seconds = {(case.name, case.boot): [4.0, 4.0, 9.0] for case in cases(15.0)}
+    seconds |= {("pull", 0.0): [9.0], ("plain", 0.0): [8.0, 8.0], ("hydrated", 0.0): [2.0, 2.0]}
+    seconds |= {("trace_layout", 15.0): [2.0, 2.0]}
 
     class Told:
         record = type("R", (), {"trace": None})
         data = 100 << 20
 
-    found = summary(medians, Told(), 15.0)  # type: ignore[arg-type]
+    found = summary(seconds, Told(), 15.0)  # type: ignore[arg-type]
     named = ["hydrated", "plain", "full_read", "trace", "layout", "trace_layout", "rate", "pull"]
     assert {f"{name}_s" for name in named} | {"gain_vs_plain", "gap_to_hydrated", "hot_mib", "volume_mib"} <= set(found)
-    assert (found["gain_vs_plain"], found["gap_to_hydrated"]) == (2.0, 2.0)
+    assert None not in [found[f"{name}_s"] for name in named]
+    assert (found["gain_vs_plain"], found["gap_to_hydrated"], found["layout_gain_vs_plain"]) == (2.0, 2.0, 2.0)
     after = found["after_15_s_of_boot"]
     assert isinstance(after, dict)
     assert (after["gain_vs_plain"], after["gap_to_hydrated"]) == (4.0, 1.0)
+    assert found["once"] == ["pull"]
     assert set(PROFILES) == {"mild", "harsh"}
 
 
