@@ -69,9 +69,15 @@ def make_ready(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: 
     A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. A machine image gets the
     hydrate service with the list of the blocks that its boot and its images' starts read. A machine that cannot
     rehearse is a warning for a volume, which is complete without; for a machine image it raises EnvironmentProblem.
-    Raises MachineFault when one does not boot.
+    What is for another architecture is left as it is, with a warning. Raises MachineFault when an image does not boot.
     """
     assert baked.path
+    if plan.platform.architecture != Platform.host().architecture:
+        events.warn(
+            f"no start-up trace: the artefact is for {plan.platform} and this machine is {Platform.host()}, so nothing "
+            "of it starts here. `parbake trace` records one on a node, and `parbake trace RECORD --trace FILE` brings it"
+        )
+        return baked
     if plan.artefact.kind == "volume":
         return _laid_out(baked, plan, work, events=events, layout=layout)
     trace = _traced(baked.path, plan, events, work)
@@ -83,8 +89,6 @@ def _laid_out(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: b
     from parbake.ext4 import Volume, lay_out  # loads only where something is baked
 
     assert baked.path
-    if plan.platform.architecture != Platform.host().architecture:
-        return baked
     (again := work / "laid-out").mkdir()
     try:
         trace = _traced(baked.path, plan, events, work)
@@ -214,7 +218,8 @@ def situation(
 
     Raises InputError when neither the record nor the user says how much a start reads.
     """
-    if hot is None and record.trace is None:
+    traced = record.trace is not None and record.trace.hot_blocks > 0  # all images may have been skipped
+    if hot is None and not traced:
         raise InputError(
             f"{record.artefact} has no start-up trace, so how much a start reads is not known",
             hint=f"`parbake trace {record.artefact}` finds out, or say it with --hot",

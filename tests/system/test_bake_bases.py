@@ -416,6 +416,8 @@ def test_an_arm64_volume_is_baked_here_and_proven_elsewhere(place: Path, registr
     done = as_program("bake", "-f", path, "--json")  # verification is wanted, and cannot be had
     record = done.good()
     assert "not verified: the artefact is for linux/arm64" in done.err
+    assert "no start-up trace: the artefact is for linux/arm64" in done.err
+    assert "trace" not in record or record["trace"] is None
     assert record["verdict"] is None
     with (
         opened(Path(record["artefact_path"]), place / "look", "ext4") as (_, daemon),

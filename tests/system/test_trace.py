@@ -18,7 +18,7 @@ from parbake import disk, run
 from parbake.errors import EnvironmentProblem
 from parbake.trace import Overrun, Recorder, device_of, hot_files, load, merged
 from parbake.trace.data import BLOCK
-from parbake.trace.tracefs import sweep, tracefs
+from parbake.trace.tracefs import BUFFER, sweep, tracefs
 from tests.support.baking import bake, bakefile, parbake, private_places, traces
 from tests.support.images import image, layer, push
 from tests.support.registry import DockerRegistry
@@ -163,6 +163,29 @@ def test_rehearse_a_volume(registry: DockerRegistry, tmp_path: Path) -> None:
     # Shown, and gone with its artefact.
     assert "start reads" in parbake("show", str(artefact)).out
     assert traces(tmp_path) == []
+
+
+def test_a_rehearsal_that_overran_is_repeated(
+    registry: DockerRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small(Recorder):
+        """Has lost something with the buffer that is tried first. What the kernel says then: see above."""
+
+        def __exit__(self, *what: object) -> None:
+            super().__exit__(*what)
+            self._lost = 7 if self.buffer == BUFFER else 0
+
+    monkeypatch.setattr("parbake.rehearse.volume.Recorder", Small)
+    entry = {"reference": f"{registry.host}/team/one:1", "startup": {"up": "exit"}}
+    path = bakefile(tmp_path / "here", [entry], base="none", size="256MiB")
+    bake(path)
+    (artefact,) = (path.parent / "artefacts").glob("*.raw")
+    done = parbake("trace", str(artefact), "--json")
+    assert done.good()["skipped"] == {}
+    assert "7 reads of /dev/loop" in done.err
+    assert "rehearsing again with a larger one" in done.err
+    (part,) = load(artefact.with_name(artefact.name + ".trace")).parts
+    assert sum(read.length for read in part.reads) * 512 > len(BUSYBOX) // 2 + (2 << 20)
 
 
 def test_an_image_that_does_not_start_is_skipped(registry: DockerRegistry, tmp_path: Path) -> None:
