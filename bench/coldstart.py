@@ -41,7 +41,7 @@ _PORT = (
     5078  # that of the registry, as part of the images' names: the same in each run, so that volumes are found again
 )
 _BOOT = 15.0  # seconds
-_LONG = 60.0  # seconds: what takes longer is measured once
+_LONG = 45.0  # seconds: what takes longer is measured once, and not after a boot, in which it has no room to hide
 _WEB = """
 import json, ssl, http.server, cryptography.x509, cryptography.hazmat.primitives.asymmetric.rsa, requests
 class Page(http.server.BaseHTTPRequestHandler):
@@ -264,7 +264,7 @@ def compare(
 ) -> dict[Key, list[float]]:
     """Let all cases start in turn, ``rounds`` times, on each profile; return the seconds of each.
 
-    What took longer than a minute is not repeated.
+    What took long is not repeated; after a boot it is left out.
     """
     seconds: dict[Key, list[float]] = {}
     for laid_out, volume in volumes.items():  # for nothing: what is hot is in this machine's memory then
@@ -276,7 +276,7 @@ def compare(
                 key = profile, case.name, case.boot
                 if case.everywhere and profile != profiles[0]:
                     seconds[key] = seconds[profiles[0], case.name, case.boot]
-                elif seconds.get(key, [0.0])[0] < _LONG:
+                elif max(seconds.get((profile, case.name, after), [0.0])[0] for after in (0.0, case.boot)) < _LONG:
                     label = f"{number}/{rounds} {profile} {case.name}{' after a boot' if case.boot else ''}"
                     volume = volumes[case.laid_out]
                     seconds.setdefault(key, []).append(once(work, _doing(volume, image, case, profile), label))

@@ -75,7 +75,7 @@ def make_ready(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: 
     if plan.platform.architecture != Platform.host().architecture:
         events.warn(
             f"no start-up trace: the artefact is for {plan.platform} and this machine is {Platform.host()}, so nothing "
-            "of it starts here. `parbake trace` records one on a node, and `parbake trace RECORD --trace FILE` brings it"
+            "of it starts here. `parbake trace` records one on a node, `parbake trace RECORD --trace FILE` brings it"
         )
         return baked
     if plan.artefact.kind == "volume":

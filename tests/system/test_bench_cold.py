@@ -148,22 +148,23 @@ def test_every_case_starts_and_long_ones_once(volume: Volume, tmp_path: Path, mo
 
     def quick(volume: Volume, case: Case, profile: Profile, _: Path) -> tuple[float, dict[str, float], int]:
         started.append((profile.name, case.name, case.boot, volume.trace.scattered > 0))
-        return (61.0 if case.name == "plain" else 1.0), {}, 0
+        return (61.0 if case.name in {"plain", "full_read"} else 1.0), {}, 0
 
     monkeypatch.setattr("bench.coldstart.start", quick)
-    wanted = [case for case in cases(15.0) if case.name in {"hydrated", "plain", "trace_layout"}]
+    wanted = [case for case in cases(15.0) if case.name in {"hydrated", "plain", "full_read", "trace_layout"}]
     laid_out = replace(volume, trace=volume.trace.model_copy(update={"scattered": 1}))
     built = image(layer({"x": b""}))
     found = compare({False: volume, True: laid_out}, built, wanted, ["mild", "harsh"], rounds=2, work=tmp_path)  # type: ignore[arg-type]
     assert len(found["mild", "plain", 0.0]) == 1
+    assert ("mild", "full_read", 15.0) not in found
     assert found["mild", "trace_layout", 15.0] == found["harsh", "hydrated", 0.0] == [1.0, 1.0]
     rest = [each for each in started if each[1] != "hydrated"]
     assert rest == [
-        (profile, name, boot, name != "plain")
+        (profile, name, boot, name == "trace_layout")
         for number in range(2)
         for profile in ("mild", "harsh")
-        for name, boot in [("plain", 0.0), ("trace_layout", 0.0), ("trace_layout", 15.0)]
-        if number == 0 or name != "plain"
+        for name, boot in [("plain", 0.0), ("full_read", 0.0), ("trace_layout", 0.0), ("trace_layout", 15.0)]
+        if number == 0 or name == "trace_layout"
     ]
 
 
