@@ -101,11 +101,12 @@ because() {
     case $OUT in
     *"no space left on device"*) echo "the volume is too small: raise size" ;;
     *"no match for platform"* | *"no matching manifest"*) echo "it has no variant for $PARBAKE_PLATFORM" ;;
-    *"i/o timeout"* | *"no route to host"* | *"network is unreachable"* | *"context deadline exceeded"* | *"connection refused"* | *"Client.Timeout"*)
+    *"i/o timeout"* | *"no route to host"* | *"network is unreachable"* | *"context deadline exceeded"* | *"connection refused"* | *"Client.Timeout"* | *"Could not connect"* | *"Connect timeout"*)
         echo "the registry cannot be reached from here (subnet, route, NAT or VPC endpoints, security group, DNS): $OUT" ;;
     *"no such host"* | *"server misbehaving"* | *"Temporary failure in name resolution"*)
         echo "the registry's name cannot be resolved from here (DNS of the VPC, VPC endpoints): $OUT" ;;
-    *"401"* | *"403"* | *"denied"* | *"no basic auth"* | *"authorization failed"*)
+    *"Unable to locate credentials"*) echo "the instance has no role (aws.instance_profile): $OUT" ;;
+    *"401"* | *"403"* | *"denied"* | *"AccessDenied"* | *"not authorized"* | *"no basic auth"* | *"authorization failed"*)
         echo "the registry refuses this login (instance profile, repository policy): $OUT" ;;
     *"x509"*) echo "the registry's certificate is not trusted: $OUT" ;;
     *"not found"*) echo "the registry has no such image: $OUT" ;;
@@ -147,7 +148,10 @@ registry() { # HOST URL LOGIN [CA]: LOGIN is - (none) or ecr:REGION; what it nee
     password=
     case $3 in ecr:*)
         stage "login $1"
-        password=$(again ecr_password "$1" "${3#ecr:}") || fail "no login for $1: $(tail -n 1 "$WORK/login" | cut -c 1-300)"
+        password=$(again ecr_password "$1" "${3#ecr:}") || {
+            OUT=$(grep . "$WORK/login" | tail -n 1 | cut -c 1-300)
+            fail "no login for $1: $(because)"
+        }
         [ "$RUNTIME" = docker ] && printf '%s' "$password" |
             DOCKER_CONFIG=$WORK/docker docker login --username AWS --password-stdin "$1" >>"$LOG" 2>&1
         ;;
@@ -170,7 +174,7 @@ registry() { # HOST URL LOGIN [CA]: LOGIN is - (none) or ecr:REGION; what it nee
 ecr_password() { # HOST REGION: by the instance's role
     : >"$WORK/login"
     if command -v aws >/dev/null; then
-        aws ecr get-login-password --region "$2" 2>"$WORK/login" && return 0
+        AWS_MAX_ATTEMPTS=2 aws ecr get-login-password --region "$2" --cli-connect-timeout 10 2>"$WORK/login" && return 0
     fi
     for helper in /etc/eks/image-credential-provider/ecr-credential-provider ecr-credential-provider; do
         command -v "$helper" >/dev/null || continue

@@ -52,6 +52,8 @@ class Cloud:
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     fast: FastRestores = field(default_factory=FastRestores)
     spot_interruptions: int = 0
+    ends: str = ""
+    """The StateReason with which instances end as soon as they are launched; empty: they live."""
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Requests of spot instances that are open: each would start another instance for one that is terminated."""
     _real: Any = None
@@ -269,7 +271,10 @@ class Cloud:
         self.machines[machine.identity] = machine
         if "InstanceMarketOptions" in arguments:
             self._requested(client, arguments, instance)
-        if "InstanceMarketOptions" in arguments and self.spot_interruptions:
+        if self.ends:
+            machine.code, machine.over = self.ends, True
+            self._real(client, "TerminateInstances", {"InstanceIds": [machine.identity]})
+        elif "InstanceMarketOptions" in arguments and self.spot_interruptions:
             self.spot_interruptions -= 1
             machine.code, machine.over = "Server.SpotInstanceShutdown", True
             self._real(client, "StopInstances", {"InstanceIds": [machine.identity]})

@@ -14,7 +14,7 @@ from parbake.builders.ec2 import Ec2Builder, launch
 from parbake.events import Event, Events
 from parbake.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, Startup
 from parbake.plan import make_plan
-from tests.aws.cloud import Cloud
+from tests.aws.cloud import Cloud, refuse
 from tests.aws.conftest import REGION
 from tests.aws.hardware import Notes
 from tests.support.plans import image
@@ -75,3 +75,14 @@ def notes(cloud: Cloud) -> Notes:
     """Return the hardware of a stand-in whose machines are folders."""
     assert isinstance(cloud.hardware, Notes)
     return cloud.hardware
+
+
+def failing(cloud: Cloud, operation: str, code: str, message: str = "no", times: int = 1000) -> None:
+    left = [times]
+
+    def fault(_service: str, called: str, _arguments: dict[str, Any]) -> None:
+        if called == operation and left[0]:
+            left[0] -= 1
+            raise refuse(code, message, operation)
+
+    cloud.before.append(fault)

@@ -8,12 +8,11 @@ import boto3
 import pytest
 
 from parbake import aws
-from parbake.errors import AwsLimit, AwsNoAccess, AwsNotFound, BadBase, BakeFailed, DeadlineExceeded, InputError
+from parbake.errors import AwsLimit, DeadlineExceeded
 from parbake.model import Plan
-from tests.aws.cloud import Cloud, refuse
+from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, notes, plan, plan_for
-from tests.support.plans import image
+from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, notes, plan
 
 __all__ = ["APP", "bake", "cloud", "plan"]
 
@@ -100,15 +99,6 @@ def test_encryption_is_of_the_builders_volume(cloud: Cloud, bake: Bake) -> None:
 # -- what goes wrong
 
 
-def test_a_failed_bake_shows_the_guests_own_log(cloud: Cloud, bake: Bake) -> None:
-    notes(cloud).prepare = lambda node: (node.fake / "refuse").write_text("dial tcp 10.0.0.1:443: i/o timeout\n")
-    with pytest.raises(BakeFailed) as caught:
-        bake()
-    assert "the registry cannot be reached from here (subnet, route" in caught.value.message
-    assert "dial tcp 10.0.0.1:443: i/o timeout" in caught.value.message
-    assert cloud.left(REGION) == {}
-
-
 def test_an_ami_whose_images_do_not_start_is_kept_and_marked(cloud: Cloud, bake: Bake) -> None:
     notes(cloud).prepare = lambda node: (node.fake / "code").write_text("3")
     baked = bake(copy_to=(OTHER,))
@@ -118,47 +108,6 @@ def test_an_ami_whose_images_do_not_start_is_kept_and_marked(cloud: Cloud, bake:
     assert cloud.left(REGION)["images"] == [baked.published[REGION].image]
     assert cloud.left(OTHER) == {}, "what is not proven goes nowhere"
     assert "instances" not in cloud.left(REGION)
-
-
-def failing(cloud: Cloud, operation: str, code: str, message: str = "no", times: int = 1000) -> None:
-    left = [times]
-
-    def fault(_service: str, called: str, _arguments: dict[str, Any]) -> None:
-        if called == operation and left[0]:
-            left[0] -= 1
-            raise refuse(code, message, operation)
-
-    cloud.before.append(fault)
-
-
-FAULTS = {
-    ("RunInstances", "InsufficientInstanceCapacity"): (AwsLimit, "no capacity for any instance type in any zone"),
-    ("RunInstances", "VcpuLimitExceeded"): (AwsLimit, "VcpuLimitExceeded"),
-    ("RunInstances", "UnauthorizedOperation"): (AwsNoAccess, "not allowed|UnauthorizedOperation"),
-    ("RunInstances", "InvalidKMSKey.InvalidState"): (AwsNoAccess, "KMS"),
-    ("DescribeImages", "RequestExpired"): (AwsNoAccess, "RequestExpired"),
-    ("CreateImage", "AMIQuotaExceeded"): (AwsLimit, "AMIQuotaExceeded"),
-    ("CreateSecurityGroup", "RequestLimitExceeded"): (AwsLimit, "RequestLimitExceeded"),
-}
-
-
-@pytest.mark.parametrize(("operation", "code"), FAULTS)
-def test_what_aws_refuses_is_said_and_nothing_runs_on(cloud: Cloud, bake: Bake, operation: str, code: str) -> None:
-    error, words = FAULTS[operation, code]
-    failing(cloud, operation, code)
-    with pytest.raises(error, match=words) as caught:
-        bake()
-    assert caught.value.hint
-    assert cloud.left(REGION) == {}
-
-
-def test_a_missing_role_is_named(cloud: Cloud, bake: Bake) -> None:
-    failing(
-        cloud, "RunInstances", "InvalidParameterValue", "Value (baker) for parameter iamInstanceProfile.name is invalid"
-    )
-    with pytest.raises(AwsNotFound) as caught:
-        bake(instance_profile="baker")
-    assert "parbake iam" in caught.value.hint
 
 
 def test_capacity_is_looked_for_in_other_zones_types_and_purchases(cloud: Cloud, bake: Bake) -> None:
@@ -214,18 +163,3 @@ def test_waiting_too_long_keeps_the_ami_for_the_next_run(
     assert "instances" not in half
     monkeypatch.setattr(images, "_WAIT", 60.0)
     assert bake().published[REGION].image == half["images"][0]
-
-
-def test_bottlerocket_is_refused_with_the_way_that_works(cloud: Cloud, bake: Bake) -> None:
-    base = cloud.base(REGION, "bottlerocket-aws-k8s-1.33-x86_64-v1.2")
-    with pytest.raises(BadBase, match="no shell") as caught:
-        bake(of=plan_for(base))
-    assert "builder: ebs" in caught.value.hint
-    assert cloud.left(REGION) == {}
-
-
-def test_an_image_of_no_registry_is_refused_before_anything_is_made(cloud: Cloud, plan: Plan, bake: Bake) -> None:
-    local = image("localhost/a:1", layout="/here")
-    with pytest.raises(InputError, match="in no registry"):
-        bake(of=plan.model_copy(update={"images": (local,)}))
-    assert cloud.calls == []

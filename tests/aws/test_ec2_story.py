@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from parbake.aws import clients
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import cloud, notes
+from tests.aws.ec2_support import cloud, failing, notes
 from tests.support.baking import bakefile, parbake, private_places
 from tests.support.images import image, layer, push
 from tests.support.registry import DockerRegistry
@@ -57,3 +59,34 @@ def test_an_ami_that_does_not_start_fails_the_command(cloud: Cloud, file: Path) 
     done = parbake("bake", "-f", file, "--json", "--progress", "none")
     assert done.code == 3
     assert "ended with code 3" in done.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "step"),
+    [
+        ("credentials", "AwsNoAccess", "aws sso login"),
+        ("token", "AwsNoAccess", "log in anew"),
+        ("region", "AwsFault", "is a region that exists"),
+        ("name", "AwsNotFound", "nearest: my-node-1"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_begins(
+    cloud: Cloud, file: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, error: str, step: str
+) -> None:
+    match wrong:
+        case "credentials":
+            monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+            monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        case "token":
+            failing(cloud, "DescribeImages", "ExpiredToken", "The security token included in the request is expired")
+        case "region":
+            monkeypatch.setattr(clients, "_TRIES", 1)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+        case "name":
+            base = {"ami_filter": {"name": "my-node-2*", "owner": "self"}}
+            file.write_text(json.dumps({**json.loads(file.read_text()), "base": base}))
+    clients.forget()
+    done = parbake("bake", "-f", file, "--json", "--progress", "none")
+    assert (done.code, done.document["error"]) == (1, error)
+    assert step in done.err
+    assert cloud.left(REGION) == {}

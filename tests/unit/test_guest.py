@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from parbake import seal
 from parbake.builders import guest
 from parbake.builders.guest import Console, user_data
-from parbake.errors import BakeFailed, InputError
+from parbake.errors import ArtefactFull, BakeFailed, InputError
 from parbake.model import (
     GIB,
     Artefact,
@@ -102,7 +102,7 @@ REFUSALS = {
 def test_what_fails_is_said_in_one_line_with_the_log(node: Node, said: str) -> None:
     (node.fake / "refuse").write_text(f"ctr: {said}\n")
     text = node.run(bake(plan_of(image())))
-    with pytest.raises(BakeFailed) as caught:
+    with pytest.raises(ArtefactFull if "no space" in said else BakeFailed) as caught:
         read(text).judge([image()], text)
     assert REFUSALS[said] in caught.value.message
     assert said in caught.value.message
@@ -147,10 +147,20 @@ def test_a_credential_provider_serves_where_aws_is_missing(node: Node) -> None:
     read(text).judge([app], text)
 
 
-def test_a_missing_role_is_said(node: Node) -> None:
-    node.program("aws", 'echo "Unable to locate credentials" >&2; exit 255\n')
+LOGINS = {
+    "Unable to locate credentials. You can configure credentials": "the instance has no role (aws.instance_profile)",
+    "Connect timeout on endpoint URL": "the registry cannot be reached from here",
+    "Could not connect to the endpoint URL": "the registry cannot be reached from here",
+    "An error occurred (AccessDeniedException): not authorized": "the registry refuses this login (instance profile",
+}
+
+
+@pytest.mark.parametrize("said", LOGINS)
+def test_a_login_that_fails_says_why(node: Node, said: str) -> None:
+    node.program("aws", f'printf "\\n{said}\\n\\n" >&2; exit 255\n')
     text = node.run(bake(plan_of(image(f"{ECR}/app:1"))))
-    assert f"no login for {ECR}: Unable to locate credentials" in read(text).failure
+    assert f"no login for {ECR}: {LOGINS[said]}" in read(text).failure
+    assert said in read(text).failure
 
 
 DOCKER = """\

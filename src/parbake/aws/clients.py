@@ -57,15 +57,15 @@ class Client:
                 yield from page.get(key, [])
 
 
-def client(service: str, region: str = "", *, tries: int = _TRIES) -> Client:
+def client(service: str, region: str = "", *, tries: int = 0) -> Client:
     """Return the client of a service (``ec2``, ``ebs``, ``ssm``, …) in a region; empty: the user's default region.
 
-    ``tries`` is how often a call is made at most: 1 for callers that have a policy of their own.
+    ``tries`` is how often a call is made at most (0: the usual): 1 for callers that have a policy of their own.
 
     Credentials, endpoint and region come from where every AWS tool takes them (environment, profile, instance role).
     Raises EnvironmentProblem (no boto3), AwsNoAccess (no credentials, no region).
     """
-    region = region or default_region()
+    region, tries = region or default_region(), tries or _TRIES
     with _making:
         if (service, region, tries) not in _made:
             _made[service, region, tries] = Client(_make(service, region, tries), service, region)

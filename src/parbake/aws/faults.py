@@ -5,6 +5,7 @@ Sources: EC2 API reference, "Error codes"; AWS General Reference, "Common errors
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +13,19 @@ from typing import Any
 
 from parbake.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, ParbakeError
 
+QUOTA_HINT = "remove what is not needed (`parbake clean --aws`, `parbake prune`), or ask for more in Service Quotas"
+KMS_HINT = (
+    "the key must be enabled, and the caller needs kms:DescribeKey, kms:CreateGrant, kms:ReEncrypt*, kms:Decrypt and "
+    "kms:GenerateDataKeyWithoutPlaintext on it (`parbake iam`)"
+)
 _LOG_IN = "log in anew (`aws sso login`, a fresh token), or set AWS_PROFILE; then run the same command again"
 
 CAPACITY = frozenset({
     "InsufficientInstanceCapacity", "InsufficientHostCapacity", "InsufficientReservedInstanceCapacity",
     "InsufficientCapacity", "UnfulfillableCapacity", "Server.InsufficientInstanceCapacity", "SpotMaxPriceTooLow",
-    "Unsupported",
+    "Unsupported", "InsufficientFreeAddressesInSubnet",
 })  # fmt: skip
-"""Codes of RunInstances that another type, zone or purchase may cure (``Unsupported``: the zone lacks the type)."""
+"""Codes of RunInstances that another type, zone, subnet or purchase may cure (``Unsupported``: no such type there)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +83,10 @@ _FAMILIES = (
             "LimitExceededException",
         }),
         AwsLimit,
-        "remove what is not needed (`parbake clean --aws`, `parbake prune`), or ask for more in Service Quotas",
+        QUOTA_HINT,
     ),
 )  # fmt: skip
-_KMS_HINT = (
-    "the key must be enabled, and the caller needs kms:DescribeKey, kms:CreateGrant, kms:ReEncrypt*, kms:Decrypt and "
-    "kms:GenerateDataKeyWithoutPlaintext on it (`parbake iam`)"
-)
-_QUOTA = _FAMILIES[-1]
+_OF_KMS = re.compile(r"kms|\bkey id\b|\bcmk\b", re.IGNORECASE)
 _NOT_FOUND = (".NotFound", "NotFoundException", ".Unavailable", ".Malformed", "NotFound")
 
 
@@ -146,13 +148,13 @@ def _no_access(error: Exception, known: Any) -> tuple[str, str] | None:
 def fault(code: str, message: str, what: str) -> AwsFault:
     """Return the error for a code that AWS answered with; ``what`` is the call."""
     said = f"{what}: {_short(message) or code}" + (f" [{code}]" if code and message else "")
-    if "kms" in code.lower() or "kms" in message.lower():
-        return AwsNoAccess(said, code=code, hint=_KMS_HINT)
+    if _OF_KMS.search(f"{code} {message}"):
+        return AwsNoAccess(said, code=code, hint=KMS_HINT)
     for family in _FAMILIES:
         if code in family.codes:
             return family.error(said, code=code, hint=family.hint)
     if code.endswith("LimitExceeded"):
-        return AwsLimit(said, code=code, hint=_QUOTA.hint)
+        return AwsLimit(said, code=code, hint=QUOTA_HINT)
     if code.endswith(_NOT_FOUND):
         return AwsNotFound(said, code=code)
     return AwsFault(said, code=code)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.errors import AwsFault, AwsNotFound, DeadlineExceeded
+from parbake.aws.faults import fault
+from parbake.errors import AwsNotFound, DeadlineExceeded
 from parbake.events import Events
 from parbake.run import Deadline
 
@@ -42,8 +43,8 @@ def wait(
     """Call ``look`` until it says done, and return its value; ``seconds`` bounds it, progress goes to ``events``.
 
     ``longest_pause`` is in seconds (0: the usual). ``new``: the resource was just made, so that "not found" is
-    believed only after a while. Raises AwsFault when it failed, DeadlineExceeded when it takes too long (``hint`` says
-    what then), and whatever ``look`` raises.
+    believed only after a while. Raises AwsFault when it failed (AwsNoAccess: a KMS key cannot be used),
+    DeadlineExceeded when it takes too long (``hint`` says what then), and whatever ``look`` raises.
     """
     deadline = Deadline(seconds, what)
     unknown = Deadline(UNKNOWN_SECONDS if new else 0.0, what)
@@ -57,7 +58,7 @@ def wait(
                     raise
                 seen = Look(False, "not known yet")
             if seen.failed:
-                raise AwsFault(f"{what}: {seen.failed}", hint=hint)
+                raise fault("", seen.failed, what)
             if seen.percent is not None and seen.percent > task.done:
                 task.advance(seen.percent - task.done)
             if seen.done:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parbake import seal
-from parbake.errors import BakeFailed, InputError
+from parbake.errors import ArtefactFull, BakeFailed, InputError
 from parbake.model import Image, Plan, RegistryOptions, Startup
 from parbake.reference import DOCKER_HUB, Reference
 from parbake.registry import ecr
@@ -113,9 +113,21 @@ def _variables(plan: Plan, run: str, mode: Mode, limit: float) -> list[str]:
     return [f"PARBAKE_{name}={shlex.quote(value)}" for name, value in values.items()]
 
 
+def hosts(plan: Plan) -> list[str]:
+    """Return the registries that a machine pulls a plan's images from."""
+    return sorted({Reference.parse(image.reference).registry for image in plan.all_images if not image.layout})
+
+
+def logs_in(host: str, options: Mapping[str, RegistryOptions]) -> ecr.Target | None:
+    """Return what of ECR a machine logs in to with its role for a registry; None: it pulls without a login."""
+    found = ecr.parse(host)
+    wanted = options.get(host, RegistryOptions()).credentials in {"auto", "ecr"}
+    return found if found and not found.public and wanted else None
+
+
 def _registries(plan: Plan, options: Mapping[str, RegistryOptions], loopback: str) -> list[str]:
     lines = []
-    for host in sorted({Reference.parse(image.reference).registry for image in plan.all_images if not image.layout}):
+    for host in hosts(plan):
         chosen = options.get(host, RegistryOptions())
         name, _, port = host.partition(":")
         is_loopback = name in {"localhost", "127.0.0.1"} or name.startswith("127.")
@@ -123,8 +135,7 @@ def _registries(plan: Plan, options: Mapping[str, RegistryOptions], loopback: st
         if host == DOCKER_HUB:
             target = "registry-1.docker.io"
         plain = chosen.plain_http or is_loopback
-        found = ecr.parse(host)
-        login = f"ecr:{found.region}" if found and not found.public and chosen.credentials in {"auto", "ecr"} else "-"
+        login = f"ecr:{found.region}" if (found := logs_in(host, options)) else "-"
         words = ["registry", host, f"{'http' if plain else 'https'}://{target}", login]
         if chosen.ca:
             words.append(Path(chosen.ca).read_text())
@@ -226,10 +237,16 @@ class Console:
         return self.finished or bool(self.failure)
 
     def judge(self, images: Sequence[Image], tail: str, *, mode: Mode = "bake") -> None:
-        """Raise BakeFailed unless the guest is done and everything is there; ``tail`` is the console's end."""
+        """Raise BakeFailed unless the guest is done and everything is there; ``tail`` is the console's end.
+
+        Raises ArtefactFull where a larger disk helps.
+        """
         if self.failure:
             shown = "\n".join(self.log[-40:])
-            raise BakeFailed(f"the guest gave up while at `{self.stage}`: {self.failure}\n{shown}".rstrip())
+            said = f"the guest gave up while at `{self.stage}`: {self.failure}\n{shown}".rstrip()
+            if "raise size" in self.failure:
+                raise ArtefactFull(said, hint="raise `size` in the Bakefile")
+            raise BakeFailed(said)
         if not self.finished:
             at = f"its last stage was `{self.stage}`" if self.stage else "its script said nothing at all"
             raise BakeFailed(

@@ -17,7 +17,7 @@ from parbake import disk
 from parbake.builders import Baked, Ingredients
 from parbake.builders.guest import Console, user_data
 from parbake.builders.local import grown_copy, in_format
-from parbake.errors import ArtefactFull, BakeFailed, InputError
+from parbake.errors import BakeFailed, InputError
 from parbake.model import Descriptor, Image, Plan, Platform, RegistryOptions, Source
 from parbake.run import Deadline, need_root, run, sleep
 
@@ -76,7 +76,7 @@ class QemuBuilder:
 
 
 def _follow(machine: Any, console: Console, plan: Plan, ingredients: Ingredients, seconds: float) -> None:
-    """Follow the serial console to the power-off; raises BakeFailed."""
+    """Follow the serial console to the power-off; raises BakeFailed, ArtefactFull."""
     from parbake.vm import console as serial
 
     deadline = Deadline(seconds, "the guest's bake")
@@ -93,12 +93,7 @@ def _follow(machine: Any, console: Console, plan: Plan, ingredients: Ingredients
         )
     for warning in console.warnings:
         ingredients.events.warn(f"guest: {warning}")
-    try:
-        console.judge(plan.all_images, machine.console)
-    except BakeFailed as error:
-        if "raise size" in console.failure:
-            raise ArtefactFull(error.message, hint="raise `size` in the Bakefile") from error
-        raise
+    console.judge(plan.all_images, machine.console)
 
 
 def _archives(plan: Plan, ingredients: Ingredients) -> dict[str, Path]:

@@ -18,8 +18,9 @@ from parbake.aws.leftovers import Wanted, remove, terminate
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
 from parbake.builders.ec2.image import Amis, published
-from parbake.builders.ec2.launch import Interrupted, Launcher, Order
-from parbake.builders.guest import Console, user_data
+from parbake.builders.ec2.launch import Launcher, Order
+from parbake.builders.ec2.refusals import Interrupted
+from parbake.builders.guest import Console, hosts, logs_in, user_data
 from parbake.errors import BadBase, BakeFailed, InputError, ParbakeError
 from parbake.model import AmiSource, Image, ImageVerdict, Plan, RegistryOptions, Verdict
 
@@ -48,7 +49,7 @@ class Ec2Builder:
 
         Raises BakeFailed with the guest's own log, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, InputError.
         """
-        _need_registries(plan)
+        _need_registries(plan, self._settings, self._registries)
         run = _Run(self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh)
         if self._verify:
             run.proof("")  # what cannot be asked for is refused before anything is made
@@ -73,12 +74,19 @@ class Ec2Builder:
         )
 
 
-def _need_registries(plan: Plan) -> None:
+def _need_registries(plan: Plan, settings: AwsSection, registries: Mapping[str, RegistryOptions]) -> None:
+    """Refuse what no instance could pull, before one is paid for."""
     local = [image.reference for image in plan.all_images if image.layout]
     if local:
         raise InputError(
             f"{local[0]} is in no registry, so that no instance can pull it",
             hint="give it a name in a registry (ECR), so that it is pushed; or bake with `builder: ebs`",
+        )
+    private = [host for host in hosts(plan) if logs_in(host, registries)]
+    if private and not settings.instance_profile:
+        raise InputError(
+            f"{private[0]} is private, and the instance has no role to log in with",
+            hint="write `aws: {instance_profile: NAME}`; `parbake iam` prints the policy of its role",
         )
 
 

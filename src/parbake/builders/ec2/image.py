@@ -110,7 +110,8 @@ class Amis:
             "Name": self.name,
             "SourceImageId": source,
             "SourceRegion": home,
-            "ClientToken": aws.token(self.stamp.key, source, region),
+            # With the run in it: the token of a copy that failed and is gone would bring back the same id.
+            "ClientToken": aws.token(self.stamp.key, self.stamp.run, source, region),
             "TagSpecifications": self._tagged(),
         }
         if self.settings.encrypted:

@@ -14,6 +14,7 @@ from typing import Any
 from parbake import aws
 from parbake.aws.faults import CAPACITY
 from parbake.bakefile import AwsSection
+from parbake.builders.ec2.refusals import ended, explained
 from parbake.builders.guest import Console
 from parbake.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, BakeFailed, InputError
 from parbake.events import Events
@@ -28,10 +29,6 @@ _POLL = 8.0  # seconds between looks at an instance and its console
 _AFTER_STOP = 300.0  # seconds until the console of a stopped instance has been posted
 _GRACE = 900.0  # seconds beyond the guest's own limit: for launch, boot and power-off
 _TAIL = 25
-
-
-class Interrupted(AwsLimit):
-    """EC2 took a spot instance away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +142,10 @@ class Launcher:
         try:
             answer = self.ec2.run_instances(**wishes)
         except AwsFault as error:
-            raise self._explained(error, order, zone) from error
+            raise explained(error, zone, order.profile) from error
         instance: dict[str, Any] = answer["Instances"][0]
         self.events.note(f"{order.role}: {instance['InstanceId']} ({kind}{', spot' if spot else ''}, {zone})")
         return instance
-
-    def _explained(self, error: AwsFault, order: Order, zone: str) -> AwsFault:
-        """Say what RunInstances means where AWS's own word names something else."""
-        if "iamInstanceProfile" in error.message or "IAM Instance Profile" in error.message:
-            hint = f"make it (`parbake iam` prints its policy), or correct `aws.instance_profile` ({order.profile})"
-            return AwsNotFound(error.message, code=error.code, hint=hint)
-        if error.code == "UnauthorizedOperation" and order.profile:
-            hint = f"{error.hint}; an instance profile also needs iam:PassRole on its role"
-            return AwsNoAccess(error.message, code=error.code, hint=hint)
-        if error.code == "InvalidBlockDeviceMapping":
-            hint = "the AMI's own root volume is larger: raise `size` in the Bakefile, or remove it"
-            return AwsFault(error.message, code=error.code, hint=hint)
-        if error.code in CAPACITY or isinstance(error, AwsNotFound | AwsLimit):
-            return error
-        return type(error)(f"{error.message} (in {zone})", code=error.code, hint=error.hint)
 
     def _group(self, vpc: str, stamp: aws.Stamp) -> str:
         """Return a security group without any inbound rule, made once for each plan and VPC."""
@@ -188,7 +170,8 @@ class Launcher:
     def follow(self, identity: str, console: Console, limit: float) -> str:
         """Follow an instance's console until it has powered itself off; return the console's last lines.
 
-        Raises Interrupted when a spot instance was taken away, BakeFailed when it does not end in time.
+        Raises what ``refusals.ended`` makes of an end that was not its own (Interrupted: a spot instance was taken
+        away), BakeFailed when it does not end in time.
         """
         deadline = Deadline(limit + _GRACE, f"the guest on {identity}")
         after: Deadline | None = None
@@ -202,12 +185,8 @@ class Launcher:
                 self.events.note(f"guest: {stage}")
             if instance and state in {"stopped", "terminated", "shutting-down"}:
                 reason = instance.get("StateReason", {}).get("Code", "")
-                if reason.startswith(("Server.Spot", "Server.Insufficient")) and not console.over:
-                    raise Interrupted(
-                        f"EC2 took the spot instance {identity} away ({reason})",
-                        code=reason,
-                        hint="run the same command again, or write `aws: {purchase: on-demand}`",
-                    )
+                if not console.over and (why := ended(identity, reason)):
+                    raise why
                 after = after or Deadline(_AFTER_STOP, f"the console of {identity}")
                 if console.over or not after.left or state != "stopped":
                     return tail
