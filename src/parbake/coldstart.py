@@ -23,6 +23,7 @@ from parbake.trace import (
     hydrate_list,
     load,
     merged,
+    relocated,
     requests,
     save,
     summary,
@@ -66,10 +67,11 @@ def _traced(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
 def make_ready(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: bool = True) -> Baked:
     """Rehearse a disk that is being baked, and let its cold starts profit from that; return it with its trace.
 
-    A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. A machine image gets the
-    hydrate service with the list of the blocks that its boot and its images' starts read. A machine that cannot
-    rehearse is a warning for a volume, which is complete without; for a machine image it raises EnvironmentProblem.
-    What is for another architecture is left as it is, with a warning. Raises MachineFault when an image does not boot.
+    A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. So are the files of a
+    machine image's root, whose trace follows from what moved; the image gets the hydrate service with the list of the
+    blocks that its boot and its images' starts read. A machine that cannot rehearse is a warning for a volume, which is
+    complete without; for a machine image it raises EnvironmentProblem. What is for another architecture is left as it
+    is, with a warning. Raises MachineFault when an image does not boot.
     """
     assert baked.path
     if plan.platform.architecture != Platform.host().architecture:
@@ -81,8 +83,7 @@ def make_ready(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: 
     if plan.artefact.kind == "volume":
         return _laid_out(baked, plan, work, events=events, layout=layout)
     trace = _traced(baked.path, plan, events, work)
-    _install(baked.path, plan, hydrate_list(trace), events, work)
-    return replace(baked, trace=trace)
+    return replace(baked, trace=_install(baked.path, plan, trace, events, work, layout=layout))
 
 
 def _laid_out(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: bool) -> Baked:
@@ -114,12 +115,14 @@ def _laid_out(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: b
     return replace(baked, hashes=hashes | volume.hashes.known, trace=found.model_copy(update={"scattered": before}))
 
 
-def _install(image: Path, plan: Plan, listed: str, events: Events, work: Path) -> None:
-    """Put the hydrate service with its list into a machine image, which is changed in its own format."""
+def _install(image: Path, plan: Plan, trace: Trace, events: Events, work: Path, *, layout: bool) -> Trace:
+    """Put the hydrate service into a machine image, which is changed in its own format; return its trace from then on.
+
+    With ``layout`` its files are laid out hot-first before that.
+    """
     from parbake.rehearse import qemu_format, writable
 
     with (
-        events.stage("hydrate", "Put the hydrate service into the machine image"),
         disk.private_mounts(),
         writable(image, work / "install", image_format=qemu_format(plan), in_place=True) as shown,
     ):
@@ -129,10 +132,29 @@ def _install(image: Path, plan: Plan, listed: str, events: Events, work: Path) -
         with disk.mount(
             shown, at, offset=root.start, size=root.size, filesystem=kind, options=disk.FAST[kind]
         ) as mounted:
-            if not nodefiles.install(mounted.path, listed):
-                events.warn("the machine image has no systemd: nothing in it reads the hot blocks early")
+            if layout and kind == "ext4":
+                trace = _gathered(mounted, trace, events)
+            with events.stage("hydrate", "Put the hydrate service into the machine image"):
+                if not nodefiles.install(mounted.path, hydrate_list(trace)):
+                    events.warn("the machine image has no systemd: nothing in it reads the hot blocks early")
+            disk.trim(mounted)
+        disk.check_filesystem(shown, kind, offset=root.start, size=root.size)
         with shown.open("rb+") as file:
             os.fsync(file.fileno())
+    return trace
+
+
+def _gathered(mounted: disk.Mounted, trace: Trace, events: Events) -> Trace:
+    """Let the kernel bring together what starts read of a mounted root."""
+    from parbake.rehearse import gather
+
+    with events.stage("layout", "Bring together what starts read"):
+        found = gather(mounted.path, requests(trace))
+    if found.left:
+        events.warn(f"{found.left * 4 / 1024:.1f} MiB of files that starts read stay where they are")
+    moved = relocated(trace, found.places)
+    events.note(f"starts read {len(merged(moved))} blocks of 512 KiB, {moved.scattered} before the layout")
+    return moved
 
 
 def bring(artefact: Path, record: Record, file: Path) -> Record:

@@ -39,7 +39,7 @@ from parbake.workspace import cache_folder, remove_leftovers, remove_tree, room_
 class Options:
     """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change.
 
-    ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` lays these out by that.
+    ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` brings that together.
     ``trace`` is a file that was recorded elsewhere.
     ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
     """

@@ -13,7 +13,7 @@ from parbake import tables
 from parbake.errors import InputError
 from parbake.model import TraceSummary
 from parbake.records import Record
-from parbake.trace import Part, Read, Trace, hydrate_list, load, merged, requests, save, summary
+from parbake.trace import Part, Read, Trace, hydrate_list, load, merged, relocated, requests, save, summary
 from parbake.trace.data import BLOCK, HotEntry, parse, spans
 from parbake.trace.tracefs import Device, overruns, parse_lines
 from tests.support.plans import record
@@ -126,6 +126,19 @@ def test_boots_come_first_and_images_side_by_side() -> None:
     # A layout wants them one after the other.
     assert [start // (BLOCK // 4096) for start, _ in requests(trace)] == [2, 7, 5, 6, 7, 8, 5]
     assert requests(Trace(parts=(Part(name="a", reads=(Read(0, 7, 2), Read(1, 16, 1))),))) == ((0, 2), (2, 3))
+
+
+def test_reads_follow_blocks_that_have_moved() -> None:
+    reads = (Read(0, 0, 8), Read(5, 80, 32), Read(9, 4000, 1))
+    trace = Trace(size=64 << 20, parts=(Part(name="a", reads=reads),))
+    places = {10: 1000, 11: 1001, 13: 2000, 7: 7000, 500: 1002}
+    moved = relocated(trace, places)
+    assert moved.parts[0].reads == (
+        Read(0, 0, 8), Read(5, 8000, 16), Read(5, 96, 8), Read(5, 16000, 8), Read(9, 8016, 8),
+    )  # fmt: skip
+    assert moved.scattered == len(merged(trace)) == 2
+    assert merged(moved) == (0, 7, 15)
+    assert relocated(trace, {}).parts == trace.parts
 
 
 def test_a_hydrate_list_says_how_long_it_is() -> None:

@@ -72,6 +72,8 @@ def test_the_boot_is_in_the_trace(baked: Baked) -> None:
     summary = baked.record.trace
     assert summary
     assert 0 < summary.hot_bytes < baked.record.size
+    # Its root was laid out: what the boot and the image read lies together.
+    assert 0 < summary.hot_blocks < summary.scattered_blocks
 
 
 def lists(good: str, failing: str) -> dict[str, str | None]:

@@ -101,9 +101,7 @@ def bake(
             "more for it, and gets the hydrate service.",
         ),
     ] = None,
-    layout: Annotated[
-        bool, typer.Option(help="Bring together what starts read of an ext4 volume, once it is rehearsed.")
-    ] = True,
+    layout: Annotated[bool, typer.Option(help="Bring together on ext4 what starts read, once it is rehearsed.")] = True,
     trace: Annotated[
         Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
     ] = None,

@@ -1,5 +1,6 @@
 """Rehearsal: start each image once from the finished artefact with cold caches, and record what it reads."""
 
+from parbake.rehearse.gather import gather
 from parbake.rehearse.machine import qemu_format, rehearse_machine
 from parbake.rehearse.overlay import writable
 from parbake.rehearse.place import no_network
@@ -9,6 +10,7 @@ from parbake.rehearse.volume import identify, rehearse_volume
 __all__ = [
     "NotStarted",
     "cold_start",
+    "gather",
     "identify",
     "no_network",
     "qemu_format",

@@ -28,7 +28,7 @@ def writable(image: Path, folder: Path, *, image_format: str = "raw", in_place: 
     shown.touch()
     command = [
         "qemu-storage-daemon",
-        "--blockdev", f"driver=file,node-name=file,filename={_quoted(used)},cache.direct=off,cache.no-flush=on",
+        "--blockdev", f"driver=file,node-name=file,filename={_quoted(used)},cache.no-flush=on,discard=unmap",
         "--blockdev", f"driver={driver},node-name=disk,file=file,discard=unmap",
         "--export", f"type=fuse,id=disk,node-name=disk,mountpoint={_quoted(shown)},writable=on",
     ]  # fmt: skip

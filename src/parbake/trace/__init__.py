@@ -1,11 +1,12 @@
 """Start-up traces: which blocks of a device a cold start reads, in which order; recorded by the kernel's tracefs."""
 
-from parbake.trace.data import SECTOR, Part, Read, Trace, load, merged, requests, save, summary
+from parbake.trace.data import BLOCK, SECTOR, Part, Read, Trace, load, merged, relocated, requests, save, summary
 from parbake.trace.listing import hydrate_list
-from parbake.trace.owners import HotFile, hot_files
+from parbake.trace.owners import HotFile, data_of, hot_files, regular_files
 from parbake.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
+    "BLOCK",
     "SECTOR",
     "HotFile",
     "Overrun",
@@ -13,11 +14,14 @@ __all__ = [
     "Read",
     "Recorder",
     "Trace",
+    "data_of",
     "device_of",
     "hot_files",
     "hydrate_list",
     "load",
     "merged",
+    "regular_files",
+    "relocated",
     "requests",
     "save",
     "summary",

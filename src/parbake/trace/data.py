@@ -7,7 +7,7 @@ between machines, so reading it trusts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -114,6 +114,25 @@ def requests(trace: Trace, *, block: int = 4096) -> tuple[tuple[int, int], ...]:
         for part in parts
         for read in part.reads
     )
+
+
+def relocated(trace: Trace, places: Mapping[int, int], *, block: int = 4096) -> Trace:
+    """Return what the same starts read after blocks (of ``block`` bytes) have moved: new numbers by old ones. Pure."""
+    per_block = block // SECTOR
+
+    def moved(read: Read) -> Iterator[Read]:
+        old = range(read.sector // per_block, -(-(read.sector + read.length) // per_block))
+        if not any(each in places for each in old):
+            yield read
+            return
+        for first, count in spans((places.get(each, each) for each in old), most=len(old)):
+            yield Read(read.ms, first * per_block, count * per_block)
+
+    parts = (
+        part.model_copy(update={"reads": tuple(new for read in part.reads for new in moved(read))})
+        for part in trace.parts
+    )
+    return trace.model_copy(update={"parts": tuple(parts), "scattered": len(merged(trace))})
 
 
 def summary(trace: Trace, *, file: str = "") -> TraceSummary:

@@ -33,8 +33,8 @@ class HotFile:
     size: int
 
 
-def extents(file: int) -> Iterator[tuple[int, int]]:
-    """Yield (first sector, count) of an open file's data on the device; nothing where the file system cannot say."""
+def data_of(file: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (offset in bytes, first sector, count) of an open file's data; nothing where its system cannot say."""
     start = 0
     while True:
         request = bytearray(_HEAD.pack(start, (1 << 64) - 1 - start, 0, 0, _ROOM, 0) + bytes(_EXTENT.size * _ROOM))
@@ -48,7 +48,7 @@ def extents(file: int) -> Iterator[tuple[int, int]]:
             logical, physical, length, flags = _EXTENT.unpack_from(request, _HEAD.size + index * _EXTENT.size)
             start = logical + length
             if not flags & _NOT_ON_DISK:
-                yield physical // SECTOR, -(-length // SECTOR)
+                yield logical, physical // SECTOR, -(-length // SECTOR)
         if flags & _LAST:
             return
 
@@ -57,11 +57,11 @@ def hot_files(root: Path, reads: Iterable[Read]) -> tuple[HotFile, ...]:
     """Return the files below a mounted root that reads touched, first touch first."""
     begins, ends, owners, paths, sizes = [], [], [], list[str](), list[int]()
     mapped = []
-    for path in _files(root):
+    for path in regular_files(root):
         with suppress(OSError):
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
             try:
-                found = list(extents(handle))
+                found = [(first, count) for _, first, count in data_of(handle)]
             finally:
                 os.close(handle)
             if found:
@@ -85,7 +85,7 @@ def hot_files(root: Path, reads: Iterable[Read]) -> tuple[HotFile, ...]:
     )
 
 
-def _files(root: Path) -> Iterator[bytes]:
+def regular_files(root: Path) -> Iterator[bytes]:
     """Yield regular files, a hard-linked one once, in the order of the folders."""
     linked = set()
     for folder, _, names in os.walk(os.fsencode(root)):
