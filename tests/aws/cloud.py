@@ -24,7 +24,9 @@ from botocore.validate import ParamValidator
 from moto.ec2.models import ec2_backends
 
 from tests.aws.hardware import LOOKS, Hardware, Machine, Notes
+from tests.aws.recorder import note, tags_in_moto
 from tests.support.fastrestores import FastRestores
+from tests.support.policies import Tags
 
 
 class Killed(BaseException):
@@ -55,6 +57,8 @@ class Cloud:
     ends: str = ""
     """The StateReason with which instances end as soon as they are launched; empty: they live."""
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    request_tags: dict[str, Tags] = field(default_factory=dict)
+    """Also of requests that were cancelled, which AWS shows for a while."""
     """Requests of spot instances that are open: each would start another instance for one that is terminated."""
     _real: Any = None
     _inside: bool = False
@@ -78,6 +82,7 @@ class Cloud:
         for fault in self.before:
             fault(service, operation, arguments)
         self.calls.append((service, operation, arguments))
+        note(service, operation, arguments, client.meta.region_name, self._tags_of)
         self._inside = True
         try:
             own = getattr(self, f"_{service}_{operation}", None)
@@ -87,6 +92,9 @@ class Cloud:
         for fault in self.after:
             fault(service, operation, arguments)
         return answer
+
+    def _tags_of(self, resource: str) -> Tags:
+        return self.request_tags.get(resource) or tags_in_moto(resource)
 
     @staticmethod
     def _validate(client: Any, operation: str, arguments: Mapping[str, Any]) -> None:
@@ -289,6 +297,7 @@ class Cloud:
         tags = {spec["ResourceType"]: spec["Tags"] for spec in arguments["TagSpecifications"]}
         request = instance["SpotInstanceRequestId"] = f"sir-{len(self.tokens):08x}"
         made = {"SpotInstanceRequestId": request, "State": "active", "Tags": tags["spot-instances-request"]}
+        self.request_tags[request] = {tag["Key"]: tag["Value"] for tag in made["Tags"]}
         self.requests[request] = {**made, "InstanceId": instance["InstanceId"], "region": client.meta.region_name}
 
     def _mapped(self, image: Mapping[str, Any], asked: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from parbake.plan import make_plan
 from tests.aws.cloud import Cloud, refuse
 from tests.aws.conftest import REGION
 from tests.aws.hardware import Notes
+from tests.aws.recorder import allowed_by, caller
 from tests.support.plans import image
 
 APP = image("registry.example/app:1", startup=Startup(up=ExitProbe()))
@@ -55,12 +56,20 @@ type Bake = Callable[..., Baked]
 
 @pytest.fixture
 def bake(plan: Plan, tmp_path: Path) -> Bake:
+    """Return what bakes; the policy that `parbake iam` prints for it must allow every call."""
+
     def run(*, verify: bool = True, fresh: bool = False, of: Plan | None = None, **settings: Any) -> Baked:
         builder = Ec2Builder(AwsSection(region=REGION, **settings), {}, limit=600.0, verify=verify, fresh=fresh)
         ingredients = Ingredients(None, _no_source, tmp_path, Events(_silent))
-        return builder.build(of or plan, ingredients)
+        with allowed_by(policy_for(of or plan, settings)):
+            return builder.build(of or plan, ingredients)
 
     return run
+
+
+def policy_for(plan: Plan, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the policy of whoever bakes a plan with settings."""
+    return caller("ec2", {"region": REGION, **settings}, base=plan.base.identity, image=APP.reference)
 
 
 def _silent(_event: Event) -> None:

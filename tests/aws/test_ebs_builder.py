@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parbake import ebs
-from parbake.aws import Stamp, clients
+from parbake.aws import Rest, Stamp, clients
 from parbake.aws.leftovers import Wanted, remove
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
@@ -19,6 +19,7 @@ from parbake.disk import BLOCK, BlockList
 from parbake.errors import AwsFault, InputError
 from parbake.events import Events
 from parbake.model import GIB, MIB, Artefact, Base, Plan, Verdict
+from tests.aws.recorder import allowed_by, attach, caller, note
 from tests.aws.test_ebs import held, holds
 from tests.support.ebsdirect import Cloud
 from tests.support.plans import plan
@@ -60,6 +61,27 @@ def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     made = Cloud()
+    make, put, here = clients._make, Rest.put, os.getpid()
+
+    def tags_of(resource: str) -> Mapping[str, str]:
+        with made.lock:
+            found = made.snapshots.get(resource)
+            return dict(found.tags if found else made.images.get(resource, {}).get("tags", {}))
+
+    def noted(service: str, region: str, *more: Any) -> Any:
+        client = make(service, region, *more)
+        if os.getpid() == here:  # what a child sees of the stand-in's memory is old
+            attach(client, region, tags_of)
+        return client
+
+    def noted_put(rest: Rest, operation: str, path: str, *more: Any) -> None:
+        assert operation == "put_snapshot_block"
+        if os.getpid() == here:
+            note("ebs", "PutSnapshotBlock", {"SnapshotId": path.split("/")[2]}, rest._client.region, tags_of)
+        put(rest, operation, path, *more)
+
+    monkeypatch.setattr(clients, "_make", noted)
+    monkeypatch.setattr(Rest, "put", noted_put)
     with made.serve() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         clients.forget()
@@ -69,14 +91,24 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
 def build(
     folder: Path, wanted: Plan, verdict: Verdict | None = PASSED, *, fresh: bool = False, **settings: Any
 ) -> Baked:
-    """Build as the story does, and keep the list of blocks as it does."""
+    """Build as the story does, and keep the list of blocks as it does; the policy for it must allow every call."""
     folder.mkdir(exist_ok=True)
     prove = None if verdict is None else (lambda *_: verdict)
     made = Ingredients(None, lambda _: pytest.fail("nothing is fetched"), folder, Events(), prove=prove)
-    baked = builder.EbsBuilder(AwsSection(**settings), folder, fresh=fresh).build(wanted, made)
+    with allowed_by(policy_for(wanted, settings)):
+        baked = builder.EbsBuilder(AwsSection(**settings), folder, fresh=fresh).build(wanted, made)
     if baked.blocks and baked.published:
         baked.blocks.write(folder / f"{wanted.artefact_name}.blocks")
     return baked
+
+
+def policy_for(wanted: Plan, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the policy of whoever bakes a plan with settings."""
+    artefact = wanted.artefact
+    aws = {"region": "eu-west-1", **settings, "encrypted": artefact.encrypted}
+    aws |= {"kms_key": artefact.kms_key} if artefact.kms_key else {}
+    base = {"ami": wanted.base.identity, "none": "none"}.get(wanted.base.kind, "debian")
+    return caller("ebs", aws, base=base, image="registry.example/app:1")
 
 
 def staged(folder: Path) -> list[Path]:

@@ -74,7 +74,7 @@ def test_copies_shares_deprecation_and_fast_restore(cloud: Cloud, bake: Bake) ->
     baked = bake(
         copy_to=(OTHER,),
         share_with=("210987654321", organisation),
-        deprecate_after=90,
+        deprecate_after="90d",
         fast_snapshot_restore=(f"{REGION}a", f"{OTHER}b"),
     )
     assert list(baked.published) == [REGION, OTHER]

@@ -14,7 +14,8 @@ from parbake.events import Events
 from parbake.model import Plan
 from tests.aws.cloud import Cloud, Killed
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan
+from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for
+from tests.aws.recorder import allowed_by
 from tests.support.children import in_child
 
 __all__ = ["bake", "cloud", "plan"]
@@ -23,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "copy_to": (OTHER,),
     "purchase": "spot-first",
     "share_with": ("210987654321",),
-    "deprecate_after": 90,
+    "deprecate_after": "90d",
     "fast_snapshot_restore": (f"{OTHER}b",),
 }
 READING = ("Describe", "Get")
@@ -92,7 +93,8 @@ def test_killed_at_any_call(cloud: Cloud, plan: Plan, bake: Bake) -> None:
 
 def clean_up_leaves_nothing(cloud: Cloud, plan: Plan) -> None:
     for region in (REGION, OTHER):
-        remove(Wanted(name=plan.name), region, Events())
+        with allowed_by(policy_for(plan, SETTINGS)):
+            remove(Wanted(name=plan.name), region, Events())
         left = cloud.left(region)
         kept = [image for image in left.get("images", []) if is_artefact(region, image)]
         assert set(left) <= {"images", "snapshots"}, left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 
 from parbake import iam
 from parbake.bakefile import Bakefile, load
+from parbake.model import Plan
 from parbake.registry import ecr
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan
+from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for
+from tests.aws.raw import raw
+from tests.aws.recorder import NOTED
+from tests.support.policies import checks, mistakes, refused
 
 __all__ = ["bake", "cloud", "plan"]
 
@@ -53,28 +58,129 @@ def made(cloud: Cloud) -> set[str]:
     return {f"{service}:{operation}" for service, operation, _ in cloud.calls} - {"sts:GetCallerIdentity"}
 
 
-def test_a_plain_bake_is_covered(cloud: Cloud, bake: Bake, tmp_path: Path) -> None:
-    bake()
+def test_a_plain_bake_wants_nothing_more(bake: Bake, tmp_path: Path) -> None:
+    bake()  # which fails where its policy does not allow a call
     allowed = iam.actions(iam.policies(written(tmp_path))["caller"])
-    assert made(cloud) <= allowed
     for action in ("ec2:CopyImage", "ec2:ModifySnapshotAttribute", "ec2:EnableFastSnapshotRestores", "iam:PassRole"):
         assert action not in allowed
 
 
-def test_a_bake_with_everything_is_covered(cloud: Cloud, bake: Bake, tmp_path: Path) -> None:
+EVERYTHING: dict[str, Any] = {
+    "purchase": "spot-first",
+    "copy_to": (OTHER,),
+    "share_with": ("210987654321",),
+    "deprecate_after": "90d",
+    "fast_snapshot_restore": (f"{REGION}a",),
+    "encrypted": True,
+    "kms_key": "alias/nodes",
+    "instance_profile": "baker",
+}
+
+
+def test_a_bake_with_everything_is_covered(cloud: Cloud, bake: Bake, plan: Plan) -> None:
+    """And each action that changes something is needed: without it, a call is refused."""
     cloud.spot_interruptions = 1
-    bake(
-        purchase="spot-first",
-        copy_to=(OTHER,),
-        share_with=("210987654321",),
-        deprecate_after=90,
-        fast_snapshot_restore=(f"{REGION}a",),
-        encrypted=True,
-        kms_key="alias/nodes",
-    )
-    allowed = iam.actions(iam.policies(written(tmp_path, FULL))["caller"])
-    assert made(cloud) <= allowed
-    assert {"kms:CreateGrant", "iam:PassRole"} <= allowed
+    raw("iam").create_instance_profile(InstanceProfileName="baker")
+    before = len(NOTED)
+    bake(**EVERYTHING)
+    wanted, policy = NOTED[before:], policy_for(plan, EVERYTHING)
+    assert refused([policy], wanted) == []
+    needed = {check.action for check in wanted}
+    for action in sorted(needed):
+        assert refused([without(policy, action)], wanted), action
+    idle = iam.actions(dict(policy)) - needed
+    assert {action for action in idle if not re.search(":(Describe|Get)", action)} <= IDLE
+
+
+# What a bake that goes well has no need of: the clean-up after others.
+IDLE = {"ec2:DeleteVolume", "ec2:DeleteTags", "ec2:DeleteSnapshot", "ec2:DeregisterImage"}
+IDLE |= {"ec2:DisableFastSnapshotRestores"}
+
+
+def without(policy: Mapping[str, Any], action: str) -> dict[str, Any]:
+    """Return a policy that allows one action less."""
+    kept = [{**each, "Action": [one for one in each["Action"] if one != action]} for each in policy["Statement"]]
+    return {"Statement": kept}
+
+
+@pytest.mark.parametrize("builder", ["ec2", "ebs", "packer"])
+def test_aws_would_grant_what_the_policies_say(tmp_path: Path, builder: str) -> None:
+    """Actions exist, are checked for the resources that stand beside them, and know the conditions."""
+    full = FULL.replace("  purchase: spot-first\n", "") if builder == "ebs" else FULL
+    for more in ("", full, full + TARGETS):
+        for name, policy in iam.policies(written(tmp_path, more, builder=builder, image=ECR)).items():
+            assert name == "instance_role_trust" or mistakes(policy) == [], name
+
+
+def statement(action: str, resource: str, **condition: dict[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"Sid": "x", "Effect": "Allow", "Action": [action], "Resource": [resource]}
+    return {"Statement": [{**found, "Condition": condition} if condition else found]}
+
+
+ANY_SNAPSHOT = "arn:aws:ec2:*:*:snapshot/*"
+TAGGED = {"aws:ResourceTag/parbake:managed": "*"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (statement("ec2:DeleteSnapshots", "*"), "there is no ec2:DeleteSnapshots"),
+        (statement("ec2:DescribeImages", "arn:aws:ec2:*:*:image/*"), "is not checked for"),
+        (statement("ec2:DeleteSnapshot", "arn:aws:ec2:*:*:volume/*"), "is not checked for"),
+        (statement("ec2:CopySnapshot", ANY_SNAPSHOT, StringLike=TAGGED), "knows no aws:ResourceTag/parbake:managed"),
+        (statement("ec2:DeleteSnapshot", ANY_SNAPSHOT, StringLike=TAGGED), ""),
+    ],
+)
+def test_mistakes_are_found(policy: dict[str, Any], said: str) -> None:
+    found = mistakes(policy)
+    assert [said in each for each in found] == ([True] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("policy", "tags", "allowed"),
+    [
+        (statement("ec2:DeleteSnapshot", ANY_SNAPSHOT, StringLike=TAGGED), {"parbake:managed": "temporary"}, True),
+        (statement("ec2:DeleteSnapshot", ANY_SNAPSHOT, StringLike=TAGGED), {"team": "a"}, False),
+        (statement("ec2:DeleteSnapshot", "arn:aws:ec2:eu-west-2:*:snapshot/*"), {}, False),
+        (statement("ec2:DeleteSnapshot", "arn:aws:ec2:eu-west-1:*:snapshot/snap-2*"), {}, False),
+        (statement("ec2:DeleteVolume", "*"), {}, False),
+        (statement("ec2:Delete*", "*"), {}, True),
+    ],
+)
+def test_what_is_refused(policy: dict[str, Any], tags: dict[str, str], allowed: bool) -> None:
+    wanted = checks("ec2", "DeleteSnapshot", {"SnapshotId": "snap-1"}, "eu-west-1", lambda _: tags)
+    assert [str(each).partition(" (")[0] for each in wanted] == [
+        "ec2:DeleteSnapshot on arn:aws:ec2:eu-west-1::snapshot/snap-1"
+    ]
+    assert (refused([policy], wanted) == []) == allowed
+
+
+def test_each_resource_of_a_call_must_be_allowed() -> None:
+    asked = {"Resources": ["ami-1", "snap-1"], "Tags": [{"Key": "a", "Value": "b"}]}
+    wanted = checks("ec2", "CreateTags", asked, "eu-west-1", lambda _: {})
+    images, snapshots = (statement("ec2:CreateTags", f"arn:aws:ec2:*:*:{kind}/*") for kind in ("image", "snapshot"))
+    assert len(refused([images], wanted)) == len(refused([snapshots], wanted)) == 1
+    assert refused([images, snapshots], wanted) == []
+
+
+KEY_ID = "1234abcd-12ab-34cd-56ef-1234567890ab"
+
+
+@pytest.mark.parametrize(
+    ("key", "resource", "condition"),
+    [
+        ("alias/nodes", "*:*:key/*", ["alias/nodes"]),
+        ("arn:aws:kms:eu-west-1:123456789012:alias/nodes", "eu-west-1:123456789012:key/*", ["alias/nodes"]),
+        (KEY_ID, f"*:*:key/{KEY_ID}", None),
+        (f"arn:aws:kms:eu-west-1:123456789012:key/{KEY_ID}", f"eu-west-1:123456789012:key/{KEY_ID}", None),
+    ],
+)
+def test_a_key_is_named_as_kms_wants_it(tmp_path: Path, key: str, resource: str, condition: list[str] | None) -> None:
+    policy = iam.policies(written(tmp_path, f"  encrypted: true\n  kms_key: {key}\n", builder="ebs"))["caller"]
+    [found] = [each for each in policy["Statement"] if each["Sid"] == "Encrypt"]
+    assert found["Resource"] == [f"arn:aws:kms:{resource}"]
+    assert found.get("Condition", {}).get("ForAnyValue:StringEquals", {}).get("kms:ResourceAliases") == condition
+    assert {"kms:DescribeKey", "kms:GenerateDataKey"} <= set(found["Action"])
 
 
 CALL = re.compile(r"^(describe|create|delete|modify|enable|run|terminate|get|register|deregister|copy|cancel)_[a-z_]+$")

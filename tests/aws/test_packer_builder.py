@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
-from parbake import run, upkeep
+from parbake import iam, run, upkeep
 from parbake.aws.tags import KEY, MANAGED, NAME, as_list
 from parbake.bakefile import Bakefile, load
 from parbake.builders import Ingredients
@@ -21,6 +21,7 @@ from parbake.builders.packer import PackerBuilder
 from parbake.errors import CommandFailed, EnvironmentProblem, Interrupted, ParbakeError
 from parbake.events import Events
 from parbake.model import GIB, Artefact, Base, Plan
+from tests.aws.recorder import allowed_by
 from tests.support import packer_program
 from tests.support.plans import image, plan
 
@@ -75,7 +76,8 @@ class Place:
         work.mkdir()
         events = Events(lambda event: self.notes.append(event.text))
         nothing: Any = None
-        return PackerBuilder(self.bakefile, fresh=fresh).build(self.plan, Ingredients(None, nothing, work, events))
+        with allowed_by(iam.policies(self.bakefile)["caller"]):
+            return PackerBuilder(self.bakefile, fresh=fresh).build(self.plan, Ingredients(None, nothing, work, events))
 
     def values(self, number: int = 0) -> dict[str, Any]:
         text = (self.folder / f"work{number}/template/node.auto.pkrvars.hcl").read_text()

@@ -24,11 +24,13 @@ from parbake.retention.stock import RETIRED
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
 from tests.aws.raw import raw
+from tests.aws.recorder import NOTED, attach
 from tests.aws.shelves import Shelves
 from tests.aws.uses import KNOWN, USES, Use, World, snapshot_of
 from tests.golden.test_rollouts import NEW, OLD
 from tests.kubernetes.server import serving
 from tests.support.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
+from tests.support.policies import refused
 from tests.support.spot import serving_spot
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
@@ -40,16 +42,12 @@ FIRST = machine_image("first", "ami-1", region=REGION)
 def shelves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelves]:
     """What moto lacks, in every client that parbake makes; and the policies must cover each call that a test makes."""
     shelves, fleets = Shelves(), Fleets()
-    called: set[str] = set()
-
-    def note(model: Any, **_: Any) -> None:
-        called.add(f"{model.service_model.service_name}:{model.name}")
-
+    before = len(NOTED)
     make = clients._make
 
     def made(service: str, region: str, *more: Any) -> Any:
         client = make(service, region, *more)
-        client.meta.events.register_first("before-call", note)
+        attach(client, region)
         shelves.attach(client, service, region)
         fleets.attach(client, "auto-scaling" if service == "autoscaling" else service)
         return client
@@ -60,7 +58,7 @@ def shelves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelves
     yield shelves
     bakefile = load(tmp_path / "parbake.yaml")
     both = [*pruning.statements(bakefile), *rollouts.statements(bakefile)]
-    assert called <= {action for statement in both for action in statement["Action"]}
+    assert refused([{"Statement": both}], NOTED[before:]) == []
 
 
 def image(name: str, *, ours: bool = True) -> str:

@@ -17,7 +17,9 @@ from parbake.rollouts.templates import new_data
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
 from tests.aws.raw import raw
+from tests.aws.recorder import NOTED, attach
 from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
+from tests.support.policies import refused
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 
@@ -34,24 +36,20 @@ DISKS = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 20, "VolumeType": "gp
 def fleets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fleets]:
     """What moto lacks, in every client that parbake makes; and the policy must cover each call that a test makes."""
     fleets = Fleets()
-    called: set[str] = set()
-
-    def note(model: Any, **_: Any) -> None:
-        called.add(f"{model.service_model.service_name}:{model.name}")
-
+    before = len(NOTED)
     make = clients._make
 
     def made(service: str, region: str, *more: Any) -> Any:
         client = make(service, region, *more)
-        client.meta.events.register_first("before-call", note)
+        attach(client, region)
         fleets.attach(client, "auto-scaling" if service == "autoscaling" else service)
         return client
 
     monkeypatch.setattr(clients, "_make", made)
     monkeypatch.chdir(tmp_path)
     yield fleets
-    assert called
-    assert called <= iam.actions(iam.policies(load(tmp_path / "parbake.yaml"))["rollout"])
+    assert NOTED[before:]
+    assert refused([iam.policies(load(tmp_path / "parbake.yaml"))["rollout"]], NOTED[before:]) == []
 
 
 def template(image: str = "ami-0", **more: Any) -> str:

