@@ -272,9 +272,10 @@ def _need_verified(found: Iterable[Record], events: Events, *, force: bool) -> N
             continue
         says = "was not verified" if record.verdict is None else "failed verification"
         if not force:
+            command = "parbake bake" if record.published else f"parbake verify {record.artefact}"
             raise VerificationFailed(
                 f"{record.artefact} {says}: nodes may not start its images",
-                hint=f"`parbake verify {record.artefact}`; --force rolls it out all the same",
+                hint=f"`{command}` proves it; --force rolls it out all the same",
             )
         events.warn(f"--force: {record.artefact} {says}, and is rolled out all the same")
 

@@ -84,7 +84,8 @@ def verify_again(what: str, output: Path, events: Events, *, keep_workspace: boo
         there = next(iter(record.published.values()))
         raise InputError(
             f"{artefact.name} lies in a cloud and not here",
-            hint=f"read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
+            hint="`parbake bake` proves what is not verified yet, there; "
+            f"or read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
         )
     if not artefact.is_file():
         raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")

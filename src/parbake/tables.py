@@ -179,7 +179,8 @@ def record_text(artefact: Path, record: Record) -> str:
     if record.trace is not None:
         rows.append(("start reads", trace_line(record.trace)))
     if record.verdict is None:
-        return table([*rows, ("verified", "not yet: `parbake verify` boots it")])
+        how = "`parbake bake` proves it" if record.published else "`parbake verify` boots it"
+        return table([*rows, ("verified", f"not yet: {how}")])
     return f"{table(rows)}\n\n{verdict_table(record.verdict)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,10 +38,12 @@ def note(service: str, operation: str, asked: Mapping[str, Any], region: str, ta
 
 
 def attach(client: Any, region: str, tags_of: TagsOf = tags_in_moto) -> None:
-    """Note each call of a boto3 client."""
+    """Note each call of a boto3 client, but not in children: what they see of a stand-in's memory is old."""
+    here = os.getpid()
 
     def see(params: Mapping[str, Any], model: Any, **_: Any) -> None:
-        note(model.service_model.service_name, model.name, params, region, tags_of)
+        if os.getpid() == here:
+            note(model.service_model.service_name, model.name, params, region, tags_of)
 
     client.meta.events.register_first("before-parameter-build", see)
 

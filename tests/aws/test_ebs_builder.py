@@ -70,13 +70,12 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
 
     def noted(service: str, region: str, *more: Any) -> Any:
         client = make(service, region, *more)
-        if os.getpid() == here:  # what a child sees of the stand-in's memory is old
-            attach(client, region, tags_of)
+        attach(client, region, tags_of)
         return client
 
     def noted_put(rest: Rest, operation: str, path: str, *more: Any) -> None:
         assert operation == "put_snapshot_block"
-        if os.getpid() == here:
+        if os.getpid() == here:  # see ``attach``
             note("ebs", "PutSnapshotBlock", {"SnapshotId": path.split("/")[2]}, rest._client.region, tags_of)
         put(rest, operation, path, *more)
 

@@ -77,7 +77,9 @@ class Place:
         events = Events(lambda event: self.notes.append(event.text))
         nothing: Any = None
         with allowed_by(iam.policies(self.bakefile)["caller"]):
-            return PackerBuilder(self.bakefile, fresh=fresh).build(self.plan, Ingredients(None, nothing, work, events))
+            return PackerBuilder(self.bakefile, verify=False, fresh=fresh).build(
+                self.plan, Ingredients(None, nothing, work, events)
+            )
 
     def values(self, number: int = 0) -> dict[str, Any]:
         text = (self.folder / f"work{number}/template/node.auto.pkrvars.hcl").read_text()

@@ -12,7 +12,7 @@ from parbake import tables
 from parbake.doctor import Check
 from parbake.flow import Finished, Outlook
 from parbake.layercache import Entry
-from parbake.model import GIB, MIB, Artefact, Base, ImageVerdict, Verdict
+from parbake.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
 from parbake.plan import cautions
 from parbake.records import decide_prune
 from tests.support.plans import digest, image, layer, outcome, plan, record
@@ -41,6 +41,9 @@ FAILED = Verdict(
 UNSEEN = Verdict(passed=False, accelerator="none", problems=("for linux/arm64: nothing was booted",))
 RECORD = record("a", passed=None).model_copy(update={"timings": {"fill": 1.04, "digest": 0.46}})
 VERIFIED = RECORD.model_copy(update={"verdict": PASSED})
+IN_EC2 = RECORD.model_copy(
+    update={"published": {"eu-west-1": Published(image="ami-1", snapshots=(Snapshot(id="snap-1"),))}}
+)
 PLACE = Path("/srv/artefacts") / RECORD.artefact
 MANY = [record("a", passed=True, at=1), record("b", passed=False, at=2), record("c", at=3)]
 LAYERS = [Entry(digest(name), 700 * MIB, 1_790_000_000.5 + at, Path(name)) for at, name in enumerate("abc")]
@@ -59,6 +62,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "bake": lambda: tables.finished_text(Finished(PLACE, VERIFIED, changed=True)),
     "bake-nothing-to-do": lambda: tables.finished_text(Finished(PLACE, VERIFIED, changed=False)),
     "show-not-verified": lambda: tables.record_text(PLACE, RECORD),
+    "show-not-verified-in-ec2": lambda: tables.record_text(PLACE, IN_EC2),
     "list": lambda: tables.records_text([(Path(made.file_name), made) for made in MANY]),
     "list-empty": lambda: tables.records_text([]),
     "verify-passed": lambda: tables.verdict_text(PLACE, PASSED),

@@ -32,4 +32,4 @@ def builder_of(bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) 
         case "packer":
             from parbake.builders.packer import PackerBuilder
 
-            return PackerBuilder(bakefile, fresh=fresh)
+            return PackerBuilder(bakefile, verify=verify, fresh=fresh)

@@ -1,5 +1,7 @@
 """The Packer builder: writes the template with the plan's own values, runs ``packer``, and reads its manifest.
 
+Packer checks nothing of what it makes, so the AMI is launched once, as the EC2 builder does, to prove its images.
+
 What Packer makes on the way carries parbake's tags, and so does the AMI: a run that finds the AMI of its key takes it.
 Packer is asked to end (SIGTERM) and given time for its own clean-up; should it be killed with parbake, the instance
 shuts itself down and is removed by that, and ``run_tags`` name the rest.
@@ -15,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from parbake import aws, packer, run
-from parbake.aws.tags import ARTEFACT
+from parbake.aws.tags import ARTEFACT, VERIFIED, as_list
 from parbake.bakefile import Bakefile
-from parbake.builders import Baked, Ingredients
+from parbake.builders import Baked, Ingredients, ec2
 from parbake.errors import AwsNotFound, CommandFailed, EnvironmentProblem, ParbakeError
 from parbake.events import Events
-from parbake.model import GIB, Plan, Published, Snapshot
+from parbake.model import GIB, Plan, Published, Snapshot, Verdict
 from parbake.workspace import room_for
 
 _MANIFEST = "manifest.json"
@@ -35,19 +37,21 @@ _INSTALL = "install it from developer.hashicorp.com/packer/install (Debian has n
 
 
 class PackerBuilder:
-    """Runs Packer where it is installed; ``fresh`` bakes what exists already."""
+    """Runs Packer where it is installed; ``fresh`` bakes what exists already, ``verify`` launches what came of it."""
 
     name = "packer"
 
-    def __init__(self, bakefile: Bakefile, *, fresh: bool = False) -> None:
-        self._bakefile, self._fresh = bakefile, fresh
+    def __init__(self, bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) -> None:
+        self._bakefile, self._verify, self._fresh = bakefile, verify, fresh
 
     def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
-        """Make sure that the plan's AMI exists, also in the regions to copy to.
+        """Make sure that the plan's AMI exists, also in the regions to copy to, and is proven.
 
         Raises EnvironmentProblem (no packer), CommandFailed with the end of what Packer said, DeadlineExceeded, and
         what AWS answers as AwsFault, AwsNoAccess, AwsLimit.
         """
+        if self._verify:
+            ec2.refuse_unprovable(plan, self._bakefile.aws, ingredients)
         events, region = ingredients.events, aws.client("ec2", self._bakefile.aws.region or "").region
         regions = (region, *self._bakefile.aws.copy_to)
         found = {} if self._fresh else _made_before(plan, regions)
@@ -57,7 +61,18 @@ class PackerBuilder:
         else:
             events.note(f"{', '.join(found.values())} exists already")
         published = {each: _published(each, found[each]) for each in sorted(found, key=lambda each: each != region)}
-        return Baked(None, published=published, size=_size(published))
+        verdict = self._proven(plan, region, published, ingredients) if self._verify else None
+        return Baked(None, published=published, verdict=verdict, size=_size(published))
+
+    def _proven(self, plan: Plan, region: str, published: Mapping[str, Published], ingredients: Ingredients) -> Verdict:
+        """Launch the AMI of the first region once, unless its tag says that it was; write the tag on all of them."""
+        image = _describe(region, published[region].image)
+        verdict = ec2.prove(image, plan, self._bakefile.aws, ingredients, fresh=self._fresh)
+        if verdict.passed and aws.as_dict(image).get(VERIFIED) != verdict.verified_at:
+            for place, there in published.items():
+                ids = [there.image, *(each.id for each in there.snapshots)]
+                aws.client("ec2", place).create_tags(Resources=ids, Tags=as_list({VERIFIED: verdict.verified_at}))
+        return verdict
 
     def _bake(self, plan: Plan, region: str, ingredients: Ingredients) -> dict[str, str]:
         events, folder = ingredients.events, ingredients.work / "template"

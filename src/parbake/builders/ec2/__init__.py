@@ -74,6 +74,25 @@ class Ec2Builder:
         )
 
 
+def prove(
+    image: Mapping[str, Any], plan: Plan, settings: AwsSection, ingredients: Ingredients, *, fresh: bool = False
+) -> Verdict:
+    """Launch an AMI of a plan once that somebody else has made, and start its images; nothing temporary stays.
+
+    One that was proven is not launched again, unless ``fresh``. Raises what the EC2 builder raises.
+    """
+    run = _Run(settings, {}, plan, ingredients, _VERIFY_LIMIT, fresh=fresh)
+    try:
+        return run.prove(image)
+    finally:
+        run.clean(images=False)
+
+
+def refuse_unprovable(plan: Plan, settings: AwsSection, ingredients: Ingredients) -> None:
+    """Raise InputError for a plan with more images than can be asked for."""
+    _Run(settings, {}, plan, ingredients, _VERIFY_LIMIT, fresh=False).proof("")
+
+
 def _need_registries(plan: Plan, settings: AwsSection, registries: Mapping[str, RegistryOptions]) -> None:
     """Refuse what no instance could pull, before one is paid for."""
     local = [image.reference for image in plan.all_images if image.layout]
