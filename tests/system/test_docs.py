@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from parbake import run
+from parbake import records, run
 from parbake.workspace import cache_folder
-from tests.support import disks, documents, images
+from tests.support import clusters, disks, documents, images
 from tests.support.base import default_base
 from tests.support.documents import ROOT, shapes
 from tests.support.registry import DockerRegistry, certificates
@@ -64,6 +64,13 @@ CASES = (
     ),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/gitops.md", shortcuts=NOTHING),
+    Case("docs/how-to/files.md", shortcuts=NOTHING),
+    Case("docs/how-to/asg.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/nodegroups.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/ocean.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/parameters.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/migrate.md", shortcuts=ROLLOUTS | {"prune"}),
     Case("docs/how-to/watch.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/retention.md", shortcuts=frozenset({"prune"})),
     Case("docs/how-to/manifests.md"),
@@ -233,6 +240,9 @@ def prepare(document: str, folder: Path, world: World) -> None:
             shutil.copy(world.authority, folder / "company-ca.pem")
         case "own-base" | "failed-verification":
             make_node_image(folder)
+        case "gitops" | "files":  # what is rolled out there
+            (folder / "artefacts").mkdir()
+            records.write(folder / "artefacts", clusters.machine_image("node", "ami-0123456789abcdef0"))
         case "clean-up":
             left = folder / "artefacts/.parbake/0123456789ab.1.ffffffff"
             left.mkdir(parents=True)

@@ -15,117 +15,81 @@ from parbake.aws import client
 from parbake.aws.tags import as_dict
 from parbake.bakefile.targets import AsgTarget
 from parbake.errors import InputError, TargetMoved
-from parbake.rollouts.templates import (
-    CURRENT,
-    LEFT,
-    PREVIOUS,
-    Templates,
-    Version,
-    artefact_of,
-    describe,
-    new_data,
-    the_way_back,
-)
-from parbake.rollouts.words import Change, Follow, Held, Offer, Standing, show
+from parbake.rollouts.groups import Group, Look, tags_of
+from parbake.rollouts.templates import LEFT, PREVIOUS, Templates, Version
+from parbake.rollouts.words import Change, Follow, Held
 
 _ACTIVE = {"Pending", "InProgress", "Cancelling", "RollbackInProgress", "Baking"}
 _BAD = {"Failed", "Cancelled", "RollbackFailed", "RollbackSuccessful"}
 
 
-class Asg:
+class Asg(Group):
     """One Auto Scaling group."""
+
+    never_took = "it has gone back by itself already"
+    no_freeze = ("an instance refresh cannot be frozen", "use checkpoints, or go back")
 
     def __init__(self, target: AsgTarget, region: str) -> None:
         self.target = target
+        self.device = target.device
         self.scaling = client("autoscaling", region)
         self.templates = Templates(region)
         self.where = f"Auto Scaling group {target.group}"
 
-    def plan(self, offer: Offer) -> Change:
-        """Decide which version the group gets."""
-        group = self._group()
-        active = self._refresh(active=True)
-        now = self._wanted(group, active)
-        before = now.held(self.target.device, artefact_of(as_dict(group), now))
-        changes = new_data(now.data, offer, device=self.target.device)
-        kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
-        after = offer.held.model_copy(update=kept)
-        if not changes:
-            return self._refreshed(group, now, active, before, after)
-        diff = show(now.data, {**now.data, **changes}, f"{self.where}: launch template {now}")
-        payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
-        return Change(self.where, before, after, diff, payload, (), _cautions(now, self.target))
+    def look(self) -> Look:
+        """Look at the group, and at the refresh that is under way."""
+        group, active = self._group(), self._refresh(active=True)
+        return Look(group, as_dict(group), self._wanted(group, active), active)
 
-    def _refreshed(
-        self, group: Mapping[str, Any], now: Version, active: Mapping[str, Any] | None, before: Held, after: Held
-    ) -> Change:
-        """Decide for a group that holds it: nothing, or a refresh where instances are left of before."""
-        behind = [each["InstanceId"] for each in group.get("Instances", []) if not _matches(each, now)]
-        if active or not behind:
+    def unchanged(self, look: Look, before: Held, after: Held) -> Change:
+        """Decide for a group that holds the version: nothing, or a refresh where instances are left of before."""
+        behind = [each["InstanceId"] for each in look.group.get("Instances", []) if not _matches(each, look.version)]
+        if look.under_way or not behind:
             return Change(self.where, before, after)
-        tags = {key: value for key, value in as_dict(group).items() if key in {PREVIOUS, LEFT}}
-        payload = {"back": now, "source": now, "tags": tags}
-        return Change(self.where, before, after, f"instance refresh of {', '.join(behind)} to {now}", payload)
+        tags = {key: value for key, value in look.tags.items() if key in {PREVIOUS, LEFT}}
+        payload = {"back": look.version, "source": look.version, "tags": tags}
+        diff = f"instance refresh of {', '.join(behind)} to {look.version}"
+        return Change(self.where, before, after, diff, payload)
 
-    def plan_back(self) -> Change:
-        """Decide how the group returns to the version before."""
-        group = self._group()
-        now = self._wanted(group, self._refresh(active=True))
-        holds = now.held(self.target.device, artefact_of(as_dict(group), now))
-        text = the_way_back(as_dict(group), self.where)
-        if not text:
-            return Change(self.where, holds, holds, cautions=(f"it has returned already, from {as_dict(group)[LEFT]}",))
-        before = self.templates.numbered(text)
-        if str(before) == str(now):
-            return Change(self.where, holds, holds, cautions=("it has gone back by itself already",))
-        diff = show(now.data, before.data, f"{self.where}: launch template {now} -> {before}")
-        payload = {"back": before, "source": now, "tags": {LEFT: str(now)}}
-        diff = diff or f"launch template {now} -> {before}"
-        return Change(self.where, holds, before.held(self.target.device), diff, payload)
+    def cautions(self, look: Look) -> tuple[str, ...]:
+        """Return why AWS cannot go back by itself, where it cannot."""
+        version = look.version
+        if _revertible(version) or not self.target.auto_rollback:
+            return ()
+        why = "names its version as $Latest or $Default" if not version.pinned else "takes its image from a parameter"
+        return (f"the group {why}, which AWS cannot go back to by itself: the refresh runs without auto-rollback",)
+
+    def back_to(self, before: Version) -> dict[str, Any]:
+        """Name the version itself."""
+        return {"back": before}
 
     def write(self, change: Change) -> None:
         """Make the version, write down the one before, and start the refresh."""
-        group, active = self._group(), self._refresh(active=True)
-        source: Version = change.payload["source"]
-        if str(self._wanted(group, active)) != str(source):
-            raise TargetMoved(f"{self.where}: it holds {self._wanted(group, active)} now, not {source}")
+        look = self.look()
+        source = self.still(look, change)
         back: Version | None = change.payload.get("back")
-        if active and back and active["Status"] in {"Pending", "InProgress", "Baking"}:
-            self._tag(change.payload["tags"], back, change.after)
+        if back and look.under_way and look.under_way["Status"] in {"Pending", "InProgress", "Baking"}:
+            self._tag(change, back)
             self.scaling.rollback_instance_refresh(AutoScalingGroupName=self.target.group)
             return
-        if active:
+        if look.under_way:
             raise TargetMoved(
-                f"{self.where}: an instance refresh is {active['Status']}",
+                f"{self.where}: an instance refresh is {look.under_way['Status']}",
                 hint="wait for it, or cancel it, and run again",
             )
         version = back or self.templates.make(source, change.payload["changes"], change.payload["description"])
-        self._tag(change.payload["tags"], version, change.after)
+        self._tag(change, version)
         self.scaling.start_instance_refresh(
             AutoScalingGroupName=self.target.group,
             Strategy="Rolling",
-            DesiredConfiguration=_desired(group, version),
+            DesiredConfiguration=_desired(look.group, version),
             Preferences=preferences(self.target, revertible=_revertible(source)),
         )
 
     def follow(self, wanted: Held) -> Follow:
         """Look at the refresh and the instances."""
         group, last = self._group(), self._refresh(active=False)
-        return judge(group, last, self._version_of(group), self._wanted(group, last), wanted, self.target.device)
-
-    def standing(self) -> Standing:
-        """Say what the group holds and wants."""
-        group = self._group()
-        now = self._wanted(group, self._refresh(active=True))
-        tags = as_dict(group)
-        holds = now.held(self.target.device, artefact_of(tags, now))
-        before, left = self.templates.behind(tags, self.target.device)
-        return Standing(f"{self.where}, launch template {now}", holds, before, self.follow(holds), left=left)
-
-    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
-        """Refuse: an instance refresh cannot wait, only end."""
-        del frozen
-        raise InputError(f"{self.where}: an instance refresh cannot be frozen", hint="use checkpoints, or go back")
+        return judge(group, last, self._version_of(group), self._wanted(group, last), wanted, self.device)
 
     def _group(self) -> dict[str, Any]:
         found = self.scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[self.target.group])
@@ -153,13 +117,12 @@ class Asg:
         last: dict[str, Any] | None = next(iter(found["InstanceRefreshes"]), None)
         return last if last and (not active or last["Status"] in _ACTIVE) else None
 
-    def _tag(self, tags: Mapping[str, str], version: Version, holds: Held) -> None:
-        written = {CURRENT: f"{version} {holds.artefact}".strip(), **tags}
-        gone = {PREVIOUS, LEFT} - set(tags)
+    def _tag(self, change: Change, version: Version) -> None:
+        written, gone = tags_of(change, version)
         place = {"ResourceId": self.target.group, "ResourceType": "auto-scaling-group"}
         made = [{**place, "Key": key, "Value": value, "PropagateAtLaunch": False} for key, value in written.items()]
         self.scaling.create_or_update_tags(Tags=made)
-        self.scaling.delete_tags(Tags=[{**place, "Key": key} for key in sorted(gone)])
+        self.scaling.delete_tags(Tags=[{**place, "Key": key} for key in gone])
 
 
 def preferences(target: AsgTarget, *, revertible: bool) -> dict[str, Any]:
@@ -229,10 +192,3 @@ def _desired(group: Mapping[str, Any], version: Version) -> dict[str, Any]:
 
 def _revertible(version: Version) -> bool:
     return version.pinned and not str(version.data.get("ImageId", "")).startswith("resolve:ssm:")
-
-
-def _cautions(version: Version, target: AsgTarget) -> tuple[str, ...]:
-    if _revertible(version) or not target.auto_rollback:
-        return ()
-    why = "names its version as $Latest or $Default" if not version.pinned else "takes its image from a parameter"
-    return (f"the group {why}, which AWS cannot go back to by itself: the refresh runs without auto-rollback",)

@@ -12,85 +12,54 @@ from typing import Any
 from parbake.aws import client, token
 from parbake.bakefile.targets import NodegroupTarget
 from parbake.errors import AwsNotFound, InputError, TargetMoved
-from parbake.rollouts.templates import (
-    CURRENT,
-    LEFT,
-    PREVIOUS,
-    Templates,
-    Version,
-    artefact_of,
-    describe,
-    new_data,
-    the_way_back,
-)
-from parbake.rollouts.words import Change, Follow, Held, Offer, Standing, show
+from parbake.rollouts.groups import Group, Look, tags_of
+from parbake.rollouts.templates import Templates, Version
+from parbake.rollouts.words import Change, Follow, Held, Offer
 
 
-class Nodegroup:
+class Nodegroup(Group):
     """One managed node group."""
+
+    never_took = "the update of the last rollout never took"
+    no_freeze = ("an update of EKS cannot be frozen", "go back when it has ended")
 
     def __init__(self, target: NodegroupTarget, region: str) -> None:
         self.target = target
+        self.device = target.device
         self.eks = client("eks", region)
         self.templates = Templates(region)
         self.where = f"node group {target.group} of {target.cluster}"
 
-    def plan(self, offer: Offer) -> Change:
-        """Decide which version the node group gets."""
+    def look(self) -> Look:
+        """Look at the group; an update under way shows in its status."""
         group = self._group()
-        now = self._version(group)
-        before = now.held(self.target.device, artefact_of(_tags(group), now))
-        changes = new_data(now.data, offer, device=self.target.device)
-        kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
-        after = offer.held.model_copy(update=kept)
-        if not changes:
-            return Change(self.where, before, after)
-        diff = show(now.data, {**now.data, **changes}, f"{self.where}: launch template {now}")
-        payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
-        refusals: tuple[str, ...] = ()
-        if offer.image and group.get("amiType") != "CUSTOM":
-            refusals = (f"EKS chooses the images of this group (amiType {group.get('amiType')}); it takes no other",)
-        return Change(self.where, before, after, diff, payload, refusals)
+        return Look(group, group.get("tags") or {}, self._version(group))
 
-    def plan_back(self) -> Change:
-        """Decide how the group returns: EKS only goes forward, so to a new version that says what the old one says."""
-        group = self._group()
-        now = self._version(group)
-        holds = now.held(self.target.device, artefact_of(_tags(group), now))
-        text = the_way_back(_tags(group), self.where)
-        if not text:
-            return Change(self.where, holds, holds, cautions=(f"it has returned already, from {_tags(group)[LEFT]}",))
-        before = self.templates.numbered(text)
-        after = before.held(self.target.device)
-        if str(before) == str(now):
-            return Change(self.where, holds, holds, cautions=("the update of the last rollout never took",))
-        diff = show(now.data, before.data, f"{self.where}: launch template {now}, as {before}")
+    def refusals(self, look: Look, offer: Offer) -> tuple[str, ...]:
+        """Return why EKS would take no image, where it would not."""
+        kind = look.group.get("amiType")
+        if not offer.image or kind == "CUSTOM":
+            return ()
+        return (f"EKS chooses the images of this group (amiType {kind}); it takes no other",)
+
+    def back_to(self, before: Version) -> dict[str, Any]:
+        """Say what the version before says: EKS only goes forward, so that it becomes a new version."""
         kept = {key: before.data[key] for key in ("ImageId", "BlockDeviceMappings") if key in before.data}
-        payload = {
-            "source": now,
-            "from": before,
-            "changes": kept,
-            "description": f"parbake back to {before}",
-            "tags": {LEFT: str(now)},
-        }
-        return Change(self.where, holds, after, diff or f"as {before}", payload)
+        return {"from": before, "changes": kept, "description": f"parbake back to {before}"}
 
     def write(self, change: Change) -> None:
         """Make the version, write down the one before, and let EKS update the group."""
-        group = self._group()
-        source: Version = change.payload["source"]
-        if str(self._version(group)) != str(source):
-            raise TargetMoved(f"{self.where}: it holds {self._version(group)} now, not {source}")
-        if group["status"] != "ACTIVE":
+        look = self.look()
+        source = self.still(look, change)
+        if look.group["status"] != "ACTIVE":
             raise TargetMoved(
-                f"{self.where}: it is {group['status']}", hint="wait until it is ACTIVE, and run it again"
+                f"{self.where}: it is {look.group['status']}", hint="wait until it is ACTIVE, and run it again"
             )
         made_from: Version = change.payload.get("from") or source
         version = self.templates.make(made_from, change.payload["changes"], change.payload["description"])
-        written = {CURRENT: f"{version} {change.after.artefact}".strip(), **change.payload["tags"]}
-        self.eks.tag_resource(resourceArn=group["nodegroupArn"], tags=written)
-        gone = sorted({PREVIOUS, LEFT} - set(written))
-        self.eks.untag_resource(resourceArn=group["nodegroupArn"], tagKeys=gone)
+        written, gone = tags_of(change, version)
+        self.eks.tag_resource(resourceArn=look.group["nodegroupArn"], tags=written)
+        self.eks.untag_resource(resourceArn=look.group["nodegroupArn"], tagKeys=gone)
         self.eks.update_nodegroup_version(
             clusterName=self.target.cluster,
             nodegroupName=self.target.group,
@@ -102,20 +71,7 @@ class Nodegroup:
     def follow(self, wanted: Held) -> Follow:
         """Look at the group and at EKS's last update of it."""
         group = self._group()
-        return judge(group, self._last_update(), self._version(group).held(self.target.device), wanted)
-
-    def standing(self) -> Standing:
-        """Say what the node group holds."""
-        group = self._group()
-        now, tags = self._version(group), _tags(group)
-        holds = now.held(self.target.device, artefact_of(tags, now))
-        before, left = self.templates.behind(tags, self.target.device)
-        return Standing(f"{self.where}, launch template {now}", holds, before, self.follow(holds), left=left)
-
-    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
-        """Refuse: EKS ends what it has begun."""
-        del frozen
-        raise InputError(f"{self.where}: an update of EKS cannot be frozen", hint="go back when it has ended")
+        return judge(group, self._last_update(), self._version(group).held(self.device), wanted)
 
     def _group(self) -> dict[str, Any]:
         try:
@@ -163,7 +119,3 @@ def judge(group: Mapping[str, Any], update: Mapping[str, Any] | None, holds: Hel
             )
         return Follow(0, total, False, (f"it holds {holds}", *troubles))
     return Follow(total, total, group["status"] == "ACTIVE", tuple(troubles))
-
-
-def _tags(group: Mapping[str, Any]) -> dict[str, str]:
-    return dict(group.get("tags") or {})

@@ -1,0 +1,139 @@
+"""Groups of nodes that start from a numbered version of a launch template: what Auto Scaling groups and EKS's share.
+
+A rollout makes a new version, writes the one before into the group's tags, and lets the service bring it to the nodes;
+how it does that is the subclass's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from parbake.errors import InputError, TargetMoved
+from parbake.rollouts.templates import (
+    CURRENT,
+    LEFT,
+    PREVIOUS,
+    Templates,
+    Version,
+    artefact_of,
+    describe,
+    new_data,
+    the_way_back,
+)
+from parbake.rollouts.words import Change, Follow, Held, Offer, Standing, show
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at a group: as its service describes it, its tags, and the version that it holds or is to hold.
+
+    ``under_way`` is what brings that version to the nodes now, if anything does.
+    """
+
+    group: Mapping[str, Any]
+    tags: Mapping[str, str]
+    version: Version
+    under_way: Mapping[str, Any] | None = None
+
+
+class Group(ABC):
+    """One group of nodes."""
+
+    device: str
+    where: str
+    templates: Templates
+    never_took: ClassVar[str]
+    """What is said when the last rollout's version is not held."""
+    no_freeze: ClassVar[tuple[str, str]]
+    """Why its nodes cannot be frozen, and what to do instead."""
+
+    @abstractmethod
+    def look(self) -> Look:
+        """Look at the group; raises InputError when there is none, or when it has no launch template."""
+
+    @abstractmethod
+    def follow(self, wanted: Held) -> Follow:
+        """Look once how far the nodes are."""
+
+    @abstractmethod
+    def write(self, change: Change) -> None:
+        """Bring what was decided; raises TargetMoved when the group holds something else by now."""
+
+    @abstractmethod
+    def back_to(self, before: Version) -> dict[str, Any]:
+        """Return what a payload says for a way back to a version."""
+
+    def unchanged(self, look: Look, before: Held, after: Held) -> Change:
+        """Decide for a group that holds the version already: nothing."""
+        del look
+        return Change(self.where, before, after)
+
+    def refusals(self, look: Look, offer: Offer) -> tuple[str, ...]:
+        """Return what speaks against a rollout."""
+        del look, offer
+        return ()
+
+    def cautions(self, look: Look) -> tuple[str, ...]:
+        """Return what to know about a rollout."""
+        del look
+        return ()
+
+    def plan(self, offer: Offer) -> Change:
+        """Decide which version the group gets."""
+        look = self.look()
+        now, before = look.version, self._holds(look)
+        changes = new_data(now.data, offer, device=self.device)
+        kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
+        after = offer.held.model_copy(update=kept)
+        if not changes:
+            return self.unchanged(look, before, after)
+        diff = show(now.data, {**now.data, **changes}, f"{self.where}: launch template {now}")
+        payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
+        return Change(self.where, before, after, diff, payload, self.refusals(look, offer), self.cautions(look))
+
+    def plan_back(self) -> Change:
+        """Decide how the group returns to the version before."""
+        look = self.look()
+        now, holds = look.version, self._holds(look)
+        text = the_way_back(look.tags, self.where)
+        if not text:
+            return Change(self.where, holds, holds, cautions=(f"it has returned already, from {look.tags[LEFT]}",))
+        before = self.templates.numbered(text)
+        if str(before) == str(now):
+            return Change(self.where, holds, holds, cautions=(self.never_took,))
+        name = f"launch template {now} -> {before}"
+        diff = show(now.data, before.data, f"{self.where}: {name}") or name
+        payload = {"source": now, "tags": {LEFT: str(now)}, **self.back_to(before)}
+        return Change(self.where, holds, before.held(self.device), diff, payload)
+
+    def standing(self) -> Standing:
+        """Say what the group holds and wants."""
+        look = self.look()
+        holds = self._holds(look)
+        before, left = self.templates.behind(look.tags, self.device)
+        return Standing(f"{self.where}, launch template {look.version}", holds, before, self.follow(holds), left=left)
+
+    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
+        """Refuse: what the service has begun cannot wait, only end."""
+        del frozen
+        why, instead = self.no_freeze
+        raise InputError(f"{self.where}: {why}", hint=instead)
+
+    def still(self, look: Look, change: Change) -> Version:
+        """Return the version that a change was decided on; raises TargetMoved when the group holds another by now."""
+        source: Version = change.payload["source"]
+        if str(look.version) != str(source):
+            raise TargetMoved(f"{self.where}: it holds {look.version} now, not {source}")
+        return source
+
+    def _holds(self, look: Look) -> Held:
+        return look.version.held(self.device, artefact_of(look.tags, look.version))
+
+
+def tags_of(change: Change, version: Version) -> tuple[dict[str, str], list[str]]:
+    """Return the tags that a group gets with a version, and the keys of those that it loses."""
+    written = {CURRENT: f"{version} {change.after.artefact}".strip(), **change.payload["tags"]}
+    return written, sorted({PREVIOUS, LEFT} - set(written))
