@@ -12,7 +12,6 @@ from parbake import watching
 from parbake.errors import BakefileError, RegistryError
 from parbake.events import Event, Events
 from parbake.flow import Finished
-from parbake.yamltext import parse
 from tests.support.plans import record
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -104,14 +103,6 @@ def test_once_raises_and_so_does_a_wrong_bakefile(monkeypatch: pytest.MonkeyPatc
         watching.watch(down, lambda: (DONE, (), None), Events(), once=True, interval=1)
     with pytest.raises(BakefileError):
         watching.watch(wrong, lambda: (DONE, (), None), Events(), once=False, interval=1)
-
-
-@pytest.mark.parametrize("name", ["github-actions.yaml", "cronjob.yaml"])
-def test_what_is_ready_made_is_yaml_and_calls_what_there_is(name: str) -> None:
-    text = (DEPLOY / name).read_text()
-    assert parse(text).problems == ()
-    assert "watch" in text
-    assert "--once" in text
 
 
 def test_the_container_gets_the_packages_that_parbake_needs_and_no_more() -> None:

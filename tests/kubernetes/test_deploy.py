@@ -1,0 +1,105 @@
+"""What is ready-made in `deploy/`: real kubectl and the API server take the manifests, and the commands are real."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from parbake import cli
+from tests.kubernetes.server import serving
+from tests.kubernetes.store import Kind
+from tests.kubernetes.test_server import kubectl
+from tests.support.clusters import NEEDS_KUBECTL
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CRONJOB, WORKFLOW = DEPLOY / "cronjob.yaml", DEPLOY / "github-actions.yaml"
+RBAC = "rbac.authorization.k8s.io"
+KINDS = (
+    Kind("", "v1", "serviceaccounts", "ServiceAccount", namespaced=True),
+    Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", namespaced=True),
+    Kind("batch", "v1", "cronjobs", "CronJob", namespaced=True),
+    Kind(RBAC, "v1", "clusterroles", "ClusterRole"),
+    Kind(RBAC, "v1", "clusterrolebindings", "ClusterRoleBinding"),
+)
+
+
+def manifests() -> list[dict[str, Any]]:
+    return list(YAML(typ="safe").load_all(CRONJOB.read_text()))
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from leaves(item, f"{path}[{number}]")
+    else:
+        yield path, value
+
+
+def taken(*arguments: str) -> None:
+    """Fail unless parbake reads these arguments."""
+    assert cli.run([*arguments, "--help"]) == 0, arguments
+
+
+@NEEDS_KUBECTL
+def test_the_api_server_takes_all_of_it(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for kind in KINDS:
+            server.store.kinds[kind.group, kind.version, kind.plural] = kind
+        first = kubectl(server, "apply", "-f", str(CRONJOB))
+        assert first.code == 0, first.stderr
+        assert {key[1] for key in server.store.objects} >= {kind.plural for kind in KINDS}
+        assert kubectl(server, "apply", "-f", str(CRONJOB)).text.count("unchanged") == len(manifests())
+
+
+@NEEDS_KUBECTL
+def test_kubectl_knows_every_field_of_the_cronjob(tmp_path: Path) -> None:
+    """kubectl reads a CronJob into its own types to change it: a wrong type is refused, an unknown field is lost."""
+    (cronjob,) = [each for each in manifests() if each["kind"] == "CronJob"]
+    file = tmp_path / "cronjob.json"
+    file.write_text(json.dumps(cronjob))
+    command = ["kubectl", "set", "env", "--local", "-f", str(file), "X=1", "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    known = dict(leaves(json.loads(done.stdout)))
+    assert {path: value for path, value in leaves(cronjob) if known.get(path) != value} == {}
+
+
+def test_the_container_calls_what_there_is() -> None:
+    (cronjob,) = [each for each in manifests() if each["kind"] == "CronJob"]
+    (container,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    taken(*container["args"])
+    mounted = {each["mountPath"] for each in container["volumeMounts"]}
+    folder = re.findall(r"^WORKDIR (.*)$", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
+    assert [container["workingDir"]] == folder
+    assert mounted == {f"{folder[0]}/parbake.yaml", f"{folder[0]}/artefacts"}
+
+
+def test_the_rights_are_those_that_rollouts_take() -> None:
+    """What the how-to says, and no more."""
+    (role,) = [each for each in manifests() if each["kind"] == "ClusterRole"]
+    rights = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    classes = {(plural, verb) for plural in ("ec2nodeclasses", "awsnodetemplates") for verb in ("get", "list", "patch")}
+    pools = {("nodepools", verb) for verb in ("get", "list", "patch")}
+    assert rights == classes | pools | {("nodeclaims", "list"), ("events", "list")}
+
+
+def test_the_workflow_is_one_and_calls_what_there_is() -> None:
+    check = Path(sys.executable).with_name("check-jsonschema")
+    command = [str(check), "--builtin-schema", "vendor.github-workflows", str(WORKFLOW)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    workflow = YAML(typ="safe").load(WORKFLOW.read_text())
+    lines = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    commands = [shlex.split(line.partition("|")[0]) for line in lines]
+    assert [words[0] for words in commands] == ["parbake"]
+    taken(*commands[0][1:])
