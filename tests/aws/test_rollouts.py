@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from parbake import iam
+from parbake import handover, iam
 from parbake.aws import clients
 from parbake.bakefile import load
+from parbake.events import Events
 from parbake.model import GIB
 from parbake.rollouts import Offer
 from parbake.rollouts.templates import new_data
@@ -164,6 +165,71 @@ def test_instances_of_before_are_refreshed(fleets: Fleets, tmp_path: Path, capsy
     kitchen(tmp_path, [GROUP], FIRST)
     code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, done["changed"], fleets.instances["workers"]) == (0, True, ["2", "2"])
+
+
+@pytest.mark.parametrize(
+    ("target", "service", "call"),
+    [
+        (GROUP, "autoscaling", "CreateOrUpdateTags"),
+        (GROUP, "autoscaling", "StartInstanceRefresh"),
+        (NODES, "eks", "TagResource"),
+        (NODES, "eks", "UpdateNodegroupVersion"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_a_run_that_ends_before_a_call_is_finished(
+    fleets: Fleets,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    target: dict[str, Any],
+    service: str,
+    call: str,
+) -> None:
+    made = group() if target is GROUP else node_group("CUSTOM")
+    kitchen(tmp_path, [target], FIRST)
+
+    class Killed(BaseException):
+        pass
+
+    def die(**_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        make = clients._make
+
+        def dying(service_: str, region: str, *more: Any) -> Any:
+            client = make(service_, region, *more)
+            if service_ == service:
+                client.meta.events.register_first(f"before-call.{service}.{call}".replace("autos", "auto-s"), die)
+            return client
+
+        patched.setattr(clients, "_make", dying)
+        with pytest.raises(Killed):
+            handover.rollout(tmp_path / "parbake.yaml", [FIRST.key], Events(), handover.Manner(interval=0.05))
+        clients.forget()
+    assert len(versions(made)) == 2
+    assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+    assert len(versions(made)) == 2, "the version that was made is taken"
+    report = parbake(capsys, "status")[1][0]
+    assert (report["holds"]["artefact"], report["previous"]["image"]) == (FIRST.artefact, "ami-0")
+    assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    del fleets
+
+
+@pytest.mark.parametrize("target", [GROUP, NODES], ids=["asg", "nodegroup"])
+def test_an_image_of_another_architecture(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any]
+) -> None:
+    ec2 = raw("ec2")  # which has images of others from the start
+    arm = ec2.describe_images(Filters=[{"Name": "architecture", "Values": ["arm64"]}])["Images"][0]["ImageId"]
+    made = group(image=arm) if target is GROUP else node_group("CUSTOM", arm)
+    kitchen(tmp_path, [target], FIRST)
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert (code, len(versions(made))) == (1, 1)
+    assert f"its nodes run arm64 ({arm}), and {FIRST.artefact} is for amd64" in error["message"]
+    assert parbake(capsys, "rollout", FIRST.key, "--force", "--no-follow")[0] == 0
+    del fleets
 
 
 def test_node_groups_go_back_by_going_forward(

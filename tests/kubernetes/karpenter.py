@@ -85,6 +85,9 @@ class Karpenter:
                 pool = claim["metadata"]["labels"]["karpenter.sh/nodepool"]
                 if going.get(pool, 0) < self._allowed(pools[pool]):
                     going[pool] = going.get(pool, 0) + self._replace(claim, node_class, pool)
+                elif not self._allowed(pools[pool]):
+                    text = "No allowed disruptions for disruption reason Drifted due to blocking budget"
+                    self._event("NodePool", pool, text)
 
     def winner(self, spec: Object) -> Ami | None:
         fitting = [ami for ami in self.amis if any(self._fits(ami, term) for term in spec["amiSelectorTerms"])]
@@ -140,7 +143,9 @@ class Karpenter:
     def _replace(self, claim: Object, node_class: Object, pool: str) -> bool:
         name = claim["metadata"]["name"]
         if name in self.blocked:
-            self._event(name, f'Cannot disrupt NodeClaim: pdb "{self.blocked[name]}" prevents pod evictions')
+            self._event(
+                "NodeClaim", name, f'Cannot disrupt NodeClaim: pdb "{self.blocked[name]}" prevents pod evictions'
+            )
             return False
         if not node_class["status"]["amis"] or not self._launch(pool, node_class):
             return False
@@ -148,12 +153,12 @@ class Karpenter:
         self.server.delete("nodeclaims", name)
         return True
 
-    def _event(self, claim: str, message: str) -> None:
-        key = f"{claim}.blocked"
+    def _event(self, kind: str, name: str, message: str) -> None:
+        key = f"{kind.lower()}.{name}.blocked"
         try:
             self.server.get("events", key, namespace="default")
         except Refused:
-            reference = {"kind": "NodeClaim", "name": claim}
+            reference = {"kind": kind, "name": name}
             parts: dict[str, Any] = {"reason": "DisruptionBlocked", "message": message, "involvedObject": reference}
             self.server.create("events", key, metadata={"namespace": "default"}, **parts)
 

@@ -20,6 +20,7 @@ from parbake.trace import Part, Read, Trace, hydrate_list, save
 from tests.golden.test_rollouts import ALIAS, BOTH, COMMON, NEW, OLD
 from tests.kubernetes.karpenter import Ami, Karpenter
 from tests.kubernetes.server import Server, serving
+from tests.kubernetes.store import Kind
 from tests.support.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
 
 pytestmark = NEEDS_KUBECTL
@@ -159,6 +160,20 @@ def test_what_holds_nodes_back_is_named(
         cluster.blocked.clear()
         code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
         assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it goes on following"
+
+
+def test_a_budget_is_named(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the users' own, and not that of ``parbake freeze``."""
+    kitchen(tmp_path, [GPU], FIRST)
+    server.change("nodepools", "gpu", {"spec": {"disruption": {"budgets": [{"nodes": "0"}]}}})
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1.5")
+    node = server.list("nodeclaims")[0]["status"]["nodeName"]
+    assert (code, error["error"]) == (1, "Stalled")
+    blocked = "No allowed disruptions for disruption reason Drifted due to blocking budget"
+    assert f"{node}: runs ami-0; NodePool gpu: {blocked}" in error["message"]
 
 
 def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,6 +372,59 @@ def test_a_cluster_without_karpenter(
         code, error = parbake(capsys, "rollout", FIRST.key)
     assert code == 2
     assert "serves no API karpenter.k8s.aws" in error["message"]
+
+
+def test_a_version_that_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    with serving(tmp_path) as server:
+        use(server, monkeypatch)
+        kind = Kind("karpenter.k8s.aws", "v2", "ec2nodeclasses", "EC2NodeClass")
+        server.store.kinds[kind.group, kind.version, kind.plural] = kind
+        code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert "serves v2 of karpenter.k8s.aws" in error["message"]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("verb", "plural"), [("get", "ec2nodeclasses"), ("list", "nodepools"), ("list", "nodeclaims"), ("list", "events")]
+)
+def test_who_may_not_is_told_what(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, plural: str
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    server.store.forbidden.add((verb, plural))
+    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1")
+    assert code == 1
+    if plural == "events":  # without them it is only not known why
+        assert error["error"] == "Stalled"
+        return
+    assert f'cannot {verb} resource "{plural}" in API group' in error["message"]
+    assert "ask those who run the cluster" in error["hint"]
+    assert terms(server) == [{"alias": "al2023@latest"}]
+
+
+def test_another_machine_knows_as_much(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """It has the Bakefile, and neither records nor artefacts."""
+    kitchen(tmp_path, [GPU], FIRST, SECOND)
+    with cluster:
+        for each in (FIRST, SECOND):
+            assert parbake(capsys, "rollout", each.key, *QUICK)[0] == 0
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        kitchen(elsewhere, [GPU])
+        monkeypatch.chdir(elsewhere)
+        code, (report,) = parbake(capsys, "status")
+        assert (code, report["holds"]["artefact"], report["previous"]["artefact"]) == (
+            0, SECOND.artefact, FIRST.artefact,
+        )  # fmt: skip
+        assert (report["follow"]["ready"], report["follow"]["total"]) == (2, 2)
+        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert images(server) == ["ami-1", "ami-1"]
 
 
 def test_the_versions_of_before(

@@ -94,6 +94,9 @@ def test_one_value(where: tuple[str | int, ...], value: Any, lines: list[str]) -
         ("base: &b {x: 1}\nuse:\n  <<: *b\n  y: 2\n", {"base": {"x": 1}, "use": {"x": 3, "y": 2}},
          "base: &b {x: 1}\nuse:\n  <<: *b\n  y: 2\n  x: 3\n"),
         ("a: &v one\nb: *v\n", {"a": "one", "b": "two"}, "a: &v one\nb: two\n"),
+        ("a: [x, b: 1]\n", {"a": ["x", {"b": 1, "c": 2}]}, "a: [x, {b: 1, c: 2}]\n"),
+        ("a: [b: 1, x]\n", {"a": [{"b": {"c": 2}}, "x"]}, "a: [{b: {c: 2}}, x]\n"),
+        ("a: [b: 1]\n", {"a": [3]}, "a: [3]\n"),
     ],
 )  # fmt: skip
 def test_shapes(before: str, want: Any, after: str) -> None:

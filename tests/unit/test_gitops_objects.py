@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from parbake.errors import InputError
-from parbake.gitops import change, find, operations, parse_path, read, set_value, the_one, value_at
+from parbake.gitops import change, find, operations, parse_path, read, said, set_value, the_one, value_at
 from tests.support.nodeclasses import NODE_CLASS, changed
 
 KINDS = {"EC2NodeClass"}
@@ -109,6 +109,19 @@ def test_a_json_patch_inside_a_kustomization() -> None:
         "-        value: [{id: ami-1}]",
         "+        value: [{id: ami-2}]",
     ]
+
+
+def test_what_a_json_patch_says() -> None:
+    ops = [
+        {"op": "add", "path": "/spec/a~1b", "value": 1},
+        {"op": "replace", "path": "/spec/c", "value": {"d": [2]}},
+        {"op": "replace", "path": "/spec/list/0", "value": 3},
+        {"op": "remove", "path": "/spec/e"},
+        {"op": "add", "path": "", "value": 4},
+        "no operation",
+    ]
+    assert said(ops) == {"spec": {"a/b": 1, "c": {"d": [2]}}}
+    assert said("no list") == {}
 
 
 @pytest.mark.parametrize(

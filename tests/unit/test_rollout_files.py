@@ -31,6 +31,33 @@ spec:
 ---
 kind: Other
 """
+KUSTOMIZATION = """\
+resources: [../base]
+patches:
+  # this cluster's image
+  - target: {kind: EC2NodeClass, name: gpu}
+    patch: |-
+      apiVersion: karpenter.k8s.aws/v1
+      kind: EC2NodeClass
+      metadata:
+        name: gpu
+      spec:
+        amiFamily: AL2023
+        amiSelectorTerms:
+          - id: ami-0   # the old one
+"""
+JSON_PATCH = """\
+resources: [../base]
+patches:
+  - target: {kind: EC2NodeClass, name: gpu}
+    patch: |-
+      - op: replace
+        path: /spec/amiSelectorTerms
+        value: [{id: ami-0}]
+      - op: add
+        path: /spec/amiFamily
+        value: AL2023
+"""
 INSTANCE_GROUP = """\
 apiVersion: kops.k8s.io/v1alpha2
 kind: InstanceGroup
@@ -97,6 +124,13 @@ def test_a_node_class_in_a_file(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert 'name: "gpu"   # quoted on purpose' in after
     assert "- id: ami-1" in after
     assert after.endswith("---\nkind: Other\n")
+
+
+@pytest.mark.parametrize("patch", [KUSTOMIZATION, JSON_PATCH], ids=["merge", "json"])
+def test_a_patch_in_a_kustomization(here: Path, capsys: pytest.CaptureFixture[str], patch: str) -> None:
+    after = there_and_back(here, capsys, {"gitops": {"file": "kustomization.yaml"}}, "kustomization.yaml", patch)
+    assert after.startswith(patch.partition("    patch")[0]), "what is around it stays"
+    assert "{id: ami-1}" in after or "id: ami-1   # the old one" in after
 
 
 def test_what_loads_the_hot_blocks_in_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

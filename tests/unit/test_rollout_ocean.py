@@ -68,7 +68,9 @@ def test_bad_input(
 ) -> None:
     kitchen(tmp_path, [{"ocean": {"cluster": "o-1", "groups": ["ols-9"]}}], FIRST, data := volume("d", "snap-1"))
     code, error = parbake(capsys, "rollout", FIRST.key)
-    assert (code, "check the ids" in error["hint"]) == (2, True)
+    assert (code, error["hint"]) == (2, "there are: ols-1, ols-2")
+    kitchen(tmp_path, [{"ocean": {"cluster": "o-9"}}])
+    assert parbake(capsys, "rollout", FIRST.key)[1]["hint"] == "there are: o-1"
     assert parbake(capsys, "rollout", data.key)[0] == 2
     monkeypatch.setenv("SPOTINST_TOKEN", "wrong")
     code, error = parbake(capsys, "rollout", FIRST.key)

@@ -6,7 +6,7 @@ patch there, ``set_value`` sets one value of a Helm values file by its path. All
 """
 
 from parbake.gitops.edit import merge, merged, put, read, rewrite
-from parbake.gitops.objects import Place, change, find, operations, parse_path, set_value, the_one, value_at
+from parbake.gitops.objects import Place, change, find, operations, parse_path, said, set_value, the_one, value_at
 from parbake.gitops.repository import Commit, Edit, Repository, patch, write
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "put",
     "read",
     "rewrite",
+    "said",
     "set_value",
     "the_one",
     "value_at",

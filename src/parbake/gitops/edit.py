@@ -172,6 +172,9 @@ class _Edit:
 
     def _in_value(self, node: Node, begin: int, at: int, have: Any, want: Any, where: Where, inline: bool) -> str:
         """Change a value in place; ``begin`` is behind its colon or dash, ``at`` the column of its key or dash."""
+        if node.flow and node.kind == "mapping" and self.text[node.start] != "{":  # [a: 1]: a pair without its braces
+            self._must_be_own(node, where)
+            return self._splice(node.start, node.end, flow(want, as_json=self.style.json))
         if node.kind == "mapping" and isinstance(want, dict) and want and have:
             return self._in_mapping(node, have, want, where, inline=inline or node.flow)
         if node.kind == "sequence" and isinstance(want, list) and want and have:

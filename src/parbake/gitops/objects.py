@@ -151,6 +151,21 @@ def operations(ops: Any, patch: Mapping[str, Any]) -> list[Any]:
     return result
 
 
+def said(ops: Any) -> dict[str, Any]:
+    """Return what a JSON patch makes an object say, as far as it says it without knowing the object. Pure.
+
+    Places inside lists of the object are passed over, and so is what is removed, moved or copied.
+    """
+    result: dict[str, Any] = {}
+    for op in ops if isinstance(ops, list) else ():
+        if not isinstance(op, Mapping) or op.get("op") not in {"add", "replace"}:
+            continue
+        parts = [part.replace("~1", "/").replace("~0", "~") for part in str(op.get("path", "")).split("/")[1:]]
+        if parts and not any(part == "-" or part.isdecimal() for part in parts):
+            result = merged(result, _nested(parts, op.get("value")))
+    return result
+
+
 def _changed(text: str, place: Place, patch: Mapping[str, Any], source: str) -> str:
     document = 0 if place.inline else place.document
     data = read(text, document, source=source)

@@ -96,7 +96,7 @@ def _templates(bakefile: Bakefile, targets: list[Target], *, roles: bool) -> Ite
     """Allow a new version of a launch template, and to let a group launch of it: the ids are not in the Bakefile."""
     places = sorted({target.region or "" for target in targets})
     templates = [arn(bakefile, "ec2", "launch-template/*", region=region) for region in places]
-    yield allow("LookAtTemplates", ["ec2:DescribeLaunchTemplateVersions"])
+    yield allow("LookAtTemplates", ["ec2:DescribeImages", "ec2:DescribeLaunchTemplateVersions"])
     yield allow("NewVersions", ["ec2:CreateLaunchTemplateVersion"], templates)
     yield allow("LaunchOfTemplates", ["ec2:RunInstances"], ["*"], {"ArnLike": {"ec2:LaunchTemplate": templates}})
     kinds = ("instance", "network-interface", "spot-instances-request", "volume")

@@ -92,7 +92,8 @@ class Group(ABC):
             return self.unchanged(look, before, after)
         diff = show(now.data, {**now.data, **changes}, f"{self.where}: launch template {now}")
         payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
-        return Change(self.where, before, after, diff, payload, self.refusals(look, offer), self.cautions(look))
+        refusals = (*self.refusals(look, offer), *self._of_another_architecture(before, offer))
+        return Change(self.where, before, after, diff, payload, refusals, self.cautions(look))
 
     def plan_back(self) -> Change:
         """Decide how the group returns to the version before."""
@@ -128,6 +129,13 @@ class Group(ABC):
         if str(look.version) != str(source):
             raise TargetMoved(f"{self.where}: it holds {look.version} now, not {source}")
         return source
+
+    def _of_another_architecture(self, before: Held, offer: Offer) -> tuple[str, ...]:
+        """Return what speaks against an image whose architecture is not that of the one before."""
+        now = self.templates.architecture(before.image) if offer.image else ""
+        if not now or now == offer.architecture:
+            return ()
+        return (f"its nodes run {now} ({before.image}), and {offer.artefact} is for {offer.architecture}",)
 
     def _holds(self, look: Look) -> Held:
         return look.version.held(self.device, artefact_of(look.tags, look.version))

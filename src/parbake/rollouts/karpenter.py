@@ -255,19 +255,26 @@ def judge(
     images = wanted.images or tuple(each.get("id", "") for each in node_class.get("status", {}).get("amis", []))
     ready = 0
     frozen = sorted(pool["metadata"]["name"] for pool in pools if FROZEN in _budgets(pool))
-    reasons = {event.get("involvedObject", {}).get("name", ""): event.get("message", "") for event in blocked}
+    reasons = {_about(event): str(event.get("message", "")) for event in blocked}
     for claim in claims:
         state = _behind(claim, images, hash_wanted)
         if state is None:
             ready += 1
             continue
         name, node = claim["metadata"]["name"], claim.get("status", {}).get("nodeName", "")
-        why = reasons.get(name) or reasons.get(node) or ""
         pool = claim["metadata"].get("labels", {}).get(f"{CORE}/nodepool", "")
+        why = reasons.get(("NodeClaim", name)) or reasons.get(("Node", node)) or ""
         if not why and pool in frozen:
             why = f"NodePool {pool} is frozen (`parbake thaw`)"
+        elif not why and ("NodePool", pool) in reasons:
+            why = f"NodePool {pool}: {reasons['NodePool', pool]}"
         waiting.append(f"{node or name}: {state}" + (f"; {why}" if why else ""))
     return Follow(ready, len(claims), resolved and ready == len(claims), tuple(waiting))
+
+
+def _about(event: Mapping[str, Any]) -> tuple[str, str]:
+    about = event.get("involvedObject", {})
+    return about.get("kind", ""), about.get("name", "")
 
 
 def _unresolved(node_class: Mapping[str, Any], wanted: Held) -> Iterable[str]:

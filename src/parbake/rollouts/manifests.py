@@ -148,8 +148,10 @@ class NodeClassFile(_Manifest):
         place = gitops.the_one(
             gitops.find(files, kinds=_NODE_CLASSES, name=name), f"the node class {name}" if name else "a node class"
         )
+        if isinstance(place.data, Mapping):
+            return place, place.data
         described = {"kind": place.kind, "metadata": {"name": place.name}, "spec": {}}
-        return place, place.data if isinstance(place.data, Mapping) else described
+        return place, gitops.merged(described, gitops.said(place.data))
 
 
 class ValuesFile(_Manifest):

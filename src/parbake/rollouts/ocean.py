@@ -54,7 +54,7 @@ class Spot:
         said = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in response.get("errors", []))
         message = f"{what}: {said or answer.status}"
         if answer.status == 404 or "DOESNT_EXIST" in said:
-            raise InputError(message, hint="check the ids of the cluster and its virtual node groups")
+            raise InputError(message, hint="check the ids")
         if answer.status in {401, 403}:
             raise RolloutError(message, hint="check SPOTINST_TOKEN and SPOTINST_ACCOUNT")
         raise RolloutError(message)
@@ -155,9 +155,17 @@ class Ocean:
 
     def _specifications(self) -> dict[str, dict[str, Any]]:
         if self.target.groups:
-            return {name: self._ask("GET", f"launchSpec/{name}")[0] for name in self.target.groups}
-        cluster = self._ask("GET", f"cluster/{self.target.cluster}")[0]
+            return {name: self._one("launchSpec", name) for name in self.target.groups}
+        cluster = self._one("cluster", self.target.cluster)
         return {self.target.cluster: cluster.get("compute", {}).get("launchSpecification", {})}
+
+    def _one(self, kind: str, name: str) -> dict[str, Any]:
+        """Return one cluster or virtual node group; raises InputError that lists those there are."""
+        try:
+            return self._ask("GET", f"{kind}/{name}")[0]
+        except InputError as error:
+            there = ", ".join(str(each["id"]) for each in self._ask("GET", kind)) or "none"
+            raise InputError(error.message, hint=f"there are: {there}") from error
 
     def _put(self, name: str, body: Mapping[str, Any]) -> None:
         if name == self.target.cluster:

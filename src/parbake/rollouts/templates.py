@@ -93,6 +93,15 @@ class Templates:
             pinned=not asked.startswith("$"),
         )
 
+    def architecture(self, image: str) -> str:
+        """Return the architecture of an image, in Go's word; empty where there is no such image any more."""
+        try:
+            found = self.ec2.describe_images(ImageIds=[image], IncludeDeprecated=True)["Images"] if image else []
+        except AwsNotFound:
+            return ""
+        word = str(found[0].get("Architecture", "")) if found else ""
+        return {"x86_64": "amd64"}.get(word, word)
+
     def numbered(self, text: str) -> Version:
         """Return the version that a tag names, as ``lt-…:7``."""
         template, _, number = text.rpartition(":")
