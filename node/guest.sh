@@ -129,15 +129,85 @@ runtime() { # containerd, or Docker on nodes of Kubernetes 1.22 and older that r
         logged systemctl start docker || fail "Docker does not start: $OUT"
     else
         command -v ctr >/dev/null || fail "this machine has neither ctr nor dockerd: no base for a bake"
-        logged systemctl start containerd || fail "containerd does not start: $OUT"
-        tries=0
-        until logged c version; do
-            tries=$((tries + 1))
-            [ $tries -gt 60 ] && fail "containerd does not answer: $OUT"
-            sleep 1
-        done
+        containerd_starts
     fi
     say stage "runtime $RUNTIME"
+}
+
+containerd_starts() {
+    logged systemctl start containerd || fail "containerd does not start: $OUT"
+    tries=0
+    until logged c version; do
+        tries=$((tries + 1))
+        [ $tries -gt 60 ] && fail "containerd does not answer: $OUT"
+        sleep 1
+    done
+}
+
+# -- volume: the store lies on a disk of its own, mounted where nodes will mount it
+
+volume() {
+    [ "$RUNTIME" = containerd ] || fail "a volume holds a store of containerd, and Docker runs this node"
+    STORE=$(containerd config dump 2>/dev/null | sed -n "s/^root = ['\"]\(.*\)['\"].*/\1/p" | head -n 1)
+    STORE=$ROOT${STORE:-/var/lib/containerd}
+    stage "volume at $STORE"
+    if [ "$PARBAKE_MODE" != verify ]; then
+        command -v "${PARBAKE_MKFS%% *}" >/dev/null || fail "this machine has no ${PARBAKE_MKFS%% *}: write another filesystem"
+        pause_of_the_base
+    fi
+    systemctl stop containerd >/dev/null 2>&1
+    disk=
+    tries=0
+    until disk=$(found_disk) && [ -n "$disk" ]; do
+        tries=$((tries + 1))
+        [ $tries -gt 60 ] && fail "no disk of $PARBAKE_VOLUME bytes is there for the volume"
+        sleep 1
+    done
+    case $disk in *" "*) fail "more than one disk could be the volume: $disk" ;; esac
+    if [ "$PARBAKE_MODE" != verify ]; then
+        # shellcheck disable=SC2086 # a list of words
+        logged $PARBAKE_MKFS "$disk" || fail "no file system can be made on $disk: $OUT"
+    fi
+    mkdir -p "$STORE"
+    logged mount "$disk" "$STORE" || fail "$disk cannot be mounted: $OUT"
+    containerd_starts
+    [ ! -f "$WORK/pause.tar" ] || logged c images import --platform "$PARBAKE_PLATFORM" "$WORK/pause.tar" ||
+        fail "the base's pause image cannot be brought to the volume: $OUT"
+    [ ! -f "$WORK/pause.tar" ] || logged c images label "$PAUSE_IMAGE" io.cri-containerd.pinned=pinned ||
+        fail "$PAUSE_IMAGE: cannot be pinned: $OUT"
+}
+
+found_disk() { # a bake's: of the right size, with nothing on it, and no disk of the instance's own; a proof's: by its UUID
+    [ "$PARBAKE_MODE" != verify ] || {
+        blkid -U "$PARBAKE_VOLUME_UUID"
+        return
+    }
+    lsblk -bdnro NAME,SIZE,TYPE | while read -r name size type; do
+        [ "$type" = disk ] && [ "$size" = "$PARBAKE_VOLUME" ] || continue
+        grep -q "Instance Storage" "$ROOT/sys/block/$name/device/model" 2>/dev/null && continue
+        blkid -p "/dev/$name" >/dev/null 2>&1
+        [ $? = 2 ] && echo "/dev/$name"
+    done | tr '\n' ' ' | sed 's/ $//'
+}
+
+pause_of_the_base() { # nodes see only what the volume holds: their pause image goes with it
+    [ "$PARBAKE_SANDBOX" = 0 ] || return 0 # the bake brings one
+    PAUSE_IMAGE=$(c images ls 'labels."io.cri-containerd.pinned"==pinned' | awk '$1 ~ /\/pause[:@]/ && $1 !~ /@/ { print $1; exit }')
+    if [ -z "$PAUSE_IMAGE" ]; then
+        say warn "this machine has no pinned pause image, so that the volume holds none: name it in sandbox, or no pod starts"
+    else
+        logged c images export --platform "$PARBAKE_PLATFORM" "$WORK/pause.tar" "$PAUSE_IMAGE" ||
+            fail "$PAUSE_IMAGE cannot be read from this machine's store (name it in sandbox): $OUT"
+        echo "the volume gets $PAUSE_IMAGE of this machine" >>"$LOG"
+    fi
+}
+
+seal_volume() { # the machine itself is thrown away
+    stage seal
+    systemctl stop containerd >/dev/null 2>&1
+    sync
+    fstrim "$STORE" >/dev/null 2>&1 || :
+    logged umount "$STORE" || fail "the volume cannot be unmounted: $OUT"
 }
 
 # -- registries
@@ -342,13 +412,14 @@ main() {
     watch
     stage runtime
     runtime
+    [ -z "$PARBAKE_VOLUME" ] || volume
     if [ "$PARBAKE_MODE" = verify ]; then
         prove
     else
         registries
         images
         [ "$RUNTIME" = docker ] || discard
-        seal
+        if [ -n "$PARBAKE_VOLUME" ]; then seal_volume; else seal; fi
     fi
     trap - EXIT
     kill "$WATCH" 2>/dev/null

@@ -76,11 +76,12 @@ def make_plan(
 ) -> Plan:
     """Make the plan; raises InputError when the choices cannot work together (a fixed size that is too small)."""
     everything = (*images, sandbox) if sandbox else tuple(images)
-    size = fixed_size or disk_size(everything, base, keep_layers=keep_layers)
+    below = Base(kind="none") if artefact.kind == "volume" else base  # what fills a volume is not in it
+    size = fixed_size or disk_size(everything, below, keep_layers=keep_layers)
     sizes = measure(everything, keep_layers=keep_layers)
     baked = 0 if sizes.estimated else sizes.baked
     # How much of a disk of the user's is free, only a look into it tells: the images may fit into that.
-    least = max(base.size, baked) if base.kind in {"file", "ami"} else base.size + baked
+    least = max(below.size, baked) if below.kind in {"file", "ami"} else below.size + baked
     if fixed_size and fixed_size < least:
         raise InputError(
             f"size: {fixed_size // MIB} MiB cannot hold the base and the images, which take at least "
@@ -110,7 +111,8 @@ def larger(plan: Plan, *, bomb: bool) -> Plan | None:
     if plan.size_is_fixed or (bomb and not sizes.estimated):
         return None
     most = max(sizes.transfer * _LARGEST_RATIO, sizes.raw * _MOST_SMALL_FILES) / LARGEST_BAKED_SHARE
-    size = min(plan.size * 2, -(-int(plan.base.size + most) // GIB) * GIB)
+    below = 0 if plan.artefact.kind == "volume" else plan.base.size
+    size = min(plan.size * 2, -(-int(below + most) // GIB) * GIB)
     return plan.model_copy(update={"size": size}) if size > plan.size else None
 
 
@@ -118,8 +120,9 @@ def cautions(plan: Plan) -> tuple[str, ...]:
     """Return what a user should know before baking this plan, in plain words."""
     found = []
     sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
-    added = plan.size - plan.base.size
-    if plan.size_is_fixed and sizes.baked > added and plan.base.kind in {"file", "ami"}:
+    volume = plan.artefact.kind == "volume"
+    added = plan.size - (0 if volume else plan.base.size)
+    if plan.size_is_fixed and sizes.baked > added and plan.base.kind in {"file", "ami"} and not volume:
         found.append(
             f"the fixed `size` adds {added // MIB} MiB to the base's disk, and the images take about "
             f"{-(-sizes.baked // MIB)} MiB: the rest has to fit into what is free in the base"
@@ -130,7 +133,7 @@ def cautions(plan: Plan) -> tuple[str, ...]:
             f"garbage collection starts at 85 % of the disk (pinned images are spared, pulled ones are not); a larger "
             f"`size` is safer"
         )
-    if plan.artefact.kind == "volume" and plan.sandbox is None:
+    if volume and plan.sandbox is None and plan.base.kind == "none":  # else what fills it brings its own
         found.append(
             "the volume carries no sandbox (pause) image: a node that mounts it over its runtime's root can start no "
             "pod unless it brings one itself; set `sandbox` to the image that the node's containerd is configured with"

@@ -211,6 +211,33 @@ class Cloud:
         self.tokens[token] = made["ImageId"]
         return made
 
+    def _ec2_CreateSnapshot(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        [volume] = self._real(client, "DescribeVolumes", {"VolumeIds": [arguments["VolumeId"]]})["Volumes"]
+        answer = self._real(client, "CreateSnapshot", arguments)
+        for attached in volume["Attachments"]:
+            instance = self._instance(client, attached["InstanceId"])
+            assert instance["State"]["Name"] == "stopped", "a snapshot of a disk in use is of nobody knows what"
+            held = self.machines[instance["InstanceId"]].volumes[attached["Device"]]
+            self.contents[answer["SnapshotId"]] = self.hardware.snapshot(held)
+        self.pending[answer["SnapshotId"]] = LOOKS
+        return answer
+
+    def _ec2_DescribeSnapshots(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        answer = self._real(client, "DescribeSnapshots", arguments)
+        for snapshot in answer["Snapshots"]:
+            identity = snapshot["SnapshotId"]
+            snapshot.update({key: value for key, value in self.details.get(identity, {}).items() if key == "State"})
+            if self.pending.get(identity, 0) > 0:
+                self.pending[identity] -= 1
+                snapshot |= {"State": "pending", "Progress": "50%"}
+        return answer
+
+    def _ec2_CopySnapshot(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        answer = self._real(client, "CopySnapshot", arguments)
+        self.contents[answer["SnapshotId"]] = self.contents[arguments["SourceSnapshotId"]]
+        self.pending[answer["SnapshotId"]] = LOOKS
+        return answer
+
     def _ec2_DeleteSnapshot(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         for image in self._real(client, "DescribeImages", {"Owners": ["self"]})["Images"]:
             mappings = self.details.get(image["ImageId"], image).get("BlockDeviceMappings", [])

@@ -35,20 +35,25 @@ def cloud(aws_mock: None, monkeypatch: pytest.MonkeyPatch) -> Cloud:
 
 
 def plan_for(base: str, **more: Any) -> Plan:
-    return make_plan(
-        name="shop",
-        platform=Platform(architecture="amd64"),
-        base=Base(kind="ami", identity=base, size=8 * GIB),
-        artefact=Artefact(kind="machine-image", format="ami"),
-        images=[APP],
-        sandbox=None,
-        **more,
-    )
+    usual: dict[str, Any] = {
+        "name": "shop",
+        "platform": Platform(architecture="amd64"),
+        "base": Base(kind="ami", identity=base, size=8 * GIB),
+        "artefact": Artefact(kind="machine-image", format="ami"),
+        "images": [APP],
+        "sandbox": None,
+    }
+    return make_plan(**{**usual, **more})
 
 
 @pytest.fixture
 def plan(cloud: Cloud) -> Plan:
     return plan_for(cloud.base(REGION))
+
+
+@pytest.fixture
+def volume(cloud: Cloud) -> Plan:
+    return plan_for(cloud.base(REGION), artefact=Artefact(kind="volume", format="snapshot"))
 
 
 type Bake = Callable[..., Baked]
@@ -69,7 +74,8 @@ def bake(plan: Plan, tmp_path: Path) -> Bake:
 
 def policy_for(plan: Plan, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the policy of whoever bakes a plan with settings."""
-    return caller("ec2", {"region": REGION, **settings}, base=plan.base.identity, image=APP.reference)
+    more = {"artefact": {"kind": "volume"}} if plan.artefact.kind == "volume" else {}
+    return caller("ec2", {"region": REGION, **settings}, base=plan.base.identity, image=APP.reference, **more)
 
 
 def _silent(_event: Event) -> None:
@@ -95,3 +101,8 @@ def failing(cloud: Cloud, operation: str, code: str, message: str = "no", times:
             raise refuse(code, message, operation)
 
     cloud.before.append(fault)
+
+
+def named(cloud: Cloud, *operations: str) -> list[dict[str, Any]]:
+    """Return the arguments of the calls of these names."""
+    return [arguments for _, operation, arguments in cloud.calls if operation in operations]

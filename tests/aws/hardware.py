@@ -91,18 +91,20 @@ class Notes:
         text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
         found = re.search(r"PARBAKE_RUN=(\S+)", text)
         assert found
-        run, device = found.group(1), next(iter(machine.volumes))
+        run = found.group(1)
+        *_, device = machine.volumes if "PARBAKE_VOLUME_UUID" in text else list(machine.volumes)[:1]
         stored = machine.volumes[device]
         known = text.replace(run, "RUN") + stored
         if known not in self.consoles:
             with tempfile.TemporaryDirectory() as folder:
                 node = Node(Path(folder), next(iter(SHELLS.values())))
-                images, _, pinned = stored.partition("---\n")
-                (node.fake / "images").write_text(images)
-                (node.fake / "pinned").write_text(pinned)
+                second = re.search(r"PARBAKE_VOLUME=([0-9]+)", text)
+                if second:
+                    node.second_disk(int(second.group(1)), blank=not stored)
                 self.prepare(node)
+                node.put(stored, on="volume-" if second else "")
                 console = node.run(text.encode())
-                stored = f"{(node.fake / 'images').read_text()}---\n{(node.fake / 'pinned').read_text()}"
+                stored = node.stored(on="volume-" if second else "")
             self.consoles[known] = (console.replace(run, "RUN"), stored)
         console, machine.volumes[device] = self.consoles[known]
         machine.console = console.replace("RUN", run)

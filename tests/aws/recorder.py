@@ -60,16 +60,17 @@ def allowed_by(*policies: Mapping[str, Any]) -> Iterator[None]:
             raise AssertionError("no policy allows\n" + "\n".join(no))
 
 
-def bakefile_for(builder: str, settings: Mapping[str, Any], *, base: str, image: str, name: str = "shop") -> Bakefile:
-    """Return the Bakefile of a test that has settings of its ``aws`` section alone."""
-    text = {"version": 1, "name": name, "images": [image], "builder": builder, "base": base, "aws": dict(settings)}
+def bakefile_for(builder: str, settings: Mapping[str, Any], *, base: str, image: str, **more: Any) -> Bakefile:
+    """Return the Bakefile of a test that has settings of its ``aws`` section, and hardly anything besides."""
+    text = {"version": 1, "name": "shop", "images": [image], "builder": builder, "base": base, "aws": dict(settings)}
+    text |= more
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "parbake.yaml"
         path.write_text(json.dumps(text, default=list))
         return load(path)
 
 
-def caller(builder: str, settings: Mapping[str, Any], *, base: str, image: str) -> Mapping[str, Any]:
+def caller(builder: str, settings: Mapping[str, Any], **more: Any) -> Mapping[str, Any]:
     """Return the policy of whoever bakes so."""
-    policy: Mapping[str, Any] = iam.policies(bakefile_for(builder, settings, base=base, image=image))["caller"]
+    policy: Mapping[str, Any] = iam.policies(bakefile_for(builder, settings, **more))["caller"]
     return policy

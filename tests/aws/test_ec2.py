@@ -12,13 +12,9 @@ from parbake.errors import AwsLimit, DeadlineExceeded
 from parbake.model import Plan
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, notes, plan
+from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, named, notes, plan
 
 __all__ = ["APP", "bake", "cloud", "plan"]
-
-
-def named(cloud: Cloud, *operations: str) -> list[dict[str, Any]]:
-    return [arguments for _, operation, arguments in cloud.calls if operation in operations]
 
 
 def test_a_bake_makes_an_ami_that_starts_and_leaves_nothing_else(cloud: Cloud, plan: Plan, bake: Bake) -> None:

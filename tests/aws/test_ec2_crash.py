@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
 from parbake.events import Events
 from parbake.model import Plan
 from tests.aws.cloud import Cloud, Killed
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for
+from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
 from tests.aws.recorder import allowed_by
 from tests.support.children import in_child
 
-__all__ = ["bake", "cloud", "plan"]
+__all__ = ["bake", "cloud", "plan", "volume"]
 
 SETTINGS: dict[str, Any] = {
     "copy_to": (OTHER,),
@@ -49,11 +51,17 @@ class Killer:
             raise Killed
 
 
-def killed_at(cloud: Cloud, bake: Bake, number: int) -> bool:
+def settings_for(plan: Plan) -> dict[str, Any]:
+    """Return all that can become of an artefact."""
+    ami = plan.artefact.kind == "machine-image"
+    return {key: value for key, value in SETTINGS.items() if ami or key != "deprecate_after"}
+
+
+def killed_at(cloud: Cloud, bake: Bake, number: int, plan: Plan | None = None) -> bool:
     """Bake and be killed; return whether that happened."""
     killer = Killer(cloud, number)
     try:
-        bake(**SETTINGS)
+        bake(of=plan, **(settings_for(plan) if plan else SETTINGS))
     except Killed:
         return True
     finally:
@@ -65,45 +73,48 @@ def killed_at(cloud: Cloud, bake: Bake, number: int) -> bool:
 def reset(cloud: Cloud, plan: Plan) -> None:
     """Take away all that there is, artefacts included: the next case begins with nothing."""
     for region in (REGION, OTHER):
-        ec2 = aws.client("ec2", region)
-        for image in cloud.left(region).get("images", []):
+        left = cloud.left(region)
+        if there := [*left.get("images", []), *left.get("snapshots", [])]:
             tags = [{"Key": aws.MANAGED, "Value": aws.TEMPORARY}]
-            described = ec2.describe_images(ImageIds=[image])["Images"][0]
-            snapshots = [each["Ebs"]["SnapshotId"] for each in described["BlockDeviceMappings"]]
-            ec2.create_tags(Resources=[image, *snapshots], Tags=tags)
+            aws.client("ec2", region).create_tags(Resources=there, Tags=tags)
         remove(Wanted(key=plan.key), region, Events())
         assert cloud.left(region) == {}
     cloud.tokens.clear()
 
 
-def test_killed_at_any_call(cloud: Cloud, plan: Plan, bake: Bake) -> None:
+@pytest.mark.parametrize("kind", ["plan", "volume"])
+def test_killed_at_any_call(cloud: Cloud, bake: Bake, kind: str, request: pytest.FixtureRequest) -> None:
+    wanted: Plan = request.getfixturevalue(kind)
     number = 0
-    while killed_at(cloud, bake, number := number + 1):
-        assert in_child(lambda: clean_up_leaves_nothing(cloud, plan)) == 0, f"killed at call {number}"
-        baked = bake(**SETTINGS)
+    while killed_at(cloud, bake, number := number + 1, wanted):
+        assert in_child(lambda: clean_up_leaves_nothing(cloud, wanted)) == 0, f"killed at call {number}"
+        baked = bake(of=wanted, **settings_for(wanted))
         assert baked.verdict
         assert baked.verdict.passed, number
-        for region in (REGION, OTHER):
-            there = baked.published[region]
-            only = {"images": [there.image], "snapshots": [each.id for each in there.snapshots]}
-            assert cloud.left(region) == only, f"killed at call {number}"
-        reset(cloud, plan)
-    assert number > 15
+        for region, there in baked.published.items():
+            only = {"images": [there.image] * bool(there.image), "snapshots": [each.id for each in there.snapshots]}
+            assert cloud.left(region) == {kind: ids for kind, ids in only.items() if ids}, f"killed at call {number}"
+        reset(cloud, wanted)
+    assert number > 12
 
 
 def clean_up_leaves_nothing(cloud: Cloud, plan: Plan) -> None:
     for region in (REGION, OTHER):
-        with allowed_by(policy_for(plan, SETTINGS)):
+        with allowed_by(policy_for(plan, settings_for(plan))):
             remove(Wanted(name=plan.name), region, Events())
         left = cloud.left(region)
-        kept = [image for image in left.get("images", []) if is_artefact(region, image)]
         assert set(left) <= {"images", "snapshots"}, left
-        assert left.get("images", []) == kept
-        assert len(left.get("snapshots", [])) == len(kept), "what is done stays, with its snapshots"
+        there = [*left.get("images", []), *left.get("snapshots", [])]
+        assert all(is_artefact(region, each) for each in there), "what is done stays"
+        assert len(there) in {0, 2 if plan.artefact.kind == "machine-image" else 1}
 
 
-def is_artefact(region: str, image: str) -> bool:
-    described = aws.client("ec2", region).describe_images(ImageIds=[image])["Images"][0]
+def is_artefact(region: str, identity: str) -> bool:
+    ec2 = aws.client("ec2", region)
+    if identity.startswith("ami-"):
+        [described] = ec2.describe_images(ImageIds=[identity])["Images"]
+    else:
+        [described] = ec2.describe_snapshots(SnapshotIds=[identity])["Snapshots"]
     return aws.as_dict(described)[aws.MANAGED] == aws.ARTEFACT
 
 

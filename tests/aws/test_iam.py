@@ -16,15 +16,15 @@ from parbake.model import Plan
 from parbake.registry import ecr
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for
+from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
 from tests.aws.raw import raw
 from tests.aws.recorder import NOTED
 from tests.support.policies import checks, mistakes, refused
 
-__all__ = ["bake", "cloud", "plan"]
+__all__ = ["bake", "cloud", "plan", "volume"]
 
 SOURCE = Path(__file__).parents[2] / "src/parbake"
-PLAIN = "version: 1\nimages: [{image}]\nbuilder: {builder}\nbase: ami-0123456789abcdef0\naws:\n  region: eu-west-1\n"
+PLAIN = "version: 1\nimages: [{image}]\nbuilder: {builder}\nbase: {base}\naws:\n  region: eu-west-1\n"
 FULL = """\
   purchase: spot-first
   instance_profile: baker
@@ -38,9 +38,10 @@ FULL = """\
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/shop/api:1"
 
 
-def written(folder: Path, more: str = "", *, builder: str = "ec2", image: str = "registry.example/app:1") -> Bakefile:
+def written(folder: Path, more: str = "", **words: str) -> Bakefile:
+    usual = {"builder": "ec2", "image": "registry.example/app:1", "base": "ami-0123456789abcdef0"}
     path = folder / "parbake.yaml"
-    path.write_text(PLAIN.format(builder=builder, image=image) + more)
+    path.write_text(PLAIN.format(**{**usual, **words}) + more)
     return load(path)
 
 
@@ -90,6 +91,16 @@ def test_a_bake_with_everything_is_covered(cloud: Cloud, bake: Bake, plan: Plan)
         assert refused([without(policy, action)], wanted), action
     idle = iam.actions(dict(policy)) - needed
     assert {action for action in idle if not re.search(":(Describe|Get)", action)} <= IDLE
+
+
+def test_a_volume_is_covered(cloud: Cloud, bake: Bake, volume: Plan) -> None:
+    cloud.spot_interruptions = 1
+    raw("iam").create_instance_profile(InstanceProfileName="baker")
+    settings = {key: value for key, value in EVERYTHING.items() if key != "deprecate_after"}
+    bake(of=volume, **settings)
+    allowed = iam.actions(dict(policy_for(volume, settings)))
+    assert not allowed & {"ec2:CreateImage", "ec2:CopyImage", "ec2:EnableImageDeprecation"}
+    assert not mistakes(policy_for(volume, settings))
 
 
 # What a bake that goes well has no need of: the clean-up after others.
@@ -228,6 +239,10 @@ def test_every_call_in_the_code_is_covered(tmp_path: Path, builder: str, folders
     found = calls_in(*folders)
     assert len(found) > 5
     allowed = iam.actions(iam.policies(written(tmp_path, full, builder=builder))["caller"])
+    if builder in {"ec2", "ebs"}:  # volumes are of these, and need other calls
+        volume = full.replace("  deprecate_after: 90d\n", "") + "artefact: {kind: volume}\n"
+        base = "none" if builder == "ebs" else "ami-0123456789abcdef0"
+        allowed |= iam.actions(iam.policies(written(tmp_path, volume, builder=builder, base=base))["caller"])
     if builder == "ebs":  # the clean-up of what it never makes
         found -= {"ec2:CancelSpotInstanceRequests"}
     if builder != "packer":

@@ -24,10 +24,12 @@ case "$1 $2" in
     echo "$last ${last##*@}" >>"$FAKE/images" ;;
 "images import") name=$(sed -n 1p "$5"); echo "$name $(sed -n 2p "$5")" >>"$FAKE/images" ;;
 "images tag") digest=$(grep "^$4 " "$FAKE/images" | cut -d ' ' -f 2); echo "$5 $digest" >>"$FAKE/images" ;;
+"images export") grep "^$6 " "$FAKE/images" | tr ' ' '\\n' >"$5" ;;
 "images label") echo "$3" >>"$FAKE/pinned" ;;
 "images rm") grep -v "^$3 " "$FAKE/images" >"$FAKE/rest"; mv "$FAKE/rest" "$FAKE/images" ;;
 "images check") echo "REF TYPE DIGEST STATUS SIZE UNPACKED"; echo "x y z complete (3/3) 1 MiB ${UNPACKED:-true}" ;;
 "images ls")
+    case $3 in labels*) echo REF; cut -d ' ' -f 1 "$FAKE/images" | grep -Fxf "$FAKE/pinned"; exit 0 ;; esac
     name=${3#name==\\"}; name=${name%\\"}
     grep "^$name " "$FAKE/images" | while read -r n d; do
         echo "$n type ${WRONG:-$d} 1 MiB linux/amd64 $(grep -qx "$n" "$FAKE/pinned" && echo pinned)"; done ;;
@@ -61,8 +63,30 @@ PROGRAMS = {
     "fstrim": "exit 0\n",
     "sync": "exit 0\n",
     "sleep": '[ "$1" -ge 300 ] && exec /bin/sleep 60; exec /bin/sleep 0.02\n',
-    "umount": "exit 0\n",
+    "containerd": """echo "root = '/var/lib/containerd'"\n""",
+    # A second disk: what is mounted over the store is another store.
+    "lsblk": 'cat "$FAKE/disks"\n',
+    "blkid": """\
+echo "blkid $*" >>"$FAKE/calls"
+[ "$1" = -U ] && { echo /dev/nvme1n1; exit 0; }
+grep -qx "$2" "$FAKE/blank" && exit 2 || exit 0
+""",
+    "mkfs.ext4": 'echo "mkfs.ext4 $*" >>"$FAKE/calls"; : >"$FAKE/volume-images"; : >"$FAKE/volume-pinned"\n',
+    "mount": """\
+echo "mount $*" >>"$FAKE/calls"
+case $2 in */containerd) for each in images pinned; do
+    mv "$FAKE/$each" "$FAKE/base-$each"; cp "$FAKE/volume-$each" "$FAKE/$each"; done ;; esac
+""",
+    "umount": """\
+echo "umount $*" >>"$FAKE/calls"
+case $1 in */containerd) for each in images pinned; do
+    mv "$FAKE/$each" "$FAKE/volume-$each"; mv "$FAKE/base-$each" "$FAKE/$each"; done ;; esac
+""",
 }
+
+
+APPLETS = ("blkid", "fstrim", "mount", "poweroff", "sleep", "sync", "umount")
+"""What busybox's shell would do by itself, for real, whatever is on PATH."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +101,7 @@ class Node:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         for name, text in PROGRAMS.items():
             self.program(name, text)
-        for name in ("images", "pinned", "calls"):
+        for name in ("images", "pinned", "calls", "disks", "blank"):
             (self.fake / name).touch()
         (self.fake / "prover.py").write_text(PROVER)
 
@@ -99,11 +123,29 @@ class Node:
         path.write_text(f"#!/bin/sh\n{text}")
         path.chmod(0o755)
 
+    def second_disk(self, size: int, *, blank: bool = True) -> None:
+        """Attach a disk of ``size`` bytes, with nothing on it or with a store."""
+        (self.fake / "disks").write_text(f"nvme0n1 8589934592 disk\nnvme0n1p1 8588886016 part\nnvme1n1 {size} disk\n")
+        (self.fake / "blank").write_text("/dev/nvme1n1\n" if blank else "")
+
+    def put(self, notes: str, *, on: str = "") -> None:
+        """Put into a store what another node has noted; ``on`` is the beginning of the notes' names."""
+        images, _, pinned = notes.partition("---\n")
+        (self.fake / f"{on}images").write_text(images)
+        (self.fake / f"{on}pinned").write_text(pinned)
+
+    def stored(self, *, on: str = "") -> str:
+        """Return what a store holds, as notes."""
+        if not (self.fake / f"{on}images").exists():
+            return ""
+        return f"{(self.fake / f'{on}images').read_text()}---\n{(self.fake / f'{on}pinned').read_text()}"
+
     def run(self, data: bytes, **environment: str) -> str:
         """Run the script of some user data to the power-off."""
         text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
         script = text.partition("text/x-shellscript")[2].partition("\n\n")[2].rpartition("\n--==parbake==")[0]
-        (self.folder / "script").write_text(script)
+        own = "".join(f'{name}() {{ "{self.folder}/bin/{name}" "$@"; }}\n' for name in APPLETS)
+        (self.folder / "script").write_text(own + script)
         console = self.folder / "console"
         console.touch()
         subprocess.run(

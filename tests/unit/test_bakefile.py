@@ -415,6 +415,17 @@ def test_a_volume_for_ec2_is_a_snapshot(tmp_path: Path) -> None:
     assert found.artefact.file_format == "raw"
 
 
+@pytest.mark.parametrize(("builder", "base"), [("ec2", "ami-0123456789abcdef0"), ("ebs", "none")])
+def test_a_volume_in_ec2_needs_no_format(tmp_path: Path, builder: str, base: str) -> None:
+    text = f"version: 1\nimages: [a.example/b:1]\nbase: {base}\nbuilder: {builder}\n"
+    path = tmp_path / "parbake.yaml"
+    path.write_text(text + "artefact: {kind: volume, filesystem: xfs}\n")
+    assert load(path).artefact == Artefact(kind="volume", format="snapshot", filesystem="xfs")
+    path.write_text(text.replace(f"builder: {builder}", "builder: packer") + "artefact: {kind: volume}\n")
+    with pytest.raises(BakefileError):
+        load(path)
+
+
 def test_numbers_and_truths_are_read_as_such() -> None:
     """All scalars are text but those that `load` knows by name: a new key must be among them."""
     document = schema()

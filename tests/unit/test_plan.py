@@ -156,3 +156,17 @@ def test_growing_ends(size: int, raw_size: int, gibibytes: int) -> None:
         assert bigger.size % GIB == 0
         plan = bigger
     pytest.fail("it grows for ever")
+
+
+def test_what_fills_a_volume_is_not_in_it() -> None:
+    ami = Base(kind="ami", identity="ami-1", size=20 * GIB)
+    plan = _plan(image(), base=ami)
+    assert isinstance(plan, Plan)
+    assert plan.size == GIB
+    assert cautions(plan) == (), "the AMI's own pause image goes with it"
+    bigger = larger(plan, bomb=False)
+    assert bigger
+    assert bigger.size == 2 * GIB
+    fixed = _plan(image(), base=ami, fixed_size=GIB)
+    assert isinstance(fixed, Plan)
+    assert cautions(fixed) == ()

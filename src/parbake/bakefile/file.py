@@ -88,8 +88,8 @@ class Bakefile(Section):
     """How to bake: `local` fills a disk offline; `qemu` boots the base and lets it bake; `ec2` does so with an AMI;
     `ebs` sends what is baked here to EC2, without an instance; `packer` leaves it to Packer."""
     base: BaseText = Field(default_factory=BaseChoice, json_schema_extra={"default": "debian"})
-    """What to bake onto: `debian` (the default base), `none` (for a volume), a disk image, an AMI, or Debian with
-    choices."""
+    """What to bake onto: `debian` (the default base), `none` (for a volume), a disk image, an AMI (which also fills
+    volumes, with the builder ec2), or Debian with choices."""
     artefact: ArtefactText = Field(default_factory=_default_artefact)
     """What comes out: a format for a machine image, or a mapping. Default: raw; for base none, an ext4 volume; an AMI
     or a snapshot with the builders ec2, ebs and packer."""
@@ -148,9 +148,11 @@ class Bakefile(Section):
                 "a machine image needs a base, and base is none",
                 "write artefact: {kind: volume, filesystem: ext4}, or base: debian",
             )
-        if base and base.kind != "none" and value.kind == "volume":
-            raise wrong("a volume is filled from nothing, and there is a base", "write base: none")
         builder = info.data.get("builder")
+        if base and base.kind != "none" and value.kind == "volume" and builder != "ec2":
+            raise wrong("a volume is filled from nothing, and there is a base", "write base: none")
+        if builder in IN_EC2 and value.kind == "volume" and value.format == "raw":
+            value = value.model_copy(update={"format": "snapshot"})
         if builder and value.in_cloud != (builder in IN_EC2):
             made = "an AMI or a snapshot" if builder in IN_EC2 else "a file"
             raise wrong(

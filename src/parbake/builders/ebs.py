@@ -21,6 +21,7 @@ from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
 from parbake.builders.ec2.image import Amis, published
+from parbake.builders.ec2.volume import Volumes, refuse
 from parbake.builders.local import LocalBuilder
 from parbake.disk import BlockList
 from parbake.errors import InputError
@@ -63,7 +64,7 @@ class EbsBuilder:
 
         Raises what the local builder raises, AwsFault, AwsNotFound, AwsNoAccess, AwsLimit, InputError.
         """
-        self._refuse(plan)
+        refuse(plan, self._settings)
         region = aws.client("ec2", self._settings.region or "").region
         local = _local(plan)
         run = _Run(self._settings, plan, region, ingredients.events, self._lists, os.urandom(6).hex() * self._fresh)
@@ -83,14 +84,6 @@ class EbsBuilder:
         return Baked(
             None, sealed=made.sealed, published=published, verdict=verdict, size=local.size, blocks=sent.blocks
         )
-
-    def _refuse(self, plan: Plan) -> None:
-        """Refuse what would be left undone, before any work."""
-        volume, wanted = plan.artefact.kind == "volume", self._settings
-        if volume and not all(share.isdigit() for share in wanted.share_with):
-            raise InputError("AWS shares snapshots with accounts only", hint="name accounts in `aws.share_with`")
-        if volume and wanted.deprecate_after:
-            raise InputError("snapshots do not deprecate, AMIs do", hint="remove `aws.deprecate_after`")
 
 
 def _again(there: Published, run: _Run, plan: Plan, ingredients: Ingredients) -> Baked:
@@ -304,41 +297,9 @@ class _Run:
 
     def spread(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
         """Copy, share and warm what is there; say of all of it that it stays, and return where it is."""
-        verified = verdict.verified_at if verdict else ""
-        return self._amis(there.image, verified) if there.image else self._volumes(there.snapshots[0], verified)
-
-    def _amis(self, image: str, verified: str) -> dict[str, Published]:
-        amis = Amis(self.settings, self.stamp, self.name, self.events)
-        places = {self.region: amis.wait(self.region, image)}
-        copies = {region: amis.copy(image, self.region, region) for region in self.settings.copy_to}
-        for region, copied in copies.items():
-            with self.events.stage("copy", f"Copy to {region}"):
-                places[region] = amis.wait(region, copied)
-        for region, found in places.items():
-            amis.finish(region, found)
-        for region, found in reversed(list(places.items())):  # this region's is the last word: then all is done
-            amis.promote(region, found, verified=verified)
-        return {region: published(found) for region, found in places.items()}
-
-    def _volumes(self, volume: Snapshot, verified: str) -> dict[str, Published]:
-        places = {self.region: volume.id}
-        for region in self.settings.copy_to:
-            with self.events.stage("copy", f"Copy to {region}"):
-                places[region] = ebs.copy(
-                    volume.id,
-                    self.region,
-                    region,
-                    stamp=self.stamp,
-                    name=self.name,
-                    kms_key=self.plan.artefact.kms_key,
-                    events=self.events,
-                )
-        for region, made in places.items():
-            if self.settings.share_with:
-                ebs.share(made, region, self.settings.share_with)
-            if self.settings.fast_at_bake:
-                there = volume.model_copy(update={"id": made})
-                ebs.fast.enable(self.settings.fast_snapshot_restore, region, [there], self.events)
-        for region, made in reversed(list(places.items())):
-            ebs.keep(made, region, verified=verified)
-        return {region: self._volume(made, volume.size) for region, made in places.items()}
+        verified, made = verdict.verified_at if verdict else "", (self.settings, self.stamp, self.name, self.events)
+        if there.image:
+            amis = Amis(*made)
+            return amis.spread(self.region, amis.wait(self.region, there.image), verified=verified)
+        volume = {"SnapshotId": there.snapshots[0].id, "VolumeSize": there.snapshots[0].size // GIB}
+        return Volumes(*made).spread(self.region, volume, verified=verified)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from parbake import seal
+from parbake import disk, seal
 from parbake.errors import ArtefactFull, BakeFailed, InputError
-from parbake.model import Image, Plan, RegistryOptions, Startup
+from parbake.model import GIB, Image, Plan, RegistryOptions, Startup
 from parbake.reference import DOCKER_HUB, Reference
 from parbake.registry import ecr
 
@@ -48,12 +48,12 @@ def node_file(name: str) -> Path:
     return packaged if packaged.is_file() else package.parent.parent / "node" / name
 
 
-def script(mode: Mode) -> str:
+def script(mode: Mode, *, volume: bool = False) -> str:
     """Return the guest's script without its comments and what it does in other modes: user data has little room."""
-    lines, section = [], ""
+    lines, section, of_others = [], "", _OF_OTHERS[mode] | (set() if volume else {"volume"})
     for line in map(str.strip, node_file("guest.sh").read_text().splitlines()):
         section = line[5:].partition(":")[0] if line.startswith("# -- ") else section
-        if line and not line.startswith("#") and section not in _OF_OTHERS[mode]:
+        if line and not line.startswith("#") and section not in of_others:
             lines.append(line)
     return "\n".join(lines) + "\n"
 
@@ -79,10 +79,11 @@ def user_data(
         *("images() {", *_images(plan, files or {}), "}"),
     ]
     head = "\n".join([*_variables(plan, run, mode, limit), *(pulls if mode == "bake" else _prover(plan))])
-    parts = (("text/cloud-config", _CLOUD_CONFIG), ("text/x-shellscript", f"#!/bin/sh\n{head}\n{script(mode)}"))
+    body = script(mode, volume=plan.artefact.kind == "volume")
+    parts = (("text/cloud-config", _CLOUD_CONFIG), ("text/x-shellscript", f"#!/bin/sh\n{head}\n{body}"))
     text = f'Content-Type: multipart/mixed; boundary="{_BOUNDARY}"\nMIME-Version: 1.0\n\n'
-    for kind, body in parts:
-        text += f'--{_BOUNDARY}\nContent-Type: {kind}; charset="utf-8"\nMIME-Version: 1.0\n\n{body}\n'
+    for kind, content in parts:
+        text += f'--{_BOUNDARY}\nContent-Type: {kind}; charset="utf-8"\nMIME-Version: 1.0\n\n{content}\n'
     data = f"{text}--{_BOUNDARY}--\n".encode()
     if len(data) > LARGEST_USER_DATA:
         data = gzip.compress(data, mtime=0)
@@ -108,9 +109,27 @@ def _variables(plan: Plan, run: str, mode: Mode, limit: float) -> list[str]:
         "LIMIT": str(int(limit)),
         "PLATFORM": str(plan.platform),
         "KEEP_LAYERS": str(int(plan.keep_layers)),
+        **_volume(plan),
         **{name: " ".join(patterns) for name, patterns in lists.items()},
     }
     return [f"PARBAKE_{name}={shlex.quote(value)}" for name, value in values.items()]
+
+
+def _volume(plan: Plan) -> dict[str, str]:
+    """Return what is said of a volume: how large its disk is, and how to make its file system."""
+    if plan.artefact.kind != "volume":
+        return {"VOLUME": ""}
+    identity, size = disk.filesystem_uuid(plan.key), -(-plan.size // GIB) * GIB
+    make = ["mkfs.xfs", "-q", "-K", "-L", disk.LABEL, "-m", f"uuid={identity}"]
+    if plan.artefact.filesystem == "ext4":
+        ratio = str(disk.bytes_per_inode(size))
+        make = ["mkfs.ext4", "-q", "-F", "-I", "256", "-m", "0", "-i", ratio, "-L", disk.LABEL, "-U", identity]
+    return {
+        "VOLUME": str(size),
+        "VOLUME_UUID": identity,
+        "MKFS": " ".join(make),
+        "SANDBOX": str(int(bool(plan.sandbox))),
+    }
 
 
 def hosts(plan: Plan) -> list[str]:

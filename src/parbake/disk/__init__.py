@@ -3,7 +3,9 @@
 from parbake.disk.blocks import BLOCK, ZEROS, BlockList, block_list, data_blocks, read_blocks, spans
 from parbake.disk.files import DiskFile, convert, copy_sparse, describe, extents, sha256_beside, sha256_file, to_raw
 from parbake.disk.filesystems import (
+    LABEL,
     FileSystem,
+    bytes_per_inode,
     check_filesystem,
     filesystem_uuid,
     grow_filesystem,
@@ -18,6 +20,7 @@ from parbake.disk.tables import Partition, find_root, grow, partitions
 __all__ = [
     "BLOCK",
     "FAST",
+    "LABEL",
     "ZEROS",
     "BlockList",
     "DiskFile",
@@ -27,6 +30,7 @@ __all__ = [
     "Runtime",
     "bind",
     "block_list",
+    "bytes_per_inode",
     "check_filesystem",
     "convert",
     "copy_sparse",

@@ -40,6 +40,11 @@ def filesystem_uuid(name: str) -> str:
     return str(uuid.uuid5(_NAMES, name))
 
 
+def bytes_per_inode(size: int) -> int:
+    """Return for how many bytes an ext4 volume of a size gets an inode."""
+    return 4096 if size < _SMALL_VOLUME else 8192
+
+
 def make_filesystem(image: Path, filesystem: FileSystem, size: int, *, name: str) -> None:
     """Make a sparse file of ``size`` bytes with an empty file system whose bytes follow from size and ``name``.
 
@@ -63,7 +68,7 @@ def _mke2fs(image: Path, size: int, name: str) -> list[str]:
     extended = f"hash_seed={filesystem_uuid(name + ' hash')},assume_storage_prezeroed=1,nodiscard,root_owner=0:0"
     return [
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", LABEL,
-        "-i", "4096" if size < _SMALL_VOLUME else "8192",
+        "-i", str(bytes_per_inode(size)),
         "-J", f"size={max(4, min(256, size // (64 * MIB)))}",
         "-U", filesystem_uuid(name), "-O", ",".join(EXT4_FEATURES), "-E", extended, str(image),
     ]  # fmt: skip

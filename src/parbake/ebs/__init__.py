@@ -7,7 +7,7 @@ from parbake.ebs import fast
 from parbake.ebs.download import Fetched, blocks_of, fetch
 from parbake.ebs.images import ROOT_DEVICE, boot_mode, register
 from parbake.ebs.spread import copy, keep, share
-from parbake.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, Sent, key_arn, upload
+from parbake.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, Sent, key_arn, look, upload
 
 __all__ = [
     "BLOCKS_TAG",
@@ -24,6 +24,7 @@ __all__ = [
     "fetch",
     "keep",
     "key_arn",
+    "look",
     "register",
     "share",
     "upload",

@@ -129,7 +129,7 @@ def _results(bakefile: Bakefile) -> Iterator[Policy]:
         changes.append("ec2:DisableFastSnapshotRestores")
     yield allow("ChangeOurs", changes, ec2(bakefile, "image", "snapshot"), OURS)
     if aws.copy_to:
-        copies = ["ec2:CopyImage"] if bakefile.builder != "ebs" else ["ec2:CopyImage", "ec2:CopySnapshot"]
+        copies = ["ec2:CopySnapshot" if bakefile.artefact.kind == "volume" else "ec2:CopyImage"]
         yield allow("Copy", copies, ec2(bakefile, "image", "snapshot"))
 
 
@@ -148,8 +148,12 @@ def _instances(bakefile: Bakefile) -> Iterator[Policy]:
         yield allow("CloseTheBuilder", ["ec2:CreateSecurityGroup"], group, TAGGED)
         yield allow("InTheVpc", ["ec2:CreateSecurityGroup"], ec2(bakefile, "vpc"))
     yield allow("Follow", ["ec2:GetConsoleOutput"], ec2(bakefile, "instance"), OURS)
-    yield allow("Image", ["ec2:CreateImage"], ec2(bakefile, "instance"), OURS)
-    yield allow("ImageOf", ["ec2:CreateImage"], ec2(bakefile, "image", "snapshot"), TAGGED)
+    if bakefile.artefact.kind == "volume":
+        yield allow("Snapshot", ["ec2:CreateSnapshot"], ec2(bakefile, "volume"), OURS)
+        yield allow("SnapshotOf", ["ec2:CreateSnapshot"], ec2(bakefile, "snapshot"), TAGGED)
+    else:
+        yield allow("Image", ["ec2:CreateImage"], ec2(bakefile, "instance"), OURS)
+        yield allow("ImageOf", ["ec2:CreateImage"], ec2(bakefile, "image", "snapshot"), TAGGED)
     if bakefile.builder == "packer":
         yield from _packer(bakefile)
     if aws.instance_profile:

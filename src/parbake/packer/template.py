@@ -125,7 +125,7 @@ def _source(bakefile: Bakefile) -> AmiSource:
     if source.eks == "bottlerocket" or source.name.startswith("bottlerocket"):
         raise InputError(
             "Bottlerocket has no shell that Packer could use",
-            hint="write `builder: ec2` or `builder: ebs` with `base: none`: Bottlerocket takes images from a volume",
+            hint="bake onto another base: parbake makes nothing that Bottlerocket could start from",
         )
     return source
 

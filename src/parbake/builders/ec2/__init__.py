@@ -1,5 +1,7 @@
 """The EC2 builder: an instance of the base AMI bakes by itself and stops; the AMI of it is launched once to prove it.
 
+A volume's bake fills the instance's second disk; the snapshot of that is proven on an instance of the same base.
+
 Nothing can get into the builder: no key pair, no inbound rule, no agent; it reports on its serial console. Everything
 carries the content key: a run that was killed is gone on with by the next one from what is there, and what is
 temporary is removed at the end, however it ends. An older AMI is never touched.
@@ -11,18 +13,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove, terminate
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
-from parbake.builders.ec2.image import Amis, published
-from parbake.builders.ec2.launch import Launcher, Order
+from parbake.builders.ec2.image import Amis
+from parbake.builders.ec2.launch import Launcher, Order, Second
 from parbake.builders.ec2.refusals import Interrupted
+from parbake.builders.ec2.volume import Volumes, data_device, refuse
 from parbake.builders.guest import Console, hosts, logs_in, user_data
 from parbake.errors import BadBase, BakeFailed, InputError, ParbakeError
-from parbake.model import AmiSource, Image, ImageVerdict, Plan, RegistryOptions, Verdict
+from parbake.model import GIB, AmiSource, Image, ImageVerdict, Plan, RegistryOptions, Verdict
 
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
 
@@ -45,33 +49,29 @@ class Ec2Builder:
         self._limit, self._verify, self._fresh = limit, verify, fresh
 
     def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
-        """Make sure that the plan's AMI exists, is proven and lies where it shall; leave nothing temporary behind.
+        """Make sure that the plan's AMI or snapshot exists, is proven and lies where it shall; leave nothing else.
 
         Raises BakeFailed with the guest's own log, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, InputError.
         """
         _need_registries(plan, self._settings, self._registries)
+        refuse(plan, self._settings)
         run = _Run(self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh)
         if self._verify:
             run.proof("")  # what cannot be asked for is refused before anything is made
         done = False
         try:
-            image = run.image()
-            verdict = run.prove(image) if self._verify else None
+            made = run.made()
+            verdict = run.prove(made) if self._verify else None
             if verdict and not verdict.passed:
-                run.keep(image)
-                done = True
-                return Baked(None, published={run.region: published(image)}, verdict=verdict, size=plan.size)
-            places = run.spread(image)
-            run.promote(places, verdict)
+                # It is kept: its record says that it failed, and people want to look into it.
+                run.results.promote(run.region, made, verified="")
+                published = {run.region: run.results.published(made)}
+            else:
+                published = run.results.spread(run.region, made, verified=verdict.verified_at if verdict else "")
             done = True
         finally:
             run.clean(images=done)
-        return Baked(
-            None,
-            published={region: published(each) for region, each in places.items()},
-            verdict=verdict,
-            size=plan.size,
-        )
+        return Baked(None, published=published, verdict=verdict, size=plan.size)
 
 
 def prove(
@@ -132,21 +132,29 @@ class _Run:
         hours = (self.limit * 2 + 6 * 3600) / 3600
         self.stamp = aws.Stamp(self.plan.key, self.token, self.plan.name, hours, self.settings.tags)
         name = f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.token}" if self.fresh else "")
-        self.amis = Amis(self.settings, self.stamp, name, self.events)
+        common = (self.settings, self.stamp, name, self.events)
+        volume = self.plan.artefact.kind == "volume"
+        self.results: Amis | Volumes = Volumes(*common, data_device(self.source)) if volume else Amis(*common)
+
+    @cached_property
+    def source(self) -> aws.SourceImage:
+        """The AMI that bakes (and, with a volume, proves)."""
+        return aws.find_source(AmiSource(id=self.plan.base.identity), self.plan.platform, self.region)
 
     # -- bake
 
-    def image(self) -> dict[str, Any]:
-        """Make sure that the plan's AMI is available; return its description."""
-        found = None if self.fresh else self.amis.find(self.region)
+    def made(self) -> dict[str, Any]:
+        """Make sure that the plan's AMI or snapshot is there; return its description."""
+        what = "a snapshot" if self.plan.artefact.kind == "volume" else "an AMI"
+        found = None if self.fresh else self.results.find(self.region)
         if found is None:
             with self.events.stage("guest", "Bake on an instance"):
                 instance = self.baked_instance()
-            with self.events.stage("image", "Make an AMI of it"):
-                made = self.amis.create(self.region, instance)
-                return self.amis.wait(self.region, made)
-        with self.events.stage("image", "Wait for the AMI of an earlier run"):
-            return self.amis.wait(self.region, found["ImageId"])
+            with self.events.stage("image", f"Make {what} of it"):
+                made = self.results.create(self.region, instance)
+                return self.results.wait(self.region, made)
+        with self.events.stage("image", f"Wait for {what} of an earlier run"):
+            return self.results.wait(self.region, self.results.id_of(found))
 
     def baked_instance(self) -> str:
         """Return an instance that has baked and is stopped: that of an earlier run, or a new one."""
@@ -175,40 +183,47 @@ class _Run:
                 self.launcher = Launcher(self.ec2, self.settings, self.plan.platform, self.events)
 
     def _order(self) -> Order:
-        source = aws.find_source(AmiSource(id=self.plan.base.identity), self.plan.platform, self.region)
+        source, second = self.source, None
         if source.is_bottlerocket:
             raise BadBase(
                 f"{source.name} is Bottlerocket, which has no shell for a guest script",
-                hint="bake a volume for its second disk: `base: none` with `builder: ebs`",
+                hint="bake onto another base: parbake makes nothing that Bottlerocket could start from",
             )
-        data = user_data(self.plan, self.token, "bake", limit=self.limit, registries=self.registries)
+        if isinstance(self.results, Volumes):
+            second = Second(self.results.device, self.plan.size)
         return Order(
             role="builder",
             image=source.id,
             root_device=source.root_device,
-            user_data=data,
+            user_data=user_data(self.plan, self.token, "bake", limit=self.limit, registries=self.registries),
             stamp=self.stamp,
-            size=self.plan.size,
+            size=0 if second else self.plan.size,
             profile=self.settings.instance_profile or "",
+            second=second,
         )
 
     # -- prove
 
-    def prove(self, image: Mapping[str, Any]) -> Verdict:
-        """Launch the AMI once and start its images, without a pull; return what came of it."""
-        known = aws.as_dict(image).get(aws.VERIFIED)
+    def prove(self, made: Mapping[str, Any]) -> Verdict:
+        """Launch the AMI, or the base with the volume, once; start the images without a pull; return the verdict."""
+        known = aws.as_dict(made).get(aws.VERIFIED)
         if known and not self.fresh:
             return Verdict(passed=True, accelerator="ec2", verified_at=known)
         run = os.urandom(6).hex()
         stamp = aws.Stamp(self.plan.key, run, self.plan.name, self.stamp.hours, self.settings.tags)
+        image, root_device, second = self.results.id_of(made), str(made.get("RootDeviceName")), None
+        if isinstance(self.results, Volumes):
+            second = Second(self.results.device, int(made["VolumeSize"]) * GIB, image)
+            image, root_device = self.source.id, self.source.root_device
         order = Order(
             role="verifier",
-            image=str(image["ImageId"]),
-            root_device=str(image["RootDeviceName"]),
+            image=image,
+            root_device=root_device,
             user_data=self.proof(run),
             stamp=stamp,
+            second=second,
         )
-        with self.events.stage("verify", "Launch the AMI and start its images"):
+        with self.events.stage("verify", "Launch it and start its images"):
             instance = self.launcher.launch(order)
             console = Console(run)
             tail = self.launcher.follow(instance["InstanceId"], console, self._proof_limit)
@@ -225,28 +240,6 @@ class _Run:
         return _VERIFY_LIMIT + sum(each.startup.timeout if each.startup else 120 for each in self.plan.images)
 
     # -- what becomes of it
-
-    def spread(self, image: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """Copy, share, date; return the AMI of each region, this one's first."""
-        places = {self.region: image}
-        copies = {}
-        for region in self.settings.copy_to:
-            copies[region] = self.amis.copy(str(image["ImageId"]), self.region, region)
-        for region, made in copies.items():
-            with self.events.stage("copy", f"Copy to {region}"):
-                places[region] = self.amis.wait(region, made)
-        for region, each in places.items():
-            self.amis.finish(region, each)
-        return places
-
-    def promote(self, places: Mapping[str, Mapping[str, Any]], verdict: Verdict | None) -> None:
-        """Say of every AMI that it is done: copies first, so that the first region's is the last word."""
-        for region, image in reversed(list(places.items())):
-            self.amis.promote(region, image, verified=verdict.verified_at if verdict else "")
-
-    def keep(self, image: Mapping[str, Any]) -> None:
-        """Keep an AMI that failed verification: its record says so, and people want to look into it."""
-        self.amis.promote(self.region, image, verified="")
 
     def clean(self, *, images: bool) -> None:
         """Remove what was temporary. What cannot be removed now stays tagged, for ``parbake clean --aws``.

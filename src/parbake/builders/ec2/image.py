@@ -48,6 +48,14 @@ class Amis:
                 usable.append(image)
         return max(usable, key=lambda each: str(each.get("CreationDate", "")), default=None)
 
+    def id_of(self, image: Mapping[str, Any]) -> str:
+        """Return the id of a described AMI."""
+        return str(image["ImageId"])
+
+    def published(self, image: Mapping[str, Any]) -> Published:
+        """Return an AMI as records hold it."""
+        return published(image)
+
     def create(self, region: str, instance: str) -> str:
         """Make the AMI of a stopped instance; one of the same name that another run made meanwhile is taken."""
         ec2 = aws.client("ec2", region)
@@ -143,6 +151,22 @@ class Amis:
             ec2.enable_image_deprecation(ImageId=identity, DeprecateAt=end.replace(second=0, microsecond=0))
         if self.settings.fast_at_bake:
             fast.enable(self.settings.fast_snapshot_restore, region, snapshots_of(image), self.events)
+
+    def spread(self, home: str, image: Mapping[str, Any], *, verified: str) -> dict[str, Published]:
+        """Copy, share, date; then say of every AMI that it is done; return them by region, the home's first.
+
+        Copies come first there, so that the home region's is the last word.
+        """
+        places = {home: image}
+        copies = {region: self.copy(str(image["ImageId"]), home, region) for region in self.settings.copy_to}
+        for region, made in copies.items():
+            with self.events.stage("copy", f"Copy to {region}"):
+                places[region] = self.wait(region, made)
+        for region, each in places.items():
+            self.finish(region, each)
+        for region, each in reversed(list(places.items())):
+            self.promote(region, each, verified=verified)
+        return {region: published(each) for region, each in places.items()}
 
     def promote(self, region: str, image: Mapping[str, Any], *, verified: str) -> None:
         """Say that an AMI and its snapshots are what the run was for: no clean-up takes them any more."""

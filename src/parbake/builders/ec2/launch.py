@@ -32,6 +32,15 @@ _TAIL = 25
 
 
 @dataclass(frozen=True, slots=True)
+class Second:
+    """A second disk: its device's name, its size in bytes, and the snapshot that it is made from (empty: blank)."""
+
+    device: str
+    size: int
+    snapshot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """What to launch: the image, where its root lies, how large it becomes (bytes; 0: as the AMI says), and as what."""
 
@@ -42,6 +51,7 @@ class Order:
     stamp: aws.Stamp
     size: int = 0
     profile: str = ""
+    second: Second | None = None
 
 
 @dataclass(slots=True)
@@ -110,14 +120,6 @@ class Launcher:
     def _run(self, order: Order, kind: str, subnet: dict[str, Any], *, spot: bool) -> dict[str, Any]:
         stamp, zone = order.stamp, subnet["AvailabilityZone"]
         tags = stamp.tags(order.role)
-        ebs: dict[str, Any] = {"DeleteOnTermination": True, "VolumeType": "gp3"}
-        ebs |= {"Iops": self.settings.volume.iops, "Throughput": self.settings.volume.throughput}
-        if order.size:
-            ebs["VolumeSize"] = -(-order.size // GIB)
-        if self.settings.encrypted and order.role == "builder":
-            ebs["Encrypted"] = True
-            if self.settings.kms_key:
-                ebs["KmsKeyId"] = self.settings.kms_key
         wishes: dict[str, Any] = {
             "ImageId": order.image,
             "InstanceType": kind,
@@ -129,7 +131,7 @@ class Launcher:
             "SecurityGroupIds": list(self.settings.security_groups) or [self._group(subnet["VpcId"], stamp)],
             "InstanceInitiatedShutdownBehavior": "stop",
             "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 1},
-            "BlockDeviceMappings": [{"DeviceName": order.root_device, "Ebs": ebs}],
+            "BlockDeviceMappings": self._disks(order),
             "TagSpecifications": aws.specifications(tags, "instance", "volume", "network-interface"),
         }
         if order.profile:
@@ -146,6 +148,22 @@ class Launcher:
         instance: dict[str, Any] = answer["Instances"][0]
         self.events.note(f"{order.role}: {instance['InstanceId']} ({kind}{', spot' if spot else ''}, {zone})")
         return instance
+
+    def _disks(self, order: Order) -> list[dict[str, Any]]:
+        usual: dict[str, Any] = {"DeleteOnTermination": True, "VolumeType": "gp3"}
+        usual |= {"Iops": self.settings.volume.iops, "Throughput": self.settings.volume.throughput}
+        locked: dict[str, Any] = {}
+        if self.settings.encrypted and order.role == "builder":
+            locked = {"Encrypted": True, **({"KmsKeyId": self.settings.kms_key} if self.settings.kms_key else {})}
+        root = {**usual, **locked}
+        if order.size:
+            root["VolumeSize"] = -(-order.size // GIB)
+        disks = [{"DeviceName": order.root_device, "Ebs": root}]
+        if order.second:
+            made = {"SnapshotId": order.second.snapshot} if order.second.snapshot else locked
+            second = {**usual, **made, "VolumeSize": -(-order.second.size // GIB)}
+            disks.append({"DeviceName": order.second.device, "Ebs": second})
+        return disks
 
     def _group(self, vpc: str, stamp: aws.Stamp) -> str:
         """Return a security group without any inbound rule, made once for each plan and VPC."""

@@ -1,0 +1,125 @@
+"""The snapshot of a data volume: made once from the stopped builder's second disk, copied, shared.
+
+Every step is "make sure that", as for AMIs (``image.py``), and the snapshot is tagged as temporary until all is done.
+Sources: EC2 API reference, CreateSnapshot (it takes no client token: what is there is looked up by its tags first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from parbake import aws, ebs
+from parbake.bakefile import AwsSection
+from parbake.errors import AwsNotFound, BakeFailed, InputError
+from parbake.events import Events
+from parbake.model import GIB, Plan, Published, Snapshot
+
+_WAIT = 6 * 3600.0  # seconds: the first snapshot of a large volume takes hours
+_HINT = "the snapshot is still being made: run the same command again, and it goes on waiting"
+
+
+def refuse(plan: Plan, settings: AwsSection) -> None:
+    """Refuse what AWS does with AMIs alone, before any work. Raises InputError."""
+    if plan.artefact.kind != "volume":
+        return
+    if not all(share.isdigit() for share in settings.share_with):
+        raise InputError("AWS shares snapshots with accounts only", hint="name accounts in `aws.share_with`")
+    if settings.deprecate_after:
+        raise InputError("snapshots do not deprecate, AMIs do", hint="remove `aws.deprecate_after`")
+
+
+def data_device(source: aws.SourceImage) -> str:
+    """Return a name for the second disk that the AMI's own disks leave free."""
+    taken = {str(each["DeviceName"]) for each in source.raw.get("BlockDeviceMappings", [])} | {source.root_device}
+    stem = "/dev/xvd" if source.root_device.startswith("/dev/xvd") else "/dev/sd"
+    return next(name for name in (f"{stem}{letter}" for letter in "bcdefghijklmnop") if name not in taken)
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """Makes sure of volumes' snapshots for one Bakefile's ``aws`` section; ``device`` is the second disk's name."""
+
+    settings: AwsSection
+    stamp: aws.Stamp
+    name: str
+    events: Events
+    device: str = ""
+
+    def id_of(self, snapshot: Mapping[str, Any]) -> str:
+        """Return the id of a described snapshot."""
+        return str(snapshot["SnapshotId"])
+
+    def published(self, snapshot: Mapping[str, Any]) -> Published:
+        """Return a snapshot as records hold it."""
+        return Published(snapshots=(Snapshot(id=self.id_of(snapshot), size=int(snapshot["VolumeSize"]) * GIB),))
+
+    def find(self, region: str) -> dict[str, Any] | None:
+        """Return the snapshot of this plan, pending or completed, the newest; those that failed are removed."""
+        ec2, usable = aws.client("ec2", region), []
+        for snapshot in ec2.pages(
+            "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=aws.mine(key=self.stamp.key)
+        ):
+            if snapshot["State"] == "error":
+                ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
+            else:
+                usable.append(snapshot)
+        return max(usable, key=lambda each: str(each["StartTime"]), default=None)
+
+    def create(self, region: str, instance: str) -> str:
+        """Make the snapshot of a stopped instance's second disk."""
+        ec2 = aws.client("ec2", region)
+        [described] = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"]
+        volumes = [
+            each["Ebs"]["VolumeId"] for each in described["BlockDeviceMappings"] if each["DeviceName"] == self.device
+        ]
+        if not volumes:
+            raise BakeFailed(f"{instance} has no disk at {self.device} any more", hint="run the same command again")
+        tags = self.stamp.tags("snapshot", name=self.name)
+        return str(
+            ec2.create_snapshot(
+                VolumeId=volumes[0],
+                Description=f"parbake {self.stamp.key[:12]}",
+                TagSpecifications=aws.specifications(tags, "snapshot"),
+            )["SnapshotId"]
+        )
+
+    def wait(self, region: str, snapshot: str) -> dict[str, Any]:
+        """Wait until a snapshot is completed, with progress; return its description."""
+        what = f"Wait for {snapshot} in {region}"
+        aws.wait(what, lambda: ebs.look(snapshot, region), seconds=_WAIT, events=self.events, hint=_HINT)
+        found = aws.client("ec2", region).describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
+        if not found:
+            raise AwsNotFound(f"there is no snapshot {snapshot} in {region}")
+        described: dict[str, Any] = found[0]
+        return described
+
+    def spread(self, home: str, snapshot: Mapping[str, Any], *, verified: str) -> dict[str, Published]:
+        """Copy, share, warm; then say of every snapshot that it stays; return them by region, the home's first."""
+        there = self.published(snapshot)
+        places = {home: there}
+        for region in self.settings.copy_to:
+            with self.events.stage("copy", f"Copy to {region}"):
+                copied = ebs.copy(
+                    there.snapshots[0].id,
+                    home,
+                    region,
+                    stamp=self.stamp,
+                    name=self.name,
+                    kms_key=self.settings.kms_key or "",
+                    events=self.events,
+                )
+            places[region] = Published(snapshots=(there.snapshots[0].model_copy(update={"id": copied}),))
+        for region, each in places.items():
+            if self.settings.share_with:
+                ebs.share(each.snapshots[0].id, region, self.settings.share_with)
+            if self.settings.fast_at_bake:
+                ebs.fast.enable(self.settings.fast_snapshot_restore, region, each.snapshots, self.events)
+        for region, each in reversed(list(places.items())):
+            ebs.keep(each.snapshots[0].id, region, verified=verified)
+        return places
+
+    def promote(self, region: str, snapshot: Mapping[str, Any], *, verified: str) -> None:
+        """Say that a snapshot is what the run was for: no clean-up takes it any more."""
+        ebs.keep(self.id_of(snapshot), region, verified=verified)
