@@ -403,6 +403,9 @@ class Cloud:
                     raise refuse("DependencyViolation", f"{arguments['GroupId']} has a dependent object")
         return self._real(client, "DeleteSecurityGroup", arguments)
 
+    def _ecr_DescribePullThroughCacheRules(self, _client: Any, _arguments: dict[str, Any]) -> Any:  # noqa: N802
+        return {"pullThroughCacheRules": []}
+
     def _ssm_DescribeParameters(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         """Answer with the parameters that hold images, which moto does not tell from others."""
         if not arguments.get("ParameterFilters"):

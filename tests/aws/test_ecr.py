@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from parbake import build
-from parbake.errors import CommandFailed, Denied
+from parbake.errors import CommandFailed, Denied, InputError
 from parbake.events import Events
 from parbake.model import Platform, RegistryOptions
 from parbake.reference import Reference
 from parbake.registry import ecr
 from parbake.registry.client import _Repository
+from parbake.registry.credentials import find_credentials
 from parbake.registry.endpoint import Missing
 from tests.support.specs import Spec
 
@@ -62,6 +64,18 @@ def test_a_repository_is_made_as_the_bakefile_says(there: Any) -> None:
 def test_what_is_left_alone(host: str, options: RegistryOptions, there: Any) -> None:
     assert not ecr.ensure_repository(host, "shop/api", options)
     assert there.describe_repositories()["repositories"] == []
+
+
+@pytest.fixture(autouse=True)
+def no_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no pull-through cache rules, of which moto knows nothing."""
+    real = botocore.client.BaseClient._make_api_call
+
+    def call(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        empty: dict[str, Any] = {"pullThroughCacheRules": []}
+        return empty if operation == "DescribePullThroughCacheRules" else real(self, operation, arguments)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, **answers: Exception | None) -> list[str]:
@@ -181,3 +195,92 @@ def test_a_pull_through_cache_may_lack_a_permission(host: str, said: str) -> Non
     nothing: Any = None
     repository = _Repository(reference, endpoints, nothing, nothing, nothing)
     assert said in repository._no_such(reference).hint
+
+
+def test_another_account_in_another_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where to ask, and for whose registry, follows from the host name alone."""
+    asked: list[tuple[str, str, Any]] = []
+
+    def call(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        asked.append((self.meta.region_name, operation, arguments.get("registryId")))
+        if operation == "GetAuthorizationToken":
+            token = base64.b64encode(b"AWS:word").decode()
+            return {"authorizationData": [{"authorizationToken": token}]}
+        if operation == "DescribeRepositories":
+            raise self.exceptions.RepositoryNotFoundException({"Error": {"Code": "RepositoryNotFoundException"}}, "x")
+        return {}
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
+    host = "210987654321.dkr.ecr.ap-south-1.amazonaws.com"
+    target = ecr.parse(host)
+    assert target
+    assert ecr.login(host, target) == ("AWS", "word")
+    assert ecr.ensure_repository(host, "shop/api", RegistryOptions())
+    theirs = ("DescribeRepositories", "DescribePullThroughCacheRules", "CreateRepository")
+    assert asked == [
+        ("ap-south-1", "GetAuthorizationToken", None),  # one token is good for every registry of a region
+        *(("ap-south-1", operation, "210987654321") for operation in theirs),
+    ]
+
+
+def test_ecr_public_signs_in_one_region_and_wants_no_login_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def call(self: Any, operation: str, _arguments: dict[str, Any]) -> Any:
+        asked.append((self.meta.region_name, self.meta.service_model.service_name))
+        assert operation == "GetAuthorizationToken"
+        return {"authorizationData": {"authorizationToken": base64.b64encode(b"AWS:word").decode()}}
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
+    assert find_credentials("public.ecr.aws", "docker/library/nginx", RegistryOptions()) is None
+    found = find_credentials("public.ecr.aws", "docker/library/nginx", RegistryOptions(credentials="ecr"))
+    assert found
+    assert (found.username, found.password, asked) == ("AWS", "word", [("us-east-1", "ecr-public")])
+
+
+@pytest.mark.parametrize("code", ["ExpiredTokenException", "UnrecognizedClientException"])
+def test_aws_credentials_that_are_over(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    over = ClientError({"Error": {"Code": code, "Message": "The security token is expired"}}, "x")
+    refusing(monkeypatch, GetAuthorizationToken=over)
+    target = ecr.parse(HOST)
+    assert target
+    with pytest.raises(Denied, match=code) as caught:
+        ecr.login(HOST, target)
+    assert "aws sso login" in caught.value.hint
+
+
+RULES = [
+    {"ecrRepositoryPrefix": "ecr-public", "upstreamRegistryUrl": "public.ecr.aws"},
+    {"ecrRepositoryPrefix": "ROOT", "upstreamRegistryUrl": "registry-1.docker.io"},
+]
+
+
+@pytest.mark.parametrize(
+    ("repository", "cached"),
+    [("ecr-public/docker/library/nginx", True), ("ecr-public", False), ("ecr-publications/api", False), ("a/b", False)],
+)
+def test_no_repository_is_made_in_a_pull_through_cache(
+    monkeypatch: pytest.MonkeyPatch, there: Any, repository: str, cached: bool
+) -> None:
+    real = botocore.client.BaseClient._make_api_call
+
+    def call(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        if operation == "DescribePullThroughCacheRules":
+            assert arguments == {"registryId": ACCOUNT}
+            return {"pullThroughCacheRules": RULES}
+        return real(self, operation, arguments)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
+    if cached:
+        with pytest.raises(InputError, match=r"ecr-public is a cache of public\.ecr\.aws"):
+            ecr.ensure_repository(HOST, repository, RegistryOptions())
+    else:
+        assert ecr.ensure_repository(HOST, repository, RegistryOptions())
+    made = [each["repositoryName"] for each in there.describe_repositories()["repositories"]]
+    assert made == ([] if cached else [repository])
+
+
+def test_rules_that_may_not_be_read_are_in_no_way(monkeypatch: pytest.MonkeyPatch, there: Any) -> None:
+    refusing(monkeypatch, DescribePullThroughCacheRules=denied("DescribePullThroughCacheRules"))
+    assert ecr.ensure_repository(HOST, "shop/api", RegistryOptions())
+    assert there.describe_repositories()["repositories"]

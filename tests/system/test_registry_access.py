@@ -16,7 +16,7 @@ import pytest
 
 from parbake.errors import Denied, EnvironmentProblem, RegistryError, Unreachable
 from parbake.model import RegistryOptions
-from parbake.registry import Registry
+from parbake.registry import Registry, ecr
 from parbake.registry.credentials import find_credentials
 from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, read_all, ref, user
 from tests.support.faults import FaultyProxy, Redirect, Status, error_body
@@ -337,3 +337,63 @@ class TestEcr:
         with pytest.raises(Denied, match="AccessDeniedException") as denied:
             self.find(self.HOST)
         assert "ecr:GetAuthorizationToken" in denied.value.hint
+
+
+OVER = error_body("DENIED", "Your authorization token has expired. Reauthenticate and try again.")
+
+
+class TestEcrLogins:
+    """A login for ECR ends after twelve hours. The registry is Docker's own; AWS's answer is put in its place."""
+
+    @pytest.fixture
+    def logins(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Take every host for one of ECR's; return the hosts for which AWS was asked."""
+        asked: list[str] = []
+
+        def login(host: str, _target: ecr.Target) -> tuple[str, str]:
+            asked.append(host)
+            return "AWS", "fresh"
+
+        monkeypatch.setattr(ecr, "parse", lambda _host: ecr.Target("eu-west-1", "123456789012"))
+        monkeypatch.setattr(ecr, "login", login)
+        return asked
+
+    @pytest.fixture
+    def private(self, tmp_path: Path) -> Iterator[DockerRegistry]:
+        with DockerRegistry(tmp_path / "own", users={"AWS": "fresh", "ann": "secret"}) as own:
+            push(own.url, "team/app", BOTH, "v1", user=("ann", "secret"))
+            yield own
+
+    def test_a_stale_login_in_a_file_is_replaced(self, private: DockerRegistry, logins: list[str]) -> None:
+        log_in(private.host, user("AWS", "of yesterday"))
+        with Registry(patience=QUICK) as client:
+            assert client.resolve(ref(private.host), AMD64).target.digest == BOTH.digest
+        assert logins == [private.host]
+
+    def test_one_that_is_over_meanwhile_is_replaced(self, private: DockerRegistry, logins: list[str]) -> None:
+        with FaultyProxy(private.url) as proxy:
+            log_in(proxy.host, user("ann", "secret"))
+            proxy.only = "/manifests/"
+            with Registry(patience=QUICK) as client:
+                client.resolve(ref(proxy.host), AMD64)
+                proxy.faults.append(Status(403, body=OVER))
+                assert client.resolve(ref(proxy.host), AMD64).target.digest == BOTH.digest
+                assert logins == [proxy.host]
+
+    def test_what_is_denied_all_the_same_is_said_once(self, private: DockerRegistry, logins: list[str]) -> None:
+        with FaultyProxy(private.url) as proxy:
+            log_in(proxy.host, user("ann", "secret"))
+            proxy.only = "/manifests/"
+            with Registry(patience=QUICK) as client:
+                client.resolve(ref(proxy.host), AMD64)
+                proxy.faults.extend([Status(403, body=OVER)] * 9)
+                with pytest.raises(Denied, match="authorization token has expired"):
+                    client.resolve(ref(proxy.host), AMD64)
+        assert (len(logins), len(proxy.faults)) == (1, 7)
+
+    def test_who_said_docker_gets_dockers_login(self, private: DockerRegistry, logins: list[str]) -> None:
+        log_in(private.host, user("AWS", "of yesterday"))
+        options = {private.host: RegistryOptions(credentials="docker")}
+        with Registry(options, patience=QUICK) as client, pytest.raises(Denied, match="access denied"):
+            client.resolve(ref(private.host), AMD64)
+        assert logins == []

@@ -223,6 +223,7 @@ def _repositories(bakefile: Bakefile) -> Iterator[Policy]:
     made = _found(bakefile, built=True, made=True)
     if made:
         yield allow("MakeRepositories", _CREATE, made)
+        yield allow("LookForCaches", ["ecr:DescribePullThroughCacheRules"])
 
 
 def _pull(bakefile: Bakefile) -> Iterator[Policy]:

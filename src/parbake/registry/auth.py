@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
-from parbake.errors import Denied, RegistryError
+from parbake.errors import Denied, EnvironmentProblem, RegistryError
 from parbake.model import RegistryOptions
 from parbake.reference import DOCKER_HUB
-from parbake.registry.credentials import Credentials, files, find_credentials
+from parbake.registry.credentials import Credentials, files, find_credentials, from_aws
 from parbake.registry.retry import Transient
 from parbake.registry.transport import Transport, is_loopback, origin
 
@@ -101,6 +101,21 @@ class Authorizer:
                 self._secrets.add(token.header.partition(" ")[2])
             return token.header
 
+    def renewed(self, repository: str, refused: str) -> str:
+        """Return the header of a new login in place of one that ECR refuses; empty where there is none."""
+        with self._lock:
+            lock = self._locks.setdefault(repository, threading.Lock())
+        with lock:
+            known = self.header(repository)
+            if known and known != refused:
+                return known
+            credentials = self._of_aws(refused)
+            if credentials is None:
+                return ""
+            with self._lock:
+                self._tokens[repository] = _Token(credentials.basic, float("inf"))
+            return credentials.basic
+
     def scrub(self, text: str) -> str:
         """Return ``text`` (something a server said) without any secret that was ever sent."""
         with self._lock:
@@ -131,8 +146,25 @@ class Authorizer:
             places = "" if self._options.credentials == "none" else f" in {', '.join(map(str, files()))}"
             raise self.denied(repository, f"it asks for a user and a password, and none are known{places}")
         if credentials.basic == rejected:
-            raise self.denied(repository, f"the credentials from {credentials.source} are refused")
+            renewed = self._of_aws(rejected)
+            if renewed is None:
+                raise self.denied(repository, f"the credentials from {credentials.source} are refused")
+            credentials = renewed
         return _Token(credentials.basic, float("inf"))
+
+    def _of_aws(self, refused: str) -> Credentials | None:
+        """Return a new login for ECR in place of one that is refused: those that files hold end after 12 hours."""
+        if self._options.credentials not in {"auto", "ecr"}:
+            return None
+        try:
+            credentials = from_aws(self.host)
+        except (Denied, EnvironmentProblem):
+            return None  # the refusal itself says more
+        if credentials is None or credentials.basic == refused:
+            return None
+        with self._lock:
+            self._secrets.update(credentials.secrets)
+        return credentials
 
     def _bearer_token(
         self, base: str, challenge: Challenge, repository: str, credentials: Credentials | None

@@ -73,7 +73,7 @@ def find_credentials(host: str, repository: str, options: RegistryOptions) -> Cr
                 )
             return _from_ecr(host, target)
         case "auto":
-            return _from_files(host, repository) or _from_aws(host)
+            return _from_files(host, repository) or from_aws(host)
 
 
 def _from_environment(host: str) -> Credentials:
@@ -86,7 +86,8 @@ def _from_environment(host: str) -> Credentials:
     return Credentials(username, password, source="PARBAKE_USERNAME")
 
 
-def _from_aws(host: str) -> Credentials | None:
+def from_aws(host: str) -> Credentials | None:
+    """Return a new login for a private ECR registry, None for other hosts. Raises Denied, EnvironmentProblem."""
     target = ecr.parse(host)
     if target is None or target.public:
         return None  # ECR Public serves the anonymous as well, and needs a permission that few roles have

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.errors import Denied, EnvironmentProblem
+from parbake.errors import Denied, EnvironmentProblem, InputError
 from parbake.model import RegistryOptions
 
 _PUBLIC = frozenset({"public.ecr.aws", "ecr-public.aws.com"})
@@ -29,6 +29,8 @@ _DOMAINS = (
 
 _LOGIN_HINT = "the role or user needs ecr:GetAuthorizationToken (and ecr:BatchGetImage, ecr:GetDownloadUrlForLayer)"
 _CREATE_HINT = "the role or user needs ecr:CreateRepository and ecr:TagResource; or make the repository beforehand"
+_OVER = frozenset({"ExpiredTokenException", "ExpiredToken", "RequestExpired", "UnrecognizedClientException"})
+_OVER_HINT = "these AWS credentials are over, or AWS does not know them: renew them (aws sso login, a new session)"
 PULL_THROUGH = (
     "check the spelling; a pull-through cache rule makes its repositories when they are first pulled from, for which "
     "the role or user needs ecr:CreateRepository and ecr:BatchImportUpstreamImage"
@@ -75,7 +77,8 @@ def ensure_repository(host: str, repository: str, options: RegistryOptions) -> b
     """Make sure that a private ECR repository exists, before a push; return whether it was made now.
 
     Nothing is done for other registries, for ECR Public (whose repositories have a page to fill in), and where
-    ``options.create`` is off. One that exists is left as it is. Raises EnvironmentProblem (no boto3), Denied.
+    ``options.create`` is off. One that exists is left as it is. Raises EnvironmentProblem (no boto3), Denied,
+    InputError (it would lie in a pull-through cache).
     """
     target = parse(host)
     if target is None or target.public or not options.create:
@@ -90,6 +93,7 @@ def ensure_repository(host: str, repository: str, options: RegistryOptions) -> b
             return False  # who may push need not be allowed to look: the push will tell
         else:
             return False
+        _refuse_cached(ecr, target, host, repository)
         try:
             ecr.create_repository(
                 registryId=target.account,
@@ -101,6 +105,28 @@ def ensure_repository(host: str, repository: str, options: RegistryOptions) -> b
         except ecr.exceptions.RepositoryAlreadyExistsException:
             return False  # another run was faster
     return True
+
+
+def _refuse_cached(ecr: Any, target: Target, host: str, repository: str) -> None:
+    """Raise InputError for a repository that a pull-through cache rule makes when it is pulled from, and nobody else.
+
+    A rule for all (``ROOT``) leaves room for one's own.
+    """
+    try:
+        rules = [
+            rule
+            for page in ecr.get_paginator("describe_pull_through_cache_rules").paginate(registryId=target.account)
+            for rule in page.get("pullThroughCacheRules", ())
+        ]
+    except ecr.exceptions.ClientError:
+        return  # who may push need not be allowed to look
+    for rule in rules:
+        if repository.startswith(f"{rule['ecrRepositoryPrefix']}/"):
+            raise InputError(
+                f"{host}/{repository}: what is below {rule['ecrRepositoryPrefix']} is a cache of"
+                f" {rule.get('upstreamRegistryUrl', 'another registry')}, and not to be pushed to",
+                hint="name the image that is built otherwise",
+            )
 
 
 @contextmanager
@@ -132,7 +158,7 @@ def _told(host: str, what: str, hint: str) -> Iterator[Callable[[str, Target], A
         yield client
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
-        raise Denied(f"{host}: AWS {what}: {code}", hint=hint) from error
+        raise Denied(f"{host}: AWS {what}: {code}", hint=_OVER_HINT if code in _OVER else hint) from error
     except BotoCoreError as error:
         raise Denied(
             f"{host}: AWS {what}: {error}",

@@ -113,6 +113,11 @@ class Endpoint:
             self._transport.discard(response)
             secret = self._authorizer.answer(base, challenges, repository, secret)
             response, place = self._send(method, url, headers, secret)
+        # ECR says 403 of a login that is over.
+        refused = response.status in {401, 403} and secret and origin(place) == origin(url)
+        if refused and (again := self._authorizer.renewed(repository, secret)):
+            self._transport.discard(response)
+            response, place = self._send(method, url, headers, again)
         if response.status in {200, 206}:
             return response
         raise self._failure(response, urlsplit(place).netloc, repository, what)
