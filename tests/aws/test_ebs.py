@@ -423,3 +423,35 @@ def test_without_a_signature_for_ebs_nothing_is_answered(
     with pytest.raises(AwsNoAccess, match="no AWS credentials"):
         sent(order(path))
     assert cloud.calls == {}
+
+
+# -- repeating
+
+
+@pytest.mark.parametrize("way", ["put", "get"])
+def test_a_call_is_repeated_so_often_and_by_nobody_else(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """One place repeats calls for blocks: layers that do so as well would multiply."""
+    monkeypatch.setattr(pace, "_FIRST_PAUSE", 0.001)
+    path = tmp_path / "disk.raw"
+    disk_of(path, {3: b"alone"})
+    operation = "GetSnapshotBlock" if way == "get" else "PutSnapshotBlock"
+    if way == "get":
+        snapshot = sent(order(path))
+    cloud.fail_every = 1
+    with pytest.raises(AwsFault, match="InternalServerException"):
+        ebs.fetch(snapshot, tmp_path / "b", Events(), region="eu-west-1") if way == "get" else sent(order(path))
+    assert (cloud.calls[operation], cloud.refused["InternalServerException"]) == (pace._TRIES, pace._TRIES)
+
+
+def test_pauses_double_to_a_bound_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    paced = pace.Pace()
+    waited: list[float] = []
+    monkeypatch.setattr(paced._stopped, "wait", waited.append)
+    with pytest.raises(AwsLimit):
+        paced.call(_throttled)
+    bounds = [min(pace._FIRST_PAUSE * 2**tries, pace._LONGEST_PAUSE) for tries in range(1, pace._TRIES)]
+    assert len(waited) == len(bounds)
+    assert all(bound / 4 <= pause <= bound for pause, bound in zip(waited, bounds, strict=True))
+    assert len({pause / bound for pause, bound in zip(waited, bounds, strict=True)}) > 1
