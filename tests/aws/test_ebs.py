@@ -403,6 +403,7 @@ def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: C
     assert (made["device"], made["snapshot"], made["tags"][MANAGED]) == ("/dev/xvda", snapshot, "temporary")
     assert ebs.register(snapshot, events=Events(), **how) == ami  # type: ignore[arg-type]
     assert len(cloud.images) == 1
+    assert "TpmSupport" not in made["attributes"]
     fetched = ebs.fetch(ami, tmp_path / "root.raw", Events(), region="eu-west-1")
     assert holds(fetched.path) == holds(path)
 
@@ -410,6 +411,21 @@ def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: C
     other = sent(order(path, key="o"))
     with pytest.raises(AwsFault, match="already in use"):
         ebs.register(other, events=Events(), **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("boot", "tpm", "said"), [("uefi", True, "v2.0"), ("uefi", False, ""), ("uefi-preferred", True, "")]
+)
+def test_a_tpm_holds_where_the_disk_boots_by_uefi_alone(
+    tmp_path: Path, cloud: Cloud, boot: str, tpm: bool, said: str
+) -> None:
+    path = tmp_path / "disk.raw"
+    disk_of(path, SMALL)
+    wanted = order(path)
+    how = {"name": "node-k", "platform": AMD64, "boot": boot, "stamp": wanted.stamp, "region": "eu-west-1"}
+    ami = ebs.register(sent(wanted), events=Events(), tpm=tpm, **how)  # type: ignore[arg-type]
+    assert cloud.images[ami]["attributes"].get("TpmSupport", "") == said
+    assert ebs.fetch(ami, tmp_path / "back.raw", Events(), region="eu-west-1").tpm == bool(said)
 
 
 def test_without_a_signature_for_ebs_nothing_is_answered(
@@ -437,11 +453,10 @@ def test_a_call_is_repeated_so_often_and_by_nobody_else(
     path = tmp_path / "disk.raw"
     disk_of(path, {3: b"alone"})
     operation = "GetSnapshotBlock" if way == "get" else "PutSnapshotBlock"
-    if way == "get":
-        snapshot = sent(order(path))
+    snapshot = sent(order(path)) if way == "get" else ""
     cloud.fail_every = 1
     with pytest.raises(AwsFault, match="InternalServerException"):
-        ebs.fetch(snapshot, tmp_path / "b", Events(), region="eu-west-1") if way == "get" else sent(order(path))
+        ebs.fetch(snapshot, tmp_path / "b", Events(), region="eu-west-1") if snapshot else sent(order(path))
     assert (cloud.calls[operation], cloud.refused["InternalServerException"]) == (pace._TRIES, pace._TRIES)
 
 

@@ -288,11 +288,17 @@ def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) 
     assert len(oven.bakes) == 2, "the disk waits for a better answer"
 
 
-def test_an_ami_as_base_is_fetched_once_and_is_the_parent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_an_ami_as_base_is_fetched_once_and_is_the_parent(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = build(tmp_path, MACHINE).published["eu-west-1"]
+    cloud.images[base.image]["attributes"]["TpmSupport"] = "v2.0"
+    monkeypatch.setattr(ebs, "boot_mode", lambda *_: "uefi")
     onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base.image, size=GIB)})
     oven.content = {6: b"baked"}
-    made = build(tmp_path, onto).published["eu-west-1"].snapshots[0].id
+    there = build(tmp_path, onto).published["eu-west-1"]
+    made = there.snapshots[0].id
+    assert cloud.images[there.image]["attributes"]["TpmSupport"] == "v2.0", "as the base has it"
     assert cloud.snapshots[made].parent == base.snapshots[0].id
     assert set(cloud.snapshots[made].written) == {6}
     assert set(held(cloud, made)) == {0, 5, 6, 900}

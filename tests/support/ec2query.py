@@ -208,11 +208,15 @@ def _image(cloud: Cloud, image: dict[str, Any]) -> str:
     return (
         f"<item><imageId>{image['id']}</imageId><name>{image['name']}</name><imageState>{state}</imageState>"
         f"<architecture>{said['Architecture']}</architecture><rootDeviceType>ebs</rootDeviceType>"
-        f"<imdsSupport>{said.get('ImdsSupport', '')}</imdsSupport>"
+        f"<imdsSupport>{said.get('ImdsSupport', '')}</imdsSupport>{_if_said('tpmSupport', said.get('TpmSupport'))}"
         f"<rootDeviceName>{said['RootDeviceName']}</rootDeviceName><blockDeviceMapping><item>"
         f"<deviceName>{image['device']}</deviceName><ebs><snapshotId>{made.id}</snapshotId>"
         f"<volumeSize>{made.gib}</volumeSize></ebs></item></blockDeviceMapping>{_xml(image['tags'])}</item>"
     )
+
+
+def _if_said(tag: str, value: str | None) -> str:
+    return f"<{tag}>{value}</{tag}>" if value else ""
 
 
 def copy_image(cloud: Cloud, wanted: dict[str, str]) -> str:

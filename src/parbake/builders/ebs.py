@@ -40,6 +40,7 @@ class _Made:
     sealed: tuple[str, ...]
     boot: str
     base: ebs.Parent | None = None
+    tpm: bool = False
 
     @property
     def disk(self) -> Path:
@@ -120,17 +121,17 @@ def _found(folder: Path) -> _Made | None:
     try:
         said = json.loads((folder / _MADE).read_text())
         base = said["base"] and ebs.Parent(said["base"], BlockList.read(folder / "base.blocks"))
-        return _Made(folder, tuple(said["sealed"]), said["boot"], base or None)
+        return _Made(folder, tuple(said["sealed"]), said["boot"], base or None, said["tpm"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, InputError):
         return None
 
 
 def _bake(plan: Plan, ingredients: Ingredients, folder: Path, region: str) -> _Made:
     """Bake the disk; it appears in ``folder`` with all that is to be known of it."""
-    base = None
+    base, tpm = None, False
     if plan.base.kind == "ami":
         fetched = _base(plan.base.identity, region, ingredients.events)
-        base = ebs.Parent(fetched.snapshot, fetched.blocks)
+        base, tpm = ebs.Parent(fetched.snapshot, fetched.blocks), fetched.tpm
         ingredients = replace(ingredients, base=fetched.path)
     baked = LocalBuilder().build(plan, ingredients)
     assert baked.path
@@ -142,10 +143,10 @@ def _bake(plan: Plan, ingredients: Ingredients, folder: Path, region: str) -> _M
         baked.path.rename(draft / _DISK)
         if base:
             base.blocks.write(draft / "base.blocks")
-        said = {"sealed": baked.sealed, "boot": boot, "base": base.snapshot if base else ""}
+        said = {"sealed": baked.sealed, "boot": boot, "base": base.snapshot if base else "", "tpm": tpm}
         (draft / _MADE).write_text(json.dumps(said))
         publish(draft, folder)
-    return _Made(folder, baked.sealed, boot, base)
+    return _Made(folder, baked.sealed, boot, base, tpm)
 
 
 def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
@@ -156,13 +157,14 @@ def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
     with lock(folder / f"{ami}.lock", what=f"the disk of {ami}"):
         if path.exists() and about.exists():
             blocks = BlockList.read(folder / f"{ami}.raw.blocks")
-            return ebs.Fetched(path, json.loads(about.read_text())["snapshot"], blocks)
+            said = json.loads(about.read_text())
+            return ebs.Fetched(path, said["snapshot"], blocks, said.get("tpm", False))
         path.unlink(missing_ok=True)
         with events.stage("fetch", f"Fetch the base {ami}"):
             fetched = ebs.fetch(ami, path, events, region=region)
         fetched.blocks.write(folder / f"{ami}.raw.blocks")
         with work_folder(folder, "fetch") as work:
-            (work / about.name).write_text(json.dumps({"snapshot": fetched.snapshot}))
+            (work / about.name).write_text(json.dumps({"snapshot": fetched.snapshot, "tpm": fetched.tpm}))
             publish(work / about.name, about)
     return fetched
 
@@ -292,6 +294,7 @@ class _Run:
                 stamp=self.stamp,
                 events=self.events,
                 region=self.region,
+                tpm=made.tpm,
             )
         return Published(image=image, snapshots=(Snapshot(id=snapshot, size=made.gib * GIB),))
 

@@ -24,11 +24,12 @@ _PAGE = 10_000  # the most that one call lists
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A snapshot as a raw, sparse file, and the list of its blocks."""
+    """A snapshot as a raw, sparse file, and the list of its blocks; ``tpm``: it is an AMI's, which has NitroTPM."""
 
     path: Path
     snapshot: str
     blocks: BlockList
+    tpm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetch
     """
     if target.exists():
         raise InputError(f"{target} exists already", hint="name another file, or remove it")
-    snapshot = _snapshot_of(what, region)
+    snapshot, tpm = _snapshot_of(what, region)
     listed = _list(snapshot, region, events)
     target.parent.mkdir(parents=True, exist_ok=True)
     with room_for(target), work_folder(target.parent, "fetch") as work:
@@ -55,7 +56,7 @@ def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetch
             file.truncate(listed.size)
             found = _read(snapshot, region, listed, listed.tokens, events, file.fileno())
         publish(draft, target)
-    return Fetched(target, snapshot, BlockList(listed.size, found))
+    return Fetched(target, snapshot, BlockList(listed.size, found), tpm)
 
 
 def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") -> BlockList:
@@ -70,9 +71,10 @@ def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") ->
     return BlockList(listed.size, {**unread, **_read(snapshot, region, listed, common, events, None)})
 
 
-def _snapshot_of(what: str, region: str) -> str:
+def _snapshot_of(what: str, region: str) -> tuple[str, bool]:
+    """Return the snapshot that is meant, and whether it is of an AMI with NitroTPM."""
     if what.startswith("snap-"):
-        return what
+        return what, False
     if not what.startswith("ami-"):
         raise InputError(f"{what!r} is the id of neither an AMI nor a snapshot", hint="such as ami-… or snap-…")
     from parbake.aws.images import described
@@ -87,7 +89,7 @@ def _snapshot_of(what: str, region: str) -> str:
             f"{what} does not say from which snapshot its root disk is made",
             hint=f"copy it into your account first: aws ec2 copy-image --source-image-id {what} …",
         )
-    return image.snapshots[0]
+    return image.snapshots[0], images[0].get("TpmSupport") == "v2.0"
 
 
 def _list(snapshot: str, region: str, events: Events) -> _Listed:

@@ -1,4 +1,8 @@
-"""Make an AMI of a snapshot. What RegisterImage assumes by itself is wrong for every node of today."""
+"""Make an AMI of a snapshot. What RegisterImage assumes by itself is wrong for every node of today.
+
+Sources: EC2 API reference, RegisterImage; EC2 user guide, "Enable a Linux AMI for NitroTPM" (boot mode ``uefi``; such
+an AMI starts on instance types with NitroTPM alone).
+"""
 
 from __future__ import annotations
 
@@ -31,12 +35,21 @@ def boot_mode(raw: Path, platform: Platform) -> str:
 
 
 def register(
-    snapshot: str, *, name: str, platform: Platform, boot: str, stamp: Stamp, events: Events, region: str = ""
+    snapshot: str,
+    *,
+    name: str,
+    platform: Platform,
+    boot: str,
+    stamp: Stamp,
+    events: Events,
+    region: str = "",
+    tpm: bool = False,
 ) -> str:
     """Make sure that a snapshot is the root disk of an available AMI of this name; return the AMI's id.
 
-    It is tagged as temporary: whoever is done with it says so. ``name`` is unique in an account and region. Raises
-    AwsFault (also when the name belongs to another snapshot).
+    It is tagged as temporary: whoever is done with it says so. ``name`` is unique in an account and region. ``tpm``
+    (NitroTPM, as the base has it) holds where the disk boots by UEFI alone. Raises AwsFault (also when the name belongs
+    to another snapshot).
     """
     ec2 = aws.client("ec2", region)
     found = ec2.describe_images(Owners=["self"], Filters=[{"Name": "name", "Values": [name]}])["Images"]
@@ -53,6 +66,7 @@ def register(
                 EnaSupport=True,
                 BootMode=boot,
                 ImdsSupport="v2.0",
+                **({"TpmSupport": "v2.0"} if tpm and boot == "uefi" else {}),
                 RootDeviceName=ROOT_DEVICE,
                 BlockDeviceMappings=[
                     {
