@@ -383,8 +383,8 @@ def answers(up):
         return False
 
 
-def up_since(up, status, runtime):
-    """Return when the probe was up, in seconds since the epoch; None: not (yet)."""
+def up_since(up, status, now, runtime):
+    """Return when the probe was up, None: not (yet). ``now`` is when the status was asked for; all since the epoch."""
     state, started, finished, code, _ = status
     ended_well = state == 2 and code == 0
     if up["kind"] == "exit":
@@ -393,7 +393,7 @@ def up_since(up, status, runtime):
         if ended_well:
             return finished
         over = started + up["seconds"]
-        return over if state == 1 and time.time() >= over else None
+        return over if state == 1 and now >= over else None
     if up["kind"] == "log":
         return next((moment for moment, words in runtime.log() if re.search(up["pattern"], words)), None)
     return time.time() if answers(up) else None
@@ -408,8 +408,9 @@ def run(runtime, name, how, proof):
     began, proof["sandbox_seconds"] = runtime.start(name, how)
     try:
         while True:
+            now = time.time()  # before the status: what runs then has run until this moment
             status = runtime.status()
-            since = up_since(up, status, runtime)
+            since = up_since(up, status, now, runtime)
             if since is not None:
                 proof["start_seconds"] = round(max(0.0, since - began), 3)
                 return

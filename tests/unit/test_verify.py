@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parbake import run
+from parbake.containerd.cri import ContainerStatus, State
 from parbake.errors import BadBase
 from parbake.events import Events
 from parbake.model import (
@@ -25,8 +28,9 @@ from parbake.model import (
 from parbake.verify import Pulled, verify
 from parbake.verify.node import Kind, Settings, identify, settings_of
 from parbake.verify.rehearsal import sandbox_action, subjects_in, subjects_of
-from parbake.verify.start import Log, describe, shorten
+from parbake.verify.start import Log, Starter, describe, shorten
 from parbake.verify.store import choose
+from parbake.vm import Clock
 from tests.support.plans import digest, image, plan
 
 OLD = """
@@ -210,3 +214,38 @@ def test_the_manifest_of_an_index_is_the_one_that_runs_here(wanted: str, there: 
 
 def test_a_pulled_start_is_both() -> None:
     assert Pulled(2.0, 0.5).seconds == 2.5
+
+
+class SlowMachine:
+    """A machine whose clock goes on by two seconds whenever somebody looks at it, and a container that soon fails."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.states: Iterator[tuple[State, int]] = iter([("running", 0), ("exited", 7)])
+
+    def now(self) -> Clock:
+        self.seconds += 2
+        return Clock(int(self.seconds * 10**9), self.seconds)
+
+    def read(self, *_: object, **__: object) -> bytes:
+        return b""
+
+    def run_pod_sandbox(self, *_: object, **__: object) -> object:
+        return SimpleNamespace(id="pod")
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        return lambda *_, **__: "0"
+
+    def container_status(self, _: str) -> ContainerStatus:
+        state, code = next(self.states)
+        return ContainerStatus(
+            id="c", state=state, exit_code=code, reason="", message="", created=0, started=self.seconds - 0.5,
+            finished=0, log_path="",
+        )  # fmt: skip
+
+
+def test_who_ends_while_the_clock_is_read_has_not_run_for_long() -> None:
+    machine = SlowMachine()
+    started = Starter(machine, machine, stretch=1).start("image", Startup())  # type: ignore[arg-type]
+    assert started.seconds is None
+    assert started.problems[0].startswith("it ended with code 7")

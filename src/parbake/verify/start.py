@@ -176,8 +176,9 @@ class Starter:
         self._cri.start_container(container, timeout=startup.timeout)
         watch = _Watch(self._guest, startup.up, log)
         while True:
+            now = self._guest.now().wall * _NANO  # before the state: what runs then has run until this moment
             status = self._cri.container_status(container)
-            up = watch.up_since(status)
+            up = watch.up_since(status, now)
             if up is not None:
                 return up
             if status.state == "exited":
@@ -207,8 +208,8 @@ class _Watch:
         self._offset = 0
         self._lines = Log()
 
-    def up_since(self, status: ContainerStatus) -> float | None:
-        """Return since when it is up, in seconds since the epoch; None: not (yet)."""
+    def up_since(self, status: ContainerStatus, now: float) -> float | None:
+        """Return since when it is up, None: not (yet). ``now`` is when the state was asked for; all since the epoch."""
         ended_well = status.state == "exited" and status.exit_code == 0
         match self._probe:
             case ExitProbe():
@@ -217,8 +218,7 @@ class _Watch:
                 if ended_well:
                     return status.finished
                 over = status.started + seconds
-                is_over = status.state == "running" and self._guest.now().wall * _NANO >= over
-                return over if is_over else None
+                return over if status.state == "running" and now >= over else None
             case LogProbe(pattern=pattern):
                 return self._matched(re.compile(pattern))
             case TcpProbe(port=port):
