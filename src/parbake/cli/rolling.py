@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parbake.cli.door import DEFAULT_FILE, AsJson, BakefilePath, Progress, answer, app, door, opened_events
 from parbake.errors import InputError, RolloutError
+
+if TYPE_CHECKING:
+    from parbake.events import Events
+    from parbake.handover import Handed
 
 To = Annotated[
     list[str] | None,
@@ -52,15 +57,10 @@ def rollout(
     Only what is verified. Shows what changes, writes it once, and follows until the nodes run it. Targets are taken in
     the Bakefile's order, each to its end. A run that was killed is finished by running it again.
     """
-    from parbake import handover, rollout_tables
+    from parbake import handover
 
-    door.as_json = as_json
     manner = handover.Manner(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
-    with opened_events(progress) as events:
-        handed = handover.rollout(file, what, events, manner)
-    answer(
-        rollout_tables.handed_json(handed, dry_run=dry_run), lambda: rollout_tables.handed_text(handed, dry_run=dry_run)
-    )
+    _hand_over(lambda events: handover.rollout(file, what, events, manner), progress, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -79,14 +79,21 @@ def rollback(
 
     What that was is written down on the target itself. A target that has returned already is only followed.
     """
-    from parbake import handover, rollout_tables
+    from parbake import handover
 
-    door.as_json = as_json
     manner = handover.Manner(
         tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval
     )
+    _hand_over(lambda events: handover.rollback(file, events, manner), progress, dry_run=dry_run, as_json=as_json)
+
+
+def _hand_over(hand: Callable[[Events], tuple[Handed, ...]], progress: str, *, dry_run: bool, as_json: bool) -> None:
+    """Hand over, and say what became of each target."""
+    from parbake import rollout_tables
+
+    door.as_json = as_json
     with opened_events(progress) as events:
-        handed = handover.rollback(file, events, manner)
+        handed = hand(events)
     answer(
         rollout_tables.handed_json(handed, dry_run=dry_run), lambda: rollout_tables.handed_text(handed, dry_run=dry_run)
     )
