@@ -258,7 +258,7 @@ ecr_password() { # HOST REGION: by the instance's role
 
 # -- images
 
-image() { # TARGET MANIFEST SOURCE NAME…: SOURCE is repository@digest, or file:NAME of an archive with one image
+image() { # TARGET MANIFEST SOURCE NAME…: SOURCE is repository@digest
     TARGET=$1 MANIFEST=$2 SOURCE=$3
     shift 3
     COUNT=$((${COUNT:-0} + 1))
@@ -268,16 +268,7 @@ image() { # TARGET MANIFEST SOURCE NAME…: SOURCE is repository@digest, or file
 }
 
 containerd_image() {
-    case $SOURCE in
-    file:*)
-        logged c images import --platform "$PARBAKE_PLATFORM" "$(archive "${SOURCE#file:}")" ||
-            fail "$1: import failed: $(because)"
-        SOURCE=$1
-        ;;
-    *)
-        pull c images pull --platform "$PARBAKE_PLATFORM" --hosts-dir "$WORK/hosts" "$SOURCE" || fail "$1: $(because)"
-        ;;
-    esac
+    pull c images pull --platform "$PARBAKE_PLATFORM" --hosts-dir "$WORK/hosts" "$SOURCE" || fail "$1: $(because)"
     found=$(digest_of "$SOURCE")
     [ "$found" = "$TARGET" ] || fail "$1: what came is ${found:-nothing}, not $TARGET"
     logged c images check "name==\"$SOURCE\""
@@ -294,13 +285,6 @@ containerd_image() {
 }
 
 digest_of() { c images ls "name==\"$1\"" | awk -v name="$1" '$1 == name { print $3 }'; }
-
-archive() { # the file of an image that is in no registry: on the disk that the user data came with
-    device=$(blkid -L CIDATA 2>/dev/null || blkid -L cidata)
-    mkdir -p "$WORK/seed"
-    mountpoint -q "$WORK/seed" || mount -o ro "$device" "$WORK/seed"
-    echo "$WORK/seed/$1"
-}
 
 discard() { # as a node that discards unpacked layers: manifests and configurations stay, layers' blobs go
     [ -s "$WORK/discard" ] || return 0
@@ -361,7 +345,6 @@ prove() {
 
 seal() {
     stage seal
-    umount "$WORK/seed" 2>/dev/null
     if [ "$RUNTIME" = docker ]; then
         systemctl stop docker docker.socket >/dev/null 2>&1
     else

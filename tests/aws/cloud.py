@@ -141,6 +141,7 @@ class Cloud:
             snapshot = self._real(client, "CreateSnapshot", wishes)
             held = self.machines[instance["InstanceId"]].volumes[mapping["DeviceName"]]
             self.contents[snapshot["SnapshotId"]] = self.hardware.snapshot(held)
+            self.pending[snapshot["SnapshotId"]] = LOOKS
             ebs = {"SnapshotId": snapshot["SnapshotId"], "VolumeSize": volume["Size"], "Encrypted": volume["Encrypted"]}
             mappings.append({"DeviceName": mapping["DeviceName"], "Ebs": ebs})
         source = self.details[instance["ImageId"]]

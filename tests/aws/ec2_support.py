@@ -12,7 +12,7 @@ from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
 from parbake.builders.ec2 import Ec2Builder, launch
 from parbake.events import Event, Events
-from parbake.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, Startup
+from parbake.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, RegistryOptions, Startup
 from parbake.plan import make_plan
 from tests.aws.cloud import Cloud, refuse
 from tests.aws.conftest import REGION
@@ -63,9 +63,18 @@ type Bake = Callable[..., Baked]
 def bake(plan: Plan, tmp_path: Path) -> Bake:
     """Return what bakes; the policy that `parbake iam` prints for it must allow every call."""
 
-    def run(*, verify: bool = True, fresh: bool = False, of: Plan | None = None, **settings: Any) -> Baked:
-        builder = Ec2Builder(AwsSection(region=REGION, **settings), {}, limit=600.0, verify=verify, fresh=fresh)
-        ingredients = Ingredients(None, _no_source, tmp_path, Events(_silent))
+    def run(
+        *,
+        verify: bool = True,
+        fresh: bool = False,
+        of: Plan | None = None,
+        registries: Mapping[str, RegistryOptions] | None = None,
+        seen: list[Event] | None = None,
+        **settings: Any,
+    ) -> Baked:
+        aws = AwsSection(region=REGION, **settings)
+        builder = Ec2Builder(aws, registries or {}, limit=600.0, verify=verify, fresh=fresh)
+        ingredients = Ingredients(None, _no_source, tmp_path, Events(_silent if seen is None else seen.append))
         with allowed_by(policy_for(of or plan, settings)):
             return builder.build(of or plan, ingredients)
 

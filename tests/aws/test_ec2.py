@@ -7,14 +7,15 @@ from typing import Any
 import boto3
 import pytest
 
-from parbake import aws
+from parbake import aws, events
 from parbake.errors import AwsLimit, DeadlineExceeded
+from parbake.events import Event
 from parbake.model import Plan
-from tests.aws.cloud import Cloud
+from tests.aws.cloud import Cloud, refuse
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, named, notes, plan
+from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
 
-__all__ = ["APP", "bake", "cloud", "plan"]
+__all__ = ["APP", "bake", "cloud", "plan", "volume"]
 
 
 def test_a_bake_makes_an_ami_that_starts_and_leaves_nothing_else(cloud: Cloud, plan: Plan, bake: Bake) -> None:
@@ -47,6 +48,20 @@ def test_the_builder_is_closed_and_everything_is_tagged(cloud: Cloud, bake: Bake
             for specification in arguments["TagSpecifications"]:
                 keys = {tag["Key"] for tag in specification["Tags"]}
                 assert {"parbake:managed", "parbake:key", "parbake:run", "parbake:expires", "team"} <= keys
+
+
+@pytest.mark.parametrize("kind", ["plan", "volume"])
+def test_the_guest_and_the_snapshots_are_followed(
+    bake: Bake, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_REPORT_INTERVAL", 0.0)
+    seen: list[Event] = []
+    bake(of=request.getfixturevalue(kind), seen=seen)
+    said = [each.text for each in seen if each.kind == "note"]
+    stages = ["guest: runtime", f"guest: pull {APP.reference}", "guest: seal", f"guest: start {APP.reference}"]
+    assert [each for each in said if each in stages] == [*stages[:3], stages[0], stages[3]], "bake, then proof"
+    waits = [each for each in seen if each.kind == "task-progress" and each.text.startswith("Wait for ")]
+    assert (waits[0].done, waits[0].total) == (50, 100), "the snapshot's own percentage"
 
 
 def test_the_second_bake_does_nothing_but_look(cloud: Cloud, bake: Bake) -> None:
@@ -107,12 +122,21 @@ def test_an_ami_whose_images_do_not_start_is_kept_and_marked(cloud: Cloud, bake:
 
 
 def test_capacity_is_looked_for_in_other_zones_types_and_purchases(cloud: Cloud, bake: Bake) -> None:
-    failing(cloud, "RunInstances", "InsufficientInstanceCapacity", times=7)
+    tried: list[tuple[bool, str, str]] = []
+
+    def refused(_service: str, operation: str, asked: dict[str, Any]) -> None:
+        if operation == "RunInstances":
+            tried.append(("InstanceMarketOptions" in asked, asked["InstanceType"], asked["SubnetId"]))
+            if len(tried) < 9:
+                raise refuse("InsufficientInstanceCapacity", "none left", operation)
+
+    cloud.before.append(refused)
     bake(purchase="spot-first", instance_types=("m7i.large", "m6i.large"), verify=False)
-    tried = named(cloud, "RunInstances")
-    assert len(tried) == 1, "the seven that were refused are not counted by the stand-in"
-    assert "InstanceMarketOptions" not in tried[0], "two types in three zones were tried on spot, then on demand"
-    assert tried[0]["InstanceType"] == "m7i.large"
+    subnets = [subnet for _, _, subnet in tried[:3]]
+    assert len(set(subnets)) == 3, "a zone each"
+    ways = [(spot, kind, subnet) for spot in (True, False) for kind in ("m7i.large", "m6i.large") for subnet in subnets]
+    assert tried == ways[:9]
+    assert cloud.requests == {}
 
 
 def test_a_spot_instance_that_is_taken_away_is_replaced_on_demand(cloud: Cloud, bake: Bake) -> None:

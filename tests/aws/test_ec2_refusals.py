@@ -18,7 +18,8 @@ from parbake.errors import (
     InputError,
     ParbakeError,
 )
-from parbake.model import Plan
+from parbake.events import Event
+from parbake.model import Plan, RegistryOptions
 from tests.aws.cloud import Cloud, refuse
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, notes, plan, plan_for
@@ -185,6 +186,17 @@ def test_a_private_registry_without_a_role_is_refused_before_anything_is_made(
         bake(of=private)
     assert "parbake iam" in caught.value.hint
     assert cloud.calls == []
+
+
+def test_no_secret_is_handed_to_an_instance(cloud: Cloud, bake: Bake) -> None:
+    registries = {"registry.example": RegistryOptions(credentials="environment")}
+    with pytest.raises(InputError, match="no secret is handed to an instance") as caught:
+        bake(registries=registries)
+    assert "ECR" in caught.value.hint
+    assert cloud.calls == []
+    seen: list[Event] = []
+    bake(registries={"registry.example": RegistryOptions(mirrors=("mirror.example",))}, seen=seen, verify=False)
+    assert any("not from its mirrors" in each.text for each in seen if each.kind == "warning")
 
 
 def test_an_ami_of_another_region(bake: Bake) -> None:

@@ -364,9 +364,9 @@ def test_registries_are_named_without_secrets(tmp_path: Path) -> None:
         image(name) for name in ("nginx:1", "127.0.0.1:5000/a:1", f"{ECR}/b:1", "public.ecr.aws/c:1", "r.example/d:1")
     ]
     options = {"r.example": RegistryOptions(ca=str(tmp_path / "ca.pem"))}
-    text = bake(plan_of(*images), registries=options, loopback="10.0.2.2").decode()
+    text = bake(plan_of(*images), registries=options).decode()
     for line in (
-        "registry 127.0.0.1:5000 http://10.0.2.2:5000 -",
+        "registry 127.0.0.1:5000 http://127.0.0.1:5000 -",
         f"registry {ECR} https://{ECR} ecr:eu-west-1",
         "registry docker.io https://registry-1.docker.io -",
         "registry public.ecr.aws https://public.ecr.aws -",
@@ -389,7 +389,9 @@ def test_an_image_of_no_registry_cannot_be_pulled() -> None:
     local = image("localhost/a:1", layout="/here")
     with pytest.raises(InputError, match="in no registry"):
         bake(plan_of(local))
-    assert "file:1.tar" in bake(plan_of(local), files={local.reference: "1.tar"}).decode()
+    text = bake(plan_of(local, image("r.example/d:1")), server="http://10.0.2.2:4711/secret").decode()
+    for host in ("localhost", "r.example"):
+        assert f"\nregistry {host} http://10.0.2.2:4711/secret -\n" in text, "what serves stands for every registry"
 
 
 LINES = "\n@parbake r 1 begin bake\n[  3.1] kernel@parbake r 2 stage pull x\n@parbake r 3 fail because\n"

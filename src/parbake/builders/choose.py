@@ -19,7 +19,7 @@ def builder_of(bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) 
         case "qemu":
             from parbake.builders.qemu import QemuBuilder
 
-            return QemuBuilder(bakefile.registries, limit=bakefile.time_limit)
+            return QemuBuilder(limit=bakefile.time_limit)
         case "ebs":
             from parbake.builders.ebs import EbsBuilder
 

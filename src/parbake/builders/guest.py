@@ -65,18 +65,17 @@ def user_data(
     *,
     limit: float,
     registries: Mapping[str, RegistryOptions],
-    loopback: str = "",
-    files: Mapping[str, str] | None = None,
+    server: str = "",
 ) -> bytes:
     """Return the user data for a machine that bakes or verifies a plan; gzipped where it would be too large.
 
-    ``run`` names the run on the console, ``limit`` is in seconds, ``loopback`` is the address under which a machine on
-    this host reaches the host's own registries, ``files`` names the archive of each image that no registry has.
-    Raises InputError when an image is in no registry and in no archive, or when there are too many to name.
+    ``run`` names the run on the console, ``limit`` is in seconds, ``server`` is the URL of what is asked in the place
+    of every registry (see ``serving.py``). Raises InputError when an image is in no registry and there is no server,
+    or when there are too many to name.
     """
     pulls = [
-        *("registries() {", ":", *_registries(plan, registries, loopback), "}"),
-        *("images() {", *_images(plan, files or {}), "}"),
+        *("registries() {", ":", *_registries(plan, registries, server), "}"),
+        *("images() {", *_images(plan, in_registries=not server), "}"),
     ]
     head = "\n".join([*_variables(plan, run, mode, limit), *(pulls if mode == "bake" else _prover(plan))])
     body = script(mode, volume=plan.artefact.kind == "volume")
@@ -144,15 +143,16 @@ def logs_in(host: str, options: Mapping[str, RegistryOptions]) -> ecr.Target | N
     return found if found and not found.public and wanted else None
 
 
-def _registries(plan: Plan, options: Mapping[str, RegistryOptions], loopback: str) -> list[str]:
+def _registries(plan: Plan, options: Mapping[str, RegistryOptions], server: str) -> list[str]:
+    if server:
+        names = {Reference.parse(image.reference).registry for image in plan.all_images}
+        return [shlex.join(["registry", host, server, "-"]) for host in sorted(names)]
     lines = []
     for host in hosts(plan):
         chosen = options.get(host, RegistryOptions())
-        name, _, port = host.partition(":")
-        is_loopback = name in {"localhost", "127.0.0.1"} or name.startswith("127.")
-        target = f"{loopback}:{port or 80}" if is_loopback and loopback else host
-        if host == DOCKER_HUB:
-            target = "registry-1.docker.io"
+        name = host.partition(":")[0]
+        is_loopback = name == "localhost" or name.startswith("127.")
+        target = "registry-1.docker.io" if host == DOCKER_HUB else host
         plain = chosen.plain_http or is_loopback
         login = f"ecr:{found.region}" if (found := logs_in(host, options)) else "-"
         words = ["registry", host, f"{'http' if plain else 'https'}://{target}", login]
@@ -162,16 +162,15 @@ def _registries(plan: Plan, options: Mapping[str, RegistryOptions], loopback: st
     return lines
 
 
-def _images(plan: Plan, files: Mapping[str, str]) -> list[str]:
+def _images(plan: Plan, *, in_registries: bool) -> list[str]:
     lines = []
     for image in plan.all_images:
-        if image.layout and image.reference not in files:
+        if image.layout and in_registries:
             raise InputError(
                 f"{image.reference} is in no registry, so that no machine can pull it",
                 hint="give it a name in a registry, so that it is pushed; or bake with `builder: local` or `ebs`",
             )
-        source = f"file:{files[image.reference]}" if image.layout else source_of(image)
-        lines.append(shlex.join(["image", image.target.digest, image.manifest.digest, source, *image.names]))
+        lines.append(shlex.join(["image", image.target.digest, image.manifest.digest, source_of(image), *image.names]))
     return lines
 
 

@@ -28,6 +28,7 @@ from parbake.builders.guest import Console, hosts, logs_in, user_data
 from parbake.errors import BadBase, BakeFailed, InputError, ParbakeError
 from parbake.model import GIB, AmiSource, Image, ImageVerdict, Plan, RegistryOptions, Verdict
 
+_LOGINS = {"docker", "environment"}  # of a registry's `credentials`
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
 
 
@@ -55,6 +56,9 @@ class Ec2Builder:
         """
         _need_registries(plan, self._settings, self._registries)
         refuse(plan, self._settings)
+        for host in hosts(plan):
+            if self._registries.get(host, RegistryOptions()).mirrors:
+                ingredients.events.warn(f"{host}: instances pull from the registry itself, not from its mirrors")
         run = _Run(self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh)
         if self._verify:
             run.proof("")  # what cannot be asked for is refused before anything is made
@@ -100,6 +104,12 @@ def _need_registries(plan: Plan, settings: AwsSection, registries: Mapping[str, 
         raise InputError(
             f"{local[0]} is in no registry, so that no instance can pull it",
             hint="give it a name in a registry (ECR), so that it is pushed; or bake with `builder: ebs`",
+        )
+    with_login = [host for host in hosts(plan) if registries.get(host, RegistryOptions()).credentials in _LOGINS]
+    if with_login:
+        raise InputError(
+            f"{with_login[0]} wants a login of this machine, and no secret is handed to an instance",
+            hint="push the images to ECR, where its role logs in; or let this machine pull: `builder: ebs`",
         )
     private = [host for host in hosts(plan) if logs_in(host, registries)]
     if private and not settings.instance_profile:
