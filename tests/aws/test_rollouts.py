@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from parbake.bakefile import load
 from parbake.events import Events
 from parbake.model import GIB
 from parbake.rollouts import Offer
+from parbake.rollouts.asg import Asg
+from parbake.rollouts.parameter import Parameter
 from parbake.rollouts.templates import new_data
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
@@ -215,6 +217,57 @@ def test_a_run_that_ends_before_a_call_is_finished(
     assert (report["holds"]["artefact"], report["previous"]["image"]) == (FIRST.artefact, "ami-0")
     assert parbake(capsys, "rollback", *QUICK)[0] == 0
     del fleets
+
+
+def _somebody_moves_the_group() -> None:
+    made = versions(raw("ec2").describe_launch_templates()["LaunchTemplates"][0]["LaunchTemplateId"])[0]
+    identity = made["LaunchTemplateId"]
+    raw("ec2").create_launch_template_version(LaunchTemplateId=identity, LaunchTemplateData={"ImageId": "ami-7"})
+    specification = {"LaunchTemplateId": identity, "Version": "2"}
+    raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
+
+
+def _somebody_puts_the_parameter() -> None:
+    raw("ssm").put_parameter(Name="/nodes/gpu", Value="ami-7", Type="String", Overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "meanwhile", "says"),
+    [
+        (GROUP, Asg, _somebody_moves_the_group, "it holds"),
+        (PARAMETER, Parameter, _somebody_puts_the_parameter, "it has version 2 now, not 1"),
+    ],
+    ids=["asg", "ssm"],
+)
+def test_two_rollouts_race(
+    fleets: Fleets,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    target: dict[str, Any],
+    kind: Any,
+    meanwhile: Callable[[], None],
+    says: str,
+) -> None:
+    """Between the look and the write, somebody else writes: nothing is written then, and the next run sees it."""
+    group()
+    raw("ssm").put_parameter(Name="/nodes/gpu", Value="ami-0", Type="String")
+    kitchen(tmp_path, [target], FIRST)
+    decided = kind.plan
+
+    def plan(self: Any, offer: Offer) -> Any:
+        change = decided(self, offer)
+        meanwhile()
+        return change
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "plan", plan)
+        code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
+    assert (code, error["error"], says in error["message"]) == (1, "TargetMoved", True)
+    assert "run the same command again" in error["hint"]
+    assert (fleets.refreshes, parbake(capsys, "status")[1][0]["holds"]["image"]) == ([], "ami-7")
+    assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+    assert parbake(capsys, "status")[1][0]["previous"]["image"] == "ami-7", "the way back is to what was there"
 
 
 @pytest.mark.parametrize("target", [GROUP, NODES], ids=["asg", "nodegroup"])

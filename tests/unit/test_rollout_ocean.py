@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from parbake.rollouts import Change, Offer, ocean
 from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
 from tests.support.spot import Spot, serving_spot
 
@@ -61,6 +62,23 @@ def test_a_roll_that_fails_or_hangs_or_is_stopped(
     assert (code, error["error"]) == (1, "TargetMoved"), "one roll at a time"
     assert parbake(capsys, "freeze", "--to", "ocean")[1]["changed"] == {"ocean": ["roll scr-1"]}
     assert spot.rolls[1]["status"] == "STOPPED"
+
+
+def test_two_rollouts_race(
+    spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen(tmp_path, [GROUPS], FIRST)
+    decided = ocean.Ocean.plan
+
+    def plan(self: ocean.Ocean, offer: Offer) -> Change:
+        change = decided(self, offer)
+        spot.specifications["ols-2"]["imageId"] = "ami-7"
+        return change
+
+    monkeypatch.setattr(ocean.Ocean, "plan", plan)
+    code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
+    assert (code, error["error"], spot.rolls) == (1, "TargetMoved", [])
+    assert [spot.specifications[name]["imageId"] for name in ("ols-1", "ols-2")] == ["ami-0", "ami-7"]
 
 
 def test_bad_input(
