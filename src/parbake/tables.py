@@ -191,7 +191,7 @@ def _place(region: str, there: Published) -> str:
 def _digests(record: Record) -> Iterator[tuple[str, str]]:
     if record.blocks:
         yield "blocks", f"{record.blocks.digest} ({record.blocks.count} of 512 KiB)"
-    if record.sha256 or record.blocks:
+    if record.sha256 or (record.blocks and not record.published):  # what lies in a cloud has no file
         yield "sha256", record.sha256 or "not yet: computed while it is verified"
 
 

@@ -14,7 +14,7 @@ from parbake.flow import Finished, Outlook
 from parbake.layercache import Entry
 from parbake.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
 from parbake.plan import cautions
-from parbake.records import decide_prune
+from parbake.records import Blocks, decide_prune
 from tests.support.plans import digest, image, layer, outcome, plan, record
 
 FOLDER = Path(__file__).with_name("tables")
@@ -42,7 +42,11 @@ UNSEEN = Verdict(passed=False, accelerator="none", problems=("for linux/arm64: n
 RECORD = record("a", passed=None).model_copy(update={"timings": {"fill": 1.04, "digest": 0.46}})
 VERIFIED = RECORD.model_copy(update={"verdict": PASSED})
 IN_EC2 = RECORD.model_copy(
-    update={"published": {"eu-west-1": Published(image="ami-1", snapshots=(Snapshot(id="snap-1"),))}}
+    update={
+        "sha256": "",
+        "blocks": Blocks(digest=digest("list").removeprefix("sha256:"), count=17),
+        "published": {"eu-west-1": Published(image="ami-1", snapshots=(Snapshot(id="snap-1"),))},
+    }
 )
 PLACE = Path("/srv/artefacts") / RECORD.artefact
 MANY = [record("a", passed=True, at=1), record("b", passed=False, at=2), record("c", at=3)]
