@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from parbake import watching
+from parbake import flow, watching
 from parbake.errors import BakefileError, RegistryError
 from parbake.events import Event, Events
 from parbake.flow import Finished
+from parbake.rollout_tables import turn_json, turn_text
+from parbake.tables import decisions_json
+from tests.support.clusters import kitchen
 from tests.support.plans import record
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -88,6 +91,23 @@ def test_a_bake_that_fails_is_tried_again_although_nothing_moves(monkeypatch: py
     with pytest.raises(Enough):
         watching.watch(lambda: next(seen), act, Events(), once=False, interval=1)
     assert results == [], "once again, then not until something moved"
+
+
+def test_old_artefacts_go_after_a_turn_when_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = record("a", at=1, passed=True), record("b", at=2, passed=True)
+    file = kitchen(tmp_path, [], old, new, retention={"keep": 1})
+    for each in (old, new):
+        (tmp_path / "artefacts" / each.artefact).touch()
+    monkeypatch.setattr(flow, "bake", lambda *_: DONE)
+    assert watching.act(file, Events(), None) == (DONE, (), None)
+    assert len(list((tmp_path / "artefacts").glob("*.json"))) == 2, "not asked for"
+    turn = watching.Turn(("x",), *watching.act(file, Events(), None, prune=True))
+    assert turn.tidied is not None
+    assert turn.tidied.pruned is None, "nothing is published"
+    assert [path.name for path in (tmp_path / "artefacts").glob("*.json")] == [new.file_name]
+    said = turn_json(turn)["prune"]
+    assert said == decisions_json(turn.tidied.decisions)
+    assert old.artefact in turn_text(turn)
 
 
 def test_once_raises_and_so_does_a_wrong_bakefile(monkeypatch: pytest.MonkeyPatch) -> None:
