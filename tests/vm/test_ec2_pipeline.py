@@ -35,9 +35,6 @@ ENTRYPOINT ["/bin/busybox", "sh", "-c", "/bin/busybox cat /greeting; exec /bin/b
 """
 
 
-APP = {"Entrypoint": ["/bin/busybox", "sh", "-c", "echo ready; exec /bin/busybox sleep 1000"]}
-
-
 @pytest.fixture
 def address() -> Iterator[str]:
     """An address of this host's loopback that means the same to a machine, which 127.0.0.1 does not (RFC 5737)."""
@@ -110,39 +107,4 @@ def test_build_push_bake_and_prove(
     assert proof["sandbox_seconds"] > 0
     there = baked["published"][REGION]
     assert cloud.left(REGION) == {"images": [there["image"]], "snapshots": [there["snapshots"][0]["id"]]}
-    assert traces(private_places) == []
-
-
-def test_a_volume_is_filled_and_proven(
-    default_base: Path, cloud: Cloud, machines: Qemus, private_places: Path, address: str
-) -> None:
-    """The instance's second disk is found among its disks, and gets the node's own pause image."""
-    with DockerRegistry(private_places / "registry", address=address) as registry:
-        base = cloud.base(REGION, "my-node-1", node_image(private_places, registry, default_base))
-        push(registry.url, "team/app", image(busybox_layer(), config=APP), "1")
-
-        def cut_off(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
-            if operation == "CreateSnapshot":
-                machines.isolated = True
-                registry.stop()
-
-        cloud.before.append(cut_off)
-        name = f"{registry.host}/team/app:1"
-        path = bakefile(
-            private_places / "bake",
-            [{"reference": name, "startup": {"up": {"log": "^ready"}}}],
-            builder="ec2",
-            base=base,
-            artefact={"kind": "volume"},
-            aws={"region": REGION},
-            time_limit="8m",
-            registries={registry.host: {"plain_http": True}},
-        )
-        baked = parbake("bake", "-f", path, "--json", "--progress", "none").good()
-    assert baked["verdict"]["passed"]
-    [proof] = baked["verdict"]["images"]
-    assert (proof["reference"], proof["pinned"], proof["output"]) == (name, True, "ready")
-    assert proof["sandbox_seconds"] > 0, "the pause image of the base has come along"
-    assert baked["verdict"]["warnings"] == []
-    assert cloud.left(REGION) == {"snapshots": [baked["published"][REGION]["snapshots"][0]["id"]]}
     assert traces(private_places) == []
