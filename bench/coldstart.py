@@ -115,7 +115,7 @@ class Case:
     """A remedy: what is read beside the start, on which volume, after how much boot (seconds)."""
 
     name: str
-    reads: str = ""  # "", "list", "touch" or "all"
+    reads: str = ""  # "", "list", "whole" (the list's blocks from end to end) or "all"
     hot: bool = False
     provisioned: bool = False
     laid_out: bool = False
@@ -148,7 +148,7 @@ def cases(boot: float) -> list[Case]:
         Case("trace", reads="list"),
         Case("layout", laid_out=True),
         Case("trace_layout", reads="list", laid_out=True),
-        Case("touch", reads="touch", laid_out=True),
+        Case("whole", reads="whole", laid_out=True),
         Case("rate", provisioned=True),
         Case("pull", pulled=True),
     ]
@@ -200,7 +200,7 @@ def hydrating(volume: Volume, case: Case, work: Path) -> Iterator[Process | None
     listed.write_text(reading_list(volume, case.reads))
     command = [sys.executable, "-u", str(node_file("hydrate.py")), "--list", str(listed), "--wait", "5"]
     command += ["--state", str(work / "hydrate.json")]
-    command += {"all": ["--in-flight", "32"], "touch": ["--touch", "4096"]}.get(case.reads, [])
+    command += ["--touch", str(BLOCK)] if case.reads in {"all", "whole"} else []
     with Process(command, log=work / "hydrate.log") as process:
         yield process
 
@@ -304,7 +304,7 @@ def summary(seconds: dict[tuple[str, float], list[float]], volume: Volume, boot:
         best = medians.get(("trace_layout", after))
         found = {
             f"{name}_s": _rounded(medians.get((name, after)))
-            for name in ("full_read", "trace", "trace_layout", "touch", "rate")
+            for name in ("full_read", "trace", "trace_layout", "whole", "rate")
         }
         return {**found, "gain_vs_plain": _ratio(plain, best), "gap_to_hydrated": _ratio(best, hydrated)}
 
@@ -380,7 +380,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each case starts")
     parser.add_argument("--boot", type=float, default=_BOOT, help="seconds of boot for those cases that use it")
     known = [case.name for case in cases(0.0)]
-    default = ",".join(name for name in known if name != "touch")
+    default = ",".join(name for name in known if name != "whole")
     parser.add_argument("--cases", default=default, help="which cases, with commas between; the others are null")
     options = parser.parse_args()
     only = set(options.cases.split(","))

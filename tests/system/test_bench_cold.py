@@ -19,7 +19,8 @@ from bench.coldstart import Case, Volume, cases, compare, reading_list, start, s
 from bench.lazy import PROFILES, Profile
 from parbake import coldstart, disk, records
 from parbake.events import Events
-from parbake.rehearse import no_network
+from parbake.nodefiles import node_file
+from parbake.rehearse import identify, no_network
 from parbake.trace.data import BLOCK
 from tests.support.baking import bake, bakefile, private_places
 from tests.support.documents import ROOT
@@ -187,6 +188,23 @@ def test_the_last_line() -> None:
     assert (after["gain_vs_plain"], after["gap_to_hydrated"]) == (4.0, 1.0)
     assert found["once"] == ["pull"]
     assert set(PROFILES) == {"mild", "harsh"}
+
+
+def test_hydrating_takes_one_page_of_each_block_where_that_loads_it(tmp_path: Path) -> None:
+    file, listed, told = tmp_path / "volume", tmp_path / "list", tmp_path / "told"
+    disk.make_filesystem(file, "ext4", 128 << 20, name="hydrate")
+    with file.open("r+b") as handle:
+        for block in range(100, 180):
+            os.pwrite(handle.fileno(), os.urandom(BLOCK), block * BLOCK)
+    uuid = identify(file)[1]
+    ranges = "".join(f"{block * BLOCK} {BLOCK}\n" for block in range(100, 180))
+    listed.write_text(f"parbake-hydrate 1\nuuid {uuid}\nsize {128 << 20}\nranges 80\n{ranges}")
+    command = [sys.executable, str(node_file("hydrate.py")), "--list", str(listed), "--state", str(told), "--wait", "5"]
+    slow = Profile("slow", 0.3, 8, 4000.0)
+    with cold(file, tmp_path, slow) as (source, _):
+        subprocess.run(command, capture_output=True, check=True)
+        assert source.loaded >= 80
+    assert json.loads(told.read_text())["bytes"] == 80 * 4096
 
 
 def test_the_check_of_real_volumes_asks_what_the_model_assumes(volume: Volume, tmp_path: Path) -> None:

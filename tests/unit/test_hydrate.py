@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import base64
 import gzip
@@ -9,6 +10,7 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,6 +84,40 @@ def test_any_list_is_read_or_refused(
         assert not data.startswith(b"parbake-hydrate 1\n")
         return
     assert all(offset >= 0 and length > 0 for offset, length in ranges)
+
+
+@pytest.mark.parametrize(
+    ("touch", "ranges", "took", "asked"),
+    [
+        (0, 65, (0.25, 0.01), 4096),  # the end of each block was there
+        (0, 65, (0.25, 0.24), 0),  # it was not
+        (0, 65, (0.01, 0.01), 4096),  # all is there already
+        (0, 64, (), 0),  # not worth a question
+        (4096, 65, (), 4096),
+        (524288, 65, (), 524288),
+    ],
+)
+def test_it_finds_out_whether_one_touch_loads_a_block(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, touch: int, ranges: int,
+    took: tuple[float, ...], asked: int,
+) -> None:  # fmt: skip
+    """With a device whose reads take what the case says; tests/system reads real ones."""
+    clock, calls, left = [0.0], [], list(took)
+
+    def read_all(_device: str, parts: Any, _threads: int, touch: int = 0) -> tuple[dict[str, int], int]:
+        calls.append((len(list(parts)), touch))
+        clock[0] += left.pop(0) if left else 1.0
+        return {"bytes": 0, "ranges": 0, "errors": 0}, 1 << 40
+
+    monkeypatch.setattr(program, "read_all", read_all)
+    monkeypatch.setattr(program, "find_device", lambda *_: "/dev/none")
+    monkeypatch.setattr(program.time, "monotonic", lambda: clock[0])
+    path = tmp_path / "list"
+    trace = Trace(size=1 << 30, parts=(Part(name="a", reads=tuple(Read(0, n << 10, 8) for n in range(ranges))),))
+    path.write_text(hydrate_list(trace))
+    options = argparse.Namespace(list=str(path), wait=0.0, touch=touch, in_flight=32, rest=False)
+    assert program.hydrate(options)["state"] == "done"
+    assert calls == [*[(16, 0)] * len(took), (ranges, asked)]
 
 
 def test_what_a_node_gets(tmp_path: Path) -> None:
