@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 # Unit tests first: what is cheap to find out is found out first.
 TESTS := tests/unit tests/golden tests/aws tests/kubernetes tests/system tests/vm
-# Files of tests that run at a time (0: one after the other, in one process); virtual machines take turns.
+# Files of tests that run at a time (0: one after the other, in one process).
 JOBS ?= 2
 
 .PHONY: help setup packages lint test test-unit demo docs fuzz proto clean
@@ -30,7 +30,7 @@ lint: setup ## Check format, style and types
 	$(BIN)/mypy
 
 test: setup lint ## Run every test, with coverage
-	$(BIN)/pytest $(TESTS) -n $(JOBS) --dist loadgroup --no-loadscope-reorder -ra --durations=10 --cov --cov-report=term --cov-fail-under=85
+	$(BIN)/pytest $(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder -ra --durations=10 --cov --cov-report=term --cov-fail-under=85
 
 test-unit: setup ## Run the quick tests: no root, no virtual machine
 	$(BIN)/pytest tests/unit tests/golden tests/aws
