@@ -135,14 +135,17 @@ class _Builder:
 
     def build(self, node: Node, where: Where) -> object:
         self._bound(node, where)
-        tag = str(node.tag)
-        if tag.removeprefix(_CORE) not in _TAGS or (tag.startswith("!") and tag != "!"):
-            self._say(where, f"the tag {tag.replace(_CORE, '!!')} is not understood", _line(node), "remove it")
+        self._look_at_tag(node, where)
         if isinstance(node, MappingNode):
             return self._mapping(node, where)
         if isinstance(node, SequenceNode):
             return tuple(self.build(item, (*where, index)) for index, item in enumerate(node.value))
         return self._scalar(node, where)
+
+    def _look_at_tag(self, node: Node, where: Where) -> None:
+        tag = str(node.tag)
+        if tag.removeprefix(_CORE) not in _TAGS or (tag.startswith("!") and tag != "!"):
+            self._say(where, f"the tag {tag.replace(_CORE, '!!')} is not understood", _line(node), "remove it")
 
     def _bound(self, node: Node, where: Where) -> None:
         self._count += 1
@@ -164,6 +167,7 @@ class _Builder:
                 self._say(where, ODD_KEY, line, "quote a text that begins with [ or {")
             else:
                 name = str(key.value)
+                self._look_at_tag(key, (*where, name))
                 if name in seen:
                     self._say((*where, name), f"the key is there twice, first in line {seen[name]}", line)
                 seen.setdefault(name, line)

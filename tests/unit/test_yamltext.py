@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -137,6 +137,7 @@ def test_json_is_yaml(data: dict[str, object]) -> None:
 
 
 @given(st.text("ab:-?[]{}#&*!|>'\"%@`,~=0123. \n\t\0", max_size=40))
+@example("!0 :")
 @settings(max_examples=300, deadline=None)
 def test_whatever_the_text_it_is_read_or_explained(text: str) -> None:
     parsed = parse(text)
