@@ -23,6 +23,7 @@ from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
 from moto.ec2.models import ec2_backends
 
+from tests.aws.eventual import Eventual
 from tests.aws.hardware import LOOKS, Hardware, Machine, Notes
 from tests.aws.recorder import note, tags_in_moto
 from tests.support.fastrestores import FastRestores
@@ -53,6 +54,8 @@ class Cloud:
     tokens: dict[tuple[str, str, str], str] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     fast: FastRestores = field(default_factory=FastRestores)
+    eventual: Eventual | None = None
+    """How late everybody hears of what was written; None: at once."""
     spot_interruptions: int = 0
     ends: str = ""
     """The StateReason with which instances end as soon as they are launched; empty: they live."""
@@ -85,13 +88,21 @@ class Cloud:
         note(service, operation, arguments, client.meta.region_name, self._tags_of)
         self._inside = True
         try:
-            own = getattr(self, f"_{service}_{operation}", None)
-            answer = own(client, arguments) if own else self._real(client, operation, arguments)
+            answer = self._answer(client, service, operation, arguments)
         finally:
             self._inside = False
         for fault in self.after:
             fault(service, operation, arguments)
         return answer
+
+    def _answer(self, client: Any, service: str, operation: str, arguments: dict[str, Any]) -> Any:
+        def ask(operation: str, arguments: dict[str, Any]) -> Any:
+            own = getattr(self, f"_{service}_{operation}", None)
+            return own(client, arguments) if own else self._real(client, operation, arguments)
+
+        if service == "ec2" and self.eventual:
+            return self.eventual.answer(operation, arguments, ask)
+        return ask(operation, arguments)
 
     def _tags_of(self, resource: str) -> Tags:
         return self.request_tags.get(resource) or tags_in_moto(resource)

@@ -5,7 +5,7 @@ Nothing here imports boto3 before ``client`` is called, so a local bake neither 
 
 from parbake.aws.clients import Client, account, client, default_region, swallowing
 from parbake.aws.faults import translate as translating
-from parbake.aws.images import SourceImage, find_source, nearest
+from parbake.aws.images import SourceImage, find_source, mark, named, nearest
 from parbake.aws.rest import Rest
 from parbake.aws.tags import (
     ARTEFACT,
@@ -24,7 +24,7 @@ from parbake.aws.tags import (
     specifications,
     token,
 )
-from parbake.aws.waiting import Look, wait
+from parbake.aws.waiting import UNKNOWN_SECONDS, Look, wait, when_known
 
 __all__ = [
     "ARTEFACT",
@@ -35,6 +35,7 @@ __all__ = [
     "ROLE",
     "RUN",
     "TEMPORARY",
+    "UNKNOWN_SECONDS",
     "VERIFIED",
     "Client",
     "Look",
@@ -47,11 +48,14 @@ __all__ = [
     "client",
     "default_region",
     "find_source",
+    "mark",
     "mine",
+    "named",
     "nearest",
     "specifications",
     "swallowing",
     "token",
     "translating",
     "wait",
+    "when_known",
 ]

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from parbake.aws.clients import Client, client
-from parbake.errors import AwsNotFound, BadBase
+from parbake.aws.tags import as_dict, as_list
+from parbake.aws.waiting import UNKNOWN_SECONDS, Look, wait
+from parbake.errors import AwsNotFound, BadBase, DeadlineExceeded
+from parbake.events import Events
 from parbake.model import GIB, AmiSource, Platform
 
 # EC2's names of architectures.
@@ -103,6 +106,39 @@ def is_there(region: str, image: str, snapshots: Iterable[str] = ()) -> bool:
         return bool(ids) and len(ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]) == len(ids)
     except AwsNotFound:
         return False
+
+
+def named(ec2: Client, name: str, events: Events) -> Mapping[str, Any]:
+    """Return the account's own AMI of a name that is taken: it may be too new to be in a list. {}: there is none."""
+
+    def look() -> Look:
+        filters = [{"Name": "name", "Values": [name]}]
+        found = list(ec2.pages("describe_images", "Images", Owners=["self"], Filters=filters))
+        return Look(bool(found), value=found[0] if found else {})
+
+    try:
+        found: Mapping[str, Any] = wait(f"The AMI {name}", look, seconds=UNKNOWN_SECONDS, events=events)
+    except DeadlineExceeded:
+        return {}
+    return found
+
+
+def mark(ec2: Client, ids: Sequence[str], tags: Mapping[str, str], events: Events) -> None:
+    """Tag images and snapshots, and wait until they are seen to be tagged so.
+
+    Until then a clean-up would still take them for what the tags of before say. Raises DeadlineExceeded, AwsFault.
+    """
+    ec2.create_tags(Resources=list(ids), Tags=as_list(tags))
+
+    def look() -> Look:
+        images = [each for each in ids if each.startswith("ami-")]
+        snapshots = [each for each in ids if not each.startswith("ami-")]
+        found = ec2.describe_images(ImageIds=images)["Images"] if images else []
+        found += ec2.describe_snapshots(SnapshotIds=snapshots)["Snapshots"] if snapshots else []
+        return Look(len(found) == len(ids) and all(tags.items() <= as_dict(each).items() for each in found))
+
+    hint = "AWS does not show the tags yet: run the same command again"
+    wait(f"The tags of {ids[0]}", look, seconds=UNKNOWN_SECONDS, events=events, hint=hint)
 
 
 def _by_parameter(name: str, region: str) -> str:

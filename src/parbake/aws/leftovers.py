@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import MANAGED, NAME, TEMPORARY, as_dict, expired, mine
-from parbake.aws.waiting import Look, wait
+from parbake.aws.waiting import Look, wait, when_known
 from parbake.errors import AwsNotFound
 from parbake.events import Events
 
@@ -24,13 +25,16 @@ _ALIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
 class Wanted:
     """Which leftovers go: those of a content key, or those of a Bakefile's name together with all that have expired.
 
-    Without ``images``, AMIs and snapshots stay. ``packer`` also looks for what Packer alone makes.
+    Without ``images``, AMIs and snapshots stay. ``packer`` also looks for what Packer alone makes. ``instances`` (as
+    RunInstances described them) and ``groups`` go in any case: what was made a moment ago is in no list yet.
     """
 
     key: str = ""
     name: str = ""
     images: bool = True
     packer: bool = False
+    instances: Sequence[Mapping[str, Any]] = ()
+    groups: Sequence[str] = ()
 
     def filters(self) -> list[dict[str, Any]]:
         """Return what narrows a describe call."""
@@ -57,6 +61,8 @@ def _instances(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
     states = [{"Name": "instance-state-name", "Values": list(_ALIVE)}]
     reservations = ec2.pages("describe_instances", "Reservations", Filters=[*wanted.filters(), *states])
     found = [each for reservation in reservations for each in reservation["Instances"] if wanted.takes(as_dict(each))]
+    listed = {each["InstanceId"] for each in found}
+    found += [each for each in wanted.instances if each["InstanceId"] not in listed]
     if found:
         terminate(ec2, found, events)
     yield from (each["InstanceId"] for each in found)
@@ -66,17 +72,15 @@ def terminate(ec2: Client, instances: Sequence[Mapping[str, Any]], events: Event
     """Terminate instances and wait until they are gone: what they hold (volumes, groups) is free only then."""
     requests = [each["SpotInstanceRequestId"] for each in instances if each.get("SpotInstanceRequestId")]
     if requests:  # a persistent request would start another one
-        ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=requests)
+        when_known(lambda: ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=requests), *requests)
     ids = [each["InstanceId"] for each in instances]
-    ec2.terminate_instances(InstanceIds=ids)
+    when_known(lambda: ec2.terminate_instances(InstanceIds=ids), *ids)
 
     def look() -> Look:
-        try:
-            reservations = list(ec2.pages("describe_instances", "Reservations", InstanceIds=ids))
-        except AwsNotFound:
-            return Look(True)
+        reservations = list(ec2.pages("describe_instances", "Reservations", InstanceIds=ids))
         states = [each["State"]["Name"] for reservation in reservations for each in reservation["Instances"]]
-        return Look(all(state == "terminated" for state in states), ", ".join(states))
+        gone = len(states) == len(ids) and set(states) == {"terminated"}  # they are shown for an hour
+        return Look(gone, ", ".join(states))
 
     wait("Terminate the instance", look, seconds=_GONE, events=events, hint="run `parbake clean --aws` later")
 
@@ -128,11 +132,18 @@ def _volumes(ec2: Client, wanted: Wanted) -> Iterator[str]:
 
 
 def _groups(ec2: Client, wanted: Wanted) -> Iterator[str]:
-    for group in ec2.pages("describe_security_groups", "SecurityGroups", Filters=wanted.filters()):
-        if wanted.takes(as_dict(group)):
-            identity = group["GroupId"]
-            _unless_gone(lambda identity=identity: ec2.delete_security_group(GroupId=identity))  # type: ignore[misc]
-            yield identity
+    found = [
+        group["GroupId"]
+        for group in ec2.pages("describe_security_groups", "SecurityGroups", Filters=wanted.filters())
+        if wanted.takes(as_dict(group))
+    ]
+    for identity in found:
+        _unless_gone(lambda identity=identity: ec2.delete_security_group(GroupId=identity))  # type: ignore[misc]
+        yield identity
+    for identity in set(wanted.groups).difference(found):
+        delete = partial(ec2.delete_security_group, GroupId=identity)
+        _unless_gone(lambda delete=delete, identity=identity: when_known(delete, identity))  # type: ignore[misc]
+        yield identity
 
 
 def _key_pairs(ec2: Client, wanted: Wanted) -> Iterator[str]:

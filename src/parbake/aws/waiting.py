@@ -53,9 +53,11 @@ def wait(
         while True:
             try:
                 seen = look()
-            except AwsNotFound:
+            except AwsNotFound as error:
                 if not unknown.left:
-                    raise
+                    if not new:
+                        raise
+                    raise _still_unknown(error, unknown.seconds) from error
                 seen = Look(False, "not known yet")
             if seen.failed:
                 raise fault("", seen.failed, what)
@@ -69,3 +71,29 @@ def wait(
                 state = f" (last seen: {seen.state})" if seen.state else ""
                 raise DeadlineExceeded(f"{error.message}{state}", hint=hint or error.hint) from None
             pause = min(pause * 1.5, longest_pause or _LONGEST_PAUSE)
+
+
+def when_known[T](call: Callable[[], T], *made: str) -> T:
+    """Make a call that names what was made a moment ago: refused for want of that, it is made again for a while.
+
+    ``made`` are the ids of what is new; AWS's words name what it does not find. Raises what the call raises.
+    """
+    unknown, pause = Deadline(UNKNOWN_SECONDS, "AWS"), _FIRST_PAUSE
+    while True:
+        try:
+            return call()
+        except AwsNotFound as error:
+            if not any(each in error.message for each in made):
+                raise
+            if not unknown.left:
+                raise _still_unknown(error, unknown.seconds) from error
+        unknown.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def _still_unknown(error: AwsNotFound, seconds: float) -> AwsNotFound:
+    return AwsNotFound(
+        f"{error.message}, not even {seconds:.0f} s after it was made",
+        code=error.code,
+        hint="somebody has removed it, or AWS is in trouble: run the same command again",
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 from parbake import aws
 from parbake.aws import Stamp
-from parbake.aws.tags import ARTEFACT, EXPIRY, MANAGED, VERIFIED, as_list
+from parbake.aws.tags import ARTEFACT, EXPIRY, MANAGED, VERIFIED
 from parbake.ebs.upload import look
 from parbake.events import Events
 
@@ -58,9 +58,9 @@ def share(snapshot: str, region: str, accounts: Iterable[str]) -> None:
     )
 
 
-def keep(snapshot: str, region: str, *, verified: str = "") -> None:
+def keep(snapshot: str, region: str, *, verified: str = "", events: Events) -> None:
     """Tag a snapshot as what the run was for: no clean-up takes it any more. ``verified`` is when it was."""
     ec2 = aws.client("ec2", region)
     tags = {MANAGED: ARTEFACT, **({VERIFIED: verified} if verified else {})}
-    ec2.create_tags(Resources=[snapshot], Tags=as_list(tags))
+    aws.mark(ec2, [snapshot], tags, events)
     ec2.delete_tags(Resources=[snapshot], Tags=[{"Key": EXPIRY}])

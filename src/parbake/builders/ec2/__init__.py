@@ -189,7 +189,7 @@ class _Run:
                     raise
                 self.events.warn(f"{error.message}: again on demand")
                 on_demand = True
-                remove(Wanted(key=self.plan.key), self.region, self.events)
+                remove(self._leftovers(self.region), self.region, self.events)
                 self.launcher = Launcher(self.ec2, self.settings, self.plan.platform, self.events)
 
     def _order(self) -> Order:
@@ -239,6 +239,7 @@ class _Run:
             tail = self.launcher.follow(instance["InstanceId"], console, self._proof_limit)
             verdict = _verdict(self.plan, console, tail)
             terminate(self.ec2, [instance], self.events)
+            self.launcher.launched.remove(instance)
         return verdict
 
     def proof(self, run: str) -> bytes:
@@ -258,9 +259,15 @@ class _Run:
         """
         for region in (self.region, *self.settings.copy_to):
             try:
-                remove(Wanted(key=self.plan.key, images=images), region, self.events)
+                remove(self._leftovers(region, images=images), region, self.events)
             except ParbakeError as error:
                 self.events.warn(f"not all could be removed in {region}: {error.message}; run `parbake clean --aws`")
+
+    def _leftovers(self, region: str, *, images: bool = True) -> Wanted:
+        if region != self.region:
+            return Wanted(key=self.plan.key, images=images)
+        here = self.launcher
+        return Wanted(key=self.plan.key, images=images, instances=here.launched, groups=here.made_groups)
 
 
 def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:

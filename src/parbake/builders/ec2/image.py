@@ -71,10 +71,9 @@ class Amis:
         except AwsFault as error:
             if error.code != "InvalidAMIName.Duplicate":
                 raise
-            named = [{"Name": "name", "Values": [self.name]}]
-            for image in ec2.pages("describe_images", "Images", Owners=["self"], Filters=named):
-                if aws.as_dict(image).get(aws.KEY) == self.stamp.key:
-                    return str(image["ImageId"])
+            found = aws.named(ec2, self.name, self.events)
+            if aws.as_dict(found).get(aws.KEY) == self.stamp.key:
+                return str(found["ImageId"])
             hint = "an AMI of that name exists and is not parbake's: rename it, or change `name` in the Bakefile"
             raise AwsFault(error.message, code=error.code, hint=hint) from error
 
@@ -105,6 +104,8 @@ class Amis:
         try:
             snapshots = ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]
         except AwsNotFound:
+            if image["State"] == "available":
+                raise  # what comes next names them
             return None
         parts = [str(each.get("Progress") or "0").rstrip("%") for each in snapshots]
         return sum(int(part) for part in parts if part.isdigit()) // max(1, len(parts))
@@ -174,7 +175,7 @@ class Amis:
         if verified:
             tags[aws.VERIFIED] = verified
         ids = [str(image["ImageId"]), *(each.id for each in snapshots_of(image))]
-        aws.client("ec2", region).create_tags(Resources=ids, Tags=aws.as_list(tags))
+        aws.mark(aws.client("ec2", region), ids, tags, self.events)
 
 
 def _permission(share: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ stays for an hour).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,9 @@ class Launcher:
     settings: AwsSection
     platform: Platform
     events: Events
+    launched: list[dict[str, Any]] = field(default_factory=list)
+    """Instances of this run, which EC2's lists may not show yet; and the security groups that it made."""
+    made_groups: list[str] = field(default_factory=list)
     _groups: dict[str, str] = field(default_factory=dict)
 
     def find(self, key: str, role: str) -> dict[str, Any] | None:
@@ -141,11 +144,14 @@ class Launcher:
             options = {"SpotInstanceType": "persistent", "InstanceInterruptionBehavior": "stop"}
             wishes["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
             wishes["TagSpecifications"] += aws.specifications(tags, "spot-instances-request")
+        proven = (order.image, order.second.snapshot if order.second else order.image)
+        new = (*self.made_groups, *(proven if order.role == "verifier" else ()))
         try:
-            answer = self.ec2.run_instances(**wishes)
+            answer = aws.when_known(lambda: self.ec2.run_instances(**wishes), *new)
         except AwsFault as error:
             raise explained(error, zone, order.profile) from error
         instance: dict[str, Any] = answer["Instances"][0]
+        self.launched.append(instance)
         self.events.note(f"{order.role}: {instance['InstanceId']} ({kind}{', spot' if spot else ''}, {zone})")
         return instance
 
@@ -170,18 +176,33 @@ class Launcher:
         if vpc not in self._groups:
             name = f"parbake-{stamp.key[:12]}"
             named = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [vpc]}]
-            found = list(self.ec2.pages("describe_security_groups", "SecurityGroups", Filters=named))
-            self._groups[vpc] = found[0]["GroupId"] if found else self._new_group(vpc, name, stamp)
+
+            def look() -> aws.Look:
+                found = list(self.ec2.pages("describe_security_groups", "SecurityGroups", Filters=named))
+                return aws.Look(bool(found), value=found[0]["GroupId"] if found else "")
+
+            self._groups[vpc] = look().value or self._new_group(vpc, name, stamp) or self._wait_for_group(name, look)
         return self._groups[vpc]
 
     def _new_group(self, vpc: str, name: str, stamp: aws.Stamp) -> str:
-        made = self.ec2.create_security_group(
-            GroupName=name,
-            Description="parbake builder: nothing comes in",
-            VpcId=vpc,
-            TagSpecifications=aws.specifications(stamp.tags("group"), "security-group"),
-        )
-        return str(made["GroupId"])
+        """Return the id of a new group; empty: there is one of that name, which is in no list yet."""
+        try:
+            made = self.ec2.create_security_group(
+                GroupName=name,
+                Description="parbake builder: nothing comes in",
+                VpcId=vpc,
+                TagSpecifications=aws.specifications(stamp.tags("group"), "security-group"),
+            )
+        except AwsFault as error:
+            if error.code != "InvalidGroup.Duplicate":
+                raise
+            return ""
+        self.made_groups.append(str(made["GroupId"]))
+        return self.made_groups[-1]
+
+    def _wait_for_group(self, name: str, look: Callable[[], aws.Look]) -> str:
+        hint = "run the same command again"
+        return str(aws.wait(f"The group {name}", look, seconds=aws.UNKNOWN_SECONDS, events=self.events, hint=hint))
 
     # -- following
 
@@ -192,11 +213,19 @@ class Launcher:
         away), BakeFailed when it does not end in time.
         """
         deadline = Deadline(limit + _GRACE, f"the guest on {identity}")
+        unknown = Deadline(aws.UNKNOWN_SECONDS, identity)
         after: Deadline | None = None
         tail = ""
         while True:
             instance = self._look(identity)
             state = instance["State"]["Name"] if instance else "unknown"
+            if instance:
+                unknown = Deadline(aws.UNKNOWN_SECONDS, identity)
+            elif not unknown.left:
+                raise AwsNotFound(
+                    f"EC2 has not known {identity} for {unknown.seconds:.0f} s",
+                    hint="somebody has removed it, or AWS is in trouble: run the same command again",
+                )
             text = self._console(identity, latest=state in {"running", "stopping"}) or self._console(identity)
             tail = "\n".join([line for line in text.splitlines() if line.strip()][-_TAIL:]) or tail
             for stage in console.read(text):

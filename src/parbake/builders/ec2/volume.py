@@ -77,13 +77,9 @@ class Volumes:
         if not volumes:
             raise BakeFailed(f"{instance} has no disk at {self.device} any more", hint="run the same command again")
         tags = self.stamp.tags("snapshot", name=self.name)
-        return str(
-            ec2.create_snapshot(
-                VolumeId=volumes[0],
-                Description=f"parbake {self.stamp.key[:12]}",
-                TagSpecifications=aws.specifications(tags, "snapshot"),
-            )["SnapshotId"]
-        )
+        wishes: dict[str, Any] = {"VolumeId": volumes[0], "Description": f"parbake {self.stamp.key[:12]}"}
+        wishes["TagSpecifications"] = aws.specifications(tags, "snapshot")
+        return str(aws.when_known(lambda: ec2.create_snapshot(**wishes), volumes[0])["SnapshotId"])
 
     def wait(self, region: str, snapshot: str) -> dict[str, Any]:
         """Wait until a snapshot is completed, with progress; return its description."""
@@ -117,9 +113,9 @@ class Volumes:
             if self.settings.fast_at_bake:
                 ebs.fast.enable(self.settings.fast_snapshot_restore, region, each.snapshots, self.events)
         for region, each in reversed(list(places.items())):
-            ebs.keep(each.snapshots[0].id, region, verified=verified)
+            ebs.keep(each.snapshots[0].id, region, verified=verified, events=self.events)
         return places
 
     def promote(self, region: str, snapshot: Mapping[str, Any], *, verified: str) -> None:
         """Say that a snapshot is what the run was for: no clean-up takes it any more."""
-        ebs.keep(self.id_of(snapshot), region, verified=verified)
+        ebs.keep(self.id_of(snapshot), region, verified=verified, events=self.events)
