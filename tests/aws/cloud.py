@@ -51,7 +51,8 @@ class Cloud:
     contents: dict[str, Any] = field(default_factory=dict)
     """What snapshots hold, in the hardware's own terms."""
     pending: dict[str, int] = field(default_factory=dict)
-    tokens: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    tokens: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
+    """What a client token made, and by which request."""
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     fast: FastRestores = field(default_factory=FastRestores)
     eventual: Eventual | None = None
@@ -103,6 +104,13 @@ class Cloud:
         if service == "ec2" and self.eventual:
             return self.eventual.answer(operation, arguments, ask)
         return ask(operation, arguments)
+
+    def _made_by(self, token: tuple[str, str, str], arguments: dict[str, Any]) -> str:
+        """Return what a client token made before; it is refused with another request."""
+        made, request = self.tokens.get(token, ("", "")) if token[2] else ("", "")
+        if made and request != repr(arguments):
+            raise refuse("IdempotentParameterMismatch", f"{token[0]}: the client token was used with other parameters")
+        return made
 
     def _tags_of(self, resource: str) -> Tags:
         return self.request_tags.get(resource) or tags_in_moto(resource)
@@ -203,8 +211,8 @@ class Cloud:
 
     def _ec2_CopyImage(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         token = ("CopyImage", client.meta.region_name, arguments.get("ClientToken", ""))
-        if token[2] and token in self.tokens:
-            return {"ImageId": self.tokens[token]}
+        if known := self._made_by(token, arguments):
+            return {"ImageId": known}
         there = boto3.client("ec2", arguments["SourceRegion"])
         source = self._image(there, arguments["SourceImageId"])
         if self.pending.get(source["ImageId"], 0):
@@ -220,7 +228,7 @@ class Cloud:
         self.contents[snapshot] = self.contents[details["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]]
         mapping = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot, "VolumeSize": 8}}
         made = self._registered(client, arguments["Name"], [mapping], tags.get("image", []), details)
-        self.tokens[token] = made["ImageId"]
+        self.tokens[token] = (made["ImageId"], repr(arguments))
         return made
 
     def _ec2_CreateSnapshot(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
@@ -291,8 +299,8 @@ class Cloud:
 
     def _ec2_RunInstances(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         token = ("RunInstances", client.meta.region_name, arguments.get("ClientToken", ""))
-        if token[2] and token in self.tokens:
-            return {"Instances": [self._instance(client, self.tokens[token])]}
+        if known := self._made_by(token, arguments):
+            return {"Instances": [self._instance(client, known)]}
         image = self._image(client, arguments["ImageId"])
         if self.pending.get(image["ImageId"], 0):
             raise refuse("InvalidAMIID.Unavailable", f"the image {image['ImageId']} is pending")
@@ -304,9 +312,13 @@ class Cloud:
         tags = [spec for spec in arguments["TagSpecifications"] if spec["ResourceType"] in {"instance", "volume"}]
         plain = {key: value for key, value in arguments.items() if key != "InstanceMarketOptions"}
         plain["BlockDeviceMappings"] = self._mapped(image, arguments["BlockDeviceMappings"])
+        for each in plain["BlockDeviceMappings"]:
+            snapshot = each["Ebs"].get("SnapshotId")
+            if snapshot and snapshot not in self.contents:
+                raise refuse("InvalidSnapshot.NotFound", f"The snapshot '{snapshot}' does not exist.")
         answer = self._real(client, "RunInstances", {**plain, "UserData": "", "TagSpecifications": tags})
         instance = answer["Instances"][0]
-        self.tokens[token] = instance["InstanceId"]
+        self.tokens[token] = (instance["InstanceId"], repr(arguments))
         volumes = {
             each["DeviceName"]: self.hardware.volume(
                 self.contents.get(each["Ebs"].get("SnapshotId", "")), each["Ebs"]["VolumeSize"]
@@ -376,6 +388,7 @@ class Cloud:
 
     def _ec2_TerminateInstances(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         for identity in arguments["InstanceIds"]:
+            self._instance(client, identity)
             again = [each for each, made in self.requests.items() if made["InstanceId"] == identity]
             assert not again, f"{again} would start another instance in the place of {identity}"
             self.hardware.stop(self.machines[identity])
