@@ -6,19 +6,23 @@ AWS, so that a kill before one is a kill after the one before it.
 
 from __future__ import annotations
 
+import os
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
+from parbake.builders import Baked
 from parbake.events import Events
 from parbake.model import Plan
 from tests.aws.cloud import Cloud, Killed
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
 from tests.aws.recorder import allowed_by
-from tests.support.children import in_child
+from tests.support.children import fork, in_child
 
 __all__ = ["bake", "cloud", "plan", "volume"]
 
@@ -57,11 +61,11 @@ def settings_for(plan: Plan) -> dict[str, Any]:
     return {key: value for key, value in SETTINGS.items() if ami or key != "deprecate_after"}
 
 
-def killed_at(cloud: Cloud, bake: Bake, number: int, plan: Plan | None = None) -> bool:
+def killed_at(cloud: Cloud, bake: Bake, number: int) -> bool:
     """Bake and be killed; return whether that happened."""
     killer = Killer(cloud, number)
     try:
-        bake(of=plan, **(settings_for(plan) if plan else SETTINGS))
+        bake(**SETTINGS)
     except Killed:
         return True
     finally:
@@ -70,32 +74,66 @@ def killed_at(cloud: Cloud, bake: Bake, number: int, plan: Plan | None = None) -
     return False
 
 
-def reset(cloud: Cloud, plan: Plan) -> None:
-    """Take away all that there is, artefacts included: the next case begins with nothing."""
-    for region in (REGION, OTHER):
-        left = cloud.left(region)
-        if there := [*left.get("images", []), *left.get("snapshots", [])]:
-            tags = [{"Key": aws.MANAGED, "Value": aws.TEMPORARY}]
-            aws.client("ec2", region).create_tags(Resources=there, Tags=tags)
-        remove(Wanted(key=plan.key), region, Events())
-        assert cloud.left(region) == {}
-    cloud.tokens.clear()
+def killed_everywhere(cloud: Cloud, run: Callable[[], object], check: Callable[[], object]) -> list[str]:
+    """Run once; at each call that changes something, a copy of this process dies, and ``check`` looks at it.
+
+    Returns the calls, in order; a copy that fails says why on its own.
+    """
+    dead = False
+    calls: list[str] = []
+
+    def on_the_way_there(*_: Any) -> None:
+        if dead:
+            raise Killed
+
+    def on_the_way_back(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
+        nonlocal dead
+        if operation.startswith(READING):
+            return
+        calls.append(operation)
+        child = fork()
+        if not child:
+            dead = True
+            raise Killed
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"killed at call {len(calls)}, {operation}"
+
+    cloud.before.append(on_the_way_there)
+    cloud.after.append(on_the_way_back)
+    code = 1
+    try:
+        run()
+    except Killed:
+        cloud.before.remove(on_the_way_there)
+        cloud.after.remove(on_the_way_back)
+        check()
+        code = 0
+    finally:
+        if dead:  # nothing of a copy goes on, however this ended
+            if code:
+                traceback.print_exc()
+            os._exit(code)
+    cloud.before.remove(on_the_way_there)
+    cloud.after.remove(on_the_way_back)
+    return calls
 
 
 @pytest.mark.parametrize("kind", ["plan", "volume"])
 def test_killed_at_any_call(cloud: Cloud, bake: Bake, kind: str, request: pytest.FixtureRequest) -> None:
     wanted: Plan = request.getfixturevalue(kind)
-    number = 0
-    while killed_at(cloud, bake, number := number + 1, wanted):
-        assert in_child(lambda: clean_up_leaves_nothing(cloud, wanted)) == 0, f"killed at call {number}"
-        baked = bake(of=wanted, **settings_for(wanted))
+
+    def whole() -> Baked:
+        return bake(of=wanted, **settings_for(wanted))
+
+    def finishes() -> None:
+        assert in_child(lambda: clean_up_leaves_nothing(cloud, wanted)) == 0
+        baked = whole()
         assert baked.verdict
-        assert baked.verdict.passed, number
+        assert baked.verdict.passed
         for region, there in baked.published.items():
             only = {"images": [there.image] * bool(there.image), "snapshots": [each.id for each in there.snapshots]}
-            assert cloud.left(region) == {kind: ids for kind, ids in only.items() if ids}, f"killed at call {number}"
-        reset(cloud, wanted)
-    assert number > 12
+            assert cloud.left(region) == {kind: ids for kind, ids in only.items() if ids}
+
+    assert len(killed_everywhere(cloud, whole, finishes)) >= 12
 
 
 def clean_up_leaves_nothing(cloud: Cloud, plan: Plan) -> None:

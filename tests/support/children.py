@@ -13,9 +13,7 @@ def in_child(act: Callable[[], object], born: Callable[[int], object] = lambda _
 
     ``born`` is called here with the child's number. Other threads are not copied: their locks must be free.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of other threads: see above
-        child = os.fork()
+    child = fork()
     if not child:
         code = 1
         try:
@@ -27,3 +25,10 @@ def in_child(act: Callable[[], object], born: Callable[[int], object] = lambda _
             os._exit(code)
     born(child)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def fork() -> int:
+    """Copy this process without a word on its other threads, which are not copied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
