@@ -50,7 +50,7 @@ fail() { # REASON: the end of the log, then the verdict, then off
     tail -n 40 "$LOG" >"$WORK/tail" 2>/dev/null
     while IFS= read -r line; do say log "$line"; done <"$WORK/tail"
     say fail "$*"
-    kill "${WATCH:-0}" 2>/dev/null
+    [ -z "${WATCH:-}" ] || kill "$WATCH" 2>/dev/null
     power_off
     exit 1
 }
@@ -256,6 +256,10 @@ ecr_password() { # HOST REGION: by the instance's role
     return 1
 }
 
+fetch() { # REPOSITORY@DIGEST: into the store, unpacked
+    pull c images pull --platform "$PARBAKE_PLATFORM" --hosts-dir "$WORK/hosts" "$1"
+}
+
 # -- images
 
 image() { # TARGET MANIFEST SOURCE NAME…: SOURCE is repository@digest
@@ -268,7 +272,7 @@ image() { # TARGET MANIFEST SOURCE NAME…: SOURCE is repository@digest
 }
 
 containerd_image() {
-    pull c images pull --platform "$PARBAKE_PLATFORM" --hosts-dir "$WORK/hosts" "$SOURCE" || fail "$1: $(because)"
+    fetch "$SOURCE" || fail "$1: $(because)"
     found=$(digest_of "$SOURCE")
     [ "$found" = "$TARGET" ] || fail "$1: what came is ${found:-nothing}, not $TARGET"
     logged c images check "name==\"$SOURCE\""
@@ -307,6 +311,8 @@ layers_of() { # MANIFEST: the digests of its layers, in order
     c content get "$1" | tr -d ' \t\r\n' | sed -e 's/.*"layers":\[//' -e 's/"config":{.*//' | grep -o '"digest":"sha256:[0-9a-f]*"' |
         sed 's/.*"\(sha256:.*\)"/\1/'
 }
+
+# -- docker
 
 docker_image() { # Docker keeps its own store and knows no pins: kubelet's garbage collection has to be told otherwise
     export DOCKER_CONFIG="$WORK/docker"

@@ -267,6 +267,11 @@ class AmiSource(Frozen):
     kubernetes: str = ""
     gpu: Literal["", "nvidia", "neuron"] = ""
 
+    @property
+    def is_bottlerocket(self) -> bool:
+        """Whether it says so by itself that it is Bottlerocket's: an id and a parameter of the user's do not."""
+        return self.eks == "bottlerocket" or self.name.startswith("bottlerocket") or "/bottlerocket/" in self.ssm
+
     def parameter(self, platform: Platform) -> str:
         """Return the name of the SSM public parameter that holds the id of the AMI for a platform.
 
@@ -413,16 +418,20 @@ class Snapshot(Frozen):
     device: str = ""
 
 
+type Family = Literal["", "Bottlerocket"]
+
+
 class Published(Frozen):
     """The artefact in one region of a cloud: what a rollout hands out, and what retention removes.
 
     ``image`` is the machine image (an AMI), empty for a volume; ``snapshots`` are the machine image's, or the volume's.
-    ``account`` owns them (empty: unknown).
+    ``account`` owns them (empty: unknown). ``family`` is whose nodes alone can take a volume (empty: any nodes').
     """
 
     image: str = ""
     snapshots: tuple[Snapshot, ...] = ()
     account: str = ""
+    family: Family = ""
 
 
 class TraceSummary(Frozen):

@@ -137,6 +137,8 @@ def _named(service: str, kind: str, asked: Mapping[str, Any], region: str) -> It
         return
     plain = {
         ("ssm", "parameter"): ("Name", "Names"),
+        ("ssm", "document"): ("DocumentName",),
+        ("ssm", "instance"): ("InstanceIds",),
         ("autoscaling", "autoScalingGroup"): ("AutoScalingGroupName", "ResourceId"),
         ("eks", "cluster"): ("clusterName", "name"),
         ("ecr", "repository"): ("repositoryName", "repositoryNames"),

@@ -42,6 +42,14 @@ class SourceImage:
         """Whether this is Bottlerocket, which has no shell for a guest script."""
         return self.name.startswith("bottlerocket-")
 
+    def size_of(self, device: str) -> int:
+        """Return how large the AMI makes a disk at least, in bytes (0: it has none there)."""
+        mappings = self.raw.get("BlockDeviceMappings", [])
+        return (
+            max((each["Ebs"].get("VolumeSize", 0) for each in mappings if each["DeviceName"] == device), default=0)
+            * GIB
+        )
+
 
 def architecture(platform: Platform) -> str:
     """Return EC2's name of a platform's architecture; raises BadBase for one that EC2 does not have."""

@@ -28,7 +28,7 @@ Mode = Literal["bake", "verify"]
 
 LARGEST_USER_DATA = 16 << 10
 # Sections of the script, by its comments, that a mode does not need.
-_OF_OTHERS = {"bake": {"verify"}, "verify": {"registries", "images", "seal"}}
+_OF_OTHERS = {"bake": {"verify"}, "verify": {"registries", "images", "docker", "seal"}}
 # A guest's own network configuration, which cloud-init writes for one machine (`cloud-init clean --configs network`).
 _NETWORK = (
     "etc/netplan/50-cloud-init.yaml",
@@ -50,12 +50,17 @@ def node_file(name: str) -> Path:
 
 def script(mode: Mode, *, volume: bool = False) -> str:
     """Return the guest's script without its comments and what it does in other modes: user data has little room."""
-    lines, section, of_others = [], "", _OF_OTHERS[mode] | (set() if volume else {"volume"})
-    for line in map(str.strip, node_file("guest.sh").read_text().splitlines()):
+    of_others = _OF_OTHERS[mode] | (set() if volume else {"volume"})
+    return "\n".join(line for section, line in sections("guest.sh") if section not in of_others) + "\n"
+
+
+def sections(name: str) -> Iterable[tuple[str, str]]:
+    """Yield the lines of a script, without its comments, each after the name of the section that it stands in."""
+    section = ""
+    for line in map(str.strip, node_file(name).read_text().splitlines()):
         section = line[5:].partition(":")[0] if line.startswith("# -- ") else section
-        if line and not line.startswith("#") and section not in of_others:
-            lines.append(line)
-    return "\n".join(lines) + "\n"
+        if line and not line.startswith("#"):
+            yield section, line
 
 
 def user_data(
@@ -75,7 +80,7 @@ def user_data(
     """
     pulls = [
         *("registries() {", ":", *_registries(plan, registries, server), "}"),
-        *("images() {", *_images(plan, in_registries=not server), "}"),
+        *("images() {", *image_calls(plan, in_registries=not server), "}"),
     ]
     head = "\n".join([*_variables(plan, run, mode, limit), *(pulls if mode == "bake" else _prover(plan))])
     body = script(mode, volume=plan.artefact.kind == "volume")
@@ -162,7 +167,8 @@ def _registries(plan: Plan, options: Mapping[str, RegistryOptions], server: str)
     return lines
 
 
-def _images(plan: Plan, *, in_registries: bool) -> list[str]:
+def image_calls(plan: Plan, *, in_registries: bool) -> list[str]:
+    """Return a call of the script's function `image` for each image."""
     lines = []
     for image in plan.all_images:
         if image.layout and in_registries:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parbake.bakefile import Bakefile
-from parbake.iam import pruning, rollouts
+from parbake.iam import managed, pruning, rollouts
 from parbake.iam.words import OURS, TAGGED, Policy, allow, arn, ec2, partition, policy, suffix
 from parbake.model import RegistryOptions
 from parbake.reference import Reference
@@ -36,7 +36,7 @@ def policies(bakefile: Bakefile) -> dict[str, Policy]:
     """
     found = {"caller": policy(_caller(bakefile))}
     if bakefile.builder in {"ec2", "packer"}:
-        found["instance_role"] = policy(_pull(bakefile))
+        found["instance_role"] = policy([*_pull(bakefile), *managed.instance(bakefile)])
         found["instance_role_trust"] = _trust(bakefile)
     rollout = list(rollouts.statements(bakefile))
     if rollout:
@@ -69,6 +69,8 @@ def _caller(bakefile: Bakefile) -> Iterator[Policy]:
         yield from _results(bakefile)
     if bakefile.builder in {"ec2", "packer"}:
         yield from _instances(bakefile)
+    if bakefile.builder == "ec2":
+        yield from managed.caller(bakefile)
     if bakefile.builder == "ebs":
         yield from _blocks(bakefile)
     if in_ec2 and bakefile.aws.encrypted:

@@ -94,6 +94,7 @@ def of_record(record: Record) -> Bake:
         platform=plan.platform,
         kind=plan.artefact.kind,
         images=images,
+        family=next((there.family for there in published if there.family), ""),
         sandbox=plan.sandbox.reference if plan.sandbox else "",
         size=plan.size,
         filled=record.allocated if plan.artefact.kind == "volume" else 0,
@@ -139,7 +140,7 @@ def together(wanted: Bake | None, records: Iterable[Record]) -> tuple[Bake, ...]
     images = tuple(known.get(str(image.reference), image) for image in wanted.images)
     if any(str(image.reference) not in known for image in wanted.images) or len(known) > len(images):
         return (replace(wanted, images=images),)  # the Bakefile has changed since
-    return (replace(newest, family=wanted.family, images=images),)
+    return (replace(newest, family=wanted.family or newest.family, images=images),)
 
 
 def gib(size: int) -> str:

@@ -122,10 +122,10 @@ def _source(bakefile: Bakefile) -> AmiSource:
             "Packer bakes onto an AMI, and the Bakefile's base is none",
             hint='write base: {eks: al2023, kubernetes: "1.33"}, or base: {ami_filter: {name: amazon-eks-node-*}}',
         )
-    if source.eks == "bottlerocket" or source.name.startswith("bottlerocket"):
+    if source.is_bottlerocket:
         raise InputError(
             "Bottlerocket has no shell that Packer could use",
-            hint="bake onto another base: parbake makes nothing that Bottlerocket could start from",
+            hint="write `builder: ec2` and `artefact: {kind: volume}`, which fill Bottlerocket's own data volume",
         )
     return source
 

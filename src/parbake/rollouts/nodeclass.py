@@ -70,7 +70,7 @@ def decide(
         _take_image(node_class, after, offer, chosen, cautions)
     _take_disks(after, offer, device, initialization_rate)
     refusals = [*_refusals(spec, after, offer, device), *_take_user_data(after, offer, hydrate=hydrate)]
-    if offer.snapshot and _family(after) == "Bottlerocket":
+    if offer.snapshot and _family(after) == "Bottlerocket" and not offer.family:
         cautions.append("Bottlerocket takes only a data volume in its own layout: see that the snapshot is one")
     before = held(node_class, device, chosen)
     kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
@@ -309,6 +309,8 @@ def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, d
         found.append("instanceStorePolicy: RAID0 puts the container runtime's store on local disks and hides the bake")
     if family == "Bottlerocket" and offer.image:
         found.append("the node class is of Bottlerocket, which boots no machine image of another system")
+    if offer.family and family and offer.family != family:
+        found.append(f"the volume is {offer.family}'s own, and the node class is of {family}")
     if family == "Bottlerocket" and offer.snapshot and device != "/dev/xvdb":
         found.append(f"Bottlerocket looks for its data volume on /dev/xvdb, and the target says {device}")
     roots = {each.get("deviceName") for each in _disks(after) if each.get("rootVolume")} or {_root(family)}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from parbake.model import GIB, Frozen
+from parbake.model import GIB, Family, Frozen
 
 OWNER = "parbake"
 """The name under which parbake writes: field manager, prefix of annotations and tags."""
@@ -44,7 +44,8 @@ class Offer(Frozen):
     """What is handed out in one region: a machine image, a volume's snapshot, or both. Sizes in bytes (0: unknown).
 
     ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``hydrate`` is user data
-    that loads the hot blocks (a cloud-boothook), for targets that ask for it.
+    that loads the hot blocks (a cloud-boothook), for targets that ask for it. ``family`` is whose nodes alone can take
+    the volume (empty: any that mount it).
     """
 
     artefact: str
@@ -55,6 +56,7 @@ class Offer(Frozen):
     image_size: int = 0
     snapshot: str = ""
     snapshot_size: int = 0
+    family: Family = ""
     hydrate: str = ""
 
     @property

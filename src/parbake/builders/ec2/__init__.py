@@ -2,7 +2,8 @@
 
 A volume's bake fills the instance's second disk; the snapshot of that is proven on an instance of the same base.
 
-Nothing can get into the builder: no key pair, no inbound rule, no agent; it reports on its serial console. Everything
+Nothing can get into the builder: no key pair, no inbound rule, no agent; it reports on its serial console. Bottlerocket
+alone cannot work so: its agent is told what to do (``bottlerocket.py``). Everything
 carries the content key: a run that was killed is gone on with by the next one from what is there, and what is
 temporary is removed at the end, however it ends. An older AMI is never touched.
 """
@@ -20,13 +21,14 @@ from parbake import aws
 from parbake.aws.leftovers import Wanted, remove, terminate
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
+from parbake.builders.ec2 import bottlerocket
 from parbake.builders.ec2.image import Amis
 from parbake.builders.ec2.launch import Launcher, Order, Second
 from parbake.builders.ec2.refusals import Interrupted
 from parbake.builders.ec2.volume import Volumes, data_device, refuse
-from parbake.builders.guest import Console, hosts, logs_in, user_data
-from parbake.errors import BadBase, BakeFailed, InputError, ParbakeError
-from parbake.model import GIB, AmiSource, Image, ImageVerdict, Plan, RegistryOptions, Verdict
+from parbake.builders.guest import Console, Mode, hosts, logs_in, user_data
+from parbake.errors import BakeFailed, InputError, ParbakeError
+from parbake.model import GIB, AmiSource, Family, Image, ImageVerdict, Plan, RegistryOptions, Verdict
 
 _LOGINS = {"docker", "environment"}  # of a registry's `credentials`
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
@@ -60,6 +62,8 @@ class Ec2Builder:
             if self._registries.get(host, RegistryOptions()).mirrors:
                 ingredients.events.warn(f"{host}: instances pull from the registry itself, not from its mirrors")
         run = _Run(self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh)
+        if run.own_volume:
+            bottlerocket.refuse(plan, self._registries, self._settings.instance_profile or "")
         if self._verify:
             run.proof("")  # what cannot be asked for is refused before anything is made
         done = False
@@ -144,12 +148,18 @@ class _Run:
         name = f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.token}" if self.fresh else "")
         common = (self.settings, self.stamp, name, self.events)
         volume = self.plan.artefact.kind == "volume"
-        self.results: Amis | Volumes = Volumes(*common, data_device(self.source)) if volume else Amis(*common)
+        family: Family = bottlerocket.FAMILY if self.own_volume else ""
+        self.results: Amis | Volumes = Volumes(*common, data_device(self.source), family) if volume else Amis(*common)
 
     @cached_property
     def source(self) -> aws.SourceImage:
         """The AMI that bakes (and, with a volume, proves)."""
         return aws.find_source(AmiSource(id=self.plan.base.identity), self.plan.platform, self.region)
+
+    @cached_property
+    def own_volume(self) -> bool:
+        """Whether the volume is Bottlerocket's own data volume."""
+        return self.plan.artefact.kind == "volume" and self.source.is_bottlerocket
 
     # -- bake
 
@@ -171,6 +181,10 @@ class _Run:
         on_demand = False
         while True:
             instance = None if self.fresh else self.launcher.find(self.plan.key, "builder")
+            if instance and self.own_volume and instance["State"]["Name"].startswith("stop"):
+                # It says nothing by itself, so that nobody knows how far it has come.
+                terminate(self.ec2, [instance], self.events)
+                instance = None
             if instance:
                 self.token = aws.as_dict(instance)[aws.RUN]
                 self._stamped()
@@ -179,10 +193,12 @@ class _Run:
                 instance = self.launcher.launch(self._order(), on_demand=on_demand)
             identity, console = instance["InstanceId"], Console(self.token)
             try:
-                tail = self.launcher.follow(identity, console, self.limit)
+                tail = self.follow(identity, console, "bake", self.limit)
                 for warning in console.warnings:
                     self.events.warn(f"guest: {warning}")
                 console.judge(self.plan.all_images, tail)
+                if self.own_volume:
+                    self.errands.stop(identity)
                 return str(identity)
             except Interrupted as error:
                 if on_demand or self.settings.purchase != "spot-first":
@@ -192,20 +208,30 @@ class _Run:
                 remove(self._leftovers(self.region), self.region, self.events)
                 self.launcher = Launcher(self.ec2, self.settings, self.plan.platform, self.events)
 
+    @property
+    def errands(self) -> bottlerocket.Errands:
+        """What reaches instances of Bottlerocket."""
+        return bottlerocket.Errands(self.ec2, self.events, self.launcher.look)
+
+    def follow(self, identity: str, console: Console, mode: Mode, limit: float) -> str:
+        """Follow a bake or a proof to its end; return what was said last."""
+        if self.own_volume:
+            return self.errands.follow(identity, self.plan, console, mode, limit)
+        return self.launcher.follow(identity, console, limit)
+
     def _order(self) -> Order:
-        source, second = self.source, None
+        source, second, data = self.source, None, bottlerocket.USER_DATA
         if source.is_bottlerocket:
-            raise BadBase(
-                f"{source.name} is Bottlerocket, which has no shell for a guest script",
-                hint="bake onto another base: parbake makes nothing that Bottlerocket could start from",
-            )
+            bottlerocket.refuse(self.plan, self.registries, self.settings.instance_profile or "")
         if isinstance(self.results, Volumes):
-            second = Second(self.results.device, self.plan.size)
+            second = Second(self.results.device, max(self.plan.size, source.size_of(self.results.device)))
+        if not source.is_bottlerocket:
+            data = user_data(self.plan, self.token, "bake", limit=self.limit, registries=self.registries)
         return Order(
             role="builder",
             image=source.id,
             root_device=source.root_device,
-            user_data=user_data(self.plan, self.token, "bake", limit=self.limit, registries=self.registries),
+            user_data=data,
             stamp=self.stamp,
             size=0 if second else self.plan.size,
             profile=self.settings.instance_profile or "",
@@ -231,12 +257,13 @@ class _Run:
             root_device=root_device,
             user_data=self.proof(run),
             stamp=stamp,
+            profile=(self.settings.instance_profile or "") if self.own_volume else "",
             second=second,
         )
         with self.events.stage("verify", "Launch it and start its images"):
             instance = self.launcher.launch(order)
             console = Console(run)
-            tail = self.launcher.follow(instance["InstanceId"], console, self._proof_limit)
+            tail = self.follow(instance["InstanceId"], console, "verify", self._proof_limit)
             verdict = _verdict(self.plan, console, tail)
             terminate(self.ec2, [instance], self.events)
             self.launcher.launched.remove(instance)
@@ -244,6 +271,8 @@ class _Run:
 
     def proof(self, run: str) -> bytes:
         """Return the user data of a machine that proves the images; raises InputError where they are too many."""
+        if self.own_volume:
+            return bottlerocket.USER_DATA
         return user_data(self.plan, run, "verify", limit=self._proof_limit, registries={})
 
     @property

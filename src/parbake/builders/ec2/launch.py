@@ -217,7 +217,7 @@ class Launcher:
         after: Deadline | None = None
         tail = ""
         while True:
-            instance = self._look(identity)
+            instance = self.look(identity)
             state = instance["State"]["Name"] if instance else "unknown"
             if instance:
                 unknown = Deadline(aws.UNKNOWN_SECONDS, identity)
@@ -245,7 +245,8 @@ class Launcher:
                 )
             deadline.sleep(_POLL)
 
-    def _look(self, identity: str) -> dict[str, Any] | None:
+    def look(self, identity: str) -> dict[str, Any] | None:
+        """Describe an instance."""
         try:
             found = self.ec2.describe_instances(InstanceIds=[identity])["Reservations"]
         except AwsNotFound:

@@ -12,9 +12,10 @@ from typing import Any
 
 from parbake import aws, ebs
 from parbake.bakefile import AwsSection
+from parbake.builders.ec2 import bottlerocket
 from parbake.errors import AwsNotFound, BakeFailed, InputError
 from parbake.events import Events
-from parbake.model import GIB, Plan, Published, Snapshot
+from parbake.model import GIB, Family, Plan, Published, Snapshot
 
 _WAIT = 6 * 3600.0  # seconds: the first snapshot of a large volume takes hours
 _HINT = "the snapshot is still being made: run the same command again, and it goes on waiting"
@@ -31,7 +32,9 @@ def refuse(plan: Plan, settings: AwsSection) -> None:
 
 
 def data_device(source: aws.SourceImage) -> str:
-    """Return a name for the second disk that the AMI's own disks leave free."""
+    """Return a name for the second disk that the AMI's own disks leave free; Bottlerocket's is there already."""
+    if source.is_bottlerocket:
+        return bottlerocket.DEVICE
     taken = {str(each["DeviceName"]) for each in source.raw.get("BlockDeviceMappings", [])} | {source.root_device}
     stem = "/dev/xvd" if source.root_device.startswith("/dev/xvd") else "/dev/sd"
     return next(name for name in (f"{stem}{letter}" for letter in "bcdefghijklmnop") if name not in taken)
@@ -39,13 +42,17 @@ def data_device(source: aws.SourceImage) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Volumes:
-    """Makes sure of volumes' snapshots for one Bakefile's ``aws`` section; ``device`` is the second disk's name."""
+    """Makes sure of volumes' snapshots for one Bakefile's ``aws`` section; ``device`` is the second disk's name.
+
+    ``family`` is whose nodes alone can take it (empty: any).
+    """
 
     settings: AwsSection
     stamp: aws.Stamp
     name: str
     events: Events
     device: str = ""
+    family: Family = ""
 
     def id_of(self, snapshot: Mapping[str, Any]) -> str:
         """Return the id of a described snapshot."""
@@ -53,7 +60,8 @@ class Volumes:
 
     def published(self, snapshot: Mapping[str, Any]) -> Published:
         """Return a snapshot as records hold it."""
-        return Published(snapshots=(Snapshot(id=self.id_of(snapshot), size=int(snapshot["VolumeSize"]) * GIB),))
+        held = Snapshot(id=self.id_of(snapshot), size=int(snapshot["VolumeSize"]) * GIB)
+        return Published(snapshots=(held,), family=self.family)
 
     def find(self, region: str) -> dict[str, Any] | None:
         """Return the snapshot of this plan, pending or completed, the newest; those that failed are removed."""
@@ -106,7 +114,8 @@ class Volumes:
                     kms_key=self.settings.kms_key or "",
                     events=self.events,
                 )
-            places[region] = Published(snapshots=(there.snapshots[0].model_copy(update={"id": copied}),))
+            held = there.snapshots[0].model_copy(update={"id": copied})
+            places[region] = there.model_copy(update={"snapshots": (held,)})
         for region, each in places.items():
             if self.settings.share_with:
                 ebs.share(each.snapshots[0].id, region, self.settings.share_with)
