@@ -13,7 +13,6 @@ from parbake.errors import (
     AwsLimit,
     AwsNoAccess,
     AwsNotFound,
-    BadBase,
     BakeFailed,
     InputError,
     ParbakeError,
@@ -205,11 +204,11 @@ def test_an_ami_of_another_region(bake: Bake) -> None:
     assert "aws.region" in caught.value.hint
 
 
-def test_bottlerocket_is_refused_with_the_way_that_works(cloud: Cloud, bake: Bake) -> None:
+def test_an_ami_of_bottlerocket_is_refused_with_the_way_that_works(cloud: Cloud, bake: Bake) -> None:
     base = cloud.base(REGION, "bottlerocket-aws-k8s-1.33-x86_64-v1.2")
-    with pytest.raises(BadBase, match="no shell") as caught:
+    with pytest.raises(InputError, match="boots no AMI") as caught:
         bake(of=plan_for(base))
-    assert "builder: ebs" in caught.value.hint
+    assert "kind: volume" in caught.value.hint
     assert cloud.left(REGION) == {}
 
 

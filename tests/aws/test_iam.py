@@ -123,6 +123,15 @@ def test_aws_would_grant_what_the_policies_say(tmp_path: Path, builder: str) -> 
             assert name == "instance_role_trust" or mistakes(policy) == [], name
 
 
+def test_bottlerocket_alone_wants_systems_manager(tmp_path: Path) -> None:
+    base = '{eks: bottlerocket, kubernetes: "1.33"}\nartefact: {kind: volume}'
+    found = iam.policies(written(tmp_path, FULL.replace("  deprecate_after: 90d\n", ""), base=base, image=ECR))
+    for name, wanted in {"caller": "ssm:SendCommand", "instance_role": "ssm:UpdateInstanceInformation"}.items():
+        assert wanted in iam.actions(found[name])
+        assert mistakes(found[name]) == []
+        assert wanted not in iam.actions(iam.policies(written(tmp_path))[name])
+
+
 def statement(action: str, resource: str, **condition: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {"Sid": "x", "Effect": "Allow", "Action": [action], "Resource": [resource]}
     return {"Statement": [{**found, "Condition": condition} if condition else found]}
