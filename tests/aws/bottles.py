@@ -47,7 +47,7 @@ case "$1 $2" in
         echo "$n type $d 1 MiB linux/amd64 $p"; done ;;
 "images check") echo "REF TYPE DIGEST STATUS SIZE UNPACKED"; named "$3" >/dev/null &&
     echo "x y z complete (3/3) 1.0 MiB/1.0 MiB $([ -f "$FAKE/packed" ] && echo false || echo true)" ;;
-"images tag") echo "$5 $(grep "^$4 " "$FAKE/images" | cut -d ' ' -f 2)" >>"$FAKE/images" ;;
+"images tag") put "$5" "$(grep "^$4 " "$FAKE/images" | cut -d ' ' -f 2)" ;;
 "images label") echo "$3" >>"$FAKE/pinned" ;;
 "images rm") grep -v "^$3 " "$FAKE/images" >"$FAKE/rest"; mv "$FAKE/rest" "$FAKE/images" ;;
 "content get") printf '{"config":{"digest":"sha256:c"},"layers":[{"digest":"sha256:aa"},{"digest":"sha256:bb"}]}' ;;
@@ -59,15 +59,18 @@ case "$1 $2" in
 esac
 exit 0
 """
+PUT = """\
+put() { grep -v "^$1 " "$FAKE/images" >"$FAKE/rest"; mv "$FAKE/rest" "$FAKE/images"; echo "$1 $2" >>"$FAKE/images"; }
+"""
 HOST_CTR = """\
 [ "$1 $2 $3" = "--containerd-socket=/run/containerd/containerd.sock --namespace=k8s.io pull-image" ] || exit 3
 [ -f "$FAKE/refuse" ] && { cat "$FAKE/refuse" >&2; exit 1; }
 source=${4#--source=}
 case $source in *.dkr.ecr.*)
-    echo "ecr.aws/arn:aws:ecr:eu-west-1:123456789012:repository/x@${source##*@} ${source##*@}" >>"$FAKE/images" ;; esac
-echo "$source ${source##*@}" >>"$FAKE/images"
+    put "ecr.aws/arn:aws:ecr:eu-west-1:123456789012:repository/x@${source##*@}" "${source##*@}" ;; esac
+put "$source" "${source##*@}"
 """
-HOST = {"ctr": CTR, "host-ctr": HOST_CTR, "systemctl": "exit 0\n", "rm": "exit 0\n", "sync": "exit 0\n"}
+HOST = {"ctr": PUT + CTR, "host-ctr": PUT + HOST_CTR, "systemctl": "exit 0\n", "rm": "exit 0\n", "sync": "exit 0\n"}
 SLEEP = '[ "$1" -ge 300 ] && exec /bin/sleep 0; exec /bin/sleep 0\n'
 _MOST = 24_000
 
