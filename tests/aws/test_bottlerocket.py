@@ -180,7 +180,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(
 
 
 def test_killed_at_any_call(cloud: Rockets, volume: Plan) -> None:
-    number = 0
+    number, volume = 0, volume.model_copy(update={"images": (APP,)})
     while True:
         killer = Killer(cloud, number := number + 1)
         try:
@@ -217,7 +217,7 @@ def test_an_instance_that_somebody_stops_meanwhile(cloud: Rockets, volume: Plan)
         if operation == "SendCommand":
             cloud.machines[arguments["InstanceIds"][0]].code = "Client.UserInitiatedShutdown"
             cloud.machines[arguments["InstanceIds"][0]].over = True
-            boto3.client("ec2").stop_instances(InstanceIds=arguments["InstanceIds"])
+            boto3.client("ec2", REGION).stop_instances(InstanceIds=arguments["InstanceIds"])
 
     cloud.after.append(stop)
     with pytest.raises(AwsFault, match="somebody stopped"):
