@@ -174,7 +174,7 @@ class Starter:
             timeout=startup.timeout,
         )
         self._cri.start_container(container, timeout=startup.timeout)
-        watch = _Watch(self._guest, startup.up, log)
+        watch = _Watch(self._guest, startup.up, log, self._stretch)
         while True:
             now = self._guest.now().wall * _NANO  # before the state: what runs then has run until this moment
             status = self._cri.container_status(container)
@@ -203,8 +203,8 @@ def _why(status: ContainerStatus) -> str:
 class _Watch:
     """Looks whether a container is up by its probe."""
 
-    def __init__(self, guest: Place, probe: Probe, log: str) -> None:
-        self._guest, self._probe, self._log = guest, probe, log
+    def __init__(self, guest: Place, probe: Probe, log: str, stretch: float) -> None:
+        self._guest, self._probe, self._log, self._stretch = guest, probe, log, stretch
         self._offset = 0
         self._lines = Log()
 
@@ -217,8 +217,9 @@ class _Watch:
             case RunningProbe(seconds=seconds):
                 if ended_well:
                     return status.finished
-                over = status.started + seconds
-                return over if status.state == "running" and now >= over else None
+                # A slow machine also takes longer to notice an end.
+                is_steady = status.state == "running" and now >= status.started + seconds * self._stretch
+                return status.started + seconds if is_steady else None
             case LogProbe(pattern=pattern):
                 return self._matched(re.compile(pattern))
             case TcpProbe(port=port):
