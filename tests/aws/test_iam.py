@@ -222,6 +222,9 @@ PACKERS |= {"ec2:DescribeLaunchTemplates", "ec2:DeleteLaunchTemplate"}
 """What only Packer makes, and the clean-up after it looks for."""
 
 
+SSM = {"describe_instance_information", "get_command_invocation", "send_command"}
+
+
 def calls_in(*folders: str) -> set[str]:
     """Return the EC2 and EBS actions that code calls, as far as their names stand in it."""
     found = set()
@@ -231,7 +234,7 @@ def calls_in(*folders: str) -> set[str]:
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                     words = [node.func.attr, *(each.value for each in node.args if isinstance(each, ast.Constant))]
                     found |= {str(word) for word in words if CALL.match(str(word)) or word in EBS}
-    service = {name: "ebs" if name in EBS else "ec2" for name in found - OTHERS}
+    service = {name: "ebs" if name in EBS else "ssm" if name in SSM else "ec2" for name in found - OTHERS}
     return {f"{service[name]}:{''.join(part.capitalize() for part in name.split('_'))}" for name in service}
 
 
@@ -250,8 +253,9 @@ def test_every_call_in_the_code_is_covered(tmp_path: Path, builder: str, folders
     allowed = iam.actions(iam.policies(written(tmp_path, full, builder=builder))["caller"])
     if builder in {"ec2", "ebs"}:  # volumes are of these, and need other calls
         volume = full.replace("  deprecate_after: 90d\n", "") + "artefact: {kind: volume}\n"
-        base = "none" if builder == "ebs" else "ami-0123456789abcdef0"
-        allowed |= iam.actions(iam.policies(written(tmp_path, volume, builder=builder, base=base))["caller"])
+        bases = ["none"] if builder == "ebs" else ["ami-0123456789abcdef0", '{eks: bottlerocket, kubernetes: "1.33"}']
+        for base in bases:
+            allowed |= iam.actions(iam.policies(written(tmp_path, volume, builder=builder, base=base))["caller"])
     if builder == "ebs":  # the clean-up of what it never makes
         found -= {"ec2:CancelSpotInstanceRequests"}
     if builder != "packer":
