@@ -51,6 +51,11 @@ class SourceImage:
         )
 
 
+def architecture_of(name: str) -> str:
+    """Return Go's word for an architecture that EC2 names; what has none stays as it is."""
+    return next((word for word, named in _ARCHITECTURES.items() if named == name), name)
+
+
 def architecture(platform: Platform) -> str:
     """Return EC2's name of a platform's architecture; raises BadBase for one that EC2 does not have."""
     try:

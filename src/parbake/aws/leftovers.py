@@ -127,7 +127,7 @@ def _volumes(ec2: Client, wanted: Wanted) -> Iterator[str]:
     for volume in ec2.pages("describe_volumes", "Volumes", Filters=wanted.filters()):
         if wanted.takes(as_dict(volume)) and volume["State"] in {"available", "error"}:
             identity = volume["VolumeId"]
-            _unless_gone(lambda identity=identity: ec2.delete_volume(VolumeId=identity))  # type: ignore[misc]
+            _unless_gone(partial(ec2.delete_volume, VolumeId=identity))
             yield identity
 
 
@@ -138,11 +138,11 @@ def _groups(ec2: Client, wanted: Wanted) -> Iterator[str]:
         if wanted.takes(as_dict(group))
     ]
     for identity in found:
-        _unless_gone(lambda identity=identity: ec2.delete_security_group(GroupId=identity))  # type: ignore[misc]
+        _unless_gone(partial(ec2.delete_security_group, GroupId=identity))
         yield identity
     for identity in set(wanted.groups).difference(found):
         delete = partial(ec2.delete_security_group, GroupId=identity)
-        _unless_gone(lambda delete=delete, identity=identity: when_known(delete, identity))  # type: ignore[misc]
+        _unless_gone(partial(when_known, delete, identity))
         yield identity
 
 
@@ -150,7 +150,7 @@ def _key_pairs(ec2: Client, wanted: Wanted) -> Iterator[str]:
     for pair in ec2.pages("describe_key_pairs", "KeyPairs", Filters=wanted.filters()):
         if wanted.takes(as_dict(pair)):
             name = pair["KeyName"]
-            _unless_gone(lambda name=name: ec2.delete_key_pair(KeyName=name))  # type: ignore[misc]
+            _unless_gone(partial(ec2.delete_key_pair, KeyName=name))
             yield pair["KeyPairId"]
 
 
@@ -158,7 +158,7 @@ def _templates(ec2: Client, wanted: Wanted) -> Iterator[str]:
     for template in ec2.pages("describe_launch_templates", "LaunchTemplates", Filters=wanted.filters()):
         if wanted.takes(as_dict(template)):
             identity = template["LaunchTemplateId"]
-            _unless_gone(lambda identity=identity: ec2.delete_launch_template(LaunchTemplateId=identity))  # type: ignore[misc]
+            _unless_gone(partial(ec2.delete_launch_template, LaunchTemplateId=identity))
             yield identity
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
 
-from parbake.trace import BLOCK, SECTOR, data_of, regular_files
+from parbake.trace import BLOCK, SECTOR, data_below, data_of
 
 _MOVE: Final = 0xC028660F
 _ARGUMENTS: Final = struct.Struct("=IIQQQQ")  # reserved, file, first block, its first block, count; moved
@@ -97,15 +97,12 @@ def _move(piece: _Piece, count: int, zone: int, at: int) -> int:
 def _pieces(root: Path, requests: Iterable[tuple[int, int]]) -> Iterator[_Piece]:
     """Yield what is to be moved, each block once, in the order of the requests."""
     found: list[_Piece] = []
-    for path in regular_files(root):
+    for path, data in data_below(root):
         if PurePath(os.fsdecode(path)).name in _BY_PLACE:
             continue
-        with suppress(OSError), ExitStack() as stack:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
-            stack.callback(os.close, handle)
-            for logical, sector, length in data_of(handle):
-                place = sector * SECTOR // _PAGE
-                found.append(_Piece(path, logical // _PAGE, place, -(-length * SECTOR // _PAGE)))
+        for logical, sector, length in data:
+            place = sector * SECTOR // _PAGE
+            found.append(_Piece(path, logical // _PAGE, place, -(-length * SECTOR // _PAGE)))
     found.sort(key=lambda piece: piece.physical)
     begins = [piece.physical for piece in found]
     seen: set[int] = set()

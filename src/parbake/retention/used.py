@@ -15,14 +15,13 @@ from parbake.aws import MANAGED, client
 from parbake.aws.tags import ARTEFACT, as_dict
 from parbake.errors import AwsNotFound
 from parbake.rollouts.pointers import by_preference
-from parbake.rollouts.templates import PREVIOUS
+from parbake.rollouts.templates import PREVIOUS, RESOLVED
 from parbake.rollouts.words import Standing
 
 Use = tuple[str, str]
 """An id, and what refers to it."""
 _ID = re.compile(r"\b(?:ami|snap)-[0-9a-z]+\b")
 _MOST_NAMES = 10  # GetParameters takes so many
-_RESOLVED = "resolve:ssm:"  # how a launch template names a parameter, and perhaps a version or label of it
 
 
 def ids_in(described: object) -> frozenset[str]:
@@ -101,8 +100,8 @@ def _by_template(region: str, data: Mapping[str, Any], user: str) -> Iterator[Us
     """Yield what a version of a launch template names, also by a parameter."""
     yield from ((identity, user) for identity in ids_in(data))
     image = str(data.get("ImageId", ""))
-    if image.startswith(_RESOLVED):
-        yield from ((identity, user) for identity in _parameter(region, image.removeprefix(_RESOLVED)))
+    if image.startswith(RESOLVED):
+        yield from ((identity, user) for identity in _parameter(region, image.removeprefix(RESOLVED)))
 
 
 def _parameter(region: str, name: str) -> frozenset[str]:

@@ -16,7 +16,7 @@ from parbake.aws.tags import as_dict
 from parbake.bakefile.targets import AsgTarget
 from parbake.errors import InputError, TargetMoved
 from parbake.rollouts.groups import Group, Look, tags_of
-from parbake.rollouts.templates import LEFT, PREVIOUS, Templates, Version
+from parbake.rollouts.templates import LEFT, PREVIOUS, RESOLVED, Templates, Version
 from parbake.rollouts.words import Change, Follow, Held
 
 _ACTIVE = {"Pending", "InProgress", "Cancelling", "RollbackInProgress", "Baking"}
@@ -191,4 +191,4 @@ def _desired(group: Mapping[str, Any], version: Version) -> dict[str, Any]:
 
 
 def _revertible(version: Version) -> bool:
-    return version.pinned and not str(version.data.get("ImageId", "")).startswith("resolve:ssm:")
+    return version.pinned and not str(version.data.get("ImageId", "")).startswith(RESOLVED)

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from parbake.aws import Client, client, token
+from parbake.aws.images import architecture_of
 from parbake.errors import AwsNotFound, InputError
 from parbake.rollouts.words import OWNER, Held, Offer, gibibytes
+
+RESOLVED = "resolve:ssm:"
+"""How a launch template names the parameter that holds its image, and perhaps a version or label of it."""
 
 PREVIOUS, LEFT, CURRENT = f"{OWNER}:previous", f"{OWNER}:left", f"{OWNER}:current"
 """Tags on a group: the numbered version that it held before, the one that a rollback left, the artefact it holds."""
@@ -99,8 +103,7 @@ class Templates:
             found = self.ec2.describe_images(ImageIds=[image], IncludeDeprecated=True)["Images"] if image else []
         except AwsNotFound:
             return ""
-        word = str(found[0].get("Architecture", "")) if found else ""
-        return {"x86_64": "amd64"}.get(word, word)
+        return architecture_of(str(found[0].get("Architecture", ""))) if found else ""
 
     def numbered(self, text: str) -> Version:
         """Return the version that a tag names, as ``lt-…:7``."""

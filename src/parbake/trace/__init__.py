@@ -2,7 +2,7 @@
 
 from parbake.trace.data import BLOCK, SECTOR, Part, Read, Trace, load, merged, relocated, requests, save, summary
 from parbake.trace.listing import hydrate_list
-from parbake.trace.owners import HotFile, data_of, hot_files, regular_files
+from parbake.trace.owners import HotFile, data_below, data_of, hot_files
 from parbake.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
@@ -14,13 +14,13 @@ __all__ = [
     "Read",
     "Recorder",
     "Trace",
+    "data_below",
     "data_of",
     "device_of",
     "hot_files",
     "hydrate_list",
     "load",
     "merged",
-    "regular_files",
     "relocated",
     "requests",
     "save",

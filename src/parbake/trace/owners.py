@@ -57,17 +57,10 @@ def hot_files(root: Path, reads: Iterable[Read]) -> tuple[HotFile, ...]:
     """Return the files below a mounted root that reads touched, first touch first."""
     begins, ends, owners, paths, sizes = [], [], [], list[str](), list[int]()
     mapped = []
-    for path in regular_files(root):
-        with suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
-            try:
-                found = [(first, count) for _, first, count in data_of(handle)]
-            finally:
-                os.close(handle)
-            if found:
-                mapped += [(first, first + count, len(paths)) for first, count in found]
-                paths.append(os.fsdecode(os.path.relpath(path, os.fsencode(root))))
-                sizes.append(sum(count for _, count in found) * SECTOR)
+    for path, found in data_below(root):
+        mapped += [(first, first + count, len(paths)) for _, first, count in found]
+        paths.append(os.fsdecode(os.path.relpath(path, os.fsencode(root))))
+        sizes.append(sum(count for _, _, count in found) * SECTOR)
     for begin, end, owner in sorted(mapped):
         begins.append(begin)
         ends.append(end)
@@ -85,7 +78,20 @@ def hot_files(root: Path, reads: Iterable[Read]) -> tuple[HotFile, ...]:
     )
 
 
-def regular_files(root: Path) -> Iterator[bytes]:
+def data_below(root: Path) -> Iterator[tuple[bytes, list[tuple[int, int, int]]]]:
+    """Yield the regular files below a root that have data on the device, each with these (see ``data_of``)."""
+    for path in _regular_files(root):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
+            try:
+                found = list(data_of(handle))
+            finally:
+                os.close(handle)
+            if found:
+                yield path, found
+
+
+def _regular_files(root: Path) -> Iterator[bytes]:
     """Yield regular files, a hard-linked one once, in the order of the folders."""
     linked = set()
     for folder, _, names in os.walk(os.fsencode(root)):

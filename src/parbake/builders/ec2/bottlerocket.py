@@ -69,6 +69,10 @@ def refuse(plan: Plan, registries: Mapping[str, RegistryOptions], profile: str) 
 def steps(plan: Plan, run: str, mode: Mode, limit: float) -> Iterator[tuple[str, float, str]]:
     """Yield the steps of a bake or proof: what each is, how long it may take (seconds), and its script."""
     number = 0
+    guest = [line for section, line in sections("guest.sh") if section in _OF_GUESTS]
+    own = list(sections("bottlerocket.sh"))
+    before = [line for section, line in own if section != "main"]
+    main = [line for section, line in own if section == "main"]
 
     def script(step: str, *body: str, last: bool = False) -> str:
         nonlocal number
@@ -84,10 +88,6 @@ def steps(plan: Plan, run: str, mode: Mode, limit: float) -> Iterator[tuple[str,
         }
         number += _NUMBERS
         head = [f"PARBAKE_{name}={shlex.quote(value)}" for name, value in values.items()]
-        guest = [line for section, line in sections("guest.sh") if section in _OF_GUESTS]
-        own = list(sections("bottlerocket.sh"))
-        before = [line for section, line in own if section != "main"]
-        main = [line for section, line in own if section == "main"]
         return "\n".join([*head, *guest, *before, *body, *main]) + "\n"
 
     yield "reach the host", _SHORT, script("prepare")
