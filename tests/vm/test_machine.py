@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_a_machine_that_switches_itself_off_is_no_boot(tmp_path: Path) -> None:
             machine.wait_agent()
         machine.wait_off(10)
         assert machine.power_off()
+
+
+def test_a_machine_that_ends_while_it_is_asked_is_no_boot_either(tmp_path: Path) -> None:
+    with Machine(sector(tmp_path, PRINT + b"\0"), tmp_path / "vm") as machine:
+        qemu = int(run.run(["pgrep", "-f", str(tmp_path / "vm/console.log")]).stdout)
+        os.kill(qemu, signal.SIGSTOP)  # it hears the question and ends before it answers
+        killer = threading.Timer(1, os.kill, (qemu, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(MachineFault, match=r"QEMU ended before the machine's agent said hello.* code -9"):
+            machine.wait_agent()
+        killer.join()
 
 
 def test_silence_ends_at_the_limit(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -29,6 +29,7 @@ _BOOT_LIMIT = 180.0  # seconds with hardware virtualisation, power-on to agent; 
 _CALL_GRACE = 30.0
 _POWER_OFF_LIMIT = 30.0
 _POLL = 0.1
+_ENDING = 5.0  # seconds from the end of QEMU's control connection to the end of QEMU
 _EMULATED_CODE_CACHE = 256  # MiB of translated code that emulation keeps
 
 
@@ -198,14 +199,29 @@ class Machine:
             raise self._fault(reason)
         try:
             self._process.check_alive()
+            status = self._status()
         except CommandFailed as error:
-            raise self._fault(f"the machine switched itself off before its agent said hello; {error}") from error
-        status = self._qmp.execute("query-status")["status"]
+            what = (
+                "QEMU ended before the machine's"
+                if self._process.code
+                else "the machine switched itself off before its"
+            )
+            raise self._fault(f"{what} agent said hello; {error}") from error
         if status == "internal-error":
             raise EnvironmentProblem(
                 f"hardware virtualisation failed while {self.disk.name} booted",
                 hint="this host's /dev/kvm does not work: take it away (`chmod 0 /dev/kvm`) and machines are emulated",
             )
+
+    def _status(self) -> str:
+        """Return QEMU's run state; raises CommandFailed, with QEMU's own words, where it ends while it is asked."""
+        try:
+            return str(self._qmp.execute("query-status")["status"])
+        except MachineFault:
+            with suppress(DeadlineExceeded):
+                self.wait_off(_ENDING)
+            self._process.check_alive()
+            raise
 
     def _fault(self, reason: str) -> MachineFault:
         shown = self.console or "(nothing)"
