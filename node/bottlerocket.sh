@@ -41,20 +41,10 @@ fetch() {
 prepare() {
     stage "reach the host"
     command -v apiclient >/dev/null || fail "no apiclient is here: the base is no Bottlerocket, or Systems Manager runs elsewhere"
-    tries=0
-    until logged host systemctl --version; do
-        tries=$((tries + 1))
-        [ $tries -gt 60 ] && fail "the admin container does not answer (its image comes from ECR Public): $OUT"
-        sleep "$PAUSE"
-    done
+    answers host systemctl --version || fail "the admin container does not answer (its image comes from ECR Public): $OUT"
     watch
     logged host systemctl stop kubelet || fail "the kubelet cannot be stopped: $OUT"
-    tries=0
-    until logged c version; do
-        tries=$((tries + 1))
-        [ $tries -gt 60 ] && fail "containerd does not answer: $OUT"
-        sleep "$PAUSE"
-    done
+    answers c version || fail "containerd does not answer: $OUT"
 }
 
 finish() { # the data volume holds all that the machine has written: what tells machines apart goes

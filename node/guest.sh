@@ -94,6 +94,15 @@ pull() { # run a command that pulls; again only where the network is to blame
     done
 }
 
+answers() { # COMMAND…: whether it succeeds before long
+    tries=0
+    until logged "$@"; do
+        tries=$((tries + 1))
+        [ $tries -le 60 ] || return 1
+        sleep "$PAUSE"
+    done
+}
+
 c() { ctr -n "$NAMESPACE" "$@"; }
 
 # What a program said, as one line that names the cause.
@@ -106,7 +115,7 @@ because() {
     *"no such host"* | *"server misbehaving"* | *"Temporary failure in name resolution"*)
         echo "the registry's name cannot be resolved from here (DNS of the VPC, VPC endpoints): $OUT" ;;
     *"Unable to locate credentials"*) echo "the instance has no role (aws.instance_profile): $OUT" ;;
-    *"401"* | *"403"* | *"denied"* | *"AccessDenied"* | *"not authorized"* | *"no basic auth"* | *"authorization failed"*)
+    *" 401"* | *" 403"* | *"nauthorized"* | *"enied"* | *"not authorized"* | *"no basic auth"* | *"authorization failed"*)
         echo "the registry refuses this login (instance profile, repository policy): $OUT" ;;
     *"x509"*) echo "the registry's certificate is not trusted: $OUT" ;;
     *"not found"*) echo "the registry has no such image: $OUT" ;;
@@ -136,12 +145,7 @@ runtime() { # containerd, or Docker on nodes of Kubernetes 1.22 and older that r
 
 containerd_starts() {
     logged systemctl start containerd || fail "containerd does not start: $OUT"
-    tries=0
-    until logged c version; do
-        tries=$((tries + 1))
-        [ $tries -gt 60 ] && fail "containerd does not answer: $OUT"
-        sleep 1
-    done
+    answers c version || fail "containerd does not answer: $OUT"
 }
 
 # -- volume: the store lies on a disk of its own, mounted where nodes will mount it

@@ -94,6 +94,9 @@ REFUSALS = {
     "write /var/lib/x: no space left on device": "raise size",
     "x509: certificate signed by unknown authority": "not trusted",
     "registry.example/app@sha256: not found": "no such image",
+    "registry.example/app@sha256:a403b401: not found": "no such image",
+    "unexpected status from GET request: 403 Forbidden": "refuses this login",
+    "error pulling image: Access Denied": "refuses this login",
     "something else": "something else",
 }
 

@@ -38,6 +38,7 @@ _NETWORK = (
 # Amazon Linux 2 updates itself at the first boot otherwise, which EKS does not support for nodes.
 _CLOUD_CONFIG = "#cloud-config\nrepo_upgrade: none\npackage_update: false\npackage_upgrade: false\n"
 _BOUNDARY = "==parbake=="
+_HEADER = re.compile(r"(\w+\(\) \{) # .*")  # of a function, with what it takes
 _LINE = re.compile(r"@parbake (\S+) ([0-9]+) (begin|stage|baked|proved|warn|log|fail|done) ?(.*)")
 
 
@@ -60,7 +61,7 @@ def sections(name: str) -> Iterable[tuple[str, str]]:
     for line in map(str.strip, node_file(name).read_text().splitlines()):
         section = line[5:].partition(":")[0] if line.startswith("# -- ") else section
         if line and not line.startswith("#"):
-            yield section, line
+            yield section, _HEADER.sub(r"\1", line)
 
 
 def user_data(
