@@ -57,9 +57,9 @@ finish() { # the data volume holds all that the machine has written: what tells 
 
 # -- proof
 
-subject() { # TARGET UP SECONDS OPTIONS NAME…: UP is exit or running; OPTIONS are ctr's, one a line
-    TARGET=$1 UP=$2 SECONDS_LEFT=$3 OPTIONS=$4 FIRST=$5
-    shift 4
+subject() { # TARGET UP SECONDS OPTIONS COMMAND NAME…: UP is exit or running; OPTIONS (ctr's) and COMMAND: a word a line
+    TARGET=$1 UP=$2 SECONDS_LEFT=$3 OPTIONS=$4 COMMAND=$5 FIRST=$6
+    shift 5
     COUNT=$((${COUNT:-0} + 1))
     stage "start $FIRST"
     problem='' pinned=true started=null
@@ -87,9 +87,11 @@ start() { # a container of the image, from its snapshots
     began=$(date +%s)
     IFS='
 '
-    # shellcheck disable=SC2086 # a list of lines
-    logged c run --detach --null-io $OPTIONS "$FIRST" "$task"
+    set -f
+    # shellcheck disable=SC2086 # lists of lines
+    logged c run --detach --null-io $OPTIONS "$FIRST" "$task" $COMMAND
     code=$?
+    set +f
     unset IFS
     if [ $code != 0 ]; then
         note "it cannot be started: $OUT"

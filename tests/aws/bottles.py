@@ -52,7 +52,11 @@ case "$1 $2" in
 "images rm") grep -v "^$3 " "$FAKE/images" >"$FAKE/rest"; mv "$FAKE/rest" "$FAKE/images" ;;
 "content get") printf '{"config":{"digest":"sha256:c"},"layers":[{"digest":"sha256:aa"},{"digest":"sha256:bb"}]}' ;;
 "run --detach") [ -f "$FAKE/no-start" ] && { echo "ctr: exec format error" >&2; exit 1; }
-    for id; do :; done; echo "$id" >"$FAKE/task" ;;
+    shift 3
+    for word; do echo "<$word>"; done >>"$FAKE/started"
+    while [ "$1" = --env ]; do shift 2; done
+    grep -q "^$1 " "$FAKE/images" || { echo "ctr: image \\"$1\\": not found" >&2; exit 1; }
+    echo "$2" >"$FAKE/task" ;;
 "tasks ls") echo "TASK PID STATUS"
     echo "$(cat "$FAKE/task") 7 $([ -f "$FAKE/stays" ] && echo RUNNING || echo STOPPED)" ;;
 "tasks delete") [ -f "$FAKE/code" ] && exit "$(cat "$FAKE/code")" ;;

@@ -95,6 +95,37 @@ def test_the_nodes_own_volume_becomes_a_snapshot_that_starts(cloud: Rockets, vol
     assert "password" not in "".join(cloud.scripts).lower()
 
 
+def test_an_image_is_started_as_its_startup_says(cloud: Rockets, volume: Plan) -> None:
+    command, env = ("/bin/sh", "-c", "echo *; exit 0"), {"PATTERN": "/etc/*", "WORDS": "a  'b'"}
+    made = baked(
+        volume.model_copy(
+            update={
+                "images": (
+                    image(
+                        "registry.example/a:1", startup=Startup(command=command, args=("x y",), env=env, up=ExitProbe())
+                    ),
+                    image("registry.example/b:1", startup=Startup(args=("serve",))),
+                    image("registry.example/c:1", startup=Startup(command=("/serve", ""))),
+                    image("registry.example/d:1", startup=Startup(env={"TEXT": "two\nlines"})),
+                )
+            }
+        )
+    )
+    assert made.verdict
+    assert made.verdict.passed, made.verdict
+    _, verifier = cloud.nodes.values()
+    words = ["--env", "PATTERN=/etc/*", "--env", "WORDS=a  'b'", "registry.example/a:1"]
+    [*before, task, shell, flag, text, argument] = (verifier.fake / "started").read_text().splitlines()
+    assert before == [f"<{word}>" for word in words]
+    assert "parbake-" in task
+    assert [shell, flag, text, argument] == [f"<{word}>" for word in (*command, "x y")]
+    assert [warning.partition(":1: ")[2].partition(",")[0] for warning in made.verdict.warnings] == [
+        "its startup has arguments for the image's own entrypoint",
+        "its startup has an empty word",
+        "its startup has an empty word",
+    ]
+
+
 def test_what_exists_is_taken_and_goes_where_it_shall(cloud: Rockets, volume: Plan) -> None:
     made = baked(volume, copy_to=(OTHER,), share_with=("210987654321",))
     assert list(made.published) == [REGION, OTHER]

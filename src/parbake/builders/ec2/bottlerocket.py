@@ -111,14 +111,19 @@ def _subject(image: Image, plan: Plan) -> list[str]:
         seconds = math.ceil(startup.up.seconds)
     else:
         said = f"its startup asks for {startup.up.kind}: on Bottlerocket it only has to run for {seconds} s"
-    if startup.command or startup.args:
-        said = (
-            "its startup has a command of its own, which is not started on Bottlerocket: only the store was looked at"
-        )
-    options = "\n".join(word for key, value in startup.env.items() for word in ("--env", f"{key}={value}"))
-    if image == plan.sandbox or startup.command or startup.args or "\n" in "".join(startup.env.values()):
+    env = [word for key, value in startup.env.items() for word in ("--env", f"{key}={value}")]
+    command = [*startup.command, *startup.args]  # in the place of the image's own
+    reason = ""
+    if startup.args and not startup.command:
+        reason = "has arguments for the image's own entrypoint"  # which ctr would leave out
+    elif not all(command) or any("\n" in word for word in (*env, *command)):
+        reason = "has an empty word, or one of several lines"
+    if reason:
+        said = f"its startup {reason}, so it is not started on Bottlerocket: only the store was looked at"
+    if reason or image == plan.sandbox:
         up = "-"
-    call = shlex.join(["subject", image.target.digest, up, str(seconds), options, *image.names])
+    lines = ["\n".join(env), "\n".join(command)]
+    call = shlex.join(["subject", image.target.digest, up, str(seconds), *lines, *image.names])
     warning = [shlex.join(["say", "warn", f"{image.reference}: {said}"])] if said and image != plan.sandbox else []
     return ["subjects() {", call, *warning, "}"]
 
