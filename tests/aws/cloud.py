@@ -4,8 +4,8 @@ What is added: AMIs must exist and be available to be launched or copied; client
 the **real guest script** on ``hardware`` (a machine of QEMU's, or a folder whose containerd only keeps notes), stops
 when that powers off, and shows its console as EC2 does; what its volumes held is in the AMI that is made of it, and
 only there; CreateImage makes one snapshot for each volume, refuses names that are taken and instances that run; AMIs
-and snapshots are pending for a while; a snapshot that an AMI uses cannot be deleted; a security group that an instance
-uses neither; deprecation, fast snapshot restore.
+and snapshots are pending for a while, and volumes that came with no instance are being created; a snapshot that an AMI
+uses cannot be deleted; a security group that an instance uses neither; deprecation, fast snapshot restore.
 
 What stays untrue: AWS itself takes no time, and nobody is refused for want of a permission.
 """
@@ -37,6 +37,12 @@ class Killed(BaseException):
 def refuse(code: str, message: str, operation: str = "") -> ClientError:
     """Return AWS's error."""
     return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+def state_of(instance: str, region: str) -> str:
+    """Return an instance's state, without the cost of a call."""
+    backend: Any = ec2_backends["123456789012"][region]
+    return str(backend.get_instance(instance).state)
 
 
 @dataclass
@@ -231,8 +237,28 @@ class Cloud:
         self.tokens[token] = (made["ImageId"], repr(arguments))
         return made
 
+    def _ec2_CreateVolume(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        answer = self._real(client, "CreateVolume", arguments)
+        self.pending[answer["VolumeId"]] = LOOKS
+        return {**answer, "State": "creating"}
+
+    def _ec2_DescribeVolumes(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        answer = self._real(client, "DescribeVolumes", arguments)
+        for volume in answer["Volumes"]:
+            if self.pending.get(volume["VolumeId"], 0) > 0:
+                self.pending[volume["VolumeId"]] -= 1
+                volume["State"] = "creating"
+        return answer
+
+    def _ec2_DeleteVolume(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        if self.pending.get(arguments["VolumeId"], 0) > 0:
+            raise refuse("IncorrectState", f"The volume '{arguments['VolumeId']}' is 'creating'")
+        return self._real(client, "DeleteVolume", arguments)
+
     def _ec2_CreateSnapshot(self, client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         [volume] = self._real(client, "DescribeVolumes", {"VolumeIds": [arguments["VolumeId"]]})["Volumes"]
+        if self.pending.get(volume["VolumeId"], 0) > 0:
+            raise refuse("IncorrectState", f"The volume '{volume['VolumeId']}' is 'creating'")
         answer = self._real(client, "CreateSnapshot", arguments)
         for attached in volume["Attachments"]:
             instance = self._instance(client, attached["InstanceId"])
@@ -379,7 +405,7 @@ class Cloud:
         return answer
 
     def _look(self, client: Any, machine: Machine) -> None:
-        if self._instance(client, machine.identity)["State"]["Name"] not in {"pending", "running"}:
+        if state_of(machine.identity, client.meta.region_name) not in {"pending", "running"}:
             return
         self.hardware.look(machine)
         if machine.over:

@@ -19,11 +19,10 @@ from parbake.errors import ArtefactFull, AwsFault, BakeFailed, DeadlineExceeded,
 from parbake.events import Events
 from parbake.model import Artefact, ExitProbe, HttpProbe, Plan, RegistryOptions, Startup
 from tests.aws.bottles import Rockets
-from tests.aws.cloud import Killed
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, named, plan_for
 from tests.aws.recorder import allowed_by, caller
-from tests.aws.test_ec2_crash import Killer
+from tests.aws.test_ec2_crash import killed_everywhere
 from tests.support.children import in_child
 from tests.support.plans import image
 
@@ -211,26 +210,23 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(
 
 
 def test_killed_at_any_call(cloud: Rockets, volume: Plan) -> None:
-    number, volume = 0, volume.model_copy(update={"images": (APP,)})
-    while True:
-        killer = Killer(cloud, number := number + 1)
-        try:
-            baked(volume, purchase="spot-first")
-            break
-        except Killed:
-            pass
-        finally:
-            cloud.before.remove(killer.on_the_way_there)
-            cloud.after.remove(killer.on_the_way_back)
-        assert in_child(lambda: nothing_stays(cloud, volume)) == 0, f"killed at call {number}"
-        made = baked(volume, purchase="spot-first")
+    volume, cloud.known = volume.model_copy(update={"images": (APP,)}), {}
+
+    def whole() -> Baked:
+        return baked(volume, purchase="spot-first")
+
+    def finishes() -> None:
+        assert in_child(lambda: nothing_stays(cloud, volume)) == 0
+        made = whole()
         assert made.verdict
-        assert made.verdict.passed, number
-        [snapshot] = made.published[REGION].snapshots
-        assert cloud.left(REGION) == {"snapshots": [snapshot.id]}, f"killed at call {number}"
-        aws.client("ec2", REGION).delete_snapshot(SnapshotId=snapshot.id)
-        cloud.tokens.clear()
-    assert number > 12
+        assert made.verdict.passed
+        assert cloud.left(REGION) == {"snapshots": [made.published[REGION].snapshots[0].id]}
+
+    there = whole().published[REGION].snapshots[0].id  # from here on it is known what scripts say
+    aws.client("ec2", REGION).delete_snapshot(SnapshotId=there)
+    ran = len(cloud.nodes)
+    assert len(killed_everywhere(cloud, whole, finishes)) > 12
+    assert len(cloud.nodes) == ran, "no script ran anew"
 
 
 def nothing_stays(cloud: Rockets, plan: Plan) -> None:

@@ -8,6 +8,8 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from parbake.aws.leftovers import Wanted, remove
+from parbake.events import Events
 from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, Bake, bake, cloud, named, plan
@@ -16,6 +18,7 @@ __all__ = ["bake", "cloud", "plan"]
 
 NO = "0123456789abcdef0"
 TAGS = [{"Key": "parbake:managed", "Value": "temporary"}]
+TO = {"UserIds": ["123456789012"]}
 # Writes that name what does not exist, and the code of their refusal.
 UNKNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
     "terminate": ("terminate_instances", {"InstanceIds": [f"i-{NO}"]}, "InvalidInstanceID.NotFound"),
@@ -29,6 +32,23 @@ UNKNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
     "copy": (
         "copy_image",
         {"Name": "xyz", "SourceImageId": f"ami-{NO}", "SourceRegion": REGION},
+        "InvalidAMIID.NotFound",
+    ),
+    "tags of a snapshot": ("create_tags", {"Resources": [f"snap-{NO}"], "Tags": TAGS}, "InvalidSnapshot.NotFound"),
+    "tags of an image": ("create_tags", {"Resources": [f"ami-{NO}"], "Tags": TAGS}, "InvalidAMIID.NotFound"),
+    "share": (
+        "modify_snapshot_attribute",
+        {"SnapshotId": f"snap-{NO}", "Attribute": "createVolumePermission", "OperationType": "add"} | TO,
+        "InvalidSnapshot.NotFound",
+    ),
+    "copy of a snapshot": (
+        "copy_snapshot",
+        {"SourceSnapshotId": f"snap-{NO}", "SourceRegion": REGION},
+        "InvalidSnapshot.NotFound",
+    ),
+    "share of an image": (
+        "modify_image_attribute",
+        {"ImageId": f"ami-{NO}", "ImdsSupport": {"Value": "v2.0"}},
         "InvalidAMIID.NotFound",
     ),
     "deprecation": (
@@ -73,3 +93,16 @@ def test_a_volume_of_a_snapshot_that_nobody_has_is_refused(cloud: Cloud, bake: B
     asked = {**wishes, "ClientToken": "new", "BlockDeviceMappings": [*wishes["BlockDeviceMappings"], disk]}
     with pytest.raises(ClientError, match=r"InvalidSnapshot\.NotFound"):
         boto3.client("ec2", REGION).run_instances(**asked)
+
+
+def test_a_volume_that_is_being_created_takes_nothing_yet_and_a_clean_up_waits_for_it(cloud: Cloud) -> None:
+    ec2 = boto3.client("ec2", REGION)
+    tags = [{"ResourceType": "volume", "Tags": [*TAGS, {"Key": "parbake:name", "Value": "shop"}]}]
+    made = ec2.create_volume(Size=1, AvailabilityZone=f"{REGION}a", TagSpecifications=tags)
+    assert made["State"] == "creating"
+    for call in (ec2.create_snapshot, ec2.delete_volume):
+        with pytest.raises(ClientError, match="IncorrectState"):
+            call(VolumeId=made["VolumeId"])
+    cloud.pending[made["VolumeId"]] = 3
+    assert remove(Wanted(name="shop"), REGION, Events()) == (made["VolumeId"],)
+    assert cloud.left(REGION) == {}

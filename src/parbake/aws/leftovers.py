@@ -18,6 +18,7 @@ from parbake.errors import AwsNotFound
 from parbake.events import Events
 
 _GONE = 900.0  # seconds for an instance to be terminated
+_CREATED = 300.0  # seconds for a volume to be created
 _ALIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
 
 
@@ -52,7 +53,8 @@ def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:
     ec2 = client("ec2", region)
     removed = [*_instances(ec2, wanted, events)]
     packers = (_key_pairs, _templates) if wanted.packer else ()
-    for look in (_requests, *((_images, _snapshots) if wanted.images else ()), _volumes, _groups, *packers):
+    volumes = partial(_volumes, events=events)
+    for look in (_requests, *((_images, _snapshots) if wanted.images else ()), volumes, _groups, *packers):
         removed += look(ec2, wanted)
     return tuple(removed)
 
@@ -123,12 +125,26 @@ def _snapshots(ec2: Client, wanted: Wanted) -> Iterator[str]:
             yield snapshot["SnapshotId"]
 
 
-def _volumes(ec2: Client, wanted: Wanted) -> Iterator[str]:
+def _volumes(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
     for volume in ec2.pages("describe_volumes", "Volumes", Filters=wanted.filters()):
-        if wanted.takes(as_dict(volume)) and volume["State"] in {"available", "error"}:
+        if wanted.takes(as_dict(volume)) and volume["State"] in {"creating", "available", "error"}:
             identity = volume["VolumeId"]
-            _unless_gone(partial(ec2.delete_volume, VolumeId=identity))
+            _unless_gone(partial(_delete_volume, ec2, identity, volume["State"], events))
             yield identity
+
+
+def _delete_volume(ec2: Client, volume: str, state: str, events: Events) -> None:
+    """Delete a volume; one that is still being created cannot be deleted yet. Raises AwsNotFound, DeadlineExceeded."""
+
+    def look() -> Look:
+        found = ec2.describe_volumes(VolumeIds=[volume])["Volumes"]
+        seen = str(found[0]["State"]) if found else "not known yet"
+        return Look(bool(found) and seen != "creating", seen)
+
+    if state == "creating":
+        hint = "run `parbake clean --aws` later"
+        wait(f"Create {volume}", look, seconds=_CREATED, events=events, hint=hint)
+    ec2.delete_volume(VolumeId=volume)
 
 
 def _groups(ec2: Client, wanted: Wanted) -> Iterator[str]:

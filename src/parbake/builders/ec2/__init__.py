@@ -62,8 +62,6 @@ class Ec2Builder:
             if self._registries.get(host, RegistryOptions()).mirrors:
                 ingredients.events.warn(f"{host}: instances pull from the registry itself, not from its mirrors")
         run = _Run(self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh)
-        if run.own_volume:
-            bottlerocket.refuse(plan, self._registries, self._settings.instance_profile or "")
         if self._verify:
             run.proof("")  # what cannot be asked for is refused before anything is made
         done = False
@@ -153,8 +151,11 @@ class _Run:
 
     @cached_property
     def source(self) -> aws.SourceImage:
-        """The AMI that bakes (and, with a volume, proves)."""
-        return aws.find_source(AmiSource(id=self.plan.base.identity), self.plan.platform, self.region)
+        """The AMI that bakes (and, with a volume, proves). Raises InputError for one that cannot."""
+        found = aws.find_source(AmiSource(id=self.plan.base.identity), self.plan.platform, self.region)
+        if found.is_bottlerocket:
+            bottlerocket.refuse(self.plan, self.registries, self.settings.instance_profile or "")
+        return found
 
     @cached_property
     def own_volume(self) -> bool:
@@ -221,8 +222,6 @@ class _Run:
 
     def _order(self) -> Order:
         source, second, data = self.source, None, bottlerocket.USER_DATA
-        if source.is_bottlerocket:
-            bottlerocket.refuse(self.plan, self.registries, self.settings.instance_profile or "")
         if isinstance(self.results, Volumes):
             second = Second(self.results.device, max(self.plan.size, source.size_of(self.results.device)))
         if not source.is_bottlerocket:
