@@ -12,31 +12,20 @@ What stays untrue: AWS itself takes no time, and nobody is refused for want of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
-import botocore.client
-import pytest
-from botocore.exceptions import ClientError
-from botocore.validate import ParamValidator
 from moto.ec2.models import ec2_backends
 
-from tests.aws.eventual import Eventual
+from tests.aws.between import Between, Killed, refuse
 from tests.aws.hardware import LOOKS, Hardware, Machine, Notes
-from tests.aws.recorder import note, tags_in_moto
+from tests.aws.recorder import tags_in_moto
 from tests.support.fastrestores import FastRestores
 from tests.support.policies import Tags
 
-
-class Killed(BaseException):
-    """The process is dead: it makes no further call and cleans nothing up."""
-
-
-def refuse(code: str, message: str, operation: str = "") -> ClientError:
-    """Return AWS's error."""
-    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+__all__ = ["Cloud", "Killed", "refuse", "state_of"]
 
 
 def state_of(instance: str, region: str) -> str:
@@ -46,12 +35,9 @@ def state_of(instance: str, region: str) -> str:
 
 
 @dataclass
-class Cloud:
-    """Faults and memory. ``before`` and ``after`` are called with each operation and its arguments."""
+class Cloud(Between):
+    """EC2 and its neighbours in one account."""
 
-    calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
-    before: list[Callable[[str, str, dict[str, Any]], None]] = field(default_factory=list)
-    after: list[Callable[[str, str, dict[str, Any]], None]] = field(default_factory=list)
     hardware: Hardware = field(default_factory=Notes)
     machines: dict[str, Machine] = field(default_factory=dict)
     contents: dict[str, Any] = field(default_factory=dict)
@@ -61,8 +47,6 @@ class Cloud:
     """What a client token made, and by which request."""
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     fast: FastRestores = field(default_factory=FastRestores)
-    eventual: Eventual | None = None
-    """How late everybody hears of what was written; None: at once."""
     spot_interruptions: int = 0
     ends: str = ""
     """The StateReason with which instances end as soon as they are launched; empty: they live."""
@@ -70,46 +54,22 @@ class Cloud:
     request_tags: dict[str, Tags] = field(default_factory=dict)
     """Also of requests that were cancelled, which AWS shows for a while."""
     """Requests of spot instances that are open: each would start another instance for one that is terminated."""
-    _real: Any = None
     _inside: bool = False
 
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Stand between boto3 and moto."""
-        self._real = botocore.client.BaseClient._make_api_call
-        cloud = self
-
-        def call(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
-            return cloud.call(client, operation, arguments)
-
-        monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
-
     def call(self, client: Any, operation: str, arguments: dict[str, Any]) -> Any:
-        """Answer one call."""
+        """Answer one call; what the stand-in asks itself goes straight to moto."""
         if self._inside:
             return self._real(client, operation, arguments)
-        service = client.meta.service_model.service_name
-        self._validate(client, operation, arguments)
-        for fault in self.before:
-            fault(service, operation, arguments)
-        self.calls.append((service, operation, arguments))
-        note(service, operation, arguments, client.meta.region_name, self._tags_of)
+        return super().call(client, operation, arguments)
+
+    def real(self, client: Any, service: str, operation: str, arguments: dict[str, Any]) -> Any:
+        """Ask moto, or what is better than moto's."""
+        own = getattr(self, f"_{service}_{operation}", None)
         self._inside = True
         try:
-            answer = self._answer(client, service, operation, arguments)
+            return own(client, arguments) if own else self._real(client, operation, arguments)
         finally:
             self._inside = False
-        for fault in self.after:
-            fault(service, operation, arguments)
-        return answer
-
-    def _answer(self, client: Any, service: str, operation: str, arguments: dict[str, Any]) -> Any:
-        def ask(operation: str, arguments: dict[str, Any]) -> Any:
-            own = getattr(self, f"_{service}_{operation}", None)
-            return own(client, arguments) if own else self._real(client, operation, arguments)
-
-        if service == "ec2" and self.eventual:
-            return self.eventual.answer(operation, arguments, ask)
-        return ask(operation, arguments)
 
     def _made_by(self, token: tuple[str, str, str], arguments: dict[str, Any]) -> str:
         """Return what a client token made before; it is refused with another request."""
@@ -118,17 +78,9 @@ class Cloud:
             raise refuse("IdempotentParameterMismatch", f"{token[0]}: the client token was used with other parameters")
         return made
 
-    def _tags_of(self, resource: str) -> Tags:
+    def tags_of(self, resource: str) -> Tags:
+        """Return the tags of a resource, also of a request that was cancelled."""
         return self.request_tags.get(resource) or tags_in_moto(resource)
-
-    @staticmethod
-    def _validate(client: Any, operation: str, arguments: Mapping[str, Any]) -> None:
-        model = client.meta.service_model.operation_model(operation)
-        known = {key: value for key, value in arguments.items() if key != "UserData"}
-        if model.input_shape is not None:
-            report = ParamValidator().validate(known, model.input_shape)
-            missing_token = "Missing required parameter" in report.generate_report()
-            assert not report.has_errors() or missing_token, report.generate_report()
 
     # -- images
 

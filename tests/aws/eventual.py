@@ -98,15 +98,18 @@ class Eventual:
         before = self._before(operation, asked, ask) if self.stale else {}
         answer = ask(operation, asked)
         self._ghosts.update(before)
-        made = set(_ids(answer)) - set(_ids(asked)) - self._known
+        also: Any = ()
         if operation in {"CreateImage", "CopyImage", "RegisterImage"}:
-            made |= set(
-                _ids(ask("DescribeImages", {"ImageIds": [answer["ImageId"]]})["Images"][0]["BlockDeviceMappings"])
-            )
+            also = ask("DescribeImages", {"ImageIds": [answer["ImageId"]]})["Images"][0]["BlockDeviceMappings"]
+        self.made(operation, asked, (answer, also))
+        return answer
+
+    def made(self, operation: str, asked: dict[str, Any], answer: Any) -> None:
+        """Know of what a call has made, and let the others not know of it yet."""
         if not operation.startswith(("Describe", "Get")):
+            made = set(_ids(answer)) - set(_ids(asked)) - self._known
             self._known |= made
             self._unknown |= dict.fromkeys(filter(self._is_late, made), self.late)
-        return answer
 
     def _is_late(self, identity: str) -> bool:
         return not self.kinds or identity.partition("-")[0] in self.kinds
@@ -175,8 +178,8 @@ def tags_of(item: Mapping[str, Any]) -> Tags:
 
 def _items(operation: str, answer: Any) -> list[dict[str, Any]]:
     if operation == "DescribeInstances":
-        return [each for reservation in answer["Reservations"] for each in reservation["Instances"]]
-    return list(answer[_LISTS[operation][0]])
+        return [each for reservation in answer.get("Reservations", []) for each in reservation["Instances"]]
+    return list(answer.get(_LISTS[operation][0], []))
 
 
 def _fits(item: Mapping[str, Any], filters: list[dict[str, Any]]) -> bool:

@@ -18,11 +18,11 @@ from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
 from parbake.errors import ArtefactFull, AwsFault, BakeFailed, DeadlineExceeded, InputError
 from parbake.events import Events
 from parbake.model import Artefact, ExitProbe, HttpProbe, Plan, RegistryOptions, Startup
+from tests.aws.between import killed_everywhere
 from tests.aws.bottles import Rockets
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, named, plan_for
 from tests.aws.recorder import allowed_by, caller
-from tests.aws.test_ec2_crash import killed_everywhere
 from tests.support.children import in_child
 from tests.support.plans import image
 

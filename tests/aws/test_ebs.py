@@ -330,7 +330,10 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_journal_whose_snapshot_is_gone_counts_for_nothing(tmp_path: Path, cloud: Cloud) -> None:
+def test_a_journal_whose_snapshot_is_gone_counts_for_nothing(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)
     path = tmp_path / "disk.raw"
     blocks, wanted = disk_of(path, SMALL), order(path)
     with Journal.open(wanted.journal, wanted) as journal:
@@ -409,8 +412,9 @@ def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: C
 
     disk_of(path, {1: b"other"})
     other = sent(order(path, key="o"))
-    with pytest.raises(AwsFault, match="already in use"):
+    with pytest.raises(AwsFault, match="already in use") as caught:
         ebs.register(other, events=Events(), **how)  # type: ignore[arg-type]
+    assert "change `name`" in caught.value.hint
 
 
 @pytest.mark.parametrize(

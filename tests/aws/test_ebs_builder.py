@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parbake import ebs
-from parbake.aws import Rest, Stamp, clients
+from parbake import aws, ebs
+from parbake.aws import Stamp, clients
 from parbake.aws.leftovers import Wanted, remove
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
@@ -19,7 +19,8 @@ from parbake.disk import BLOCK, BlockList
 from parbake.errors import AwsFault, InputError
 from parbake.events import Events
 from parbake.model import GIB, MIB, Artefact, Base, Plan, Verdict
-from tests.aws.recorder import allowed_by, attach, caller, note
+from tests.aws.direct import Direct
+from tests.aws.recorder import allowed_by, caller
 from tests.aws.test_ebs import held, holds
 from tests.support.ebsdirect import Cloud
 from tests.support.plans import plan
@@ -59,32 +60,16 @@ def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
 
 
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    made = Cloud()
-    make, put, here = clients._make, Rest.put, os.getpid()
+def direct(monkeypatch: pytest.MonkeyPatch) -> Direct:
+    made = Direct()
+    made.install(monkeypatch)
+    clients.forget()
+    return made
 
-    def tags_of(resource: str) -> Mapping[str, str]:
-        with made.lock:
-            found = made.snapshots.get(resource)
-            return dict(found.tags if found else made.images.get(resource, {}).get("tags", {}))
 
-    def noted(service: str, region: str, *more: Any) -> Any:
-        client = make(service, region, *more)
-        attach(client, region, tags_of)
-        return client
-
-    def noted_put(rest: Rest, operation: str, path: str, *more: Any) -> None:
-        assert operation == "put_snapshot_block"
-        if os.getpid() == here:  # see ``attach``
-            note("ebs", "PutSnapshotBlock", {"SnapshotId": path.split("/")[2]}, rest._client.region, tags_of)
-        put(rest, operation, path, *more)
-
-    monkeypatch.setattr(clients, "_make", noted)
-    monkeypatch.setattr(Rest, "put", noted_put)
-    with made.serve() as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        clients.forget()
-        yield made
+@pytest.fixture
+def cloud(direct: Direct) -> Cloud:
+    return direct.world
 
 
 def build(
@@ -167,6 +152,7 @@ def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(
         cut.setattr(ebs, "register", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path, MACHINE)
+    monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)  # else it would be waited for
     [left] = cloud.snapshots.values()
     assert left.tags["parbake:managed"] == "temporary"
     assert remove(Wanted(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)

@@ -1,31 +1,32 @@
-"""The EBS builder, killed with SIGKILL at each of its calls: the same command finishes, or a clean-up leaves nothing.
+"""The EBS builder, killed at each of its calls: the same command finishes, and a clean-up would leave nothing.
 
-Each run is a child process, and the stand-in kills it: when a call arrives (the answer before it was heard, what
-followed from it on this machine is done), and when AWS has changed something and nobody has heard of it.
+A copy of this process, and of its files, is what is left when the process dies: as a call arrives (what followed from
+the answers before it is done on this machine) and when AWS has changed something and nobody has heard of it.
 """
 
 from __future__ import annotations
 
-import copy
-import os
 import shutil
-import signal
-from collections.abc import Callable
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
+from parbake.builders import Baked
 from parbake.events import Events
 from parbake.model import Plan
+from tests.aws.between import killed_everywhere
+from tests.aws.direct import Direct
+from tests.aws.eventual import Eventual
+from tests.aws.recorder import allowed_by
 from tests.aws.test_ebs import held
-from tests.aws.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, oven
+from tests.aws.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven, policy_for
 from tests.support.children import in_child
 from tests.support.ebsdirect import Cloud
 
-__all__ = ["cloud", "oven"]
+__all__ = ["cloud", "direct", "oven"]
 
 HOME, OTHER = "eu-west-1", "us-east-1"
 SETTINGS: dict[str, Any] = {
@@ -34,32 +35,18 @@ SETTINGS: dict[str, Any] = {
     "share_with": ["123456789012"],
     "fast_snapshot_restore": [f"{OTHER}b"],
 }
+# Before the first call of each kind this machine has done something: noted, baked, put away.
+ALSO_BEFORE = ("StartSnapshot", "PutSnapshotBlock", "CompleteSnapshot", "CreateTags", "RegisterImage", "CopySnapshot")
 
 
-class Killer:
-    """Kills a child at its ``number``-th call; ``when`` is ``before`` AWS acts or ``after`` that."""
-
-    def __init__(self, cloud: Cloud, number: int, when: str) -> None:
-        self.cloud, self.number, self.when, self.child, self.seen = cloud, number, when, 0, 0
-        cloud.witness = self.see
-        cloud.lock.acquire()  # nothing is answered before it is known whose call it is
-
-    def born(self, child: int) -> None:
-        """Know the child."""
-        self.child = child
-        self.cloud.lock.release()
-
-    def see(self, when: str) -> None:
-        with self.cloud.lock:
-            if when == self.when:
-                self.seen += 1
-                if self.seen == self.number:
-                    os.kill(self.child, signal.SIGKILL)
+def settings_for(wanted: Plan) -> dict[str, Any]:
+    return {**SETTINGS, **({"deprecate_after": "90d"} if wanted is MACHINE else {})}
 
 
-def clean(name: str) -> None:
+def clean(wanted: Plan) -> None:
     for region in (HOME, OTHER):
-        remove(Wanted(name=name), region, Events())
+        with allowed_by(policy_for(wanted, settings_for(wanted))):
+            remove(Wanted(name=wanted.name), region, Events())
 
 
 def left(cloud: Cloud) -> list[str]:
@@ -69,47 +56,62 @@ def left(cloud: Cloud) -> list[str]:
     return sorted(f"{region} {tags['parbake:managed']}" for region, tags in tagged)
 
 
-def begin_anew(cloud: Cloud, folder: Path) -> None:
-    for there in (cloud.snapshots, cloud.images, cloud.tokens):
-        there.clear()
-    shutil.rmtree(folder, ignore_errors=True)
+def artefacts(wanted: Plan, region: str) -> list[str]:
+    return [f"{region} artefact"] * (2 if wanted is MACHINE else 1)
 
 
+def elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the files, which is the copied process's own."""
+    mine = folder.with_name("copy")
+    shutil.rmtree(mine, ignore_errors=True)
+    subprocess.run(["/bin/cp", "-a", str(folder), str(mine)], check=True)
+    monkeypatch.setenv("PARBAKE_CACHE", str(mine / "cache"))
+    return mine
+
+
+@pytest.mark.parametrize("late", [0, 3])
 @pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=lambda plan: plan.name)
 def test_killed_at_each_call(
-    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, wanted: Plan
+    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan, late: int
 ) -> None:
-    settings = {**SETTINGS, **({"deprecate_after": "90d"} if wanted is MACHINE else {})}
-    for service, region in (("ec2", HOME), ("ec2", OTHER), ("ebs", HOME)):
-        aws.client(service, region)  # made once for all children; nothing connects yet
-    cloud.slow, killed = 1, 0
-    work = tmp_path / "work"
+    """``late``: AWS has not shown yet what was made when the next run begins, which then goes on with it all the same.
+
+    A copy in another region that no list shows is made again: it stays temporary, and a clean-up takes it.
+    """
+    cloud, work = direct.world, tmp_path / "work"
+    cloud.slow, cloud.late, direct.eventual = 1, late, Eventual(late=late)
     monkeypatch.setenv("PARBAKE_CACHE", str(work / "cache"))
-    for when in ("before", "after") if wanted is VOLUME else ("after",):  # what is kept here is the same for both
-        number = 0
-        while True:
-            begin_anew(cloud, work)
-            number += 1
-            killer = Killer(cloud, number, when)
-            code = in_child(lambda: build(work, wanted, **settings), killer.born)
-            cloud.witness = lambda _when: None
-            if code == 0:
-                break
-            assert code == -signal.SIGKILL
-            both_ways(cloud, oven, wanted, lambda: build(work, wanted, **settings), f"call {number}, {when}")
-            killed += 1
-    assert killed > 10
+
+    def whole(folder: Path) -> Baked:
+        return build(folder, wanted, **settings_for(wanted))
+
+    def finishes() -> None:
+        folder = elsewhere(work, monkeypatch)
+        assert in_child(lambda: clean_up_leaves_nothing(direct, wanted)) == 0
+        whole(folder)
+        settle(direct)
+        here = artefacts(wanted, HOME)
+        assert [each for each in left(cloud) if each.startswith(HOME)] == here, "nothing is made twice at home"
+        if late:
+            clean(wanted)
+        assert left(cloud) == here + artefacts(wanted, OTHER)
+        assert all(set(held(cloud, snapshot)) == set(oven.content) for snapshot in cloud.snapshots)
+
+    assert len(killed_everywhere(direct, lambda: whole(work), finishes, also_before=ALSO_BEFORE)) > 8
+    assert bool(direct.eventual.refused) == bool(late)
 
 
-def both_ways(cloud: Cloud, oven: Oven, wanted: Plan, again: Callable[[], object], at: str) -> None:
-    """Check what a clean-up makes of what a kill left, and what the same command makes of it."""
-    parts = 2 if wanted is MACHINE else 1
-    home, other = [f"{HOME} artefact"] * parts, [f"{OTHER} artefact"] * parts
-    saved = copy.deepcopy((cloud.snapshots, cloud.images, cloud.tokens))
-    assert in_child(lambda: clean(wanted.name)) == 0, at
-    assert left(cloud) in ([], other, home + other), f"{at}: what is done stays, the home region's last"
+def settle(direct: Direct) -> None:
+    """Let all be known by now."""
+    assert direct.eventual
+    direct.eventual.settle()
+    for snapshot in direct.world.snapshots.values():
+        snapshot.unknown = 0
 
-    cloud.snapshots, cloud.images, cloud.tokens = saved
-    assert in_child(again) == 0, at
-    assert left(cloud) == home + other, at
-    assert all(set(held(cloud, snapshot)) == set(oven.content) for snapshot in cloud.snapshots), at
+
+def clean_up_leaves_nothing(direct: Direct, wanted: Plan) -> None:
+    clean(wanted)
+    settle(direct)
+    clean(wanted)
+    home, other = artefacts(wanted, HOME), artefacts(wanted, OTHER)
+    assert left(direct.world) in ([], other, home + other), "what is done stays, the home region's last"

@@ -6,9 +6,6 @@ AWS, so that a kill before one is a kill after the one before it.
 
 from __future__ import annotations
 
-import os
-import traceback
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,11 +15,12 @@ from parbake.aws.leftovers import Wanted, remove
 from parbake.builders import Baked
 from parbake.events import Events
 from parbake.model import Plan
+from tests.aws.between import READING, killed_everywhere
 from tests.aws.cloud import Cloud, Killed
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
 from tests.aws.recorder import allowed_by
-from tests.support.children import fork, in_child
+from tests.support.children import in_child
 
 __all__ = ["bake", "cloud", "plan", "volume"]
 
@@ -33,7 +31,6 @@ SETTINGS: dict[str, Any] = {
     "deprecate_after": "90d",
     "fast_snapshot_restore": (f"{OTHER}b",),
 }
-READING = ("Describe", "Get")
 
 
 class Killer:
@@ -72,49 +69,6 @@ def killed_at(cloud: Cloud, bake: Bake, number: int) -> bool:
         cloud.before.remove(killer.on_the_way_there)
         cloud.after.remove(killer.on_the_way_back)
     return False
-
-
-def killed_everywhere(cloud: Cloud, run: Callable[[], object], check: Callable[[], object]) -> list[str]:
-    """Run once; at each call that changes something, a copy of this process dies, and ``check`` looks at it.
-
-    Returns the calls, in order; a copy that fails says why on its own.
-    """
-    dead = False
-    calls: list[str] = []
-
-    def on_the_way_there(*_: Any) -> None:
-        if dead:
-            raise Killed
-
-    def on_the_way_back(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
-        nonlocal dead
-        if operation.startswith(READING):
-            return
-        calls.append(operation)
-        child = fork()
-        if not child:
-            dead = True
-            raise Killed
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"killed at call {len(calls)}, {operation}"
-
-    cloud.before.append(on_the_way_there)
-    cloud.after.append(on_the_way_back)
-    code = 1
-    try:
-        run()
-    except Killed:
-        cloud.before.remove(on_the_way_there)
-        cloud.after.remove(on_the_way_back)
-        check()
-        code = 0
-    finally:
-        if dead:  # nothing of a copy goes on, however this ended
-            if code:
-                traceback.print_exc()
-            os._exit(code)
-    cloud.before.remove(on_the_way_there)
-    cloud.after.remove(on_the_way_back)
-    return calls
 
 
 @pytest.mark.parametrize("kind", ["plan", "volume"])

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,6 +47,19 @@ def invalid(message: str, reason: str = "INVALID_PARAMETER_VALUE") -> Refusal:
 
 def missing(snapshot: str) -> Refusal:
     return Refusal(404, "ResourceNotFoundException", f"The snapshot '{snapshot}' does not exist.", "SNAPSHOT_NOT_FOUND")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of HTTP."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def said(status: int, document: dict[str, Any]) -> Reply:
+    return Reply(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
 
 @dataclass(repr=False)
@@ -94,9 +107,8 @@ class Cloud:
     refused: Counter[str] = field(default_factory=Counter)
     tokens: dict[str, tuple[str, str]] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
-    witness: Callable[[str], None] = lambda _when: None
-    """Is told of each call, ``before`` it is looked at, and ``after`` one that changes something, before the answer."""
     most: int = 0
+    made: int = 0
     _running: int = 0
     _allowance: float = 0.0
     _at: float = 0.0
@@ -106,6 +118,11 @@ class Cloud:
         made = self.snapshots[snapshot]
         below = self.content(made.parent) if made.parent else {}
         return {**below, **made.data}
+
+    def new(self, kind: str) -> str:
+        """Return an id that nothing has had."""
+        self.made += 1
+        return f"{kind}-{self.made:017x}"
 
     @contextmanager
     def serve(self, port: int = 0) -> Iterator[str]:
@@ -124,6 +141,76 @@ class Cloud:
             server.shutdown()
             server.server_close()
             thread.join()
+
+    # -- what is asked
+
+    def handle(self, method: str, target: str, headers: Any, body: bytes) -> Reply | None:
+        """Answer a request; None: the connection breaks. ``target`` is its path and query, ``headers`` a mapping."""
+        place = urlsplit(target)
+        parts = place.path.strip("/").split("/")
+        query = {key: values[0] for key, values in parse_qs(place.query).items()}
+        with self.lock:
+            self._running += 1
+            self.most = max(self.most, self._running)
+        try:
+            if parts[0] != "snapshots":
+                return self.other(headers, body)
+            if "/ebs/aws4_request" not in headers.get("Authorization", ""):
+                raise Refusal(403, "AccessDeniedException", "There is no signature.")
+            return self.ebs(method, parts[1:], query, headers, body)
+        except Refusal as refusal:
+            with self.lock:
+                self.refused[refusal.code] += 1
+            document = json.dumps({"Message": refusal.message, "Reason": refusal.reason}).encode()
+            return Reply(refusal.status, document, {"x-amzn-ErrorType": refusal.code})
+        finally:
+            with self.lock:
+                self._running -= 1
+
+    def ebs(self, method: str, parts: list[str], query: dict[str, str], headers: Any, body: bytes) -> Reply | None:
+        match method, parts:
+            case "POST", []:
+                return said(201, self.count("StartSnapshot", lambda: self.start(json.loads(body))))
+            case "PUT", [snapshot, "blocks", index]:
+                number = self.note("PutSnapshotBlock")
+                if self.break_every and number % self.break_every == 0:
+                    return None
+                text = self.put(snapshot, int(index), headers, body)
+                return Reply(201, b"{}", {"x-amz-Checksum": text, "x-amz-Checksum-Algorithm": "SHA256"})
+            case "POST", ["completion", snapshot]:
+                return said(202, self.count("CompleteSnapshot", lambda: self.complete(snapshot, headers)))
+            case "GET", [snapshot, "blocks"]:
+                return said(200, self.count("ListSnapshotBlocks", lambda: self.list(snapshot, query)))
+            case "GET", [snapshot, "blocks", index]:
+                self.note("GetSnapshotBlock")
+                data = self.get(snapshot, int(index), query)
+                text = base64.b64encode(hashlib.sha256(data).digest()).decode()
+                about = {"x-amz-Checksum": text, "x-amz-Checksum-Algorithm": "SHA256"}
+                return Reply(200, data, {**about, "x-amz-Data-Length": str(BLOCK)})
+        raise Refusal(404, "UnknownOperationException", f"{method} {'/'.join(parts)}")
+
+    def other(self, headers: Any, body: bytes) -> Reply:
+        """EC2's query protocol and KMS's JSON."""
+        if headers.get("X-Amz-Target", "").startswith("TrentService."):
+            key = json.loads(body)["KeyId"]
+            if key == "alias/missing":
+                return Reply(400, b'{"__type": "NotFoundException", "message": "Alias is not found."}', {})
+            self.note("DescribeKey")
+            arn = f"arn:aws:kms:eu-west-1:123456789012:key/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+            return said(200, {"KeyMetadata": {"Arn": arn, "KeyId": arn.rpartition("/")[2]}})
+        region = headers.get("Authorization", "").split("/")[2:3]
+        status, text = self.count("EC2", lambda: ec2query.answer(self, parse_qs(body.decode()), *region))
+        return Reply(status, text.encode(), {"Content-Type": "text/xml"})
+
+    def note(self, name: str) -> int:
+        with self.lock:
+            self.calls[name] += 1
+            return self.calls[name]
+
+    def count(self, name: str, act: Any) -> Any:
+        with self.lock:
+            self.calls[name] += 1
+            return act()
 
     # -- EBS
 
@@ -150,7 +237,7 @@ class Cloud:
             raise invalid("The timeout is out of range.")
         encrypted, key = self.descent(parent, wanted) if parent else self.lock_up(wanted)
         tags = {tag["Key"]: tag["Value"] for tag in wanted.get("Tags", ())}
-        made = Snapshot(f"snap-{len(self.snapshots) + 1:017x}", wanted["VolumeSize"], tags, parent)
+        made = Snapshot(self.new("snap"), wanted["VolumeSize"], tags, parent)
         made.encrypted, made.key = encrypted, key
         made.unknown = self.late
         self.snapshots[made.id] = made
@@ -292,98 +379,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_call(self, method: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        place = urlsplit(self.path)
-        parts = place.path.strip("/").split("/")
-        query = {key: values[0] for key, values in parse_qs(place.query).items()}
-        cloud = self.cloud
-        with cloud.lock:
-            cloud._running += 1
-            cloud.most = max(cloud.most, cloud._running)
-        cloud.witness("before")
-        self.acts = method != "GET" and b"Action=Describe" not in body and "X-Amz-Target" not in self.headers
-        try:
-            if parts[0] != "snapshots":
-                self.other(body)
-                return
-            if "/ebs/aws4_request" not in self.headers.get("Authorization", ""):
-                raise Refusal(403, "AccessDeniedException", "There is no signature.")
-            self.ebs(method, parts[1:], query, body)
-        except Refusal as refusal:
-            with cloud.lock:
-                cloud.refused[refusal.code] += 1
-            document = json.dumps({"Message": refusal.message, "Reason": refusal.reason}).encode()
-            self.answer(refusal.status, document, {"x-amzn-ErrorType": refusal.code})
-        finally:
-            with cloud.lock:
-                cloud._running -= 1
-
-    def ebs(self, method: str, parts: list[str], query: dict[str, str], body: bytes) -> None:
-        cloud = self.cloud
-        match method, parts:
-            case "POST", []:
-                self.say(201, self.count("StartSnapshot", lambda: cloud.start(json.loads(body))))
-            case "PUT", [snapshot, "blocks", index]:
-                number = self.note("PutSnapshotBlock")
-                if cloud.break_every and number % cloud.break_every == 0:
-                    self.close_connection = True
-                    self.connection.close()
-                    return
-                text = cloud.put(snapshot, int(index), self.headers, body)
-                self.answer(201, b"{}", {"x-amz-Checksum": text, "x-amz-Checksum-Algorithm": "SHA256"})
-            case "POST", ["completion", snapshot]:
-                self.say(202, self.count("CompleteSnapshot", lambda: cloud.complete(snapshot, self.headers)))
-            case "GET", [snapshot, "blocks"]:
-                self.say(200, self.count("ListSnapshotBlocks", lambda: cloud.list(snapshot, query)))
-            case "GET", [snapshot, "blocks", index]:
-                self.note("GetSnapshotBlock")
-                data = cloud.get(snapshot, int(index), query)
-                text = base64.b64encode(hashlib.sha256(data).digest()).decode()
-                headers = {
-                    "x-amz-Checksum": text,
-                    "x-amz-Checksum-Algorithm": "SHA256",
-                    "x-amz-Data-Length": str(BLOCK),
-                }
-                self.answer(200, data, headers)
-            case _:
-                raise Refusal(404, "UnknownOperationException", self.path)
-
-    def other(self, body: bytes) -> None:
-        """EC2's query protocol and KMS's JSON."""
-        target = self.headers.get("X-Amz-Target", "")
-        if target.startswith("TrentService."):
-            key = json.loads(body)["KeyId"]
-            if key == "alias/missing":
-                self.answer(400, b'{"__type": "NotFoundException", "message": "Alias is not found."}', {})
-                return
-            self.note("DescribeKey")
-            arn = f"arn:aws:kms:eu-west-1:123456789012:key/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-            self.say(200, {"KeyMetadata": {"Arn": arn, "KeyId": arn.rpartition("/")[2]}})
+        reply = self.cloud.handle(method, self.path, self.headers, body)
+        if reply is None:
+            self.close_connection = True
+            self.connection.close()
             return
-        region = self.headers.get("Authorization", "").split("/")[2:3]
-        status, text = self.count("EC2", lambda: ec2query.answer(self.cloud, parse_qs(body.decode()), *region))
-        self.answer(status, text.encode(), {"Content-Type": "text/xml"})
-
-    def note(self, name: str) -> int:
-        with self.cloud.lock:
-            self.cloud.calls[name] += 1
-            return self.cloud.calls[name]
-
-    def count(self, name: str, act: Any) -> Any:
-        with self.cloud.lock:
-            self.cloud.calls[name] += 1
-            return act()
-
-    def say(self, status: int, document: dict[str, Any]) -> None:
-        self.answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        if self.acts:
-            self.cloud.witness("after")
-        self.send_response_only(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        self.send_response_only(reply.status)
+        for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(reply.body)
         self.wfile.flush()
 
 

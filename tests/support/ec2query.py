@@ -113,7 +113,7 @@ def copy_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
     source = _known(cloud, wanted["SourceSnapshotId"])
     if source.region != wanted["SourceRegion"] or source.state != "completed":
         raise Wrong("InvalidSnapshot.NotFound", f"The snapshot {source.id} is not there, or {source.state}")
-    made = replace(source, id=f"snap-{len(cloud.snapshots) + 1:017x}", region=wanted["region"], parent=source.id)
+    made = replace(source, id=cloud.new("snap"), region=wanted["region"], parent=source.id)
     made.shared = set()
     made.tags, made.state, made.looks, made.data = _tags(wanted, "TagSpecification.1.Tag."), "pending", cloud.slow, {}
     made.key = wanted.get("KmsKeyId", made.key)
@@ -160,9 +160,17 @@ def _items(found: list[dict[str, str]]) -> str:
     return "".join(f"<item>{''.join(field(*each) for each in one.items())}</item>" for one in found)
 
 
+def _image_known(cloud: Cloud, image: str) -> dict[str, Any]:
+    if image not in cloud.images:
+        raise Wrong("InvalidAMIID.NotFound", f"The image id '[{image}]' does not exist")
+    return cloud.images[image]
+
+
 def _tagged(cloud: Cloud, wanted: dict[str, str]) -> list[dict[str, str]]:
     named = _listed(wanted, "ResourceId")
-    return [cloud.images[name]["tags"] if name in cloud.images else _known(cloud, name).tags for name in named]
+    return [
+        _image_known(cloud, name)["tags"] if name.startswith("ami-") else _known(cloud, name).tags for name in named
+    ]
 
 
 def create_tags(cloud: Cloud, wanted: dict[str, str]) -> str:
@@ -187,7 +195,7 @@ def register_image(cloud: Cloud, wanted: dict[str, str]) -> str:
     made = _known(cloud, wanted[f"{mapping}.Ebs.SnapshotId"])
     if made.state != "completed":
         raise Wrong("InvalidSnapshot.NotReady", f"The snapshot {made.id} is {made.state}")
-    identifier = f"ami-{len(cloud.images) + 1:017x}"
+    identifier = cloud.new("ami")
     cloud.images[identifier] = {
         "id": identifier,
         "name": name,
@@ -220,12 +228,20 @@ def _if_said(tag: str, value: str | None) -> str:
 
 
 def copy_image(cloud: Cloud, wanted: dict[str, str]) -> str:
-    source = cloud.images[wanted["SourceImageId"]]
+    token = " ".join(("CopyImage", wanted["region"], wanted.get("ClientToken", "")))
+    if token in cloud.tokens:
+        said, made_before = cloud.tokens[token]
+        if said != str(wanted):
+            raise Wrong("IdempotentParameterMismatch", "The client token was used with other parameters")
+        return f"<imageId>{made_before}</imageId>"
+    source = _image_known(cloud, wanted["SourceImageId"])
     copied = copy_snapshot(cloud, {**wanted, "SourceSnapshotId": source["snapshot"]})
-    identifier = f"ami-{len(cloud.images) + 1:017x}"
+    identifier = cloud.new("ami")
     made = {"id": identifier, "snapshot": copied[len("<snapshotId>") : -len("</snapshotId>")], "looks": cloud.slow}
     made |= {"region": wanted["region"], "tags": _tags(wanted, "TagSpecification.1.Tag.")}
     cloud.images[identifier] = {**source, **made}
+    if wanted.get("ClientToken"):
+        cloud.tokens[token] = (str(wanted), identifier)
     return f"<imageId>{identifier}</imageId>"
 
 
@@ -236,22 +252,19 @@ def deregister_image(cloud: Cloud, wanted: dict[str, str]) -> str:
 
 
 def modify_image_attribute(cloud: Cloud, wanted: dict[str, str]) -> str:
-    image = cloud.images[wanted["ImageId"]]
+    image = _image_known(cloud, wanted["ImageId"])
     image["shared"] = {value for name, value in wanted.items() if name.startswith("LaunchPermission.Add.")}
     return "<return>true</return>"
 
 
 def enable_image_deprecation(cloud: Cloud, wanted: dict[str, str]) -> str:
-    cloud.images[wanted["ImageId"]]["deprecated"] = wanted["DeprecateAt"]
+    _image_known(cloud, wanted["ImageId"])["deprecated"] = wanted["DeprecateAt"]
     return "<return>true</return>"
 
 
 def describe_images(cloud: Cloud, wanted: dict[str, str]) -> str:
     named = _listed(wanted, "ImageId")
-    for name in named:
-        if name not in cloud.images:
-            raise Wrong("InvalidAMIID.NotFound", f"The image id '[{name}]' does not exist")
-    found = [cloud.images[name] for name in named] if named else list(cloud.images.values())
+    found = [_image_known(cloud, name) for name in named] if named else list(cloud.images.values())
     found = [each for each in found if each["region"] == wanted["region"]]
     items = [_image(cloud, each) for each in found if _fits(each["tags"], {"name": each["name"]}, _filters(wanted))]
     return f"<imagesSet>{''.join(items)}</imagesSet>"

@@ -14,7 +14,7 @@ from typing import Any
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import MANAGED, NAME, TEMPORARY, as_dict, expired, mine
 from parbake.aws.waiting import Look, wait, when_known
-from parbake.errors import AwsNotFound
+from parbake.errors import AwsFault, AwsNotFound
 from parbake.events import Events
 
 _GONE = 900.0  # seconds for an instance to be terminated
@@ -53,8 +53,8 @@ def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:
     ec2 = client("ec2", region)
     removed = [*_instances(ec2, wanted, events)]
     packers = (_key_pairs, _templates) if wanted.packer else ()
-    volumes = partial(_volumes, events=events)
-    for look in (_requests, *((_images, _snapshots) if wanted.images else ()), volumes, _groups, *packers):
+    volumes, snapshots = partial(_volumes, events=events), partial(_snapshots, events=events)
+    for look in (_requests, *((_images, snapshots) if wanted.images else ()), volumes, _groups, *packers):
         removed += look(ec2, wanted)
     return tuple(removed)
 
@@ -118,10 +118,17 @@ def _delete_snapshot(ec2: Client, snapshot: str) -> None:
     _unless_gone(lambda: ec2.delete_snapshot(SnapshotId=snapshot))
 
 
-def _snapshots(ec2: Client, wanted: Wanted) -> Iterator[str]:
+def _snapshots(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
     for snapshot in ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=wanted.filters()):
         if wanted.takes(as_dict(snapshot)):
-            _delete_snapshot(ec2, snapshot["SnapshotId"])
+            try:
+                _delete_snapshot(ec2, snapshot["SnapshotId"])
+            except AwsFault as error:
+                if error.code != "InvalidSnapshot.InUse":
+                    raise
+                # By somebody's AMI, or by one of ours that is too new to be in a list: all else goes all the same.
+                events.warn(f"{error.message}: it stays; run `parbake clean --aws` later")
+                continue
             yield snapshot["SnapshotId"]
 
 

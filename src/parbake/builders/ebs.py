@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class EbsBuilder:
         refuse(plan, self._settings)
         region = aws.client("ec2", self._settings.region or "").region
         local = _local(plan)
-        run = _Run(self._settings, plan, region, ingredients.events, self._lists, os.urandom(6).hex() * self._fresh)
+        run = _Run(self._settings, plan, region, ingredients.events, self._lists, fresh=self._fresh)
         with _staging(plan.key) as (folder, work):
             if self._fresh:
                 remove_tree(folder)
@@ -171,22 +171,24 @@ def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What one run does in AWS. ``suffix`` makes the name of an AMI new where one of the plan exists already."""
+    """What one run does in AWS. ``fresh``: one of the plan exists already, and the name of an AMI has to be new."""
 
     settings: AwsSection
     plan: Plan
     region: str
     events: Events
     lists: Path
-    suffix: str = ""
+    fresh: bool = False
+    token: str = field(default_factory=lambda: os.urandom(6).hex())
 
     @property
     def name(self) -> str:
-        return f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.suffix}" if self.suffix else "")
+        return f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.token}" if self.fresh else "")
 
     @property
     def stamp(self) -> aws.Stamp:
-        return aws.Stamp(self.plan.key, self.suffix or "first", self.plan.name, 12.0, self.settings.tags)
+        # Each run has tokens of its own: tags say when it began, and no token is good for another request.
+        return aws.Stamp(self.plan.key, self.token, self.plan.name, 12.0, self.settings.tags)
 
     def existing(self) -> Published | None:
         """Return what an earlier run has finished for this plan, the newest."""
@@ -235,7 +237,8 @@ class _Run:
                 )
             blocks = self._list(found) or ebs.blocks_of(named, made.disk, self.events, region=self.region)
             return ebs.Parent(named, blocks)
-        filters = [{"Name": "tag-key", "Values": [ebs.BLOCKS_TAG]}, {"Name": "status", "Values": ["completed"]}]
+        filters = aws.mine(managed=ARTEFACT)  # what is temporary, a clean-up may take at any time
+        filters += [{"Name": "tag-key", "Values": [ebs.BLOCKS_TAG]}, {"Name": "status", "Values": ["completed"]}]
         ours = re.compile(re.escape(self.plan.name) + "-[0-9a-f]{12}(-[0-9a-f]{12})?")
         usable = [
             snapshot

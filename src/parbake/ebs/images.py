@@ -6,6 +6,7 @@ an AMI starts on instance types with NitroTPM alone).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from parbake import aws
 from parbake.aws import Stamp
 from parbake.aws.images import architecture
 from parbake.disk import partitions
+from parbake.errors import AwsFault
 from parbake.events import Events
 from parbake.model import Platform
 
@@ -54,34 +56,44 @@ def register(
     ec2 = aws.client("ec2", region)
     found = ec2.describe_images(Owners=["self"], Filters=[{"Name": "name", "Values": [name]}])["Images"]
     ours = [image for image in found if _root(image) == snapshot and image.get("State") != "failed"]
-    if ours:
-        image = str(ours[0]["ImageId"])
-    else:
-        image = str(
-            ec2.register_image(
-                Name=name,
-                Description=f"parbake {stamp.name}"[:255],
-                Architecture=architecture(platform),
-                VirtualizationType="hvm",
-                EnaSupport=True,
-                BootMode=boot,
-                ImdsSupport="v2.0",
-                **({"TpmSupport": "v2.0"} if tpm and boot == "uefi" else {}),
-                RootDeviceName=ROOT_DEVICE,
-                BlockDeviceMappings=[
-                    {
-                        "DeviceName": ROOT_DEVICE,
-                        "Ebs": {"SnapshotId": snapshot, "VolumeType": "gp3", "DeleteOnTermination": True},
-                    }
-                ],
-                TagSpecifications=aws.specifications(stamp.tags("ami", name=name), "image"),
-            )["ImageId"]
-        )
+    wishes: dict[str, Any] = {
+        "Name": name,
+        "Description": f"parbake {stamp.name}"[:255],
+        "Architecture": architecture(platform),
+        "VirtualizationType": "hvm",
+        "EnaSupport": True,
+        "BootMode": boot,
+        "ImdsSupport": "v2.0",
+        **({"TpmSupport": "v2.0"} if tpm and boot == "uefi" else {}),
+        "RootDeviceName": ROOT_DEVICE,
+        "BlockDeviceMappings": [
+            {
+                "DeviceName": ROOT_DEVICE,
+                "Ebs": {"SnapshotId": snapshot, "VolumeType": "gp3", "DeleteOnTermination": True},
+            }
+        ],
+        "TagSpecifications": aws.specifications(stamp.tags("ami", name=name), "image"),
+    }
+    image = str(ours[0]["ImageId"]) if ours else _register(ec2, wishes, snapshot, events)
     aws.wait(f"AMI {image}", lambda: _look(ec2, image), seconds=_WAIT, events=events)
     return image
 
 
-def _root(image: dict[str, Any]) -> str:
+def _register(ec2: aws.Client, wishes: dict[str, Any], snapshot: str, events: Events) -> str:
+    """Register an AMI; one of that name and snapshot that no list showed yet is taken."""
+    try:
+        return str(ec2.register_image(**wishes)["ImageId"])
+    except AwsFault as error:
+        if error.code != "InvalidAMIName.Duplicate":
+            raise
+        found = aws.named(ec2, wishes["Name"], events)
+        if found and _root(found) == snapshot:
+            return str(found["ImageId"])
+        hint = "an AMI of that name exists and is of another snapshot: rename it, or change `name` in the Bakefile"
+        raise AwsFault(error.message, code=error.code, hint=hint) from error
+
+
+def _root(image: Mapping[str, Any]) -> str:
     for mapping in image.get("BlockDeviceMappings", ()):
         if mapping.get("DeviceName") == image.get("RootDeviceName", ROOT_DEVICE):
             return str(mapping.get("Ebs", {}).get("SnapshotId", ""))

@@ -4,8 +4,9 @@ Each block is read and hashed once, by the thread that sends it: EBS checks the 
 blocks holds it, and the whole is checked against the SHA-256 of all of them. Hashing, reading and sending release the
 interpreter's lock, so that they overlap with each other and with the network.
 A pending snapshot cannot be read (EBS user guide, FAQ), so what it has already is noted beside the disk: the journal
-names the snapshot and the hash of each block that is there, and counts only while AWS says that it is pending. A block
-that is written again replaces what was there (API reference, PutSnapshotBlock). A snapshot that is forgotten, AWS
+names the snapshot and the hash of each block that is there, and counts only while AWS says that it is pending; one that
+was just started EC2 may not know yet. A block that is written again replaces what was there (API reference,
+PutSnapshotBlock). A snapshot that is forgotten, AWS
 cancels an hour after the last block.
 """
 
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,14 +83,16 @@ class Sent:
 class Journal:
     """What a pending snapshot holds already, as a file that survives a kill; use with ``with``.
 
-    The first line says how the snapshot was started; then come its id, the blocks that AWS has acknowledged with their
-    SHA-256 (the last one of a block counts), and the word that all are there. A last line that was torn does not count.
+    The first line says how the snapshot was started; then come its id and when that was, the blocks that AWS has
+    acknowledged with their SHA-256 (the last one of a block counts), and the word that all are there. A last line that
+    was torn does not count.
     """
 
     def __init__(self, path: Path, start: Mapping[str, Any]) -> None:
         self.path = path
         self.start = dict(start)
         self.snapshot = ""
+        self.began_at = 0.0  # seconds since 1970
         self.written: dict[int, bytes] = {}
         self.complete = False
         self._handle = -1
@@ -114,7 +118,8 @@ class Journal:
                     elif line == _COMPLETE:
                         made.complete = True
                     else:
-                        made.snapshot = line
+                        made.snapshot, _, began_at = line.partition(" ")
+                        made.began_at = float(began_at or 0)
                 return made
         tags = order.stamp.tags("snapshot", name=order.name)
         return cls(path, {**same, "token": secrets.token_hex(32), "tags": tags})
@@ -135,8 +140,8 @@ class Journal:
 
     def began(self, snapshot: str) -> None:
         """Note the id of the snapshot."""
-        self.snapshot = snapshot
-        self._note(snapshot)
+        self.snapshot, self.began_at = snapshot, time.time()
+        self._note(f"{snapshot} {self.began_at:.0f}")
 
     def wrote(self, index: int, digest: bytes) -> None:
         """Note a block that AWS has acknowledged, with its SHA-256."""
@@ -165,7 +170,7 @@ def upload(order: Order, events: Events) -> Sent:
     ec2 = aws.client("ec2", order.region)
     journal = Journal.open(order.journal, order)
     usable = {"pending", "completed"} if journal.complete else {"pending"}
-    if journal.snapshot and _state(order, journal.snapshot) not in usable:
+    if journal.snapshot and _state(order, journal, events) not in usable:
         journal.forget()  # cancelled or removed meanwhile
         journal = Journal.open(order.journal, order)
     with journal:
@@ -173,12 +178,11 @@ def upload(order: Order, events: Events) -> Sent:
             blocks = _write(order, journal, events)
         except (Interrupted, KeyboardInterrupt, DeadlineExceeded):
             raise  # the same command goes on
-        except Exception:
-            with suppress(
-                AwsFault
-            ):  # where it cannot be removed (expired credentials), the same command goes on as well
-                if journal.snapshot:
-                    ec2.delete_snapshot(SnapshotId=journal.snapshot)
+        except Exception as error:
+            with suppress(AwsFault):  # where it cannot be removed (expired credentials), the same command goes on
+                if snapshot := journal.snapshot:
+                    new = () if isinstance(error, AwsNotFound) else (snapshot,)  # that has been waited for
+                    aws.when_known(lambda: ec2.delete_snapshot(SnapshotId=snapshot), *new)
                 journal.forget()
             raise
     ec2.create_tags(Resources=[journal.snapshot], Tags=as_list({BLOCKS_TAG: blocks.digest()}))
@@ -192,7 +196,7 @@ def _write(order: Order, journal: Journal, events: Events) -> BlockList:
     blocks = _put(order, journal, events)
     if not again:
         journal.completed()
-    elif _state(order, snapshot) == "completed":
+    elif _state(order, journal, events) == "completed":
         return blocks
     try:
         aws.client("ebs", order.region).complete_snapshot(**_seal(journal))
@@ -303,10 +307,17 @@ def _described(snapshot: str, region: str) -> Mapping[str, Any]:
     return described
 
 
-def _state(order: Order, snapshot: str) -> str:
+def _state(order: Order, journal: Journal, events: Events) -> str:
+    """Return the state of a journal's snapshot; ``gone`` when EC2 does not know it, though it had time to."""
+    patience = max(0.0, journal.began_at + aws.UNKNOWN_SECONDS - time.time())
+
+    def look() -> aws.Look:
+        return aws.Look(True, value=str(_described(journal.snapshot, order.region)["State"]))
+
     try:
-        return str(_described(snapshot, order.region)["State"])
-    except AwsNotFound:
+        what = f"look for {journal.snapshot}"
+        return str(aws.wait(what, look, seconds=patience, events=events, new=patience > 0))
+    except (AwsNotFound, DeadlineExceeded):
         return "gone"
 
 

@@ -1,0 +1,206 @@
+"""What stands between parbake and a stand-in for AWS, in the same process: notes, faults, death, late answers.
+
+Since all of AWS is in this process's memory, a fork is a copy of the whole world: ``killed_everywhere`` lets one die at
+each call, and whoever looks after the dead one sees what it has left.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import Any
+
+import botocore.client
+import pytest
+from botocore.exceptions import ClientError
+from botocore.validate import ParamValidator
+
+from tests.aws.eventual import Eventual
+from tests.aws.recorder import note
+from tests.support.children import fork
+from tests.support.policies import Tags
+
+READING = ("Describe", "Get", "List")
+type Hook = Callable[[str, str, dict[str, Any]], None]
+
+
+class Killed(BaseException):
+    """The process is dead: it makes no further call and cleans nothing up."""
+
+
+def refuse(code: str, message: str, operation: str = "") -> ClientError:
+    """Return AWS's error."""
+    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+@dataclass
+class Between:
+    """Faults and memory. ``before`` and ``after`` are called with each service, operation and its arguments."""
+
+    calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    before: list[Hook] = field(default_factory=list)
+    after: list[Hook] = field(default_factory=list)
+    eventual: Eventual | None = None
+    """How late everybody hears of what was written; None: at once."""
+    hooks: RLock = field(default_factory=RLock)
+    """Held while ``before`` and ``after`` are called: by one thread at a time."""
+    _real: Any = None
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Stand between boto3 and what answers it."""
+        self._real = botocore.client.BaseClient._make_api_call
+        here = self
+
+        def call(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
+            return here.call(client, operation, arguments)
+
+        monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
+
+    def call(self, client: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        """Answer one call."""
+        service, region = client.meta.service_model.service_name, client.meta.region_name
+        validate(client, operation, arguments)
+        return self.passing(
+            service, operation, arguments, region, lambda: self._answer(client, service, operation, arguments)
+        )
+
+    def passing[T](
+        self, service: str, operation: str, arguments: dict[str, Any], region: str, act: Callable[[], T]
+    ) -> T:
+        """Let a call go by, unless a hook has something against it."""
+        with self.hooks:
+            for hook in self.before:
+                hook(service, operation, arguments)
+        self.calls.append((service, operation, arguments))
+        note(service, operation, arguments, region, self.tags_of)
+        answer = act()
+        with self.hooks:
+            for hook in self.after:
+                hook(service, operation, arguments)
+        return answer
+
+    def _answer(self, client: Any, service: str, operation: str, arguments: dict[str, Any]) -> Any:
+        def ask(operation: str, arguments: dict[str, Any]) -> Any:
+            return self.real(client, service, operation, arguments)
+
+        if self.eventual and service == "ec2":
+            return self.eventual.answer(operation, arguments, ask)
+        answer = ask(operation, arguments)
+        if self.eventual and service == "ebs":  # what it starts, EC2 knows later
+            self.eventual.made(operation, arguments, answer)
+        return answer
+
+    def real(self, client: Any, _service: str, operation: str, arguments: dict[str, Any]) -> Any:
+        """Ask the stand-in itself."""
+        return self._real(client, operation, arguments)
+
+    def tags_of(self, resource: str) -> Tags:
+        """Return the tags of a resource."""
+        raise NotImplementedError
+
+
+def validate(client: Any, operation: str, arguments: Mapping[str, Any]) -> None:
+    """Fail where boto3 would not take the arguments."""
+    model = client.meta.service_model.operation_model(operation)
+    known = {key: value for key, value in arguments.items() if key != "UserData"}
+    if model.input_shape is not None:
+        report = ParamValidator().validate(known, model.input_shape)
+        missing_token = "Missing required parameter" in report.generate_report()
+        assert not report.has_errors() or missing_token, report.generate_report()
+
+
+def killed_everywhere(
+    cloud: Between, run: Callable[[], object], check: Callable[[], object], *, also_before: tuple[str, ...] = ()
+) -> list[str]:
+    """Run once; after each call that changes something, a copy of this process dies, and ``check`` looks at it.
+
+    Between two such calls nothing changes in AWS, so that a kill before one is a kill after the one before it; for the
+    sake of what changes on this machine meanwhile, ``also_before`` names calls that it dies before as well. Returns the
+    calls, in order; a copy that fails says why on its own.
+    """
+    calls: list[str] = []
+
+    def die(operation: str, when: str) -> None:
+        child = fork()
+        if not child:
+            code = 1
+            try:
+                cloud.hooks = RLock()  # this thread holds the other, and perhaps is not the one that goes on
+                cloud.before.remove(on_the_way_there)
+                cloud.after.remove(on_the_way_back)
+                check()
+                code = 0
+            finally:
+                if code:
+                    traceback.print_exc()
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"killed {when} call {len(calls)}, {operation}"
+
+    def on_the_way_there(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
+        if operation in also_before:
+            die(operation, "before")
+
+    def on_the_way_back(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
+        if not operation.startswith(READING):
+            calls.append(operation)
+            die(operation, "after")
+
+    cloud.before.append(on_the_way_there)
+    cloud.after.append(on_the_way_back)
+    try:
+        run()
+    finally:
+        cloud.before.remove(on_the_way_there)
+        cloud.after.remove(on_the_way_back)
+    return calls
+
+
+def throttled_everywhere(
+    cloud: Between, run: Callable[[], object], check: Callable[[BaseException | None], object]
+) -> list[str]:
+    """Run once; at each call a copy of this process goes on, whose call AWS throttles for longer than anybody tries.
+
+    ``check`` is then called with what came of that run (None: it ended well). Returns the calls, in order.
+    """
+    calls: list[str] = []
+    copied = False
+
+    def throttle(service: str, operation: str, _arguments: dict[str, Any]) -> None:
+        nonlocal copied
+        if copied or operation in {"PutSnapshotBlock", "GetSnapshotBlock"}:
+            return
+        calls.append(operation)
+        child = fork()
+        if not child:
+            copied = True
+            code = THROTTLED.get(service, "ThrottlingException")
+            raise refuse(code, "Rate exceeded", operation)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"throttled at call {len(calls)}, {operation}"
+
+    cloud.before.append(throttle)
+    came: BaseException | None = None
+    code = 1
+    try:
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 (whatever came of it is looked at)
+            came = error
+        cloud.before.remove(throttle)
+        if copied:
+            check(came)
+            code = 0
+        elif came:
+            raise came
+    finally:
+        if copied:  # nothing of a copy goes on, however this ended
+            if code:
+                traceback.print_exc()
+            os._exit(code)
+    return calls
+
+
+THROTTLED = {"ec2": "RequestLimitExceeded", "ebs": "RequestThrottledException"}
+"""The code by which a service throttles; others say ThrottlingException."""
