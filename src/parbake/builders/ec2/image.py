@@ -33,13 +33,13 @@ class Amis:
     name: str
     events: Events
 
-    def find(self, region: str, *, by_run: bool = False) -> dict[str, Any] | None:
-        """Return the AMI of this plan (with ``by_run``: of this run), whatever its state, the newest.
+    def find(self, region: str) -> dict[str, Any] | None:
+        """Return the AMI of this plan, whatever its state, the newest.
 
         One that failed is removed on the way, with its snapshots: its name is needed.
         """
         ec2 = aws.client("ec2", region)
-        filters = aws.mine(key=self.stamp.key, **({"run": self.stamp.run} if by_run else {}))
+        filters = aws.mine(key=self.stamp.key)
         usable = []
         for image in ec2.pages("describe_images", "Images", Owners=["self"], Filters=filters):
             if image["State"] in {"failed", "error", "invalid"}:
