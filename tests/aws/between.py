@@ -7,8 +7,10 @@ each call, and whoever looks after the dead one sees what it has left.
 from __future__ import annotations
 
 import os
+import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any
@@ -159,48 +161,52 @@ def killed_everywhere(
 
 
 def throttled_everywhere(
-    cloud: Between, run: Callable[[], object], check: Callable[[BaseException | None], object]
-) -> list[str]:
-    """Run once; at each call a copy of this process goes on, whose call AWS throttles for longer than anybody tries.
+    cloud: Between,
+    run: Callable[[], object],
+    judge: Callable[[Exception | None, Counter[str]], object],
+    *,
+    not_these: Container[str] = ("PutSnapshotBlock", "GetSnapshotBlock"),
+) -> set[str]:
+    """Run again and again; each run meets throttling at a call from a place in parbake that has not met it yet.
 
-    ``check`` is then called with what came of that run (None: it ended well). Returns the calls, in order.
+    In that run the operation is refused from there on, each refusal standing for all tries of botocore's; ``judge`` is
+    called with what came of it (None: it ended well) and how often the operation was asked for. What a run leaves, the
+    next one finds. The last one meets nothing. ``not_these`` have a policy of their own. Returns the operations.
     """
-    calls: list[str] = []
-    copied = False
+    met: set[tuple[str, ...]] = set()
+    throttled: Counter[str] = Counter()
 
     def throttle(service: str, operation: str, _arguments: dict[str, Any]) -> None:
-        nonlocal copied
-        if copied or operation in {"PutSnapshotBlock", "GetSnapshotBlock"}:
-            return
-        calls.append(operation)
-        child = fork()
-        if not child:
-            copied = True
-            code = THROTTLED.get(service, "ThrottlingException")
-            raise refuse(code, "Rate exceeded", operation)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"throttled at call {len(calls)}, {operation}"
+        place = (operation, *_places())
+        if operation in throttled or (not throttled and operation not in not_these and place not in met):
+            met.add(place)
+            throttled[operation] += 1
+            raise refuse(_THROTTLED.get(service, "ThrottlingException"), "Rate exceeded", operation)
 
     cloud.before.append(throttle)
-    came: BaseException | None = None
-    code = 1
-    try:
+    while True:
+        throttled.clear()
+        came: Exception | None = None
         try:
             run()
         except Exception as error:  # noqa: BLE001 (whatever came of it is looked at)
             came = error
-        cloud.before.remove(throttle)
-        if copied:
-            check(came)
-            code = 0
+        if throttled:
+            judge(came, throttled)
         elif came:
             raise came
-    finally:
-        if copied:  # nothing of a copy goes on, however this ended
-            if code:
-                traceback.print_exc()
-            os._exit(code)
-    return calls
+        else:
+            cloud.before.remove(throttle)
+            return {operation for operation, *_ in met}
 
 
-THROTTLED = {"ec2": "RequestLimitExceeded", "ebs": "RequestThrottledException"}
-"""The code by which a service throttles; others say ThrottlingException."""
+def _places() -> Iterator[str]:
+    """Yield where in parbake this is called from."""
+    frame = sys._getframe()
+    while frame.f_back:
+        frame = frame.f_back
+        if "/src/parbake/" in frame.f_code.co_filename:
+            yield f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+_THROTTLED = {"ec2": "RequestLimitExceeded", "ebs": "RequestThrottledException"}

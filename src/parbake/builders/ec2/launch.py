@@ -210,7 +210,7 @@ class Launcher:
         """Follow an instance's console until it has powered itself off; return the console's last lines.
 
         Raises what ``refusals.ended`` makes of an end that was not its own (Interrupted: a spot instance was taken
-        away), BakeFailed when it does not end in time.
+        away), BakeFailed when it does not end in time, AwsLimit when AWS did not let the end of the console be read.
         """
         deadline = Deadline(limit + _GRACE, f"the guest on {identity}")
         unknown = Deadline(aws.UNKNOWN_SECONDS, identity)
@@ -226,7 +226,7 @@ class Launcher:
                     f"EC2 has not known {identity} for {unknown.seconds:.0f} s",
                     hint="somebody has removed it, or AWS is in trouble: run the same command again",
                 )
-            text = self._console(identity, latest=state in {"running", "stopping"}) or self._console(identity)
+            text, throttled = self._console(identity, runs=state in {"running", "stopping"})
             tail = "\n".join([line for line in text.splitlines() if line.strip()][-_TAIL:]) or tail
             for stage in console.read(text):
                 self.events.note(f"guest: {stage}")
@@ -236,6 +236,8 @@ class Launcher:
                     raise why
                 after = after or Deadline(_AFTER_STOP, f"the console of {identity}")
                 if console.over or not after.left or state != "stopped":
+                    if throttled and not console.over:
+                        raise throttled
                     return tail
             if not deadline.left:
                 raise BakeFailed(
@@ -253,11 +255,17 @@ class Launcher:
             return None  # just made, and not known everywhere yet
         return found[0]["Instances"][0] if found else None
 
-    def _console(self, identity: str, *, latest: bool = False) -> str:
-        try:
-            answer = self.ec2.get_console_output(InstanceId=identity, **({"Latest": True} if latest else {}))
-        except AwsNoAccess:
-            raise
-        except AwsFault:
-            return ""  # not posted yet; an instance type without `Latest`
-        return str(answer.get("Output") or "")
+    def _console(self, identity: str, *, runs: bool) -> tuple[str, AwsLimit | None]:
+        """Return what the console shows, and that AWS throttles where it does: the next look may be let through."""
+        for latest in ({"Latest": True}, {}) if runs else ({},):
+            try:
+                answer = self.ec2.get_console_output(InstanceId=identity, **latest)
+            except AwsNoAccess:
+                raise
+            except AwsLimit as error:
+                return "", error
+            except AwsFault:
+                continue  # not posted yet; an instance type without `Latest`
+            if text := str(answer.get("Output") or ""):
+                return text, None
+        return "", None
