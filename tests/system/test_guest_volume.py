@@ -101,9 +101,10 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
-    yield made
-    made.end()
-    assert traces_of(str(tmp_path)) == []
+    with disk.private_mounts():  # where no program of another test takes its mounts along
+        yield made
+        made.end()
+        assert traces_of(str(tmp_path)) == []
 
 
 def test_a_disk_is_filled_and_found_again(machine: Machine, tmp_path: Path) -> None:
