@@ -5,8 +5,9 @@ consistency in the Amazon EC2 API").
     cloud.eventual = Eventual(stale=2)      # tags are the old ones, and what was deleted is still described, twice
 
 Calls are counted for each resource, and only those that would have shown it. A write that names what is unknown is
-refused as a look is. Not modelled: two looks of which the second knows less than the first; attributes other than tags
-and an instance's state; what is new in one region only.
+refused as a look is. New versions of launch templates are as all else, also for Auto Scaling and EKS. Not modelled: two
+looks of which the second knows less than the first; attributes other than tags and an instance's state; what is new in
+one region only.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class Eventual:
                 raise ClientError({"Error": {"Code": code, "Message": words}}, operation)
         if operation in _LISTS:
             return self._described(operation, asked, ask)
+        if operation == "DescribeLaunchTemplateVersions":
+            return self._versions(asked, ask)
         before = self._before(operation, asked, ask) if self.stale else {}
         answer = ask(operation, asked)
         self._ghosts.update(before)
@@ -106,10 +109,44 @@ class Eventual:
 
     def made(self, operation: str, asked: dict[str, Any], answer: Any) -> None:
         """Know of what a call has made, and let the others not know of it yet."""
-        if not operation.startswith(("Describe", "Get")):
+        if operation == "CreateLaunchTemplateVersion" and self._is_late("lt-"):
+            version = _version(answer[0]["LaunchTemplateVersion"])
+            if version not in self._known:
+                self._known.add(version)
+                self._unknown[version] = self.late
+        elif not operation.startswith(("Describe", "Get")):
             made = set(_ids(answer)) - set(_ids(asked)) - self._known
             self._known |= made
             self._unknown |= dict.fromkeys(filter(self._is_late, made), self.late)
+
+    def need_version(self, operation: str, template: str, number: str) -> None:
+        """Refuse another service's call that names a version which that service does not know yet."""
+        version = f"{template}:{number}"
+        if self._unknown.get(version, 0) > 0:
+            self._unknown[version] -= 1
+            self.refused.append((operation, version))
+            words = f"You must use a valid fully-formed launch template. There is no version {number} of {template}"
+            raise ClientError({"Error": {"Code": "ValidationError", "Message": words}}, operation)
+
+    def _versions(self, asked: dict[str, Any], ask: Ask) -> Any:
+        answer, shown = ask("DescribeLaunchTemplateVersions", asked), []
+        for each in answer["LaunchTemplateVersions"]:
+            version = _version(each)
+            if self._unknown.get(version, 0) <= 0:
+                shown.append(each)
+                continue
+            self._unknown[version] -= 1
+            template, _, number = version.partition(":")
+            if asked.get("Versions") == ["$Latest"]:
+                before = {**asked, "Versions": [str(int(number) - 1)]}
+                shown += ask("DescribeLaunchTemplateVersions", before)["LaunchTemplateVersions"]
+            elif asked.get("Versions"):
+                self.refused.append(("DescribeLaunchTemplateVersions", version))
+                words = f"Could not find the specified version {number} for the launch template with ID {template}."
+                error = {"Code": "InvalidLaunchTemplateId.VersionNotFound", "Message": words}
+                raise ClientError({"Error": error}, "DescribeLaunchTemplateVersions")
+            self.hidden.append(("DescribeLaunchTemplateVersions", version))
+        return {**answer, "LaunchTemplateVersions": shown}
 
     def _is_late(self, identity: str) -> bool:
         return not self.kinds or identity.partition("-")[0] in self.kinds
@@ -180,6 +217,10 @@ def _items(operation: str, answer: Any) -> list[dict[str, Any]]:
     if operation == "DescribeInstances":
         return [each for reservation in answer.get("Reservations", []) for each in reservation["Instances"]]
     return list(answer.get(_LISTS[operation][0], []))
+
+
+def _version(described: Mapping[str, Any]) -> str:
+    return f"{described['LaunchTemplateId']}:{described['VersionNumber']}"
 
 
 def _fits(item: Mapping[str, Any], filters: list[dict[str, Any]]) -> bool:

@@ -99,7 +99,7 @@ class Group(ABC):
         """Decide how the group returns to the version before."""
         look = self.look()
         now, holds = look.version, self._holds(look)
-        text = the_way_back(look.tags, self.where)
+        text = the_way_back(look.tags, now, self.where)
         if not text:
             return Change(self.where, holds, holds, cautions=(f"it has returned already, from {look.tags[LEFT]}",))
         before = self.templates.numbered(text)

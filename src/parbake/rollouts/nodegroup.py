@@ -31,9 +31,13 @@ class Nodegroup(Group):
         self.where = f"node group {target.group} of {target.cluster}"
 
     def look(self) -> Look:
-        """Look at the group; an update under way shows in its status."""
-        group = self._group()
-        return Look(group, group.get("tags") or {}, self._version(group))
+        """Look at the group, and at the update that is under way."""
+        group, coming = self._group(), None
+        if group["status"] == "UPDATING":
+            coming = self._coming(group)
+            if coming is None:
+                group = self._group()  # it may have ended since
+        return Look(group, group.get("tags") or {}, coming or self._version(group))
 
     def refusals(self, look: Look, offer: Offer) -> tuple[str, ...]:
         """Return why EKS would take no image, where it would not."""
@@ -55,8 +59,9 @@ class Nodegroup(Group):
             raise TargetMoved(
                 f"{self.where}: it is {look.group['status']}", hint="wait until it is ACTIVE, and run it again"
             )
-        made_from: Version = change.payload.get("from") or source
-        version = self.templates.make(made_from, change.payload["changes"], change.payload["description"])
+        version: Version = change.payload.get("from") or source
+        if version.number <= source.number:  # else a run before has made it, to go back to
+            version = self.templates.make(version, change.payload["changes"], change.payload["description"])
         written, gone = tags_of(change, version)
         self.eks.tag_resource(resourceArn=look.group["nodegroupArn"], tags=written)
         self.eks.untag_resource(resourceArn=look.group["nodegroupArn"], tagKeys=gone)
@@ -94,6 +99,17 @@ class Nodegroup(Group):
     def _version(self, group: Mapping[str, Any]) -> Version:
         template = group["launchTemplate"]
         return self.templates.version({"LaunchTemplateId": template["id"], "Version": template.get("version")})
+
+    def _coming(self, group: Mapping[str, Any]) -> Version | None:
+        """Return the version that an update under way brings."""
+        update = self._last_update()
+        if not update or update.get("status") != "InProgress":
+            return None
+        said = {each["type"]: each["value"] for each in update.get("params", [])}
+        if "LaunchTemplateVersion" not in said:
+            return None
+        template = group["launchTemplate"]["id"]
+        return self.templates.version({"LaunchTemplateId": template, "Version": said["LaunchTemplateVersion"]})
 
     def _last_update(self) -> dict[str, Any] | None:
         names = {"name": self.target.cluster, "nodegroupName": self.target.group}

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.aws import client
+from parbake.aws import Client, client
 from parbake.bakefile.targets import SsmTarget
-from parbake.errors import AwsNotFound, InputError, NotMade, TargetMoved
+from parbake.errors import AwsFault, AwsNotFound, InputError, NotMade, TargetMoved
 from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing
 
 _BACK = f"{OWNER}: back from version "
@@ -78,6 +78,16 @@ def previous(history: Sequence[Entry]) -> Entry | None:
     return next((each for each in reversed(history) if each.value != history[-1].value), None)
 
 
+def put(ssm: Client, where: str, /, **arguments: Any) -> None:
+    """Put a parameter; raises TargetMoved for one that was made since it was looked for, or is not shown yet."""
+    try:
+        ssm.put_parameter(**arguments)
+    except AwsFault as error:
+        if error.code != "ParameterAlreadyExists":
+            raise
+        raise TargetMoved(f"{where}: it was made meanwhile") from error
+
+
 class Parameter:
     """One parameter in one region."""
 
@@ -111,7 +121,7 @@ class Parameter:
         if not history:
             image = payload["value"].startswith("ami-")
             arguments |= {"Type": "String", "DataType": "aws:ec2:image" if image else "text"}
-        self.ssm.put_parameter(**arguments, Overwrite=bool(history))
+        put(self.ssm, self.where, **arguments, Overwrite=bool(history))
 
     def follow(self, wanted: Held) -> Follow:
         """Look whether the service has taken the value; who reads it is not known."""

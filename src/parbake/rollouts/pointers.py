@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from parbake.aws import client
 from parbake.bakefile.targets import KarpenterTarget
 from parbake.errors import AwsNotFound, InputError, TargetMoved
+from parbake.rollouts.parameter import put
 from parbake.rollouts.words import OWNER
 
 
@@ -136,4 +137,5 @@ class ParameterPointer:
             raise TargetMoved(f"{self}: it holds {now or 'nothing'} now, not {before or 'nothing'}")
         more: dict[str, Any] = {} if now else {"Type": "String", "DataType": "aws:ec2:image"}
         description = f"{OWNER}: {artefact}".rstrip(": ")
-        self.ssm.put_parameter(Name=self.name, Value=after, Description=description, Overwrite=bool(now), **more)
+        more |= {"Description": description, "Overwrite": bool(now)}
+        put(self.ssm, str(self), Name=self.name, Value=after, **more)

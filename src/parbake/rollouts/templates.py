@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.aws import Client, client, token
+from parbake.aws import Client, client, token, when_known
 from parbake.aws.images import architecture_of
 from parbake.errors import AwsNotFound, InputError
 from parbake.rollouts.words import OWNER, Held, Offer, gibibytes
@@ -83,7 +83,10 @@ class Templates:
         self.ec2: Client = client("ec2", region)
 
     def version(self, specification: Mapping[str, Any]) -> Version:
-        """Return the version that a group's specification names, by its number."""
+        """Return the version that a group's specification names, by its number; it may be too new to be known."""
+        return when_known(lambda: self._version(specification), str(specification.get("LaunchTemplateId") or "lt-"))
+
+    def _version(self, specification: Mapping[str, Any]) -> Version:
         asked = str(specification.get("Version") or "$Default")
         named = {key: specification[key] for key in ("LaunchTemplateId",) if specification.get(key)}
         named = named or {"LaunchTemplateName": specification["LaunchTemplateName"]}
@@ -106,9 +109,9 @@ class Templates:
         return architecture_of(str(found[0].get("Architecture", ""))) if found else ""
 
     def numbered(self, text: str) -> Version:
-        """Return the version that a tag names, as ``lt-…:7``."""
+        """Return the version that a tag names, as ``lt-…:7``; it is an old one."""
         template, _, number = text.rpartition(":")
-        return self.version({"LaunchTemplateId": template, "Version": number})
+        return self._version({"LaunchTemplateId": template, "Version": number})
 
     def behind(self, tags: Mapping[str, str], device: str) -> tuple[Held | None, Held | None]:
         """Return what a group held before the last rollout, and what the last rollback left (one of them at most)."""
@@ -116,7 +119,10 @@ class Templates:
         return before, left
 
     def make(self, source: Version, changes: Mapping[str, Any], description: str) -> Version:
-        """Make sure that there is a version of the source with these changes; one that a killed run made is taken."""
+        """Make sure that there is a version of the source with these changes; one that a killed run made is taken.
+
+        It is seen before it is returned: other services refuse a version that they do not find yet.
+        """
         wanted = {**source.data, **changes}
         listed = self.ec2.pages(
             "describe_launch_template_versions", "LaunchTemplateVersions", LaunchTemplateId=source.template
@@ -131,7 +137,7 @@ class Templates:
             LaunchTemplateData=dict(changes),
             ClientToken=token("template", str(source), description),
         )["LaunchTemplateVersion"]
-        return Version(source.template, int(made["VersionNumber"]), made["LaunchTemplateData"])
+        return self.version({"LaunchTemplateId": source.template, "Version": str(made["VersionNumber"])})
 
 
 def describe(offer_or_held: Offer | Held) -> str:
@@ -145,10 +151,15 @@ def artefact_of(tags: Mapping[str, str], version: Version) -> str:
     return artefact if brought == str(version) else ""
 
 
-def the_way_back(tags: Mapping[str, str], where: str) -> str:
-    """Return the tagged version to return to; empty when the group has returned. Raises InputError without one."""
+def the_way_back(tags: Mapping[str, str], now: Version, where: str) -> str:
+    """Return the tagged version to return to; empty when the group has returned. Raises InputError without one.
+
+    A group that still holds the version which it was to leave has not: the run that wrote so ended too early.
+    """
     if tags.get(PREVIOUS):
         return tags[PREVIOUS]
+    if tags.get(LEFT) == str(now):
+        return tags.get(CURRENT, "").partition(" ")[0]
     if tags.get(LEFT):
         return ""
     raise InputError(
