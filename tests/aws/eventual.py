@@ -50,6 +50,7 @@ _DELETES = {
     "DeleteVolume": "DescribeVolumes",
     "DeleteSecurityGroup": "DescribeSecurityGroups",
 }
+_OURS = {"Name": "tag-key", "Values": ["parbake:managed"]}  # which nothing gets or loses later
 _FIELDS = {
     "name": "Name",
     "group-name": "GroupName",
@@ -153,12 +154,12 @@ class Eventual:
 
     def _before(self, operation: str, asked: dict[str, Any], ask: Ask) -> dict[str, tuple[int, str, dict[str, Any]]]:
         """Note old tags, and return what will be gone as it is shown for a while."""
-        if operation == "CreateTags":
+        if operation in {"CreateTags", "DeleteTags"}:
             for identity in filter(self._is_late, asked["Resources"]):
                 for look, (_, key, ids) in _LISTS.items():
                     if identity.startswith(_PREFIX[key]) and look != "DescribeSpotInstanceRequests":
-                        [item] = _items(look, ask(look, {ids: [identity]}))
-                        self._tags.setdefault(identity, (self.stale, tags_of(item)))
+                        for item in _items(look, ask(look, {ids: [identity]})):
+                            self._tags.setdefault(identity, (self.stale, tags_of(item)))
         if operation not in _DELETES:
             return {}
         look = _DELETES[operation]
@@ -172,7 +173,8 @@ class Eventual:
         ghosts = {each for each, (left, look, _) in self._ghosts.items() if look == operation and left}
         plain = dict(asked)
         if self.stale and operation != "DescribeSpotInstanceRequests":
-            plain["Filters"] = [each for each in asked.get("Filters", []) if not each["Name"].startswith("tag")]
+            filters = asked.get("Filters", [])
+            plain["Filters"] = [each for each in filters if not each["Name"].startswith("tag") or each == _OURS]
         wanted = asked.get(ids, [])
         plain[ids] = [each for each in wanted if each not in ghosts]
         plain = {each: value for each, value in plain.items() if value or each not in {ids, "Filters"}}

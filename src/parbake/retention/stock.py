@@ -49,19 +49,20 @@ class Stock:
         return (*found, *volumes)
 
     def retire(self, item: Item) -> None:
-        """Deprecate an image and write down when; nothing that runs is touched."""
+        """Deprecate an image, then write down when; nothing that runs is touched."""
         now = datetime.now(UTC)
-        tags = as_list({RETIRED: now.strftime(_FORM)})
-        self.ec2.create_tags(Resources=sorted(item.ids), Tags=tags)
-        if item.id.startswith("ami-"):
-            soon = (now + timedelta(minutes=2)).replace(second=0, microsecond=0)  # not in the past, and whole minutes
-            self.ec2.enable_image_deprecation(ImageId=item.id, DeprecateAt=soon)
+        with suppress(AwsNotFound):  # gone since it was listed
+            if item.id.startswith("ami-"):
+                soon = (now + timedelta(minutes=2)).replace(second=0, microsecond=0)  # not in the past, whole minutes
+                self.ec2.enable_image_deprecation(ImageId=item.id, DeprecateAt=soon)
+            self.ec2.create_tags(Resources=sorted(item.ids), Tags=as_list({RETIRED: now.strftime(_FORM)}))
 
     def restore(self, item: Item) -> None:
-        """Take back what ``retire`` did."""
-        if item.id.startswith("ami-"):
-            self.ec2.disable_image_deprecation(ImageId=item.id)
-        self.ec2.delete_tags(Resources=sorted(item.ids), Tags=[{"Key": RETIRED}])
+        """Take back what ``retire`` did; what is written down goes last, so that a killed run does it again."""
+        with suppress(AwsNotFound):
+            if item.id.startswith("ami-"):
+                self.ec2.disable_image_deprecation(ImageId=item.id)
+            self.ec2.delete_tags(Resources=sorted(item.ids), Tags=[{"Key": RETIRED}])
 
     def remove(self, item: Item) -> None:
         """Remove an artefact: fast snapshot restores off, the image, then snapshots that no other image uses."""
