@@ -29,6 +29,9 @@ pytestmark = pytest.mark.usefixtures("aws_mock")
 QUICK = ("--interval", "0.05")
 FIRST, SECOND = machine_image("first", "ami-1", region=REGION), machine_image("second", "ami-2", region=REGION)
 DATA = volume("data", "snap-9", region=REGION)
+BOTTLEROCKETS = DATA.model_copy(
+    update={"published": {REGION: DATA.published[REGION].model_copy(update={"family": "Bottlerocket"})}}
+)
 GROUP = {"asg": {"group": "workers"}}
 NODES = {"nodegroup": {"cluster": "prod", "group": "nodes"}}
 PARAMETER = {"ssm": "/nodes/gpu"}
@@ -283,6 +286,41 @@ def test_an_image_of_another_architecture(
     assert f"its nodes run arm64 ({arm}), and {FIRST.artefact} is for amd64" in error["message"]
     assert parbake(capsys, "rollout", FIRST.key, "--force", "--no-follow")[0] == 0
     del fleets
+
+
+@pytest.mark.parametrize("target", [GROUP, NODES], ids=["asg", "nodegroup"])
+@pytest.mark.parametrize("name", ["node-al2023-1", "bottlerocket-aws-k8s-1.33-x86_64-v1", ""])
+def test_a_volume_of_bottlerockets_own(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any], name: str
+) -> None:
+    """Whose nodes these are, their image's name says; of an image that is gone nobody knows."""
+    ami = raw("ec2").register_image(Name=name, RootDeviceName="/dev/xvda")["ImageId"] if name else "ami-0"
+    made = group(image=ami) if target is GROUP else node_group("CUSTOM", ami)
+    kitchen(tmp_path, [target], BOTTLEROCKETS)
+    code, done = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
+    if name.startswith("node"):
+        assert (code, len(versions(made))) == (1, 1)
+        assert f"the volume is Bottlerocket's own, and its nodes run {name} ({ami})" in done["message"]
+        return
+    assert code == 0
+    [kind] = target
+    kitchen(tmp_path, [{kind: {**target[kind], "device": "/dev/sdf"}}], BOTTLEROCKETS)
+    code, error = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
+    assert code == 1
+    assert "looks for its data volume on /dev/xvdb" in error["message"]
+    del fleets
+
+
+@pytest.mark.parametrize("kind", ["AL2023_x86_64_STANDARD", "BOTTLEROCKET_x86_64"])
+def test_a_volume_of_bottlerockets_own_where_eks_chooses_the_image(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    node_group(kind, image="")
+    kitchen(tmp_path, [NODES], BOTTLEROCKETS)
+    code, done = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
+    assert (code, fleets.versions) == ((0, {"nodes": "2"}) if kind.startswith("BOTTLE") else (1, {}))
+    if code:
+        assert f"EKS runs this group with amiType {kind}" in done["message"]
 
 
 def test_node_groups_go_back_by_going_forward(

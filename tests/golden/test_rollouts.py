@@ -34,6 +34,7 @@ VOLUME = Offer(artefact="data-1.raw", key="k2", architecture="amd64", snapshot="
 TOGETHER = IMAGE.model_copy(update={"snapshot": "snap-1", "snapshot_size": 30 * GIB, "artefact": "node-1 + data-1"})
 LARGE = IMAGE.model_copy(update={"image_size": 40 * GIB})
 HOT = VOLUME.model_copy(update={"hydrate": "#cloud-boothook\n#!/bin/sh\ntrue\n"})
+BOTTLEROCKETS = VOLUME.model_copy(update={"family": "Bottlerocket"})
 COMMON: dict[str, Any] = {
     "role": "nodes",
     "subnetSelectorTerms": [{"id": "subnet-1"}],
@@ -134,6 +135,27 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
         node_class(amiSelectorTerms=[{"alias": "bottlerocket@latest"}]),
         VOLUME,
         {"device": "/dev/sdf"},
+    ),
+    "bottlerockets-volume": (
+        NEW,
+        node_class(amiSelectorTerms=[{"alias": "bottlerocket@v1.50.0"}]),
+        BOTTLEROCKETS,
+        {},
+    ),
+    "bottlerockets-volume-on-al2023": (NEW, ALIAS, BOTTLEROCKETS, {}),
+    "bottlerockets-volume-on-custom": (
+        NEW,
+        node_class(amiFamily="Custom", amiSelectorTerms=[{"id": "ami-0"}]),
+        BOTTLEROCKETS,
+        {"device": "/dev/sdf"},
+    ),
+    "bottlerockets-volume-without-a-family": (OLD, node_class("v1alpha1"), BOTTLEROCKETS, {}),
+    "image-on-windows": (NEW, node_class(amiSelectorTerms=[{"alias": "windows2022@latest"}]), IMAGE, {}),
+    "bottlerockets-volume-on-windows": (
+        NEW,
+        node_class(amiFamily="Windows2019", amiSelectorTerms=[{"alias": "windows2019@latest"}]),
+        BOTTLEROCKETS,
+        {},
     ),
     "volume-on-the-root": (NEW, ALIAS, VOLUME, {"device": "/dev/xvda"}),
     "hydrate": (NEW, ALIAS, HOT, {"hydrate": True}),

@@ -16,7 +16,7 @@ from parbake.cli import run
 from parbake.errors import InputError
 from parbake.lint import RULES, Bake, bakes_of, examine, gather, of_bakefile, of_record, sarif, together
 from parbake.lint.bakes import BakedImage
-from parbake.lint.nodes import size_of
+from parbake.lint.nodes import family_of, size_of
 from parbake.lint.userdata import read
 from parbake.model import GIB, Platform, Published, Snapshot
 from parbake.reference import Reference
@@ -76,6 +76,8 @@ userData: |
 BOTTLEROCKET = 'amiFamily: Bottlerocket\nuserData: |\n  [settings.container-runtime]\n  snapshotter = "%s"\n'
 KUBELET = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"
 PAUSED = replace(VOLUME, sandbox="localhost/kubernetes/pause:latest", filled=0)
+BOTTLEROCKETS = replace(PAUSED, family="Bottlerocket")
+OF_ALIAS = "amiSelectorTerms: [{alias: %s@latest}]"
 ARM = "  nodeSelector: {kubernetes.io/arch: arm64}\n"
 AFFINITY = (
     "  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: "
@@ -130,6 +132,12 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
      node_class(DATA_DISK + NODE_CONFIG % "{containerd: {config: \"sandbox = 'a.example/pause:3'\"}}"),
      (replace(VOLUME, filled=0, sandbox="a.example/pause:3"),)),
     ("ami-family", node_class(ROOT_DISK.replace("AL2023", "Bottlerocket")), 5, node_class(ROOT_DISK), ()),
+    ("ami-family", node_class(ROOT_DISK.replace("AL2023", "Windows2022")), 5,
+     node_class(ROOT_DISK.replace("AL2023", "Custom")), ()),
+    ("ami-family", node_class(DATA_DISK), 5, node_class(DATA_DISK.replace("AL2023", "Bottlerocket")), (BOTTLEROCKETS,)),
+    ("ami-family", node_class(DATA_DISK), 5, node_class(DATA_DISK.replace("AL2023", "Custom")), (BOTTLEROCKETS,)),
+    ("ami-family", node_class(DATA_DISK.replace("amiFamily: AL2023", OF_ALIAS % "windows2022")), 5,
+     node_class(DATA_DISK.replace("amiFamily: AL2023", OF_ALIAS % "bottlerocket")), (BOTTLEROCKETS,)),
     ("ami-differs", node_class(ROOT_DISK.replace("id: ami-0b", "alias: al2023@latest").partition("\n")[2]), 5,
       node_class(ROOT_DISK), ()),
     ("ami-differs", node_class(ROOT_DISK.replace("ami-0b", "ami-0a")), 6, node_class(ROOT_DISK), ()),
@@ -219,6 +227,55 @@ def test_node_settings() -> None:
     )
     assert (read(both).fast_image_pull, read(both).kubelet) == (True, {"a": 1})
     assert [size_of(value) for value in ("20Gi", "1G", 5, None, "x", "1.5Gi")] == [20 * GIB, 10**9, 5, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "family"),
+    [
+        ({}, ""),
+        ({"amiFamily": "AL2"}, "AL2"),
+        ({"amiFamily": None, "amiSelectorTerms": None}, ""),
+        ({"amiFamily": "Custom", "amiSelectorTerms": [{"alias": "al2023@latest"}]}, "AL2023"),
+        ({"amiFamily": "AL2", "amiSelectorTerms": [{"id": "ami-1"}, "text", None, {"alias": None}]}, "AL2"),
+        ({"amiSelectorTerms": [{"alias": "bottlerocket"}]}, "Bottlerocket"),
+        ({"amiSelectorTerms": [{"alias": "solaris@latest"}]}, ""),
+        ({"amiSelectorTerms": [{"alias": 7}], "amiFamily": ["AL2"]}, ""),
+        ({"amiSelectorTerms": "alias: al2@latest", "amiFamily": ["AL2"]}, "['AL2']"),
+    ],
+)
+def test_the_family_of_a_node_class(spec: dict[str, Any], family: str) -> None:
+    """What is no family of Karpenter's is passed on as it is: another rule of Karpenter's CRD refuses it."""
+    assert family_of(spec) == family
+
+
+@pytest.mark.parametrize(
+    ("base", "family"),
+    [
+        ('{eks: al2, kubernetes: "1.30"}', "AL2"),
+        ('{eks: al2023, kubernetes: "1.33"}', "AL2023"),
+        ('{eks: bottlerocket, kubernetes: "1.33"}', "Bottlerocket"),
+        ('{eks: ubuntu, kubernetes: "1.33"}', "Ubuntu"),
+        ("{ami_filter: {name: 'amazon-eks-node-al2023-x86_64-standard-1.33-*', owner: amazon}}", "AL2023"),
+        ("{ami_filter: {name: 'amazon-eks-gpu-node-1.23-*', owner: amazon}}", "AL2"),
+        ("{ami_filter: {name: 'bottlerocket-aws-k8s-1.33-x86_64-*', owner: amazon}}", "Bottlerocket"),
+        ("{ami_filter: {name: 'ubuntu-eks/k8s_1.33/images/*', owner: '099720109477'}}", "Ubuntu"),
+        ("{ami_filter: {name: 'our-nodes-*', owner: self}}", ""),
+        ("ami-0123456789abcdef0", ""),
+        ("debian", ""),
+    ],
+)
+def test_the_family_of_a_base(tmp_path: Path, base: str, family: str) -> None:
+    path = tmp_path / "parbake.yaml"
+    path.write_text(f"version: 1\nname: node\nbuilder: ec2\nbase: {base}\nimages: [{APP}]\n")
+    if base == "debian":
+        path.write_text(path.read_text().replace("builder: ec2\n", ""))
+    assert of_bakefile(load(path)).family == family
+
+
+@pytest.mark.parametrize("family", ["bottlerocket", "AL2023", "Windows2022", 7, None, ["Bottlerocket"]])
+def test_a_record_with_a_family_that_is_none_is_refused(family: Any) -> None:
+    with pytest.raises(ValueError, match="family"):
+        Published.model_validate({"snapshots": [], "family": family})
 
 
 def test_bakes_of_records_and_bakefiles(tmp_path: Path) -> None:

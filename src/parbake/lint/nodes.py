@@ -16,6 +16,7 @@ from parbake.lint.userdata import NodeSettings, of_config, read
 from parbake.lint.words import Finding, finding
 from parbake.manifests import Thing
 from parbake.model import GIB
+from parbake.rollouts.nodeclass import ALIASES
 from parbake.yamltext import Where
 
 NODE_CLASSES = {"EC2NodeClass", "AWSNodeTemplate"}
@@ -75,7 +76,7 @@ def family_of(spec: Mapping[str, Any]) -> str:
     for term in _list(spec.get("amiSelectorTerms")):
         alias = str(_map(term).get("alias") or "").partition("@")[0]
         if alias:
-            return {"al2": "AL2", "al2023": "AL2023", "bottlerocket": "Bottlerocket"}.get(alias, "")
+            return ALIASES.get(alias, "")
     return str(spec.get("amiFamily") or "")
 
 

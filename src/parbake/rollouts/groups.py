@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from parbake.aws.images import architecture_of
 from parbake.errors import InputError, TargetMoved
 from parbake.rollouts.templates import (
     CURRENT,
@@ -93,6 +94,7 @@ class Group(ABC):
         diff = show(now.data, {**now.data, **changes}, f"{self.where}: launch template {now}")
         payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
         refusals = (*self.refusals(look, offer), *self._of_another_architecture(before, offer))
+        refusals += self._of_another_family(after, offer)
         return Change(self.where, before, after, diff, payload, refusals, self.cautions(look))
 
     def plan_back(self) -> Change:
@@ -132,10 +134,23 @@ class Group(ABC):
 
     def _of_another_architecture(self, before: Held, offer: Offer) -> tuple[str, ...]:
         """Return what speaks against an image whose architecture is not that of the one before."""
-        now = self.templates.architecture(before.image) if offer.image else ""
+        described = self.templates.image(before.image) if offer.image else {}
+        now = architecture_of(str(described.get("Architecture", "")))
         if not now or now == offer.architecture:
             return ()
         return (f"its nodes run {now} ({before.image}), and {offer.artefact} is for {offer.architecture}",)
+
+    def _of_another_family(self, after: Held, offer: Offer) -> tuple[str, ...]:
+        """Return what speaks against a volume that nodes of one family alone can take."""
+        if not offer.family:
+            return ()
+        found = []
+        name = str(self.templates.image(after.image).get("Name", ""))
+        if name and not name.startswith(f"{offer.family.lower()}-"):
+            found.append(f"the volume is {offer.family}'s own, and its nodes run {name} ({after.image})")
+        if self.device != "/dev/xvdb":
+            found.append(f"{offer.family} looks for its data volume on /dev/xvdb, and the target says {self.device}")
+        return tuple(found)
 
     def _holds(self, look: Look) -> Held:
         return look.version.held(self.device, artefact_of(look.tags, look.version))

@@ -31,7 +31,15 @@ _DEFAULT_DISKS = {
     "Bottlerocket": {"/dev/xvda": 4, "/dev/xvdb": 20},
 }
 _ROOTS = {"Ubuntu": "/dev/sda1"}
-_ALIASES = {"al2": "AL2", "al2023": "AL2023", "bottlerocket": "Bottlerocket"}
+ALIASES = {
+    "al2": "AL2",
+    "al2023": "AL2023",
+    "bottlerocket": "Bottlerocket",
+    "windows2019": "Windows2019",
+    "windows2022": "Windows2022",
+    "windows2025": "Windows2025",
+}
+"""The family of a node class that an alias names."""
 _PART = "hydrate"  # the name of the hydrate part in a note
 _FIELDS = ("amiFamily", "amiSelectorTerms", "amiSelector", "blockDeviceMappings")
 _SIZE = re.compile(r"([0-9]+)(Gi|G|Ti|T)")
@@ -70,8 +78,7 @@ def decide(
         _take_image(node_class, after, offer, chosen, cautions)
     _take_disks(after, offer, device, initialization_rate)
     refusals = [*_refusals(spec, after, offer, device), *_take_user_data(after, offer, hydrate=hydrate)]
-    if offer.snapshot and _family(after) == "Bottlerocket" and not offer.family:
-        cautions.append("Bottlerocket takes only a data volume in its own layout: see that the snapshot is one")
+    cautions += _cautions(_family(after), offer)
     before = held(node_class, device, chosen)
     kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
     wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
@@ -225,7 +232,7 @@ def _take_image(
     aliases = [term["alias"] for term in spec.get("amiSelectorTerms") or [] if term.get("alias")]
     if aliases and not spec.get("amiFamily"):  # without an alias, a family must be named
         family = aliases[0].partition("@")[0]
-        spec["amiFamily"] = _ALIASES.get(family, "Custom")
+        spec["amiFamily"] = ALIASES.get(family, "Custom")
         cautions.append(
             f"the alias {aliases[0]} is replaced by {f'the {chosen.name}' if chosen else 'an id'}, "
             f"with amiFamily {spec['amiFamily']}"
@@ -302,6 +309,14 @@ def _put_part(spec: dict[str, Any], part: str) -> None:
             del spec["userData"]
 
 
+def _cautions(family: str, offer: Offer) -> list[str]:
+    if offer.snapshot and family == "Bottlerocket" and not offer.family:
+        return ["Bottlerocket takes only a data volume in its own layout: see that the snapshot is one"]
+    if offer.family and family == "Custom":
+        return [f"the volume is {offer.family}'s own: see that the AMI of this Custom family is {offer.family}"]
+    return []
+
+
 def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, device: str) -> list[str]:
     found = []
     family = _family(after)
@@ -309,9 +324,11 @@ def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, d
         found.append("instanceStorePolicy: RAID0 puts the container runtime's store on local disks and hides the bake")
     if family == "Bottlerocket" and offer.image:
         found.append("the node class is of Bottlerocket, which boots no machine image of another system")
-    if offer.family and family and offer.family != family:
+    if family.startswith("Windows"):
+        found.append(f"the node class is of {family}, and what was baked is for Linux")
+    elif offer.family and family not in {"", "Custom", offer.family}:
         found.append(f"the volume is {offer.family}'s own, and the node class is of {family}")
-    if family == "Bottlerocket" and offer.snapshot and device != "/dev/xvdb":
+    if "Bottlerocket" in {family, offer.family} and offer.snapshot and device != "/dev/xvdb":
         found.append(f"Bottlerocket looks for its data volume on /dev/xvdb, and the target says {device}")
     roots = {each.get("deviceName") for each in _disks(after) if each.get("rootVolume")} or {_root(family)}
     if offer.snapshot and device in roots:
@@ -326,7 +343,7 @@ def _root(family: str) -> str:
 def _family(spec: Mapping[str, Any]) -> str:
     for term in spec.get("amiSelectorTerms") or []:
         if term.get("alias"):
-            return _ALIASES.get(term["alias"].partition("@")[0], "")
+            return ALIASES.get(term["alias"].partition("@")[0], "")
     return str(spec.get("amiFamily") or "AL2")
 
 

@@ -40,11 +40,15 @@ class Nodegroup(Group):
         return Look(group, group.get("tags") or {}, coming or self._version(group))
 
     def refusals(self, look: Look, offer: Offer) -> tuple[str, ...]:
-        """Return why EKS would take no image, where it would not."""
-        kind = look.group.get("amiType")
-        if not offer.image or kind == "CUSTOM":
+        """Return why EKS would take no image, or its nodes not the volume."""
+        kind = str(look.group.get("amiType"))
+        if kind == "CUSTOM":
             return ()
-        return (f"EKS chooses the images of this group (amiType {kind}); it takes no other",)
+        if offer.image:
+            return (f"EKS chooses the images of this group (amiType {kind}); it takes no other",)
+        if offer.family and not kind.startswith(offer.family.upper()):
+            return (f"the volume is {offer.family}'s own, and EKS runs this group with amiType {kind}",)
+        return ()
 
     def back_to(self, before: Version) -> dict[str, Any]:
         """Say what the version before says: EKS only goes forward, so that it becomes a new version."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from parbake.aws import Client, client, token, when_known
-from parbake.aws.images import architecture_of
 from parbake.errors import AwsNotFound, InputError
 from parbake.rollouts.words import OWNER, Held, Offer, gibibytes
 
@@ -100,13 +99,13 @@ class Templates:
             pinned=not asked.startswith("$"),
         )
 
-    def architecture(self, image: str) -> str:
-        """Return the architecture of an image, in Go's word; empty where there is no such image any more."""
+    def image(self, image: str) -> Mapping[str, Any]:
+        """Return an image as EC2 describes it; nothing where there is no such image any more."""
         try:
             found = self.ec2.describe_images(ImageIds=[image], IncludeDeprecated=True)["Images"] if image else []
         except AwsNotFound:
-            return ""
-        return architecture_of(str(found[0].get("Architecture", ""))) if found else ""
+            return {}
+        return found[0] if found else {}
 
     def numbered(self, text: str) -> Version:
         """Return the version that a tag names, as ``lt-…:7``; it is an old one."""
