@@ -57,7 +57,7 @@ class Direct(Between):
         if reply is None:
             raise ConnectionClosedError(endpoint_url=request.url)
         length = {"Content-Length": str(len(reply.body))}
-        return AWSResponse(request.url, reply.status, HeadersDict({**reply.headers, **length}), _Raw(reply.body))
+        return AWSResponse(request.url, reply.status, HeadersDict({**reply.headers, **length}), Raw(reply.body))
 
     def tags_of(self, resource: str) -> Tags:
         """Return the tags of a snapshot or image."""
@@ -66,7 +66,7 @@ class Direct(Between):
             return dict(found.tags if found else self.world.images.get(resource, {}).get("tags", {}))
 
 
-class _Raw(BytesIO):
+class Raw(BytesIO):
     """A body as urllib3 hands it on."""
 
     def stream(self, **_: object) -> Any:

@@ -18,11 +18,13 @@ from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
 from parbake.errors import ArtefactFull, AwsFault, BakeFailed, DeadlineExceeded, InputError
 from parbake.events import Events
 from parbake.model import Artefact, ExitProbe, HttpProbe, Plan, RegistryOptions, Startup
-from tests.aws.between import killed_everywhere
+from tests.aws.between import killed_everywhere, throttled_everywhere
 from tests.aws.bottles import Rockets
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, named, plan_for
+from tests.aws.eventual import Eventual
 from tests.aws.recorder import allowed_by, caller
+from tests.aws.test_throttled import said
 from tests.support.children import in_child
 from tests.support.plans import image
 
@@ -227,6 +229,26 @@ def test_killed_at_any_call(cloud: Rockets, volume: Plan) -> None:
     ran = len(cloud.nodes)
     assert len(killed_everywhere(cloud, whole, finishes)) > 12
     assert len(cloud.nodes) == ran, "no script ran anew"
+
+
+def test_throttled_at_any_call(cloud: Rockets, volume: Plan) -> None:
+    volume, cloud.known = volume.model_copy(update={"images": (APP,)}), {}
+    met = throttled_everywhere(cloud, lambda: baked(volume), said)
+    assert met >= {"RunInstances", "SendCommand", "GetCommandInvocation", "StopInstances", "CreateSnapshot"}
+    [snapshot] = baked(volume).published[REGION].snapshots
+    assert cloud.left(REGION) == {"snapshots": [snapshot.id]}
+
+
+@pytest.mark.parametrize(("late", "stale"), [(3, 0), (0, 2)])
+def test_where_ec2_says_late_what_was_written(cloud: Rockets, volume: Plan, late: int, stale: int) -> None:
+    cloud.eventual = Eventual(late, stale)
+    made = baked(volume.model_copy(update={"images": (APP,)}), copy_to=(OTHER,), purchase="spot-first")
+    assert made.verdict
+    assert made.verdict.passed
+    assert cloud.eventual.refused or cloud.eventual.old
+    cloud.eventual.settle()
+    for region in (REGION, OTHER):
+        assert cloud.left(region) == {"snapshots": [made.published[region].snapshots[0].id]}
 
 
 def nothing_stays(cloud: Rockets, plan: Plan) -> None:

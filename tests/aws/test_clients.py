@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse, HeadersDict
+from botocore.httpsession import URLLib3Session
+from botocore.retries import bucket, standard
 
 from parbake import aws
 from parbake.aws import clients
@@ -19,6 +24,7 @@ from parbake.errors import (
     EnvironmentProblem,
 )
 from parbake.events import Event, Events
+from tests.aws.direct import Raw
 
 EXPECTED = {
     "ExpiredToken": (AwsNoAccess, "log in anew"),
@@ -113,6 +119,44 @@ def test_calls_and_pages() -> None:
     assert aws.account() == "123456789012"
     with pytest.raises(AwsNotFound):
         ec2.describe_volumes(VolumeIds=["vol-0123456789abcdef0"])
+
+
+@pytest.mark.parametrize(("service", "call"), [("ec2", "describe_images"), ("ebs", "start_snapshot")])
+@pytest.mark.parametrize(("asked", "tries"), [(0, 8), (1, 1)])
+def test_a_call_that_is_throttled_is_tried_so_often_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, service: str, call: str, asked: int, tries: int
+) -> None:
+    """Botocore tries, and nothing above: not a list in pages, not a wait, not what is new and perhaps not known yet."""
+    sent = []
+
+    def send(_session: URLLib3Session, request: AWSPreparedRequest) -> AWSResponse:
+        sent.append(request)
+        error = b"<Response><Errors><Error><Code>RequestLimitExceeded</Code></Error></Errors></Response>"
+        body = error if service == "ec2" else b"{}"
+        headers = {"x-amzn-ErrorType": "RequestThrottledException"} if service == "ebs" else {}
+        return AWSResponse(request.url, 503 if service == "ec2" else 429, HeadersDict(headers), Raw(body))
+
+    monkeypatch.setattr(URLLib3Session, "send", send)
+    monkeypatch.setattr(standard.ExponentialBackoff, "delay_amount", lambda *_: 0)
+    monkeypatch.setattr(bucket.TokenBucket, "_sleep_amount", lambda *_: 0)
+    client = aws.client(service, tries=asked)
+    wanted = {"VolumeSize": 1} if service == "ebs" else {}
+
+    def ask() -> Any:
+        return getattr(client, call)(**wanted)
+
+    ways: list[Callable[[], Any]] = [
+        ask,
+        lambda: list(client.pages(call, "Images", **wanted)),
+        lambda: aws.wait("it", lambda: aws.Look(bool(ask())), seconds=5, events=Events()),
+        lambda: aws.when_known(ask, "ami-1"),
+    ]
+    for way in ways:
+        sent.clear()
+        with pytest.raises(AwsLimit) as caught:
+            way()
+        assert len(sent) == tries
+        assert "throttles" in caught.value.hint
 
 
 def test_waiting_ends_with_the_value_and_shows_progress() -> None:
