@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from parbake import handover
-from parbake.aws import clients
 from parbake.errors import AwsLimit, TargetMoved
 from parbake.events import Events
-from parbake.rollouts.pointers import TagPointer
+from parbake.rollouts.pointers import ParameterPointer, Pointer, TagPointer
 from tests.aws.between import killed_everywhere, throttled_everywhere
 from tests.aws.conftest import REGION
 from tests.aws.eventual import Eventual
@@ -143,13 +142,36 @@ def test_a_parameter_that_is_made_twice_in_a_row(plain: Plain, stage: Path) -> N
     assert len(raw("ssm").get_parameter_history(Name="/nodes/gpu")["Parameters"]) == 1
 
 
-def test_a_tag_that_shows_late_moves_all_the_same(plain: Plain, stage: Path) -> None:
-    kitchen(stage.parent, [{"karpenter": {"nodeclass": "gpu", "tag": "image=gpu"}}])
+def pointed(file: Path) -> tuple[str, str]:
+    """Let a tag and a parameter name the older of two images; return both."""
+    kitchen(file.parent, [{"karpenter": {"nodeclass": "gpu", "tag": "image=gpu"}}, PARAMETER])
     old, new = (raw("ec2").register_image(Name=name, RootDeviceName="/dev/xvda")["ImageId"] for name in ("old", "new"))
     raw("ec2").create_tags(Resources=[old], Tags=[{"Key": "image", "Value": "gpu"}])
+    raw("ssm").put_parameter(Name="/nodes/gpu", Value=old, Type="String", DataType="aws:ec2:image")
+    return old, new
+
+
+def test_a_tag_that_shows_late_moves_all_the_same(plain: Plain, stage: Path) -> None:
+    old, new = pointed(stage)
     plain.eventual = Eventual(stale=2)
-    clients.forget()
     for _ in range(3):
         TagPointer("image=gpu", REGION).move(old, new, "a")
+    assert plain.eventual.old
     plain.eventual.settle()
     assert TagPointer("image=gpu", REGION)._images() == [new]
+
+
+@pytest.mark.parametrize("kind", ["tag", "parameter"])
+def test_what_a_node_class_points_to_moves_where_aws_throttles(plain: Plain, stage: Path, kind: str) -> None:
+    old, new = pointed(stage)
+    pointer: Pointer = TagPointer("image=gpu", REGION) if kind == "tag" else ParameterPointer("/nodes/gpu", REGION)
+
+    def judge(came: Exception | None, throttled: Counter[str]) -> None:
+        assert isinstance(came, AwsLimit), came
+        assert list(throttled.values()) == [1]
+
+    met = throttled_everywhere(plain, lambda: pointer.move(old, new, "a"), judge)
+    assert met == (
+        {"DescribeImages", "CreateTags", "DeleteTags"} if kind == "tag" else {"GetParameter", "PutParameter"}
+    )
+    assert pointer.image() == new
