@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
 from parbake.builders import Baked
 from parbake.events import Events
@@ -78,6 +79,8 @@ def test_killed_at_each_call(
 
     A copy in another region that no list shows is made again: it stays temporary, and a clean-up takes it.
     """
+    for service, region, tries in (("ec2", HOME, 0), ("ec2", OTHER, 0), ("ebs", HOME, 0), ("ebs", HOME, 1)):
+        aws.client(service, region, tries=tries)  # made once for all copies, which takes longer than a bake
     cloud, work = direct.world, tmp_path / "work"
     cloud.slow, cloud.late, direct.eventual = 1, late, Eventual(late=late)
     monkeypatch.setenv("PARBAKE_CACHE", str(work / "cache"))
