@@ -222,7 +222,8 @@ class ColdSource:
 
 @contextmanager
 def attached(source: ColdSource) -> Iterator[str]:
-    """Yield a block device that reads from a source. Its time begins now."""
+    """Yield a block device that reads from a source, and ahead as a node's disk does. Its time begins now."""
     with disk.loop_device(source.file) as device:
+        disk.read_ahead(device)
         source.attach()
         yield device

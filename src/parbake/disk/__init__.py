@@ -13,7 +13,19 @@ from parbake.disk.filesystems import (
     trim,
     usage,
 )
-from parbake.disk.mounts import FAST, Mounted, bind, loop_device, memory, mount, private_mounts, unbind, unmount
+from parbake.disk.mounts import (
+    FAST,
+    READ_AHEAD,
+    Mounted,
+    bind,
+    loop_device,
+    memory,
+    mount,
+    private_mounts,
+    read_ahead,
+    unbind,
+    unmount,
+)
 from parbake.disk.roots import Runtime, find_runtime, inside
 from parbake.disk.tables import Partition, find_root, grow, partitions
 
@@ -21,6 +33,7 @@ __all__ = [
     "BLOCK",
     "FAST",
     "LABEL",
+    "READ_AHEAD",
     "ZEROS",
     "BlockList",
     "DiskFile",
@@ -49,6 +62,7 @@ __all__ = [
     "mount",
     "partitions",
     "private_mounts",
+    "read_ahead",
     "read_blocks",
     "sha256_beside",
     "sha256_file",

@@ -21,6 +21,14 @@ from parbake.errors import CommandFailed, EnvironmentProblem
 from parbake.interrupts import guarded
 from parbake.run import Deadline, need_root, run
 
+READ_AHEAD = 128 << 10
+"""Bytes that Linux reads ahead on the disks of nodes, which are not rotational (``VM_READAHEAD_PAGES``).
+
+Loop devices are told to rotate, so that some kernels read 2.5 MiB ahead there (6.17: "block: Improve read ahead size
+for rotational devices").
+"""
+
+_BLKRASET = 0x1262
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
@@ -87,6 +95,15 @@ def loop_device(
         if device >= 0:
             os.close(device)
         os.close(backing)
+
+
+def read_ahead(device: str, size: int = READ_AHEAD) -> None:
+    """Let a block device read ahead by so many bytes at most, from the next mount on (``ioctl_list(2)``: BLKRASET)."""
+    opened = _open_device(device)
+    try:
+        fcntl.ioctl(opened, _BLKRASET, size // 512)
+    finally:
+        os.close(opened)
 
 
 def _attach(image: Path, backing: int, offset: int, size: int, flags: int, *, direct: bool) -> tuple[int, str]:

@@ -78,6 +78,7 @@ def _start(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: s
     with ExitStack() as stack:
         shown = stack.enter_context(writable(artefact, folder))
         device = stack.enter_context(disk.loop_device(shown))
+        disk.read_ahead(device)  # as the disks of nodes do: what is read ahead counts as hot
         recorder = Recorder(device_of(device), buffer=buffer)
         with recorder:
             stages = cold_start(device, filesystem, plan, image, folder, stack)
