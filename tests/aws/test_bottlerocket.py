@@ -28,6 +28,8 @@ from tests.aws.test_throttled import said
 from tests.support.children import in_child
 from tests.support.plans import image
 
+pytestmark = pytest.mark.slow
+
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 APP = image(f"{ECR}/shop/api:1", startup=Startup(up=ExitProbe()))
 WEB = image("registry.example/web:2", startup=Startup(up=HttpProbe(port=80)))

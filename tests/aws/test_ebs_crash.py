@@ -27,6 +27,8 @@ from tests.aws.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, dire
 from tests.support.children import in_child
 from tests.support.ebsdirect import Cloud
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["cloud", "direct", "oven"]
 
 HOME, OTHER = "eu-west-1", "us-east-1"

@@ -22,6 +22,8 @@ from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, vo
 from tests.aws.recorder import allowed_by
 from tests.support.children import in_child
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["bake", "cloud", "plan", "volume"]
 
 SETTINGS: dict[str, Any] = {

@@ -29,7 +29,7 @@ from tests.support.registry import DockerRegistry
 from tests.support.store import ctr, snapshot_folders
 from tests.support.trees import scan
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 __all__ = ["private_places"]
 
 SMALL = "160MiB"

@@ -22,7 +22,7 @@ from tests.support.images import image, layer, push
 from tests.support.leaks import files
 from tests.support.registry import DockerRegistry
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 BAKE = ("bake", "--no-verify", "--json", "--progress", "json")
 

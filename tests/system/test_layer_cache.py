@@ -14,7 +14,7 @@ from tests.support.faults import FaultyProxy, Stall
 from tests.support.images import image, layer, push
 from tests.support.registry import DockerRegistry
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 DATA = random.Random(11).randbytes(3 << 20)
 BASE = layer({"base": DATA})
