@@ -11,7 +11,7 @@ TESTS := tests/unit tests/golden tests/aws tests/kubernetes tests/system
 # emulated machines do not.
 JOBS ?= 4
 VM_JOBS ?= 2
-PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --durations=10 --cov
+PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
 .PHONY: help setup packages lint test test-unit demo docs fuzz proto clean
 .PHONY: bench-bake bench-coldstart bench-rebake bench-upload
