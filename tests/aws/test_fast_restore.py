@@ -38,6 +38,7 @@ def section(**keys: Any) -> FastRestoreSection:
 def made_snapshot(name: str = "parbake") -> Snapshot:
     ec2 = raw("ec2")
     made = ec2.create_volume(AvailabilityZone=ZONE, Size=8)["VolumeId"]
+    ec2.describe_volumes(VolumeIds=[made])  # by then it has been created
     snapshot = ec2.create_snapshot(VolumeId=made)["SnapshotId"]
     tags = {"parbake:managed": "artefact", "parbake:name": name}
     ec2.create_tags(Resources=[snapshot], Tags=[{"Key": key, "Value": value} for key, value in tags.items()])
