@@ -54,6 +54,7 @@ class Spot:
                 made: dict[str, Any] = {
                     "id": f"scr-{number}",
                     "status": "IN_PROGRESS",
+                    "comment": body["roll"].get("comment"),
                     "progress": {"unit": "percent", "value": 0},
                 }
                 self.rolls.append(

@@ -2,7 +2,8 @@
 
 Facts: Spot by NetApp, API documentation of Ocean for AWS (``/ocean/aws/k8s``); bearer token; bodies below one key, and
 answers below ``response.items``. There is no rollback: the old image is put back and rolled. What was before is written
-into the tags of the launch specification, which instances get too.
+into the tags of the launch specification, which instances get too; so is that a roll is owed, from the image to the
+roll, for a run that ends between the two.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import urllib3
@@ -20,8 +22,8 @@ from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing,
 
 API = "https://api.spotinst.io"
 _SECONDS = 30.0
-_ACTIVE = {"STARTING", "IN_PROGRESS", "PENDING"}
-_PREVIOUS, _LEFT = f"{OWNER}:previous", f"{OWNER}:left"
+_ACTIVE, _BROKEN = {"STARTING", "IN_PROGRESS", "PENDING"}, {"FAILED", "STOPPED"}
+_PREVIOUS, _LEFT, _OWED = f"{OWNER}:previous", f"{OWNER}:left", f"{OWNER}:owed-roll"
 
 
 class Spot:
@@ -75,7 +77,10 @@ class Ocean:
         now = self._specifications()
         before = _held(now)
         then = {
-            name: {"imageId": offer.image, "tags": _tagged(each, {_PREVIOUS: str(each.get("imageId", ""))})}
+            name: {
+                "imageId": offer.image,
+                "tags": _tagged(each, {_PREVIOUS: str(each.get("imageId", "")), _OWED: offer.image}),
+            }
             for name, each in now.items()
             if each.get("imageId") != offer.image
         }
@@ -88,10 +93,14 @@ class Ocean:
         found = {name: _tag(each, _PREVIOUS) for name, each in now.items()}
         if not any(found.values()):
             if any(_tag(each, _LEFT) for each in now.values()):
-                return Change(self.where, before, before, cautions=("it has returned already",))
+                there = self._change(now, {}, before, before)
+                return there if not there.empty else replace(there, cautions=("it has returned already",))
             raise InputError(f"{self.where}: no rollout is written down in its tags", hint="roll out another record")
         then: dict[str, dict[str, Any]] = {
-            name: {"imageId": found[name], "tags": _tagged(each, {_LEFT: str(each.get("imageId", ""))})}
+            name: {
+                "imageId": found[name],
+                "tags": _tagged(each, {_LEFT: str(each.get("imageId", "")), _OWED: found[name]}),
+            }
             for name, each in now.items()
             if found[name]
         }
@@ -119,6 +128,9 @@ class Ocean:
         if self.target.groups:
             roll["launchSpecIds"] = list(self.target.groups)
         self._ask("POST", f"cluster/{self.target.cluster}/roll", {"roll": roll})
+        for name, each in self._specifications().items():
+            if _tag(each, _OWED):
+                self._put(name, {"tags": [tag for tag in each["tags"] if tag["tagKey"] != _OWED]})
 
     def follow(self, wanted: Held) -> Follow:
         """Look at the last roll; Ocean counts in percent."""
@@ -151,7 +163,19 @@ class Ocean:
         images = {name: each.get("imageId") for name, each in now.items()}
         payload = {"before": images, "then": then}
         diff = show(images, {**images, **{name: each["imageId"] for name, each in then.items()}}, self.where)
+        if not diff and (why := self._owed(now)):
+            diff = f"{self.where}: {why}: roll what runs"
         return Change(self.where, before, after, diff, payload)
+
+    def _owed(self, now: Mapping[str, Any]) -> str:
+        """Say why a roll is owed though all images are put, or nothing; a roll's comment names what it brings."""
+        roll = self._roll() or {}
+        brings = str(roll.get("comment") or "").rpartition(" -> ")[2].split(",")
+        holds = {str(each.get("imageId") or "") for each in now.values()} - {""}
+        if holds and holds.issubset(brings) and roll.get("status") in _BROKEN:
+            return f"its last roll is {roll['status']}"
+        noted = {_tag(each, _OWED) for each in now.values() if _tag(each, _OWED) == each.get("imageId")} - {""}
+        return "" if noted.issubset(brings) else "a run has put the image and ended before the roll"
 
     def _specifications(self) -> dict[str, dict[str, Any]]:
         if self.target.groups:
@@ -196,7 +220,7 @@ def judge(holds: Held, roll: Mapping[str, Any] | None, wanted: Held) -> Follow:
     if status in _ACTIVE:
         batch = f", batch {(roll or {}).get('currentBatch')} of {(roll or {}).get('numOfBatches')}"
         return Follow(percent, 100, False, (f"roll {status}{batch}",))
-    if status in {"FAILED", "STOPPED"}:
+    if status in _BROKEN:
         return Follow(percent, 100, False, failed=f"the roll is {status} at {percent} %")
     return Follow(100, 100, done=True) if status else Follow(0, 0, done=True)
 
@@ -211,5 +235,5 @@ def _tag(specification: Mapping[str, Any], key: str) -> str:
 
 
 def _tagged(specification: Mapping[str, Any], tags: Mapping[str, str]) -> list[dict[str, str]]:
-    kept = [each for each in specification.get("tags") or [] if each["tagKey"] not in {_PREVIOUS, _LEFT}]
+    kept = [each for each in specification.get("tags") or [] if each["tagKey"] not in {_PREVIOUS, _LEFT, _OWED}]
     return [*kept, *({"tagKey": key, "tagValue": value} for key, value in tags.items() if value)]
