@@ -143,6 +143,8 @@ class Node:
 class Rockets(Cloud):
     """EC2 with Systems Manager. ``prepare`` is called with each instance's node before its first command."""
 
+    folder: Path = Path("/tmp")
+    """What nodes' folders lie in, also those of copies of the process."""
     hardware: Any = field(default_factory=Bottles)
     prepare: Callable[[Node], object] = lambda _node: None
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -201,7 +203,7 @@ class Rockets(Cloud):
 
     def _node(self, identity: str) -> Node:
         if identity not in self.nodes:
-            self.nodes[identity] = Node(Path(tempfile.mkdtemp(prefix="bottle-")))
+            self.nodes[identity] = Node(Path(tempfile.mkdtemp(prefix="bottle-", dir=self.folder)))
             self.nodes[identity].fake.mkdir()
             self.prepare(self.nodes[identity])
         return self.nodes[identity]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +34,13 @@ WEB = image("registry.example/web:2", startup=Startup(up=HttpProbe(port=80)))
 
 
 @pytest.fixture
-def cloud(aws_mock: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rockets]:
+def cloud(aws_mock: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rockets:
     del aws_mock
     monkeypatch.setattr(launch, "_POLL", 0.001)
-    made = Rockets()
+    made = Rockets(folder=tmp_path)
     made.install(monkeypatch)
     boto3.client("iam").create_instance_profile(InstanceProfileName="baker")
-    yield made
-    for node in made.nodes.values():
-        shutil.rmtree(node.folder)
+    return made
 
 
 @pytest.fixture
