@@ -185,7 +185,8 @@ class Machine:
     def wait_agent(self, seconds: float = _BOOT_LIMIT) -> None:
         """Wait until the guest agent says hello, ``seconds`` with hardware virtualisation and longer without.
 
-        Raises MachineFault with the console's last lines as soon as it shows that the machine will not come up.
+        Raises MachineFault with the console's last lines as soon as it shows that the machine will not come up,
+        EnvironmentProblem when it is QEMU that fails.
         """
         deadline = run.Deadline(seconds * self.stretch, f"boot of {self.disk.name}")
         while not self.guest.wait_hello(_POLL):
@@ -201,12 +202,12 @@ class Machine:
             self._process.check_alive()
             status = self._status()
         except CommandFailed as error:
-            what = (
-                "QEMU ended before the machine's"
-                if self._process.code
-                else "the machine switched itself off before its"
-            )
-            raise self._fault(f"{what} agent said hello; {error}") from error
+            if self._process.code:  # no fault of the disk: a machine that switches itself off ends with 0
+                raise EnvironmentProblem(
+                    f"QEMU broke down while {self.disk.name} booted: {error.message}",
+                    hint="it may lack memory (`dmesg` tells); run the same command again",
+                ) from error
+            raise self._fault(f"the machine switched itself off before its agent said hello; {error}") from error
         if status == "internal-error":
             raise EnvironmentProblem(
                 f"hardware virtualisation failed while {self.disk.name} booted",
