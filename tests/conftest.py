@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+
+# moto makes a thousand AMIs of its own in each region otherwise, for each test that asks for EC2; ours make theirs.
+os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
 
 # Who starts the tests in the background may have these ignored, and programs inherit that: then nothing can be
 # interrupted, and tests of interruptions would fail.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moto.ec2.models import ec2_backends
 
 from parbake import handover, iam
 from parbake.aws import clients
@@ -277,8 +278,8 @@ def test_two_rollouts_race(
 def test_an_image_of_another_architecture(
     fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any]
 ) -> None:
-    ec2 = raw("ec2")  # which has images of others from the start
-    arm = ec2.describe_images(Filters=[{"Name": "architecture", "Values": ["arm64"]}])["Images"][0]["ImageId"]
+    arm = raw("ec2").register_image(Name="arm", RootDeviceName="/dev/xvda")["ImageId"]
+    ec2_backends["123456789012"][REGION].amis[arm].architecture = "arm64"  # moto notes none
     made = group(image=arm) if target is GROUP else node_group("CUSTOM", arm)
     kitchen(tmp_path, [target], FIRST)
     code, error = parbake(capsys, "rollout", FIRST.key)
