@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +22,7 @@ from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients, Parent
 from parbake.builders.choose import ELSEWHERE, builder_of
 from parbake.disk import BlockList
-from parbake.errors import ArtefactFull, CacheDamaged, DiskFull, LayerBomb
+from parbake.errors import ArtefactFull, CacheDamaged, DeadlineExceeded, DiskFull, EnvironmentProblem, LayerBomb
 from parbake.events import Events
 from parbake.layercache import through
 from parbake.model import MIB, Base, Image, Plan
@@ -119,7 +119,10 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         output, name = run.bakefile.output, plan.artefact_name
         finished = None if options.force else existing(output, plan)
         if finished and (finished.record.verified or not options.verify) and not options.trace:
-            return finished  # without a lock: nothing to do, also where nothing can be written
+            # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
+            with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
+                records.sweep(output)
+            return finished
         records.sweep(output)
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
             finished = None if options.force else existing(output, plan)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from parbake import disk
+from parbake.workspace import WORK
 from tests.support import disks
 from tests.support.bakes import Corner, Done, Running, digests_of
 from tests.support.faults import FaultyProxy, Stall
@@ -67,6 +68,17 @@ def test_again_is_nothing_to_do(corner: Corner, registry: DockerRegistry) -> Non
     assert {**again.document, "changed": True} == first
     assert inodes(corner) == before
     assert corner.bake("--force")["changed"] is True
+    check_tidy(corner)
+
+
+def test_what_a_run_left_that_was_killed_when_all_was_done_goes(corner: Corner, registry: DockerRegistry) -> None:
+    bakefile(corner, f"{registry.host}/app:1")
+    corner.bake()
+    left = corner.output / WORK / "0123456789ab.1.deadbeef"
+    left.mkdir(parents=True)
+    (left / "image.raw").write_bytes(bytes(4096))
+    assert corner.bake()["changed"] is False
+    assert not left.exists()
     check_tidy(corner)
 
 
