@@ -82,3 +82,10 @@ class Plain(Between):
     def tags_of(self, resource: str) -> Tags:
         """Return the tags of a resource of EC2."""
         return tags_in_moto(resource)
+
+
+def stand(monkeypatch: pytest.MonkeyPatch) -> Plain:
+    """Stand before what answers by now."""
+    made = Plain()
+    made.install(monkeypatch)
+    return made

@@ -17,7 +17,7 @@ from parbake.retention import Rules
 from parbake.retention.stock import RETIRED
 from tests.aws.between import killed_everywhere, throttled_everywhere
 from tests.aws.eventual import Eventual
-from tests.aws.plain import Plain
+from tests.aws.plain import Plain, stand
 from tests.aws.raw import raw
 from tests.aws.shelves import Shelves
 from tests.aws.test_prune import age, image, shelves, there
@@ -32,9 +32,7 @@ AT_ONCE, WITH_GRACE = Rules(keep=0, grace=timedelta()), Rules(keep=0, grace=time
 @pytest.fixture
 def plain(shelves: Shelves, monkeypatch: pytest.MonkeyPatch) -> Plain:
     del shelves
-    made = Plain()
-    made.install(monkeypatch)
-    return made
+    return stand(monkeypatch)
 
 
 def prune(rules: Rules = WITH_GRACE) -> dict[str, str]:

@@ -18,6 +18,7 @@ from parbake.rollouts import Offer
 from parbake.rollouts.asg import Asg
 from parbake.rollouts.parameter import Parameter
 from parbake.rollouts.templates import new_data
+from tests.aws.between import Killed
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
 from tests.aws.raw import raw
@@ -194,9 +195,6 @@ def test_a_run_that_ends_before_a_call_is_finished(
 ) -> None:
     made = group() if target is GROUP else node_group("CUSTOM")
     kitchen(tmp_path, [target], FIRST)
-
-    class Killed(BaseException):
-        pass
 
     def die(**_: Any) -> None:
         raise Killed

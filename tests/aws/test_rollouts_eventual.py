@@ -16,7 +16,7 @@ from tests.aws.between import killed_everywhere, throttled_everywhere
 from tests.aws.conftest import REGION
 from tests.aws.eventual import Eventual
 from tests.aws.fleets import Fleets
-from tests.aws.plain import Plain
+from tests.aws.plain import Plain, stand
 from tests.aws.raw import raw
 from tests.aws.test_rollouts import FIRST, GROUP, NODES, PARAMETER, SECOND, fleets, group, node_group, versions
 from tests.support.clusters import kitchen
@@ -30,9 +30,7 @@ KINDS = pytest.mark.parametrize("target", [GROUP, NODES, PARAMETER], ids=lambda 
 @pytest.fixture
 def plain(fleets: Fleets, monkeypatch: pytest.MonkeyPatch) -> Plain:
     del fleets
-    made = Plain()
-    made.install(monkeypatch)
-    return made
+    return stand(monkeypatch)
 
 
 @pytest.fixture
