@@ -7,7 +7,6 @@ skipped, so a fill that was cut off is finished by filling again.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from parbake.fill.streams import Endable, Tee, pieces
 from parbake.layers import Unpacked, unpack
 from parbake.model import Descriptor, Image, Layer, Plan, Source
 from parbake.reference import Reference
+from parbake.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
+from parbake.registry.strictjson import DOCUMENT
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
@@ -132,7 +133,7 @@ class _Filling:
     def _write_documents(self, image: Image) -> None:
         source = self._sources(image)
         for descriptor, document in _path_to_manifest(image, lambda descriptor: self._read(descriptor, source)):
-            labels = conventions.reference_labels(json.loads(document))
+            labels = conventions.reference_labels(load(image.reference, document, DOCUMENT))
             if not self._plan.keep_layers:  # as containerd does with discard_unpacked_layers
                 labels = {key: value for key, value in labels.items() if not key.startswith(_LAYER_LABEL)}
             self._write(descriptor, document, {**labels, **_source_label(image)})
@@ -210,7 +211,7 @@ type _Document = tuple[Descriptor, bytes]
 
 def _path_to_manifest(image: Image, read: Callable[[Descriptor], bytes]) -> list[_Document]:
     """Return the documents that lead from what the name points to to the manifest, both included."""
-    path = _search(image.target, image.manifest, read, set())
+    path = _search(image, image.target, read, set(), DEEPEST)
     if path is None:
         raise BadContent(
             f"{image.reference}: {image.target.digest} does not lead to the manifest {image.manifest.digest}",
@@ -220,18 +221,18 @@ def _path_to_manifest(image: Image, read: Callable[[Descriptor], bytes]) -> list
 
 
 def _search(
-    start: Descriptor, wanted: Descriptor, read: Callable[[Descriptor], bytes], seen: set[str]
+    image: Image, start: Descriptor, read: Callable[[Descriptor], bytes], seen: set[str], depth: int
 ) -> list[_Document] | None:
-    if start.digest in seen:
+    if start.digest in seen or not depth or len(seen) == MOST_DOCUMENTS:
         return None
     seen.add(start.digest)
-    document = read(start)
-    if start.digest == wanted.digest:
-        return [(start, document)]
-    for child in json.loads(document).get("manifests") or []:
-        leads_on = child["mediaType"].endswith(("image.index.v1+json", "manifest.list.v2+json"))
-        if leads_on or child["digest"] == wanted.digest:
-            descriptor = Descriptor(media_type=child["mediaType"], digest=child["digest"], size=child["size"])
-            if (rest := _search(descriptor, wanted, read, seen)) is not None:
-                return [(start, document), *rest]
+    body = read(start)
+    if start.digest == image.manifest.digest:
+        return [(start, body)]
+    document = read_document(image.reference, body, start.media_type)
+    for entry in document.content.manifests if isinstance(document.content, Index) else ():
+        if entry.media_type in INDEXES or entry.digest == image.manifest.digest:
+            rest = _search(image, entry.descriptor, read, seen, depth - 1)
+            if rest is not None:
+                return [(start, body), *rest]
     return None

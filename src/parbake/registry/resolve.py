@@ -17,8 +17,10 @@ from parbake.model import Descriptor, Image, Layer, Platform
 from parbake.registry import platforms
 from parbake.registry.documents import (
     CONFIG_LIMIT,
+    DEEPEST,
     DOCUMENTS,
     MANIFEST_LIMIT,
+    MOST_DOCUMENTS,
     Config,
     Document,
     Entry,
@@ -30,8 +32,6 @@ from parbake.registry.documents import (
     sha256,
 )
 
-# An index in an index is rare, and a third level has not been seen: what goes deeper is a trap.
-_DEEPEST = 4
 _MOST_ENTRIES = 1000
 # Deflate shrinks at most 1032:1, but a layer that shrinks more than this is less likely than a wrong guess.
 _PLAUSIBLE_RATIO = 40
@@ -55,11 +55,32 @@ class Shelf(Protocol):
         ...
 
 
+class _Counting:
+    """A shelf that gives a bounded number of documents: indexes in indexes can ask for a million."""
+
+    def __init__(self, shelf: Shelf, what: str) -> None:
+        self._what, self._left = what, MOST_DOCUMENTS
+        self._shelf = shelf
+
+    def small(self, descriptor: Descriptor, limit: int) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise BadContent(f"{self._what}: more than {MOST_DOCUMENTS} manifests and configs would have to be read")
+        return self._shelf.small(descriptor, limit)
+
+    def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+        return self._shelf.piece(descriptor, offset, length)
+
+    def submit[T](self, call: Callable[[], T]) -> Future[T]:
+        return self._shelf.submit(call)
+
+
 def resolve(shelf: Shelf, what: str, top: Document, platform: Platform, *, layout: str = "") -> Image:
     """Return the image that ``top`` means for ``platform``; ``what`` is its reference.
 
     Raises NoSuchImage (with the platforms there are), InputError for an image that cannot be baked, BadContent.
     """
+    shelf = _Counting(shelf, what)
     wanted = platforms.acceptable(platform)
     seen: list[Platform] = []
     for document, entry in _candidates(shelf, what, top, wanted, seen):
@@ -94,7 +115,7 @@ def resolve(shelf: Shelf, what: str, top: Document, platform: Platform, *, layou
 def all_platforms(shelf: Shelf, what: str, top: Document) -> tuple[Platform, ...]:
     """Return the platforms that a document offers, in its order."""
     found: list[Platform] = []
-    _collect(shelf, what, top, found, _DEEPEST)
+    _collect(_Counting(shelf, what), what, top, found, DEEPEST)
     return tuple(dict.fromkeys(found))
 
 
@@ -121,7 +142,7 @@ def _candidates(
     wanted: Sequence[Platform],
     seen: list[Platform],
     *,
-    depth: int = _DEEPEST,
+    depth: int = DEEPEST,
 ) -> Iterator[tuple[Document, Entry | None]]:
     """Yield the manifests that may be meant, the best first; what is for other machines goes to ``seen``."""
     if isinstance(document.content, Manifest):
@@ -146,7 +167,7 @@ def _candidates(
 
 def _entries(what: str, index: Index, depth: int) -> list[Entry]:
     if depth <= 1:
-        raise BadContent(f"{what}: indexes are nested more than {_DEEPEST - 1} deep")
+        raise BadContent(f"{what}: indexes are nested more than {DEEPEST - 1} deep")
     if len(index.manifests) > _MOST_ENTRIES:
         raise BadContent(f"{what}: the index lists {len(index.manifests)} manifests, more than {_MOST_ENTRIES}")
     return [entry for entry in index.manifests if entry.media_type in DOCUMENTS and not entry.is_attestation]
