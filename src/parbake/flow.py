@@ -22,7 +22,7 @@ from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients, Parent
 from parbake.builders.choose import ELSEWHERE, builder_of
 from parbake.disk import BlockList
-from parbake.errors import ArtefactFull, CacheDamaged, DeadlineExceeded, DiskFull, EnvironmentProblem, LayerBomb
+from parbake.errors import ArtefactFull, CacheDamaged, DeadlineExceeded, DiskFull, EnvironmentProblem, LayerTooLarge
 from parbake.events import Events
 from parbake.layercache import through
 from parbake.model import MIB, Base, Image, Plan
@@ -343,8 +343,8 @@ def build_artefact(plan: Plan, builder: Builder, ingredients: Ingredients) -> tu
         work.mkdir()
         try:
             return plan, builder.build(plan, replace(ingredients, work=work))
-        except (ArtefactFull, LayerBomb) as error:
-            bigger = larger(plan, bomb=isinstance(error, LayerBomb))
+        except (ArtefactFull, LayerTooLarge) as error:
+            bigger = larger(plan, bomb=isinstance(error, LayerTooLarge))
             if bigger is None:
                 raise
             ingredients.events.warn(f"{error.message}: baking again with a disk of {bigger.size // MIB} MiB")

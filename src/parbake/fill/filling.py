@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
-from parbake.errors import BadContent, CacheDamaged, DiskFull, LayerBomb
+from parbake.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.fill.grounds import Ground, Job
 from parbake.fill.streams import Endable, Tee, pieces
-from parbake.layers import Unpacked, unpack
+from parbake.layers import Allowance, Unpacked, unpack
 from parbake.model import Descriptor, Image, Layer, Plan, Source
 from parbake.reference import Reference
 from parbake.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
 """Layers that are unpacked side by side; the engine keeps two cores busy with one large layer."""
+_MOST_WAITING: Final = 1_000_000
+"""Entries of layers that are unpacked and wait for slower ones before them: their trees of files lie in memory."""
 _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 
 
@@ -72,6 +75,10 @@ class _Filling:
         self._plan, self._store, self._sources, self._ground, self._events = plan, store, sources, ground, events
         self._hang_up = hang_up
         self._over = threading.Event()
+        # No tar can be larger than the disk that its files have to fit on, nor can all of them together.
+        self._allowance = Allowance(plan.size)
+        self._turn = threading.Condition()
+        self._arrived = self._waiting = 0
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="unpack")
         self._keepers: dict[str, str] = {}
 
@@ -80,8 +87,10 @@ class _Filling:
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         self._over.set()  # on an error: streams that are still read end at their next buffer
+        with self._turn:
+            self._turn.notify_all()
         if error is not None and not isinstance(
-            error, (CacheDamaged, DiskFull, LayerBomb)
+            error, (CacheDamaged, DiskFull, LayerTooLarge)
         ):  # after these, one may try again
             self._hang_up()
         if error is not None:
@@ -91,11 +100,11 @@ class _Filling:
     def run(self) -> None:
         jobs = self._missing_layers()
         self._ground.begin(jobs)
-        unpacked = [self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs)]
+        unpacked = deque(self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs))
         for image in self._plan.all_images:
             self._write_documents(image)
-        for number, future in enumerate(unpacked):
-            self._ground.arrived(number, future.result())
+        for number in range(len(jobs)):
+            self._take_over(number, unpacked.popleft().result())
         self._ground.finish()
         for image in self._plan.all_images:
             if self._plan.keep_layers:
@@ -116,17 +125,33 @@ class _Filling:
                 parents.append(chain)
         return list(jobs.values())
 
+    def _take_over(self, number: int, unpacked: Unpacked) -> None:
+        self._ground.arrived(number, unpacked)
+        with self._turn:
+            self._arrived += 1
+            self._waiting -= unpacked.entries
+            self._turn.notify_all()
+
+    def _may_begin(self, number: int) -> bool:
+        """Whether memory has room for a layer's tree; the next one to arrive always goes on."""
+        return self._waiting <= _MOST_WAITING or number == self._arrived or self._over.is_set()
+
     def _unpack(self, number: int, job: Job) -> Unpacked:
+        with self._turn:
+            self._turn.wait_for(lambda: self._may_begin(number))
         layer, sink = job.layer, self._ground.sink(number)
         descriptor = _descriptor(layer)
         with ExitStack() as stack:
             task = stack.enter_context(self._events.task(f"layer {_short(layer.digest)}", layer.size))
             keep = stack.enter_context(self._keeper(job)) if self._keeps(layer) else None
             stream = stack.enter_context(self._sources(job.image).open(descriptor))
-            # No tar can be larger than the disk that its files have to fit on.
-            return unpack(
-                Endable(stream, self._over), layer, sink, bound=self._plan.size, progress=task.advance, keep=keep
-            )
+            unpacked = unpack(
+                Endable(stream, self._over), layer, sink, bound=self._plan.size, allowance=self._allowance,
+                progress=task.advance, keep=keep,
+            )  # fmt: skip
+        with self._turn:
+            self._waiting += unpacked.entries
+        return unpacked
 
     # -- content
 

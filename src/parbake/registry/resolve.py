@@ -13,7 +13,7 @@ from typing import Protocol
 import zstandard
 
 from parbake.errors import BadContent, NoSuchImage
-from parbake.model import Descriptor, Image, Layer, Platform
+from parbake.model import Descriptor, Image, Layer, Platform, most_inflated
 from parbake.registry import platforms
 from parbake.registry.documents import (
     CONFIG_LIMIT,
@@ -47,7 +47,10 @@ class Shelf(Protocol):
         ...
 
     def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes of a blob; nothing when the place cannot read in the middle."""
+        """Return ``length`` bytes of a blob; nothing when the place cannot read in the middle.
+
+        Raises BadContent when the place has another size of it than the descriptor says, as far as it tells.
+        """
         ...
 
     def submit[T](self, call: Callable[[], T]) -> Future[T]:
@@ -218,13 +221,16 @@ def _layers(what: str, manifest: Manifest, config: Config, raw_sizes: Sequence[i
 
 
 def _raw_size_of(shelf: Shelf, layer: Entry) -> Callable[[], int]:
+    """Return what looks how large a layer's tar is; the place that is asked holds the layer's size to what it has."""
+
     def look() -> int:
-        if layer.media_type.endswith("gzip"):
-            trailer = shelf.piece(layer.descriptor, layer.size - 4, 4) if layer.size > 18 else b""
-            return gzip_raw_size(trailer, layer.size)
+        if not layer.size:
+            return 0
         if layer.media_type.endswith("zstd"):
             return zstd_raw_size(shelf.piece(layer.descriptor, 0, min(_ZSTD_HEADER, layer.size)), layer.size)
-        return layer.size
+        length = min(4, layer.size)
+        end = shelf.piece(layer.descriptor, layer.size - length, length)
+        return gzip_raw_size(end, layer.size) if layer.media_type.endswith("gzip") else layer.size
 
     return look
 
@@ -244,7 +250,7 @@ def gzip_raw_size(trailer: bytes, size: int) -> int:
         guess += 1 << 32
         if guess > size * _PLAUSIBLE_RATIO:
             return 0
-    return guess
+    return guess if guess <= most_inflated(size) else 0
 
 
 def zstd_raw_size(header: bytes, size: int) -> int:
@@ -254,7 +260,8 @@ def zstd_raw_size(header: bytes, size: int) -> int:
     except zstandard.ZstdError:
         return 0
     known = stated not in {zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR}
-    return stated if known and stated % _TAR_BLOCK == 0 and _fits(stated, size) else 0
+    plausible = stated % _TAR_BLOCK == 0 and _fits(stated, size) and stated <= most_inflated(size)
+    return stated if known and plausible else 0
 
 
 def _fits(raw: int, size: int) -> bool:
