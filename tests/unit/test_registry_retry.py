@@ -96,3 +96,15 @@ def test_a_line_of_one_megabit_for_four_layers_is_fast_enough() -> None:
 def test_new_connections_do_not_make_a_slow_blob_young_again() -> None:
     with pytest.raises(Unreachable, match="too few to go on"):
         drip(Meter(Patience(), "blob"), 8000, itertools.count(1), connection=25)
+
+
+def test_bytes_that_were_there_before_do_not_count() -> None:
+    """A server that ignores ranges sends the start of a blob again, as often as it likes."""
+
+    def again(meter: Meter) -> None:
+        for _ in range(3600):
+            meter.add(100_000, 1.0)
+            meter.skipped(99_000)
+
+    with pytest.raises(Unreachable, match="too few to go on"):
+        again(Meter(Patience(), "blob"))
