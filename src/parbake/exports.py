@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import clouds, disk, ebs, flow, packer, records
+from parbake import clouds, disk, ebs, packer, planning, records
 from parbake.bakefile import load
 from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
@@ -40,13 +40,13 @@ def to_packer(
 
 
 def _resolved(bakefile: Path, events: Events) -> list[Image]:
-    with flow.kitchen(bakefile, events) as run:
-        found = flow.resolve(run)
+    with planning.open_session(bakefile, events) as run:
+        found = planning.resolve(run)
         missing = [name for name, image in found.items() if image is None]
         if missing:
             hint = "build and push them first (a bake does), or leave out --pin"
             raise InputError(f"not built yet: {', '.join(missing)}", hint=hint)
-        sandbox = flow.sandbox_of(run)
+        sandbox = planning.sandbox_of(run)
     return [image for image in (*found.values(), sandbox) if image]
 
 

@@ -21,6 +21,7 @@ from parbake.errors import DeadlineExceeded, InputError
 from parbake.events import Events
 from parbake.interrupts import guarded
 from parbake.model import Digest, Frozen, Plan, Published, TraceSummary, Verdict
+from parbake.trace import Trace, save
 from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -172,8 +173,16 @@ def in_use(
 
 
 @guarded
-def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
-    """Let a finished artefact appear under its name with its record, and return its path.
+def release(
+    made: Path,
+    record: Record,
+    folder: Path,
+    work: Path,
+    *,
+    blocks: BlockList | None = None,
+    trace: Trace | None = None,
+) -> Path:
+    """Let a finished artefact appear under its name, with its blocks, trace and record; return its path.
 
     The record is what makes it an artefact: it goes first when both are replaced, and it comes last. ``work`` is the
     run's work folder, which ``sweep`` asks when the run is killed between the two. Raises DiskFull.
@@ -189,6 +198,8 @@ def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: Blo
             blocks_path(artefact).unlink(missing_ok=True)
         else:
             _write_blocks(blocks, artefact, work)
+        if trace is not None:
+            save(trace, folder / record.trace_name)
         write(folder, record)
     except BaseException:
         for path in _files(artefact):
@@ -197,11 +208,18 @@ def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: Blo
     return artefact
 
 
-def announce(record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
-    """Write the record of an artefact that lies in a cloud, and the list of its blocks; return its place as a name."""
+def announce(
+    record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None, trace: Trace | None = None
+) -> Path:
+    """Write the record of an artefact that lies in a cloud, with the list of its blocks and its trace.
+
+    Returns its place as a name. The record comes last: a run that is killed before finds all of it in the cloud again.
+    """
     artefact = folder / record.artefact
     if blocks is not None:
         _write_blocks(blocks, artefact, work)
+    if trace is not None:
+        save(trace, folder / record.trace_name)
     write(folder, record)
     return artefact
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import disk
-from parbake.builders import Baked, Ingredients, Parent
+from parbake.builders import Disk, Ingredients, Parent
 from parbake.containerd import Daemon
 from parbake.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.ext4 import ForeignVolume, Volume
@@ -41,10 +41,8 @@ NO_SANDBOX = (
 class LocalBuilder:
     """Fills on this machine; needs root, mounts, a loop device and containerd."""
 
-    name = "local"
-
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
-        """Make the artefact in the work folder.
+    def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
+        """Make the disk in the work folder.
 
         Raises BadBase (no root file system, no runtime, a sandbox image that nobody brings), DiskFull, and whatever
         filling raises.
@@ -56,21 +54,21 @@ class LocalBuilder:
             return _bake_machine_image(plan, ingredients)
 
 
-def _bake_volume(plan: Plan, ingredients: Ingredients) -> Baked:
+def _bake_volume(plan: Plan, ingredients: Ingredients) -> Disk:
     """Make a file system that is the runtime's root: a node mounts it there."""
     events, filesystem = ingredients.events, plan.artefact.filesystem
     volume = ingredients.work / "disk.raw"
-    baked = None
+    built = None
     if filesystem == "ext4":
-        baked = _start_from_parent(volume, plan, ingredients)
-    if baked is None:
-        baked = _make_volume(volume, plan, ingredients)
+        built = _start_from_parent(volume, plan, ingredients)
+    if built is None:
+        built = _make_volume(volume, plan, ingredients)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(volume, filesystem)
-    return baked
+    return built
 
 
-def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
+def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
     filesystem = plan.artefact.filesystem
     with ingredients.events.stage("format", f"Make the {filesystem} file system"):
         disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
@@ -86,7 +84,7 @@ def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
     return _write_ext4(volume, plan, ingredients, dense=True)
 
 
-def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked | None:
+def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
     """Copy the earlier volume and change what differs; None when there is none, or it turns out not to serve."""
     parent, events = ingredients.parent, ingredients.events
     if parent is None:
@@ -103,7 +101,7 @@ def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Ba
 
 def _write_ext4(
     volume: Path, plan: Plan, ingredients: Ingredients, parent: Parent | None = None, *, dense: bool = False
-) -> Baked:
+) -> Disk:
     """Fill an ext4 volume without mounting it for writing."""
     events, work = ingredients.events, ingredients.work
     root = work / "store"
@@ -127,20 +125,20 @@ def _write_ext4(
         hashes |= {
             index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched
         }
-    return Baked(volume, hashes=hashes, parent=parent.name if parent else "")
+    return Disk(volume, hashes=hashes, parent=parent.name if parent else "")
 
 
-def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
+def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
     """Fill a mounted XFS volume."""
     options = disk.FAST["xfs"]
     with disk.mount(volume, ingredients.work / "mnt", filesystem="xfs", options=options) as mounted:
         _fill_store(mounted.path, plan, ingredients)
         with ingredients.events.stage("trim", "Write to disk, give back what is unused"):
             disk.trim(mounted)
-    return Baked(volume)
+    return Disk(volume)
 
 
-def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
+def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Disk:
     """Copy the base and fill the store of its own containerd."""
     events, raw, at = ingredients.events, ingredients.work / "disk.raw", ingredients.work / "mnt"
     root = grown_copy(plan, ingredients)
@@ -154,7 +152,7 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
             disk.trim(mounted)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
-    return Baked(in_format(raw, plan, ingredients), sealed)
+    return Disk(in_format(raw, plan, ingredients), sealed)
 
 
 def grown_copy(plan: Plan, ingredients: Ingredients) -> Partition:

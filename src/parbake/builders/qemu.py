@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from parbake import disk
-from parbake.builders import Baked, Ingredients
+from parbake.builders import Disk, Ingredients
 from parbake.builders.guest import Console, user_data
 from parbake.builders.local import grown_copy, in_format
 from parbake.builders.serving import serve
@@ -31,12 +31,10 @@ _NETWORK = b'version: 2\nethernets:\n  all:\n    match: {name: "e*"}\n    dhcp4:
 class QemuBuilder:
     """Bakes in a virtual machine of this host; needs root, for mounts. ``limit`` is the guest's own, in seconds."""
 
-    name = "qemu"
-
     def __init__(self, *, limit: float) -> None:
         self._limit = limit
 
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
+    def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
         """Make the artefact in the work folder.
 
         Raises BakeFailed with the guest's own log, what a registry refused, ArtefactFull, MachineFault, BadBase, and
@@ -70,7 +68,7 @@ class QemuBuilder:
             run(["qemu-img", "commit", "-q", str(work / "vm" / "root.qcow2")], timeout=7200)
         with events.stage("check", "Check the file system"), disk.private_mounts():
             disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
-        return Baked(in_format(raw, plan, ingredients))
+        return Disk(in_format(raw, plan, ingredients))
 
 
 def _follow(machine: Any, console: Console, plan: Plan, ingredients: Ingredients, seconds: float) -> None:

@@ -77,12 +77,12 @@ def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: P
 
     Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
     """
-    from parbake import flow, tables
+    from parbake import planning, tables
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        outlook = flow.outlook(file, events)
-    answer(tables.outlook_json(outlook), lambda: tables.outlook_text(outlook))
+        preview = planning.preview(file, events)
+    answer(tables.preview_json(preview), lambda: tables.preview_text(preview))
 
 
 @app.command()
