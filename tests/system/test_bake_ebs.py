@@ -150,6 +150,10 @@ def test_what_is_sent_is_laid_out_and_its_nodes_hydrate_from_its_trace(
     packed = re.findall(r">/run/parbake/hydrate.list\n(.*?)\n *END\n", edited, re.DOTALL)
     assert [gzip.decompress(b64decode(each)).decode() for each in packed] == [hydrate_list(trace)]
 
+    again = corner.parbake("trace", made["artefact"], "--json", "--progress", "none")
+    assert again.code == 0, again
+    assert abs(again.document["hot_blocks"] - made["trace"]["hot_blocks"]) < 5, "it is read back to be rehearsed"
+
     before = aws.calls["PutSnapshotBlock"]
     bakefile_of(2)
     second = corner.parbake(*BAKE, "--rehearse").document

@@ -152,7 +152,7 @@ def verify(
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        artefact, verdict = proof.verify_again(what, output(file), events, keep_workspace=keep_workspace)
+        artefact, verdict = proof.verify_again(what, output(file, what), events, keep_workspace=keep_workspace)
     answer(tables.verdict_json(artefact, verdict), lambda: tables.verdict_text(artefact, verdict))
     proof.judge(artefact, verdict)
 
@@ -176,7 +176,7 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
     from parbake import records, tables
 
     door.as_json = as_json
-    artefact, record = records.locate(what, output(file))
+    artefact, record = records.locate(what, output(file, what))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
     answer(records.to_statement(record), lambda: tables.record_text(artefact, record))
