@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, base, build, coldstart, disk, pause, records
+from parbake import __version__, base, build, coldstart, disk, interrupts, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients, Parent
 from parbake.builders.choose import ELSEWHERE, builder_of
@@ -134,10 +134,12 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
                 finished = make(run, plan, options, proving=provable and in_cloud)
                 judge(finished.artefact, finished.record.verdict)
             if provable and not in_cloud:
+                interrupts.resume()
                 finished = prove(finished, events, keep_workspace=options.keep_workspace)
             if in_cloud:
                 return finished  # nothing of it is here to be looked at
             if options.trace:
+                interrupts.resume()
                 finished = replace(finished, record=coldstart.bring(finished.artefact, finished.record, options.trace))
     return finished
 
@@ -307,6 +309,7 @@ def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -
         if baked.path:
             baked = ready(baked, plan, work)
         record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
+        interrupts.hold()
         if baked.path is None:
             return Finished(records.announce(record, output, work, blocks=blocks), record, changed=True)
         artefact = records.release(baked.path, record, output, work, blocks=blocks)
@@ -418,6 +421,7 @@ def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -
     verdict, sha256 = examine(
         finished.artefact, finished.record, events, fresh=finished.changed, keep_workspace=keep_workspace
     )
+    interrupts.hold()
     record = write_verdict(finished.artefact, finished.record, verdict, sha256)
     judge(finished.artefact, verdict)
     return replace(finished, record=record)
