@@ -64,7 +64,7 @@ class Record(Frozen):
     """
 
     artefact: str
-    key: str
+    key: str = Field(pattern=_HEX)
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     blocks: Blocks | None = None
     size: int
