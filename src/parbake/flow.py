@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, base, build, coldstart, disk, interrupts, pause, records
+from parbake import __version__, access, base, build, coldstart, disk, interrupts, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients, Parent
 from parbake.builders.choose import ELSEWHERE, builder_of
@@ -121,10 +121,14 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         if finished and (finished.record.verified or not options.verify) and not options.trace:
             # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
             with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
+                access.give(output, records.everything(output / name), run.bakefile.readable_by)
                 records.sweep(output)
             return finished
         records.sweep(output)
-        with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
+        with (
+            access.readable(output, records.everything(output / name), run.bakefile.readable_by),
+            records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")),
+        ):
             finished = None if options.force else existing(output, plan)
             verified = finished is not None and finished.record.verified
             in_cloud = plan.artefact.in_cloud  # its builder proves it, and goes on where an earlier run stopped

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from parbake import aws, ebs
+from parbake.access import private_folder
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
@@ -109,8 +110,7 @@ def _local(plan: Plan) -> Plan:
 @contextmanager
 def _staging(key: str) -> Iterator[tuple[Path, Path]]:
     """Yield the folder for the disk of a plan, which outlives the run, and a work folder on the same file system."""
-    uploads = cache_folder() / "uploads"
-    uploads.mkdir(parents=True, exist_ok=True)
+    uploads = private_folder(cache_folder() / "uploads")
     remove_leftovers(uploads)
     with lock(uploads / f"{key}.lock", what=f"the upload of {key[:12]}"), work_folder(uploads, key[:12]) as work:
         yield uploads / key, work
@@ -151,9 +151,8 @@ def _bake(plan: Plan, ingredients: Ingredients, folder: Path, region: str) -> _M
 
 def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
     """Return the root disk of an AMI, fetched once; what an AMI holds never changes."""
-    folder = cache_folder() / "amis"
+    folder = private_folder(cache_folder() / "amis")
     path, about = folder / f"{ami}.raw", folder / f"{ami}.json"
-    folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / f"{ami}.lock", what=f"the disk of {ami}"):
         if path.exists() and about.exists():
             blocks = BlockList.read(folder / f"{ami}.raw.blocks")
