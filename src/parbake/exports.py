@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,7 @@ def _export(what: str, output: Path, folder: Path, events: Events, cloud: _Cloud
         made.unlink(missing_ok=True)  # of an earlier artefact: it and the new script would not go together
         write(folder, {cloud.script: cloud.text(baked, made.name)}, force=force)
         cloud.disk(baked, work / made.name)
-        publish(work / made.name, made)
+        publish(work / made.name, made, mode=stat.S_IMODE(artefact.stat().st_mode) & 0o666)  # as readable as that
     return made, script
 
 

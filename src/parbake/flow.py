@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, base, coldstart, disk, records
+from parbake import __version__, access, base, coldstart, disk, interrupts, records
 from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Disk, Ingredients, Parent, Publisher, RemoteBuilder, Shipment
 from parbake.builders.choose import builder_of, publisher_of, remote_builder_of
@@ -81,10 +81,14 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         if earlier and complete(earlier, options):
             # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
             with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
+                access.give(output, records.everything(output / name), run.bakefile.readable_by)
                 records.sweep(output)
             return earlier
         records.sweep(output)
-        with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
+        with (
+            access.readable(output, records.everything(output / name), run.bakefile.readable_by),
+            records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")),
+        ):
             earlier = None if options.force else existing(output, plan)
             if remote:
                 return bake_remotely(run, plan, remote, options, earlier)
@@ -119,7 +123,10 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | No
         finished = replace(earlier, record=coldstart.bring(earlier.artefact, earlier.record, options.trace))
     elif earlier and options.rehearse and earlier.record.trace is None:
         finished = replace(earlier, record=coldstart.rehearse(earlier.artefact, earlier.record, events))
-    return prove(finished, events, keep_workspace=options.keep_workspace) if provable else finished
+    if not provable:
+        return finished
+    interrupts.resume()
+    return prove(finished, events, keep_workspace=options.keep_workspace)
 
 
 def make(run: Session, plan: Plan, options: Options) -> Finished:
@@ -134,6 +141,7 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
         plan, disk = build_disk(run, plan, base_path, work, parent=parent)
         disk = prepared(disk, plan, work, options, events)
         record, blocks = describe(run, plan, disk, base_path, clock)
+        interrupts.hold()
         artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace)
     return Finished(artefact, record, changed=True)
 
@@ -181,6 +189,7 @@ def bake_and_publish(
             verdict=verdict,
             trace=trace,
         )
+        interrupts.hold()
         place = records.announce(record, output, work, blocks=blocks, trace=trace)
     judge(place, verdict)
     return Finished(place, record, changed=True)
@@ -220,6 +229,7 @@ def bake_remotely(
         record = write_down(
             run, plan, clock, size=made.size, published=dict(made.published), verdict=made.verdict, trace=trace
         )
+        interrupts.hold()
         records.announce(record, output, work, trace=trace)
     judge(place, made.verdict)
     return Finished(place, record, changed=True)
@@ -408,6 +418,7 @@ def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -
     verdict, sha256 = examine(
         finished.artefact, finished.record, events, fresh=finished.changed, keep_workspace=keep_workspace
     )
+    interrupts.hold()
     record = write_verdict(finished.artefact, finished.record, verdict, sha256)
     judge(finished.artefact, verdict)
     return replace(finished, record=record)

@@ -68,7 +68,7 @@ def export(folder: Path, hydrate_list: str) -> tuple[Path, ...]:
         for name, text in sorted(files.items()):
             draft = folder / f".{name}.draft"
             draft.write_text(text)
-            publish(draft, folder / name)
+            publish(draft, folder / name, mode=0o644)
             written.append(folder / name)
     return tuple(written)
 

@@ -7,6 +7,8 @@ what is ours lies under ``parbake``. Sources: in-toto/attestation spec/v1/statem
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -16,8 +18,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from parbake.access import PRIVATE
 from parbake.disk import BLOCK, BlockList, block_list, spans
-from parbake.errors import DeadlineExceeded, InputError
+from parbake.errors import DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.events import Events
 from parbake.interrupts import guarded
 from parbake.model import Digest, Frozen, Plan, Published, TraceSummary, Verdict
@@ -65,7 +68,7 @@ class Record(Frozen):
     """
 
     artefact: str
-    key: str
+    key: str = Field(pattern=_HEX)
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     blocks: Blocks | None = None
     size: int
@@ -158,10 +161,11 @@ def _digest_set(digest: str) -> dict[str, str]:
 def write(folder: Path, record: Record) -> Path:
     """Write the record beside its artefact, at once or not at all; return its path. Raises DiskFull."""
     path = folder / record.file_name
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else PRIVATE
     with room_for(path), work_folder(folder, "record") as work:
         draft = work / record.file_name
         draft.write_text(json.dumps(to_statement(record), indent=2) + "\n")
-        publish(draft, path)
+        publish(draft, path, mode=mode)
     return path
 
 
@@ -237,6 +241,11 @@ def is_published(record: Record) -> bool:
 def blocks_path(artefact: Path) -> Path:
     """Return where the list of a raw artefact's blocks lies."""
     return artefact.with_name(artefact.name + BLOCKS_SUFFIX)
+
+
+def everything(artefact: Path) -> tuple[Path, ...]:
+    """Return the files that an artefact has, or may have: itself, what lies beside it, and its record."""
+    return *_files(artefact), artefact.with_name(artefact.name + SUFFIX)
 
 
 def _files(artefact: Path) -> tuple[Path, ...]:
@@ -321,11 +330,13 @@ def _finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
 
 
 def read(path: Path) -> Record:
-    """Read a record; raises InputError when the file is missing or is no record."""
+    """Read a record; raises InputError when the file is missing or is no record, EnvironmentProblem without access."""
     try:
         return Record.model_validate(json.loads(path.read_bytes())["parbake"])
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", hint="`parbake list` shows the records there are") from None
+    except PermissionError:
+        raise _no_access(path) from None
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -333,9 +344,18 @@ def read(path: Path) -> Record:
         ) from error
 
 
+def _no_access(path: Path) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{path} belongs to another user, who keeps it to himself",
+        hint="run parbake with sudo; `readable_by: everyone` in the Bakefile lets everybody read what is baked",
+    )
+
+
 def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
     """Return every record in a folder whose artefact is there too, or published in a cloud; oldest first."""
     found = []
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise _no_access(folder)
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             record = read(path)

@@ -102,16 +102,35 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def _path() -> str:
+    """Return where programs are looked for, by us and by what we run: PATH's absolute folders, then the system's.
+
+    An element of PATH that is empty or relative means the current folder, where strangers' files may lie.
+    """
+    asked = os.environ.get("PATH", "").split(os.pathsep)
+    return os.pathsep.join([*(folder for folder in asked if Path(folder).is_absolute()), _PATH])
+
+
 def find(program: str) -> str | None:
-    """Return the path of a program, or None; looks into the sbin folders as well, whatever PATH says."""
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_PATH}")
+    """Return the absolute path of a program, or None; looks into the sbin folders as well, whatever PATH says.
+
+    It is a plain name or an absolute path: a relative one means another program in each folder.
+    """
+    if os.sep in program and not Path(program).is_absolute():
+        return None
+    return shutil.which(program, path=_path())
 
 
 def need(program: str) -> str:
-    """Return the path of a program; raises EnvironmentProblem that names the package to install."""
+    """Return the absolute path of a program; raises EnvironmentProblem that names the package to install."""
     path = find(program)
     if path is None:
         package = PACKAGES.get(program, program)
+        if ignored := shutil.which(program):
+            raise EnvironmentProblem(
+                f"{ignored} is not run: its path depends on the current folder",
+                hint="write the folder in PATH in full, beginning with a slash",
+            )
         raise EnvironmentProblem(
             f"{program} is not installed",
             hint=f"apt-get install {package} (see `parbake doctor` for all that is missing)",
@@ -128,7 +147,7 @@ def need_root(what: str) -> None:
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """Return the clean environment that programs get, with ``extra`` on top."""
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {"PATH": f"{os.environ.get('PATH', '')}:{_PATH}", "LC_ALL": "C.UTF-8", **kept, **(extra or {})}
+    return {"PATH": _path(), "LC_ALL": "C.UTF-8", **kept, **(extra or {})}
 
 
 def isolated(command: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from parbake import aws, ebs
+from parbake.access import private_folder
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
 from parbake.builders import Disk
@@ -75,8 +76,7 @@ class EbsPublisher:
     @contextmanager
     def opened(self, plan: Plan, events: Events) -> Iterator[EbsShipment]:
         """Open the shipment of a plan. The folder of its disk, in the cache, outlives the run."""
-        uploads = cache_folder() / "uploads"
-        uploads.mkdir(parents=True, exist_ok=True)
+        uploads = private_folder(cache_folder() / "uploads")
         remove_leftovers(uploads)
         key = plan.key
         with lock(uploads / f"{key}.lock", what=f"the upload of {key[:12]}"), work_folder(uploads, key[:12]) as work:
@@ -89,9 +89,8 @@ class EbsPublisher:
 
 def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
     """Return the root disk of an AMI, fetched once; what an AMI holds never changes."""
-    folder = cache_folder() / "amis"
+    folder = private_folder(cache_folder() / "amis")
     path, about = folder / f"{ami}.raw", folder / f"{ami}.json"
-    folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / f"{ami}.lock", what=f"the disk of {ami}"):
         if path.exists() and about.exists():
             blocks = BlockList.read(folder / f"{ami}.raw.blocks")

@@ -243,5 +243,5 @@ def report(
     draft = to.with_name(f".{to.name}.draft")
     with room_for(to):
         draft.write_text(page(*subjects))
-        publish(draft, to)
+        publish(draft, to, mode=0o644)
     answer({"written": [str(to)]}, lambda: f"wrote {to}")

@@ -92,7 +92,8 @@ def opened_events(style: str) -> Iterator[Events]:
 
 
 def answer(document: Any, text: Callable[[], str]) -> None:
-    """Print the result: the JSON document, or the text for people."""
+    """Print the result: the JSON document, or the text for people. Whole, also when a signal comes meanwhile."""
+    interrupts.hold()
     door.answered = True
     typer.echo(json.dumps(document, indent=2) if door.as_json else text())
 

@@ -85,7 +85,7 @@ class ValuesForTools:
         with work_folder(self.path.parent, "rollout") as work:
             draft = work / self.path.name
             draft.write_text(change.payload["after"])
-            publish(draft, self.path)
+            publish(draft, self.path, mode=0o644)
 
     def follow(self, wanted: Held) -> Follow:
         """Say that it is done: who reads the file is not known."""
