@@ -27,7 +27,7 @@ from parbake.errors import (
     DiskFull,
     EnvironmentProblem,
     InputError,
-    LayerBomb,
+    LayerTooLarge,
 )
 from parbake.events import Events
 from parbake.layercache import through
@@ -300,8 +300,8 @@ def build_large_enough(plan: Plan, builder: Builder, ingredients: Ingredients) -
         work.mkdir()
         try:
             return plan, builder.build(plan, replace(ingredients, work=work))
-        except (ArtefactFull, LayerBomb) as error:
-            bigger = larger(plan, bomb=isinstance(error, LayerBomb))
+        except (ArtefactFull, LayerTooLarge) as error:
+            bigger = larger(plan, bomb=isinstance(error, LayerTooLarge))
             if bigger is None:
                 raise
             ingredients.events.warn(f"{error.message}: baking again with a disk of {bigger.size // MIB} MiB")

@@ -11,7 +11,7 @@ import pytest
 from parbake import coldstart, disk, flow, planning, proof, records
 from parbake.bakefile import load
 from parbake.builders import Disk, Ingredients
-from parbake.errors import ArtefactFull, DiskFull, LayerBomb, ParbakeError, VerificationFailed
+from parbake.errors import ArtefactFull, DiskFull, LayerTooLarge, ParbakeError, VerificationFailed
 from parbake.events import Event, Events
 from parbake.model import GIB, MIB, Plan, Verdict
 from parbake.registry import Registry
@@ -44,7 +44,9 @@ def build(folder: Path, made: Plan, builder: Builder, said: list[Event]) -> tupl
 UNKNOWN = plan(images=(image(layers=(layer("x", size=100 * MIB, raw_size=0),)),))
 
 
-@pytest.mark.parametrize("error", [ArtefactFull("the images do not fit"), LayerBomb("inflates to more than the disk")])
+@pytest.mark.parametrize(
+    "error", [ArtefactFull("the images do not fit"), LayerTooLarge("inflates to more than the disk")]
+)
 def test_a_larger_disk_is_tried_in_a_fresh_folder(tmp_path: Path, error: ParbakeError) -> None:
     said: list[Event] = []
     builder = Builder(3 * GIB, error)
@@ -59,8 +61,8 @@ def test_a_larger_disk_is_tried_in_a_fresh_folder(tmp_path: Path, error: Parbake
 
 def test_the_error_comes_out_when_no_size_is_believable(tmp_path: Path) -> None:
     said: list[Event] = []
-    with pytest.raises(LayerBomb, match="a bomb"):
-        build(tmp_path, UNKNOWN, Builder(1 << 60, LayerBomb("a bomb")), said)
+    with pytest.raises(LayerTooLarge, match="a bomb"):
+        build(tmp_path, UNKNOWN, Builder(1 << 60, LayerTooLarge("a bomb")), said)
     assert len(said) == 4
 
 
