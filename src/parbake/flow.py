@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, base, build, coldstart, disk, pause, records
+from parbake import __version__, ancestry, base, build, coldstart, disk, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients, Parent
 from parbake.builders.choose import ELSEWHERE, builder_of
@@ -273,16 +273,6 @@ def existing(output: Path, plan: Plan) -> Finished | None:
     return Finished(artefact, record, changed=False) if artefact.exists() or records.is_published(record) else None
 
 
-def parent_of(plan: Plan, output: Path) -> Parent | None:
-    """Find an earlier artefact that holds most of what a plan needs."""
-    found = records.ancestor(plan, [record for _, record in records.find(output)])
-    if found is None:
-        return None
-    artefact = output / found.artefact
-    blocks = records.blocks_of(artefact, found)
-    return Parent(found.artefact, artefact, blocks) if blocks and artefact.exists() else None
-
-
 def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -> Finished:
     """Bake: build the artefact in a work folder, then let it and its record appear together.
 
@@ -300,7 +290,7 @@ def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -
     )
     with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
         sources = through(partial(open_source, run.registry), run.cache, events)
-        parent = None if options.force or options.from_scratch else parent_of(plan, output)
+        parent = find_parent(run, plan, options)
         ready = readying(plan, options, events)
         ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover, parent, ready)
         plan, baked = build_artefact(plan, builder, ingredients)
@@ -308,9 +298,18 @@ def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -
             baked = ready(baked, plan, work)
         record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
         if baked.path is None:
-            return Finished(records.announce(record, output, work, blocks=blocks), record, changed=True)
+            return Finished(records.announce(record, output, blocks=blocks), record, changed=True)
         artefact = records.release(baked.path, record, output, work, blocks=blocks)
+    ancestry.remember(artefact, record, run.cache)
     return Finished(artefact, coldstart.keep(artefact, record, baked.trace) if baked.trace else record, changed=True)
+
+
+def find_parent(run: Kitchen, plan: Plan, options: Options) -> Parent | None:
+    """Find the earlier artefact to start from, unless the user wants none."""
+    if options.force or options.from_scratch:
+        return None
+    output, rehearse = run.bakefile.output, bool(options.rehearse)
+    return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse)
 
 
 def readying(plan: Plan, options: Options, events: Events) -> Callable[[Baked, Plan, Path], Baked]:

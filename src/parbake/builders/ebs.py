@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from parbake import aws, ebs
+from parbake import atomic, aws, ebs
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
 from parbake.builders import Baked, Ingredients
@@ -163,9 +163,7 @@ def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
         with events.stage("fetch", f"Fetch the base {ami}"):
             fetched = ebs.fetch(ami, path, events, region=region)
         fetched.blocks.write(folder / f"{ami}.raw.blocks")
-        with work_folder(folder, "fetch") as work:
-            (work / about.name).write_text(json.dumps({"snapshot": fetched.snapshot, "tpm": fetched.tpm}))
-            publish(work / about.name, about)
+        atomic.replace(about, json.dumps({"snapshot": fetched.snapshot, "tpm": fetched.tpm}))
     return fetched
 
 
