@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import clouds, disk, ebs, packer, planning, records
+from parbake import atomic, clouds, disk, ebs, packer, planning, records
 from parbake.bakefile import load
 from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
@@ -54,7 +54,8 @@ def _resolved(bakefile: Path, events: Events) -> list[Image]:
 def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path, ...]:
     """Write files below a folder, which is made when missing; what says the same already is left alone.
 
-    Raises InputError that names what is in the way, before anything is written, unless ``force``.
+    Raises InputError that names what is in the way, before anything is written, unless ``force``; and for a folder of
+    a file that is a link.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
@@ -67,13 +68,10 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path,
             f"{folder} holds other files of these names: {', '.join(in_the_way)}",
             hint="name another folder, or replace them with --force",
         )
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in changed.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.new")
-        beside.write_text(text)
-        beside.chmod(0o755 if text.startswith("#!") else 0o644)
-        beside.replace(path)
+        mode = 0o755 if text.startswith("#!") else 0o644
+        atomic.replace(folder / name, text, mode=mode, beneath=folder)
     return tuple(folder / name for name in files)
 
 

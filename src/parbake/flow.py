@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, access, base, coldstart, disk, interrupts, records
+from parbake import __version__, access, ancestry, base, coldstart, disk, interrupts, records
 from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Disk, Ingredients, Parent, Publisher, RemoteBuilder, Shipment
 from parbake.builders.choose import builder_of, publisher_of, remote_builder_of
@@ -137,12 +137,12 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     clock = Clock()
     with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
-        parent = None if options.force or options.from_scratch else parent_of(plan, output)
-        plan, disk = build_disk(run, plan, base_path, work, parent=parent)
+        plan, disk = build_disk(run, plan, base_path, work, parent=find_parent(run, plan, options))
         disk = prepared(disk, plan, work, options, events)
         record, blocks = describe(run, plan, disk, base_path, clock)
         interrupts.hold()
         artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace)
+    ancestry.remember(artefact, record, run.cache)
     return Finished(artefact, record, changed=True)
 
 
@@ -158,10 +158,7 @@ def bake_and_publish(
     verdict, blocks = earlier.record.verdict if earlier and earlier.record.verified else None, None
     proving = options.verify and verdict is None and can_boot(plan, events)
     clock = Clock()
-    with (
-        work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work,
-        publisher.opened(plan, events) as shipment,
-    ):
+    with publisher.opened(plan, events, keep=options.keep_workspace) as shipment:
         there = None if options.force else shipment.existing()
         disk_plan, disk = publisher.disk_plan(plan), None
         if there is None or proving or options.rehearse or options.trace:
@@ -190,7 +187,7 @@ def bake_and_publish(
             trace=trace,
         )
         interrupts.hold()
-        place = records.announce(record, output, work, blocks=blocks, trace=trace)
+        place = records.announce(record, output, blocks=blocks, trace=trace)
     judge(place, verdict)
     return Finished(place, record, changed=True)
 
@@ -230,7 +227,7 @@ def bake_remotely(
             run, plan, clock, size=made.size, published=dict(made.published), verdict=made.verdict, trace=trace
         )
         interrupts.hold()
-        records.announce(record, output, work, trace=trace)
+        records.announce(record, output, trace=trace)
     judge(place, made.verdict)
     return Finished(place, record, changed=True)
 
@@ -249,14 +246,12 @@ def trace_beside(finished: Finished | None) -> Trace | None:
     return None
 
 
-def parent_of(plan: Plan, output: Path) -> Parent | None:
-    """Find an earlier artefact that holds most of what a plan needs."""
-    found = records.ancestor(plan, [record for _, record in records.find(output)])
-    if found is None:
+def find_parent(run: Session, plan: Plan, options: Options) -> Parent | None:
+    """Find the earlier artefact to start from, unless the user wants none."""
+    if options.force or options.from_scratch:
         return None
-    artefact = output / found.artefact
-    blocks = records.blocks_of(artefact, found)
-    return Parent(found.artefact, artefact, blocks) if blocks and artefact.exists() else None
+    output, rehearse = run.bakefile.output, bool(options.rehearse)
+    return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse)
 
 
 def prepared(disk: Disk, plan: Plan, work: Path, options: Options, events: Events) -> Disk:

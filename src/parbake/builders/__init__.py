@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from parbake.disk import BlockList
+from parbake.disk import BlockList, Memory
 from parbake.events import Events
 from parbake.model import Image, Plan, Published, Source, Verdict
 from parbake.trace import Trace
@@ -23,11 +23,15 @@ from parbake.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks."""
+    """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks.
+
+    ``memory`` may spare the comparison of the two (None: every byte is compared).
+    """
 
     name: str
     path: Path
     blocks: BlockList
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,6 @@ class Publisher(Protocol):
         """Return the disk of a base that lies in the cloud, fetched once; None where the base is no such thing."""
         ...
 
-    def opened(self, plan: Plan, events: Events) -> AbstractContextManager[Shipment]:
-        """Open the shipment of a plan: one run at a time works on it."""
+    def opened(self, plan: Plan, events: Events, *, keep: bool = False) -> AbstractContextManager[Shipment]:
+        """Open the shipment of a plan: one run at a time works on it. ``keep``: its work folder stays."""
         ...

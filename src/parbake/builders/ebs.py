@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from parbake import aws, ebs
+from parbake import atomic, aws, ebs
 from parbake.access import private_folder
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
@@ -74,12 +74,17 @@ class EbsPublisher:
         return _base(plan.base.identity, self._region, events).path if plan.base.kind == "ami" else None
 
     @contextmanager
-    def opened(self, plan: Plan, events: Events) -> Iterator[EbsShipment]:
+    def opened(self, plan: Plan, events: Events, *, keep: bool = False) -> Iterator[EbsShipment]:
         """Open the shipment of a plan. The folder of its disk, in the cache, outlives the run."""
         uploads = private_folder(cache_folder() / "uploads")
         remove_leftovers(uploads)
         key = plan.key
-        with lock(uploads / f"{key}.lock", what=f"the upload of {key[:12]}"), work_folder(uploads, key[:12]) as work:
+        with (
+            lock(uploads / f"{key}.lock", what=f"the upload of {key[:12]}"),
+            work_folder(uploads, key[:12], keep=keep) as work,
+        ):
+            if keep:
+                events.note(f"the work folder stays: {work}")
             if self._fresh:
                 remove_tree(uploads / key)
             yield EbsShipment(
@@ -100,9 +105,7 @@ def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
         with events.stage("fetch", f"Fetch the base {ami}"):
             fetched = ebs.fetch(ami, path, events, region=region)
         fetched.blocks.write(folder / f"{ami}.raw.blocks")
-        with work_folder(folder, "fetch") as work:
-            (work / about.name).write_text(json.dumps({"snapshot": fetched.snapshot, "tpm": fetched.tpm}))
-            publish(work / about.name, about)
+        atomic.replace(about, json.dumps({"snapshot": fetched.snapshot, "tpm": fetched.tpm}))
     return fetched
 
 

@@ -85,24 +85,43 @@ def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
 
 
 def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
-    """Copy the earlier volume and change what differs; None when there is none, or it turns out not to serve."""
+    """Copy the earlier volume and change what differs; None when there is none, or it turns out not to serve.
+
+    Nothing of it is looked at before its bytes are known to be those of its list.
+    """
     parent, events = ingredients.parent, ingredients.events
     if parent is None:
         return None
     try:
         with events.stage("copy", f"Copy {parent.name}"):
-            disk.copy_sparse(parent.path, volume, events)
-        return _write_ext4(volume, plan, ingredients, parent)
+            compared = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
+        return _write_ext4(volume, plan, ingredients, parent, compared=compared)
     except (ForeignVolume, ArtefactFull) as error:
         events.note(f"{parent.name} is no start for this volume ({error.message}): making a new one")
-        volume.unlink()
-        return None
+    except disk.NotAsListed as error:
+        events.warn(f"{error.message}: making a new volume, from nothing of it")
+    except Exception:
+        if parent.memory:  # a disk may have changed what nobody wrote to: that shows the next time
+            parent.memory.forget()
+        raise
+    volume.unlink(missing_ok=True)
+    return None
 
 
 def _write_ext4(
-    volume: Path, plan: Plan, ingredients: Ingredients, parent: Parent | None = None, *, dense: bool = False
+    volume: Path,
+    plan: Plan,
+    ingredients: Ingredients,
+    parent: Parent | None = None,
+    *,
+    compared: bool = True,
+    dense: bool = False,
 ) -> Disk:
-    """Fill an ext4 volume without mounting it for writing."""
+    """Fill an ext4 volume without mounting it for writing.
+
+    Where its parent was not ``compared`` with its list, the blocks that were written to are: the new list, which holds
+    their new digests, would hide what was damaged beside. Raises NotAsListed for these.
+    """
     events, work = ingredients.events, ingredients.work
     root = work / "store"
     root.mkdir(exist_ok=True)
@@ -121,6 +140,8 @@ def _write_ext4(
             fill(plan, store, ingredients.source, ground=ground, events=events, hang_up=ingredients.hang_up)
         ground.finish_volume(root)
     hashes = writer.hashes.known
+    if parent and not compared:
+        disk.compare(parent.path, parent.blocks, events, writer.hashes.touched)
     if parent and parent.blocks.algorithm == "blake3":
         hashes |= {
             index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched

@@ -234,14 +234,12 @@ def report(
     A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
     second one. The page needs no network.
     """
-    from parbake import coldstart
+    from parbake import atomic, coldstart
     from parbake.report import Subject, page
-    from parbake.workspace import publish, room_for
+    from parbake.workspace import room_for
 
     door.as_json = as_json
     subjects = [Subject(*coldstart.known(each, output(file, each))) for each in (what, against) if each]
-    draft = to.with_name(f".{to.name}.draft")
     with room_for(to):
-        draft.write_text(page(*subjects))
-        publish(draft, to, mode=0o644)
+        atomic.replace(to, page(*subjects), mode=0o644)
     answer({"written": [str(to)]}, lambda: f"wrote {to}")

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 
+from parbake import atomic
 from parbake.diskformats import inspect, name
 from parbake.errors import BadBase, CommandFailed, DiskFull, InputError, Interrupted
 from parbake.events import Events, Task
 from parbake.model import MIB
 from parbake.run import run
-from parbake.workspace import publish, room_for, work_folder
+from parbake.workspace import room_for
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 # Where copy_file_range(2) does not go between two file systems.
@@ -56,18 +57,23 @@ def describe(image: Path, cache: Path, events: Events) -> DiskFile:
         status = image.stat()
     except OSError as error:
         raise InputError(f"{image}: {error.strerror}", hint="check `base` in the Bakefile") from None
-    state = [str(image.resolve()), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    remembered = cache / "digests" / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()}.json"
+    name = hashlib.sha256(json.dumps(state(image, status)).encode()).hexdigest()
+    remembered = cache / "digests" / f"{name}.json"
     if remembered.exists():
         return DiskFile(**json.loads(remembered.read_text()))
     info = inspect(image)
     found = DiskFile(f"sha256:{sha256_file(image, events)}", info["format"], int(info["virtual-size"]))
     remembered.parent.mkdir(parents=True, exist_ok=True)
-    with room_for(remembered), work_folder(cache, "digest") as work:
-        draft = work / remembered.name
-        draft.write_text(json.dumps(asdict(found)))
-        publish(draft, remembered)
+    with room_for(remembered):
+        atomic.replace(remembered, json.dumps(asdict(found)))
     return found
+
+
+def state(path: Path, status: os.stat_result) -> list[str | int]:
+    """Return what tells a file that did not change from one that did; nobody can set its last part back."""
+    return [
+        str(path.resolve()), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+    ]  # fmt: skip
 
 
 def to_raw(source: Path, target: Path, events: Events) -> None:
@@ -92,12 +98,12 @@ def convert(source: Path, target: Path, format_: str) -> None:
 
 
 def _qemu_convert(source: str, options: list[str], target: Path) -> None:
-    with _complete_or_absent(target):
+    with complete_or_absent(target):
         run(["qemu-img", "convert", "-t", "none", "-T", "none", *options, source, str(target.absolute())], timeout=7200)
 
 
 @contextmanager
-def _complete_or_absent(target: Path) -> Iterator[None]:
+def complete_or_absent(target: Path) -> Iterator[None]:
     """Remove ``target`` when the body fails; raises DiskFull when that was the reason."""
     try:
         yield
@@ -114,8 +120,8 @@ def copy_sparse(source: Path, target: Path, events: Events) -> None:
 
     Raises DiskFull. A copy that failed is removed.
     """
-    with _complete_or_absent(target), source.open("rb") as reader, target.open("wb") as writer:
-        if _reflink(reader.fileno(), writer.fileno()):
+    with complete_or_absent(target), source.open("rb") as reader, target.open("wb") as writer:
+        if reflink(reader.fileno(), writer.fileno()):
             return
         size = os.fstat(reader.fileno()).st_size
         writer.truncate(size)
@@ -130,7 +136,8 @@ def copy_sparse(source: Path, target: Path, events: Events) -> None:
                     task.advance(count)
 
 
-def _reflink(source: int, target: int) -> bool:
+def reflink(source: int, target: int) -> bool:
+    """Let an open file share all blocks of another; False where the file system cannot. Raises OSError."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:
