@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from parbake.access import private_folder
 from parbake.buildtools import STORES, BuildTool, Place, Request, choose
 from parbake.context import BuildSpec, Rules, digest
 from parbake.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
@@ -143,7 +144,7 @@ def clear(cache: Path) -> None:
 
 
 def _locked(cache: Path) -> AbstractContextManager[None]:
-    return lock(cache / _FOLDER / "lock", what=f"the builder's store in {cache}")
+    return lock(private_folder(cache / _FOLDER) / "lock", what=f"the builder's store in {cache}")
 
 
 def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request:

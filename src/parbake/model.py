@@ -29,6 +29,11 @@ TIB = 1 << 40
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 """A content digest: the only algorithm that registries and containerd use in practice."""
 
+FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}"
+"""Pattern of the name of a file in a folder: never hidden, never a path."""
+FileName = Annotated[str, StringConstraints(pattern=f"^{FILE_NAME}$")]
+"""The name of a file beside others, which records say of themselves: it leads to no other folder."""
+
 # `uname -m` to the names that Go, and with it every image index, uses.
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -324,7 +329,7 @@ class Plan(Frozen):
     """
 
     version: Literal[1] = 1
-    name: str
+    name: FileName
     platform: Platform
     base: Base
     artefact: Artefact
