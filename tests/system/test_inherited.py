@@ -18,6 +18,7 @@ import pytest
 from parbake import disk, records, run
 from parbake.disk import BlockList
 from parbake.events import Events
+from parbake.ext4 import Volume
 from parbake.model import GIB
 from tests.support.baking import Done, bake, bakefile, parbake, private_places
 from tests.support.images import Built, image, layer, push
@@ -173,6 +174,22 @@ def test_rot_is_found_where_all_is_compared(shared: Place, registry: DockerRegis
     done = again(write(shared.at, registry, 2))
     assert done.document["parent"] == first.name
     assert "1 block of 512 KiB differs" in damage(done.document)
+
+
+def test_rot_that_the_check_of_the_file_system_finds_is_compared_the_next_time(
+    shared: Place, registry: DockerRegistry
+) -> None:
+    first = Path(bake(write(shared.at, registry, 1))["artefact_path"])
+    with Volume(first) as volume:
+        kept = next(each for each in volume.planted.values() if sum(end - at for at, end in each.blocks) >= 6 * 256)
+        inode = volume.frame.inode_place(kept.inodes[0][0])
+    shared.rot(first, inode)
+    path = write(shared.at, registry, 2)
+    assert parbake("bake", "-f", path, "--no-verify", "--json").code == 1
+    done = again(path)
+    assert done.document["parent"] == ""
+    assert f"{first.name} is damaged" in " ".join(done.err.split())
+    assert BIG in Path(done.document["artefact_path"]).read_bytes()
 
 
 @pytest.mark.parametrize("forged", ["key", "verdict", "size", "blocks", "plan"])

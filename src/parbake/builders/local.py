@@ -26,6 +26,7 @@ from parbake.workspace import remove_tree
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.disk.tables import Partition
+    from parbake.events import Events
 
 # Layers on their way lie beside the snapshots that they will become: moving them there is a rename.
 _STAGING = ".parbake-staging"
@@ -58,16 +59,19 @@ class LocalBuilder:
 
 def _bake_volume(plan: Plan, ingredients: Ingredients) -> Baked:
     """Make a file system that is the runtime's root: a node mounts it there."""
-    events, filesystem = ingredients.events, plan.artefact.filesystem
-    volume = ingredients.work / "disk.raw"
+    events, volume = ingredients.events, ingredients.work / "disk.raw"
     baked = None
-    if filesystem == "ext4":
+    if plan.artefact.filesystem == "ext4":
         baked = _start_from_parent(volume, plan, ingredients)
     if baked is None:
         baked = _make_volume(volume, plan, ingredients)
-    with events.stage("check", "Check the file system"):
-        disk.check_filesystem(volume, filesystem)
+        _check(volume, plan, events)
     return baked
+
+
+def _check(volume: Path, plan: Plan, events: Events) -> None:
+    with events.stage("check", "Check the file system"):
+        disk.check_filesystem(volume, plan.artefact.filesystem)
 
 
 def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
@@ -87,25 +91,29 @@ def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
 
 
 def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked | None:
-    """Copy the earlier volume and change what differs; None when there is none, or it turns out not to serve.
+    """Copy the earlier volume, change what differs, and check it; None where there is none or it does not serve.
 
-    Nothing of it is looked at before its bytes are known to be those of its list.
+    Its bytes are compared with its list before anything in it is used, unless ``Parent.memory`` spares that.
     """
     parent, events = ingredients.parent, ingredients.events
     if parent is None:
         return None
+    compared = True
     try:
         with events.stage("copy", f"Copy {parent.name}"):
             compared = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
-        return _write_ext4(volume, plan, ingredients, parent, compared=compared)
+        baked = _write_ext4(volume, plan, ingredients, parent, compared=compared)
+        _check(volume, plan, events)
     except (ForeignVolume, ArtefactFull) as error:
         events.note(f"{parent.name} is no start for this volume ({error.message}): making a new one")
     except disk.NotAsListed as error:
         events.warn(f"{error.message}: making a new volume, from nothing of it")
     except Exception:
-        if parent.memory:  # a disk may have changed what nobody wrote to: that shows the next time
+        if parent.memory and not compared:  # a disk may have changed what nobody wrote to: the next bake looks
             parent.memory.forget()
         raise
+    else:
+        return baked
     volume.unlink(missing_ok=True)
     return None
 
