@@ -23,6 +23,7 @@ from parbake.disk.blocks import BlockList, block_list
 from parbake.disk.files import complete_or_absent, reflink, state
 from parbake.errors import ParbakeError
 from parbake.events import Events
+from parbake.run import sleep
 from parbake.workspace import room_for
 
 _TICK_NS: Final = 20_000_000
@@ -54,7 +55,7 @@ class Memory:
     def keep(self) -> None:
         """Remember that the file's bytes are these as it is now. Raises OSError, DiskFull."""
         while (status := self.path.stat()).st_ctime_ns > time.time_ns() - _TICK_NS:
-            time.sleep(_TICK_NS / 1e9)  # what is written after the look at it has a later time
+            sleep(_TICK_NS / 1e9)  # what is written after the look at it has a later time
         note = self._note(status)
         with room_for(note):
             note.parent.mkdir(parents=True, exist_ok=True)
