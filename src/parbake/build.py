@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from parbake.access import private_folder
 from parbake.buildtools import STORES, BuildTool, Place, Request, choose
 from parbake.context import BuildSpec, Rules, digest
 from parbake.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
@@ -23,7 +24,9 @@ from parbake.reference import Reference
 from parbake.registry import Layout, Registry
 from parbake.registry.credentials import files as auth_files
 from parbake.registry.credentials import find_credentials
+from parbake.registry.documents import load
 from parbake.registry.ecr import ensure_repository
+from parbake.registry.strictjson import CONFIG
 from parbake.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 
 __all__ = ["LABEL", "BuildSpec", "Built", "build", "build_key", "clear", "existing", "local_layout"]
@@ -141,7 +144,7 @@ def clear(cache: Path) -> None:
 
 
 def _locked(cache: Path) -> AbstractContextManager[None]:
-    return lock(cache / _FOLDER / "lock", what=f"the builder's store in {cache}")
+    return lock(private_folder(cache / _FOLDER) / "lock", what=f"the builder's store in {cache}")
 
 
 def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request:
@@ -225,7 +228,7 @@ def _from_layout(reference: Reference, platform: Platform, path: Path) -> Image 
 
 
 def _label(registry: Registry, image: Image) -> str:
-    config: dict[str, Any] = json.loads(registry.source(image).read(image.config))
+    config = load(f"{image.reference}: the image's config", registry.source(image).read(image.config), CONFIG)
     labels = (config.get("config") or {}).get("Labels") or {}
     return str(labels.get(LABEL, ""))
 

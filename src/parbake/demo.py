@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake import atomic, flow, proof, sample
+from parbake import atomic, flow, interrupts, proof, sample
 from parbake.events import Events
 from parbake.model import MIB, Frozen, Image
 from parbake.records import Record
@@ -80,6 +80,7 @@ def tell(folder: Path, *, events: Events) -> Outcome:
     bakefile = lay_out(folder, events=events, cache=cache_folder())
     with serve_registry(folder / "registry", port_of(bakefile)):
         finished = flow.bake(bakefile, events, flow.Options(verify=False))
+        interrupts.resume()
         plan = finished.record.plan
         with (
             work_folder(finished.artefact.parent, "demo") as work,

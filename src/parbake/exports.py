@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import atomic, clouds, disk, ebs, flow, packer, records
+from parbake import atomic, clouds, disk, ebs, packer, planning, records
 from parbake.bakefile import load
 from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
@@ -40,13 +41,13 @@ def to_packer(
 
 
 def _resolved(bakefile: Path, events: Events) -> list[Image]:
-    with flow.kitchen(bakefile, events) as run:
-        found = flow.resolve(run)
+    with planning.open_session(bakefile, events) as run:
+        found = planning.resolve(run)
         missing = [name for name, image in found.items() if image is None]
         if missing:
             hint = "build and push them first (a bake does), or leave out --pin"
             raise InputError(f"not built yet: {', '.join(missing)}", hint=hint)
-        sandbox = flow.sandbox_of(run)
+        sandbox = planning.sandbox_of(run)
     return [image for image in (*found.values(), sandbox) if image]
 
 
@@ -193,7 +194,7 @@ def _export(what: str, output: Path, folder: Path, events: Events, cloud: _Cloud
         made.unlink(missing_ok=True)  # of an earlier artefact: it and the new script would not go together
         write(folder, {cloud.script: cloud.text(baked, made.name)}, force=force)
         cloud.disk(baked, work / made.name)
-        publish(work / made.name, made)
+        publish(work / made.name, made, mode=stat.S_IMODE(artefact.stat().st_mode) & 0o666)  # as readable as that
     return made, script
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parbake import records
+from parbake import interrupts, records
 from parbake.bakefile import Bakefile, load
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
 from parbake.errors import InputError, NotMade, ParbakeError, RolloutError, Stalled, VerificationFailed
@@ -299,10 +299,12 @@ def _hand_over(
         return tuple(Handed(each.target.name, each.target.kind, each.change) for each in decided)
     done = []
     for each in decided:
+        interrupts.resume()
         written = not each.change.empty
         if written:
             with events.stage(f"write-{each.target.name}", f"Write {each.change.where}"):
                 each.means.write(each.change)
+                interrupts.hold()
         handed = Handed(each.target.name, each.target.kind, each.change, written)
         done.append(replace(handed, follow=_follow(each, events, manner)) if manner.follow else handed)
     return tuple(done)
@@ -319,8 +321,11 @@ def _follow(each: _Decided, events: Events, manner: Manner) -> Follow:
     """Look until the nodes run what was handed out; raises Stalled at the deadline, RolloutError on failure."""
     name, wanted = each.target.name, each.change.after
     deadline = Deadline(manner.deadline or each.target.deadline, f"the rollout to {name}")
+    interrupts.resume()
     with events.stage(f"follow-{name}", f"Follow {each.change.where}"):
-        return _until_done(lambda: each.means.follow(wanted), name, wanted, deadline, events, manner.interval)
+        follow = _until_done(lambda: each.means.follow(wanted), name, wanted, deadline, events, manner.interval)
+        interrupts.hold()
+    return follow
 
 
 def _until_done(

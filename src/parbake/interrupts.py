@@ -6,6 +6,9 @@ up (``guarded`` code is on the stack: it tries again a little later), raises it 
 leaves what is being cleaned up alone. Who insists (the third time) leaves at once; the kernel then takes away what is
 mounted and running, and the next run what is in files, as after ``kill -9``.
 
+What is done is told: who has done the last of it calls ``hold`` before, and a signal waits from then on, until the
+result is printed and the program ends, or until more is to be done (``resume``).
+
 Before the command begins nothing is held, and after its end nothing is left to do: then a signal ends the program where
 it is. This room imports only what every Python has loaded, so that it is there before anything else is.
 """
@@ -33,6 +36,8 @@ _ONE_PRESS = 0.3  # seconds in which signals count as one: wrappers pass on what
 _INSISTENT = 3  # how many end the program wherever it is
 # A call to containerd ends by itself, as a rule at once; one that does not is cut off after these seconds.
 _LONGEST_CALL = 2.0
+# So long (seconds) a signal waits for what is done to be told: whoever should read it may not read at all.
+_LONGEST_TELLING = 10.0
 # Cleaning up, in which nothing is raised, and what acquires: files of the standard library and functions in them.
 # Libraries turn what is raised while they are being loaded into errors of their own.
 _CLEANERS = frozenset({"__exit__", "__del__"})
@@ -53,6 +58,7 @@ class _State:
         self.code = self.count = 0
         self.reason = ""
         self.first = self.last = 0.0
+        self.held = False
         self.guarded: set[CodeType] = set()
 
 
@@ -79,7 +85,19 @@ def install() -> None:
 
 def begin() -> None:
     """From here on there is something to clean up: signals raise ``Stop``."""
-    _state.phase, _state.count, _state.reason = "work", 0, ""
+    _state.phase, _state.count, _state.reason, _state.held = "work", 0, "", False
+
+
+def hold() -> None:
+    """Say that all is done but what takes no time, such as to print the result: a signal waits until ``resume``."""
+    _state.held = True
+
+
+def resume() -> None:
+    """Say that more is to be done after all. Raises ``Stop`` right here when a signal has come meanwhile."""
+    _state.held = False
+    if _state.phase == "work" and _state.count:
+        _attempt(sys._getframe(1))  # noqa: SLF001 (documented; the handlers get theirs from Python)
 
 
 def end(code: int) -> None:
@@ -126,9 +144,10 @@ def _look_again(_number: int, frame: FrameType | None) -> None:
 
 def _attempt(frame: FrameType | None) -> None:
     """Raise, if this is a moment for it and it is not on its way already."""
+    waited = time.monotonic() - _state.first
     if _on_its_way(sys.exception()):
         signal.setitimer(signal.ITIMER_REAL, _SWALLOWED)
-    elif _is_guarded(frame, patient=time.monotonic() - _state.first < _LONGEST_CALL):
+    elif (_state.held and waited < _LONGEST_TELLING) or _is_guarded(frame, patient=waited < _LONGEST_CALL):
         signal.setitimer(signal.ITIMER_REAL, _AGAIN)
     else:
         signal.setitimer(signal.ITIMER_REAL, _SWALLOWED)

@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import Empty, Queue, SimpleQueue
 from typing import Final, Self
 
+from parbake.access import private_folder
 from parbake.errors import BadContent, CacheDamaged, DeadlineExceeded, InputError, LayerError
 from parbake.events import Events
 from parbake.model import GIB, MIB, Descriptor, Image, Readable, Source
@@ -138,7 +139,7 @@ class Caching:
     def has_room(self, descriptor: Descriptor, travels: int) -> bool:
         """Whether a layer fits into the cache, and the disk is large enough for it and the bake."""
         with suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self._folder)
             status = os.statvfs(self._folder)
             free = status.f_bavail * status.f_frsize
             return descriptor.size <= self._limit and free > travels * _GROWTH + GIB
@@ -173,6 +174,7 @@ class Caching:
         with _alone(self._folder):
             for entry in _divide(entries(self._folder), self._limit - descriptor.size)[0]:
                 entry.path.unlink(missing_ok=True)
+            made.chmod(0o600)
             made.replace(self._path(descriptor.digest))
 
     def _tell(self, descriptor: Descriptor, why: object) -> None:

@@ -7,7 +7,9 @@ what is ours lies under ``parbake``. Sources: in-toto/attestation spec/v1/statem
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -18,11 +20,13 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from parbake import atomic
+from parbake.access import PRIVATE
 from parbake.disk import BLOCK, BlockList, block_list
-from parbake.errors import DeadlineExceeded, InputError
+from parbake.errors import DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.events import Events
 from parbake.interrupts import guarded
 from parbake.model import FILE_NAME, Digest, FileName, Frozen, Plan, Published, TraceSummary, Verdict
+from parbake.trace import Trace, save
 from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -67,7 +71,7 @@ class Record(Frozen):
     """
 
     artefact: FileName
-    key: str
+    key: str = Field(pattern=_HEX)
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     blocks: Blocks | None = None
     size: int
@@ -160,8 +164,9 @@ def _digest_set(digest: str) -> dict[str, str]:
 def write(folder: Path, record: Record) -> Path:
     """Write the record beside its artefact, at once or not at all; return its path. Raises DiskFull."""
     path = folder / record.file_name
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else PRIVATE
     with room_for(path):
-        atomic.replace(path, json.dumps(to_statement(record), indent=2) + "\n")
+        atomic.replace(path, json.dumps(to_statement(record), indent=2) + "\n", mode=mode)
     return path
 
 
@@ -173,8 +178,16 @@ def in_use(
 
 
 @guarded
-def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
-    """Let a finished artefact appear under its name with its record, and return its path.
+def release(
+    made: Path,
+    record: Record,
+    folder: Path,
+    work: Path,
+    *,
+    blocks: BlockList | None = None,
+    trace: Trace | None = None,
+) -> Path:
+    """Let a finished artefact appear under its name, with its blocks, trace and record; return its path.
 
     The record is what makes it an artefact: it goes first when both are replaced, and it comes last. ``work`` is the
     run's work folder, which ``sweep`` asks when the run is killed between the two. Raises DiskFull.
@@ -190,6 +203,8 @@ def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: Blo
             blocks_path(artefact).unlink(missing_ok=True)
         else:
             blocks.write(blocks_path(artefact))
+        if trace is not None:
+            save(trace, folder / record.trace_name)
         write(folder, record)
     except BaseException:
         for path in _files(artefact):
@@ -198,11 +213,16 @@ def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: Blo
     return artefact
 
 
-def announce(record: Record, folder: Path, *, blocks: BlockList | None = None) -> Path:
-    """Write the record of an artefact that lies in a cloud, and the list of its blocks; return its place as a name."""
+def announce(record: Record, folder: Path, *, blocks: BlockList | None = None, trace: Trace | None = None) -> Path:
+    """Write the record of an artefact that lies in a cloud, with the list of its blocks and its trace.
+
+    Returns its place as a name. The record comes last: a run that is killed before finds all of it in the cloud again.
+    """
     artefact = folder / record.artefact
     if blocks is not None:
         blocks.write(blocks_path(artefact))
+    if trace is not None:
+        save(trace, folder / record.trace_name)
     write(folder, record)
     return artefact
 
@@ -220,6 +240,11 @@ def is_published(record: Record) -> bool:
 def blocks_path(artefact: Path) -> Path:
     """Return where the list of a raw artefact's blocks lies."""
     return artefact.with_name(artefact.name + BLOCKS_SUFFIX)
+
+
+def everything(artefact: Path) -> tuple[Path, ...]:
+    """Return the files that an artefact has, or may have: itself, what lies beside it, and its record."""
+    return *_files(artefact), artefact.with_name(artefact.name + SUFFIX)
 
 
 def _files(artefact: Path) -> tuple[Path, ...]:
@@ -292,11 +317,13 @@ def _finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
 
 
 def read(path: Path) -> Record:
-    """Read a record; raises InputError when the file is missing or is no record."""
+    """Read a record; raises InputError when the file is missing or is no record, EnvironmentProblem without access."""
     try:
         return Record.model_validate(json.loads(path.read_bytes())["parbake"])
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", hint="`parbake list` shows the records there are") from None
+    except PermissionError:
+        raise _no_access(path) from None
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -304,9 +331,18 @@ def read(path: Path) -> Record:
         ) from error
 
 
+def _no_access(path: Path) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{path} belongs to another user, who keeps it to himself",
+        hint="run parbake with sudo; `readable_by: everyone` in the Bakefile lets everybody read what is baked",
+    )
+
+
 def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
     """Return every record in a folder whose artefact is there too, or published in a cloud; oldest first."""
     found = []
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise _no_access(folder)
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             record = read(path)

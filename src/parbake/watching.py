@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parbake import build, flow, handover, keeping, upkeep
+from parbake import build, flow, handover, interrupts, keeping, planning, upkeep
 from parbake.bakefile import ImageEntry, load
 from parbake.errors import InputError, ParbakeError
 from parbake.events import Events
-from parbake.flow import Finished, Kitchen
 from parbake.handover import Handed, Manner
 from parbake.keeping import Pruned
+from parbake.planning import Finished, Session
 from parbake.records import Decision
 from parbake.run import sleep
 
@@ -48,21 +48,21 @@ class Tidied:
 
 def look(file: Path, events: Events) -> Seen:
     """Return what the Bakefile's names mean now; raises what asking raises."""
-    with flow.kitchen(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
+    with planning.open_session(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
 
         def of(entry: ImageEntry) -> str:
             if entry.build is not None:
                 return build.build_key(entry.build, entry.platform or run.bakefile.platform)
             return run.registry.head(entry.parsed).digest
 
-        with flow.hanging_up(run.registry):
+        with planning.hanging_up(run.registry):
             found = list(pool.map(of, run.bakefile.images))
         seen = {entry.reference: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
         return {**seen, "base": _base(run)}
 
 
-def _base(run: Kitchen) -> str:
-    return flow.base_of(run).identity
+def _base(run: Session) -> str:
+    return planning.base_of(run).identity
 
 
 def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
@@ -75,13 +75,19 @@ def act(
 ) -> tuple[Finished, tuple[Handed, ...], Tidied | None]:
     """Bake, verify, and roll out to the Bakefile's targets (``manner`` None: do not); each is nothing when done.
 
-    With ``prune`` what is old goes afterwards, as the Bakefile's ``retention`` says.
+    With ``prune`` what is old goes afterwards, as the Bakefile's ``retention`` says. Each ends with a hold on
+    interruptions, so that what the turn did can be told.
     """
     handed: tuple[Handed, ...] = ()
     finished = flow.bake(file, events)
     if manner is not None:
+        interrupts.resume()
         handed = handover.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
-    return finished, handed, tidy(file, events) if prune else None
+    tidied = None
+    if prune:
+        interrupts.resume()
+        tidied = tidy(file, events)
+    return finished, handed, tidied
 
 
 def tidy(file: Path, events: Events) -> Tidied:
@@ -91,6 +97,7 @@ def tidy(file: Path, events: Events) -> Tidied:
     pruned = None
     if keeping.publishes(bakefile):
         pruned = keeping.prune_published(file, rules, events, dry_run=False)
+    interrupts.hold()
     return Tidied(upkeep.prune(bakefile.output, keep=rules.keep, younger=rules.younger), pruned)
 
 
@@ -106,7 +113,8 @@ def watch(
 ) -> Turn:
     """Take turns for ever, or one; ``interval`` is in seconds, between turns. Each turn that acted is ``told``.
 
-    ``tidy`` is called at the beginning of every turn.
+    ``tidy`` is called at the beginning of every turn. A signal that comes when a turn is done ends the watch after the
+    turn is told.
 
     With ``once`` errors are raised. Otherwise the turn is tried again at the next, except for input that is wrong.
     """
@@ -131,4 +139,5 @@ def watch(
         else:
             if once:
                 return turn
+        interrupts.resume()
         sleep(interval * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 (spreads load, hides nothing)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+from parbake.access import PRIVATE, folder_mode
 from parbake.atomic import opened, own_folder
 from parbake.errors import DeadlineExceeded, DiskFull, EnvironmentProblem
 from parbake.interrupts import guarded
@@ -246,12 +247,14 @@ def room_for(what: Path) -> Iterator[None]:
         ) from error
 
 
-def publish(source: Path, target: Path) -> None:
+def publish(source: Path, target: Path, *, mode: int = PRIVATE) -> None:
     """Make a finished file or folder appear under its name at once and for good: sync, rename, sync the folder.
 
-    A file of that name is replaced; a folder of that name must not exist or be empty.
+    A file of that name is replaced; a folder of that name must not exist or be empty. Who may use it ``mode`` says, a
+    file's: nobody else unless the caller says so, since images and what is made of them may hold secrets.
     """
     with room_for(target):
+        source.chmod(folder_mode(mode) if source.is_dir() else mode)
         for path in [*source.rglob("*"), source] if source.is_dir() else [source]:
             if not path.is_symlink():
                 _sync(path)

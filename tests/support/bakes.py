@@ -131,6 +131,16 @@ def digests_of(artefact: Path) -> dict[str, str]:
     }
 
 
+def documents(text: str) -> list[Any]:
+    """Return the JSON documents that stand one after the other."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:]
+    return found
+
+
 class Corner:
     """A folder with all that runs of parbake touch: Bakefile, output, cache, temporary files, home."""
 

@@ -44,6 +44,43 @@ def test_a_missing_program_names_its_package() -> None:
     assert "apt-get install" in caught.value.hint
 
 
+@pytest.mark.parametrize("path", [None, "", ".", "bin", ":/usr/bin", "/usr/bin::/bin", "/nowhere:./bin:"])
+def test_programs_never_come_from_the_current_folder(
+    path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those that parbake starts, nor those that these look for themselves, wherever they run."""
+    for folder in (tmp_path, tmp_path / "bin"):
+        folder.mkdir(exist_ok=True)
+        for name in ("setpriv", "sort", "planted"):
+            (folder / name).write_text(f'#!/bin/sh\ntouch {tmp_path}/{name}-ran\nexec /usr/bin/{name} "$@"\n')
+            (folder / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    if path is None:
+        monkeypatch.delenv("PATH")
+    else:
+        monkeypatch.setenv("PATH", path)
+    assert run.run(["sort"], stdin=b"b\na\n").text == "a\nb"
+    assert run.run(["sh", "-c", "sort"], stdin=b"b\na\n", cwd=tmp_path / "bin").text == "a\nb"
+    with run.Process(["sh", "-c", "sort /dev/null"], log=tmp_path / "log") as process:
+        deadline = run.Deadline(10, "the program ends")
+        while process.alive:
+            deadline.sleep(0.01)
+    for name in ("planted", "./planted", "bin/planted"):
+        with pytest.raises(EnvironmentProblem):
+            run.run([name])
+    assert list(tmp_path.glob("*-ran")) == []
+
+
+def test_a_program_that_only_a_relative_path_leads_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted").write_text("#!/bin/sh\n")
+    (tmp_path / "planted").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", ".")
+    with pytest.raises(EnvironmentProblem, match=r"\./planted is not run") as caught:
+        run.need("planted")
+    assert "in full" in caught.value.hint
+
+
 def test_a_time_limit_ends_the_program() -> None:
     with pytest.raises(DeadlineExceeded, match="sleep 60"):
         run.run(["sleep", "60"], timeout=0.2)

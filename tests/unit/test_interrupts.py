@@ -235,3 +235,46 @@ def test_whatever_is_entered_is_left() -> None:
         print(stopped)
     """)
     assert done.stdout == "80\n", done.stderr
+
+
+def test_what_is_done_is_told_before_a_signal_ends_the_run() -> None:
+    done = program("""
+        interrupts.begin()
+        try:
+            interrupts.hold()
+            send()
+            time.sleep(0.1)
+            print("told")
+            interrupts.resume()
+            print("never")
+        except interrupts.Stop:
+            print("stopped")
+        interrupts.begin()
+        try:
+            interrupts.hold()
+            interrupts.resume()
+            send()
+            time.sleep(60)
+        except interrupts.Stop:
+            print("as ever")
+    """)
+    assert done.stdout == "told\nstopped\nas ever\n", done
+
+
+def test_who_is_not_listened_to_waits_no_longer_than_a_limit_and_may_insist() -> None:
+    done = program("""
+        interrupts._LONGEST_TELLING = 0.2
+        interrupts.begin()
+        try:
+            interrupts.hold()
+            send()
+            time.sleep(60)
+        except interrupts.Stop:
+            print("stopped")
+        interrupts._LONGEST_TELLING = 60
+        interrupts.begin()
+        interrupts.hold()
+        send(); press(); sys.stdout.flush(); press()
+        print("never")
+    """)
+    assert (done.returncode, done.stdout) == (130, "stopped\n")

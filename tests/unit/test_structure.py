@@ -14,8 +14,8 @@ LONGEST_FILE = 500
 
 # A room is a module or a package directly below parbake. A room imports only from floors below its own.
 FLOORS: dict[int, set[str]] = {
-    0: {"model", "errors", "reference", "interrupts"},
-    1: {"atomic", "run", "events", "workspace", "yamltext", "nodes"},
+    0: {"access", "model", "errors", "reference", "interrupts"},
+    1: {"atomic", "run", "events", "workspace", "yamltext", "nodes", "diskformats", "netns"},
     2: {
         "aws",
         "bakefile",
@@ -38,7 +38,19 @@ FLOORS: dict[int, set[str]] = {
     },
     3: {"base", "build", "clouds", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
     4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "retention", "rollouts"},
-    5: {"ancestry", "beginnings", "coldstart", "flow", "handover", "iam", "keeping", "lint", "proof", "upkeep"},
+    5: {
+        "ancestry",
+        "beginnings",
+        "coldstart",
+        "flow",
+        "planning",
+        "handover",
+        "iam",
+        "keeping",
+        "lint",
+        "proof",
+        "upkeep",
+    },
     6: {"demo", "exports", "render", "watching"},
     7: {"tables", "rollout_tables", "coldtables", "report"},
     8: {"cli"},
@@ -54,8 +66,10 @@ SAME_FLOOR = {
     ("reference", "errors"),
     ("workspace", "atomic"),
     ("workspace", "run"),
+    ("diskformats", "run"),
     ("rehearse", "verify"),
     ("flow", "coldstart"),
+    ("flow", "planning"),
     ("retention", "rollouts"),
     ("rollout_tables", "tables"),
     ("coldtables", "tables"),

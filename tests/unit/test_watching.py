@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from parbake import flow, watching
 from parbake.errors import BakefileError, RegistryError
 from parbake.events import Event, Events
-from parbake.flow import Finished
+from parbake.planning import Finished
 from parbake.rollout_tables import turn_json, turn_text
 from parbake.tables import decisions_json
-from tests.support.clusters import kitchen
+from tests.support.bakes import documents
+from tests.support.clusters import kitchen, machine_image
 from tests.support.plans import record
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -123,6 +125,57 @@ def test_once_raises_and_so_does_a_wrong_bakefile(monkeypatch: pytest.MonkeyPatc
         watching.watch(down, lambda: (DONE, (), None), Events(), once=True, interval=1)
     with pytest.raises(BakefileError):
         watching.watch(wrong, lambda: (DONE, (), None), Events(), once=False, interval=1)
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from pathlib import Path
+from parbake import flow, interrupts, records, rollout_tables
+from parbake.cli import door
+import parbake.cli.rolling
+from parbake.events import Events
+from parbake import watching
+
+where, = sys.argv[1:]
+path, record = next(iter(records.find(Path("artefacts"))))
+look, show, emit = iter([{"app": "1"}]), rollout_tables.turn_json, Events.emit
+
+def emitted(self, event):
+    emit(self, event)
+    if (event.kind, event.name) == (where, "follow-file"):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def slow(turn):
+    time.sleep(0.2)  # longer than a signal waits that finds the program cleaning up
+    return show(turn)
+
+watching.look = lambda *_: next(look)
+flow.bake = lambda *_: flow.Finished(path, record, changed=True)
+Events.emit, rollout_tables.turn_json = emitted, slow
+interrupts.install()
+sys.exit(door.run(["watch", "--json", "--progress", "none"]))
+"""
+
+
+def interrupted(folder: Path, where: str) -> tuple[int, list[Any]]:
+    """Watch a file as target, with a SIGINT at the start or the end of following it; return the code and documents."""
+    kitchen(folder, [{"file": "image.json"}], machine_image("a", "ami-1"))
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, where], capture_output=True, text=True, cwd=folder, timeout=60, check=False
+    )
+    sys.stderr.write(done.stderr)  # for whoever reads why a test failed
+    return done.returncode, documents(done.stdout)
+
+
+def test_a_turn_that_is_done_is_told_before_a_signal_ends_the_watch(tmp_path: Path) -> None:
+    code, told = interrupted(tmp_path, "stage-end")
+    assert (code, [turn.get("moved") for turn in told]) == (130, [["app"]])
+    assert [target["written"] for target in told[0]["rollout"]["targets"]] == [True]
+
+
+def test_a_turn_that_still_acts_is_interrupted(tmp_path: Path) -> None:
+    code, told = interrupted(tmp_path, "stage-start")
+    assert (code, [turn.get("error") for turn in told]) == (130, ["Interrupted"])
 
 
 def test_the_container_gets_the_packages_that_parbake_needs_and_no_more() -> None:

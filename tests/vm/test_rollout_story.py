@@ -22,7 +22,7 @@ from tests.golden.test_rollouts import ALIAS, NEW
 from tests.kubernetes.karpenter import Ami, Karpenter
 from tests.kubernetes.server import Server, serving
 from tests.kubernetes.test_karpenter import pool
-from tests.support.bakes import Corner
+from tests.support.bakes import Corner, documents
 from tests.support.base import default_base
 from tests.support.clusters import NEEDS_KUBECTL
 from tests.support.ebsdirect import Cloud
@@ -95,7 +95,7 @@ def test_from_a_tag_to_nodes_and_back(tmp_path: Path, server: Server) -> None:
         with corner.start(*WATCH) as run:
             run.wait_for("stage-end", "follow-file")
             assert not [event for event in run.seen if event["name"] in {"fill", "boot"}], "it is baked already"
-            run.kill(signal.SIGINT)
+            run.kill(signal.SIGINT)  # the last act is over: a signal that comes now waits until the turn is told
             done = run.finish()
         assert done.code == 130, done
         (turn,) = documents(done.stdout)
@@ -132,13 +132,3 @@ def running(server: Server) -> int:
     wanted = server.get("ec2nodeclasses", "gpu")["metadata"]["annotations"]["karpenter.k8s.aws/ec2nodeclass-hash"]
     claims = server.list("nodeclaims")
     return sum(each["metadata"]["annotations"]["karpenter.k8s.aws/ec2nodeclass-hash"] == wanted for each in claims)
-
-
-def documents(text: str) -> list[Any]:
-    """Return the JSON documents that stand one after the other."""
-    found, decoder = [], json.JSONDecoder()
-    while text := text.lstrip():
-        document, end = decoder.raw_decode(text)
-        found.append(document)
-        text = text[end:]
-    return found

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 from pydantic.json_schema import GenerateJsonSchema
 
+from parbake.access import ReadableBy
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
 from parbake.bakefile.retention import RetentionSection
@@ -110,6 +111,9 @@ class Bakefile(Section):
     """Where and how to bake in EC2, and what becomes of the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
+    readable_by: ReadableBy = "owner"
+    """Who on this machine may read artefacts, their records, and exports of them, which hold all that images hold:
+    `owner` (files 0600, a new folder 0700), `group` (0640, 0750) or `everyone` (0644, 0755)."""
     retention: RetentionSection = Field(default_factory=RetentionSection)
     """What `parbake prune` and `parbake watch --prune` keep."""
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from parbake.access import private_folder
 from parbake.base.grub import install_bios, make_bios_core, make_efi_program
 from parbake.base.recipe import Recipe, describe, files
 from parbake.disk.filesystems import EXT4_FEATURES
@@ -40,9 +41,11 @@ def ensure(
     recipe = describe(platform or Platform(architecture="amd64"), packages, serial=serial)
     folder = cache / "base"
     disk = folder / f"debian-{recipe.suite}-{recipe.identity.removeprefix('sha256:')[:16]}.raw"
+    if not disk.exists():
+        need_root("making the default base image")
+    private_folder(folder)
     if disk.exists():
         return disk
-    need_root("making the default base image")
     with lock(disk.with_suffix(".lock"), what="the default base image"):
         if not disk.exists():
             remove_leftovers(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import disk
-from parbake.builders import Baked, Ingredients, Parent
+from parbake.builders import Disk, Ingredients, Parent
 from parbake.containerd import Daemon
 from parbake.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.ext4 import ForeignVolume, Volume
@@ -42,10 +42,8 @@ NO_SANDBOX = (
 class LocalBuilder:
     """Fills on this machine; needs root, mounts, a loop device and containerd."""
 
-    name = "local"
-
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
-        """Make the artefact in the work folder.
+    def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
+        """Make the disk in the work folder.
 
         Raises BadBase (no root file system, no runtime, a sandbox image that nobody brings), DiskFull, and whatever
         filling raises.
@@ -57,16 +55,16 @@ class LocalBuilder:
             return _bake_machine_image(plan, ingredients)
 
 
-def _bake_volume(plan: Plan, ingredients: Ingredients) -> Baked:
+def _bake_volume(plan: Plan, ingredients: Ingredients) -> Disk:
     """Make a file system that is the runtime's root: a node mounts it there."""
     events, volume = ingredients.events, ingredients.work / "disk.raw"
-    baked = None
+    built = None
     if plan.artefact.filesystem == "ext4":
-        baked = _start_from_parent(volume, plan, ingredients)
-    if baked is None:
-        baked = _make_volume(volume, plan, ingredients)
+        built = _start_from_parent(volume, plan, ingredients)
+    if built is None:
+        built = _make_volume(volume, plan, ingredients)
         _check(volume, plan, events)
-    return baked
+    return built
 
 
 def _check(volume: Path, plan: Plan, events: Events) -> None:
@@ -74,7 +72,7 @@ def _check(volume: Path, plan: Plan, events: Events) -> None:
         disk.check_filesystem(volume, plan.artefact.filesystem)
 
 
-def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
+def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
     filesystem = plan.artefact.filesystem
     with ingredients.events.stage("format", f"Make the {filesystem} file system"):
         disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
@@ -90,7 +88,7 @@ def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
     return _write_ext4(volume, plan, ingredients, dense=True)
 
 
-def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked | None:
+def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
     """Copy the earlier volume, change what differs, and check it; None where there is none or it does not serve.
 
     Its bytes are compared with its list before anything in it is used, unless ``Parent.memory`` spares that.
@@ -102,7 +100,7 @@ def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Ba
     try:
         with events.stage("copy", f"Copy {parent.name}"):
             compared = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
-        baked = _write_ext4(volume, plan, ingredients, parent, compared=compared)
+        built = _write_ext4(volume, plan, ingredients, parent, compared=compared)
         _check(volume, plan, events)
     except (ForeignVolume, ArtefactFull) as error:
         events.note(f"{parent.name} is no start for this volume ({error.message}): making a new one")
@@ -113,7 +111,7 @@ def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Ba
             parent.memory.forget()
         raise
     else:
-        return baked
+        return built
     volume.unlink(missing_ok=True)
     return None
 
@@ -126,7 +124,7 @@ def _write_ext4(
     *,
     compared: bool = True,
     dense: bool = False,
-) -> Baked:
+) -> Disk:
     """Fill an ext4 volume without mounting it for writing.
 
     Where its parent was not ``compared`` with its list, the blocks that were written to are: the new list, which holds
@@ -156,20 +154,20 @@ def _write_ext4(
         hashes |= {
             index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched
         }
-    return Baked(volume, hashes=hashes, parent=parent.name if parent else "")
+    return Disk(volume, hashes=hashes, parent=parent.name if parent else "")
 
 
-def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
+def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
     """Fill a mounted XFS volume."""
     options = disk.FAST["xfs"]
     with disk.mount(volume, ingredients.work / "mnt", filesystem="xfs", options=options) as mounted:
         _fill_store(mounted.path, plan, ingredients)
         with ingredients.events.stage("trim", "Write to disk, give back what is unused"):
             disk.trim(mounted)
-    return Baked(volume)
+    return Disk(volume)
 
 
-def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
+def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Disk:
     """Copy the base and fill the store of its own containerd."""
     events, raw, at = ingredients.events, ingredients.work / "disk.raw", ingredients.work / "mnt"
     root = grown_copy(plan, ingredients)
@@ -183,7 +181,7 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
             disk.trim(mounted)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
-    return Baked(in_format(raw, plan, ingredients), sealed)
+    return Disk(in_format(raw, plan, ingredients), sealed)
 
 
 def grown_copy(plan: Plan, ingredients: Ingredients) -> Partition:

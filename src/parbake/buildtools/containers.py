@@ -7,6 +7,7 @@ import resource
 import shutil
 from pathlib import Path
 
+from parbake.access import private_folder
 from parbake.buildtools.common import (
     BUILD_TIMEOUT,
     PROBE_TIMEOUT,
@@ -128,6 +129,7 @@ class Containers:
 def open_store(name: str, place: Place) -> Containers:
     """Return the tool on the fastest storage that works here; raises EnvironmentProblem or CommandFailed."""
     need_tool(name)
+    private_folder(place.cache / name)
     tools = [Containers(name, place, driver) for driver in _STORAGE_DRIVERS]
     for tool in tools[:-1]:
         try:
