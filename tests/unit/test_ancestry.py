@@ -150,7 +150,7 @@ def test_a_copy_is_hashed_on_its_way(tmp_path: Path) -> None:
         file.seek(20 * BLOCK)
         file.write(os.urandom(4 * BLOCK + 777))
     listed = block_list(source, Events(), algorithm="blake3")
-    assert copy_listed(source, target, listed, Events(), memory=None)
+    assert copy_listed(source, target, listed, Events(), memory=None) is None
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks < source.stat().st_blocks
     target.unlink()
@@ -159,7 +159,7 @@ def test_a_copy_is_hashed_on_its_way(tmp_path: Path) -> None:
         with source.open("rb+") as file:
             file.seek(place)
             file.write(b"\x01" * size)
-        with pytest.raises(NotAsListed, match=r"a is damaged: .*record"):
+        with pytest.raises(NotAsListed, match=r"record"):
             copy_listed(source, target, listed, Events(), memory=None)
         assert not target.exists()
         source.write_bytes(content)

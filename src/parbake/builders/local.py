@@ -96,18 +96,18 @@ def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Di
     parent, events = ingredients.parent, ingredients.events
     if parent is None:
         return None
-    compared = True
+    second = None
     try:
         with events.stage("copy", f"Copy {parent.name}"):
-            compared = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
-        built = _write_ext4(volume, plan, ingredients, parent, compared=compared)
+            second = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
+        built = _write_ext4(volume, plan, ingredients, parent, second=second)
         _check(volume, plan, events)
     except (ForeignVolume, ArtefactFull) as error:
         events.note(f"{parent.name} is no start for this volume ({error.message}): making a new one")
     except disk.NotAsListed as error:
-        events.warn(f"{error.message}: making a new volume, from nothing of it")
+        events.warn(f"{parent.name} is damaged ({error.message}): making a new volume, from nothing of it")
     except Exception:
-        if parent.memory and not compared:  # a disk may have changed what nobody wrote to: the next bake looks
+        if parent.memory and second:  # a disk may have changed what nobody wrote to: the next bake looks
             parent.memory.forget()
         raise
     else:
@@ -122,13 +122,13 @@ def _write_ext4(
     ingredients: Ingredients,
     parent: Parent | None = None,
     *,
-    compared: bool = True,
+    second: Path | None = None,
     dense: bool = False,
 ) -> Disk:
     """Fill an ext4 volume without mounting it for writing.
 
-    Where its parent was not ``compared`` with its list, the blocks that were written to are: the new list, which holds
-    their new digests, would hide what was damaged beside. Raises NotAsListed for these.
+    Of a parent that was not compared with its list, and of which there is a ``second`` copy, the blocks that were
+    written to are: the new list has new digests for them, which would hide damage. Raises NotAsListed for these.
     """
     events, work = ingredients.events, ingredients.work
     root = work / "store"
@@ -148,8 +148,9 @@ def _write_ext4(
             fill(plan, store, ingredients.source, ground=ground, events=events, hang_up=ingredients.hang_up)
         ground.finish_volume(root)
     hashes = writer.hashes.known
-    if parent and not compared:
-        disk.compare(parent.path, parent.blocks, events, writer.hashes.touched)
+    if parent and second:
+        disk.compare(second, parent.blocks, events, writer.hashes.touched)
+        second.unlink()
     if parent and parent.blocks.algorithm == "blake3":
         hashes |= {
             index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched
