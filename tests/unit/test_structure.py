@@ -15,7 +15,7 @@ LONGEST_FILE = 500
 # A room is a module or a package directly below parbake. A room imports only from floors below its own.
 FLOORS: dict[int, set[str]] = {
     0: {"model", "errors", "reference", "interrupts"},
-    1: {"run", "events", "workspace", "yamltext", "nodes", "diskformats", "netns"},
+    1: {"run", "events", "workspace", "yamltext", "nodes", "cgroups", "diskformats", "netns"},
     2: {
         "aws",
         "bakefile",
@@ -52,6 +52,7 @@ SAME_FLOOR = {
     ("model", "reference"),
     ("reference", "errors"),
     ("workspace", "run"),
+    ("cgroups", "run"),
     ("diskformats", "run"),
     ("rehearse", "verify"),
     ("flow", "coldstart"),
