@@ -53,7 +53,7 @@ def user_data(hydrate_list: str) -> str:
 
 
 def confinement() -> tuple[str, ...]:
-    """Return what confines the hydrate service, as properties of a unit: what its file says from RuntimeDirectory on."""
+    """Return what confines the hydrate service, as a unit's properties: its file says them from RuntimeDirectory on."""
     service = node_file("parbake-hydrate.service").read_text().partition("[Install]")[0]
     lines = service[service.index("RuntimeDirectory=") :].splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))

@@ -126,7 +126,8 @@ class Node:
 
     def holds(self, *images: Image) -> None:
         """Let the store list the content of images, as after a pull."""
-        found = {each.digest for image in images for each in (image.manifest, image.config, *image.layers)}
+        found = {digest for image in images for digest in (image.manifest.digest, image.config.digest)}
+        found |= {layer.digest for image in images for layer in image.layers}
         (self.fake / "content").write_text("".join(f"{digest}\n" for digest in sorted(found)))
 
     def second_disk(self, size: int, *, blank: bool = True) -> None:
