@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import typer
 
-from parbake import cli, errors, events, programs, records
+from parbake import cli, errors, events, programs, records, statements
 from parbake.bakefile import schema
 from parbake.model import Artefact, Base, Image, Plan, Platform
 from parbake.records import Blocks, Record
@@ -310,7 +310,7 @@ def programs_page() -> str:
 
 def record_page() -> str:
     """Return the page of the record's format."""
-    statement = records.to_statement(_sample_record())
+    statement = statements.to_statement(_sample_record())
     predicate = typing.cast("dict[str, Any]", statement["predicate"])
     predicate["buildDefinition"]["externalParameters"] = "(the plan)"
     statement["parbake"] = "(the record, below)"

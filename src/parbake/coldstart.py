@@ -14,6 +14,7 @@ from parbake.economics import Situation
 from parbake.errors import EnvironmentProblem, InputError
 from parbake.model import Plan, Platform
 from parbake.records import Record
+from parbake.signing import Signer
 from parbake.trace import (
     Part,
     Recorder,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _TICK = 0.1
 
 
-def rehearse(artefact: Path, record: Record, events: Events) -> Record:
+def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | None = None) -> Record:
     """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
 
     A machine image is booted for that. Returns the record with the trace's summary. What cannot be rehearsed is said,
@@ -46,9 +47,10 @@ def rehearse(artefact: Path, record: Record, events: Events) -> Record:
     boot.
     """
     run.need_root("rehearsing")
+    records.need_signer(artefact, signer)
     with work_folder(artefact.parent, "rehearse") as work:
         trace = _traced(artefact, record.plan, events, work)
-    return keep(artefact, record, trace)
+    return keep(artefact, record, trace, signer)
 
 
 def _traced(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
@@ -157,10 +159,11 @@ def _gathered(mounted: disk.Mounted, trace: Trace, events: Events) -> Trace:
     return moved
 
 
-def bring(artefact: Path, record: Record, file: Path) -> Record:
+def bring(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
     """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
     from parbake.rehearse.volume import identify
 
+    records.need_signer(artefact, signer)
     trace = load(file)
     _, uuid = identify(artefact)
     if not trace.uuid or (uuid and trace.uuid != uuid):
@@ -168,14 +171,14 @@ def bring(artefact: Path, record: Record, file: Path) -> Record:
             f"{file} is a trace of the file system {trace.uuid or '(unknown)'}, and {artefact.name} is {uuid}",
             hint="blocks of one file system mean nothing on another: trace a node that uses this artefact",
         )
-    return keep(artefact, record, trace)
+    return keep(artefact, record, trace, signer)
 
 
-def keep(artefact: Path, record: Record, trace: Trace) -> Record:
+def keep(artefact: Path, record: Record, trace: Trace, signer: Signer | None = None) -> Record:
     """Write a trace beside its artefact and its summary into the record; hold ``records.in_use``."""
     save(trace, artefact.with_name(record.trace_name))
     record = record.model_copy(update={"trace": summary(trace, file=record.trace_name)})
-    records.write(artefact.parent, record)
+    records.write(artefact.parent, record, signer)
     return record
 
 

@@ -9,7 +9,7 @@ is made has a name that follows from the content key, so a bake that was killed 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,12 +17,21 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, base, build, coldstart, disk, pause, records
+from parbake import __version__, base, build, coldstart, disk, genuine, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.builders import Baked, Builder, Ingredients, Parent
 from parbake.builders.choose import ELSEWHERE, builder_of
 from parbake.disk import BlockList
-from parbake.errors import ArtefactFull, CacheDamaged, DeadlineExceeded, DiskFull, EnvironmentProblem, LayerBomb
+from parbake.errors import (
+    ArtefactFull,
+    CacheDamaged,
+    DeadlineExceeded,
+    DiskFull,
+    EnvironmentProblem,
+    InputError,
+    LayerBomb,
+    VerificationFailed,
+)
 from parbake.events import Events
 from parbake.layercache import through
 from parbake.model import MIB, Base, Image, Plan
@@ -32,6 +41,7 @@ from parbake.records import Blocks, Record
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry, open_source
 from parbake.run import need_root
+from parbake.signing import Signer, public_key
 from parbake.workspace import cache_folder, remove_leftovers, remove_tree, room_for, work_folder
 
 
@@ -101,7 +111,7 @@ def outlook(path: Path, events: Events) -> Outlook:
         if missing:
             return Outlook(None, to_build=missing)
         plan = decide(run, [image for image in images.values() if image])
-        found = existing(run.bakefile.output, plan)
+        found = existing(run.bakefile.output, plan, events)
         return Outlook(plan, existing=found.record if found else None, cautions=cautions(plan))
 
 
@@ -112,12 +122,14 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
     """
     options = options or Options()
     with kitchen(path, events) as run:
+        signer = genuine.open_signer(run.bakefile)  # what is wrong with the key shows before anything is made
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
         plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild))
         for caution in cautions(plan):
             events.warn(caution)
         output, name = run.bakefile.output, plan.artefact_name
-        finished = None if options.force else existing(output, plan)
+        look = partial(existing, output, plan, events, trust=run.bakefile.trust if signer else ())
+        finished = None if options.force else look()
         if finished and (finished.record.verified or not options.verify) and not options.trace:
             # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
             with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
@@ -125,20 +137,21 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
             return finished
         records.sweep(output)
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
-            finished = None if options.force else existing(output, plan)
+            finished = None if options.force else look(mend=True)
             verified = finished is not None and finished.record.verified
             in_cloud = plan.artefact.in_cloud  # its builder proves it, and goes on where an earlier run stopped
             here = options.verify and not verified and run.bakefile.builder not in ELSEWHERE
             provable = here and can_boot(plan, events)
             if finished is None or in_cloud:
-                finished = make(run, plan, options, proving=provable and in_cloud)
+                finished = make(run, plan, options, proving=provable and in_cloud, signer=signer)
                 judge(finished.artefact, finished.record.verdict)
             if provable and not in_cloud:
-                finished = prove(finished, events, keep_workspace=options.keep_workspace)
+                finished = prove(finished, events, keep_workspace=options.keep_workspace, signer=signer)
             if in_cloud:
                 return finished  # nothing of it is here to be looked at
             if options.trace:
-                finished = replace(finished, record=coldstart.bring(finished.artefact, finished.record, options.trace))
+                record = coldstart.bring(finished.artefact, finished.record, options.trace, signer)
+                finished = replace(finished, record=record)
     return finished
 
 
@@ -148,7 +161,10 @@ def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | No
     def look_up(entry: ImageEntry) -> Image | None:
         platform = entry.platform or run.bakefile.platform
         if entry.build is None:
-            return run.registry.resolve(entry.parsed, platform)
+            image = run.registry.resolve(entry.parsed, platform)
+            if entry.signed_by:
+                run.registry.need_signature(image, public_key(entry.signed_by))
+            return image
         if ignore_built:
             return None
         key = build.build_key(entry.build, platform)
@@ -264,18 +280,40 @@ def sandbox_of(run: Kitchen) -> Image | None:
     return image.model_copy(update={"reference": str(reference)})
 
 
-def existing(output: Path, plan: Plan) -> Finished | None:
-    """Find the artefact of a plan among those made before: its file, or what its record says of a cloud."""
+def existing(
+    output: Path, plan: Plan, events: Events, *, trust: Sequence[Path] = (), mend: bool = False
+) -> Finished | None:
+    """Find the artefact of a plan among those made before: its file, or what its record says of a cloud.
+
+    What a record says is compared with the plan, with itself, with AWS's tags, and where ``trust`` names keys, with
+    its signature; a record that is not to be believed counts as none. One whose list of blocks is another's has to be
+    verified again. With ``mend`` (hold ``records.in_use``) what differs from what was signed is written back.
+    """
     artefact, path = output / plan.artefact_name, output / f"{plan.artefact_name}{records.SUFFIX}"
     if not path.exists() or not (artefact.exists() or plan.artefact.in_cloud):
         return None
-    record = records.read(path)
-    return Finished(artefact, record, changed=False) if artefact.exists() or records.is_published(record) else None
+    if mend and trust and not genuine.mend(artefact, trust, events):
+        return None
+    try:
+        record = genuine.need(artefact, trust)
+        if record.key != plan.key:
+            raise VerificationFailed(f"the record of {artefact.name} is that of another plan")
+    except VerificationFailed as error:
+        events.warn(f"{error.message}: it counts for nothing")
+        return None
+    if not artefact.exists():
+        problems = [genuine.doubt_of_published(record, region) for region in record.published] or ["is not there"]
+        if any(problems):
+            return None
+    elif problem := genuine.listed(artefact, record):
+        events.warn(f"{problem}: {artefact.name} has to be verified again")
+        record = record.model_copy(update={"verdict": None})
+    return Finished(artefact, record, changed=False)
 
 
-def parent_of(plan: Plan, output: Path) -> Parent | None:
-    """Find an earlier artefact that holds most of what a plan needs."""
-    found = records.ancestor(plan, [record for _, record in records.find(output)])
+def parent_of(plan: Plan, output: Path, trust: Sequence[Path] = ()) -> Parent | None:
+    """Find an earlier artefact that holds most of what a plan needs; where ``trust`` names keys, one that is signed."""
+    found = records.ancestor(plan, [record for _, record in records.find(output) if _believed(output, record, trust)])
     if found is None:
         return None
     artefact = output / found.artefact
@@ -283,7 +321,16 @@ def parent_of(plan: Plan, output: Path) -> Parent | None:
     return Parent(found.artefact, artefact, blocks) if blocks and artefact.exists() else None
 
 
-def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -> Finished:
+def _believed(output: Path, record: Record, trust: Sequence[Path]) -> bool:
+    try:
+        return genuine.need(output / record.artefact, trust) == record
+    except (VerificationFailed, InputError):
+        return False
+
+
+def make(
+    run: Kitchen, plan: Plan, options: Options, *, proving: bool = False, signer: Signer | None = None
+) -> Finished:
     """Bake: build the artefact in a work folder, then let it and its record appear together.
 
     With ``proving`` a builder that sends it away has it verified before.
@@ -299,18 +346,26 @@ def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -
         partial(boot, events) if proving else None,
     )
     with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
+        carried = run.registry.looking(plan.all_images)  # beside the bake, for its record
         sources = through(partial(open_source, run.registry), run.cache, events)
-        parent = None if options.force or options.from_scratch else parent_of(plan, output)
+        parent = (
+            None
+            if options.force or options.from_scratch
+            else parent_of(plan, output, run.bakefile.trust if signer else ())
+        )
         ready = readying(plan, options, events)
         ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover, parent, ready)
         plan, baked = build_artefact(plan, builder, ingredients)
         if baked.path:
             baked = ready(baked, plan, work)
         record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
+        record = record.model_copy(update={"attached": carried()})
         if baked.path is None:
-            return Finished(records.announce(record, output, work, blocks=blocks), record, changed=True)
-        artefact = records.release(baked.path, record, output, work, blocks=blocks)
-    return Finished(artefact, coldstart.keep(artefact, record, baked.trace) if baked.trace else record, changed=True)
+            return Finished(records.announce(record, output, work, blocks=blocks, signer=signer), record, changed=True)
+        artefact = records.release(baked.path, record, output, work, blocks=blocks, signer=signer)
+    if baked.trace:
+        record = coldstart.keep(artefact, record, baked.trace, signer)
+    return Finished(artefact, record, changed=True)
 
 
 def readying(plan: Plan, options: Options, events: Events) -> Callable[[Baked, Plan, Path], Baked]:
@@ -410,7 +465,9 @@ def describe(
     return record, blocks
 
 
-def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -> Finished:
+def prove(
+    finished: Finished, events: Events, *, keep_workspace: bool = False, signer: Signer | None = None
+) -> Finished:
     """Boot the artefact without a network, start its images, and write the verdict into its record.
 
     Raises VerificationFailed with everything that is wrong.
@@ -418,7 +475,7 @@ def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -
     verdict, sha256 = examine(
         finished.artefact, finished.record, events, fresh=finished.changed, keep_workspace=keep_workspace
     )
-    record = write_verdict(finished.artefact, finished.record, verdict, sha256)
+    record = write_verdict(finished.artefact, finished.record, verdict, sha256, signer)
     judge(finished.artefact, verdict)
     return replace(finished, record=record)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from parbake import aws, packer, run
-from parbake.aws.tags import ARTEFACT, VERIFIED, as_list
+from parbake.aws.tags import ARTEFACT, VERIFIED
 from parbake.bakefile import Bakefile
 from parbake.builders import Baked, Ingredients, ec2
 from parbake.errors import AwsNotFound, CommandFailed, EnvironmentProblem, ParbakeError
@@ -71,7 +71,7 @@ class PackerBuilder:
         if verdict.passed and aws.as_dict(image).get(VERIFIED) != verdict.verified_at:
             for place, there in published.items():
                 ids = [there.image, *(each.id for each in there.snapshots)]
-                aws.client("ec2", place).create_tags(Resources=ids, Tags=as_list({VERIFIED: verdict.verified_at}))
+                aws.mark(aws.client("ec2", place), ids, {VERIFIED: verdict.verified_at}, ingredients.events)
         return verdict
 
     def _bake(self, plan: Plan, region: str, ingredients: Ingredients) -> dict[str, str]:

@@ -60,6 +60,9 @@ def actions(policy: Policy) -> set[str]:
 def _caller(bakefile: Bakefile) -> Iterator[Policy]:
     yield from _repositories(bakefile)
     in_ec2 = bakefile.builder in {"ec2", "ebs", "packer"}
+    if bakefile.sign and bakefile.sign.kms:
+        keys, condition = _key(bakefile, bakefile.sign.kms)
+        yield allow("SignRecords", ["kms:GetPublicKey", "kms:Sign"], keys, condition)
     if bakefile.base.ami and not (bakefile.base.ami.id or bakefile.base.ami.name):
         name = bakefile.base.ami.parameter(bakefile.platform)
         yield allow("FindTheBase", ["ssm:GetParameter"], [arn(bakefile, "ssm", f"parameter{name}")])
@@ -74,7 +77,7 @@ def _caller(bakefile: Bakefile) -> Iterator[Policy]:
     if bakefile.builder == "ebs":
         yield from _blocks(bakefile)
     if in_ec2 and bakefile.aws.encrypted:
-        keys, condition = _key(bakefile)
+        keys, condition = _key(bakefile, bakefile.aws.kms_key or "")
         yield allow("Encrypt", _KMS + (_DIRECT_KMS if bakefile.builder == "ebs" else ()), keys, condition)
 
 
@@ -265,19 +268,18 @@ def _karpenter(bakefile: Bakefile) -> Iterator[Policy]:
     if parameters:
         yield allow("ReadParameters", ["ssm:GetParameter"], parameters)
     if bakefile.builder in {"ec2", "ebs", "packer"} and bakefile.aws.encrypted and bakefile.aws.kms_key:
-        keys, condition = _key(bakefile)
+        keys, condition = _key(bakefile, bakefile.aws.kms_key or "")
         actions = [action for action in _KMS if action != "kms:CreateGrant"]
         yield allow("StartEncrypted", actions, keys, condition)
         granting = {**(condition or {}), "Bool": {"kms:GrantIsForAWSResource": "true"}}
         yield allow("Grant", ["kms:CreateGrant"], keys, granting)
 
 
-def _key(bakefile: Bakefile) -> tuple[list[str], Policy | None]:
-    """Return the ARNs of the KMS key, and what narrows them: no policy names a key by its alias (KMS developer guide).
+def _key(bakefile: Bakefile, key: str) -> tuple[list[str], Policy | None]:
+    """Return the ARNs of a KMS key, and what narrows them: no policy names a key by its alias (KMS developer guide).
 
     Without a key of one's own it is the account's for EBS, which may be used by way of EC2 alone.
     """
-    key = bakefile.aws.kms_key or ""
     name = key.partition(":key/")[2] if key.startswith("arn:") else key
     if not key:
         return [arn(bakefile, "kms", "key/*")], {"StringLike": {"kms:ViaService": "ec2.*.amazonaws.com"}}

@@ -15,7 +15,7 @@ from parbake.iam.words import OURS, Policy, allow, arn, ec2, partition, suffix
 
 
 def statements(bakefile: Bakefile) -> Iterator[Policy]:
-    """Yield the statements for all targets in AWS; files, and node classes that name images by id, need none."""
+    """Yield the statements for all targets; files, and node classes that name images by id, need only a look."""
     groups = [target for target in bakefile.rollout if target.asg]
     nodegroups = [target for target in bakefile.rollout if target.nodegroup]
     if groups:
@@ -28,8 +28,8 @@ def statements(bakefile: Bakefile) -> Iterator[Policy]:
     tags = [target for target in bakefile.rollout if target.karpenter and target.karpenter.tag]
     if read:
         yield allow("Parameters", ["ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter"], read)
-    if read or tags:
-        yield allow("LookAtImages", ["ec2:DescribeImages"])
+    if bakefile.rollout:  # what a record names is compared with its tags
+        yield allow("LookAtArtefacts", ["ec2:DescribeImages", "ec2:DescribeSnapshots"])
     if tags:
         yield _tags(bakefile, tags)
     if bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake:
