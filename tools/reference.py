@@ -316,7 +316,9 @@ def record_page() -> str:
     statement["parbake"] = "(the record, below)"
     told = (
         f"Beside each artefact `NAME` lies its record, `NAME{records.SUFFIX}`: an in-toto Statement (v1) with an SLSA "
-        "Provenance (v1) predicate. Tools for attestations can read it. `parbake show NAME --json` prints it."
+        "Provenance (v1) predicate. Tools for attestations can read it. `parbake show NAME --json` prints it. Beside a "
+        f"[signed](../how-to/signing.md) record lie `NAME{records.ENVELOPE_SUFFIX}`, a DSSE envelope around it, and "
+        f"`NAME{records.DETACHED_SUFFIX}`, the signature over its bytes."
     )
     return (
         f"# Records\n\n{prose(told)}\n"

@@ -26,10 +26,17 @@ def to_packer(
     """Write Packer's folder for a Bakefile; return its files.
 
     ``pin`` asks the registries for the digests that the tags have now, and for sizes; nothing else needs a network.
-    Raises InputError where Packer cannot bake what the Bakefile says, and when files in the folder say something else
-    (unless ``force``).
+    Raises InputError where Packer cannot bake what the Bakefile says, without ``pin`` also for images that must be
+    signed, and when files in the folder say something else (unless ``force``); VerificationFailed for what is not
+    signed.
     """
     loaded = load(bakefile)
+    unchecked = [entry.reference for entry in loaded.images if entry.signed_by]
+    if unchecked and not pin:
+        raise InputError(
+            f"{unchecked[0]} must be signed, and that is not known of what its tag will name when Packer runs",
+            hint="--pin checks the signatures now, and writes the digests that were signed",
+        )
     images = _resolved(bakefile, events) if pin else []
     # nerdctl and ctr keep the compressed layers.
     size = disk_size(images, _NODE_BASE, keep_layers=True) if images else 0

@@ -313,7 +313,10 @@ def existing(
 
 def parent_of(plan: Plan, output: Path, trust: Sequence[Path] = ()) -> Parent | None:
     """Find an earlier artefact that holds most of what a plan needs; where ``trust`` names keys, one that is signed."""
-    found = records.ancestor(plan, [record for _, record in records.find(output) if _believed(output, record, trust)])
+    there = [record for _, record in records.find(output)]
+    if trust:
+        there = [record for record in there if _is_signed(output, record, trust)]
+    found = records.ancestor(plan, there)
     if found is None:
         return None
     artefact = output / found.artefact
@@ -321,7 +324,7 @@ def parent_of(plan: Plan, output: Path, trust: Sequence[Path] = ()) -> Parent | 
     return Parent(found.artefact, artefact, blocks) if blocks and artefact.exists() else None
 
 
-def _believed(output: Path, record: Record, trust: Sequence[Path]) -> bool:
+def _is_signed(output: Path, record: Record, trust: Sequence[Path]) -> bool:
     try:
         return genuine.need(output / record.artefact, trust) == record
     except (VerificationFailed, InputError):

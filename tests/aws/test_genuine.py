@@ -192,19 +192,15 @@ def test_an_image_of_another_account_than_the_record_says(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ('"name": "first', "", "x"),
         ('"key": "', '"key": "0', "key"),
         ('"invocationId": "', '"invocationId": "0', "key"),
         ('"artefact": "node', '"artefact": "mode', "record"),
         ('"uri": "oci://registry.example/first', '"uri": "oci://registry.evil/first', "materials"),
         ('"uri": "aws://', '"uri": "gcp://', "subject"),
     ],
-    ids=["nothing", "key", "invocation", "artefact", "materials", "subject"],
+    ids=["key", "invocation", "artefact", "materials", "subject"],
 )
 def test_a_record_that_contradicts_itself_is_not_rolled_out(shop: Shop, before: str, after: str, says: str) -> None:
-    if not after:
-        assert shop.rollout()[0] == 0
-        return
     text = shop.path.read_text()
     assert before in text
     shop.path.write_text(text.replace(before, after, 1))

@@ -6,13 +6,17 @@ import base64
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
-from parbake import flow, records
+from parbake import exports, flow, records
 from parbake.errors import BakefileError, InputError, VerificationFailed
 from parbake.events import Events
 from parbake.model import Platform
@@ -149,6 +153,18 @@ class TestImages:
         with pytest.raises(VerificationFailed):
             checked(name, keys / "other.pub")
 
+    def test_a_referrer_that_the_registrys_api_lists(self, shop: DockerRegistry, keys: Path, name: str) -> None:
+        """docker-registry lacks the API of OCI 1.1: a front answers it, of what cosign wrote as the fallback."""
+        built = pushed(shop, name, both()[0])
+        sign(name, built.digest, keys / "cosign.key", "--registry-referrers-mode=oci-1-1", COSIGN_EXPERIMENTAL="1")
+        with front(shop, built.digest) as (host, asked):
+            found = checked(name.replace(shop.host, host), keys / "cosign.pub")
+            assert (found.of, found.kind) == (built.digest, "application/vnd.dev.cosign.artifact.sig.v1+json")
+            with pytest.raises(VerificationFailed, match="by another key"):
+                checked(name.replace(shop.host, host), keys / "other.pub")
+        assert any(f"/referrers/{built.digest}" in each for each in asked)
+        assert not any(each.endswith(built.digest.replace(":", "-")) for each in asked), "no need of the fallback"
+
     def test_a_signature_in_the_new_bundle(self, shop: DockerRegistry, keys: Path, name: str, tmp_path: Path) -> None:
         """As cosign 3 signs: an in-toto statement in a bundle, attached as a referrer; cosign 2 attests so."""
         built = pushed(shop, name, both()[0])
@@ -190,6 +206,16 @@ class TestImages:
         outlook = flow.outlook(file, Events())
         assert outlook.plan
         assert outlook.plan.images[0].target.digest == built.digest
+        packer = {
+            "version": 1,
+            "base": "ami-0123456789abcdef0",
+            "builder": "packer",
+            "sandbox": "none",
+            "images": [entry],
+        }
+        file.write_text(json.dumps(packer))
+        with pytest.raises(InputError, match=f"{name}:1 must be signed"):
+            exports.to_packer(file, tmp_path / "template", Events())
         file.write_text(json.dumps({"version": 1, "images": [{**entry, "signed_by": str(keys / "cosign.key")}]}))
         with pytest.raises(BakefileError, match=r"line 1: images.0..signed_by: .* holds a private key"):
             flow.outlook(file, Events())
@@ -249,6 +275,36 @@ def checked(name: str, key: Path, tag: str = "1") -> Any:
     with Registry() as registry:
         found = registry.resolve(Reference.parse(f"{name}:{tag}"), HOST)
         return registry.need_signature(found, public_key(key))
+
+
+@contextmanager
+def front(shop: DockerRegistry, digest: str) -> Iterator[tuple[str, list[str]]]:
+    """Stand before a registry and answer its referrers; yield the host, and the paths that are asked for."""
+    asked: list[str] = []
+    fallback = f"manifests/{digest.replace(':', '-')}"
+
+    class Front(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            path = self.path.replace(f"referrers/{digest}", fallback)
+            accept = {"Accept": self.headers.get("Accept", "*/*")}
+            answer = urllib3.request("GET", f"{shop.url}{path}", headers=accept)
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers.get("Content-Type", ""))
+            self.send_header("Content-Length", str(len(answer.data)))
+            self.end_headers()
+            self.wfile.write(answer.data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def attach(shop: DockerRegistry, name: str, of: Built, payload: bytes, signer: FileSigner) -> None:
