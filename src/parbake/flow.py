@@ -128,8 +128,8 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         for caution in cautions(plan):
             events.warn(caution)
         output, name = run.bakefile.output, plan.artefact_name
-        look = partial(existing, output, plan, events, trust=run.bakefile.trust if signer else ())
-        finished = None if options.force else look()
+        look = partial(existing, output, plan, trust=run.bakefile.trust if signer else ())
+        finished = None if options.force else look(Events())  # what speaks against it is told below
         if finished and (finished.record.verified or not options.verify) and not options.trace:
             # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
             with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
@@ -137,11 +137,13 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
             return finished
         records.sweep(output)
         with records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")):
-            finished = None if options.force else look(mend=True)
+            finished = None if options.force else look(events, mend=True)
             verified = finished is not None and finished.record.verified
             in_cloud = plan.artefact.in_cloud  # its builder proves it, and goes on where an earlier run stopped
             here = options.verify and not verified and run.bakefile.builder not in ELSEWHERE
             provable = here and can_boot(plan, events)
+            if finished and provable:
+                records.need_signer(finished.artefact, signer)
             if finished is None or in_cloud:
                 finished = make(run, plan, options, proving=provable and in_cloud, signer=signer)
                 judge(finished.artefact, finished.record.verdict)
@@ -302,8 +304,11 @@ def existing(
         events.warn(f"{error.message}: it counts for nothing")
         return None
     if not artefact.exists():
-        problems = [genuine.doubt_of_published(record, region) for region in record.published] or ["is not there"]
-        if any(problems):
+        doubts = {region: genuine.doubt_of_published(record, region) for region in record.published}
+        for region, problem in doubts.items():
+            if problem:
+                events.warn(f"what the record of {artefact.name} names in {region} {problem}")
+        if any(doubts.values()) or not doubts:
             return None
     elif problem := genuine.listed(artefact, record):
         events.warn(f"{problem}: {artefact.name} has to be verified again")

@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ OFFLINE = ("--insecure-ignore-tlog", "--private-infrastructure")
 HOST = Platform.host()
 
 
-def cosign(*words: str, code: int = 0, **env: str) -> str:
+def cosign(*words: str, code: int = 0, env: Mapping[str, str] = MappingProxyType({})) -> str:
     """Run cosign without a network and without a password; return what it says."""
     given = {"COSIGN_PASSWORD": "", "HOME": "/nonexistent", **env}
     done = run(["cosign", *words], env={**os.environ, **given}, check=False)
@@ -261,7 +262,7 @@ def pushed(shop: DockerRegistry, name: str, built: Built, tag: str = "1") -> Bui
 
 def sign(name: str, digest: str, key: Path, *more: str, **env: str) -> None:
     words = ("--yes", "--tlog-upload=false", "--allow-http-registry", "--key", str(key), *more, f"{name}@{digest}")
-    cosign("sign", *words, **env)
+    cosign("sign", *words, env=env)
 
 
 def attest(name: str, digest: str, key: Path, folder: Path, kind: str, *more: str) -> None:

@@ -17,7 +17,7 @@ from parbake.events import Event, Events
 from parbake.model import Verdict
 from parbake.records import Blocks
 from parbake.signing import FileSigner, public_key
-from parbake.workspace import work_folder
+from parbake.workspace import publish, work_folder
 from tests.support.keys import key_pair
 from tests.support.plans import record
 
@@ -77,7 +77,7 @@ class TestWriting:
     def test_killed_between_the_files_it_is_mended(
         self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, place: int
     ) -> None:
-        publish, count = records.publish, 0
+        count = 0
 
         def dying(source: Path, target: Path) -> None:
             nonlocal count
@@ -86,7 +86,7 @@ class TestWriting:
                 raise KeyboardInterrupt
             publish(source, target)
 
-        monkeypatch.setattr(records, "publish", dying)
+        monkeypatch.setattr("parbake.records.publish", dying)
         with pytest.raises(KeyboardInterrupt):
             proof.write_verdict(shelf.artefact, shelf.record, GOOD, "", shelf.signer)
         if place > 1:
