@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from parbake import exports, flow, records
+from parbake import exports, flow, genuine, records
 from parbake.errors import BakefileError, InputError, VerificationFailed
 from parbake.events import Events
 from parbake.model import Platform
@@ -247,6 +247,44 @@ class TestImages:
         assert {each.digest for each in carried[f"{name}:1"]} <= {
             f"sha256:{each['digest']['sha256']}" for each in materials
         }
+
+
+@pytest.mark.root
+def test_a_signed_bake_of_a_signed_image(shop: DockerRegistry, keys: Path, tmp_path: Path) -> None:
+    """One file says who must have signed what goes in, and who signs what comes out."""
+    name = f"{shop.host}/team/whole"
+    built = pushed(shop, name, both()[0])
+    sign(name, built.digest, keys / "cosign.key")
+    key_pair(tmp_path)
+    said = {
+        "version": 1,
+        "name": "signed",
+        "base": "none",
+        "sandbox": "none",
+        "images": [{"reference": f"{name}:1", "signed_by": str(keys / "cosign.pub")}],
+        "sign": {"key": "key.pem"},
+        "trust": ["key.pub"],
+    }
+    file = tmp_path / "parbake.yaml"
+    file.write_text(json.dumps(said))
+    options = flow.Options(verify=False)
+    first = flow.bake(file, Events(), options)
+    record = genuine.need(first.artefact, [tmp_path / "key.pub"])
+    assert (record, first.changed) == (first.record, True)
+    [carried] = record.attached[f"{name}:1"]
+    assert (carried.kind, carried.of) == ("signature", built.digest)
+    path = first.artefact.with_name(record.file_name)
+    signed = path.read_bytes()
+    assert carried.digest.removeprefix("sha256:") in signed.decode().partition('"runDetails"')[0], "a material"
+
+    assert not flow.bake(file, Events(), options).changed
+    path.write_bytes(signed.replace(b'"builder": "local"', b'"builder": "other"'))
+    assert not flow.bake(file, Events(), options).changed
+    assert path.read_bytes() == signed, "what was signed is written back"
+    first.artefact.with_name(f"{record.artefact}.intoto.jsonl").unlink()
+    again = flow.bake(file, Events(), options)
+    assert again.changed, "what is not signed is baked again"
+    assert genuine.need(again.artefact, [tmp_path / "key.pub"]) == again.record
 
 
 def both(content: bytes = b"1") -> list[Built]:
