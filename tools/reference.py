@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import typer
 
-from parbake import cli, errors, events, programs, records
+from parbake import cli, errors, events, programs, records, statements
 from parbake.bakefile import schema
 from parbake.model import Artefact, Base, Image, Plan, Platform
 from parbake.records import Blocks, Record
@@ -310,13 +310,15 @@ def programs_page() -> str:
 
 def record_page() -> str:
     """Return the page of the record's format."""
-    statement = records.to_statement(_sample_record())
+    statement = statements.to_statement(_sample_record())
     predicate = typing.cast("dict[str, Any]", statement["predicate"])
     predicate["buildDefinition"]["externalParameters"] = "(the plan)"
     statement["parbake"] = "(the record, below)"
     told = (
         f"Beside each artefact `NAME` lies its record, `NAME{records.SUFFIX}`: an in-toto Statement (v1) with an SLSA "
-        "Provenance (v1) predicate. Tools for attestations can read it. `parbake show NAME --json` prints it."
+        "Provenance (v1) predicate. Tools for attestations can read it. `parbake show NAME --json` prints it. Beside a "
+        f"[signed](../how-to/signing.md) record lie `NAME{records.ENVELOPE_SUFFIX}`, a DSSE envelope around it, and "
+        f"`NAME{records.DETACHED_SUFFIX}`, the signature over its bytes."
     )
     return (
         f"# Records\n\n{prose(told)}\n"

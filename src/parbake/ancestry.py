@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from parbake import records
+from parbake import genuine, records
 from parbake.builders import Parent
 from parbake.disk import Memory
-from parbake.errors import DiskFull
+from parbake.errors import DiskFull, InputError, VerificationFailed
 from parbake.model import Plan, Platform
 from parbake.records import Record
 
 
-def parent_of(plan: Plan, output: Path, cache: Path, *, verify: bool, rehearse: bool) -> Parent | None:
+def parent_of(
+    plan: Plan, output: Path, cache: Path, *, verify: bool, rehearse: bool, trust: Sequence[Path] = ()
+) -> Parent | None:
     """Find an earlier artefact that holds most of what a plan needs and whose record fits it.
+
+    Where ``trust`` names keys, one of them has signed it.
 
     A bake that will be proven (``verify``) starts only from what was proven. The builder compares each of its bytes
     with the list of its blocks, before it uses any; a bake that neither proves nor lays out (``rehearse``) what it
@@ -23,6 +27,8 @@ def parent_of(plan: Plan, output: Path, cache: Path, *, verify: bool, rehearse: 
     """
     proven = verify and plan.platform.architecture == Platform.host().architecture
     fitting = [record for path, record in records.find(output) if _fits(path, record, proven=proven)]
+    if trust:
+        fitting = [record for record in fitting if _is_signed(output, record, trust)]
     if (found := ancestor(plan, fitting)) is None or found.blocks is None:
         return None
     artefact, blocks = output / found.artefact, records.blocks_of(output / found.artefact, found)
@@ -30,6 +36,13 @@ def parent_of(plan: Plan, output: Path, cache: Path, *, verify: bool, rehearse: 
         return None
     memory = None if verify or rehearse else Memory(artefact, found.blocks.digest, cache)
     return Parent(found.artefact, artefact, blocks, memory)
+
+
+def _is_signed(output: Path, record: Record, trust: Sequence[Path]) -> bool:
+    try:
+        return genuine.need(output / record.artefact, trust) == record
+    except (VerificationFailed, InputError):
+        return False
 
 
 def _fits(path: Path, record: Record, *, proven: bool) -> bool:

@@ -14,6 +14,7 @@ from parbake.economics import Situation
 from parbake.errors import EnvironmentProblem, InputError
 from parbake.model import Plan, Platform
 from parbake.records import Record
+from parbake.signing import Signer
 from parbake.trace import (
     Part,
     Recorder,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _TICK = 0.1
 
 
-def rehearse(artefact: Path, record: Record, events: Events) -> Record:
+def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | None = None) -> Record:
     """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
 
     A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
@@ -46,10 +47,11 @@ def rehearse(artefact: Path, record: Record, events: Events) -> Record:
     trace, MachineFault for one that does not boot, AwsFault where it cannot be fetched.
     """
     run.need_root("rehearsing")
+    records.need_signer(artefact, signer)
     with work_folder(artefact.parent, "rehearse") as work:
         there = artefact if artefact.exists() else _fetched(record, work, events)
         trace = _traced(there, record.plan, events, work)
-    return keep(artefact, record, trace)
+    return keep(artefact, record, trace, signer)
 
 
 def _fetched(record: Record, work: Path, events: Events) -> Path:
@@ -177,9 +179,10 @@ def _gathered(mounted: disk.Mounted, trace: Trace, events: Events) -> Trace:
     return moved
 
 
-def bring(artefact: Path, record: Record, file: Path) -> Record:
+def bring(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
     """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
-    return keep(artefact, record, recorded_elsewhere(file, artefact, record.plan))
+    records.need_signer(artefact, signer)
+    return keep(artefact, record, recorded_elsewhere(file, artefact, record.plan), signer)
 
 
 def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
@@ -203,11 +206,11 @@ def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
     return trace
 
 
-def keep(artefact: Path, record: Record, trace: Trace) -> Record:
+def keep(artefact: Path, record: Record, trace: Trace, signer: Signer | None = None) -> Record:
     """Write a trace beside its artefact and its summary into the record; hold ``records.in_use``."""
     save(trace, artefact.with_name(record.trace_name))
     record = record.model_copy(update={"trace": summary(trace, file=record.trace_name)})
-    records.write(artefact.parent, record)
+    records.write(artefact.parent, record, signer)
     return record
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import atomic, clouds, disk, ebs, packer, planning, records
+from parbake import atomic, clouds, disk, ebs, genuine, packer, planning, records
 from parbake.bakefile import load
 from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
@@ -27,10 +27,17 @@ def to_packer(
     """Write Packer's folder for a Bakefile; return its files.
 
     ``pin`` asks the registries for the digests that the tags have now, and for sizes; nothing else needs a network.
-    Raises InputError where Packer cannot bake what the Bakefile says, and when files in the folder say something else
-    (unless ``force``).
+    Raises InputError where Packer cannot bake what the Bakefile says, without ``pin`` also for images that must be
+    signed, and when files in the folder say something else (unless ``force``); VerificationFailed for what is not
+    signed.
     """
     loaded = load(bakefile)
+    unchecked = [entry.reference for entry in loaded.images if entry.signed_by]
+    if unchecked and not pin:
+        raise InputError(
+            f"{unchecked[0]} must be signed, and that is not known of what its tag will name when Packer runs",
+            hint="--pin checks the signatures now, and writes the digests that were signed",
+        )
     images = _resolved(bakefile, events) if pin else []
     # nerdctl and ctr keep the compressed layers.
     size = disk_size(images, _NODE_BASE, keep_layers=True) if images else 0
@@ -110,12 +117,15 @@ class _Cloud:
     refuse: Callable[[Record], None] = lambda _record: None
 
 
-def to_gcp(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
+def to_gcp(
+    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+) -> tuple[Path, ...]:
     """Write an artefact as Compute Engine takes it, and the script that makes an image of it; return both files.
 
     ``what`` names the artefact, see ``records.locate``. An export that is complete, and no older than the artefact, is
-    left as it is unless ``force``. Raises InputError (none, in a cloud, files in the way), VerificationFailed unless
-    the artefact is proven or ``force`` says so, DiskFull.
+    left as it is unless ``force``. ``trust`` are the keys that must have signed its record (PEM files; none: it need
+    not be signed). Raises InputError (none, in a cloud, files in the way), VerificationFailed unless
+    the artefact is proven or ``force`` says so, and for a record that is not to be believed, DiskFull.
     """
 
     def text(baked: _Baked, archive: str) -> str:
@@ -124,10 +134,14 @@ def to_gcp(what: str, output: Path, folder: Path, events: Events, *, force: bool
     def archive(baked: _Baked, target: Path) -> None:
         clouds.write_archive(baked.raw, target, baked.events)
 
-    return _export(what, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force)
+    return _export(
+        what, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force, trust=trust
+    )
 
 
-def to_gke(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
+def to_gke(
+    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+) -> tuple[Path, ...]:
     """Write a volume as a secondary boot disk of GKE's, and the script that makes a disk image of it. Needs root.
 
     Raises what ``to_gcp`` raises, and InputError for what is no ext4 volume.
@@ -151,10 +165,12 @@ def to_gke(what: str, output: Path, folder: Path, events: Events, *, force: bool
         clouds.write_archive(arranged, target, baked.events)
 
     cloud = _Cloud("-gke.tar.gz", "create-disk-image.sh", text, archive, refuse)
-    return _export(what, output, folder, events, cloud, force=force)
+    return _export(what, output, folder, events, cloud, force=force, trust=trust)
 
 
-def to_azure(what: str, output: Path, folder: Path, events: Events, *, force: bool = False) -> tuple[Path, ...]:
+def to_azure(
+    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+) -> tuple[Path, ...]:
     """Write an artefact as a VHD for Azure, and the script that makes a managed disk (and an image) of it.
 
     Raises what ``to_gcp`` raises.
@@ -167,15 +183,17 @@ def to_azure(what: str, output: Path, folder: Path, events: Events, *, force: bo
     def vhd(baked: _Baked, target: Path) -> None:
         clouds.write_vhd(baked.raw, target, baked.work, baked.events)
 
-    return _export(what, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force)
+    return _export(what, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force, trust=trust)
 
 
-def _export(what: str, output: Path, folder: Path, events: Events, cloud: _Cloud, *, force: bool) -> tuple[Path, ...]:
+def _export(
+    what: str, output: Path, folder: Path, events: Events, cloud: _Cloud, *, force: bool, trust: Sequence[Path]
+) -> tuple[Path, ...]:
     """Write the script, then the disk, which appears when it is complete: a run that ends before it is none.
 
     What runs that were killed left in the folder goes on the way.
     """
-    artefact, record = _proven(what, output, events, force=force)
+    artefact, record = _proven(what, output, events, force=force, trust=trust)
     cloud.refuse(record)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
@@ -198,10 +216,11 @@ def _export(what: str, output: Path, folder: Path, events: Events, cloud: _Cloud
     return made, script
 
 
-def _proven(what: str, output: Path, events: Events, *, force: bool) -> tuple[Path, Record]:
+def _proven(what: str, output: Path, events: Events, *, force: bool, trust: Sequence[Path]) -> tuple[Path, Record]:
     artefact, record = records.locate(what, output)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="export what parbake has baked")
+    record = genuine.need(artefact, trust)
     if not artefact.is_file():
         where = "lies in a cloud" if record.published else "is not here any more"
         raise InputError(f"{artefact.name} {where}", hint="bake it with `builder: local`")

@@ -9,13 +9,14 @@ is made has a name that follows from the content key, so a bake that was killed 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, access, ancestry, base, coldstart, disk, interrupts, records
+from parbake import __version__, access, ancestry, base, coldstart, disk, genuine, interrupts, records
 from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Disk, Ingredients, Parent, Publisher, RemoteBuilder, Shipment
 from parbake.builders.choose import builder_of, publisher_of, remote_builder_of
@@ -38,6 +39,7 @@ from parbake.proof import boot, can_boot, examine, judge, work_on, write_verdict
 from parbake.records import Blocks, Record
 from parbake.registry import open_source
 from parbake.run import need_root
+from parbake.signing import Attached, Signer
 from parbake.trace import Trace, summary
 from parbake.workspace import cache_folder, remove_leftovers, remove_tree
 
@@ -67,7 +69,8 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
     Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it.
     """
     options = options or Options()
-    with open_session(path, events) as run:
+    with open_session(path, events) as opened:
+        run = replace(opened, signer=genuine.open_signer(opened.bakefile))  # what is wrong with the key shows first
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
         remote = remote_builder_of(run.bakefile, verify=options.verify, fresh=options.force)
         publisher = publisher_of(run.bakefile, fresh=options.force)
@@ -77,7 +80,8 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
         for caution in cautions(plan):
             events.warn(caution)
         output, name = run.bakefile.output, plan.artefact_name
-        earlier = None if options.force else existing(output, plan)
+        look = partial(existing, output, plan, trust=trusted(run))
+        earlier = None if options.force else look(Events())  # what speaks against it is told below
         if earlier and complete(earlier, options):
             # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
             with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
@@ -89,12 +93,17 @@ def bake(path: Path, events: Events, options: Options | None = None) -> Finished
             access.readable(output, records.everything(output / name), run.bakefile.readable_by),
             records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")),
         ):
-            earlier = None if options.force else existing(output, plan)
+            earlier = None if options.force else look(events, mend=True)
             if remote:
                 return bake_remotely(run, plan, remote, options, earlier)
             if publisher:
                 return bake_and_publish(run, plan, publisher, options, earlier)
             return bake_here(run, plan, options, earlier)
+
+
+def trusted(run: Session) -> Sequence[Path]:
+    """Return the keys that must have signed what this run goes on from: those of a Bakefile that signs."""
+    return run.bakefile.trust if run.signer else ()
 
 
 def complete(finished: Finished, options: Options) -> bool:
@@ -118,15 +127,17 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | No
     """Build a file, get it ready for cold starts, and prove it; ``earlier`` is what an earlier run has of that."""
     events = run.events
     provable = options.verify and not (earlier and earlier.record.verified) and can_boot(plan, events)
+    if earlier and provable:
+        records.need_signer(earlier.artefact, run.signer)
     finished = earlier or make(run, plan, options)
     if earlier and options.trace:
-        finished = replace(earlier, record=coldstart.bring(earlier.artefact, earlier.record, options.trace))
+        finished = replace(earlier, record=coldstart.bring(earlier.artefact, earlier.record, options.trace, run.signer))
     elif earlier and options.rehearse and earlier.record.trace is None:
-        finished = replace(earlier, record=coldstart.rehearse(earlier.artefact, earlier.record, events))
+        finished = replace(earlier, record=coldstart.rehearse(earlier.artefact, earlier.record, events, run.signer))
     if not provable:
         return finished
     interrupts.resume()
-    return prove(finished, events, keep_workspace=options.keep_workspace)
+    return prove(finished, events, keep_workspace=options.keep_workspace, signer=run.signer)
 
 
 def make(run: Session, plan: Plan, options: Options) -> Finished:
@@ -137,12 +148,13 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     clock = Clock()
     with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
+        carried = run.registry.looking(plan.all_images)  # beside the bake, for its record
         plan, disk = build_disk(run, plan, base_path, work, parent=find_parent(run, plan, options))
         disk = prepared(disk, plan, work, options, events)
-        record, blocks = describe(run, plan, disk, base_path, clock)
+        record, blocks = describe(run, plan, disk, base_path, clock, carried())
         interrupts.hold()
         disk.path.chmod(access.mode_of(run.bakefile.readable_by))  # later, it would be a change of the file (ancestry)
-        artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace)
+        artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace, signer=run.signer)
     ancestry.remember(artefact, record, run.cache)
     return Finished(artefact, record, changed=True)
 
@@ -160,6 +172,7 @@ def bake_and_publish(
     proving = options.verify and verdict is None and can_boot(plan, events)
     clock = Clock()
     with publisher.opened(plan, events, keep=options.keep_workspace) as shipment:
+        carried = run.registry.looking(plan.all_images)
         there = None if options.force else shipment.existing()
         disk_plan, disk = publisher.disk_plan(plan), None
         if there is None or proving or options.rehearse or options.trace:
@@ -186,9 +199,10 @@ def bake_and_publish(
             published=published,
             verdict=verdict,
             trace=trace,
+            attached=carried(),
         )
         interrupts.hold()
-        place = records.announce(record, output, blocks=blocks, trace=trace)
+        place = records.announce(record, output, blocks=blocks, trace=trace, signer=run.signer)
     judge(place, verdict)
     return Finished(place, record, changed=True)
 
@@ -221,14 +235,22 @@ def bake_remotely(
     """Let an instance bake and prove, and record where the result is."""
     output, clock = run.bakefile.output, Clock()
     with work_on(output, plan.key[:12], run.events, keep=options.keep_workspace) as work:
+        carried = run.registry.looking(plan.all_images)
         made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events))
         place = output / plan.artefact_name
         trace = coldstart.recorded_elsewhere(options.trace, place, plan) if options.trace else trace_beside(earlier)
         record = write_down(
-            run, plan, clock, size=made.size, published=dict(made.published), verdict=made.verdict, trace=trace
+            run,
+            plan,
+            clock,
+            size=made.size,
+            published=dict(made.published),
+            verdict=made.verdict,
+            trace=trace,
+            attached=carried(),
         )
         interrupts.hold()
-        records.announce(record, output, trace=trace)
+        records.announce(record, output, trace=trace, signer=run.signer)
     judge(place, made.verdict)
     return Finished(place, record, changed=True)
 
@@ -252,7 +274,7 @@ def find_parent(run: Session, plan: Plan, options: Options) -> Parent | None:
     if options.force or options.from_scratch:
         return None
     output, rehearse = run.bakefile.output, bool(options.rehearse)
-    return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse)
+    return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse, trust=trusted(run))
 
 
 def prepared(disk: Disk, plan: Plan, work: Path, options: Options, events: Events) -> Disk:
@@ -336,7 +358,12 @@ class Clock:
 
 
 def describe(
-    run: Session, plan: Plan, disk_made: Disk, base_path: Path | None, clock: Clock
+    run: Session,
+    plan: Plan,
+    disk_made: Disk,
+    base_path: Path | None,
+    clock: Clock,
+    attached: dict[str, tuple[Attached, ...]],
 ) -> tuple[Record, BlockList | None]:
     """Write down what was made here, of what, and how long it took.
 
@@ -362,6 +389,7 @@ def describe(
         sealed=disk_made.sealed,
         parent=disk_made.parent,
         trace=disk_made.trace,
+        attached=attached,
     )
     return record, blocks
 
@@ -381,6 +409,7 @@ def write_down(
     published: dict[str, Published] | None = None,
     verdict: Verdict | None = None,
     trace: Trace | None = None,
+    attached: dict[str, tuple[Attached, ...]] | None = None,
 ) -> Record:
     """Return the record of an artefact that is finished now; see ``Record`` for what its fields mean."""
     record = Record(
@@ -402,11 +431,14 @@ def write_down(
         parent=parent,
         published=published or {},
         verdict=verdict,
+        attached=attached or {},
     )
     return record.model_copy(update={"trace": trace and summary(trace, file=record.trace_name)})
 
 
-def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -> Finished:
+def prove(
+    finished: Finished, events: Events, *, keep_workspace: bool = False, signer: Signer | None = None
+) -> Finished:
     """Boot the artefact without a network, start its images, and write the verdict into its record.
 
     Raises VerificationFailed with everything that is wrong.
@@ -415,6 +447,6 @@ def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -
         finished.artefact, finished.record, events, fresh=finished.changed, keep_workspace=keep_workspace
     )
     interrupts.hold()
-    record = write_verdict(finished.artefact, finished.record, verdict, sha256)
+    record = write_verdict(finished.artefact, finished.record, verdict, sha256, signer)
     judge(finished.artefact, verdict)
     return replace(finished, record=record)

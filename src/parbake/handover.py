@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parbake import interrupts, records
+from parbake import genuine, interrupts, records
 from parbake.bakefile import Bakefile, load
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
 from parbake.errors import InputError, NotMade, ParbakeError, RolloutError, Stalled, VerificationFailed
@@ -27,6 +27,7 @@ from parbake.run import Deadline
 from parbake.trace import hydrate_list
 from parbake.trace import load as load_trace
 
+_AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
 _STEADY = 2  # so often in a row a target must be seen to be done
 
 
@@ -81,15 +82,18 @@ class _Decided:
 def rollout(file: Path, whats: Sequence[str], events: Events, manner: Manner) -> tuple[Handed, ...]:
     """Hand out the artefacts of records (a machine image, a volume, or one of each) to the Bakefile's targets.
 
-    Raises VerificationFailed for a record that is not verified, RolloutError for what a target refuses, Stalled when
-    nodes do not follow in time.
+    Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
+    what a target refuses, Stalled when nodes do not follow in time.
     """
     bakefile = load(file)
-    located = [_record(what, bakefile.output) for what in whats]
+    located = [_record(what, bakefile) for what in whats]
     found = [record for _, record in located]
     _need_verified(found, events, force=manner.force)
     targets = choose(bakefile, manner.to)
     offers = [offer(found, target.region) for target in targets]
+    for region in dict.fromkeys(each.region for each in offers):
+        for record in found:
+            genuine.need_published(record, region, events, signed=bool(bakefile.trust))
     if any(_hydrates(target) for target in targets):
         part = hydrate_part(located)
         offers = [
@@ -260,10 +264,14 @@ def _one_region(found: Sequence[Record]) -> str:
     )
 
 
-def _record(what: str, output: Path) -> tuple[Path, Record]:
-    artefact, record = records.locate(what, output)
+def _record(what: str, bakefile: Bakefile) -> tuple[Path, Record]:
+    """Find a record that is to be believed; ``--force`` asks for nothing else."""
+    artefact, record = records.locate(what, bakefile.output)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
+    record = genuine.need(artefact, bakefile.trust)
+    if problem := genuine.listed(artefact, record):
+        raise VerificationFailed(f"the record of {artefact.name} is not to be believed: {problem}", hint=_AGAIN)
     return artefact, record
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parbake import base, build, disk, pause, records
+from parbake import base, build, disk, genuine, pause, records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
+from parbake.errors import VerificationFailed
 from parbake.events import Events
 from parbake.model import Base, Image, Plan
 from parbake.plan import cautions, make_plan
 from parbake.records import Record
 from parbake.reference import Reference
 from parbake.registry import Layout, Registry
+from parbake.signing import Signer, public_key
 from parbake.workspace import cache_folder, room_for, work_folder
 
 
@@ -40,12 +42,13 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one run works with. Made by ``open_session``, which also closes it."""
+    """What one run works with. Made by ``open_session``, which also closes it. ``signer`` signs its records."""
 
     bakefile: Bakefile
     registry: Registry
     events: Events
     cache: Path = field(default_factory=cache_folder)
+    signer: Signer | None = None
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def preview(path: Path, events: Events) -> Preview:
         if missing:
             return Preview(None, to_build=missing)
         plan = decide(run, [image for image in images.values() if image])
-        found = existing(run.bakefile.output, plan)
+        found = existing(run.bakefile.output, plan, events)
         return Preview(plan, existing=found.record if found else None, cautions=cautions(plan))
 
 
@@ -76,7 +79,10 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | No
     def look_up(entry: ImageEntry) -> Image | None:
         platform = entry.platform or run.bakefile.platform
         if entry.build is None:
-            return run.registry.resolve(entry.parsed, platform)
+            image = run.registry.resolve(entry.parsed, platform)
+            if entry.signed_by:
+                run.registry.need_signature(image, public_key(entry.signed_by))
+            return image
         if ignore_built:
             return None
         key = build.build_key(entry.build, platform)
@@ -192,10 +198,35 @@ def sandbox_of(run: Session) -> Image | None:
     return image.model_copy(update={"reference": str(reference)})
 
 
-def existing(output: Path, plan: Plan) -> Finished | None:
-    """Find the artefact of a plan among those made before: its file, or what its record says of a cloud."""
+def existing(
+    output: Path, plan: Plan, events: Events, *, trust: Sequence[Path] = (), mend: bool = False
+) -> Finished | None:
+    """Find the artefact of a plan among those made before: its file, or what its record says of a cloud.
+
+    What a record says is compared with the plan, with itself, with AWS's tags, and where ``trust`` names keys, with
+    its signature; a record that is not to be believed counts as none. One whose list of blocks is another's has to be
+    verified again. With ``mend`` (hold ``records.in_use``) what differs from what was signed is written back.
+    """
     artefact, path = output / plan.artefact_name, output / f"{plan.artefact_name}{records.SUFFIX}"
     if not path.exists() or not (artefact.exists() or plan.artefact.in_cloud):
         return None
-    record = records.read(path)
-    return Finished(artefact, record, changed=False) if artefact.exists() or records.is_published(record) else None
+    if mend and trust and not genuine.mend(artefact, trust, events):
+        return None
+    try:
+        record = genuine.need(artefact, trust)
+        if record.key != plan.key:
+            raise VerificationFailed(f"the record of {artefact.name} is that of another plan")
+    except VerificationFailed as error:
+        events.warn(f"{error.message}: it counts for nothing")
+        return None
+    if not artefact.exists():
+        doubts = {region: genuine.doubt_of_published(record, region) for region in record.published}
+        for region, problem in doubts.items():
+            if problem:
+                events.warn(f"what the record of {artefact.name} names in {region} {problem}")
+        if any(doubts.values()) or not doubts:
+            return None
+    elif problem := genuine.listed(artefact, record):
+        events.warn(f"{problem}: {artefact.name} has to be verified again")
+        record = record.model_copy(update={"verdict": None})
+    return Finished(artefact, record, changed=False)

@@ -5,15 +5,16 @@ The verdict goes into the record; rollouts take only what passed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake import disk, records
+from parbake import disk, genuine, records
 from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
 from parbake.model import Plan, Platform, Verdict
 from parbake.records import Record
+from parbake.signing import Signer
 from parbake.workspace import cache_folder, work_folder
 
 
@@ -67,19 +68,33 @@ def examine(
     return verdict if fresh else compared(verdict, recorded=record.sha256, found=digest), digest
 
 
-def write_verdict(artefact: Path, record: Record, verdict: Verdict, sha256: str = "") -> Record:
+def write_verdict(
+    artefact: Path, record: Record, verdict: Verdict, sha256: str = "", signer: Signer | None = None
+) -> Record:
     """Put a verdict into the record of an artefact, and the digest of the whole file where it has none yet."""
     record = record.model_copy(update={"verdict": verdict, "sha256": record.sha256 or sha256})
-    records.write(artefact.parent, record)
+    records.write(artefact.parent, record, signer)
     return record
 
 
-def verify_again(what: str, output: Path, events: Events, *, keep_workspace: bool = False) -> tuple[Path, Verdict]:
+def verify_again(
+    what: str,
+    output: Path,
+    events: Events,
+    *,
+    keep_workspace: bool = False,
+    trust: Sequence[Path] = (),
+    signer: Signer | None = None,
+) -> tuple[Path, Verdict]:
     """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
 
-    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has.
+    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has, and
+    so does a signed one without a ``signer``. Raises VerificationFailed, before anything is booted, when the record
+    contradicts itself, or when none of the keys in ``trust`` has signed it.
     """
     artefact, record = records.locate(what, output)
+    if record or trust:
+        record = genuine.need(artefact, trust)
     if record and record.published and not artefact.is_file():
         there = next(iter(record.published.values()))
         raise InputError(
@@ -91,7 +106,10 @@ def verify_again(what: str, output: Path, events: Events, *, keep_workspace: boo
         raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
     verdict, sha256 = examine(artefact, record, events, keep_workspace=keep_workspace)
     if record and (verdict.accelerator != "none" or verdict.intact is False):
-        write_verdict(artefact, record, verdict, sha256)
+        if signer is None and records.is_signed(artefact):
+            events.warn(f"the record of {artefact.name} is signed and stays as it is: the Bakefile has no `sign`")
+        else:
+            write_verdict(artefact, record, verdict, sha256, signer)
     return artefact, verdict
 
 

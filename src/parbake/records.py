@@ -1,11 +1,11 @@
 """Records: one JSON file beside each artefact says what it is, where it came from and whether it was proven.
 
-The file is an in-toto Statement (v1) with an SLSA Provenance (v1) predicate, so that any attestation tool can read it;
-what is ours lies under ``parbake``. Sources: in-toto/attestation spec/v1/statement.md, slsa.dev provenance v1.
+The file is an in-toto statement (``statements``). It can be signed: then a DSSE envelope around it lies beside it.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -26,18 +26,19 @@ from parbake.errors import DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.events import Events
 from parbake.interrupts import guarded
 from parbake.model import FILE_NAME, Digest, FileName, Frozen, Plan, Published, TraceSummary, Verdict
+from parbake.signing import Attached, Signer, envelope
+from parbake.statements import BLOCKS_DIGEST, to_statement
 from parbake.trace import Trace, save
 from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
-STATEMENT = "https://in-toto.io/Statement/v1"
-PROVENANCE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "urn:parbake:bake:v1"
-BLOCKS_DIGEST = "parbakeBlocks1"
-"""The subject's digest, beside ``sha256``, in the in-toto statement of a raw artefact: that of its list of blocks."""
 SUFFIX = ".json"
 BLOCKS_SUFFIX = ".blocks"
 TRACE_SUFFIX = ".trace"
 """Of the start-up trace beside an artefact: not one of JSON's, since it is no record."""
+ENVELOPE_SUFFIX = ".intoto.jsonl"
+"""Of the signed record: a DSSE envelope around it, for parbake and for ``cosign verify-blob-attestation``."""
+DETACHED_SUFFIX = ".json.sig"
+"""Of the signature over the record's bytes alone, in base64: what ``cosign verify-blob`` takes."""
 _UNFINISHED = "unfinished"
 _FILE_NAME = re.compile(FILE_NAME)
 _HEX = r"^[0-9a-f]{64}$"
@@ -68,6 +69,7 @@ class Record(Frozen):
     ``base_digest`` is the digest of the base image's bytes, empty without a base; ``sealed`` lists what was cleaned.
     ``published`` says where the artefact is in clouds: by region, such as ``eu-central-1``, the bake's own first.
     ``parent`` names the artefact that the bake started from: what of it is still needed was not fetched again.
+    ``attached`` are the signatures and attestations that images carried when they were baked, by reference.
     """
 
     artefact: FileName
@@ -89,6 +91,7 @@ class Record(Frozen):
     published: dict[str, Published] = Field(default_factory=dict)
     trace: TraceSummary | None = None
     parent: str = Field(default="", pattern=f"^({FILE_NAME})?$")
+    attached: dict[str, tuple[Attached, ...]] = Field(default_factory=dict)
 
     @property
     def file_name(self) -> str:
@@ -112,62 +115,47 @@ class Record(Frozen):
         return self.verdict is not None and self.verdict.passed
 
 
-def to_statement(record: Record) -> dict[str, object]:
-    """Return the record as an in-toto Statement."""
-    images = record.plan.all_images
-    materials = [{"uri": f"oci://{image.reference}", "digest": _digest_set(image.manifest.digest)} for image in images]
-    if record.base_digest:
-        base = record.plan.base
-        materials.append(
-            {"uri": f"parbake-base:{base.kind}:{base.identity}", "digest": _digest_set(record.base_digest)}
-        )
-    return {
-        "_type": STATEMENT,
-        "subject": _subjects(record),
-        "predicateType": PROVENANCE,
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": record.plan.to_json(),
-                "resolvedDependencies": materials,
-            },
-            "runDetails": {
-                "builder": {"id": f"urn:parbake:builder:{record.builder}", "version": {"parbake": record.parbake}},
-                "metadata": {
-                    "invocationId": record.key,
-                    "startedOn": record.started_at,
-                    "finishedOn": record.finished_at,
-                },
-            },
-        },
-        "parbake": record.model_dump(mode="json"),
-    }
+def write(folder: Path, record: Record, signer: Signer | None = None) -> Path:
+    """Write the record beside its artefact, at once or not at all; return its path. Raises DiskFull.
 
-
-def _subjects(record: Record) -> list[dict[str, object]]:
-    """Return what the statement is about: the file by its digest, or what lies in a cloud by ids that never change."""
-    subjects: list[dict[str, object]] = []
-    if record.digests:
-        subjects.append({"name": record.artefact, "digest": record.digests})
-    for region, there in record.published.items():
-        ids = {"awsImageId": there.image} if there.image else {"awsSnapshotId": there.snapshots[0].id}
-        uri = f"aws://{region}/{there.image or there.snapshots[0].id}"
-        subjects.append({"name": f"{record.artefact}@{region}", "uri": uri, "digest": ids})
-    return subjects
-
-
-def _digest_set(digest: str) -> dict[str, str]:
-    algorithm, _, value = digest.partition(":")
-    return {algorithm: value}
-
-
-def write(folder: Path, record: Record) -> Path:
-    """Write the record beside its artefact, at once or not at all; return its path. Raises DiskFull."""
-    path = folder / record.file_name
+    With a ``signer`` its signatures go first: what is signed is never older than what is not, and a run that is killed
+    between the two is mended by the next bake (``genuine.mend``). Raises InputError where a signed record would be left
+    without a signature.
+    """
+    need_signer(folder / record.artefact, signer)
+    path, text = folder / record.file_name, statement(record)
+    files = [(path, text)]
+    if signer:
+        detached = base64.b64encode(signer.sign(text)) + b"\n"
+        files = [
+            (folder / f"{record.artefact}{ENVELOPE_SUFFIX}", envelope(text, signer)),
+            (folder / f"{record.artefact}{DETACHED_SUFFIX}", detached),
+            *files,
+        ]
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else PRIVATE
     with room_for(path):
-        atomic.replace(path, json.dumps(to_statement(record), indent=2) + "\n", mode=mode)
+        for target, content in files:
+            atomic.replace(target, content, mode=mode)
     return path
+
+
+def is_signed(artefact: Path) -> bool:
+    """Whether there is a signed record of an artefact, by whomever."""
+    return artefact.with_name(artefact.name + ENVELOPE_SUFFIX).exists()
+
+
+def need_signer(artefact: Path, signer: Signer | None) -> None:
+    """Raise InputError when an artefact's record is signed, and nothing is there to sign a changed one."""
+    if signer is None and is_signed(artefact):
+        raise InputError(
+            f"the record of {artefact.name} is signed, and there is no key to sign the changed one with",
+            hint="name the key in the Bakefile: sign: {key: FILE}",
+        )
+
+
+def statement(record: Record) -> bytes:
+    """Return the content of a record's file, which is also what is signed."""
+    return (json.dumps(to_statement(record), indent=2) + "\n").encode()
 
 
 def in_use(
@@ -186,6 +174,7 @@ def release(
     *,
     blocks: BlockList | None = None,
     trace: Trace | None = None,
+    signer: Signer | None = None,
 ) -> Path:
     """Let a finished artefact appear under its name, with its blocks, trace and record; return its path.
 
@@ -196,7 +185,8 @@ def release(
     with room_for(artefact):
         _mark(work, [record.artefact])
         (folder / record.file_name).unlink(missing_ok=True)
-        (folder / record.trace_name).unlink(missing_ok=True)  # that of the artefact that is replaced
+        for path in _about(artefact):  # those of the artefact that is replaced
+            path.unlink(missing_ok=True)
     try:
         publish(made, artefact)
         if blocks is None:
@@ -205,7 +195,7 @@ def release(
             blocks.write(blocks_path(artefact))
         if trace is not None:
             save(trace, folder / record.trace_name)
-        write(folder, record)
+        write(folder, record, signer)
     except BaseException:
         for path in _files(artefact):
             path.unlink(missing_ok=True)
@@ -213,7 +203,14 @@ def release(
     return artefact
 
 
-def announce(record: Record, folder: Path, *, blocks: BlockList | None = None, trace: Trace | None = None) -> Path:
+def announce(
+    record: Record,
+    folder: Path,
+    *,
+    blocks: BlockList | None = None,
+    trace: Trace | None = None,
+    signer: Signer | None = None,
+) -> Path:
     """Write the record of an artefact that lies in a cloud, with the list of its blocks and its trace.
 
     Returns its place as a name. The record comes last: a run that is killed before finds all of it in the cloud again.
@@ -223,18 +220,10 @@ def announce(record: Record, folder: Path, *, blocks: BlockList | None = None, t
         blocks.write(blocks_path(artefact))
     if trace is not None:
         save(trace, folder / record.trace_name)
-    write(folder, record)
+    if signer is None:  # another artefact of that name was signed, and this one is not
+        _forget_signatures(artefact)
+    write(folder, record, signer)
     return artefact
-
-
-def is_published(record: Record) -> bool:
-    """Whether what a record says of clouds is still there. Raises AwsFault."""
-    from parbake.aws.images import is_there  # loads only where AWS is asked
-
-    places = record.published.items()
-    return bool(places) and all(
-        is_there(region, there.image, [each.id for each in there.snapshots]) for region, there in places
-    )
 
 
 def blocks_path(artefact: Path) -> Path:
@@ -249,7 +238,17 @@ def everything(artefact: Path) -> tuple[Path, ...]:
 
 def _files(artefact: Path) -> tuple[Path, ...]:
     """Return what is an artefact's besides its record."""
-    return artefact, blocks_path(artefact), artefact.with_name(artefact.name + TRACE_SUFFIX)
+    return artefact, blocks_path(artefact), *_about(artefact)
+
+
+def _about(artefact: Path) -> tuple[Path, ...]:
+    """Return what says something of an artefact and goes when another takes its place: a trace, signatures."""
+    return tuple(artefact.with_name(artefact.name + each) for each in (TRACE_SUFFIX, ENVELOPE_SUFFIX, DETACHED_SUFFIX))
+
+
+def _forget_signatures(artefact: Path) -> None:
+    for each in (ENVELOPE_SUFFIX, DETACHED_SUFFIX):
+        artefact.with_name(artefact.name + each).unlink(missing_ok=True)
 
 
 def blocks_of(artefact: Path, record: Record) -> BlockList | None:
@@ -319,12 +318,22 @@ def _finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
 def read(path: Path) -> Record:
     """Read a record; raises InputError when the file is missing or is no record, EnvironmentProblem without access."""
     try:
-        return Record.model_validate(json.loads(path.read_bytes())["parbake"])
+        return parse(path.read_bytes(), path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", hint="`parbake list` shows the records there are") from None
     except PermissionError:
         raise _no_access(path) from None
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}", hint="give a record, an artefact or its name"
+        ) from None
+
+
+def parse(text: bytes, path: Path) -> Record:
+    """Read the text of a record, which is that of ``path``; raises InputError when it is no record."""
+    try:
+        return Record.model_validate(json.loads(text)["parbake"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path} is no record of parbake: {reason}", hint="give a record, an artefact or its name"
@@ -361,8 +370,8 @@ def locate(what: str, folder: Path) -> tuple[Path, Record | None]:
     """
     path = Path(what)
     if path.is_file():
-        if path.suffix == BLOCKS_SUFFIX:
-            path = path.with_suffix("")
+        for suffix in (BLOCKS_SUFFIX, ENVELOPE_SUFFIX, DETACHED_SUFFIX):
+            path = path.with_name(path.name.removesuffix(suffix))
         if path.suffix == SUFFIX:
             return path.parent / read(path).artefact, read(path)
         beside = path.with_name(path.name + SUFFIX)

@@ -217,6 +217,7 @@ OTHERS = {
     "get_authorization_token",
     "get_auth_instance",
     "get_close_matches",
+    "get_public_key",
     "describe_key",
 }
 
@@ -364,7 +365,10 @@ def test_rollouts_have_a_policy_of_their_own(tmp_path: Path) -> None:
     alone = iam.policies(written(tmp_path, "rollout: [{nodegroup: {cluster: prod, group: gpu}}]\n"))
     assert not {each for each in iam.actions(alone["rollout"]) if re.match("autoscaling|iam|ssm", each)}
     assert "karpenter" not in alone
-    assert "rollout" not in iam.policies(written(tmp_path, "rollout: [{karpenter: {nodeclass: gpu}}]\n"))
+    looks = iam.policies(written(tmp_path, "rollout: [{karpenter: {nodeclass: gpu}}]\n"))["rollout"]
+    assert iam.actions(looks) == {"ec2:DescribeImages", "ec2:DescribeSnapshots"}, (
+        "to compare records with what is there"
+    )
 
 
 def test_pruning_removes_ours_alone(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.kubernetes.karpenter import Ami, Karpenter
 from tests.kubernetes.server import Server, serving
 from tests.kubernetes.store import Kind
 from tests.support.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
+from tests.support.keys import key_pair
 
 pytestmark = NEEDS_KUBECTL
 
@@ -307,7 +308,8 @@ def test_two_rollouts_race(
 @pytest.mark.usefixtures("cluster")
 def test_two_processes_race(server: Server, tmp_path: Path) -> None:
     """Both have read the node class before the first of them writes: one writes, the other is told."""
-    kitchen(tmp_path, [GPU], FIRST, SECOND)
+    signer = key_pair(tmp_path)  # other processes have no stand-in of AWS to compare records with
+    kitchen(tmp_path, [GPU], FIRST, SECOND, signer=signer, trust=["key.pub"])
     together = threading.Barrier(2, timeout=60)
     server.store.before_patch = together.wait
     command = [sys.executable, "-m", "parbake", "rollout", "--no-follow", "--json"]
@@ -456,7 +458,7 @@ def test_the_versions_of_before(
 def test_a_rollout_that_was_killed_is_finished_by_the_next(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    kitchen(tmp_path, [GPU], FIRST, signer=key_pair(tmp_path), trust=["key.pub"])
     command = [sys.executable, "-m", "parbake", "rollout", FIRST.key, *QUICK]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     written = threading.Event()

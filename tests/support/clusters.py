@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from parbake import cli, handover, records, run
+from parbake.aws.tags import ARTEFACT, KEY, MANAGED, VERIFIED, as_list
 from parbake.events import Events
 from parbake.model import GIB, Artefact, Base, Published, Snapshot
 from parbake.records import Record
+from parbake.signing import Signer
 from tests.support.plans import digest, image, plan, record
 
 NEEDS_KUBECTL = pytest.mark.skipif(run.find("kubectl") is None, reason="kubectl is not installed")
@@ -43,16 +45,34 @@ def _published(made: Any, word: str, passed: bool | None, region: str, where: Pu
     return record(word, passed=passed).model_copy(update=changes)
 
 
-def kitchen(folder: Path, targets: list[Mapping[str, Any]], *found: Record, **more: Any) -> Path:
-    """Write a Bakefile with targets and more keys, and records; return the Bakefile."""
+def kitchen(
+    folder: Path, targets: list[Mapping[str, Any]], *found: Record, signer: Signer | None = None, **more: Any
+) -> Path:
+    """Write a Bakefile with targets and more keys, and records, which ``signer`` signs; return the Bakefile."""
     file = folder / "parbake.yaml"
     images = ["registry.example.com/app:1"]
     said = {"version": 1, "images": images, "rollout": targets, "output": "artefacts", **more}
     file.write_text(json.dumps(said))
     (folder / "artefacts").mkdir(exist_ok=True)
     for each in found:
-        records.write(folder / "artefacts", each)
+        records.write(folder / "artefacts", each, signer)
+        shown_by_aws(each)
     return file
+
+
+SHOWN: dict[str, dict[str, Any]] = {}
+"""What AWS shows of the images and snapshots of records that a test has made up, by id; see ``conftest``."""
+
+
+def shown_by_aws(record: Record) -> None:
+    """Let AWS show what a made-up record says to be there, as a bake of it had tagged it."""
+    tags = as_list(
+        {KEY: record.key, MANAGED: ARTEFACT, **({VERIFIED: "2026-11-24T00:02:00Z"} if record.verified else {})}
+    )
+    for there in record.published.values():
+        disks = [{"DeviceName": each.device, "Ebs": {"SnapshotId": each.id}} for each in there.snapshots]
+        for name in filter(None, (there.image, *(each.id for each in there.snapshots))):
+            SHOWN[name] = {"ImageId": there.image, "Tags": tags, "BlockDeviceMappings": disks}
 
 
 def goes_out_again(folder: Path, *found: Record) -> bool:

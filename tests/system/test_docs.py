@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from parbake import records, run
+from parbake import aws, records, run
 from parbake.workspace import cache_folder
 from tests.support import clusters, disks, documents, images
 from tests.support.base import default_base
 from tests.support.documents import ROOT, shapes
+from tests.support.ebsdirect import Cloud, Snapshot
 from tests.support.registry import DockerRegistry, certificates
 from tests.vm.test_machine import PRINT
 
@@ -75,6 +76,7 @@ CASES = (
     Case("docs/how-to/retention.md", shortcuts=frozenset({"prune"})),
     Case("docs/how-to/manifests.md"),
     Case("docs/how-to/private-registries.md"),
+    Case("docs/how-to/signing.md", shortcuts=frozenset({"bake", "rollout"})),
     Case("docs/how-to/volume.md"),
     Case("docs/how-to/own-base.md"),
     Case("docs/how-to/failed-verification.md", shortcuts=frozenset({"bake"}), after="docs/how-to/own-base.md"),
@@ -140,6 +142,8 @@ class World:
     folder: Path
     hosts: Mapping[str, str]
     authority: str
+    cloud: Cloud
+    access: Mapping[str, str]
 
     def place(self, text: str) -> str:
         """Put the names of our registries into a text."""
@@ -157,6 +161,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Itera
         DockerRegistry(folder / "public") as public,
         DockerRegistry(folder / "private", tls=tls, users=users) as private,
         socket.create_server(("127.0.0.1", 0)) as unused,
+        (cloud := Cloud()).serve() as url,
     ):
         program = {"bin/": None, "bin/app": (Path(run.need("busybox"))).read_bytes()}
         amd64, arm64 = (
@@ -172,7 +177,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Itera
             "127.0.0.1:5000": f"127.0.0.1:{unused.getsockname()[1]}",
         }
         unused.close()
-        yield World(folder, hosts, private.ca)
+        access = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        yield World(folder, hosts, private.ca, cloud, access)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.document)
@@ -226,7 +232,19 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         "HOME": str(home),
         "PARBAKE_CACHE": str(outside / "cache" if case.own_cache else cache_folder()),
         "REGISTRY_PASSWORD": PASSWORD,
+        **(world.access if Path(case.document).stem in {"gitops", "files"} else {}),
     }
+
+
+def lies_in(cloud: Cloud, record: records.Record) -> None:
+    """Put the AMI of a record into the stand-in of AWS, as its bake had made it."""
+    tags = {aws.KEY: record.key, aws.MANAGED: aws.ARTEFACT, aws.VERIFIED: "2026-11-24T00:02:00Z"}
+    for region, there in record.published.items():
+        [disk] = there.snapshots
+        cloud.snapshots[disk.id] = Snapshot(disk.id, 8, tags, region=region, state="completed")
+        said = {"Architecture": "x86_64", "RootDeviceName": disk.device}
+        image = {"id": there.image, "name": "node", "attributes": said, "snapshot": disk.id, "device": disk.device}
+        cloud.images[there.image] = {**image, "tags": tags, "looks": 0, "region": region}
 
 
 def prepare(document: str, folder: Path, world: World) -> None:
@@ -242,7 +260,9 @@ def prepare(document: str, folder: Path, world: World) -> None:
             make_node_image(folder)
         case "gitops" | "files":  # what is rolled out there
             (folder / "artefacts").mkdir()
-            records.write(folder / "artefacts", clusters.machine_image("node", "ami-0123456789abcdef0"))
+            made = clusters.machine_image("node", "ami-0123456789abcdef0")
+            records.write(folder / "artefacts", made)
+            lies_in(world.cloud, made)
         case "clean-up":
             left = folder / "artefacts/.parbake/0123456789ab.1.ffffffff"
             left.mkdir(parents=True)

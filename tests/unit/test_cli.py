@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from parbake import __version__, records
+from parbake import __version__, records, statements
 from parbake.cli import run
 from parbake.errors import InputError
 from tests.support.plans import record
@@ -204,7 +204,7 @@ def test_list_and_show(say: Say, place: Path) -> None:
     first, second = bake(place / "artefacts", "a", "b", passed=True)
     assert [each["artefact"] for each in document(say, "list")] == [first.artefact, second.artefact]
     assert first.artefact in say("list")[1]
-    assert document(say, "show", second.key[:8]) == records.to_statement(second)
+    assert document(say, "show", second.key[:8]) == statements.to_statement(second)
     assert second.key in say("show", second.artefact)[1]
     assert "fits 2 records" in document(say, "show", "node", code=2)["message"]
     assert "parbake list" in document(say, "show", "nothing", code=2)["hint"]

@@ -11,6 +11,7 @@ import pytest
 from parbake.bakefile import load, schema
 from parbake.programs import PROGRAMS
 from tests.support.documents import DOCUMENTS, NOT_RUN, ROOT, anchors, read, shape, without_blocks
+from tests.support.keys import key_pair
 from tests.system.test_docs import CASES
 from tools.reference import ENVIRONMENT, EXAMPLES, FOLDER, pages
 
@@ -104,6 +105,8 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
 def test_bakefiles_are_good(document: Path, tmp_path: Path) -> None:
     for file in ("node.qcow2", "company-ca.pem"):
         (tmp_path / file).touch()
+    for file in ("parbake", "team"):
+        key_pair(tmp_path, file)
     (tmp_path / "api").mkdir()
     (tmp_path / "api/Containerfile").touch()
     for block in read(document):

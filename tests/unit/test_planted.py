@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from parbake import exports, gitops, nodefiles, records, upkeep, workspace
+from parbake import exports, gitops, nodefiles, records, statements, upkeep, workspace
 from parbake.disk import BLOCK, BlockList
 from parbake.errors import EnvironmentProblem, InputError
 from parbake.gitops import Edit, Repository
@@ -185,7 +185,7 @@ def test_a_planted_list_of_what_is_unfinished_removes_nothing_elsewhere(how: str
 
 
 def _forged(folder: Path, **changes: object) -> Path:
-    statement: Any = records.to_statement(record())
+    statement: Any = statements.to_statement(record())
     statement["parbake"] |= changes
     path = folder / "forged.json"
     path.write_text(json.dumps(statement))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake import records
+from parbake import records, statements
 from parbake.disk import BLOCK, BlockList, block_list
 from parbake.errors import DiskFull, InputError
 from parbake.events import Events
@@ -229,7 +229,7 @@ def test_a_damaged_artefact_is_told_from_a_damaged_list(tmp_path: Path) -> None:
 
 def test_a_record_of_before_reads(tmp_path: Path) -> None:
     """When there were no lists of blocks, each record had the digest of the whole file."""
-    statement = records.to_statement(record())
+    statement = statements.to_statement(record())
     document = statement["parbake"]
     assert isinstance(document, dict)
     del document["blocks"]

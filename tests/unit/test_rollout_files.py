@@ -13,6 +13,7 @@ from parbake.errors import InputError
 from parbake.rollouts.files import parse, render
 from parbake.trace import Part, Read, Trace, save
 from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
+from tests.support.plans import record
 
 FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
 
@@ -251,9 +252,9 @@ def test_bad_manifests(here: Path, capsys: pytest.CaptureFixture[str], text: str
 
 
 def test_records_that_do_not_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nowhere = FIRST.model_copy(update={"published": {}, "artefact": "nowhere.raw", "key": "f" * 64})
+    nowhere = record("nowhere", name="nowhere", passed=True)
     kitchen(here, [{"file": "a.json"}, {"name": "us", "region": "us-east-1", "file": "b.json"}], FIRST, SECOND, nowhere)
-    (here / "artefacts/nowhere.raw").touch()
+    (here / "artefacts" / nowhere.artefact).touch()
     code, error = parbake(capsys, "rollout", FIRST.key, SECOND.key)
     assert (code, "two records of the kind" in error["message"]) == (2, True)
     code, error = parbake(capsys, "rollout", FIRST.key, "--to", "us")

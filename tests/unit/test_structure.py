@@ -15,7 +15,7 @@ LONGEST_FILE = 500
 # A room is a module or a package directly below parbake. A room imports only from floors below its own.
 FLOORS: dict[int, set[str]] = {
     0: {"access", "model", "errors", "reference", "interrupts"},
-    1: {"atomic", "run", "events", "workspace", "yamltext", "nodes", "cgroups", "diskformats", "netns"},
+    1: {"atomic", "run", "events", "workspace", "yamltext", "nodes", "signing", "cgroups", "diskformats", "netns"},
     2: {
         "aws",
         "bakefile",
@@ -37,7 +37,18 @@ FLOORS: dict[int, set[str]] = {
         "kube",
     },
     3: {"base", "build", "clouds", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
-    4: {"plan", "verify", "rehearse", "records", "doctor", "builders", "retention", "rollouts"},
+    4: {
+        "plan",
+        "genuine",
+        "statements",
+        "verify",
+        "rehearse",
+        "records",
+        "doctor",
+        "builders",
+        "retention",
+        "rollouts",
+    },
     5: {
         "ancestry",
         "beginnings",
@@ -61,6 +72,10 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 SAME_FLOOR = {
     ("flow", "ancestry"),
     ("flow", "proof"),
+    ("genuine", "records"),
+    ("genuine", "statements"),
+    ("records", "statements"),
+    ("statements", "records"),
     ("model", "errors"),
     ("model", "reference"),
     ("reference", "errors"),

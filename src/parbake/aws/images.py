@@ -109,16 +109,17 @@ def described(image: Mapping[str, Any], region: str, wanted: str = "") -> Source
     )
 
 
-def is_there(region: str, image: str, snapshots: Iterable[str] = ()) -> bool:
-    """Whether an AMI (or, without one, every one of the snapshots) still exists."""
+def described_all(region: str, image: str, snapshots: Iterable[str] = ()) -> tuple[Mapping[str, Any], ...]:
+    """Return an AMI (or, without one, every one of the snapshots) as EC2 describes it; nothing where one is missing."""
     ec2 = client("ec2", region)
     try:
         if image:
-            return bool(ec2.describe_images(ImageIds=[image])["Images"])
+            return tuple(ec2.describe_images(ImageIds=[image])["Images"])
         ids = list(snapshots)
-        return bool(ids) and len(ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]) == len(ids)
+        found = ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"] if ids else []
+        return tuple(found) if len(found) == len(ids) else ()
     except AwsNotFound:
-        return False
+        return ()
 
 
 def named(ec2: Client, name: str, events: Events) -> Mapping[str, Any]:

@@ -18,12 +18,14 @@ from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
 from parbake.bakefile.retention import RetentionSection
 from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section
+from parbake.bakefile.signing import SignSection
 from parbake.bakefile.targets import TargetText, distinct
 from parbake.bakefile.values import (
     Duration,
     FolderToBe,
     Name,
     PlatformText,
+    PublicKeyFile,
     Reading,
     RegistryHost,
     Size,
@@ -116,6 +118,11 @@ class Bakefile(Section):
     `owner` (files 0600, a new folder 0700), `group` (0640, 0750) or `everyone` (0644, 0755)."""
     retention: RetentionSection = Field(default_factory=RetentionSection)
     """What `parbake prune` and `parbake watch --prune` keep."""
+    trust: tuple[PublicKeyFile, ...] = ()
+    """PEM files with public keys. Where there are any, `parbake verify`, `rollout`, `watch` and `export` refuse a
+    record that none of them has signed."""
+    sign: SignSection | None = None
+    """What signs the records of what is baked. Its public half must be among `trust`."""
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
     """Where `parbake rollout` hands artefacts to."""
 
@@ -140,6 +147,16 @@ class Bakefile(Section):
                 f"write builder: {' or '.join(ways)}"
                 if value.kind != "debian"
                 else 'write base: {eks: al2023, kubernetes: "1.33"}, or another builder',
+            )
+        return value
+
+    @check("sign")
+    @classmethod
+    def _is_trusted(cls, value: SignSection | None, info: ValidationInfo) -> SignSection | None:
+        if value and info.data.get("trust") == ():
+            raise wrong(
+                "needs `trust`: a record is signed again with each verdict, once its signature was checked",
+                "write trust: [FILE], with the public half of the key",
             )
         return value
 
@@ -235,5 +252,7 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
     if bakefile.sandbox not in {"auto", "none"}:
         used.add(Reference.parse(bakefile.sandbox).registry)
     used |= {mirror.partition("/")[0] for options in bakefile.registries.values() for mirror in options.mirrors}
+    if bakefile.trust and not bakefile.sign:
+        found.append("trust: there is no `sign`, so what is baked here is not signed, and `parbake rollout` refuses it")
     unused = [host for host in bakefile.registries if host not in used]
     return (*found, *(f"registries: no image is from {host} ({close(host, sorted(used))})" for host in unused))

@@ -24,6 +24,7 @@ from parbake.bakefile.values import (
     PathText,
     PlatformText,
     Port,
+    PublicKeyFile,
     Reading,
     ReferenceText,
     Scalar,
@@ -234,6 +235,10 @@ class ImageEntry(Section):
     startup: Annotated[Startup, Via(StartupSection, StartupSection.startup)] | None = None
     """How to start it in verification. Without: the image's own command must run for a second."""
 
+    signed_by: Annotated[PublicKeyFile | None, Field(validate_default=True)] = None
+    """A PEM file with the public key (Ed25519, or ECDSA on P-256) that must have signed the image, as `cosign sign
+    --key` does. It is checked before anything else is decided."""
+
     @property
     def parsed(self) -> Reference:
         """The reference, normalised."""
@@ -272,6 +277,13 @@ class ImageEntry(Section):
                 f"{reference} can only be built: no registry has `localhost` without a port",
                 "add build: {context: FOLDER}, or name the registry's port",
             )
+        return value
+
+    @check("signed_by")
+    @classmethod
+    def _comes_from_others(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value and info.data.get("build"):
+            raise wrong("an image that is built here has no signature yet", "remove signed_by, or build")
         return value
 
 

@@ -246,6 +246,17 @@ def existing_file(path: Path, info: ValidationInfo) -> Path:
     return path
 
 
+def _public_key(path: Path, info: ValidationInfo) -> Path:
+    if info.context:
+        from parbake.signing import public_key  # loads only where a key is named
+
+        try:
+            public_key(path)
+        except InputError as error:
+            raise wrong(error.message, error.hint) from None
+    return path
+
+
 def _existing_folder(path: Path, info: ValidationInfo) -> Path:
     found = status(path)
     if info.context and found is None:
@@ -326,5 +337,6 @@ Variables = Annotated[
 ]
 PathText = Annotated[Path, BeforeValidator(_path), _PATH_SCHEMA]
 File = Annotated[Path, BeforeValidator(_path), AfterValidator(existing_file), _PATH_SCHEMA]
+PublicKeyFile = Annotated[File, AfterValidator(_public_key)]
 Folder = Annotated[Path, BeforeValidator(_path), AfterValidator(_existing_folder), _PATH_SCHEMA]
 FolderToBe = Annotated[Path, BeforeValidator(_path), AfterValidator(_folder_to_be), _PATH_SCHEMA]

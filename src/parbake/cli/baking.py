@@ -21,6 +21,8 @@ from parbake.cli.door import (
     opened_events,
     output,
     retention,
+    signer,
+    trust,
 )
 from parbake.errors import InputError
 
@@ -146,13 +148,15 @@ def verify(
     """Boot an artefact without a network and start its images.
 
     The verdict goes into the record; the exit code is 3 when it is bad. RECORD may also be a disk image that parbake
-    has no record of: then every image in its store must start.
+    has no record of: then every image in its store must start. Where the Bakefile has `trust`, a record must be signed.
     """
     from parbake import proof, tables
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        artefact, verdict = proof.verify_again(what, output(file, what), events, keep_workspace=keep_workspace)
+        artefact, verdict = proof.verify_again(
+            what, output(file, what), events, keep_workspace=keep_workspace, trust=trust(file), signer=signer(file)
+        )
     answer(tables.verdict_json(artefact, verdict), lambda: tables.verdict_text(artefact, verdict))
     proof.judge(artefact, verdict)
 
@@ -173,13 +177,13 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
 
     With --json it is the in-toto statement as it is stored.
     """
-    from parbake import records, tables
+    from parbake import records, statements, tables
 
     door.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
-    answer(records.to_statement(record), lambda: tables.record_text(artefact, record))
+    answer(statements.to_statement(record), lambda: tables.record_text(artefact, record))
 
 
 @app.command()

@@ -18,6 +18,8 @@ from parbake.cli.door import (
     door,
     opened_events,
     output,
+    signer,
+    trust,
 )
 from parbake.errors import InputError
 
@@ -54,7 +56,7 @@ def trace(
     beside the artefact and its summary into the record. On a running node: what is read of one device meanwhile. Needs
     root.
     """
-    from parbake import coldstart, records
+    from parbake import coldstart, genuine, records
     from parbake.tables import trace_text
     from parbake.trace import save, summary
 
@@ -71,11 +73,13 @@ def trace(
             artefact, record = records.locate(what, output(file, what))
             if record is None:
                 raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are rehearsed")
+            signs = signer(file)
             with records.in_use(artefact.parent, record.artefact):
+                record = genuine.need(artefact, trust(file) if signs else ())  # it is signed again
                 if bring:
-                    record = coldstart.bring(artefact, record, bring)
+                    record = coldstart.bring(artefact, record, bring, signs)
                 else:
-                    record = coldstart.rehearse(artefact, record, events)
+                    record = coldstart.rehearse(artefact, record, events, signs)
             assert record.trace
             result, found = record.trace, coldstart.trace_of(artefact, record)
     answer(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))

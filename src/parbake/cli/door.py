@@ -25,6 +25,7 @@ from parbake.errors import InputError, Interrupted, ParbakeError, from_os_error
 if TYPE_CHECKING:
     from parbake.bakefile import RetentionSection
     from parbake.events import Events
+    from parbake.signing import Signer
 
 app = typer.Typer(
     name="parbake",
@@ -110,6 +111,21 @@ def output(file: Path, what: str = "") -> Path:
     if file == DEFAULT_FILE and not file.exists():
         return Path("artefacts")
     return load(file).output
+
+
+def trust(file: Path) -> tuple[Path, ...]:
+    """Return the public keys that must have signed records: the Bakefile's; none where there is no Bakefile."""
+    from parbake.bakefile import load
+
+    return () if file == DEFAULT_FILE and not file.exists() else load(file).trust
+
+
+def signer(file: Path) -> Signer | None:
+    """Return what signs records as the Bakefile says, tried out; None where it says nothing, or is not there."""
+    from parbake import genuine
+    from parbake.bakefile import load
+
+    return None if file == DEFAULT_FILE and not file.exists() else genuine.open_signer(load(file))
 
 
 def retention(file: Path) -> RetentionSection:

@@ -18,6 +18,7 @@ from parbake.cli.door import (
     door,
     opened_events,
     output,
+    trust,
 )  # fmt: skip
 
 Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
@@ -67,7 +68,7 @@ def gcp(
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_gcp(what, output(file, what), folder, events, force=force)
+        written = exports.to_gcp(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
 
 
@@ -88,7 +89,7 @@ def gke(
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_gke(what, output(file, what), folder, events, force=force)
+        written = exports.to_gke(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
 
 
@@ -109,7 +110,7 @@ def azure(
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_azure(what, output(file, what), folder, events, force=force)
+        written = exports.to_azure(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
 
 

@@ -61,6 +61,9 @@ def actions(policy: Policy) -> set[str]:
 def _caller(scope: Scope) -> Iterator[Policy]:
     bakefile = scope.bakefile
     yield from _repositories(scope)
+    if bakefile.sign and bakefile.sign.kms:
+        keys, condition = _key(scope, bakefile.sign.kms)
+        yield allow("SignRecords", ["kms:GetPublicKey", "kms:Sign"], keys, condition)
     if bakefile.base.ami and not (bakefile.base.ami.id or bakefile.base.ami.name):
         name = bakefile.base.ami.parameter(bakefile.platform)
         yield allow("FindTheBase", ["ssm:GetParameter"], scope.parameter(name, [scope.home]))
@@ -129,17 +132,16 @@ def _karpenter(scope: Scope) -> Iterator[Policy]:
 
 def _with_key(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Policy]:
     """Allow actions with the KMS key, and grants to AWS's services alone: a grant lets whom it names use the key."""
-    keys, condition = _key(scope)
+    keys, condition = _key(scope, scope.bakefile.aws.kms_key or "")
     yield allow(sid, actions, keys, condition)
     yield allow("Grant", ["kms:CreateGrant"], keys, both(condition, {"Bool": {"kms:GrantIsForAWSResource": "true"}}))
 
 
-def _key(scope: Scope) -> tuple[list[str], Policy]:
-    """Return the ARNs of the KMS key, and what narrows them: no policy names a key by its alias (KMS developer guide).
+def _key(scope: Scope, key: str) -> tuple[list[str], Policy]:
+    """Return the ARNs of a KMS key, and what narrows them: no policy names a key by its alias (KMS developer guide).
 
     Without a key of one's own it is the account's for EBS, which may be used by way of EC2 alone.
     """
-    key = scope.bakefile.aws.kms_key or ""
     name = key.partition(":key/")[2] if key.startswith("arn:") else key
     every = [scope.arn("kms", "key/*", place) for place in scope.places]
     if not key:

@@ -29,8 +29,9 @@ def statements(scope: Scope) -> Iterator[Policy]:
     tags = [target for target in bakefile.rollout if target.karpenter and target.karpenter.tag]
     if read:
         yield allow("Parameters", ["ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter"], read)
-    if read or tags:
-        yield allow("LookAtImages", ["ec2:DescribeImages"], condition=here(scope.of(bakefile.rollout)))
+    if bakefile.rollout:  # what a record names is compared with its tags
+        condition = here(scope.of(bakefile.rollout))
+        yield allow("LookAtArtefacts", ["ec2:DescribeImages", "ec2:DescribeSnapshots"], condition=condition)
     if tags:
         yield from _tags(scope, tags)
     fast = bool(bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake)

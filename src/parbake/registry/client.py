@@ -10,24 +10,26 @@ import difflib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Self
 from urllib.parse import urlsplit
 
-from parbake.errors import BadContent, InputError, NoSuchImage, RegistryError, Unreachable
+from parbake.errors import BadContent, Denied, InputError, NoSuchImage, RegistryError, Unreachable
 from parbake.events import Events
 from parbake.model import Descriptor, Image, Platform, Readable, RegistryOptions, Source
 from parbake.reference import Reference
-from parbake.registry import ecr
+from parbake.registry import carried, ecr
 from parbake.registry.blob import Blob
 from parbake.registry.documents import (
     ACCEPT,
     CONFIG_LIMIT,
     DOCUMENTS,
     MANIFEST_LIMIT,
+    OCI_INDEX,
     Document,
+    Index,
     check,
     read_document,
 )
@@ -35,6 +37,7 @@ from parbake.registry.endpoint import Answer, Endpoint, Missing
 from parbake.registry.resolve import all_platforms, resolve
 from parbake.registry.retry import Patience
 from parbake.registry.transport import Transport, whole_number
+from parbake.signing import Attached, PublicKey
 
 # Requests at once for one Registry: enough to hide the network's latency, few enough for any registry's limits.
 _AT_ONCE = 8
@@ -91,6 +94,24 @@ class Registry:
         """Return the platforms that a reference offers; raises as ``resolve`` does."""
         repository = self._repository(reference)
         return all_platforms(repository, str(reference), repository.top(reference))
+
+    def need_signature(self, image: Image, key: PublicKey) -> Attached:
+        """Return the signature of an image by a key (see ``carried``); raises VerificationFailed when there is none."""
+        return carried.need_signature(self._repository(Reference.parse(image.reference)), image, key)
+
+    def looking(self, images: Iterable[Image]) -> Callable[[], dict[str, tuple[Attached, ...]]]:
+        """Begin to look, beside other work, what else images carry; return what gives the answers, by reference.
+
+        What cannot be known is noted, and is no error.
+        """
+        pulled = [each for each in images if not each.layout and not Reference.parse(each.reference).is_local]
+        asked = {
+            each.reference: self._threads.submit(
+                carried.carried, self._repository(Reference.parse(each.reference)), each
+            )
+            for each in pulled
+        }
+        return lambda: carried.answers(asked, self._note)
 
     def source(self, image: Image) -> Source:
         """Return where the content of an image comes from."""
@@ -182,6 +203,39 @@ class _Repository:
             return self._first(ask) or self.top(reference).descriptor
         except Missing as missing:
             raise self._no_such(reference) from missing
+
+    def maybe(self, name: str) -> Document | None:
+        """Return the document of a tag or a digest, verified; None where there is none."""
+        what = f"{self._name}{'@' if name.startswith('sha256:') else ':'}{name}"
+
+        def ask(endpoint: Endpoint) -> Document:
+            answer = self._manifest(endpoint, name, what)
+            if name.startswith("sha256:"):
+                check(what, answer.body, name)
+            return read_document(what, answer.body, answer.header("Content-Type"))
+
+        try:
+            return self._first(ask)
+        except Missing:
+            return None
+
+    def referrers(self, digest: str) -> Index | None:
+        """Return the index of what refers to a digest, by the API or its fallback tag; None where there is none."""
+        what = f"the referrers of {self._name}@{digest}"
+
+        def ask(endpoint: Endpoint) -> Document:
+            answer = endpoint.fetch(
+                self._path, f"referrers/{digest}", accept=OCI_INDEX, limit=MANIFEST_LIMIT, what=what
+            )
+            return read_document(what, answer.body, answer.header("Content-Type"))
+
+        try:
+            found: Document | None = self._first(ask)
+        except (Denied, Unreachable):
+            raise
+        except (Missing, RegistryError, NoSuchImage):  # a registry without that API
+            found = self.maybe(digest.replace(":", "-"))
+        return found.content if found and isinstance(found.content, Index) else None
 
     def read(self, descriptor: Descriptor) -> bytes:
         """Return a manifest or a config whole, verified (``model.Source``)."""

@@ -1,0 +1,37 @@
+"""Who signs records."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, ConfigDict, model_validator
+
+from parbake.bakefile.sections import Section
+from parbake.bakefile.values import PathText, text_schema, wrong
+
+_KMS = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]+"
+
+
+def _kms(text: str) -> str:
+    if not re.fullmatch(_KMS, text):
+        raise wrong(f"{text!r} is no ARN of a KMS key", "write arn:aws:kms:REGION:ACCOUNT:key/ID, or …:alias/NAME")
+    return text
+
+
+class SignSection(Section):
+    """What signs records: exactly one of these."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    key: PathText | None = None
+    """A PEM file with a private key (Ed25519, or ECDSA on P-256), relative to the Bakefile. Only its owner, and at
+    most its group, may be able to read it."""
+    kms: Annotated[str, AfterValidator(_kms), text_schema(f"^{_KMS}$")] | None = None
+    """The ARN of a key in AWS KMS: ECC_NIST_P256, for SIGN_VERIFY."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> SignSection:
+        if (self.key is None) == (self.kms is None):
+            raise wrong("must be exactly one of key, kms", "write sign: {key: FILE}, or sign: {kms: ARN}")
+        return self
