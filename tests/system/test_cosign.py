@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from parbake import exports, genuine, planning, records
+from parbake import exports, flow, genuine, planning, records
 from parbake.errors import BakefileError, InputError, VerificationFailed
 from parbake.events import Events
 from parbake.model import Platform
