@@ -188,7 +188,7 @@ def overlay(image: Path, format_: str, target: Path) -> None:
 
 def commit(image: Path, format_: str, target: Path) -> None:
     """Write what an overlay (``target``) holds into the image below it; raises CommandFailed."""
-    graph = above(tree(format_, image.absolute()), target.absolute())
+    graph = above(tree(format_, image.absolute(), read_only=False), target.absolute())
     run(["qemu-img", "commit", "-q", "json:" + json.dumps(graph)], timeout=7200)
 
 

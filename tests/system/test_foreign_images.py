@@ -160,6 +160,21 @@ def test_a_name_that_is_a_protocol_is_a_files_name(tmp_path: Path, monkeypatch: 
     assert diskformats.inspect(Path(name))["virtual-size"] == 4096
 
 
+def test_what_an_overlay_holds_goes_into_the_image_below(tmp_path: Path) -> None:
+    """And the overlay names nothing: whoever writes it cannot say where it goes."""
+    image, overlay = tmp_path / "image", tmp_path / "overlay, with a comma"
+    image.write_bytes(bytes(range(256)) * 4096)
+    diskformats.overlay(image, "raw", overlay)
+    graph = diskformats.above(diskformats.tree("raw", image), overlay)
+    run.run(["qemu-io", "-c", "write -P 7 64k 64k", "json:" + json.dumps(graph)])
+    assert "backing-filename" not in diskformats.inspect(overlay, "qcow2")
+    diskformats.commit(image, "raw", overlay)
+    written = image.read_bytes()
+    assert written[: 64 << 10] == bytes(range(256)) * 256
+    assert written[64 << 10 : 128 << 10] == b"\x07" * (64 << 10)
+    assert written[128 << 10 :] == bytes(range(256)) * 3584
+
+
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi"])
 def test_formats_are_found_by_their_marks(tmp_path: Path, kind: str) -> None:
     image = tmp_path / "image"

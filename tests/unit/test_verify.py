@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from parbake import run
 from parbake.containerd.cri import ContainerStatus, State
-from parbake.errors import BadBase
+from parbake.errors import BadBase, InputError
 from parbake.events import Events
 from parbake.model import (
     ExitProbe,
@@ -187,7 +187,7 @@ def test_files_are_told_apart(tmp_path: Path) -> None:
         identify(nothing)
     with pytest.raises(BadBase, match="it holds swap"):
         identify(swap)
-    with pytest.raises(BadBase, match="is no disk image"):
+    with pytest.raises(InputError, match="missing: No such file"):
         identify(tmp_path / "missing")
 
 
