@@ -145,6 +145,7 @@ class TestReading:
             ("subject", lambda subject: subject.clear(), "subject"),
             ("parbake", lambda mine: mine.update(key="0" * 64), "key"),
             ("parbake", lambda mine: mine.update(artefact="other.raw"), "record of other.raw"),
+            ("parbake", lambda mine: mine.update(published={"eu-west-1": {}}), "published as nothing"),
             ("parbake", lambda mine: mine["plan"]["images"][0]["manifest"].update(digest="sha256:" + "0" * 64), "mat"),
             ("predicate", lambda said: said["buildDefinition"]["resolvedDependencies"].clear(), "materials"),
             ("predicate", lambda said: said["buildDefinition"].clear(), "predicate"),
