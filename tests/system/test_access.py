@@ -41,7 +41,7 @@ def bakefile(corner: Corner, *more: str) -> None:
 
 def open_to_others(folder: Path) -> dict[str, str]:
     """Return what another user could read or look into, by its path below a folder: with its mode."""
-    found = {}
+    found: dict[str, str] = {}
     for path in [folder, *folder.iterdir()]:
         mode = stat.S_IMODE(path.lstat().st_mode)
         if path.is_dir() and path != folder and mode & 0o077:

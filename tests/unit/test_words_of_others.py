@@ -13,7 +13,7 @@ from parbake.cli import door
 from parbake.errors import InputError, NoSuchImage, ParbakeError
 from parbake.events import Events
 from parbake.registry.documents import Manifest, check_image, read_document
-from parbake.render import rendered
+from parbake.render import Style, rendered
 from tests.support.plans import digest, record
 
 HOSTILE = {
@@ -60,7 +60,7 @@ def test_an_error_with_words_of_others(text: str, debug: bool, capsys: pytest.Ca
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("style", ["plain", "rich", "json"])
-def test_progress_with_words_of_others(text: str, style: door.Style, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_with_words_of_others(text: str, style: Style, capsys: pytest.CaptureFixture[str]) -> None:
     with rendered(style) as events:
         tell(events, text)
     check(capsys.readouterr().err)
@@ -76,7 +76,7 @@ def tell(events: Events, text: str) -> None:
 
 
 @pytest.mark.parametrize("style", ["plain", "rich"])
-def test_a_word_in_progress_makes_no_line_of_its_own(style: door.Style, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_word_in_progress_makes_no_line_of_its_own(style: Style, capsys: pytest.CaptureFixture[str]) -> None:
     with rendered(style) as events, events.stage("fill", "x\nparbake: baked"), events.task("x\nparbake: baked", 1):
         pass
     assert not [line for line in capsys.readouterr().err.splitlines() if line.startswith("parbake: ")]
