@@ -30,8 +30,9 @@ from parbake.demo import free_port, serve_registry
 from parbake.errors import InputError
 from parbake.events import Event, Events
 from parbake.model import GIB, MIB
+from parbake.netns import no_network
 from parbake.nodefiles import node_file
-from parbake.rehearse import cold_start, no_network
+from parbake.rehearse import cold_start
 from parbake.run import Deadline, Process, need_root, sleep
 from parbake.trace import Trace, hydrate_list, merged
 from parbake.trace.data import BLOCK

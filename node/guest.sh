@@ -266,9 +266,9 @@ fetch() { # REPOSITORY@DIGEST: into the store, unpacked
 
 # -- images
 
-image() { # TARGET MANIFEST SOURCE NAME…: SOURCE is repository@digest
-    TARGET=$1 MANIFEST=$2 SOURCE=$3
-    shift 3
+image() { # TARGET MANIFEST LAYERS SOURCE NAME…: LAYERS are the digests' beginnings; SOURCE is repository@digest
+    TARGET=$1 MANIFEST=$2 LAYERS=$3 SOURCE=$4
+    shift 4
     COUNT=$((${COUNT:-0} + 1))
     stage "pull $1"
     if [ "$RUNTIME" = docker ]; then docker_image "$@"; else containerd_image "$@"; fi
@@ -289,7 +289,7 @@ containerd_image() {
         [ "$(digest_of "$name")" = "$TARGET" ] || fail "$name: names something else"
     done
     [ -n "$keep" ] || logged c images rm "$SOURCE"
-    [ "$PARBAKE_KEEP_LAYERS" = 1 ] || echo "$MANIFEST" >>"$WORK/discard"
+    [ "$PARBAKE_KEEP_LAYERS" = 1 ] || echo "$MANIFEST $LAYERS" >>"$WORK/discard"
 }
 
 digest_of() { c images ls "name==\"$1\"" | awk -v name="$1" '$1 == name { print $3 }'; }
@@ -297,23 +297,21 @@ digest_of() { c images ls "name==\"$1\"" | awk -v name="$1" '$1 == name { print 
 discard() { # as a node that discards unpacked layers: manifests and configurations stay, layers' blobs go
     [ -s "$WORK/discard" ] || return 0
     stage "discard unpacked layers"
-    while read -r manifest; do
+    logged c content ls -q || fail "the store cannot be listed: $OUT"
+    cp "$WORK/out" "$WORK/content"
+    while read -r manifest layers; do # as the plan has them: a manifest may name other digests as well
         labels='' number=0
-        for layer in $(layers_of "$manifest"); do
+        for layer in $layers; do
             labels="$labels containerd.io/gc.ref.content.l.$number="
             number=$((number + 1))
-            echo "$layer" >>"$WORK/layers"
+            grep "^sha256:$layer" "$WORK/content" >>"$WORK/layers"
         done
         # shellcheck disable=SC2086 # a list of words
-        logged c content label "$manifest" $labels
+        [ -z "$labels" ] || logged c content label "$manifest" $labels
     done <"$WORK/discard"
+    [ -s "$WORK/layers" ] || return 0
     sort -u "$WORK/layers" >"$WORK/out"
     while read -r layer; do c content rm "$layer" >>"$LOG" 2>&1 || :; done <"$WORK/out"
-}
-
-layers_of() { # MANIFEST: the digests of its layers, in order
-    c content get "$1" | tr -d ' \t\r\n' | sed -e 's/.*"layers":\[//' -e 's/"config":{.*//' | grep -o '"digest":"sha256:[0-9a-f]*"' |
-        sed 's/.*"\(sha256:.*\)"/\1/'
 }
 
 # -- docker

@@ -24,7 +24,9 @@ from parbake.reference import Reference
 from parbake.registry import Layout, Registry
 from parbake.registry.credentials import files as auth_files
 from parbake.registry.credentials import find_credentials
+from parbake.registry.documents import load
 from parbake.registry.ecr import ensure_repository
+from parbake.registry.strictjson import CONFIG
 from parbake.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 
 __all__ = ["LABEL", "BuildSpec", "Built", "build", "build_key", "clear", "existing", "local_layout"]
@@ -226,7 +228,7 @@ def _from_layout(reference: Reference, platform: Platform, path: Path) -> Image 
 
 
 def _label(registry: Registry, image: Image) -> str:
-    config: dict[str, Any] = json.loads(registry.source(image).read(image.config))
+    config = load(f"{image.reference}: the image's config", registry.source(image).read(image.config), CONFIG)
     labels = (config.get("config") or {}).get("Labels") or {}
     return str(labels.get(LABEL, ""))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import disk, nodefiles, records, run
-from parbake.builders import Baked
+from parbake.builders import Disk
 from parbake.economics import Situation
 from parbake.errors import EnvironmentProblem, InputError
 from parbake.model import Plan, Platform
@@ -41,14 +41,27 @@ _TICK = 0.1
 def rehearse(artefact: Path, record: Record, events: Events) -> Record:
     """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
 
-    A machine image is booted for that. Returns the record with the trace's summary. What cannot be rehearsed is said,
-    and in the summary. Raises EnvironmentProblem where this machine cannot trace, MachineFault for one that does not
-    boot.
+    A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
+    summary. What cannot be rehearsed is said, and in the summary. Raises EnvironmentProblem where this machine cannot
+    trace, MachineFault for one that does not boot, AwsFault where it cannot be fetched.
     """
     run.need_root("rehearsing")
     with work_folder(artefact.parent, "rehearse") as work:
-        trace = _traced(artefact, record.plan, events, work)
+        there = artefact if artefact.exists() else _fetched(record, work, events)
+        trace = _traced(there, record.plan, events, work)
     return keep(artefact, record, trace)
+
+
+def _fetched(record: Record, work: Path, events: Events) -> Path:
+    """Read the disk of an artefact that lies in EC2. Raises InputError where it is nowhere."""
+    if not record.published:
+        raise InputError(f"{record.artefact} is not there, and its record names no cloud that has it")
+    from parbake import ebs  # loads only where AWS is asked
+
+    region, there = next(iter(record.published.items()))
+    what = there.snapshots[0].id
+    with events.stage("fetch", f"Fetch {what}"):
+        return ebs.fetch(what, work / "disk.raw", events, region=region).path
 
 
 def _traced(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
@@ -64,55 +77,62 @@ def _traced(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
     return rehearse_machine(image, plan, events, work)
 
 
-def make_ready(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: bool = True) -> Baked:
+def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, layout: bool = True) -> Disk:
     """Rehearse a disk that is being baked, and let its cold starts profit from that; return it with its trace.
 
     A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. So are the files of a
     machine image's root, whose trace follows from what moved; the image gets the hydrate service with the list of the
-    blocks that its boot and its images' starts read. A machine that cannot rehearse is a warning for a volume, which is
-    complete without; for a machine image it raises EnvironmentProblem. What is for another architecture is left as it
-    is, with a warning. Raises MachineFault when an image does not boot.
+    blocks that its boot and its images' starts read. A disk that is ``final`` is rehearsed as it is. A machine that
+    cannot rehearse is a warning for a volume, which is complete without; for a machine image it raises
+    EnvironmentProblem. What is for another architecture is left as it is, with a warning. Raises MachineFault when an
+    image does not boot.
     """
-    assert baked.path
+    if disk.trace is not None:
+        return disk
     if plan.platform.architecture != Platform.host().architecture:
         events.warn(
             f"no start-up trace: the artefact is for {plan.platform} and this machine is {Platform.host()}, so nothing "
             "of it starts here. `parbake trace` records one on a node, `parbake trace RECORD --trace FILE` brings it"
         )
-        return baked
+        return disk
     if plan.artefact.kind == "volume":
-        return _laid_out(baked, plan, work, events=events, layout=layout)
-    trace = _traced(baked.path, plan, events, work)
-    return replace(baked, trace=_install(baked.path, plan, trace, events, work, layout=layout))
+        return _laid_out(disk, plan, work, events=events, layout=layout and not disk.final)
+    if disk.final:
+        events.warn(
+            "no start-up trace: this machine image was baked by an earlier run, without the hydrate service; "
+            "`parbake bake --force --rehearse` makes one that has it"
+        )
+        return disk
+    trace = _traced(disk.path, plan, events, work)
+    return replace(disk, trace=_install(disk.path, plan, trace, events, work, layout=layout))
 
 
-def _laid_out(baked: Baked, plan: Plan, work: Path, *, events: Events, layout: bool) -> Baked:
-    from parbake.ext4 import Volume, lay_out  # loads only where something is baked
+def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bool) -> Disk:
+    from parbake.ext4 import Volume, lay_out  # loads only where something is built
 
-    assert baked.path
     (again := work / "laid-out").mkdir()
     try:
-        trace = _traced(baked.path, plan, events, work)
+        trace = _traced(built.path, plan, events, work)
     except EnvironmentProblem as error:
         events.warn(f"no start-up trace: {error.message} ({error.hint})")
-        return baked
+        return built
     asked = requests(trace)
     if not layout or plan.artefact.filesystem != "ext4" or not asked:
-        return replace(baked, trace=trace)
+        return replace(built, trace=trace)
     with events.stage("layout", "Bring together what starts read"):
-        with Volume(baked.path) as volume:
+        with Volume(built.path) as volume:
             moved = lay_out(volume, asked)
-        disk.check_filesystem(baked.path, "ext4")
-    hashes = {block: digest for block, digest in baked.hashes.items() if block not in volume.hashes.touched}
+        disk.check_filesystem(built.path, "ext4")
+    hashes = {block: digest for block, digest in built.hashes.items() if block not in volume.hashes.touched}
     if moved.left:
         events.warn(
             f"{moved.left * 4 // 1024} MiB that starts read stay where they are: the volume has no room to bring them "
             "together (a larger `size` gives it)"
         )
-    found = _traced(baked.path, plan, events, again)
+    found = _traced(built.path, plan, events, again)
     before, after = len(merged(trace)), len(merged(found))
     events.note(f"starts read {after} blocks of 512 KiB, {before} before the layout")
-    return replace(baked, hashes=hashes | volume.hashes.known, trace=found.model_copy(update={"scattered": before}))
+    return replace(built, hashes=hashes | volume.hashes.known, trace=found.model_copy(update={"scattered": before}))
 
 
 def _install(image: Path, plan: Plan, trace: Trace, events: Events, work: Path, *, layout: bool) -> Trace:
@@ -159,16 +179,28 @@ def _gathered(mounted: disk.Mounted, trace: Trace, events: Events) -> Trace:
 
 def bring(artefact: Path, record: Record, file: Path) -> Record:
     """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
+    return keep(artefact, record, recorded_elsewhere(file, artefact, record.plan))
+
+
+def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
+    """Read a trace that was recorded on a node; raises InputError when it is not of this disk's file system.
+
+    What lies in a cloud alone is known by its plan where this machine made its file system; an instance's own is not.
+    """
     from parbake.rehearse.volume import identify
 
     trace = load(file)
-    _, uuid = identify(artefact)
+    if disk_path.exists():
+        _, uuid = identify(disk_path)
+    else:
+        by_us = plan.artefact.kind == "volume" and plan.base.kind == "none"
+        uuid = disk.filesystem_uuid(plan.key) if by_us else ""
     if not trace.uuid or (uuid and trace.uuid != uuid):
         raise InputError(
-            f"{file} is a trace of the file system {trace.uuid or '(unknown)'}, and {artefact.name} is {uuid}",
+            f"{file} is a trace of the file system {trace.uuid or '(unknown)'}, and {plan.artefact_name} is {uuid}",
             hint="blocks of one file system mean nothing on another: trace a node that uses this artefact",
         )
-    return keep(artefact, record, trace)
+    return trace
 
 
 def keep(artefact: Path, record: Record, trace: Trace) -> Record:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake import flow, interrupts, proof, sample
+from parbake import atomic, flow, interrupts, proof, sample
 from parbake.events import Events
 from parbake.model import MIB, Frozen, Image
 from parbake.records import Record
@@ -107,7 +107,7 @@ def lay_out(folder: Path, *, events: Events, cache: Path) -> Path:
         port = 0
     if not port:
         reference = f"{_HOST}:{free_port()}/demo/{sample.NAME}:1"
-        bakefile.write_text(sample.bakefile(reference, sample.NAME))
+        atomic.replace(bakefile, sample.bakefile(reference, sample.NAME), mode=0o644)
     return bakefile
 
 
@@ -154,7 +154,7 @@ def serve_registry(folder: Path, port: int) -> Iterator[str]:
         "http": {"addr": host},
     }
     file, log = folder / "config.json", folder / "log"  # YAML is a superset of JSON
-    file.write_text(json.dumps(config))
+    atomic.replace(file, json.dumps(config))
     log.unlink(missing_ok=True)
     with Process(["docker-registry", "serve", str(file)], log=log) as process:
         deadline = Deadline(_START_SECONDS, f"the registry listens on {host}")

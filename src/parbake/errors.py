@@ -22,7 +22,8 @@ A library caller catches ``ParbakeError`` or any branch of it::
     │       └── CacheDamaged            they came from the cache of layers, which has dropped them: try again
     ├── LayerError                  1   a layer is not what a layer may be
     │   ├── LayerEscape                 an entry would be written outside its root
-    │   └── LayerBomb                   inflates beyond its bound
+    │   └── LayerBomb                   inflates beyond what its compressed size can honestly hold
+    │       └── LayerTooLarge           inflates beyond the disk that was chosen: perhaps only its size was not known
     ├── RuntimeFault                1   containerd answered with an error
     ├── MachineFault                1   a virtual machine did not start, or stopped answering
     ├── AwsFault                    1   AWS answered with an error, or could not be asked
@@ -190,7 +191,11 @@ class LayerEscape(LayerError):
 
 
 class LayerBomb(LayerError):
-    """A layer inflates beyond the bound that follows from its manifest and plan."""
+    """A layer inflates to more, or into more files, than an honest one of its compressed size."""
+
+
+class LayerTooLarge(LayerBomb):
+    """Layers inflate to more than the disk that the plan chose for them: a larger one may help."""
 
 
 class RuntimeFault(ParbakeError):

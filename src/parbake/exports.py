@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import clouds, disk, ebs, flow, packer, records
+from parbake import atomic, clouds, disk, ebs, packer, planning, records
 from parbake.bakefile import load
 from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
@@ -41,20 +41,21 @@ def to_packer(
 
 
 def _resolved(bakefile: Path, events: Events) -> list[Image]:
-    with flow.kitchen(bakefile, events) as run:
-        found = flow.resolve(run)
+    with planning.open_session(bakefile, events) as run:
+        found = planning.resolve(run)
         missing = [name for name, image in found.items() if image is None]
         if missing:
             hint = "build and push them first (a bake does), or leave out --pin"
             raise InputError(f"not built yet: {', '.join(missing)}", hint=hint)
-        sandbox = flow.sandbox_of(run)
+        sandbox = planning.sandbox_of(run)
     return [image for image in (*found.values(), sandbox) if image]
 
 
 def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path, ...]:
     """Write files below a folder, which is made when missing; what says the same already is left alone.
 
-    Raises InputError that names what is in the way, before anything is written, unless ``force``.
+    Raises InputError that names what is in the way, before anything is written, unless ``force``; and for a folder of
+    a file that is a link.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
@@ -67,13 +68,10 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path,
             f"{folder} holds other files of these names: {', '.join(in_the_way)}",
             hint="name another folder, or replace them with --force",
         )
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in changed.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.new")
-        beside.write_text(text)
-        beside.chmod(0o755 if text.startswith("#!") else 0o644)
-        beside.replace(path)
+        mode = 0o755 if text.startswith("#!") else 0o644
+        atomic.replace(folder / name, text, mode=mode, beneath=folder)
     return tuple(folder / name for name in files)
 
 

@@ -1,38 +1,45 @@
 """The story: what parbake does, each act as a paragraph.
 
-``bake = load -> build -> resolve -> plan -> (exists? stop) -> fill -> seal -> rehearse -> lay out -> record -> verify``
+``bake = plan -> (exists? stop) -> build the disk -> rehearse, lay out -> prove -> publish and record``
 
-Decide first, act later: ``outlook`` only reads and shows all that ``bake`` would do. Acting converges: everything that
+Decide first, act later: ``parbake.planning`` only reads, up to the plan. Acting converges: everything that
 is made has a name that follows from the content key, so a bake that was killed is finished by running it again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, access, base, build, coldstart, disk, interrupts, pause, records
-from parbake.bakefile import Bakefile, ImageEntry, advice, load
-from parbake.builders import Baked, Builder, Ingredients, Parent
-from parbake.builders.choose import ELSEWHERE, builder_of
+from parbake import __version__, access, ancestry, base, coldstart, disk, interrupts, records
+from parbake.bakefile import Bakefile
+from parbake.builders import Builder, Disk, Ingredients, Parent, Publisher, RemoteBuilder, Shipment
+from parbake.builders.choose import builder_of, publisher_of, remote_builder_of
 from parbake.disk import BlockList
-from parbake.errors import ArtefactFull, CacheDamaged, DeadlineExceeded, DiskFull, EnvironmentProblem, LayerBomb
+from parbake.errors import (
+    ArtefactFull,
+    CacheDamaged,
+    DeadlineExceeded,
+    DiskFull,
+    EnvironmentProblem,
+    InputError,
+    LayerTooLarge,
+)
 from parbake.events import Events
 from parbake.layercache import through
-from parbake.model import MIB, Base, Image, Plan
-from parbake.plan import cautions, larger, make_plan, measure
+from parbake.model import MIB, Image, Plan, Published, Source, Verdict
+from parbake.plan import cautions, larger, measure
+from parbake.planning import Finished, Session, decide, existing, make_images, open_session, resolve
 from parbake.proof import boot, can_boot, examine, judge, work_on, write_verdict
 from parbake.records import Blocks, Record
-from parbake.reference import Reference
-from parbake.registry import Layout, Registry, open_source
+from parbake.registry import open_source
 from parbake.run import need_root
-from parbake.workspace import cache_folder, remove_leftovers, remove_tree, room_for, work_folder
+from parbake.trace import Trace, summary
+from parbake.workspace import cache_folder, remove_leftovers, remove_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,278 +61,207 @@ class Options:
     from_scratch: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a bake would do. ``plan`` is None while ``to_build`` names images that must be built first."""
-
-    plan: Plan | None
-    to_build: tuple[str, ...] = ()
-    existing: Record | None = None
-    cautions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """An artefact and its record; ``changed`` is False when it was there already."""
-
-    artefact: Path
-    record: Record
-    changed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Kitchen:
-    """What one run works with. Made by ``kitchen``, which also closes it."""
-
-    bakefile: Bakefile
-    registry: Registry
-    events: Events
-    cache: Path = field(default_factory=cache_folder)
-
-
-@contextmanager
-def kitchen(path: Path, events: Events) -> Iterator[Kitchen]:
-    """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it."""
-    bakefile = load(path)
-    for caution in advice(bakefile):
-        events.warn(caution)
-    with Registry(bakefile.registries, events=events) as registry:
-        yield Kitchen(bakefile, registry, events)
-
-
-def outlook(path: Path, events: Events) -> Outlook:
-    """Say what a bake of this Bakefile would do, without doing any of it."""
-    with kitchen(path, events) as run:
-        images = resolve(run)
-        missing = tuple(reference for reference, image in images.items() if image is None)
-        if missing:
-            return Outlook(None, to_build=missing)
-        plan = decide(run, [image for image in images.values() if image])
-        found = existing(run.bakefile.output, plan)
-        return Outlook(plan, existing=found.record if found else None, cautions=cautions(plan))
-
-
 def bake(path: Path, events: Events, options: Options | None = None) -> Finished:
     """Make sure that the artefact of this Bakefile exists and is proven; a no-op when it is.
 
     Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it.
     """
     options = options or Options()
-    with kitchen(path, events) as run:
+    with open_session(path, events) as run:
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
+        remote = remote_builder_of(run.bakefile, verify=options.verify, fresh=options.force)
+        publisher = publisher_of(run.bakefile, fresh=options.force)
+        if remote:
+            refuse_rehearsal(run.bakefile, options)
         plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild))
         for caution in cautions(plan):
             events.warn(caution)
         output, name = run.bakefile.output, plan.artefact_name
-        finished = None if options.force else existing(output, plan)
-        if finished and (finished.record.verified or not options.verify) and not options.trace:
+        earlier = None if options.force else existing(output, plan)
+        if earlier and complete(earlier, options):
             # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
             with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
                 access.give(output, records.everything(output / name), run.bakefile.readable_by)
                 records.sweep(output)
-            return finished
+            return earlier
         records.sweep(output)
         with (
             access.readable(output, records.everything(output / name), run.bakefile.readable_by),
             records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")),
         ):
-            finished = None if options.force else existing(output, plan)
-            verified = finished is not None and finished.record.verified
-            in_cloud = plan.artefact.in_cloud  # its builder proves it, and goes on where an earlier run stopped
-            here = options.verify and not verified and run.bakefile.builder not in ELSEWHERE
-            provable = here and can_boot(plan, events)
-            if finished is None or in_cloud:
-                finished = make(run, plan, options, proving=provable and in_cloud)
-                judge(finished.artefact, finished.record.verdict)
-            if provable and not in_cloud:
-                interrupts.resume()
-                finished = prove(finished, events, keep_workspace=options.keep_workspace)
-            if in_cloud:
-                return finished  # nothing of it is here to be looked at
-            if options.trace:
-                interrupts.resume()
-                finished = replace(finished, record=coldstart.bring(finished.artefact, finished.record, options.trace))
-    return finished
+            earlier = None if options.force else existing(output, plan)
+            if remote:
+                return bake_remotely(run, plan, remote, options, earlier)
+            if publisher:
+                return bake_and_publish(run, plan, publisher, options, earlier)
+            return bake_here(run, plan, options, earlier)
 
 
-def resolve(run: Kitchen, *, ignore_built: bool = False) -> dict[str, Image | None]:
-    """Look up every image of the Bakefile, in parallel; None for one that is to be built."""
-
-    def look_up(entry: ImageEntry) -> Image | None:
-        platform = entry.platform or run.bakefile.platform
-        if entry.build is None:
-            return run.registry.resolve(entry.parsed, platform)
-        if ignore_built:
-            return None
-        key = build.build_key(entry.build, platform)
-        return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
-
-    entries = run.bakefile.images
-    with ThreadPoolExecutor(max_workers=8) as pool, hanging_up(run.registry):
-        found = list(pool.map(look_up, entries))
-    return {
-        entry.reference: image and image.model_copy(update=_wishes(entry))
-        for entry, image in zip(entries, found, strict=True)
-    }
+def complete(finished: Finished, options: Options) -> bool:
+    """Whether an artefact that exists is all that was asked for."""
+    record = finished.record
+    proven = record.verified or not options.verify
+    rehearsed = record.trace is not None or not options.rehearse
+    return proven and rehearsed and not options.trace
 
 
-@contextmanager
-def hanging_up(registry: Registry) -> Iterator[None]:
-    """Cut the connections when the body fails or is interrupted, so that no thread goes on waiting for an answer."""
-    try:
-        yield
-    except BaseException:
-        registry.close()
-        raise
+def refuse_rehearsal(bakefile: Bakefile, options: Options) -> None:
+    """Raise InputError when a disk that is never on this machine was asked to be rehearsed here."""
+    if options.rehearse:
+        raise InputError(
+            f"--rehearse needs the disk on this machine, and `builder: {bakefile.builder}` bakes on an instance",
+            hint="write `builder: ebs`, or bring a trace from a node: `parbake trace RECORD --trace FILE`",
+        )
 
 
-def make_images(run: Kitchen, images: dict[str, Image | None], *, force: bool = False) -> list[Image]:
-    """Build and push what is missing; return every image."""
-    made = []
-    for entry in run.bakefile.images:
-        image = images[entry.reference]
-        if image is None:
-            assert entry.build
-            with work_folder(run.cache, "build") as work:
-                built = build.build(
-                    entry.build,
-                    entry.parsed,
-                    entry.platform or run.bakefile.platform,
-                    options=run.bakefile.registries,
-                    events=run.events,
-                    work=work,
-                    cache=run.cache,
-                    force=force,
-                )
-            image = built.image.model_copy(update=_wishes(entry))
-        made.append(image)
-    return made
+def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | None) -> Finished:
+    """Build a file, get it ready for cold starts, and prove it; ``earlier`` is what an earlier run has of that."""
+    events = run.events
+    provable = options.verify and not (earlier and earlier.record.verified) and can_boot(plan, events)
+    finished = earlier or make(run, plan, options)
+    if earlier and options.trace:
+        finished = replace(earlier, record=coldstart.bring(earlier.artefact, earlier.record, options.trace))
+    elif earlier and options.rehearse and earlier.record.trace is None:
+        finished = replace(earlier, record=coldstart.rehearse(earlier.artefact, earlier.record, events))
+    if not provable:
+        return finished
+    interrupts.resume()
+    return prove(finished, events, keep_workspace=options.keep_workspace)
 
 
-def _wishes(entry: ImageEntry) -> dict[str, object]:
-    return {
-        "reference": str(entry.parsed),
-        "startup": entry.startup,
-        "also_by_digest": entry.also_by_digest,
-    }
-
-
-def decide(run: Kitchen, images: list[Image]) -> Plan:
-    """Make the plan from the Bakefile and what its images resolved to."""
-    bakefile = run.bakefile
-    artefact, aws = bakefile.artefact, bakefile.aws
-    if artefact.in_cloud:
-        artefact = artefact.model_copy(update={"encrypted": aws.encrypted, "kms_key": aws.kms_key or ""})
-    return make_plan(
-        name=bakefile.name,
-        platform=bakefile.platform,
-        base=base_of(run),
-        artefact=artefact,
-        images=images,
-        sandbox=sandbox_of(run),
-        keep_layers=bakefile.keep_layers,
-        fixed_size=bakefile.size,
-    )
-
-
-def base_of(run: Kitchen) -> Base:
-    """Name the base by its content: the recipe of the default one, the digest of a file."""
-    choice = run.bakefile.base
-    match choice.kind:
-        case "none":
-            return Base(kind="none")
-        case "debian":
-            recipe = base.describe(run.bakefile.platform, choice.packages, serial=choice.serial)
-            return Base(kind="debian", identity=recipe.identity, size=recipe.size)
-        case "file":
-            assert choice.path
-            file = disk.describe(choice.path, run.cache, run.events)
-            return Base(kind="file", identity=file.digest, path=str(choice.path), size=file.virtual_size)
-        case "ami":
-            from parbake import aws  # loads only where AWS is asked
-
-            assert choice.ami
-            image = aws.find_source(choice.ami, run.bakefile.platform, run.bakefile.aws.region or "")
-            return Base(kind="ami", identity=image.id, size=image.size)
-
-
-def sandbox_of(run: Kitchen) -> Image | None:
-    """Find the sandbox (pause) image: the one that the user names, else parbake's own where the default base needs it.
-
-    A base of the user's brings its own; the builder checks that its runtime's sandbox image is there.
-    """
-    bakefile = run.bakefile
-    if bakefile.sandbox == "none" or (bakefile.sandbox == "auto" and bakefile.base.kind in {"file", "ami"}):
-        return None
-    name = pause.REFERENCE if bakefile.sandbox == "auto" else bakefile.sandbox
-    reference = Reference.parse(name)
-    if not reference.is_local:
-        return run.registry.resolve(reference, bakefile.platform)
-    # A `localhost/` name, such as that of EKS's nodes, can be pulled from nowhere: ours serves under it.
-    if bakefile.sandbox == "auto" and not pause.available(bakefile.platform):
-        return None
-    with room_for(run.cache / "pause"):
-        layout = pause.layout(run.cache / "pause", bakefile.platform)
-    image = Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
-    return image.model_copy(update={"reference": str(reference)})
-
-
-def existing(output: Path, plan: Plan) -> Finished | None:
-    """Find the artefact of a plan among those made before: its file, or what its record says of a cloud."""
-    artefact, path = output / plan.artefact_name, output / f"{plan.artefact_name}{records.SUFFIX}"
-    if not path.exists() or not (artefact.exists() or plan.artefact.in_cloud):
-        return None
-    record = records.read(path)
-    return Finished(artefact, record, changed=False) if artefact.exists() or records.is_published(record) else None
-
-
-def parent_of(plan: Plan, output: Path) -> Parent | None:
-    """Find an earlier artefact that holds most of what a plan needs."""
-    found = records.ancestor(plan, [record for _, record in records.find(output)])
-    if found is None:
-        return None
-    artefact = output / found.artefact
-    blocks = records.blocks_of(artefact, found)
-    return Parent(found.artefact, artefact, blocks) if blocks and artefact.exists() else None
-
-
-def make(run: Kitchen, plan: Plan, options: Options, *, proving: bool = False) -> Finished:
-    """Bake: build the artefact in a work folder, then let it and its record appear together.
-
-    With ``proving`` a builder that sends it away has it verified before.
-    """
+def make(run: Session, plan: Plan, options: Options) -> Finished:
+    """Build the artefact in a work folder; then it, its list of blocks, its trace and its record appear together."""
     output, events = run.bakefile.output, run.events
-    if run.bakefile.builder not in ELSEWHERE:
-        need_root("baking")
-        need_room(output, plan)
+    need_root("baking")
+    need_room(output, plan)
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
-    started, clock = _now(), time.monotonic()
-    builder, prover = (
-        builder_of(run.bakefile, verify=options.verify, fresh=options.force),
-        partial(boot, events) if proving else None,
-    )
+    clock = Clock()
     with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
-        sources = through(partial(open_source, run.registry), run.cache, events)
-        parent = None if options.force or options.from_scratch else parent_of(plan, output)
-        ready = readying(plan, options, events)
-        ingredients = Ingredients(base_path, sources, work, events, run.registry.close, prover, parent, ready)
-        plan, baked = build_artefact(plan, builder, ingredients)
-        if baked.path:
-            baked = ready(baked, plan, work)
-        record, blocks = describe(plan, baked, builder, base_path, started, clock, events)
+        plan, disk = build_disk(run, plan, base_path, work, parent=find_parent(run, plan, options))
+        disk = prepared(disk, plan, work, options, events)
+        record, blocks = describe(run, plan, disk, base_path, clock)
         interrupts.hold()
-        if baked.path is None:
-            return Finished(records.announce(record, output, work, blocks=blocks), record, changed=True)
-        artefact = records.release(baked.path, record, output, work, blocks=blocks)
-    return Finished(artefact, coldstart.keep(artefact, record, baked.trace) if baked.trace else record, changed=True)
+        artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace)
+    ancestry.remember(artefact, record, run.cache)
+    return Finished(artefact, record, changed=True)
 
 
-def readying(plan: Plan, options: Options, events: Events) -> Callable[[Baked, Plan, Path], Baked]:
-    """Return what gets a disk ready for cold starts before it is digested; nothing where the user wants none of it."""
-    usual = plan.artefact.kind == "volume" and options.verify and options.trace is None
+def bake_and_publish(
+    run: Session, plan: Plan, publisher: Publisher, options: Options, earlier: Finished | None
+) -> Finished:
+    """Build a disk, get it ready for cold starts, prove it, and only then send it away and record where it is.
+
+    What a cloud has of the plan already is read back where it still has to be looked at.
+    """
+    events, output = run.events, run.bakefile.output
+    need_root("baking")
+    verdict, blocks = earlier.record.verdict if earlier and earlier.record.verified else None, None
+    proving = options.verify and verdict is None and can_boot(plan, events)
+    clock = Clock()
+    with publisher.opened(plan, events, keep=options.keep_workspace) as shipment:
+        there = None if options.force else shipment.existing()
+        disk_plan, disk = publisher.disk_plan(plan), None
+        if there is None or proving or options.rehearse or options.trace:
+            disk_plan, disk = disk_to_send(run, disk_plan, publisher, shipment, there, options, earlier)
+            if proving:
+                verdict = boot(events, disk.path, disk_plan, shipment.work)
+        if verdict and not verdict.passed:
+            published = {shipment.region: there} if there else {}
+        else:
+            if there is None:
+                assert disk
+                there, blocks = shipment.send(disk)
+            published = dict(shipment.finish(there, verdict))
+        if disk:
+            blocks = blocks or disk.blocks
+        trace = disk.trace if disk else trace_beside(earlier)
+        record = write_down(
+            run,
+            plan if plan.size_is_fixed else plan.model_copy(update={"size": disk_plan.size}),
+            clock,
+            size=disk_plan.size,
+            blocks=blocks,
+            sealed=disk.sealed if disk else (),
+            published=published,
+            verdict=verdict,
+            trace=trace,
+        )
+        interrupts.hold()
+        place = records.announce(record, output, blocks=blocks, trace=trace)
+    judge(place, verdict)
+    return Finished(place, record, changed=True)
+
+
+def disk_to_send(
+    run: Session,
+    plan: Plan,
+    publisher: Publisher,
+    shipment: Shipment,
+    there: Published | None,
+    options: Options,
+    earlier: Finished | None,
+) -> tuple[Plan, Disk]:
+    """Return the disk that is proven and sent, with its plan: read back, kept by an earlier run, or built now."""
+    if there:
+        disk = replace(shipment.fetch(there), trace=trace_beside(earlier))
+    elif kept := shipment.kept():
+        disk = kept
+    else:
+        need_room(shipment.work, plan)
+        plan, disk = build_disk(run, plan, find_base(run, plan, publisher), shipment.work)
+        return plan, shipment.keep(prepared(disk, plan, shipment.work, options, run.events))
+    plan = plan.model_copy(update={"size": disk.path.stat().st_size})
+    return plan, prepared(disk, plan, shipment.work, options, run.events)
+
+
+def bake_remotely(
+    run: Session, plan: Plan, builder: RemoteBuilder, options: Options, earlier: Finished | None
+) -> Finished:
+    """Let an instance bake and prove, and record where the result is."""
+    output, clock = run.bakefile.output, Clock()
+    with work_on(output, plan.key[:12], run.events, keep=options.keep_workspace) as work:
+        made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events))
+        place = output / plan.artefact_name
+        trace = coldstart.recorded_elsewhere(options.trace, place, plan) if options.trace else trace_beside(earlier)
+        record = write_down(
+            run, plan, clock, size=made.size, published=dict(made.published), verdict=made.verdict, trace=trace
+        )
+        interrupts.hold()
+        records.announce(record, output, trace=trace)
+    judge(place, made.verdict)
+    return Finished(place, record, changed=True)
+
+
+def nothing_here(image: Image) -> Source:
+    """Stand for the content of images where an instance pulls them itself."""
+    raise AssertionError(f"{image.reference} is pulled by the instance, not here")
+
+
+def trace_beside(finished: Finished | None) -> Trace | None:
+    """Return the start-up trace of an artefact that exists, where it has one."""
+    if finished is None or finished.record.trace is None:
+        return None
+    with suppress(InputError):  # it was removed by hand, or is damaged
+        return coldstart.trace_of(finished.artefact, finished.record)
+    return None
+
+
+def find_parent(run: Session, plan: Plan, options: Options) -> Parent | None:
+    """Find the earlier artefact to start from, unless the user wants none."""
+    if options.force or options.from_scratch:
+        return None
+    output, rehearse = run.bakefile.output, bool(options.rehearse)
+    return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse)
+
+
+def prepared(disk: Disk, plan: Plan, work: Path, options: Options, events: Events) -> Disk:
+    """Get a disk ready for cold starts before it is digested, as the user wants it."""
+    if options.trace:
+        return replace(disk, trace=coldstart.recorded_elsewhere(options.trace, disk.path, plan))
+    usual = plan.artefact.kind == "volume" and options.verify
     if options.rehearse or (options.rehearse is None and usual):
-        return partial(coldstart.make_ready, events=events, layout=options.layout)
-    return lambda baked, _plan, _work: baked
+        return coldstart.prepare(disk, plan, work, events=events, layout=options.layout)
+    return disk
 
 
 def need_room(output: Path, plan: Plan) -> None:
@@ -340,8 +276,17 @@ def need_room(output: Path, plan: Plan) -> None:
         )
 
 
-def build_artefact(plan: Plan, builder: Builder, ingredients: Ingredients) -> tuple[Plan, Baked]:
-    """Let the builder make the artefact; where the automatic size was too small, again with a larger one.
+def build_disk(
+    run: Session, plan: Plan, base_path: Path | None, work: Path, *, parent: Parent | None = None
+) -> tuple[Plan, Disk]:
+    """Let the builder make the disk in a work folder; return it, and the plan with the size that it needed."""
+    sources = through(partial(open_source, run.registry), run.cache, run.events)
+    ingredients = Ingredients(base_path, sources, work, run.events, run.registry.close, parent)
+    return build_large_enough(plan, builder_of(run.bakefile), ingredients)
+
+
+def build_large_enough(plan: Plan, builder: Builder, ingredients: Ingredients) -> tuple[Plan, Disk]:
+    """Let the builder make the disk; where the automatic size was too small, again with a larger one.
 
     How much a layer inflates to, and into how many files, is known for certain only when it is unpacked.
     """
@@ -350,8 +295,8 @@ def build_artefact(plan: Plan, builder: Builder, ingredients: Ingredients) -> tu
         work.mkdir()
         try:
             return plan, builder.build(plan, replace(ingredients, work=work))
-        except (ArtefactFull, LayerBomb) as error:
-            bigger = larger(plan, bomb=isinstance(error, LayerBomb))
+        except (ArtefactFull, LayerTooLarge) as error:
+            bigger = larger(plan, bomb=isinstance(error, LayerTooLarge))
             if bigger is None:
                 raise
             ingredients.events.warn(f"{error.message}: baking again with a disk of {bigger.size // MIB} MiB")
@@ -361,7 +306,7 @@ def build_artefact(plan: Plan, builder: Builder, ingredients: Ingredients) -> tu
         remove_tree(work)
 
 
-def find_base(run: Kitchen, plan: Plan) -> Path | None:
+def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> Path | None:
     """Return the base's disk image on this machine; the default one is made when it is not cached."""
     match plan.base.kind:
         case "none":
@@ -374,47 +319,90 @@ def find_base(run: Kitchen, plan: Plan) -> Path | None:
         case "file":
             return Path(plan.base.path)
         case "ami":
-            return None  # it lies in EC2
+            return publisher.base(plan, run.events) if publisher else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """When a bake began: as RFC 3339, and on the monotonic clock in seconds."""
+
+    started: str = field(default_factory=_now)
+    monotonic: float = field(default_factory=time.monotonic)
 
 
 def describe(
-    plan: Plan, baked: Baked, builder: Builder, base_path: Path | None, started: str, clock: float, events: Events
+    run: Session, plan: Plan, disk_made: Disk, base_path: Path | None, clock: Clock
 ) -> tuple[Record, BlockList | None]:
-    """Write down what was made, of what, and how long it took; ``clock`` is the monotonic time of the start.
+    """Write down what was made here, of what, and how long it took.
 
     A raw artefact is named by the blocks that are not zeros: most of it is holes, which a plain digest would read.
     """
-    made, blocks = baked.path, baked.blocks
+    path, events, blocks, sha256 = disk_made.path, run.events, None, ""
     with events.stage("digest", "Digest"):
-        blocks = (
-            disk.block_list(made, events, baked.hashes, algorithm="blake3")
-            if made and plan.artefact.format == "raw"
-            else blocks
-        )
-        sha256 = disk.sha256_file(made, events) if made and blocks is None else ""
+        if plan.artefact.format == "raw":
+            blocks = disk.block_list(path, events, disk_made.hashes, algorithm="blake3")
+        else:
+            sha256 = disk.sha256_file(path, events)
         base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
-    status = made and made.stat()
+    status = path.stat()
+    record = write_down(
+        run,
+        plan,
+        clock,
+        size=status.st_size,
+        allocated=status.st_blocks * 512,
+        sha256=sha256,
+        blocks=blocks,
+        base_digest=base_digest,
+        sealed=disk_made.sealed,
+        parent=disk_made.parent,
+        trace=disk_made.trace,
+    )
+    return record, blocks
+
+
+def write_down(
+    run: Session,
+    plan: Plan,
+    clock: Clock,
+    *,
+    size: int,
+    allocated: int = 0,
+    sha256: str = "",
+    blocks: BlockList | None = None,
+    base_digest: str | None = None,
+    sealed: tuple[str, ...] = (),
+    parent: str = "",
+    published: dict[str, Published] | None = None,
+    verdict: Verdict | None = None,
+    trace: Trace | None = None,
+) -> Record:
+    """Return the record of an artefact that is finished now; see ``Record`` for what its fields mean."""
     record = Record(
         artefact=plan.artefact_name,
         key=plan.key,
         sha256=sha256,
         blocks=blocks and Blocks(algorithm=blocks.algorithm, count=len(blocks.blocks), digest=blocks.digest()),
-        size=status.st_size if status else baked.size,
-        allocated=status.st_blocks * 512 if status else 0,
-        builder=builder.name,
+        size=size,
+        allocated=allocated,
+        builder=run.bakefile.builder,
         parbake=__version__,
-        started_at=started,
+        started_at=clock.started,
         finished_at=_now(),
-        seconds=round(time.monotonic() - clock, 3),
+        seconds=round(time.monotonic() - clock.monotonic, 3),
         plan=plan,
         base_digest=base_digest,
-        timings={name: round(seconds, 3) for name, seconds in events.timings.items()},
-        sealed=baked.sealed,
-        parent=baked.parent,
-        published=dict(baked.published),
-        verdict=baked.verdict,
+        timings={name: round(seconds, 3) for name, seconds in run.events.timings.items()},
+        sealed=sealed,
+        parent=parent,
+        published=published or {},
+        verdict=verdict,
     )
-    return record, blocks
+    return record.model_copy(update={"trace": trace and summary(trace, file=record.trace_name)})
 
 
 def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -> Finished:
@@ -429,7 +417,3 @@ def prove(finished: Finished, events: Events, *, keep_workspace: bool = False) -
     record = write_verdict(finished.artefact, finished.record, verdict, sha256)
     judge(finished.artefact, verdict)
     return replace(finished, record=record)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

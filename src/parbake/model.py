@@ -29,6 +29,11 @@ TIB = 1 << 40
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 """A content digest: the only algorithm that registries and containerd use in practice."""
 
+FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}"
+"""Pattern of the name of a file in a folder: never hidden, never a path."""
+FileName = Annotated[str, StringConstraints(pattern=f"^{FILE_NAME}$")]
+"""The name of a file beside others, which records say of themselves: it leads to no other folder."""
+
 # `uname -m` to the names that Go, and with it every image index, uses.
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -97,6 +102,14 @@ class Layer(Frozen):
     diff_id: Digest
     chain_id: Digest
     raw_size: int = Field(default=0, ge=0)
+
+
+def most_inflated(size: int) -> int:
+    """Return the bytes that a layer of ``size`` may inflate to: deflate's most (1032:1, zlib "Technical Details").
+
+    zstd can reach 32,768:1, but such a layer could never have been gzip. 64 MiB are for a file of zeros in few bytes.
+    """
+    return max(64 * MIB, 1032 * size)
 
 
 class RegistryOptions(Frozen):
@@ -316,7 +329,7 @@ class Plan(Frozen):
     """
 
     version: Literal[1] = 1
-    name: str
+    name: FileName
     platform: Platform
     base: Base
     artefact: Artefact

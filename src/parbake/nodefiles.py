@@ -6,7 +6,8 @@ import base64
 import gzip
 from pathlib import Path
 
-from parbake.workspace import publish, room_for
+from parbake import atomic
+from parbake.workspace import room_for
 
 USER_DATA_LIMIT = 16 << 10
 """Bytes that EC2 takes as user data, before base64 (EC2 user guide, "Run commands at launch")."""
@@ -66,9 +67,7 @@ def export(folder: Path, hydrate_list: str) -> tuple[Path, ...]:
     with room_for(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in sorted(files.items()):
-            draft = folder / f".{name}.draft"
-            draft.write_text(text)
-            publish(draft, folder / name, mode=0o644)
+            atomic.replace(folder / name, text, mode=0o644)
             written.append(folder / name)
     return tuple(written)
 

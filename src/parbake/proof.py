@@ -58,7 +58,7 @@ def examine(
             return verify(artefact, None, events=events, folder=work, cache=cache_folder()), ""
         if record.blocks and not fresh:
             with events.stage("compare", f"Compare {artefact.name} with its record"):
-                damage = records.damage(artefact, record, events, work)
+                damage = records.damage(artefact, record, events)
             if damage:
                 return damaged(damage), ""
         known = record.sha256 if record.blocks or fresh else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -18,12 +19,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from parbake import atomic
 from parbake.access import PRIVATE
-from parbake.disk import BLOCK, BlockList, block_list, spans
+from parbake.disk import BLOCK, BlockList, block_list
 from parbake.errors import DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.events import Events
 from parbake.interrupts import guarded
-from parbake.model import Digest, Frozen, Plan, Published, TraceSummary, Verdict
+from parbake.model import FILE_NAME, Digest, FileName, Frozen, Plan, Published, TraceSummary, Verdict
+from parbake.trace import Trace, save
 from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -36,6 +39,7 @@ BLOCKS_SUFFIX = ".blocks"
 TRACE_SUFFIX = ".trace"
 """Of the start-up trace beside an artefact: not one of JSON's, since it is no record."""
 _UNFINISHED = "unfinished"
+_FILE_NAME = re.compile(FILE_NAME)
 _HEX = r"^[0-9a-f]{64}$"
 
 
@@ -66,7 +70,7 @@ class Record(Frozen):
     ``parent`` names the artefact that the bake started from: what of it is still needed was not fetched again.
     """
 
-    artefact: str
+    artefact: FileName
     key: str = Field(pattern=_HEX)
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     blocks: Blocks | None = None
@@ -84,7 +88,7 @@ class Record(Frozen):
     verdict: Verdict | None = None
     published: dict[str, Published] = Field(default_factory=dict)
     trace: TraceSummary | None = None
-    parent: str = ""
+    parent: str = Field(default="", pattern=f"^({FILE_NAME})?$")
 
     @property
     def file_name(self) -> str:
@@ -161,10 +165,8 @@ def write(folder: Path, record: Record) -> Path:
     """Write the record beside its artefact, at once or not at all; return its path. Raises DiskFull."""
     path = folder / record.file_name
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else PRIVATE
-    with room_for(path), work_folder(folder, "record") as work:
-        draft = work / record.file_name
-        draft.write_text(json.dumps(to_statement(record), indent=2) + "\n")
-        publish(draft, path, mode=mode)
+    with room_for(path):
+        atomic.replace(path, json.dumps(to_statement(record), indent=2) + "\n", mode=mode)
     return path
 
 
@@ -176,8 +178,16 @@ def in_use(
 
 
 @guarded
-def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
-    """Let a finished artefact appear under its name with its record, and return its path.
+def release(
+    made: Path,
+    record: Record,
+    folder: Path,
+    work: Path,
+    *,
+    blocks: BlockList | None = None,
+    trace: Trace | None = None,
+) -> Path:
+    """Let a finished artefact appear under its name, with its blocks, trace and record; return its path.
 
     The record is what makes it an artefact: it goes first when both are replaced, and it comes last. ``work`` is the
     run's work folder, which ``sweep`` asks when the run is killed between the two. Raises DiskFull.
@@ -192,7 +202,9 @@ def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: Blo
         if blocks is None:
             blocks_path(artefact).unlink(missing_ok=True)
         else:
-            _write_blocks(blocks, artefact, work)
+            blocks.write(blocks_path(artefact))
+        if trace is not None:
+            save(trace, folder / record.trace_name)
         write(folder, record)
     except BaseException:
         for path in _files(artefact):
@@ -201,11 +213,16 @@ def release(made: Path, record: Record, folder: Path, work: Path, *, blocks: Blo
     return artefact
 
 
-def announce(record: Record, folder: Path, work: Path, *, blocks: BlockList | None = None) -> Path:
-    """Write the record of an artefact that lies in a cloud, and the list of its blocks; return its place as a name."""
+def announce(record: Record, folder: Path, *, blocks: BlockList | None = None, trace: Trace | None = None) -> Path:
+    """Write the record of an artefact that lies in a cloud, with the list of its blocks and its trace.
+
+    Returns its place as a name. The record comes last: a run that is killed before finds all of it in the cloud again.
+    """
     artefact = folder / record.artefact
     if blocks is not None:
-        _write_blocks(blocks, artefact, work)
+        blocks.write(blocks_path(artefact))
+    if trace is not None:
+        save(trace, folder / record.trace_name)
     write(folder, record)
     return artefact
 
@@ -235,12 +252,6 @@ def _files(artefact: Path) -> tuple[Path, ...]:
     return artefact, blocks_path(artefact), artefact.with_name(artefact.name + TRACE_SUFFIX)
 
 
-def _write_blocks(blocks: BlockList, artefact: Path, work: Path) -> None:
-    draft = blocks_path(work / artefact.name)
-    blocks.write(draft)
-    publish(draft, blocks_path(artefact))
-
-
 def blocks_of(artefact: Path, record: Record) -> BlockList | None:
     """Return the list of a raw artefact's blocks, None where it is missing or not the record's."""
     with suppress(InputError):
@@ -250,7 +261,7 @@ def blocks_of(artefact: Path, record: Record) -> BlockList | None:
     return None
 
 
-def damage(artefact: Path, record: Record, events: Events, work: Path) -> str:
+def damage(artefact: Path, record: Record, events: Events) -> str:
     """Compare a raw artefact with its record, block by block: say what differs, or nothing.
 
     The list of its blocks is written anew where it is missing or damaged itself. Raises InputError, DiskFull.
@@ -261,21 +272,15 @@ def damage(artefact: Path, record: Record, events: Events, work: Path) -> str:
     known = blocks_of(artefact, record)
     if found.digest() == record.blocks.digest:
         if known is None:
-            _write_blocks(found, artefact, work)
+            found.write(blocks_path(artefact))
         return ""
     if known is None:
         return f"its bytes are not those of its record, and {blocks_path(artefact).name} does not say which"
-    if found.size != known.size:
-        return f"it has {found.size} bytes, not the {known.size} of its record"
-    changed = found.changed_since(known)
-    blocks = "1 block of 512 KiB differs" if len(changed) == 1 else f"{len(changed)} blocks of 512 KiB differ"
-    return f"{blocks} from its record: {spans(changed)}"
+    return found.damage(known)
 
 
 def _mark(work: Path, artefacts: Iterable[str]) -> None:
-    draft = work / f"{_UNFINISHED}.draft"
-    draft.write_text("".join(f"{name}\n" for name in artefacts))
-    publish(draft, work / _UNFINISHED)
+    atomic.replace(work / _UNFINISHED, "".join(f"{name}\n" for name in artefacts))
 
 
 def sweep(folder: Path, *, kept: bool = False) -> tuple[Path, ...]:
@@ -292,15 +297,15 @@ def sweep(folder: Path, *, kept: bool = False) -> tuple[Path, ...]:
 def _finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
     """Remove the artefacts in ``folder`` that a dead run was adding or removing and that have no record.
 
-    ``work`` is the dead run's work folder. Files that have no record for another reason are somebody's, and stay.
-    Raises DeadlineExceeded when a living run is at one of them.
+    ``work`` is the dead run's work folder. Files that have no record for another reason are somebody's, and stay, and
+    so does what lies in other folders. Raises DeadlineExceeded when a living run is at one of them.
     """
     try:
         names = (work / _UNFINISHED).read_text().split("\n")
     except FileNotFoundError:
         return ()
     removed = []
-    for name in filter(None, names):
+    for name in filter(_FILE_NAME.fullmatch, names):
         artefact = folder / name
         with in_use(folder, name, timeout=0):
             if (folder / f"{name}{SUFFIX}").exists():
@@ -346,36 +351,6 @@ def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
         if record.published or (folder / record.artefact).exists():
             found.append((path, record))
     return tuple(sorted(found, key=lambda item: (item[1].finished_at, item[1].artefact)))
-
-
-def ancestor(plan: Plan, found: Sequence[Record]) -> Record | None:
-    """Return which artefact a bake of ``plan`` may start from, of those found (oldest first): what shares most with it.
-
-    Only ext4 volumes of the same name and platform, on which nothing else was kept, with at least half of what would
-    travel; of those that share as much, the newest. Its size becomes the new one's: it may be somewhat smaller.
-    """
-    if (
-        (plan.artefact.kind, plan.artefact.filesystem) != ("volume", "ext4")
-        or plan.artefact.in_cloud
-        or plan.keep_layers
-    ):
-        return None
-    wanted = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
-    best: tuple[int, Record] | None = None
-    for record in found:
-        old = record.plan
-        least = plan.size if plan.size_is_fixed else plan.size * 4 // 5
-        alike = (old.name, old.platform, old.artefact, old.keep_layers) == (
-            plan.name, plan.platform, plan.artefact, plan.keep_layers,
-        )  # fmt: skip
-        fits = old.size == least if plan.size_is_fixed else least <= old.size <= plan.size * 2
-        if not alike or not fits or record.blocks is None:
-            continue
-        has = {layer.chain_id for image in old.all_images for layer in image.layers}
-        shared = sum(size for chain, size in wanted.items() if chain in has)
-        if shared * 2 >= sum(wanted.values()) and (best is None or shared >= best[0]):
-            best = shared, record
-    return best and best[1]
 
 
 def locate(what: str, folder: Path) -> tuple[Path, Record | None]:

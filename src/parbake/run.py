@@ -141,7 +141,7 @@ def need(program: str) -> str:
 def need_root(what: str) -> None:
     """Raise EnvironmentProblem unless the process is root; ``what`` says which act needs it."""
     if os.geteuid() != 0:
-        raise EnvironmentProblem(f"{what} needs root (mounts and loop devices)", hint="run parbake with sudo")
+        raise EnvironmentProblem(f"{what} needs root (mounts, loop devices, namespaces)", hint="run parbake with sudo")
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
@@ -163,8 +163,20 @@ def isolated(command: list[str]) -> list[str]:
 _UNLESS_ORPHAN = '[ "$PPID" = "$1" ] || exit 137; shift; exec "$@"'
 
 
-def _argv(command: list[str], *, own_pids: bool = False) -> list[str]:
-    argv = [need("setpriv"), "--pdeathsig", "KILL", "--", "/bin/sh", "-c", _UNLESS_ORPHAN, "sh", str(os.getpid())]
+@dataclass(frozen=True, slots=True)
+class User:
+    """Whom a program runs as: a user's number, that is also the group's, and further groups; without any privilege."""
+
+    number: int
+    groups: tuple[int, ...] = ()
+
+
+def _argv(command: list[str], *, own_pids: bool = False, user: User | None = None) -> list[str]:
+    argv = [need("setpriv"), "--pdeathsig", "KILL"]
+    if user is not None:
+        groups = f"--groups={','.join(map(str, user.groups))}" if user.groups else "--clear-groups"
+        argv += [f"--reuid={user.number}", f"--regid={user.number}", groups, "--inh-caps=-all", "--no-new-privs"]
+    argv += ["--", "/bin/sh", "-c", _UNLESS_ORPHAN, "sh", str(os.getpid())]
     if own_pids:  # whatever the program forks (shims, containers) dies with it
         argv += [need("unshare"), "--pid", "--fork", "--kill-child=KILL", "--"]
     return [*argv, need(command[0]), *command[1:]]
@@ -228,7 +240,7 @@ class Process:
 
     With ``own_pids`` it is the first process of its own PID namespace, so that everything it starts ends with it.
     Start it from a thread that lives as long as the process is needed: the kernel ties a child's life to the thread.
-    ``pass_fds`` are open files that it inherits under the same numbers.
+    ``pass_fds`` are open files that it inherits under the same numbers. ``user`` is whom it runs as (needs root).
     """
 
     def __init__(
@@ -239,12 +251,14 @@ class Process:
         env: dict[str, str] | None = None,
         own_pids: bool = False,
         pass_fds: tuple[int, ...] = (),
+        user: User | None = None,
     ) -> None:
         self.command = command
         self.log = log
         self._env = env
         self._own_pids = own_pids
         self._pass_fds = pass_fds
+        self._user = user
         self._popen: subprocess.Popen[bytes] | None = None
 
     @guarded
@@ -252,7 +266,7 @@ class Process:
         output: IO[bytes]
         with self.log.open("ab") as output:
             self._popen = subprocess.Popen(
-                _argv(self.command, own_pids=self._own_pids),
+                _argv(self.command, own_pids=self._own_pids, user=self._user),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

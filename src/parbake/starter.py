@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from parbake import atomic
 from parbake.errors import DiskFull, EnvironmentProblem, InputError
 from parbake.model import GIB, MIB
 from parbake.reference import Reference
-from parbake.workspace import remove_leftovers, work_folder
 
 FILE_NAME = "parbake.yaml"
 SAMPLE = "hello"
@@ -129,11 +129,9 @@ def write(
     made: list[Path] = []
     try:
         _make_folders(folder, made)
-        remove_leftovers(folder)
-        with work_folder(folder, "init") as work:
-            for path, (content, mode) in files.items():
-                _make_folders(path.parent, made)
-                _write(path, content, mode, made, draft=work / path.name)
+        for path, (content, mode) in files.items():
+            _make_folders(path.parent, made)
+            _write(path, content, mode, made, beneath=folder)
     except OSError as error:
         _undo(made)
         where = f"{error.filename or folder}: {error.strerror}"
@@ -163,15 +161,10 @@ def _is_anothers(path: Path, content: bytes) -> bool:
         return True
 
 
-def _write(path: Path, content: bytes, mode: int, made: list[Path], *, draft: Path) -> None:
-    """Write a draft, then rename: a file is there whole or not at all."""
-    with draft.open("xb") as handle:
-        handle.write(content)
-    if mode & 0o111:
-        draft.chmod(mode)
+def _write(path: Path, content: bytes, mode: int, made: list[Path], *, beneath: Path) -> None:
     if not os.path.lexists(path):
         made.append(path)
-    draft.replace(path)
+    atomic.replace(path, content, mode=mode, beneath=beneath)
 
 
 def _undo(made: list[Path]) -> None:

@@ -19,9 +19,9 @@ from parbake.render import human_bytes
 if TYPE_CHECKING:
     from parbake.demo import Outcome
     from parbake.doctor import Check
-    from parbake.flow import Finished, Outlook
     from parbake.layercache import Entry
     from parbake.lint import Finding
+    from parbake.planning import Finished, Preview
 
 # Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
 _WIDTH = 240
@@ -51,15 +51,15 @@ def seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} s"
 
 
-def outlook_json(outlook: Outlook) -> dict[str, object]:
+def preview_json(preview: Preview) -> dict[str, object]:
     """Return the frozen plan with its key (null while images are to be built), its sizes in bytes, and what exists."""
-    plan = outlook.plan
+    plan = preview.plan
     document: dict[str, object] = {
         "key": None,
-        "to_build": list(outlook.to_build),
-        "exists": outlook.existing is not None,
-        "verified": bool(outlook.existing and outlook.existing.verified),
-        "cautions": list(outlook.cautions),
+        "to_build": list(preview.to_build),
+        "exists": preview.existing is not None,
+        "verified": bool(preview.existing and preview.existing.verified),
+        "cautions": list(preview.cautions),
     }
     if plan:
         sizes = asdict(measure(plan.all_images, keep_layers=plan.keep_layers))
@@ -72,12 +72,12 @@ def outlook_json(outlook: Outlook) -> dict[str, object]:
     return document
 
 
-def outlook_text(outlook: Outlook) -> str:
-    """Return the outlook for people."""
-    if outlook.plan is None:
-        names = "\n".join(f"  {reference}" for reference in outlook.to_build)
+def preview_text(preview: Preview) -> str:
+    """Return the preview for people."""
+    if preview.plan is None:
+        names = "\n".join(f"  {reference}" for reference in preview.to_build)
         return f"To be built first (their content decides the key):\n{names}\nThen `parbake bake` plans and bakes."
-    plan = outlook.plan
+    plan = preview.plan
     sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
     about = "about " if sizes.estimated else ""
     images = table(
@@ -94,9 +94,9 @@ def outlook_text(outlook: Outlook) -> str:
         ("layout", "; ".join(_layout(plan))),
         ("to fetch", human_bytes(sizes.transfer)),
         ("unpacked", f"{about}{human_bytes(sizes.raw)}"),
-        ("state", _state(outlook)),
+        ("state", _state(preview)),
     ])  # fmt: skip
-    return "\n".join([f"{images}\n\n{lines}", *(f"warning: {caution}" for caution in outlook.cautions)])
+    return "\n".join([f"{images}\n\n{lines}", *(f"warning: {caution}" for caution in preview.cautions)])
 
 
 def _from(image: Image) -> str:
@@ -134,10 +134,10 @@ def _layout(plan: Plan) -> tuple[str, ...]:
             return ("the base's partitions", "its root file system takes what is added")
 
 
-def _state(outlook: Outlook) -> str:
-    if outlook.existing is None:
+def _state(preview: Preview) -> str:
+    if preview.existing is None:
         return "to be baked"
-    return "exists, verified: nothing to do" if outlook.existing.verified else "exists, not verified"
+    return "exists, verified: nothing to do" if preview.existing.verified else "exists, not verified"
 
 
 def record_json(path: Path, record: Record) -> dict[str, object]:

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parbake import build, flow, handover, interrupts, keeping, upkeep
+from parbake import build, flow, handover, interrupts, keeping, planning, upkeep
 from parbake.bakefile import ImageEntry, load
 from parbake.errors import InputError, ParbakeError
 from parbake.events import Events
-from parbake.flow import Finished, Kitchen
 from parbake.handover import Handed, Manner
 from parbake.keeping import Pruned
+from parbake.planning import Finished, Session
 from parbake.records import Decision
 from parbake.run import sleep
 
@@ -48,21 +48,21 @@ class Tidied:
 
 def look(file: Path, events: Events) -> Seen:
     """Return what the Bakefile's names mean now; raises what asking raises."""
-    with flow.kitchen(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
+    with planning.open_session(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
 
         def of(entry: ImageEntry) -> str:
             if entry.build is not None:
                 return build.build_key(entry.build, entry.platform or run.bakefile.platform)
             return run.registry.head(entry.parsed).digest
 
-        with flow.hanging_up(run.registry):
+        with planning.hanging_up(run.registry):
             found = list(pool.map(of, run.bakefile.images))
         seen = {entry.reference: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
         return {**seen, "base": _base(run)}
 
 
-def _base(run: Kitchen) -> str:
-    return flow.base_of(run).identity
+def _base(run: Session) -> str:
+    return planning.base_of(run).identity
 
 
 def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:

@@ -16,11 +16,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from parbake.access import PRIVATE, folder_mode
+from parbake.atomic import opened, own_folder
 from parbake.errors import DeadlineExceeded, DiskFull, EnvironmentProblem
 from parbake.interrupts import guarded
 from parbake.run import Deadline
 
 _LOCK, _KEPT = "lock", "kept"
+_LOCK_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 WORK = ".parbake"
 """Name of the folder, beside the artefacts, that holds work folders and locks: on the same file system, so that a
 finished artefact is renamed into place."""
@@ -42,41 +44,54 @@ def lock(
     """Hold an exclusive lock on a file, which is made when missing and removed at the end.
 
     ``waiting`` is called once when another holds it. Raises DeadlineExceeded when that takes longer than ``timeout``
-    seconds.
+    seconds, EnvironmentProblem for a planted link or a folder ``.parbake`` that others can write to.
     """
     deadline = Deadline(timeout, f"waiting for another parbake that works on {what}")
     told = False
     while True:
-        handle = _open_lock(path)
+        folder, handle = _open_lock(path)
         try:
             while not _try_lock(handle):
                 if not told:
                     waiting()
                     told = True
                 deadline.sleep(0.1)
-            if _is_named(handle, path):
+            if _is_named(handle, path.name, folder):
                 try:
                     yield
                 finally:
-                    path.unlink(missing_ok=True)
+                    with suppress(FileNotFoundError):
+                        os.unlink(path.name, dir_fd=folder)
                     _remove_if_empty(path.parent)
                 return
             # The holder before us removed the file: we locked a nameless one and begin again.
         finally:
             os.close(handle)
+            os.close(folder)
 
 
-def _open_lock(path: Path) -> int:
+@guarded
+def _open_lock(path: Path) -> tuple[int, int]:
+    """Open a lock's folder and the lock, both made when missing; no link is followed to either where it is ours."""
     while True:
+        folder = _open_folder(path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return folder, os.open(path.name, _LOCK_FILE | os.O_CREAT, 0o600, dir_fd=folder)
         except FileNotFoundError:
-            continue  # another run has just removed the folder that it left empty
-        except FileExistsError:  # or did so while pathlib looked what is there
-            with suppress(FileNotFoundError):
-                if not stat.S_ISDIR(path.parent.stat().st_mode):
-                    raise
+            os.close(folder)  # another run has just removed the folder that it left empty
+        except OSError as error:
+            os.close(folder)
+            if error.errno != errno.ELOOP:
+                raise
+            raise EnvironmentProblem(f"the lock {path} is a link", hint=f"remove it: rm {path}") from None
+
+
+def _open_folder(folder: Path) -> int:
+    if folder.name == WORK:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return own_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -86,9 +101,9 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 @guarded
-def _is_named(handle: int, path: Path) -> bool:
+def _is_named(handle: int, name: str, folder: int) -> bool:
     with suppress(FileNotFoundError):
-        return path.stat().st_ino == os.fstat(handle).st_ino
+        return os.path.samestat(os.stat(name, dir_fd=folder, follow_symlinks=False), os.fstat(handle))
     return False
 
 
@@ -111,7 +126,7 @@ def work_folder(parent: Path, name: str, *, keep: bool = False) -> Iterator[Path
     folder = parent / WORK / f"{name}.{os.getpid()}.{os.urandom(4).hex()}"
     with _looking(parent):  # nobody sees it before it is locked
         folder.mkdir(mode=0o700)
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(folder / _LOCK, _LOCK_FILE | os.O_CREAT, 0o600)
         _try_lock(handle)
     try:
         if keep:
@@ -147,12 +162,12 @@ def _looking(parent: Path) -> AbstractContextManager[None]:
 
 def leftovers(parent: Path, *, kept: bool = False) -> tuple[Path, ...]:
     """Return the work folders below ``parent/.parbake`` whose run is dead, with ``kept`` also those kept on purpose."""
-    if not (parent / WORK).is_dir():
+    if not os.path.lexists(parent / WORK):
         return ()
     found = []
     with _looking(parent):
         for folder in sorted((parent / WORK).glob("*.*.*")):
-            wanted = folder.is_dir() and (kept or not (folder / _KEPT).exists())
+            wanted = _is_own(folder) and (kept or not (folder / _KEPT).exists())
             if wanted and _is_free(folder / _LOCK):
                 found.append(folder)
         for path in (parent / WORK).glob("*.lock"):
@@ -161,10 +176,15 @@ def leftovers(parent: Path, *, kept: bool = False) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def _is_own(folder: Path) -> bool:
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
 def _is_free(path: Path) -> bool:
     """Whether nobody holds a lock. One that is missing was removed with all else, by a run that was killed then."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        handle = os.open(path, _LOCK_FILE)
     except FileNotFoundError:
         return True
     try:
@@ -238,8 +258,9 @@ def publish(source: Path, target: Path, *, mode: int = PRIVATE) -> None:
         for path in [*source.rglob("*"), source] if source.is_dir() else [source]:
             if not path.is_symlink():
                 _sync(path)
-        source.replace(target)
-        _sync(target.parent)
+        with opened(target.parent) as folder:
+            os.rename(source, target.name, dst_dir_fd=folder)
+            os.fsync(folder)
 
 
 def _sync(path: Path) -> None:

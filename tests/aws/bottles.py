@@ -52,7 +52,6 @@ case "$1 $2" in
 "images tag") put "$5" "$(grep "^$4 " "$FAKE/images" | cut -d ' ' -f 2)" ;;
 "images label") echo "$3" >>"$FAKE/pinned" ;;
 "images rm") grep -v "^$3 " "$FAKE/images" >"$FAKE/rest"; mv "$FAKE/rest" "$FAKE/images" ;;
-"content get") printf '{"config":{"digest":"sha256:c"},"layers":[{"digest":"sha256:aa"},{"digest":"sha256:bb"}]}' ;;
 "run --detach") [ -f "$FAKE/no-start" ] && { echo "ctr: exec format error" >&2; exit 1; }
     shift 3
     for word; do echo "<$word>"; done >>"$FAKE/started"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parbake.bakefile import AwsSection
-from parbake.builders import Baked, Ingredients
+from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, launch
 from parbake.events import Event, Events
 from parbake.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, RegistryOptions, Startup
@@ -56,7 +56,7 @@ def volume(cloud: Cloud) -> Plan:
     return plan_for(cloud.base(REGION), artefact=Artefact(kind="volume", format="snapshot"))
 
 
-type Bake = Callable[..., Baked]
+type Bake = Callable[..., Publication]
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ def bake(plan: Plan, tmp_path: Path) -> Bake:
         registries: Mapping[str, RegistryOptions] | None = None,
         seen: list[Event] | None = None,
         **settings: Any,
-    ) -> Baked:
+    ) -> Publication:
         aws = AwsSection(region=REGION, **settings)
         builder = Ec2Builder(aws, registries or {}, limit=600.0, verify=verify, fresh=fresh)
         ingredients = Ingredients(None, _no_source, tmp_path, Events(_silent if seen is None else seen.append))
         with allowed_by(policy_for(of or plan, settings)):
-            return builder.build(of or plan, ingredients)
+            return builder.bake_remotely(of or plan, ingredients)
 
     return run
 

@@ -11,7 +11,7 @@ import pytest
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
 from parbake.bakefile import AwsSection
-from parbake.builders import Baked, Ingredients
+from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
 from parbake.errors import ArtefactFull, AwsFault, BakeFailed, DeadlineExceeded, InputError
 from parbake.events import Events
@@ -54,13 +54,13 @@ def policy(settings: dict[str, Any]) -> Any:
     return caller("ec2", wanted, base=base, image=APP.reference, artefact={"kind": "volume"})
 
 
-def baked(plan: Plan, *, verify: bool = True, **settings: Any) -> Baked:
+def baked(plan: Plan, *, verify: bool = True, **settings: Any) -> Publication:
     """Bake; the policy that `parbake iam` prints for it must allow every call."""
     chosen = {"instance_profile": "baker", **settings}
     builder = Ec2Builder(AwsSection(region=REGION, **chosen), {}, limit=600.0, verify=verify, fresh=False)
     ingredients = Ingredients(None, lambda _image: None, Path(), Events())  # type: ignore[arg-type, return-value]
     with allowed_by(policy(chosen)):
-        return builder.build(plan, ingredients)
+        return builder.bake_remotely(plan, ingredients)
 
 
 def test_the_nodes_own_volume_becomes_a_snapshot_that_starts(cloud: Rockets, volume: Plan) -> None:
@@ -204,7 +204,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(
     plan = volume.model_copy(update={"images": (WEB,), **more})
     ingredients = Ingredients(None, lambda _image: None, Path(), Events())  # type: ignore[arg-type, return-value]
     with pytest.raises(InputError, match=said):
-        Ec2Builder(settings, registries, limit=600.0).build(plan, ingredients)
+        Ec2Builder(settings, registries, limit=600.0).bake_remotely(plan, ingredients)
     assert cloud.left(REGION) == {}
     assert named(cloud, "RunInstances") == []
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(
 def test_killed_at_any_call(cloud: Rockets, volume: Plan) -> None:
     volume, cloud.known = volume.model_copy(update={"images": (APP,)}), {}
 
-    def whole() -> Baked:
+    def whole() -> Publication:
         return baked(volume, purchase="spot-first")
 
     def finishes() -> None:

@@ -1,24 +1,36 @@
-"""The EBS builder on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone."""
+"""Publishing to EBS, on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone.
+
+The story itself runs (``flow.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parbake import aws, ebs
+from parbake import aws, base, coldstart, ebs, flow
 from parbake.aws import Stamp, clients
 from parbake.aws.leftovers import Wanted, remove
-from parbake.bakefile import AwsSection
-from parbake.builders import Baked, Ingredients
-from parbake.builders import ebs as builder
+from parbake.bakefile import load
+from parbake.builders import Disk, Ingredients
+from parbake.builders.choose import publisher_of
+from parbake.builders.ebs import EbsShipment
 from parbake.disk import BLOCK, BlockList
-from parbake.errors import AwsFault, InputError
+from parbake.errors import AwsFault, InputError, VerificationFailed
 from parbake.events import Events
 from parbake.model import GIB, MIB, Artefact, Base, Plan, Verdict
+from parbake.planning import Session
+from parbake.records import Record, read
+from parbake.registry import Registry
+from parbake.trace import Part, Read, Trace
+from parbake.trace import load as load_trace
 from tests.aws.direct import Direct
 from tests.aws.recorder import allowed_by, caller
 from tests.aws.test_ebs import held, holds
@@ -27,19 +39,29 @@ from tests.support.plans import plan
 
 PASSED = Verdict(passed=True, accelerator="kvm")
 FAILED = Verdict(passed=False, accelerator="kvm", problems=("it does not start",))
+TRACE = Trace(
+    uuid="0", filesystem="ext4", size=GIB, how="loop", made_at="2026-01-01T00:00:00Z",
+    parts=(Part(name="app", kind="image", seconds=1.0, reads=(Read(0, 0, 8),)),),
+)  # fmt: skip
 VOLUME = plan(name="data", artefact=Artefact(kind="volume", format="snapshot"), size=700 * MIB)
 MACHINE = plan(name="node", artefact=Artefact(kind="machine-image", format="ami"), base=Base(kind="debian"), size=GIB)
 
 
 class Oven:
-    """Stands in for the local builder: writes ``content`` into some blocks of a disk, on top of the base's."""
+    """Stands in for the local builder: writes ``content`` into some blocks of a disk, on top of the base's.
+
+    ``steps`` is what became of disks, in order: built, prepared for cold starts, proven (with ``verdict``).
+    """
 
     def __init__(self) -> None:
         self.content = {0: b"boot", 5: b"data", 900: b"more"}
         self.bakes: list[Plan] = []
+        self.steps: list[str] = []
+        self.verdict = PASSED
 
-    def build(self, wanted: Plan, ingredients: Ingredients) -> Baked:
+    def build(self, wanted: Plan, ingredients: Ingredients) -> Disk:
         self.bakes.append(wanted)
+        self.steps.append("build")
         path = ingredients.work / "disk.raw"
         with path.open("wb") as file:
             if ingredients.base:
@@ -48,13 +70,30 @@ class Oven:
             file.truncate(wanted.size)
             for index, data in self.content.items():
                 os.pwrite(file.fileno(), data, index * BLOCK)
-        return Baked(path, ("machine-id",))
+        return Disk(path, ("machine-id",))
+
+    def prepare(self, disk: Disk, *_: object, **__: object) -> Disk:
+        """Change what is not final, as the layout does."""
+        self.steps.append("rehearse" if disk.final else "lay out")
+        if not disk.final:
+            with disk.path.open("r+b") as file:
+                os.pwrite(file.fileno(), b"laid out", 700 * BLOCK)
+        return replace(disk, trace=disk.trace or TRACE)
+
+    def boot(self, *_: object) -> Verdict:
+        self.steps.append("prove")
+        return self.verdict
 
 
 @pytest.fixture
 def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
     made = Oven()
-    monkeypatch.setattr(builder, "LocalBuilder", lambda: made)
+    monkeypatch.setattr(flow, "builder_of", lambda _: made)
+    monkeypatch.setattr(flow, "boot", made.boot)
+    monkeypatch.setattr(flow, "can_boot", lambda *_: True)
+    monkeypatch.setattr(flow, "need_root", lambda _: None)
+    monkeypatch.setattr(coldstart, "prepare", made.prepare)
+    monkeypatch.setattr(base, "ensure", lambda *_, **__: None)
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
     return made
 
@@ -73,17 +112,32 @@ def cloud(direct: Direct) -> Cloud:
 
 
 def build(
-    folder: Path, wanted: Plan, verdict: Verdict | None = PASSED, *, fresh: bool = False, **settings: Any
-) -> Baked:
-    """Build as the story does, and keep the list of blocks as it does; the policy for it must allow every call."""
+    folder: Path,
+    wanted: Plan,
+    *,
+    fresh: bool = False,
+    verify: bool = True,
+    rehearse: bool = False,
+    **settings: Any,
+) -> Record:
+    """Bake as the story does once it has a plan; the policy for it must allow every call."""
     folder.mkdir(exist_ok=True)
-    prove = None if verdict is None else (lambda *_: verdict)
-    made = Ingredients(None, lambda _: pytest.fail("nothing is fetched"), folder, Events(), prove=prove)
-    with allowed_by(policy_for(wanted, settings)):
-        baked = builder.EbsBuilder(AwsSection(**settings), folder, fresh=fresh).build(wanted, made)
-    if baked.blocks and baked.published:
-        baked.blocks.write(folder / f"{wanted.artefact_name}.blocks")
-    return baked
+    options = flow.Options(force=fresh, verify=verify, rehearse=rehearse)
+    with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings)):
+        publisher = publisher_of(run.bakefile, fresh=fresh)
+        assert publisher
+        return flow.bake_and_publish(run, wanted, publisher, options, None).record
+
+
+@contextmanager
+def session(folder: Path, wanted: Plan, settings: Mapping[str, Any]) -> Iterator[Session]:
+    path = folder / "parbake.yaml"
+    base = {"ami": {"ami": wanted.base.identity}}.get(wanted.base.kind, wanted.base.kind)
+    document = {"version": 1, "name": wanted.name, "builder": "ebs", "base": base, "output": "."}
+    path.write_text(json.dumps({**document, "aws": settings, "images": ["registry.example/app:1"]}))
+    bakefile = load(path)
+    with Registry(bakefile.registries, events=Events()) as registry:
+        yield Session(bakefile, registry, Events())
 
 
 def policy_for(wanted: Plan, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -105,7 +159,7 @@ def test_a_volume_becomes_a_snapshot(tmp_path: Path, oven: Oven, cloud: Cloud) -
     (snapshot,) = there.snapshots
     assert (region, there.image, snapshot.device, snapshot.size) == ("eu-west-1", "", "", GIB)
     assert set(held(cloud, snapshot.id)) == {0, 5, 900}
-    assert (baked.path, baked.size, baked.verdict, baked.sealed) == (None, GIB, PASSED, ("machine-id",))
+    assert (baked.size, baked.verdict, baked.sealed) == (GIB, PASSED, ("machine-id",))
     assert oven.bakes[0].artefact == Artefact(kind="volume")
     assert staged(tmp_path) == []
 
@@ -122,11 +176,56 @@ def test_a_machine_image_becomes_an_ami(tmp_path: Path, oven: Oven, cloud: Cloud
 
 
 def test_what_fails_verification_is_not_sent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
-    baked = build(tmp_path, VOLUME, FAILED)
-    assert (baked.published, baked.verdict) == ({}, FAILED)
+    oven.verdict = FAILED
+    with pytest.raises(VerificationFailed, match="it does not start"):
+        build(tmp_path, VOLUME)
+    record = read(tmp_path / f"{VOLUME.artefact_name}.json")
+    assert (record.published, record.verdict) == ({}, FAILED)
     assert cloud.calls["StartSnapshot"] == 0
+    oven.verdict = PASSED
     assert build(tmp_path, VOLUME).published, "verified anew: how to start an image is no part of the plan"
     assert len(oven.bakes) == 1
+
+
+def test_what_leaves_was_rehearsed_laid_out_and_proven_before(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol, whatever publishes: and what was sent are the bytes that were laid out and proven."""
+    send = EbsShipment.send
+
+    def sent(shipment: EbsShipment, disk: Disk) -> Any:
+        oven.steps.append("send")
+        return send(shipment, disk)
+
+    monkeypatch.setattr(EbsShipment, "send", sent)
+    record = build(tmp_path, VOLUME, rehearse=True)
+    assert oven.steps == ["build", "lay out", "prove", "send"]
+    snapshot = record.published["eu-west-1"].snapshots[0].id
+    assert held(cloud, snapshot)[700].startswith(b"laid out")
+    assert record.trace is not None
+    assert record.trace.file == record.trace_name
+    assert load_trace(tmp_path / record.trace_name) == TRACE
+
+    (tmp_path / record.file_name).unlink()
+    oven.steps.clear()
+    again = build(tmp_path, VOLUME, rehearse=True)
+    assert oven.steps == ["rehearse", "prove"], "what AWS has is read back and stays as it is"
+    assert again.trace == record.trace
+    assert list(cloud.snapshots) == [snapshot]
+
+
+def test_the_trace_of_a_disk_outlives_a_run_that_was_cut_off(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as cut:
+        cut.setattr(ebs, "upload", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, VOLUME, rehearse=True)
+    oven.steps.clear()
+    monkeypatch.setattr(coldstart, "prepare", lambda disk, *_, **__: disk if disk.trace else pytest.fail("no trace"))
+    assert build(tmp_path, VOLUME, rehearse=True).trace is not None
+    assert oven.steps == ["prove"]
+    assert len(cloud.snapshots) == 1
 
 
 def test_a_run_that_was_cut_off_goes_on_with_its_disk(

@@ -15,9 +15,9 @@ import pytest
 
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
-from parbake.builders import Baked
 from parbake.events import Events
 from parbake.model import Plan
+from parbake.records import Record
 from tests.aws.between import killed_everywhere
 from tests.aws.direct import Direct
 from tests.aws.eventual import Eventual
@@ -87,7 +87,7 @@ def test_killed_at_each_call(
     cloud.slow, cloud.late, direct.eventual = 1, late, Eventual(late=late)
     monkeypatch.setenv("PARBAKE_CACHE", str(work / "cache"))
 
-    def whole(folder: Path) -> Baked:
+    def whole(folder: Path) -> Record:
         return build(folder, wanted, **settings_for(wanted))
 
     def finishes() -> None:

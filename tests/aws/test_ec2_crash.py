@@ -12,7 +12,7 @@ import pytest
 
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
-from parbake.builders import Baked
+from parbake.builders import Publication
 from parbake.events import Events
 from parbake.model import Plan
 from tests.aws.between import READING, killed_everywhere
@@ -77,7 +77,7 @@ def killed_at(cloud: Cloud, bake: Bake, number: int) -> bool:
 def test_killed_at_any_call(cloud: Cloud, bake: Bake, kind: str, request: pytest.FixtureRequest) -> None:
     wanted: Plan = request.getfixturevalue(kind)
 
-    def whole() -> Baked:
+    def whole() -> Publication:
         return bake(of=wanted, **settings_for(wanted))
 
     def finishes() -> None:

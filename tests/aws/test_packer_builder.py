@@ -16,7 +16,7 @@ from parbake import iam, run, upkeep
 from parbake.aws.tags import KEY, MANAGED, NAME, as_list
 from parbake.bakefile import Bakefile, load
 from parbake.builders import Ingredients
-from parbake.builders.choose import builder_of
+from parbake.builders.choose import remote_builder_of
 from parbake.builders.packer import PackerBuilder
 from parbake.errors import CommandFailed, EnvironmentProblem, Interrupted, ParbakeError
 from parbake.events import Events
@@ -77,7 +77,7 @@ class Place:
         events = Events(lambda event: self.notes.append(event.text))
         nothing: Any = None
         with allowed_by(iam.policies(self.bakefile)["caller"]):
-            return PackerBuilder(self.bakefile, verify=False, fresh=fresh).build(
+            return PackerBuilder(self.bakefile, verify=False, fresh=fresh).bake_remotely(
                 self.plan, Ingredients(None, nothing, work, events)
             )
 
@@ -200,4 +200,4 @@ def test_what_a_killed_packer_leaves_is_removed(place: Place) -> None:
 
 
 def test_the_bakefile_chooses_it(place: Place) -> None:
-    assert builder_of(place.bakefile).name == "packer"
+    assert isinstance(remote_builder_of(place.bakefile), PackerBuilder)

@@ -11,7 +11,7 @@ import pytest
 
 from parbake import aws, iam
 from parbake.aws.tags import KEY, MANAGED, VERIFIED, as_list
-from parbake.builders import Baked, Ingredients, packer
+from parbake.builders import Ingredients, Publication, packer
 from parbake.builders.packer import PackerBuilder
 from parbake.errors import InputError
 from parbake.events import Events
@@ -55,13 +55,13 @@ class Place:
         del region
         return str(mapping["Ebs"]["SnapshotId"])
 
-    def build(self, *, verify: bool = True, fresh: bool = False) -> Baked:
+    def build(self, *, verify: bool = True, fresh: bool = False) -> Publication:
         work = self.folder / f"work{len(list(self.folder.glob('work*')))}"
         work.mkdir()
         nothing: Any = None
         with allowed_by(iam.policies(self.bakefile)["caller"]):
             builder = PackerBuilder(self.bakefile, verify=verify, fresh=fresh)
-            return builder.build(self.plan, Ingredients(None, nothing, work, Events(lambda _event: None)))
+            return builder.bake_remotely(self.plan, Ingredients(None, nothing, work, Events(lambda _event: None)))
 
     def tags(self, region: str, ami: str) -> dict[str, str]:
         return aws.as_dict(raw("ec2", region).describe_images(ImageIds=[ami])["Images"][0])

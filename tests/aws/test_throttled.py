@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 from parbake.aws.leftovers import Wanted, remove
-from parbake.builders import Baked
+from parbake.builders import Publication
 from parbake.errors import AwsLimit
 from parbake.events import Events
 from parbake.model import Plan
@@ -48,7 +48,7 @@ def said(came: Exception | None, throttled: Counter[str]) -> None:
 @pytest.mark.parametrize("kind", ["plan", "volume"])
 def test_a_bake_on_an_instance(cloud: Cloud, bake: Bake, kind: str, request: pytest.FixtureRequest) -> None:
     wanted: Plan = request.getfixturevalue(kind)
-    done: list[Baked] = []
+    done: list[Publication] = []
     met = throttled_everywhere(cloud, lambda: done.append(bake(of=wanted, **settings_for(wanted))), said)
     assert met >= {"RunInstances", "DescribeInstances", "GetConsoleOutput", "CreateTags", "TerminateInstances"}
     assert done[-1].verdict

@@ -10,10 +10,10 @@ import pytest
 
 from parbake import tables
 from parbake.doctor import Check
-from parbake.flow import Finished, Outlook
 from parbake.layercache import Entry
 from parbake.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
 from parbake.plan import cautions
+from parbake.planning import Finished, Preview
 from parbake.records import Blocks, decide_prune
 from tests.support.plans import digest, image, layer, outcome, plan, record
 
@@ -59,10 +59,10 @@ CHECKS = (
 )
 
 TEXTS: dict[str, Callable[[], str]] = {
-    "plan": lambda: tables.outlook_text(Outlook(DISK)),
-    "plan-file-base-exists": lambda: tables.outlook_text(Outlook(FILE, existing=RECORD)),
-    "plan-volume-verified": lambda: tables.outlook_text(Outlook(plan(), existing=VERIFIED, cautions=cautions(plan()))),
-    "plan-to-build": lambda: tables.outlook_text(Outlook(None, to_build=("localhost/app:1", "localhost/web:1"))),
+    "plan": lambda: tables.preview_text(Preview(DISK)),
+    "plan-file-base-exists": lambda: tables.preview_text(Preview(FILE, existing=RECORD)),
+    "plan-volume-verified": lambda: tables.preview_text(Preview(plan(), existing=VERIFIED, cautions=cautions(plan()))),
+    "plan-to-build": lambda: tables.preview_text(Preview(None, to_build=("localhost/app:1", "localhost/web:1"))),
     "bake": lambda: tables.finished_text(Finished(PLACE, VERIFIED, changed=True)),
     "bake-nothing-to-do": lambda: tables.finished_text(Finished(PLACE, VERIFIED, changed=False)),
     "show-not-verified": lambda: tables.record_text(PLACE, RECORD),
@@ -101,14 +101,14 @@ def test_every_golden_file_belongs_to_a_case() -> None:
 
 
 def test_documents_are_json_and_hold_what_the_texts_say() -> None:
-    planned = tables.outlook_json(Outlook(DISK, existing=VERIFIED, cautions=("look out",)))
+    planned = tables.preview_json(Preview(DISK, existing=VERIFIED, cautions=("look out",)))
     assert json.loads(json.dumps(planned)) == planned
     assert planned["key"] == DISK.key
     assert planned["artefact_name"] == DISK.artefact_name
     assert (planned["exists"], planned["verified"], planned["cautions"]) == (True, True, ["look out"])
     assert planned["sizes"] == {"transfer": 31462380, "raw": 94375840, "estimated": True, "baked": 108536415}
 
-    unknown = tables.outlook_json(Outlook(None, to_build=("localhost/app:1",)))
+    unknown = tables.preview_json(Preview(None, to_build=("localhost/app:1",)))
     assert (unknown["key"], unknown["to_build"], unknown["exists"]) == (None, ["localhost/app:1"], False)
 
     finished = tables.finished_json(Finished(PLACE, VERIFIED, changed=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
+
+
+def not_loopback() -> str:
+    """Return an address of this machine that is not a loopback one; skips the test where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: only asks for the way there
+        except OSError:
+            pytest.skip("the machine has no network interface besides loopback")
+        return str(probe.getsockname()[0])
 
 
 def log_in(host: str, entry: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parbake.builders import guest
-from parbake.model import Plan
+from parbake.model import Image, Plan
 
 CTR = """\
 [ "$1" = -n ] && [ "$2" = k8s.io ] && shift 2
@@ -33,7 +33,8 @@ case "$1 $2" in
     name=${3#name==\\"}; name=${name%\\"}
     grep "^$name " "$FAKE/images" | while read -r n d; do
         echo "$n type ${WRONG:-$d} 1 MiB linux/amd64 $(grep -qx "$n" "$FAKE/pinned" && echo pinned)"; done ;;
-"content get") printf '{"config":{"digest":"sha256:c"},"layers":[{"digest":"sha256:aa"},\\n{"digest": "sha256:bb"}]}' ;;
+"content get") cat "$FAKE/manifest" ;;
+"content ls") cat "$FAKE/content" ;;
 esac
 exit 0
 """
@@ -101,7 +102,7 @@ class Node:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         for name, text in PROGRAMS.items():
             self.program(name, text)
-        for name in ("images", "pinned", "calls", "disks", "blank"):
+        for name in ("images", "pinned", "calls", "disks", "blank", "content"):
             (self.fake / name).touch()
         (self.fake / "prover.py").write_text(PROVER)
 
@@ -122,6 +123,12 @@ class Node:
         path = self.folder / "bin" / name
         path.write_text(f"#!/bin/sh\n{text}")
         path.chmod(0o755)
+
+    def holds(self, *images: Image) -> None:
+        """Let the store list the content of images, as after a pull."""
+        found = {digest for image in images for digest in (image.manifest.digest, image.config.digest)}
+        found |= {layer.digest for image in images for layer in image.layers}
+        (self.fake / "content").write_text("".join(f"{digest}\n" for digest in sorted(found)))
 
     def second_disk(self, size: int, *, blank: bool = True) -> None:
         """Attach a disk of ``size`` bytes, with nothing on it or with a store."""

@@ -392,7 +392,7 @@ LAYERS: dict[str, tuple[Callable[[], Built], str, list[str]]] = {
     "half a tar": (lambda: image(archive(entry(b"a", data=b"x" * 5000))[:3000]), "LayerError", ["layer sha256:"]),
     "another diff ID": (lambda: promising(APP, [sha256(b"other")]), "BadContent", ["unpacks to", sha256(b"other")]),
     "bomb": (lambda: from_packed(gzip_bomb(200 << 20)), "ArtefactFull", ["no blocks are left"]),
-    "bomb behind the end": (lambda: from_packed(trailing_bomb(200 << 20)), "LayerBomb", ["inflates to more than"]),
+    "bomb behind the end": (lambda: from_packed(trailing_bomb(200 << 20)), "LayerTooLarge", ["inflates to more than"]),
 }
 
 

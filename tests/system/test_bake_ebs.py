@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import re
 import signal
+import uuid
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from parbake.disk import BLOCK
+from parbake.ext4 import Volume
+from parbake.trace import hydrate_list, load
 from tests.support.bakes import Corner
 from tests.support.disks import sh
 from tests.support.ebsdirect import Cloud
 from tests.support.images import image, layer, push
 from tests.support.registry import DockerRegistry
+from tests.system.test_layout import MIB, STARTUP
+from tests.system.test_layout import registry as startable
 
+__all__ = ["startable"]
 pytestmark = pytest.mark.root
 
 BAKE = ("bake", "--no-verify", "--json", "--progress", "json")
@@ -89,6 +98,81 @@ def test_a_changed_image_sends_less(tmp_path: Path, registry: DockerRegistry, cl
     second = corner.bake()["published"]["eu-west-1"]["snapshots"][0]["id"]
     assert aws.snapshots[second].parent == first
     assert len(aws.content(second)) * BLOCK > 24 << 20
+
+
+NODE_CLASS = """apiVersion: karpenter.k8s.aws/v1
+kind: EC2NodeClass
+metadata: {name: gpu}
+spec:
+  role: nodes
+  amiSelectorTerms: [{alias: al2023@v20260101}]
+  subnetSelectorTerms: [{tags: {team: ml}}]
+  securityGroupSelectorTerms: [{tags: {team: ml}}]
+"""
+
+
+def test_what_is_sent_is_laid_out_and_its_nodes_hydrate_from_its_trace(
+    tmp_path: Path, startable: DockerRegistry, cloud: tuple[Cloud, str]
+) -> None:
+    aws, url = cloud
+    corner = Corner(tmp_path / "corner", **AWS, AWS_ENDPOINT_URL=url, AWS_EC2_METADATA_DISABLED="true")
+    corner.write("gpu.yaml", NODE_CLASS)
+    rollout = [{"name": "gpu", "gitops": {"file": "gpu.yaml", "hydrate": True}}]
+
+    def bakefile_of(version: int) -> None:
+        app = {"reference": f"{startable.host}/team/app:{version}", "startup": STARTUP}
+        document = {"version": 1, "name": "data", "builder": "ebs", "base": "none", "images": [app], "rollout": rollout}
+        corner.write("parbake.yaml", json.dumps(document))
+
+    bakefile_of(1)
+    done = corner.parbake(*BAKE, "--rehearse")
+    assert done.code == 0, done
+    made = done.document
+    snapshot = made["published"]["eu-west-1"]["snapshots"][0]["id"]
+    trace = load(corner.output / f"{made['artefact']}.trace")
+    assert made["trace"]["file"] == f"{made['artefact']}.trace"
+    assert made["trace"]["hot_blocks"] < 0.7 * trace.scattered
+
+    back = corner.folder / "back.raw"
+    assert corner.parbake("fetch", snapshot, str(back), "--json").code == 0
+    sh("e2fsck", "-fn", back)
+    with Volume(back) as volume:
+        assert str(uuid.UUID(bytes=volume.frame.uuid)) == trace.uuid
+        hot = [range(start * 8, end * 8) for start, end in volume.hot]
+    reads = [read for part in trace.parts for read in part.reads]
+    together = sum(read.length for read in reads if any(read.sector in part for part in hot))
+    assert together > 0.75 * sum(read.length for read in reads), "the hot zone was sent"
+
+    done = corner.parbake("rollout", made["artefact"], "--force", "--json")
+    assert done.code == 0, done
+    edited = (corner.folder / "gpu.yaml").read_text()
+    assert snapshot in edited
+    packed = re.findall(r">/run/parbake/hydrate.list\n(.*?)\n *END\n", edited, re.DOTALL)
+    assert [gzip.decompress(b64decode(each)).decode() for each in packed] == [hydrate_list(trace)]
+
+    again = corner.parbake("trace", made["artefact"], "--json", "--progress", "none")
+    assert again.code == 0, again
+    assert abs(again.document["hot_blocks"] - made["trace"]["hot_blocks"]) < 5, "it is read back to be rehearsed"
+
+    before = aws.calls["PutSnapshotBlock"]
+    bakefile_of(2)
+    second = corner.parbake(*BAKE, "--rehearse").document
+    (child,) = [each for each in aws.snapshots.values() if each.id != snapshot]
+    assert child.parent == snapshot
+    assert child.id == second["published"]["eu-west-1"]["snapshots"][0]["id"]
+    sent = aws.calls["PutSnapshotBlock"] - before
+    assert sent * BLOCK < 1.5 * 3.1 * MIB + 16 * MIB, "the layers that stay, stay where they are"
+    assert corner.left() == []
+    assert corner.leaked() == []
+
+
+def test_a_disk_that_is_never_here_is_not_rehearsed_in_silence(tmp_path: Path) -> None:
+    corner = Corner(tmp_path / "corner", **AWS)
+    document = {"version": 1, "builder": "ec2", "base": {"ami": "ami-0123456789abcdef0"}, "images": ["x.example/a:1"]}
+    corner.write("parbake.yaml", json.dumps(document))
+    done = corner.parbake("bake", "--rehearse", "--json")
+    assert (done.code, done.document["error"]) == (2, "InputError")
+    assert "builder: ebs" in done.said
 
 
 def test_killed_while_it_uploads(tmp_path: Path, registry: DockerRegistry, cloud: tuple[Cloud, str]) -> None:

@@ -19,8 +19,9 @@ from bench.coldstart import Case, Volume, cases, compare, reading_list, start, s
 from bench.lazy import PROFILES, Profile
 from parbake import coldstart, disk, records
 from parbake.events import Events
+from parbake.netns import no_network
 from parbake.nodefiles import node_file
-from parbake.rehearse import identify, no_network
+from parbake.rehearse import identify
 from parbake.trace.data import BLOCK
 from tests.support.baking import bake, bakefile, private_places
 from tests.support.documents import ROOT

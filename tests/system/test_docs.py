@@ -58,7 +58,7 @@ NOTHING: frozenset[str] = frozenset()
 ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
 CASES = (
     Case("docs/tutorial.md", shortcuts=NOTHING),
-    Case("README.md", afresh=True, cut_short=("bake", "demo")),
+    Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
         "docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export"}) | ROLLOUTS
     ),

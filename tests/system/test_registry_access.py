@@ -18,7 +18,7 @@ from parbake.errors import Denied, EnvironmentProblem, RegistryError, Unreachabl
 from parbake.model import RegistryOptions
 from parbake.registry import Registry, ecr
 from parbake.registry.credentials import find_credentials
-from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, read_all, ref, user
+from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, not_loopback, read_all, ref, user
 from tests.support.faults import FaultyProxy, Redirect, Status, error_body
 from tests.support.images import image, index, layer, push
 from tests.support.registry import DockerRegistry, certificates
@@ -80,16 +80,6 @@ class TestTls:
             with Registry(patience=QUICK) as client, pytest.raises(Unreachable, match="speaks plain HTTP") as caught:
                 client.resolve(ref(host), AMD64)
         assert caught.value.hint == f"set registries.{host}.plain_http: true"
-
-
-def not_loopback() -> str:
-    """Return an address of this machine that is not a loopback one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: only asks for the way there
-        except OSError:
-            pytest.skip("the machine has no network interface besides loopback")
-        return str(probe.getsockname()[0])
 
 
 class TestUsers:

@@ -222,6 +222,18 @@ def test_the_output_folder_is_the_bakefiles(say: Say, place: Path) -> None:
     assert document(say, "list") == []
 
 
+def test_what_is_given_as_a_file_needs_no_bakefile(say: Say, place: Path, tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    made = record()
+    records.write(elsewhere, made)
+    (place / "parbake.yaml").write_text(BAD_BAKEFILE)
+    shown = document(say, "show", str(elsewhere / made.file_name))
+    assert shown["parbake"]["artefact"] == made.artefact
+    code, _, err = say("advise", str(elsewhere / made.file_name))
+    assert (code, "start-up trace" in err) == (2, True)
+    assert say("show", made.artefact)[0] == 2, "a name is looked for where the Bakefile says"
+
+
 def test_prune(say: Say, place: Path) -> None:
     old, new = bake(place / "artefacts", "a", "b")
     assert "1 B" not in say("prune", "--keep", "1", "--dry-run")[1]

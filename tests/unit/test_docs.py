@@ -132,7 +132,7 @@ def test_the_tables_of_dependencies_are_complete() -> None:
     python = {re.split(r"[<>=~]", each)[0] for each in wanted}
     ours = (ROOT / "packages.apt").read_text().partition("# Tests:")[0]
     debian = {line for line in ours.splitlines() if line and not line.startswith("#")}
-    table = README.partition("\n## Dependencies\n")[2]
+    table = (ROOT / "docs/dependencies.md").read_text()
     rows = re.findall(r"^\| (?!package|---)([^|]+) \|", table, re.MULTILINE)
     listed = {re.sub(r" \(.*\)", "", each) for row in rows for each in row.split(", ")}
     assert listed == python | debian

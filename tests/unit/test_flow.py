@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from parbake import disk, flow, proof, records
-from parbake.builders import Baked, Ingredients
-from parbake.errors import ArtefactFull, DiskFull, LayerBomb, ParbakeError, VerificationFailed
+from parbake import coldstart, disk, flow, planning, proof, records
+from parbake.bakefile import load
+from parbake.builders import Disk, Ingredients
+from parbake.errors import ArtefactFull, DiskFull, LayerTooLarge, ParbakeError, VerificationFailed
 from parbake.events import Event, Events
 from parbake.model import GIB, MIB, Plan, Verdict
+from parbake.registry import Registry
+from parbake.trace import Part, Read, Trace, summary
 from parbake.workspace import work_folder
 from tests.support.plans import image, layer, plan, record
 
@@ -19,30 +23,30 @@ from tests.support.plans import image, layer, plan, record
 class Builder:
     """Fails on disks that are too small, as the local builder does."""
 
-    name = "stand-in"
-
     def __init__(self, needed: int, error: ParbakeError) -> None:
         self.needed, self.error = needed, error
         self.works: list[Path] = []
 
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
+    def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
         self.works.append(ingredients.work)
         assert list(ingredients.work.iterdir()) == []
         (ingredients.work / "disk.raw").write_bytes(b"")
         if plan.size < self.needed:
             raise self.error
-        return Baked(ingredients.work / "disk.raw")
+        return Disk(ingredients.work / "disk.raw")
 
 
-def build(folder: Path, made: Plan, builder: Builder, said: list[Event]) -> tuple[Plan, Baked]:
+def build(folder: Path, made: Plan, builder: Builder, said: list[Event]) -> tuple[Plan, Disk]:
     ingredients = Ingredients(None, lambda _: pytest.fail("nothing is fetched"), folder, Events(said.append))
-    return flow.build_artefact(made, builder, ingredients)
+    return flow.build_large_enough(made, builder, ingredients)
 
 
 UNKNOWN = plan(images=(image(layers=(layer("x", size=100 * MIB, raw_size=0),)),))
 
 
-@pytest.mark.parametrize("error", [ArtefactFull("the images do not fit"), LayerBomb("inflates to more than the disk")])
+@pytest.mark.parametrize(
+    "error", [ArtefactFull("the images do not fit"), LayerTooLarge("inflates to more than the disk")]
+)
 def test_a_larger_disk_is_tried_in_a_fresh_folder(tmp_path: Path, error: ParbakeError) -> None:
     said: list[Event] = []
     builder = Builder(3 * GIB, error)
@@ -57,8 +61,8 @@ def test_a_larger_disk_is_tried_in_a_fresh_folder(tmp_path: Path, error: Parbake
 
 def test_the_error_comes_out_when_no_size_is_believable(tmp_path: Path) -> None:
     said: list[Event] = []
-    with pytest.raises(LayerBomb, match="a bomb"):
-        build(tmp_path, UNKNOWN, Builder(1 << 60, LayerBomb("a bomb")), said)
+    with pytest.raises(LayerTooLarge, match="a bomb"):
+        build(tmp_path, UNKNOWN, Builder(1 << 60, LayerTooLarge("a bomb")), said)
     assert len(said) == 4
 
 
@@ -69,6 +73,36 @@ def test_other_errors_come_out_at_once(tmp_path: Path) -> None:
         build(tmp_path, UNKNOWN, builder, said)
     assert len(builder.works) == 1
     assert said == []
+
+
+def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built, rehearsed, then written down: no moment in which a record exists without the trace that was made."""
+    steps: list[str] = []
+    trace = Trace(uuid="0", parts=(Part(name="app", reads=(Read(0, 0, 8),)),))
+    wanted = plan(images=())
+
+    def prepare(built: Disk, *_: object, **__: object) -> Disk:
+        steps.append("prepare")
+        return replace(built, trace=trace)
+
+    def write(folder: Path, made: records.Record) -> Path:
+        steps.append("write")
+        assert made.trace is not None
+        assert (folder / made.trace_name).exists()
+        return folder
+
+    monkeypatch.setattr(flow, "need_root", lambda _: None)
+    monkeypatch.setattr(flow, "builder_of", lambda _: Builder(0, DiskFull("never")))
+    monkeypatch.setattr(coldstart, "prepare", prepare)
+    monkeypatch.setattr(records, "write", write)
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "parbake.yaml").write_text("version: 1\nbase: none\noutput: .\nimages: [registry.example/app:1]\n")
+    bakefile = load(tmp_path / "parbake.yaml")
+    with Registry(bakefile.registries, events=Events()) as registry:
+        run = planning.Session(bakefile, registry, Events())
+        made = flow.bake_here(run, wanted, flow.Options(rehearse=True, verify=False), None)
+    assert made.record.trace == summary(trace, file=made.record.trace_name)
+    assert steps == ["prepare", "write"]
 
 
 SEEN = Verdict(passed=True, accelerator="kvm", boot_seconds=1.0)
@@ -87,7 +121,7 @@ def booted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def made(folder: Path, content: bytes, *, raw: bool) -> flow.Finished:
+def made(folder: Path, content: bytes, *, raw: bool) -> planning.Finished:
     """Make an artefact and its record, as a bake does."""
     (folder / "draft").write_bytes(content)
     blocks = disk.block_list(folder / "draft", Events()) if raw else None
@@ -96,7 +130,7 @@ def made(folder: Path, content: bytes, *, raw: bool) -> flow.Finished:
     written = record().model_copy(update={"sha256": sha256, "blocks": named})
     with work_folder(folder, "bake") as work:
         artefact = records.release(folder / "draft", written, folder, work, blocks=blocks)
-    return flow.Finished(artefact, written, changed=True)
+    return planning.Finished(artefact, written, changed=True)
 
 
 @pytest.mark.parametrize("raw", [True, False])

@@ -29,7 +29,7 @@ from parbake.model import (
 )
 from parbake.plan import make_plan
 from tests.support.guests import SHELLS, Node, bake
-from tests.support.plans import image
+from tests.support.plans import image, layer
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 
@@ -60,6 +60,7 @@ def read(text: str) -> Console:
 def test_a_bake_pulls_by_digest_names_pins_and_seals(node: Node) -> None:
     app = image("registry.example/app:1.4", also_by_digest=True)
     other = image("registry.example/b:2")
+    node.holds(app, other)
     (node.root / "etc").mkdir()
     (node.root / "etc/machine-id").write_text("0123\n")
     text = node.run(bake(plan_of(app, other)))
@@ -74,11 +75,44 @@ def test_a_bake_pulls_by_digest_names_pins_and_seals(node: Node) -> None:
     assert named == {*app.names, *other.names}
     assert set((node.fake / "pinned").read_text().split()) == {*app.names, *other.names}
     assert (node.root / "etc/machine-id").read_text() == ""
-    assert "ctr content rm sha256:bb" in node.calls
-    assert any("content label" in call and "gc.ref.content.l.1=" in call for call in node.calls)
+    assert f"ctr content rm {app.layers[-1].digest}" in node.calls
+    assert f"ctr content label {app.manifest.digest} containerd.io/gc.ref.content.l.0=" in node.calls
     stops = node.calls.index("systemctl stop containerd"), node.calls.index("systemctl poweroff --force")
     assert stops[0] < stops[1]
     assert "systemctl stop kubelet" in node.calls
+
+
+def test_layers_are_discarded_by_the_plan_not_by_digests_nested_in_a_manifest(node: Node) -> None:
+    """An image's author may write more digests into a manifest, such as those of another image's blobs."""
+    two = (layer("a"), layer("b", below="a"))
+    app, victim = image("registry.example/app:1", layers=two), image("registry.example/victim:1")
+    nested = json.dumps({"digest": victim.config.digest}, separators=(",", ":"))
+    layers = ",".join(f'{{"digest":"{each.digest}","annotations":{nested}}}' for each in two)
+    (node.fake / "manifest").write_text(f'{{"config":{{"digest":"{app.config.digest}"}},"layers":[{layers}]}}')
+    node.holds(app, victim)
+    node.run(bake(plan_of(app, victim)))
+    removed = {call.removeprefix("ctr content rm ") for call in node.calls if call.startswith("ctr content rm ")}
+    assert removed == {each.digest for each in (*app.layers, *victim.layers)}
+    label = f"ctr content label {app.manifest.digest}"
+    assert [call for call in node.calls if call.startswith(label)] == [
+        f"{label} containerd.io/gc.ref.content.l.0= containerd.io/gc.ref.content.l.1="
+    ]
+
+
+def test_an_image_without_layers_has_none_to_discard(node: Node) -> None:
+    bare = image("registry.example/bare:1", layers=())
+    node.holds(bare)
+    text = node.run(bake(plan_of(bare)))
+    read(text).judge([bare], text)
+    assert not any("content rm" in call or "content label" in call for call in node.calls)
+
+
+def test_a_bake_of_many_images_fits_into_user_data() -> None:
+    many = [
+        image(f"{ECR}/team/{number}:1", layers=tuple(layer(f"{number} {each}") for each in range(8)))
+        for number in range(60)
+    ]
+    assert len(bake(plan_of(*many))) <= guest.LARGEST_USER_DATA
 
 
 def test_layers_stay_when_they_are_to_be_kept(node: Node) -> None:

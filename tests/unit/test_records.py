@@ -9,9 +9,10 @@ import pytest
 
 from parbake import records
 from parbake.disk import BLOCK, BlockList, block_list
-from parbake.errors import InputError
+from parbake.errors import DiskFull, InputError
 from parbake.events import Events
 from parbake.model import Base, Published, Snapshot
+from parbake.trace import Part, Read, Trace, load, summary
 from parbake.workspace import WORK, work_folder
 from tests.support.plans import digest, image, plan, record
 
@@ -139,6 +140,30 @@ def test_an_artefact_appears_with_its_record(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_the_trace_appears_with_the_record_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed in between leaves no record: the next one knows that nothing was rehearsed."""
+    trace = Trace(uuid="0", parts=(Part(name="app", reads=(Read(0, 0, 8),)),))
+    made = record()
+    made = made.model_copy(update={"trace": summary(trace, file=made.trace_name)})
+
+    def let_appear() -> None:
+        with work_folder(tmp_path, "bake") as work:
+            (work / "disk.raw").write_bytes(b"new")
+            records.release(work / "disk.raw", made, tmp_path, work, trace=trace)
+
+    let_appear()
+    assert load(tmp_path / made.trace_name) == trace
+    assert [found for _, found in records.find(tmp_path)] == [made]
+
+    def full(*_: object) -> None:
+        raise DiskFull("no room for the record")
+
+    monkeypatch.setattr(records, "write", full)
+    with pytest.raises(DiskFull):
+        let_appear()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_artefact_whose_record_cannot_be_replaced_does_not_appear(tmp_path: Path) -> None:
     made = record()
     (tmp_path / made.file_name).mkdir()
@@ -164,8 +189,7 @@ def _release_listed(folder: Path, word: str = "ab") -> tuple[Path, records.Recor
 
 
 def _damage(artefact: Path, made: records.Record) -> str:
-    with work_folder(artefact.parent, "verify") as work:
-        return records.damage(artefact, made, Events(), work)
+    return records.damage(artefact, made, Events())
 
 
 def test_a_raw_artefact_comes_and_goes_with_the_list_of_its_blocks(tmp_path: Path) -> None:

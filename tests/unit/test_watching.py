@@ -12,7 +12,7 @@ import pytest
 from parbake import flow, watching
 from parbake.errors import BakefileError, RegistryError
 from parbake.events import Event, Events
-from parbake.flow import Finished
+from parbake.planning import Finished
 from parbake.rollout_tables import turn_json, turn_text
 from parbake.tables import decisions_json
 from tests.support.bakes import documents

@@ -38,6 +38,11 @@ def sector(folder: Path, code: bytes) -> Path:
     return disk
 
 
+def pid_of(machine: Machine) -> int:
+    assert machine._process._popen is not None
+    return machine._process._popen.pid
+
+
 def test_a_panic_is_reported_at_once_with_the_console(tmp_path: Path) -> None:
     disk = sector(tmp_path, PRINT + b"loading\r\n\x1b[31mKernel panic - not syncing: no root\x1b[0m\r\n\0")
     before = disk.read_bytes()
@@ -61,7 +66,7 @@ def test_a_machine_that_switches_itself_off_is_no_boot(tmp_path: Path) -> None:
 
 def test_qemu_that_breaks_down_is_no_fault_of_the_disk(tmp_path: Path) -> None:
     with Machine(sector(tmp_path, PRINT + b"\0"), tmp_path / "vm") as machine:
-        qemu = int(run.run(["pgrep", "-f", str(tmp_path / "vm/console.log")]).stdout)
+        qemu = pid_of(machine)
         os.kill(qemu, signal.SIGSTOP)  # it hears the question and ends before it answers
         killer = threading.Timer(1, os.kill, (qemu, signal.SIGKILL))
         killer.start()
@@ -84,7 +89,7 @@ def test_a_disk_without_anything_is_seen_by_the_firmware(tmp_path: Path) -> None
     with pytest.raises(BadBase, match="no boot loader"), Machine(disk, tmp_path / "none"):
         pass
     with (
-        Machine(disk, tmp_path / "vm", firmware="bios", network=True) as machine,
+        Machine(disk, tmp_path / "vm", firmware="bios", network=()) as machine,
         pytest.raises(MachineFault, match="the firmware found nothing to boot"),
     ):
         machine.wait_agent()
@@ -101,6 +106,31 @@ def test_uefi_without_a_loader_is_seen_as_well(tmp_path: Path) -> None:
         pytest.raises(MachineFault, match="the firmware found nothing to boot"),
     ):
         machine.wait_agent()
+
+
+def test_qemu_is_confined_no_root_no_programs_no_network_and_only_lent_files(tmp_path: Path) -> None:
+    """Whoever breaks out of the guest is in this process."""
+    disk = sector(tmp_path, PRINT + b"here\r\n\0")
+    disk.chmod(0o600)
+    with Machine(disk, tmp_path / "vm", seed=agent_seed(), reads=tmp_path / "reads.log") as machine:
+        with pytest.raises(MachineFault, match=r"(?s)no guest agent after .*here"):
+            machine.wait_agent(3 / machine.stretch)
+        qemu = Path("/proc", str(pid_of(machine)))
+        status = dict(line.split(":\t", 1) for line in (qemu / "status").read_text().splitlines() if ":\t" in line)
+        argv = (qemu / "cmdline").read_bytes().split(b"\0")
+        ours, theirs = (Path(folder, "ns/net").readlink() for folder in ("/proc/self", qemu))
+    if os.geteuid() == 0:
+        assert not {"0", "65534"} & set(status["Uid"].split() + status["Gid"].split() + status["Groups"].split())
+        assert [status[name] for name in ("CapPrm", "CapEff", "CapAmb")] == ["0000000000000000"] * 3
+        assert ours != theirs, "QEMU could connect to what this machine can"
+    assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+    options = argv[argv.index(b"-sandbox") + 1].decode().split(",")
+    assert set(options) == {
+        "on",
+        *(f"{what}=deny" for what in ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")),
+    }
+    assert not any(str(tmp_path).encode() in word for word in argv), "it opens files by their names"
+    assert (tmp_path / "reads.log").stat().st_size
 
 
 def test_kill_9_of_the_parent_kills_the_machine(tmp_path: Path) -> None:

@@ -1,13 +1,21 @@
-"""Builders make an artefact from a plan, behind one protocol."""
+"""Builders make an artefact from a plan; publishers send what was built here to a cloud.
+
+Three protocols, and the story (``flow.bake``) goes from one to the next:
+
+- ``Builder.build(plan) -> Disk``: a disk on this machine, which is then rehearsed, laid out and proven here.
+- ``Publisher.opened(plan) -> Shipment``: sends such a disk away, or finds that a cloud has it already.
+- ``RemoteBuilder.bake_remotely(plan) -> Publication``: an instance bakes; the disk is never on this machine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from parbake.disk import BlockList
+from parbake.disk import BlockList, Memory
 from parbake.events import Events
 from parbake.model import Image, Plan, Published, Source, Verdict
 from parbake.trace import Trace
@@ -15,11 +23,15 @@ from parbake.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks."""
+    """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks.
+
+    ``memory`` may spare the comparison of the two (None: every byte is compared).
+    """
 
     name: str
     path: Path
     blocks: BlockList
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +40,7 @@ class Ingredients:
 
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
     a folder of this run, on the file system where the artefact will lie. ``hang_up`` ends what waits for a registry.
-    ``prove`` verifies a disk, with its plan and a work folder, for builders that send it away (None: not now).
-    ``parent`` has layers that need not be fetched again; a builder may do without it. ``ready`` gets a disk ready for
-    cold starts, with its plan and a work folder: builders that send it away call it before.
+    ``parent`` has layers that need not be fetched again; a builder may do without it.
     """
 
     base: Path | None
@@ -38,37 +48,106 @@ class Ingredients:
     work: Path
     events: Events
     hang_up: Callable[[], None] = lambda: None
-    prove: Callable[[Path, Plan, Path], Verdict] | None = None
     parent: Parent | None = None
-    ready: Callable[[Baked, Plan, Path], Baked] = lambda baked, _plan, _work: baked
 
 
 @dataclass(frozen=True, slots=True)
-class Baked:
-    """A finished artefact: a file, still in the work folder, or (``path`` is None) what is published in a cloud.
+class Disk:
+    """A disk on this machine: a file in the work folder, or in the folder where a shipment waits.
 
-    ``sealed`` lists what was cleaned from the base. ``published`` is by region, that of the bake first; ``size`` is
-    that of its disk in bytes, and ``verdict`` what its builder saw of it there, where it has looked; ``blocks`` is the
-    list of the disk's blocks, where it was here. ``hashes`` are the BLAKE3 of blocks that the builder has hashed
-    already, ``parent`` is the artefact that it has started from, ``trace`` what cold starts read of it, once known.
+    ``sealed`` lists what was cleaned from the base, ``parent`` is the artefact that the bake started from. ``hashes``
+    are the BLAKE3 digests of blocks that the builder has hashed already. ``trace`` is what cold starts read of it,
+    once that is known. ``final``: its bytes must not change any more, because a cloud has them; ``blocks`` is the list
+    of its blocks that the cloud gave.
     """
 
-    path: Path | None
+    path: Path
     sealed: tuple[str, ...] = ()
-    published: Mapping[str, Published] = field(default_factory=dict)
-    verdict: Verdict | None = None
-    size: int = 0
-    blocks: BlockList | None = None
     hashes: Mapping[int, bytes] = field(default_factory=dict)
     parent: str = ""
     trace: Trace | None = None
+    final: bool = False
+    blocks: BlockList | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a cloud holds of a plan: by region, that of the bake first; empty when verification kept it from there.
+
+    ``size`` is that of the disk in bytes; ``verdict`` is what was seen of it, None where nobody looked.
+    """
+
+    published: Mapping[str, Published] = field(default_factory=dict)
+    size: int = 0
+    verdict: Verdict | None = None
 
 
 class Builder(Protocol):
-    """Makes an artefact. ``name`` goes into the record."""
+    """Makes a disk on this machine."""
 
-    name: str
+    def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
+        """Make the disk of ``plan`` in the work folder; leave nothing else behind, also on failure."""
+        ...
 
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
-        """Make the artefact of ``plan`` in the work folder; leave nothing else behind, also on failure."""
+
+class RemoteBuilder(Protocol):
+    """Makes the artefact in a cloud, and proves it there."""
+
+    def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
+        """Make sure that the artefact of ``plan`` is where it belongs; leave nothing temporary, also on failure."""
+        ...
+
+
+class Shipment(Protocol):
+    """One plan on its way to a cloud, and the disk that waits for it.
+
+    ``work`` is a work folder on the file system of that disk, ``region`` the bake's own.
+    """
+
+    @property
+    def work(self) -> Path:  # noqa: D102
+        ...
+
+    @property
+    def region(self) -> str:  # noqa: D102
+        ...
+
+    def existing(self) -> Published | None:
+        """Return what the cloud has of the plan already."""
+        ...
+
+    def fetch(self, there: Published) -> Disk:
+        """Read back what the cloud has, to be looked at here."""
+        ...
+
+    def kept(self) -> Disk | None:
+        """Return the disk that an earlier run has built and prepared, and did not get to send."""
+        ...
+
+    def keep(self, disk: Disk) -> Disk:
+        """Take over a disk that is built and prepared, at once or not at all: a run that is killed later finds it."""
+        ...
+
+    def send(self, disk: Disk) -> tuple[Published, BlockList]:
+        """Send the disk; return what the cloud has then in the bake's own region, and the list of its blocks."""
+        ...
+
+    def finish(self, there: Published, verdict: Verdict | None) -> Mapping[str, Published]:
+        """Copy and share as the Bakefile says, mark all of it as an artefact, and let the disk here go."""
+        ...
+
+
+class Publisher(Protocol):
+    """Sends disks to a cloud."""
+
+    def disk_plan(self, plan: Plan) -> Plan:
+        """Return the plan of the disk that is built here for ``plan``: its format, and a size that the cloud takes."""
+        ...
+
+    def base(self, plan: Plan, events: Events) -> Path | None:
+        """Return the disk of a base that lies in the cloud, fetched once; None where the base is no such thing."""
+        ...
+
+    def opened(self, plan: Plan, events: Events, *, keep: bool = False) -> AbstractContextManager[Shipment]:
+        """Open the shipment of a plan: one run at a time works on it. ``keep``: its work folder stays."""
         ...

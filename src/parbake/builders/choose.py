@@ -1,29 +1,37 @@
-"""Which builder a Bakefile means. Those for clouds load only when they are asked for."""
+"""Which builder and publisher a Bakefile means. Those for clouds load only when they are asked for."""
 
 from __future__ import annotations
 
 from parbake.bakefile import Bakefile
-from parbake.builders import Builder
+from parbake.builders import Builder, Publisher, RemoteBuilder
 
-ELSEWHERE = frozenset({"ec2", "packer"})
+REMOTE = frozenset({"ec2", "packer"})
 """Builders that need nothing of this machine: no root, no disk, no base on it."""
 
 
-def builder_of(bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) -> Builder:
-    """Return the builder; ``verify`` and ``fresh`` (bake what exists already) are for those that work in a cloud."""
+def builder_of(bakefile: Bakefile) -> Builder:
+    """Return what builds the disk on this machine."""
+    if bakefile.builder == "qemu":
+        from parbake.builders.qemu import QemuBuilder
+
+        return QemuBuilder(limit=bakefile.time_limit)
+    from parbake.builders.local import LocalBuilder
+
+    return LocalBuilder()
+
+
+def publisher_of(bakefile: Bakefile, *, fresh: bool = False) -> Publisher | None:
+    """Return what sends the disk away; None where the artefact is a file. ``fresh`` publishes what exists already."""
+    if bakefile.builder != "ebs":
+        return None
+    from parbake.builders.ebs import EbsPublisher
+
+    return EbsPublisher(bakefile.aws, bakefile.output, fresh=fresh)
+
+
+def remote_builder_of(bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) -> RemoteBuilder | None:
+    """Return what bakes in a cloud, None where this machine does; ``fresh`` bakes what exists already."""
     match bakefile.builder:
-        case "local":
-            from parbake.builders.local import LocalBuilder
-
-            return LocalBuilder()
-        case "qemu":
-            from parbake.builders.qemu import QemuBuilder
-
-            return QemuBuilder(limit=bakefile.time_limit)
-        case "ebs":
-            from parbake.builders.ebs import EbsBuilder
-
-            return EbsBuilder(bakefile.aws, bakefile.output, fresh=fresh)
         case "ec2":
             from parbake.builders.ec2 import Ec2Builder
 
@@ -33,3 +41,4 @@ def builder_of(bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) 
             from parbake.builders.packer import PackerBuilder
 
             return PackerBuilder(bakefile, verify=verify, fresh=fresh)
+    return None

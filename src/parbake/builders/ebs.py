@@ -1,4 +1,4 @@
-"""The EBS builder: what is baked on this machine becomes an EBS snapshot, and an AMI, without any instance.
+"""The EBS publisher: a disk that was built on this machine becomes an EBS snapshot, and an AMI, without any instance.
 
 The disk lies in the cache until AWS has all of it, so that a run which was killed goes on with the upload. What is in
 AWS already, its tags say. Only what differs from a parent snapshot is sent: the one that the user names, the newest
@@ -16,26 +16,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from parbake import aws, ebs
+from parbake import atomic, aws, ebs
 from parbake.access import private_folder
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
-from parbake.builders import Baked, Ingredients
+from parbake.builders import Disk
 from parbake.builders.ec2.image import Amis, published
 from parbake.builders.ec2.volume import Volumes, refuse
-from parbake.builders.local import LocalBuilder
 from parbake.disk import BlockList
 from parbake.errors import InputError
 from parbake.events import Events
 from parbake.model import GIB, Plan, Published, Snapshot, Verdict
+from parbake.trace import load, save
 from parbake.workspace import cache_folder, lock, publish, remove_leftovers, remove_tree, room_for, work_folder
 
-_DISK, _MADE = "disk.raw", "made.json"
+_DISK, _MADE, _TRACE, _BASE = "disk.raw", "made.json", "trace", "base.blocks"
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """A disk that was baked here and waits to be sent."""
+class _Kept:
+    """A disk that waits in ``folder`` to be sent, and what registering it as an AMI takes."""
 
     folder: Path
     sealed: tuple[str, ...]
@@ -53,100 +53,43 @@ class _Made:
         return -(-self.disk.stat().st_size // GIB)
 
 
-class EbsBuilder:
-    """Bakes here, sends it to EC2. ``fresh`` bakes what exists already; ``lists`` is a folder with lists of blocks."""
-
-    name = "ebs"
+class EbsPublisher:
+    """Sends disks to EC2. ``fresh`` sends what exists already; ``lists`` is a folder with lists of blocks."""
 
     def __init__(self, settings: AwsSection, lists: Path, *, fresh: bool = False) -> None:
         self._settings, self._lists, self._fresh = settings, lists, fresh
 
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
-        """Make sure that the plan's snapshot, or AMI, exists; bake and prove it here first where it does not.
+    @property
+    def _region(self) -> str:
+        return aws.client("ec2", self._settings.region or "").region
 
-        Raises what the local builder raises, AwsFault, AwsNotFound, AwsNoAccess, AwsLimit, InputError.
-        """
+    def disk_plan(self, plan: Plan) -> Plan:
+        """Return the plan for the disk that is built here: raw, and of whole GiB as volumes are. Raises InputError."""
         refuse(plan, self._settings)
-        region = aws.client("ec2", self._settings.region or "").region
-        local = _local(plan)
-        run = _Run(self._settings, plan, region, ingredients.events, self._lists, fresh=self._fresh)
-        with _staging(plan.key) as (folder, work):
+        artefact = plan.artefact.model_copy(update={"format": "raw", "encrypted": False, "kms_key": ""})
+        return plan.model_copy(update={"artefact": artefact, "size": -(-plan.size // GIB) * GIB})
+
+    def base(self, plan: Plan, events: Events) -> Path | None:
+        """Return the root disk of the base AMI, fetched once. Raises AwsFault, AwsNotFound, AwsNoAccess."""
+        return _base(plan.base.identity, self._region, events).path if plan.base.kind == "ami" else None
+
+    @contextmanager
+    def opened(self, plan: Plan, events: Events, *, keep: bool = False) -> Iterator[EbsShipment]:
+        """Open the shipment of a plan. The folder of its disk, in the cache, outlives the run."""
+        uploads = private_folder(cache_folder() / "uploads")
+        remove_leftovers(uploads)
+        key = plan.key
+        with (
+            lock(uploads / f"{key}.lock", what=f"the upload of {key[:12]}"),
+            work_folder(uploads, key[:12], keep=keep) as work,
+        ):
+            if keep:
+                events.note(f"the work folder stays: {work}")
             if self._fresh:
-                remove_tree(folder)
-            elif there := run.existing():
-                return _again(there, run, local, replace(ingredients, work=work))
-            made = _found(folder) or _bake(local, replace(ingredients, work=work), folder, region)
-            verdict = ingredients.prove(made.disk, local, work) if ingredients.prove else None
-            if verdict and not verdict.passed:
-                return Baked(None, sealed=made.sealed, verdict=verdict, size=local.size)
-            with ingredients.events.stage("upload", "Write the snapshot"):
-                sent = run.upload(made)
-            published = run.spread(run.publish(sent.snapshot, made), verdict)
-            remove_tree(folder)
-        return Baked(
-            None, sealed=made.sealed, published=published, verdict=verdict, size=local.size, blocks=sent.blocks
-        )
-
-
-def _again(there: Published, run: _Run, plan: Plan, ingredients: Ingredients) -> Baked:
-    """Return what AWS has of a plan already, read back to be proven; what the Bakefile wants of it is made sure of."""
-    made = Baked(None, published={run.region: there}, size=plan.size)
-    if ingredients.prove:
-        with ingredients.events.stage("fetch", f"Fetch {there.image or there.snapshots[0].id}"):
-            snapshot, target = there.snapshots[0].id, ingredients.work / _DISK
-            fetched = ebs.fetch(snapshot, target, ingredients.events, region=run.region)
-        made = replace(made, verdict=ingredients.prove(target, plan, ingredients.work), blocks=fetched.blocks)
-    if made.verdict and not made.verdict.passed:
-        return made
-    return replace(made, published=run.spread(there, made.verdict))
-
-
-def _local(plan: Plan) -> Plan:
-    """Return the plan for the disk that is made here: raw, and of whole GiB as volumes are."""
-    artefact = plan.artefact.model_copy(update={"format": "raw", "encrypted": False, "kms_key": ""})
-    return plan.model_copy(update={"artefact": artefact, "size": -(-plan.size // GIB) * GIB})
-
-
-@contextmanager
-def _staging(key: str) -> Iterator[tuple[Path, Path]]:
-    """Yield the folder for the disk of a plan, which outlives the run, and a work folder on the same file system."""
-    uploads = private_folder(cache_folder() / "uploads")
-    remove_leftovers(uploads)
-    with lock(uploads / f"{key}.lock", what=f"the upload of {key[:12]}"), work_folder(uploads, key[:12]) as work:
-        yield uploads / key, work
-
-
-def _found(folder: Path) -> _Made | None:
-    """Return the disk that an earlier run has made."""
-    try:
-        said = json.loads((folder / _MADE).read_text())
-        base = said["base"] and ebs.Parent(said["base"], BlockList.read(folder / "base.blocks"))
-        return _Made(folder, tuple(said["sealed"]), said["boot"], base or None, said["tpm"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, InputError):
-        return None
-
-
-def _bake(plan: Plan, ingredients: Ingredients, folder: Path, region: str) -> _Made:
-    """Bake the disk; it appears in ``folder`` with all that is to be known of it."""
-    base, tpm = None, False
-    if plan.base.kind == "ami":
-        fetched = _base(plan.base.identity, region, ingredients.events)
-        base, tpm = ebs.Parent(fetched.snapshot, fetched.blocks), fetched.tpm
-        ingredients = replace(ingredients, base=fetched.path)
-    baked = LocalBuilder().build(plan, ingredients)
-    assert baked.path
-    boot = ebs.boot_mode(baked.path, plan.platform) if plan.artefact.kind == "machine-image" else ""
-    remove_tree(folder)
-    draft = ingredients.work / "made"
-    with room_for(folder):
-        draft.mkdir()
-        baked.path.rename(draft / _DISK)
-        if base:
-            base.blocks.write(draft / "base.blocks")
-        said = {"sealed": baked.sealed, "boot": boot, "base": base.snapshot if base else "", "tpm": tpm}
-        (draft / _MADE).write_text(json.dumps(said))
-        publish(draft, folder)
-    return _Made(folder, baked.sealed, boot, base, tpm)
+                remove_tree(uploads / key)
+            yield EbsShipment(
+                self._settings, plan, self._region, events, self._lists, uploads / key, work, fresh=self._fresh
+            )
 
 
 def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
@@ -162,14 +105,12 @@ def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
         with events.stage("fetch", f"Fetch the base {ami}"):
             fetched = ebs.fetch(ami, path, events, region=region)
         fetched.blocks.write(folder / f"{ami}.raw.blocks")
-        with work_folder(folder, "fetch") as work:
-            (work / about.name).write_text(json.dumps({"snapshot": fetched.snapshot, "tpm": fetched.tpm}))
-            publish(work / about.name, about)
+        atomic.replace(about, json.dumps({"snapshot": fetched.snapshot, "tpm": fetched.tpm}))
     return fetched
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class EbsShipment:
     """What one run does in AWS. ``fresh``: one of the plan exists already, and the name of an AMI has to be new."""
 
     settings: AwsSection
@@ -177,15 +118,84 @@ class _Run:
     region: str
     events: Events
     lists: Path
+    folder: Path
+    work: Path
     fresh: bool = False
     token: str = field(default_factory=lambda: os.urandom(6).hex())
 
+    def fetch(self, there: Published) -> Disk:
+        """Read the snapshot back: nothing of it can change any more."""
+        with self.events.stage("fetch", f"Fetch {there.image or there.snapshots[0].id}"):
+            fetched = ebs.fetch(there.snapshots[0].id, self.work / _DISK, self.events, region=self.region)
+        return Disk(fetched.path, final=True, blocks=fetched.blocks)
+
+    def kept(self) -> Disk | None:
+        """Return the disk that an earlier run has made. It must not change any more: AWS may have parts of it."""
+        made = self._made()
+        if made is None:
+            return None
+        trace = self.folder / _TRACE
+        return Disk(made.disk, made.sealed, trace=load(trace) if trace.exists() else None, final=True)
+
+    def _made(self) -> _Kept | None:
+        try:
+            said = json.loads((self.folder / _MADE).read_text())
+            base = said["base"] and ebs.Parent(said["base"], BlockList.read(self.folder / _BASE))
+            return _Kept(self.folder, tuple(said["sealed"]), said["boot"], base or None, said["tpm"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, InputError):
+            return None
+
+    def keep(self, disk: Disk) -> Disk:
+        """Move the disk into the folder of the shipment, with all that is to be known of it."""
+        boot = ebs.boot_mode(disk.path, self.plan.platform) if self.plan.artefact.kind == "machine-image" else ""
+        base = None
+        if self.plan.base.kind == "ami":
+            base = _base(self.plan.base.identity, self.region, self.events)
+        remove_tree(self.folder)
+        draft = self.work / "made"
+        with room_for(self.folder):
+            draft.mkdir()
+            disk.path.rename(draft / _DISK)
+            if base:
+                base.blocks.write(draft / _BASE)
+            if disk.trace:
+                save(disk.trace, draft / _TRACE)
+            said = {
+                "sealed": disk.sealed,
+                "boot": boot,
+                "base": base.snapshot if base else "",
+                "tpm": base.tpm if base else False,
+            }
+            (draft / _MADE).write_text(json.dumps(said))
+            publish(draft, self.folder)
+        return replace(disk, path=self.folder / _DISK, final=True)
+
+    def send(self, disk: Disk) -> tuple[Published, BlockList]:
+        """Write the snapshot, and make an AMI of a machine image's.
+
+        Raises AwsFault, AwsNotFound, AwsNoAccess, AwsLimit, InputError.
+        """
+        made = self._made()
+        assert made, "keep comes before send"
+        assert made.disk == disk.path
+        with self.events.stage("upload", "Write the snapshot"):
+            sent = self._upload(made)
+        return self._publish(sent.snapshot, made), sent.blocks
+
+    def finish(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
+        """Copy, share and warm what is there; say of all of it that it stays, and return where it is."""
+        published = self._spread(there, verdict)
+        remove_tree(self.folder)
+        return published
+
     @property
     def name(self) -> str:
+        """The name of the snapshot or AMI."""
         return f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.token}" if self.fresh else "")
 
     @property
     def stamp(self) -> aws.Stamp:
+        """What tags say of this run."""
         # Each run has tokens of its own: tags say when it began, and no token is good for another request.
         return aws.Stamp(self.plan.key, self.token, self.plan.name, 12.0, self.settings.tags)
 
@@ -206,7 +216,7 @@ class _Run:
     def _volume(snapshot: str, size: int) -> Published:
         return Published(snapshots=(Snapshot(id=snapshot, size=size),))
 
-    def upload(self, made: _Made) -> ebs.Sent:
+    def _upload(self, made: _Kept) -> ebs.Sent:
         """Make sure of the snapshot, incremental where there is a parent."""
         order = ebs.Order(
             path=made.disk,
@@ -214,7 +224,7 @@ class _Run:
             stamp=self.stamp,
             name=self.name,
             region=self.region,
-            parent=self.parent(made),
+            parent=self._parent(made),
             encrypted=self.plan.artefact.encrypted,
             kms_key=self.plan.artefact.kms_key,
         )
@@ -223,7 +233,7 @@ class _Run:
             self.events.note(f"{sent.changed} blocks of 512 KiB differ from {order.parent.snapshot}")
         return sent
 
-    def parent(self, made: _Made) -> ebs.Parent | None:
+    def _parent(self, made: _Kept) -> ebs.Parent | None:
         """Return what to build on: what the user names, else the newest of this name, else the base AMI's snapshot."""
         ec2 = aws.client("ec2", self.region)
         gib, named = made.gib, self.settings.parent_snapshot
@@ -252,7 +262,7 @@ class _Run:
                 return ebs.Parent(str(snapshot["SnapshotId"]), known)
         return self._base_of(made, gib)
 
-    def _base_of(self, made: _Made, gib: int) -> ebs.Parent | None:
+    def _base_of(self, made: _Kept, gib: int) -> ebs.Parent | None:
         """Return the base AMI's snapshot where it is this account's."""
         if made.base is None:
             return None
@@ -283,7 +293,7 @@ class _Run:
                 return blocks
         return None
 
-    def publish(self, snapshot: str, made: _Made) -> Published:
+    def _publish(self, snapshot: str, made: _Kept) -> Published:
         """Make an AMI of a machine image's snapshot; return what there is then."""
         if self.plan.artefact.kind == "volume":
             return self._volume(snapshot, made.gib * GIB)
@@ -300,8 +310,7 @@ class _Run:
             )
         return Published(image=image, snapshots=(Snapshot(id=snapshot, size=made.gib * GIB),))
 
-    def spread(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
-        """Copy, share and warm what is there; say of all of it that it stays, and return where it is."""
+    def _spread(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
         verified, made = verdict.verified_at if verdict else "", (self.settings, self.stamp, self.name, self.events)
         if there.image:
             amis = Amis(*made)

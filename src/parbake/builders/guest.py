@@ -38,6 +38,9 @@ _NETWORK = (
 # Amazon Linux 2 updates itself at the first boot otherwise, which EKS does not support for nodes.
 _CLOUD_CONFIG = "#cloud-config\nrepo_upgrade: none\npackage_update: false\npackage_upgrade: false\n"
 _BOUNDARY = "==parbake=="
+_TOLD = 16
+"""Hexadecimal digits of a layer's digest that a machine is told, to fit many into user data. Nobody makes other content
+whose digest begins so: that takes 2^64 attempts."""
 _HEADER = re.compile(r"(\w+\(\) \{) # .*")  # of a function, with what it takes
 _LINE = re.compile(r"@parbake (\S+) ([0-9]+) (begin|stage|baked|proved|warn|log|fail|done) ?(.*)")
 
@@ -177,7 +180,10 @@ def image_calls(plan: Plan, *, in_registries: bool) -> list[str]:
                 f"{image.reference} is in no registry, so that no machine can pull it",
                 hint="give it a name in a registry, so that it is pushed; or bake with `builder: local` or `ebs`",
             )
-        lines.append(shlex.join(["image", image.target.digest, image.manifest.digest, source_of(image), *image.names]))
+        discarded = () if plan.keep_layers else image.layers
+        layers = " ".join(layer.digest.partition(":")[2][:_TOLD] for layer in discarded)
+        call = ["image", image.target.digest, image.manifest.digest, layers, source_of(image), *image.names]
+        lines.append(shlex.join(call))
     return lines
 
 

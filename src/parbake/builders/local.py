@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import disk
-from parbake.builders import Baked, Ingredients, Parent
+from parbake.builders import Disk, Ingredients, Parent
 from parbake.containerd import Daemon
 from parbake.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.ext4 import ForeignVolume, Volume
@@ -41,10 +41,8 @@ NO_SANDBOX = (
 class LocalBuilder:
     """Fills on this machine; needs root, mounts, a loop device and containerd."""
 
-    name = "local"
-
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
-        """Make the artefact in the work folder.
+    def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
+        """Make the disk in the work folder.
 
         Raises BadBase (no root file system, no runtime, a sandbox image that nobody brings), DiskFull, and whatever
         filling raises.
@@ -56,21 +54,21 @@ class LocalBuilder:
             return _bake_machine_image(plan, ingredients)
 
 
-def _bake_volume(plan: Plan, ingredients: Ingredients) -> Baked:
+def _bake_volume(plan: Plan, ingredients: Ingredients) -> Disk:
     """Make a file system that is the runtime's root: a node mounts it there."""
     events, filesystem = ingredients.events, plan.artefact.filesystem
     volume = ingredients.work / "disk.raw"
-    baked = None
+    built = None
     if filesystem == "ext4":
-        baked = _start_from_parent(volume, plan, ingredients)
-    if baked is None:
-        baked = _make_volume(volume, plan, ingredients)
+        built = _start_from_parent(volume, plan, ingredients)
+    if built is None:
+        built = _make_volume(volume, plan, ingredients)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(volume, filesystem)
-    return baked
+    return built
 
 
-def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
+def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
     filesystem = plan.artefact.filesystem
     with ingredients.events.stage("format", f"Make the {filesystem} file system"):
         disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
@@ -86,25 +84,44 @@ def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
     return _write_ext4(volume, plan, ingredients, dense=True)
 
 
-def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked | None:
-    """Copy the earlier volume and change what differs; None when there is none, or it turns out not to serve."""
+def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
+    """Copy the earlier volume and change what differs; None when there is none, or it turns out not to serve.
+
+    Nothing of it is looked at before its bytes are known to be those of its list.
+    """
     parent, events = ingredients.parent, ingredients.events
     if parent is None:
         return None
     try:
         with events.stage("copy", f"Copy {parent.name}"):
-            disk.copy_sparse(parent.path, volume, events)
-        return _write_ext4(volume, plan, ingredients, parent)
+            compared = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
+        return _write_ext4(volume, plan, ingredients, parent, compared=compared)
     except (ForeignVolume, ArtefactFull) as error:
         events.note(f"{parent.name} is no start for this volume ({error.message}): making a new one")
-        volume.unlink()
-        return None
+    except disk.NotAsListed as error:
+        events.warn(f"{error.message}: making a new volume, from nothing of it")
+    except Exception:
+        if parent.memory:  # a disk may have changed what nobody wrote to: that shows the next time
+            parent.memory.forget()
+        raise
+    volume.unlink(missing_ok=True)
+    return None
 
 
 def _write_ext4(
-    volume: Path, plan: Plan, ingredients: Ingredients, parent: Parent | None = None, *, dense: bool = False
-) -> Baked:
-    """Fill an ext4 volume without mounting it for writing."""
+    volume: Path,
+    plan: Plan,
+    ingredients: Ingredients,
+    parent: Parent | None = None,
+    *,
+    compared: bool = True,
+    dense: bool = False,
+) -> Disk:
+    """Fill an ext4 volume without mounting it for writing.
+
+    Where its parent was not ``compared`` with its list, the blocks that were written to are: the new list, which holds
+    their new digests, would hide what was damaged beside. Raises NotAsListed for these.
+    """
     events, work = ingredients.events, ingredients.work
     root = work / "store"
     root.mkdir(exist_ok=True)
@@ -123,24 +140,26 @@ def _write_ext4(
             fill(plan, store, ingredients.source, ground=ground, events=events, hang_up=ingredients.hang_up)
         ground.finish_volume(root)
     hashes = writer.hashes.known
+    if parent and not compared:
+        disk.compare(parent.path, parent.blocks, events, writer.hashes.touched)
     if parent and parent.blocks.algorithm == "blake3":
         hashes |= {
             index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched
         }
-    return Baked(volume, hashes=hashes, parent=parent.name if parent else "")
+    return Disk(volume, hashes=hashes, parent=parent.name if parent else "")
 
 
-def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Baked:
+def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
     """Fill a mounted XFS volume."""
     options = disk.FAST["xfs"]
     with disk.mount(volume, ingredients.work / "mnt", filesystem="xfs", options=options) as mounted:
         _fill_store(mounted.path, plan, ingredients)
         with ingredients.events.stage("trim", "Write to disk, give back what is unused"):
             disk.trim(mounted)
-    return Baked(volume)
+    return Disk(volume)
 
 
-def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
+def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Disk:
     """Copy the base and fill the store of its own containerd."""
     events, raw, at = ingredients.events, ingredients.work / "disk.raw", ingredients.work / "mnt"
     root = grown_copy(plan, ingredients)
@@ -154,7 +173,7 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Baked:
             disk.trim(mounted)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
-    return Baked(in_format(raw, plan, ingredients), sealed)
+    return Disk(in_format(raw, plan, ingredients), sealed)
 
 
 def grown_copy(plan: Plan, ingredients: Ingredients) -> Partition:

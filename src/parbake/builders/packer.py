@@ -19,7 +19,7 @@ from typing import Any
 from parbake import aws, packer, run
 from parbake.aws.tags import ARTEFACT, VERIFIED, as_list
 from parbake.bakefile import Bakefile
-from parbake.builders import Baked, Ingredients, ec2
+from parbake.builders import Ingredients, Publication, ec2
 from parbake.errors import AwsNotFound, CommandFailed, EnvironmentProblem, ParbakeError
 from parbake.events import Events
 from parbake.model import GIB, Plan, Published, Snapshot, Verdict
@@ -39,12 +39,10 @@ _INSTALL = "install it from developer.hashicorp.com/packer/install (Debian has n
 class PackerBuilder:
     """Runs Packer where it is installed; ``fresh`` bakes what exists already, ``verify`` launches what came of it."""
 
-    name = "packer"
-
     def __init__(self, bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) -> None:
         self._bakefile, self._verify, self._fresh = bakefile, verify, fresh
 
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
+    def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
         """Make sure that the plan's AMI exists, also in the regions to copy to, and is proven.
 
         Raises EnvironmentProblem (no packer), CommandFailed with the end of what Packer said, DeadlineExceeded, and
@@ -62,7 +60,7 @@ class PackerBuilder:
             events.note(f"{', '.join(found.values())} exists already")
         published = {each: _published(each, found[each]) for each in sorted(found, key=lambda each: each != region)}
         verdict = self._proven(plan, region, published, ingredients) if self._verify else None
-        return Baked(None, published=published, verdict=verdict, size=_size(published))
+        return Publication(published, size=_size(published), verdict=verdict)
 
     def _proven(self, plan: Plan, region: str, published: Mapping[str, Published], ingredients: Ingredients) -> Verdict:
         """Launch the AMI of the first region once, unless its tag says that it was; write the tag on all of them."""

@@ -1,7 +1,8 @@
 """The QEMU builder: boots the base and lets it bake by itself, with the script and the protocol of an EC2 bake.
 
 It is the rehearsal of an EC2 bake on any machine, and the way for bases whose runtime must do the pulling itself. The
-machine pulls from this process alone (``serving.py``): what it takes to reach a registry stays here.
+machine pulls from this process alone (``serving.py``), and its network leads nowhere else: what it takes to reach a
+registry stays here.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from parbake import disk
-from parbake.builders import Baked, Ingredients
+from parbake import disk, diskformats
+from parbake.builders import Disk, Ingredients
 from parbake.builders.guest import Console, user_data
 from parbake.builders.local import grown_copy, in_format
 from parbake.builders.serving import serve
 from parbake.errors import BakeFailed, InputError
 from parbake.model import Plan, Platform
-from parbake.run import Deadline, need_root, run, sleep
+from parbake.run import Deadline, need_root, sleep
 
 HOST = "10.0.2.2"
 """Where a machine with QEMU's user-mode network finds this host's loopback."""
@@ -31,12 +32,10 @@ _NETWORK = b'version: 2\nethernets:\n  all:\n    match: {name: "e*"}\n    dhcp4:
 class QemuBuilder:
     """Bakes in a virtual machine of this host; needs root, for mounts. ``limit`` is the guest's own, in seconds."""
 
-    name = "qemu"
-
     def __init__(self, *, limit: float) -> None:
         self._limit = limit
 
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
+    def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
         """Make the artefact in the work folder.
 
         Raises BakeFailed with the guest's own log, what a registry refused, ArtefactFull, MachineFault, BadBase, and
@@ -54,12 +53,12 @@ class QemuBuilder:
         with disk.private_mounts():
             root = grown_copy(plan, ingredients)
         with events.stage("guest", "Boot the base and let it bake"), serve(plan, ingredients) as shop:
-            probe = Machine(raw, work / "vm", network=True, memory=_MEMORY)
+            probe = Machine(raw, work / "vm", memory=_MEMORY)
             limit = self._limit * probe.stretch
             server = f"http://{HOST}:{shop.port}/{shop.secret}"
             data = user_data(plan, token, "bake", limit=limit, registries={}, server=server)
             seed = Seed("", {"network-config": _NETWORK, "user-data": data})
-            machine = Machine(raw, work / "vm", seed=seed, network=True, memory=_MEMORY)
+            machine = Machine(raw, work / "vm", seed=seed, network=(shop.port,), memory=_MEMORY)
             try:
                 with machine:
                     _follow(machine, Console(token), plan, ingredients, limit + _GRACE * machine.stretch)
@@ -67,10 +66,10 @@ class QemuBuilder:
                 if shop.failure:  # the guest has only seen a bad gateway
                     raise shop.failure from error
                 raise
-            run(["qemu-img", "commit", "-q", str(work / "vm" / "root.qcow2")], timeout=7200)
+            diskformats.commit(raw, "raw", work / "vm" / "root.qcow2")
         with events.stage("check", "Check the file system"), disk.private_mounts():
             disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
-        return Baked(in_format(raw, plan, ingredients))
+        return Disk(in_format(raw, plan, ingredients))
 
 
 def _follow(machine: Any, console: Console, plan: Plan, ingredients: Ingredients, seconds: float) -> None:

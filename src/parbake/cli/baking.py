@@ -77,12 +77,12 @@ def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: P
 
     Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
     """
-    from parbake import flow, tables
+    from parbake import planning, tables
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        outlook = flow.outlook(file, events)
-    answer(tables.outlook_json(outlook), lambda: tables.outlook_text(outlook))
+        preview = planning.preview(file, events)
+    answer(tables.preview_json(preview), lambda: tables.preview_text(preview))
 
 
 @app.command()
@@ -152,7 +152,7 @@ def verify(
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        artefact, verdict = proof.verify_again(what, output(file), events, keep_workspace=keep_workspace)
+        artefact, verdict = proof.verify_again(what, output(file, what), events, keep_workspace=keep_workspace)
     answer(tables.verdict_json(artefact, verdict), lambda: tables.verdict_text(artefact, verdict))
     proof.judge(artefact, verdict)
 
@@ -176,7 +176,7 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
     from parbake import records, tables
 
     door.as_json = as_json
-    artefact, record = records.locate(what, output(file))
+    artefact, record = records.locate(what, output(file, what))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
     answer(records.to_statement(record), lambda: tables.record_text(artefact, record))

@@ -68,7 +68,7 @@ def trace(
             save(found, to)
             result = summary(found, file=str(to))
         else:
-            artefact, record = records.locate(what, output(file))
+            artefact, record = records.locate(what, output(file, what))
             if record is None:
                 raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are rehearsed")
             with records.in_use(artefact.parent, record.artefact):
@@ -97,7 +97,7 @@ def hydrate(
     from parbake.trace import hydrate_list
 
     door.as_json = as_json
-    artefact, record = records.locate(what, output(file))
+    artefact, record = records.locate(what, output(file, what))
     found = hydrate_list(coldstart.trace_of(artefact, record))
     written = nodefiles.export(folder, found)
     size = (folder / "user-data.sh").stat().st_size
@@ -148,7 +148,7 @@ def advise(
     door.as_json = as_json
     if profile not in economics.SPEEDS:
         raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(economics.SPEEDS)}")
-    artefact, record = records.locate(what, output(file))
+    artefact, record = records.locate(what, output(file, what))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are known well enough")
     listed = _priced(prices, node_hour)
@@ -234,14 +234,12 @@ def report(
     A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
     second one. The page needs no network.
     """
-    from parbake import coldstart
+    from parbake import atomic, coldstart
     from parbake.report import Subject, page
-    from parbake.workspace import publish, room_for
+    from parbake.workspace import room_for
 
     door.as_json = as_json
-    subjects = [Subject(*coldstart.known(each, output(file))) for each in (what, against) if each]
-    draft = to.with_name(f".{to.name}.draft")
+    subjects = [Subject(*coldstart.known(each, output(file, each))) for each in (what, against) if each]
     with room_for(to):
-        draft.write_text(page(*subjects))
-        publish(draft, to, mode=0o644)
+        atomic.replace(to, page(*subjects), mode=0o644)
     answer({"written": [str(to)]}, lambda: f"wrote {to}")

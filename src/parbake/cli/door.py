@@ -100,10 +100,15 @@ def answer(document: Any, text: Callable[[], str]) -> None:
     typer.echo(printable.dump(document, indent=2) if door.as_json else printable.lines(text()))
 
 
-def output(file: Path) -> Path:
-    """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile."""
+def output(file: Path, what: str = "") -> Path:
+    """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile.
+
+    ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read.
+    """
     from parbake.bakefile import load
 
+    if what and Path(what).is_file():
+        return Path(what).parent
     if file == DEFAULT_FILE and not file.exists():
         return Path("artefacts")
     return load(file).output

@@ -67,7 +67,7 @@ def gcp(
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_gcp(what, output(file), folder, events, force=force)
+        written = exports.to_gcp(what, output(file, what), folder, events, force=force)
     _tell(written)
 
 
@@ -88,7 +88,7 @@ def gke(
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_gke(what, output(file), folder, events, force=force)
+        written = exports.to_gke(what, output(file, what), folder, events, force=force)
     _tell(written)
 
 
@@ -109,7 +109,7 @@ def azure(
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_azure(what, output(file), folder, events, force=force)
+        written = exports.to_azure(what, output(file, what), folder, events, force=force)
     _tell(written)
 
 

@@ -51,7 +51,7 @@ def reference_labels(document: Mapping[str, Any]) -> dict[str, str]:
     counts: Counter[str] = Counter()
     labels = {}
     for child in children:
-        label = _REFERENCE + _kind(child["mediaType"])
+        label = _REFERENCE + _kind(child.get("mediaType") or "")
         number = counts[label]
         counts[label] += 1
         labels[f"{label}{number}" if number or label.endswith(".") else label] = child["digest"]

@@ -13,6 +13,7 @@ from parbake.disk.filesystems import (
     trim,
     usage,
 )
+from parbake.disk.inherit import Memory, NotAsListed, compare, copy_listed
 from parbake.disk.mounts import (
     FAST,
     READ_AHEAD,
@@ -38,14 +39,18 @@ __all__ = [
     "BlockList",
     "DiskFile",
     "FileSystem",
+    "Memory",
     "Mounted",
+    "NotAsListed",
     "Partition",
     "Runtime",
     "bind",
     "block_list",
     "bytes_per_inode",
     "check_filesystem",
+    "compare",
     "convert",
+    "copy_listed",
     "copy_sparse",
     "data_blocks",
     "describe",

@@ -19,6 +19,7 @@ from typing import Final, Literal, Self, cast
 
 from blake3 import blake3
 
+from parbake import atomic
 from parbake.disk.files import BECAME_SHORTER, extents
 from parbake.errors import InputError
 from parbake.events import Events, Task
@@ -31,8 +32,8 @@ ZEROS: Final = bytes(BLOCK)
 _BATCH = 4  # blocks for one read: enough to make calls rare, little enough for a buffer in each thread
 _MOST_THREADS = 16
 _WORD = "parbake-blocks"
-_HEADER = re.compile(rf"{_WORD} 1 (sha256|blake3) {BLOCK} (\d+)\n")
-_LINE = re.compile(r"(0|[1-9]\d*) ([0-9a-f]{64})\n")
+_HEADER = re.compile(rf"{_WORD} 1 (sha256|blake3) {BLOCK} (\d{{1,18}})\n")
+_LINE = re.compile(r"(0|[1-9]\d{0,17}) ([0-9a-f]{64})\n")
 
 
 type Algorithm = Literal["sha256", "blake3"]
@@ -73,9 +74,9 @@ class BlockList:
         return digest.hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write the text form. Raises DiskFull."""
-        with room_for(path), path.open("w", encoding="ascii", newline="") as file:
-            file.writelines(self.text())
+        """Write the text form, whole or not at all. Raises DiskFull."""
+        with room_for(path):
+            atomic.replace(path, "".join(self.text()))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -105,13 +106,28 @@ class BlockList:
         either = sorted(mine.keys() | theirs.keys())
         return [index for index in either if index < self.count and mine.get(index) != theirs.get(index)]
 
+    def damage(self, known: BlockList) -> str:
+        """Say in what a file with this list differs from what is ``known`` of it, or nothing; both of one kind."""
+        if self.size != known.size:
+            return f"it has {self.size} bytes, not the {known.size} of its record"
+        if not (changed := self.changed_since(known)):
+            return ""
+        blocks = "1 block of 512 KiB differs" if len(changed) == 1 else f"{len(changed)} blocks of 512 KiB differ"
+        return f"{blocks} from its record: {spans(changed)}"
+
 
 def block_list(
-    path: Path, events: Events, known: Mapping[int, bytes] | None = None, *, algorithm: Algorithm = "sha256"
+    path: Path,
+    events: Events,
+    known: Mapping[int, bytes] | None = None,
+    *,
+    algorithm: Algorithm = "sha256",
+    copy_to: int = -1,
 ) -> BlockList:
     """Hash the blocks of a raw disk on all cores; holes are not read. ``known`` blocks are taken as they are.
 
-    Raises InputError when the file becomes shorter meanwhile.
+    With ``copy_to``, an open file of the same length that is all zeros, what is hashed is also written there. Raises
+    InputError when the file becomes shorter meanwhile.
     """
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -119,7 +135,7 @@ def block_list(
         batches = _batches([index for index in data_blocks(file.fileno(), size) if index not in found])
         total = sum(count for _, count in batches) * BLOCK
         with events.task(f"blocks {path.name}", total) as task:
-            reader = _Reader(path, file.fileno(), size, batches, task, HASHES[algorithm])
+            reader = _Reader(path, file.fileno(), size, batches, task, HASHES[algorithm], copy_to)
             threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
             with ThreadPoolExecutor(threads) as pool:
                 try:
@@ -163,8 +179,10 @@ class _Reader:
         batches: list[tuple[int, int]],
         task: Task,
         digest: Callable[[bytearray], bytes],
+        copy_to: int,
     ) -> None:
         self._path, self._handle, self._size, self._task, self._digest = path, handle, size, task, digest
+        self._copy_to = copy_to
         self._batches = iter(batches)  # a list's iterator may be shared between threads
         self.stopped = False
 
@@ -179,8 +197,16 @@ class _Reader:
             for index, buffer in enumerate(buffers[:count], first):
                 if buffer != ZEROS:
                     found[index] = self._digest(buffer)
+                    if self._copy_to >= 0:
+                        self._write(buffer, index * BLOCK)
             self._task.advance(count * BLOCK)
         return found
+
+    def _write(self, buffer: bytearray, place: int) -> None:
+        data = memoryview(buffer)[: self._size - place]
+        while data:
+            count = os.pwrite(self._copy_to, data, place)
+            data, place = data[count:], place + count
 
     def _fill(self, buffers: list[bytearray], place: int) -> None:
         read_blocks(self._path, self._handle, self._size, buffers, place)

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
 
+from parbake import atomic
+from parbake.diskformats import inspect, name
 from parbake.errors import BadBase, CommandFailed, DiskFull, InputError, Interrupted
 from parbake.events import Events, Task
 from parbake.model import MIB
 from parbake.run import run
-from parbake.workspace import publish, room_for, work_folder
+from parbake.workspace import room_for
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 # Where copy_file_range(2) does not go between two file systems.
@@ -28,14 +29,6 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 BECAME_SHORTER = "let nothing write to the file meanwhile"
 _CHUNK = 4 * MIB
 _COPY_CHUNK = 64 * MIB
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"PK\x03\x04": "zip",
-}
-_VHD_FOOTER = 512
 _CHECK_GOOD = {0, 3, 63}  # whole; clusters that nothing uses; no check for this format (qemu-img(1))
 _MOST_SAID = 1000
 # qemu-img's words for our formats. Clouds take streamOptimized VMDK and fixed VHD.
@@ -64,78 +57,53 @@ def describe(image: Path, cache: Path, events: Events) -> DiskFile:
         status = image.stat()
     except OSError as error:
         raise InputError(f"{image}: {error.strerror}", hint="check `base` in the Bakefile") from None
-    state = [str(image.resolve()), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    remembered = cache / "digests" / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()}.json"
+    name = hashlib.sha256(json.dumps(state(image, status)).encode()).hexdigest()
+    remembered = cache / "digests" / f"{name}.json"
     if remembered.exists():
         return DiskFile(**json.loads(remembered.read_text()))
-    info = _inspect(image)
+    info = inspect(image)
     found = DiskFile(f"sha256:{sha256_file(image, events)}", info["format"], int(info["virtual-size"]))
     remembered.parent.mkdir(parents=True, exist_ok=True)
-    with room_for(remembered), work_folder(cache, "digest") as work:
-        draft = work / remembered.name
-        draft.write_text(json.dumps(asdict(found)))
-        publish(draft, remembered)
+    with room_for(remembered):
+        atomic.replace(remembered, json.dumps(asdict(found)))
     return found
 
 
-def _inspect(image: Path) -> dict[str, Any]:
-    """Ask qemu-img what an image is; raises BadBase for one that would make us read other files of this machine."""
-    with image.open("rb") as file:
-        head = file.read(8)
-        file.seek(-min(_VHD_FOOTER, image.stat().st_size), os.SEEK_END)
-        tail = file.read(8)
-    for magic, packer in _PACKED.items():
-        if head.startswith(magic):
-            raise BadBase(f"{image} is compressed with {packer}", hint="unpack it first")
-    # A fixed VHD is a raw disk with a footer, which qemu-img does not look for.
-    known = ["-f", "vpc"] if tail == b"conectix" else []
-    try:
-        shown = run(["qemu-img", "info", "--output=json", *known, str(image)], timeout=60)
-    except CommandFailed as error:
-        raise BadBase(
-            f"{image} is no disk image that qemu-img can read\n{error.output}", hint="give raw or qcow2"
-        ) from error
-    info: dict[str, Any] = json.loads(shown.stdout)
-    data = info.get("format-specific", {}).get("data", {})
-    others = [info.get("backing-filename"), data.get("data-file")]
-    others += [extent.get("filename") for extent in data.get("extents", [])]
-    foreign = [other for other in others if other and Path(other) != image]
-    if foreign:
-        raise BadBase(
-            f"{image} refers to another file ({foreign[0]})",
-            hint=f"make it whole first: qemu-img convert -O qcow2 {image.name} whole.qcow2",
-        )
-    return info
+def state(path: Path, status: os.stat_result) -> list[str | int]:
+    """Return what tells a file that did not change from one that did; nobody can set its last part back."""
+    return [
+        str(path.resolve()), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+    ]  # fmt: skip
 
 
 def to_raw(source: Path, target: Path, events: Events) -> None:
     """Copy a disk image to a raw, sparse file. Raises BadBase, DiskFull."""
-    info = _inspect(source)
-    if info["format"] == "raw":
+    format_ = inspect(source)["format"]
+    if format_ == "raw":
         copy_sparse(source, target, events)
         return
     # Reading is no proof: what lies behind the end of a file that was cut off reads as zeros.
-    checked = run(["qemu-img", "check", "-f", info["format"], str(source)], check=False, timeout=600)
+    checked = run(["qemu-img", "check", name(format_, source)], check=False, timeout=600)
     if checked.code not in _CHECK_GOOD:
         said = f"{checked.stderr}\n{checked.text}".strip()
         raise BadBase(
             f"{source} is damaged or cut off (qemu-img check)\n{said[:_MOST_SAID]}", hint="copy or download it again"
         )
-    _qemu_convert(["-f", info["format"], "-O", "raw"], source, target)
+    _qemu_convert(name(format_, source), ["-O", "raw"], target)
 
 
 def convert(source: Path, target: Path, format_: str) -> None:
     """Convert a raw disk to qcow2, vmdk (streamOptimized) or vhd (fixed). Raises DiskFull, CommandFailed."""
-    _qemu_convert(["-f", "raw", *_TARGETS[format_]], source, target)
+    _qemu_convert(name("raw", source), _TARGETS[format_], target)
 
 
-def _qemu_convert(options: list[str], source: Path, target: Path) -> None:
-    with _complete_or_absent(target):
-        run(["qemu-img", "convert", "-t", "none", "-T", "none", *options, str(source), str(target)], timeout=7200)
+def _qemu_convert(source: str, options: list[str], target: Path) -> None:
+    with complete_or_absent(target):
+        run(["qemu-img", "convert", "-t", "none", "-T", "none", *options, source, str(target.absolute())], timeout=7200)
 
 
 @contextmanager
-def _complete_or_absent(target: Path) -> Iterator[None]:
+def complete_or_absent(target: Path) -> Iterator[None]:
     """Remove ``target`` when the body fails; raises DiskFull when that was the reason."""
     try:
         yield
@@ -152,8 +120,8 @@ def copy_sparse(source: Path, target: Path, events: Events) -> None:
 
     Raises DiskFull. A copy that failed is removed.
     """
-    with _complete_or_absent(target), source.open("rb") as reader, target.open("wb") as writer:
-        if _reflink(reader.fileno(), writer.fileno()):
+    with complete_or_absent(target), source.open("rb") as reader, target.open("wb") as writer:
+        if reflink(reader.fileno(), writer.fileno()):
             return
         size = os.fstat(reader.fileno()).st_size
         writer.truncate(size)
@@ -168,7 +136,8 @@ def copy_sparse(source: Path, target: Path, events: Events) -> None:
                     task.advance(count)
 
 
-def _reflink(source: int, target: int) -> bool:
+def reflink(source: int, target: int) -> bool:
+    """Let an open file share all blocks of another; False where the file system cannot. Raises OSError."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:

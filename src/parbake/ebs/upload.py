@@ -126,7 +126,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         fresh = not self.written and not self.snapshot
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
         self._handle = os.open(self.path, flags, 0o600)
         if fresh:
             self._note(json.dumps(self.start))

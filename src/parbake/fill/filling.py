@@ -7,21 +7,23 @@ skipped, so a fill that was cut off is finished by filling again.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from parbake.containerd import conventions
-from parbake.errors import BadContent, CacheDamaged, DiskFull, LayerBomb
+from parbake.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.fill.grounds import Ground, Job
 from parbake.fill.streams import Endable, Tee, pieces
-from parbake.layers import Unpacked, unpack
+from parbake.layers import Allowance, Unpacked, unpack
 from parbake.model import Descriptor, Image, Layer, Plan, Source
 from parbake.reference import Reference
+from parbake.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
+from parbake.registry.strictjson import DOCUMENT
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
 """Layers that are unpacked side by side; the engine keeps two cores busy with one large layer."""
+_MOST_WAITING: Final = 1_000_000
+"""Entries of layers that are unpacked and wait for slower ones before them: their trees of files lie in memory."""
 _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 
 
@@ -71,6 +75,10 @@ class _Filling:
         self._plan, self._store, self._sources, self._ground, self._events = plan, store, sources, ground, events
         self._hang_up = hang_up
         self._over = threading.Event()
+        # No tar can be larger than the disk that its files have to fit on, nor can all of them together.
+        self._allowance = Allowance(plan.size)
+        self._turn = threading.Condition()
+        self._arrived = self._waiting = 0
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="unpack")
         self._keepers: dict[str, str] = {}
 
@@ -79,8 +87,10 @@ class _Filling:
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         self._over.set()  # on an error: streams that are still read end at their next buffer
+        with self._turn:
+            self._turn.notify_all()
         if error is not None and not isinstance(
-            error, (CacheDamaged, DiskFull, LayerBomb)
+            error, (CacheDamaged, DiskFull, LayerTooLarge)
         ):  # after these, one may try again
             self._hang_up()
         if error is not None:
@@ -90,11 +100,11 @@ class _Filling:
     def run(self) -> None:
         jobs = self._missing_layers()
         self._ground.begin(jobs)
-        unpacked = [self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs)]
+        unpacked = deque(self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs))
         for image in self._plan.all_images:
             self._write_documents(image)
-        for number, future in enumerate(unpacked):
-            self._ground.arrived(number, future.result())
+        for number in range(len(jobs)):
+            self._take_over(number, unpacked.popleft().result())
         self._ground.finish()
         for image in self._plan.all_images:
             if self._plan.keep_layers:
@@ -115,24 +125,40 @@ class _Filling:
                 parents.append(chain)
         return list(jobs.values())
 
+    def _take_over(self, number: int, unpacked: Unpacked) -> None:
+        self._ground.arrived(number, unpacked)
+        with self._turn:
+            self._arrived += 1
+            self._waiting -= unpacked.entries
+            self._turn.notify_all()
+
+    def _may_begin(self, number: int) -> bool:
+        """Whether memory has room for a layer's tree; the next one to arrive always goes on."""
+        return self._waiting <= _MOST_WAITING or number == self._arrived or self._over.is_set()
+
     def _unpack(self, number: int, job: Job) -> Unpacked:
+        with self._turn:
+            self._turn.wait_for(lambda: self._may_begin(number))
         layer, sink = job.layer, self._ground.sink(number)
         descriptor = _descriptor(layer)
         with ExitStack() as stack:
             task = stack.enter_context(self._events.task(f"layer {_short(layer.digest)}", layer.size))
             keep = stack.enter_context(self._keeper(job)) if self._keeps(layer) else None
             stream = stack.enter_context(self._sources(job.image).open(descriptor))
-            # No tar can be larger than the disk that its files have to fit on.
-            return unpack(
-                Endable(stream, self._over), layer, sink, bound=self._plan.size, progress=task.advance, keep=keep
-            )
+            unpacked = unpack(
+                Endable(stream, self._over), layer, sink, bound=self._plan.size, allowance=self._allowance,
+                progress=task.advance, keep=keep,
+            )  # fmt: skip
+        with self._turn:
+            self._waiting += unpacked.entries
+        return unpacked
 
     # -- content
 
     def _write_documents(self, image: Image) -> None:
         source = self._sources(image)
         for descriptor, document in _path_to_manifest(image, lambda descriptor: self._read(descriptor, source)):
-            labels = conventions.reference_labels(json.loads(document))
+            labels = conventions.reference_labels(load(image.reference, document, DOCUMENT))
             if not self._plan.keep_layers:  # as containerd does with discard_unpacked_layers
                 labels = {key: value for key, value in labels.items() if not key.startswith(_LAYER_LABEL)}
             self._write(descriptor, document, {**labels, **_source_label(image)})
@@ -210,7 +236,7 @@ type _Document = tuple[Descriptor, bytes]
 
 def _path_to_manifest(image: Image, read: Callable[[Descriptor], bytes]) -> list[_Document]:
     """Return the documents that lead from what the name points to to the manifest, both included."""
-    path = _search(image.target, image.manifest, read, set())
+    path = _search(image, image.target, read, set(), DEEPEST)
     if path is None:
         raise BadContent(
             f"{image.reference}: {image.target.digest} does not lead to the manifest {image.manifest.digest}",
@@ -220,18 +246,18 @@ def _path_to_manifest(image: Image, read: Callable[[Descriptor], bytes]) -> list
 
 
 def _search(
-    start: Descriptor, wanted: Descriptor, read: Callable[[Descriptor], bytes], seen: set[str]
+    image: Image, start: Descriptor, read: Callable[[Descriptor], bytes], seen: set[str], depth: int
 ) -> list[_Document] | None:
-    if start.digest in seen:
+    if start.digest in seen or not depth or len(seen) == MOST_DOCUMENTS:
         return None
     seen.add(start.digest)
-    document = read(start)
-    if start.digest == wanted.digest:
-        return [(start, document)]
-    for child in json.loads(document).get("manifests") or []:
-        leads_on = child["mediaType"].endswith(("image.index.v1+json", "manifest.list.v2+json"))
-        if leads_on or child["digest"] == wanted.digest:
-            descriptor = Descriptor(media_type=child["mediaType"], digest=child["digest"], size=child["size"])
-            if (rest := _search(descriptor, wanted, read, seen)) is not None:
-                return [(start, document), *rest]
+    body = read(start)
+    if start.digest == image.manifest.digest:
+        return [(start, body)]
+    document = read_document(image.reference, body, start.media_type)
+    for entry in document.content.manifests if isinstance(document.content, Index) else ():
+        if entry.media_type in INDEXES or entry.digest == image.manifest.digest:
+            rest = _search(image, entry.descriptor, read, seen, depth - 1)
+            if rest is not None:
+                return [(start, body), *rest]
     return None

@@ -7,7 +7,7 @@ patch there, ``set_value`` sets one value of a Helm values file by its path. All
 
 from parbake.gitops.edit import merge, merged, put, read, rewrite
 from parbake.gitops.objects import Place, change, find, operations, parse_path, said, set_value, the_one, value_at
-from parbake.gitops.repository import Commit, Edit, Repository, patch, write
+from parbake.gitops.repository import Commit, Edit, Repository, inside, patch, write
 
 __all__ = [
     "Commit",
@@ -16,6 +16,7 @@ __all__ = [
     "Repository",
     "change",
     "find",
+    "inside",
     "merge",
     "merged",
     "operations",

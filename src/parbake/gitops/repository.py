@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from parbake import run
+from parbake import atomic, run
 from parbake.errors import CommandFailed, InputError
 
 _GIT_SECONDS = 120.0
@@ -60,19 +61,36 @@ def patch(edits: Iterable[Edit]) -> str:
 def write(folder: Path, edits: Iterable[Edit]) -> tuple[Path, ...]:
     """Write edits into their files below a folder, each beside and renamed; return those that changed.
 
-    Raises InputError when a file is no longer what the edit began with.
+    Mode and owner of a file stay, and a link stays a link. Raises InputError when a file is no longer what the edit
+    began with, or lies elsewhere (``inside``).
     """
     changed = [edit for edit in edits if edit.changes]
-    for edit in changed:
-        if (folder / edit.path).read_bytes() != edit.before.encode():
+    found = [inside(folder / edit.path) for edit in changed]
+    for edit, (_, path) in zip(changed, found, strict=True):
+        if path.read_bytes() != edit.before.encode():
             raise InputError(f"{folder / edit.path} was changed in the meantime", hint="run the same command again")
-    for edit in changed:
-        path = (folder / edit.path).resolve()  # a link stays a link
-        beside = path.with_name(f".{path.name}.parbake")
-        beside.write_bytes(edit.after.encode())
-        beside.chmod(path.stat().st_mode)
-        beside.replace(path)
+    for edit, (top, path) in zip(changed, found, strict=True):
+        status = path.stat()
+        owner = status.st_uid, status.st_gid
+        atomic.replace(path, edit.after, mode=stat.S_IMODE(status.st_mode), owner=owner, beneath=top)
     return tuple(folder / edit.path for edit in changed)
+
+
+def inside(path: Path) -> tuple[Path, Path]:
+    """Return the folder that a manifest belongs to, and where the manifest itself lies; both without links.
+
+    The folder is the work tree of the git repository that the path is in, by its words, or else the one that the
+    manifest is in. Raises InputError for a manifest that is a link out of it, or lies behind one: whoever can write to
+    the repository would choose what is read and changed elsewhere.
+    """
+    path = path.absolute()
+    # In a submodule that is two: a folder that is a link may have a repository of its own behind it.
+    tops = [folder for folder in path.parents if os.path.lexists(folder / ".git")] or [path.parent]
+    tops, found = [Path(os.path.realpath(top)) for top in tops], Path(os.path.realpath(path))
+    for top in tops:
+        if not found.is_relative_to(top) or ".git" in found.relative_to(top).parts:
+            raise InputError(f"{path} leads to {found}, which is no manifest in {top}", hint="name the file itself")
+    return tops[0], found
 
 
 class Repository:
@@ -104,13 +122,13 @@ class Repository:
     def read(self, path: str, branch: str = "") -> str:
         """Return a file as a branch has it (a new one begins as HEAD), or for an empty name as the work tree has it.
 
-        Raises InputError when there is no such file, or when it is not UTF-8.
+        Raises InputError when there is no such file, when it lies elsewhere (``inside``), or when it is not UTF-8.
         """
         try:
             if branch:
                 content = self._run("cat-file", "blob", f"{self._tip(branch) or 'HEAD'}:{path}").stdout
             else:
-                content = (self.folder / path).read_bytes()
+                content = inside(self.folder / path)[1].read_bytes()
             return content.decode()
         except (CommandFailed, OSError) as error:
             place = f"branch {branch}" if branch else str(self.folder)

@@ -17,6 +17,9 @@ from parbake.layers.numbers import Segment, invalid, numeric, text
 SPECIAL_LIMIT: Final = 1 << 20
 """Bytes that a PAX header, a GNU long name or a sparse map may have: containerd's reader has the same limit."""
 
+MOST_EXTENDED: Final = 256 << 20
+"""Bytes that all extended headers of a layer may have together: long names and attributes, which are kept in memory."""
+
 _ZEROS: Final = bytes(BLOCK)
 # Headers that say something about the entry after them: PAX, GNU long name, GNU long link.
 _PREFACES: Final = frozenset({b"x", b"L", b"K"})
@@ -73,7 +76,7 @@ class Archive:
         """Bytes of the current entry's data that have not been read."""
         self.count = 0
         """Headers seen, the extending ones included."""
-        self._most_entries = most_entries
+        self._most_entries, self._extended_left = most_entries, MOST_EXTENDED
         self._pad = 0
         self._parse = headers.Parser().parse
         self._block = memoryview(b"")
@@ -142,6 +145,12 @@ class Archive:
         self._expect(entry.stored)
         if entry.stored > SPECIAL_LIMIT:
             raise invalid(f"an extended header of {entry.stored} bytes")
+        self._extended_left -= entry.stored
+        if self._extended_left < 0:
+            raise LayerBomb(
+                f"its long names and attributes take more than {MOST_EXTENDED >> 20} MiB",
+                hint="no honest layer comes near: do not use this image",
+            )
         return self.read(entry.stored)
 
     def _complete(self, entry: Entry, found: dict[bytes, bytes] | None, name: bytes, link: bytes) -> Entry:

@@ -16,19 +16,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from parbake.errors import BadContent, DiskFull, LayerBomb, LayerError, ParbakeError
+from parbake.errors import BadContent, DiskFull, LayerBomb, LayerError, LayerTooLarge, ParbakeError
 from parbake.layers import inflate
 from parbake.layers.archive import Archive, Chunks
 from parbake.layers.paths import Implied, shown
 from parbake.layers.ring import Failure, Ring, Stopped
 from parbake.layers.tree import PendingLink
+from parbake.model import most_inflated
 
 if TYPE_CHECKING:
     from parbake.layers.sinks import Sink
     from parbake.model import Layer, Progress, Readable
 
-MOST_ENTRIES: Final = 10_000_000
-"""Headers that a layer may have: ten times what the largest known images have."""
+MOST_ENTRIES: Final = 2_000_000
+"""Headers that a layer may have: twice what the largest known images have in all. A tree of files takes about 450 bytes
+of memory for each until it is written."""
 
 # Sizes in bytes, chosen by measurement (docs/engine.md).
 SMALL: Final = 8 << 20
@@ -60,23 +62,53 @@ class Unpacked:
     pending: tuple[PendingLink, ...] = ()
 
 
+class Allowance:
+    """How many bytes the tars of several layers may have together. Thread-safe."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Take ``count`` bytes; raises LayerTooLarge when there are none left."""
+        with self._lock:
+            self._left -= count
+            if self._left < 0:
+                raise LayerTooLarge(
+                    f"this layer and those before it inflate to more than {self._most} bytes", hint=_SIZE
+                )
+
+
+_SIZE: Final = "do not use an image that claims to be far smaller than it is; else give the artefact a larger `size`"
+
+
 def unpack(
-    stream: Readable, layer: Layer, sink: Sink, *, bound: int, progress: Progress, keep: Keeper | None = None
+    stream: Readable,
+    layer: Layer,
+    sink: Sink,
+    *,
+    bound: int,
+    progress: Progress,
+    allowance: Allowance | None = None,
+    keep: Keeper | None = None,
 ) -> Unpacked:
     """Unpack one layer into a sink, in the form of an overlayfs upper directory.
 
-    ``bound`` is how many bytes the tar may have; ``progress`` counts compressed bytes; ``keep`` gets a copy of them.
+    ``bound`` is how many bytes the disk can hold, and with it the tar and its sparse files; the tar may not have more
+    than ``most_inflated`` of the layer's compressed size either, and takes its bytes from the ``allowance``.
+    ``progress`` counts compressed bytes; ``keep`` gets a copy of them.
     The root folder itself stays as it is, as in containerd. Call ``settle`` (or ``settle_nodes``) afterwards. On any
     error the sink may be half-written: the caller throws it away.
 
-    Raises BadContent (digest, size or diffID do not match), LayerEscape, LayerBomb, LayerError, DiskFull.
+    Raises BadContent (digest, size or diffID do not match), LayerEscape, LayerBomb (LayerTooLarge), LayerError,
+    DiskFull.
     """
-    return _Unpacking(layer, sink, bound).run(_Compressed(stream, layer, progress, keep))
+    return _Unpacking(layer, sink, bound, allowance).run(_Compressed(stream, layer, progress, keep))
 
 
 class _Unpacking:
-    def __init__(self, layer: Layer, sink: Sink, bound: int) -> None:
-        self._layer, self._sink, self._bound = layer, sink, bound
+    def __init__(self, layer: Layer, sink: Sink, bound: int, allowance: Allowance | None) -> None:
+        self._layer, self._sink, self._bound, self._allowance = layer, sink, bound, allowance
         self._digest = hashlib.sha256()
         self._unpacked: Unpacked | None = None
 
@@ -101,7 +133,7 @@ class _Unpacking:
 
     def _in_turn(self, compressed: _Compressed) -> None:
         whole = iter((compressed.whole(),))
-        tar = _Tar(_Feed(lambda: next(whole, None)), self._bound)
+        tar = self._tar(_Feed(lambda: next(whole, None)))
         buffer = memoryview(bytearray(_RAW_SIZE))
 
         def more() -> memoryview | None:
@@ -114,7 +146,7 @@ class _Unpacking:
     def _in_threads(self, compressed: _Compressed) -> None:
         received, raw = Ring(_RECEIVE_SLOTS, _RECEIVE_SIZE), Ring(_RAW_SLOTS, _RAW_SIZE, consumers=2)
         failure = Failure(received, raw)
-        tar = _Tar(_Feed(received.reader()), self._bound)
+        tar = self._tar(_Feed(received.reader()))
         works = {
             "inflate": partial(raw.pump, tar.readinto),
             "hash": partial(self._hash, raw.reader(0)),
@@ -137,6 +169,9 @@ class _Unpacking:
                 thread.join()
         if failure.error is not None:
             raise failure.error
+
+    def _tar(self, feed: inflate.Feed) -> _Tar:
+        return _Tar(feed, most_inflated(self._layer.size), self._bound, self._allowance)
 
     def _hash(self, more: Callable[[], memoryview | None]) -> None:
         while (view := more()) is not None:
@@ -223,11 +258,14 @@ class _Compressed:
 
 
 class _Tar:
-    """What the compressed bytes inflate to, ``size`` bytes so far and never more than the bound."""
+    """What the compressed bytes inflate to, ``size`` bytes so far.
 
-    def __init__(self, feed: inflate.Feed, bound: int) -> None:
+    Never more than is believed (``most``), than the disk holds (``bound``), and than is left of the allowance.
+    """
+
+    def __init__(self, feed: inflate.Feed, most: int, bound: int, allowance: Allowance | None) -> None:
         self.size = 0
-        self._feed, self._bound = feed, bound
+        self._feed, self._most, self._bound, self._allowance = feed, most, bound, allowance
         self._inflater: inflate.Inflater | None = None
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -236,6 +274,11 @@ class _Tar:
             if self._inflater is None:
                 self._inflater = inflate.inflater(self._feed)
             count = inflate.fill(self._inflater, buffer)
+        except OverflowError as error:  # isal has a buffer of this size for it
+            raise LayerError(
+                f"its gzip header is larger than {inflate.LARGEST_HEADER >> 10} KiB",
+                hint="no build tool writes such a header: do not use this image",
+            ) from error
         except inflate.ERRORS as error:
             raise LayerError(
                 f"cannot be inflated ({error})",
@@ -243,10 +286,14 @@ class _Tar:
             ) from error
         self.size += count
         if self.size > self._bound:
+            raise LayerTooLarge(f"inflates to more than {self._bound} bytes", hint=_SIZE)
+        if self.size > self._most:
             raise LayerBomb(
-                f"inflates to more than {self._bound} bytes",
-                hint="it claims to be far smaller: do not use this image, or raise the bound on purpose",
+                f"inflates to more than {self._most} bytes, which gzip could not pack so tightly",
+                hint="do not use this image: it is made to fill disks",
             )
+        if self._allowance is not None:
+            self._allowance.take(count)
         return count
 
 

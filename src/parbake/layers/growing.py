@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from parbake.errors import LayerBomb, LayerError
+from parbake.errors import LayerError, LayerTooLarge
 from parbake.layers.acls import inherited, with_acl, with_mode
 from parbake.layers.archive import Archive
 from parbake.layers.headers import Entry
@@ -184,7 +184,7 @@ class Growing:
             # Holes cost nothing here, but whoever copies the file later may fill them, as containerd does at once.
             self._unclaimed -= entry.size
             if self._unclaimed < 0:
-                raise LayerBomb(f"{shown(self.now)}: its sparse files claim more than {self._bound} bytes")
+                raise LayerTooLarge(f"{shown(self.now)}: its sparse files claim more than {self._bound} bytes")
             node.extents = self._store.put_sparse(self._segments(entry))
         elif entry.stored:
             whole = self._archive.whole()

@@ -19,6 +19,8 @@ _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 # Skippable frames have any of the sixteen magic numbers 0x184D2A50..5F, little-endian (RFC 8878, section 3.1.2).
 _SKIPPABLE: Final = b"\x2a\x4d\x18"
 _INPUT: Final = 256 << 10
+LARGEST_HEADER: Final = _INPUT
+"""Bytes that a gzip member's header may have: isal reads it as a whole (OverflowError beyond)."""
 _LARGEST_WINDOW: Final = 1 << 27
 """Bytes of history that a zstd frame may ask for (the decoder's own default): it bounds memory."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from parbake.errors import LayerBomb, LayerError
+from parbake.errors import LayerError, LayerTooLarge
 from parbake.layers.archive import Archive
 from parbake.layers.headers import Entry
 from parbake.layers.numbers import XATTR
@@ -163,7 +163,7 @@ class Tree:
         # Holes cost nothing here, but whoever copies the file later may fill them, as containerd does at once.
         self._unclaimed -= entry.size
         if self._unclaimed < 0:
-            raise LayerBomb(f"{shown(self.now)}: its sparse files claim more than {self._bound} bytes")
+            raise LayerTooLarge(f"{shown(self.now)}: its sparse files claim more than {self._bound} bytes")
         for offset, length in entry.segments or ():
             os.lseek(handle, offset, os.SEEK_SET)
             whole, self._archive.left = self._archive.left, length

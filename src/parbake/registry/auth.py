@@ -12,14 +12,17 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
+
+from urllib3.util import Url
 
 from parbake.errors import Denied, EnvironmentProblem, RegistryError
 from parbake.model import RegistryOptions
 from parbake.reference import DOCKER_HUB
+from parbake.registry.addresses import Zone, is_loopback, join
 from parbake.registry.credentials import Credentials, files, find_credentials, from_aws
 from parbake.registry.retry import Transient
-from parbake.registry.transport import Transport, is_loopback, origin
+from parbake.registry.transport import TooNear, Transport
 
 _TOKEN_LIMIT = 1 << 20
 _CLIENT_ID = "parbake"
@@ -84,7 +87,7 @@ class Authorizer:
             token = self._tokens.get(repository)
         return token.header if token and token.expires > time.monotonic() else ""
 
-    def answer(self, base: str, challenges: list[Challenge], repository: str, rejected: str) -> str:
+    def answer(self, base: Url, challenges: list[Challenge], repository: str, rejected: str) -> str:
         """Return the header that answers a 401 from ``base``; ``rejected`` is what was sent and refused.
 
         Raises Denied, EnvironmentProblem (credentials cannot be looked up), Transient (a token server's bad moment).
@@ -131,7 +134,7 @@ class Authorizer:
             hint += "; Docker Hub also answers so when the repository does not exist"
         return Denied(self.scrub(f"{self.host}/{repository}: access denied: {reason}"), hint=hint)
 
-    def _new_token(self, base: str, challenges: list[Challenge], repository: str, rejected: str) -> _Token:
+    def _new_token(self, base: Url, challenges: list[Challenge], repository: str, rejected: str) -> _Token:
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
         if not by_scheme.keys() & {"bearer", "basic"}:
             asked = ", ".join(sorted(by_scheme)) or "nothing it names"
@@ -167,46 +170,67 @@ class Authorizer:
         return credentials
 
     def _bearer_token(
-        self, base: str, challenge: Challenge, repository: str, credentials: Credentials | None
+        self, base: Url, challenge: Challenge, repository: str, credentials: Credentials | None
     ) -> _Token:
         if credentials and credentials.bearer:
             return _Token(f"Bearer {credentials.bearer}", float("inf"))
-        realm = urljoin(base, challenge.parameters.get("realm", ""))
-        if not challenge.parameters.get("realm") or origin(realm)[0] not in {"http", "https"}:
-            raise RegistryError(f"{self.host}: the token challenge names no usable realm")
-        self._check_realm(realm, with_secrets=credentials is not None)
+        realm = self._realm(base, challenge.parameters.get("realm", ""))
+        # A registry that is called insecure in the Bakefile may name any token server.
+        nearest = Zone.LOOPBACK if self._options.plain_http else self._transport.zone(base)
         query = {"service": challenge.parameters.get("service", "")}
         query["scope"] = challenge.parameters.get("scope") or f"repository:{repository}:pull"
         if credentials and credentials.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token, **query}
             body = urlencode({**form, "client_id": _CLIENT_ID}).encode()
-            answer = self._ask("POST", realm, repository, body=body)
+            answer = self._ask("POST", realm, repository, nearest, body=body)
         else:
             secret = credentials.basic if credentials else ""
-            answer = self._ask("GET", _with_query(realm, query), repository, secret=secret)
+            answer = self._ask("GET", _with_query(realm, query), repository, nearest, secret=secret)
         token = str(answer.get("token") or answer.get("access_token") or "")
         if not token or not (token.isascii() and token.isprintable()):
-            raise RegistryError(f"{urlsplit(realm).netloc}: the token server's answer holds no token")
+            raise RegistryError(f"{realm.netloc}: the token server's answer holds no token")
         try:
             lifetime = float(answer.get("expires_in") or _DEFAULT_SECONDS)
         except (TypeError, ValueError):
             lifetime = _DEFAULT_SECONDS
         return _Token(f"Bearer {token}", time.monotonic() + lifetime * (1 - _MARGIN))
 
-    def _check_realm(self, realm: str, *, with_secrets: bool) -> None:
-        parts = urlsplit(realm)
-        if parts.scheme == "http" and with_secrets and not (is_loopback(parts.netloc) or self._options.plain_http):
+    def _realm(self, base: Url, text: str) -> Url:
+        """Return the URL of the token server that a challenge names; raises RegistryError, Denied.
+
+        Plain HTTP is for a registry that is called so in the Bakefile, and for one on this machine that has its token
+        server here as well: tokens are as good as passwords for as long as they live.
+        """
+        if not text:
+            raise RegistryError(f"{self.host}: the token challenge names no usable realm: there is none")
+        try:
+            realm = join(base, text)
+        except RegistryError as error:
+            raise RegistryError(
+                f"{self.host}: the token challenge names no usable realm: {error.message}", hint=error.hint
+            ) from error
+        both_here = is_loopback(self.host) and is_loopback(realm.netloc or "")
+        if realm.scheme == "http" and not (both_here or self._options.plain_http):
             raise Denied(
-                f"{self.host}: its token server {parts.netloc} speaks plain HTTP, so credentials are not sent there",
+                f"{self.host}: its token server {realm.netloc} speaks plain HTTP, so nothing is asked of it",
                 hint=f"the registry must name an https realm; registries.{self.host}.plain_http: true overrides",
             )
+        return realm
 
     def _ask(
-        self, method: str, url: str, repository: str, *, secret: str = "", body: bytes | None = None
+        self, method: str, url: Url, repository: str, nearest: Zone, *, secret: str = "", body: bytes | None = None
     ) -> dict[str, Any]:
-        where = urlsplit(url).netloc
+        where = url.netloc or ""
         headers = {"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}
-        response, _ = self._transport.send(method, url, headers=headers, secret=secret, body=body, ca=self._options.ca)
+        try:
+            response, _ = self._transport.send(
+                method, url, headers=headers, secret=secret, body=body, ca=self._options.ca, nearest=nearest
+            )
+        except TooNear as error:
+            raise Denied(
+                f"{self.host}: its token server is refused: {error.message}, and the registry's address is {nearest}",
+                hint="a registry may send nobody nearer than it is itself: ask those who run it",
+            ) from error
         content = self._transport.read(response, _TOKEN_LIMIT, f"{where}: a token")
         if response.status in _RETRIED:
             raise Transient(RegistryError(f"{where}: the token server answers {response.status}"))
@@ -221,10 +245,9 @@ class Authorizer:
         return answer
 
 
-def _with_query(url: str, more: dict[str, str]) -> str:
-    parts = urlsplit(url)
-    pairs = [*parse_qsl(parts.query, keep_blank_values=True)]
+def _with_query(url: Url, more: dict[str, str]) -> Url:
+    pairs = [*parse_qsl(url.query or "", keep_blank_values=True)]
     for key, value in more.items():
         # Several scopes are several parameters (token authentication specification, "Requesting a Token").
         pairs += [(key, word) for word in value.split()] if key == "scope" else [(key, value)] if value else []
-    return urlunsplit(parts._replace(query=urlencode(pairs)))
+    return url._replace(query=urlencode(pairs))

@@ -86,13 +86,16 @@ class Blob:
         self.close()
         error = failure
         if isinstance(failure, Transient):
+            started = time.monotonic()
             try:
-                return self._backoff.wait(failure)
+                self._backoff.wait(failure)
+                return self._meter.restart(time.monotonic() - started)
             except RegistryError as final:
                 error = final
         if len(self._endpoints) > 1:
             self._endpoints.pop(0)
             self._backoff = self._endpoints[0].backoff()
+            self._meter = Meter(self._patience, self._what)
             return None
         if isinstance(error, Missing):
             raise RegistryError(
@@ -105,8 +108,9 @@ class Blob:
         offset = self._position
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         path = f"blobs/{self._descriptor.digest}"
+        started = time.monotonic()
         self._response = self._endpoints[0].attempt(self._repository, path, headers=headers, what=self._what)
-        self._meter = Meter(self._patience, self._what)
+        self._meter.restart(time.monotonic() - started)
         length = self._response.headers.get("Content-Length", "")
         starts = 0
         if self._response.status == 206:

@@ -227,7 +227,9 @@ class _Repository:
         part = f"bytes={offset}-{offset + length - 1}"
 
         def ask(endpoint: Endpoint) -> bytes:
-            return endpoint.fetch(self._path, f"blobs/{descriptor.digest}", limit=length, what=what, part=part).body
+            answer = endpoint.fetch(self._path, f"blobs/{descriptor.digest}", limit=length, what=what, part=part)
+            _check_total(what, answer, descriptor.size)
+            return answer.body
 
         try:
             return self._first(ask)
@@ -285,3 +287,15 @@ class _Repository:
         near = difflib.get_close_matches(reference.tag, tags, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"tags there are: {', '.join(tags[-5:])}" if tags else ""
         return NoSuchImage(f"{reference}: the repository has no tag {reference.tag}", hint=hint)
+
+
+def _check_total(what: str, answer: Answer, size: int) -> None:
+    """Raise BadContent when the answer to a range says that the blob has another size than its manifest says."""
+    ranged = answer.header("Content-Range")
+    # A server that knows no ranges was about to send the whole blob, of which nothing was read.
+    total = ranged.rpartition("/")[2] if ranged or answer.body else answer.header("Content-Length")
+    if total.strip().isdecimal() and int(total) != size:
+        raise BadContent(
+            f"{what}: the manifest says {size} bytes, the registry has {int(total)}",
+            hint="the image was put together wrongly: build and push it again",
+        )

@@ -7,7 +7,6 @@ version 2 schema 2. A document that could be read as both an index and a manifes
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
@@ -15,13 +14,25 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 
 from parbake.errors import BadContent, InputError, NoSuchImage
-from parbake.model import MIB, Descriptor, Digest
+from parbake.model import MIB, TIB, Descriptor, Digest
 from parbake.printable import word
+from parbake.registry import strictjson
 
 MANIFEST_LIMIT = 4 * MIB
 """Bytes of a manifest or index: the OCI distribution specification asks registries to take at most this much."""
 CONFIG_LIMIT = 16 * MIB
 """Bytes of a config: more would fit into no gRPC message of containerd's, so no kubelet could look at it."""
+
+LARGEST_IMAGE = TIB
+"""Bytes that an image's layers may take in a registry: twenty times the largest layer that ECR takes (52,000 MiB)."""
+MOST_LAYERS = 500
+"""Layers of an image: the kernel mounts no overlay of more (``OVL_MAX_STACK``, fs/overlayfs/params.h), so that no node
+could start it; Docker builds at most 127."""
+
+DEEPEST = 4
+"""Documents on the way from a name to a manifest: an index in an index is rare, a third level has not been seen."""
+MOST_DOCUMENTS = 1000
+"""Manifests, indexes and configs that are read to find one image: each costs a request, and an index can list more."""
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -74,11 +85,11 @@ class Words(_Loose):
 
 
 class Entry(_Loose):
-    """A descriptor in a document."""
+    """A descriptor in a document. ``size`` is written as a whole number, which is all that Go takes for one."""
 
     media_type: _Word = ""
     digest: Digest
-    size: int = Field(ge=0)
+    size: int = Field(strict=True, ge=0, le=LARGEST_IMAGE)
     platform: Words | None = None
     annotations: dict[str, str] | None = None
     urls: tuple[str, ...] | None = None
@@ -100,13 +111,17 @@ class Entry(_Loose):
 type _Entries = Annotated[tuple[Entry, ...], BeforeValidator(_absent_is_empty)]
 
 
-class Index(_Loose):
+class _Versioned(_Loose):
+    schema_version: int | None = Field(default=None, strict=True, ge=0, le=2)
+
+
+class Index(_Versioned):
     """An image index or a Docker manifest list."""
 
     manifests: _Entries = ()
 
 
-class Manifest(_Loose):
+class Manifest(_Versioned):
     """An image manifest."""
 
     config: Entry
@@ -152,6 +167,20 @@ def check(what: str, data: bytes, digest: str, size: int | None = None) -> None:
 _TAMPERED = "something between here and the registry changes content: try without the proxy or mirror"
 
 
+def load(what: str, body: bytes, shape: strictjson.Shape | None = None) -> Any:
+    """Return what a JSON document holds; raises BadContent when readers would not agree on it, else as ``strictjson``.
+
+    ``what`` names the document in the error.
+    """
+    try:
+        return strictjson.load(body, shape)
+    except strictjson.AmbiguousJson as error:
+        raise BadContent(
+            f"{what} would be read differently by containerd: {error}",
+            hint="do not use this image: no build tool writes such a document, an attacker would",
+        ) from error
+
+
 def read_document(what: str, body: bytes, content_type: str) -> Document:
     """Read a manifest or an index; ``content_type`` is what the server or the descriptor calls it (may be empty).
 
@@ -159,7 +188,7 @@ def read_document(what: str, body: bytes, content_type: str) -> Document:
     """
     content_type = content_type.partition(";")[0].strip().lower()
     try:
-        raw = json.loads(body)
+        raw = load(f"{what}: the manifest", body, strictjson.DOCUMENT)
     except (ValueError, RecursionError) as error:
         raise BadContent(
             f"{what}: what the registry delivers is no manifest (not JSON)",
@@ -204,6 +233,16 @@ def check_image(what: str, manifest: Manifest) -> None:
     if config not in {OCI_CONFIG, DOCKER_CONFIG}:
         kind = _KNOWN_ARTIFACTS.get(config, f"an artifact of another kind (its config is {config or 'unnamed'})")
         raise NoSuchImage(f"{what}: there is no container image but {kind}", hint="name a container image")
+    if len(manifest.layers) > MOST_LAYERS:
+        raise InputError(
+            f"{what}: the image has {len(manifest.layers)} layers, and Linux mounts at most {MOST_LAYERS}",
+            hint="rebuild it with fewer layers, or squash them",
+        )
+    if (size := sum(layer.size for layer in manifest.layers)) > LARGEST_IMAGE:
+        raise InputError(
+            f"{what}: the image's layers claim {size} bytes, more than the {LARGEST_IMAGE} that an image may have",
+            hint="do not use this image: no registry takes as much",
+        )
     for number, layer in enumerate(manifest.layers, 1):
         if layer.media_type.startswith(_NOT_DISTRIBUTED) or layer.urls:
             raise InputError(
@@ -220,7 +259,7 @@ def check_image(what: str, manifest: Manifest) -> None:
 def read_config(what: str, body: bytes) -> Config:
     """Read an image configuration; raises BadContent, or NoSuchImage when it has no root file system."""
     try:
-        raw = json.loads(body)
+        raw = load(f"{what}: the image's config", body, strictjson.CONFIG)
     except (ValueError, RecursionError) as error:
         raise BadContent(f"{what}: the image's config is not JSON") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("rootfs"), dict):

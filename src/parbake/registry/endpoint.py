@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlencode
 
 from urllib3 import BaseHTTPResponse
+from urllib3.util import Url
 
 from parbake.errors import BadContent, RegistryError, Unreachable
 from parbake.model import RegistryOptions
 from parbake.reference import DOCKER_HUB
+from parbake.registry.addresses import origin, read_url
 from parbake.registry.auth import Authorizer, read_challenges
 from parbake.registry.retry import Backoff, Transient
-from parbake.registry.transport import Transport, origin
+from parbake.registry.transport import Transport
 
 _HUB_HOST = "registry-1.docker.io"
 _ERROR_LIMIT = 64 << 10
@@ -101,10 +103,10 @@ class Endpoint:
         """Send one request and return a good answer with its body unread; raises as ``fetch`` does, and Transient."""
         repository = f"{self._path}/{repository}" if self._path else repository
         scheme = self._transport.scheme(self.host, plain_http=self._options.plain_http)
-        base = f"{scheme}://{_HUB_HOST if self.host == DOCKER_HUB else self.host}/v2/"
-        url = urljoin(base, f"{repository}/{path}")
+        base = read_url(f"{scheme}://{_HUB_HOST if self.host == DOCKER_HUB else self.host}/v2/")
         if self._namespace:  # tells a mirror of several registries which one is meant, as containerd does
-            url += f"{'&' if '?' in url else '?'}{urlencode({'ns': self._namespace})}"
+            path += f"{'&' if '?' in path else '?'}{urlencode({'ns': self._namespace})}"
+        url = read_url(f"{base}{repository}/{path}")
         secret = self._authorizer.header(repository)
         response, place = self._send(method, url, headers, secret)
         # Only the registry itself may ask for its credentials, not a storage that it redirects to.
@@ -120,9 +122,9 @@ class Endpoint:
             response, place = self._send(method, url, headers, again)
         if response.status in {200, 206}:
             return response
-        raise self._failure(response, urlsplit(place).netloc, repository, what)
+        raise self._failure(response, place.netloc or "", repository, what)
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str], secret: str) -> tuple[BaseHTTPResponse, str]:
+    def _send(self, method: str, url: Url, headers: Mapping[str, str], secret: str) -> tuple[BaseHTTPResponse, Url]:
         return self._transport.send(method, url, headers=headers, secret=secret, ca=self._options.ca)
 
     def _retry[T](self, once: Callable[[], T]) -> T:

@@ -7,7 +7,6 @@ nothing in a layout can name a file outside of it.
 from __future__ import annotations
 
 import io
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 from parbake.errors import BadContent, InputError, NoSuchImage
 from parbake.model import Descriptor, Image, Platform, Readable, Source
 from parbake.reference import Reference
+from parbake.registry import strictjson
 from parbake.registry.documents import (
     CONFIG_LIMIT,
     DOCUMENTS,
@@ -29,6 +29,7 @@ from parbake.registry.documents import (
     Entry,
     Index,
     check,
+    load,
     read_document,
 )
 from parbake.registry.resolve import all_platforms, resolve
@@ -99,7 +100,9 @@ class Layout:
     def _index(self) -> Index:
         hint = "name the folder that holds oci-layout, index.json and blobs"
         try:
-            version = json.loads((self.path / "oci-layout").read_bytes()[:4096])["imageLayoutVersion"]
+            version = load(
+                f"{self.path}/oci-layout", (self.path / "oci-layout").read_bytes()[:4096], strictjson.LAYOUT
+            )["imageLayoutVersion"]
             with (self.path / "index.json").open("rb") as file:
                 body = file.read(MANIFEST_LIMIT + 1)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -111,10 +114,12 @@ class Layout:
         if len(body) > MANIFEST_LIMIT:
             raise BadContent(f"{self.path}: index.json has more than {MANIFEST_LIMIT} bytes")
         try:
-            return Index.model_validate_json(body)
+            return Index.model_validate(load(f"{self.path}/index.json", body, strictjson.DOCUMENT))
         except ValidationError as error:
             reason = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise BadContent(f"{self.path}: index.json is malformed: {reason}") from error
+        except (ValueError, RecursionError) as error:
+            raise BadContent(f"{self.path}: index.json is not JSON") from error
 
     def _choose(self, reference: Reference, entries: tuple[Entry, ...]) -> Entry:
         images = [entry for entry in entries if entry.media_type in DOCUMENTS and not entry.artifact_type]

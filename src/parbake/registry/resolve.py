@@ -13,12 +13,14 @@ from typing import Protocol
 import zstandard
 
 from parbake.errors import BadContent, NoSuchImage
-from parbake.model import Descriptor, Image, Layer, Platform
+from parbake.model import Descriptor, Image, Layer, Platform, most_inflated
 from parbake.registry import platforms
 from parbake.registry.documents import (
     CONFIG_LIMIT,
+    DEEPEST,
     DOCUMENTS,
     MANIFEST_LIMIT,
+    MOST_DOCUMENTS,
     Config,
     Document,
     Entry,
@@ -30,8 +32,6 @@ from parbake.registry.documents import (
     sha256,
 )
 
-# An index in an index is rare, and a third level has not been seen: what goes deeper is a trap.
-_DEEPEST = 4
 _MOST_ENTRIES = 1000
 # Deflate shrinks at most 1032:1, but a layer that shrinks more than this is less likely than a wrong guess.
 _PLAUSIBLE_RATIO = 40
@@ -47,7 +47,10 @@ class Shelf(Protocol):
         ...
 
     def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes of a blob; nothing when the place cannot read in the middle."""
+        """Return ``length`` bytes of a blob; nothing when the place cannot read in the middle.
+
+        Raises BadContent when the place has another size of it than the descriptor says, as far as it tells.
+        """
         ...
 
     def submit[T](self, call: Callable[[], T]) -> Future[T]:
@@ -55,11 +58,32 @@ class Shelf(Protocol):
         ...
 
 
+class _Counting:
+    """A shelf that gives a bounded number of documents: indexes in indexes can ask for a million."""
+
+    def __init__(self, shelf: Shelf, what: str) -> None:
+        self._what, self._left = what, MOST_DOCUMENTS
+        self._shelf = shelf
+
+    def small(self, descriptor: Descriptor, limit: int) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise BadContent(f"{self._what}: more than {MOST_DOCUMENTS} manifests and configs would have to be read")
+        return self._shelf.small(descriptor, limit)
+
+    def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+        return self._shelf.piece(descriptor, offset, length)
+
+    def submit[T](self, call: Callable[[], T]) -> Future[T]:
+        return self._shelf.submit(call)
+
+
 def resolve(shelf: Shelf, what: str, top: Document, platform: Platform, *, layout: str = "") -> Image:
     """Return the image that ``top`` means for ``platform``; ``what`` is its reference.
 
     Raises NoSuchImage (with the platforms there are), InputError for an image that cannot be baked, BadContent.
     """
+    shelf = _Counting(shelf, what)
     wanted = platforms.acceptable(platform)
     seen: list[Platform] = []
     for document, entry in _candidates(shelf, what, top, wanted, seen):
@@ -94,7 +118,7 @@ def resolve(shelf: Shelf, what: str, top: Document, platform: Platform, *, layou
 def all_platforms(shelf: Shelf, what: str, top: Document) -> tuple[Platform, ...]:
     """Return the platforms that a document offers, in its order."""
     found: list[Platform] = []
-    _collect(shelf, what, top, found, _DEEPEST)
+    _collect(_Counting(shelf, what), what, top, found, DEEPEST)
     return tuple(dict.fromkeys(found))
 
 
@@ -121,7 +145,7 @@ def _candidates(
     wanted: Sequence[Platform],
     seen: list[Platform],
     *,
-    depth: int = _DEEPEST,
+    depth: int = DEEPEST,
 ) -> Iterator[tuple[Document, Entry | None]]:
     """Yield the manifests that may be meant, the best first; what is for other machines goes to ``seen``."""
     if isinstance(document.content, Manifest):
@@ -146,7 +170,7 @@ def _candidates(
 
 def _entries(what: str, index: Index, depth: int) -> list[Entry]:
     if depth <= 1:
-        raise BadContent(f"{what}: indexes are nested more than {_DEEPEST - 1} deep")
+        raise BadContent(f"{what}: indexes are nested more than {DEEPEST - 1} deep")
     if len(index.manifests) > _MOST_ENTRIES:
         raise BadContent(f"{what}: the index lists {len(index.manifests)} manifests, more than {_MOST_ENTRIES}")
     return [entry for entry in index.manifests if entry.media_type in DOCUMENTS and not entry.is_attestation]
@@ -197,13 +221,16 @@ def _layers(what: str, manifest: Manifest, config: Config, raw_sizes: Sequence[i
 
 
 def _raw_size_of(shelf: Shelf, layer: Entry) -> Callable[[], int]:
+    """Return what looks how large a layer's tar is; the place that is asked holds the layer's size to what it has."""
+
     def look() -> int:
-        if layer.media_type.endswith("gzip"):
-            trailer = shelf.piece(layer.descriptor, layer.size - 4, 4) if layer.size > 18 else b""
-            return gzip_raw_size(trailer, layer.size)
+        if not layer.size:
+            return 0
         if layer.media_type.endswith("zstd"):
             return zstd_raw_size(shelf.piece(layer.descriptor, 0, min(_ZSTD_HEADER, layer.size)), layer.size)
-        return layer.size
+        length = min(4, layer.size)
+        end = shelf.piece(layer.descriptor, layer.size - length, length)
+        return gzip_raw_size(end, layer.size) if layer.media_type.endswith("gzip") else layer.size
 
     return look
 
@@ -223,7 +250,7 @@ def gzip_raw_size(trailer: bytes, size: int) -> int:
         guess += 1 << 32
         if guess > size * _PLAUSIBLE_RATIO:
             return 0
-    return guess
+    return guess if guess <= most_inflated(size) else 0
 
 
 def zstd_raw_size(header: bytes, size: int) -> int:
@@ -233,7 +260,8 @@ def zstd_raw_size(header: bytes, size: int) -> int:
     except zstandard.ZstdError:
         return 0
     known = stated not in {zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR}
-    return stated if known and stated % _TAR_BLOCK == 0 and _fits(stated, size) else 0
+    plausible = stated % _TAR_BLOCK == 0 and _fits(stated, size) and stated <= most_inflated(size)
+    return stated if known and plausible else 0
 
 
 def _fits(raw: int, size: int) -> bool:

@@ -21,6 +21,8 @@ _PROGRESS = 64 << 10
 # A refused connection or an unknown host is rarely cured by waiting; a restarting registry is back after a moment.
 _HOPELESS_TRIES = 3
 
+_SLOW = "check the network to the registry; a mirror near by helps (registries.HOST.mirrors)"
+
 _random = random.SystemRandom()
 
 
@@ -30,7 +32,9 @@ class Patience:
 
     ``tries`` in a row without progress, spread over at most ``total``; pauses grow from ``first`` to ``longest``; a
     server's Retry-After is honoured up to ``longest_asked``. ``connect`` bounds a connection's set-up, ``stall`` each
-    wait for bytes; slower than ``rate`` bytes a second over a ``stall`` counts as broken.
+    wait for bytes; slower than ``rate`` bytes a second over a ``stall`` counts as broken. After the first ``grace``, a
+    document or a blob must have come with ``average`` bytes a second over all its connections and pauses: so it has a
+    last moment, which follows from its size. Four layers at once over a line of 1 Mbit/s come that fast.
     """
 
     tries: int = 6
@@ -41,6 +45,8 @@ class Patience:
     connect: float = 10.0
     stall: float = 30.0
     rate: int = 4096
+    grace: float = 300.0
+    average: int = 32 << 10
 
 
 class Transient(Exception):
@@ -97,27 +103,45 @@ class Backoff:
 
 
 class Meter:
-    """Watches that bytes keep coming; only time spent waiting for them counts, a slow reader is no fault."""
+    """Watches that the bytes of one thing keep coming, at first and in all.
+
+    Only time spent waiting for them counts, a slow reader is no fault.
+    """
 
     def __init__(self, patience: Patience, what: str) -> None:
         self._patience = patience
         self._what = what
+        self._waited = self._waited_in_all = 0.0
+        self._received = self._received_in_all = 0
+
+    def restart(self, seconds: float) -> None:
+        """Say that ``seconds`` went by until a (new) connection was there; raises Unreachable as ``add`` does."""
         self._waited = 0.0
         self._received = 0
+        self._count(0, seconds)
+
+    def _count(self, received: int, seconds: float) -> None:
+        self._waited_in_all += seconds
+        self._received_in_all += received
+        late = self._waited_in_all - self._patience.grace
+        if late > 0 and self._received_in_all < self._patience.average * late:
+            raise Unreachable(
+                f"{self._what}: {self._received_in_all} bytes in {self._waited_in_all:.0f} s are too few to go on",
+                hint=_SLOW,
+            )
 
     def add(self, received: int, seconds: float) -> None:
-        """Count ``received`` bytes that took ``seconds``; raises Transient when that is too slow for too long."""
+        """Count ``received`` bytes that took ``seconds``.
+
+        Raises Transient when that is too slow for too long, Unreachable when all has been too slow.
+        """
+        self._count(received, seconds)
         self._waited += seconds
         self._received += received
         if self._waited < self._patience.stall:
             return
         if self._received < self._patience.rate * self._waited:
             speed = self._received / self._waited
-            raise Transient(
-                Unreachable(
-                    f"{self._what}: only {speed:.0f} bytes/s arrive",
-                    hint="check the network to the registry; a mirror near by helps (registries.HOST.mirrors)",
-                )
-            )
+            raise Transient(Unreachable(f"{self._what}: only {speed:.0f} bytes/s arrive", hint=_SLOW))
         self._waited = 0.0
         self._received = 0

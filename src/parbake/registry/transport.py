@@ -7,17 +7,16 @@ is under way in other threads, so that Ctrl-C does not wait for a silent server.
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
 import time
 import urllib.request
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 from urllib3 import BaseHTTPResponse
@@ -32,14 +31,25 @@ from urllib3.exceptions import (
     ProxyError,
     SSLError,
 )
+from urllib3.util import Url, parse_url
 
 from parbake import __version__
 from parbake.errors import BadContent, EnvironmentProblem, RegistryError, Unreachable
+from parbake.registry.addresses import (
+    PORTS,
+    Zone,
+    bare_host,
+    is_loopback,
+    join,
+    origin,
+    shown,
+    zone_of,
+    zone_of_literal,
+)
 from parbake.registry.retry import Meter, Patience, Transient
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
-_PORTS = {"http": 80, "https": 443}
 _POOL_SIZE = 64
 _SMALL = 16 << 10
 # How OpenSSL says that the other side does not speak TLS (reasons of SSL_R_*, over several releases).
@@ -54,23 +64,8 @@ _NOT_TLS = (
 _PROBE_SECONDS = 1.0
 
 
-def is_loopback(host: str) -> bool:
-    """Whether ``host[:port]`` names this machine by a literal, as Docker and containerd judge it."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(name).is_loopback
-    return False
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port of a URL: what a credential is bound to. Raises RegistryError when it is none."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
-    except ValueError as error:  # a port that is no number, a bracket too many
-        raise RegistryError(f"a server names a place that is no URL ({error})") from error
+class TooNear(RegistryError):
+    """A server's address lies nearer than whoever names it may send us; nothing was sent there."""
 
 
 class Transport:
@@ -80,9 +75,10 @@ class Transport:
         self.patience = patience
         self.closing = threading.Event()
         self._lock = threading.Lock()
-        self._managers: dict[tuple[str, str, str], urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, str, str, Zone], urllib3.PoolManager] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._schemes: dict[str, str] = {}
+        self._zones: dict[tuple[str, int], Zone] = {}
         self._live = _Live()
 
     def close(self) -> None:
@@ -96,30 +92,34 @@ class Transport:
     def send(
         self,
         method: str,
-        url: str,
+        url: Url,
         *,
         headers: Mapping[str, str],
         secret: str = "",
         body: bytes | None = None,
         ca: str = "",
-    ) -> tuple[BaseHTTPResponse, str]:
+        nearest: Zone = Zone.LOOPBACK,
+    ) -> tuple[BaseHTTPResponse, Url]:
         """Send one request; return the response with its body unread, and its URL. GET and HEAD follow redirects.
 
-        ``secret`` is the Authorization header; it is left out as soon as a redirect leads to another origin. Raises
-        Transient for what may pass, Unreachable or RegistryError for what will not.
+        ``secret`` is the Authorization header; it is left out as soon as a redirect leads to another origin. Nothing
+        is sent to an address that lies nearer than ``nearest``, whatever names resolve to it: behind a proxy, which
+        resolves them itself, only addresses that stand in the URL are judged.
+
+        Raises Transient for what may pass, Unreachable or RegistryError (TooNear) for what will not.
         """
         secret_origin = origin(url)
         for _ in range(_MOST_REDIRECTS + 1):
             own = {"User-Agent": f"parbake/{__version__}", "Accept-Encoding": "identity", **headers}
             if secret and origin(url) == secret_origin:
                 own["Authorization"] = secret
-            response = self._exchange(method, url, own, body, ca)
+            response = self._exchange(method, url, own, body, ca, nearest)
             place = response.headers.get("Location")
             if response.status not in _REDIRECTS or method not in {"GET", "HEAD"} or not place:
                 return response, url
             self.discard(response)
             url = self._follow(url, place)
-        raise RegistryError(f"{_shown(url)}: more than {_MOST_REDIRECTS} redirects in a row")
+        raise RegistryError(f"{shown(url)}: more than {_MOST_REDIRECTS} redirects in a row")
 
     def read(self, response: BaseHTTPResponse, limit: int, what: str) -> bytes:
         """Read a body whole and give the connection back; raises BadContent beyond ``limit`` bytes, Transient."""
@@ -162,46 +162,58 @@ class Transport:
                 self._schemes[host] = known
         return known
 
-    def _follow(self, url: str, place: str) -> str:
-        target = urljoin(url, place)
-        scheme, _, _ = origin(target)
-        if scheme not in _PORTS:
-            raise RegistryError(f"{_shown(url)} redirects to a URL that is not HTTP")
-        if urlsplit(url).scheme == "https" and scheme == "http" and not is_loopback(urlsplit(url).netloc):
+    def zone(self, url: Url) -> Zone:
+        """Return how near the server of a URL lies that a request was sent to: the farthest address that answered.
+
+        PUBLIC when that is not known, as behind a proxy.
+        """
+        _, host, port = origin(url)
+        known = self._zones.get((host.strip("[]"), port))
+        return Zone.PUBLIC if known is None else known
+
+    def _follow(self, url: Url, place: str) -> Url:
+        try:
+            target = join(url, place)
+        except RegistryError as error:
+            raise RegistryError(f"{shown(url)} redirects: {error.message}", hint=error.hint) from error
+        if url.scheme == "https" and target.scheme == "http" and not is_loopback(url.netloc or ""):
             raise RegistryError(
-                f"{_shown(url)} redirects from TLS to plain HTTP ({_shown(target)})",
+                f"{shown(url)} redirects from TLS to plain HTTP ({shown(target)})",
                 hint="the registry's storage or proxy must be configured to redirect to https",
             )
         return target
 
     def _exchange(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, ca: str
+        self, method: str, url: Url, headers: Mapping[str, str], body: bytes | None, ca: str, nearest: Zone
     ) -> BaseHTTPResponse:
         if self.closing.is_set():
             raise Unreachable("the registry's connections were closed")
         timeout = urllib3.Timeout(connect=self.patience.connect, read=self.patience.stall)
         try:
-            return self._manager(url, ca).request(
-                method, url, headers=headers, body=body, redirect=False, retries=False, timeout=timeout,
+            return self._manager(url, ca, nearest).request(
+                method, url.url, headers=headers, body=body, redirect=False, retries=False, timeout=timeout,
                 preload_content=False, decode_content=False,
             )  # fmt: skip
         except LocationParseError as error:
-            raise RegistryError(f"{_shown(url)}: not a URL") from error
+            raise RegistryError(f"{shown(url)}: not a URL") from error
         except (HTTPError, OSError) as error:
-            raise translate(error, urlsplit(url).netloc) from error
+            raise translate(error, url.netloc or "") from error
 
-    def _manager(self, url: str, ca: str) -> urllib3.PoolManager:
+    def _manager(self, url: Url, ca: str, nearest: Zone) -> urllib3.PoolManager:
         scheme, host, _ = origin(url)
         proxy = ""
-        if not is_loopback(urlsplit(url).netloc) and not urllib.request.proxy_bypass(host):
+        if not is_loopback(url.netloc or "") and not urllib.request.proxy_bypass(host):
             proxy = urllib.request.getproxies().get(scheme, "")
+        if proxy and (zone := zone_of_literal(host)) is not None and zone < nearest:
+            raise TooNear(f"{url.netloc} is a {zone} address")
+        key = (scheme, proxy, ca, nearest)
         with self._lock:
-            manager = self._managers.get((scheme, proxy, ca))
+            manager = self._managers.get(key)
             if manager is None:
-                manager = self._managers[scheme, proxy, ca] = self._new_manager(scheme, proxy, ca)
+                manager = self._managers[key] = self._new_manager(*key)
         return manager
 
-    def _new_manager(self, scheme: str, proxy: str, ca: str) -> urllib3.PoolManager:
+    def _new_manager(self, scheme: str, proxy: str, ca: str, nearest: Zone) -> urllib3.PoolManager:
         choices: dict[str, Any] = {"maxsize": _POOL_SIZE, "num_pools": 32}
         if ca or "https" in {scheme, urlsplit(proxy).scheme}:  # plain HTTP need not wait until all authorities are read
             choices["ssl_context"] = self._context(ca)
@@ -214,17 +226,30 @@ class Transport:
             manager = urllib3.ProxyManager(address, proxy_headers=proxy_headers, **choices)
         else:
             manager = urllib3.PoolManager(**choices)
-        manager.pool_classes_by_scheme = self._pool_classes()
+        manager.pool_classes_by_scheme = self._pool_classes(None if proxy else self._judge(nearest))
         return manager
 
-    def _pool_classes(self) -> dict[str, type[HTTPConnectionPool]]:
+    def _judge(self, nearest: Zone) -> Callable[[HTTPConnection, str], None]:
+        """Return what looks at the address that a connection has reached; it raises TooNear before anything is sent."""
+
+        def judge(connection: HTTPConnection, address: str) -> None:
+            zone = zone_of(address)
+            if zone < nearest:
+                raise TooNear(f"{connection.host} is at {address}, a {zone} address")
+            # The farthest counts: a name that leads to other addresses later brings nothing nearer.
+            server = connection.host, connection.port
+            self._zones[server] = max(zone, self._zones.get(server, zone))
+
+        return judge
+
+    def _pool_classes(self, judge: Callable[[HTTPConnection, str], None] | None) -> dict[str, type[HTTPConnectionPool]]:
         own_live, own_limit = self._live, self.patience.stall
 
         class Plain(_Watched, HTTPConnection):
-            live, limit = own_live, own_limit
+            live, limit, judged = own_live, own_limit, staticmethod(judge) if judge else None
 
         class Secure(_Watched, HTTPSConnection):
-            live, limit = own_live, own_limit
+            live, limit, judged = own_live, own_limit, staticmethod(judge) if judge else None
 
         class PlainPool(HTTPConnectionPool):
             ConnectionCls = Plain
@@ -288,6 +313,8 @@ class _Watched(HTTPConnection):
 
     live: _Live
     limit: float
+    judged: Callable[[HTTPConnection, str], None] | None = None
+    """Looks at the address that was reached (None: it is a proxy's)."""
     answer: _Answer | None = None
     """What came last."""
 
@@ -299,6 +326,16 @@ class _Watched(HTTPConnection):
     def connect(self) -> None:
         super().connect()
         self.live.add(self)
+
+    def _new_conn(self) -> socket.socket:
+        reached = super()._new_conn()
+        if self.judged is not None:
+            try:
+                self.judged(self, reached.getpeername()[0])
+            except BaseException:
+                reached.close()
+                raise
+        return reached
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         timer = threading.Timer(self.limit, _cut, [self])
@@ -339,11 +376,10 @@ def _cut(connection: HTTPConnection) -> None:
 
 def _speaks_tls(host: str) -> bool:
     """Ask a loopback server; says nothing and trusts nothing, so the certificate does not matter here."""
-    parts = urlsplit(f"//{host}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    address = (parts.hostname or "", parts.port or _PORTS["https"])
+    address = bare_host(host), parse_url(f"//{host}").port or PORTS["https"]
     try:
         with (
             socket.create_connection(address, timeout=_PROBE_SECONDS) as plain,
@@ -354,12 +390,6 @@ def _speaks_tls(host: str) -> bool:
         return "ALERT" in (error.reason or "")  # an alert is TLS, even when it says no
     except OSError:
         return False
-
-
-def _shown(url: str) -> str:
-    """Name a URL without its query, which may hold a signature that is as good as a password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def translate(error: Exception, where: str) -> Exception:

@@ -3,7 +3,6 @@
 from parbake.rehearse.gather import gather
 from parbake.rehearse.machine import qemu_format, rehearse_machine
 from parbake.rehearse.overlay import writable
-from parbake.rehearse.place import no_network
 from parbake.rehearse.start import NotStarted, cold_start
 from parbake.rehearse.volume import identify, rehearse_volume
 
@@ -12,7 +11,6 @@ __all__ = [
     "cold_start",
     "gather",
     "identify",
-    "no_network",
     "qemu_format",
     "rehearse_machine",
     "rehearse_volume",

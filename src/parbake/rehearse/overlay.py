@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake import run
+from parbake import diskformats, run
 
 _START = 20.0  # seconds
 
@@ -17,19 +18,22 @@ def writable(image: Path, folder: Path, *, image_format: str = "raw", in_place: 
 
     With ``in_place`` they go into the image itself, in its own format.
     QEMU's storage daemon shows it through FUSE, so nothing is copied. It dies with us, and a mount namespace of our own
-    (``disk.private_mounts``) takes its mount away. Raises EnvironmentProblem, CommandFailed.
+    (``disk.private_mounts``) takes its mount away. Raises BadBase for an image that refers to other files,
+    EnvironmentProblem, CommandFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     overlay, shown = folder / "overlay.qcow2", folder / "disk"
-    used, driver = (image.resolve(), image_format) if in_place else (overlay, "qcow2")
-    if not in_place:
-        source = ["-b", str(image.resolve()), "-F", image_format]
-        run.run(["qemu-img", "create", "-q", "-f", "qcow2", *source, str(overlay)])
+    options = {"cache": {"no-flush": True}, "discard": "unmap"}
+    diskformats.alone(image, image_format)
+    if in_place:
+        disk = diskformats.tree(image_format, image.resolve(), read_only=False, **options)
+    else:
+        diskformats.overlay(image, image_format, overlay)
+        disk = diskformats.above(diskformats.tree(image_format, image.resolve()), overlay, **options)
     shown.touch()
     command = [
         "qemu-storage-daemon",
-        "--blockdev", f"driver=file,node-name=file,filename={_quoted(used)},cache.no-flush=on,discard=unmap",
-        "--blockdev", f"driver={driver},node-name=disk,file=file,discard=unmap",
+        "--blockdev", json.dumps({"node-name": "disk", "discard": "unmap", **disk}),
         "--export", f"type=fuse,id=disk,node-name=disk,mountpoint={_quoted(shown)},writable=on",
     ]  # fmt: skip
     try:

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.client
-import os
 import socket
-import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 from parbake import run
-from parbake.errors import EnvironmentProblem, MachineFault
+from parbake.errors import MachineFault
 from parbake.vm import Clock, Waited
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_REQUEST = struct.Struct("16sh22x")  # struct ifreq: name, flags
 _POLL = 0.005
-
-
-@contextmanager
-def no_network() -> Iterator[None]:
-    """Run the body of this thread, and what it starts, in a network namespace that has a loopback and nothing else.
-
-    Ports are free there, and no registry can be reached.
-    """
-    outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            os.unshare(os.CLONE_NEWNET)
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"no network namespace can be made here ({error.strerror})", hint="in a container, run it privileged"
-            ) from error
-        try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-                found = fcntl.ioctl(control, _SIOCGIFFLAGS, _REQUEST.pack(b"lo", 0))
-                name, flags = _REQUEST.unpack(found)
-                fcntl.ioctl(control, _SIOCSIFFLAGS, _REQUEST.pack(name, flags | _IFF_UP))
-            yield
-        finally:
-            os.setns(outside, os.CLONE_NEWNET)
-    finally:
-        os.close(outside)
 
 
 class Here:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from parbake import disk, run
 from parbake.model import Image, Plan, Platform
+from parbake.netns import no_network
 from parbake.rehearse.overlay import writable
-from parbake.rehearse.place import no_network
 from parbake.rehearse.start import NotStarted, cold_start
 from parbake.trace import Overrun, Part, Recorder, Trace, device_of, hot_files
 from parbake.trace.data import HotEntry

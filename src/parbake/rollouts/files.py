@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from parbake import atomic
 from parbake.bakefile.targets import FileTarget
 from parbake.errors import InputError, TargetMoved
 from parbake.rollouts.words import Change, Follow, Held, Offer, Standing, gibibytes
-from parbake.workspace import publish, work_folder
 
 _NOTE = "# parbake: "
 _KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key")
@@ -82,10 +82,7 @@ class ValuesForTools:
         if self._read()[0] != change.payload["before"]:
             raise TargetMoved(f"{self.path} was changed in the meantime")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with work_folder(self.path.parent, "rollout") as work:
-            draft = work / self.path.name
-            draft.write_text(change.payload["after"])
-            publish(draft, self.path, mode=0o644)
+        atomic.replace(self.path, change.payload["after"], mode=0o644)
 
     def follow(self, wanted: Held) -> Follow:
         """Say that it is done: who reads the file is not known."""

@@ -36,7 +36,7 @@ class _Text:
             repository, path = self._repository()
             return repository.read(path, self.branch)
         try:
-            return self.path.read_text(encoding="utf-8")
+            return gitops.inside(self.path)[1].read_bytes().decode()
         except FileNotFoundError:
             raise InputError(f"there is no file {self.path}", hint="correct the target's path") from None
         except UnicodeDecodeError as error:
@@ -59,7 +59,8 @@ class _Text:
 
     def _repository(self) -> tuple[gitops.Repository, str]:
         repository = gitops.Repository.open(self.path)
-        return repository, str(self.path.resolve().relative_to(repository.folder.resolve()))
+        top, path = gitops.inside(self.path)
+        return repository, str(path.relative_to(top))
 
 
 class _Manifest:

@@ -12,6 +12,7 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
+from parbake import atomic
 from parbake.errors import CommandFailed, EnvironmentProblem
 from parbake.events import Events
 from parbake.run import isolated, need, need_root, run
@@ -71,7 +72,7 @@ def prepare(folder: Path, *, events: Events, cache: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         content = resources.files(__name__).joinpath("context", name).read_bytes()
-        (folder / name).write_bytes(content)
+        atomic.replace(folder / name, content, mode=0o644)
     target = folder / "rootfs.tar"
     target.unlink(missing_ok=True)
     try:

@@ -13,9 +13,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
+from parbake import atomic
 from parbake.errors import InputError
 from parbake.model import Frozen, TraceSummary
-from parbake.workspace import publish, room_for
+from parbake.workspace import room_for
 
 SECTOR = 512
 BLOCK = 512 << 10
@@ -182,13 +183,8 @@ def load(path: Path) -> Trace:
 
 def save(trace: Trace, path: Path) -> Path:
     """Write a trace file, whole or not at all; raises DiskFull."""
-    draft = path.with_name(f".{path.name}.draft")
     with room_for(path):
-        try:
-            draft.write_text(trace.model_dump_json(by_alias=True) + "\n")
-            publish(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        atomic.replace(path, trace.model_dump_json(by_alias=True) + "\n")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import tomllib
 from contextlib import ExitStack
@@ -10,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from parbake import run
+from parbake import diskformats, run
 from parbake.containerd import conventions
-from parbake.errors import BadBase, CommandFailed, MachineFault
+from parbake.errors import BadBase, MachineFault
 from parbake.model import Descriptor
 from parbake.verify import sandbox
 from parbake.vm import Drive, Machine, agent_seed, is_bootable
@@ -61,12 +60,14 @@ def settings_of(dump: str) -> Settings:
 
 
 def identify(artefact: Path) -> tuple[Kind, str]:
-    """Return what a file is and its format (raw, qcow2, vmdk, vhd); raises BadBase when it is neither kind."""
-    try:
-        shown = json.loads(run.run(["qemu-img", "info", "--output=json", str(artefact)]).text)
-    except CommandFailed as error:
-        raise BadBase(f"{artefact} is no disk image: {error.output}", hint="name an artefact or its record") from error
-    image_format = _FORMATS.get(str(shown["format"]), "raw")
+    """Return what a file is and its format (raw, qcow2, vmdk, vhd).
+
+    Raises BadBase when it is neither kind, or refers to other files, which are not opened.
+    """
+    found = diskformats.probe(artefact)
+    if found not in _FORMATS:
+        raise BadBase(f"{artefact} is a disk image of another kind ({found})", hint="name an artefact or its record")
+    image_format = _FORMATS[found]
     if is_bootable(artefact, image_format):
         return "machine-image", image_format
     found = run.run(["blkid", "-p", "-o", "value", "-s", "TYPE", str(artefact)], check=False).text

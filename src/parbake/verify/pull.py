@@ -74,9 +74,9 @@ def _port(reference: Reference) -> int:
 def connect(node: Node, port: int) -> None:
     """Plug a network in and make the guest's loopback port lead to the same port of the host's loopback.
 
-    The interface gets no default route: the machine reaches the host and nothing else.
+    The interface gets no default route, and leads to that one port and nothing else.
     """
-    node.machine.attach_network()
+    node.machine.attach_network(port)
     guest = node.machine.guest
     _configure(guest, _LINK * node.machine.stretch)
     guest.check([

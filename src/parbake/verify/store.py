@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from parbake.containerd import conventions
 from parbake.errors import RuntimeFault
 from parbake.model import Descriptor, Image, Platform
+from parbake.registry import strictjson
 
 if TYPE_CHECKING:
     from parbake.containerd import Client, Cri
@@ -100,7 +100,7 @@ def _content(client: Client, target: str, platform: Platform, wanted: str) -> di
         found["manifest"] = digest
         digest = str(document["config"]["digest"])
         found["config"] = digest
-        config = _read(client, digest)
+        config = _read(client, digest, strictjson.CONFIG)
         own = Platform.parse("/".join(filter(None, (config["os"], config["architecture"], config.get("variant")))))
         found["foreign"] = "" if own.architecture == platform.architecture and own.os == platform.os else str(own)
         chain = conventions.chain_ids(config["rootfs"]["diff_ids"])
@@ -121,13 +121,13 @@ class _Absent(LookupError):
     """A document is not in the store."""
 
 
-def _read(client: Client, digest: str) -> dict[str, Any]:
+def _read(client: Client, digest: str, shape: strictjson.Shape = strictjson.DOCUMENT) -> dict[str, Any]:
     info = client.content.info(digest)
     if info is None:
         raise _Absent(digest)
     if info.size > _DOCUMENT_LIMIT:
         raise ValueError(f"{info.size} bytes are too many for a manifest or a config")
-    document: dict[str, Any] = json.loads(client.content.read(digest))
+    document: dict[str, Any] = strictjson.load(client.content.read(digest), shape)
     return document
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from parbake import run
 from parbake.errors import EnvironmentProblem, MachineFault
+from parbake.vm.confine import SANDBOX, Files, user
 from parbake.vm.qmp import Qmp
 
 Accelerator = Literal["kvm", "tcg"]
@@ -57,15 +58,19 @@ def virtualises(cpuinfo: str) -> bool:
 
 def _runs_on_kvm() -> bool:
     ours, theirs = socket.socketpair()
+    files = Files(user())  # as machines will: what they may not open does not count
     command = [
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-m", "64",
-        "-machine", "q35", "-accel", "kvm", "-cpu", cpu("kvm"),
+        *SANDBOX, "-machine", "q35", "-accel", files.kvm(), "-cpu", cpu("kvm"),
         "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control",
+        *files.arguments,
     ]  # fmt: skip
+    handles = (theirs.fileno(), *files.handles)
     with (
         ours,
         theirs,
-        run.Process(command, log=Path(os.devnull), pass_fds=(theirs.fileno(),)),
+        files,
+        run.Process(command, log=Path(os.devnull), pass_fds=handles, user=files.borrower),
         suppress(MachineFault),
     ):
         theirs.close()

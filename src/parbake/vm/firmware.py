@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from parbake import run
+from parbake import diskformats, run
 from parbake.errors import BadBase, EnvironmentProblem
 from parbake.workspace import cache_folder, work_folder
 
@@ -59,15 +59,19 @@ def _gpt_types(head: bytes) -> Iterator[uuid.UUID]:
 
 
 def read_head(disk: Path, image_format: str) -> bytes:
-    """Return the first sectors of a disk image in any of QEMU's formats or parbake's; raises CommandFailed."""
+    """Return the first sectors of a disk image in any of QEMU's formats or parbake's.
+
+    Raises BadBase for one that refers to other files, CommandFailed.
+    """
     image_format = qemu_format(image_format)
+    diskformats.alone(disk, image_format)
     if image_format == "raw":
         with disk.open("rb") as file:
             return file.read(_HEAD_SECTORS * _SECTOR)
     with work_folder(cache_folder(), "look") as folder:
         head = folder / "head"
-        source = [f"if={disk}", f"of={head}", f"bs={_SECTOR}", f"count={_HEAD_SECTORS}"]
-        run.run(["qemu-img", "dd", "-f", image_format, "-O", "raw", *source])
+        source = [f"if={diskformats.name(image_format, disk)}", f"of={head}"]
+        run.run(["qemu-img", "dd", "-O", "raw", *source, f"bs={_SECTOR}", f"count={_HEAD_SECTORS}"])
         return head.read_bytes()
 
 

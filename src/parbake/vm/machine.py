@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from parbake import run
+from parbake import diskformats, netns, run
 from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineFault
-from parbake.vm import console, firmware
+from parbake.vm import confine, console, firmware
 from parbake.vm.accelerator import QEMU, STRETCH, accelerator, cpu
 from parbake.vm.guest import Guest
 from parbake.vm.qmp import Qmp
@@ -46,10 +48,12 @@ class Machine:
     """Boots ``disk`` on an overlay in ``folder`` when entered and is gone when left. Use with ``with``.
 
     ``format`` is raw, qcow2, vmdk or vhd; ``memory`` is in MiB; ``firmware`` is ``auto`` (looked up on the disk),
-    ``bios`` or ``uefi``; ``network`` plugs a user-mode interface in from the start; ``reads`` is a file in which QEMU
-    logs what the guest reads of its disks (``vm.reads``). Without a ``seed`` nothing answers in the guest, and only the
-    console and ``wait_off`` tell what it does.
-    Entering raises BadBase when the disk cannot boot, EnvironmentProblem when QEMU or OVMF is missing.
+    ``bios`` or ``uefi``; ``network`` plugs a user-mode interface in from the start, on which the guest reaches these
+    ports of the host's loopback and nothing else (needs root); ``reads`` is a file in which QEMU logs what the guest
+    reads of its disks (``vm.reads``). Without a ``seed`` nothing answers in the guest, and only the console and
+    ``wait_off`` tell what it does. QEMU is confined (``vm.confine``), and where parbake is root it has no network.
+    Entering raises BadBase when the disk cannot boot or refers to other files, EnvironmentProblem when QEMU or OVMF is
+    missing.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Machine:
         memory: int = 2048,
         cpus: int = 2,
         firmware: Literal["auto", "bios", "uefi"] = "auto",
-        network: bool = False,
+        network: Sequence[int] | None = None,
         reads: Path | None = None,
     ) -> None:
         self.disk, self.folder, self.format = disk, folder.resolve(), format
@@ -78,6 +82,7 @@ class Machine:
         self._stack = ExitStack()
         self._process: run.Process
         self._qmp: Qmp
+        self._namespace = -1  # QEMU's network, where it has one of its own
         self._containerd: Path | None = None
 
     def __enter__(self) -> Self:
@@ -88,10 +93,16 @@ class Machine:
                 stack.callback(ours.close)
                 stack.callback(theirs.close)
             fds = {name: theirs.fileno() for name, (_, theirs) in channels.items()}
-            command = self._command(fds)
+            files = stack.enter_context(confine.Files(confine.user()))
+            command = [*self._command(fds, files), *files.arguments]
             self.started = time.monotonic()
-            process = run.Process(command, log=self.folder / "qemu.log", pass_fds=tuple(fds.values()))
-            self._process = stack.enter_context(process)
+            handles = (*fds.values(), *files.handles)
+            process = run.Process(command, log=self.folder / "qemu.log", pass_fds=handles, user=files.borrower)
+            with self._apart(stack):
+                self._process = stack.enter_context(process)
+            files.close()
+            for port in self._network or ():
+                self._lend(port, stack)
             for _, theirs in channels.values():
                 theirs.close()
             self._qmp = Qmp(channels["qmp"][0])
@@ -111,18 +122,37 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    @contextmanager
+    def _apart(self, stack: ExitStack) -> Iterator[None]:
+        """Let QEMU start in a network that leads nowhere: it needs none, and a guest's network begins there.
+
+        Where none can be made, QEMU starts in ours, unless the guest is to have one: that raises EnvironmentProblem.
+        """
+        with ExitStack() as apart:
+            try:
+                run.need_root("a network for a machine")
+                self._namespace = os.dup(apart.enter_context(netns.no_network()))
+                stack.callback(os.close, self._namespace)
+            except EnvironmentProblem:
+                if self._network is not None:
+                    raise
+            yield
+
     # what the machine is made of
 
-    def _command(self, fds: dict[str, int]) -> list[str]:
+    def _command(self, fds: dict[str, int], files: confine.Files) -> list[str]:
         chosen = firmware.choose(self.disk, self.format) if self._firmware == "auto" else self._firmware
-        accel = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={_EMULATED_CODE_CACHE}"}[self.accelerator]
+        emulated = f"tcg,thread=multi,tb-size={_EMULATED_CODE_CACHE}"
+        accel = files.kvm() if self.accelerator == "kvm" else emulated
+        log = files.lend(self.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         command = [
             QEMU, "-name", "parbake", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            *confine.SANDBOX,
             "-machine", "q35,graphics=off",  # graphics=off: the firmware speaks on the serial console
             "-accel", accel, "-cpu", cpu(self.accelerator), "-smp", str(self._cpus), "-m", str(self._memory),
             "-smbios", "type=1,serial=ds=nocloud",
             "-boot", "strict=on",
-            "-chardev", f"file,id=console,path={_quoted(self.console_log)}", "-serial", "chardev:console",
+            "-chardev", f"file,id=console,path={log}", "-serial", "chardev:console",
             "-chardev", f"socket,id=serial,fd={fds['serial']}", "-device", "isa-serial,chardev=serial",
             "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=agent,fd={fds['agent']}",
@@ -132,43 +162,48 @@ class Machine:
             "-device", "pcie-root-port,id=parbake-slot",
         ]  # fmt: skip
         if chosen == "uefi":
-            command += self._pflash()
-        command += self._blockdev("root", self._overlay("root", self.disk, self.format), "qcow2", "bootindex=1")
+            command += self._pflash(files)
+        command += self._disk("root", self.disk, self.format, "bootindex=1", files)
         for index, drive in enumerate(self._drives):
-            overlay = self._overlay(f"drive{index}", drive.path, drive.format)
-            command += self._blockdev(f"drive{index}", overlay, "qcow2", f"serial={drive.serial}")
+            command += self._disk(f"drive{index}", drive.path, drive.format, f"serial={drive.serial}", files)
         if self._seed is not None:
             path = self.folder / "seed.img"
             self._seed.write(path)
-            command += self._blockdev("seed", path, "raw", "serial=parbake-seed")
-        if self._network:
-            command += ["-nic", f"user,model=virtio-net-pci,mac={NETWORK_MAC},ipv6=off"]
-        else:
-            command += ["-nic", "none"]
+            seed = diskformats.tree("raw", files.lend(path, os.O_RDWR), read_only=False)
+            command += self._blockdev("seed", seed, "serial=parbake-seed")
+        card = f"user,model=virtio-net-pci,mac={NETWORK_MAC},ipv6=off"
+        command += ["-nic", "none" if self._network is None else card]
         if self._reads is not None:
-            command += ["-trace", f"enable={READ_EVENT}", "-D", str(self._reads), "-msg", "timestamp=on"]
+            command += ["-trace", f"enable={READ_EVENT}", "-D", files.lend_log(self._reads), "-msg", "timestamp=on"]
         return command
 
-    def _overlay(self, name: str, backing: Path, backing_format: str) -> Path:
-        overlay = self.folder / f"{name}.qcow2"
-        source = ["-b", str(backing.resolve()), "-F", firmware.qemu_format(backing_format)]
-        run.run(["qemu-img", "create", "-q", "-f", "qcow2", *source, str(overlay)])
-        return overlay
+    def _disk(self, name: str, image: Path, image_format: str, device: str, files: confine.Files) -> list[str]:
+        """Show an image that stays as it is: what the guest writes goes into an overlay."""
+        overlay, image_format = self.folder / f"{name}.qcow2", firmware.qemu_format(image_format)
+        diskformats.overlay(image, image_format, overlay)
+        below = diskformats.tree(image_format, files.lend(image, os.O_RDONLY))
+        # The overlay is thrown away with the machine: what the guest flushes need not reach the disk.
+        options = {"cache": {"no-flush": True}, "discard": "unmap"}
+        disk = diskformats.above(below, files.lend(overlay, os.O_RDWR), **options)
+        return self._blockdev(name, {**disk, **options}, device)
 
-    def _pflash(self) -> list[str]:
+    def _pflash(self, files: confine.Files) -> list[str]:
         code, template = firmware.ovmf()
         variables = self.folder / "variables.fd"
         shutil.copyfile(template, variables)
-        return [
-            "-drive", f"if=pflash,format=raw,readonly=on,file={_quoted(code)}",
-            "-drive", f"if=pflash,format=raw,file={_quoted(variables)}",
-        ]  # fmt: skip
+        graphs = {
+            "code": diskformats.tree("raw", files.lend(code, os.O_RDONLY)),
+            "variables": diskformats.tree("raw", files.lend(variables, os.O_RDWR), read_only=False),
+        }
+        nodes = [word for name, graph in graphs.items() for word in self._node(name, graph)]
+        return [*nodes, "-machine", "pflash0=code,pflash1=variables"]
 
     @staticmethod
-    def _blockdev(name: str, path: Path, driver: str, device: str) -> list[str]:
-        # The overlay is thrown away with the machine: what the guest flushes need not reach the disk.
-        options = f"if=none,id={name},format={driver},cache=unsafe,discard=unmap,file={_quoted(path)}"
-        return ["-drive", options, "-device", f"virtio-blk-pci,drive={name},{device}"]
+    def _node(name: str, graph: dict[str, Any]) -> list[str]:
+        return ["-blockdev", json.dumps({"node-name": name, **graph})]
+
+    def _blockdev(self, name: str, graph: dict[str, Any], device: str) -> list[str]:
+        return [*self._node(name, graph), "-device", f"virtio-blk-pci,drive={name},{device}"]
 
     # what it does
 
@@ -246,10 +281,22 @@ class Machine:
             self._containerd = self.guest.forward(self.folder / "containerd.sock", CONTAINERD)
         return self._containerd
 
-    def attach_network(self) -> None:
-        """Plug in a user-mode network interface; the host's loopback is 10.0.2.2 in the guest, which is 10.0.2.15."""
+    def attach_network(self, *ports: int) -> None:
+        """Plug in a user-mode network interface; the guest is 10.0.2.15 there.
+
+        It reaches ``ports`` of the host's loopback as those of 10.0.2.2, and nothing else. Raises EnvironmentProblem
+        where QEMU has no network namespace of its own: without one it would reach all that the host does.
+        """
+        if self._namespace < 0:
+            run.need_root("a network for a machine")
+            raise EnvironmentProblem("no network namespace can be made here", hint="in a container, run it privileged")
+        for port in ports:
+            self._lend(port, self._stack)
         self._qmp.execute("netdev_add", type="user", id="network", ipv6=False)
         self._qmp.execute("device_add", driver="virtio-net-pci", netdev="network", mac=NETWORK_MAC, bus="parbake-slot")
+
+    def _lend(self, port: int, stack: ExitStack) -> None:
+        stack.enter_context(netns.Lent(self._namespace, port))
 
     def wait_off(self, seconds: float) -> None:
         """Wait until the machine has switched itself off; raises DeadlineExceeded."""
@@ -268,8 +315,3 @@ class Machine:
             self._process.stop()
             return False
         return True
-
-
-def _quoted(path: Path) -> str:
-    """Return a path for a QEMU option, where a comma is written twice."""
-    return str(path).replace(",", ",,")

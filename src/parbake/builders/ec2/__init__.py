@@ -20,7 +20,7 @@ from typing import Any
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove, terminate
 from parbake.bakefile import AwsSection
-from parbake.builders import Baked, Ingredients
+from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import bottlerocket
 from parbake.builders.ec2.image import Amis
 from parbake.builders.ec2.launch import Launcher, Order, Second
@@ -37,8 +37,6 @@ _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
 class Ec2Builder:
     """Bakes on an instance. ``limit`` is the guest's own, in seconds; ``fresh`` bakes what exists already."""
 
-    name = "ec2"
-
     def __init__(
         self,
         settings: AwsSection,
@@ -51,7 +49,7 @@ class Ec2Builder:
         self._settings, self._registries = settings, registries
         self._limit, self._verify, self._fresh = limit, verify, fresh
 
-    def build(self, plan: Plan, ingredients: Ingredients) -> Baked:
+    def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
         """Make sure that the plan's AMI or snapshot exists, is proven and lies where it shall; leave nothing else.
 
         Raises BakeFailed with the guest's own log, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, InputError.
@@ -77,7 +75,7 @@ class Ec2Builder:
             done = True
         finally:
             run.clean(images=done)
-        return Baked(None, published=published, verdict=verdict, size=plan.size)
+        return Publication(published, size=plan.size, verdict=verdict)
 
 
 def prove(
