@@ -142,6 +142,7 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
         record, blocks = describe(run, plan, disk, base_path, clock)
         interrupts.hold()
         artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace)
+    access.give(output, records.everything(artefact), run.bakefile.readable_by)  # first: it changes what is remembered
     ancestry.remember(artefact, record, run.cache)
     return Finished(artefact, record, changed=True)
 

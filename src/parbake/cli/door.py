@@ -124,6 +124,7 @@ def retention(file: Path) -> RetentionSection:
 
 
 def _report(error: ParbakeError) -> int:
+    interrupts.hold()  # once, and whole
     if door.debug:
         typer.echo(printable.lines("".join(traceback.format_exception(error))), err=True)
     if door.as_json and not door.answered:  # one document, whatever happens
