@@ -293,8 +293,8 @@ def test_an_interruption_is_told_once_however_slowly() -> None:
                 pass
             raise ParbakeError("what a library made of it")
         def slow(text, **more):
-            time.sleep(0.4)  # longer than until a signal that was swallowed comes again
             say(text, **more)
+            time.sleep(0.4)  # longer than until a signal that was swallowed comes again
         door.app, say, door.typer.echo = command, door.typer.echo, slow
         sys.exit(door.run(["bake", "--json"]))
         """
