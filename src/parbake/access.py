@@ -17,6 +17,11 @@ ReadableBy = Literal["owner", "group", "everyone"]
 _MODES: Final[dict[ReadableBy, int]] = {"owner": PRIVATE, "group": 0o640, "everyone": 0o644}
 
 
+def mode_of(by: ReadableBy) -> int:
+    """Return the mode of a file that is for whom a Bakefile says."""
+    return _MODES[by]
+
+
 def folder_mode(mode: int) -> int:
     """Return the mode of a folder with files of a mode: who may read them may look into it."""
     return mode | (mode & 0o444) >> 2

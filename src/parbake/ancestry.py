@@ -23,12 +23,12 @@ def parent_of(plan: Plan, output: Path, cache: Path, *, verify: bool, rehearse: 
     """
     proven = verify and plan.platform.architecture == Platform.host().architecture
     fitting = [record for path, record in records.find(output) if _fits(path, record, proven=proven)]
-    if (found := ancestor(plan, fitting)) is None:
+    if (found := ancestor(plan, fitting)) is None or found.blocks is None:
         return None
     artefact, blocks = output / found.artefact, records.blocks_of(output / found.artefact, found)
     if blocks is None or not artefact.is_file() or artefact.stat().st_size != found.size:
         return None
-    memory = None if verify or rehearse else Memory(artefact, blocks.digest(), cache)
+    memory = None if verify or rehearse else Memory(artefact, found.blocks.digest, cache)
     return Parent(found.artefact, artefact, blocks, memory)
 
 

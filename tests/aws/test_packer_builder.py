@@ -98,7 +98,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 def test_the_plan_is_baked(place: Place) -> None:
     made = place.build()
-    assert made.path is None
     assert place.calls == ["init", "validate", "build"]
     assert {region: there.image for region, there in made.published.items()} == place.made
     assert list(made.published) == [REGION, OTHER]

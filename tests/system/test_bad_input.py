@@ -392,7 +392,11 @@ LAYERS: dict[str, tuple[Callable[[], Built], str, list[str]]] = {
     "half a tar": (lambda: image(archive(entry(b"a", data=b"x" * 5000))[:3000]), "LayerError", ["layer sha256:"]),
     "another diff ID": (lambda: promising(APP, [sha256(b"other")]), "BadContent", ["unpacks to", sha256(b"other")]),
     "bomb": (lambda: from_packed(gzip_bomb(200 << 20)), "ArtefactFull", ["no blocks are left"]),
-    "bomb behind the end": (lambda: from_packed(trailing_bomb(200 << 20)), "LayerTooLarge", ["inflates to more than"]),
+    "bomb behind the end": (
+        lambda: from_packed(trailing_bomb(200 << 20)),
+        "LayerTooLarge",
+        ["to more than 67108864 bytes"],
+    ),
 }
 
 
@@ -407,6 +411,15 @@ def test_layers(place: Path, registry: DockerRegistry, what: str) -> None:
     # Whoever writes next finds that the disk is full.
     assert error == "ArtefactFull" or built.layers[0].digest in document["message"]
     assert not list(place.rglob("outside"))
+
+
+def test_layers_that_only_together_inflate_to_more_than_the_disk(place: Path, registry: DockerRegistry) -> None:
+    """What follows an archive's end takes no disk, only time: hundreds of layers could each inflate to a whole disk."""
+    names = [f"{registry.host}/layers/sum-{size}:1" for size in (25, 26, 27)]
+    for size in (25, 26, 27):
+        push(registry.url, f"layers/sum-{size}", from_packed(trailing_bomb(size << 20)), "1")
+    remove(bake(volume(place, *names[:2])).good())
+    bake(volume(place, *names)).refused(1, "LayerTooLarge", "this layer and those before it", "more than 67108864")
 
 
 def test_a_layer_behind_an_absolute_link_stays_inside(place: Path, registry: DockerRegistry) -> None:

@@ -18,6 +18,7 @@ import pytest
 from parbake import disk, records, run
 from parbake.disk import BlockList
 from parbake.events import Events
+from parbake.ext4 import Volume
 from parbake.model import GIB
 from tests.support.baking import Done, bake, bakefile, parbake, private_places
 from tests.support.images import Built, image, layer, push
@@ -52,24 +53,20 @@ class Place:
         with self.file.open("wb") as made:
             made.truncate(4 * GIB)
         run.run([f"mkfs.{kind}", "-q", str(self.file)], timeout=60)
-        self.mount()
-
-    def mount(self) -> None:
         run.run(["mount", "-o", "loop", str(self.file), str(self.at)])
 
     def unmount(self) -> None:
         run.run(["umount", str(self.at)])
 
     def rot(self, file: Path, place: int) -> None:
-        """Change a page of a file as a disk does that loses it: no time of the file tells."""
+        """Change a page of a file as a disk does that loses it: no time tells, nor the pages that are in memory."""
         listed = run.run(["filefrag", "-v", f"-b{PAGE}", "-s", str(file)]).text
         found = [tuple(map(int, row)) for row in re.findall(r"^ *\d+: +(\d+)\.\. +(\d+): +(\d+)\.\.", listed, re.M)]
         physical = next(at + place // PAGE - first for first, last, at in found if first <= place // PAGE <= last)
-        self.unmount()
+        os.sync()
         with self.file.open("rb+") as disk_file:
             disk_file.seek(physical * PAGE)
             disk_file.write(b"\xa5" * PAGE)
-        self.mount()
 
 
 @pytest.fixture
@@ -130,7 +127,7 @@ def test_4_kib_that_others_wrote_into_the_earlier_volume_stand_in_no_new_one(
     assert done.document["parent"] == ""
     assert damage(done.document) == ""
     said = " ".join(done.err.split())
-    assert f"warning: {first.name} is damaged: 1 block of 512 KiB differs from its record" in said
+    assert f"warning: {first.name} is damaged (1 block of 512 KiB differs from its record: " in said
     assert again(write(place, registry, 3)).document["parent"] == Path(done.document["artefact_path"]).name
 
 
@@ -158,7 +155,7 @@ def test_rot_in_a_block_that_a_bake_writes_to_is_not_given_a_new_digest(
     shared.rot(first, 20 * PAGE)  # beside the superblock, which every bake writes
     done = again(write(shared.at, registry, 2))
     assert done.document["parent"] == ""
-    assert "is damaged: 1 block of 512 KiB differs from its record: 0" in " ".join(done.err.split())
+    assert "is damaged (1 block of 512 KiB differs from its record: 0)" in " ".join(done.err.split())
     assert damage(done.document) == ""
 
 
@@ -173,6 +170,21 @@ def test_rot_is_found_where_all_is_compared(shared: Place, registry: DockerRegis
     done = again(write(shared.at, registry, 2))
     assert done.document["parent"] == first.name
     assert "1 block of 512 KiB differs" in damage(done.document)
+
+
+def test_rot_that_the_check_of_the_file_system_finds_is_compared_the_next_time(
+    shared: Place, registry: DockerRegistry
+) -> None:
+    first = Path(bake(write(shared.at, registry, 1))["artefact_path"])
+    with Volume(first) as volume:
+        kept = next(each for each in volume.planted.values() if sum(end - at for at, end in each.blocks) >= 6 * 256)
+    shared.rot(first, (kept.blocks[-1][1] - 1) * PAGE)  # a folder's entries follow the files
+    path = write(shared.at, registry, 2)
+    assert parbake("bake", "-f", path, "--no-verify", "--json").code == 1
+    done = again(path)
+    assert done.document["parent"] == ""
+    assert f"{first.name} is damaged" in " ".join(done.err.split())
+    assert BIG in Path(done.document["artefact_path"]).read_bytes()
 
 
 @pytest.mark.parametrize("forged", ["key", "verdict", "size", "blocks", "plan"])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -281,6 +282,26 @@ def test_a_realm_as_near_as_the_registry_is_asked(address: str, tls: Certificate
         with pytest.raises(Denied, match="access denied"):  # it asks again, whatever it is told
             ask(registry.host, RegistryOptions(ca=str(tls.ca)))
         assert len(beside.requests) == 1
+
+
+def test_a_realm_of_the_registrys_own_name_is_asked_wherever_it_lies(
+    address: str, tls: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its certificate says that it is the same party: a name may have a public IPv6 and a private IPv4 address."""
+    resolve = socket.getaddrinfo
+    places: dict[int, str] = {}
+
+    def split(host: str, port: int, *rest: Any, **more: Any) -> object:
+        return resolve(places.get(port, host), port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", split)
+    with serving(address, tls) as registry, serving("127.0.0.1", tls) as inner:
+        outer_port, inner_port = (int(server.host.partition(":")[2]) for server in (registry, inner))
+        places |= {outer_port: address, inner_port: "127.0.0.1"}
+        registry.challenge = f'Bearer realm="https://auth.test:{inner_port}/token",service="x"'
+        with pytest.raises(Denied, match="access denied"):
+            ask(f"auth.test:{outer_port}", RegistryOptions(ca=str(tls.ca)))
+        assert len(inner.requests) == 1
 
 
 def test_a_realm_behind_a_proxy_is_judged_by_its_literal(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from parbake.errors import BadContent, InputError, NoSuchImage
-from parbake.model import Image, Platform
+from parbake.model import Descriptor, Image, Platform
 from parbake.reference import Reference
 from parbake.registry import Layout
 from tests.support.images import (
@@ -170,6 +170,32 @@ def test_and_not_without_bound(tmp_path: Path) -> None:
     many = dataclasses.replace(index(*[image(ONE)] * 1001), children=())
     with pytest.raises(BadContent, match="1001 manifests"):
         look(tmp_path, many)
+
+
+def test_and_not_without_bound_over_several_indexes(tmp_path: Path) -> None:
+    """Entries without a platform are looked into, each with a manifest and a config: 2 * 10 * 60 requests."""
+    arm = without_platform(image(ONE, platform="linux/arm64"))
+    inner = without_platform(index(*[arm] * 60))
+    with pytest.raises(BadContent, match="more than 1000 manifests and configs"):
+        look(tmp_path, index(*[inner] * 10))
+    with pytest.raises(BadContent, match="more than 1000 manifests and configs"):
+        Layout(tmp_path / "layout").platforms(NAME)
+
+
+def test_no_more_layers_than_linux_mounts(tmp_path: Path) -> None:
+    """The kernel's overlay takes 500 (OVL_MAX_STACK); each more costs a request, and no node could start it."""
+    assert len(look(tmp_path, image(*[ONE] * 500)).layers) == 500
+    asked: list[int] = []
+
+    class Shelf(Layout):
+        def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+            asked.append(offset)
+            return super().piece(descriptor, offset, length)
+
+    folder = write_layout(tmp_path / "many", {"v1": image(*[ONE] * 501)})
+    with pytest.raises(InputError, match="has 501 layers, and Linux mounts at most 500"):
+        Shelf(folder).resolve(NAME, AMD64)
+    assert asked == []
 
 
 BASE = image(ONE)

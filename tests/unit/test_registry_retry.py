@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -66,3 +68,43 @@ def test_fast_enough_is_fine() -> None:
     meter = Meter(Patience(stall=10, rate=100), "blob")
     for _ in range(100):
         meter.add(200, 1.0)
+
+
+def drip(meter: Meter, rate: int, seconds: Iterator[int], *, connection: int) -> None:
+    """Receive ``rate`` bytes a second for a day, over connections of so many seconds."""
+    for second in itertools.islice(seconds, 24 * 3600):
+        if second % connection == 0:
+            meter.restart(1.0)
+        meter.add(rate, 1.0)
+
+
+def test_four_kib_a_second_come_to_an_end() -> None:
+    """A server that drips just fast enough could hold a bake for as long as it likes."""
+    seconds = itertools.count(1)
+    with pytest.raises(Unreachable, match="too few to go on"):
+        drip(Meter(Patience(), "blob"), 4100, seconds, connection=10**6)
+    assert 300 < next(seconds) < 400
+
+
+def test_a_line_of_one_megabit_for_four_layers_is_fast_enough() -> None:
+    meter = Meter(Patience(), "blob")
+    for _ in range(24 * 3600):
+        meter.add(33_000, 1.0)
+    meter.restart(100.0)
+
+
+def test_new_connections_do_not_make_a_slow_blob_young_again() -> None:
+    with pytest.raises(Unreachable, match="too few to go on"):
+        drip(Meter(Patience(), "blob"), 8000, itertools.count(1), connection=25)
+
+
+def test_bytes_that_were_there_before_do_not_count() -> None:
+    """A server that ignores ranges sends the start of a blob again, as often as it likes."""
+
+    def again(meter: Meter) -> None:
+        for _ in range(3600):
+            meter.add(100_000, 1.0)
+            meter.skipped(99_000)
+
+    with pytest.raises(Unreachable, match="too few to go on"):
+        again(Meter(Patience(), "blob"))

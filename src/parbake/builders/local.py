@@ -26,6 +26,7 @@ from parbake.workspace import remove_tree
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.disk.tables import Partition
+    from parbake.events import Events
 
 # Layers on their way lie beside the snapshots that they will become: moving them there is a rename.
 _STAGING = ".parbake-staging"
@@ -56,16 +57,19 @@ class LocalBuilder:
 
 def _bake_volume(plan: Plan, ingredients: Ingredients) -> Disk:
     """Make a file system that is the runtime's root: a node mounts it there."""
-    events, filesystem = ingredients.events, plan.artefact.filesystem
-    volume = ingredients.work / "disk.raw"
+    events, volume = ingredients.events, ingredients.work / "disk.raw"
     built = None
-    if filesystem == "ext4":
+    if plan.artefact.filesystem == "ext4":
         built = _start_from_parent(volume, plan, ingredients)
     if built is None:
         built = _make_volume(volume, plan, ingredients)
-    with events.stage("check", "Check the file system"):
-        disk.check_filesystem(volume, filesystem)
+        _check(volume, plan, events)
     return built
+
+
+def _check(volume: Path, plan: Plan, events: Events) -> None:
+    with events.stage("check", "Check the file system"):
+        disk.check_filesystem(volume, plan.artefact.filesystem)
 
 
 def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
@@ -85,25 +89,29 @@ def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
 
 
 def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
-    """Copy the earlier volume and change what differs; None when there is none, or it turns out not to serve.
+    """Copy the earlier volume, change what differs, and check it; None where there is none or it does not serve.
 
-    Nothing of it is looked at before its bytes are known to be those of its list.
+    Its bytes are compared with its list before anything in it is used, unless ``Parent.memory`` spares that.
     """
     parent, events = ingredients.parent, ingredients.events
     if parent is None:
         return None
+    second = None
     try:
         with events.stage("copy", f"Copy {parent.name}"):
-            compared = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
-        return _write_ext4(volume, plan, ingredients, parent, compared=compared)
+            second = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
+        built = _write_ext4(volume, plan, ingredients, parent, second=second)
+        _check(volume, plan, events)
     except (ForeignVolume, ArtefactFull) as error:
         events.note(f"{parent.name} is no start for this volume ({error.message}): making a new one")
     except disk.NotAsListed as error:
-        events.warn(f"{error.message}: making a new volume, from nothing of it")
+        events.warn(f"{parent.name} is damaged ({error.message}): making a new volume, from nothing of it")
     except Exception:
-        if parent.memory:  # a disk may have changed what nobody wrote to: that shows the next time
+        if parent.memory and second:  # a disk may have changed what nobody wrote to: the next bake looks
             parent.memory.forget()
         raise
+    else:
+        return built
     volume.unlink(missing_ok=True)
     return None
 
@@ -114,13 +122,13 @@ def _write_ext4(
     ingredients: Ingredients,
     parent: Parent | None = None,
     *,
-    compared: bool = True,
+    second: Path | None = None,
     dense: bool = False,
 ) -> Disk:
     """Fill an ext4 volume without mounting it for writing.
 
-    Where its parent was not ``compared`` with its list, the blocks that were written to are: the new list, which holds
-    their new digests, would hide what was damaged beside. Raises NotAsListed for these.
+    Of a parent that was not compared with its list, and of which there is a ``second`` copy, the blocks that were
+    written to are: the new list has new digests for them, which would hide damage. Raises NotAsListed for these.
     """
     events, work = ingredients.events, ingredients.work
     root = work / "store"
@@ -140,8 +148,9 @@ def _write_ext4(
             fill(plan, store, ingredients.source, ground=ground, events=events, hang_up=ingredients.hang_up)
         ground.finish_volume(root)
     hashes = writer.hashes.known
-    if parent and not compared:
-        disk.compare(parent.path, parent.blocks, events, writer.hashes.touched)
+    if parent and second:
+        disk.compare(second, parent.blocks, events, writer.hashes.touched)
+        second.unlink()
     if parent and parent.blocks.algorithm == "blake3":
         hashes |= {
             index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched

@@ -23,6 +23,7 @@ from parbake.disk.blocks import BlockList, block_list
 from parbake.disk.files import complete_or_absent, reflink, state
 from parbake.errors import ParbakeError
 from parbake.events import Events
+from parbake.run import sleep
 from parbake.workspace import room_for
 
 _TICK_NS: Final = 20_000_000
@@ -30,7 +31,7 @@ _TICK_NS: Final = 20_000_000
 
 
 class NotAsListed(ParbakeError):
-    """A volume whose bytes are not those of the list of its blocks."""
+    """A volume whose bytes are not those of the list of its blocks; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Memory:
     def keep(self) -> None:
         """Remember that the file's bytes are these as it is now. Raises OSError, DiskFull."""
         while (status := self.path.stat()).st_ctime_ns > time.time_ns() - _TICK_NS:
-            time.sleep(_TICK_NS / 1e9)  # what is written after the look at it has a later time
+            sleep(_TICK_NS / 1e9)  # what is written after the look at it has a later time
         note = self._note(status)
         with room_for(note):
             note.parent.mkdir(parents=True, exist_ok=True)
@@ -70,33 +71,41 @@ class Memory:
         return self.cache / "digests" / name
 
 
-def copy_listed(source: Path, target: Path, listed: BlockList, events: Events, *, memory: Memory | None) -> bool:
-    """Copy a volume, by reflink where the file system can; return whether all its bytes were compared with its list.
+def copy_listed(source: Path, target: Path, listed: BlockList, events: Events, *, memory: Memory | None) -> Path | None:
+    """Copy a volume, by reflink where the file system can, and compare all bytes of the copy with the list.
 
-    They are not where the copy took no reading and the file is as ``memory`` knows it. Raises NotAsListed, DiskFull;
-    there is no copy then.
+    They are not compared where the copy took no reading and the file is as ``memory`` knows it: then a second copy is
+    returned, for ``compare``. The volume itself may still be in memory as it was before its disk changed it. Raises
+    NotAsListed, DiskFull; there is no copy then.
     """
     with complete_or_absent(target), source.open("rb") as reader, target.open("xb") as writer:
         before = os.fstat(reader.fileno())
         if reflink(reader.fileno(), writer.fileno()):
             same = os.fstat(reader.fileno()).st_ctime_ns == before.st_ctime_ns
             if memory and same and memory.holds(before):
-                return False
+                return _second(target)
             found = block_list(target, events, algorithm=listed.algorithm)
         else:
             writer.truncate(before.st_size)
             found = block_list(source, events, algorithm=listed.algorithm, copy_to=writer.fileno())
         if damage := found.damage(listed):
-            raise NotAsListed(f"{source.name} is damaged: {damage}", hint=_AGAIN)
-    return True
+            raise NotAsListed(damage, hint=_AGAIN)
+    return None
+
+
+def _second(copy: Path) -> Path:
+    second = copy.with_name(f"{copy.name}.before")
+    with copy.open("rb") as reader, second.open("xb") as writer:
+        reflink(reader.fileno(), writer.fileno())
+    return second
 
 
 def compare(path: Path, listed: BlockList, events: Events, blocks: Collection[int]) -> None:
-    """Compare some blocks of a volume with its list; raises NotAsListed."""
+    """Compare some blocks of a copy with the list; raises NotAsListed."""
     others = {index: digest for index, digest in listed.blocks.items() if index not in blocks}
     found = block_list(path, events, others, algorithm=listed.algorithm)
     if damage := found.damage(listed):
-        raise NotAsListed(f"{path.name} is damaged: {damage}", hint=_AGAIN)
+        raise NotAsListed(damage, hint=_AGAIN)
 
 
 _AGAIN = "bake it again: `parbake bake --force`"

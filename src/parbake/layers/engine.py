@@ -32,6 +32,8 @@ MOST_ENTRIES: Final = 2_000_000
 """Headers that a layer may have: twice what the largest known images have in all. A tree of files takes about 450 bytes
 of memory for each until it is written."""
 
+_SIZE: Final = "do not use an image that claims to be far smaller than it is; else give the artefact a larger `size`"
+
 # Sizes in bytes, chosen by measurement (docs/engine.md).
 SMALL: Final = 8 << 20
 """Compressed bytes of the largest layer that one thread unpacks, which holds all of them in memory."""
@@ -72,14 +74,11 @@ class Allowance:
     def take(self, count: int) -> None:
         """Take ``count`` bytes; raises LayerTooLarge when there are none left."""
         with self._lock:
-            self._left -= count
-            if self._left < 0:
+            if count > self._left:  # what is left stays for smaller layers, which are not to blame
                 raise LayerTooLarge(
                     f"this layer and those before it inflate to more than {self._most} bytes", hint=_SIZE
                 )
-
-
-_SIZE: Final = "do not use an image that claims to be far smaller than it is; else give the artefact a larger `size`"
+            self._left -= count
 
 
 def unpack(

@@ -175,8 +175,10 @@ class Authorizer:
         if credentials and credentials.bearer:
             return _Token(f"Bearer {credentials.bearer}", float("inf"))
         realm = self._realm(base, challenge.parameters.get("realm", ""))
-        # A registry that is called insecure in the Bakefile may name any token server.
-        nearest = Zone.LOOPBACK if self._options.plain_http else self._transport.zone(base)
+        # One that is called insecure in the Bakefile may name any token server. By the registry's own name, TLS says
+        # that it is the same party, whatever addresses (IPv4, IPv6) the name has.
+        free = self._options.plain_http or realm.host == base.host
+        nearest = Zone.LOOPBACK if free else self._transport.zone(base)
         query = {"service": challenge.parameters.get("service", "")}
         query["scope"] = challenge.parameters.get("scope") or f"repository:{repository}:pull"
         if credentials and credentials.identity_token:

@@ -17,11 +17,11 @@ from parbake.errors import BadContent, RegistryError
 from parbake.model import Descriptor
 from parbake.registry.endpoint import Endpoint, Missing
 from parbake.registry.retry import Meter, Patience, Transient
-from parbake.registry.transport import receive, translate
+from parbake.registry.transport import receive, translate, whole_number
 
 # One read from the socket: large enough that Python's share does not count, small enough for the processor's cache.
 _PIECE = 256 << 10
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
 class Blob:
@@ -124,16 +124,18 @@ class Blob:
         if not found:
             raise BadContent(f"{self._what}: a partial answer without a range ({text!r})")
         first, last, total = found.groups()
+        size = whole_number(length)
         if total != "*" and int(total) != self._descriptor.size:
             raise self._wrong_size(f"{total} bytes long")
-        if int(first) != self._position or (length.isdecimal() and int(last) + 1 != int(first) + int(length)):
+        if int(first) != self._position or (size is not None and int(last) + 1 != int(first) + size):
             raise BadContent(f"{self._what}: asked for bytes from {self._position} on, got {text!r} ({length} bytes)")
 
     def _check_length(self, text: str, starts: int) -> None:
         self._exact = False
-        if not text.isdecimal():
+        length = whole_number(text)
+        if length is None:
             return
-        end = starts + int(text)
+        end = starts + length
         if end > self._descriptor.size:
             raise self._wrong_size(f"at least {end} bytes long")
         if end <= self._position:
@@ -143,7 +145,9 @@ class Blob:
     def _skip(self, count: int) -> None:
         nowhere = memoryview(bytearray(min(count, _PIECE)))
         while count > 0:
-            count -= self._receive(nowhere[:count])
+            received = self._receive(nowhere[:count])
+            self._meter.skipped(received)
+            count -= received
 
     def _receive(self, buffer: memoryview) -> int:
         """Fill the start of ``buffer`` with what the socket has; return the count, at least one."""

@@ -34,7 +34,7 @@ from parbake.registry.documents import (
 from parbake.registry.endpoint import Answer, Endpoint, Missing
 from parbake.registry.resolve import all_platforms, resolve
 from parbake.registry.retry import Patience
-from parbake.registry.transport import Transport
+from parbake.registry.transport import Transport, whole_number
 
 # Requests at once for one Registry: enough to hide the network's latency, few enough for any registry's limits.
 _AT_ONCE = 8
@@ -171,12 +171,12 @@ class _Repository:
             answer = self._manifest(endpoint, reference.digest or reference.tag, what, method="HEAD")
             digest = answer.header("Docker-Content-Digest")
             media_type = answer.header("Content-Type").partition(";")[0].strip()
-            length = answer.header("Content-Length")
-            if not (digest.startswith("sha256:") and media_type in DOCUMENTS and length.isdecimal()):
+            length = whole_number(answer.header("Content-Length"))
+            if not digest.startswith("sha256:") or media_type not in DOCUMENTS or length is None:
                 return None  # such registries exist; the content tells
             if reference.digest and digest != reference.digest:
                 raise BadContent(f"{what}: the registry answers with another digest: {digest}")
-            return Descriptor(media_type=media_type, digest=digest, size=int(length))
+            return Descriptor(media_type=media_type, digest=digest, size=length)
 
         try:
             return self._first(ask) or self.top(reference).descriptor
@@ -293,9 +293,9 @@ def _check_total(what: str, answer: Answer, size: int) -> None:
     """Raise BadContent when the answer to a range says that the blob has another size than its manifest says."""
     ranged = answer.header("Content-Range")
     # A server that knows no ranges was about to send the whole blob, of which nothing was read.
-    total = ranged.rpartition("/")[2] if ranged or answer.body else answer.header("Content-Length")
-    if total.strip().isdecimal() and int(total) != size:
+    total = whole_number(ranged.rpartition("/")[2] if ranged or answer.body else answer.header("Content-Length"))
+    if total is not None and total != size:
         raise BadContent(
-            f"{what}: the manifest says {size} bytes, the registry has {int(total)}",
+            f"{what}: the manifest says {size} bytes, the registry has {total}",
             hint="the image was put together wrongly: build and push it again",
         )

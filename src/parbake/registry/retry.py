@@ -120,6 +120,10 @@ class Meter:
         self._received = 0
         self._count(0, seconds)
 
+    def skipped(self, count: int) -> None:
+        """Say that ``count`` of the bytes that arrived had been there before."""
+        self._received_in_all -= count
+
     def _count(self, received: int, seconds: float) -> None:
         self._waited_in_all += seconds
         self._received_in_all += received

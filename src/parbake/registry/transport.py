@@ -52,6 +52,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _POOL_SIZE = 64
 _SMALL = 16 << 10
+_MOST_DIGITS = 18
 # How OpenSSL says that the other side does not speak TLS (reasons of SSL_R_*, over several releases).
 _NOT_TLS = (
     "WRONG_VERSION_NUMBER",
@@ -202,7 +203,7 @@ class Transport:
     def _manager(self, url: Url, ca: str, nearest: Zone) -> urllib3.PoolManager:
         scheme, host, _ = origin(url)
         proxy = ""
-        if not is_loopback(url.netloc or "") and not urllib.request.proxy_bypass(host):
+        if not is_loopback(url.netloc or "") and not urllib.request.proxy_bypass(host.strip("[]")):
             proxy = urllib.request.getproxies().get(scheme, "")
         if proxy and (zone := zone_of_literal(host)) is not None and zone < nearest:
             raise TooNear(f"{url.netloc} is a {zone} address")
@@ -238,7 +239,8 @@ class Transport:
                 raise TooNear(f"{connection.host} is at {address}, a {zone} address")
             # The farthest counts: a name that leads to other addresses later brings nothing nearer.
             server = connection.host, connection.port
-            self._zones[server] = max(zone, self._zones.get(server, zone))
+            with self._lock:
+                self._zones[server] = max(zone, self._zones.get(server, zone))
 
         return judge
 
@@ -366,6 +368,11 @@ def receive(response: BaseHTTPResponse, buffer: memoryview) -> int:
     data = response.read1(len(buffer), decode_content=False)
     buffer[: len(data)] = data
     return len(data)
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that a header states; None for anything else, and for more digits than any size has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def _cut(connection: HTTPConnection) -> None:
