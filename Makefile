@@ -13,7 +13,7 @@ JOBS ?= 4
 VM_JOBS ?= 2
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
-.PHONY: help setup packages lint test test-unit demo docs fuzz proto clean
+.PHONY: help setup packages lock lint test test-unit demo docs fuzz proto clean
 .PHONY: bench-bake bench-coldstart bench-rebake bench-upload
 
 help: ## Show the targets
@@ -24,8 +24,11 @@ setup: packages .venv/.complete ## Install what parbake and its tests need: Debi
 packages:
 	@if command -v apt-get >/dev/null; then tools/install-packages; fi
 
-.venv/.complete: pyproject.toml tools/make-venv | packages
+.venv/.complete: pyproject.toml requirements.lock tools/make-venv | packages
 	@tools/make-venv
+
+lock: packages ## Write the lock files anew, with the newest versions there are, and install them
+	@tools/make-venv --lock
 
 lint: setup ## Check format, style and types
 	$(BIN)/ruff format --check

@@ -62,7 +62,7 @@ EXAMPLES: Final = {
     ),
     "fetch": "parbake fetch snap-0123456789abcdef0 disk.raw --region eu-west-1",
     "demo": "parbake demo",
-    "iam": "parbake iam",
+    "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",
 }
 """An example that calls each command. They are run in this order by a test, in one shell."""

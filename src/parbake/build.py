@@ -158,6 +158,7 @@ def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request
         target=spec.target,
         labels={LABEL: key},
         source_date_epoch=os.environ.get("SOURCE_DATE_EPOCH", ""),
+        network=spec.network,
     )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from parbake.errors import InputError
 from parbake.model import Platform
@@ -49,6 +49,11 @@ class BuildSpec(Protocol):
     @property
     def target(self) -> str:
         """The stage to build; empty: the last one."""
+        ...
+
+    @property
+    def network(self) -> Literal["private", "host", "none"] | None:
+        """What RUN steps reach; no part of the digest."""
         ...
 
 

@@ -108,7 +108,7 @@ def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
         yield from in_region(region)
     for target in bakefile.rollout:
         with suppress(NotMade):
-            yield from by_standing(open_target(target, target.region or "").standing())
+            yield from by_standing(open_target(target, target.region or bakefile.aws.region or "").standing())
     options = [target.options for target in bakefile.rollout]
     for context in sorted({each.context for each in options if isinstance(each, KarpenterTarget)}):
         from parbake.rollouts.karpenter import every_node_class

@@ -1,16 +1,17 @@
 """Network namespaces: one with nothing but a loopback, and ports of this machine's own loopback lent to it.
 
-Sources: network_namespaces(7), setns(2), netdevice(7).
+Sources: network_namespaces(7), setns(2), netdevice(7); the kernel's ``linux/route.h``.
 """
 
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
@@ -18,6 +19,9 @@ from parbake.errors import EnvironmentProblem
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _REQUEST = struct.Struct("16sh22x")  # struct ifreq: name, flags
+_SIOCADDRT, _RTF_UP, _RTF_REJECT = 0x890B, 0x1, 0x200
+_IN = struct.Struct("=H2x4s8x")  # struct sockaddr_in, without a port
+_ROUTE = struct.Struct("=8x16s16s16sH62x")  # struct rtentry: destination, gateway, mask, flags
 _HOST = "127.0.0.1"
 _PIECE = 1 << 16
 _BACKLOG = 128
@@ -70,6 +74,19 @@ def within(namespace: int) -> Iterator[None]:
             os.setns(outside, os.CLONE_NEWNET)
     finally:
         os.close(outside)
+
+
+def refuse(namespace: int, networks: Iterable[str]) -> None:
+    """Let nobody in a namespace reach some networks (IPv4, as 10.0.0.0/8): only who administers it can change that.
+
+    Raises OSError.
+    """
+    with within(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for network in map(ipaddress.IPv4Network, networks):
+            words = (_IN.pack(socket.AF_INET, part.packed) for part in (network.network_address, network.netmask))
+            address, mask = words
+            route = _ROUTE.pack(address, _IN.pack(socket.AF_INET, bytes(4)), mask, _RTF_UP | _RTF_REJECT)
+            fcntl.ioctl(control, _SIOCADDRT, route)
 
 
 class Lent:

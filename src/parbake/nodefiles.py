@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import shlex
 from pathlib import Path
 
 from parbake import atomic
@@ -28,8 +29,12 @@ END
 base64 -d <<'END' | gzip -d >/run/parbake/hydrate.list
 {list}
 END
-systemd-run --no-block --collect --unit=parbake-hydrate --property=DefaultDependencies=no \\
-  python3 -u /run/parbake/hydrate.py --list /run/parbake/hydrate.list || true
+hydrate() {{
+  systemd-run --no-block --collect --unit=parbake-hydrate --property=DefaultDependencies=no "$@" \\
+    python3 -u /run/parbake/hydrate.py --list /run/parbake/hydrate.list
+}}
+# Confined as the service is; a systemd that does not know how runs it all the same.
+hydrate {confined} || hydrate || true
 exit 0
 """
 
@@ -44,7 +49,15 @@ def node_file(name: str) -> Path:
 def user_data(hydrate_list: str) -> str:
     """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure."""
     program = node_file("hydrate.py").read_bytes()
-    return _USER_DATA.format(program=_packed(program), list=_packed(hydrate_list.encode()))
+    words = " ".join(f"--property={shlex.quote(line)}" for line in confinement())
+    return _USER_DATA.format(program=_packed(program), list=_packed(hydrate_list.encode()), confined=words)
+
+
+def confinement() -> tuple[str, ...]:
+    """Return what confines the hydrate service, as a unit's properties: its file says them from RuntimeDirectory on."""
+    service = node_file("parbake-hydrate.service").read_text().partition("[Install]")[0]
+    lines = service[service.index("RuntimeDirectory=") :].splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def _packed(data: bytes) -> str:

@@ -39,6 +39,7 @@ PACKAGES = {
     "mcopy": "mtools",
     "mkfs.xfs": "xfsprogs",
     "mmdebstrap": "mmdebstrap",
+    "nsenter": "util-linux",
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-utils",
     "qemu-system-aarch64": "qemu-system-arm",
@@ -191,11 +192,13 @@ def run(
     cwd: Path | None = None,
     check: bool = True,
     may_ask: bool = False,
+    pass_fds: tuple[int, ...] = (),
 ) -> Result:
     """Run a program to its end and return what it said.
 
     It does not hear the terminal's Ctrl-C, which is for us: we end it ourselves, with all that it started; with
-    ``may_ask`` (it may ask the user something at the terminal) it hears it too.
+    ``may_ask`` (it may ask the user something at the terminal) it hears it too. ``pass_fds`` are open files that it
+    inherits under the same numbers.
 
     Raises CommandFailed (with the end of standard error) when it ends with an error and ``check`` is set,
     DeadlineExceeded after ``timeout`` seconds, EnvironmentProblem when it is not installed.
@@ -208,6 +211,7 @@ def run(
         stderr=subprocess.PIPE,
         env=environment(env),
         cwd=cwd,
+        pass_fds=pass_fds,
         process_group=None if may_ask else 0,
     ) as popen:
         try:

@@ -89,7 +89,7 @@ class Between:
             return self.real(client, service, operation, arguments)
 
         if self.eventual and service == "ec2":
-            return self.eventual.answer(operation, arguments, ask)
+            return self.eventual.answer(operation, arguments, ask, client.meta.region_name)
         answer = ask(operation, arguments)
         if self.eventual and service == "ebs":  # what it starts, EC2 knows later
             self.eventual.made(operation, arguments, answer)

@@ -85,8 +85,8 @@ class Eventual:
         self._tags.clear()
         self._ghosts.clear()
 
-    def answer(self, operation: str, asked: dict[str, Any], ask: Ask) -> Any:
-        """Answer a call of EC2's; ``ask`` is EC2 as it is."""
+    def answer(self, operation: str, asked: dict[str, Any], ask: Ask, region: str) -> Any:
+        """Answer a call of EC2's in a region; ``ask`` is EC2 as it is."""
         named = set(_ids({key: value for key, value in asked.items() if key not in _NO_NAMES}))
         for identity in sorted(named):
             if self._unknown.get(identity, 0) > 0:
@@ -96,12 +96,12 @@ class Eventual:
                 words = f"The ID '{identity}' does not exist"
                 raise ClientError({"Error": {"Code": code, "Message": words}}, operation)
         if operation in _LISTS:
-            return self._described(operation, asked, ask)
+            return self._described(operation, asked, ask, region)
         if operation == "DescribeLaunchTemplateVersions":
             return self._versions(asked, ask)
         before = self._before(operation, asked, ask) if self.stale else {}
         answer = ask(operation, asked)
-        self._ghosts.update(before)
+        self._ghosts.update({each: (left, f"{look} {region}", item) for each, (left, look, item) in before.items()})
         also: Any = ()
         if operation in {"CreateImage", "CopyImage", "RegisterImage"}:
             also = ask("DescribeImages", {"ImageIds": [answer["ImageId"]]})["Images"][0]["BlockDeviceMappings"]
@@ -168,9 +168,10 @@ class Eventual:
             found += _items(look, ask(look, {_LISTS[look][2]: [identity]}))
         return {each[_LISTS[look][1]]: (self.stale, look, copy.deepcopy(each)) for each in found}
 
-    def _described(self, operation: str, asked: dict[str, Any], ask: Ask) -> Any:
+    def _described(self, operation: str, asked: dict[str, Any], ask: Ask, region: str) -> Any:
         key, name, ids = _LISTS[operation]
-        ghosts = {each for each, (left, look, _) in self._ghosts.items() if look == operation and left}
+        here = f"{operation} {region}"
+        ghosts = {each for each, (left, look, _) in self._ghosts.items() if look == here and left}
         plain = dict(asked)
         if self.stale and operation != "DescribeSpotInstanceRequests":
             filters = asked.get("Filters", [])

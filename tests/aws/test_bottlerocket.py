@@ -25,6 +25,7 @@ from tests.aws.recorder import allowed_by, caller
 from tests.aws.test_throttled import said
 from tests.support.children import in_child
 from tests.support.plans import image
+from tests.support.policies import AMAZONS
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,7 @@ def baked(plan: Plan, *, verify: bool = True, **settings: Any) -> Publication:
     chosen = {"instance_profile": "baker", **settings}
     builder = Ec2Builder(AwsSection(region=REGION, **chosen), {}, limit=600.0, verify=verify, fresh=False)
     ingredients = Ingredients(None, lambda _image: None, Path(), Events())  # type: ignore[arg-type, return-value]
+    AMAZONS.add(plan.base.identity)
     with allowed_by(policy(chosen)):
         return builder.bake_remotely(plan, ingredients)
 

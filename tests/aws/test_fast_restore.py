@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from parbake import iam, upkeep, watching
+from parbake import upkeep, watching
 from parbake.aws.tags import as_dict
 from parbake.bakefile import Bakefile, FastRestoreSection, load
 from parbake.ebs import fast
@@ -22,7 +22,7 @@ from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan
 from tests.aws.raw import raw
-from tests.aws.recorder import allowed_by
+from tests.aws.recorder import allowed_by, printed
 from tests.support.clusters import kitchen, machine_image, parbake, volume
 
 __all__ = ["bake", "cloud", "plan"]
@@ -137,7 +137,7 @@ class Shop:
         return load(self.file)
 
     def rollout(self, *more: str) -> tuple[int, Any]:
-        with allowed_by(iam.policies(load(self.file))["rollout"]):
+        with allowed_by(printed(load(self.file))["rollout"]):
             return parbake(self.capsys, "rollout", self.image.key, *QUICK, *more)
 
     @property
@@ -216,14 +216,14 @@ def test_waiting_ends_when_somebody_turns_it_off(shop: Shop) -> None:
 
 def by_clean(shop: Shop) -> Any:
     ebs = load(shop.file).model_copy(update={"builder": "ebs"})  # a clean-up comes with whoever bakes
-    with allowed_by(iam.policies(ebs)["caller"]):
+    with allowed_by(printed(ebs)["caller"]):
         return parbake(shop.capsys, "clean", "--aws")[1]["removed"] == [f"{REGION}:fast-restore:{shop.disk.id}"]
 
 
 def by_prune(shop: Shop) -> Any:
     raw("ssm").put_parameter(Name="/nodes/gpu", Value="ami-0", Type="String")
-    policies = iam.policies(load(shop.file))
-    with allowed_by(policies["prune"], policies["rollout"]):
+    policies = printed(load(shop.file))
+    with allowed_by(policies["prune"]):
         return parbake(shop.capsys, "prune", "--aws")[1]["aws"]["fast_ended"] == [shop.disk.id]
 
 

@@ -18,7 +18,7 @@ from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
 from tests.aws.raw import raw
-from tests.aws.recorder import NOTED
+from tests.aws.recorder import NOTED, printed
 from tests.support.policies import checks, mistakes, refused
 
 __all__ = ["bake", "cloud", "plan", "volume"]
@@ -61,7 +61,7 @@ def made(cloud: Cloud) -> set[str]:
 
 def test_a_plain_bake_wants_nothing_more(bake: Bake, tmp_path: Path) -> None:
     bake()  # which fails where its policy does not allow a call
-    allowed = iam.actions(iam.policies(written(tmp_path))["caller"])
+    allowed = iam.actions(printed(written(tmp_path))["caller"])
     for action in ("ec2:CopyImage", "ec2:ModifySnapshotAttribute", "ec2:EnableFastSnapshotRestores", "iam:PassRole"):
         assert action not in allowed
 
@@ -119,8 +119,10 @@ def test_aws_would_grant_what_the_policies_say(tmp_path: Path, builder: str) -> 
     """Actions exist, are checked for the resources that stand beside them, and know the conditions."""
     full = FULL.replace("  purchase: spot-first\n", "") if builder == "ebs" else FULL
     for more in ("", full, full + TARGETS):
-        for name, policy in iam.policies(written(tmp_path, more, builder=builder, image=ECR)).items():
-            assert name == "instance_role_trust" or mistakes(policy) == [], name
+        bakefile = written(tmp_path, more, builder=builder, image=ECR)
+        for found in (printed(bakefile), iam.policies(bakefile)):
+            for name, policy in found.items():
+                assert name == "instance_role_trust" or mistakes(policy) == [], name
 
 
 def test_bottlerocket_alone_wants_systems_manager(tmp_path: Path) -> None:
@@ -189,18 +191,20 @@ KEY_ID = "1234abcd-12ab-34cd-56ef-1234567890ab"
 @pytest.mark.parametrize(
     ("key", "resource", "condition"),
     [
-        ("alias/nodes", "*:*:key/*", ["alias/nodes"]),
-        ("arn:aws:kms:eu-west-1:123456789012:alias/nodes", "eu-west-1:123456789012:key/*", ["alias/nodes"]),
-        (KEY_ID, f"*:*:key/{KEY_ID}", None),
+        ("alias/nodes", "eu-west-1:123456789012:key/*", ["alias/nodes"]),
+        ("arn:aws:kms:eu-west-1:210987654321:alias/nodes", "eu-west-1:210987654321:key/*", ["alias/nodes"]),
+        (KEY_ID, f"eu-west-1:123456789012:key/{KEY_ID}", None),
         (f"arn:aws:kms:eu-west-1:123456789012:key/{KEY_ID}", f"eu-west-1:123456789012:key/{KEY_ID}", None),
     ],
 )
 def test_a_key_is_named_as_kms_wants_it(tmp_path: Path, key: str, resource: str, condition: list[str] | None) -> None:
-    policy = iam.policies(written(tmp_path, f"  encrypted: true\n  kms_key: {key}\n", builder="ebs"))["caller"]
+    policy = printed(written(tmp_path, f"  encrypted: true\n  kms_key: {key}\n", builder="ebs"))["caller"]
     [found] = [each for each in policy["Statement"] if each["Sid"] == "Encrypt"]
     assert found["Resource"] == [f"arn:aws:kms:{resource}"]
     assert found.get("Condition", {}).get("ForAnyValue:StringEquals", {}).get("kms:ResourceAliases") == condition
     assert {"kms:DescribeKey", "kms:GenerateDataKey"} <= set(found["Action"])
+    [grant] = [each for each in policy["Statement"] if "kms:CreateGrant" in each["Action"]]
+    assert grant["Condition"]["Bool"] == {"kms:GrantIsForAWSResource": "true"}
 
 
 CALL = re.compile(r"^(describe|create|delete|modify|enable|run|terminate|get|register|deregister|copy|cancel)_[a-z_]+$")
@@ -273,7 +277,8 @@ def test_what_ends_or_changes_something_is_for_ours_alone(tmp_path: Path) -> Non
     for statement in statements(iam.policies(written(tmp_path, FULL))["caller"]):
         for action in statement["Action"]:
             if re.match(r"ec2:(Terminate|Delete|Deregister|Modify|Enable|Cancel|GetConsole)", action):
-                assert statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}, action
+                condition = statement["Condition"]["StringLike"]
+                assert condition == {"aws:ResourceTag/parbake:managed": "*"}, action
             if statement["Resource"] == ["*"]:
                 assert re.match(r"ec2:Describe|ecr:GetAuthorizationToken", action), action
 
@@ -342,16 +347,20 @@ def test_repositories_are_made_where_the_bakefile_says_so(cloud: Cloud, tmp_path
 
 
 def test_rollouts_have_a_policy_of_their_own(tmp_path: Path) -> None:
-    found = iam.policies(written(tmp_path, TARGETS))
+    found = printed(written(tmp_path, TARGETS), templates=("lt-1",))
     named = {each["Sid"]: each["Resource"] for each in statements(found["rollout"])}
-    assert named["RefreshGroups"] == ["arn:aws:autoscaling:eu-west-1:*:autoScalingGroup:*:autoScalingGroupName/workers"]
-    assert named["UpdateNodeGroups"] == ["arn:aws:eks:*:*:nodegroup/prod/gpu/*"]
-    assert named["Parameters"] == ["arn:aws:ssm:*:*:parameter/nodes/gpu"]
+    here = "eu-west-1:123456789012"
+    assert named["RefreshGroups"] == [f"arn:aws:autoscaling:{here}:autoScalingGroup:*:autoScalingGroupName/workers"]
+    assert named["UpdateNodeGroups"] == [f"arn:aws:eks:{here}:nodegroup/prod/gpu/*"]
+    assert named["Parameters"] == [f"arn:aws:ssm:{here}:parameter/nodes/gpu"]
+    assert named["NewVersions"] == [f"arn:aws:ec2:{here}:launch-template/lt-1"]
+    assert named["PassTheNodesRole"] == ["arn:aws:iam::123456789012:role/nodes"]
     [karpenter] = statements(found["karpenter"])
     assert (karpenter["Action"], karpenter["Resource"]) == (["ssm:GetParameter"], named["Parameters"])
     for statement in statements(found["rollout"]):
-        if statement["Resource"] == ["*"] and "Condition" not in statement:
+        if statement["Resource"] == ["*"] and "ArnLike" not in statement["Condition"]:
             assert all(re.search(":(Describe|List)", action) for action in statement["Action"]), statement
+            assert statement["Condition"] == {"StringEquals": {"aws:RequestedRegion": ["eu-west-1"]}}
     alone = iam.policies(written(tmp_path, "rollout: [{nodegroup: {cluster: prod, group: gpu}}]\n"))
     assert not {each for each in iam.actions(alone["rollout"]) if re.match("autoscaling|iam|ssm", each)}
     assert "karpenter" not in alone
@@ -361,4 +370,8 @@ def test_rollouts_have_a_policy_of_their_own(tmp_path: Path) -> None:
 def test_pruning_removes_ours_alone(tmp_path: Path) -> None:
     for statement in statements(iam.policies(written(tmp_path))["prune"]):
         reads = all(re.search(":(Describe|List|Get)", action) for action in statement["Action"])
-        assert reads or statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}
+        assert (
+            reads
+            or statement["Effect"] == "Deny"
+            or statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}
+        )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parbake import aws, iam
+from parbake import aws
 from parbake.aws.tags import KEY, MANAGED, VERIFIED, as_list
 from parbake.builders import Ingredients, Publication, packer
 from parbake.builders.packer import PackerBuilder
@@ -20,7 +20,7 @@ from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
 from tests.aws.ec2_support import OTHER, Bake, bake, cloud, notes, plan
 from tests.aws.raw import raw
-from tests.aws.recorder import allowed_by, bakefile_for
+from tests.aws.recorder import allowed_by, bakefile_for, printed
 from tests.support import packer_program
 
 __all__ = ["bake", "cloud", "plan"]
@@ -59,7 +59,7 @@ class Place:
         work = self.folder / f"work{len(list(self.folder.glob('work*')))}"
         work.mkdir()
         nothing: Any = None
-        with allowed_by(iam.policies(self.bakefile)["caller"]):
+        with allowed_by(printed(self.bakefile)["caller"]):
             builder = PackerBuilder(self.bakefile, verify=verify, fresh=fresh)
             return builder.bake_remotely(self.plan, Ingredients(None, nothing, work, Events(lambda _event: None)))
 
@@ -90,8 +90,9 @@ def test_what_packer_made_is_proven_once(place: Place, amis: dict[str, str]) -> 
     assert (baked.verdict.passed, baked.verdict.accelerator) == (True, "ec2")
     assert [each.reference for each in baked.verdict.images] == [place.plan.images[0].reference]
     assert launched(place.cloud) == before + 1
-    for region, ami in amis.items():
-        tags = place.tags(region, ami)
+    assert list(baked.published) == [REGION, OTHER]
+    for region, there in baked.published.items():
+        tags = place.tags(region, there.image)
         assert (tags[VERIFIED], tags[MANAGED]) == (baked.verdict.verified_at, "artefact")
         assert set(place.cloud.left(region)) == {"images", "snapshots"}, "the verifier and its group are gone"
     again = place.build()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from moto.moto_api._internal.models import moto_api_backend
 
@@ -18,15 +18,22 @@ from parbake.aws import clients
 from parbake.aws.tags import as_dict
 from parbake.bakefile import load
 from parbake.events import Events
-from parbake.iam import pruning, rollouts
 from parbake.retention import Rules
 from parbake.retention.stock import RETIRED
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
 from tests.aws.raw import raw
-from tests.aws.recorder import NOTED, attach
+from tests.aws.recorder import NOTED, attach, printed
 from tests.aws.shelves import Shelves
-from tests.aws.uses import KNOWN, USES, Use, World, snapshot_of
+from tests.aws.uses import (
+    KNOWN,
+    USES,
+    Use,
+    World,
+    by_history_of_a_parameter,
+    by_target_parameter,
+    snapshot_of,
+)
 from tests.golden.test_rollouts import NEW, OLD
 from tests.kubernetes.server import serving
 from tests.support.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
@@ -56,9 +63,13 @@ def shelves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelves
     monkeypatch.chdir(tmp_path)
     kitchen(tmp_path, [], FIRST)
     yield shelves
-    bakefile = load(tmp_path / "parbake.yaml")
-    both = [*pruning.statements(bakefile), *rollouts.statements(bakefile)]
-    assert refused([{"Statement": both}], NOTED[before:]) == []
+    assert refused([pruner(tmp_path / "parbake.yaml")], NOTED[before:]) == []
+
+
+def pruner(file: Path) -> Mapping[str, Any]:
+    """Return the policy of whoever prunes, who was told of the parameters that are no target's."""
+    policy: Mapping[str, Any] = printed(load(file), parameters=("/any*", "/plain*", "/nodes*", "/moved/on"))["prune"]
+    return policy
 
 
 def image(name: str, *, ours: bool = True) -> str:
@@ -99,8 +110,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         world = World(server, spot)
         yield world
-        if world.cleared:  # the policies must cover all of them
-            kitchen(tmp_path, world.cleared, FIRST)
+        kitchen(tmp_path, [*world.cleared, *world.targets], FIRST)  # the policy must cover all of them, the last too
 
 
 @NEEDS_KUBECTL
@@ -126,8 +136,13 @@ def test_what_is_used_in_each_way_stays(shelves: Shelves, world: World, capsys: 
     retired=st.sets(st.integers(0, 3)),
     rules=st.builds(Rules, st.integers(0, 1), grace=st.sampled_from([timedelta(), timedelta(days=7)])),
 )
+@example(graph=[(by_target_parameter, 0)], retired=set(), rules=Rules(1))  # reads the history of a parameter
+@example(graph=[(by_history_of_a_parameter, 1), (by_target_parameter, 0)], retired={0}, rules=Rules(0))
 @settings(
-    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @NEEDS_KUBECTL
 def test_for_any_graph_of_references_nothing_that_is_used_goes(
@@ -141,9 +156,10 @@ def test_for_any_graph_of_references_nothing_that_is_used_goes(
         use(world, amis[number])
     for number in retired:
         age(amis[number], 8)
-    file = kitchen(Path(), world.targets, FIRST)
+    file, before = kitchen(Path(), world.targets, FIRST), len(NOTED)
     for _ in range(2):
         keeping.prune_published(file, rules, Events(), dry_run=False)
+    assert refused([pruner(file)], NOTED[before:]) == [], "the policy of this Bakefile covers each call"
     used = {amis[number] for _, number in graph}
     images, snapshots = there()
     assert used <= images
@@ -246,6 +262,29 @@ def test_a_place_that_cannot_be_read_ends_the_run(
     code, error = parbake(capsys, "prune", "--aws", "--keep", "0", "--grace", "0")
     assert (code, error["error"], there()[0]) == (1, "AwsNoAccess", {ami})
     assert "ListClusters" in error["message"]
+    del shelves
+
+
+def test_a_parameter_that_no_policy_names_is_told(
+    shelves: Shelves, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold a secret, so that a policy names it only where somebody says so."""
+    image("a")
+    raw("ssm").put_parameter(Name="/any", Value="ami-0", Type="String", DataType="aws:ec2:image")
+    make = clients._make
+
+    def made(service: str, region: str, *more: Any) -> Any:
+        client = make(service, region, *more)
+        error = {"Error": {"Code": "AccessDeniedException", "Message": "not authorized"}}
+        client.meta.events.register(
+            "before-call.ssm.GetParameters", lambda **_: (SimpleNamespace(status_code=403), error)
+        )
+        return client
+
+    monkeypatch.setattr(clients, "_make", made)
+    code, said = parbake(capsys, "prune", "--aws")
+    assert (code, said["error"]) == (1, "AwsNoAccess")
+    assert "parbake iam --parameter /any" in said["hint"]
     del shelves
 
 

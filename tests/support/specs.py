@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Spec:
     file: Path
     args: Mapping[str, str] = field(default_factory=dict)
     target: str = ""
+    network: Literal["private", "host", "none"] | None = None
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes | None]) -> None:

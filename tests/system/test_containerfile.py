@@ -50,7 +50,7 @@ class Buildah:
 
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Iterator[Buildah]:
-    """buildah, with an image of Debian under the name that the Containerfile begins from: our own base's root."""
+    """buildah, with an image of Debian to begin from: our own base's root."""
     folder = tmp_path_factory.mktemp("buildah")
     buildah = Buildah(folder)
     root = disk.find_root(default_base)
@@ -72,7 +72,15 @@ def buildah(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Ite
 def test_the_image_is_built_and_has_all_that_parbake_runs(buildah: Buildah, tmp_path: Path) -> None:
     (tmp_path / "fast").write_text("force-unsafe-io\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\n")
     fast = f"--volume={tmp_path}/fast:/etc/dpkg/dpkg.cfg.d/fast:ro"
-    options = ("--isolation=chroot", "--network=host", "--pull=never", *LIMITS, *lent(), fast)
+    options = (
+        "--isolation=chroot",
+        "--network=host",
+        "--pull=never",
+        f"--build-arg=DEBIAN={BASE}",
+        *LIMITS,
+        *lent(),
+        fast,
+    )
     buildah("build", *options, f"--file={ROOT}/deploy/Containerfile", "--tag=parbake", str(ROOT))
     found = json.loads(buildah("inspect", "--type=image", "parbake"))["OCIv1"]["config"]
     assert (found["Entrypoint"], found["WorkingDir"]) == (["parbake"], "/bakes")

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake import containerd, run
-from parbake.containerd import cgroups
+from parbake import cgroups, containerd, run
 from parbake.containerd.config import configuration
 from parbake.containerd.conventions import chain_ids, merge_labels, reference_labels, source_label, unpack_key
 from parbake.containerd.cri import log_text

@@ -8,6 +8,9 @@ import base64
 import gzip
 import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,7 +42,7 @@ def program() -> ModuleType:
 
 def test_it_is_small_and_speaks_an_old_python() -> None:
     text = node_file("hydrate.py").read_text()
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 160
     ast.parse(text, feature_version=(3, 9))
 
 
@@ -125,12 +128,92 @@ def test_what_a_node_gets(tmp_path: Path) -> None:
     assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert (tmp_path / "out/hydrate.list").read_text() == LIST
     assert export(tmp_path / "out", LIST) == written
-    daemonset = YAML(typ="safe").load(tmp_path / "out/daemonset.yaml")
-    (init,) = daemonset["spec"]["template"]["spec"]["initContainers"]
-    assert init["securityContext"] == {"privileged": True}
     copied = re.search(r"COPY (.+) /parbake/", (tmp_path / "out/Containerfile").read_text())
     assert copied is not None
     assert all((tmp_path / "out" / name).exists() for name in copied[1].split())
+
+
+def test_the_daemonset_may_do_no_more_than_read_disks() -> None:
+    daemonset, policy = YAML(typ="safe").load_all(node_file("daemonset.yaml").read_text())
+    pod = daemonset["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    (init,), (done,) = pod["initContainers"], pod["containers"]
+    assert init["securityContext"]["readOnlyRootFilesystem"]
+    assert [mount["readOnly"] for mount in init["volumeMounts"]] == [True]
+    assert done["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert policy["spec"]["podSelector"] == daemonset["spec"]["selector"]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert not {"ingress", "egress"} & set(policy["spec"])
+
+
+def test_the_program_keeps_no_capability(tmp_path: Path) -> None:
+    """Seen from inside, after it has begun: root stays root, who owns the disks."""
+    script = (
+        "import runpy, sys\n"
+        f"hydrate = runpy.run_path({str(node_file('hydrate.py'))!r})\n"
+        "hydrate['main'].__globals__['hydrate'] = lambda _: print(open('/proc/self/status').read()) or {'state': 'x'}\n"
+        f"sys.argv[1:] = ['--state', {str(tmp_path / 'state')!r}]\n"
+        "hydrate['main']()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    found = dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
+    assert {found[name] for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {"0000000000000000"}
+    assert found["NoNewPrivs"] == "1"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
+def test_the_hydrate_unit_is_confined_in_systemds_own_opinion() -> None:
+    command = [
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        "--threshold=20",
+        str(node_file("parbake-hydrate.service")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert "Failed to parse" not in done.stderr
+    assert "Unknown" not in done.stderr
+
+
+def test_the_hydrate_unit_reads_disks_and_writes_none() -> None:
+    lines = set(nodefiles.confinement())
+    assert {
+        "DevicePolicy=closed",
+        "DeviceAllow=block-* r",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "ProtectSystem=strict",
+        "PrivateNetwork=yes",
+    } <= lines
+    assert not [line for line in lines if line.startswith("DeviceAllow=") and line != "DeviceAllow=block-* r"]
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_user_data_confines_as_the_service_is_where_systemd_knows_how(tmp_path: Path, knows: bool) -> None:
+    """A stand-in for systemd-run keeps its words; one of an older systemd refuses a property that it does not know."""
+    text = user_data(LIST).replace("/run/parbake", str(tmp_path / "run"))
+    refuse = "" if knows else 'case "$*" in *ProtectClock*) exit 1 ;; esac\n'
+    (tmp_path / "systemd-run").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" ended >>{tmp_path}/asked\n{refuse}')
+    (tmp_path / "systemd-run").chmod(0o755)
+    subprocess.run(["/bin/sh", "-eu"], input=text, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    asked = [part.splitlines() for part in (tmp_path / "asked").read_text().split("ended\n") if part]
+    assert len(asked) == (1 if knows else 2)
+    assert {f"--property={line}" for line in nodefiles.confinement()} <= set(asked[0])
+    assert asked[-1][-5:] == [
+        "python3",
+        "-u",
+        str(tmp_path / "run/hydrate.py"),
+        "--list",
+        str(tmp_path / "run/hydrate.list"),
+    ]
 
 
 def test_user_data_holds_program_and_list() -> None:

@@ -15,7 +15,7 @@ LONGEST_FILE = 500
 # A room is a module or a package directly below parbake. A room imports only from floors below its own.
 FLOORS: dict[int, set[str]] = {
     0: {"access", "model", "errors", "reference", "interrupts", "printable"},
-    1: {"atomic", "run", "events", "workspace", "yamltext", "nodes", "diskformats", "netns"},
+    1: {"atomic", "run", "events", "workspace", "yamltext", "nodes", "cgroups", "diskformats", "netns"},
     2: {
         "aws",
         "bakefile",
@@ -66,6 +66,7 @@ SAME_FLOOR = {
     ("reference", "errors"),
     ("workspace", "atomic"),
     ("workspace", "run"),
+    ("cgroups", "run"),
     ("diskformats", "run"),
     ("rehearse", "verify"),
     ("flow", "coldstart"),

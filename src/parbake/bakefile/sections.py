@@ -196,6 +196,10 @@ class Build(Section):
     """Build arguments (ARG). They end up in the image's history: no secrets here."""
     target: Scalar = ""
     """The stage to build; the last one when empty."""
+    network: Literal["private", "host", "none"] | None = None
+    """What RUN steps reach: `private`, a network of their own, without this machine's loopback and a cloud's metadata
+    service; `host`, all that this machine reaches; `none`. Without: private where that can be had, else host, with a
+    warning."""
 
     @check("file", mode="before")
     @classmethod

@@ -1,6 +1,8 @@
 """The Packer builder: writes the template with the plan's own values, runs ``packer``, and reads its manifest.
 
-Packer checks nothing of what it makes, so the AMI is launched once, as the EC2 builder does, to prove its images.
+Packer checks nothing of what it makes, so the AMI is launched once, as the EC2 builder does, to prove its images. What
+becomes of it then (copies, shares, deprecation) is that builder's work too: Packer tags its copies last, so that
+whoever runs it would have to be allowed to change and to tag what is not parbake's.
 
 What Packer makes on the way carries parbake's tags, and so does the AMI: a run that finds the AMI of its key takes it.
 Packer is asked to end (SIGTERM) and given time for its own clean-up; should it be killed with parbake, the instance
@@ -17,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from parbake import aws, packer, run
-from parbake.aws.tags import ARTEFACT, VERIFIED, as_list
+from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import Bakefile
 from parbake.builders import Ingredients, Publication, ec2
+from parbake.builders.ec2.image import Amis
 from parbake.errors import AwsNotFound, CommandFailed, EnvironmentProblem, ParbakeError
 from parbake.events import Events
-from parbake.model import GIB, Plan, Published, Snapshot, Verdict
+from parbake.model import Plan, Published
 from parbake.workspace import room_for
 
 _MANIFEST = "manifest.json"
@@ -33,6 +36,7 @@ _AROUND_SECONDS = 5 * 3600.0
 _CLEANUP_SECONDS = 900.0
 _LOOK_SECONDS = 0.5
 _STEP = re.compile(r"==> [\w.-]+: (.+)|    [\w.-]+: (parbake: .+)")
+_WRAPPED = "is PACKER_CONFIG or a wrapper of packer in the way?"
 _INSTALL = "install it from developer.hashicorp.com/packer/install (Debian has no package), or write `builder: ec2`"
 
 
@@ -51,34 +55,32 @@ class PackerBuilder:
         if self._verify:
             ec2.refuse_unprovable(plan, self._bakefile.aws, ingredients)
         events, region = ingredients.events, aws.client("ec2", self._bakefile.aws.region or "").region
-        regions = (region, *self._bakefile.aws.copy_to)
-        found = {} if self._fresh else _made_before(plan, regions)
-        if set(found) != set(regions):
-            _need_packer()
-            found = self._bake(plan, region, ingredients)
+        run_id = os.urandom(4).hex()
+        stamp = aws.Stamp(plan.key, run_id, plan.name, extra=self._bakefile.aws.tags)
+        name = f"{plan.name}-{plan.key[:12]}" + (f"-{run_id}" if self._fresh else "")
+        found = "" if self._fresh else _made_before(plan, region)
+        if found:
+            events.note(f"{found} exists already")
         else:
-            events.note(f"{', '.join(found.values())} exists already")
-        published = {each: _published(each, found[each]) for each in sorted(found, key=lambda each: each != region)}
-        verdict = self._proven(plan, region, published, ingredients) if self._verify else None
+            _need_packer()
+            found = self._bake(plan, region, stamp, name, ingredients)
+        image = _describe(region, found)
+        verdict = ec2.prove(image, plan, self._bakefile.aws, ingredients, fresh=self._fresh) if self._verify else None
+        amis = Amis(self._bakefile.aws, stamp, name, events, fresh=self._fresh)
+        if verdict and not verdict.passed:
+            published = {region: amis.published(image)}
+        else:
+            published = amis.spread(region, image, verified=verdict.verified_at if verdict else "")
         return Publication(published, size=_size(published), verdict=verdict)
 
-    def _proven(self, plan: Plan, region: str, published: Mapping[str, Published], ingredients: Ingredients) -> Verdict:
-        """Launch the AMI of the first region once, unless its tag says that it was; write the tag on all of them."""
-        image = _describe(region, published[region].image)
-        verdict = ec2.prove(image, plan, self._bakefile.aws, ingredients, fresh=self._fresh)
-        if verdict.passed and aws.as_dict(image).get(VERIFIED) != verdict.verified_at:
-            for place, there in published.items():
-                ids = [there.image, *(each.id for each in there.snapshots)]
-                aws.client("ec2", place).create_tags(Resources=ids, Tags=as_list({VERIFIED: verdict.verified_at}))
-        return verdict
-
-    def _bake(self, plan: Plan, region: str, ingredients: Ingredients) -> dict[str, str]:
+    def _bake(self, plan: Plan, region: str, stamp: aws.Stamp, name: str, ingredients: Ingredients) -> str:
+        """Let Packer make the AMI of one region; return its id."""
         events, folder = ingredients.events, ingredients.work / "template"
-        made = packer.folder(self._bakefile, plan.all_images, size=plan.size)
-        for warning in made.warnings:
+        template = packer.folder(self._alone, plan.all_images, size=plan.size)
+        for warning in template.warnings:
             events.warn(warning)
-        values = self._values(plan, region, folder)
-        _write(folder, {**made.files, packer.VALUES: packer.assignments(values)})
+        values = self._values(plan, region, stamp, name, folder)
+        _write(folder, {**template.files, packer.VALUES: packer.assignments(values)})
         with events.stage("packer-init", "Let Packer fetch its plugins, and check the template"):
             _call(["packer", "init", "."], folder)
             _call(["packer", "validate", "."], folder)
@@ -88,18 +90,22 @@ class PackerBuilder:
         try:
             text = (folder / _MANIFEST).read_text()
         except FileNotFoundError as error:
-            raise ParbakeError(
-                "packer ended well and wrote no manifest", hint="is PACKER_CONFIG or a wrapper of packer in the way?"
-            ) from error
-        return packer.artefacts(text, key=plan.key)
+            raise ParbakeError("packer ended well and wrote no manifest", hint=_WRAPPED) from error
+        made = packer.artefacts(text, key=plan.key)
+        if region not in made:
+            raise ParbakeError(f"packer made an AMI in {', '.join(made)}, and not in {region}", hint=_WRAPPED)
+        return made[region]
 
-    def _values(self, plan: Plan, region: str, folder: Path) -> dict[str, Any]:
-        settings, run_id = self._bakefile.aws, os.urandom(4).hex()
-        name = f"{plan.name}-{plan.key[:12]}" + (f"-{run_id}" if self._fresh else "")
+    @property
+    def _alone(self) -> Bakefile:
+        """The Bakefile without what becomes of an AMI."""
+        left = {"copy_to": (), "share_with": (), "deprecate_after": None, "fast_snapshot_restore": None}
+        return self._bakefile.model_copy(update={"aws": self._bakefile.aws.model_copy(update=left)})
+
+    def _values(self, plan: Plan, region: str, stamp: aws.Stamp, name: str, folder: Path) -> dict[str, Any]:
         base = _describe(region, plan.base.identity)
-        stamp = aws.Stamp(plan.key, run_id, plan.name, extra=settings.tags)
         tags = stamp.tags("image", kind=ARTEFACT, name=name)
-        values = packer.variables(self._bakefile, plan.all_images, size=plan.size)
+        values = packer.variables(self._alone, plan.all_images, size=plan.size)
         values.pop("SOURCE_AMI_PARAMETER", None)
         return {
             **values,
@@ -158,15 +164,12 @@ def _tell(lines: Iterator[str], events: Events) -> None:
             events.note((match.group(1) or match.group(2)).strip())
 
 
-def _made_before(plan: Plan, regions: tuple[str, ...]) -> dict[str, str]:
-    """Return the available AMIs of a plan's key in regions, the newest of each."""
-    found = {}
-    for region in regions:
-        filters = [*aws.mine(key=plan.key, managed=ARTEFACT), {"Name": "state", "Values": ["available"]}]
-        images = list(aws.client("ec2", region).pages("describe_images", "Images", Owners=["self"], Filters=filters))
-        if images:
-            found[region] = str(max(images, key=lambda image: str(image.get("CreationDate", "")))["ImageId"])
-    return found
+def _made_before(plan: Plan, region: str) -> str:
+    """Return the available AMI of a plan's key, the newest; empty: there is none."""
+    filters = [*aws.mine(key=plan.key, managed=ARTEFACT), {"Name": "state", "Values": ["available"]}]
+    images = aws.client("ec2", region).pages("describe_images", "Images", Owners=["self"], Filters=filters)
+    newest = max(images, key=lambda image: str(image.get("CreationDate", "")), default=None)
+    return str(newest["ImageId"]) if newest else ""
 
 
 def _describe(region: str, image: str) -> Mapping[str, Any]:
@@ -175,20 +178,6 @@ def _describe(region: str, image: str) -> Mapping[str, Any]:
         raise AwsNotFound(f"there is no AMI {image} in {region}")
     described: Mapping[str, Any] = images[0]
     return described
-
-
-def _published(region: str, image: str) -> Published:
-    described = _describe(region, image)
-    snapshots = tuple(
-        Snapshot(
-            id=each["Ebs"]["SnapshotId"],
-            size=int(each["Ebs"].get("VolumeSize", 0)) * GIB,
-            device=str(each.get("DeviceName", "")),
-        )
-        for each in described.get("BlockDeviceMappings", [])
-        if each.get("Ebs", {}).get("SnapshotId")
-    )
-    return Published(image=image, snapshots=snapshots, account=str(described.get("OwnerId", "")))
 
 
 def _size(published: Mapping[str, Published]) -> int:

@@ -3,7 +3,7 @@
 buildah and podman get a store of their own in parbake's cache, so that nothing of the machine's own images is touched
 and build steps are cached from one build to the next. They run in private mount and PID namespaces: however parbake
 dies, no mount and no process of a ``RUN`` step stays behind, and what they left in their store is removed by the next
-build. Steps run with ``chroot`` isolation, which needs no daemon, no cgroups and no network set-up.
+build. ``RUN`` steps have a network of their own where that can be had (``network.py``).
 docker keeps its own store: the daemon's.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from parbake.errors import (
     CommandFailed,
@@ -21,6 +21,8 @@ from parbake.model import Platform, RegistryOptions
 from parbake.reference import Reference
 from parbake.run import Deadline, Process, find
 
+Network = Literal["private", "host", "none"]
+
 BUILD_TIMEOUT = 4 * 3600.0
 """Seconds that a build or a push may take before parbake gives up: builds that compile take hours."""
 PROBE_TIMEOUT = 30.0
@@ -30,7 +32,11 @@ _POLL = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to build. ``ignorefile`` and ``containerfile`` are paths; ``labels`` go into the image's config."""
+    """What to build. ``ignorefile`` and ``containerfile`` are paths; ``labels`` go into the image's config.
+
+    ``network`` is what RUN steps reach: private, a network of their own; host, all that this machine does; none.
+    None is private where that can be had.
+    """
 
     tag: str
     context: Path
@@ -41,6 +47,7 @@ class Request:
     target: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     source_date_epoch: str = ""
+    network: Network | None = None
 
 
 class BuildTool(Protocol):
@@ -49,7 +56,10 @@ class BuildTool(Protocol):
     name: str
 
     def build(self, request: Request) -> None:
-        """Build the image and keep it under its tag in the tool's store."""
+        """Build the image and keep it under its tag in the tool's store.
+
+        Raises EnvironmentProblem where its steps cannot have the network that is asked for.
+        """
         ...
 
     def push(self, tag: str, to: Reference) -> str:
@@ -87,12 +97,18 @@ def last_line(error: ParbakeError) -> str:
     return (output or error.message).strip().splitlines()[-1]
 
 
-def run_logged(command: list[str], place: Place, what: str, env: dict[str, str] | None = None) -> str:
+def run_logged(
+    command: list[str],
+    place: Place,
+    what: str,
+    env: dict[str, str] | None = None,
+    pass_fds: tuple[int, ...] = (),
+) -> str:
     """Run a long program, hand its output to the events line by line, and return it whole; raises CommandFailed."""
     log = place.work / "build.log"
     log.write_bytes(b"")
     deadline = Deadline(BUILD_TIMEOUT, what)
-    with Process(command, log=log, env=env) as process, log.open("rb") as output:
+    with Process(command, log=log, env=env, pass_fds=pass_fds) as process, log.open("rb") as output:
         rest = b""
         alive = True
         while alive:

@@ -18,6 +18,7 @@ from parbake.buildtools.common import (
     push,
     run_logged,
 )
+from parbake.buildtools.network import OF_THE_HOST, Steps, steps
 from parbake.buildtools.registries import is_insecure, registries_conf
 from parbake.errors import CommandFailed
 from parbake.reference import Reference
@@ -43,11 +44,14 @@ class Containers:
         elif "REGISTRY_AUTH_FILE" not in os.environ and os.environ.get("DOCKER_CONFIG"):
             self._env["REGISTRY_AUTH_FILE"] = str(Path(os.environ["DOCKER_CONFIG"]) / "config.json")
 
-    def command(self, *arguments: str) -> list[str]:
+    def command(self, *arguments: str, how: Steps = OF_THE_HOST) -> list[str]:
         """Return a command line on the private store, in private namespaces."""
         # The run root says what is mounted. It is this run's own: after a kill nothing is.
         folders = ["--root", str(self.store), "--runroot", str(self._place.work / "run")]
-        command = [self.name, "--storage-driver", self._driver, *folders, *arguments]
+        own = [f"--runtime={how.runtime}"] if how.runtime else []
+        verb, *rest = arguments
+        words = [verb, *own, *rest] if self.name == "buildah" else [*own, verb, *rest]
+        command = how.within([self.name, "--storage-driver", self._driver, *folders, *words])
         # Without root the tool makes namespaces of its own.
         return isolated(command) if os.geteuid() == 0 else command
 
@@ -71,9 +75,13 @@ class Containers:
 
     def build(self, request: Request) -> None:
         """Build; see BuildTool."""
+        with steps(self._place, request.network) as found:
+            self._build(request, found)
+
+    def _build(self, request: Request, found: Steps) -> None:
         ours = [f"--ulimit={name}={soft}:{hard}" for name, soft, hard in _limits()]
         options = [
-            "--isolation=chroot",
+            *found.options,
             *ours,
             "--layers",
             "--force-rm",
@@ -93,8 +101,8 @@ class Containers:
         containerfile = request.containerfile.read_text(errors="replace")
         file.write_text(registries_conf(containerfile, self._place.registries))
         env = {**self._env, "CONTAINERS_REGISTRIES_CONF": str(file)}
-        command = self.command("build", *options, str(request.context))
-        run_logged(command, self._place, f"building {request.tag}", env)
+        command = self.command("build", *options, str(request.context), how=found)
+        run_logged(command, self._place, f"building {request.tag}", env, found.handles)
 
     def push(self, tag: str, to: Reference) -> str:
         """Push; see BuildTool."""

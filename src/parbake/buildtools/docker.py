@@ -12,6 +12,10 @@ from parbake.errors import EnvironmentProblem, RegistryError
 from parbake.reference import Reference
 from parbake.run import run
 
+CAUTION = (
+    "RUN steps run in Docker's network, from which a cloud's metadata service (169.254.169.254) may be reached: with "
+    "buildah they are kept from it. `network: host` or `none` in `build` chooses another"
+)
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64})")
 
 
@@ -30,7 +34,17 @@ class Docker:
         run(["docker", "version", "--format", "{{.Server.Version}}"], timeout=PROBE_TIMEOUT)
 
     def build(self, request: Request) -> None:
-        """Build; see BuildTool."""
+        """Build; see BuildTool.
+
+        Docker's own network for steps has no way to this machine's loopback, and one to a cloud's metadata service.
+        """
+        if request.network == "private":
+            raise EnvironmentProblem(
+                "Docker cannot keep RUN steps from a cloud's metadata service, as the network `private` asks",
+                hint="apt-get install buildah runc slirp4netns, or take `network` out of `build`",
+            )
+        if request.network is None:
+            self._place.events.warn(CAUTION)
         # Docker looks for `<Containerfile>.dockerignore` first: with a copy of both, every tool leaves out the same.
         file = self._place.work / "Dockerfile"
         shutil.copyfile(request.containerfile, file)
@@ -47,6 +61,8 @@ class Docker:
             *(f"--label={name}={value}" for name, value in request.labels.items()),
             *(f"--build-arg={name}={value}" for name, value in request.args.items()),
             *([f"--target={request.target}"] if request.target else []),
+            *([f"--network={request.network}"] if request.network else []),
+            *(["--allow=network.host"] if request.network == "host" else []),
             *([f"--build-arg=SOURCE_DATE_EPOCH={epoch}"] if epoch else []),
         ]
         command = ["docker", "buildx", "build", *options, str(request.context)]

@@ -16,8 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from parbake import run
-from parbake.containerd import cgroups
+from parbake import cgroups, run
 from parbake.containerd.config import configuration
 from parbake.containerd.keeper import Keeper
 from parbake.errors import CommandFailed, DeadlineExceeded, ParbakeError, RuntimeFault

@@ -8,32 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from parbake.bakefile import Bakefile
-from parbake.iam.words import OURS, Policy, allow, arn, ec2
+from parbake.iam.words import OURS, Policy, Scope, allow, here
 
 _CHANNELS = ("CreateControlChannel", "CreateDataChannel", "OpenControlChannel", "OpenDataChannel")
 _MESSAGES = ("AcknowledgeMessage", "DeleteMessage", "FailMessage", "GetEndpoint", "GetMessages", "SendReply")
 
 
-def caller(bakefile: Bakefile) -> Iterator[Policy]:
+def caller(scope: Scope) -> Iterator[Policy]:
     """Yield the statements of whoever bakes: to run the script on parbake's own instances, and to stop those."""
-    if not _wanted(bakefile):
+    if not _wanted(scope):
         return
-    yield allow("FollowTheAgent", ["ssm:DescribeInstanceInformation", "ssm:GetCommandInvocation"])
-    yield allow("RunOnOurs", ["ssm:SendCommand"], ec2(bakefile, "instance"), OURS)
-    yield allow("RunAScript", ["ssm:SendCommand"], [arn(bakefile, "ssm", "document/AWS-RunShellScript")])
-    yield allow("Stop", ["ec2:StopInstances"], ec2(bakefile, "instance"), OURS)
+    look = ["ssm:DescribeInstanceInformation", "ssm:GetCommandInvocation"]
+    yield allow("FollowTheAgent", look, condition=here([scope.home]))
+    yield allow("RunOnOurs", ["ssm:SendCommand"], scope.ec2("instance"), OURS)
+    document = scope.arn("ssm", "document/AWS-RunShellScript", account="*")  # AWS's own
+    yield allow("RunAScript", ["ssm:SendCommand"], [document])
+    yield allow("Stop", ["ec2:StopInstances"], scope.ec2("instance"), OURS)
 
 
-def instance(bakefile: Bakefile) -> Iterator[Policy]:
+def instance(scope: Scope) -> Iterator[Policy]:
     """Yield the statements of the instance's role: what the agent calls."""
-    if not _wanted(bakefile):
+    if not _wanted(scope):
         return
-    yield allow("RegisterTheAgent", ["ssm:UpdateInstanceInformation"])
-    yield allow("TakeCommands", [f"ssmmessages:{each}" for each in _CHANNELS])
-    yield allow("TakeCommandsTheOldWay", [f"ec2messages:{each}" for each in _MESSAGES])
+    at_home = here([scope.home])
+    yield allow("RegisterTheAgent", ["ssm:UpdateInstanceInformation"], condition=at_home)
+    yield allow("TakeCommands", [f"ssmmessages:{each}" for each in _CHANNELS], condition=at_home)
+    yield allow("TakeCommandsTheOldWay", [f"ec2messages:{each}" for each in _MESSAGES], condition=at_home)
 
 
-def _wanted(bakefile: Bakefile) -> bool:
+def _wanted(scope: Scope) -> bool:
+    bakefile = scope.bakefile
     source = bakefile.base.ami
     return bool(source and source.is_bottlerocket and bakefile.artefact.kind == "volume" and bakefile.builder == "ec2")

@@ -2,107 +2,112 @@
 
 Sources: Service Authorization Reference for EC2 Auto Scaling, EKS and Systems Manager; EC2 Auto Scaling user guide,
 "Launch template support" (who gives a group a version must be allowed to launch what it says); Systems Manager user
-guide, "Using AMI IDs in parameters" (who puts one must be allowed to describe images).
+guide, "Using AMI IDs in parameters" (who puts one must be allowed to describe images); EC2 API reference, DeleteTags
+(without tags it deletes all).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from parbake.bakefile import Bakefile
 from parbake.bakefile.targets import Target
-from parbake.iam.words import OURS, Policy, allow, arn, ec2, partition, suffix
+from parbake.iam.words import OURS, Policy, Scope, allow, both, here, never_take_over, suffix
 
 
-def statements(bakefile: Bakefile) -> Iterator[Policy]:
+def statements(scope: Scope) -> Iterator[Policy]:
     """Yield the statements for all targets in AWS; files, and node classes that name images by id, need none."""
+    bakefile = scope.bakefile
     groups = [target for target in bakefile.rollout if target.asg]
     nodegroups = [target for target in bakefile.rollout if target.nodegroup]
     if groups:
-        yield from _groups(bakefile, groups)
+        yield from _groups(scope, groups)
     if nodegroups:
-        yield from _nodegroups(bakefile, nodegroups)
+        yield from _nodegroups(scope, nodegroups)
     if groups or nodegroups:
-        yield from _templates(bakefile, [*groups, *nodegroups], roles=bool(groups))
-    read = parameters(bakefile)
+        yield from _templates(scope, [*groups, *nodegroups], roles=bool(groups))
+    read = parameters(scope)
     tags = [target for target in bakefile.rollout if target.karpenter and target.karpenter.tag]
     if read:
         yield allow("Parameters", ["ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter"], read)
     if read or tags:
-        yield allow("LookAtImages", ["ec2:DescribeImages"])
+        yield allow("LookAtImages", ["ec2:DescribeImages"], condition=here(scope.of(bakefile.rollout)))
     if tags:
-        yield _tags(bakefile, tags)
-    if bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake:
-        yield allow("LookAtFastRestores", ["ec2:DescribeFastSnapshotRestores"])
+        yield from _tags(scope, tags)
+    fast = bool(bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake)
+    if fast:
+        yield allow("LookAtFastRestores", ["ec2:DescribeFastSnapshotRestores"], condition=here(scope.places))
         changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
-        yield allow("RestoreFast", changes, ec2(bakefile, "snapshot"), OURS)
+        yield allow("RestoreFast", changes, scope.ec2("snapshot", regions=scope.places), OURS)
+    if fast or tags or groups or nodegroups:
+        yield never_take_over(scope)
 
 
-def parameters(bakefile: Bakefile) -> list[str]:
-    """Return the ARNs of the parameters that hold machine images' ids."""
-    found = []
-    for target in bakefile.rollout:
+def parameters(scope: Scope) -> list[str]:
+    """Return the ARNs of the parameters of targets, which hold machine images' ids."""
+    found = set()
+    for target in scope.bakefile.rollout:
         reads = target.ssm or target.karpenter
-        parameter = reads.parameter if reads else None
-        if parameter:
-            name = parameter.removeprefix("/")
-            found.append(arn(bakefile, "ssm", f"parameter/{name}", region=target.region or ""))
-    return sorted(set(found))
+        if reads and reads.parameter:
+            found |= set(scope.parameter(reads.parameter, scope.of([target])))
+    return sorted(found)
 
 
-def _tags(bakefile: Bakefile, targets: list[Target]) -> Policy:
-    """Allow to move tags from image to image, and no other tag."""
-    places = sorted({target.region or "" for target in targets})
-    images = [arn(bakefile, "ec2", "image/*", region=region, account="") for region in places]
-    keys = sorted(
-        {target.karpenter.tag.partition("=")[0] for target in targets if target.karpenter and target.karpenter.tag}
-    )
-    condition = {"ForAllValues:StringEquals": {"aws:TagKeys": keys}}
-    return allow("PromoteImages", ["ec2:CreateTags", "ec2:DeleteTags"], images, condition)
+def _tags(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
+    """Allow to move tags from image to image, to parbake's own alone, and no other tag."""
+    keys: dict[str, list[Target]] = {}
+    for target in targets:
+        if target.karpenter and target.karpenter.tag:
+            keys.setdefault(target.karpenter.tag, []).append(target)
+    for number, (tag, its) in enumerate(sorted(keys.items()), 1):
+        key, _, value = tag.partition("=")
+        images = scope.ec2("image", regions=scope.of(its))
+        alone: Policy = {"ForAllValues:StringEquals": {"aws:TagKeys": [key]}, "Null": {"aws:TagKeys": "false"}}
+        yield allow(f"PromoteImages{number}", ["ec2:CreateTags"], images, both(OURS, alone))
+        tagged: Policy = {"StringEquals": {f"aws:ResourceTag/{key}": value}}
+        yield allow(f"DemoteImages{number}", ["ec2:DeleteTags"], images, both(tagged, alone))
 
 
-def _groups(bakefile: Bakefile, targets: list[Target]) -> Iterator[Policy]:
+def _groups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
     looks = ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeInstanceRefreshes"]
-    yield allow("LookAtGroups", looks)
+    yield allow("LookAtGroups", looks, condition=here(scope.of(targets)))
     changes = ["CreateOrUpdateTags", "DeleteTags", "RollbackInstanceRefresh", "StartInstanceRefresh"]
-    named = [
-        arn(
-            bakefile,
-            "autoscaling",
-            f"autoScalingGroup:*:autoScalingGroupName/{target.asg.group}",
-            region=target.region or "",
-        )
+    named = {
+        scope.arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{target.asg.group}", region)
         for target in targets
         if target.asg
-    ]
-    yield allow("RefreshGroups", [f"autoscaling:{change}" for change in changes], sorted(set(named)))
+        for region in scope.of([target])
+    }
+    yield allow("RefreshGroups", [f"autoscaling:{change}" for change in changes], sorted(named))
 
 
-def _nodegroups(bakefile: Bakefile, targets: list[Target]) -> Iterator[Policy]:
+def _nodegroups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
     clusters, named = set(), set()
     for target in targets:
         if target.nodegroup:
-            cluster, region = target.nodegroup.cluster, target.region or ""
-            clusters.add(arn(bakefile, "eks", f"cluster/{cluster}", region=region))
-            named.add(arn(bakefile, "eks", f"nodegroup/{cluster}/{target.nodegroup.group}/*", region=region))
-    yield allow("ListClusters", ["eks:ListClusters"])
+            cluster = target.nodegroup.cluster
+            for region in scope.of([target]):
+                clusters.add(scope.arn("eks", f"cluster/{cluster}", region))
+                named.add(scope.arn("eks", f"nodegroup/{cluster}/{target.nodegroup.group}/*", region))
+    yield allow("ListClusters", ["eks:ListClusters"], condition=here(scope.of(targets)))
     looks = ["DescribeNodegroup", "DescribeUpdate", "ListNodegroups", "ListUpdates"]
     yield allow("LookAtNodeGroups", [f"eks:{look}" for look in looks], [*sorted(clusters), *sorted(named)])
     changes = ["TagResource", "UntagResource", "UpdateNodegroupVersion"]
     yield allow("UpdateNodeGroups", [f"eks:{change}" for change in changes], sorted(named))
 
 
-def _templates(bakefile: Bakefile, targets: list[Target], *, roles: bool) -> Iterator[Policy]:
-    """Allow a new version of a launch template, and to let a group launch of it: the ids are not in the Bakefile."""
-    places = sorted({target.region or "" for target in targets})
-    templates = [arn(bakefile, "ec2", "launch-template/*", region=region) for region in places]
-    yield allow("LookAtTemplates", ["ec2:DescribeImages", "ec2:DescribeLaunchTemplateVersions"])
+def _templates(scope: Scope, targets: Sequence[Target], *, roles: bool) -> Iterator[Policy]:
+    """Allow a new version of the launch templates, and to let a group launch of it: their ids are told."""
+    places = scope.of(targets)
+    templates = [
+        arn for each in scope.names.templates for arn in scope.ec2("launch-template", regions=places, name=each)
+    ]
+    looks = ["ec2:DescribeImages", "ec2:DescribeLaunchTemplateVersions"]
+    yield allow("LookAtTemplates", looks, condition=here(places))
     yield allow("NewVersions", ["ec2:CreateLaunchTemplateVersion"], templates)
     yield allow("LaunchOfTemplates", ["ec2:RunInstances"], ["*"], {"ArnLike": {"ec2:LaunchTemplate": templates}})
-    kinds = ("instance", "network-interface", "spot-instances-request", "volume")
-    launched = [arn(bakefile, "ec2", f"{kind}/*", region=region) for region in places for kind in kinds]
+    launched = scope.ec2("instance", "network-interface", "spot-instances-request", "volume", regions=places)
     yield allow("TagLaunched", ["ec2:CreateTags"], launched, {"StringEquals": {"ec2:CreateAction": "RunInstances"}})
     if roles:  # the nodes' role is in the template; that of a managed node group is EKS's to pass
-        every = sorted({f"arn:{partition(bakefile, region)}:iam::*:role/*" for region in places})
-        services = sorted({f"ec2.amazonaws.com{suffix(bakefile, region)}" for region in places})
-        yield allow("PassTheNodesRole", ["iam:PassRole"], every, {"StringEquals": {"iam:PassedToService": services}})
+        named = [scope.arn("iam", f"role/{name}", "") for name in scope.names.roles]
+        services = sorted({f"ec2.amazonaws.com{suffix(region)}" for region in places})
+        yield allow("PassTheNodesRole", ["iam:PassRole"], named, {"StringEquals": {"iam:PassedToService": services}})

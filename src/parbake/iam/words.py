@@ -2,16 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from parbake.aws import MANAGED
 from parbake.bakefile import Bakefile
+from parbake.bakefile.targets import Target
 
 type Policy = dict[str, Any]
 
+ACCOUNT, REGION, TEMPLATE, ROLE, BASE_SNAPSHOT = (
+    "ACCOUNT_ID", "REGION", "LAUNCH_TEMPLATE_ID", "NODES_ROLE", "BASE_SNAPSHOT_ID",
+)  # fmt: skip
+"""What stands in a policy for a name that nobody has given: it allows nothing until somebody replaces it."""
+
 OURS = {"StringLike": {f"aws:ResourceTag/{MANAGED}": "*"}}
 TAGGED = {"StringLike": {f"aws:RequestTag/{MANAGED}": "*"}}
+
+# Their ARNs name no account (Service Authorization Reference, "Resource types defined by Amazon EC2").
+_OF_NO_ACCOUNT = {"image", "snapshot"}
+_HOW = {
+    ACCOUNT: "the account (12 digits): --account",
+    REGION: "the region: `aws: {region: …}` in the Bakefile",
+    TEMPLATE: "the launch templates of the groups: --template",
+    ROLE: "the role of the groups' nodes: --role",
+    BASE_SNAPSHOT: "the snapshot of the base AMI's root disk, where it is not parbake's: --base-snapshot",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What policies name and the Bakefile does not say.
+
+    ``region`` is for a Bakefile without one; ``templates`` are ids of launch templates and ``roles`` names of roles
+    (with their path), of the nodes of ``asg`` and ``nodegroup`` targets; ``parameters`` of Systems Manager are those
+    besides the targets' that name images, with ``*`` for any text; ``base_snapshots`` are what a base AMI is made of.
+    """
+
+    account: str = ACCOUNT
+    region: str = REGION
+    templates: tuple[str, ...] = (TEMPLATE,)
+    roles: tuple[str, ...] = (ROLE,)
+    parameters: tuple[str, ...] = ()
+    base_snapshots: tuple[str, ...] = (BASE_SNAPSHOT,)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A Bakefile, and where its policies hold: one account, and the regions that it names."""
+
+    bakefile: Bakefile
+    names: Names = Names()
+
+    @property
+    def home(self) -> str:
+        """The region where bakes happen."""
+        return self.bakefile.aws.region or self.names.region
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """The regions that results are copied to."""
+        return self.bakefile.aws.copy_to
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The regions where results lie."""
+        return (self.home, *self.copies)
+
+    def of(self, targets: Iterable[Target]) -> tuple[str, ...]:
+        """Return the regions of targets: their own, else those where results lie."""
+        return tuple(sorted({place for each in targets for place in ((each.region,) if each.region else self.places)}))
+
+    def arn(self, service: str, rest: str, region: str | None = None, *, account: str | None = None) -> str:
+        """Return an ARN, in the home region where none is given; an empty region is for services that have none."""
+        place = self.home if region is None else region
+        owner = self.names.account if account is None else account
+        return f"arn:{partition(place.strip('*') or self.home)}:{service}:{place}:{owner}:{rest}"
+
+    def ec2(self, *kinds: str, regions: Sequence[str] | None = None, name: str = "*") -> list[str]:
+        """Return the ARNs of the resources of some kinds of EC2's, in the home region where none are given."""
+        places = (self.home,) if regions is None else regions
+        owners = {kind: "" if kind in _OF_NO_ACCOUNT else self.names.account for kind in kinds}
+        return [
+            self.arn("ec2", f"{kind}/{name}", region, account=owner)
+            for kind, owner in owners.items()
+            for region in places
+        ]
+
+    def parameter(self, name: str, regions: Sequence[str]) -> list[str]:
+        """Return the ARNs of a parameter; AWS's own, which everybody may read, belong to no account."""
+        owner = "" if name.startswith("/aws/service/") else None
+        return [self.arn("ssm", f"parameter/{name.removeprefix('/')}", place, account=owner) for place in regions]
+
+
+def here(regions: Sequence[str]) -> Policy:
+    """Return the condition that a call is made in one of these regions."""
+    return {"StringEquals": {"aws:RequestedRegion": list(regions)}}
+
+
+def both(*conditions: Policy) -> Policy:
+    """Return the condition that all of these hold."""
+    found: Policy = {}
+    for condition in conditions:
+        for operator, keys in condition.items():
+            found[operator] = {**found.get(operator, {}), **keys}
+    return found
 
 
 def policy(statements: Iterator[Policy] | Sequence[Policy]) -> Policy:
@@ -27,22 +124,37 @@ def allow(
     return {**statement, "Condition": condition} if condition else statement
 
 
-def partition(bakefile: Bakefile, region: str = "") -> str:
-    """Return the partition of a region, or of the Bakefile's."""
-    region = region or bakefile.aws.region or ""
+def never_take_over(scope: Scope, made_by: Sequence[str] = ()) -> Policy:
+    """Return the statement that denies parbake's tag to what is not parbake's, whatever else a role may do.
+
+    parbake's are what has its tag, and what the call makes that brings the tag: ``made_by`` are the creating actions.
+    A resource that is being made is called ``*``, so that the ids here are those of resources that exist. IAM does not
+    look at the case of a tag's key where a condition is named after it, and does where keys are compared.
+    """
+    ids = (
+        "image/ami-", "instance/i-", "key-pair/key-", "launch-template/lt-", "network-interface/eni-",
+        "security-group/sg-", "snapshot/snap-", "spot-instances-request/sir-", "volume/vol-",
+    )  # fmt: skip
+    condition: Policy = {
+        "Null": {f"aws:RequestTag/{MANAGED}": "false", f"aws:ResourceTag/{MANAGED}": "true"},
+    }
+    if made_by:
+        condition["StringNotEquals"] = {"ec2:CreateAction": list(made_by)}
+    named = [scope.arn("ec2", f"{each}*", "*", account="*") for each in ids]
+    return {**allow("NeverTakeOver", ["ec2:CreateTags"], named, condition), "Effect": "Deny"}
+
+
+def partition(region: str) -> str:
+    """Return the partition of a region."""
     return "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
 
 
-def suffix(bakefile: Bakefile, region: str = "") -> str:
+def suffix(region: str) -> str:
     """Return what service principals end with besides ``amazonaws.com``."""
-    return ".cn" if partition(bakefile, region) == "aws-cn" else ""
+    return ".cn" if partition(region) == "aws-cn" else ""
 
 
-def arn(bakefile: Bakefile, service: str, rest: str, *, region: str = "", account: str = "*") -> str:
-    """Return an ARN; without a region it is for all of them."""
-    return f"arn:{partition(bakefile, region)}:{service}:{region or '*'}:{account}:{rest}"
-
-
-def ec2(bakefile: Bakefile, *kinds: str) -> list[str]:
-    """Return the ARNs of all resources of some kinds of EC2's."""
-    return [arn(bakefile, "ec2", f"{kind}/*") for kind in kinds]
+def missing(policies: Policy) -> tuple[str, ...]:
+    """Return a sentence for each placeholder that policies contain."""
+    text = json.dumps(policies)
+    return tuple(f"{name} stands for {how}" for name, how in _HOW.items() if name in text)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from parbake.aws import MANAGED, client
 from parbake.aws.tags import ARTEFACT, as_dict
-from parbake.errors import AwsNotFound
+from parbake.errors import AwsNoAccess, AwsNotFound
 from parbake.rollouts.pointers import by_preference
 from parbake.rollouts.templates import PREVIOUS, RESOLVED
 from parbake.rollouts.words import Standing
@@ -107,9 +108,21 @@ def _by_template(region: str, data: Mapping[str, Any], user: str) -> Iterator[Us
 def _parameter(region: str, name: str) -> frozenset[str]:
     """Return the ids in a parameter (``name``, or ``name:version``); none where there is no such parameter."""
     try:
-        return ids_in(client("ssm", region).get_parameter(Name=name)["Parameter"]["Value"])
+        with _told(name):
+            return ids_in(client("ssm", region).get_parameter(Name=name)["Parameter"]["Value"])
     except AwsNotFound:
         return frozenset()
+
+
+@contextmanager
+def _told(*names: str) -> Iterator[None]:
+    """Say which parameters a policy has to name that does not allow to read them."""
+    try:
+        yield
+    except AwsNoAccess as error:
+        options = " ".join(f"--parameter {name.partition(':')[0]}" for name in names)
+        error.hint = f"one of {', '.join(names)} may not be read: `parbake iam {options}` prints a policy that lets it"
+        raise
 
 
 def _templates(region: str) -> Iterator[Use]:
@@ -202,5 +215,8 @@ def _parameters(region: str) -> Iterator[Use]:
     filters = [{"Key": "DataType", "Option": "Equals", "Values": ["aws:ec2:image"]}]
     names = [each["Name"] for each in ssm.pages("describe_parameters", "Parameters", ParameterFilters=filters)]
     for start in range(0, len(names), _MOST_NAMES):
-        for each in ssm.get_parameters(Names=names[start : start + _MOST_NAMES])["Parameters"]:
+        some = names[start : start + _MOST_NAMES]
+        with _told(*some):
+            found = ssm.get_parameters(Names=some)["Parameters"]
+        for each in found:
             yield from ((identity, f"parameter {each['Name']}") for identity in ids_in(each["Value"]))

@@ -145,7 +145,9 @@ class _Run:
         common = (self.settings, self.stamp, name, self.events)
         volume = self.plan.artefact.kind == "volume"
         family: Family = bottlerocket.FAMILY if self.own_volume else ""
-        self.results: Amis | Volumes = Volumes(*common, data_device(self.source), family) if volume else Amis(*common)
+        self.results: Amis | Volumes = (
+            Volumes(*common, data_device(self.source), family) if volume else Amis(*common, fresh=self.fresh)
+        )
 
     @cached_property
     def source(self) -> aws.SourceImage:

@@ -26,12 +26,13 @@ _HINT = "the AMI is still being made: run the same command again, and it goes on
 
 @dataclass(frozen=True, slots=True)
 class Amis:
-    """Makes sure of AMIs for one Bakefile's ``aws`` section."""
+    """Makes sure of AMIs for one Bakefile's ``aws`` section; ``fresh``: copies of an AMI of before do not count."""
 
     settings: AwsSection
     stamp: aws.Stamp
     name: str
     events: Events
+    fresh: bool = False
 
     def find(self, region: str) -> dict[str, Any] | None:
         """Return the AMI of this plan, whatever its state, the newest.
@@ -112,7 +113,7 @@ class Amis:
 
     def copy(self, source: str, home: str, region: str) -> str:
         """Make sure that another region has a copy; return its id."""
-        found = self.find(region)
+        found = None if self.fresh else self.find(region)
         if found:
             return str(found["ImageId"])
         wishes: dict[str, Any] = {

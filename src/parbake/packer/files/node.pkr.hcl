@@ -90,7 +90,6 @@ source "amazon-ebs" "node" {
   # An AMI begins with the former, so that one which Packer leaves half-made is found by them.
   run_tags        = merge(var.TAGS, var.RUN_TAGS)
   run_volume_tags = merge(var.TAGS, var.RUN_TAGS)
-  spot_tags       = local.spot ? merge(var.TAGS, var.RUN_TAGS) : null
   tags            = merge(var.TAGS, { Name = local.ami_name })
   snapshot_tags   = merge(var.TAGS, { Name = local.ami_name })
 }

@@ -1,4 +1,4 @@
-"""The cgroups of our pods: named so that a later run can tell whose they are, removed when empty.
+"""The cgroups of our pods and builds: named so that a later run can tell whose they are, removed when empty.
 
 The kernel removes processes and mounts with their namespaces, but a cgroup is a folder that stays. Works with cgroup
 v1, v2 and both at once: every hierarchy that is mounted is looked at.
