@@ -155,6 +155,7 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
         interrupts.hold()
         disk.path.chmod(access.mode_of(run.bakefile.readable_by))  # later, it would be a change of the file (ancestry)
         artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace, signer=run.signer)
+    access.give(output, records.everything(artefact), run.bakefile.readable_by)  # first: it changes what is remembered
     ancestry.remember(artefact, record, run.cache)
     return Finished(artefact, record, changed=True)
 

@@ -20,6 +20,7 @@ from parbake.errors import InputError, NotMade, ParbakeError, RolloutError, Stal
 from parbake.events import Events
 from parbake.model import Published
 from parbake.nodefiles import user_data
+from parbake.printable import word
 from parbake.records import Record
 from parbake.rollouts import Change, Follow, Held, Offer, Rollout, Standing
 from parbake.rollouts.opening import open_target
@@ -343,7 +344,7 @@ def _until_done(
     while True:
         now = look()
         if now.failed:
-            raise RolloutError(f"{name}: {now.failed}")
+            raise RolloutError(f"{name}: {word(now.failed)}")
         steady = steady + 1 if now.done else 0
         if steady >= _STEADY or (now.done and not now.total):
             return now
@@ -359,4 +360,4 @@ def _until_done(
 
 
 def _lines(texts: Iterable[str], indent: str) -> str:
-    return "".join(f"\n{indent}{text}" for text in texts)
+    return "".join(f"\n{indent}{word(text)}" for text in texts)

@@ -100,6 +100,7 @@ def resume() -> None:
         _attempt(sys._getframe(1))  # noqa: SLF001 (documented; the handlers get theirs from Python)
 
 
+@guarded
 def end(code: int) -> None:
     """Nothing is left to clean up: from here on a signal ends the program with this exit code."""
     _state.phase, _state.code = "over", code

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from parbake import run
 from parbake.errors import BadReference, InputError
+from parbake.printable import word
 from parbake.reference import Reference
 from parbake.yamltext import ODD_KEY, Document, Where, dotted, parse
 
@@ -119,11 +120,11 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
         for document in _documents(source, text, search):
             _object(source, document, (), document.data, search)
     if search.problems:
-        listed = "\n".join(f"  {problem}" for problem in search.problems)
+        listed = "\n".join(f"  {word(problem)}" for problem in search.problems)
         hint = _RENDER if search.template else "correct the manifests, or take them out"
         raise InputError(f"the manifests have {len(search.problems)} problem(s)\n{listed}", hint=hint)
     images = tuple(FoundImage(name, search.lasting(search.uses[name])) for name in sorted(search.uses))
-    return Found(images, (*search.warnings, *_advice(images, search)))
+    return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))))
 
 
 @dataclass(frozen=True, slots=True)

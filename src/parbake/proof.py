@@ -13,6 +13,7 @@ from parbake import disk, genuine, records
 from parbake.errors import InputError, VerificationFailed
 from parbake.events import Events
 from parbake.model import Plan, Platform, Verdict
+from parbake.printable import word
 from parbake.records import Record
 from parbake.signing import Signer
 from parbake.workspace import cache_folder, work_folder
@@ -117,9 +118,9 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
     """Raise VerificationFailed unless the verdict is good."""
     if verdict is None or verdict.passed:
         return
-    lines = list(verdict.problems)
+    lines = list(map(word, verdict.problems))
     for image in verdict.images:
-        lines += [f"{image.reference}: {problem}" for problem in image.problems]
+        lines += [word(f"{image.reference}: {problem}") for problem in image.problems]
         if image.problems and image.output:
             lines.append(f"{image.reference} wrote:\n{image.output}")
     hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"

@@ -6,17 +6,18 @@ rich is loaded only for a terminal: a bake with nothing to do is over in less ti
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+from parbake import printable
 from parbake.events import Event, Events
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.text import Text
 
 Style = Literal["auto", "rich", "plain", "json", "none"]
 
@@ -42,7 +43,7 @@ def _amount(done: float, total: float, unit: str, seconds: float) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
@@ -56,20 +57,20 @@ class PlainRenderer:
         """Show one event."""
         line = self._line(event)
         if line:
-            _say(line)
+            _say(printable.lines(line))
 
     def _line(self, event: Event) -> str:
         amount = _amount(event.done, event.total, event.unit, event.seconds)
-        line = ""
+        line, text = "", printable.word(event.text)
         match event.kind:
             case "stage-start":
-                line = f"==> {event.text}"
+                line = f"==> {text}"
             case "stage-end":
                 line = f"    {'' if event.ok else 'failed after '}{event.seconds:.1f} s"
             case "task-progress" if self._is_due(event):
-                line = f"    {event.text}: {amount}"
+                line = f"    {text}: {amount}"
             case "task-end":
-                line = f"    {event.text}: {'' if event.ok else 'failed at '}{amount}"
+                line = f"    {text}: {'' if event.ok else 'failed at '}{amount}"
             case "note":
                 line = f"    {event.text}"
             case "warning":
@@ -88,7 +89,7 @@ class PlainRenderer:
 
 def json_renderer(event: Event) -> None:
     """Print each event as one line of JSON: for programs that follow a bake."""
-    _say(json.dumps(dataclasses.asdict(event)))
+    _say(printable.dump(dataclasses.asdict(event)))
 
 
 class RichRenderer:
@@ -102,16 +103,16 @@ class RichRenderer:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        from rich.markup import escape
+        from rich.text import Text  # no markup: neither tags nor emoji of names and of what others say mean anything
 
-        text = escape(event.text)  # names of images and files are no markup
+        text = printable.line(event.text)
         match event.kind:
             case "stage-start":
-                self._stages[event.name] = self._progress.add_task(f"[bold]{text}", total=None, unit="")
+                self._stages[event.name] = self._progress.add_task(text, total=None, unit="", style="bold")
             case "stage-end":
                 self._drop(self._stages.pop(event.name, None))
-                mark = "[green]✓" if event.ok else "[red]✗"
-                self._console.print(f"{mark}[/] {text} [dim]{event.seconds:.1f} s", highlight=False)
+                mark = ("✓", "green") if event.ok else ("✗", "red")
+                self._print(Text.assemble(mark, f" {text} ", (f"{event.seconds:.1f} s", "dim")))
             case "task-start":
                 total = event.total or None
                 self._tasks[event.task] = self._progress.add_task(f"  {text}", total=total, unit=event.unit)
@@ -120,11 +121,14 @@ class RichRenderer:
             case "task-end":
                 self._drop(self._tasks.pop(event.task, None))
             case "note":
-                self._console.print(f"  [dim]{text}", highlight=False)
+                self._print(Text(printable.lines(f"  {event.text}"), "dim"))
             case "warning":
-                self._console.print(f"[yellow]warning:[/] {text}", highlight=False)
+                self._print(Text.assemble(("warning:", "yellow"), f" {printable.lines(event.text)}"))
             case _:
                 pass
+
+    def _print(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)  # the terminal wraps: no word of others begins a line
 
     def _drop(self, task: TaskID | None) -> None:
         if task is not None:
@@ -151,8 +155,15 @@ def rendered(style: Style) -> Iterator[Events]:
 @contextmanager
 def _bars() -> Iterator[tuple[Console, Progress]]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TimeElapsedColumn
     from rich.text import Text
+
+    class DescriptionColumn(ProgressColumn):
+        """What is done, as it is: no markup."""
+
+        def render(self, task: Task) -> Text:
+            """Return the cell."""
+            return Text(task.description, style=task.fields.get("style", ""))
 
     class AmountColumn(ProgressColumn):
         """Bytes with a rate, or a count."""
@@ -165,7 +176,7 @@ def _bars() -> Iterator[tuple[Console, Progress]]:
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        DescriptionColumn(),
         BarColumn(bar_width=24),
         AmountColumn(),
         TimeElapsedColumn(),

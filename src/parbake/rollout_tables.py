@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from parbake.handover import Handed, Report
 from parbake.keeping import Pruned
+from parbake.printable import word
 from parbake.render import human_bytes
 from parbake.rollouts import Follow, Held
 from parbake.tables import decisions_json, decisions_text, table
@@ -48,8 +49,8 @@ def handed_text(handed: Sequence[Handed], *, dry_run: bool) -> str:
         new = "would be written" if dry_run else "written"
         verb = "holds it already" if each.change.empty else new
         nodes = f", {nodes_text(each.follow)}" if each.follow else ""
-        parts.append(f"{each.target}: {each.change.where}: {verb}{nodes}")
-        parts.append(f"  before  {each.change.before}\n  after   {each.change.after}")
+        parts.append(word(f"{each.target}: {each.change.where}: {verb}{nodes}"))
+        parts += [word(f"  before  {each.change.before}"), word(f"  after   {each.change.after}")]
         if dry_run and each.change.diff:
             parts.append(each.change.diff)
     return "\n".join(parts)
@@ -83,25 +84,25 @@ def reports_json(reports: Sequence[Report]) -> list[dict[str, object]]:
 
 def reports_text(reports: Sequence[Report]) -> str:
     """Return what each target holds, for people."""
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for each in reports:
         standing = each.standing
         if standing is None:
             rows.append((each.target, each.kind, f"FAILED: {each.error}", "", ""))
             continue
-        nodes = nodes_text(standing.follow) if standing.follow else "-"
+        nodes = [nodes_text(standing.follow) if standing.follow else "-"]
         if standing.follow and standing.follow.waiting:
-            nodes = "\n".join([nodes, *standing.follow.waiting])
+            nodes += standing.follow.waiting
         if standing.frozen:
-            nodes += "\nfrozen: `parbake thaw` goes on"
-        rows.append((each.target, standing.where, str(standing.holds), str(standing.previous or "-"), nodes))
+            nodes.append("frozen: `parbake thaw` goes on")
+        rows.append((each.target, standing.where, str(standing.holds), str(standing.previous or "-"), tuple(nodes)))
     return table(rows, header=("target", "where", "holds", "before", "nodes"))
 
 
 def frozen_text(changed: Mapping[str, Sequence[str]], *, frozen: bool) -> str:
     """Return what was frozen or thawed, for people."""
     verb = "frozen" if frozen else "thawed"
-    return "\n".join(f"{name}: {', '.join(what) or 'nothing to do'}: {verb}" for name, what in changed.items())
+    return "\n".join(word(f"{name}: {', '.join(what) or 'nothing to do'}: {verb}") for name, what in changed.items())
 
 
 def pruned_json(pruned: Pruned) -> dict[str, object]:

@@ -310,6 +310,9 @@ images:
 # The folder for artefacts and their records.
 #output: artefacts
 
+# Who on this machine may read them, with all that the images hold: owner, group or everyone.
+#readable_by: owner
+
 # Where `parbake rollout` hands artefacts to: node classes of Karpenter, Auto Scaling groups, parameters, files.
 #rollout: [{{karpenter: {{nodeclass: default}}}}]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from parbake import base
 from parbake.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.plan import measure
+from parbake.printable import word
 from parbake.records import Decision, Record
 from parbake.render import human_bytes
 
@@ -27,7 +28,10 @@ _WIDTH = 240
 
 
 def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
-    """Return rows as an aligned table without decoration; names of images and files are taken as they are."""
+    """Return rows as an aligned table without decoration; a tuple in a cell stands on as many lines.
+
+    Names of images and files are words: no markup, and on one line whatever is in them.
+    """
     from rich import box  # rich: only for text, since programs that ask for JSON often ask whether there is work
     from rich.console import Console
     from rich.table import Table
@@ -35,7 +39,7 @@ def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> st
 
     grid = Table(*header, box=box.SIMPLE_HEAD if header else None, show_header=bool(header), pad_edge=False)
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text("\n".join(map(word, cell if isinstance(cell, tuple) else (cell,)))) for cell in row))
     console = Console(width=_WIDTH, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(grid, soft_wrap=True)
@@ -165,7 +169,7 @@ def record_text(artefact: Path, record: Record) -> str:
     )
     where: list[tuple[str, object]] = [("artefact", artefact)]
     if record.published:
-        where = [("artefact", "\n".join(_place(*each) for each in record.published.items()))]
+        where = [("artefact", tuple(_place(*each) for each in record.published.items()))]
     rows: list[tuple[str, object]] = [
         *where,
         ("record", artefact.with_name(record.file_name)),
@@ -174,7 +178,7 @@ def record_text(artefact: Path, record: Record) -> str:
         ("key", record.key),
         ("baked", f"{record.finished_at} by {record.builder}, parbake {record.parbake}"),
         ("times", times or "-"),
-        ("images", "\n".join(f"{image.reference}@{image.target.digest}" for image in record.plan.all_images)),
+        ("images", tuple(f"{image.reference}@{image.target.digest}" for image in record.plan.all_images)),
     ]
     if record.trace is not None:
         rows.append(("start reads", trace_line(record.trace)))
@@ -220,7 +224,7 @@ def verdict_json(artefact: Path, verdict: Verdict) -> dict[str, object]:
 def verdict_text(artefact: Path, verdict: Verdict) -> str:
     """Return the verdict for people."""
     head = f"{artefact.name}: {'passed' if verdict.passed else 'FAILED'}"
-    return "\n".join([head, *(f"  {problem}" for problem in verdict.problems), verdict_table(verdict)])
+    return "\n".join([head, *(f"  {word(problem)}" for problem in verdict.problems), verdict_table(verdict)])
 
 
 def verdict_table(verdict: Verdict) -> str:
@@ -241,7 +245,7 @@ def verdict_table(verdict: Verdict) -> str:
     )
     if verdict.images:
         lines.append(table(rows, header=("image", "digest", "pinned", "unpacked", "start", "verdict")))
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in verdict.warnings)])
+    return "\n".join([*lines, *(f"warning: {word(warning)}" for warning in verdict.warnings)])
 
 
 _MOST_FILES = 10
@@ -268,7 +272,7 @@ def trace_text(trace: TraceSummary, files: Sequence[tuple[str, int]] = ()) -> st
     if files:
         most = sorted(files, key=lambda item: -item[1])[:_MOST_FILES]
         lines.append(table(((human_bytes(size), path) for path, size in most), header=("read", "file")))
-    lines += [f"skipped: {name}: {reason}" for name, reason in trace.skipped.items()]
+    lines += [word(f"skipped: {name}: {reason}") for name, reason in trace.skipped.items()]
     return "\n\n".join(lines)
 
 
@@ -309,8 +313,8 @@ def layers_text(gone: Sequence[Entry], kept: Sequence[Entry], *, dry_run: bool) 
     """Return the same for people."""
     verb = "would be removed" if dry_run else "removed"
     rows = [
-        (entry.digest[:19], human_bytes(entry.size), f"used {_date(entry.used_at)}", word)
-        for entries, word in ((gone, verb), (kept, "kept"))
+        (entry.digest[:19], human_bytes(entry.size), f"used {_date(entry.used_at)}", what)
+        for entries, what in ((gone, verb), (kept, "kept"))
         for entry in entries
     ]
     freed = human_bytes(sum(entry.size for entry in gone))
@@ -359,7 +363,8 @@ def findings_text(findings: Sequence[Finding]) -> str:
     lines = []
     for each in findings:
         what = f"{each.what}: " if each.what else ""
-        lines += [f"{each.place}: {each.level}: {what}{each.message} [{each.rule.id}]", f"    {each.rule.help}"]
+        found = word(f"{each.place}: {each.level}: {what}{each.message} [{each.rule.id}]")
+        lines += [found, f"    {each.rule.help}"]
     counts = Counter(each.level for each in findings)
     told = ", ".join(f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("error", "warning", "note"))
     return "\n".join([*lines, told if findings else "nothing stands in the way of the bake"])

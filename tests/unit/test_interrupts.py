@@ -278,3 +278,26 @@ def test_who_is_not_listened_to_waits_no_longer_than_a_limit_and_may_insist() ->
         print("never")
     """)
     assert (done.returncode, done.stdout) == (130, "stopped\n")
+
+
+def test_an_interruption_is_told_once_however_slowly() -> None:
+    done = program(
+        """
+        from parbake.cli import door
+        from parbake.errors import ParbakeError
+        def command(*_, **__):
+            try:
+                send()
+                time.sleep(60)
+            except interrupts.Stop:
+                pass
+            raise ParbakeError("what a library made of it")
+        def slow(text, **more):
+            say(text, **more)
+            time.sleep(0.4)  # longer than until a signal that was swallowed comes again
+        door.app, say, door.typer.echo = command, door.typer.echo, slow
+        sys.exit(door.run(["bake", "--json"]))
+        """
+    )
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (130, "Interrupted"), done.stderr
+    assert done.stderr.count("next:") == 1

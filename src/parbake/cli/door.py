@@ -7,7 +7,7 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 verificat
 from __future__ import annotations
 
 import gc
-import json
+import io
 import os
 import sys
 import traceback
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from parbake import __version__, interrupts
+from parbake import __version__, interrupts, printable
 from parbake.errors import InputError, Interrupted, ParbakeError, from_os_error
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from parbake.bakefile import RetentionSection
     from parbake.events import Events
     from parbake.signing import Signer
@@ -96,7 +98,7 @@ def answer(document: Any, text: Callable[[], str]) -> None:
     """Print the result: the JSON document, or the text for people. Whole, also when a signal comes meanwhile."""
     interrupts.hold()
     door.answered = True
-    typer.echo(json.dumps(document, indent=2) if door.as_json else text())
+    typer.echo(printable.dump(document, indent=2) if door.as_json else printable.lines(text()))
 
 
 def output(file: Path, what: str = "") -> Path:
@@ -138,13 +140,14 @@ def retention(file: Path) -> RetentionSection:
 
 
 def _report(error: ParbakeError) -> int:
+    interrupts.hold()  # once, and whole
     if door.debug:
-        traceback.print_exception(error)
+        typer.echo(printable.lines("".join(traceback.format_exception(error))), err=True)
     if door.as_json and not door.answered:  # one document, whatever happens
-        typer.echo(json.dumps(error.to_json(), indent=2))
-    typer.echo(f"parbake: {error.message}", err=True)
+        typer.echo(printable.dump(error.to_json(), indent=2))
+    typer.echo(printable.lines(f"parbake: {error.message}"), err=True)
     if error.hint:
-        typer.echo(f"  next: {error.hint}", err=True)
+        typer.echo(printable.lines(f"  next: {printable.word(error.hint)}"), err=True)
     return error.exit_code
 
 
@@ -167,10 +170,12 @@ def _obey(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, prog_name="parbake", standalone_mode=False)
     except _UsageError as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        typer.echo(printable.lines(said.getvalue()), nl=False, err=True)
         if door.as_json:
             wrong = InputError(error.format_message(), hint="-h after a command shows what it takes")
-            typer.echo(json.dumps(wrong.to_json(), indent=2))
+            typer.echo(printable.dump(wrong.to_json(), indent=2))
         return InputError.exit_code
     except ParbakeError as error:
         return _interrupted(error) if interrupts.reason() else _report(error)
@@ -188,8 +193,14 @@ def _interrupted(error: BaseException) -> int:
     return _report(stopped)
 
 
+def _tell_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what nobody expected: its words may be those of others too."""
+    typer.echo(printable.lines("".join(traceback.format_exception(kind, error, trace))), nl=False, err=True)
+
+
 def main() -> None:
     """Run as a program."""
+    sys.excepthook = _tell_bug
     gc.disable()  # while modules load it finds nothing, again and again; `opened_events` sets it to work
     code = run()
     if code == Interrupted.exit_code:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from parbake.errors import BadContent, DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
+from parbake.printable import word
 
 
 class NotFound(RuntimeFault):
@@ -40,7 +41,7 @@ def fault(code: str, details: str, what: str) -> ParbakeError:
     NotFound, AlreadyExists and Unavailable are RuntimeFaults, and so is all that has no better name: DiskFull (also
     when only the text says so), DeadlineExceeded, BadContent (a commit whose digest or size is not the expected one).
     """
-    text = f"containerd: {what}: {details or code}"
+    text = f"containerd: {what}: {word(details or code)}"
     lowered = details.lower()
     if any(full in lowered for full in _FULL):
         code = "RESOURCE_EXHAUSTED"

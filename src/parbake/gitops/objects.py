@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from parbake import printable
 from parbake.errors import InputError
 from parbake.gitops.edit import merged, put, read, rewrite
 from parbake.gitops.tree import line_of, roots
@@ -67,7 +68,7 @@ def the_one(places: Collection[Place], what: str) -> Place:
         raise InputError(
             f"no manifest describes {what}", hint="name the file that does, or the path of the values file"
         )
-    listed = "\n".join(f"  {place}" for place in places)
+    listed = "\n".join(f"  {printable.word(place)}" for place in places)
     raise InputError(f"{len(places)} manifests describe {what}\n{listed}", hint="name the file that is to be changed")
 
 

@@ -10,11 +10,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from parbake.errors import BadContent, InputError, NoSuchImage
 from parbake.model import MIB, TIB, Descriptor, Digest
+from parbake.printable import word
 from parbake.registry import strictjson
 
 MANIFEST_LIMIT = 4 * MIB
@@ -71,18 +72,22 @@ class _Loose(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel)
 
 
+type _Word = Annotated[str, AfterValidator(word)]
+"""A word that may come to be shown; what is no printable character in it stands there escaped."""
+
+
 class Words(_Loose):
     """A platform as a document spells it; an absent word is empty."""
 
-    os: str = ""
-    architecture: str = ""
-    variant: str | None = ""
+    os: _Word = ""
+    architecture: _Word = ""
+    variant: _Word | None = ""
 
 
 class Entry(_Loose):
     """A descriptor in a document. ``size`` is written as a whole number, which is all that Go takes for one."""
 
-    media_type: str = ""
+    media_type: _Word = ""
     digest: Digest
     size: int = Field(strict=True, ge=0, le=LARGEST_IMAGE)
     platform: Words | None = None
@@ -131,9 +136,9 @@ class _RootFs(_Loose):
 class Config(_Loose):
     """An image configuration, as far as a bake needs it."""
 
-    os: str = ""
-    architecture: str = ""
-    variant: str | None = ""
+    os: _Word = ""
+    architecture: _Word = ""
+    variant: _Word | None = ""
     rootfs: _RootFs
 
 
@@ -212,7 +217,7 @@ def _media_type(what: str, raw: dict[str, Any], content_type: str) -> str:
     if own in DOCUMENTS and content_type in DOCUMENTS and own != content_type:
         raise BadContent(f"{what}: the manifest calls itself {own}, the registry calls it {content_type}")
     index_like, image_like = bool(raw.get("manifests")), bool(raw.get("layers") or raw.get("config"))
-    media_type = own or (content_type if content_type in DOCUMENTS else "")
+    media_type = word(own) or (content_type if content_type in DOCUMENTS else "")
     if not media_type:
         media_type = OCI_INDEX if "manifests" in raw and not image_like else OCI_MANIFEST
     if media_type not in DOCUMENTS:
