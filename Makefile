@@ -55,7 +55,7 @@ proto: setup ## Regenerate the protobuf modules from src/parbake/containerd/prot
 
 FUZZ_SECONDS ?= 300
 
-fuzz: setup ## Fuzz what reads a registry's content: archives, compression, manifests (FUZZ_SECONDS)
+fuzz: setup ## Fuzz what reads a registry's content; compare hostile layers with containerd (FUZZ_SECONDS)
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 BENCH_IMAGES ?= small,many,potato,potato-zstd

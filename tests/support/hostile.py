@@ -125,7 +125,7 @@ def corpus() -> dict[str, tuple[bytes, Fate]]:
                                       "refused"),
         "PAX path that climbs": (archive(pax({b"path": b"../outside/victim"}), entry(b"n", data=b"x")), "refused"),
         "global PAX path that climbs": (
-            archive(pax({b"path": b"../outside/victim"}, b"g"), entry(b"n", data=b"x")), "harmless",
+            archive(pax({b"path": b"../outside/victim"}, b"g"), entry(b"n", data=b"x")), "refused",
         ),
         "PAX link that climbs": (archive(pax({b"linkpath": b"../outside/victim"}), entry(b"h", b"1", link=b"n")),
                                  "refused"),
@@ -138,6 +138,30 @@ def corpus() -> dict[str, tuple[bytes, Fate]]:
         ),
         "PAX size beyond the end": (archive(pax({b"size": b"9999999"}), entry(b"a", data=b"x")), "refused"),
         "hard link to an absolute place": (archive(entry(b"h", b"1", link=b"/etc/passwd")), "refused"),
+        "global header with the name of a file": (
+            archive(entry(b"f", data=b"1"), pax({b"path": b"f"}, b"g"), entry(b"n", data=b"x")), "harmless",
+        ),
+        "hard link to itself, which is there": (
+            archive(entry(b"h", data=b"1"), entry(b"h", b"1", link=b"h")), "refused",
+        ),
+        "hard link to itself through a symbolic link": (
+            archive(entry(b"d/f", data=b"1"), entry(b"s", b"2", link=b"d"), entry(b"s/f", b"1", link=b"d/f")),
+            "refused",
+        ),
+        "folder that is removed again": (
+            archive(entry(b"d/e/", b"5"), entry(b"d", b"2", link=b"../outside")), "refused",
+        ),
+        "links that the kernel would not follow": (
+            archive(*(entry(b"s%d" % number, b"2", link=b"s%d" % (number + 1)) for number in range(60)),
+                    entry(b"s60/", b"5"), entry(b"s0/sub/victim", data=b"x")),
+            "refused",
+        ),
+        "relative link up out of a linked folder": (
+            archive(entry(b"d/e/", b"5"), entry(b"b", b"2", link=b"d/e"), entry(b"a", b"2", link=b"b"),
+                    entry(b"d/e/f", b"2", link=b"../x"), entry(b"a/f/victim", data=b"x")),
+            "harmless",
+        ),
+        "old sparse file": (archive(header(b"f", b"S", magic=GNU)), "refused"),
         "hard link to itself": (archive(entry(b"h", b"1", link=b"h")), "refused"),
         "hard link through proc": (
             archive(entry(b"p", b"2", link=b"/proc/self/root"), entry(b"h", b"1", link=b"p/etc/passwd")), "refused",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from parbake import disk, nodes
 from parbake.disk import private_mounts
-from parbake.ext4 import Volume
+from parbake.ext4 import Slot, Volume
 from parbake.layers import NodeSink, settle_nodes, unpack
 from parbake.model import MIB, Layer
 from parbake.run import run
@@ -38,14 +38,25 @@ def volume_trees(
 def write(file: Path, layers: Sequence[Layer], blobs: Sequence[bytes]) -> Volume:
     """Write layers into an empty volume whose root shows them by chain ID; return the volume, closed."""
     with Volume(file) as volume:
-        for number, (slot, layer) in enumerate(zip(volume.slots(layers), layers, strict=True)):
-            sink = NodeSink("the volume", slot)
-            unpack(io.BytesIO(blobs[number]), layer, sink, bound=1 << 30, progress=lambda _: None)
-            lowers = [volume.reader.node(volume.planted[below.chain_id].root) for below in reversed(layers[:number])]
-            settle_nodes(sink.tree, lowers, slot, volume.reader.segments)
-            volume.planted[layer.chain_id] = slot.plant(sink.tree.root, sink.tree.unused)
-        volume.finish(lambda _: _root(volume))
+        for number, slot in enumerate(volume.slots(layers)):
+            add(volume, slot, layers[: number + 1], blobs[number])
+        show(volume)
     return volume
+
+
+def add(volume: Volume, slot: Slot, layers: Sequence[Layer], blob: bytes) -> None:
+    """Write the last of some layers into its place; those below it are there. Raises what the engine raises."""
+    *below, layer = layers
+    sink = NodeSink("the volume", slot)
+    unpack(io.BytesIO(blob), layer, sink, bound=1 << 30, progress=lambda _: None)
+    lowers = [volume.reader.node(volume.planted[each.chain_id].root) for each in reversed(below)]
+    settle_nodes(sink.tree, lowers)
+    volume.planted[layer.chain_id] = slot.plant(sink.tree.root, sink.tree.unused)
+
+
+def show(volume: Volume) -> None:
+    """Finish a volume: its root shows the layers by chain ID."""
+    volume.finish(lambda _: _root(volume))
 
 
 def _root(volume: Volume) -> nodes.Node:

@@ -18,7 +18,7 @@ from parbake.layers import FolderSink, engine, unpack
 from parbake.model import Layer
 from tests.fuzz.targets import fuzz_layer
 from tests.support.layers import GZIP, PLAIN, describe
-from tests.support.tars import archive, entry
+from tests.support.tars import archive, entry, pax
 
 DATA = os.urandom(3_000_000) + b"text " * 200_000
 RAW = archive(entry(b"d/", b"5"), entry(b"d/big", data=DATA), entry(b"small", data=b"hi"))
@@ -44,6 +44,21 @@ PACKED: dict[str, bytes] = {
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "in threads":
         monkeypatch.setattr(engine, "SMALL", -1)
+
+
+def test_a_header_that_lies_in_two_buffers(tmp_path: Path) -> None:
+    """Its first half is read before the buffer is filled again."""
+    name = b"/".join([b"n" * 250] * 3)
+    size = engine._RAW_SIZE
+    raw = archive(
+        entry(b"before", data=b"b" * (size - 1536)),
+        pax({b"path": name}),
+        entry(b"x"),
+        entry(b"after", data=b"a" * 3 * size),
+    )
+    assert raw[size - 1024 :][156:157] == b"x"  # the last block but one of the first buffer
+    unpack(io.BytesIO(raw), describe(raw), FolderSink(tmp_path), bound=1 << 30, progress=lambda _: None)
+    assert (tmp_path / os.fsdecode(name)).is_file()
 
 
 class Slow:

@@ -85,9 +85,8 @@ class VolumeGround:
         """Write the layer's tree, and now and then let containerd commit what is there."""
         job, slot, tree = self._jobs[number], self._slots[number], self._sinks.pop(number).tree
         reader, planted = self._volume.reader, self._volume.planted
-        if tree.pending or tree.implied:
-            lowers = [reader.node(planted[chain].root) for chain in reversed(job.parents)]
-            settle_nodes(tree, lowers, slot, reader.segments)
+        if tree.implied:
+            settle_nodes(tree, [reader.node(planted[chain].root) for chain in reversed(job.parents)])
         planted[job.layer.chain_id] = slot.plant(tree.root, tree.unused)
         self._waiting += unpacked.entries
         if self._waiting >= _MANY and (self._commits is None or self._commits.done()):

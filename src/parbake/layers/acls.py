@@ -31,9 +31,16 @@ def with_mode(node: Node, mode: int) -> None:
 
 
 def with_acl(node: Node, key: bytes, value: bytes) -> None:
-    """Do what setting an ACL does: an access ACL also sets the permissions; raises LayerError."""
+    """Do what setting an ACL does: an access ACL also sets the permissions; raises LayerError.
+
+    One in another version of the format, and any of a symbolic link, is passed over.
+    """
+    if len(value) >= 4 and value[:4] != _HEAD:
+        return
     attributes = {name: old for name, old in (node.xattrs or {}).items() if name != key}
     acl = _parse(value)
+    if node.is_link:
+        return
     if key == DEFAULT and not node.is_folder:
         if acl:
             raise LayerError("a default ACL for what is no folder")

@@ -60,7 +60,7 @@ class Chunks:
 
     def read(self, size: int) -> bytes:
         """Return up to ``size`` bytes as a copy."""
-        return b"".join(self.pieces(size))
+        return b"".join([bytes(piece) for piece in self.pieces(size)])  # a piece is good only until the next
 
     def skip(self, size: int) -> int:
         """Pass over ``size`` bytes and return how many there were."""
@@ -126,8 +126,9 @@ class Archive:
         found: dict[bytes, bytes] | None = None
         long_name = long_link = b""
         while entry is not None:
-            if entry.kind == b"g":  # a global header: read for its syntax, then an entry that nobody writes
-                numbers.records(self._body(entry))
+            if entry.kind == b"g":  # a global header: to containerd an entry of its own, of which only the name counts
+                entry.name = numbers.records(self._body(entry)).get(b"path") or entry.name
+                entry.uid = entry.gid = 0
                 return entry
             if entry.kind not in _PREFACES:
                 return self._complete(entry, found, long_name, long_link)

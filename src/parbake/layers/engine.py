@@ -21,7 +21,6 @@ from parbake.layers import inflate
 from parbake.layers.archive import Archive, Chunks
 from parbake.layers.paths import Implied, shown
 from parbake.layers.ring import Failure, Ring, Stopped
-from parbake.layers.tree import PendingLink
 from parbake.model import most_inflated
 
 if TYPE_CHECKING:
@@ -54,14 +53,12 @@ class Unpacked:
     """What came out of a layer, and what waits for the layers below (``settle``).
 
     ``entries`` counts what was applied, ``raw_size`` the bytes of the tar. ``implied`` are folders that no entry
-    described when they were made, and what entries said later; ``pending`` are hard links to files that this layer
-    does not hold.
+    described when they were made, and what entries said later.
     """
 
     entries: int
     raw_size: int
     implied: tuple[tuple[bytes, Implied], ...] = ()
-    pending: tuple[PendingLink, ...] = ()
 
 
 class Allowance:
@@ -190,8 +187,7 @@ class _Unpacking:
                 raise self._failed(error, tree.now) from error
             except ValueError as error:  # a NUL in a name
                 raise LayerError(f"{shown(tree.now)}: {error}") from error
-            implied, pending = tuple(tree.implied.items()), tuple(tree.pending.values())
-            self._unpacked = Unpacked(tree.entries, tar.size, implied, pending)
+            self._unpacked = Unpacked(tree.entries, tar.size, tuple(tree.implied.items()))
 
     def _failed(self, error: OSError, name: bytes) -> ParbakeError:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:

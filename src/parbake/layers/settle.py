@@ -1,4 +1,4 @@
-"""What a layer's tree needs from the layers below it: looks of implied folders, and hard links to files down there.
+"""What a layer's tree needs from the layers below it: the looks of folders that it implies.
 
 The engine unpacks layers in any order, also at the same time; this is the part that has to wait for the layers
 below. It does what containerd does while it unpacks (``mkparent`` with ``WithParents``).
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake.errors import DiskFull, LayerError
-from parbake.layers.merged import copy_xattrs, link_below
-from parbake.layers.paths import FOLDER, Folders, Implied
+from parbake.layers.acls import DEFAULT
+from parbake.layers.paths import FOLDER, Folders, Implied, Made, hands_down, join
 
 if TYPE_CHECKING:
     from parbake.layers.engine import Unpacked
@@ -25,26 +25,29 @@ if TYPE_CHECKING:
 def settle(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) -> None:
     """Finish a layer's tree once all layers below are in place (``lowers``: their folders, the top one first).
 
-    - A folder that the layer implies but does not describe looks like the topmost one below: owner, mode, times and
-      attributes. In containerd its modification time is the moment of the unpack; here it is that of the folder
-      below, or 1970, so that the same layers give the same tree.
-    - A hard link to a file below: containerd fails. Here the file is copied up first, as overlayfs would do, so that
-      layers of tools that write such links (none of the large ones does) can be baked.
+    A folder that the layer implies but does not describe looks like the topmost one below: owner, mode, times and
+    attributes. In containerd its modification time is the moment of the unpack; here it is that of the folder below, or
+    1970, so that the same layers give the same tree.
 
-    Idempotent. Raises LayerError when a link leads nowhere, DiskFull.
+    Idempotent. Raises LayerError where containerd fails (something else lies in the way below), DiskFull.
     """
-    if not unpacked.implied and not unpacked.pending:
+    if not unpacked.implied:
         return
     try:
         with ExitStack() as stack:
             upper = stack.enter_context(_opened(target))
             below = [stack.enter_context(_opened(lower)) for lower in lowers]
-            for link in unpacked.pending:
+            made = Made()
+            for path, known in unpacked.implied:
                 upper.trim()
-                link_below(upper, link, [layer.root for layer in below])
-            for path, known in (dict(unpacked.implied) | upper.implied).items():
-                upper.trim()
-                _dress(upper, path, below, known)
+                source = _topmost(path, below)
+                looks = None if source is None else os.fstat(source)
+                group = made.add(path, known, looks and (looks.st_mode, looks.st_gid))
+                place = None if known & Implied.GONE else upper.find(path)
+                if place is not None:
+                    if source is not None and DEFAULT.decode() in os.listxattr(source):
+                        raise hands_down(path)
+                    _dress(place.handle, source, known, group)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFull(f"no space left below {target}", hint="give the artefact a larger size") from error
@@ -62,47 +65,51 @@ def _opened(path: Path) -> Iterator[Folders]:
         os.close(root)
 
 
-def _dress(upper: Folders, path: bytes, below: Sequence[Folders], known: Implied) -> None:
+def _dress(folder: int, below: int | None, known: Implied, group: int) -> None:
     """Let an implied folder look like the topmost one below; what an entry said of it stays."""
-    place = upper.find(path)
-    if place is None:
+    takes_uid = not known & Implied.DESCRIBED or known & Implied.UID_LEFT
+    takes_gid = not known & Implied.DESCRIBED or known & Implied.GID_LEFT
+    if below is None:
+        if takes_gid and group:
+            os.fchown(folder, -1, group)
+        if not known & (Implied.DESCRIBED | Implied.DATED):
+            os.utime(folder, ns=(0, 0))
         return
-    handle = _topmost(path, below)
-    if handle is None:
-        if known is Implied.BARE:
-            os.utime(place.handle, ns=(0, 0))
-        return
-    looks = os.fstat(handle)
-    if known is not Implied.DESCRIBED:
-        os.fchown(place.handle, looks.st_uid, looks.st_gid)
-        os.fchmod(place.handle, stat.S_IMODE(looks.st_mode))
-    copy_xattrs(handle, place.handle)
-    if known is Implied.BARE:
-        os.utime(place.handle, ns=(looks.st_atime_ns, looks.st_mtime_ns))
+    looks = os.fstat(below)
+    os.fchown(folder, looks.st_uid if takes_uid else -1, looks.st_gid if takes_gid else -1)
+    if not known & Implied.DESCRIBED:
+        os.fchmod(folder, stat.S_IMODE(looks.st_mode))
+    _copy_attributes(below, folder)
+    if not known & (Implied.DESCRIBED | Implied.DATED):
+        os.utime(folder, ns=(looks.st_atime_ns, looks.st_mtime_ns))
 
 
 def _topmost(path: bytes, below: Sequence[Folders]) -> int | None:
-    """Return the topmost folder of a path, each layer looked at by itself, as containerd does."""
+    """Return the topmost folder of a path, each layer looked at by itself, as containerd does; raises LayerError."""
     for lower in below:
         lower.trim()
+        above, base = lower.split(path)
+        if above is None:
+            continue
+        if not base:
+            return above.handle
         try:
-            place = lower.find(path)
-        except LayerError:
-            return None  # something that is no folder hides what is further down
-        if place is not None:
-            return place.handle
-        if _has(lower, path):
-            return None
+            status = os.lstat(base, dir_fd=above.handle)
+        except FileNotFoundError:
+            continue
+        # Whatever else has the name, such as a whiteout, hides what is further down.
+        place = lower.find(join(above.path, base)) if stat.S_ISDIR(status.st_mode) else None
+        return place and place.handle
     return None
 
 
-def _has(lower: Folders, path: bytes) -> bool:
-    """Whether a layer has something (a whiteout, a dangling link) under a path that is no folder."""
-    head, _, base = path.rpartition(b"/")
-    place = lower.find(head)
-    if place is None:
-        return False
-    try:
-        return not stat.S_ISLNK(os.lstat(base, dir_fd=place.handle).st_mode)
-    except FileNotFoundError:
-        return False
+def _copy_attributes(source: int, target: int) -> None:
+    """Copy attributes that the target lacks; ``trusted.*`` (overlayfs' own marks) stay where they are."""
+    for name in os.listxattr(source):
+        if name.startswith("trusted."):
+            continue
+        try:
+            os.setxattr(target, name, os.getxattr(source, name), os.XATTR_CREATE)
+        except OSError as error:
+            if error.errno not in {errno.EEXIST, errno.ENOTSUP, errno.ENODATA}:
+                raise

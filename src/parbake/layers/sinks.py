@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from parbake.layers.growing import Growing
 from parbake.layers.paths import FOLDER, Implied
-from parbake.layers.tree import PendingLink, Tree
+from parbake.layers.tree import Tree
 
 if TYPE_CHECKING:
     from parbake.layers.archive import Archive
@@ -23,7 +23,6 @@ class Applying(Protocol):
 
     now: bytes
     entries: int
-    pending: dict[bytes, PendingLink]
 
     @property
     def implied(self) -> Mapping[bytes, Implied]:

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 from parbake.errors import LayerError, LayerTooLarge
 from parbake.layers.archive import Archive
@@ -25,24 +25,8 @@ OPAQUE: Final = b".wh..wh..opq"
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 MODE: Final = 0o7777
 _SET_ID: Final = 0o6000
-_MOST_DEVICE: Final = 0xFFFFFFFF
+_MOST_MAJOR, _MOST_MINOR = 0xFFF, 0xFFFFF  # Linux, ``linux/kdev_t.h``
 _SPARE: Final = 16 << 20  # bytes that are free on a file system that is not full
-
-
-class PendingLink(NamedTuple):
-    """A hard link to what this layer does not hold: ``path`` is new, ``target`` is looked for below.
-
-    The rest is the metadata that the entry gives to the file: ``uid``/``gid`` -1 leave the owner.
-    """
-
-    path: bytes
-    target: bytes
-    mode: int
-    uid: int
-    gid: int
-    accessed: int
-    modified: int
-    xattrs: tuple[tuple[bytes, bytes], ...]
 
 
 class Tree:
@@ -55,7 +39,6 @@ class Tree:
         a whiteout removes what the layer itself has put in place, as in containerd.
         """
         self.folders = Folders(root)
-        self.pending: dict[bytes, PendingLink] = {}
         self.entries = 0
         self.now = b""
         """The name of the entry that is being applied, for errors."""
@@ -67,11 +50,13 @@ class Tree:
         self._group_folders: set[bytes] = set()
         self._acls = False
         self._times: dict[bytes, tuple[int, int]] = {}
+        # By their own paths, for folders whose names lead over links, which may lead elsewhere in the end.
+        self._linked_times: dict[bytes, tuple[int, int]] = {}
         # Only the bottom layer needs to know what it wrote, and only for an opaque mark: 8 bytes a path, no names.
         self._written: set[int] = set()
         self._makers: dict[bytes, Callable[[Entry, Place, bytes], None]] = {
             b"1": self._link, b"2": self._symlink, b"3": self._node, b"4": self._node, b"5": self._folder,
-            b"6": self._node, b"S": self._file,
+            b"6": self._node, b"g": self._global,
         }  # fmt: skip
 
     @property
@@ -94,8 +79,6 @@ class Tree:
         if base[:4] == WHITEOUT:
             self._whiteout(entry, place, base)
             return
-        if self.pending:
-            self.pending.pop(join(place.path, base), None)
         if not self._overlay:
             self._written.add(hash(join(place.path, base)))
         kind = entry.kind
@@ -103,26 +86,37 @@ class Tree:
             self._file(entry, place, base)
         elif (make := self._makers.get(kind)) is not None:
             make(entry, place, base)
-        elif kind != b"g":  # a global header is no file
+        else:
             raise LayerError(f"{shown(name)}: an entry of the unknown type {kind!r}")
 
     def finish(self) -> None:
-        """Set the times of folders, which writing into them has changed, and close what is open."""
+        """Set the times of folders, which writing into them has changed; raises LayerError for one that is gone."""
+        folders = self.folders
+        for path, times in self._linked_times.items():
+            folders.trim()
+            with suppress(LayerError):
+                if (place := folders.find(path)) is not None:
+                    os.utime(place.handle, ns=times)
         for name, times in self._times.items():
             self.now = name
-            self.folders.trim()
+            folders.trim()
             try:
-                place = self.folders.find(name)
-            except LayerError:  # a later entry has put something else in its place, which gets the times in containerd
-                with suppress(LayerError):
-                    head, _, base = name.rpartition(b"/")
-                    if (place := self.folders.find(head)) is not None:
-                        os.utime(base, ns=times, dir_fd=place.handle, follow_symlinks=False)
-            else:
-                if place is not None:
-                    os.utime(place.handle, ns=times)
-                    if self.folders.implied.get(place.path) is Implied.BARE:
-                        self.folders.implied[place.path] = Implied.DATED
+                place = folders.find(name)
+            except LayerError:
+                place = None
+            if place is not None:
+                os.utime(place.handle, ns=times)
+                if folders.implied:
+                    folders.dated(place.path)
+                continue
+            # What a later entry has put in its place gets the times in containerd, too.
+            above, base = folders.split(name)
+            try:
+                if above is None:
+                    raise FileNotFoundError
+                os.utime(base, ns=times, dir_fd=above.handle, follow_symlinks=False)
+            except FileNotFoundError:
+                raise removed_again(name) from None
 
     def close(self) -> None:
         """Close what is open."""
@@ -196,17 +190,22 @@ class Tree:
                 self._group_folders.add(path)
             else:
                 self._group_folders.discard(path)
-            if self.folders.implied and path in self.folders.implied:
-                self.folders.implied[path] = Implied.DESCRIBED
-            name = self.now
-            self._times.pop(name, None)
-            self._times[name] = entry.times()
-            if name not in self.folders.known:
-                self.folders.known[name] = Place(handle, path)
+            self._described(path, entry)
+            if path not in self.folders.known:  # its name may lead elsewhere from now on, where a link had made way
+                self.folders.known[path] = Place(handle, path)
                 handle = -1
         finally:
             if handle >= 0:
                 os.close(handle)
+
+    def _described(self, path: bytes, entry: Entry) -> None:
+        if self.folders.implied:
+            self.folders.described(path, owner(entry.uid), owner(entry.gid))
+        name, times = self.now, entry.times()
+        self._times.pop(name, None)
+        self._times[name] = times
+        if name != path:
+            self._linked_times[path] = times
 
     def _symlink(self, entry: Entry, place: Place, base: bytes) -> None:
         try:
@@ -223,34 +222,28 @@ class Tree:
     def _link(self, entry: Entry, place: Place, base: bytes) -> None:
         if os.path.lexists(_below(place, base)):
             self._remove(place, base)
-        head, _, target = entry.linkname.rpartition(b"/")
-        if target in {b"", b".", b".."}:
-            clean(entry.linkname)  # says so when it leads outside
-            raise LayerError(f"{shown(self.now)}: a hard link to the folder {shown(entry.linkname)}")
-        source = self.folders.find(clean(head))
+        source, target = self.folders.source(entry.linkname)
         place = self.folders.make(place.path)
+        if not target:
+            raise no_folders(self.now, entry.linkname)
         try:
             if source is None:
                 raise FileNotFoundError
             os.link(target, base, src_dir_fd=source.handle, dst_dir_fd=place.handle, follow_symlinks=False)
         except FileNotFoundError:
-            if not self._overlay:
-                raise LayerError(
-                    f"{shown(self.now)}: a hard link to {shown(entry.linkname)}, which is not there"
-                ) from None
-            accessed, modified = entry.times()
-            self.pending[join(place.path, base)] = PendingLink(
-                join(place.path, base), join(clean(head), target), entry.mode & MODE, owner(entry.uid),
-                owner(entry.gid), accessed, modified, tuple(xattrs_of(entry)),
-            )  # fmt: skip
-            return
+            raise not_there(self.now, entry.linkname) from None
+        except PermissionError:
+            raise no_folders(self.now, entry.linkname) from None
         self._dress(entry, place, base, is_link=stat.S_ISLNK(os.lstat(base, dir_fd=place.handle).st_mode))
 
+    def _global(self, _: Entry, place: Place, base: bytes) -> None:
+        """Do what containerd does for a global header: it makes way for it, and then writes nothing."""
+        if os.path.lexists(_below(place, base)):
+            self._remove(place, base)
+
     def _node(self, entry: Entry, place: Place, base: bytes) -> None:
-        if not (0 <= entry.major <= _MOST_DEVICE and 0 <= entry.minor <= _MOST_DEVICE):
-            raise LayerError(f"{shown(self.now)}: the device number {entry.major}:{entry.minor} does not exist")
         kind = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}[entry.kind]
-        device = 0 if kind == stat.S_IFIFO else os.makedev(entry.major, entry.minor)
+        device = 0 if kind == stat.S_IFIFO else os.makedev(*device_number(self.now, entry))
         if os.path.lexists(_below(place, base)):
             self._remove(place, base)
             place = self.folders.make(place.path)
@@ -318,9 +311,7 @@ class Tree:
             return
         except IsADirectoryError:
             remove_tree(base, place.handle)
-            gone = join(place.path, base)
-            for path in [path for path in self.folders.implied if path == gone or path.startswith(gone + b"/")]:
-                del self.folders.implied[path]
+            self.folders.gone(join(place.path, base))
         self.folders.forget()
 
 
@@ -380,6 +371,35 @@ def xattrs_of(entry: Entry) -> list[tuple[bytes, bytes]]:
     """Return the extended attributes that an entry carries."""
     records = entry.records or {}
     return [(key[len(XATTR) :], value) for key, value in records.items() if key.startswith(XATTR)]
+
+
+def device_number(name: bytes, entry: Entry) -> tuple[int, int]:
+    """Return major and minor number of a device; raises LayerError for one that Linux does not have."""
+    if not (0 <= entry.major <= _MOST_MAJOR and 0 <= entry.minor <= _MOST_MINOR):
+        raise LayerError(f"{shown(name)}: the device number {entry.major}:{entry.minor} does not exist")
+    return entry.major, entry.minor
+
+
+def not_there(name: bytes, link: bytes) -> LayerError:
+    """Return the error for a hard link to what the layer does not hold at that moment, also to itself."""
+    return LayerError(
+        f"{shown(name)}: a hard link to {shown(link)}, which the layer does not hold",
+        hint="containerd refuses such a layer too, also where a layer below has the file: build the image with another "
+        "tool",
+    )
+
+
+def no_folders(name: bytes, link: bytes) -> LayerError:
+    """Return the error for a hard link to a folder."""
+    return LayerError(f"{shown(name)}: a hard link to the folder {shown(link)}")
+
+
+def removed_again(name: bytes) -> LayerError:
+    """Return the error for a folder that a later entry of its layer has removed."""
+    return LayerError(
+        f"{shown(name)}: a later entry of the layer removes the folder",
+        hint="containerd refuses such a layer too: build the image with another tool",
+    )
 
 
 def owner(number: int) -> int:
