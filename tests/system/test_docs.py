@@ -85,6 +85,7 @@ CASES = (
     Case("docs/how-to/ci.md", own_cache=True),
     Case("docs/how-to/clean-up.md", own_cache=True),
     Case("docs/how-to/ebs.md"),
+    Case("docs/how-to/ec2.md"),
     Case("docs/how-to/packer.md"),
     Case("docs/how-to/lint.md"),
     Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
@@ -263,6 +264,9 @@ def prepare(document: str, folder: Path, world: World) -> None:
             made = clusters.machine_image("node", "ami-0123456789abcdef0")
             records.write(folder / "artefacts", made)
             lies_in(world.cloud, made)
+        case "ec2":  # the Bakefile that the page begins with
+            first = next(block for block in documents.read(ROOT / document) if block.language == "yaml")
+            (folder / "parbake.yaml").write_text(first.text)
         case "clean-up":
             left = folder / "artefacts/.parbake/0123456789ab.1.ffffffff"
             left.mkdir(parents=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parbake import cli, exports, genuine, planning, proof, records
+from parbake import atomic, cli, exports, genuine, planning, proof, records
 from parbake.bakefile import load
 from parbake.disk import BLOCK, block_list
 from parbake.errors import BakefileError, InputError, VerificationFailed
@@ -17,7 +17,7 @@ from parbake.events import Event, Events
 from parbake.model import Verdict
 from parbake.records import Blocks
 from parbake.signing import FileSigner, public_key
-from parbake.workspace import publish, work_folder
+from parbake.workspace import work_folder
 from tests.support.keys import key_pair
 from tests.support.plans import record
 
@@ -79,14 +79,16 @@ class TestWriting:
     ) -> None:
         count = 0
 
-        def dying(source: Path, target: Path) -> None:
+        replace = atomic.replace
+
+        def dying(path: Path, content: bytes, **more: Any) -> None:
             nonlocal count
             count += 1
             if count == place:
                 raise KeyboardInterrupt
-            publish(source, target)
+            replace(path, content, **more)
 
-        monkeypatch.setattr("parbake.records.publish", dying)
+        monkeypatch.setattr(atomic, "replace", dying)
         with pytest.raises(KeyboardInterrupt):
             proof.write_verdict(shelf.artefact, shelf.record, GOOD, "", shelf.signer)
         if place > 1:
