@@ -129,6 +129,17 @@ def test_every_document_is_reached_from_the_readme() -> None:
     assert "(docs/reference/bakefile.schema.json)" in README
 
 
+def test_the_tests_that_a_document_names_are_there() -> None:
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/security.md").read_text()))
+    assert len(named) > 40
+    assert named <= there
+
+
 def test_the_tables_of_dependencies_are_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["aws"]]
