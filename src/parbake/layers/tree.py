@@ -208,7 +208,7 @@ class Tree:
         name, times = self.now, entry.times()
         self._times.pop(name, None)
         self._times[name] = times
-        if name != path:
+        if name.removeprefix(b"/") != path:
             self._linked_times[path] = times
 
     def _symlink(self, entry: Entry, place: Place, base: bytes) -> None:
