@@ -17,10 +17,11 @@ from typing import Any, Final, Literal
 
 import typer
 
-from parbake import cli, errors, events, programs, records, statements
+from parbake import cli, records
 from parbake.bakefile import schema
-from parbake.model import Artefact, Base, Image, Plan, Platform
-from parbake.records import Blocks, Record
+from parbake.core import errors, events, programs
+from parbake.core.model import Artefact, Base, Image, Plan, Platform
+from parbake.records import Blocks, Record, statements
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 _WIDTH: Final = 130
@@ -116,7 +117,7 @@ def table(header: tuple[str, ...], rows: typing.Iterable[tuple[str, ...]]) -> st
 
 def cli_page() -> str:
     """Return the page of commands, in the order of ``parbake --help``."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(cli.app.app)
     general = [parameter for parameter in group.params if not parameter.name.endswith("_completion")]
     told = (
         "Results go to standard output; with `--json` they are one JSON document. Everything else goes to standard "
@@ -268,7 +269,7 @@ def _value(value: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def errors_page() -> str:
     """Return the page of exit codes and errors."""
-    stated = re.search(r"Exit codes: (.*)\.", cli.door.__doc__ or "")
+    stated = re.search(r"Exit codes: (.*)\.", cli.app.__doc__ or "")
     assert stated
     codes = [part.partition(" ") for part in stated[1].split(", ")]
     text = "# Exit codes and errors\n\n" + table(("exit code", "meaning"), ((code, words) for code, _, words in codes))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from parbake import base
-from parbake.events import Events
-from parbake.workspace import cache_folder
+from parbake.core.events import Events
+from parbake.core.workspace import cache_folder
+from parbake.machine import base
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from parbake import cli, handover, records, run
+from parbake import cli, records
 from parbake.aws.tags import ARTEFACT, KEY, MANAGED, VERIFIED, as_list
-from parbake.events import Events
-from parbake.model import GIB, Artefact, Base, Published, Snapshot
+from parbake.core import run
+from parbake.core.events import Events
+from parbake.core.model import GIB, Artefact, Base, Published, Snapshot
+from parbake.core.signing import Signer
 from parbake.records import Record
-from parbake.signing import Signer
-from tests.support.plans import digest, image, plan, record
+from parbake.workflows import rollout
+from tests.fakes.plans import digest, image, plan, record
 
 NEEDS_KUBECTL = pytest.mark.skipif(run.find("kubectl") is None, reason="kubectl is not installed")
 REGION = "eu-central-1"
@@ -77,8 +79,8 @@ def shown_by_aws(record: Record) -> None:
 
 def goes_out_again(folder: Path, *found: Record) -> bool:
     """Whether ``parbake watch`` would hand these out: not what a rollback left."""
-    handed = handover.rollout(
-        folder / "parbake.yaml", [each.key for each in found], Events(), handover.Manner(dry_run=True, again=False)
+    handed = rollout.rollout(
+        folder / "parbake.yaml", [each.key for each in found], Events(), rollout.Manner(dry_run=True, again=False)
     )
     return bool(handed)
 

@@ -26,7 +26,7 @@ from typing import IO, Any, Self
 
 from blake3 import blake3
 
-from tests.support.leaks import files, leaked, snapshot, work_folders
+from tests.fakes.leaks import files, leaked, snapshot, work_folders
 
 _LIMIT = 300.0  # seconds for one command on a busy machine
 

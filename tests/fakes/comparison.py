@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 from unittest import mock
 
-from parbake import disk
-from parbake.containerd.conventions import chain_ids
-from parbake.disk import private_mounts
-from parbake.errors import CommandFailed, LayerError
-from parbake.ext4 import Volume
-from parbake.layers import FolderSink, engine, settle, unpack
-from parbake.model import MIB, Layer
-from parbake.run import run
-from tests.support.layers import PLAIN, digest
-from tests.support.models import cleaned
-from tests.support.stacks import LATEST, Spec, Stack, build, shrunk, stack
-from tests.support.trees import Node, differences, scan
-from tests.support.unpacks import Containerd
-from tests.support.volumes import add, show
+from parbake.containerd.labels import chain_ids
+from parbake.core.errors import CommandFailed, LayerError
+from parbake.core.model import MIB, Layer
+from parbake.core.run import run
+from parbake.images.layers import FolderSink, engine, settle, unpack
+from parbake.machine import disk
+from parbake.machine.disk import private_mounts
+from parbake.machine.ext4 import Volume
+from tests.fakes.layers import PLAIN, digest
+from tests.fakes.models import cleaned
+from tests.fakes.stacks import LATEST, Spec, Stack, build, shrunk, stack
+from tests.fakes.trees import Node, differences, scan
+from tests.fakes.unpacks import Containerd
+from tests.fakes.volumes import add, show
 
 Way = Literal["mounted", "volume"]
 WAYS: Final[tuple[Way, ...]] = ("mounted", "volume")
@@ -88,7 +88,7 @@ STRICTER: Final = {
         _hands_down, "hands down an ACL", below=True
     ),
 }
-"""By the name that docs/engine.md ("Where it is stricter") has for it."""
+"""By the name that docs/explanation/engine.md ("Where it is stricter") has for it."""
 
 
 class Difference(AssertionError):

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import run
 from parbake.containerd import Client
-from parbake.containerd.conventions import (
+from parbake.containerd.labels import (
     PINNED,
     chain_ids,
     reference_labels,
@@ -23,7 +22,8 @@ from parbake.containerd.conventions import (
     unpack_key,
 )
 from parbake.containerd.snapshots import folders
-from parbake.model import Descriptor, Platform
+from parbake.core import run
+from parbake.core.model import Descriptor, Platform
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
-from parbake import disk
+from parbake.machine import disk
 
 MIB = 1 << 20
 Label = Literal["gpt", "dos", ""]

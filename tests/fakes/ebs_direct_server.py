@@ -8,7 +8,8 @@ demand it throttles, fails, breaks connections, and knows new snapshots late. It
 one for `ebs`.
 
 with Cloud().serve() as url: ...            # AWS_ENDPOINT_URL=url
-python -m tests.support.ebsdirect           # prints its URL; keeps checksums instead of blocks (--keep keeps them)
+python -m tests.fakes.ebs_direct_server           # prints its URL; keeps checksums instead of blocks (--keep keeps
+them)
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support import ec2query
-from tests.support.fastrestores import FastRestores
+from tests.fakes import ec2query
+from tests.fakes.fastrestores import FastRestores
 
 BLOCK = 524288
 

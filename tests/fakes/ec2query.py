@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from tests.support.ebsdirect import Cloud, Snapshot
+    from tests.fakes.ebs_direct_server import Cloud, Snapshot
 
 _BOOT = {"legacy-bios", "uefi", "uefi-preferred"}
 

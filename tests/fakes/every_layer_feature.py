@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.images import Built, image, index, push
-from tests.support.tars import archive, entry, pad, pax
+from tests.fakes.images import Built, image, index, push
+from tests.fakes.tars import archive, entry, pad, pax
 
 # Set the permitted and the effective set to CAP_NET_RAW (linux/capability.h, struct vfs_cap_data, revision 2).
 NET_RAW = bytes.fromhex("0100000200200000000000000000000000000000")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parbake.builders import guest
-from parbake.model import Image, Plan
+from parbake.core.model import Image, Plan
 
 CTR = """\
 [ "$1" = -n ] && [ "$2" = k8s.io ] && shift 2
@@ -38,7 +38,8 @@ case "$1 $2" in
 esac
 exit 0
 """
-# In the place of node/prove.py, which tests/system/test_prove.py runs with a containerd: looks into the notes.
+# In the place of src/parbake/node/prove.py, which tests/system/builders/test_prove.py runs with a containerd: looks
+# into the notes.
 PROVER = """\
 import json, os, pathlib, sys
 fake = pathlib.Path(os.environ["FAKE"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tests.support.tars import GNU, archive, entry, header, long_name, octal, pad, pax
+from tests.fakes.tars import GNU, archive, entry, header, long_name, octal, pad, pax
 
 Fate = Literal["refused", "harmless"]
 

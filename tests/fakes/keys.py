@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parbake.run import run
-from parbake.signing import FileSigner
+from parbake.core.run import run
+from parbake.core.signing import FileSigner
 
 ED25519 = ("-algorithm", "ed25519")
 P256 = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")

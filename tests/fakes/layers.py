@@ -6,8 +6,8 @@ import hashlib
 import io
 from pathlib import Path
 
-from parbake.layers import FolderSink, Unpacked, settle, unpack
-from parbake.model import Layer
+from parbake.core.model import Layer
+from parbake.images.layers import FolderSink, Unpacked, settle, unpack
 
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 PLAIN = "application/vnd.oci.image.layer.v1.tar"

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake.run import Deadline
+from parbake.core.run import Deadline
 
 _CGROUP = re.compile(r"parbake-(\d+)-(\d+)-[0-9a-f]{8}")  # process id and start time of the owner
 

@@ -2,12 +2,12 @@
 """A stand-in for Packer: reads templates as Packer does and fails where it would, but makes no AMI.
 
 ``init`` takes down the plugins, ``validate`` and ``build`` refuse a template that does not parse, names an attribute,
-block or function that is not documented (``tests/golden/packer/documented.json``), a variable that has no value or is
-not declared, or a script that is missing. ``build`` writes the manifest as the post-processor does. It evaluates only
-the expressions that it needs (names, literals, the conditional for the AMI's name) and knows nothing of AWS: region
-and ids are inventions. ``PACKER_STAND_IN`` makes a build ``fail``, ``hang`` (until SIGTERM, then it cleans up) or
-``forget`` its manifest; ``PACKER_STAND_IN_AMIS`` (region:ami, …) are what it says came out. Everything
-that it does goes to ``packer.log`` in HOME.
+block or function that is not documented (``tests/unit/builders/cases/documented.json``), a variable that has no value
+or is not declared, or a script that is missing. ``build`` writes the manifest as the post-processor does. It evaluates
+only the expressions that it needs (names, literals, the conditional for the AMI's name) and knows nothing of AWS:
+region and ids are inventions. ``PACKER_STAND_IN`` makes a build ``fail``, ``hang`` (until SIGTERM, then it cleans up)
+or ``forget`` its manifest; ``PACKER_STAND_IN_AMIS`` (region:ami, …) are what it says came out. Everything that it does
+goes to ``packer.log`` in HOME.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import hcl2
 from lark.exceptions import LarkError
 
 KNOWN: dict[str, list[str]] = json.loads(
-    (Path(__file__).parents[1] / "golden" / "packer" / "documented.json").read_text()
+    (Path(__file__).parents[1] / "unit" / "builders" / "cases" / "documented.json").read_text()
 )
 NESTED = {"source_ami_filter", "metadata_options", "launch_block_device_mappings", "aws_polling"}
 HOME = Path(os.environ["HOME"])

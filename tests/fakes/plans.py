@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from parbake.demo import Outcome
-from parbake.model import MIB, Artefact, Base, Descriptor, Image, ImageVerdict, Layer, Plan, Platform, Verdict
+from parbake.core.model import MIB, Artefact, Base, Descriptor, Image, ImageVerdict, Layer, Plan, Platform, Verdict
 from parbake.records import Record
+from parbake.workflows.demo import Outcome
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from parbake.run import Deadline, Process, run
+from parbake.core.run import Deadline, Process, run
 
 _LISTENING = re.compile(r"listening on ([0-9.]+:[0-9]+)")
 

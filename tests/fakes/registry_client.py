@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from parbake.model import Descriptor, Image, Platform, RegistryOptions
-from parbake.reference import Reference
-from parbake.registry import Patience, Registry
+from parbake.core.model import Descriptor, Image, Platform, RegistryOptions
+from parbake.core.reference import Reference
+from parbake.images.registry import Patience, Registry
 
 AMD64, ARM64 = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")
 PLAIN = RegistryOptions(plain_http=True)

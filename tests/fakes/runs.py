@@ -26,9 +26,11 @@ from typing import Any
 
 import pytest
 
-from parbake import cli, disk, run
+from parbake import cli
 from parbake.containerd import Daemon
-from parbake.events import Events
+from parbake.core import run
+from parbake.core.events import Events
+from parbake.machine import disk
 
 _LOGINS = ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "HTTP_PROXY", "http_proxy")
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from tests.support import tars
-from tests.support.models import Model, cleaned
-from tests.support.tars import END, GNU, USTAR, V7, entry, header, long_name, pax
+from tests.fakes import tars
+from tests.fakes.models import Model, cleaned
+from tests.fakes.tars import END, GNU, USTAR, V7, entry, header, long_name, pax
 
 LATEST = 1_750_000_000
 """Seconds: no entry is dated later, so that what is dated by the moment of an unpack can be told from the rest."""

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parbake.containerd import Client, Daemon
-from parbake.containerd.conventions import chain_ids
-from parbake.model import Artefact, Base, Descriptor, Image, Layer, Plan, Platform, Readable
-from parbake.run import Result, run
-from tests.support.images import Blob, Built, write_layout
+from parbake.containerd.labels import chain_ids
+from parbake.core.model import Artefact, Base, Descriptor, Image, Layer, Plan, Platform, Readable
+from parbake.core.run import Result, run
+from tests.fakes.images import Blob, Built, write_layout
 
 AMD64 = Platform(architecture="amd64")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from parbake.run import run
+from parbake.core.run import run
 
 _ISSUER, _SERVICE = "parbake-test", "registry.test"
 

@@ -17,10 +17,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from parbake.containerd import Client, Daemon
 from parbake.containerd.proto import common_pb2
 from parbake.containerd.snapshots import folders
-from parbake.errors import ParbakeError
-from parbake.model import Descriptor
-from tests.support.layers import PLAIN, digest
-from tests.support.trees import Node, scan
+from parbake.core.errors import ParbakeError
+from parbake.core.model import Descriptor
+from tests.fakes.layers import PLAIN, digest
+from tests.fakes.trees import Node, scan
 
 _APPLY: Final = "/containerd.services.diff.v1.Diff/Apply"
 

@@ -7,13 +7,14 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from parbake import disk, nodes
-from parbake.disk import private_mounts
-from parbake.ext4 import Slot, Volume
-from parbake.layers import NodeSink, settle_nodes, unpack
-from parbake.model import MIB, Layer
-from parbake.run import run
-from tests.support.trees import Node, scan
+from parbake.core import filetree
+from parbake.core.model import MIB, Layer
+from parbake.core.run import run
+from parbake.images.layers import NodeSink, settle_nodes, unpack
+from parbake.machine import disk
+from parbake.machine.disk import private_mounts
+from parbake.machine.ext4 import Slot, Volume
+from tests.fakes.trees import Node, scan
 
 
 def volume_trees(
@@ -59,9 +60,9 @@ def show(volume: Volume) -> None:
     volume.finish(lambda _: _root(volume))
 
 
-def _root(volume: Volume) -> nodes.Node:
-    root = nodes.Node(stat.S_IFDIR | 0o755)
+def _root(volume: Volume) -> filetree.Node:
+    root = filetree.Node(stat.S_IFDIR | 0o755)
     assert root.children is not None
     for chain in volume.planted:
-        root.children[chain.encode()] = volume.holder(chain, nodes.Node(stat.S_IFDIR | 0o700), None)
+        root.children[chain.encode()] = volume.holder(chain, filetree.Node(stat.S_IFDIR | 0o700), None)
     return root

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, ParbakeError
+from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, ParbakeError
 
 QUOTA_HINT = "remove what is not needed (`parbake clean --aws`, `parbake prune`), or ask for more in Service Quotas"
 KMS_HINT = (

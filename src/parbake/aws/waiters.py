@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.aws.faults import fault
-from parbake.errors import AwsNotFound, DeadlineExceeded
-from parbake.events import Events
-from parbake.run import Deadline
+from parbake.aws.errors import fault
+from parbake.core.errors import AwsNotFound, DeadlineExceeded
+from parbake.core.events import Events
+from parbake.core.run import Deadline
 
 # How long a new resource may be unknown before that is believed, in seconds.
 UNKNOWN_SECONDS = 150.0

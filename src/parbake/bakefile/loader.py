@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 
 from parbake.bakefile.file import Bakefile, schema
 from parbake.bakefile.values import WRONG, Reading, close, spoken, valid_name
-from parbake.errors import BakefileError, InputError, Problem
-from parbake.yamltext import Document, Where, dotted, parse
+from parbake.core.errors import BakefileError, InputError, Problem
+from parbake.core.yamltext import Document, Where, dotted, parse
 
 _LARGEST_FILE = 1 << 20
 _MOST_NODES = 50_000

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from parbake import atomic
-from parbake.errors import DiskFull, EnvironmentProblem, InputError
-from parbake.model import GIB, MIB
-from parbake.reference import Reference
+from parbake.core import atomic
+from parbake.core.errors import DiskFull, EnvironmentProblem, InputError
+from parbake.core.reference import Reference
+from parbake.core.units import human_size
 
 FILE_NAME = "parbake.yaml"
 SAMPLE = "hello"
@@ -82,13 +82,6 @@ def _quoted(text: str) -> str:
 
 def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def human_size(size: int) -> str:
-    """Write a size in bytes as people read it: ``512 MiB``, ``1.5 GiB``, ``48 KiB``."""
-    if size >= GIB:
-        return f"{size / GIB:.1f} GiB"
-    return f"{size / MIB:.0f} MiB" if size >= MIB else f"{-(-size // 1024)} KiB"
 
 
 def discover(folder: Path) -> tuple[Entry, ...]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from parbake.disk import inside
-from parbake.workspace import remove_tree
+from parbake.core.workspace import remove_tree
+from parbake.machine.disk import inside
 
 # Removed: identity and state of a machine that ran, secrets of a bake, leases, histories. Patterns below the root.
 REMOVED = (

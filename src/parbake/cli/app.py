@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from parbake import __version__, interrupts, printable
-from parbake.errors import InputError, Interrupted, ParbakeError, from_os_error
+from parbake import __version__
+from parbake.core import interrupts, printable
+from parbake.core.errors import InputError, Interrupted, ParbakeError, from_os_error
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from parbake.bakefile import RetentionSection
-    from parbake.events import Events
-    from parbake.signing import Signer
+    from parbake.core.events import Events
+    from parbake.core.signing import Signer
 
 app = typer.Typer(
     name="parbake",
@@ -83,7 +84,7 @@ def options(
 @contextmanager
 def opened_events(style: str) -> Iterator[Events]:
     """Yield the stream of events, shown in a style; raises InputError for one that does not exist."""
-    from parbake.render import rendered
+    from parbake.cli.progress import rendered
 
     if style not in {"auto", "rich", "plain", "json", "none"}:
         raise InputError(f"--progress {style}: no such style", hint="choose auto, rich, plain, json or none")
@@ -124,8 +125,8 @@ def trust(file: Path) -> tuple[Path, ...]:
 
 def signer(file: Path) -> Signer | None:
     """Return what signs records as the Bakefile says, tried out; None where it says nothing, or is not there."""
-    from parbake import genuine
     from parbake.bakefile import load
+    from parbake.records import genuine
 
     return None if file == DEFAULT_FILE and not file.exists() else genuine.open_signer(load(file))
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.door import (
+from parbake.cli.app import (
     DEFAULT_FILE,
     AsJson,
     BakefilePath,
@@ -24,7 +24,7 @@ from parbake.cli.door import (
     signer,
     trust,
 )
-from parbake.errors import InputError
+from parbake.core.errors import InputError
 
 
 @app.command()
@@ -56,11 +56,11 @@ def init(
 
     Without options it takes the folder's own Containerfile; where there is none, it writes a sample application too.
     """
-    from parbake import beginnings
+    from parbake.workflows import init as workflow
 
     door.as_json = as_json
     with opened_events("plain") as events:
-        written = beginnings.begin(
+        written = workflow.begin(
             folder,
             images=tuple(image or ()),
             manifests=from_manifests,
@@ -79,12 +79,13 @@ def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: P
 
     Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
     """
-    from parbake import planning, tables
+    from parbake.cli.text import artefacts
+    from parbake.workflows import plan as workflow
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        preview = planning.preview(file, events)
-    answer(tables.preview_json(preview), lambda: tables.preview_text(preview))
+        preview = workflow.preview(file, events)
+    answer(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
 
 
 @app.command()
@@ -119,10 +120,11 @@ def bake(
     Images with `build` are built and pushed first, when their context has changed. Nothing is done when the artefact
     exists and is verified. Needs root.
     """
-    from parbake import flow, tables
+    from parbake.cli.text import artefacts
+    from parbake.workflows import bake as workflow
 
     door.as_json = as_json
-    options = flow.Options(
+    options = workflow.Options(
         force=force,
         rebuild=rebuild,
         verify=verify,
@@ -133,8 +135,8 @@ def bake(
         from_scratch=from_scratch,
     )
     with opened_events(progress) as events:
-        finished = flow.bake(file, events, options)
-    answer(tables.finished_json(finished), lambda: tables.finished_text(finished))
+        finished = workflow.bake(file, events, options)
+    answer(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))
 
 
 @app.command()
@@ -150,25 +152,27 @@ def verify(
     The verdict goes into the record; the exit code is 3 when it is bad. RECORD may also be a disk image that parbake
     has no record of: then every image in its store must start. Where the Bakefile has `trust`, a record must be signed.
     """
-    from parbake import proof, tables
+    from parbake.cli.text import artefacts
+    from parbake.workflows import verify as workflow
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        artefact, verdict = proof.verify_again(
+        artefact, verdict = workflow.verify_again(
             what, output(file, what), events, keep_workspace=keep_workspace, trust=trust(file), signer=signer(file)
         )
-    answer(tables.verdict_json(artefact, verdict), lambda: tables.verdict_text(artefact, verdict))
-    proof.judge(artefact, verdict)
+    answer(artefacts.verdict_json(artefact, verdict), lambda: artefacts.verdict_text(artefact, verdict))
+    workflow.judge(artefact, verdict)
 
 
 @app.command(name="list")
 def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """List the artefacts, oldest first."""
-    from parbake import records, tables
+    from parbake import records
+    from parbake.cli.text import artefacts
 
     door.as_json = as_json
     found = records.find(output(file))
-    answer([tables.record_json(path, record) for path, record in found], lambda: tables.records_text(found))
+    answer([artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found))
 
 
 @app.command()
@@ -177,13 +181,15 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
 
     With --json it is the in-toto statement as it is stored.
     """
-    from parbake import records, statements, tables
+    from parbake import records
+    from parbake.cli.text import artefacts
+    from parbake.records import statements
 
     door.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
-    answer(statements.to_statement(record), lambda: tables.record_text(artefact, record))
+    answer(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
 
 
 @app.command()
@@ -225,28 +231,31 @@ def prune(
     something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
     others are deprecated first, and removed when the grace is over.
     """
-    from parbake import keeping, layercache, rollout_tables, tables, upkeep
-    from parbake.workspace import cache_folder
+    from parbake.cli.text import artefacts, rollouts
+    from parbake.core import units
+    from parbake.core.workspace import cache_folder
+    from parbake.images import cache as layer_cache
+    from parbake.workflows import prune as workflow
 
     door.as_json = as_json
     if cache_size != "0" and not cache:
         raise InputError("--cache-size is for the cache of layers", hint="add --cache, or take --keep for artefacts")
     if cache:
-        limit = layercache.size_of(cache_size, "--cache-size")
-        gone, kept = layercache.prune(cache_folder(), limit, dry_run=dry_run)
-        answer(tables.layers_json(gone, kept), lambda: tables.layers_text(gone, kept, dry_run=dry_run))
+        limit = units.size_of(cache_size, "--cache-size")
+        gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
+        answer(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
         return
-    rules = keeping.rules(retention(file), keep, younger, grace)
+    rules = workflow.rules(retention(file), keep, younger, grace)
     document: dict[str, object] = {}
     text = ""
     if aws:
         with opened_events(progress) as events:
-            pruned = keeping.prune_published(file, rules, events, dry_run=dry_run)
-        document["aws"] = rollout_tables.pruned_json(pruned)
-        text = f"{rollout_tables.pruned_text(pruned, dry_run=dry_run)}\n\n"
-    decisions = upkeep.prune(output(file), keep=rules.keep, younger=rules.younger, dry_run=dry_run)
-    document |= tables.decisions_json(decisions)
-    answer(document, lambda: text + tables.decisions_text(decisions, dry_run=dry_run))
+            pruned = workflow.prune_published(file, rules, events, dry_run=dry_run)
+        document["aws"] = rollouts.pruned_json(pruned)
+        text = f"{rollouts.pruned_text(pruned, dry_run=dry_run)}\n\n"
+    decisions = workflow.prune(output(file), keep=rules.keep, younger=rules.younger, dry_run=dry_run)
+    document |= artefacts.decisions_json(decisions)
+    answer(document, lambda: text + artefacts.decisions_text(decisions, dry_run=dry_run))
 
 
 @app.command()
@@ -269,13 +278,13 @@ def clean(
     copies in other regions, security groups, and Packer's key pairs by their tags; let no other machine bake the same
     Bakefile meanwhile.
     """
-    from parbake import upkeep
+    from parbake.workflows import clean as workflow
 
     door.as_json = as_json
-    removed = [str(path) for path in upkeep.clean(output(file), caches=caches)]
+    removed = [str(path) for path in workflow.clean(output(file), caches=caches)]
     if in_aws:
         with opened_events(progress) as events:
-            for region, found in upkeep.clean_aws(file, events).items():
+            for region, found in workflow.clean_aws(file, events).items():
                 removed += [f"{region}:{each}" for each in found]
     answer({"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
 
@@ -286,13 +295,13 @@ def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
 
     Programs, privileges, kernel features and disk space, each with the commands that need it.
     """
-    from parbake import doctor as examination
-    from parbake import tables
-    from parbake.workspace import cache_folder
+    from parbake.cli.text import artefacts
+    from parbake.core.workspace import cache_folder
+    from parbake.workflows import doctor as workflow
 
     door.as_json = as_json
-    checks = examination.examine(output=output(file), cache=cache_folder())
-    answer(tables.checks_json(checks), lambda: tables.checks_text(checks))
+    checks = workflow.examine(output=output(file), cache=cache_folder())
+    answer(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
 
 
 @app.command()
@@ -308,13 +317,13 @@ def demo(
     Build it, push it to a registry on the loopback, bake, boot the result without a network, start the application
     there, and compare with a pull. Needs root; the first run takes some minutes.
     """
-    from parbake import demo as story
-    from parbake import tables
+    from parbake.cli.text import artefacts
+    from parbake.workflows import demo as workflow
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        outcome = story.tell(folder.absolute(), events=events)
-    answer(tables.outcome_json(outcome), lambda: tables.table(outcome.rows()))
+        outcome = workflow.tell(folder.absolute(), events=events)
+    answer(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parbake.cli.door import (
+from parbake.cli.app import (
     DEFAULT_FILE,
     AsJson,
     BakefilePath,
@@ -21,10 +21,10 @@ from parbake.cli.door import (
     signer,
     trust,
 )
-from parbake.errors import InputError
+from parbake.core.errors import InputError
 
 if TYPE_CHECKING:
-    from parbake.economics import Prices
+    from parbake.aws.costs import Prices
 
 
 @app.command()
@@ -56,9 +56,11 @@ def trace(
     beside the artefact and its summary into the record. On a running node: what is read of one device meanwhile. Needs
     root.
     """
-    from parbake import coldstart, genuine, records
-    from parbake.tables import trace_text
-    from parbake.trace import save, summary
+    from parbake import records
+    from parbake.cli.text.artefacts import trace_text
+    from parbake.coldstart.trace import save, summary
+    from parbake.records import genuine
+    from parbake.workflows import trace as workflow
 
     door.as_json = as_json
     path = Path(what)
@@ -66,7 +68,7 @@ def trace(
         if path.is_block_device() or path.is_mount():
             if bring:
                 raise InputError("--trace brings a trace to a record, not to a device", hint="name the record")
-            found = coldstart.record_node(what, seconds, events)
+            found = workflow.record_node(what, seconds, events)
             save(found, to)
             result = summary(found, file=str(to))
         else:
@@ -77,11 +79,11 @@ def trace(
             with records.in_use(artefact.parent, record.artefact):
                 record = genuine.need(artefact, trust(file) if signs else ())  # it is signed again
                 if bring:
-                    record = coldstart.bring(artefact, record, bring, signs)
+                    record = workflow.bring(artefact, record, bring, signs)
                 else:
-                    record = coldstart.rehearse(artefact, record, events, signs)
+                    record = workflow.rehearse(artefact, record, events, signs)
             assert record.trace
-            result, found = record.trace, coldstart.trace_of(artefact, record)
+            result, found = record.trace, workflow.trace_of(artefact, record)
     answer(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))
 
 
@@ -97,18 +99,21 @@ def hydrate(
     The list of blocks from the start-up trace, the program that reads them with its systemd unit, user data with both
     inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
     """
-    from parbake import coldstart, nodefiles, records
-    from parbake.trace import hydrate_list
+    from parbake import records
+    from parbake.aws import limits
+    from parbake.coldstart.hydrate import export
+    from parbake.coldstart.trace import hydrate_list
+    from parbake.workflows import trace as workflow
 
     door.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
-    found = hydrate_list(coldstart.trace_of(artefact, record))
-    written = nodefiles.export(folder, found)
+    found = hydrate_list(workflow.trace_of(artefact, record))
+    written = export(folder, found)
     size = (folder / "user-data.sh").stat().st_size
     document = {"written": [str(path) for path in written], "user_data_bytes": size}
     lines = [f"wrote {path}" for path in written]
-    if size > nodefiles.USER_DATA_LIMIT:
-        lines.append(f"warning: user-data.sh has {size} bytes, and EC2 takes {nodefiles.USER_DATA_LIMIT}: use another")
+    if size > limits.USER_DATA_LIMIT:
+        lines.append(f"warning: user-data.sh has {size} bytes, and EC2 takes {limits.USER_DATA_LIMIT}: use another")
     answer(document, lambda: "\n".join(lines))
 
 
@@ -146,17 +151,19 @@ def advise(
     Compared are nothing, hydrate, the provisioned initialization rate, fast snapshot restore, reading everything, and a
     pull without any bake: the time that each adds to a start, and what it costs a month with the nodes that wait.
     """
-    from parbake import coldstart, economics, records
-    from parbake.coldtables import advice_text
+    from parbake import records
+    from parbake.aws import costs
+    from parbake.cli.text.coldstart import advice_text
+    from parbake.workflows import trace as workflow
 
     door.as_json = as_json
-    if profile not in economics.SPEEDS:
-        raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(economics.SPEEDS)}")
+    if profile not in costs.SPEEDS:
+        raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
     artefact, record = records.locate(what, output(file, what))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are known well enough")
     listed = _priced(prices, node_hour)
-    situation = coldstart.situation(
+    situation = workflow.situation(
         record,
         launches=launches,
         zones=zones,
@@ -165,8 +172,8 @@ def advise(
         volume=(volume or 0) << 30,
         hot=None if hot is None else hot << 20,
     )
-    speeds = economics.SPEEDS[profile]
-    advice = economics.advise(situation, speeds, listed)
+    speeds = costs.SPEEDS[profile]
+    advice = costs.advise(situation, speeds, listed)
     parts = {"situation": situation, "speeds": speeds, "prices": listed}
     document = {
         "recommended": advice.best.name,
@@ -197,12 +204,12 @@ def savings(
     Nodes that wait for a pull are paid while they wait. Headroom hides that and is paid round the clock: it keeps the
     saving back until it is given up.
     """
-    from parbake import economics
-    from parbake.coldtables import savings_text
+    from parbake.aws import costs
+    from parbake.cli.text.coldstart import savings_text
 
     door.as_json = as_json
     listed = _priced(prices, node_hour)
-    found = economics.savings(
+    found = costs.savings(
         pulls=pulls,
         pull_seconds=pull_seconds,
         start_seconds=start_seconds,
@@ -214,8 +221,8 @@ def savings(
 
 
 def _priced(file: Path | None, node_hour: float | None) -> Prices:
-    from parbake.economics import load_prices
-    from parbake.economics.prices import Price
+    from parbake.aws.costs import load_prices
+    from parbake.aws.costs.prices import Price
 
     listed = load_prices(file)
     if node_hour is not None:
@@ -238,12 +245,13 @@ def report(
     A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
     second one. The page needs no network.
     """
-    from parbake import atomic, coldstart
-    from parbake.report import Subject, page
-    from parbake.workspace import room_for
+    from parbake.cli.report import Subject, page
+    from parbake.core import atomic
+    from parbake.core.workspace import room_for
+    from parbake.workflows import trace as workflow
 
     door.as_json = as_json
-    subjects = [Subject(*coldstart.known(each, output(file, each))) for each in (what, against) if each]
+    subjects = [Subject(*workflow.known(each, output(file, each))) for each in (what, against) if each]
     with room_for(to):
         atomic.replace(to, page(*subjects), mode=0o644)
     answer({"written": [str(to)]}, lambda: f"wrote {to}")

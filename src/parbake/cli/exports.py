@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.door import (
+from parbake.cli.app import (  # fmt: skip
     DEFAULT_FILE,
     AsJson,
     BakefilePath,
@@ -19,7 +19,7 @@ from parbake.cli.door import (
     opened_events,
     output,
     trust,
-)  # fmt: skip
+)
 
 Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files; export what is not verified.")]
@@ -43,11 +43,11 @@ def packer(
     Its template has the variables IMAGE, AMI_NAME and SOURCE_AMI and takes the others from the Bakefile. The base must
     be an AMI. Without --pin nothing asks a network.
     """
-    from parbake import exports
+    from parbake.workflows import export as workflow
 
     door.as_json = as_json
     with opened_events("plain") as events:
-        written = exports.to_packer(file, folder, events, pin=pin, force=force)
+        written = workflow.to_packer(file, folder, events, pin=pin, force=force)
     _tell(written)
 
 
@@ -64,11 +64,11 @@ def gcp(
 
     The archive holds disk.raw, filled up to whole GiB. The script uses the gcloud CLI; it asks for a bucket.
     """
-    from parbake import exports
+    from parbake.workflows import export as workflow
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_gcp(what, output(file, what), folder, events, force=force, trust=trust(file))
+        written = workflow.to_gcp(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
 
 
@@ -85,11 +85,11 @@ def gke(
 
     The layout is that of GKE's own disk image builder, with checksums. Needs root; the volume must be ext4.
     """
-    from parbake import exports
+    from parbake.workflows import export as workflow
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_gke(what, output(file, what), folder, events, force=force, trust=trust(file))
+        written = workflow.to_gke(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
 
 
@@ -106,11 +106,11 @@ def azure(
 
     The script uses az and azcopy; it asks for a resource group and a region.
     """
-    from parbake import exports
+    from parbake.workflows import export as workflow
 
     door.as_json = as_json
     with opened_events(progress) as events:
-        written = exports.to_azure(what, output(file, what), folder, events, force=force, trust=trust(file))
+        written = workflow.to_azure(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.door import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door
-from parbake.errors import InputError, ParbakeError
+from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door
+from parbake.core.errors import InputError, ParbakeError
 
 _ACCOUNT = r"[0-9]{12}"
 _TEMPLATE = r"lt-[0-9a-f]{8,17}"
@@ -60,7 +60,7 @@ def iam(
     role needs besides its own policy. What the options do not name stands there in capitals, such as ACCOUNT_ID, and
     allows nothing until it is replaced.
     """
-    from parbake import iam as policies
+    from parbake.aws import iam as policies
     from parbake.bakefile import load
 
     door.as_json = as_json

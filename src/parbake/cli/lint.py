@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from parbake import __version__
-from parbake.cli.door import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door, output
-from parbake.errors import InputError, VerificationFailed
+from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door, output
+from parbake.core.errors import InputError, VerificationFailed
 
 _LEVELS = ("error", "warning", "note")
 
@@ -44,8 +44,9 @@ def lint(
     Workloads and node classes are compared with the Bakefile and its newest record, or with --bake. The exit code is 3
     when there are errors. Nothing is changed anywhere.
     """
-    from parbake import lint as room
-    from parbake import manifests, tables
+    from parbake.cli.text import artefacts
+    from parbake.images import workloads
+    from parbake.workflows import lint as workflow
 
     if style not in {"text", "json", "sarif"}:
         raise InputError(f"--format {style}: no such style", hint="choose text, json or sarif")
@@ -56,17 +57,17 @@ def lint(
         raise InputError("nothing to look at", hint="name files or folders, - for standard input, or --from-cluster")
     documents: list[tuple[str, str]] = []
     for path in paths or ():
-        documents += [("standard input", sys.stdin.read())] if path == "-" else manifests.read_folder(Path(path))
+        documents += [("standard input", sys.stdin.read())] if path == "-" else workloads.read_folder(Path(path))
     if from_cluster:
-        documents += room.gather(context)
+        documents += workflow.gather(context)
     there = file if file.exists() or file != DEFAULT_FILE else None
-    found = room.examine(documents, room.bakes_of(there, output(file), bake or ()))
+    found = workflow.examine(documents, workflow.bakes_of(there, output(file), bake or ()))
     shown = (
-        room.sarif(found, version=__version__, folder=Path.cwd())
+        workflow.sarif(found, version=__version__, folder=Path.cwd())
         if style == "sarif"
         else {"findings": [each.to_json() for each in found], "errors": sum(each.level == "error" for each in found)}
     )
-    answer(shown, lambda: tables.findings_text(found))
+    answer(shown, lambda: artefacts.findings_text(found))
     bad = [each for each in found if _LEVELS.index(each.level) <= _LEVELS.index(fail_on)]
     if bad:
         counted = f"{len(bad)} {'finding stands' if len(bad) == 1 else 'findings stand'} in the way of the bake"

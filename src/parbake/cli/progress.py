@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from parbake import printable
-from parbake.events import Event, Events
+from parbake.core import printable
+from parbake.core.events import Event, Events
+from parbake.core.units import human_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,16 +24,6 @@ Style = Literal["auto", "rich", "plain", "json", "none"]
 
 # Plain output is read in CI logs: a line for progress now and then, not a film.
 _PLAIN_INTERVAL = 5.0
-
-
-def human_bytes(count: float) -> str:
-    """Return bytes in binary units with three significant digits, such as ``4.37 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1000 or unit == "GiB":
-            digits = 0 if unit == "B" or count >= 100 else (1 if count >= 10 else 2)
-            return f"{count:.{digits}f} {unit}"
-        count /= 1024
-    raise AssertionError  # the last unit always returns
 
 
 def _amount(done: float, total: float, unit: str, seconds: float) -> str:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parbake.cli.door import DEFAULT_FILE, AsJson, BakefilePath, Progress, answer, app, door, opened_events
-from parbake.errors import InputError, RolloutError
+from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, Progress, answer, app, door, opened_events
+from parbake.core.errors import InputError, RolloutError
 
 if TYPE_CHECKING:
-    from parbake.events import Events
-    from parbake.handover import Handed
+    from parbake.core.events import Events
+    from parbake.workflows.rollout import Handed
 
 To = Annotated[
     list[str] | None,
@@ -57,10 +57,10 @@ def rollout(
     Only what is verified. Shows what changes, writes it once, and follows until the nodes run it. Targets are taken in
     the Bakefile's order, each to its end. A run that was killed is finished by running it again.
     """
-    from parbake import handover
+    from parbake.workflows import rollout as workflow
 
-    manner = handover.Manner(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
-    _hand_over(lambda events: handover.rollout(file, what, events, manner), progress, dry_run=dry_run, as_json=as_json)
+    manner = workflow.Manner(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
+    _hand_over(lambda events: workflow.rollout(file, what, events, manner), progress, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -79,24 +79,22 @@ def rollback(
 
     What that was is written down on the target itself. A target that has returned already is only followed.
     """
-    from parbake import handover
+    from parbake.workflows import rollout as workflow
 
-    manner = handover.Manner(
+    manner = workflow.Manner(
         tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval
     )
-    _hand_over(lambda events: handover.rollback(file, events, manner), progress, dry_run=dry_run, as_json=as_json)
+    _hand_over(lambda events: workflow.rollback(file, events, manner), progress, dry_run=dry_run, as_json=as_json)
 
 
 def _hand_over(hand: Callable[[Events], tuple[Handed, ...]], progress: str, *, dry_run: bool, as_json: bool) -> None:
     """Hand over, and say what became of each target."""
-    from parbake import rollout_tables
+    from parbake.cli.text import rollouts
 
     door.as_json = as_json
     with opened_events(progress) as events:
         handed = hand(events)
-    answer(
-        rollout_tables.handed_json(handed, dry_run=dry_run), lambda: rollout_tables.handed_text(handed, dry_run=dry_run)
-    )
+    answer(rollouts.handed_json(handed, dry_run=dry_run), lambda: rollouts.handed_text(handed, dry_run=dry_run))
 
 
 @app.command()
@@ -105,11 +103,12 @@ def status(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = F
 
     Also what it held before, which is where `parbake rollback` returns to.
     """
-    from parbake import handover, rollout_tables
+    from parbake.cli.text import rollouts
+    from parbake.workflows import rollout as workflow
 
     door.as_json = as_json
-    reports = handover.status(file, tuple(to or ()))
-    answer(rollout_tables.reports_json(reports), lambda: rollout_tables.reports_text(reports))
+    reports = workflow.status(file, tuple(to or ()))
+    answer(rollouts.reports_json(reports), lambda: rollouts.reports_text(reports))
     failed = [each.target for each in reports if each.error]
     if failed:
         raise RolloutError(f"nothing is known of {', '.join(failed)}", hint="the table says why")
@@ -131,14 +130,15 @@ def thaw(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = Fal
 
 
 def _freeze(to: list[str] | None, file: BakefilePath, as_json: bool, *, frozen: bool) -> None:
-    from parbake import handover, rollout_tables
+    from parbake.cli.text import rollouts
+    from parbake.workflows import rollout as workflow
 
     door.as_json = as_json
     if not to:
         raise InputError("freeze and thaw want to know which target", hint="name it: --to NAME")
-    changed = handover.freeze(file, tuple(to), frozen=frozen)
+    changed = workflow.freeze(file, tuple(to), frozen=frozen)
     document = {"frozen": frozen, "changed": {name: list(what) for name, what in changed.items()}}
-    answer(document, lambda: rollout_tables.frozen_text(changed, frozen=frozen))
+    answer(document, lambda: rollouts.frozen_text(changed, frozen=frozen))
 
 
 @app.command()
@@ -163,25 +163,28 @@ def watch(
     targets, if it has any. What fails is tried again at the next turn. With --json one document for each turn that
     did something.
     """
-    from parbake import handover, rollout_tables, upkeep, watching
     from parbake.bakefile import load
+    from parbake.cli.text import rollouts
+    from parbake.workflows import watch as workflow
+    from parbake.workflows.clean import watch_fast_restores
+    from parbake.workflows.rollout import Manner
 
     door.as_json = as_json
     targets = roll_out and bool(load(file).rollout)
-    manner = handover.Manner(tuple(to or ()), deadline=deadline) if targets else None
+    manner = Manner(tuple(to or ()), deadline=deadline) if targets else None
 
-    def told(turn: watching.Turn) -> None:
-        answer(rollout_tables.turn_json(turn), lambda: rollout_tables.turn_text(turn))
+    def told(turn: workflow.Turn) -> None:
+        answer(rollouts.turn_json(turn), lambda: rollouts.turn_text(turn))
 
     with opened_events(progress) as events:
-        turn = watching.watch(
-            lambda: watching.look(file, events),
-            lambda: watching.act(file, events, manner, prune=prune),
+        turn = workflow.watch(
+            lambda: workflow.look(file, events),
+            lambda: workflow.act(file, events, manner, prune=prune),
             events,
             once=once,
             interval=every,
             told=told,
-            tidy=lambda: upkeep.watch_fast_restores(file, events),
+            tidy=lambda: watch_fast_restores(file, events),
         )
     if not turn.moved:
         told(turn)

@@ -7,11 +7,9 @@ import gzip
 import shlex
 from pathlib import Path
 
-from parbake import atomic
-from parbake.workspace import room_for
-
-USER_DATA_LIMIT = 16 << 10
-"""Bytes that EC2 takes as user data, before base64 (EC2 user guide, "Run commands at launch")."""
+from parbake.core import atomic
+from parbake.core.nodefiles import node_file
+from parbake.core.workspace import room_for
 
 LIST = "etc/parbake/hydrate.list"
 _PROGRAM = "usr/lib/parbake/hydrate.py"
@@ -37,13 +35,6 @@ hydrate() {{
 hydrate {confined} || hydrate || true
 exit 0
 """
-
-
-def node_file(name: str) -> Path:
-    """Return a file of the folder ``node``: packaged beside this module, or in a checkout."""
-    package = Path(__file__).parent
-    packaged = package / "node" / name
-    return packaged if packaged.is_file() else package.parent.parent / "node" / name
 
 
 def user_data(hydrate_list: str) -> str:
@@ -90,7 +81,7 @@ def install(root: Path, hydrate_list: str) -> bool:
 
     The same list gives the same files. No symbolic link of the root is followed out of it.
     """
-    from parbake.disk import inside
+    from parbake.machine.disk import inside
 
     if not inside(root, "usr/lib/systemd/systemd").is_file():
         return False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from parbake.errors import BadContent, DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
-from parbake.printable import word
+from parbake.core.errors import BadContent, DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
+from parbake.core.printable import word
 
 
 class NotFound(RuntimeFault):

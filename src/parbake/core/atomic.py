@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from parbake.errors import EnvironmentProblem, InputError
-from parbake.interrupts import guarded
+from parbake.core.errors import EnvironmentProblem, InputError
+from parbake.core.interrupts import guarded
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from parbake import run
+from parbake.core import run
 
 _NAME = re.compile(r"parbake-(\d+)-(\d+)-[0-9a-f]{8}")
 _LAST_PROCESS = 5.0  # seconds that killed processes may take to leave

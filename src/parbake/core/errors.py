@@ -1,7 +1,7 @@
 """One tree of errors.
 
-Every error says what failed, on what, and what to do next; the door (``cli.py``) turns it into an exit code once.
-A library caller catches ``ParbakeError`` or any branch of it::
+Every error says what failed, on what, and what to do next; the door (``parbake.cli.app``) turns it into an exit code
+once. A library caller catches ``ParbakeError`` or any branch of it::
 
     ParbakeError                    1   the world failed
     ├── InputError                  2   the user's input is wrong

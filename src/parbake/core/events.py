@@ -1,7 +1,8 @@
 """One stream of events, several renderers.
 
-The story reports what it does to an ``Events``; sinks render it (rich, plain or JSON lines, in ``render.py``) or
-collect it (tests, records). Rooms below the story take an ``Events`` or a bare ``Progress`` callable: no globals.
+The story reports what it does to an ``Events``; sinks render it (rich, plain or JSON lines, in
+``parbake.cli.progress``) or collect it (tests, records). Rooms below the story take an ``Events`` or a bare
+``Progress`` callable: no globals.
 """
 
 from __future__ import annotations

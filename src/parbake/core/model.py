@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from parbake.errors import InputError
-from parbake.reference import Reference
+from parbake.core.errors import InputError
+from parbake.core.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable

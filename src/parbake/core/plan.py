@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parbake.errors import InputError
-from parbake.model import GIB, MIB, Artefact, Base, Image, Layer, Plan, Platform
+from parbake.core.errors import InputError
+from parbake.core.model import GIB, MIB, Artefact, Base, Image, Layer, Plan, Platform
 
 # The kubelet evicts images from 85 % of the disk down to 80 % (its defaults): the baked part stays well below.
 LARGEST_BAKED_SHARE = 0.60

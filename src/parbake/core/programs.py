@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parbake.run import PACKAGES
+from parbake.core.run import PACKAGES
 
 EVERYTHING = "all commands"
 BUILD = "images[].build"

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
-from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
-from parbake.interrupts import guarded
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.core.interrupts import guarded
 
 # Which Debian package brings a program, for errors and `parbake doctor`.
 PACKAGES = {

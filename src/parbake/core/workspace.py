@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from parbake.access import PRIVATE, folder_mode
-from parbake.atomic import opened, own_folder
-from parbake.errors import DeadlineExceeded, DiskFull, EnvironmentProblem
-from parbake.interrupts import guarded
-from parbake.run import Deadline
+from parbake.core.access import PRIVATE, folder_mode
+from parbake.core.atomic import opened, own_folder
+from parbake.core.errors import DeadlineExceeded, DiskFull, EnvironmentProblem
+from parbake.core.interrupts import guarded
+from parbake.core.run import Deadline
 
 _LOCK, _KEPT = "lock", "kept"
 _LOCK_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -19,7 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
-from parbake.errors import Problem
+from parbake.core.errors import Problem
 
 type Where = tuple[str | int, ...]
 """A place in a document: keys of mappings and indexes of lists (from 0), from the top."""

@@ -23,16 +23,16 @@ from pathlib import Path
 from queue import Empty, Queue, SimpleQueue
 from typing import Final, Self
 
-from parbake.access import private_folder
-from parbake.errors import BadContent, CacheDamaged, DeadlineExceeded, InputError, LayerError
-from parbake.events import Events
-from parbake.model import GIB, MIB, Descriptor, Image, Readable, Source
-from parbake.workspace import WORK, lock, remove_leftovers, work_folder
+from parbake.core.access import private_folder
+from parbake.core.errors import BadContent, CacheDamaged, DeadlineExceeded, LayerError
+from parbake.core.events import Events
+from parbake.core.model import GIB, Descriptor, Image, Readable, Source
+from parbake.core.units import size_of
+from parbake.core.workspace import WORK, lock, remove_leftovers, work_folder
 
 VARIABLE: Final = "PARBAKE_LAYER_CACHE"
 FOLDER: Final = "layers"
 
-_UNITS: Final = {"MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _NAME = re.compile(r"sha256-[0-9a-f]{64}")
 # Two layers come at a time: this is what bounds their memory (bytes, and how many of them).
 _CHUNK, _CHUNKS = 1 << 20, 8
@@ -52,16 +52,6 @@ class Entry:
     size: int
     used_at: float
     path: Path
-
-
-def size_of(text: str, where: str) -> int:
-    """Read a size such as ``20GiB`` as bytes; "0" and "" are none. Raises InputError that names ``where``."""
-    if text in {"", "0"}:
-        return 0
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", text)
-    if match is None or match[2] not in _UNITS:
-        raise InputError(f"{where}: {text!r} is no size", hint="write a number and its unit, such as 20GiB, or 0")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def through(sources: Sources, cache: Path, events: Events) -> Sources:

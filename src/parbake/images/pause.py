@@ -16,9 +16,9 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
-from parbake.errors import InputError
-from parbake.model import Platform
-from parbake.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.core.errors import InputError
+from parbake.core.model import Platform
+from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
 
 REFERENCE: Final = "localhost/parbake/pause:1"
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from parbake import run
-from parbake.errors import BadReference, InputError
-from parbake.printable import word
-from parbake.reference import Reference
-from parbake.yamltext import ODD_KEY, Document, Where, dotted, parse
+from parbake.core import run
+from parbake.core.errors import BadReference, InputError
+from parbake.core.printable import word
+from parbake.core.reference import Reference
+from parbake.core.yamltext import ODD_KEY, Document, Where, dotted, parse
 
 _SUFFIXES = {".yaml", ".yml", ".json"}
 _LARGEST_FILE = 64 << 20

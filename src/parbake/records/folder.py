@@ -12,107 +12,30 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from parbake import atomic
-from parbake.access import PRIVATE
-from parbake.disk import BLOCK, BlockList, block_list
-from parbake.errors import DeadlineExceeded, EnvironmentProblem, InputError
-from parbake.events import Events
-from parbake.interrupts import guarded
-from parbake.model import FILE_NAME, Digest, FileName, Frozen, Plan, Published, TraceSummary, Verdict
-from parbake.signing import Attached, Signer, envelope
-from parbake.statements import BLOCKS_DIGEST, to_statement
-from parbake.trace import Trace, save
-from parbake.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
+from parbake.coldstart.trace import Trace, save
+from parbake.core import atomic
+from parbake.core.access import PRIVATE
+from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError
+from parbake.core.interrupts import guarded
+from parbake.core.model import FILE_NAME
+from parbake.core.signing import Signer, envelope
+from parbake.core.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
+from parbake.machine.disk import BlockList
+from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Record
+from parbake.records.select import Decision
+from parbake.records.statements import to_statement
 
-SUFFIX = ".json"
-BLOCKS_SUFFIX = ".blocks"
-TRACE_SUFFIX = ".trace"
-"""Of the start-up trace beside an artefact: not one of JSON's, since it is no record."""
 ENVELOPE_SUFFIX = ".intoto.jsonl"
 """Of the signed record: a DSSE envelope around it, for parbake and for ``cosign verify-blob-attestation``."""
 DETACHED_SUFFIX = ".json.sig"
 """Of the signature over the record's bytes alone, in base64: what ``cosign verify-blob`` takes."""
 _UNFINISHED = "unfinished"
 _FILE_NAME = re.compile(FILE_NAME)
-_HEX = r"^[0-9a-f]{64}$"
-
-
-class Blocks(Frozen):
-    """What names a raw artefact's bytes: the list of its blocks, which lies beside it as ``NAME.blocks``.
-
-    ``count`` blocks of ``block_size`` bytes are not all zeros; each has a line with its digest in the list. The
-    artefact's last block counts as filled up with zeros. ``digest`` is the SHA-256 of the list: ``sha256sum
-    NAME.blocks`` shows it, and ``dd if=NAME bs=512K skip=INDEX count=1 | b3sum`` (``sha256sum`` where the
-    ``algorithm`` is that) the digest of one block.
-    """
-
-    algorithm: Literal["sha256", "blake3"] = "sha256"
-    block_size: int = BLOCK
-    count: int = Field(ge=0)
-    digest: str = Field(pattern=_HEX)
-
-
-class Record(Frozen):
-    """What is known of one artefact. Sizes in bytes, times in seconds, dates as RFC 3339 in UTC.
-
-    ``sha256`` is the digest of the whole file, empty for what exists in a cloud alone; a raw artefact, whose ``blocks``
-    name its bytes, gets it when it is verified.
-    ``size`` is the file's length, ``allocated`` what it takes on disk; ``seconds`` is how long the bake took and
-    ``timings`` by stage, builds of images and of the base included;
-    ``base_digest`` is the digest of the base image's bytes, empty without a base; ``sealed`` lists what was cleaned.
-    ``published`` says where the artefact is in clouds: by region, such as ``eu-central-1``, the bake's own first.
-    ``parent`` names the artefact that the bake started from: what of it is still needed was not fetched again.
-    ``attached`` are the signatures and attestations that images carried when they were baked, by reference.
-    """
-
-    artefact: FileName
-    key: str = Field(pattern=_HEX)
-    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    blocks: Blocks | None = None
-    size: int
-    allocated: int
-    builder: str
-    parbake: str
-    started_at: str
-    finished_at: str
-    seconds: float = 0.0
-    plan: Plan
-    base_digest: Digest | None = None
-    timings: dict[str, float] = Field(default_factory=dict)
-    sealed: tuple[str, ...] = ()
-    verdict: Verdict | None = None
-    published: dict[str, Published] = Field(default_factory=dict)
-    trace: TraceSummary | None = None
-    parent: str = Field(default="", pattern=f"^({FILE_NAME})?$")
-    attached: dict[str, tuple[Attached, ...]] = Field(default_factory=dict)
-
-    @property
-    def file_name(self) -> str:
-        """The record's own file name."""
-        return self.artefact + SUFFIX
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """What names the artefact's bytes, as an in-toto DigestSet."""
-        found = {"sha256": self.sha256, BLOCKS_DIGEST: self.blocks.digest if self.blocks else ""}
-        return {name: value for name, value in found.items() if value}
-
-    @property
-    def trace_name(self) -> str:
-        """The file name of the start-up trace."""
-        return self.artefact + TRACE_SUFFIX
-
-    @property
-    def verified(self) -> bool:
-        """Whether the artefact was started and everything in it worked."""
-        return self.verdict is not None and self.verdict.passed
 
 
 def write(folder: Path, record: Record, signer: Signer | None = None) -> Path:
@@ -260,24 +183,6 @@ def blocks_of(artefact: Path, record: Record) -> BlockList | None:
     return None
 
 
-def damage(artefact: Path, record: Record, events: Events) -> str:
-    """Compare a raw artefact with its record, block by block: say what differs, or nothing.
-
-    The list of its blocks is written anew where it is missing or damaged itself. Raises InputError, DiskFull.
-    """
-    if record.blocks is None:
-        return ""
-    found = block_list(artefact, events, algorithm=record.blocks.algorithm)
-    known = blocks_of(artefact, record)
-    if found.digest() == record.blocks.digest:
-        if known is None:
-            found.write(blocks_path(artefact))
-        return ""
-    if known is None:
-        return f"its bytes are not those of its record, and {blocks_path(artefact).name} does not say which"
-    return found.damage(known)
-
-
 def _mark(work: Path, artefacts: Iterable[str]) -> None:
     atomic.replace(work / _UNFINISHED, "".join(f"{name}\n" for name in artefacts))
 
@@ -388,47 +293,6 @@ def locate(what: str, folder: Path) -> tuple[Path, Record | None]:
         raise InputError(f"{what!r} fits {len(fitting)} records", hint=f"write more of it, such as {newest}")
     place, record = fitting[0]
     return place.parent / record.artefact, record
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether one record is kept, and why."""
-
-    record: Record
-    keep: bool
-    reason: str
-
-
-def decide_prune(
-    records: Iterable[Record], *, keep: int, younger: timedelta = timedelta(), now: datetime | None = None
-) -> tuple[Decision, ...]:
-    """Decide which artefacts go. Pure with ``now``.
-
-    For each name the newest ``keep`` stay, what is ``younger``, and always the newest verified one.
-    """
-    now = now or datetime.now(UTC)
-    by_name: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda item: (item.finished_at, item.artefact), reverse=True):
-        by_name.setdefault(record.plan.name, []).append(record)
-    decisions = []
-    for name in sorted(by_name):
-        verified = next((record for record in by_name[name] if record.verified), None)
-        for place, record in enumerate(by_name[name]):
-            if place < keep:
-                decisions.append(Decision(record, True, f"among the newest {keep} of {name}"))
-            elif younger and now - _finished(record) < younger:
-                decisions.append(Decision(record, True, f"younger than {younger.days} d"))
-            elif record is verified:
-                decisions.append(Decision(record, True, f"the newest verified one of {name}"))
-            else:
-                decisions.append(Decision(record, False, f"older than the newest {keep} of {name}"))
-    return tuple(decisions)
-
-
-def _finished(record: Record) -> datetime:
-    with suppress(ValueError):
-        return datetime.fromisoformat(record.finished_at)
-    return datetime.fromtimestamp(0, UTC)
 
 
 def remove(folder: Path, decisions: Sequence[Decision]) -> tuple[Decision, ...]:

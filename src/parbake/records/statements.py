@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from parbake.reference import Reference
+from parbake.core.reference import Reference
 
 if TYPE_CHECKING:
-    from parbake.records import Record
+    from parbake.records.record import Record
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"

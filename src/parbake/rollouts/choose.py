@@ -12,7 +12,7 @@ from parbake.bakefile.targets import (
     SsmTarget,
     Target,
 )
-from parbake.rollouts.words import Rollout
+from parbake.rollouts.protocol import Rollout
 
 
 def open_target(target: Target, region: str, *, force_conflicts: bool = False) -> Rollout:  # noqa: PLR0911 (one a kind)

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from parbake.errors import CommandFailed, InputError, ParbakeError, RolloutError, TargetMoved
-from parbake.run import run
+from parbake.core.errors import CommandFailed, InputError, ParbakeError, RolloutError, TargetMoved
+from parbake.core.run import run
 
 _SECONDS = 60.0
 _FROM_SERVER = re.compile(r"(?:error|Error from server)(?: \((\w+)\))?: (.*)", re.DOTALL)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from parbake.model import GIB, Family, Frozen
+from parbake.core.model import GIB, Family, Frozen
 
 OWNER = "parbake"
 """The name under which parbake writes: field manager, prefix of annotations and tags."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from parbake import diskformats, run
-from parbake.containerd import conventions
-from parbake.errors import BadBase, MachineFault
-from parbake.model import Descriptor
+from parbake.containerd import labels
+from parbake.core import run
+from parbake.core.errors import BadBase, MachineFault
+from parbake.core.model import Descriptor
+from parbake.machine.disk import formats
+from parbake.machine.vm import Drive, Machine, agent_seed, is_bootable
 from parbake.verify import sandbox
-from parbake.vm import Drive, Machine, agent_seed, is_bootable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,7 @@ def identify(artefact: Path) -> tuple[Kind, str]:
 
     Raises BadBase when it is neither kind, or refers to other files, which are not opened.
     """
-    found = diskformats.probe(artefact)
+    found = formats.probe(artefact)
     if found not in _FORMATS:
         raise BadBase(f"{artefact} is a disk image of another kind ({found})", hint="name an artefact or its record")
     image_format = _FORMATS[found]
@@ -152,7 +153,7 @@ class Node:
 
     def name_sandbox(self, target: Descriptor) -> None:
         """Give an image of the store the name under which this runtime looks for its sandbox image."""
-        self.client.images.put(self.settings.sandbox, target, conventions.PINNED)
+        self.client.images.put(self.settings.sandbox, target, labels.PINNED)
         self._await_sandbox()
 
     def import_sandbox(self, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from parbake.model import Verdict
+from parbake.core.model import Verdict
 
 
 def damaged(problem: str) -> Verdict:

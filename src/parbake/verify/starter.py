@@ -9,15 +9,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from parbake.containerd.cri import ContainerStatus, Pod, log_text
-from parbake.errors import DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
-from parbake.model import ExitProbe, HttpProbe, LogProbe, Probe, RunningProbe, Startup, TcpProbe
-from parbake.run import Deadline
+from parbake.core.errors import DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
+from parbake.core.model import ExitProbe, HttpProbe, LogProbe, Probe, RunningProbe, Startup, TcpProbe
+from parbake.core.run import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from parbake.containerd import Cri
-    from parbake.vm import Clock, Waited
+    from parbake.machine.vm import Clock, Waited
 
 LOGS = "/run/parbake/logs"
 _POLL = 0.1  # seconds between looks from the host; times come from the guest and do not suffer from it

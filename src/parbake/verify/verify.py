@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from parbake import base
-from parbake.errors import BadBase, DeadlineExceeded, MachineFault, RuntimeFault
-from parbake.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
-from parbake.verify.node import Kind, Node, identify
-from parbake.verify.start import Started, Starter
+from parbake.core.errors import BadBase, DeadlineExceeded, MachineFault, RuntimeFault
+from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
+from parbake.core.workspace import cache_folder
+from parbake.machine import base
+from parbake.verify.booted import Kind, Node, identify
+from parbake.verify.starter import Started, Starter
 from parbake.verify.store import Seen, judge, look
-from parbake.workspace import cache_folder
 
 if TYPE_CHECKING:
-    from parbake.events import Events
+    from parbake.core.events import Events
 
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _MEMORY = 2048  # MiB

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from parbake import genuine, records
+from parbake import records
 from parbake.builders import Parent
-from parbake.disk import Memory
-from parbake.errors import DiskFull, InputError, VerificationFailed
-from parbake.model import Plan, Platform
-from parbake.records import Record
+from parbake.core.errors import DiskFull, InputError, VerificationFailed
+from parbake.core.model import Plan, Platform
+from parbake.machine.disk import Memory
+from parbake.records import Record, genuine
 
 
 def parent_of(

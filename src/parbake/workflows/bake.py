@@ -2,7 +2,7 @@
 
 ``bake = plan -> (exists? stop) -> build the disk -> rehearse, lay out -> prove -> publish and record``
 
-Decide first, act later: ``parbake.planning`` only reads, up to the plan. Acting converges: everything that
+Decide first, act later: ``parbake.workflows.plan`` only reads, up to the plan. Acting converges: everything that
 is made has a name that follows from the content key, so a bake that was killed is finished by running it again.
 """
 
@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, access, ancestry, base, coldstart, disk, genuine, interrupts, records
+from parbake import __version__, records
 from parbake.bakefile import Bakefile
-from parbake.builders import Builder, Disk, Ingredients, Parent, Publisher, RemoteBuilder, Shipment
+from parbake.builders import Builder, Disk, Ingredients, Parent, Publisher, RemoteBuilder, Shipment, coldstart
 from parbake.builders.choose import builder_of, publisher_of, remote_builder_of
-from parbake.disk import BlockList
-from parbake.errors import (
+from parbake.coldstart.trace import Trace, summary
+from parbake.core import access, interrupts
+from parbake.core.errors import (
     ArtefactFull,
     CacheDamaged,
     DeadlineExceeded,
@@ -30,18 +31,21 @@ from parbake.errors import (
     InputError,
     LayerTooLarge,
 )
-from parbake.events import Events
-from parbake.layercache import through
-from parbake.model import MIB, Image, Plan, Published, Source, Verdict
-from parbake.plan import cautions, larger, measure
-from parbake.planning import Finished, Session, decide, existing, make_images, open_session, resolve
-from parbake.proof import boot, can_boot, examine, judge, work_on, write_verdict
-from parbake.records import Blocks, Record
-from parbake.registry import open_source
-from parbake.run import need_root
-from parbake.signing import Attached, Signer
-from parbake.trace import Trace, summary
-from parbake.workspace import cache_folder, remove_leftovers, remove_tree
+from parbake.core.events import Events
+from parbake.core.model import MIB, Image, Plan, Published, Source, Verdict
+from parbake.core.plan import cautions, larger, measure
+from parbake.core.run import need_root
+from parbake.core.signing import Attached, Signer
+from parbake.core.workspace import cache_folder, remove_leftovers, remove_tree
+from parbake.images.cache import through
+from parbake.images.registry import open_source
+from parbake.machine import base, disk
+from parbake.machine.disk import BlockList
+from parbake.records import Blocks, Record, genuine
+from parbake.workflows import ancestry
+from parbake.workflows.plan import Finished, Session, decide, existing, make_images, open_session, resolve
+from parbake.workflows.trace import bring, recorded_elsewhere, rehearse, trace_of
+from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +135,9 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | No
         records.need_signer(earlier.artefact, run.signer)
     finished = earlier or make(run, plan, options)
     if earlier and options.trace:
-        finished = replace(earlier, record=coldstart.bring(earlier.artefact, earlier.record, options.trace, run.signer))
+        finished = replace(earlier, record=bring(earlier.artefact, earlier.record, options.trace, run.signer))
     elif earlier and options.rehearse and earlier.record.trace is None:
-        finished = replace(earlier, record=coldstart.rehearse(earlier.artefact, earlier.record, events, run.signer))
+        finished = replace(earlier, record=rehearse(earlier.artefact, earlier.record, events, run.signer))
     if not provable:
         return finished
     interrupts.resume()
@@ -239,7 +243,7 @@ def bake_remotely(
         carried = run.registry.looking(plan.all_images)
         made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events))
         place = output / plan.artefact_name
-        trace = coldstart.recorded_elsewhere(options.trace, place, plan) if options.trace else trace_beside(earlier)
+        trace = recorded_elsewhere(options.trace, place, plan) if options.trace else trace_beside(earlier)
         record = write_down(
             run,
             plan,
@@ -266,7 +270,7 @@ def trace_beside(finished: Finished | None) -> Trace | None:
     if finished is None or finished.record.trace is None:
         return None
     with suppress(InputError):  # it was removed by hand, or is damaged
-        return coldstart.trace_of(finished.artefact, finished.record)
+        return trace_of(finished.artefact, finished.record)
     return None
 
 
@@ -281,7 +285,7 @@ def find_parent(run: Session, plan: Plan, options: Options) -> Parent | None:
 def prepared(disk: Disk, plan: Plan, work: Path, options: Options, events: Events) -> Disk:
     """Get a disk ready for cold starts before it is digested, as the user wants it."""
     if options.trace:
-        return replace(disk, trace=coldstart.recorded_elsewhere(options.trace, disk.path, plan))
+        return replace(disk, trace=recorded_elsewhere(options.trace, disk.path, plan))
     usual = plan.artefact.kind == "volume" and options.verify
     if options.rehearse or (options.rehearse is None and usual):
         return coldstart.prepare(disk, plan, work, events=events, layout=options.layout)

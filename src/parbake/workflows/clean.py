@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
-from parbake import build, records
+from parbake import records
 from parbake.bakefile import Bakefile, load
-from parbake.events import Events
-from parbake.records import Decision, decide_prune
-from parbake.workspace import WORK, cache_folder, remove_leftovers, remove_tree
+from parbake.core.events import Events
+from parbake.core.workspace import WORK, cache_folder, remove_leftovers, remove_tree
+from parbake.images.build import build
 
 
 def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
@@ -33,9 +32,9 @@ def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
 
 def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Turn fast snapshot restore off where its time is over; return the snapshots, by region. Raises AwsFault."""
-    from parbake.ebs import fast
+    from parbake.aws.ebs import fast_restore
 
-    ended = {region: fast.end(region, bakefile.name) for region in regions}
+    ended = {region: fast_restore.end(region, bakefile.name) for region in regions}
     for region, snapshots in ended.items():
         for snapshot in snapshots:
             events.note(f"{region}: fast snapshot restore of {snapshot} is off, its time is over")
@@ -48,20 +47,6 @@ def watch_fast_restores(file: Path, events: Events) -> None:
     wanted = bakefile.aws.fast_snapshot_restore
     if wanted and wanted.for_:
         end_fast_restores(bakefile, events, sorted({zone[:-1] for zone in wanted.zones}))
-
-
-def prune(output: Path, *, keep: int, younger: timedelta = timedelta(), dry_run: bool = False) -> tuple[Decision, ...]:
-    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions.
-
-    The record of one that is published stays: rollouts need it.
-    """
-    decisions = tuple(
-        Decision(each.record, True, f"published in {', '.join(sorted(each.record.published))}")
-        if each.record.published and not each.keep
-        else each
-        for each in decide_prune((record for _, record in records.find(output)), keep=keep, younger=younger)
-    )
-    return decisions if dry_run else records.remove(output, decisions)
 
 
 def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:

@@ -14,12 +14,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from parbake import vm
-from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
-from parbake.model import GIB, Frozen
-from parbake.programs import PROGRAMS, XFS, Program
-from parbake.run import find, isolated, run
-from parbake.vm.firmware import ovmf
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.core.model import GIB, Frozen
+from parbake.core.programs import PROGRAMS, XFS, Program
+from parbake.core.run import find, isolated, run
+from parbake.machine import vm
+from parbake.machine.vm.firmware import ovmf
 
 Status = Literal["ok", "warn", "missing"]
 

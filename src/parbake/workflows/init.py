@@ -8,13 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from parbake import manifests as kubernetes
-from parbake import starter
-from parbake.errors import InputError, ParbakeError
-from parbake.events import Events
-from parbake.model import Platform
-from parbake.reference import Reference
-from parbake.registry import Patience, Registry
+from parbake.bakefile import scaffold
+from parbake.core.errors import InputError, ParbakeError
+from parbake.core.events import Events
+from parbake.core.model import Platform
+from parbake.core.reference import Reference
+from parbake.images import workloads as kubernetes
+from parbake.images.registry import Patience, Registry
 
 # Sizes are a courtesy in a comment: a registry that does not answer soon is not worth the wait.
 _PATIENCE = Patience(tries=1, total=10, connect=3, stall=5)
@@ -43,20 +43,20 @@ def begin(
             raise InputError("no images were found", hint="do the manifests hold Pods, Deployments, Jobs or the like?")
     if sizes:
         entries = _with_sizes(entries, events)
-    return starter.write(folder, entries, today=datetime.now(UTC).date(), force=force)
+    return scaffold.write(folder, entries, today=datetime.now(UTC).date(), force=force)
 
 
-def _named(image: str) -> starter.Entry:
+def _named(image: str) -> scaffold.Entry:
     reference = Reference.parse(image)
     if reference.is_local:
         raise InputError(
             f"{reference} is in no registry: `localhost` without a port is for images that are built here",
             hint="run `parbake init` in the folder of its Containerfile, without --image; or name the registry's port",
         )
-    return starter.Entry(reference=str(reference))
+    return scaffold.Entry(reference=str(reference))
 
 
-def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[starter.Entry]:
+def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[scaffold.Entry]:
     documents: list[tuple[str, str]] = []
     if manifests == "-":
         documents.append(("standard input", sys.stdin.read()))
@@ -72,15 +72,15 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
         if Reference.parse(image.reference).is_local:
             events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
             continue
-        entries.append(starter.Entry(reference=image.reference, uses=tuple(str(use) for use in image.uses)))
+        entries.append(scaffold.Entry(reference=image.reference, uses=tuple(str(use) for use in image.uses)))
     return entries
 
 
-def _with_sizes(entries: list[starter.Entry], events: Events) -> list[starter.Entry]:
+def _with_sizes(entries: list[scaffold.Entry], events: Events) -> list[scaffold.Entry]:
     platform = Platform.host()
     with Registry({}, events=events, patience=_PATIENCE) as registry, ThreadPoolExecutor(max_workers=8) as pool:
 
-        def sized(entry: starter.Entry) -> starter.Entry:
+        def sized(entry: scaffold.Entry) -> scaffold.Entry:
             try:
                 return replace(entry, size=registry.resolve(Reference.parse(entry.reference), platform).size)
             except ParbakeError:

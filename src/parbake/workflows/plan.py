@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parbake import base, build, disk, genuine, pause, records
+from parbake import records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
-from parbake.errors import VerificationFailed
-from parbake.events import Events
-from parbake.model import Base, Image, Plan
-from parbake.plan import cautions, make_plan
-from parbake.records import Record
-from parbake.reference import Reference
-from parbake.registry import Layout, Registry
-from parbake.signing import Signer, public_key
-from parbake.workspace import cache_folder, room_for, work_folder
+from parbake.core.errors import VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import Base, Image, Plan
+from parbake.core.plan import cautions, make_plan
+from parbake.core.reference import Reference
+from parbake.core.signing import Signer, public_key
+from parbake.core.workspace import cache_folder, room_for, work_folder
+from parbake.images import pause
+from parbake.images.build import build
+from parbake.images.registry import Layout, Registry
+from parbake.machine import base, disk
+from parbake.records import Record, genuine
 
 
 @dataclass(frozen=True, slots=True)

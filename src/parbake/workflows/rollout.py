@@ -13,20 +13,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parbake import genuine, interrupts, records
+from parbake import records
 from parbake.bakefile import Bakefile, load
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
-from parbake.errors import InputError, NotMade, ParbakeError, RolloutError, Stalled, VerificationFailed
-from parbake.events import Events
-from parbake.model import Published
-from parbake.nodefiles import user_data
-from parbake.printable import word
-from parbake.records import Record
+from parbake.coldstart.hydrate import user_data
+from parbake.coldstart.trace import hydrate_list
+from parbake.coldstart.trace import load as load_trace
+from parbake.core import interrupts
+from parbake.core.errors import InputError, NotMade, ParbakeError, RolloutError, Stalled, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import Published
+from parbake.core.printable import word
+from parbake.core.run import Deadline
+from parbake.records import Record, genuine
 from parbake.rollouts import Change, Follow, Held, Offer, Rollout, Standing
-from parbake.rollouts.opening import open_target
-from parbake.run import Deadline
-from parbake.trace import hydrate_list
-from parbake.trace import load as load_trace
+from parbake.rollouts.choose import open_target
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
 _STEADY = 2  # so often in a row a target must be seen to be done
@@ -118,19 +119,19 @@ def _warm(
     wanted = bakefile.aws.fast_snapshot_restore
     if not wanted or wanted.at != "rollout":
         return
-    from parbake.ebs import fast
+    from parbake.aws.ebs import fast_restore
 
     for region in regions:
         snapshots = [each for record in found for each in record.published[region].snapshots]
-        if not snapshots or not fast.zones_in(wanted, region):
+        if not snapshots or not fast_restore.zones_in(wanted, region):
             continue
         if dry_run:
-            zones = ", ".join(fast.zones_in(wanted, region))
+            zones = ", ".join(fast_restore.zones_in(wanted, region))
             events.note(f"a rollout enables fast snapshot restore in {zones} and waits for it first")
             continue
-        with events.stage(f"fast-{region}", f"Fast snapshot restore, about {fast.minutes(snapshots)} minutes"):
-            pairs = fast.enable(wanted, region, snapshots, events, again=True)
-            fast.wait(pairs, region, snapshots, events)
+        with events.stage(f"fast-{region}", f"Fast snapshot restore, about {fast_restore.minutes(snapshots)} minutes"):
+            pairs = fast_restore.enable(wanted, region, snapshots, events, again=True)
+            fast_restore.wait(pairs, region, snapshots, events)
 
 
 def _was_left(target: Target, means: Rollout, offered: Offer, events: Events) -> bool:

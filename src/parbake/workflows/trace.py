@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parbake import disk, nodefiles, records, run
-from parbake.builders import Disk
-from parbake.economics import Situation
-from parbake.errors import EnvironmentProblem, InputError
-from parbake.model import Plan, Platform
-from parbake.records import Record
-from parbake.signing import Signer
-from parbake.trace import (
+from parbake import records
+from parbake.aws.costs import Situation
+from parbake.builders.coldstart import rehearse_disk
+from parbake.coldstart.trace import (
     Part,
     Recorder,
     Trace,
     device_of,
     hot_files,
-    hydrate_list,
     load,
-    merged,
-    relocated,
-    requests,
     save,
     summary,
 )
-from parbake.trace.data import HotEntry
-from parbake.trace.tracefs import LARGEST_BUFFER, mounted_at
-from parbake.workspace import work_folder
+from parbake.coldstart.trace.data import HotEntry
+from parbake.coldstart.trace.tracefs import LARGEST_BUFFER, mounted_at
+from parbake.core import run
+from parbake.core.errors import InputError
+from parbake.core.model import Plan
+from parbake.core.signing import Signer
+from parbake.core.workspace import work_folder
+from parbake.machine import disk
+from parbake.records import Record
 
 if TYPE_CHECKING:
-    from parbake.events import Events
+    from parbake.core.events import Events
 
 _TICK = 0.1
 
@@ -50,7 +47,7 @@ def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | No
     records.need_signer(artefact, signer)
     with work_folder(artefact.parent, "rehearse") as work:
         there = artefact if artefact.exists() else _fetched(record, work, events)
-        trace = _traced(there, record.plan, events, work)
+        trace = rehearse_disk(there, record.plan, events, work)
     return keep(artefact, record, trace, signer)
 
 
@@ -58,125 +55,12 @@ def _fetched(record: Record, work: Path, events: Events) -> Path:
     """Read the disk of an artefact that lies in EC2. Raises InputError where it is nowhere."""
     if not record.published:
         raise InputError(f"{record.artefact} is not there, and its record names no cloud that has it")
-    from parbake import ebs  # loads only where AWS is asked
+    from parbake.aws import ebs  # loads only where AWS is asked
 
     region, there = next(iter(record.published.items()))
     what = there.snapshots[0].id
     with events.stage("fetch", f"Fetch {what}"):
         return ebs.fetch(what, work / "disk.raw", events, region=region).path
-
-
-def _traced(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
-    from parbake.rehearse import rehearse_machine, rehearse_volume  # gRPC loads only where something is started
-
-    if plan.artefact.kind == "volume":
-        return rehearse_volume(image, plan, events, work)
-    if plan.platform.architecture != Platform.host().architecture:
-        raise EnvironmentProblem(
-            f"{image.name} is for {plan.platform} and this machine is {Platform.host()}, which boots only its own kind",
-            hint="record a trace on a node that booted from it (`parbake trace /`), and bring it with --trace",
-        )
-    return rehearse_machine(image, plan, events, work)
-
-
-def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, layout: bool = True) -> Disk:
-    """Rehearse a disk that is being baked, and let its cold starts profit from that; return it with its trace.
-
-    A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. So are the files of a
-    machine image's root, whose trace follows from what moved; the image gets the hydrate service with the list of the
-    blocks that its boot and its images' starts read. A disk that is ``final`` is rehearsed as it is. A machine that
-    cannot rehearse is a warning for a volume, which is complete without; for a machine image it raises
-    EnvironmentProblem. What is for another architecture is left as it is, with a warning. Raises MachineFault when an
-    image does not boot.
-    """
-    if disk.trace is not None:
-        return disk
-    if plan.platform.architecture != Platform.host().architecture:
-        events.warn(
-            f"no start-up trace: the artefact is for {plan.platform} and this machine is {Platform.host()}, so nothing "
-            "of it starts here. `parbake trace` records one on a node, `parbake trace RECORD --trace FILE` brings it"
-        )
-        return disk
-    if plan.artefact.kind == "volume":
-        return _laid_out(disk, plan, work, events=events, layout=layout and not disk.final)
-    if disk.final:
-        events.warn(
-            "no start-up trace: this machine image was baked by an earlier run, without the hydrate service; "
-            "`parbake bake --force --rehearse` makes one that has it"
-        )
-        return disk
-    trace = _traced(disk.path, plan, events, work)
-    return replace(disk, trace=_install(disk.path, plan, trace, events, work, layout=layout))
-
-
-def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bool) -> Disk:
-    from parbake.ext4 import Volume, lay_out  # loads only where something is built
-
-    (again := work / "laid-out").mkdir()
-    try:
-        trace = _traced(built.path, plan, events, work)
-    except EnvironmentProblem as error:
-        events.warn(f"no start-up trace: {error.message} ({error.hint})")
-        return built
-    asked = requests(trace)
-    if not layout or plan.artefact.filesystem != "ext4" or not asked:
-        return replace(built, trace=trace)
-    with events.stage("layout", "Bring together what starts read"):
-        with Volume(built.path) as volume:
-            moved = lay_out(volume, asked)
-        disk.check_filesystem(built.path, "ext4")
-    hashes = {block: digest for block, digest in built.hashes.items() if block not in volume.hashes.touched}
-    if moved.left:
-        events.warn(
-            f"{moved.left * 4 // 1024} MiB that starts read stay where they are: the volume has no room to bring them "
-            "together (a larger `size` gives it)"
-        )
-    found = _traced(built.path, plan, events, again)
-    before, after = len(merged(trace)), len(merged(found))
-    events.note(f"starts read {after} blocks of 512 KiB, {before} before the layout")
-    return replace(built, hashes=hashes | volume.hashes.known, trace=found.model_copy(update={"scattered": before}))
-
-
-def _install(image: Path, plan: Plan, trace: Trace, events: Events, work: Path, *, layout: bool) -> Trace:
-    """Put the hydrate service into a machine image, which is changed in its own format; return its trace from then on.
-
-    With ``layout`` its files are laid out hot-first before that.
-    """
-    from parbake.rehearse import qemu_format, writable
-
-    with (
-        disk.private_mounts(),
-        writable(image, work / "install", image_format=qemu_format(plan), in_place=True) as shown,
-    ):
-        root = disk.find_root(shown)
-        at = work / "install/mnt"
-        kind = root.filesystem
-        with disk.mount(
-            shown, at, offset=root.start, size=root.size, filesystem=kind, options=disk.FAST[kind]
-        ) as mounted:
-            if layout and kind == "ext4":
-                trace = _gathered(mounted, trace, events)
-            with events.stage("hydrate", "Put the hydrate service into the machine image"):
-                if not nodefiles.install(mounted.path, hydrate_list(trace)):
-                    events.warn("the machine image has no systemd: nothing in it reads the hot blocks early")
-            disk.trim(mounted)
-        disk.check_filesystem(shown, kind, offset=root.start, size=root.size)
-        with shown.open("rb+") as file:
-            os.fsync(file.fileno())
-    return trace
-
-
-def _gathered(mounted: disk.Mounted, trace: Trace, events: Events) -> Trace:
-    """Let the kernel bring together what starts read of a mounted root."""
-    from parbake.rehearse import gather
-
-    with events.stage("layout", "Bring together what starts read"):
-        found = gather(mounted.path, requests(trace))
-    if found.left:
-        events.warn(f"{found.left * 4 / 1024:.1f} MiB of files that starts read stay where they are")
-    moved = relocated(trace, found.places)
-    events.note(f"starts read {len(merged(moved))} blocks of 512 KiB, {moved.scattered} before the layout")
-    return moved
 
 
 def bring(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
@@ -190,7 +74,7 @@ def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
 
     What lies in a cloud alone is known by its plan where this machine made its file system; an instance's own is not.
     """
-    from parbake.rehearse.volume import identify
+    from parbake.coldstart.rehearsal.volume import identify
 
     trace = load(file)
     if disk_path.exists():
@@ -229,7 +113,7 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
 
     Raises EnvironmentProblem where that cannot be traced, Overrun when more was read than the buffers hold.
     """
-    from parbake.rehearse.volume import identify
+    from parbake.coldstart.rehearsal.volume import identify
 
     path = Path(what)
     place = path if path.is_dir() else None

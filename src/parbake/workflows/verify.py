@@ -9,14 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake import disk, genuine, records
-from parbake.errors import InputError, VerificationFailed
-from parbake.events import Events
-from parbake.model import Plan, Platform, Verdict
-from parbake.printable import word
-from parbake.records import Record
-from parbake.signing import Signer
-from parbake.workspace import cache_folder, work_folder
+from parbake import records
+from parbake.core.errors import InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import Plan, Platform, Verdict
+from parbake.core.printable import word
+from parbake.core.signing import Signer
+from parbake.core.workspace import cache_folder, work_folder
+from parbake.machine import disk
+from parbake.machine.disk import block_list
+from parbake.records import Record, blocks_of, blocks_path, genuine
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
@@ -24,7 +26,7 @@ def can_boot(plan: Plan, events: Events) -> bool:
 
     Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
     """
-    from parbake.vm import accelerator  # loads only where something is booted
+    from parbake.machine.vm import accelerator  # loads only where something is booted
 
     host = Platform.host()
     if plan.platform.architecture == host.architecture:
@@ -59,9 +61,9 @@ def examine(
             return verify(artefact, None, events=events, folder=work, cache=cache_folder()), ""
         if record.blocks and not fresh:
             with events.stage("compare", f"Compare {artefact.name} with its record"):
-                damage = records.damage(artefact, record, events)
-            if damage:
-                return damaged(damage), ""
+                differs = damage(artefact, record, events)
+            if differs:
+                return damaged(differs), ""
         known = record.sha256 if record.blocks or fresh else ""
         with disk.sha256_beside(artefact, events, known=known) as sha256:
             verdict = verify(artefact, record.plan, events=events, folder=work, cache=cache_folder())
@@ -140,3 +142,21 @@ def work_on(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[
         if keep:
             events.note(f"the work folder stays until `parbake clean`: {work}")
         yield work
+
+
+def damage(artefact: Path, record: Record, events: Events) -> str:
+    """Compare a raw artefact with its record, block by block: say what differs, or nothing.
+
+    The list of its blocks is written anew where it is missing or damaged itself. Raises InputError, DiskFull.
+    """
+    if record.blocks is None:
+        return ""
+    found = block_list(artefact, events, algorithm=record.blocks.algorithm)
+    known = blocks_of(artefact, record)
+    if found.digest() == record.blocks.digest:
+        if known is None:
+            found.write(blocks_path(artefact))
+        return ""
+    if known is None:
+        return f"its bytes are not those of its record, and {blocks_path(artefact).name} does not say which"
+    return found.damage(known)

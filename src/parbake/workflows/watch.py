@@ -12,15 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parbake import build, flow, handover, interrupts, keeping, planning, upkeep
 from parbake.bakefile import ImageEntry, load
-from parbake.errors import InputError, ParbakeError
-from parbake.events import Events
-from parbake.handover import Handed, Manner
-from parbake.keeping import Pruned
-from parbake.planning import Finished, Session
+from parbake.core import interrupts
+from parbake.core.errors import InputError, ParbakeError
+from parbake.core.events import Events
+from parbake.core.run import sleep
+from parbake.images.build import build
 from parbake.records import Decision
-from parbake.run import sleep
+from parbake.workflows import bake, plan, rollout
+from parbake.workflows import prune as retention
+from parbake.workflows.plan import Finished, Session
+from parbake.workflows.prune import Pruned
+from parbake.workflows.rollout import Handed, Manner
 
 _JITTER = 0.1  # many watchers of one registry must not ask in step
 
@@ -48,21 +51,21 @@ class Tidied:
 
 def look(file: Path, events: Events) -> Seen:
     """Return what the Bakefile's names mean now; raises what asking raises."""
-    with planning.open_session(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
+    with plan.open_session(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
 
         def of(entry: ImageEntry) -> str:
             if entry.build is not None:
                 return build.build_key(entry.build, entry.platform or run.bakefile.platform)
             return run.registry.head(entry.parsed).digest
 
-        with planning.hanging_up(run.registry):
+        with plan.hanging_up(run.registry):
             found = list(pool.map(of, run.bakefile.images))
         seen = {entry.reference: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
         return {**seen, "base": _base(run)}
 
 
 def _base(run: Session) -> str:
-    return planning.base_of(run).identity
+    return plan.base_of(run).identity
 
 
 def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
@@ -79,10 +82,10 @@ def act(
     interruptions, so that what the turn did can be told.
     """
     handed: tuple[Handed, ...] = ()
-    finished = flow.bake(file, events)
+    finished = bake.bake(file, events)
     if manner is not None:
         interrupts.resume()
-        handed = handover.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
+        handed = rollout.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
     tidied = None
     if prune:
         interrupts.resume()
@@ -93,12 +96,12 @@ def act(
 def tidy(file: Path, events: Events) -> Tidied:
     """Let old artefacts go, as the Bakefile's ``retention`` says: here, and in EC2 where some are published."""
     bakefile = load(file)
-    rules = keeping.rules(bakefile.retention)
+    rules = retention.rules(bakefile.retention)
     pruned = None
-    if keeping.publishes(bakefile):
-        pruned = keeping.prune_published(file, rules, events, dry_run=False)
+    if retention.publishes(bakefile):
+        pruned = retention.prune_published(file, rules, events, dry_run=False)
     interrupts.hold()
-    return Tidied(upkeep.prune(bakefile.output, keep=rules.keep, younger=rules.younger), pruned)
+    return Tidied(retention.prune(bakefile.output, keep=rules.keep, younger=rules.younger), pruned)
 
 
 def watch(

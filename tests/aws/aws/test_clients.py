@@ -14,17 +14,10 @@ from botocore.retries import bucket, standard
 
 from parbake import aws
 from parbake.aws import clients
-from parbake.aws.faults import CAPACITY, fault
-from parbake.errors import (
-    AwsFault,
-    AwsLimit,
-    AwsNoAccess,
-    AwsNotFound,
-    DeadlineExceeded,
-    EnvironmentProblem,
-)
-from parbake.events import Event, Events
-from tests.aws.direct import Raw
+from parbake.aws.errors import CAPACITY, fault
+from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, EnvironmentProblem
+from parbake.core.events import Event, Events
+from tests.fakes.aws.ebs_direct_in_process import Raw
 
 EXPECTED = {
     "ExpiredToken": (AwsNoAccess, "log in anew"),
@@ -101,7 +94,7 @@ def test_no_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_boto3_is_loaded_by_nothing_but_a_client() -> None:
-    code = "import parbake.cli, parbake.flow, parbake.aws, sys; sys.exit('boto3' in sys.modules)"
+    code = "import parbake.cli, parbake.workflows.bake, parbake.aws, sys; sys.exit('boto3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

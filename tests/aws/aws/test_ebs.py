@@ -15,15 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake import aws, ebs
-from parbake.aws import KEY, MANAGED, Stamp, clients
-from parbake.disk import BLOCK, ZEROS, BlockList, block_list
-from parbake.ebs import Journal, Order, Parent, pace
-from parbake.ebs.upload import start
-from parbake.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError
-from parbake.events import Event, Events
-from parbake.model import GIB, Platform
-from tests.support.ebsdirect import Cloud
+from parbake import aws
+from parbake.aws import KEY, MANAGED, Stamp, clients, ebs
+from parbake.aws.ebs import Journal, Order, Parent, throttle
+from parbake.aws.ebs.upload import start
+from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError
+from parbake.core.events import Event, Events
+from parbake.core.model import GIB, Platform
+from parbake.machine.disk import BLOCK, ZEROS, BlockList, block_list
+from tests.fakes.ebs_direct_server import Cloud
 
 # Not whole blocks: the last one is filled up.
 SIZE = 400 * BLOCK - 4096
@@ -32,8 +32,8 @@ AMD64 = Platform(architecture="amd64")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(pace, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(throttle, "_FIRST_PAUSE", 0.002)
+    monkeypatch.setattr(throttle, "_LONGEST_PAUSE", 0.05)
 
 
 @pytest.fixture
@@ -166,14 +166,14 @@ def test_faults_that_pass(tmp_path: Path, cloud: Cloud) -> None:
 
 
 def test_throttling_lowers_what_is_in_flight(cloud: Cloud) -> None:
-    paced = pace.Pace()
+    paced = throttle.Pace()
     with pytest.raises(AwsLimit):
         paced.call(_throttled)
-    assert paced.limit < pace.IN_FLIGHT
+    assert paced.limit < throttle.IN_FLIGHT
     before = paced.limit
     for _ in range(200):
         paced.call(lambda: None)
-    assert before < paced.limit <= pace.IN_FLIGHT
+    assert before < paced.limit <= throttle.IN_FLIGHT
     assert cloud.calls == {}
 
 
@@ -265,11 +265,12 @@ def test_nothing_is_no_disk(tmp_path: Path, cloud: Cloud) -> None:
 KILLED = """
 import importlib, os, signal, sys
 from pathlib import Path
-from parbake import aws, ebs
-from parbake.events import Events
-from tests.aws.test_ebs import order
+from parbake import aws
+from parbake.aws import ebs
+from parbake.core.events import Events
+from tests.aws.aws.test_ebs import order
 
-upload = importlib.import_module("parbake.ebs.upload")
+upload = importlib.import_module("parbake.aws.ebs.upload")
 point, path = sys.argv[1], Path(sys.argv[2])
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if point == "started":
@@ -453,7 +454,7 @@ def test_a_call_is_repeated_so_often_and_by_nobody_else(
     tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """One place repeats calls for blocks: layers that do so as well would multiply."""
-    monkeypatch.setattr(pace, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(throttle, "_FIRST_PAUSE", 0.001)
     path = tmp_path / "disk.raw"
     disk_of(path, {3: b"alone"})
     operation = "GetSnapshotBlock" if way == "get" else "PutSnapshotBlock"
@@ -461,16 +462,16 @@ def test_a_call_is_repeated_so_often_and_by_nobody_else(
     cloud.fail_every = 1
     with pytest.raises(AwsFault, match="InternalServerException"):
         ebs.fetch(snapshot, tmp_path / "b", Events(), region="eu-west-1") if snapshot else sent(order(path))
-    assert (cloud.calls[operation], cloud.refused["InternalServerException"]) == (pace._TRIES, pace._TRIES)
+    assert (cloud.calls[operation], cloud.refused["InternalServerException"]) == (throttle._TRIES, throttle._TRIES)
 
 
 def test_pauses_double_to_a_bound_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    paced = pace.Pace()
+    paced = throttle.Pace()
     waited: list[float] = []
     monkeypatch.setattr(paced._stopped, "wait", waited.append)
     with pytest.raises(AwsLimit):
         paced.call(_throttled)
-    bounds = [min(pace._FIRST_PAUSE * 2**tries, pace._LONGEST_PAUSE) for tries in range(1, pace._TRIES)]
+    bounds = [min(throttle._FIRST_PAUSE * 2**tries, throttle._LONGEST_PAUSE) for tries in range(1, throttle._TRIES)]
     assert len(waited) == len(bounds)
     assert all(bound / 4 <= pause <= bound for pause, bound in zip(waited, bounds, strict=True))
     assert len({pause / bound for pause, bound in zip(waited, bounds, strict=True)}) > 1

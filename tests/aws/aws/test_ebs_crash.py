@@ -15,17 +15,17 @@ import pytest
 
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
-from parbake.events import Events
-from parbake.model import Plan
+from parbake.core.events import Events
+from parbake.core.model import Plan
 from parbake.records import Record
-from tests.aws.between import killed_everywhere
-from tests.aws.direct import Direct
-from tests.aws.eventual import Eventual
-from tests.aws.recorder import allowed_by
-from tests.aws.test_ebs import held
-from tests.aws.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven, policy_for
-from tests.support.children import in_child
-from tests.support.ebsdirect import Cloud
+from tests.aws.aws.test_ebs import held
+from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven, policy_for
+from tests.fakes.aws.ebs_direct_in_process import Direct
+from tests.fakes.aws.eventual import Eventual
+from tests.fakes.aws.iam_recorder import allowed_by
+from tests.fakes.aws.interceptor import killed_everywhere
+from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.forks import in_child
 
 pytestmark = pytest.mark.slow
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from parbake import aws, ebs
-from parbake.aws import images, waiting
-from parbake.errors import AwsFault, AwsNotFound, DeadlineExceeded
-from parbake.events import Events
-from parbake.model import Plan
-from tests.aws.between import refuse
-from tests.aws.direct import Direct
-from tests.aws.eventual import Eventual
-from tests.aws.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven
-from tests.aws.test_ebs_crash import HOME, OTHER, artefacts, clean, left, settings_for, settle
-from tests.support.ebsdirect import Cloud
+from parbake import aws
+from parbake.aws import ebs, images, waiters
+from parbake.core.errors import AwsFault, AwsNotFound, DeadlineExceeded
+from parbake.core.events import Events
+from parbake.core.model import Plan
+from tests.aws.aws.test_ebs_crash import HOME, OTHER, artefacts, clean, left, settings_for, settle
+from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven
+from tests.fakes.aws.ebs_direct_in_process import Direct
+from tests.fakes.aws.eventual import Eventual
+from tests.fakes.aws.interceptor import refuse
+from tests.fakes.ebs_direct_server import Cloud
 
 __all__ = ["cloud", "direct", "oven"]
 
@@ -26,7 +26,7 @@ KINDS = pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=lambda plan: pl
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (waiting, images, aws):
+    for module in (waiters, images, aws):
         monkeypatch.setattr(module, "UNKNOWN_SECONDS", 0.05)
 
 

@@ -12,16 +12,16 @@ import botocore.client
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from parbake import build
-from parbake.errors import CommandFailed, Denied, InputError
-from parbake.events import Events
-from parbake.model import Platform, RegistryOptions
-from parbake.reference import Reference
-from parbake.registry import ecr
-from parbake.registry.client import _Repository
-from parbake.registry.credentials import find_credentials
-from parbake.registry.endpoint import Missing
-from tests.support.specs import Spec
+from parbake.core.errors import CommandFailed, Denied, InputError
+from parbake.core.events import Events
+from parbake.core.model import Platform, RegistryOptions
+from parbake.core.reference import Reference
+from parbake.images.build import build
+from parbake.images.registry import ecr
+from parbake.images.registry.client import _Repository
+from parbake.images.registry.credentials import find_credentials
+from parbake.images.registry.endpoint import Missing
+from tests.fakes.contexts import Spec
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from parbake import aws
-from parbake.aws import images, waiting
+from parbake.aws import images, waiters
 from parbake.aws.leftovers import Wanted, remove
-from parbake.errors import AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded
-from parbake.events import Events
-from parbake.model import Plan
-from tests.aws.cloud import Cloud, Killed
+from parbake.core.errors import AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded
+from parbake.core.events import Events
+from parbake.core.model import Plan
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, failing, named, plan, volume
-from tests.aws.eventual import Eventual
+from tests.fakes.aws.ec2 import Cloud, Killed
+from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, failing, named, plan, volume
+from tests.fakes.aws.eventual import Eventual
 
 __all__ = ["bake", "cloud", "plan", "volume"]
 
@@ -133,7 +133,7 @@ NEVER = {
 def test_what_stays_unknown_is_said_in_the_end(
     cloud: Cloud, plan: Plan, bake: Bake, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (waiting, images, aws):
+    for module in (waiters, images, aws):
         monkeypatch.setattr(module, "UNKNOWN_SECONDS", 0.05)
     cloud.eventual = Eventual(late=10**6, kinds=(kind,))
     with pytest.raises(AwsNotFound, match=NEVER[kind]) as caught:
@@ -147,7 +147,7 @@ def test_what_stays_unknown_is_said_in_the_end(
 def test_tags_that_never_show_keep_the_clean_up_from_the_artefact(
     cloud: Cloud, bake: Bake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (waiting, images, aws):
+    for module in (waiters, images, aws):
         monkeypatch.setattr(module, "UNKNOWN_SECONDS", 0.05)
     cloud.eventual = Eventual(stale=10**6, kinds=("ami", "snap"))
     with pytest.raises(DeadlineExceeded, match="tags") as caught:

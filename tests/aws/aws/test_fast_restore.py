@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from parbake import upkeep, watching
+from parbake.aws.ebs import fast_restore
 from parbake.aws.tags import as_dict
 from parbake.bakefile import Bakefile, FastRestoreSection, load
-from parbake.ebs import fast
-from parbake.errors import AwsFault
-from parbake.events import Event, Events
-from parbake.model import GIB, TIB, Snapshot
+from parbake.core.errors import AwsFault
+from parbake.core.events import Event, Events
+from parbake.core.model import GIB, TIB, Snapshot
 from parbake.records import Record
-from tests.aws.cloud import Cloud
+from parbake.workflows import clean, watch
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan
-from tests.aws.raw import raw
-from tests.aws.recorder import allowed_by, printed
-from tests.support.clusters import kitchen, machine_image, parbake, volume
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.ec2 import Cloud
+from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan
+from tests.fakes.aws.iam_recorder import allowed_by, printed
+from tests.fakes.clusters import kitchen, machine_image, parbake, volume
 
 __all__ = ["bake", "cloud", "plan"]
 
@@ -47,12 +47,12 @@ def made_snapshot(name: str = "parbake") -> Snapshot:
 
 def until(snapshot: Snapshot) -> str:
     found = raw("ec2").describe_snapshots(SnapshotIds=[snapshot.id])["Snapshots"][0]
-    return as_dict(found).get(fast.UNTIL_TAG, "")
+    return as_dict(found).get(fast_restore.UNTIL_TAG, "")
 
 
 def let_time_pass(snapshot: Snapshot) -> None:
     over = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    raw("ec2").create_tags(Resources=[snapshot.id], Tags=[{"Key": fast.UNTIL_TAG, "Value": over}])
+    raw("ec2").create_tags(Resources=[snapshot.id], Tags=[{"Key": fast_restore.UNTIL_TAG, "Value": over}])
 
 
 def silent() -> Events:
@@ -72,7 +72,7 @@ def test_a_bake_begins_it_once(cloud: Cloud, bake: Bake) -> None:
     bake(**settings)
     assert until(snapshot) == before, "the time that was set counts"
     let_time_pass(snapshot)
-    assert fast.end(REGION, "shop") == (snapshot.id,)
+    assert fast_restore.end(REGION, "shop") == (snapshot.id,)
     bake(**settings)
     assert cloud.fast.on(snapshot.id) == set(), "what was turned off stays off"
 
@@ -84,7 +84,7 @@ def test_a_kill_between_the_time_and_the_beginning(cloud: Cloud, bake: Bake, cal
 
     def die(_service: str, operation: str, arguments: dict[str, Any]) -> None:
         keys = {tag["Key"] for tag in arguments.get("Tags", [])}
-        if operation == call and (call != "CreateTags" or fast.UNTIL_TAG in keys):
+        if operation == call and (call != "CreateTags" or fast_restore.UNTIL_TAG in keys):
             raise KeyboardInterrupt
 
     cloud.after.append(die)
@@ -99,7 +99,7 @@ def test_a_kill_between_the_time_and_the_beginning(cloud: Cloud, bake: Bake, cal
 
 def test_without_an_end_it_stays(cloud: Cloud, bake: Bake) -> None:
     snapshot = bake(fast_snapshot_restore=[ZONE]).published[REGION].snapshots[0]
-    assert (until(snapshot), fast.end(REGION, "shop")) == ("", ())
+    assert (until(snapshot), fast_restore.end(REGION, "shop")) == ("", ())
     assert cloud.fast.on(snapshot.id) == {ZONE}
 
 
@@ -197,18 +197,18 @@ def test_a_zone_that_aws_refuses_is_told_and_not_waited_for(shop: Shop) -> None:
             warnings.append(event.text)
 
     wanted = bakefile.aws.fast_snapshot_restore
-    pairs = fast.enable(wanted, REGION, [shop.disk], Events(note), again=True)
+    pairs = fast_restore.enable(wanted, REGION, [shop.disk], Events(note), again=True)
     assert pairs == {(shop.disk.id, ZONE)}
     assert warnings == [f"fast snapshot restore of {shop.disk.id}: the quota of {REGION}b is reached"]
-    fast.wait(pairs, REGION, [shop.disk], silent())
-    assert (fast.enable(wanted, OTHER, [shop.disk], silent()), shop.rollout()[0]) == (frozenset(), 0)
+    fast_restore.wait(pairs, REGION, [shop.disk], silent())
+    assert (fast_restore.enable(wanted, OTHER, [shop.disk], silent()), shop.rollout()[0]) == (frozenset(), 0)
 
 
 def test_waiting_ends_when_somebody_turns_it_off(shop: Shop) -> None:
-    pairs = fast.enable(section(), REGION, [shop.disk], silent())
+    pairs = fast_restore.enable(section(), REGION, [shop.disk], silent())
     shop.cloud.fast.disable([shop.disk.id], [ZONE])
     with pytest.raises(AwsFault, match="disabled meanwhile"):
-        fast.wait(pairs, REGION, [shop.disk], silent())
+        fast_restore.wait(pairs, REGION, [shop.disk], silent())
 
 
 # -- the end
@@ -228,13 +228,13 @@ def by_prune(shop: Shop) -> Any:
 
 
 def by_watch(shop: Shop) -> Any:
-    def nothing() -> watching.Seen:
+    def nothing() -> watch.Seen:
         raise EndOfTurnError
 
     with pytest.raises(EndOfTurnError):
-        watching.watch(
+        watch.watch(
             nothing, pytest.fail, silent(), once=True, interval=1,
-            tidy=lambda: upkeep.watch_fast_restores(shop.file, silent()),
+            tidy=lambda: clean.watch_fast_restores(shop.file, silent()),
         )  # fmt: skip
     return True
 
@@ -251,11 +251,11 @@ def test_what_is_past_its_time_is_turned_off(shop: Shop, end: Callable[[Shop], A
         shop.cloud.fast.enable([each.id], [ZONE, f"{REGION}b"])
     for each in (shop.disk, theirs):
         let_time_pass(each)
-    fast.enable(section(**{"for": "6h"}), REGION, [later], silent())
+    fast_restore.enable(section(**{"for": "6h"}), REGION, [later], silent())
     assert end(shop)
     on = [shop.cloud.fast.on(each.id) for each in (shop.disk, theirs, later)]
     assert on == [set(), {ZONE, f"{REGION}b"}, {ZONE, f"{REGION}b"}]
-    assert fast.end(REGION, "parbake") == (), "it is off already"
+    assert fast_restore.end(REGION, "parbake") == (), "it is off already"
 
 
 def test_what_aws_does_not_turn_off_is_an_error(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,12 +264,12 @@ def test_what_aws_does_not_turn_off_is_an_error(shop: Shop, monkeypatch: pytest.
     refused = {"Successful": [], "Unsuccessful": [{"SnapshotId": shop.disk.id}]}
     monkeypatch.setattr(shop.cloud.fast, "disable", lambda *_: refused)
     with pytest.raises(AwsFault, match="stays on"):
-        fast.end(REGION, "parbake")
+        fast_restore.end(REGION, "parbake")
 
 
 def test_how_long_it_takes() -> None:
-    assert fast.minutes([Snapshot(id="snap-1", size=TIB // 2), Snapshot(id="snap-2", size=GIB)]) == 30
-    assert fast.minutes([Snapshot(id="snap-2", size=GIB)]) == 1
+    assert fast_restore.minutes([Snapshot(id="snap-1", size=TIB // 2), Snapshot(id="snap-2", size=GIB)]) == 30
+    assert fast_restore.minutes([Snapshot(id="snap-2", size=GIB)]) == 1
 
 
 def test_the_keys(tmp_path: Path) -> None:

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from parbake import iam
+from parbake.aws import iam
 from parbake.bakefile import Bakefile, load
-from parbake.model import Plan
-from parbake.registry import ecr
-from tests.aws.cloud import Cloud
+from parbake.core.model import Plan
+from parbake.images.registry import ecr
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
-from tests.aws.raw import raw
-from tests.aws.recorder import NOTED, printed
-from tests.support.policies import checks, mistakes, refused
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.ec2 import Cloud
+from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
+from tests.fakes.aws.iam_recorder import NOTED, printed
+from tests.fakes.policies import checks, mistakes, refused
 
 __all__ = ["bake", "cloud", "plan", "volume"]
 
-SOURCE = Path(__file__).parents[2] / "src/parbake"
+SOURCE = Path(__file__).parents[3] / "src" / "parbake"
 PLAIN = "version: 1\nimages: [{image}]\nbuilder: {builder}\nbase: {base}\naws:\n  region: eu-west-1\n"
 FULL = """\
   purchase: spot-first
@@ -246,9 +246,9 @@ def calls_in(*folders: str) -> set[str]:
 @pytest.mark.parametrize(
     ("builder", "folders"),
     [
-        ("ec2", ("builders/ec2", "aws")),
-        ("ebs", ("ebs", "builders/ebs", "aws")),
-        ("packer", ("builders/packer", "aws")),
+        ("ec2", ("builders/ec2", "aws/*")),
+        ("ebs", ("aws/ebs", "builders/ebs", "aws/*")),
+        ("packer", ("builders/packer/builder", "aws/*")),
     ],
 )
 def test_every_call_in_the_code_is_covered(tmp_path: Path, builder: str, folders: tuple[str, ...]) -> None:

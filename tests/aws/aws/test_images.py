@@ -9,8 +9,8 @@ import boto3
 import pytest
 
 from parbake import aws
-from parbake.errors import AwsNotFound, BadBase
-from parbake.model import AmiSource, Platform
+from parbake.core.errors import AwsNotFound, BadBase
+from parbake.core.model import AmiSource, Platform
 from tests.aws.conftest import REGION
 
 AMD64, ARM64 = Platform(architecture="amd64"), Platform(architecture="arm64")

@@ -1,6 +1,7 @@
 """AWS throttles any one call, for longer than anybody tries: that is said, nothing is lost, and the next run finishes.
 
-botocore's own tries are the only ones (``tests/aws/test_clients.py`` counts them): nothing above makes a call again.
+botocore's own tries are the only ones (``tests/aws/aws/test_clients.py`` counts them): nothing above makes a call
+again.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ import pytest
 
 from parbake.aws.leftovers import Wanted, remove
 from parbake.builders import Publication
-from parbake.errors import AwsLimit
-from parbake.events import Events
-from parbake.model import Plan
-from tests.aws.between import throttled_everywhere
-from tests.aws.cloud import Cloud
+from parbake.core.errors import AwsLimit
+from parbake.core.events import Events
+from parbake.core.model import Plan
+from tests.aws.aws.test_ebs_crash import artefacts, left
+from tests.aws.aws.test_ebs_crash import settings_for as ebs_settings
+from tests.aws.aws.test_eventual import killed_after, only_artefacts
+from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, build, direct, oven
+from tests.aws.builders.test_ec2_crash import settings_for
 from tests.aws.conftest import REGION
-from tests.aws.direct import Direct
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, volume
-from tests.aws.test_ebs_builder import MACHINE, VOLUME, Oven, build, direct, oven
-from tests.aws.test_ebs_crash import artefacts, left
-from tests.aws.test_ebs_crash import settings_for as ebs_settings
-from tests.aws.test_ec2_crash import settings_for
-from tests.aws.test_eventual import killed_after, only_artefacts
+from tests.fakes.aws.ebs_direct_in_process import Direct
+from tests.fakes.aws.ec2 import Cloud
+from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan, volume
+from tests.fakes.aws.interceptor import throttled_everywhere
 
 __all__ = ["bake", "cloud", "direct", "oven", "plan", "volume"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from bench import upload
 from parbake.aws import clients
-from parbake.model import MIB
+from parbake.core.model import MIB
 
 
 def test_both_sides_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,19 +13,19 @@ from parbake.aws.leftovers import Wanted, remove
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
-from parbake.errors import ArtefactFull, AwsFault, BakeFailed, DeadlineExceeded, InputError
-from parbake.events import Events
-from parbake.model import Artefact, ExitProbe, HttpProbe, Plan, RegistryOptions, Startup
-from tests.aws.between import killed_everywhere, throttled_everywhere
-from tests.aws.bottles import Rockets
+from parbake.core.errors import ArtefactFull, AwsFault, BakeFailed, DeadlineExceeded, InputError
+from parbake.core.events import Events
+from parbake.core.model import Artefact, ExitProbe, HttpProbe, Plan, RegistryOptions, Startup
+from tests.aws.aws.test_throttled import said
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, named, plan_for
-from tests.aws.eventual import Eventual
-from tests.aws.recorder import allowed_by, caller
-from tests.aws.test_throttled import said
-from tests.support.children import in_child
-from tests.support.plans import image
-from tests.support.policies import AMAZONS
+from tests.fakes.aws.bottlerocket import Rockets
+from tests.fakes.aws.ec2_support import OTHER, named, plan_for
+from tests.fakes.aws.eventual import Eventual
+from tests.fakes.aws.iam_recorder import allowed_by, caller
+from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
+from tests.fakes.forks import in_child
+from tests.fakes.plans import image
+from tests.fakes.policies import AMAZONS
 
 pytestmark = pytest.mark.slow
 

@@ -15,27 +15,29 @@ from typing import Any
 
 import pytest
 
-from parbake import aws, base, coldstart, ebs, flow
-from parbake.aws import Stamp, clients
+from parbake import aws
+from parbake.aws import Stamp, clients, ebs
 from parbake.aws.leftovers import Wanted, remove
 from parbake.bakefile import load
-from parbake.builders import Disk, Ingredients
+from parbake.builders import Disk, Ingredients, coldstart
 from parbake.builders.choose import publisher_of
 from parbake.builders.ebs import EbsShipment
-from parbake.disk import BLOCK, BlockList
-from parbake.errors import AwsFault, InputError, VerificationFailed
-from parbake.events import Events
-from parbake.model import GIB, MIB, Artefact, Base, Plan, Verdict
-from parbake.planning import Session
+from parbake.coldstart.trace import Part, Read, Trace
+from parbake.coldstart.trace import load as load_trace
+from parbake.core.errors import AwsFault, InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import GIB, MIB, Artefact, Base, Plan, Verdict
+from parbake.images.registry import Registry
+from parbake.machine import base
+from parbake.machine.disk import BLOCK, BlockList
 from parbake.records import Record, read
-from parbake.registry import Registry
-from parbake.trace import Part, Read, Trace
-from parbake.trace import load as load_trace
-from tests.aws.direct import Direct
-from tests.aws.recorder import allowed_by, caller
-from tests.aws.test_ebs import held, holds
-from tests.support.ebsdirect import Cloud
-from tests.support.plans import plan
+from parbake.workflows import bake
+from parbake.workflows.plan import Session
+from tests.aws.aws.test_ebs import held, holds
+from tests.fakes.aws.ebs_direct_in_process import Direct
+from tests.fakes.aws.iam_recorder import allowed_by, caller
+from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.plans import plan
 
 PASSED = Verdict(passed=True, accelerator="kvm")
 FAILED = Verdict(passed=False, accelerator="kvm", problems=("it does not start",))
@@ -88,10 +90,10 @@ class Oven:
 @pytest.fixture
 def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
     made = Oven()
-    monkeypatch.setattr(flow, "builder_of", lambda _: made)
-    monkeypatch.setattr(flow, "boot", made.boot)
-    monkeypatch.setattr(flow, "can_boot", lambda *_: True)
-    monkeypatch.setattr(flow, "need_root", lambda _: None)
+    monkeypatch.setattr(bake, "builder_of", lambda _: made)
+    monkeypatch.setattr(bake, "boot", made.boot)
+    monkeypatch.setattr(bake, "can_boot", lambda *_: True)
+    monkeypatch.setattr(bake, "need_root", lambda _: None)
     monkeypatch.setattr(coldstart, "prepare", made.prepare)
     monkeypatch.setattr(base, "ensure", lambda *_, **__: None)
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
@@ -122,11 +124,11 @@ def build(
 ) -> Record:
     """Bake as the story does once it has a plan; the policy for it must allow every call."""
     folder.mkdir(exist_ok=True)
-    options = flow.Options(force=fresh, verify=verify, rehearse=rehearse)
+    options = bake.Options(force=fresh, verify=verify, rehearse=rehearse)
     with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings)):
         publisher = publisher_of(run.bakefile, fresh=fresh)
         assert publisher
-        return flow.bake_and_publish(run, wanted, publisher, options, None).record
+        return bake.bake_and_publish(run, wanted, publisher, options, None).record
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from typing import Any
 import boto3
 import pytest
 
-from parbake import aws, events
-from parbake.errors import AwsLimit, DeadlineExceeded
-from parbake.events import Event
-from parbake.model import Plan
-from tests.aws.cloud import Cloud, refuse
+from parbake import aws
+from parbake.core import events
+from parbake.core.errors import AwsLimit, DeadlineExceeded
+from parbake.core.events import Event
+from parbake.core.model import Plan
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
+from tests.fakes.aws.ec2 import Cloud, refuse
+from tests.fakes.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
 
 __all__ = ["APP", "bake", "cloud", "plan", "volume"]
 

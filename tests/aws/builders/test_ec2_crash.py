@@ -13,14 +13,14 @@ import pytest
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
 from parbake.builders import Publication
-from parbake.events import Events
-from parbake.model import Plan
-from tests.aws.between import READING, killed_everywhere
-from tests.aws.cloud import Cloud, Killed
+from parbake.core.events import Events
+from parbake.core.model import Plan
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
-from tests.aws.recorder import allowed_by
-from tests.support.children import in_child
+from tests.fakes.aws.ec2 import Cloud, Killed
+from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
+from tests.fakes.aws.iam_recorder import allowed_by
+from tests.fakes.aws.interceptor import READING, killed_everywhere
+from tests.fakes.forks import in_child
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from typing import Any
 import boto3
 import pytest
 
-from parbake.errors import (
+from parbake.core.errors import (
     ArtefactFull,
     AwsFault,
     AwsLimit,
@@ -17,12 +17,12 @@ from parbake.errors import (
     InputError,
     ParbakeError,
 )
-from parbake.events import Event
-from parbake.model import Plan, RegistryOptions
-from tests.aws.cloud import Cloud, refuse
+from parbake.core.events import Event
+from parbake.core.model import Plan, RegistryOptions
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, notes, plan, plan_for
-from tests.support.plans import image
+from tests.fakes.aws.ec2 import Cloud, refuse
+from tests.fakes.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, notes, plan, plan_for
+from tests.fakes.plans import image
 
 __all__ = ["APP", "bake", "cloud", "plan"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from parbake.aws import clients
-from tests.aws.cloud import Cloud
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import cloud, failing, notes
-from tests.support.baking import bakefile, parbake, private_places
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from tests.fakes.aws.ec2 import Cloud
+from tests.fakes.aws.ec2_support import cloud, failing, notes
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bakefile, parbake, private_places
 
 __all__ = ["cloud", "private_places"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from parbake import aws
-from parbake.errors import AwsFault, InputError
-from parbake.model import Plan
-from tests.aws.cloud import Cloud
+from parbake.core.errors import AwsFault, InputError
+from parbake.core.model import Plan
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
+from tests.fakes.aws.ec2 import Cloud
+from tests.fakes.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
 
 __all__ = ["APP", "bake", "cloud", "plan", "volume"]
 

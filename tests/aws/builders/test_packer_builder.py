@@ -12,18 +12,19 @@ from typing import Any
 import boto3
 import pytest
 
-from parbake import run, upkeep
 from parbake.aws.tags import KEY, MANAGED, NAME, as_list
 from parbake.bakefile import Bakefile, load
 from parbake.builders import Ingredients
 from parbake.builders.choose import remote_builder_of
-from parbake.builders.packer import PackerBuilder
-from parbake.errors import CommandFailed, EnvironmentProblem, Interrupted, ParbakeError
-from parbake.events import Events
-from parbake.model import GIB, Artefact, Base, Plan
-from tests.aws.recorder import allowed_by, printed
-from tests.support import packer_program
-from tests.support.plans import image, plan
+from parbake.builders.packer.builder import PackerBuilder
+from parbake.core import run
+from parbake.core.errors import CommandFailed, EnvironmentProblem, Interrupted, ParbakeError
+from parbake.core.events import Events
+from parbake.core.model import GIB, Artefact, Base, Plan
+from parbake.workflows import clean
+from tests.fakes import packer_program
+from tests.fakes.aws.iam_recorder import allowed_by, printed
+from tests.fakes.plans import image, plan
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 
@@ -59,7 +60,7 @@ class Place:
         self.made = self.ami(REGION, "made")
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
         monkeypatch.setenv("HOME", str(folder))
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
         monkeypatch.setenv("PACKER_STAND_IN_AMIS", f"{REGION}:{self.made}")
 
     def tag(self) -> None:
@@ -201,10 +202,10 @@ def test_what_a_killed_packer_leaves_is_removed(place: Place) -> None:
     make("theirs", [])
     make("packer_1", tags)
     make("other", [{"Key": MANAGED, "Value": "temporary"}, {"Key": NAME, "Value": "another"}])
-    removed = upkeep.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None))[REGION]
+    removed = clean.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None))[REGION]
     assert sorted(each.partition("-")[0] for each in removed) == ["key", "lt", "sg"]
     assert left() == {f"{kind}:{name}" for kind in "kgt" for name in ("theirs", "other")}
-    assert upkeep.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None))[REGION] == ()
+    assert clean.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None))[REGION] == ()
 
 
 def test_the_bakefile_chooses_it(place: Place) -> None:

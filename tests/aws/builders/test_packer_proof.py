@@ -11,17 +11,18 @@ import pytest
 
 from parbake import aws
 from parbake.aws.tags import KEY, MANAGED, VERIFIED, as_list
-from parbake.builders import Ingredients, Publication, packer
-from parbake.builders.packer import PackerBuilder
-from parbake.errors import InputError
-from parbake.events import Events
-from parbake.model import Plan
-from tests.aws.cloud import Cloud
+from parbake.builders import Ingredients, Publication
+from parbake.builders.packer import builder as packer
+from parbake.builders.packer.builder import PackerBuilder
+from parbake.core.errors import InputError
+from parbake.core.events import Events
+from parbake.core.model import Plan
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, notes, plan
-from tests.aws.raw import raw
-from tests.aws.recorder import allowed_by, bakefile_for, printed
-from tests.support import packer_program
+from tests.fakes import packer_program
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.ec2 import Cloud
+from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, notes, plan
+from tests.fakes.aws.iam_recorder import allowed_by, bakefile_for, printed
 
 __all__ = ["bake", "cloud", "plan"]
 
@@ -40,7 +41,7 @@ class Place:
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
         monkeypatch.setenv("HOME", str(folder))
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
         monkeypatch.setattr(packer, "_LOOK_SECONDS", 0.02)
 
     def makes(self, amis: dict[str, str]) -> None:

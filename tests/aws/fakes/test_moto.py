@@ -9,10 +9,10 @@ import pytest
 from botocore.exceptions import ClientError
 
 from parbake.aws.leftovers import Wanted, remove
-from parbake.events import Events
-from tests.aws.cloud import Cloud
+from parbake.core.events import Events
 from tests.aws.conftest import REGION
-from tests.aws.ec2_support import OTHER, Bake, bake, cloud, named, plan
+from tests.fakes.aws.ec2 import Cloud
+from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, named, plan
 
 __all__ = ["bake", "cloud", "plan"]
 

@@ -11,8 +11,8 @@ import pytest
 
 from parbake import records
 from tests.aws.conftest import REGION
-from tests.aws.raw import raw
-from tests.support.clusters import kitchen, machine_image, parbake, volume
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.clusters import kitchen, machine_image, parbake, volume
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 
@@ -100,7 +100,7 @@ def shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shop:
 
 
 def shown() -> dict[str, Any]:
-    from tests.support import clusters
+    from tests.fakes import clusters
 
     found: dict[str, Any] = clusters.SHOWN
     return found
@@ -212,7 +212,7 @@ def test_a_record_that_contradicts_itself_is_not_rolled_out(shop: Shop, before: 
 
 def test_without_access_nothing_is_believed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     from parbake.aws import images
-    from parbake.errors import AwsNoAccess
+    from parbake.core.errors import AwsNoAccess
 
     def no(*_: object) -> None:
         raise AwsNoAccess("not allowed to ec2:DescribeImages")
@@ -229,7 +229,7 @@ class TestSigned:
 
     @pytest.fixture
     def signed(self, shop: Shop) -> Shop:
-        from tests.support.keys import key_pair
+        from tests.fakes.keys import key_pair
 
         for name in ("key", "other"):
             key_pair(shop.folder, name)
@@ -243,7 +243,7 @@ class TestSigned:
 
     @staticmethod
     def sign(shop: Shop, name: str) -> None:
-        from parbake.signing import FileSigner
+        from parbake.core.signing import FileSigner
 
         records.write(shop.folder / "artefacts", shop.record, FileSigner(shop.folder / f"{name}.pem"))
 
@@ -267,7 +267,7 @@ class TestSigned:
         signed.refused("was changed after it was signed")
 
     def test_a_signature_of_another_record_is_refused(self, signed: Shop) -> None:
-        from parbake.signing import FileSigner
+        from parbake.core.signing import FileSigner
 
         other = machine_image("second", "ami-2", region=REGION)
         records.write(signed.folder / "artefacts", other, FileSigner(signed.folder / "key.pem"))
@@ -317,9 +317,9 @@ class TestKms:
     def test_a_record_is_signed_by_kms(self, shop: Shop) -> None:
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-        from parbake import genuine
         from parbake.aws.kms import KmsSigner
         from parbake.bakefile import load
+        from parbake.records import genuine
 
         arn = self.key()
         pem = KmsSigner(arn).public.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -334,16 +334,16 @@ class TestKms:
 
     def test_a_key_of_another_kind_is_refused(self) -> None:
         from parbake.aws.kms import KmsSigner
-        from parbake.errors import InputError
+        from parbake.core.errors import InputError
 
         with pytest.raises(InputError, match="is RSA_2048 for SIGN_VERIFY") as error:
             KmsSigner(self.key(KeySpec="RSA_2048"))
         assert "create-key --key-spec ECC_NIST_P256" in error.value.hint
 
     def test_the_printed_policy_covers_signing(self, shop: Shop) -> None:
-        from parbake import iam
+        from parbake.aws import iam
         from parbake.bakefile import load
-        from tests.support.keys import key_pair
+        from tests.fakes.keys import key_pair
 
         key_pair(shop.folder)
         for name, resource, condition in (("key/1", "key/1", False), ("alias/bake", "key/*", True)):

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 from moto.ec2.models import ec2_backends
 
-from parbake import handover
 from parbake.aws import clients
 from parbake.bakefile import load
-from parbake.events import Events
-from parbake.model import GIB
+from parbake.core.events import Events
+from parbake.core.model import GIB
 from parbake.rollouts import Offer
 from parbake.rollouts.asg import Asg
 from parbake.rollouts.parameter import Parameter
 from parbake.rollouts.templates import new_data
-from tests.aws.between import Killed
+from parbake.workflows import rollout
 from tests.aws.conftest import REGION
-from tests.aws.fleets import Fleets
-from tests.aws.raw import raw
-from tests.aws.recorder import NOTED, attach, printed
-from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
-from tests.support.policies import refused
+from tests.fakes.aws.autoscaling import Fleets
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.iam_recorder import NOTED, attach, printed
+from tests.fakes.aws.interceptor import Killed
+from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.policies import refused
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 
@@ -210,7 +210,7 @@ def test_a_run_that_ends_before_a_call_is_finished(
 
         patched.setattr(clients, "_make", dying)
         with pytest.raises(Killed):
-            handover.rollout(tmp_path / "parbake.yaml", [FIRST.key], Events(), handover.Manner(interval=0.05))
+            rollout.rollout(tmp_path / "parbake.yaml", [FIRST.key], Events(), rollout.Manner(interval=0.05))
         clients.forget()
     assert len(versions(made)) == 2
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0

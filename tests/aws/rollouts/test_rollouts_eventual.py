@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 
-from parbake import handover
-from parbake.errors import AwsLimit, TargetMoved
-from parbake.events import Events
+from parbake.core.errors import AwsLimit, TargetMoved
+from parbake.core.events import Events
 from parbake.rollouts.pointers import ParameterPointer, Pointer, TagPointer
-from tests.aws.between import killed_everywhere, throttled_everywhere
+from parbake.workflows import rollout
 from tests.aws.conftest import REGION
-from tests.aws.eventual import Eventual
-from tests.aws.fleets import Fleets
-from tests.aws.plain import Plain, stand
-from tests.aws.raw import raw
-from tests.aws.test_rollouts import FIRST, GROUP, NODES, PARAMETER, SECOND, fleets, group, node_group, versions
-from tests.support.clusters import kitchen
+from tests.aws.rollouts.test_rollouts import FIRST, GROUP, NODES, PARAMETER, SECOND, fleets, group, node_group, versions
+from tests.fakes.aws.autoscaling import Fleets
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.eventual import Eventual
+from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
+from tests.fakes.aws.moto_with_faults import Plain, stand
+from tests.fakes.clusters import kitchen
 
 __all__ = ["fleets"]
 pytestmark = pytest.mark.usefixtures("aws_mock")
-MANNER = handover.Manner(interval=0.001)
+MANNER = rollout.Manner(interval=0.001)
 KINDS = pytest.mark.parametrize("target", [GROUP, NODES, PARAMETER], ids=lambda each: next(iter(each)))
 
 
@@ -49,19 +49,19 @@ def ready(file: Path, target: dict[str, Any]) -> str:
 
 
 def out(file: Path, key: str = FIRST.key) -> Any:
-    [handed] = handover.rollout(file, [key], Events(), MANNER)
+    [handed] = rollout.rollout(file, [key], Events(), MANNER)
     assert handed.follow
     assert handed.follow.done
     return handed
 
 
 def back(file: Path) -> Any:
-    [handed] = handover.rollback(file, Events(), MANNER)
+    [handed] = rollout.rollback(file, Events(), MANNER)
     return handed
 
 
 def holds(file: Path) -> str:
-    [report] = handover.status(file)
+    [report] = rollout.status(file)
     assert report.standing, report.error
     return report.standing.holds.image
 
@@ -131,7 +131,7 @@ def test_a_parameter_that_is_made_twice_in_a_row(plain: Plain, stage: Path) -> N
     """The second run does not see yet what the first has made: it says so, and later finds it."""
     kitchen(stage.parent, [PARAMETER])
     plain.eventual = Eventual(late=4)
-    handover.rollout(stage, [FIRST.key], Events(), handover.Manner(follow=False))
+    rollout.rollout(stage, [FIRST.key], Events(), rollout.Manner(follow=False))
     with pytest.raises(TargetMoved, match="made meanwhile") as caught:
         out(stage)
     assert "run the same command again" in caught.value.hint

@@ -13,19 +13,21 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from moto.moto_api._internal.models import moto_api_backend
 
-from parbake import keeping, records, watching
+from parbake import records
 from parbake.aws import clients
 from parbake.aws.tags import as_dict
 from parbake.bakefile import load
-from parbake.events import Events
-from parbake.retention import Rules
-from parbake.retention.stock import RETIRED
+from parbake.core.events import Events
+from parbake.workflows import prune as retention
+from parbake.workflows import watch
+from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.inventory import RETIRED
 from tests.aws.conftest import REGION
-from tests.aws.fleets import Fleets
-from tests.aws.raw import raw
-from tests.aws.recorder import NOTED, attach, printed
-from tests.aws.shelves import Shelves
-from tests.aws.uses import (
+from tests.fakes.aws.autoscaling import Fleets
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.iam_recorder import NOTED, attach, printed
+from tests.fakes.aws.image_lifecycle import Shelves
+from tests.fakes.aws.references import (
     KNOWN,
     USES,
     Use,
@@ -34,11 +36,11 @@ from tests.aws.uses import (
     by_target_parameter,
     snapshot_of,
 )
-from tests.golden.test_rollouts import NEW, OLD
-from tests.kubernetes.server import serving
-from tests.support.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
-from tests.support.policies import refused
-from tests.support.spot import serving_spot
+from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
+from tests.fakes.kubernetes.server import serving
+from tests.fakes.policies import refused
+from tests.fakes.spot import serving_spot
+from tests.unit.rollouts.test_node_classes import NEW, OLD
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 OURS = [{"Key": "parbake:managed", "Value": "artefact"}]
@@ -158,7 +160,7 @@ def test_for_any_graph_of_references_nothing_that_is_used_goes(
         age(amis[number], 8)
     file, before = kitchen(Path(), world.targets, FIRST), len(NOTED)
     for _ in range(2):
-        keeping.prune_published(file, rules, Events(), dry_run=False)
+        retention.prune_published(file, rules, Events(), dry_run=False)
     assert refused([pruner(file)], NOTED[before:]) == [], "the policy of this Bakefile covers each call"
     used = {amis[number] for _, number in graph}
     images, snapshots = there()
@@ -219,7 +221,7 @@ def test_the_bakefile_says_what_is_kept(shelves: Shelves, capsys: pytest.Capture
     assert parbake(capsys, *prune, "--grace", "1", "--dry-run")[1]["aws"]["decisions"][0]["action"] == "remove"
     assert parbake(capsys, *prune, "--dry-run")[1]["aws"]["decisions"][0]["action"] == "wait"
     age(ami, 3)
-    tidied = watching.tidy(file, Events())
+    tidied = watch.tidy(file, Events())
     assert tidied.pruned
     assert [each.action for each in tidied.pruned.verdicts] == ["remove"]
     assert there() == (set(), set())

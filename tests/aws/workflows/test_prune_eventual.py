@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from parbake import keeping
 from parbake.aws.tags import as_dict
-from parbake.errors import AwsLimit
-from parbake.events import Events
-from parbake.retention import Rules
-from parbake.retention.stock import RETIRED
-from tests.aws.between import killed_everywhere, throttled_everywhere
-from tests.aws.eventual import Eventual
-from tests.aws.plain import Plain, stand
-from tests.aws.raw import raw
-from tests.aws.shelves import Shelves
-from tests.aws.test_prune import age, image, shelves, there
-from tests.aws.test_rollouts import group
-from tests.aws.uses import snapshot_of
+from parbake.core.errors import AwsLimit
+from parbake.core.events import Events
+from parbake.workflows import prune as retention
+from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.inventory import RETIRED
+from tests.aws.rollouts.test_rollouts import group
+from tests.aws.workflows.test_prune import age, image, shelves, there
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.eventual import Eventual
+from tests.fakes.aws.image_lifecycle import Shelves
+from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
+from tests.fakes.aws.moto_with_faults import Plain, stand
+from tests.fakes.aws.references import snapshot_of
 
 __all__ = ["shelves"]
 pytestmark = pytest.mark.usefixtures("aws_mock")
@@ -36,7 +36,7 @@ def plain(shelves: Shelves, monkeypatch: pytest.MonkeyPatch) -> Plain:
 
 
 def prune(rules: Rules = WITH_GRACE) -> dict[str, str]:
-    done = keeping.prune_published(Path("parbake.yaml"), rules, Events(), dry_run=False)
+    done = retention.prune_published(Path("parbake.yaml"), rules, Events(), dry_run=False)
     return {each.item.id: each.action for each in done.verdicts}
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-from tests.aws.raw import raw
+from tests.fakes.aws.boto_clients import raw
 
 Answer = dict[str, Any]
 

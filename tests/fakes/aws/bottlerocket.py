@@ -24,8 +24,8 @@ from typing import Any
 
 import boto3
 
-from tests.aws.cloud import Cloud, refuse
-from tests.aws.hardware import Machine, Notes
+from tests.fakes.aws.ec2 import Cloud, refuse
+from tests.fakes.aws.instances import Machine, Notes
 
 APICLIENT = """\
 [ "$1 $2 $3" = "exec admin sheltie" ] || { echo "apiclient: no $*" >&2; exit 2; }

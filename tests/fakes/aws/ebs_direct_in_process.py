@@ -1,4 +1,5 @@
-"""EBS's direct API and EC2's part with snapshots, answered in this process: ``tests/support/ebsdirect`` without HTTP.
+"""EBS's direct API and EC2's part with snapshots, answered in this process: ``tests/fakes/ebs_direct_server`` without
+HTTP.
 
 Everything above the socket is real: botocore serialises, signs and parses; ``Rest`` signs and sends.
 """
@@ -16,10 +17,10 @@ from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import URLLib3Session
 
 from parbake.aws import Rest
-from parbake.aws.faults import translate
-from tests.aws.between import Between
-from tests.support.ebsdirect import Cloud
-from tests.support.policies import Tags
+from parbake.aws.errors import translate
+from tests.fakes.aws.interceptor import Between
+from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.policies import Tags
 
 
 @dataclass

@@ -19,11 +19,11 @@ from typing import Any
 import boto3
 from moto.ec2.models import ec2_backends
 
-from tests.aws.between import Between, Killed, refuse
-from tests.aws.hardware import LOOKS, Hardware, Machine, Notes
-from tests.aws.recorder import tags_in_moto
-from tests.support.fastrestores import FastRestores
-from tests.support.policies import Tags
+from tests.fakes.aws.iam_recorder import tags_in_moto
+from tests.fakes.aws.instances import LOOKS, Hardware, Machine, Notes
+from tests.fakes.aws.interceptor import Between, Killed, refuse
+from tests.fakes.fastrestores import FastRestores
+from tests.fakes.policies import Tags
 
 __all__ = ["Cloud", "Killed", "refuse", "state_of"]
 

@@ -11,14 +11,14 @@ import pytest
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, launch
-from parbake.events import Event, Events
-from parbake.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, RegistryOptions, Startup
-from parbake.plan import make_plan
-from tests.aws.cloud import Cloud, refuse
+from parbake.core.events import Event, Events
+from parbake.core.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, RegistryOptions, Startup
+from parbake.core.plan import make_plan
 from tests.aws.conftest import REGION
-from tests.aws.hardware import Notes
-from tests.aws.recorder import allowed_by, caller
-from tests.support.plans import image
+from tests.fakes.aws.ec2 import Cloud, refuse
+from tests.fakes.aws.iam_recorder import allowed_by, caller
+from tests.fakes.aws.instances import Notes
+from tests.fakes.plans import image
 
 APP = image("registry.example/app:1", startup=Startup(up=ExitProbe()))
 OTHER = "us-east-1"

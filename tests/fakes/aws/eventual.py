@@ -20,7 +20,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from tests.support.policies import Tags
+from tests.fakes.policies import Tags
 
 type Ask = Callable[[str, dict[str, Any]], Any]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from moto.ec2.models import ec2_backends
 
-from parbake import iam
+from parbake.aws import iam
 from parbake.bakefile import Bakefile, load
-from tests.support.policies import ACCOUNT, WORLDS, Check, Tags, TagsOf, checks, refused
+from tests.fakes.policies import ACCOUNT, WORLDS, Check, Tags, TagsOf, checks, refused
 
 NOTED: list[Check] = []
 """What calls needed, in their order; ``allowed_by`` looks at those of its own time."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from tests.aws.raw import raw
-from tests.support.fastrestores import FastRestores
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.fastrestores import FastRestores
 
 Answer = dict[str, Any]
 _OK = SimpleNamespace(status_code=200)

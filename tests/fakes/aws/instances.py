@@ -1,7 +1,7 @@
 """What the stand-in's instances run on: what a volume holds, and what a machine with volumes does.
 
-``Notes`` is quick: the guest's script runs on the node of ``tests/support/guests.py``, whose containerd only keeps
-notes, and a volume holds those notes. ``tests/aws/qemus.py`` has machines that boot.
+``Notes`` is quick: the guest's script runs on the node of ``tests/fakes/guests.py``, whose containerd only keeps
+notes, and a volume holds those notes. ``tests/fakes/aws/qemu_instances.py`` has machines that boot.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.support.guests import SHELLS, Node
+from tests.fakes.guests import SHELLS, Node
 
 LOOKS = 1
 """How often something is looked at before it is done."""

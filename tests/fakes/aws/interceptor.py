@@ -20,10 +20,10 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
 
-from tests.aws.eventual import Eventual
-from tests.aws.recorder import note
-from tests.support.children import fork
-from tests.support.policies import Tags
+from tests.fakes.aws.eventual import Eventual
+from tests.fakes.aws.iam_recorder import note
+from tests.fakes.forks import fork
+from tests.fakes.policies import Tags
 
 READING = ("Describe", "Get", "List")
 type Hook = Callable[[str, str, dict[str, Any]], None]

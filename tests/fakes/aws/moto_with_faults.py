@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from parbake.aws import clients
-from tests.aws.between import Between, refuse
-from tests.aws.recorder import tags_in_moto
-from tests.support.policies import Tags
+from tests.fakes.aws.iam_recorder import tags_in_moto
+from tests.fakes.aws.interceptor import Between, refuse
+from tests.fakes.policies import Tags
 
 
 @dataclass

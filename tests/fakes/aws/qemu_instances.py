@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parbake.run import Process, run
-from parbake.vm import accelerator
-from parbake.vm.accelerator import QEMU, cpu
-from tests.aws.hardware import Machine
+from parbake.core.run import Process, run
+from parbake.machine.vm import accelerator
+from parbake.machine.vm.accelerator import QEMU, cpu
+from tests.fakes.aws.instances import Machine
 
 NETWORK = "169.254.0.0/16"  # QEMU forwards addresses of a machine's own network alone: the metadata's is in it
 METADATA = "169.254.169.254"

@@ -14,10 +14,10 @@ from typing import Any
 
 from parbake.rollouts import Offer
 from parbake.rollouts.files import render, values
-from tests.aws.raw import raw
-from tests.golden.test_rollouts import COMMON
-from tests.kubernetes.server import Server
-from tests.support.spot import Spot
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.kubernetes.server import Server
+from tests.fakes.spot import Spot
+from tests.unit.rollouts.test_node_classes import COMMON
 
 KNOWN = "ami-12c6146b"
 """An image that moto has from the start."""

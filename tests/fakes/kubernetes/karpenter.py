@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from tests.kubernetes.server import Server
-from tests.kubernetes.store import Object, Refused
+from tests.fakes.kubernetes.server import Server
+from tests.fakes.kubernetes.store import Object, Refused
 
 HASH = "karpenter.k8s.aws/ec2nodeclass-hash"
 

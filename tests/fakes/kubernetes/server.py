@@ -25,10 +25,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from ruamel.yaml import YAML
 
-from tests.kubernetes import owners
-from tests.kubernetes.store import Kind, Object, Refused, Store, Writing, json_patch, merge, selected
+from tests.fakes.kubernetes import managed_fields
+from tests.fakes.kubernetes.store import Kind, Object, Refused, Store, Writing, json_patch, merge, selected
 
-CRDS = Path(__file__).parents[1] / "karpenter-crds"
+CRDS = Path(__file__).parent / "karpenter-crds"
 
 
 _BUILT_IN = (
@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(document, 201 if self.command == "POST" else 200)
         except Refused as refused:
             self._answer(refused.status(), refused.code)
-        except owners.Conflict as conflict:
+        except managed_fields.Conflict as conflict:
             lines = [f"conflict with {name}: {', '.join(fields)}" for name, fields in conflict.owners.items()]
             message = f"Apply failed with {len(lines)} conflict{'s' * (len(lines) > 1)}: {'; '.join(lines)}"
             self._answer(Refused(409, "Conflict", message).status(), 409)
@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
                     found: Object | None = self.store.find(kind, namespace, name)
                 except Refused:
                     found = None
-                new = owners.apply(found, wanted, how.manager, force=force)
+                new = managed_fields.apply(found, wanted, how.manager, force=force)
                 applied = {**wanted, "metadata": {**wanted["metadata"]}}
                 return self.store.put(kind, found, new, Writing(how.manager, how.subresource, applied, how.strict))
             case other:
@@ -301,7 +301,7 @@ class Server:
 
 @cache
 def load_crds(*names: str) -> list[Object]:
-    """Read CRD files of tests/karpenter-crds by the start of their names."""
+    """Read CRD files of tests/fakes/kubernetes/karpenter-crds by the start of their names."""
     found = []
     for name in names:
         with (CRDS / f"{name}.yaml").open() as file:

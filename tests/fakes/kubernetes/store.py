@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.kubernetes import owners, schemas
+from tests.fakes.kubernetes import managed_fields, schemas
 
 Object = dict[str, Any]
 
@@ -110,9 +110,11 @@ class Store:
         new["kind"], new["apiVersion"] = kind.kind, kind.api_version
         self._check(kind, old, new, strict=how.strict)
         self._stamp(old, new)
-        fields = owners.leaves(how.applied) if how.applied is not None else owners.changed(old, new)
+        fields = managed_fields.leaves(how.applied) if how.applied is not None else managed_fields.changed(old, new)
         operation = "Apply" if how.applied is not None else "Update"
-        owners.record(old, new, how.manager, operation, set(fields) & set(owners.leaves(new)), how.subresource)
+        managed_fields.record(
+            old, new, how.manager, operation, set(fields) & set(managed_fields.leaves(new)), how.subresource
+        )
         if old and _without_times(old) == _without_times(new):
             return new  # nothing changed: no new resourceVersion
         with self.changed:

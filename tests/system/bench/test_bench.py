@@ -12,10 +12,10 @@ from bench import rebake
 from bench.bake import compare
 from bench.images import Recipe, Shelf
 from bench.sides import Ctr, Parbake, Side
-from parbake import disk
-from parbake.demo import free_port, serve_registry
-from parbake.events import Events
-from tests.support.images import layer
+from parbake.core.events import Events
+from parbake.machine import disk
+from parbake.workflows.demo import free_port, serve_registry
+from tests.fakes.images import layer
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

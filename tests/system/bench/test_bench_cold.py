@@ -17,16 +17,18 @@ import pytest
 from bench.cold import ColdSource, attached, data_blocks
 from bench.coldstart import Case, Volume, cases, compare, reading_list, start, summary
 from bench.lazy import PROFILES, Profile
-from parbake import coldstart, disk, records
-from parbake.events import Events
-from parbake.netns import no_network
-from parbake.nodefiles import node_file
-from parbake.rehearse import identify
-from parbake.trace.data import BLOCK
-from tests.support.baking import bake, bakefile, private_places
-from tests.support.documents import ROOT
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from parbake import records
+from parbake.coldstart.rehearsal import identify
+from parbake.coldstart.trace.data import BLOCK
+from parbake.core.events import Events
+from parbake.core.netns import no_network
+from parbake.core.nodefiles import node_file
+from parbake.machine import disk
+from parbake.workflows import trace
+from tests.fakes.documents import ROOT
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bake, bakefile, private_places
 
 __all__ = ["private_places"]
 
@@ -126,8 +128,8 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
         artefact = Path(document["artefact_path"])
         _, record = records.locate(str(artefact), artefact.parent)
         assert record
-        record = coldstart.rehearse(artefact, record, Events())
-        yield Volume(artefact, record, coldstart.trace_of(artefact, record), len(data_blocks(artefact)) * BLOCK)
+        record = trace.rehearse(artefact, record, Events())
+        yield Volume(artefact, record, trace.trace_of(artefact, record), len(data_blocks(artefact)) * BLOCK)
 
 
 @pytest.mark.parametrize(

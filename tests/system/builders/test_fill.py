@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from parbake.builders.fill import MountedGround, fill
 from parbake.containerd import Client, Daemon
-from parbake.containerd.conventions import PINNED
-from parbake.errors import BadContent, LayerError, Unreachable
-from parbake.events import Event, Events
-from parbake.fill import MountedGround, fill
-from parbake.model import Descriptor, Readable
-from tests.support.images import Built, image, index, layer
-from tests.support.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
-from tests.support.trees import differences, scan
+from parbake.containerd.labels import PINNED
+from parbake.core.errors import BadContent, LayerError, Unreachable
+from parbake.core.events import Event, Events
+from parbake.core.model import Descriptor, Readable
+from tests.fakes.images import Built, image, index, layer
+from tests.fakes.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
+from tests.fakes.trees import differences, scan
 
 pytestmark = pytest.mark.root
 

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from parbake import pause
 from parbake.builders import Ingredients
 from parbake.builders.guest import Console, user_data
-from parbake.builders.serving import serve
+from parbake.builders.image_server import serve
 from parbake.containerd import Daemon
-from parbake.errors import RegistryError
-from parbake.events import Events
-from parbake.model import GIB, Artefact, Base, Plan, Platform, RegistryOptions
-from parbake.plan import make_plan
-from parbake.reference import Reference
-from parbake.registry import Layout, Registry, open_source
-from tests.support.guests import SHELLS, Node
-from tests.support.images import image, index, push
-from tests.support.registry import DockerRegistry, certificates
-from tests.support.variety import busybox_layer
-from tests.system.containerd_support import traces_of
+from parbake.core.errors import RegistryError
+from parbake.core.events import Events
+from parbake.core.model import GIB, Artefact, Base, Plan, Platform, RegistryOptions
+from parbake.core.plan import make_plan
+from parbake.core.reference import Reference
+from parbake.images import pause
+from parbake.images.registry import Layout, Registry, open_source
+from tests.fakes.containerd_support import traces_of
+from tests.fakes.every_layer_feature import busybox_layer
+from tests.fakes.guests import SHELLS, Node
+from tests.fakes.images import image, index, push
+from tests.fakes.registry import DockerRegistry, certificates
 
 pytestmark = pytest.mark.root
 

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from parbake import disk, run
 from parbake.builders.guest import Console, user_data
-from parbake.model import MIB, Artefact, Base, Image, Plan, Platform
-from parbake.plan import make_plan
-from parbake.reference import Reference
-from parbake.registry import Registry
-from parbake.run import Deadline
-from tests.support.guests import SHELLS, Node
-from tests.support.images import image, push
-from tests.support.registry import DockerRegistry
-from tests.support.variety import busybox_layer
-from tests.system.containerd_support import traces_of
+from parbake.core import run
+from parbake.core.model import MIB, Artefact, Base, Image, Plan, Platform
+from parbake.core.plan import make_plan
+from parbake.core.reference import Reference
+from parbake.core.run import Deadline
+from parbake.images.registry import Registry
+from parbake.machine import disk
+from tests.fakes.containerd_support import traces_of
+from tests.fakes.every_layer_feature import busybox_layer
+from tests.fakes.guests import SHELLS, Node
+from tests.fakes.images import image, push
+from tests.fakes.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 

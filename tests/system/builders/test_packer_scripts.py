@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from parbake import packer, run
+from parbake.builders import packer
+from parbake.core import run
 
 pytestmark = pytest.mark.root
 

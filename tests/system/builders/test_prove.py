@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from parbake.builders import guest
 from parbake.containerd import Daemon
-from parbake.model import Startup
-from tests.system.containerd_support import busybox, fill, pause, traces_of
+from parbake.core import nodefiles
+from parbake.core.model import Startup
+from tests.fakes.containerd_support import busybox, fill, pause, traces_of
 
 pytestmark = pytest.mark.root
 
@@ -48,7 +48,7 @@ class Node:
         self.count += 1
         path = self.folder / "subjects"
         path.write_text(json.dumps(subjects))
-        program = [sys.executable, "-SE", str(guest.node_file("prove.py")), "containerd", str(path)]
+        program = [sys.executable, "-SE", str(nodefiles.node_file("prove.py")), "containerd", str(path)]
         done = subprocess.run(
             program,
             capture_output=True,

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from parbake import disk, run
-from parbake.rehearse import gather
-from parbake.trace import data_of
+from parbake.coldstart.rehearsal import gather
+from parbake.coldstart.trace import data_of
+from parbake.core import run
+from parbake.machine import disk
 
 pytestmark = pytest.mark.root
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from parbake import disk, run
-from parbake.events import Events
-from parbake.nodefiles import node_file
-from parbake.trace import Part, Read, Recorder, Trace, device_of, hydrate_list, merged
-from parbake.trace.data import BLOCK
+from parbake.coldstart.trace import Part, Read, Recorder, Trace, device_of, hydrate_list, merged
+from parbake.coldstart.trace.data import BLOCK
+from parbake.core import run
+from parbake.core.events import Events
+from parbake.core.nodefiles import node_file
+from parbake.machine import disk
 
 pytestmark = pytest.mark.root
 

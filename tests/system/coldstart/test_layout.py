@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from parbake import disk
-from parbake.disk import BlockList
-from parbake.events import Events
-from parbake.ext4 import Volume
-from parbake.trace import Trace, load, merged
-from tests.support.bakes import Corner
-from tests.support.baking import bake, bakefile, private_places, traces
-from tests.support.images import Built, image, layer, push
-from tests.support.registry import DockerRegistry
-from tests.support.trees import differences
-from tests.system.test_volumes import HASHED, look
+from parbake.coldstart.trace import Trace, load, merged
+from parbake.core.events import Events
+from parbake.machine import disk
+from parbake.machine.disk import BlockList
+from parbake.machine.ext4 import Volume
+from tests.fakes.command import Corner
+from tests.fakes.images import Built, image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bake, bakefile, private_places, traces
+from tests.fakes.trees import differences
+from tests.system.workflows.test_volumes import HASHED, look
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from parbake import run
-from parbake.model import GIB, HydrateFigures, ImageVerdict, Verdict
-from parbake.report import Subject, page
-from parbake.trace import Part, Read, Trace, summary
-from parbake.trace.data import BLOCK, HotEntry
-from tests.support.plans import image, plan, record
+from parbake.cli.report import Subject, page
+from parbake.coldstart.trace import Part, Read, Trace, summary
+from parbake.coldstart.trace.data import BLOCK, HotEntry
+from parbake.core import run
+from parbake.core.model import GIB, HydrateFigures, ImageVerdict, Verdict
+from tests.fakes.plans import image, plan, record
 
 HOSTILE = "registry.example/<script>document.title='broken'</script>&\"':1"
 LONG = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/a-team-with-a-long-name/and-an-image-with-a-longer-name:2026.11"

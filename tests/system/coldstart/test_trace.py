@@ -15,14 +15,15 @@ from typing import Literal
 
 import pytest
 
-from parbake import disk, run
-from parbake.errors import EnvironmentProblem
-from parbake.trace import Overrun, Recorder, device_of, hot_files, load, merged
-from parbake.trace.data import BLOCK
-from parbake.trace.tracefs import BUFFER, sweep, tracefs
-from tests.support.baking import bake, bakefile, parbake, private_places, traces
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from parbake.coldstart.trace import Overrun, Recorder, device_of, hot_files, load, merged
+from parbake.coldstart.trace.data import BLOCK
+from parbake.coldstart.trace.tracefs import BUFFER, sweep, tracefs
+from parbake.core import run
+from parbake.core.errors import EnvironmentProblem
+from parbake.machine import disk
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bake, bakefile, parbake, private_places, traces
 
 __all__ = ["private_places"]
 
@@ -110,7 +111,7 @@ def test_an_overrun_is_told(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom parbake.trace import Recorder, device_of\n"
+        "import sys\nfrom parbake.coldstart.trace import Recorder, device_of\n"
         "with Recorder(device_of(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()\n"
     )
     file = tmp_path / "disk"
@@ -196,7 +197,7 @@ def test_a_rehearsal_that_overran_is_repeated(
             super().__exit__(*what)
             self._lost = 7 if self.buffer == BUFFER else 0
 
-    monkeypatch.setattr("parbake.rehearse.volume.Recorder", Small)
+    monkeypatch.setattr("parbake.coldstart.rehearsal.volume.Recorder", Small)
     entry = {"reference": f"{registry.host}/team/one:1", "startup": {"up": "exit"}}
     path = bakefile(tmp_path / "here", [entry], base="none", size="256MiB")
     bake(path)

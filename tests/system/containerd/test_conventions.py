@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from parbake import run
 from parbake.containerd import Cri, Daemon
-from parbake.containerd.conventions import (
+from parbake.containerd.labels import (
     PINNED,
     chain_ids,
     reference_labels,
@@ -21,8 +20,9 @@ from parbake.containerd.conventions import (
     source_label,
     uncompressed_label,
 )
-from parbake.model import Descriptor, Platform
-from tests.system.containerd_support import INDEX, Made, busybox, describe, document, fill, make
+from parbake.core import run
+from parbake.core.model import Descriptor, Platform
+from tests.fakes.containerd_support import INDEX, Made, busybox, describe, document, fill, make
 
 pytestmark = pytest.mark.root
 

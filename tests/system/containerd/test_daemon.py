@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from parbake import run
 from parbake.containerd import Daemon
-from parbake.errors import DiskFull, EnvironmentProblem, RuntimeFault
-from parbake.model import MIB, Descriptor
-from tests.system.containerd_support import busybox, fill, pid_namespace_of, processes_in, shared_places, traces_of
+from parbake.core import run
+from parbake.core.errors import DiskFull, EnvironmentProblem, RuntimeFault
+from parbake.core.model import MIB, Descriptor
+from tests.fakes.containerd_support import busybox, fill, pid_namespace_of, processes_in, shared_places, traces_of
 
 pytestmark = pytest.mark.root
 
@@ -132,7 +132,7 @@ _VICTIM = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from tests.system.containerd_support import busybox, fill, pause
+from tests.fakes.containerd_support import busybox, fill, pause
 from parbake.containerd import Cri, Daemon
 folder = Path({folder!r})
 with Daemon(folder / "store", folder / "run", cri={cri}, sandbox_image="localhost/pause:1") as daemon:
@@ -160,7 +160,7 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
 def test_kill_takes_everything_along(tmp_path: Path, *, cri: bool) -> None:
     before = shared_places()
     marker = f"{secrets.randbelow(10**6)}.5"  # containers are in PID namespaces of their own: found by this argument
-    script = _VICTIM.format(here=str(Path(__file__).parent), folder=str(tmp_path), marker=marker, cri=cri)
+    script = _VICTIM.format(here=str(Path(__file__).parents[1]), folder=str(tmp_path), marker=marker, cri=cri)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         cgroup = victim.stdout.readline().strip()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from parbake import run
 from parbake.containerd import Client, Cri, Daemon, NotFound
 from parbake.containerd.cri import ContainerStatus, log_text
-from parbake.containerd.keeper import Keeper
-from parbake.run import Deadline
-from tests.system.containerd_support import busybox, fill, pause, shared_places, traces_of
+from parbake.containerd.namespace_thread import Keeper
+from parbake.core import run
+from parbake.core.run import Deadline
+from tests.fakes.containerd_support import busybox, fill, pause, shared_places, traces_of
 
 pytestmark = pytest.mark.root
 

@@ -8,25 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from parbake import run
 from parbake.containerd import AlreadyExists, Client, Daemon, NotFound, connect
 from parbake.containerd.content import reference
-from parbake.containerd.conventions import (
-    EXPIRES,
-    PINNED,
-    chain_ids,
-)
+from parbake.containerd.labels import EXPIRES, PINNED, chain_ids
 from parbake.containerd.snapshots import folders
-from parbake.errors import BadContent, RuntimeFault
-from parbake.model import MIB, Descriptor
-from tests.system.containerd_support import (
-    CONFIG,
-    INDEX,
-    busybox,
-    describe,
-    digest_of,
-    fill,
-)
+from parbake.core import run
+from parbake.core.errors import BadContent, RuntimeFault
+from parbake.core.model import MIB, Descriptor
+from tests.fakes.containerd_support import CONFIG, INDEX, busybox, describe, digest_of, fill
 
 pytestmark = pytest.mark.root
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bakes import Corner
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from tests.fakes.command import Corner
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.netns import Lent, no_network, within
+from parbake.core.netns import Lent, no_network, within
 
 pytestmark = pytest.mark.root
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from parbake.run import run
-from tests.support.images import image, index, layer, push, write_layout
-from tests.support.registry import DockerRegistry, certificates
+from parbake.core.run import run
+from tests.fakes.images import image, index, layer, push, write_layout
+from tests.fakes.registry import DockerRegistry, certificates
 
 BASE = layer({"etc/": None, "etc/motd": b"hi\n"})
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bakes import Corner
-from tests.support.faults import FaultyProxy, Stall
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from tests.fakes.command import Corner
+from tests.fakes.faulty_proxy import FaultyProxy, Stall
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -19,21 +19,22 @@ from pathlib import Path
 
 import pytest
 
-from parbake import aws, records, run
-from parbake.workspace import cache_folder
-from tests.support import clusters, disks, documents, images
-from tests.support.base import default_base
-from tests.support.documents import ROOT, shapes
-from tests.support.ebsdirect import Cloud, Snapshot
-from tests.support.registry import DockerRegistry, certificates
-from tests.vm.test_machine import PRINT
+from parbake import aws, records
+from parbake.core import run
+from parbake.core.workspace import cache_folder
+from tests.fakes import clusters, disks, documents, images
+from tests.fakes.base import default_base
+from tests.fakes.documents import ROOT, shapes
+from tests.fakes.ebs_direct_server import Cloud, Snapshot
+from tests.fakes.registry import DockerRegistry, certificates
+from tests.vm.machine.vm.test_machine import PRINT
 
 __all__ = ["CASES", "default_base"]
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
 
 PARBAKE = Path(sys.executable).with_name("parbake")
-GOLDEN = ROOT / "tests/golden/tables"
+GOLDEN = ROOT / "tests/unit/cli/cases"
 PASSWORD = "a word"
 
 
@@ -55,7 +56,7 @@ class Case:
 
 
 NOTHING: frozenset[str] = frozenset()
-# Where they lead to is a stand-in of its own, in tests/kubernetes and tests/aws.
+# Where they lead to is a stand-in of its own, in tests/fakes/kubernetes and tests/aws.
 ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
 CASES = (
     Case("docs/tutorial.md", shortcuts=NOTHING),
@@ -128,7 +129,7 @@ STAND_INS = {
     "docker-credential-pass": """[ "$1" = get ] && printf '{{"Username": "ann", "Secret": "{password}"}}'""",
     "sudo": 'echo "$@" > "{folder}/sudo.log"',
     "uv": '[ "$*" = "tool install .[aws]" ]',
-    "packer": 'exec {python} {root}/tests/support/packer_program.py "$@"',
+    "packer": 'exec {python} {root}/tests/fakes/packer_program.py "$@"',
     "gcloud": 'echo "$@"',
     "az": 'echo "$@"',
     "azcopy": 'echo "$@"',

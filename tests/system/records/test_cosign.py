@@ -17,19 +17,21 @@ from typing import Any
 import pytest
 import urllib3
 
-from parbake import exports, flow, genuine, planning, records
-from parbake.errors import BakefileError, InputError, VerificationFailed
-from parbake.events import Events
-from parbake.model import Platform
-from parbake.reference import Reference
-from parbake.registry import Registry
-from parbake.registry.documents import OCI_CONFIG, OCI_MANIFEST
-from parbake.run import run
-from parbake.signing import FileSigner, NotSigned, opened, public_key
-from tests.support.images import Blob, Built, image, index, json_blob, layer, push
-from tests.support.keys import ED25519, P256, key_pair
-from tests.support.plans import record
-from tests.support.registry import DockerRegistry
+from parbake import records
+from parbake.core.errors import BakefileError, InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import Platform
+from parbake.core.reference import Reference
+from parbake.core.run import run
+from parbake.core.signing import FileSigner, NotSigned, opened, public_key
+from parbake.images.registry import Registry
+from parbake.images.registry.documents import OCI_CONFIG, OCI_MANIFEST
+from parbake.records import genuine
+from parbake.workflows import bake, export, plan
+from tests.fakes.images import Blob, Built, image, index, json_blob, layer, push
+from tests.fakes.keys import ED25519, P256, key_pair
+from tests.fakes.plans import record
+from tests.fakes.registry import DockerRegistry
 
 OFFLINE = ("--insecure-ignore-tlog", "--private-infrastructure")
 HOST = Platform.host()
@@ -202,9 +204,9 @@ class TestImages:
         entry = {"reference": f"{name}:1", "signed_by": str(keys / "cosign.pub")}
         file.write_text(json.dumps({"version": 1, "base": "none", "sandbox": "none", "images": [entry]}))
         with pytest.raises(VerificationFailed, match=name):
-            planning.preview(file, Events())
+            plan.preview(file, Events())
         sign(name, built.digest, keys / "cosign.key")
-        outlook = planning.preview(file, Events())
+        outlook = plan.preview(file, Events())
         assert outlook.plan
         assert outlook.plan.images[0].target.digest == built.digest
         packer = {
@@ -216,10 +218,10 @@ class TestImages:
         }
         file.write_text(json.dumps(packer))
         with pytest.raises(InputError, match=f"{name}:1 must be signed"):
-            exports.to_packer(file, tmp_path / "template", Events())
+            export.to_packer(file, tmp_path / "template", Events())
         file.write_text(json.dumps({"version": 1, "images": [{**entry, "signed_by": str(keys / "cosign.key")}]}))
         with pytest.raises(BakefileError, match=r"line 1: images.0..signed_by: .* holds a private key"):
-            planning.preview(file, Events())
+            plan.preview(file, Events())
 
     def test_what_an_image_carries_goes_into_the_materials(
         self, shop: DockerRegistry, keys: Path, name: str, tmp_path: Path
@@ -267,8 +269,8 @@ def test_a_signed_bake_of_a_signed_image(shop: DockerRegistry, keys: Path, tmp_p
     }
     file = tmp_path / "parbake.yaml"
     file.write_text(json.dumps(said))
-    options = flow.Options(verify=False)
-    first = flow.bake(file, Events(), options)
+    options = bake.Options(verify=False)
+    first = bake.bake(file, Events(), options)
     record = genuine.need(first.artefact, [tmp_path / "key.pub"])
     assert (record, first.changed) == (first.record, True)
     [carried] = record.attached[f"{name}:1"]
@@ -277,12 +279,12 @@ def test_a_signed_bake_of_a_signed_image(shop: DockerRegistry, keys: Path, tmp_p
     signed = path.read_bytes()
     assert carried.digest.removeprefix("sha256:") in signed.decode().partition('"runDetails"')[0], "a material"
 
-    assert not flow.bake(file, Events(), options).changed
+    assert not bake.bake(file, Events(), options).changed
     path.write_bytes(signed.replace(b'"builder": "local"', b'"builder": "other"'))
-    assert not flow.bake(file, Events(), options).changed
+    assert not bake.bake(file, Events(), options).changed
     assert path.read_bytes() == signed, "what was signed is written back"
     first.artefact.with_name(f"{record.artefact}.intoto.jsonl").unlink()
-    again = flow.bake(file, Events(), options)
+    again = bake.bake(file, Events(), options)
     assert again.changed, "what is not signed is baked again"
     assert genuine.need(again.artefact, [tmp_path / "key.pub"]) == again.record
 

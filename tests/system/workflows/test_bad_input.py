@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.baking import Done, artefacts, as_program, bakefile, parbake, private_places, remove, traces
-from tests.support.faults import Cut, FaultyProxy, Flip, Status
-from tests.support.images import OCI_MANIFEST, Blob, Built, image, index, json_blob, layer, push, sha256
-from tests.support.registry import DockerRegistry, certificates
-from tests.support.tars import archive, entry
+from tests.fakes.faulty_proxy import Cut, FaultyProxy, Flip, Status
+from tests.fakes.images import OCI_MANIFEST, Blob, Built, image, index, json_blob, layer, push, sha256
+from tests.fakes.registry import DockerRegistry, certificates
+from tests.fakes.runs import Done, artefacts, as_program, bakefile, parbake, private_places, remove, traces
+from tests.fakes.tars import archive, entry
 
 pytestmark = pytest.mark.root
 __all__ = ["private_places"]

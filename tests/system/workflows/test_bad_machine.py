@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from parbake.run import find
-from tests.support.baking import Done, artefacts, as_program, bakefile, parbake, private_places, remove, traces
-from tests.support.disks import machine, node_tree
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from parbake.core.run import find
+from tests.fakes.disks import machine, node_tree
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import Done, artefacts, as_program, bakefile, parbake, private_places, remove, traces
 
 pytestmark = pytest.mark.root
 __all__ = ["private_places"]

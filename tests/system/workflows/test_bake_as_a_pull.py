@@ -26,18 +26,18 @@ from typing import Any
 
 import pytest
 
-from parbake import pause
 from parbake.containerd import Client, Cri, Daemon
 from parbake.containerd.cri import log_text
-from parbake.model import Platform
-from parbake.reference import Reference
-from parbake.registry import Registry
-from parbake.run import Deadline, run
-from tests.support.baking import bake, bakefile, opened, traces
-from tests.support.registry import DockerRegistry
-from tests.support.store import ctr, snapshot_folders
-from tests.support.trees import Node, differences, scan
-from tests.support.variety import push_all, variety
+from parbake.core.model import Platform
+from parbake.core.reference import Reference
+from parbake.core.run import Deadline, run
+from parbake.images import pause
+from parbake.images.registry import Registry
+from tests.fakes.every_layer_feature import push_all, variety
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bake, bakefile, opened, traces
+from tests.fakes.store import ctr, snapshot_folders
+from tests.fakes.trees import Node, differences, scan
 
 pytestmark = pytest.mark.root
 

@@ -17,17 +17,18 @@ from typing import Any
 
 import pytest
 
-from parbake import disk, pause
-from parbake.containerd import Client, conventions
-from parbake.events import Events
-from parbake.run import run
-from tests.support.bakes import digests_of
-from tests.support.baking import artefacts, as_program, bake, bakefile, opened, parbake, private_places, traces
-from tests.support.disks import MIB, Label, filesystem, machine, node_tree, sh
-from tests.support.images import image, index, layer, push
-from tests.support.registry import DockerRegistry
-from tests.support.store import ctr, snapshot_folders
-from tests.support.trees import scan
+from parbake.containerd import Client, labels
+from parbake.core.events import Events
+from parbake.core.run import run
+from parbake.images import pause
+from parbake.machine import disk
+from tests.fakes.command import digests_of
+from tests.fakes.disks import MIB, Label, filesystem, machine, node_tree, sh
+from tests.fakes.images import image, index, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import artefacts, as_program, bake, bakefile, opened, parbake, private_places, traces
+from tests.fakes.store import ctr, snapshot_folders
+from tests.fakes.trees import scan
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 __all__ = ["private_places"]
@@ -143,7 +144,7 @@ def test_every_kind_of_base_and_format(
         total, _ = disk.usage(at)
         assert total > raw.stat().st_size * 0.75
         assert targets(client) == {f"{registry.host}/team/app:1": APP.digest}
-        assert {info.name for info in client.snapshots.list()} == set(conventions.chain_ids(APP.diff_ids))
+        assert {info.name for info in client.snapshots.list()} == set(labels.chain_ids(APP.diff_ids))
         check_sealed(at, record["sealed"])
 
 

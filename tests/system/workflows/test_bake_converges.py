@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from parbake import disk
-from parbake.workspace import WORK
-from tests.support import disks
-from tests.support.bakes import Corner, Done, Running, digests_of
-from tests.support.faults import FaultyProxy, Stall
-from tests.support.images import image, layer, push
-from tests.support.leaks import files
-from tests.support.registry import DockerRegistry
+from parbake.core.workspace import WORK
+from parbake.machine import disk
+from tests.fakes import disks
+from tests.fakes.command import Corner, Done, Running, digests_of
+from tests.fakes.faulty_proxy import FaultyProxy, Stall
+from tests.fakes.images import image, layer, push
+from tests.fakes.leaks import files
+from tests.fakes.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from parbake.disk import BLOCK
-from parbake.ext4 import Volume
-from parbake.trace import hydrate_list, load
-from tests.support.bakes import Corner
-from tests.support.disks import sh
-from tests.support.ebsdirect import Cloud
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
-from tests.system.test_layout import MIB, STARTUP
-from tests.system.test_layout import registry as startable
+from parbake.coldstart.trace import hydrate_list, load
+from parbake.machine.disk import BLOCK
+from parbake.machine.ext4 import Volume
+from tests.fakes.command import Corner
+from tests.fakes.disks import sh
+from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.system.coldstart.test_layout import MIB, STARTUP
+from tests.system.coldstart.test_layout import registry as startable
 
 __all__ = ["startable"]
 pytestmark = pytest.mark.root

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake.errors import RegistryError, Unreachable
-from parbake.layers import FolderSink, settle, unpack
-from parbake.registry import Patience, Registry
-from tests.support.asking import AMD64, PLAIN, layer_of, nobody, ref
-from tests.support.bakes import Corner
-from tests.support.faults import Chunked, Cut, Drip, Fault, FaultyProxy, Flip, Length, Stall, Status, WholeAnswer
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
-from tests.support.trees import scan
+from parbake.core.errors import RegistryError, Unreachable
+from parbake.images.layers import FolderSink, settle, unpack
+from parbake.images.registry import Patience, Registry
+from tests.fakes.command import Corner
+from tests.fakes.faulty_proxy import Chunked, Cut, Drip, Fault, FaultyProxy, Flip, Length, Stall, Status, WholeAnswer
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.registry_client import AMD64, PLAIN, layer_of, nobody, ref
+from tests.fakes.trees import scan
 
 __all__ = ["nobody"]  # a fixture for every test here
 

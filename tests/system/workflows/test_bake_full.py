@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from parbake import disk, records
-from parbake.errors import DiskFull
-from parbake.workspace import work_folder
-from tests.support import disks
-from tests.support.bakes import Corner, Done
-from tests.support.images import image, layer, push
-from tests.support.leaks import files
-from tests.support.plans import record
-from tests.support.registry import DockerRegistry
+from parbake import records
+from parbake.core.errors import DiskFull
+from parbake.core.workspace import work_folder
+from parbake.machine import disk
+from tests.fakes import disks
+from tests.fakes.command import Corner, Done
+from tests.fakes.images import image, layer, push
+from tests.fakes.leaks import files
+from tests.fakes.plans import record
+from tests.fakes.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 

@@ -17,19 +17,20 @@ from typing import Any
 
 import pytest
 
-from parbake import disk, records
-from parbake.clouds.vhd import check_vhd
-from parbake.errors import BadContent
-from parbake.model import GIB, MIB, Verdict
-from parbake.run import Deadline
-from tests.support import cloud_tools
-from tests.support.bakes import Corner, Done
-from tests.support.baking import opened
-from tests.support.disks import machine, node_tree, sh
-from tests.support.images import Built, image, layer, push
-from tests.support.registry import DockerRegistry
-from tests.support.store import snapshot_folders
-from tests.support.trees import differences, scan
+from parbake import records
+from parbake.core.errors import BadContent
+from parbake.core.model import GIB, MIB, Verdict
+from parbake.core.run import Deadline
+from parbake.machine import disk
+from parbake.workflows.export.vhd import check_vhd
+from tests.fakes import cloud_tools
+from tests.fakes.command import Corner, Done
+from tests.fakes.disks import machine, node_tree, sh
+from tests.fakes.images import Built, image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import opened
+from tests.fakes.store import snapshot_folders
+from tests.fakes.trees import differences, scan
 
 pytestmark = pytest.mark.root
 
@@ -223,7 +224,7 @@ def test_a_disk_that_a_killed_script_left_is_made_anew(shop: Shop, tmp_path: Pat
     assert (made["written"], made["tags"]["parbake"]) == (made["size"], "complete")
 
 
-KILLER = str(Path(__file__).parents[1] / "support" / "killer.py")
+KILLER = str(Path(__file__).parents[2] / "fakes" / "kill_at_syscall.py")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The demo's own parts: its registry, its port, its context, its table. `tests/vm/test_demo.py` runs all of it."""
+"""The demo's own parts: its registry, its port, its context, its table. `tests/vm/workflows/test_demo.py` runs all of
+it."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from parbake import demo, sample
-from parbake.errors import CommandFailed, EnvironmentProblem
-from parbake.events import Event, Events
-from parbake.model import ImageVerdict, Verdict
-from parbake.run import find
-from tests.support.plans import record
-from tests.support.specs import write_files
+from parbake.core.errors import CommandFailed, EnvironmentProblem
+from parbake.core.events import Event, Events
+from parbake.core.model import ImageVerdict, Verdict
+from parbake.core.run import find
+from parbake.workflows import demo
+from parbake.workflows.demo import sample
+from tests.fakes.contexts import write_files
+from tests.fakes.plans import record
 
 pytestmark = pytest.mark.root
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from parbake.disk import BlockList
-from parbake.ext4 import Volume
-from parbake.ext4.groups import BLOCK
-from tests.support.bakes import Corner
-from tests.support.baking import bake, bakefile, opened, private_places
-from tests.support.images import Built, image, layer, push
-from tests.support.registry import DockerRegistry
-from tests.support.store import snapshot_folders
-from tests.support.trees import Node, differences, scan
+from parbake.machine.disk import BlockList
+from parbake.machine.ext4 import Volume
+from parbake.machine.ext4.superblock import BLOCK
+from tests.fakes.command import Corner
+from tests.fakes.images import Built, image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bake, bakefile, opened, private_places
+from tests.fakes.store import snapshot_folders
+from tests.fakes.trees import Node, differences, scan
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.coldtables import advice_text, savings_text
-from parbake.economics import SPEEDS, Prices, Situation, advise, load_prices, savings
-from parbake.errors import InputError
-from parbake.model import GIB, MIB
+from parbake.aws.costs import SPEEDS, Prices, Situation, advise, load_prices, savings
+from parbake.cli.text.coldstart import advice_text, savings_text
+from parbake.core.errors import InputError
+from parbake.core.model import GIB, MIB
 
-FOLDER = Path(__file__).with_name("economics")
+FOLDER = Path(__file__).with_name("cases")
 PRICES = load_prices()
 POTATO = Situation(volume=20 * GIB, data=11 * GIB, hot=1018 * MIB, transfer=4500 * MIB, launches=200)
 SITUATIONS = {

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from parbake.bakefile import Bakefile, BaseChoice, ImageEntry, advice, load, loading, schema
-from parbake.errors import BakefileError, InputError
-from parbake.model import (
+from parbake.bakefile import Bakefile, BaseChoice, ImageEntry, advice, load, loader, schema
+from parbake.core.errors import BakefileError, InputError
+from parbake.core.model import (
     GIB,
     MIB,
     Artefact,
@@ -26,7 +26,7 @@ from parbake.model import (
     TcpProbe,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "bakefile"
+GOLDEN = Path(__file__).parent / "cases"
 
 EVERYTHING = """\
 version: 1
@@ -436,4 +436,4 @@ def test_numbers_and_truths_are_read_as_such() -> None:
         kinds = {each for each in types if isinstance(each, str)} - {"null"}
         if kinds and kinds <= {"boolean", "integer", "number"}:
             found.add(key)
-    assert found == loading._NOT_TEXT
+    assert found == loader._NOT_TEXT

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from parbake.bakefile import load
-from parbake.errors import BakefileError
+from parbake.core.errors import BakefileError
 
-CASES = sorted((Path(__file__).parent / "bakefile").glob("*.yaml"))
+CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -37,6 +37,6 @@ def test_what_is_wrong_is_said_in_order_of_lines(case: Path, folder: Path) -> No
 
 
 def test_every_case_has_its_answer_and_no_answer_is_left_over() -> None:
-    answers = {path.stem for path in (Path(__file__).parent / "bakefile").glob("*.txt")}
+    answers = {path.stem for path in (Path(__file__).parent / "cases").glob("*.txt")}
     assert answers == {case.stem for case in CASES}
     assert len(CASES) > 40

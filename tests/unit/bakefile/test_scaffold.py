@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from parbake.bakefile import advice, load
-from parbake.errors import BadReference, EnvironmentProblem, InputError
-from parbake.model import GIB, MIB, LogProbe, Startup
-from parbake.starter import Entry, discover, human_size, is_static_program, starter, write
+from parbake.bakefile.scaffold import Entry, discover, is_static_program, starter, write
+from parbake.core.errors import BadReference, EnvironmentProblem, InputError
+from parbake.core.model import GIB, MIB, LogProbe, Startup
+from parbake.core.units import human_size
 
 TODAY = date(2026, 11, 24)
 

@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from bench.lazy import HOT_RATE, PROFILES, Lazy, Profile
-from parbake.trace.data import BLOCK
+from parbake.coldstart.trace.data import BLOCK
 
 MIB = 1 << 20
 MILD, HARSH = PROFILES["mild"], PROFILES["harsh"]

@@ -12,24 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake import disk, seal
-from parbake.builders import guest
+from parbake.aws import limits
+from parbake.builders import seal
 from parbake.builders.guest import Console, user_data
-from parbake.errors import ArtefactFull, BakeFailed, InputError
-from parbake.model import (
-    GIB,
-    Artefact,
-    Base,
-    ExitProbe,
-    Image,
-    Plan,
-    Platform,
-    RegistryOptions,
-    Startup,
-)
-from parbake.plan import make_plan
-from tests.support.guests import SHELLS, Node, bake
-from tests.support.plans import image, layer
+from parbake.core.errors import ArtefactFull, BakeFailed, InputError
+from parbake.core.model import GIB, Artefact, Base, ExitProbe, Image, Plan, Platform, RegistryOptions, Startup
+from parbake.core.plan import make_plan
+from parbake.machine import disk
+from tests.fakes.guests import SHELLS, Node, bake
+from tests.fakes.plans import image, layer
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 
@@ -112,7 +103,7 @@ def test_a_bake_of_many_images_fits_into_user_data() -> None:
         image(f"{ECR}/team/{number}:1", layers=tuple(layer(f"{number} {each}") for each in range(8)))
         for number in range(60)
     ]
-    assert len(bake(plan_of(*many))) <= guest.LARGEST_USER_DATA
+    assert len(bake(plan_of(*many))) <= limits.USER_DATA_LIMIT
 
 
 def test_layers_stay_when_they_are_to_be_kept(node: Node) -> None:
@@ -256,7 +247,7 @@ def test_a_proof_that_breaks_off_is_no_proof(node: Node) -> None:
 def test_a_proof_of_many_images_fits_into_user_data() -> None:
     many = [image(f"registry.example/{number}:1") for number in range(80)]
     data = user_data(plan_of(*many), "run-1", "verify", limit=600, registries={})
-    assert len(data) <= guest.LARGEST_USER_DATA
+    assert len(data) <= limits.USER_DATA_LIMIT
 
 
 def volume_of(*images: Image, **more: Any) -> Plan:
@@ -359,7 +350,7 @@ def test_a_machine_image_is_told_nothing_of_volumes() -> None:
     assert "mkfs" not in bake(plan_of(image())).decode()
     many = [image(f"registry.example/{number}:1") for number in range(60)]
     data = user_data(volume_of(*many), "run-1", "verify", limit=600, registries={})
-    assert len(data) <= guest.LARGEST_USER_DATA
+    assert len(data) <= limits.USER_DATA_LIMIT
 
 
 FILES = (
@@ -416,7 +407,7 @@ def test_registries_are_named_without_secrets(tmp_path: Path) -> None:
 def test_user_data_fits_or_is_refused() -> None:
     many = [image(f"registry.example/{number}:1") for number in range(40)]
     data = bake(plan_of(*many))
-    assert len(data) <= guest.LARGEST_USER_DATA
+    assert len(data) <= limits.USER_DATA_LIMIT
     assert b"#!/bin/sh" in (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
     with pytest.raises(InputError, match="more than a machine can be told"):
         bake(plan_of(*(image(f"registry.example/{number}:1") for number in range(400))))

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from parbake.builders import Ingredients
-from parbake.builders.serving import Server, serve
-from parbake.errors import Denied
-from parbake.events import Events
-from parbake.model import Descriptor, Readable
-from tests.support.plans import image, plan
+from parbake.builders.image_server import Server, serve
+from parbake.core.errors import Denied
+from parbake.core.events import Events
+from parbake.core.model import Descriptor, Readable
+from tests.fakes.plans import image, plan
 
 APP = image("registry.example/team/app:1")
 

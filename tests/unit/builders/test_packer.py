@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake import packer
 from parbake.bakefile import Bakefile, load
-from parbake.errors import InputError, ParbakeError
-from parbake.exports import write
-from parbake.packer import hcl
-from tests.support import packer_program
-from tests.support.plans import image
+from parbake.builders import packer
+from parbake.builders.packer import hcl
+from parbake.core.errors import InputError, ParbakeError
+from parbake.workflows.export import write
+from tests.fakes import packer_program
+from tests.fakes.plans import image
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "packer"
+GOLDEN = Path(__file__).parent / "cases"
 SMALL = 'builder: packer\nbase: {eks: al2023, kubernetes: "1.33"}\nplatform: linux/amd64\n'
 FULL = """\
 time_limit: 45m

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.seal import seal
+from parbake.builders.seal import seal
 
 GONE = {
     "etc/hostname": "ip-10-0-0-7\n",

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from parbake import __version__, records, statements
+from parbake import __version__, records
 from parbake.cli import run
-from parbake.errors import InputError
-from tests.support.plans import record
+from parbake.core.errors import InputError
+from parbake.records import statements
+from tests.fakes.plans import record
 
 POD = """\
 apiVersion: v1

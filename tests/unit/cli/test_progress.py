@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from parbake.events import Event, Events
-from parbake.render import PlainRenderer, human_bytes, rendered
+from parbake.cli.progress import PlainRenderer, rendered
+from parbake.core.events import Event, Events
+from parbake.core.units import human_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from parbake import tables
-from parbake.doctor import Check
-from parbake.layercache import Entry
-from parbake.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
-from parbake.plan import cautions
-from parbake.planning import Finished, Preview
+from parbake.cli.text import artefacts
+from parbake.core.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
+from parbake.core.plan import cautions
+from parbake.images.cache import Entry
 from parbake.records import Blocks, decide_prune
-from tests.support.plans import digest, image, layer, outcome, plan, record
+from parbake.workflows.doctor import Check
+from parbake.workflows.plan import Finished, Preview
+from tests.fakes.plans import digest, image, layer, outcome, plan, record
 
-FOLDER = Path(__file__).with_name("tables")
+FOLDER = Path(__file__).with_name("cases")
 PAUSE = image("localhost/parbake/pause:1", layout="/cache/pause", layers=(layer("pause", size=900, raw_size=4000),))
 BIG = image("registry.example/[big]:2", layers=(layer("one"), layer("two", below="one", raw_size=0)))
 DEBIAN = Base(kind="debian", identity=digest("recipe"), size=2 * GIB)
@@ -59,28 +59,30 @@ CHECKS = (
 )
 
 TEXTS: dict[str, Callable[[], str]] = {
-    "plan": lambda: tables.preview_text(Preview(DISK)),
-    "plan-file-base-exists": lambda: tables.preview_text(Preview(FILE, existing=RECORD)),
-    "plan-volume-verified": lambda: tables.preview_text(Preview(plan(), existing=VERIFIED, cautions=cautions(plan()))),
-    "plan-to-build": lambda: tables.preview_text(Preview(None, to_build=("localhost/app:1", "localhost/web:1"))),
-    "bake": lambda: tables.finished_text(Finished(PLACE, VERIFIED, changed=True)),
-    "bake-nothing-to-do": lambda: tables.finished_text(Finished(PLACE, VERIFIED, changed=False)),
-    "show-not-verified": lambda: tables.record_text(PLACE, RECORD),
-    "show-not-verified-in-ec2": lambda: tables.record_text(PLACE, IN_EC2),
-    "list": lambda: tables.records_text([(Path(made.file_name), made) for made in MANY]),
-    "list-empty": lambda: tables.records_text([]),
-    "verify-passed": lambda: tables.verdict_text(PLACE, PASSED),
-    "verify-warned": lambda: tables.verdict_text(PLACE, WARNED),
-    "verify-failed": lambda: tables.verdict_text(PLACE, FAILED),
-    "verify-not-booted": lambda: tables.verdict_text(PLACE, UNSEEN),
-    "prune": lambda: tables.decisions_text(decide_prune(MANY, keep=1), dry_run=False),
-    "prune-dry-run": lambda: tables.decisions_text(decide_prune(MANY, keep=1), dry_run=True),
-    "prune-cache": lambda: tables.layers_text(LAYERS[:2], LAYERS[2:], dry_run=False),
-    "prune-cache-dry-run": lambda: tables.layers_text(LAYERS[:2], LAYERS[2:], dry_run=True),
-    "prune-cache-empty": lambda: tables.layers_text((), (), dry_run=False),
-    "prune-empty": lambda: tables.decisions_text((), dry_run=False),
-    "doctor": lambda: tables.checks_text(CHECKS),
-    "demo": lambda: tables.table(outcome().rows()),
+    "plan": lambda: artefacts.preview_text(Preview(DISK)),
+    "plan-file-base-exists": lambda: artefacts.preview_text(Preview(FILE, existing=RECORD)),
+    "plan-volume-verified": lambda: artefacts.preview_text(
+        Preview(plan(), existing=VERIFIED, cautions=cautions(plan()))
+    ),
+    "plan-to-build": lambda: artefacts.preview_text(Preview(None, to_build=("localhost/app:1", "localhost/web:1"))),
+    "bake": lambda: artefacts.finished_text(Finished(PLACE, VERIFIED, changed=True)),
+    "bake-nothing-to-do": lambda: artefacts.finished_text(Finished(PLACE, VERIFIED, changed=False)),
+    "show-not-verified": lambda: artefacts.record_text(PLACE, RECORD),
+    "show-not-verified-in-ec2": lambda: artefacts.record_text(PLACE, IN_EC2),
+    "list": lambda: artefacts.records_text([(Path(made.file_name), made) for made in MANY]),
+    "list-empty": lambda: artefacts.records_text([]),
+    "verify-passed": lambda: artefacts.verdict_text(PLACE, PASSED),
+    "verify-warned": lambda: artefacts.verdict_text(PLACE, WARNED),
+    "verify-failed": lambda: artefacts.verdict_text(PLACE, FAILED),
+    "verify-not-booted": lambda: artefacts.verdict_text(PLACE, UNSEEN),
+    "prune": lambda: artefacts.decisions_text(decide_prune(MANY, keep=1), dry_run=False),
+    "prune-dry-run": lambda: artefacts.decisions_text(decide_prune(MANY, keep=1), dry_run=True),
+    "prune-cache": lambda: artefacts.layers_text(LAYERS[:2], LAYERS[2:], dry_run=False),
+    "prune-cache-dry-run": lambda: artefacts.layers_text(LAYERS[:2], LAYERS[2:], dry_run=True),
+    "prune-cache-empty": lambda: artefacts.layers_text((), (), dry_run=False),
+    "prune-empty": lambda: artefacts.decisions_text((), dry_run=False),
+    "doctor": lambda: artefacts.checks_text(CHECKS),
+    "demo": lambda: artefacts.table(outcome().rows()),
 }
 
 
@@ -101,35 +103,35 @@ def test_every_golden_file_belongs_to_a_case() -> None:
 
 
 def test_documents_are_json_and_hold_what_the_texts_say() -> None:
-    planned = tables.preview_json(Preview(DISK, existing=VERIFIED, cautions=("look out",)))
+    planned = artefacts.preview_json(Preview(DISK, existing=VERIFIED, cautions=("look out",)))
     assert json.loads(json.dumps(planned)) == planned
     assert planned["key"] == DISK.key
     assert planned["artefact_name"] == DISK.artefact_name
     assert (planned["exists"], planned["verified"], planned["cautions"]) == (True, True, ["look out"])
     assert planned["sizes"] == {"transfer": 31462380, "raw": 94375840, "estimated": True, "baked": 108536415}
 
-    unknown = tables.preview_json(Preview(None, to_build=("localhost/app:1",)))
+    unknown = artefacts.preview_json(Preview(None, to_build=("localhost/app:1",)))
     assert (unknown["key"], unknown["to_build"], unknown["exists"]) == (None, ["localhost/app:1"], False)
 
-    finished = tables.finished_json(Finished(PLACE, VERIFIED, changed=True))
+    finished = artefacts.finished_json(Finished(PLACE, VERIFIED, changed=True))
     assert json.loads(json.dumps(finished)) == finished
     assert finished["changed"] is True
     assert finished["verified"] is True
     assert finished["artefact_path"] == str(PLACE)
     assert finished["record_path"] == f"{PLACE}.json"
 
-    verdict = tables.verdict_json(PLACE, FAILED)
+    verdict = artefacts.verdict_json(PLACE, FAILED)
     assert (verdict["artefact_path"], verdict["passed"]) == (str(PLACE), False)
     assert json.loads(json.dumps(verdict)) == verdict
 
-    decided = tables.decisions_json(decide_prune(MANY, keep=1))
+    decided = artefacts.decisions_json(decide_prune(MANY, keep=1))
     assert decided["freed"] == MANY[1].allocated
     assert json.loads(json.dumps(decided)) == decided
 
-    freed = tables.layers_json(LAYERS[:2], LAYERS[2:])
+    freed = artefacts.layers_json(LAYERS[:2], LAYERS[2:])
     assert (freed["freed"], freed["left"]) == (1400 * MIB, 700 * MIB)
     assert json.loads(json.dumps(freed)) == freed
 
-    assert [check["status"] for check in tables.checks_json(CHECKS)] == ["ok", "missing", "warn", "ok"]
-    shown = tables.outcome_json(outcome())
+    assert [check["status"] for check in artefacts.checks_json(CHECKS)] == ["ok", "missing", "warn", "ok"]
+    shown = artefacts.outcome_json(outcome())
     assert (shown["bake_seconds"], shown["start_baked_seconds"], shown["start_pulled_seconds"]) == (5.0, 2.0, 9.0)

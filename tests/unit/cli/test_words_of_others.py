@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from parbake import cli, records, tables
-from parbake.cli import door
-from parbake.errors import InputError, NoSuchImage, ParbakeError
-from parbake.events import Events
-from parbake.registry.documents import Manifest, check_image, read_document
-from parbake.render import Style, rendered
-from tests.support.plans import digest, record
+from parbake import cli, records
+from parbake.cli import app
+from parbake.cli.progress import Style, rendered
+from parbake.cli.text import artefacts
+from parbake.core.errors import InputError, NoSuchImage, ParbakeError
+from parbake.core.events import Events
+from parbake.images.registry.documents import Manifest, check_image, read_document
+from tests.fakes.plans import digest, record
 
 HOSTILE = {
     "clipboard": "\x1b]52;c;cm0gLXJmIC8K\x07",
@@ -50,11 +51,11 @@ def check(said: str) -> None:
 @pytest.mark.parametrize("debug", [False, True])
 def test_an_error_with_words_of_others(text: str, debug: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Such as what a registry, a runtime, a build or a container has said."""
-    door.door.debug, door.door.as_json = debug, False
+    app.door.debug, app.door.as_json = debug, False
     try:
-        door._report(InputError(f"the registry says {text}\n{text}", hint=f"did you mean {text}?"))
+        app._report(InputError(f"the registry says {text}\n{text}", hint=f"did you mean {text}?"))
     finally:
-        door.door.debug = False
+        app.door.debug = False
     check(capsys.readouterr().err)
 
 
@@ -109,7 +110,7 @@ def test_a_record_with_words_of_others(text: str, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("text", BREAKS.values(), ids=BREAKS.keys())
 def test_a_cell_holds_a_word_on_one_line(text: str) -> None:
-    assert len(tables.table([("a", text), ("b", ("one", text))], header=("x", "y")).splitlines()) == 5
+    assert len(artefacts.table([("a", text), ("b", ("one", text))], header=("x", "y")).splitlines()) == 5
 
 
 @pytest.mark.parametrize("text", (HOSTILE | BREAKS).values(), ids=(HOSTILE | BREAKS).keys())

@@ -20,10 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from parbake import nodefiles
-from parbake.nodefiles import export, install, node_file, user_data
-from parbake.trace import Part, Read, Trace, hydrate_list
-from tests.support.baking import parbake
+from parbake.aws import limits
+from parbake.coldstart import hydrate
+from parbake.coldstart.hydrate import export, install, user_data
+from parbake.coldstart.trace import Part, Read, Trace, hydrate_list
+from parbake.core.nodefiles import node_file
+from tests.fakes.runs import parbake
 
 LIST = (
     "parbake-hydrate 1\nuuid 00000000-0000-0000-0000-000000000001\nsize 4194304\nranges 2\n1048576 524288\n0 524288\n"
@@ -184,7 +186,7 @@ def test_the_hydrate_unit_is_confined_in_systemds_own_opinion() -> None:
 
 
 def test_the_hydrate_unit_reads_disks_and_writes_none() -> None:
-    lines = set(nodefiles.confinement())
+    lines = set(hydrate.confinement())
     assert {
         "DevicePolicy=closed",
         "DeviceAllow=block-* r",
@@ -206,7 +208,7 @@ def test_user_data_confines_as_the_service_is_where_systemd_knows_how(tmp_path: 
     subprocess.run(["/bin/sh", "-eu"], input=text, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     asked = [part.splitlines() for part in (tmp_path / "asked").read_text().split("ended\n") if part]
     assert len(asked) == (1 if knows else 2)
-    assert {f"--property={line}" for line in nodefiles.confinement()} <= set(asked[0])
+    assert {f"--property={line}" for line in hydrate.confinement()} <= set(asked[0])
     assert asked[-1][-5:] == [
         "python3",
         "-u",
@@ -225,7 +227,7 @@ def test_user_data_holds_program_and_list() -> None:
         "/run/parbake/hydrate.py": node_file("hydrate.py").read_text(),
         "/run/parbake/hydrate.list": LIST,
     }
-    assert len(text) < nodefiles.USER_DATA_LIMIT
+    assert len(text) < limits.USER_DATA_LIMIT
     assert user_data(LIST) == text
 
 

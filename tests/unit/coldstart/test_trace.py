@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake import tables
-from parbake.errors import InputError
-from parbake.model import TraceSummary
+from parbake.cli.text import artefacts
+from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, load, merged, relocated, requests, save, summary
+from parbake.coldstart.trace.data import BLOCK, HotEntry, parse, spans
+from parbake.coldstart.trace.tracefs import Device, overruns, parse_lines
+from parbake.core.errors import InputError
+from parbake.core.model import TraceSummary
 from parbake.records import Record
-from parbake.trace import Part, Read, Trace, hydrate_list, load, merged, relocated, requests, save, summary
-from parbake.trace.data import BLOCK, HotEntry, parse, spans
-from parbake.trace.tracefs import Device, overruns, parse_lines
-from tests.support.plans import record
+from tests.fakes.plans import record
 
 PER_BLOCK = BLOCK // 512
 DISK = Device("/dev/loop0", ((7, 0),), 0, 10_000)
@@ -205,7 +205,7 @@ def test_records_keep_a_summary_and_old_ones_are_read() -> None:
     old = json.loads(record().model_dump_json())
     del old["trace"]
     assert Record.model_validate(old).trace is None
-    text = tables.trace_text(found, [("bin/app", 4096)])
+    text = artefacts.trace_text(found, [("bin/app", 4096)])
     assert "512 KiB of 4.00 MiB (12.5%) in 1 reads" in text
     assert "skipped: b: it ended" in text
-    assert tables.trace_line(TraceSummary()) == "0 B in 0 reads"
+    assert artefacts.trace_line(TraceSummary()) == "0 B in 0 reads"

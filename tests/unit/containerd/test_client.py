@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parbake.containerd import AlreadyExists, Client, Cri, NotFound, connect
-from parbake.containerd.faults import Unavailable
+from parbake.containerd.errors import Unavailable
 from parbake.containerd.proto import content_pb2, cri_pb2, images_pb2, leases_pb2, version_pb2
-from parbake.errors import BadContent, DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
-from parbake.model import MIB, Descriptor
-from tests.unit.containerd_fake import Abort, FakeContainerd
+from parbake.core.errors import BadContent, DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
+from parbake.core.model import MIB, Descriptor
+from tests.fakes.containerd_fake import Abort, FakeContainerd
 
 VERSION = "/containerd.services.version.v1.Version/Version"
 WRITE = "/containerd.services.content.v1.Content/Write"

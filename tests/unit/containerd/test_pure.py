@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake import cgroups, containerd, run
+from parbake import containerd
 from parbake.containerd.config import configuration
-from parbake.containerd.conventions import chain_ids, merge_labels, reference_labels, source_label, unpack_key
 from parbake.containerd.cri import log_text
-from parbake.containerd.keeper import Keeper
+from parbake.containerd.labels import chain_ids, merge_labels, reference_labels, source_label, unpack_key
+from parbake.containerd.namespace_thread import Keeper
 from parbake.containerd.snapshots import Folders, Mount, folders
-from parbake.errors import RuntimeFault
+from parbake.core import cgroups, run
+from parbake.core.errors import RuntimeFault
 
-SOURCES = Path(__file__).parents[2] / "src"
+SOURCES = Path(__file__).parents[3] / "src"
 PROTO = SOURCES / "parbake/containerd/proto"
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from parbake import access, records
-from parbake.access import ReadableBy
-from parbake.errors import EnvironmentProblem
-from tests.support.plans import record
+from parbake import records
+from parbake.core import access
+from parbake.core.access import ReadableBy
+from parbake.core.errors import EnvironmentProblem
+from tests.fakes.plans import record
 
 
 def mode(path: Path) -> int:

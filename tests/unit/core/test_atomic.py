@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake import atomic
+from parbake.core import atomic
 
 
 def test_a_replaced_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_replaced_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     texts = {f"{number}" * 300_000 for number in range(4)}
     program = (
-        "import sys; from pathlib import Path; from parbake import atomic\n"
+        "import sys; from pathlib import Path; from parbake.core import atomic\n"
         "while True: atomic.replace(Path(sys.argv[1]), sys.argv[2] * 300_000)"
     )
     runs = [subprocess.Popen([sys.executable, "-c", program, str(path), str(number)]) for number in range(4)]

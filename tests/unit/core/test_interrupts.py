@@ -14,7 +14,7 @@ import pytest
 PRELUDE = """
 import os, signal, sys, time
 from contextlib import ExitStack, contextmanager
-from parbake import interrupts
+from parbake.core import interrupts
 def send(number=signal.SIGINT):
     os.kill(os.getpid(), number)
 def press():  # as a person does: not within the time that counts as one
@@ -283,8 +283,8 @@ def test_who_is_not_listened_to_waits_no_longer_than_a_limit_and_may_insist() ->
 def test_an_interruption_is_told_once_however_slowly() -> None:
     done = program(
         """
-        from parbake.cli import door
-        from parbake.errors import ParbakeError
+        from parbake.cli import app as door
+        from parbake.core.errors import ParbakeError
         def command(*_, **__):
             try:
                 send()

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from parbake.errors import InputError
-from parbake.model import Artefact, Base, Plan, Platform, Startup, TcpProbe
-from tests.support.plans import digest, image, layer, plan
+from parbake.core.errors import InputError
+from parbake.core.model import Artefact, Base, Plan, Platform, Startup, TcpProbe
+from tests.fakes.plans import digest, image, layer, plan
 
 
 @pytest.mark.parametrize(

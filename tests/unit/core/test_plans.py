@@ -1,7 +1,7 @@
 """What is decided from wishes and answers, one frozen plan a case: key, sizes and cautions included.
 
 A changed key means that everybody bakes everything again: change these files only with a reason to.
-`UPDATE_GOLDEN=1 pytest tests/golden/test_plans.py` writes them anew.
+`UPDATE_GOLDEN=1 pytest tests/unit/core/test_plans.py` writes them anew.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from parbake.model import GIB, MIB, Artefact, Base, HttpProbe, Image, Platform, Startup
-from parbake.plan import cautions, make_plan, measure
-from tests.support.plans import image, layer
+from parbake.core.model import GIB, MIB, Artefact, Base, HttpProbe, Image, Platform, Startup
+from parbake.core.plan import cautions, make_plan, measure
+from tests.fakes.plans import image, layer
 
-FOLDER = Path(__file__).with_name("plans")
+FOLDER = Path(__file__).with_name("cases")
 AMD64 = Platform(architecture="amd64")
 VOLUME = {"base": Base(kind="none"), "artefact": Artefact(kind="volume")}
 DEBIAN = Base(kind="debian", identity="sha256:" + "d" * 64, size=2 * GIB)

@@ -7,8 +7,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake import printable
-from tests.unit.test_words_of_others import check
+from parbake.core import printable
+from tests.unit.cli.test_words_of_others import check
 
 PIECES = ["\n", " ", "::", "#", "[", "error", "\x1b", "[0m", "\r", "\t", "é"]
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.errors import BadReference
-from parbake.reference import Reference
+from parbake.core.errors import BadReference
+from parbake.core.reference import Reference
 
 DIGEST = "sha256:" + "ab" * 32
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from parbake import records
-from parbake.errors import InputError
-from parbake.run import run
-from parbake.signing import FileSigner, NotSigned, envelope, opened, pae, public_key
-from tests.support.keys import ED25519, P256, key_pair
-from tests.support.plans import record
+from parbake.core.errors import InputError
+from parbake.core.run import run
+from parbake.core.signing import FileSigner, NotSigned, envelope, opened, pae, public_key
+from tests.fakes.keys import ED25519, P256, key_pair
+from tests.fakes.plans import record
 
 
 def test_the_specifications_own_example() -> None:
@@ -143,5 +143,6 @@ class TestKeyFiles:
 
 
 def test_a_run_without_signatures_loads_no_cryptography() -> None:
-    code = "import sys, parbake.flow, parbake.handover, parbake.registry; print('cryptography' in sys.modules)"
+    modules = "parbake.workflows.bake, parbake.workflows.rollout, parbake.images.registry"
+    code = f"import sys, {modules}; print('cryptography' in sys.modules)"
     assert run([sys.executable, "-c", code]).text == "False"

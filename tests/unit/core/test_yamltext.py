@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from parbake.yamltext import dotted, parse
+from parbake.core.yamltext import dotted, parse
 
 
 def _one(text: str) -> object:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from parbake import run
-from parbake.run import Result
-from tests.golden.test_rollouts import ALIAS, BOTH, COMMON, NEW
-from tests.kubernetes.server import Server, serving
-from tests.support.clusters import NEEDS_KUBECTL
+from parbake.core import run
+from parbake.core.run import Result
+from tests.fakes.clusters import NEEDS_KUBECTL
+from tests.fakes.kubernetes.server import Server, serving
+from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW
 
 pytestmark = NEEDS_KUBECTL
 

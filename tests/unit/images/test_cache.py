@@ -15,12 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake import layercache
-from parbake.errors import BadContent, CacheDamaged, InputError, LayerBomb
-from parbake.events import Event, Events
-from parbake.layercache import Caching, entries, prune, size_of, through
-from parbake.model import Descriptor, Image, Layer, Platform, Readable, Source
-from parbake.workspace import WORK
+from parbake.core.errors import BadContent, CacheDamaged, InputError, LayerBomb
+from parbake.core.events import Event, Events
+from parbake.core.model import Descriptor, Image, Layer, Platform, Readable, Source
+from parbake.core.units import size_of
+from parbake.core.workspace import WORK
+from parbake.images import cache as layer_cache
+from parbake.images.cache import Caching, entries, prune, through
 
 BLOBS = {
     f"sha256:{hashlib.sha256(data).hexdigest()}": data
@@ -94,7 +95,7 @@ def held(folder: Path) -> list[str]:
 
 def test_off_it_is_not_there(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("", "0"):
-        monkeypatch.setenv(layercache.VARIABLE, value)
+        monkeypatch.setenv(layer_cache.VARIABLE, value)
         sources = lambda _: registry  # noqa: E731
         assert through(sources, tmp_path, Events()) is sources
     assert list(tmp_path.iterdir()) == []
@@ -103,7 +104,7 @@ def test_off_it_is_not_there(tmp_path: Path, registry: Registry, monkeypatch: py
 def test_the_second_time_nothing_is_fetched(
     tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(layercache.VARIABLE, "1GiB")
+    monkeypatch.setenv(layer_cache.VARIABLE, "1GiB")
     for _ in range(2):
         for digest, data in BLOBS.items():
             assert read(through(lambda _: registry, tmp_path, Events())(image()), digest) == data
@@ -207,9 +208,9 @@ def test_another_length_is_a_miss(size: int, tmp_path: Path, registry: Registry)
 def test_a_disk_that_is_too_slow_holds_nothing_up(
     tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layercache, "_CHUNKS", 1)
-    monkeypatch.setattr(layercache, "_SHARE", 0.0)
-    monkeypatch.setattr(layercache, "_GRACE", 0.0)
+    monkeypatch.setattr(layer_cache, "_CHUNKS", 1)
+    monkeypatch.setattr(layer_cache, "_SHARE", 0.0)
+    monkeypatch.setattr(layer_cache, "_GRACE", 0.0)
     told: list[Event] = []
     source = cache(tmp_path, registry, events=Events(told.append))(image())
     assert read(source, LARGEST) == BLOBS[LARGEST]
@@ -224,7 +225,7 @@ def test_where_nothing_can_be_written_nothing_fails(tmp_path: Path, registry: Re
 
 
 def test_a_full_disk_is_left_to_the_bake(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layercache, "_GROWTH", 1 << 40)
+    monkeypatch.setattr(layer_cache, "_GROWTH", 1 << 40)
     assert read(cache(tmp_path, registry)(image()), LARGE) == BLOBS[LARGE]
     assert held(tmp_path) == []
 

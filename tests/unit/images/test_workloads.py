@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from parbake.errors import CommandFailed, EnvironmentProblem, InputError
-from parbake.manifests import Use, from_cluster, images_in, read_folder
+from parbake.core.errors import CommandFailed, EnvironmentProblem, InputError
+from parbake.images.workloads import Use, from_cluster, images_in, read_folder
 
 WORKLOADS = """\
 apiVersion: v1

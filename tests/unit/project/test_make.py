@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from parbake.programs import PROGRAMS
-from parbake.run import PACKAGES, run
+from parbake.core.programs import PROGRAMS
+from parbake.core.run import PACKAGES, run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]+")
 LISTED = [line for line in (ROOT / "packages.apt").read_text().splitlines() if line and not line.startswith("#")]
 # Left to the user: another builder in buildah's place, a cluster's client, another architecture's machines.

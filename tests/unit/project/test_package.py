@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
@@ -21,5 +21,5 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         for path in (ROOT / "src/parbake").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    nodes = {f"parbake/node/{path.name}" for path in (ROOT / "node").iterdir() if path.is_file()}
-    assert packed == ours | nodes
+    assert packed == ours
+    assert "parbake/node/prove.py" in packed

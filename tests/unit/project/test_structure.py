@@ -1,4 +1,4 @@
-"""The shape of the project: floors, cycles, one door to subprocesses, small files."""
+"""The shape of the project: wings in rows, no cycles, one door to subprocesses, small files."""
 
 from __future__ import annotations
 
@@ -7,138 +7,87 @@ from pathlib import Path
 
 import pytest
 
-from parbake.programs import PROGRAMS
+from parbake.core.programs import PROGRAMS
 
-SOURCE = Path(__file__).parents[2] / "src" / "parbake"
+SOURCE = Path(__file__).parents[3] / "src" / "parbake"
 LONGEST_FILE = 500
 
-# A room is a module or a package directly below parbake. A room imports only from floors below its own.
-FLOORS: dict[int, set[str]] = {
-    0: {"access", "model", "errors", "reference", "interrupts", "printable"},
-    1: {"atomic", "run", "events", "workspace", "yamltext", "nodes", "signing", "cgroups", "diskformats", "netns"},
-    2: {
-        "aws",
-        "bakefile",
-        "gitops",
-        "manifests",
-        "starter",
-        "economics",
-        "trace",
-        "registry",
-        "layercache",
-        "layers",
-        "containerd",
-        "disk",
-        "ext4",
-        "vm",
-        "context",
-        "buildtools",
-        "programs",
-        "kube",
-    },
-    3: {"base", "build", "clouds", "ebs", "fill", "nodefiles", "packer", "pause", "sample", "seal"},
-    4: {
-        "plan",
-        "genuine",
-        "statements",
-        "verify",
-        "rehearse",
-        "records",
-        "doctor",
-        "builders",
-        "retention",
-        "rollouts",
-    },
-    5: {
-        "ancestry",
-        "beginnings",
-        "coldstart",
-        "flow",
-        "planning",
-        "handover",
-        "iam",
-        "keeping",
-        "lint",
-        "proof",
-        "upkeep",
-    },
-    6: {"demo", "exports", "render", "watching"},
-    7: {"tables", "rollout_tables", "coldtables", "report"},
-    8: {"cli"},
-    9: {"__main__"},
-}
-FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-# Words may use words: the nouns are made of references and raise the errors.
-SAME_FLOOR = {
-    ("flow", "ancestry"),
-    ("flow", "proof"),
-    ("genuine", "records"),
-    ("genuine", "statements"),
-    ("records", "statements"),
-    ("statements", "records"),
-    ("model", "errors"),
-    ("model", "reference"),
-    ("reference", "errors"),
-    ("workspace", "atomic"),
-    ("workspace", "run"),
-    ("cgroups", "run"),
-    ("diskformats", "run"),
-    ("rehearse", "verify"),
-    ("flow", "coldstart"),
-    ("flow", "planning"),
-    ("retention", "rollouts"),
-    ("rollout_tables", "tables"),
-    ("coldtables", "tables"),
-}
-
-
-def _room(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+# A wing is a package directly below parbake. A wing imports only from rows below its own; there are no exceptions.
+ROWS: list[set[str]] = [
+    {"core"},
+    {"bakefile", "containerd", "images", "machine"},
+    {"aws", "verify"},
+    {"coldstart"},
+    {"builders", "records", "rollouts"},
+    {"workflows"},
+    {"cli"},
+    {"__main__"},
+]
+ROW_OF = {wing: row for row, wings in enumerate(ROWS) for wing in wings}
+# At the top, beside the wings; and `node`, whose programs run on nodes and in guests, where there is no parbake.
+LOOSE = {"__init__.py", "__main__.py", "py.typed"}
+NODE = "node"
 
 
 def _files() -> list[Path]:
     return sorted(path for path in SOURCE.rglob("*.py") if not path.name.endswith("_pb2.py"))
 
 
-def _imports(path: Path) -> set[str]:
-    """Return the rooms that a file imports, also inside functions."""
+def _name(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+def _wing(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def _module(path: Path) -> str:
+    parts = ("parbake", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Return the dotted names that code imports, also inside functions: of modules and of what is in them."""
     found: set[str] = set()
-    package = ("parbake", *path.relative_to(SOURCE).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            prefix = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(part for part in (prefix, node.module or "") if part)
-            names = [f"{module}.{alias.name}" for alias in node.names] if module == "parbake" else [module]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("parbake.")}
-    return found - {"__version__"}
+            assert not node.level, f"line {node.lineno}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {_room(path) for path in _files()} - {"__init__"}
-    assert rooms <= set(FLOOR_OF), f"give these a floor: {sorted(rooms - set(FLOOR_OF))}"
+def _wings_imported(path: Path) -> set[str]:
+    names = _imports(ast.parse(path.read_text())) - {"parbake.__version__"}
+    return {name.split(".")[1] for name in names if name.startswith("parbake.")}
 
 
-@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nothing_is_loose_at_the_top() -> None:
+    files = {path.name for path in SOURCE.iterdir() if path.is_file()}
+    assert files == LOOSE, "a module belongs into a wing"
+
+
+def test_every_wing_has_a_row() -> None:
+    wings = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert wings == set(ROW_OF) - {"__main__"} | {NODE}
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
 def test_imports_go_down_only(path: Path) -> None:
-    room = _room(path)
-    if room == "__init__":
-        assert not _imports(path), "importing parbake must cost nothing"
+    wing, imported = _wing(path), _wings_imported(path)
+    if wing == "__init__":
+        assert not imported, "importing parbake must cost nothing"
         return
-    for other in _imports(path) - {room}:
-        allowed = FLOOR_OF[other] < FLOOR_OF[room] or (room, other) in SAME_FLOOR
-        assert allowed, f"{room} (floor {FLOOR_OF[room]}) imports {other} (floor {FLOOR_OF[other]})"
+    if wing == NODE:
+        assert not imported, "there is no parbake on a node"
+        return
+    for other in imported - {wing}:
+        assert ROW_OF[other] < ROW_OF[wing], f"{wing} (row {ROW_OF[wing]}) imports {other} (row {ROW_OF[other]})"
 
 
 def test_no_import_cycles_between_files() -> None:
-    def module(path: Path) -> str:
-        parts = ("parbake", *path.relative_to(SOURCE).with_suffix("").parts)
-        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-    names = {module(path): path for path in _files()}
+    names = {_module(path): path for path in _files()}
     edges: dict[str, set[str]] = {}
     for name, path in names.items():
         targets: set[str] = set()
@@ -161,11 +110,14 @@ def test_no_import_cycles_between_files() -> None:
         visit(name, ())
 
 
-DOORS = {"subprocess": {"run"}, "os.system": set(), "os.popen": set(), "time.sleep": {"run"}}
+RUN = "core/run.py"
+DOORS = {"subprocess": {RUN}, "os.system": set(), "os.popen": set(), "time.sleep": {RUN}}
 
 
-@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", _files(), ids=_name)
 def test_one_door_to_subprocesses_and_sleep(path: Path) -> None:
+    if _wing(path) == NODE:
+        return  # its programs stand alone
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = {alias.name for alias in node.names}
@@ -175,11 +127,11 @@ def test_one_door_to_subprocesses_and_sleep(path: Path) -> None:
             names = {f"{node.value.id}.{node.attr}"}
         else:
             continue
-        for door, rooms in DOORS.items():
-            assert door not in names or _room(path) in rooms, f"line {node.lineno}: {door} belongs to run.py"
+        for door, files in DOORS.items():
+            assert door not in names or _name(path) in files, f"line {node.lineno}: {door} belongs to {RUN}"
 
 
-@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", _files(), ids=_name)
 def test_files_are_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST_FILE
 

@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
-from parbake import atomic, cli, exports, genuine, planning, proof, records
+from parbake import cli, records
 from parbake.bakefile import load
-from parbake.disk import BLOCK, block_list
-from parbake.errors import BakefileError, InputError, VerificationFailed
-from parbake.events import Event, Events
-from parbake.model import Verdict
-from parbake.records import Blocks
-from parbake.signing import FileSigner, public_key
-from parbake.workspace import work_folder
-from tests.support.keys import key_pair
-from tests.support.plans import record
+from parbake.core import atomic
+from parbake.core.errors import BakefileError, InputError, VerificationFailed
+from parbake.core.events import Event, Events
+from parbake.core.model import Verdict
+from parbake.core.signing import FileSigner, public_key
+from parbake.core.workspace import work_folder
+from parbake.machine.disk import BLOCK, block_list
+from parbake.records import Blocks, genuine
+from parbake.workflows import export, plan, verify
+from tests.fakes.keys import key_pair
+from tests.fakes.plans import record
 
 GOOD = Verdict(passed=True, accelerator="kvm", boot_seconds=2.0)
 
@@ -63,7 +65,7 @@ def shelf(tmp_path: Path) -> Shelf:
 
 class TestWriting:
     def test_a_record_that_is_written_again_is_signed_again(self, shelf: Shelf) -> None:
-        changed = proof.write_verdict(shelf.artefact, shelf.record, GOOD, "f" * 64, shelf.signer)
+        changed = verify.write_verdict(shelf.artefact, shelf.record, GOOD, "f" * 64, shelf.signer)
         assert genuine.need(shelf.artefact, shelf.trust) == changed
         assert shelf.path.read_bytes() != shelf.true
 
@@ -90,7 +92,7 @@ class TestWriting:
 
         monkeypatch.setattr(atomic, "replace", dying)
         with pytest.raises(KeyboardInterrupt):
-            proof.write_verdict(shelf.artefact, shelf.record, GOOD, "", shelf.signer)
+            verify.write_verdict(shelf.artefact, shelf.record, GOOD, "", shelf.signer)
         if place > 1:
             with pytest.raises(VerificationFailed, match="changed after it was signed"):
                 genuine.need(shelf.artefact, shelf.trust)
@@ -177,13 +179,13 @@ class TestReading:
 
 class TestBaking:
     def test_with_a_key_only_what_it_signed_exists_already(self, shelf: Shelf) -> None:
-        def look(**more: Any) -> planning.Finished | None:
-            return planning.existing(shelf.output, shelf.record.plan, shelf.events, trust=shelf.trust, **more)
+        def look(**more: Any) -> plan.Finished | None:
+            return plan.existing(shelf.output, shelf.record.plan, shelf.events, trust=shelf.trust, **more)
 
-        assert look() == planning.Finished(shelf.artefact, shelf.record, changed=False)
+        assert look() == plan.Finished(shelf.artefact, shelf.record, changed=False)
         shelf.edit(*EDITS[0])
         assert look() is None
-        assert look(mend=True) == planning.Finished(shelf.artefact, shelf.record, changed=False)
+        assert look(mend=True) == plan.Finished(shelf.artefact, shelf.record, changed=False)
         shelf.envelope.unlink()
         assert look(mend=True) is None
         assert "is not signed" in shelf.warnings
@@ -193,15 +195,15 @@ class TestBaking:
         shelf.envelope.unlink()
         (shelf.output / other.artefact).write_bytes(b"planted")
         (shelf.output / other.file_name).write_bytes(shelf.true)
-        assert planning.existing(shelf.output, other.plan, shelf.events) is None
+        assert plan.existing(shelf.output, other.plan, shelf.events) is None
         text = shelf.true.decode().replace(shelf.record.artefact, other.artefact).replace(shelf.record.key, other.key)
         (shelf.output / other.file_name).write_text(text)
-        assert planning.existing(shelf.output, other.plan, shelf.events) is None
+        assert plan.existing(shelf.output, other.plan, shelf.events) is None
         assert "it counts for nothing" in shelf.warnings
 
     def test_a_list_of_blocks_that_is_not_the_records_is_not_verified(self, shelf: Shelf) -> None:
         records.blocks_path(shelf.artefact).write_text("another list\n")
-        found = planning.existing(shelf.output, shelf.record.plan, shelf.events)
+        found = plan.existing(shelf.output, shelf.record.plan, shelf.events)
         assert found
         assert (found.record.verdict, found.artefact) == (None, shelf.artefact)
         assert "has to be verified again" in shelf.warnings
@@ -234,22 +236,22 @@ class TestBaking:
 class TestVerifying:
     @pytest.fixture(autouse=True)
     def boots(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(proof, "examine", lambda *_, **__: (GOOD, "f" * 64))
+        monkeypatch.setattr(verify, "examine", lambda *_, **__: (GOOD, "f" * 64))
 
     def test_it_signs_the_new_verdict(self, shelf: Shelf) -> None:
         keys: dict[str, Any] = {"trust": shelf.trust, "signer": shelf.signer}
-        assert proof.verify_again(shelf.record.key, shelf.output, shelf.events, **keys)[1] == GOOD
+        assert verify.verify_again(shelf.record.key, shelf.output, shelf.events, **keys)[1] == GOOD
         found = genuine.need(shelf.artefact, shelf.trust)
         assert (found.verdict, found.sha256) == (GOOD, "f" * 64)
 
     def test_without_the_key_a_signed_record_stays_as_it_is(self, shelf: Shelf) -> None:
-        assert proof.verify_again(shelf.record.key, shelf.output, shelf.events, trust=shelf.trust)[1] == GOOD
+        assert verify.verify_again(shelf.record.key, shelf.output, shelf.events, trust=shelf.trust)[1] == GOOD
         assert shelf.path.read_bytes() == shelf.true
         assert "stays as it is" in shelf.warnings
 
     @pytest.mark.parametrize("what", ["unsigned", "another's", "edited", "no record"])
     def test_what_is_not_trusted_is_not_booted(self, shelf: Shelf, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(proof, "examine", lambda *_, **__: pytest.fail("it was booted"))
+        monkeypatch.setattr(verify, "examine", lambda *_, **__: pytest.fail("it was booted"))
         file = shelf.folder / "parbake.yaml"
         said = {"version": 1, "images": ["registry.example/a:1"], "trust": ["key.pub"], "sign": {"key": "key.pem"}}
         file.write_text(json.dumps(said))
@@ -269,14 +271,14 @@ class TestVerifying:
         shelf.envelope.unlink()
         shelf.edit('"parbakeBlocks1": "', '"parbakeBlocks1": "00')
         with pytest.raises(VerificationFailed, match="its subject is not what its own fields say"):
-            proof.verify_again(shelf.record.key, shelf.output, shelf.events)
+            verify.verify_again(shelf.record.key, shelf.output, shelf.events)
 
 
 def test_an_export_takes_only_what_is_trusted(shelf: Shelf, tmp_path: Path) -> None:
     shelf.edit('"passed": true', '"passed": true ')
     for force in (False, True):
         with pytest.raises(VerificationFailed, match="changed after it was signed"):
-            exports.to_gcp(
+            export.to_gcp(
                 shelf.record.key, shelf.output, tmp_path / "out", shelf.events, trust=shelf.trust, force=force
             )
     assert not (tmp_path / "out").exists()

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from parbake import records, statements
-from parbake.disk import BLOCK, BlockList, block_list
-from parbake.errors import DiskFull, InputError
-from parbake.events import Events
-from parbake.model import Base, Published, Snapshot
-from parbake.trace import Part, Read, Trace, load, summary
-from parbake.workspace import WORK, work_folder
-from tests.support.plans import digest, image, plan, record
+from parbake import records
+from parbake.coldstart.trace import Part, Read, Trace, load, summary
+from parbake.core.errors import DiskFull, InputError
+from parbake.core.events import Events
+from parbake.core.model import Base, Published, Snapshot
+from parbake.core.workspace import WORK, work_folder
+from parbake.machine.disk import BLOCK, BlockList, block_list
+from parbake.records import folder as records_folder
+from parbake.records import statements
+from parbake.workflows import verify
+from tests.fakes.plans import digest, image, plan, record
 
 
 def _put(folder: Path, made: records.Record) -> records.Record:
@@ -158,7 +161,7 @@ def test_the_trace_appears_with_the_record_that_names_it(tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise DiskFull("no room for the record")
 
-    monkeypatch.setattr(records, "write", full)
+    monkeypatch.setattr(records_folder, "write", full)
     with pytest.raises(DiskFull):
         let_appear()
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +192,7 @@ def _release_listed(folder: Path, word: str = "ab") -> tuple[Path, records.Recor
 
 
 def _damage(artefact: Path, made: records.Record) -> str:
-    return records.damage(artefact, made, Events())
+    return verify.damage(artefact, made, Events())
 
 
 def test_a_raw_artefact_comes_and_goes_with_the_list_of_its_blocks(tmp_path: Path) -> None:

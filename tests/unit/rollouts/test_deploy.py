@@ -16,12 +16,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from parbake import cli
-from tests.kubernetes.server import serving
-from tests.kubernetes.store import Kind
-from tests.kubernetes.test_server import kubectl
-from tests.support.clusters import NEEDS_KUBECTL
+from tests.fakes.clusters import NEEDS_KUBECTL
+from tests.fakes.kubernetes.server import serving
+from tests.fakes.kubernetes.store import Kind
+from tests.unit.fakes.test_kubernetes import kubectl
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 CRONJOB, WORKFLOW = DEPLOY / "cronjob.yaml", DEPLOY / "github-actions.yaml"
 RBAC = "rbac.authorization.k8s.io"
 KINDS = (

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from parbake import run
-from parbake.errors import InputError
+from parbake.coldstart.trace import Part, Read, Trace, save
+from parbake.core import run
+from parbake.core.errors import InputError
 from parbake.rollouts.files import parse, render
-from parbake.trace import Part, Read, Trace, save
-from tests.support.clusters import goes_out_again, kitchen, machine_image, parbake, volume
-from tests.support.plans import record
+from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.plans import record
 
 FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
 

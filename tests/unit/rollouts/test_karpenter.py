@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from parbake.nodefiles import user_data
+from parbake.coldstart.hydrate import user_data
+from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, save
 from parbake.rollouts.karpenter import Karpenter as Target
 from parbake.rollouts.userdata import part_of
-from parbake.trace import Part, Read, Trace, hydrate_list, save
-from tests.golden.test_rollouts import ALIAS, BOTH, COMMON, NEW, OLD
-from tests.kubernetes.karpenter import Ami, Karpenter
-from tests.kubernetes.server import Server, serving
-from tests.kubernetes.store import Kind
-from tests.support.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
-from tests.support.keys import key_pair
+from tests.fakes.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.keys import key_pair
+from tests.fakes.kubernetes.karpenter import Ami, Karpenter
+from tests.fakes.kubernetes.server import Server, serving
+from tests.fakes.kubernetes.store import Kind
+from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 
 pytestmark = NEEDS_KUBECTL
 
@@ -264,7 +264,7 @@ def test_what_speaks_against_it(server: Server, tmp_path: Path, capsys: pytest.C
 
 
 def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.kubernetes.test_server import kubectl
+    from tests.unit.fakes.test_kubernetes import kubectl
 
     kubectl(server, "apply", "--server-side", "--field-manager=argocd-controller", "-f", "-", document=ALIAS)
     kitchen(tmp_path, [GPU], FIRST)

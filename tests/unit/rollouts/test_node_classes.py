@@ -1,7 +1,7 @@
 """What a rollout writes into a node class, and what going back writes: one small file a case.
 
-`UPDATE_GOLDEN=1 pytest tests/golden/test_rollouts.py` writes them anew. What is written must pass the schema and the
-CEL rules of Karpenter's own CRDs.
+`UPDATE_GOLDEN=1 pytest tests/unit/rollouts/test_node_classes.py` writes them anew. What is written must pass the schema
+and the CEL rules of Karpenter's own CRDs.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from parbake.errors import InputError
-from parbake.model import GIB
+from parbake.core.errors import InputError
+from parbake.core.model import GIB
 from parbake.rollouts import Change, Offer
 from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_back, held
 from parbake.rollouts.userdata import with_part
-from tests.kubernetes import schemas
-from tests.kubernetes.server import load_crds
-from tests.kubernetes.store import merge
+from tests.fakes.kubernetes import schemas
+from tests.fakes.kubernetes.server import load_crds
+from tests.fakes.kubernetes.store import merge
 
-FOLDER = Path(__file__).with_name("rollouts")
+FOLDER = Path(__file__).with_name("cases")
 OLD = "karpenter.k8s.aws_awsnodetemplates.v1alpha1"
 BOTH = "karpenter.k8s.aws_ec2nodeclasses.v1+v1beta1"
 NEW = "karpenter.k8s.aws_ec2nodeclasses.v1"

@@ -11,14 +11,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from parbake import exports, gitops, nodefiles, records, statements, upkeep, workspace
-from parbake.disk import BLOCK, BlockList
-from parbake.errors import EnvironmentProblem, InputError
-from parbake.gitops import Edit, Repository
-from parbake.model import Plan
+from parbake import records
+from parbake.coldstart import hydrate
+from parbake.coldstart.trace import Trace, save
+from parbake.core import workspace
+from parbake.core.errors import EnvironmentProblem, InputError
+from parbake.core.model import Plan
+from parbake.machine.disk import BLOCK, BlockList
+from parbake.records import statements
+from parbake.rollouts import gitops
+from parbake.rollouts.gitops import Edit, Repository
 from parbake.rollouts.manifests import NodeClassFile
-from parbake.trace import Trace, save
-from tests.support.plans import plan, record
+from parbake.workflows import export, prune
+from tests.fakes.plans import plan, record
 
 SECRET = "root:$y$secret:\n"
 
@@ -47,9 +52,9 @@ def _trace(folder: Path) -> Path:
 WRITERS: dict[str, tuple[str, Any]] = {
     "an export's script": (
         ".create-disk.sh.new",
-        lambda folder: exports.write(folder, {"create-disk.sh": "#!/bin/sh\n"}, force=False),
+        lambda folder: export.write(folder, {"create-disk.sh": "#!/bin/sh\n"}, force=False),
     ),
-    "a node's file": (".hydrate.py.draft", lambda folder: nodefiles.export(folder, "")),
+    "a node's file": (".hydrate.py.draft", lambda folder: hydrate.export(folder, "")),
     "a trace": (".a.trace.draft", _trace),
 }
 
@@ -67,7 +72,7 @@ def test_a_planted_link_beside_a_file_that_is_written_leads_nowhere(what: str, t
 def test_a_planted_link_in_the_place_of_an_export_is_replaced(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/run.sh").symlink_to(victim)
-    exports.write(tmp_path / "out", {"run.sh": "#!/bin/sh\n"}, force=True)
+    export.write(tmp_path / "out", {"run.sh": "#!/bin/sh\n"}, force=True)
     assert untouched(victim)
     assert not (tmp_path / "out/run.sh").is_symlink()
     assert (tmp_path / "out/run.sh").stat().st_mode & 0o777 == 0o755
@@ -77,7 +82,7 @@ def test_a_planted_folder_of_an_export_leads_nowhere(tmp_path: Path, victim: Pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out/scripts").symlink_to(victim.parent)
     with pytest.raises(InputError, match=r"'scripts' in .* is a link"):
-        exports.write(tmp_path / "out", {"scripts/pull.sh": "#!/bin/sh\n"}, force=False)
+        export.write(tmp_path / "out", {"scripts/pull.sh": "#!/bin/sh\n"}, force=False)
     assert [entry.name for entry in victim.parent.iterdir()] == [victim.name]
 
 
@@ -200,7 +205,7 @@ def test_a_record_names_no_file_elsewhere_so_that_prune_removes_none(name: str, 
     output = tmp_path / "artefacts"
     output.mkdir()
     path = _forged(output, artefact=name)
-    upkeep.prune(output, keep=0)
+    prune.prune(output, keep=0)
     assert untouched(victim)
     with pytest.raises(InputError, match="is no record"):
         records.read(path)

@@ -11,18 +11,18 @@ import pytest
 
 from parbake.aws import clients
 from parbake.bakefile import load
-from parbake.errors import InputError, TargetMoved
+from parbake.core.errors import InputError, TargetMoved
 from parbake.rollouts.karpenter import Karpenter as Target
 from parbake.rollouts.pointers import ParameterPointer, TagPointer
 from tests.aws.conftest import REGION, aws_mock, environment
-from tests.aws.raw import raw
-from tests.aws.recorder import NOTED, attach, printed
-from tests.golden.test_rollouts import ALIAS, BOTH, COMMON, NEW, OLD
-from tests.kubernetes.karpenter import Ami, Karpenter
-from tests.kubernetes.server import Server, serving
-from tests.kubernetes.test_karpenter import QUICK, images, pool, terms, use
-from tests.support.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake, volume
-from tests.support.policies import Check, refused
+from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.iam_recorder import NOTED, attach, printed
+from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake, volume
+from tests.fakes.kubernetes.karpenter import Ami, Karpenter
+from tests.fakes.kubernetes.server import Server, serving
+from tests.fakes.policies import Check, refused
+from tests.unit.rollouts.test_karpenter import QUICK, images, pool, terms, use
+from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 
 __all__ = ["aws_mock", "environment"]
 pytestmark = [NEEDS_KUBECTL, pytest.mark.usefixtures("aws_mock")]

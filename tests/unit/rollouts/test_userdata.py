@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.errors import InputError
-from parbake.nodefiles import user_data
+from parbake.coldstart.hydrate import user_data
+from parbake.core.errors import InputError
 from parbake.rollouts.userdata import part_of, shown, with_part
 
 ONE, TWO = user_data("parbake-hydrate 1\nranges 0\n"), user_data("parbake-hydrate 1\nranges 1\n0 4096\n")

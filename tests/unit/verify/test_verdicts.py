@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from parbake.model import Descriptor
-from parbake.verify.rehearsal import Subject, conclude
-from parbake.verify.start import Started
+from parbake.core.model import Descriptor
+from parbake.verify.starter import Started
 from parbake.verify.store import Seen, judge
-from tests.support.plans import image
+from parbake.verify.verify import Subject, conclude
+from tests.fakes.plans import image
 
-CASES = sorted(Path(__file__).with_name("verdicts").glob("*.json"))
+CASES = sorted(Path(__file__).with_name("cases").glob("*.json"))
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 

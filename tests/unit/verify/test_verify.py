@@ -10,28 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake import run
 from parbake.containerd.cri import ContainerStatus, State
-from parbake.errors import BadBase, InputError
-from parbake.events import Events
-from parbake.model import (
-    ExitProbe,
-    HttpProbe,
-    Image,
-    LogProbe,
-    Platform,
-    Probe,
-    RunningProbe,
-    Startup,
-    TcpProbe,
-)
+from parbake.core import run
+from parbake.core.errors import BadBase, InputError
+from parbake.core.events import Events
+from parbake.core.model import ExitProbe, HttpProbe, Image, LogProbe, Platform, Probe, RunningProbe, Startup, TcpProbe
+from parbake.machine.vm import Clock
 from parbake.verify import Pulled, verify
-from parbake.verify.node import Kind, Settings, identify, settings_of
-from parbake.verify.rehearsal import sandbox_action, subjects_in, subjects_of
-from parbake.verify.start import Log, Starter, describe, shorten
+from parbake.verify.booted import Kind, Settings, identify, settings_of
+from parbake.verify.starter import Log, Starter, describe, shorten
 from parbake.verify.store import choose
-from parbake.vm import Clock
-from tests.support.plans import digest, image, plan
+from parbake.verify.verify import sandbox_action, subjects_in, subjects_of
+from tests.fakes.plans import digest, image, plan
 
 OLD = """
 version = 2

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from parbake import ancestry, disk, records
-from parbake.disk import BLOCK, Memory, NotAsListed, block_list, copy_listed
-from parbake.events import Events
-from parbake.model import Platform, Verdict
+from parbake import records
+from parbake.core.events import Events
+from parbake.core.model import Platform, Verdict
+from parbake.machine import disk
+from parbake.machine.disk import BLOCK, Memory, NotAsListed, block_list, copy_listed
 from parbake.records import Blocks, Record
-from tests.support.plans import digest, image, layer, plan
+from parbake.workflows import ancestry
+from tests.fakes.plans import digest, image, layer, plan
 
 KEPT = layer("kept")
 

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from parbake import coldstart, disk, flow, planning, proof, records
+from parbake import records
 from parbake.bakefile import load
-from parbake.builders import Disk, Ingredients
-from parbake.errors import ArtefactFull, DiskFull, LayerTooLarge, ParbakeError, VerificationFailed
-from parbake.events import Event, Events
-from parbake.model import GIB, MIB, Plan, Verdict
-from parbake.registry import Registry
-from parbake.trace import Part, Read, Trace, summary
-from parbake.workspace import work_folder
-from tests.support.plans import image, layer, plan, record
+from parbake.builders import Disk, Ingredients, coldstart
+from parbake.coldstart.trace import Part, Read, Trace, summary
+from parbake.core.errors import ArtefactFull, DiskFull, LayerTooLarge, ParbakeError, VerificationFailed
+from parbake.core.events import Event, Events
+from parbake.core.model import GIB, MIB, Plan, Verdict
+from parbake.core.workspace import work_folder
+from parbake.images.registry import Registry
+from parbake.machine import disk
+from parbake.records import folder as records_folder
+from parbake.workflows import bake
+from parbake.workflows.plan import Finished, Session
+from parbake.workflows.verify import judge, verify_again
+from tests.fakes.plans import image, layer, plan, record
 
 
 class Builder:
@@ -38,7 +43,7 @@ class Builder:
 
 def build(folder: Path, made: Plan, builder: Builder, said: list[Event]) -> tuple[Plan, Disk]:
     ingredients = Ingredients(None, lambda _: pytest.fail("nothing is fetched"), folder, Events(said.append))
-    return flow.build_large_enough(made, builder, ingredients)
+    return bake.build_large_enough(made, builder, ingredients)
 
 
 UNKNOWN = plan(images=(image(layers=(layer("x", size=100 * MIB, raw_size=0),)),))
@@ -91,16 +96,16 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
         assert (folder / made.trace_name).exists()
         return folder
 
-    monkeypatch.setattr(flow, "need_root", lambda _: None)
-    monkeypatch.setattr(flow, "builder_of", lambda _: Builder(0, DiskFull("never")))
+    monkeypatch.setattr(bake, "need_root", lambda _: None)
+    monkeypatch.setattr(bake, "builder_of", lambda _: Builder(0, DiskFull("never")))
     monkeypatch.setattr(coldstart, "prepare", prepare)
-    monkeypatch.setattr(records, "write", write)
+    monkeypatch.setattr(records_folder, "write", write)
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "parbake.yaml").write_text("version: 1\nbase: none\noutput: .\nimages: [registry.example/app:1]\n")
     bakefile = load(tmp_path / "parbake.yaml")
     with Registry(bakefile.registries, events=Events()) as registry:
-        run = planning.Session(bakefile, registry, Events())
-        made = flow.bake_here(run, wanted, flow.Options(rehearse=True, verify=False), None)
+        run = Session(bakefile, registry, Events())
+        made = bake.bake_here(run, wanted, bake.Options(rehearse=True, verify=False), None)
     assert made.record.trace == summary(trace, file=made.record.trace_name)
     assert steps == ["prepare", "write"]
 
@@ -121,7 +126,7 @@ def booted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def made(folder: Path, content: bytes, *, raw: bool) -> planning.Finished:
+def made(folder: Path, content: bytes, *, raw: bool) -> Finished:
     """Make an artefact and its record, as a bake does."""
     (folder / "draft").write_bytes(content)
     blocks = disk.block_list(folder / "draft", Events()) if raw else None
@@ -130,17 +135,17 @@ def made(folder: Path, content: bytes, *, raw: bool) -> planning.Finished:
     written = record().model_copy(update={"sha256": sha256, "blocks": named})
     with work_folder(folder, "bake") as work:
         artefact = records.release(folder / "draft", written, folder, work, blocks=blocks)
-    return planning.Finished(artefact, written, changed=True)
+    return Finished(artefact, written, changed=True)
 
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_verified_record_has_the_digest_of_the_whole_file(tmp_path: Path, booted: list[Path], raw: bool) -> None:
     finished = made(tmp_path, b"content", raw=raw)
-    proven = flow.prove(finished, Events())
+    proven = bake.prove(finished, Events())
     assert proven.record.sha256 == hashlib.sha256(b"content").hexdigest()
     assert proven.record.verdict == SEEN
     assert records.read(tmp_path / proven.record.file_name) == proven.record
-    _, verdict = proof.verify_again(str(finished.artefact), tmp_path, Events())
+    _, verdict = verify_again(str(finished.artefact), tmp_path, Events())
     assert verdict == SEEN.model_copy(update={"intact": True})
     assert len(booted) == 2
 
@@ -149,11 +154,11 @@ def test_a_verified_record_has_the_digest_of_the_whole_file(tmp_path: Path, boot
 def test_what_is_not_what_was_baked_fails(tmp_path: Path, booted: list[Path], raw: bool) -> None:
     finished = made(tmp_path, b"content", raw=raw)
     finished.artefact.write_bytes(b"coNtent")
-    _, verdict = proof.verify_again(str(finished.artefact), tmp_path, Events())
+    _, verdict = verify_again(str(finished.artefact), tmp_path, Events())
     assert (verdict.passed, verdict.intact) == (False, False)
     assert booted == ([] if raw else [finished.artefact]), "blocks are compared before anything is booted"
     with pytest.raises(VerificationFailed, match="record") as caught:
-        proof.judge(finished.artefact, verdict)
+        judge(finished.artefact, verdict)
     assert "--force" in caught.value.hint
     stored = records.read(tmp_path / finished.record.file_name)
     assert stored.verdict == verdict
@@ -170,12 +175,12 @@ def test_hashing_ends_with_a_verification_that_fails(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("parbake.verify.verify", verify)
     with pytest.raises(ParbakeError, match="no machine"):
-        flow.prove(finished, Events())
+        bake.prove(finished, Events())
 
 
 def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
-    flow.need_room(tmp_path, plan())
+    bake.need_room(tmp_path, plan())
     huge = plan(images=(image(layers=(layer("x", size=1 << 50, raw_size=0),)),))
     with pytest.raises(DiskFull, match="of free space, and the images take more than 1073741824 MiB") as caught:
-        flow.need_room(tmp_path, huge)
+        bake.need_room(tmp_path, huge)
     assert "output" in caught.value.hint

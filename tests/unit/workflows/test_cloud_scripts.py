@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from parbake import exports, records
-from parbake.clouds import azure_script, gcp_script, gke_script, scripts
-from parbake.errors import InputError
-from parbake.events import Events
-from parbake.model import Platform
-from tests.support.plans import record
+from parbake import records
+from parbake.core.errors import InputError
+from parbake.core.events import Events
+from parbake.core.model import Platform
+from parbake.workflows import export
+from parbake.workflows.export import scripts
+from parbake.workflows.export.scripts import azure_script, gcp_script, gke_script
+from tests.fakes.plans import record
 
 AMD64 = Platform(architecture="amd64")
 SCRIPTS: dict[str, Callable[[str, str], str]] = {
@@ -74,7 +76,7 @@ def test_a_record_with_a_hostile_key_is_not_exported(word: str, tmp_path: Path) 
     path.write_text(json.dumps(statement))
     out = tmp_path / "out"
     with suppress(InputError):
-        exports.to_gcp(str(path), tmp_path, out, Events())
+        export.to_gcp(str(path), tmp_path, out, Events())
     for script in out.glob("*.sh"):
         run(script.read_text(), out)
     assert not out.exists() or not (out / "p").exists()

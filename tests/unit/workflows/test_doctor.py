@@ -1,4 +1,4 @@
-"""What the doctor says: judged purely from facts, one file a case in tests/golden/doctor."""
+"""What the doctor says: judged purely from facts, one file a case in tests/unit/workflows/cases."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from parbake.doctor import Check, Facts, examine, judge, lacking
-from parbake.model import GIB
-from parbake.programs import PROGRAMS, table
-from parbake.run import PACKAGES
+from parbake.core.model import GIB
+from parbake.core.programs import PROGRAMS, table
+from parbake.core.run import PACKAGES
+from parbake.workflows.doctor import Check, Facts, examine, judge, lacking
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "doctor"
+GOLDEN = Path(__file__).parent / "cases"
 EVERY_PROGRAM = {program.name: program.oldest or "9.9" for program in PROGRAMS if program.name != "docker"}
 COMPLETE = Facts(
     root=True,

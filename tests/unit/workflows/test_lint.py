@@ -13,17 +13,17 @@ import pytest
 from parbake import records
 from parbake.bakefile import load
 from parbake.cli import run
-from parbake.errors import InputError
-from parbake.lint import RULES, Bake, bakes_of, examine, gather, of_bakefile, of_record, sarif, together
-from parbake.lint.bakes import BakedImage
-from parbake.lint.nodes import family_of, size_of
-from parbake.lint.userdata import read
-from parbake.model import GIB, Platform, Published, Snapshot
-from parbake.reference import Reference
-from parbake.yamltext import parse
-from tests.support.plans import digest, image, plan, record
+from parbake.core.errors import InputError
+from parbake.core.model import GIB, Platform, Published, Snapshot
+from parbake.core.reference import Reference
+from parbake.core.yamltext import parse
+from parbake.workflows.lint import RULES, Bake, bakes_of, examine, gather, of_bakefile, of_record, sarif, together
+from parbake.workflows.lint.bakes import BakedImage
+from parbake.workflows.lint.nodes import family_of, size_of
+from parbake.workflows.lint.userdata import read
+from tests.fakes.plans import digest, image, plan, record
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 APP = "registry.example.com/shop/api:1.4"
 INDEX, MANIFEST, OTHER = (digest(word) for word in ("index", "manifest", "other"))
 BAKED = BakedImage(Reference.parse(APP), INDEX, MANIFEST)
@@ -169,7 +169,7 @@ def test_every_rule_has_a_case_and_stands_in_the_documentation() -> None:
 
 def test_fields_are_those_of_karpenter() -> None:
     """Names that are looked for in node classes and pools exist in the definitions of their kinds."""
-    folder = ROOT / "tests/karpenter-crds"
+    folder = ROOT / "tests/fakes/kubernetes/karpenter-crds"
     for file, fields in {
         "karpenter.k8s.aws_ec2nodeclasses.v1.yaml": (
             "amiFamily", "amiSelectorTerms", "alias", "id", "blockDeviceMappings", "deviceName", "rootVolume", "ebs",

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from parbake import flow, watching
-from parbake.errors import BakefileError, RegistryError
-from parbake.events import Event, Events
-from parbake.planning import Finished
-from parbake.rollout_tables import turn_json, turn_text
-from parbake.tables import decisions_json
-from tests.support.bakes import documents
-from tests.support.clusters import kitchen, machine_image
-from tests.support.plans import record
+from parbake.cli.text.artefacts import decisions_json
+from parbake.cli.text.rollouts import turn_json, turn_text
+from parbake.core.errors import BakefileError, RegistryError
+from parbake.core.events import Event, Events
+from parbake.workflows import bake, watch
+from parbake.workflows.plan import Finished
+from tests.fakes.clusters import kitchen, machine_image
+from tests.fakes.command import documents
+from tests.fakes.plans import record
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 DONE = Finished(Path("a.raw"), record(passed=True), changed=True)
 
 
@@ -28,9 +28,9 @@ class Enough(Exception):
 
 
 def test_what_moved() -> None:
-    assert watching.moved(None, {"a": "1", "base": ""}) == ("a", "base")
-    assert watching.moved({"a": "1", "b": "1"}, {"a": "1", "b": "2", "c": "1"}) == ("b", "c")
-    assert watching.moved({"a": "1", "gone": "1"}, {"a": "1"}) == ()
+    assert watch.moved(None, {"a": "1", "base": ""}) == ("a", "base")
+    assert watch.moved({"a": "1", "b": "1"}, {"a": "1", "b": "2", "c": "1"}) == ("b", "c")
+    assert watch.moved({"a": "1", "gone": "1"}, {"a": "1"}) == ()
 
 
 def taking_turns(
@@ -40,9 +40,9 @@ def taking_turns(
     acted: list[tuple[str, ...]] = []
     pauses: list[float] = []
     warnings: list[str] = []
-    monkeypatch.setattr(watching, "sleep", pauses.append)
+    monkeypatch.setattr(watch, "sleep", pauses.append)
 
-    def look() -> watching.Seen:
+    def look() -> watch.Seen:
         if not looks:
             raise Enough
         seen = looks.pop(0)
@@ -55,7 +55,7 @@ def taking_turns(
             warnings.append(event.text)
 
     with pytest.raises(Enough):
-        watching.watch(
+        watch.watch(
             look,
             lambda: (DONE, (), None),
             Events(note),
@@ -80,7 +80,7 @@ def test_what_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bake_that_fails_is_tried_again_although_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "sleep", lambda _: None)
+    monkeypatch.setattr(watch, "sleep", lambda _: None)
     results: list[Any] = [RegistryError("x"), (DONE, (), None), Enough()]
 
     def act() -> Any:
@@ -91,7 +91,7 @@ def test_a_bake_that_fails_is_tried_again_although_nothing_moves(monkeypatch: py
 
     seen = iter([{"a": "1"}, {"a": "1"}, {"a": "1"}, {"a": "2"}])
     with pytest.raises(Enough):
-        watching.watch(lambda: next(seen), act, Events(), once=False, interval=1)
+        watch.watch(lambda: next(seen), act, Events(), once=False, interval=1)
     assert results == [], "once again, then not until something moved"
 
 
@@ -100,10 +100,10 @@ def test_old_artefacts_go_after_a_turn_when_that_is_asked_for(tmp_path: Path, mo
     file = kitchen(tmp_path, [], old, new, retention={"keep": 1})
     for each in (old, new):
         (tmp_path / "artefacts" / each.artefact).touch()
-    monkeypatch.setattr(flow, "bake", lambda *_: DONE)
-    assert watching.act(file, Events(), None) == (DONE, (), None)
+    monkeypatch.setattr(bake, "bake", lambda *_: DONE)
+    assert watch.act(file, Events(), None) == (DONE, (), None)
     assert len(list((tmp_path / "artefacts").glob("*.json"))) == 2, "not asked for"
-    turn = watching.Turn(("x",), *watching.act(file, Events(), None, prune=True))
+    turn = watch.Turn(("x",), *watch.act(file, Events(), None, prune=True))
     assert turn.tidied is not None
     assert turn.tidied.pruned is None, "nothing is published"
     assert [path.name for path in (tmp_path / "artefacts").glob("*.json")] == [new.file_name]
@@ -113,28 +113,32 @@ def test_old_artefacts_go_after_a_turn_when_that_is_asked_for(tmp_path: Path, mo
 
 
 def test_once_raises_and_so_does_a_wrong_bakefile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "sleep", lambda _: pytest.fail("no turn after it"))
+    monkeypatch.setattr(watch, "sleep", lambda _: pytest.fail("no turn after it"))
 
-    def down() -> watching.Seen:
+    def down() -> watch.Seen:
         raise RegistryError("down")
 
-    def wrong() -> watching.Seen:
+    def wrong() -> watch.Seen:
         raise BakefileError("parbake.yaml", ())
 
     with pytest.raises(RegistryError):
-        watching.watch(down, lambda: (DONE, (), None), Events(), once=True, interval=1)
+        watch.watch(down, lambda: (DONE, (), None), Events(), once=True, interval=1)
     with pytest.raises(BakefileError):
-        watching.watch(wrong, lambda: (DONE, (), None), Events(), once=False, interval=1)
+        watch.watch(wrong, lambda: (DONE, (), None), Events(), once=False, interval=1)
 
 
 INTERRUPTED = """
 import os, signal, sys, time
 from pathlib import Path
-from parbake import flow, genuine, interrupts, planning, records, rollout_tables
-from parbake.cli import door
-import parbake.cli.rolling
-from parbake.events import Events
-from parbake import watching
+from parbake.workflows import bake as flow, plan as planning
+from parbake.records import genuine
+from parbake.core import interrupts
+from parbake import records
+from parbake.cli.text import rollouts as rollout_tables
+from parbake.cli import app as door
+import parbake.cli.rollouts
+from parbake.core.events import Events
+from parbake.workflows import watch as watching
 
 where, = sys.argv[1:]
 path, record = next(iter(records.find(Path("artefacts"))))

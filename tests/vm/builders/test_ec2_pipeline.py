@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from parbake import run
 from parbake.builders.ec2 import launch
-from parbake.pause import REFERENCE as PAUSE
-from tests.aws.cloud import Cloud
+from parbake.core import run
+from parbake.images.pause import REFERENCE as PAUSE
 from tests.aws.conftest import REGION, aws_mock, environment
-from tests.aws.ec2_support import cloud
-from tests.aws.qemus import Qemus
-from tests.support.baking import bake, bakefile, parbake, private_places, traces
-from tests.support.base import default_base
-from tests.support.images import image, push
-from tests.support.registry import DockerRegistry
-from tests.support.specs import write_files
-from tests.support.variety import busybox_layer
+from tests.fakes.aws.ec2 import Cloud
+from tests.fakes.aws.ec2_support import cloud
+from tests.fakes.aws.qemu_instances import Qemus
+from tests.fakes.base import default_base
+from tests.fakes.contexts import write_files
+from tests.fakes.every_layer_feature import busybox_layer
+from tests.fakes.images import image, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bake, bakefile, parbake, private_places, traces
 
 __all__ = ["aws_mock", "cloud", "default_base", "environment", "private_places"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from parbake.disk import BLOCK, data_blocks
-from tests.support.baking import bakefile, parbake, traces
-from tests.support.base import default_base
-from tests.support.images import image, index, push
-from tests.support.registry import DockerRegistry, certificates
-from tests.support.variety import busybox_layer
+from parbake.machine.disk import BLOCK, data_blocks
+from tests.fakes.base import default_base
+from tests.fakes.every_layer_feature import busybox_layer
+from tests.fakes.images import image, index, push
+from tests.fakes.registry import DockerRegistry, certificates
+from tests.fakes.runs import bakefile, parbake, traces
 
 __all__ = ["default_base"]
 

@@ -14,17 +14,22 @@ import pytest
 
 from bench.cold import ColdSource
 from bench.lazy import Profile
-from parbake import coldstart, disk, proof, records, run
-from parbake.events import Events
-from parbake.nodefiles import LIST, node_file
+from parbake import records
+from parbake.coldstart.hydrate import LIST
+from parbake.coldstart.trace import Trace
+from parbake.core import run
+from parbake.core.events import Events
+from parbake.core.nodefiles import node_file
+from parbake.machine import disk
+from parbake.machine.vm import Drive, Machine, agent_seed
 from parbake.records import Record
-from parbake.trace import Trace
 from parbake.verify import Rehearsal
-from parbake.vm import Drive, Machine, agent_seed
-from tests.support.baking import bakefile, parbake
-from tests.support.base import default_base
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from parbake.workflows import verify
+from parbake.workflows.trace import trace_of
+from tests.fakes.base import default_base
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bakefile, parbake
 
 __all__ = ["default_base"]
 
@@ -56,7 +61,7 @@ def baked(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         artefact = Path(document["artefact_path"])
         _, record = records.locate(str(artefact), artefact.parent)
         assert record
-        yield Baked(artefact, record, coldstart.trace_of(artefact, record))
+        yield Baked(artefact, record, trace_of(artefact, record))
 
 
 def test_the_boot_is_in_the_trace(baked: Baked) -> None:
@@ -151,7 +156,7 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         assert state == "running", guest.run(["systemctl", "--failed", "--no-legend"]).output
         verdict = rehearsal.verdict()
         # Its figures go into the record.
-        record = proof.write_verdict(baked.artefact, baked.record, verdict)
+        record = verify.write_verdict(baked.artefact, baked.record, verdict)
         told = {}
         for name in units:
             wait = f"until test -e /run/parbake/{name}.json; do sleep 0.5; done; cat /run/parbake/{name}.json"

@@ -1,7 +1,7 @@
 """The whole story on stand-ins: a tag moves in a registry, and nodes run what was baked of it. Killed, raced, back.
 
 Real are the registry, the bakes, the verification in a virtual machine, the upload's protocol, kubectl and the file;
-stand-ins are EBS and EC2 (tests/support/ebsdirect), the API server and Karpenter (tests/kubernetes).
+stand-ins are EBS and EC2 (tests/fakes/ebs_direct_server), the API server and Karpenter (tests/fakes/kubernetes).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 import pytest
 
-from parbake.model import Verdict
+from parbake.core.model import Verdict
+from parbake.core.workspace import cache_folder
 from parbake.records import read, write
-from parbake.workspace import cache_folder
-from tests.golden.test_rollouts import ALIAS, NEW
-from tests.kubernetes.karpenter import Ami, Karpenter
-from tests.kubernetes.server import Server, serving
-from tests.kubernetes.test_karpenter import pool
-from tests.support.bakes import Corner, documents
-from tests.support.base import default_base
-from tests.support.clusters import NEEDS_KUBECTL
-from tests.support.ebsdirect import Cloud
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from tests.fakes.base import default_base
+from tests.fakes.clusters import NEEDS_KUBECTL
+from tests.fakes.command import Corner, documents
+from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.images import image, layer, push
+from tests.fakes.kubernetes.karpenter import Ami, Karpenter
+from tests.fakes.kubernetes.server import Server, serving
+from tests.fakes.registry import DockerRegistry
+from tests.unit.rollouts.test_karpenter import pool
+from tests.unit.rollouts.test_node_classes import ALIAS, NEW
 
 __all__ = ["default_base"]
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow, NEEDS_KUBECTL]

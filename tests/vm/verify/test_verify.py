@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from parbake import disk, run
-from parbake.base import ensure
 from parbake.containerd import Client, Daemon
-from parbake.containerd.conventions import PINNED, chain_ids, reference_labels
-from parbake.errors import BadBase
-from parbake.events import Events
-from parbake.model import (
+from parbake.containerd.labels import PINNED, chain_ids, reference_labels
+from parbake.core import run
+from parbake.core.errors import BadBase
+from parbake.core.events import Events
+from parbake.core.model import (
     Artefact,
     Base,
     ExitProbe,
@@ -31,10 +30,12 @@ from parbake.model import (
     TcpProbe,
     Verdict,
 )
+from parbake.core.workspace import cache_folder
+from parbake.machine import disk
+from parbake.machine.base import ensure
 from parbake.verify import Pulled, Rehearsal, compare_pull, verify
-from parbake.workspace import cache_folder
-from tests.support.registry import DockerRegistry
-from tests.system.containerd_support import Made, busybox, document, fill, pause
+from tests.fakes.containerd_support import Made, busybox, document, fill, pause
+from tests.fakes.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
 

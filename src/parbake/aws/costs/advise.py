@@ -13,8 +13,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from parbake.economics.prices import Prices
-from parbake.model import GIB, MIB, Frozen
+from parbake.aws.costs.prices import Prices
+from parbake.core.model import GIB, MIB, Frozen
 
 Name = Literal["nothing", "hydrate", "rate", "fsr", "full-read", "pull"]
 _DAYS = 30

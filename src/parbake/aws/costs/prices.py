@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from parbake.errors import InputError
-from parbake.model import Frozen
+from parbake.core.errors import InputError
+from parbake.core.model import Frozen
 
 _OURS = Path(__file__).with_name("prices.json")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parbake.model import Frozen
+from parbake.core.model import Frozen
 
 _DAYS = 30
 

@@ -3,11 +3,11 @@
 Sources: EBS user guide, "EBS direct APIs" and its FAQ; EBS direct API reference.
 """
 
-from parbake.ebs import fast
-from parbake.ebs.download import Fetched, blocks_of, fetch
-from parbake.ebs.images import ROOT_DEVICE, boot_mode, register
-from parbake.ebs.spread import copy, keep, share
-from parbake.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, Sent, key_arn, look, upload
+from parbake.aws.ebs import fast_restore
+from parbake.aws.ebs.download import Fetched, blocks_of, fetch
+from parbake.aws.ebs.register import ROOT_DEVICE, boot_mode, register
+from parbake.aws.ebs.share import copy, keep, share
+from parbake.aws.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, Sent, key_arn, look, upload
 
 __all__ = [
     "BLOCKS_TAG",
@@ -20,7 +20,7 @@ __all__ = [
     "blocks_of",
     "boot_mode",
     "copy",
-    "fast",
+    "fast_restore",
     "fetch",
     "keep",
     "key_arn",

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from parbake import aws
-from parbake.disk import BLOCK, ZEROS, BlockList, data_blocks
-from parbake.ebs.pace import Pace
-from parbake.errors import AwsFault, AwsNoAccess, AwsNotFound, BadContent, InputError
-from parbake.events import Events
-from parbake.model import GIB
-from parbake.workspace import publish, room_for, work_folder
+from parbake.aws.ebs.throttle import Pace
+from parbake.core.errors import AwsFault, AwsNoAccess, AwsNotFound, BadContent, InputError
+from parbake.core.events import Events
+from parbake.core.model import GIB
+from parbake.core.workspace import publish, room_for, work_folder
+from parbake.machine.disk import BLOCK, ZEROS, BlockList, data_blocks
 
 _PAGE = 10_000  # the most that one call lists
 

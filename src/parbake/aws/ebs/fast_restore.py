@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import batched
 
 from parbake import aws
+from parbake.aws.costs.prices import load_prices
 from parbake.aws.tags import as_dict, as_list, mine
 from parbake.bakefile import FastRestoreSection
-from parbake.economics.prices import load_prices
-from parbake.errors import AwsFault
-from parbake.events import Events
-from parbake.model import TIB, Snapshot
+from parbake.core.errors import AwsFault
+from parbake.core.events import Events
+from parbake.core.model import TIB, Snapshot
 
 UNTIL_TAG = "parbake:fast-until"
 """The tag of a snapshot that says when its fast restore is to be turned off."""

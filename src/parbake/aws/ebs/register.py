@@ -13,10 +13,10 @@ from typing import Any
 from parbake import aws
 from parbake.aws import Stamp
 from parbake.aws.images import architecture
-from parbake.disk import partitions
-from parbake.errors import AwsFault
-from parbake.events import Events
-from parbake.model import Platform
+from parbake.core.errors import AwsFault
+from parbake.core.events import Events
+from parbake.core.model import Platform
+from parbake.machine.disk import partitions
 
 ROOT_DEVICE = "/dev/xvda"
 # The types of a GPT's partitions (UEFI specification, table 5-7; GRUB manual, "BIOS installation"), and of an MBR's.

@@ -11,9 +11,9 @@ from typing import Any
 
 from parbake import aws
 from parbake.aws import Stamp
+from parbake.aws.ebs.upload import look
 from parbake.aws.tags import ARTEFACT, EXPIRY, MANAGED, VERIFIED
-from parbake.ebs.upload import look
-from parbake.events import Events
+from parbake.core.events import Events
 
 SOURCE_TAG = "parbake:source"
 """The tag of a copy that names the snapshot which it was made of."""

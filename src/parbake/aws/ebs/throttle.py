@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Final
 
-from parbake.errors import AwsFault, AwsLimit, AwsNotFound, Interrupted
+from parbake.core.errors import AwsFault, AwsLimit, AwsNotFound, Interrupted
 
 IN_FLIGHT: Final = 64
 _TRIES = 12

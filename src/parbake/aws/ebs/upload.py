@@ -27,12 +27,12 @@ from typing import Any, Self
 
 from parbake import aws
 from parbake.aws import Stamp
+from parbake.aws.ebs.throttle import Pace
 from parbake.aws.tags import as_list
-from parbake.disk import BLOCK, ZEROS, BlockList, data_blocks, read_blocks
-from parbake.ebs.pace import Pace
-from parbake.errors import AwsFault, AwsNotFound, DeadlineExceeded, InputError, Interrupted
-from parbake.events import Events, Task
-from parbake.model import GIB
+from parbake.core.errors import AwsFault, AwsNotFound, DeadlineExceeded, InputError, Interrupted
+from parbake.core.events import Events, Task
+from parbake.core.model import GIB
+from parbake.machine.disk import BLOCK, ZEROS, BlockList, data_blocks, read_blocks
 
 BLOCKS_TAG = "parbake:blocks"
 """The tag that holds the digest of the list of blocks that a snapshot was made of."""

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from parbake.aws.iam import bakes, managed, pruning, rollouts
+from parbake.aws.iam.statements import Names, Policy, Scope, allow, both, missing, policy, suffix
 from parbake.bakefile import Bakefile
-from parbake.iam import bakes, managed, pruning, rollouts
-from parbake.iam.words import Names, Policy, Scope, allow, both, missing, policy, suffix
-from parbake.model import RegistryOptions
-from parbake.reference import Reference
-from parbake.registry import ecr
+from parbake.core.model import RegistryOptions
+from parbake.core.reference import Reference
+from parbake.images.registry import ecr
 
 __all__ = ["Names", "Policy", "actions", "missing", "policies"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from parbake.iam import packers
-from parbake.iam.words import OURS, TAGGED, Policy, Scope, allow, both, here, never_take_over, suffix
+from parbake.aws.iam import packers
+from parbake.aws.iam.statements import OURS, TAGGED, Policy, Scope, allow, both, here, never_take_over, suffix
 
 _CANONICAL = "099720109477"
 _RESULTS = ("image", "snapshot")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from parbake.iam.words import TAGGED, Policy, Scope, allow
+from parbake.aws.iam.statements import TAGGED, Policy, Scope, allow
 
 _LOOKS = (
     "DescribeImageAttribute", "DescribeInstanceStatus", "DescribeKeyPairs", "DescribeLaunchTemplates",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from parbake.iam import rollouts
-from parbake.iam.words import OURS, Policy, Scope, allow, here, never_take_over
+from parbake.aws.iam import rollouts
+from parbake.aws.iam.statements import OURS, Policy, Scope, allow, here, never_take_over
 
 _LOOKS = (
     "autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeInstanceRefreshes",

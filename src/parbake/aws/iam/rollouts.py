@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from parbake.aws.iam.statements import OURS, Policy, Scope, allow, both, here, never_take_over, suffix
 from parbake.bakefile.targets import Target
-from parbake.iam.words import OURS, Policy, Scope, allow, both, here, never_take_over, suffix
 
 
 def statements(scope: Scope) -> Iterator[Policy]:

@@ -6,8 +6,8 @@ terminate at once: a key that cannot be used shows as Client.InternalError).
 
 from __future__ import annotations
 
-from parbake.aws.faults import CAPACITY, KMS_HINT, QUOTA_HINT
-from parbake.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError, ParbakeError
+from parbake.aws.errors import CAPACITY, KMS_HINT, QUOTA_HINT
+from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError, ParbakeError
 
 
 class Interrupted(AwsLimit):

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from parbake.containerd import conventions
-from parbake.layers import FolderSink, Sink, Unpacked, settle
-from parbake.workspace import remove_tree
+from parbake.containerd.labels import snapshot_labels, unpack_key
+from parbake.core.workspace import remove_tree
+from parbake.images.layers import FolderSink, Sink, Unpacked, settle
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.containerd.snapshots import Folders
-    from parbake.model import Image, Layer
+    from parbake.core.model import Image, Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def commit(store: Client, chain: str, parent: str, put: Callable[[Folders], None
     """Let containerd make the snapshot of a layer; ``put`` brings the files to where it wants them."""
     from parbake.containerd.snapshots import folders  # gRPC's: loaded by then, and not where nothing is filled
 
-    key = conventions.unpack_key(os.urandom(6).hex(), chain)
-    labels = conventions.snapshot_labels(chain)
+    key = unpack_key(os.urandom(6).hex(), chain)
+    labels = snapshot_labels(chain)
     put(folders(store.snapshots.prepare(key, parent, labels)))
     store.snapshots.commit(chain, key, labels)
 

@@ -15,19 +15,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from parbake.containerd import conventions
-from parbake.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
-from parbake.fill.grounds import Ground, Job
-from parbake.fill.streams import Endable, Tee, pieces
-from parbake.layers import Allowance, Unpacked, unpack
-from parbake.model import Descriptor, Image, Layer, Plan, Source
-from parbake.reference import Reference
-from parbake.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
-from parbake.registry.strictjson import DOCUMENT
+from parbake.builders.fill.destinations import Ground, Job
+from parbake.builders.fill.streams import Endable, Tee, pieces
+from parbake.containerd.labels import (
+    PINNED,
+    merge_labels,
+    reference_labels,
+    snapshot_reference,
+    source_label,
+    uncompressed_label,
+)
+from parbake.core.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
+from parbake.core.model import Descriptor, Image, Layer, Plan, Source
+from parbake.core.reference import Reference
+from parbake.images.layers import Allowance, Unpacked, unpack
+from parbake.images.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
+from parbake.images.registry.strictjson import DOCUMENT
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
-    from parbake.events import Events
+    from parbake.core.events import Events
 
 _AT_ONCE: Final = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
 """Layers that are unpacked side by side; the engine keeps two cores busy with one large layer."""
@@ -158,13 +165,13 @@ class _Filling:
     def _write_documents(self, image: Image) -> None:
         source = self._sources(image)
         for descriptor, document in _path_to_manifest(image, lambda descriptor: self._read(descriptor, source)):
-            labels = conventions.reference_labels(load(image.reference, document, DOCUMENT))
+            labels = reference_labels(load(image.reference, document, DOCUMENT))
             if not self._plan.keep_layers:  # as containerd does with discard_unpacked_layers
                 labels = {key: value for key, value in labels.items() if not key.startswith(_LAYER_LABEL)}
             self._write(descriptor, document, {**labels, **_source_label(image)})
         labels = _source_label(image)
         if image.layers:
-            labels |= conventions.snapshot_reference(image.layers[-1].chain_id)
+            labels |= snapshot_reference(image.layers[-1].chain_id)
         self._write(image.config, self._read(image.config, source), labels)
 
     def _read(self, descriptor: Descriptor, source: Source) -> bytes:
@@ -182,7 +189,7 @@ class _Filling:
         info = self._store.content.info(digest)
         if info is None:
             return False
-        merged = conventions.merge_labels(info.labels, labels)
+        merged = merge_labels(info.labels, labels)
         if merged != info.labels:
             self._store.content.label(digest, merged)
         return True
@@ -194,14 +201,14 @@ class _Filling:
         return not self._store.content.exists(layer.digest)
 
     def _keeper(self, job: Job) -> Tee:
-        labels = {**_source_label(job.image), **conventions.uncompressed_label(job.layer.diff_id)}
+        labels = {**_source_label(job.image), **uncompressed_label(job.layer.diff_id)}
         descriptor = _descriptor(job.layer)
         return Tee(lambda pieces: self._store.content.write(descriptor, pieces, labels))
 
     def _keep_the_rest(self, image: Image) -> None:
         """Fetch blobs of layers whose snapshot was there already."""
         for layer in image.layers:
-            labels = {**_source_label(image), **conventions.uncompressed_label(layer.diff_id)}
+            labels = {**_source_label(image), **uncompressed_label(layer.diff_id)}
             if self._label(layer.digest, labels):
                 continue
             descriptor = _descriptor(layer)
@@ -213,7 +220,7 @@ class _Filling:
 
     def _name(self, image: Image) -> None:
         for name in image.names:
-            self._store.images.put(name, image.target, conventions.PINNED)
+            self._store.images.put(name, image.target, PINNED)
 
 
 def _descriptor(layer: Layer) -> Descriptor:
@@ -228,7 +235,7 @@ def _source_label(image: Image) -> dict[str, str]:
     reference = Reference.parse(image.reference)
     if image.layout or reference.is_local:
         return {}  # it did not come from a registry
-    return conventions.source_label(reference.registry, reference.repository)
+    return source_label(reference.registry, reference.repository)
 
 
 type _Document = tuple[Descriptor, bytes]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
-from parbake.errors import Interrupted
+from parbake.core.errors import Interrupted
 
 if TYPE_CHECKING:
-    from parbake.events import Task
-    from parbake.model import Readable
+    from parbake.core.events import Task
+    from parbake.core.model import Readable
 
 _PIECE: Final = 1 << 20
 

@@ -19,18 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from parbake.disk import bind, unbind
-from parbake.errors import RuntimeFault
-from parbake.fill.grounds import Job, commit
-from parbake.layers import NodeSink, Sink, Unpacked, settle_nodes
-from parbake.nodes import Node, Store
+from parbake.builders.fill.destinations import Job, commit
+from parbake.core.errors import RuntimeFault
+from parbake.core.filetree import Node, Store
+from parbake.images.layers import NodeSink, Sink, Unpacked, settle_nodes
+from parbake.machine.disk import bind, unbind
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.containerd.snapshots import Folders
-    from parbake.disk import Mounted
-    from parbake.ext4 import Slot, Volume
-    from parbake.model import Plan
+    from parbake.core.model import Plan
+    from parbake.machine.disk import Mounted
+    from parbake.machine.ext4 import Slot, Volume
 
 _SNAPSHOTS: Final = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
 # Where tools write "now", a volume has one fixed moment.

@@ -4,8 +4,8 @@ The template is fixed and lies in ``files/``; what a Bakefile says becomes the v
 Amazon plugin's documentation (version 1.8), builder amazon-ebs; Packer's HCL reference.
 """
 
-from parbake.packer.hcl import assignments
-from parbake.packer.manifest import artefacts
-from parbake.packer.template import VALUES, Folder, folder, reference_text, variables
+from parbake.builders.packer.hcl import assignments
+from parbake.builders.packer.manifest import artefacts
+from parbake.builders.packer.template import VALUES, Folder, folder, reference_text, variables
 
 __all__ = ["VALUES", "Folder", "artefacts", "assignments", "folder", "reference_text", "variables"]

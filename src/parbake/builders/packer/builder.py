@@ -7,7 +7,7 @@ whoever runs it would have to be allowed to change and to tag what is not parbak
 What Packer makes on the way carries parbake's tags, and so does the AMI: a run that finds the AMI of its key takes it.
 Packer is asked to end (SIGTERM) and given time for its own clean-up; should it be killed with parbake, the instance
 shuts itself down and is removed by that, and ``run_tags`` name the rest.
-Sources: Packer's commands init, validate and build; the Amazon plugin's artifact (see ``parbake.packer``).
+Sources: Packer's commands init, validate and build; the Amazon plugin's artifact (see ``parbake.builders.packer``).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from parbake import aws, packer, run
+from parbake import aws
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import Bakefile
-from parbake.builders import Ingredients, Publication, ec2
+from parbake.builders import Ingredients, Publication, ec2, packer
 from parbake.builders.ec2.image import Amis
-from parbake.errors import AwsNotFound, CommandFailed, EnvironmentProblem, ParbakeError
-from parbake.events import Events
-from parbake.model import Plan, Published
-from parbake.workspace import room_for
+from parbake.core import run
+from parbake.core.errors import AwsNotFound, CommandFailed, EnvironmentProblem, ParbakeError
+from parbake.core.events import Events
+from parbake.core.model import Plan, Published
+from parbake.core.workspace import room_for
 
 _MANIFEST = "manifest.json"
 _CHECK_SECONDS = 600.0

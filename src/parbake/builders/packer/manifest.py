@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from parbake.errors import ParbakeError
+from parbake.core.errors import ParbakeError
 
 _PART = re.compile(r"([a-z]{2,}(?:-[a-z0-9]+)+):(ami-[0-9a-f]+)")
 _HINT = "look into the output of packer above; `packer build` in the exported folder shows more"

@@ -8,10 +8,10 @@ from importlib import resources
 from typing import Any
 
 from parbake.bakefile import Bakefile
-from parbake.errors import InputError
-from parbake.model import GIB, AmiSource, Image
-from parbake.packer.hcl import assignments
-from parbake.reference import Reference
+from parbake.builders.packer.hcl import assignments
+from parbake.core.errors import InputError
+from parbake.core.model import GIB, AmiSource, Image
+from parbake.core.reference import Reference
 
 _PLAIN_FILES = (
     "README.md", "node.pkr.hcl", "variables.pkr.hcl", "scripts/bake.sh", "scripts/login.sh",

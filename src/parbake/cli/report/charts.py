@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from parbake.model import MIB
-from parbake.trace.data import BLOCK
+from parbake.coldstart.trace.data import BLOCK
+from parbake.core.model import MIB
 
 _COLUMNS = 96
 _MOST_CELLS = 96 * 24

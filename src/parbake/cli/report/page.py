@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from html import escape
 
 from parbake import __version__
+from parbake.cli.report.charts import Bar, block_map, table, waterfall
+from parbake.cli.report.style import CSS
+from parbake.coldstart.trace import Trace, merged
+from parbake.core.units import human_bytes
 from parbake.records import Record
-from parbake.render import human_bytes
-from parbake.report.charts import Bar, block_map, table, waterfall
-from parbake.report.style import CSS
-from parbake.trace import Trace, merged
 
 _MOST_FILES = 20
 _STAGES = ("mount", "containerd", "sandbox", "start")

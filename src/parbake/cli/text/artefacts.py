@@ -9,19 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parbake import base
-from parbake.model import Image, Plan, Published, TraceSummary, Verdict
-from parbake.plan import measure
-from parbake.printable import word
+from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
+from parbake.core.plan import measure
+from parbake.core.printable import word
+from parbake.core.units import human_bytes
+from parbake.machine import base
 from parbake.records import Decision, Record
-from parbake.render import human_bytes
 
 if TYPE_CHECKING:
-    from parbake.demo import Outcome
-    from parbake.doctor import Check
-    from parbake.layercache import Entry
-    from parbake.lint import Finding
-    from parbake.planning import Finished, Preview
+    from parbake.images.cache import Entry
+    from parbake.workflows.demo import Outcome
+    from parbake.workflows.doctor import Check
+    from parbake.workflows.lint import Finding
+    from parbake.workflows.plan import Finished, Preview
 
 # Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
 _WIDTH = 240

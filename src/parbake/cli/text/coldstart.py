@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from parbake.render import human_bytes
-from parbake.tables import table
+from parbake.cli.text.artefacts import table
+from parbake.core.units import human_bytes
 
 if TYPE_CHECKING:
-    from parbake.economics import Advice, Prices, Savings, Situation
+    from parbake.aws.costs import Advice, Prices, Savings, Situation
 
 
 def advice_text(advice: Advice, at: Situation, prices: Prices) -> str:

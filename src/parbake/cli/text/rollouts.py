@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from parbake.handover import Handed, Report
-from parbake.keeping import Pruned
-from parbake.printable import word
-from parbake.render import human_bytes
+from parbake.cli.text.artefacts import decisions_json, decisions_text, table
+from parbake.core.printable import word
+from parbake.core.units import human_bytes
 from parbake.rollouts import Follow, Held
-from parbake.tables import decisions_json, decisions_text, table
-from parbake.watching import Tidied, Turn
+from parbake.workflows.prune import Pruned
+from parbake.workflows.rollout import Handed, Report
+from parbake.workflows.watch import Tidied, Turn
 
 
 def handed_json(handed: Sequence[Handed], *, dry_run: bool) -> dict[str, object]:

@@ -6,13 +6,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from parbake import disk, run
+from parbake.coldstart.rehearsal.host import Here
 from parbake.containerd import Cri, Daemon
-from parbake.errors import CommandFailed, DeadlineExceeded, MachineFault, RuntimeFault
-from parbake.model import Image, Plan, Startup
-from parbake.rehearse.place import Here
+from parbake.core import run
+from parbake.core.errors import CommandFailed, DeadlineExceeded, MachineFault, RuntimeFault
+from parbake.core.model import Image, Plan, Startup
+from parbake.machine import disk
 from parbake.verify import sandbox
-from parbake.verify.start import Starter
+from parbake.verify.starter import Starter
 
 _OWN_SANDBOX = "localhost/parbake/pause:1"
 

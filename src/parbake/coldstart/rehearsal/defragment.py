@@ -1,9 +1,9 @@
 """Hot first on a file system that is not parbake's own: the kernel brings together what starts read.
 
-A machine image's root comes from a distribution, with features that ``parbake.ext4`` does not know. So the kernel moves
-data there, by the call that online defragmentation is made of (EXT4_IOC_MOVE_EXT: fs/ext4/move_extent.c, used by
-e4defrag of e2fsprogs): it exchanges blocks of a file with those of another one, which has one free range here, and is
-then removed. Files keep their contents, times and attributes. Folders and other metadata stay where they are.
+A machine image's root comes from a distribution, with features that ``parbake.machine.ext4`` does not know. So the
+kernel moves data there, by the call that online defragmentation is made of (EXT4_IOC_MOVE_EXT: fs/ext4/move_extent.c,
+used by e4defrag of e2fsprogs): it exchanges blocks of a file with those of another one, which has one free range here,
+and is then removed. Files keep their contents, times and attributes. Folders and other metadata stay where they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
 
-from parbake.trace import BLOCK, SECTOR, data_below, data_of
+from parbake.coldstart.trace import BLOCK, SECTOR, data_below, data_of
 
 _MOVE: Final = 0xC028660F
 _ARGUMENTS: Final = struct.Struct("=IIQQQQ")  # reserved, file, first block, its first block, count; moved

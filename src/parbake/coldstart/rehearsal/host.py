@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from parbake import run
-from parbake.errors import MachineFault
-from parbake.vm import Clock, Waited
+from parbake.core import run
+from parbake.core.errors import MachineFault
+from parbake.machine.vm import Clock, Waited
 
 _POLL = 0.005
 

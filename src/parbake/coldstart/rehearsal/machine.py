@@ -8,18 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parbake import disk
-from parbake.errors import MachineFault
-from parbake.model import Plan, Startup
-from parbake.rehearse.overlay import writable
-from parbake.rehearse.volume import identify
-from parbake.trace import Part, Read, Trace, hot_files
-from parbake.trace.data import HotEntry
+from parbake.coldstart.rehearsal.overlay import writable
+from parbake.coldstart.rehearsal.volume import identify
+from parbake.coldstart.trace import Part, Read, Trace, hot_files
+from parbake.coldstart.trace.data import HotEntry
+from parbake.core.errors import MachineFault
+from parbake.core.model import Plan, Startup
+from parbake.machine import disk
+from parbake.machine.vm import GuestRead, largest_disk
 from parbake.verify import Rehearsal
-from parbake.vm import GuestRead, largest_disk
 
 if TYPE_CHECKING:
-    from parbake.events import Events
+    from parbake.core.events import Events
 
 _FORGET = "echo 3 >/proc/sys/vm/drop_caches"
 

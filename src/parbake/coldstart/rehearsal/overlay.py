@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake import diskformats, run
+from parbake.core import run
+from parbake.machine.disk import formats
 
 _START = 20.0  # seconds
 
@@ -24,12 +25,12 @@ def writable(image: Path, folder: Path, *, image_format: str = "raw", in_place: 
     folder.mkdir(parents=True, exist_ok=True)
     overlay, shown = folder / "overlay.qcow2", folder / "disk"
     options = {"cache": {"no-flush": True}, "discard": "unmap"}
-    diskformats.alone(image, image_format)
+    formats.alone(image, image_format)
     if in_place:
-        disk = diskformats.tree(image_format, image.resolve(), read_only=False, **options)
+        disk = formats.tree(image_format, image.resolve(), read_only=False, **options)
     else:
-        diskformats.overlay(image, image_format, overlay)
-        disk = diskformats.above(diskformats.tree(image_format, image.resolve()), overlay, **options)
+        formats.overlay(image, image_format, overlay)
+        disk = formats.above(formats.tree(image_format, image.resolve()), overlay, **options)
     shown.touch()
     command = [
         "qemu-storage-daemon",

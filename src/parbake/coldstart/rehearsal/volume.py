@@ -7,17 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parbake import disk, run
-from parbake.model import Image, Plan, Platform
-from parbake.netns import no_network
-from parbake.rehearse.overlay import writable
-from parbake.rehearse.start import NotStarted, cold_start
-from parbake.trace import Overrun, Part, Recorder, Trace, device_of, hot_files
-from parbake.trace.data import HotEntry
-from parbake.trace.tracefs import BUFFER, LARGEST_BUFFER
+from parbake.coldstart.rehearsal.cold_start import NotStarted, cold_start
+from parbake.coldstart.rehearsal.overlay import writable
+from parbake.coldstart.trace import Overrun, Part, Recorder, Trace, device_of, hot_files
+from parbake.coldstart.trace.data import HotEntry
+from parbake.coldstart.trace.tracefs import BUFFER, LARGEST_BUFFER
+from parbake.core import run
+from parbake.core.model import Image, Plan, Platform
+from parbake.core.netns import no_network
+from parbake.machine import disk
 
 if TYPE_CHECKING:
-    from parbake.events import Events
+    from parbake.core.events import Events
 
 
 def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> Trace:

@@ -13,10 +13,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
-from parbake import atomic
-from parbake.errors import InputError
-from parbake.model import Frozen, TraceSummary
-from parbake.workspace import room_for
+from parbake.core import atomic
+from parbake.core.errors import InputError
+from parbake.core.model import Frozen, TraceSummary
+from parbake.core.workspace import room_for
 
 SECTOR = 512
 BLOCK = 512 << 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parbake.trace.data import BLOCK, Trace, merged, spans
+from parbake.coldstart.trace.data import BLOCK, Trace, merged, spans
 
 HEADER = "parbake-hydrate 1"
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake.trace.data import SECTOR, Read
+from parbake.coldstart.trace.data import SECTOR, Read
 
 _FIEMAP = 0xC020660B
 _HEAD = struct.Struct("=QQIIII")  # start, length, flags, mapped extents, room for extents, reserved

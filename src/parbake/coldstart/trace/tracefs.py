@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from parbake import run
-from parbake.errors import EnvironmentProblem, ParbakeError
-from parbake.trace.data import SECTOR, Read
+from parbake.coldstart.trace.data import SECTOR, Read
+from parbake.core import run
+from parbake.core.errors import EnvironmentProblem, ParbakeError
 
 _PLACES = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _NAME = re.compile(r"parbake-(\d+)-(\d+)-[0-9a-f]{8}")

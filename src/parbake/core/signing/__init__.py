@@ -3,9 +3,9 @@
 Whoever signs or checks nothing pays nothing: the ``cryptography`` package loads with the first key.
 """
 
-from parbake.signing.attached import Attached
-from parbake.signing.dsse import IN_TOTO, NotSigned, envelope, opened, pae
-from parbake.signing.keys import FileSigner, PublicKey, Signer, public_key, read_public_key
+from parbake.core.signing.attached import Attached
+from parbake.core.signing.dsse import IN_TOTO, NotSigned, envelope, opened, pae
+from parbake.core.signing.keys import FileSigner, PublicKey, Signer, public_key, read_public_key
 
 __all__ = [
     "IN_TOTO",

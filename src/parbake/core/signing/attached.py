@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parbake.model import Digest, Frozen
+from parbake.core.model import Digest, Frozen
 
 
 class Attached(Frozen):

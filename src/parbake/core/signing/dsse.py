@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from parbake.signing.keys import PublicKey, Signer
+from parbake.core.signing.keys import PublicKey, Signer
 
 IN_TOTO = "application/vnd.in-toto+json"
 """The payload type of an in-toto statement."""

@@ -9,10 +9,10 @@ docker keeps its own store: the daemon's.
 
 from __future__ import annotations
 
-from parbake.buildtools.common import BuildTool, Place, Request, last_line
-from parbake.buildtools.containers import Containers, open_store
-from parbake.buildtools.docker import Docker
-from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.images.build.common import BuildTool, Place, Request, last_line
+from parbake.images.build.containers import Containers, open_store
+from parbake.images.build.docker import Docker
 
 __all__ = ["STORES", "BuildTool", "Containers", "Docker", "Place", "Request", "choose"]
 

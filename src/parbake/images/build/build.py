@@ -14,20 +14,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from parbake.access import private_folder
-from parbake.buildtools import STORES, BuildTool, Place, Request, choose
-from parbake.context import BuildSpec, Rules, digest
-from parbake.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
-from parbake.events import Events
-from parbake.model import Digest, Frozen, Image, Platform, RegistryOptions
-from parbake.reference import Reference
-from parbake.registry import Layout, Registry
-from parbake.registry.credentials import files as auth_files
-from parbake.registry.credentials import find_credentials
-from parbake.registry.documents import load
-from parbake.registry.ecr import ensure_repository
-from parbake.registry.strictjson import CONFIG
-from parbake.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
+from parbake.core.access import private_folder
+from parbake.core.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
+from parbake.core.events import Events
+from parbake.core.model import Digest, Frozen, Image, Platform, RegistryOptions
+from parbake.core.reference import Reference
+from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
+from parbake.images.build import STORES, BuildTool, Place, Request, choose
+from parbake.images.build.context import BuildSpec, Rules, digest
+from parbake.images.registry import Layout, Registry
+from parbake.images.registry.credentials import files as auth_files
+from parbake.images.registry.credentials import find_credentials
+from parbake.images.registry.documents import load
+from parbake.images.registry.ecr import ensure_repository
+from parbake.images.registry.strictjson import CONFIG
 
 __all__ = ["LABEL", "BuildSpec", "Built", "build", "build_key", "clear", "existing", "local_layout"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from parbake.errors import (
+from parbake.core.errors import (
     CommandFailed,
     Denied,
     DiskFull,
@@ -16,10 +16,10 @@ from parbake.errors import (
     RegistryError,
     Unreachable,
 )
-from parbake.events import Events
-from parbake.model import Platform, RegistryOptions
-from parbake.reference import Reference
-from parbake.run import Deadline, Process, find
+from parbake.core.events import Events
+from parbake.core.model import Platform, RegistryOptions
+from parbake.core.reference import Reference
+from parbake.core.run import Deadline, Process, find
 
 Network = Literal["private", "host", "none"]
 

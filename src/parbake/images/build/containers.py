@@ -7,8 +7,12 @@ import resource
 import shutil
 from pathlib import Path
 
-from parbake.access import private_folder
-from parbake.buildtools.common import (
+from parbake.core.access import private_folder
+from parbake.core.errors import CommandFailed
+from parbake.core.reference import Reference
+from parbake.core.run import isolated, run
+from parbake.core.workspace import remove_tree
+from parbake.images.build.common import (
     BUILD_TIMEOUT,
     PROBE_TIMEOUT,
     Place,
@@ -18,12 +22,8 @@ from parbake.buildtools.common import (
     push,
     run_logged,
 )
-from parbake.buildtools.network import OF_THE_HOST, Steps, steps
-from parbake.buildtools.registries import is_insecure, registries_conf
-from parbake.errors import CommandFailed
-from parbake.reference import Reference
-from parbake.run import isolated, run
-from parbake.workspace import remove_tree
+from parbake.images.build.network import OF_THE_HOST, Steps, steps
+from parbake.images.build.registries import is_insecure, registries_conf
 
 # fuse-overlayfs and others are not tried: where overlay does not work, vfs always does, only slower.
 _STORAGE_DRIVERS = ("overlay", "vfs")

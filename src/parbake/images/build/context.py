@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
-from parbake.errors import InputError
-from parbake.model import Platform
+from parbake.core.errors import InputError
+from parbake.core.model import Platform
 
 # Files hashed at once: SHA-256 runs outside the interpreter lock, and two streams keep a disk busy.
 _HASHERS = 4

@@ -7,10 +7,10 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from parbake.buildtools.common import BUILD_TIMEOUT, PROBE_TIMEOUT, Place, Request, need_tool, push, run_logged
-from parbake.errors import EnvironmentProblem, RegistryError
-from parbake.reference import Reference
-from parbake.run import run
+from parbake.core.errors import EnvironmentProblem, RegistryError
+from parbake.core.reference import Reference
+from parbake.core.run import run
+from parbake.images.build.common import BUILD_TIMEOUT, PROBE_TIMEOUT, Place, Request, need_tool, push, run_logged
 
 CAUTION = (
     "RUN steps run in Docker's network, from which a cloud's metadata service (169.254.169.254) may be reached: with "

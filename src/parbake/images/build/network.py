@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from parbake import cgroups, netns
-from parbake.buildtools.common import PROBE_TIMEOUT, Network, Place, last_line
-from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
-from parbake.run import Deadline, Process, isolated, need, need_root, run
+from parbake.core import cgroups, netns
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.core.run import Deadline, Process, isolated, need, need_root, run
+from parbake.images.build.common import PROBE_TIMEOUT, Network, Place, last_line
 
 CAUTION: Final = (
     "RUN steps reach all that this machine does, its loopback and a cloud's metadata service (169.254.169.254) "

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parbake.errors import EnvironmentProblem
-from parbake.model import RegistryOptions
+from parbake.core.errors import EnvironmentProblem
+from parbake.core.model import RegistryOptions
 
 MACHINE = Path("/etc/containers/registries.conf")
 _LOOPBACK = re.compile(r"(?:localhost|127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]+)?(?=/)")

@@ -3,9 +3,9 @@
 It knows neither registries nor runtimes: bytes in, a folder or a tree of nodes out.
 """
 
-from parbake.layers.engine import Allowance, Unpacked, unpack
-from parbake.layers.settle import settle
-from parbake.layers.settling import settle_nodes
-from parbake.layers.sinks import FolderSink, NodeSink, Sink
+from parbake.images.layers.engine import Allowance, Unpacked, unpack
+from parbake.images.layers.finish_folder import settle
+from parbake.images.layers.finish_tree import settle_nodes
+from parbake.images.layers.sinks import FolderSink, NodeSink, Sink
 
 __all__ = ["Allowance", "FolderSink", "NodeSink", "Sink", "Unpacked", "settle", "settle_nodes", "unpack"]

@@ -9,8 +9,8 @@ import stat
 import struct
 from typing import Final
 
-from parbake.errors import LayerError
-from parbake.nodes import Node
+from parbake.core.errors import LayerError
+from parbake.core.filetree import Node
 
 ACCESS: Final = b"system.posix_acl_access"
 DEFAULT: Final = b"system.posix_acl_default"

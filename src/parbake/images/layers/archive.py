@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from parbake.errors import LayerBomb
-from parbake.layers import headers, numbers
-from parbake.layers.headers import BLOCK, HEADER_ONLY, Entry
-from parbake.layers.numbers import Segment, invalid, numeric, text
+from parbake.core.errors import LayerBomb
+from parbake.images.layers import headers, numbers
+from parbake.images.layers.headers import BLOCK, HEADER_ONLY, Entry
+from parbake.images.layers.numbers import Segment, invalid, numeric, text
 
 SPECIAL_LIMIT: Final = 1 << 20
 """Bytes that a PAX header, a GNU long name or a sparse map may have: containerd's reader has the same limit."""

@@ -3,7 +3,7 @@
 A large layer has four threads, each with one kind of work that runs without the interpreter's lock: receive and hash
 the compressed bytes, inflate, hash the tar, write files. Rings of buffers between them bound the memory. A small layer
 goes through the same stages in the calling thread, since handing it on would cost more than it wins.
-``docs/engine.md`` says why it is built so, with measurements.
+``docs/explanation/engine.md`` says why it is built so, with measurements.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from parbake.errors import BadContent, DiskFull, LayerBomb, LayerError, LayerTooLarge, ParbakeError
-from parbake.layers import inflate
-from parbake.layers.archive import Archive, Chunks
-from parbake.layers.paths import Implied, shown
-from parbake.layers.ring import Failure, Ring, Stopped
-from parbake.model import most_inflated
+from parbake.core.errors import BadContent, DiskFull, LayerBomb, LayerError, LayerTooLarge, ParbakeError
+from parbake.core.model import most_inflated
+from parbake.images.layers import inflate
+from parbake.images.layers.archive import Archive, Chunks
+from parbake.images.layers.paths import Implied, shown
+from parbake.images.layers.ring import Failure, Ring, Stopped
 
 if TYPE_CHECKING:
-    from parbake.layers.sinks import Sink
-    from parbake.model import Layer, Progress, Readable
+    from parbake.core.model import Layer, Progress, Readable
+    from parbake.images.layers.sinks import Sink
 
 MOST_ENTRIES: Final = 2_000_000
 """Headers that a layer may have: twice what the largest known images have in all. A tree of files takes about 450 bytes
@@ -33,7 +33,7 @@ of memory for each until it is written."""
 
 _SIZE: Final = "do not use an image that claims to be far smaller than it is; else give the artefact a larger `size`"
 
-# Sizes in bytes, chosen by measurement (docs/engine.md).
+# Sizes in bytes, chosen by measurement (docs/explanation/engine.md).
 SMALL: Final = 8 << 20
 """Compressed bytes of the largest layer that one thread unpacks, which holds all of them in memory."""
 _RECEIVE_SLOTS, _RECEIVE_SIZE = 6, 256 << 10

@@ -14,12 +14,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parbake.errors import DiskFull, LayerError
-from parbake.layers.acls import DEFAULT
-from parbake.layers.paths import FOLDER, Folders, Implied, Made, hands_down, join
+from parbake.core.errors import DiskFull, LayerError
+from parbake.images.layers.acls import DEFAULT
+from parbake.images.layers.paths import FOLDER, Folders, Implied, Made, hands_down, join
 
 if TYPE_CHECKING:
-    from parbake.layers.engine import Unpacked
+    from parbake.images.layers.engine import Unpacked
 
 
 def settle(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) -> None:

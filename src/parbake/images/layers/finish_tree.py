@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from parbake.layers.acls import DEFAULT
-from parbake.layers.growing import Nodes
-from parbake.layers.paths import Implied, Made, hands_down
+from parbake.images.layers.acls import DEFAULT
+from parbake.images.layers.paths import Implied, Made, hands_down
+from parbake.images.layers.tree_writer import Nodes
 
 if TYPE_CHECKING:
-    from parbake.layers.growing import Growing
-    from parbake.nodes import Node
+    from parbake.core.filetree import Node
+    from parbake.images.layers.tree_writer import Growing
 
 
 def settle_nodes(tree: Growing, lowers: Sequence[Node]) -> None:

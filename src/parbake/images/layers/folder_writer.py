@@ -14,11 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from parbake.errors import LayerError, LayerTooLarge
-from parbake.layers.archive import Archive
-from parbake.layers.headers import Entry
-from parbake.layers.numbers import XATTR
-from parbake.layers.paths import FOLDER, Folders, Implied, Place, clean, join, shown
+from parbake.core.errors import LayerError, LayerTooLarge
+from parbake.images.layers.archive import Archive
+from parbake.images.layers.headers import Entry
+from parbake.images.layers.numbers import XATTR
+from parbake.images.layers.paths import FOLDER, Folders, Implied, Place, clean, join, shown
 
 WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"

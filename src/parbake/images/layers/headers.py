@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-from parbake.errors import LayerError
-from parbake.layers.numbers import INT64_MAX, SPARSE_MAP, Segment, decimal, invalid, nanoseconds, numeric, text
+from parbake.core.errors import LayerError
+from parbake.images.layers.numbers import INT64_MAX, SPARSE_MAP, Segment, decimal, invalid, nanoseconds, numeric, text
 
 BLOCK: Final = 512
 _SECOND: Final = 1_000_000_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from parbake.errors import LayerError
+from parbake.core.errors import LayerError
 
 INT64_MAX: Final = (1 << 63) - 1
 _INT64_MIN: Final = -(1 << 63)

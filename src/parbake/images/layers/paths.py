@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from enum import Flag, auto
 from typing import Final, NamedTuple
 
-from parbake.errors import LayerBomb, LayerError, LayerEscape
+from parbake.core.errors import LayerBomb, LayerError, LayerEscape
 
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MOST_LINKS: Final = 255

@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from parbake.layers.growing import Growing
-from parbake.layers.paths import FOLDER, Implied
-from parbake.layers.tree import Tree
+from parbake.images.layers.folder_writer import Tree
+from parbake.images.layers.paths import FOLDER, Implied
+from parbake.images.layers.tree_writer import Growing
 
 if TYPE_CHECKING:
-    from parbake.layers.archive import Archive
-    from parbake.layers.headers import Entry
-    from parbake.nodes import Store
+    from parbake.core.filetree import Store
+    from parbake.images.layers.archive import Archive
+    from parbake.images.layers.headers import Entry
 
 
 class Applying(Protocol):

@@ -10,12 +10,11 @@ import stat
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Final
 
-from parbake.errors import LayerError, LayerTooLarge
-from parbake.layers.acls import ACCESS, DEFAULT, inherited, with_acl, with_mode
-from parbake.layers.archive import Archive
-from parbake.layers.headers import Entry
-from parbake.layers.paths import Resolver, clean, join, shown
-from parbake.layers.tree import (
+from parbake.core.errors import LayerError, LayerTooLarge
+from parbake.core.filetree import Extents, Node, Store
+from parbake.images.layers.acls import ACCESS, DEFAULT, inherited, with_acl, with_mode
+from parbake.images.layers.archive import Archive
+from parbake.images.layers.folder_writer import (
     MODE,
     OPAQUE,
     WHITEOUT,
@@ -26,7 +25,8 @@ from parbake.layers.tree import (
     removed_again,
     xattrs_of,
 )
-from parbake.nodes import Extents, Node, Store
+from parbake.images.layers.headers import Entry
+from parbake.images.layers.paths import Resolver, clean, join, shown
 
 OPAQUE_MARK: Final = b"trusted.overlay.opaque"
 CAPABILITY: Final = b"security.capability"

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from parbake.model import Image, Source
-from parbake.registry.client import Registry
-from parbake.registry.layout import Layout
-from parbake.registry.retry import Patience
+from parbake.core.model import Image, Source
+from parbake.images.registry.client import Registry
+from parbake.images.registry.layout import Layout
+from parbake.images.registry.retry import Patience
 
 __all__ = ["Layout", "Patience", "Registry", "open_source"]
 

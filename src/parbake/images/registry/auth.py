@@ -16,13 +16,13 @@ from urllib.parse import parse_qsl, urlencode
 
 from urllib3.util import Url
 
-from parbake.errors import Denied, EnvironmentProblem, RegistryError
-from parbake.model import RegistryOptions
-from parbake.reference import DOCKER_HUB
-from parbake.registry.addresses import Zone, is_loopback, join
-from parbake.registry.credentials import Credentials, files, find_credentials, from_aws
-from parbake.registry.retry import Transient
-from parbake.registry.transport import TooNear, Transport
+from parbake.core.errors import Denied, EnvironmentProblem, RegistryError
+from parbake.core.model import RegistryOptions
+from parbake.core.reference import DOCKER_HUB
+from parbake.images.registry.addresses import Zone, is_loopback, join
+from parbake.images.registry.credentials import Credentials, files, find_credentials, from_aws
+from parbake.images.registry.retry import Transient
+from parbake.images.registry.transport import TooNear, Transport
 
 _TOKEN_LIMIT = 1 << 20
 _CLIENT_ID = "parbake"

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
-from parbake.errors import BadContent, RegistryError
-from parbake.model import Descriptor
-from parbake.registry.endpoint import Endpoint, Missing
-from parbake.registry.retry import Meter, Patience, Transient
-from parbake.registry.transport import receive, translate, whole_number
+from parbake.core.errors import BadContent, RegistryError
+from parbake.core.model import Descriptor
+from parbake.images.registry.endpoint import Endpoint, Missing
+from parbake.images.registry.retry import Meter, Patience, Transient
+from parbake.images.registry.transport import receive, translate, whole_number
 
 # One read from the socket: large enough that Python's share does not count, small enough for the processor's cache.
 _PIECE = 256 << 10

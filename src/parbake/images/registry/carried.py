@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol
 
-from parbake.errors import BadContent, NoSuchImage, ParbakeError, VerificationFailed
-from parbake.model import MIB, Descriptor, Image
-from parbake.registry.documents import Document, Entry, Index, Manifest
-from parbake.signing import Attached, NotSigned, PublicKey, opened
+from parbake.core.errors import BadContent, NoSuchImage, ParbakeError, VerificationFailed
+from parbake.core.model import MIB, Descriptor, Image
+from parbake.core.signing import Attached, NotSigned, PublicKey, opened
+from parbake.images.registry.documents import Document, Entry, Index, Manifest
 
 _TAGS = {".sig": "signature", ".att": "attestation", ".sbom": "sbom"}
 _SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from typing import Self
 from urllib.parse import urlsplit
 
-from parbake.errors import BadContent, Denied, InputError, NoSuchImage, RegistryError, Unreachable
-from parbake.events import Events
-from parbake.model import Descriptor, Image, Platform, Readable, RegistryOptions, Source
-from parbake.reference import Reference
-from parbake.registry import carried, ecr
-from parbake.registry.blob import Blob
-from parbake.registry.documents import (
+from parbake.core.errors import BadContent, Denied, InputError, NoSuchImage, RegistryError, Unreachable
+from parbake.core.events import Events
+from parbake.core.model import Descriptor, Image, Platform, Readable, RegistryOptions, Source
+from parbake.core.reference import Reference
+from parbake.core.signing import Attached, PublicKey
+from parbake.images.registry import carried, ecr
+from parbake.images.registry.blob import Blob
+from parbake.images.registry.documents import (
     ACCEPT,
     CONFIG_LIMIT,
     DOCUMENTS,
@@ -33,11 +34,10 @@ from parbake.registry.documents import (
     check,
     read_document,
 )
-from parbake.registry.endpoint import Answer, Endpoint, Missing
-from parbake.registry.resolve import all_platforms, resolve
-from parbake.registry.retry import Patience
-from parbake.registry.transport import Transport, whole_number
-from parbake.signing import Attached, PublicKey
+from parbake.images.registry.endpoint import Answer, Endpoint, Missing
+from parbake.images.registry.resolve import all_platforms, resolve
+from parbake.images.registry.retry import Patience
+from parbake.images.registry.transport import Transport, whole_number
 
 # Requests at once for one Registry: enough to hide the network's latency, few enough for any registry's limits.
 _AT_ONCE = 8

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parbake.errors import Denied, EnvironmentProblem
-from parbake.model import RegistryOptions
-from parbake.reference import DOCKER_HUB
-from parbake.registry import ecr
-from parbake.run import find, run
+from parbake.core.errors import Denied, EnvironmentProblem
+from parbake.core.model import RegistryOptions
+from parbake.core.reference import DOCKER_HUB
+from parbake.core.run import find, run
+from parbake.images.registry import ecr
 
 _HUB_KEYS = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
 _HUB_SERVER = "https://index.docker.io/v1/"

@@ -13,10 +13,10 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from parbake.errors import BadContent, InputError, NoSuchImage
-from parbake.model import MIB, TIB, Descriptor, Digest
-from parbake.printable import word
-from parbake.registry import strictjson
+from parbake.core.errors import BadContent, InputError, NoSuchImage
+from parbake.core.model import MIB, TIB, Descriptor, Digest
+from parbake.core.printable import word
+from parbake.images.registry import strictjson
 
 MANIFEST_LIMIT = 4 * MIB
 """Bytes of a manifest or index: the OCI distribution specification asks registries to take at most this much."""

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.errors import Denied, EnvironmentProblem, InputError
-from parbake.model import RegistryOptions
+from parbake.core.errors import Denied, EnvironmentProblem, InputError
+from parbake.core.model import RegistryOptions
 
 _PUBLIC = frozenset({"public.ecr.aws", "ecr-public.aws.com"})
 _PUBLIC_REGION = "us-east-1"

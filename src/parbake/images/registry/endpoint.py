@@ -17,13 +17,13 @@ from urllib.parse import urlencode
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Url
 
-from parbake.errors import BadContent, RegistryError, Unreachable
-from parbake.model import RegistryOptions
-from parbake.reference import DOCKER_HUB
-from parbake.registry.addresses import origin, read_url
-from parbake.registry.auth import Authorizer, read_challenges
-from parbake.registry.retry import Backoff, Transient
-from parbake.registry.transport import Transport
+from parbake.core.errors import BadContent, RegistryError, Unreachable
+from parbake.core.model import RegistryOptions
+from parbake.core.reference import DOCKER_HUB
+from parbake.images.registry.addresses import origin, read_url
+from parbake.images.registry.auth import Authorizer, read_challenges
+from parbake.images.registry.retry import Backoff, Transient
+from parbake.images.registry.transport import Transport
 
 _HUB_HOST = "registry-1.docker.io"
 _ERROR_LIMIT = 64 << 10

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from parbake.errors import BadContent, InputError, NoSuchImage
-from parbake.model import Descriptor, Image, Platform, Readable, Source
-from parbake.reference import Reference
-from parbake.registry import strictjson
-from parbake.registry.documents import (
+from parbake.core.errors import BadContent, InputError, NoSuchImage
+from parbake.core.model import Descriptor, Image, Platform, Readable, Source
+from parbake.core.reference import Reference
+from parbake.images.registry import strictjson
+from parbake.images.registry.documents import (
     CONFIG_LIMIT,
     DOCUMENTS,
     INDEXES,
@@ -32,7 +32,7 @@ from parbake.registry.documents import (
     load,
     read_document,
 )
-from parbake.registry.resolve import all_platforms, resolve
+from parbake.images.registry.resolve import all_platforms, resolve
 
 _VERSIONS = {"1.0.0", "1.1.0"}
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")

@@ -6,7 +6,7 @@ last to 386, arm64 to its older variants and at last to 32-bit arm.
 
 from __future__ import annotations
 
-from parbake.model import Platform
+from parbake.core.model import Platform
 
 _ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
 _OLDEST_ARM = 5

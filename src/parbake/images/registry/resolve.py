@@ -12,10 +12,10 @@ from typing import Protocol
 
 import zstandard
 
-from parbake.errors import BadContent, NoSuchImage
-from parbake.model import Descriptor, Image, Layer, Platform, most_inflated
-from parbake.registry import platforms
-from parbake.registry.documents import (
+from parbake.core.errors import BadContent, NoSuchImage
+from parbake.core.model import Descriptor, Image, Layer, Platform, most_inflated
+from parbake.images.registry import platforms
+from parbake.images.registry.documents import (
     CONFIG_LIMIT,
     DEEPEST,
     DOCUMENTS,

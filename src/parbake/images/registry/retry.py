@@ -11,8 +11,8 @@ import threading
 import time
 from dataclasses import dataclass
 
-from parbake.errors import RegistryError, Unreachable
-from parbake.run import sleep
+from parbake.core.errors import RegistryError, Unreachable
+from parbake.core.run import sleep
 
 # A pause is slept in slices, so that closing the registry ends it soon.
 _SLICE = 0.2

@@ -34,8 +34,8 @@ from urllib3.exceptions import (
 from urllib3.util import Url, parse_url
 
 from parbake import __version__
-from parbake.errors import BadContent, EnvironmentProblem, RegistryError, Unreachable
-from parbake.registry.addresses import (
+from parbake.core.errors import BadContent, EnvironmentProblem, RegistryError, Unreachable
+from parbake.images.registry.addresses import (
     PORTS,
     Zone,
     bare_host,
@@ -46,7 +46,7 @@ from parbake.registry.addresses import (
     zone_of,
     zone_of_literal,
 )
-from parbake.registry.retry import Meter, Patience, Transient
+from parbake.images.registry.retry import Meter, Patience, Transient
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5

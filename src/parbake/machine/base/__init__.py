@@ -3,7 +3,7 @@
 ``describe`` names the content without building it; ``ensure`` builds what is not in the cache yet.
 """
 
-from parbake.base.build import ensure
-from parbake.base.recipe import SIZE, Recipe, describe
+from parbake.machine.base.build import ensure
+from parbake.machine.base.recipe import SIZE, Recipe, describe
 
 __all__ = ["SIZE", "Recipe", "describe", "ensure"]

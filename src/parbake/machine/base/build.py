@@ -12,15 +12,15 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from parbake.access import private_folder
-from parbake.base.grub import install_bios, make_bios_core, make_efi_program
-from parbake.base.recipe import Recipe, describe, files
-from parbake.disk.filesystems import EXT4_FEATURES
-from parbake.errors import CommandFailed, DiskFull, EnvironmentProblem
-from parbake.events import Events
-from parbake.model import Platform
-from parbake.run import find, need_root, run
-from parbake.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.core.access import private_folder
+from parbake.core.errors import CommandFailed, DiskFull, EnvironmentProblem
+from parbake.core.events import Events
+from parbake.core.model import Platform
+from parbake.core.run import find, need_root, run
+from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.machine.base.grub import install_bios, make_bios_core, make_efi_program
+from parbake.machine.base.recipe import Recipe, describe, files
+from parbake.machine.disk.filesystems import EXT4_FEATURES
 
 _TIMEOUT = 1800.0  # seconds for a slow mirror
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from parbake.errors import EnvironmentProblem
-from parbake.run import run
+from parbake.core.errors import EnvironmentProblem
+from parbake.core.run import run
 
 _MODULES = Path("/usr/lib/grub")
 _SECTOR = 512

@@ -18,8 +18,8 @@ from importlib.resources.abc import Traversable
 
 from pydantic import Field
 
-from parbake.errors import InputError
-from parbake.model import GIB, MIB, Frozen, Platform
+from parbake.core.errors import InputError
+from parbake.core.model import GIB, MIB, Frozen, Platform
 
 SIZE = 2 * GIB
 """Size of the disk in bytes (sparse: the file takes what its files take). A bake grows it when it needs more."""

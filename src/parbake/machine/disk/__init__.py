@@ -1,8 +1,17 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
-from parbake.disk.blocks import BLOCK, ZEROS, BlockList, block_list, data_blocks, read_blocks, spans
-from parbake.disk.files import DiskFile, convert, copy_sparse, describe, extents, sha256_beside, sha256_file, to_raw
-from parbake.disk.filesystems import (
+from parbake.machine.disk.blocks import BLOCK, ZEROS, BlockList, block_list, data_blocks, read_blocks, spans
+from parbake.machine.disk.files import (
+    DiskFile,
+    convert,
+    copy_sparse,
+    describe,
+    extents,
+    sha256_beside,
+    sha256_file,
+    to_raw,
+)
+from parbake.machine.disk.filesystems import (
     LABEL,
     FileSystem,
     bytes_per_inode,
@@ -13,8 +22,8 @@ from parbake.disk.filesystems import (
     trim,
     usage,
 )
-from parbake.disk.inherit import Memory, NotAsListed, compare, copy_listed
-from parbake.disk.mounts import (
+from parbake.machine.disk.inherit import Memory, NotAsListed, compare, copy_listed
+from parbake.machine.disk.mounts import (
     FAST,
     READ_AHEAD,
     Mounted,
@@ -27,8 +36,8 @@ from parbake.disk.mounts import (
     unbind,
     unmount,
 )
-from parbake.disk.roots import Runtime, find_runtime, inside
-from parbake.disk.tables import Partition, find_root, grow, partitions
+from parbake.machine.disk.roots import Runtime, find_runtime, inside
+from parbake.machine.disk.tables import Partition, find_root, grow, partitions
 
 __all__ = [
     "BLOCK",

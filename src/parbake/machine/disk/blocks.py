@@ -19,12 +19,12 @@ from typing import Final, Literal, Self, cast
 
 from blake3 import blake3
 
-from parbake import atomic
-from parbake.disk.files import BECAME_SHORTER, extents
-from parbake.errors import InputError
-from parbake.events import Events, Task
-from parbake.model import KIB
-from parbake.workspace import room_for
+from parbake.core import atomic
+from parbake.core.errors import InputError
+from parbake.core.events import Events, Task
+from parbake.core.model import KIB
+from parbake.core.workspace import room_for
+from parbake.machine.disk.files import BECAME_SHORTER, extents
 
 BLOCK: Final = 512 * KIB
 """Bytes of a block."""

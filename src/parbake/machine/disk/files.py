@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 
-from parbake import atomic
-from parbake.diskformats import inspect, name
-from parbake.errors import BadBase, CommandFailed, DiskFull, InputError, Interrupted
-from parbake.events import Events, Task
-from parbake.model import MIB
-from parbake.run import run
-from parbake.workspace import room_for
+from parbake.core import atomic
+from parbake.core.errors import BadBase, CommandFailed, DiskFull, InputError, Interrupted
+from parbake.core.events import Events, Task
+from parbake.core.model import MIB
+from parbake.core.run import run
+from parbake.core.workspace import room_for
+from parbake.machine.disk.formats import inspect, name
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 # Where copy_file_range(2) does not go between two file systems.

@@ -8,10 +8,10 @@ import uuid
 from pathlib import Path
 from typing import Literal
 
-from parbake.disk.mounts import Mounted, loop_device, mount
-from parbake.errors import BadBase, CommandFailed, DiskFull, ParbakeError
-from parbake.model import GIB, MIB
-from parbake.run import run
+from parbake.core.errors import BadBase, CommandFailed, DiskFull, ParbakeError
+from parbake.core.model import GIB, MIB
+from parbake.core.run import run
+from parbake.machine.disk.mounts import Mounted, loop_device, mount
 
 FileSystem = Literal["ext4", "xfs"]
 LABEL = "parbake"

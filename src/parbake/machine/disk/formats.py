@@ -16,8 +16,8 @@ import struct
 from pathlib import Path
 from typing import IO, Any, Final
 
-from parbake.errors import BadBase, CommandFailed, InputError
-from parbake.run import run
+from parbake.core.errors import BadBase, CommandFailed, InputError
+from parbake.core.run import run
 
 _PACKED: Final = {
     b"\x1f\x8b": "gzip",

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from parbake import atomic
-from parbake.disk.blocks import BlockList, block_list
-from parbake.disk.files import complete_or_absent, reflink, state
-from parbake.errors import ParbakeError
-from parbake.events import Events
-from parbake.run import sleep
-from parbake.workspace import room_for
+from parbake.core import atomic
+from parbake.core.errors import ParbakeError
+from parbake.core.events import Events
+from parbake.core.run import sleep
+from parbake.core.workspace import room_for
+from parbake.machine.disk.blocks import BlockList, block_list
+from parbake.machine.disk.files import complete_or_absent, reflink, state
 
 _TICK_NS: Final = 20_000_000
 """Nanoseconds within which two changes may have one ctime: the kernel's clock for files ticks at least every 10 ms."""

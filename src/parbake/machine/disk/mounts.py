@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake.errors import CommandFailed, EnvironmentProblem
-from parbake.interrupts import guarded
-from parbake.run import Deadline, need_root, run
+from parbake.core.errors import CommandFailed, EnvironmentProblem
+from parbake.core.interrupts import guarded
+from parbake.core.run import Deadline, need_root, run
 
 READ_AHEAD = 128 << 10
 """Bytes that Linux reads ahead on the disks of nodes, which are not rotational (``VM_READAHEAD_PAGES``).

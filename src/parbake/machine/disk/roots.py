@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from parbake.errors import BadBase
+from parbake.core.errors import BadBase
 
 _MOST_LINKS = 40  # as the kernel (path_resolution(7))
 _PROGRAMS = ("usr/bin/containerd", "usr/local/bin/containerd", "bin/containerd", "opt/containerd/bin/containerd")

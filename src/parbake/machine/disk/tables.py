@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parbake.disk.mounts import mount
-from parbake.disk.roots import inside
-from parbake.errors import BadBase, CommandFailed
-from parbake.model import MIB
-from parbake.run import run
+from parbake.core.errors import BadBase, CommandFailed
+from parbake.core.model import MIB
+from parbake.core.run import run
+from parbake.machine.disk.mounts import mount
+from parbake.machine.disk.roots import inside
 
 _SECTOR = 512
 _PRIMARY_PARTITIONS = 4

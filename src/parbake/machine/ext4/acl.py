@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from parbake.errors import LayerError
+from parbake.core.errors import LayerError
 
 _SPOKEN: Final = struct.Struct("<HHI")
 _SHORT: Final = struct.Struct("<HH")

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from parbake.errors import DiskFull, Interrupted
-from parbake.ext4.groups import Range, merged
+from parbake.core.errors import DiskFull, Interrupted
+from parbake.machine.ext4.superblock import Range, merged
 
 _SPARE: Final = 8
 """One part in so many is kept for shares that are too small."""

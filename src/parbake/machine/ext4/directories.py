@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from parbake.ext4 import checksums
-from parbake.ext4.groups import BLOCK
+from parbake.machine.ext4 import checksums
+from parbake.machine.ext4.superblock import BLOCK
 
 _ENTRY: Final = struct.Struct("<IHBB")
 _TAIL: Final = 12

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from parbake.ext4 import checksums
-from parbake.ext4.groups import BLOCK, INODE
+from parbake.machine.ext4 import checksums
+from parbake.machine.ext4.superblock import BLOCK, INODE
 
 if TYPE_CHECKING:
-    from parbake.nodes import Extents, Node
+    from parbake.core.filetree import Extents, Node
 
 EXTENTS_FLAG: Final = 0x80000
 _EXTRA: Final = 32

@@ -7,10 +7,10 @@ import struct
 from collections.abc import Iterator, MutableMapping
 from typing import Final
 
-from parbake.errors import ParbakeError
-from parbake.ext4 import folders, inodes, xattrs
-from parbake.ext4.groups import BLOCK, INODE, Frame
-from parbake.nodes import Extents, Node
+from parbake.core.errors import ParbakeError
+from parbake.core.filetree import Extents, Node
+from parbake.machine.ext4 import directories, inodes, xattrs
+from parbake.machine.ext4.superblock import BLOCK, INODE, Frame
 
 _PIECE: Final = 1 << 20
 
@@ -72,7 +72,7 @@ class Reader:
             numbers: dict[bytes, int] = {}
             for _, place, count in node.extents:
                 for block in range(place, place + count):
-                    numbers.update(folders.entries_of(self._block(block)))
+                    numbers.update(directories.entries_of(self._block(block)))
             node.children = _Children(self, numbers)
         elif node.is_link:
             node.data = b"".join(self.pieces(node)) if node.extents else body[: node.size]

@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from parbake.ext4 import checksums, inodes, xattrs
-from parbake.ext4.groups import BLOCK, Range, merged, shared, without
-from parbake.ext4.stream import HASHED, joined
-from parbake.ext4.zones import front, size_of
-from parbake.nodes import NO_DATA, Extents
+from parbake.core.filetree import NO_DATA, Extents
+from parbake.machine.ext4 import checksums, inodes, xattrs
+from parbake.machine.ext4.allocator import front, size_of
+from parbake.machine.ext4.stream import HASHED, joined
+from parbake.machine.ext4.superblock import BLOCK, Range, merged, shared, without
 
 if TYPE_CHECKING:
-    from parbake.ext4.volume import Volume
+    from parbake.machine.ext4.volume import Volume
 
 AHEAD: Final = 8
 """Blocks of 512 KiB that are on their way beside the one that is waited for: a volume that answers within 100 ms

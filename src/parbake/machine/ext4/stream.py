@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from parbake.ext4.groups import BLOCK
-from parbake.nodes import NO_DATA, Extents
+from parbake.core.filetree import NO_DATA, Extents
+from parbake.machine.ext4.superblock import BLOCK
 
 if TYPE_CHECKING:
-    from parbake.ext4.zones import Zone
+    from parbake.machine.ext4.allocator import Zone
 
 HASHED: Final = 512 << 10
 """Bytes of the blocks that are hashed on their way: the unit of cloud snapshots."""

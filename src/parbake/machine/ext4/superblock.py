@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from parbake.errors import ParbakeError
-from parbake.ext4 import checksums
+from parbake.core.errors import ParbakeError
+from parbake.machine.ext4 import checksums
 
 BLOCK: Final = 4096
 INODE: Final = 256

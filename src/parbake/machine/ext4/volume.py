@@ -18,17 +18,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from parbake.ext4 import checksums, inodes
-from parbake.ext4.groups import BLOCK, INODE, ForeignVolume, Frame, Range, merged, shared, without
-from parbake.ext4.holes import punch
-from parbake.ext4.planting import Planter
-from parbake.ext4.reader import Reader
-from parbake.ext4.stream import HASHED, Buffers, Hashes, Stream, open_direct
-from parbake.ext4.zones import Spare, Turns, Zone, front, shares, size_of
-from parbake.nodes import Extents, Node, Store
+from parbake.core.filetree import Extents, Node, Store
+from parbake.machine.ext4 import checksums, inodes
+from parbake.machine.ext4.allocator import Spare, Turns, Zone, front, shares, size_of
+from parbake.machine.ext4.holes import punch
+from parbake.machine.ext4.reader import Reader
+from parbake.machine.ext4.stream import HASHED, Buffers, Hashes, Stream, open_direct
+from parbake.machine.ext4.superblock import BLOCK, INODE, ForeignVolume, Frame, Range, merged, shared, without
+from parbake.machine.ext4.writer import Planter
 
 if TYPE_CHECKING:
-    from parbake.model import Layer
+    from parbake.core.model import Layer
 
 LAYOUT: Final = b".parbake-layout.json"
 ROOT: Final = 2

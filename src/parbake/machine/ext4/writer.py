@@ -6,14 +6,14 @@ import stat
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from parbake.errors import LayerError
-from parbake.ext4 import checksums, folders, inodes, xattrs
-from parbake.ext4.groups import BLOCK, INODE, Frame
-from parbake.nodes import Node, walk
+from parbake.core.errors import LayerError
+from parbake.core.filetree import Node, walk
+from parbake.machine.ext4 import checksums, directories, inodes, xattrs
+from parbake.machine.ext4.superblock import BLOCK, INODE, Frame
 
 if TYPE_CHECKING:
-    from parbake.ext4.stream import Stream
-    from parbake.ext4.zones import Zone
+    from parbake.machine.ext4.allocator import Zone
+    from parbake.machine.ext4.stream import Stream
 
 _ROOM_INSIDE: Final = INODE - inodes.INSIDE_AT
 _MOST_LINKS: Final = 65000
@@ -90,7 +90,7 @@ class Planter:
         entries = [(b".", node.number, stat.S_IFDIR), (b"..", parent, stat.S_IFDIR)]
         entries += [(name, child.number, child.mode) for name, child in children.items()]
         found: list[tuple[int, int, int]] = []
-        for logical, data in enumerate(folders.blocks_of(entries, seed)):
+        for logical, data in enumerate(directories.blocks_of(entries, seed)):
             place = self._stream.block(data)
             if found and found[-1][1] + found[-1][2] == place:
                 found[-1] = (found[-1][0], found[-1][1], found[-1][2] + 1)

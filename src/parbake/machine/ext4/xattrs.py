@@ -9,10 +9,10 @@ import struct
 from collections.abc import Mapping
 from typing import Final
 
-from parbake.errors import LayerError
-from parbake.ext4 import checksums
-from parbake.ext4.acl import spoken_acl, stored_acl
-from parbake.ext4.groups import BLOCK
+from parbake.core.errors import LayerError
+from parbake.machine.ext4 import checksums
+from parbake.machine.ext4.acl import spoken_acl, stored_acl
+from parbake.machine.ext4.superblock import BLOCK
 
 _MAGIC: Final = 0xEA020000
 _ENTRY: Final = struct.Struct("<BBHIII")

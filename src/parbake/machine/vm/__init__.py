@@ -1,11 +1,11 @@
 """Virtual machines (QEMU): boot an artefact on an overlay and talk to what runs in it."""
 
-from parbake.vm.accelerator import accelerator
-from parbake.vm.firmware import is_bootable
-from parbake.vm.guest import Clock, Guest, Ran, Waited
-from parbake.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
-from parbake.vm.reads import GuestRead, largest_disk
-from parbake.vm.seed import Seed, agent_seed
+from parbake.machine.vm.accelerator import accelerator
+from parbake.machine.vm.firmware import is_bootable
+from parbake.machine.vm.guest import Clock, Guest, Ran, Waited
+from parbake.machine.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
+from parbake.machine.vm.reads import GuestRead, largest_disk
+from parbake.machine.vm.seed import Seed, agent_seed
 
 __all__ = [
     "CONTAINERD",

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from parbake import run
-from parbake.errors import EnvironmentProblem, MachineFault
-from parbake.vm.confine import SANDBOX, Files, user
-from parbake.vm.qmp import Qmp
+from parbake.core import run
+from parbake.core.errors import EnvironmentProblem, MachineFault
+from parbake.machine.vm.confine import SANDBOX, Files, user
+from parbake.machine.vm.qmp import Qmp
 
 Accelerator = Literal["kvm", "tcg"]
 

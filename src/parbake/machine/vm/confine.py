@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Final, Self
 
-from parbake.run import User
+from parbake.core.run import User
 
 SANDBOX: Final = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 

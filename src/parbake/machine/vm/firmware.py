@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from parbake import diskformats, run
-from parbake.errors import BadBase, EnvironmentProblem
-from parbake.workspace import cache_folder, work_folder
+from parbake.core import run
+from parbake.core.errors import BadBase, EnvironmentProblem
+from parbake.core.workspace import cache_folder, work_folder
+from parbake.machine.disk import formats
 
 Firmware = Literal["bios", "uefi"]
 
@@ -64,13 +65,13 @@ def read_head(disk: Path, image_format: str) -> bytes:
     Raises BadBase for one that refers to other files, CommandFailed.
     """
     image_format = qemu_format(image_format)
-    diskformats.alone(disk, image_format)
+    formats.alone(disk, image_format)
     if image_format == "raw":
         with disk.open("rb") as file:
             return file.read(_HEAD_SECTORS * _SECTOR)
     with work_folder(cache_folder(), "look") as folder:
         head = folder / "head"
-        source = [f"if={diskformats.name(image_format, disk)}", f"of={head}"]
+        source = [f"if={formats.name(image_format, disk)}", f"of={head}"]
         run.run(["qemu-img", "dd", "-O", "raw", *source, f"bs={_SECTOR}", f"count={_HEAD_SECTORS}"])
         return head.read_bytes()
 

@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from parbake.errors import MachineFault
+from parbake.core.errors import MachineFault
 
 _CHUNK = 1 << 16
 _PART = 48 << 10  # bytes of a connection in one line: 64 KiB in base64

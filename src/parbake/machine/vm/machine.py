@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from parbake import diskformats, netns, run
-from parbake.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineFault
-from parbake.vm import confine, console, firmware
-from parbake.vm.accelerator import QEMU, STRETCH, accelerator, cpu
-from parbake.vm.guest import Guest
-from parbake.vm.qmp import Qmp
-from parbake.vm.reads import READ_EVENT
-from parbake.vm.seed import Seed
+from parbake.core import netns, run
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineFault
+from parbake.machine.disk import formats
+from parbake.machine.vm import confine, console, firmware
+from parbake.machine.vm.accelerator import QEMU, STRETCH, accelerator, cpu
+from parbake.machine.vm.guest import Guest
+from parbake.machine.vm.qmp import Qmp
+from parbake.machine.vm.reads import READ_EVENT
+from parbake.machine.vm.seed import Seed
 
 CONTAINERD = "/run/containerd/containerd.sock"
 AGENT_PORT = "dev.parbake.agent"
@@ -169,7 +170,7 @@ class Machine:
         if self._seed is not None:
             path = self.folder / "seed.img"
             self._seed.write(path)
-            seed = diskformats.tree("raw", files.lend(path, os.O_RDWR), read_only=False)
+            seed = formats.tree("raw", files.lend(path, os.O_RDWR), read_only=False)
             command += self._blockdev("seed", seed, "serial=parbake-seed")
         card = f"user,model=virtio-net-pci,mac={NETWORK_MAC},ipv6=off"
         command += ["-nic", "none" if self._network is None else card]
@@ -180,11 +181,11 @@ class Machine:
     def _disk(self, name: str, image: Path, image_format: str, device: str, files: confine.Files) -> list[str]:
         """Show an image that stays as it is: what the guest writes goes into an overlay."""
         overlay, image_format = self.folder / f"{name}.qcow2", firmware.qemu_format(image_format)
-        diskformats.overlay(image, image_format, overlay)
-        below = diskformats.tree(image_format, files.lend(image, os.O_RDONLY))
+        formats.overlay(image, image_format, overlay)
+        below = formats.tree(image_format, files.lend(image, os.O_RDONLY))
         # The overlay is thrown away with the machine: what the guest flushes need not reach the disk.
         options = {"cache": {"no-flush": True}, "discard": "unmap"}
-        disk = diskformats.above(below, files.lend(overlay, os.O_RDWR), **options)
+        disk = formats.above(below, files.lend(overlay, os.O_RDWR), **options)
         return self._blockdev(name, {**disk, **options}, device)
 
     def _pflash(self, files: confine.Files) -> list[str]:
@@ -192,8 +193,8 @@ class Machine:
         variables = self.folder / "variables.fd"
         shutil.copyfile(template, variables)
         graphs = {
-            "code": diskformats.tree("raw", files.lend(code, os.O_RDONLY)),
-            "variables": diskformats.tree("raw", files.lend(variables, os.O_RDWR), read_only=False),
+            "code": formats.tree("raw", files.lend(code, os.O_RDONLY)),
+            "variables": formats.tree("raw", files.lend(variables, os.O_RDWR), read_only=False),
         }
         nodes = [word for name, graph in graphs.items() for word in self._node(name, graph)]
         return [*nodes, "-machine", "pflash0=code,pflash1=variables"]

@@ -10,7 +10,7 @@ import socket
 import threading
 from typing import Any, Self
 
-from parbake.errors import MachineFault
+from parbake.core.errors import MachineFault
 
 _ANSWER_LIMIT = 60.0  # seconds; QEMU answers at once unless the host is badly overloaded
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parbake import run
+from parbake.core import run
+from parbake.core.nodefiles import node_file
 
 LABEL = "CIDATA"
 _SLACK = 512 << 10  # bytes for FAT's own tables and the rounding of files to clusters
@@ -50,19 +51,12 @@ class Seed:
             run.run(["mcopy", "-i", str(path), "-", f"::{name}"], stdin=data, env={"MTOOLS_SKIP_CHECK": "1"})
 
 
-def agent_source() -> Path:
-    """Return the guest agent's file: packaged beside this module, or in a checkout's ``node`` folder."""
-    package = Path(__file__).parent.parent
-    packaged = package / "node" / "agent.py"
-    return packaged if packaged.is_file() else package.parent.parent / "node" / "agent.py"
-
-
 def agent_seed() -> Seed:
     """Return a seed that starts the guest agent as early as cloud-init can, and leaves all else undone.
 
     cloud-init makes no host keys, grows nothing and installs nothing: the machine is looked at, not set up.
     """
-    agent = base64.b64encode(agent_source().read_bytes()).decode()
+    agent = base64.b64encode(node_file("agent.py").read_bytes()).decode()
     config = {
         "bootcmd": [["sh", "-c", _START.format(agent=agent)]],
         "cloud_init_modules": ["bootcmd"],

@@ -5,10 +5,10 @@ compared: with the keys that the Bakefile trusts, with itself (the in-toto subje
 list of blocks beside the artefact, and with the tags of what it says to lie in AWS.
 """
 
-from parbake.genuine.published import doubt as doubt_of_published
-from parbake.genuine.published import need_published
-from parbake.genuine.signed import mend, need, open_signer, read_signed
-from parbake.genuine.words import contradiction, listed
+from parbake.records.genuine.claims import contradiction, listed
+from parbake.records.genuine.published import doubt as doubt_of_published
+from parbake.records.genuine.published import need_published
+from parbake.records.genuine.signed import mend, need, open_signer, read_signed
 
 __all__ = [
     "contradiction",

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from parbake import records
-from parbake.errors import InputError
-from parbake.records import Record
-from parbake.statements import to_statement
+from parbake.core.errors import InputError
+from parbake.records import folder
+from parbake.records.record import Record
+from parbake.records.statements import to_statement
 
 
 def contradiction(text: bytes, record: Record) -> str:
@@ -45,10 +45,10 @@ def listed(artefact: Path, record: Record) -> str:
 
     The artefact's own bytes are not read: ``parbake verify`` does that.
     """
-    if record.blocks is None or not records.blocks_path(artefact).exists():
+    if record.blocks is None or not folder.blocks_path(artefact).exists():
         return ""
-    if records.blocks_of(artefact, record) is None:
-        return f"{records.blocks_path(artefact).name} is not the list of blocks that the record names"
+    if folder.blocks_of(artefact, record) is None:
+        return f"{folder.blocks_path(artefact).name} is not the list of blocks that the record names"
     if artefact.is_file() and artefact.stat().st_size != record.size:
         return f"{artefact.name} has {artefact.stat().st_size} bytes, and the record says {record.size}"
     return ""
@@ -56,7 +56,7 @@ def listed(artefact: Path, record: Record) -> str:
 
 def of_file(path: Path) -> tuple[Record, str]:
     """Read a record; return it, and where it contradicts itself. Raises InputError when it is none."""
-    record = records.read(path)
+    record = folder.read(path)
     try:
         text = path.read_bytes()
     except OSError as error:

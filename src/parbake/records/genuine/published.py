@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from parbake.errors import AwsNoAccess, EnvironmentProblem, VerificationFailed
-from parbake.events import Events
-from parbake.model import Published
-from parbake.records import Record
+from parbake.core.errors import AwsNoAccess, EnvironmentProblem, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import Published
+from parbake.records.record import Record
 
 _SIGN = "records that are signed (`sign`, `trust`) are believed without that"
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from parbake import records
 from parbake.bakefile import Bakefile
-from parbake.errors import InputError, VerificationFailed
-from parbake.events import Events
-from parbake.genuine.words import contradiction, of_file
-from parbake.records import Record
-from parbake.signing import FileSigner, NotSigned, Signer, opened, public_key
-from parbake.workspace import publish, work_folder
+from parbake.core.errors import InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.signing import FileSigner, NotSigned, Signer, opened, public_key
+from parbake.core.workspace import publish, work_folder
+from parbake.records import folder
+from parbake.records.genuine.claims import contradiction, of_file
+from parbake.records.record import SUFFIX, Record
 
 _LARGEST = 64 << 20
 _TEST = b"parbake: a test of the key before anything is made"
@@ -54,7 +54,7 @@ def read_signed(artefact: Path, trust: Sequence[Path]) -> Record:
 
     Raises VerificationFailed when none has signed it, or when it was changed since; InputError for no record.
     """
-    path = artefact.with_name(artefact.name + records.SUFFIX)
+    path = artefact.with_name(artefact.name + SUFFIX)
     hint = f"roll out what is signed by {_names(trust)}; `sign` in the Bakefile signs what is baked"
     try:
         payload = _payload(artefact, trust)
@@ -63,10 +63,10 @@ def read_signed(artefact: Path, trust: Sequence[Path]) -> Record:
     if path.read_bytes() != payload:
         raise VerificationFailed(
             f"the record of {artefact.name} was changed after it was signed",
-            hint=f"find out by whom: {artefact.name}{records.ENVELOPE_SUFFIX} holds what was signed; "
+            hint=f"find out by whom: {artefact.name}{folder.ENVELOPE_SUFFIX} holds what was signed; "
             "`parbake bake` where the key is writes it back",
         )
-    return records.parse(payload, path)
+    return folder.parse(payload, path)
 
 
 def need(artefact: Path, trust: Sequence[Path]) -> Record:
@@ -74,7 +74,7 @@ def need(artefact: Path, trust: Sequence[Path]) -> Record:
 
     Raises VerificationFailed when it is not, or when it contradicts itself; InputError when there is none.
     """
-    path = artefact.with_name(artefact.name + records.SUFFIX)
+    path = artefact.with_name(artefact.name + SUFFIX)
     if trust:
         record = read_signed(artefact, trust)
         problem = contradiction(path.read_bytes(), record)
@@ -94,13 +94,13 @@ def mend(artefact: Path, trust: Sequence[Path], events: Events) -> bool:
     That happens when a run is killed between the two files; or when somebody has edited the record. Hold
     ``records.in_use``.
     """
-    path = artefact.with_name(artefact.name + records.SUFFIX)
+    path = artefact.with_name(artefact.name + SUFFIX)
     try:
         payload = _payload(artefact, trust)
     except NotSigned as reason:
         events.warn(f"the record of {artefact.name} {reason}: baking again")
         return False
-    record = records.parse(payload, path)
+    record = folder.parse(payload, path)
     if record.artefact != artefact.name or contradiction(payload, record):
         events.warn(f"the record of {artefact.name} is signed and contradicts itself: baking again")
         return False
@@ -115,7 +115,7 @@ def mend(artefact: Path, trust: Sequence[Path], events: Events) -> bool:
 def _payload(artefact: Path, trust: Sequence[Path]) -> bytes:
     """Return what a trusted key has signed of an artefact; raises NotSigned, InputError for a key that is none."""
     keys = [public_key(path) for path in trust]
-    path = artefact.with_name(artefact.name + records.ENVELOPE_SUFFIX)
+    path = artefact.with_name(artefact.name + folder.ENVELOPE_SUFFIX)
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST)

@@ -5,9 +5,19 @@ patch there, ``set_value`` sets one value of a Helm values file by its path. All
 ``Edit`` holds both texts and shows their difference; ``Repository`` commits edits on a branch.
 """
 
-from parbake.gitops.edit import merge, merged, put, read, rewrite
-from parbake.gitops.objects import Place, change, find, operations, parse_path, said, set_value, the_one, value_at
-from parbake.gitops.repository import Commit, Edit, Repository, inside, patch, write
+from parbake.rollouts.gitops.edit import merge, merged, put, read, rewrite
+from parbake.rollouts.gitops.objects import (
+    Place,
+    change,
+    find,
+    operations,
+    parse_path,
+    said,
+    set_value,
+    the_one,
+    value_at,
+)
+from parbake.rollouts.gitops.repository import Commit, Edit, Repository, inside, patch, write
 
 __all__ = [
     "Commit",

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from parbake.errors import InputError
-from parbake.gitops.tree import Node, line_of, not_yaml, roots, shared, unreachable
-from parbake.gitops.writing import Habits, block, column, entry, flow, habits, is_collection, scalar, text_lines
-from parbake.yamltext import Where, dotted, parse
+from parbake.core.errors import InputError
+from parbake.core.yamltext import Where, dotted, parse
+from parbake.rollouts.gitops.style import Habits, block, column, entry, flow, habits, is_collection, scalar, text_lines
+from parbake.rollouts.gitops.tree import Node, line_of, not_yaml, roots, shared, unreachable
 
 _MOST_CHANGES = 2_000
 

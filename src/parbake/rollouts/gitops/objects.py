@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from parbake import printable
-from parbake.errors import InputError
-from parbake.gitops.edit import merged, put, read, rewrite
-from parbake.gitops.tree import line_of, roots
-from parbake.yamltext import Where, dotted
+from parbake.core import printable
+from parbake.core.errors import InputError
+from parbake.core.yamltext import Where, dotted
+from parbake.rollouts.gitops.edit import merged, put, read, rewrite
+from parbake.rollouts.gitops.tree import line_of, roots
 
 _PATH = re.compile(r"(?:\\.|[^.\[\]\\])+|\[(?:[0-9]+)\]|\.|.", re.DOTALL)
 

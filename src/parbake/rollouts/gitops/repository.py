@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from parbake import atomic, run
-from parbake.errors import CommandFailed, InputError
+from parbake.core import atomic, run
+from parbake.core.errors import CommandFailed, InputError
 
 _GIT_SECONDS = 120.0
 _PUSH_SECONDS = 300.0

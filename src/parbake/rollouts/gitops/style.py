@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from parbake.gitops.tree import Node
+from parbake.rollouts.gitops.tree import Node
 
 # Plain to YAML 1.1 and 1.2 alike: Kubernetes reads the former, where `on`, `1_000` and `12e3` are no texts.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./@+~-]*(?::[A-Za-z0-9_./@+~-]+)*|[1-9][0-9]*[KMGT]i")

@@ -26,8 +26,8 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.tokens import BlockEntryToken, ValueToken
 
-from parbake.errors import InputError
-from parbake.yamltext import Where, dotted, parse
+from parbake.core.errors import InputError
+from parbake.core.yamltext import Where, dotted, parse
 
 type Kind = Literal["mapping", "sequence", "scalar", "alias"]
 

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake import atomic, flow, interrupts, proof, sample
-from parbake.events import Events
-from parbake.model import MIB, Frozen, Image
+from parbake.core import atomic, interrupts
+from parbake.core.events import Events
+from parbake.core.model import MIB, Frozen, Image
+from parbake.core.run import Deadline, Process
+from parbake.core.workspace import cache_folder, work_folder
 from parbake.records import Record
-from parbake.run import Deadline, Process
 from parbake.verify import Rehearsal, compare_pull
-from parbake.workspace import cache_folder, work_folder
+from parbake.workflows import bake, verify
+from parbake.workflows.demo import sample
 
 FIRST_PORT = 5055
 """Where the demo's registry listens, unless something else does: it is part of the image's reference."""
@@ -79,15 +81,15 @@ def tell(folder: Path, *, events: Events) -> Outcome:
     """
     bakefile = lay_out(folder, events=events, cache=cache_folder())
     with serve_registry(folder / "registry", port_of(bakefile)):
-        finished = flow.bake(bakefile, events, flow.Options(verify=False))
+        finished = bake.bake(bakefile, events, bake.Options(verify=False))
         interrupts.resume()
         plan = finished.record.plan
         with (
             work_folder(finished.artefact.parent, "demo") as work,
             Rehearsal(finished.artefact, plan, events=events, folder=work) as rehearsal,
         ):
-            record = proof.write_verdict(finished.artefact, finished.record, rehearsal.verdict())
-            proof.judge(finished.artefact, record.verdict)
+            record = verify.write_verdict(finished.artefact, finished.record, rehearsal.verdict())
+            verify.judge(finished.artefact, record.verdict)
             pulled = compare_pull(rehearsal, plan.images[0])
     return Outcome(
         record=record, folder=finished.artefact.parent, changed=finished.changed, start_pulled=pulled.seconds

@@ -7,15 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import atomic, clouds, disk, ebs, genuine, packer, planning, records
+from parbake import records
+from parbake.aws import ebs
 from parbake.bakefile import load
-from parbake.errors import InputError, VerificationFailed
-from parbake.events import Events
-from parbake.model import GIB, Base, Image
-from parbake.plan import disk_size
-from parbake.records import Record
-from parbake.run import need_root
-from parbake.workspace import publish, remove_leftovers, work_folder
+from parbake.builders import packer
+from parbake.core import atomic
+from parbake.core.errors import InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import GIB, Base, Image
+from parbake.core.plan import disk_size
+from parbake.core.run import need_root
+from parbake.core.workspace import publish, remove_leftovers, work_folder
+from parbake.machine import disk
+from parbake.records import Record, genuine
+from parbake.workflows import plan
+from parbake.workflows.export.archive import write_archive
+from parbake.workflows.export.gke import secondary_boot_disk
+from parbake.workflows.export.scripts import azure_script, gcp_script, gke_script, resource_name
+from parbake.workflows.export.vhd import vhd_size, write_vhd
 
 # The root volumes of EKS's AMIs; which one it will be, only AWS knows.
 _NODE_BASE = Base(kind="ami", size=20 * GIB)
@@ -48,13 +57,13 @@ def to_packer(
 
 
 def _resolved(bakefile: Path, events: Events) -> list[Image]:
-    with planning.open_session(bakefile, events) as run:
-        found = planning.resolve(run)
+    with plan.open_session(bakefile, events) as run:
+        found = plan.resolve(run)
         missing = [name for name, image in found.items() if image is None]
         if missing:
             hint = "build and push them first (a bake does), or leave out --pin"
             raise InputError(f"not built yet: {', '.join(missing)}", hint=hint)
-        sandbox = planning.sandbox_of(run)
+        sandbox = plan.sandbox_of(run)
     return [image for image in (*found.values(), sandbox) if image]
 
 
@@ -129,10 +138,10 @@ def to_gcp(
     """
 
     def text(baked: _Baked, archive: str) -> str:
-        return clouds.gcp_script(archive, baked.name, baked.record.plan.platform, uefi=baked.uefi)
+        return gcp_script(archive, baked.name, baked.record.plan.platform, uefi=baked.uefi)
 
     def archive(baked: _Baked, target: Path) -> None:
-        clouds.write_archive(baked.raw, target, baked.events)
+        write_archive(baked.raw, target, baked.events)
 
     return _export(
         what, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force, trust=trust
@@ -157,12 +166,12 @@ def to_gke(
             )
 
     def text(baked: _Baked, archive: str) -> str:
-        return clouds.gke_script(archive, baked.name)
+        return gke_script(archive, baked.name)
 
     def archive(baked: _Baked, target: Path) -> None:
         arranged = baked.work / "gke.raw"
-        clouds.secondary_boot_disk(baked.raw, arranged, baked.work, baked.events)
-        clouds.write_archive(arranged, target, baked.events)
+        secondary_boot_disk(baked.raw, arranged, baked.work, baked.events)
+        write_archive(arranged, target, baked.events)
 
     cloud = _Cloud("-gke.tar.gz", "create-disk-image.sh", text, archive, refuse)
     return _export(what, output, folder, events, cloud, force=force, trust=trust)
@@ -177,11 +186,11 @@ def to_azure(
     """
 
     def text(baked: _Baked, vhd: str) -> str:
-        platform, size = baked.record.plan.platform, clouds.vhd_size(baked.raw)
-        return clouds.azure_script(vhd, baked.name, platform, size=size, uefi=baked.uefi, bootable=baked.bootable)
+        platform, size = baked.record.plan.platform, vhd_size(baked.raw)
+        return azure_script(vhd, baked.name, platform, size=size, uefi=baked.uefi, bootable=baked.bootable)
 
     def vhd(baked: _Baked, target: Path) -> None:
-        clouds.write_vhd(baked.raw, target, baked.work, baked.events)
+        write_vhd(baked.raw, target, baked.work, baked.events)
 
     return _export(what, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force, trust=trust)
 
@@ -198,7 +207,7 @@ def _export(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
     remove_leftovers(folder)
-    name = clouds.resource_name(record.plan.name, record.key)
+    name = resource_name(record.plan.name, record.key)
     made, script = folder / f"{name}{cloud.suffix}", folder / cloud.script
     if not force and script.is_file() and _is_newer(made, artefact):
         events.note(f"{made} exists already (--force writes it anew)")

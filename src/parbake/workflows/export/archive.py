@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 from isal import igzip_threaded
 
-from parbake.disk import extents
-from parbake.errors import InputError
-from parbake.events import Events
-from parbake.model import GIB, MIB
-from parbake.workspace import room_for
+from parbake.core.errors import InputError
+from parbake.core.events import Events
+from parbake.core.model import GIB, MIB
+from parbake.core.workspace import room_for
+from parbake.machine.disk import extents
 
 _NAME = "disk.raw"
 _LEVEL = 1  # ISA-L's levels end at 3, which is 5 % smaller in twice the time

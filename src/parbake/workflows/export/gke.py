@@ -21,12 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake import disk
 from parbake.containerd import Client, Daemon, top_folder
-from parbake.errors import BadContent
-from parbake.events import Events
-from parbake.model import Descriptor
-from parbake.workspace import remove_tree
+from parbake.core.errors import BadContent
+from parbake.core.events import Events
+from parbake.core.model import Descriptor
+from parbake.core.workspace import remove_tree
+from parbake.machine import disk
 
 _SNAPSHOTS = "snapshots"
 _FOLDER = re.compile(r"snapshots/\d+/fs")

@@ -13,8 +13,8 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from parbake.errors import InputError
-from parbake.model import Platform
+from parbake.core.errors import InputError
+from parbake.core.model import Platform
 
 _LONGEST = 63
 _NAME = re.compile(r"[a-z][a-z0-9-]*[a-z0-9]")

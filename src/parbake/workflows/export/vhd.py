@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from parbake import disk
-from parbake.errors import BadContent
-from parbake.events import Events
-from parbake.model import MIB
+from parbake.core.errors import BadContent
+from parbake.core.events import Events
+from parbake.core.model import MIB
+from parbake.machine import disk
 
 _FOOTER = struct.Struct(">8sIIQ4s4s4s4sQQ4sII16sB")
 _FIXED = 2

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import load
-from parbake.errors import CommandFailed, InputError
-from parbake.lint import nodes, pods
-from parbake.lint.bakes import Bake, of_bakefile, of_record, together
-from parbake.lint.sarif import document as sarif
-from parbake.lint.words import BY_ID, RULES, Finding, Rule
-from parbake.manifests import Documents, from_cluster, things_in
+from parbake.core.errors import CommandFailed, InputError
+from parbake.images.workloads import Documents, from_cluster, things_in
+from parbake.workflows.lint import nodes, pods
+from parbake.workflows.lint.bakes import Bake, of_bakefile, of_record, together
+from parbake.workflows.lint.rules import BY_ID, RULES, Finding, Rule
+from parbake.workflows.lint.sarif import document as sarif
 
 __all__ = [
     "RULES",

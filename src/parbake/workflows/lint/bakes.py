@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from parbake.bakefile import Bakefile
-from parbake.model import GIB, Platform
+from parbake.core.model import GIB, Platform
+from parbake.core.reference import Reference
 from parbake.records import Record
-from parbake.reference import Reference
 
 type Family = Literal["", "AL2", "AL2023", "Bottlerocket", "Ubuntu"]
 

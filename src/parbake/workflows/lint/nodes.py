@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from parbake.lint.bakes import Bake, gib
-from parbake.lint.userdata import NodeSettings, of_config, read
-from parbake.lint.words import Finding, finding
-from parbake.manifests import Thing
-from parbake.model import GIB
+from parbake.core.model import GIB
+from parbake.core.yamltext import Where
+from parbake.images.workloads import Thing
 from parbake.rollouts.nodeclass import ALIASES
-from parbake.yamltext import Where
+from parbake.workflows.lint.bakes import Bake, gib
+from parbake.workflows.lint.rules import Finding, finding
+from parbake.workflows.lint.userdata import NodeSettings, of_config, read
 
 NODE_CLASSES = {"EC2NodeClass", "AWSNodeTemplate"}
 # Where kubelet settings stand, in the objects that have some.

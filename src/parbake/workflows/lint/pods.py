@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from parbake.errors import BadReference
-from parbake.lint.bakes import Bake, BakedImage
-from parbake.lint.words import Finding, finding
-from parbake.manifests import Thing, images_of, pod_specs
-from parbake.reference import Reference
-from parbake.yamltext import Where
+from parbake.core.errors import BadReference
+from parbake.core.reference import Reference
+from parbake.core.yamltext import Where
+from parbake.images.workloads import Thing, images_of, pod_specs
+from parbake.workflows.lint.bakes import Bake, BakedImage
+from parbake.workflows.lint.rules import Finding, finding
 
 _ARCHITECTURE = ("kubernetes.io/arch", "beta.kubernetes.io/arch")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from parbake.manifests import Thing
-from parbake.yamltext import Where
+from parbake.core.yamltext import Where
+from parbake.images.workloads import Thing
 
 type Level = Literal["error", "warning", "note"]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from parbake.yamltext import parse
+from parbake.core.yamltext import parse
 
 _SNAPSHOTTER = re.compile(r"^\s*snapshotter\s*=\s*[\"'](\w+)[\"']", re.MULTILINE)
 _SANDBOX = re.compile(r"^\s*sandbox(?:_image)?\s*=\s*[\"']([^\"']+)[\"']", re.MULTILINE)

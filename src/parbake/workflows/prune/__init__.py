@@ -16,17 +16,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from parbake import records
+from parbake.aws.costs.prices import load_prices
+from parbake.aws.ebs import fast_restore
 from parbake.bakefile import Bakefile, RetentionSection, load
 from parbake.bakefile.targets import KarpenterTarget, OceanTarget
-from parbake.ebs import fast
-from parbake.economics.prices import load_prices
-from parbake.errors import InputError, NotMade
-from parbake.events import Events
-from parbake.model import GIB
-from parbake.retention import Item, Rules, Verdict, decide
-from parbake.retention.stock import Stock
-from parbake.retention.used import Use, by_node_class, by_standing, ids_in, in_region, together
-from parbake.rollouts.opening import open_target
+from parbake.core.errors import InputError, NotMade
+from parbake.core.events import Events
+from parbake.core.model import GIB
+from parbake.records import Decision, decide_prune
+from parbake.rollouts.choose import open_target
+from parbake.workflows.prune.decide import Item, Rules, Verdict, decide
+from parbake.workflows.prune.inventory import Stock
+from parbake.workflows.prune.references import Use, by_node_class, by_standing, ids_in, in_region, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def prune_published(file: Path, rules: Rules, events: Events, *, dry_run: bool) 
     ended: list[str] = []
     if not dry_run:
         _act({stock.region: stock for stock in stocks}, verdicts, events)
-        ended = [each for region in regions for each in fast.end(region, bakefile.name)]
+        ended = [each for region in regions for each in fast_restore.end(region, bakefile.name)]
     prices = load_prices()
     return Pruned(regions, verdicts, prices.snapshot_gib_month.value, prices.currency, tuple(ended))
 
@@ -132,3 +133,17 @@ def _act(stocks: dict[str, Stock], verdicts: Iterable[Verdict], events: Events) 
             item: Item = each.item
             acts[each.action](stocks[item.region], item)
             task.advance(1)
+
+
+def prune(output: Path, *, keep: int, younger: timedelta = timedelta(), dry_run: bool = False) -> tuple[Decision, ...]:
+    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions.
+
+    The record of one that is published stays: rollouts need it.
+    """
+    decisions = tuple(
+        Decision(each.record, True, f"published in {', '.join(sorted(each.record.published))}")
+        if each.record.published and not each.keep
+        else each
+        for each in decide_prune((record for _, record in records.find(output)), keep=keep, younger=younger)
+    )
+    return decisions if dry_run else records.remove(output, decisions)

@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from parbake.aws import client, mine
+from parbake.aws.ebs import fast_restore
 from parbake.aws.tags import ARTEFACT, as_dict, as_list
-from parbake.ebs import fast
-from parbake.errors import AwsFault, AwsNotFound
-from parbake.model import GIB
-from parbake.retention.decide import Item
-from parbake.rollouts.words import OWNER
+from parbake.core.errors import AwsFault, AwsNotFound
+from parbake.core.model import GIB
+from parbake.rollouts.protocol import OWNER
+from parbake.workflows.prune.decide import Item
 
 RETIRED = f"{OWNER}:retired"
 """The tag with the time at which an artefact was retired, RFC 3339 in UTC."""
@@ -67,7 +67,7 @@ class Stock:
     def remove(self, item: Item) -> None:
         """Remove an artefact: fast snapshot restores off, the image, then snapshots that no other image uses."""
         snapshots = [*item.snapshots, *([item.id] if item.id.startswith("snap-") else [])]
-        fast.disable(self.ec2, snapshots)
+        fast_restore.disable(self.ec2, snapshots)
         if item.id.startswith("ami-"):
             with suppress(AwsNotFound):
                 self.ec2.deregister_image(ImageId=item.id)

@@ -14,10 +14,10 @@ from typing import Any
 
 from parbake.aws import MANAGED, client
 from parbake.aws.tags import ARTEFACT, as_dict
-from parbake.errors import AwsNoAccess, AwsNotFound
+from parbake.core.errors import AwsNoAccess, AwsNotFound
 from parbake.rollouts.pointers import by_preference
+from parbake.rollouts.protocol import Standing
 from parbake.rollouts.templates import PREVIOUS, RESOLVED
-from parbake.rollouts.words import Standing
 
 Use = tuple[str, str]
 """An id, and what refers to it."""

@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from parbake.build import LABEL, Built, build, clear, existing
-from parbake.buildtools import Containers, Place
-from parbake.context import Rules, walk
-from parbake.errors import BadReference, CommandFailed, Denied, Unreachable
-from parbake.events import Event, Events
-from parbake.model import Platform, RegistryOptions
-from parbake.reference import Reference
-from parbake.registry import Layout, Registry
-from parbake.run import Deadline, find, run
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry, certificates
-from tests.support.specs import Spec, spec, write_files
+from parbake.core.errors import BadReference, CommandFailed, Denied, Unreachable
+from parbake.core.events import Event, Events
+from parbake.core.model import Platform, RegistryOptions
+from parbake.core.reference import Reference
+from parbake.core.run import Deadline, find, run
+from parbake.images.build import Containers, Place
+from parbake.images.build.build import LABEL, Built, build, clear, existing
+from parbake.images.build.context import Rules, walk
+from parbake.images.registry import Layout, Registry
+from tests.fakes.contexts import Spec, spec, write_files
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry, certificates
 
 pytestmark = pytest.mark.root
 
@@ -236,11 +236,11 @@ def test_a_store_that_cannot_be_read_is_made_anew(tmp_path: Path, kitchen: Kitch
 BUILD_SLOWLY = """
 import sys
 from pathlib import Path
-from parbake.build import build
-from parbake.events import Events
-from parbake.model import Platform
-from parbake.reference import Reference
-from tests.support.specs import Spec
+from parbake.images.build.build import build
+from parbake.core.events import Events
+from parbake.core.model import Platform
+from parbake.core.reference import Reference
+from tests.fakes.contexts import Spec
 
 folder = Path(sys.argv[1])
 what = Spec(folder / "context", folder / "context" / "Containerfile")
@@ -258,7 +258,7 @@ def test_nothing_is_left_of_a_build_that_was_killed(tmp_path: Path, kitchen: Kit
         building = subprocess.Popen(
             [sys.executable, "-c", BUILD_SLOWLY, str(tmp_path), str(kitchen.cache)],
             stdout=output,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[4],
         )
     deadline = Deadline(60, "the step runs")
     while not _processes(marker):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from parbake import __version__, disk
-from tests.support.base import default_base
-from tests.support.disks import sh
-from tests.support.documents import ROOT
+from parbake import __version__
+from parbake.machine import disk
+from tests.fakes.base import default_base
+from tests.fakes.disks import sh
+from tests.fakes.documents import ROOT
 
 __all__ = ["default_base"]
 

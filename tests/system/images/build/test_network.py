@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from parbake.errors import EnvironmentProblem
-from parbake.run import run
-from tests.support.specs import write_files
-from tests.system.test_build import Kitchen, busybox, cache, kitchen
+from parbake.core.errors import EnvironmentProblem
+from parbake.core.run import run
+from tests.fakes.contexts import write_files
+from tests.system.images.build.test_build import Kitchen, busybox, cache, kitchen
 
 __all__ = ["cache", "kitchen"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from parbake import run
-from parbake.errors import DiskFull
-from parbake.starter import SAMPLE, write
+from parbake.bakefile.scaffold import SAMPLE, write
+from parbake.core import run
+from parbake.core.errors import DiskFull
 
 pytestmark = pytest.mark.root
 TODAY = date(2026, 11, 24)

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from parbake.builders.fill import MountedGround, fill
 from parbake.containerd import Client, Daemon
-from parbake.errors import LayerError
-from parbake.events import Events
-from parbake.fill import MountedGround, fill
-from tests.support import tars
-from tests.support.comparison import STRICTER, WAYS, Comparison, Difference, comparison
-from tests.support.hostile import corpus
-from tests.support.images import image
-from tests.support.stacks import Spec, Stack, build, shrunk, stack
-from tests.support.store import Memory, image_of, plan_of, pull_by_ctr, snapshot_folders
-from tests.support.tars import archive, entry
-from tests.support.trees import differences, scan
-from tests.support.volumes import volume_trees
+from parbake.core.errors import LayerError
+from parbake.core.events import Events
+from tests.fakes import tars
+from tests.fakes.comparison import STRICTER, WAYS, Comparison, Difference, comparison
+from tests.fakes.hostile import corpus
+from tests.fakes.images import image
+from tests.fakes.stacks import Spec, Stack, build, shrunk, stack
+from tests.fakes.store import Memory, image_of, plan_of, pull_by_ctr, snapshot_folders
+from tests.fakes.tars import archive, entry
+from tests.fakes.trees import differences, scan
+from tests.fakes.volumes import volume_trees
 
 pytestmark = pytest.mark.root
 
@@ -93,7 +93,8 @@ def test_hard_links_within_a_layer_come_out_as_in_containerd(compare: Comparison
     assert compare.check([LOWER, within]) == "equal"
 
 
-# Attacks that containerd takes, and the words with which parbake refuses them (docs/engine.md, "Where it is stricter").
+# Attacks that containerd takes, and the words with which parbake refuses them (docs/explanation/engine.md, "Where it is
+# stricter").
 ALONE = {
     "name that climbs": "leads outside its root",
     "name that climbs after going down": "leads outside its root",

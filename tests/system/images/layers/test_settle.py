@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from parbake.disk import make_filesystem, mount, private_mounts
-from parbake.errors import DiskFull, LayerError
-from parbake.layers import settle
-from parbake.run import run
-from tests.support.layers import put, stack
-from tests.support.tars import archive, entry, pax
-from tests.support.trees import differences, scan
+from parbake.core.errors import DiskFull, LayerError
+from parbake.core.run import run
+from parbake.images.layers import settle
+from parbake.machine.disk import make_filesystem, mount, private_mounts
+from tests.fakes.layers import put, stack
+from tests.fakes.tars import archive, entry, pax
+from tests.fakes.trees import differences, scan
 
 pytestmark = pytest.mark.root
 

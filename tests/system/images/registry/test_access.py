@@ -14,15 +14,15 @@ from typing import ClassVar
 
 import pytest
 
-from parbake.errors import Denied, EnvironmentProblem, RegistryError, Unreachable
-from parbake.model import RegistryOptions
-from parbake.registry import Registry, ecr
-from parbake.registry.credentials import find_credentials
-from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, not_loopback, read_all, ref, user
-from tests.support.faults import FaultyProxy, Redirect, Status, error_body
-from tests.support.images import image, index, layer, push
-from tests.support.registry import DockerRegistry, certificates
-from tests.support.tokens import TokenServer
+from parbake.core.errors import Denied, EnvironmentProblem, RegistryError, Unreachable
+from parbake.core.model import RegistryOptions
+from parbake.images.registry import Registry, ecr
+from parbake.images.registry.credentials import find_credentials
+from tests.fakes.faulty_proxy import FaultyProxy, Redirect, Status, error_body
+from tests.fakes.images import image, index, layer, push
+from tests.fakes.registry import DockerRegistry, certificates
+from tests.fakes.registry_client import AMD64, PLAIN, QUICK, log_in, nobody, not_loopback, read_all, ref, user
+from tests.fakes.tokens import TokenServer
 
 __all__ = ["nobody"]  # a fixture for every test here
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from parbake.errors import BadContent, InputError, Unreachable
-from parbake.registry import Patience, Registry
-from tests.support.asking import AMD64, PLAIN, QUICK, nobody, read_all, ref
-from tests.support.faults import Cut, Drip, FaultyProxy, Header, WholeAnswer
-from tests.support.images import Compression, image, layer, push
-from tests.support.registry import DockerRegistry
+from parbake.core.errors import BadContent, InputError, Unreachable
+from parbake.images.registry import Patience, Registry
+from tests.fakes.faulty_proxy import Cut, Drip, FaultyProxy, Header, WholeAnswer
+from tests.fakes.images import Compression, image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.registry_client import AMD64, PLAIN, QUICK, nobody, read_all, ref
 
 __all__ = ["nobody"]  # a fixture for every test here
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from parbake.errors import BadContent, InputError, NoSuchImage, RegistryError, Unreachable
-from parbake.events import Event, Events
-from parbake.model import Platform, RegistryOptions
-from parbake.reference import Reference
-from parbake.registry import Layout, Patience, Registry, open_source
-from parbake.run import run
-from tests.support.asking import AMD64, ARM64, PLAIN, QUICK, layer_of, nobody, read_all, ref
-from tests.support.faults import Chunked, FaultyProxy, Header, Stall, Status, WholeAnswer
-from tests.support.images import OCI_MANIFEST, Built, image, index, layer, push, sha256, write_layout
-from tests.support.registry import DockerRegistry
+from parbake.core.errors import BadContent, InputError, NoSuchImage, RegistryError, Unreachable
+from parbake.core.events import Event, Events
+from parbake.core.model import Platform, RegistryOptions
+from parbake.core.reference import Reference
+from parbake.core.run import run
+from parbake.images.registry import Layout, Patience, Registry, open_source
+from tests.fakes.faulty_proxy import Chunked, FaultyProxy, Header, Stall, Status, WholeAnswer
+from tests.fakes.images import OCI_MANIFEST, Built, image, index, layer, push, sha256, write_layout
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.registry_client import AMD64, ARM64, PLAIN, QUICK, layer_of, nobody, read_all, ref
 
 __all__ = ["nobody"]  # a fixture for every test here
 
@@ -281,9 +281,9 @@ class TestPeers:
 
 SILENT = """
 import sys
-from parbake.model import Platform
-from parbake.reference import Reference
-from parbake.registry import Registry
+from parbake.core.model import Platform
+from parbake.core.reference import Reference
+from parbake.images.registry import Registry
 with Registry() as client:
     print("asking", flush=True)
     client.resolve(Reference.parse(sys.argv[1]), Platform.parse("linux/amd64"))

@@ -13,11 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake.errors import BadContent, RegistryError, Unreachable
-from parbake.model import Image
-from parbake.registry import Patience, Registry
-from tests.support.asking import AMD64, PLAIN, QUICK, layer_of, nobody, read_all, ref
-from tests.support.faults import (
+from parbake.core.errors import BadContent, RegistryError, Unreachable
+from parbake.core.model import Image
+from parbake.images.registry import Patience, Registry
+from tests.fakes.faulty_proxy import (
     Chunked,
     Cut,
     Drip,
@@ -31,8 +30,9 @@ from tests.support.faults import (
     Status,
     WholeAnswer,
 )
-from tests.support.images import image, layer, push
-from tests.support.registry import DockerRegistry
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.registry_client import AMD64, PLAIN, QUICK, layer_of, nobody, read_all, ref
 
 __all__ = ["nobody"]  # a fixture for every test here
 

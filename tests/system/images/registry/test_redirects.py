@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from parbake.errors import Denied, RegistryError
-from parbake.model import RegistryOptions
-from parbake.registry import Registry
-from tests.support.asking import AMD64, PLAIN, QUICK, log_in, nobody, not_loopback, read_all, ref, user
-from tests.support.faults import FaultyProxy, Redirect, Status
-from tests.support.images import image, layer, push
-from tests.support.registry import Certificates, DockerRegistry, certificates
+from parbake.core.errors import Denied, RegistryError
+from parbake.core.model import RegistryOptions
+from parbake.images.registry import Registry
+from tests.fakes.faulty_proxy import FaultyProxy, Redirect, Status
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import Certificates, DockerRegistry, certificates
+from tests.fakes.registry_client import AMD64, PLAIN, QUICK, log_in, nobody, not_loopback, read_all, ref, user
 
 __all__ = ["nobody"]  # a fixture for every test here
 

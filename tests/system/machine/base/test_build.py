@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from parbake import base, disk
-from parbake.errors import CommandFailed, DiskFull
-from parbake.events import Event, Events
-from parbake.model import Platform
-from parbake.run import run
-from tests.support.disks import sh
+from parbake.core.errors import CommandFailed, DiskFull
+from parbake.core.events import Event, Events
+from parbake.core.model import Platform
+from parbake.core.run import run
+from parbake.machine import base, disk
+from tests.fakes.disks import sh
 
 pytestmark = pytest.mark.root
 
@@ -135,8 +135,8 @@ def test_failures_leave_nothing(
 BUILD = """
 import sys
 from pathlib import Path
-from parbake import base
-from parbake.events import Events
+from parbake.machine import base
+from parbake.core.events import Events
 base.ensure(Path(sys.argv[1]), Events())
 """
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from parbake import disk
-from parbake.errors import BadBase, DiskFull, ParbakeError
-from parbake.events import Events
-from tests.support.disks import MIB, Label, filesystem, loops_of, machine, root_tree, sh
+from parbake.core.errors import BadBase, DiskFull, ParbakeError
+from parbake.core.events import Events
+from parbake.machine import disk
+from tests.fakes.disks import MIB, Label, filesystem, loops_of, machine, root_tree, sh
 
 pytestmark = pytest.mark.root
 
@@ -374,7 +374,7 @@ def test_the_way_back_when_a_thread_from_inside_still_runs(tmp_path: Path, monke
 HOLDER = """
 import sys, time
 from pathlib import Path
-from parbake import disk
+from parbake.machine import disk
 with disk.private_mounts(), disk.mount(Path(sys.argv[1]), Path(sys.argv[2]), filesystem="ext4") as mounted:
     (mounted.path / "file").write_text("x")
     print("mounted", flush=True)

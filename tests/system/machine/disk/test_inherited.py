@@ -15,15 +15,18 @@ from typing import Any
 
 import pytest
 
-from parbake import disk, records, run
-from parbake.disk import BlockList
-from parbake.events import Events
-from parbake.ext4 import Volume
-from parbake.model import GIB
-from tests.support.baking import Done, bake, bakefile, parbake, private_places
-from tests.support.images import Built, image, layer, push
-from tests.support.registry import DockerRegistry
-from tests.system.test_volumes import noise
+from parbake import records
+from parbake.core import run
+from parbake.core.events import Events
+from parbake.core.model import GIB
+from parbake.machine import disk
+from parbake.machine.disk import BlockList
+from parbake.machine.ext4 import Volume
+from parbake.workflows import verify
+from tests.fakes.images import Built, image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import Done, bake, bakefile, parbake, private_places
+from tests.system.workflows.test_volumes import noise
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root
@@ -105,7 +108,7 @@ def overwrite(volume: Path, place: int, data: bytes) -> None:
 def damage(answer: dict[str, Any]) -> str:
     """Return what a comparison with the record says of a volume."""
     volume = Path(answer["artefact_path"])
-    return records.damage(volume, records.read(Path(f"{volume}.json")), Events())
+    return verify.damage(volume, records.read(Path(f"{volume}.json")), Events())
 
 
 def test_a_volume_is_inherited_while_nobody_writes_to_it(place: Path, registry: DockerRegistry) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from parbake import diskformats, run
-from parbake.errors import BadBase, CommandFailed, InputError
-from parbake.rehearse import writable
-from parbake.vm import firmware
-from parbake.vm.machine import Drive, Machine
-from tests.support.baking import parbake
+from parbake.coldstart.rehearsal import writable
+from parbake.core import run
+from parbake.core.errors import BadBase, CommandFailed, InputError
+from parbake.machine.disk import formats
+from parbake.machine.vm import firmware
+from parbake.machine.vm.machine import Drive, Machine
+from tests.fakes.runs import parbake
 
 
 class Trap:
@@ -80,7 +81,7 @@ def with_embedded_extents(path: Path, trap: Trap) -> str:
     path.write_bytes(b"")
     flat(path, trap)
     text = path.read_bytes()
-    head = diskformats._VMDK.pack(b"KDMV", 1, 3, 0, 128, 1, 20)
+    head = formats._VMDK.pack(b"KDMV", 1, 3, 0, 128, 1, 20)
     path.write_bytes(head.ljust(512, b"\0") + text.ljust(20 * 512, b"\0"))
     return "vmdk"
 
@@ -147,7 +148,7 @@ def test_what_qemu_is_told_ignores_a_name_that_comes_later(tmp_path: Path, trap:
     """The head is read first, and somebody may write to the file after that: what QEMU is told suffices by itself."""
     image = tmp_path / "image"
     backed(image, trap)
-    told = diskformats.name("qcow2", image)
+    told = formats.name("qcow2", image)
     run.run(["qemu-img", "convert", "-O", "raw", told, str(tmp_path / "raw")])
     assert trap.came == 0
     assert (tmp_path / "raw").read_bytes() == bytes(1 << 20)
@@ -157,18 +158,18 @@ def test_a_name_that_is_a_protocol_is_a_files_name(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     name = "nbd:127.0.0.1:9"
     Path(name).write_bytes(bytes(4096))
-    assert diskformats.inspect(Path(name))["virtual-size"] == 4096
+    assert formats.inspect(Path(name))["virtual-size"] == 4096
 
 
 def test_what_an_overlay_holds_goes_into_the_image_below(tmp_path: Path) -> None:
     """And the overlay names nothing: whoever writes it cannot say where it goes."""
     image, overlay = tmp_path / "image", tmp_path / "overlay, with a comma"
     image.write_bytes(bytes(range(256)) * 4096)
-    diskformats.overlay(image, "raw", overlay)
-    graph = diskformats.above(diskformats.tree("raw", image), overlay)
+    formats.overlay(image, "raw", overlay)
+    graph = formats.above(formats.tree("raw", image), overlay)
     run.run(["qemu-io", "-c", "write -P 7 64k 64k", "json:" + json.dumps(graph)])
-    assert "backing-filename" not in diskformats.inspect(overlay, "qcow2")
-    diskformats.commit(image, "raw", overlay)
+    assert "backing-filename" not in formats.inspect(overlay, "qcow2")
+    formats.commit(image, "raw", overlay)
     written = image.read_bytes()
     assert written[: 64 << 10] == bytes(range(256)) * 256
     assert written[64 << 10 : 128 << 10] == b"\x07" * (64 << 10)
@@ -179,20 +180,20 @@ def test_what_an_overlay_holds_goes_into_the_image_below(tmp_path: Path) -> None
 def test_formats_are_found_by_their_marks(tmp_path: Path, kind: str) -> None:
     image = tmp_path / "image"
     run.run(["qemu-img", "create", "-q", "-f", kind, str(image), "4M"])
-    assert diskformats.probe(image) == kind
-    assert diskformats.inspect(image)["format"] == kind
+    assert formats.probe(image) == kind
+    assert formats.inspect(image)["format"] == kind
 
 
 def test_a_fixed_vhd_is_known_by_its_end(tmp_path: Path) -> None:
     image = tmp_path / "image"
     run.run(["qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=fixed", str(image), "4M"])
-    assert diskformats.probe(image) == "vpc"
+    assert formats.probe(image) == "vpc"
 
 
 def test_only_regular_files_are_images(tmp_path: Path) -> None:
     for path in (Path("/dev/zero"), tmp_path, tmp_path / "none"):
         with pytest.raises(InputError):
-            diskformats.probe(path)
+            formats.probe(path)
 
 
 def test_damaged_heads_are_refused_or_read_as_they_are(tmp_path: Path) -> None:
@@ -200,4 +201,4 @@ def test_damaged_heads_are_refused_or_read_as_they_are(tmp_path: Path) -> None:
     for head in (b"QFI\xfb", b"QFI\xfb\0\0\0\x03" + b"\xff" * 100, b"KDMV", b"KDMV" + b"\xff" * 600, b"COWD", b""):
         image.write_bytes(head)
         with suppress(BadBase):
-            diskformats.inspect(image)
+            formats.inspect(image)

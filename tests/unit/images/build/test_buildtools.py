@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from parbake.build import build
-from parbake.buildtools import Docker, Place, choose
-from parbake.buildtools.common import push_error
-from parbake.buildtools.registries import is_insecure, registries_conf
-from parbake.errors import Denied, EnvironmentProblem, ParbakeError, RegistryError, Unreachable
-from parbake.events import Event, Events
-from parbake.model import Platform, RegistryOptions
-from parbake.reference import Reference
-from tests.support.images import image, layer, write_layout
-from tests.support.specs import spec, write_files
+from parbake.core.errors import Denied, EnvironmentProblem, ParbakeError, RegistryError, Unreachable
+from parbake.core.events import Event, Events
+from parbake.core.model import Platform, RegistryOptions
+from parbake.core.reference import Reference
+from parbake.images.build import Docker, Place, choose
+from parbake.images.build.build import build
+from parbake.images.build.common import push_error
+from parbake.images.build.registries import is_insecure, registries_conf
+from tests.fakes.contexts import spec, write_files
+from tests.fakes.images import image, layer, write_layout
 
 BROKEN = "#!/bin/sh\necho out of order >&2; exit 1\n"
 FINE = "#!/bin/sh\nexit 0\n"

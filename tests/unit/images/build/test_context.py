@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.context import Rules, digest, walk
-from parbake.errors import InputError
-from parbake.model import Platform
-from tests.support.specs import Spec, spec, write_files
+from parbake.core.errors import InputError
+from parbake.core.model import Platform
+from parbake.images.build.context import Rules, digest, walk
+from tests.fakes.contexts import Spec, spec, write_files
 
 AMD64 = Platform(architecture="amd64")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from parbake import pause
-from parbake.errors import InputError
-from parbake.model import Platform
-from parbake.reference import Reference
-from parbake.registry import Layout
+from parbake.core.errors import InputError
+from parbake.core.model import Platform
+from parbake.core.reference import Reference
+from parbake.images import pause
+from parbake.images.registry import Layout
 
 RUNNERS = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
 NATIVE = {"x86_64": "amd64", "aarch64": "arm64"}.get(host.machine())

@@ -14,15 +14,15 @@ from unittest.mock import MagicMock
 import pytest
 import zstandard
 
-from parbake.errors import LayerBomb, LayerError
-from parbake.events import Events
-from parbake.fill import filling
-from parbake.layers import FolderSink, Unpacked, archive, engine, unpack
-from parbake.model import Layer
-from tests.support import plans
-from tests.support.layers import describe, put
-from tests.support.tars import archive as tar
-from tests.support.tars import entry, pax
+from parbake.builders.fill import filling
+from parbake.core.errors import LayerBomb, LayerError
+from parbake.core.events import Events
+from parbake.core.model import Layer
+from parbake.images.layers import FolderSink, Unpacked, archive, engine, unpack
+from tests.fakes import plans
+from tests.fakes.layers import describe, put
+from tests.fakes.tars import archive as tar
+from tests.fakes.tars import entry, pax
 
 SMALL = tar(entry(b"f", data=b"x"))
 

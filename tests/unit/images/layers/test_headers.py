@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parbake.errors import LayerError
-from parbake.layers import numbers
-from parbake.layers.archive import Archive, Chunks
-from parbake.layers.headers import Entry
-from parbake.layers.paths import clean
-from tests.support.tars import GNU, USTAR, V7, archive, entry, header, octal, pax, record
+from parbake.core.errors import LayerError
+from parbake.images.layers import numbers
+from parbake.images.layers.archive import Archive, Chunks
+from parbake.images.layers.headers import Entry
+from parbake.images.layers.paths import clean
+from tests.fakes.tars import GNU, USTAR, V7, archive, entry, header, octal, pax, record
 
 MAX = (1 << 63) - 1
 

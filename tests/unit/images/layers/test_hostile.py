@@ -12,13 +12,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parbake.errors import LayerBomb, LayerError, LayerEscape
-from parbake.layers import engine, settle
+from parbake.core.errors import LayerBomb, LayerError, LayerEscape
+from parbake.images.layers import engine, settle
+from tests.fakes.hostile import corpus
+from tests.fakes.layers import put
+from tests.fakes.tars import archive, entry, pax
+from tests.fakes.trees import scan
 from tests.fuzz.targets import SEED, fuzz_archive, fuzz_layer
-from tests.support.hostile import corpus
-from tests.support.layers import put
-from tests.support.tars import archive, entry, pax
-from tests.support.trees import scan
 
 CORPUS = corpus()
 

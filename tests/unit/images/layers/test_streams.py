@@ -13,12 +13,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake.errors import BadContent, LayerBomb, LayerError, Unreachable
-from parbake.layers import FolderSink, engine, unpack
-from parbake.model import Layer
+from parbake.core.errors import BadContent, LayerBomb, LayerError, Unreachable
+from parbake.core.model import Layer
+from parbake.images.layers import FolderSink, engine, unpack
+from tests.fakes.layers import GZIP, PLAIN, describe
+from tests.fakes.tars import archive, entry, pax
 from tests.fuzz.targets import fuzz_layer
-from tests.support.layers import GZIP, PLAIN, describe
-from tests.support.tars import archive, entry, pax
 
 DATA = os.urandom(3_000_000) + b"text " * 200_000
 RAW = archive(entry(b"d/", b"5"), entry(b"d/big", data=DATA), entry(b"small", data=b"hi"))

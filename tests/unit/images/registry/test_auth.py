@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.registry.auth import Challenge, read_challenges
+from parbake.images.registry.auth import Challenge, read_challenges
 
 
 @pytest.mark.parametrize(

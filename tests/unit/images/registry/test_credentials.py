@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from parbake.errors import Denied, EnvironmentProblem
-from parbake.model import RegistryOptions
-from parbake.registry import ecr
-from parbake.registry.credentials import Credentials, find_credentials
+from parbake.core.errors import Denied, EnvironmentProblem
+from parbake.core.model import RegistryOptions
+from parbake.images.registry import ecr
+from parbake.images.registry.credentials import Credentials, find_credentials
 
 AUTO = RegistryOptions()
 

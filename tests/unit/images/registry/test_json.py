@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from parbake.errors import BadContent, InputError
-from parbake.model import Platform
-from parbake.reference import Reference
-from parbake.registry import Layout
-from tests.support.images import OCI_CONFIG, Blob, Built, image, index, layer, write_layout
+from parbake.core.errors import BadContent, InputError
+from parbake.core.model import Platform
+from parbake.core.reference import Reference
+from parbake.images.registry import Layout
+from tests.fakes.images import OCI_CONFIG, Blob, Built, image, index, layer, write_layout
 
 GOOD, EVIL = image(layer({"a": b"good"})), image(layer({"a": b"evil"}))
 NAME = Reference.parse("reg.test/team/app:v1")

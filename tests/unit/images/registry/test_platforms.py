@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from parbake.model import Platform
-from parbake.registry import platforms
+from parbake.core.model import Platform
+from parbake.images.registry import platforms
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.registry.resolve import gzip_raw_size, zstd_raw_size
+from parbake.images.registry.resolve import gzip_raw_size, zstd_raw_size
 
 
 @given(st.integers(1, 300), st.sampled_from([b"\0", b"text of some kind\n"]), st.integers(0, 9))

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from parbake.errors import BadContent, InputError, NoSuchImage
-from parbake.model import Descriptor, Image, Platform
-from parbake.reference import Reference
-from parbake.registry import Layout
-from tests.support.images import (
+from parbake.core.errors import BadContent, InputError, NoSuchImage
+from parbake.core.model import Descriptor, Image, Platform
+from parbake.core.reference import Reference
+from parbake.images.registry import Layout
+from tests.fakes.images import (
     DOCKER_CONFIG,
     DOCKER_LIST,
     DOCKER_MANIFEST,

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from parbake.errors import RegistryError, Unreachable
-from parbake.registry.retry import Backoff, Meter, Patience, Transient
+from parbake.core.errors import RegistryError, Unreachable
+from parbake.images.registry.retry import Backoff, Meter, Patience, Transient
 
 QUICK = Patience(tries=4, first=0.001, longest=0.002)
 FAILURE = Transient(RegistryError("no"))

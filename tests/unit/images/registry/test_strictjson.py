@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.registry.strictjson import CONFIG, DOCUMENT, AmbiguousJson, load
+from parbake.images.registry.strictjson import CONFIG, DOCUMENT, AmbiguousJson, load
 
 
 @pytest.mark.parametrize(

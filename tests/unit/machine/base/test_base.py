@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from parbake.base import SIZE, describe
-from parbake.base.grub import install_bios
-from parbake.base.recipe import files
-from parbake.errors import EnvironmentProblem, InputError
-from parbake.model import MIB, Platform
-from parbake.pause import REFERENCE
+from parbake.core.errors import EnvironmentProblem, InputError
+from parbake.core.model import MIB, Platform
+from parbake.images.pause import REFERENCE
+from parbake.machine.base import SIZE, describe
+from parbake.machine.base.grub import install_bios
+from parbake.machine.base.recipe import files
 
 AMD64 = Platform(architecture="amd64")
 

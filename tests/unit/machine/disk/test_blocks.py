@@ -11,9 +11,9 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake.disk import BLOCK, BlockList, block_list, spans
-from parbake.errors import InputError
-from parbake.events import Event, Events
+from parbake.core.errors import InputError
+from parbake.core.events import Event, Events
+from parbake.machine.disk import BLOCK, BlockList, block_list, spans
 
 FILLING = st.sampled_from([b"", bytes(BLOCK), b"a" * BLOCK, b"b" * 100, bytes(BLOCK - 1) + b"z", b"\0" * 4096 + b"c"])
 

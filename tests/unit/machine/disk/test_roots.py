@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from parbake.disk import find_runtime, inside
-from parbake.errors import BadBase
+from parbake.core.errors import BadBase
+from parbake.machine.disk import find_runtime, inside
 
 
 def install(root: Path, config: str | None, program: str = "usr/bin/containerd") -> Path:

@@ -18,15 +18,15 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake import disk
-from parbake.errors import DiskFull, Interrupted, LayerError
-from parbake.ext4 import ForeignVolume, Slot, Volume
-from parbake.ext4.groups import BLOCK, bitmap_of, bits, merged, without
-from parbake.ext4.stream import HASHED
-from parbake.ext4.zones import Turns, shares
-from parbake.model import MIB, Layer
-from parbake.nodes import Node, Store, walk
-from parbake.run import run
+from parbake.core.errors import DiskFull, Interrupted, LayerError
+from parbake.core.filetree import Node, Store, walk
+from parbake.core.model import MIB, Layer
+from parbake.core.run import run
+from parbake.machine import disk
+from parbake.machine.ext4 import ForeignVolume, Slot, Volume
+from parbake.machine.ext4.allocator import Turns, shares
+from parbake.machine.ext4.stream import HASHED
+from parbake.machine.ext4.superblock import BLOCK, bitmap_of, bits, merged, without
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda one: (one[0], one[0] + one[1])))
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake.ext4 import Moved, Slot, Volume, lay_out
-from parbake.ext4.groups import BLOCK, Range, merged, shared
-from parbake.ext4.moving import AHEAD
-from parbake.ext4.stream import HASHED
-from parbake.ext4.zones import size_of
-from parbake.model import MIB
-from parbake.nodes import Node, walk
-from tests.unit.test_ext4 import check, empty, file, finish, folder, layer, read, same, some, trees, write
+from parbake.core.filetree import Node, walk
+from parbake.core.model import MIB
+from parbake.machine.ext4 import Moved, Slot, Volume, lay_out
+from parbake.machine.ext4.allocator import size_of
+from parbake.machine.ext4.relocate import AHEAD
+from parbake.machine.ext4.stream import HASHED
+from parbake.machine.ext4.superblock import BLOCK, Range, merged, shared
+from tests.unit.machine.ext4.test_ext4 import check, empty, file, finish, folder, layer, read, same, some, trees, write
 
 UNIT = HASHED // BLOCK
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parbake.vm.accelerator import virtualises
+from parbake.machine.vm.accelerator import virtualises
 
 
 @pytest.mark.parametrize(

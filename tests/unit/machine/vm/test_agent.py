@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from parbake.errors import MachineFault
-from parbake.vm import Guest
-from parbake.vm.seed import agent_source
+from parbake.core.errors import MachineFault
+from parbake.core.nodefiles import node_file
+from parbake.machine.vm import Guest
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
-SOURCE = agent_source()
+SOURCE = node_file("agent.py")
 
 
 def serve(port: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parbake.vm import console
+from parbake.machine.vm import console
 
 HEALTHY = """\x1b[2J\x1b[01;01HSeaBIOS (version 1.16.3)\r
 Booting from Hard Disk...\r

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from parbake import run
-from parbake.errors import BadBase
-from parbake.vm import firmware
+from parbake.core import run
+from parbake.core.errors import BadBase
+from parbake.machine.vm import firmware
 
 ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"

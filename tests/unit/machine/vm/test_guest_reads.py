@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.vm import GuestRead, largest_disk
+from parbake.machine.vm import GuestRead, largest_disk
 
 SEED, ROOT = "0x5652779e0fd0", "0x565277b847b0"
 

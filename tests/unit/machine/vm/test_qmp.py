@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from parbake.errors import MachineFault
-from parbake.vm.qmp import Qmp
+from parbake.core.errors import MachineFault
+from parbake.machine.vm.qmp import Qmp
 
 GREETING = {"QMP": {"version": {}, "capabilities": ["oob"]}}
 Script = dict[str, list[dict[str, Any]]]

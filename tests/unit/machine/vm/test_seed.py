@@ -6,9 +6,9 @@ import base64
 import json
 from pathlib import Path
 
-from parbake import run
-from parbake.vm import Seed, agent_seed
-from parbake.vm.seed import agent_source
+from parbake.core import run
+from parbake.core.nodefiles import node_file
+from parbake.machine.vm import Seed, agent_seed
 
 
 def show(image: Path, name: str) -> bytes:
@@ -40,5 +40,5 @@ def test_the_agent_is_part_of_its_orders() -> None:
     config = json.loads(rest)
     [[shell, option, script]] = config["bootcmd"]
     assert (shell, option) == ("sh", "-c")
-    assert base64.b64encode(agent_source().read_bytes()).decode() in script
+    assert base64.b64encode(node_file("agent.py").read_bytes()).decode() in script
     assert config["cloud_final_modules"] == []

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from parbake.errors import InputError
-from parbake.gitops.edit import merge, merged, put, read, rewrite
-from tests.support.nodeclasses import NODE_CLASS, changed
+from parbake.core.errors import InputError
+from parbake.rollouts.gitops.edit import merge, merged, put, read, rewrite
+from tests.fakes.nodeclasses import NODE_CLASS, changed
 
 
 def test_a_node_class_gets_a_new_image_and_volume_in_one_edit() -> None:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from parbake.errors import InputError
-from parbake.gitops import change, find, operations, parse_path, read, said, set_value, the_one, value_at
-from tests.support.nodeclasses import NODE_CLASS, changed
+from parbake.core.errors import InputError
+from parbake.rollouts.gitops import change, find, operations, parse_path, read, said, set_value, the_one, value_at
+from tests.fakes.nodeclasses import NODE_CLASS, changed
 
 KINDS = {"EC2NodeClass"}
 SEVERAL = f"""\

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from parbake.errors import InputError
-from parbake.gitops import Edit, Repository, patch, write
+from parbake.core.errors import InputError
+from parbake.rollouts.gitops import Edit, Repository, patch, write
 
 
 def git(folder: Path, *words: str) -> str:

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
-from parbake.pause import REFERENCE
-from parbake.vm import Machine, agent_seed
-from tests.support.base import default_base
+from parbake.images.pause import REFERENCE
+from parbake.machine.vm import Machine, agent_seed
+from tests.fakes.base import default_base
 
 __all__ = ["default_base"]
 

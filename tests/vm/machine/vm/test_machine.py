@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from parbake import run
-from parbake.errors import BadBase, DeadlineExceeded, EnvironmentProblem, MachineFault
-from parbake.vm import Machine, agent_seed
+from parbake.core import run
+from parbake.core.errors import BadBase, DeadlineExceeded, EnvironmentProblem, MachineFault
+from parbake.machine.vm import Machine, agent_seed
 
 pytestmark = pytest.mark.vm
 
@@ -136,7 +136,7 @@ def test_qemu_is_confined_no_root_no_programs_no_network_and_only_lent_files(tmp
 def test_kill_9_of_the_parent_kills_the_machine(tmp_path: Path) -> None:
     disk = sector(tmp_path, PRINT + b"here\r\n\0")
     script = (
-        "import sys, time; from pathlib import Path; from parbake.vm import Machine\n"
+        "import sys, time; from pathlib import Path; from parbake.machine.vm import Machine\n"
         "with Machine(Path(sys.argv[1]), Path(sys.argv[2])) as machine:\n"
         "    print(machine._process._popen.pid, flush=True); time.sleep(1000)\n"
     )

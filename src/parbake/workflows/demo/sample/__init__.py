@@ -12,11 +12,11 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from parbake import atomic
-from parbake.errors import CommandFailed, EnvironmentProblem
-from parbake.events import Events
-from parbake.run import isolated, need, need_root, run
-from parbake.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.core import atomic
+from parbake.core.errors import CommandFailed, EnvironmentProblem
+from parbake.core.events import Events
+from parbake.core.run import isolated, need, need_root, run
+from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
 
 NAME = "forecast"
 SUITE = "trixie"
