@@ -306,6 +306,13 @@ images:
 # Who on this machine may read them, with all that the images hold: owner, group or everyone.
 #readable_by: owner
 
+# Sign each record, with the key in a file, {{key: parbake.key}}, or in AWS KMS, {{kms: ARN}}. Its public half must be in
+# `trust`.
+#sign: null
+
+# Whose signatures count: files with public keys (PEM). Records that none of them has signed are then refused.
+#trust: []
+
 # Where `parbake rollout` hands artefacts to: node classes of Karpenter, Auto Scaling groups, parameters, files.
 #rollout: [{{karpenter: {{nodeclass: default}}}}]
 
