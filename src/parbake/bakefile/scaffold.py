@@ -306,8 +306,8 @@ images:
 # Who on this machine may read them, with all that the images hold: owner, group or everyone.
 #readable_by: owner
 
-# Sign each record, with the key in a file, {{key: parbake.key}}, or in AWS KMS, {{kms: ARN}}. Its public half must be in
-# `trust`.
+# Sign each record, with the key in a file, {{key: parbake.key}}, or in AWS KMS, {{kms: ARN}}; its public half must be
+# in `trust`.
 #sign: null
 
 # Whose signatures count: files with public keys (PEM). Records that none of them has signed are then refused.
