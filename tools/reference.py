@@ -85,6 +85,10 @@ ENVIRONMENT: Final = {
 """Every variable that parbake itself reads."""
 
 
+BY_HAND = {"dependencies.md"}
+"""Pages of the reference that are not made; a test of its own holds each of them true."""
+
+
 def pages() -> dict[str, str]:
     """Return every page of the reference by its file name."""
     return {
@@ -138,7 +142,7 @@ def cli_page() -> str:
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every command by its whole name, those of groups as well (``export packer``)."""
-    for name, command in group.commands.items():
+    for name, command in ((name, group.commands[name]) for name in group.list_commands(None)):
         if hasattr(command, "commands"):
             yield from _commands(command, f"{prefix}{name} ")
         else:
@@ -394,7 +398,7 @@ def write(folder: Path = FOLDER) -> None:
     """Write every page, and remove those that no longer exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
-        if path.name not in pages():
+        if path.name not in pages() and path.name not in BY_HAND:
             path.unlink()
     for name, text in pages().items():
         (folder / name).write_text(text)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from parbake import __version__
 from parbake.core import interrupts, printable
@@ -30,8 +31,37 @@ if TYPE_CHECKING:
     from parbake.core.events import Events
     from parbake.core.signing import Signer
 
+COMMANDS = {
+    "Bake": ("init", "plan", "bake", "verify", "list", "show", "export", "fetch", "schema", "demo"),
+    "Roll out": ("lint", "rollout", "rollback", "status", "freeze", "thaw", "watch"),
+    "Cold starts": ("trace", "hydrate", "advise", "savings", "report"),
+    "Operate": ("doctor", "iam", "prune", "clean"),
+}
+"""The commands by what they are for, in the order in which help shows them."""
+
+
+class _Grouped(TyperGroup):
+    """Shows the commands in groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (the base's signature)
+        """Return the names of the commands, group by group."""
+        return [name for names in COMMANDS.values() for name in names]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group, all with the same column of names."""
+        width = max(map(len, self.list_commands(ctx)))
+        for title, names in COMMANDS.items():
+            with formatter.section(title):
+                shown = ((name, self.get_command(ctx, name)) for name in names)
+                limit = formatter.width - 6 - width
+                formatter.write_dl(
+                    [(name.ljust(width), command.get_short_help_str(limit)) for name, command in shown if command]
+                )
+
+
 app = typer.Typer(
     name="parbake",
+    cls=_Grouped,
     help="Bake container images into machine images and volumes, so that nodes start with nothing left to pull.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from parbake import __version__, records
-from parbake.cli import run
+from parbake.cli import app, run
 from parbake.core.errors import InputError
 from parbake.records import statements
 from tests.fakes.plans import record
@@ -86,7 +87,16 @@ def test_without_a_command_help_is_shown(say: Say) -> None:
 def test_summaries_are_not_cut_off(say: Say) -> None:
     code, out, _ = say("-h")
     assert code == 0
-    assert "..." not in out.partition("Commands:")[2]
+    assert "..." not in out.partition("Bake:")[2]
+
+
+def test_every_command_stands_in_one_group_of_the_help(say: Say) -> None:
+    group = typer.main.get_command(app.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    grouped = [name for names in app.COMMANDS.values() for name in names]
+    assert sorted(grouped) == sorted(group.commands)
+    out = say("--help")[1]
+    assert [out.index(f"\n{title}:") for title in app.COMMANDS] == sorted(out.index(f"\n{t}:") for t in app.COMMANDS)
 
 
 def test_the_version(say: Say) -> None:

@@ -13,7 +13,7 @@ from parbake.core.programs import PROGRAMS
 from tests.fakes.documents import DOCUMENTS, NOT_RUN, ROOT, anchors, read, shape, without_blocks
 from tests.fakes.keys import key_pair
 from tests.system.project.test_docs import CASES
-from tools.reference import ENVIRONMENT, EXAMPLES, FOLDER, pages
+from tools.reference import BY_HAND, ENVIRONMENT, EXAMPLES, FOLDER, pages
 
 README = (ROOT / "README.md").read_text()
 MOST_NOT_RUN = 6
@@ -28,8 +28,7 @@ def name(document: Path) -> str:
 
 def test_the_reference_is_fresh() -> None:
     made = pages()
-    by_hand = {"dependencies.md"}  # whose completeness has a test of its own
-    assert {path.name for path in FOLDER.iterdir()} == set(made) | by_hand
+    assert {path.name for path in FOLDER.iterdir()} == set(made) | BY_HAND
     stale = [file for file, text in made.items() if (FOLDER / file).read_text() != text]
     assert not stale, "run `make docs`"
 
