@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from parbake.model import MIB
-from parbake.trace.data import BLOCK
+from parbake.coldstart.trace.data import BLOCK
+from parbake.core.model import MIB
 
 HOT_RATE = 125  # MiB/s
 

@@ -1,0 +1,108 @@
+"""From blocks to files: whose data the traced sectors are, asked of a mounted file system through FIEMAP.
+
+Source: Documentation/filesystems/fiemap.rst. Works for ext4 and xfs alike, and needs no tool.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from parbake.coldstart.trace.data import SECTOR, Read
+
+_FIEMAP = 0xC020660B
+_HEAD = struct.Struct("=QQIIII")  # start, length, flags, mapped extents, room for extents, reserved
+_EXTENT = struct.Struct("=QQQ16xI12x")  # logical, physical, length, flags
+_ROOM = 128
+_LAST, _NOT_ON_DISK = 0x1, 0x2 | 0x4 | 0x200  # unknown, delayed allocation, inline data
+
+
+@dataclass(frozen=True, slots=True)
+class HotFile:
+    """A file of which something was read: path below the root, bytes of it that were, all of its bytes on disk."""
+
+    path: str
+    read: int
+    size: int
+
+
+def data_of(file: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (offset in bytes, first sector, count) of an open file's data; nothing where its system cannot say."""
+    start = 0
+    while True:
+        request = bytearray(_HEAD.pack(start, (1 << 64) - 1 - start, 0, 0, _ROOM, 0) + bytes(_EXTENT.size * _ROOM))
+        try:
+            fcntl.ioctl(file, _FIEMAP, request)
+        except OSError:
+            return
+        count = _HEAD.unpack_from(request)[3]
+        flags = _LAST
+        for index in range(count):
+            logical, physical, length, flags = _EXTENT.unpack_from(request, _HEAD.size + index * _EXTENT.size)
+            start = logical + length
+            if not flags & _NOT_ON_DISK:
+                yield logical, physical // SECTOR, -(-length // SECTOR)
+        if flags & _LAST:
+            return
+
+
+def hot_files(root: Path, reads: Iterable[Read]) -> tuple[HotFile, ...]:
+    """Return the files below a mounted root that reads touched, first touch first."""
+    begins, ends, owners, paths, sizes = [], [], [], list[str](), list[int]()
+    mapped = []
+    for path, found in data_below(root):
+        mapped += [(first, first + count, len(paths)) for _, first, count in found]
+        paths.append(os.fsdecode(os.path.relpath(path, os.fsencode(root))))
+        sizes.append(sum(count for _, _, count in found) * SECTOR)
+    for begin, end, owner in sorted(mapped):
+        begins.append(begin)
+        ends.append(end)
+        owners.append(owner)
+    seen: dict[int, set[int]] = {}
+    for read in reads:
+        place = max(0, bisect.bisect_right(begins, read.sector) - 1)
+        while place < len(begins) and begins[place] < read.sector + read.length:
+            first, last = max(begins[place], read.sector), min(ends[place], read.sector + read.length)
+            if first < last:
+                seen.setdefault(owners[place], set()).update(range(first // 8, -(-last // 8)))
+            place += 1
+    return tuple(
+        HotFile(paths[owner], min(len(pages) * 4096, sizes[owner]), sizes[owner]) for owner, pages in seen.items()
+    )
+
+
+def data_below(root: Path) -> Iterator[tuple[bytes, list[tuple[int, int, int]]]]:
+    """Yield the regular files below a root that have data on the device, each with these (see ``data_of``)."""
+    for path in _regular_files(root):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
+            try:
+                found = list(data_of(handle))
+            finally:
+                os.close(handle)
+            if found:
+                yield path, found
+
+
+def _regular_files(root: Path) -> Iterator[bytes]:
+    """Yield regular files, a hard-linked one once, in the order of the folders."""
+    linked = set()
+    for folder, _, names in os.walk(os.fsencode(root)):
+        for name in names:
+            path = folder + b"/" + name
+            with suppress(OSError):
+                status = os.lstat(path)
+                if not stat.S_ISREG(status.st_mode) or not status.st_blocks:
+                    continue
+                if status.st_nlink > 1:
+                    if status.st_ino in linked:
+                        continue
+                    linked.add(status.st_ino)
+                yield path
