@@ -5,6 +5,7 @@
         proxy.faults.extend([Cut(1000), Status(503)])         # one for each matching request, in order; then none
         proxy.only = "/blobs/"                                # which paths faults are for (a part of the path)
         proxy.requests                                        # what came in: ("GET", "/v2/…", {"range": "bytes=9-"})
+    proxy.stalled                                         # an event: it has fallen silent in the middle of a body
 
 Faults:
     Cut(after)                reset the connection after so many bytes of the body (``polite``: close it in order)
@@ -109,6 +110,7 @@ class FaultyProxy:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.lock = threading.Lock()
         self.ended = threading.Event()
+        self.stalled = threading.Event()
         self.upstream = urllib3.PoolManager(retries=False, maxsize=8)
         self.upstream_url = upstream
 
@@ -216,6 +218,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._hang_up(polite=polite)
             case Stall(after, seconds):
                 self.wfile.write(body[:after])
+                if len(body) > after:
+                    self.owner.stalled.set()
                 self.owner.ended.wait(seconds)
                 self.wfile.write(body[after:])
             case Drip(seconds):

@@ -17,7 +17,9 @@ event, end = sys.argv[1:3]
 
 
 def watch(name: str, arguments: tuple[object, ...]) -> None:
-    if name == event and any(os.fsdecode(word).endswith(end) for word in arguments if isinstance(word, str | bytes)):
+    # A name that is relative to an opened folder stands alone.
+    paths = (f"/{os.fsdecode(word)}" for word in arguments if isinstance(word, str | bytes))
+    if name == event and any(path.endswith(end) for path in paths):
         os.killpg(0, signal.SIGKILL)
 
 

@@ -146,14 +146,23 @@ def _draft(folder: int, name: str) -> tuple[str, int]:
         os.close(handle)  # another writer took it for a leftover before it was locked
 
 
-def _remove_drafts(folder: int, name: str) -> None:
-    """Remove the drafts of a file whose writers are dead."""
-    pattern = re.compile(rf"\.{re.escape(name[:200])}\.[0-9a-f]{{16}}\.draft")
+def sweep(path: Path) -> tuple[Path, ...]:
+    """Remove the drafts that killed runs left in a folder; return them. Raises OSError where it cannot be opened."""
+    with opened(path) as folder:
+        return tuple(path / name for name in _remove_drafts(folder))
+
+
+def _remove_drafts(folder: int, name: str = "") -> list[str]:
+    """Remove the drafts of a file (of any, without a name) whose writers are dead; return their names."""
+    pattern = re.compile(rf"\.{re.escape(name[:200]) or '.+'}\.[0-9a-f]{{16}}\.draft")
+    removed = []
     for found in filter(pattern.fullmatch, os.listdir(folder)):
         with suppress(OSError):  # it is another's, or gone, or no file
             handle = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(found, dir_fd=folder)
+                removed.append(found)
             finally:
                 os.close(handle)
+    return removed

@@ -195,6 +195,8 @@ def sweep(folder: Path, *, kept: bool = False) -> tuple[Path, ...]:
             removed += _finish_dead(work, folder)
             discard(work)
             removed.append(work)
+    with suppress(FileNotFoundError):
+        removed += atomic.sweep(folder)
     return tuple(removed)
 
 

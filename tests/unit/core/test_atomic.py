@@ -61,3 +61,13 @@ def test_what_cannot_be_written_leaves_the_old_file_and_no_draft(tmp_path: Path)
     with pytest.raises(IsADirectoryError):
         atomic.replace(tmp_path / "file", "x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_drafts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    dead, living, other = (tmp_path / f".{name}.draft" for name in ("a.json." + "0" * 16, "b." + "1" * 16, "c.mine"))
+    for path in (dead, living, other):
+        path.write_text("half")
+    with living.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert atomic.sweep(tmp_path) == (dead,)
+    assert sorted(tmp_path.iterdir()) == sorted([living, other])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parbake.core import run
+from parbake.machine import disk
 from parbake.machine.disk import formats
 
 _START = 20.0  # seconds
@@ -27,14 +28,14 @@ def writable(image: Path, folder: Path, *, image_format: str = "raw", in_place: 
     options = {"cache": {"no-flush": True}, "discard": "unmap"}
     formats.alone(image, image_format)
     if in_place:
-        disk = formats.tree(image_format, image.resolve(), read_only=False, **options)
+        tree = formats.tree(image_format, image.resolve(), read_only=False, **options)
     else:
         formats.overlay(image, image_format, overlay)
-        disk = formats.above(formats.tree(image_format, image.resolve()), overlay, **options)
+        tree = formats.above(formats.tree(image_format, image.resolve()), overlay, **options)
     shown.touch()
     command = [
         "qemu-storage-daemon",
-        "--blockdev", json.dumps({"node-name": "disk", "discard": "unmap", **disk}),
+        "--blockdev", json.dumps({"node-name": "disk", "discard": "unmap", **tree}),
         "--export", f"type=fuse,id=disk,node-name=disk,mountpoint={_quoted(shown)},writable=on",
     ]  # fmt: skip
     try:
@@ -43,7 +44,11 @@ def writable(image: Path, folder: Path, *, image_format: str = "raw", in_place: 
             while not shown.stat().st_size:
                 daemon.check_alive()
                 deadline.sleep(0.01)
-            yield shown
+            # What is mounted on it is mounted where the daemon is not. Were it in the daemon's own namespace, and the
+            # daemon the last to die there, its exit would unmount: the kernel then waits for the daemon's answer, for
+            # ever, and every sync of the machine with it.
+            with disk.private_mounts():
+                yield shown
             daemon.check_alive()
     finally:
         run.run(["umount", "--lazy", "--quiet", str(shown)], check=False)
