@@ -12,7 +12,7 @@ from parbake.core.errors import InputError, RolloutError
 
 if TYPE_CHECKING:
     from parbake.core.events import Events
-    from parbake.workflows.rollout import Handed
+    from parbake.workflows.rollout import TargetResult
 
 To = Annotated[
     list[str] | None,
@@ -59,8 +59,8 @@ def rollout(
     """
     from parbake.workflows import rollout as workflow
 
-    manner = workflow.Manner(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
-    _hand_over(lambda events: workflow.rollout(file, what, events, manner), progress, dry_run=dry_run, as_json=as_json)
+    options = workflow.RolloutOptions(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
+    _hand_over(lambda events: workflow.rollout(file, what, events, options), progress, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -81,13 +81,15 @@ def rollback(
     """
     from parbake.workflows import rollout as workflow
 
-    manner = workflow.Manner(
+    options = workflow.RolloutOptions(
         tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval
     )
-    _hand_over(lambda events: workflow.rollback(file, events, manner), progress, dry_run=dry_run, as_json=as_json)
+    _hand_over(lambda events: workflow.rollback(file, events, options), progress, dry_run=dry_run, as_json=as_json)
 
 
-def _hand_over(hand: Callable[[Events], tuple[Handed, ...]], progress: str, *, dry_run: bool, as_json: bool) -> None:
+def _hand_over(
+    hand: Callable[[Events], tuple[TargetResult, ...]], progress: str, *, dry_run: bool, as_json: bool
+) -> None:
     """Hand over, and say what became of each target."""
     from parbake.cli.text import rollouts
 
@@ -167,11 +169,11 @@ def watch(
     from parbake.cli.text import rollouts
     from parbake.workflows import watch as workflow
     from parbake.workflows.clean import watch_fast_restores
-    from parbake.workflows.rollout import Manner
+    from parbake.workflows.rollout import RolloutOptions
 
     door.as_json = as_json
     targets = roll_out and bool(load(file).rollout)
-    manner = Manner(tuple(to or ()), deadline=deadline) if targets else None
+    options = RolloutOptions(tuple(to or ()), deadline=deadline) if targets else None
 
     def told(turn: workflow.Turn) -> None:
         answer(rollouts.turn_json(turn), lambda: rollouts.turn_text(turn))
@@ -179,7 +181,7 @@ def watch(
     with opened_events(progress) as events:
         turn = workflow.watch(
             lambda: workflow.look(file, events),
-            lambda: workflow.act(file, events, manner, prune=prune),
+            lambda: workflow.act(file, events, options, prune=prune),
             events,
             once=once,
             interval=every,

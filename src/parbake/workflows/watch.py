@@ -23,7 +23,7 @@ from parbake.workflows import bake, plan, rollout
 from parbake.workflows import prune as retention
 from parbake.workflows.plan import Finished, Session
 from parbake.workflows.prune import Pruned
-from parbake.workflows.rollout import Handed, Manner
+from parbake.workflows.rollout import RolloutOptions, TargetResult
 
 _JITTER = 0.1  # many watchers of one registry must not ask in step
 
@@ -37,7 +37,7 @@ class Turn:
 
     moved: tuple[str, ...]
     finished: Finished | None = None
-    handed: tuple[Handed, ...] = ()
+    handed: tuple[TargetResult, ...] = ()
     tidied: Tidied | None = None
 
 
@@ -74,18 +74,18 @@ def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
 
 
 def act(
-    file: Path, events: Events, manner: Manner | None, *, prune: bool = False
-) -> tuple[Finished, tuple[Handed, ...], Tidied | None]:
+    file: Path, events: Events, options: RolloutOptions | None, *, prune: bool = False
+) -> tuple[Finished, tuple[TargetResult, ...], Tidied | None]:
     """Bake, verify, and roll out to the Bakefile's targets (``manner`` None: do not); each is nothing when done.
 
     With ``prune`` what is old goes afterwards, as the Bakefile's ``retention`` says. Each ends with a hold on
     interruptions, so that what the turn did can be told.
     """
-    handed: tuple[Handed, ...] = ()
+    handed: tuple[TargetResult, ...] = ()
     finished = bake.bake(file, events)
-    if manner is not None:
+    if options is not None:
         interrupts.resume()
-        handed = rollout.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
+        handed = rollout.rollout(file, [finished.record.key], events, replace(options, force=False, again=False))
     tidied = None
     if prune:
         interrupts.resume()
@@ -106,7 +106,7 @@ def tidy(file: Path, events: Events) -> Tidied:
 
 def watch(
     look: Callable[[], Seen],
-    act: Callable[[], tuple[Finished, tuple[Handed, ...], Tidied | None]],
+    act: Callable[[], tuple[Finished, tuple[TargetResult, ...], Tidied | None]],
     events: Events,
     *,
     once: bool,

@@ -27,7 +27,7 @@ from parbake.records import Decision, decide_prune
 from parbake.rollouts.choose import open_target
 from parbake.workflows.prune.decide import Item, Rules, Verdict, decide
 from parbake.workflows.prune.inventory import Stock
-from parbake.workflows.prune.references import Use, by_node_class, by_standing, ids_in, in_region, together
+from parbake.workflows.prune.references import Use, by_node_class, by_status, ids_in, in_region, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
         yield from in_region(region)
     for target in bakefile.rollout:
         with suppress(NotMade):
-            yield from by_standing(open_target(target, target.region or bakefile.aws.region or "").standing())
+            yield from by_status(open_target(target, target.region or bakefile.aws.region or "").status())
     options = [target.options for target in bakefile.rollout]
     for context in sorted({each.context for each in options if isinstance(each, KarpenterTarget)}):
         from parbake.rollouts.karpenter import every_node_class
