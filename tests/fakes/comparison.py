@@ -204,9 +204,9 @@ class Comparison:
         disk.make_filesystem(file, "ext4", 64 * MIB, name="comparison")
         try:
             with Volume(file) as volume:
-                for number, slot in enumerate(volume.slots(described)):
+                for number, area in enumerate(volume.areas(described)):
                     try:
-                        add(volume, slot, described[: number + 1], layers[number])
+                        add(volume, area, described[: number + 1], layers[number])
                     except LayerError as error:
                         raise _Refused(number, error) from error
                 show(volume)

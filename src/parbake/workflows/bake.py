@@ -37,7 +37,7 @@ from parbake.core.plan import cautions, larger, measure
 from parbake.core.run import need_root
 from parbake.core.signing import Attached, Signer
 from parbake.core.workspace import cache_folder, remove_leftovers, remove_tree
-from parbake.images.cache import through
+from parbake.images.cache import cached
 from parbake.images.registry import open_source
 from parbake.machine import base, disk
 from parbake.machine.disk import BlockList
@@ -308,7 +308,7 @@ def build_disk(
     run: Session, plan: Plan, base_path: Path | None, work: Path, *, parent: Parent | None = None
 ) -> tuple[Plan, Disk]:
     """Let the builder make the disk in a work folder; return it, and the plan with the size that it needed."""
-    sources = through(partial(open_source, run.registry), run.cache, run.events)
+    sources = cached(partial(open_source, run.registry), run.cache, run.events)
     ingredients = Ingredients(base_path, sources, work, run.events, run.registry.close, parent)
     return build_large_enough(plan, builder_of(run.bakefile), ingredients)
 

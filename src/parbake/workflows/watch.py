@@ -111,10 +111,10 @@ def watch(
     *,
     once: bool,
     interval: float,
-    told: Callable[[Turn], object] = lambda _: None,
+    on_turn: Callable[[Turn], object] = lambda _: None,
     tidy: Callable[[], object] = lambda: None,
 ) -> Turn:
-    """Take turns for ever, or one; ``interval`` is in seconds, between turns. Each turn that acted is ``told``.
+    """Take turns for ever, or one; ``interval`` is in seconds, between turns. ``on_turn`` is called with each turn that acted.
 
     ``tidy`` is called at the beginning of every turn. A signal that comes when a turn is done ends the watch after the
     turn is told.
@@ -131,7 +131,7 @@ def watch(
             if names:
                 events.note(f"moved: {', '.join(names)}" if before is not None else "the first turn")
                 turn = Turn(names, *act())
-                told(turn)
+                on_turn(turn)
             before = now
         except InputError:
             raise

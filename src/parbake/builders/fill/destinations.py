@@ -28,7 +28,7 @@ class Job:
     parents: tuple[str, ...]
 
 
-class Ground(Protocol):
+class LayerDestination(Protocol):
     """Takes the layers of one fill. ``begin`` once, ``sink`` from any thread, the others in the order of the jobs."""
 
     def has(self, chain: str) -> bool:
@@ -56,7 +56,7 @@ class Ground(Protocol):
         ...
 
 
-class MountedGround:
+class MountedStore:
     """A mounted file system that holds the store itself: a layer is moved into its snapshot by a rename."""
 
     def __init__(self, store: Client, work: Path) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from parbake.containerd.snapshots import Folders
     from parbake.core.model import Plan
     from parbake.machine.disk import Mounted
-    from parbake.machine.ext4 import Slot, Volume
+    from parbake.machine.ext4 import LayerArea, Volume
 
 _SNAPSHOTS: Final = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
 # Where tools write "now", a volume has one fixed moment.
@@ -40,7 +40,7 @@ _MANY: Final = 8192
 """Files that have arrived when containerd's commits are worth another look at the volume."""
 
 
-class VolumeGround:
+class VolumeImage:
     """The file of a volume. After the fill, ``finish_volume`` brings the store's own files."""
 
     def __init__(
@@ -52,11 +52,11 @@ class VolumeGround:
         *,
         dense: bool = False,
     ) -> None:
-        """``mounted`` mounts the volume for reading; ``dense``: see ``Volume.slots``."""
+        """``mounted`` mounts the volume for reading; ``dense``: see ``Volume.areas``."""
         self._plan, self._store, self._volume, self._mounted = plan, store, volume, mounted
         self._dense = dense
         self._jobs: Sequence[Job] = ()
-        self._slots: list[Slot] = []
+        self._areas: list[LayerArea] = []
         self._sinks: dict[int, NodeSink] = {}
         self._folders: dict[str, str] = {}
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -67,27 +67,27 @@ class VolumeGround:
 
     def has(self, chain: str) -> bool:
         """Whether the volume has its tree."""
-        return chain in self._volume.planted
+        return chain in self._volume.placed
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Divide the volume's free space among the layers that are to come."""
         self._jobs = jobs
         kept = sum({layer.digest: layer.size for image in self._plan.all_images for layer in image.layers}.values())
         layers = [job.layer for job in jobs]
-        self._slots = self._volume.slots(layers, kept=kept if self._plan.keep_layers else 0, dense=self._dense)
+        self._areas = self._volume.areas(layers, kept=kept if self._plan.keep_layers else 0, dense=self._dense)
 
     def sink(self, number: int) -> Sink:
         """Return the layer's place in the volume."""
-        sink = self._sinks[number] = NodeSink("the volume", self._slots[number])
+        sink = self._sinks[number] = NodeSink("the volume", self._areas[number])
         return sink
 
     def arrived(self, number: int, unpacked: Unpacked) -> None:
         """Write the layer's tree, and now and then let containerd commit what is there."""
-        job, slot, tree = self._jobs[number], self._slots[number], self._sinks.pop(number).tree
-        reader, planted = self._volume.reader, self._volume.planted
+        job, area, tree = self._jobs[number], self._areas[number], self._sinks.pop(number).tree
+        reader, placed = self._volume.reader, self._volume.placed
         if tree.implied:
-            settle_nodes(tree, [reader.node(planted[chain].root) for chain in reversed(job.parents)])
-        planted[job.layer.chain_id] = slot.plant(tree.root, tree.unused)
+            settle_nodes(tree, [reader.node(placed[chain].root) for chain in reversed(job.parents)])
+        placed[job.layer.chain_id] = area.place(tree.root, tree.unused)
         self._waiting += unpacked.entries
         if self._waiting >= _MANY and (self._commits is None or self._commits.done()):
             self._begin_commits()
@@ -102,7 +102,7 @@ class VolumeGround:
         self._end_commits()
         self._waiting = 0
         self._volume.preview()
-        self._commits = self._committer.submit(self._commit, frozenset(self._volume.planted))
+        self._commits = self._committer.submit(self._commit, frozenset(self._volume.placed))
 
     def _end_commits(self) -> None:
         if self._commits is not None:
@@ -135,7 +135,7 @@ class VolumeGround:
     def stop(self) -> None:
         """Wake layers that wait for others, and have nothing mounted any more."""
         self._over.set()
-        self._volume.turns.give_up()
+        self._volume.turnstile.give_up()
         self._committer.shutdown()
 
     def finish_volume(self, root: Path) -> None:

@@ -40,7 +40,7 @@ _RECEIVE_SLOTS, _RECEIVE_SIZE = 6, 256 << 10
 _RAW_SLOTS, _RAW_SIZE = 6, 1 << 20
 
 
-class Keeper(Protocol):
+class BlobCopy(Protocol):
     """Takes a copy of the compressed bytes: an open file, or anything else that can be written to."""
 
     def write(self, data: memoryview, /) -> object:
@@ -86,7 +86,7 @@ def unpack(
     bound: int,
     progress: Progress,
     allowance: Allowance | None = None,
-    keep: Keeper | None = None,
+    keep: BlobCopy | None = None,
 ) -> Unpacked:
     """Unpack one layer into a sink, in the form of an overlayfs upper directory.
 
@@ -206,7 +206,7 @@ class _Unpacking:
 class _Compressed:
     """The bytes that the registry sends, on their way in: hashed, counted, kept. At their end they are right."""
 
-    def __init__(self, stream: Readable, layer: Layer, progress: Progress, keep: Keeper | None) -> None:
+    def __init__(self, stream: Readable, layer: Layer, progress: Progress, keep: BlobCopy | None) -> None:
         self._stream, self._layer, self._progress, self._keep = stream, layer, progress, keep
         self._digest = hashlib.sha256()
         self._size = 0

@@ -47,7 +47,7 @@ def settle(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) -> None:
                 if place is not None:
                     if source is not None and DEFAULT.decode() in os.listxattr(source):
                         raise hands_down(path)
-                    _dress(place.handle, source, known, group)
+                    _apply_metadata(place.handle, source, known, group)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFull(f"no space left below {target}", hint="give the artefact a larger size") from error
@@ -65,7 +65,7 @@ def _opened(path: Path) -> Iterator[Folders]:
         os.close(root)
 
 
-def _dress(folder: int, below: int | None, known: Implied, group: int) -> None:
+def _apply_metadata(folder: int, below: int | None, known: Implied, group: int) -> None:
     """Let an implied folder look like the topmost one below; what an entry said of it stays."""
     takes_uid = not known & Implied.DESCRIBED or known & Implied.UID_LEFT
     takes_gid = not known & Implied.DESCRIBED or known & Implied.GID_LEFT

@@ -14,10 +14,10 @@ from parbake.images.layers.tree_writer import Nodes
 
 if TYPE_CHECKING:
     from parbake.core.filetree import Node
-    from parbake.images.layers.tree_writer import Growing
+    from parbake.images.layers.tree_writer import TreeBuilder
 
 
-def settle_nodes(tree: Growing, lowers: Sequence[Node]) -> None:
+def settle_nodes(tree: TreeBuilder, lowers: Sequence[Node]) -> None:
     """Finish a layer's tree once all layers below are written (``lowers``: their roots, the top one first).
 
     Effect as that of ``settle.settle``. Raises LayerError.
@@ -31,10 +31,10 @@ def settle_nodes(tree: Growing, lowers: Sequence[Node]) -> None:
         if place is not None:
             if source is not None and DEFAULT in (source.xattrs or {}):
                 raise hands_down(path)
-            _dress(place[0], source, known, group)
+            _apply_metadata(place[0], source, known, group)
 
 
-def _dress(folder: Node, below: Node | None, known: Implied, group: int) -> None:
+def _apply_metadata(folder: Node, below: Node | None, known: Implied, group: int) -> None:
     """Let an implied folder look like the topmost one below; what an entry said of it stays."""
     takes_gid = not known & Implied.DESCRIBED or known & Implied.GID_LEFT
     if below is None:
