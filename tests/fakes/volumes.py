@@ -10,7 +10,7 @@ from pathlib import Path
 from parbake.core import filetree
 from parbake.core.model import MIB, Layer
 from parbake.core.run import run
-from parbake.images.layers import NodeSink, settle_nodes, unpack
+from parbake.images.layers import NodeSink, complete_tree, unpack
 from parbake.machine import disk
 from parbake.machine.disk import private_mounts
 from parbake.machine.ext4 import LayerArea, Volume
@@ -51,7 +51,7 @@ def add(volume: Volume, area: LayerArea, layers: Sequence[Layer], blob: bytes) -
     sink = NodeSink("the volume", area)
     unpack(io.BytesIO(blob), layer, sink, bound=1 << 30, progress=lambda _: None)
     lowers = [volume.reader.node(volume.placed[each.chain_id].root) for each in reversed(below)]
-    settle_nodes(sink.tree, lowers)
+    complete_tree(sink.tree, lowers)
     volume.placed[layer.chain_id] = area.place(sink.tree.root, sink.tree.unused)
 
 

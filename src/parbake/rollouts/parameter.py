@@ -12,7 +12,7 @@ from typing import Any
 
 from parbake.aws import Client, client
 from parbake.bakefile.targets import SsmTarget
-from parbake.core.errors import AwsFault, AwsNotFound, InputError, NotMade, TargetMoved
+from parbake.core.errors import AwsFault, AwsNotFound, InputError, TargetMissing, TargetMoved
 from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState, TargetStatus
 
 _BACK = f"{OWNER}: back from version "
@@ -139,7 +139,7 @@ class Parameter:
         """Say what the parameter holds."""
         history = self._history()
         if not history:
-            raise NotMade(f"there is no {self.where}")
+            raise TargetMissing(f"there is no {self.where}")
         last, before = history[-1], previous(history)
         returned = last.description.startswith(_BACK)
         left = before.held if returned and before else None  # a rollback leaves the value that was there before it

@@ -67,13 +67,13 @@ class Options:
     from_scratch: bool = False
 
 
-def bake(path: Path, events: Events, options: Options | None = None) -> Finished:
+def bake(bakefile_path: Path, events: Events, options: Options | None = None) -> Finished:
     """Make sure that the artefact of this Bakefile exists and is proven; a no-op when it is.
 
     Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it.
     """
     options = options or Options()
-    with open_session(path, events) as opened:
+    with open_session(bakefile_path, events) as opened:
         run = replace(opened, signer=genuine.open_signer(opened.bakefile))  # what is wrong with the key shows first
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
         remote = remote_builder_of(run.bakefile, verify=options.verify, fresh=options.force)

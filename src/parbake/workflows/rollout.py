@@ -20,7 +20,7 @@ from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
 from parbake.coldstart.trace import load as load_trace
 from parbake.core import interrupts
-from parbake.core.errors import InputError, NotMade, ParbakeError, RolloutError, Stalled, VerificationFailed
+from parbake.core.errors import InputError, ParbakeError, RolloutError, Stalled, TargetMissing, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Published
 from parbake.core.printable import word
@@ -81,13 +81,15 @@ class _Decided:
     region: str = ""
 
 
-def rollout(file: Path, selectors: Sequence[str], events: Events, options: RolloutOptions) -> tuple[TargetResult, ...]:
+def rollout(
+    bakefile_path: Path, selectors: Sequence[str], events: Events, options: RolloutOptions
+) -> tuple[TargetResult, ...]:
     """Hand out the artefacts of records (a machine image, a volume, or one of each) to the Bakefile's targets.
 
     Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
     what a target refuses, Stalled when nodes do not follow in time.
     """
-    bakefile = load(file)
+    bakefile = load(bakefile_path)
     located = [_record(selector, bakefile) for selector in selectors]
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
@@ -138,7 +140,7 @@ def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -
     """Whether somebody has rolled a target back from this very artefact: it is theirs to say when it goes out again."""
     try:
         left = target.status().left
-    except NotMade:
+    except TargetMissing:
         return False
     if left is None or not all(
         getattr(left, name) == getattr(offered, name) for name in ("image", "snapshot") if getattr(offered, name)
@@ -151,16 +153,16 @@ def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -
     return True
 
 
-def rollback(file: Path, events: Events, options: RolloutOptions) -> tuple[TargetResult, ...]:
+def rollback(bakefile_path: Path, events: Events, options: RolloutOptions) -> tuple[TargetResult, ...]:
     """Return targets to what they held before; one that has returned already is only followed."""
     decided = []
-    for config in choose(load(file), options.to):
+    for config in choose(load(bakefile_path), options.to):
         target = open_target(config, config.region or "", force_conflicts=options.force_conflicts)
         decided.append(_Decided(config, target, target.plan_rollback()))
     return _hand_over(decided, events, options)
 
 
-def status(file: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
+def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
     """Say what each target holds; an error of one does not hide the others."""
 
     def report(config: Target) -> TargetReport:
@@ -169,12 +171,12 @@ def status(file: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
         except ParbakeError as error:
             return TargetReport(config.name, config.kind, error=error.message)
 
-    return tuple(report(config) for config in choose(load(file), to))
+    return tuple(report(config) for config in choose(load(bakefile_path), to))
 
 
-def freeze(file: Path, to: tuple[str, ...], *, frozen: bool) -> dict[str, tuple[str, ...]]:
+def freeze(bakefile_path: Path, to: tuple[str, ...], *, frozen: bool) -> dict[str, tuple[str, ...]]:
     """Stop targets from replacing nodes, or let them again; return what was changed, by target."""
-    targets = choose(load(file), to)
+    targets = choose(load(bakefile_path), to)
     return {config.name: open_target(config, config.region or "").freeze(frozen=frozen) for config in targets}
 
 
@@ -266,9 +268,9 @@ def _one_region(found: Sequence[Record]) -> str:
     )
 
 
-def _record(what: str, bakefile: Bakefile) -> tuple[Path, Record]:
+def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
     """Find a record that is to be believed; ``--force`` asks for nothing else."""
-    artefact, record = records.locate(what, bakefile.output)
+    artefact, record = records.locate(selector, bakefile.output)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
     record = genuine.need(artefact, bakefile.trust)

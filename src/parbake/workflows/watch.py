@@ -49,9 +49,9 @@ class Tidied:
     pruned: Pruned | None
 
 
-def look(file: Path, events: Events) -> Seen:
+def look(bakefile_path: Path, events: Events) -> Seen:
     """Return what the Bakefile's names mean now; raises what asking raises."""
-    with plan.open_session(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
+    with plan.open_session(bakefile_path, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
 
         def of(entry: ImageEntry) -> str:
             if entry.build is not None:
@@ -74,7 +74,7 @@ def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
 
 
 def act(
-    file: Path, events: Events, options: RolloutOptions | None, *, prune: bool = False
+    bakefile_path: Path, events: Events, options: RolloutOptions | None, *, prune: bool = False
 ) -> tuple[Finished, tuple[TargetResult, ...], Tidied | None]:
     """Bake, verify, and roll out to the Bakefile's targets (``manner`` None: do not); each is nothing when done.
 
@@ -82,24 +82,26 @@ def act(
     interruptions, so that what the turn did can be told.
     """
     handed: tuple[TargetResult, ...] = ()
-    finished = bake.bake(file, events)
+    finished = bake.bake(bakefile_path, events)
     if options is not None:
         interrupts.resume()
-        handed = rollout.rollout(file, [finished.record.key], events, replace(options, force=False, again=False))
+        handed = rollout.rollout(
+            bakefile_path, [finished.record.key], events, replace(options, force=False, again=False)
+        )
     tidied = None
     if prune:
         interrupts.resume()
-        tidied = tidy(file, events)
+        tidied = tidy(bakefile_path, events)
     return finished, handed, tidied
 
 
-def tidy(file: Path, events: Events) -> Tidied:
+def tidy(bakefile_path: Path, events: Events) -> Tidied:
     """Let old artefacts go, as the Bakefile's ``retention`` says: here, and in EC2 where some are published."""
-    bakefile = load(file)
+    bakefile = load(bakefile_path)
     rules = retention.rules(bakefile.retention)
     pruned = None
     if retention.publishes(bakefile):
-        pruned = retention.prune_published(file, rules, events, dry_run=False)
+        pruned = retention.prune_published(bakefile_path, rules, events, dry_run=False)
     interrupts.hold()
     return Tidied(retention.prune(bakefile.output, keep=rules.keep, younger=rules.younger), pruned)
 
@@ -114,7 +116,7 @@ def watch(
     on_turn: Callable[[Turn], object] = lambda _: None,
     tidy: Callable[[], object] = lambda: None,
 ) -> Turn:
-    """Take turns for ever, or one; ``interval`` is in seconds, between turns. ``on_turn`` is called with each turn that acted.
+    """Take turns for ever, or one; ``interval`` is in seconds, between turns. ``on_turn`` gets each turn that acted.
 
     ``tidy`` is called at the beginning of every turn. A signal that comes when a turn is done ends the watch after the
     turn is told.

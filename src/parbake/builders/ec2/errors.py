@@ -13,6 +13,8 @@ from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, In
 class SpotReclaimed(AwsLimit):
     """EC2 took an instance away, or had no room for it after all."""
 
+    json_name = "Interrupted"
+
 
 _AGAIN = "run the same command again"
 # The beginning of a StateReason's code: the error that it becomes, what happened to the instance, and the next step.

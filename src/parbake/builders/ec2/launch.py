@@ -123,7 +123,7 @@ class Launcher:
     def _run(self, spec: LaunchSpec, kind: str, subnet: dict[str, Any], *, spot: bool) -> dict[str, Any]:
         stamp, zone = spec.stamp, subnet["AvailabilityZone"]
         tags = stamp.tags(spec.role)
-        wishes: dict[str, Any] = {
+        request: dict[str, Any] = {
             "ImageId": spec.image,
             "InstanceType": kind,
             "MinCount": 1,
@@ -139,15 +139,15 @@ class Launcher:
         }
         if spec.profile:
             by = "Arn" if spec.profile.startswith("arn:") else "Name"
-            wishes["IamInstanceProfile"] = {by: spec.profile}
+            request["IamInstanceProfile"] = {by: spec.profile}
         if spot:
             options = {"SpotInstanceType": "persistent", "InstanceInterruptionBehavior": "stop"}
-            wishes["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
-            wishes["TagSpecifications"] += aws.specifications(tags, "spot-instances-request")
+            request["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
+            request["TagSpecifications"] += aws.specifications(tags, "spot-instances-request")
         proven = (spec.image, spec.data_volume.snapshot if spec.data_volume else spec.image)
         new = (*self.made_groups, *(proven if spec.role == "verifier" else ()))
         try:
-            answer = aws.when_known(lambda: self.ec2.run_instances(**wishes), *new)
+            answer = aws.when_known(lambda: self.ec2.run_instances(**request), *new)
         except AwsFault as error:
             raise explained(error, zone, spec.profile) from error
         instance: dict[str, Any] = answer["Instances"][0]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from parbake.builders.fill.destinations import Job, commit
 from parbake.core.errors import RuntimeFault
 from parbake.core.filetree import Node, Store
-from parbake.images.layers import NodeSink, Sink, Unpacked, settle_nodes
+from parbake.images.layers import NodeSink, Sink, Unpacked, complete_tree
 from parbake.machine.disk import bind, unbind
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class VolumeImage:
         job, area, tree = self._jobs[number], self._areas[number], self._sinks.pop(number).tree
         reader, placed = self._volume.reader, self._volume.placed
         if tree.implied:
-            settle_nodes(tree, [reader.node(placed[chain].root) for chain in reversed(job.parents)])
+            complete_tree(tree, [reader.node(placed[chain].root) for chain in reversed(job.parents)])
         placed[job.layer.chain_id] = area.place(tree.root, tree.unused)
         self._waiting += unpacked.entries
         if self._waiting >= _MANY and (self._commits is None or self._commits.done()):
@@ -123,10 +123,10 @@ class VolumeImage:
                     parent = chain
 
     def _show(self, tree: Path, chain: str, found: Folders) -> None:
-        looks = found.upper.stat()
-        if (stat.S_IMODE(looks.st_mode), looks.st_uid, looks.st_gid) != (0o755, 0, 0):
+        status = found.upper.stat()
+        if (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) != (0o755, 0, 0):
             raise RuntimeFault(
-                f"containerd's snapshotter makes folders that look different: {looks!r}",
+                f"containerd's snapshotter makes folders that look different: {status!r}",
                 hint="this is a bug in parbake: report it, with containerd's version",
             )
         bind(tree, found.upper)
@@ -146,13 +146,13 @@ class VolumeImage:
     def _holder(self, path: Path, chain: str | None) -> Node | None:
         if chain is None:
             return None
-        work = _looks((path / "work").stat()) if (path / "work").exists() else None
-        return self._volume.holder(chain, _looks(path.stat()), work)
+        work = _node_of((path / "work").stat()) if (path / "work").exists() else None
+        return self._volume.holder(chain, _node_of(path.stat()), work)
 
 
 def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> Node:
     """Return the tree of a folder of this machine; ``known`` returns those that are on the volume already."""
-    node = _looks(folder.stat())
+    node = _node_of(folder.stat())
     assert node.children is not None
     for item in sorted(os.scandir(folder), key=lambda item: item.name):
         path = Path(item.path)
@@ -161,7 +161,7 @@ def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> N
         if child is None and item.is_dir(follow_symlinks=False):
             child = _tree(path, store, known)
         elif child is None and item.is_file(follow_symlinks=False):
-            child = _looks(status)
+            child = _node_of(status)
             child.size = status.st_size
             child.extents = store.put(_pieces(path))
         if child is not None:  # sockets and the like live only while containerd runs
@@ -169,7 +169,7 @@ def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> N
     return node
 
 
-def _looks(status: os.stat_result) -> Node:
+def _node_of(status: os.stat_result) -> Node:
     return Node(status.st_mode, status.st_uid, status.st_gid, _MOMENT)
 
 

@@ -50,7 +50,7 @@ class BlobCopy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What came out of a layer, and what waits for the layers below (``settle``).
+    """What came out of a layer, and what waits for the layers below (``complete_folder``).
 
     ``entries`` counts what was applied, ``raw_size`` the bytes of the tar. ``implied`` are folders that no entry
     described when they were made, and what entries said later.
@@ -93,8 +93,8 @@ def unpack(
     ``bound`` is how many bytes the disk can hold, and with it the tar and its sparse files; the tar may not have more
     than ``most_inflated`` of the layer's compressed size either, and takes its bytes from the ``allowance``.
     ``progress`` counts compressed bytes; ``keep`` gets a copy of them.
-    The root folder itself stays as it is, as in containerd. Call ``settle`` (or ``settle_nodes``) afterwards. On any
-    error the sink may be half-written: the caller throws it away.
+    The root folder itself stays as it is, as in containerd. Call ``complete_folder`` (or ``complete_tree``) afterwards.
+    On any error the sink may be half-written: the caller throws it away.
 
     Raises BadContent (digest, size or diffID do not match), LayerEscape, LayerBomb (LayerTooLarge), LayerError,
     DiskFull.

@@ -1,4 +1,4 @@
-"""What a tree of nodes needs from the layers below it: ``settle`` for writers of file systems.
+"""What a tree of nodes needs from the layers below it: ``complete_folder`` for writers of file systems.
 
 The layers below are trees too, as their writer reads them back.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from parbake.images.layers.tree_writer import TreeBuilder
 
 
-def settle_nodes(tree: TreeBuilder, lowers: Sequence[Node]) -> None:
+def complete_tree(tree: TreeBuilder, lowers: Sequence[Node]) -> None:
     """Finish a layer's tree once all layers below are written (``lowers``: their roots, the top one first).
 
-    Effect as that of ``settle.settle``. Raises LayerError.
+    Effect as that of ``finish_folder.complete_folder``. Raises LayerError.
     """
     below = [Nodes(lower) for lower in lowers]
     made = Made()

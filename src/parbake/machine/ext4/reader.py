@@ -1,4 +1,4 @@
-"""Reads back what lies in a volume: folders' looks, files' data. Only what parbake's own writer makes."""
+"""Reads back what lies in a volume: folders' metadata, files' data. Only what parbake's own writer makes."""
 
 from __future__ import annotations
 

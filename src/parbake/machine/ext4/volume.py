@@ -251,12 +251,12 @@ class Volume:
         self._were_blocks, self._were_inodes = used_blocks, used_inodes
         self.superblock.write(used_blocks, used_inodes, counts)
 
-    def holder(self, chain: str, looks: Node, work: Node | None) -> Node:
+    def holder(self, chain: str, folder: Node, work: Node | None) -> Node:
         """Return the folder of a layer's snapshot: ``fs`` in it is the layer's tree, ``work`` what overlayfs needs."""
         placed = self.placed[chain]
-        looks.number = placed.holder
-        looks.children = {b"fs": _there(placed.root)} | ({b"work": work} if work else {})
-        return looks
+        folder.number = placed.holder
+        folder.children = {b"fs": _there(placed.root)} | ({b"work": work} if work else {})
+        return folder
 
     # -- moving what is there (see ``moving``)
 
