@@ -145,7 +145,14 @@ def _write_ext4(
         mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True, cached=True)
         with Daemon(root, work / "containerd") as daemon, daemon.client() as store:
             destination = VolumeImage(plan, store, writer, mounted, dense=dense)
-            fill(plan, store, ingredients.source, destination=destination, events=events, hang_up=ingredients.hang_up)
+            fill(
+                plan,
+                store,
+                ingredients.source,
+                destination=destination,
+                events=events,
+                close_connections=ingredients.close_connections,
+            )
         destination.finish_volume(root)
     hashes = writer.hashes.known
     if parent and second:
@@ -215,7 +222,7 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
                 ingredients.source,
                 destination=MountedStore(store, staging),
                 events=events,
-                hang_up=ingredients.hang_up,
+                close_connections=ingredients.close_connections,
             )
         finally:
             remove_tree(staging)

@@ -89,7 +89,7 @@ def in_use(
 
 
 @guarded
-def release(
+def publish_artefact(
     made: Path,
     record: Record,
     folder: Path,
@@ -126,7 +126,7 @@ def release(
     return artefact
 
 
-def announce(
+def write_published(
     record: Record,
     folder: Path,
     *,

@@ -158,7 +158,9 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
         record, blocks = describe(run, plan, disk, base_path, clock, carried())
         interrupts.hold()
         disk.path.chmod(access.mode_of(run.bakefile.readable_by))  # later, it would be a change of the file (ancestry)
-        artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace, signer=run.signer)
+        artefact = records.publish_artefact(
+            disk.path, record, output, work, blocks=blocks, trace=disk.trace, signer=run.signer
+        )
     access.give(output, records.everything(artefact), run.bakefile.readable_by)  # first: it changes what is remembered
     ancestry.remember(artefact, record, run.cache)
     return Finished(artefact, record, changed=True)
@@ -207,7 +209,7 @@ def bake_and_publish(
             attached=carried(),
         )
         interrupts.hold()
-        place = records.announce(record, output, blocks=blocks, trace=trace, signer=run.signer)
+        place = records.write_published(record, output, blocks=blocks, trace=trace, signer=run.signer)
     judge(place, verdict)
     return Finished(place, record, changed=True)
 
@@ -255,7 +257,7 @@ def bake_remotely(
             attached=carried(),
         )
         interrupts.hold()
-        records.announce(record, output, trace=trace, signer=run.signer)
+        records.write_published(record, output, trace=trace, signer=run.signer)
     judge(place, made.verdict)
     return Finished(place, record, changed=True)
 

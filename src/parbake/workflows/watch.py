@@ -76,7 +76,7 @@ def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
 def act(
     bakefile_path: Path, events: Events, options: RolloutOptions | None, *, prune: bool = False
 ) -> tuple[Finished, tuple[TargetResult, ...], Tidied | None]:
-    """Bake, verify, and roll out to the Bakefile's targets (``manner`` None: do not); each is nothing when done.
+    """Bake, verify, and roll out to the Bakefile's targets (``options`` None: do not); each is nothing when done.
 
     With ``prune`` what is old goes afterwards, as the Bakefile's ``retention`` says. Each ends with a hold on
     interruptions, so that what the turn did can be told.

@@ -50,7 +50,7 @@ def fill(
     *,
     destination: LayerDestination,
     events: Events,
-    hang_up: Callable[[], None] = lambda: None,
+    close_connections: Callable[[], None] = lambda: None,
 ) -> None:
     """Make sure that the store holds every image of the plan: content, unpacked snapshots, names.
 
@@ -58,7 +58,7 @@ def fill(
     are kept, layers' blobs only when the plan keeps them. Every name of an image is pinned against kubelet's image
     collection.
 
-    ``hang_up`` is called when the fill is given up, and ends the streams that wait for their next bytes.
+    ``close_connections`` is called when the fill is given up, and ends the streams that wait for their next bytes.
 
     Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, RuntimeFault.
     """
@@ -67,7 +67,7 @@ def fill(
     store.gc()
     with (
         store.lease(f"parbake-{plan.key[:12]}"),
-        _Filling(plan, store, sources, destination, events, hang_up) as filling,
+        _Filling(plan, store, sources, destination, events, close_connections) as filling,
     ):
         filling.run()
 
@@ -80,16 +80,11 @@ class _Filling:
         sources: Callable[[Image], Source],
         destination: LayerDestination,
         events: Events,
-        hang_up: Callable[[], None],
+        close_connections: Callable[[], None],
     ) -> None:
-        self._plan, self._store, self._sources, self._destination, self._events = (
-            plan,
-            store,
-            sources,
-            destination,
-            events,
-        )
-        self._hang_up = hang_up
+        self._plan, self._store, self._sources = plan, store, sources
+        self._destination, self._events = destination, events
+        self._close_connections = close_connections
         self._over = threading.Event()
         # No tar can be larger than the disk that its files have to fit on, nor can all of them together.
         self._allowance = Allowance(plan.size)
@@ -108,7 +103,7 @@ class _Filling:
         if error is not None and not isinstance(
             error, (CacheDamaged, DiskFull, LayerTooLarge)
         ):  # after these, one may try again
-            self._hang_up()
+            self._close_connections()
         if error is not None:
             self._destination.stop()
         self._pool.shutdown(cancel_futures=True)
