@@ -29,7 +29,7 @@ from isal.isal_zlib import _GzipReader
 from parbake.core.model import GIB, MIB, Layer
 from parbake.core.run import need
 from parbake.core.workspace import cache_folder
-from parbake.images.layers import FolderSink, settle, unpack
+from parbake.images.layers import FolderSink, complete_folder, unpack
 
 _TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 
@@ -137,7 +137,7 @@ def unpack_all(layers: list[tuple[Path, Layer]], target: Path, at_once: int) -> 
         place = target / str(number)
         place.mkdir()
         with path.open("rb", buffering=0) as stream:
-            settle(place, unpack(stream, layer, FolderSink(place), bound=1 << 40, progress=lambda _: None), ())
+            complete_folder(place, unpack(stream, layer, FolderSink(place), bound=1 << 40, progress=lambda _: None), ())
 
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(one, enumerate(layers)))

@@ -80,7 +80,10 @@ def shown_by_aws(record: Record) -> None:
 def goes_out_again(folder: Path, *found: Record) -> bool:
     """Whether ``parbake watch`` would hand these out: not what a rollback left."""
     handed = rollout.rollout(
-        folder / "parbake.yaml", [each.key for each in found], Events(), rollout.Manner(dry_run=True, again=False)
+        folder / "parbake.yaml",
+        [each.key for each in found],
+        Events(),
+        rollout.RolloutOptions(dry_run=True, again=False),
     )
     return bool(handed)
 

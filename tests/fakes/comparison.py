@@ -21,7 +21,7 @@ from parbake.containerd.labels import chain_ids
 from parbake.core.errors import CommandFailed, LayerError
 from parbake.core.model import MIB, Layer
 from parbake.core.run import run
-from parbake.images.layers import FolderSink, engine, settle, unpack
+from parbake.images.layers import FolderSink, complete_folder, engine, unpack
 from parbake.machine import disk
 from parbake.machine.disk import private_mounts
 from parbake.machine.ext4 import Volume
@@ -208,7 +208,7 @@ class Comparison:
                 target = roots / str(number)
                 target.mkdir()
                 unpacked = unpack(io.BytesIO(raw), layer, FolderSink(target), bound=1 << 30, progress=lambda _: None)
-                settle(target, unpacked, done[::-1])
+                complete_folder(target, unpacked, done[::-1])
                 os.utime(target, ns=(0, 0))  # as the bake does when it moves the layer to its place
                 done.append(target)
                 trees.append(scan(target))
@@ -235,9 +235,9 @@ class Comparison:
         disk.make_filesystem(file, "ext4", 64 * MIB, name="comparison")
         try:
             with Volume(file) as volume:
-                for number, slot in enumerate(volume.slots(described)):
+                for number, area in enumerate(volume.areas(described)):
                     try:
-                        add(volume, slot, described[: number + 1], layers[number])
+                        add(volume, area, described[: number + 1], layers[number])
                     except LayerError as error:
                         raise _Refused(number, error) from error
                 show(volume)

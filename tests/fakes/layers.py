@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from parbake.core.model import Layer
-from parbake.images.layers import FolderSink, Unpacked, settle, unpack
+from parbake.images.layers import FolderSink, Unpacked, complete_folder, unpack
 
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
@@ -42,6 +42,6 @@ def stack(folder: Path, *layers: bytes) -> list[Path]:
     done: list[Path] = []
     for number, raw in enumerate(layers):
         target = folder / f"layer{number}"
-        settle(target, put(target, raw, bottom=number == 0), done[::-1])
+        complete_folder(target, put(target, raw, bottom=number == 0), done[::-1])
         done.append(target)
     return done

@@ -10,10 +10,10 @@ from pathlib import Path
 from parbake.core import filetree
 from parbake.core.model import MIB, Layer
 from parbake.core.run import run
-from parbake.images.layers import NodeSink, settle_nodes, unpack
+from parbake.images.layers import NodeSink, complete_tree, unpack
 from parbake.machine import disk
 from parbake.machine.disk import private_mounts
-from parbake.machine.ext4 import Slot, Volume
+from parbake.machine.ext4 import LayerArea, Volume
 from tests.fakes.trees import Node, scan
 
 
@@ -39,20 +39,20 @@ def volume_trees(
 def write(file: Path, layers: Sequence[Layer], blobs: Sequence[bytes]) -> Volume:
     """Write layers into an empty volume whose root shows them by chain ID; return the volume, closed."""
     with Volume(file) as volume:
-        for number, slot in enumerate(volume.slots(layers)):
-            add(volume, slot, layers[: number + 1], blobs[number])
+        for number, area in enumerate(volume.areas(layers)):
+            add(volume, area, layers[: number + 1], blobs[number])
         show(volume)
     return volume
 
 
-def add(volume: Volume, slot: Slot, layers: Sequence[Layer], blob: bytes) -> None:
+def add(volume: Volume, area: LayerArea, layers: Sequence[Layer], blob: bytes) -> None:
     """Write the last of some layers into its place; those below it are there. Raises what the engine raises."""
     *below, layer = layers
-    sink = NodeSink("the volume", slot)
+    sink = NodeSink("the volume", area)
     unpack(io.BytesIO(blob), layer, sink, bound=1 << 30, progress=lambda _: None)
-    lowers = [volume.reader.node(volume.planted[each.chain_id].root) for each in reversed(below)]
-    settle_nodes(sink.tree, lowers)
-    volume.planted[layer.chain_id] = slot.plant(sink.tree.root, sink.tree.unused)
+    lowers = [volume.reader.node(volume.placed[each.chain_id].root) for each in reversed(below)]
+    complete_tree(sink.tree, lowers)
+    volume.placed[layer.chain_id] = area.place(sink.tree.root, sink.tree.unused)
 
 
 def show(volume: Volume) -> None:
@@ -63,6 +63,6 @@ def show(volume: Volume) -> None:
 def _root(volume: Volume) -> filetree.Node:
     root = filetree.Node(stat.S_IFDIR | 0o755)
     assert root.children is not None
-    for chain in volume.planted:
+    for chain in volume.placed:
         root.children[chain.encode()] = volume.holder(chain, filetree.Node(stat.S_IFDIR | 0o700), None)
     return root

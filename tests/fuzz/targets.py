@@ -24,7 +24,7 @@ from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, summary
 from parbake.coldstart.trace.data import HotEntry, parse
 from parbake.coldstart.trace.tracefs import Device, parse_lines
 from parbake.core.errors import BadContent, InputError, LayerError, NoSuchImage
-from parbake.images.layers import FolderSink, engine, settle, unpack
+from parbake.images.layers import FolderSink, complete_folder, engine, unpack
 from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.registry import documents
 from parbake.machine.vm import largest_disk
@@ -74,7 +74,7 @@ def fuzz_layer(data: bytes) -> bool:
                 unpacked = unpack(
                     io.BytesIO(data), describe(data), FolderSink(target), bound=1 << 24, progress=lambda _: None
                 )
-            settle(target, unpacked, ())
+            complete_folder(target, unpacked, ())
             accepted = True
         except (LayerError, BadContent):
             accepted = False

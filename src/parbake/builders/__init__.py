@@ -39,15 +39,15 @@ class Ingredients:
     """What a builder works with besides the plan.
 
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
-    a folder of this run, on the file system where the artefact will lie. ``hang_up`` ends what waits for a registry.
-    ``parent`` has layers that need not be fetched again; a builder may do without it.
+    a folder of this run, on the file system where the artefact will lie. ``close_connections`` ends
+    what waits for a registry. ``parent`` has layers that need not be fetched again; a builder may do without it.
     """
 
     base: Path | None
     source: Callable[[Image], Source]
     work: Path
     events: Events
-    hang_up: Callable[[], None] = lambda: None
+    close_connections: Callable[[], None] = lambda: None
     parent: Parent | None = None
 
 

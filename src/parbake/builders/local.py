@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake.builders import Disk, Ingredients, Parent
-from parbake.builders.fill import MountedGround, VolumeGround, fill
+from parbake.builders.fill import MountedStore, VolumeImage, fill
 from parbake.builders.seal import seal
 from parbake.containerd import Daemon
 from parbake.core.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
@@ -144,9 +144,16 @@ def _write_ext4(
             writer.rename(disk.filesystem_uuid(plan.key))
         mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True, cached=True)
         with Daemon(root, work / "containerd") as daemon, daemon.client() as store:
-            ground = VolumeGround(plan, store, writer, mounted, dense=dense)
-            fill(plan, store, ingredients.source, ground=ground, events=events, hang_up=ingredients.hang_up)
-        ground.finish_volume(root)
+            destination = VolumeImage(plan, store, writer, mounted, dense=dense)
+            fill(
+                plan,
+                store,
+                ingredients.source,
+                destination=destination,
+                events=events,
+                close_connections=ingredients.close_connections,
+            )
+        destination.finish_volume(root)
     hashes = writer.hashes.known
     if parent and second:
         disk.compare(second, parent.blocks, events, writer.hashes.touched)
@@ -213,9 +220,9 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
                 plan,
                 store,
                 ingredients.source,
-                ground=MountedGround(store, staging),
+                destination=MountedStore(store, staging),
                 events=events,
-                hang_up=ingredients.hang_up,
+                close_connections=ingredients.close_connections,
             )
         finally:
             remove_tree(staging)

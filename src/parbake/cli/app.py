@@ -82,15 +82,15 @@ DEFAULT_FILE = Path("parbake.yaml")
 
 
 @dataclass
-class Door:
-    """How this call talks: ``as_json`` and ``debug`` are set while arguments are read, ``answered`` once it has."""
+class Output:
+    """How this call talks: ``as_json`` and ``debug`` are set while arguments are read, ``printed`` once it has."""
 
     as_json: bool = False
     debug: bool = False
-    answered: bool = False
+    printed: bool = False
 
 
-door = Door()
+out = Output()
 
 
 def _version(asked: bool) -> None:
@@ -108,7 +108,7 @@ def options(
 ) -> None:
     """Set what holds for every command."""
     del version  # its callback has answered
-    door.debug = debug
+    out.debug = debug
 
 
 @contextmanager
@@ -125,11 +125,11 @@ def opened_events(style: str) -> Iterator[Events]:
         yield events
 
 
-def answer(document: Any, text: Callable[[], str]) -> None:
+def print_result(document: Any, text: Callable[[], str]) -> None:
     """Print the result: the JSON document, or the text for people. Whole, also when a signal comes meanwhile."""
     interrupts.hold()
-    door.answered = True
-    typer.echo(printable.dump(document, indent=2) if door.as_json else printable.lines(text()))
+    out.printed = True
+    typer.echo(printable.dump(document, indent=2) if out.as_json else printable.lines(text()))
 
 
 def output(file: Path, what: str = "") -> Path:
@@ -172,9 +172,9 @@ def retention(file: Path) -> RetentionSection:
 
 def _report(error: ParbakeError) -> int:
     interrupts.hold()  # once, and whole
-    if door.debug:
+    if out.debug:
         typer.echo(printable.lines("".join(traceback.format_exception(error))), err=True)
-    if door.as_json and not door.answered:  # one document, whatever happens
+    if out.as_json and not out.printed:  # one document, whatever happens
         typer.echo(printable.dump(error.to_json(), indent=2))
     typer.echo(printable.lines(f"parbake: {error.message}"), err=True)
     if error.hint:
@@ -184,12 +184,12 @@ def _report(error: ParbakeError) -> int:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are told on standard error."""
-    door.debug = door.answered = False
-    door.as_json = "--json" in (sys.argv if arguments is None else arguments)  # for errors before the command says so
+    out.debug = out.printed = False
+    out.as_json = "--json" in (sys.argv if arguments is None else arguments)  # for errors before the command says so
     code = InputError.exit_code
     try:
         interrupts.begin()
-        code = _obey(arguments)
+        code = _dispatch(arguments)
     except (interrupts.Stop, KeyboardInterrupt) as error:
         code = _interrupted(error)
     finally:
@@ -197,14 +197,14 @@ def run(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _obey(arguments: list[str] | None) -> int:
+def _dispatch(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, prog_name="parbake", standalone_mode=False)
     except _UsageError as error:
         said = io.StringIO()
         error.show(said)
         typer.echo(printable.lines(said.getvalue()), nl=False, err=True)
-        if door.as_json:
+        if out.as_json:
             wrong = InputError(error.format_message(), hint="-h after a command shows what it takes")
             typer.echo(printable.dump(wrong.to_json(), indent=2))
         return InputError.exit_code

@@ -15,11 +15,11 @@ from parbake.cli.app import (
     KeepWorkspace,
     Progress,
     What,
-    answer,
     app,
-    door,
     opened_events,
+    out,
     output,
+    print_result,
     retention,
     signer,
     trust,
@@ -58,7 +58,7 @@ def init(
     """
     from parbake.workflows import init as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events("plain") as events:
         written = workflow.begin(
             folder,
@@ -70,7 +70,7 @@ def init(
             force=force,
             events=events,
         )
-    answer({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))
+    print_result({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))
 
 
 @app.command()
@@ -82,10 +82,10 @@ def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: P
     from parbake.cli.text import artefacts
     from parbake.workflows import plan as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events(progress) as events:
         preview = workflow.preview(file, events)
-    answer(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
+    print_result(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
 
 
 @app.command()
@@ -123,7 +123,7 @@ def bake(
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     options = workflow.Options(
         force=force,
         rebuild=rebuild,
@@ -136,7 +136,7 @@ def bake(
     )
     with opened_events(progress) as events:
         finished = workflow.bake(file, events, options)
-    answer(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))
+    print_result(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))
 
 
 @app.command()
@@ -155,12 +155,12 @@ def verify(
     from parbake.cli.text import artefacts
     from parbake.workflows import verify as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events(progress) as events:
         artefact, verdict = workflow.verify_again(
             what, output(file, what), events, keep_workspace=keep_workspace, trust=trust(file), signer=signer(file)
         )
-    answer(artefacts.verdict_json(artefact, verdict), lambda: artefacts.verdict_text(artefact, verdict))
+    print_result(artefacts.verdict_json(artefact, verdict), lambda: artefacts.verdict_text(artefact, verdict))
     workflow.judge(artefact, verdict)
 
 
@@ -170,9 +170,9 @@ def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
     from parbake import records
     from parbake.cli.text import artefacts
 
-    door.as_json = as_json
+    out.as_json = as_json
     found = records.find(output(file))
-    answer([artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found))
+    print_result([artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found))
 
 
 @app.command()
@@ -185,11 +185,11 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
     from parbake.cli.text import artefacts
     from parbake.records import statements
 
-    door.as_json = as_json
+    out.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
-    answer(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
+    print_result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
 
 
 @app.command()
@@ -237,13 +237,13 @@ def prune(
     from parbake.images import cache as layer_cache
     from parbake.workflows import prune as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     if cache_size != "0" and not cache:
         raise InputError("--cache-size is for the cache of layers", hint="add --cache, or take --keep for artefacts")
     if cache:
         limit = units.size_of(cache_size, "--cache-size")
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
-        answer(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
+        print_result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
         return
     rules = workflow.rules(retention(file), keep, younger, grace)
     document: dict[str, object] = {}
@@ -255,7 +255,7 @@ def prune(
         text = f"{rollouts.pruned_text(pruned, dry_run=dry_run)}\n\n"
     decisions = workflow.prune(output(file), keep=rules.keep, younger=rules.younger, dry_run=dry_run)
     document |= artefacts.decisions_json(decisions)
-    answer(document, lambda: text + artefacts.decisions_text(decisions, dry_run=dry_run))
+    print_result(document, lambda: text + artefacts.decisions_text(decisions, dry_run=dry_run))
 
 
 @app.command()
@@ -280,13 +280,15 @@ def clean(
     """
     from parbake.workflows import clean as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     removed = [str(path) for path in workflow.clean(output(file), caches=caches)]
     if in_aws:
         with opened_events(progress) as events:
             for region, found in workflow.clean_aws(file, events).items():
                 removed += [f"{region}:{each}" for each in found]
-    answer({"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
+    print_result(
+        {"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over"
+    )
 
 
 @app.command()
@@ -299,9 +301,9 @@ def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
     from parbake.core.workspace import cache_folder
     from parbake.workflows import doctor as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     checks = workflow.examine(output=output(file), cache=cache_folder())
-    answer(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
+    print_result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
 
 
 @app.command()
@@ -320,10 +322,10 @@ def demo(
     from parbake.cli.text import artefacts
     from parbake.workflows import demo as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events(progress) as events:
         outcome = workflow.tell(folder.absolute(), events=events)
-    answer(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
+    print_result(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
 
 
 @app.command()

@@ -13,11 +13,11 @@ from parbake.cli.app import (
     BakefilePath,
     Progress,
     What,
-    answer,
     app,
-    door,
     opened_events,
+    out,
     output,
+    print_result,
     signer,
     trust,
 )
@@ -62,7 +62,7 @@ def trace(
     from parbake.records import genuine
     from parbake.workflows import trace as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     path = Path(what)
     with opened_events(progress) as events:
         if path.is_block_device() or path.is_mount():
@@ -84,7 +84,7 @@ def trace(
                     record = workflow.rehearse(artefact, record, events, signs)
             assert record.trace
             result, found = record.trace, workflow.trace_of(artefact, record)
-    answer(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))
+    print_result(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))
 
 
 @app.command()
@@ -105,7 +105,7 @@ def hydrate(
     from parbake.coldstart.trace import hydrate_list
     from parbake.workflows import trace as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
     found = hydrate_list(workflow.trace_of(artefact, record))
     written = export(folder, found)
@@ -114,7 +114,7 @@ def hydrate(
     lines = [f"wrote {path}" for path in written]
     if size > limits.USER_DATA_LIMIT:
         lines.append(f"warning: user-data.sh has {size} bytes, and EC2 takes {limits.USER_DATA_LIMIT}: use another")
-    answer(document, lambda: "\n".join(lines))
+    print_result(document, lambda: "\n".join(lines))
 
 
 PricesFile = Annotated[
@@ -156,7 +156,7 @@ def advise(
     from parbake.cli.text.coldstart import advice_text
     from parbake.workflows import trace as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     if profile not in costs.SPEEDS:
         raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
     artefact, record = records.locate(what, output(file, what))
@@ -180,7 +180,7 @@ def advise(
         **advice.model_dump(mode="json"),
         **{name: part.model_dump(mode="json") for name, part in parts.items()},
     }
-    answer(document, lambda: advice_text(advice, situation, listed))
+    print_result(document, lambda: advice_text(advice, situation, listed))
 
 
 @app.command()
@@ -207,7 +207,7 @@ def savings(
     from parbake.aws import costs
     from parbake.cli.text.coldstart import savings_text
 
-    door.as_json = as_json
+    out.as_json = as_json
     listed = _priced(prices, node_hour)
     found = costs.savings(
         pulls=pulls,
@@ -217,7 +217,7 @@ def savings(
         node_hour=listed.node_hour.value,
     )
     document = {**found.model_dump(mode="json"), "prices": listed.model_dump(mode="json")}
-    answer(document, lambda: savings_text(found, listed))
+    print_result(document, lambda: savings_text(found, listed))
 
 
 def _priced(file: Path | None, node_hour: float | None) -> Prices:
@@ -250,8 +250,8 @@ def report(
     from parbake.core.workspace import room_for
     from parbake.workflows import trace as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     subjects = [Subject(*workflow.known(each, output(file, each))) for each in (what, against) if each]
     with room_for(to):
         atomic.replace(to, page(*subjects), mode=0o644)
-    answer({"written": [str(to)]}, lambda: f"wrote {to}")
+    print_result({"written": [str(to)]}, lambda: f"wrote {to}")

@@ -13,11 +13,11 @@ from parbake.cli.app import (  # fmt: skip
     BakefilePath,
     Progress,
     What,
-    answer,
     app,
-    door,
     opened_events,
+    out,
     output,
+    print_result,
     trust,
 )
 
@@ -45,7 +45,7 @@ def packer(
     """
     from parbake.workflows import export as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events("plain") as events:
         written = workflow.to_packer(file, folder, events, pin=pin, force=force)
     _tell(written)
@@ -66,7 +66,7 @@ def gcp(
     """
     from parbake.workflows import export as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events(progress) as events:
         written = workflow.to_gcp(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
@@ -87,7 +87,7 @@ def gke(
     """
     from parbake.workflows import export as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events(progress) as events:
         written = workflow.to_gke(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
@@ -108,11 +108,11 @@ def azure(
     """
     from parbake.workflows import export as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events(progress) as events:
         written = workflow.to_azure(what, output(file, what), folder, events, force=force, trust=trust(file))
     _tell(written)
 
 
 def _tell(written: tuple[Path, ...]) -> None:
-    answer({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))
+    print_result({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door
+from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, app, out, print_result
 from parbake.core.errors import InputError, ParbakeError
 
 _ACCOUNT = r"[0-9]{12}"
@@ -63,7 +63,7 @@ def iam(
     from parbake.aws import iam as policies
     from parbake.bakefile import load
 
-    door.as_json = as_json
+    out.as_json = as_json
     bakefile = load(file)
     usual = policies.Names()
     names = policies.Names(
@@ -76,7 +76,9 @@ def iam(
         or usual.base_snapshots,
     )
     found = policies.policies(bakefile, names)
-    answer(found, lambda: "\n\n".join(f"{name}:\n{json.dumps(policy, indent=2)}" for name, policy in found.items()))
+    print_result(
+        found, lambda: "\n\n".join(f"{name}:\n{json.dumps(policy, indent=2)}" for name, policy in found.items())
+    )
     for sentence in policies.missing(found):
         typer.echo(f"parbake: {sentence}", err=True)
 

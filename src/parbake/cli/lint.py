@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from parbake import __version__
-from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door, output
+from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, app, out, output, print_result
 from parbake.core.errors import InputError, VerificationFailed
 
 _LEVELS = ("error", "warning", "note")
@@ -52,7 +52,7 @@ def lint(
         raise InputError(f"--format {style}: no such style", hint="choose text, json or sarif")
     if fail_on not in _LEVELS:
         raise InputError(f"--fail-on {fail_on}: no such level", hint="choose error, warning or note")
-    door.as_json = as_json or style != "text"
+    out.as_json = as_json or style != "text"
     if not paths and not from_cluster:
         raise InputError("nothing to look at", hint="name files or folders, - for standard input, or --from-cluster")
     documents: list[tuple[str, str]] = []
@@ -67,7 +67,7 @@ def lint(
         if style == "sarif"
         else {"findings": [each.to_json() for each in found], "errors": sum(each.level == "error" for each in found)}
     )
-    answer(shown, lambda: artefacts.findings_text(found))
+    print_result(shown, lambda: artefacts.findings_text(found))
     bad = [each for each in found if _LEVELS.index(each.level) <= _LEVELS.index(fail_on)]
     if bad:
         counted = f"{len(bad)} {'finding stands' if len(bad) == 1 else 'findings stand'} in the way of the bake"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, Progress, answer, app, door, opened_events
+from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, Progress, app, opened_events, out, print_result
 from parbake.core.errors import InputError, RolloutError
 
 if TYPE_CHECKING:
     from parbake.core.events import Events
-    from parbake.workflows.rollout import Handed
+    from parbake.workflows.rollout import TargetResult
 
 To = Annotated[
     list[str] | None,
@@ -59,8 +59,8 @@ def rollout(
     """
     from parbake.workflows import rollout as workflow
 
-    manner = workflow.Manner(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
-    _hand_over(lambda events: workflow.rollout(file, what, events, manner), progress, dry_run=dry_run, as_json=as_json)
+    options = workflow.RolloutOptions(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
+    _hand_over(lambda events: workflow.rollout(file, what, events, options), progress, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -81,20 +81,22 @@ def rollback(
     """
     from parbake.workflows import rollout as workflow
 
-    manner = workflow.Manner(
+    options = workflow.RolloutOptions(
         tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval
     )
-    _hand_over(lambda events: workflow.rollback(file, events, manner), progress, dry_run=dry_run, as_json=as_json)
+    _hand_over(lambda events: workflow.rollback(file, events, options), progress, dry_run=dry_run, as_json=as_json)
 
 
-def _hand_over(hand: Callable[[Events], tuple[Handed, ...]], progress: str, *, dry_run: bool, as_json: bool) -> None:
+def _hand_over(
+    hand: Callable[[Events], tuple[TargetResult, ...]], progress: str, *, dry_run: bool, as_json: bool
+) -> None:
     """Hand over, and say what became of each target."""
     from parbake.cli.text import rollouts
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events(progress) as events:
         handed = hand(events)
-    answer(rollouts.handed_json(handed, dry_run=dry_run), lambda: rollouts.handed_text(handed, dry_run=dry_run))
+    print_result(rollouts.handed_json(handed, dry_run=dry_run), lambda: rollouts.handed_text(handed, dry_run=dry_run))
 
 
 @app.command()
@@ -106,9 +108,9 @@ def status(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = F
     from parbake.cli.text import rollouts
     from parbake.workflows import rollout as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     reports = workflow.status(file, tuple(to or ()))
-    answer(rollouts.reports_json(reports), lambda: rollouts.reports_text(reports))
+    print_result(rollouts.reports_json(reports), lambda: rollouts.reports_text(reports))
     failed = [each.target for each in reports if each.error]
     if failed:
         raise RolloutError(f"nothing is known of {', '.join(failed)}", hint="the table says why")
@@ -133,12 +135,12 @@ def _freeze(to: list[str] | None, file: BakefilePath, as_json: bool, *, frozen: 
     from parbake.cli.text import rollouts
     from parbake.workflows import rollout as workflow
 
-    door.as_json = as_json
+    out.as_json = as_json
     if not to:
         raise InputError("freeze and thaw want to know which target", hint="name it: --to NAME")
     changed = workflow.freeze(file, tuple(to), frozen=frozen)
     document = {"frozen": frozen, "changed": {name: list(what) for name, what in changed.items()}}
-    answer(document, lambda: rollouts.frozen_text(changed, frozen=frozen))
+    print_result(document, lambda: rollouts.frozen_text(changed, frozen=frozen))
 
 
 @app.command()
@@ -167,23 +169,23 @@ def watch(
     from parbake.cli.text import rollouts
     from parbake.workflows import watch as workflow
     from parbake.workflows.clean import watch_fast_restores
-    from parbake.workflows.rollout import Manner
+    from parbake.workflows.rollout import RolloutOptions
 
-    door.as_json = as_json
+    out.as_json = as_json
     targets = roll_out and bool(load(file).rollout)
-    manner = Manner(tuple(to or ()), deadline=deadline) if targets else None
+    options = RolloutOptions(tuple(to or ()), deadline=deadline) if targets else None
 
     def told(turn: workflow.Turn) -> None:
-        answer(rollouts.turn_json(turn), lambda: rollouts.turn_text(turn))
+        print_result(rollouts.turn_json(turn), lambda: rollouts.turn_text(turn))
 
     with opened_events(progress) as events:
         turn = workflow.watch(
             lambda: workflow.look(file, events),
-            lambda: workflow.act(file, events, manner, prune=prune),
+            lambda: workflow.act(file, events, options, prune=prune),
             events,
             once=once,
             interval=every,
-            told=told,
+            on_turn=told,
             tidy=lambda: watch_fast_restores(file, events),
         )
     if not turn.moved:

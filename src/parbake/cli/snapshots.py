@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import AsJson, Progress, answer, app, door, opened_events
+from parbake.cli.app import AsJson, Progress, app, opened_events, out, print_result
 
 
 @app.command()
@@ -25,7 +25,7 @@ def fetch(
     from parbake.aws import ebs
     from parbake.core.units import human_bytes
 
-    door.as_json = as_json
+    out.as_json = as_json
     with opened_events(progress) as events:
         fetched = ebs.fetch(what, target, events, region=region)
     size, allocated = fetched.path.stat().st_size, fetched.path.stat().st_blocks * 512
@@ -37,4 +37,4 @@ def fetch(
         "blocks": {"count": len(fetched.blocks.blocks), "digest": fetched.blocks.digest()},
     }
     told = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
-    answer(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")
+    print_result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from parbake.containerd.config import configuration
-from parbake.containerd.namespace_thread import Keeper
+from parbake.containerd.namespace_thread import NamespaceThread
 from parbake.core import cgroups, run
 from parbake.core.errors import CommandFailed, DeadlineExceeded, ParbakeError, RuntimeFault
 
@@ -72,7 +72,7 @@ class Daemon:
             self.socket.unlink(missing_ok=True)
             if self._cri:
                 stack.enter_context(cgroups.owned(self.cgroup_parent))
-                stack.enter_context(Keeper(self._start_with_shims))
+                stack.enter_context(NamespaceThread(self._start_with_shims))
             else:
                 self._process = stack.enter_context(self._start())
             import_module("parbake.containerd.client")  # gRPC takes as long to load as containerd takes to start

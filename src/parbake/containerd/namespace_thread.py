@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Self
 
 
-class Keeper:
+class NamespaceThread:
     """Runs ``start`` in a thread of its own and keeps that thread until the end of the ``with`` block.
 
     A mount namespace entered by ``start`` is that thread's alone, and a process that it starts sees the thread alive

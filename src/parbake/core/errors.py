@@ -9,7 +9,7 @@ once. A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── BadReference                an image reference that cannot be parsed
     │   ├── NoSuchImage                 the registry has no such tag, digest or platform
     │   ├── BadBase                     the base is no disk image, has no root file system or no runtime
-    │   └── NotMade                     a rollout's target is not there yet: the first rollout makes it
+    │   └── TargetMissing               a rollout's target is not there yet: the first rollout makes it
     ├── EnvironmentProblem          1   this machine cannot do it: a tool is missing, not root
     ├── CommandFailed               1   a program ended with an error
     ├── DeadlineExceeded            1   something did not happen in time
@@ -50,6 +50,8 @@ class ParbakeError(Exception):
 
     exit_code: ClassVar[int] = 1
     usual_hint: ClassVar[str] = "--debug shows where it happened"
+    json_name: ClassVar[str] = ""
+    """The name in ``--json``, where it is not the class's: these names are a contract, and outlive renamed classes."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -58,7 +60,12 @@ class ParbakeError(Exception):
 
     def to_json(self) -> dict[str, object]:
         """Return the error as the JSON object that ``--json`` prints."""
-        return {"error": type(self).__name__, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
+        return {
+            "error": self.json_name or type(self).__name__,
+            "message": self.message,
+            "hint": self.hint,
+            "exit_code": self.exit_code,
+        }
 
 
 class InputError(ParbakeError):
@@ -117,8 +124,10 @@ class BadBase(InputError):
     usual_hint = "use another `base`: a raw or qcow2 disk image of a machine with containerd"
 
 
-class NotMade(InputError):
+class TargetMissing(InputError):
     """A rollout's target is not there yet; the first rollout makes it."""
+
+    json_name = "NotMade"
 
     usual_hint = "`parbake rollout` makes it"
 

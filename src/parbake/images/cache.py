@@ -54,7 +54,7 @@ class Entry:
     path: Path
 
 
-def through(sources: Sources, cache: Path, events: Events) -> Sources:
+def cached(sources: Sources, cache: Path, events: Events) -> Sources:
     """Return sources that go through the cache where it is on, else ``sources`` itself."""
     limit = size_of(os.environ.get(VARIABLE, ""), VARIABLE)
     return Caching(sources, cache / FOLDER, limit, events) if limit else sources

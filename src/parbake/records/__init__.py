@@ -3,7 +3,6 @@
 from parbake.records.folder import (
     DETACHED_SUFFIX,
     ENVELOPE_SUFFIX,
-    announce,
     blocks_of,
     blocks_path,
     everything,
@@ -13,12 +12,13 @@ from parbake.records.folder import (
     locate,
     need_signer,
     parse,
+    publish_artefact,
     read,
-    release,
     remove,
     statement,
     sweep,
     write,
+    write_published,
 )
 from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Blocks, Record
 from parbake.records.select import Decision, decide_prune
@@ -32,7 +32,6 @@ __all__ = [
     "Blocks",
     "Decision",
     "Record",
-    "announce",
     "blocks_of",
     "blocks_path",
     "decide_prune",
@@ -43,10 +42,11 @@ __all__ = [
     "locate",
     "need_signer",
     "parse",
+    "publish_artefact",
     "read",
-    "release",
     "remove",
     "statement",
     "sweep",
     "write",
+    "write_published",
 ]

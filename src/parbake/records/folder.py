@@ -89,7 +89,7 @@ def in_use(
 
 
 @guarded
-def release(
+def publish_artefact(
     made: Path,
     record: Record,
     folder: Path,
@@ -126,7 +126,7 @@ def release(
     return artefact
 
 
-def announce(
+def write_published(
     record: Record,
     folder: Path,
     *,
@@ -269,13 +269,13 @@ def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
     return tuple(sorted(found, key=lambda item: (item[1].finished_at, item[1].artefact)))
 
 
-def locate(what: str, folder: Path) -> tuple[Path, Record | None]:
+def locate(selector: str, folder: Path) -> tuple[Path, Record | None]:
     """Find an artefact by record path, artefact path, or the start of a name or key in ``folder``.
 
     Returns the artefact's path and its record (None for a file that has none). Raises InputError when nothing or more
     than one thing fits.
     """
-    path = Path(what)
+    path = Path(selector)
     if path.is_file():
         for suffix in (BLOCKS_SUFFIX, ENVELOPE_SUFFIX, DETACHED_SUFFIX):
             path = path.with_name(path.name.removesuffix(suffix))
@@ -286,13 +286,13 @@ def locate(what: str, folder: Path) -> tuple[Path, Record | None]:
     fitting = [
         (place, record)
         for place, record in find(folder)
-        if record.artefact.startswith(what) or record.key.startswith(what)
+        if record.artefact.startswith(selector) or record.key.startswith(selector)
     ]
     if not fitting:
-        raise InputError(f"{what!r}: no such record or file", hint=f"`parbake list` shows the records in {folder}")
+        raise InputError(f"{selector!r}: no such record or file", hint=f"`parbake list` shows the records in {folder}")
     if len(fitting) > 1:
         newest = max(fitting, key=lambda item: item[1].finished_at)[1].artefact
-        raise InputError(f"{what!r} fits {len(fitting)} records", hint=f"write more of it, such as {newest}")
+        raise InputError(f"{selector!r} fits {len(fitting)} records", hint=f"write more of it, such as {newest}")
     place, record = fitting[0]
     return place.parent / record.artefact, record
 

@@ -16,7 +16,7 @@ from parbake.aws.tags import as_dict
 from parbake.bakefile.targets import AsgTarget
 from parbake.core.errors import InputError, TargetMoved
 from parbake.rollouts.groups import Group, Look, tags_of
-from parbake.rollouts.protocol import Change, Follow, Held
+from parbake.rollouts.protocol import Change, RolloutProgress, TargetState
 from parbake.rollouts.templates import LEFT, PREVIOUS, RESOLVED, Templates, Version
 
 _ACTIVE = {"Pending", "InProgress", "Cancelling", "RollbackInProgress", "Baking"}
@@ -41,7 +41,7 @@ class Asg(Group):
         group, active = self._group(), self._refresh(active=True)
         return Look(group, as_dict(group), self._wanted(group, active), active)
 
-    def unchanged(self, look: Look, before: Held, after: Held) -> Change:
+    def unchanged(self, look: Look, before: TargetState, after: TargetState) -> Change:
         """Decide for a group that holds the version: nothing, or a refresh where instances are left of before."""
         behind = [each["InstanceId"] for each in look.group.get("Instances", []) if not _matches(each, look.version)]
         if look.under_way or not behind:
@@ -86,7 +86,7 @@ class Asg(Group):
             Preferences=preferences(self.target, revertible=_revertible(source)),
         )
 
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look at the refresh and the instances."""
         group, last = self._group(), self._refresh(active=False)
         return judge(group, last, self._version_of(group), self._wanted(group, last), wanted, self.device)
@@ -144,9 +144,9 @@ def judge(
     refresh: Mapping[str, Any] | None,
     version: Version,
     wanted_version: Version,
-    wanted: Held,
+    wanted: TargetState,
     device: str,
-) -> Follow:
+) -> RolloutProgress:
     """Say how far the instances are; pure. ``version`` is the group's, ``wanted_version`` what a refresh brings."""
     total = len(group.get("Instances", []))
     state = (refresh or {}).get("Status", "")
@@ -154,18 +154,20 @@ def judge(
     if state in _ACTIVE:
         left = int((refresh or {}).get("InstancesToUpdate", total))
         says = f"instance refresh {state}" + (f": {reason}" if reason else "")
-        return Follow(max(0, total - left), total, False, (says,))
+        return RolloutProgress(max(0, total - left), total, False, (says,))
     arrived = _same(version.held(device), wanted)
     if state in _BAD and not arrived:
-        return Follow(0, total, False, failed=f"the instance refresh ended as {state}: {reason or 'no reason given'}")
+        return RolloutProgress(
+            0, total, False, failed=f"the instance refresh ended as {state}: {reason or 'no reason given'}"
+        )
     if not arrived:
-        return Follow(0, total, False, (f"the group holds {version}, {wanted_version.held(device)}",))
+        return RolloutProgress(0, total, False, (f"the group holds {version}, {wanted_version.held(device)}",))
     behind = [each["InstanceId"] for each in group.get("Instances", []) if not _matches(each, version)]
     waiting = tuple(f"{each}: started from another version" for each in behind)
-    return Follow(total - len(behind), total, not behind, waiting)
+    return RolloutProgress(total - len(behind), total, not behind, waiting)
 
 
-def _same(one: Held, other: Held) -> bool:
+def _same(one: TargetState, other: TargetState) -> bool:
     return (one.image, one.snapshot) == (other.image, other.snapshot)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from parbake.bakefile.targets import FileTarget
 from parbake.core import atomic
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts.protocol import Change, Follow, Held, Offer, Standing, gibibytes
+from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus, gibibytes
 
 _NOTE = "# parbake: "
 _KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key")
@@ -66,7 +66,7 @@ class ValuesForTools:
         note = {"previous": said} if said else {}
         return self._change(text, render(self.kind, wanted, note), before, offer.held)
 
-    def plan_back(self) -> Change:
+    def plan_rollback(self) -> Change:
         """Decide how the file returns to what it said before."""
         text, said, note = self._read()
         if note.get("left") and not note.get("previous"):
@@ -84,16 +84,18 @@ class ValuesForTools:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic.replace(self.path, change.payload["after"], mode=0o644)
 
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Say that it is done: who reads the file is not known."""
         del wanted
-        return Follow(0, 0, done=True)
+        return RolloutProgress(0, 0, done=True)
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the file says."""
         _, said, note = self._read()
         before, left = note.get("previous"), None if note.get("previous") else note.get("left")
-        return Standing(self.where, _held(said), _held(before) if before else None, left=_held(left) if left else None)
+        return TargetStatus(
+            self.where, _held(said), _held(before) if before else None, left=_held(left) if left else None
+        )
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
@@ -110,10 +112,10 @@ class ValuesForTools:
         except InputError as error:
             raise InputError(f"{self.path}: {error.message}", hint=error.hint) from error
 
-    def _change(self, before: str, after: str, held: Held, wanted: Held) -> Change:
+    def _change(self, before: str, after: str, held: TargetState, wanted: TargetState) -> Change:
         lines = difflib.unified_diff(before.splitlines(), after.splitlines(), self.where, self.where, lineterm="")
         return Change(self.where, held, wanted, "\n".join(lines), {"before": before, "after": after})
 
 
-def _held(said: dict[str, Any]) -> Held:
-    return Held(**{key: said.get(key, "") for key in ("image", "snapshot", "artefact", "key")})
+def _held(said: dict[str, Any]) -> TargetState:
+    return TargetState(**{key: said.get(key, "") for key in ("image", "snapshot", "artefact", "key")})

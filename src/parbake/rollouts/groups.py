@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from parbake.aws.images import architecture_of
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts.protocol import Change, Follow, Held, Offer, Standing, show
+from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus, show
 from parbake.rollouts.templates import (
     CURRENT,
     LEFT,
@@ -56,7 +56,7 @@ class Group(ABC):
         """Look at the group; raises InputError when there is none, or when it has no launch template."""
 
     @abstractmethod
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look once how far the nodes are."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Group(ABC):
     def back_to(self, before: Version) -> dict[str, Any]:
         """Return what a payload says for a way back to a version."""
 
-    def unchanged(self, look: Look, before: Held, after: Held) -> Change:
+    def unchanged(self, look: Look, before: TargetState, after: TargetState) -> Change:
         """Decide for a group that holds the version already: nothing."""
         del look
         return Change(self.where, before, after)
@@ -97,7 +97,7 @@ class Group(ABC):
         refusals += self._of_another_family(after, offer)
         return Change(self.where, before, after, diff, payload, refusals, self.cautions(look))
 
-    def plan_back(self) -> Change:
+    def plan_rollback(self) -> Change:
         """Decide how the group returns to the version before."""
         look = self.look()
         now, holds = look.version, self._holds(look)
@@ -112,12 +112,14 @@ class Group(ABC):
         payload = {"source": now, "tags": {LEFT: str(now)}, **self.back_to(before)}
         return Change(self.where, holds, before.held(self.device), diff, payload)
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the group holds and wants."""
         look = self.look()
         holds = self._holds(look)
         before, left = self.templates.behind(look.tags, self.device)
-        return Standing(f"{self.where}, launch template {look.version}", holds, before, self.follow(holds), left=left)
+        return TargetStatus(
+            f"{self.where}, launch template {look.version}", holds, before, self.follow(holds), left=left
+        )
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: what the service has begun cannot wait, only end."""
@@ -132,7 +134,7 @@ class Group(ABC):
             raise TargetMoved(f"{self.where}: it holds {look.version} now, not {source}")
         return source
 
-    def _of_another_architecture(self, before: Held, offer: Offer) -> tuple[str, ...]:
+    def _of_another_architecture(self, before: TargetState, offer: Offer) -> tuple[str, ...]:
         """Return what speaks against an image whose architecture is not that of the one before."""
         described = self.templates.image(before.image) if offer.image else {}
         now = architecture_of(str(described.get("Architecture", "")))
@@ -140,7 +142,7 @@ class Group(ABC):
             return ()
         return (f"its nodes run {now} ({before.image}), and {offer.artefact} is for {offer.architecture}",)
 
-    def _of_another_family(self, after: Held, offer: Offer) -> tuple[str, ...]:
+    def _of_another_family(self, after: TargetState, offer: Offer) -> tuple[str, ...]:
         """Return what speaks against a volume that nodes of one family alone can take."""
         if not offer.family:
             return ()
@@ -152,7 +154,7 @@ class Group(ABC):
             found.append(f"{offer.family} looks for its data volume on /dev/xvdb, and the target says {self.device}")
         return tuple(found)
 
-    def _holds(self, look: Look) -> Held:
+    def _holds(self, look: Look) -> TargetState:
         return look.version.held(self.device, artefact_of(look.tags, look.version))
 
 

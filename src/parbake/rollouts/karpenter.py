@@ -16,7 +16,7 @@ from parbake.rollouts import nodeclass
 from parbake.rollouts.cluster import Cluster
 from parbake.rollouts.nodeclass import Chosen
 from parbake.rollouts.pointers import Pointer, pointer_of
-from parbake.rollouts.protocol import OWNER, Change, Follow, Held, Offer, Standing
+from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState, TargetStatus
 
 GROUP, CORE = "karpenter.k8s.aws", "karpenter.sh"
 _NODE_CLASSES = {"v1": "ec2nodeclasses", "v1beta1": "ec2nodeclasses", "v1alpha1": "awsnodetemplates"}
@@ -68,10 +68,10 @@ class Karpenter:
                     hint=f"upgrade Karpenter to {version}, or remove the target's option that asks for it",
                 )
 
-    def plan_back(self) -> Change:
+    def plan_rollback(self) -> Change:
         """Decide how the node class returns to what it held before."""
         found = self._node_class()
-        back = nodeclass.decide_back(found, device=self.target.device, chosen=self._chosen())
+        back = nodeclass.decide_rollback(found, device=self.target.device, chosen=self._chosen())
         return self._with_managers(found, back)
 
     def write(self, change: Change) -> None:
@@ -112,22 +112,24 @@ class Karpenter:
                 return
         raise TargetMoved(f"{change.where}: its status changes faster than it can be written", hint="run it again")
 
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look at the node class's status and at its NodeClaims."""
         found = self._node_class()
         if found["kind"] == "AWSNodeTemplate":
-            return Follow(0, 0, done=True, waiting=("old nodes stay until they expire or are drained by hand",))
+            return RolloutProgress(
+                0, 0, done=True, waiting=("old nodes stay until they expire or are drained by hand",)
+            )
         pools, claims = self._pools_and_claims()
         now = judge(found, claims, pools, wanted)
         return now if now.ready == now.total else judge(found, claims, pools, wanted, self._blocked())
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the node class holds and wants."""
         found = self._node_class()
         holds = nodeclass.held(found, self.target.device, self._chosen())
         frozen = any(FROZEN in _budgets(pool) for pool in self._pools())
         follow, left = self.follow(holds), nodeclass.left(found)
-        return Standing(nodeclass.described(found), holds, nodeclass.previous(found), follow, frozen, left)
+        return TargetStatus(nodeclass.described(found), holds, nodeclass.previous(found), follow, frozen, left)
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Add to the node class's NodePools the budget that stops drift, or take it away."""
@@ -244,9 +246,9 @@ def judge(
     node_class: Mapping[str, Any],
     claims: Iterable[Mapping[str, Any]],
     pools: Iterable[Mapping[str, Any]],
-    wanted: Held,
+    wanted: TargetState,
     blocked: Iterable[Mapping[str, Any]] = (),
-) -> Follow:
+) -> RolloutProgress:
     """Say how far the nodes of a node class are; pure."""
     claims = sorted(claims, key=lambda claim: str(claim["metadata"]["name"]))
     waiting = list(_unresolved(node_class, wanted))
@@ -269,7 +271,7 @@ def judge(
         elif not why and ("NodePool", pool) in reasons:
             why = f"NodePool {pool}: {reasons['NodePool', pool]}"
         waiting.append(f"{node or name}: {state}" + (f"; {why}" if why else ""))
-    return Follow(ready, len(claims), resolved and ready == len(claims), tuple(waiting))
+    return RolloutProgress(ready, len(claims), resolved and ready == len(claims), tuple(waiting))
 
 
 def _about(event: Mapping[str, Any]) -> tuple[str, str]:
@@ -277,7 +279,7 @@ def _about(event: Mapping[str, Any]) -> tuple[str, str]:
     return about.get("kind", ""), about.get("name", "")
 
 
-def _unresolved(node_class: Mapping[str, Any], wanted: Held) -> Iterable[str]:
+def _unresolved(node_class: Mapping[str, Any], wanted: TargetState) -> Iterable[str]:
     """Say what keeps Karpenter from using the node class with the wanted image."""
     status = node_class.get("status", {})
     known = [each.get("id") for each in status.get("amis", [])]

@@ -16,10 +16,10 @@ from parbake.bakefile.targets import FileTarget, GitopsTarget
 from parbake.core.errors import InputError, TargetMoved
 from parbake.rollouts import gitops, nodeclass
 from parbake.rollouts.nodeclass import ANNOTATION
-from parbake.rollouts.protocol import Change, Follow, Held, Offer, Standing
+from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus
 
 _NODE_CLASSES = ("EC2NodeClass", "AWSNodeTemplate")
-_FOLLOWED_ELSEWHERE = Follow(0, 0, done=True)
+_FOLLOWED_ELSEWHERE = RolloutProgress(0, 0, done=True)
 
 
 class _Text:
@@ -76,7 +76,7 @@ class _Manifest:
             change, text, after, f"Roll out {offer.artefact}\n\n{change.before} -> {change.after}\n"
         )
 
-    def plan_back(self) -> Change:
+    def plan_rollback(self) -> Change:
         """Decide how the file returns to what it said before."""
         text = self.file.read()
         change, after = self.decided_back(text)
@@ -86,7 +86,7 @@ class _Manifest:
         """Write the file."""
         self.file.write(change.payload["before"], change.payload["after"], change.payload["message"])
 
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Say that it is done: who reads the file is not asked."""
         del wanted
         return _FOLLOWED_ELSEWHERE
@@ -96,7 +96,7 @@ class _Manifest:
         del frozen
         raise InputError(f"{self.file.where} replaces no nodes", hint="freeze what reads it")
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the file holds."""
         raise NotImplementedError
 
@@ -131,15 +131,15 @@ class NodeClassFile(_Manifest):
     def decided_back(self, text: str) -> tuple[Change, str]:
         """Change it back as in a cluster."""
         place, found = self._found(text)
-        change = nodeclass.decide_back(found, device=self.target.device)
+        change = nodeclass.decide_rollback(found, device=self.target.device)
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the node class holds."""
         _, found = self._found(self.file.read())
         where = f"{nodeclass.described(found)} in {self.file.where}"
         holds = nodeclass.held(found, self.target.device)
-        return Standing(where, holds, nodeclass.previous(found), left=nodeclass.left(found))
+        return TargetStatus(where, holds, nodeclass.previous(found), left=nodeclass.left(found))
 
     def _found(self, text: str) -> tuple[gitops.Place, Mapping[str, Any]]:
         files = [(self.target.file.name, text)]
@@ -179,17 +179,17 @@ class ValuesFile(_Manifest):
             f"{self.file.where}: values of a chart have no place for what was before", hint="git revert the commit"
         )
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the values hold."""
-        return Standing(f"values in {self.file.where}", self._held(self.file.read()), None)
+        return TargetStatus(f"values in {self.file.where}", self._held(self.file.read()), None)
 
-    def _held(self, text: str) -> Held:
+    def _held(self, text: str) -> TargetState:
         data = gitops.read(text, source=self.file.where)
 
         def at(path: str) -> str:
             return str(gitops.value_at(data, gitops.parse_path(path)) or "") if path else ""
 
-        return Held(image=at(self.target.image_at), snapshot=at(self.target.snapshot_at))
+        return TargetState(image=at(self.target.image_at), snapshot=at(self.target.snapshot_at))
 
 
 class _ImageFile(_Manifest):
@@ -221,18 +221,21 @@ class _ImageFile(_Manifest):
             return Change(f"{place.kind} {place.name}", now, now, cautions=("it has returned already",)), text
         if not note.get("previous"):
             raise InputError(f"{self.file.where}: no rollout is written down in it", hint="roll out another record")
-        before = Held(**note["previous"])
+        before = TargetState(**note["previous"])
         written = {"left": _noted(now), "current": _noted(before.model_copy(update={"spec": {}}))}
         return self._changed(text, place, now, before, before.spec, written)
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the manifest names."""
         place = self._place(self.file.read())
         note = _note(place)
         before, left = note.get("previous"), None if note.get("previous") else note.get("left")
         where = f"{place.kind} {place.name} in {self.file.where}"
-        return Standing(
-            where, self.held(place), Held(**before) if before else None, left=Held(**left) if left else None
+        return TargetStatus(
+            where,
+            self.held(place),
+            TargetState(**before) if before else None,
+            left=TargetState(**left) if left else None,
         )
 
     def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
@@ -248,13 +251,13 @@ class _ImageFile(_Manifest):
         del place, patch
         return text
 
-    def held(self, place: gitops.Place) -> Held:
+    def held(self, place: gitops.Place) -> TargetState:
         """Return what is named; the artefact where the note still fits."""
         image, spec = self.now(place)
         current = _note(place).get("current") or {}
         fits = bool(image) and current.get("image") == image
         label = "" if image.startswith("ami-") else image or "no image by id"
-        return Held(
+        return TargetState(
             image=image if image.startswith("ami-") else "",
             label=label,
             artefact=current.get("artefact", "") if fits else "",
@@ -263,7 +266,13 @@ class _ImageFile(_Manifest):
         )
 
     def _changed(
-        self, text: str, place: gitops.Place, now: Held, wanted: Held, spec: Mapping[str, Any], note: object
+        self,
+        text: str,
+        place: gitops.Place,
+        now: TargetState,
+        wanted: TargetState,
+        spec: Mapping[str, Any],
+        note: object,
     ) -> tuple[Change, str]:
         written = json.dumps(note, sort_keys=True, separators=(",", ":"))
         metadata = {**spec.get("metadata", {}), "annotations": {ANNOTATION: written}}
@@ -328,10 +337,14 @@ def _note(place: gitops.Place) -> dict[str, Any]:
     text = gitops.value_at(place.data, ("metadata", "annotations", ANNOTATION))
     try:
         note = json.loads(text or "{}")
-        return {key: note[key] for key in ("previous", "left", "current") if Held(**note.get(key) or {}) != Held()}
+        return {
+            key: note[key]
+            for key in ("previous", "left", "current")
+            if TargetState(**note.get(key) or {}) != TargetState()
+        }
     except (ValueError, TypeError, AttributeError):
         return {}
 
 
-def _noted(held: Held) -> dict[str, Any]:
+def _noted(held: TargetState) -> dict[str, Any]:
     return held.model_dump(exclude_defaults=True)

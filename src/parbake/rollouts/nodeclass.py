@@ -18,7 +18,7 @@ from parbake.aws.limits import USER_DATA_LIMIT
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.rollouts import userdata
-from parbake.rollouts.protocol import OWNER, Change, Held, Offer, gibibytes, show
+from parbake.rollouts.protocol import OWNER, Change, Offer, TargetState, gibibytes, show
 
 ANNOTATION = f"{OWNER}/rollout"
 """What was held before: JSON on the node class itself, so that a rollback works from any machine."""
@@ -86,31 +86,31 @@ def decide(
         cautions.append(f"image and snapshot are two writes with the {chosen.name}: nodes may be replaced twice")
     previous_ = _noted(before)
     note = _note(node_class)
-    if chosen and note.get("previous") and _same(Held(**note.get("current", {})), wanted):
+    if chosen and note.get("previous") and _same(TargetState(**note.get("current", {})), wanted):
         previous_ = note["previous"]  # a run was killed after it had written this, and before the image was promoted
     return _change(node_class, after, before, wanted, {"previous": previous_}, refusals, cautions, chosen)
 
 
-def decide_back(node_class: Mapping[str, Any], *, device: str, chosen: Chosen | None = None) -> Change:
+def decide_rollback(node_class: Mapping[str, Any], *, device: str, chosen: Chosen | None = None) -> Change:
     """Decide how a node class returns to what it held before the last rollout; raises InputError without one."""
     note, where = _note(node_class), described(node_class)
     now = held(node_class, device, chosen)
     if note.get("left") and not note.get("previous"):
-        back = Held(**note.get("current") or {})
+        back = TargetState(**note.get("current") or {})
         if chosen and follows(node_class.get("spec") or {}, chosen) and back.image and back.image != now.image:
             # A rollback was killed between its two writes.
             return _change(node_class, dict(node_class["spec"]), now, back, {"left": note["left"]}, (), [], chosen)
-        return Change(where, now, now, cautions=(f"it has returned already, from {Held(**note['left'])}",))
+        return Change(where, now, now, cautions=(f"it has returned already, from {TargetState(**note['left'])}",))
     if not note.get("previous"):
         raise InputError(
             f"{where}: no rollout is written down on it", hint="roll out a record of the artefact that you want back"
         )
-    previous = Held(**note["previous"])
+    previous = TargetState(**note["previous"])
     after = {key: value for key, value in (node_class.get("spec") or {}).items() if key not in _FIELDS}
     after |= previous.spec
     _put_part(after, after.pop(_PART, ""))
     cautions = []
-    current = Held(**note["current"]) if note.get("current") else None
+    current = TargetState(**note["current"]) if note.get("current") else None
     if current and not _same(current, now):
         cautions.append(f"it was changed after the rollout, from {current} to {now}: that change goes too")
     left = now.model_copy(update={"spec": {key: value for key, value in now.spec.items() if key != _PART}})
@@ -122,7 +122,7 @@ def follows(spec: Mapping[str, Any], chosen: Chosen) -> bool:
     return list(spec.get("amiSelectorTerms") or []) == [chosen.term]
 
 
-def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = None) -> Held:
+def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = None) -> TargetState:
     """Return what a node class holds; the artefact's name where its note still fits."""
     spec = node_class.get("spec") or {}
     image = chosen.image if chosen and follows(spec, chosen) else ",".join(_ids(spec))
@@ -130,8 +130,10 @@ def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = Non
         (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
     )
     part = userdata.part_of(spec.get("userData") or "")
-    known = next((each for each in noted(node_class) if _same(each, Held(image=image, snapshot=snapshot))), Held())
-    return Held(
+    known = next(
+        (each for each in noted(node_class) if _same(each, TargetState(image=image, snapshot=snapshot))), TargetState()
+    )
+    return TargetState(
         image=image,
         snapshot=snapshot,
         artefact=known.artefact,
@@ -141,22 +143,22 @@ def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = Non
     )
 
 
-def previous(node_class: Mapping[str, Any]) -> Held | None:
+def previous(node_class: Mapping[str, Any]) -> TargetState | None:
     """Return what a node class held before the last rollout."""
     found = _note(node_class).get("previous")
-    return Held(**found) if found else None
+    return TargetState(**found) if found else None
 
 
-def left(node_class: Mapping[str, Any]) -> Held | None:
+def left(node_class: Mapping[str, Any]) -> TargetState | None:
     """Return what the last rollback left; None where a rollout came after it, or nothing did."""
     note = _note(node_class)
-    return Held(**note["left"]) if note.get("left") and not note.get("previous") else None
+    return TargetState(**note["left"]) if note.get("left") and not note.get("previous") else None
 
 
-def noted(node_class: Mapping[str, Any]) -> tuple[Held, ...]:
+def noted(node_class: Mapping[str, Any]) -> tuple[TargetState, ...]:
     """Return everything that a node class's note names: retention keeps it."""
     note = _note(node_class)
-    return tuple(Held(**note[key]) for key in ("current", "previous", "left") if note.get(key))
+    return tuple(TargetState(**note[key]) for key in ("current", "previous", "left") if note.get(key))
 
 
 def described(node_class: Mapping[str, Any]) -> str:
@@ -167,8 +169,8 @@ def described(node_class: Mapping[str, Any]) -> str:
 def _change(
     node_class: Mapping[str, Any],
     after: dict[str, Any],
-    before: Held,
-    wanted: Held,
+    before: TargetState,
+    wanted: TargetState,
     note: Mapping[str, Any],
     refusals: Sequence[str],
     cautions: list[str],
@@ -193,7 +195,7 @@ def _change(
     return Change(where, before, wanted, diff, payload, tuple(refusals), tuple(cautions))
 
 
-def _noted(held_: Held, *, spec: bool = True) -> dict[str, Any]:
+def _noted(held_: TargetState, *, spec: bool = True) -> dict[str, Any]:
     return held_.model_dump(exclude_defaults=True, exclude=None if spec else {"spec"})
 
 
@@ -202,12 +204,16 @@ def _note(node_class: Mapping[str, Any]) -> dict[str, Any]:
     text = ((node_class.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION, "")
     try:
         note = json.loads(text or "{}")
-        return {key: note[key] for key in ("previous", "left", "current") if Held(**note.get(key) or {}) != Held()}
+        return {
+            key: note[key]
+            for key in ("previous", "left", "current")
+            if TargetState(**note.get(key) or {}) != TargetState()
+        }
     except (ValueError, TypeError, AttributeError):
         return {}
 
 
-def _same(one: Held, other: Held) -> bool:
+def _same(one: TargetState, other: TargetState) -> bool:
     return (one.image, one.snapshot) == (other.image, other.snapshot)
 
 

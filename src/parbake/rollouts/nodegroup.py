@@ -13,7 +13,7 @@ from parbake.aws import client, token
 from parbake.bakefile.targets import NodegroupTarget
 from parbake.core.errors import AwsNotFound, InputError, TargetMoved
 from parbake.rollouts.groups import Group, Look, tags_of
-from parbake.rollouts.protocol import Change, Follow, Held, Offer
+from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState
 from parbake.rollouts.templates import Templates, Version
 
 
@@ -77,7 +77,7 @@ class Nodegroup(Group):
             clientRequestToken=token("nodegroup", self.where, str(source), str(version)),
         )
 
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look at the group and at EKS's last update of it."""
         group = self._group()
         return judge(group, self._last_update(), self._version(group).held(self.device), wanted)
@@ -123,7 +123,9 @@ class Nodegroup(Group):
         return max(ours, key=lambda each: str(each.get("createdAt", "")), default=None)
 
 
-def judge(group: Mapping[str, Any], update: Mapping[str, Any] | None, holds: Held, wanted: Held) -> Follow:
+def judge(
+    group: Mapping[str, Any], update: Mapping[str, Any] | None, holds: TargetState, wanted: TargetState
+) -> RolloutProgress:
     """Say how far a node group is; pure. EKS counts no nodes: all of them, or none yet."""
     total = int(group.get("scalingConfig", {}).get("desiredSize", 0))
     troubles = [f"{each['code']}: {each['message']}" for each in group.get("health", {}).get("issues", [])]
@@ -131,11 +133,11 @@ def judge(group: Mapping[str, Any], update: Mapping[str, Any] | None, holds: Hel
     errors = [f"{each.get('errorCode')}: {each.get('errorMessage')}" for each in (update or {}).get("errors", [])]
     arrived = (holds.image, holds.snapshot) == (wanted.image, wanted.snapshot)
     if state == "InProgress" or group["status"] == "UPDATING":
-        return Follow(0, total, False, (f"EKS is updating it ({state})", *errors, *troubles))
+        return RolloutProgress(0, total, False, (f"EKS is updating it ({state})", *errors, *troubles))
     if not arrived:
         if state in {"Failed", "Cancelled"}:
-            return Follow(
+            return RolloutProgress(
                 0, total, False, failed=f"EKS's update {state.lower()}: {'; '.join(errors) or 'no reason given'}"
             )
-        return Follow(0, total, False, (f"it holds {holds}", *troubles))
-    return Follow(total, total, group["status"] == "ACTIVE", tuple(troubles))
+        return RolloutProgress(0, total, False, (f"it holds {holds}", *troubles))
+    return RolloutProgress(total, total, group["status"] == "ACTIVE", tuple(troubles))

@@ -18,7 +18,7 @@ import urllib3
 
 from parbake.bakefile.targets import OceanTarget
 from parbake.core.errors import EnvironmentProblem, InputError, RolloutError, TargetMoved
-from parbake.rollouts.protocol import OWNER, Change, Follow, Held, Offer, Standing, show
+from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState, TargetStatus, show
 
 API = "https://api.spotinst.io"
 _SECONDS = 30.0
@@ -86,7 +86,7 @@ class Ocean:
         }
         return self._change(now, then, before, offer.held)
 
-    def plan_back(self) -> Change:
+    def plan_rollback(self) -> Change:
         """Decide how each launch specification returns to the image before."""
         now = self._specifications()
         before = _held(now)
@@ -105,7 +105,7 @@ class Ocean:
             if found[name]
         }
         images = sorted({each["imageId"] for each in then.values()})
-        return self._change(now, then, before, Held(image=",".join(images)))
+        return self._change(now, then, before, TargetState(image=",".join(images)))
 
     def write(self, change: Change) -> None:
         """Put the images, then roll what runs on them."""
@@ -132,22 +132,22 @@ class Ocean:
             if _tag(each, _OWED):
                 self._put(name, {"tags": [tag for tag in each["tags"] if tag["tagKey"] != _OWED]})
 
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look at the last roll; Ocean counts in percent."""
         return judge(_held(self._specifications()), self._roll(), wanted)
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the launch specifications hold."""
         now = self._specifications()
         previous = sorted({_tag(each, _PREVIOUS) for each in now.values()} - {""})
         holds = _held(now)
         left = sorted({_tag(each, _LEFT) for each in now.values()} - {""})
-        return Standing(
+        return TargetStatus(
             self.where,
             holds,
-            Held(image=",".join(previous)) if previous else None,
+            TargetState(image=",".join(previous)) if previous else None,
             self.follow(holds),
-            left=Held(image=",".join(left)) if left and not previous else None,
+            left=TargetState(image=",".join(left)) if left and not previous else None,
         )
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
@@ -159,7 +159,9 @@ class Ocean:
         self._ask("PUT", path, {"roll": {"status": "STOPPED"}})
         return (f"roll {roll['id']}",)
 
-    def _change(self, now: Mapping[str, Any], then: Mapping[str, Any], before: Held, after: Held) -> Change:
+    def _change(
+        self, now: Mapping[str, Any], then: Mapping[str, Any], before: TargetState, after: TargetState
+    ) -> Change:
         images = {name: each.get("imageId") for name, each in now.items()}
         payload = {"before": images, "then": then}
         diff = show(images, {**images, **{name: each["imageId"] for name, each in then.items()}}, self.where)
@@ -211,23 +213,23 @@ def every_specification() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"virtual node group {each['id']}", each
 
 
-def judge(holds: Held, roll: Mapping[str, Any] | None, wanted: Held) -> Follow:
+def judge(holds: TargetState, roll: Mapping[str, Any] | None, wanted: TargetState) -> RolloutProgress:
     """Say how far a roll is; pure. ``ready`` counts percent while it runs."""
     status = (roll or {}).get("status", "")
     percent = int((roll or {}).get("progress", {}).get("value", 0))
     if holds.image != wanted.image:
-        return Follow(0, 100, False, (f"it holds {holds}",))
+        return RolloutProgress(0, 100, False, (f"it holds {holds}",))
     if status in _ACTIVE:
         batch = f", batch {(roll or {}).get('currentBatch')} of {(roll or {}).get('numOfBatches')}"
-        return Follow(percent, 100, False, (f"roll {status}{batch}",))
+        return RolloutProgress(percent, 100, False, (f"roll {status}{batch}",))
     if status in _BROKEN:
-        return Follow(percent, 100, False, failed=f"the roll is {status} at {percent} %")
-    return Follow(100, 100, done=True) if status else Follow(0, 0, done=True)
+        return RolloutProgress(percent, 100, False, failed=f"the roll is {status} at {percent} %")
+    return RolloutProgress(100, 100, done=True) if status else RolloutProgress(0, 0, done=True)
 
 
-def _held(specifications: Mapping[str, Mapping[str, Any]]) -> Held:
+def _held(specifications: Mapping[str, Mapping[str, Any]]) -> TargetState:
     images = sorted({str(each.get("imageId") or "") for each in specifications.values()} - {""})
-    return Held(image=",".join(images), label="" if images else "no image of its own")
+    return TargetState(image=",".join(images), label="" if images else "no image of its own")
 
 
 def _tag(specification: Mapping[str, Any], key: str) -> str:

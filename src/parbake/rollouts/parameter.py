@@ -12,8 +12,8 @@ from typing import Any
 
 from parbake.aws import Client, client
 from parbake.bakefile.targets import SsmTarget
-from parbake.core.errors import AwsFault, AwsNotFound, InputError, NotMade, TargetMoved
-from parbake.rollouts.protocol import OWNER, Change, Follow, Held, Offer, Standing
+from parbake.core.errors import AwsFault, AwsNotFound, InputError, TargetMissing, TargetMoved
+from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState, TargetStatus
 
 _BACK = f"{OWNER}: back from version "
 _FROM = f"{OWNER}: "
@@ -28,15 +28,15 @@ class Entry:
     description: str = ""
 
     @property
-    def held(self) -> Held:
+    def held(self) -> TargetState:
         """What it holds."""
         by_parbake = self.description.startswith(_FROM) and not self.description.startswith(_BACK)
         artefact = self.description.removeprefix(_FROM) if by_parbake else ""
         if self.value.startswith("ami-"):
-            return Held(image=self.value, artefact=artefact)
+            return TargetState(image=self.value, artefact=artefact)
         if self.value.startswith("snap-"):
-            return Held(snapshot=self.value, artefact=artefact)
-        return Held(label=self.value or "nothing", artefact=artefact)
+            return TargetState(snapshot=self.value, artefact=artefact)
+        return TargetState(label=self.value or "nothing", artefact=artefact)
 
 
 def decide(history: Sequence[Entry], offer: Offer, where: str) -> Change:
@@ -44,7 +44,7 @@ def decide(history: Sequence[Entry], offer: Offer, where: str) -> Change:
     if offer.image and offer.snapshot:
         raise InputError(f"{where} holds one id, and there are two", hint="give the machine image or the volume alone")
     value = offer.image or offer.snapshot
-    before = history[-1].held if history else Held(label="nothing")
+    before = history[-1].held if history else TargetState(label="nothing")
     if history and history[-1].value == value:
         return Change(where, before, offer.held)
     payload = {
@@ -55,7 +55,7 @@ def decide(history: Sequence[Entry], offer: Offer, where: str) -> Change:
     return Change(where, before, offer.held, f"-{before.image or before.snapshot or before.label}\n+{value}", payload)
 
 
-def decide_back(history: Sequence[Entry], where: str) -> Change:
+def decide_rollback(history: Sequence[Entry], where: str) -> Change:
     """Decide how the parameter returns to the value before. Pure; raises InputError when it never had another."""
     last = history[-1]
     if last.description.startswith(_BACK):
@@ -100,12 +100,12 @@ class Parameter:
         """Decide the value."""
         return decide(self._history(), offer, self.where)
 
-    def plan_back(self) -> Change:
+    def plan_rollback(self) -> Change:
         """Decide how it returns to the value before."""
         history = self._history()
         if not history:
             raise InputError(f"there is no {self.where}", hint="check its name and the target's `region`")
-        return decide_back(history, self.where)
+        return decide_rollback(history, self.where)
 
     def write(self, change: Change) -> None:
         """Put the value, if the parameter is still at the version that was read."""
@@ -123,25 +123,27 @@ class Parameter:
             arguments |= {"Type": "String", "DataType": "aws:ec2:image" if image else "text"}
         put(self.ssm, self.where, **arguments, Overwrite=bool(history))
 
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look whether the service has taken the value; who reads it is not known."""
         try:
             value = self.ssm.get_parameter(Name=self.name)["Parameter"]["Value"]
         except AwsNotFound:
             value = ""
         if value in {wanted.image, wanted.snapshot, wanted.label} - {""}:
-            return Follow(0, 0, done=True)
-        return Follow(0, 0, False, (f"Systems Manager has not taken the id yet (it has {value or 'nothing'})",))
+            return RolloutProgress(0, 0, done=True)
+        return RolloutProgress(
+            0, 0, False, (f"Systems Manager has not taken the id yet (it has {value or 'nothing'})",)
+        )
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the parameter holds."""
         history = self._history()
         if not history:
-            raise NotMade(f"there is no {self.where}")
+            raise TargetMissing(f"there is no {self.where}")
         last, before = history[-1], previous(history)
         returned = last.description.startswith(_BACK)
         left = before.held if returned and before else None  # a rollback leaves the value that was there before it
-        return Standing(self.where, last.held, before.held if before and not returned else None, left=left)
+        return TargetStatus(self.where, last.held, before.held if before and not returned else None, left=left)
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a parameter replaces no nodes."""

@@ -16,7 +16,7 @@ OWNER = "parbake"
 """The name under which parbake writes: field manager, prefix of annotations and tags."""
 
 
-class Held(Frozen):
+class TargetState(Frozen):
     """What a target holds: ids of a cloud, and the artefact's name and key where parbake put it there.
 
     ``image`` may be several ids with commas between. ``label`` says in words what is not held by id; ``spec`` is the
@@ -60,9 +60,9 @@ class Offer(Frozen):
     hydrate: str = ""
 
     @property
-    def held(self) -> Held:
+    def held(self) -> TargetState:
         """What a target holds that took the offer."""
-        return Held(image=self.image, snapshot=self.snapshot, artefact=self.artefact, key=self.key)
+        return TargetState(image=self.image, snapshot=self.snapshot, artefact=self.artefact, key=self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Change:
     """
 
     where: str
-    before: Held
-    after: Held
+    before: TargetState
+    after: TargetState
     diff: str = ""
     payload: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Follow:
+class RolloutProgress:
     """One look at how far the nodes have come. ``ready`` of ``total`` run the artefact.
 
     ``waiting`` says of the others, or of the target, what they wait for; ``failed`` is set when it cannot end well.
@@ -103,28 +103,28 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TargetStatus:
     """What a target holds, what it held before (None: nothing to go back to), and how far its nodes are.
 
     ``left`` is what the last rollback left (None: the last thing was a rollout).
     """
 
     where: str
-    holds: Held
-    previous: Held | None
-    follow: Follow | None = None
+    holds: TargetState
+    previous: TargetState | None
+    follow: RolloutProgress | None = None
     frozen: bool = False
-    left: Held | None = None
+    left: TargetState | None = None
 
 
 class Rollout(Protocol):
-    """A kind of target. ``plan`` and ``plan_back`` only read; ``write`` writes what they decided, once."""
+    """A kind of target. ``plan`` and ``plan_rollback`` only read; ``write`` writes what they decided, once."""
 
     def plan(self, offer: Offer) -> Change:
         """Decide what the target becomes; raises InputError when there is no such target."""
         ...
 
-    def plan_back(self) -> Change:
+    def plan_rollback(self) -> Change:
         """Decide how the target returns to what it held before; empty when it has returned already.
 
         Raises InputError when nothing is written down that it could return to.
@@ -135,11 +135,11 @@ class Rollout(Protocol):
         """Write a change; raises TargetMoved when the target is no longer what the decision was made on."""
         ...
 
-    def follow(self, wanted: Held) -> Follow:
+    def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look once how far the nodes are."""
         ...
 
-    def standing(self) -> Standing:
+    def status(self) -> TargetStatus:
         """Say what the target holds."""
         ...
 

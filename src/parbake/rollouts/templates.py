@@ -13,7 +13,7 @@ from typing import Any
 
 from parbake.aws import Client, client, token, when_known
 from parbake.core.errors import AwsNotFound, InputError
-from parbake.rollouts.protocol import OWNER, Held, Offer, gibibytes
+from parbake.rollouts.protocol import OWNER, Offer, TargetState, gibibytes
 
 RESOLVED = "resolve:ssm:"
 """How a launch template names the parameter that holds its image, and perhaps a version or label of it."""
@@ -34,14 +34,14 @@ class Version:
     def __str__(self) -> str:
         return f"{self.template}:{self.number}"
 
-    def held(self, device: str, artefact: str = "") -> Held:
+    def held(self, device: str, artefact: str = "") -> TargetState:
         """Return what it makes nodes of."""
         image = str(self.data.get("ImageId", ""))
         mapped = (each for each in self.data.get("BlockDeviceMappings", []) if each.get("DeviceName") == device)
         snapshot = next((each.get("Ebs", {}).get("SnapshotId", "") for each in mapped), "")
         by_id = image.startswith("ami-")
         label = "" if by_id else image or "no image of its own"
-        return Held(
+        return TargetState(
             image=image if by_id else "", snapshot=snapshot, artefact=artefact, label=label, spec={"version": str(self)}
         )
 
@@ -112,7 +112,7 @@ class Templates:
         template, _, number = text.rpartition(":")
         return self._version({"LaunchTemplateId": template, "Version": number})
 
-    def behind(self, tags: Mapping[str, str], device: str) -> tuple[Held | None, Held | None]:
+    def behind(self, tags: Mapping[str, str], device: str) -> tuple[TargetState | None, TargetState | None]:
         """Return what a group held before the last rollout, and what the last rollback left (one of them at most)."""
         before, left = (self.numbered(tags[key]).held(device) if tags.get(key) else None for key in (PREVIOUS, LEFT))
         return before, left
@@ -139,7 +139,7 @@ class Templates:
         return self.version({"LaunchTemplateId": source.template, "Version": str(made["VersionNumber"])})
 
 
-def describe(offer_or_held: Offer | Held) -> str:
+def describe(offer_or_held: Offer | TargetState) -> str:
     """Return the description of a version, at most 255 characters."""
     return f"{OWNER} {offer_or_held.artefact} {offer_or_held.image} {offer_or_held.snapshot}".strip()[:255]
 

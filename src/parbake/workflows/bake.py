@@ -37,7 +37,7 @@ from parbake.core.plan import cautions, larger, measure
 from parbake.core.run import need_root
 from parbake.core.signing import Attached, Signer
 from parbake.core.workspace import cache_folder, remove_leftovers, remove_tree
-from parbake.images.cache import through
+from parbake.images.cache import cached
 from parbake.images.registry import open_source
 from parbake.machine import base, disk
 from parbake.machine.disk import BlockList
@@ -67,13 +67,13 @@ class Options:
     from_scratch: bool = False
 
 
-def bake(path: Path, events: Events, options: Options | None = None) -> Finished:
+def bake(bakefile_path: Path, events: Events, options: Options | None = None) -> Finished:
     """Make sure that the artefact of this Bakefile exists and is proven; a no-op when it is.
 
     Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it.
     """
     options = options or Options()
-    with open_session(path, events) as opened:
+    with open_session(bakefile_path, events) as opened:
         run = replace(opened, signer=genuine.open_signer(opened.bakefile))  # what is wrong with the key shows first
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
         remote = remote_builder_of(run.bakefile, verify=options.verify, fresh=options.force)
@@ -158,7 +158,9 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
         record, blocks = describe(run, plan, disk, base_path, clock, carried())
         interrupts.hold()
         disk.path.chmod(access.mode_of(run.bakefile.readable_by))  # later, it would be a change of the file (ancestry)
-        artefact = records.release(disk.path, record, output, work, blocks=blocks, trace=disk.trace, signer=run.signer)
+        artefact = records.publish_artefact(
+            disk.path, record, output, work, blocks=blocks, trace=disk.trace, signer=run.signer
+        )
     access.give(output, records.everything(artefact), run.bakefile.readable_by)  # first: it changes what is remembered
     ancestry.remember(artefact, record, run.cache)
     return Finished(artefact, record, changed=True)
@@ -207,7 +209,7 @@ def bake_and_publish(
             attached=carried(),
         )
         interrupts.hold()
-        place = records.announce(record, output, blocks=blocks, trace=trace, signer=run.signer)
+        place = records.write_published(record, output, blocks=blocks, trace=trace, signer=run.signer)
     judge(place, verdict)
     return Finished(place, record, changed=True)
 
@@ -255,7 +257,7 @@ def bake_remotely(
             attached=carried(),
         )
         interrupts.hold()
-        records.announce(record, output, trace=trace, signer=run.signer)
+        records.write_published(record, output, trace=trace, signer=run.signer)
     judge(place, made.verdict)
     return Finished(place, record, changed=True)
 
@@ -308,7 +310,7 @@ def build_disk(
     run: Session, plan: Plan, base_path: Path | None, work: Path, *, parent: Parent | None = None
 ) -> tuple[Plan, Disk]:
     """Let the builder make the disk in a work folder; return it, and the plan with the size that it needed."""
-    sources = through(partial(open_source, run.registry), run.cache, run.events)
+    sources = cached(partial(open_source, run.registry), run.cache, run.events)
     ingredients = Ingredients(base_path, sources, work, run.events, run.registry.close, parent)
     return build_large_enough(plan, builder_of(run.bakefile), ingredients)
 

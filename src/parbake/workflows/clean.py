@@ -12,7 +12,7 @@ from parbake.core.workspace import WORK, cache_folder, remove_leftovers, remove_
 from parbake.images.build import build
 
 
-def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
+def clean_aws(bakefile_path: Path, events: Events) -> dict[str, tuple[str, ...]]:
     """Remove what runs of this Bakefile left in AWS, and what is past its time of any other, by region.
 
     A run of the same Bakefile that is under way on another machine loses what it works on. Fast snapshot restores whose
@@ -21,7 +21,7 @@ def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
     from parbake import aws  # loads only where AWS is asked
     from parbake.aws.leftovers import Wanted, remove
 
-    bakefile = load(file)
+    bakefile = load(bakefile_path)
     home = aws.client("ec2", bakefile.aws.region or "").region
     regions = dict.fromkeys((home, *bakefile.aws.copy_to))
     wanted = Wanted(name=bakefile.name, packer=bakefile.builder == "packer")
@@ -41,9 +41,9 @@ def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]
     return ended
 
 
-def watch_fast_restores(file: Path, events: Events) -> None:
+def watch_fast_restores(bakefile_path: Path, events: Events) -> None:
     """Do so at each turn of a watch, where the Bakefile has such times. Raises AwsFault."""
-    bakefile = load(file)
+    bakefile = load(bakefile_path)
     wanted = bakefile.aws.fast_snapshot_restore
     if wanted and wanted.for_:
         end_fast_restores(bakefile, events, sorted({zone[:-1] for zone in wanted.zones}))

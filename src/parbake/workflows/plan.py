@@ -55,18 +55,18 @@ class Session:
 
 
 @contextmanager
-def open_session(path: Path, events: Events) -> Iterator[Session]:
+def open_session(bakefile_path: Path, events: Events) -> Iterator[Session]:
     """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it."""
-    bakefile = load(path)
+    bakefile = load(bakefile_path)
     for caution in advice(bakefile):
         events.warn(caution)
     with Registry(bakefile.registries, events=events) as registry:
         yield Session(bakefile, registry, events)
 
 
-def preview(path: Path, events: Events) -> Preview:
+def preview(bakefile_path: Path, events: Events) -> Preview:
     """Say what a bake of this Bakefile would do, without doing any of it."""
-    with open_session(path, events) as run:
+    with open_session(bakefile_path, events) as run:
         images = resolve(run)
         missing = tuple(reference for reference, image in images.items() if image is None)
         if missing:
@@ -95,7 +95,7 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | No
     with ThreadPoolExecutor(max_workers=8) as pool, hanging_up(run.registry):
         found = list(pool.map(look_up, entries))
     return {
-        entry.reference: image and image.model_copy(update=_wishes(entry))
+        entry.reference: image and image.model_copy(update=_overrides(entry))
         for entry, image in zip(entries, found, strict=True)
     }
 
@@ -128,12 +128,12 @@ def make_images(run: Session, images: dict[str, Image | None], *, force: bool = 
                     cache=run.cache,
                     force=force,
                 )
-            image = built.image.model_copy(update=_wishes(entry))
+            image = built.image.model_copy(update=_overrides(entry))
         made.append(image)
     return made
 
 
-def _wishes(entry: ImageEntry) -> dict[str, object]:
+def _overrides(entry: ImageEntry) -> dict[str, object]:
     return {
         "reference": str(entry.parsed),
         "startup": entry.startup,

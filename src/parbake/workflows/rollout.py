@@ -20,13 +20,13 @@ from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
 from parbake.coldstart.trace import load as load_trace
 from parbake.core import interrupts
-from parbake.core.errors import InputError, NotMade, ParbakeError, RolloutError, Stalled, VerificationFailed
+from parbake.core.errors import InputError, ParbakeError, RolloutError, Stalled, TargetMissing, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
-from parbake.rollouts import Change, Follow, Held, Offer, Rollout, Standing
+from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus
 from parbake.rollouts.choose import open_target
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
@@ -34,7 +34,7 @@ _STEADY = 2  # so often in a row a target must be seen to be done
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class RolloutOptions:
     """How to hand over. ``to`` names targets (empty: all); ``interval`` is between two looks at nodes, in seconds.
 
     ``force`` overrides a missing verification and what speaks against a target; ``force_conflicts`` takes over fields
@@ -53,62 +53,64 @@ class Manner:
 
 
 @dataclass(frozen=True, slots=True)
-class Handed:
+class TargetResult:
     """What became of one target: the change, whether it was written now, and how far its nodes are."""
 
     target: str
     kind: str
     change: Change
     written: bool = False
-    follow: Follow | None = None
+    follow: RolloutProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class TargetReport:
     """What one target holds, or why that cannot be said."""
 
     target: str
     kind: str
-    standing: Standing | None = None
+    status: TargetStatus | None = None
     error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
-    target: Target
-    means: Rollout
+    config: Target
+    target: Rollout
     change: Change
     region: str = ""
 
 
-def rollout(file: Path, whats: Sequence[str], events: Events, manner: Manner) -> tuple[Handed, ...]:
+def rollout(
+    bakefile_path: Path, selectors: Sequence[str], events: Events, options: RolloutOptions
+) -> tuple[TargetResult, ...]:
     """Hand out the artefacts of records (a machine image, a volume, or one of each) to the Bakefile's targets.
 
     Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
     what a target refuses, Stalled when nodes do not follow in time.
     """
-    bakefile = load(file)
-    located = [_record(what, bakefile) for what in whats]
+    bakefile = load(bakefile_path)
+    located = [_record(selector, bakefile) for selector in selectors]
     found = [record for _, record in located]
-    _need_verified(found, events, force=manner.force)
-    targets = choose(bakefile, manner.to)
-    offers = [offer(found, target.region) for target in targets]
+    _need_verified(found, events, force=options.force)
+    targets = choose(bakefile, options.to)
+    offers = [offer(found, config.region) for config in targets]
     for region in dict.fromkeys(each.region for each in offers):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
-    if any(_hydrates(target) for target in targets):
+    if any(_hydrates(config) for config in targets):
         part = hydrate_part(located)
         offers = [
-            each.model_copy(update={"hydrate": part}) if _hydrates(target) else each
-            for each, target in zip(offers, targets, strict=True)
+            each.model_copy(update={"hydrate": part}) if _hydrates(config) else each
+            for each, config in zip(offers, targets, strict=True)
         ]
     decided = []
-    for target, offered in zip(targets, offers, strict=True):
-        means = open_target(target, offered.region, force_conflicts=manner.force_conflicts)
-        if manner.again or not _was_left(target, means, offered, events):
-            decided.append(_Decided(target, means, means.plan(offered), offered.region))
+    for config, offered in zip(targets, offers, strict=True):
+        target = open_target(config, offered.region, force_conflicts=options.force_conflicts)
+        if options.again or not _was_left(config, target, offered, events):
+            decided.append(_Decided(config, target, target.plan(offered), offered.region))
     return _hand_over(
-        decided, events, manner, lambda regions: _warm(bakefile, found, regions, events, dry_run=manner.dry_run)
+        decided, events, options, lambda regions: _warm(bakefile, found, regions, events, dry_run=options.dry_run)
     )
 
 
@@ -134,53 +136,53 @@ def _warm(
             fast_restore.wait(pairs, region, snapshots, events)
 
 
-def _was_left(target: Target, means: Rollout, offered: Offer, events: Events) -> bool:
+def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -> bool:
     """Whether somebody has rolled a target back from this very artefact: it is theirs to say when it goes out again."""
     try:
-        left = means.standing().left
-    except NotMade:
+        left = target.status().left
+    except TargetMissing:
         return False
     if left is None or not all(
         getattr(left, name) == getattr(offered, name) for name in ("image", "snapshot") if getattr(offered, name)
     ):
         return False
     events.warn(
-        f"{target.name}: {offered.artefact} was rolled back, and is not handed out again; "
-        f"next: `parbake rollout {offered.artefact} --to {target.name}` does, and so does another artefact"
+        f"{config.name}: {offered.artefact} was rolled back, and is not handed out again; "
+        f"next: `parbake rollout {offered.artefact} --to {config.name}` does, and so does another artefact"
     )
     return True
 
 
-def rollback(file: Path, events: Events, manner: Manner) -> tuple[Handed, ...]:
+def rollback(bakefile_path: Path, events: Events, options: RolloutOptions) -> tuple[TargetResult, ...]:
     """Return targets to what they held before; one that has returned already is only followed."""
     decided = []
-    for target in choose(load(file), manner.to):
-        means = open_target(target, target.region or "", force_conflicts=manner.force_conflicts)
-        decided.append(_Decided(target, means, means.plan_back()))
-    return _hand_over(decided, events, manner)
+    for config in choose(load(bakefile_path), options.to):
+        target = open_target(config, config.region or "", force_conflicts=options.force_conflicts)
+        decided.append(_Decided(config, target, target.plan_rollback()))
+    return _hand_over(decided, events, options)
 
 
-def status(file: Path, to: tuple[str, ...] = ()) -> tuple[Report, ...]:
+def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
     """Say what each target holds; an error of one does not hide the others."""
 
-    def report(target: Target) -> Report:
+    def report(config: Target) -> TargetReport:
         try:
-            return Report(target.name, target.kind, open_target(target, target.region or "").standing())
+            return TargetReport(config.name, config.kind, open_target(config, config.region or "").status())
         except ParbakeError as error:
-            return Report(target.name, target.kind, error=error.message)
+            return TargetReport(config.name, config.kind, error=error.message)
 
-    return tuple(report(target) for target in choose(load(file), to))
+    return tuple(report(config) for config in choose(load(bakefile_path), to))
 
 
-def freeze(file: Path, to: tuple[str, ...], *, frozen: bool) -> dict[str, tuple[str, ...]]:
+def freeze(bakefile_path: Path, to: tuple[str, ...], *, frozen: bool) -> dict[str, tuple[str, ...]]:
     """Stop targets from replacing nodes, or let them again; return what was changed, by target."""
-    targets = choose(load(file), to)
-    return {target.name: open_target(target, target.region or "").freeze(frozen=frozen) for target in targets}
+    targets = choose(load(bakefile_path), to)
+    return {config.name: open_target(config, config.region or "").freeze(frozen=frozen) for config in targets}
 
 
 def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
     """Return the targets that are named, in the Bakefile's order; all of them when none is."""
-    known = {target.name: target for target in bakefile.rollout}
+    known = {config.name: config for config in bakefile.rollout}
     if not known:
         raise InputError(
             "the Bakefile has no `rollout`", hint="say where to: rollout: [{karpenter: {nodeclass: NAME}}]"
@@ -189,7 +191,7 @@ def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
     for name in wanted:
         if name not in known:
             raise InputError(f"there is no target {name!r} in the Bakefile", hint=f"there are: {', '.join(known)}")
-    return tuple(target for name, target in known.items() if not wanted or name in wanted)
+    return tuple(config for name, config in known.items() if not wanted or name in wanted)
 
 
 def offer(found: Sequence[Record], region: str | None) -> Offer:
@@ -249,8 +251,8 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
     return user_data(hydrate_list(load_trace(trace)))
 
 
-def _hydrates(target: Target) -> bool:
-    return isinstance(target.options, KarpenterTarget | GitopsTarget) and target.options.hydrate
+def _hydrates(config: Target) -> bool:
+    return isinstance(config.options, KarpenterTarget | GitopsTarget) and config.options.hydrate
 
 
 def _one_region(found: Sequence[Record]) -> str:
@@ -266,9 +268,9 @@ def _one_region(found: Sequence[Record]) -> str:
     )
 
 
-def _record(what: str, bakefile: Bakefile) -> tuple[Path, Record]:
+def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
     """Find a record that is to be believed; ``--force`` asks for nothing else."""
-    artefact, record = records.locate(what, bakefile.output)
+    artefact, record = records.locate(selector, bakefile.output)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
     record = genuine.need(artefact, bakefile.trust)
@@ -294,53 +296,58 @@ def _need_verified(found: Iterable[Record], events: Events, *, force: bool) -> N
 def _hand_over(
     decided: Sequence[_Decided],
     events: Events,
-    manner: Manner,
+    options: RolloutOptions,
     before: Callable[[Iterable[str]], None] = lambda _regions: None,
-) -> tuple[Handed, ...]:
+) -> tuple[TargetResult, ...]:
     """Write and follow each; ``before`` is called with the regions of those that change something."""
     for each in decided:
         for caution in each.change.cautions:
-            events.warn(f"{each.target.name}: {caution}")
-        _refuse(each, events, force=manner.force)
-        if each.change.diff and not manner.dry_run:
-            events.note(f"{each.target.name}: {each.change.before} -> {each.change.after}\n{each.change.diff}")
+            events.warn(f"{each.config.name}: {caution}")
+        _refuse(each, events, force=options.force)
+        if each.change.diff and not options.dry_run:
+            events.note(f"{each.config.name}: {each.change.before} -> {each.change.after}\n{each.change.diff}")
     before(dict.fromkeys(each.region for each in decided if not each.change.empty))
-    if manner.dry_run:
-        return tuple(Handed(each.target.name, each.target.kind, each.change) for each in decided)
+    if options.dry_run:
+        return tuple(TargetResult(each.config.name, each.config.kind, each.change) for each in decided)
     done = []
     for each in decided:
         interrupts.resume()
         written = not each.change.empty
         if written:
-            with events.stage(f"write-{each.target.name}", f"Write {each.change.where}"):
-                each.means.write(each.change)
+            with events.stage(f"write-{each.config.name}", f"Write {each.change.where}"):
+                each.target.write(each.change)
                 interrupts.hold()
-        handed = Handed(each.target.name, each.target.kind, each.change, written)
-        done.append(replace(handed, follow=_follow(each, events, manner)) if manner.follow else handed)
+        handed = TargetResult(each.config.name, each.config.kind, each.change, written)
+        done.append(replace(handed, follow=_follow(each, events, options)) if options.follow else handed)
     return tuple(done)
 
 
 def _refuse(each: _Decided, events: Events, *, force: bool) -> None:
     for refusal in each.change.refusals:
         if not force:
-            raise RolloutError(f"{each.target.name}: {refusal}", hint="correct it; --force does it all the same")
-        events.warn(f"--force: {each.target.name}: {refusal}")
+            raise RolloutError(f"{each.config.name}: {refusal}", hint="correct it; --force does it all the same")
+        events.warn(f"--force: {each.config.name}: {refusal}")
 
 
-def _follow(each: _Decided, events: Events, manner: Manner) -> Follow:
+def _follow(each: _Decided, events: Events, options: RolloutOptions) -> RolloutProgress:
     """Look until the nodes run what was handed out; raises Stalled at the deadline, RolloutError on failure."""
-    name, wanted = each.target.name, each.change.after
-    deadline = Deadline(manner.deadline or each.target.deadline, f"the rollout to {name}")
+    name, wanted = each.config.name, each.change.after
+    deadline = Deadline(options.deadline or each.config.deadline, f"the rollout to {name}")
     interrupts.resume()
     with events.stage(f"follow-{name}", f"Follow {each.change.where}"):
-        follow = _until_done(lambda: each.means.follow(wanted), name, wanted, deadline, events, manner.interval)
+        follow = _until_done(lambda: each.target.follow(wanted), name, wanted, deadline, events, options.interval)
         interrupts.hold()
     return follow
 
 
 def _until_done(
-    look: Callable[[], Follow], name: str, wanted: Held, deadline: Deadline, events: Events, interval: float
-) -> Follow:
+    look: Callable[[], RolloutProgress],
+    name: str,
+    wanted: TargetState,
+    deadline: Deadline,
+    events: Events,
+    interval: float,
+) -> RolloutProgress:
     seen, steady = None, 0
     while True:
         now = look()

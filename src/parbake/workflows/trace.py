@@ -178,9 +178,9 @@ def situation(
     )
 
 
-def known(what: str, folder: Path) -> tuple[Record, Trace | None]:
+def known(selector: str, folder: Path) -> tuple[Record, Trace | None]:
     """Return the record that a user names, and its trace where there is one; raises InputError without a record."""
-    artefact, record = records.locate(what, folder)
+    artefact, record = records.locate(selector, folder)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake list` shows the records there are")
     path = artefact.with_name(record.trace_name)

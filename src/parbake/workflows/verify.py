@@ -81,7 +81,7 @@ def write_verdict(
 
 
 def verify_again(
-    what: str,
+    selector: str,
     output: Path,
     events: Events,
     *,
@@ -95,7 +95,7 @@ def verify_again(
     so does a signed one without a ``signer``. Raises VerificationFailed, before anything is booted, when the record
     contradicts itself, or when none of the keys in ``trust`` has signed it.
     """
-    artefact, record = records.locate(what, output)
+    artefact, record = records.locate(selector, output)
     if record or trust:
         record = genuine.need(artefact, trust)
     if record and record.published and not artefact.is_file():

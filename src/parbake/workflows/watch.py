@@ -23,7 +23,7 @@ from parbake.workflows import bake, plan, rollout
 from parbake.workflows import prune as retention
 from parbake.workflows.plan import Finished, Session
 from parbake.workflows.prune import Pruned
-from parbake.workflows.rollout import Handed, Manner
+from parbake.workflows.rollout import RolloutOptions, TargetResult
 
 _JITTER = 0.1  # many watchers of one registry must not ask in step
 
@@ -37,7 +37,7 @@ class Turn:
 
     moved: tuple[str, ...]
     finished: Finished | None = None
-    handed: tuple[Handed, ...] = ()
+    handed: tuple[TargetResult, ...] = ()
     tidied: Tidied | None = None
 
 
@@ -49,9 +49,9 @@ class Tidied:
     pruned: Pruned | None
 
 
-def look(file: Path, events: Events) -> Seen:
+def look(bakefile_path: Path, events: Events) -> Seen:
     """Return what the Bakefile's names mean now; raises what asking raises."""
-    with plan.open_session(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
+    with plan.open_session(bakefile_path, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
 
         def of(entry: ImageEntry) -> str:
             if entry.build is not None:
@@ -74,47 +74,49 @@ def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
 
 
 def act(
-    file: Path, events: Events, manner: Manner | None, *, prune: bool = False
-) -> tuple[Finished, tuple[Handed, ...], Tidied | None]:
-    """Bake, verify, and roll out to the Bakefile's targets (``manner`` None: do not); each is nothing when done.
+    bakefile_path: Path, events: Events, options: RolloutOptions | None, *, prune: bool = False
+) -> tuple[Finished, tuple[TargetResult, ...], Tidied | None]:
+    """Bake, verify, and roll out to the Bakefile's targets (``options`` None: do not); each is nothing when done.
 
     With ``prune`` what is old goes afterwards, as the Bakefile's ``retention`` says. Each ends with a hold on
     interruptions, so that what the turn did can be told.
     """
-    handed: tuple[Handed, ...] = ()
-    finished = bake.bake(file, events)
-    if manner is not None:
+    handed: tuple[TargetResult, ...] = ()
+    finished = bake.bake(bakefile_path, events)
+    if options is not None:
         interrupts.resume()
-        handed = rollout.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
+        handed = rollout.rollout(
+            bakefile_path, [finished.record.key], events, replace(options, force=False, again=False)
+        )
     tidied = None
     if prune:
         interrupts.resume()
-        tidied = tidy(file, events)
+        tidied = tidy(bakefile_path, events)
     return finished, handed, tidied
 
 
-def tidy(file: Path, events: Events) -> Tidied:
+def tidy(bakefile_path: Path, events: Events) -> Tidied:
     """Let old artefacts go, as the Bakefile's ``retention`` says: here, and in EC2 where some are published."""
-    bakefile = load(file)
+    bakefile = load(bakefile_path)
     rules = retention.rules(bakefile.retention)
     pruned = None
     if retention.publishes(bakefile):
-        pruned = retention.prune_published(file, rules, events, dry_run=False)
+        pruned = retention.prune_published(bakefile_path, rules, events, dry_run=False)
     interrupts.hold()
     return Tidied(retention.prune(bakefile.output, keep=rules.keep, younger=rules.younger), pruned)
 
 
 def watch(
     look: Callable[[], Seen],
-    act: Callable[[], tuple[Finished, tuple[Handed, ...], Tidied | None]],
+    act: Callable[[], tuple[Finished, tuple[TargetResult, ...], Tidied | None]],
     events: Events,
     *,
     once: bool,
     interval: float,
-    told: Callable[[Turn], object] = lambda _: None,
+    on_turn: Callable[[Turn], object] = lambda _: None,
     tidy: Callable[[], object] = lambda: None,
 ) -> Turn:
-    """Take turns for ever, or one; ``interval`` is in seconds, between turns. Each turn that acted is ``told``.
+    """Take turns for ever, or one; ``interval`` is in seconds, between turns. ``on_turn`` gets each turn that acted.
 
     ``tidy`` is called at the beginning of every turn. A signal that comes when a turn is done ends the watch after the
     turn is told.
@@ -131,7 +133,7 @@ def watch(
             if names:
                 events.note(f"moved: {', '.join(names)}" if before is not None else "the first turn")
                 turn = Turn(names, *act())
-                told(turn)
+                on_turn(turn)
             before = now
         except InputError:
             raise

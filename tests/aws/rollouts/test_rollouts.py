@@ -210,7 +210,7 @@ def test_a_run_that_ends_before_a_call_is_finished(
 
         patched.setattr(clients, "_make", dying)
         with pytest.raises(Killed):
-            rollout.rollout(tmp_path / "parbake.yaml", [FIRST.key], Events(), rollout.Manner(interval=0.05))
+            rollout.rollout(tmp_path / "parbake.yaml", [FIRST.key], Events(), rollout.RolloutOptions(interval=0.05))
         clients.forget()
     assert len(versions(made)) == 2
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0

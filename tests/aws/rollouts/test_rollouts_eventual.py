@@ -23,7 +23,7 @@ from tests.fakes.clusters import kitchen
 
 __all__ = ["fleets"]
 pytestmark = pytest.mark.usefixtures("aws_mock")
-MANNER = rollout.Manner(interval=0.001)
+MANNER = rollout.RolloutOptions(interval=0.001)
 KINDS = pytest.mark.parametrize("target", [GROUP, NODES, PARAMETER], ids=lambda each: next(iter(each)))
 
 
@@ -62,8 +62,8 @@ def back(file: Path) -> Any:
 
 def holds(file: Path) -> str:
     [report] = rollout.status(file)
-    assert report.standing, report.error
-    return report.standing.holds.image
+    assert report.status, report.error
+    return report.status.holds.image
 
 
 @KINDS
@@ -131,7 +131,7 @@ def test_a_parameter_that_is_made_twice_in_a_row(plain: Plain, stage: Path) -> N
     """The second run does not see yet what the first has made: it says so, and later finds it."""
     kitchen(stage.parent, [PARAMETER])
     plain.eventual = Eventual(late=4)
-    rollout.rollout(stage, [FIRST.key], Events(), rollout.Manner(follow=False))
+    rollout.rollout(stage, [FIRST.key], Events(), rollout.RolloutOptions(follow=False))
     with pytest.raises(TargetMoved, match="made meanwhile") as caught:
         out(stage)
     assert "run the same command again" in caught.value.hint

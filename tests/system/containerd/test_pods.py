@@ -11,7 +11,7 @@ import pytest
 
 from parbake.containerd import Client, Cri, Daemon, NotFound
 from parbake.containerd.cri import ContainerStatus, log_text
-from parbake.containerd.namespace_thread import Keeper
+from parbake.containerd.namespace_thread import NamespaceThread
 from parbake.core import run
 from parbake.core.run import Deadline
 from tests.fakes.containerd_support import busybox, fill, pause, shared_places, traces_of
@@ -152,7 +152,7 @@ def test_a_store_that_only_this_thread_sees(tmp_path: Path) -> None:
             ended(cri, container)
         logs.append(log_text((tmp_path / "logs/app.log").read_bytes()))
 
-    with Keeper(bake):
+    with NamespaceThread(bake):
         assert list(store.iterdir()) == []
     assert logs == ["hello\n"]
     assert traces_of(str(tmp_path)) == []

@@ -137,7 +137,7 @@ def test_what_is_sent_is_laid_out_and_its_nodes_hydrate_from_its_trace(
     assert corner.parbake("fetch", snapshot, str(back), "--json").code == 0
     sh("e2fsck", "-fn", back)
     with Volume(back) as volume:
-        assert str(uuid.UUID(bytes=volume.frame.uuid)) == trace.uuid
+        assert str(uuid.UUID(bytes=volume.superblock.uuid)) == trace.uuid
         hot = [range(start * 8, end * 8) for start, end in volume.hot]
     reads = [read for part in trace.parts for read in part.reads]
     together = sum(read.length for read in reads if any(read.sector in part for part in hot))

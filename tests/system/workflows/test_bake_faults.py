@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parbake.core.errors import RegistryError, Unreachable
-from parbake.images.layers import FolderSink, settle, unpack
+from parbake.images.layers import FolderSink, complete_folder, unpack
 from parbake.images.registry import Patience, Registry
 from tests.fakes.command import Corner
 from tests.fakes.faulty_proxy import Chunked, Cut, Drip, Fault, FaultyProxy, Flip, Length, Stall, Status, WholeAnswer
@@ -103,7 +103,7 @@ def put(client: Registry, proxy: FaultyProxy, target: Path) -> None:
     found = client.resolve(ref(proxy.host, "team/app:1"), AMD64)
     wanted = found.layers[1]
     with client.source(found).open(layer_of(found, 1)) as stream:
-        settle(target, unpack(stream, wanted, FolderSink(target), bound=1 << 24, progress=lambda _: None), ())
+        complete_folder(target, unpack(stream, wanted, FolderSink(target), bound=1 << 24, progress=lambda _: None), ())
 
 
 def test_a_slow_loris_is_left(impatient: Registry, proxy: FaultyProxy, tmp_path: Path) -> None:

@@ -133,11 +133,11 @@ def test_the_record_does_not_fit(tmp_path: Path) -> None:
         with (work / "ballast").open("r+b") as ballast:
             ballast.truncate((work / "ballast").stat().st_size - 4096)  # for the note of what is being done
         with pytest.raises(DiskFull, match=f"no space left for .*/{made.file_name}"):
-            records.release(work / "disk.raw", made, corner.output, work)
+            records.publish_artefact(work / "disk.raw", made, corner.output, work)
         assert files(corner.output) == {str(path.relative_to(corner.output)) for path in work.iterdir()}
         (work / "ballast").unlink()
         (work / "disk.raw").write_bytes(b"again")
-        records.release(work / "disk.raw", made, corner.output, work)
+        records.publish_artefact(work / "disk.raw", made, corner.output, work)
         assert [found for _, found in records.find(corner.output)] == [made]
 
 

@@ -51,11 +51,11 @@ def check(said: str) -> None:
 @pytest.mark.parametrize("debug", [False, True])
 def test_an_error_with_words_of_others(text: str, debug: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Such as what a registry, a runtime, a build or a container has said."""
-    app.door.debug, app.door.as_json = debug, False
+    app.out.debug, app.out.as_json = debug, False
     try:
         app._report(InputError(f"the registry says {text}\n{text}", hint=f"did you mean {text}?"))
     finally:
-        app.door.debug = False
+        app.out.debug = False
     check(capsys.readouterr().err)
 
 

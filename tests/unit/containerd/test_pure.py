@@ -18,7 +18,7 @@ from parbake import containerd
 from parbake.containerd.config import configuration
 from parbake.containerd.cri import log_text
 from parbake.containerd.labels import chain_ids, merge_labels, reference_labels, source_label, unpack_key
-from parbake.containerd.namespace_thread import Keeper
+from parbake.containerd.namespace_thread import NamespaceThread
 from parbake.containerd.snapshots import Folders, Mount, folders
 from parbake.core import cgroups, run
 from parbake.core.errors import RuntimeFault
@@ -241,7 +241,7 @@ def test_a_keeper_holds_things_in_one_thread() -> None:
         seen.append(("start", threading.get_ident()))
         stack.callback(lambda: seen.append(("end", threading.get_ident())))
 
-    with Keeper(start):
+    with NamespaceThread(start):
         assert [what for what, _ in seen] == ["start"]
     assert [what for what, _ in seen] == ["start", "end"]
     assert len({thread for _, thread in seen} - {threading.get_ident()}) == 1
@@ -254,7 +254,7 @@ def test_a_keeper_raises_what_its_start_raises() -> None:
         stack.callback(ended.append, True)
         raise RuntimeFault("no")
 
-    with pytest.raises(RuntimeFault, match="no"), Keeper(start):
+    with pytest.raises(RuntimeFault, match="no"), NamespaceThread(start):
         pass
     assert ended == [True]
 
@@ -266,5 +266,5 @@ def test_a_keeper_raises_what_its_end_raises() -> None:
     def start(stack: ExitStack) -> None:
         stack.callback(fail)
 
-    with pytest.raises(RuntimeFault, match="late"), Keeper(start):
+    with pytest.raises(RuntimeFault, match="late"), NamespaceThread(start):
         pass

@@ -21,7 +21,7 @@ from parbake.core.model import Descriptor, Image, Layer, Platform, Readable, Sou
 from parbake.core.units import size_of
 from parbake.core.workspace import WORK
 from parbake.images import cache as layer_cache
-from parbake.images.cache import Caching, entries, prune, through
+from parbake.images.cache import Caching, cached, entries, prune
 
 BLOBS = {
     f"sha256:{hashlib.sha256(data).hexdigest()}": data
@@ -97,7 +97,7 @@ def test_off_it_is_not_there(tmp_path: Path, registry: Registry, monkeypatch: py
     for value in ("", "0"):
         monkeypatch.setenv(layer_cache.VARIABLE, value)
         sources = lambda _: registry  # noqa: E731
-        assert through(sources, tmp_path, Events()) is sources
+        assert cached(sources, tmp_path, Events()) is sources
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,8 +107,8 @@ def test_the_second_time_nothing_is_fetched(
     monkeypatch.setenv(layer_cache.VARIABLE, "1GiB")
     for _ in range(2):
         for digest, data in BLOBS.items():
-            assert read(through(lambda _: registry, tmp_path, Events())(image()), digest) == data
-    source = through(lambda _: registry, tmp_path, Events())(image())
+            assert read(cached(lambda _: registry, tmp_path, Events())(image()), digest) == data
+    source = cached(lambda _: registry, tmp_path, Events())(image())
     assert registry.opened == list(BLOBS)
     assert read(source, LARGE, offset=1_000_000) == BLOBS[LARGE][1_000_000:]
     assert source.read(descriptor(SMALL)) == BLOBS[SMALL]

@@ -102,7 +102,7 @@ class TestWriting:
     def test_an_artefact_that_takes_its_place_has_no_old_signature(self, shelf: Shelf) -> None:
         with work_folder(shelf.output, "test") as work:
             (work / "made").write_bytes(b"x")
-            records.release(work / "made", shelf.record, shelf.output, work)
+            records.publish_artefact(work / "made", shelf.record, shelf.output, work)
         assert not shelf.envelope.exists()
         assert not (shelf.output / f"{shelf.record.artefact}.json.sig").exists()
 

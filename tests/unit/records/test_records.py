@@ -128,7 +128,7 @@ def test_prune_removes_artefact_and_record(tmp_path: Path) -> None:
 def _release(folder: Path, made: records.Record, content: bytes = b"new") -> Path:
     with work_folder(folder, "bake") as work:
         (work / "disk.raw").write_bytes(content)
-        return records.release(work / "disk.raw", made, folder, work)
+        return records.publish_artefact(work / "disk.raw", made, folder, work)
 
 
 def test_an_artefact_appears_with_its_record(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_trace_appears_with_the_record_that_names_it(tmp_path: Path, monkeyp
     def let_appear() -> None:
         with work_folder(tmp_path, "bake") as work:
             (work / "disk.raw").write_bytes(b"new")
-            records.release(work / "disk.raw", made, tmp_path, work, trace=trace)
+            records.publish_artefact(work / "disk.raw", made, tmp_path, work, trace=trace)
 
     let_appear()
     assert load(tmp_path / made.trace_name) == trace
@@ -188,7 +188,7 @@ def _release_listed(folder: Path, word: str = "ab") -> tuple[Path, records.Recor
     made, blocks = _listed(word, folder)
     with work_folder(folder, "bake") as work:
         (work / "disk.raw").write_bytes(word.encode() * BLOCK)
-        return records.release(work / "disk.raw", made, folder, work, blocks=blocks), made
+        return records.publish_artefact(work / "disk.raw", made, folder, work, blocks=blocks), made
 
 
 def _damage(artefact: Path, made: records.Record) -> str:

@@ -17,7 +17,7 @@ import pytest
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.rollouts import Change, Offer
-from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_back, held
+from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_rollback, held
 from parbake.rollouts.userdata import with_part
 from tests.fakes.kubernetes import schemas
 from tests.fakes.kubernetes.server import load_crds
@@ -224,12 +224,12 @@ def test_what_is_written_into_a_node_class(case: str) -> None:
     if not change.empty:
         after = merge(found, change.payload)
         allowed(crd, after)
-        back = decide_back(after, device=device)
+        back = decide_rollback(after, device=device)
         document["rollback"] = told(back)
         returned = merge(after, back.payload)
         allowed(crd, returned)
         assert returned["spec"] == found["spec"], "going back leaves nothing behind"
-        assert decide_back(returned, device=device).empty, "going back twice is going back once"
+        assert decide_rollback(returned, device=device).empty, "going back twice is going back once"
         assert decided(after, offer, options).empty, "the same again is nothing"
     text = json.dumps(document, indent=2) + "\n"
     path = FOLDER / f"{case}.json"
@@ -259,7 +259,7 @@ def test_a_rollout_after_another_goes_back_one_step() -> None:
     other = IMAGE.model_copy(update={"image": "ami-2", "artefact": "node-2.raw"})
     second = merge(first, decided(first, other, {}).payload)
     assert held(second, "/dev/xvdb").artefact == "node-2.raw"
-    back = merge(second, decide_back(second, device="/dev/xvdb").payload)
+    back = merge(second, decide_rollback(second, device="/dev/xvdb").payload)
     assert back["spec"] == first["spec"]
     assert held(back, "/dev/xvdb").artefact == "node-1.raw"
 
@@ -267,7 +267,7 @@ def test_a_rollout_after_another_goes_back_one_step() -> None:
 def test_a_change_by_hand_after_the_rollout_is_told() -> None:
     after = merge(ALIAS, decided(ALIAS, IMAGE, {}).payload)
     after["spec"]["amiSelectorTerms"] = [{"id": "ami-9"}]
-    back = decide_back(after, device="/dev/xvdb")
+    back = decide_rollback(after, device="/dev/xvdb")
     assert back.cautions == (
         "it was changed after the rollout, from node-1.raw (ami-1) to ami-9: that change goes too",
     )
@@ -280,5 +280,5 @@ def test_without_a_note_there_is_no_way_back(note: str) -> None:
     if note:
         found["metadata"]["annotations"] = {ANNOTATION: note}
     with pytest.raises(InputError, match="no rollout is written down"):
-        decide_back(found, device="/dev/xvdb")
+        decide_rollback(found, device="/dev/xvdb")
     assert not decided(found, IMAGE, {}).empty

@@ -146,7 +146,7 @@ def test_a_manifest_that_leads_out_of_its_repository_is_not_edited(
         repository.read(name)
     target: Any = type("Target", (), {"file": repository.folder / name, "branch": "", "device": "", "hydrate": False})
     with pytest.raises(InputError, match="leads to"):
-        NodeClassFile(target).standing()
+        NodeClassFile(target).status()
     assert (outside / "class.yaml").read_text() == CLASS
 
 

@@ -134,7 +134,7 @@ def made(folder: Path, content: bytes, *, raw: bool) -> Finished:
     sha256 = "" if raw else hashlib.sha256(content).hexdigest()
     written = record().model_copy(update={"sha256": sha256, "blocks": named})
     with work_folder(folder, "bake") as work:
-        artefact = records.release(folder / "draft", written, folder, work, blocks=blocks)
+        artefact = records.publish_artefact(folder / "draft", written, folder, work, blocks=blocks)
     return Finished(artefact, written, changed=True)
 
 

@@ -61,7 +61,7 @@ def taking_turns(
             Events(note),
             once=False,
             interval=100,
-            told=lambda turn: acted.append(turn.moved),
+            on_turn=lambda turn: acted.append(turn.moved),
         )
     return acted, pauses, warnings
 

@@ -56,7 +56,7 @@ def register(
     ec2 = aws.client("ec2", region)
     found = ec2.describe_images(Owners=["self"], Filters=[{"Name": "name", "Values": [name]}])["Images"]
     ours = [image for image in found if _root(image) == snapshot and image.get("State") != "failed"]
-    wishes: dict[str, Any] = {
+    request: dict[str, Any] = {
         "Name": name,
         "Description": f"parbake {stamp.name}"[:255],
         "Architecture": architecture(platform),
@@ -74,19 +74,19 @@ def register(
         ],
         "TagSpecifications": aws.specifications(stamp.tags("ami", name=name), "image"),
     }
-    image = str(ours[0]["ImageId"]) if ours else _register(ec2, wishes, snapshot, events)
+    image = str(ours[0]["ImageId"]) if ours else _register(ec2, request, snapshot, events)
     aws.wait(f"AMI {image}", lambda: _look(ec2, image), seconds=_WAIT, events=events)
     return image
 
 
-def _register(ec2: aws.Client, wishes: dict[str, Any], snapshot: str, events: Events) -> str:
+def _register(ec2: aws.Client, request: dict[str, Any], snapshot: str, events: Events) -> str:
     """Register an AMI; one of that name and snapshot that no list showed yet is taken."""
     try:
-        return str(ec2.register_image(**wishes)["ImageId"])
+        return str(ec2.register_image(**request)["ImageId"])
     except AwsFault as error:
         if error.code != "InvalidAMIName.Duplicate":
             raise
-        found = aws.named(ec2, wishes["Name"], events)
+        found = aws.named(ec2, request["Name"], events)
         if found and _root(found) == snapshot:
             return str(found["ImageId"])
         hint = "an AMI of that name exists and is of another snapshot: rename it, or change `name` in the Bakefile"

@@ -16,7 +16,7 @@ def statements(scope: Scope) -> Iterator[Policy]:
     builder = scope.bakefile.builder
     if builder not in {"ec2", "ebs", "packer"}:
         return
-    yield allow("Look", _looks(scope), condition=here(scope.places))
+    yield allow("Look", _describe_actions(scope), condition=here(scope.places))
     yield from _tags(scope)
     yield from _ours(scope)
     yield from _copies(scope)
@@ -28,7 +28,7 @@ def statements(scope: Scope) -> Iterator[Policy]:
         yield from packers.statements(scope)
 
 
-def _looks(scope: Scope) -> list[str]:
+def _describe_actions(scope: Scope) -> list[str]:
     """Return the actions that only read; EC2 grants them on everything or not at all."""
     bakefile = scope.bakefile
     looks = ["DescribeImages", "DescribeInstances", "DescribeSecurityGroups", "DescribeSnapshots", "DescribeVolumes"]
@@ -37,7 +37,7 @@ def _looks(scope: Scope) -> list[str]:
         looks += ["DescribeSubnets"]
     if bakefile.aws.fast_snapshot_restore:
         looks += ["DescribeFastSnapshotRestores"]
-    return [f"ec2:{look}" for look in looks + packers.looks(scope)]
+    return [f"ec2:{look}" for look in looks + packers.describe_actions(scope)]
 
 
 def _tags(scope: Scope) -> Iterator[Policy]:

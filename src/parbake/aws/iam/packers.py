@@ -12,7 +12,7 @@ _LOOKS = (
 )  # fmt: skip
 
 
-def looks(scope: Scope) -> list[str]:
+def describe_actions(scope: Scope) -> list[str]:
     """Return what Packer reads of EC2 besides; nothing for other builders."""
     if scope.bakefile.builder != "packer":
         return []

@@ -22,9 +22,9 @@ from parbake.aws.leftovers import Wanted, remove, terminate
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import bottlerocket
-from parbake.builders.ec2.errors import Interrupted
+from parbake.builders.ec2.errors import SpotReclaimed
 from parbake.builders.ec2.image import Amis
-from parbake.builders.ec2.launch import Launcher, Order, Second
+from parbake.builders.ec2.launch import DataVolume, Launcher, LaunchSpec
 from parbake.builders.ec2.volume import Volumes, data_device, refuse
 from parbake.builders.guest import Console, Mode, hosts, logs_in, user_data
 from parbake.core.errors import BakeFailed, InputError, ParbakeError
@@ -191,7 +191,7 @@ class _Run:
                 self._stamped()
                 self.events.note(f"goes on with {instance['InstanceId']} of an earlier run")
             else:
-                instance = self.launcher.launch(self._order(), on_demand=on_demand)
+                instance = self.launcher.launch(self._launch_spec(), on_demand=on_demand)
             identity, console = instance["InstanceId"], Console(self.token)
             try:
                 tail = self.follow(identity, console, "bake", self.limit)
@@ -199,9 +199,9 @@ class _Run:
                     self.events.warn(f"guest: {warning}")
                 console.judge(self.plan.all_images, tail)
                 if self.own_volume:
-                    self.errands.stop(identity)
+                    self.ssm.stop(identity)
                 return str(identity)
-            except Interrupted as error:
+            except SpotReclaimed as error:
                 if on_demand or self.settings.purchase != "spot-first":
                     raise
                 self.events.warn(f"{error.message}: again on demand")
@@ -210,31 +210,31 @@ class _Run:
                 self.launcher = Launcher(self.ec2, self.settings, self.plan.platform, self.events)
 
     @property
-    def errands(self) -> bottlerocket.Errands:
+    def ssm(self) -> bottlerocket.SsmRunner:
         """What reaches instances of Bottlerocket."""
-        return bottlerocket.Errands(self.ec2, self.events, self.launcher.look)
+        return bottlerocket.SsmRunner(self.ec2, self.events, self.launcher.look)
 
     def follow(self, identity: str, console: Console, mode: Mode, limit: float) -> str:
         """Follow a bake or a proof to its end; return what was said last."""
         if self.own_volume:
-            return self.errands.follow(identity, self.plan, console, mode, limit)
+            return self.ssm.follow(identity, self.plan, console, mode, limit)
         return self.launcher.follow(identity, console, limit)
 
-    def _order(self) -> Order:
-        source, second, data = self.source, None, bottlerocket.USER_DATA
+    def _launch_spec(self) -> LaunchSpec:
+        source, data_volume, data = self.source, None, bottlerocket.USER_DATA
         if isinstance(self.results, Volumes):
-            second = Second(self.results.device, max(self.plan.size, source.size_of(self.results.device)))
+            data_volume = DataVolume(self.results.device, max(self.plan.size, source.size_of(self.results.device)))
         if not source.is_bottlerocket:
             data = user_data(self.plan, self.token, "bake", limit=self.limit, registries=self.registries)
-        return Order(
+        return LaunchSpec(
             role="builder",
             image=source.id,
             root_device=source.root_device,
             user_data=data,
             stamp=self.stamp,
-            size=0 if second else self.plan.size,
+            size=0 if data_volume else self.plan.size,
             profile=self.settings.instance_profile or "",
-            second=second,
+            data_volume=data_volume,
         )
 
     # -- prove
@@ -246,21 +246,21 @@ class _Run:
             return Verdict(passed=True, accelerator="ec2", verified_at=known)
         run = os.urandom(6).hex()
         stamp = aws.Stamp(self.plan.key, run, self.plan.name, self.stamp.hours, self.settings.tags)
-        image, root_device, second = self.results.id_of(made), str(made.get("RootDeviceName")), None
+        image, root_device, data_volume = self.results.id_of(made), str(made.get("RootDeviceName")), None
         if isinstance(self.results, Volumes):
-            second = Second(self.results.device, int(made["VolumeSize"]) * GIB, image)
+            data_volume = DataVolume(self.results.device, int(made["VolumeSize"]) * GIB, image)
             image, root_device = self.source.id, self.source.root_device
-        order = Order(
+        spec = LaunchSpec(
             role="verifier",
             image=image,
             root_device=root_device,
             user_data=self.proof(run),
             stamp=stamp,
             profile=(self.settings.instance_profile or "") if self.own_volume else "",
-            second=second,
+            data_volume=data_volume,
         )
         with self.events.stage("verify", "Launch it and start its images"):
-            instance = self.launcher.launch(order)
+            instance = self.launcher.launch(spec)
             console = Console(run)
             tail = self.follow(instance["InstanceId"], console, "verify", self._proof_limit)
             verdict = _verdict(self.plan, console, tail)

@@ -129,7 +129,7 @@ def _subject(image: Image, plan: Plan) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Errands:
+class SsmRunner:
     """Runs scripts on instances of Bottlerocket; ``look`` describes an instance (None: not known yet)."""
 
     ec2: aws.Client

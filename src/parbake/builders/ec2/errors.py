@@ -10,8 +10,10 @@ from parbake.aws.errors import CAPACITY, KMS_HINT, QUOTA_HINT
 from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError, ParbakeError
 
 
-class Interrupted(AwsLimit):
+class SpotReclaimed(AwsLimit):
     """EC2 took an instance away, or had no room for it after all."""
+
+    json_name = "Interrupted"
 
 
 _AGAIN = "run the same command again"
@@ -19,13 +21,13 @@ _AGAIN = "run the same command again"
 _ENDS: tuple[tuple[str, type[AwsFault], str, str], ...] = (
     (
         "Server.Spot",
-        Interrupted,
+        SpotReclaimed,
         "EC2 took the spot instance {} away",
         f"{_AGAIN}, or write `aws: {{purchase: on-demand}}`",
     ),
     (
         "Server.Insufficient",
-        Interrupted,
+        SpotReclaimed,
         "EC2 had no capacity for {} after all",
         f"{_AGAIN}, or name more `aws.instance_types` or `aws.subnets` in other zones",
     ),

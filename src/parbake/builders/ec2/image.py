@@ -116,7 +116,7 @@ class Amis:
         found = None if self.fresh else self.find(region)
         if found:
             return str(found["ImageId"])
-        wishes: dict[str, Any] = {
+        request: dict[str, Any] = {
             "Name": self.name,
             "SourceImageId": source,
             "SourceRegion": home,
@@ -125,10 +125,10 @@ class Amis:
             "TagSpecifications": self._tagged(),
         }
         if self.settings.encrypted:
-            wishes["Encrypted"] = True
+            request["Encrypted"] = True
             if self.settings.kms_key and not self.settings.kms_key.startswith("arn:"):
-                wishes["KmsKeyId"] = self.settings.kms_key  # the key of that name there; an ARN is of one region
-        return str(aws.client("ec2", region).copy_image(**wishes)["ImageId"])
+                request["KmsKeyId"] = self.settings.kms_key  # the key of that name there; an ARN is of one region
+        return str(aws.client("ec2", region).copy_image(**request)["ImageId"])
 
     def finish(self, region: str, image: Mapping[str, Any]) -> None:
         """Make sure of what becomes of an available AMI: IMDSv2 only, shares, deprecation, fast snapshot restore."""

@@ -32,7 +32,7 @@ _TAIL = 25
 
 
 @dataclass(frozen=True, slots=True)
-class Second:
+class DataVolume:
     """A second disk: its device's name, its size in bytes, and the snapshot that it is made from (empty: blank)."""
 
     device: str
@@ -41,7 +41,7 @@ class Second:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LaunchSpec:
     """What to launch: the image, where its root lies, how large it becomes (bytes; 0: as the AMI says), and as what."""
 
     role: str
@@ -51,7 +51,7 @@ class Order:
     stamp: aws.Stamp
     size: int = 0
     profile: str = ""
-    second: Second | None = None
+    data_volume: DataVolume | None = None
 
 
 @dataclass(slots=True)
@@ -78,13 +78,13 @@ class Launcher:
         ]
         return max(found, key=lambda each: str(each.get("LaunchTime", "")), default=None)
 
-    def launch(self, order: Order, *, on_demand: bool = False) -> dict[str, Any]:
+    def launch(self, spec: LaunchSpec, *, on_demand: bool = False) -> dict[str, Any]:
         """Launch, trying purchases, types and zones in order; raises AwsLimit when none has capacity."""
         refused: list[str] = []
         subnets = list(self._subnets())
         for spot, kind, subnet in self._ways(subnets, on_demand=on_demand):
             try:
-                return self._run(order, kind, subnet, spot=spot)
+                return self._run(spec, kind, subnet, spot=spot)
             except AwsLimit as error:
                 quota = spot and error.code in {"MaxSpotInstanceCountExceeded", "VcpuLimitExceeded"}
                 if error.code not in CAPACITY and not (quota and self.settings.purchase == "spot-first"):
@@ -120,55 +120,55 @@ class Launcher:
             )
         yield from found
 
-    def _run(self, order: Order, kind: str, subnet: dict[str, Any], *, spot: bool) -> dict[str, Any]:
-        stamp, zone = order.stamp, subnet["AvailabilityZone"]
-        tags = stamp.tags(order.role)
-        wishes: dict[str, Any] = {
-            "ImageId": order.image,
+    def _run(self, spec: LaunchSpec, kind: str, subnet: dict[str, Any], *, spot: bool) -> dict[str, Any]:
+        stamp, zone = spec.stamp, subnet["AvailabilityZone"]
+        tags = stamp.tags(spec.role)
+        request: dict[str, Any] = {
+            "ImageId": spec.image,
             "InstanceType": kind,
             "MinCount": 1,
             "MaxCount": 1,
-            "ClientToken": aws.token(stamp.key, stamp.run, order.role, kind, subnet["SubnetId"], str(spot)),
-            "UserData": order.user_data,  # boto3 encodes it
+            "ClientToken": aws.token(stamp.key, stamp.run, spec.role, kind, subnet["SubnetId"], str(spot)),
+            "UserData": spec.user_data,  # boto3 encodes it
             "SubnetId": subnet["SubnetId"],
             "SecurityGroupIds": list(self.settings.security_groups) or [self._group(subnet["VpcId"], stamp)],
             "InstanceInitiatedShutdownBehavior": "stop",
             "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 1},
-            "BlockDeviceMappings": self._disks(order),
+            "BlockDeviceMappings": self._disks(spec),
             "TagSpecifications": aws.specifications(tags, "instance", "volume", "network-interface"),
         }
-        if order.profile:
-            by = "Arn" if order.profile.startswith("arn:") else "Name"
-            wishes["IamInstanceProfile"] = {by: order.profile}
+        if spec.profile:
+            by = "Arn" if spec.profile.startswith("arn:") else "Name"
+            request["IamInstanceProfile"] = {by: spec.profile}
         if spot:
             options = {"SpotInstanceType": "persistent", "InstanceInterruptionBehavior": "stop"}
-            wishes["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
-            wishes["TagSpecifications"] += aws.specifications(tags, "spot-instances-request")
-        proven = (order.image, order.second.snapshot if order.second else order.image)
-        new = (*self.made_groups, *(proven if order.role == "verifier" else ()))
+            request["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
+            request["TagSpecifications"] += aws.specifications(tags, "spot-instances-request")
+        proven = (spec.image, spec.data_volume.snapshot if spec.data_volume else spec.image)
+        new = (*self.made_groups, *(proven if spec.role == "verifier" else ()))
         try:
-            answer = aws.when_known(lambda: self.ec2.run_instances(**wishes), *new)
+            answer = aws.when_known(lambda: self.ec2.run_instances(**request), *new)
         except AwsFault as error:
-            raise explained(error, zone, order.profile) from error
+            raise explained(error, zone, spec.profile) from error
         instance: dict[str, Any] = answer["Instances"][0]
         self.launched.append(instance)
-        self.events.note(f"{order.role}: {instance['InstanceId']} ({kind}{', spot' if spot else ''}, {zone})")
+        self.events.note(f"{spec.role}: {instance['InstanceId']} ({kind}{', spot' if spot else ''}, {zone})")
         return instance
 
-    def _disks(self, order: Order) -> list[dict[str, Any]]:
+    def _disks(self, spec: LaunchSpec) -> list[dict[str, Any]]:
         usual: dict[str, Any] = {"DeleteOnTermination": True, "VolumeType": "gp3"}
         usual |= {"Iops": self.settings.volume.iops, "Throughput": self.settings.volume.throughput}
         locked: dict[str, Any] = {}
-        if self.settings.encrypted and order.role == "builder":
+        if self.settings.encrypted and spec.role == "builder":
             locked = {"Encrypted": True, **({"KmsKeyId": self.settings.kms_key} if self.settings.kms_key else {})}
         root = {**usual, **locked}
-        if order.size:
-            root["VolumeSize"] = -(-order.size // GIB)
-        disks = [{"DeviceName": order.root_device, "Ebs": root}]
-        if order.second:
-            made = {"SnapshotId": order.second.snapshot} if order.second.snapshot else locked
-            second = {**usual, **made, "VolumeSize": -(-order.second.size // GIB)}
-            disks.append({"DeviceName": order.second.device, "Ebs": second})
+        if spec.size:
+            root["VolumeSize"] = -(-spec.size // GIB)
+        disks = [{"DeviceName": spec.root_device, "Ebs": root}]
+        if spec.data_volume:
+            made = {"SnapshotId": spec.data_volume.snapshot} if spec.data_volume.snapshot else locked
+            data_volume = {**usual, **made, "VolumeSize": -(-spec.data_volume.size // GIB)}
+            disks.append({"DeviceName": spec.data_volume.device, "Ebs": data_volume})
         return disks
 
     def _group(self, vpc: str, stamp: aws.Stamp) -> str:
@@ -209,7 +209,7 @@ class Launcher:
     def follow(self, identity: str, console: Console, limit: float) -> str:
         """Follow an instance's console until it has powered itself off; return the console's last lines.
 
-        Raises what ``refusals.ended`` makes of an end that was not its own (Interrupted: a spot instance was taken
+        Raises what ``refusals.ended`` makes of an end that was not its own (SpotReclaimed: a spot instance was taken
         away), BakeFailed when it does not end in time, AwsLimit when AWS did not let the end of the console be read.
         """
         deadline = Deadline(limit + _GRACE, f"the guest on {identity}")

@@ -86,9 +86,9 @@ class Volumes:
         if not volumes:
             raise BakeFailed(f"{instance} has no disk at {self.device} any more", hint="run the same command again")
         tags = self.stamp.tags("snapshot", name=self.name)
-        wishes: dict[str, Any] = {"VolumeId": volumes[0], "Description": f"parbake {self.stamp.key[:12]}"}
-        wishes["TagSpecifications"] = aws.specifications(tags, "snapshot")
-        return str(aws.when_known(lambda: ec2.create_snapshot(**wishes), volumes[0])["SnapshotId"])
+        request: dict[str, Any] = {"VolumeId": volumes[0], "Description": f"parbake {self.stamp.key[:12]}"}
+        request["TagSpecifications"] = aws.specifications(tags, "snapshot")
+        return str(aws.when_known(lambda: ec2.create_snapshot(**request), volumes[0])["SnapshotId"])
 
     def wait(self, region: str, snapshot: str) -> dict[str, Any]:
         """Wait until a snapshot is completed, with progress; return its description."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from parbake.containerd.labels import snapshot_labels, unpack_key
 from parbake.core.workspace import remove_tree
-from parbake.images.layers import FolderSink, Sink, Unpacked, settle
+from parbake.images.layers import FolderSink, Sink, Unpacked, complete_folder
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
@@ -28,7 +28,7 @@ class Job:
     parents: tuple[str, ...]
 
 
-class Ground(Protocol):
+class LayerDestination(Protocol):
     """Takes the layers of one fill. ``begin`` once, ``sink`` from any thread, the others in the order of the jobs."""
 
     def has(self, chain: str) -> bool:
@@ -56,7 +56,7 @@ class Ground(Protocol):
         ...
 
 
-class MountedGround:
+class MountedStore:
     """A mounted file system that holds the store itself: a layer is moved into its snapshot by a rename."""
 
     def __init__(self, store: Client, work: Path) -> None:
@@ -88,7 +88,7 @@ class MountedGround:
         staged, job = self._staged(number), self._jobs[number]
 
         def put(found: Folders) -> None:
-            settle(staged, unpacked, found.lowers)
+            complete_folder(staged, unpacked, found.lowers)
             _move(staged, found.upper)
 
         commit(self._store, job.layer.chain_id, job.parents[-1] if job.parents else "", put)
@@ -111,9 +111,9 @@ def commit(store: Client, chain: str, parent: str, put: Callable[[Folders], None
 
 
 def _move(staged: Path, upper: Path) -> None:
-    """Put a staged tree in the place of the empty folder that the snapshotter made, whose looks it takes over."""
-    looks = upper.stat()
-    os.chown(staged, looks.st_uid, looks.st_gid)
-    staged.chmod(stat.S_IMODE(looks.st_mode))
+    """Put a staged tree in the place of the empty folder that the snapshotter made, whose metadata it takes over."""
+    status = upper.stat()
+    os.chown(staged, status.st_uid, status.st_gid)
+    staged.chmod(stat.S_IMODE(status.st_mode))
     os.utime(staged, ns=(0, 0))  # the moment of the bake is no part of it
     staged.rename(upper)

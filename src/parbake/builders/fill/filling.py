@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from parbake.builders.fill.destinations import Ground, Job
+from parbake.builders.fill.destinations import Job, LayerDestination
 from parbake.builders.fill.streams import Endable, Tee, pieces
 from parbake.containerd.labels import (
     PINNED,
@@ -48,24 +48,27 @@ def fill(
     store: Client,
     sources: Callable[[Image], Source],
     *,
-    ground: Ground,
+    destination: LayerDestination,
     events: Events,
-    hang_up: Callable[[], None] = lambda: None,
+    close_connections: Callable[[], None] = lambda: None,
 ) -> None:
     """Make sure that the store holds every image of the plan: content, unpacked snapshots, names.
 
-    ``sources`` says where an image's content comes from, ``ground`` where layers go. Index, manifest and config are
-    kept, layers' blobs only when the plan keeps them. Every name of an image is pinned against kubelet's image
+    ``sources`` says where an image's content comes from, ``destination`` where layers go. Index, manifest and config
+    are kept, layers' blobs only when the plan keeps them. Every name of an image is pinned against kubelet's image
     collection.
 
-    ``hang_up`` is called when the fill is given up, and ends the streams that wait for their next bytes.
+    ``close_connections`` is called when the fill is given up, and ends the streams that wait for their next bytes.
 
     Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, RuntimeFault.
     """
     store.make_namespace()
     # What nothing holds may be collected at any moment: what is there after a collection stays.
     store.gc()
-    with store.lease(f"parbake-{plan.key[:12]}"), _Filling(plan, store, sources, ground, events, hang_up) as filling:
+    with (
+        store.lease(f"parbake-{plan.key[:12]}"),
+        _Filling(plan, store, sources, destination, events, close_connections) as filling,
+    ):
         filling.run()
 
 
@@ -75,12 +78,13 @@ class _Filling:
         plan: Plan,
         store: Client,
         sources: Callable[[Image], Source],
-        ground: Ground,
+        destination: LayerDestination,
         events: Events,
-        hang_up: Callable[[], None],
+        close_connections: Callable[[], None],
     ) -> None:
-        self._plan, self._store, self._sources, self._ground, self._events = plan, store, sources, ground, events
-        self._hang_up = hang_up
+        self._plan, self._store, self._sources = plan, store, sources
+        self._destination, self._events = destination, events
+        self._close_connections = close_connections
         self._over = threading.Event()
         # No tar can be larger than the disk that its files have to fit on, nor can all of them together.
         self._allowance = Allowance(plan.size)
@@ -99,20 +103,20 @@ class _Filling:
         if error is not None and not isinstance(
             error, (CacheDamaged, DiskFull, LayerTooLarge)
         ):  # after these, one may try again
-            self._hang_up()
+            self._close_connections()
         if error is not None:
-            self._ground.stop()
+            self._destination.stop()
         self._pool.shutdown(cancel_futures=True)
 
     def run(self) -> None:
         jobs = self._missing_layers()
-        self._ground.begin(jobs)
+        self._destination.begin(jobs)
         unpacked = deque(self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs))
         for image in self._plan.all_images:
             self._write_documents(image)
         for number in range(len(jobs)):
             self._take_over(number, unpacked.popleft().result())
-        self._ground.finish()
+        self._destination.finish()
         for image in self._plan.all_images:
             if self._plan.keep_layers:
                 self._keep_the_rest(image)
@@ -127,13 +131,13 @@ class _Filling:
             parents: list[str] = []
             for layer in image.layers:
                 chain = layer.chain_id
-                if chain not in jobs and not self._ground.has(chain):
+                if chain not in jobs and not self._destination.has(chain):
                     jobs[chain] = Job(layer, image, tuple(parents))
                 parents.append(chain)
         return list(jobs.values())
 
     def _take_over(self, number: int, unpacked: Unpacked) -> None:
-        self._ground.arrived(number, unpacked)
+        self._destination.arrived(number, unpacked)
         with self._turn:
             self._arrived += 1
             self._waiting -= unpacked.entries
@@ -146,7 +150,7 @@ class _Filling:
     def _unpack(self, number: int, job: Job) -> Unpacked:
         with self._turn:
             self._turn.wait_for(lambda: self._may_begin(number))
-        layer, sink = job.layer, self._ground.sink(number)
+        layer, sink = job.layer, self._destination.sink(number)
         descriptor = _descriptor(layer)
         with ExitStack() as stack:
             task = stack.enter_context(self._events.task(f"layer {_short(layer.digest)}", layer.size))

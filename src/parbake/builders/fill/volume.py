@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from parbake.builders.fill.destinations import Job, commit
 from parbake.core.errors import RuntimeFault
 from parbake.core.filetree import Node, Store
-from parbake.images.layers import NodeSink, Sink, Unpacked, settle_nodes
+from parbake.images.layers import NodeSink, Sink, Unpacked, complete_tree
 from parbake.machine.disk import bind, unbind
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from parbake.containerd.snapshots import Folders
     from parbake.core.model import Plan
     from parbake.machine.disk import Mounted
-    from parbake.machine.ext4 import Slot, Volume
+    from parbake.machine.ext4 import LayerArea, Volume
 
 _SNAPSHOTS: Final = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
 # Where tools write "now", a volume has one fixed moment.
@@ -40,7 +40,7 @@ _MANY: Final = 8192
 """Files that have arrived when containerd's commits are worth another look at the volume."""
 
 
-class VolumeGround:
+class VolumeImage:
     """The file of a volume. After the fill, ``finish_volume`` brings the store's own files."""
 
     def __init__(
@@ -52,11 +52,11 @@ class VolumeGround:
         *,
         dense: bool = False,
     ) -> None:
-        """``mounted`` mounts the volume for reading; ``dense``: see ``Volume.slots``."""
+        """``mounted`` mounts the volume for reading; ``dense``: see ``Volume.areas``."""
         self._plan, self._store, self._volume, self._mounted = plan, store, volume, mounted
         self._dense = dense
         self._jobs: Sequence[Job] = ()
-        self._slots: list[Slot] = []
+        self._areas: list[LayerArea] = []
         self._sinks: dict[int, NodeSink] = {}
         self._folders: dict[str, str] = {}
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -67,27 +67,27 @@ class VolumeGround:
 
     def has(self, chain: str) -> bool:
         """Whether the volume has its tree."""
-        return chain in self._volume.planted
+        return chain in self._volume.placed
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Divide the volume's free space among the layers that are to come."""
         self._jobs = jobs
         kept = sum({layer.digest: layer.size for image in self._plan.all_images for layer in image.layers}.values())
         layers = [job.layer for job in jobs]
-        self._slots = self._volume.slots(layers, kept=kept if self._plan.keep_layers else 0, dense=self._dense)
+        self._areas = self._volume.areas(layers, kept=kept if self._plan.keep_layers else 0, dense=self._dense)
 
     def sink(self, number: int) -> Sink:
         """Return the layer's place in the volume."""
-        sink = self._sinks[number] = NodeSink("the volume", self._slots[number])
+        sink = self._sinks[number] = NodeSink("the volume", self._areas[number])
         return sink
 
     def arrived(self, number: int, unpacked: Unpacked) -> None:
         """Write the layer's tree, and now and then let containerd commit what is there."""
-        job, slot, tree = self._jobs[number], self._slots[number], self._sinks.pop(number).tree
-        reader, planted = self._volume.reader, self._volume.planted
+        job, area, tree = self._jobs[number], self._areas[number], self._sinks.pop(number).tree
+        reader, placed = self._volume.reader, self._volume.placed
         if tree.implied:
-            settle_nodes(tree, [reader.node(planted[chain].root) for chain in reversed(job.parents)])
-        planted[job.layer.chain_id] = slot.plant(tree.root, tree.unused)
+            complete_tree(tree, [reader.node(placed[chain].root) for chain in reversed(job.parents)])
+        placed[job.layer.chain_id] = area.place(tree.root, tree.unused)
         self._waiting += unpacked.entries
         if self._waiting >= _MANY and (self._commits is None or self._commits.done()):
             self._begin_commits()
@@ -102,7 +102,7 @@ class VolumeGround:
         self._end_commits()
         self._waiting = 0
         self._volume.preview()
-        self._commits = self._committer.submit(self._commit, frozenset(self._volume.planted))
+        self._commits = self._committer.submit(self._commit, frozenset(self._volume.placed))
 
     def _end_commits(self) -> None:
         if self._commits is not None:
@@ -123,10 +123,10 @@ class VolumeGround:
                     parent = chain
 
     def _show(self, tree: Path, chain: str, found: Folders) -> None:
-        looks = found.upper.stat()
-        if (stat.S_IMODE(looks.st_mode), looks.st_uid, looks.st_gid) != (0o755, 0, 0):
+        status = found.upper.stat()
+        if (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) != (0o755, 0, 0):
             raise RuntimeFault(
-                f"containerd's snapshotter makes folders that look different: {looks!r}",
+                f"containerd's snapshotter makes folders that look different: {status!r}",
                 hint="this is a bug in parbake: report it, with containerd's version",
             )
         bind(tree, found.upper)
@@ -135,7 +135,7 @@ class VolumeGround:
     def stop(self) -> None:
         """Wake layers that wait for others, and have nothing mounted any more."""
         self._over.set()
-        self._volume.turns.give_up()
+        self._volume.turnstile.give_up()
         self._committer.shutdown()
 
     def finish_volume(self, root: Path) -> None:
@@ -146,13 +146,13 @@ class VolumeGround:
     def _holder(self, path: Path, chain: str | None) -> Node | None:
         if chain is None:
             return None
-        work = _looks((path / "work").stat()) if (path / "work").exists() else None
-        return self._volume.holder(chain, _looks(path.stat()), work)
+        work = _node_of((path / "work").stat()) if (path / "work").exists() else None
+        return self._volume.holder(chain, _node_of(path.stat()), work)
 
 
 def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> Node:
     """Return the tree of a folder of this machine; ``known`` returns those that are on the volume already."""
-    node = _looks(folder.stat())
+    node = _node_of(folder.stat())
     assert node.children is not None
     for item in sorted(os.scandir(folder), key=lambda item: item.name):
         path = Path(item.path)
@@ -161,7 +161,7 @@ def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> N
         if child is None and item.is_dir(follow_symlinks=False):
             child = _tree(path, store, known)
         elif child is None and item.is_file(follow_symlinks=False):
-            child = _looks(status)
+            child = _node_of(status)
             child.size = status.st_size
             child.extents = store.put(_pieces(path))
         if child is not None:  # sockets and the like live only while containerd runs
@@ -169,7 +169,7 @@ def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> N
     return node
 
 
-def _looks(status: os.stat_result) -> Node:
+def _node_of(status: os.stat_result) -> Node:
     return Node(status.st_mode, status.st_uid, status.st_gid, _MOMENT)
 
 

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from parbake.cli.text.artefacts import decisions_json, decisions_text, table
 from parbake.core.printable import word
 from parbake.core.units import human_bytes
-from parbake.rollouts import Follow, Held
+from parbake.rollouts import RolloutProgress, TargetState
 from parbake.workflows.prune import Pruned
-from parbake.workflows.rollout import Handed, Report
+from parbake.workflows.rollout import TargetReport, TargetResult
 from parbake.workflows.watch import Tidied, Turn
 
 
-def handed_json(handed: Sequence[Handed], *, dry_run: bool) -> dict[str, object]:
+def handed_json(handed: Sequence[TargetResult], *, dry_run: bool) -> dict[str, object]:
     """Return what was written to each target, and how far its nodes are."""
     return {
         "dry_run": dry_run,
@@ -37,12 +37,12 @@ def handed_json(handed: Sequence[Handed], *, dry_run: bool) -> dict[str, object]
     }
 
 
-def held_json(held: Held | None) -> dict[str, object] | None:
+def held_json(held: TargetState | None) -> dict[str, object] | None:
     """Return what a target holds, without its own way to say it."""
     return held.model_dump(mode="json", exclude={"spec"}) if held else None
 
 
-def handed_text(handed: Sequence[Handed], *, dry_run: bool) -> str:
+def handed_text(handed: Sequence[TargetResult], *, dry_run: bool) -> str:
     """Return what was written to each target, or would be, for people."""
     parts = []
     for each in handed:
@@ -56,46 +56,46 @@ def handed_text(handed: Sequence[Handed], *, dry_run: bool) -> str:
     return "\n".join(parts)
 
 
-def nodes_text(follow: Follow) -> str:
+def nodes_text(follow: RolloutProgress) -> str:
     """Say how far nodes are."""
     if not follow.total:
         return "no nodes to wait for"
     return f"{follow.ready} of {follow.total} nodes run it"
 
 
-def reports_json(reports: Sequence[Report]) -> list[dict[str, object]]:
+def reports_json(reports: Sequence[TargetReport]) -> list[dict[str, object]]:
     """Return what each target holds."""
     found: list[dict[str, object]] = []
     for each in reports:
         document: dict[str, object] = {"target": each.target, "kind": each.kind, "error": each.error}
-        if each.standing:
-            standing = each.standing
+        if each.status:
+            status = each.status
             document |= {
-                "where": standing.where,
-                "holds": held_json(standing.holds),
-                "previous": held_json(standing.previous),
-                "left": held_json(standing.left),
-                "frozen": standing.frozen,
-                "follow": asdict(standing.follow) if standing.follow else None,
+                "where": status.where,
+                "holds": held_json(status.holds),
+                "previous": held_json(status.previous),
+                "left": held_json(status.left),
+                "frozen": status.frozen,
+                "follow": asdict(status.follow) if status.follow else None,
             }
         found.append(document)
     return found
 
 
-def reports_text(reports: Sequence[Report]) -> str:
+def reports_text(reports: Sequence[TargetReport]) -> str:
     """Return what each target holds, for people."""
     rows: list[tuple[object, ...]] = []
     for each in reports:
-        standing = each.standing
-        if standing is None:
+        status = each.status
+        if status is None:
             rows.append((each.target, each.kind, f"FAILED: {each.error}", "", ""))
             continue
-        nodes = [nodes_text(standing.follow) if standing.follow else "-"]
-        if standing.follow and standing.follow.waiting:
-            nodes += standing.follow.waiting
-        if standing.frozen:
+        nodes = [nodes_text(status.follow) if status.follow else "-"]
+        if status.follow and status.follow.waiting:
+            nodes += status.follow.waiting
+        if status.frozen:
             nodes.append("frozen: `parbake thaw` goes on")
-        rows.append((each.target, standing.where, str(standing.holds), str(standing.previous or "-"), tuple(nodes)))
+        rows.append((each.target, status.where, str(status.holds), str(status.previous or "-"), tuple(nodes)))
     return table(rows, header=("target", "where", "holds", "before", "nodes"))
 
 

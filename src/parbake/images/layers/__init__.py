@@ -4,8 +4,8 @@ It knows neither registries nor runtimes: bytes in, a folder or a tree of nodes 
 """
 
 from parbake.images.layers.engine import Allowance, Unpacked, unpack
-from parbake.images.layers.finish_folder import settle
-from parbake.images.layers.finish_tree import settle_nodes
+from parbake.images.layers.finish_folder import complete_folder
+from parbake.images.layers.finish_tree import complete_tree
 from parbake.images.layers.sinks import FolderSink, NodeSink, Sink
 
-__all__ = ["Allowance", "FolderSink", "NodeSink", "Sink", "Unpacked", "settle", "settle_nodes", "unpack"]
+__all__ = ["Allowance", "FolderSink", "NodeSink", "Sink", "Unpacked", "complete_folder", "complete_tree", "unpack"]

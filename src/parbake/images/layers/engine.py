@@ -40,7 +40,7 @@ _RECEIVE_SLOTS, _RECEIVE_SIZE = 6, 256 << 10
 _RAW_SLOTS, _RAW_SIZE = 6, 1 << 20
 
 
-class Keeper(Protocol):
+class BlobCopy(Protocol):
     """Takes a copy of the compressed bytes: an open file, or anything else that can be written to."""
 
     def write(self, data: memoryview, /) -> object:
@@ -50,7 +50,7 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What came out of a layer, and what waits for the layers below (``settle``).
+    """What came out of a layer, and what waits for the layers below (``complete_folder``).
 
     ``entries`` counts what was applied, ``raw_size`` the bytes of the tar. ``implied`` are folders that no entry
     described when they were made, and what entries said later.
@@ -86,15 +86,15 @@ def unpack(
     bound: int,
     progress: Progress,
     allowance: Allowance | None = None,
-    keep: Keeper | None = None,
+    keep: BlobCopy | None = None,
 ) -> Unpacked:
     """Unpack one layer into a sink, in the form of an overlayfs upper directory.
 
     ``bound`` is how many bytes the disk can hold, and with it the tar and its sparse files; the tar may not have more
     than ``most_inflated`` of the layer's compressed size either, and takes its bytes from the ``allowance``.
     ``progress`` counts compressed bytes; ``keep`` gets a copy of them.
-    The root folder itself stays as it is, as in containerd. Call ``settle`` (or ``settle_nodes``) afterwards. On any
-    error the sink may be half-written: the caller throws it away.
+    The root folder itself stays as it is, as in containerd. Call ``complete_folder`` (or ``complete_tree``) afterwards.
+    On any error the sink may be half-written: the caller throws it away.
 
     Raises BadContent (digest, size or diffID do not match), LayerEscape, LayerBomb (LayerTooLarge), LayerError,
     DiskFull.
@@ -206,7 +206,7 @@ class _Unpacking:
 class _Compressed:
     """The bytes that the registry sends, on their way in: hashed, counted, kept. At their end they are right."""
 
-    def __init__(self, stream: Readable, layer: Layer, progress: Progress, keep: Keeper | None) -> None:
+    def __init__(self, stream: Readable, layer: Layer, progress: Progress, keep: BlobCopy | None) -> None:
         self._stream, self._layer, self._progress, self._keep = stream, layer, progress, keep
         self._digest = hashlib.sha256()
         self._size = 0

@@ -1,4 +1,4 @@
-"""What a layer's tree needs from the layers below it: the looks of folders that it implies.
+"""What a layer's tree needs from the layers below it: the metadata of folders that it implies.
 
 The engine unpacks layers in any order, also at the same time; this is the part that has to wait for the layers
 below. It does what containerd does while it unpacks (``mkparent`` with ``WithParents``).
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from parbake.images.layers.engine import Unpacked
 
 
-def settle(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) -> None:
+def complete_folder(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) -> None:
     """Finish a layer's tree once all layers below are in place (``lowers``: their folders, the top one first).
 
     A folder that the layer implies but does not describe looks like the topmost one below: owner, mode, times and
@@ -41,14 +41,14 @@ def settle(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) -> None:
             for path, known in unpacked.implied:
                 upper.trim()
                 source = _topmost(path, below)
-                looks = None if source is None else os.fstat(source)
-                group = made.add(path, known, looks and (looks.st_mode, looks.st_gid))
+                status = None if source is None else os.fstat(source)
+                group = made.add(path, known, status and (status.st_mode, status.st_gid))
                 place = None if known & Implied.GONE else upper.find(path)
                 if place is not None:
                     if source is not None and DEFAULT.decode() in os.listxattr(source):
                         raise hands_down(path)
-                    check_group(path, known, 0 if looks is None else looks.st_mode, group)
-                    _dress(place.handle, source, known, group)
+                    check_group(path, known, 0 if status is None else status.st_mode, group)
+                    _apply_metadata(place.handle, source, known, group)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFull(f"no space left below {target}", hint="give the artefact a larger size") from error
@@ -66,7 +66,7 @@ def _opened(path: Path) -> Iterator[Folders]:
         os.close(root)
 
 
-def _dress(folder: int, below: int | None, known: Implied, group: int) -> None:
+def _apply_metadata(folder: int, below: int | None, known: Implied, group: int) -> None:
     """Let an implied folder look like the topmost one below; what an entry said of it stays."""
     takes_uid = not known & Implied.DESCRIBED or known & Implied.UID_LEFT
     takes_gid = not known & Implied.DESCRIBED or known & Implied.GID_LEFT
@@ -76,13 +76,13 @@ def _dress(folder: int, below: int | None, known: Implied, group: int) -> None:
         if not known & (Implied.DESCRIBED | Implied.DATED):
             os.utime(folder, ns=(0, 0))
         return
-    looks = os.fstat(below)
-    os.fchown(folder, looks.st_uid if takes_uid else -1, looks.st_gid if takes_gid else -1)
+    status = os.fstat(below)
+    os.fchown(folder, status.st_uid if takes_uid else -1, status.st_gid if takes_gid else -1)
     if not known & Implied.DESCRIBED:
-        os.fchmod(folder, stat.S_IMODE(looks.st_mode))
+        os.fchmod(folder, stat.S_IMODE(status.st_mode))
     _copy_attributes(below, folder)
     if not known & (Implied.DESCRIBED | Implied.DATED):
-        os.utime(folder, ns=(looks.st_atime_ns, looks.st_mtime_ns))
+        os.utime(folder, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _topmost(path: bytes, below: Sequence[Folders]) -> int | None:

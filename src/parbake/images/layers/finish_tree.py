@@ -1,4 +1,4 @@
-"""What a tree of nodes needs from the layers below it: ``settle`` for writers of file systems.
+"""What a tree of nodes needs from the layers below it: ``complete_folder`` for writers of file systems.
 
 The layers below are trees too, as their writer reads them back.
 """
@@ -14,13 +14,13 @@ from parbake.images.layers.tree_writer import Nodes
 
 if TYPE_CHECKING:
     from parbake.core.filetree import Node
-    from parbake.images.layers.tree_writer import Growing
+    from parbake.images.layers.tree_writer import TreeBuilder
 
 
-def settle_nodes(tree: Growing, lowers: Sequence[Node]) -> None:
+def complete_tree(tree: TreeBuilder, lowers: Sequence[Node]) -> None:
     """Finish a layer's tree once all layers below are written (``lowers``: their roots, the top one first).
 
-    Effect as that of ``settle.settle``. Raises LayerError.
+    Effect as that of ``finish_folder.complete_folder``. Raises LayerError.
     """
     below = [Nodes(lower) for lower in lowers]
     made = Made()
@@ -32,10 +32,10 @@ def settle_nodes(tree: Growing, lowers: Sequence[Node]) -> None:
             if source is not None and DEFAULT in (source.xattrs or {}):
                 raise hands_down(path)
             check_group(path, known, 0 if source is None else source.mode, group)
-            _dress(place[0], source, known, group)
+            _apply_metadata(place[0], source, known, group)
 
 
-def _dress(folder: Node, below: Node | None, known: Implied, group: int) -> None:
+def _apply_metadata(folder: Node, below: Node | None, known: Implied, group: int) -> None:
     """Let an implied folder look like the topmost one below; what an entry said of it stays."""
     takes_gid = not known & Implied.DESCRIBED or known & Implied.GID_LEFT
     if below is None:

@@ -219,7 +219,7 @@ class Tree:
             place = self.folders.make(place.path)
             os.symlink(entry.linkname, base, dir_fd=place.handle)
         if entry.uid or entry.gid or entry.records or place.path in self._group_folders:
-            self._dress(entry, place, base, is_link=True)
+            self._apply_metadata(entry, place, base, is_link=True)
         else:
             os.utime(base, ns=entry.times(), dir_fd=place.handle, follow_symlinks=False)
 
@@ -238,7 +238,7 @@ class Tree:
             raise not_there(self.now, entry.linkname) from None
         except PermissionError:
             raise no_folders(self.now, entry.linkname) from None
-        self._dress(entry, place, base, is_link=stat.S_ISLNK(os.lstat(base, dir_fd=place.handle).st_mode))
+        self._apply_metadata(entry, place, base, is_link=stat.S_ISLNK(os.lstat(base, dir_fd=place.handle).st_mode))
 
     def _global(self, _: Entry, place: Place, base: bytes) -> None:
         """Do what containerd does for a global header: it makes way for it, and then writes nothing."""
@@ -252,9 +252,9 @@ class Tree:
             self._remove(place, base)
             place = self.folders.make(place.path)
         os.mknod(base, kind | entry.mode & MODE, device, dir_fd=place.handle)
-        self._dress(entry, place, base, is_link=False)
+        self._apply_metadata(entry, place, base, is_link=False)
 
-    def _dress(self, entry: Entry, place: Place, base: bytes, *, is_link: bool) -> None:
+    def _apply_metadata(self, entry: Entry, place: Place, base: bytes, *, is_link: bool) -> None:
         """Give owner, attributes, mode and times to what cannot be opened, or was there before (a hard link)."""
         # Always chown: it also drops a file capability, as in containerd.
         os.chown(base, owner(entry.uid), owner(entry.gid), dir_fd=place.handle, follow_symlinks=False)

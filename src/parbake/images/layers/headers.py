@@ -44,13 +44,13 @@ class Entry:
         self,
         name: bytes = b"",
         kind: bytes = b"0",
-        look: tuple[int, int, int] = (0, 0, 0),
+        metadata: tuple[int, int, int] = (0, 0, 0),
         size: int = 0,
         modified: int = 0,
         device: tuple[int, int] = (0, 0),
     ) -> None:
         self.name, self.kind = name, kind
-        self.mode, self.uid, self.gid = look
+        self.mode, self.uid, self.gid = metadata
         self.size = self.stored = size
         self.modified = modified
         self.major, self.minor = device
@@ -74,13 +74,13 @@ class Parser:
     """Turns blocks into entries; remembers fields that repeat (modes with owners, times, devices)."""
 
     def __init__(self) -> None:
-        self._looks: dict[bytes, tuple[int, int, int]] = {}
+        self._metadata: dict[bytes, tuple[int, int, int]] = {}
         self._times: dict[bytes, int] = {}
         self._devices: dict[bytes, tuple[int, int]] = {}
 
     def parse(self, block: memoryview) -> Entry:
         """Return what a header block says; raises LayerError when it is none."""
-        name, look, size, modified, checksum, kind, link, magic, device, prefix, more = _LAYOUT.unpack(block)
+        name, raw_metadata, size, modified, checksum, kind, link, magic, device, prefix, more = _LAYOUT.unpack(block)
         # A header's checksum is the sum of its bytes with the field itself taken as blanks. The low half of Adler-32 is
         # such a sum (plus one, modulo its base) and is computed in C, which Python's sum() of a buffer is not.
         digits = checksum[:6]
@@ -100,18 +100,22 @@ class Parser:
         time = self._times.get(modified)
         if time is None:
             time = _remember(self._times, modified, numeric(modified) * _SECOND)
-        looks = self._looks.get(look)
-        if looks is None:
-            looks = _remember(self._looks, look, (numeric(look[:8]), numeric(look[8:16]), numeric(look[16:])))
+        metadata = self._metadata.get(raw_metadata)
+        if metadata is None:
+            metadata = _remember(
+                self._metadata,
+                raw_metadata,
+                (numeric(raw_metadata[:8]), numeric(raw_metadata[8:16]), numeric(raw_metadata[16:])),
+            )
         if magic[:6] == _USTAR or magic == _GNU:
             devices = self._devices.get(device)
             if devices is None:
                 devices = _remember(self._devices, device, (numeric(device[:8]), numeric(device[8:])))
-            entry = Entry(name.partition(b"\0")[0], kind, looks, length, time, devices)
+            entry = Entry(name.partition(b"\0")[0], kind, metadata, length, time, devices)
             if prefix != _NO_BYTE or more != _NO_BYTE:
                 _read_rest(entry, bytes(block), magic)
         else:
-            entry = Entry(name.partition(b"\0")[0], kind, looks, length, time)
+            entry = Entry(name.partition(b"\0")[0], kind, metadata, length, time)
         if link != _NO_BYTE:
             entry.linkname = bytes(block[157:257]).partition(b"\0")[0]
         return entry

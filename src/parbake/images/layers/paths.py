@@ -120,7 +120,7 @@ class Made:
     """Groups of implied folders: a folder with the set-group-ID bit hands its group down to those made in it."""
 
     def __init__(self) -> None:
-        self._looks: dict[bytes, tuple[int, int]] = {}
+        self._folders: dict[bytes, tuple[int, int]] = {}
 
     def add(self, path: bytes, known: Implied, below: tuple[int, int] | None) -> int:
         """Take the next folder, in the order in which they were made, with mode and group of the one below.
@@ -128,9 +128,9 @@ class Made:
         Returns the group with which it was made; 0 also where that was seen while it was made.
         """
         if below is None:
-            mode, group = self._looks.get(path.rpartition(b"/")[0], (0, 0)) if known & Implied.NESTED else (0, 0)
+            mode, group = self._folders.get(path.rpartition(b"/")[0], (0, 0)) if known & Implied.NESTED else (0, 0)
             below = 0, group if mode & stat.S_ISGID else 0
-        self._looks[path] = below
+        self._folders[path] = below
         return below[1]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from parbake.images.layers.folder_writer import Tree
 from parbake.images.layers.paths import FOLDER, Implied
-from parbake.images.layers.tree_writer import Growing
+from parbake.images.layers.tree_writer import TreeBuilder
 
 if TYPE_CHECKING:
     from parbake.core.filetree import Store
@@ -78,10 +78,10 @@ class NodeSink:
 
     def __init__(self, name: str, store: Store) -> None:
         self.name, self._store = name, store
-        self.tree: Growing
+        self.tree: TreeBuilder
 
     @contextmanager
     def opened(self, archive: Archive, *, overlay: bool, bound: int) -> Iterator[Applying]:
         """Open it."""
-        self.tree = Growing(self._store, archive, overlay=overlay, bound=bound)
+        self.tree = TreeBuilder(self._store, archive, overlay=overlay, bound=bound)
         yield self.tree

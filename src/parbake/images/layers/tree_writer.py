@@ -77,7 +77,7 @@ class Nodes(Resolver[Place]):
         return _child(above, base)
 
 
-class Growing(Nodes):
+class TreeBuilder(Nodes):
     """The tree of one layer while its entries come. ``finish`` at the end; then ``root`` is what is to be written."""
 
     def __init__(self, store: Store, archive: Archive, *, overlay: bool, bound: int) -> None:
@@ -167,7 +167,7 @@ class Growing(Nodes):
             whole = self._archive.whole()
             node.extents = self._store.put(self._archive.pieces()) if whole is None else self._store.put_whole(whole)
         if entry.records:
-            self._dress(node, entry)
+            self._apply_metadata(node, entry)
             with_mode(node, entry.mode & MODE)
         _put(place, base, node)
 
@@ -189,7 +189,7 @@ class Growing(Nodes):
             node = self._new(entry, stat.S_IFDIR, place[0])
             _put(place, base, node)
         if entry.records:
-            self._dress(node, entry)
+            self._apply_metadata(node, entry)
         with_mode(node, entry.mode & MODE)
         node.accessed, node.modified = accessed, modified  # in the end its name may lead elsewhere
         if self.implied:
@@ -206,7 +206,7 @@ class Growing(Nodes):
         node = self._new(entry, stat.S_IFLNK | 0o777, place[0])
         node.data = target
         if entry.records:
-            self._dress(node, entry)
+            self._apply_metadata(node, entry)
         _put(place, base, node)
 
     def _link(self, entry: Entry, place: Place, base: bytes) -> None:
@@ -232,7 +232,7 @@ class Growing(Nodes):
         node.uid, node.gid = node.uid if uid < 0 else uid, node.gid if gid < 0 else gid
         if node.xattrs and node.is_file:
             node.xattrs.pop(CAPABILITY, None)
-        self._dress(node, entry)
+        self._apply_metadata(node, entry)
         if not node.is_link:
             with_mode(node, entry.mode & MODE)
         node.accessed, node.modified = entry.times()
@@ -249,11 +249,11 @@ class Growing(Nodes):
             major, minor = device_number(self.now, entry)
             node.rdev = major << 32 | minor
         if entry.records:
-            self._dress(node, entry)
+            self._apply_metadata(node, entry)
             with_mode(node, entry.mode & MODE)
         _put(place, base, node)
 
-    def _dress(self, node: Node, entry: Entry) -> None:
+    def _apply_metadata(self, node: Node, entry: Entry) -> None:
         for key, value in xattrs_of(entry):
             set_attribute(node, key, value)
 

@@ -22,7 +22,7 @@ _CHUNKS: Final = 256
 _LARGEST_CHUNK: Final = 16
 
 
-class Turns:
+class Turnstile:
     """Lets layers at what is left over one after the other, in their order."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Turns:
             self._condition.notify_all()
 
 
-class Spare:
+class Overflow:
     """What is left over for all, in chunks of ``chunk`` units."""
 
     def __init__(self, ranges: Sequence[Range], chunk: int, what: str) -> None:
@@ -78,9 +78,9 @@ class Spare:
 class Zone:
     """The units (blocks or inodes) that one layer may take, from first to last. Use from one thread at a time."""
 
-    def __init__(self, ranges: Sequence[Range], spare: Spare, turns: Turns, number: int) -> None:
+    def __init__(self, ranges: Sequence[Range], overflow: Overflow, turnstile: Turnstile, number: int) -> None:
         self._ranges = list(reversed(ranges))
-        self._spare, self._turns, self._number = spare, turns, number
+        self._overflow, self._turnstile, self._number = overflow, turnstile, number
         self._at = self._end = 0
         self._taken: list[Range] = []
 
@@ -90,8 +90,8 @@ class Zone:
             if self._ranges:
                 self._at, self._end = self._ranges.pop()
             else:
-                self._turns.wait(self._number)
-                self._at, self._end = self._spare.take()
+                self._turnstile.wait(self._number)
+                self._at, self._end = self._overflow.take()
         return self._at, self._end - self._at
 
     def take(self, count: int) -> int:
@@ -107,7 +107,7 @@ class Zone:
     def end(self) -> None:
         """Give back what was not taken, when it is this zone's turn: everything before it is finished."""
         rest = [(self._at, self._end)] if self._at < self._end else []
-        self._spare.give([*rest, *reversed(self._ranges)])
+        self._overflow.give([*rest, *reversed(self._ranges)])
         self._ranges, self._end = [], self._at
 
     def one(self) -> int:
@@ -122,8 +122,8 @@ class Zone:
 
 
 def shares(
-    free: Sequence[Range], weights: Sequence[int], *, unit: int, what: str, turns: Turns, dense: bool
-) -> tuple[list[Zone], Spare]:
+    free: Sequence[Range], weights: Sequence[int], *, unit: int, what: str, turnstile: Turnstile, dense: bool
+) -> tuple[list[Zone], Overflow]:
     """Divide what is free by weight, in whole ``unit``s; return the zones, and what is kept for those too small.
 
     ``free`` is used in the order in which it comes. ``dense``: all is kept, so that one follows on the other.
@@ -133,8 +133,8 @@ def shares(
     chunk = max(unit, min(_LARGEST_CHUNK, total // _CHUNKS // unit) * unit)
     pool = list(reversed(free))
     found = [_cut(pool, left * weight // sum(weights) // unit * unit) for weight in weights]
-    spare = Spare(list(reversed(pool)), chunk, what)
-    return [Zone(ranges, spare, turns, number) for number, ranges in enumerate(found)], spare
+    overflow = Overflow(list(reversed(pool)), chunk, what)
+    return [Zone(ranges, overflow, turnstile, number) for number, ranges in enumerate(found)], overflow
 
 
 def size_of(ranges: Sequence[Range]) -> int:

@@ -1,4 +1,4 @@
-"""Inodes: a node's looks, and where its data lie, in 256 bytes.
+"""Inodes: a node's metadata, and where its data lie, in 256 bytes.
 
 Source: kernel documentation, ext4, "Index Nodes" and "The Contents of inode.i_block". Times of change and of birth are
 the time of modification: the moment of the bake is no part of a volume.

@@ -1,4 +1,4 @@
-"""Reads back what lies in a volume: folders' looks, files' data. Only what parbake's own writer makes."""
+"""Reads back what lies in a volume: folders' metadata, files' data. Only what parbake's own writer makes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from parbake.core.errors import ParbakeError
 from parbake.core.filetree import Extents, Node
 from parbake.machine.ext4 import directories, inodes, xattrs
-from parbake.machine.ext4.superblock import BLOCK, INODE, Frame
+from parbake.machine.ext4.superblock import BLOCK, INODE, Superblock
 
 _PIECE: Final = 1 << 20
 
@@ -40,12 +40,12 @@ class _Children(MutableMapping[bytes, Node]):
 class Reader:
     """Reads nodes and data through the page cache; what is written past it must be flushed first."""
 
-    def __init__(self, frame: Frame) -> None:
-        self._frame = frame
+    def __init__(self, superblock: Superblock) -> None:
+        self._superblock = superblock
 
     def node(self, number: int) -> Node:
         """Return the node of an inode; a folder's children are read when they are asked for."""
-        raw = os.pread(self._frame.handle, INODE, self._frame.inode_place(number))
+        raw = os.pread(self._superblock.handle, INODE, self._superblock.inode_place(number))
         low, high = struct.unpack_from("<H", raw, 2)[0], struct.unpack_from("<H", raw, 0x78)[0]
         group, group_high = struct.unpack_from("<H", raw, 0x18)[0], struct.unpack_from("<H", raw, 0x7A)[0]
         accessed, _, modified = struct.unpack_from("<III", raw, 8)
@@ -96,7 +96,7 @@ class Reader:
 
     def _read(self, place: int, size: int) -> Iterator[memoryview]:
         while size:
-            data = os.pread(self._frame.handle, min(size, _PIECE), place)
+            data = os.pread(self._superblock.handle, min(size, _PIECE), place)
             if not data:
                 raise ParbakeError("the volume's file ends within a file", hint="bake it anew")
             yield memoryview(data)
@@ -104,7 +104,7 @@ class Reader:
             size -= len(data)
 
     def _block(self, number: int) -> bytes:
-        return os.pread(self._frame.handle, BLOCK, number * BLOCK)
+        return os.pread(self._superblock.handle, BLOCK, number * BLOCK)
 
     def extents(self, data: bytes, tree: list[int] | None = None) -> Extents:
         """Return what a node of an extent tree leads to; ``tree`` gets the numbers of the blocks below it."""

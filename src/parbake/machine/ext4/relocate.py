@@ -97,8 +97,8 @@ def lay_out(volume: Volume, requests: Iterable[Range]) -> Moved:
 def _owners(volume: Volume) -> Iterator[_Owner]:
     """Yield every inode of parbake's that has blocks: not the journal, nor what else mke2fs has made."""
     for start, end in volume.used_inodes:
-        for number, raw in volume.frame.inodes_in(start, end):
-            if number != _ROOT and number <= volume.frame.first_inode:
+        for number, raw in volume.superblock.inodes_in(start, end):
+            if number != _ROOT and number <= volume.superblock.first_inode:
                 continue
             owner = _Owner(number, raw, attributes=inodes.attributes_block(raw))
             if inodes.has_tree(raw):
@@ -131,7 +131,7 @@ def _room(volume: Volume, count: int) -> list[int]:
 
     The new ones are one range where the volume has one that is large enough.
     """
-    free = without([(0, volume.frame.blocks)], volume.used)
+    free = without([(0, volume.superblock.blocks)], volume.used)
     missing = -(-max(count - size_of(shared(free, volume.hot)), 0) // _UNIT) * _UNIT
     pieces = [(-(-start // _UNIT) * _UNIT, end // _UNIT * _UNIT) for start, end in without(free, volume.hot)]
     pieces = [(start, end) for start, end in pieces if start < end]
@@ -192,7 +192,7 @@ def _move(
 
     New blocks of its tree come from ``free``.
     """
-    frame = volume.frame
+    superblock = volume.superblock
     left = [block for start, end in owner.blocks() for block in range(start, end) if block in places]
     if not left:
         return
@@ -203,27 +203,27 @@ def _move(
 
         def new_block(make: Callable[[int], bytes]) -> int:
             number = next(free)
-            frame.put(make(number), number * BLOCK)
+            superblock.put(make(number), number * BLOCK)
             got.append(number)
             return number
 
         extents = tuple(joined(_split(owner.extents, places)))
-        body, tree = inodes.body_of_extents(extents, new_block, checksums.of_inode(frame.seed, owner.number))
+        body, tree = inodes.body_of_extents(extents, new_block, checksums.of_inode(superblock.seed, owner.number))
         lost += owner.tree
     attributes = places.get(owner.attributes, owner.attributes)
     if attributes != owner.attributes:
-        block = os.pread(frame.handle, BLOCK, attributes * BLOCK)
-        frame.put(xattrs.at_block(block, frame.seed, attributes), attributes * BLOCK)
+        block = os.pread(superblock.handle, BLOCK, attributes * BLOCK)
+        superblock.put(xattrs.at_block(block, superblock.seed, attributes), attributes * BLOCK)
     blocks = sum(count for _, _, count in owner.extents) + tree + bool(attributes)
-    raw = inodes.moved(owner.raw, owner.number, frame.seed, body=body, blocks=blocks, acl=attributes)
-    frame.put(raw, frame.inode_place(owner.number))
+    raw = inodes.moved(owner.raw, owner.number, superblock.seed, body=body, blocks=blocks, acl=attributes)
+    superblock.put(raw, superblock.inode_place(owner.number))
 
 
 def _layers(volume: Volume) -> Callable[[int], str]:
     """Return what tells the chain ID of the layer whose part an inode's blocks are, "" for what is no layer's."""
-    parts = sorted((*part, chain) for chain, planted in volume.planted.items() for part in planted.inodes)
+    parts = sorted((*part, chain) for chain, placed in volume.placed.items() for part in placed.inodes)
     starts = [start for start, _, _ in parts]
-    holders = {planted.holder for planted in volume.planted.values()}  # only their numbers are the layers'
+    holders = {placed.holder for placed in volume.placed.values()}  # only their numbers are the layers'
 
     def of(number: int) -> str:
         at = bisect.bisect_right(starts, number) - 1

@@ -80,7 +80,7 @@ class Group:
     inode_table: int
 
 
-class Frame:
+class Superblock:
     """The superblock and the groups of a file; ``close`` is the caller's (it owns the descriptor)."""
 
     def __init__(self, handle: int) -> None:

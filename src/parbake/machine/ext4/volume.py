@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 from parbake.core.filetree import Extents, Node, Store
 from parbake.machine.ext4 import checksums, inodes
-from parbake.machine.ext4.allocator import Spare, Turns, Zone, front, shares, size_of
+from parbake.machine.ext4.allocator import Overflow, Turnstile, Zone, front, shares, size_of
 from parbake.machine.ext4.holes import punch
 from parbake.machine.ext4.reader import Reader
 from parbake.machine.ext4.stream import HASHED, Buffers, Hashes, Stream, open_direct
-from parbake.machine.ext4.superblock import BLOCK, INODE, ForeignVolume, Frame, Range, merged, shared, without
-from parbake.machine.ext4.writer import Planter
+from parbake.machine.ext4.superblock import BLOCK, INODE, ForeignVolume, Range, Superblock, merged, shared, without
+from parbake.machine.ext4.writer import TreeWriter
 
 if TYPE_CHECKING:
     from parbake.core.model import Layer
@@ -42,7 +42,7 @@ _WEIGHT: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Planted:
+class PlacedLayer:
     """A layer in the volume: inode numbers of its holder (the snapshot's folder) and its root, and what it takes.
 
     ``folders`` counts its folders by block group.
@@ -55,7 +55,7 @@ class Planted:
     folders: dict[int, int] = field(default_factory=dict)
 
 
-class Slot:
+class LayerArea:
     """The place of one layer that is to come: a store for its files' data, then for its tree."""
 
     def __init__(self, volume: Volume, stream: Stream, blocks: Zone, inodes: Zone, number: int) -> None:
@@ -73,28 +73,28 @@ class Slot:
         """Store pieces of one file (``nodes.Store``)."""
         return self._stream.put_sparse(segments)
 
-    def plant(self, tree: Node, unused: Iterable[Extents] = ()) -> Planted:
-        """Write the tree; ``unused`` are data that no file refers to any more. Layers are planted in their order.
+    def place(self, tree: Node, unused: Iterable[Extents] = ()) -> PlacedLayer:
+        """Write the tree; ``unused`` are data that no file refers to any more. Layers are placed in their order.
 
         Raises LayerError, DiskFull.
         """
         holder = self._inodes.one()
-        planter = Planter(self._volume.frame, self._stream, self._inodes)
-        planter.plant(tree, holder)
+        writer = TreeWriter(self._volume.superblock, self._stream, self._inodes)
+        writer.write(tree, holder)
         self._stream.flush()
         taken = self._blocks.taken
         self._blocks.end()
         self._inodes.end()
-        self._volume.turns.finish(self._number)
+        self._volume.turnstile.finish(self._number)
         gone = merged((place, place + count) for extents in unused for _, place, count in extents)
         blocks = without(taken, gone)
-        return Planted(holder, tree.number, tuple(blocks), tuple(self._inodes.taken), planter.folders)
+        return PlacedLayer(holder, tree.number, tuple(blocks), tuple(self._inodes.taken), writer.folders)
 
 
 class Volume:
     """An ext4 file system in a file, made by ``disk.make_filesystem`` or by an earlier bake. A context manager.
 
-    Use: ``slots`` for the layers that are to come, ``Slot.plant`` each, ``finish`` with everything else.
+    Use: ``areas`` for the layers that are to come, ``LayerArea.place`` each, ``finish`` with everything else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,25 +103,25 @@ class Volume:
         self._direct = -1
         try:
             self._direct = open_direct(path)
-            self.frame = Frame(self._handle)
+            self.superblock = Superblock(self._handle)
             self.hashes = Hashes()
-            self.frame.written = self.hashes.touch
-            self.reader = Reader(self.frame)
+            self.superblock.written = self.hashes.touch
+            self.reader = Reader(self.superblock)
             self._read_layout()
         except BaseException:
             self._close()
             raise
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="volume")
         self._memory = Buffers()
-        self.turns = Turns()
+        self.turnstile = Turnstile()
 
     def _read_layout(self) -> None:
         """Find what lies in the volume already."""
-        self.planted: dict[str, Planted] = {}
+        self.placed: dict[str, PlacedLayer] = {}
         """Layers by their chain ID."""
         self.hot: list[Range] = []
         """The zone in which a layout has brought together what starts read (see ``moving``); merged."""
-        self._were_blocks, self._were_inodes = self.frame.taken(), self.frame.taken_inodes()
+        self._were_blocks, self._were_inodes = self.superblock.taken(), self.superblock.taken_inodes()
         root = self.reader.node(ROOT)
         assert root.children is not None
         if (file := root.children.get(LAYOUT)) is None:
@@ -135,7 +135,7 @@ class Volume:
         self._base_blocks, self._base_inodes = _ranges(layout["blocks"]), _ranges(layout["inodes"])
         self.hot = _ranges(layout.get("hot", []))
         for chain, found in layout["layers"].items():
-            self.planted[chain] = Planted(
+            self.placed[chain] = PlacedLayer(
                 found["holder"], found["root"], tuple(_ranges(found["blocks"])), tuple(_ranges(found["inodes"])),
                 {int(group): count for group, count in found["folders"].items()},
             )  # fmt: skip
@@ -143,10 +143,10 @@ class Volume:
     def _layout(self) -> bytes:
         layers = {
             chain: {
-                "holder": planted.holder, "root": planted.root, "blocks": planted.blocks, "inodes": planted.inodes,
-                "folders": planted.folders,
+                "holder": placed.holder, "root": placed.root, "blocks": placed.blocks, "inodes": placed.inodes,
+                "folders": placed.folders,
             }
-            for chain, planted in sorted(self.planted.items())
+            for chain, placed in sorted(self.placed.items())
         }  # fmt: skip
         layout = {
             "version": _VERSION, "blocks": self._base_blocks, "inodes": self._base_inodes, "hot": self.hot,
@@ -158,14 +158,14 @@ class Volume:
 
     def rename(self, name: str) -> None:
         """Give the file system another UUID; raises ForeignVolume where its checksums hang on the old one."""
-        self.frame.rename(uuid.UUID(name).bytes)
+        self.superblock.rename(uuid.UUID(name).bytes)
 
     def keep(self, chains: Iterable[str]) -> None:
         """Let only these of the layers that are there stay."""
         wanted = set(chains)
-        self.planted = {chain: planted for chain, planted in self.planted.items() if chain in wanted}
+        self.placed = {chain: placed for chain, placed in self.placed.items() if chain in wanted}
 
-    def slots(self, layers: Sequence[Layer], *, kept: int = 0, dense: bool = False) -> list[Slot]:
+    def areas(self, layers: Sequence[Layer], *, kept: int = 0, dense: bool = False) -> list[LayerArea]:
         """Return a place for each layer that is to come; ``kept`` bytes of other files come with them.
 
         Layers have shares of the volume, by which they can be written side by side. ``dense``: they follow on each
@@ -174,21 +174,21 @@ class Volume:
         weights = [layer.size + _WEIGHT for layer in layers]
         blocks, inodes = self._in_use()
         # What was in use before comes first: a volume that is baked again and again does not spread.
-        free_blocks = _free_blocks(blocks, self._were_blocks, self.frame.blocks, self.hot)
-        free_inodes = _free(inodes, self._were_inodes, (1, self.frame.inodes + 1))
+        free_blocks = _free_blocks(blocks, self._were_blocks, self.superblock.blocks, self.hot)
+        free_inodes = _free(inodes, self._were_inodes, (1, self.superblock.inodes + 1))
         self._top_blocks, free_blocks = front(
             free_blocks, min(_TOP_BLOCKS, size_of(free_blocks) // _TOP_SHARE) + 2 * kept // BLOCK
         )
         self._top_inodes, free_inodes = front(free_inodes, min(_TOP_INODES, size_of(free_inodes) // _TOP_SHARE))
         self._last = len(layers)
-        block_zones, self._spare_blocks = shares(
-            free_blocks, weights, unit=HASHED // BLOCK, what="blocks", turns=self.turns, dense=dense
+        block_zones, self._overflow_blocks = shares(
+            free_blocks, weights, unit=HASHED // BLOCK, what="blocks", turnstile=self.turnstile, dense=dense
         )
-        inode_zones, self._spare_inodes = shares(
-            free_inodes, weights, unit=BLOCK // INODE, what="inodes", turns=self.turns, dense=dense
+        inode_zones, self._overflow_inodes = shares(
+            free_inodes, weights, unit=BLOCK // INODE, what="inodes", turnstile=self.turnstile, dense=dense
         )
         return [
-            Slot(self, self._stream(blocks), blocks, inodes, number)
+            LayerArea(self, self._stream(blocks), blocks, inodes, number)
             for number, (blocks, inodes) in enumerate(zip(block_zones, inode_zones, strict=True))
         ]
 
@@ -196,7 +196,7 @@ class Volume:
         return Stream(self._direct, blocks, self._workers, self.hashes, self._memory)
 
     def _in_use(self) -> tuple[list[Range], list[Range]]:
-        layers = self.planted.values()
+        layers = self.placed.values()
         blocks = merged([*self._base_blocks, *(part for layer in layers for part in layer.blocks)])
         return blocks, merged([*self._base_inodes, *(part for layer in layers for part in layer.inodes)])
 
@@ -207,7 +207,7 @@ class Volume:
 
         Others may still be on their way.
         """
-        self._write_top(lambda _: _folder({chain.encode(): _there(one.root) for chain, one in self.planted.items()}))
+        self._write_top(lambda _: _folder({chain.encode(): _there(one.root) for chain, one in self.placed.items()}))
 
     def finish(self, fill: Callable[[Store], Node]) -> None:
         """Write what is not a layer, and the books, and have all of it on the disk.
@@ -226,37 +226,37 @@ class Volume:
         os.fsync(self._handle)
 
     def _write_top(self, fill: Callable[[Store], Node]) -> None:
-        blocks = Zone(self._top_blocks, self._spare_blocks, self.turns, self._last)
-        inodes = Zone(self._top_inodes, self._spare_inodes, self.turns, self._last)
+        blocks = Zone(self._top_blocks, self._overflow_blocks, self.turnstile, self._last)
+        inodes = Zone(self._top_inodes, self._overflow_inodes, self.turnstile, self._last)
         stream = self._stream(blocks)
         root = fill(stream)
         assert root.children is not None
         root.number = ROOT
         root.children[b"lost+found"] = _there(_LOST_AND_FOUND)
-        planter = Planter(self.frame, stream, inodes)
-        planter.plant(root, ROOT, {_LOST_AND_FOUND, *(planted.root for planted in self.planted.values())})
+        writer = TreeWriter(self.superblock, stream, inodes)
+        writer.write(root, ROOT, {_LOST_AND_FOUND, *(placed.root for placed in self.placed.values())})
         stream.flush()
-        self._write_books(blocks.taken, inodes.taken, planter.folders)
+        self._write_books(blocks.taken, inodes.taken, writer.folders)
 
     def _write_books(self, blocks: Sequence[Range], inodes: Sequence[Range], folders: Mapping[int, int]) -> None:
         used_blocks, used_inodes = self._in_use()
         used_blocks, used_inodes = merged([*used_blocks, *blocks]), merged([*used_inodes, *inodes])
         counts = Counter({0: 1})  # lost+found
         counts.update(folders)
-        for planted in self.planted.values():
-            counts.update(planted.folders)
+        for placed in self.placed.values():
+            counts.update(placed.folders)
         for start, end in without(self._were_inodes, used_inodes):
             for number in range(start, end):  # what a checker finds in the table must not look alive
-                self.frame.put(bytes(INODE), self.frame.inode_place(number))
+                self.superblock.put(bytes(INODE), self.superblock.inode_place(number))
         self._were_blocks, self._were_inodes = used_blocks, used_inodes
-        self.frame.write(used_blocks, used_inodes, counts)
+        self.superblock.write(used_blocks, used_inodes, counts)
 
-    def holder(self, chain: str, looks: Node, work: Node | None) -> Node:
+    def holder(self, chain: str, folder: Node, work: Node | None) -> Node:
         """Return the folder of a layer's snapshot: ``fs`` in it is the layer's tree, ``work`` what overlayfs needs."""
-        planted = self.planted[chain]
-        looks.number = planted.holder
-        looks.children = {b"fs": _there(planted.root)} | ({b"work": work} if work else {})
-        return looks
+        placed = self.placed[chain]
+        folder.number = placed.holder
+        folder.children = {b"fs": _there(placed.root)} | ({b"work": work} if work else {})
+        return folder
 
     # -- moving what is there (see ``moving``)
 
@@ -285,11 +285,11 @@ class Volume:
         used: Sequence[Range] = self._were_blocks
         for chain, (lost, got) in changes.items():
             used = merged([*without(used, lost), *got])
-            if planted := self.planted.get(chain):
-                blocks = merged([*without(planted.blocks, lost), *got])
-                self.planted[chain] = replace(planted, blocks=tuple(blocks))
+            if placed := self.placed.get(chain):
+                blocks = merged([*without(placed.blocks, lost), *got])
+                self.placed[chain] = replace(placed, blocks=tuple(blocks))
         used = self._rewrite_layout(used)
-        self.frame.write(used, self._were_inodes, self.frame.folders())
+        self.superblock.write(used, self._were_inodes, self.superblock.folders())
         for start, end in without(self._were_blocks, used):
             self.hashes.touch(start * BLOCK, end * BLOCK)
             punch(self._handle, start * BLOCK, end * BLOCK)
@@ -301,20 +301,20 @@ class Volume:
         children = self.reader.node(ROOT).children
         assert children is not None
         number, data, tree = children[LAYOUT].number, self._layout(), list[int]()
-        raw = os.pread(self._handle, INODE, self.frame.inode_place(number))
+        raw = os.pread(self._handle, INODE, self.superblock.inode_place(number))
         before = self.reader.extents(raw[inodes.BODY], tree)
         gone = [*before, *((0, block, 1) for block in tree)]
         used = without(used, merged((place, place + count) for _, place, count in gone))
-        free = _free_blocks(used, used, self.frame.blocks, self.hot)
-        zone = Zone(free, Spare([], 1, "blocks"), self.turns, 0)
+        free = _free_blocks(used, used, self.superblock.blocks, self.hot)
+        zone = Zone(free, Overflow([], 1, "blocks"), self.turnstile, 0)
         stream = self._stream(zone)
         extents = stream.put([memoryview(data)])
-        seed = checksums.of_inode(self.frame.seed, number)
+        seed = checksums.of_inode(self.superblock.seed, number)
         body, _ = inodes.body_of_extents(extents, lambda make: stream.block(make(stream.next_block())), seed)
         stream.flush()
         blocks = size_of(zone.taken)
-        raw = inodes.moved(raw, number, self.frame.seed, body=body, blocks=blocks, acl=0, size=len(data))
-        self.frame.put(raw, self.frame.inode_place(number))
+        raw = inodes.moved(raw, number, self.superblock.seed, body=body, blocks=blocks, acl=0, size=len(data))
+        self.superblock.put(raw, self.superblock.inode_place(number))
         return merged([*used, *zone.taken])
 
     # -- the end
@@ -329,7 +329,7 @@ class Volume:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.turns.give_up()
+        self.turnstile.give_up()
         self._workers.shutdown()
         self._close()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from parbake.core.errors import LayerError
 from parbake.core.filetree import Node, walk
 from parbake.machine.ext4 import checksums, directories, inodes, xattrs
-from parbake.machine.ext4.superblock import BLOCK, INODE, Frame
+from parbake.machine.ext4.superblock import BLOCK, INODE, Superblock
 
 if TYPE_CHECKING:
     from parbake.machine.ext4.allocator import Zone
@@ -20,15 +20,15 @@ _MOST_LINKS: Final = 65000
 _AT_ONCE: Final = (1 << 20) // INODE
 
 
-class Planter:
+class TreeWriter:
     """Gives nodes their numbers and writes them. Data of files are in the volume already (``Node.extents``)."""
 
-    def __init__(self, frame: Frame, stream: Stream, numbers: Zone) -> None:
-        self._frame, self._stream, self._zone = frame, stream, numbers
+    def __init__(self, superblock: Superblock, stream: Stream, numbers: Zone) -> None:
+        self._superblock, self._stream, self._zone = superblock, stream, numbers
         self.folders: dict[int, int] = {}
         """How many folders lie in each block group."""
 
-    def plant(self, root: Node, parent: int, done: Container[int] = ()) -> None:
+    def write(self, root: Node, parent: int, done: Container[int] = ()) -> None:
         """Write a tree whose root lies in the folder ``parent`` (an inode number).
 
         Nodes without a number get one; those whose number is in ``done`` are on the volume already.
@@ -47,7 +47,7 @@ class Planter:
         run: list[Node] = []
         start = 0
         for node in nodes:
-            place = self._frame.inode_place(node.number)
+            place = self._superblock.inode_place(node.number)
             if run and (place != start + len(run) * INODE or len(run) == _AT_ONCE):
                 self._write_run(run, start, parents)
                 run = []
@@ -61,7 +61,7 @@ class Planter:
         table = bytearray(len(nodes) * INODE)
         for index, node in enumerate(nodes):
             self._write(table, index * INODE, node, parents.get(node.number, 0))
-        self._frame.put(table, start)
+        self._superblock.put(table, start)
 
     def _write(self, table: bytearray, at: int, node: Node, parent: int) -> None:
         """Write one node, whose children have their numbers; its inode into a part of the table."""
@@ -73,7 +73,7 @@ class Planter:
             if not inodes.is_short_link(node):
                 node.extents = self._stream.put_whole(memoryview(node.data))
             node.size = len(node.data)
-        seed = checksums.of_inode(self._frame.seed, node.number)
+        seed = checksums.of_inode(self._superblock.seed, node.number)
         blocks = sum(count for _, _, count in node.extents)
         if (node.is_link and not node.extents) or not (node.is_file or node.is_folder or node.is_link):
             body = inodes.body_without_data(node)
@@ -86,7 +86,7 @@ class Planter:
         )
 
     def _write_folder(self, node: Node, children: Mapping[bytes, Node], parent: int) -> None:
-        seed = checksums.of_inode(self._frame.seed, node.number)
+        seed = checksums.of_inode(self._superblock.seed, node.number)
         entries = [(b".", node.number, stat.S_IFDIR), (b"..", parent, stat.S_IFDIR)]
         entries += [(name, child.number, child.mode) for name, child in children.items()]
         found: list[tuple[int, int, int]] = []
@@ -99,7 +99,7 @@ class Planter:
         node.extents = tuple(found)
         node.size = sum(count for _, _, count in found) * BLOCK
         node.links = 2 + sum(child.is_folder for child in children.values())
-        group = (node.number - 1) // self._frame.inodes_per_group
+        group = (node.number - 1) // self._superblock.inodes_per_group
         self.folders[group] = self.folders.get(group, 0) + 1
 
     def _block(self, make: Callable[[int], bytes]) -> int:
@@ -110,4 +110,4 @@ class Planter:
         inside = xattrs.inside(found, _ROOM_INSIDE)
         if inside is not None:
             return inside, 0
-        return b"", self._block(lambda number: xattrs.block(found, self._frame.seed, number))
+        return b"", self._block(lambda number: xattrs.block(found, self._superblock.seed, number))

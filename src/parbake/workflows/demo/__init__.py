@@ -113,9 +113,9 @@ def lay_out(folder: Path, *, events: Events, cache: Path) -> Path:
     return bakefile
 
 
-def port_of(bakefile: Path) -> int:
+def port_of(bakefile_path: Path) -> int:
     """Return the port of the demo's registry that a Bakefile names, 0 for none."""
-    found = _REFERENCE.search(bakefile.read_text())
+    found = _REFERENCE.search(bakefile_path.read_text())
     return int(found[1]) if found else 0
 
 

@@ -31,7 +31,7 @@ _NODE_BASE = Base(kind="ami", size=20 * GIB)
 
 
 def to_packer(
-    bakefile: Path, folder: Path, events: Events, *, pin: bool = False, force: bool = False
+    bakefile_path: Path, folder: Path, events: Events, *, pin: bool = False, force: bool = False
 ) -> tuple[Path, ...]:
     """Write Packer's folder for a Bakefile; return its files.
 
@@ -40,14 +40,14 @@ def to_packer(
     signed, and when files in the folder say something else (unless ``force``); VerificationFailed for what is not
     signed.
     """
-    loaded = load(bakefile)
+    loaded = load(bakefile_path)
     unchecked = [entry.reference for entry in loaded.images if entry.signed_by]
     if unchecked and not pin:
         raise InputError(
             f"{unchecked[0]} must be signed, and that is not known of what its tag will name when Packer runs",
             hint="--pin checks the signatures now, and writes the digests that were signed",
         )
-    images = _resolved(bakefile, events) if pin else []
+    images = _resolved(bakefile_path, events) if pin else []
     # nerdctl and ctr keep the compressed layers.
     size = disk_size(images, _NODE_BASE, keep_layers=True) if images else 0
     made = packer.folder(loaded, images, size=size)
@@ -56,8 +56,8 @@ def to_packer(
     return write(folder, made.files, force=force)
 
 
-def _resolved(bakefile: Path, events: Events) -> list[Image]:
-    with plan.open_session(bakefile, events) as run:
+def _resolved(bakefile_path: Path, events: Events) -> list[Image]:
+    with plan.open_session(bakefile_path, events) as run:
         found = plan.resolve(run)
         missing = [name for name, image in found.items() if image is None]
         if missing:
@@ -127,12 +127,12 @@ class _Cloud:
 
 
 def to_gcp(
-    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+    selector: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
 ) -> tuple[Path, ...]:
     """Write an artefact as Compute Engine takes it, and the script that makes an image of it; return both files.
 
-    ``what`` names the artefact, see ``records.locate``. An export that is complete, and no older than the artefact, is
-    left as it is unless ``force``. ``trust`` are the keys that must have signed its record (PEM files; none: it need
+    ``selector`` names the artefact, see ``records.locate``. An export that is complete, and no older than the artefact,
+    is left as it is unless ``force``. ``trust`` are the keys that must have signed its record (PEM files; none: it need
     not be signed). Raises InputError (none, in a cloud, files in the way), VerificationFailed unless
     the artefact is proven or ``force`` says so, and for a record that is not to be believed, DiskFull.
     """
@@ -144,12 +144,12 @@ def to_gcp(
         write_archive(baked.raw, target, baked.events)
 
     return _export(
-        what, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force, trust=trust
+        selector, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force, trust=trust
     )
 
 
 def to_gke(
-    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+    selector: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
 ) -> tuple[Path, ...]:
     """Write a volume as a secondary boot disk of GKE's, and the script that makes a disk image of it. Needs root.
 
@@ -174,11 +174,11 @@ def to_gke(
         write_archive(arranged, target, baked.events)
 
     cloud = _Cloud("-gke.tar.gz", "create-disk-image.sh", text, archive, refuse)
-    return _export(what, output, folder, events, cloud, force=force, trust=trust)
+    return _export(selector, output, folder, events, cloud, force=force, trust=trust)
 
 
 def to_azure(
-    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+    selector: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
 ) -> tuple[Path, ...]:
     """Write an artefact as a VHD for Azure, and the script that makes a managed disk (and an image) of it.
 
@@ -192,17 +192,19 @@ def to_azure(
     def vhd(baked: _Baked, target: Path) -> None:
         write_vhd(baked.raw, target, baked.work, baked.events)
 
-    return _export(what, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force, trust=trust)
+    return _export(
+        selector, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force, trust=trust
+    )
 
 
 def _export(
-    what: str, output: Path, folder: Path, events: Events, cloud: _Cloud, *, force: bool, trust: Sequence[Path]
+    selector: str, output: Path, folder: Path, events: Events, cloud: _Cloud, *, force: bool, trust: Sequence[Path]
 ) -> tuple[Path, ...]:
     """Write the script, then the disk, which appears when it is complete: a run that ends before it is none.
 
     What runs that were killed left in the folder goes on the way.
     """
-    artefact, record = _proven(what, output, events, force=force, trust=trust)
+    artefact, record = _proven(selector, output, events, force=force, trust=trust)
     cloud.refuse(record)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
@@ -225,8 +227,8 @@ def _export(
     return made, script
 
 
-def _proven(what: str, output: Path, events: Events, *, force: bool, trust: Sequence[Path]) -> tuple[Path, Record]:
-    artefact, record = records.locate(what, output)
+def _proven(selector: str, output: Path, events: Events, *, force: bool, trust: Sequence[Path]) -> tuple[Path, Record]:
+    artefact, record = records.locate(selector, output)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="export what parbake has baked")
     record = genuine.need(artefact, trust)

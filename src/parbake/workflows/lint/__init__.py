@@ -52,7 +52,7 @@ def examine(documents: Iterable[tuple[str, str]], bakes: Sequence[Bake]) -> tupl
     return tuple(sorted(distinct, key=lambda each: (_ORDER[each.level], each.source, each.line, each.rule.id)))
 
 
-def bakes_of(bakefile: Path | None, output: Path, named: Sequence[str] = ()) -> tuple[Bake, ...]:
+def bakes_of(bakefile_path: Path | None, output: Path, named: Sequence[str] = ()) -> tuple[Bake, ...]:
     """Return what to compare with: the named records, else the Bakefile with its newest record, else the newest ones.
 
     Raises InputError when there is nothing, BakefileError when the Bakefile is wrong.
@@ -62,7 +62,7 @@ def bakes_of(bakefile: Path | None, output: Path, named: Sequence[str] = ()) -> 
         if None in found:
             raise InputError(f"{named[found.index(None)]} has no record", hint="name a record, or leave out --bake")
         return together(None, (record for record in found if record))
-    wanted = load(bakefile) if bakefile else None
+    wanted = load(bakefile_path) if bakefile_path else None
     newest = {record.plan.name: record for _, record in records.find(output)}  # oldest first: the last one stays
     if wanted:
         return together(of_bakefile(wanted), [newest[wanted.name]] if wanted.name in newest else [])

@@ -20,14 +20,14 @@ from parbake.aws.costs.prices import load_prices
 from parbake.aws.ebs import fast_restore
 from parbake.bakefile import Bakefile, RetentionSection, load
 from parbake.bakefile.targets import KarpenterTarget, OceanTarget
-from parbake.core.errors import InputError, NotMade
+from parbake.core.errors import InputError, TargetMissing
 from parbake.core.events import Events
 from parbake.core.model import GIB
 from parbake.records import Decision, decide_prune
 from parbake.rollouts.choose import open_target
 from parbake.workflows.prune.decide import Item, Rules, Verdict, decide
 from parbake.workflows.prune.inventory import Stock
-from parbake.workflows.prune.references import Use, by_node_class, by_standing, ids_in, in_region, together
+from parbake.workflows.prune.references import Use, by_node_class, by_status, ids_in, in_region, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ def rules(
     )
 
 
-def prune_published(file: Path, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
+def prune_published(bakefile_path: Path, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
     """Retire and remove published artefacts that nothing refers to, in every region; nothing with ``dry_run``.
 
     Raises what reading a place raises (AwsFault, RolloutError, …): then nothing was removed.
     """
-    bakefile = load(file)
+    bakefile = load(bakefile_path)
     regions = regions_of(bakefile)
     stocks = [Stock(region) for region in regions]
     with (
@@ -108,8 +108,8 @@ def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
     for region in regions:
         yield from in_region(region)
     for target in bakefile.rollout:
-        with suppress(NotMade):
-            yield from by_standing(open_target(target, target.region or bakefile.aws.region or "").standing())
+        with suppress(TargetMissing):
+            yield from by_status(open_target(target, target.region or bakefile.aws.region or "").status())
     options = [target.options for target in bakefile.rollout]
     for context in sorted({each.context for each in options if isinstance(each, KarpenterTarget)}):
         from parbake.rollouts.karpenter import every_node_class

@@ -16,7 +16,7 @@ from parbake.aws import MANAGED, client
 from parbake.aws.tags import ARTEFACT, as_dict
 from parbake.core.errors import AwsNoAccess, AwsNotFound
 from parbake.rollouts.pointers import by_preference
-from parbake.rollouts.protocol import Standing
+from parbake.rollouts.protocol import TargetStatus
 from parbake.rollouts.templates import PREVIOUS, RESOLVED
 
 Use = tuple[str, str]
@@ -38,13 +38,13 @@ def together(uses: Iterable[Use]) -> dict[str, set[str]]:
     return found
 
 
-def by_standing(standing: Standing) -> Iterator[Use]:
+def by_status(status: TargetStatus) -> Iterator[Use]:
     """Yield what a target holds, and what it held before: a rollback must find it."""
-    for identity in ids_in(standing.holds.model_dump()):
-        yield identity, standing.where
-    if standing.previous:
-        for identity in ids_in(standing.previous.model_dump()):
-            yield identity, f"the rollback of {standing.where}"
+    for identity in ids_in(status.holds.model_dump()):
+        yield identity, status.where
+    if status.previous:
+        for identity in ids_in(status.previous.model_dump()):
+            yield identity, f"the rollback of {status.where}"
 
 
 def by_node_class(node_class: Mapping[str, Any], regions: Iterable[str]) -> Iterator[Use]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.builders.fill import MountedGround, fill
+from parbake.builders.fill import MountedStore, fill
 from parbake.containerd import Client, Daemon
 from parbake.core.errors import LayerError
 from parbake.core.events import Events
@@ -246,7 +246,7 @@ class Pair:
                 self.our_client,
                 lambda _: Memory(built),
                 events=Events(),
-                ground=MountedGround(self.our_client, work / "staged"),
+                destination=MountedStore(self.our_client, work / "staged"),
             )
         except LayerError as error:
             if not their_error:

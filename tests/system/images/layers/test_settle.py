@@ -10,7 +10,7 @@ import pytest
 
 from parbake.core.errors import DiskFull, LayerError
 from parbake.core.run import run
-from parbake.images.layers import settle
+from parbake.images.layers import complete_folder
 from parbake.machine.disk import make_filesystem, mount, private_mounts
 from tests.fakes.layers import put, stack
 from tests.fakes.tars import archive, entry, pax
@@ -74,9 +74,9 @@ def test_settling_twice_changes_nothing(tmp_path: Path) -> None:
     below = stack(tmp_path, LOWER)
     target = tmp_path / "top"
     unpacked = put(target, archive(entry(b"d/x/y", data=b"1")), bottom=False)
-    settle(target, unpacked, below)
+    complete_folder(target, unpacked, below)
     before = scan(target)
-    settle(target, unpacked, below)
+    complete_folder(target, unpacked, below)
     assert differences(before, scan(target)) == []
 
 
@@ -157,7 +157,7 @@ def test_device_nodes_on_a_target_that_has_none(bottom: bool, tmp_path: Path) ->
     make_filesystem(tmp_path / "disk", "ext4", 32 << 20, name="devices")
     with private_mounts(), mount(tmp_path / "disk", tmp_path / "at") as mounted:
         target = mounted.path / "layer"
-        settle(target, put(target, raw, bottom=bottom), ())
+        complete_folder(target, put(target, raw, bottom=bottom), ())
         found = {name: (target / name).lstat() for name in ("null", "disk", "pipe")}
         assert [stat.S_IFMT(each.st_mode) for each in found.values()] == [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO]
         assert (found["null"].st_rdev, found["disk"].st_rdev) == (os.makedev(1, 3), os.makedev(8, 0))

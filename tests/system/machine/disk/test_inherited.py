@@ -180,7 +180,7 @@ def test_rot_that_the_check_of_the_file_system_finds_is_compared_the_next_time(
 ) -> None:
     first = Path(bake(write(shared.at, registry, 1))["artefact_path"])
     with Volume(first) as volume:
-        kept = next(each for each in volume.planted.values() if sum(end - at for at, end in each.blocks) >= 6 * 256)
+        kept = next(each for each in volume.placed.values() if sum(end - at for at, end in each.blocks) >= 6 * 256)
     shared.rot(first, (kept.blocks[-1][1] - 1) * PAGE)  # a folder's entries follow the files
     path = write(shared.at, registry, 2)
     assert parbake("bake", "-f", path, "--no-verify", "--json").code == 1

@@ -122,12 +122,12 @@ def test_layers_that_wait_for_a_slower_one_hold_up_the_next(monkeypatch: pytest.
     monkeypatch.setattr(filling, "unpack", unpack)
     monkeypatch.setattr(filling, "_MOST_WAITING", 150, raising=False)
     arrived: list[int] = []
-    ground, store = MagicMock(), MagicMock()
-    ground.has.return_value = False
-    ground.arrived.side_effect = lambda number, _: arrived.append(number)
+    destination, store = MagicMock(), MagicMock()
+    destination.has.return_value = False
+    destination.arrived.side_effect = lambda number, _: arrived.append(number)
     store.content.read.return_value = b"{}"
     store.content.info.return_value = None
-    filling.fill(plan, store, _source, ground=ground, events=Events(lambda _: None))
+    filling.fill(plan, store, _source, destination=destination, events=Events(lambda _: None))
     assert arrived == list(range(20))
     assert set(begun) == set(layers)
     # The first, what may wait, and one more of each thread that had begun before it was too much.

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parbake.core.errors import LayerBomb, LayerError, LayerEscape
-from parbake.images.layers import engine, settle
+from parbake.images.layers import complete_folder, engine
 from tests.fakes.hostile import corpus
 from tests.fakes.layers import put
 from tests.fakes.tars import archive, entry, pax
@@ -39,7 +39,7 @@ def test_corpus(what: str, bottom: bool, tmp_path: Path) -> None:
     before = scan(tmp_path)
     target = tmp_path / "root"
     try:
-        settle(target, put(target, raw, bottom=bottom), ())
+        complete_folder(target, put(target, raw, bottom=bottom), ())
         seen = "harmless"
     except LayerError:
         seen = "refused"

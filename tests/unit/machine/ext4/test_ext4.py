@@ -23,8 +23,8 @@ from parbake.core.filetree import Node, Store, walk
 from parbake.core.model import MIB, Layer
 from parbake.core.run import run
 from parbake.machine import disk
-from parbake.machine.ext4 import ForeignVolume, Slot, Volume
-from parbake.machine.ext4.allocator import Turns, shares
+from parbake.machine.ext4 import ForeignVolume, LayerArea, Volume
+from parbake.machine.ext4.allocator import Turnstile, shares
 from parbake.machine.ext4.stream import HASHED
 from parbake.machine.ext4.superblock import BLOCK, bitmap_of, bits, merged, without
 
@@ -64,7 +64,7 @@ def finish(volume: Volume) -> None:
     def fill(_: Store) -> Node:
         root = folder()
         assert root.children is not None
-        for chain in volume.planted:
+        for chain in volume.placed:
             root.children[chain.encode()] = volume.holder(chain, Node(stat.S_IFDIR | 0o700), None)
         return root
 
@@ -77,23 +77,25 @@ def check(path: Path) -> None:
     assert done.code == 0, done.text[-3000:]
 
 
-def write(path: Path, trees: dict[str, Callable[[Slot], Node]], *, at_once: bool = False, **options: bool) -> Volume:
+def write(
+    path: Path, trees: dict[str, Callable[[LayerArea], Node]], *, at_once: bool = False, **options: bool
+) -> Volume:
     """Write trees as layers, their data side by side where asked for."""
     with Volume(path) as volume, ThreadPoolExecutor(len(trees) if at_once else 1) as pool:
         layers = [layer(name) for name in trees]
-        slots = volume.slots(layers, **options)
+        slots = volume.areas(layers, **options)
 
-        def make(tree: Callable[[Slot], Node], slot: Slot) -> Node:
+        def make(tree: Callable[[LayerArea], Node], area: LayerArea) -> Node:
             if at_once:
                 time.sleep(random.random() / 50)
-            return tree(slot)
+            return tree(area)
 
-        made = [pool.submit(make, tree, slot) for tree, slot in zip(trees.values(), slots, strict=True)]
+        made = [pool.submit(make, tree, area) for tree, area in zip(trees.values(), slots, strict=True)]
         try:
-            for one, slot, tree in zip(layers, slots, made, strict=True):
-                volume.planted[one.chain_id] = slot.plant(tree.result())
+            for one, area, tree in zip(layers, slots, made, strict=True):
+                volume.placed[one.chain_id] = area.place(tree.result())
         except BaseException:
-            volume.turns.give_up()
+            volume.turnstile.give_up()
             raise
         finish(volume)
     return volume
@@ -108,7 +110,7 @@ def read(path: Path, name: str) -> Node:
         return node
 
     with Volume(path) as volume:
-        return whole(volume.reader.node(volume.planted[layer(name).chain_id].root))
+        return whole(volume.reader.node(volume.placed[layer(name).chain_id].root))
 
 
 # -- numbers
@@ -133,23 +135,23 @@ def test_what_is_left_of_ranges(ranges: list[tuple[int, int]], gone: list[tuple[
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=8).filter(any), st.integers(1, 500), st.booleans())
 def test_zones_never_share_a_unit_and_dense_ones_waste_none(weights: list[int], total: int, dense: bool) -> None:
-    turns = Turns()
-    zones, _ = shares([(10, 10 + total)], weights, unit=1, what="blocks", turns=turns, dense=dense)
+    turnstile = Turnstile()
+    zones, _ = shares([(10, 10 + total)], weights, unit=1, what="blocks", turnstile=turnstile, dense=dense)
     taken: list[int] = []
     for number, zone in enumerate(zones):
         last = number == len(zones) - 1
         with suppress(DiskFull):  # the shares of those to come are not touched
             taken += [zone.one() for _ in range(total - len(taken) if last else total // len(weights))]
         zone.end()
-        turns.finish(number)
+        turnstile.finish(number)
     assert len(set(taken)) == len(taken)
     assert set(taken) <= set(range(10, 10 + total))
     assert not dense or len(taken) == total
 
 
 def test_a_zone_that_is_full_waits_for_its_turn_and_for_no_longer() -> None:
-    turns = Turns()
-    zones, _ = shares([(0, 16)], [1, 1], unit=1, what="blocks", turns=turns, dense=True)
+    turnstile = Turnstile()
+    zones, _ = shares([(0, 16)], [1, 1], unit=1, what="blocks", turnstile=turnstile, dense=True)
     got: list[int] = []
     errors: list[Exception] = []
 
@@ -164,12 +166,12 @@ def test_a_zone_that_is_full_waits_for_its_turn_and_for_no_longer() -> None:
     assert [zones[0].one() for _ in range(3)] == [0, 1, 2]
     assert got == []
     zones[0].end()
-    turns.finish(0)
+    turnstile.finish(0)
     thread.join()
     assert len(got) == 2
-    turns.give_up()
+    turnstile.give_up()
     with pytest.raises(Interrupted):
-        shares([(0, 16)], [1, 1], unit=1, what="blocks", turns=turns, dense=True)[0][1].one()
+        shares([(0, 16)], [1, 1], unit=1, what="blocks", turnstile=turnstile, dense=True)[0][1].one()
 
 
 # -- trees
@@ -182,13 +184,13 @@ DATA = st.one_of(st.binary(max_size=100), st.integers(0, 40_000).map(lambda size
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> Callable[[Slot], Node]:
-    def entry(depth: int) -> Callable[[Slot], Node]:
+def trees(draw: st.DrawFn) -> Callable[[LayerArea], Node]:
+    def entry(depth: int) -> Callable[[LayerArea], Node]:
         kind = draw(st.sampled_from(["file", "file", "folder", "link", "device", "attributes", "sparse"]))
         modified = draw(st.integers(-(2**31), 2**33)) * 10**9 + draw(st.integers(0, 999_999_999))
         if kind == "folder" and depth:
             inner = {name: entry(depth - 1) for name in draw(st.lists(NAMES, max_size=6, unique=True))}
-            return lambda slot: _folder_of(slot, inner, modified)
+            return lambda area: _folder_of(area, inner, modified)
         if kind == "link":
             target = draw(st.binary(min_size=1, max_size=200).filter(lambda text: b"\0" not in text))
             return lambda _: _link(target)
@@ -198,20 +200,20 @@ def trees(draw: st.DrawFn) -> Callable[[Slot], Node]:
         data = draw(DATA)
         if kind == "sparse":
             starts = draw(st.lists(st.integers(0, 60), max_size=5, unique=True).map(sorted))
-            return lambda slot: _sparse(slot, [start * 1536 for start in starts])
+            return lambda area: _sparse(area, [start * 1536 for start in starts])
         values = draw(
             st.dictionaries(st.sampled_from([b"user.a", b"user.long" * 9, b"security.c"]), st.binary(max_size=900))
         )
-        return lambda slot: _with_attributes(file(slot, data), values if kind == "attributes" else {})
+        return lambda area: _with_attributes(file(area, data), values if kind == "attributes" else {})
 
     names = draw(st.lists(NAMES, min_size=1, max_size=8, unique=True))
     below = {name: entry(2) for name in names}
-    return lambda slot: _folder_of(slot, below, 0)
+    return lambda area: _folder_of(area, below, 0)
 
 
-def _folder_of(slot: Slot, below: dict[bytes, Callable[[Slot], Node]], modified: int) -> Node:
+def _folder_of(area: LayerArea, below: dict[bytes, Callable[[LayerArea], Node]], modified: int) -> Node:
     node = Node(stat.S_IFDIR | 0o751, 3, 4, modified)
-    node.children = {name: make(slot) for name, make in below.items()}
+    node.children = {name: make(area) for name, make in below.items()}
     return node
 
 
@@ -227,9 +229,9 @@ def _device(major: int, minor: int) -> Node:
     return node
 
 
-def _sparse(slot: Slot, starts: list[int]) -> Node:
+def _sparse(area: LayerArea, starts: list[int]) -> Node:
     node = Node(stat.S_IFREG | 0o600)
-    node.extents = slot.put_sparse((start, [memoryview(b"x" * 512)]) for start in starts)
+    node.extents = area.put_sparse((start, [memoryview(b"x" * 512)]) for start in starts)
     node.size = (starts[-1] if starts else 0) + 5000
     return node
 
@@ -255,19 +257,19 @@ def same(ours: Node, theirs: Node) -> None:
 @given(trees(), trees())
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_tree_is_clean_and_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, first: Callable[[Slot], Node], second: Callable[[Slot], Node]
+    tmp_path_factory: pytest.TempPathFactory, first: Callable[[LayerArea], Node], second: Callable[[LayerArea], Node]
 ) -> None:
     path = empty(tmp_path_factory.mktemp("tree"), 16 * MIB)
     written: dict[str, Node] = {}
 
-    def remember(name: str, make: Callable[[Slot], Node]) -> Callable[[Slot], Node]:
-        return lambda slot: written.setdefault(name, make(slot))
+    def remember(name: str, make: Callable[[LayerArea], Node]) -> Callable[[LayerArea], Node]:
+        return lambda area: written.setdefault(name, make(area))
 
     write(path, {"a": remember("a", first), "b": remember("b", second)})
     check(path)
     with Volume(path) as volume:
         for name, tree in written.items():
-            same(tree, volume.reader.node(volume.planted[layer(name).chain_id].root))
+            same(tree, volume.reader.node(volume.placed[layer(name).chain_id].root))
     path.unlink()
 
 
@@ -276,19 +278,19 @@ def test_large_files_many_extents_and_data_as_it_was(tmp_path: Path) -> None:
     data = random.Random(1).randbytes(3 * MIB + 17)
     digest = hashlib.sha256(data * 50).digest()
 
-    def make(slot: Slot) -> Node:
+    def make(area: LayerArea) -> Node:
         large = Node(stat.S_IFREG | 0o644)
         large.size = len(data) * 50
-        large.extents = slot.put(memoryview(data) for _ in range(50))
+        large.extents = area.put(memoryview(data) for _ in range(50))
         holes = Node(stat.S_IFREG | 0o644)
-        holes.extents = slot.put_sparse((at * 3 * BLOCK, [memoryview(b"%06d" % at)]) for at in range(1500))
+        holes.extents = area.put_sparse((at * 3 * BLOCK, [memoryview(b"%06d" % at)]) for at in range(1500))
         holes.size = 1500 * 3 * BLOCK
         return folder(large=large, holes=holes)
 
     write(path, {"a": make})
     check(path)
     with Volume(path) as volume:
-        tree = volume.reader.node(volume.planted[layer("a").chain_id].root)
+        tree = volume.reader.node(volume.placed[layer("a").chain_id].root)
         assert tree.children is not None
         found = hashlib.sha256()
         for piece in volume.reader.pieces(tree.children[b"large"]):
@@ -304,14 +306,14 @@ def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path)
     plain.write_bytes(path.read_bytes())
     names = ["a", "b", "c"]
     with Volume(path) as volume:
-        slots = volume.slots([layer(name) for name in names])
-        trees = [some(name)(slot) for name, slot in zip(names, slots, strict=True)]
-        for name, slot, tree in zip(names, slots, trees, strict=True):
-            volume.planted[layer(name).chain_id] = slot.plant(tree)
+        slots = volume.areas([layer(name) for name in names])
+        trees = [some(name)(area) for name, area in zip(names, slots, strict=True)]
+        for name, area, tree in zip(names, slots, trees, strict=True):
+            volume.placed[layer(name).chain_id] = area.place(tree)
             volume.preview()
             children = volume.reader.node(2).children
             assert children is not None
-            assert set(children) == {b"lost+found", *(chain.encode() for chain in volume.planted)}
+            assert set(children) == {b"lost+found", *(chain.encode() for chain in volume.placed)}
             same(tree, volume.reader.node(children[layer(name).chain_id.encode()].number))
         finish(volume)
     check(path)
@@ -319,10 +321,10 @@ def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path)
     assert plain.read_bytes() == path.read_bytes()
 
 
-def some(name: str, count: int = 40) -> Callable[[Slot], Node]:
-    def make(slot: Slot) -> Node:
+def some(name: str, count: int = 40) -> Callable[[LayerArea], Node]:
+    def make(area: LayerArea) -> Node:
         source = random.Random(name)
-        return folder(**{f"{name}{n}": file(slot, source.randbytes(source.randrange(60_000))) for n in range(count)})
+        return folder(**{f"{name}{n}": file(area, source.randbytes(source.randrange(60_000))) for n in range(count)})
 
     return make
 
@@ -365,8 +367,8 @@ def test_layers_that_stay_are_not_touched_and_what_left_is_gone(tmp_path: Path) 
         with Volume(path) as volume:
             volume.rename(disk.filesystem_uuid(fresh))
             volume.keep([layer("a").chain_id, layer("b").chain_id])
-            (slot,) = volume.slots([layer(fresh)])
-            volume.planted[layer(fresh).chain_id] = slot.plant(some(fresh)(slot))
+            (area,) = volume.areas([layer(fresh)])
+            volume.placed[layer(fresh).chain_id] = area.place(some(fresh)(area))
             finish(volume)
         check(path)
         after = path.read_bytes()
@@ -378,7 +380,7 @@ def test_layers_that_stay_are_not_touched_and_what_left_is_gone(tmp_path: Path) 
         assert len(volume.hashes.touched) * HASHED < 8 * MIB
         same(old, read(path, "b"))
         with Volume(path) as volume:
-            assert set(volume.planted) == {layer(name).chain_id for name in ("a", "b", fresh)}
+            assert set(volume.placed) == {layer(name).chain_id for name in ("a", "b", fresh)}
     assert run(["blkid", "-p", "-o", "value", "-s", "UUID", str(path)]).text.strip() == disk.filesystem_uuid("new2")
 
 
@@ -388,7 +390,7 @@ def test_layers_that_stay_are_not_touched_and_what_left_is_gone(tmp_path: Path) 
 def test_a_full_volume(tmp_path: Path) -> None:
     path = empty(tmp_path, 16 * MIB)
     with pytest.raises(DiskFull, match="no blocks are left"):
-        write(path, {"a": lambda slot: file(slot, os.urandom(17 * MIB))})
+        write(path, {"a": lambda area: file(area, os.urandom(17 * MIB))})
     fifos = folder(**{str(number): Node(stat.S_IFIFO) for number in range(5000)})
     with pytest.raises(DiskFull, match="no inodes are left"):
         write(path, {"a": lambda _: fifos})
@@ -397,7 +399,7 @@ def test_a_full_volume(tmp_path: Path) -> None:
 def test_too_many_attributes(tmp_path: Path) -> None:
     path = empty(tmp_path)
     with pytest.raises(LayerError, match="more than 4 KiB"):
-        write(path, {"a": lambda slot: folder(x=_with_attributes(file(slot, b""), {b"user.a": b"x" * 5000}))})
+        write(path, {"a": lambda area: folder(x=_with_attributes(file(area, b""), {b"user.a": b"x" * 5000}))})
 
 
 def test_what_is_no_volume(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parbake.core.filetree import Node, walk
 from parbake.core.model import MIB
-from parbake.machine.ext4 import Moved, Slot, Volume, lay_out
+from parbake.machine.ext4 import LayerArea, Moved, Volume, lay_out
 from parbake.machine.ext4.allocator import size_of
 from parbake.machine.ext4.relocate import AHEAD
 from parbake.machine.ext4.stream import HASHED
@@ -56,8 +56,8 @@ REQUESTS = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_requests_leave_any_volume_clean_and_as_it_was(
     tmp_path_factory: pytest.TempPathFactory,
-    first: Callable[[Slot], Node],
-    second: Callable[[Slot], Node],
+    first: Callable[[LayerArea], Node],
+    second: Callable[[LayerArea], Node],
     requests: list[Range],
     later: list[Range],
 ) -> None:
@@ -139,15 +139,15 @@ def test_the_same_requests_give_the_same_bytes_and_a_second_time_changes_none(pa
 
 def test_a_volume_that_starts_from_one_that_was_laid_out(path: Path) -> None:
     with Volume(path) as volume:  # what is no layer's is hot as well: the root, the layers' folders
-        others = [volume.reader.node(number) for number in (2, *(one.holder for one in volume.planted.values()))]
+        others = [volume.reader.node(number) for number in (2, *(one.holder for one in volume.placed.values()))]
     moved, _ = laid_out(path, [*scattered(path), *((at, at + n) for node in others for _, at, n in node.extents)])
     assert moved.left == 0
     before, kept = path.read_bytes(), {name: contents(path, name) for name in "ab"}
     with Volume(path) as volume:
         zone = volume.hot
         volume.keep([layer("a").chain_id, layer("b").chain_id])
-        (slot,) = volume.slots([layer("new")])
-        volume.planted[layer("new").chain_id] = slot.plant(some("new", 60)(slot))
+        (area,) = volume.areas([layer("new")])
+        volume.placed[layer("new").chain_id] = area.place(some("new", 60)(area))
         finish(volume)
     check(path)
     assert volume.hot == zone
@@ -169,7 +169,7 @@ def test_a_volume_that_starts_from_one_that_was_laid_out(path: Path) -> None:
 def test_what_has_no_room_stays(tmp_path: Path) -> None:
     path = empty(tmp_path, 16 * MIB)
     source = random.Random(1)
-    write(path, {"a": lambda slot: folder(**{f"{n}": file(slot, source.randbytes(MIB)) for n in range(9)})})
+    write(path, {"a": lambda area: folder(**{f"{n}": file(area, source.randbytes(MIB)) for n in range(9)})})
     before = contents(path, "a")
     for _ in range(2):
         moved, _ = laid_out(path, blocks_of(path, "a"))
@@ -181,7 +181,7 @@ def test_what_has_no_room_stays(tmp_path: Path) -> None:
 def test_requests_carry_pages_of_the_blocks_to_come(tmp_path: Path) -> None:
     path = empty(tmp_path)
     data = random.Random(1).randbytes(20 * MIB)
-    write(path, {"a": lambda slot: folder(large=file(slot, data))})
+    write(path, {"a": lambda area: folder(large=file(area, data))})
     ((start, end),) = [part for part in blocks_of(path, "a") if part[1] - part[0] > 1024]
     requests = [(at, min(at + 32, end)) for at in range(start, end, 32)]
     laid_out(path, requests)
