@@ -409,7 +409,7 @@ def test_user_data_fits_or_is_refused() -> None:
     data = bake(plan_of(*many))
     assert len(data) <= limits.USER_DATA_LIMIT
     assert b"#!/bin/sh" in (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    with pytest.raises(InputError, match="more than a machine can be told"):
+    with pytest.raises(InputError, match="more than fit into EC2 user data"):
         bake(plan_of(*(image(f"registry.example/{number}:1") for number in range(400))))
 
 
@@ -442,9 +442,9 @@ def test_another_run_on_the_same_console_is_nobody() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Kernel panic", "said nothing at all"),
+        ("Kernel panic", "printed nothing"),
         ("@parbake r 1 stage pull x\n", "its last stage was `pull x`"),
-        ("@parbake r 1 done bake\n", "but not of"),
+        ("@parbake r 1 done bake\n", "but not for"),
     ],
 )
 def test_a_machine_without_a_verdict_has_failed(text: str, expected: str) -> None:

@@ -115,5 +115,5 @@ def _move(staged: Path, upper: Path) -> None:
     looks = upper.stat()
     os.chown(staged, looks.st_uid, looks.st_gid)
     staged.chmod(stat.S_IMODE(looks.st_mode))
-    os.utime(staged, ns=(0, 0))  # the moment of the bake is no part of it
+    os.utime(staged, ns=(0, 0))  # the moment of the bake is not part of it
     staged.rename(upper)

@@ -220,7 +220,7 @@ def _move(
 
 
 def _layers(volume: Volume) -> Callable[[int], str]:
-    """Return what tells the chain ID of the layer whose part an inode's blocks are, "" for what is no layer's."""
+    """Return what tells the chain ID of the layer whose part an inode's blocks are, "" for what is not a layer's."""
     parts = sorted((*part, chain) for chain, planted in volume.planted.items() for part in planted.inodes)
     starts = [start for start, _, _ in parts]
     holders = {planted.holder for planted in volume.planted.values()}  # only their numbers are the layers'

@@ -158,7 +158,7 @@ class TestDocuments:
     def test_a_web_page(self, registry: DockerRegistry) -> None:
         with pytest.raises(BadContent, match="no manifest"):
             self.case(registry, Status(200, {"Content-Type": "text/html"}, b"<html>"))
-        with pytest.raises(BadContent, match="no JSON object"):
+        with pytest.raises(BadContent, match="not a JSON object"):
             self.case(registry, Status(200, body=b"[]"))
 
     def test_endless_documents(self, registry: DockerRegistry) -> None:

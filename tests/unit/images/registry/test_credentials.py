@@ -242,7 +242,7 @@ def test_ecr_hosts(host: str, expected: ecr.Target | None) -> None:
 
 
 def test_ecr_must_be_ecr() -> None:
-    with pytest.raises(EnvironmentProblem, match="no ECR host"):
+    with pytest.raises(EnvironmentProblem, match="not an ECR host"):
         found("reg.test", options=RegistryOptions(credentials="ecr"))
 
 
