@@ -222,7 +222,7 @@ def prune(
         float | None,
         typer.Option(
             min=0,
-            help="With --aws: remove one this long after its deprecation. Default: the Bakefile's, or 7.",
+            help="With --aws: remove each this long after its deprecation. Default: the Bakefile's, or 7.",
             metavar="DAYS",
         ),
     ] = None,

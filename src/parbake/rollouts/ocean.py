@@ -95,7 +95,7 @@ class Ocean:
             if any(_tag(each, _LEFT) for each in now.values()):
                 there = self._change(now, {}, before, before)
                 return there if not there.empty else replace(there, cautions=("it has already been rolled back",))
-            raise InputError(f"{self.where}: it records no rollouts tags", hint="roll out another record")
+            raise InputError(f"{self.where}: its tags record no rollout", hint="roll out another record")
         then: dict[str, dict[str, Any]] = {
             name: {
                 "imageId": found[name],

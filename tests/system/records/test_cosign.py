@@ -145,7 +145,7 @@ class TestImages:
         run(["skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false",
              f"docker://{name}:{good.digest.replace(':', '-')}.sig",
              f"docker://{name}:{evil.digest.replace(':', '-')}.sig"])  # fmt: skip
-        with pytest.raises(VerificationFailed, match=f"a signature is for {good.digest}, not of {evil.digest}"):
+        with pytest.raises(VerificationFailed, match=f"a signature is for {good.digest}, not for {evil.digest}"):
             checked(name, keys / "cosign.pub", tag="2")
 
     def test_a_signature_as_a_referrer(self, shop: DockerRegistry, keys: Path, name: str) -> None:

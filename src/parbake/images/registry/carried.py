@@ -181,7 +181,7 @@ def _check_simple(payload: bytes, layer: Entry, digest: str, key: PublicKey) -> 
     if not isinstance(said, dict) or critical.get("type") != _PAYLOAD_TYPE:
         raise NotSigned("the key has signed something other than an image")
     if said.get("docker-manifest-digest") != digest:
-        raise NotSigned(f"a signature is for {str(said.get('docker-manifest-digest'))[:80]}, not of {digest}")
+        raise NotSigned(f"a signature is for {str(said.get('docker-manifest-digest'))[:80]}, not for {digest}")
 
 
 def _check_bundle(text: bytes, digest: str, key: PublicKey) -> None:
