@@ -214,6 +214,6 @@ def test_an_ami_of_bottlerocket_is_refused_with_the_way_that_works(cloud: Cloud,
 
 def test_an_image_of_no_registry_is_refused_before_anything_is_made(cloud: Cloud, plan: Plan, bake: Bake) -> None:
     local = image("localhost/a:1", layout="/here")
-    with pytest.raises(InputError, match="in no registry"):
+    with pytest.raises(InputError, match="not in a registry"):
         bake(of=plan.model_copy(update={"images": (local,)}))
     assert cloud.calls == []

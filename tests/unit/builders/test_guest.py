@@ -415,7 +415,7 @@ def test_user_data_fits_or_is_refused() -> None:
 
 def test_an_image_of_no_registry_cannot_be_pulled() -> None:
     local = image("localhost/a:1", layout="/here")
-    with pytest.raises(InputError, match="in no registry"):
+    with pytest.raises(InputError, match="not in a registry"):
         bake(plan_of(local))
     text = bake(plan_of(local, image("r.example/d:1")), server="http://10.0.2.2:4711/secret").decode()
     for host in ("localhost", "r.example"):
