@@ -280,7 +280,7 @@ def proxy(registry: DockerRegistry) -> Iterator[FaultyProxy]:
         ([Status(403)], "Denied", ["team/app"]),
         ([Status(429, {"Retry-After": "0"})] * 6, "RegistryError", ["answers 429"]),
         ([Status(418)], "RegistryError", ["answers 418"]),
-        ([Status(200, {"Content-Type": "text/html"}, b"<html>Log in")], "BadContent", ["no manifest"]),
+        ([Status(200, {"Content-Type": "text/html"}, b"<html>Log in")], "BadContent", ["did not deliver a manifest"]),
         ([Status(200, {"Content-Type": OCI_MANIFEST}, b"{" + b" " * (5 << 20))], "BadContent", ["4194304"]),
         ([Status(200, {"Content-Type": OCI_MANIFEST}, b'{"config": 1}')], "BadContent", ["malformed"]),
         ([Flip(20)], "BadContent", ["digest"]),
