@@ -18,7 +18,7 @@ KMS_HINT = (
     "the key must be enabled, and the caller needs kms:DescribeKey, kms:CreateGrant, kms:ReEncrypt*, kms:Decrypt and "
     "kms:GenerateDataKeyWithoutPlaintext on it (`parbake iam`)"
 )
-_LOG_IN = "log in anew (`aws sso login`, a fresh token), or set AWS_PROFILE; then run the same command again"
+_LOG_IN = "log in again (`aws sso login`, a fresh token), or set AWS_PROFILE; then run the same command again"
 
 CAPACITY = frozenset({
     "InsufficientInstanceCapacity", "InsufficientHostCapacity", "InsufficientReservedInstanceCapacity",
@@ -137,7 +137,7 @@ def _no_access(error: Exception, known: Any) -> tuple[str, str] | None:
         known.SSOTokenLoadError, known.UnauthorizedSSOTokenError,
     )  # fmt: skip
     if isinstance(error, expired):
-        return f"the credentials cannot be had: {error}", _LOG_IN
+        return f"cannot get the credentials: {error}", _LOG_IN
     if isinstance(error, (known.ProfileNotFound, known.ConfigParseError)):
         return str(error), "check AWS_PROFILE and ~/.aws/config"
     if isinstance(error, (known.NoRegionError, known.InvalidRegionError)):

@@ -67,7 +67,7 @@ def architecture(platform: Platform) -> str:
 def find_source(source: AmiSource, platform: Platform, region: str = "") -> SourceImage:
     """Return the AMI that a Bakefile's ``base`` names, checked to be usable for the platform.
 
-    Raises AwsNotFound (with the nearest names), BadBase (another architecture, a root that is no EBS volume).
+    Raises AwsNotFound (with the nearest names), BadBase (another architecture, a root that is not an EBS volume).
     """
     ec2 = client("ec2", region)
     wanted = architecture(platform)
@@ -91,7 +91,7 @@ def described(image: Mapping[str, Any], region: str, wanted: str = "") -> Source
             hint="change `platform` in the Bakefile, or name an AMI for it",
         )
     if image.get("RootDeviceType", "ebs") != "ebs":
-        raise BadBase(f"the root of the AMI {what} is no EBS volume", hint="name an AMI that is backed by EBS")
+        raise BadBase(f"the root of the AMI {what} is not an EBS volume", hint="name an AMI that is backed by EBS")
     if image.get("State", "available") != "available":
         raise BadBase(f"the AMI {what} is {image['State']}", hint="name an AMI that is available")
     volumes = {each["DeviceName"]: each["Ebs"] for each in image.get("BlockDeviceMappings", []) if "Ebs" in each}

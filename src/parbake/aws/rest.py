@@ -41,7 +41,7 @@ class Rest:
         if answer.status_code < 300:
             return
         said: dict[str, str] = {}
-        with suppress(ValueError):  # whoever answered is no API
+        with suppress(ValueError):  # whoever answered is not an API
             said = {name.lower(): str(value) for name, value in json.loads(answer.content).items()}
         code = answer.headers.get("x-amzn-ErrorType") or said.get("__type") or said.get("code") or answer.status_code
         where = f"{name_of(operation)} ({client.service} in {client.region})"

@@ -95,5 +95,5 @@ def _still_unknown(error: AwsNotFound, seconds: float) -> AwsNotFound:
     return AwsNotFound(
         f"{error.message}, not even {seconds:.0f} s after it was made",
         code=error.code,
-        hint="somebody has removed it, or AWS is in trouble: run the same command again",
+        hint="somebody has removed it, or AWS has a problem: run the same command again",
     )

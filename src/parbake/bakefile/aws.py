@@ -21,7 +21,7 @@ _GP3 = {"iops": (3000, 80_000), "throughput": (125, 2000)}
 def _fits(pattern: str, what: str, example: str) -> Callable[[str], str]:
     def look(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise wrong(f"{text!r} is no {what}", f"such as {example}")
+            raise wrong(f"{text!r} is not {what}", f"such as {example}")
         return text
 
     return look
@@ -41,41 +41,41 @@ _KEY = (
 
 Region = Annotated[
     str,
-    AfterValidator(_fits(_REGION, "region of AWS", "eu-west-1")),
+    AfterValidator(_fits(_REGION, "an AWS region", "eu-west-1")),
     text_schema(f"^{_REGION}$", "eu-west-1"),
 ]
 Zone = Annotated[
     str,
-    AfterValidator(_fits(rf"{_REGION}[a-z]", "availability zone", "eu-west-1a")),
+    AfterValidator(_fits(rf"{_REGION}[a-z]", "an availability zone", "eu-west-1a")),
     text_schema(f"^{_REGION}[a-z]$", "eu-west-1a"),
 ]
 InstanceType = Annotated[
-    str, AfterValidator(_fits(_TYPE, "instance type", "m7i.large")), text_schema(f"^{_TYPE}$", "m7i.large")
+    str, AfterValidator(_fits(_TYPE, "an instance type", "m7i.large")), text_schema(f"^{_TYPE}$", "m7i.large")
 ]
 Subnet = Annotated[
     str,
-    AfterValidator(_id("subnet", "id of a subnet")),
+    AfterValidator(_id("subnet", "a subnet id")),
     text_schema("^subnet-[0-9a-f]{8,17}$", "subnet-0123456789abcdef0"),
 ]
 SecurityGroup = Annotated[
-    str, AfterValidator(_id("sg", "id of a security group")), text_schema("^sg-[0-9a-f]{8,17}$", "sg-0123456789abcdef0")
+    str, AfterValidator(_id("sg", "a security group id")), text_schema("^sg-[0-9a-f]{8,17}$", "sg-0123456789abcdef0")
 ]
 Snapshot = Annotated[
-    str, AfterValidator(_id("snap", "id of a snapshot")), text_schema("^snap-[0-9a-f]{8,17}$", "snap-0123456789abcdef0")
+    str, AfterValidator(_id("snap", "a snapshot id")), text_schema("^snap-[0-9a-f]{8,17}$", "snap-0123456789abcdef0")
 ]
 Profile = Annotated[
     str,
-    AfterValidator(_fits(_PROFILE, "instance profile (its name or its ARN)", "parbake-bake")),
+    AfterValidator(_fits(_PROFILE, "an instance profile (its name or its ARN)", "parbake-bake")),
     text_schema("", "parbake-bake"),
 ]
 Share = Annotated[
     str,
-    AfterValidator(_fits(_SHARE, "account, organisation or unit of one", "123456789012, or its ARN")),
+    AfterValidator(_fits(_SHARE, "an account, an organisation or an organisational unit", "123456789012, or its ARN")),
     text_schema("", "123456789012"),
 ]
 KmsKey = Annotated[
     str,
-    AfterValidator(_fits(_KEY, "KMS key", "alias/nodes, a key id, or an ARN")),
+    AfterValidator(_fits(_KEY, "a KMS key", "alias/nodes, a key id, or an ARN")),
     text_schema("", "alias/nodes"),
 ]
 
@@ -107,7 +107,7 @@ def distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     """Check that nothing is in a list twice."""
     twice = [each for place, each in enumerate(value) if each in value[:place]]
     if twice:
-        raise wrong(f"{twice[0]} is in the list already", "remove one of them")
+        raise wrong(f"{twice[0]} is already in the list", "remove one of them")
     return value
 
 
@@ -253,7 +253,7 @@ class AwsSection(Section):
     def _goes_without_encryption(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and info.data.get("encrypted"):
             raise wrong(
-                "a snapshot with a parent takes over whether it is encrypted: AWS refuses to be told both",
+                "a snapshot with a parent takes over whether it is encrypted: AWS does not accept both",
                 "remove encrypted (the parent's key is used), or parent_snapshot",
             )
         return value

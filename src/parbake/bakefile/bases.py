@@ -31,32 +31,32 @@ class BaseChoice(Frozen):
 
 def _ami_id(text: str) -> str:
     if not re.fullmatch(r"ami-([0-9a-f]{8}|[0-9a-f]{17})", text):
-        raise wrong(f"{text!r} is no id of an AMI", "such as ami-0123456789abcdef0")
+        raise wrong(f"{text!r} is not a valid AMI id", "such as ami-0123456789abcdef0")
     return text
 
 
 def _kubernetes(text: str) -> str:
     if not re.fullmatch(r"1\.[0-9]{2}", text):
         bare = re.match(r"v?(1\.[0-9]{2})\b", text)
-        raise wrong(f"{text!r} is no version of Kubernetes", f"write {bare.group(1) if bare else '1.33'}")
+        raise wrong(f"{text!r} is not a Kubernetes version", f"write {bare.group(1) if bare else '1.33'}")
     return text
 
 
 def _owner(text: str) -> str:
     if not re.fullmatch(r"[0-9]{12}|amazon|self|aws-marketplace", text):
-        raise wrong(f"{text!r} is no owner of AMIs", "an account of 12 digits, amazon, or self")
+        raise wrong(f"{text!r} is not a valid AMI owner", "an account of 12 digits, amazon, or self")
     return text
 
 
 def _parameter(text: str) -> str:
     if not re.fullmatch(r"/[A-Za-z0-9_./-]+", text):
-        raise wrong(f"{text!r} is no name of an SSM parameter", "such as /aws/service/…/image_id")
+        raise wrong(f"{text!r} is not a valid SSM parameter name", "such as /aws/service/…/image_id")
     return text
 
 
 def _pattern(text: str) -> str:
     if not 3 <= len(text) <= 128:
-        raise wrong(f"{text!r} is no name of an AMI: 3 to 128 characters, * and ? for any", "")
+        raise wrong(f"{text!r} is not a valid AMI name: 3 to 128 characters, * and ? for any", "")
     return text
 
 
@@ -115,7 +115,7 @@ class BaseSection(Section):
     @classmethod
     def _is_for_eks(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and not info.data.get("eks"):
-            raise wrong(f"kubernetes says nothing here: {_NEEDS_EKS}", "write eks: al2023 beside it, or remove it")
+            raise wrong(f"kubernetes has no effect here: {_NEEDS_EKS}", "write eks: al2023 beside it, or remove it")
         if value and info.data.get("eks") == "al2" and int(value[2:]) > _LAST_AL2:
             raise wrong(f"there is no Amazon Linux 2 for Kubernetes {value}", "write eks: al2023")
         return value
@@ -125,7 +125,7 @@ class BaseSection(Section):
     def _has_a_variant(cls, value: str | None, info: ValidationInfo) -> str | None:
         eks = info.data.get("eks")
         if value and not eks:
-            raise wrong(f"gpu says nothing here: {_NEEDS_EKS}", "write eks: al2023 beside it, or remove it")
+            raise wrong(f"gpu has no effect here: {_NEEDS_EKS}", "write eks: al2023 beside it, or remove it")
         if value and (eks == "ubuntu" or (value == "neuron" and eks == "bottlerocket")):
             raise wrong(f"there is no {value} variant of {eks} among the public AMIs", "use al2023, or name an AMI")
         return value
@@ -161,8 +161,8 @@ def _base(text: str) -> object:
     if text in _EKS:
         raise wrong(f"{text!r} needs the version of Kubernetes", f'write base: {{eks: {text}, kubernetes: "1.33"}}')
     if "/" in text or "." in text:
-        raise wrong(f"{text!r} is no base", f"for a disk image, write base: {{file: {text}}}")
-    raise wrong(f"{text!r} is no base", close(text, ("debian", "none", "file")))
+        raise wrong(f"{text!r} is not a valid base", f"for a disk image, write base: {{file: {text}}}")
+    raise wrong(f"{text!r} is not a valid base", close(text, ("debian", "none", "file")))
 
 
 BaseText = Annotated[

@@ -49,7 +49,7 @@ def _version(value: object) -> object:
 
 def _runtime(value: object) -> object:
     if value == "docker":
-        raise wrong("docker is not there yet", "write containerd, which nodes of Kubernetes 1.24 and later run")
+        raise wrong("docker is not supported yet", "write containerd, which nodes of Kubernetes 1.24 and later run")
     return value
 
 
@@ -171,7 +171,7 @@ class Bakefile(Section):
             )
         builder = info.data.get("builder")
         if base and base.kind != "none" and value.kind == "volume" and builder != "ec2":
-            raise wrong("a volume is filled from nothing, and there is a base", "write base: none")
+            raise wrong("a volume starts empty and takes no base", "write base: none")
         if builder in IN_EC2 and value.kind == "volume" and value.format == "raw":
             value = value.model_copy(update={"format": "snapshot"})
         if builder and value.in_cloud != (builder in IN_EC2):

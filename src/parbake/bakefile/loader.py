@@ -93,11 +93,11 @@ def _read(path: Path) -> str:
     except IsADirectoryError:
         inside = path / "parbake.yaml"
         hint = f"write -f {inside}" if inside.is_file() else "-f names the file itself"
-        raise InputError(f"{path} is a folder, no Bakefile", hint=hint) from None
+        raise InputError(f"{path} is a folder, not a Bakefile", hint=hint) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > _LARGEST_FILE:
-        raise InputError(f"{path} is larger than 1 MiB: this is no Bakefile", hint=_HINT)
+        raise InputError(f"{path} is larger than 1 MiB: this is not a Bakefile", hint=_HINT)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -170,7 +170,7 @@ def _words(error: ErrorDetails, where: Where) -> tuple[str, str]:
 
 def _out_of_bounds(value: object, key: str, context: dict[str, Any]) -> tuple[str, str]:
     if key in {"tcp", "port"}:
-        return f"{value} is no port", "write a number from 1 to 65535"
+        return f"{value} is not a valid port", "write a number from 1 to 65535"
     return (f"{value} is less than {context['ge']}" if "ge" in context else f"{value} is more than {context['le']}"), ""
 
 

@@ -170,7 +170,7 @@ def _sample(busybox: Path) -> dict[str, tuple[bytes, int]]:
     """Return the files of the sample application: content and mode by name."""
     if not is_static_program(busybox):
         raise EnvironmentProblem(
-            f"the sample application needs a statically linked busybox, and {busybox} is none",
+            f"the sample application needs a statically linked busybox, and {busybox} is not",
             hint="apt-get install busybox-static, or name an image with --image REFERENCE",
         )
     return {

@@ -105,7 +105,7 @@ _HTTP_SCHEMA = {"type": ["string", "integer"], "pattern": "^[0-9]{1,5}(/.*)?$"}
 def _http(text: str) -> object:
     port, slash, path = text.partition("/")
     if not port.isascii() or not port.isdigit() or len(port) > 5:
-        raise wrong(f"{text!r} is no port with a path", "write 8080/healthz, or {port: 8080, path: /healthz}")
+        raise wrong(f"{text!r} is not a port with a path", "write 8080/healthz, or {port: 8080, path: /healthz}")
     return {"port": int(port), "path": slash + path or "/"}
 
 
@@ -155,7 +155,7 @@ def _up(text: str) -> object:
     if text in {"log", "tcp", "http"}:
         needs = {"log": "REGEX", "tcp": "8080", "http": "8080/healthz"}[text]
         raise wrong(f"{text!r} needs a value", f"write {{{text}: {needs}}}")
-    raise wrong(f"{text!r} is no way to know", close(text, ("exit", "running", "log", "tcp", "http")))
+    raise wrong(f"{text!r} is not a startup check", close(text, ("exit", "running", "log", "tcp", "http")))
 
 
 class StartupSection(Section):
@@ -250,7 +250,7 @@ class ImageEntry(Section):
         reading: Reading | None = info.context
         name = str(Reference.parse(value))
         if reading and name in reading.seen:
-            raise wrong(f"{name} is in the list already", "remove one of them")
+            raise wrong(f"{name} is already in the list", "remove one of them")
         if reading:
             reading.seen[name] = None
         return value
@@ -322,7 +322,7 @@ def _artefact(text: str) -> object:
         raise wrong(f"{text} is a file system", f"write {{kind: volume, filesystem: {text}}}")
     if text in {"volume", "machine-image"}:
         raise wrong(f"{text} is a kind", f"write {{kind: {text}}}")
-    raise wrong(f"{text!r} is no format", close(text, _FORMATS))
+    raise wrong(f"{text!r} is not a valid format", close(text, _FORMATS))
 
 
 class RegistrySection(Section):

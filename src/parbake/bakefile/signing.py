@@ -15,7 +15,7 @@ _KMS = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]+"
 
 def _kms(text: str) -> str:
     if not re.fullmatch(_KMS, text):
-        raise wrong(f"{text!r} is no ARN of a KMS key", "write arn:aws:kms:REGION:ACCOUNT:key/ID, or …:alias/NAME")
+        raise wrong(f"{text!r} is not a KMS key ARN", "write arn:aws:kms:REGION:ACCOUNT:key/ID, or …:alias/NAME")
     return text
 
 

@@ -19,26 +19,26 @@ _KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
 
 def _device(text: str) -> str:
     if not re.fullmatch(_DEVICE, text):
-        raise wrong(f"{text!r} is no device name of EC2", "write /dev/xvdb")
+        raise wrong(f"{text!r} is not an EC2 device name", "write /dev/xvdb")
     return text
 
 
 def _region(text: str) -> str:
     if not re.fullmatch(_REGION, text):
-        raise wrong(f"{text!r} is no region of AWS", "write such as eu-central-1")
+        raise wrong(f"{text!r} is not an AWS region", "write such as eu-central-1")
     return text
 
 
 def _parameter(text: str) -> str:
     if not re.fullmatch(r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", text):
-        raise wrong(f"{text!r} is no name of a parameter", "letters, digits, '.', '-', '_', and '/' between parts")
+        raise wrong(f"{text!r} is not a valid parameter name", "letters, digits, '.', '-', '_', and '/' between parts")
     return text
 
 
 def _tag(text: str) -> str:
     key, _, value = text.partition("=")
     if not key or not value or "*" in text or len(key) > 128 or len(value) > 256:
-        raise wrong(f"{text!r} is no tag", "write KEY=VALUE, such as image=gpu")
+        raise wrong(f"{text!r} is not a valid tag", "write KEY=VALUE, such as image=gpu")
     if key.startswith(("parbake:", "aws:")):
         raise wrong(f"tags that begin with {key.partition(':')[0]}: have a meaning already", "choose another key")
     return text
@@ -46,7 +46,7 @@ def _tag(text: str) -> str:
 
 def _no_option(text: str) -> str:
     if not text or text.startswith("-"):
-        raise wrong(f"{text!r} is no name", "write its name")
+        raise wrong(f"{text!r} is not a valid name", "write its name")
     return text
 
 
@@ -259,7 +259,7 @@ def _whole(target: Target) -> Target:
 
 
 def _no_short(text: str) -> object:
-    raise wrong(f"{text!r} says not enough of a target", "write karpenter: {nodeclass: NAME}")
+    raise wrong(f"{text!r} does not say enough about a target", "write karpenter: {nodeclass: NAME}")
 
 
 TargetText = Annotated[Target, Via(Target, _whole, _no_short)]

@@ -90,7 +90,7 @@ def _name(text: str) -> str:
     if not re.fullmatch(NAME, text):
         valid = valid_name(text)
         raise wrong(
-            f"{text!r} is no name: up to 63 of a-z, 0-9, '.', '-', the first a letter or a digit",
+            f"{text!r} is not a valid name: up to 63 of a-z, 0-9, '.', '-', the first a letter or a digit",
             f"such as {valid}" if valid else "",
         )
     return text
@@ -102,7 +102,7 @@ def valid_name(text: str) -> str:
 
 
 def _finished(value: object, kind: type) -> object:
-    """Let pass what is no text and needs no reading."""
+    """Let pass what is not text and needs no reading."""
     if isinstance(value, kind):
         return value
     raise wrong(f"must be text, not {spoken(value)}", "give it a value or remove it" if value is None else "")
@@ -116,7 +116,7 @@ def _size(value: object) -> object:
         return 0
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", value)
     if match is None:
-        raise wrong(f"{value!r} is no size", "write auto, or a number and its unit, such as 20GiB")
+        raise wrong(f"{value!r} is not a valid size", "write auto, or a number and its unit, such as 20GiB")
     number, unit = match.groups()
     if unit not in _SIZE_UNITS:
         letter = unit[:1].upper()
@@ -140,7 +140,7 @@ def _duration(value: object) -> object:
     if not match or not value:
         unit = re.fullmatch(r"[0-9.]+", value)
         raise wrong(
-            f"{value!r} {'has no unit' if unit else 'is no duration'}",
+            f"{value!r} {'has no unit' if unit else 'is not a valid duration'}",
             f"write {value}s for seconds" if unit else "write 90s, 2m, 1m30s or 500ms",
         )
     hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
@@ -161,7 +161,7 @@ def _platform(value: object) -> object:
         raise wrong(f"{value!r}: Kubernetes nodes that parbake bakes run linux", f"write linux/{platform.architecture}")
     if platform.architecture not in ARCHITECTURES:
         raise wrong(
-            f"{value!r}: {platform.architecture!r} is no architecture of container images",
+            f"{value!r}: {platform.architecture!r} is not an architecture of container images",
             close(platform.architecture, ARCHITECTURES),
         )
     return platform
@@ -183,7 +183,7 @@ def registry_host(text: str) -> str:
         registry = Reference.parse(f"{text}/a/b").registry
         if text in {registry, "index.docker.io"}:
             return registry
-    reason = "is no registry host" if bare == text else "is no host: it has a scheme or a path"
+    reason = "is not a valid registry host" if bare == text else "is not a host: it has a scheme or a path"
     raise wrong(f"{text!r} {reason}", f"write {bare}" if bare not in {text, ""} else "write host or host:port")
 
 
@@ -200,13 +200,13 @@ def _mirror(text: str) -> str:
 
 def _package(text: str) -> str:
     if not re.fullmatch(_PACKAGE, text):
-        raise wrong(f"{text!r} is no name of a Debian package", "small letters, digits, '+', '-', '.'")
+        raise wrong(f"{text!r} is not a valid Debian package name", "lower-case letters, digits, '+', '-', '.'")
     return text
 
 
 def _environment_name(text: str) -> str:
     if not re.fullmatch(_ENVIRONMENT_NAME, text):
-        raise wrong(f"{text!r} is no name of a variable", "letters, digits and '_', the first no digit")
+        raise wrong(f"{text!r} is not a valid variable name", "letters, digits and '_', not starting with a digit")
     return text
 
 
@@ -215,7 +215,7 @@ def _expression(text: str) -> str:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
         advice = "quote it with '…', and escape ( [ . * with \\"
-        raise wrong(f"{text!r} is no regular expression: {error}", advice) from None
+        raise wrong(f"{text!r} is not a valid regular expression: {error}", advice) from None
     return text
 
 

@@ -145,7 +145,7 @@ class Publisher(Protocol):
         ...
 
     def base(self, plan: Plan, events: Events) -> Path | None:
-        """Return the disk of a base that lies in the cloud, fetched once; None where the base is no such thing."""
+        """Return the disk of a base that lies in the cloud, fetched once; None where the base is not."""
         ...
 
     def opened(self, plan: Plan, events: Events, *, keep: bool = False) -> AbstractContextManager[Shipment]:

@@ -78,14 +78,14 @@ def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bo
     asked = requests(trace)
     if not layout or plan.artefact.filesystem != "ext4" or not asked:
         return replace(built, trace=trace)
-    with events.stage("layout", "Bring together what starts read"):
+    with events.stage("layout", "Move what starts read together"):
         with Volume(built.path) as volume:
             moved = lay_out(volume, asked)
         disk.check_filesystem(built.path, "ext4")
     hashes = {block: digest for block, digest in built.hashes.items() if block not in volume.hashes.touched}
     if moved.left:
         events.warn(
-            f"{moved.left * 4 // 1024} MiB that starts read stay where they are: the volume has no room to bring them "
+            f"{moved.left * 4 // 1024} MiB of hot data could not be moved: the volume is too full "
             "together (a larger `size` gives it)"
         )
     found = rehearse_disk(built.path, plan, events, again)
@@ -127,10 +127,10 @@ def _gathered(mounted: disk.Mounted, trace: Trace, events: Events) -> Trace:
     """Let the kernel bring together what starts read of a mounted root."""
     from parbake.coldstart.rehearsal import gather
 
-    with events.stage("layout", "Bring together what starts read"):
+    with events.stage("layout", "Move what starts read together"):
         found = gather(mounted.path, requests(trace))
     if found.left:
-        events.warn(f"{found.left * 4 / 1024:.1f} MiB of files that starts read stay where they are")
+        events.warn(f"{found.left * 4 / 1024:.1f} MiB of hot files could not be moved")
     moved = relocated(trace, found.places)
     events.note(f"starts read {len(merged(moved))} blocks of 512 KiB, {moved.scattered} before the layout")
     return moved

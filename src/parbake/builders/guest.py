@@ -92,7 +92,7 @@ def user_data(
         data = gzip.compress(data, mtime=0)
     if len(data) > USER_DATA_LIMIT:
         raise InputError(
-            f"{len(plan.all_images)} images are more than a machine can be told of at its start (16 KiB)",
+            f"{len(plan.all_images)} images are more than fit into EC2 user data (16 KiB)",
             hint="bake fewer images at once, or write `builder: ebs`, which needs no instance",
         )
     return data
@@ -172,7 +172,7 @@ def image_calls(plan: Plan, *, in_registries: bool) -> list[str]:
     for image in plan.all_images:
         if image.layout and in_registries:
             raise InputError(
-                f"{image.reference} is in no registry, so that no machine can pull it",
+                f"{image.reference} is not in a registry, so no machine can pull it",
                 hint="give it a name in a registry, so that it is pushed; or bake with `builder: local` or `ebs`",
             )
         discarded = () if plan.keep_layers else image.layers
@@ -269,19 +269,19 @@ class Console:
         """
         if self.failure:
             shown = "\n".join(self.log[-40:])
-            said = f"the guest gave up while at `{self.stage}`: {self.failure}\n{shown}".rstrip()
+            said = f"the guest failed at the stage `{self.stage}`: {self.failure}\n{shown}".rstrip()
             if "raise size" in self.failure:
                 raise ArtefactFull(said, hint="raise `size` in the Bakefile")
             raise BakeFailed(said)
         if not self.finished:
-            at = f"its last stage was `{self.stage}`" if self.stage else "its script said nothing at all"
+            at = f"its last stage was `{self.stage}`" if self.stage else "its script printed nothing"
             raise BakeFailed(
                 f"the machine ended without a verdict; {at}\nthe console's end:\n{tail}",
                 hint="the base must run cloud-init's user data scripts and have a serial console",
             )
         missing = [image.reference for image in images if image.target.digest not in self.baked]
         if mode == "bake" and missing:
-            raise BakeFailed(f"the guest says that it is done, but not of {', '.join(missing)}")
+            raise BakeFailed(f"the guest reports success, but not for {', '.join(missing)}")
 
 
 def _marked(text: str) -> Iterable[tuple[str, str, str, str]]:

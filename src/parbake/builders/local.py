@@ -103,9 +103,9 @@ def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Di
         built = _write_ext4(volume, plan, ingredients, parent, second=second)
         _check(volume, plan, events)
     except (ForeignVolume, ArtefactFull) as error:
-        events.note(f"{parent.name} is no start for this volume ({error.message}): making a new one")
+        events.note(f"{parent.name} cannot be the start of this volume ({error.message}): making a new one")
     except disk.NotAsListed as error:
-        events.warn(f"{parent.name} is damaged ({error.message}): making a new volume, from nothing of it")
+        events.warn(f"{parent.name} is damaged ({error.message}): making a new volume without it")
     except Exception:
         if parent.memory and second:  # a disk may have changed what nobody wrote to: the next bake looks
             parent.memory.forget()

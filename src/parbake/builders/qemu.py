@@ -47,7 +47,8 @@ class QemuBuilder:
         need_root("baking")
         if plan.platform.architecture != Platform.host().architecture:
             raise InputError(
-                f"a machine for {plan.platform} is not booted on {Platform.host()}", hint="write `builder: local`"
+                f"parbake does not boot a machine for {plan.platform} on {Platform.host()}",
+                hint="write `builder: local`",
             )
         work, events, token = ingredients.work, ingredients.events, os.urandom(6).hex()
         raw = work / "disk.raw"

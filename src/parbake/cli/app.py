@@ -205,7 +205,7 @@ def _dispatch(arguments: list[str] | None) -> int:
         error.show(said)
         typer.echo(printable.lines(said.getvalue()), nl=False, err=True)
         if out.as_json:
-            wrong = InputError(error.format_message(), hint="-h after a command shows what it takes")
+            wrong = InputError(error.format_message(), hint="-h after a command shows its options")
             typer.echo(printable.dump(wrong.to_json(), indent=2))
         return InputError.exit_code
     except ParbakeError as error:

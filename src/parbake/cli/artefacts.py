@@ -93,9 +93,11 @@ def bake(
     file: BakefilePath = DEFAULT_FILE,
     force: Annotated[bool, typer.Option("--force", help="Bake again what exists already.")] = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build images again even if their context did not change.")
+        bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")
     ] = False,
-    verify: Annotated[bool, typer.Option(help="Boot the artefact and start its images, as `parbake verify`.")] = True,
+    verify: Annotated[
+        bool, typer.Option(help="Boot the artefact and start its images, as `parbake verify` does.")
+    ] = True,
     rehearse: Annotated[
         bool | None,
         typer.Option(
@@ -104,12 +106,12 @@ def bake(
             "more for it, and gets the hydrate service.",
         ),
     ] = None,
-    layout: Annotated[bool, typer.Option(help="Bring together on ext4 what starts read, once it is rehearsed.")] = True,
+    layout: Annotated[bool, typer.Option(help="After a rehearsal, move what starts read together (ext4).")] = True,
     trace: Annotated[
         Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
     ] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Start from no earlier volume: fetch and unpack every layer.")
+        bool, typer.Option("--from-scratch", help="Do not start from an earlier volume: fetch and unpack every layer.")
     ] = False,
     keep_workspace: KeepWorkspace = False,
     as_json: AsJson = False,
@@ -202,21 +204,25 @@ def prune(
     ] = None,
     cache: Annotated[bool, typer.Option("--cache", help="Free the cache of layers instead.")] = False,
     cache_size: Annotated[
-        str, typer.Option(help="With --cache: what may stay, such as 5GiB. Longest unused layers go.", metavar="SIZE")
+        str,
+        typer.Option(
+            help="With --cache: how much to keep, such as 5GiB. The least recently used layers go first.",
+            metavar="SIZE",
+        ),
     ] = "0",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     aws: Annotated[
         bool, typer.Option("--aws", help="Also machine images and snapshots in EC2, in all regions of the records.")
     ] = False,
     younger: Annotated[
         float | None,
-        typer.Option(min=0, help="What is younger stays. Default: the Bakefile's, or 0.", metavar="DAYS"),
+        typer.Option(min=0, help="Keep artefacts younger than this. Default: the Bakefile's, or 0.", metavar="DAYS"),
     ] = None,
     grace: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="With --aws: how long after its deprecation one goes. Default: the Bakefile's, or 7.",
+            help="With --aws: remove each this long after its deprecation. Default: the Bakefile's, or 7.",
             metavar="DAYS",
         ),
     ] = None,
@@ -226,7 +232,7 @@ def prune(
 ) -> None:
     """Remove old artefacts and their records, or cached layers.
 
-    What is kept is said by the Bakefile's `retention`; options override it.
+    The Bakefile's `retention` decides what is kept; options override it.
     Of each name the newest artefacts stay, and always the newest one that passed verification. In EC2 all stay that
     something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
     others are deprecated first, and removed when the grace is over.

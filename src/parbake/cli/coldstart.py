@@ -67,14 +67,16 @@ def trace(
     with opened_events(progress) as events:
         if path.is_block_device() or path.is_mount():
             if bring:
-                raise InputError("--trace brings a trace to a record, not to a device", hint="name the record")
+                raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
             found = workflow.record_node(what, seconds, events)
             save(found, to)
             result = summary(found, file=str(to))
         else:
             artefact, record = records.locate(what, output(file, what))
             if record is None:
-                raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are rehearsed")
+                raise InputError(
+                    f"{artefact} has no record beside it", hint="only artefacts of parbake can be rehearsed"
+                )
             signs = signer(file)
             with records.in_use(artefact.parent, record.artefact):
                 record = genuine.need(artefact, trust(file) if signs else ())  # it is signed again
@@ -161,7 +163,7 @@ def advise(
         raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
     artefact, record = records.locate(what, output(file, what))
     if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are known well enough")
+        raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake can be assessed")
     listed = _priced(prices, node_hour)
     situation = workflow.situation(
         record,
@@ -192,9 +194,7 @@ def savings(
     start_seconds: Annotated[
         float, typer.Option(min=0, help="How long it waits for the baked image instead.", metavar="SECONDS")
     ] = 0.0,
-    headroom: Annotated[
-        float, typer.Option(min=0, help="Nodes that are kept running for pods to come.", metavar="COUNT")
-    ] = 0.0,
+    headroom: Annotated[float, typer.Option(min=0, help="Nodes kept running for pods to come.", metavar="COUNT")] = 0.0,
     prices: PricesFile = None,
     node_hour: NodeHour = None,
     as_json: AsJson = False,

@@ -22,7 +22,7 @@ from parbake.cli.app import (  # fmt: skip
 )
 
 Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
-Force = Annotated[bool, typer.Option("--force", help="Replace files; export what is not verified.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
 
 exporting = typer.Typer(help="Write the files that other tools take.")
 app.add_typer(exporting, name="export", no_args_is_help=True)

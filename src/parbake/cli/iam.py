@@ -40,7 +40,7 @@ def iam(
         typer.Option(
             "--parameter",
             metavar="NAME",
-            help="A parameter that names images and is no target's; `prune` reads it. /images/* is many.",
+            help="A parameter that names images and belongs to no target; `prune` reads it. /images/* stands for many.",
         ),
     ] = None,
     base_snapshot: Annotated[
@@ -87,7 +87,7 @@ def _fitting(option: str, values: Iterable[str] | None, pattern: str, example: s
     """Return what was given, in which a policy would read ``*`` and ``?`` as any text."""
     for value in values or ():
         if not re.fullmatch(pattern, value):
-            raise InputError(f"{option} {value}: not what it names", hint=f"write {example}")
+            raise InputError(f"{option} {value}: not a valid value", hint=f"write {example}")
     return tuple(values or ())
 
 

@@ -34,7 +34,7 @@ def lint(
         str, typer.Option("--format", help="How to print: text, json, or sarif for code hosts.", metavar="STYLE")
     ] = "text",
     fail_on: Annotated[
-        str, typer.Option(help="End with 3 for findings of this level: error, warning or note.", metavar="LEVEL")
+        str, typer.Option(help="Exit with 3 on findings of this level: error, warning or note.", metavar="LEVEL")
     ] = "error",
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,

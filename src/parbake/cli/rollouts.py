@@ -27,7 +27,7 @@ Deadline = Annotated[
     float | None,
     typer.Option(min=1, help="How long nodes may take, instead of the targets' deadline.", metavar="SECONDS"),
 ]
-Interval = Annotated[float, typer.Option(min=0.05, help="How long to wait between two looks.", metavar="SECONDS")]
+Interval = Annotated[float, typer.Option(min=0.05, help="How long to wait between two checks.", metavar="SECONDS")]
 
 
 @app.command()
@@ -42,7 +42,7 @@ def rollout(
     to: To = None,
     dry_run: DryRun = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Also what is not verified, and what speaks against a target.")
+        bool, typer.Option("--force", help="Roll out even if unverified, or if a target refuses.")
     ] = False,
     force_conflicts: ForceConflicts = False,
     follow: Follow = True,
@@ -137,7 +137,7 @@ def _freeze(to: list[str] | None, file: BakefilePath, as_json: bool, *, frozen: 
 
     out.as_json = as_json
     if not to:
-        raise InputError("freeze and thaw want to know which target", hint="name it: --to NAME")
+        raise InputError("freeze and thaw need a target", hint="name it: --to NAME")
     changed = workflow.freeze(file, tuple(to), frozen=frozen)
     document = {"frozen": frozen, "changed": {name: list(what) for name, what in changed.items()}}
     print_result(document, lambda: rollouts.frozen_text(changed, frozen=frozen))
@@ -145,15 +145,15 @@ def _freeze(to: list[str] | None, file: BakefilePath, as_json: bool, *, frozen: 
 
 @app.command()
 def watch(
-    once: Annotated[bool, typer.Option("--once", help="Take one turn and end: for cron and CI.")] = False,
-    every: Annotated[float, typer.Option(min=1, help="How long to wait between turns.", metavar="SECONDS")] = 300.0,
+    once: Annotated[bool, typer.Option("--once", help="Run once and exit: for cron and CI.")] = False,
+    every: Annotated[float, typer.Option(min=1, help="How long to wait between runs.", metavar="SECONDS")] = 300.0,
     roll_out: Annotated[
         bool, typer.Option("--rollout/--no-rollout", help="Roll out to the Bakefile's targets.")
     ] = True,
     to: To = None,
     deadline: Deadline = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Then let old artefacts go, as the Bakefile's `retention` says.")
+        bool, typer.Option("--prune", help="Then remove old artefacts, as the Bakefile's `retention` says.")
     ] = False,
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,

@@ -87,7 +87,7 @@ def _below(folder: int, name: str, path: Path) -> int:
         if error.errno not in _IS_LINK:
             raise
         raise InputError(
-            f"{name!r} in {path} is a link, or no folder: what is written there would land elsewhere",
+            f"{name!r} in {path} is a link, or not a folder: files written there would land elsewhere",
             hint="remove it, or name another folder",
         ) from None
 
@@ -108,7 +108,7 @@ def own_folder(path: Path) -> int:
         except OSError as error:
             if error.errno not in _IS_LINK:
                 raise
-            raise _not_ours(path, "is a link, or no folder") from None
+            raise _not_ours(path, "is a link, or not a folder") from None
         status = os.fstat(handle)
         why = ""
         if status.st_uid != os.geteuid():

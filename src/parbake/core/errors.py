@@ -8,7 +8,7 @@ once. A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── BakefileError               the Bakefile, with every problem and its line
     │   ├── BadReference                an image reference that cannot be parsed
     │   ├── NoSuchImage                 the registry has no such tag, digest or platform
-    │   ├── BadBase                     the base is no disk image, has no root file system or no runtime
+    │   ├── BadBase                     the base is not a disk image, has no root file system or no runtime
     │   └── TargetMissing               a rollout's target is not there yet: the first rollout makes it
     ├── EnvironmentProblem          1   this machine cannot do it: a tool is missing, not root
     ├── CommandFailed               1   a program ended with an error
@@ -20,7 +20,7 @@ once. A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── Denied                      401 or 403
     │   └── BadContent                  bytes do not match the digest or the size that names them
     │       └── CacheDamaged            they came from the cache of layers, which has dropped them: try again
-    ├── LayerError                  1   a layer is not what a layer may be
+    ├── LayerError                  1   a layer is corrupt, truncated or malicious
     │   ├── LayerEscape                 an entry would be written outside its root
     │   └── LayerBomb                   inflates beyond what its compressed size can honestly hold
     │       └── LayerTooLarge           inflates beyond the disk that was chosen: perhaps only its size was not known
@@ -119,7 +119,7 @@ class NoSuchImage(InputError):
 
 
 class BadBase(InputError):
-    """The base is no disk image, has no root file system, or no container runtime."""
+    """The base is not a disk image, has no root file system, or no container runtime."""
 
     usual_hint = "use another `base`: a raw or qcow2 disk image of a machine with containerd"
 
@@ -168,7 +168,7 @@ class ArtefactFull(DiskFull):
 class RegistryError(ParbakeError):
     """The registry failed, after the retries that were worth it."""
 
-    usual_hint = "try again; if it stays so, ask those who run the registry"
+    usual_hint = "try again; if it keeps failing, contact the registry's operators"
 
 
 class Unreachable(RegistryError):
@@ -182,7 +182,7 @@ class Denied(RegistryError):
 class BadContent(RegistryError):
     """Bytes that were delivered do not match the digest or the size that names them."""
 
-    usual_hint = "push the image again; if it stays so, something on the way changes content"
+    usual_hint = "push the image again; if that does not help, something on the way changes content"
 
 
 class CacheDamaged(BadContent):
@@ -190,7 +190,7 @@ class CacheDamaged(BadContent):
 
 
 class LayerError(ParbakeError):
-    """A layer is not what a layer may be: corrupt, truncated, or malicious."""
+    """The layer is corrupt, truncated, or malicious."""
 
     usual_hint = "build the image again, or do not use it: no container runtime could unpack it"
 
@@ -222,7 +222,7 @@ class MachineFault(ParbakeError):
 class AwsFault(ParbakeError):
     """AWS answered with an error, or could not be asked. ``code`` is AWS's own word for it, where there is one."""
 
-    usual_hint = "try again; if it stays so, the AWS Health Dashboard and the account's administrators know more"
+    usual_hint = "try again; if it keeps failing, see the AWS Health Dashboard or ask the account's administrators"
 
     def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -254,7 +254,7 @@ class BakeFailed(ParbakeError):
 class RolloutError(ParbakeError):
     """A target of a rollout refused what was handed to it, or did not follow."""
 
-    usual_hint = "`parbake status` shows what each target runs; `parbake rollback` returns to the artefact before"
+    usual_hint = "`parbake status` shows what each target runs; `parbake rollback` returns to the previous artefact"
 
 
 class TargetMoved(RolloutError):
@@ -266,7 +266,7 @@ class TargetMoved(RolloutError):
 class Stalled(RolloutError):
     """Nodes did not come to run the artefact in time; the message names them, and what they wait for."""
 
-    usual_hint = "see to what they wait for and run the same command again: it goes on following; or `parbake rollback`"
+    usual_hint = "remove what they wait for and run the same command again to keep following; or run `parbake rollback`"
 
 
 class VerificationFailed(ParbakeError):
@@ -279,7 +279,7 @@ class Interrupted(ParbakeError):
     """The user (Ctrl-C) or the system (SIGTERM) stopped the run."""
 
     exit_code = 130
-    usual_hint = "run the same command again: it goes on where it can"
+    usual_hint = "run the same command again: it resumes where it can"
 
 
 def from_os_error(error: OSError) -> ParbakeError:
@@ -289,7 +289,7 @@ def from_os_error(error: OSError) -> ParbakeError:
         case errno.ENOSPC | errno.EDQUOT:
             return DiskFull(what, hint="free some space, or move `output` or PARBAKE_CACHE to a larger disk")
         case errno.EROFS:
-            return EnvironmentProblem(what, hint="set `output` or PARBAKE_CACHE to a folder that can be written to")
+            return EnvironmentProblem(what, hint="set `output` or PARBAKE_CACHE to a writable folder")
         case errno.EACCES | errno.EPERM:
             return EnvironmentProblem(what, hint="run parbake with sudo, or give this user access")
         case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
@@ -297,4 +297,4 @@ def from_os_error(error: OSError) -> ParbakeError:
         case errno.EROFS:
             return EnvironmentProblem(what, hint="name another folder: `output` in the Bakefile, or PARBAKE_CACHE")
         case _:
-            return ParbakeError(what, hint="look into the kernel's log (dmesg); --debug shows where it happened")
+            return ParbakeError(what, hint="check the kernel log (dmesg); --debug shows where it happened")

@@ -19,7 +19,7 @@ class Node:
     """A file, folder, link or device.
 
     ``mode`` has the type in it, as in ``stat``; ``data`` is the target of a symbolic link; ``rdev`` a device's number;
-    ``children`` is None for what is no folder; ``links`` counts the names of what is no folder; ``size`` is in bytes.
+    ``children`` is None unless it is a folder; ``links`` counts the names of everything else; ``size`` is in bytes.
     ``number`` is the inode number once a writer has given one.
     """
 

@@ -27,7 +27,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, Final, Literal, cast
 
 EXIT_CODE: Final = 130
-HINT: Final = "run the same command again: it goes on where it can"
+HINT: Final = "run the same command again: it resumes where it can"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _AGAIN = 0.02  # seconds until the next try where it could not be raised

@@ -223,7 +223,7 @@ class Base(Frozen):
 
     ``identity`` names the content for the content key: the digest of the file for ``file``, the digest of the recipe
     for ``debian``, the id of the AMI for ``ami`` (its content never changes), empty for ``none``. ``path`` is where
-    the file lies on this machine and is no part of the key.
+    the file lies on this machine and is not part of the key.
     """
 
     kind: Literal["debian", "file", "none", "ami"]
@@ -255,7 +255,7 @@ class Artefact(Frozen):
 
     @property
     def in_cloud(self) -> bool:
-        """Whether the artefact lies in a cloud and is no file."""
+        """Whether the artefact lies in a cloud and is not a file."""
         return self.format in {"ami", "snapshot"}
 
     @property

@@ -40,7 +40,7 @@ def no_network() -> Iterator[int]:
             os.unshare(os.CLONE_NEWNET)
         except OSError as error:
             raise EnvironmentProblem(
-                f"no network namespace can be made here ({error.strerror})", hint="in a container, run it privileged"
+                f"cannot make a network namespace here ({error.strerror})", hint="in a container, run it privileged"
             ) from error
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:

@@ -102,7 +102,7 @@ def make_plan(
 
 
 def larger(plan: Plan, *, bomb: bool) -> Plan | None:
-    """Return the plan with a disk of twice the size after it proved too small, or None where that is no answer.
+    """Return the plan with a disk of twice the size after it proved too small, or None where that does not help.
 
     A fixed size is the user's. ``bomb``: a layer inflated to more than the whole disk, which is only believed while
     nobody knows its size. In all, the disk stays in a proportion to what travels that images of programs never reach.

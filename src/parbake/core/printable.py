@@ -2,7 +2,7 @@
 
 A tag, a media type, a registry's answer, a container's output may hold escape sequences (which move the cursor, write
 to the clipboard or make links), control characters, marks that turn the direction of writing round, or what a CI takes
-for a command to itself. Whatever is no printable character is shown by its escape, as in Python and JSON.
+for a command to itself. Whatever is not a printable character is shown by its escape, as in Python and JSON.
 
 Sources: ECMA-48 (control sequences); GitHub's runner, ActionCommand.cs (``::`` at the beginning of a line but for
 white space, ``##[`` anywhere); Azure Pipelines' logging commands (``##vso[``); TeamCity's service messages

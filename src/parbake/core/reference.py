@@ -39,13 +39,14 @@ class Reference:
         rest, _, digest = text.partition("@")
         if "@" in text and not _DIGEST.fullmatch(digest):
             raise BadReference(
-                f"{text!r}: the part after @ is no sha256 digest", hint="write name@sha256:<64 hex digits>"
+                f"{text!r}: the part after @ is not a sha256 digest", hint="write name@sha256:<64 hex digits>"
             )
         head, slash, tail = rest.rpartition("/")
         last, colon, tag = tail.partition(":")
         name = f"{head}{slash}{last}"
         if colon and not _TAG.fullmatch(tag):
-            raise BadReference(f"{text!r}: {tag!r} is no tag", hint="letters, digits, '_', '.', '-', up to 128 of them")
+            hint = "letters, digits, '_', '.', '-', up to 128 of them"
+            raise BadReference(f"{text!r}: {tag!r} is not a valid tag", hint=hint)
         first, slash, remainder = name.partition("/")
         if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
             registry, repository = first, remainder
@@ -55,7 +56,8 @@ class Reference:
             registry = DOCKER_HUB
             repository = repository if "/" in repository else f"library/{repository}"
         if not _REGISTRY.fullmatch(registry):
-            raise BadReference(f"{text!r}: {registry!r} is no registry host", hint="write host[:port]/repository:tag")
+            hint = "write host[:port]/repository:tag"
+            raise BadReference(f"{text!r}: {registry!r} is not a valid registry host", hint=hint)
         if not _PATH.fullmatch(repository):
             reason = "a repository is lower case" if repository != repository.lower() else "not a repository name"
             raise BadReference(

@@ -17,7 +17,8 @@ def size_of(text: str, where: str) -> int:
         return 0
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", text)
     if match is None or match[2] not in _UNITS:
-        raise InputError(f"{where}: {text!r} is no size", hint="write a number and its unit, such as 20GiB, or 0")
+        hint = "write a number and its unit, such as 20GiB, or 0"
+        raise InputError(f"{where}: {text!r} is not a valid size", hint=hint)
     return int(float(match[1]) * _UNITS[match[2]])
 
 

@@ -169,7 +169,7 @@ class _Builder:
                 name = str(key.value)
                 self._look_at_tag(key, (*where, name))
                 if name in seen:
-                    self._say((*where, name), f"the key is there twice, first in line {seen[name]}", line)
+                    self._say((*where, name), f"the key appears twice, first in line {seen[name]}", line)
                 seen.setdefault(name, line)
                 own[name] = self.build(value, (*where, name))
         return {**merged, **own}

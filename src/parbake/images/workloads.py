@@ -106,14 +106,14 @@ class _Search:
     def unrendered(self, place: str) -> None:
         """Take down a template where a manifest belongs."""
         self.template = True
-        self.problems.append(f"{place}: a template ({{{{ … }}}}), no manifest")
+        self.problems.append(f"{place}: a template ({{{{ … }}}}), not a manifest")
 
 
 def images_in(documents: Iterable[tuple[str, str]]) -> Found:
-    """Find the images in manifests; documents that are no Kubernetes objects are passed over.
+    """Find the images in manifests; documents that are not Kubernetes objects are passed over.
 
-    Raises InputError that names file and line where a text is no YAML or JSON, is an unrendered template, or names an
-    image that is no reference: all of them at once.
+    Raises InputError that names file and line where a text is not YAML or JSON, is an unrendered template, or names an
+    image that is not a reference: all of them at once.
     """
     search = _Search()
     for source, text in documents:
@@ -204,7 +204,7 @@ def from_cluster(context: str = "", kinds: str = _CLUSTER_KINDS) -> Documents:
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise InputError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB: no manifest", hint="take it out")
+            raise InputError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB: not a manifest", hint="take it out")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
@@ -248,7 +248,7 @@ def _object(source: str, document: Document, where: Where, data: object, search:
         return
     if kind == "Kustomization" and data.get("images"):
         search.warnings[
-            f"{source} replaces images: the names found here may be others than those that run; "
+            f"{source} replaces images: the names found here may differ from those that run; "
             "`kustomize build FOLDER | parbake init --from-manifests -` finds the right ones"
         ] = None
     metadata = _map(data.get("metadata"))

@@ -223,7 +223,7 @@ def _finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
 
 
 def read(path: Path) -> Record:
-    """Read a record; raises InputError when the file is missing or is no record, EnvironmentProblem without access."""
+    """Read a record; raises InputError when it is missing or not a record, EnvironmentProblem without access."""
     try:
         return parse(path.read_bytes(), path)
     except FileNotFoundError:
@@ -237,19 +237,19 @@ def read(path: Path) -> Record:
 
 
 def parse(text: bytes, path: Path) -> Record:
-    """Read the text of a record, which is that of ``path``; raises InputError when it is no record."""
+    """Read the text of a record, which is that of ``path``; raises InputError when it is not a record."""
     try:
         return Record.model_validate(json.loads(text)["parbake"])
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path} is no record of parbake: {reason}", hint="give a record, an artefact or its name"
+            f"{path} is not a parbake record: {reason}", hint="give a record, an artefact or its name"
         ) from error
 
 
 def _no_access(path: Path) -> EnvironmentProblem:
     return EnvironmentProblem(
-        f"{path} belongs to another user, who keeps it to himself",
+        f"{path} belongs to another user, who does not share it",
         hint="run parbake with sudo; `readable_by: everyone` in the Bakefile lets everybody read what is baked",
     )
 
@@ -298,7 +298,7 @@ def locate(selector: str, folder: Path) -> tuple[Path, Record | None]:
 
 
 def remove(folder: Path, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
-    """Remove the artefacts that were decided to go, record first: an artefact without a record is no artefact.
+    """Remove the artefacts that were decided to go, record first: without its record it no longer counts as one.
 
     Returns what was done: an artefact that another parbake works on is kept.
     """

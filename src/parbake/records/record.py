@@ -14,7 +14,7 @@ from parbake.records.statements import BLOCKS_DIGEST
 SUFFIX = ".json"
 BLOCKS_SUFFIX = ".blocks"
 TRACE_SUFFIX = ".trace"
-"""Of the start-up trace beside an artefact: not one of JSON's, since it is no record."""
+"""Of the start-up trace beside an artefact: not one of JSON's, since it is not a record."""
 _HEX = r"^[0-9a-f]{64}$"
 
 

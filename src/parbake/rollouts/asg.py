@@ -26,7 +26,7 @@ _BAD = {"Failed", "Cancelled", "RollbackFailed", "RollbackSuccessful"}
 class Asg(Group):
     """One Auto Scaling group."""
 
-    never_took = "it has gone back by itself already"
+    never_took = "it has already rolled back by itself"
     no_freeze = ("an instance refresh cannot be frozen", "use checkpoints, or go back")
 
     def __init__(self, target: AsgTarget, region: str) -> None:

@@ -21,9 +21,9 @@ _FROM_SERVER = re.compile(r"(?:error|Error from server)(?: \((\w+)\))?: (.*)", r
 # What kubectl says, by the server's reason or by words of the message: our error, its text, and the next step.
 _TRANSLATIONS: tuple[tuple[str, type[ParbakeError], str, str], ...] = (
     ("NotFound", InputError, "{where}: {message}", "check the name"),
-    ("Forbidden", RolloutError, "{where}: {message}", "ask those who run the cluster for that verb on it"),
+    ("Forbidden", RolloutError, "{where}: {message}", "ask the cluster's administrators for that verb on it"),
     ("Unauthorized", RolloutError, "{where}: the cluster does not know you", "log in to the cluster again"),
-    ("Conflict", TargetMoved, "{where}: it was changed meanwhile by somebody else", ""),
+    ("Conflict", TargetMoved, "{where}: somebody else changed it in the meantime", ""),
     ("context", InputError, "{cluster}: {message}", "`kubectl config get-contexts` lists the contexts"),
     ("have a resource type", InputError, "{where}: {message}", "is Karpenter installed there?"),
     ("is invalid", RolloutError, "the cluster refuses the change: {message}", "correct the node class, and run again"),

@@ -70,9 +70,9 @@ class ValuesForTools:
         """Decide how the file returns to what it said before."""
         text, said, note = self._read()
         if note.get("left") and not note.get("previous"):
-            return Change(self.where, _held(said), _held(said), cautions=("it has returned already",))
+            return Change(self.where, _held(said), _held(said), cautions=("it has already been rolled back",))
         if not note.get("previous"):
-            raise InputError(f"{self.where} says of nothing before", hint="roll out another record")
+            raise InputError(f"{self.where} records no artefact before", hint="roll out another record")
         return self._change(
             text, render(self.kind, note["previous"], {"left": said}), _held(said), _held(note["previous"])
         )

@@ -103,7 +103,9 @@ class Group(ABC):
         now, holds = look.version, self._holds(look)
         text = the_way_back(look.tags, now, self.where)
         if not text:
-            return Change(self.where, holds, holds, cautions=(f"it has returned already, from {look.tags[LEFT]}",))
+            return Change(
+                self.where, holds, holds, cautions=(f"it has already been rolled back, from {look.tags[LEFT]}",)
+            )
         before = self.templates.numbered(text)
         if str(before) == str(now):
             return Change(self.where, holds, holds, cautions=(self.never_took,))

@@ -304,7 +304,7 @@ def _behind(claim: Mapping[str, Any], images: tuple[str, ...], hash_wanted: str)
     if images and image not in images:
         return f"runs {image or 'no known image'}"
     if hash_wanted and claim["metadata"].get("annotations", {}).get(_HASH, hash_wanted) != hash_wanted:
-        return "has the disks of before"
+        return "still has the old disks"
     if conditions.get("Drifted", {}).get("status") == "True":
         return f"drifted: {conditions['Drifted'].get('reason', '')}"
     return None

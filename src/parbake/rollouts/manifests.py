@@ -144,7 +144,7 @@ class NodeClassFile(_Manifest):
     def _found(self, text: str) -> tuple[gitops.Place, Mapping[str, Any]]:
         files = [(self.target.file.name, text)]
         name = self.target.nodeclass
-        gitops.read(text, source=self.file.where)  # `find` passes over what is no YAML; here it is the only file
+        gitops.read(text, source=self.file.where)  # `find` passes over what is not YAML; here it is the only file
         place = gitops.the_one(
             gitops.find(files, kinds=_NODE_CLASSES, name=name), f"the node class {name}" if name else "a node class"
         )
@@ -204,7 +204,7 @@ class _ImageFile(_Manifest):
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         """Name the image, and write down the one before."""
         if not offer.image or offer.snapshot:
-            raise InputError(f"{self.file.where} names machine images alone", hint="give the record of one")
+            raise InputError(f"{self.file.where} takes only machine images", hint="give the record of one")
         place = self._place(text)
         now = self.held(place)
         wanted = offer.held
@@ -218,9 +218,9 @@ class _ImageFile(_Manifest):
         place = self._place(text)
         note, now = _note(place), self.held(place)
         if note.get("left") and not note.get("previous"):
-            return Change(f"{place.kind} {place.name}", now, now, cautions=("it has returned already",)), text
+            return Change(f"{place.kind} {place.name}", now, now, cautions=("it has already been rolled back",)), text
         if not note.get("previous"):
-            raise InputError(f"{self.file.where}: no rollout is written down in it", hint="roll out another record")
+            raise InputError(f"{self.file.where}: it records no rollout", hint="roll out another record")
         before = TargetState(**note["previous"])
         written = {"left": _noted(now), "current": _noted(before.model_copy(update={"spec": {}}))}
         return self._changed(text, place, now, before, before.spec, written)

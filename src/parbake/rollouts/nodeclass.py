@@ -100,11 +100,11 @@ def decide_rollback(node_class: Mapping[str, Any], *, device: str, chosen: Chose
         if chosen and follows(node_class.get("spec") or {}, chosen) and back.image and back.image != now.image:
             # A rollback was killed between its two writes.
             return _change(node_class, dict(node_class["spec"]), now, back, {"left": note["left"]}, (), [], chosen)
-        return Change(where, now, now, cautions=(f"it has returned already, from {TargetState(**note['left'])}",))
-    if not note.get("previous"):
-        raise InputError(
-            f"{where}: no rollout is written down on it", hint="roll out a record of the artefact that you want back"
+        return Change(
+            where, now, now, cautions=(f"it has already been rolled back, from {TargetState(**note['left'])}",)
         )
+    if not note.get("previous"):
+        raise InputError(f"{where}: it records no rollout", hint="roll out a record of the artefact that you want back")
     previous = TargetState(**note["previous"])
     after = {key: value for key, value in (node_class.get("spec") or {}).items() if key not in _FIELDS}
     after |= previous.spec

@@ -20,7 +20,7 @@ from parbake.rollouts.templates import Templates, Version
 class Nodegroup(Group):
     """One managed node group."""
 
-    never_took = "the update of the last rollout never took"
+    never_took = "the update of the last rollout never took effect"
     no_freeze = ("an update of EKS cannot be frozen", "go back when it has ended")
 
     def __init__(self, target: NodegroupTarget, region: str) -> None:

@@ -73,7 +73,7 @@ class Ocean:
     def plan(self, offer: Offer) -> Change:
         """Decide the image of each launch specification."""
         if offer.snapshot:
-            raise InputError(f"{self.where} takes machine images alone", hint="give the record of one")
+            raise InputError(f"{self.where} takes only machine images", hint="give the record of one")
         now = self._specifications()
         before = _held(now)
         then = {
@@ -94,8 +94,8 @@ class Ocean:
         if not any(found.values()):
             if any(_tag(each, _LEFT) for each in now.values()):
                 there = self._change(now, {}, before, before)
-                return there if not there.empty else replace(there, cautions=("it has returned already",))
-            raise InputError(f"{self.where}: no rollout is written down in its tags", hint="roll out another record")
+                return there if not there.empty else replace(there, cautions=("it has already been rolled back",))
+            raise InputError(f"{self.where}: its tags record no rollout", hint="roll out another record")
         then: dict[str, dict[str, Any]] = {
             name: {
                 "imageId": found[name],
@@ -111,7 +111,7 @@ class Ocean:
         """Put the images, then roll what runs on them."""
         now = self._specifications()
         if {name: each.get("imageId") for name, each in now.items()} != change.payload["before"]:
-            raise TargetMoved(f"{self.where}: its images were changed meanwhile")
+            raise TargetMoved(f"{self.where}: its images were changed in the meantime")
         active = self._roll()
         if active and active.get("status") in _ACTIVE:
             raise TargetMoved(
@@ -177,7 +177,7 @@ class Ocean:
         if holds and holds.issubset(brings) and roll.get("status") in _BROKEN:
             return f"its last roll is {roll['status']}"
         noted = {_tag(each, _OWED) for each in now.values() if _tag(each, _OWED) == each.get("imageId")} - {""}
-        return "" if noted.issubset(brings) else "a run has put the image and ended before the roll"
+        return "" if noted.issubset(brings) else "a run set the image and ended before the roll"
 
     def _specifications(self) -> dict[str, dict[str, Any]]:
         if self.target.groups:

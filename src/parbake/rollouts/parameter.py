@@ -59,7 +59,7 @@ def decide_rollback(history: Sequence[Entry], where: str) -> Change:
     """Decide how the parameter returns to the value before. Pure; raises InputError when it never had another."""
     last = history[-1]
     if last.description.startswith(_BACK):
-        return Change(where, last.held, last.held, cautions=("it has returned already",))
+        return Change(where, last.held, last.held, cautions=("it has already been rolled back",))
     other = previous(history)
     if other is None:
         raise InputError(
@@ -85,7 +85,7 @@ def put(ssm: Client, where: str, /, **arguments: Any) -> None:
     except AwsFault as error:
         if error.code != "ParameterAlreadyExists":
             raise
-        raise TargetMoved(f"{where}: it was made meanwhile") from error
+        raise TargetMoved(f"{where}: it was made in the meantime") from error
 
 
 class Parameter:

@@ -76,7 +76,7 @@ class TagPointer:
         """Raise InputError when the image is another account's: a term with ``owner: self`` would not find it."""
         if not self.ec2.describe_images(Owners=["self"], ImageIds=[image], IncludeDeprecated=True)["Images"]:
             raise InputError(
-                f"{image} is not of this account, and {self} is looked for with owner: self",
+                f"{image} does not belong to this account, and {self} is looked for with owner: self",
                 hint="copy the image into the account of the nodes, or name it by id (remove `tag`)",
             )
 
@@ -109,7 +109,7 @@ class ParameterPointer:
         self.name = name
         self.term = {"ssmParameter": name}
         self.caution = (
-            f"Karpenter sees {self} up to 11 minutes late, passes over a wrong value in silence, "
+            f"Karpenter sees {self} up to 11 minutes late, silently ignores a wrong value, "
             "and its role needs ssm:GetParameter on it"
         )
         self.ssm = client("ssm", region)

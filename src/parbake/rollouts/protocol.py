@@ -125,7 +125,7 @@ class Rollout(Protocol):
         ...
 
     def plan_rollback(self) -> Change:
-        """Decide how the target returns to what it held before; empty when it has returned already.
+        """Decide how the target returns to what it held before; empty when it has already been rolled back.
 
         Raises InputError when nothing is written down that it could return to.
         """

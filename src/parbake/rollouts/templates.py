@@ -162,5 +162,5 @@ def the_way_back(tags: Mapping[str, str], now: Version, where: str) -> str:
     if tags.get(LEFT):
         return ""
     raise InputError(
-        f"{where}: no rollout is written down in its tags", hint="roll out a record of the artefact that you want back"
+        f"{where}: its tags record no rollout", hint="roll out a record of the artefact that you want back"
     )

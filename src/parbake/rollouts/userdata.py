@@ -16,7 +16,7 @@ from parbake.core.errors import InputError
 from parbake.core.yamltext import parse
 
 BEYOND_REACH = ("Bottlerocket", "Windows2019", "Windows2022", "Windows2025")
-"""Families whose user data is no MIME message."""
+"""Families whose user data is not a MIME message."""
 ROOM_FOR_KARPENTER = 3 << 10
 """What Karpenter adds itself, in bytes: the cluster's certificate, labels, the kubelet's settings."""
 _NAME = "parbake-hydrate.sh"
@@ -97,6 +97,6 @@ def _kind(text: str) -> str:
     if "NodeConfig" in text and all(isinstance(each.data, dict) for each in parse(text).documents):
         return "application/node.eks.aws"
     raise InputError(
-        f"the node class's user data is of no known kind: {text.lstrip()[:40]!r}",
+        f"the node class's user data has an unknown format: {text.lstrip()[:40]!r}",
         hint="write it as MIME parts, or remove `hydrate`",
     )

@@ -110,7 +110,7 @@ class Rehearsal:
 
     ``verdict`` looks at every image and starts it; the machine stays up for what may follow (``pull.compare_pull``).
     ``reads`` is a file for what a machine image reads of its disk (``vm.reads``).
-    Entering raises MachineFault when the machine does not come up, BadBase when the file is no artefact,
+    Entering raises MachineFault when the machine does not come up, BadBase when the file is not an artefact,
     EnvironmentProblem when QEMU or another program is missing.
     """
 
@@ -238,7 +238,7 @@ def verify(
     ``plan`` None checks what the store holds, without digests to expect. ``folder`` is for this run's files, ``cache``
     holds the default base, to which a volume is attached; ``memory`` is the machine's, in MiB.
     A bad image, a machine image that does not boot and an artefact for another architecture (accelerator ``none``) are
-    verdicts that did not pass. Raises BadBase for a file that is no artefact, and what says that this machine cannot
+    verdicts that did not pass. Raises BadBase unless the file is an artefact, and what says that this machine cannot
     verify: EnvironmentProblem, CommandFailed, MachineFault for a volume's own base, DiskFull.
     """
     if plan is not None and plan.platform.architecture != Platform.host().architecture:

@@ -37,7 +37,7 @@ def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]
     ended = {region: fast_restore.end(region, bakefile.name) for region in regions}
     for region, snapshots in ended.items():
         for snapshot in snapshots:
-            events.note(f"{region}: fast snapshot restore of {snapshot} is off, its time is over")
+            events.note(f"{region}: fast snapshot restore of {snapshot} is off: its time is up")
     return ended
 
 

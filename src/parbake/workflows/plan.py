@@ -207,7 +207,7 @@ def existing(
     """Find the artefact of a plan among those made before: its file, or what its record says of a cloud.
 
     What a record says is compared with the plan, with itself, with AWS's tags, and where ``trust`` names keys, with
-    its signature; a record that is not to be believed counts as none. One whose list of blocks is another's has to be
+    its signature; a record that cannot be trusted counts as none. One whose list of blocks is another's has to be
     verified again. With ``mend`` (hold ``records.in_use``) what differs from what was signed is written back.
     """
     artefact, path = output / plan.artefact_name, output / f"{plan.artefact_name}{records.SUFFIX}"
@@ -218,9 +218,9 @@ def existing(
     try:
         record = genuine.need(artefact, trust)
         if record.key != plan.key:
-            raise VerificationFailed(f"the record of {artefact.name} is that of another plan")
+            raise VerificationFailed(f"the record of {artefact.name} belongs to another plan")
     except VerificationFailed as error:
-        events.warn(f"{error.message}: it counts for nothing")
+        events.warn(f"{error.message}: it is ignored")
         return None
     if not artefact.exists():
         doubts = {region: genuine.doubt_of_published(record, region) for region in record.published}

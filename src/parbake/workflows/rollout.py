@@ -147,8 +147,8 @@ def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -
     ):
         return False
     events.warn(
-        f"{config.name}: {offered.artefact} was rolled back, and is not handed out again; "
-        f"next: `parbake rollout {offered.artefact} --to {config.name}` does, and so does another artefact"
+        f"{config.name}: {offered.artefact} was rolled back, so `watch` will not roll it out again; "
+        f"run `parbake rollout {offered.artefact} --to {config.name}` to do so, or bake a new one"
     )
     return True
 
@@ -185,7 +185,7 @@ def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
     known = {config.name: config for config in bakefile.rollout}
     if not known:
         raise InputError(
-            "the Bakefile has no `rollout`", hint="say where to: rollout: [{karpenter: {nodeclass: NAME}}]"
+            "the Bakefile has no `rollout`", hint="name a target: rollout: [{karpenter: {nodeclass: NAME}}]"
         )
     wanted = tuple(to)
     for name in wanted:
@@ -275,7 +275,7 @@ def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
         raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
     record = genuine.need(artefact, bakefile.trust)
     if problem := genuine.listed(artefact, record):
-        raise VerificationFailed(f"the record of {artefact.name} is not to be believed: {problem}", hint=_AGAIN)
+        raise VerificationFailed(f"the record of {artefact.name} cannot be trusted: {problem}", hint=_AGAIN)
     return artefact, record
 
 

@@ -162,8 +162,8 @@ def situation(
     traced = record.trace is not None and record.trace.hot_blocks > 0  # all images may have been skipped
     if hot is None and not traced:
         raise InputError(
-            f"{record.artefact} has no start-up trace, so how much a start reads is not known",
-            hint=f"`parbake trace {record.artefact}` finds out, or say it with --hot",
+            f"{record.artefact} has no start-up trace, so how much a start reads is unknown",
+            hint=f"`parbake trace {record.artefact}` finds out, or give it with --hot",
         )
     found = record.trace.hot_bytes if hot is None and record.trace else hot or 0
     return Situation(

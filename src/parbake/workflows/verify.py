@@ -101,7 +101,7 @@ def verify_again(
     if record and record.published and not artefact.is_file():
         there = next(iter(record.published.values()))
         raise InputError(
-            f"{artefact.name} lies in a cloud and not here",
+            f"{artefact.name} lies in a cloud, not on this machine",
             hint="`parbake bake` proves what is not verified yet, there; "
             f"or read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
         )

@@ -140,7 +140,7 @@ def watch(
         except ParbakeError as error:
             if once:
                 raise
-            events.warn(f"{error.message}; next: tried again in {interval:.0f} s")
+            events.warn(f"{error.message}; trying again in {interval:.0f} s")
         else:
             if once:
                 return turn

@@ -20,8 +20,8 @@ from parbake.core.events import Event, Events
 from tests.fakes.aws.ebs_direct_in_process import Raw
 
 EXPECTED = {
-    "ExpiredToken": (AwsNoAccess, "log in anew"),
-    "RequestExpired": (AwsNoAccess, "log in anew"),
+    "ExpiredToken": (AwsNoAccess, "log in again"),
+    "RequestExpired": (AwsNoAccess, "log in again"),
     "UnauthorizedOperation": (AwsNoAccess, "parbake iam"),
     "AccessDeniedException": (AwsNoAccess, "parbake iam"),
     "AuthFailure": (AwsNoAccess, "AWS_PROFILE"),

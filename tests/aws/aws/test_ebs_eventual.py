@@ -112,6 +112,6 @@ def test_a_name_that_is_taken_by_another_snapshots_ami(tmp_path: Path, oven: Ove
     direct.eventual._unknown[there.image] = 2
     with pytest.raises(AwsFault, match="already in use") as caught:
         build(tmp_path, MACHINE)
-    assert "of another snapshot" in caught.value.hint
+    assert "from another snapshot" in caught.value.hint
     assert direct.eventual.hidden == [("DescribeImages", there.image)] * 2
     assert len(oven.bakes) == 2

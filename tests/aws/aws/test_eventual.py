@@ -123,7 +123,7 @@ def test_killed_and_started_again_before_aws_shows_what_was_made(
 
 NEVER = {
     "sg": "RunInstances .* not even",
-    "i": "EC2 has not known i-",
+    "i": "EC2 has not listed i-",
     "ami": "DescribeImages .* not even",
     "snap": "DescribeSnapshots .* not even",
 }

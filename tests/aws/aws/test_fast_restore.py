@@ -207,7 +207,7 @@ def test_a_zone_that_aws_refuses_is_told_and_not_waited_for(shop: Shop) -> None:
 def test_waiting_ends_when_somebody_turns_it_off(shop: Shop) -> None:
     pairs = fast_restore.enable(section(), REGION, [shop.disk], silent())
     shop.cloud.fast.disable([shop.disk.id], [ZONE])
-    with pytest.raises(AwsFault, match="disabled meanwhile"):
+    with pytest.raises(AwsFault, match="disabled in the meantime"):
         fast_restore.wait(pairs, REGION, [shop.disk], silent())
 
 
@@ -285,6 +285,6 @@ def test_the_keys(tmp_path: Path) -> None:
     assert told(f"[{ZONE}]") == repr(section())
     assert told(f"{{zones: [{ZONE}], at: rollout, for: 90m}}") == repr(section(at="rollout", **{"for": "90m"}))
     assert "an hour of it at least" in told(f"{{zones: [{ZONE}], for: 59m}}")
-    assert "in the list already" in told(f"[{ZONE}, {ZONE}]")
+    assert "already in the list" in told(f"[{ZONE}, {ZONE}]")
     assert "in none of the regions" in told("[us-east-1a]")
     assert "names no zone" in told("[]")

@@ -102,7 +102,7 @@ def test_by_parameter(images: list[str]) -> None:
 
 def test_what_cannot_be_baked_onto() -> None:
     image: dict[str, Any] = {"ImageId": "ami-1", "Architecture": "x86_64", "RootDeviceType": "instance-store"}
-    with pytest.raises(BadBase, match="no EBS volume"):
+    with pytest.raises(BadBase, match="not an EBS volume"):
         aws.images.described(image, REGION)
     with pytest.raises(BadBase, match="is pending"):
         aws.images.described({**image, "RootDeviceType": "ebs", "State": "pending"}, REGION)

@@ -194,7 +194,7 @@ def test_an_agent_that_never_answers(cloud: Rockets, volume: Plan, monkeypatch: 
 @pytest.mark.parametrize(
     ("more", "profile", "registries", "said"),
     [
-        ({"artefact": Artefact(kind="machine-image", format="ami")}, "baker", {}, "boots no AMI"),
+        ({"artefact": Artefact(kind="machine-image", format="ami")}, "baker", {}, "does not boot an AMI"),
         ({}, None, {}, "no role for that"),
         ({}, "baker", {"r.example": RegistryOptions(ca="/etc/ca.pem")}, "well-known authority"),
     ],

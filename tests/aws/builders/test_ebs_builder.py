@@ -333,7 +333,7 @@ def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud:
         assert set(held(cloud, made.id)) == {0, 5, 900}
     with pytest.raises(InputError, match="accounts only"):
         build(tmp_path, VOLUME, share_with=["arn:aws:organizations::123456789012:organization/o-abcdefghij"])
-    with pytest.raises(InputError, match="do not deprecate"):
+    with pytest.raises(InputError, match="can be deprecated"):
         build(tmp_path, VOLUME, deprecate_after="90d")
     assert len(oven.bakes) == 1
 

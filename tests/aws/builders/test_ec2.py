@@ -179,7 +179,7 @@ def test_waiting_too_long_keeps_the_ami_for_the_next_run(
     monkeypatch.setattr(images, "_WAIT", 0.0)
     with pytest.raises(DeadlineExceeded, match="last seen: pending") as caught:
         bake()
-    assert "goes on waiting" in caught.value.hint
+    assert "to keep waiting" in caught.value.hint
     half = cloud.left(REGION)
     assert "instances" not in half
     monkeypatch.setattr(images, "_WAIT", 60.0)

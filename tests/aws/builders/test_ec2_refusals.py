@@ -38,7 +38,7 @@ REFUSALS: dict[str, tuple[str, str, str, type[ParbakeError], str]] = {
     "quota of AMIs": ("CreateImage", "AMIQuotaExceeded", "too many", AwsLimit, "`parbake prune`"),
     "permission": ("RunInstances", "UnauthorizedOperation", "You are not authorized", AwsNoAccess, "`parbake iam`"),
     "key": ("RunInstances", "InvalidKMSKey.InvalidState", "disabled", AwsNoAccess, "kms:CreateGrant"),
-    "expired": ("DescribeImages", "RequestExpired", "has expired", AwsNoAccess, "log in anew"),
+    "expired": ("DescribeImages", "RequestExpired", "has expired", AwsNoAccess, "log in again"),
     "expired later": ("GetConsoleOutput", "RequestExpired", "has expired", AwsNoAccess, "same command again"),
     "throttled": ("CreateSecurityGroup", "RequestLimitExceeded", "slow down", AwsLimit, "in some minutes"),
     "no such subnet": ("DescribeSubnets", "InvalidSubnetID.NotFound", "does not exist", AwsNotFound, "`aws.region`"),
@@ -142,7 +142,7 @@ def test_a_login_that_expires_meanwhile_loses_nothing(cloud: Cloud, bake: Bake) 
     cloud.before.append(expired)
     with pytest.raises(AwsNoAccess, match="RequestExpired") as caught:
         bake()
-    assert "log in anew" in caught.value.hint
+    assert "log in again" in caught.value.hint
     [instance] = cloud.left(REGION)["instances"]
     cloud.before.remove(expired)
     baked = bake()
@@ -189,7 +189,7 @@ def test_a_private_registry_without_a_role_is_refused_before_anything_is_made(
 
 def test_no_secret_is_handed_to_an_instance(cloud: Cloud, bake: Bake) -> None:
     registries = {"registry.example": RegistryOptions(credentials="environment")}
-    with pytest.raises(InputError, match="no secret is handed to an instance") as caught:
+    with pytest.raises(InputError, match="hands no secrets to instances") as caught:
         bake(registries=registries)
     assert "ECR" in caught.value.hint
     assert cloud.calls == []
@@ -206,7 +206,7 @@ def test_an_ami_of_another_region(bake: Bake) -> None:
 
 def test_an_ami_of_bottlerocket_is_refused_with_the_way_that_works(cloud: Cloud, bake: Bake) -> None:
     base = cloud.base(REGION, "bottlerocket-aws-k8s-1.33-x86_64-v1.2")
-    with pytest.raises(InputError, match="boots no AMI") as caught:
+    with pytest.raises(InputError, match="does not boot an AMI") as caught:
         bake(of=plan_for(base))
     assert "kind: volume" in caught.value.hint
     assert cloud.left(REGION) == {}
@@ -214,6 +214,6 @@ def test_an_ami_of_bottlerocket_is_refused_with_the_way_that_works(cloud: Cloud,
 
 def test_an_image_of_no_registry_is_refused_before_anything_is_made(cloud: Cloud, plan: Plan, bake: Bake) -> None:
     local = image("localhost/a:1", layout="/here")
-    with pytest.raises(InputError, match="in no registry"):
+    with pytest.raises(InputError, match="not in a registry"):
         bake(of=plan.model_copy(update={"images": (local,)}))
     assert cloud.calls == []

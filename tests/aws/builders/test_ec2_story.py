@@ -65,7 +65,7 @@ def test_an_ami_that_does_not_start_fails_the_command(cloud: Cloud, file: Path) 
     ("wrong", "error", "step"),
     [
         ("credentials", "AwsNoAccess", "aws sso login"),
-        ("token", "AwsNoAccess", "log in anew"),
+        ("token", "AwsNoAccess", "log in again"),
         ("region", "AwsFault", "is a region that exists"),
         ("name", "AwsNotFound", "nearest: my-node-1"),
     ],

@@ -127,9 +127,9 @@ def unfinished(shop: Shop) -> str:
 @pytest.mark.parametrize(
     ("planted", "says"),
     [
-        (strangers, "has not the snapshots"),
-        (another_plans, "has not the snapshots"),
-        (unfinished, "has not the snapshots"),
+        (strangers, "does not have the snapshots"),
+        (another_plans, "does not have the snapshots"),
+        (unfinished, "does not have the snapshots"),
         (lambda _shop: "ami-0123456789abcdef0", "is not there"),
     ],
     ids=["strangers", "of-another-plan", "unfinished", "gone"],
@@ -186,7 +186,7 @@ def test_one_edit_of_a_volumes_snapshot(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_an_image_of_another_account_than_the_record_says(shop: Shop) -> None:
     shop.edit(('"account": ""', '"account": "999999999999"'))
-    shop.refused("is of the account 123456789012, not of 999999999999")
+    shop.refused("belongs to the account 123456789012, not to 999999999999")
 
 
 @pytest.mark.parametrize(

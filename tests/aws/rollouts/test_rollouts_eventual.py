@@ -132,7 +132,7 @@ def test_a_parameter_that_is_made_twice_in_a_row(plain: Plain, stage: Path) -> N
     kitchen(stage.parent, [PARAMETER])
     plain.eventual = Eventual(late=4)
     rollout.rollout(stage, [FIRST.key], Events(), rollout.RolloutOptions(follow=False))
-    with pytest.raises(TargetMoved, match="made meanwhile") as caught:
+    with pytest.raises(TargetMoved, match="made in the meantime") as caught:
         out(stage)
     assert "run the same command again" in caught.value.hint
     plain.parameters.clear()

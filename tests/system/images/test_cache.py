@@ -136,5 +136,5 @@ def test_a_size_that_is_none(corner: Corner) -> None:
     corner.env["PARBAKE_LAYER_CACHE"] = "a lot"
     done = corner.parbake(*BAKE, "-f", "one.yaml")
     assert done.code == 2
-    assert "PARBAKE_LAYER_CACHE: 'a lot' is no size" in done.document["message"]
+    assert "PARBAKE_LAYER_CACHE: 'a lot' is not a valid size" in done.document["message"]
     check_tidy(corner)

@@ -145,7 +145,7 @@ class TestImages:
         run(["skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false",
              f"docker://{name}:{good.digest.replace(':', '-')}.sig",
              f"docker://{name}:{evil.digest.replace(':', '-')}.sig"])  # fmt: skip
-        with pytest.raises(VerificationFailed, match=f"a signature is that of {good.digest}, not of {evil.digest}"):
+        with pytest.raises(VerificationFailed, match=f"a signature is for {good.digest}, not for {evil.digest}"):
             checked(name, keys / "cosign.pub", tag="2")
 
     def test_a_signature_as_a_referrer(self, shop: DockerRegistry, keys: Path, name: str) -> None:
@@ -183,9 +183,9 @@ class TestImages:
     @pytest.mark.parametrize(
         ("payload", "says"),
         [
-            ({"critical": {"type": "x", "image": {}}}, "something else than an image"),
-            ({"critical": []}, "something else than an image"),
-            ([], "no JSON object"),
+            ({"critical": {"type": "x", "image": {}}}, "something other than an image"),
+            ({"critical": []}, "something other than an image"),
+            ([], "not a JSON object"),
             ({"critical": {"type": "cosign container image signature", "image": {"docker-manifest-digest": "x"}}}, "x"),
         ],
     )

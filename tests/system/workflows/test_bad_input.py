@@ -72,8 +72,8 @@ BAKEFILES: dict[str, tuple[str, list[str]]] = {
     "wrong type inside": ("version: 1\nimages: [a.test/b:1]\nkeep_layers: maybe\n", ["line 3", "true or false"]),
     "upper case": ("version: 1\nimages: [a.test/Team:1]\n", ["line 2: images[0]", "Team", "lower case"]),
     "short digest": ("version: 1\nimages: ['a.test/b@sha256:12']\n", ["sha256 digest", "64 hex digits"]),
-    "no tag": ("version: 1\nimages: ['a.test/b:']\n", ["is no tag"]),
-    "twice": ("version: 1\nimages: [a.test/b:1, a.test/b:1]\n", ["is in the list already"]),
+    "no tag": ("version: 1\nimages: ['a.test/b:']\n", ["is not a valid tag"]),
+    "twice": ("version: 1\nimages: [a.test/b:1, a.test/b:1]\n", ["is already in the list"]),
     "no images": ("version: 1\nimages: []\n", ["line 2: images"]),
     "no version": ("images: [a.test/b:1]\n", ["version", "write version: 1"]),
     "another version": ("version: 7\nimages: [a.test/b:1]\n", ["reads version 1, not the number 7"]),
@@ -87,7 +87,7 @@ BAKEFILES: dict[str, tuple[str, list[str]]] = {
     "base that is missing": ("version: 1\nbase: {file: no.raw}\nimages: [a.test/b:1]\n", ["line 2", "no.raw"]),
     "context that is missing": ("version: 1\nimages: [{reference: a.test/b:1, build: no}]\n", ["no", "line 2"]),
     "nothing but localhost": ("version: 1\nimages: [localhost/b:1]\n", ["can only be built"]),
-    "docker": ("version: 1\nruntime: docker\nimages: [a.test/b:1]\n", ["docker is not there yet"]),
+    "docker": ("version: 1\nruntime: docker\nimages: [a.test/b:1]\n", ["docker is not supported yet"]),
     "no YAML": ("version: 1\nimages: [a.test/b:1\n", ["line"]),
     "a tag of YAML": ("version: !!python/object/apply:os.system [true]\nimages: [a.test/b:1]\n", ["line 1"]),
     "two documents": ("version: 1\nimages: [a.test/b:1]\n---\nversion: 1\n", ["second document"]),
@@ -280,7 +280,7 @@ def proxy(registry: DockerRegistry) -> Iterator[FaultyProxy]:
         ([Status(403)], "Denied", ["team/app"]),
         ([Status(429, {"Retry-After": "0"})] * 6, "RegistryError", ["answers 429"]),
         ([Status(418)], "RegistryError", ["answers 418"]),
-        ([Status(200, {"Content-Type": "text/html"}, b"<html>Log in")], "BadContent", ["no manifest"]),
+        ([Status(200, {"Content-Type": "text/html"}, b"<html>Log in")], "BadContent", ["did not deliver a manifest"]),
         ([Status(200, {"Content-Type": OCI_MANIFEST}, b"{" + b" " * (5 << 20))], "BadContent", ["4194304"]),
         ([Status(200, {"Content-Type": OCI_MANIFEST}, b'{"config": 1}')], "BadContent", ["malformed"]),
         ([Flip(20)], "BadContent", ["digest"]),
@@ -449,8 +449,8 @@ def test_records_that_are_none(place: Path) -> None:
 
     for command in ("verify", "show"):
         run(command, "missing.json").refused(2, "InputError", "missing.json", "no such record or file", hint="list")
-        run(command, "notes.json").refused(2, "InputError", "notes.json", "no record of parbake")
-        run(command, "broken.json").refused(2, "InputError", "broken.json", "no record of parbake")
+        run(command, "notes.json").refused(2, "InputError", "notes.json", "not a parbake record")
+        run(command, "broken.json").refused(2, "InputError", "broken.json", "not a parbake record")
         run(command, "artefacts").refused(2, "InputError", "no such record or file")
     run("verify", "notes.txt").refused(2, "BadBase", "notes.txt", "neither a bootable disk nor a volume")
     run("show", "notes.txt").refused(2, "InputError", "has no record beside it")

@@ -273,7 +273,7 @@ def test_what_is_no_vhd_for_azure(tmp_path: Path, wrong: str) -> None:
         with vhd.open("r+b") as file:
             file.seek(-10, os.SEEK_END)
             file.write(b"x")
-    with pytest.raises(BadContent, match="no VHD for Azure"):
+    with pytest.raises(BadContent, match="not a VHD for Azure"):
         check_vhd(vhd, 4 * MIB if wrong == "size" else raw.stat().st_size)
 
 
@@ -331,7 +331,7 @@ def test_what_is_refused(shop: Shop) -> None:
     done = shop.parbake("gcp", shop.volume)
     assert (done.code, "parbake verify" in done.said) == (3, True)
     done = shop.parbake("gke", shop.machine, "--force")
-    assert (done.code, "no ext4 volume" in done.said) == (2, True)
+    assert (done.code, "not an ext4 volume" in done.said) == (2, True)
     done = shop.parbake("azure", Path("missing.raw"), "--force")
     assert (done.code, "no such record" in done.said) == (2, True)
     assert shop.corner.leaked() == []

@@ -123,7 +123,7 @@ def test_prices_of_a_user(tmp_path: Path) -> None:
 def test_prices_that_are_none(tmp_path: Path, text: str) -> None:
     file = tmp_path / "prices.json"
     file.write_text(text)
-    with pytest.raises(InputError, match="is no list of prices"):
+    with pytest.raises(InputError, match="is not a valid price list"):
         load_prices(file)
     with pytest.raises(InputError, match="No such file"):
         load_prices(tmp_path / "none")

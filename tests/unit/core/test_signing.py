@@ -66,7 +66,7 @@ def test_envelopes_as_others_write_them(tmp_path: Path) -> None:
              b'{"payload": "", "payloadType": "application/vnd.in-toto+json", "signatures": [1]}'],
 )  # fmt: skip
 def test_what_is_no_envelope(tmp_path: Path, text: bytes) -> None:
-    with pytest.raises(NotSigned, match="no DSSE envelope"):
+    with pytest.raises(NotSigned, match="not a DSSE envelope"):
         opened(text, [key_pair(tmp_path).public])
 
 
@@ -82,7 +82,7 @@ class TestKeyFiles:
     def test_a_key_that_others_can_read_is_refused(self, tmp_path: Path, mode: int) -> None:
         key_pair(tmp_path)
         (tmp_path / "key.pem").chmod(mode)
-        with pytest.raises(InputError, match=f"its mode {mode:04o} lets others at it") as error:
+        with pytest.raises(InputError, match=f"its mode {mode:04o} lets others read it") as error:
             FileSigner(tmp_path / "key.pem")
         assert "chmod 600" in error.value.hint
 
@@ -119,8 +119,8 @@ class TestKeyFiles:
         (tmp_path / "large").write_bytes(b"x" * (70 << 10))
         os.mkfifo(tmp_path / "pipe")
         for name, says in (
-            ("text", "no public key"), ("large", "no key"), ("pipe", "no regular file"), ("nowhere", "cannot read"),
-            ("key.pem", "holds a private key"), (".", "cannot read|no regular file"),
+            ("text", "no public key"), ("large", "not a key"), ("pipe", "not a regular file"), ("nowhere", "cannot read"),
+            ("key.pem", "holds a private key"), (".", "cannot read|not a regular file"),
         ):  # fmt: skip
             with pytest.raises(InputError, match=says):
                 public_key(tmp_path / name)

@@ -271,5 +271,5 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["20", "GiB", "-1GiB", "20 gigs", "1e3MiB", "yes"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(InputError, match=r"X: .* is no size"):
+    with pytest.raises(InputError, match=r"X: .* is not a valid size"):
         size_of(text, "X")

@@ -149,7 +149,7 @@ class TestReading:
             ("subject", lambda subject: subject.clear(), "subject"),
             ("parbake", lambda mine: mine.update(key="0" * 64), "key"),
             ("parbake", lambda mine: mine.update(artefact="other.raw"), "record of other.raw"),
-            ("parbake", lambda mine: mine.update(published={"eu-west-1": {}}), "published as nothing"),
+            ("parbake", lambda mine: mine.update(published={"eu-west-1": {}}), "names nothing that is published"),
             ("parbake", lambda mine: mine["plan"]["images"][0]["manifest"].update(digest="sha256:" + "0" * 64), "mat"),
             ("predicate", lambda said: said["buildDefinition"]["resolvedDependencies"].clear(), "materials"),
             ("predicate", lambda said: said["buildDefinition"].clear(), "predicate"),
@@ -199,7 +199,7 @@ class TestBaking:
         text = shelf.true.decode().replace(shelf.record.artefact, other.artefact).replace(shelf.record.key, other.key)
         (shelf.output / other.file_name).write_text(text)
         assert plan.existing(shelf.output, other.plan, shelf.events) is None
-        assert "it counts for nothing" in shelf.warnings
+        assert "it is ignored" in shelf.warnings
 
     def test_a_list_of_blocks_that_is_not_the_records_is_not_verified(self, shelf: Shelf) -> None:
         records.blocks_path(shelf.artefact).write_text("another list\n")

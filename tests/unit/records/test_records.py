@@ -51,7 +51,7 @@ def test_a_record_is_an_in_toto_statement_and_reads_back(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"parbake": {}}', "\x00", '{"parbake": 3}'])
 def test_what_is_no_record_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(InputError, match="is no record"):
+    with pytest.raises(InputError, match="is not a parbake record"):
         records.read(tmp_path / "x.json")
     assert records.find(tmp_path) == ()
 

@@ -362,7 +362,7 @@ def test_nothing_to_go_back_to(tmp_path: Path, capsys: pytest.CaptureFixture[str
     kitchen(tmp_path, [GPU])
     code, error = parbake(capsys, "rollback")
     assert code == 2
-    assert "no rollout is written down" in error["message"]
+    assert "records no rollout" in error["message"]
 
 
 def test_a_cluster_without_karpenter(
@@ -404,7 +404,7 @@ def test_who_may_not_is_told_what(
         assert error["error"] == "Stalled"
         return
     assert f'cannot {verb} resource "{plural}" in API group' in error["message"]
-    assert "ask those who run the cluster" in error["hint"]
+    assert "ask the cluster's administrators" in error["hint"]
     assert terms(server) == [{"alias": "al2023@latest"}]
 
 

@@ -279,6 +279,6 @@ def test_without_a_note_there_is_no_way_back(note: str) -> None:
     found = copy.deepcopy(IDS)
     if note:
         found["metadata"]["annotations"] = {ANNOTATION: note}
-    with pytest.raises(InputError, match="no rollout is written down"):
+    with pytest.raises(InputError, match="records no rollout"):
         decide_rollback(found, device="/dev/xvdb")
     assert not decided(found, IMAGE, {}).empty

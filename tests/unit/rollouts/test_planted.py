@@ -207,9 +207,9 @@ def test_a_record_names_no_file_elsewhere_so_that_prune_removes_none(name: str, 
     path = _forged(output, artefact=name)
     prune.prune(output, keep=0)
     assert untouched(victim)
-    with pytest.raises(InputError, match="is no record"):
+    with pytest.raises(InputError, match="is not a parbake record"):
         records.read(path)
-    with pytest.raises(InputError, match="is no record"):
+    with pytest.raises(InputError, match="is not a parbake record"):
         records.read(_forged(output, parent=name or "."))
     with pytest.raises(ValidationError):
         Plan.model_validate({**plan().model_dump(), "name": name})
@@ -282,5 +282,5 @@ def test_work_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
 
 def test_a_list_of_blocks_with_endless_numbers_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.blocks").write_text(f"parbake-blocks 1 blake3 {BLOCK} {'9' * 5000}\n")
-    with pytest.raises(InputError, match="no list of blocks"):
+    with pytest.raises(InputError, match="not a block list"):
         BlockList.read(tmp_path / "a.blocks")

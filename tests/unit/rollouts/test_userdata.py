@@ -80,8 +80,8 @@ def test_what_people_see_is_short() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[settings.kubernetes]\n", "no known kind"),
-        ("H4sIAAAA", "no known kind"),
+        ("[settings.kubernetes]\n", "an unknown format"),
+        ("H4sIAAAA", "an unknown format"),
         ("Content-Type: text/plain\n\nx", "has no parts"),
         ('MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="a"\n\n', "has no parts"),
     ],

@@ -80,7 +80,7 @@ def test_a_record_with_a_hostile_key_is_not_exported(word: str, tmp_path: Path) 
     for script in out.glob("*.sh"):
         run(script.read_text(), out)
     assert not out.exists() or not (out / "p").exists()
-    with pytest.raises(InputError, match="no record of parbake"):
+    with pytest.raises(InputError, match="not a parbake record"):
         records.read(path)
 
 

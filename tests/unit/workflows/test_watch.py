@@ -76,7 +76,7 @@ def test_something_is_done_at_first_and_when_something_moved(monkeypatch: pytest
 def test_what_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     acted, _, warnings = taking_turns(monkeypatch, [{"a": "1"}, RegistryError("down"), {"a": "2"}])
     assert acted == [("a",), ("a",)]
-    assert warnings == ["down; next: tried again in 100 s"]
+    assert warnings == ["down; trying again in 100 s"]
 
 
 def test_a_bake_that_fails_is_tried_again_although_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:

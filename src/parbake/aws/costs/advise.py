@@ -42,7 +42,7 @@ SPEEDS = {"mild": Speeds(), "harsh": Speeds(latency=0.035, cold_rate=40.0)}
 class Situation(Frozen):
     """What is started, how often and where. Bytes and seconds.
 
-    ``volume`` is the provisioned size, ``data`` what of it is no hole, ``hot`` what a start reads in whole blocks,
+    ``volume`` is the provisioned size, ``data`` what of it is not a hole, ``hot`` what a start reads in whole blocks,
     ``transfer`` what a pull fetches. ``boot`` is the time between the volume's attachment and the runtime's start,
     ``burst`` how many nodes start at once in a zone.
     """

@@ -49,7 +49,7 @@ def load_prices(path: Path | None = None) -> Prices:
     except (ValueError, TypeError, AttributeError, ValidationError) as error:
         lines = "; ".join(line.strip() for line in str(error).splitlines()[:4])
         raise InputError(
-            f"{path} is no list of prices: {lines}",
+            f"{path} is not a valid price list: {lines}",
             hint=f"keys are {', '.join(known)}; `parbake advise --json` shows all",
         ) from None
 

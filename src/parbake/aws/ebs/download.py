@@ -86,7 +86,7 @@ def _snapshot_of(what: str, region: str) -> tuple[str, bool]:
     image = described(images[0], ec2.region)
     if not image.snapshots:
         raise InputError(
-            f"{what} does not say from which snapshot its root disk is made",
+            f"{what} does not name the snapshot of its root disk",
             hint=f"copy it into your account first: aws ec2 copy-image --source-image-id {what} …",
         )
     return image.snapshots[0], images[0].get("TpmSupport") == "v2.0"
@@ -147,7 +147,5 @@ def _get(client: aws.Client, snapshot: str, index: int, token: str) -> tuple[byt
         data: bytes = answer["BlockData"].read()
     digest = hashlib.sha256(data).digest()
     if len(data) != BLOCK or answer["Checksum"] != base64.b64encode(digest).decode():
-        raise BadContent(
-            f"block {index} of {snapshot} is not what its checksum says", hint="run the same command again"
-        )
+        raise BadContent(f"block {index} of {snapshot} does not match its checksum", hint="run the same command again")
     return data, digest

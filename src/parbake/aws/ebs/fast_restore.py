@@ -90,7 +90,7 @@ def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], events: Event
     def look() -> aws.Look:
         seen = _states(ec2, [name for name, _ in pairs], ())
         states = [seen.get(pair, "not known yet") for pair in pairs]
-        failed = "it was disabled meanwhile" if {"disabling", "disabled"} & set(states) else ""
+        failed = "it was disabled in the meantime" if {"disabling", "disabled"} & set(states) else ""
         return aws.Look(all(state == "enabled" for state in states), ", ".join(sorted(set(states))), failed=failed)
 
     aws.wait(
@@ -98,7 +98,7 @@ def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], events: Event
         look,
         seconds=1800 + 2 * size / TIB * _SECONDS_PER_TIB,
         events=events,
-        hint="run the same command again: AWS goes on meanwhile",
+        hint="run the same command again: AWS continues in the meantime",
     )
 
 

@@ -89,7 +89,9 @@ def _register(ec2: aws.Client, request: dict[str, Any], snapshot: str, events: E
         found = aws.named(ec2, request["Name"], events)
         if found and _root(found) == snapshot:
             return str(found["ImageId"])
-        hint = "an AMI of that name exists and is of another snapshot: rename it, or change `name` in the Bakefile"
+        hint = (
+            "an AMI of that name exists and is made from another snapshot: rename it, or change `name` in the Bakefile"
+        )
         raise AwsFault(error.message, code=error.code, hint=hint) from error
 
 

@@ -46,7 +46,7 @@ def copy(snapshot: str, source: str, region: str, *, stamp: Stamp, name: str, km
         lambda: look(made, region),
         seconds=_WAIT,
         events=events,
-        hint="run the same command again: AWS goes on copying meanwhile",
+        hint="run the same command again: AWS keeps copying in the meantime",
     )
     return made
 

@@ -118,7 +118,7 @@ class Pace:
             self.stop()
         failures = [error for done in workers if (error := done.exception())]
         for error in sorted(failures, key=lambda error: isinstance(error, Interrupted)):
-            raise error  # the first that is no consequence of another
+            raise error  # the first that is not a consequence of another
 
 
 def _is_throttling(error: AwsFault) -> bool:

@@ -250,8 +250,8 @@ def _put(order: Order, journal: Journal, events: Events) -> BlockList:
         after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise InputError(
-                f"{order.path} changed while it was sent",
-                hint="let nothing write to the file meanwhile; `parbake bake --force` makes it anew",
+                f"{order.path} changed during the upload",
+                hint="make sure that nothing writes to the file meanwhile; `parbake bake --force` makes it anew",
             )
     return BlockList(before.st_size, writer.found)
 

@@ -147,7 +147,7 @@ def _blocks(scope: Scope) -> Iterator[Policy]:
     """Allow to write snapshots by the EBS direct APIs, and to read parbake's own and those that a bake starts from.
 
     The tags of a new snapshot need ec2:CreateTags, for which AWS sets no creating action here; but it asks for the
-    snapshot ``*``, which is no snapshot that exists. A child holds what its parent holds, so that a parent has to be
+    snapshot ``*``, which is not a snapshot that exists. A child holds what its parent holds, so that a parent has to be
     one that may be read.
     """
     aws, snapshots = scope.bakefile.aws, scope.ec2("snapshot")

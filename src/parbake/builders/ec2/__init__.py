@@ -4,7 +4,7 @@ A volume's bake fills the instance's second disk; the snapshot of that is proven
 
 Nothing can get into the builder: no key pair, no inbound rule, no agent; it reports on its serial console. Bottlerocket
 alone cannot work so: its agent is told what to do (``bottlerocket.py``). Everything
-carries the content key: a run that was killed is gone on with by the next one from what is there, and what is
+carries the content key: the next run resumes a killed one from what is there, and what is
 temporary is removed at the end, however it ends. An older AMI is never touched.
 """
 
@@ -102,13 +102,13 @@ def _need_registries(plan: Plan, settings: AwsSection, registries: Mapping[str, 
     local = [image.reference for image in plan.all_images if image.layout]
     if local:
         raise InputError(
-            f"{local[0]} is in no registry, so that no instance can pull it",
+            f"{local[0]} is not in a registry, so no instance can pull it",
             hint="give it a name in a registry (ECR), so that it is pushed; or bake with `builder: ebs`",
         )
     with_login = [host for host in hosts(plan) if registries.get(host, RegistryOptions()).credentials in _LOGINS]
     if with_login:
         raise InputError(
-            f"{with_login[0]} wants a login of this machine, and no secret is handed to an instance",
+            f"{with_login[0]} needs a login of this machine, and parbake hands no secrets to instances",
             hint="push the images to ECR, where its role logs in; or let this machine pull: `builder: ebs`",
         )
     private = [host for host in hosts(plan) if logs_in(host, registries)]
@@ -189,7 +189,7 @@ class _Run:
             if instance:
                 self.token = aws.as_dict(instance)[aws.RUN]
                 self._stamped()
-                self.events.note(f"goes on with {instance['InstanceId']} of an earlier run")
+                self.events.note(f"resuming with {instance['InstanceId']} of an earlier run")
             else:
                 instance = self.launcher.launch(self._launch_spec(), on_demand=on_demand)
             identity, console = instance["InstanceId"], Console(self.token)
@@ -204,7 +204,7 @@ class _Run:
             except SpotReclaimed as error:
                 if on_demand or self.settings.purchase != "spot-first":
                     raise
-                self.events.warn(f"{error.message}: again on demand")
+                self.events.warn(f"{error.message}: retrying on demand")
                 on_demand = True
                 remove(self._leftovers(self.region), self.region, self.events)
                 self.launcher = Launcher(self.ec2, self.settings, self.plan.platform, self.events)
@@ -317,7 +317,7 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
 
 def _proof(image: Image, said: Mapping[str, Any] | None) -> ImageVerdict:
     if said is None:
-        return ImageVerdict(reference=image.reference, problems=("the machine said nothing of it",))
+        return ImageVerdict(reference=image.reference, problems=("the machine did not report on it",))
     started = said.get("start_seconds")
     return ImageVerdict(
         reference=image.reference,

@@ -50,7 +50,7 @@ def refuse(plan: Plan, registries: Mapping[str, RegistryOptions], profile: str) 
     """Refuse what Bottlerocket cannot do or parbake has no way to. Raises InputError."""
     if plan.artefact.kind != "volume":
         raise InputError(
-            "Bottlerocket boots no AMI that anybody has changed",
+            "Bottlerocket does not boot an AMI that was changed",
             hint="write `artefact: {kind: volume}`: its data volume takes the images",
         )
     if not profile:
@@ -117,7 +117,7 @@ def _subject(image: Image, plan: Plan) -> list[str]:
     if startup.args and not startup.command:
         reason = "has arguments for the image's own entrypoint"  # which ctr would leave out
     elif not all(command) or any("\n" in word for word in (*env, *command)):
-        reason = "has an empty word, or one of several lines"
+        reason = "has an empty argument, or one of several lines"
     if reason:
         said = f"its startup {reason}, so it is not started on Bottlerocket: only the store was looked at"
     if reason or image == plan.sandbox:

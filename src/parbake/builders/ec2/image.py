@@ -21,7 +21,7 @@ from parbake.core.events import Events
 from parbake.core.model import GIB, Published, Snapshot
 
 _WAIT = 6 * 3600.0  # seconds: the first snapshot of a large volume takes hours
-_HINT = "the AMI is still being made: run the same command again, and it goes on waiting"
+_HINT = "the AMI is still being made: run the same command again to keep waiting for it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,8 +223,8 @@ class Launcher:
                 unknown = Deadline(aws.UNKNOWN_SECONDS, identity)
             elif not unknown.left:
                 raise AwsNotFound(
-                    f"EC2 has not known {identity} for {unknown.seconds:.0f} s",
-                    hint="somebody has removed it, or AWS is in trouble: run the same command again",
+                    f"EC2 has not listed {identity} for {unknown.seconds:.0f} s",
+                    hint="somebody has removed it, or AWS has a problem: run the same command again",
                 )
             text, throttled = self._console(identity, runs=state in {"running", "stopping"})
             tail = "\n".join([line for line in text.splitlines() if line.strip()][-_TAIL:]) or tail

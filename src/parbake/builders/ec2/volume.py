@@ -19,7 +19,7 @@ from parbake.core.events import Events
 from parbake.core.model import GIB, Family, Plan, Published, Snapshot
 
 _WAIT = 6 * 3600.0  # seconds: the first snapshot of a large volume takes hours
-_HINT = "the snapshot is still being made: run the same command again, and it goes on waiting"
+_HINT = "the snapshot is still being made: run the same command again to keep waiting for it"
 
 
 def refuse(plan: Plan, settings: AwsSection) -> None:
@@ -29,7 +29,7 @@ def refuse(plan: Plan, settings: AwsSection) -> None:
     if not all(share.isdigit() for share in settings.share_with):
         raise InputError("AWS shares snapshots with accounts only", hint="name accounts in `aws.share_with`")
     if settings.deprecate_after:
-        raise InputError("snapshots do not deprecate, AMIs do", hint="remove `aws.deprecate_after`")
+        raise InputError("only AMIs can be deprecated, not snapshots", hint="remove `aws.deprecate_after`")
 
 
 def data_device(source: aws.SourceImage) -> str:

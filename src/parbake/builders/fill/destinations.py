@@ -115,5 +115,5 @@ def _move(staged: Path, upper: Path) -> None:
     status = upper.stat()
     os.chown(staged, status.st_uid, status.st_gid)
     staged.chmod(stat.S_IMODE(status.st_mode))
-    os.utime(staged, ns=(0, 0))  # the moment of the bake is no part of it
+    os.utime(staged, ns=(0, 0))  # the moment of the bake is not part of it
     staged.rename(upper)

@@ -40,7 +40,7 @@ class Endable:
 class Tee:
     """Hands what the engine receives to a writer in another thread, as an iterable; a context manager.
 
-    The engine's ``keep`` takes any object with ``write``. A writer that ends early (the blob is there) is no error.
+    The engine's ``keep`` takes any object with ``write``. A writer that ends early (the blob is there) is not an error.
     """
 
     def __init__(self, writer: Callable[[Iterator[bytes]], None]) -> None:

@@ -91,7 +91,7 @@ class PackerBuilder:
         try:
             text = (folder / _MANIFEST).read_text()
         except FileNotFoundError as error:
-            raise ParbakeError("packer ended well and wrote no manifest", hint=_WRAPPED) from error
+            raise ParbakeError("packer succeeded, but wrote no manifest", hint=_WRAPPED) from error
         made = packer.artefacts(text, key=plan.key)
         if region not in made:
             raise ParbakeError(f"packer made an AMI in {', '.join(made)}, and not in {region}", hint=_WRAPPED)
@@ -155,7 +155,7 @@ def _build(folder: Path, log: Path, seconds: float, events: Events) -> None:
     if process.code:
         raise CommandFailed(
             f"packer build ended with code {process.code}\n{process.tail}", code=process.code, output=process.tail,
-            hint="Packer has removed what it made; mend what it says, and run the same command again",
+            hint="Packer has removed what it made; fix what it reports, and run the same command again",
         )  # fmt: skip
 
 

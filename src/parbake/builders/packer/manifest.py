@@ -13,7 +13,7 @@ from typing import Any
 from parbake.core.errors import ParbakeError
 
 _PART = re.compile(r"([a-z]{2,}(?:-[a-z0-9]+)+):(ami-[0-9a-f]+)")
-_HINT = "look into the output of packer above; `packer build` in the exported folder shows more"
+_HINT = "see the output of packer above; `packer build` in the exported folder shows more"
 
 
 def artefacts(text: str, *, key: str = "") -> dict[str, str]:

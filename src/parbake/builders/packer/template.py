@@ -101,7 +101,7 @@ def reference_text(bakefile: Bakefile, images: Sequence[Image] = ()) -> list[str
         reference = entry.parsed
         if reference.is_local:
             raise InputError(
-                f"{reference} is on this machine alone, and Packer's instance pulls from a registry",
+                f"{reference} is only on this machine, and Packer's instance pulls from a registry",
                 hint="name it with a registry, so that the build is pushed there",
             )
         found.append(_pinned(reference, pins.get(str(reference), "")))
@@ -145,7 +145,9 @@ def _warnings(bakefile: Bakefile) -> tuple[str, ...]:
         found.append(f"aws.subnets: Packer takes one, {bakefile.aws.subnets[0]}")
     for host, options in bakefile.registries.items():
         if options.credentials in {"docker", "environment"} or options.plain_http or options.ca or options.mirrors:
-            found.append(f"registries.{host}: Packer's instance logs in to ECR alone, and knows nothing of this")
+            found.append(
+                f"registries.{host}: Packer's instance logs in only to ECR, and this setting does not reach it"
+            )
     return tuple(found)
 
 

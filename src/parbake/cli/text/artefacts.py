@@ -76,7 +76,9 @@ def preview_text(preview: Preview) -> str:
     """Return the preview for people."""
     if preview.plan is None:
         names = "\n".join(f"  {reference}" for reference in preview.to_build)
-        return f"To be built first (their content decides the key):\n{names}\nThen `parbake bake` plans and bakes."
+        return (
+            f"Images to build first (the key depends on their content):\n{names}\nThen `parbake bake` plans and bakes."
+        )
     plan = preview.plan
     sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
     about = "about " if sizes.estimated else ""

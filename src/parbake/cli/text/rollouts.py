@@ -130,9 +130,9 @@ def pruned_json(pruned: Pruned) -> dict[str, object]:
 
 def pruned_text(pruned: Pruned, *, dry_run: bool) -> str:
     """Return what was decided about published artefacts, for people."""
-    ended = "".join(f"\nfast snapshot restore of {each} is off, its time was over" for each in pruned.fast_ended)
+    ended = "".join(f"\nfast snapshot restore of {each} is off: its time was up" for each in pruned.fast_ended)
     if not pruned.verdicts:
-        return f"nothing of parbake is published in {', '.join(pruned.regions)}{ended}"
+        return f"parbake has published nothing in {', '.join(pruned.regions)}{ended}"
     verbs = {
         "keep": "kept",
         "wait": "waits",

@@ -43,7 +43,7 @@ def envelope(payload: bytes, signer: Signer, payload_type: str = IN_TOTO) -> byt
 def opened(document: Any, keys: Sequence[PublicKey], payload_type: str = IN_TOTO) -> tuple[bytes, PublicKey]:
     """Return the payload of an envelope (its JSON, read or as bytes), and which of ``keys`` has signed it.
 
-    Raises NotSigned when none has, or when it is no envelope of this payload type.
+    Raises NotSigned when none has, or when it is not an envelope of this payload type.
     """
     try:
         read = json.loads(document) if isinstance(document, bytes) else document
@@ -51,7 +51,7 @@ def opened(document: Any, keys: Sequence[PublicKey], payload_type: str = IN_TOTO
         said = read["payloadType"]
         texts = [_decoded(each["sig"]) for each in signatures[:_MOST_SIGNATURES]]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise NotSigned("has a signature that is no DSSE envelope") from None
+        raise NotSigned("has a signature that is not a DSSE envelope") from None
     if said != payload_type:
         raise NotSigned(f"has a signature over {str(said)[:80]!r}, not over {payload_type}")
     message = pae(payload_type, payload)

@@ -98,7 +98,7 @@ def read_public_key(data: bytes, name: str) -> PublicKey:
 
     if b"PRIVATE KEY-----" in data:
         raise InputError(
-            f"{name} holds a private key, and nobody else should have that",
+            f"{name} holds a private key, which nobody else should have",
             hint=f"name its public half: openssl pkey -in {name} -pubout -out FILE (of cosign's: cosign.pub)",
         )
     load = serialization.load_pem_public_key if b"-----BEGIN" in data else serialization.load_der_public_key
@@ -133,7 +133,7 @@ def _private_key(path: Path) -> Ed25519PrivateKey | EllipticCurvePrivateKey:
         )
     if b"ENCRYPTED" in data:
         raise InputError(
-            f"{path} is encrypted, and there is nobody to ask for its password",
+            f"{path} is encrypted, and parbake cannot ask for its password",
             hint=f"openssl pkey -in {path} -out FILE decrypts it; keep FILE as a secret (chmod 600), or use AWS KMS",
         )
     try:
@@ -165,10 +165,10 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
         with open(handle, "rb") as file:  # noqa: PTH123 - from a descriptor
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path} is no regular file", hint="name the file that holds the key")
+                raise InputError(f"{path} is not a regular file", hint="name the file that holds the key")
             if secret and status.st_mode & _TOO_WIDE:
                 raise InputError(
-                    f"{path} is a private key, and its mode {stat.S_IMODE(status.st_mode):04o} lets others at it",
+                    f"{path} is a private key, and its mode {stat.S_IMODE(status.st_mode):04o} lets others read it",
                     hint=f"chmod 600 {path}; make a new one if others have been on this machine",
                 )
             data = file.read(_LARGEST + 1)
@@ -176,5 +176,5 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
         hint = "relative paths begin at the Bakefile's folder"
         raise InputError(f"cannot read the key {path}: {error.strerror}", hint=hint) from None
     if len(data) > _LARGEST:
-        raise InputError(f"{path} has more than {_LARGEST >> 10} KiB: this is no key", hint="name a key in PEM")
+        raise InputError(f"{path} has more than {_LARGEST >> 10} KiB: this is not a key", hint="name a key in PEM")
     return data

@@ -87,7 +87,7 @@ def build(
 
     ``work`` is a folder of this run, ``cache`` keeps the builder's store and the layouts of ``localhost/`` images;
     ``force`` builds even when nothing changed (base images and remote files may have). With ``SOURCE_DATE_EPOCH`` set,
-    layers are as reproducible as the builder can make them; it is no default, since buildah then gives every file that
+    layers are as reproducible as the builder can make them; not by default, since buildah then gives every file that
     time, and programs that compare times (Python's byte code) start slower.
 
     Raises InputError (context, reference), EnvironmentProblem (nothing to build with), CommandFailed (the build

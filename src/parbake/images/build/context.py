@@ -218,7 +218,7 @@ def digest(spec: BuildSpec, platform: Platform, *, source_date_epoch: str = "") 
     context, containerfile = spec.context, spec.file
     if not context.is_dir():
         raise InputError(
-            f"{context}: the build context is no folder", hint="set images[].build.context in the Bakefile"
+            f"{context}: the build context is not a folder", hint="set images[].build.context in the Bakefile"
         )
     if not containerfile.is_file():
         raise InputError(

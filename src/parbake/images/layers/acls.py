@@ -43,7 +43,7 @@ def with_acl(node: Node, key: bytes, value: bytes) -> None:
         return
     if key == DEFAULT and not node.is_folder:
         if acl:
-            raise LayerError("a default ACL for what is no folder")
+            raise LayerError("a default ACL for what is not a folder")
     elif acl:
         _check(acl)
         if key == ACCESS:

@@ -172,7 +172,7 @@ class Archive:
             self._make_sparse(entry, self._old_map(entry))
         elif version is not None and found is not None:
             if header_only:
-                raise invalid("a sparse map for what is no file")
+                raise invalid("a sparse map for what is not a file")
             self._read_sparse(entry, found, version)
         return entry
 

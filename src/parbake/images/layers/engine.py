@@ -249,7 +249,9 @@ class _Compressed:
             raise self._wrong(f"the bytes that arrived have the digest {found}")
 
     def _wrong(self, what: str) -> BadContent:
-        return BadContent(f"layer {self._layer.digest}: {what}", hint="try again; if it stays so, push the image again")
+        return BadContent(
+            f"layer {self._layer.digest}: {what}", hint="try again; if it keeps failing, push the image again"
+        )
 
 
 class _Tar:

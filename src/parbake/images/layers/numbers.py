@@ -52,7 +52,7 @@ def numeric(field: bytes) -> int:
             raise ValueError
         value = int(digits, 8)
     except ValueError:
-        raise invalid(f"{field!r} is no octal number") from None
+        raise invalid(f"{field!r} is not an octal number") from None
     if value >> 64:
         raise invalid("a number that does not fit 64 bits")
     return value if value <= INT64_MAX else value - (1 << 64)
@@ -63,7 +63,7 @@ def decimal(value: bytes) -> int:
     digits = value[1:] if value[:1] in {b"+", b"-"} else value
     # 20 digits hold any 64-bit number; the cap keeps a hostile megabyte of digits from costing quadratic time.
     if not digits.isdigit() or len(digits.lstrip(b"0")) > 20:
-        raise invalid(f"{value[:40]!r} is no decimal number")
+        raise invalid(f"{value[:40]!r} is not a decimal number")
     number = int(value)
     if not _INT64_MIN <= number <= INT64_MAX:
         raise invalid(f"{value[:40]!r} does not fit 64 bits")
@@ -77,7 +77,7 @@ def nanoseconds(value: bytes) -> int:
     if not fraction:
         return whole
     if not fraction.isdigit():
-        raise invalid(f"{value[:40]!r} is no time")
+        raise invalid(f"{value[:40]!r} is not a time")
     part = int(fraction[:_NANO_DIGITS].ljust(_NANO_DIGITS, b"0"))
     return whole - part if seconds.startswith(b"-") else whole + part
 
@@ -101,7 +101,7 @@ def records(body: bytes) -> dict[bytes, bytes]:
             raise invalid("a PAX record whose length is wrong")
         key, equals, value = body[space + 1 : end - 1].partition(b"=")
         if not equals or not key or b"\0" in (value if key in _NO_NUL else key):
-            raise invalid("a PAX record that is no key=value")
+            raise invalid("a PAX record that is not key=value")
         if key in _SPARSE_PIECES:
             if key != _SPARSE_PIECES[len(pieces) % 2] or b"," in value:
                 raise invalid("a sparse map out of order")

@@ -219,7 +219,7 @@ class Resolver[P: tuple[object, bytes]](ABC):
         by its text alone, and it lets the kernel follow the links that one round has left on the way. Where that leads
         outside (containerd would look at the host's files there) nothing is found.
 
-        Raises LayerError when there is no end, or something that is no folder in the way.
+        Raises LayerError when there is no end, or something that is not a folder in the way.
         """
         path, walked, before = wanted, 0, -1
         while walked != before:
@@ -399,7 +399,7 @@ class Folders(Resolver[Place]):
                 raise
             target = self.link(place, name)
             if target is None:
-                raise LayerError(f"the layer puts something into {shown(path)}, which is no folder") from None
+                raise LayerError(f"the layer puts something into {shown(path)}, which is not a folder") from None
             return target
         self.known[path] = found
         return found

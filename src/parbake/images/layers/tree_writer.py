@@ -52,7 +52,7 @@ class Nodes(Resolver[Place]):
         if child.is_link:
             return child.data
         if not child.is_folder:
-            raise LayerError(f"the layer puts something into {shown(join(place[1], name))}, which is no folder")
+            raise LayerError(f"the layer puts something into {shown(join(place[1], name))}, which is not a folder")
         return child, join(place[1], name)
 
     def link(self, place: Place, name: bytes) -> bytes | None:

@@ -56,7 +56,7 @@ def read_url(text: str) -> Url:
     if url.scheme not in PORTS:
         raise _no_url(text, "it is not HTTP")
     if not _HOST.fullmatch(url.host or "") or url.port == 0:
-        raise _no_url(text, "its host or port is none")
+        raise _no_url(text, "its host or port is not valid")
     return url._replace(fragment=None)
 
 
@@ -131,6 +131,6 @@ def _no_url(text: str, reason: str) -> RegistryError:
     if "@" in place:
         place = "(not shown: it may hold a password)"
     return RegistryError(
-        f"a server names a place that is no URL to follow: {reason}: {place[:_SHOWN]}",
-        hint="ask those who run the registry; one that is attacked or hostile may answer so",
+        f"a server sent a URL that parbake does not follow: {reason}: {place[:_SHOWN]}",
+        hint="contact the registry's operators; a compromised or hostile registry may answer so",
     )

@@ -214,7 +214,7 @@ class Authorizer:
         both_here = is_loopback(self.host) and is_loopback(realm.netloc or "")
         if realm.scheme == "http" and not (both_here or self._options.plain_http):
             raise Denied(
-                f"{self.host}: its token server {realm.netloc} speaks plain HTTP, so nothing is asked of it",
+                f"{self.host}: its token server {realm.netloc} speaks plain HTTP, so parbake does not ask it",
                 hint=f"the registry must name an https realm; registries.{self.host}.plain_http: true overrides",
             )
         return realm
@@ -231,7 +231,7 @@ class Authorizer:
         except TooNear as error:
             raise Denied(
                 f"{self.host}: its token server is refused: {error.message}, and the registry's address is {nearest}",
-                hint="a registry may send nobody nearer than it is itself: ask those who run it",
+                hint="a registry may not point to a more private network than its own: contact its operators",
             ) from error
         content = self._transport.read(response, _TOKEN_LIMIT, f"{where}: a token")
         if response.status in _RETRIED:

@@ -179,5 +179,5 @@ class Blob:
         promised = f"the manifest says {self._descriptor.size} bytes"
         return BadContent(
             f"{self._what}: {promised}, what {self._endpoints[0].host} sends is {actual}",
-            hint="push the image again; if it stays, the registry's storage is damaged or a proxy alters content",
+            hint="push the image again; if that does not help, its storage is damaged or a proxy alters content",
         )

@@ -115,7 +115,7 @@ def answers(
             found[reference] = future.result(timeout=max(0.0, end - time.monotonic()))
         except (ParbakeError, TimeoutError, CancelledError) as error:
             said = getattr(error, "message", "") or "the registry takes too long"
-            note(f"{reference}: which signatures and attestations it carries is not known: {said}")
+            note(f"{reference}: its signatures and attestations are unknown: {said}")
     return {reference: each for reference, each in found.items() if each}
 
 
@@ -179,9 +179,9 @@ def _check_simple(payload: bytes, layer: Entry, digest: str, key: PublicKey) -> 
     critical = critical if isinstance(critical, dict) else {}
     said = critical.get("image")
     if not isinstance(said, dict) or critical.get("type") != _PAYLOAD_TYPE:
-        raise NotSigned("the key has signed something else than an image")
+        raise NotSigned("the key has signed something other than an image")
     if said.get("docker-manifest-digest") != digest:
-        raise NotSigned(f"a signature is that of {str(said.get('docker-manifest-digest'))[:80]}, not of {digest}")
+        raise NotSigned(f"a signature is for {str(said.get('docker-manifest-digest'))[:80]}, not for {digest}")
 
 
 def _check_bundle(text: bytes, digest: str, key: PublicKey) -> None:
@@ -192,11 +192,11 @@ def _check_bundle(text: bytes, digest: str, key: PublicKey) -> None:
     statement = _json(payload)
     if statement.get("predicateType") != _SIGN_PREDICATE:
         kind = str(statement.get("predicateType"))[:80]
-        raise NotSigned(f"the key has attested {kind} of it, which is no signature")
+        raise NotSigned(f"the key has attested {kind} of it, which is not a signature")
     subjects = statement.get("subject")
     digests = [each.get("digest") for each in subjects if isinstance(each, dict)] if isinstance(subjects, list) else []
     if not any(isinstance(each, dict) and each.get("sha256") == digest.removeprefix("sha256:") for each in digests):
-        raise NotSigned(f"a bundle is that of another image, not of {digest}")
+        raise NotSigned(f"a bundle is for another image, not for {digest}")
 
 
 def _json(text: bytes) -> dict[str, Any]:
@@ -205,5 +205,5 @@ def _json(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise NotSigned("a signature's payload is no JSON object")
+        raise NotSigned("a signature's payload is not a JSON object")
     return found

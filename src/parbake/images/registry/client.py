@@ -102,7 +102,7 @@ class Registry:
     def looking(self, images: Iterable[Image]) -> Callable[[], dict[str, tuple[Attached, ...]]]:
         """Begin to look, beside other work, what else images carry; return what gives the answers, by reference.
 
-        What cannot be known is noted, and is no error.
+        What cannot be known is noted, and is not an error.
         """
         pulled = [each for each in images if not each.layout and not Reference.parse(each.reference).is_local]
         asked = {
@@ -138,7 +138,7 @@ class Registry:
     def _mirror(self, text: str, namespace: str) -> Endpoint:
         parts = urlsplit(text if "://" in text else f"//{text}")
         if not _HOST.fullmatch(parts.netloc) or parts.scheme not in {"", "http", "https"}:
-            raise InputError(f"registries.{namespace}.mirrors: {text!r} is no host", hint="write host[:port][/path]")
+            raise InputError(f"registries.{namespace}.mirrors: {text!r} is not a host", hint="write host[:port][/path]")
         options = self._options.get(parts.netloc, RegistryOptions())
         if parts.scheme == "http":
             options = options.model_copy(update={"plain_http": True})
@@ -314,7 +314,7 @@ class _Repository:
             except Unreachable as error:
                 if not mirror.down.is_set():
                     mirror.down.set()
-                    self._note(f"the mirror {mirror.host} is left alone from now on: {error}")
+                    self._note(f"the mirror {mirror.host} is not used from now on: {error}")
             except (Missing, RegistryError, NoSuchImage) as error:
                 self._note(f"the mirror {mirror.host} does not help: {error}")
         return ask(registry)

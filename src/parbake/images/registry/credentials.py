@@ -69,7 +69,7 @@ def find_credentials(host: str, repository: str, options: RegistryOptions) -> Cr
             target = ecr.parse(host)
             if target is None:
                 raise EnvironmentProblem(
-                    f"{host} is no ECR host", hint=f"remove registries.{host}.credentials: ecr, or write auto"
+                    f"{host} is not an ECR host", hint=f"remove registries.{host}.credentials: ecr, or write auto"
                 )
             return _from_ecr(host, target)
         case "auto":
@@ -192,7 +192,7 @@ def _from_helper(name: str, host: str, path: Path) -> Credentials | None:
         answer = json.loads(done.stdout)
         username, secret = str(answer["Username"]), str(answer["Secret"])
     except (ValueError, KeyError, TypeError) as error:
-        raise EnvironmentProblem(f"{host}: {where} answers with something else than credentials") from error
+        raise EnvironmentProblem(f"{host}: {where} answers with something other than credentials") from error
     if not secret:
         return None
     if username == _TOKEN_USER:

@@ -73,7 +73,7 @@ class _Loose(BaseModel):
 
 
 type _Word = Annotated[str, AfterValidator(word)]
-"""A word that may come to be shown; what is no printable character in it stands there escaped."""
+"""A word that may come to be shown; what is not a printable character in it stands there escaped."""
 
 
 class Words(_Loose):
@@ -184,18 +184,18 @@ def load(what: str, body: bytes, shape: strictjson.Shape | None = None) -> Any:
 def read_document(what: str, body: bytes, content_type: str) -> Document:
     """Read a manifest or an index; ``content_type`` is what the server or the descriptor calls it (may be empty).
 
-    Raises BadContent when it is neither, NoSuchImage for schema 1 and for artifacts that are no image.
+    Raises BadContent when it is neither, NoSuchImage for schema 1 and for artifacts that are not images.
     """
     content_type = content_type.partition(";")[0].strip().lower()
     try:
         raw = load(f"{what}: the manifest", body, strictjson.DOCUMENT)
     except (ValueError, RecursionError) as error:
         raise BadContent(
-            f"{what}: what the registry delivers is no manifest (not JSON)",
+            f"{what}: the registry did not deliver a manifest (not JSON)",
             hint="does the host name a registry, and not a web page or a login portal?",
         ) from error
     if not isinstance(raw, dict):
-        raise BadContent(f"{what}: the manifest is no JSON object")
+        raise BadContent(f"{what}: the manifest is not a JSON object")
     media_type = _media_type(what, raw, content_type)
     descriptor = Descriptor(media_type=media_type, digest=sha256(body), size=len(body))
     try:
@@ -213,7 +213,7 @@ def _media_type(what: str, raw: dict[str, Any], content_type: str) -> str:
             hint="rebuild it, or convert it with `skopeo copy --format v2s2`",
         )
     if not isinstance(own, str):
-        raise BadContent(f"{what}: the manifest is malformed: its mediaType is no text")
+        raise BadContent(f"{what}: the manifest is malformed: its mediaType is not text")
     if own in DOCUMENTS and content_type in DOCUMENTS and own != content_type:
         raise BadContent(f"{what}: the manifest calls itself {own}, the registry calls it {content_type}")
     index_like, image_like = bool(raw.get("manifests")), bool(raw.get("layers") or raw.get("config"))
@@ -221,7 +221,7 @@ def _media_type(what: str, raw: dict[str, Any], content_type: str) -> str:
     if not media_type:
         media_type = OCI_INDEX if "manifests" in raw and not image_like else OCI_MANIFEST
     if media_type not in DOCUMENTS:
-        raise NoSuchImage(f"{what}: {media_type} is no container image", hint="name an image, not another artifact")
+        raise NoSuchImage(f"{what}: {media_type} is not a container image", hint="name an image, not another artifact")
     if (image_like if media_type in INDEXES else index_like) or (index_like and image_like):
         raise BadContent(f"{what}: the document is both an index and a manifest, so readers would not agree on it")
     return media_type
@@ -232,7 +232,7 @@ def check_image(what: str, manifest: Manifest) -> None:
     config = manifest.config.media_type
     if config not in {OCI_CONFIG, DOCKER_CONFIG}:
         kind = _KNOWN_ARTIFACTS.get(config, f"an artifact of another kind (its config is {config or 'unnamed'})")
-        raise NoSuchImage(f"{what}: there is no container image but {kind}", hint="name a container image")
+        raise NoSuchImage(f"{what}: this is not a container image but {kind}", hint="name a container image")
     if len(manifest.layers) > MOST_LAYERS:
         raise InputError(
             f"{what}: the image has {len(manifest.layers)} layers, and Linux mounts at most {MOST_LAYERS}",
@@ -263,7 +263,7 @@ def read_config(what: str, body: bytes) -> Config:
     except (ValueError, RecursionError) as error:
         raise BadContent(f"{what}: the image's config is not JSON") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("rootfs"), dict):
-        raise NoSuchImage(f"{what}: the config has no rootfs, so this is no container image", hint="name an image")
+        raise NoSuchImage(f"{what}: the config has no rootfs, so this is not a container image", hint="name an image")
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:

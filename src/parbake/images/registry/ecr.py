@@ -30,7 +30,7 @@ _DOMAINS = (
 _LOGIN_HINT = "the role or user needs ecr:GetAuthorizationToken (and ecr:BatchGetImage, ecr:GetDownloadUrlForLayer)"
 _CREATE_HINT = "the role or user needs ecr:CreateRepository and ecr:TagResource; or make the repository beforehand"
 _OVER = frozenset({"ExpiredTokenException", "ExpiredToken", "RequestExpired", "UnrecognizedClientException"})
-_OVER_HINT = "these AWS credentials are over, or AWS does not know them: renew them (aws sso login, a new session)"
+_OVER_HINT = "these AWS credentials have expired, or AWS does not know them: renew them (aws sso login, a new session)"
 PULL_THROUGH = (
     "check the spelling; a pull-through cache rule makes its repositories when they are first pulled from, for which "
     "the role or user needs ecr:CreateRepository and ecr:BatchImportUpstreamImage"
@@ -124,7 +124,7 @@ def _refuse_cached(ecr: Any, target: Target, host: str, repository: str) -> None
         if repository.startswith(f"{rule['ecrRepositoryPrefix']}/"):
             raise InputError(
                 f"{host}/{repository}: what is below {rule['ecrRepositoryPrefix']} is a cache of"
-                f" {rule.get('upstreamRegistryUrl', 'another registry')}, and not to be pushed to",
+                f" {rule.get('upstreamRegistryUrl', 'another registry')}, and cannot be pushed to",
                 hint="name the image that is built otherwise",
             )
 

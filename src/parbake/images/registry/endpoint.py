@@ -181,5 +181,5 @@ def _retry_after(response: BaseHTTPResponse) -> float | None:
         when = parsedate_to_datetime(value)
     except (ValueError, TypeError):
         return None
-    # A date is wall-clock time by definition; this is no measurement.
+    # A date is wall-clock time by definition; this is not a measurement.
     return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

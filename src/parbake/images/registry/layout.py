@@ -47,7 +47,7 @@ class Layout:
     def resolve(self, reference: Reference, platform: Platform) -> Image:
         """Return the image that the layout holds under a reference: by its digest, its tag, its full name, or alone.
 
-        Raises InputError when the folder is no layout, NoSuchImage, BadContent.
+        Raises InputError when the folder is not a layout, NoSuchImage, BadContent.
         """
         return resolve(self, str(reference), self._top(reference), platform, layout=str(self.path))
 
@@ -106,9 +106,10 @@ class Layout:
             with (self.path / "index.json").open("rb") as file:
                 body = file.read(MANIFEST_LIMIT + 1)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(f"{self.path} is no OCI image layout: {error.filename} is missing", hint=hint) from error
+            what = f"{self.path} is not an OCI image layout: {error.filename} is missing"
+            raise InputError(what, hint=hint) from error
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{self.path} is no OCI image layout: {error}", hint=hint) from error
+            raise InputError(f"{self.path} is not an OCI image layout: {error}", hint=hint) from error
         if version not in _VERSIONS:
             raise InputError(f"{self.path}: image layout version {version!r} is not known", hint="write it as 1.0.0")
         if len(body) > MANIFEST_LIMIT:
@@ -164,7 +165,7 @@ class Layout:
         with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - from a descriptor
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise BadContent(f"{path} is no regular file", hint="export the image again")
+                raise BadContent(f"{path} is not a regular file", hint="export the image again")
             if status.st_size != descriptor.size:
                 raise BadContent(
                     f"{path} has {status.st_size} bytes, its descriptor says {descriptor.size}",

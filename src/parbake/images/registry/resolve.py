@@ -239,7 +239,7 @@ def gzip_raw_size(trailer: bytes, size: int) -> int:
     """Guess the inflated bytes of a gzip file of ``size`` bytes from its last four; 0 when they tell nothing.
 
     They hold the size modulo 2^32 of the *last* member. The smallest size that fits is taken; seekable formats
-    (eStargz) end with an empty member, and what is no whole number of tar blocks is the size of a part only.
+    (eStargz) end with an empty member, and what is not a whole number of tar blocks is the size of a part only.
     """
     if len(trailer) != 4:
         return 0

@@ -105,7 +105,7 @@ class Backoff:
 class Meter:
     """Watches that the bytes of one thing keep coming, at first and in all.
 
-    Only time spent waiting for them counts, a slow reader is no fault.
+    Only time spent waiting for them counts, a slow reader is not a fault.
     """
 
     def __init__(self, patience: Patience, what: str) -> None:

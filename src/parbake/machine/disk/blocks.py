@@ -88,7 +88,7 @@ class BlockList:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: {error}", hint="`parbake verify` writes it anew") from None
         if header is None or None in lines:
-            raise InputError(f"{path} is no list of blocks", hint="`parbake verify` writes it anew")
+            raise InputError(f"{path} is not a block list", hint="`parbake verify` writes it anew")
         found = {int(line[1]): bytes.fromhex(line[2]) for line in lines if line}
         return cls(int(header[2]), found, cast("Algorithm", header[1]))
 

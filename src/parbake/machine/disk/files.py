@@ -26,7 +26,7 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 # Where copy_file_range(2) does not go between two file systems.
 _NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-BECAME_SHORTER = "let nothing write to the file meanwhile"
+BECAME_SHORTER = "make sure that nothing writes to the file meanwhile"
 _CHUNK = 4 * MIB
 _COPY_CHUNK = 64 * MIB
 _CHECK_GOOD = {0, 3, 63}  # whole; clusters that nothing uses; no check for this format (qemu-img(1))
@@ -82,7 +82,7 @@ def to_raw(source: Path, target: Path, events: Events) -> None:
     if format_ == "raw":
         copy_sparse(source, target, events)
         return
-    # Reading is no proof: what lies behind the end of a file that was cut off reads as zeros.
+    # Reading proves nothing: what lies behind the end of a file that was cut off reads as zeros.
     checked = run(["qemu-img", "check", name(format_, source)], check=False, timeout=600)
     if checked.code not in _CHECK_GOOD:
         said = f"{checked.stderr}\n{checked.text}".strip()

@@ -45,7 +45,7 @@ _BACKED: Final = frozenset({"qcow2", "vmdk"})
 def probe(image: Path) -> str:
     """Return what a disk image is in QEMU's words: raw, qcow2, vmdk, vpc, vhdx or vdi. What has no mark is raw.
 
-    Raises InputError for what is no regular file, BadBase for an image that refers to other files, for one of another
+    Raises InputError unless it is a regular file, BadBase for an image that refers to other files, for one of another
     format that can, and for a compressed file.
     """
     with _open(image) as file:
@@ -57,7 +57,7 @@ def probe(image: Path) -> str:
             raise BadBase(f"{image} is compressed with {packer}", hint="unpack it first")
     found = _format(head, tail)
     if found in {"qcow", "qed"}:
-        raise BadBase(f"{image} is of the format {found}, which is not read", hint=_convert(image, found))
+        raise BadBase(f"{image} has the format {found}, which parbake does not read", hint=_convert(image, found))
     alone(image, found)
     return found
 
@@ -171,7 +171,7 @@ def inspect(image: Path, format_: str = "") -> dict[str, Any]:
         shown = run(["qemu-img", "info", "--output=json", name(format_, image)], timeout=60)
     except CommandFailed as error:
         raise BadBase(
-            f"{image} is no disk image that qemu-img can read\n{error.output}", hint="give raw or qcow2"
+            f"{image} is not a disk image that qemu-img can read\n{error.output}", hint="give raw or qcow2"
         ) from error
     info: dict[str, Any] = json.loads(shown.stdout)
     return info

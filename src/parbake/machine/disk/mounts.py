@@ -60,7 +60,7 @@ def private_mounts() -> Iterator[None]:
             os.unshare(os.CLONE_NEWNS)
         except OSError as error:
             raise EnvironmentProblem(
-                f"no mount namespace can be made here ({error.strerror})",
+                f"cannot make a mount namespace here ({error.strerror})",
                 hint="in a container, run it privileged; `parbake doctor` checks what is possible",
             ) from error
         run(["mount", "--make-rprivate", "/"])
@@ -130,7 +130,7 @@ def _attach(image: Path, backing: int, offset: int, size: int, flags: int, *, di
             os.close(device)
     finally:
         os.close(control)
-    raise EnvironmentProblem("no loop device can be had: all are in use", hint="`losetup -a` lists them")
+    raise EnvironmentProblem("no loop device is free: all are in use", hint="`losetup -a` lists them")
 
 
 def _open_device(path: str) -> int:
@@ -149,7 +149,7 @@ def _free_number(control: int) -> int:
 
 def _no_loop_device(error: OSError) -> EnvironmentProblem:
     return EnvironmentProblem(
-        f"no loop device can be had here ({error.strerror})",
+        f"cannot get a loop device here ({error.strerror})",
         hint="in a container, run it privileged with the host's /dev; elsewhere: modprobe loop",
     )
 
@@ -178,7 +178,7 @@ def mount(
 ) -> Iterator[Mounted]:
     """Mount a part of a file (bytes; size 0: to its end) at a folder, which is made. ``cached``: see ``loop_device``.
 
-    Raises CommandFailed when it is no file system that the kernel knows, or a damaged one.
+    Raises CommandFailed when it is not a file system that the kernel knows, or a damaged one.
     """
     at.mkdir(parents=True, exist_ok=True)
     with loop_device(image, offset=offset, size=size, read_only=read_only, cached=cached) as device:

@@ -92,7 +92,7 @@ def find_root(image: Path, *, called: Path | None = None) -> Partition:
         candidates = (Partition(0, 0, size, filesystem=whole),)
     if not candidates:
         raise BadBase(
-            f"{name} is no disk image: it has neither a partition table nor a file system",
+            f"{name} is not a disk image: it has neither a partition table nor a file system",
             hint="give a raw or qcow2 disk image of a machine that boots",
         )
     _refuse_cut_off(name, candidates, size)

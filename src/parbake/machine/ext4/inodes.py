@@ -1,7 +1,7 @@
 """Inodes: a node's metadata, and where its data lie, in 256 bytes.
 
 Source: kernel documentation, ext4, "Index Nodes" and "The Contents of inode.i_block". Times of change and of birth are
-the time of modification: the moment of the bake is no part of a volume.
+the time of modification: the moment of the bake is not part of a volume.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def _move(
 
 
 def _layers(volume: Volume) -> Callable[[int], str]:
-    """Return what tells the chain ID of the layer whose part an inode's blocks are, "" for what is no layer's."""
+    """Return what tells the chain ID of the layer whose part an inode's blocks are, "" for what is not a layer's."""
     parts = sorted((*part, chain) for chain, placed in volume.placed.items() for part in placed.inodes)
     starts = [start for start, _, _ in parts]
     holders = {placed.holder for placed in volume.placed.values()}  # only their numbers are the layers'

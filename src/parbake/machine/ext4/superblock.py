@@ -26,14 +26,14 @@ _KNOWN: Final = _NEEDED | 0x2000  # metadata_csum_seed
 _RO_NEEDED: Final = 0x400  # metadata_csum
 _INODE_UNINIT, _BLOCK_UNINIT = 0x1, 0x2
 _SEED_FEATURE: Final = 0x2000
-_ANEW: Final = "bake it anew, with --from-scratch"
+_ANEW: Final = "bake it again, with --from-scratch"
 
 type Range = tuple[int, int]
 """Start and end (which is not in it)."""
 
 
 class ForeignVolume(ParbakeError):
-    """A file that is no volume of parbake's writer, or one of another version."""
+    """A file that is not a volume of parbake's writer, or one of another version."""
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
@@ -90,7 +90,7 @@ class Superblock:
         """Is told of every write of metadata: start and end in bytes."""
         raw = self.superblock = bytearray(os.pread(handle, 1024, _SUPERBLOCK_AT))
         if len(raw) < 1024 or struct.unpack_from("<H", raw, 0x38)[0] != _MAGIC:
-            raise ForeignVolume("it is no ext4 file system", hint=_ANEW)
+            raise ForeignVolume("it is not an ext4 file system", hint=_ANEW)
         log_size, incompat, read_only = *struct.unpack_from("<I", raw, 0x18), *struct.unpack_from("<II", raw, 0x60)
         inode_size, descriptor_size = *struct.unpack_from("<H", raw, 0x58), *struct.unpack_from("<H", raw, 0xFE)
         if (

@@ -131,7 +131,7 @@ class Volume:
             return
         layout = json.loads(b"".join(self.reader.pieces(file)))
         if layout["version"] != _VERSION:
-            raise ForeignVolume("it was made by another version of parbake", hint="bake it anew, with --from-scratch")
+            raise ForeignVolume("it was made by another version of parbake", hint="bake it again, with --from-scratch")
         self._base_blocks, self._base_inodes = _ranges(layout["blocks"]), _ranges(layout["inodes"])
         self.hot = _ranges(layout.get("hot", []))
         for chain, found in layout["layers"].items():

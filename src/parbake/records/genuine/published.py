@@ -36,7 +36,7 @@ def need_published(record: Record, region: str, events: Events, *, signed: bool)
         return
     if problem:
         raise VerificationFailed(
-            f"the record of {record.artefact} is not to be believed: {name(there)} in {region} {problem}",
+            f"the record of {record.artefact} cannot be trusted: {name(there)} in {region} {problem}",
             hint="somebody has changed the record, or what it names: `parbake bake` makes a true one",
         )
 
@@ -63,7 +63,7 @@ def doubt(record: Record, region: str, *, stranger: bool = False, verified: bool
         [image] = found
         mapped = {each.get("Ebs", {}).get("SnapshotId") for each in image.get("BlockDeviceMappings", [])} - {None}
         if set(snapshots) - mapped:
-            return f"has not the snapshots {', '.join(snapshots)}"
+            return f"does not have the snapshots {', '.join(snapshots)}"
     doubts = (_doubt_of_one(record, each, there.account, stranger=stranger, verified=verified) for each in found)
     return next(filter(None, doubts), "")
 
@@ -74,7 +74,7 @@ def _doubt_of_one(record: Record, described: Mapping[str, Any], account: str, *,
 
     tags, owner = aws.as_dict(described), str(described.get("OwnerId") or "")
     if account and owner and owner != account:
-        return f"is of the account {owner}, not of {account}"
+        return f"belongs to the account {owner}, not to {account}"
     if aws.KEY not in tags:
         return "" if stranger else f"has no tag {aws.KEY}: no bake of this account has made it ({_SIGN})"
     if tags[aws.KEY] != record.key:

@@ -82,7 +82,7 @@ def need(artefact: Path, trust: Sequence[Path]) -> Record:
         record, problem = of_file(path)
     if problem:
         raise VerificationFailed(
-            f"the record of {artefact.name} is not to be believed: {problem}",
+            f"the record of {artefact.name} cannot be trusted: {problem}",
             hint="somebody has changed it by hand, or it is another's: `parbake bake` makes a true one",
         )
     return record

@@ -64,7 +64,7 @@ def merged(data: Any, patch: Any) -> Any:
 def rewrite(text: str, want: Any, document: int = 0, *, source: str = "the text") -> str:
     """Return the text with one document changed so that it says ``want``; the very same text when it does already.
 
-    Raises InputError when the text is no YAML, or when a place to be changed is shared by anchors and aliases.
+    Raises InputError when the text is not YAML, or when a place to be changed is shared by anchors and aliases.
     """
     want = _plain(want)
     for _ in range(_MOST_CHANGES):
@@ -138,7 +138,7 @@ class _Edit:
             return self._in_mapping(root, have, want, (), inline=root.flow)
         if root.kind == "sequence" and isinstance(want, list) and have and want:
             return self._in_list(root, have, want, (), inline=root.flow)
-        raise InputError(f"{self.source}: the whole document would have to be another", hint="edit the file by hand")
+        raise InputError(f"{self.source}: the whole document would have to change", hint="edit the file by hand")
 
     # find the first difference
 

@@ -76,7 +76,7 @@ def change(text: str, place: Place, patch: Mapping[str, Any]) -> str:
     """Apply a JSON merge patch (RFC 7396) to what is described at a place; the text is that of ``place.source``.
 
     In a JSON patch the operations are changed or added that have the same effect: what an operation adds into must
-    exist in the object. Raises InputError when the text is no YAML, or where aliases share what would change.
+    exist in the object. Raises InputError when the text is not YAML, or where aliases share what would change.
     """
     outer = read(text, place.document, source=place.source)
     inner = value_at(outer, place.inline) if place.inline else None
@@ -110,7 +110,7 @@ def parse_path(path: str) -> Where:
             due = True
             break
     if due:
-        raise InputError(f"{path!r} is no path", hint="write keys separated by dots, such as nodeClass.amiIds[0]")
+        raise InputError(f"{path!r} is not a path", hint="write keys separated by dots, such as nodeClass.amiIds[0]")
     return tuple(parts)
 
 

@@ -89,7 +89,7 @@ def inside(path: Path) -> tuple[Path, Path]:
     tops, found = [Path(os.path.realpath(top)) for top in tops], Path(os.path.realpath(path))
     for top in tops:
         if not found.is_relative_to(top) or ".git" in found.relative_to(top).parts:
-            raise InputError(f"{path} leads to {found}, which is no manifest in {top}", hint="name the file itself")
+            raise InputError(f"{path} leads to {found}, which is not a manifest in {top}", hint="name the file itself")
     return tops[0], found
 
 
@@ -108,7 +108,9 @@ class Repository:
         try:
             top = run.run(["git", "rev-parse", "--show-toplevel"], cwd=inside, env=_environment()).text
         except CommandFailed as error:
-            raise InputError(f"{path} is in no git repository: {error.output}", hint="name another folder") from error
+            raise InputError(
+                f"{path} is not in a git repository: {error.output}", hint="name another folder"
+            ) from error
         return cls(Path(top))
 
     def head(self) -> str:

@@ -83,7 +83,7 @@ class Root:
 
 
 def roots(text: str, *, source: str = "the text") -> tuple[Root, ...]:
-    """Return the documents of a text; raises InputError with the line where it is no YAML, or nested too deep."""
+    """Return the documents of a text; raises InputError with the line where it is not YAML, or nested too deep."""
     found: list[Root] = []
     try:
         marks = _Marks(text)
@@ -122,11 +122,11 @@ def unreachable(text: str, node: Node, where: Where, source: str) -> InputError:
 
 
 def not_yaml(text: str, source: str) -> InputError:
-    """Return the error for a text that is no YAML, or a template of one."""
+    """Return the error for a text that is not YAML, or a template of one."""
     if "{{" in text:
         number = next(number for number, line in enumerate(text.splitlines(), 1) if "{{" in line)
         return InputError(
-            f"{source}, line {number}: a template ({{{{ … }}}}), no manifest",
+            f"{source}, line {number}: a template ({{{{ … }}}}), not a manifest",
             hint="name the values file that the template is filled from, and the path in it",
         )
     problem = parse(text).syntax_error

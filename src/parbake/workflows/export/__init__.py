@@ -134,7 +134,7 @@ def to_gcp(
     ``selector`` names the artefact, see ``records.locate``. An export that is complete, and no older than the artefact,
     is left as it is unless ``force``. ``trust`` are the keys that must have signed its record (PEM files; none: it need
     not be signed). Raises InputError (none, in a cloud, files in the way), VerificationFailed unless
-    the artefact is proven or ``force`` says so, and for a record that is not to be believed, DiskFull.
+    the artefact is proven or ``force`` says so, and for a record that cannot be trusted, DiskFull.
     """
 
     def text(baked: _Baked, archive: str) -> str:
@@ -153,7 +153,7 @@ def to_gke(
 ) -> tuple[Path, ...]:
     """Write a volume as a secondary boot disk of GKE's, and the script that makes a disk image of it. Needs root.
 
-    Raises what ``to_gcp`` raises, and InputError for what is no ext4 volume.
+    Raises what ``to_gcp`` raises, and InputError for what is not an ext4 volume.
     """
     need_root("arranging the volume")
 
@@ -161,7 +161,7 @@ def to_gke(
         artefact = record.plan.artefact
         if artefact.kind != "volume" or artefact.filesystem != "ext4":
             raise InputError(
-                f"{record.artefact} is no ext4 volume, which GKE's secondary boot disks are made of",
+                f"{record.artefact} is not an ext4 volume, which GKE's secondary boot disks are made of",
                 hint="bake one: `base: none`, and `filesystem: ext4` in `artefact`",
             )
 
@@ -212,7 +212,7 @@ def _export(
     name = resource_name(record.plan.name, record.key)
     made, script = folder / f"{name}{cloud.suffix}", folder / cloud.script
     if not force and script.is_file() and _is_newer(made, artefact):
-        events.note(f"{made} exists already (--force writes it anew)")
+        events.note(f"{made} exists already (--force overwrites it)")
         return made, script
     with work_folder(folder, "export") as work:
         raw = artefact

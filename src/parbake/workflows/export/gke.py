@@ -80,7 +80,7 @@ def _trees(store: Client, root: Path) -> Iterator[tuple[str, Path]]:
         store.snapshots.remove(key)
         if not folder.is_relative_to(root) or not _FOLDER.fullmatch("/".join(folder.parts[-3:])):
             raise BadContent(
-                f"the files of {snapshot.name} lie in {folder}, which is no folder of a snapshot",
+                f"the files of {snapshot.name} lie in {folder}, which is not a folder of a snapshot",
                 hint="bake the volume again: `parbake bake --force`",
             )
         yield snapshot.name, folder

@@ -116,7 +116,7 @@ def azure_script(vhd: str, name: str, platform: Platform, *, size: int, uefi: bo
         f"  az disk revoke-access {here} --output none",
         f"  az disk delete {here} --yes --output none",
         "}",
-        "# What Azure says of a disk does not tell one that was cut off, so a tag says that all of it is there.",
+        "# Azure does not show whether a disk was uploaded completely, so a tag says so.",
         f"state=$(az disk show {here} --query \"tags.parbake || 'begun'\" --output tsv 2>/dev/null || true)",
         'if [ "$state" = complete ]; then',
         '  echo "the disk $name exists already"',

@@ -58,4 +58,4 @@ def check_vhd(path: Path, size: int) -> None:
     }
     for said, is_so in wrong.items():
         if is_so:
-            raise BadContent(f"{path} is no VHD for Azure: {said}", hint="is qemu-img that of the distribution?")
+            raise BadContent(f"{path} is not a VHD for Azure: {said}", hint="is qemu-img that of the distribution?")

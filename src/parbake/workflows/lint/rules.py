@@ -56,7 +56,7 @@ RULES = (
          "Write the amiFamily of the base in the node class."),
     Rule("ami-differs", "warning", "The node class does not choose the AMI that was baked.",
          "Roll the bake out (parbake rollout), or write its id in amiSelectorTerms."),
-    Rule("unreadable", "note", "This file is no manifest that can be read.",
+    Rule("unreadable", "note", "This file is not a manifest that can be read.",
          "Render templates first: helm template CHART | parbake lint -"),
 )  # fmt: skip
 BY_ID = {rule.id: rule for rule in RULES}

@@ -1,7 +1,7 @@
 """What parbake has published in EC2, and the two steps by which it goes. Whose a resource is follows from its tags.
 
 Facts: EC2 API reference, EnableImageDeprecation, DeregisterImage, DeleteSnapshot (refused while an image uses it).
-Deleting what is gone already is no error, so that a killed run is finished by the next.
+Deleting what is gone already is not an error, so that a killed run is finished by the next.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_a_folder_that_its_layer_removes_again_is_refused(tmp_path: Path) -> Non
 
 def test_what_lies_in_the_way_below_is_refused(tmp_path: Path) -> None:
     """A file below, hidden by a folder: containerd stumbles over it when a folder is implied there."""
-    with pytest.raises(LayerError, match="which is no folder"):
+    with pytest.raises(LayerError, match="which is not a folder"):
         stack(tmp_path, archive(entry(b"a")), archive(entry(b"a/", b"5")), archive(entry(b"a/b/c")))
 
 

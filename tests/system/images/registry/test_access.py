@@ -263,7 +263,7 @@ class TestRedirects:
             with pytest.raises(RegistryError, match="not HTTP"):
                 client.resolve(ref(front.host), AMD64)
             front.faults.append(Redirect("http://x.test:port/"))
-            with pytest.raises(RegistryError, match="no URL"):
+            with pytest.raises(RegistryError, match="does not follow"):
                 client.resolve(ref(front.host), AMD64)
 
 

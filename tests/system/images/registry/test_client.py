@@ -156,9 +156,9 @@ class TestDocuments:
         self.case(registry, Header("Content-Type", "application/octet-stream"))
 
     def test_a_web_page(self, registry: DockerRegistry) -> None:
-        with pytest.raises(BadContent, match="no manifest"):
+        with pytest.raises(BadContent, match="did not deliver a manifest"):
             self.case(registry, Status(200, {"Content-Type": "text/html"}, b"<html>"))
-        with pytest.raises(BadContent, match="no JSON object"):
+        with pytest.raises(BadContent, match="not a JSON object"):
             self.case(registry, Status(200, body=b"[]"))
 
     def test_endless_documents(self, registry: DockerRegistry) -> None:
@@ -226,7 +226,7 @@ class TestMirrors:
         options = {registry.host: RegistryOptions(mirrors=(dead,))}
         with Registry(options, patience=QUICK, events=Events(notes.append)) as client:
             client.resolve(ref(registry.host), AMD64)
-        assert len([event for event in notes if "left alone" in event.text]) == 1
+        assert len([event for event in notes if "not used from now on" in event.text]) == 1
 
     @pytest.mark.parametrize("text", ["", "ftp://x.test", "user:word@x.test"])
     def test_what_is_no_mirror(self, registry: DockerRegistry, text: str) -> None:

@@ -120,7 +120,7 @@ def test_a_redirect_that_two_readers_could_read_differently_is_refused(
     assert heard(storage) == []
     assert storage.requests == []
     assert error is not None
-    assert re.search(r"redirects: .* no URL to follow", error.message)
+    assert re.search(r"redirects: .* that parbake does not follow", error.message)
     assert "secret-word" not in json.dumps(error.to_json())
 
 

@@ -131,9 +131,9 @@ def test_bases_without_a_root_are_named(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(BadBase, match="ext4"):
         find(filesystem(tmp_path / "data", "ext4", empty))
-    with pytest.raises(BadBase, match="no disk image"):
+    with pytest.raises(BadBase, match="not a disk image"):
         find(_bytes_at(tmp_path / "text", 100_000, {0: b"hello\n" * 1000}))
-    with pytest.raises(BadBase, match="no disk image"):
+    with pytest.raises(BadBase, match="not a disk image"):
         find(_bytes_at(tmp_path / "nothing", 0, {}))
 
 

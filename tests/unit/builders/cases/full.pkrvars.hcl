@@ -30,4 +30,4 @@ TAGS                     = {
 }
 # warning: aws.fast_snapshot_restore: Packer does not do that; with `at: rollout`, `parbake rollout` does
 # warning: aws.subnets: Packer takes one, subnet-0123456789abcdef0
-# warning: registries.private.example.com: Packer's instance logs in to ECR alone, and knows nothing of this
+# warning: registries.private.example.com: Packer's instance logs in only to ECR, and this setting does not reach it

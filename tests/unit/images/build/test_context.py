@@ -167,7 +167,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     plain = _plain(tmp_path)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         digest(Spec(tmp_path / "none", plain.file), AMD64)
     with pytest.raises(InputError, match="no such Containerfile"):
         digest(Spec(tmp_path, tmp_path / "none"), AMD64)

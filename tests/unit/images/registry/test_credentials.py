@@ -174,7 +174,7 @@ def test_a_helper_that_fails_is_named_but_not_quoted(
 def test_a_helper_that_babbles(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     helper(tmp_path / "bin", "fake", "echo a-secret-word", monkeypatch)
     write(home / ".docker/config.json", {"credsStore": "fake"})
-    with pytest.raises(EnvironmentProblem, match="something else") as caught:
+    with pytest.raises(EnvironmentProblem, match="something other") as caught:
         found("reg.test")
     assert "a-secret-word" not in str(caught.value.to_json())
 
@@ -242,7 +242,7 @@ def test_ecr_hosts(host: str, expected: ecr.Target | None) -> None:
 
 
 def test_ecr_must_be_ecr() -> None:
-    with pytest.raises(EnvironmentProblem, match="no ECR host"):
+    with pytest.raises(EnvironmentProblem, match="not an ECR host"):
         found("reg.test", options=RegistryOptions(credentials="ecr"))
 
 

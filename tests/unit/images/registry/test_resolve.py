@@ -208,7 +208,7 @@ GOOD = json.loads(BASE.root.data)
         ({"schemaVersion": 1}, NoSuchImage, "schema 1"),
         ({"fsLayers": []}, NoSuchImage, "schema 1"),
         ({"manifests": [{"x": 1}]}, BadContent, "both an index and a manifest"),
-        ({"mediaType": "application/vnd.oci.artifact.manifest.v1+json"}, NoSuchImage, "no container image"),
+        ({"mediaType": "application/vnd.oci.artifact.manifest.v1+json"}, NoSuchImage, "not a container image"),
         ({"config": None}, BadContent, "malformed: config"),
         ({"config": {**GOOD["config"], "digest": "sha512:abc"}}, BadContent, "malformed: config.digest"),
         ({"config": {**GOOD["config"], "size": -1}}, BadContent, "malformed: config.size"),
@@ -364,5 +364,5 @@ class TestLayout:
             Layout(folder).resolve(NAME, AMD64)
         config.unlink()
         os.mkfifo(config)
-        with pytest.raises(BadContent, match="no regular file"):
+        with pytest.raises(BadContent, match="not a regular file"):
             Layout(folder).resolve(NAME, AMD64)

@@ -124,7 +124,7 @@ def test_what_aliases_share_is_left_alone() -> None:
     [
         ("a: [\n", r"f.yaml, line 1: "),
         ("x: 1\na: {{ .Values.ami }}\n", r"f.yaml, line 2: a template"),
-        ("a: 1\na: 2\n", r"f.yaml, line 2: a: the key is there twice"),
+        ("a: 1\na: 2\n", r"f.yaml, line 2: a: the key appears twice"),
     ],
 )
 def test_texts_that_cannot_be_edited(text: str, said: str) -> None:

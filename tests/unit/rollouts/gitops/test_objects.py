@@ -167,7 +167,7 @@ def test_paths(path: str, where: tuple[str | int, ...]) -> None:
 
 @pytest.mark.parametrize("path", ["", ".", "a.", ".a", "a..b", "[0]", "a[x]", "a[0", "a]", "a.[0]"])
 def test_paths_that_are_none(path: str) -> None:
-    with pytest.raises(InputError, match="is no path"):
+    with pytest.raises(InputError, match="is not a path"):
         parse_path(path)
 
 

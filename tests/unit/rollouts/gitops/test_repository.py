@@ -121,7 +121,7 @@ def test_writing_keeps_links_and_modes(repository: Repository) -> None:
 
 
 def test_where_there_is_no_repository_or_no_file(repository: Repository, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is in no git repository"):
+    with pytest.raises(InputError, match="is not in a git repository"):
         Repository.open(tmp_path)
     with pytest.raises(InputError, match="there is no folder"):
         Repository.open(tmp_path / "gone" / "file.yaml")
