@@ -119,7 +119,8 @@ class TestKeyFiles:
         (tmp_path / "large").write_bytes(b"x" * (70 << 10))
         os.mkfifo(tmp_path / "pipe")
         for name, says in (
-            ("text", "no public key"), ("large", "not a key"), ("pipe", "not a regular file"), ("nowhere", "cannot read"),
+            ("text", "no public key"), ("large", "not a key"), ("pipe", "not a regular file"),
+            ("nowhere", "cannot read"),
             ("key.pem", "holds a private key"), (".", "cannot read|not a regular file"),
         ):  # fmt: skip
             with pytest.raises(InputError, match=says):
