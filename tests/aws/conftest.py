@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 
+import botocore.session
 import pytest
 from moto import mock_aws
 from moto.ec2.models import amis
@@ -12,6 +14,9 @@ from moto.ec2.models import amis
 from parbake.aws import clients, waiters
 
 REGION = "eu-west-1"
+
+# Each test makes clients anew: without this each would keep models of AWS's of its own, tens of megabytes for EC2.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
 @pytest.fixture(autouse=True)
