@@ -92,18 +92,18 @@ def hydrate(
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Write what a node needs to load a volume's hot blocks early.
+    """Write what a node needs to load a volume's hot blocks early, and to have hot files in memory.
 
-    The list of blocks from the start-up trace, the program that reads them with its systemd unit, user data with both
-    inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
+    The lists of blocks and of files from the start-up trace, the program that reads them with its systemd unit, user
+    data with program and blocks inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
     """
     from parbake import coldstart, nodefiles, records
-    from parbake.trace import hydrate_list
+    from parbake.trace import hydrate_list, prefetch_list
 
     door.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
-    found = hydrate_list(coldstart.trace_of(artefact, record))
-    written = nodefiles.export(folder, found)
+    found = coldstart.trace_of(artefact, record)
+    written = nodefiles.export(folder, hydrate_list(found), prefetch_list(found))
     size = (folder / "user-data.sh").stat().st_size
     document = {"written": [str(path) for path in written], "user_data_bytes": size}
     lines = [f"wrote {path}" for path in written]

@@ -2,6 +2,6 @@
 
 from parbake.ext4.groups import ForeignVolume
 from parbake.ext4.moving import Moved, lay_out
-from parbake.ext4.volume import Planted, Slot, Volume
+from parbake.ext4.volume import PREFETCH, Planted, Slot, Volume
 
-__all__ = ["ForeignVolume", "Moved", "Planted", "Slot", "Volume", "lay_out"]
+__all__ = ["PREFETCH", "ForeignVolume", "Moved", "Planted", "Slot", "Volume", "lay_out"]

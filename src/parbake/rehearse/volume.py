@@ -12,8 +12,8 @@ from parbake.model import Image, Plan, Platform
 from parbake.netns import no_network
 from parbake.rehearse.overlay import writable
 from parbake.rehearse.start import NotStarted, cold_start
-from parbake.trace import Overrun, Part, Recorder, Trace, device_of, hot_files
-from parbake.trace.data import HotEntry
+from parbake.trace import Overrun, Part, Recorder, Trace, described, device_of
+from parbake.trace.owners import Described
 from parbake.trace.tracefs import BUFFER, LARGEST_BUFFER
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
                     parts.append(_trace(artefact, plan, image, work / f"rehearsal{number}", filesystem, events))
                 except (NotStarted, Overrun) as error:
                     skipped[image.reference] = str(error)
-        files = _owners(artefact, parts, work / "owners", filesystem)
+        of_files = _owners(artefact, parts, work / "owners", filesystem)
     for reference, reason in skipped.items():
         events.warn(f"{reference} is not in the start-up trace: {reason}")
     return Trace(
@@ -49,7 +49,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         parts=tuple(parts),
         skipped={name: reason[:2000] for name, reason in skipped.items()},
-        files=files,
+        **of_files,
     )
 
 
@@ -85,9 +85,9 @@ def _start(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: s
     return Part(name=image.reference, seconds=round(sum(stages.values()), 3), stages=stages, reads=recorder.reads)
 
 
-def _owners(artefact: Path, parts: list[Part], at: Path, filesystem: str) -> tuple[HotEntry, ...]:
+def _owners(artefact: Path, parts: list[Part], at: Path, filesystem: str) -> Described:
     reads = [read for part in parts for read in part.reads]
     if not reads:
-        return ()
+        return Described()
     with disk.mount(artefact, at, filesystem=filesystem, read_only=True):
-        return tuple(HotEntry(file.path[:4096], file.read) for file in hot_files(at, reads))
+        return described(at, reads)

@@ -1,8 +1,8 @@
 """Start-up traces: which blocks of a device a cold start reads, in which order; recorded by the kernel's tracefs."""
 
 from parbake.trace.data import BLOCK, SECTOR, Part, Read, Trace, load, merged, relocated, requests, save, summary
-from parbake.trace.listing import hydrate_list
-from parbake.trace.owners import HotFile, data_below, data_of, hot_files
+from parbake.trace.listing import hydrate_list, prefetch_list
+from parbake.trace.owners import HotFile, data_below, data_of, described, hot_files, owned
 from parbake.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
@@ -16,11 +16,14 @@ __all__ = [
     "Trace",
     "data_below",
     "data_of",
+    "described",
     "device_of",
     "hot_files",
     "hydrate_list",
     "load",
     "merged",
+    "owned",
+    "prefetch_list",
     "relocated",
     "requests",
     "save",
