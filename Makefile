@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 # What is cheap to find out is found out first.
-TESTS := tests/unit tests/golden tests/aws tests/kubernetes tests/system
+TESTS := tests/unit tests/aws tests/system
 # Files of tests that run at a time (0: one after the other, in one process): most wait for something now and then, but
 # emulated machines do not.
 JOBS ?= 4
@@ -42,7 +42,7 @@ test: setup lint ## Run every test, with coverage
 	exit $$failed
 
 test-unit: setup ## Run the quick tests: no root, no virtual machine
-	$(BIN)/pytest tests/unit tests/golden tests/aws
+	$(BIN)/pytest tests/unit tests/aws
 
 demo: setup ## Bake the sample application and boot the result: the main job, end to end
 	@$(BIN)/parbake demo

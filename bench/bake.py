@@ -6,7 +6,7 @@
 Progress goes to standard error. The last line of standard output is one JSON object, keyed by image:
 ``parbake_s``, ``ctr_s``, ``ratio_vs_ctr`` (how many times as long ctr takes), ``limit_s``, ``ratio_to_limit``,
 ``peak_rss_mib``, and more for readers; times are medians of the rounds, null is a peer that is missing.
-docs/benchmarks.md says what is measured and how.
+docs/explanation/benchmarks.md says what is measured and how.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pathlib import Path
 from bench import limits
 from bench.images import Image, Shelf, recipes
 from bench.sides import Buildah, Ctr, Parbake, Run, Side, Skopeo, fresh_volume
-from parbake import disk
-from parbake.demo import free_port, serve_registry
-from parbake.errors import InputError
-from parbake.events import Event, Events
-from parbake.model import MIB
-from parbake.run import need_root
-from parbake.workspace import cache_folder, lock, remove_leftovers, work_folder
+from parbake.core.errors import InputError
+from parbake.core.events import Event, Events
+from parbake.core.model import MIB
+from parbake.core.run import need_root
+from parbake.core.workspace import cache_folder, lock, remove_leftovers, work_folder
+from parbake.machine import disk
+from parbake.workflows.demo import free_port, serve_registry
 
 IMAGES = ("small", "many", "potato", "potato-zstd")
 

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Self
 
 from bench.lazy import Lazy, Profile
-from parbake import disk, run
-from parbake.trace.data import BLOCK
+from parbake.coldstart.trace.data import BLOCK
+from parbake.core import run
+from parbake.machine import disk
 
 _PAGE = 4096
 _PAGES = BLOCK // _PAGE

@@ -4,8 +4,8 @@
     python -m bench.coldstart [--apps web,potato] [--profiles mild,harsh] [--drive gp3] [--rounds N] [--boot SECONDS]
 
 Progress goes to standard error. The last line of standard output is one JSON object: for each profile and application
-the medians in seconds, from the runtime's start to the application's being up. docs/benchmarks.md says what is
-measured, and what the model assumes.
+the medians in seconds, from the runtime's start to the application's being up. docs/explanation/benchmarks.md says what
+is measured, and what the model assumes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from typing import Any
 from bench.cold import ColdSource, attached, data_blocks
 from bench.images import Image, Shelf, recipes
 from bench.lazy import DRIVES, PROFILES, Profile
-from parbake import coldstart, disk, flow, records
-from parbake.demo import free_port, serve_registry
-from parbake.errors import InputError
-from parbake.events import Event, Events
-from parbake.model import GIB, MIB
-from parbake.netns import no_network
-from parbake.nodefiles import node_file
-from parbake.rehearse import cold_start
-from parbake.run import Deadline, Process, need_root, run, sleep
-from parbake.trace import Trace, hydrate_list, merged
-from parbake.trace.data import BLOCK
-from parbake.workspace import cache_folder, lock, remove_leftovers, remove_tree, work_folder
+from parbake import records
+from parbake.coldstart.rehearsal import cold_start
+from parbake.coldstart.trace import Trace, hydrate_list, merged
+from parbake.coldstart.trace.data import BLOCK
+from parbake.core.errors import InputError
+from parbake.core.events import Event, Events
+from parbake.core.model import GIB, MIB
+from parbake.core.netns import no_network
+from parbake.core.nodefiles import node_file
+from parbake.core.run import Deadline, Process, need_root, run, sleep
+from parbake.core.workspace import cache_folder, lock, remove_leftovers, remove_tree, work_folder
+from parbake.machine import disk
+from parbake.workflows import bake as workflow
+from parbake.workflows.demo import free_port, serve_registry
+from parbake.workflows.trace import trace_of
 
 _PORT = (
     5078  # that of the registry, as part of the images' names: the same in each run, so that volumes are found again
@@ -179,8 +182,8 @@ def bake(app: App, image: Image, folder: Path, events: Events, *, layout: bool) 
         "output": str(folder / "artefacts"),
     }
     file.write_text(json.dumps(document))
-    finished = flow.bake(file, events, flow.Options(verify=False, rehearse=True, layout=layout))
-    trace = coldstart.trace_of(finished.artefact, finished.record)
+    finished = workflow.bake(file, events, workflow.Options(verify=False, rehearse=True, layout=layout))
+    trace = trace_of(finished.artefact, finished.record)
     if trace.skipped:
         raise InputError(
             f"{app.name} does not start: {trace.skipped}", hint="correct its startup in bench/coldstart.py"

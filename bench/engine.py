@@ -26,10 +26,10 @@ from pathlib import Path
 
 from isal.isal_zlib import _GzipReader
 
-from parbake.layers import FolderSink, settle, unpack
-from parbake.model import GIB, MIB, Layer
-from parbake.run import need
-from parbake.workspace import cache_folder
+from parbake.core.model import GIB, MIB, Layer
+from parbake.core.run import need
+from parbake.core.workspace import cache_folder
+from parbake.images.layers import FolderSink, settle, unpack
 
 _TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import urllib3
 
-from parbake.events import Events
-from parbake.model import MIB
-from parbake.run import run
-from parbake.workspace import remove_tree
+from parbake.core.events import Events
+from parbake.core.model import MIB
+from parbake.core.run import run
+from parbake.core.workspace import remove_tree
 
 Compression = Literal["gzip", "zstd"]
 _FORMAT = 1  # part of every recipe: raise it when the way of making images changes

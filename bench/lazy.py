@@ -23,8 +23,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from parbake.model import MIB
-from parbake.trace.data import BLOCK
+from parbake.coldstart.trace.data import BLOCK
+from parbake.core.model import MIB
 
 _OPERATION = 256 << 10  # bytes: a larger request counts as several operations (AWS, "Amazon EBS I/O characteristics")
 _SCATTER = 0.3  # of the latencies' logarithm

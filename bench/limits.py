@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake.disk import Mounted
-from parbake.model import MIB
-from parbake.run import find, run
+from parbake.core.model import MIB
+from parbake.core.run import find, run
+from parbake.machine.disk import Mounted
 
 _INFLATERS = {
     "gzip": (["igzip", "-d", "-f", "-o", "/dev/null"], ["unpigz", "-t"]),

@@ -31,10 +31,10 @@ from pathlib import Path
 from bench.bake import IMAGES, opened, say
 from bench.images import Recipe, Shelf, recipes
 from bench.sides import Parbake, Run
-from parbake import disk
-from parbake.errors import InputError
-from parbake.model import GIB, MIB
-from parbake.workspace import cache_folder, remove_tree
+from parbake.core.errors import InputError
+from parbake.core.model import GIB, MIB
+from parbake.core.workspace import cache_folder, remove_tree
+from parbake.machine import disk
 
 PLACES = {"reflink": "xfs", "plain": "ext4"}
 BLOCK = 512 << 10

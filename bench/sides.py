@@ -19,11 +19,11 @@ from typing import Any
 
 from bench.images import Image
 from bench.memory import Peak
-from parbake import disk
-from parbake.errors import CommandFailed
-from parbake.model import GIB
-from parbake.run import Deadline, Process, find, run
-from parbake.workspace import remove_tree
+from parbake.core.errors import CommandFailed
+from parbake.core.model import GIB
+from parbake.core.run import Deadline, Process, find, run
+from parbake.core.workspace import remove_tree
+from parbake.machine import disk
 
 _TIMEOUT = 1800.0
 _BAKEFILE = """\

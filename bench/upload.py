@@ -30,11 +30,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from parbake import ebs
-from parbake.aws import Stamp
-from parbake.disk import BLOCK, ZEROS
-from parbake.events import Events
-from parbake.model import GIB, MIB
+from parbake.aws import Stamp, ebs
+from parbake.core.events import Events
+from parbake.core.model import GIB, MIB
+from parbake.machine.disk import BLOCK, ZEROS
 
 ROOT = Path(__file__).parents[1]
 SIZE = 4 * GIB
@@ -64,7 +63,7 @@ class StandIn:
 
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
-    command = [sys.executable, "-m", "tests.support.ebsdirect"]
+    command = [sys.executable, "-m", "tests.fakes.ebs_direct_server"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout

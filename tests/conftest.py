@@ -22,7 +22,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 @pytest.fixture(autouse=True)
 def _made_up_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """The records of ``clusters.kitchen`` name images that are nowhere: AWS shows these as a bake had tagged them."""
-    clusters = sys.modules.get("tests.support.clusters")
+    clusters = sys.modules.get("tests.fakes.clusters")
     if clusters is None:
         return
     from parbake.aws import images

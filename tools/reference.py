@@ -17,10 +17,11 @@ from typing import Any, Final, Literal
 
 import typer
 
-from parbake import cli, errors, events, programs, records, statements
+from parbake import cli, records
 from parbake.bakefile import schema
-from parbake.model import Artefact, Base, Image, Plan, Platform
-from parbake.records import Blocks, Record
+from parbake.core import errors, events, programs
+from parbake.core.model import Artefact, Base, Image, Plan, Platform
+from parbake.records import Blocks, Record, statements
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 _WIDTH: Final = 130
@@ -84,6 +85,10 @@ ENVIRONMENT: Final = {
 """Every variable that parbake itself reads."""
 
 
+BY_HAND = {"dependencies.md"}
+"""Pages of the reference that are not made; a test of its own holds each of them true."""
+
+
 def pages() -> dict[str, str]:
     """Return every page of the reference by its file name."""
     return {
@@ -116,7 +121,7 @@ def table(header: tuple[str, ...], rows: typing.Iterable[tuple[str, ...]]) -> st
 
 def cli_page() -> str:
     """Return the page of commands, in the order of ``parbake --help``."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(cli.app.app)
     general = [parameter for parameter in group.params if not parameter.name.endswith("_completion")]
     told = (
         "Results go to standard output; with `--json` they are one JSON document. Everything else goes to standard "
@@ -137,7 +142,7 @@ def cli_page() -> str:
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every command by its whole name, those of groups as well (``export packer``)."""
-    for name, command in group.commands.items():
+    for name, command in ((name, group.commands[name]) for name in group.list_commands(None)):
         if hasattr(command, "commands"):
             yield from _commands(command, f"{prefix}{name} ")
         else:
@@ -268,7 +273,7 @@ def _value(value: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def errors_page() -> str:
     """Return the page of exit codes and errors."""
-    stated = re.search(r"Exit codes: (.*)\.", cli.door.__doc__ or "")
+    stated = re.search(r"Exit codes: (.*)\.", cli.app.__doc__ or "")
     assert stated
     codes = [part.partition(" ") for part in stated[1].split(", ")]
     text = "# Exit codes and errors\n\n" + table(("exit code", "meaning"), ((code, words) for code, _, words in codes))
@@ -393,7 +398,7 @@ def write(folder: Path = FOLDER) -> None:
     """Write every page, and remove those that no longer exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
-        if path.name not in pages():
+        if path.name not in pages() and path.name not in BY_HAND:
             path.unlink()
     for name, text in pages().items():
         (folder / name).write_text(text)

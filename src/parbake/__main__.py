@@ -1,6 +1,6 @@
 """The ``parbake`` command, also as ``python -m parbake``."""
 
-from parbake import interrupts
+from parbake.core import interrupts
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 from moto import mock_aws
 from moto.ec2.models import amis
 
-from parbake.aws import clients, waiting
+from parbake.aws import clients, waiters
 
 REGION = "eu-west-1"
 
@@ -25,8 +25,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(waiting, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(waiting, "_LONGEST_PAUSE", 0.002)
+    monkeypatch.setattr(waiters, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(waiters, "_LONGEST_PAUSE", 0.002)
     clients.forget()
     yield
     clients.forget()

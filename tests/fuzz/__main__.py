@@ -21,7 +21,12 @@ from pathlib import Path
 
 SLOWEST = 20  # seconds that one input may take
 MOST_MEMORY = 800  # MiB; of that Python and the libraries take 150
-INSTRUMENTED = ["parbake.layers", "parbake.registry.documents", "parbake.trace", "parbake.vm.reads"]
+INSTRUMENTED = [
+    "parbake.images.layers",
+    "parbake.images.registry.documents",
+    "parbake.coldstart.trace",
+    "parbake.machine.vm.reads",
+]
 
 
 def usual() -> list[str]:

@@ -20,17 +20,17 @@ from unittest import mock
 
 import zstandard
 
-from parbake.errors import BadContent, InputError, LayerError, NoSuchImage
-from parbake.layers import FolderSink, engine, settle, unpack
-from parbake.layers.archive import Archive, Chunks
-from parbake.registry import documents
-from parbake.trace import Part, Read, Trace, hydrate_list, summary
-from parbake.trace.data import HotEntry, parse
-from parbake.trace.tracefs import Device, parse_lines
-from parbake.vm import largest_disk
-from tests.support.hostile import corpus
-from tests.support.layers import describe
-from tests.support.tars import BLOCK, archive, checksummed, entry, pax
+from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, summary
+from parbake.coldstart.trace.data import HotEntry, parse
+from parbake.coldstart.trace.tracefs import Device, parse_lines
+from parbake.core.errors import BadContent, InputError, LayerError, NoSuchImage
+from parbake.images.layers import FolderSink, engine, settle, unpack
+from parbake.images.layers.archive import Archive, Chunks
+from parbake.images.registry import documents
+from parbake.machine.vm import largest_disk
+from tests.fakes.hostile import corpus
+from tests.fakes.layers import describe
+from tests.fakes.tars import BLOCK, archive, checksummed, entry, pax
 
 SEED = archive(
     entry(b"etc/", b"5", mode=0o755),

@@ -4,7 +4,7 @@ Nothing here imports boto3 before ``client`` is called, so a local bake neither 
 """
 
 from parbake.aws.clients import Client, account, client, default_region, swallowing
-from parbake.aws.faults import translate as translating
+from parbake.aws.errors import translate as translating
 from parbake.aws.images import SourceImage, find_source, mark, named, nearest
 from parbake.aws.rest import Rest
 from parbake.aws.tags import (
@@ -24,7 +24,7 @@ from parbake.aws.tags import (
     specifications,
     token,
 )
-from parbake.aws.waiting import UNKNOWN_SECONDS, Look, wait, when_known
+from parbake.aws.waiters import UNKNOWN_SECONDS, Look, wait, when_known
 
 __all__ = [
     "ARTEFACT",

@@ -12,8 +12,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from parbake.aws.faults import translate
-from parbake.errors import AwsNoAccess, EnvironmentProblem
+from parbake.aws.errors import translate
+from parbake.core.errors import AwsNoAccess, EnvironmentProblem
 
 _TRIES = 8
 _CONNECT_SECONDS = 10
@@ -131,7 +131,7 @@ def swallowing(*functions: Callable[[], object]) -> None:
 
     What could not be removed stays tagged, so that ``parbake clean --aws`` finds it.
     """
-    from parbake.errors import ParbakeError
+    from parbake.core.errors import ParbakeError
 
     for function in functions:
         with suppress(ParbakeError):

@@ -14,10 +14,10 @@ from typing import Any
 
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import as_dict, as_list
-from parbake.aws.waiting import UNKNOWN_SECONDS, Look, wait
-from parbake.errors import AwsNotFound, BadBase, DeadlineExceeded
-from parbake.events import Events
-from parbake.model import GIB, AmiSource, Platform
+from parbake.aws.waiters import UNKNOWN_SECONDS, Look, wait
+from parbake.core.errors import AwsNotFound, BadBase, DeadlineExceeded
+from parbake.core.events import Events
+from parbake.core.model import GIB, AmiSource, Platform
 
 # EC2's names of architectures.
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "arm64"}

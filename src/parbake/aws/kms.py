@@ -10,8 +10,8 @@ import hashlib
 from typing import Any
 
 from parbake.aws.clients import client
-from parbake.errors import InputError
-from parbake.signing import PublicKey, read_public_key
+from parbake.core.errors import InputError
+from parbake.core.signing import PublicKey, read_public_key
 
 _ALGORITHM = "ECDSA_SHA_256"
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import MANAGED, NAME, TEMPORARY, as_dict, expired, mine
-from parbake.aws.waiting import Look, wait, when_known
-from parbake.errors import AwsFault, AwsNotFound
-from parbake.events import Events
+from parbake.aws.waiters import Look, wait, when_known
+from parbake.core.errors import AwsFault, AwsNotFound
+from parbake.core.events import Events
 
 _GONE = 900.0  # seconds for an instance to be terminated
 _CREATED = 300.0  # seconds for a volume to be created

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from parbake.aws.clients import Client
-from parbake.aws.faults import fault, name_of, translate
+from parbake.aws.errors import fault, name_of, translate
 
 # What boto3 sends where the API says `v4-unsigned-body`: TLS keeps the body as it is.
 _UNSIGNED = {"X-Amz-Content-SHA256": "UNSIGNED-PAYLOAD"}

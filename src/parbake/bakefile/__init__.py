@@ -3,7 +3,7 @@
 from parbake.bakefile.aws import AwsSection, FastRestoreSection
 from parbake.bakefile.bases import BaseChoice
 from parbake.bakefile.file import IN_EC2, Bakefile, advice, schema
-from parbake.bakefile.loading import load
+from parbake.bakefile.loader import load
 from parbake.bakefile.retention import RetentionSection
 from parbake.bakefile.sections import Build, ImageEntry
 

@@ -11,7 +11,7 @@ from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section, Via
 from parbake.bakefile.values import File, Package, Scalar, close, text_schema, wrong
-from parbake.model import AmiSource, Frozen
+from parbake.core.model import AmiSource, Frozen
 
 _EKS = ("al2023", "al2", "bottlerocket", "ubuntu")
 _LAST_AL2 = 32  # EKS publishes no Amazon Linux 2 AMI for Kubernetes after 1.32

@@ -13,7 +13,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 from pydantic.json_schema import GenerateJsonSchema
 
-from parbake.access import ReadableBy
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
 from parbake.bakefile.retention import RetentionSection
@@ -35,8 +34,9 @@ from parbake.bakefile.values import (
     text_schema,
     wrong,
 )
-from parbake.model import Artefact, Platform
-from parbake.reference import DOCKER_HUB, Reference
+from parbake.core.access import ReadableBy
+from parbake.core.model import Artefact, Platform
+from parbake.core.reference import DOCKER_HUB, Reference
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -35,7 +35,7 @@ from parbake.bakefile.values import (
     status,
     wrong,
 )
-from parbake.model import (
+from parbake.core.model import (
     Artefact,
     ExitProbe,
     Frozen,
@@ -48,7 +48,7 @@ from parbake.model import (
     Startup,
     TcpProbe,
 )
-from parbake.reference import Reference
+from parbake.core.reference import Reference
 
 
 class Section(Frozen):

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from parbake.errors import BadReference, InputError
-from parbake.model import MIB, Platform
-from parbake.reference import Reference
+from parbake.core.errors import BadReference, InputError
+from parbake.core.model import MIB, Platform
+from parbake.core.reference import Reference
 
 WRONG = "parbake"
 """The type that pydantic's list of errors shows for those made here."""
@@ -248,7 +248,7 @@ def existing_file(path: Path, info: ValidationInfo) -> Path:
 
 def _public_key(path: Path, info: ValidationInfo) -> Path:
     if info.context:
-        from parbake.signing import public_key  # loads only where a key is named
+        from parbake.core.signing import public_key  # loads only where a key is named
 
         try:
             public_key(path)

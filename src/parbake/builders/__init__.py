@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from parbake.disk import BlockList, Memory
-from parbake.events import Events
-from parbake.model import Image, Plan, Published, Source, Verdict
-from parbake.trace import Trace
+from parbake.coldstart.trace import Trace
+from parbake.core.events import Events
+from parbake.core.model import Image, Plan, Published, Source, Verdict
+from parbake.machine.disk import BlockList, Memory
 
 
 @dataclass(frozen=True, slots=True)

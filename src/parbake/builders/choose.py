@@ -38,7 +38,7 @@ def remote_builder_of(bakefile: Bakefile, *, verify: bool = True, fresh: bool = 
             limit = bakefile.time_limit
             return Ec2Builder(bakefile.aws, bakefile.registries, limit=limit, verify=verify, fresh=fresh)
         case "packer":
-            from parbake.builders.packer import PackerBuilder
+            from parbake.builders.packer.builder import PackerBuilder
 
             return PackerBuilder(bakefile, verify=verify, fresh=fresh)
     return None

@@ -16,19 +16,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from parbake import atomic, aws, ebs
-from parbake.access import private_folder
+from parbake import aws
+from parbake.aws import ebs
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
 from parbake.builders import Disk
 from parbake.builders.ec2.image import Amis, published
 from parbake.builders.ec2.volume import Volumes, refuse
-from parbake.disk import BlockList
-from parbake.errors import InputError
-from parbake.events import Events
-from parbake.model import GIB, Plan, Published, Snapshot, Verdict
-from parbake.trace import load, save
-from parbake.workspace import cache_folder, lock, publish, remove_leftovers, remove_tree, room_for, work_folder
+from parbake.coldstart.trace import load, save
+from parbake.core import atomic
+from parbake.core.access import private_folder
+from parbake.core.errors import InputError
+from parbake.core.events import Events
+from parbake.core.model import GIB, Plan, Published, Snapshot, Verdict
+from parbake.core.workspace import cache_folder, lock, publish, remove_leftovers, remove_tree, room_for, work_folder
+from parbake.machine.disk import BlockList
 
 _DISK, _MADE, _TRACE, _BASE = "disk.raw", "made.json", "trace", "base.blocks"
 

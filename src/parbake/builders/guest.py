@@ -18,15 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from parbake import disk, seal
-from parbake.errors import ArtefactFull, BakeFailed, InputError
-from parbake.model import GIB, Image, Plan, RegistryOptions, Startup
-from parbake.reference import DOCKER_HUB, Reference
-from parbake.registry import ecr
+from parbake.aws.limits import USER_DATA_LIMIT
+from parbake.builders import seal
+from parbake.core.errors import ArtefactFull, BakeFailed, InputError
+from parbake.core.model import GIB, Image, Plan, RegistryOptions, Startup
+from parbake.core.nodefiles import node_file
+from parbake.core.reference import DOCKER_HUB, Reference
+from parbake.images.registry import ecr
+from parbake.machine import disk
 
 Mode = Literal["bake", "verify"]
 
-LARGEST_USER_DATA = 16 << 10
 # Sections of the script, by its comments, that a mode does not need.
 _OF_OTHERS = {"bake": {"verify"}, "verify": {"registries", "images", "docker", "seal"}}
 # A guest's own network configuration, which cloud-init writes for one machine (`cloud-init clean --configs network`).
@@ -43,13 +45,6 @@ _TOLD = 16
 whose digest begins so: that takes 2^64 attempts."""
 _HEADER = re.compile(r"(\w+\(\) \{) # .*")  # of a function, with what it takes
 _LINE = re.compile(r"@parbake (\S+) ([0-9]+) (begin|stage|baked|proved|warn|log|fail|done) ?(.*)")
-
-
-def node_file(name: str) -> Path:
-    """Return a program that runs on machines: in the package, or in a checkout's ``node`` folder."""
-    package = Path(__file__).parent.parent
-    packaged = package / "node" / name
-    return packaged if packaged.is_file() else package.parent.parent / "node" / name
 
 
 def script(mode: Mode, *, volume: bool = False) -> str:
@@ -79,8 +74,8 @@ def user_data(
     """Return the user data for a machine that bakes or verifies a plan; gzipped where it would be too large.
 
     ``run`` names the run on the console, ``limit`` is in seconds, ``server`` is the URL of what is asked in the place
-    of every registry (see ``serving.py``). Raises InputError when an image is in no registry and there is no server,
-    or when there are too many to name.
+    of every registry (see ``image_server.py``). Raises InputError when an image is in no registry and there is no
+    server, or when there are too many to name.
     """
     pulls = [
         *("registries() {", ":", *_registries(plan, registries, server), "}"),
@@ -93,9 +88,9 @@ def user_data(
     for kind, content in parts:
         text += f'--{_BOUNDARY}\nContent-Type: {kind}; charset="utf-8"\nMIME-Version: 1.0\n\n{content}\n'
     data = f"{text}--{_BOUNDARY}--\n".encode()
-    if len(data) > LARGEST_USER_DATA:
+    if len(data) > USER_DATA_LIMIT:
         data = gzip.compress(data, mtime=0)
-    if len(data) > LARGEST_USER_DATA:
+    if len(data) > USER_DATA_LIMIT:
         raise InputError(
             f"{len(plan.all_images)} images are more than a machine can be told of at its start (16 KiB)",
             hint="bake fewer images at once, or write `builder: ebs`, which needs no instance",

@@ -12,21 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parbake import disk
 from parbake.builders import Disk, Ingredients, Parent
+from parbake.builders.fill import MountedGround, VolumeGround, fill
+from parbake.builders.seal import seal
 from parbake.containerd import Daemon
-from parbake.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
-from parbake.ext4 import ForeignVolume, Volume
-from parbake.fill import MountedGround, VolumeGround, fill
-from parbake.model import MIB, Plan
-from parbake.run import need_root
-from parbake.seal import seal
-from parbake.workspace import remove_tree
+from parbake.core.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
+from parbake.core.model import MIB, Plan
+from parbake.core.run import need_root
+from parbake.core.workspace import remove_tree
+from parbake.machine import disk
+from parbake.machine.ext4 import ForeignVolume, Volume
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
-    from parbake.disk.tables import Partition
-    from parbake.events import Events
+    from parbake.core.events import Events
+    from parbake.machine.disk.tables import Partition
 
 # Layers on their way lie beside the snapshots that they will become: moving them there is a rename.
 _STAGING = ".parbake-staging"

@@ -1,8 +1,8 @@
 """The QEMU builder: boots the base and lets it bake by itself, with the script and the protocol of an EC2 bake.
 
 It is the rehearsal of an EC2 bake on any machine, and the way for bases whose runtime must do the pulling itself. The
-machine pulls from this process alone (``serving.py``), and its network leads nowhere else: what it takes to reach a
-registry stays here.
+machine pulls from this process alone (``image_server.py``), and its network leads nowhere else: what it takes to reach
+a registry stays here.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from parbake import disk, diskformats
 from parbake.builders import Disk, Ingredients
 from parbake.builders.guest import Console, user_data
+from parbake.builders.image_server import serve
 from parbake.builders.local import grown_copy, in_format
-from parbake.builders.serving import serve
-from parbake.errors import BakeFailed, InputError
-from parbake.model import Plan, Platform
-from parbake.run import Deadline, need_root, sleep
+from parbake.core.errors import BakeFailed, InputError
+from parbake.core.model import Plan, Platform
+from parbake.core.run import Deadline, need_root, sleep
+from parbake.machine import disk
+from parbake.machine.disk import formats
 
 HOST = "10.0.2.2"
 """Where a machine with QEMU's user-mode network finds this host's loopback."""
@@ -41,7 +42,7 @@ class QemuBuilder:
         Raises BakeFailed with the guest's own log, what a registry refused, ArtefactFull, MachineFault, BadBase, and
         InputError for another architecture than this host's.
         """
-        from parbake.vm import Machine, Seed
+        from parbake.machine.vm import Machine, Seed
 
         need_root("baking")
         if plan.platform.architecture != Platform.host().architecture:
@@ -66,7 +67,7 @@ class QemuBuilder:
                 if shop.failure:  # the guest has only seen a bad gateway
                     raise shop.failure from error
                 raise
-            diskformats.commit(raw, "raw", work / "vm" / "root.qcow2")
+            formats.commit(raw, "raw", work / "vm" / "root.qcow2")
         with events.stage("check", "Check the file system"), disk.private_mounts():
             disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
         return Disk(in_format(raw, plan, ingredients))
@@ -74,7 +75,7 @@ class QemuBuilder:
 
 def _follow(machine: Any, console: Console, plan: Plan, ingredients: Ingredients, seconds: float) -> None:
     """Follow the serial console to the power-off; raises BakeFailed, ArtefactFull."""
-    from parbake.vm import console as serial
+    from parbake.machine.vm import console as serial
 
     deadline = Deadline(seconds, "the guest's bake")
     while machine.alive and deadline.left:

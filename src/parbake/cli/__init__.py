@@ -1,18 +1,17 @@
 """The door: one module for each group of commands, all on one ``app``."""
 
-from parbake.cli import baking, coldstarts, door, exporting, linting, policies, rolling, snapshots
-from parbake.cli.door import app, main, run
+from parbake.cli import app, artefacts, coldstart, exports, iam, lint, rollouts, snapshots
+from parbake.cli.app import main, run
 
 __all__ = [
     "app",
-    "baking",
-    "coldstarts",
-    "door",
-    "exporting",
-    "linting",
+    "artefacts",
+    "coldstart",
+    "exports",
+    "iam",
+    "lint",
     "main",
-    "policies",
-    "rolling",
+    "rollouts",
     "run",
     "snapshots",
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.door import AsJson, Progress, answer, app, door, opened_events
+from parbake.cli.app import AsJson, Progress, answer, app, door, opened_events
 
 
 @app.command()
@@ -22,8 +22,8 @@ def fetch(
 
     Every block is checked. Public snapshots of others cannot be read before they are copied.
     """
-    from parbake import ebs
-    from parbake.render import human_bytes
+    from parbake.aws import ebs
+    from parbake.core.units import human_bytes
 
     door.as_json = as_json
     with opened_events(progress) as events:

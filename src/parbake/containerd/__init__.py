@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from parbake.containerd.content import ContentInfo as ContentInfo
     from parbake.containerd.cri import Cri as Cri
     from parbake.containerd.daemon import Daemon as Daemon
-    from parbake.containerd.faults import AlreadyExists as AlreadyExists
-    from parbake.containerd.faults import NotFound as NotFound
+    from parbake.containerd.errors import AlreadyExists as AlreadyExists
+    from parbake.containerd.errors import NotFound as NotFound
     from parbake.containerd.images import ImageRecord as ImageRecord
     from parbake.containerd.snapshots import Mount as Mount
     from parbake.containerd.snapshots import SnapshotInfo as SnapshotInfo
     from parbake.containerd.snapshots import top_folder as top_folder
 
 _HOMES = {
-    "AlreadyExists": "faults",
+    "AlreadyExists": "errors",
     "Client": "client",
     "ContentInfo": "content",
     "Cri": "cri",
     "Daemon": "daemon",
     "ImageRecord": "images",
     "Mount": "snapshots",
-    "NotFound": "faults",
+    "NotFound": "errors",
     "SnapshotInfo": "snapshots",
     "connect": "client",
     "top_folder": "snapshots",

@@ -15,12 +15,12 @@ from google.protobuf.empty_pb2 import Empty
 
 from parbake.containerd.connection import Connection, Metadata
 from parbake.containerd.content import Content
-from parbake.containerd.conventions import EXPIRES, KUBERNETES, OVERLAY
-from parbake.containerd.faults import AlreadyExists
+from parbake.containerd.errors import AlreadyExists
 from parbake.containerd.images import Images
+from parbake.containerd.labels import EXPIRES, KUBERNETES, OVERLAY
 from parbake.containerd.proto import introspection_pb2, leases_pb2, namespaces_pb2, version_pb2
 from parbake.containerd.snapshots import Snapshots
-from parbake.errors import ParbakeError, RuntimeFault
+from parbake.core.errors import ParbakeError, RuntimeFault
 
 _LEASES = "/containerd.services.leases.v1.Leases"
 _NAMESPACES = "/containerd.services.namespaces.v1.Namespaces"

@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 
 from google.protobuf.message import Message
 
-from parbake.containerd.faults import fault
+from parbake.containerd.errors import fault
 
 # gRPC's C core writes its own lines to standard error, which belongs to our renderer; what matters arrives as an error.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from parbake.containerd.faults import AlreadyExists, NotFound, Unavailable
+from parbake.containerd.errors import AlreadyExists, NotFound, Unavailable
 from parbake.containerd.proto import content_pb2 as pb
-from parbake.errors import BadContent, DeadlineExceeded, RuntimeFault
-from parbake.run import Deadline
+from parbake.core.errors import BadContent, DeadlineExceeded, RuntimeFault
+from parbake.core.run import Deadline
 
 if TYPE_CHECKING:
     from parbake.containerd.connection import Connection, Metadata
-    from parbake.model import Descriptor
+    from parbake.core.model import Descriptor
 
 _SERVICE = "/containerd.services.content.v1.Content"
 _CHUNK = 1 << 20

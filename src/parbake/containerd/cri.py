@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from parbake.containerd.faults import NotFound, Unavailable
+from parbake.containerd.errors import NotFound, Unavailable
 from parbake.containerd.proto import cri_pb2 as pb
-from parbake.errors import ParbakeError, RuntimeFault
+from parbake.core.errors import ParbakeError, RuntimeFault
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from parbake.containerd.connection import Connection, Reply
-    from parbake.run import Deadline
+    from parbake.core.run import Deadline
 
 _RUNTIME = "/runtime.v1.RuntimeService"
 _IMAGE = "/runtime.v1.ImageService"

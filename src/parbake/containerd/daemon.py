@@ -16,10 +16,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from parbake import cgroups, run
 from parbake.containerd.config import configuration
-from parbake.containerd.keeper import Keeper
-from parbake.errors import CommandFailed, DeadlineExceeded, ParbakeError, RuntimeFault
+from parbake.containerd.namespace_thread import Keeper
+from parbake.core import cgroups, run
+from parbake.core.errors import CommandFailed, DeadlineExceeded, ParbakeError, RuntimeFault
 
 if TYPE_CHECKING:
     from parbake.containerd.client import Client

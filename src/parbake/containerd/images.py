@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from parbake.containerd.faults import AlreadyExists, NotFound
+from parbake.containerd.errors import AlreadyExists, NotFound
 from parbake.containerd.proto import common_pb2
 from parbake.containerd.proto import images_pb2 as pb
-from parbake.model import Descriptor
+from parbake.core.model import Descriptor
 
 if TYPE_CHECKING:
     from parbake.containerd.connection import Connection, Metadata

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from google.protobuf.empty_pb2 import Empty
 
-from parbake.containerd.faults import AlreadyExists, NotFound
+from parbake.containerd.errors import AlreadyExists, NotFound
 from parbake.containerd.proto import snapshots_pb2 as pb
-from parbake.errors import RuntimeFault
+from parbake.core.errors import RuntimeFault
 
 if TYPE_CHECKING:
     from parbake.containerd.connection import Connection, Metadata

@@ -1,5 +1,5 @@
 """Hand an artefact to an autoscaler: one module for each kind of target, one protocol for all."""
 
-from parbake.rollouts.words import Change, Follow, Held, Offer, Rollout, Standing
+from parbake.rollouts.protocol import Change, Follow, Held, Offer, Rollout, Standing
 
 __all__ = ["Change", "Follow", "Held", "Offer", "Rollout", "Standing"]

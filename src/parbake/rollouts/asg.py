@@ -14,10 +14,10 @@ from typing import Any
 from parbake.aws import client
 from parbake.aws.tags import as_dict
 from parbake.bakefile.targets import AsgTarget
-from parbake.errors import InputError, TargetMoved
+from parbake.core.errors import InputError, TargetMoved
 from parbake.rollouts.groups import Group, Look, tags_of
+from parbake.rollouts.protocol import Change, Follow, Held
 from parbake.rollouts.templates import LEFT, PREVIOUS, RESOLVED, Templates, Version
-from parbake.rollouts.words import Change, Follow, Held
 
 _ACTIVE = {"Pending", "InProgress", "Cancelling", "RollbackInProgress", "Baking"}
 _BAD = {"Failed", "Cancelled", "RollbackFailed", "RollbackSuccessful"}

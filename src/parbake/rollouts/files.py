@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from parbake import atomic
 from parbake.bakefile.targets import FileTarget
-from parbake.errors import InputError, TargetMoved
-from parbake.rollouts.words import Change, Follow, Held, Offer, Standing, gibibytes
+from parbake.core import atomic
+from parbake.core.errors import InputError, TargetMoved
+from parbake.rollouts.protocol import Change, Follow, Held, Offer, Standing, gibibytes
 
 _NOTE = "# parbake: "
 _KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key")

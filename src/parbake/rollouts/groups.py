@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from parbake.aws.images import architecture_of
-from parbake.errors import InputError, TargetMoved
+from parbake.core.errors import InputError, TargetMoved
+from parbake.rollouts.protocol import Change, Follow, Held, Offer, Standing, show
 from parbake.rollouts.templates import (
     CURRENT,
     LEFT,
@@ -24,7 +25,6 @@ from parbake.rollouts.templates import (
     new_data,
     the_way_back,
 )
-from parbake.rollouts.words import Change, Follow, Held, Offer, Standing, show
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from parbake.bakefile.targets import KarpenterTarget
-from parbake.errors import InputError, RolloutError, TargetMoved
-from parbake.kube import Cluster
+from parbake.core.errors import InputError, RolloutError, TargetMoved
 from parbake.rollouts import nodeclass
+from parbake.rollouts.cluster import Cluster
 from parbake.rollouts.nodeclass import Chosen
 from parbake.rollouts.pointers import Pointer, pointer_of
-from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing
+from parbake.rollouts.protocol import OWNER, Change, Follow, Held, Offer, Standing
 
 GROUP, CORE = "karpenter.k8s.aws", "karpenter.sh"
 _NODE_CLASSES = {"v1": "ec2nodeclasses", "v1beta1": "ec2nodeclasses", "v1alpha1": "awsnodetemplates"}

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parbake import gitops
 from parbake.bakefile.targets import FileTarget, GitopsTarget
-from parbake.errors import InputError, TargetMoved
-from parbake.rollouts import nodeclass
+from parbake.core.errors import InputError, TargetMoved
+from parbake.rollouts import gitops, nodeclass
 from parbake.rollouts.nodeclass import ANNOTATION
-from parbake.rollouts.words import Change, Follow, Held, Offer, Standing
+from parbake.rollouts.protocol import Change, Follow, Held, Offer, Standing
 
 _NODE_CLASSES = ("EC2NodeClass", "AWSNodeTemplate")
 _FOLLOWED_ELSEWHERE = Follow(0, 0, done=True)

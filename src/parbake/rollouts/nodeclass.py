@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.errors import InputError
-from parbake.model import GIB
-from parbake.nodefiles import USER_DATA_LIMIT
+from parbake.aws.limits import USER_DATA_LIMIT
+from parbake.core.errors import InputError
+from parbake.core.model import GIB
 from parbake.rollouts import userdata
-from parbake.rollouts.words import OWNER, Change, Held, Offer, gibibytes, show
+from parbake.rollouts.protocol import OWNER, Change, Held, Offer, gibibytes, show
 
 ANNOTATION = f"{OWNER}/rollout"
 """What was held before: JSON on the node class itself, so that a rollback works from any machine."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from parbake.aws import client, token
 from parbake.bakefile.targets import NodegroupTarget
-from parbake.errors import AwsNotFound, InputError, TargetMoved
+from parbake.core.errors import AwsNotFound, InputError, TargetMoved
 from parbake.rollouts.groups import Group, Look, tags_of
+from parbake.rollouts.protocol import Change, Follow, Held, Offer
 from parbake.rollouts.templates import Templates, Version
-from parbake.rollouts.words import Change, Follow, Held, Offer
 
 
 class Nodegroup(Group):

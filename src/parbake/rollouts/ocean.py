@@ -17,8 +17,8 @@ from typing import Any
 import urllib3
 
 from parbake.bakefile.targets import OceanTarget
-from parbake.errors import EnvironmentProblem, InputError, RolloutError, TargetMoved
-from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing, show
+from parbake.core.errors import EnvironmentProblem, InputError, RolloutError, TargetMoved
+from parbake.rollouts.protocol import OWNER, Change, Follow, Held, Offer, Standing, show
 
 API = "https://api.spotinst.io"
 _SECONDS = 30.0

@@ -12,8 +12,8 @@ from typing import Any
 
 from parbake.aws import Client, client
 from parbake.bakefile.targets import SsmTarget
-from parbake.errors import AwsFault, AwsNotFound, InputError, NotMade, TargetMoved
-from parbake.rollouts.words import OWNER, Change, Follow, Held, Offer, Standing
+from parbake.core.errors import AwsFault, AwsNotFound, InputError, NotMade, TargetMoved
+from parbake.rollouts.protocol import OWNER, Change, Follow, Held, Offer, Standing
 
 _BACK = f"{OWNER}: back from version "
 _FROM = f"{OWNER}: "

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from parbake.aws import client
 from parbake.bakefile.targets import KarpenterTarget
-from parbake.errors import AwsNotFound, InputError, TargetMoved
+from parbake.core.errors import AwsNotFound, InputError, TargetMoved
 from parbake.rollouts.parameter import put
-from parbake.rollouts.words import OWNER
+from parbake.rollouts.protocol import OWNER
 
 
 class Pointer(Protocol):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from parbake.aws import Client, client, token, when_known
-from parbake.errors import AwsNotFound, InputError
-from parbake.rollouts.words import OWNER, Held, Offer, gibibytes
+from parbake.core.errors import AwsNotFound, InputError
+from parbake.rollouts.protocol import OWNER, Held, Offer, gibibytes
 
 RESOLVED = "resolve:ssm:"
 """How a launch template names the parameter that holds its image, and perhaps a version or label of it."""

@@ -12,8 +12,8 @@ import email
 import hashlib
 import re
 
-from parbake.errors import InputError
-from parbake.yamltext import parse
+from parbake.core.errors import InputError
+from parbake.core.yamltext import parse
 
 BEYOND_REACH = ("Bottlerocket", "Windows2019", "Windows2022", "Windows2025")
 """Families whose user data is no MIME message."""

@@ -1,7 +1,7 @@
 """Verification: prove that every image starts from the artefact, with the registry cut off."""
 
-from parbake.verify.intact import compared, damaged
+from parbake.verify.integrity import compared, damaged
 from parbake.verify.pull import Pulled, compare_pull
-from parbake.verify.rehearsal import Rehearsal, verify
+from parbake.verify.verify import Rehearsal, verify
 
 __all__ = ["Pulled", "Rehearsal", "compare_pull", "compared", "damaged", "verify"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parbake.errors import MachineFault, RuntimeFault
-from parbake.model import Image, Startup
-from parbake.reference import Reference
-from parbake.run import Deadline
-from parbake.vm import NETWORK_MAC
+from parbake.core.errors import MachineFault, RuntimeFault
+from parbake.core.model import Image, Startup
+from parbake.core.reference import Reference
+from parbake.core.run import Deadline
+from parbake.machine.vm import NETWORK_MAC
 
 if TYPE_CHECKING:
-    from parbake.verify.node import Node
-    from parbake.verify.rehearsal import Rehearsal
-    from parbake.vm import Guest
+    from parbake.machine.vm import Guest
+    from parbake.verify.booted import Node
+    from parbake.verify.verify import Rehearsal
 
 _HOST = "10.0.2.2"  # QEMU's user-mode network: the host's loopback
 _ADDRESS = "10.0.2.15/24"

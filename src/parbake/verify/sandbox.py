@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parbake import pause
-from parbake.containerd import conventions
-from parbake.model import Descriptor, Platform
+from parbake.containerd import labels
+from parbake.core.model import Descriptor, Platform
+from parbake.images import pause
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
@@ -23,8 +23,8 @@ def bring(client: Client, folder: Path, name: str) -> None:
     with client.lease("parbake-verify"):
         for part in (manifest["config"], *manifest["layers"]):
             client.content.write(_descriptor(part), _blob(folder, _descriptor(part)))
-        client.content.write(target, _blob(folder, target), conventions.reference_labels(manifest))
-        client.images.put(name, target, conventions.PINNED)
+        client.content.write(target, _blob(folder, target), labels.reference_labels(manifest))
+        client.images.put(name, target, labels.PINNED)
 
 
 def _descriptor(entry: dict[str, Any]) -> Descriptor:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parbake.containerd import conventions
-from parbake.errors import RuntimeFault
-from parbake.model import Descriptor, Image, Platform
-from parbake.registry import strictjson
+from parbake.containerd import labels
+from parbake.core.errors import RuntimeFault
+from parbake.core.model import Descriptor, Image, Platform
+from parbake.images.registry import strictjson
 
 if TYPE_CHECKING:
     from parbake.containerd import Client, Cri
@@ -103,7 +103,7 @@ def _content(client: Client, target: str, platform: Platform, wanted: str) -> di
         config = _read(client, digest, strictjson.CONFIG)
         own = Platform.parse("/".join(filter(None, (config["os"], config["architecture"], config.get("variant")))))
         found["foreign"] = "" if own.architecture == platform.architecture and own.os == platform.os else str(own)
-        chain = conventions.chain_ids(config["rootfs"]["diff_ids"])
+        chain = labels.chain_ids(config["rootfs"]["diff_ids"])
         found["chain_id"] = chain[-1] if chain else ""
         found["unpacked"] = not chain or client.snapshots.exists(chain[-1])
     except LookupError as error:

@@ -22,13 +22,13 @@ from parbake.aws.leftovers import Wanted, remove, terminate
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import bottlerocket
+from parbake.builders.ec2.errors import Interrupted
 from parbake.builders.ec2.image import Amis
 from parbake.builders.ec2.launch import Launcher, Order, Second
-from parbake.builders.ec2.refusals import Interrupted
 from parbake.builders.ec2.volume import Volumes, data_device, refuse
 from parbake.builders.guest import Console, Mode, hosts, logs_in, user_data
-from parbake.errors import BakeFailed, InputError, ParbakeError
-from parbake.model import GIB, AmiSource, Family, Image, ImageVerdict, Plan, RegistryOptions, Verdict
+from parbake.core.errors import BakeFailed, InputError, ParbakeError
+from parbake.core.model import GIB, AmiSource, Family, Image, ImageVerdict, Plan, RegistryOptions, Verdict
 
 _LOGINS = {"docker", "environment"}  # of a registry's `credentials`
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top

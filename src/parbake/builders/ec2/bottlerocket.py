@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from parbake import aws
-from parbake.builders.ec2.refusals import ended
+from parbake.builders.ec2.errors import ended
 from parbake.builders.guest import Console, Mode, image_calls, sections
-from parbake.errors import AwsFault, BakeFailed, DeadlineExceeded, InputError
-from parbake.events import Events
-from parbake.model import Family, Image, Plan, RegistryOptions, Startup
-from parbake.run import Deadline
+from parbake.core.errors import AwsFault, BakeFailed, DeadlineExceeded, InputError
+from parbake.core.events import Events
+from parbake.core.model import Family, Image, Plan, RegistryOptions, Startup
+from parbake.core.run import Deadline
 
 FAMILY: Family = "Bottlerocket"
 DEVICE = "/dev/xvdb"

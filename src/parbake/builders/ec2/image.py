@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from parbake import aws
+from parbake.aws.ebs import fast_restore
 from parbake.aws.leftovers import remove_image
 from parbake.bakefile import AwsSection
-from parbake.ebs import fast
-from parbake.errors import AwsFault, AwsNotFound
-from parbake.events import Events
-from parbake.model import GIB, Published, Snapshot
+from parbake.core.errors import AwsFault, AwsNotFound
+from parbake.core.events import Events
+from parbake.core.model import GIB, Published, Snapshot
 
 _WAIT = 6 * 3600.0  # seconds: the first snapshot of a large volume takes hours
 _HINT = "the AMI is still being made: run the same command again, and it goes on waiting"
@@ -152,7 +152,7 @@ class Amis:
             end = datetime.now(UTC) + timedelta(days=self.settings.deprecate_after)
             ec2.enable_image_deprecation(ImageId=identity, DeprecateAt=end.replace(second=0, microsecond=0))
         if self.settings.fast_at_bake:
-            fast.enable(self.settings.fast_snapshot_restore, region, snapshots_of(image), self.events)
+            fast_restore.enable(self.settings.fast_snapshot_restore, region, snapshots_of(image), self.events)
 
     def spread(self, home: str, image: Mapping[str, Any], *, verified: str) -> dict[str, Published]:
         """Copy, share, date; then say of every AMI that it is done; return them by region, the home's first.

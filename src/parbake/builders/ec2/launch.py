@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parbake import aws
-from parbake.aws.faults import CAPACITY
+from parbake.aws.errors import CAPACITY
 from parbake.bakefile import AwsSection
-from parbake.builders.ec2.refusals import ended, explained
+from parbake.builders.ec2.errors import ended, explained
 from parbake.builders.guest import Console
-from parbake.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, BakeFailed, InputError
-from parbake.events import Events
-from parbake.model import GIB, Platform
-from parbake.run import Deadline
+from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, BakeFailed, InputError
+from parbake.core.events import Events
+from parbake.core.model import GIB, Platform
+from parbake.core.run import Deadline
 
 _TYPES = {
     "amd64": ("m7i.large", "m6i.large", "m6a.large", "m5.large"),

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from parbake import aws, ebs
+from parbake import aws
+from parbake.aws import ebs
 from parbake.bakefile import AwsSection
 from parbake.builders.ec2 import bottlerocket
-from parbake.errors import AwsNotFound, BakeFailed, InputError
-from parbake.events import Events
-from parbake.model import GIB, Family, Plan, Published, Snapshot
+from parbake.core.errors import AwsNotFound, BakeFailed, InputError
+from parbake.core.events import Events
+from parbake.core.model import GIB, Family, Plan, Published, Snapshot
 
 _WAIT = 6 * 3600.0  # seconds: the first snapshot of a large volume takes hours
 _HINT = "the snapshot is still being made: run the same command again, and it goes on waiting"
@@ -120,7 +121,7 @@ class Volumes:
             if self.settings.share_with:
                 ebs.share(each.snapshots[0].id, region, self.settings.share_with)
             if self.settings.fast_at_bake:
-                ebs.fast.enable(self.settings.fast_snapshot_restore, region, each.snapshots, self.events)
+                ebs.fast_restore.enable(self.settings.fast_snapshot_restore, region, each.snapshots, self.events)
         for region, each in reversed(list(places.items())):
             ebs.keep(each.snapshots[0].id, region, verified=verified, events=self.events)
         return places

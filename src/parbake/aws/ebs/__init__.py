@@ -1,0 +1,31 @@
+"""Snapshots without an instance: disks are written to and read from EBS by its direct API.
+
+Sources: EBS user guide, "EBS direct APIs" and its FAQ; EBS direct API reference.
+"""
+
+from parbake.aws.ebs import fast_restore
+from parbake.aws.ebs.download import Fetched, blocks_of, fetch
+from parbake.aws.ebs.register import ROOT_DEVICE, boot_mode, register
+from parbake.aws.ebs.share import copy, keep, share
+from parbake.aws.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, Sent, key_arn, look, upload
+
+__all__ = [
+    "BLOCKS_TAG",
+    "ROOT_DEVICE",
+    "Fetched",
+    "Journal",
+    "Order",
+    "Parent",
+    "Sent",
+    "blocks_of",
+    "boot_mode",
+    "copy",
+    "fast_restore",
+    "fetch",
+    "keep",
+    "key_arn",
+    "look",
+    "register",
+    "share",
+    "upload",
+]

@@ -1,0 +1,153 @@
+"""Read a snapshot into a file, or find out what it holds: 64 blocks at once, each checked against its SHA-256."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parbake import aws
+from parbake.aws.ebs.throttle import Pace
+from parbake.core.errors import AwsFault, AwsNoAccess, AwsNotFound, BadContent, InputError
+from parbake.core.events import Events
+from parbake.core.model import GIB
+from parbake.core.workspace import publish, room_for, work_folder
+from parbake.machine.disk import BLOCK, ZEROS, BlockList, data_blocks
+
+_PAGE = 10_000  # the most that one call lists
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A snapshot as a raw, sparse file, and the list of its blocks; ``tpm``: it is an AMI's, which has NitroTPM."""
+
+    path: Path
+    snapshot: str
+    blocks: BlockList
+    tpm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The blocks that a snapshot has, with the tokens by which they are read; ``size`` in bytes."""
+
+    size: int
+    tokens: dict[int, str]
+
+
+def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetched:
+    """Read a snapshot, or the root disk of an AMI, into a sparse file; it appears when it is complete.
+
+    Raises InputError (neither an AMI's nor a snapshot's id; the target exists), AwsFault, BadContent, DiskFull.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists already", hint="name another file, or remove it")
+    snapshot, tpm = _snapshot_of(what, region)
+    listed = _list(snapshot, region, events)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with room_for(target), work_folder(target.parent, "fetch") as work:
+        draft = work / target.name
+        with draft.open("wb", buffering=0) as file:
+            file.truncate(listed.size)
+            found = _read(snapshot, region, listed, listed.tokens, events, file.fileno())
+        publish(draft, target)
+    return Fetched(target, snapshot, BlockList(listed.size, found), tpm)
+
+
+def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") -> BlockList:
+    """Return the list of a snapshot's blocks, as far as it helps to say what of a raw disk differs from it.
+
+    Blocks that only the snapshot has are in the list with a word for a digest: they differ without being read.
+    """
+    listed = _list(snapshot, region, events)
+    with disk.open("rb", buffering=0) as file:
+        common = listed.tokens.keys() & set(data_blocks(file.fileno(), os.fstat(file.fileno()).st_size))
+    unread = dict.fromkeys(listed.tokens.keys() - common, b"unread")
+    return BlockList(listed.size, {**unread, **_read(snapshot, region, listed, common, events, None)})
+
+
+def _snapshot_of(what: str, region: str) -> tuple[str, bool]:
+    """Return the snapshot that is meant, and whether it is of an AMI with NitroTPM."""
+    if what.startswith("snap-"):
+        return what, False
+    if not what.startswith("ami-"):
+        raise InputError(f"{what!r} is the id of neither an AMI nor a snapshot", hint="such as ami-… or snap-…")
+    from parbake.aws.images import described
+
+    ec2 = aws.client("ec2", region)
+    images = ec2.describe_images(ImageIds=[what])["Images"]
+    if not images:
+        raise InputError(f"there is no AMI {what} in {ec2.region}", hint="check the id and the region")
+    image = described(images[0], ec2.region)
+    if not image.snapshots:
+        raise InputError(
+            f"{what} does not say from which snapshot its root disk is made",
+            hint=f"copy it into your account first: aws ec2 copy-image --source-image-id {what} …",
+        )
+    return image.snapshots[0], images[0].get("TpmSupport") == "v2.0"
+
+
+def _list(snapshot: str, region: str, events: Events) -> _Listed:
+    """List the blocks of a snapshot; a page may be empty and not the last."""
+    client = aws.client("ebs", region)
+    tokens: dict[int, str] = {}
+    more: dict[str, str] = {}
+    with events.task(f"list the blocks of {snapshot}", unit="items") as task:
+        while True:
+            try:
+                page = client.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=_PAGE, **more)
+            except (AwsNoAccess, AwsNotFound) as error:
+                error.hint = (
+                    f"{error.hint}; snapshots of others that are public cannot be read: copy the AMI or the snapshot "
+                    "into your account first (aws ec2 copy-image, copy-snapshot)"
+                )
+                raise
+            for block in page.get("Blocks", ()):
+                tokens[int(block["BlockIndex"])] = block["BlockToken"]
+            task.advance(len(page.get("Blocks", ())))
+            if not page.get("NextToken"):
+                break
+            more = {"NextToken": page["NextToken"]}
+    if page.get("BlockSize", BLOCK) != BLOCK:
+        raise AwsFault(f"the blocks of {snapshot} have {page['BlockSize']} bytes, and not {BLOCK}")
+    return _Listed(int(page["VolumeSize"]) * GIB, tokens)
+
+
+def _read(
+    snapshot: str, region: str, listed: _Listed, indices: Iterable[int], events: Events, handle: int | None
+) -> dict[int, bytes]:
+    """Read blocks, write them into an open file if there is one, and return the SHA-256 of those that are not zeros."""
+    client, pace = aws.client("ebs", region, tries=1), Pace()
+    wanted = sorted(indices)
+    found: dict[int, bytes] = {}
+    lock = threading.Lock()
+    with events.task(f"read {snapshot}", len(wanted) * BLOCK) as task:
+
+        def get(index: int, _: bytearray) -> None:
+            data, digest = pace.call(lambda: _get(client, snapshot, index, listed.tokens[index]))
+            if data != ZEROS:
+                if handle is not None:
+                    os.pwrite(handle, data, index * BLOCK)
+                with lock:
+                    found[index] = digest
+            task.advance(BLOCK)
+
+        pace.each(wanted, get, 0)
+    return found
+
+
+def _get(client: aws.Client, snapshot: str, index: int, token: str) -> tuple[bytes, bytes]:
+    answer: dict[str, Any] = client.get_snapshot_block(SnapshotId=snapshot, BlockIndex=index, BlockToken=token)
+    with aws.translating("ebs", "get_snapshot_block", client.region):
+        data: bytes = answer["BlockData"].read()
+    digest = hashlib.sha256(data).digest()
+    if len(data) != BLOCK or answer["Checksum"] != base64.b64encode(digest).decode():
+        raise BadContent(
+            f"block {index} of {snapshot} is not what its checksum says", hint="run the same command again"
+        )
+    return data, digest

@@ -1,0 +1,158 @@
+"""The least-privilege policies that a Bakefile needs in AWS.
+
+Of whoever bakes, of the instance that bakes, of whoever rolls out or prunes, of Karpenter.
+Sources: Service Authorization Reference, "Actions, resources, and condition keys for Amazon EC2" (which actions take
+which resources and conditions), and those for EBS direct APIs, ECR, SSM and KMS; EC2 user guide, "Grant permission to
+tag Amazon EC2 resources during creation"; IAM user guide, "Policy variables" (``${*}`` is an asterisk); Packer's Amazon
+plugin, "IAM Task or Instance Role" (which calls it makes).
+
+parbake's own are told by their tag, so that all hangs on who may write it: only the call that makes a resource.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from parbake.aws.iam import bakes, managed, pruning, rollouts
+from parbake.aws.iam.statements import Names, Policy, Scope, allow, both, missing, policy, suffix
+from parbake.bakefile import Bakefile
+from parbake.core.model import RegistryOptions
+from parbake.core.reference import Reference
+from parbake.images.registry import ecr
+
+__all__ = ["Names", "Policy", "actions", "missing", "policies"]
+
+_PULL = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
+_PUSH = ("ecr:CompleteLayerUpload", "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:UploadLayerPart")
+_CREATE = ("ecr:CreateRepository", "ecr:DescribeRepositories", "ecr:TagResource")
+_KMS = ("kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom", "kms:ReEncryptTo")
+# What the direct APIs do with a key by the caller's own hand (EBS user guide, "IAM permissions for EBS direct APIs").
+_DIRECT_KMS = ("kms:Encrypt", "kms:GenerateDataKey")
+
+
+def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy]:
+    """Return the policies by what they are for; ``names`` are those that the Bakefile does not say.
+
+    ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout``,
+    ``prune`` and ``karpenter``. What ``names`` lacks stands there as a placeholder (``missing`` tells of it).
+    """
+    scope = Scope(bakefile, names or Names())
+    found = {"caller": policy(_caller(scope))}
+    if bakefile.builder in {"ec2", "packer"}:
+        found["instance_role"] = policy([*_pull(scope), *managed.instance(scope)])
+        found["instance_role_trust"] = _trust(scope)
+    rollout = list(rollouts.statements(scope))
+    if rollout:
+        found["rollout"] = policy(rollout)
+    if bakefile.builder in {"ec2", "ebs", "packer"} or bakefile.rollout:
+        found["prune"] = policy(pruning.statements(scope))
+    karpenter = list(_karpenter(scope))
+    if karpenter:
+        found["karpenter"] = policy(karpenter)
+    return found
+
+
+def actions(policy: Policy) -> set[str]:
+    """Return the actions that a policy allows."""
+    allowed = (statement for statement in policy["Statement"] if statement["Effect"] == "Allow")
+    return {action for statement in allowed for action in statement["Action"]}
+
+
+def _caller(scope: Scope) -> Iterator[Policy]:
+    bakefile = scope.bakefile
+    yield from _repositories(scope)
+    if bakefile.sign and bakefile.sign.kms:
+        keys, condition = _key(scope, bakefile.sign.kms)
+        yield allow("SignRecords", ["kms:GetPublicKey", "kms:Sign"], keys, condition)
+    if bakefile.base.ami and not (bakefile.base.ami.id or bakefile.base.ami.name):
+        name = bakefile.base.ami.parameter(bakefile.platform)
+        yield allow("FindTheBase", ["ssm:GetParameter"], scope.parameter(name, [scope.home]))
+    yield from bakes.statements(scope)
+    if bakefile.builder == "ec2":
+        yield from managed.caller(scope)
+    if bakefile.builder in {"ec2", "ebs", "packer"} and bakefile.aws.encrypted:
+        yield from _with_key("Encrypt", scope, _KMS + (_DIRECT_KMS if bakefile.builder == "ebs" else ()))
+
+
+# -- registries
+
+
+def _repositories(scope: Scope) -> Iterator[Policy]:
+    yield from _pull(scope)
+    pushed = _found(scope, built=True)
+    if pushed:
+        yield allow("Push", _PUSH, pushed)
+    made = _found(scope, built=True, made=True)
+    if made:
+        yield allow("MakeRepositories", _CREATE, made)
+        yield allow("LookForCaches", ["ecr:DescribePullThroughCacheRules"])
+
+
+def _pull(scope: Scope) -> Iterator[Policy]:
+    repositories = _found(scope)
+    if repositories:
+        yield allow("LogInToEcr", ["ecr:GetAuthorizationToken"])
+        yield allow("Pull", _PULL, repositories)
+
+
+def _found(scope: Scope, *, built: bool = False, made: bool = False) -> list[str]:
+    """Return the ARNs of the ECR repositories that images are in; ``built``: are pushed to, ``made``: as they lack."""
+    bakefile = scope.bakefile
+    references = [entry.parsed for entry in bakefile.images if entry.build or not built]
+    if bakefile.sandbox not in {"auto", "none"} and not built:
+        references.append(Reference.parse(bakefile.sandbox))
+    arns = []
+    for reference in references:
+        host = ecr.parse(reference.registry)
+        options = bakefile.registries.get(reference.registry, RegistryOptions())
+        if host and not host.public and (options.create or not made):
+            name = f"repository/{reference.repository}"
+            arns.append(scope.arn("ecr", name, host.region, account=host.account))
+    return sorted(set(arns))
+
+
+# -- roles
+
+
+def _trust(scope: Scope) -> Policy:
+    service = {"Service": f"ec2.amazonaws.com{suffix(scope.home)}"}
+    statement = {"Effect": "Allow", "Principal": service, "Action": ["sts:AssumeRole"]}
+    return {"Version": "2012-10-17", "Statement": [statement]}
+
+
+def _karpenter(scope: Scope) -> Iterator[Policy]:
+    """Allow Karpenter's role what its own policy does not: keys of encrypted snapshots, parameters besides AWS's."""
+    bakefile = scope.bakefile
+    parameters = rollouts.parameters(scope)
+    if parameters:
+        yield allow("ReadParameters", ["ssm:GetParameter"], parameters)
+    if bakefile.builder in {"ec2", "ebs", "packer"} and bakefile.aws.encrypted and bakefile.aws.kms_key:
+        yield from _with_key("StartEncrypted", scope, _KMS)
+
+
+def _with_key(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Policy]:
+    """Allow actions with the KMS key, and grants to AWS's services alone: a grant lets whom it names use the key."""
+    keys, condition = _key(scope, scope.bakefile.aws.kms_key or "")
+    yield allow(sid, actions, keys, condition)
+    yield allow("Grant", ["kms:CreateGrant"], keys, both(condition, {"Bool": {"kms:GrantIsForAWSResource": "true"}}))
+
+
+def _key(scope: Scope, key: str) -> tuple[list[str], Policy]:
+    """Return the ARNs of a KMS key, and what narrows them: no policy names a key by its alias (KMS developer guide).
+
+    Without a key of one's own it is the account's for EBS, which may be used by way of EC2 alone.
+    """
+    name = key.partition(":key/")[2] if key.startswith("arn:") else key
+    every = [scope.arn("kms", "key/*", place) for place in scope.places]
+    if not key:
+        services = [f"ec2.{place}.amazonaws.com{suffix(place)}" for place in scope.places]
+        return every, {"StringEquals": {"kms:ViaService": services}}
+    if name and not name.startswith("alias/"):
+        named = [scope.arn("kms", f"key/{name}", place) for place in scope.places]
+        return [key] if key.startswith("arn:") else named, {}
+    if key.startswith("arn:"):
+        region, account, alias = key.split(":")[3:]
+        every = [scope.arn("kms", "key/*", region, account=account)]
+    else:
+        alias = key
+    return every, {"ForAnyValue:StringEquals": {"kms:ResourceAliases": [alias]}}

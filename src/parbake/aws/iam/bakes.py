@@ -1,0 +1,170 @@
+"""What whoever bakes needs of EC2 and of EBS: to make what carries parbake's tag, and to change that alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from parbake.aws.iam import packers
+from parbake.aws.iam.statements import OURS, TAGGED, Policy, Scope, allow, both, here, never_take_over, suffix
+
+_CANONICAL = "099720109477"
+_RESULTS = ("image", "snapshot")
+
+
+def statements(scope: Scope) -> Iterator[Policy]:
+    """Yield the statements of the builders that work in EC2; the others need none."""
+    builder = scope.bakefile.builder
+    if builder not in {"ec2", "ebs", "packer"}:
+        return
+    yield allow("Look", _looks(scope), condition=here(scope.places))
+    yield from _tags(scope)
+    yield from _ours(scope)
+    yield from _copies(scope)
+    if builder == "ebs":
+        yield from _blocks(scope)
+        return
+    yield from _instances(scope)
+    if builder == "packer":
+        yield from packers.statements(scope)
+
+
+def _looks(scope: Scope) -> list[str]:
+    """Return the actions that only read; EC2 grants them on everything or not at all."""
+    bakefile = scope.bakefile
+    looks = ["DescribeImages", "DescribeInstances", "DescribeSecurityGroups", "DescribeSnapshots", "DescribeVolumes"]
+    looks += ["DescribeSpotInstanceRequests"]
+    if bakefile.builder in {"ec2", "packer"}:
+        looks += ["DescribeSubnets"]
+    if bakefile.aws.fast_snapshot_restore:
+        looks += ["DescribeFastSnapshotRestores"]
+    return [f"ec2:{look}" for look in looks + packers.looks(scope)]
+
+
+def _tags(scope: Scope) -> Iterator[Policy]:
+    """Allow to tag what a call makes, by that call, and what is parbake's already; deny it for all else."""
+    aws, builder = scope.bakefile.aws, scope.bakefile.builder
+    kinds, made = list(_RESULTS), ["RegisterImage"] if builder == "ebs" else []
+    if builder in {"ec2", "packer"}:
+        kinds += ["instance", "network-interface", "security-group", "volume"]
+        made += ["RunInstances", "CreateSecurityGroup", f"Create{_result(scope)}", *packers.makes(scope)]
+        kinds += packers.kinds(scope) + (["spot-instances-request"] if aws.purchase != "on-demand" else [])
+    if aws.copy_to:
+        made += [f"Copy{_result(scope)}"]
+    tagged = [*scope.ec2(*_RESULTS, regions=scope.places), *scope.ec2(*kinds[len(_RESULTS) :])]
+    if made:
+        yield allow("TagWhatIsMade", ["ec2:CreateTags"], tagged, {"StringEquals": {"ec2:CreateAction": made}})
+    yield never_take_over(scope, made)
+
+
+def _result(scope: Scope) -> str:
+    return "Snapshot" if scope.bakefile.artefact.kind == "volume" else "Image"
+
+
+def _ours(scope: Scope) -> Iterator[Policy]:
+    """Allow to use, change and end what carries parbake's tag, and nothing else."""
+    bakefile, aws = scope.bakefile, scope.bakefile.aws
+    changes = ["CreateTags", "DeleteSnapshot", "DeleteTags", "DeregisterImage"]
+    changes += ["ModifyImageAttribute"] if _result(scope) == "Image" else []
+    changes += ["EnableImageDeprecation"] if aws.deprecate_after else []
+    changes += ["EnableFastSnapshotRestores"] if aws.fast_at_bake else []
+    changes += ["DisableFastSnapshotRestores"] if aws.fast_snapshot_restore else []
+    results = scope.ec2(*_RESULTS, regions=scope.places)
+    yield allow("ChangeResults", [f"ec2:{each}" for each in changes], results, OURS)
+    accounts = [each for each in aws.share_with if each.isdigit()]
+    if accounts:
+        with_them: Policy = {
+            "ForAllValues:StringEquals": {"ec2:Add/userId": accounts},
+            "Null": {"ec2:Add/userId": "false", "ec2:Add/group": "true"},
+        }
+        snapshots = scope.ec2("snapshot", regions=scope.places)
+        yield allow("ShareResults", ["ec2:ModifySnapshotAttribute"], snapshots, both(OURS, with_them))
+    kinds = ["instance", "security-group", "volume"]
+    ends = ["DeleteSecurityGroup", "DeleteTags", "DeleteVolume", "TerminateInstances"]
+    if aws.purchase != "on-demand":
+        kinds, ends = [*kinds, "spot-instances-request"], [*ends, "CancelSpotInstanceRequests"]
+    if bakefile.builder in {"ec2", "packer"}:
+        ends += ["GetConsoleOutput", f"Create{_result(scope)}"]
+    more, theirs = packers.ours(scope)
+    ends = [f"ec2:{each}" for each in (*ends, *more)]
+    yield allow("EndTheRest", ends, scope.ec2(*kinds, *theirs), OURS)
+
+
+def _copies(scope: Scope) -> Iterator[Policy]:
+    """Allow copies to the regions of ``copy_to`` alone; AWS knows no condition on the tags of what is copied."""
+    if not scope.copies:
+        return
+    kinds = ("snapshot",) if _result(scope) == "Snapshot" else _RESULTS
+    copy, elsewhere = [f"ec2:Copy{_result(scope)}"], here(scope.copies)
+    yield allow("CopyFrom", copy, scope.ec2(*kinds), elsewhere)
+    yield allow("CopyTo", copy, scope.ec2(*kinds, regions=scope.copies), both(elsewhere, TAGGED))
+
+
+def _instances(scope: Scope) -> Iterator[Policy]:
+    """Allow to bake and verify on instances: of the base, and of what is parbake's."""
+    aws = scope.bakefile.aws
+    made = ["instance", "volume"] + (["spot-instances-request"] if aws.purchase != "on-demand" else [])
+    yield allow("LaunchTagged", ["ec2:RunInstances"], scope.ec2(*made), TAGGED)
+    subnets = [scope.arn("ec2", f"subnet/{each}") for each in aws.subnets] or scope.ec2("subnet")
+    groups = [scope.arn("ec2", f"security-group/{each}") for each in aws.security_groups]
+    used = [*scope.ec2("network-interface"), *subnets, *groups]
+    yield allow("LaunchIn", ["ec2:RunInstances"], used)
+    yield from _bases(scope)
+    ours = [*_RESULTS, *([] if groups else ["security-group"]), *packers.launched(scope)]
+    yield allow("LaunchOurs", packers.launches(scope, "ec2:RunInstances"), scope.ec2(*ours), OURS)
+    if not groups:
+        yield allow("CloseTheBuilder", ["ec2:CreateSecurityGroup"], scope.ec2("security-group"), TAGGED)
+        yield allow("InTheVpc", ["ec2:CreateSecurityGroup"], scope.ec2("vpc"))
+    new = ("snapshot",) if _result(scope) == "Snapshot" else _RESULTS
+    yield allow("MakeTagged", [f"ec2:Create{_result(scope)}"], scope.ec2(*new), TAGGED)
+    if aws.instance_profile:
+        name = aws.instance_profile.rpartition("/")[2]
+        role = [scope.arn("iam", f"role/{name}", "")]  # the role that the profile is made of, of its name
+        to_ec2 = {"StringEquals": {"iam:PassedToService": f"ec2.amazonaws.com{suffix(scope.home)}"}}
+        yield allow("PassTheRole", ["iam:PassRole"], role, to_ec2)
+        profile = [scope.arn("iam", f"instance-profile/{name}", "")]
+        yield allow("LookAtTheProfile", ["iam:GetInstanceProfile"], profile)
+
+
+def _bases(scope: Scope) -> Iterator[Policy]:
+    """Allow to launch the base AMI: by its id, or else by who owns it, for its id changes."""
+    source = scope.bakefile.base.ami
+    if source is None:
+        return
+    launch = packers.launches(scope, "ec2:RunInstances")
+    if source.id:
+        yield allow("LaunchTheBase", launch, scope.ec2("image", name=source.id))
+        return
+    owners = {source.owner or "amazon", "amazon"}
+    if source.eks == "ubuntu":
+        owners = {_CANONICAL}
+    elif not (source.name or source.parameter(scope.bakefile.platform).startswith("/aws/")):
+        owners.add("self")
+    owners = {scope.names.account if each == "self" else each for each in owners}
+    yield allow("LaunchTheBase", launch, scope.ec2("image"), {"StringEquals": {"ec2:Owner": sorted(owners)}})
+
+
+def _blocks(scope: Scope) -> Iterator[Policy]:
+    """Allow to write snapshots by the EBS direct APIs, and to read parbake's own and those that a bake starts from.
+
+    The tags of a new snapshot need ec2:CreateTags, for which AWS sets no creating action here; but it asks for the
+    snapshot ``*``, which is no snapshot that exists. A child holds what its parent holds, so that a parent has to be
+    one that may be read.
+    """
+    aws, snapshots = scope.bakefile.aws, scope.ec2("snapshot")
+    new = [*scope.ec2("snapshot", name="${*}"), *scope.ec2("snapshot", name="null")]
+    named = [*([aws.parent_snapshot] if aws.parent_snapshot else [])]
+    named += scope.names.base_snapshots if scope.bakefile.base.ami else ()
+    read = [arn for each in named for arn in scope.ec2("snapshot", name=each)]
+    alone: Policy = {"Null": {"ebs:ParentSnapshot": "true"}}
+    yield allow("BeginSnapshots", ["ebs:StartSnapshot"], snapshots, both(TAGGED, alone))
+    yield allow("BeginChildren", ["ebs:StartSnapshot"], new, TAGGED)
+    yield allow("BeginOnOurs", ["ebs:StartSnapshot"], snapshots, OURS)
+    yield allow("TagSnapshots", ["ec2:CreateTags"], new[:1], TAGGED)
+    yield allow("WriteOurs", ["ebs:CompleteSnapshot", "ebs:PutSnapshotBlock"], snapshots, OURS)
+    reads = ["ebs:GetSnapshotBlock", "ebs:ListSnapshotBlocks"]
+    yield allow("ReadOurs", reads, snapshots, OURS)
+    if read:
+        yield allow("ReadTheBase", [*reads, "ebs:StartSnapshot"], read)
+    if _result(scope) == "Image":
+        yield allow("Register", ["ec2:RegisterImage"], scope.ec2("image"), TAGGED)
+        yield allow("RegisterOurs", ["ec2:RegisterImage"], snapshots, OURS)

@@ -1,0 +1,114 @@
+"""What a Bakefile's ``rollout`` needs in AWS: of whoever rolls out, and of Karpenter where it reads a parameter.
+
+Sources: Service Authorization Reference for EC2 Auto Scaling, EKS and Systems Manager; EC2 Auto Scaling user guide,
+"Launch template support" (who gives a group a version must be allowed to launch what it says); Systems Manager user
+guide, "Using AMI IDs in parameters" (who puts one must be allowed to describe images); EC2 API reference, DeleteTags
+(without tags it deletes all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from parbake.aws.iam.statements import OURS, Policy, Scope, allow, both, here, never_take_over, suffix
+from parbake.bakefile.targets import Target
+
+
+def statements(scope: Scope) -> Iterator[Policy]:
+    """Yield the statements for all targets in AWS; files, and node classes that name images by id, need none."""
+    bakefile = scope.bakefile
+    groups = [target for target in bakefile.rollout if target.asg]
+    nodegroups = [target for target in bakefile.rollout if target.nodegroup]
+    if groups:
+        yield from _groups(scope, groups)
+    if nodegroups:
+        yield from _nodegroups(scope, nodegroups)
+    if groups or nodegroups:
+        yield from _templates(scope, [*groups, *nodegroups], roles=bool(groups))
+    read = parameters(scope)
+    tags = [target for target in bakefile.rollout if target.karpenter and target.karpenter.tag]
+    if read:
+        yield allow("Parameters", ["ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter"], read)
+    if bakefile.rollout:  # what a record names is compared with its tags
+        condition = here(scope.of(bakefile.rollout))
+        yield allow("LookAtArtefacts", ["ec2:DescribeImages", "ec2:DescribeSnapshots"], condition=condition)
+    if tags:
+        yield from _tags(scope, tags)
+    fast = bool(bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake)
+    if fast:
+        yield allow("LookAtFastRestores", ["ec2:DescribeFastSnapshotRestores"], condition=here(scope.places))
+        changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
+        yield allow("RestoreFast", changes, scope.ec2("snapshot", regions=scope.places), OURS)
+    if fast or tags or groups or nodegroups:
+        yield never_take_over(scope)
+
+
+def parameters(scope: Scope) -> list[str]:
+    """Return the ARNs of the parameters of targets, which hold machine images' ids."""
+    found = set()
+    for target in scope.bakefile.rollout:
+        reads = target.ssm or target.karpenter
+        if reads and reads.parameter:
+            found |= set(scope.parameter(reads.parameter, scope.of([target])))
+    return sorted(found)
+
+
+def _tags(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
+    """Allow to move tags from image to image, to parbake's own alone, and no other tag."""
+    keys: dict[str, list[Target]] = {}
+    for target in targets:
+        if target.karpenter and target.karpenter.tag:
+            keys.setdefault(target.karpenter.tag, []).append(target)
+    for number, (tag, its) in enumerate(sorted(keys.items()), 1):
+        key, _, value = tag.partition("=")
+        images = scope.ec2("image", regions=scope.of(its))
+        alone: Policy = {"ForAllValues:StringEquals": {"aws:TagKeys": [key]}, "Null": {"aws:TagKeys": "false"}}
+        yield allow(f"PromoteImages{number}", ["ec2:CreateTags"], images, both(OURS, alone))
+        tagged: Policy = {"StringEquals": {f"aws:ResourceTag/{key}": value}}
+        yield allow(f"DemoteImages{number}", ["ec2:DeleteTags"], images, both(tagged, alone))
+
+
+def _groups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
+    looks = ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeInstanceRefreshes"]
+    yield allow("LookAtGroups", looks, condition=here(scope.of(targets)))
+    changes = ["CreateOrUpdateTags", "DeleteTags", "RollbackInstanceRefresh", "StartInstanceRefresh"]
+    named = {
+        scope.arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{target.asg.group}", region)
+        for target in targets
+        if target.asg
+        for region in scope.of([target])
+    }
+    yield allow("RefreshGroups", [f"autoscaling:{change}" for change in changes], sorted(named))
+
+
+def _nodegroups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
+    clusters, named = set(), set()
+    for target in targets:
+        if target.nodegroup:
+            cluster = target.nodegroup.cluster
+            for region in scope.of([target]):
+                clusters.add(scope.arn("eks", f"cluster/{cluster}", region))
+                named.add(scope.arn("eks", f"nodegroup/{cluster}/{target.nodegroup.group}/*", region))
+    yield allow("ListClusters", ["eks:ListClusters"], condition=here(scope.of(targets)))
+    looks = ["DescribeNodegroup", "DescribeUpdate", "ListNodegroups", "ListUpdates"]
+    yield allow("LookAtNodeGroups", [f"eks:{look}" for look in looks], [*sorted(clusters), *sorted(named)])
+    changes = ["TagResource", "UntagResource", "UpdateNodegroupVersion"]
+    yield allow("UpdateNodeGroups", [f"eks:{change}" for change in changes], sorted(named))
+
+
+def _templates(scope: Scope, targets: Sequence[Target], *, roles: bool) -> Iterator[Policy]:
+    """Allow a new version of the launch templates, and to let a group launch of it: their ids are told."""
+    places = scope.of(targets)
+    templates = [
+        arn for each in scope.names.templates for arn in scope.ec2("launch-template", regions=places, name=each)
+    ]
+    looks = ["ec2:DescribeImages", "ec2:DescribeLaunchTemplateVersions"]
+    yield allow("LookAtTemplates", looks, condition=here(places))
+    yield allow("NewVersions", ["ec2:CreateLaunchTemplateVersion"], templates)
+    yield allow("LaunchOfTemplates", ["ec2:RunInstances"], ["*"], {"ArnLike": {"ec2:LaunchTemplate": templates}})
+    launched = scope.ec2("instance", "network-interface", "spot-instances-request", "volume", regions=places)
+    yield allow("TagLaunched", ["ec2:CreateTags"], launched, {"StringEquals": {"ec2:CreateAction": "RunInstances"}})
+    if roles:  # the nodes' role is in the template; that of a managed node group is EKS's to pass
+        named = [scope.arn("iam", f"role/{name}", "") for name in scope.names.roles]
+        services = sorted({f"ec2.amazonaws.com{suffix(region)}" for region in places})
+        yield allow("PassTheNodesRole", ["iam:PassRole"], named, {"StringEquals": {"iam:PassedToService": services}})

@@ -1,0 +1,322 @@
+"""What ``parbake init`` writes: a commented Bakefile that works as it stands, and a sample application if need be.
+
+In the Bakefile's text, ``#key`` without a space is a key that can be switched on by removing the ``#``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from parbake.core import atomic
+from parbake.core.errors import DiskFull, EnvironmentProblem, InputError
+from parbake.core.reference import Reference
+from parbake.core.units import human_size
+
+FILE_NAME = "parbake.yaml"
+SAMPLE = "hello"
+"""The folder of the sample application."""
+
+_BUILD_FILES = ("Containerfile", "Dockerfile")
+_MOST_USES = 3
+_IGNORE_FILES = (".dockerignore", ".containerignore")  # docker reads the first; buildah and podman read both
+# Artefacts in the build context would be copied by `COPY .`, and change the image with every bake.
+_IGNORED = f"artefacts\n{FILE_NAME}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image for the starter.
+
+    ``size`` is what travels, in bytes (0: unknown). ``build`` is the folder to build it in, relative to the Bakefile.
+    ``log`` is the regular expression of the line that says it is up. ``uses`` says who runs it, for people.
+    """
+
+    reference: str
+    size: int = 0
+    build: str = ""
+    log: str = ""
+    uses: tuple[str, ...] = ()
+
+
+def starter(images: Sequence[Entry], *, today: date) -> str:
+    """Return a commented Bakefile for these images that works as it stands.
+
+    An image that is there twice under the same normalised name is written once. Raises BadReference, and InputError
+    when there is no image.
+    """
+    distinct = {str(Reference.parse(entry.reference)): entry for entry in reversed(images)}
+    if not distinct:
+        raise InputError("there is no image to bake", hint="name one with --image, or a folder of manifests")
+    entries = sorted(distinct.values(), key=list(images).index)
+    return _TEXT.format(images="\n".join(_entry(entry) for entry in entries), today=today.isoformat())
+
+
+def _entry(entry: Entry) -> str:
+    lines = [f"  # {_printable(use)}" for use in entry.uses[:_MOST_USES]]
+    if len(entry.uses) > _MOST_USES:
+        lines.append(f"  # and {len(entry.uses) - _MOST_USES} more")
+    size = f" # {human_size(entry.size)} compressed" if entry.size else ""
+    # `null` is a good name for an image, and nothing in YAML.
+    reference = entry.reference if entry.reference != "null" else _quoted(entry.reference)
+    if not entry.build and not entry.log:
+        return "\n".join([*lines, f"  - {reference}{size}"])
+    lines.append(f"  - reference: {reference}{size}")
+    if entry.build:
+        lines.append(f"    build: {{context: {_quoted(entry.build)}}}")
+    if entry.log:
+        lines.append(f"    startup: {{up: {{log: {_quoted(entry.log)}}}}}")
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def discover(folder: Path) -> tuple[Entry, ...]:
+    """Return the image that a folder's own Containerfile (or Dockerfile) builds, or nothing."""
+    if not any((folder / name).is_file() for name in _BUILD_FILES):
+        return ()
+    # What is left has no separator at its ends and none of two kinds in a row, as a repository's grammar asks.
+    name = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:100].rstrip("-")
+    return (Entry(f"localhost/{name or 'app'}:1", build="."),)
+
+
+def write(
+    folder: Path,
+    images: Sequence[Entry] = (),
+    *,
+    today: date,
+    force: bool = False,
+    busybox: Path = Path("/bin/busybox"),
+) -> tuple[Path, ...]:
+    """Write a Bakefile into a folder (made when missing) and return all that was written, the Bakefile last.
+
+    Without ``images`` the folder's own Containerfile is used (a ``.dockerignore`` keeps artefacts out of its build),
+    and without one a sample application is written that builds from the static ``busybox`` without any network. Raises
+    InputError when a file is there already (unless ``force``), EnvironmentProblem without a static busybox or a
+    writable folder, DiskFull. A failure leaves nothing; what a killed run left is finished by running again.
+    """
+    files: dict[Path, tuple[bytes, int]] = {}
+    entries = tuple(images) or discover(folder)
+    if not images and entries and not any((folder / name).exists() for name in _IGNORE_FILES):
+        files[folder / _IGNORE_FILES[0]] = (_IGNORED.encode(), 0o644)
+    if not entries:
+        files = {folder / SAMPLE / name: content for name, content in _sample(busybox).items()}
+        entries = (Entry(f"localhost/{SAMPLE}:1", build=SAMPLE, log="^hello: ready"),)
+    files[folder / FILE_NAME] = (starter(entries, today=today).encode(), 0o644)
+    present = [str(path) for path, (content, _) in files.items() if _is_anothers(path, content)]
+    if present and not force:
+        raise InputError(f"{', '.join(present)}: there already", hint="--force overwrites, or begin in an empty folder")
+    made: list[Path] = []
+    try:
+        _make_folders(folder, made)
+        for path, (content, mode) in files.items():
+            _make_folders(path.parent, made)
+            _write(path, content, mode, made, beneath=folder)
+    except OSError as error:
+        _undo(made)
+        where = f"{error.filename or folder}: {error.strerror}"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(f"cannot write {where}", hint="free some space, or choose another folder") from None
+        raise EnvironmentProblem(f"cannot write {where}", hint="choose a folder that you may write to") from None
+    except BaseException:
+        _undo(made)
+        raise
+    return tuple(files)
+
+
+def _make_folders(folder: Path, made: list[Path]) -> None:
+    if not folder.is_dir():
+        _make_folders(folder.parent, made)
+        folder.mkdir()
+        made.append(folder)
+
+
+def _is_anothers(path: Path, content: bytes) -> bool:
+    """Whether a file is there that is not ours from a run that was killed before it wrote the Bakefile, its last."""
+    if not os.path.lexists(path):
+        return False
+    try:
+        return path.name == FILE_NAME or path.is_symlink() or path.read_bytes() != content
+    except OSError:
+        return True
+
+
+def _write(path: Path, content: bytes, mode: int, made: list[Path], *, beneath: Path) -> None:
+    if not os.path.lexists(path):
+        made.append(path)
+    atomic.replace(path, content, mode=mode, beneath=beneath)
+
+
+def _undo(made: list[Path]) -> None:
+    for path in reversed(made):
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _sample(busybox: Path) -> dict[str, tuple[bytes, int]]:
+    """Return the files of the sample application: content and mode by name."""
+    if not is_static_program(busybox):
+        raise EnvironmentProblem(
+            f"the sample application needs a statically linked busybox, and {busybox} is none",
+            hint="apt-get install busybox-static, or name an image with --image REFERENCE",
+        )
+    return {
+        "Containerfile": (_CONTAINERFILE.encode(), 0o644),
+        "busybox": (busybox.read_bytes(), 0o755),
+        "index.html": (_PAGE.encode(), 0o644),
+        "serve.sh": (_SCRIPT.encode(), 0o644),
+    }
+
+
+def is_static_program(path: Path) -> bool:
+    """Whether a file is an ELF program that asks for no interpreter (no PT_INTERP; System V ABI, chapter 5)."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+            wide, order = head[4:5] == b"\x02", "<" if head[5:6] == b"\x01" else ">"
+            if head[:4] != b"\x7fELF" or len(head) < (64 if wide else 52):
+                return False
+            (offset,) = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", head, 32 if wide else 28)
+            size, count = struct.unpack_from(f"{order}HH", head, 54 if wide else 42)
+            file.seek(offset)
+            headers = file.read(size * count)
+    except (OSError, ValueError, OverflowError):
+        return False
+    if size < 4 or not count or len(headers) < size * count:
+        return False
+    return all(struct.unpack_from(f"{order}I", headers, index * size)[0] != _PT_INTERP for index in range(count))
+
+
+_PT_INTERP = 3
+
+_CONTAINERFILE = """\
+# A web server without a distribution below it: it builds without a network.
+FROM scratch
+COPY busybox /bin/busybox
+COPY index.html /www/index.html
+COPY serve.sh /serve.sh
+EXPOSE 8080
+ENTRYPOINT ["/bin/busybox", "sh", "/serve.sh"]
+"""
+
+_SCRIPT = """\
+# The first process of the container: serve /www until it is told to stop.
+port=${PORT:-8080}
+# httpd goes to the background once it listens, so the line below is true when it appears.
+/bin/busybox httpd -p "$port" -h /www || exit 1
+echo "hello: ready on port $port"
+trap 'exit 0' TERM INT
+/bin/busybox sleep infinity &
+wait
+"""
+
+_PAGE = """\
+<!doctype html>
+<title>hello</title>
+<p>Baked ahead, started without a pull.</p>
+"""
+
+_TEXT = """\
+# parbake.yaml: which container images are baked, onto what, into what. Written by `parbake init` on {today}.
+# `parbake plan` shows what a bake would do, `parbake bake` does it, `parbake verify` boots the result and starts it.
+# A line with "#" directly before a key shows a default or an example: remove the "#" to set it.
+
+# The version of this format.
+version: 1
+
+# Begins the artefact's file name: a-z, 0-9, "." and "-". Default: the name of this folder, made valid.
+#name: my-node
+
+# The platform of the nodes. Default: that of the machine that bakes.
+#platform: linux/arm64
+
+# The images, named exactly as pod specs name them. A text is enough; a mapping can say more:
+#   reference       name:tag or name@sha256:…; localhost/name:tag (no port) is built here and never pushed
+#   platform        of an image for several platforms, the variant to take: linux/arm/v7
+#   build           build it first: {{context: FOLDER, file: Containerfile, args: {{NAME: value}}, target: STAGE}}
+#   also_by_digest  store it as name@sha256:… too, for pods that ask for the digest: true or false (default)
+#   startup         how verification starts it: {{command: [], args: [], env: {{}}, timeout: 120s, up: running}}
+#                   up, how to know that it is up: running (for a second; default), {{running: 5s}}, exit (with code 0),
+#                   {{log: REGEX}}, {{tcp: 8080}}, {{http: 8080/healthz}}
+images:
+{images}
+
+# How to bake: local (default) fills a disk here; qemu boots the base and lets it bake; ec2 does so with an AMI, packer
+# leaves that to Packer, and ebs sends what is baked here to EC2. With these three, the base can be an AMI:
+#   base: {{eks: al2023, kubernetes: "1.33"}} (al2, bottlerocket, ubuntu; gpu: nvidia), ami-0123456789abcdef0,
+#   {{ami_filter: {{name: "my-node-*", owner: self}}}}, {{ssm: /parameter/with/the/id}}
+#builder: local
+
+# What to bake onto: debian (default), none (for a volume), {{file: disk.qcow2}} (raw or qcow2, with containerd inside),
+# or debian with choices; a new serial (any text) builds the base anew, with the packages of that day.
+#base: {{debian: {{packages: [htop], serial: "{today}"}}}}
+
+# What comes out: a bootable disk as raw (default), qcow2, vmdk or vhd; or with `base: none` a node's second disk,
+# {{kind: volume, filesystem: ext4}} (or xfs), which is the default there.
+#artefact: qcow2
+
+# The container runtime of the nodes.
+#runtime: containerd
+
+# Size of the disk or volume, such as 20GiB. Default: auto, with the images in at most 60 % of what the base leaves.
+#size: auto
+
+# The sandbox (pause) image: auto (default), none, or the reference that the nodes' containerd is configured with.
+#sandbox: auto
+
+# Keep the compressed layers as well, which takes about half as much space again.
+#keep_layers: false
+
+# How to reach registries, where it is not HTTPS with the logins that Docker uses. For each host[:port]:
+#   plain_http      true: HTTP without TLS; loopback registries are tried with both anyway
+#   credentials     auto (default: where Docker looks, and AWS for ECR), docker, ecr, none, or environment
+#                   (PARBAKE_USERNAME and PARBAKE_PASSWORD)
+#   mirrors         hosts to ask first; ca: a PEM file with authorities to trust besides the system's
+#registries:
+#  registry.example.com:5000:
+#    plain_http: true
+#    credentials: none
+#    mirrors: [mirror.example.com]
+
+# How long a guest of the builders qemu and ec2 may take before it powers itself off.
+#time_limit: 1h30m
+
+# Where and how to bake in EC2, and what becomes of the result there; the reference has all keys.
+#aws:
+#  region: eu-west-1
+#  instance_profile: parbake-bake
+#  tags: {{team: platform}}
+
+# The folder for artefacts and their records.
+#output: artefacts
+
+# Who on this machine may read them, with all that the images hold: owner, group or everyone.
+#readable_by: owner
+
+# Sign each record, with the key in a file, {{key: parbake.key}}, or in AWS KMS, {{kms: ARN}}; its public half must be
+# in `trust`.
+#sign: null
+
+# Whose signatures count: files with public keys (PEM). Records that none of them has signed are then refused.
+#trust: []
+
+# Where `parbake rollout` hands artefacts to: node classes of Karpenter, Auto Scaling groups, parameters, files.
+#rollout: [{{karpenter: {{nodeclass: default}}}}]
+
+# What `parbake prune` keeps: so many artefacts of each name, and all that are younger. In EC2 what something uses stays
+# as well, and what goes is deprecated first, for the time of a grace.
+#retention: {{keep: 3, younger: 0d, grace: 7d}}
+"""

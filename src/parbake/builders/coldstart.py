@@ -1,0 +1,161 @@
+"""Get a disk that is being baked ready for cold starts: rehearse it, lay it out, install the hydrate service."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parbake.builders import Disk
+from parbake.coldstart import hydrate
+from parbake.coldstart.trace import Trace, hydrate_list, merged, prefetch_list, relocated, requests
+from parbake.core.errors import DiskFull, EnvironmentProblem
+from parbake.core.model import Plan, Platform
+from parbake.machine import disk
+
+if TYPE_CHECKING:
+    from parbake.core.events import Events
+
+
+def rehearse_disk(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
+    """Start what is in a disk with cold caches, and return what that read of it.
+
+    Raises EnvironmentProblem where this machine cannot trace or boot it, MachineFault for a machine that fails.
+    """
+    # gRPC loads only where something is started
+    from parbake.coldstart.rehearsal import rehearse_machine, rehearse_volume
+
+    if plan.artefact.kind == "volume":
+        return rehearse_volume(image, plan, events, work)
+    if plan.platform.architecture != Platform.host().architecture:
+        raise EnvironmentProblem(
+            f"{image.name} is for {plan.platform} and this machine is {Platform.host()}, which boots only its own kind",
+            hint="record a trace on a node that booted from it (`parbake trace /`), and bring it with --trace",
+        )
+    return rehearse_machine(image, plan, events, work)
+
+
+def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, layout: bool = True) -> Disk:
+    """Rehearse a disk that is being baked, and let its cold starts profit from that; return it with its trace.
+
+    A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. So are the files of a
+    machine image's root, whose trace follows from what moved; the image gets the hydrate service with the list of the
+    blocks that its boot and its images' starts read. A disk that is ``final`` is rehearsed as it is. A machine that
+    cannot rehearse is a warning for a volume, which is complete without; for a machine image it raises
+    EnvironmentProblem. What is for another architecture is left as it is, with a warning. Raises MachineFault when an
+    image does not boot.
+    """
+    if disk.trace is not None:
+        return disk
+    if plan.platform.architecture != Platform.host().architecture:
+        events.warn(
+            f"no start-up trace: the artefact is for {plan.platform} and this machine is {Platform.host()}, so nothing "
+            "of it starts here. `parbake trace` records one on a node, `parbake trace RECORD --trace FILE` brings it"
+        )
+        return disk
+    if plan.artefact.kind == "volume":
+        return _laid_out(disk, plan, work, events=events, layout=layout and not disk.final)
+    if disk.final:
+        events.warn(
+            "no start-up trace: this machine image was baked by an earlier run, without the hydrate service; "
+            "`parbake bake --force --rehearse` makes one that has it"
+        )
+        return disk
+    trace = rehearse_disk(disk.path, plan, events, work)
+    return replace(disk, trace=_install(disk.path, plan, trace, events, work, layout=layout))
+
+
+def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bool) -> Disk:
+    from parbake.machine.ext4 import Volume, lay_out  # loads only where something is built
+
+    (again := work / "laid-out").mkdir()
+    try:
+        trace = rehearse_disk(built.path, plan, events, work)
+    except EnvironmentProblem as error:
+        events.warn(f"no start-up trace: {error.message} ({error.hint})")
+        return built
+    asked = requests(trace)
+    if not layout or plan.artefact.filesystem != "ext4" or not asked:
+        return replace(built, trace=trace) if built.final else _with_list(built, plan, trace, work, events)
+    with events.stage("layout", "Bring together what starts read"):
+        with Volume(built.path) as volume:
+            moved = lay_out(volume, asked)
+        disk.check_filesystem(built.path, "ext4")
+    hashes = {block: digest for block, digest in built.hashes.items() if block not in volume.hashes.touched}
+    if moved.left:
+        events.warn(
+            f"{moved.left * 4 // 1024} MiB that starts read stay where they are: the volume has no room to bring them "
+            "together (a larger `size` gives it)"
+        )
+    found = rehearse_disk(built.path, plan, events, again)
+    before, after = len(merged(trace)), len(merged(found))
+    events.note(f"starts read {after} blocks of 512 KiB, {before} before the layout")
+    built = replace(built, hashes=hashes | volume.hashes.known)
+    return _with_list(built, plan, found.model_copy(update={"scattered": before}), work, events)
+
+
+def _with_list(built: Disk, plan: Plan, trace: Trace, work: Path, events: Events) -> Disk:
+    """Write into a volume what nodes are to read into memory from it; no other file changes."""
+    from parbake.machine.ext4 import PREFETCH, Volume  # loads only where something is built
+
+    listed, kind, hashes = prefetch_list(trace).encode(), plan.artefact.filesystem, built.hashes
+    if not listed:
+        return replace(built, trace=trace)
+    with events.stage("prefetch", "Write the prefetch list into the volume"):
+        try:
+            if kind == "ext4":
+                with Volume(built.path) as volume:
+                    volume.put_prefetch_list(listed)
+                kept = {block: digest for block, digest in hashes.items() if block not in volume.hashes.touched}
+                hashes = kept | volume.hashes.known
+            else:
+                with disk.mount(built.path, work / "prefetch", filesystem=kind, options=disk.FAST[kind]) as mounted:
+                    (mounted.path / os.fsdecode(PREFETCH)).write_bytes(listed)
+                    disk.trim(mounted)
+        except DiskFull as error:
+            events.warn(f"no prefetch list in the volume: {error.message} (a larger `size` gives it room)")
+        disk.check_filesystem(built.path, kind)
+    return replace(built, hashes=hashes, trace=trace)
+
+
+def _install(image: Path, plan: Plan, trace: Trace, events: Events, work: Path, *, layout: bool) -> Trace:
+    """Put the hydrate service into a machine image, which is changed in its own format; return its trace from then on.
+
+    With ``layout`` its files are laid out hot-first before that.
+    """
+    from parbake.coldstart.rehearsal import qemu_format, writable
+
+    with (
+        disk.private_mounts(),
+        writable(image, work / "install", image_format=qemu_format(plan), in_place=True) as shown,
+    ):
+        root = disk.find_root(shown)
+        at = work / "install/mnt"
+        kind = root.filesystem
+        with disk.mount(
+            shown, at, offset=root.start, size=root.size, filesystem=kind, options=disk.FAST[kind]
+        ) as mounted:
+            if layout and kind == "ext4":
+                trace = _gathered(mounted, trace, events)
+            with events.stage("hydrate", "Put the hydrate service into the machine image"):
+                if not hydrate.install(mounted.path, hydrate_list(trace), prefetch_list(trace)):
+                    events.warn("the machine image has no systemd: nothing in it reads the hot blocks early")
+            disk.trim(mounted)
+        disk.check_filesystem(shown, kind, offset=root.start, size=root.size)
+        with shown.open("rb+") as file:
+            os.fsync(file.fileno())
+    return trace
+
+
+def _gathered(mounted: disk.Mounted, trace: Trace, events: Events) -> Trace:
+    """Let the kernel bring together what starts read of a mounted root."""
+    from parbake.coldstart.rehearsal import gather
+
+    with events.stage("layout", "Bring together what starts read"):
+        found = gather(mounted.path, requests(trace))
+    if found.left:
+        events.warn(f"{found.left * 4 / 1024:.1f} MiB of files that starts read stay where they are")
+    moved = relocated(trace, found.places)
+    events.note(f"starts read {len(merged(moved))} blocks of 512 KiB, {moved.scattered} before the layout")
+    return moved

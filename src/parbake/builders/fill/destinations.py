@@ -1,0 +1,119 @@
+"""Where a fill's layers go, behind one protocol: a mounted file system, or (``volumes``) the file of one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from parbake.containerd.labels import snapshot_labels, unpack_key
+from parbake.core.workspace import remove_tree
+from parbake.images.layers import FolderSink, Sink, Unpacked, settle
+
+if TYPE_CHECKING:
+    from parbake.containerd import Client
+    from parbake.containerd.snapshots import Folders
+    from parbake.core.model import Image, Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A layer on its parents: the image that brings it, and the chain IDs below it, the bottom one first."""
+
+    layer: Layer
+    image: Image
+    parents: tuple[str, ...]
+
+
+class Ground(Protocol):
+    """Takes the layers of one fill. ``begin`` once, ``sink`` from any thread, the others in the order of the jobs."""
+
+    def has(self, chain: str) -> bool:
+        """Whether a layer is there already, on its parents."""
+        ...
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Say which layers are to come, parents before children."""
+        ...
+
+    def sink(self, number: int) -> Sink:
+        """Return where the files of a job's layer go."""
+        ...
+
+    def arrived(self, number: int, unpacked: Unpacked) -> None:
+        """Take over a layer that is unpacked; raises LayerError, DiskFull."""
+        ...
+
+    def finish(self) -> None:
+        """Have every layer of the plan committed by containerd."""
+        ...
+
+    def stop(self) -> None:
+        """Wake threads that wait for their turn: the fill has failed."""
+        ...
+
+
+class MountedGround:
+    """A mounted file system that holds the store itself: a layer is moved into its snapshot by a rename."""
+
+    def __init__(self, store: Client, work: Path) -> None:
+        """``work`` is a folder on the file system of the store's snapshots, for layers on their way."""
+        self._store, self._work = store, work
+        self._jobs: Sequence[Job] = ()
+
+    def has(self, chain: str) -> bool:
+        """Whether its snapshot is there."""
+        return self._store.snapshots.exists(chain)
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Remember the jobs."""
+        self._jobs = jobs
+
+    def _staged(self, number: int) -> Path:
+        return self._work / self._jobs[number].layer.chain_id.removeprefix("sha256:")
+
+    def sink(self, number: int) -> Sink:
+        """Return an empty folder beside the snapshots."""
+        staged = self._staged(number)
+        if staged.exists():
+            remove_tree(staged)
+        staged.mkdir(mode=0o755)
+        return FolderSink(staged)
+
+    def arrived(self, number: int, unpacked: Unpacked) -> None:
+        """Finish the layer on top of its parents, and let containerd commit it."""
+        staged, job = self._staged(number), self._jobs[number]
+
+        def put(found: Folders) -> None:
+            settle(staged, unpacked, found.lowers)
+            _move(staged, found.upper)
+
+        commit(self._store, job.layer.chain_id, job.parents[-1] if job.parents else "", put)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def stop(self) -> None:
+        """Nothing waits here."""
+
+
+def commit(store: Client, chain: str, parent: str, put: Callable[[Folders], None]) -> None:
+    """Let containerd make the snapshot of a layer; ``put`` brings the files to where it wants them."""
+    from parbake.containerd.snapshots import folders  # gRPC's: loaded by then, and not where nothing is filled
+
+    key = unpack_key(os.urandom(6).hex(), chain)
+    labels = snapshot_labels(chain)
+    put(folders(store.snapshots.prepare(key, parent, labels)))
+    store.snapshots.commit(chain, key, labels)
+
+
+def _move(staged: Path, upper: Path) -> None:
+    """Put a staged tree in the place of the empty folder that the snapshotter made, whose looks it takes over."""
+    looks = upper.stat()
+    os.chown(staged, looks.st_uid, looks.st_gid)
+    staged.chmod(stat.S_IMODE(looks.st_mode))
+    os.utime(staged, ns=(0, 0))  # the moment of the bake is no part of it
+    staged.rename(upper)

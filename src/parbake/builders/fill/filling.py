@@ -1,0 +1,270 @@
+"""Fill a runtime's store: images become content, snapshots and names, exactly as a pull would have left them.
+
+Layers stream from their source through the engine to where they belong (``grounds``), two at a time. Each is then
+finished on top of its parents and committed by containerd itself: its databases are its own. What is there already is
+skipped, so a fill that was cut off is finished by filling again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from parbake.builders.fill.destinations import Ground, Job
+from parbake.builders.fill.streams import Endable, Tee, pieces
+from parbake.containerd.labels import (
+    PINNED,
+    merge_labels,
+    reference_labels,
+    snapshot_reference,
+    source_label,
+    uncompressed_label,
+)
+from parbake.core.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
+from parbake.core.model import Descriptor, Image, Layer, Plan, Source
+from parbake.core.reference import Reference
+from parbake.images.layers import Allowance, Unpacked, unpack
+from parbake.images.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
+from parbake.images.registry.strictjson import DOCUMENT
+
+if TYPE_CHECKING:
+    from parbake.containerd import Client
+    from parbake.core.events import Events
+
+_AT_ONCE: Final = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
+"""Layers that are unpacked side by side; the engine keeps two cores busy with one large layer."""
+_MOST_WAITING: Final = 1_000_000
+"""Entries of layers that are unpacked and wait for slower ones before them: their trees of files lie in memory."""
+_LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
+
+
+def fill(
+    plan: Plan,
+    store: Client,
+    sources: Callable[[Image], Source],
+    *,
+    ground: Ground,
+    events: Events,
+    hang_up: Callable[[], None] = lambda: None,
+) -> None:
+    """Make sure that the store holds every image of the plan: content, unpacked snapshots, names.
+
+    ``sources`` says where an image's content comes from, ``ground`` where layers go. Index, manifest and config are
+    kept, layers' blobs only when the plan keeps them. Every name of an image is pinned against kubelet's image
+    collection.
+
+    ``hang_up`` is called when the fill is given up, and ends the streams that wait for their next bytes.
+
+    Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, RuntimeFault.
+    """
+    store.make_namespace()
+    # What nothing holds may be collected at any moment: what is there after a collection stays.
+    store.gc()
+    with store.lease(f"parbake-{plan.key[:12]}"), _Filling(plan, store, sources, ground, events, hang_up) as filling:
+        filling.run()
+
+
+class _Filling:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Client,
+        sources: Callable[[Image], Source],
+        ground: Ground,
+        events: Events,
+        hang_up: Callable[[], None],
+    ) -> None:
+        self._plan, self._store, self._sources, self._ground, self._events = plan, store, sources, ground, events
+        self._hang_up = hang_up
+        self._over = threading.Event()
+        # No tar can be larger than the disk that its files have to fit on, nor can all of them together.
+        self._allowance = Allowance(plan.size)
+        self._turn = threading.Condition()
+        self._arrived = self._waiting = 0
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="unpack")
+        self._keepers: dict[str, str] = {}
+
+    def __enter__(self) -> _Filling:
+        return self
+
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        self._over.set()  # on an error: streams that are still read end at their next buffer
+        with self._turn:
+            self._turn.notify_all()
+        if error is not None and not isinstance(
+            error, (CacheDamaged, DiskFull, LayerTooLarge)
+        ):  # after these, one may try again
+            self._hang_up()
+        if error is not None:
+            self._ground.stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self) -> None:
+        jobs = self._missing_layers()
+        self._ground.begin(jobs)
+        unpacked = deque(self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs))
+        for image in self._plan.all_images:
+            self._write_documents(image)
+        for number in range(len(jobs)):
+            self._take_over(number, unpacked.popleft().result())
+        self._ground.finish()
+        for image in self._plan.all_images:
+            if self._plan.keep_layers:
+                self._keep_the_rest(image)
+            self._name(image)
+
+    # -- layers
+
+    def _missing_layers(self) -> list[Job]:
+        """Return what is to be unpacked, parents before children, each once."""
+        jobs: dict[str, Job] = {}
+        for image in self._plan.all_images:
+            parents: list[str] = []
+            for layer in image.layers:
+                chain = layer.chain_id
+                if chain not in jobs and not self._ground.has(chain):
+                    jobs[chain] = Job(layer, image, tuple(parents))
+                parents.append(chain)
+        return list(jobs.values())
+
+    def _take_over(self, number: int, unpacked: Unpacked) -> None:
+        self._ground.arrived(number, unpacked)
+        with self._turn:
+            self._arrived += 1
+            self._waiting -= unpacked.entries
+            self._turn.notify_all()
+
+    def _may_begin(self, number: int) -> bool:
+        """Whether memory has room for a layer's tree; the next one to arrive always goes on."""
+        return self._waiting <= _MOST_WAITING or number == self._arrived or self._over.is_set()
+
+    def _unpack(self, number: int, job: Job) -> Unpacked:
+        with self._turn:
+            self._turn.wait_for(lambda: self._may_begin(number))
+        layer, sink = job.layer, self._ground.sink(number)
+        descriptor = _descriptor(layer)
+        with ExitStack() as stack:
+            task = stack.enter_context(self._events.task(f"layer {_short(layer.digest)}", layer.size))
+            keep = stack.enter_context(self._keeper(job)) if self._keeps(layer) else None
+            stream = stack.enter_context(self._sources(job.image).open(descriptor))
+            unpacked = unpack(
+                Endable(stream, self._over), layer, sink, bound=self._plan.size, allowance=self._allowance,
+                progress=task.advance, keep=keep,
+            )  # fmt: skip
+        with self._turn:
+            self._waiting += unpacked.entries
+        return unpacked
+
+    # -- content
+
+    def _write_documents(self, image: Image) -> None:
+        source = self._sources(image)
+        for descriptor, document in _path_to_manifest(image, lambda descriptor: self._read(descriptor, source)):
+            labels = reference_labels(load(image.reference, document, DOCUMENT))
+            if not self._plan.keep_layers:  # as containerd does with discard_unpacked_layers
+                labels = {key: value for key, value in labels.items() if not key.startswith(_LAYER_LABEL)}
+            self._write(descriptor, document, {**labels, **_source_label(image)})
+        labels = _source_label(image)
+        if image.layers:
+            labels |= snapshot_reference(image.layers[-1].chain_id)
+        self._write(image.config, self._read(image.config, source), labels)
+
+    def _read(self, descriptor: Descriptor, source: Source) -> bytes:
+        """Return a document from the store when it is there: filling again asks no registry."""
+        if self._store.content.exists(descriptor.digest):
+            return self._store.content.read(descriptor.digest)
+        return source.read(descriptor)
+
+    def _write(self, descriptor: Descriptor, document: bytes, labels: dict[str, str]) -> None:
+        if not self._label(descriptor.digest, labels):
+            self._store.content.write(descriptor, document, labels)
+
+    def _label(self, digest: str, labels: dict[str, str]) -> bool:
+        """Add labels to a blob and keep those that it has; False when it is not there."""
+        info = self._store.content.info(digest)
+        if info is None:
+            return False
+        merged = merge_labels(info.labels, labels)
+        if merged != info.labels:
+            self._store.content.label(digest, merged)
+        return True
+
+    def _keeps(self, layer: Layer) -> bool:
+        """Whether this layer's blob is to be kept, and no other thread is at the same one on another parent."""
+        if not self._plan.keep_layers or self._keepers.setdefault(layer.digest, layer.chain_id) != layer.chain_id:
+            return False
+        return not self._store.content.exists(layer.digest)
+
+    def _keeper(self, job: Job) -> Tee:
+        labels = {**_source_label(job.image), **uncompressed_label(job.layer.diff_id)}
+        descriptor = _descriptor(job.layer)
+        return Tee(lambda pieces: self._store.content.write(descriptor, pieces, labels))
+
+    def _keep_the_rest(self, image: Image) -> None:
+        """Fetch blobs of layers whose snapshot was there already."""
+        for layer in image.layers:
+            labels = {**_source_label(image), **uncompressed_label(layer.diff_id)}
+            if self._label(layer.digest, labels):
+                continue
+            descriptor = _descriptor(layer)
+            with (
+                self._events.task(f"layer {_short(layer.digest)} (compressed)", layer.size) as task,
+                self._sources(image).open(descriptor) as stream,
+            ):
+                self._store.content.write(descriptor, pieces(stream, task), labels)
+
+    def _name(self, image: Image) -> None:
+        for name in image.names:
+            self._store.images.put(name, image.target, PINNED)
+
+
+def _descriptor(layer: Layer) -> Descriptor:
+    return Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
+
+
+def _short(digest: str) -> str:
+    return digest[: len("sha256:") + 12]
+
+
+def _source_label(image: Image) -> dict[str, str]:
+    reference = Reference.parse(image.reference)
+    if image.layout or reference.is_local:
+        return {}  # it did not come from a registry
+    return source_label(reference.registry, reference.repository)
+
+
+type _Document = tuple[Descriptor, bytes]
+
+
+def _path_to_manifest(image: Image, read: Callable[[Descriptor], bytes]) -> list[_Document]:
+    """Return the documents that lead from what the name points to to the manifest, both included."""
+    path = _search(image, image.target, read, set(), DEEPEST)
+    if path is None:
+        raise BadContent(
+            f"{image.reference}: {image.target.digest} does not lead to the manifest {image.manifest.digest}",
+            hint="the tag has moved since the plan was made: plan again",
+        )
+    return path
+
+
+def _search(
+    image: Image, start: Descriptor, read: Callable[[Descriptor], bytes], seen: set[str], depth: int
+) -> list[_Document] | None:
+    if start.digest in seen or not depth or len(seen) == MOST_DOCUMENTS:
+        return None
+    seen.add(start.digest)
+    body = read(start)
+    if start.digest == image.manifest.digest:
+        return [(start, body)]
+    document = read_document(image.reference, body, start.media_type)
+    for entry in document.content.manifests if isinstance(document.content, Index) else ():
+        if entry.media_type in INDEXES or entry.digest == image.manifest.digest:
+            rest = _search(image, entry.descriptor, read, seen, depth - 1)
+            if rest is not None:
+                return [(start, body), *rest]
+    return None

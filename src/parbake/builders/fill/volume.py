@@ -1,0 +1,179 @@
+"""Fill the file of an ext4 volume that is never mounted for writing.
+
+containerd works on an empty store beside it and keeps its own books there: content, names, snapshots. The layers' files
+go straight into the volume. For each snapshot that containerd commits, its folder shows the layer's tree (a read-only
+mount of the volume), so that what containerd measures is what nodes will find. It measures every file, which takes as
+long as writing small ones: so it commits while later layers still come. In the end the store's own files, which are
+small, follow the layers into the volume.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from parbake.builders.fill.destinations import Job, commit
+from parbake.core.errors import RuntimeFault
+from parbake.core.filetree import Node, Store
+from parbake.images.layers import NodeSink, Sink, Unpacked, settle_nodes
+from parbake.machine.disk import bind, unbind
+
+if TYPE_CHECKING:
+    from parbake.containerd import Client
+    from parbake.containerd.snapshots import Folders
+    from parbake.core.model import Plan
+    from parbake.machine.disk import Mounted
+    from parbake.machine.ext4 import Slot, Volume
+
+_SNAPSHOTS: Final = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
+# Where tools write "now", a volume has one fixed moment.
+_MOMENT: Final = 1_700_000_000 * 10**9
+_PIECE: Final = 1 << 20
+_MANY: Final = 8192
+"""Files that have arrived when containerd's commits are worth another look at the volume."""
+
+
+class VolumeGround:
+    """The file of a volume. After the fill, ``finish_volume`` brings the store's own files."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Client,
+        volume: Volume,
+        mounted: Callable[[], AbstractContextManager[Mounted]],
+        *,
+        dense: bool = False,
+    ) -> None:
+        """``mounted`` mounts the volume for reading; ``dense``: see ``Volume.slots``."""
+        self._plan, self._store, self._volume, self._mounted = plan, store, volume, mounted
+        self._dense = dense
+        self._jobs: Sequence[Job] = ()
+        self._slots: list[Slot] = []
+        self._sinks: dict[int, NodeSink] = {}
+        self._folders: dict[str, str] = {}
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._commits: Future[None] | None = None
+        self._waiting = 0
+        self._over = threading.Event()
+        volume.keep(layer.chain_id for image in plan.all_images for layer in image.layers)
+
+    def has(self, chain: str) -> bool:
+        """Whether the volume has its tree."""
+        return chain in self._volume.planted
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Divide the volume's free space among the layers that are to come."""
+        self._jobs = jobs
+        kept = sum({layer.digest: layer.size for image in self._plan.all_images for layer in image.layers}.values())
+        layers = [job.layer for job in jobs]
+        self._slots = self._volume.slots(layers, kept=kept if self._plan.keep_layers else 0, dense=self._dense)
+
+    def sink(self, number: int) -> Sink:
+        """Return the layer's place in the volume."""
+        sink = self._sinks[number] = NodeSink("the volume", self._slots[number])
+        return sink
+
+    def arrived(self, number: int, unpacked: Unpacked) -> None:
+        """Write the layer's tree, and now and then let containerd commit what is there."""
+        job, slot, tree = self._jobs[number], self._slots[number], self._sinks.pop(number).tree
+        reader, planted = self._volume.reader, self._volume.planted
+        if tree.implied:
+            settle_nodes(tree, [reader.node(planted[chain].root) for chain in reversed(job.parents)])
+        planted[job.layer.chain_id] = slot.plant(tree.root, tree.unused)
+        self._waiting += unpacked.entries
+        if self._waiting >= _MANY and (self._commits is None or self._commits.done()):
+            self._begin_commits()
+
+    def finish(self) -> None:
+        """Let containerd commit every layer of the plan, with the layers' trees in its snapshots' folders."""
+        self._begin_commits()
+        self._end_commits()
+        self._committer.shutdown()
+
+    def _begin_commits(self) -> None:
+        self._end_commits()
+        self._waiting = 0
+        self._volume.preview()
+        self._commits = self._committer.submit(self._commit, frozenset(self._volume.planted))
+
+    def _end_commits(self) -> None:
+        if self._commits is not None:
+            self._commits.result()
+
+    def _commit(self, arrived: Collection[str]) -> None:
+        """Commit the layers that have arrived and all those below them; what was committed before is passed over."""
+        with self._mounted() as mounted:
+            for image in self._plan.all_images:
+                parent = ""
+                for layer in image.layers:
+                    chain = layer.chain_id
+                    if chain not in arrived or self._over.is_set():
+                        break
+                    if chain not in self._folders:
+                        commit(self._store, chain, parent, partial(self._show, mounted.path / chain, chain))
+                        unbind(Path(self._folders[chain]))
+                    parent = chain
+
+    def _show(self, tree: Path, chain: str, found: Folders) -> None:
+        looks = found.upper.stat()
+        if (stat.S_IMODE(looks.st_mode), looks.st_uid, looks.st_gid) != (0o755, 0, 0):
+            raise RuntimeFault(
+                f"containerd's snapshotter makes folders that look different: {looks!r}",
+                hint="this is a bug in parbake: report it, with containerd's version",
+            )
+        bind(tree, found.upper)
+        self._folders[chain] = str(found.upper)
+
+    def stop(self) -> None:
+        """Wake layers that wait for others, and have nothing mounted any more."""
+        self._over.set()
+        self._volume.turns.give_up()
+        self._committer.shutdown()
+
+    def finish_volume(self, root: Path) -> None:
+        """Bring the files of the store (``root``, which no containerd uses any more) into the volume."""
+        holders = {Path(folder).parent: chain for chain, folder in self._folders.items()}
+        self._volume.finish(lambda store: _tree(root, store, lambda path: self._holder(path, holders.get(path))))
+
+    def _holder(self, path: Path, chain: str | None) -> Node | None:
+        if chain is None:
+            return None
+        work = _looks((path / "work").stat()) if (path / "work").exists() else None
+        return self._volume.holder(chain, _looks(path.stat()), work)
+
+
+def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> Node:
+    """Return the tree of a folder of this machine; ``known`` returns those that are on the volume already."""
+    node = _looks(folder.stat())
+    assert node.children is not None
+    for item in sorted(os.scandir(folder), key=lambda item: item.name):
+        path = Path(item.path)
+        status = item.stat(follow_symlinks=False)
+        child = known(path)
+        if child is None and item.is_dir(follow_symlinks=False):
+            child = _tree(path, store, known)
+        elif child is None and item.is_file(follow_symlinks=False):
+            child = _looks(status)
+            child.size = status.st_size
+            child.extents = store.put(_pieces(path))
+        if child is not None:  # sockets and the like live only while containerd runs
+            node.children[os.fsencode(item.name)] = child
+    return node
+
+
+def _looks(status: os.stat_result) -> Node:
+    return Node(status.st_mode, status.st_uid, status.st_gid, _MOMENT)
+
+
+def _pieces(path: Path) -> Iterator[memoryview]:
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(_PIECE):
+            yield memoryview(data)

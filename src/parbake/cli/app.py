@@ -1,0 +1,242 @@
+"""The door: arguments, rendering, exit codes. Only this room exits; everything below raises.
+
+Results go to standard output (one JSON document with ``--json``), everything else to standard error.
+Exit codes: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 verification said no, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+from parbake import __version__
+from parbake.core import interrupts, printable
+from parbake.core.errors import InputError, Interrupted, ParbakeError, from_os_error
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from parbake.bakefile import RetentionSection
+    from parbake.core.events import Events
+    from parbake.core.signing import Signer
+
+COMMANDS = {
+    "Bake": ("init", "plan", "bake", "verify", "list", "show", "export", "fetch", "schema", "demo"),
+    "Roll out": ("lint", "rollout", "rollback", "status", "freeze", "thaw", "watch"),
+    "Cold starts": ("trace", "hydrate", "advise", "savings", "report"),
+    "Operate": ("doctor", "iam", "prune", "clean"),
+}
+"""The commands by what they are for, in the order in which help shows them."""
+
+
+class _Grouped(TyperGroup):
+    """Shows the commands in groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (the base's signature)
+        """Return the names of the commands, group by group."""
+        return [name for names in COMMANDS.values() for name in names]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group, all with the same column of names."""
+        width = max(map(len, self.list_commands(ctx)))
+        for title, names in COMMANDS.items():
+            with formatter.section(title):
+                shown = ((name, self.get_command(ctx, name)) for name in names)
+                limit = formatter.width - 6 - width
+                formatter.write_dl(
+                    [(name.ljust(width), command.get_short_help_str(limit)) for name, command in shown if command]
+                )
+
+
+app = typer.Typer(
+    name="parbake",
+    cls=_Grouped,
+    help="Bake container images into machine images and volumes, so that nodes start with nothing left to pull.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BakefilePath = Annotated[Path, typer.Option("-f", "--file", help="The Bakefile.", metavar="FILE")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
+Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, plain, json or none.", metavar="STYLE")]
+KeepWorkspace = Annotated[
+    bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging, and say where it is.")
+]
+What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
+# Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+DEFAULT_FILE = Path("parbake.yaml")
+
+
+@dataclass
+class Door:
+    """How this call talks: ``as_json`` and ``debug`` are set while arguments are read, ``answered`` once it has."""
+
+    as_json: bool = False
+    debug: bool = False
+    answered: bool = False
+
+
+door = Door()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"parbake {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Set what holds for every command."""
+    del version  # its callback has answered
+    door.debug = debug
+
+
+@contextmanager
+def opened_events(style: str) -> Iterator[Events]:
+    """Yield the stream of events, shown in a style; raises InputError for one that does not exist."""
+    from parbake.cli.progress import rendered
+
+    if style not in {"auto", "rich", "plain", "json", "none"}:
+        raise InputError(f"--progress {style}: no such style", hint="choose auto, rich, plain, json or none")
+    if not gc.isenabled():
+        gc.freeze()  # what lives by now is code, for good: the collector need not look at it
+        gc.enable()
+    with rendered(style) as events:  # type: ignore[arg-type]  # checked above
+        yield events
+
+
+def answer(document: Any, text: Callable[[], str]) -> None:
+    """Print the result: the JSON document, or the text for people. Whole, also when a signal comes meanwhile."""
+    interrupts.hold()
+    door.answered = True
+    typer.echo(printable.dump(document, indent=2) if door.as_json else printable.lines(text()))
+
+
+def output(file: Path, what: str = "") -> Path:
+    """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile.
+
+    ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read.
+    """
+    from parbake.bakefile import load
+
+    if what and Path(what).is_file():
+        return Path(what).parent
+    if file == DEFAULT_FILE and not file.exists():
+        return Path("artefacts")
+    return load(file).output
+
+
+def trust(file: Path) -> tuple[Path, ...]:
+    """Return the public keys that must have signed records: the Bakefile's; none where there is no Bakefile."""
+    from parbake.bakefile import load
+
+    return () if file == DEFAULT_FILE and not file.exists() else load(file).trust
+
+
+def signer(file: Path) -> Signer | None:
+    """Return what signs records as the Bakefile says, tried out; None where it says nothing, or is not there."""
+    from parbake.bakefile import load
+    from parbake.records import genuine
+
+    return None if file == DEFAULT_FILE and not file.exists() else genuine.open_signer(load(file))
+
+
+def retention(file: Path) -> RetentionSection:
+    """Return what is to be kept: the Bakefile's, or the default where there is no Bakefile."""
+    from parbake.bakefile import RetentionSection, load
+
+    if file == DEFAULT_FILE and not file.exists():
+        return RetentionSection()
+    return load(file).retention
+
+
+def _report(error: ParbakeError) -> int:
+    interrupts.hold()  # once, and whole
+    if door.debug:
+        typer.echo(printable.lines("".join(traceback.format_exception(error))), err=True)
+    if door.as_json and not door.answered:  # one document, whatever happens
+        typer.echo(printable.dump(error.to_json(), indent=2))
+    typer.echo(printable.lines(f"parbake: {error.message}"), err=True)
+    if error.hint:
+        typer.echo(printable.lines(f"  next: {printable.word(error.hint)}"), err=True)
+    return error.exit_code
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are told on standard error."""
+    door.debug = door.answered = False
+    door.as_json = "--json" in (sys.argv if arguments is None else arguments)  # for errors before the command says so
+    code = InputError.exit_code
+    try:
+        interrupts.begin()
+        code = _obey(arguments)
+    except (interrupts.Stop, KeyboardInterrupt) as error:
+        code = _interrupted(error)
+    finally:
+        interrupts.end(code)
+    return code
+
+
+def _obey(arguments: list[str] | None) -> int:
+    try:
+        code = app(arguments, prog_name="parbake", standalone_mode=False)
+    except _UsageError as error:
+        said = io.StringIO()
+        error.show(said)
+        typer.echo(printable.lines(said.getvalue()), nl=False, err=True)
+        if door.as_json:
+            wrong = InputError(error.format_message(), hint="-h after a command shows what it takes")
+            typer.echo(printable.dump(wrong.to_json(), indent=2))
+        return InputError.exit_code
+    except ParbakeError as error:
+        return _interrupted(error) if interrupts.reason() else _report(error)
+    except OSError as error:
+        return _interrupted(error) if interrupts.reason() else _report(from_os_error(error))
+    if code == Interrupted.exit_code:  # what a KeyboardInterrupt becomes on its way through typer
+        return _report(Interrupted("interrupted"))
+    return code if isinstance(code, int) else 0
+
+
+def _interrupted(error: BaseException) -> int:
+    """Tell that the run was stopped, whatever failed on the way out."""
+    stopped = Interrupted(interrupts.reason() or "interrupted")
+    stopped.__cause__ = error
+    return _report(stopped)
+
+
+def _tell_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what nobody expected: its words may be those of others too."""
+    typer.echo(printable.lines("".join(traceback.format_exception(kind, error, trace))), nl=False, err=True)
+
+
+def main() -> None:
+    """Run as a program."""
+    sys.excepthook = _tell_bug
+    gc.disable()  # while modules load it finds nothing, again and again; `opened_events` sets it to work
+    code = run()
+    if code == Interrupted.exit_code:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)  # all is cleaned up; threads of libraries that were cut off are not waited for
+    sys.exit(code)

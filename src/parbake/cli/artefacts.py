@@ -1,0 +1,334 @@
+"""The commands that make, prove and keep artefacts, and look after this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parbake.cli.app import (
+    DEFAULT_FILE,
+    AsJson,
+    BakefilePath,
+    KeepWorkspace,
+    Progress,
+    What,
+    answer,
+    app,
+    door,
+    opened_events,
+    output,
+    retention,
+    signer,
+    trust,
+)
+from parbake.core.errors import InputError
+
+
+@app.command()
+def init(
+    folder: Annotated[
+        Path, typer.Argument(help="Where to write parbake.yaml; made when missing.", metavar="FOLDER")
+    ] = Path(),
+    image: Annotated[
+        list[str] | None, typer.Option(help="An image to bake; may be given several times.", metavar="REFERENCE")
+    ] = None,
+    from_manifests: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the images of the Kubernetes manifests in this folder or file; - for standard input.",
+            metavar="PATH",
+        ),
+    ] = None,
+    from_cluster: Annotated[
+        bool, typer.Option("--from-cluster", help="Take the images of the workloads in kubectl's cluster.")
+    ] = False,
+    context: Annotated[
+        str, typer.Option(help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME")
+    ] = "",
+    sizes: Annotated[bool, typer.Option(help="Ask the registries how large the images are, for the comments.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented Bakefile that works as it stands.
+
+    Without options it takes the folder's own Containerfile; where there is none, it writes a sample application too.
+    """
+    from parbake.workflows import init as workflow
+
+    door.as_json = as_json
+    with opened_events("plain") as events:
+        written = workflow.begin(
+            folder,
+            images=tuple(image or ()),
+            manifests=from_manifests,
+            cluster=from_cluster,
+            context=context,
+            sizes=sizes,
+            force=force,
+            events=events,
+        )
+    answer({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))
+
+
+@app.command()
+def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: Progress = "auto") -> None:
+    """Show what a bake would do, without doing it.
+
+    Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
+    """
+    from parbake.cli.text import artefacts
+    from parbake.workflows import plan as workflow
+
+    door.as_json = as_json
+    with opened_events(progress) as events:
+        preview = workflow.preview(file, events)
+    answer(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
+
+
+@app.command()
+def bake(
+    file: BakefilePath = DEFAULT_FILE,
+    force: Annotated[bool, typer.Option("--force", help="Bake again what exists already.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build images again even if their context did not change.")
+    ] = False,
+    verify: Annotated[bool, typer.Option(help="Boot the artefact and start its images, as `parbake verify`.")] = True,
+    rehearse: Annotated[
+        bool | None,
+        typer.Option(
+            "--rehearse/--no-rehearse",
+            help="Record what each start reads; default: of a volume that is verified. A machine image is booted once "
+            "more for it, and gets the hydrate service.",
+        ),
+    ] = None,
+    layout: Annotated[bool, typer.Option(help="Bring together on ext4 what starts read, once it is rehearsed.")] = True,
+    trace: Annotated[
+        Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Start from no earlier volume: fetch and unpack every layer.")
+    ] = False,
+    keep_workspace: KeepWorkspace = False,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Bake the images, and prove that they start from the artefact.
+
+    Images with `build` are built and pushed first, when their context has changed. Nothing is done when the artefact
+    exists and is verified. Needs root.
+    """
+    from parbake.cli.text import artefacts
+    from parbake.workflows import bake as workflow
+
+    door.as_json = as_json
+    options = workflow.Options(
+        force=force,
+        rebuild=rebuild,
+        verify=verify,
+        rehearse=rehearse,
+        layout=layout,
+        trace=trace,
+        keep_workspace=keep_workspace,
+        from_scratch=from_scratch,
+    )
+    with opened_events(progress) as events:
+        finished = workflow.bake(file, events, options)
+    answer(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))
+
+
+@app.command()
+def verify(
+    what: What,
+    file: BakefilePath = DEFAULT_FILE,
+    keep_workspace: KeepWorkspace = False,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Boot an artefact without a network and start its images.
+
+    The verdict goes into the record; the exit code is 3 when it is bad. RECORD may also be a disk image that parbake
+    has no record of: then every image in its store must start. Where the Bakefile has `trust`, a record must be signed.
+    """
+    from parbake.cli.text import artefacts
+    from parbake.workflows import verify as workflow
+
+    door.as_json = as_json
+    with opened_events(progress) as events:
+        artefact, verdict = workflow.verify_again(
+            what, output(file, what), events, keep_workspace=keep_workspace, trust=trust(file), signer=signer(file)
+        )
+    answer(artefacts.verdict_json(artefact, verdict), lambda: artefacts.verdict_text(artefact, verdict))
+    workflow.judge(artefact, verdict)
+
+
+@app.command(name="list")
+def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """List the artefacts, oldest first."""
+    from parbake import records
+    from parbake.cli.text import artefacts
+
+    door.as_json = as_json
+    found = records.find(output(file))
+    answer([artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found))
+
+
+@app.command()
+def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """Show the record of one artefact.
+
+    With --json it is the in-toto statement as it is stored.
+    """
+    from parbake import records
+    from parbake.cli.text import artefacts
+    from parbake.records import statements
+
+    door.as_json = as_json
+    artefact, record = records.locate(what, output(file, what))
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
+    answer(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
+
+
+@app.command()
+def prune(
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="How many artefacts to keep of each name. Default: the Bakefile's, or 3.", metavar="COUNT"
+        ),
+    ] = None,
+    cache: Annotated[bool, typer.Option("--cache", help="Free the cache of layers instead.")] = False,
+    cache_size: Annotated[
+        str, typer.Option(help="With --cache: what may stay, such as 5GiB. Longest unused layers go.", metavar="SIZE")
+    ] = "0",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    aws: Annotated[
+        bool, typer.Option("--aws", help="Also machine images and snapshots in EC2, in all regions of the records.")
+    ] = False,
+    younger: Annotated[
+        float | None,
+        typer.Option(min=0, help="What is younger stays. Default: the Bakefile's, or 0.", metavar="DAYS"),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --aws: how long after its deprecation one goes. Default: the Bakefile's, or 7.",
+            metavar="DAYS",
+        ),
+    ] = None,
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Remove old artefacts and their records, or cached layers.
+
+    What is kept is said by the Bakefile's `retention`; options override it.
+    Of each name the newest artefacts stay, and always the newest one that passed verification. In EC2 all stay that
+    something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
+    others are deprecated first, and removed when the grace is over.
+    """
+    from parbake.cli.text import artefacts, rollouts
+    from parbake.core import units
+    from parbake.core.workspace import cache_folder
+    from parbake.images import cache as layer_cache
+    from parbake.workflows import prune as workflow
+
+    door.as_json = as_json
+    if cache_size != "0" and not cache:
+        raise InputError("--cache-size is for the cache of layers", hint="add --cache, or take --keep for artefacts")
+    if cache:
+        limit = units.size_of(cache_size, "--cache-size")
+        gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
+        answer(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
+        return
+    rules = workflow.rules(retention(file), keep, younger, grace)
+    document: dict[str, object] = {}
+    text = ""
+    if aws:
+        with opened_events(progress) as events:
+            pruned = workflow.prune_published(file, rules, events, dry_run=dry_run)
+        document["aws"] = rollouts.pruned_json(pruned)
+        text = f"{rollouts.pruned_text(pruned, dry_run=dry_run)}\n\n"
+    decisions = workflow.prune(output(file), keep=rules.keep, younger=rules.younger, dry_run=dry_run)
+    document |= artefacts.decisions_json(decisions)
+    answer(document, lambda: text + artefacts.decisions_text(decisions, dry_run=dry_run))
+
+
+@app.command()
+def clean(
+    file: BakefilePath = DEFAULT_FILE,
+    caches: Annotated[
+        bool, typer.Option("--caches", help="Also remove all that is cached: default bases, images that were built.")
+    ] = False,
+    in_aws: Annotated[
+        bool,
+        typer.Option("--aws", help="Also remove what runs of this Bakefile, or long expired ones, left in AWS."),
+    ] = False,
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Remove what killed runs left behind, and kept work folders.
+
+    On this machine only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that
+    are under way here are not touched. In AWS, `--aws` finds instances, volumes, unfinished AMIs with their snapshots,
+    copies in other regions, security groups, and Packer's key pairs by their tags; let no other machine bake the same
+    Bakefile meanwhile.
+    """
+    from parbake.workflows import clean as workflow
+
+    door.as_json = as_json
+    removed = [str(path) for path in workflow.clean(output(file), caches=caches)]
+    if in_aws:
+        with opened_events(progress) as events:
+            for region, found in workflow.clean_aws(file, events).items():
+                removed += [f"{region}:{each}" for each in found]
+    answer({"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over")
+
+
+@app.command()
+def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+    """Say what this machine lacks, and how to get it.
+
+    Programs, privileges, kernel features and disk space, each with the commands that need it.
+    """
+    from parbake.cli.text import artefacts
+    from parbake.core.workspace import cache_folder
+    from parbake.workflows import doctor as workflow
+
+    door.as_json = as_json
+    checks = workflow.examine(output=output(file), cache=cache_folder())
+    answer(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(help="Where the demo's files go; kept for the next run.", metavar="FOLDER")
+    ] = Path("demo"),
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Run the main job end to end on a sample application.
+
+    Build it, push it to a registry on the loopback, bake, boot the result without a network, start the application
+    there, and compare with a pull. Needs root; the first run takes some minutes.
+    """
+    from parbake.cli.text import artefacts
+    from parbake.workflows import demo as workflow
+
+    door.as_json = as_json
+    with opened_events(progress) as events:
+        outcome = workflow.tell(folder.absolute(), events=events)
+    answer(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the Bakefile, for editors."""
+    from parbake.bakefile import schema as bakefile_schema
+
+    typer.echo(json.dumps(bakefile_schema(), indent=2))

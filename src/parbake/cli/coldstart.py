@@ -1,0 +1,257 @@
+"""The commands about cold starts: trace, and what follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parbake.cli.app import (
+    DEFAULT_FILE,
+    AsJson,
+    BakefilePath,
+    Progress,
+    What,
+    answer,
+    app,
+    door,
+    opened_events,
+    output,
+    signer,
+    trust,
+)
+from parbake.core.errors import InputError
+
+if TYPE_CHECKING:
+    from parbake.aws.costs import Prices
+
+
+@app.command()
+def trace(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A record or artefact to rehearse; or a block device or mount point of a running node.",
+            metavar="RECORD|DEVICE|MOUNTPOINT",
+        ),
+    ],
+    file: BakefilePath = DEFAULT_FILE,
+    bring: Annotated[
+        Path | None,
+        typer.Option("--trace", help="Take this trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long to record on a running node.", metavar="SECONDS")
+    ] = 60.0,
+    to: Annotated[
+        Path, typer.Option("--output", help="Where a running node's trace is written.", metavar="FILE")
+    ] = Path("node.trace"),
+    as_json: AsJson = False,
+    progress: Progress = "auto",
+) -> None:
+    """Record which blocks a cold start reads, in which order.
+
+    Of a volume that was baked: each image is started once with cold caches, without a network; the trace is written
+    beside the artefact and its summary into the record. On a running node: what is read of one device meanwhile. Needs
+    root.
+    """
+    from parbake import records
+    from parbake.cli.text.artefacts import trace_text
+    from parbake.coldstart.trace import save, summary
+    from parbake.records import genuine
+    from parbake.workflows import trace as workflow
+
+    door.as_json = as_json
+    path = Path(what)
+    with opened_events(progress) as events:
+        if path.is_block_device() or path.is_mount():
+            if bring:
+                raise InputError("--trace brings a trace to a record, not to a device", hint="name the record")
+            found = workflow.record_node(what, seconds, events)
+            save(found, to)
+            result = summary(found, file=str(to))
+        else:
+            artefact, record = records.locate(what, output(file, what))
+            if record is None:
+                raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are rehearsed")
+            signs = signer(file)
+            with records.in_use(artefact.parent, record.artefact):
+                record = genuine.need(artefact, trust(file) if signs else ())  # it is signed again
+                if bring:
+                    record = workflow.bring(artefact, record, bring, signs)
+                else:
+                    record = workflow.rehearse(artefact, record, events, signs)
+            assert record.trace
+            result, found = record.trace, workflow.trace_of(artefact, record)
+    answer(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))
+
+
+@app.command()
+def hydrate(
+    what: What,
+    folder: Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")],
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Write what a node needs to load a volume's hot blocks early, and to have hot files in memory.
+
+    The lists of blocks and of files from the start-up trace, the program that reads them with its systemd unit, user
+    data with program and blocks inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
+    """
+    from parbake import records
+    from parbake.aws import limits
+    from parbake.coldstart.hydrate import export
+    from parbake.coldstart.trace import hydrate_list, prefetch_list
+    from parbake.workflows import trace as workflow
+
+    door.as_json = as_json
+    artefact, record = records.locate(what, output(file, what))
+    found = workflow.trace_of(artefact, record)
+    written = export(folder, hydrate_list(found), prefetch_list(found))
+    size = (folder / "user-data.sh").stat().st_size
+    document = {"written": [str(path) for path in written], "user_data_bytes": size}
+    lines = [f"wrote {path}" for path in written]
+    if size > limits.USER_DATA_LIMIT:
+        lines.append(f"warning: user-data.sh has {size} bytes, and EC2 takes {limits.USER_DATA_LIMIT}: use another")
+    answer(document, lambda: "\n".join(lines))
+
+
+PricesFile = Annotated[
+    Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
+]
+NodeHour = Annotated[
+    float | None, typer.Option(min=0, help="What a node costs an hour; replaces that price.", metavar="PRICE")
+]
+
+
+@app.command()
+def advise(
+    what: What,
+    launches: Annotated[float, typer.Option(min=0.001, help="Nodes that start a day.", metavar="COUNT")] = 100.0,
+    zones: Annotated[int, typer.Option(min=1, help="Availability zones that they start in.", metavar="COUNT")] = 3,
+    boot: Annotated[
+        float, typer.Option(min=0, help="From the volume's attachment to the runtime's start.", metavar="SECONDS")
+    ] = 20.0,
+    burst: Annotated[int, typer.Option(min=1, help="Nodes that start at once in one zone.", metavar="COUNT")] = 1,
+    volume: Annotated[
+        int | None, typer.Option(min=1, help="Size of the node's volume, if it is larger.", metavar="GIB")
+    ] = None,
+    hot: Annotated[
+        int | None, typer.Option(min=0, help="What a start reads, instead of the trace's figure.", metavar="MIB")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="How cold volumes behave: mild or harsh.", metavar="NAME")] = "mild",
+    prices: PricesFile = None,
+    node_hour: NodeHour = None,
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Say which remedy against cold volumes is the cheapest, and why.
+
+    Compared are nothing, hydrate, the provisioned initialization rate, fast snapshot restore, reading everything, and a
+    pull without any bake: the time that each adds to a start, and what it costs a month with the nodes that wait.
+    """
+    from parbake import records
+    from parbake.aws import costs
+    from parbake.cli.text.coldstart import advice_text
+    from parbake.workflows import trace as workflow
+
+    door.as_json = as_json
+    if profile not in costs.SPEEDS:
+        raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
+    artefact, record = records.locate(what, output(file, what))
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake are known well enough")
+    listed = _priced(prices, node_hour)
+    situation = workflow.situation(
+        record,
+        launches=launches,
+        zones=zones,
+        boot=boot,
+        burst=burst,
+        volume=(volume or 0) << 30,
+        hot=None if hot is None else hot << 20,
+    )
+    speeds = costs.SPEEDS[profile]
+    advice = costs.advise(situation, speeds, listed)
+    parts = {"situation": situation, "speeds": speeds, "prices": listed}
+    document = {
+        "recommended": advice.best.name,
+        **advice.model_dump(mode="json"),
+        **{name: part.model_dump(mode="json") for name, part in parts.items()},
+    }
+    answer(document, lambda: advice_text(advice, situation, listed))
+
+
+@app.command()
+def savings(
+    pulls: Annotated[float, typer.Option(min=0, help="Pulls of the images a day.", metavar="COUNT")],
+    pull_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a node waits for a pull today.", metavar="SECONDS")
+    ],
+    start_seconds: Annotated[
+        float, typer.Option(min=0, help="How long it waits for the baked image instead.", metavar="SECONDS")
+    ] = 0.0,
+    headroom: Annotated[
+        float, typer.Option(min=0, help="Nodes that are kept running for pods to come.", metavar="COUNT")
+    ] = 0.0,
+    prices: PricesFile = None,
+    node_hour: NodeHour = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what pulls cost, and what a bake saves of it.
+
+    Nodes that wait for a pull are paid while they wait. Headroom hides that and is paid round the clock: it keeps the
+    saving back until it is given up.
+    """
+    from parbake.aws import costs
+    from parbake.cli.text.coldstart import savings_text
+
+    door.as_json = as_json
+    listed = _priced(prices, node_hour)
+    found = costs.savings(
+        pulls=pulls,
+        pull_seconds=pull_seconds,
+        start_seconds=start_seconds,
+        headroom=headroom,
+        node_hour=listed.node_hour.value,
+    )
+    document = {**found.model_dump(mode="json"), "prices": listed.model_dump(mode="json")}
+    answer(document, lambda: savings_text(found, listed))
+
+
+def _priced(file: Path | None, node_hour: float | None) -> Prices:
+    from parbake.aws.costs import load_prices
+    from parbake.aws.costs.prices import Price
+
+    listed = load_prices(file)
+    if node_hour is not None:
+        listed = listed.model_copy(update={"node_hour": Price(value=node_hour, unit="node and hour")})
+    return listed
+
+
+@app.command()
+def report(
+    what: What,
+    against: Annotated[str | None, typer.Argument(help="A second record, to compare with.", metavar="[RECORD]")] = None,
+    to: Annotated[Path, typer.Option("--output", help="Where to write the page.", metavar="FILE")] = Path(
+        "report.html"
+    ),
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Write what is known of a cold start as one page of HTML.
+
+    A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
+    second one. The page needs no network.
+    """
+    from parbake.cli.report import Subject, page
+    from parbake.core import atomic
+    from parbake.core.workspace import room_for
+    from parbake.workflows import trace as workflow
+
+    door.as_json = as_json
+    subjects = [Subject(*workflow.known(each, output(file, each))) for each in (what, against) if each]
+    with room_for(to):
+        atomic.replace(to, page(*subjects), mode=0o644)
+    answer({"written": [str(to)]}, lambda: f"wrote {to}")

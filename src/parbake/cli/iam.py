@@ -1,0 +1,99 @@
+"""Commands about AWS: the policies that a Bakefile needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door
+from parbake.core.errors import InputError, ParbakeError
+
+_ACCOUNT = r"[0-9]{12}"
+_TEMPLATE = r"lt-[0-9a-f]{8,17}"
+_ROLE = r"([\w.,@=+-]+/)*[\w+=,.@-]{1,64}"
+_PARAMETER = r"/?[\w.-]+(/[\w.-]+)*(/\*)?"
+_SNAPSHOT = r"snap-[0-9a-f]{8,17}"
+
+
+@app.command()
+def iam(
+    file: BakefilePath = DEFAULT_FILE,
+    account: Annotated[
+        str, typer.Option("--account", metavar="ACCOUNT", help="The account that the policies are for, 12 digits.")
+    ] = "",
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template", metavar="ID", help="A launch template (its id) of the groups that are rolled out to."
+        ),
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option("--role", metavar="NAME", help="The name of the role of an Auto Scaling group's nodes."),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            metavar="NAME",
+            help="A parameter that names images and is no target's; `prune` reads it. /images/* is many.",
+        ),
+    ] = None,
+    base_snapshot: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--base-snapshot",
+            metavar="ID",
+            help="A snapshot that `builder: ebs` starts from: the base AMI's root disk.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the AWS policies that this Bakefile needs.
+
+    `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
+    `rollout` for whoever rolls out to its targets, `prune` for `parbake prune --aws`, `karpenter` what Karpenter's
+    role needs besides its own policy. What the options do not name stands there in capitals, such as ACCOUNT_ID, and
+    allows nothing until it is replaced.
+    """
+    from parbake.aws import iam as policies
+    from parbake.bakefile import load
+
+    door.as_json = as_json
+    bakefile = load(file)
+    usual = policies.Names()
+    names = policies.Names(
+        account=_fitting("--account", [account], _ACCOUNT, "12 digits")[0] if account else usual.account,
+        region=bakefile.aws.region or _region() or usual.region,
+        templates=_fitting("--template", template, _TEMPLATE, "such as lt-0123456789abcdef0") or usual.templates,
+        roles=_fitting("--role", role, _ROLE, "the name of a role, not its ARN") or usual.roles,
+        parameters=_fitting("--parameter", parameter, _PARAMETER, "such as /images/gpu or /images/*"),
+        base_snapshots=_fitting("--base-snapshot", base_snapshot, _SNAPSHOT, "such as snap-0123456789abcdef0")
+        or usual.base_snapshots,
+    )
+    found = policies.policies(bakefile, names)
+    answer(found, lambda: "\n\n".join(f"{name}:\n{json.dumps(policy, indent=2)}" for name, policy in found.items()))
+    for sentence in policies.missing(found):
+        typer.echo(f"parbake: {sentence}", err=True)
+
+
+def _fitting(option: str, values: Iterable[str] | None, pattern: str, example: str) -> tuple[str, ...]:
+    """Return what was given, in which a policy would read ``*`` and ``?`` as any text."""
+    for value in values or ():
+        if not re.fullmatch(pattern, value):
+            raise InputError(f"{option} {value}: not what it names", hint=f"write {example}")
+    return tuple(values or ())
+
+
+def _region() -> str:
+    """Return the region of the AWS configuration, as every other command takes it; empty where there is none."""
+    from parbake.aws import default_region
+
+    try:
+        return default_region()
+    except ParbakeError:
+        return ""

@@ -1,0 +1,74 @@
+"""The command that looks at manifests before a cluster does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parbake import __version__
+from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, answer, app, door, output
+from parbake.core.errors import InputError, VerificationFailed
+
+_LEVELS = ("error", "warning", "note")
+
+
+@app.command()
+def lint(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Manifests: files or folders; - for standard input.", metavar="PATH")
+    ] = None,
+    from_cluster: Annotated[
+        bool, typer.Option("--from-cluster", help="Look at the workloads and node classes in kubectl's cluster.")
+    ] = False,
+    context: Annotated[
+        str, typer.Option(help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME")
+    ] = "",
+    bake: Annotated[
+        list[str] | None,
+        typer.Option(help="A record to compare with; may be given several times.", metavar="RECORD"),
+    ] = None,
+    style: Annotated[
+        str, typer.Option("--format", help="How to print: text, json, or sarif for code hosts.", metavar="STYLE")
+    ] = "text",
+    fail_on: Annotated[
+        str, typer.Option(help="End with 3 for findings of this level: error, warning or note.", metavar="LEVEL")
+    ] = "error",
+    file: BakefilePath = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Say which pods will not use the bake, and why.
+
+    Workloads and node classes are compared with the Bakefile and its newest record, or with --bake. The exit code is 3
+    when there are errors. Nothing is changed anywhere.
+    """
+    from parbake.cli.text import artefacts
+    from parbake.images import workloads
+    from parbake.workflows import lint as workflow
+
+    if style not in {"text", "json", "sarif"}:
+        raise InputError(f"--format {style}: no such style", hint="choose text, json or sarif")
+    if fail_on not in _LEVELS:
+        raise InputError(f"--fail-on {fail_on}: no such level", hint="choose error, warning or note")
+    door.as_json = as_json or style != "text"
+    if not paths and not from_cluster:
+        raise InputError("nothing to look at", hint="name files or folders, - for standard input, or --from-cluster")
+    documents: list[tuple[str, str]] = []
+    for path in paths or ():
+        documents += [("standard input", sys.stdin.read())] if path == "-" else workloads.read_folder(Path(path))
+    if from_cluster:
+        documents += workflow.gather(context)
+    there = file if file.exists() or file != DEFAULT_FILE else None
+    found = workflow.examine(documents, workflow.bakes_of(there, output(file), bake or ()))
+    shown = (
+        workflow.sarif(found, version=__version__, folder=Path.cwd())
+        if style == "sarif"
+        else {"findings": [each.to_json() for each in found], "errors": sum(each.level == "error" for each in found)}
+    )
+    answer(shown, lambda: artefacts.findings_text(found))
+    bad = [each for each in found if _LEVELS.index(each.level) <= _LEVELS.index(fail_on)]
+    if bad:
+        counted = f"{len(bad)} {'finding stands' if len(bad) == 1 else 'findings stand'} in the way of the bake"
+        raise VerificationFailed(counted, hint="each one says what to change; docs/how-to/lint.md says why")

@@ -1,0 +1,182 @@
+"""The page: one record, or two side by side. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from parbake import __version__
+from parbake.cli.report.charts import Bar, block_map, table, waterfall
+from parbake.cli.report.style import CSS
+from parbake.coldstart.trace import Trace, merged
+from parbake.core.units import human_bytes
+from parbake.records import Record
+
+_MOST_FILES = 20
+_STAGES = ("mount", "containerd", "sandbox", "start")
+_NAMES = {"mount": "mount", "containerd": "containerd", "sandbox": "sandbox", "start": "application"}
+# Nothing is loaded and nothing runs: what an image's name says stays text.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A record and, where there is one, its start-up trace."""
+
+    record: Record
+    trace: Trace | None = None
+
+    @property
+    def hot(self) -> int | None:
+        """Bytes that a start reads, in whole blocks."""
+        return self.record.trace.hot_bytes if self.record.trace else None
+
+    @property
+    def slowest(self) -> float | None:
+        """Seconds of the slowest cold start that was rehearsed."""
+        seconds = self.record.trace.seconds.values() if self.record.trace else ()
+        return max(seconds, default=None)
+
+
+def page(subject: Subject, other: Subject | None = None) -> str:
+    """Return the report of a record, compared with another one if there is one."""
+    both = [subject, *([other] if other else [])]
+    until = max((bar.at + bar.seconds for each in both for _, bars in _falls(each) for bar in bars), default=0.0)
+    parts = [_head(subject)]
+    if other:
+        parts.append(f"<h2>Compared</h2>{_comparison(subject, other)}")
+    parts.append(f'<h2>Cold start</h2><div class="two">{"".join(_waterfalls(each, until) for each in both)}</div>')
+    parts.append(f'<h2>What is read of the volume</h2><div class="two">{"".join(_map(each) for each in both)}</div>')
+    for each in both:
+        parts += [f"<h2>{escape(each.record.artefact)}</h2>" if other else "", _images(each), _files(each)]
+    title = f"parbake: {subject.record.artefact}"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+        f"<style>{CSS}</style></head><body><main>{''.join(parts)}"
+        f'<p class="soft">Made by parbake {escape(__version__)}. Starts are timed on the machine that baked, with cold '
+        f"caches and a disk that is hot: a volume from a snapshot adds what its blocks take to arrive.</p>"
+        f"</main></body></html>\n"
+    )
+
+
+def _head(subject: Subject) -> str:
+    record = subject.record
+    verdict = record.verdict
+    state = "not verified yet" if verdict is None else "verified" if verdict.passed else "verification failed"
+    colour = "soft" if verdict is None else "good" if verdict.passed else "bad"
+    tiles = [("size", human_bytes(record.size)), ("data", human_bytes(record.allocated))]
+    if subject.hot is not None:
+        share = f" · {subject.hot / record.allocated:.1%} of the data" if record.allocated else ""
+        tiles.append(("read by a start", human_bytes(subject.hot)))
+        tiles[-1] = (f"read by a start{share}", tiles[-1][1])
+    if subject.slowest is not None:
+        tiles.append(("slowest cold start", f"{subject.slowest:.1f} s"))
+    if verdict and verdict.boot_seconds:
+        tiles.append((f"boot ({verdict.accelerator})", f"{verdict.boot_seconds:.1f} s"))
+    shown = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in tiles)
+    return (
+        f'<h1>{escape(record.artefact)}</h1><p><span class="{colour}">{state}</span> '
+        f'<span class="soft">· baked {escape(record.finished_at)} · key '
+        f"<code>{escape(record.key[:12])}</code></span></p>"
+        f'<div class="tiles">{shown}</div>'
+    )
+
+
+def _falls(subject: Subject) -> list[tuple[str, list[Bar]]]:
+    """Return a waterfall for each start: the machine's boot before it where one was seen."""
+    record = subject.record
+    falls = []
+    hydrate = record.verdict.hydrate if record.verdict else None
+    for name, stages in (record.trace.stages if record.trace else {}).items():
+        bars, at = [], 0.0
+        if hydrate:
+            bars.append(Bar("boot", "boot", 0.0, hydrate.started_after))
+            bars.append(Bar("hydrate", "hydrate", hydrate.started_after, hydrate.seconds))
+            at = hydrate.started_after
+        for stage in (*(each for each in _STAGES if each in stages), *(each for each in stages if each not in _STAGES)):
+            kind = stage if stage in _STAGES else "boot"
+            bars.append(Bar(_NAMES.get(stage, stage), kind, at, stages[stage]))
+            at += stages[stage]
+        falls.append((name, bars))
+    if falls or record.verdict is None:
+        return falls
+    boot = record.verdict.boot_seconds or 0.0
+    for image in record.verdict.images:
+        if image.start_seconds is not None:
+            sandbox = image.sandbox_seconds or 0.0
+            bars = [Bar("boot", "boot", 0.0, boot)] if boot else []
+            bars += [Bar("sandbox", "sandbox", boot, sandbox)]
+            bars += [Bar("application", "start", boot + sandbox, image.start_seconds)]
+            falls.append((image.reference, bars))
+    return falls
+
+
+def _waterfalls(subject: Subject, until: float) -> str:
+    falls = _falls(subject)
+    shown = "".join(f"<h3>{escape(name)}</h3>{waterfall(bars, until=until)}" for name, bars in falls)
+    skipped = subject.record.trace.skipped if subject.record.trace else {}
+    shown += "".join(f'<h3>{escape(name)}</h3><p class="soft">{escape(why)}</p>' for name, why in skipped.items())
+    return f"<section>{shown or waterfall((), until=0)}</section>"
+
+
+def _map(subject: Subject) -> str:
+    record, trace = subject.record, subject.trace
+    if trace is None:
+        return '<section><p class="soft">No start-up trace lies beside the artefact.</p></section>'
+    order = merged(trace)
+    shown = block_map(order, trace.size or record.size, title=f"hot blocks of {record.artefact}")
+    figure = f"{human_bytes(subject.hot or 0)} in {len(order)} blocks, first to last byte of {escape(record.artefact)}"
+    return f'<section><p class="soft">{figure}</p>{shown}</section>'
+
+
+def _images(subject: Subject) -> str:
+    record = subject.record
+    verdicts = {image.reference: image for image in record.verdict.images} if record.verdict else {}
+    cold = record.trace.seconds if record.trace else {}
+    rows = []
+    for image in record.plan.all_images:
+        seen = verdicts.get(image.reference)
+        start = f"{seen.start_seconds:.1f} s" if seen and seen.start_seconds is not None else "-"
+        rehearsed = f"{cold[image.reference]:.1f} s" if image.reference in cold else "-"
+        rows.append((image.reference, image.target.digest[7:19], human_bytes(image.size), start, rehearsed))
+    header = ("image", "digest", "compressed", "start, verified", "start, cold caches")
+    return f"<h3>Images</h3>{table(header, rows, numbers=(2, 3, 4), path=0)}"
+
+
+def _files(subject: Subject) -> str:
+    if subject.trace is None or not subject.trace.files:
+        return ""
+    most = sorted(subject.trace.files, key=lambda entry: -entry.size)[:_MOST_FILES]
+    rows = [(human_bytes(entry.size), entry.path) for entry in most]
+    more = len(subject.trace.files) - len(most)
+    rest = f'<p class="soft">and {more} more</p>' if more > 0 else ""
+    return f"<h3>Files that most is read of</h3>{table(('read', 'file'), rows, numbers=(0,), path=1)}{rest}"
+
+
+def _comparison(one: Subject, two: Subject) -> str:
+    rows: list[Sequence[str]] = []
+
+    def add(name: str, first: float | None, second: float | None, unit: str) -> None:
+        def shown(value: float | None) -> str:
+            if value is None:
+                return "-"
+            return human_bytes(round(value)) if unit == "bytes" else f"{value:.2f} s" if unit == "s" else f"{value:g}"
+
+        change = f"{second / first - 1:+.0%}" if first and second is not None else "-"
+        rows.append((name, shown(first), shown(second), change))
+
+    first, second = one.record, two.record
+    add("size", first.size, second.size, "bytes")
+    add("data", first.allocated, second.allocated, "bytes")
+    add("read by a start", one.hot, two.hot, "bytes")
+    reads = [record.trace.reads if record.trace else None for record in (first, second)]
+    boots = [record.verdict.boot_seconds if record.verdict else None for record in (first, second)]
+    add("reads", reads[0], reads[1], "count")
+    add("boot", boots[0], boots[1], "s")
+    cold = [record.trace.seconds if record.trace else {} for record in (first, second)]
+    for name in dict.fromkeys([*cold[0], *cold[1]]):
+        add(f"cold start of {name}", cold[0].get(name), cold[1].get(name), "s")
+    return table(("", first.artefact, second.artefact, "change"), rows, numbers=(1, 2, 3))

@@ -1,0 +1,370 @@
+"""Results, as text for people and as JSON for programs. Pure: takes nouns, returns text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
+from parbake.core.plan import measure
+from parbake.core.printable import word
+from parbake.core.units import human_bytes
+from parbake.machine import base
+from parbake.records import Decision, Record
+
+if TYPE_CHECKING:
+    from parbake.images.cache import Entry
+    from parbake.workflows.demo import Outcome
+    from parbake.workflows.doctor import Check
+    from parbake.workflows.lint import Finding
+    from parbake.workflows.plan import Finished, Preview
+
+# Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
+_WIDTH = 240
+
+
+def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
+    """Return rows as an aligned table without decoration; a tuple in a cell stands on as many lines.
+
+    Names of images and files are words: no markup, and on one line whatever is in them.
+    """
+    from rich import box  # rich: only for text, since programs that ask for JSON often ask whether there is work
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(*header, box=box.SIMPLE_HEAD if header else None, show_header=bool(header), pad_edge=False)
+    for row in rows:
+        grid.add_row(*(Text("\n".join(map(word, cell if isinstance(cell, tuple) else (cell,)))) for cell in row))
+    console = Console(width=_WIDTH, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(grid, soft_wrap=True)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds for people."""
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def preview_json(preview: Preview) -> dict[str, object]:
+    """Return the frozen plan with its key (null while images are to be built), its sizes in bytes, and what exists."""
+    plan = preview.plan
+    document: dict[str, object] = {
+        "key": None,
+        "to_build": list(preview.to_build),
+        "exists": preview.existing is not None,
+        "verified": bool(preview.existing and preview.existing.verified),
+        "cautions": list(preview.cautions),
+    }
+    if plan:
+        sizes = asdict(measure(plan.all_images, keep_layers=plan.keep_layers))
+        document |= {
+            "artefact_name": plan.artefact_name,
+            "sizes": sizes,
+            "layout": list(_layout(plan)),
+            **plan.to_json(),
+        }
+    return document
+
+
+def preview_text(preview: Preview) -> str:
+    """Return the preview for people."""
+    if preview.plan is None:
+        names = "\n".join(f"  {reference}" for reference in preview.to_build)
+        return f"To be built first (their content decides the key):\n{names}\nThen `parbake bake` plans and bakes."
+    plan = preview.plan
+    sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
+    about = "about " if sizes.estimated else ""
+    images = table(
+        ((image.reference, image.manifest.digest[7:19], len(image.layers), human_bytes(image.size), _from(image))
+         for image in plan.all_images),
+        header=("image", "digest", "layers", "compressed", "from"),
+    )  # fmt: skip
+    lines = table([
+        ("artefact", plan.artefact_name),
+        ("key", plan.key),
+        ("platform", plan.platform),
+        ("base", _base(plan)),
+        ("disk", _disk(plan)),
+        ("layout", "; ".join(_layout(plan))),
+        ("to fetch", human_bytes(sizes.transfer)),
+        ("unpacked", f"{about}{human_bytes(sizes.raw)}"),
+        ("state", _state(preview)),
+    ])  # fmt: skip
+    return "\n".join([f"{images}\n\n{lines}", *(f"warning: {caution}" for caution in preview.cautions)])
+
+
+def _from(image: Image) -> str:
+    return "local build" if image.layout else "registry"
+
+
+def _base(plan: Plan) -> str:
+    match plan.base.kind:
+        case "none":
+            return "none"
+        case "debian":
+            return f"debian, recipe {plan.base.identity.removeprefix('sha256:')[:12]}"
+        case "ami":
+            return f"{plan.base.identity} ({human_bytes(plan.base.size)})"
+        case _:
+            return f"{plan.base.path} ({human_bytes(plan.base.size)})"
+
+
+def _disk(plan: Plan) -> str:
+    chosen = "fixed" if plan.size_is_fixed else "automatic"
+    what = f"{plan.artefact.filesystem} volume" if plan.artefact.kind == "volume" else "machine image"
+    return f"{human_bytes(plan.size)} ({chosen}), {what}, {plan.artefact.format}"
+
+
+def _layout(plan: Plan) -> tuple[str, ...]:
+    """Return the parts of the disk, first to last."""
+    match plan.base.kind:
+        case "none":
+            return (f"the whole disk: {plan.artefact.filesystem}, the root of the runtime's store",)
+        case "debian":
+            parts = base.describe(plan.platform).slices
+            fixed = tuple(f"{part.name} {human_bytes(part.size)}" for part in parts[:-1])
+            return (*fixed, f"{parts[-1].name} {human_bytes(plan.size - parts[-1].start)}, ext4")
+        case _:
+            return ("the base's partitions", "its root file system takes what is added")
+
+
+def _state(preview: Preview) -> str:
+    if preview.existing is None:
+        return "to be baked"
+    return "exists, verified: nothing to do" if preview.existing.verified else "exists, not verified"
+
+
+def record_json(path: Path, record: Record) -> dict[str, object]:
+    """Return a record with the paths of its files."""
+    return {
+        "artefact_path": str(path.parent / record.artefact),
+        "record_path": str(path.parent / record.file_name),
+        "verified": record.verified,
+        **record.model_dump(mode="json"),
+    }
+
+
+def finished_json(finished: Finished) -> dict[str, object]:
+    """Return the record of what was baked, and whether this run changed anything."""
+    return {"changed": finished.changed, **record_json(finished.artefact, finished.record)}
+
+
+def finished_text(finished: Finished) -> str:
+    """Return what a bake made, for people."""
+    first = "baked" if finished.changed else "exists already, nothing to do"
+    return f"{finished.artefact.name}: {first}\n{record_text(finished.artefact, finished.record)}"
+
+
+def record_text(artefact: Path, record: Record) -> str:
+    """Return one record for people."""
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in record.timings.items())
+    size = human_bytes(record.size) + (
+        "" if record.published and not record.allocated else f", {human_bytes(record.allocated)} on disk"
+    )
+    where: list[tuple[str, object]] = [("artefact", artefact)]
+    if record.published:
+        where = [("artefact", tuple(_place(*each) for each in record.published.items()))]
+    rows: list[tuple[str, object]] = [
+        *where,
+        ("record", artefact.with_name(record.file_name)),
+        ("size", size),
+        *_digests(record),
+        ("key", record.key),
+        ("baked", f"{record.finished_at} by {record.builder}, parbake {record.parbake}"),
+        ("times", times or "-"),
+        ("images", tuple(f"{image.reference}@{image.target.digest}" for image in record.plan.all_images)),
+    ]
+    if record.trace is not None:
+        rows.append(("start reads", trace_line(record.trace)))
+    if record.verdict is None:
+        how = "`parbake bake` proves it" if record.published else "`parbake verify` boots it"
+        return table([*rows, ("verified", f"not yet: {how}")])
+    return f"{table(rows)}\n\n{verdict_table(record.verdict)}"
+
+
+def _place(region: str, there: Published) -> str:
+    return f"{there.image or 'snapshot'} in {region} ({', '.join(each.id for each in there.snapshots)})"
+
+
+def _digests(record: Record) -> Iterator[tuple[str, str]]:
+    if record.blocks:
+        yield "blocks", f"{record.blocks.digest} ({record.blocks.count} of 512 KiB)"
+    if record.sha256 or (record.blocks and not record.published):  # what lies in a cloud has no file
+        yield "sha256", record.sha256 or "not yet: computed while it is verified"
+
+
+def records_text(found: Sequence[tuple[Path, Record]]) -> str:
+    """Return the list of records for people."""
+    if not found:
+        return "no artefacts yet: `parbake bake` makes one"
+    rows = (
+        (record.artefact, human_bytes(record.allocated), len(record.plan.images), record.finished_at, _proof(record))
+        for _, record in found
+    )
+    return table(rows, header=("artefact", "on disk", "images", "baked", "verified"))
+
+
+def _proof(record: Record) -> str:
+    if record.verdict is None:
+        return "not yet"
+    return "yes" if record.verdict.passed else "FAILED"
+
+
+def verdict_json(artefact: Path, verdict: Verdict) -> dict[str, object]:
+    """Return the verdict on an artefact."""
+    return {"artefact_path": str(artefact), **verdict.model_dump(mode="json")}
+
+
+def verdict_text(artefact: Path, verdict: Verdict) -> str:
+    """Return the verdict for people."""
+    head = f"{artefact.name}: {'passed' if verdict.passed else 'FAILED'}"
+    return "\n".join([head, *(f"  {word(problem)}" for problem in verdict.problems), verdict_table(verdict)])
+
+
+def verdict_table(verdict: Verdict) -> str:
+    """Return what verification saw of each image, and what to know of an artefact that passed."""
+    lines = [
+        f"booted in {seconds(verdict.boot_seconds)} ({verdict.accelerator})" if verdict.boot_seconds else "not booted"
+    ]
+    rows = (
+        (
+            image.reference,
+            image.digest.removeprefix("sha256:")[:12] or "-",
+            "yes" if image.pinned else "no",
+            "yes" if image.unpacked else "no",
+            seconds(image.start_seconds),
+            "; ".join(image.problems) or "ok",
+        )
+        for image in verdict.images
+    )
+    if verdict.images:
+        lines.append(table(rows, header=("image", "digest", "pinned", "unpacked", "start", "verdict")))
+    return "\n".join([*lines, *(f"warning: {word(warning)}" for warning in verdict.warnings)])
+
+
+_MOST_FILES = 10
+
+
+def trace_line(trace: TraceSummary) -> str:
+    """Return what a start reads of the whole, in one line."""
+    share = ""
+    if trace.volume_bytes:
+        share = f" of {human_bytes(trace.volume_bytes)} ({trace.hot_bytes / trace.volume_bytes:.1%})"
+    instead = f", {trace.hot_blocks} blocks instead of {trace.scattered_blocks}" if trace.scattered_blocks else ""
+    return f"{human_bytes(trace.hot_bytes)}{share} in {trace.reads} reads{instead}"
+
+
+def trace_text(trace: TraceSummary, files: Sequence[tuple[str, int]] = ()) -> str:
+    """Return a start-up trace for people: its size, each start's stages, and the files that most was read of."""
+    lines = [table([("trace", trace.file), ("file system", trace.uuid or "-"), ("hot", trace_line(trace))])]
+    rows = [
+        (name, seconds(total), ", ".join(f"{key} {value:.1f} s" for key, value in trace.stages.get(name, {}).items()))
+        for name, total in trace.seconds.items()
+    ]
+    if rows:
+        lines.append(table(rows, header=("part", "cold start", "of which")))
+    if files:
+        most = sorted(files, key=lambda item: -item[1])[:_MOST_FILES]
+        lines.append(table(((human_bytes(size), path) for path, size in most), header=("read", "file")))
+    lines += [word(f"skipped: {name}: {reason}") for name, reason in trace.skipped.items()]
+    return "\n\n".join(lines)
+
+
+def decisions_json(decisions: Sequence[Decision]) -> dict[str, object]:
+    """Return what was decided for each record, and the bytes that go."""
+    return {
+        "freed": sum(decision.record.allocated for decision in decisions if not decision.keep),
+        "decisions": [
+            {"artefact": decision.record.artefact, "keep": decision.keep, "reason": decision.reason}
+            for decision in decisions
+        ],
+    }
+
+
+def decisions_text(decisions: Sequence[Decision], *, dry_run: bool) -> str:
+    """Return what was decided for each record, for people."""
+    freed = sum(decision.record.allocated for decision in decisions if not decision.keep)
+    verb = "would be removed" if dry_run else "removed"
+    rows = [(decision.record.artefact, "kept" if decision.keep else verb, decision.reason) for decision in decisions]
+    total = f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}"
+    return f"{table(rows)}\n{total}" if rows else "no artefacts"
+
+
+def layers_json(gone: Sequence[Entry], kept: Sequence[Entry]) -> dict[str, object]:
+    """Return what of the cache of layers went and what stayed, in bytes."""
+    return {
+        "freed": sum(entry.size for entry in gone),
+        "left": sum(entry.size for entry in kept),
+        "layers": [
+            {"digest": entry.digest, "size": entry.size, "used_at": _date(entry.used_at), "keep": keep}
+            for entries, keep in ((gone, False), (kept, True))
+            for entry in entries
+        ],
+    }
+
+
+def layers_text(gone: Sequence[Entry], kept: Sequence[Entry], *, dry_run: bool) -> str:
+    """Return the same for people."""
+    verb = "would be removed" if dry_run else "removed"
+    rows = [
+        (entry.digest[:19], human_bytes(entry.size), f"used {_date(entry.used_at)}", what)
+        for entries, what in ((gone, verb), (kept, "kept"))
+        for entry in entries
+    ]
+    freed = human_bytes(sum(entry.size for entry in gone))
+    left = human_bytes(sum(entry.size for entry in kept))
+    total = f"{freed} {'would be freed' if dry_run else 'freed'}, {left} left"
+    return f"{table(rows)}\n{total}" if rows else "no cached layers"
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def outcome_json(outcome: Outcome) -> dict[str, object]:
+    """Return what the demo showed: times in seconds, sizes in bytes, and the record."""
+    return {
+        "bake_seconds": outcome.record.seconds,
+        "start_baked_seconds": outcome.start_baked,
+        "start_pulled_seconds": outcome.start_pulled,
+        **record_json(outcome.folder / outcome.record.artefact, outcome.record),
+    }
+
+
+def checks_json(checks: Sequence[Check]) -> list[dict[str, object]]:
+    """Return what was found on this machine."""
+    return [check.model_dump(mode="json") for check in checks]
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """Return what was found on this machine, for people."""
+    marks = {"ok": "ok", "warn": "warn", "missing": "MISSING"}
+    rows = [
+        (
+            marks[check.status],
+            check.name,
+            check.found or "-",
+            ", ".join(check.needed_by),
+            check.hint if check.status != "ok" else "",
+        )
+        for check in checks
+    ]
+    return table(rows, header=("", "what", "found", "for", "how to get it"))
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Return what lint found, as compilers print it, and the count of each level."""
+    lines = []
+    for each in findings:
+        what = f"{each.what}: " if each.what else ""
+        found = word(f"{each.place}: {each.level}: {what}{each.message} [{each.rule.id}]")
+        lines += [found, f"    {each.rule.help}"]
+    counts = Counter(each.level for each in findings)
+    told = ", ".join(f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("error", "warning", "note"))
+    return "\n".join([*lines, told if findings else "nothing stands in the way of the bake"])

@@ -1,0 +1,50 @@
+"""Advice and savings for people. Pure: takes nouns, returns text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from parbake.cli.text.artefacts import table
+from parbake.core.units import human_bytes
+
+if TYPE_CHECKING:
+    from parbake.aws.costs import Advice, Prices, Savings, Situation
+
+
+def advice_text(advice: Advice, at: Situation, prices: Prices) -> str:
+    """Return the remedies, the cheapest first, and why."""
+    hot = min(at.hot, at.data)
+    facts = table([
+        ("a start reads", f"{human_bytes(hot)} of {human_bytes(at.data)} ({hot / at.data:.1%})"),
+        ("starts", f"{at.launches:g} a day in {at.zones} zones, at most {at.burst} at once in one"),
+        ("hidden by the boot", f"{at.boot:g} s"),
+        ("prices", f"{prices.currency}, {prices.region}, {prices.date}; a node {prices.node_hour.value:g} an hour"),
+    ])  # fmt: skip
+    rows = (
+        (
+            remedy.name,
+            f"{remedy.seconds:.1f} s",
+            f"{remedy.cost:,.2f}",
+            f"{remedy.waiting:,.2f}",
+            f"{remedy.total:,.2f}",
+            remedy.note,
+        )
+        for remedy in advice.remedies
+    )
+    remedies = table(rows, header=("remedy", "added to a start", "costs a month", "nodes waiting", "in all", "note"))
+    return f"{facts}\n\n{remedies}\n\nrecommended: {advice.best.name}, because {advice.reason}"
+
+
+def savings_text(found: Savings, prices: Prices) -> str:
+    """Return what pulls cost and what a bake saves."""
+    money = prices.currency
+    wasted, saved = found.wasted_minutes_a_day, found.saved_minutes_a_day
+    return table([
+        ("wasted by pulls", f"{wasted:,.1f} node-minutes a day, {found.wasted_a_month:,.2f} {money} a month"),
+        ("saved by the bake", f"{saved:,.1f} node-minutes a day, {found.saved_a_month:,.2f} {money} a month"),
+        ("of what is wasted", f"{found.share_saved:.0%}"),
+        ("kept back by headroom", f"{found.headroom_a_month:,.2f} {money} a month"),
+        ("left with it", f"{found.left_a_month:,.2f} {money} a month"),
+        ("saved without it", f"{found.without_headroom_a_month:,.2f} {money} a month"),
+        ("prices", f"{prices.region}, {prices.date}; a node {prices.node_hour.value:g} {money} an hour"),
+    ])  # fmt: skip

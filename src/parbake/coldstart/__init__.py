@@ -1,0 +1,1 @@
+"""What a start reads of its disk, and how nodes get that early."""

@@ -1,0 +1,105 @@
+"""What runs on a node (the folder ``node``): where its files are, and the hydrate service put where it is needed."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import shlex
+from pathlib import Path
+
+from parbake.core import atomic
+from parbake.core.nodefiles import node_file
+from parbake.core.workspace import room_for
+
+LIST = "etc/parbake/hydrate.list"
+FILES = "etc/parbake/prefetch.list"
+_PROGRAM = "usr/lib/parbake/hydrate.py"
+_UNIT = "etc/systemd/system/parbake-hydrate.service"
+_WANTED = "etc/systemd/system/sysinit.target.wants/parbake-hydrate.service"
+
+_USER_DATA = """\
+#cloud-boothook
+#!/bin/sh
+# Loads the blocks that baked images need, beside the rest of the boot. Written by parbake; goes first in user data.
+mkdir -p /run/parbake
+base64 -d <<'END' | gzip -d >/run/parbake/hydrate.py
+{program}
+END
+base64 -d <<'END' | gzip -d >/run/parbake/hydrate.list
+{list}
+END
+hydrate() {{
+  systemd-run --no-block --collect --unit=parbake-hydrate --property=DefaultDependencies=no "$@" \\
+    python3 -u /run/parbake/hydrate.py --list /run/parbake/hydrate.list
+}}
+# Confined as the service is; a systemd that does not know how runs it all the same.
+hydrate {confined} || hydrate || true
+exit 0
+"""
+
+
+def user_data(hydrate_list: str) -> str:
+    """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure."""
+    program = node_file("hydrate.py").read_bytes()
+    words = " ".join(f"--property={shlex.quote(line)}" for line in confinement())
+    return _USER_DATA.format(program=_packed(program), list=_packed(hydrate_list.encode()), confined=words)
+
+
+def confinement() -> tuple[str, ...]:
+    """Return what confines the hydrate service, as a unit's properties: its file says them from RuntimeDirectory on."""
+    service = node_file("parbake-hydrate.service").read_text().partition("[Install]")[0]
+    lines = service[service.index("RuntimeDirectory=") :].splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def _packed(data: bytes) -> str:
+    text = base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+    return "\n".join(text[at : at + 120] for at in range(0, len(text), 120))
+
+
+def export(folder: Path, hydrate_list: str, prefetch_list: str = "") -> tuple[Path, ...]:
+    """Write all that a node needs to hydrate a volume into a folder, and return the files. Raises DiskFull.
+
+    ``hydrate.list`` and ``prefetch.list`` (for those who do not see the volume's root, where one lies as well);
+    ``hydrate.py`` with its systemd unit; ``user-data.sh`` with program and blocks inside; a Containerfile for a
+    Bottlerocket bootstrap container, and a DaemonSet.
+    """
+    files = {
+        name: node_file(name).read_text()
+        for name in ("hydrate.py", "parbake-hydrate.service", "Containerfile", "daemonset.yaml")
+    }
+    files |= {"hydrate.list": hydrate_list, "prefetch.list": prefetch_list, "user-data.sh": user_data(hydrate_list)}
+    written = []
+    with room_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in sorted(files.items()):
+            atomic.replace(folder / name, text, mode=0o644)
+            written.append(folder / name)
+    return tuple(written)
+
+
+def install(root: Path, hydrate_list: str, prefetch_list: str = "") -> bool:
+    """Put the hydrate service and its lists into a mounted root file system; False where there is no systemd.
+
+    The same lists give the same files. No symbolic link of the root is followed out of it.
+    """
+    from parbake.machine.disk import inside
+
+    if not inside(root, "usr/lib/systemd/systemd").is_file():
+        return False
+    texts = {
+        LIST: hydrate_list,
+        FILES: prefetch_list,
+        _PROGRAM: node_file("hydrate.py").read_text(),
+        _UNIT: node_file("parbake-hydrate.service").read_text(),
+    }
+    for name, text in texts.items():
+        path = inside(root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644)
+    link = inside(root, str(Path(_WANTED).parent)) / Path(_WANTED).name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"/{_UNIT}")
+    return True

@@ -1,0 +1,70 @@
+"""A cold start on this machine: mount a volume, start a containerd on it, start an image; each stage is timed."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from parbake.coldstart.rehearsal.host import Here
+from parbake.containerd import Cri, Daemon
+from parbake.core import run
+from parbake.core.errors import CommandFailed, DeadlineExceeded, MachineFault, RuntimeFault
+from parbake.core.model import Image, Plan, Startup
+from parbake.machine import disk
+from parbake.verify import sandbox
+from parbake.verify.starter import Starter
+
+_OWN_SANDBOX = "localhost/parbake/pause:1"
+
+
+class NotStarted(Exception):
+    """An image did not start; the text says why."""
+
+
+def cold_start(
+    device: str, filesystem: str, plan: Plan, image: Image, folder: Path, stack: ExitStack, *, pull: bool = False
+) -> dict[str, float]:
+    """Start an image from the store on a device and return the seconds of each stage; raises NotStarted.
+
+    The mount and the containerd end with ``stack``; ``folder`` is for this start's files. With ``pull`` the store is
+    empty at first, and the image is pulled from its registry; then what comes before the pull is not counted.
+    """
+    stages: dict[str, float] = {}
+    begun = time.monotonic()
+    root = folder / "root"
+    root.mkdir()
+    # Not by disk.mount: overlayfs needs device files here, since whiteouts are some, and containers run from it.
+    run.run(["mount", "-t", filesystem, "-o", "noatime", device, str(root)])
+    stack.callback(disk.unmount, root)
+    stages["mount"] = time.monotonic() - begun
+    begun = time.monotonic()
+    name = plan.sandbox.names[0] if plan.sandbox and not pull else _OWN_SANDBOX
+    try:
+        daemon = stack.enter_context(Daemon(root, folder / "containerd", cri=True, sandbox_image=name))
+        client = stack.enter_context(daemon.client())
+        if plan.sandbox is None or pull:
+            sandbox.bring(client, folder / "pause", name)
+        stages["containerd"] = time.monotonic() - begun
+        cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
+        if pull:
+            begun = time.monotonic()
+            cri.pull_image(image.names[0])
+            stages = {"pull": time.monotonic() - begun}
+        _wait_image(cri, image)
+        starter = Starter(Here(), cri, stretch=1.0, logs=str(folder / "logs"))
+        started = starter.start(image.names[0], image.startup or Startup())
+    except (RuntimeFault, MachineFault, CommandFailed, DeadlineExceeded) as error:
+        raise NotStarted(error.message) from error
+    if started.seconds is None:
+        said = started.output.strip().splitlines()[-1:]
+        raise NotStarted("; ".join([*started.problems, *said]))
+    stages |= {"sandbox": started.sandbox_seconds or 0.0, "start": started.seconds}
+    return {stage: round(seconds, 3) for stage, seconds in stages.items()}
+
+
+def _wait_image(cri: Cri, image: Image) -> None:
+    """Wait until the CRI plugin, which reads the store when it starts, knows the image."""
+    deadline = run.Deadline(30, f"the runtime sees {image.reference}")
+    while cri.image_status(image.names[0]) is None:
+        deadline.sleep(0.01)

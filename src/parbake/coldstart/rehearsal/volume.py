@@ -1,0 +1,94 @@
+"""Rehearse a volume: on a loop device of its own, freshly mounted for each image, so that nothing is in a cache."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parbake.coldstart.rehearsal.cold_start import NotStarted, cold_start
+from parbake.coldstart.rehearsal.overlay import writable
+from parbake.coldstart.trace import Overrun, Part, Recorder, Trace, described, device_of
+from parbake.coldstart.trace.owners import Described
+from parbake.coldstart.trace.tracefs import BUFFER, LARGEST_BUFFER
+from parbake.core import run
+from parbake.core.model import Image, Plan, Platform
+from parbake.core.netns import no_network
+from parbake.machine import disk
+
+if TYPE_CHECKING:
+    from parbake.core.events import Events
+
+
+def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> Trace:
+    """Start every image of a volume with cold caches and return what each reads. Needs root.
+
+    The artefact is not changed, other disks may be busy, and no network can be reached. An image that does not start
+    by itself is skipped, with the reason in the trace. Raises EnvironmentProblem where this machine cannot trace.
+    """
+    filesystem, uuid = identify(artefact)
+    parts, skipped = [], {}
+    if plan.platform.architecture != Platform.host().architecture:
+        why = f"it is for {plan.platform} and this machine is {Platform.host()}: record a trace on a node"
+        skipped = {image.reference: why for image in plan.images}
+    with disk.private_mounts(), no_network():
+        for number, image in enumerate(plan.images if not skipped else ()):
+            with events.stage(f"rehearse {image.reference}", f"Rehearse {image.reference} with cold caches"):
+                try:
+                    parts.append(_trace(artefact, plan, image, work / f"rehearsal{number}", filesystem, events))
+                except (NotStarted, Overrun) as error:
+                    skipped[image.reference] = str(error)
+        of_files = _owners(artefact, parts, work / "owners", filesystem)
+    for reference, reason in skipped.items():
+        events.warn(f"{reference} is not in the start-up trace: {reason}")
+    return Trace(
+        uuid=uuid,
+        filesystem=filesystem,
+        size=artefact.stat().st_size,
+        how="loop",
+        made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        parts=tuple(parts),
+        skipped={name: reason[:2000] for name, reason in skipped.items()},
+        **of_files,
+    )
+
+
+def identify(image: Path) -> tuple[str, str]:
+    """Return the type and the UUID of the file system in a file or on a device; empty where there is none."""
+    shown = run.run(["blkid", "-p", "-o", "export", str(image)], check=False).text
+    tags = dict(line.partition("=")[::2] for line in shown.splitlines())
+    return tags.get("TYPE", ""), tags.get("UUID", "")
+
+
+def _trace(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: str, events: Events) -> Part:
+    """Trace one start, again with a larger buffer as long as some reads were lost."""
+    buffer = BUFFER
+    while True:
+        try:
+            return _start(artefact, plan, image, folder / str(buffer), filesystem, buffer)
+        except Overrun as error:
+            if buffer >= LARGEST_BUFFER:
+                raise
+            events.note(f"{error.message}: rehearsing again with a larger one")
+            buffer *= 4
+
+
+def _start(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: str, buffer: int) -> Part:
+    """Start one image on a fresh overlay with nothing in any cache, and return what it read until it was up."""
+    with ExitStack() as stack:
+        shown = stack.enter_context(writable(artefact, folder))
+        device = stack.enter_context(disk.loop_device(shown))
+        disk.read_ahead(device)  # as the disks of nodes do: what is read ahead counts as hot
+        recorder = Recorder(device_of(device), buffer=buffer)
+        with recorder:
+            stages = cold_start(device, filesystem, plan, image, folder, stack)
+    return Part(name=image.reference, seconds=round(sum(stages.values()), 3), stages=stages, reads=recorder.reads)
+
+
+def _owners(artefact: Path, parts: list[Part], at: Path, filesystem: str) -> Described:
+    reads = [read for part in parts for read in part.reads]
+    if not reads:
+        return Described()
+    with disk.mount(artefact, at, filesystem=filesystem, read_only=True):
+        return described(at, reads)

@@ -1,0 +1,212 @@
+"""A trace as data: what was read of one file system's device, part by part, and the order that follows.
+
+The file is one JSON document (``docs/reference/trace.md``). Positions are in sectors of 512 bytes from the start of
+the file system, as the kernel's block layer counts, times in milliseconds since the start of the part. It travels
+between machines, so reading it trusts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+
+from parbake.core import atomic
+from parbake.core.errors import InputError
+from parbake.core.model import Frozen, TraceSummary
+from parbake.core.workspace import room_for
+
+SECTOR = 512
+BLOCK = 512 << 10
+"""Bytes of a block of an EBS snapshot, the unit in which a cold volume is loaded (EBS direct API)."""
+
+_LARGEST = 1 << 55  # sectors: beyond what a device can have
+_LARGEST_FILE = 256 << 20  # bytes: some millions of reads
+
+Sector = Annotated[int, Field(ge=0, lt=_LARGEST)]
+LONGEST = 4096
+Line = Annotated[str, StringConstraints(max_length=LONGEST)]
+
+
+class Read(NamedTuple):
+    """One read: milliseconds since the part's start, first sector, length in sectors."""
+
+    ms: Annotated[int, Field(ge=0, lt=1 << 40)]
+    sector: Sector
+    length: Annotated[int, Field(gt=0, lt=1 << 31)]
+
+
+class Part(Frozen):
+    """What one thing read that was started with cold caches: an image, or the machine itself (``boot``).
+
+    ``seconds`` is how long the start took while it was traced, None when nobody timed it; ``stages`` are its stages in
+    their order, each with its seconds.
+    """
+
+    name: Line
+    kind: Literal["boot", "image", "node"] = "image"
+    seconds: float | None = Field(default=None, ge=0)
+    stages: dict[Line, float] = Field(default_factory=dict)
+    reads: tuple[Read, ...] = ()
+
+
+Bytes = Annotated[int, Field(ge=0, lt=_LARGEST * SECTOR)]
+
+
+class HotEntry(NamedTuple):
+    """A file that was read, below the root of the file system, and how many bytes of it.
+
+    ``ranges`` are what was read of it: offset and length in bytes, ascending. With them, ``path`` is percent-encoded
+    (``urllib.parse.quote``): names are bytes. Traces of earlier versions have none, and the path as it is.
+    """
+
+    path: Line
+    size: Annotated[int, Field(ge=0)]
+    ranges: tuple[tuple[Bytes, Annotated[int, Field(gt=0, lt=_LARGEST * SECTOR)]], ...] = ()
+
+
+class Trace(Frozen):
+    """A start-up trace of the file system ``uuid`` of ``size`` bytes.
+
+    ``skipped`` says of images that were not traced why. ``files`` are what was read, first touch first. What belongs to
+    no file is ``metadata``: offset and length in bytes on the device, first touch first. ``scattered`` is how many
+    blocks of 512 KiB the same starts read before the file system was laid out by them, 0 where it was not.
+    """
+
+    version: Literal[1] = Field(alias="parbake-trace", default=1)
+    uuid: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F-]{0,36}$")] = ""
+    filesystem: Annotated[str, StringConstraints(max_length=16)] = ""
+    size: int = Field(default=0, ge=0, lt=_LARGEST * SECTOR)
+    how: Literal["loop", "boot", "node"] = "loop"
+    made_at: Annotated[str, StringConstraints(max_length=40)] = ""
+    parts: tuple[Part, ...] = ()
+    skipped: dict[str, Line] = Field(default_factory=dict)
+    files: tuple[HotEntry, ...] = ()
+    metadata: tuple[tuple[Bytes, Annotated[int, Field(gt=0, lt=_LARGEST * SECTOR)]], ...] = ()
+    scattered: int = Field(default=0, ge=0)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+def merged(trace: Trace, *, block: int = BLOCK) -> tuple[int, ...]:
+    """Return the numbers of the blocks (of ``block`` bytes) that any part reads, in the order to fetch them. Pure.
+
+    What a boot reads comes first. Images are merged by the time since their own start: whichever a node starts, its
+    first blocks are early. Sectors beyond the file system's size are left out.
+    """
+    per_block = block // SECTOR
+    end = -(-trace.size // block) if trace.size else _LARGEST
+    order: dict[int, None] = {}
+    for boot in (True, False):
+        reads = sorted(
+            (read.ms, number, place, read)
+            for number, part in enumerate(trace.parts)
+            if (part.kind == "boot") is boot
+            for place, read in enumerate(part.reads)
+        )
+        for _, _, _, read in reads:
+            last = min((read.sector + read.length - 1) // per_block, end - 1)
+            for at in range(read.sector // per_block, last + 1):
+                order[at] = None
+    return tuple(order)
+
+
+def requests(trace: Trace, *, block: int = 4096) -> tuple[tuple[int, int], ...]:
+    """Return what the parts read one after the other, as ranges of blocks (of ``block`` bytes): for a layout. Pure.
+
+    One start follows on the other, the boot first, so that each finds its own blocks together.
+    """
+    per_block = block // SECTOR
+    parts = sorted(trace.parts, key=lambda part: part.kind != "boot")
+    return tuple(
+        (read.sector // per_block, -(-(read.sector + read.length) // per_block))
+        for part in parts
+        for read in part.reads
+    )
+
+
+def relocated(trace: Trace, places: Mapping[int, int], *, block: int = 4096) -> Trace:
+    """Return what the same starts read after blocks (of ``block`` bytes) have moved: new numbers by old ones. Pure."""
+    per_block = block // SECTOR
+
+    def moved(read: Read) -> Iterator[Read]:
+        old = range(read.sector // per_block, -(-(read.sector + read.length) // per_block))
+        if not any(each in places for each in old):
+            yield read
+            return
+        for first, count in spans((places.get(each, each) for each in old), most=len(old)):
+            yield Read(read.ms, first * per_block, count * per_block)
+
+    parts = (
+        part.model_copy(update={"reads": tuple(new for read in part.reads for new in moved(read))})
+        for part in trace.parts
+    )
+    return trace.model_copy(update={"parts": tuple(parts), "scattered": len(merged(trace))})
+
+
+def summary(trace: Trace, *, file: str = "") -> TraceSummary:
+    """Return what a record keeps of a trace. Pure."""
+    return TraceSummary(
+        file=file,
+        uuid=trace.uuid,
+        how=trace.how,
+        made_at=trace.made_at,
+        volume_bytes=trace.size,
+        hot_bytes=len(merged(trace)) * BLOCK,
+        block_bytes=BLOCK,
+        hot_blocks=len(merged(trace)),
+        scattered_blocks=trace.scattered,
+        reads=sum(len(part.reads) for part in trace.parts),
+        read_bytes=sum(read.length for part in trace.parts for read in part.reads) * SECTOR,
+        seconds={part.name: part.seconds for part in trace.parts if part.seconds is not None},
+        stages={part.name: part.stages for part in trace.parts if part.stages},
+        skipped=trace.skipped,
+    )
+
+
+def parse(data: bytes, *, called: str = "the trace") -> Trace:
+    """Read a trace from the bytes of its file; raises InputError for whatever is none."""
+    try:
+        if b'"parbake-trace"' not in data[:4096]:
+            raise ValueError("it does not begin with its version")
+        return Trace.model_validate_json(data)
+    except (ValueError, ValidationError, RecursionError) as error:
+        reason = "; ".join(str(error).splitlines()[:3])
+        raise InputError(
+            f"{called} is no trace that this parbake reads: {reason}",
+            hint="make one with `parbake trace`, by a parbake of this version",
+        ) from None
+
+
+def load(path: Path) -> Trace:
+    """Read a trace file; raises InputError when there is none, or it is something else."""
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise InputError(f"{path} is too large for a trace", hint="name a file that `parbake trace` wrote")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", hint="name a file that `parbake trace` wrote") from None
+    return parse(data, called=str(path))
+
+
+def save(trace: Trace, path: Path) -> Path:
+    """Write a trace file, whole or not at all; raises DiskFull."""
+    with room_for(path):
+        atomic.replace(path, trace.model_dump_json(by_alias=True) + "\n")
+    return path
+
+
+def spans(blocks: Iterable[int], *, most: int = 8) -> Iterable[tuple[int, int]]:
+    """Yield (first block, count) of neighbours that follow each other in an order, at most ``most`` at a time. Pure."""
+    first = count = 0
+    for block in blocks:
+        if count and block == first + count and count < most:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = block, 1
+    if count:
+        yield first, count

@@ -1,0 +1,1 @@
+"""Nouns, errors and events; subprocesses, signals and work folders: what every other wing uses."""

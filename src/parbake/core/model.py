@@ -1,0 +1,500 @@
+"""The nouns: frozen data that every room shares.
+
+Sizes are bytes, times are seconds, digests are ``sha256:<hex>`` strings as in the OCI image specification. Everything
+here is immutable, comparable and serialises to JSON and back (pydantic), to be printed, hashed, stored and compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform as host_platform
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from parbake.core.errors import InputError
+from parbake.core.reference import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+"""A content digest: the only algorithm that registries and containerd use in practice."""
+
+FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}"
+"""Pattern of the name of a file in a folder: never hidden, never a path."""
+FileName = Annotated[str, StringConstraints(pattern=f"^{FILE_NAME}$")]
+"""The name of a file beside others, which records say of themselves: it leads to no other folder."""
+
+# `uname -m` to the names that Go, and with it every image index, uses.
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+class Frozen(BaseModel):
+    """Immutable data; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Platform(Frozen):
+    """The machine that an image is for, in the OCI image index's words, such as ``linux/arm64/v8``."""
+
+    os: str = "linux"
+    architecture: str
+    variant: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``os/architecture[/variant]``, normalised as containerd does; raises InputError.
+
+        arm64 is arm64/v8 and amd64 is amd64/v1, and both lose the variant; arm without one is arm/v7
+        (containerd ``platforms.Normalize``).
+        """
+        parts = text.lower().split("/")
+        if len(parts) not in {2, 3} or not all(parts):
+            raise InputError(
+                f"platform {text!r} is not os/architecture[/variant]", hint="write linux/amd64 or linux/arm64"
+            )
+        os_, architecture, variant = (*parts, "")[:3]
+        architecture = _ARCHITECTURES.get(architecture, architecture)
+        if (architecture, variant) in {("amd64", "v1"), ("arm64", "v8"), ("arm64", "8")}:
+            variant = ""
+        if architecture == "arm" and not variant:
+            variant = "v7"
+        return cls(os=os_, architecture=architecture, variant=variant)
+
+    @classmethod
+    def host(cls) -> Self:
+        """Return the platform of this machine."""
+        machine = host_platform.machine()
+        return cls.parse(f"linux/{_ARCHITECTURES.get(machine, machine)}")
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+class Descriptor(Frozen):
+    """A pointer to content: media type, digest and size in bytes (OCI image specification, descriptor.md)."""
+
+    media_type: str
+    digest: Digest
+    size: int = Field(ge=0)
+
+
+class Layer(Frozen):
+    """One layer of an image, bottom first in an image's tuple.
+
+    ``size`` is what travels, ``raw_size`` the inflated tar as far as the registry's bytes tell without inflating all
+    of it (0: unknown); ``chain_id`` names the snapshot that results from this layer on top of those below it.
+    """
+
+    media_type: str
+    digest: Digest
+    size: int = Field(ge=0)
+    diff_id: Digest
+    chain_id: Digest
+    raw_size: int = Field(default=0, ge=0)
+
+
+def most_inflated(size: int) -> int:
+    """Return the bytes that a layer of ``size`` may inflate to: deflate's most (1032:1, zlib "Technical Details").
+
+    zstd can reach 32,768:1, but such a layer could never have been gzip. 64 MiB are for a file of zeros in few bytes.
+    """
+    return max(64 * MIB, 1032 * size)
+
+
+class RegistryOptions(Frozen):
+    """How to reach one registry. ``ca`` is the path of a PEM file with authorities to trust besides the system's.
+
+    ``credentials``: ``auto`` looks where Docker does and, for ECR host names, asks AWS; ``docker`` looks only at
+    ``config.json`` and its helpers; ``ecr`` asks AWS; ``environment`` reads PARBAKE_USERNAME and PARBAKE_PASSWORD;
+    ``none`` sends none. ``mirrors`` are hosts (or host/path) to ask first. ``create``, ``scan_on_push`` and
+    ``immutable_tags`` are for ECR, whose repositories are made when an image is pushed to one that is missing.
+    """
+
+    plain_http: bool = False
+    credentials: Literal["auto", "none", "docker", "ecr", "environment"] = "auto"
+    mirrors: tuple[str, ...] = ()
+    ca: str = ""
+    create: bool = True
+    scan_on_push: bool = True
+    immutable_tags: bool = False
+
+
+class ExitProbe(Frozen):
+    """Up when the main process has ended with code 0."""
+
+    kind: Literal["exit"] = "exit"
+
+
+class LogProbe(Frozen):
+    """Up when a line of the container's output matches ``pattern`` (Python regular expression, searched)."""
+
+    kind: Literal["log"] = "log"
+    pattern: str
+
+
+class TcpProbe(Frozen):
+    """Up when something accepts connections on the port of the node's loopback."""
+
+    kind: Literal["tcp"] = "tcp"
+    port: int = Field(ge=1, le=65535)
+
+
+class HttpProbe(Frozen):
+    """Up when GET http://127.0.0.1:port/path answers with a status from 200 to 399."""
+
+    kind: Literal["http"] = "http"
+    port: int = Field(ge=1, le=65535)
+    path: str = "/"
+
+
+class RunningProbe(Frozen):
+    """Up when the main process has run for ``seconds``, or has ended with code 0 before: the default."""
+
+    kind: Literal["running"] = "running"
+    seconds: float = Field(default=1.0, gt=0)
+
+
+Probe = Annotated[ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe, Field(discriminator="kind")]
+
+
+class Startup(Frozen):
+    """How to start an image for rehearsal and verification, and how to know that it is up.
+
+    ``command`` replaces the image's entrypoint and ``args`` its command, as in a pod; empty keeps the image's own.
+    ``timeout`` is in seconds on a machine with hardware virtualisation; emulation stretches it.
+    """
+
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    up: Probe = Field(default_factory=RunningProbe)
+    timeout: float = Field(default=120.0, gt=0)
+
+
+class Image(Frozen):
+    """An image, resolved: what its name meant when the plan was made.
+
+    ``target`` is what the name points to (an index or a manifest), ``manifest`` the platform's manifest; they are equal
+    when the name points straight to a manifest. ``layout`` is the path of a local OCI layout that holds the content
+    instead of the registry (images that were built here and never pushed).
+    """
+
+    reference: str
+    platform: Platform
+    target: Descriptor
+    manifest: Descriptor
+    config: Descriptor
+    layers: tuple[Layer, ...]
+    startup: Startup | None = None
+    layout: str = ""
+    also_by_digest: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which the runtime's store must know the image, the one that pods use most first.
+
+        A pod spec that says ``name:tag@digest`` asks the store for ``name@digest`` (containerd's CRI drops the tag).
+        """
+        reference = Reference.parse(self.reference)
+        names = [f"{reference.name}:{reference.tag}"] if reference.tag else []
+        if reference.digest or self.also_by_digest:
+            names.append(reference.with_digest(reference.digest or self.target.digest))
+        return tuple(names)
+
+    @property
+    def size(self) -> int:
+        """Bytes that travel: manifest, config and each distinct layer once."""
+        return self.manifest.size + self.config.size + sum({layer.digest: layer.size for layer in self.layers}.values())
+
+
+class Base(Frozen):
+    """What the images are baked onto.
+
+    ``identity`` names the content for the content key: the digest of the file for ``file``, the digest of the recipe
+    for ``debian``, the id of the AMI for ``ami`` (its content never changes), empty for ``none``. ``path`` is where
+    the file lies on this machine and is no part of the key.
+    """
+
+    kind: Literal["debian", "file", "none", "ami"]
+    identity: str = ""
+    path: str = ""
+    size: int = Field(default=0, ge=0)
+
+
+class Artefact(Frozen):
+    """What comes out: a bootable machine image or a volume for a node's second disk.
+
+    ``ami`` and ``snapshot`` are formats of no file: such an artefact lies in EC2. ``encrypted`` and ``kms_key`` (the
+    key as the user names it; empty: the account's default) are of those alone.
+    """
+
+    kind: Literal["machine-image", "volume"]
+    format: Literal["raw", "qcow2", "vmdk", "vhd", "ami", "snapshot"] = "raw"
+    filesystem: Literal["ext4", "xfs"] = "ext4"
+    encrypted: bool = False
+    kms_key: str = ""
+
+    @model_validator(mode="after")
+    def _volume_is_raw(self) -> Self:
+        if self.kind == "volume" and self.format not in {"raw", "snapshot"}:
+            raise ValueError("a volume is raw: clouds and `mount -o loop` take nothing else")
+        if self.kind == "machine-image" and self.format == "snapshot":
+            raise ValueError("a machine image in EC2 is an AMI; only a volume is a bare snapshot")
+        return self
+
+    @property
+    def in_cloud(self) -> bool:
+        """Whether the artefact lies in a cloud and is no file."""
+        return self.format in {"ami", "snapshot"}
+
+    @property
+    def file_format(self) -> str:
+        """The format of the file that is made on this machine: raw for what is then sent to a cloud."""
+        return "raw" if self.in_cloud else self.format
+
+
+class AmiSource(Frozen):
+    """Which AMI to bake onto: exactly one of ``id``, ``name`` (a filter with wildcards), ``ssm``, ``eks``.
+
+    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow the filter; ``kubernetes``
+    and ``gpu`` (``nvidia``, ``neuron``) go with ``eks``.
+    """
+
+    id: str = ""
+    name: str = ""
+    owner: str = ""
+    architecture: str = ""
+    ssm: str = ""
+    eks: Literal["", "al2023", "al2", "bottlerocket", "ubuntu"] = ""
+    kubernetes: str = ""
+    gpu: Literal["", "nvidia", "neuron"] = ""
+
+    @property
+    def is_bottlerocket(self) -> bool:
+        """Whether it says so by itself that it is Bottlerocket's: an id and a parameter of the user's do not."""
+        return self.eks == "bottlerocket" or self.name.startswith("bottlerocket") or "/bottlerocket/" in self.ssm
+
+    def parameter(self, platform: Platform) -> str:
+        """Return the name of the SSM public parameter that holds the id of the AMI for a platform.
+
+        Sources: Amazon EKS user guide, "Retrieve recommended Amazon Linux AMI IDs" and "… Bottlerocket AMI IDs";
+        Canonical, "Find Ubuntu images on AWS".
+        """
+        arm, version = platform.architecture == "arm64", self.kubernetes
+        machine = "arm64" if arm else "x86_64"
+        match self.eks:
+            case "al2023":
+                kind = self.gpu or "standard"
+                folder = f"/aws/service/eks/optimized-ami/{version}/amazon-linux-2023/{machine}/{kind}"
+                return f"{folder}/recommended/image_id"
+            case "al2":
+                suffix = "-gpu" if self.gpu else "-arm64" if arm else ""
+                return f"/aws/service/eks/optimized-ami/{version}/amazon-linux-2{suffix}/recommended/image_id"
+            case "bottlerocket":
+                variant = f"aws-k8s-{version}" + (f"-{self.gpu}" if self.gpu else "")
+                return f"/aws/service/bottlerocket/{variant}/{machine}/latest/image_id"
+            case "ubuntu":
+                minor = int(version.partition(".")[2] or 0)
+                release, disk = ("24.04", "gp3") if minor > 30 else ("22.04" if minor > 28 else "20.04", "gp2")
+                folder = f"/aws/service/canonical/ubuntu/eks/{release}/{version}/stable/current"
+                return f"{folder}/{platform.architecture}/hvm/ebs-{disk}/ami-id"
+        return self.ssm
+
+
+# What a plan holds for people or for later steps, without any effect on the artefact's content.
+_NOT_IN_KEY: dict[str, Any] = {
+    "base": {"path", "size"},
+    "images": {"__all__": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}}},
+    "sandbox": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}},
+    "size_is_fixed": True,
+}
+
+
+class Plan(Frozen):
+    """A Bakefile with every name resolved and every choice made. Same key, same artefact.
+
+    ``size`` is that of the disk or volume in bytes; unless the user fixed it, it is derived from the rest (with hints
+    from the registry) and no part of the key. ``images`` are sorted by reference.
+    """
+
+    version: Literal[1] = 1
+    name: FileName
+    platform: Platform
+    base: Base
+    artefact: Artefact
+    runtime: Literal["containerd"] = "containerd"
+    images: tuple[Image, ...]
+    sandbox: Image | None = None
+    keep_layers: bool = False
+    size: int = Field(gt=0)
+    size_is_fixed: bool = False
+
+    @property
+    def key(self) -> str:
+        """The content key: 64 hex digits that follow from everything that shapes the artefact, on any machine."""
+        content = self.model_dump(mode="json", exclude={**_NOT_IN_KEY, "size": not self.size_is_fixed})
+        for later in ("encrypted", "kms_key"):  # came later: where unused, keys are those of before
+            if not content["artefact"][later]:
+                del content["artefact"][later]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def artefact_name(self) -> str:
+        """The file name of the artefact: name, the key's first 12 digits, and the format's suffix."""
+        return f"{self.name}-{self.key[:12]}.{self.artefact.format}"
+
+    @property
+    def all_images(self) -> tuple[Image, ...]:
+        """Every image that the store must hold, the sandbox image included."""
+        return self.images if self.sandbox is None else (*self.images, self.sandbox)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as printed by ``parbake plan --json``: its fields and its key."""
+        return {"key": self.key, **self.model_dump(mode="json")}
+
+
+class HydrateFigures(Frozen):
+    """What the hydrate service says of one run: bytes and ranges read, read errors, and seconds.
+
+    ``started_after`` is the node's uptime when it began, ``seconds`` how long the list took. What begins with ``rest``
+    is of the rest of the device, where that was asked for; ``prefetch`` says the same of files read into memory.
+    """
+
+    state: str
+    device: str = ""
+    bytes: int = Field(default=0, ge=0)
+    ranges: int = Field(default=0, ge=0)
+    errors: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+    started_after: float = Field(default=0.0, ge=0)
+    rest_bytes: int = Field(default=0, ge=0)
+    rest_seconds: float = Field(default=0.0, ge=0)
+    prefetch: dict[str, str | float] = Field(default_factory=dict)
+
+
+class ImageVerdict(Frozen):
+    """What verification saw of one image; an empty ``problems`` means that it passed.
+
+    ``start_seconds`` is from the request to the runtime until the startup's probe said up, ``sandbox_seconds`` what the
+    pod's sandbox took before that; ``output`` is the end of what the container wrote.
+    """
+
+    reference: str
+    digest: str = ""
+    pinned: bool = False
+    unpacked: bool = False
+    start_seconds: float | None = None
+    sandbox_seconds: float | None = None
+    problems: tuple[str, ...] = ()
+    output: str = ""
+
+
+class Verdict(Frozen):
+    """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
+
+    ``ec2`` was a launch of the AMI there.
+    With the accelerator ``none`` nothing was booted: the artefact is for another architecture than this machine.
+    ``intact`` says whether the artefact's bytes are those that its record names (null: that was not compared).
+    ``warnings`` are what a reader should know of an artefact that passed; ``hydrate`` is what the hydrate service said
+    of itself, where the machine image has one.
+    """
+
+    passed: bool
+    intact: bool | None = None
+    accelerator: Literal["kvm", "tcg", "ec2", "none"]
+    boot_seconds: float | None = None
+    images: tuple[ImageVerdict, ...] = ()
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    hydrate: HydrateFigures | None = None
+    verified_at: str = ""
+
+
+class Snapshot(Frozen):
+    """A volume snapshot of a cloud. ``size`` is that of the volumes made from it, in bytes (0: unknown).
+
+    ``device`` is the device name under which a machine image maps it, empty for a volume by itself.
+    """
+
+    id: str
+    size: int = Field(default=0, ge=0)
+    device: str = ""
+
+
+type Family = Literal["", "Bottlerocket"]
+
+
+class Published(Frozen):
+    """The artefact in one region of a cloud: what a rollout hands out, and what retention removes.
+
+    ``image`` is the machine image (an AMI), empty for a volume; ``snapshots`` are the machine image's, or the volume's.
+    ``account`` owns them (empty: unknown). ``family`` is whose nodes alone can take a volume (empty: any nodes').
+    """
+
+    image: str = ""
+    snapshots: tuple[Snapshot, ...] = ()
+    account: str = ""
+    family: Family = ""
+
+
+class TraceSummary(Frozen):
+    """What a record keeps of a start-up trace; the trace itself is the file ``file`` beside the artefact.
+
+    Bytes, and seconds of each traced start with cold caches; ``hot_bytes`` is what a node must load of the
+    ``volume_bytes``, in whole blocks of ``block_bytes``; ``scattered_blocks`` is how many that were before the volume
+    was laid out by what starts read (0: it was not). ``stages`` are those of each start with their seconds; ``skipped``
+    says why an image was not traced.
+    """
+
+    file: str = ""
+    uuid: str = ""
+    how: Literal["loop", "boot", "node"] = "loop"
+    made_at: str = ""
+    volume_bytes: int = Field(default=0, ge=0)
+    hot_bytes: int = Field(default=0, ge=0)
+    block_bytes: int = Field(default=512 << 10, gt=0)
+    hot_blocks: int = Field(default=0, ge=0)
+    scattered_blocks: int = Field(default=0, ge=0)
+    reads: int = Field(default=0, ge=0)
+    read_bytes: int = Field(default=0, ge=0)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    stages: dict[str, dict[str, float]] = Field(default_factory=dict)
+    skipped: dict[str, str] = Field(default_factory=dict)
+
+
+class Readable(Protocol):
+    """A stream of bytes: ``readinto`` fills a buffer and returns how much, 0 at the end."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the start of ``buffer``; return the count of bytes, 0 at the end of the stream."""
+        ...
+
+
+class Source(Protocol):
+    """Where the content of one image comes from: a registry's repository, or an OCI layout on disk."""
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        """Return a small document (manifest, config) whole, verified against its digest and size."""
+        ...
+
+    def open(self, descriptor: Descriptor, *, offset: int = 0) -> AbstractContextManager[Readable]:
+        """Open a blob as a stream that resumes by itself after a broken connection.
+
+        The stream yields exactly ``descriptor.size - offset`` bytes or raises BadContent; **the caller verifies the
+        digest** (the engine hashes on another core).
+        """
+        ...
+
+
+type Progress = Callable[[int], None]
+"""Called with the count of bytes that are newly done; from any thread."""

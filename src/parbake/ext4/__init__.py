@@ -1,7 +1,0 @@
-"""ext4 without a mount: trees of files go into the file of a file system, and come out the same each time."""
-
-from parbake.ext4.groups import ForeignVolume
-from parbake.ext4.moving import Moved, lay_out
-from parbake.ext4.volume import PREFETCH, Planted, Slot, Volume
-
-__all__ = ["PREFETCH", "ForeignVolume", "Moved", "Planted", "Slot", "Volume", "lay_out"]

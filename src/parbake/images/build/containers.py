@@ -1,0 +1,156 @@
+"""buildah and podman, with a store of parbake's own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+from parbake.core.access import private_folder
+from parbake.core.errors import CommandFailed
+from parbake.core.reference import Reference
+from parbake.core.run import isolated, run
+from parbake.core.workspace import remove_tree
+from parbake.images.build.common import (
+    BUILD_TIMEOUT,
+    PROBE_TIMEOUT,
+    Place,
+    Request,
+    last_line,
+    need_tool,
+    push,
+    run_logged,
+)
+from parbake.images.build.network import OF_THE_HOST, Steps, steps
+from parbake.images.build.registries import is_insecure, registries_conf
+
+# fuse-overlayfs and others are not tried: where overlay does not work, vfs always does, only slower.
+_STORAGE_DRIVERS = ("overlay", "vfs")
+
+
+class Containers:
+    """buildah or podman (they share flags and storage), with a store of parbake's own in the cache."""
+
+    def __init__(self, name: str, place: Place, driver: str) -> None:
+        self.name = name
+        self.store = place.cache / name / driver
+        self._driver = driver
+        self._place = place
+        # Whole layers pass through temporary files: in the work folder they vanish with the run, however it ends.
+        self._env = {"TMPDIR": str(place.work)}
+        if place.auth_file:
+            self._env["REGISTRY_AUTH_FILE"] = str(place.auth_file)
+        elif "REGISTRY_AUTH_FILE" not in os.environ and os.environ.get("DOCKER_CONFIG"):
+            self._env["REGISTRY_AUTH_FILE"] = str(Path(os.environ["DOCKER_CONFIG"]) / "config.json")
+
+    def command(self, *arguments: str, how: Steps = OF_THE_HOST) -> list[str]:
+        """Return a command line on the private store, in private namespaces."""
+        # The run root says what is mounted. It is this run's own: after a kill nothing is.
+        folders = ["--root", str(self.store), "--runroot", str(self._place.work / "run")]
+        own = [f"--runtime={how.runtime}"] if how.runtime else []
+        verb, *rest = arguments
+        words = [verb, *own, *rest] if self.name == "buildah" else [*own, verb, *rest]
+        command = how.within([self.name, "--storage-driver", self._driver, *folders, *words])
+        # Without root the tool makes namespaces of its own.
+        return isolated(command) if os.geteuid() == 0 else command
+
+    def repair(self) -> None:
+        """Make the store usable: remove containers that a killed build left; start over when it cannot be read."""
+        try:
+            self._tidy()
+        except CommandFailed:
+            if not self.store.exists():
+                raise
+            remove_tree(self.store)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        run(self.command("images", "--quiet"), timeout=PROBE_TIMEOUT, env=self._env)  # fails when layers are unreadable
+        listing = ["containers", "--quiet"] if self.name == "buildah" else ["ps", "--all", "--external", "--quiet"]
+        left = run(self.command(*listing), timeout=PROBE_TIMEOUT, env=self._env).text.split()
+        if left:
+            self._place.events.note(f"{self.name}: removing {len(left)} containers of a build that was killed")
+            run(self.command("rm", *(["--force"] if self.name == "podman" else []), *left), env=self._env)
+
+    def build(self, request: Request) -> None:
+        """Build; see BuildTool."""
+        with steps(self._place, request.network) as found:
+            self._build(request, found)
+
+    def _build(self, request: Request, found: Steps) -> None:
+        ours = [f"--ulimit={name}={soft}:{hard}" for name, soft, hard in _limits()]
+        options = [
+            *found.options,
+            *ours,
+            "--layers",
+            "--force-rm",
+            "--pull=newer",
+            "--format=oci",
+            f"--platform={request.platform}",
+            f"--file={request.containerfile}",
+            f"--tag={request.tag}",
+            *(f"--label={name}={value}" for name, value in request.labels.items()),
+            *(f"--build-arg={name}={value}" for name, value in request.args.items()),
+            *([f"--target={request.target}"] if request.target else []),
+            *([f"--ignorefile={request.ignorefile}"] if request.ignorefile else []),
+            *([f"--timestamp={request.source_date_epoch}"] if request.source_date_epoch else []),
+            *self._certificates(),
+        ]
+        file = self._place.work / "registries.conf"
+        containerfile = request.containerfile.read_text(errors="replace")
+        file.write_text(registries_conf(containerfile, self._place.registries))
+        env = {**self._env, "CONTAINERS_REGISTRIES_CONF": str(file)}
+        command = self.command("build", *options, str(request.context), how=found)
+        run_logged(command, self._place, f"building {request.tag}", env, found.handles)
+
+    def push(self, tag: str, to: Reference) -> str:
+        """Push; see BuildTool."""
+        file = self._place.work / "digest"
+        options = [f"--digestfile={file}", "--format=oci", "--compression-format=gzip", *self._certificates(to)]
+        if is_insecure(to.registry, self._place.registries):
+            options.append("--tls-verify=false")
+        push(self.command("push", *options, tag, f"docker://{to}"), self._place, to, self._env)
+        return file.read_text().strip()
+
+    def export(self, tag: str, folder: Path) -> None:
+        """Export; see BuildTool."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # A colon in the path would end it, so the folder is named relative to where the program stands.
+        target = f"oci:{folder.name}:{tag}"
+        run(self.command("push", "--format=oci", tag, target), timeout=BUILD_TIMEOUT, env=self._env, cwd=folder.parent)
+
+    def _certificates(self, to: Reference | None = None) -> list[str]:
+        """Trust the authorities that the Bakefile names, for one registry or for all that a build may pull from."""
+        registries = self._place.registries
+        names = [to.registry] if to else sorted(registries)
+        files = [registries[name].ca for name in names if name in registries and registries[name].ca]
+        if not files:
+            return []
+        folder = self._place.work / "certificates"
+        folder.mkdir(exist_ok=True)
+        for number, file in enumerate(files):
+            shutil.copyfile(file, folder / f"{number}.crt")
+        return [f"--cert-dir={folder}"]
+
+
+def open_store(name: str, place: Place) -> Containers:
+    """Return the tool on the fastest storage that works here; raises EnvironmentProblem or CommandFailed."""
+    need_tool(name)
+    private_folder(place.cache / name)
+    tools = [Containers(name, place, driver) for driver in _STORAGE_DRIVERS]
+    for tool in tools[:-1]:
+        try:
+            tool.repair()
+        except CommandFailed as error:
+            place.events.note(f"{name}: no overlay storage here, so slower vfs: {last_line(error)}")
+        else:
+            return tool
+    tools[-1].repair()
+    return tools[-1]
+
+
+def _limits() -> list[tuple[str, int, int]]:
+    """Return our own limits: the tools' defaults are higher, and raising one needs a privilege that CI lacks."""
+    kinds = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+    return [(name, *resource.getrlimit(kind)) for name, kind in kinds.items()]

@@ -1,0 +1,188 @@
+"""The 512-byte header of a tar entry, in the formats v7, ustar, star and GNU, and what PAX records change in it.
+
+Which bytes mean what, and which are refused, follows Go's ``archive/tar``, since containerd reads layers with it.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+from parbake.core.errors import LayerError
+from parbake.images.layers.numbers import INT64_MAX, SPARSE_MAP, Segment, decimal, invalid, nanoseconds, numeric, text
+
+BLOCK: Final = 512
+_SECOND: Final = 1_000_000_000
+HEADER_ONLY: Final = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
+"""Types whose size field says nothing about data: none follows."""
+
+# name, mode+uid+gid, size, mtime, checksum, type, link's first byte, magic+version, major+minor, and two first bytes of
+# what the format says; the other bytes are looked at when one of these asks for it
+_LAYOUT: Final = struct.Struct("100s24s12s12s8scc99x8s64x16sc162xc3x")
+_NO_BYTE: Final = b"\0"
+_USTAR, _GNU = b"ustar\0", b"ustar  \0"
+_ADLER_BASE: Final = 65521
+# Distinct fields of each kind that are remembered; a layer has a handful, a hostile one may have millions.
+_MOST_KNOWN: Final = 4096
+
+
+class Entry:
+    """One entry: what its headers say after all extensions. Times are nanoseconds, names are bytes as they came.
+
+    ``size`` is the length of the file on disk, ``stored`` what the archive holds of it (they differ when sparse, then
+    ``segments`` says where the data belongs). ``records`` are the PAX records.
+    """
+
+    __slots__ = (
+        "accessed", "gid", "kind", "linkname", "major", "minor", "mode", "modified", "name", "records", "segments",
+        "size", "stored", "uid",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: bytes = b"",
+        kind: bytes = b"0",
+        look: tuple[int, int, int] = (0, 0, 0),
+        size: int = 0,
+        modified: int = 0,
+        device: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.name, self.kind = name, kind
+        self.mode, self.uid, self.gid = look
+        self.size = self.stored = size
+        self.modified = modified
+        self.major, self.minor = device
+        self.linkname = b""
+        self.accessed: int | None = None
+        self.records: dict[bytes, bytes] | None = None
+        self.segments: list[Segment] | None = None
+
+    def times(self) -> tuple[int, int]:
+        """Return access and modification time in nanoseconds, bounded as containerd does.
+
+        The access time is the later of both; what lies before 1970 or does not fit 64 bits becomes 1970
+        (containerd ``pkg/archive/time.go``).
+        """
+        modified = self.modified
+        accessed = modified if self.accessed is None else max(self.accessed, modified)
+        return (accessed if 0 <= accessed <= INT64_MAX else 0, modified if 0 <= modified <= INT64_MAX else 0)
+
+
+class Parser:
+    """Turns blocks into entries; remembers fields that repeat (modes with owners, times, devices)."""
+
+    def __init__(self) -> None:
+        self._looks: dict[bytes, tuple[int, int, int]] = {}
+        self._times: dict[bytes, int] = {}
+        self._devices: dict[bytes, tuple[int, int]] = {}
+
+    def parse(self, block: memoryview) -> Entry:
+        """Return what a header block says; raises LayerError when it is none."""
+        name, look, size, modified, checksum, kind, link, magic, device, prefix, more = _LAYOUT.unpack(block)
+        # A header's checksum is the sum of its bytes with the field itself taken as blanks. The low half of Adler-32 is
+        # such a sum (plus one, modulo its base) and is computed in C, which Python's sum() of a buffer is not.
+        digits = checksum[:6]
+        try:
+            if (
+                not digits.isdigit()
+                or (int(digits, 8) + sum(checksum) - 0xFF) % _ADLER_BASE != zlib.adler32(block) & 0xFFFF
+            ):
+                _check_sum(block, checksum)
+        except ValueError:
+            _check_sum(block, checksum)
+        digits = size[:11]
+        try:
+            length = int(digits, 8) if digits.isdigit() and size[11] in b"\0 " else numeric(size)
+        except ValueError:
+            length = numeric(size)
+        time = self._times.get(modified)
+        if time is None:
+            time = _remember(self._times, modified, numeric(modified) * _SECOND)
+        looks = self._looks.get(look)
+        if looks is None:
+            looks = _remember(self._looks, look, (numeric(look[:8]), numeric(look[8:16]), numeric(look[16:])))
+        if magic[:6] == _USTAR or magic == _GNU:
+            devices = self._devices.get(device)
+            if devices is None:
+                devices = _remember(self._devices, device, (numeric(device[:8]), numeric(device[8:])))
+            entry = Entry(name.partition(b"\0")[0], kind, looks, length, time, devices)
+            if prefix != _NO_BYTE or more != _NO_BYTE:
+                _read_rest(entry, bytes(block), magic)
+        else:
+            entry = Entry(name.partition(b"\0")[0], kind, looks, length, time)
+        if link != _NO_BYTE:
+            entry.linkname = bytes(block[157:257]).partition(b"\0")[0]
+        return entry
+
+
+def _check_sum(block: memoryview, field: bytes) -> None:
+    """Check an unusual checksum; raises LayerError."""
+    given = numeric(field) if not field[0] & 0x80 else -1
+    rest = bytes(block[:148]) + b" " * 8 + bytes(block[156:])
+    # Some old writers summed signed bytes.
+    if given not in {sum(rest), sum(rest) - 256 * sum(byte > 0x7F for byte in rest)}:
+        raise invalid("the checksum of a header is wrong")
+
+
+def _remember[Value](known: dict[bytes, Value], field: bytes, value: Value) -> Value:
+    if len(known) < _MOST_KNOWN:
+        known[field] = value
+    return value
+
+
+def _read_rest(entry: Entry, block: bytes, magic: bytes) -> None:
+    """Read what lies behind the device numbers: a name's prefix, or times, by the format."""
+    if magic == _GNU:
+        prefix = b""
+        try:
+            if block[345]:
+                entry.accessed = numeric(block[345:357]) * _SECOND
+            if block[357]:
+                numeric(block[357:369])
+        except LayerError:
+            # Old Go programs wrote a ustar prefix into GNU headers; containerd's reader takes it for one.
+            entry.accessed = None
+            prefix = text(block[345:500])
+            prefix = prefix if prefix.isascii() else b""
+    elif block[508:] == b"tar\0":
+        prefix = text(block[345:476])
+        entry.accessed = numeric(block[476:488]) * _SECOND
+        numeric(block[488:500])
+    else:
+        prefix = text(block[345:500])
+    if prefix:
+        entry.name = prefix + b"/" + entry.name
+
+
+_FIELDS: Final[dict[bytes, tuple[str, Callable[[bytes], bytes | int]]]] = {
+    b"path": ("name", bytes),
+    b"linkpath": ("linkname", bytes),
+    b"size": ("size", decimal),
+    b"uid": ("uid", decimal),
+    b"gid": ("gid", decimal),
+    b"mtime": ("modified", nanoseconds),
+    b"atime": ("accessed", nanoseconds),
+}
+
+
+def merge(entry: Entry, records: dict[bytes, bytes]) -> None:
+    """Let PAX records override the header; an empty value keeps the header's. Raises LayerError."""
+    entry.records = records
+    for key, value in records.items():
+        if value and (field := _FIELDS.get(key)):
+            name, read = field
+            setattr(entry, name, read(value))
+    if records.get(b"size"):
+        entry.stored = entry.size
+    if change := records.get(b"ctime"):
+        nanoseconds(change)  # nothing sets it, but a wrong one is a wrong header
+
+
+def sparse_version(records: dict[bytes, bytes]) -> str | None:
+    """Return which GNU sparse format the records speak of: "0" (map in the records), "1" (in the data), None."""
+    major, minor = records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b"")
+    if major or minor:
+        return {(b"0", b"0"): "0", (b"0", b"1"): "0", (b"1", b"0"): "1"}.get((major, minor))
+    return "0" if records.get(SPARSE_MAP) else None

@@ -1,0 +1,15 @@
+"""Where images come from: registries (Docker, OCI, ECR), their mirrors, and OCI image layouts on disk."""
+
+from pathlib import Path
+
+from parbake.core.model import Image, Source
+from parbake.images.registry.client import Registry
+from parbake.images.registry.layout import Layout
+from parbake.images.registry.retry import Patience
+
+__all__ = ["Layout", "Patience", "Registry", "open_source"]
+
+
+def open_source(registry: Registry, image: Image) -> Source:
+    """Return where the content of an image comes from: the layout that it names, else its registry."""
+    return Layout(Path(image.layout)).source(image) if image.layout else registry.source(image)

@@ -1,0 +1,269 @@
+"""From a name's document to an image: the same rules for a registry and for a layout on disk.
+
+Sources: OCI image specification (image-index.md, config.md "Layer ChainID"), containerd core/images (which entry of an
+index is taken), RFC 1952 (gzip's ISIZE), RFC 8878 (zstd's frame header).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+import zstandard
+
+from parbake.core.errors import BadContent, NoSuchImage
+from parbake.core.model import Descriptor, Image, Layer, Platform, most_inflated
+from parbake.images.registry import platforms
+from parbake.images.registry.documents import (
+    CONFIG_LIMIT,
+    DEEPEST,
+    DOCUMENTS,
+    MANIFEST_LIMIT,
+    MOST_DOCUMENTS,
+    Config,
+    Document,
+    Entry,
+    Index,
+    Manifest,
+    check_image,
+    read_config,
+    read_document,
+    sha256,
+)
+
+_MOST_ENTRIES = 1000
+# Deflate shrinks at most 1032:1, but a layer that shrinks more than this is less likely than a wrong guess.
+_PLAUSIBLE_RATIO = 40
+_TAR_BLOCK = 512
+_ZSTD_HEADER = 18  # bytes of the longest zstd frame header (RFC 8878 section 3.1.1)
+
+
+class Shelf(Protocol):
+    """Where documents and pieces of blobs come from."""
+
+    def small(self, descriptor: Descriptor, limit: int) -> bytes:
+        """Return a document, verified against its digest and size; raises BadContent above ``limit`` bytes."""
+        ...
+
+    def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes of a blob; nothing when the place cannot read in the middle.
+
+        Raises BadContent when the place has another size of it than the descriptor says, as far as it tells.
+        """
+        ...
+
+    def submit[T](self, call: Callable[[], T]) -> Future[T]:
+        """Run ``call`` beside others."""
+        ...
+
+
+class _Counting:
+    """A shelf that gives a bounded number of documents: indexes in indexes can ask for a million."""
+
+    def __init__(self, shelf: Shelf, what: str) -> None:
+        self._what, self._left = what, MOST_DOCUMENTS
+        self._shelf = shelf
+
+    def small(self, descriptor: Descriptor, limit: int) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise BadContent(f"{self._what}: more than {MOST_DOCUMENTS} manifests and configs would have to be read")
+        return self._shelf.small(descriptor, limit)
+
+    def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+        return self._shelf.piece(descriptor, offset, length)
+
+    def submit[T](self, call: Callable[[], T]) -> Future[T]:
+        return self._shelf.submit(call)
+
+
+def resolve(shelf: Shelf, what: str, top: Document, platform: Platform, *, layout: str = "") -> Image:
+    """Return the image that ``top`` means for ``platform``; ``what`` is its reference.
+
+    Raises NoSuchImage (with the platforms there are), InputError for an image that cannot be baked, BadContent.
+    """
+    shelf = _Counting(shelf, what)
+    wanted = platforms.acceptable(platform)
+    seen: list[Platform] = []
+    for document, entry in _candidates(shelf, what, top, wanted, seen):
+        manifest = document.content
+        if not isinstance(manifest, Manifest):
+            continue
+        if entry is not None and entry.platform is None and not _is_image(manifest):
+            continue  # an artifact that an index lists beside its images
+        check_image(what, manifest)
+        hints = [shelf.submit(_raw_size_of(shelf, layer)) for layer in manifest.layers]
+        config = read_config(what, shelf.small(manifest.config.descriptor, CONFIG_LIMIT))
+        actual = _platform(entry, config, platform)
+        if platforms.rank(wanted, actual) is None:
+            seen.append(actual)
+            continue
+        return Image(
+            reference=what,
+            platform=actual,
+            target=top.descriptor,
+            manifest=document.descriptor,
+            config=manifest.config.descriptor,
+            layers=_layers(what, manifest, config, [hint.result() for hint in hints]),
+            layout=layout,
+        )
+    there = ", ".join(dict.fromkeys(map(str, seen))) or "none"
+    raise NoSuchImage(
+        f"{what}: no image for {platform}; the platforms there are: {there}",
+        hint="set the platform in the Bakefile, or build and push the image for it",
+    )
+
+
+def all_platforms(shelf: Shelf, what: str, top: Document) -> tuple[Platform, ...]:
+    """Return the platforms that a document offers, in its order."""
+    found: list[Platform] = []
+    _collect(_Counting(shelf, what), what, top, found, DEEPEST)
+    return tuple(dict.fromkeys(found))
+
+
+def _collect(shelf: Shelf, what: str, document: Document, found: list[Platform], depth: int) -> None:
+    if isinstance(document.content, Manifest):
+        check_image(what, document.content)
+        config = read_config(what, shelf.small(document.content.config.descriptor, CONFIG_LIMIT))
+        if config.architecture:
+            found.append(platforms.normalise(config.os, config.architecture, config.variant or ""))
+        return
+    for entry in _entries(what, document.content, depth):
+        if entry.platform is not None and entry.platform.architecture:
+            found.append(_spelled(entry))
+            continue
+        child = _child(shelf, what, entry)
+        if isinstance(child.content, Index) or _is_image(child.content):
+            _collect(shelf, what, child, found, depth - 1)
+
+
+def _candidates(
+    shelf: Shelf,
+    what: str,
+    document: Document,
+    wanted: Sequence[Platform],
+    seen: list[Platform],
+    *,
+    depth: int = DEEPEST,
+) -> Iterator[tuple[Document, Entry | None]]:
+    """Yield the manifests that may be meant, the best first; what is for other machines goes to ``seen``."""
+    if isinstance(document.content, Manifest):
+        yield document, None
+        return
+    ranked: list[tuple[int, Entry]] = []
+    for entry in _entries(what, document.content, depth):
+        place: int | None = len(wanted)  # without a platform: last, after a look into the config
+        if entry.platform is not None and entry.platform.architecture:
+            place = platforms.rank(tuple(wanted), _spelled(entry))
+            if place is None:
+                seen.append(_spelled(entry))
+        if place is not None:
+            ranked.append((place, entry))
+    for _, entry in sorted(ranked, key=lambda pair: pair[0]):
+        child = _child(shelf, what, entry)
+        if isinstance(child.content, Index):
+            yield from _candidates(shelf, what, child, wanted, seen, depth=depth - 1)
+        else:
+            yield child, entry
+
+
+def _entries(what: str, index: Index, depth: int) -> list[Entry]:
+    if depth <= 1:
+        raise BadContent(f"{what}: indexes are nested more than {DEEPEST - 1} deep")
+    if len(index.manifests) > _MOST_ENTRIES:
+        raise BadContent(f"{what}: the index lists {len(index.manifests)} manifests, more than {_MOST_ENTRIES}")
+    return [entry for entry in index.manifests if entry.media_type in DOCUMENTS and not entry.is_attestation]
+
+
+def _child(shelf: Shelf, what: str, entry: Entry) -> Document:
+    return read_document(what, shelf.small(entry.descriptor, MANIFEST_LIMIT), entry.media_type)
+
+
+def _is_image(manifest: Manifest) -> bool:
+    return manifest.config.media_type.endswith(("container.image.v1+json", "oci.image.config.v1+json"))
+
+
+def _spelled(entry: Entry) -> Platform:
+    words = entry.platform
+    return (
+        platforms.normalise(words.os, words.architecture, words.variant or "") if words else Platform(architecture="")
+    )
+
+
+def _platform(entry: Entry | None, config: Config, wanted: Platform) -> Platform:
+    """Return what an image is for: the index knows the variant, which builders often leave out of the config."""
+    if entry is not None and entry.platform is not None and entry.platform.architecture:
+        return _spelled(entry)
+    if not config.architecture:
+        return wanted  # an old or hand-made image that does not say: taken at the user's word
+    return platforms.normalise(config.os, config.architecture, config.variant or "")
+
+
+def _layers(what: str, manifest: Manifest, config: Config, raw_sizes: Sequence[int]) -> tuple[Layer, ...]:
+    diff_ids = config.rootfs.diff_ids
+    if len(diff_ids) != len(manifest.layers):
+        raise BadContent(
+            f"{what}: the manifest has {len(manifest.layers)} layers, its config names {len(diff_ids)} diff IDs",
+            hint="rebuild the image: containerd would refuse it as well",
+        )
+    layers: list[Layer] = []
+    chain = ""
+    for entry, diff_id, raw_size in zip(manifest.layers, diff_ids, raw_sizes, strict=True):
+        chain = sha256(f"{chain} {diff_id}".encode()) if chain else diff_id
+        layers.append(
+            Layer(
+                media_type=entry.media_type, digest=entry.digest, size=entry.size, diff_id=diff_id, chain_id=chain,
+                raw_size=raw_size,
+            )
+        )  # fmt: skip
+    return tuple(layers)
+
+
+def _raw_size_of(shelf: Shelf, layer: Entry) -> Callable[[], int]:
+    """Return what looks how large a layer's tar is; the place that is asked holds the layer's size to what it has."""
+
+    def look() -> int:
+        if not layer.size:
+            return 0
+        if layer.media_type.endswith("zstd"):
+            return zstd_raw_size(shelf.piece(layer.descriptor, 0, min(_ZSTD_HEADER, layer.size)), layer.size)
+        length = min(4, layer.size)
+        end = shelf.piece(layer.descriptor, layer.size - length, length)
+        return gzip_raw_size(end, layer.size) if layer.media_type.endswith("gzip") else layer.size
+
+    return look
+
+
+def gzip_raw_size(trailer: bytes, size: int) -> int:
+    """Guess the inflated bytes of a gzip file of ``size`` bytes from its last four; 0 when they tell nothing.
+
+    They hold the size modulo 2^32 of the *last* member. The smallest size that fits is taken; seekable formats
+    (eStargz) end with an empty member, and what is no whole number of tar blocks is the size of a part only.
+    """
+    if len(trailer) != 4:
+        return 0
+    guess = int.from_bytes(trailer, "little")
+    if not guess or guess % _TAR_BLOCK:
+        return 0
+    while not _fits(guess, size):
+        guess += 1 << 32
+        if guess > size * _PLAUSIBLE_RATIO:
+            return 0
+    return guess if guess <= most_inflated(size) else 0
+
+
+def zstd_raw_size(header: bytes, size: int) -> int:
+    """Return the inflated bytes that a zstd frame header states; 0 when it states none or speaks of a part only."""
+    try:
+        stated = zstandard.get_frame_parameters(header).content_size
+    except zstandard.ZstdError:
+        return 0
+    known = stated not in {zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR}
+    plausible = stated % _TAR_BLOCK == 0 and _fits(stated, size) and stated <= most_inflated(size)
+    return stated if known and plausible else 0
+
+
+def _fits(raw: int, size: int) -> bool:
+    """Whether ``raw`` bytes can become ``size``: what does not compress grows by headers and a little a block."""
+    return raw + raw // 1000 + 64 >= size

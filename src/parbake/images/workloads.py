@@ -1,0 +1,318 @@
+"""Which images do Kubernetes manifests use: from files, from what helm and kustomize print, from a cluster.
+
+A pod spec is recognised by its shape (``spec`` with a list of ``containers``) wherever it stands, so workloads of
+custom resources (Argo Rollouts, Knative Services, JobSets, …) count as well as Kubernetes' own.
+Source: the PodSpec of the Kubernetes API, core/v1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from parbake.core import run
+from parbake.core.errors import BadReference, InputError
+from parbake.core.printable import word
+from parbake.core.reference import Reference
+from parbake.core.yamltext import ODD_KEY, Document, Where, dotted, parse
+
+_SUFFIXES = {".yaml", ".yml", ".json"}
+_LARGEST_FILE = 64 << 20
+_MOST_NODES = 5_000_000
+_CLUSTER_KINDS = "pods,deployments,statefulsets,daemonsets,jobs,cronjobs"
+_CLUSTER_SECONDS = 180.0
+_CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
+_MOST_NAMED = 10
+_RENDER = "render it first: helm template CHART | parbake init --from-manifests -"
+
+type Documents = tuple[tuple[str, str], ...]
+"""Pairs of where a text is from (a path, or a name for people) and the text."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Use:
+    """Who uses an image: a container (or an image volume) of an object. Empty where a manifest does not say."""
+
+    kind: str
+    namespace: str
+    name: str
+    container: str
+
+    def __str__(self) -> str:
+        place = "/".join(part for part in (self.namespace, self.name) if part)
+        return f"{self.kind} {place or '(unnamed)'}, {self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image, by its normalised reference, and all who use it."""
+
+    reference: str
+    uses: tuple[Use, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The images that manifests use, sorted by reference, and what to know before baking them."""
+
+    images: tuple[FoundImage, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The references alone."""
+        return tuple(image.reference for image in self.images)
+
+
+@dataclass(slots=True)
+class _Search:
+    """What was found so far."""
+
+    uses: dict[str, set[Use]] = field(default_factory=dict)
+    always: dict[str, set[Use]] = field(default_factory=dict)
+    owned: set[Use] = field(default_factory=set)
+    """Uses by objects that a controller made of another: their names change, the controller's stays."""
+    warnings: dict[str, None] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    template: bool = False
+
+    def note(self, place: str, use: Use, image: object, policy: object) -> None:
+        """Take down who uses which image, or what is wrong with its name."""
+        if image is None or image == "":
+            # The API allows it: something else (an operator, an admission webhook) fills it in.
+            self.warnings[f"{place}: {use} has no image: it is set elsewhere, and has to be added by hand"] = None
+        elif isinstance(image, Mapping) or "{{" in str(image):
+            self.unrendered(place)
+        elif "$" in str(image):
+            self.problems.append(f"{place}: {image} holds a variable that is not filled in (by envsubst, kustomize, …)")
+        else:
+            try:
+                reference = Reference.parse(str(image).strip())
+            except BadReference as error:
+                self.problems.append(f"{place}: {error.message}")
+                return
+            self.uses.setdefault(str(reference), set()).add(use)
+            # Without a policy, Kubernetes takes Always for `latest` and IfNotPresent for the rest.
+            if policy == "Always" or (policy is None and reference.tag == "latest" and not reference.digest):
+                self.always.setdefault(str(reference), set()).add(use)
+
+    def lasting(self, uses: set[Use]) -> tuple[Use, ...]:
+        """Leave out what a controller made, unless only that uses the image (an injected sidecar)."""
+        return tuple(sorted(uses - self.owned or uses))
+
+    def unrendered(self, place: str) -> None:
+        """Take down a template where a manifest belongs."""
+        self.template = True
+        self.problems.append(f"{place}: a template ({{{{ … }}}}), no manifest")
+
+
+def images_in(documents: Iterable[tuple[str, str]]) -> Found:
+    """Find the images in manifests; documents that are no Kubernetes objects are passed over.
+
+    Raises InputError that names file and line where a text is no YAML or JSON, is an unrendered template, or names an
+    image that is no reference: all of them at once.
+    """
+    search = _Search()
+    for source, text in documents:
+        for document in _documents(source, text, search):
+            _object(source, document, (), document.data, search)
+    if search.problems:
+        listed = "\n".join(f"  {word(problem)}" for problem in search.problems)
+        hint = _RENDER if search.template else "correct the manifests, or take them out"
+        raise InputError(f"the manifests have {len(search.problems)} problem(s)\n{listed}", hint=hint)
+    images = tuple(FoundImage(name, search.lasting(search.uses[name])) for name in sorted(search.uses))
+    return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))))
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One Kubernetes object: where it is from, its document, its place in that (an item of a list), and its data."""
+
+    source: str
+    document: Document
+    where: Where
+    data: Mapping[str, object]
+
+    def line(self, where: Where = ()) -> int:
+        """Return the line of a place in the object, as far as the text goes; 0 where there are no lines."""
+        return self.document.find((*self.where, *where))[1]
+
+    @property
+    def kind(self) -> str:
+        """Its kind."""
+        return str(self.data["kind"])
+
+    def use(self, container: str = "") -> Use:
+        """Name the object, and a container in it."""
+        metadata = _map(self.data.get("metadata"))
+        return Use(self.kind, str(metadata.get("namespace") or ""), str(metadata.get("name") or ""), container)
+
+
+def things_in(documents: Iterable[tuple[str, str]]) -> tuple[tuple[Thing, ...], tuple[str, ...]]:
+    """Return every Kubernetes object, and in words what could not be read (templates, no YAML)."""
+    search, found = _Search(), list[Thing]()
+    for source, text in documents:
+        for document in _documents(source, text, search):
+            found += _things(source, document, (), document.data)
+    return tuple(found), tuple(search.problems)
+
+
+def _things(source: str, document: Document, where: Where, data: object) -> Iterator[Thing]:
+    if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str) or "apiVersion" not in data:
+        return
+    items = data.get("items")
+    if data["kind"].endswith("List") and isinstance(items, list | tuple):
+        for index, item in enumerate(items):
+            typed = {"kind": data["kind"].removesuffix("List"), "apiVersion": data["apiVersion"], **_map(item)}
+            yield from _things(source, document, (*where, "items", index), typed)
+        return
+    yield Thing(source, document, where, data)
+
+
+def read_folder(path: Path) -> Documents:
+    """Read every .yaml, .yml and .json file below a folder, or the one file that ``path`` is.
+
+    Hidden folders (``.git``) are passed over. Raises InputError when there is nothing to read.
+    """
+    if path.is_file():
+        return ((str(path), _read(path)),)
+    if not path.is_dir():
+        raise InputError(f"there is no folder or file {path}", hint="name the folder that holds the manifests, or -")
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(folder, name) for name in sorted(names) if Path(name).suffix in _SUFFIXES]
+    if not found:
+        raise InputError(f"there is no .yaml, .yml or .json file below {path}", hint="name the folder of the manifests")
+    return tuple((str(each), _read(each)) for each in found)
+
+
+def from_cluster(context: str = "", kinds: str = _CLUSTER_KINDS) -> Documents:
+    """Ask the cluster of ``kubectl``'s context (empty: the current one) for its workloads and pods, or other ``kinds``.
+
+    Raises EnvironmentProblem without kubectl, CommandFailed with what kubectl said, DeadlineExceeded after 3 minutes.
+    """
+    command = ["kubectl", "get", kinds, "-A", "-o", "json", *(["--context", context] if context else [])]
+    # Login plugins of kubeconfig files (aws, gcloud, kubelogin) read variables of their own: kubectl gets ours.
+    result = run.run(command, timeout=_CLUSTER_SECONDS, env={**os.environ, "LC_ALL": "C.UTF-8"}, may_ask=True)
+    return ((f"the cluster{f' {context}' if context else ''}", result.stdout.decode(errors="replace")),)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise InputError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB: no manifest", hint="take it out")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 at byte {error.start}", hint="save it as UTF-8, or take it out"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _documents(source: str, text: str, search: _Search) -> tuple[Document, ...]:
+    if text.lstrip().startswith("{"):
+        try:  # a hundred times faster than YAML, and what kubectl prints is large
+            return (Document(json.loads(text), 0),)
+        except (ValueError, RecursionError):
+            pass  # YAML in braces, a template, or an error that YAML's parser explains with its line
+    parsed = parse(text, most=_MOST_NODES)
+    odd = next((problem for problem in parsed.problems if problem.message == ODD_KEY), parsed.syntax_error)
+    if odd and "{{" in text:
+        lines = text.splitlines()
+        exact = "{{" in lines[odd.line - 1] if odd.line else False
+        line = odd.line if exact else next(number for number, each in enumerate(lines, 1) if "{{" in each)
+        search.unrendered(f"{source}, line {line}")
+        return ()
+    if parsed.syntax_error:
+        search.problems.append(f"{source}, line {parsed.syntax_error.line}: {parsed.syntax_error.message}")
+    return parsed.documents
+
+
+def _object(source: str, document: Document, where: Where, data: object, search: _Search) -> None:
+    """Look at one Kubernetes object, or at each of a list."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str) or "apiVersion" not in data:
+        return
+    kind, items = data["kind"], data.get("items")
+    if kind.endswith("List") and isinstance(items, list | tuple):
+        for index, item in enumerate(items):
+            # Items of typed lists may leave their kind out.
+            typed = (
+                {"kind": kind.removesuffix("List"), "apiVersion": data["apiVersion"], **item} if _map(item) else item
+            )
+            _object(source, document, (*where, "items", index), typed, search)
+        return
+    if kind == "Kustomization" and data.get("images"):
+        search.warnings[
+            f"{source} replaces images: the names found here may be others than those that run; "
+            "`kustomize build FOLDER | parbake init --from-manifests -` finds the right ones"
+        ] = None
+    metadata = _map(data.get("metadata"))
+    names = Use(kind, str(metadata.get("namespace") or ""), str(metadata.get("name") or ""), "")
+    for place, spec in pod_specs(data, where):
+        for position, container, reference, policy in images_of(spec):
+            spot = (*place, *position)
+            line = document.find(spot)[1]
+            use = replace(names, container=container)
+            if metadata.get("ownerReferences"):
+                search.owned.add(use)
+            search.note(f"{source}{f', line {line}' if line else ''}: {dotted(spot)}", use, reference, policy)
+
+
+def pod_specs(data: object, where: Where) -> Iterator[tuple[Where, Mapping[str, object]]]:
+    """Find every ``spec`` that has a list of containers; iterative, since documents nest as deep as they like."""
+    pending: list[tuple[Where, object]] = [(where, data)]
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, Mapping):
+            if place[-1:] == ("spec",) and isinstance(value.get("containers"), list | tuple):
+                yield place, value
+            else:
+                pending += [((*place, str(key)), each) for key, each in value.items()]
+        elif isinstance(value, list | tuple):
+            pending += [((*place, index), each) for index, each in enumerate(value)]
+
+
+def images_of(spec: Mapping[str, object]) -> Iterator[tuple[Where, str, object, object]]:
+    """Yield place, container, image and pull policy of each container and image volume of a pod spec."""
+    for group in _CONTAINERS:
+        for index, container in enumerate(_list(spec.get(group))):
+            entry = _map(container)
+            name = str(entry.get("name") or f"{group}[{index}]")
+            yield (group, index, "image"), name, entry.get("image"), entry.get("imagePullPolicy")
+    for index, volume in enumerate(_list(spec.get("volumes"))):
+        image = _map(volume).get("image")
+        if image is not None:
+            name = f"volume {_map(volume).get('name') or index}"
+            yield (
+                ("volumes", index, "image", "reference"),
+                name,
+                _map(image).get("reference"),
+                _map(image).get("pullPolicy"),
+            )
+
+
+def _advice(images: tuple[FoundImage, ...], search: _Search) -> Iterator[str]:
+    for image in images:
+        reference = Reference.parse(image.reference)
+        if reference.tag == "latest" and not reference.digest:
+            yield f"{image.reference}: `latest` moves: what is baked today may not be what runs tomorrow"
+        if always := search.lasting(search.always.get(image.reference, set())):
+            named = "; ".join(str(use) for use in always[:_MOST_NAMED])
+            more = f"; and {len(always) - _MOST_NAMED} more" if len(always) > _MOST_NAMED else ""
+            yield (
+                f"{image.reference}: imagePullPolicy is Always in {named}{more}: a start still asks the registry for "
+                "the manifest; set IfNotPresent"
+            )
+
+
+def _map(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> Iterable[object]:
+    return value if isinstance(value, list | tuple) else ()

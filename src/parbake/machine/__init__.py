@@ -1,0 +1,1 @@
+"""What nodes are made of: disks, file systems, virtual machines, base images."""

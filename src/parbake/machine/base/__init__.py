@@ -1,0 +1,9 @@
+"""The default base: a small Debian machine image that boots by BIOS and by UEFI, made on this machine, once.
+
+``describe`` names the content without building it; ``ensure`` builds what is not in the cache yet.
+"""
+
+from parbake.machine.base.build import ensure
+from parbake.machine.base.recipe import SIZE, Recipe, describe
+
+__all__ = ["SIZE", "Recipe", "describe", "ensure"]

@@ -1,0 +1,199 @@
+"""Build the default base: packages into a folder (mmdebstrap), the folder into ext4 (mke2fs), then both boot loaders.
+
+Nothing is mounted by us, and mmdebstrap runs in its own mount and PID namespaces: a build that is killed leaves a work
+folder, which the next build or ``parbake clean`` removes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from parbake.core.access import private_folder
+from parbake.core.errors import CommandFailed, DiskFull, EnvironmentProblem
+from parbake.core.events import Events
+from parbake.core.model import Platform
+from parbake.core.run import find, need_root, run
+from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.machine.base.grub import install_bios, make_bios_core, make_efi_program
+from parbake.machine.base.recipe import Recipe, describe, files
+from parbake.machine.disk.filesystems import EXT4_FEATURES
+
+_TIMEOUT = 1800.0  # seconds for a slow mirror
+
+
+def ensure(
+    cache: Path,
+    events: Events,
+    *,
+    packages: Iterable[str] = (),
+    serial: str = "",
+    platform: Platform | None = None,
+) -> Path:
+    """Return the default base as a raw disk below ``cache``, built when it is not there yet. Needs root to build.
+
+    One build at a time for each recipe; the file is complete or absent. Raises InputError for another platform than
+    linux/amd64, EnvironmentProblem when a program is missing, CommandFailed when packages cannot be had, DiskFull.
+    """
+    recipe = describe(platform or Platform(architecture="amd64"), packages, serial=serial)
+    folder = cache / "base"
+    disk = folder / f"debian-{recipe.suite}-{recipe.identity.removeprefix('sha256:')[:16]}.raw"
+    if not disk.exists():
+        need_root("making the default base image")
+    private_folder(folder)
+    if disk.exists():
+        return disk
+    with lock(disk.with_suffix(".lock"), what="the default base image"):
+        if not disk.exists():
+            remove_leftovers(folder)
+            with work_folder(folder, "base") as work, events.stage("base", "Make the default base machine image"):
+                publish(_build(recipe, work, events), disk)
+    return disk
+
+
+def _build(recipe: Recipe, work: Path, events: Events) -> Path:
+    _need_tools()
+    image = work / "disk.raw"
+    with events.stage("base-packages", "Install Debian packages"):
+        root = _install(recipe, work)
+    with events.stage("base-disk", "Make a bootable disk of them"):
+        with image.open("wb") as disk:
+            disk.truncate(recipe.size)
+        run(["sfdisk", "--quiet", str(image)], stdin=recipe.partition_script.encode())
+        _make_root(recipe, root, image)
+        _make_esp(recipe, work, image)
+        bios = recipe.slice("bios")
+        install_bios(image, make_bios_core(work), start=bios.start, size=bios.size)
+    return image
+
+
+def _need_tools() -> None:
+    missing = [
+        package
+        for program, package in (
+            ("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("sfdisk", "fdisk"), ("mkfs.vfat", "dosfstools"),
+            ("mcopy", "mtools"), ("grub-mkimage", "grub-common"), ("unshare", "util-linux"),
+        )
+        if not find(program)
+    ]  # fmt: skip
+    if missing:
+        raise EnvironmentProblem(
+            "the default base image cannot be made here: programs are missing",
+            hint=f"apt-get install {' '.join(missing)}; or name a disk image as `base`",
+        )
+
+
+def _install(recipe: Recipe, work: Path) -> Path:
+    for path, content in files().items():
+        target = work / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(recipe.fill_in(content))
+        target.chmod(0o755 if content.startswith(b"#!") else 0o644)
+    generators = work / "tree/etc/systemd/system-generators"
+    generators.mkdir(parents=True)
+    for name in recipe.masked_generators:
+        (generators / name).symlink_to("/dev/null")
+    root = work / "root"
+    command = [
+        "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
+        "mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase",
+        f"--architectures={recipe.architecture}", f"--include={','.join(recipe.packages)}",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.left_out),
+        *(f"--dpkgopt=path-include={pattern}" for pattern in recipe.kept),
+        "--setup-hook=sync-in early /",
+        "--customize-hook=sync-in tree /",
+        f'--customize-hook=chroot "$1" systemctl --quiet mask {shlex.join(recipe.masked_units)}',
+        f'--customize-hook=chroot "$1" systemctl --quiet enable {shlex.join(recipe.enabled_units)}',
+        *(f"--customize-hook={line}" for line in recipe.finish),
+        recipe.suite, str(root), *_mirrors(recipe, work),
+    ]  # fmt: skip
+    env = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "TMPDIR": str(work)}
+    try:
+        run(command, cwd=work, env=env, timeout=_TIMEOUT)
+    except CommandFailed as error:
+        _raise_disk_full(error, work)
+        raise CommandFailed(
+            f"mmdebstrap could not install Debian {recipe.suite}\n{error.output}",
+            code=error.code,
+            output=error.output,
+            hint="check that `apt-get update` works on this machine: the same sources are used",
+        ) from error
+    return root
+
+
+def _mirrors(recipe: Recipe, work: Path) -> tuple[str, ...]:
+    """Return this machine's own sources for the suite, as apt understands them; empty: mmdebstrap knows Debian's."""
+    if not find("apt-get"):
+        return ()
+    shown = run([
+        "apt-get", "indextargets", "--format", "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(SIGNED_BY)",
+        "Identifier: Packages", "Target-Of: deb", f"Architecture: {recipe.architecture}",
+    ], check=False).text  # fmt: skip
+    lines = []
+    for line in shown.splitlines():
+        fields = line.split("\t")
+        if len(fields) == 4 and re.fullmatch(rf"{recipe.suite}(-updates|-security)?", fields[1]):
+            uri, release, component, signed_by = fields
+            option = f"[signed-by={signed_by}] " if re.fullmatch(r"/\S+", signed_by) else ""
+            lines.append(f"deb {option}{uri} {release} {component}\n")
+    if not any(f" {recipe.suite} main" in line for line in lines):
+        return ()
+    sources = work / "sources.list"
+    sources.write_text("".join(lines))
+    return (str(sources),)
+
+
+def _limit_times(root: Path, epoch: int) -> None:
+    """Make no file younger than ``epoch``, so that the same packages give the same bytes."""
+    for folder, names, files_ in os.walk(root):
+        for name in (".", *names, *files_):
+            path = f"{folder}/{name}"
+            status = os.lstat(path)
+            if status.st_mtime > epoch:
+                os.utime(path, (epoch, epoch), follow_symlinks=False)
+
+
+def _make_root(recipe: Recipe, root: Path, image: Path) -> None:
+    _limit_times(root, recipe.epoch)
+    part = recipe.slice("root")
+    command = [
+        "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "1", "-L", "root",
+        "-U", recipe.uuid("root"),
+        "-i", "8192",  # layers hold many small files
+        "-J", "size=32", "-O", ",".join(EXT4_FEATURES),
+        "-E", f"hash_seed={recipe.uuid('hash-seed')},assume_storage_prezeroed=1,nodiscard,offset={part.start}",
+        "-d", str(root), str(image), f"{part.size // 1024}k",
+    ]  # fmt: skip
+    try:
+        run(command, env={"SOURCE_DATE_EPOCH": str(recipe.epoch), "MKE2FS_CONFIG": os.devnull})
+    except CommandFailed as error:
+        _raise_disk_full(error, image)
+        raise
+
+
+def _make_esp(recipe: Recipe, work: Path, image: Path) -> None:
+    part = recipe.slice("esp")
+    program = work / "BOOTX64.EFI"
+    program.write_bytes(make_efi_program(work))
+    os.utime(program, (recipe.epoch, recipe.epoch))
+    env = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "MTOOLSRC": os.devnull}
+    volume_id = recipe.uuid("esp").replace("-", "")[:8]
+    run([
+        "mkfs.vfat", "-F", "32", "-s", "1", "-i", volume_id, "-n", "ESP", "--invariant",
+        "--offset", str(part.start // 512), str(image), str(part.size // 1024),
+    ], env=env)  # fmt: skip
+    drive = f"{image}@@{part.start}"
+    run(["mmd", "-i", drive, "::/EFI", "::/EFI/BOOT"], env=env)
+    # The path of removable media: firmware finds it without an entry in its own memory (UEFI 3.5.1.1).
+    run(["mcopy", "-m", "-i", drive, str(program), "::/EFI/BOOT/BOOTX64.EFI"], env=env)
+
+
+def _raise_disk_full(error: CommandFailed, where: Path) -> None:
+    if "No space left on device" in error.output:
+        raise DiskFull(
+            f"no space left while making the default base image in {where.parent}",
+            hint="free about 3 GiB, or set PARBAKE_CACHE to a larger disk",
+        ) from error

@@ -1,0 +1,247 @@
+"""Mounts and loop devices that cannot outlive the process.
+
+Mounts are made in a mount namespace of the calling thread, loop devices are set to *autoclear*: the kernel takes both
+away when the last user is gone, also after ``kill -9``. Sources: mount_namespaces(7), loop(4), linux/loop.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from parbake.core.errors import CommandFailed, EnvironmentProblem
+from parbake.core.interrupts import guarded
+from parbake.core.run import Deadline, need_root, run
+
+READ_AHEAD = 128 << 10
+"""Bytes that Linux reads ahead on the disks of nodes, which are not rotational (``VM_READAHEAD_PAGES``).
+
+Loop devices are told to rotate, so that some kernels read 2.5 MiB ahead there (6.17: "block: Improve read ahead size
+for rotational devices").
+"""
+
+_BLKRASET = 0x1262
+_LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CONFIGURE = 0x4C0A
+_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+# struct loop_config: fd, block size, struct loop_info64 (device, inode, rdevice, offset, size limit, number, three
+# encryption fields of which the last is the flags, three texts, init), and eight reserved words.
+_LOOP_CONFIG = struct.Struct("=II QQQQQ IIII 64s64s32s 2Q 8Q")
+_BUSY_TRIES = 64  # other programs take free devices between our two calls
+# Nothing in a disk image is run here, and its device files are data.
+_MS_BIND = 4096  # mount(2)
+_HARMLESS = ("nodev", "nosuid", "noexec")
+
+FAST = {"ext4": ("noatime", "barrier=0"), "xfs": ("noatime",)}
+"""Options by file system for one that is thrown away unless all of it succeeds: no flush for each commit."""
+
+
+@contextmanager
+@guarded
+def private_mounts() -> Iterator[None]:
+    """Run the body in a mount namespace of this thread (and of threads and programs that it starts); needs root.
+
+    The thread returns to where it was, its working folder as well; from then on it no longer shares that folder with
+    the process's other threads (the kernel demands it).
+    """
+    need_root("mounting")
+    outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    folder = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        try:
+            os.unshare(os.CLONE_NEWNS)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"no mount namespace can be made here ({error.strerror})",
+                hint="in a container, run it privileged; `parbake doctor` checks what is possible",
+            ) from error
+        run(["mount", "--make-rprivate", "/"])
+        try:
+            yield
+        finally:
+            os.unshare(os.CLONE_FS)  # setns refuses while a thread that was started inside shares our folder
+            os.setns(outside, os.CLONE_NEWNS)
+            os.fchdir(folder)  # entering a mount namespace moves to its root
+    finally:
+        os.close(folder)
+        os.close(outside)
+
+
+@contextmanager
+@guarded
+def loop_device(
+    image: Path, *, offset: int = 0, size: int = 0, read_only: bool = False, cached: bool = False
+) -> Iterator[str]:
+    """Attach a part of a file (bytes; size 0: to its end) as a block device and yield the device's path.
+
+    The file is read and written without the host's page cache where its file system can: the file system inside has a
+    cache of its own. ``cached``: through it, for what this program has just written there.
+    """
+    backing = os.open(image, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+    device = -1
+    try:
+        flags = _AUTOCLEAR | (_READ_ONLY if read_only else 0)
+        device, path = _attach(image, backing, offset, size, flags, direct=not cached)
+        yield path
+    finally:
+        if device >= 0:
+            os.close(device)
+        os.close(backing)
+
+
+def read_ahead(device: str, size: int = READ_AHEAD) -> None:
+    """Let a block device read ahead by so many bytes at most, from the next mount on (``ioctl_list(2)``: BLKRASET)."""
+    opened = _open_device(device)
+    try:
+        fcntl.ioctl(opened, _BLKRASET, size // 512)
+    finally:
+        os.close(opened)
+
+
+def _attach(image: Path, backing: int, offset: int, size: int, flags: int, *, direct: bool) -> tuple[int, str]:
+    control = _open_device("/dev/loop-control")
+    try:
+        name = os.fsencode(image)[:63]
+        for _ in range(_BUSY_TRIES):
+            path = f"/dev/loop{_free_number(control)}"
+            device = _open_device(path)
+            for more in (_DIRECT_IO, 0) if direct else (0,):
+                config = _LOOP_CONFIG.pack(
+                    backing, 0, 0, 0, 0, offset, size, 0, 0, 0, flags | more, name, b"", b"", 0, 0, *[0] * 8
+                )
+                try:
+                    fcntl.ioctl(device, _LOOP_CONFIGURE, config)
+                except OSError as error:
+                    if error.errno not in {errno.EBUSY, errno.EINVAL}:
+                        os.close(device)
+                        raise
+                    if error.errno == errno.EBUSY:
+                        break
+                else:
+                    return device, path
+            os.close(device)
+    finally:
+        os.close(control)
+    raise EnvironmentProblem("no loop device can be had: all are in use", hint="`losetup -a` lists them")
+
+
+def _open_device(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_loop_device(error) from error
+
+
+def _free_number(control: int) -> int:
+    try:
+        return fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+    except OSError as error:
+        raise _no_loop_device(error) from error
+
+
+def _no_loop_device(error: OSError) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"no loop device can be had here ({error.strerror})",
+        hint="in a container, run it privileged with the host's /dev; elsewhere: modprobe loop",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A mounted file system: where, on which device, of which type."""
+
+    path: Path
+    device: str
+    filesystem: str
+
+
+@contextmanager
+@guarded
+def mount(
+    image: Path,
+    at: Path,
+    *,
+    offset: int = 0,
+    size: int = 0,
+    filesystem: str = "",
+    read_only: bool = False,
+    cached: bool = False,
+    options: Sequence[str] = (),
+) -> Iterator[Mounted]:
+    """Mount a part of a file (bytes; size 0: to its end) at a folder, which is made. ``cached``: see ``loop_device``.
+
+    Raises CommandFailed when it is no file system that the kernel knows, or a damaged one.
+    """
+    at.mkdir(parents=True, exist_ok=True)
+    with loop_device(image, offset=offset, size=size, read_only=read_only, cached=cached) as device:
+        chosen = [*_HARMLESS, *options]
+        if filesystem == "xfs":
+            chosen.append("nouuid")  # two copies of one base are mounted at a time when two bakes run
+        if filesystem == "ext4" and not read_only:
+            # Inode tables that growing added are zeroed now, by holes in the file, not on the node's first boot.
+            chosen.append("init_itable=0")
+        if read_only:
+            # A journal that was not replayed must stay as it is: reading may not write.
+            chosen += ["ro", *{"ext4": ["noload"], "xfs": ["norecovery"]}.get(filesystem, [])]
+        kind = ["-t", filesystem] if filesystem else []
+        run(["mount", *kind, "-o", ",".join(chosen), device, str(at)])
+        try:
+            yield Mounted(at, device, filesystem)
+        finally:
+            unmount(at)
+
+
+@contextmanager
+def memory(at: Path) -> Iterator[None]:
+    """Mount a file system in memory at a folder, which is there."""
+    run(["mount", "-t", "tmpfs", "-o", ",".join((*_HARMLESS, "mode=0755")), "tmpfs", str(at)])
+    try:
+        yield
+    finally:
+        unmount(at)
+
+
+def bind(source: Path, at: Path) -> None:
+    """Show a folder at another place; raises EnvironmentProblem. By the system call: a program takes milliseconds."""
+    if _libc().mount(os.fsencode(source), os.fsencode(at), None, _MS_BIND, None):
+        raise EnvironmentProblem(
+            f"{source} cannot be shown at {at} ({os.strerror(ctypes.get_errno())})",
+            hint="run as root, with mounts allowed",
+        )
+
+
+def unbind(at: Path) -> None:
+    """End what ``bind`` began; raises EnvironmentProblem."""
+    if _libc().umount2(os.fsencode(at), 0):
+        raise EnvironmentProblem(
+            f"{at} cannot be unmounted ({os.strerror(ctypes.get_errno())})", hint="look for programs that use it"
+        )
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def unmount(at: Path) -> None:
+    """Unmount a folder; waits a little for programs that are just ending. Raises CommandFailed when it stays busy."""
+    deadline = Deadline(15, f"unmounting {at}")
+    while True:
+        try:
+            run(["umount", str(at)])
+        except CommandFailed as error:
+            if "busy" not in error.output or not deadline.left:
+                with suppress(CommandFailed):
+                    run(["umount", "--lazy", str(at)])
+                raise
+            deadline.sleep(0.05)
+        else:
+            return

@@ -1,0 +1,7 @@
+"""ext4 without a mount: trees of files go into the file of a file system, and come out the same each time."""
+
+from parbake.machine.ext4.relocate import Moved, lay_out
+from parbake.machine.ext4.superblock import ForeignVolume
+from parbake.machine.ext4.volume import PREFETCH, Planted, Slot, Volume
+
+__all__ = ["PREFETCH", "ForeignVolume", "Moved", "Planted", "Slot", "Volume", "lay_out"]

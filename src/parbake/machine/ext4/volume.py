@@ -1,0 +1,388 @@
+"""A volume that is filled without being mounted: layers' trees go straight into the file of an ext4 file system.
+
+mke2fs makes the empty file system; this room adds files to it and keeps its books. Nothing needs root, and the same
+layers give the same bytes, whichever threads were faster. What lies where is written into a file in the volume's root
+(``LAYOUT``), so that a later bake can start from the volume as it is: layers that stay are not touched. Beside it is
+what nodes read into memory before a start (``PREFETCH``, see ``trace.listing``): empty where nothing was rehearsed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from parbake.core.filetree import Extents, Node, Store
+from parbake.machine.ext4 import checksums, inodes
+from parbake.machine.ext4.allocator import Spare, Turns, Zone, front, shares, size_of
+from parbake.machine.ext4.holes import punch
+from parbake.machine.ext4.reader import Reader
+from parbake.machine.ext4.stream import HASHED, Buffers, Hashes, Stream, open_direct
+from parbake.machine.ext4.superblock import BLOCK, INODE, ForeignVolume, Frame, Range, merged, shared, without
+from parbake.machine.ext4.writer import Planter
+
+if TYPE_CHECKING:
+    from parbake.core.model import Layer
+
+LAYOUT: Final = b".parbake-layout.json"
+PREFETCH: Final = b".parbake-prefetch.list"
+ROOT: Final = 2
+_LOST_AND_FOUND: Final = 11
+_VERSION: Final = 1
+# Room for what is not a layer: databases, manifests, folders. More comes out of what is left over.
+_TOP_BLOCKS, _TOP_INODES = 16 << 20 >> 12, 2048
+_TOP_SHARE: Final = 8  # but no more than one part in so many
+_WEIGHT: Final = 64 << 10
+"""Bytes that a layer counts for besides its compressed size: the smallest has some files too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A layer in the volume: inode numbers of its holder (the snapshot's folder) and its root, and what it takes.
+
+    ``folders`` counts its folders by block group.
+    """
+
+    holder: int
+    root: int
+    blocks: tuple[Range, ...]
+    inodes: tuple[Range, ...]
+    folders: dict[int, int] = field(default_factory=dict)
+
+
+class Slot:
+    """The place of one layer that is to come: a store for its files' data, then for its tree."""
+
+    def __init__(self, volume: Volume, stream: Stream, blocks: Zone, inodes: Zone, number: int) -> None:
+        self._volume, self._stream, self._blocks, self._inodes, self._number = volume, stream, blocks, inodes, number
+
+    def put(self, pieces: Iterable[memoryview]) -> Extents:
+        """Store the data of one file (``nodes.Store``)."""
+        return self._stream.put(pieces)
+
+    def put_whole(self, data: memoryview) -> Extents:
+        """Store the data of one file (``nodes.Store``)."""
+        return self._stream.put_whole(data)
+
+    def put_sparse(self, segments: Iterable[tuple[int, Iterable[memoryview]]]) -> Extents:
+        """Store pieces of one file (``nodes.Store``)."""
+        return self._stream.put_sparse(segments)
+
+    def plant(self, tree: Node, unused: Iterable[Extents] = ()) -> Planted:
+        """Write the tree; ``unused`` are data that no file refers to any more. Layers are planted in their order.
+
+        Raises LayerError, DiskFull.
+        """
+        holder = self._inodes.one()
+        planter = Planter(self._volume.frame, self._stream, self._inodes)
+        planter.plant(tree, holder)
+        self._stream.flush()
+        taken = self._blocks.taken
+        self._blocks.end()
+        self._inodes.end()
+        self._volume.turns.finish(self._number)
+        gone = merged((place, place + count) for extents in unused for _, place, count in extents)
+        blocks = without(taken, gone)
+        return Planted(holder, tree.number, tuple(blocks), tuple(self._inodes.taken), planter.folders)
+
+
+class Volume:
+    """An ext4 file system in a file, made by ``disk.make_filesystem`` or by an earlier bake. A context manager.
+
+    Use: ``slots`` for the layers that are to come, ``Slot.plant`` each, ``finish`` with everything else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Raises OSError, ForeignVolume."""
+        self._handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._direct = -1
+        try:
+            self._direct = open_direct(path)
+            self.frame = Frame(self._handle)
+            self.hashes = Hashes()
+            self.frame.written = self.hashes.touch
+            self.reader = Reader(self.frame)
+            self._read_layout()
+        except BaseException:
+            self._close()
+            raise
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="volume")
+        self._memory = Buffers()
+        self.turns = Turns()
+
+    def _read_layout(self) -> None:
+        """Find what lies in the volume already."""
+        self.planted: dict[str, Planted] = {}
+        """Layers by their chain ID."""
+        self.hot: list[Range] = []
+        """The zone in which a layout has brought together what starts read (see ``moving``); merged."""
+        self._were_blocks, self._were_inodes = self.frame.taken(), self.frame.taken_inodes()
+        root = self.reader.node(ROOT)
+        assert root.children is not None
+        if (file := root.children.get(LAYOUT)) is None:
+            # The root's own block is not kept: the root is written anew.
+            gone = merged((place, place + count) for _, place, count in root.extents)
+            self._base_blocks, self._base_inodes = without(self._were_blocks, gone), self._were_inodes
+            return
+        layout = json.loads(b"".join(self.reader.pieces(file)))
+        if layout["version"] != _VERSION:
+            raise ForeignVolume("it was made by another version of parbake", hint="bake it anew, with --from-scratch")
+        self._base_blocks, self._base_inodes = _ranges(layout["blocks"]), _ranges(layout["inodes"])
+        self.hot = _ranges(layout.get("hot", []))
+        for chain, found in layout["layers"].items():
+            self.planted[chain] = Planted(
+                found["holder"], found["root"], tuple(_ranges(found["blocks"])), tuple(_ranges(found["inodes"])),
+                {int(group): count for group, count in found["folders"].items()},
+            )  # fmt: skip
+
+    def _layout(self) -> bytes:
+        layers = {
+            chain: {
+                "holder": planted.holder, "root": planted.root, "blocks": planted.blocks, "inodes": planted.inodes,
+                "folders": planted.folders,
+            }
+            for chain, planted in sorted(self.planted.items())
+        }  # fmt: skip
+        layout = {
+            "version": _VERSION, "blocks": self._base_blocks, "inodes": self._base_inodes, "hot": self.hot,
+            "layers": layers,
+        }  # fmt: skip
+        return json.dumps(layout, separators=(",", ":")).encode() + b"\n"
+
+    # -- layers
+
+    def rename(self, name: str) -> None:
+        """Give the file system another UUID; raises ForeignVolume where its checksums hang on the old one."""
+        self.frame.rename(uuid.UUID(name).bytes)
+
+    def keep(self, chains: Iterable[str]) -> None:
+        """Let only these of the layers that are there stay."""
+        wanted = set(chains)
+        self.planted = {chain: planted for chain, planted in self.planted.items() if chain in wanted}
+
+    def slots(self, layers: Sequence[Layer], *, kept: int = 0, dense: bool = False) -> list[Slot]:
+        """Return a place for each layer that is to come; ``kept`` bytes of other files come with them.
+
+        Layers have shares of the volume, by which they can be written side by side. ``dense``: they follow on each
+        other, one at a time, which wastes nothing.
+        """
+        weights = [layer.size + _WEIGHT for layer in layers]
+        blocks, inodes = self._in_use()
+        # What was in use before comes first: a volume that is baked again and again does not spread.
+        free_blocks = _free_blocks(blocks, self._were_blocks, self.frame.blocks, self.hot)
+        free_inodes = _free(inodes, self._were_inodes, (1, self.frame.inodes + 1))
+        self._top_blocks, free_blocks = front(
+            free_blocks, min(_TOP_BLOCKS, size_of(free_blocks) // _TOP_SHARE) + 2 * kept // BLOCK
+        )
+        self._top_inodes, free_inodes = front(free_inodes, min(_TOP_INODES, size_of(free_inodes) // _TOP_SHARE))
+        self._last = len(layers)
+        block_zones, self._spare_blocks = shares(
+            free_blocks, weights, unit=HASHED // BLOCK, what="blocks", turns=self.turns, dense=dense
+        )
+        inode_zones, self._spare_inodes = shares(
+            free_inodes, weights, unit=BLOCK // INODE, what="inodes", turns=self.turns, dense=dense
+        )
+        return [
+            Slot(self, self._stream(blocks), blocks, inodes, number)
+            for number, (blocks, inodes) in enumerate(zip(block_zones, inode_zones, strict=True))
+        ]
+
+    def _stream(self, blocks: Zone) -> Stream:
+        return Stream(self._direct, blocks, self._workers, self.hashes, self._memory)
+
+    def _in_use(self) -> tuple[list[Range], list[Range]]:
+        layers = self.planted.values()
+        blocks = merged([*self._base_blocks, *(part for layer in layers for part in layer.blocks)])
+        return blocks, merged([*self._base_inodes, *(part for layer in layers for part in layer.inodes)])
+
+    # -- everything else
+
+    def preview(self) -> None:
+        """Make a volume that can be mounted for reading: its root holds the trees of the layers so far, by chain ID.
+
+        Others may still be on their way.
+        """
+        self._write_top(lambda _: _folder({chain.encode(): _there(one.root) for chain, one in self.planted.items()}))
+
+    def finish(self, fill: Callable[[Store], Node]) -> None:
+        """Write what is not a layer, and the books, and have all of it on the disk.
+
+        ``fill`` returns the root folder, in which layers hang as ``holder`` gives them; it stores its files' data in
+        what it gets. Raises LayerError, DiskFull, OSError.
+        """
+
+        def whole(store: Store) -> Node:
+            root = fill(store)
+            assert root.children is not None
+            root.children[LAYOUT] = _file(self._layout(), store)
+            root.children[PREFETCH] = _file(b"", store)
+            return root
+
+        self._write_top(whole)
+        os.fsync(self._handle)
+
+    def _write_top(self, fill: Callable[[Store], Node]) -> None:
+        blocks = Zone(self._top_blocks, self._spare_blocks, self.turns, self._last)
+        inodes = Zone(self._top_inodes, self._spare_inodes, self.turns, self._last)
+        stream = self._stream(blocks)
+        root = fill(stream)
+        assert root.children is not None
+        root.number = ROOT
+        root.children[b"lost+found"] = _there(_LOST_AND_FOUND)
+        planter = Planter(self.frame, stream, inodes)
+        planter.plant(root, ROOT, {_LOST_AND_FOUND, *(planted.root for planted in self.planted.values())})
+        stream.flush()
+        self._write_books(blocks.taken, inodes.taken, planter.folders)
+
+    def _write_books(self, blocks: Sequence[Range], inodes: Sequence[Range], folders: Mapping[int, int]) -> None:
+        used_blocks, used_inodes = self._in_use()
+        used_blocks, used_inodes = merged([*used_blocks, *blocks]), merged([*used_inodes, *inodes])
+        counts = Counter({0: 1})  # lost+found
+        counts.update(folders)
+        for planted in self.planted.values():
+            counts.update(planted.folders)
+        for start, end in without(self._were_inodes, used_inodes):
+            for number in range(start, end):  # what a checker finds in the table must not look alive
+                self.frame.put(bytes(INODE), self.frame.inode_place(number))
+        self._were_blocks, self._were_inodes = used_blocks, used_inodes
+        self.frame.write(used_blocks, used_inodes, counts)
+
+    def holder(self, chain: str, looks: Node, work: Node | None) -> Node:
+        """Return the folder of a layer's snapshot: ``fs`` in it is the layer's tree, ``work`` what overlayfs needs."""
+        planted = self.planted[chain]
+        looks.number = planted.holder
+        looks.children = {b"fs": _there(planted.root)} | ({b"work": work} if work else {})
+        return looks
+
+    # -- moving what is there (see ``moving``)
+
+    @property
+    def used(self) -> Sequence[Range]:
+        """The blocks in use."""
+        return self._were_blocks
+
+    @property
+    def used_inodes(self) -> Sequence[Range]:
+        """The inodes in use."""
+        return self._were_inodes
+
+    def copy(self, old: int, new: int, count: int) -> None:
+        """Copy blocks within the volume. Raises OSError."""
+        self.hashes.touch(new * BLOCK, (new + count) * BLOCK)
+        size, done = count * BLOCK, 0
+        while done < size:
+            done += os.copy_file_range(self._handle, self._handle, size - done, old * BLOCK + done, new * BLOCK + done)
+
+    def settle(self, changes: Mapping[str, tuple[Sequence[Range], Sequence[Range]]]) -> None:
+        """Write the books after blocks (merged) were lost and others got, by the layer's chain ID ("" for no layer's).
+
+        Then have all of it on the disk; what is free now is a hole. Raises OSError, DiskFull.
+        """
+        used: Sequence[Range] = self._were_blocks
+        for chain, (lost, got) in changes.items():
+            used = merged([*without(used, lost), *got])
+            if planted := self.planted.get(chain):
+                blocks = merged([*without(planted.blocks, lost), *got])
+                self.planted[chain] = replace(planted, blocks=tuple(blocks))
+        self._settle(self._rewrite(LAYOUT, self._layout(), used))
+
+    def put_prefetch_list(self, data: bytes) -> None:
+        """Write what nodes are to read into memory; the hot zone's gaps are taken first. Raises OSError, DiskFull."""
+        self._settle(self._rewrite(PREFETCH, data, self._were_blocks, hot=True))
+
+    def _settle(self, used: Sequence[Range]) -> None:
+        self.frame.write(used, self._were_inodes, self.frame.folders())
+        for start, end in without(self._were_blocks, used):
+            self.hashes.touch(start * BLOCK, end * BLOCK)
+            punch(self._handle, start * BLOCK, end * BLOCK)
+        self._were_blocks = list(used)
+        os.fsync(self._handle)
+
+    def _rewrite(self, name: bytes, data: bytes, used: Sequence[Range], *, hot: bool = False) -> Sequence[Range]:
+        """Write one of our own files anew, elsewhere; return the blocks that are in use then."""
+        children = self.reader.node(ROOT).children
+        assert children is not None
+        number, tree = children[name].number, list[int]()
+        raw = os.pread(self._handle, INODE, self.frame.inode_place(number))
+        before = self.reader.extents(raw[inodes.BODY], tree)
+        gone = [*before, *((0, block, 1) for block in tree)]
+        used = without(used, merged((place, place + count) for _, place, count in gone))
+        free = _free_blocks(used, used, self.frame.blocks, self.hot)
+        if hot:
+            free = [*shared(without([(0, self.frame.blocks)], used), self.hot), *free]
+        zone = Zone(free, Spare([], 1, "blocks"), self.turns, 0)
+        stream = self._stream(zone)
+        extents = stream.put([memoryview(data)])
+        seed = checksums.of_inode(self.frame.seed, number)
+        body, _ = inodes.body_of_extents(extents, lambda make: stream.block(make(stream.next_block())), seed)
+        stream.flush()
+        blocks = size_of(zone.taken)
+        raw = inodes.moved(raw, number, self.frame.seed, body=body, blocks=blocks, acl=0, size=len(data))
+        self.frame.put(raw, self.frame.inode_place(number))
+        return merged([*used, *zone.taken])
+
+    # -- the end
+
+    def _close(self) -> None:
+        for handle in (self._handle, self._direct):
+            if handle >= 0:
+                os.close(handle)
+        self._handle = self._direct = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.turns.give_up()
+        self._workers.shutdown()
+        self._close()
+
+
+def _folder(children: dict[bytes, Node]) -> Node:
+    node = Node(stat.S_IFDIR | 0o755)
+    node.children = children
+    return node
+
+
+def _there(number: int) -> Node:
+    """Return a folder that is on the volume already."""
+    node = Node(stat.S_IFDIR | 0o755)
+    node.number = number
+    return node
+
+
+def _file(data: bytes, store: Store) -> Node:
+    node = Node(stat.S_IFREG | 0o644)
+    node.size = len(data)
+    node.extents = store.put([memoryview(data)])
+    return node
+
+
+def _free(used: Sequence[Range], before: Sequence[Range], whole: Range) -> list[Range]:
+    """Return what is free: first what was used before, then the rest."""
+    freed = without(before, used)
+    return [*freed, *without([whole], merged([*used, *freed]))]
+
+
+def _free_blocks(used: Sequence[Range], before: Sequence[Range], end: int, hot: Sequence[Range]) -> list[Range]:
+    """Return what is free: ranges that were used before first; small ones and the hot zone only when all else is full.
+
+    What a layout has moved away leaves many small gaps: a layer that went there would touch many units of 512 KiB.
+    """
+    free, freed = without([(0, end)], used), without(before, used)
+    pieces = without(free, hot)
+    return [
+        *sorted(pieces, key=lambda each: (each[1] - each[0] < HASHED // BLOCK, not shared([each], freed), each)),
+        *shared(free, hot),
+    ]
+
+
+def _ranges(found: Iterable[Sequence[int]]) -> list[Range]:
+    return [(start, end) for start, end in found]

@@ -1,0 +1,25 @@
+"""Virtual machines (QEMU): boot an artefact on an overlay and talk to what runs in it."""
+
+from parbake.machine.vm.accelerator import accelerator
+from parbake.machine.vm.firmware import is_bootable
+from parbake.machine.vm.guest import Clock, Guest, Ran, Waited
+from parbake.machine.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
+from parbake.machine.vm.reads import GuestRead, largest_disk
+from parbake.machine.vm.seed import Seed, agent_seed
+
+__all__ = [
+    "CONTAINERD",
+    "NETWORK_MAC",
+    "Clock",
+    "Drive",
+    "Guest",
+    "GuestRead",
+    "Machine",
+    "Ran",
+    "Seed",
+    "Waited",
+    "accelerator",
+    "agent_seed",
+    "is_bootable",
+    "largest_disk",
+]

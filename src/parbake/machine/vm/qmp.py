@@ -1,0 +1,67 @@
+"""QEMU's control connection (QMP): commands out, results in, events noted.
+
+Source: QEMU's ``docs/interop/qmp-spec.rst``: newline-delimited JSON, a greeting, ``qmp_capabilities`` first.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import Any, Self
+
+from parbake.core.errors import MachineFault
+
+_ANSWER_LIMIT = 60.0  # seconds; QEMU answers at once unless the host is badly overloaded
+
+
+class Qmp:
+    """One QMP connection over a connected socket; thread-safe."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._connection.settimeout(_ANSWER_LIMIT)
+        self._lines = connection.makefile("rb")
+        self._lock = threading.Lock()
+        self.events: list[str] = []
+        """Names of the events that came with answers, in order."""
+
+    def greet(self) -> Self:
+        """Read the greeting and enter command mode; raises MachineFault."""
+        greeting = self._read("the greeting")
+        if "QMP" not in greeting:
+            raise MachineFault(f"QEMU's control socket said {greeting} instead of a greeting")
+        self.execute("qmp_capabilities")
+        return self
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Run one command and return its result; raises MachineFault when QEMU refuses or is gone."""
+        request = {"execute": command, **({"arguments": arguments} if arguments else {})}
+        with self._lock:
+            try:
+                self._connection.sendall(json.dumps(request).encode() + b"\n")
+            except OSError as error:
+                raise MachineFault(f"QEMU ended before {command}: {error}") from error
+            while True:
+                message = self._read(command)
+                if "event" in message:
+                    self.events.append(message["event"])
+                elif "error" in message:
+                    raise MachineFault(f"QEMU refused {command} {arguments}: {message['error'].get('desc', message)}")
+                else:
+                    return message.get("return")
+
+    def _read(self, what: str) -> dict[str, Any]:
+        try:
+            line = self._lines.readline()
+            message = json.loads(line) if line else None
+        except (OSError, ValueError) as error:
+            raise MachineFault(f"QEMU did not answer {what}: {error}") from error
+        if not isinstance(message, dict):
+            raise MachineFault(f"QEMU ended before it answered {what}")
+        return message
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._lines.close()
+        self._connection.close()

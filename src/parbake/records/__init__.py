@@ -1,0 +1,52 @@
+"""Records: one JSON file beside each artefact says what it is, where it came from and whether it was proven."""
+
+from parbake.records.folder import (
+    DETACHED_SUFFIX,
+    ENVELOPE_SUFFIX,
+    announce,
+    blocks_of,
+    blocks_path,
+    everything,
+    find,
+    in_use,
+    is_signed,
+    locate,
+    need_signer,
+    parse,
+    read,
+    release,
+    remove,
+    statement,
+    sweep,
+    write,
+)
+from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Blocks, Record
+from parbake.records.select import Decision, decide_prune
+
+__all__ = [
+    "BLOCKS_SUFFIX",
+    "DETACHED_SUFFIX",
+    "ENVELOPE_SUFFIX",
+    "SUFFIX",
+    "TRACE_SUFFIX",
+    "Blocks",
+    "Decision",
+    "Record",
+    "announce",
+    "blocks_of",
+    "blocks_path",
+    "decide_prune",
+    "everything",
+    "find",
+    "in_use",
+    "is_signed",
+    "locate",
+    "need_signer",
+    "parse",
+    "read",
+    "release",
+    "remove",
+    "statement",
+    "sweep",
+    "write",
+]

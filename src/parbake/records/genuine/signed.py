@@ -1,0 +1,131 @@
+"""Signed records: which key signs, and whether a trusted one has signed.
+
+The envelope beside a record holds all of it, and counts: the record's own file must be its payload, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from parbake.bakefile import Bakefile
+from parbake.core.errors import InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.signing import FileSigner, NotSigned, Signer, opened, public_key
+from parbake.core.workspace import publish, work_folder
+from parbake.records import folder
+from parbake.records.genuine.claims import contradiction, of_file
+from parbake.records.record import SUFFIX, Record
+
+_LARGEST = 64 << 20
+_TEST = b"parbake: a test of the key before anything is made"
+
+
+def open_signer(bakefile: Bakefile) -> Signer | None:
+    """Return what signs a Bakefile's records, tried out; None where it says nothing of that.
+
+    Raises InputError when there is no such key, or its public half is not trusted; what KMS answers as AwsFault.
+    """
+    section = bakefile.sign
+    if section is None:
+        return None
+    signer: Signer
+    if section.kms:
+        from parbake.aws.kms import KmsSigner  # loads only where AWS is asked
+
+        signer = KmsSigner(section.kms)
+    else:
+        assert section.key
+        signer = FileSigner(section.key)
+    name = signer.public.name
+    if not signer.public.verifies(signer.sign(_TEST), _TEST):
+        raise InputError(f"{name} makes signatures that its own public key does not verify", hint="use another key")
+    if signer.public.fingerprint not in {public_key(path).fingerprint for path in bakefile.trust}:
+        raise InputError(
+            f"the public half of {name} is not among `trust`, so that what it signs would be refused",
+            hint="add it to `trust`: openssl pkey -in KEY -pubout -out FILE; of a key in KMS: "
+            "cosign public-key --key awskms:///ARN > FILE",
+        )
+    return signer
+
+
+def read_signed(artefact: Path, trust: Sequence[Path]) -> Record:
+    """Return the record of an artefact as it was signed by one of the keys in ``trust`` (PEM files).
+
+    Raises VerificationFailed when none has signed it, or when it was changed since; InputError for no record.
+    """
+    path = artefact.with_name(artefact.name + SUFFIX)
+    hint = f"roll out what is signed by {_names(trust)}; `sign` in the Bakefile signs what is baked"
+    try:
+        payload = _payload(artefact, trust)
+    except NotSigned as reason:
+        raise VerificationFailed(f"the record of {artefact.name} {reason}", hint=hint) from None
+    if path.read_bytes() != payload:
+        raise VerificationFailed(
+            f"the record of {artefact.name} was changed after it was signed",
+            hint=f"find out by whom: {artefact.name}{folder.ENVELOPE_SUFFIX} holds what was signed; "
+            "`parbake bake` where the key is writes it back",
+        )
+    return folder.parse(payload, path)
+
+
+def need(artefact: Path, trust: Sequence[Path]) -> Record:
+    """Return the record of an artefact that is to be believed: as it was signed, where the Bakefile trusts keys.
+
+    Raises VerificationFailed when it is not, or when it contradicts itself; InputError when there is none.
+    """
+    path = artefact.with_name(artefact.name + SUFFIX)
+    if trust:
+        record = read_signed(artefact, trust)
+        problem = contradiction(path.read_bytes(), record)
+    else:
+        record, problem = of_file(path)
+    if problem:
+        raise VerificationFailed(
+            f"the record of {artefact.name} is not to be believed: {problem}",
+            hint="somebody has changed it by hand, or it is another's: `parbake bake` makes a true one",
+        )
+    return record
+
+
+def mend(artefact: Path, trust: Sequence[Path], events: Events) -> bool:
+    """Whether a trusted key has signed an artefact's record; one that differs from what was signed is written back.
+
+    That happens when a run is killed between the two files; or when somebody has edited the record. Hold
+    ``records.in_use``.
+    """
+    path = artefact.with_name(artefact.name + SUFFIX)
+    try:
+        payload = _payload(artefact, trust)
+    except NotSigned as reason:
+        events.warn(f"the record of {artefact.name} {reason}: baking again")
+        return False
+    record = folder.parse(payload, path)
+    if record.artefact != artefact.name or contradiction(payload, record):
+        events.warn(f"the record of {artefact.name} is signed and contradicts itself: baking again")
+        return False
+    if path.read_bytes() != payload:
+        events.warn(f"the record of {artefact.name} differs from the one that was signed, which is written back")
+        with work_folder(artefact.parent, "record") as work:
+            (work / path.name).write_bytes(payload)
+            publish(work / path.name, path)
+    return True
+
+
+def _payload(artefact: Path, trust: Sequence[Path]) -> bytes:
+    """Return what a trusted key has signed of an artefact; raises NotSigned, InputError for a key that is none."""
+    keys = [public_key(path) for path in trust]
+    path = artefact.with_name(artefact.name + folder.ENVELOPE_SUFFIX)
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST)
+    except FileNotFoundError:
+        raise NotSigned("is not signed") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="correct its mode or its owner") from None
+    payload, _ = opened(text, keys)
+    return payload
+
+
+def _names(trust: Sequence[Path]) -> str:
+    return " or ".join(path.name for path in trust)

@@ -1,0 +1,117 @@
+"""A cluster as ``kubectl`` reaches it: its contexts, its logins, its proxies. Errors are those of parbake.
+
+Only what rollouts need: which versions are served, one object, a list, and a merge patch that fails when the object is
+no longer the one that was read (Kubernetes API conventions, "Concurrency Control and Consistency").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from parbake.core.errors import CommandFailed, InputError, ParbakeError, RolloutError, TargetMoved
+from parbake.core.run import run
+
+_SECONDS = 60.0
+_FROM_SERVER = re.compile(r"(?:error|Error from server)(?: \((\w+)\))?: (.*)", re.DOTALL)
+
+# What kubectl says, by the server's reason or by words of the message: our error, its text, and the next step.
+_TRANSLATIONS: tuple[tuple[str, type[ParbakeError], str, str], ...] = (
+    ("NotFound", InputError, "{where}: {message}", "check the name"),
+    ("Forbidden", RolloutError, "{where}: {message}", "ask those who run the cluster for that verb on it"),
+    ("Unauthorized", RolloutError, "{where}: the cluster does not know you", "log in to the cluster again"),
+    ("Conflict", TargetMoved, "{where}: it was changed meanwhile by somebody else", ""),
+    ("context", InputError, "{cluster}: {message}", "`kubectl config get-contexts` lists the contexts"),
+    ("have a resource type", InputError, "{where}: {message}", "is Karpenter installed there?"),
+    ("is invalid", RolloutError, "the cluster refuses the change: {message}", "correct the node class, and run again"),
+    ("", RolloutError, "{where}: {message}", "run kubectl by hand to see more"),
+)
+
+
+class Cluster:
+    """One context of kubectl (empty: the current one)."""
+
+    def __init__(self, context: str = "") -> None:
+        self.context = context
+        self._served: dict[str, tuple[str, ...]] = {}
+
+    def __str__(self) -> str:
+        return f"context {self.context}" if self.context else "kubectl's current context"
+
+    def served(self, group: str) -> tuple[str, ...]:
+        """Return the versions that are served of an API group; empty when it has none."""
+        if group not in self._served:
+            try:
+                document = self._json(["get", "--raw", f"/apis/{group}"])
+            except InputError:  # NotFound
+                document = {}
+            self._served[group] = tuple(each["version"] for each in document.get("versions", []))
+        return self._served[group]
+
+    def get(self, resource: str, name: str) -> dict[str, Any]:
+        """Return one object of the cluster's scope, with what fields its managers own.
+
+        ``resource`` is ``plural.version.group``. Raises InputError that lists what there is, when it is not there.
+        """
+        try:
+            return self._json(["get", resource, name, "-o", "json", "--show-managed-fields"])
+        except InputError as error:
+            there = ", ".join(each["metadata"]["name"] for each in self.items(resource)) or "none"
+            raise InputError(
+                f"{self}: there is no {resource.partition('.')[0]} {name!r}", hint=f"there are: {there}"
+            ) from error
+
+    def items(self, resource: str, *options: str) -> list[dict[str, Any]]:
+        """Return every object of a resource; ``options`` are kubectl's, such as a selector."""
+        found: list[dict[str, Any]] = self._json(["get", resource, "-o", "json", *options])["items"]
+        return found
+
+    def patch(self, resource: str, found: Mapping[str, Any], change: Mapping[str, Any], *, manager: str) -> None:
+        """Merge a change into the object that was read; raises TargetMoved when it has changed since."""
+        metadata = {**change.get("metadata", {}), "resourceVersion": found["metadata"]["resourceVersion"]}
+        text = json.dumps({**change, "metadata": metadata})
+        name = found["metadata"]["name"]
+        self._run(["patch", resource, name, "--type=merge", f"--field-manager={manager}", "-p", text, "-o", "name"])
+
+    def knows(self, resource: str, field: str) -> bool:
+        """Whether a resource (``plural.version.group``) has a field, such as ``spec.userData``.
+
+        An unknown field of a patch would be dropped in silence.
+        """
+        plural, version, group = resource.split(".", 2)
+        try:
+            self._run(["explain", f"{plural}.{field}", f"--api-version={group}/{version}"])
+        except ParbakeError as error:
+            if "does not exist" in error.message:
+                return False
+            raise
+        return True
+
+    def _json(self, arguments: list[str]) -> dict[str, Any]:
+        output = self._run(arguments)
+        try:
+            document: dict[str, Any] = json.loads(output)
+        except ValueError:
+            raise RolloutError(f"{self}: kubectl {arguments[0]} printed no JSON: {output[:200]!r}") from None
+        return document
+
+    def _run(self, arguments: list[str]) -> bytes:
+        context = ["--context", self.context] if self.context else []
+        command = ["kubectl", *arguments, *context, f"--request-timeout={_SECONDS / 2:.0f}s"]
+        try:
+            # Login plugins of kubeconfig files (aws, gcloud, kubelogin) read variables of their own: kubectl gets ours.
+            return run(command, timeout=_SECONDS, env={**os.environ, "LC_ALL": "C.UTF-8"}).stdout
+        except CommandFailed as error:
+            raise self._translated(arguments, error) from error
+
+    def _translated(self, arguments: list[str], error: CommandFailed) -> Exception:
+        match = _FROM_SERVER.search(error.output)
+        reason, message = (match[1] or "", match[2].strip()) if match else ("", error.output.strip())
+        where = f"{self}: {' '.join(arguments[:3])}"
+        kind, text, hint = next(
+            (kind, text, hint) for sign, kind, text, hint in _TRANSLATIONS if sign in {reason, ""} or sign in message
+        )
+        return kind(text.format(where=where, cluster=self, message=message), hint=hint)

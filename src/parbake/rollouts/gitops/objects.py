@@ -1,0 +1,287 @@
+"""Where manifests describe an object, and how to change it there: whole objects, kustomize patches, Helm values.
+
+Sources: kustomize's Kustomization (``patches`` with a strategic merge or a JSON patch, inline or in a file;
+``patchesStrategicMerge``; ``patchesJson6902``), JSON Patch (RFC 6902), Helm's ``--set`` for the form of paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from parbake.core import printable
+from parbake.core.errors import InputError
+from parbake.core.yamltext import Where, dotted
+from parbake.rollouts.gitops.edit import merged, put, read, rewrite
+from parbake.rollouts.gitops.tree import line_of, roots
+
+_PATH = re.compile(r"(?:\\.|[^.\[\]\\])+|\[(?:[0-9]+)\]|\.|.", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file describes an object: which document, where in it, and its data there.
+
+    ``form``: ``object`` (whole, or a strategic merge patch, which looks the same) or ``operations`` (a JSON patch).
+    ``inline`` is the place of the text in the document that holds the description (a kustomization's ``patch``);
+    ``where`` is the place of the object within that (an item of a List).
+    """
+
+    source: str
+    document: int
+    line: int
+    kind: str
+    name: str
+    api_version: str = ""
+    form: Literal["object", "operations"] = "object"
+    inline: Where = ()
+    where: Where = ()
+    data: Any = None
+
+    def __str__(self) -> str:
+        what = f", {dotted(self.inline)}" if self.inline else ""
+        return f"{self.source}, line {self.line}{what}: {self.kind} {self.name}"
+
+
+def find(files: Iterable[tuple[str, str]], *, kinds: Collection[str], name: str = "") -> tuple[Place, ...]:
+    """Find the objects of some kinds, and kustomize's patches of them, in files (pairs of path and text).
+
+    Without ``name`` all names fit. Files that are templates, or no YAML, are passed over, since a repository holds
+    many of them. Pure.
+    """
+    texts = dict(files)
+    found: list[Place] = []
+    for source, text in texts.items():
+        found += [place for place in _in_file(source, text, texts) if place.kind in kinds and name in {"", place.name}]
+    return _distinct(found)  # two kustomizations may name one file
+
+
+def the_one(places: Collection[Place], what: str) -> Place:
+    """Return the only place; raises InputError when there is none, or when there are several (all of them named)."""
+    if len(places) == 1:
+        return next(iter(places))
+    if not places:
+        raise InputError(
+            f"no manifest describes {what}", hint="name the file that does, or the path of the values file"
+        )
+    listed = "\n".join(f"  {printable.word(place)}" for place in places)
+    raise InputError(f"{len(places)} manifests describe {what}\n{listed}", hint="name the file that is to be changed")
+
+
+def change(text: str, place: Place, patch: Mapping[str, Any]) -> str:
+    """Apply a JSON merge patch (RFC 7396) to what is described at a place; the text is that of ``place.source``.
+
+    In a JSON patch the operations are changed or added that have the same effect: what an operation adds into must
+    exist in the object. Raises InputError when the text is no YAML, or where aliases share what would change.
+    """
+    outer = read(text, place.document, source=place.source)
+    inner = value_at(outer, place.inline) if place.inline else None
+    if isinstance(inner, str):  # YAML in a text of YAML
+        new = _changed(inner, place, patch, str(place))
+        return put(text, place.inline, new, place.document, source=place.source)
+    return _changed(text, place, patch, place.source)
+
+
+def set_value(text: str, path: str, value: object, *, source: str = "the values file") -> str:
+    """Set one value of a Helm values file (or of any YAML) by its path, as in ``nodeClass.amiIds[0]``.
+
+    Mappings on the way that are missing are made: a chart's defaults stand elsewhere. Raises InputError.
+    """
+    return put(text, parse_path(path), value, source=source)
+
+
+def parse_path(path: str) -> Where:
+    """Read a path as Helm's ``--set`` does: keys, dots, ``[0]`` for an item; a backslash keeps a key's own dot."""
+    parts: list[str | int] = []
+    due = True  # a key is due at the beginning and behind a dot
+    for word in _PATH.findall(path):
+        if word == "." and not due:
+            due = True
+        elif re.fullmatch(r"\[[0-9]+\]", word) and not due:
+            parts.append(int(word[1:-1]))
+        elif due and word not in {".", "[", "]", "\\"} and not word.startswith("["):
+            parts.append(re.sub(r"\\(.)", r"\1", word))
+            due = False
+        else:
+            due = True
+            break
+    if due:
+        raise InputError(f"{path!r} is no path", hint="write keys separated by dots, such as nodeClass.amiIds[0]")
+    return tuple(parts)
+
+
+def value_at(data: Any, where: Where) -> Any:
+    """Return what is at a place of plain data; None where there is nothing."""
+    for part in where:
+        if isinstance(data, Mapping) and isinstance(part, str):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
+    return data
+
+
+def operations(ops: Any, patch: Mapping[str, Any]) -> list[Any]:
+    """Return a JSON patch (RFC 6902) that also does what a merge patch says. Pure.
+
+    An operation that sets the same place, or a place above it, gets the new value; others are added at the end.
+    """
+    result = deepcopy(list(ops))
+    for where, value in _leaves(patch, ()):
+        pointer = "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in where)
+        setting = [op for op in result if isinstance(op, dict) and op.get("op") in {"add", "replace"}]
+        same = next((op for op in reversed(setting) if op.get("path") == pointer), None)
+        above = next((op for op in reversed(setting) if f"{pointer}/".startswith(f"{op.get('path')}/")), None)
+        if same is not None and value is not None:
+            same["value"] = value
+        elif same is not None:
+            result[result.index(same)] = {"op": "remove", "path": pointer}
+        elif above is not None and isinstance(above.get("value"), Mapping):
+            below = where[str(above["path"]).count("/") :]
+            above["value"] = merged(above["value"], _nested(below, value))
+        elif value is None:
+            if {"op": "remove", "path": pointer} not in result:
+                result.append({"op": "remove", "path": pointer})
+        else:
+            result.append({"op": "add", "path": pointer, "value": value})
+    return result
+
+
+def said(ops: Any) -> dict[str, Any]:
+    """Return what a JSON patch makes an object say, as far as it says it without knowing the object. Pure.
+
+    Places inside lists of the object are passed over, and so is what is removed, moved or copied.
+    """
+    result: dict[str, Any] = {}
+    for op in ops if isinstance(ops, list) else ():
+        if not isinstance(op, Mapping) or op.get("op") not in {"add", "replace"}:
+            continue
+        parts = [part.replace("~1", "/").replace("~0", "~") for part in str(op.get("path", "")).split("/")[1:]]
+        if parts and not any(part == "-" or part.isdecimal() for part in parts):
+            result = merged(result, _nested(parts, op.get("value")))
+    return result
+
+
+def _changed(text: str, place: Place, patch: Mapping[str, Any], source: str) -> str:
+    document = 0 if place.inline else place.document
+    data = read(text, document, source=source)
+    if place.form == "operations":
+        return rewrite(text, operations(data, patch), document, source=source)
+    want = merged(value_at(data, place.where), patch)
+    if not place.where:
+        return rewrite(text, want, document, source=source)
+    return put(text, place.where, want, document, source=source)
+
+
+def _leaves(patch: Mapping[str, Any], where: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in patch.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*where, str(key)))
+        else:
+            yield (*where, str(key)), value
+
+
+def _nested(where: Iterable[str], value: Any) -> Any:
+    for part in reversed(tuple(where)):
+        value = {part: value}
+    return value
+
+
+def _in_file(source: str, text: str, texts: Mapping[str, str]) -> Iterator[Place]:
+    try:
+        starts = [root.node.start for root in roots(text, source=source)]
+    except InputError:
+        return
+    for document, start in enumerate(starts):
+        try:
+            data = read(text, document, source=source)
+        except InputError:
+            continue
+        line = line_of(text, start)
+        if isinstance(data, dict) and data.get("kind") == "Kustomization":
+            yield from _in_kustomization(source, document, line, data, texts)
+        elif isinstance(data, dict) and ("patches" in data or "patchesStrategicMerge" in data) and "kind" not in data:
+            # A kustomization may leave out its kind.
+            yield from _in_kustomization(source, document, line, data, texts)
+        else:
+            yield from _objects(source, document, line, data, ())
+
+
+def _objects(source: str, document: int, line: int, data: Any, inline: Where) -> Iterator[Place]:
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+        return
+    items = data.get("items")
+    if data["kind"].endswith("List") and isinstance(items, list):
+        for index, item in enumerate(items):
+            for place in _objects(source, document, line, item, inline):
+                yield Place(
+                    source, document, line, place.kind, place.name, place.api_version,
+                    inline=inline, where=("items", index), data=place.data,
+                )  # fmt: skip
+        return
+    metadata = data.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    api = str(data.get("apiVersion") or "")
+    yield Place(source, document, line, data["kind"], str(name or ""), api, inline=inline, data=data)
+
+
+def _in_kustomization(
+    source: str, document: int, line: int, data: Mapping[str, Any], texts: Mapping[str, str]
+) -> Iterator[Place]:
+    for key in ("patches", "patchesJson6902"):
+        for index, entry in enumerate(_list(data.get(key))):
+            if not isinstance(entry, dict):
+                continue
+            target = entry.get("target")
+            named = target if isinstance(target, dict) else {}
+            if isinstance(entry.get("patch"), str):
+                yield from _inline(source, document, line, entry["patch"], (key, index, "patch"), named)
+            elif isinstance(entry.get("path"), str):
+                yield from _operations_file(source, entry["path"], named, texts)
+    for index, entry in enumerate(_list(data.get("patchesStrategicMerge"))):
+        if isinstance(entry, str) and "\n" in entry:
+            yield from _inline(source, document, line, entry, ("patchesStrategicMerge", index), {})
+
+
+def _inline(
+    source: str, document: int, line: int, text: str, inline: Where, target: Mapping[str, Any]
+) -> Iterator[Place]:
+    try:
+        data = read(text, source=source)
+    except InputError:
+        return
+    if isinstance(data, list):
+        kind, name = str(target.get("kind") or ""), str(target.get("name") or "")
+        yield Place(source, document, line, kind, name, form="operations", inline=inline, data=data)
+    else:
+        yield from _objects(source, document, line, data, inline)
+
+
+def _operations_file(source: str, path: str, target: Mapping[str, Any], texts: Mapping[str, str]) -> Iterator[Place]:
+    """Find a JSON patch in a file of its own; which object it is for, only the kustomization says."""
+    beside = str(PurePosixPath(source).parent / path)
+    if beside not in texts:
+        return
+    try:
+        data = read(texts[beside], source=beside)
+    except InputError:
+        return
+    if isinstance(data, list):
+        kind, name = str(target.get("kind") or ""), str(target.get("name") or "")
+        yield Place(beside, 0, 1, kind, name, form="operations", data=data)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _distinct(places: Iterable[Place]) -> tuple[Place, ...]:
+    seen: dict[tuple[object, ...], Place] = {}
+    for place in places:
+        seen.setdefault((place.source, place.document, place.inline, place.where, place.kind, place.name), place)
+    return tuple(seen.values())

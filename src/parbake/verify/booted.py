@@ -1,0 +1,172 @@
+"""A node to verify on: the artefact, booted without a network, with its container runtime at hand."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from parbake.containerd import labels
+from parbake.core import run
+from parbake.core.errors import BadBase, MachineFault
+from parbake.core.model import Descriptor
+from parbake.machine.disk import formats
+from parbake.machine.vm import Drive, Machine, agent_seed, is_bootable
+from parbake.verify import sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from parbake.containerd import Client, Cri
+
+Kind = Literal["machine-image", "volume"]
+
+RUNTIME_ROOT = "/var/lib/containerd"
+_VOLUME = "parbake-volume"
+_VOLUME_DEVICE = f"/dev/disk/by-id/virtio-{_VOLUME}"
+_READY = 60.0  # seconds with hardware virtualisation
+_FORMATS = {"raw": "raw", "qcow2": "qcow2", "vmdk": "vmdk", "vpc": "vhd"}
+_SYSTEMD_PARENT = "/parbake.slice"
+_PLAIN_PARENT = "/parbake"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a node's containerd is configured with: its sandbox image, and whether systemd manages the cgroups."""
+
+    sandbox: str = ""
+    systemd_cgroups: bool = False
+
+    @property
+    def cgroup_parent(self) -> str:
+        """Where a kubelet would put pods: runc wants a slice's name exactly when systemd manages the cgroups."""
+        return _SYSTEMD_PARENT if self.systemd_cgroups else _PLAIN_PARENT
+
+
+def settings_of(dump: str) -> Settings:
+    """Read ``containerd config dump`` of containerd 1.x (version 2) or 2.x (version 3). Pure."""
+    plugins = tomllib.loads(dump).get("plugins", {})
+    old = plugins.get("io.containerd.grpc.v1.cri", {})
+    images = plugins.get("io.containerd.cri.v1.images", {})
+    runtime = plugins.get("io.containerd.cri.v1.runtime", old)
+    containerd = runtime.get("containerd", {})
+    runc = containerd.get("runtimes", {}).get(containerd.get("default_runtime_name") or "runc", {})
+    return Settings(
+        sandbox=str(images.get("pinned_images", {}).get("sandbox") or old.get("sandbox_image") or ""),
+        systemd_cgroups=bool(runc.get("options", {}).get("SystemdCgroup")),
+    )
+
+
+def identify(artefact: Path) -> tuple[Kind, str]:
+    """Return what a file is and its format (raw, qcow2, vmdk, vhd).
+
+    Raises BadBase when it is neither kind, or refers to other files, which are not opened.
+    """
+    found = formats.probe(artefact)
+    if found not in _FORMATS:
+        raise BadBase(f"{artefact} is a disk image of another kind ({found})", hint="name an artefact or its record")
+    image_format = _FORMATS[found]
+    if is_bootable(artefact, image_format):
+        return "machine-image", image_format
+    found = run.run(["blkid", "-p", "-o", "value", "-s", "TYPE", str(artefact)], check=False).text
+    if image_format == "raw" and found in {"ext4", "xfs"}:
+        return "volume", "raw"
+    raise BadBase(
+        f"{artefact} is neither a bootable disk nor a volume with ext4 or xfs" + (f" (it holds {found})" * bool(found)),
+        hint="name an artefact or its record",
+    )
+
+
+class Node:
+    """Boots an artefact when entered; use with ``with``. ``base`` returns the disk that a volume is attached to.
+
+    ``reads`` is a file for what a machine image's boot reads (``vm.Machine``). ``client`` and ``cri`` talk to the
+    runtime of the booted machine; ``boot_seconds`` is from power-on until that was ready. Entering raises MachineFault
+    when the machine or its containerd does not come up.
+    """
+
+    def __init__(
+        self,
+        artefact: Path,
+        kind: Kind,
+        image_format: str,
+        *,
+        folder: Path,
+        base: Callable[[], Path],
+        memory: int,
+        reads: Path | None = None,
+    ) -> None:
+        self.kind = kind
+        seed = agent_seed()
+        if kind == "machine-image":
+            self.machine = Machine(artefact, folder, format=image_format, seed=seed, memory=memory, reads=reads)
+        else:
+            volume = Drive(artefact, _VOLUME, image_format)
+            self.machine = Machine(base(), folder, seed=seed, drives=[volume], memory=memory)
+        self.boot_seconds = 0.0
+        self.settings: Settings
+        self.client: Client
+        self.cri: Cri
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        from parbake.containerd import Cri, connect  # gRPC loads while the machine boots
+
+        with ExitStack() as stack:
+            machine = stack.enter_context(self.machine)
+            machine.wait_agent()
+            if self.kind == "volume":
+                self._mount_volume()
+            socket = machine.containerd()
+            self.client = stack.enter_context(connect(socket, patience=machine.stretch))
+            limit = run.Deadline(_READY * machine.stretch, "the runtime is ready for pods")
+            Cri(self.client.connection).wait_ready(limit)
+            self.boot_seconds = time.monotonic() - machine.started
+            self.settings = settings_of(self._dump())
+            self.cri = Cri(self.client.connection, cgroup_parent=self.settings.cgroup_parent)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _mount_volume(self) -> None:
+        """Put the volume where the runtime keeps its store, as a node's own start-up would."""
+        guest, limit = self.machine.guest, _READY * self.machine.stretch
+        guest.check(["systemctl", "stop", "containerd.service"], timeout=limit)
+        guest.check(["udevadm", "settle"], timeout=limit)
+        guest.check(["mount", _VOLUME_DEVICE, RUNTIME_ROOT], timeout=limit)
+
+    def _dump(self) -> str:
+        # What the program says on standard error comes along: only the document is wanted.
+        limit = _READY * self.machine.stretch
+        return self.machine.guest.check(["sh", "-c", "containerd config dump 2>/dev/null"], timeout=limit)
+
+    # the sandbox image
+
+    def has_sandbox(self) -> bool:
+        """Whether the runtime has the image that it makes pods' sandboxes from."""
+        return bool(self.settings.sandbox) and self.cri.image_status(self.settings.sandbox) is not None
+
+    def name_sandbox(self, target: Descriptor) -> None:
+        """Give an image of the store the name under which this runtime looks for its sandbox image."""
+        self.client.images.put(self.settings.sandbox, target, labels.PINNED)
+        self._await_sandbox()
+
+    def import_sandbox(self, folder: Path) -> None:
+        """Bring parbake's own pause image into the store of this machine, which is thrown away."""
+        sandbox.bring(self.client, folder, self.settings.sandbox)
+        self._await_sandbox()
+
+    def _await_sandbox(self) -> None:
+        """Wait until the CRI plugin, which follows the store by its events, knows the sandbox image."""
+        deadline = run.Deadline(_READY * self.machine.stretch, f"the runtime sees {self.settings.sandbox}")
+        while not self.has_sandbox():
+            deadline.sleep(0.1)
+
+    def fault_text(self, error: MachineFault) -> str:
+        """Return what happened to the machine, with the end of its console."""
+        return f"{error.message}\nthe console's last lines:\n{self.machine.console}"

@@ -1,0 +1,244 @@
+"""Start an image as a kubelet would (sandbox, container) and time it on the guest's own clock."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+from parbake.containerd.cri import ContainerStatus, Pod, log_text
+from parbake.core.errors import DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
+from parbake.core.model import ExitProbe, HttpProbe, LogProbe, Probe, RunningProbe, Startup, TcpProbe
+from parbake.core.run import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from parbake.containerd import Cri
+    from parbake.machine.vm import Clock, Waited
+
+LOGS = "/run/parbake/logs"
+_POLL = 0.1  # seconds between looks from the host; times come from the guest and do not suffer from it
+_GUEST_WAIT = 1.0  # seconds that a wait for a port lasts in the guest before we look whether the container still lives
+_LOG_PART = 64 << 10  # bytes
+_OUTPUT_LINES = 40
+_OUTPUT_BYTES = 8 << 10
+_NANO = 1e-9
+_RUNTIME_ERRORS = (RuntimeFault, DeadlineExceeded, DiskFull)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """How a start went, and what went wrong.
+
+    ``seconds`` are from the request to the runtime until up (None: never), ``sandbox_seconds`` what the sandbox took
+    before that; ``output`` is the end of what the container wrote.
+    """
+
+    seconds: float | None
+    sandbox_seconds: float | None
+    output: str
+    problems: tuple[str, ...]
+
+
+class Place(Protocol):
+    """Where containers are started: a virtual machine (``vm.Guest``), or this machine."""
+
+    def check(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> str:
+        """Run a program there and return its output; raises MachineFault when it fails."""
+        ...
+
+    def read(self, path: str, *, offset: int = 0, limit: int = 1 << 16) -> bytes:
+        """Return up to ``limit`` bytes of a file there, from ``offset``."""
+        ...
+
+    def now(self) -> Clock:
+        """Return the clocks there."""
+        ...
+
+    def wait_tcp(self, port: int, seconds: float) -> Waited:
+        """Wait there until something accepts on a port of the loopback."""
+        ...
+
+    def wait_http(self, port: int, path: str, seconds: float) -> Waited:
+        """Wait there until GET of a path on the loopback answers with 200 to 399."""
+        ...
+
+
+def describe(probe: Probe) -> str:
+    """Return what a probe waits for, in words that follow "waiting until". Pure."""
+    match probe:
+        case ExitProbe():
+            return "the main process ends with code 0"
+        case LogProbe():
+            return f"a line of its output matches {probe.pattern!r}"
+        case TcpProbe():
+            return f"something accepts connections on port {probe.port}"
+        case HttpProbe():
+            return f"GET http://127.0.0.1:{probe.port}{probe.path} answers with 200 to 399"
+        case RunningProbe():
+            return f"the main process has run for {probe.seconds:g} s"
+
+
+class Log:
+    """Reads a CRI log as it grows: ``<RFC 3339 time> <stream> <P|F> <text>``, P for a piece of a longer line."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._pieces: dict[str, str] = {}
+
+    def feed(self, data: bytes) -> list[tuple[float, str]]:
+        """Take more bytes; return the lines that they complete, each with its time in seconds since the epoch."""
+        lines: list[tuple[float, str]] = []
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        for line in whole:
+            time, stream, tag, text = (*line.decode(errors="replace").split(" ", 3), "", "", "", "")[:4]
+            self._pieces[stream] = self._pieces.get(stream, "") + text
+            if tag.partition(":")[0] == "P":
+                continue
+            with suppress(ValueError):  # not a line of this format
+                lines.append((datetime.fromisoformat(time).timestamp(), self._pieces.pop(stream)))
+        return lines
+
+
+def shorten(output: str) -> str:
+    """Return the end of a container's output, at most 40 lines and 8 KiB."""
+    return "\n".join(output[-_OUTPUT_BYTES:].splitlines()[-_OUTPUT_LINES:])
+
+
+class _Failed(Exception):
+    """The container will not be up any more."""
+
+
+class Starter:
+    """Starts images in one machine, one after the other.
+
+    ``stretch`` multiplies every time limit; ``logs`` is the folder there for what containers write.
+    """
+
+    def __init__(self, guest: Place, cri: Cri, *, stretch: float, logs: str = LOGS) -> None:
+        self._guest, self._cri, self._stretch, self._logs = guest, cri, stretch, logs
+        self._count = 0
+
+    def start(self, reference: str, startup: Startup) -> Started:
+        """Start an image until its probe says up, then stop and remove it.
+
+        Never raises for what the image does; raises MachineFault when the machine is gone.
+        """
+        taken = self._taken_port(startup.up)
+        if taken:
+            return Started(None, None, "", (taken,))
+        self._count += 1
+        logs = f"{self._logs}/{self._count}"
+        self._guest.check(["mkdir", "-p", logs])
+        asked = self._guest.now()
+        try:
+            pod = self._cri.run_pod_sandbox(f"verify-{self._count}", log_directory=logs)
+        except _RUNTIME_ERRORS as error:
+            return Started(None, None, "", (f"no pod could be started for it: {error.message}",))
+        begun = self._guest.now()
+        sandbox_seconds = begun.monotonic - asked.monotonic
+        seconds: float | None = None
+        problems: tuple[str, ...] = ()
+        try:
+            seconds = self._run(pod, reference, startup, f"{logs}/log") - begun.wall * _NANO
+        except _Failed as failure:
+            problems = (str(failure),)
+        except _RUNTIME_ERRORS as error:
+            problems = (f"the runtime could not start it: {error.message}",)
+        finally:
+            output = self._output(f"{logs}/log")
+            with suppress(*_RUNTIME_ERRORS):  # the machine is thrown away; what counts has been seen
+                self._cri.stop_pod_sandbox(pod.id)
+                self._cri.remove_pod_sandbox(pod.id)
+        return Started(seconds, sandbox_seconds, output, problems)
+
+    def _taken_port(self, probe: Probe) -> str:
+        if isinstance(probe, TcpProbe | HttpProbe) and self._guest.wait_tcp(probe.port, 0.0).up:
+            return f"port {probe.port} is taken by the machine itself, so nothing can be learned from it"
+        return ""
+
+    def _run(self, pod: Pod, reference: str, startup: Startup, log: str) -> float:
+        """Return when the container was up, in seconds since the epoch; raises _Failed."""
+        deadline = Deadline(startup.timeout * self._stretch, describe(startup.up))
+        container = self._cri.create_container(
+            pod,
+            "main",
+            reference,
+            command=startup.command,
+            args=startup.args,
+            env=startup.env,
+            log_path="log",
+            timeout=startup.timeout,
+        )
+        self._cri.start_container(container, timeout=startup.timeout)
+        watch = _Watch(self._guest, startup.up, log, self._stretch)
+        while True:
+            now = self._guest.now().wall * _NANO  # before the state: what runs then has run until this moment
+            status = self._cri.container_status(container)
+            up = watch.up_since(status, now)
+            if up is not None:
+                return up
+            if status.state == "exited":
+                raise _Failed(f"it ended with code {status.exit_code}{_why(status)} before {describe(startup.up)}")
+            if not deadline.left:
+                raise _Failed(f"not up within {deadline.seconds:.0f} s: waited until {describe(startup.up)}")
+            deadline.sleep(_POLL)
+
+    def _output(self, log: str) -> str:
+        try:
+            size = int(self._guest.check(["stat", "-c", "%s", log]))
+            return shorten(log_text(self._guest.read(log, offset=max(0, size - _LOG_PART), limit=_LOG_PART)))
+        except ParbakeError:
+            return ""  # it never came to a log
+
+
+def _why(status: ContainerStatus) -> str:
+    details = ": ".join(part for part in (status.reason, status.message) if part and part != "Completed")
+    return f" ({details})" if details else ""
+
+
+class _Watch:
+    """Looks whether a container is up by its probe."""
+
+    def __init__(self, guest: Place, probe: Probe, log: str, stretch: float) -> None:
+        self._guest, self._probe, self._log, self._stretch = guest, probe, log, stretch
+        self._offset = 0
+        self._lines = Log()
+
+    def up_since(self, status: ContainerStatus, now: float) -> float | None:
+        """Return since when it is up, None: not (yet). ``now`` is when the state was asked for; all since the epoch."""
+        ended_well = status.state == "exited" and status.exit_code == 0
+        match self._probe:
+            case ExitProbe():
+                return status.finished if ended_well else None
+            case RunningProbe(seconds=seconds):
+                if ended_well:
+                    return status.finished
+                # A slow machine also takes longer to notice an end.
+                is_steady = status.state == "running" and now >= status.started + seconds * self._stretch
+                return status.started + seconds if is_steady else None
+            case LogProbe(pattern=pattern):
+                return self._matched(re.compile(pattern))
+            case TcpProbe(port=port):
+                return self._answered(self._guest.wait_tcp(port, self._patience(status)))
+            case HttpProbe(port=port, path=path):
+                return self._answered(self._guest.wait_http(port, path, self._patience(status)))
+
+    @staticmethod
+    def _patience(status: ContainerStatus) -> float:
+        return 0.0 if status.state == "exited" else _GUEST_WAIT
+
+    @staticmethod
+    def _answered(waited: Waited) -> float | None:
+        return waited.at.wall * _NANO if waited.up else None
+
+    def _matched(self, pattern: re.Pattern[str]) -> float | None:
+        while part := self._guest.read(self._log, offset=self._offset, limit=_LOG_PART):
+            self._offset += len(part)
+            for time, text in self._lines.feed(part):
+                if pattern.search(text):
+                    return time
+        return None

@@ -1,0 +1,263 @@
+"""Verification: boot an artefact without a network, check every image in its store, start each, and time it."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from parbake.core.errors import BadBase, DeadlineExceeded, MachineFault, RuntimeFault
+from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
+from parbake.core.workspace import cache_folder
+from parbake.machine import base
+from parbake.verify.booted import Kind, Node, identify
+from parbake.verify.starter import Started, Starter
+from parbake.verify.store import Seen, judge, look
+
+if TYPE_CHECKING:
+    from parbake.core.events import Events
+
+_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
+_MEMORY = 2048  # MiB
+_HYDRATE_STATE = "/run/parbake/hydrate.json"
+
+NO_SANDBOX = (
+    "the artefact holds no sandbox (pause) image {sandbox}: it was verified with parbake's own; on a node that has "
+    "none either, no pod starts before it is pulled"
+)
+OTHER_SANDBOX = (
+    "the runtime makes sandboxes from {sandbox}, which is not in its store (the plan brings {planned}): no pod starts "
+    "without a registry"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An image to verify.
+
+    ``reference`` is what the user calls it, ``name`` what the store must call it, ``expected`` what the plan says of it
+    (None without a plan), ``startup`` how to start it (None: look it up only).
+    """
+
+    reference: str
+    name: str
+    expected: Image | None
+    startup: Startup | None
+
+
+def subjects_of(plan: Plan) -> tuple[Subject, ...]:
+    """Return what a plan promises: its images are started, further names and the sandbox image only looked up. Pure."""
+    found = []
+    for image in plan.images:
+        first, *further = image.names
+        found.append(Subject(image.reference, first, image, image.startup or Startup()))
+        found += [Subject(name, name, image, None) for name in further]
+    if plan.sandbox is not None:
+        found.append(Subject(plan.sandbox.reference, plan.sandbox.names[0], plan.sandbox, None))
+    return tuple(found)
+
+
+def subjects_in(records: dict[str, str], sandbox: str) -> tuple[Subject, ...]:
+    """Return the images of a store (name to target) as subjects; each target but the sandbox's is started once. Pure.
+
+    Names that are image ids (``sha256:...``) are the CRI plugin's own.
+    """
+    names = sorted((name for name in records if not _IMAGE_ID.fullmatch(name)), key=lambda name: ("@" in name, name))
+    started = {records.get(sandbox, "")}
+    found = []
+    for name in names:
+        found.append(Subject(name, name, None, None if records[name] in started else Startup()))
+        started.add(records[name])
+    return tuple(found)
+
+
+def sandbox_action(
+    *, present: bool, kind: Kind, planned: Image | None, seen: bool
+) -> Literal["none", "name", "warn", "refuse"]:
+    """Decide what to do about the runtime's sandbox image. Pure.
+
+    ``present``: the runtime has what it is configured with. A volume is made for nodes that are configured with the
+    plan's, if it is there (``seen``): name it as this base's. What is missing otherwise is a warning when the plan
+    never promised one, and a failure when it promised another than the machine image's runtime asks for.
+    """
+    if present:
+        return "none"
+    if kind == "volume" and planned is not None and seen:
+        return "name"
+    return "warn" if planned is None else "refuse"
+
+
+def conclude(seen: Seen, subject: Subject, started: Started | None) -> ImageVerdict:
+    """Put what was seen of one image together. Pure."""
+    problems = judge(seen, subject.expected)
+    return ImageVerdict(
+        reference=subject.reference,
+        digest=seen.target.digest if seen.target else "",
+        pinned=seen.pinned,
+        unpacked=seen.unpacked,
+        start_seconds=_rounded(started.seconds if started else None),
+        sandbox_seconds=_rounded(started.sandbox_seconds if started else None),
+        problems=(*problems, *(started.problems if started else ())),
+        output=started.output if started else "",
+    )
+
+
+class Rehearsal:
+    """An artefact that has been booted to be verified; use with ``with``.
+
+    ``verdict`` looks at every image and starts it; the machine stays up for what may follow (``pull.compare_pull``).
+    ``reads`` is a file for what a machine image reads of its disk (``vm.reads``).
+    Entering raises MachineFault when the machine does not come up, BadBase when the file is no artefact,
+    EnvironmentProblem when QEMU or another program is missing.
+    """
+
+    def __init__(
+        self,
+        artefact: Path,
+        plan: Plan | None,
+        *,
+        events: Events,
+        folder: Path,
+        cache: Path | None = None,
+        memory: int = _MEMORY,
+        reads: Path | None = None,
+    ) -> None:
+        self.artefact, self.plan, self.events, self.folder = artefact, plan, events, folder
+        if plan is not None:
+            self.kind: Kind = plan.artefact.kind
+            image_format: str = plan.artefact.format
+        else:
+            self.kind, image_format = identify(artefact)
+        self.node = Node(
+            artefact,
+            self.kind,
+            image_format,
+            folder=folder / "machine",
+            base=lambda: base.ensure(cache or cache_folder(), events),
+            memory=memory,
+            reads=reads,
+        )
+        self.starter: Starter
+        self._imported: set[str] = set()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            machine = self.node.machine
+            with self.events.stage("boot", f"Boot {self.artefact.name} without a network ({machine.accelerator})"):
+                stack.enter_context(self.node)
+            self.starter = Starter(machine.guest, self.node.cri, stretch=machine.stretch)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def verdict(self) -> Verdict:
+        """Check and start every image; what is wrong is in the verdict, whatever the images do."""
+        images: list[ImageVerdict] = []
+        problems: tuple[str, ...] = ()
+        warnings: tuple[str, ...] = ()
+        try:
+            problems, warnings = self.provide_sandbox()
+            for subject in self._subjects():
+                images.append(self._examine(subject))  # noqa: PERF401 - what was seen before a failure counts
+        except MachineFault as error:
+            problems = (*problems, self.node.fault_text(error))
+        except (RuntimeFault, DeadlineExceeded) as error:
+            problems = (*problems, error.message)
+        if not images and not problems:
+            problems = ("there is no image in the runtime's store (namespace k8s.io)",)
+        return Verdict(
+            passed=not problems and not any(image.problems for image in images),
+            accelerator=self.node.machine.accelerator,
+            boot_seconds=round(self.node.boot_seconds, 3),
+            images=tuple(images),
+            problems=problems,
+            warnings=warnings,
+            hydrate=self._hydrated(),
+            verified_at=_now(),
+        )
+
+    def _hydrated(self) -> HydrateFigures | None:
+        """Return what the machine image's hydrate service wrote down; None without one, or without an answer."""
+        with suppress(MachineFault, ValueError):
+            return HydrateFigures.model_validate_json(self.node.machine.guest.read(_HYDRATE_STATE))
+        return None
+
+    def _subjects(self) -> tuple[Subject, ...]:
+        if self.plan is not None:
+            return subjects_of(self.plan)
+        found = self.node.client.images.list()
+        records = {record.name: record.target.digest for record in found if record.name not in self._imported}
+        return subjects_in(records, self.node.settings.sandbox)
+
+    def _examine(self, subject: Subject) -> ImageVerdict:
+        name, expected = subject.name, subject.expected
+        platform = expected.platform if expected else Platform.host()
+        wanted = expected.manifest.digest if expected else ""
+        seen = look(self.node.client, self.node.cri, name, platform=platform, wanted=wanted)
+        started = None
+        if seen.target is not None and subject.startup is not None:
+            with self.events.stage(f"start {name}", f"Start {name}"):
+                started = self.starter.start(name, subject.startup)
+        return conclude(seen, subject, started)
+
+    def provide_sandbox(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Make sure that pods can be started; return problems and warnings."""
+        node, planned = self.node, self.plan.sandbox if self.plan else None
+        record = node.client.images.get(planned.names[0]) if planned else None
+        action = sandbox_action(present=node.has_sandbox(), kind=self.kind, planned=planned, seen=record is not None)
+        if action == "none":
+            return (), ()
+        if action == "name" and record is not None:
+            node.name_sandbox(record.target)
+            return (), ()
+        node.import_sandbox(self.folder / "pause")
+        self._imported = {node.settings.sandbox}
+        words = {"sandbox": node.settings.sandbox, "planned": planned.reference if planned else ""}
+        if action == "warn":
+            return (), (NO_SANDBOX.format(**words),)
+        return (OTHER_SANDBOX.format(**words),), ()
+
+
+def verify(
+    artefact: Path,
+    plan: Plan | None,
+    *,
+    events: Events,
+    folder: Path,
+    cache: Path | None = None,
+    memory: int = _MEMORY,
+) -> Verdict:
+    """Boot an artefact (which is not changed) without a network and prove every image in it; return the verdict.
+
+    ``plan`` None checks what the store holds, without digests to expect. ``folder`` is for this run's files, ``cache``
+    holds the default base, to which a volume is attached; ``memory`` is the machine's, in MiB.
+    A bad image, a machine image that does not boot and an artefact for another architecture (accelerator ``none``) are
+    verdicts that did not pass. Raises BadBase for a file that is no artefact, and what says that this machine cannot
+    verify: EnvironmentProblem, CommandFailed, MachineFault for a volume's own base, DiskFull.
+    """
+    if plan is not None and plan.platform.architecture != Platform.host().architecture:
+        reason = f"the artefact is for {plan.platform}, this machine is {Platform.host()}: nothing was booted"
+        return Verdict(passed=False, accelerator="none", problems=(reason,), verified_at=_now())
+    rehearsal = Rehearsal(artefact, plan, events=events, folder=folder, cache=cache, memory=memory)
+    try:
+        with rehearsal:
+            return rehearsal.verdict()
+    except (MachineFault, RuntimeFault, BadBase, DeadlineExceeded) as error:
+        if rehearsal.kind == "volume":
+            raise
+        accelerator = rehearsal.node.machine.accelerator
+        return Verdict(passed=False, accelerator=accelerator, problems=(error.message,), verified_at=_now())
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

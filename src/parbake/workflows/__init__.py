@@ -1,0 +1,1 @@
+"""One module for each command: what parbake does, told from top to bottom."""

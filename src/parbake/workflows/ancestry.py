@@ -1,0 +1,92 @@
+"""What a bake starts from: an earlier volume, with the layers that need not be fetched again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from parbake import records
+from parbake.builders import Parent
+from parbake.core.errors import DiskFull, InputError, VerificationFailed
+from parbake.core.model import Plan, Platform
+from parbake.machine.disk import Memory
+from parbake.records import Record, genuine
+
+
+def parent_of(
+    plan: Plan, output: Path, cache: Path, *, verify: bool, rehearse: bool, trust: Sequence[Path] = ()
+) -> Parent | None:
+    """Find an earlier artefact that holds most of what a plan needs and whose record fits it.
+
+    Where ``trust`` names keys, one of them has signed it.
+
+    A bake that will be proven (``verify``) starts only from what was proven. The builder compares each of its bytes
+    with the list of its blocks, before it uses any; a bake that neither proves nor lays out (``rehearse``) what it
+    makes may do without where nobody has written to the file since ``remember``.
+    """
+    proven = verify and plan.platform.architecture == Platform.host().architecture
+    fitting = [record for path, record in records.find(output) if _fits(path, record, proven=proven)]
+    if trust:
+        fitting = [record for record in fitting if _is_signed(output, record, trust)]
+    if (found := ancestor(plan, fitting)) is None or found.blocks is None:
+        return None
+    artefact, blocks = output / found.artefact, records.blocks_of(output / found.artefact, found)
+    if blocks is None or not artefact.is_file() or artefact.stat().st_size != found.size:
+        return None
+    memory = None if verify or rehearse else Memory(artefact, found.blocks.digest, cache)
+    return Parent(found.artefact, artefact, blocks, memory)
+
+
+def _is_signed(output: Path, record: Record, trust: Sequence[Path]) -> bool:
+    try:
+        return genuine.need(output / record.artefact, trust) == record
+    except (VerificationFailed, InputError):
+        return False
+
+
+def _fits(path: Path, record: Record, *, proven: bool) -> bool:
+    """Whether a record says the same of its artefact in all its words, and nothing bad."""
+    plan, verdict = record.plan, record.verdict
+    return (
+        path.name == record.file_name
+        and (record.artefact, record.key) == (plan.artefact_name, plan.key)
+        and (verdict.passed if verdict else not proven)
+    )
+
+
+def ancestor(plan: Plan, found: Sequence[Record]) -> Record | None:
+    """Return which artefact a bake of ``plan`` may start from, of those found (oldest first): what shares most with it.
+
+    Only ext4 volumes of the same name and platform, on which nothing else was kept, with at least half of what would
+    travel; of those that share as much, the newest. Its size becomes the new one's: it may be somewhat smaller.
+    """
+    if (
+        (plan.artefact.kind, plan.artefact.filesystem) != ("volume", "ext4")
+        or plan.artefact.in_cloud
+        or plan.keep_layers
+    ):
+        return None
+    wanted = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
+    best: tuple[int, Record] | None = None
+    for record in found:
+        old = record.plan
+        least = plan.size if plan.size_is_fixed else plan.size * 4 // 5
+        alike = (old.name, old.platform, old.artefact, old.keep_layers) == (
+            plan.name, plan.platform, plan.artefact, plan.keep_layers,
+        )  # fmt: skip
+        fits = old.size == least if plan.size_is_fixed else least <= old.size <= plan.size * 2
+        if not alike or not fits or record.blocks is None:
+            continue
+        has = {layer.chain_id for image in old.all_images for layer in image.layers}
+        shared = sum(size for chain, size in wanted.items() if chain in has)
+        if shared * 2 >= sum(wanted.values()) and (best is None or shared >= best[0]):
+            best = shared, record
+    return best and best[1]
+
+
+def remember(artefact: Path, record: Record, cache: Path) -> None:
+    """Note that an artefact has the bytes of its record as it is now: nobody else has written to it yet."""
+    if record.blocks:
+        with suppress(OSError, DiskFull):  # it spares time, nothing more
+            Memory(artefact, record.blocks.digest, cache).keep()

@@ -1,0 +1,70 @@
+"""Keep places tidy: what dead runs left goes, and artefacts that are older than what is to be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from parbake import records
+from parbake.bakefile import Bakefile, load
+from parbake.core.events import Events
+from parbake.core.workspace import WORK, cache_folder, remove_leftovers, remove_tree
+from parbake.images.build import build
+
+
+def clean_aws(file: Path, events: Events) -> dict[str, tuple[str, ...]]:
+    """Remove what runs of this Bakefile left in AWS, and what is past its time of any other, by region.
+
+    A run of the same Bakefile that is under way on another machine loses what it works on. Fast snapshot restores whose
+    time is over are turned off. Raises AwsFault.
+    """
+    from parbake import aws  # loads only where AWS is asked
+    from parbake.aws.leftovers import Wanted, remove
+
+    bakefile = load(file)
+    home = aws.client("ec2", bakefile.aws.region or "").region
+    regions = dict.fromkeys((home, *bakefile.aws.copy_to))
+    wanted = Wanted(name=bakefile.name, packer=bakefile.builder == "packer")
+    removed = {region: remove(wanted, region, events) for region in regions}
+    ended = end_fast_restores(bakefile, events, tuple(regions))
+    return {region: (*found, *(f"fast-restore:{each}" for each in ended[region])) for region, found in removed.items()}
+
+
+def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Turn fast snapshot restore off where its time is over; return the snapshots, by region. Raises AwsFault."""
+    from parbake.aws.ebs import fast_restore
+
+    ended = {region: fast_restore.end(region, bakefile.name) for region in regions}
+    for region, snapshots in ended.items():
+        for snapshot in snapshots:
+            events.note(f"{region}: fast snapshot restore of {snapshot} is off, its time is over")
+    return ended
+
+
+def watch_fast_restores(file: Path, events: Events) -> None:
+    """Do so at each turn of a watch, where the Bakefile has such times. Raises AwsFault."""
+    bakefile = load(file)
+    wanted = bakefile.aws.fast_snapshot_restore
+    if wanted and wanted.for_:
+        end_fast_restores(bakefile, events, sorted({zone[:-1] for zone in wanted.zones}))
+
+
+def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
+    """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
+    cache = cache_folder()
+    removed = [*records.sweep(output, kept=True)]
+    for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
+        removed += remove_leftovers(folder, kept=True)
+    if caches and cache.is_dir():
+        if (cache / "images").is_dir():
+            build.clear(cache)
+        for entry in sorted(cache.iterdir()):
+            if not in_work(entry):
+                remove_tree(entry)
+                removed.append(entry)
+    return tuple(removed)
+
+
+def in_work(entry: Path) -> bool:
+    """Whether a living run has a work folder in this part of the cache."""
+    return any(entry.glob(f"{WORK}/*.*.*")) or any(entry.glob(f"*/{WORK}/*.*.*")) or any(entry.glob("*.*.*"))

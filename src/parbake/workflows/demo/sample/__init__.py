@@ -1,0 +1,111 @@
+"""The demo's application image: a build context, made on the spot from Debian packages.
+
+``context/`` holds what a user would write (Containerfile, app.py); the root file system comes from mmdebstrap and is
+cached by its recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+
+from parbake.core import atomic
+from parbake.core.errors import CommandFailed, EnvironmentProblem
+from parbake.core.events import Events
+from parbake.core.run import isolated, need, need_root, run
+from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
+
+NAME = "forecast"
+SUITE = "trixie"
+PACKAGES = ("python3-pandas", "python3-scipy")
+_FILES = ("Containerfile", "app.py")
+# Documentation and translations: a fifth of the packages' files, and nothing that a service reads.
+_LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
+# mmdebstrap takes half a minute; ten bears with a slow mirror.
+_TIMEOUT = 600.0
+
+_BAKEFILE = """\
+# What to bake: the demo's sample application, onto parbake's default base.
+version: 1
+name: demo
+images:
+  - reference: {reference}
+    build:
+      context: {context}
+    startup:
+      up:
+        http: 8080/healthz
+base: debian
+artefact: qcow2
+"""
+
+
+def bakefile(reference: str, context: str) -> str:
+    """Return the text of a Bakefile that builds the sample under ``reference`` and bakes it."""
+    return _BAKEFILE.format(reference=reference, context=context)
+
+
+def _recipe() -> list[str]:
+    """Return mmdebstrap's arguments, but for the target."""
+    return [
+        "--quiet",
+        "--variant=minbase",
+        "--format=tar",
+        '--aptopt=APT::Install-Recommends "false"',
+        "--dpkgopt=force-unsafe-io",  # the result is a tar: syncing each of its files on the way buys nothing
+        *(f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT),
+        f"--include={','.join(PACKAGES)}",
+        SUITE,
+    ]
+
+
+def prepare(folder: Path, *, events: Events, cache: Path) -> Path:
+    """Write the sample's build context (about 350 MB) into a folder, which is made, and return it.
+
+    The root file system is fetched and unpacked once for each recipe and kept in ``cache``. Raises EnvironmentProblem
+    (mmdebstrap is missing, not root) and CommandFailed (no package mirror).
+    """
+    rootfs = _rootfs(events, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        content = resources.files(__name__).joinpath("context", name).read_bytes()
+        atomic.replace(folder / name, content, mode=0o644)
+    target = folder / "rootfs.tar"
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(rootfs)
+    except OSError:  # another file system
+        shutil.copyfile(rootfs, target)
+    return folder
+
+
+def _rootfs(events: Events, cache: Path) -> Path:
+    recipe = _recipe()
+    identity = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
+    folder = cache / "sample"
+    finished = folder / f"rootfs-{identity[:16]}.tar"
+    with lock(folder / "lock", what="the sample's root file system"):
+        remove_leftovers(folder)
+        if finished.exists():
+            return finished
+        need("mmdebstrap")
+        need_root("making the sample's root file system with mmdebstrap")
+        with (
+            events.stage("sample", f"make the sample's root file system ({', '.join(PACKAGES)})"),
+            work_folder(folder, "rootfs") as work,
+        ):
+            (work / "tmp").mkdir()  # mmdebstrap's chroot: removed with the work folder however we end
+            target = work / "rootfs.tar"
+            try:
+                command = isolated(["mmdebstrap", *recipe, str(target)])
+                run(command, timeout=_TIMEOUT, env={"TMPDIR": str(work / "tmp")})
+            except CommandFailed as error:
+                raise EnvironmentProblem(
+                    f"mmdebstrap could not make the sample's root file system\n{error.output}",
+                    hint="does `apt-get update` work on this machine? The sample comes from Debian's packages",
+                ) from error
+            publish(target, finished)
+    return finished

@@ -1,0 +1,217 @@
+"""What this machine can do, and how to get what it lacks. Looks first (``gather``), then judges purely (``judge``)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.core.model import GIB, Frozen
+from parbake.core.programs import PROGRAMS, XFS, Program
+from parbake.core.run import find, isolated, run
+from parbake.machine import vm
+from parbake.machine.vm.firmware import ovmf
+
+Status = Literal["ok", "warn", "missing"]
+
+# A bake holds the artefact and, while it converts, a raw copy; the cache holds the base and the builder's store.
+_ROOM_FOR_OUTPUT = 12 * GIB
+_ROOM_FOR_CACHE = 8 * GIB
+_PROBE_TIMEOUT = 20.0
+_VERSION = re.compile(r"[0-9]+(?:\.[0-9]+)+")
+
+
+class Check(Frozen):
+    """One thing that was looked at. ``needed_by``: commands, or parts of the Bakefile; ``hint``: how to get it."""
+
+    name: str
+    purpose: str
+    needed_by: tuple[str, ...]
+    status: Status
+    found: str = ""
+    hint: str = ""
+
+
+class Facts(Frozen):
+    """What was seen of a machine. ``programs``: versions by name, empty when it tells none, absent when missing.
+
+    ``free`` is in bytes, by the folder's role (output, cache).
+    """
+
+    root: bool
+    machine: str = "x86_64"
+    programs: Mapping[str, str] = Field(default_factory=dict)
+    filesystems: frozenset[str] = frozenset()
+    loop_devices: bool = False
+    mount_namespaces: bool = False
+    accelerator: Literal["kvm", "tcg", "none"] = "none"
+    uefi_firmware: bool = False
+    boto3: str = ""
+    free: Mapping[str, int] = Field(default_factory=dict)
+    folders: Mapping[str, str] = Field(default_factory=dict)
+
+
+def examine(*, output: Path, cache: Path) -> tuple[Check, ...]:
+    """Look at this machine; ``output`` and ``cache`` need not exist. Never raises for what is missing."""
+    return judge(gather(output=output, cache=cache))
+
+
+def gather(*, output: Path, cache: Path) -> Facts:
+    """Look, in about a second: programs are asked for their versions side by side."""
+    present = [program for program in PROGRAMS if find(program.name)]
+    with ThreadPoolExecutor() as pool:
+        versions = dict(zip((program.name for program in present), pool.map(_version, present), strict=True))
+    folders = {"output": output, "cache": cache}
+    return Facts(
+        root=os.geteuid() == 0,
+        machine=platform.machine(),
+        programs=versions,
+        filesystems=frozenset(line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()),
+        loop_devices=Path("/dev/loop-control").exists(),
+        mount_namespaces=_works(isolated(["true"])),
+        accelerator=_accelerator(),
+        uefi_firmware=_has_firmware(),
+        boto3=_package_version("boto3"),
+        free={role: shutil.disk_usage(_existing(folder)).free for role, folder in folders.items()},
+        folders={role: str(folder) for role, folder in folders.items()},
+    )
+
+
+def _version(program: Program) -> str:
+    if not program.version:
+        return ""
+    try:
+        done = run([program.name, *program.version], timeout=_PROBE_TIMEOUT, check=False)
+    except DeadlineExceeded:
+        return ""
+    found = _VERSION.search(f"{done.text}\n{done.stderr}")
+    return found[0] if found else ""
+
+
+def _works(command: list[str]) -> bool:
+    try:
+        run(command, timeout=_PROBE_TIMEOUT)
+    except (CommandFailed, DeadlineExceeded, EnvironmentProblem):
+        return False
+    return True
+
+
+def _accelerator() -> Literal["kvm", "tcg", "none"]:
+    try:
+        return vm.accelerator()
+    except EnvironmentProblem:
+        return "none"
+
+
+def _has_firmware() -> bool:
+    try:
+        ovmf()
+    except EnvironmentProblem:
+        return False
+    return True
+
+
+def _package_version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def judge(facts: Facts) -> tuple[Check, ...]:
+    """Return every check, in the order of what a bake needs first (pure)."""
+    builders = [_builders(facts)]
+    programs = [_program(program, facts.programs.get(program.name)) for program in PROGRAMS if not program.group]
+    return (*_system(facts), *programs, *builders, *_extras(facts), *_space(facts))
+
+
+def lacking(checks: Iterable[Check]) -> tuple[Check, ...]:
+    """Return the checks that stand in the way of a command."""
+    return tuple(check for check in checks if check.status == "missing")
+
+
+def _check(good: bool, name: str, purpose: str, needed_by: tuple[str, ...], hint: str, *, mild: bool = False) -> Check:
+    """Return a check of a fact that is true or false; ``mild``: one can do without."""
+    bad: Status = "warn" if mild else "missing"
+    status: Status = "ok" if good else bad
+    return Check(name=name, purpose=purpose, needed_by=needed_by, status=status, hint="" if good else hint)
+
+
+def _system(facts: Facts) -> Iterator[Check]:
+    baking, known = ("bake", "verify"), facts.filesystems
+    namespaces = "run as root; in a container, with the capability CAP_SYS_ADMIN"
+    yield _check(facts.root, "root", "mounts and loop devices", baking, "run parbake with sudo")
+    yield _check(facts.mount_namespaces, "mount namespaces", "mounts that vanish with the run", baking, namespaces)
+    loops = "modprobe loop; in a container, run it privileged"
+    yield _check(facts.loop_devices, "loop devices", "open disks and volumes", baking, loops)
+    yield _check("overlay" in known, "overlayfs", "unpack layers as nodes do", ("bake",), "modprobe overlay")
+    yield _check("ext4" in known, "ext4", "the usual file system", baking, "modprobe ext4")
+    yield _check("xfs" in known, "xfs", "mount xfs", (XFS,), "modprobe xfs", mild=True)
+
+
+def _program(program: Program, version: str | None) -> Check:
+    """Judge a program by its version (empty: it tells none; None: it is not there)."""
+    status: Status = "ok"
+    found, hint = version or "there", ""
+    if version is None:
+        status, found = "warn" if program.optional else "missing", ""
+        hint = f"apt-get install {program.package}"
+    elif version and program.oldest and _numbers(version) < _numbers(program.oldest):
+        status = "warn" if program.optional else "missing"
+        hint = f"{program.oldest} or later is needed: a newer {program.package}"
+    return Check(
+        name=program.name, purpose=program.purpose, needed_by=program.used_by, status=status, found=found, hint=hint
+    )
+
+
+def _builders(facts: Facts) -> Check:
+    """Judge the programs that build images as one: the first that is there is enough."""
+    group = [program for program in PROGRAMS if program.group]
+    there = [f"{item.name} {facts.programs[item.name]}".strip() for item in group if item.name in facts.programs]
+    return Check(
+        name=" or ".join(item.name for item in group),
+        purpose="build images",
+        needed_by=group[0].used_by,
+        status="ok" if there else "missing",
+        found=", ".join(there),
+        hint="" if there else f"apt-get install {group[0].package}",
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _extras(facts: Facts) -> Iterator[Check]:
+    accelerated = facts.accelerator == "kvm"
+    slow = "verification runs in emulation, about ten times slower; use a machine with /dev/kvm (bare metal or nested)"
+    if facts.accelerator == "none":
+        slow = f"no machine can be booted here ({facts.machine}); verify on an x86-64 machine with QEMU"
+    kvm = _check(accelerated, "KVM", "boot at full speed", ("verify",), slow, mild=facts.accelerator != "none")
+    yield kvm.model_copy(update={"found": facts.accelerator})
+    firmware = "apt-get install ovmf"
+    yield _check(facts.uefi_firmware, "OVMF", "boot bases that start by UEFI only", ("verify",), firmware, mild=True)
+    boto3 = _check(bool(facts.boto3), "boto3", "ECR log-in", ("ECR", "AWS"), "pip install 'parbake[aws]'", mild=True)
+    yield boto3.model_copy(update={"found": facts.boto3})
+
+
+def _space(facts: Facts) -> Iterator[Check]:
+    for role, wanted in (("output", _ROOM_FOR_OUTPUT), ("cache", _ROOM_FOR_CACHE)):
+        free, folder = facts.free.get(role, 0), facts.folders.get(role, role)
+        hint = f"free {(wanted - free) // GIB + 1} GiB below {folder}, or use another disk"
+        purpose = f"{wanted // GIB} GiB are enough for a 4 GB image"
+        check = _check(free >= wanted, f"space for {role}", purpose, ("bake",), hint, mild=True)
+        yield check.model_copy(update={"found": f"{free // GIB} GiB in {folder}"})

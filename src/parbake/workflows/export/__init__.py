@@ -1,0 +1,247 @@
+"""Write what other tools take: their own files, so that they do what the Bakefile says, or take what was baked."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from parbake import records
+from parbake.aws import ebs
+from parbake.bakefile import load
+from parbake.builders import packer
+from parbake.core import atomic
+from parbake.core.errors import InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import GIB, Base, Image
+from parbake.core.plan import disk_size
+from parbake.core.run import need_root
+from parbake.core.workspace import publish, remove_leftovers, work_folder
+from parbake.machine import disk
+from parbake.records import Record, genuine
+from parbake.workflows import plan
+from parbake.workflows.export.archive import write_archive
+from parbake.workflows.export.gke import secondary_boot_disk
+from parbake.workflows.export.scripts import azure_script, gcp_script, gke_script, resource_name
+from parbake.workflows.export.vhd import vhd_size, write_vhd
+
+# The root volumes of EKS's AMIs; which one it will be, only AWS knows.
+_NODE_BASE = Base(kind="ami", size=20 * GIB)
+
+
+def to_packer(
+    bakefile: Path, folder: Path, events: Events, *, pin: bool = False, force: bool = False
+) -> tuple[Path, ...]:
+    """Write Packer's folder for a Bakefile; return its files.
+
+    ``pin`` asks the registries for the digests that the tags have now, and for sizes; nothing else needs a network.
+    Raises InputError where Packer cannot bake what the Bakefile says, without ``pin`` also for images that must be
+    signed, and when files in the folder say something else (unless ``force``); VerificationFailed for what is not
+    signed.
+    """
+    loaded = load(bakefile)
+    unchecked = [entry.reference for entry in loaded.images if entry.signed_by]
+    if unchecked and not pin:
+        raise InputError(
+            f"{unchecked[0]} must be signed, and that is not known of what its tag will name when Packer runs",
+            hint="--pin checks the signatures now, and writes the digests that were signed",
+        )
+    images = _resolved(bakefile, events) if pin else []
+    # nerdctl and ctr keep the compressed layers.
+    size = disk_size(images, _NODE_BASE, keep_layers=True) if images else 0
+    made = packer.folder(loaded, images, size=size)
+    for warning in made.warnings:
+        events.warn(warning)
+    return write(folder, made.files, force=force)
+
+
+def _resolved(bakefile: Path, events: Events) -> list[Image]:
+    with plan.open_session(bakefile, events) as run:
+        found = plan.resolve(run)
+        missing = [name for name, image in found.items() if image is None]
+        if missing:
+            hint = "build and push them first (a bake does), or leave out --pin"
+            raise InputError(f"not built yet: {', '.join(missing)}", hint=hint)
+        sandbox = plan.sandbox_of(run)
+    return [image for image in (*found.values(), sandbox) if image]
+
+
+def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path, ...]:
+    """Write files below a folder, which is made when missing; what says the same already is left alone.
+
+    Raises InputError that names what is in the way, before anything is written, unless ``force``; and for a folder of
+    a file that is a link.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
+    changed = {
+        name: text for name, text in files.items() if not (folder / name).is_file() or _text(folder / name) != text
+    }
+    in_the_way = [name for name in changed if (folder / name).exists()]
+    if in_the_way and not force:
+        raise InputError(
+            f"{folder} holds other files of these names: {', '.join(in_the_way)}",
+            hint="name another folder, or replace them with --force",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in changed.items():
+        mode = 0o755 if text.startswith("#!") else 0o644
+        atomic.replace(folder / name, text, mode=mode, beneath=folder)
+    return tuple(folder / name for name in files)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class _Baked:
+    """An artefact on this machine: its record, its disk as a raw file, and a work folder beside the export."""
+
+    record: Record
+    raw: Path
+    work: Path
+    name: str
+    events: Events
+
+    @property
+    def uefi(self) -> bool:
+        """Whether the disk boots by UEFI."""
+        return self.bootable and ebs.boot_mode(self.raw, self.record.plan.platform) != "legacy-bios"
+
+    @property
+    def bootable(self) -> bool:
+        return self.record.plan.artefact.kind == "machine-image"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cloud:
+    """How a cloud's files are named, and what writes the script (first) and the disk, both in the work folder."""
+
+    suffix: str
+    script: str
+    text: Callable[[_Baked, str], str]
+    disk: Callable[[_Baked, Path], object]
+    refuse: Callable[[Record], None] = lambda _record: None
+
+
+def to_gcp(
+    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+) -> tuple[Path, ...]:
+    """Write an artefact as Compute Engine takes it, and the script that makes an image of it; return both files.
+
+    ``what`` names the artefact, see ``records.locate``. An export that is complete, and no older than the artefact, is
+    left as it is unless ``force``. ``trust`` are the keys that must have signed its record (PEM files; none: it need
+    not be signed). Raises InputError (none, in a cloud, files in the way), VerificationFailed unless
+    the artefact is proven or ``force`` says so, and for a record that is not to be believed, DiskFull.
+    """
+
+    def text(baked: _Baked, archive: str) -> str:
+        return gcp_script(archive, baked.name, baked.record.plan.platform, uefi=baked.uefi)
+
+    def archive(baked: _Baked, target: Path) -> None:
+        write_archive(baked.raw, target, baked.events)
+
+    return _export(
+        what, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force, trust=trust
+    )
+
+
+def to_gke(
+    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+) -> tuple[Path, ...]:
+    """Write a volume as a secondary boot disk of GKE's, and the script that makes a disk image of it. Needs root.
+
+    Raises what ``to_gcp`` raises, and InputError for what is no ext4 volume.
+    """
+    need_root("arranging the volume")
+
+    def refuse(record: Record) -> None:
+        artefact = record.plan.artefact
+        if artefact.kind != "volume" or artefact.filesystem != "ext4":
+            raise InputError(
+                f"{record.artefact} is no ext4 volume, which GKE's secondary boot disks are made of",
+                hint="bake one: `base: none`, and `filesystem: ext4` in `artefact`",
+            )
+
+    def text(baked: _Baked, archive: str) -> str:
+        return gke_script(archive, baked.name)
+
+    def archive(baked: _Baked, target: Path) -> None:
+        arranged = baked.work / "gke.raw"
+        secondary_boot_disk(baked.raw, arranged, baked.work, baked.events)
+        write_archive(arranged, target, baked.events)
+
+    cloud = _Cloud("-gke.tar.gz", "create-disk-image.sh", text, archive, refuse)
+    return _export(what, output, folder, events, cloud, force=force, trust=trust)
+
+
+def to_azure(
+    what: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+) -> tuple[Path, ...]:
+    """Write an artefact as a VHD for Azure, and the script that makes a managed disk (and an image) of it.
+
+    Raises what ``to_gcp`` raises.
+    """
+
+    def text(baked: _Baked, vhd: str) -> str:
+        platform, size = baked.record.plan.platform, vhd_size(baked.raw)
+        return azure_script(vhd, baked.name, platform, size=size, uefi=baked.uefi, bootable=baked.bootable)
+
+    def vhd(baked: _Baked, target: Path) -> None:
+        write_vhd(baked.raw, target, baked.work, baked.events)
+
+    return _export(what, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force, trust=trust)
+
+
+def _export(
+    what: str, output: Path, folder: Path, events: Events, cloud: _Cloud, *, force: bool, trust: Sequence[Path]
+) -> tuple[Path, ...]:
+    """Write the script, then the disk, which appears when it is complete: a run that ends before it is none.
+
+    What runs that were killed left in the folder goes on the way.
+    """
+    artefact, record = _proven(what, output, events, force=force, trust=trust)
+    cloud.refuse(record)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
+    remove_leftovers(folder)
+    name = resource_name(record.plan.name, record.key)
+    made, script = folder / f"{name}{cloud.suffix}", folder / cloud.script
+    if not force and script.is_file() and _is_newer(made, artefact):
+        events.note(f"{made} exists already (--force writes it anew)")
+        return made, script
+    with work_folder(folder, "export") as work:
+        raw = artefact
+        if record.plan.artefact.format != "raw":
+            raw = work / "disk.raw"
+            disk.to_raw(artefact, raw, events)
+        baked = _Baked(record, raw, work, name, events)
+        made.unlink(missing_ok=True)  # of an earlier artefact: it and the new script would not go together
+        write(folder, {cloud.script: cloud.text(baked, made.name)}, force=force)
+        cloud.disk(baked, work / made.name)
+        publish(work / made.name, made, mode=stat.S_IMODE(artefact.stat().st_mode) & 0o666)  # as readable as that
+    return made, script
+
+
+def _proven(what: str, output: Path, events: Events, *, force: bool, trust: Sequence[Path]) -> tuple[Path, Record]:
+    artefact, record = records.locate(what, output)
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="export what parbake has baked")
+    record = genuine.need(artefact, trust)
+    if not artefact.is_file():
+        where = "lies in a cloud" if record.published else "is not here any more"
+        raise InputError(f"{artefact.name} {where}", hint="bake it with `builder: local`")
+    if not record.verified:
+        if not force:
+            raise VerificationFailed(
+                f"{record.artefact} is not verified: nodes may not start its images",
+                hint=f"`parbake verify {record.artefact}`; --force exports it all the same",
+            )
+        events.warn(f"--force: {record.artefact} is not verified, and is exported all the same")
+    return artefact, record
+
+
+def _is_newer(made: Path, artefact: Path) -> bool:
+    return made.is_file() and made.stat().st_mtime_ns >= artefact.stat().st_mtime_ns

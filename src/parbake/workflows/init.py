@@ -1,0 +1,89 @@
+"""``parbake init``: find the images, ask for their sizes, write the Bakefile."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from parbake.bakefile import scaffold
+from parbake.core.errors import InputError, ParbakeError
+from parbake.core.events import Events
+from parbake.core.model import Platform
+from parbake.core.reference import Reference
+from parbake.images import workloads as kubernetes
+from parbake.images.registry import Patience, Registry
+
+# Sizes are a courtesy in a comment: a registry that does not answer soon is not worth the wait.
+_PATIENCE = Patience(tries=1, total=10, connect=3, stall=5)
+
+
+def begin(
+    folder: Path,
+    *,
+    images: tuple[str, ...],
+    manifests: str | None,
+    cluster: bool,
+    context: str,
+    sizes: bool,
+    force: bool,
+    events: Events,
+) -> tuple[Path, ...]:
+    """Write a Bakefile for what the user named, or for what the folder holds; return the files that were written.
+
+    ``manifests`` is a folder, a file, or ``-`` for standard input. Raises InputError when files exist already (unless
+    ``force``), when there is nothing to bake, or for a named image that could only be built.
+    """
+    entries = [_named(image) for image in images]
+    if manifests is not None or cluster:
+        entries += _from_kubernetes(manifests, cluster, context, events)
+        if not entries:
+            raise InputError("no images were found", hint="do the manifests hold Pods, Deployments, Jobs or the like?")
+    if sizes:
+        entries = _with_sizes(entries, events)
+    return scaffold.write(folder, entries, today=datetime.now(UTC).date(), force=force)
+
+
+def _named(image: str) -> scaffold.Entry:
+    reference = Reference.parse(image)
+    if reference.is_local:
+        raise InputError(
+            f"{reference} is in no registry: `localhost` without a port is for images that are built here",
+            hint="run `parbake init` in the folder of its Containerfile, without --image; or name the registry's port",
+        )
+    return scaffold.Entry(reference=str(reference))
+
+
+def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[scaffold.Entry]:
+    documents: list[tuple[str, str]] = []
+    if manifests == "-":
+        documents.append(("standard input", sys.stdin.read()))
+    elif manifests is not None:
+        documents += kubernetes.read_folder(Path(manifests))
+    if cluster:
+        documents += kubernetes.from_cluster(context)
+    found = kubernetes.images_in(documents)
+    for warning in found.warnings:
+        events.warn(warning)
+    entries = []
+    for image in found.images:
+        if Reference.parse(image.reference).is_local:
+            events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
+            continue
+        entries.append(scaffold.Entry(reference=image.reference, uses=tuple(str(use) for use in image.uses)))
+    return entries
+
+
+def _with_sizes(entries: list[scaffold.Entry], events: Events) -> list[scaffold.Entry]:
+    platform = Platform.host()
+    with Registry({}, events=events, patience=_PATIENCE) as registry, ThreadPoolExecutor(max_workers=8) as pool:
+
+        def sized(entry: scaffold.Entry) -> scaffold.Entry:
+            try:
+                return replace(entry, size=registry.resolve(Reference.parse(entry.reference), platform).size)
+            except ParbakeError:
+                return entry  # unknown: the bake will say why
+
+        return list(pool.map(sized, entries))

@@ -1,0 +1,94 @@
+"""Read workloads and node classes, and say which pods will not use a bake, and why. Deciding is pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from parbake import records
+from parbake.bakefile import load
+from parbake.core.errors import CommandFailed, InputError
+from parbake.images.workloads import Documents, from_cluster, things_in
+from parbake.workflows.lint import nodes, pods
+from parbake.workflows.lint.bakes import Bake, of_bakefile, of_record, together
+from parbake.workflows.lint.rules import BY_ID, RULES, Finding, Rule
+from parbake.workflows.lint.sarif import document as sarif
+
+__all__ = [
+    "RULES",
+    "Bake",
+    "Finding",
+    "Rule",
+    "bakes_of",
+    "examine",
+    "gather",
+    "of_bakefile",
+    "of_record",
+    "sarif",
+    "together",
+]
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+_NODE_KINDS = ("ec2nodeclasses.karpenter.k8s.aws", "nodepools.karpenter.sh", "awsnodetemplates.karpenter.k8s.aws")
+_UNKNOWN_KIND = "the server doesn't have a resource type"
+
+
+def examine(documents: Iterable[tuple[str, str]], bakes: Sequence[Bake]) -> tuple[Finding, ...]:
+    """Compare everything in the documents with the bakes; errors come first, then by place."""
+    things, problems = things_in(documents)
+    found = [_unreadable(problem) for problem in problems]
+    for thing in things:
+        metadata = thing.data.get("metadata")
+        if (
+            isinstance(metadata, dict)
+            and metadata.get("ownerReferences")
+            and thing.kind in {"Pod", "ReplicaSet", "Job"}
+        ):
+            continue  # a controller made it: what it was made of is what can be changed
+        found += pods.check(thing, bakes)
+        found += nodes.check(thing, bakes)
+    distinct = dict.fromkeys(found)
+    return tuple(sorted(distinct, key=lambda each: (_ORDER[each.level], each.source, each.line, each.rule.id)))
+
+
+def bakes_of(bakefile: Path | None, output: Path, named: Sequence[str] = ()) -> tuple[Bake, ...]:
+    """Return what to compare with: the named records, else the Bakefile with its newest record, else the newest ones.
+
+    Raises InputError when there is nothing, BakefileError when the Bakefile is wrong.
+    """
+    if named:
+        found = [records.locate(each, output)[1] for each in named]
+        if None in found:
+            raise InputError(f"{named[found.index(None)]} has no record", hint="name a record, or leave out --bake")
+        return together(None, (record for record in found if record))
+    wanted = load(bakefile) if bakefile else None
+    newest = {record.plan.name: record for _, record in records.find(output)}  # oldest first: the last one stays
+    if wanted:
+        return together(of_bakefile(wanted), [newest[wanted.name]] if wanted.name in newest else [])
+    if not newest:
+        raise InputError(
+            "there is nothing to compare with: no Bakefile, and no record",
+            hint="-f names a Bakefile, --bake a record (a bake writes it beside the artefact)",
+        )
+    return together(None, newest.values())
+
+
+def gather(context: str = "") -> Documents:
+    """Ask kubectl's cluster for workloads, and for Karpenter's objects where it has them; raises CommandFailed."""
+    found = from_cluster(context)
+    for kind in _NODE_KINDS:
+        try:
+            found += from_cluster(context, kind)
+        except CommandFailed as error:
+            if _UNKNOWN_KIND not in error.output:
+                raise
+    return found
+
+
+def _unreadable(problem: str) -> Finding:
+    match = re.match(r"(?P<source>.*?), line (?P<line>[0-9]+): (?P<message>.*)", problem, re.DOTALL)
+    if match:
+        return Finding(BY_ID["unreadable"], match["source"], int(match["line"]), "", match["message"])
+    source, _, message = problem.partition(": ")
+    return Finding(BY_ID["unreadable"], source, 0, "", message)

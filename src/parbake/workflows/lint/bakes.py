@@ -1,0 +1,148 @@
+"""What was baked, or will be: the side that manifests are compared with. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from parbake.bakefile import Bakefile
+from parbake.core.model import GIB, Platform
+from parbake.core.reference import Reference
+from parbake.records import Record
+
+type Family = Literal["", "AL2", "AL2023", "Bottlerocket", "Ubuntu"]
+
+_FAMILIES: dict[str, Family] = {
+    "al2": "AL2", "al2023": "AL2023", "bottlerocket": "Bottlerocket", "ubuntu": "Ubuntu",
+}  # fmt: skip
+# The beginnings of the names of AWS's own AMIs.
+_NAMES: tuple[tuple[str, Family], ...] = (
+    ("amazon-eks-node-al2023", "AL2023"),
+    ("amazon-eks-", "AL2"),
+    ("bottlerocket-", "Bottlerocket"),
+    ("ubuntu-eks", "Ubuntu"),
+    ("ubuntu/", "Ubuntu"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BakedImage:
+    """An image in a bake. ``digest`` is empty while nobody knows it; ``by_digest`` says that it is stored so too."""
+
+    reference: Reference
+    digest: str = ""
+    manifest: str = ""
+    by_digest: bool = False
+
+    @property
+    def digests(self) -> set[str]:
+        """What pods may name it by: the index, and the platform's manifest."""
+        return {self.digest, self.manifest} - {""}
+
+
+@dataclass(frozen=True, slots=True)
+class Bake:
+    """A bake: a record, or a Bakefile that was not baked yet.
+
+    ``size`` is that of the disk or volume and ``filled`` what the images take of it, both in bytes (0: unknown).
+    ``sandbox`` is the pause image that it carries. ``amis`` and ``snapshots`` are where it is published, the sizes of
+    snapshots in bytes.
+    """
+
+    name: str
+    platform: Platform
+    kind: Literal["machine-image", "volume"]
+    images: tuple[BakedImage, ...]
+    family: Family = ""
+    sandbox: str = ""
+    size: int = 0
+    filled: int = 0
+    amis: frozenset[str] = frozenset()
+    snapshots: tuple[tuple[str, int], ...] = ()
+
+    def find(self, reference: Reference) -> BakedImage | None:
+        """Return the image that a pod's reference names, tag for tag; digests are compared by the caller."""
+        if reference.digest:  # then the node asks for name@digest, whatever the tag
+            for image in self.images:
+                if image.reference.name == reference.name and reference.digest in image.digests:
+                    return image
+        for image in self.images:
+            known = image.reference
+            if known.name != reference.name:
+                continue
+            if known.tag == reference.tag or not (known.tag and reference.tag):
+                return image
+        return None
+
+
+def of_record(record: Record) -> Bake:
+    """Return what a record says was baked."""
+    plan = record.plan
+    images = tuple(
+        BakedImage(
+            Reference.parse(image.reference),
+            image.target.digest,
+            image.manifest.digest,
+            by_digest=image.also_by_digest or "@" in image.reference,
+        )
+        for image in plan.images
+    )
+    published = record.published.values()
+    return Bake(
+        name=record.artefact,
+        platform=plan.platform,
+        kind=plan.artefact.kind,
+        images=images,
+        family=next((there.family for there in published if there.family), ""),
+        sandbox=plan.sandbox.reference if plan.sandbox else "",
+        size=plan.size,
+        filled=record.allocated if plan.artefact.kind == "volume" else 0,
+        amis=frozenset(there.image for there in published if there.image),
+        snapshots=tuple((each.id, each.size) for there in published for each in there.snapshots),
+    )
+
+
+def of_bakefile(bakefile: Bakefile, *, name: str = "the Bakefile") -> Bake:
+    """Return what a Bakefile says is to be baked."""
+    images = tuple(
+        BakedImage(
+            entry.parsed,
+            entry.parsed.digest,
+            by_digest=entry.also_by_digest or bool(entry.parsed.digest),
+        )
+        for entry in bakefile.images
+    )
+    source = bakefile.base.ami
+    family = _FAMILIES.get(source.eks, "") if source else ""
+    if source and not family:
+        family = next((each for start, each in _NAMES if source.name.startswith(start)), "")
+    return Bake(
+        name=name,
+        platform=bakefile.platform,
+        kind=bakefile.artefact.kind,
+        images=images,
+        family=family,
+        sandbox="" if bakefile.sandbox == "none" else bakefile.sandbox,
+        size=bakefile.size,
+    )
+
+
+def together(wanted: Bake | None, records: Iterable[Record]) -> tuple[Bake, ...]:
+    """Return the bakes to compare with: each record, or what the Bakefile says, with what its newest record knows."""
+    baked = [of_record(record) for record in records]
+    if wanted is None:
+        return tuple(baked)
+    if not baked:
+        return (wanted,)
+    newest = baked[-1]
+    known = {str(image.reference): image for image in newest.images}
+    images = tuple(known.get(str(image.reference), image) for image in wanted.images)
+    if any(str(image.reference) not in known for image in wanted.images) or len(known) > len(images):
+        return (replace(wanted, images=images),)  # the Bakefile has changed since
+    return (replace(newest, family=wanted.family or newest.family, images=images),)
+
+
+def gib(size: int) -> str:
+    """Return a size as volumes are sized."""
+    return f"{-(-size // GIB)} GiB"

@@ -1,0 +1,265 @@
+"""Node classes and kubelets against bakes: whether the node has the bake, and leaves it alone. Pure.
+
+Sources: Karpenter's NodeClasses and NodePools (default disks, ``instanceStorePolicy``), KubeletConfiguration v1beta1
+(image GC at 85 and 80 % by default; ``imagePullCredentialsVerificationPolicy`` of KEP-2535), nodeadm's NodeConfig.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from parbake.core.model import GIB
+from parbake.core.yamltext import Where
+from parbake.images.workloads import Thing
+from parbake.rollouts.nodeclass import ALIASES
+from parbake.workflows.lint.bakes import Bake, gib
+from parbake.workflows.lint.rules import Finding, finding
+from parbake.workflows.lint.userdata import NodeSettings, of_config, read
+
+NODE_CLASSES = {"EC2NodeClass", "AWSNodeTemplate"}
+# Where kubelet settings stand, in the objects that have some.
+_KUBELETS: dict[str, Where] = {
+    "EC2NodeClass": ("spec", "kubelet"),
+    "NodePool": ("spec", "template", "spec", "kubelet"),
+    "Provisioner": ("spec", "kubeletConfiguration"),
+    "KubeletConfiguration": (),
+}
+_HIGH, _LOW = 85, 80
+_DATA_DEVICES = {"Bottlerocket": "/dev/xvdb"}
+_ROOT_DEVICES = {"Ubuntu": "/dev/sda1"}
+# What a volume is without a mapping: Karpenter's defaults, in GiB.
+_DEFAULT_SIZES = {("Bottlerocket", "/dev/xvda"): 4}
+_DEFAULT_SIZE = 20
+_UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    **{f"{u}i": 1 << 10 * n for n, u in enumerate("KMGT", 1)},
+}
+_PAUSE = "localhost/kubernetes/pause"
+
+
+def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
+    """Yield what is wrong with an object that describes nodes, or a part of them."""
+    bakes = tuple(bakes)
+    where = _KUBELETS.get(thing.kind)
+    if where is not None:
+        yield from _kubelet(thing, where, _at(thing.data, where), bakes, 0)
+    if thing.kind == "NodeConfig":
+        yield from _settings(thing, ("spec",), of_config(thing.data), bakes, "AL2023")
+    if thing.kind in NODE_CLASSES:
+        yield from _node_class(thing, bakes)
+
+
+def _node_class(thing: Thing, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+    spec = _map(thing.data.get("spec"))
+    family = family_of(spec)
+    if spec.get("instanceStorePolicy") == "RAID0":
+        message = (
+            "instanceStorePolicy: RAID0 puts the container store on local disks: what was baked is hidden or copied"
+        )
+        yield finding("instance-store", thing, ("spec", "instanceStorePolicy"), message)
+    yield from _images(thing, spec, family, bakes)
+    yield from _disks(thing, spec, family, bakes)
+    if spec.get("userData"):
+        settings = read(str(spec["userData"]))
+        yield from _settings(thing, ("spec", "userData"), settings, bakes, family)
+
+
+def family_of(spec: Mapping[str, Any]) -> str:
+    """Return the family of a node class: by its alias, else as it says; empty where it says nothing."""
+    for term in _list(spec.get("amiSelectorTerms")):
+        alias = str(_map(term).get("alias") or "").partition("@")[0]
+        if alias:
+            return ALIASES.get(alias, "")
+    return str(spec.get("amiFamily") or "")
+
+
+def _images(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+    machines = [bake for bake in bakes if bake.kind == "machine-image"]
+    families = {bake.family for bake in bakes} - {""}
+    if families and family not in {"", "Custom", *families}:
+        message = f"the node class is for {family}, and {', '.join(bake.name for bake in bakes)} for {min(families)}"
+        at: Where = ("spec", "amiFamily") if "amiFamily" in spec else ("spec", "amiSelectorTerms")
+        yield finding("ami-family", thing, at, message)
+    if not machines or len(machines) < len(bakes):
+        return  # nodes with a volume run any AMI of their family
+    ours = {ami for bake in machines for ami in bake.amis}
+    names = ", ".join(bake.name for bake in machines)
+    terms = [_map(term) for term in _list(spec.get("amiSelectorTerms"))]
+    for index, term in enumerate(terms):
+        at = ("spec", "amiSelectorTerms", index)
+        if term.get("alias"):
+            yield finding("ami-differs", thing, at, f"alias: {term['alias']} is AWS's own AMI, not {names}")
+        elif term.get("id") and ours and term["id"] not in ours:
+            yield finding("ami-differs", thing, at, f"{term['id']} is not {names} ({', '.join(sorted(ours))})")
+    selector = _map(spec.get("amiSelector"))
+    ids = str(selector.get("aws-ids") or selector.get("aws::ids") or "")
+    chosen = {each.strip() for each in ids.split(",")} - {""}
+    if chosen and ours and not chosen & ours:
+        yield finding(
+            "ami-differs", thing, ("spec", "amiSelector"), f"{ids} is not {names} ({', '.join(sorted(ours))})"
+        )
+    if not terms and not selector and thing.kind == "AWSNodeTemplate":
+        yield finding("ami-differs", thing, ("spec",), f"no amiSelector: Karpenter takes AWS's own AMI, not {names}")
+
+
+def _disks(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+    sizes = {snapshot: size for bake in bakes for snapshot, size in bake.snapshots if size}
+    mappings = [_map(each) for each in _list(spec.get("blockDeviceMappings"))]
+    data_device = _DATA_DEVICES.get(family)
+    for index, mapping in enumerate(mappings):
+        at: Where = ("spec", "blockDeviceMappings", index)
+        ebs, device = _map(mapping.get("ebs")), str(mapping.get("deviceName") or "")
+        snapshot, given = str(ebs.get("snapshotID") or ""), size_of(ebs.get("volumeSize"))
+        least = sizes.get(snapshot, 0)
+        if given and given < least:
+            message = f"{device} has {gib(given)}, and the snapshot {snapshot} {gib(least)}"
+            yield finding("volume-too-small", thing, (*at, "ebs", "volumeSize"), message)
+        if snapshot in sizes and data_device and device != data_device:
+            message = f"{snapshot} is mapped under {device}, and {family} looks for its store on {data_device}"
+            yield finding("device-differs", thing, (*at, "deviceName"), message)
+    yield from _root(thing, family, mappings, bakes)
+    yield from _share(thing, spec, mappings, bakes)
+
+
+def _root(thing: Thing, family: str, mappings: list[Mapping[str, Any]], bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+    """Check the root volume of a baked AMI, whose size is Karpenter's unless it is written."""
+    machines = [bake for bake in bakes if bake.kind == "machine-image" and bake.size]
+    if not machines or len(machines) < len(bakes):
+        return
+    device = _ROOT_DEVICES.get(family, "/dev/xvda")
+    least = min(bake.size for bake in machines)
+    for index, mapping in enumerate(mappings):
+        if mapping.get("deviceName") == device or mapping.get("rootVolume") is True:
+            given = size_of(_map(mapping.get("ebs")).get("volumeSize"))
+            if given and given < least:
+                at = ("spec", "blockDeviceMappings", index, "ebs", "volumeSize")
+                message = f"{device} has {gib(given)}, and the baked AMI's root volume {gib(least)}"
+                yield finding("volume-too-small", thing, at, message)
+            return
+    default = _DEFAULT_SIZES.get((family, device), _DEFAULT_SIZE) * GIB
+    if not mappings and default < least:
+        message = (
+            f"no blockDeviceMappings: Karpenter makes {device} {gib(default)}, and the baked AMI needs {gib(least)}"
+        )
+        yield finding("volume-too-small", thing, ("spec",), message)
+
+
+def _share(
+    thing: Thing, spec: Mapping[str, Any], mappings: list[Mapping[str, Any]], bakes: tuple[Bake, ...]
+) -> Iterator[Finding]:
+    """Check how much of its volume a bake fills: garbage collection then takes all that is not pinned."""
+    settings = {**_map(spec.get("kubelet")), **read(str(spec.get("userData") or "")).kubelet}
+    low = _percent(settings.get("imageGCLowThresholdPercent"), _LOW)
+    for bake in bakes:
+        ours = {snapshot for snapshot, _ in bake.snapshots}
+        for index, mapping in enumerate(mappings):
+            ebs = _map(mapping.get("ebs"))
+            given = size_of(ebs.get("volumeSize")) or bake.size
+            if ebs.get("snapshotID") in ours and bake.filled and given and bake.filled * 100 > given * low:
+                at = ("spec", "blockDeviceMappings", index, "ebs")
+                message = (
+                    f"{bake.name} fills {bake.filled * 100 // given} % of {gib(given)}: image garbage collection frees "
+                    f"down to {low} %, and takes what is pulled"
+                )
+                yield finding("image-gc", thing, at, message)
+
+
+def _settings(
+    thing: Thing, where: Where, settings: NodeSettings, bakes: tuple[Bake, ...], family: str
+) -> Iterator[Finding]:
+    if settings.fast_image_pull:
+        message = "FastImagePull makes soci the snapshotter: it does not look at what was baked for overlayfs"
+        yield finding("snapshotter-differs", thing, where, message)
+    elif settings.snapshotter not in {"", "overlayfs"}:
+        yield finding("snapshotter-differs", thing, where, f"the snapshotter is {settings.snapshotter}, not overlayfs")
+    if settings.storage in {"RAID0", "RAID10"}:
+        message = f"localStorage: {settings.storage} puts the container store on local disks: what was baked is hidden"
+        yield finding("instance-store", thing, where, message)
+    yield from _pause(thing, where, settings, bakes, family)
+    if settings.kubelet:
+        yield from _kubelet(thing, where, settings.kubelet, bakes, 1)
+
+
+def _pause(
+    thing: Thing, where: Where, settings: NodeSettings, bakes: tuple[Bake, ...], family: str
+) -> Iterator[Finding]:
+    wanted = settings.sandbox or (_PAUSE if family == "AL2023" else "")
+    for bake in bakes:
+        if bake.kind != "volume" or not wanted or family == "Bottlerocket" or bake.sandbox == "auto":
+            continue
+        if not bake.sandbox:
+            message = f"{bake.name} carries no pause image, and takes the place of the store that has {wanted}"
+            yield finding("pause-image", thing, where, message)
+        elif bake.sandbox.partition(":")[0] != wanted.partition(":")[0] and bake.sandbox != wanted:
+            message = f"the node's pause image is {wanted}, and {bake.name} carries {bake.sandbox}"
+            yield finding("pause-image", thing, where, message)
+
+
+def _kubelet(
+    thing: Thing, where: Where, config: Mapping[str, Any], bakes: tuple[Bake, ...], inside: int
+) -> Iterator[Finding]:
+    """Check kubelet settings; ``inside`` a text (user data) there are no places for single keys."""
+
+    def at(key: str) -> Where:
+        return where if inside else (*where, key)
+
+    high = _percent(config.get("imageGCHighThresholdPercent"), _HIGH)
+    for bake in bakes:
+        if bake.filled and bake.size and bake.filled * 100 >= bake.size * high:
+            message = f"garbage collection starts at {high} %, and {bake.name} fills {bake.filled * 100 // bake.size} %"
+            yield finding("image-gc", thing, at("imageGCHighThresholdPercent"), message)
+    policy = config.get("imagePullCredentialsVerificationPolicy")
+    key = at("imagePullCredentialsVerificationPolicy")
+    if policy == "AlwaysVerify":
+        message = "AlwaysVerify: a pod without the registry's credentials does not get a baked image"
+        yield finding("credentials-verified", thing, key, message)
+    elif policy == "NeverVerifyAllowlistedImages":
+        allowed = [str(each) for each in _list(config.get("preloadedImagesVerificationAllowlist"))]
+        outside = [name for name in _names(bakes) if not any(_allows(pattern, name) for pattern in allowed)]
+        if outside:
+            message = f"the allow list does not name {', '.join(outside)}: the registry is asked before a pod gets them"
+            yield finding("credentials-verified", thing, key, message)
+    elif policy == "NeverVerifyPreloadedImages":
+        yield finding(
+            "baked-images-are-open", thing, key, "NeverVerifyPreloadedImages: pods need no credentials for them"
+        )
+
+
+def _names(bakes: tuple[Bake, ...]) -> list[str]:
+    return sorted({image.reference.name for bake in bakes for image in bake.images})
+
+
+def _allows(pattern: str, name: str) -> bool:
+    """Whether an entry of the allow list fits: the name, without tag and digest; a last ``/*`` fits what is below."""
+    return name == pattern or (pattern.endswith("/*") and fnmatch.fnmatchcase(name, pattern))
+
+
+def size_of(value: object) -> int:
+    """Return a Kubernetes quantity (20Gi) in bytes; 0 for none, or for one that cannot be read."""
+    match = re.fullmatch(r"([0-9]+)([KMGT]i?|)", str(value or ""))
+    return int(match.group(1)) * _UNITS[match.group(2)] if match else 0
+
+
+def _percent(value: object, default: int) -> int:
+    return int(str(value)) if re.fullmatch(r"[0-9]{1,3}", str(value)) else default
+
+
+def _at(data: Any, where: Where) -> Mapping[str, Any]:
+    for part in where:
+        data = _map(data).get(str(part))
+    return _map(data)
+
+
+def _map(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []

@@ -1,0 +1,120 @@
+"""Workloads against bakes: whether a pod finds its image on the node, and uses it. Pure.
+
+Sources: Kubernetes documentation, "Images" (pull policies, the default for :latest); containerd's CRI plugin asks its
+store for exactly the name in the spec, and for ``name@digest`` where a digest is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from parbake.core.errors import BadReference
+from parbake.core.reference import Reference
+from parbake.core.yamltext import Where
+from parbake.images.workloads import Thing, images_of, pod_specs
+from parbake.workflows.lint.bakes import Bake, BakedImage
+from parbake.workflows.lint.rules import Finding, finding
+
+_ARCHITECTURE = ("kubernetes.io/arch", "beta.kubernetes.io/arch")
+
+
+def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
+    """Yield what is wrong with the pods that an object describes."""
+    bakes = tuple(bakes)
+    for place, spec in pod_specs(thing.data, ()):
+        wanted = architectures(spec)
+        fitting = [bake for bake in bakes if not wanted or bake.platform.architecture in wanted]
+        for spot, container, image, policy in images_of(spec):
+            where = (*place, *spot)
+            try:
+                reference = Reference.parse(str(image or "").strip())
+            except BadReference:
+                continue  # filled in by something else
+            if fitting:
+                yield from _image(thing, where, container, reference, policy, fitting)
+            elif any(bake.find(reference) for bake in bakes):
+                made = ", ".join(sorted({str(bake.platform) for bake in bakes}))
+                message = f"{reference} is baked for {made}, and these pods run on {', '.join(sorted(wanted))}"
+                yield finding("platform-differs", thing, where, message, container)
+
+
+def _image(
+    thing: Thing, where: Where, container: str, reference: Reference, policy: object, bakes: list[Bake]
+) -> Iterator[Finding]:
+    known = [(bake, image) for bake in bakes if (image := bake.find(reference))]
+    if not known:
+        yield _unknown(thing, where, container, reference, bakes)
+        return
+    # Good in one bake is good: which nodes a pod comes to, nobody knows here.
+    wrong = [_name(image, bake, reference) for bake, image in known]
+    if all(wrong):
+        rule, message = next(each for each in wrong if each)
+        yield finding(rule, thing, where, message, container)
+    implied = policy is None and reference.tag == "latest" and not reference.digest
+    if policy == "Always" or implied:
+        why = "there is no policy, and :latest means Always" if implied else "imagePullPolicy is Always"
+        message = f"{reference}: {why}: each start asks the registry, and the image loses its pin"
+        yield finding("pull-policy-always", thing, _policy_at(thing, where), message, container)
+    elif reference.tag == "latest" and not reference.digest:
+        yield finding(
+            "latest-tag", thing, where, f"{reference}: what is baked today is not what runs tomorrow", container
+        )
+
+
+def _name(image: BakedImage, bake: Bake, reference: Reference) -> tuple[str, str] | None:
+    """Return what is wrong with the name that a pod asks for, given that the bake has the image."""
+    asked = reference.digest
+    if asked and image.digests and asked not in image.digests:
+        return "digest-differs", f"{reference}: {bake.name} has {next(iter(sorted(image.digests)))}"
+    if asked and not image.by_digest:
+        return "digest-name-missing", f"{reference}: {bake.name} has it as {image.reference} alone"
+    if asked and image.digest and asked != image.digest:
+        return "digest-name-missing", f"{reference}: {bake.name} has the name with {image.digest}, of the same image"
+    if not asked and not image.reference.tag:
+        return "reference-differs", f"{reference}: {bake.name} has {image.reference}, without a tag"
+    return None
+
+
+def _unknown(thing: Thing, where: Where, container: str, reference: Reference, bakes: list[Bake]) -> Finding:
+    """Tell an image that is not baked from one that is, under another tag or in another registry."""
+    for bake in bakes:
+        for image in bake.images:
+            if image.reference.name == reference.name:
+                message = f"the pods ask for {reference}, and {bake.name} has {image.reference}"
+                return finding("reference-differs", thing, where, message, container)
+    for bake in bakes:
+        for image in bake.images:
+            same = image.reference.repository.rpartition("/")[2] == reference.repository.rpartition("/")[2]
+            if same and image.reference.tag == reference.tag:
+                message = (
+                    f"the pods ask for {reference}, and {bake.name} has {image.reference}: another name to the node"
+                )
+                return finding("reference-differs", thing, where, message, container)
+    names = ", ".join(bake.name for bake in bakes)
+    return finding("not-baked", thing, where, f"{reference} is not in {names}", container)
+
+
+def _policy_at(thing: Thing, where: Where) -> Where:
+    key = "pullPolicy" if where[-1] == "reference" else "imagePullPolicy"
+    at = (*where[:-1], key)
+    return at if thing.document.find((*thing.where, *at))[0] == (*thing.where, *at) else where
+
+
+def architectures(spec: Mapping[str, Any]) -> set[str]:
+    """Return the architectures that a pod spec asks for (node selector, required affinity); empty: any."""
+    selector = spec.get("nodeSelector")
+    if isinstance(selector, Mapping):
+        found = {str(selector[key]) for key in _ARCHITECTURE if key in selector}
+        if found:
+            return found
+    found = set()
+    affinity: Any = spec.get("affinity")
+    for key in ("nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"):
+        affinity = affinity.get(key) if isinstance(affinity, Mapping) else None
+    for term in affinity if isinstance(affinity, list | tuple) else ():
+        expressions = term.get("matchExpressions") if isinstance(term, Mapping) else None
+        for each in expressions if isinstance(expressions, list | tuple) else ():
+            if isinstance(each, Mapping) and each.get("key") in _ARCHITECTURE and each.get("operator") == "In":
+                found |= {str(value) for value in each.get("values") or ()}
+    return found

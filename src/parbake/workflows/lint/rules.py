@@ -1,0 +1,96 @@
+"""What lint finds, and the rules by which it looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from parbake.core.yamltext import Where
+from parbake.images.workloads import Thing
+
+type Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A cause for which pods do not use a bake. ``short`` says it in a sentence, ``help`` what to do."""
+
+    id: str
+    level: Level
+    short: str
+    help: str
+
+
+RULES = (
+    Rule("pull-policy-always", "error", "The pull policy asks the registry at each start.",
+         "Write imagePullPolicy: IfNotPresent. Without a policy, :latest means Always."),
+    Rule("latest-tag", "warning", "The tag moves, so that the bake is soon another image.",
+         "Name a version, in the workload and in the Bakefile."),
+    Rule("reference-differs", "error", "The bake has this image under another name.",
+         "Write the same reference in the workload and in the Bakefile."),
+    Rule("digest-differs", "error", "The bake has another digest than the workload asks for.",
+         "Bake again, or change the workload's digest."),
+    Rule("digest-name-missing", "error", "The workload asks by digest, and the bake knows the image by its tag alone.",
+         "Write also_by_digest: true for the image in the Bakefile."),
+    Rule("platform-differs", "error", "The pods run on nodes of another architecture than the bake is for.",
+         "Bake for that platform as well."),
+    Rule("not-baked", "note", "The bake does not have this image: it is pulled.",
+         "Add it to the Bakefile if its pulls are slow."),
+    Rule("snapshotter-differs", "error", "The node's snapshotter is not overlayfs, for which images are baked.",
+         "Turn off FastImagePull or SOCI on nodes with a bake."),
+    Rule("instance-store", "error", "Local disks take the place of the store that was baked.",
+         "Remove instanceStorePolicy: RAID0 (or the local storage strategy) from nodes with a bake."),
+    Rule("volume-too-small", "error", "The volume is smaller than the snapshot, so that no node starts.",
+         "Write a volumeSize of at least the snapshot's size."),
+    Rule("device-differs", "error", "The data volume is mapped under a device where the node does not look for it.",
+         "Bottlerocket's data volume is /dev/xvdb."),
+    Rule("image-gc", "warning", "The kubelet's image garbage collection starts close to what the bake fills.",
+         "Give the volume more room, or raise imageGCHighThresholdPercent."),
+    Rule("credentials-verified", "error", "The kubelet asks the registry before a pod may use a baked image.",
+         "Use NeverVerifyPreloadedImages (the default), or allow the images by name."),
+    Rule("baked-images-are-open", "note", "Any pod on the node may run a baked private image.",
+         "Where that matters, use NeverVerifyAllowlistedImages."),
+    Rule("pause-image", "error", "The node's pause image is not in the data volume: no pod starts there.",
+         "Write sandbox: REFERENCE in the Bakefile, as the node's containerd is configured."),
+    Rule("ami-family", "error", "The node class is for another family than the AMI that was baked.",
+         "Write the amiFamily of the base in the node class."),
+    Rule("ami-differs", "warning", "The node class does not choose the AMI that was baked.",
+         "Roll the bake out (parbake rollout), or write its id in amiSelectorTerms."),
+    Rule("unreadable", "note", "This file is no manifest that can be read.",
+         "Render templates first: helm template CHART | parbake lint -"),
+)  # fmt: skip
+BY_ID = {rule.id: rule for rule in RULES}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found: by which rule, where (line 0: unknown), on what, and why."""
+
+    rule: Rule
+    source: str
+    line: int
+    what: str
+    message: str
+
+    @property
+    def level(self) -> Level:
+        """How bad it is."""
+        return self.rule.level
+
+    @property
+    def place(self) -> str:
+        """Source and line, as compilers write them."""
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {
+            "rule": self.rule.id, "level": self.level, "source": self.source, "line": self.line, "object": self.what,
+            "message": self.message, "hint": self.rule.help,
+        }  # fmt: skip
+
+
+def finding(rule: str, thing: Thing, where: Where, message: str, container: str = "") -> Finding:
+    """Make a finding on a place in an object."""
+    what = str(thing.use(container)).removesuffix(", ") if container else str(thing.use("")).removesuffix(", ")
+    return Finding(BY_ID[rule], thing.source, thing.line(where), what, message)

@@ -1,0 +1,235 @@
+"""The story up to the plan: what a bake would do. Everything here only reads, but for images that are to be built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parbake import records
+from parbake.bakefile import Bakefile, ImageEntry, advice, load
+from parbake.core.errors import VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import Base, Image, Plan
+from parbake.core.plan import cautions, make_plan
+from parbake.core.reference import Reference
+from parbake.core.signing import Signer, public_key
+from parbake.core.workspace import cache_folder, room_for, work_folder
+from parbake.images import pause
+from parbake.images.build import build
+from parbake.images.registry import Layout, Registry
+from parbake.machine import base, disk
+from parbake.records import Record, genuine
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a bake would do. ``plan`` is None while ``to_build`` names images that must be built first."""
+
+    plan: Plan | None
+    to_build: tuple[str, ...] = ()
+    existing: Record | None = None
+    cautions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An artefact and its record; ``changed`` is False when it was there already."""
+
+    artefact: Path
+    record: Record
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one run works with. Made by ``open_session``, which also closes it. ``signer`` signs its records."""
+
+    bakefile: Bakefile
+    registry: Registry
+    events: Events
+    cache: Path = field(default_factory=cache_folder)
+    signer: Signer | None = None
+
+
+@contextmanager
+def open_session(path: Path, events: Events) -> Iterator[Session]:
+    """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it."""
+    bakefile = load(path)
+    for caution in advice(bakefile):
+        events.warn(caution)
+    with Registry(bakefile.registries, events=events) as registry:
+        yield Session(bakefile, registry, events)
+
+
+def preview(path: Path, events: Events) -> Preview:
+    """Say what a bake of this Bakefile would do, without doing any of it."""
+    with open_session(path, events) as run:
+        images = resolve(run)
+        missing = tuple(reference for reference, image in images.items() if image is None)
+        if missing:
+            return Preview(None, to_build=missing)
+        plan = decide(run, [image for image in images.values() if image])
+        found = existing(run.bakefile.output, plan, events)
+        return Preview(plan, existing=found.record if found else None, cautions=cautions(plan))
+
+
+def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:
+    """Look up every image of the Bakefile, in parallel; None for one that is to be built."""
+
+    def look_up(entry: ImageEntry) -> Image | None:
+        platform = entry.platform or run.bakefile.platform
+        if entry.build is None:
+            image = run.registry.resolve(entry.parsed, platform)
+            if entry.signed_by:
+                run.registry.need_signature(image, public_key(entry.signed_by))
+            return image
+        if ignore_built:
+            return None
+        key = build.build_key(entry.build, platform)
+        return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
+
+    entries = run.bakefile.images
+    with ThreadPoolExecutor(max_workers=8) as pool, hanging_up(run.registry):
+        found = list(pool.map(look_up, entries))
+    return {
+        entry.reference: image and image.model_copy(update=_wishes(entry))
+        for entry, image in zip(entries, found, strict=True)
+    }
+
+
+@contextmanager
+def hanging_up(registry: Registry) -> Iterator[None]:
+    """Cut the connections when the body fails or is interrupted, so that no thread goes on waiting for an answer."""
+    try:
+        yield
+    except BaseException:
+        registry.close()
+        raise
+
+
+def make_images(run: Session, images: dict[str, Image | None], *, force: bool = False) -> list[Image]:
+    """Build and push what is missing; return every image."""
+    made = []
+    for entry in run.bakefile.images:
+        image = images[entry.reference]
+        if image is None:
+            assert entry.build
+            with work_folder(run.cache, "build") as work:
+                built = build.build(
+                    entry.build,
+                    entry.parsed,
+                    entry.platform or run.bakefile.platform,
+                    options=run.bakefile.registries,
+                    events=run.events,
+                    work=work,
+                    cache=run.cache,
+                    force=force,
+                )
+            image = built.image.model_copy(update=_wishes(entry))
+        made.append(image)
+    return made
+
+
+def _wishes(entry: ImageEntry) -> dict[str, object]:
+    return {
+        "reference": str(entry.parsed),
+        "startup": entry.startup,
+        "also_by_digest": entry.also_by_digest,
+    }
+
+
+def decide(run: Session, images: list[Image]) -> Plan:
+    """Make the plan from the Bakefile and what its images resolved to."""
+    bakefile = run.bakefile
+    artefact, aws = bakefile.artefact, bakefile.aws
+    if artefact.in_cloud:
+        artefact = artefact.model_copy(update={"encrypted": aws.encrypted, "kms_key": aws.kms_key or ""})
+    return make_plan(
+        name=bakefile.name,
+        platform=bakefile.platform,
+        base=base_of(run),
+        artefact=artefact,
+        images=images,
+        sandbox=sandbox_of(run),
+        keep_layers=bakefile.keep_layers,
+        fixed_size=bakefile.size,
+    )
+
+
+def base_of(run: Session) -> Base:
+    """Name the base by its content: the recipe of the default one, the digest of a file."""
+    choice = run.bakefile.base
+    match choice.kind:
+        case "none":
+            return Base(kind="none")
+        case "debian":
+            recipe = base.describe(run.bakefile.platform, choice.packages, serial=choice.serial)
+            return Base(kind="debian", identity=recipe.identity, size=recipe.size)
+        case "file":
+            assert choice.path
+            file = disk.describe(choice.path, run.cache, run.events)
+            return Base(kind="file", identity=file.digest, path=str(choice.path), size=file.virtual_size)
+        case "ami":
+            from parbake import aws  # loads only where AWS is asked
+
+            assert choice.ami
+            image = aws.find_source(choice.ami, run.bakefile.platform, run.bakefile.aws.region or "")
+            return Base(kind="ami", identity=image.id, size=image.size)
+
+
+def sandbox_of(run: Session) -> Image | None:
+    """Find the sandbox (pause) image: the one that the user names, else parbake's own where the default base needs it.
+
+    A base of the user's brings its own; the builder checks that its runtime's sandbox image is there.
+    """
+    bakefile = run.bakefile
+    if bakefile.sandbox == "none" or (bakefile.sandbox == "auto" and bakefile.base.kind in {"file", "ami"}):
+        return None
+    name = pause.REFERENCE if bakefile.sandbox == "auto" else bakefile.sandbox
+    reference = Reference.parse(name)
+    if not reference.is_local:
+        return run.registry.resolve(reference, bakefile.platform)
+    # A `localhost/` name, such as that of EKS's nodes, can be pulled from nowhere: ours serves under it.
+    if bakefile.sandbox == "auto" and not pause.available(bakefile.platform):
+        return None
+    with room_for(run.cache / "pause"):
+        layout = pause.layout(run.cache / "pause", bakefile.platform)
+    image = Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
+    return image.model_copy(update={"reference": str(reference)})
+
+
+def existing(
+    output: Path, plan: Plan, events: Events, *, trust: Sequence[Path] = (), mend: bool = False
+) -> Finished | None:
+    """Find the artefact of a plan among those made before: its file, or what its record says of a cloud.
+
+    What a record says is compared with the plan, with itself, with AWS's tags, and where ``trust`` names keys, with
+    its signature; a record that is not to be believed counts as none. One whose list of blocks is another's has to be
+    verified again. With ``mend`` (hold ``records.in_use``) what differs from what was signed is written back.
+    """
+    artefact, path = output / plan.artefact_name, output / f"{plan.artefact_name}{records.SUFFIX}"
+    if not path.exists() or not (artefact.exists() or plan.artefact.in_cloud):
+        return None
+    if mend and trust and not genuine.mend(artefact, trust, events):
+        return None
+    try:
+        record = genuine.need(artefact, trust)
+        if record.key != plan.key:
+            raise VerificationFailed(f"the record of {artefact.name} is that of another plan")
+    except VerificationFailed as error:
+        events.warn(f"{error.message}: it counts for nothing")
+        return None
+    if not artefact.exists():
+        doubts = {region: genuine.doubt_of_published(record, region) for region in record.published}
+        for region, problem in doubts.items():
+            if problem:
+                events.warn(f"what the record of {artefact.name} names in {region} {problem}")
+        if any(doubts.values()) or not doubts:
+            return None
+    elif problem := genuine.listed(artefact, record):
+        events.warn(f"{problem}: {artefact.name} has to be verified again")
+        record = record.model_copy(update={"verdict": None})
+    return Finished(artefact, record, changed=False)

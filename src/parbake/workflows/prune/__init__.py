@@ -1,0 +1,149 @@
+"""The story of retention: what is published, what refers to it, what is decided, and only then what is done.
+
+``prune_published = regions -> stock -> everything that refers to it -> decide -> act``
+
+Every place that may refer to an artefact is read before anything is decided; one that cannot be read ends the run,
+since an artefact would look unused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from parbake import records
+from parbake.aws.costs.prices import load_prices
+from parbake.aws.ebs import fast_restore
+from parbake.bakefile import Bakefile, RetentionSection, load
+from parbake.bakefile.targets import KarpenterTarget, OceanTarget
+from parbake.core.errors import InputError, NotMade
+from parbake.core.events import Events
+from parbake.core.model import GIB
+from parbake.records import Decision, decide_prune
+from parbake.rollouts.choose import open_target
+from parbake.workflows.prune.decide import Item, Rules, Verdict, decide
+from parbake.workflows.prune.inventory import Stock
+from parbake.workflows.prune.references import Use, by_node_class, by_standing, ids_in, in_region, together
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was decided about published artefacts, in which regions, and what a GiB of snapshots costs a month.
+
+    ``fast_ended`` are snapshots whose fast restore was turned off, as its time was over.
+    """
+
+    regions: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    gib_month: float
+    currency: str
+    fast_ended: tuple[str, ...] = ()
+
+    @property
+    def freed(self) -> int:
+        """The bytes of what is removed: at most so much, since snapshots share blocks and hold no empty ones."""
+        return sum(each.item.size for each in self.verdicts if each.action == "remove")
+
+    @property
+    def saved(self) -> float:
+        """What that costs a month, at most."""
+        return self.freed / GIB * self.gib_month
+
+
+def rules(
+    retention: RetentionSection, keep: int | None = None, younger: float | None = None, grace: float | None = None
+) -> Rules:
+    """Return a Bakefile's rules, or others where they are given; in days."""
+    return Rules(
+        retention.keep if keep is None else keep,
+        timedelta(days=retention.younger if younger is None else younger),
+        timedelta(days=retention.grace if grace is None else grace),
+    )
+
+
+def prune_published(file: Path, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
+    """Retire and remove published artefacts that nothing refers to, in every region; nothing with ``dry_run``.
+
+    Raises what reading a place raises (AwsFault, RolloutError, …): then nothing was removed.
+    """
+    bakefile = load(file)
+    regions = regions_of(bakefile)
+    stocks = [Stock(region) for region in regions]
+    with (
+        events.stage("inventory", f"Look for what is published in {', '.join(regions)}"),
+        ThreadPoolExecutor(max_workers=4) as pool,
+    ):
+        items = [item for found in pool.map(Stock.items, stocks) for item in found]
+    with events.stage("used", "Look for what refers to it"):
+        used = together(_used(bakefile, regions))
+    verdicts = decide(items, used, rules, datetime.now(UTC))
+    ended: list[str] = []
+    if not dry_run:
+        _act({stock.region: stock for stock in stocks}, verdicts, events)
+        ended = [each for region in regions for each in fast_restore.end(region, bakefile.name)]
+    prices = load_prices()
+    return Pruned(regions, verdicts, prices.snapshot_gib_month.value, prices.currency, tuple(ended))
+
+
+def regions_of(bakefile: Bakefile) -> tuple[str, ...]:
+    """Return the regions where artefacts may be: those of records, of the Bakefile, and of its targets."""
+    known = {region for _, record in records.find(bakefile.output) for region in record.published}
+    known |= {target.region for target in bakefile.rollout if target.region}
+    known |= {region for region in (bakefile.aws.region, *bakefile.aws.copy_to) if region}
+    if not known:
+        raise InputError("no record is published anywhere, and no region is named", hint="write aws: {region: …}")
+    return tuple(sorted(known))
+
+
+def publishes(bakefile: Bakefile) -> bool:
+    """Whether any artefact of a Bakefile is in EC2."""
+    return any(record.published for _, record in records.find(bakefile.output))
+
+
+def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
+    for region in regions:
+        yield from in_region(region)
+    for target in bakefile.rollout:
+        with suppress(NotMade):
+            yield from by_standing(open_target(target, target.region or bakefile.aws.region or "").standing())
+    options = [target.options for target in bakefile.rollout]
+    for context in sorted({each.context for each in options if isinstance(each, KarpenterTarget)}):
+        from parbake.rollouts.karpenter import every_node_class
+
+        for node_class in every_node_class(context):
+            yield from by_node_class(node_class, regions)
+    if any(isinstance(each, OceanTarget) for each in options):
+        from parbake.rollouts.ocean import every_specification
+
+        for name, specification in every_specification():
+            yield from ((identity, name) for identity in ids_in(specification))
+
+
+def _act(stocks: dict[str, Stock], verdicts: Iterable[Verdict], events: Events) -> None:
+    acts = {"retire": Stock.retire, "restore": Stock.restore, "remove": Stock.remove}
+    todo = [each for each in verdicts if each.action in acts]
+    if not todo:
+        return
+    with events.stage("act", "Retire and remove"), events.task("artefacts", len(todo), unit="items") as task:
+        for each in todo:
+            item: Item = each.item
+            acts[each.action](stocks[item.region], item)
+            task.advance(1)
+
+
+def prune(output: Path, *, keep: int, younger: timedelta = timedelta(), dry_run: bool = False) -> tuple[Decision, ...]:
+    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions.
+
+    The record of one that is published stays: rollouts need it.
+    """
+    decisions = tuple(
+        Decision(each.record, True, f"published in {', '.join(sorted(each.record.published))}")
+        if each.record.published and not each.keep
+        else each
+        for each in decide_prune((record for _, record in records.find(output)), keep=keep, younger=younger)
+    )
+    return decisions if dry_run else records.remove(output, decisions)

@@ -1,0 +1,364 @@
+"""The story after the bake: hand an artefact to autoscalers, watch it arrive, go back.
+
+``rollout = load -> records -> offers -> decide all -> show -> (for each target: write once -> follow)``
+
+Everything is decided before anything is written. Targets are taken in the order of the Bakefile, each followed to its
+end before the next is written, so that the first can be the canary. What a target held before is written down on the
+target itself: a run that was killed is finished by running it again, and a rollback works from any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from parbake import records
+from parbake.bakefile import Bakefile, load
+from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
+from parbake.coldstart.hydrate import user_data
+from parbake.coldstart.trace import hydrate_list
+from parbake.coldstart.trace import load as load_trace
+from parbake.core import interrupts
+from parbake.core.errors import InputError, NotMade, ParbakeError, RolloutError, Stalled, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import Published
+from parbake.core.printable import word
+from parbake.core.run import Deadline
+from parbake.records import Record, genuine
+from parbake.rollouts import Change, Follow, Held, Offer, Rollout, Standing
+from parbake.rollouts.choose import open_target
+
+_AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
+_STEADY = 2  # so often in a row a target must be seen to be done
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How to hand over. ``to`` names targets (empty: all); ``interval`` is between two looks at nodes, in seconds.
+
+    ``force`` overrides a missing verification and what speaks against a target; ``force_conflicts`` takes over fields
+    that somebody else manages; ``deadline`` (seconds) replaces that of the targets. ``again`` also hands out what a
+    rollback left.
+    """
+
+    to: tuple[str, ...] = ()
+    dry_run: bool = False
+    force: bool = False
+    force_conflicts: bool = False
+    follow: bool = True
+    deadline: float | None = None
+    interval: float = 5.0
+    again: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """What became of one target: the change, whether it was written now, and how far its nodes are."""
+
+    target: str
+    kind: str
+    change: Change
+    written: bool = False
+    follow: Follow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one target holds, or why that cannot be said."""
+
+    target: str
+    kind: str
+    standing: Standing | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    target: Target
+    means: Rollout
+    change: Change
+    region: str = ""
+
+
+def rollout(file: Path, whats: Sequence[str], events: Events, manner: Manner) -> tuple[Handed, ...]:
+    """Hand out the artefacts of records (a machine image, a volume, or one of each) to the Bakefile's targets.
+
+    Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
+    what a target refuses, Stalled when nodes do not follow in time.
+    """
+    bakefile = load(file)
+    located = [_record(what, bakefile) for what in whats]
+    found = [record for _, record in located]
+    _need_verified(found, events, force=manner.force)
+    targets = choose(bakefile, manner.to)
+    offers = [offer(found, target.region) for target in targets]
+    for region in dict.fromkeys(each.region for each in offers):
+        for record in found:
+            genuine.need_published(record, region, events, signed=bool(bakefile.trust))
+    if any(_hydrates(target) for target in targets):
+        part = hydrate_part(located)
+        offers = [
+            each.model_copy(update={"hydrate": part}) if _hydrates(target) else each
+            for each, target in zip(offers, targets, strict=True)
+        ]
+    decided = []
+    for target, offered in zip(targets, offers, strict=True):
+        means = open_target(target, offered.region, force_conflicts=manner.force_conflicts)
+        if manner.again or not _was_left(target, means, offered, events):
+            decided.append(_Decided(target, means, means.plan(offered), offered.region))
+    return _hand_over(
+        decided, events, manner, lambda regions: _warm(bakefile, found, regions, events, dry_run=manner.dry_run)
+    )
+
+
+def _warm(
+    bakefile: Bakefile, found: Sequence[Record], regions: Iterable[str], events: Events, *, dry_run: bool
+) -> None:
+    """Enable fast snapshot restore where the Bakefile wants it for rollouts, and wait until it counts."""
+    wanted = bakefile.aws.fast_snapshot_restore
+    if not wanted or wanted.at != "rollout":
+        return
+    from parbake.aws.ebs import fast_restore
+
+    for region in regions:
+        snapshots = [each for record in found for each in record.published[region].snapshots]
+        if not snapshots or not fast_restore.zones_in(wanted, region):
+            continue
+        if dry_run:
+            zones = ", ".join(fast_restore.zones_in(wanted, region))
+            events.note(f"a rollout enables fast snapshot restore in {zones} and waits for it first")
+            continue
+        with events.stage(f"fast-{region}", f"Fast snapshot restore, about {fast_restore.minutes(snapshots)} minutes"):
+            pairs = fast_restore.enable(wanted, region, snapshots, events, again=True)
+            fast_restore.wait(pairs, region, snapshots, events)
+
+
+def _was_left(target: Target, means: Rollout, offered: Offer, events: Events) -> bool:
+    """Whether somebody has rolled a target back from this very artefact: it is theirs to say when it goes out again."""
+    try:
+        left = means.standing().left
+    except NotMade:
+        return False
+    if left is None or not all(
+        getattr(left, name) == getattr(offered, name) for name in ("image", "snapshot") if getattr(offered, name)
+    ):
+        return False
+    events.warn(
+        f"{target.name}: {offered.artefact} was rolled back, and is not handed out again; "
+        f"next: `parbake rollout {offered.artefact} --to {target.name}` does, and so does another artefact"
+    )
+    return True
+
+
+def rollback(file: Path, events: Events, manner: Manner) -> tuple[Handed, ...]:
+    """Return targets to what they held before; one that has returned already is only followed."""
+    decided = []
+    for target in choose(load(file), manner.to):
+        means = open_target(target, target.region or "", force_conflicts=manner.force_conflicts)
+        decided.append(_Decided(target, means, means.plan_back()))
+    return _hand_over(decided, events, manner)
+
+
+def status(file: Path, to: tuple[str, ...] = ()) -> tuple[Report, ...]:
+    """Say what each target holds; an error of one does not hide the others."""
+
+    def report(target: Target) -> Report:
+        try:
+            return Report(target.name, target.kind, open_target(target, target.region or "").standing())
+        except ParbakeError as error:
+            return Report(target.name, target.kind, error=error.message)
+
+    return tuple(report(target) for target in choose(load(file), to))
+
+
+def freeze(file: Path, to: tuple[str, ...], *, frozen: bool) -> dict[str, tuple[str, ...]]:
+    """Stop targets from replacing nodes, or let them again; return what was changed, by target."""
+    targets = choose(load(file), to)
+    return {target.name: open_target(target, target.region or "").freeze(frozen=frozen) for target in targets}
+
+
+def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
+    """Return the targets that are named, in the Bakefile's order; all of them when none is."""
+    known = {target.name: target for target in bakefile.rollout}
+    if not known:
+        raise InputError(
+            "the Bakefile has no `rollout`", hint="say where to: rollout: [{karpenter: {nodeclass: NAME}}]"
+        )
+    wanted = tuple(to)
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"there is no target {name!r} in the Bakefile", hint=f"there are: {', '.join(known)}")
+    return tuple(target for name, target in known.items() if not wanted or name in wanted)
+
+
+def offer(found: Sequence[Record], region: str | None) -> Offer:
+    """Make the offer of one region out of records; raises InputError when they do not go together."""
+    kinds = [record.plan.artefact.kind for record in found]
+    if len(set(kinds)) != len(kinds):
+        raise InputError(
+            f"two records of the kind {kinds[0]}", hint="give one machine image, one volume, or one of each"
+        )
+    architectures = {record.plan.platform.architecture for record in found}
+    if len(architectures) > 1:
+        raise InputError(
+            f"the records are for {' and '.join(sorted(architectures))}", hint="give records of one platform"
+        )
+    region = region or _one_region(found)
+    image, volume = Published(), Published()
+    for record in found:
+        published = record.published.get(region)
+        if published is None:
+            there = ", ".join(sorted(record.published)) or "nowhere"
+            raise InputError(
+                f"{record.artefact} is not published in {region}, but in {there}",
+                hint="publish it there, or correct the target's `region`",
+            )
+        if record.plan.artefact.kind == "volume":
+            volume = published
+        else:
+            image = published
+    return Offer(
+        artefact=" + ".join(record.artefact for record in found),
+        key="+".join(record.key for record in found),
+        region=region,
+        architecture=architectures.pop(),
+        image=image.image,
+        image_size=image.snapshots[0].size if image.snapshots else 0,
+        snapshot=volume.snapshots[0].id if volume.snapshots else "",
+        snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,
+        family=volume.family,
+    )
+
+
+def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
+    """Return the user data that loads what the images' starts read: of the volume, or of a machine image.
+
+    Empty for a machine image alone that has the service in it. Raises InputError where no start was traced.
+    """
+    of_kind = {record.plan.artefact.kind: (artefact, record) for artefact, record in located}
+    artefact, record = of_kind.get("volume") or of_kind["machine-image"]
+    if record.plan.artefact.kind != "volume" and record.verdict and record.verdict.hydrate:
+        return ""
+    trace = artefact.with_name(record.trace_name)
+    if not trace.exists():
+        raise InputError(
+            f"{record.artefact} has no start-up trace, and a target says `hydrate`",
+            hint=f"`parbake trace {record.artefact}` makes one, or brings one from a node; or remove `hydrate`",
+        )
+    return user_data(hydrate_list(load_trace(trace)))
+
+
+def _hydrates(target: Target) -> bool:
+    return isinstance(target.options, KarpenterTarget | GitopsTarget) and target.options.hydrate
+
+
+def _one_region(found: Sequence[Record]) -> str:
+    regions = set.intersection(*(set(record.published) for record in found))
+    if len(regions) == 1:
+        return regions.pop()
+    names = " and ".join(record.artefact for record in found)
+    if regions:
+        raise InputError(f"{names}: published in {', '.join(sorted(regions))}", hint="name the target's `region`")
+    raise InputError(
+        f"{names}: published in no region of a cloud, so there is nothing to hand out",
+        hint="bake with a builder that publishes, or publish the file",
+    )
+
+
+def _record(what: str, bakefile: Bakefile) -> tuple[Path, Record]:
+    """Find a record that is to be believed; ``--force`` asks for nothing else."""
+    artefact, record = records.locate(what, bakefile.output)
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
+    record = genuine.need(artefact, bakefile.trust)
+    if problem := genuine.listed(artefact, record):
+        raise VerificationFailed(f"the record of {artefact.name} is not to be believed: {problem}", hint=_AGAIN)
+    return artefact, record
+
+
+def _need_verified(found: Iterable[Record], events: Events, *, force: bool) -> None:
+    for record in found:
+        if record.verified:
+            continue
+        says = "was not verified" if record.verdict is None else "failed verification"
+        if not force:
+            command = "parbake bake" if record.published else f"parbake verify {record.artefact}"
+            raise VerificationFailed(
+                f"{record.artefact} {says}: nodes may not start its images",
+                hint=f"`{command}` proves it; --force rolls it out all the same",
+            )
+        events.warn(f"--force: {record.artefact} {says}, and is rolled out all the same")
+
+
+def _hand_over(
+    decided: Sequence[_Decided],
+    events: Events,
+    manner: Manner,
+    before: Callable[[Iterable[str]], None] = lambda _regions: None,
+) -> tuple[Handed, ...]:
+    """Write and follow each; ``before`` is called with the regions of those that change something."""
+    for each in decided:
+        for caution in each.change.cautions:
+            events.warn(f"{each.target.name}: {caution}")
+        _refuse(each, events, force=manner.force)
+        if each.change.diff and not manner.dry_run:
+            events.note(f"{each.target.name}: {each.change.before} -> {each.change.after}\n{each.change.diff}")
+    before(dict.fromkeys(each.region for each in decided if not each.change.empty))
+    if manner.dry_run:
+        return tuple(Handed(each.target.name, each.target.kind, each.change) for each in decided)
+    done = []
+    for each in decided:
+        interrupts.resume()
+        written = not each.change.empty
+        if written:
+            with events.stage(f"write-{each.target.name}", f"Write {each.change.where}"):
+                each.means.write(each.change)
+                interrupts.hold()
+        handed = Handed(each.target.name, each.target.kind, each.change, written)
+        done.append(replace(handed, follow=_follow(each, events, manner)) if manner.follow else handed)
+    return tuple(done)
+
+
+def _refuse(each: _Decided, events: Events, *, force: bool) -> None:
+    for refusal in each.change.refusals:
+        if not force:
+            raise RolloutError(f"{each.target.name}: {refusal}", hint="correct it; --force does it all the same")
+        events.warn(f"--force: {each.target.name}: {refusal}")
+
+
+def _follow(each: _Decided, events: Events, manner: Manner) -> Follow:
+    """Look until the nodes run what was handed out; raises Stalled at the deadline, RolloutError on failure."""
+    name, wanted = each.target.name, each.change.after
+    deadline = Deadline(manner.deadline or each.target.deadline, f"the rollout to {name}")
+    interrupts.resume()
+    with events.stage(f"follow-{name}", f"Follow {each.change.where}"):
+        follow = _until_done(lambda: each.means.follow(wanted), name, wanted, deadline, events, manner.interval)
+        interrupts.hold()
+    return follow
+
+
+def _until_done(
+    look: Callable[[], Follow], name: str, wanted: Held, deadline: Deadline, events: Events, interval: float
+) -> Follow:
+    seen, steady = None, 0
+    while True:
+        now = look()
+        if now.failed:
+            raise RolloutError(f"{name}: {word(now.failed)}")
+        steady = steady + 1 if now.done else 0
+        if steady >= _STEADY or (now.done and not now.total):
+            return now
+        if now != seen and not now.done:
+            events.note(f"{name}: {now.ready} of {now.total} nodes run it" + _lines(now.waiting, " - "))
+            seen = now
+        if not deadline.left:
+            raise Stalled(
+                f"{name}: after {deadline.seconds:.0f} s {now.ready} of {now.total} nodes run {wanted}"
+                + _lines(now.waiting, "  ")
+            )
+        deadline.sleep(interval)
+
+
+def _lines(texts: Iterable[str], indent: str) -> str:
+    return "".join(f"\n{indent}{word(text)}" for text in texts)

@@ -1,0 +1,187 @@
+"""The cold start's part of the story: trace what a start reads, keep it beside the artefact, hand it to nodes."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parbake import records
+from parbake.aws.costs import Situation
+from parbake.builders.coldstart import rehearse_disk
+from parbake.coldstart.trace import (
+    Part,
+    Recorder,
+    Trace,
+    described,
+    device_of,
+    load,
+    save,
+    summary,
+)
+from parbake.coldstart.trace.owners import Described
+from parbake.coldstart.trace.tracefs import LARGEST_BUFFER, mounted_at
+from parbake.core import run
+from parbake.core.errors import InputError
+from parbake.core.model import Plan
+from parbake.core.signing import Signer
+from parbake.core.workspace import work_folder
+from parbake.machine import disk
+from parbake.records import Record
+
+if TYPE_CHECKING:
+    from parbake.core.events import Events
+
+_TICK = 0.1
+
+
+def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | None = None) -> Record:
+    """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
+
+    A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
+    summary. What cannot be rehearsed is said, and in the summary. Raises EnvironmentProblem where this machine cannot
+    trace, MachineFault for one that does not boot, AwsFault where it cannot be fetched.
+    """
+    run.need_root("rehearsing")
+    records.need_signer(artefact, signer)
+    with work_folder(artefact.parent, "rehearse") as work:
+        there = artefact if artefact.exists() else _fetched(record, work, events)
+        trace = rehearse_disk(there, record.plan, events, work)
+    return keep(artefact, record, trace, signer)
+
+
+def _fetched(record: Record, work: Path, events: Events) -> Path:
+    """Read the disk of an artefact that lies in EC2. Raises InputError where it is nowhere."""
+    if not record.published:
+        raise InputError(f"{record.artefact} is not there, and its record names no cloud that has it")
+    from parbake.aws import ebs  # loads only where AWS is asked
+
+    region, there = next(iter(record.published.items()))
+    what = there.snapshots[0].id
+    with events.stage("fetch", f"Fetch {what}"):
+        return ebs.fetch(what, work / "disk.raw", events, region=region).path
+
+
+def bring(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
+    """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
+    records.need_signer(artefact, signer)
+    return keep(artefact, record, recorded_elsewhere(file, artefact, record.plan), signer)
+
+
+def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
+    """Read a trace that was recorded on a node; raises InputError when it is not of this disk's file system.
+
+    What lies in a cloud alone is known by its plan where this machine made its file system; an instance's own is not.
+    """
+    from parbake.coldstart.rehearsal.volume import identify
+
+    trace = load(file)
+    if disk_path.exists():
+        _, uuid = identify(disk_path)
+    else:
+        by_us = plan.artefact.kind == "volume" and plan.base.kind == "none"
+        uuid = disk.filesystem_uuid(plan.key) if by_us else ""
+    if not trace.uuid or (uuid and trace.uuid != uuid):
+        raise InputError(
+            f"{file} is a trace of the file system {trace.uuid or '(unknown)'}, and {plan.artefact_name} is {uuid}",
+            hint="blocks of one file system mean nothing on another: trace a node that uses this artefact",
+        )
+    return trace
+
+
+def keep(artefact: Path, record: Record, trace: Trace, signer: Signer | None = None) -> Record:
+    """Write a trace beside its artefact and its summary into the record; hold ``records.in_use``."""
+    save(trace, artefact.with_name(record.trace_name))
+    record = record.model_copy(update={"trace": summary(trace, file=record.trace_name)})
+    records.write(artefact.parent, record, signer)
+    return record
+
+
+def trace_of(artefact: Path, record: Record | None) -> Trace:
+    """Return the trace beside an artefact; raises InputError when there is none."""
+    path = artefact.with_name(artefact.name + records.TRACE_SUFFIX)
+    if record is None or not path.exists():
+        raise InputError(
+            f"{artefact.name} has no start-up trace beside it", hint=f"`parbake trace {artefact.name}` makes one"
+        )
+    return load(path)
+
+
+def record_node(what: str, seconds: float, events: Events) -> Trace:
+    """Record for some seconds what is read of a device, or of the one that is mounted at a folder. Needs root.
+
+    Raises EnvironmentProblem where that cannot be traced, Overrun when more was read than the buffers hold.
+    """
+    from parbake.coldstart.rehearsal.volume import identify
+
+    path = Path(what)
+    place = path if path.is_dir() else None
+    if place is not None:
+        what = mounted_at(place)
+    device = device_of(what)
+    filesystem, uuid = identify(Path(what))
+    with (
+        Recorder(device, buffer=LARGEST_BUFFER // 2) as recorder,
+        events.task(f"Record what is read of {what}", round(seconds), unit="items") as task,
+    ):
+        deadline = run.Deadline(seconds, "recording")
+        told = 0
+        while deadline.left:
+            deadline.sleep(_TICK)
+            passed = round(seconds - deadline.left)
+            task.advance(passed - told)
+            told = passed
+    reads = recorder.reads
+    of_files = described(place, reads) if place is not None and reads else Described()
+    return Trace(
+        uuid=uuid,
+        filesystem=filesystem,
+        size=device.count * 512,
+        how="node",
+        made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        parts=(Part(name=os.uname().nodename, kind="node", seconds=seconds, reads=reads),),
+        **of_files,
+    )
+
+
+def situation(
+    record: Record,
+    *,
+    launches: float,
+    zones: int,
+    boot: float,
+    burst: int,
+    volume: int,
+    hot: int | None,
+) -> Situation:
+    """Return what there is to advise on: sizes from the record, its trace, and what the user says. Bytes.
+
+    Raises InputError when neither the record nor the user says how much a start reads.
+    """
+    traced = record.trace is not None and record.trace.hot_blocks > 0  # all images may have been skipped
+    if hot is None and not traced:
+        raise InputError(
+            f"{record.artefact} has no start-up trace, so how much a start reads is not known",
+            hint=f"`parbake trace {record.artefact}` finds out, or say it with --hot",
+        )
+    found = record.trace.hot_bytes if hot is None and record.trace else hot or 0
+    return Situation(
+        volume=max(volume, record.size),
+        data=max(record.allocated, 1),
+        hot=found,
+        transfer=sum(image.size for image in record.plan.images),
+        launches=launches,
+        zones=zones,
+        boot=boot,
+        burst=burst,
+    )
+
+
+def known(what: str, folder: Path) -> tuple[Record, Trace | None]:
+    """Return the record that a user names, and its trace where there is one; raises InputError without a record."""
+    artefact, record = records.locate(what, folder)
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="`parbake list` shows the records there are")
+    path = artefact.with_name(record.trace_name)
+    return record, load(path) if path.exists() else None

@@ -1,0 +1,162 @@
+"""Proof: artefacts are compared with their records, booted without a network, and their images started.
+
+The verdict goes into the record; rollouts take only what passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from parbake import records
+from parbake.core.errors import InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import Plan, Platform, Verdict
+from parbake.core.printable import word
+from parbake.core.signing import Signer
+from parbake.core.workspace import cache_folder, work_folder
+from parbake.machine import disk
+from parbake.machine.disk import block_list
+from parbake.records import Record, blocks_of, blocks_path, genuine
+
+
+def can_boot(plan: Plan, events: Events) -> bool:
+    """Say whether this machine can verify a plan's artefact; warn when it is of another kind.
+
+    Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
+    """
+    from parbake.machine.vm import accelerator  # loads only where something is booted
+
+    host = Platform.host()
+    if plan.platform.architecture == host.architecture:
+        accelerator()
+        return True
+    events.warn(
+        f"not verified: the artefact is for {plan.platform} and this machine is {host}, which boots only its own kind"
+    )
+    return False
+
+
+def boot(events: Events, artefact: Path, plan: Plan, folder: Path) -> Verdict:
+    """Verify a disk by itself, without a record."""
+    from parbake.verify import verify
+
+    return verify(artefact, plan, events=events, folder=folder, cache=cache_folder())
+
+
+def examine(
+    artefact: Path, record: Record | None, events: Events, *, fresh: bool = False, keep_workspace: bool = False
+) -> tuple[Verdict, str]:
+    """Verify an artefact, with its record or (a file without one) by what its store holds; return also its SHA-256.
+
+    First its bytes are compared with its record, unless it is ``fresh``. The digest of the whole file is computed while
+    the machine boots; it is empty for a file without a record, and for one that is damaged.
+    """
+    from parbake.verify import compared, damaged, verify  # gRPC and its like take longer to load than doing nothing
+
+    records.sweep(artefact.parent)
+    with work_on(artefact.parent, "verify", events, keep=keep_workspace) as work:
+        if record is None:
+            return verify(artefact, None, events=events, folder=work, cache=cache_folder()), ""
+        if record.blocks and not fresh:
+            with events.stage("compare", f"Compare {artefact.name} with its record"):
+                differs = damage(artefact, record, events)
+            if differs:
+                return damaged(differs), ""
+        known = record.sha256 if record.blocks or fresh else ""
+        with disk.sha256_beside(artefact, events, known=known) as sha256:
+            verdict = verify(artefact, record.plan, events=events, folder=work, cache=cache_folder())
+            digest = sha256()
+    return verdict if fresh else compared(verdict, recorded=record.sha256, found=digest), digest
+
+
+def write_verdict(
+    artefact: Path, record: Record, verdict: Verdict, sha256: str = "", signer: Signer | None = None
+) -> Record:
+    """Put a verdict into the record of an artefact, and the digest of the whole file where it has none yet."""
+    record = record.model_copy(update={"verdict": verdict, "sha256": record.sha256 or sha256})
+    records.write(artefact.parent, record, signer)
+    return record
+
+
+def verify_again(
+    what: str,
+    output: Path,
+    events: Events,
+    *,
+    keep_workspace: bool = False,
+    trust: Sequence[Path] = (),
+    signer: Signer | None = None,
+) -> tuple[Path, Verdict]:
+    """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
+
+    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has, and
+    so does a signed one without a ``signer``. Raises VerificationFailed, before anything is booted, when the record
+    contradicts itself, or when none of the keys in ``trust`` has signed it.
+    """
+    artefact, record = records.locate(what, output)
+    if record or trust:
+        record = genuine.need(artefact, trust)
+    if record and record.published and not artefact.is_file():
+        there = next(iter(record.published.values()))
+        raise InputError(
+            f"{artefact.name} lies in a cloud and not here",
+            hint="`parbake bake` proves what is not verified yet, there; "
+            f"or read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
+        )
+    if not artefact.is_file():
+        raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
+    verdict, sha256 = examine(artefact, record, events, keep_workspace=keep_workspace)
+    if record and (verdict.accelerator != "none" or verdict.intact is False):
+        if signer is None and records.is_signed(artefact):
+            events.warn(f"the record of {artefact.name} is signed and stays as it is: the Bakefile has no `sign`")
+        else:
+            write_verdict(artefact, record, verdict, sha256, signer)
+    return artefact, verdict
+
+
+def judge(artefact: Path, verdict: Verdict | None) -> None:
+    """Raise VerificationFailed unless the verdict is good."""
+    if verdict is None or verdict.passed:
+        return
+    lines = list(map(word, verdict.problems))
+    for image in verdict.images:
+        lines += [word(f"{image.reference}: {problem}") for problem in image.problems]
+        if image.problems and image.output:
+            lines.append(f"{image.reference} wrote:\n{image.output}")
+    hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"
+    if verdict.intact is False:
+        hint = "bake it again: `parbake bake --force`"
+    elif verdict.accelerator == "none":
+        hint = "run `parbake verify` on a machine of the artefact's kind; its record stays as it was"
+    raise VerificationFailed(
+        f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint
+    )
+
+
+@contextmanager
+def work_on(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[Path]:
+    """Make a work folder and say where it is when it stays."""
+    with work_folder(output, name, keep=keep) as work:
+        if keep:
+            events.note(f"the work folder stays until `parbake clean`: {work}")
+        yield work
+
+
+def damage(artefact: Path, record: Record, events: Events) -> str:
+    """Compare a raw artefact with its record, block by block: say what differs, or nothing.
+
+    The list of its blocks is written anew where it is missing or damaged itself. Raises InputError, DiskFull.
+    """
+    if record.blocks is None:
+        return ""
+    found = block_list(artefact, events, algorithm=record.blocks.algorithm)
+    known = blocks_of(artefact, record)
+    if found.digest() == record.blocks.digest:
+        if known is None:
+            found.write(blocks_path(artefact))
+        return ""
+    if known is None:
+        return f"its bytes are not those of its record, and {blocks_path(artefact).name} does not say which"
+    return found.damage(known)

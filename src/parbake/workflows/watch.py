@@ -1,0 +1,146 @@
+"""The story that goes on: look whether anything moved; if so bake, verify, roll out; wait; look again.
+
+A look asks registries with HEAD, which costs no pulls of their limits, and finds the base anew (the newest AMI of a
+name filter). What it costs to act when nothing moved after all is what `bake` and `rollout` cost then: nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from parbake.bakefile import ImageEntry, load
+from parbake.core import interrupts
+from parbake.core.errors import InputError, ParbakeError
+from parbake.core.events import Events
+from parbake.core.run import sleep
+from parbake.images.build import build
+from parbake.records import Decision
+from parbake.workflows import bake, plan, rollout
+from parbake.workflows import prune as retention
+from parbake.workflows.plan import Finished, Session
+from parbake.workflows.prune import Pruned
+from parbake.workflows.rollout import Handed, Manner
+
+_JITTER = 0.1  # many watchers of one registry must not ask in step
+
+Seen = dict[str, str]
+"""What a look saw: digests by reference, keys of builds, and the base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn did: what had moved, the artefact, and what became of targets; empty when nothing had moved."""
+
+    moved: tuple[str, ...]
+    finished: Finished | None = None
+    handed: tuple[Handed, ...] = ()
+    tidied: Tidied | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    """What was decided about artefacts here, and about those in EC2 where some are published."""
+
+    decisions: tuple[Decision, ...]
+    pruned: Pruned | None
+
+
+def look(file: Path, events: Events) -> Seen:
+    """Return what the Bakefile's names mean now; raises what asking raises."""
+    with plan.open_session(file, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
+
+        def of(entry: ImageEntry) -> str:
+            if entry.build is not None:
+                return build.build_key(entry.build, entry.platform or run.bakefile.platform)
+            return run.registry.head(entry.parsed).digest
+
+        with plan.hanging_up(run.registry):
+            found = list(pool.map(of, run.bakefile.images))
+        seen = {entry.reference: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
+        return {**seen, "base": _base(run)}
+
+
+def _base(run: Session) -> str:
+    return plan.base_of(run).identity
+
+
+def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
+    """Return the names that mean something else now; all of them at first. Pure."""
+    return tuple(name for name, meaning in now.items() if before is None or before.get(name) != meaning)
+
+
+def act(
+    file: Path, events: Events, manner: Manner | None, *, prune: bool = False
+) -> tuple[Finished, tuple[Handed, ...], Tidied | None]:
+    """Bake, verify, and roll out to the Bakefile's targets (``manner`` None: do not); each is nothing when done.
+
+    With ``prune`` what is old goes afterwards, as the Bakefile's ``retention`` says. Each ends with a hold on
+    interruptions, so that what the turn did can be told.
+    """
+    handed: tuple[Handed, ...] = ()
+    finished = bake.bake(file, events)
+    if manner is not None:
+        interrupts.resume()
+        handed = rollout.rollout(file, [finished.record.key], events, replace(manner, force=False, again=False))
+    tidied = None
+    if prune:
+        interrupts.resume()
+        tidied = tidy(file, events)
+    return finished, handed, tidied
+
+
+def tidy(file: Path, events: Events) -> Tidied:
+    """Let old artefacts go, as the Bakefile's ``retention`` says: here, and in EC2 where some are published."""
+    bakefile = load(file)
+    rules = retention.rules(bakefile.retention)
+    pruned = None
+    if retention.publishes(bakefile):
+        pruned = retention.prune_published(file, rules, events, dry_run=False)
+    interrupts.hold()
+    return Tidied(retention.prune(bakefile.output, keep=rules.keep, younger=rules.younger), pruned)
+
+
+def watch(
+    look: Callable[[], Seen],
+    act: Callable[[], tuple[Finished, tuple[Handed, ...], Tidied | None]],
+    events: Events,
+    *,
+    once: bool,
+    interval: float,
+    told: Callable[[Turn], object] = lambda _: None,
+    tidy: Callable[[], object] = lambda: None,
+) -> Turn:
+    """Take turns for ever, or one; ``interval`` is in seconds, between turns. Each turn that acted is ``told``.
+
+    ``tidy`` is called at the beginning of every turn. A signal that comes when a turn is done ends the watch after the
+    turn is told.
+
+    With ``once`` errors are raised. Otherwise the turn is tried again at the next, except for input that is wrong.
+    """
+    before: Seen | None = None
+    while True:
+        try:
+            tidy()
+            now = look()
+            names = moved(before, now)
+            turn = Turn(names)
+            if names:
+                events.note(f"moved: {', '.join(names)}" if before is not None else "the first turn")
+                turn = Turn(names, *act())
+                told(turn)
+            before = now
+        except InputError:
+            raise
+        except ParbakeError as error:
+            if once:
+                raise
+            events.warn(f"{error.message}; next: tried again in {interval:.0f} s")
+        else:
+            if once:
+                return turn
+        interrupts.resume()
+        sleep(interval * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 (spreads load, hides nothing)

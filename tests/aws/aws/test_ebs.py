@@ -1,0 +1,477 @@
+"""Snapshots written and read by EBS's direct API, against the stand-in that checks what EBS checks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parbake import aws
+from parbake.aws import KEY, MANAGED, Stamp, clients, ebs
+from parbake.aws.ebs import Journal, Order, Parent, throttle
+from parbake.aws.ebs.upload import start
+from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError
+from parbake.core.events import Event, Events
+from parbake.core.model import GIB, Platform
+from parbake.machine.disk import BLOCK, ZEROS, BlockList, block_list
+from tests.fakes.ebs_direct_server import Cloud
+
+# Not whole blocks: the last one is filled up.
+SIZE = 400 * BLOCK - 4096
+AMD64 = Platform(architecture="amd64")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throttle, "_FIRST_PAUSE", 0.002)
+    monkeypatch.setattr(throttle, "_LONGEST_PAUSE", 0.05)
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    made = Cloud()
+    with made.serve() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        clients.forget()
+        yield made
+
+
+def disk_of(path: Path, blocks: dict[int, bytes], size: int = SIZE) -> BlockList:
+    """Write a sparse disk: a few bytes in some of its blocks."""
+    with path.open("wb") as file:
+        file.truncate(size)
+        for index, content in blocks.items():
+            os.pwrite(file.fileno(), content, index * BLOCK + 1000)
+    return block_list(path, Events())
+
+
+def order(path: Path, *, key: str = "k", parent: Parent | None = None, **more: object) -> Order:
+    stamp = Stamp(key=key, run="r", name="node")
+    journal = path.with_suffix(f".{key}.upload")
+    return Order(path, journal, stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
+
+
+def sent(wanted: Order) -> str:
+    """Upload, and return the snapshot; the list of blocks that came of it is that of the file."""
+    done = ebs.upload(wanted, Events())
+    assert done.blocks == block_list(wanted.path, Events())
+    return done.snapshot
+
+
+def held(cloud: Cloud, snapshot: str) -> dict[int, bytes]:
+    """Return what a volume made from a snapshot reads as, without blocks of zeros."""
+    return {index: data for index, data in cloud.content(snapshot).items() if data != ZEROS}
+
+
+def holds(path: Path) -> dict[int, bytes]:
+    """Return the blocks of a file that are not zeros."""
+    found, place, size = {}, 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < size:
+            try:
+                place = os.lseek(file.fileno(), place, os.SEEK_DATA) // BLOCK * BLOCK
+            except OSError:  # a hole up to the end
+                break
+            block = os.pread(file.fileno(), BLOCK, place).ljust(BLOCK, b"\0")
+            if block != ZEROS:
+                found[place // BLOCK] = block
+            place += BLOCK
+    return found
+
+
+SMALL = {0: b"boot", 3: b"x" * 5000, 399: b"end"}
+
+
+def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    blocks, wanted = disk_of(path, SMALL), order(path)
+    said: list[Event] = []
+    done = ebs.upload(wanted, Events(said.append))
+    snapshot, made = done.snapshot, cloud.snapshots[done.snapshot]
+    assert done == ebs.Sent(snapshot, blocks, 3)
+    assert held(cloud, snapshot) == holds(path)
+    assert (made.state, made.gib, made.encrypted) == ("completed", 1, False)
+    assert (made.tags[MANAGED], made.tags[KEY]) == ("temporary", "k")
+    assert made.tags[ebs.BLOCKS_TAG] == blocks.digest()
+    assert cloud.calls["PutSnapshotBlock"] == 3
+    assert cloud.refused == {}
+    (task,) = [event for event in said if event.kind == "task-end" and event.text.startswith("upload")]
+    assert task.done == task.total == 3 * BLOCK
+
+    assert ebs.upload(wanted, Events()) == done, "the journal says that they are there"
+    assert cloud.calls["PutSnapshotBlock"] == 3
+    ebs.keep(snapshot, "eu-west-1", verified="2026-01-01T00:00:00Z", events=Events())
+    assert (made.tags[MANAGED], made.tags["parbake:verified"]) == ("artefact", "2026-01-01T00:00:00Z")
+    assert "parbake:expires" not in made.tags
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.integers(0, 399), st.binary(min_size=1, max_size=3), max_size=6), st.booleans())
+def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[int, bytes], known: bool) -> None:
+    parent_path, path = tmp_path / "parent.raw", tmp_path / "child.raw"
+    old = disk_of(parent_path, SMALL)
+    parent = sent(order(parent_path, key=f"parent-{len(cloud.snapshots)}"))
+    new = disk_of(path, {**{index: SMALL[index] for index in (0, 3)}, **blocks})
+    found = old if known else ebs.blocks_of(parent, path, Events(), region="eu-west-1")
+    before = cloud.calls["PutSnapshotBlock"]
+    child = sent(order(path, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)))
+    assert held(cloud, child) == holds(path)
+    assert cloud.snapshots[child].parent == parent
+    assert cloud.calls["PutSnapshotBlock"] - before == len(new.changed_since(old))
+
+
+def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, SMALL)
+    parent = sent(order(path))
+    child = sent(order(path, key="other", parent=Parent(parent, blocks)))
+    assert child != parent
+    assert cloud.snapshots[child].written == {}
+    assert held(cloud, child) == held(cloud, parent)
+
+
+def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, SMALL)
+    made = cloud.snapshots[sent(order(path, encrypted=True, kms_key="alias/nodes"))]
+    assert made.encrypted
+    assert made.key.startswith("arn:aws:kms:")
+    parent = Parent(made.id, blocks)
+    child = sent(order(path, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"))
+    assert cloud.snapshots[child].key == made.key, "the parent decides"
+    with pytest.raises(AwsFault, match="Alias is not found"):
+        sent(order(path, key="m", encrypted=True, kms_key="alias/missing"))
+
+
+def test_faults_that_pass(tmp_path: Path, cloud: Cloud) -> None:
+    """Throttling, failures, broken connections, a snapshot that is known late and sealed slowly."""
+    path = tmp_path / "disk.raw"
+    disk_of(path, {index: b"%d" % index for index in range(150)})
+    cloud.throttle_every, cloud.fail_every, cloud.break_every, cloud.late, cloud.slow = 13, 31, 47, 9, 3
+    snapshot = sent(order(path))
+    assert cloud.refused["RequestThrottledException"] > 0
+    assert cloud.refused["InternalServerException"] > 0
+    assert cloud.refused["ResourceNotFoundException"] > 0
+    assert held(cloud, snapshot) == holds(path)
+    assert cloud.snapshots[snapshot].state == "completed"
+
+
+def test_throttling_lowers_what_is_in_flight(cloud: Cloud) -> None:
+    paced = throttle.Pace()
+    with pytest.raises(AwsLimit):
+        paced.call(_throttled)
+    assert paced.limit < throttle.IN_FLIGHT
+    before = paced.limit
+    for _ in range(200):
+        paced.call(lambda: None)
+    assert before < paced.limit <= throttle.IN_FLIGHT
+    assert cloud.calls == {}
+
+
+def _throttled() -> None:
+    raise AwsLimit("throttled", code="RequestThrottledException")
+
+
+def test_at_most_64_are_in_flight(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    disk_of(path, dict.fromkeys(range(300), b"x"))
+    sent(order(path))
+    assert 1 < cloud.most <= 64
+
+
+@pytest.mark.parametrize("reason", ["always throttled", "changed file", "cut off"])
+def test_an_upload_that_fails_leaves_no_snapshot(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    path = tmp_path / "disk.raw"
+    disk_of(path, SMALL)
+    wrote = Journal.wrote
+
+    def meanwhile(journal: Journal, index: int, digest: bytes) -> None:
+        wrote(journal, index, digest)
+        with path.open("r+b") as file:
+            file.write(b"y") if reason == "changed file" else file.truncate(300 * BLOCK)
+
+    error: type[Exception] = InputError
+    if reason == "always throttled":
+        cloud.rate, error = 0.001, AwsLimit
+    else:
+        monkeypatch.setattr(Journal, "wrote", meanwhile)
+    with pytest.raises(error):
+        sent(order(path))
+    assert cloud.snapshots == {}
+    assert not order(path).journal.exists()
+
+
+def test_a_wrong_whole_ends_in_an_error_and_is_removed(tmp_path: Path, cloud: Cloud) -> None:
+    """A journal that says more than is there: the LINEAR checksum tells."""
+    path = tmp_path / "disk.raw"
+    blocks, wanted = disk_of(path, SMALL), order(path)
+    with Journal.open(wanted.journal, wanted) as journal:
+        journal.began(start(wanted, journal))
+        journal.wrote(3, blocks.blocks[3])
+    with pytest.raises(AwsFault, match="checksums do not match"):
+        sent(wanted)
+    assert cloud.snapshots == {}
+    assert not wanted.journal.exists()
+    assert held(cloud, sent(wanted)) == holds(path)
+
+
+@pytest.mark.parametrize("wrong", ["snapshot", "checksum", "place", "throttled", "credentials"])
+def test_refusals_read_as_those_of_boto3(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """Blocks are sent past boto3's own layers: what comes back means the same."""
+    client = aws.client("ebs", "eu-west-1", tries=1)
+    snapshot = client.start_snapshot(VolumeSize=1)["SnapshotId"] if wrong != "snapshot" else "snap-00000000000000009"
+    digest = hashlib.sha256(ZEROS if wrong != "checksum" else b"").digest()
+    index, checksum = 4096 if wrong == "place" else 1, base64.b64encode(digest).decode()
+    cloud.throttle_every = wrong == "throttled"
+    if wrong == "credentials":
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "")
+        clients.forget()
+        client = aws.client("ebs", "eu-west-1", tries=1)
+    with pytest.raises(AwsFault) as usual:
+        client.put_snapshot_block(
+            SnapshotId=snapshot, BlockIndex=index, BlockData=ZEROS, DataLength=BLOCK, Checksum=checksum,
+            ChecksumAlgorithm="SHA256",
+        )  # fmt: skip
+    headers = {"x-amz-Data-Length": str(BLOCK), "x-amz-Checksum-Algorithm": "SHA256", "x-amz-Checksum": checksum}
+    with pytest.raises(AwsFault) as bare:
+        aws.Rest(client).put("put_snapshot_block", f"/snapshots/{snapshot}/blocks/{index}", headers, bytearray(ZEROS))
+    assert type(bare.value) is type(usual.value)
+    assert (bare.value.message, bare.value.code, bare.value.hint) == (
+        usual.value.message,
+        usual.value.code,
+        usual.value.hint,
+    )
+
+
+def test_nothing_is_no_disk(tmp_path: Path, cloud: Cloud) -> None:
+    (tmp_path / "disk.raw").touch()
+    with pytest.raises(InputError, match="has no bytes"):
+        sent(order(tmp_path / "disk.raw"))
+    assert cloud.calls == {}
+
+
+KILLED = """
+import importlib, os, signal, sys
+from pathlib import Path
+from parbake import aws
+from parbake.aws import ebs
+from parbake.core.events import Events
+from tests.aws.aws.test_ebs import order
+
+upload = importlib.import_module("parbake.aws.ebs.upload")
+point, path = sys.argv[1], Path(sys.argv[2])
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+if point == "started":
+    upload.Journal.began = die
+elif point == "middle":
+    wrote, count = upload.Journal.wrote, iter(range(100))
+    upload.Journal.wrote = lambda self, *block: die() if next(count, None) is None else wrote(self, *block)
+elif point == "written":
+    upload.Journal.completed = die
+elif point == "sealing":
+    upload._seal = die
+elif point == "sealed":
+    upload.look = die
+else:
+    upload.Sent = die
+ebs.upload(order(path), Events())
+"""
+
+
+@pytest.mark.parametrize("point", ["started", "middle", "written", "sealing", "sealed", "done"])
+def test_an_upload_that_was_killed_goes_on(tmp_path: Path, cloud: Cloud, point: str) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, {index: b"%d" % index for index in range(300 if point == "middle" else 60)})
+    cloud.slow = 2
+    ended = subprocess.run([sys.executable, "-c", KILLED, point, str(path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len(cloud.snapshots) == 1
+    snapshot = sent(order(path))
+    assert list(cloud.snapshots) == [snapshot]
+    assert held(cloud, snapshot) == holds(path)
+    assert cloud.snapshots[snapshot].tags[ebs.BLOCKS_TAG] == blocks.digest()
+    in_flight = 64 if point == "middle" else 0
+    assert cloud.calls["PutSnapshotBlock"] <= len(blocks.blocks) + in_flight, "what was acknowledged is not sent again"
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.integers(0, 399), st.binary(min_size=1, max_size=3), max_size=6), st.booleans())
+def test_what_changed_since_the_kill_is_sent_again(
+    tmp_path: Path, cloud: Cloud, blocks: dict[int, bytes], child: bool
+) -> None:
+    """Hashes say what a pending snapshot has: other bytes replace it, also zeros, also what the parent has."""
+    below = tmp_path / "parent.raw"
+    old = disk_of(below, SMALL)
+    parent = Parent(sent(order(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
+    path = tmp_path / "disk.raw"
+    disk_of(path, {0: b"other", 3: SMALL[3], 7: b"more"})
+    wanted = order(path, key=f"k-{len(cloud.snapshots)}", parent=parent)
+    with pytest.MonkeyPatch.context() as cut:
+        cut.setattr(Journal, "completed", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sent(wanted)
+    disk_of(path, blocks)
+    snapshot = sent(wanted)
+    assert held(cloud, snapshot) == holds(path)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_journal_whose_snapshot_is_gone_counts_for_nothing(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)
+    path = tmp_path / "disk.raw"
+    blocks, wanted = disk_of(path, SMALL), order(path)
+    with Journal.open(wanted.journal, wanted) as journal:
+        journal.began(start(wanted, journal))
+        journal.wrote(3, blocks.blocks[3])
+    cloud.snapshots.clear()  # AWS has cancelled it
+    assert held(cloud, sent(wanted)) == holds(path)
+
+
+def test_what_is_no_journal_of_this_upload_counts_for_nothing(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    for content in (b"not a journal", b"{}\nsnap-1\n3\n", b""):
+        disk_of(path, {**SMALL, 7: b"7" + content})
+        wanted = order(path)
+        wanted.journal.write_bytes(content)
+        assert held(cloud, sent(wanted)) == holds(path)
+        wanted.journal.unlink()
+
+
+# -- reading
+
+
+def test_a_snapshot_becomes_a_file(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, {index * 3: b"%d" % index for index in range(130)})  # more than a page of 100
+    snapshot = sent(order(path))
+    cloud.fail_every = 17
+    fetched = ebs.fetch(snapshot, tmp_path / "back.raw", Events(), region="eu-west-1")
+    assert (fetched.snapshot, fetched.blocks) == (snapshot, BlockList(GIB, blocks.blocks))
+    assert fetched.path.stat().st_size == GIB
+    assert holds(fetched.path) == holds(path)
+    assert fetched.path.stat().st_blocks * 512 <= 131 * BLOCK, "what is not there stays a hole"
+    with pytest.raises(InputError, match="exists already"):
+        ebs.fetch(snapshot, tmp_path / "back.raw", Events(), region="eu-west-1")
+
+
+@pytest.mark.usefixtures("cloud")
+def test_fetching_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither an AMI nor a snapshot"):
+        ebs.fetch("vol-1", tmp_path / "x", Events(), region="eu-west-1")
+    with pytest.raises(AwsNotFound) as caught:
+        ebs.fetch("snap-00000000000000009", tmp_path / "x", Events(), region="eu-west-1")
+    assert "copy" in caught.value.hint
+    with pytest.raises(AwsFault, match="does not exist"):
+        ebs.fetch("ami-00000000000000009", tmp_path / "x", Events(), region="eu-west-1")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- AMIs
+
+
+def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: Cloud) -> None:
+    path = tmp_path / "disk.raw"
+    disk_of(path, SMALL)
+    wanted = order(path)
+    snapshot = sent(wanted)
+    cloud.slow = 2
+    how = {"name": "node-k", "platform": AMD64, "boot": "uefi-preferred", "stamp": wanted.stamp, "region": "eu-west-1"}
+    ami = ebs.register(snapshot, events=Events(), **how)  # type: ignore[arg-type]
+    made = cloud.images[ami]
+    expected = {
+        "Architecture": "x86_64",
+        "VirtualizationType": "hvm",
+        "EnaSupport": "true",
+        "BootMode": "uefi-preferred",
+        "ImdsSupport": "v2.0",
+        "RootDeviceName": "/dev/xvda",
+    }
+    assert made["attributes"].items() >= expected.items()
+    assert (made["device"], made["snapshot"], made["tags"][MANAGED]) == ("/dev/xvda", snapshot, "temporary")
+    assert ebs.register(snapshot, events=Events(), **how) == ami  # type: ignore[arg-type]
+    assert len(cloud.images) == 1
+    assert "TpmSupport" not in made["attributes"]
+    fetched = ebs.fetch(ami, tmp_path / "root.raw", Events(), region="eu-west-1")
+    assert holds(fetched.path) == holds(path)
+
+    disk_of(path, {1: b"other"})
+    other = sent(order(path, key="o"))
+    with pytest.raises(AwsFault, match="already in use") as caught:
+        ebs.register(other, events=Events(), **how)  # type: ignore[arg-type]
+    assert "change `name`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("boot", "tpm", "said"), [("uefi", True, "v2.0"), ("uefi", False, ""), ("uefi-preferred", True, "")]
+)
+def test_a_tpm_holds_where_the_disk_boots_by_uefi_alone(
+    tmp_path: Path, cloud: Cloud, boot: str, tpm: bool, said: str
+) -> None:
+    path = tmp_path / "disk.raw"
+    disk_of(path, SMALL)
+    wanted = order(path)
+    how = {"name": "node-k", "platform": AMD64, "boot": boot, "stamp": wanted.stamp, "region": "eu-west-1"}
+    ami = ebs.register(sent(wanted), events=Events(), tpm=tpm, **how)  # type: ignore[arg-type]
+    assert cloud.images[ami]["attributes"].get("TpmSupport", "") == said
+    assert ebs.fetch(ami, tmp_path / "back.raw", Events(), region="eu-west-1").tpm == bool(said)
+
+
+def test_without_a_signature_for_ebs_nothing_is_answered(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    clients.forget()
+    path = tmp_path / "disk.raw"
+    disk_of(path, SMALL)
+    with pytest.raises(AwsNoAccess, match="no AWS credentials"):
+        sent(order(path))
+    assert cloud.calls == {}
+
+
+# -- repeating
+
+
+@pytest.mark.parametrize("way", ["put", "get"])
+def test_a_call_is_repeated_so_often_and_by_nobody_else(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """One place repeats calls for blocks: layers that do so as well would multiply."""
+    monkeypatch.setattr(throttle, "_FIRST_PAUSE", 0.001)
+    path = tmp_path / "disk.raw"
+    disk_of(path, {3: b"alone"})
+    operation = "GetSnapshotBlock" if way == "get" else "PutSnapshotBlock"
+    snapshot = sent(order(path)) if way == "get" else ""
+    cloud.fail_every = 1
+    with pytest.raises(AwsFault, match="InternalServerException"):
+        ebs.fetch(snapshot, tmp_path / "b", Events(), region="eu-west-1") if snapshot else sent(order(path))
+    assert (cloud.calls[operation], cloud.refused["InternalServerException"]) == (throttle._TRIES, throttle._TRIES)
+
+
+def test_pauses_double_to_a_bound_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    paced = throttle.Pace()
+    waited: list[float] = []
+    monkeypatch.setattr(paced._stopped, "wait", waited.append)
+    with pytest.raises(AwsLimit):
+        paced.call(_throttled)
+    bounds = [min(throttle._FIRST_PAUSE * 2**tries, throttle._LONGEST_PAUSE) for tries in range(1, throttle._TRIES)]
+    assert len(waited) == len(bounds)
+    assert all(bound / 4 <= pause <= bound for pause, bound in zip(waited, bounds, strict=True))
+    assert len({pause / bound for pause, bound in zip(waited, bounds, strict=True)}) > 1

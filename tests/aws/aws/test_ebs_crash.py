@@ -1,0 +1,122 @@
+"""The EBS builder, killed at each of its calls: the same command finishes, and a clean-up would leave nothing.
+
+A copy of this process, and of its files, is what is left when the process dies: as a call arrives (what followed from
+the answers before it is done on this machine) and when AWS has changed something and nobody has heard of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import aws
+from parbake.aws.leftovers import Wanted, remove
+from parbake.core.events import Events
+from parbake.core.model import Plan
+from parbake.records import Record
+from tests.aws.aws.test_ebs import held
+from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven, policy_for
+from tests.fakes.aws.ebs_direct_in_process import Direct
+from tests.fakes.aws.eventual import Eventual
+from tests.fakes.aws.iam_recorder import allowed_by
+from tests.fakes.aws.interceptor import killed_everywhere
+from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.forks import in_child
+
+pytestmark = pytest.mark.slow
+
+__all__ = ["cloud", "direct", "oven"]
+
+HOME, OTHER = "eu-west-1", "us-east-1"
+SETTINGS: dict[str, Any] = {
+    "region": HOME,
+    "copy_to": [OTHER],
+    "share_with": ["123456789012"],
+    "fast_snapshot_restore": [f"{OTHER}b"],
+}
+# Before the first call of each kind this machine has done something: noted, baked, put away.
+ALSO_BEFORE = ("StartSnapshot", "PutSnapshotBlock", "CompleteSnapshot", "CreateTags", "RegisterImage", "CopySnapshot")
+
+
+def settings_for(wanted: Plan) -> dict[str, Any]:
+    return {**SETTINGS, **({"deprecate_after": "90d"} if wanted is MACHINE else {})}
+
+
+def clean(wanted: Plan) -> None:
+    for region in (HOME, OTHER):
+        with allowed_by(policy_for(wanted, settings_for(wanted))):
+            remove(Wanted(name=wanted.name), region, Events())
+
+
+def left(cloud: Cloud) -> list[str]:
+    """Return all that is there, as region and what parbake says of it."""
+    tagged = [(each["region"], each["tags"]) for each in cloud.images.values()]
+    tagged += [(each.region, each.tags) for each in cloud.snapshots.values()]
+    return sorted(f"{region} {tags['parbake:managed']}" for region, tags in tagged)
+
+
+def artefacts(wanted: Plan, region: str) -> list[str]:
+    return [f"{region} artefact"] * (2 if wanted is MACHINE else 1)
+
+
+def elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the files, which is the copied process's own."""
+    mine = folder.with_name("copy")
+    shutil.rmtree(mine, ignore_errors=True)
+    subprocess.run(["/bin/cp", "-a", str(folder), str(mine)], check=True)
+    monkeypatch.setenv("PARBAKE_CACHE", str(mine / "cache"))
+    return mine
+
+
+@pytest.mark.parametrize("late", [0, 3])
+@pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=lambda plan: plan.name)
+def test_killed_at_each_call(
+    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan, late: int
+) -> None:
+    """``late``: AWS has not shown yet what was made when the next run begins, which then goes on with it all the same.
+
+    A copy in another region that no list shows is made again: it stays temporary, and a clean-up takes it.
+    """
+    for service, region, tries in (("ec2", HOME, 0), ("ec2", OTHER, 0), ("ebs", HOME, 0), ("ebs", HOME, 1)):
+        aws.client(service, region, tries=tries)  # made once for all copies, which takes longer than a bake
+    cloud, work = direct.world, tmp_path / "work"
+    cloud.slow, cloud.late, direct.eventual = 1, late, Eventual(late=late)
+    monkeypatch.setenv("PARBAKE_CACHE", str(work / "cache"))
+
+    def whole(folder: Path) -> Record:
+        return build(folder, wanted, **settings_for(wanted))
+
+    def finishes() -> None:
+        folder = elsewhere(work, monkeypatch)
+        assert in_child(lambda: clean_up_leaves_nothing(direct, wanted)) == 0
+        whole(folder)
+        settle(direct)
+        here = artefacts(wanted, HOME)
+        assert [each for each in left(cloud) if each.startswith(HOME)] == here, "nothing is made twice at home"
+        if late:
+            clean(wanted)
+        assert left(cloud) == here + artefacts(wanted, OTHER)
+        assert all(set(held(cloud, snapshot)) == set(oven.content) for snapshot in cloud.snapshots)
+
+    assert len(killed_everywhere(direct, lambda: whole(work), finishes, also_before=ALSO_BEFORE)) > 8
+    assert bool(direct.eventual.refused) == bool(late)
+
+
+def settle(direct: Direct) -> None:
+    """Let all be known by now."""
+    assert direct.eventual
+    direct.eventual.settle()
+    for snapshot in direct.world.snapshots.values():
+        snapshot.unknown = 0
+
+
+def clean_up_leaves_nothing(direct: Direct, wanted: Plan) -> None:
+    clean(wanted)
+    settle(direct)
+    clean(wanted)
+    home, other = artefacts(wanted, HOME), artefacts(wanted, OTHER)
+    assert left(direct.world) in ([], other, home + other), "what is done stays, the home region's last"

@@ -1,0 +1,395 @@
+"""Publishing to EBS, on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone.
+
+The story itself runs (``flow.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import aws
+from parbake.aws import Stamp, clients, ebs
+from parbake.aws.leftovers import Wanted, remove
+from parbake.bakefile import load
+from parbake.builders import Disk, Ingredients, coldstart
+from parbake.builders.choose import publisher_of
+from parbake.builders.ebs import EbsShipment
+from parbake.coldstart.trace import Part, Read, Trace
+from parbake.coldstart.trace import load as load_trace
+from parbake.core.errors import AwsFault, InputError, VerificationFailed
+from parbake.core.events import Events
+from parbake.core.model import GIB, MIB, Artefact, Base, Plan, Verdict
+from parbake.images.registry import Registry
+from parbake.machine import base
+from parbake.machine.disk import BLOCK, BlockList
+from parbake.records import Record, read
+from parbake.workflows import bake
+from parbake.workflows.plan import Session
+from tests.aws.aws.test_ebs import held, holds
+from tests.fakes.aws.ebs_direct_in_process import Direct
+from tests.fakes.aws.iam_recorder import allowed_by, caller
+from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.plans import plan
+
+PASSED = Verdict(passed=True, accelerator="kvm")
+FAILED = Verdict(passed=False, accelerator="kvm", problems=("it does not start",))
+TRACE = Trace(
+    uuid="0", filesystem="ext4", size=GIB, how="loop", made_at="2026-01-01T00:00:00Z",
+    parts=(Part(name="app", kind="image", seconds=1.0, reads=(Read(0, 0, 8),)),),
+)  # fmt: skip
+VOLUME = plan(name="data", artefact=Artefact(kind="volume", format="snapshot"), size=700 * MIB)
+MACHINE = plan(name="node", artefact=Artefact(kind="machine-image", format="ami"), base=Base(kind="debian"), size=GIB)
+
+
+class Oven:
+    """Stands in for the local builder: writes ``content`` into some blocks of a disk, on top of the base's.
+
+    ``steps`` is what became of disks, in order: built, prepared for cold starts, proven (with ``verdict``).
+    """
+
+    def __init__(self) -> None:
+        self.content = {0: b"boot", 5: b"data", 900: b"more"}
+        self.bakes: list[Plan] = []
+        self.steps: list[str] = []
+        self.verdict = PASSED
+
+    def build(self, wanted: Plan, ingredients: Ingredients) -> Disk:
+        self.bakes.append(wanted)
+        self.steps.append("build")
+        path = ingredients.work / "disk.raw"
+        with path.open("wb") as file:
+            if ingredients.base:
+                for index, data in holds(ingredients.base).items():
+                    os.pwrite(file.fileno(), data, index * BLOCK)
+            file.truncate(wanted.size)
+            for index, data in self.content.items():
+                os.pwrite(file.fileno(), data, index * BLOCK)
+        return Disk(path, ("machine-id",))
+
+    def prepare(self, disk: Disk, *_: object, **__: object) -> Disk:
+        """Change what is not final, as the layout does."""
+        self.steps.append("rehearse" if disk.final else "lay out")
+        if not disk.final:
+            with disk.path.open("r+b") as file:
+                os.pwrite(file.fileno(), b"laid out", 700 * BLOCK)
+        return replace(disk, trace=disk.trace or TRACE)
+
+    def boot(self, *_: object) -> Verdict:
+        self.steps.append("prove")
+        return self.verdict
+
+
+@pytest.fixture
+def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
+    made = Oven()
+    monkeypatch.setattr(bake, "builder_of", lambda _: made)
+    monkeypatch.setattr(bake, "boot", made.boot)
+    monkeypatch.setattr(bake, "can_boot", lambda *_: True)
+    monkeypatch.setattr(bake, "need_root", lambda _: None)
+    monkeypatch.setattr(coldstart, "prepare", made.prepare)
+    monkeypatch.setattr(base, "ensure", lambda *_, **__: None)
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    return made
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> Direct:
+    made = Direct()
+    made.install(monkeypatch)
+    clients.forget()
+    return made
+
+
+@pytest.fixture
+def cloud(direct: Direct) -> Cloud:
+    return direct.world
+
+
+def build(
+    folder: Path,
+    wanted: Plan,
+    *,
+    fresh: bool = False,
+    verify: bool = True,
+    rehearse: bool = False,
+    **settings: Any,
+) -> Record:
+    """Bake as the story does once it has a plan; the policy for it must allow every call."""
+    folder.mkdir(exist_ok=True)
+    options = bake.Options(force=fresh, verify=verify, rehearse=rehearse)
+    with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings)):
+        publisher = publisher_of(run.bakefile, fresh=fresh)
+        assert publisher
+        return bake.bake_and_publish(run, wanted, publisher, options, None).record
+
+
+@contextmanager
+def session(folder: Path, wanted: Plan, settings: Mapping[str, Any]) -> Iterator[Session]:
+    path = folder / "parbake.yaml"
+    base = {"ami": {"ami": wanted.base.identity}}.get(wanted.base.kind, wanted.base.kind)
+    document = {"version": 1, "name": wanted.name, "builder": "ebs", "base": base, "output": "."}
+    path.write_text(json.dumps({**document, "aws": settings, "images": ["registry.example/app:1"]}))
+    bakefile = load(path)
+    with Registry(bakefile.registries, events=Events()) as registry:
+        yield Session(bakefile, registry, Events())
+
+
+def policy_for(wanted: Plan, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the policy of whoever bakes a plan with settings."""
+    artefact = wanted.artefact
+    aws = {"region": "eu-west-1", **settings, "encrypted": artefact.encrypted}
+    aws |= {"kms_key": artefact.kms_key} if artefact.kms_key else {}
+    base = {"ami": wanted.base.identity, "none": "none"}.get(wanted.base.kind, "debian")
+    return caller("ebs", aws, base=base, image="registry.example/app:1")
+
+
+def staged(folder: Path) -> list[Path]:
+    return [path for path in (folder / "cache/uploads").glob("*") if path.name != ".parbake"]
+
+
+def test_a_volume_becomes_a_snapshot(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    baked = build(tmp_path, VOLUME)
+    ((region, there),) = baked.published.items()
+    (snapshot,) = there.snapshots
+    assert (region, there.image, snapshot.device, snapshot.size) == ("eu-west-1", "", "", GIB)
+    assert set(held(cloud, snapshot.id)) == {0, 5, 900}
+    assert (baked.size, baked.verdict, baked.sealed) == (GIB, PASSED, ("machine-id",))
+    assert oven.bakes[0].artefact == Artefact(kind="volume")
+    assert staged(tmp_path) == []
+
+
+def test_a_machine_image_becomes_an_ami(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    there = build(tmp_path, MACHINE).published["eu-west-1"]
+    assert cloud.images[there.image]["name"] == f"node-{MACHINE.key[:12]}"
+    assert cloud.images[there.image]["attributes"]["BootMode"] == "legacy-bios", "the disk has no ESP"
+    assert there.snapshots[0].device == "/dev/xvda"
+    assert cloud.images[there.image]["tags"]["parbake:managed"] == "artefact"
+    again = build(tmp_path, MACHINE, fresh=True).published["eu-west-1"]
+    assert again.image != there.image, "an AMI that exists is never touched"
+    assert len(oven.bakes) == 2
+
+
+def test_what_fails_verification_is_not_sent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    oven.verdict = FAILED
+    with pytest.raises(VerificationFailed, match="it does not start"):
+        build(tmp_path, VOLUME)
+    record = read(tmp_path / f"{VOLUME.artefact_name}.json")
+    assert (record.published, record.verdict) == ({}, FAILED)
+    assert cloud.calls["StartSnapshot"] == 0
+    oven.verdict = PASSED
+    assert build(tmp_path, VOLUME).published, "verified anew: how to start an image is no part of the plan"
+    assert len(oven.bakes) == 1
+
+
+def test_what_leaves_was_rehearsed_laid_out_and_proven_before(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol, whatever publishes: and what was sent are the bytes that were laid out and proven."""
+    send = EbsShipment.send
+
+    def sent(shipment: EbsShipment, disk: Disk) -> Any:
+        oven.steps.append("send")
+        return send(shipment, disk)
+
+    monkeypatch.setattr(EbsShipment, "send", sent)
+    record = build(tmp_path, VOLUME, rehearse=True)
+    assert oven.steps == ["build", "lay out", "prove", "send"]
+    snapshot = record.published["eu-west-1"].snapshots[0].id
+    assert held(cloud, snapshot)[700].startswith(b"laid out")
+    assert record.trace is not None
+    assert record.trace.file == record.trace_name
+    assert load_trace(tmp_path / record.trace_name) == TRACE
+
+    (tmp_path / record.file_name).unlink()
+    oven.steps.clear()
+    again = build(tmp_path, VOLUME, rehearse=True)
+    assert oven.steps == ["rehearse", "prove"], "what AWS has is read back and stays as it is"
+    assert again.trace == record.trace
+    assert list(cloud.snapshots) == [snapshot]
+
+
+def test_the_trace_of_a_disk_outlives_a_run_that_was_cut_off(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as cut:
+        cut.setattr(ebs, "upload", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, VOLUME, rehearse=True)
+    oven.steps.clear()
+    monkeypatch.setattr(coldstart, "prepare", lambda disk, *_, **__: disk if disk.trace else pytest.fail("no trace"))
+    assert build(tmp_path, VOLUME, rehearse=True).trace is not None
+    assert oven.steps == ["prove"]
+    assert len(cloud.snapshots) == 1
+
+
+def test_a_run_that_was_cut_off_goes_on_with_its_disk(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for call in ("upload", "register"):
+        with monkeypatch.context() as cut:
+            cut.setattr(ebs, call, _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                build(tmp_path, MACHINE)
+        assert len(staged(tmp_path)) == 1
+    baked = build(tmp_path, MACHINE)
+    assert len(oven.bakes) == 1
+    assert len(cloud.snapshots) == len(cloud.images) == 1
+    assert baked.sealed == ("machine-id",)
+    assert staged(tmp_path) == []
+
+
+def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as cut:
+        cut.setattr(ebs, "register", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, MACHINE)
+    monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)  # else it would be waited for
+    [left] = cloud.snapshots.values()
+    assert left.tags["parbake:managed"] == "temporary"
+    assert remove(Wanted(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
+    assert build(tmp_path, MACHINE).published, "it is sent anew"
+    assert len(oven.bakes) == 1
+
+
+def test_a_volume_that_was_cut_off_is_finished(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies, shares and the last word are made sure of, with nothing baked or sent again."""
+    settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    for call in ("copy", "share", "keep"):
+        with monkeypatch.context() as cut:
+            cut.setattr(ebs, call, _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                build(tmp_path, VOLUME, **settings)
+        assert {made.tags["parbake:managed"] for made in cloud.snapshots.values()} == {"temporary"}
+    places = build(tmp_path, VOLUME, **settings).published
+    assert list(places) == ["eu-west-1", "us-east-1"]
+    assert len(cloud.snapshots) == 2
+    for made in cloud.snapshots.values():
+        assert (made.tags["parbake:managed"], made.shared) == ("artefact", {"123456789012"})
+    assert (len(oven.bakes), cloud.calls["PutSnapshotBlock"]) == (1, 3)
+
+
+def test_what_exists_goes_where_the_bakefile_says_by_now(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    for wanted in (VOLUME, MACHINE):
+        first = build(tmp_path, wanted, region="eu-west-1").published
+        again = build(tmp_path, wanted, region="eu-west-1", copy_to=["us-east-1"]).published
+        assert again["eu-west-1"].snapshots == first["eu-west-1"].snapshots
+        copied = again["us-east-1"].snapshots[0].id
+        assert cloud.snapshots[copied].tags["parbake:managed"] == "artefact"
+    assert len(oven.bakes) == 2
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_next_of_a_name_sends_what_differs(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    first = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
+    oven.content = {0: b"boot", 5: b"changed", 901: b"new"}
+    changed = VOLUME.model_copy(update={"keep_layers": True})
+    before = cloud.calls["PutSnapshotBlock"]
+    second = build(tmp_path, changed).published["eu-west-1"].snapshots[0].id
+    assert cloud.snapshots[second].parent == first
+    assert cloud.calls["PutSnapshotBlock"] - before == 3, "5 is another, 900 is zeros, 901 is new"
+    assert set(held(cloud, second)) == {0, 5, 901}
+    other = build(tmp_path, VOLUME.model_copy(update={"name": "data-2"})).published["eu-west-1"].snapshots[0].id
+    assert cloud.snapshots[other].parent == "", "another name, another lineage"
+
+
+def test_encrypted_and_not_do_not_mix(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    build(tmp_path, VOLUME)
+    oven.content = {7: b"x"}
+    locked = {"kind": "volume", "format": "snapshot", "encrypted": True, "kms_key": "alias/nodes"}
+    wanted = VOLUME.model_copy(update={"artefact": Artefact.model_validate(locked)})
+    made = cloud.snapshots[build(tmp_path, wanted).published["eu-west-1"].snapshots[0].id]
+    assert (made.parent, made.encrypted) == ("", True)
+    child = cloud.snapshots[
+        build(tmp_path, wanted.model_copy(update={"keep_layers": True})).published["eu-west-1"].snapshots[0].id
+    ]
+    assert (child.parent, child.key) == (made.id, made.key)
+
+
+def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    cloud.slow = 2
+    zones = ["eu-west-1a", "us-east-1b"]
+    settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    places = build(tmp_path, VOLUME, **settings, fast_snapshot_restore=zones).published
+    assert list(places) == ["eu-west-1", "us-east-1"]
+    for region, zone in zip(places, zones, strict=True):
+        made = cloud.snapshots[places[region].snapshots[0].id]
+        assert (made.region, made.state, made.shared) == (region, "completed", {"123456789012"})
+        assert cloud.fast.on(made.id) == {zone}
+        assert set(held(cloud, made.id)) == {0, 5, 900}
+    with pytest.raises(InputError, match="accounts only"):
+        build(tmp_path, VOLUME, share_with=["arn:aws:organizations::123456789012:organization/o-abcdefghij"])
+    with pytest.raises(InputError, match="do not deprecate"):
+        build(tmp_path, VOLUME, deprecate_after="90d")
+    assert len(oven.bakes) == 1
+
+
+def test_an_ami_is_copied_shared_and_dated(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    cloud.slow = 2
+    settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    places = build(tmp_path, MACHINE, **settings, deprecate_after="90d", fast_snapshot_restore=["us-east-1b"]).published
+    assert list(places) == ["eu-west-1", "us-east-1"]
+    for region, there in places.items():
+        image, snapshot = cloud.images[there.image], cloud.snapshots[there.snapshots[0].id]
+        assert (image["region"], image["shared"], snapshot.shared) == (region, {"123456789012"}, {"123456789012"})
+        assert image["deprecated"].startswith("20")
+        assert image["tags"]["parbake:managed"] == "artefact"
+        assert cloud.fast.on(snapshot.id) == ({"us-east-1b"} if region == "us-east-1" else set())
+        assert set(held(cloud, snapshot.id)) == {0, 5, 900}
+    assert len(oven.bakes) == 1
+
+
+def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+    path = tmp_path / "parent.raw"
+    with path.open("wb") as file:
+        file.truncate(GIB)
+        os.pwrite(file.fileno(), b"boot", 0)
+        os.pwrite(file.fileno(), b"old", 7 * BLOCK)
+    order = ebs.Order(path, tmp_path / "j", Stamp("p", "r", "p"), "p", "eu-west-1")
+    parent = ebs.upload(order, Events()).snapshot
+    before = cloud.calls["PutSnapshotBlock"]
+    made = build(tmp_path, VOLUME, parent_snapshot=parent).published["eu-west-1"].snapshots[0].id
+    assert cloud.snapshots[made].parent == parent
+    assert cloud.calls["PutSnapshotBlock"] - before == 3, "what it holds was read: 0 is the same"
+    assert set(held(cloud, made)) == {0, 5, 900}
+
+    cloud.snapshots[parent].gib = 9
+    with pytest.raises(InputError, match="has 1 GiB"):
+        build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot=parent)
+    with pytest.raises(AwsFault, match="does not exist"):
+        build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot="snap-0123456789abcdef0")
+    assert len(oven.bakes) == 2, "the disk waits for a better answer"
+
+
+def test_an_ami_as_base_is_fetched_once_and_is_the_parent(
+    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = build(tmp_path, MACHINE).published["eu-west-1"]
+    cloud.images[base.image]["attributes"]["TpmSupport"] = "v2.0"
+    monkeypatch.setattr(ebs, "boot_mode", lambda *_: "uefi")
+    onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base.image, size=GIB)})
+    oven.content = {6: b"baked"}
+    there = build(tmp_path, onto).published["eu-west-1"]
+    made = there.snapshots[0].id
+    assert cloud.images[there.image]["attributes"]["TpmSupport"] == "v2.0", "as the base has it"
+    assert cloud.snapshots[made].parent == base.snapshots[0].id
+    assert set(cloud.snapshots[made].written) == {6}
+    assert set(held(cloud, made)) == {0, 5, 6, 900}
+    before = cloud.calls["GetSnapshotBlock"]
+    build(tmp_path, onto.model_copy(update={"keep_layers": True}))
+    assert cloud.calls["GetSnapshotBlock"] == before
+    assert BlockList.read(tmp_path / f"cache/amis/{base.image}.raw.blocks").blocks.keys() == {0, 5, 900}

@@ -1,0 +1,197 @@
+"""The `parbake` command as a user starts it, in a corner of its own, followed event by event.
+
+corner = Corner(tmp_path)
+corner.write("parbake.yaml", f"version: 1\nbase: none\nimages: [{host}/app:1]\n")
+done = corner.parbake("bake", "--no-verify", "--json")     # done.code, done.document, done.said
+with corner.start("bake", "--no-verify") as run:           # its own session, so that the group can be killed
+    for event in run.events():
+        if event["kind"] == "stage-end":
+            run.kill(signal.SIGKILL)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from blake3 import blake3
+
+from tests.fakes.leaks import files, leaked, snapshot, work_folders
+
+_LIMIT = 300.0  # seconds for one command on a busy machine
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its code, standard output, and what it said beside events."""
+
+    code: int
+    stdout: str
+    said: str
+
+    def __repr__(self) -> str:
+        return f"Done({self.code}, {self.stdout[:300]!r}, {self.said!r})"
+
+    @property
+    def document(self) -> Any:
+        """The answer of a command with ``--json``."""
+        return json.loads(self.stdout)
+
+
+class Running:
+    """A command under way; use with ``with``, which kills what is left of it."""
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # Shells start what runs in the background so, and children inherit it: Ctrl-C would not be heard at all.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._said: list[str] = []
+        self.seen: list[dict[str, Any]] = []
+        self._popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        # Whatever hangs is ended, so that its test fails instead of waiting for ever.
+        self._watchdog = threading.Timer(_LIMIT, self.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield the events of ``--progress json`` as they come, until the command closes its standard error."""
+        assert self._popen.stderr
+        for line in self._popen.stderr:
+            with suppress(ValueError):
+                event = json.loads(line)
+                self.seen.append(event)
+                yield event
+                continue
+            self._said.append(line)
+
+    def wait_for(self, kind: str, name: str) -> dict[str, Any]:
+        """Return the next event of this kind whose name or text begins so."""
+        for event in self.events():
+            if event["kind"] == kind and (event["name"] or event["text"]).startswith(name):
+                return event
+        raise AssertionError(f"it ended before {kind} {name}: {''.join(self._said)}")
+
+    def kill(self, number: int = signal.SIGKILL, *, group: bool = True) -> None:
+        """Send a signal to the whole process group, or to parbake alone."""
+        with suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self._popen.pid, number)
+
+    def finish(self) -> Done:
+        """Wait for the end and return what it left; negative codes are signals."""
+        for _ in self.events():
+            pass
+        output: IO[str] | None = self._popen.stdout
+        assert output
+        text = output.read()
+        return Done(self._popen.wait(_LIMIT), text, "".join(self._said))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watchdog.cancel()
+        self.kill()
+        self._popen.communicate()
+
+
+def digests_of(artefact: Path) -> dict[str, str]:
+    """Compute what a record may say of an artefact's bytes, by reading it plainly."""
+    data, size = artefact.read_bytes(), 512 * 1024
+    text = f"parbake-blocks 1 blake3 {size} {len(data)}\n"
+    for index in range(-(-len(data) // size)):
+        block = data[index * size : (index + 1) * size].ljust(size, b"\0")
+        if any(block):
+            text += f"{index} {blake3(block).hexdigest()}\n"
+    return {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "parbakeBlocks1": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def documents(text: str) -> list[Any]:
+    """Return the JSON documents that stand one after the other."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:]
+    return found
+
+
+class Corner:
+    """A folder with all that runs of parbake touch: Bakefile, output, cache, temporary files, home."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder, self.output, self.cache, self.tmp = folder, folder / "artefacts", folder / "cache", folder / "tmp"
+        for path in (folder, self.tmp, folder / "home"):
+            path.mkdir(parents=True, exist_ok=True)
+        self.env = {
+            **os.environ,
+            "PARBAKE_CACHE": str(self.cache),
+            "TMPDIR": str(self.tmp),
+            "HOME": str(folder / "home"),
+            **env,
+        }
+        self.look()
+
+    def look(self) -> None:
+        """Take what is there now as not leaked."""
+        self._before = snapshot(self.folder)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def start(self, *arguments: str, program: tuple[str, ...] = (sys.executable, "-m", "parbake")) -> Running:
+        """Start a command of parbake in a session of its own, to be killed or interrupted.
+
+        Its coverage is not measured: an interruption may come while coverage.py holds its lock, which then stays held.
+        """
+        env = {name: value for name, value in self.env.items() if not name.startswith("COVERAGE_")}
+        return Running([*program, *arguments], env, self.folder)
+
+    def parbake(self, *arguments: str) -> Done:
+        """Run a command of parbake to its end."""
+        with Running([sys.executable, "-m", "parbake", *arguments], self.env, self.folder) as run:
+            return run.finish()
+
+    def bake(self, *more: str) -> dict[str, Any]:
+        """Bake without verification, which must succeed, and return the answer."""
+        done = self.parbake("bake", "--no-verify", "--json", "--progress", "json", *more)
+        assert done.code == 0, done.said
+        document: dict[str, Any] = done.document
+        return document
+
+    def leaked(self) -> list[str]:
+        """Return mounts, loop devices and processes of this corner that are still there; waits a little."""
+        return leaked(self._before, self.folder)
+
+    def left(self) -> list[str]:
+        """Return what no run should leave: work folders and locks, temporary files, what hides in the output."""
+        hidden = [str(path) for path in self.output.glob(".*") if path.name != ".parbake"]
+        return [*work_folders(self.output, self.cache), *sorted(files(self.tmp)), *hidden]

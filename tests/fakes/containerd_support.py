@@ -1,0 +1,195 @@
+"""What the containerd system tests share: small images made by hand, and a look at what the machine holds."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from parbake.containerd import Client
+from parbake.containerd.labels import (
+    PINNED,
+    chain_ids,
+    reference_labels,
+    snapshot_labels,
+    snapshot_reference,
+    unpack_key,
+)
+from parbake.containerd.snapshots import folders
+from parbake.core import run
+from parbake.core.model import Descriptor, Platform
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+type Files = dict[str, bytes | str]
+"""Path to content (a program: mode 755), or to the target of a symbolic link."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image made by hand: its blobs by digest, and what names them."""
+
+    blobs: dict[str, bytes]
+    manifest: Descriptor
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    tars: tuple[bytes, ...]
+    diff_ids: tuple[str, ...]
+
+    @property
+    def manifest_document(self) -> dict[str, object]:
+        document: dict[str, object] = json.loads(self.blobs[self.manifest.digest])
+        return document
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def describe(data: bytes, media_type: str) -> Descriptor:
+    return Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
+
+
+def document(descriptor: Descriptor) -> dict[str, object]:
+    return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+
+
+def pack(files: Files) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+                archive.addfile(entry)
+            else:
+                entry.size, entry.mode = len(content), 0o755
+                archive.addfile(entry, io.BytesIO(content))
+    return out.getvalue()
+
+
+def make(
+    layers: Sequence[Files], *, platform: Platform | None = None, config: dict[str, list[str]] | None = None
+) -> Made:
+    """Make an image; ``config`` is the OCI runtime configuration (Entrypoint, Cmd, Env, …)."""
+    platform = platform or Platform.host()
+    tars = tuple(pack(files) for files in layers)
+    zipped = [gzip.compress(tar, mtime=0) for tar in tars]
+    diff_ids = tuple(digest_of(tar) for tar in tars)
+    image = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "config": config or {},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    }
+    config_bytes = json.dumps(image).encode()
+    described = tuple(describe(data, LAYER) for data in zipped)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": document(describe(config_bytes, CONFIG)),
+        "layers": [document(layer) for layer in described],
+    }
+    manifest_bytes = json.dumps(manifest).encode()
+    return Made(
+        blobs={digest_of(data): data for data in (manifest_bytes, config_bytes, *zipped)},
+        manifest=describe(manifest_bytes, MANIFEST),
+        config=describe(config_bytes, CONFIG),
+        layers=described,
+        tars=tars,
+        diff_ids=diff_ids,
+    )
+
+
+def busybox(extra: Files | None = None, **config: list[str]) -> Made:
+    program = shutil.which("busybox")
+    assert program, "apt-get install busybox-static"
+    base: Files = {"bin/busybox": Path(program).read_bytes(), "bin/sh": "busybox", "bin/sleep": "busybox"}
+    return make([base, extra or {"greeting": b"hello\n"}], config=config)
+
+
+def pause() -> Made:
+    program = shutil.which("catatonit")
+    assert program, "apt-get install catatonit"
+    return make([{"pause": Path(program).read_bytes()}], config={"Entrypoint": ["/pause", "-P"]})
+
+
+def fill(client: Client, name: str, made: Made) -> None:
+    """Put an image into the store through the API, without its layers' blobs, pinned."""
+    with client.lease("test"):
+        parent = ""
+        for chain_id, tar in zip(chain_ids(made.diff_ids), made.tars, strict=True):
+            if not client.snapshots.exists(chain_id):
+                key = unpack_key("test", chain_id)
+                where = folders(client.snapshots.prepare(key, parent, snapshot_labels(chain_id)))
+                run.run(["tar", "-x", "-C", str(where.upper)], stdin=tar)
+                client.snapshots.commit(chain_id, key, snapshot_labels(chain_id))
+            parent = chain_id
+        labels = snapshot_reference(parent)
+        client.content.write(made.config, made.blobs[made.config.digest], labels)
+        labels = reference_labels(made.manifest_document)
+        client.content.write(made.manifest, made.blobs[made.manifest.digest], labels)
+        client.images.put(name, made.manifest, PINNED)
+
+
+def pid_namespace_of(folder: Path) -> str:
+    """Return the PID namespace of the containerd whose configuration lies in ``folder``, host's name of it."""
+    for process in _processes():
+        words = _command(process)
+        if words[:1] and words[0].endswith("containerd") and Path(words[-1]).name == "config.toml":
+            config = process / "root" / words[-1].lstrip("/")
+            if config.exists() and config.samefile(folder / "config.toml"):
+                return str((process / "ns/pid").readlink())
+    raise AssertionError(f"no containerd of {folder}")
+
+
+def processes_in(namespace: str) -> list[str]:
+    """Return the command lines of the processes of a PID namespace."""
+    found = []
+    for process in _processes():
+        try:
+            zombie = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"  # init reaps when it likes
+            if str((process / "ns/pid").readlink()) == namespace and not zombie:
+                found.append(" ".join(_command(process)))
+        except OSError:
+            continue
+    return found
+
+
+def traces_of(text: str) -> list[str]:
+    """Return processes and mounts, of any namespace, that name ``text``."""
+    found = []
+    for process in _processes():
+        try:
+            command = " ".join(_command(process))
+            found += [command] if text in command else []
+            found += [line for line in (process / "mountinfo").read_text().splitlines() if text in line]
+        except OSError:
+            continue
+    return found
+
+
+def _processes() -> list[Path]:
+    return [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _command(process: Path) -> list[str]:
+    try:
+        return [word.decode(errors="replace") for word in (process / "cmdline").read_bytes().split(b"\0") if word]
+    except OSError:
+        return []
+
+
+def shared_places() -> dict[str, list[str]]:
+    """Return what lies in the places that a machine's own containerd uses."""
+    places = ("/run/containerd", "/var/lib/containerd", "/opt/containerd", "/etc/cni", "/run/netns")
+    return {place: sorted(str(path) for path in Path(place).rglob("*")) for place in places}

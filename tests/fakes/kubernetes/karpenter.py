@@ -1,0 +1,202 @@
+"""A double of Karpenter, for tests only: it resolves node classes, and replaces drifted nodes one at a time.
+
+Rules (karpenter.sh, "NodeClasses" and "Disruption"): terms are or-ed, one image wins for all (not deprecated first,
+then newest, then name); a changed image or hash of the disks drifts a node; budgets of its NodePool bound how many are
+replaced at once; a drifted node is replaced by a new claim before it goes; PDBs hold it back.
+
+Not modelled: requirements and instance types, consolidation, expiry, several images by architecture, schedules of
+budgets, SSM's cache, AWS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from tests.fakes.kubernetes.server import Server
+from tests.fakes.kubernetes.store import Object, Refused
+
+HASH = "karpenter.k8s.aws/ec2nodeclass-hash"
+
+
+@dataclass(frozen=True)
+class Ami:
+    id: str
+    name: str
+    created: str = "2026-01-01T00:00:00Z"
+    deprecated: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    mine: bool = True
+
+
+@dataclass
+class Karpenter:
+    """Steps by hand (``step``) or in a thread (``with``). ``blocked``: claims that pods' PDBs hold, with the PDB."""
+
+    server: Server
+    amis: list[Ami]
+    parameters: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    unlaunchable: str = ""
+    """Why no instance can be launched; empty when it can."""
+    version: str = "v1"
+
+    def __post_init__(self) -> None:
+        self._numbers = count(1)
+        self._stop = threading.Event()
+        self.replaced: list[str] = []
+
+    def __enter__(self) -> Karpenter:
+        def loop() -> None:
+            while not self._stop.wait(0.05):
+                self.step()
+
+        self._thread = threading.Thread(target=loop, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def start_nodes(self, pool: str, node_class: str, amount: int) -> None:
+        """Start nodes as the class says now."""
+        self._resolve(self.server.get("ec2nodeclasses", node_class, self.version))
+        for _ in range(amount):
+            self._launch(pool, self.server.get("ec2nodeclasses", node_class, self.version))
+
+    def step(self) -> None:
+        """Do what Karpenter does in one round."""
+        classes = {}
+        for each in self.server.list("ec2nodeclasses", self.version):
+            self._resolve(each)
+            name = each["metadata"]["name"]
+            classes[name] = self.server.get("ec2nodeclasses", name, self.version)
+        pools = {each["metadata"]["name"]: each for each in self.server.list("nodepools", self.version)}
+        going: dict[str, int] = {}
+        launched = [each for each in self.server.list("nodeclaims") if each["status"].get("imageID")]
+        for claim in launched:
+            node_class = classes.get(claim["spec"]["nodeClassRef"]["name"])
+            if node_class and self._drift(claim, node_class):
+                pool = claim["metadata"]["labels"]["karpenter.sh/nodepool"]
+                if going.get(pool, 0) < self._allowed(pools[pool]):
+                    going[pool] = going.get(pool, 0) + self._replace(claim, node_class, pool)
+                elif not self._allowed(pools[pool]):
+                    text = "No allowed disruptions for disruption reason Drifted due to blocking budget"
+                    self._event("NodePool", pool, text)
+
+    def winner(self, spec: Object) -> Ami | None:
+        fitting = [ami for ami in self.amis if any(self._fits(ami, term) for term in spec["amiSelectorTerms"])]
+        best = sorted(fitting, key=lambda ami: ami.name)
+        best = sorted(best, key=lambda ami: ami.created, reverse=True)
+        return next(iter(sorted(best, key=lambda ami: ami.deprecated)), None)
+
+    def _fits(self, ami: Ami, term: Object) -> bool:
+        if term.get("id"):
+            return bool(ami.id == term["id"])
+        if term.get("ssmParameter"):
+            return self.parameters.get(term["ssmParameter"]) == ami.id
+        if term.get("alias"):
+            return ami.name.startswith(term["alias"].partition("@")[0])
+        owned = term.get("owner") != "self" or ami.mine
+        tags = term.get("tags", {})
+        return owned and term.get("name") in {None, ami.name} and all(ami.tags.get(k) == v for k, v in tags.items())
+
+    def _resolve(self, node_class: Object) -> None:
+        name, winner = node_class["metadata"]["name"], self.winner(node_class["spec"])
+        drifting = {k: v for k, v in node_class["spec"].items() if k not in {"amiSelectorTerms", "subnetSelectorTerms"}}
+        digest = hashlib.sha256(json.dumps(drifting, sort_keys=True).encode()).hexdigest()[:16]
+        requirements = [{"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}]
+        amis = [{"id": winner.id, "name": winner.name, "requirements": requirements}] if winner else []
+        ready = _condition("Ready", "True", "Ready", "")
+        if winner is None:
+            ready = _condition("Ready", "False", "AMINotFound", "AMISelector did not match any AMIs")
+        conditions = [{**ready, "observedGeneration": node_class["metadata"]["generation"]}]
+        self._quietly("ec2nodeclasses", name, {"metadata": {"annotations": {HASH: digest}}}, self.version)
+        self.server.set_status("ec2nodeclasses", name, {"amis": amis, "conditions": conditions}, self.version)
+
+    def _quietly(self, plural: str, name: str, patch: Object, version: str) -> None:
+        self.server.change(plural, name, patch, version, manager="karpenter")
+
+    def _drift(self, claim: Object, node_class: Object) -> bool:
+        now = [each["id"] for each in node_class.get("status", {}).get("amis", [])]
+        reason = ""
+        if now and claim["status"]["imageID"] not in now:
+            reason = "AMIDrift"
+        elif claim["metadata"]["annotations"][HASH] != node_class["metadata"]["annotations"][HASH]:
+            reason = "NodeClassDrift"
+        others = [each for each in claim["status"]["conditions"] if each["type"] != "Drifted"]
+        drifted = [_condition("Drifted", "True", reason, "")] if reason else []
+        status = {**claim["status"], "conditions": [*others, *drifted]}
+        self.server.set_status("nodeclaims", claim["metadata"]["name"], status)
+        return bool(reason)
+
+    def _allowed(self, pool: Object) -> int:
+        budgets = pool["spec"]["disruption"]["budgets"]
+        asked = [b["nodes"] for b in budgets if not b.get("reasons") or "Drifted" in b["reasons"]]
+        return 0 if {"0", "0%"} & set(asked) else 1
+
+    def _replace(self, claim: Object, node_class: Object, pool: str) -> bool:
+        name = claim["metadata"]["name"]
+        if name in self.blocked:
+            self._event(
+                "NodeClaim", name, f'Cannot disrupt NodeClaim: pdb "{self.blocked[name]}" prevents pod evictions'
+            )
+            return False
+        if not node_class["status"]["amis"] or not self._launch(pool, node_class):
+            return False
+        self.replaced.append(name)
+        self.server.delete("nodeclaims", name)
+        return True
+
+    def _event(self, kind: str, name: str, message: str) -> None:
+        key = f"{kind.lower()}.{name}.blocked"
+        try:
+            self.server.get("events", key, namespace="default")
+        except Refused:
+            reference = {"kind": kind, "name": name}
+            parts: dict[str, Any] = {"reason": "DisruptionBlocked", "message": message, "involvedObject": reference}
+            self.server.create("events", key, metadata={"namespace": "default"}, **parts)
+
+    def _launch(self, pool: str, node_class: Object) -> bool:
+        """Start a node; a claim that cannot be launched stays, once."""
+        claims = self.server.list("nodeclaims")
+        failing = [each for each in claims if not each["status"].get("imageID")]
+        if self.unlaunchable and failing:
+            return False
+        for each in failing:
+            self.server.delete("nodeclaims", each["metadata"]["name"])
+        number = next(self._numbers)
+        name = f"{pool}-{number:03}"
+        launched = _condition("Launched", "True", "Launched", "")
+        if self.unlaunchable:
+            launched = _condition("Launched", "False", "InsufficientCapacityError", self.unlaunchable)
+        status: Object = {"conditions": [launched]}
+        if not self.unlaunchable:
+            status |= {"imageID": node_class["status"]["amis"][0]["id"], "nodeName": f"ip-10-0-0-{number}"}
+        reference = {"group": "karpenter.k8s.aws", "kind": "EC2NodeClass", "name": node_class["metadata"]["name"]}
+        self.server.create(
+            "nodeclaims",
+            name,
+            metadata={
+                "labels": {"karpenter.sh/nodepool": pool},
+                "annotations": {HASH: node_class["metadata"]["annotations"][HASH]},
+            },
+            spec={
+                "nodeClassRef": reference,
+                "requirements": [{"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}],
+            },
+            status=status,
+        )
+        return not self.unlaunchable
+
+
+def _condition(kind: str, status: str, reason: str, message: str) -> Object:
+    return {
+        "type": kind, "status": status, "reason": reason or kind, "message": message,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }  # fmt: skip

@@ -1,0 +1,68 @@
+"""Layers in a volume that parbake's own writer has made, looked at through the kernel."""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from parbake.core import filetree
+from parbake.core.model import MIB, Layer
+from parbake.core.run import run
+from parbake.images.layers import NodeSink, settle_nodes, unpack
+from parbake.machine import disk
+from parbake.machine.disk import private_mounts
+from parbake.machine.ext4 import Slot, Volume
+from tests.fakes.trees import Node, scan
+
+
+def volume_trees(
+    layers: Sequence[Layer], blobs: Sequence[bytes], folder: Path, *, check: bool = True
+) -> list[dict[bytes, Node]]:
+    """Write layers, the bottom one first, into a fresh volume; return their trees as the kernel shows them.
+
+    Raises what the engine raises. ``check``: e2fsck must find nothing wrong.
+    """
+    file = folder / "volume.raw"
+    disk.make_filesystem(file, "ext4", 64 * MIB, name="test")
+    try:
+        write(file, layers, blobs)
+        if check:
+            run(["e2fsck", "-fn", str(file)])
+        with private_mounts(), disk.mount(file, folder / "volume", filesystem="ext4", read_only=True) as mounted:
+            return [scan(mounted.path / layer.chain_id / "fs") for layer in layers]
+    finally:
+        file.unlink()
+
+
+def write(file: Path, layers: Sequence[Layer], blobs: Sequence[bytes]) -> Volume:
+    """Write layers into an empty volume whose root shows them by chain ID; return the volume, closed."""
+    with Volume(file) as volume:
+        for number, slot in enumerate(volume.slots(layers)):
+            add(volume, slot, layers[: number + 1], blobs[number])
+        show(volume)
+    return volume
+
+
+def add(volume: Volume, slot: Slot, layers: Sequence[Layer], blob: bytes) -> None:
+    """Write the last of some layers into its place; those below it are there. Raises what the engine raises."""
+    *below, layer = layers
+    sink = NodeSink("the volume", slot)
+    unpack(io.BytesIO(blob), layer, sink, bound=1 << 30, progress=lambda _: None)
+    lowers = [volume.reader.node(volume.planted[each.chain_id].root) for each in reversed(below)]
+    settle_nodes(sink.tree, lowers)
+    volume.planted[layer.chain_id] = slot.plant(sink.tree.root, sink.tree.unused)
+
+
+def show(volume: Volume) -> None:
+    """Finish a volume: its root shows the layers by chain ID."""
+    volume.finish(lambda _: _root(volume))
+
+
+def _root(volume: Volume) -> filetree.Node:
+    root = filetree.Node(stat.S_IFDIR | 0o755)
+    assert root.children is not None
+    for chain in volume.planted:
+        root.children[chain.encode()] = volume.holder(chain, filetree.Node(stat.S_IFDIR | 0o700), None)
+    return root

@@ -1,0 +1,253 @@
+"""The same layers through the engine, into folders and into a volume's file, and through containerd.
+
+The trees must be equal, or all must refuse, but for what ``comparison.STRICTER`` names. ``make fuzz`` goes on from
+here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from parbake.builders.fill import MountedGround, fill
+from parbake.containerd import Client, Daemon
+from parbake.core.errors import LayerError
+from parbake.core.events import Events
+from tests.fakes import tars
+from tests.fakes.comparison import STRICTER, WAYS, Comparison, Difference, comparison
+from tests.fakes.hostile import corpus
+from tests.fakes.images import image
+from tests.fakes.stacks import Spec, Stack, build, shrunk, stack
+from tests.fakes.store import Memory, image_of, plan_of, pull_by_ctr, snapshot_folders
+from tests.fakes.tars import archive, entry
+from tests.fakes.trees import differences, scan
+from tests.fakes.volumes import volume_trees
+
+pytestmark = pytest.mark.root
+
+STACKS = 400
+"""Random stacks for each way, from fixed seeds: about a minute of one core for both."""
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def compare(request: pytest.FixtureRequest) -> Iterator[Comparison]:
+    with comparison(request.param) as found:
+        yield found
+
+
+@pytest.mark.slow
+def test_random_stacks_of_hostile_layers_come_out_as_in_containerd(compare: Comparison) -> None:
+    first = 0 if compare.way == "mounted" else STACKS
+    seen = Counter(compare.run(first + number) for number in range(STACKS))
+    # It says nothing when nearly all are refused, nor when none is.
+    assert seen["equal"] > STACKS // 5
+    assert seen["refused"] > STACKS // 5
+    assert seen["a name that climbs above the root"]
+    assert set(seen) <= {"equal", "refused", *STRICTER}
+
+
+# Hard links that containerd refuses: what they lead to must be in the layer itself, and is removed first where it has
+# the name of the link. The lower layer has a file ``f``, a folder ``d`` with a file ``g``, and ``s``, a link to it.
+LOWER = [
+    Spec(b"f", data=b"below"),
+    Spec(b"d/", b"5", mode=0o755),
+    Spec(b"d/g", data=b"below"),
+    Spec(b"s", b"2", link=b"d"),
+]
+TO_THEMSELVES = {
+    "by the same name": [Spec(b"f", b"1", link=b"f")],
+    "by an absolute name": [Spec(b"f", b"1", link=b"/f")],
+    "by a name that is not clean": [Spec(b"./f", b"1", link=b"d/.././/f")],
+    "by a slash at its end": [Spec(b"f", b"1", link=b"f/")],
+    "in a folder": [Spec(b"d/g", b"1", link=b"d/g")],
+    "through a symbolic link": [Spec(b"t", b"2", link=b"d"), Spec(b"t/g", b"1", link=b"d/g")],
+    "through a symbolic link, the other way": [Spec(b"t", b"2", link=b"/d"), Spec(b"d/g", b"1", link=b"t/g")],
+    "through a symbolic link of the layer below": [Spec(b"s/g", b"1", link=b"d/g")],
+    "in the layer itself": [Spec(b"f", data=b"here"), Spec(b"f", b"1", link=b"f")],
+    "in the layer itself, through a link": [
+        Spec(b"d/g", data=b"here"), Spec(b"t", b"2", link=b"d"), Spec(b"t/g", b"1", link=b"d/g"),
+    ],
+    "in a circle": [Spec(b"f", b"1", link=b"h"), Spec(b"h", b"1", link=b"f")],
+    "under another name": [Spec(b"h", b"1", link=b"f")],
+    "under another name, through a symbolic link": [Spec(b"h", b"1", link=b"s/g")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TO_THEMSELVES)
+def test_a_hard_link_to_itself_across_layers_is_refused_as_by_containerd(compare: Comparison, what: str) -> None:
+    assert compare.check([LOWER, TO_THEMSELVES[what]]) == "refused"
+
+
+def test_hard_links_within_a_layer_come_out_as_in_containerd(compare: Comparison) -> None:
+    """Also to what the layer has only now put over a file of the layer below."""
+    within = [
+        Spec(b"f", data=b"here"), Spec(b"h", b"1", link=b"f"), Spec(b"t", b"2", link=b"d"), Spec(b"d/x", data=b"x"),
+        Spec(b"y", b"1", link=b"t/x"), Spec(b"u", b"2", link=b"f"), Spec(b"v", b"1", link=b"u"),
+        Spec(b"w", b"1", link=b"u/"),
+    ]  # fmt: skip
+    assert compare.check([LOWER, within]) == "equal"
+
+
+# Attacks that containerd takes, and the words with which parbake refuses them (docs/explanation/engine.md, "Where it is
+# stricter").
+ALONE = {
+    "name that climbs": "leads outside its root",
+    "name that climbs after going down": "leads outside its root",
+    "absolute name that climbs": "leads outside its root",
+    "GNU long name that climbs": "leads outside its root",
+    "PAX path that climbs": "leads outside its root",
+    "global PAX path that climbs": "leads outside its root",
+    "folders 300 deep": "nests folders more than 256 deep",
+    "device number that does not exist": "the device number 1099511627776:1 does not exist",
+}
+
+
+@pytest.mark.parametrize("what", corpus())
+@pytest.mark.parametrize("place", ["alone", "above another"])
+def test_known_attacks_end_as_in_containerd(compare: Comparison, what: str, place: str) -> None:
+    raw, fate = corpus()[what]
+    layer = [Spec(b"attack", raw=raw)]
+    layers = [layer] if place == "alone" else [LOWER, layer]
+    if what in ALONE:
+        with pytest.raises(Difference, match=f"parbake alone refuses it: .*{ALONE[what]}"):
+            compare.check(layers)
+    else:
+        assert compare.check(layers) == ("refused" if fate == "refused" else "equal")
+
+
+def test_a_difference_is_made_smaller(compare: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(STRICTER, "a name that climbs above the root")
+    made = [LOWER, [Spec(b"p", data=b"1" * 5000), Spec(b"../q", data=b"2", mode=0o600), Spec(b"r")], [Spec(b"t")]]
+
+    def fails(smaller: Stack) -> bool:
+        try:
+            compare.check(smaller)
+        except Difference:
+            return True
+        return False
+
+    assert fails(made)
+    assert shrunk(made, fails) == [[Spec(b"../q")]]
+
+
+class Pair:
+    """Two stores: one that containerd fills by itself (``ctr images import``), one that parbake fills."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.numbers = itertools.count()
+        self.theirs = stack.enter_context(Daemon(folder / "theirs", folder / "run-theirs"))
+        self.their_client: Client = stack.enter_context(self.theirs.client())
+        self.ours = stack.enter_context(Daemon(folder / "ours", folder / "run-ours"))
+        self.our_client: Client = stack.enter_context(self.ours.client())
+
+    def compare(self, layers: list[bytes], *, unique: bool = True) -> str:
+        """Return "refused" or "equal"; fail when only one refuses or the trees differ."""
+        number = next(self.numbers)
+        # A layer of its own at the bottom keeps examples from finding each other's snapshots.
+        mark = archive(entry(b"unique", data=b"%d" % number))
+        bottom = layers[0][: -len(tars.END)] + mark if unique else layers[0]
+        blobs = [bottom, *layers[1:]]
+        built = image(*blobs, compression="none")
+        name = f"localhost/example:{number}"
+        work = self.folder / f"work{number}"
+        work.mkdir()
+        their_error = pull_by_ctr(self.theirs, built, work, name, check=False).stderr
+        (work / "staged").mkdir()
+        ours = image_of(built, name)
+        try:
+            fill(
+                plan_of(ours),
+                self.our_client,
+                lambda _: Memory(built),
+                events=Events(),
+                ground=MountedGround(self.our_client, work / "staged"),
+            )
+        except LayerError as error:
+            if not their_error:
+                raise AssertionError("we refuse what containerd takes") from error
+            with pytest.raises(LayerError):
+                volume_trees(ours.layers, blobs, work)
+            return "refused"
+        assert not their_error, "we take what containerd refuses"
+        written = volume_trees(ours.layers, blobs, work)
+        chains = tuple(layer.chain_id for layer in ours.layers)
+        trees = [scan(folder) for folder in snapshot_folders(self.our_client, chains)]
+        for position, (mine, other) in enumerate(zip(trees, written, strict=True)):
+            found = differences(mine, other)
+            assert not found, f"layer {position} in a volume:\n" + "\n".join(found)
+        for position, folder in enumerate(snapshot_folders(self.their_client, chains)):
+            theirs, mine = scan(folder), trees[position]
+            # What containerd dates by the moment of the unpack: see the docstring of settle.
+            undated = frozenset(path for path, node in theirs.items() if node.modified > 1_750_000_000_000_000_000)
+            found = differences(theirs, mine, ignore_times_of=undated)
+            assert not found, f"layer {position}:\n" + "\n".join(found)
+        return "equal"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with ExitStack() as stack:
+        yield Pair(tmp_path_factory.mktemp("pair"), stack)
+
+
+def test_whole_fills_of_random_stacks_come_out_as_imports(pair: Pair) -> None:
+    """The random comparison above asks containerd's services; this one its client, and a whole fill."""
+    seen = Counter(pair.compare([build(layer) for layer in made]) for made in _without_rules(range(30)))
+    assert seen["equal"] > 5
+    assert seen["refused"] > 5
+
+
+def _without_rules(seeds: range) -> Iterator[Stack]:
+    for seed in seeds:
+        made = stack(seed, outside=b"/nowhere/outside")
+        if not any(rule.applies(spec) for rule in STRICTER.values() for layer in made for spec in layer):
+            yield made
+
+
+WHOLE = [
+    Spec(b"d/", b"5", mode=0o2755, uid=5, gid=6),
+    Spec(b"d/f", data=b"x" * 700, mode=0o4755),
+    Spec(b"d/h", b"1", link=b"d/f", mode=0o600, mtime=77),
+    Spec(b"d/s", b"2", link=b"f"),
+]
+
+
+def test_cut_off_at_every_block(pair: Pair) -> None:
+    """Where containerd takes a truncated archive, so do we, with the same tree; where it refuses, so do we."""
+    data = build(WHOLE)
+    seen = {size: pair.compare([data[:size]], unique=False) for size in range(0, len(data) + 1, 256)}
+    assert set(seen.values()) == {"equal", "refused"}
+    assert seen[len(data)] == "equal"
+
+
+def test_lower_layers_shape_what_a_layer_implies(compare: Comparison) -> None:
+    lower = [
+        Spec(b"opt/", b"5", mode=0o1770, uid=3, gid=4, mtime=1000, records={b"SCHILY.xattr.user.a": b"b"}),
+        Spec(b"opt/deep/", b"5", mode=0o700, uid=9, mtime=2000),
+        Spec(b"lib", b"2", link=b"opt/deep"),
+        Spec(b"file"),
+    ]
+    middle = [Spec(b"opt/", b"5", mode=0o711), Spec(b"opt/.wh.deep")]
+    upper = [Spec(name, data=b"x") for name in (b"opt/deep/x", b"lib/y", b"new/z", b"file/w")]
+    later = [Spec(b"opt/deep/v", data=b"x"), Spec(b"opt/", b"5", mode=0o750)]
+    assert compare.check([lower, upper, later]) == "equal"
+    assert compare.check([lower, middle, upper]) == "equal"
+
+
+def test_whiteouts_in_the_bottom_layer_remove_what_it_holds(compare: Comparison) -> None:
+    bottom = [
+        Spec(b"a/", b"5"),
+        Spec(b"a/old", data=b"1"),
+        Spec(b"b/implied/x", data=b"1"),
+        Spec(b"a/.wh.old"),
+        Spec(b"b/.wh..wh..opq"),
+        Spec(b"b/kept", data=b"1"),
+        Spec(b".wh.nothing"),
+    ]
+    assert compare.check([bottom]) == "equal"

@@ -1,0 +1,287 @@
+"""The documents, followed to the letter: every shell block runs, and what they show is what comes out.
+
+Short-cuts, so that this takes two minutes and not twenty: the tutorial alone boots a machine, elsewhere ``bake`` gets
+``--no-verify``; commands that install or test parbake itself are only looked at. Clusters and package tools are
+stand-ins on PATH, registries are on the loopback, and names of hosts are replaced by theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from parbake import aws, records
+from parbake.core import run
+from parbake.core.workspace import cache_folder
+from tests.fakes import clusters, disks, documents, images
+from tests.fakes.base import default_base
+from tests.fakes.documents import ROOT, shapes
+from tests.fakes.ebs_direct_server import Cloud, Snapshot
+from tests.fakes.registry import DockerRegistry, certificates
+from tests.vm.machine.vm.test_machine import PRINT
+
+__all__ = ["CASES", "default_base"]
+
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+
+PARBAKE = Path(sys.executable).with_name("parbake")
+GOLDEN = ROOT / "tests/unit/cli/cases"
+PASSWORD = "a word"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A document that is followed in a folder of its own.
+
+    ``shortcuts``: the commands of parbake that are cut short. ``after``: a document that is followed there before.
+    ``own_cache`` keeps the user's cache out of it; ``afresh`` begins every block in the folder, as readers of a README
+    do. ``cut_short``: golden files of what the commands that are cut short would say.
+    """
+
+    document: str
+    shortcuts: frozenset[str] = frozenset({"bake", "verify", "demo"})
+    after: str = ""
+    own_cache: bool = False
+    afresh: bool = False
+    cut_short: tuple[str, ...] = ()
+
+
+NOTHING: frozenset[str] = frozenset()
+# Where they lead to is a stand-in of its own, in tests/fakes/kubernetes and tests/aws.
+ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
+CASES = (
+    Case("docs/tutorial.md", shortcuts=NOTHING),
+    Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
+    Case(
+        "docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export"}) | ROLLOUTS
+    ),
+    Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/gitops.md", shortcuts=NOTHING),
+    Case("docs/how-to/files.md", shortcuts=NOTHING),
+    Case("docs/how-to/asg.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/nodegroups.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/ocean.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/parameters.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/migrate.md", shortcuts=ROLLOUTS | {"prune"}),
+    Case("docs/how-to/watch.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/retention.md", shortcuts=frozenset({"prune"})),
+    Case("docs/how-to/manifests.md"),
+    Case("docs/how-to/private-registries.md"),
+    Case("docs/how-to/signing.md", shortcuts=frozenset({"bake", "rollout"})),
+    Case("docs/how-to/volume.md"),
+    Case("docs/how-to/own-base.md"),
+    Case("docs/how-to/failed-verification.md", shortcuts=frozenset({"bake"}), after="docs/how-to/own-base.md"),
+    Case("docs/how-to/arm64.md", shortcuts=NOTHING),
+    Case("docs/how-to/keep-layers.md"),
+    Case("docs/how-to/ci.md", own_cache=True),
+    Case("docs/how-to/clean-up.md", own_cache=True),
+    Case("docs/how-to/ebs.md"),
+    Case("docs/how-to/ec2.md"),
+    Case("docs/how-to/packer.md"),
+    Case("docs/how-to/lint.md"),
+    Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
+)
+
+SHORTCUTS = {
+    # The base matters in none of the documents in which `init` is cut short: a volume is made in a second.
+    "init": 'init) {parbake} "$@"; sed -i "s/^#base: .*/base: none/" "$2/parbake.yaml"; exit ;;',
+    "bake": 'bake) shift; set -- bake --no-verify "$@" ;;',
+    # Options and arguments are read, then help is shown.
+    "verify": "verify) set -- verify --help ;;",
+    "demo": "demo) set -- demo --help ;;",
+    "export": 'export) [ "$2" = packer ] || set -- "$@" --force ;;',  # nothing is verified here
+    "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
+    **{name: f'{name}) set -- "$@" --help ;;' for name in (*ROLLOUTS, "prune")},
+}
+
+DEPLOYMENT = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "app", "namespace": "shop"},
+    "spec": {
+        "template": {
+            "spec": {
+                "initContainers": [{"name": "migrate", "image": "registry.example.com/team/tool:2"}],
+                "containers": [{"name": "app", "image": "registry.example.com/team/app:1.4"}],
+            }
+        }
+    },
+}
+
+# Programs that a machine under test lacks, or must not run.
+STAND_INS = {
+    "kubectl": "cat <<'END'\n{manifests}\nEND",
+    "helm": "cat <<'END'\n{manifests}\nEND",
+    "kustomize": "cat <<'END'\n{manifests}\nEND",
+    "docker": '[ "$1 $2 $4" = "login --username --password-stdin" ] || exit 1\nmkdir -p "$HOME/.docker"\n'
+    """printf '{{"auths": {{"%s": {{"auth": "%s"}}}}}}' "$5" "$(printf '%s:%s' "$3" "$(cat)" | base64)" """
+    '> "$HOME/.docker/config.json"',
+    "docker-credential-pass": """[ "$1" = get ] && printf '{{"Username": "ann", "Secret": "{password}"}}'""",
+    "sudo": 'echo "$@" > "{folder}/sudo.log"',
+    "uv": '[ "$*" = "tool install .[aws]" ]',
+    "packer": 'exec {python} {root}/tests/fakes/packer_program.py "$@"',
+    "gcloud": 'echo "$@"',
+    "az": 'echo "$@"',
+    "azcopy": 'echo "$@"',
+    "make": 'exec {make} --dry-run -C {root} "$@"',
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """What the documents find around them."""
+
+    folder: Path
+    hosts: Mapping[str, str]
+    authority: str
+    cloud: Cloud
+    access: Mapping[str, str]
+
+    def place(self, text: str) -> str:
+        """Put the names of our registries into a text."""
+        for name, host in self.hosts.items():
+            text = text.replace(name, host)
+        return text
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Iterator[World]:
+    assert default_base.exists()
+    folder = tmp_path_factory.mktemp("docs")
+    users, tls = {"ann": PASSWORD}, certificates(folder)
+    with (
+        DockerRegistry(folder / "public") as public,
+        DockerRegistry(folder / "private", tls=tls, users=users) as private,
+        socket.create_server(("127.0.0.1", 0)) as unused,
+        (cloud := Cloud()).serve() as url,
+    ):
+        program = {"bin/": None, "bin/app": (Path(run.need("busybox"))).read_bytes()}
+        amd64, arm64 = (
+            images.image(images.layer(program), platform=platform, config={"Cmd": ["/bin/app", "sleep", "60"]})
+            for platform in ("linux/amd64", "linux/arm64")
+        )
+        images.push(public.url, "team/app", images.index(amd64, arm64), tag="1.4")
+        images.push(public.url, "team/tool", amd64, tag="2")
+        images.push(private.url, "team/app", amd64, tag="1.4", user=("ann", PASSWORD), ca=private.ca)
+        hosts = {
+            "registry.example.com": public.host,
+            "private.example.com": private.host,
+            "127.0.0.1:5000": f"127.0.0.1:{unused.getsockname()[1]}",
+        }
+        unused.close()
+        access = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        yield World(folder, hosts, private.ca, cloud, access)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.document)
+def test_it_can_be_followed(case: Case, world: World) -> None:
+    outside = world.folder / Path(case.document).stem
+    folder = outside / "here"
+    folder.mkdir(parents=True)
+    env = environment(case, outside, world)
+    prepare(case.document, folder, world)
+    if case.after:
+        documents.run(documents.read(ROOT / case.after), folder, env, change=world.place)
+    blocks = documents.read(ROOT / case.document)
+    said = shapes(documents.run(blocks, folder, env, change=world.place, afresh=case.afresh))
+    for golden in case.cut_short:
+        said |= shapes((GOLDEN / f"{golden}.txt").read_text())
+    for block, following in pairwise(blocks):
+        if block.runs and following.language == "text":
+            lacking = shapes(world.place(following.text)) - said
+            assert not lacking, f"{case.document}, line {following.line}: no run says {sorted(lacking)}"
+    if case.document == "README.md":
+        packages = [line for line in (ROOT / "packages.apt").read_text().splitlines() if line and line[0] != "#"]
+        wanted = ["apt-get", "install", "--no-install-recommends", *packages]
+        assert (outside / "sudo.log").read_text().split() == wanted
+
+
+def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
+    """Make programs and a home for a reader."""
+    bin_, home = outside / "bin", outside / "home"
+    bin_.mkdir()
+    home.mkdir()
+    manifests = world.place(json.dumps({"apiVersion": "v1", "kind": "List", "items": [DEPLOYMENT]}))
+    words = {
+        "manifests": manifests,
+        "password": PASSWORD,
+        "folder": outside,
+        "root": ROOT,
+        "make": run.need("make"),
+        "python": sys.executable,
+        "parbake": PARBAKE,
+    }
+    cut = "\n".join(SHORTCUTS[name].format(**words) for name in sorted(case.shortcuts))
+    programs = {**STAND_INS, "parbake": f'case $1 in\n{cut}\nesac\nexec {{parbake}} "$@"'}
+    for name, script in programs.items():
+        path = bin_ / name
+        path.write_text(f"#!/bin/sh\nset -e\n{script.format(**words)}\n")
+        path.chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DOCKER_", "REGISTRY_", "XDG_"))}
+    return {
+        **kept,
+        "PATH": f"{bin_}:{PARBAKE.parent}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "PARBAKE_CACHE": str(outside / "cache" if case.own_cache else cache_folder()),
+        "REGISTRY_PASSWORD": PASSWORD,
+        **(world.access if Path(case.document).stem in {"gitops", "files"} else {}),
+    }
+
+
+def lies_in(cloud: Cloud, record: records.Record) -> None:
+    """Put the AMI of a record into the stand-in of AWS, as its bake had made it."""
+    tags = {aws.KEY: record.key, aws.MANAGED: aws.ARTEFACT, aws.VERIFIED: "2026-11-24T00:02:00Z"}
+    for region, there in record.published.items():
+        [disk] = there.snapshots
+        cloud.snapshots[disk.id] = Snapshot(disk.id, 8, tags, region=region, state="completed")
+        said = {"Architecture": "x86_64", "RootDeviceName": disk.device}
+        image = {"id": there.image, "name": "node", "attributes": said, "snapshot": disk.id, "device": disk.device}
+        cloud.images[there.image] = {**image, "tags": tags, "looks": 0, "region": region}
+
+
+def prepare(document: str, folder: Path, world: World) -> None:
+    """Lay out what a reader of a document has already."""
+    match Path(document).stem:
+        case "README":
+            shutil.copy(ROOT / "packages.apt", folder)
+            (folder / ".venv").mkdir()
+            (folder / ".venv/bin").symlink_to(folder.parent / "bin")
+        case "private-registries":
+            shutil.copy(world.authority, folder / "company-ca.pem")
+        case "own-base" | "failed-verification":
+            make_node_image(folder)
+        case "gitops" | "files":  # what is rolled out there
+            (folder / "artefacts").mkdir()
+            made = clusters.machine_image("node", "ami-0123456789abcdef0")
+            records.write(folder / "artefacts", made)
+            lies_in(world.cloud, made)
+        case "ec2":  # the Bakefile that the page begins with
+            first = next(block for block in documents.read(ROOT / document) if block.language == "yaml")
+            (folder / "parbake.yaml").write_text(first.text)
+        case "clean-up":
+            left = folder / "artefacts/.parbake/0123456789ab.1.ffffffff"
+            left.mkdir(parents=True)
+            (left / "disk.raw").write_bytes(b"half an artefact")
+        case _:
+            pass
+
+
+def make_node_image(folder: Path) -> None:
+    """Make the least that is a base, with a boot sector that panics at once."""
+    tree = disks.root_tree(folder.parent / "tree")
+    (tree / "usr/bin").mkdir()
+    (tree / "usr/bin/containerd").touch()
+    disk = disks.machine(folder.parent / "node.raw", "dos", "ext4", tree)
+    with disk.open("r+b") as file:
+        file.write(PRINT + b"Kernel panic - not syncing: no init found\r\n\0")
+    run.run(["qemu-img", "convert", "-O", "qcow2", str(disk), str(folder / "node.qcow2")])

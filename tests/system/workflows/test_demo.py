@@ -1,0 +1,106 @@
+"""The demo's own parts: its registry, its port, its context, its table. `tests/vm/workflows/test_demo.py` runs all of
+it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from parbake.core.errors import CommandFailed, EnvironmentProblem
+from parbake.core.events import Event, Events
+from parbake.core.model import ImageVerdict, Verdict
+from parbake.core.run import find
+from parbake.workflows import demo
+from parbake.workflows.demo import sample
+from tests.fakes.contexts import write_files
+from tests.fakes.plans import record
+
+pytestmark = pytest.mark.root
+
+# Writes a root file system of one program where mmdebstrap would write hundreds of packages.
+MMDEBSTRAP = """#!/bin/sh
+echo "$*" >> {log}
+for target; do :; done
+mkdir -p $TMPDIR/root/bin && cp {busybox} $TMPDIR/root/bin/ && tar -C $TMPDIR/root -cf $target .
+"""
+
+
+@pytest.fixture
+def mmdebstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for mmdebstrap; returns its log, one line for each run."""
+    log = tmp_path / "mmdebstrap.log"
+    script = MMDEBSTRAP.format(log=log, busybox=find("busybox"))
+    write_files(tmp_path / "bin", {"mmdebstrap": script})
+    (tmp_path / "bin/mmdebstrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return log
+
+
+def test_the_sample_is_made_once(tmp_path: Path, mmdebstrap: Path) -> None:
+    cache = tmp_path / "cache"
+    said: list[Event] = []
+    for name in ("one", "two", "one"):
+        context = sample.prepare(tmp_path / name, events=Events(said.append), cache=cache)
+        assert {path.name for path in context.iterdir()} == {"Containerfile", "app.py", "rootfs.tar"}
+    (recipe,) = mmdebstrap.read_text().splitlines()
+    assert "--include=python3-pandas,python3-scipy" in recipe
+    assert [event.name for event in said if event.kind == "stage-end"] == ["sample"]
+    assert not (cache / "sample" / ".parbake").exists()
+
+
+def test_without_a_package_mirror(tmp_path: Path, mmdebstrap: Path) -> None:
+    program = tmp_path / "bin" / "mmdebstrap"
+    program.write_text("#!/bin/sh\necho E: cannot fetch >&2; exit 25\n")
+    with pytest.raises(EnvironmentProblem, match="E: cannot fetch") as caught:
+        sample.prepare(tmp_path / "one", events=Events(), cache=tmp_path / "cache")
+    assert "apt-get update" in caught.value.hint
+    assert not mmdebstrap.exists()
+    assert not (tmp_path / "cache" / "sample" / ".parbake").exists()
+
+
+def test_the_table_says_what_was_measured(tmp_path: Path) -> None:
+    made = record("app", passed=True)
+    start = ImageVerdict(reference=made.plan.images[0].reference, start_seconds=2.0)
+    verdict = Verdict(passed=True, accelerator="tcg", boot_seconds=30.0, images=(start,))
+    made = made.model_copy(update={"seconds": 12.5, "verdict": verdict})
+    outcome = demo.Outcome(record=made, folder=tmp_path, changed=True, start_pulled=9.0)
+    rows = dict(outcome.rows())
+    assert rows["bake"] == "12.5 s"
+    assert rows["boot"] == "30.0 s in emulation"
+    assert rows["container start, baked"] == "2.0 s"
+    assert rows["container start, pulled"] == "9.0 s (4.5 times as long)"
+    assert rows["image size"] == "10 MiB compressed, 25 MiB unpacked"
+    assert rows["artefact"] == str(tmp_path / made.artefact)
+    again = dict(outcome.model_copy(update={"changed": False}).rows())
+    assert again["bake"] == "12.5 s (done before; nothing changed)"
+
+
+def test_the_registry_keeps_what_it_holds(tmp_path: Path) -> None:
+    port = demo.free_port()
+    for _ in range(2):
+        with demo.serve_registry(tmp_path / "registry", port) as host:
+            assert host == f"127.0.0.1:{port}"
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                pass
+        assert demo.free_port(port) == port
+
+
+def test_a_taken_port_moves_the_registry(tmp_path: Path, mmdebstrap: Path) -> None:
+    said: list[Event] = []
+    folder = tmp_path / "demo"
+    bakefile = demo.lay_out(folder, events=Events(said.append), cache=tmp_path / "cache")
+    port = demo.port_of(bakefile)
+    with socket.create_server(("127.0.0.1", port)):
+        assert demo.free_port(port) != port
+        demo.lay_out(folder, events=Events(said.append), cache=tmp_path / "cache")
+        assert demo.port_of(bakefile) not in {0, port}
+        with (
+            pytest.raises(CommandFailed, match="docker-registry ended"),
+            demo.serve_registry(folder / "registry", port),
+        ):
+            pytest.fail("it cannot listen there")
+    assert f"port {port} is taken" in said[-1].text
+    assert mmdebstrap.exists()

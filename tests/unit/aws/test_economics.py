@@ -1,0 +1,136 @@
+"""Advice and savings: what is decided for which figures, one golden file a case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parbake.aws.costs import SPEEDS, Prices, Situation, advise, load_prices, savings
+from parbake.cli.text.coldstart import advice_text, savings_text
+from parbake.core.errors import InputError
+from parbake.core.model import GIB, MIB
+
+FOLDER = Path(__file__).with_name("cases")
+PRICES = load_prices()
+POTATO = Situation(volume=20 * GIB, data=11 * GIB, hot=1018 * MIB, transfer=4500 * MIB, launches=200)
+SITUATIONS = {
+    "potato": (POTATO, "mild"),
+    "potato-harsh-no-boot": (POTATO.model_copy(update={"boot": 0.0}), "harsh"),
+    "small-service": (Situation(volume=4 * GIB, data=GIB, hot=6 * MIB, transfer=60 * MIB, launches=20), "mild"),
+    "reads-all-of-it": (POTATO.model_copy(update={"hot": 10 * GIB}), "harsh"),
+    "rare-and-large": (
+        Situation(volume=200 * GIB, data=150 * GIB, hot=100 * GIB, transfer=900 * MIB, launches=0.1, zones=1),
+        "harsh",
+    ),
+    "thousands": (
+        POTATO.model_copy(
+            update={"launches": 20_000.0, "burst": 30, "zones": 2, "hot": 10 * GIB, "transfer": 20 * GIB, "boot": 5.0}
+        ),
+        "harsh",
+    ),
+}
+SAVINGS = {
+    "article": {"pulls": 1000.0, "pull_seconds": 120.0, "start_seconds": 8.0, "headroom": 0.0},
+    "headroom": {"pulls": 1000.0, "pull_seconds": 120.0, "start_seconds": 8.0, "headroom": 3.0},
+    "slower": {"pulls": 10.0, "pull_seconds": 20.0, "start_seconds": 90.0, "headroom": 0.0},
+    "none": {"pulls": 0.0, "pull_seconds": 20.0, "start_seconds": 9.0, "headroom": 0.0},
+}
+
+
+@pytest.mark.parametrize("case", SITUATIONS)
+def test_advice(case: str) -> None:
+    situation, profile = SITUATIONS[case]
+    text = advice_text(advise(situation, SPEEDS[profile], PRICES), situation, PRICES) + "\n"
+    assert text == (FOLDER / f"advice-{case}.txt").read_text()
+
+
+@pytest.mark.parametrize("case", SAVINGS)
+def test_savings(case: str) -> None:
+    text = savings_text(savings(**SAVINGS[case], node_hour=PRICES.node_hour.value), PRICES) + "\n"
+    assert text == (FOLDER / f"savings-{case}.txt").read_text()
+
+
+def test_every_golden_file_is_compared() -> None:
+    named = {f"advice-{case}.txt" for case in SITUATIONS} | {f"savings-{case}.txt" for case in SAVINGS}
+    assert {path.name for path in FOLDER.iterdir()} == named
+
+
+def test_published_figures() -> None:
+    """20 GiB: the rate costs $0.072 a launch, a restore that is always used $0.075; at 100 GiB $0.36 against $0.075."""
+    once = Situation(volume=20 * GIB, data=20 * GIB, hot=MIB, transfer=1, launches=240, zones=1)  # 10 an hour
+    by_name = {remedy.name: remedy for remedy in advise(once, SPEEDS["mild"], PRICES).remedies}
+    stored = 20 * PRICES.snapshot_gib_month.value
+    assert (by_name["rate"].cost - stored) / (240 * 30) == pytest.approx(0.072)
+    assert (by_name["fsr"].cost - stored) / (240 * 30) == pytest.approx(0.075)
+    assert by_name["fsr"].seconds == 0
+    large = once.model_copy(update={"volume": 100 * GIB})
+    by_name = {remedy.name: remedy for remedy in advise(large, SPEEDS["mild"], PRICES).remedies}
+    assert (by_name["rate"].cost - stored) / (240 * 30) == pytest.approx(0.36)
+
+
+sizes = st.integers(1, 1 << 42)
+situations = st.builds(
+    Situation,
+    volume=sizes,
+    data=sizes,
+    hot=st.integers(0, 1 << 42),
+    transfer=st.integers(0, 1 << 42),
+    launches=st.floats(0.001, 1e6),
+    zones=st.integers(1, 6),
+    boot=st.floats(0, 600),
+    burst=st.integers(1, 1000),
+)
+
+
+@given(situations, st.sampled_from(sorted(SPEEDS)))
+def test_the_recommended_is_never_noticeably_worse(situation: Situation, profile: str) -> None:
+    advice = advise(situation, SPEEDS[profile], PRICES)
+    assert len({remedy.name for remedy in advice.remedies}) == 6
+    cheapest = min(advice.remedies, key=lambda remedy: remedy.total)
+    worth = 0.6 / 3600 * PRICES.node_hour.value * situation.launches * 30 + 0.05
+    assert advice.best.total <= cheapest.total + worth
+    assert all(remedy.seconds >= 0 and remedy.cost >= 0 for remedy in advice.remedies)
+    lazily = next(remedy for remedy in advice.remedies if remedy.name == "nothing")
+    assert all(remedy.seconds <= lazily.seconds for remedy in advice.remedies if remedy.name != "pull")
+
+
+@given(situations, st.floats(1, 600))
+def test_a_longer_boot_never_makes_it_slower(situation: Situation, more: float) -> None:
+    def seconds(at: Situation) -> dict[str, float]:
+        return {remedy.name: remedy.seconds for remedy in advise(at, SPEEDS["harsh"], PRICES).remedies}
+
+    before, after = seconds(situation), seconds(situation.model_copy(update={"boot": situation.boot + more}))
+    assert all(after[name] <= before[name] for name in before)
+
+
+def test_prices_of_a_user(tmp_path: Path) -> None:
+    file = tmp_path / "prices.json"
+    file.write_text(json.dumps({"node_hour": 3.06, "region": "eu-west-1", "fsr_hour": {"value": 0.8, "unit": "x"}}))
+    mine = load_prices(file)
+    assert (mine.node_hour.value, mine.node_hour.source, mine.region) == (3.06, str(file), "eu-west-1")
+    assert mine.fsr_hour.value == 0.8
+    assert mine.initialization_gib == PRICES.initialization_gib
+    assert Prices.model_validate_json(mine.model_dump_json()) == mine
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "7", '{"node_hour": -1}', '{"more": 1}', '{"node_hour": "x"}', '{"a": null}']
+)
+def test_prices_that_are_none(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "prices.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match="is no list of prices"):
+        load_prices(file)
+    with pytest.raises(InputError, match="No such file"):
+        load_prices(tmp_path / "none")
+
+
+def test_every_price_has_a_source() -> None:
+    for name, price in PRICES:
+        if name not in {"region", "date", "currency"}:
+            assert price.source
+            assert price.unit

@@ -1,0 +1,137 @@
+"""What people and programs are told, one golden file a case; made of nouns, without a bake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from parbake.cli.text import artefacts
+from parbake.core.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
+from parbake.core.plan import cautions
+from parbake.images.cache import Entry
+from parbake.records import Blocks, decide_prune
+from parbake.workflows.doctor import Check
+from parbake.workflows.plan import Finished, Preview
+from tests.fakes.plans import digest, image, layer, outcome, plan, record
+
+FOLDER = Path(__file__).with_name("cases")
+PAUSE = image("localhost/parbake/pause:1", layout="/cache/pause", layers=(layer("pause", size=900, raw_size=4000),))
+BIG = image("registry.example/[big]:2", layers=(layer("one"), layer("two", below="one", raw_size=0)))
+DEBIAN = Base(kind="debian", identity=digest("recipe"), size=2 * GIB)
+DISK = plan(base=DEBIAN, artefact=Artefact(kind="machine-image"), images=(image(), BIG), sandbox=PAUSE, size=4 * GIB)
+FILE = plan(
+    base=Base(kind="file", identity=digest("file"), path="/images/node.qcow2", size=8 * GIB),
+    artefact=Artefact(kind="machine-image", format="vmdk"),
+    size=20 * GIB,
+    size_is_fixed=True,
+)
+GOOD = ImageVerdict(
+    reference="registry.example/a:1", digest=digest("a"), pinned=True, unpacked=True, start_seconds=1.26
+)
+PAUSED = ImageVerdict(reference=PAUSE.reference, digest=PAUSE.target.digest, pinned=True, unpacked=True)
+BAD = ImageVerdict(reference="registry.example/b:1", problems=("it ended with code 7", "it is not pinned"))
+WARNED = Verdict(passed=True, accelerator="kvm", boot_seconds=5.0, images=(GOOD,), warnings=("it has no pause image",))
+PASSED = Verdict(passed=True, accelerator="kvm", boot_seconds=6.04, images=(GOOD, PAUSED))
+FAILED = Verdict(
+    passed=False, accelerator="tcg", boot_seconds=61.0, images=(GOOD, BAD), problems=("something else is wrong",)
+)
+UNSEEN = Verdict(passed=False, accelerator="none", problems=("for linux/arm64: nothing was booted",))
+RECORD = record("a", passed=None).model_copy(update={"timings": {"fill": 1.04, "digest": 0.46}})
+VERIFIED = RECORD.model_copy(update={"verdict": PASSED})
+IN_EC2 = RECORD.model_copy(
+    update={
+        "sha256": "",
+        "blocks": Blocks(digest=digest("list").removeprefix("sha256:"), count=17),
+        "published": {"eu-west-1": Published(image="ami-1", snapshots=(Snapshot(id="snap-1"),))},
+    }
+)
+PLACE = Path("/srv/artefacts") / RECORD.artefact
+MANY = [record("a", passed=True, at=1), record("b", passed=False, at=2), record("c", at=3)]
+LAYERS = [Entry(digest(name), 700 * MIB, 1_790_000_000.5 + at, Path(name)) for at, name in enumerate("abc")]
+CHECKS = (
+    Check(name="root", purpose="mounts", needed_by=("bake", "verify"), status="ok"),
+    Check(name="runc", purpose="x", needed_by=("verify",), status="missing", hint="apt-get install runc"),
+    Check(name="KVM", purpose="x", needed_by=("verify",), status="warn", found="tcg", hint="use a machine with it"),
+    Check(name="mcopy", purpose="x", needed_by=("verify",), status="ok", found="4.0.48", hint="not shown"),
+)
+
+TEXTS: dict[str, Callable[[], str]] = {
+    "plan": lambda: artefacts.preview_text(Preview(DISK)),
+    "plan-file-base-exists": lambda: artefacts.preview_text(Preview(FILE, existing=RECORD)),
+    "plan-volume-verified": lambda: artefacts.preview_text(
+        Preview(plan(), existing=VERIFIED, cautions=cautions(plan()))
+    ),
+    "plan-to-build": lambda: artefacts.preview_text(Preview(None, to_build=("localhost/app:1", "localhost/web:1"))),
+    "bake": lambda: artefacts.finished_text(Finished(PLACE, VERIFIED, changed=True)),
+    "bake-nothing-to-do": lambda: artefacts.finished_text(Finished(PLACE, VERIFIED, changed=False)),
+    "show-not-verified": lambda: artefacts.record_text(PLACE, RECORD),
+    "show-not-verified-in-ec2": lambda: artefacts.record_text(PLACE, IN_EC2),
+    "list": lambda: artefacts.records_text([(Path(made.file_name), made) for made in MANY]),
+    "list-empty": lambda: artefacts.records_text([]),
+    "verify-passed": lambda: artefacts.verdict_text(PLACE, PASSED),
+    "verify-warned": lambda: artefacts.verdict_text(PLACE, WARNED),
+    "verify-failed": lambda: artefacts.verdict_text(PLACE, FAILED),
+    "verify-not-booted": lambda: artefacts.verdict_text(PLACE, UNSEEN),
+    "prune": lambda: artefacts.decisions_text(decide_prune(MANY, keep=1), dry_run=False),
+    "prune-dry-run": lambda: artefacts.decisions_text(decide_prune(MANY, keep=1), dry_run=True),
+    "prune-cache": lambda: artefacts.layers_text(LAYERS[:2], LAYERS[2:], dry_run=False),
+    "prune-cache-dry-run": lambda: artefacts.layers_text(LAYERS[:2], LAYERS[2:], dry_run=True),
+    "prune-cache-empty": lambda: artefacts.layers_text((), (), dry_run=False),
+    "prune-empty": lambda: artefacts.decisions_text((), dry_run=False),
+    "doctor": lambda: artefacts.checks_text(CHECKS),
+    "demo": lambda: artefacts.table(outcome().rows()),
+}
+
+
+def steady(text: str) -> str:
+    """Replace content keys, which every new field of a plan changes."""
+    for number, made in enumerate((DISK, FILE, plan(), outcome().record.plan, *(each.plan for each in MANY))):
+        text = text.replace(made.key, f"{number}" * 64).replace(made.key[:12], f"{number}" * 12)
+    return text
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts(name: str) -> None:
+    assert steady(TEXTS[name]()) + "\n" == (FOLDER / f"{name}.txt").read_text()
+
+
+def test_every_golden_file_belongs_to_a_case() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(TEXTS)
+
+
+def test_documents_are_json_and_hold_what_the_texts_say() -> None:
+    planned = artefacts.preview_json(Preview(DISK, existing=VERIFIED, cautions=("look out",)))
+    assert json.loads(json.dumps(planned)) == planned
+    assert planned["key"] == DISK.key
+    assert planned["artefact_name"] == DISK.artefact_name
+    assert (planned["exists"], planned["verified"], planned["cautions"]) == (True, True, ["look out"])
+    assert planned["sizes"] == {"transfer": 31462380, "raw": 94375840, "estimated": True, "baked": 108536415}
+
+    unknown = artefacts.preview_json(Preview(None, to_build=("localhost/app:1",)))
+    assert (unknown["key"], unknown["to_build"], unknown["exists"]) == (None, ["localhost/app:1"], False)
+
+    finished = artefacts.finished_json(Finished(PLACE, VERIFIED, changed=True))
+    assert json.loads(json.dumps(finished)) == finished
+    assert finished["changed"] is True
+    assert finished["verified"] is True
+    assert finished["artefact_path"] == str(PLACE)
+    assert finished["record_path"] == f"{PLACE}.json"
+
+    verdict = artefacts.verdict_json(PLACE, FAILED)
+    assert (verdict["artefact_path"], verdict["passed"]) == (str(PLACE), False)
+    assert json.loads(json.dumps(verdict)) == verdict
+
+    decided = artefacts.decisions_json(decide_prune(MANY, keep=1))
+    assert decided["freed"] == MANY[1].allocated
+    assert json.loads(json.dumps(decided)) == decided
+
+    freed = artefacts.layers_json(LAYERS[:2], LAYERS[2:])
+    assert (freed["freed"], freed["left"]) == (1400 * MIB, 700 * MIB)
+    assert json.loads(json.dumps(freed)) == freed
+
+    assert [check["status"] for check in artefacts.checks_json(CHECKS)] == ["ok", "missing", "warn", "ok"]
+    shown = artefacts.outcome_json(outcome())
+    assert (shown["bake_seconds"], shown["start_baked_seconds"], shown["start_pulled_seconds"]) == (5.0, 2.0, 9.0)

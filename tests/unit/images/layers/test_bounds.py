@@ -1,0 +1,142 @@
+"""What a layer may cost: bytes, memory, and headers, however little travels."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import zstandard
+
+from parbake.builders.fill import filling
+from parbake.core.errors import LayerBomb, LayerError
+from parbake.core.events import Events
+from parbake.core.model import Layer
+from parbake.images.layers import FolderSink, Unpacked, archive, engine, unpack
+from tests.fakes import plans
+from tests.fakes.layers import describe, put
+from tests.fakes.tars import archive as tar
+from tests.fakes.tars import entry, pax
+
+SMALL = tar(entry(b"f", data=b"x"))
+
+
+@pytest.fixture(params=["in turn", "in threads"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "in threads":
+        monkeypatch.setattr(engine, "SMALL", -1)
+
+
+def go(raw: bytes, packed: bytes, target: Path, *, bound: int = 1 << 40) -> None:
+    unpack(io.BytesIO(packed), describe(raw, packed), FolderSink(target), bound=bound, progress=lambda _: None)
+
+
+def with_header(packed: bytes, name: bytes) -> bytes:
+    """Return gzip whose first member has a file name (flag 8, RFC 1952)."""
+    return packed[:3] + b"\x08" + packed[4:10] + name + b"\0" + packed[10:]
+
+
+@pytest.mark.usefixtures("_way")
+@pytest.mark.parametrize("size", [256 << 10, 1 << 20, 20 << 20])
+def test_a_gzip_header_of_more_than_256_kib_is_an_error_of_the_layer(size: int, tmp_path: Path) -> None:
+    with pytest.raises(LayerError, match="its gzip header is larger than 256 KiB"):
+        go(SMALL, with_header(gzip.compress(SMALL), b"n" * size), tmp_path)
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_gzip_header_of_a_later_member_is_bounded_too(tmp_path: Path) -> None:
+    packed = gzip.compress(SMALL[:512]) + with_header(gzip.compress(SMALL[512:]), b"n" * (300 << 10))
+    with pytest.raises(LayerError, match="its gzip header is larger than 256 KiB"):
+        go(SMALL, packed, tmp_path)
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_gzip_header_of_a_long_name_is_fine(tmp_path: Path) -> None:
+    go(SMALL, with_header(gzip.compress(SMALL), b"n" * 100_000), tmp_path)
+    assert (tmp_path / "f").read_bytes() == b"x"
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_tar_that_gzip_could_not_hold_is_a_bomb_whatever_the_disk_holds(tmp_path: Path) -> None:
+    """zstd packs zeros 32,768 to 1: 3 KiB that say nothing of their size would fill any disk that is large enough."""
+    raw = SMALL + bytes(100 << 20)
+    packed = zstandard.ZstdCompressor(write_content_size=False).compress(raw)
+    assert len(packed) < 20_000
+    with pytest.raises(LayerBomb, match="inflates to more than 67108864 bytes, which gzip could not"):
+        go(raw, packed, tmp_path)
+
+
+def test_what_gzip_can_hold_is_unpacked(tmp_path: Path) -> None:
+    raw = SMALL + bytes(100 << 20)
+    go(raw, gzip.compress(raw, 9), tmp_path)
+    assert (tmp_path / "f").exists()
+
+
+def test_a_layer_has_no_more_than_two_million_entries() -> None:
+    """Each takes about 450 bytes of memory in a tree of files; all known images have fewer in all of their layers."""
+    headers = memoryview(entry(b"f") * 2048)
+    left = [1000]  # 2,048,000 headers
+
+    def more() -> memoryview | None:
+        left[0] -= 1
+        return headers if left[0] >= 0 else None
+
+    reader = archive.Archive(archive.Chunks(more), most_entries=engine.MOST_ENTRIES)
+    with pytest.raises(LayerBomb, match="more than 2000000 entries"):
+        sum(1 for _ in iter(reader.next, None))
+
+
+def test_long_names_and_attributes_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept in memory with the tree, and compress to nearly nothing."""
+    monkeypatch.setattr(archive, "MOST_EXTENDED", 100_000, raising=False)
+    one = pax({b"SCHILY.xattr.user.a": b"v" * 3000}), entry(b"f")
+    put(tmp_path / "few", tar(*one * 30))
+    with pytest.raises(LayerBomb, match="its long names and attributes take more than"):
+        put(tmp_path / "many", tar(*one * 40))
+
+
+def test_layers_that_wait_for_a_slower_one_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their trees lie in memory: a slow first layer and 499 of two million files would need 400 GB."""
+    layers = tuple(plans.layer(f"l{number}") for number in range(20))
+    plan = plans.plan(images=(plans.image(layers=layers),))
+    begun: list[Layer] = []
+    seen: list[int] = []
+    others_begun = threading.Event()
+
+    def unpack(_stream: object, layer: Layer, *_: object, **__: object) -> Unpacked:
+        begun.append(layer)
+        if layer == layers[0]:
+            others_begun.wait(5)
+            time.sleep(0.3)  # for the others to go on, if they would
+            seen.append(len(begun))
+        elif len(begun) > 1:
+            others_begun.set()
+        return Unpacked(100, 0)
+
+    monkeypatch.setattr(filling, "unpack", unpack)
+    monkeypatch.setattr(filling, "_MOST_WAITING", 150, raising=False)
+    arrived: list[int] = []
+    ground, store = MagicMock(), MagicMock()
+    ground.has.return_value = False
+    ground.arrived.side_effect = lambda number, _: arrived.append(number)
+    store.content.read.return_value = b"{}"
+    store.content.info.return_value = None
+    filling.fill(plan, store, _source, ground=ground, events=Events(lambda _: None))
+    assert arrived == list(range(20))
+    assert set(begun) == set(layers)
+    # The first, what may wait, and one more of each thread that had begun before it was too much.
+    assert seen[0] <= 1 + 2 + filling._AT_ONCE
+
+
+def _source(_image: object) -> Any:
+    @contextmanager
+    def opened(_descriptor: object) -> Any:
+        yield io.BytesIO()
+
+    return MagicMock(open=opened)

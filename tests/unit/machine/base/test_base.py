@@ -1,0 +1,85 @@
+"""The default base's recipe: data whose digest follows from all that shapes the image, and from nothing else."""
+
+from __future__ import annotations
+
+import struct
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from parbake.core.errors import EnvironmentProblem, InputError
+from parbake.core.model import MIB, Platform
+from parbake.images.pause import REFERENCE
+from parbake.machine.base import SIZE, describe
+from parbake.machine.base.grub import install_bios
+from parbake.machine.base.recipe import files
+
+AMD64 = Platform(architecture="amd64")
+
+
+def test_the_identity_follows_from_the_recipe() -> None:
+    plain = describe(AMD64)
+    assert plain == describe(AMD64, [])
+    assert plain.identity == describe(AMD64).identity
+    assert plain.identity.startswith("sha256:")
+    more = describe(AMD64, ["socat", "ethtool"])
+    assert more.identity == describe(AMD64, ["ethtool", "socat", "ethtool", "systemd"]).identity
+    others = [
+        more,
+        describe(AMD64, serial="2025-09-01"),
+        plain.model_copy(update={"files": plain.files | {"tree/etc/fstab": "0"}}),
+        plain.model_copy(update={"masked_units": ()}),
+        plain.model_copy(update={"finish": plain.finish[1:]}),
+    ]
+    assert len({recipe.identity for recipe in (plain, *others)}) == len(others) + 1
+    assert plain.uuid("root") != plain.uuid("disk")
+    assert plain.uuid("root") != more.uuid("root")
+
+
+def test_every_file_is_part_of_the_recipe() -> None:
+    assert set(describe(AMD64).files) == set(files())
+    for name in ("tree/etc/containerd/config.toml", "early/etc/initramfs-tools/hooks/parbake", "loader/start.cfg"):
+        assert name in files()
+
+
+def test_containerd_asks_for_the_pause_image_that_is_baked() -> None:
+    config = tomllib.loads(files()["tree/etc/containerd/config.toml"].decode())
+    assert config["version"] == 2
+    assert config["plugins"]["io.containerd.grpc.v1.cri"]["sandbox_image"] == REFERENCE
+
+
+def test_partitions_lie_side_by_side_and_the_root_comes_last() -> None:
+    end = 1 * MIB
+    for part in describe(AMD64).slices:
+        assert part.start == end
+        end = part.start + part.size
+    assert part.name == "root"
+    assert end == SIZE - 1 * MIB  # room for the second table
+
+
+@pytest.mark.parametrize("platform", ["linux/arm64", "linux/arm/v7", "windows/amd64"])
+def test_other_platforms_are_refused(platform: str) -> None:
+    with pytest.raises(InputError, match="linux/amd64 only"):
+        describe(Platform.parse(platform))
+
+
+@pytest.mark.parametrize("name", ["", "-o", "a", "Socat", "a b", "a,b", "a/trixie", "a\n"])
+def test_what_is_no_package_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="no name of a Debian package"):
+        describe(AMD64, [name])
+
+
+def test_the_boot_sector_keeps_the_table_and_points_to_the_loader(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    table = bytes(range(72))
+    image.write_bytes(b"\0" * 440 + table + b"\0" * 3 * MIB)
+    core = bytes(i % 251 for i in range(3000))
+    install_bios(image, core, start=MIB, size=MIB)
+    content = image.read_bytes()
+    assert content[440:512] == table
+    assert struct.unpack_from("<Q", content, 0x5C)[0] == MIB // 512
+    assert struct.unpack_from("<Q", content, MIB + 512 - 12)[0] == MIB // 512 + 1
+    assert content[MIB + 512 : MIB + 3000] == core[512:]
+    with pytest.raises(EnvironmentProblem, match="core image"):
+        install_bios(image, core, start=MIB, size=2999)

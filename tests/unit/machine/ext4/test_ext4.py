@@ -1,0 +1,419 @@
+"""The writer of ext4 volumes, held against e2fsck, against its own reader, and against itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import stat
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parbake.core.errors import DiskFull, Interrupted, LayerError
+from parbake.core.filetree import Node, Store, walk
+from parbake.core.model import MIB, Layer
+from parbake.core.run import run
+from parbake.machine import disk
+from parbake.machine.ext4 import ForeignVolume, Slot, Volume
+from parbake.machine.ext4.allocator import Turns, shares
+from parbake.machine.ext4.stream import HASHED
+from parbake.machine.ext4.superblock import BLOCK, bitmap_of, bits, merged, without
+
+RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda one: (one[0], one[0] + one[1])))
+
+
+def layer(name: str, size: int = MIB) -> Layer:
+    digest = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+    return Layer(media_type="x", digest=digest, size=size, diff_id=digest, chain_id=digest)
+
+
+def empty(folder: Path, size: int = 64 * MIB) -> Path:
+    path = folder / "volume.raw"
+    disk.make_filesystem(path, "ext4", size, name="test")
+    return path
+
+
+def folder(**children: Node) -> Node:
+    node = Node(stat.S_IFDIR | 0o755)
+    node.children = {name.encode(): child for name, child in children.items()}
+    return node
+
+
+def file(store: Store, data: bytes, mode: int = 0o644) -> Node:
+    node = Node(stat.S_IFREG | mode, 1000, 70000, 1_234_567_890_123_456_789)
+    node.size = len(data)
+    if len(data) % 2:
+        node.extents = store.put_whole(memoryview(data))
+    elif data:
+        node.extents = store.put(memoryview(data)[at : at + 70_000] for at in range(0, len(data), 70_000))
+    return node
+
+
+def finish(volume: Volume) -> None:
+    """Let the root show layers by chain ID."""
+
+    def fill(_: Store) -> Node:
+        root = folder()
+        assert root.children is not None
+        for chain in volume.planted:
+            root.children[chain.encode()] = volume.holder(chain, Node(stat.S_IFDIR | 0o700), None)
+        return root
+
+    volume.finish(fill)
+
+
+def check(path: Path) -> None:
+    """Nothing is wrong in the eyes of e2fsck."""
+    done = run(["e2fsck", "-fn", str(path)], check=False)
+    assert done.code == 0, done.text[-3000:]
+
+
+def write(path: Path, trees: dict[str, Callable[[Slot], Node]], *, at_once: bool = False, **options: bool) -> Volume:
+    """Write trees as layers, their data side by side where asked for."""
+    with Volume(path) as volume, ThreadPoolExecutor(len(trees) if at_once else 1) as pool:
+        layers = [layer(name) for name in trees]
+        slots = volume.slots(layers, **options)
+
+        def make(tree: Callable[[Slot], Node], slot: Slot) -> Node:
+            if at_once:
+                time.sleep(random.random() / 50)
+            return tree(slot)
+
+        made = [pool.submit(make, tree, slot) for tree, slot in zip(trees.values(), slots, strict=True)]
+        try:
+            for one, slot, tree in zip(layers, slots, made, strict=True):
+                volume.planted[one.chain_id] = slot.plant(tree.result())
+        except BaseException:
+            volume.turns.give_up()
+            raise
+        finish(volume)
+    return volume
+
+
+def read(path: Path, name: str) -> Node:
+    """Return a layer's tree as the reader sees it."""
+
+    def whole(node: Node) -> Node:
+        if node.children is not None:
+            node.children = {name: whole(child) for name, child in node.children.items()}
+        return node
+
+    with Volume(path) as volume:
+        return whole(volume.reader.node(volume.planted[layer(name).chain_id].root))
+
+
+# -- numbers
+
+
+@given(RANGES)
+def test_bitmaps_and_ranges_are_the_same(ranges: list[tuple[int, int]]) -> None:
+    whole = merged(ranges)
+    assert list(bits(bitmap_of(whole, 32768), 100)) == whole
+    assert {number for start, end in ranges for number in range(start, end)} == {
+        number for start, end in whole for number in range(start, end)
+    }
+
+
+@given(RANGES, RANGES)
+def test_what_is_left_of_ranges(ranges: list[tuple[int, int]], gone: list[tuple[int, int]]) -> None:
+    def numbers(these: list[tuple[int, int]]) -> set[int]:
+        return {number for start, end in these for number in range(start, end)}
+
+    assert numbers(without(merged(ranges), merged(gone))) == numbers(ranges) - numbers(gone)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=8).filter(any), st.integers(1, 500), st.booleans())
+def test_zones_never_share_a_unit_and_dense_ones_waste_none(weights: list[int], total: int, dense: bool) -> None:
+    turns = Turns()
+    zones, _ = shares([(10, 10 + total)], weights, unit=1, what="blocks", turns=turns, dense=dense)
+    taken: list[int] = []
+    for number, zone in enumerate(zones):
+        last = number == len(zones) - 1
+        with suppress(DiskFull):  # the shares of those to come are not touched
+            taken += [zone.one() for _ in range(total - len(taken) if last else total // len(weights))]
+        zone.end()
+        turns.finish(number)
+    assert len(set(taken)) == len(taken)
+    assert set(taken) <= set(range(10, 10 + total))
+    assert not dense or len(taken) == total
+
+
+def test_a_zone_that_is_full_waits_for_its_turn_and_for_no_longer() -> None:
+    turns = Turns()
+    zones, _ = shares([(0, 16)], [1, 1], unit=1, what="blocks", turns=turns, dense=True)
+    got: list[int] = []
+    errors: list[Exception] = []
+
+    def second() -> None:
+        try:
+            got.extend(zones[1].one() for _ in range(2))
+        except Interrupted as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert [zones[0].one() for _ in range(3)] == [0, 1, 2]
+    assert got == []
+    zones[0].end()
+    turns.finish(0)
+    thread.join()
+    assert len(got) == 2
+    turns.give_up()
+    with pytest.raises(Interrupted):
+        shares([(0, 16)], [1, 1], unit=1, what="blocks", turns=turns, dense=True)[0][1].one()
+
+
+# -- trees
+
+
+NAMES = st.binary(min_size=1, max_size=40).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name not in {b".", b".."}
+)
+DATA = st.one_of(st.binary(max_size=100), st.integers(0, 40_000).map(lambda size: random.Random(size).randbytes(size)))
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Callable[[Slot], Node]:
+    def entry(depth: int) -> Callable[[Slot], Node]:
+        kind = draw(st.sampled_from(["file", "file", "folder", "link", "device", "attributes", "sparse"]))
+        modified = draw(st.integers(-(2**31), 2**33)) * 10**9 + draw(st.integers(0, 999_999_999))
+        if kind == "folder" and depth:
+            inner = {name: entry(depth - 1) for name in draw(st.lists(NAMES, max_size=6, unique=True))}
+            return lambda slot: _folder_of(slot, inner, modified)
+        if kind == "link":
+            target = draw(st.binary(min_size=1, max_size=200).filter(lambda text: b"\0" not in text))
+            return lambda _: _link(target)
+        if kind == "device":
+            numbers = draw(st.tuples(st.integers(0, 0xFFF), st.integers(0, 0xFFFFF)))
+            return lambda _: _device(*numbers)
+        data = draw(DATA)
+        if kind == "sparse":
+            starts = draw(st.lists(st.integers(0, 60), max_size=5, unique=True).map(sorted))
+            return lambda slot: _sparse(slot, [start * 1536 for start in starts])
+        values = draw(
+            st.dictionaries(st.sampled_from([b"user.a", b"user.long" * 9, b"security.c"]), st.binary(max_size=900))
+        )
+        return lambda slot: _with_attributes(file(slot, data), values if kind == "attributes" else {})
+
+    names = draw(st.lists(NAMES, min_size=1, max_size=8, unique=True))
+    below = {name: entry(2) for name in names}
+    return lambda slot: _folder_of(slot, below, 0)
+
+
+def _folder_of(slot: Slot, below: dict[bytes, Callable[[Slot], Node]], modified: int) -> Node:
+    node = Node(stat.S_IFDIR | 0o751, 3, 4, modified)
+    node.children = {name: make(slot) for name, make in below.items()}
+    return node
+
+
+def _link(target: bytes) -> Node:
+    node = Node(stat.S_IFLNK | 0o777)
+    node.data = target
+    return node
+
+
+def _device(major: int, minor: int) -> Node:
+    node = Node(stat.S_IFCHR | 0o600)
+    node.rdev = major << 32 | minor
+    return node
+
+
+def _sparse(slot: Slot, starts: list[int]) -> Node:
+    node = Node(stat.S_IFREG | 0o600)
+    node.extents = slot.put_sparse((start, [memoryview(b"x" * 512)]) for start in starts)
+    node.size = (starts[-1] if starts else 0) + 5000
+    return node
+
+
+def _with_attributes(node: Node, values: dict[bytes, bytes]) -> Node:
+    node.xattrs = values or None
+    return node
+
+
+def same(ours: Node, theirs: Node) -> None:
+    """A node that was written and the one that was read are alike."""
+    for field in ("mode", "uid", "gid", "modified", "accessed", "size", "rdev", "data", "extents"):
+        if not (field in {"size", "extents"} and ours.is_folder):
+            assert getattr(ours, field) == getattr(theirs, field), field
+    assert (ours.xattrs or {}) == (theirs.xattrs or {})
+    if ours.children is not None:
+        assert theirs.children is not None
+        assert set(ours.children) == set(theirs.children)
+        for name, child in ours.children.items():
+            same(child, theirs.children[name])
+
+
+@given(trees(), trees())
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_any_tree_is_clean_and_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, first: Callable[[Slot], Node], second: Callable[[Slot], Node]
+) -> None:
+    path = empty(tmp_path_factory.mktemp("tree"), 16 * MIB)
+    written: dict[str, Node] = {}
+
+    def remember(name: str, make: Callable[[Slot], Node]) -> Callable[[Slot], Node]:
+        return lambda slot: written.setdefault(name, make(slot))
+
+    write(path, {"a": remember("a", first), "b": remember("b", second)})
+    check(path)
+    with Volume(path) as volume:
+        for name, tree in written.items():
+            same(tree, volume.reader.node(volume.planted[layer(name).chain_id].root))
+    path.unlink()
+
+
+def test_large_files_many_extents_and_data_as_it_was(tmp_path: Path) -> None:
+    path = empty(tmp_path, 512 * MIB)
+    data = random.Random(1).randbytes(3 * MIB + 17)
+    digest = hashlib.sha256(data * 50).digest()
+
+    def make(slot: Slot) -> Node:
+        large = Node(stat.S_IFREG | 0o644)
+        large.size = len(data) * 50
+        large.extents = slot.put(memoryview(data) for _ in range(50))
+        holes = Node(stat.S_IFREG | 0o644)
+        holes.extents = slot.put_sparse((at * 3 * BLOCK, [memoryview(b"%06d" % at)]) for at in range(1500))
+        holes.size = 1500 * 3 * BLOCK
+        return folder(large=large, holes=holes)
+
+    write(path, {"a": make})
+    check(path)
+    with Volume(path) as volume:
+        tree = volume.reader.node(volume.planted[layer("a").chain_id].root)
+        assert tree.children is not None
+        found = hashlib.sha256()
+        for piece in volume.reader.pieces(tree.children[b"large"]):
+            found.update(piece)
+        assert found.digest() == digest
+        holes = list(volume.reader.segments(tree.children[b"holes"]))
+        assert [start for start, _ in holes] == [at * 3 * BLOCK for at in range(1500)]
+        assert all(bytes(next(pieces))[:6] == b"%06d" % at for at, (_, pieces) in enumerate(holes))
+
+
+def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path) -> None:
+    path, plain = empty(tmp_path), tmp_path / "plain.raw"
+    plain.write_bytes(path.read_bytes())
+    names = ["a", "b", "c"]
+    with Volume(path) as volume:
+        slots = volume.slots([layer(name) for name in names])
+        trees = [some(name)(slot) for name, slot in zip(names, slots, strict=True)]
+        for name, slot, tree in zip(names, slots, trees, strict=True):
+            volume.planted[layer(name).chain_id] = slot.plant(tree)
+            volume.preview()
+            children = volume.reader.node(2).children
+            assert children is not None
+            assert set(children) == {b"lost+found", *(chain.encode() for chain in volume.planted)}
+            same(tree, volume.reader.node(children[layer(name).chain_id.encode()].number))
+        finish(volume)
+    check(path)
+    write(plain, {name: some(name) for name in names})
+    assert plain.read_bytes() == path.read_bytes()
+
+
+def some(name: str, count: int = 40) -> Callable[[Slot], Node]:
+    def make(slot: Slot) -> Node:
+        source = random.Random(name)
+        return folder(**{f"{name}{n}": file(slot, source.randbytes(source.randrange(60_000))) for n in range(count)})
+
+    return make
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_same_layers_give_the_same_bytes_whoever_is_faster(tmp_path: Path, dense: bool) -> None:
+    digests = set()
+    for number in range(4):
+        place = tmp_path / str(number)
+        place.mkdir()
+        path = empty(place)
+        write(path, {name: some(name) for name in "abcd"}, at_once=number > 0, dense=dense)
+        check(path)
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_hashes_on_the_way_are_those_of_the_file(tmp_path: Path) -> None:
+    path = empty(tmp_path)
+    volume = write(path, {name: some(name, 200) for name in "ab"})
+    data = path.read_bytes()
+    assert len(volume.hashes.known) > 8
+    for number, digest in volume.hashes.known.items():
+        assert blake3(data[number * HASHED : (number + 1) * HASHED]).digest() == digest
+    untouched = [n for n in range(len(data) // HASHED) if n not in volume.hashes.touched]
+    fresh = empty(tmp_path).read_bytes()
+    assert all(data[n * HASHED : (n + 1) * HASHED] == fresh[n * HASHED : (n + 1) * HASHED] for n in untouched)
+
+
+# -- starting from an earlier volume
+
+
+def test_layers_that_stay_are_not_touched_and_what_left_is_gone(tmp_path: Path) -> None:
+    path = empty(tmp_path)
+    write(path, {name: some(name) for name in "abc"})
+    before = path.read_bytes()
+    old = read(path, "b")
+    for number in range(3):  # again and again: the volume does not fill up
+        fresh = f"new{number}"
+        with Volume(path) as volume:
+            volume.rename(disk.filesystem_uuid(fresh))
+            volume.keep([layer("a").chain_id, layer("b").chain_id])
+            (slot,) = volume.slots([layer(fresh)])
+            volume.planted[layer(fresh).chain_id] = slot.plant(some(fresh)(slot))
+            finish(volume)
+        check(path)
+        after = path.read_bytes()
+        changed = [
+            n for n in range(len(after) // HASHED) if after[n * HASHED :][:HASHED] != before[n * HASHED :][:HASHED]
+        ]
+        assert set(changed) <= volume.hashes.touched
+        before = after
+        assert len(volume.hashes.touched) * HASHED < 8 * MIB
+        same(old, read(path, "b"))
+        with Volume(path) as volume:
+            assert set(volume.planted) == {layer(name).chain_id for name in ("a", "b", fresh)}
+    assert run(["blkid", "-p", "-o", "value", "-s", "UUID", str(path)]).text.strip() == disk.filesystem_uuid("new2")
+
+
+# -- what cannot be
+
+
+def test_a_full_volume(tmp_path: Path) -> None:
+    path = empty(tmp_path, 16 * MIB)
+    with pytest.raises(DiskFull, match="no blocks are left"):
+        write(path, {"a": lambda slot: file(slot, os.urandom(17 * MIB))})
+    fifos = folder(**{str(number): Node(stat.S_IFIFO) for number in range(5000)})
+    with pytest.raises(DiskFull, match="no inodes are left"):
+        write(path, {"a": lambda _: fifos})
+
+
+def test_too_many_attributes(tmp_path: Path) -> None:
+    path = empty(tmp_path)
+    with pytest.raises(LayerError, match="more than 4 KiB"):
+        write(path, {"a": lambda slot: folder(x=_with_attributes(file(slot, b""), {b"user.a": b"x" * 5000}))})
+
+
+def test_what_is_no_volume(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(1 << 16))
+    with pytest.raises(ForeignVolume):
+        Volume(path)
+    with path.open("wb") as handle:
+        handle.truncate(64 * MIB)
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "1024", str(path)])
+    with pytest.raises(ForeignVolume):
+        Volume(path)
+
+
+def test_walk_meets_each_file_once() -> None:
+    node = Node(stat.S_IFREG)
+    node.links = 2
+    tree = folder(a=node, b=folder(c=node, d=Node(stat.S_IFREG)))
+    assert len(list(walk(tree))) == 4

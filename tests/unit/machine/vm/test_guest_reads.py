@@ -1,0 +1,40 @@
+"""What QEMU's log says of a guest's reads. Whatever comes in, no error."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parbake.machine.vm import GuestRead, largest_disk
+
+SEED, ROOT = "0x5652779e0fd0", "0x565277b847b0"
+
+
+def line(disk: str = ROOT, sector: int = 8, length: int = 8, at: str = "1795546735.420999") -> str:
+    return f"20319@{at}:virtio_blk_handle_read vdev {disk} req 0x1f sector {sector} nsectors {length}\n"
+
+
+def test_the_disk_that_was_booted() -> None:
+    lines = [
+        line(SEED, 0, 1),
+        line(ROOT, 0, 1),
+        line(ROOT, 900_000, 64, "1795546736.5"),  # another format: left out
+        line(ROOT, 800_000, 64, "1795546736.500000"),
+        line(SEED, 700, 2000),
+        line(ROOT, 5, 0),
+        "virtio_blk_handle_read",
+    ]
+    assert largest_disk(lines) == (
+        GuestRead(1795546735.420999, 0, 1),
+        GuestRead(1795546736.5, 800_000, 64),
+    )
+    assert largest_disk([]) == ()
+
+
+@given(
+    st.lists(st.text(max_size=150) | st.builds(line, sector=st.integers(-5, 1 << 70), length=st.integers(-1, 1 << 40)))
+)
+def test_no_line_is_an_error(lines: list[str]) -> None:
+    for read in largest_disk(lines):
+        assert read.sector >= 0
+        assert read.length > 0

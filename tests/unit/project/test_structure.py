@@ -1,0 +1,161 @@
+"""The shape of the project: wings in rows, no cycles, one door to subprocesses, small files."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from parbake.core.programs import PROGRAMS
+
+SOURCE = Path(__file__).parents[3] / "src" / "parbake"
+LONGEST_FILE = 500
+
+# A wing is a package directly below parbake. A wing imports only from rows below its own; there are no exceptions.
+ROWS: list[set[str]] = [
+    {"core"},
+    {"bakefile", "containerd", "images", "machine"},
+    {"aws", "verify"},
+    {"coldstart"},
+    {"builders", "records", "rollouts"},
+    {"workflows"},
+    {"cli"},
+    {"__main__"},
+]
+ROW_OF = {wing: row for row, wings in enumerate(ROWS) for wing in wings}
+# At the top, beside the wings; and `node`, whose programs run on nodes and in guests, where there is no parbake.
+LOOSE = {"__init__.py", "__main__.py", "py.typed"}
+NODE = "node"
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in SOURCE.rglob("*.py") if not path.name.endswith("_pb2.py"))
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+def _wing(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def _module(path: Path) -> str:
+    parts = ("parbake", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Return the dotted names that code imports, also inside functions: of modules and of what is in them."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _wings_imported(path: Path) -> set[str]:
+    names = _imports(ast.parse(path.read_text())) - {"parbake.__version__"}
+    return {name.split(".")[1] for name in names if name.startswith("parbake.")}
+
+
+def test_nothing_is_loose_at_the_top() -> None:
+    files = {path.name for path in SOURCE.iterdir() if path.is_file()}
+    assert files == LOOSE, "a module belongs into a wing"
+
+
+def test_every_wing_has_a_row() -> None:
+    wings = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert wings == set(ROW_OF) - {"__main__"} | {NODE}
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
+def test_imports_go_down_only(path: Path) -> None:
+    wing, imported = _wing(path), _wings_imported(path)
+    if wing == "__init__":
+        assert not imported, "importing parbake must cost nothing"
+        return
+    if wing == NODE:
+        assert not imported, "there is no parbake on a node"
+        return
+    for other in imported - {wing}:
+        assert ROW_OF[other] < ROW_OF[wing], f"{wing} (row {ROW_OF[wing]}) imports {other} (row {ROW_OF[other]})"
+
+
+def test_no_import_cycles_between_files() -> None:
+    names = {_module(path): path for path in _files()}
+    edges: dict[str, set[str]] = {}
+    for name, path in names.items():
+        targets: set[str] = set()
+        for node in ast.parse(path.read_text()).body:  # top level only: a lazy import is no cycle
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("parbake"):
+                # `from package import module` needs the module, not what the package itself imports.
+                found = {f"{node.module}.{alias.name}" for alias in node.names}
+                targets |= found if found <= set(names) else {node.module, *found}
+        edges[name] = {target for target in targets if target in names and target != name}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"cycle: {' -> '.join((*trail, name))}"
+        if name not in done:
+            for target in edges[name]:
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+RUN = "core/run.py"
+DOORS = {"subprocess": {RUN}, "os.system": set(), "os.popen": set(), "time.sleep": {RUN}}
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
+def test_one_door_to_subprocesses_and_sleep(path: Path) -> None:
+    if _wing(path) == NODE:
+        return  # its programs stand alone
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names = {f"{node.value.id}.{node.attr}"}
+        else:
+            continue
+        for door, files in DOORS.items():
+            assert door not in names or _name(path) in files, f"line {node.lineno}: {door} belongs to {RUN}"
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
+def test_files_are_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+
+
+# Parts of every Debian, subcommands that look like programs, and what runs in a guest.
+NO_PROGRAMS_TO_INSTALL = {"sh", "sync", "true", "apt-get", "ip", "mmd", "systemctl", "packer"}
+
+
+def _programs_that_are_run(path: Path) -> set[str]:
+    """Return literal program names that a file hands to the door."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        argument: ast.expr = node.args[0]
+        if isinstance(argument, ast.List) and argument.elts:
+            argument = argument.elts[0]
+        if function in {"run", "Process", "isolated", "need"} and isinstance(argument, ast.Constant):
+            found.add(str(argument.value))
+    return found
+
+
+def test_every_program_is_in_the_one_list() -> None:
+    listed = {program.name for program in PROGRAMS} | NO_PROGRAMS_TO_INSTALL
+    for path in _files():
+        assert _programs_that_are_run(path) <= listed, f"{path.name}: add it to programs.py"

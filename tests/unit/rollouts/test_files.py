@@ -1,0 +1,264 @@
+"""Rollouts into files: node classes in repositories, values, JSON, tfvars, kOps, Cluster API. By the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake.coldstart.trace import Part, Read, Trace, save
+from parbake.core import run
+from parbake.core.errors import InputError
+from parbake.rollouts.files import parse, render
+from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.plans import record
+
+FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
+
+NODE_CLASS = """\
+# the GPU nodes
+apiVersion: karpenter.k8s.aws/v1
+kind: EC2NodeClass
+metadata:
+  name: "gpu"   # quoted on purpose
+spec:
+  amiFamily: AL2023
+  # found by hand
+  amiSelectorTerms:
+    - id: ami-0   # the old one
+  role: nodes
+---
+kind: Other
+"""
+KUSTOMIZATION = """\
+resources: [../base]
+patches:
+  # this cluster's image
+  - target: {kind: EC2NodeClass, name: gpu}
+    patch: |-
+      apiVersion: karpenter.k8s.aws/v1
+      kind: EC2NodeClass
+      metadata:
+        name: gpu
+      spec:
+        amiFamily: AL2023
+        amiSelectorTerms:
+          - id: ami-0   # the old one
+"""
+JSON_PATCH = """\
+resources: [../base]
+patches:
+  - target: {kind: EC2NodeClass, name: gpu}
+    patch: |-
+      - op: replace
+        path: /spec/amiSelectorTerms
+        value: [{id: ami-0}]
+      - op: add
+        path: /spec/amiFamily
+        value: AL2023
+"""
+INSTANCE_GROUP = """\
+apiVersion: kops.k8s.io/v1alpha2
+kind: InstanceGroup
+metadata:
+  name: gpu
+spec:
+  image: ami-0  # pinned
+  role: Node
+"""
+MACHINES = """\
+kind: AWSMachineTemplate
+metadata: {name: gpu}
+spec: {template: {spec: {ami: {id: ami-0}, instanceType: g5.xlarge}}}
+---
+kind: MachineDeployment
+metadata: {name: gpu}
+spec:
+  template:
+    spec:
+      infrastructureRef: {kind: AWSMachineTemplate, name: gpu}
+---
+kind: MachineDeployment
+metadata: {name: other}
+spec: {template: {spec: {infrastructureRef: {kind: AWSMachineTemplate, name: other}}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def there_and_back(
+    here: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any], file: str, before: str
+) -> str:
+    """Roll out twice and back twice; return what the file said after the rollout."""
+    (here / file).write_text(before)
+    kitchen(here, [target], FIRST, SECOND)
+    code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
+    assert (code, (here / file).read_text()) == (0, before)
+    code, done = parbake(capsys, "rollout", FIRST.key)
+    after = (here / file).read_text()
+    assert (code, done["changed"]) == (0, True)
+    assert shown["targets"][0]["diff"] == done["targets"][0]["diff"] != ""
+    code, done = parbake(capsys, "rollout", FIRST.key)
+    assert (code, done["changed"], (here / file).read_text()) == (0, False, after)
+    report = parbake(capsys, "status")[1][0]
+    assert (report["holds"]["artefact"], report["previous"]["image"]) == (FIRST.artefact, "ami-0")
+    code, done = parbake(capsys, "rollback")
+    returned = (here / file).read_text()
+    assert (code, done["changed"], "ami-0" in returned) == (0, True, True)
+    code, done = parbake(capsys, "rollback")
+    assert (code, done["changed"], (here / file).read_text()) == (0, False, returned)
+    assert parbake(capsys, "status")[1][0]["left"]["artefact"] == FIRST.artefact
+    assert not goes_out_again(here, FIRST)
+    assert goes_out_again(here, SECOND)
+    return after
+
+
+def test_a_node_class_in_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = there_and_back(here, capsys, {"gitops": {"file": "gpu.yaml"}}, "gpu.yaml", NODE_CLASS)
+    assert after.startswith("# the GPU nodes\n")
+    assert 'name: "gpu"   # quoted on purpose' in after
+    assert "- id: ami-1" in after
+    assert after.endswith("---\nkind: Other\n")
+
+
+@pytest.mark.parametrize("patch", [KUSTOMIZATION, JSON_PATCH], ids=["merge", "json"])
+def test_a_patch_in_a_kustomization(here: Path, capsys: pytest.CaptureFixture[str], patch: str) -> None:
+    after = there_and_back(here, capsys, {"gitops": {"file": "kustomization.yaml"}}, "kustomization.yaml", patch)
+    assert after.startswith(patch.partition("    patch")[0]), "what is around it stays"
+    assert "{id: ami-1}" in after or "id: ami-1   # the old one" in after
+
+
+def test_what_loads_the_hot_blocks_in_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = "  userData: |\n    #!/bin/sh\n    echo theirs   # kept\n"
+    text = NODE_CLASS.replace("spec:\n", f"spec:\n{script}", 1)
+    assert script in text
+    (here / "gpu.yaml").write_text(text)
+    data = volume("data", "snap-9")
+    kitchen(here, [{"gitops": {"file": "gpu.yaml", "hydrate": True}}], data)
+    save(Trace(size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),)), here / "artefacts" / data.trace_name)
+    code, done = parbake(capsys, "rollout", data.key)
+    after = (here / "gpu.yaml").read_text()
+    assert (code, done["changed"]) == (0, True)
+    assert "text/cloud-boothook" in after
+    assert "    echo theirs   # kept\n" in after
+    assert parbake(capsys, "rollout", data.key)[1]["changed"] is False
+    assert parbake(capsys, "rollback")[0] == 0
+    returned = (here / "gpu.yaml").read_text()
+    assert script in returned
+    assert "text/cloud-boothook" not in returned.partition("spec:")[2]
+
+
+def test_a_commit_on_a_branch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def git(*arguments: str) -> str:
+        env = {
+            "GIT_AUTHOR_NAME": "a",
+            "GIT_AUTHOR_EMAIL": "a@b",
+            "GIT_COMMITTER_NAME": "a",
+            "GIT_COMMITTER_EMAIL": "a@b",
+        }
+        return run.run(["git", *arguments], cwd=here, env=env).text
+
+    (here / "gpu.yaml").write_text(NODE_CLASS)
+    git("init", "-q", "-b", "main")
+    git("add", "gpu.yaml")
+    git("commit", "-qm", "begin")
+    kitchen(here, [{"gitops": {"file": "gpu.yaml", "branch": "rollouts"}}], FIRST)
+    assert parbake(capsys, "rollout", FIRST.key)[0] == 0
+    assert (here / "gpu.yaml").read_text() == NODE_CLASS, "the work tree is not touched"
+    assert "ami-1" in git("show", "rollouts:gpu.yaml")
+    assert git("log", "--format=%s", "rollouts").splitlines() == [f"Roll out {FIRST.artefact}", "begin"]
+    code, done = parbake(capsys, "rollout", FIRST.key)
+    assert (code, done["changed"]) == (0, False)
+    assert parbake(capsys, "rollback")[0] == 0
+    assert git("log", "--format=%s", "rollouts").splitlines()[0] == "Roll back"
+
+
+def test_values_of_a_chart(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "values.yaml").write_text("nodeClass:\n  amiIds: [ami-0]   # one\n")
+    target = {"gitops": {"file": "values.yaml", "image_at": "nodeClass.amiIds[0]", "snapshot_at": "data.snapshot"}}
+    kitchen(here, [target], FIRST, DATA)
+    assert parbake(capsys, "rollout", FIRST.key, DATA.key)[0] == 0
+    after = (here / "values.yaml").read_text()
+    assert "  amiIds: [ami-1]   # one\n" in after
+    assert "snapshot: snap-9" in after
+    code, error = parbake(capsys, "rollback")
+    assert (code, error["hint"]) == (2, "git revert the commit")
+
+
+def test_an_instance_group_of_kops(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = there_and_back(here, capsys, {"file": {"path": "ig.yaml", "as": "kops"}}, "ig.yaml", INSTANCE_GROUP)
+    assert "  image: ami-1  # pinned\n" in after
+
+
+def test_a_machine_template_of_cluster_api(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = there_and_back(here, capsys, {"file": {"path": "m.yaml", "as": "capi"}}, "m.yaml", MACHINES)
+    assert "name: gpu-parbake-1" in after.partition("---")[0], "a new template"
+    assert "infrastructureRef: {kind: AWSMachineTemplate, name: gpu-parbake-1}" in after
+    assert "name: other}}}}" in after, "what refers to others stays"
+    returned = (here / "m.yaml").read_text()
+    assert "infrastructureRef: {kind: AWSMachineTemplate, name: gpu}" in returned
+
+
+@pytest.mark.parametrize("suffix", ["json", "tfvars"])
+def test_files_for_other_tools(here: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+    path = here / f"out/image.{suffix}"
+    kitchen(here, [{"file": f"out/image.{suffix}"}], FIRST, SECOND)
+    assert parbake(capsys, "rollout", FIRST.key)[0] == 0
+    assert parbake(capsys, "rollback")[0] == 2, "there was nothing before"
+    assert parbake(capsys, "rollout", SECOND.key)[0] == 0
+    said, note = parse(suffix, path.read_text())
+    assert (said["image"], said["volume_size"], note["previous"]["image"]) == ("ami-2", 8, "ami-1")
+    assert parbake(capsys, "rollback")[0] == 0
+    assert parse(suffix, path.read_text())[0]["image"] == "ami-1"
+    code, done = parbake(capsys, "rollback")
+    assert (code, done["changed"]) == (0, False)
+    assert [each.name for each in (here / "out").iterdir()] == [path.name]
+    path.write_text("somebody's own")
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert "not a file of parbake" in error["message"]
+
+
+def test_what_is_rendered_is_read_back() -> None:
+    said = dict.fromkeys(("image", "snapshot", "region", "architecture", "artefact", "key"), 'a "quoted" one')
+    for kind in ("json", "tfvars"):
+        document = {**said, "volume_size": 3}
+        assert parse(kind, render(kind, document, {"previous": document})) == (document, {"previous": document})
+    with pytest.raises(InputError):
+        parse("tfvars", "x = 1")
+    assert json.loads(render("json", {"image": "x"}, {})) == {"image": "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [", "line 1: a value is missing"),
+        ("kind: Other\n", "no manifest describes a node class"),
+        (NODE_CLASS + "---\n" + NODE_CLASS.replace('"gpu"', "cpu"), "2 manifests describe a node class"),
+    ],
+)
+def test_bad_manifests(here: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:
+    (here / "gpu.yaml").write_text(text)
+    kitchen(here, [{"gitops": {"file": "gpu.yaml"}}], FIRST)
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert says in error["message"]
+
+
+def test_records_that_do_not_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = record("nowhere", name="nowhere", passed=True)
+    kitchen(here, [{"file": "a.json"}, {"name": "us", "region": "us-east-1", "file": "b.json"}], FIRST, SECOND, nowhere)
+    (here / "artefacts" / nowhere.artefact).touch()
+    code, error = parbake(capsys, "rollout", FIRST.key, SECOND.key)
+    assert (code, "two records of the kind" in error["message"]) == (2, True)
+    code, error = parbake(capsys, "rollout", FIRST.key, "--to", "us")
+    assert (code, "not published in us-east-1, but in eu-central-1" in error["message"]) == (2, True)
+    code, error = parbake(capsys, "rollout", "nowhere", "--to", "file")
+    assert (code, "published in no region" in error["message"]) == (2, True)
+    assert not (here / "a.json").exists()

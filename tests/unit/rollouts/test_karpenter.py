@@ -1,0 +1,474 @@
+"""Rollouts to Karpenter, from the command line to nodes: kubectl, the API server and Karpenter's double."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake.coldstart.hydrate import user_data
+from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, save
+from parbake.rollouts.karpenter import Karpenter as Target
+from parbake.rollouts.userdata import part_of
+from tests.fakes.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.keys import key_pair
+from tests.fakes.kubernetes.karpenter import Ami, Karpenter
+from tests.fakes.kubernetes.server import Server, serving
+from tests.fakes.kubernetes.store import Kind
+from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
+
+pytestmark = NEEDS_KUBECTL
+
+FIRST, SECOND = machine_image("first", "ami-1"), machine_image("second", "ami-2")
+DATA = volume("data", "snap-9")
+GPU = {"name": "gpu", "karpenter": {"nodeclass": "gpu"}}
+QUICK = ("--interval", "0.05")
+AMIS = [Ami("ami-0", "al2023-node"), Ami("ami-1", "first", "2026-02-01"), Ami("ami-2", "second", "2026-03-01")]
+AMD64 = {"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with serving(tmp_path, NEW, "karpenter.sh_nodepools.v1", "karpenter.sh_nodeclaims.v1") as server:
+        use(server, monkeypatch)
+        yield server
+
+
+def use(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+    monkeypatch.setenv("HOME", str(server.kubeconfig.parent))
+    monkeypatch.chdir(server.kubeconfig.parent)
+
+
+@pytest.fixture
+def cluster(server: Server) -> Karpenter:
+    """A cluster with two nodes of one node class."""
+    server.create("ec2nodeclasses", "gpu", spec=ALIAS["spec"])
+    server.create("nodepools", "gpu", spec=pool("gpu"))
+    karpenter = Karpenter(server, AMIS)
+    karpenter.start_nodes("gpu", "gpu", 2)
+    return karpenter
+
+
+def pool(node_class: str, *requirements: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of a NodePool."""
+    reference = {"group": "karpenter.k8s.aws", "kind": "EC2NodeClass", "name": node_class}
+    return {"template": {"spec": {"nodeClassRef": reference, "requirements": list(requirements or (AMD64,))}}}
+
+
+def images(server: Server) -> list[str]:
+    return [claim["status"].get("imageID", "") for claim in server.list("nodeclaims")]
+
+
+def terms(server: Server) -> Any:
+    return server.get("ec2nodeclasses", "gpu")["spec"]["amiSelectorTerms"]
+
+
+def test_from_a_record_to_nodes_and_back(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST, SECOND)
+    assert images(server) == ["ami-0", "ami-0"]
+    code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
+    assert (code, terms(server)) == (0, [{"alias": "al2023@latest"}]), "a dry run writes nothing"
+    assert '+      "id": "ami-1"' in shown["targets"][0]["diff"]
+    with cluster:
+        code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+        assert (code, done["changed"], images(server)) == (0, True, ["ami-1", "ami-1"])
+        generation = server.get("ec2nodeclasses", "gpu")["metadata"]["generation"]
+        code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+        assert (code, done["changed"]) == (0, False), "the same again is nothing"
+        assert server.get("ec2nodeclasses", "gpu")["metadata"]["generation"] == generation
+        code, _ = parbake(capsys, "rollout", SECOND.key, *QUICK)
+        assert (code, images(server)) == (0, ["ami-2", "ami-2"])
+        code, status = parbake(capsys, "status")
+        assert (status[0]["holds"]["artefact"], status[0]["previous"]["artefact"]) == (SECOND.artefact, FIRST.artefact)
+        code, done = parbake(capsys, "rollback", *QUICK)
+        assert (code, done["changed"], images(server)) == (0, True, ["ami-1", "ami-1"])
+        code, done = parbake(capsys, "rollback", *QUICK)
+        assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it has gone back already"
+        assert [goes_out_again(tmp_path, each) for each in (FIRST, SECOND)] == [True, False]
+    assert len(cluster.replaced) == 6
+
+
+def test_image_and_volume_in_one_write(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST, DATA)
+    with cluster:
+        code, _ = parbake(capsys, "rollout", FIRST.key, DATA.key, *QUICK)
+    assert code == 0
+    found = server.get("ec2nodeclasses", "gpu")
+    assert found["metadata"]["generation"] == 2, "one write"
+    assert len(cluster.replaced) == 2, "each node once"
+    disks = {each["deviceName"]: each["ebs"] for each in found["spec"]["blockDeviceMappings"]}
+    assert (disks["/dev/xvdb"]["snapshotID"], disks["/dev/xvdb"]["volumeSize"]) == ("snap-9", "30Gi")
+    assert disks["/dev/xvda"]["volumeSize"] == "20Gi", "what the default gave is kept"
+
+
+def test_what_loads_the_hot_blocks_comes_with_the_volume(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.change("ec2nodeclasses", "gpu", {"spec": {"userData": "#!/bin/sh\necho theirs\n"}})
+    for _ in range(3):  # a node each time, to run that
+        cluster.step()
+    cluster.replaced.clear()
+    target = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}
+    kitchen(tmp_path, [target], DATA)
+    code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
+    assert (code, error["error"]) == (2, "InputError")
+    assert f"`parbake trace {DATA.artefact}`" in error["hint"]
+    made = Trace(uuid="0" * 32, filesystem="ext4", size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),))
+    save(made, tmp_path / "artefacts" / DATA.trace_name)
+    with cluster:
+        assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
+        text = server.get("ec2nodeclasses", "gpu")["spec"]["userData"]
+        assert part_of(text) == user_data(hydrate_list(made))
+        assert "echo theirs" in text
+        assert len(cluster.replaced) == 2, "each node once: user data, disks, one write"
+        assert parbake(capsys, "rollout", DATA.key, *QUICK)[1]["changed"] is False
+        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert server.get("ec2nodeclasses", "gpu")["spec"]["userData"] == "#!/bin/sh\necho theirs\n"
+
+
+def test_a_volume_alone_drifts_every_node(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], DATA)
+    with cluster:
+        code, _ = parbake(capsys, "rollout", DATA.key, *QUICK)
+    assert (code, len(cluster.replaced), terms(server)) == (0, 2, [{"alias": "al2023@latest"}])
+
+
+def test_what_holds_nodes_back_is_named(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    held = server.list("nodeclaims")[0]["metadata"]["name"]
+    cluster.blocked[held] = "default/web"
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "2")
+        assert (code, error["error"]) == (1, "Stalled")
+        assert "1 of 2 nodes" in error["message"]
+        assert 'pdb "default/web" prevents pod evictions' in error["message"]
+        cluster.blocked.clear()
+        code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+        assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it goes on following"
+
+
+def test_a_budget_is_named(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the users' own, and not that of ``parbake freeze``."""
+    kitchen(tmp_path, [GPU], FIRST)
+    server.change("nodepools", "gpu", {"spec": {"disruption": {"budgets": [{"nodes": "0"}]}}})
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1.5")
+    node = server.list("nodeclaims")[0]["status"]["nodeName"]
+    assert (code, error["error"]) == (1, "Stalled")
+    blocked = "No allowed disruptions for disruption reason Drifted due to blocking budget"
+    assert f"{node}: runs ami-0; NodePool gpu: {blocked}" in error["message"]
+
+
+def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    cluster.unlaunchable = "no g5.xlarge in eu-central-1a"
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "2")
+    assert code == 1
+    assert "not Launched: no g5.xlarge in eu-central-1a" in error["message"]
+
+
+def test_an_image_that_karpenter_does_not_find(
+    cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], lost := machine_image("lost", "ami-404"))
+    with cluster:
+        code, error = parbake(capsys, "rollout", lost.key, *QUICK, "--deadline", "1.5")
+    assert code == 1
+    assert "Karpenter has not resolved ami-404 yet" in error["message"]
+    assert "AMISelector did not match any AMIs" in error["message"]
+
+
+def test_freeze_and_thaw(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    budgets = server.get("nodepools", "gpu")["spec"]["disruption"]["budgets"]
+    assert parbake(capsys, "freeze")[0] == 2, "which target must be said"
+    assert parbake(capsys, "freeze", "--to", "gpu")[1]["changed"] == {"gpu": ["NodePool gpu"]}
+    assert parbake(capsys, "freeze", "--to", "gpu")[1]["changed"] == {"gpu": []}
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1")
+        assert (code, images(server)) == (1, ["ami-0", "ami-0"])
+        assert "NodePool gpu is frozen" in error["message"]
+        assert parbake(capsys, "status")[1][0]["frozen"]
+        parbake(capsys, "thaw", "--to", "gpu")
+        assert server.get("nodepools", "gpu")["spec"]["disruption"]["budgets"] == budgets
+        assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+    assert images(server) == ["ami-1", "ami-1"]
+
+
+def test_a_canary_is_a_target_before_the_others(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary = {"name": "canary", "deadline": "1s", "karpenter": {"nodeclass": "canary"}}
+    server.create("ec2nodeclasses", "canary", spec=ALIAS["spec"])
+    server.create("nodepools", "canary", spec=pool("canary"))
+    cluster.start_nodes("canary", "canary", 1)
+    cluster.blocked["canary-003"] = "default/web"
+    kitchen(tmp_path, [canary, GPU], FIRST)
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, error["error"]) == (1, "Stalled")
+    assert terms(server) == [{"alias": "al2023@latest"}], "the second is not touched before the first has arrived"
+
+
+@pytest.mark.parametrize(("passed", "says"), [(None, "was not verified"), (False, "failed verification")])
+def test_only_what_is_verified(
+    cluster: Karpenter,
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    passed: bool | None,
+    says: str,
+) -> None:
+    kitchen(tmp_path, [GPU], doubtful := machine_image("doubtful", "ami-1", passed=passed))
+    code, error = parbake(capsys, "rollout", doubtful.key)
+    assert (code, terms(server)) == (3, [{"alias": "al2023@latest"}])
+    assert says in error["message"]
+    with cluster:
+        assert parbake(capsys, "rollout", doubtful.key, "--force", *QUICK)[0] == 0
+    assert images(server) == ["ami-1", "ami-1"]
+
+
+def test_what_speaks_against_it(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.create("ec2nodeclasses", "gpu", spec={**ALIAS["spec"], "instanceStorePolicy": "RAID0"})
+    kitchen(tmp_path, [GPU], FIRST)
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 1
+    assert "RAID0" in error["message"]
+    server.change("ec2nodeclasses", "gpu", {"spec": {"instanceStorePolicy": None}})
+    arm = {"key": "kubernetes.io/arch", "operator": "In", "values": ["arm64"]}
+    server.create("nodepools", "arm", spec=pool("gpu", arm))
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert (code, terms(server)) == (1, [{"alias": "al2023@latest"}])
+    assert "NodePool arm asks for arm64; the image is for amd64" in error["message"]
+
+
+def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.unit.fakes.test_kubernetes import kubectl
+
+    kubectl(server, "apply", "--server-side", "--field-manager=argocd-controller", "-f", "-", document=ALIAS)
+    kitchen(tmp_path, [GPU], FIRST)
+    code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
+    assert (code, error["error"], terms(server)) == (1, "TargetMoved", [{"alias": "al2023@latest"}])
+    assert "amiSelectorTerms belong to argocd-controller" in error["message"]
+    assert "--force-conflicts" in error["hint"]
+    code, done = parbake(capsys, "rollout", FIRST.key, "--no-follow", "--force-conflicts")
+    assert (code, terms(server)) == (0, [{"id": "ami-1"}])
+    assert "may write back" in done["targets"][0]["cautions"][-1]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_rollouts_race(
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the look and the write, somebody else writes: a status is nothing, an image is."""
+    kitchen(tmp_path, [GPU], FIRST)
+    decided = Target.plan
+    meanwhile: list[Any] = []
+
+    def plan(self: Target, offer: Any) -> Any:
+        change = decided(self, offer)
+        meanwhile.pop()()
+        return change
+
+    monkeypatch.setattr(Target, "plan", plan)
+    meanwhile.append(
+        lambda: server.change("ec2nodeclasses", "gpu", {"spec": {"amiSelectorTerms": [{"alias": "al2023@v20260101"}]}})
+    )
+    code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
+    assert (code, error["error"], terms(server)) == (1, "TargetMoved", [{"alias": "al2023@v20260101"}])
+    meanwhile.append(lambda: server.set_status("ec2nodeclasses", "gpu", {"instanceProfile": "new"}))
+    code, _ = parbake(capsys, "rollout", FIRST.key, "--no-follow")
+    assert (code, terms(server)) == (0, [{"id": "ami-1"}])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_processes_race(server: Server, tmp_path: Path) -> None:
+    """Both have read the node class before the first of them writes: one writes, the other is told."""
+    signer = key_pair(tmp_path)  # other processes have no stand-in of AWS to compare records with
+    kitchen(tmp_path, [GPU], FIRST, SECOND, signer=signer, trust=["key.pub"])
+    together = threading.Barrier(2, timeout=60)
+    server.store.before_patch = together.wait
+    command = [sys.executable, "-m", "parbake", "rollout", "--no-follow", "--json"]
+    racing = [
+        subprocess.Popen([*command, each.key], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for each in (FIRST, SECOND)
+    ]
+    said = [json.loads(each.communicate(timeout=60)[0]) for each in racing]
+    codes = [each.returncode for each in racing]
+    assert sorted(codes) == [0, 1]
+    winner = codes.index(0)
+    assert terms(server) == [{"id": f"ami-{winner + 1}"}]
+    assert said[1 - winner]["error"] == "TargetMoved"
+    assert "run the same command again" in said[1 - winner]["hint"]
+    server.store.before_patch = lambda: None
+    loser = (FIRST, SECOND)[1 - winner]
+    assert subprocess.run([*command, loser.key], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    note = json.loads(server.get("ec2nodeclasses", "gpu")["metadata"]["annotations"]["parbake/rollout"])
+    assert note["previous"]["image"] == f"ami-{winner + 1}", "the way back is to what was there"
+
+
+def test_bad_input_is_told(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert (code, error["hint"]) == (2, "there are: none")
+    server.create("ec2nodeclasses", "cpu", spec=ALIAS["spec"])
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert (code, error["hint"]) == (2, "there are: cpu")
+    assert "there is no ec2nodeclasses 'gpu'" in error["message"]
+    code, error = parbake(capsys, "rollout", FIRST.key, "--to", "nothing")
+    assert (code, error["hint"]) == (2, "there are: gpu")
+    kitchen(tmp_path, [{"karpenter": {"nodeclass": "cpu", "context": "nowhere"}}])
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert "nowhere" in error["message"]
+    kitchen(tmp_path, [{"karpenter": {"nodeclass": "cpu"}}])
+    server.store.forbidden.add(("patch", "ec2nodeclasses"))
+    code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
+    assert code == 1
+    assert 'cannot patch resource "ec2nodeclasses"' in error["message"]
+    server.store.unauthorized = True
+    assert parbake(capsys, "rollout", FIRST.key)[0] == 1
+    code, reports = parbake(capsys, "status")
+    assert code == 1
+    assert "does not know you" in reports[0]["error"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_nothing_to_go_back_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen(tmp_path, [GPU])
+    code, error = parbake(capsys, "rollback")
+    assert code == 2
+    assert "no rollout is written down" in error["message"]
+
+
+def test_a_cluster_without_karpenter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    with serving(tmp_path) as server:
+        use(server, monkeypatch)
+        code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert "serves no API karpenter.k8s.aws" in error["message"]
+
+
+def test_a_version_that_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    with serving(tmp_path) as server:
+        use(server, monkeypatch)
+        kind = Kind("karpenter.k8s.aws", "v2", "ec2nodeclasses", "EC2NodeClass")
+        server.store.kinds[kind.group, kind.version, kind.plural] = kind
+        code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert "serves v2 of karpenter.k8s.aws" in error["message"]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("verb", "plural"), [("get", "ec2nodeclasses"), ("list", "nodepools"), ("list", "nodeclaims"), ("list", "events")]
+)
+def test_who_may_not_is_told_what(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, plural: str
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    server.store.forbidden.add((verb, plural))
+    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1")
+    assert code == 1
+    if plural == "events":  # without them it is only not known why
+        assert error["error"] == "Stalled"
+        return
+    assert f'cannot {verb} resource "{plural}" in API group' in error["message"]
+    assert "ask those who run the cluster" in error["hint"]
+    assert terms(server) == [{"alias": "al2023@latest"}]
+
+
+def test_another_machine_knows_as_much(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """It has the Bakefile, and neither records nor artefacts."""
+    kitchen(tmp_path, [GPU], FIRST, SECOND)
+    with cluster:
+        for each in (FIRST, SECOND):
+            assert parbake(capsys, "rollout", each.key, *QUICK)[0] == 0
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        kitchen(elsewhere, [GPU])
+        monkeypatch.chdir(elsewhere)
+        code, (report,) = parbake(capsys, "status")
+        assert (code, report["holds"]["artefact"], report["previous"]["artefact"]) == (
+            0, SECOND.artefact, FIRST.artefact,
+        )  # fmt: skip
+        assert (report["follow"]["ready"], report["follow"]["total"]) == (2, 2)
+        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert images(server) == ["ami-1", "ami-1"]
+
+
+def test_the_versions_of_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    with serving(tmp_path, OLD) as server:
+        use(server, monkeypatch)
+        server.create("awsnodetemplates", "gpu", "v1alpha1", spec={"amiSelector": {"aws-ids": "ami-0"}})
+        assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+        found = server.get("awsnodetemplates", "gpu", "v1alpha1")
+        assert found["spec"]["amiSelector"] == {"aws-ids": "ami-1"}
+        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+        found = server.get("awsnodetemplates", "gpu", "v1alpha1")
+        assert found["spec"]["amiSelector"] == {"aws-ids": "ami-0"}
+    folder = tmp_path / "both"
+    folder.mkdir()
+    with serving(folder, BOTH) as server:
+        use(server, monkeypatch)
+        kitchen(folder, [GPU], FIRST)
+        for version in list(server.store.kinds):
+            if version[1] == "v1" and version[0]:
+                del server.store.kinds[version]
+        server.create("ec2nodeclasses", "gpu", "v1beta1", spec={**COMMON, "amiFamily": "AL2023"})
+        assert parbake(capsys, "rollout", FIRST.key, "--no-follow")[0] == 0
+        assert server.get("ec2nodeclasses", "gpu", "v1beta1")["spec"]["amiSelectorTerms"] == [{"id": "ami-1"}]
+
+
+def test_a_rollout_that_was_killed_is_finished_by_the_next(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST, signer=key_pair(tmp_path), trust=["key.pub"])
+    command = [sys.executable, "-m", "parbake", "rollout", FIRST.key, *QUICK]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    written = threading.Event()
+    while not written.wait(0.05) and process.poll() is None:
+        if terms(server) == [{"id": "ami-1"}]:
+            process.send_signal(signal.SIGKILL)
+            written.set()
+    assert process.wait() == -signal.SIGKILL
+    with cluster:
+        code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+        assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"])
+        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert images(server) == ["ami-0", "ami-0"]

@@ -1,0 +1,241 @@
+"""The decisions of a verification, without a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parbake.containerd.cri import ContainerStatus, State
+from parbake.core import run
+from parbake.core.errors import BadBase, InputError
+from parbake.core.events import Events
+from parbake.core.model import ExitProbe, HttpProbe, Image, LogProbe, Platform, Probe, RunningProbe, Startup, TcpProbe
+from parbake.machine.vm import Clock
+from parbake.verify import Pulled, verify
+from parbake.verify.booted import Kind, Settings, identify, settings_of
+from parbake.verify.starter import Log, Starter, describe, shorten
+from parbake.verify.store import choose
+from parbake.verify.verify import sandbox_action, subjects_in, subjects_of
+from tests.fakes.plans import digest, image, plan
+
+OLD = """
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "registry.test/pause:3.8"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = true
+"""
+NEW = """
+version = 3
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = 'localhost/kubernetes/pause'
+[plugins.'io.containerd.cri.v1.runtime'.containerd]
+  default_runtime_name = 'nvidia'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia.options]
+  SystemdCgroup = false
+"""
+
+
+@pytest.mark.parametrize(
+    ("dump", "expected", "parent"),
+    [
+        (OLD, Settings("registry.test/pause:3.8", systemd_cgroups=True), "/parbake.slice"),
+        (NEW, Settings("localhost/kubernetes/pause", systemd_cgroups=False), "/parbake"),
+        ("version = 2\n", Settings(), "/parbake"),
+    ],
+)
+def test_both_generations_of_containerd_are_read(dump: str, expected: Settings, parent: str) -> None:
+    assert settings_of(dump) == expected
+    assert settings_of(dump).cgroup_parent == parent
+
+
+def test_a_plan_promises_its_images_all_their_names_and_the_sandbox() -> None:
+    startup = Startup(up=ExitProbe())
+    app = image("registry.test/app:1", startup=startup, also_by_digest=True)
+    other = image(f"registry.test/other:2@{digest('x')}")
+    subjects = subjects_of(plan(images=(app, other), sandbox=image("localhost/pause:1")))
+    assert [(s.reference, s.name, s.startup) for s in subjects] == [
+        ("registry.test/app:1", "registry.test/app:1", startup),
+        (f"registry.test/app@{app.target.digest}", f"registry.test/app@{app.target.digest}", None),
+        (f"registry.test/other:2@{digest('x')}", "registry.test/other:2", Startup()),
+        (f"registry.test/other@{digest('x')}", f"registry.test/other@{digest('x')}", None),
+        ("localhost/pause:1", "localhost/pause:1", None),
+    ]
+    assert subjects[0].expected == app
+
+
+def test_without_a_plan_each_content_is_started_once_and_the_sandbox_never() -> None:
+    records = {
+        digest("id"): "app",
+        "registry.test/app@" + digest("app"): "app",
+        "registry.test/app:1": "app",
+        "registry.test/app:2": "app2",
+        "localhost/pause:1": "pause",
+        "localhost/pause@" + digest("pause"): "pause",
+    }
+    subjects = subjects_in(records, "localhost/pause:1")
+    assert {s.name: s.startup is not None for s in subjects} == {
+        "registry.test/app:1": True,
+        "registry.test/app:2": True,
+        "registry.test/app@" + digest("app"): False,
+        "localhost/pause:1": False,
+        "localhost/pause@" + digest("pause"): False,
+    }
+    assert all(s.expected is None for s in subjects)
+
+
+@pytest.mark.parametrize(
+    ("present", "kind", "planned", "seen", "action"),
+    [
+        (True, "machine-image", None, False, "none"),
+        (True, "volume", image(), True, "none"),
+        (False, "volume", image(), True, "name"),
+        (False, "volume", None, False, "warn"),
+        (False, "machine-image", None, False, "warn"),
+        (False, "machine-image", image(), True, "refuse"),
+        (False, "volume", image(), False, "refuse"),
+    ],
+)
+def test_what_is_done_about_the_sandbox_image(
+    *, present: bool, kind: Kind, planned: Image | None, seen: bool, action: str
+) -> None:
+    assert sandbox_action(present=present, kind=kind, planned=planned, seen=seen) == action
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        (ExitProbe(), "the main process ends with code 0"),
+        (LogProbe(pattern="^up$"), "a line of its output matches '^up$'"),
+        (TcpProbe(port=80), "something accepts connections on port 80"),
+        (HttpProbe(port=80, path="/x"), "GET http://127.0.0.1:80/x answers with 200 to 399"),
+        (RunningProbe(), "the main process has run for 1 s"),
+    ],
+)
+def test_probes_in_words(probe: Probe, words: str) -> None:
+    assert describe(probe) == words
+
+
+def test_a_log_is_read_as_it_grows() -> None:
+    data = (
+        b"2026-11-24T08:00:00.123456789Z stdout F ready\n"
+        b"2026-11-24T08:00:01.5Z stdout P long\n"
+        b"2026-11-24T08:00:01.6Z stderr F aside\n"
+        b"2026-11-24T08:00:02Z stdout F  line\n"
+        b"not a log line\n"
+        b"2026-11-24T09:00:03.000000001+01:00 stderr F \xff\n"
+        b"2026-11-24T08:00:04Z stdout F unfinished"
+    )
+    log = Log()
+    lines = [line for byte in data for line in log.feed(bytes([byte]))]
+    assert lines == Log().feed(data)
+    assert [text for _, text in lines] == ["ready", "aside", "long line", "\ufffd"]
+    times = [time - lines[0][0] for time, _ in lines]
+    assert times == pytest.approx([0.0, 1.476544, 1.876544, 2.876544], abs=1e-5)
+
+
+@given(st.text())
+def test_output_is_short_and_its_end(text: str) -> None:
+    shown = shorten(text * 3)
+    assert len(shown.splitlines()) <= 40
+    assert len(shown) <= 8 << 10
+    assert "\n".join((text * 3).splitlines()).endswith(shown)
+
+
+def test_an_artefact_for_another_architecture_is_not_booted(tmp_path: Path) -> None:
+    other = "arm64" if Platform.host().architecture != "arm64" else "amd64"
+    foreign = plan(platform=Platform(architecture=other))
+    verdict = verify(tmp_path / "none.raw", foreign, events=Events(), folder=tmp_path)
+    assert not verdict.passed
+    assert verdict.accelerator == "none"
+    [problem] = verdict.problems
+    assert f"the artefact is for linux/{other}" in problem
+
+
+def test_files_are_told_apart(tmp_path: Path) -> None:
+    volume, machine, nothing, swap = (tmp_path / name for name in ("volume", "machine", "nothing", "swap"))
+    for path in (volume, machine, nothing, swap):
+        with path.open("wb") as file:
+            file.truncate(32 << 20)
+    run.run(["mke2fs", "-q", "-t", "ext4", str(volume)])
+    run.run(["mkswap", str(swap)])
+    run.run(["sfdisk", "--quiet", str(machine)], stdin=b"label: gpt\ntype=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n")
+    assert identify(volume) == ("volume", "raw")
+    assert identify(machine) == ("machine-image", "raw")
+    for image_format, name in (("qcow2", "qcow2"), ("vmdk", "vmdk"), ("vpc", "vhd")):
+        converted = tmp_path / name
+        run.run(["qemu-img", "convert", "-O", image_format, str(machine), str(converted)])
+        assert identify(converted) == ("machine-image", name)
+    with pytest.raises(BadBase, match="neither a bootable disk nor a volume"):
+        identify(nothing)
+    with pytest.raises(BadBase, match="it holds swap"):
+        identify(swap)
+    with pytest.raises(InputError, match="missing: No such file"):
+        identify(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "chosen"),
+    [
+        ("b", "", "b"),  # the planned one, whose absence is then found
+        ("", "abc", "a"),
+        ("", "bc", "b"),  # an attestation's or another variant's content was never fetched
+        ("gone", "c", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_manifest_of_an_index_is_the_one_that_runs_here(wanted: str, there: str, chosen: str) -> None:
+    words = {"os": "linux", "architecture": "amd64"}
+    entries: list[dict[str, object]] = [
+        {"digest": "none"},
+        {"digest": "a", "platform": words},
+        {"digest": "b", "platform": {**words, "variant": "v3"}},
+        {"digest": "c", "platform": {**words, "architecture": "arm64"}},
+    ]
+    assert choose(entries, Platform(architecture="amd64"), wanted, lambda digest: digest in there) == chosen
+
+
+def test_a_pulled_start_is_both() -> None:
+    assert Pulled(2.0, 0.5).seconds == 2.5
+
+
+class SlowMachine:
+    """A machine whose clock goes on by two seconds whenever somebody looks at it, and a container that soon fails."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.states: Iterator[tuple[State, int]] = iter([("running", 0), ("exited", 7)])
+
+    def now(self) -> Clock:
+        self.seconds += 2
+        return Clock(int(self.seconds * 10**9), self.seconds)
+
+    def read(self, *_: object, **__: object) -> bytes:
+        return b""
+
+    def run_pod_sandbox(self, *_: object, **__: object) -> object:
+        return SimpleNamespace(id="pod")
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        return lambda *_, **__: "0"
+
+    def container_status(self, _: str) -> ContainerStatus:
+        state, code = next(self.states)
+        return ContainerStatus(
+            id="c", state=state, exit_code=code, reason="", message="", created=0, started=self.seconds - 0.5,
+            finished=0, log_path="",
+        )  # fmt: skip
+
+
+def test_who_ends_while_the_clock_is_read_has_not_run_for_long() -> None:
+    machine = SlowMachine()
+    started = Starter(machine, machine, stretch=1).start("image", Startup())  # type: ignore[arg-type]
+    assert started.seconds is None
+    assert started.problems[0].startswith("it ended with code 7")

@@ -1,0 +1,177 @@
+"""What a bake may start from, and what is remembered of its file."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from parbake import records
+from parbake.core.events import Events
+from parbake.core.model import Platform, Verdict
+from parbake.machine import disk
+from parbake.machine.disk import BLOCK, Memory, NotAsListed, block_list, copy_listed
+from parbake.records import Blocks, Record
+from parbake.workflows import ancestry
+from tests.fakes.plans import digest, image, layer, plan
+
+KEPT = layer("kept")
+
+
+def _baked(folder: Path, *, passed: bool | None, at: int = 0, architecture: str = "") -> Record:
+    """Put an artefact of two blocks, its list and its record into a folder."""
+    wanted = plan(
+        images=(image(f"registry.example/app:{at}", layers=(KEPT, layer(f"top {at}", size=1000))),),
+        platform=Platform(architecture=architecture or Platform.host().architecture),
+    )
+    artefact = folder / wanted.artefact_name
+    artefact.write_bytes(b"ab" * BLOCK)
+    blocks = block_list(artefact, Events(), algorithm="blake3")
+    blocks.write(records.blocks_path(artefact))
+    made = Record(
+        artefact=artefact.name,
+        key=wanted.key,
+        blocks=Blocks(algorithm="blake3", count=2, digest=blocks.digest()),
+        size=2 * BLOCK,
+        allocated=2 * BLOCK,
+        builder="local",
+        parbake="0",
+        started_at="",
+        finished_at=f"2026-11-24T00:01:{at:02}Z",
+        plan=wanted,
+        verdict=None if passed is None else Verdict(passed=passed, accelerator="tcg", boot_seconds=1.0),
+    )
+    records.write(folder, made)
+    return made
+
+
+def _parent(folder: Path, *, verify: bool, rehearse: bool = False, architecture: str = "") -> str:
+    wanted = plan(
+        images=(image(layers=(KEPT, layer("new", size=1000))),),
+        platform=Platform(architecture=architecture or Platform.host().architecture),
+    )
+    found = ancestry.parent_of(wanted, folder, folder / "cache", verify=verify, rehearse=rehearse)
+    assert found is None or (found.memory is None) == (verify or rehearse), "who proves, compares"
+    return found.name if found else ""
+
+
+def test_a_bake_that_will_be_proven_starts_only_from_what_was(tmp_path: Path) -> None:
+    proven, _failed, not_looked_at = (
+        _baked(tmp_path, passed=passed, at=at).artefact for at, passed in enumerate((True, False, None))
+    )
+    assert _parent(tmp_path, verify=True) == proven
+    assert _parent(tmp_path, verify=False) == not_looked_at
+    assert _parent(tmp_path, verify=False, rehearse=True) == not_looked_at
+    (tmp_path / f"{not_looked_at}.json").unlink()
+    assert _parent(tmp_path, verify=False) == proven, "never one that has failed"
+
+
+def test_what_this_machine_cannot_prove_starts_from_what_nobody_has(tmp_path: Path) -> None:
+    other = "arm64" if Platform.host().architecture == "amd64" else "amd64"
+    made = _baked(tmp_path, passed=None, architecture=other).artefact
+    assert _parent(tmp_path, verify=True, architecture=other) == made
+
+
+def test_a_record_under_another_name_names_no_parent(tmp_path: Path) -> None:
+    made = _baked(tmp_path, passed=True)
+    (tmp_path / made.file_name).rename(tmp_path / "other.json")
+    assert _parent(tmp_path, verify=False) == ""
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Memory:
+    (tmp_path / "file").write_bytes(b"ab" * BLOCK)
+    known = Memory(tmp_path / "file", digest("x")[7:], tmp_path / "cache")
+    known.keep()
+    assert known.holds(known.path.stat())
+    return known
+
+
+@pytest.mark.parametrize("how", ["written", "times set back", "mapped", "another inode", "mode"])
+def test_a_file_that_changed_is_not_remembered(how: str, memory: Memory) -> None:
+    before = memory.path.stat()
+    match how:
+        case "written" | "times set back":
+            with memory.path.open("rb+") as file:
+                file.write(b"x")
+        case "mapped":
+            with memory.path.open("rb+") as file, mmap.mmap(file.fileno(), 0) as mapped:
+                mapped[5] = 7
+                mapped.flush()
+        case "another inode":
+            content = memory.path.read_bytes()
+            memory.path.unlink()
+            memory.path.write_bytes(content)
+        case "mode":
+            memory.path.chmod(0o640)
+    if how != "written":
+        os.utime(memory.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not memory.holds(memory.path.stat())
+
+
+def test_a_write_right_after_the_look_at_the_file_shows(tmp_path: Path) -> None:
+    """The kernel's clock for files has ticks: a write within the tick of the one before would have its time."""
+    path = tmp_path / "file"
+    for number in range(10):
+        path.write_bytes(b"a" * 100)
+        known = Memory(path, digest("x")[7:], tmp_path / "cache")
+        known.keep()
+        path.write_bytes(b"%d" % number * 100)
+        assert not known.holds(path.stat())
+
+
+@pytest.mark.parametrize("planted", ["note", "folder", "link", "digest"])
+def test_a_memory_that_others_can_write_is_none(planted: str, memory: Memory, tmp_path: Path) -> None:
+    (note,) = (tmp_path / "cache/digests").iterdir()
+    match planted:
+        case "note":
+            note.chmod(0o666)
+        case "folder":
+            note.parent.chmod(0o777)
+        case "link":
+            note.rename(tmp_path / "mine")
+            note.symlink_to(tmp_path / "mine")
+        case "digest":
+            note.write_text(digest("y")[7:])
+    assert not memory.holds(memory.path.stat())
+
+
+def test_what_is_forgotten_is_compared(memory: Memory) -> None:
+    memory.forget()
+    assert not memory.holds(memory.path.stat())
+    memory.forget()
+
+
+def test_a_copy_is_hashed_on_its_way(tmp_path: Path) -> None:
+    """Holes stay holes, zeros become some, and an end within a block is one in the copy as well."""
+    source, target = tmp_path / "a", tmp_path / "b"
+    with source.open("wb") as file:
+        file.write(b"x" * BLOCK + bytes(BLOCK))
+        file.seek(20 * BLOCK)
+        file.write(os.urandom(4 * BLOCK + 777))
+    listed = block_list(source, Events(), algorithm="blake3")
+    assert copy_listed(source, target, listed, Events(), memory=None) is None
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks < source.stat().st_blocks
+    target.unlink()
+    for place, size in ((5, 1), (3 * BLOCK, 1), (24 * BLOCK + 776, 1), (24 * BLOCK + 777, 1)):
+        content = source.read_bytes()
+        with source.open("rb+") as file:
+            file.seek(place)
+            file.write(b"\x01" * size)
+        with pytest.raises(NotAsListed, match=r"record"):
+            copy_listed(source, target, listed, Events(), memory=None)
+        assert not target.exists()
+        source.write_bytes(content)
+
+
+def test_only_some_blocks_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"ab" * BLOCK)
+    listed = block_list(path, Events(), algorithm="blake3")
+    path.write_bytes(b"ab" * (BLOCK // 2) + b"ac" * (BLOCK // 2))
+    disk.compare(path, listed, Events(), {0})
+    with pytest.raises(NotAsListed):
+        disk.compare(path, listed, Events(), {0, 1})

@@ -1,0 +1,186 @@
+"""The story's own decisions, with stand-ins for the builder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parbake import records
+from parbake.bakefile import load
+from parbake.builders import Disk, Ingredients, coldstart
+from parbake.coldstart.trace import Part, Read, Trace, summary
+from parbake.core.errors import ArtefactFull, DiskFull, LayerTooLarge, ParbakeError, VerificationFailed
+from parbake.core.events import Event, Events
+from parbake.core.model import GIB, MIB, Plan, Verdict
+from parbake.core.workspace import work_folder
+from parbake.images.registry import Registry
+from parbake.machine import disk
+from parbake.records import folder as records_folder
+from parbake.workflows import bake
+from parbake.workflows.plan import Finished, Session
+from parbake.workflows.verify import judge, verify_again
+from tests.fakes.plans import image, layer, plan, record
+
+
+class Builder:
+    """Fails on disks that are too small, as the local builder does."""
+
+    def __init__(self, needed: int, error: ParbakeError) -> None:
+        self.needed, self.error = needed, error
+        self.works: list[Path] = []
+
+    def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
+        self.works.append(ingredients.work)
+        assert list(ingredients.work.iterdir()) == []
+        (ingredients.work / "disk.raw").write_bytes(b"")
+        if plan.size < self.needed:
+            raise self.error
+        return Disk(ingredients.work / "disk.raw")
+
+
+def build(folder: Path, made: Plan, builder: Builder, said: list[Event]) -> tuple[Plan, Disk]:
+    ingredients = Ingredients(None, lambda _: pytest.fail("nothing is fetched"), folder, Events(said.append))
+    return bake.build_large_enough(made, builder, ingredients)
+
+
+UNKNOWN = plan(images=(image(layers=(layer("x", size=100 * MIB, raw_size=0),)),))
+
+
+@pytest.mark.parametrize(
+    "error", [ArtefactFull("the images do not fit"), LayerTooLarge("inflates to more than the disk")]
+)
+def test_a_larger_disk_is_tried_in_a_fresh_folder(tmp_path: Path, error: ParbakeError) -> None:
+    said: list[Event] = []
+    builder = Builder(3 * GIB, error)
+    grown, baked = build(tmp_path, UNKNOWN, builder, said)
+    assert grown == UNKNOWN.model_copy(update={"size": 4 * GIB})
+    assert [event.text for event in said] == [
+        f"{error.message}: baking again with a disk of {size} MiB" for size in (2048, 4096)
+    ]
+    assert len(set(builder.works)) == 3
+    assert list(tmp_path.rglob("disk.raw")) == [baked.path]
+
+
+def test_the_error_comes_out_when_no_size_is_believable(tmp_path: Path) -> None:
+    said: list[Event] = []
+    with pytest.raises(LayerTooLarge, match="a bomb"):
+        build(tmp_path, UNKNOWN, Builder(1 << 60, LayerTooLarge("a bomb")), said)
+    assert len(said) == 4
+
+
+def test_other_errors_come_out_at_once(tmp_path: Path) -> None:
+    said: list[Event] = []
+    builder = Builder(3 * GIB, DiskFull("the host is full"))
+    with pytest.raises(DiskFull, match="the host is full"):
+        build(tmp_path, UNKNOWN, builder, said)
+    assert len(builder.works) == 1
+    assert said == []
+
+
+def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built, rehearsed, then written down: no moment in which a record exists without the trace that was made."""
+    steps: list[str] = []
+    trace = Trace(uuid="0", parts=(Part(name="app", reads=(Read(0, 0, 8),)),))
+    wanted = plan(images=())
+
+    def prepare(built: Disk, *_: object, **__: object) -> Disk:
+        steps.append("prepare")
+        return replace(built, trace=trace)
+
+    def write(folder: Path, made: records.Record, _signer: object) -> Path:
+        steps.append("write")
+        assert made.trace is not None
+        assert (folder / made.trace_name).exists()
+        return folder
+
+    monkeypatch.setattr(bake, "need_root", lambda _: None)
+    monkeypatch.setattr(bake, "builder_of", lambda _: Builder(0, DiskFull("never")))
+    monkeypatch.setattr(coldstart, "prepare", prepare)
+    monkeypatch.setattr(records_folder, "write", write)
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "parbake.yaml").write_text("version: 1\nbase: none\noutput: .\nimages: [registry.example/app:1]\n")
+    bakefile = load(tmp_path / "parbake.yaml")
+    with Registry(bakefile.registries, events=Events()) as registry:
+        run = Session(bakefile, registry, Events())
+        made = bake.bake_here(run, wanted, bake.Options(rehearse=True, verify=False), None)
+    assert made.record.trace == summary(trace, file=made.record.trace_name)
+    assert steps == ["prepare", "write"]
+
+
+SEEN = Verdict(passed=True, accelerator="kvm", boot_seconds=1.0)
+
+
+@pytest.fixture
+def booted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Let verification pass without a machine; return what was booted."""
+    found: list[Path] = []
+
+    def verify(artefact: Path, *_: object, **__: object) -> Verdict:
+        found.append(artefact)
+        return SEEN
+
+    monkeypatch.setattr("parbake.verify.verify", verify)
+    return found
+
+
+def made(folder: Path, content: bytes, *, raw: bool) -> Finished:
+    """Make an artefact and its record, as a bake does."""
+    (folder / "draft").write_bytes(content)
+    blocks = disk.block_list(folder / "draft", Events()) if raw else None
+    named = blocks and records.Blocks(count=len(blocks.blocks), digest=blocks.digest())
+    sha256 = "" if raw else hashlib.sha256(content).hexdigest()
+    written = record().model_copy(update={"sha256": sha256, "blocks": named})
+    with work_folder(folder, "bake") as work:
+        artefact = records.release(folder / "draft", written, folder, work, blocks=blocks)
+    return Finished(artefact, written, changed=True)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_verified_record_has_the_digest_of_the_whole_file(tmp_path: Path, booted: list[Path], raw: bool) -> None:
+    finished = made(tmp_path, b"content", raw=raw)
+    proven = bake.prove(finished, Events())
+    assert proven.record.sha256 == hashlib.sha256(b"content").hexdigest()
+    assert proven.record.verdict == SEEN
+    assert records.read(tmp_path / proven.record.file_name) == proven.record
+    _, verdict = verify_again(str(finished.artefact), tmp_path, Events())
+    assert verdict == SEEN.model_copy(update={"intact": True})
+    assert len(booted) == 2
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_what_is_not_what_was_baked_fails(tmp_path: Path, booted: list[Path], raw: bool) -> None:
+    finished = made(tmp_path, b"content", raw=raw)
+    finished.artefact.write_bytes(b"coNtent")
+    _, verdict = verify_again(str(finished.artefact), tmp_path, Events())
+    assert (verdict.passed, verdict.intact) == (False, False)
+    assert booted == ([] if raw else [finished.artefact]), "blocks are compared before anything is booted"
+    with pytest.raises(VerificationFailed, match="record") as caught:
+        judge(finished.artefact, verdict)
+    assert "--force" in caught.value.hint
+    stored = records.read(tmp_path / finished.record.file_name)
+    assert stored.verdict == verdict
+    assert stored.sha256 == finished.record.sha256
+
+
+def test_hashing_ends_with_a_verification_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = made(tmp_path, b"content", raw=True)
+    with finished.artefact.open("r+b") as file:
+        file.truncate(1 << 43)  # hours of hashing
+
+    def verify(*_: object, **__: object) -> Verdict:
+        raise ParbakeError("no machine")
+
+    monkeypatch.setattr("parbake.verify.verify", verify)
+    with pytest.raises(ParbakeError, match="no machine"):
+        bake.prove(finished, Events())
+
+
+def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
+    bake.need_room(tmp_path, plan())
+    huge = plan(images=(image(layers=(layer("x", size=1 << 50, raw_size=0),)),))
+    with pytest.raises(DiskFull, match="of free space, and the images take more than 1073741824 MiB") as caught:
+        bake.need_room(tmp_path, huge)
+    assert "output" in caught.value.hint

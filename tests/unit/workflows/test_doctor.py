@@ -1,0 +1,90 @@
+"""What the doctor says: judged purely from facts, one file a case in tests/unit/workflows/cases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from parbake.core.model import GIB
+from parbake.core.programs import PROGRAMS, table
+from parbake.core.run import PACKAGES
+from parbake.workflows.doctor import Check, Facts, examine, judge, lacking
+
+GOLDEN = Path(__file__).parent / "cases"
+EVERY_PROGRAM = {program.name: program.oldest or "9.9" for program in PROGRAMS if program.name != "docker"}
+COMPLETE = Facts(
+    root=True,
+    programs=EVERY_PROGRAM,
+    filesystems=frozenset({"ext4", "xfs", "overlay"}),
+    loop_devices=True,
+    mount_namespaces=True,
+    accelerator="kvm",
+    uefi_firmware=True,
+    boto3="1.2.3",
+    free={"output": 100 * GIB, "cache": 100 * GIB},
+    folders={"output": "/out", "cache": "/cache"},
+)
+
+
+def but(**changes: object) -> Facts:
+    return COMPLETE.model_copy(update=changes)
+
+
+def without(*names: str) -> dict[str, str]:
+    return {name: version for name, version in EVERY_PROGRAM.items() if name not in names}
+
+
+CASES = {
+    "complete": COMPLETE,
+    "bare": Facts(root=False, machine="aarch64"),
+    "container": but(loop_devices=False, mount_namespaces=False, filesystems=frozenset({"ext4", "overlay"})),
+    "no-builder": but(programs=without("buildah", "podman")),
+    "podman-only": but(programs=without("buildah")),
+    "old-tools": but(programs={**EVERY_PROGRAM, "mke2fs": "1.47.0", "containerd": "1.4.13", "sfdisk": ""}),
+    "slow-and-full": but(accelerator="tcg", uefi_firmware=False, boto3="", free={"output": 3 * GIB, "cache": GIB}),
+}
+
+
+def show(checks: tuple[Check, ...]) -> str:
+    """Only what is not plainly fine, so that a case shows its point."""
+    lines = [
+        f"{check.status}: {check.name} [{', '.join(check.needed_by)}] {check.found or '-'} | {check.hint}"
+        for check in checks
+        if check.status != "ok" or " or " in check.name
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_judgement(case: str) -> None:
+    assert show(judge(CASES[case])) == (GOLDEN / f"{case}.txt").read_text()
+
+
+def test_every_check_is_explained() -> None:
+    for check in judge(CASES["bare"]):
+        assert check.purpose
+        assert check.needed_by
+        assert (check.status == "ok") == (not check.hint)
+
+
+def test_lacking_is_what_stands_in_the_way() -> None:
+    assert lacking(judge(COMPLETE)) == ()
+    assert [check.name for check in lacking(judge(but(root=False)))] == ["root"]
+
+
+def test_this_machine(tmp_path: Path) -> None:
+    checks = {check.name: check for check in examine(output=tmp_path / "to be made", cache=tmp_path)}
+    assert checks["setpriv"].status == "ok"
+    assert checks["setpriv"].found[0].isdigit()
+    assert checks["space for output"].found.endswith("to be made")
+    assert json.loads(json.dumps([check.model_dump(mode="json") for check in checks.values()]))
+
+
+def test_every_program_has_its_package() -> None:
+    for program in PROGRAMS:
+        assert program.package
+        assert program.purpose
+    assert {row[0] for row in table()} == {program.name for program in PROGRAMS}
+    assert set(PACKAGES) - {program.name for program in PROGRAMS} <= {"ctr", "fstrim", "qemu-system-aarch64", "losetup"}

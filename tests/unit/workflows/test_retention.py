@@ -1,0 +1,99 @@
+"""What stays and what goes: cases by hand, and for any graph of references that nothing referred to is removed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parbake.workflows.prune.decide import Item, Rules, decide
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def item(number: int, *, days: float = 30, retired: float | None = None, **more: str) -> Item:
+    """Return an artefact that is some days old, and was retired some days ago."""
+    return Item(
+        id=f"ami-{number}",
+        region=more.get("region", "eu-west-1"),
+        name=f"node-{number}",
+        family=more.get("family", "node"),
+        created=NOW - days * DAY - timedelta(minutes=number),
+        snapshots=(f"snap-{number}",),
+        size=1,
+        retired=None if retired is None else NOW - retired * DAY,
+    )
+
+
+CASES = {
+    "the newest of a family stay": ([item(0), item(1), item(2)], {}, Rules(keep=2), "keep keep retire"),
+    "families and regions are counted apart": (
+        [item(0), item(1, family="other"), item(2, region="us-east-1")],
+        {},
+        Rules(keep=1),
+        "keep keep keep",
+    ),
+    "what is used stays": ([item(0), item(1)], {"ami-1": ["i-1"]}, Rules(keep=1), "keep keep"),
+    "what is used by its snapshot stays": ([item(0), item(1)], {"snap-1": ["x"]}, Rules(keep=1), "keep keep"),
+    "what is young stays": ([item(0, days=1), item(1, days=2)], {}, Rules(0, 3 * DAY), "keep keep"),
+    "the grace is waited for": ([item(0, retired=1)], {}, Rules(keep=0), "wait"),
+    "and ends": ([item(0, retired=7)], {}, Rules(keep=0), "remove"),
+    "without a grace it goes at once": ([item(0)], {}, Rules(keep=0, grace=0 * DAY), "remove"),
+    "what is used again comes back": ([item(0, retired=30)], {"ami-0": ["x"]}, Rules(keep=0), "restore"),
+    "what is kept again comes back": ([item(0, retired=30)], {}, Rules(keep=1), "restore"),
+    "what was retired and is old goes": ([item(0), item(1, retired=8)], {}, Rules(keep=1), "keep remove"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_decided(case: str) -> None:
+    items, used, rules, actions = CASES[case]
+    found = {verdict.item.id: verdict.action for verdict in decide(items, used, rules, NOW)}
+    assert [found[each.id] for each in items] == actions.split()
+
+
+def test_reasons_name_the_user() -> None:
+    (verdict,) = decide([item(0)], {"ami-0": ["launch template a:1", "instance i-1"]}, Rules(0), NOW)
+    assert verdict.reason == "used by instance i-1 and 1 more"
+
+
+ITEMS = st.lists(
+    st.builds(
+        item,
+        st.integers(0, 50),
+        days=st.floats(0, 400),
+        retired=st.none() | st.floats(0, 400),
+        family=st.sampled_from(["node", "data"]),
+        region=st.sampled_from(["eu-west-1", "us-east-1"]),
+    ),
+    max_size=12,
+    unique_by=lambda each: each.id,
+)
+USES = st.dictionaries(
+    st.integers(0, 50).flatmap(lambda number: st.sampled_from([f"ami-{number}", f"snap-{number}"])),
+    st.lists(st.sampled_from(["instance i-1", "parameter /x", "the rollback of y"]), min_size=1),
+)
+RULES = st.builds(
+    Rules, st.integers(0, 3), st.floats(0, 400).map(lambda d: d * DAY), st.floats(0, 40).map(lambda d: d * DAY)
+)
+
+
+@given(ITEMS, USES, RULES)
+def test_nothing_that_is_referred_to_is_ever_removed(
+    items: list[Item], used: dict[str, list[str]], rules: Rules
+) -> None:
+    verdicts = decide(items, used, rules, NOW)
+    assert {verdict.item.id for verdict in verdicts} == {each.id for each in items}, "each is decided about, once"
+    for verdict in verdicts:
+        gone = verdict.action in {"remove", "retire"}
+        assert not (gone and verdict.item.ids & set(used))
+        if verdict.action == "remove":
+            assert verdict.item.retired is not None or not rules.grace
+            younger = [each for each in items if each.created > verdict.item.created]
+            peers = [
+                each for each in younger if (each.family, each.region) == (verdict.item.family, verdict.item.region)
+            ]
+            assert len(peers) >= rules.keep

@@ -1,0 +1,228 @@
+"""A machine image on a cold disk: rehearsed, hydrated by its own service, started; and nothing that is wrong with a
+list or a disk stops its boot. Two boots for all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.cold import ColdSource
+from bench.lazy import Profile
+from parbake import records
+from parbake.coldstart.hydrate import LIST
+from parbake.coldstart.trace import Trace
+from parbake.core import run
+from parbake.core.events import Events
+from parbake.core.nodefiles import node_file
+from parbake.machine import disk
+from parbake.machine.vm import Drive, Machine, agent_seed
+from parbake.records import Record
+from parbake.verify import Rehearsal
+from parbake.workflows import verify
+from parbake.workflows.trace import trace_of
+from tests.fakes.base import default_base
+from tests.fakes.images import image, layer, push
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bakefile, parbake
+
+__all__ = ["default_base"]
+
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+
+COLD = Profile("test", 0.005, 32, 200.0)  # the emulated processor is slow enough
+SERVICE = "etc/systemd/system/parbake-hydrate.service"
+WANTS = "etc/systemd/system/sysinit.target.wants"
+NO_UUID = "00000000-0000-0000-0000-000000000000"
+
+
+# Counts the pages that are in memory of what the list names, in the guest (mincore(2)); files that are gone count too.
+RESIDENT = """
+import ctypes, mmap, urllib.parse
+libc, wanted, found = ctypes.CDLL(None), 0, 0
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+for line in open("/etc/parbake/prefetch.list"):
+    kind, _, rest = line.partition(" ")
+    ranges, _, path = rest.strip().partition(" ")
+    if kind != "file" or not path.startswith("var/lib/containerd/"):
+        continue
+    for offset, length in (map(int, each.split("+")) for each in ranges.split(",")):
+        wanted += length // 4096
+        try:
+            with open(b"/" + urllib.parse.unquote_to_bytes(path), "rb") as file:
+                at = libc.mmap(None, length, 1, 1, file.fileno(), offset)
+        except OSError:
+            continue
+        pages = ctypes.create_string_buffer(length // 4096)
+        libc.mincore(at, length, pages)
+        found += sum(page & 1 for page in pages.raw)
+        libc.munmap(at, length)
+print(wanted, found)
+"""
+
+
+@dataclass(frozen=True)
+class Baked:
+    artefact: Path
+    record: Record
+    trace: Trace
+
+
+@pytest.fixture(scope="module")
+def baked(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baked]:
+    assert default_base.exists()
+    folder = tmp_path_factory.mktemp("cold")
+    with DockerRegistry(folder / "registry") as registry:
+        files = {"bin/": None, "bin/busybox": Path("/bin/busybox").read_bytes()}
+        push(registry.url, "team/app", image(layer(files)), tag="1")
+        startup = {"command": ["/bin/busybox", "httpd", "-f", "-p", "8081"], "up": {"tcp": 8081}}
+        path = bakefile(folder / "here", [{"reference": f"{registry.host}/team/app:1", "startup": startup}])
+        document = parbake("bake", "-f", path, "--rehearse", "--no-verify", "--json").good()
+        artefact = Path(document["artefact_path"])
+        _, record = records.locate(str(artefact), artefact.parent)
+        assert record
+        yield Baked(artefact, record, trace_of(artefact, record))
+
+
+def test_the_boot_is_in_the_trace(baked: Baked) -> None:
+    boot, app = baked.trace.parts
+    assert (boot.kind, app.kind, baked.trace.how) == ("boot", "image", "boot")
+    assert baked.trace.skipped == {}
+    names = [entry.path for entry in baked.trace.files]
+    for read in (r"boot/vmlinuz", r"boot/initrd", r"/systemd$", r"bin/containerd$", r"/fs/bin/busybox$"):
+        assert any(re.search(read, name) for name in names), read
+    assert names.index(next(name for name in names if "vmlinuz" in name)) < names.index(
+        next(name for name in names if name.endswith("/fs/bin/busybox"))
+    )
+    summary = baked.record.trace
+    assert summary
+    assert 0 < summary.hot_bytes < baked.record.size
+    # Its root was laid out: what the boot and the image read lies together.
+    assert 0 < summary.hot_blocks < summary.scattered_blocks
+
+
+def lists(good: str, failing: str) -> dict[str, str | None]:
+    """Return lists that are wrong in every way, by the name of the unit that gets them; None is no list."""
+    truncated = good[: len(good) * 2 // 3]
+    uuid, size = re.findall(r"(?m)^(?:uuid|size) (\S+)$", good)
+    beyond = f"parbake-hydrate 1\nuuid {uuid}\nsize 9{size}\nranges 2\n0 524288\n{1 << 60} 524288\n"
+    return {
+        "absent": None,
+        "foreign": "#!/bin/sh\nexit 1\n",
+        "stale": re.sub(r"uuid \S+", f"uuid {NO_UUID}", good),
+        "truncated": truncated,
+        "short": beyond,
+        "failing": "".join([
+            f"parbake-hydrate 1\nuuid {failing}\nsize {64 << 20}\nranges 64\n",
+            *(f"{number << 20} 524288\n" for number in range(64)),
+        ]),
+    }  # fmt: skip
+
+
+def spoil(copy: Path, at: Path, failing: str) -> list[str]:
+    """Add a unit for each wrong list to a machine image; return their names."""
+    with disk.private_mounts():
+        root = disk.find_root(copy)
+        with disk.mount(copy, at, offset=root.start, size=root.size, filesystem=root.filesystem) as mounted:
+            good = (mounted.path / LIST).read_text()
+            assert (mounted.path / SERVICE).read_text() == node_file("parbake-hydrate.service").read_text()
+            wrong = lists(good, failing)
+            for name, text in wrong.items():
+                if text is not None:
+                    (mounted.path / f"etc/parbake/{name}.list").write_text(text)
+                unit = node_file("parbake-hydrate.service").read_text()
+                unit = re.sub(r"(?m)^ConditionPathExists=.*\n", "", unit)
+                options = f"--list /etc/parbake/{name}.list --state /run/parbake/{name}.json --wait 40"
+                unit = unit.replace("$HYDRATE_OPTIONS", options)
+                (mounted.path / f"etc/systemd/system/hydrate-{name}.service").write_text(unit)
+                link = mounted.path / WANTS / f"hydrate-{name}.service"
+                link.symlink_to(f"/etc/systemd/system/hydrate-{name}.service")
+    return list(wrong)
+
+
+def failing_drive(folder: Path, stack: ExitStack) -> tuple[Path, str]:
+    """Return a disk that answers half of all reads with an error, and its file system's UUID."""
+    volume, link, file = folder / "volume.raw", folder / "error.sock", folder / "failing"
+    disk.make_filesystem(volume, "ext4", 64 << 20, name="failing")
+    uuid = run.run(["blkid", "-p", "-o", "value", "-s", "UUID", str(volume)]).text
+    command = ["nbdkit", "--foreground", "--unix", str(link), "--filter=error", "file", str(volume)]
+    stack.enter_context(run.Process([*command, "error-pread-rate=50%"], log=folder / "nbdkit.log"))
+    deadline = run.Deadline(20, "nbdkit")
+    while not link.exists():
+        deadline.sleep(0.02)
+    file.touch()
+    command = ["qemu-storage-daemon", "--blockdev", f"driver=nbd,node-name=n,server.type=unix,server.path={link}"]
+    command += ["--export", f"type=fuse,id=e,node-name=n,mountpoint={file}"]
+    stack.enter_context(run.Process(command, log=folder / "storage2.log"))
+    while not file.stat().st_size:
+        deadline.sleep(0.02)
+    return file, uuid
+
+
+def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.raw"
+    disk.copy_sparse(baked.artefact, copy, Events())
+    with disk.private_mounts(), ExitStack() as stack:
+        drive, uuid = failing_drive(tmp_path, stack)
+        units = spoil(copy, tmp_path / "mnt", uuid)
+        source = stack.enter_context(ColdSource(copy, tmp_path, COLD))
+        rehearsal = Rehearsal(source.file, baked.record.plan, events=Events(), folder=tmp_path / "vm")
+        drives = [Drive(drive, "failing")]
+        rehearsal.node.machine = Machine(source.file, tmp_path / "vm/machine", seed=agent_seed(), drives=drives)
+        stack.enter_context(rehearsal)
+        machine, guest = rehearsal.node.machine, rehearsal.node.machine.guest
+        within = 120 * machine.stretch
+        state = guest.run(["systemctl", "is-system-running", "--wait"], timeout=within).output.strip()
+        assert state == "running", guest.run(["systemctl", "--failed", "--no-legend"]).output
+        # Before anything of the image was started.
+        fetched = "until grep -q prefetch /run/parbake/hydrate.json; do sleep 0.5; done; cat /run/parbake/hydrate.json"
+        prefetched = json.loads(guest.check(["sh", "-c", fetched], timeout=within))["prefetch"]
+        pages = [int(count) for count in guest.check(["python3", "-c", RESIDENT], timeout=within).split()]
+        verdict = rehearsal.verdict()
+        # Its figures go into the record.
+        record = verify.write_verdict(baked.artefact, baked.record, verdict)
+        told = {}
+        for name in units:
+            wait = f"until test -e /run/parbake/{name}.json; do sleep 0.5; done; cat /run/parbake/{name}.json"
+            told[name] = json.loads(guest.check(["sh", "-c", wait], timeout=within))
+        # Read once all have told their figures: what they log comes before.
+        journal = guest.check(["journalctl", "--no-pager", "--output=cat", "--boot"], timeout=within)
+        asked = ["systemctl", "show", "--property=ExecMainStartTimestampMonotonic", "--value"]
+        starts = [int(guest.check([*asked, unit])) for unit in ("parbake-hydrate.service", "containerd.service")]
+        loaded = source.loaded
+    assert verdict.passed, verdict
+    hydrated = verdict.hydrate
+    assert hydrated is not None
+    blocks = baked.record.trace.hot_blocks if baked.record.trace else 0
+    assert (hydrated.state, hydrated.ranges, hydrated.errors) == ("done", blocks, 0)
+    assert loaded >= hydrated.ranges // 2  # some of its blocks are holes, which are never cold
+    assert starts[0] < starts[1]
+    # Under the unit's own confinement, by the list in the image: nearly all that the start reads is in memory.
+    assert (prefetched["state"], prefetched["left"]) == ("done", 0), prefetched
+    assert prefetched["started_after"] < starts[1] / 1e6
+    assert pages[0] > 0
+    assert pages[1] >= 0.98 * pages[0]
+    assert f"hydrate: {hydrated.bytes >> 20} MiB of" in journal
+    assert records.read(baked.artefact.with_name(record.file_name)).verdict == verdict
+    states = {name: figures["state"] for name, figures in told.items()}
+    assert states == {
+        "absent": "failed",
+        "foreign": "failed",
+        "stale": "no-device",
+        "truncated": "done",
+        "short": "short-disk",
+        "failing": "done",
+    }
+    assert 0 < told["truncated"]["ranges"] < blocks
+    assert (told["short"]["ranges"], told["short"]["errors"]) == (1, 1)
+    assert told["failing"]["errors"] > 0
+    assert "is not whole" in journal
+    assert "no device holds the file system" in journal

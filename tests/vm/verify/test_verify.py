@@ -1,0 +1,251 @@
+"""Verification for real: a volume with good and bad images on the default base, in one boot for all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from parbake.containerd import Client, Daemon
+from parbake.containerd.labels import PINNED, chain_ids, reference_labels
+from parbake.core import run
+from parbake.core.errors import BadBase
+from parbake.core.events import Events
+from parbake.core.model import (
+    Artefact,
+    Base,
+    ExitProbe,
+    HttpProbe,
+    Image,
+    ImageVerdict,
+    Layer,
+    LogProbe,
+    Plan,
+    Platform,
+    Startup,
+    TcpProbe,
+    Verdict,
+)
+from parbake.core.workspace import cache_folder
+from parbake.machine import disk
+from parbake.machine.base import ensure
+from parbake.verify import Pulled, Rehearsal, compare_pull, verify
+from tests.fakes.containerd_support import Made, busybox, document, fill, pause
+from tests.fakes.registry import DockerRegistry
+
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+
+SANDBOX = "registry.test/pause:9"
+WEB, TALK, ONCE = "registry.test/web:1", "registry.test/talk:1", "registry.test/once:1"
+BROKEN, MUTE, LOOSE, LAZY, OTHER, NONE = (
+    f"registry.test/{name}:1" for name in ("broken", "mute", "loose", "lazy", "other", "none")
+)
+WEB_COMMAND = ("/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:8080", "-h", "/www")
+
+
+@dataclass(frozen=True)
+class Proof:
+    verdict: Verdict
+    pulled: Pulled
+    volume_before: str
+    volume_after: str
+
+    def image(self, reference: str) -> ImageVerdict:
+        [found] = [image for image in self.verdict.images if image.reference == reference]
+        return found
+
+
+def described(made: Made, reference: str, startup: Startup | None = None) -> Image:
+    chain = chain_ids(made.diff_ids)
+    layers = tuple(
+        Layer(media_type=layer.media_type, digest=layer.digest, size=layer.size, diff_id=diff_id, chain_id=chain_id)
+        for layer, diff_id, chain_id in zip(made.layers, made.diff_ids, chain, strict=True)
+    )
+    return Image(
+        reference=reference,
+        platform=Platform.host(),
+        target=made.manifest,
+        manifest=made.manifest,
+        config=made.config,
+        layers=layers,
+        startup=startup,
+    )
+
+
+def shell(script: str, **more: object) -> Startup:
+    return Startup.model_validate({"command": ("/bin/sh", "-c"), "args": (script,), **more})
+
+
+def fill_lazily(client: Client, name: str, made: Made) -> None:
+    """Content without snapshots, as a pull that was cut off leaves it."""
+    with client.lease("test"):
+        client.content.write(made.config, made.blobs[made.config.digest])
+        labels = reference_labels(made.manifest_document)
+        client.content.write(made.manifest, made.blobs[made.manifest.digest], labels)
+        client.images.put(name, made.manifest, PINNED)
+
+
+def push(made: Made, reference: str, folder: Path) -> None:
+    """Push an image with skopeo, byte for byte."""
+    blobs = folder / "blobs/sha256"
+    blobs.mkdir(parents=True)
+    for digest, data in made.blobs.items():
+        (blobs / digest.partition(":")[2]).write_bytes(data)
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    index = {"schemaVersion": 2, "manifests": [document(made.manifest)]}
+    (folder / "index.json").write_text(json.dumps(index))
+    source, target = f"oci:{folder}", f"docker://{reference}"
+    run.run(["skopeo", "copy", "--preserve-digests", "--dest-tls-verify=false", source, target])
+
+
+@pytest.fixture(scope="module")
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
+    folder = tmp_path_factory.mktemp("verify")
+    made = busybox({"www/index.html": b"hello\n"}, Cmd=["/bin/sh", "-c", "echo no such file: settings >&2; exit 7"])
+    layered = busybox({"www/index.html": b"pulled\n", "padding": os.urandom(1 << 20)})
+    loose = busybox({"loose": b"1"})
+    volume = folder / "volume.raw"
+    with DockerRegistry(folder) as registry:
+        pulled = f"{registry.host}/team/app:1"
+        push(layered, pulled, folder / "layout")
+        startup = Startup(command=WEB_COMMAND, up=HttpProbe(port=8081))
+        startup = startup.model_copy(update={"command": tuple(w.replace("8080", "8081") for w in WEB_COMMAND)})
+        plan = Plan(
+            name="node",
+            platform=Platform.host(),
+            base=Base(kind="none"),
+            artefact=Artefact(kind="volume"),
+            images=(
+                described(made, WEB, Startup(command=WEB_COMMAND, up=HttpProbe(port=8080))),
+                described(
+                    made, TALK, shell("sleep 0.2; echo ready to serve; sleep 1000", up=LogProbe(pattern="^ready"))
+                ),
+                described(made, ONCE, shell("echo $WORD done", up=ExitProbe(), env={"WORD": "well"})),
+                described(made, BROKEN),
+                described(made, MUTE, shell("sleep 1000", up=TcpProbe(port=9), timeout=1)),
+                described(loose, LOOSE, shell("sleep 1000")),
+                described(layered, LAZY, shell("true", up=ExitProbe())),
+                described(layered, OTHER, shell("true", up=ExitProbe())),
+                described(made, NONE),
+                described(layered, pulled, startup),
+            ),
+            sandbox=described(pause(), SANDBOX),
+            size=256 << 20,
+        )
+        disk.make_filesystem(volume, "ext4", plan.size, name="test")
+        lazy = busybox({"lazy": b"1"})
+        with (
+            disk.private_mounts(),
+            disk.mount(volume, folder / "mnt", filesystem="ext4") as mounted,
+            Daemon(mounted.path, folder / "daemon") as daemon,
+            daemon.client() as client,
+        ):
+            for name in (WEB, TALK, ONCE, BROKEN, MUTE, OTHER):
+                fill(client, name, made)
+            fill(client, LOOSE, loose)
+            client.images.put(LOOSE, loose.manifest, {next(iter(PINNED)): ""})
+            fill_lazily(client, LAZY, lazy)
+            fill(client, pulled, layered)
+            fill(client, SANDBOX, pause())
+        plan = plan.model_copy(
+            update={
+                "images": tuple(described(lazy, LAZY, i.startup) if i.reference == LAZY else i for i in plan.images)
+            }
+        )
+        before = disk.sha256_file(volume, Events())
+        with Rehearsal(volume, plan, events=Events(), folder=folder / "run") as rehearsal:
+            verdict = rehearsal.verdict()
+            [image] = [image for image in plan.images if image.reference == pulled]
+            seconds = compare_pull(rehearsal, image)
+        yield Proof(verdict, seconds, before, disk.sha256_file(volume, Events()))
+
+
+def test_it_is_measured(proof: Proof) -> None:
+    assert proof.verdict.boot_seconds is not None
+    assert proof.verdict.accelerator in {"kvm", "tcg"}
+    for reference in (WEB, TALK, ONCE):
+        image = proof.image(reference)
+        assert image.start_seconds is not None
+        assert image.sandbox_seconds is not None
+        assert 0 < image.start_seconds < 600
+        assert 0 < image.sandbox_seconds < 600
+
+
+def test_good_images_pass(proof: Proof) -> None:
+    for reference in (WEB, TALK, ONCE, SANDBOX):
+        image = proof.image(reference)
+        assert image.problems == ()
+        assert image.pinned
+        assert image.unpacked
+        assert image.digest
+    assert "ready to serve" in proof.image(TALK).output
+    assert proof.image(ONCE).output.strip() == "well done"
+    assert proof.verdict.problems == ()
+    assert proof.verdict.warnings == ()
+
+
+def test_bad_images_fail_with_their_own_words(proof: Proof) -> None:
+    assert not proof.verdict.passed
+    [problem] = proof.image(BROKEN).problems
+    assert problem.startswith("it ended with code 7")
+    assert proof.image(BROKEN).output == "no such file: settings"
+    [problem] = proof.image(MUTE).problems
+    assert "not up within" in problem
+    assert "port 9" in problem
+
+
+def test_a_bad_store_fails(proof: Proof) -> None:
+    assert proof.image(NONE).problems == ("the runtime's store (namespace k8s.io) has no image of this name",)
+    assert any("not pinned" in problem for problem in proof.image(LOOSE).problems)
+    assert any("the plan says" in problem for problem in proof.image(OTHER).problems)
+    lazy = proof.image(LAZY)
+    assert not lazy.unpacked
+    assert any("not unpacked" in problem for problem in lazy.problems)
+    assert len(lazy.problems) > 1, "it cannot start either"
+
+
+def test_the_artefact_is_not_changed(proof: Proof) -> None:
+    assert proof.volume_before == proof.volume_after
+
+
+def test_a_pulled_start_is_measured_in_the_same_machine(proof: Proof) -> None:
+    assert proof.pulled.pull_seconds > 0
+    assert proof.pulled.start_seconds > 0
+    assert proof.pulled.seconds == proof.pulled.pull_seconds + proof.pulled.start_seconds
+
+
+def test_a_bare_disk_without_images_is_told_so(tmp_path: Path) -> None:
+    """The default base as a file: a machine image, no plan, nothing in its store, not even a sandbox image."""
+    base = ensure(cache_folder(), Events())
+    image = tmp_path / "base.qcow2"
+    run.run(["qemu-img", "convert", "-O", "qcow2", str(base), str(image)])
+    verdict = verify(image, None, events=Events(), folder=tmp_path)
+    assert verdict.images == ()
+    assert verdict.problems == ("there is no image in the runtime's store (namespace k8s.io)",)
+    assert not verdict.passed
+    [warning] = verdict.warnings
+    assert "no sandbox (pause) image localhost/parbake/pause:1" in warning
+    assert verdict.boot_seconds is not None
+
+
+def test_a_machine_image_that_does_not_boot_is_a_verdict(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.raw"
+    broken.write_bytes(bytes.fromhex("f4ebfd").ljust(446, b"\0") + bytes(64) + b"\x55\xaa" + bytes(1 << 20))
+    plan = Plan(
+        name="node",
+        platform=Platform.host(),
+        base=Base(kind="file"),
+        artefact=Artefact(kind="machine-image"),
+        images=(),
+        size=1 << 20,
+    )
+    verdict = verify(broken, plan, events=Events(), folder=tmp_path)
+    assert not verdict.passed
+    [problem] = verdict.problems
+    assert "no boot loader" in problem
+    with pytest.raises(BadBase):
+        verify(broken, None, events=Events(), folder=tmp_path)
