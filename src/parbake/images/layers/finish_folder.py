@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from parbake.core.errors import DiskFull, LayerError
 from parbake.images.layers.acls import DEFAULT
-from parbake.images.layers.paths import FOLDER, Folders, Implied, Made, hands_down, join
+from parbake.images.layers.paths import FOLDER, Folders, Implied, Made, check_group, hands_down, join
 
 if TYPE_CHECKING:
     from parbake.images.layers.engine import Unpacked
@@ -47,6 +47,7 @@ def settle(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) -> None:
                 if place is not None:
                     if source is not None and DEFAULT.decode() in os.listxattr(source):
                         raise hands_down(path)
+                    check_group(path, known, 0 if looks is None else looks.st_mode, group)
                     _dress(place.handle, source, known, group)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -88,7 +89,7 @@ def _topmost(path: bytes, below: Sequence[Folders]) -> int | None:
     """Return the topmost folder of a path, each layer looked at by itself, as containerd does; raises LayerError."""
     for lower in below:
         lower.trim()
-        above, base = lower.split(path)
+        above, base = lower.split(b"/" + path)  # absolute, as containerd asks
         if above is None:
             continue
         if not base:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from parbake.images.layers.acls import DEFAULT
-from parbake.images.layers.paths import Implied, Made, hands_down
+from parbake.images.layers.paths import Implied, Made, check_group, hands_down
 from parbake.images.layers.tree_writer import Nodes
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def settle_nodes(tree: Growing, lowers: Sequence[Node]) -> None:
         if place is not None:
             if source is not None and DEFAULT in (source.xattrs or {}):
                 raise hands_down(path)
+            check_group(path, known, 0 if source is None else source.mode, group)
             _dress(place[0], source, known, group)
 
 
@@ -59,7 +60,7 @@ def _dress(folder: Node, below: Node | None, known: Implied, group: int) -> None
 def _topmost(path: bytes, below: Sequence[Nodes]) -> Node | None:
     """Return the topmost folder of a path, each layer looked at by itself, as containerd does; raises LayerError."""
     for lower in below:
-        node = lower.node(path)
+        node = lower.node(b"/" + path)  # absolute, as containerd asks
         if node is not None:
             return node if node.is_folder else None
     return None

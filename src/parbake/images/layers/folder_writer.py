@@ -18,7 +18,7 @@ from parbake.core.errors import LayerError, LayerTooLarge
 from parbake.images.layers.archive import Archive
 from parbake.images.layers.headers import Entry
 from parbake.images.layers.numbers import XATTR
-from parbake.images.layers.paths import FOLDER, Folders, Implied, Place, clean, join, shown
+from parbake.images.layers.paths import FOLDER, SLASH, Folders, Implied, Place, clean, join, shown
 
 WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
@@ -70,12 +70,16 @@ class Tree:
         name = clean(entry.name)
         if not name:
             return  # containerd leaves the root as it is
+        if entry.name[0] == SLASH:
+            name = b"/" + name  # it may lead elsewhere over symbolic links: see ``Resolver``
         self.now = name
         head, _, base = name.rpartition(b"/")
         folders = self.folders
         folders.trim()
         place = folders.known.get(head) or folders.make(head)
         self.entries += 1
+        if owner(entry.gid) < 0:
+            folders.group_left(place.path)
         if base[:4] == WHITEOUT:
             self._whiteout(entry, place, base)
             return
@@ -204,7 +208,7 @@ class Tree:
         name, times = self.now, entry.times()
         self._times.pop(name, None)
         self._times[name] = times
-        if name != path:
+        if name.removeprefix(b"/") != path:
             self._linked_times[path] = times
 
     def _symlink(self, entry: Entry, place: Place, base: bytes) -> None:

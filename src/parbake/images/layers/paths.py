@@ -17,10 +17,12 @@ from typing import Final, NamedTuple
 
 from parbake.core.errors import LayerBomb, LayerError, LayerEscape
 
+SLASH: Final = 0x2F
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MOST_LINKS: Final = 255
 """Symbolic links that one name may lead over, as in containerd."""
 MOST_DEPTH: Final = 256
+LONGEST_NAME: Final = 255
 LONGEST_FOLDER: Final = 3712
 """Bytes of a folder's path: with a name in it and containerd's own folders above it, the kernel takes 4,095."""
 _LONGEST: Final = 16384
@@ -43,7 +45,7 @@ def clean(name: bytes) -> bytes:
     real one.
     """
     if name and name[0] not in b"/." and b"/." not in name and b"//" not in name and len(name) < _LONGEST:
-        return name[:-1] if name[-1] == 0x2F else name
+        return name[:-1] if name[-1] == SLASH else name
     if len(name) >= _LONGEST:
         raise LayerError(f"a name in the layer is {len(name)} bytes long: {shown(name)}")
     parts: list[bytes] = []
@@ -65,6 +67,13 @@ def join(folder: bytes, name: bytes) -> bytes:
     return folder + b"/" + name if folder and name else folder or name
 
 
+def no_name(folder: bytes, name: bytes) -> LayerError:
+    """Return the error for a name in a folder that Linux does not take."""
+    return LayerError(
+        f"{shown(join(folder, name))}: a name of {len(name)} bytes; {LONGEST_NAME} is the most, and none is NUL"
+    )
+
+
 class Implied(Flag):
     """What is known of a folder that an entry below it has implied; none of it: nothing has been said of it."""
 
@@ -77,6 +86,8 @@ class Implied(Flag):
     UID_LEFT = auto()
     """It has an entry, but none that says whose it is (an owner of -1 leaves it)."""
     GID_LEFT = auto()
+    GROUP_LEFT = auto()
+    """Something without a group of its own (-1) may have been made in it before it was known whose it is."""
     GONE = auto()
     """It was removed again; containerd has looked for it below all the same."""
 
@@ -91,6 +102,18 @@ def hands_down(path: bytes) -> LayerError:
         f"{shown(path)}: a layer below hands down an ACL here, and this one describes its files before the folder",
         hint="build the image with a tool that writes an entry for each folder, or without default ACLs",
     )
+
+
+def check_group(path: bytes, known: Implied, mode: int, group: int) -> None:
+    """Refuse what would have inherited the group of an implied folder, which was not known when it was made.
+
+    ``mode`` is that of the namesake below, 0 without one; ``group`` the folder's own. Raises LayerError.
+    """
+    if known & Implied.GROUP_LEFT and group and (mode & stat.S_ISGID or known & Implied.DESCRIBED):
+        raise LayerError(
+            f"{shown(path)}: a layer below hands down its group here, and this one has a file without a group (-1)",
+            hint="build the image with a tool that writes an owner for each file",
+        )
 
 
 class Made:
@@ -121,7 +144,9 @@ class Place(NamedTuple):
 class Resolver[P: tuple[object, bytes]](ABC):
     """Finds the folders of names that may lead over symbolic links, exactly as containerd does.
 
-    A place is a folder and its path below the root, free of symbolic links.
+    A place is a folder and its path below the root, free of symbolic links. A name that begins with a slash counts from
+    the root too, but may lead elsewhere: there containerd cleans what a relative link right below the root says by its
+    text, so that ``..`` in it does not go up from where the folder before it leads.
     """
 
     def __init__(self, root: P) -> None:
@@ -151,7 +176,10 @@ class Resolver[P: tuple[object, bytes]](ABC):
         """Let go of what only costs; places handed out before may then be of no use."""
 
     def find(self, name: bytes) -> P | None:
-        """Return the folder of a cleaned name, None when it is missing; raises LayerError for anything else there."""
+        """Return the folder of a cleaned name (which may begin with a slash), None when it is missing.
+
+        Raises LayerError for anything else there.
+        """
         return self.known.get(name) or self._walk(name, create=False)
 
     def make(self, name: bytes) -> P:
@@ -175,13 +203,13 @@ class Resolver[P: tuple[object, bytes]](ABC):
         As in containerd (``hardlinkRootPath``), links are followed at its end too when a slash comes after it. The
         name is empty for what can only be a folder. Raises LayerError, LayerEscape.
         """
-        cleaned = clean(name)  # says so when it leads outside
+        above = clean(name).rpartition(b"/")[0]  # says so when it leads outside
         head, _, base = name.rpartition(b"/")
         if base == b"..":
             return None, b""
         if base in {b"", b"."}:
             return self.split(head)
-        return self.find(self.resolve(head) if b".." in name else cleaned.rpartition(b"/")[0]), base
+        return self.find(head if head in {above, b"/" + above} else self.resolve(head)), base
 
     def resolve(self, wanted: bytes) -> bytes:
         """Return the path without symbolic links that a name leads to, whether or not something is there.
@@ -224,6 +252,8 @@ class Resolver[P: tuple[object, bytes]](ABC):
     def _looked_at(self, path: bytes, wanted: bytes) -> bytes | None:
         """Return the target of a symbolic link, None when there is none, as ``lstat`` below the root would see it."""
         head, _, base = path.rpartition(b"/")
+        if len(head) > LONGEST_FOLDER:
+            raise _too_long(head)
         place = self._followed(head, wanted)
         return None if place is None else self.link(place, base)
 
@@ -272,8 +302,14 @@ class Resolver[P: tuple[object, bytes]](ABC):
         if not known & Implied.DESCRIBED:
             left = Implied.UID_LEFT | Implied.GID_LEFT
         said = (Implied.UID_LEFT if uid >= 0 else Implied(0)) | (Implied.GID_LEFT if gid >= 0 else Implied(0))
-        kept = known & (Implied.NESTED | Implied.DATED)
+        kept = known & (Implied.NESTED | Implied.DATED | Implied.GROUP_LEFT)
         self.implied[path] = kept | Implied.DESCRIBED | left & ~said
+
+    def group_left(self, path: bytes) -> None:
+        """Remember that an entry without a group of its own (-1) comes into a folder."""
+        known = self.implied.get(path, Implied.DESCRIBED)
+        if not known & Implied.DESCRIBED or known & Implied.GID_LEFT:
+            self.implied[path] = known | Implied.GROUP_LEFT
 
     def dated(self, path: bytes) -> None:
         """Remember that an entry has set the times of a folder."""
@@ -300,16 +336,16 @@ class Resolver[P: tuple[object, bytes]](ABC):
         """Go down to ``name``, or to the first symbolic link, whose target is returned."""
         rest: list[bytes] = []
         head = name
-        while head not in self.known:
+        # What is known by a name that leads over links is no start for longer names: see ``resolve``.
+        while (place := self.known.get(head, self.top))[1] != head:
             head, _, part = head.rpartition(b"/")
             rest.append(part)
-        place = self.known[head]
         while rest:
             part = rest.pop()
             if place[1].count(b"/") >= MOST_DEPTH:
                 raise LayerError(f"the layer nests folders more than {MOST_DEPTH} deep: {shown(place[1])}")
             if len(place[1]) + len(part) >= LONGEST_FOLDER:
-                raise LayerError(f"a folder's path is longer than {LONGEST_FOLDER} bytes: {shown(place[1])}")
+                raise _too_long(place[1])
             found = self._entered(place, part)
             if isinstance(found, bytes):
                 return found
@@ -323,6 +359,10 @@ class Resolver[P: tuple[object, bytes]](ABC):
             head, place = join(head, part), found
             self.known[place[1]] = self.known[head] = place
         return place
+
+
+def _too_long(path: bytes) -> LayerError:
+    return LayerError(f"a folder's path is longer than {LONGEST_FOLDER} bytes: {shown(path)}")
 
 
 def _clamped(path: bytes) -> bytes:
@@ -353,6 +393,8 @@ class Folders(Resolver[Place]):
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise no_name(place.path, name) from None
             if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
                 raise
             target = self.link(place, name)
@@ -367,6 +409,8 @@ class Folders(Resolver[Place]):
         try:
             return os.readlink(name, dir_fd=place.handle)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise no_name(place.path, name) from None
             if error.errno not in {errno.EINVAL, errno.ENOENT}:
                 raise
             return None

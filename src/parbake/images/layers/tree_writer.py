@@ -26,11 +26,10 @@ from parbake.images.layers.folder_writer import (
     xattrs_of,
 )
 from parbake.images.layers.headers import Entry
-from parbake.images.layers.paths import Resolver, clean, join, shown
+from parbake.images.layers.paths import LONGEST_NAME, SLASH, Resolver, clean, join, no_name, shown
 
 OPAQUE_MARK: Final = b"trusted.overlay.opaque"
 CAPABILITY: Final = b"security.capability"
-_LONGEST_NAME: Final = 255
 _LONGEST_LINK: Final = 4095
 _MOST_VALUE: Final = 65536
 
@@ -47,7 +46,7 @@ class Nodes(Resolver[Place]):
 
     def enter(self, place: Place, name: bytes) -> Place | bytes | None:
         """See ``Resolver``."""
-        child = _children(place[0]).get(name)
+        child = _child(place, name)
         if child is None:
             return None
         if child.is_link:
@@ -58,7 +57,7 @@ class Nodes(Resolver[Place]):
 
     def link(self, place: Place, name: bytes) -> bytes | None:
         """See ``Resolver``."""
-        child = _children(place[0]).get(name)
+        child = _child(place, name)
         return child.data if child is not None and child.is_link else None
 
     def imply(self, place: Place, name: bytes) -> Place:
@@ -75,7 +74,7 @@ class Nodes(Resolver[Place]):
         above, base = self.split(name)
         if above is None or not base:
             return above and above[0]
-        return _children(above[0]).get(base)
+        return _child(above, base)
 
 
 class Growing(Nodes):
@@ -104,10 +103,14 @@ class Growing(Nodes):
         name = clean(entry.name)
         if not name:
             return  # containerd leaves the root as it is
+        if entry.name[0] == SLASH:
+            name = b"/" + name  # it may lead elsewhere over symbolic links: see ``Resolver``
         self.now = name
         head, _, base = name.rpartition(b"/")
         place = self.known.get(head) or self.make(head)
         self.entries += 1
+        if owner(entry.gid) < 0:
+            self.group_left(place[1])
         if base[:4] == WHITEOUT:
             self._whiteout(entry, place, base)
             return
@@ -268,8 +271,8 @@ class Growing(Nodes):
         if hidden in {b"", b".", b".."}:
             raise LayerError(f"{shown(self.now)}: a whiteout of nothing")
         if not self._overlay:
-            if len(hidden) > _LONGEST_NAME:
-                raise _no_name(place, hidden)
+            if len(hidden) > LONGEST_NAME:
+                raise no_name(place[1], hidden)
             self._remove(place, hidden)
             return
         if hidden in _children(folder):
@@ -322,7 +325,7 @@ def set_attribute(node: Node, key: bytes, value: bytes) -> None:
     """
     if key.startswith(b"trusted."):
         return
-    if not 0 < len(key) <= _LONGEST_NAME or b"\0" in key or len(value) > _MOST_VALUE:
+    if not 0 < len(key) <= LONGEST_NAME or b"\0" in key or len(value) > _MOST_VALUE:
         raise LayerError(f"an attribute that Linux does not take: {shown(key)}, {len(value)} bytes")
     if key in {ACCESS, DEFAULT}:
         with_acl(node, key, value)
@@ -344,17 +347,18 @@ def _is_capability(value: bytes) -> bool:
 
 
 def _put(place: Place, name: bytes, node: Node) -> None:
-    if len(name) > _LONGEST_NAME or b"\0" in name:
-        raise _no_name(place, name)
+    if len(name) > LONGEST_NAME or b"\0" in name:
+        raise no_name(place[1], name)
     children = place[0].children
     assert children is not None
     children[name] = node
 
 
-def _no_name(place: Place, name: bytes) -> LayerError:
-    return LayerError(
-        f"{shown(join(place[1], name))}: a name of {len(name)} bytes; {_LONGEST_NAME} is the most, and none is NUL"
-    )
+def _child(place: Place, name: bytes) -> Node | None:
+    """Return what has a name in a folder; raises LayerError for a longer one than the kernel looks up."""
+    if len(name) > LONGEST_NAME:
+        raise no_name(place[1], name)
+    return _children(place[0]).get(name)
 
 
 def _children(node: Node) -> MutableMapping[bytes, Node]:

@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,85 @@ def test_hard_links_within_a_layer_come_out_as_in_containerd(compare: Comparison
         Spec(b"w", b"1", link=b"u/"),
     ]  # fmt: skip
     assert compare.check([LOWER, within]) == "equal"
+
+
+def test_what_follows_the_zeros_that_end_an_archive_is_not_unpacked(compare: Comparison) -> None:
+    """A folder has no data: what its size speaks of is read as headers, and two blocks of zeros end the archive."""
+    outside = [Spec(b"../outside/victim", data=b"written"), Spec(b"../new", b"5")]
+    assert compare.check([[Spec(b"d//", data=bytes(1024), form="v7"), *outside]]) == "equal"
+    assert compare.check([[Spec(b"d/", b"5", data=bytes(513)), *outside]]) == "equal"
+    assert compare.check([[Spec(b"d/", data=bytes(512), form="v7"), *outside]]) == "refused"
+    assert compare.check([[Spec(b"d", data=bytes(1024), form="v7"), *outside]]) == "a name that climbs above the root"
+
+
+# Links to names that no folder can hold: the kernel refuses to look them up. A link is taken, the way over it not.
+LONG, FAR = b"n" * 256, b"/".join([b"n" * 255] * 15)
+OVER_LONG_NAMES: dict[str, tuple[Stack, str]] = {
+    "in the layer below": ([[Spec(b"a/s", b"2", link=LONG)], [Spec(b"a/s/f", b"6")]], "refused"),
+    "of 4,000 bytes": ([[Spec(b"a/s", b"2", link=b"n" * 4000)], [Spec(b"a/s/f", b"6")]], "refused"),
+    "of 255 bytes": ([[Spec(b"a/s", b"2", link=LONG[1:])], [Spec(b"a/s/f", b"6")]], "equal"),
+    "before a name": ([[Spec(b"a/s", b"2", link=LONG + b"/q")], [Spec(b"a/s/f", b"6")]], "refused"),
+    "in a folder that is missing": ([[Spec(b"a/s", b"2", link=b"q/" + LONG)], [Spec(b"a/s/f", b"6")]], "equal"),
+    "out of it again": ([[Spec(b"s", b"2", link=LONG + b"/../q"), Spec(b"s/f")]], "refused"),
+    "out of it again, below": ([[Spec(b"s", b"2", link=LONG + b"/../q")], [Spec(b"s/f")]], "equal"),
+    "out of it again, of a hard link": ([[Spec(b"f"), Spec(b"h", b"1", link=LONG + b"/../f")]], "refused"),
+    "after a folder had its name": (
+        [[Spec(b"r/d/", b"5"), Spec(b"s", b"2", link=b"q"), Spec(b"s/d/", b"5"), Spec(b"s", b"2", link=b"r"),
+          Spec(b"q", b"2", link=LONG)]], "equal",
+    ),
+    "of a folder that is far down": (
+        [[Spec(b"a/s", b"2", link=FAR + b"/n")], [Spec(b"a/s/f")]], "a name that links lead into such a folder",
+    ),
+    "of a folder that is too far down": (
+        [[Spec(b"a/s", b"2", link=FAR + b"/" + LONG[16:])], [Spec(b"a/s/f")]], "refused",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OVER_LONG_NAMES)
+def test_links_to_names_that_are_too_long_end_as_in_containerd(compare: Comparison, what: str) -> None:
+    made, fate = OVER_LONG_NAMES[what]
+    assert compare.check(made) == fate
+
+
+# ``s`` leads to ``d/q`` where the folder that ``x`` leads to counts, and to ``q`` where only the text does.
+TWO_WAYS = [
+    Spec(b"d/", b"5", mode=0o711), Spec(b"d/e/", b"5"), Spec(b"d/q/", b"5", mode=0o1777), Spec(b"d/q/f", data=b"1"),
+    Spec(b"q/", b"5", mode=0o2750), Spec(b"q/f", data=b"2"), Spec(b"x", b"2", link=b"d/e"),
+    Spec(b"s", b"2", link=b"x/../q"),
+]  # fmt: skip
+OVER_TWO_WAYS: dict[str, Stack] = {
+    "relative": [[*TWO_WAYS, Spec(b"s/g")]],
+    "absolute": [[*TWO_WAYS, Spec(b"/s/g")]],
+    "both": [[*TWO_WAYS, Spec(b"s/g"), Spec(b"/s/f"), Spec(b"s/h/", b"5", mtime=5), Spec(b"/s/h/", b"5", mtime=9)]],
+    "further down": [[*TWO_WAYS, Spec(b"s/g"), Spec(b"s/h/k"), Spec(b"s/h/", b"5", mtime=7), Spec(b"/s/h/z/z")]],
+    "implied": [TWO_WAYS, [Spec(b"s/g"), Spec(b"s/h/k")]],
+    "whiteouts": [[Spec(b"z")], [*TWO_WAYS, Spec(b"/s/.wh.a"), Spec(b"s/.wh.b"), Spec(b"/s/.wh..wh..opq")]],
+    "hard links": [[
+        *TWO_WAYS,
+        *(Spec(b"%d" % number, b"1", link=link) for number, link in enumerate(
+            [b"s/f", b"/s/f", b"./s/f", b"d/../s/f", b"//s/f", b"/./s//f", b"s//f", b"/q/f", b"/1"]
+        )),
+    ]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OVER_TWO_WAYS)
+def test_absolute_and_relative_names_lead_over_links_as_in_containerd(compare: Comparison, what: str) -> None:
+    assert compare.check(OVER_TWO_WAYS[what]) == "equal"
+
+
+@pytest.mark.parametrize("what", [Spec(b"c/e"), Spec(b"c/e", b"2", link=b"x"), Spec(b"c/e", b"5"), Spec(b"c/.wh.e")])
+def test_a_file_without_a_group_gets_no_wrong_one(compare: Comparison, what: Spec) -> None:
+    """The kernel gives it that of its folder, which here is known too late where only a layer below describes it."""
+    below = [Spec(b"c", b"5", mode=0o2755, gid=65534)]
+    nobodys = [replace(what, records={b"gid": b"-1"})]
+    assert compare.check([below, nobodys]) == "a file without a group where a layer below hands one down"
+    assert compare.check([below, [replace(below[0], gid=7), *nobodys]]) == "equal"
+    assert compare.check([[replace(below[0], mode=0o755)], nobodys]) == "equal"
+    assert compare.check([below, [Spec(b"c/f"), replace(below[0], records={b"gid": b"-1"}), *nobodys]]) == (
+        "a file without a group where a layer below hands one down"
+    )
 
 
 # Attacks that containerd takes, and the words with which parbake refuses them (docs/explanation/engine.md, "Where it is
