@@ -139,7 +139,7 @@ def test_what_a_start_reads_is_in_memory_and_nothing_else(store: Store, tmp_path
     assert told["prefetch"]["bytes"] >= sum(wanted.values())
     assert "prefetch: " in said
     assert 'parbake_prefetch_state{state="done"} 1\n' in (tmp_path / "prom").read_text()
-    assert f"parbake_prefetch_bytes {told['prefetch_bytes']}\n" in (tmp_path / "prom").read_text()
+    assert f"parbake_prefetch_bytes {told['prefetch']['bytes']}\n" in (tmp_path / "prom").read_text()
 
 
 def test_it_waits_for_the_mount_and_then_begins(store: Store, tmp_path: Path) -> None:
