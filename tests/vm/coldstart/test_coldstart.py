@@ -206,7 +206,11 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
     assert loaded >= hydrated.ranges // 2  # some of its blocks are holes, which are never cold
     assert starts[0] < starts[1]
     # Under the unit's own confinement, by the list in the image: nearly all that the start reads is in memory.
-    assert (prefetched["state"], prefetched["left"]) == ("done", 0), prefetched
+    # What the boot itself replaces or hides is not there any more.
+    said = [line for line in journal.splitlines() if line.startswith("prefetch: ")]
+    assert prefetched["state"] == "done", said
+    assert prefetched["left"] < 0.05 * prefetched["bytes"], said
+    assert prefetched["errors"] < 0.05 * prefetched["files"], said
     assert prefetched["started_after"] < starts[1] / 1e6
     assert pages[0] > 0
     assert pages[1] >= 0.98 * pages[0]
