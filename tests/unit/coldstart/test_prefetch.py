@@ -37,6 +37,15 @@ def test_the_list_in_its_order() -> None:
     assert prefetch_list(Trace(files=(HotEntry("of an old trace", 5),))) == ""
 
 
+def test_a_path_in_a_trace_from_elsewhere_adds_no_line_to_the_list(program: ModuleType) -> None:
+    path = "a\nuuid 00\nfile 0+1 /etc/shadow\r\u2028 \u00e9%41"
+    text = prefetch_list(listed(HotEntry(path, 1, ((0, 4096),))))
+    assert text.isascii()
+    head, _, files = program.read_files(text.encode())
+    assert head["uuid"] == "0a"
+    assert files == [(path.replace("%41", "A").encode(), [(0, 4096)])]
+
+
 def test_a_trace_without_ranges_is_read() -> None:
     assert parse(b'{"parbake-trace":1,"files":[["a b",5]]}').files == (HotEntry("a b", 5),)
 

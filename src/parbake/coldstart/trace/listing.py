@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from parbake.coldstart.trace.data import BLOCK, Trace, merged, spans
 
 HEADER, PREFETCH = "parbake-hydrate 1", "parbake-prefetch 1"
@@ -35,5 +37,6 @@ def prefetch_list(trace: Trace) -> str:
     for file in trace.files:
         if file.ranges:
             ranges = ",".join(f"{offset}+{length}" for offset, length in file.ranges)
-            lines.append(f"file {ranges} {file.path}\n")
+            # A trace from elsewhere may have anything in a path: it stays one word of one line.
+            lines.append(f"file {ranges} {quote(file.path, safe='/%+@=,:')}\n")
     return f"{PREFETCH}\nuuid {trace.uuid}\nentries {len(lines)}\n" + "".join(lines) if lines else ""
