@@ -215,6 +215,7 @@ def test_hydrating_takes_one_page_of_each_block_where_that_loads_it(tmp_path: Pa
     ranges = "".join(f"{block * BLOCK} {BLOCK}\n" for block in range(100, 180))
     listed.write_text(f"parbake-hydrate 1\nuuid {uuid}\nsize {128 << 20}\nranges 80\n{ranges}")
     command = [sys.executable, str(node_file("hydrate.py")), "--list", str(listed), "--state", str(told), "--wait", "5"]
+    command += ["--memory", "0"]
     slow = Profile("slow", 0.3, 8, 4000.0)
     with cold(file, tmp_path, slow) as (source, _):
         subprocess.run(command, capture_output=True, check=True)
