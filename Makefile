@@ -75,9 +75,10 @@ bench-rebake: setup ## Measure a bake after a changed top layer (BENCH_REBAKE_IM
 COLD_APPS ?= web,potato
 COLD_PROFILES ?= mild,harsh
 COLD_ROUNDS ?= 5
+COLD_DRIVE ?= gp3
 
-bench-coldstart: setup ## Start from a model of a cold volume, with each remedy (COLD_APPS, COLD_PROFILES, COLD_ROUNDS)
-	@$(BIN)/python -m bench.coldstart --apps $(COLD_APPS) --profiles $(COLD_PROFILES) --rounds $(COLD_ROUNDS)
+bench-coldstart: setup ## Start from a model of a cold volume, with each remedy (COLD_APPS, COLD_PROFILES, COLD_DRIVE, COLD_ROUNDS)
+	@$(BIN)/python -m bench.coldstart --apps $(COLD_APPS) --profiles $(COLD_PROFILES) --drive $(COLD_DRIVE) --rounds $(COLD_ROUNDS)
 
 clean: ## Remove what the other targets made here
 	rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo

@@ -77,13 +77,15 @@ def data_blocks(image: Path) -> list[int]:
 class ColdSource:
     """Shows an image as the file ``file``, cold at first; use with ``with``, in a mount namespace of one's own.
 
-    ``profile`` None shows it hot; ``provisioned`` is in MiB/s (0: none). Raises OSError where FUSE is not to be had.
+    ``hot``: all of it is loaded; ``provisioned`` is in MiB/s (0: none). Raises OSError where FUSE is not to be had.
     """
 
-    def __init__(self, image: Path, folder: Path, profile: Profile | None, *, provisioned: float = 0.0) -> None:
+    def __init__(
+        self, image: Path, folder: Path, profile: Profile, *, hot: bool = False, provisioned: float = 0.0
+    ) -> None:
         self.file = folder / "disk"
         self.size = image.stat().st_size
-        self.model = Lazy(profile, data_blocks(image) if profile else [], provisioned=provisioned)
+        self.model = Lazy(profile, [] if hot else data_blocks(image), provisioned=provisioned)
         self._image, self._folder = image, folder
         self._written = bytearray(-(-self.size // _PAGE))  # a 1 for each page of which the overlay has the content
         self._buffer = memoryview(bytearray(_LARGEST + _PAGE))

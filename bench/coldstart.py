@@ -1,7 +1,7 @@
 """Measure starts from a cold volume with each remedy, on a model of such a volume (see bench/cold.py). Needs root.
 
     make bench-coldstart [COLD_APPS=web,potato] [COLD_PROFILES=mild,harsh] [COLD_ROUNDS=5]
-    python -m bench.coldstart [--apps web,potato] [--profiles mild,harsh] [--rounds N] [--boot SECONDS]
+    python -m bench.coldstart [--apps web,potato] [--profiles mild,harsh] [--drive gp3] [--rounds N] [--boot SECONDS]
 
 Progress goes to standard error. The last line of standard output is one JSON object: for each profile and application
 the medians in seconds, from the runtime's start to the application's being up. docs/explanation/benchmarks.md says what
@@ -11,6 +11,7 @@ is measured, and what the model assumes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import statistics
@@ -24,7 +25,7 @@ from typing import Any
 
 from bench.cold import ColdSource, attached, data_blocks
 from bench.images import Image, Shelf, recipes
-from bench.lazy import HOT_RATE, PROFILES, Profile
+from bench.lazy import DRIVES, PROFILES, Profile
 from parbake import records
 from parbake.coldstart.rehearsal import cold_start
 from parbake.coldstart.trace import Trace, hydrate_list, merged
@@ -34,7 +35,7 @@ from parbake.core.events import Event, Events
 from parbake.core.model import GIB, MIB
 from parbake.core.netns import no_network
 from parbake.core.nodefiles import node_file
-from parbake.core.run import Deadline, Process, need_root, sleep
+from parbake.core.run import Deadline, Process, need_root, run, sleep
 from parbake.core.workspace import cache_folder, lock, remove_leftovers, remove_tree, work_folder
 from parbake.machine import disk
 from parbake.workflows import bake as workflow
@@ -116,11 +117,16 @@ class Volume:
 
 @dataclass(frozen=True)
 class Case:
-    """A remedy: what is read beside the start, on which volume, after how much boot (seconds)."""
+    """A remedy: what is read beside the start, on which volume, after how much boot (seconds).
+
+    With ``prefetch`` files are read into memory too; with ``memory`` everything was read before.
+    """
 
     name: str
     reads: str = ""  # "", "list", "whole" (the list's blocks from end to end) or "all"
     hot: bool = False
+    prefetch: bool = False
+    memory: bool = False
     provisioned: bool = False
     laid_out: bool = False
     pulled: bool = False
@@ -146,12 +152,14 @@ def show(event: Event) -> None:
 def cases(boot: float) -> list[Case]:
     """Return what is compared, each once without a boot to hide in and, where something reads ahead, once with it."""
     plain = [
+        Case("memory", hot=True, laid_out=True, memory=True),
         Case("hydrated", hot=True),
         Case("plain"),
         Case("full_read", reads="all"),
         Case("trace", reads="list"),
         Case("layout", laid_out=True),
         Case("trace_layout", reads="list", laid_out=True),
+        Case("prefetch", reads="list", laid_out=True, prefetch=True),
         Case("whole", reads="whole", laid_out=True),
         Case("rate", provisioned=True),
         Case("pull", pulled=True),
@@ -205,6 +213,7 @@ def hydrating(volume: Volume, case: Case, work: Path) -> Iterator[Process | None
     command = [sys.executable, "-u", str(node_file("hydrate.py")), "--list", str(listed), "--wait", "5"]
     command += ["--state", str(work / "hydrate.json")]
     command += ["--touch", str(BLOCK)] if case.reads in {"all", "whole"} else []
+    command += [] if case.prefetch else ["--memory", "0"]
     with Process(command, log=work / "hydrate.log") as process:
         yield process
 
@@ -223,21 +232,44 @@ def boot(seconds: float, source: ColdSource, hydrate: Process | None) -> None:
 def start(volume: Volume, case: Case, profile: Profile, work: Path) -> tuple[float, dict[str, float], int]:
     """Start once; return the seconds from the runtime's start until up, their parts, and the blocks loaded by then."""
     provisioned = _RATE * volume.data / _USUAL_SIZE if case.provisioned else 0.0
-    source = ColdSource(volume.path, work, None if case.hot else profile, provisioned=provisioned)
+    source = ColdSource(volume.path, work, profile, hot=case.hot, provisioned=provisioned)
     plan = volume.record.plan
-    with source, attached(source) as device, hydrating(volume, case, work) as hydrate, ExitStack() as stack:
+    with source, attached(source) as device, ExitStack() as stack, hydrating(volume, case, work) as hydrate:
+        if case.memory or (case.prefetch and case.boot):  # a node mounts it when its disks are there
+            stack.enter_context(mounted(device, work / "mounted"))
+        if case.memory:
+            (first := work / "first").mkdir()
+            with ExitStack() as before:
+                cold_start(device, "ext4", plan, plan.images[0], first, before)
         boot(case.boot, source, hydrate)
+        asked = source.model.asked
         stages = cold_start(device, "ext4", plan, plan.images[0], work, stack)
-        loaded = source.loaded
+        loaded, asked = source.loaded, source.model.asked - asked
+        say(f"    {asked} requests during the start" + _told(work / "hydrate.log"))
     return sum(stages.values()), stages, loaded
 
 
-def pull(volume: Volume, image: Image, work: Path) -> tuple[float, dict[str, float], int]:
+def _told(log: Path) -> str:
+    return f"; {log.read_text(errors='replace').strip().splitlines()[-1:]}" if log.exists() else ""
+
+
+@contextmanager
+def mounted(device: str, at: Path) -> Iterator[None]:
+    """Keep a volume mounted, and so what is in memory of it."""
+    at.mkdir()
+    run(["mount", "-t", "ext4", "-o", "noatime", device, str(at)])
+    try:
+        yield
+    finally:
+        disk.unmount(at)
+
+
+def pull(volume: Volume, image: Image, profile: Profile, work: Path) -> tuple[float, dict[str, float], int]:
     """Pull the image into an empty volume (which is not cold: it comes from no snapshot) and start it."""
     empty = work / "empty.raw"
     size = -(-int(image.raw_size * 1.3 + image.size + 2 * GIB) // GIB) * GIB
     disk.make_filesystem(empty, "ext4", size, name="pull")
-    source = ColdSource(empty, work, None)
+    source = ColdSource(empty, work, profile, hot=True)
     plan = volume.record.plan
     try:
         with source, attached(source) as device, ExitStack() as stack:
@@ -264,7 +296,7 @@ Key = tuple[str, str, float]  # profile, case, boot
 
 
 def compare(
-    volumes: dict[bool, Volume], image: Image, wanted: list[Case], profiles: list[str], *, rounds: int, work: Path
+    volumes: dict[bool, Volume], image: Image, wanted: list[Case], profiles: list[Profile], *, rounds: int, work: Path
 ) -> dict[Key, list[float]]:
     """Let all cases start in turn, ``rounds`` times, on each profile; return the seconds of each.
 
@@ -277,24 +309,24 @@ def compare(
     for number in range(1, rounds + 1):
         for profile in profiles:
             for case in wanted:
-                key = profile, case.name, case.boot
+                key = profile.name, case.name, case.boot
                 if case.everywhere and profile != profiles[0]:
-                    seconds[key] = seconds[profiles[0], case.name, case.boot]
-                elif max(seconds.get((profile, case.name, after), [0.0])[0] for after in (0.0, case.boot)) < _LONG:
-                    label = f"{number}/{rounds} {profile} {case.name}{' after a boot' if case.boot else ''}"
+                    seconds[key] = seconds[profiles[0].name, case.name, case.boot]
+                elif max(seconds.get((profile.name, case.name, after), [0.0])[0] for after in (0.0, case.boot)) < _LONG:
+                    label = f"{number}/{rounds} {profile.name} {case.name}{' after a boot' if case.boot else ''}"
                     volume = volumes[case.laid_out]
                     seconds.setdefault(key, []).append(once(work, _doing(volume, image, case, profile), label))
     return seconds
 
 
 def _doing(
-    volume: Volume, image: Image, case: Case, profile: str
+    volume: Volume, image: Image, case: Case, profile: Profile
 ) -> Callable[[Path], tuple[float, dict[str, float], int]]:
     def do(folder: Path) -> tuple[float, dict[str, float], int]:
         if case.pulled:
-            return pull(volume, image, folder)
+            return pull(volume, image, profile, folder)
         with no_network():
-            return start(volume, case, PROFILES[profile], folder)
+            return start(volume, case, profile, folder)
 
     return do
 
@@ -303,18 +335,25 @@ def summary(seconds: dict[tuple[str, float], list[float]], volume: Volume, boot:
     """Return what the last line says of one application on one profile; ``volume`` is the one with the layout."""
     medians = {case: statistics.median(each) for case, each in seconds.items()}
     hydrated, plain = medians.get(("hydrated", 0.0)), medians.get(("plain", 0.0))
+    memory = medians.get(("memory", 0.0))
 
     def figures(after: float) -> dict[str, object]:
         best = medians.get(("trace_layout", after))
         found = {
             f"{name}_s": _rounded(medians.get((name, after)))
-            for name in ("full_read", "trace", "trace_layout", "whole", "rate")
+            for name in ("full_read", "trace", "trace_layout", "prefetch", "whole", "rate")
         }
-        return {**found, "gain_vs_plain": _ratio(plain, best), "gap_to_hydrated": _ratio(best, hydrated)}
+        return {
+            **found,
+            "gain_vs_plain": _ratio(plain, best),
+            "gap_to_hydrated": _ratio(best, hydrated),
+            "gap_to_memory": _ratio(medians.get(("prefetch", after)), memory),
+        }
 
     layout = medians.get(("layout", 0.0))
     hot = volume.record.trace.hot_bytes if volume.record.trace else 0
     return {
+        "memory_s": _rounded(memory),
         "hydrated_s": _rounded(hydrated),
         "plain_s": _rounded(plain),
         "layout_s": _rounded(layout),
@@ -338,13 +377,13 @@ def _ratio(one: float | None, two: float | None) -> float | None:
 
 
 def measure(
-    apps: list[str], profiles: list[str], *, rounds: int, boot: float, folder: Path, only: set[str]
+    apps: list[str], profiles: list[Profile], *, rounds: int, boot: float, folder: Path, only: set[str]
 ) -> dict[str, object]:
     """Run the benchmark with images and volumes cached below ``folder``; return what the last line says."""
     need_root("a benchmark of cold starts")
     events = Events(show)
     remove_leftovers(folder)
-    result: dict[str, dict[str, object]] = {profile: {} for profile in profiles}
+    result: dict[str, dict[str, object]] = {profile.name: {} for profile in profiles}
     wanted = [case for case in cases(boot) if case.name in only]
     with (
         lock(folder / "bake.lock", what="the benchmark"),
@@ -363,9 +402,10 @@ def measure(
                 say(f"{name}, {'laid out' if layout else 'plain'}: {hot} of {volume.data // BLOCK} blocks are hot")
             found = compare(volumes, image, wanted, profiles, rounds=rounds, work=work)
             for profile in profiles:
-                mine = {(case, after): each for (where, case, after), each in found.items() if where == profile}
-                result[profile][name] = summary(mine, volumes[True], boot)
-    model = {"block_kib": BLOCK >> 10, "hot_mib_s": HOT_RATE, "rounds": rounds, "boot_s": boot}
+                mine = {(case, after): each for (where, case, after), each in found.items() if where == profile.name}
+                result[profile.name][name] = summary(mine, volumes[True], boot)
+    drive = dataclasses.asdict(profiles[0].drive)
+    model = {"block_kib": BLOCK >> 10, "drive": drive, "rounds": rounds, "boot_s": boot}
     return {**result, "model": model}
 
 
@@ -381,6 +421,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--apps", default=",".join(APPS), help="which applications, with commas between")
     parser.add_argument("--profiles", default=",".join(PROFILES), help="which profiles, with commas between")
+    parser.add_argument("--drive", default="gp3", choices=DRIVES, help="what the volume is sold as")
     parser.add_argument("--rounds", type=int, default=5, help="how often each case starts")
     parser.add_argument("--boot", type=float, default=_BOOT, help="seconds of boot for those cases that use it")
     known = [case.name for case in cases(0.0)]
@@ -394,7 +435,8 @@ def main() -> None:
         raise InputError(f"no such thing: {', '.join(sorted(unknown))}", hint=f"choose from {', '.join(known)}")
     started = time.monotonic()
     folder = cache_folder() / "bench"
-    result = measure(apps, profiles, rounds=options.rounds, boot=options.boot, folder=folder, only=only)
+    behaving = [replace(PROFILES[profile], drive=DRIVES[options.drive]) for profile in profiles]
+    result = measure(apps, behaving, rounds=options.rounds, boot=options.boot, folder=folder, only=only)
     say(f"done in {time.monotonic() - started:.0f} s")
     print(json.dumps(result), flush=True)
 

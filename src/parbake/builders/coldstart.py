@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from parbake.builders import Disk
 from parbake.coldstart import hydrate
-from parbake.coldstart.trace import Trace, hydrate_list, merged, relocated, requests
-from parbake.core.errors import EnvironmentProblem
+from parbake.coldstart.trace import Trace, hydrate_list, merged, prefetch_list, relocated, requests
+from parbake.core.errors import DiskFull, EnvironmentProblem
 from parbake.core.model import Plan, Platform
 from parbake.machine import disk
 
@@ -77,7 +77,7 @@ def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bo
         return built
     asked = requests(trace)
     if not layout or plan.artefact.filesystem != "ext4" or not asked:
-        return replace(built, trace=trace)
+        return replace(built, trace=trace) if built.final else _with_list(built, plan, trace, work, events)
     with events.stage("layout", "Move what starts read together"):
         with Volume(built.path) as volume:
             moved = lay_out(volume, asked)
@@ -91,7 +91,32 @@ def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bo
     found = rehearse_disk(built.path, plan, events, again)
     before, after = len(merged(trace)), len(merged(found))
     events.note(f"starts read {after} blocks of 512 KiB, {before} before the layout")
-    return replace(built, hashes=hashes | volume.hashes.known, trace=found.model_copy(update={"scattered": before}))
+    built = replace(built, hashes=hashes | volume.hashes.known)
+    return _with_list(built, plan, found.model_copy(update={"scattered": before}), work, events)
+
+
+def _with_list(built: Disk, plan: Plan, trace: Trace, work: Path, events: Events) -> Disk:
+    """Write into a volume what nodes are to read into memory from it; no other file changes."""
+    from parbake.machine.ext4 import PREFETCH, Volume  # loads only where something is built
+
+    listed, kind, hashes = prefetch_list(trace).encode(), plan.artefact.filesystem, built.hashes
+    if not listed:
+        return replace(built, trace=trace)
+    with events.stage("prefetch", "Write the prefetch list into the volume"):
+        try:
+            if kind == "ext4":
+                with Volume(built.path) as volume:
+                    volume.put_prefetch_list(listed)
+                kept = {block: digest for block, digest in hashes.items() if block not in volume.hashes.touched}
+                hashes = kept | volume.hashes.known
+            else:
+                with disk.mount(built.path, work / "prefetch", filesystem=kind, options=disk.FAST[kind]) as mounted:
+                    (mounted.path / os.fsdecode(PREFETCH)).write_bytes(listed)
+                    disk.trim(mounted)
+        except DiskFull as error:
+            events.warn(f"no prefetch list in the volume: {error.message} (a larger `size` gives it room)")
+        disk.check_filesystem(built.path, kind)
+    return replace(built, hashes=hashes, trace=trace)
 
 
 def _install(image: Path, plan: Plan, trace: Trace, events: Events, work: Path, *, layout: bool) -> Trace:
@@ -114,7 +139,7 @@ def _install(image: Path, plan: Plan, trace: Trace, events: Events, work: Path, 
             if layout and kind == "ext4":
                 trace = _gathered(mounted, trace, events)
             with events.stage("hydrate", "Put the hydrate service into the machine image"):
-                if not hydrate.install(mounted.path, hydrate_list(trace)):
+                if not hydrate.install(mounted.path, hydrate_list(trace), prefetch_list(trace)):
                     events.warn("the machine image has no systemd: nothing in it reads the hot blocks early")
             disk.trim(mounted)
         disk.check_filesystem(shown, kind, offset=root.start, size=root.size)

@@ -96,21 +96,21 @@ def hydrate(
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Write what a node needs to load a volume's hot blocks early.
+    """Write what a node needs to load a volume's hot blocks early, and to have hot files in memory.
 
-    The list of blocks from the start-up trace, the program that reads them with its systemd unit, user data with both
-    inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
+    The lists of blocks and of files from the start-up trace, the program that reads them with its systemd unit, user
+    data with program and blocks inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
     """
     from parbake import records
     from parbake.aws import limits
     from parbake.coldstart.hydrate import export
-    from parbake.coldstart.trace import hydrate_list
+    from parbake.coldstart.trace import hydrate_list, prefetch_list
     from parbake.workflows import trace as workflow
 
     out.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
-    found = hydrate_list(workflow.trace_of(artefact, record))
-    written = export(folder, found)
+    found = workflow.trace_of(artefact, record)
+    written = export(folder, hydrate_list(found), prefetch_list(found))
     size = (folder / "user-data.sh").stat().st_size
     document = {"written": [str(path) for path in written], "user_data_bytes": size}
     lines = [f"wrote {path}" for path in written]

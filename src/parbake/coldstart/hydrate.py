@@ -12,6 +12,7 @@ from parbake.core.nodefiles import node_file
 from parbake.core.workspace import room_for
 
 LIST = "etc/parbake/hydrate.list"
+FILES = "etc/parbake/prefetch.list"
 _PROGRAM = "usr/lib/parbake/hydrate.py"
 _UNIT = "etc/systemd/system/parbake-hydrate.service"
 _WANTED = "etc/systemd/system/sysinit.target.wants/parbake-hydrate.service"
@@ -56,17 +57,18 @@ def _packed(data: bytes) -> str:
     return "\n".join(text[at : at + 120] for at in range(0, len(text), 120))
 
 
-def export(folder: Path, hydrate_list: str) -> tuple[Path, ...]:
+def export(folder: Path, hydrate_list: str, prefetch_list: str = "") -> tuple[Path, ...]:
     """Write all that a node needs to hydrate a volume into a folder, and return the files. Raises DiskFull.
 
-    ``hydrate.list`` and ``hydrate.py`` with its systemd unit; ``user-data.sh`` with both inside; a Containerfile for a
+    ``hydrate.list`` and ``prefetch.list`` (for those who do not see the volume's root, where one lies as well);
+    ``hydrate.py`` with its systemd unit; ``user-data.sh`` with program and blocks inside; a Containerfile for a
     Bottlerocket bootstrap container, and a DaemonSet.
     """
     files = {
         name: node_file(name).read_text()
         for name in ("hydrate.py", "parbake-hydrate.service", "Containerfile", "daemonset.yaml")
     }
-    files |= {"hydrate.list": hydrate_list, "user-data.sh": user_data(hydrate_list)}
+    files |= {"hydrate.list": hydrate_list, "prefetch.list": prefetch_list, "user-data.sh": user_data(hydrate_list)}
     written = []
     with room_for(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,10 +78,10 @@ def export(folder: Path, hydrate_list: str) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def install(root: Path, hydrate_list: str) -> bool:
-    """Put the hydrate service and its list into a mounted root file system; False where there is no systemd.
+def install(root: Path, hydrate_list: str, prefetch_list: str = "") -> bool:
+    """Put the hydrate service and its lists into a mounted root file system; False where there is no systemd.
 
-    The same list gives the same files. No symbolic link of the root is followed out of it.
+    The same lists give the same files. No symbolic link of the root is followed out of it.
     """
     from parbake.machine.disk import inside
 
@@ -87,6 +89,7 @@ def install(root: Path, hydrate_list: str) -> bool:
         return False
     texts = {
         LIST: hydrate_list,
+        FILES: prefetch_list,
         _PROGRAM: node_file("hydrate.py").read_text(),
         _UNIT: node_file("parbake-hydrate.service").read_text(),
     }

@@ -1,8 +1,7 @@
 """The nouns: frozen data that every room shares.
 
 Sizes are bytes, times are seconds, digests are ``sha256:<hex>`` strings as in the OCI image specification. Everything
-here is immutable, comparable and serialises to JSON and back (pydantic), so that a plan or a record can be printed,
-hashed, stored and compared.
+here is immutable, comparable and serialises to JSON and back (pydantic), to be printed, hashed, stored and compared.
 """
 
 from __future__ import annotations
@@ -367,8 +366,8 @@ class Plan(Frozen):
 class HydrateFigures(Frozen):
     """What the hydrate service says of one run: bytes and ranges read, read errors, and seconds.
 
-    ``started_after`` is the node's uptime when it began, ``seconds`` how long the list took; ``rest_bytes`` and
-    ``rest_seconds`` are those of the rest of the device, where it was asked for.
+    ``started_after`` is the node's uptime when it began, ``seconds`` how long the list took. What begins with ``rest``
+    is of the rest of the device, where that was asked for; ``prefetch`` says the same of files read into memory.
     """
 
     state: str
@@ -380,6 +379,7 @@ class HydrateFigures(Frozen):
     started_after: float = Field(default=0.0, ge=0)
     rest_bytes: int = Field(default=0, ge=0)
     rest_seconds: float = Field(default=0.0, ge=0)
+    prefetch: dict[str, str | float] = Field(default_factory=dict)
 
 
 class ImageVerdict(Frozen):

@@ -1,4 +1,7 @@
-"""Read the blocks that a start needs, in the order of a list, many at a time, before anything else asks for them.
+"""Bring what a start reads onto the node, in its order, many requests at a time, before anything else asks for it.
+
+First the blocks of a list, past the page cache: a cold volume loads them. Once the file system is mounted, what starts
+read of its files goes into the page cache, as far as there is memory for it.
 
 Whatever is wrong is logged, and the exit code is 0: a node boots without. For ``python3 -u``, 3.9 or later, alone.
 """
@@ -8,16 +11,26 @@ import ctypes
 import json
 import mmap
 import os
+import re
+import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 BLOCK, ALIGN = 512 << 10, 4096
 SUPERBLOCKS = ((1024 + 56, b"\x53\xef", 1024 + 104), (0, b"XFSB", 32))  # ext4, xfs: where, magic, where the UUID is
+STEP = 128 << 10  # bytes of a request for the page cache: the kernel cuts off what a device does not take at once
+PLACES = (b".parbake-prefetch.list", b"etc/parbake/prefetch.list")  # of the list of files, in the file system itself
+LARGEST_LIST = 16 << 20
+CAP_DAC_READ_SEARCH = 1 << 2
 OPTIONS = (
-    ("--list", "/etc/parbake/hydrate.list", "what to read"),
+    ("--list", "/etc/parbake/hydrate.list", "the blocks to read"),
+    ("--files", "", "the files to read into memory; without it, the list that lies in the file system itself"),
+    ("--memory", 50, "percent of the available memory that files may take; 0: none is read"),
+    ("--mounted", 120.0, "seconds to wait for the file system's being mounted"),
     ("--in-flight", 32, "requests at a time"),
     ("--touch", 0, "read so many bytes of each range; 0: one page where that loads all of it, else all"),
     ("--wait", 30.0, "seconds to wait for the device"),
@@ -26,11 +39,16 @@ OPTIONS = (
 )
 
 
-def confine():
-    """Give up all capabilities, for good: disks are root's, who opens them as their owner."""
+def confine(effective=0):
+    """Let this thread hold ``effective``, and be able to get no capability but to read what others own, for good.
+
+    Disks are root's, who opens them as their owner. Files of images belong to anybody.
+    """
     libc = ctypes.CDLL(None)
     libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+    for keep in (CAP_DAC_READ_SEARCH, 0):  # a container may not have it
+        if not libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(effective & keep, keep)):
+            break
 
 
 def read_list(path):
@@ -98,6 +116,213 @@ def read_all(device, ranges, threads, touch=0):
     return done, end
 
 
+def read_files(data):
+    """Return the head of a list of files, the metadata's ranges on the device, and files: their path and ranges."""
+    lines = data.decode("ascii", errors="replace").splitlines()
+    if not lines or lines[0] != "parbake-prefetch 1":
+        raise ValueError("it is no prefetch list of version 1")
+    head, metadata, files = {}, [], []
+    for line in lines[1:]:
+        kind, _, text = line.partition(" ")
+        if kind in {"meta", "file"}:
+            where, _, path = text.partition(" ")
+            if not re.fullmatch(r"\d{1,18}\+\d{1,18}(,\d{1,18}\+\d{1,18})*", where, re.ASCII):
+                print(f"prefetch: bad line {line[:80]!r}, the rest is left out")
+                break
+            ranges = [tuple(map(int, each.split("+"))) for each in where.split(",")]
+            if kind == "meta":
+                metadata += ranges
+            else:
+                files.append((unquote_to_bytes(path), ranges))
+        else:
+            head[kind] = text
+    if head.get("entries") != str(len(metadata) + len(files)):
+        print(f"prefetch: the list is not whole: {len(metadata) + len(files)} entries of {head.get('entries')}")
+    return head, metadata, files
+
+
+def find_mount(number, patience):
+    """Return the folder where a device's file system is mounted, open, and which of its folders that is; or None."""
+    wanted, deadline = f"{os.major(number)}:{os.minor(number)}".encode(), time.monotonic() + patience
+    while True:
+        mounts = [line.split()[2:5] for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
+        for _, *names in sorted((each for each in mounts if each[0] == wanted), key=lambda each: len(each[1])):
+            below, place = (re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), name) for name in names)
+            with suppress(OSError):
+                folder = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                if os.fstat(folder).st_dev == number:  # and nothing is mounted over it
+                    return folder, below
+                os.close(folder)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.1)
+
+
+def open_below(root, path):
+    """Open a regular file below a folder, on the same file system, through no symbolic link; nothing else is opened."""
+    parts = path.split(b"/")
+    if not all(parts) or {b".", b".."} & set(parts) or b"\0" in path:
+        raise OSError("a path that leads elsewhere")
+    at = os.dup(root)
+    try:
+        for part in parts:
+            found = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = found
+        status = os.fstat(at)
+        if not stat.S_ISREG(status.st_mode) or status.st_dev != os.fstat(root).st_dev:
+            raise OSError("it is no file of this file system")
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        with suppress(PermissionError):  # that is for owners alone
+            return os.open(f"/proc/self/fd/{at}", flags | os.O_NOATIME)
+        return os.open(f"/proc/self/fd/{at}", flags)
+    finally:
+        os.close(at)
+
+
+def read_below(root, path):
+    """Return what is in a list below a folder."""
+    with os.fdopen(open_below(root, path), "rb") as file:
+        return file.read(LARGEST_LIST)
+
+
+def read_small(path, otherwise=""):
+    """Return the text of a small file of the kernel's, or something else where there is none."""
+    with suppress(OSError):
+        return Path(path).read_text()
+    return otherwise
+
+
+def memory():
+    """Return the bytes of memory that are available, of all, and whether tasks wait for some."""
+    lines = (line.split() for line in read_small("/proc/meminfo").splitlines())
+    known = {line[0]: int(line[1]) << 10 for line in lines}
+    waits = re.match(r"some avg10=(\d+)", read_small("/proc/pressure/memory"))
+    available, total = known.get("MemAvailable:", 0), known.get("MemTotal:", 0)
+    return available, available < total // 10 or (waits is not None and int(waits[1]) >= 10)
+
+
+def room(share):
+    """Return how many bytes files may take: a share (percent) of what is available, here and in this container."""
+    available, _ = memory()
+    group = read_small("/proc/self/cgroup").partition("::")[2].strip()
+    for place in (f"/sys/fs/cgroup{group}", "/sys/fs/cgroup"):  # pages count where they are read first
+        limit, used = (read_small(f"{place}/memory.{name}").strip() for name in ("max", "current"))
+        if limit.isdigit() and used.isdigit():
+            available = min(available, max(0, int(limit) - int(used)))
+    return available * share // 100
+
+
+def jobs(metadata, files, below, most):
+    """Yield what to ask for at once, in order: a path (None: the device) and ranges, as far as ``most`` bytes go."""
+    prefix = below.strip(b"/") + b"/" if below != b"/" else b""
+    for path, ranges in [(None, metadata), *((path, ranges) for path, ranges in files if path.startswith(prefix))]:
+        together, size = [], 0
+        for offset, length in ranges:
+            for at in range(offset, offset + length, STEP):
+                count = min(STEP, offset + length - at)
+                most -= -(-count // ALIGN) * ALIGN
+                if most < 0:
+                    break
+                together.append((at, count))
+                size += count
+                if size >= BLOCK or len(together) >= 32:
+                    yield path and path[len(prefix) :], together
+                    together, size = [], 0
+            if most < 0:
+                break
+        if together:
+            yield path and path[len(prefix) :], together
+        if most < 0:
+            return
+
+
+def ask(handle, ranges):
+    """Have ranges of an open file read into the page cache, all at once; return when they are there."""
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)  # nothing besides
+    for offset, length in ranges:
+        os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
+    end = os.lseek(handle, 0, os.SEEK_END)
+    for offset, length in ranges:
+        if not os.pread(handle, 1, min(offset + length, max(end, offset + 1)) - 1):
+            raise OSError("it ends before that")
+
+
+def fetch(device, root, pending, threads):
+    """Do jobs, some at a time, until memory gets tight; return the figures, and whether it did."""
+    lock, done = threading.Lock(), {"bytes": 0, "errors": 0}
+    paths, state, look = set(), {"tight": False}, [0.0]
+    disk = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+
+    def work():
+        while True:
+            with lock:
+                if time.monotonic() >= look[0]:
+                    look[0], state["tight"] = time.monotonic() + 0.2, state["tight"] or memory()[1]
+                path, ranges = next(pending, (None, None)) if not state["tight"] else (None, None)
+            if ranges is None:
+                return
+            bad = None
+            try:
+                handle = os.dup(disk) if path is None else open_below(root, path)
+                try:
+                    ask(handle, ranges)
+                finally:
+                    os.close(handle)
+            except OSError as error:
+                bad = error
+            with lock:
+                if bad is None:
+                    paths.add(path)
+                    done["bytes"] += sum(length for _, length in ranges)
+                done["errors"] += bad is not None
+                if bad and done["errors"] <= 5:
+                    print(f"prefetch: {(path or device)[:200]!r}: {bad}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda _: work(), range(threads)))
+    os.close(disk)
+    return {**done, "files": len(paths - {None})}, state["tight"]
+
+
+def prefetch(options, device, uuid):
+    """Bring what starts read of the files on a device into the page cache; return what was done."""
+    result = {"state": "failed"}
+    try:
+        confine(CAP_DAC_READ_SEARCH)
+        mounted = find_mount(Path(device).stat().st_rdev, options.mounted)
+        if mounted is None:
+            result["state"] = "no-mount"
+        else:
+            result = prefetch_below(options, device, uuid, *mounted)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the node starts without
+        print(f"prefetch: nothing more is read: {type(error).__name__}: {error}")
+    print(f"prefetch: {result.get('bytes', 0) >> 20} MiB in memory ({json.dumps(result)})")
+    return result
+
+
+def prefetch_below(options, device, uuid, root, below):
+    """Do that where the file system is mounted: ``root`` is its folder ``below``, open."""
+    after, began = float(Path("/proc/uptime").read_text().split()[0]), time.monotonic()
+    data = b""
+    if options.files:
+        with suppress(OSError), Path(options.files).open("rb") as file:
+            data = file.read(LARGEST_LIST)
+    for place in PLACES:
+        with suppress(OSError):
+            data = data or read_below(root, place)
+    if not data:  # a volume that was not rehearsed has an empty one
+        return {"state": "no-list"}
+    head, metadata, files = read_files(data)
+    if head.get("uuid") != uuid:
+        return {"state": "foreign-list"}
+    wanted = sum(length for _, length in metadata) + sum(length for _, ranges in files for _, length in ranges)
+    done, tight = fetch(device, root, jobs(metadata, files, below, room(options.memory)), options.in_flight)
+    left, seconds = max(0, wanted - done["bytes"]), round(time.monotonic() - began, 3)
+    state = "tight" if tight else "bounded" if left and not done["errors"] else "done"
+    return {"state": state, **done, "left": left, "seconds": seconds, "started_after": after}
+
+
 def hydrate(options):
     """Do it, and return what was done."""
     uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -111,10 +336,16 @@ def hydrate(options):
         read_all(device, [(at + place, ALIGN) for at, _ in ranges[:16]], 16)
         marks.append(time.monotonic())
     quick = marks[2:] and marks[2] - marks[1] < max(marks[1] - marks[0], 0.1) / 2  # then its end is there already
+    beside = ThreadPoolExecutor(1)  # where blocks are cold, both wait for the same ones: side by side costs nothing
+    fetched = beside.submit(prefetch, options, device, head["uuid"]) if options.memory > 0 else None
     done, end = read_all(device, ranges, options.in_flight, options.touch or (ALIGN if quick else 0))
     state, seconds = "short-disk" if end < int(head.get("size") or 0) else "done", round(time.monotonic() - marks[0], 3)
     result = {"state": state, "device": device, **done, "seconds": seconds, "started_after": uptime}
     print(f"hydrate: {done['bytes'] >> 20} MiB of {device} read in {seconds:.1f} s, {done['errors']} errors ({state})")
+    report(options, result)
+    if fetched:
+        result["prefetch"] = fetched.result()
+        report(options, result)
     if options.rest:
         os.nice(19)  # and the disks' class "idle" (ioprio_set(2)): threads to come inherit both
         ctypes.CDLL(None).syscall({"x86_64": 251, "aarch64": 30}.get(os.uname().machine, -1), 1, 0, 3 << 13)
@@ -127,8 +358,11 @@ def hydrate(options):
 
 def report(options, result):
     """Write the figures where they were asked for: JSON, and node_exporter's textfile format."""
-    metrics = [f"parbake_hydrate_{key} {value}\n" for key, value in result.items() if not isinstance(value, str)]
-    metrics += [f'parbake_hydrate_state{{state="{result["state"]}"}} 1\n']
+    metrics = []
+    for name, figures in (("hydrate", result), ("prefetch", result.get("prefetch", {}))):
+        numbers = ((key, value) for key, value in figures.items() if isinstance(value, (int, float)))
+        metrics += [f"parbake_{name}_{key} {value}\n" for key, value in numbers]
+        metrics += [f'parbake_{name}_state{{state="{figures["state"]}"}} 1\n'] if figures else []
     texts = {options.metrics: "".join(metrics), options.state: json.dumps(result) + "\n"}
     for path in filter(None, texts):
         with suppress(OSError):
@@ -138,7 +372,7 @@ def report(options, result):
 
 
 def main():
-    """Read the options, hydrate, report; never fail."""
+    """Read the options, do both, report; never fail."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, what in OPTIONS:
         parser.add_argument(name, default=default, type=type(default), help=what)

@@ -14,13 +14,13 @@ from parbake.coldstart.trace import (
     Part,
     Recorder,
     Trace,
+    described,
     device_of,
-    hot_files,
     load,
     save,
     summary,
 )
-from parbake.coldstart.trace.data import HotEntry
+from parbake.coldstart.trace.owners import Described
 from parbake.coldstart.trace.tracefs import LARGEST_BUFFER, mounted_at
 from parbake.core import run
 from parbake.core.errors import InputError
@@ -133,7 +133,7 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
             task.advance(passed - told)
             told = passed
     reads = recorder.reads
-    files = hot_files(place, reads) if place is not None and reads else ()
+    of_files = described(place, reads) if place is not None and reads else Described()
     return Trace(
         uuid=uuid,
         filesystem=filesystem,
@@ -141,7 +141,7 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
         how="node",
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         parts=(Part(name=os.uname().nodename, kind="node", seconds=seconds, reads=reads),),
-        files=tuple(HotEntry(file.path[:4096], file.read) for file in files),
+        **of_files,
     )
 
 

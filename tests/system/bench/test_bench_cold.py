@@ -38,8 +38,10 @@ QUICK = Profile("quick", 0.001, 16, 4000.0)
 
 
 @contextmanager
-def cold(image_: Path, folder: Path, profile: Profile | None, **more: float) -> Iterator[tuple[ColdSource, int]]:
-    with disk.private_mounts(), ColdSource(image_, folder, profile, **more) as source:  # noqa: SIM117
+def cold(
+    image_: Path, folder: Path, profile: Profile, *, hot: bool = False, provisioned: float = 0.0
+) -> Iterator[tuple[ColdSource, int]]:
+    with disk.private_mounts(), ColdSource(image_, folder, profile, hot=hot, provisioned=provisioned) as source:  # noqa: SIM117
         with attached(source) as device:
             handle = os.open(device, os.O_RDONLY)
             try:
@@ -109,8 +111,8 @@ def test_what_is_written_is_read_again_and_loads_nothing_but_torn_pages(sparse: 
 
 
 def test_a_hot_source_and_a_provisioned_one_load_nothing(sparse: Path, tmp_path: Path) -> None:
-    for profile, provisioned in ((None, 0.0), (QUICK, 1e9)):
-        with cold(sparse, tmp_path, profile, provisioned=provisioned) as (source, handle):
+    for hot, provisioned in ((True, 0.0), (False, 1e9)):
+        with cold(sparse, tmp_path, QUICK, hot=hot, provisioned=provisioned) as (source, handle):
             before = source.loaded
             assert os.pread(handle, 4096, 3 * BLOCK + 8192) == b"\4" * 4096
             assert source.loaded == before
@@ -133,14 +135,23 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
 
 
 @pytest.mark.parametrize(
-    "case", [Case("plain"), Case("trace", reads="list", boot=0.5), Case("full_read", reads="all", boot=0.5)], ids=str
+    "case",
+    [
+        Case("plain"),
+        Case("trace", reads="list", boot=0.5),
+        Case("full_read", reads="all", boot=0.5),
+        Case("prefetch", reads="list", prefetch=True, boot=0.5),
+        Case("memory", hot=True, memory=True),
+    ],
+    ids=str,
 )
 def test_a_start_of_each_kind(case: Case, volume: Volume, tmp_path: Path) -> None:
     with disk.private_mounts(), no_network():
         seconds, stages, loaded = start(volume, case, QUICK, tmp_path)
     assert seconds == sum(stages.values()) > 0
     whole, hot = volume.data // BLOCK, len(reading_list(volume, "list").splitlines()) - 4
-    assert 0 < loaded <= whole
+    assert (loaded == 0) is case.hot
+    assert loaded <= whole
     if case.reads == "all":  # how far it is depends on the machine
         assert len(reading_list(volume, "all").splitlines()) == 4 + whole
     else:
@@ -158,7 +169,7 @@ def test_every_case_starts_and_long_ones_once(volume: Volume, tmp_path: Path, mo
     wanted = [case for case in cases(15.0) if case.name in {"hydrated", "plain", "full_read", "trace_layout"}]
     laid_out = replace(volume, trace=volume.trace.model_copy(update={"scattered": 1}))
     built = image(layer({"x": b""}))
-    found = compare({False: volume, True: laid_out}, built, wanted, ["mild", "harsh"], rounds=2, work=tmp_path)  # type: ignore[arg-type]
+    found = compare({False: volume, True: laid_out}, built, wanted, list(PROFILES.values()), rounds=2, work=tmp_path)  # type: ignore[arg-type]
     assert len(found["mild", "plain", 0.0]) == 1
     assert ("mild", "full_read", 15.0) not in found
     assert found["mild", "trace_layout", 15.0] == found["harsh", "hydrated", 0.0] == [1.0, 1.0]
@@ -175,21 +186,22 @@ def test_every_case_starts_and_long_ones_once(volume: Volume, tmp_path: Path, mo
 def test_the_last_line() -> None:
     seconds = {(case.name, case.boot): [4.0, 4.0, 9.0] for case in cases(15.0)}
     seconds |= {("pull", 0.0): [9.0], ("plain", 0.0): [8.0, 8.0], ("hydrated", 0.0): [2.0, 2.0]}
-    seconds |= {("trace_layout", 15.0): [2.0, 2.0]}
+    seconds |= {("trace_layout", 15.0): [2.0, 2.0], ("memory", 0.0): [2.0], ("prefetch", 15.0): [2.5, 2.5]}
 
     class Told:
         record = type("R", (), {"trace": None})
         data = 100 << 20
 
     found = summary(seconds, Told(), 15.0)  # type: ignore[arg-type]
-    named = ["hydrated", "plain", "full_read", "trace", "layout", "trace_layout", "rate", "pull"]
+    named = ["hydrated", "plain", "full_read", "trace", "layout", "trace_layout", "rate", "pull", "memory", "prefetch"]
     assert {f"{name}_s" for name in named} | {"gain_vs_plain", "gap_to_hydrated", "hot_mib", "volume_mib"} <= set(found)
     assert None not in [found[f"{name}_s"] for name in named]
     assert (found["gain_vs_plain"], found["gap_to_hydrated"], found["layout_gain_vs_plain"]) == (2.0, 2.0, 2.0)
     after = found["after_15_s_of_boot"]
     assert isinstance(after, dict)
     assert (after["gain_vs_plain"], after["gap_to_hydrated"]) == (4.0, 1.0)
-    assert found["once"] == ["pull"]
+    assert (found["gap_to_memory"], after["gap_to_memory"]) == (2.0, 1.25)
+    assert found["once"] == ["memory", "pull"]
     assert set(PROFILES) == {"mild", "harsh"}
 
 
@@ -203,6 +215,7 @@ def test_hydrating_takes_one_page_of_each_block_where_that_loads_it(tmp_path: Pa
     ranges = "".join(f"{block * BLOCK} {BLOCK}\n" for block in range(100, 180))
     listed.write_text(f"parbake-hydrate 1\nuuid {uuid}\nsize {128 << 20}\nranges 80\n{ranges}")
     command = [sys.executable, str(node_file("hydrate.py")), "--list", str(listed), "--state", str(told), "--wait", "5"]
+    command += ["--memory", "0"]
     slow = Profile("slow", 0.3, 8, 4000.0)
     with cold(file, tmp_path, slow) as (source, _):
         subprocess.run(command, capture_output=True, check=True)
@@ -220,6 +233,9 @@ def test_the_check_of_real_volumes_asks_what_the_model_assumes(volume: Volume, t
             watched = subprocess.run([*command, "--watch", "0.1"], capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout)
     assert set(figures["cold_mib_s"]) == set(figures["touches_per_s"]) == {"1", "4"}
+    assert set(figures["reads_per_s"]) == {"1", "4"}
+    assert figures["loaded_ms"]["median"] >= 0.35  # gp3's of the model, and what this machine adds
+    assert figures["reads_per_s"]["4"] > figures["reads_per_s"]["1"] > 0
     assert isinstance(figures["one_touch_loads_block"], bool)
     assert figures["hot_mib_s"] > 0
     assert len(json.loads(watched.stdout)["watch"][0]["ms"]) == 10

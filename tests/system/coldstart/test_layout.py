@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parbake.coldstart.trace import Trace, load, merged
+from parbake.coldstart.trace import Trace, data_of, load, merged, prefetch_list
 from parbake.core.events import Events
 from parbake.machine import disk
 from parbake.machine.disk import BlockList
-from parbake.machine.ext4 import Volume
+from parbake.machine.ext4 import PREFETCH, Volume
 from tests.fakes.command import Corner
 from tests.fakes.images import Built, image, layer, push
 from tests.fakes.registry import DockerRegistry
@@ -48,9 +50,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
         yield served
 
 
-def write_bakefile(folder: Path, registry: DockerRegistry, version: int) -> Path:
+def write_bakefile(folder: Path, registry: DockerRegistry, version: int, **more: Any) -> Path:
     entry = {"reference": f"{registry.host}/team/app:{version}", "startup": STARTUP}
-    return bakefile(folder, [entry], base="none")
+    return bakefile(folder, [entry], base="none", **more)
 
 
 def trace_of(record: dict[str, Any]) -> Trace:
@@ -110,6 +112,41 @@ def test_a_bake_starts_from_one_that_is_laid_out(private_places: Path, registry:
     assert (names, usages, found.keys()) == (all_names, all_usages, all_found.keys())
     for chain, tree in all_found.items():
         assert differences(tree, found[chain]) == []
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_the_prefetch_list_lies_in_the_volume(private_places: Path, registry: DockerRegistry, kind: str) -> None:
+    """What it names are files of this volume, and all of those that the start reads; a bake without is empty."""
+    path = write_bakefile(private_places, registry, 1, artefact={"kind": "volume", "filesystem": kind})
+    if kind == "ext4":
+        with volume_of(bake(path, "--no-rehearse"), private_places, kind) as found:
+            assert (found / os.fsdecode(PREFETCH)).read_bytes() == b""
+    record = bake(path, "--force", "--rehearse")
+    trace = trace_of(record)
+    assert prefetch_list(trace).startswith("parbake-prefetch 1\n")
+    named = {file.path.rpartition("/fs/")[2] for file in trace.files if file.ranges}
+    assert {f"lib/{n}" for n in READ} | {"srv/app", "bin/busybox"} <= named
+    assert not {"srv/unread", "lib/1"} & named
+    with volume_of(record, private_places, kind) as found:
+        at = found / os.fsdecode(PREFETCH)
+        assert at.read_text() == prefetch_list(trace)
+        assert (at.stat().st_uid, at.stat().st_mode & 0o7777) == (0, 0o644)
+        with at.open("rb") as file:
+            places = [(first, first + count) for _, first, count in data_of(file.fileno())]
+        for each in trace.files:
+            assert (found / each.path).stat().st_size > max(offset for offset, _ in each.ranges)
+    if kind == "ext4":
+        listed(record)
+        zone = [(start * 8, end * 8) for start, end in _zone(record)]
+        assert all(any(start <= first and last <= end for start, end in zone) for first, last in places)
+
+
+@contextmanager
+def volume_of(record: dict[str, Any], folder: Path, kind: str) -> Iterator[Path]:
+    """Mount a volume for reading."""
+    artefact = Path(record["artefact_path"])
+    with disk.private_mounts(), disk.mount(artefact, folder / "at", filesystem=kind, read_only=True) as mounted:
+        yield mounted.path
 
 
 def test_killed_at_the_layout(tmp_path: Path, registry: DockerRegistry) -> None:

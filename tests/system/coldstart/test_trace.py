@@ -71,7 +71,8 @@ def test_what_is_read_of_one_device_while_another_is_busy(kind: Literal["ext4", 
         finally:
             busy.set()
             thread.join()
-    assert [(each.path, each.read) for each in found] == [("first", 3 << 20), ("second", 73_728)]
+    assert [(each.path, each.read) for each in found] == [(b"first", 3 << 20), (b"second", 73_728)]
+    assert [each.ranges for each in found] == [((0, 3 << 20),), ((0, 73_728),)]
     assert recorder.read_bytes < 5 << 20  # metadata comes along; nothing of the other disk does
     assert [read.ms for read in recorder.reads] == sorted(read.ms for read in recorder.reads)
 
@@ -93,7 +94,7 @@ def test_what_is_read_ahead_is_as_on_a_node(size: int, tmp_path: Path) -> None:
             assert mapped[5 << 20] >= 0
         found = hot_files(at, recorder.reads)
         run.run(["umount", str(at)])
-    assert [(each.path, each.read) for each in found] == [("library", size)]
+    assert [(each.path, each.read) for each in found] == [(b"library", size)]
 
 
 def test_an_overrun_is_told(tmp_path: Path) -> None:

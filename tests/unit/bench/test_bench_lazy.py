@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import pytest
 
-from bench.lazy import HOT_RATE, PROFILES, Lazy, Profile
+from bench.lazy import DRIVES, PROFILES, Drive, Lazy, Profile
 from parbake.coldstart.trace.data import BLOCK
 
 MIB = 1 << 20
+GP3 = DRIVES["gp3"]
 MILD, HARSH = PROFILES["mild"], PROFILES["harsh"]
 
 
@@ -62,15 +64,91 @@ def test_many_touches_share_the_rate(profile: Profile) -> None:
     assert all(abs(place - int(name)) <= profile.in_flight for place, name in enumerate(order))
 
 
-def test_what_is_loaded_comes_at_the_volumes_rate() -> None:
-    for model in (Lazy(None, range(100)), Lazy(MILD, [])):
-        clock = Clock(model)
-        for block in range(100):
-            clock.ask(str(block), block, size=BLOCK)
+def on(drive: Drive) -> Lazy:
+    """Return the model of a volume of which everything is loaded."""
+    return Lazy(replace(MILD, drive=drive), [])
+
+
+EACH = pytest.mark.parametrize("drive", DRIVES.values(), ids=lambda drive: drive.name)
+
+
+def test_what_the_volumes_are_sold_as() -> None:
+    assert [(drive.latency, drive.operations, drive.rate) for drive in DRIVES.values()] == [
+        (0.0007, 3_000, 125.0),
+        (0.0007, 16_000, 1_000.0),
+        (0.0003, 16_000, 1_000.0),
+    ]
+    assert {profile.drive for profile in PROFILES.values()} == {GP3}
+
+
+@EACH
+def test_what_is_loaded_comes_at_the_volumes_rate(drive: Drive) -> None:
+    clock = Clock(on(drive))
+    for block in range(1000):
+        clock.ask(str(block), block, size=BLOCK)
+    clock.until()
+    assert 1000 * BLOCK / MIB / clock.now == pytest.approx(drive.rate, rel=0.01)
+    assert clock.model.loaded == 0
+
+
+@EACH
+def test_a_loaded_read_takes_its_latency_and_not_always_the_same(drive: Drive) -> None:
+    clock = Clock(on(drive))
+    taken = []
+    for number in range(2000):
+        before = clock.now
+        clock.ask("one", number)
         clock.until()
-        assert 100 * BLOCK / MIB / clock.now == pytest.approx(HOT_RATE)
-        assert list(clock.answered) == [str(block) for block in range(100)]
-        assert model.loaded == 0
+        taken.append(clock.now - before)
+    assert median(taken) == pytest.approx(drive.latency, rel=0.05)
+    assert sorted(taken)[1800] > 1.3 * drive.latency
+    assert min(taken) > drive.latency / 4
+
+
+def test_a_volume_that_is_hydrated_is_not_in_memory() -> None:
+    """14,452 reads of a large application's start, one after the other: ten seconds over memory."""
+    clock = Clock(on(GP3))
+    for number in range(14_452):
+        clock.ask("one", number, size=36_000)
+        clock.until()
+    assert 14_452 * 0.0007 < clock.now < 14_452 * 0.0007 * 1.1
+
+
+@EACH
+def test_small_reads_have_their_operations_a_second(drive: Drive) -> None:
+    clock = Clock(on(drive))
+    for number in range(32_000):
+        clock.ask(str(number), number)
+    clock.until()
+    assert 32_000 / clock.now == pytest.approx(drive.operations, rel=0.02)
+
+
+def test_a_large_request_is_several_operations() -> None:
+    slow = Drive("slow", 0.0, 100, 1e9)
+    clock = Clock(on(slow))
+    for number in range(100):
+        clock.ask(str(number), number, size=1 << 20)
+    clock.until()
+    assert clock.now == pytest.approx(4.0)
+
+
+def test_the_latencies_of_many_reads_pass_together() -> None:
+    clock = Clock(on(Drive("even", 0.01, 1e9, 1e9)))
+    for number in range(100):
+        clock.ask(str(number), number)
+    clock.until()
+    assert clock.now < 0.03
+
+
+def test_a_first_touch_holds_the_latency_of_its_own_read() -> None:
+    clock = Clock(Lazy(replace(MILD, drive=Drive("slow", 0.015, 1e9, 1e9)), range(400)))
+    taken = []
+    for block in range(400):
+        before = clock.now
+        clock.ask("one", block)
+        clock.until()
+        taken.append(clock.now - before)
+    assert median(taken) == pytest.approx(MILD.latency, rel=0.1)
 
 
 def test_who_waits_for_the_same_block_waits_once_and_is_answered_in_order() -> None:

@@ -30,13 +30,15 @@ parts = st.builds(
     seconds=st.none() | st.floats(0, 1000),
     reads=st.lists(reads, max_size=20).map(tuple),
 )
+ranges = st.lists(st.tuples(st.integers(0, 1 << 40), st.integers(1, 1 << 30)), max_size=3).map(tuple)
 traces = st.builds(
     Trace,
     uuid=st.uuids().map(str),
     filesystem=st.sampled_from(["ext4", "xfs"]),
     size=st.integers(0, 50_000 * 512),
     parts=st.lists(parts, max_size=4).map(tuple),
-    files=st.lists(st.builds(HotEntry, st.text(max_size=30), st.integers(0, 1 << 40)), max_size=4).map(tuple),
+    files=st.lists(st.builds(HotEntry, st.text(max_size=30), st.integers(0, 1 << 40), ranges), max_size=4).map(tuple),
+    metadata=ranges,
 )
 
 

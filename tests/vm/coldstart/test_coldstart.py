@@ -41,6 +41,34 @@ WANTS = "etc/systemd/system/sysinit.target.wants"
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
+# Counts the pages that are in memory of what the list names, in the guest (mincore(2)); files that are gone count too.
+RESIDENT = """
+import ctypes, mmap, urllib.parse
+libc, wanted, found = ctypes.CDLL(None), 0, 0
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+for line in open("/etc/parbake/prefetch.list"):
+    kind, _, rest = line.partition(" ")
+    ranges, _, path = rest.strip().partition(" ")
+    if kind != "file" or not path.startswith("var/lib/containerd/"):
+        continue
+    for offset, length in (map(int, each.split("+")) for each in ranges.split(",")):
+        wanted += length // 4096
+        try:
+            with open(b"/" + urllib.parse.unquote_to_bytes(path), "rb") as file:
+                at = libc.mmap(None, length, 1, 1, file.fileno(), offset)
+        except OSError:
+            continue
+        pages = ctypes.create_string_buffer(length // 4096)
+        libc.mincore(at, length, pages)
+        found += sum(page & 1 for page in pages.raw)
+        libc.munmap(at, length)
+print(wanted, found)
+"""
+
+
 @dataclass(frozen=True)
 class Baked:
     artefact: Path
@@ -154,6 +182,10 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         within = 120 * machine.stretch
         state = guest.run(["systemctl", "is-system-running", "--wait"], timeout=within).output.strip()
         assert state == "running", guest.run(["systemctl", "--failed", "--no-legend"]).output
+        # Before anything of the image was started.
+        fetched = "until grep -q prefetch /run/parbake/hydrate.json; do sleep 0.5; done; cat /run/parbake/hydrate.json"
+        prefetched = json.loads(guest.check(["sh", "-c", fetched], timeout=within))["prefetch"]
+        pages = [int(count) for count in guest.check(["python3", "-c", RESIDENT], timeout=within).split()]
         verdict = rehearsal.verdict()
         # Its figures go into the record.
         record = verify.write_verdict(baked.artefact, baked.record, verdict)
@@ -173,6 +205,15 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
     assert (hydrated.state, hydrated.ranges, hydrated.errors) == ("done", blocks, 0)
     assert loaded >= hydrated.ranges // 2  # some of its blocks are holes, which are never cold
     assert starts[0] < starts[1]
+    # Under the unit's own confinement, by the list in the image: nearly all that the start reads is in memory.
+    # What the boot itself replaces or hides is not there any more.
+    said = [line for line in journal.splitlines() if line.startswith("prefetch: ")]
+    assert prefetched["state"] == "done", said
+    assert prefetched["left"] < 0.05 * prefetched["bytes"], said
+    assert prefetched["errors"] < 0.05 * prefetched["files"], said
+    assert prefetched["started_after"] < starts[1] / 1e6
+    assert pages[0] > 0
+    assert pages[1] >= 0.98 * pages[0]
     assert f"hydrate: {hydrated.bytes >> 20} MiB of" in journal
     assert records.read(baked.artefact.with_name(record.file_name)).verdict == verdict
     states = {name: figures["state"] for name, figures in told.items()}

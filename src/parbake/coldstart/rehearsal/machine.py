@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.rehearsal.volume import identify
-from parbake.coldstart.trace import Part, Read, Trace, hot_files
-from parbake.coldstart.trace.data import HotEntry
+from parbake.coldstart.trace import Part, Read, Trace, described
 from parbake.core.errors import MachineFault
 from parbake.core.model import Plan, Startup
 from parbake.machine import disk
@@ -84,7 +83,7 @@ def _trace(
             ))  # fmt: skip
         with disk.mount(shown, work / "owners", offset=root.start, size=root.size, filesystem=filesystem,
                         read_only=True):  # fmt: skip
-            files = hot_files(work / "owners", [read for part in found for read in part.reads])
+            of_files = described(work / "owners", [read for part in found for read in part.reads])
     return Trace(
         uuid=uuid,
         filesystem=filesystem,
@@ -93,7 +92,7 @@ def _trace(
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         parts=tuple(found),
         skipped=skipped,
-        files=tuple(HotEntry(file.path[:4096], file.read) for file in files),
+        **of_files,
     )
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from parbake.coldstart.rehearsal.cold_start import NotStarted, cold_start
 from parbake.coldstart.rehearsal.overlay import writable
-from parbake.coldstart.trace import Overrun, Part, Recorder, Trace, device_of, hot_files
-from parbake.coldstart.trace.data import HotEntry
+from parbake.coldstart.trace import Overrun, Part, Recorder, Trace, described, device_of
+from parbake.coldstart.trace.owners import Described
 from parbake.coldstart.trace.tracefs import BUFFER, LARGEST_BUFFER
 from parbake.core import run
 from parbake.core.model import Image, Plan, Platform
@@ -39,7 +39,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
                     parts.append(_trace(artefact, plan, image, work / f"rehearsal{number}", filesystem, events))
                 except (NotStarted, Overrun) as error:
                     skipped[image.reference] = str(error)
-        files = _owners(artefact, parts, work / "owners", filesystem)
+        of_files = _owners(artefact, parts, work / "owners", filesystem)
     for reference, reason in skipped.items():
         events.warn(f"{reference} is not in the start-up trace: {reason}")
     return Trace(
@@ -50,7 +50,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         parts=tuple(parts),
         skipped={name: reason[:2000] for name, reason in skipped.items()},
-        files=files,
+        **of_files,
     )
 
 
@@ -86,9 +86,9 @@ def _start(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: s
     return Part(name=image.reference, seconds=round(sum(stages.values()), 3), stages=stages, reads=recorder.reads)
 
 
-def _owners(artefact: Path, parts: list[Part], at: Path, filesystem: str) -> tuple[HotEntry, ...]:
+def _owners(artefact: Path, parts: list[Part], at: Path, filesystem: str) -> Described:
     reads = [read for part in parts for read in part.reads]
     if not reads:
-        return ()
+        return Described()
     with disk.mount(artefact, at, filesystem=filesystem, read_only=True):
-        return tuple(HotEntry(file.path[:4096], file.read) for file in hot_files(at, reads))
+        return described(at, reads)

@@ -13,8 +13,8 @@ from parbake.coldstart.trace.data import (
     save,
     summary,
 )
-from parbake.coldstart.trace.listing import hydrate_list
-from parbake.coldstart.trace.owners import HotFile, data_below, data_of, hot_files
+from parbake.coldstart.trace.listing import hydrate_list, prefetch_list
+from parbake.coldstart.trace.owners import HotFile, data_below, data_of, described, hot_files, owned
 from parbake.coldstart.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
@@ -28,11 +28,14 @@ __all__ = [
     "Trace",
     "data_below",
     "data_of",
+    "described",
     "device_of",
     "hot_files",
     "hydrate_list",
     "load",
     "merged",
+    "owned",
+    "prefetch_list",
     "relocated",
     "requests",
     "save",

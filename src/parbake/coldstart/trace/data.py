@@ -26,7 +26,8 @@ _LARGEST = 1 << 55  # sectors: beyond what a device can have
 _LARGEST_FILE = 256 << 20  # bytes: some millions of reads
 
 Sector = Annotated[int, Field(ge=0, lt=_LARGEST)]
-Line = Annotated[str, StringConstraints(max_length=4096)]
+LONGEST = 4096
+Line = Annotated[str, StringConstraints(max_length=LONGEST)]
 
 
 class Read(NamedTuple):
@@ -51,19 +52,27 @@ class Part(Frozen):
     reads: tuple[Read, ...] = ()
 
 
+Bytes = Annotated[int, Field(ge=0, lt=_LARGEST * SECTOR)]
+
+
 class HotEntry(NamedTuple):
-    """A file that was read, below the root of the file system, and how many bytes of it."""
+    """A file that was read, below the root of the file system, and how many bytes of it.
+
+    ``ranges`` are what was read of it: offset and length in bytes, ascending. With them, ``path`` is percent-encoded
+    (``urllib.parse.quote``): names are bytes. Traces of earlier versions have none, and the path as it is.
+    """
 
     path: Line
     size: Annotated[int, Field(ge=0)]
+    ranges: tuple[tuple[Bytes, Annotated[int, Field(gt=0, lt=_LARGEST * SECTOR)]], ...] = ()
 
 
 class Trace(Frozen):
     """A start-up trace of the file system ``uuid`` of ``size`` bytes.
 
-    ``skipped`` says of images that were not traced why. ``files`` are what was read, first touch first, for people;
-    what belongs to no file (metadata) is not among them. ``scattered`` is how many blocks of 512 KiB the same starts
-    read before the file system was laid out by them, 0 where it was not.
+    ``skipped`` says of images that were not traced why. ``files`` are what was read, first touch first. What belongs to
+    no file is ``metadata``: offset and length in bytes on the device, first touch first. ``scattered`` is how many
+    blocks of 512 KiB the same starts read before the file system was laid out by them, 0 where it was not.
     """
 
     version: Literal[1] = Field(alias="parbake-trace", default=1)
@@ -75,6 +84,7 @@ class Trace(Frozen):
     parts: tuple[Part, ...] = ()
     skipped: dict[str, Line] = Field(default_factory=dict)
     files: tuple[HotEntry, ...] = ()
+    metadata: tuple[tuple[Bytes, Annotated[int, Field(gt=0, lt=_LARGEST * SECTOR)]], ...] = ()
     scattered: int = Field(default=0, ge=0)
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from parbake.coldstart.trace.data import BLOCK, Trace, merged, spans
 
-HEADER = "parbake-hydrate 1"
+HEADER, PREFETCH = "parbake-hydrate 1", "parbake-prefetch 1"
 
 
 def hydrate_list(trace: Trace, *, block: int = BLOCK) -> str:
@@ -20,3 +22,21 @@ def hydrate_list(trace: Trace, *, block: int = BLOCK) -> str:
         ranges.append(f"{offset} {length}\n")
     head = f"{HEADER}\nuuid {trace.uuid}\nsize {trace.size}\nranges {len(ranges)}\n"
     return head + "".join(ranges)
+
+
+def prefetch_list(trace: Trace) -> str:
+    """Return the prefetch list of a trace: what its starts read of files, and of metadata; "" where it is not known.
+
+    ``parbake-prefetch 1``, then ``uuid`` and ``entries`` (how many ranges of metadata and files follow); then ``meta
+    OFFSET+LENGTH`` for ranges of the device, ext4 alone (the kernel keeps ext4's metadata in the device's page cache,
+    and XFS' elsewhere), and ``file OFFSET+LENGTH,… PATH`` for files, in the order to read them: the path is below the
+    root of the file system, and percent-encoded. Numbers are bytes. Pure.
+    """
+    metadata = trace.metadata if trace.filesystem == "ext4" else ()
+    lines = [f"meta {offset}+{length}\n" for offset, length in metadata]
+    for file in trace.files:
+        if file.ranges:
+            ranges = ",".join(f"{offset}+{length}" for offset, length in file.ranges)
+            # A trace from elsewhere may have anything in a path: it stays one word of one line.
+            lines.append(f"file {ranges} {quote(file.path, safe='/%+@=,:')}\n")
+    return f"{PREFETCH}\nuuid {trace.uuid}\nentries {len(lines)}\n" + "".join(lines) if lines else ""

@@ -14,23 +14,40 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypedDict
+from urllib.parse import quote
 
-from parbake.coldstart.trace.data import SECTOR, Read
+from parbake.coldstart.trace.data import LONGEST, SECTOR, HotEntry, Read, spans
 
 _FIEMAP = 0xC020660B
 _HEAD = struct.Struct("=QQIIII")  # start, length, flags, mapped extents, room for extents, reserved
 _EXTENT = struct.Struct("=QQQ16xI12x")  # logical, physical, length, flags
 _ROOM = 128
+_PAGE: Final = 4096
+_PER_PAGE: Final = _PAGE // SECTOR
+_LARGEST: Final = 1 << 40  # pages: runs of any length
+Range = tuple[int, int]
 _LAST, _NOT_ON_DISK = 0x1, 0x2 | 0x4 | 0x200  # unknown, delayed allocation, inline data
+
+
+class Described(TypedDict, total=False):
+    """What a trace says of files and metadata."""
+
+    files: tuple[HotEntry, ...]
+    metadata: tuple[Range, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class HotFile:
-    """A file of which something was read: path below the root, bytes of it that were, all of its bytes on disk."""
+    """A file of which something was read: path below the root, bytes of it that were, all of its bytes on disk.
 
-    path: str
+    ``ranges`` are what was read: offset and length in bytes, ascending, by pages.
+    """
+
+    path: bytes
     read: int
     size: int
+    ranges: tuple[Range, ...]
 
 
 def data_of(file: int) -> Iterator[tuple[int, int, int]]:
@@ -55,27 +72,63 @@ def data_of(file: int) -> Iterator[tuple[int, int, int]]:
 
 def hot_files(root: Path, reads: Iterable[Read]) -> tuple[HotFile, ...]:
     """Return the files below a mounted root that reads touched, first touch first."""
-    begins, ends, owners, paths, sizes = [], [], [], list[str](), list[int]()
-    mapped = []
+    return owned(root, reads)[0]
+
+
+def owned(root: Path, reads: Iterable[Read]) -> tuple[tuple[HotFile, ...], tuple[Range, ...]]:
+    """Return the files below a mounted root that reads touched, and what they read that belongs to no file.
+
+    Both are in the order of the first touch; the latter are ranges of the device: offset and length in bytes, by pages.
+    """
+    begins, ends, owners, offsets = list[int](), list[int](), list[int](), list[int]()
+    paths, sizes, mapped = list[bytes](), list[int](), list[tuple[int, int, int, int]]()
     for path, found in data_below(root):
-        mapped += [(first, first + count, len(paths)) for _, first, count in found]
-        paths.append(os.fsdecode(os.path.relpath(path, os.fsencode(root))))
+        mapped += [(first, first + count, len(paths), logical) for logical, first, count in found]
+        paths.append(os.path.relpath(path, os.fsencode(root)))
         sizes.append(sum(count for _, _, count in found) * SECTOR)
-    for begin, end, owner in sorted(mapped):
+    for begin, end, owner, logical in sorted(mapped):
         begins.append(begin)
         ends.append(end)
         owners.append(owner)
+        offsets.append(logical)
     seen: dict[int, set[int]] = {}
+    rest: dict[int, None] = {}
     for read in reads:
+        pages = dict.fromkeys(range(read.sector // _PER_PAGE, -(-(read.sector + read.length) // _PER_PAGE)))
         place = max(0, bisect.bisect_right(begins, read.sector) - 1)
         while place < len(begins) and begins[place] < read.sector + read.length:
             first, last = max(begins[place], read.sector), min(ends[place], read.sector + read.length)
             if first < last:
-                seen.setdefault(owners[place], set()).update(range(first // 8, -(-last // 8)))
+                touched = range(first // _PER_PAGE, -(-last // _PER_PAGE))
+                inside = offsets[place] // _PAGE - begins[place] // _PER_PAGE
+                seen.setdefault(owners[place], set()).update(page + inside for page in touched)
+                for page in touched:
+                    pages.pop(page, None)
             place += 1
-    return tuple(
-        HotFile(paths[owner], min(len(pages) * 4096, sizes[owner]), sizes[owner]) for owner, pages in seen.items()
+        rest.update(pages)
+    files = tuple(
+        HotFile(
+            paths[owner],
+            min(len(touched) * _PAGE, sizes[owner]),
+            sizes[owner],
+            tuple((first * _PAGE, count * _PAGE) for first, count in spans(sorted(touched), most=_LARGEST)),
+        )
+        for owner, touched in seen.items()
     )
+    return files, tuple((first * _PAGE, count * _PAGE) for first, count in spans(rest, most=_LARGEST))
+
+
+def described(root: Path, reads: Iterable[Read]) -> Described:
+    """Return what a trace says of the files below a mounted root: ``files`` and ``metadata``, as its keywords.
+
+    Names are percent-encoded. A file whose name is longer than a trace holds is left out.
+    """
+    files, metadata = owned(root, reads)
+    named = ((quote(file.path, safe="/+@=,:"), file) for file in files)
+    return {
+        "files": tuple(HotEntry(name, file.read, file.ranges) for name, file in named if len(name) <= LONGEST),
+        "metadata": metadata,
+    }
 
 
 def data_below(root: Path) -> Iterator[tuple[bytes, list[tuple[int, int, int]]]]:

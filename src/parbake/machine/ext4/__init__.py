@@ -2,6 +2,6 @@
 
 from parbake.machine.ext4.relocate import Moved, lay_out
 from parbake.machine.ext4.superblock import ForeignVolume
-from parbake.machine.ext4.volume import LayerArea, PlacedLayer, Volume
+from parbake.machine.ext4.volume import PREFETCH, LayerArea, PlacedLayer, Volume
 
-__all__ = ["ForeignVolume", "LayerArea", "Moved", "PlacedLayer", "Volume", "lay_out"]
+__all__ = ["PREFETCH", "ForeignVolume", "LayerArea", "Moved", "PlacedLayer", "Volume", "lay_out"]

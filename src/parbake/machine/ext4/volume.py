@@ -2,7 +2,8 @@
 
 mke2fs makes the empty file system; this room adds files to it and keeps its books. Nothing needs root, and the same
 layers give the same bytes, whichever threads were faster. What lies where is written into a file in the volume's root
-(``LAYOUT``), so that a later bake can start from the volume as it is: layers that stay are not touched.
+(``LAYOUT``), so that a later bake can start from the volume as it is: layers that stay are not touched. Beside it is
+what nodes read into memory before a start (``PREFETCH``, see ``trace.listing``): empty where nothing was rehearsed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from parbake.core.model import Layer
 
 LAYOUT: Final = b".parbake-layout.json"
+PREFETCH: Final = b".parbake-prefetch.list"
 ROOT: Final = 2
 _LOST_AND_FOUND: Final = 11
 _VERSION: Final = 1
@@ -220,6 +222,7 @@ class Volume:
             root = fill(store)
             assert root.children is not None
             root.children[LAYOUT] = _file(self._layout(), store)
+            root.children[PREFETCH] = _file(b"", store)
             return root
 
         self._write_top(whole)
@@ -288,7 +291,13 @@ class Volume:
             if placed := self.placed.get(chain):
                 blocks = merged([*without(placed.blocks, lost), *got])
                 self.placed[chain] = replace(placed, blocks=tuple(blocks))
-        used = self._rewrite_layout(used)
+        self._settle(self._rewrite(LAYOUT, self._layout(), used))
+
+    def put_prefetch_list(self, data: bytes) -> None:
+        """Write what nodes are to read into memory; the hot zone's gaps are taken first. Raises OSError, DiskFull."""
+        self._settle(self._rewrite(PREFETCH, data, self._were_blocks, hot=True))
+
+    def _settle(self, used: Sequence[Range]) -> None:
         self.superblock.write(used, self._were_inodes, self.superblock.folders())
         for start, end in without(self._were_blocks, used):
             self.hashes.touch(start * BLOCK, end * BLOCK)
@@ -296,16 +305,18 @@ class Volume:
         self._were_blocks = list(used)
         os.fsync(self._handle)
 
-    def _rewrite_layout(self, used: Sequence[Range]) -> Sequence[Range]:
-        """Write the layout's file anew, elsewhere; return the blocks that are in use then."""
+    def _rewrite(self, name: bytes, data: bytes, used: Sequence[Range], *, hot: bool = False) -> Sequence[Range]:
+        """Write one of our own files anew, elsewhere; return the blocks that are in use then."""
         children = self.reader.node(ROOT).children
         assert children is not None
-        number, data, tree = children[LAYOUT].number, self._layout(), list[int]()
+        number, tree = children[name].number, list[int]()
         raw = os.pread(self._handle, INODE, self.superblock.inode_place(number))
         before = self.reader.extents(raw[inodes.BODY], tree)
         gone = [*before, *((0, block, 1) for block in tree)]
         used = without(used, merged((place, place + count) for _, place, count in gone))
         free = _free_blocks(used, used, self.superblock.blocks, self.hot)
+        if hot:
+            free = [*shared(without([(0, self.superblock.blocks)], used), self.hot), *free]
         zone = Zone(free, Overflow([], 1, "blocks"), self.turnstile, 0)
         stream = self._stream(zone)
         extents = stream.put([memoryview(data)])
