@@ -154,7 +154,7 @@ def test_digests_that_are_known_are_baked(tmp_path: Path) -> None:
     [
         ("base: debian\n", [], "Packer bakes onto an AMI"),
         ('builder: ec2\nbase: {eks: bottlerocket, kubernetes: "1.33"}\n', [], "Bottlerocket has no shell"),
-        (SMALL, ["{reference: localhost/app:1, build: .}"], "localhost/app:1 is on this machine alone"),
+        (SMALL, ["{reference: localhost/app:1, build: .}"], "localhost/app:1 is only on this machine"),
         (SMALL.replace("amd64", "riscv64"), [], "EC2 has no instances for linux/riscv64"),
     ],
 )
