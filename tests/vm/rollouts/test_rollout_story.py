@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from parbake.aws.tags import VERIFIED
 from parbake.core.model import Verdict
 from parbake.core.workspace import cache_folder
 from parbake.records import read, write
@@ -76,7 +77,7 @@ def test_from_a_tag_to_nodes_and_back(tmp_path: Path, server: Server) -> None:
         )
         release(registry, "1")
         old = corner.bake()
-        verified_yesterday(corner, old["artefact"])
+        verified_yesterday(corner, cloud, old["artefact"])
         first = old["published"]["eu-west-1"]["snapshots"][0]["id"]
         assert corner.parbake("rollout", old["key"], *QUICK).code == 0
         assert (snapshot_of(server), said(corner)["snapshot"], running(server)) == (first, first, 2)
@@ -116,11 +117,13 @@ def test_from_a_tag_to_nodes_and_back(tmp_path: Path, server: Server) -> None:
         assert corner.leaked() == []
 
 
-def verified_yesterday(corner: Corner, artefact: str) -> None:
-    """Let a record say that the artefact passed: one boot of a virtual machine is enough for this story."""
-    file = corner.output / f"{artefact}.json"
-    record = read(file).model_copy(update={"verdict": Verdict(passed=True, accelerator="kvm")})
-    write(corner.output, record)
+def verified_yesterday(corner: Corner, cloud: Cloud, artefact: str) -> None:
+    """Let record and snapshot say that the artefact passed: one boot of a machine is enough for this story."""
+    file, moment = corner.output / f"{artefact}.json", "2026-01-01T00:00:00Z"
+    verdict = Verdict(passed=True, accelerator="kvm", verified_at=moment)
+    write(corner.output, read(file).model_copy(update={"verdict": verdict}))
+    for snapshot in cloud.snapshots.values():
+        snapshot.tags[VERIFIED] = moment
 
 
 def said(corner: Corner) -> Any:
