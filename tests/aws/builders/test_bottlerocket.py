@@ -122,8 +122,8 @@ def test_an_image_is_started_as_its_startup_says(cloud: Rockets, volume: Plan) -
     assert [shell, flag, text, argument] == [f"<{word}>" for word in (*command, "x y")]
     assert [warning.partition(":1: ")[2].partition(",")[0] for warning in made.verdict.warnings] == [
         "its startup has arguments for the image's own entrypoint",
-        "its startup has an empty word",
-        "its startup has an empty word",
+        "its startup has an empty argument",
+        "its startup has an empty argument",
     ]
 
 

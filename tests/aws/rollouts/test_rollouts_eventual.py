@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from parbake.aws.tags import MANAGED
 from parbake.core.errors import AwsLimit, TargetMoved
 from parbake.core.events import Events
 from parbake.rollouts.pointers import ParameterPointer, Pointer, TagPointer
@@ -144,6 +145,9 @@ def pointed(file: Path) -> tuple[str, str]:
     """Let a tag and a parameter name the older of two images; return both."""
     kitchen(file.parent, [{"karpenter": {"nodeclass": "gpu", "tag": "image=gpu"}}, PARAMETER])
     old, new = (raw("ec2").register_image(Name=name, RootDeviceName="/dev/xvda")["ImageId"] for name in ("old", "new"))
+    raw("ec2").create_tags(
+        Resources=[old, new], Tags=[{"Key": MANAGED, "Value": "artefact"}]
+    )  # else it is not promoted
     raw("ec2").create_tags(Resources=[old], Tags=[{"Key": "image", "Value": "gpu"}])
     raw("ssm").put_parameter(Name="/nodes/gpu", Value=old, Type="String", DataType="aws:ec2:image")
     return old, new
