@@ -66,6 +66,8 @@ def _tags(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
         yield allow(f"PromoteImages{number}", ["ec2:CreateTags"], images, both(OURS, alone))
         tagged: Policy = {"StringEquals": {f"aws:ResourceTag/{key}": value}}
         yield allow(f"DemoteImages{number}", ["ec2:DeleteTags"], images, both(tagged, alone))
+        # Where AWS still shows a tag that has gone already, it is taken away once more.
+        yield allow(f"DemoteOurs{number}", ["ec2:DeleteTags"], images, both(OURS, alone))
 
 
 def _groups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
