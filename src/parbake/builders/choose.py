@@ -5,9 +5,6 @@ from __future__ import annotations
 from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Publisher, RemoteBuilder
 
-REMOTE = frozenset({"ec2", "packer"})
-"""Builders that need nothing of this machine: no root, no disk, no base on it."""
-
 
 def builder_of(bakefile: Bakefile) -> Builder:
     """Return what builds the disk on this machine."""
