@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class Done:
 class Running:
     """A command under way; use with ``with``, which kills what is left of it."""
 
-    def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
+    def __init__(self, command: Sequence[str], env: dict[str, str], cwd: Path) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # Shells start what runs in the background so, and children inherit it: Ctrl-C would not be heard at all.
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -155,6 +155,7 @@ class Corner:
             "HOME": str(folder / "home"),
             **env,
         }
+        self._runs: set[int] = set()
         self.look()
 
     def look(self) -> None:
@@ -173,12 +174,17 @@ class Corner:
         Its coverage is not measured: an interruption may come while coverage.py holds its lock, which then stays held.
         """
         env = {name: value for name, value in self.env.items() if not name.startswith("COVERAGE_")}
-        return Running([*program, *arguments], env, self.folder)
+        return self._run([*program, *arguments], env)
 
     def parbake(self, *arguments: str) -> Done:
         """Run a command of parbake to its end."""
-        with Running([sys.executable, "-m", "parbake", *arguments], self.env, self.folder) as run:
+        with self._run([sys.executable, "-m", "parbake", *arguments], self.env) as run:
             return run.finish()
+
+    def _run(self, command: Sequence[str], env: dict[str, str]) -> Running:
+        run = Running(command, env, self.folder)
+        self._runs.add(run.pid)
+        return run
 
     def bake(self, *more: str) -> dict[str, Any]:
         """Bake without verification, which must succeed, and return the answer."""
@@ -187,9 +193,9 @@ class Corner:
         document: dict[str, Any] = done.document
         return document
 
-    def leaked(self) -> list[str]:
-        """Return mounts, loop devices and processes of this corner that are still there; waits a little."""
-        return leaked(self._before, self.folder)
+    def leaked(self, *, cgroups: bool = True) -> list[str]:
+        """Return mounts, loop devices, processes and cgroups of this corner that are still there; waits a little."""
+        return leaked(self._before, self.folder, self._runs if cgroups else ())
 
     def left(self) -> list[str]:
         """Return what no run should leave: work folders and locks, temporary files, what hides in the output."""

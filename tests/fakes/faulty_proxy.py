@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import socket
 import struct
 import threading
@@ -97,6 +98,8 @@ class Redirect:
 
 
 Fault = Cut | Status | Length | Flip | Stall | Drip | DripHeader | WholeAnswer | Chunked | Header | Redirect
+_PROBE = 64  # bytes
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 _NOT_PASSED_ON = {"host", "connection", "transfer-encoding"}
 
 
@@ -107,6 +110,7 @@ class FaultyProxy:
         self.address = address
         self.faults: deque[Fault] = deque()
         self.only = "/blobs/"
+        self.spare_probes = False  # of a layer a few bytes are read before the bake
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.lock = threading.Lock()
         self.ended = threading.Event()
@@ -137,8 +141,12 @@ class FaultyProxy:
     def url(self) -> str:
         return f"http://{self.host}"
 
-    def fault_for(self, path: str) -> Fault | None:
+    def fault_for(self, path: str, wanted: str = "") -> Fault | None:
+        """Return the fault of a request for a path; ``wanted``: its header Range."""
         with self.lock:
+            ends = _RANGE.fullmatch(wanted)
+            if self.spare_probes and ends and int(ends[2]) - int(ends[1]) < _PROBE:
+                return None
             return self.faults.popleft() if self.faults and self.only in path else None
 
 
@@ -154,7 +162,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         sent = {key.lower(): value for key, value in self.headers.items()}
         with self.owner.lock:
             self.owner.requests.append((self.command, self.path, sent))
-        fault = self.owner.fault_for(self.path)
+        fault = self.owner.fault_for(self.path, sent.get("range", ""))
         with suppress(OSError):
             if isinstance(fault, Status):
                 self._answer(fault.code, {"Content-Type": "application/json", **fault.headers}, fault.body)

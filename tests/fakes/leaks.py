@@ -2,7 +2,7 @@
 
     before = snapshot(tmp_path)
     ...                                        # runs whose files, TMPDIR and PARBAKE_CACHE lie below tmp_path
-    assert leaked(before, tmp_path) == []      # waits a little for what is just ending
+    assert leaked(before, tmp_path, pids) == []      # waits a little for what is just ending
 
 Only what has to do with the folder counts, since other programs live on the machine as well. A process has to do with
 it when its arguments, its environment, its working folder, its root or an open file name the folder: children of a run
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,22 +42,22 @@ class Snapshot:
         )
 
 
-def snapshot(area: Path) -> Snapshot:
-    """Look at everything on the machine that has to do with a folder."""
+def snapshot(area: Path, runs: Collection[int] = ()) -> Snapshot:
+    """Look at everything on the machine that has to do with a folder; ``runs``: process ids of runs that were there."""
     text = str(area.resolve())
     loops = {device: file for device, file in _loops() if text in file}
     return Snapshot(
         frozenset(_mounts(text, set(loops))),
         frozenset(f"{device} on {file}" for device, file in loops.items()),
         frozenset(_processes(text)),
-        frozenset(_ownerless_cgroups()),
+        frozenset(_ownerless_cgroups(runs)),
     )
 
 
-def leaked(before: Snapshot, area: Path, *, patience: float = 10.0) -> list[str]:
+def leaked(before: Snapshot, area: Path, runs: Collection[int] = (), *, patience: float = 10.0) -> list[str]:
     """Return what is there that was not before and does not go away by itself within ``patience`` seconds."""
     deadline = Deadline(patience, "what is just ending")
-    while (new := snapshot(area).since(before)) and deadline.left:
+    while (new := snapshot(area, runs).since(before)) and deadline.left:
         deadline.sleep(0.05)
     return new
 
@@ -131,14 +131,14 @@ def _words_of(process: Path) -> Iterator[str]:
             yield str(handle.readlink())
 
 
-def _ownerless_cgroups() -> Iterator[str]:
+def _ownerless_cgroups(runs: Collection[int]) -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, kind = line.partition(" - ")
         if not kind.startswith("cgroup"):
             continue
         for folder in Path(fields.split()[4]).glob("parbake-*"):
             owner = _CGROUP.fullmatch(folder.name)
-            if owner and _started(owner[1]) != owner[2]:
+            if owner and int(owner[1]) in runs and _started(owner[1]) != owner[2]:
                 yield str(folder)
 
 

@@ -96,7 +96,7 @@ def hydrate(
     file: BakefilePath = DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Write what a node needs to load a volume's hot blocks early, and to have hot files in memory.
+    """Write what a node needs to load hot blocks and files early.
 
     The lists of blocks and of files from the start-up trace, the program that reads them with its systemd unit, user
     data with program and blocks inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.

@@ -63,7 +63,7 @@ def shelves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelves
 
     monkeypatch.setattr(clients, "_make", made)
     monkeypatch.chdir(tmp_path)
-    kitchen(tmp_path, [], FIRST)
+    kitchen(tmp_path, [], FIRST, builder="ebs")
     yield shelves
     assert refused([pruner(tmp_path / "parbake.yaml")], NOTED[before:]) == []
 
@@ -121,7 +121,7 @@ def test_what_is_used_in_each_way_stays(shelves: Shelves, world: World, capsys: 
     for use in USES:
         use(world, used[use.__name__])
     unused = image("unused")
-    kitchen(Path(), world.targets, FIRST)
+    kitchen(Path(), world.targets, FIRST, builder="ebs")
     code, done = parbake(capsys, "prune", "--aws", "--keep", "0", "--grace", "0")
     assert code == 0
     actions = {each["id"]: each["action"] for each in done["aws"]["decisions"]}
@@ -158,7 +158,7 @@ def test_for_any_graph_of_references_nothing_that_is_used_goes(
         use(world, amis[number])
     for number in retired:
         age(amis[number], 8)
-    file, before = kitchen(Path(), world.targets, FIRST), len(NOTED)
+    file, before = kitchen(Path(), world.targets, FIRST, builder="ebs"), len(NOTED)
     for _ in range(2):
         retention.prune_published(file, rules, Events(), dry_run=False)
     assert refused([pruner(file)], NOTED[before:]) == [], "the policy of this Bakefile covers each call"
@@ -213,7 +213,7 @@ def test_two_steps_and_a_way_back(shelves: Shelves, capsys: pytest.CaptureFixtur
 def test_the_bakefile_says_what_is_kept(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:
     """And options override it; ``watch --prune`` goes by it alone."""
     ami = image("a")
-    file = kitchen(Path(), [], FIRST, retention={"keep": 0, "grace": "2d"})
+    file = kitchen(Path(), [], FIRST, builder="ebs", retention={"keep": 0, "grace": "2d"})
     age(ami, 1)
     prune = ("prune", "--aws")
     assert parbake(capsys, *prune, "--keep", "1", "--dry-run")[1]["aws"]["decisions"][0]["action"] == "restore"

@@ -27,7 +27,6 @@ __all__ = ["nobody"]  # a fixture for every test here
 pytestmark = pytest.mark.root
 
 DATA = random.Random(4).randbytes(900_000)
-# Of compressed layers a few bytes are read beforehand, for their size: faults are for the one stream of the bake.
 BUILT = image(
     layer({"etc/motd": b"hi\n"}), layer({"data": DATA, "more/": None, "more/data": DATA[:70_000]}), compression="none"
 )
@@ -46,7 +45,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
 @pytest.fixture
 def corner(tmp_path: Path, proxy: FaultyProxy) -> Corner:
     proxy.faults.clear()
-    proxy.only = BLOB.digest
+    proxy.only, proxy.spare_probes = BLOB.digest, True  # faults are for the one stream of the bake
     corner = Corner(tmp_path / "corner")
     corner.write("parbake.yaml", f"version: 1\nbase: none\nsize: 64MiB\nimages: ['{proxy.host}/team/app:1']\n")
     return corner
@@ -93,7 +92,7 @@ def test_wrong_content_bakes_nothing_and_the_next_bake_does(
 @pytest.fixture
 def impatient(proxy: FaultyProxy) -> Iterator[Registry]:
     proxy.faults.clear()
-    proxy.only = BLOB.digest
+    proxy.only, proxy.spare_probes = BLOB.digest, True  # faults are for the one stream of the bake
     with Registry({proxy.host: PLAIN}, patience=IMPATIENT) as client:
         yield client
 

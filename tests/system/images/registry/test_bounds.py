@@ -81,12 +81,12 @@ def test_a_blob_that_drips_comes_to_an_end_whatever_its_connections_do(
     network: FaultyProxy, registry: DockerRegistry
 ) -> None:
     """Each new connection delivers enough to count as progress, and the whole is slow all the same."""
-    built = image(SOME, compression="none")
+    built = image(layer({"a": bytes(range(256)) * 16_000}), compression="none")  # pauses are random: many of them
     push(registry.url, "team/app", built, "v4")
     patience = Patience(tries=3, first=0.3, longest=0.3, total=10, stall=5, rate=1, grace=1.0, average=4 << 20)
     with Registry({network.host: PLAIN}, patience=patience) as client:
         found = client.resolve(ref(network.host, "team/app:v4"), AMD64)
-        network.faults.extend([Cut(66_000)] * 8)
+        network.faults.extend([Cut(66_000)] * 60)
         started = time.monotonic()
         with pytest.raises(Unreachable, match="too few to go on"):
             read_all(client, found)
