@@ -7,13 +7,15 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 verificat
 from __future__ import annotations
 
 import gc
+import inspect
 import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -23,12 +25,12 @@ from typer.core import TyperGroup
 from parbake import __version__
 from parbake.core import interrupts, printable
 from parbake.core.errors import InputError, Interrupted, ParbakeError, from_os_error
+from parbake.core.events import Events
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from parbake.bakefile import RetentionSection
-    from parbake.core.events import Events
     from parbake.core.signing import Signer
 
 COMMANDS = {
@@ -125,11 +127,64 @@ def opened_events(style: str) -> Iterator[Events]:
         yield events
 
 
-def print_result(document: Any, text: Callable[[], str]) -> None:
-    """Print the result: the JSON document, or the text for people. Whole, also when a signal comes meanwhile."""
-    interrupts.hold()
-    out.printed = True
-    typer.echo(printable.dump(document, indent=2) if out.as_json else printable.lines(text()))
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command prints: the JSON document, or the text for people. ``then`` is called once it is printed."""
+
+    document: Any
+    text: Callable[[], str]
+    then: Callable[[], object] = lambda: None
+
+    def print(self) -> None:
+        """Print it, whole, also when a signal comes meanwhile."""
+        interrupts.hold()
+        out.printed = True
+        typer.echo(printable.dump(self.document, indent=2) if out.as_json else printable.lines(self.text()))
+
+
+def written(paths: Iterable[Path], *warnings: str, **more: Any) -> Result:
+    """Return the result of a command that writes files; ``more`` is for the document, warnings are for people."""
+    names = [str(path) for path in paths]
+    return Result({"written": names, **more}, lambda: "\n".join([*(f"wrote {name}" for name in names), *warnings]))
+
+
+def command(
+    group: typer.Typer = app, *, progress: str = "", **settings: Any
+) -> Callable[[Callable[..., Result | None]], Callable[..., None]]:
+    """Make a command of a function, which gets the option --json; its result is printed when it has returned.
+
+    A function with a parameter ``events`` is given the stream of events, and the option --progress unless ``progress``
+    is the style. ``settings`` are typer's own, such as ``name``.
+    """
+
+    def decorate(function: Callable[..., Result | None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        parameters = dict(signature.parameters)
+        takes_events = bool(parameters.pop("events", None))
+        options: dict[str, tuple[Any, object]] = {"as_json": (AsJson, False)}
+        if takes_events and not progress:
+            options["progress"] = (Progress, "auto")
+        for name, (annotation, default) in options.items():
+            parameters[name] = inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+            )
+
+        @wraps(function)
+        def call(*, as_json: bool, progress: str = progress, **arguments: Any) -> None:
+            out.as_json = as_json
+            if takes_events:
+                with opened_events(progress) as events:
+                    result = function(events=events, **arguments)
+            else:
+                result = function(**arguments)
+            if result:
+                result.print()
+                result.then()
+
+        call.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+        return group.command(**settings)(call)
+
+    return decorate
 
 
 def output(file: Path, what: str = "") -> Path:

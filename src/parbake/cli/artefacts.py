@@ -10,25 +10,25 @@ import typer
 
 from parbake.cli.app import (
     DEFAULT_FILE,
-    AsJson,
     BakefilePath,
     KeepWorkspace,
-    Progress,
+    Result,
     What,
     app,
-    opened_events,
-    out,
+    command,
     output,
-    print_result,
     retention,
     signer,
     trust,
+    written,
 )
 from parbake.core.errors import InputError
+from parbake.core.events import Events
 
 
-@app.command()
+@command(progress="plain")
 def init(
+    events: Events,
     folder: Annotated[
         Path, typer.Argument(help="Where to write parbake.yaml; made when missing.", metavar="FOLDER")
     ] = Path(),
@@ -50,17 +50,15 @@ def init(
     ] = "",
     sizes: Annotated[bool, typer.Option(help="Ask the registries how large the images are, for the comments.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Write a commented Bakefile that works as it stands.
 
     Without options it takes the folder's own Containerfile; where there is none, it writes a sample application too.
     """
     from parbake.workflows import init as workflow
 
-    out.as_json = as_json
-    with opened_events("plain") as events:
-        written = workflow.begin(
+    return written(
+        workflow.begin(
             folder,
             images=tuple(image or ()),
             manifests=from_manifests,
@@ -70,11 +68,11 @@ def init(
             force=force,
             events=events,
         )
-    print_result({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))
+    )
 
 
-@app.command()
-def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: Progress = "auto") -> None:
+@command()
+def plan(events: Events, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show what a bake would do, without doing it.
 
     Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
@@ -82,14 +80,13 @@ def plan(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False, progress: P
     from parbake.cli.text import artefacts
     from parbake.workflows import plan as workflow
 
-    out.as_json = as_json
-    with opened_events(progress) as events:
-        preview = workflow.preview(file, events)
-    print_result(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
+    preview = workflow.preview(file, events)
+    return Result(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
 
 
-@app.command()
+@command()
 def bake(
+    events: Events,
     file: BakefilePath = DEFAULT_FILE,
     force: Annotated[bool, typer.Option("--force", help="Bake again what exists already.")] = False,
     rebuild: Annotated[
@@ -114,9 +111,7 @@ def bake(
         bool, typer.Option("--from-scratch", help="Do not start from an earlier volume: fetch and unpack every layer.")
     ] = False,
     keep_workspace: KeepWorkspace = False,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Bake the images, and prove that they start from the artefact.
 
     Images with `build` are built and pushed first, when their context has changed. Nothing is done when the artefact
@@ -125,7 +120,6 @@ def bake(
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow
 
-    out.as_json = as_json
     options = workflow.Options(
         force=force,
         rebuild=rebuild,
@@ -136,19 +130,17 @@ def bake(
         keep_workspace=keep_workspace,
         from_scratch=from_scratch,
     )
-    with opened_events(progress) as events:
-        finished = workflow.bake(file, events, options)
-    print_result(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))
+    finished = workflow.bake(file, events, options)
+    return Result(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))
 
 
-@app.command()
+@command()
 def verify(
+    events: Events,
     what: What,
     file: BakefilePath = DEFAULT_FILE,
     keep_workspace: KeepWorkspace = False,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Boot an artefact without a network and start its images.
 
     The verdict goes into the record; the exit code is 3 when it is bad. RECORD may also be a disk image that parbake
@@ -157,28 +149,30 @@ def verify(
     from parbake.cli.text import artefacts
     from parbake.workflows import verify as workflow
 
-    out.as_json = as_json
-    with opened_events(progress) as events:
-        artefact, verdict = workflow.verify_again(
-            what, output(file, what), events, keep_workspace=keep_workspace, trust=trust(file), signer=signer(file)
-        )
-    print_result(artefacts.verdict_json(artefact, verdict), lambda: artefacts.verdict_text(artefact, verdict))
-    workflow.judge(artefact, verdict)
+    artefact, verdict = workflow.verify_again(
+        what, output(file, what), events, keep_workspace=keep_workspace, trust=trust(file), signer=signer(file)
+    )
+    return Result(
+        artefacts.verdict_json(artefact, verdict),
+        lambda: artefacts.verdict_text(artefact, verdict),
+        then=lambda: workflow.judge(artefact, verdict),
+    )
 
 
-@app.command(name="list")
-def list_(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+@command(name="list")
+def list_(file: BakefilePath = DEFAULT_FILE) -> Result:
     """List the artefacts, oldest first."""
     from parbake import records
     from parbake.cli.text import artefacts
 
-    out.as_json = as_json
     found = records.find(output(file))
-    print_result([artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found))
+    return Result(
+        [artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found)
+    )
 
 
-@app.command()
-def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+@command()
+def show(what: What, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show the record of one artefact.
 
     With --json it is the in-toto statement as it is stored.
@@ -187,15 +181,15 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False)
     from parbake.cli.text import artefacts
     from parbake.records import statements
 
-    out.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
-    print_result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
+    return Result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
 
 
-@app.command()
+@command()
 def prune(
+    events: Events,
     keep: Annotated[
         int | None,
         typer.Option(
@@ -227,9 +221,7 @@ def prune(
         ),
     ] = None,
     file: BakefilePath = DEFAULT_FILE,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Remove old artefacts and their records, or cached layers.
 
     The Bakefile's `retention` decides what is kept; options override it.
@@ -243,29 +235,27 @@ def prune(
     from parbake.images import cache as layer_cache
     from parbake.workflows import prune as workflow
 
-    out.as_json = as_json
     if cache_size != "0" and not cache:
         raise InputError("--cache-size is for the cache of layers", hint="add --cache, or take --keep for artefacts")
     if cache:
         limit = units.size_of(cache_size, "--cache-size")
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
-        print_result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
-        return
+        return Result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
     rules = workflow.rules(retention(file), keep, younger, grace)
     document: dict[str, object] = {}
     text = ""
     if aws:
-        with opened_events(progress) as events:
-            pruned = workflow.prune_published(file, rules, events, dry_run=dry_run)
+        pruned = workflow.prune_published(file, rules, events, dry_run=dry_run)
         document["aws"] = rollouts.pruned_json(pruned)
         text = f"{rollouts.pruned_text(pruned, dry_run=dry_run)}\n\n"
     decisions = workflow.prune(output(file), keep=rules.keep, younger=rules.younger, dry_run=dry_run)
     document |= artefacts.decisions_json(decisions)
-    print_result(document, lambda: text + artefacts.decisions_text(decisions, dry_run=dry_run))
+    return Result(document, lambda: text + artefacts.decisions_text(decisions, dry_run=dry_run))
 
 
-@app.command()
+@command()
 def clean(
+    events: Events,
     file: BakefilePath = DEFAULT_FILE,
     caches: Annotated[
         bool, typer.Option("--caches", help="Also remove all that is cached: default bases, images that were built.")
@@ -274,9 +264,7 @@ def clean(
         bool,
         typer.Option("--aws", help="Also remove what runs of this Bakefile, or long expired ones, left in AWS."),
     ] = False,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Remove what killed runs left behind, and kept work folders.
 
     On this machine only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that
@@ -286,19 +274,17 @@ def clean(
     """
     from parbake.workflows import clean as workflow
 
-    out.as_json = as_json
     removed = [str(path) for path in workflow.clean(output(file), caches=caches)]
     if in_aws:
-        with opened_events(progress) as events:
-            for region, found in workflow.clean_aws(file, events).items():
-                removed += [f"{region}:{each}" for each in found]
-    print_result(
+        for region, found in workflow.clean_aws(file, events).items():
+            removed += [f"{region}:{each}" for each in found]
+    return Result(
         {"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over"
     )
 
 
-@app.command()
-def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+@command()
+def doctor(file: BakefilePath = DEFAULT_FILE) -> Result:
     """Say what this machine lacks, and how to get it.
 
     Programs, privileges, kernel features and disk space, each with the commands that need it.
@@ -307,19 +293,17 @@ def doctor(file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
     from parbake.core.workspace import cache_folder
     from parbake.workflows import doctor as workflow
 
-    out.as_json = as_json
     checks = workflow.examine(output=output(file), cache=cache_folder())
-    print_result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
+    return Result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
 
 
-@app.command()
+@command()
 def demo(
+    events: Events,
     folder: Annotated[
         Path, typer.Argument(help="Where the demo's files go; kept for the next run.", metavar="FOLDER")
     ] = Path("demo"),
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Run the main job end to end on a sample application.
 
     Build it, push it to a registry on the loopback, bake, boot the result without a network, start the application
@@ -328,10 +312,8 @@ def demo(
     from parbake.cli.text import artefacts
     from parbake.workflows import demo as workflow
 
-    out.as_json = as_json
-    with opened_events(progress) as events:
-        outcome = workflow.tell(folder.absolute(), events=events)
-    print_result(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
+    outcome = workflow.tell(folder.absolute(), events=events)
+    return Result(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
 
 
 @app.command()

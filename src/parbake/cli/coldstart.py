@@ -9,26 +9,25 @@ import typer
 
 from parbake.cli.app import (
     DEFAULT_FILE,
-    AsJson,
     BakefilePath,
-    Progress,
+    Result,
     What,
-    app,
-    opened_events,
-    out,
+    command,
     output,
-    print_result,
     signer,
     trust,
+    written,
 )
 from parbake.core.errors import InputError
+from parbake.core.events import Events
 
 if TYPE_CHECKING:
     from parbake.aws.costs import Prices
 
 
-@app.command()
+@command()
 def trace(
+    events: Events,
     what: Annotated[
         str,
         typer.Argument(
@@ -47,9 +46,7 @@ def trace(
     to: Annotated[
         Path, typer.Option("--output", help="Where a running node's trace is written.", metavar="FILE")
     ] = Path("node.trace"),
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Record which blocks a cold start reads, in which order.
 
     Of a volume that was baked: each image is started once with cold caches, without a network; the trace is written
@@ -62,40 +59,35 @@ def trace(
     from parbake.records import genuine
     from parbake.workflows import trace as workflow
 
-    out.as_json = as_json
     path = Path(what)
-    with opened_events(progress) as events:
-        if path.is_block_device() or path.is_mount():
+    if path.is_block_device() or path.is_mount():
+        if bring:
+            raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
+        found = workflow.record_node(what, seconds, events)
+        save(found, to)
+        result = summary(found, file=str(to))
+    else:
+        artefact, record = records.locate(what, output(file, what))
+        if record is None:
+            raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake can be rehearsed")
+        signs = signer(file)
+        with records.in_use(artefact.parent, record.artefact):
+            record = genuine.need(artefact, trust(file) if signs else ())  # it is signed again
             if bring:
-                raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
-            found = workflow.record_node(what, seconds, events)
-            save(found, to)
-            result = summary(found, file=str(to))
-        else:
-            artefact, record = records.locate(what, output(file, what))
-            if record is None:
-                raise InputError(
-                    f"{artefact} has no record beside it", hint="only artefacts of parbake can be rehearsed"
-                )
-            signs = signer(file)
-            with records.in_use(artefact.parent, record.artefact):
-                record = genuine.need(artefact, trust(file) if signs else ())  # it is signed again
-                if bring:
-                    record = workflow.bring(artefact, record, bring, signs)
-                else:
-                    record = workflow.rehearse(artefact, record, events, signs)
-            assert record.trace
-            result, found = record.trace, workflow.trace_of(artefact, record)
-    print_result(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))
+                record = workflow.bring(artefact, record, bring, signs)
+            else:
+                record = workflow.rehearse(artefact, record, events, signs)
+        assert record.trace
+        result, found = record.trace, workflow.trace_of(artefact, record)
+    return Result(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))
 
 
-@app.command()
+@command()
 def hydrate(
     what: What,
     folder: Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")],
     file: BakefilePath = DEFAULT_FILE,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Write what a node needs to load hot blocks and files early.
 
     The lists of blocks and of files from the start-up trace, the program that reads them with its systemd unit, user
@@ -107,16 +99,12 @@ def hydrate(
     from parbake.coldstart.trace import hydrate_list, prefetch_list
     from parbake.workflows import trace as workflow
 
-    out.as_json = as_json
     artefact, record = records.locate(what, output(file, what))
     found = workflow.trace_of(artefact, record)
-    written = export(folder, hydrate_list(found), prefetch_list(found))
+    paths = export(folder, hydrate_list(found), prefetch_list(found))
     size = (folder / "user-data.sh").stat().st_size
-    document = {"written": [str(path) for path in written], "user_data_bytes": size}
-    lines = [f"wrote {path}" for path in written]
-    if size > limits.USER_DATA_LIMIT:
-        lines.append(f"warning: user-data.sh has {size} bytes, and EC2 takes {limits.USER_DATA_LIMIT}: use another")
-    print_result(document, lambda: "\n".join(lines))
+    too_large = f"warning: user-data.sh has {size} bytes, and EC2 takes {limits.USER_DATA_LIMIT}: use another"
+    return written(paths, *[too_large] * (size > limits.USER_DATA_LIMIT), user_data_bytes=size)
 
 
 PricesFile = Annotated[
@@ -127,7 +115,7 @@ NodeHour = Annotated[
 ]
 
 
-@app.command()
+@command()
 def advise(
     what: What,
     launches: Annotated[float, typer.Option(min=0.001, help="Nodes that start a day.", metavar="COUNT")] = 100.0,
@@ -146,8 +134,7 @@ def advise(
     prices: PricesFile = None,
     node_hour: NodeHour = None,
     file: BakefilePath = DEFAULT_FILE,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Say which remedy against cold volumes is the cheapest, and why.
 
     Compared are nothing, hydrate, the provisioned initialization rate, fast snapshot restore, reading everything, and a
@@ -158,7 +145,6 @@ def advise(
     from parbake.cli.text.coldstart import advice_text
     from parbake.workflows import trace as workflow
 
-    out.as_json = as_json
     if profile not in costs.SPEEDS:
         raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
     artefact, record = records.locate(what, output(file, what))
@@ -182,10 +168,10 @@ def advise(
         **advice.model_dump(mode="json"),
         **{name: part.model_dump(mode="json") for name, part in parts.items()},
     }
-    print_result(document, lambda: advice_text(advice, situation, listed))
+    return Result(document, lambda: advice_text(advice, situation, listed))
 
 
-@app.command()
+@command()
 def savings(
     pulls: Annotated[float, typer.Option(min=0, help="Pulls of the images a day.", metavar="COUNT")],
     pull_seconds: Annotated[
@@ -197,8 +183,7 @@ def savings(
     headroom: Annotated[float, typer.Option(min=0, help="Nodes kept running for pods to come.", metavar="COUNT")] = 0.0,
     prices: PricesFile = None,
     node_hour: NodeHour = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Say what pulls cost, and what a bake saves of it.
 
     Nodes that wait for a pull are paid while they wait. Headroom hides that and is paid round the clock: it keeps the
@@ -207,7 +192,6 @@ def savings(
     from parbake.aws import costs
     from parbake.cli.text.coldstart import savings_text
 
-    out.as_json = as_json
     listed = _priced(prices, node_hour)
     found = costs.savings(
         pulls=pulls,
@@ -217,7 +201,7 @@ def savings(
         node_hour=listed.node_hour.value,
     )
     document = {**found.model_dump(mode="json"), "prices": listed.model_dump(mode="json")}
-    print_result(document, lambda: savings_text(found, listed))
+    return Result(document, lambda: savings_text(found, listed))
 
 
 def _priced(file: Path | None, node_hour: float | None) -> Prices:
@@ -230,7 +214,7 @@ def _priced(file: Path | None, node_hour: float | None) -> Prices:
     return listed
 
 
-@app.command()
+@command()
 def report(
     what: What,
     against: Annotated[str | None, typer.Argument(help="A second record, to compare with.", metavar="[RECORD]")] = None,
@@ -238,8 +222,7 @@ def report(
         "report.html"
     ),
     file: BakefilePath = DEFAULT_FILE,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Write what is known of a cold start as one page of HTML.
 
     A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
@@ -250,8 +233,7 @@ def report(
     from parbake.core.workspace import room_for
     from parbake.workflows import trace as workflow
 
-    out.as_json = as_json
     subjects = [Subject(*workflow.known(each, output(file, each))) for each in (what, against) if each]
     with room_for(to):
         atomic.replace(to, page(*subjects), mode=0o644)
-    print_result({"written": [str(to)]}, lambda: f"wrote {to}")
+    return written([to])

@@ -7,19 +7,8 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import (  # fmt: skip
-    DEFAULT_FILE,
-    AsJson,
-    BakefilePath,
-    Progress,
-    What,
-    app,
-    opened_events,
-    out,
-    output,
-    print_result,
-    trust,
-)
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, What, app, command, output, trust, written
+from parbake.core.events import Events
 
 Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
@@ -28,16 +17,16 @@ exporting = typer.Typer(help="Write the files that other tools take.")
 app.add_typer(exporting, name="export", no_args_is_help=True)
 
 
-@exporting.command()
+@command(exporting, progress="plain")
 def packer(
+    events: Events,
     folder: Folder,
     file: BakefilePath = DEFAULT_FILE,
     pin: Annotated[
         bool, typer.Option("--pin", help="Ask the registries, and bake the digests that the tags have now.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Write a folder for Packer that bakes the images into an AMI.
 
     Its template has the variables IMAGE, AMI_NAME and SOURCE_AMI and takes the others from the Bakefile. The base must
@@ -45,74 +34,36 @@ def packer(
     """
     from parbake.workflows import export as workflow
 
-    out.as_json = as_json
-    with opened_events("plain") as events:
-        written = workflow.to_packer(file, folder, events, pin=pin, force=force)
-    _tell(written)
+    return written(workflow.to_packer(file, folder, events, pin=pin, force=force))
 
 
-@exporting.command()
-def gcp(
-    what: What,
-    folder: Folder,
-    file: BakefilePath = DEFAULT_FILE,
-    force: Force = False,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
-    """Write an artefact as Google Compute Engine takes it, and a script that makes an image of it.
+_CLOUDS = {
+    "gcp": """Write an artefact as Google Compute Engine takes it, and a script that makes an image of it.
 
     The archive holds disk.raw, filled up to whole GiB. The script uses the gcloud CLI; it asks for a bucket.
-    """
-    from parbake.workflows import export as workflow
-
-    out.as_json = as_json
-    with opened_events(progress) as events:
-        written = workflow.to_gcp(what, output(file, what), folder, events, force=force, trust=trust(file))
-    _tell(written)
-
-
-@exporting.command()
-def gke(
-    what: What,
-    folder: Folder,
-    file: BakefilePath = DEFAULT_FILE,
-    force: Force = False,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
-    """Write a volume as a secondary boot disk for GKE, and a script that makes a disk image of it.
+    """,
+    "gke": """Write a volume as a secondary boot disk for GKE, and a script that makes a disk image of it.
 
     The layout is that of GKE's own disk image builder, with checksums. Needs root; the volume must be ext4.
-    """
-    from parbake.workflows import export as workflow
-
-    out.as_json = as_json
-    with opened_events(progress) as events:
-        written = workflow.to_gke(what, output(file, what), folder, events, force=force, trust=trust(file))
-    _tell(written)
-
-
-@exporting.command()
-def azure(
-    what: What,
-    folder: Folder,
-    file: BakefilePath = DEFAULT_FILE,
-    force: Force = False,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
-    """Write an artefact as a fixed VHD for Azure, and a script that makes a disk of it, and an image.
+    """,
+    "azure": """Write an artefact as a fixed VHD for Azure, and a script that makes a disk of it, and an image.
 
     The script uses az and azcopy; it asks for a resource group and a region.
-    """
-    from parbake.workflows import export as workflow
-
-    out.as_json = as_json
-    with opened_events(progress) as events:
-        written = workflow.to_azure(what, output(file, what), folder, events, force=force, trust=trust(file))
-    _tell(written)
+    """,
+}
+"""The clouds that artefacts are written for, with the help of each command."""
 
 
-def _tell(written: tuple[Path, ...]) -> None:
-    print_result({"written": [str(path) for path in written]}, lambda: "\n".join(f"wrote {path}" for path in written))
+def _add(cloud: str) -> None:
+    @command(exporting, name=cloud, help=_CLOUDS[cloud])
+    def export(
+        events: Events, what: What, folder: Folder, file: BakefilePath = DEFAULT_FILE, force: Force = False
+    ) -> Result:
+        from parbake.workflows import export as workflow
+
+        to_cloud = {"gcp": workflow.to_gcp, "gke": workflow.to_gke, "azure": workflow.to_azure}[cloud]
+        return written(to_cloud(what, output(file, what), folder, events, force=force, trust=trust(file)))
+
+
+for _cloud in _CLOUDS:
+    _add(_cloud)

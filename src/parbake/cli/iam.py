@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, app, out, print_result
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
 from parbake.core.errors import InputError, ParbakeError
 
 _ACCOUNT = r"[0-9]{12}"
@@ -19,7 +19,7 @@ _PARAMETER = r"/?[\w.-]+(/[\w.-]+)*(/\*)?"
 _SNAPSHOT = r"snap-[0-9a-f]{8,17}"
 
 
-@app.command()
+@command()
 def iam(
     file: BakefilePath = DEFAULT_FILE,
     account: Annotated[
@@ -51,8 +51,7 @@ def iam(
             help="A snapshot that `builder: ebs` starts from: the base AMI's root disk.",
         ),
     ] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Print the AWS policies that this Bakefile needs.
 
     `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
@@ -63,7 +62,6 @@ def iam(
     from parbake.aws import iam as policies
     from parbake.bakefile import load
 
-    out.as_json = as_json
     bakefile = load(file)
     usual = policies.Names()
     names = policies.Names(
@@ -76,11 +74,16 @@ def iam(
         or usual.base_snapshots,
     )
     found = policies.policies(bakefile, names)
-    print_result(
-        found, lambda: "\n\n".join(f"{name}:\n{json.dumps(policy, indent=2)}" for name, policy in found.items())
+
+    def warn() -> None:
+        for sentence in policies.missing(found):
+            typer.echo(f"parbake: {sentence}", err=True)
+
+    return Result(
+        found,
+        lambda: "\n\n".join(f"{name}:\n{json.dumps(policy, indent=2)}" for name, policy in found.items()),
+        then=warn,
     )
-    for sentence in policies.missing(found):
-        typer.echo(f"parbake: {sentence}", err=True)
 
 
 def _fitting(option: str, values: Iterable[str] | None, pattern: str, example: str) -> tuple[str, ...]:

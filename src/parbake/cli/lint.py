@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from parbake import __version__
-from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, app, out, output, print_result
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command, out, output
 from parbake.core.errors import InputError, VerificationFailed
 
 _LEVELS = ("error", "warning", "note")
 
 
-@app.command()
+@command()
 def lint(
     paths: Annotated[
         list[str] | None, typer.Argument(help="Manifests: files or folders; - for standard input.", metavar="PATH")
@@ -37,8 +37,7 @@ def lint(
         str, typer.Option(help="Exit with 3 on findings of this level: error, warning or note.", metavar="LEVEL")
     ] = "error",
     file: BakefilePath = DEFAULT_FILE,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Say which pods will not use the bake, and why.
 
     Workloads and node classes are compared with the Bakefile and its newest record, or with --bake. The exit code is 3
@@ -52,7 +51,7 @@ def lint(
         raise InputError(f"--format {style}: no such style", hint="choose text, json or sarif")
     if fail_on not in _LEVELS:
         raise InputError(f"--fail-on {fail_on}: no such level", hint="choose error, warning or note")
-    out.as_json = as_json or style != "text"
+    out.as_json |= style != "text"
     if not paths and not from_cluster:
         raise InputError("nothing to look at", hint="name files or folders, - for standard input, or --from-cluster")
     documents: list[tuple[str, str]] = []
@@ -67,8 +66,11 @@ def lint(
         if style == "sarif"
         else {"findings": [each.to_json() for each in found], "errors": sum(each.level == "error" for each in found)}
     )
-    print_result(shown, lambda: artefacts.findings_text(found))
-    bad = [each for each in found if _LEVELS.index(each.level) <= _LEVELS.index(fail_on)]
-    if bad:
-        counted = f"{len(bad)} {'finding stands' if len(bad) == 1 else 'findings stand'} in the way of the bake"
-        raise VerificationFailed(counted, hint="each one says what to change; docs/how-to/lint.md says why")
+
+    def judge() -> None:
+        bad = [each for each in found if _LEVELS.index(each.level) <= _LEVELS.index(fail_on)]
+        if bad:
+            counted = f"{len(bad)} {'finding stands' if len(bad) == 1 else 'findings stand'} in the way of the bake"
+            raise VerificationFailed(counted, hint="each one says what to change; docs/how-to/lint.md says why")
+
+    return Result(shown, lambda: artefacts.findings_text(found), then=judge)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, AsJson, BakefilePath, Progress, app, opened_events, out, print_result
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
 from parbake.core.errors import InputError, RolloutError
+from parbake.core.events import Events
 
 if TYPE_CHECKING:
-    from parbake.core.events import Events
     from parbake.workflows.rollout import TargetResult
 
 To = Annotated[
@@ -30,8 +29,9 @@ Deadline = Annotated[
 Interval = Annotated[float, typer.Option(min=0.05, help="How long to wait between two checks.", metavar="SECONDS")]
 
 
-@app.command()
+@command()
 def rollout(
+    events: Events,
     what: Annotated[
         list[str],
         typer.Argument(
@@ -49,9 +49,7 @@ def rollout(
     deadline: Deadline = None,
     interval: Interval = 5.0,
     file: BakefilePath = DEFAULT_FILE,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Hand an artefact to the Bakefile's targets, and watch it arrive.
 
     Only what is verified. Shows what changes, writes it once, and follows until the nodes run it. Targets are taken in
@@ -60,11 +58,12 @@ def rollout(
     from parbake.workflows import rollout as workflow
 
     options = workflow.RolloutOptions(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
-    _hand_over(lambda events: workflow.rollout(file, what, events, options), progress, dry_run=dry_run, as_json=as_json)
+    return _handed(workflow.rollout(file, what, events, options), dry_run=dry_run)
 
 
-@app.command()
+@command()
 def rollback(
+    events: Events,
     to: To = None,
     dry_run: DryRun = False,
     force_conflicts: ForceConflicts = False,
@@ -72,9 +71,7 @@ def rollback(
     deadline: Deadline = None,
     interval: Interval = 5.0,
     file: BakefilePath = DEFAULT_FILE,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Return targets to the artefact before, and watch it arrive.
 
     What that was is written down on the target itself. A target that has returned already is only followed.
@@ -84,23 +81,18 @@ def rollback(
     options = workflow.RolloutOptions(
         tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval
     )
-    _hand_over(lambda events: workflow.rollback(file, events, options), progress, dry_run=dry_run, as_json=as_json)
+    return _handed(workflow.rollback(file, events, options), dry_run=dry_run)
 
 
-def _hand_over(
-    hand: Callable[[Events], tuple[TargetResult, ...]], progress: str, *, dry_run: bool, as_json: bool
-) -> None:
-    """Hand over, and say what became of each target."""
+def _handed(handed: tuple[TargetResult, ...], *, dry_run: bool) -> Result:
+    """Say what became of each target."""
     from parbake.cli.text import rollouts
 
-    out.as_json = as_json
-    with opened_events(progress) as events:
-        handed = hand(events)
-    print_result(rollouts.handed_json(handed, dry_run=dry_run), lambda: rollouts.handed_text(handed, dry_run=dry_run))
+    return Result(rollouts.handed_json(handed, dry_run=dry_run), lambda: rollouts.handed_text(handed, dry_run=dry_run))
 
 
-@app.command()
-def status(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+@command()
+def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show what each target holds, and how far its nodes are.
 
     Also what it held before, which is where `parbake rollback` returns to.
@@ -108,43 +100,45 @@ def status(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = F
     from parbake.cli.text import rollouts
     from parbake.workflows import rollout as workflow
 
-    out.as_json = as_json
     reports = workflow.status(file, tuple(to or ()))
-    print_result(rollouts.reports_json(reports), lambda: rollouts.reports_text(reports))
-    failed = [each.target for each in reports if each.error]
-    if failed:
-        raise RolloutError(f"nothing is known of {', '.join(failed)}", hint="the table says why")
+
+    def judge() -> None:
+        failed = [each.target for each in reports if each.error]
+        if failed:
+            raise RolloutError(f"nothing is known of {', '.join(failed)}", hint="the table says why")
+
+    return Result(rollouts.reports_json(reports), lambda: rollouts.reports_text(reports), then=judge)
 
 
-@app.command()
-def freeze(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+@command()
+def freeze(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Stop targets from replacing nodes, until `parbake thaw`.
 
     For Karpenter it adds to the NodePools a budget of no node for drift: a rollout can pause there, or be looked at.
     """
-    _freeze(to, file, as_json, frozen=True)
+    return _freeze(to, file, frozen=True)
 
 
-@app.command()
-def thaw(to: To = None, file: BakefilePath = DEFAULT_FILE, as_json: AsJson = False) -> None:
+@command()
+def thaw(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Let targets replace nodes again, after `parbake freeze`."""
-    _freeze(to, file, as_json, frozen=False)
+    return _freeze(to, file, frozen=False)
 
 
-def _freeze(to: list[str] | None, file: BakefilePath, as_json: bool, *, frozen: bool) -> None:
+def _freeze(to: list[str] | None, file: BakefilePath, *, frozen: bool) -> Result:
     from parbake.cli.text import rollouts
     from parbake.workflows import rollout as workflow
 
-    out.as_json = as_json
     if not to:
         raise InputError("freeze and thaw need a target", hint="name it: --to NAME")
     changed = workflow.freeze(file, tuple(to), frozen=frozen)
     document = {"frozen": frozen, "changed": {name: list(what) for name, what in changed.items()}}
-    print_result(document, lambda: rollouts.frozen_text(changed, frozen=frozen))
+    return Result(document, lambda: rollouts.frozen_text(changed, frozen=frozen))
 
 
-@app.command()
+@command()
 def watch(
+    events: Events,
     once: Annotated[bool, typer.Option("--once", help="Run once and exit: for cron and CI.")] = False,
     every: Annotated[float, typer.Option(min=1, help="How long to wait between runs.", metavar="SECONDS")] = 300.0,
     roll_out: Annotated[
@@ -156,9 +150,7 @@ def watch(
         bool, typer.Option("--prune", help="Then remove old artefacts, as the Bakefile's `retention` says.")
     ] = False,
     file: BakefilePath = DEFAULT_FILE,
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result | None:
     """Bake and roll out whenever a tag, a build or the base moves.
 
     Asks registries with HEAD, and finds the base anew. Where something moved: bake, verify, roll out to the Bakefile's
@@ -171,22 +163,19 @@ def watch(
     from parbake.workflows.clean import watch_fast_restores
     from parbake.workflows.rollout import RolloutOptions
 
-    out.as_json = as_json
     targets = roll_out and bool(load(file).rollout)
     options = RolloutOptions(tuple(to or ()), deadline=deadline) if targets else None
 
-    def told(turn: workflow.Turn) -> None:
-        print_result(rollouts.turn_json(turn), lambda: rollouts.turn_text(turn))
+    def shown(turn: workflow.Turn) -> Result:
+        return Result(rollouts.turn_json(turn), lambda: rollouts.turn_text(turn))
 
-    with opened_events(progress) as events:
-        turn = workflow.watch(
-            lambda: workflow.look(file, events),
-            lambda: workflow.act(file, events, options, prune=prune),
-            events,
-            once=once,
-            interval=every,
-            on_turn=told,
-            tidy=lambda: watch_fast_restores(file, events),
-        )
-    if not turn.moved:
-        told(turn)
+    turn = workflow.watch(
+        lambda: workflow.look(file, events),
+        lambda: workflow.act(file, events, options, prune=prune),
+        events,
+        once=once,
+        interval=every,
+        on_turn=lambda turn: shown(turn).print(),
+        tidy=lambda: watch_fast_restores(file, events),
+    )
+    return None if turn.moved else shown(turn)

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import AsJson, Progress, app, opened_events, out, print_result
+from parbake.cli.app import Result, command
+from parbake.core.events import Events
 
 
-@app.command()
+@command()
 def fetch(
+    events: Events,
     what: Annotated[str, typer.Argument(help="The id of a snapshot or of an AMI.", metavar="SNAPSHOT|AMI")],
     target: Annotated[Path, typer.Argument(help="The file to write: a raw, sparse disk.", metavar="FILE")],
     region: Annotated[str, typer.Option(help="The region; that of the AWS configuration if left out.")] = "",
-    as_json: AsJson = False,
-    progress: Progress = "auto",
-) -> None:
+) -> Result:
     """Read an EBS snapshot, or the root disk of an AMI, into a file.
 
     Every block is checked. Public snapshots of others cannot be read before they are copied.
@@ -25,9 +25,7 @@ def fetch(
     from parbake.aws import ebs
     from parbake.core.units import human_bytes
 
-    out.as_json = as_json
-    with opened_events(progress) as events:
-        fetched = ebs.fetch(what, target, events, region=region)
+    fetched = ebs.fetch(what, target, events, region=region)
     size, allocated = fetched.path.stat().st_size, fetched.path.stat().st_blocks * 512
     document = {
         "path": str(fetched.path),
@@ -37,4 +35,4 @@ def fetch(
         "blocks": {"count": len(fetched.blocks.blocks), "digest": fetched.blocks.digest()},
     }
     told = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
-    print_result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")
+    return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")
