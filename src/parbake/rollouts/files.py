@@ -11,21 +11,33 @@ from typing import Any
 from parbake.bakefile.targets import FileTarget
 from parbake.core import atomic
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus, gibibytes
+from parbake.rollouts.protocol import (
+    Change,
+    History,
+    Offer,
+    RolloutProgress,
+    TargetState,
+    TargetStatus,
+    already_back,
+    gibibytes,
+)
 
 _NOTE = "# parbake: "
+Said = dict[str, Any]
+"""What a file says, by key."""
 _KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key")
 
 
-def values(offer: Offer) -> dict[str, Any]:
+def values(offer: Offer) -> Said:
     """Return what a file says of an offer; ``volume_size`` is in GiB, the least that a volume may have. Pure."""
     size = gibibytes(offer.snapshot_size or offer.image_size)
     found = {**offer.model_dump(include=set(_KEYS)), "volume_size": size}
     return {key: found[key] for key in _KEYS}
 
 
-def render(kind: str, said: dict[str, Any], note: dict[str, Any]) -> str:
+def render(kind: str, said: Said, history: History[Said]) -> str:
     """Return the file's text. Pure."""
+    note = history.fields()
     if kind == "json":
         return json.dumps({**said, **note}, indent=2) + "\n"
     text = json.dumps(note, sort_keys=True, separators=(",", ":"))
@@ -33,16 +45,16 @@ def render(kind: str, said: dict[str, Any], note: dict[str, Any]) -> str:
     return "\n".join(["# Written by parbake rollout.", f"{_NOTE}{text}", *lines]) + "\n"
 
 
-def parse(kind: str, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a file says, and its note; raises InputError when parbake did not write it. Pure."""
+def parse(kind: str, text: str) -> tuple[Said, History[Said]]:
+    """Return what a file says, and its history; raises InputError when parbake did not write it. Pure."""
     try:
         if kind == "json":
             document = json.loads(text)
             said = {key: document[key] for key in _KEYS}
-            return said, {key: document[key] for key in ("previous", "left") if key in document}
+            return said, History(document.get("previous"), document.get("left"))
         pairs = re.findall(r"^parbake_(\w+) = (.*)$", text, re.MULTILINE)
         note = re.findall(rf"^{_NOTE}(.*)$", text, re.MULTILINE)[0]
-        return {key: json.loads(value) for key, value in pairs}, json.loads(note)
+        return {key: json.loads(value) for key, value in pairs}, History(**json.loads(note))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(f"not a file of parbake: {error}", hint="name another file, or remove it") from error
 
@@ -63,19 +75,15 @@ class ValuesForTools:
         before = _held(said)
         if said == wanted:
             return Change(self.where, before, offer.held)
-        note = {"previous": said} if said else {}
-        return self._change(text, render(self.kind, wanted, note), before, offer.held)
+        return self._change(text, render(self.kind, wanted, History(said or None)), before, offer.held)
 
     def plan_rollback(self) -> Change:
         """Decide how the file returns to what it said before."""
-        text, said, note = self._read()
-        if note.get("left") and not note.get("previous"):
-            return Change(self.where, _held(said), _held(said), cautions=("it has already been rolled back",))
-        if not note.get("previous"):
-            raise InputError(f"{self.where} records no artefact before", hint="roll out another record")
-        return self._change(
-            text, render(self.kind, note["previous"], {"left": said}), _held(said), _held(note["previous"])
-        )
+        text, said, history = self._read()
+        before = history.way_back(self.where)
+        if before is None:
+            return already_back(self.where, _held(said))
+        return self._change(text, render(self.kind, before, History(left=said)), _held(said), _held(before))
 
     def write(self, change: Change) -> None:
         """Write the file beside, and rename it."""
@@ -91,22 +99,19 @@ class ValuesForTools:
 
     def status(self) -> TargetStatus:
         """Say what the file says."""
-        _, said, note = self._read()
-        before, left = note.get("previous"), None if note.get("previous") else note.get("left")
-        return TargetStatus(
-            self.where, _held(said), _held(before) if before else None, left=_held(left) if left else None
-        )
+        _, said, history = self._read()
+        return TargetStatus(self.where, _held(said), history.states(_held))
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
         del frozen
         raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
 
-    def _read(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    def _read(self) -> tuple[str, Said, History[Said]]:
         try:
             text = self.path.read_text()
         except FileNotFoundError:
-            return "", {}, {}
+            return "", {}, History()
         try:
             return text, *parse(self.kind, text)
         except InputError as error:
@@ -117,5 +122,5 @@ class ValuesForTools:
         return Change(self.where, held, wanted, "\n".join(lines), {"before": before, "after": after})
 
 
-def _held(said: dict[str, Any]) -> TargetState:
+def _held(said: Said) -> TargetState:
     return TargetState(**{key: said.get(key, "") for key in ("image", "snapshot", "artefact", "key")})

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from parbake.aws.images import architecture_of
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus, show
+from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus, already_back, show
 from parbake.rollouts.templates import (
     CURRENT,
     LEFT,
@@ -22,8 +22,8 @@ from parbake.rollouts.templates import (
     Version,
     artefact_of,
     describe,
+    history_of,
     new_data,
-    the_way_back,
 )
 
 
@@ -101,11 +101,12 @@ class Group(ABC):
         """Decide how the group returns to the version before."""
         look = self.look()
         now, holds = look.version, self._holds(look)
-        text = the_way_back(look.tags, now, self.where)
+        history = history_of(look.tags)
+        text = history.way_back(self.where)
+        if not text and history.left == str(now):  # the run that wrote so ended too early: the group holds it still
+            text = history.current
         if not text:
-            return Change(
-                self.where, holds, holds, cautions=(f"it has already been rolled back, from {look.tags[LEFT]}",)
-            )
+            return already_back(self.where, holds, history.left)
         before = self.templates.numbered(text)
         if str(before) == str(now):
             return Change(self.where, holds, holds, cautions=(self.never_took,))
@@ -118,10 +119,8 @@ class Group(ABC):
         """Say what the group holds and wants."""
         look = self.look()
         holds = self._holds(look)
-        before, left = self.templates.behind(look.tags, self.device)
-        return TargetStatus(
-            f"{self.where}, launch template {look.version}", holds, before, self.follow(holds), left=left
-        )
+        history = history_of(look.tags).states(lambda text: self.templates.numbered(text).held(self.device))
+        return TargetStatus(f"{self.where}, launch template {look.version}", holds, history, self.follow(holds))
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: what the service has begun cannot wait, only end."""

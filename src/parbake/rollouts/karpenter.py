@@ -128,8 +128,8 @@ class Karpenter:
         found = self._node_class()
         holds = nodeclass.held(found, self.target.device, self._chosen())
         frozen = any(FROZEN in _budgets(pool) for pool in self._pools())
-        follow, left = self.follow(holds), nodeclass.left(found)
-        return TargetStatus(nodeclass.described(found), holds, nodeclass.previous(found), follow, frozen, left)
+        where, history = nodeclass.described(found), nodeclass.history(found)
+        return TargetStatus(where, holds, history, self.follow(holds), frozen)
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Add to the node class's NodePools the budget that stops drift, or take it away."""

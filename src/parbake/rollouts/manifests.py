@@ -6,7 +6,6 @@ is touched. What was there before is written down in the manifest's annotation `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,17 @@ from parbake.bakefile.targets import FileTarget, GitopsTarget
 from parbake.core.errors import InputError, TargetMoved
 from parbake.rollouts import gitops, nodeclass
 from parbake.rollouts.nodeclass import ANNOTATION
-from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus
+from parbake.rollouts.protocol import (
+    Change,
+    History,
+    Offer,
+    RolloutProgress,
+    TargetState,
+    TargetStatus,
+    already_back,
+    history_text,
+    read_history,
+)
 
 _NODE_CLASSES = ("EC2NodeClass", "AWSNodeTemplate")
 _FOLLOWED_ELSEWHERE = RolloutProgress(0, 0, done=True)
@@ -139,7 +148,7 @@ class NodeClassFile(_Manifest):
         _, found = self._found(self.file.read())
         where = f"{nodeclass.described(found)} in {self.file.where}"
         holds = nodeclass.held(found, self.target.device)
-        return TargetStatus(where, holds, nodeclass.previous(found), left=nodeclass.left(found))
+        return TargetStatus(where, holds, nodeclass.history(found))
 
     def _found(self, text: str) -> tuple[gitops.Place, Mapping[str, Any]]:
         files = [(self.target.file.name, text)]
@@ -181,7 +190,7 @@ class ValuesFile(_Manifest):
 
     def status(self) -> TargetStatus:
         """Say what the values hold."""
-        return TargetStatus(f"values in {self.file.where}", self._held(self.file.read()), None)
+        return TargetStatus(f"values in {self.file.where}", self._held(self.file.read()))
 
     def _held(self, text: str) -> TargetState:
         data = gitops.read(text, source=self.file.where)
@@ -210,33 +219,20 @@ class _ImageFile(_Manifest):
         wanted = offer.held
         if now.image == offer.image:
             return Change(f"{place.kind} {place.name}", now, wanted), text
-        note = {"previous": _noted(now), "current": _noted(wanted)}
-        return self._changed(text, place, now, wanted, self.spec(place, offer), note)
+        return self._changed(text, place, now, wanted, self.spec(place, offer), History(now, current=wanted))
 
     def decided_back(self, text: str) -> tuple[Change, str]:
         """Return to the image before."""
         place = self._place(text)
-        note, now = _note(place), self.held(place)
-        if note.get("left") and not note.get("previous"):
-            return Change(f"{place.kind} {place.name}", now, now, cautions=("it has already been rolled back",)), text
-        if not note.get("previous"):
-            raise InputError(f"{self.file.where}: it records no rollout", hint="roll out another record")
-        before = TargetState(**note["previous"])
-        written = {"left": _noted(now), "current": _noted(before.model_copy(update={"spec": {}}))}
-        return self._changed(text, place, now, before, before.spec, written)
+        before, now = _history(place).way_back(self.file.where), self.held(place)
+        if before is None:
+            return already_back(f"{place.kind} {place.name}", now), text
+        return self._changed(text, place, now, before, before.spec, History(left=now, current=before))
 
     def status(self) -> TargetStatus:
         """Say what the manifest names."""
         place = self._place(self.file.read())
-        note = _note(place)
-        before, left = note.get("previous"), None if note.get("previous") else note.get("left")
-        where = f"{place.kind} {place.name} in {self.file.where}"
-        return TargetStatus(
-            where,
-            self.held(place),
-            TargetState(**before) if before else None,
-            left=TargetState(**left) if left else None,
-        )
+        return TargetStatus(f"{place.kind} {place.name} in {self.file.where}", self.held(place), _history(place))
 
     def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
         """Return the merge patch that names the image."""
@@ -254,14 +250,14 @@ class _ImageFile(_Manifest):
     def held(self, place: gitops.Place) -> TargetState:
         """Return what is named; the artefact where the note still fits."""
         image, spec = self.now(place)
-        current = _note(place).get("current") or {}
-        fits = bool(image) and current.get("image") == image
+        current = _history(place).current
+        known = current if current and image and current.image == image else TargetState()
         label = "" if image.startswith("ami-") else image or "no image by id"
         return TargetState(
             image=image if image.startswith("ami-") else "",
             label=label,
-            artefact=current.get("artefact", "") if fits else "",
-            key=current.get("key", "") if fits else "",
+            artefact=known.artefact,
+            key=known.key,
             spec=spec,
         )
 
@@ -272,10 +268,9 @@ class _ImageFile(_Manifest):
         now: TargetState,
         wanted: TargetState,
         spec: Mapping[str, Any],
-        note: object,
+        history: History[TargetState],
     ) -> tuple[Change, str]:
-        written = json.dumps(note, sort_keys=True, separators=(",", ":"))
-        metadata = {**spec.get("metadata", {}), "annotations": {ANNOTATION: written}}
+        metadata = {**spec.get("metadata", {}), "annotations": {ANNOTATION: history_text(history)}}
         patch = {**spec, "metadata": metadata}
         after = self.follow_up(gitops.change(text, place, patch), place, patch)
         return Change(f"{place.kind} {place.name}", now, wanted), after
@@ -333,18 +328,5 @@ class MachineTemplateFile(_ImageFile):
                 yield user
 
 
-def _note(place: gitops.Place) -> dict[str, Any]:
-    text = gitops.value_at(place.data, ("metadata", "annotations", ANNOTATION))
-    try:
-        note = json.loads(text or "{}")
-        return {
-            key: note[key]
-            for key in ("previous", "left", "current")
-            if TargetState(**note.get(key) or {}) != TargetState()
-        }
-    except (ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _noted(held: TargetState) -> dict[str, Any]:
-    return held.model_dump(exclude_defaults=True)
+def _history(place: gitops.Place) -> History[TargetState]:
+    return read_history(gitops.value_at(place.data, ("metadata", "annotations", ANNOTATION)))

@@ -8,17 +8,27 @@ one write, since each change drifts every node.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parbake.aws.limits import USER_DATA_LIMIT
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.rollouts import userdata
-from parbake.rollouts.protocol import OWNER, Change, Offer, TargetState, gibibytes, show
+from parbake.rollouts.protocol import (
+    OWNER,
+    Change,
+    History,
+    Offer,
+    TargetState,
+    already_back,
+    gibibytes,
+    history_text,
+    read_history,
+    show,
+)
 
 ANNOTATION = f"{OWNER}/rollout"
 """What was held before: JSON on the node class itself, so that a rollback works from any machine."""
@@ -84,37 +94,31 @@ def decide(
     wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
     if chosen and offer.image and offer.snapshot and before.image != offer.image and before.snapshot != offer.snapshot:
         cautions.append(f"image and snapshot are two writes with the {chosen.name}: nodes may be replaced twice")
-    previous_ = _noted(before)
-    note = _note(node_class)
-    if chosen and note.get("previous") and _same(TargetState(**note.get("current", {})), wanted):
-        previous_ = note["previous"]  # a run was killed after it had written this, and before the image was promoted
-    return _change(node_class, after, before, wanted, {"previous": previous_}, refusals, cautions, chosen)
+    previous, past = before, history(node_class)
+    if chosen and past.previous and past.current and _same(past.current, wanted):
+        previous = past.previous  # a run was killed after it had written this, and before the image was promoted
+    return _change(node_class, after, before, wanted, History(previous), refusals, cautions, chosen)
 
 
 def decide_rollback(node_class: Mapping[str, Any], *, device: str, chosen: Chosen | None = None) -> Change:
     """Decide how a node class returns to what it held before the last rollout; raises InputError without one."""
-    note, where = _note(node_class), described(node_class)
+    past, where = history(node_class), described(node_class)
     now = held(node_class, device, chosen)
-    if note.get("left") and not note.get("previous"):
-        back = TargetState(**note.get("current") or {})
+    previous = past.way_back(where)
+    if previous is None:
+        back = past.current or TargetState()
         if chosen and follows(node_class.get("spec") or {}, chosen) and back.image and back.image != now.image:
             # A rollback was killed between its two writes.
-            return _change(node_class, dict(node_class["spec"]), now, back, {"left": note["left"]}, (), [], chosen)
-        return Change(
-            where, now, now, cautions=(f"it has already been rolled back, from {TargetState(**note['left'])}",)
-        )
-    if not note.get("previous"):
-        raise InputError(f"{where}: it records no rollout", hint="roll out a record of the artefact that you want back")
-    previous = TargetState(**note["previous"])
+            return _change(node_class, dict(node_class["spec"]), now, back, History(left=past.left), (), [], chosen)
+        return already_back(where, now, past.left)
     after = {key: value for key, value in (node_class.get("spec") or {}).items() if key not in _FIELDS}
     after |= previous.spec
     _put_part(after, after.pop(_PART, ""))
     cautions = []
-    current = TargetState(**note["current"]) if note.get("current") else None
-    if current and not _same(current, now):
-        cautions.append(f"it was changed after the rollout, from {current} to {now}: that change goes too")
+    if past.current and not _same(past.current, now):
+        cautions.append(f"it was changed after the rollout, from {past.current} to {now}: that change goes too")
     left = now.model_copy(update={"spec": {key: value for key, value in now.spec.items() if key != _PART}})
-    return _change(node_class, after, now, previous, {"left": _noted(left)}, (), cautions, chosen)
+    return _change(node_class, after, now, previous, History(left=left), (), cautions, chosen)
 
 
 def follows(spec: Mapping[str, Any], chosen: Chosen) -> bool:
@@ -130,9 +134,9 @@ def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = Non
         (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
     )
     part = userdata.part_of(spec.get("userData") or "")
-    known = next(
-        (each for each in noted(node_class) if _same(each, TargetState(image=image, snapshot=snapshot))), TargetState()
-    )
+    past, ids = history(node_class), TargetState(image=image, snapshot=snapshot)
+    recorded = (past.current, past.previous, past.left)
+    known = next((each for each in recorded if each and _same(each, ids)), TargetState())
     return TargetState(
         image=image,
         snapshot=snapshot,
@@ -143,22 +147,9 @@ def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = Non
     )
 
 
-def previous(node_class: Mapping[str, Any]) -> TargetState | None:
-    """Return what a node class held before the last rollout."""
-    found = _note(node_class).get("previous")
-    return TargetState(**found) if found else None
-
-
-def left(node_class: Mapping[str, Any]) -> TargetState | None:
-    """Return what the last rollback left; None where a rollout came after it, or nothing did."""
-    note = _note(node_class)
-    return TargetState(**note["left"]) if note.get("left") and not note.get("previous") else None
-
-
-def noted(node_class: Mapping[str, Any]) -> tuple[TargetState, ...]:
-    """Return everything that a node class's note names: retention keeps it."""
-    note = _note(node_class)
-    return tuple(TargetState(**note[key]) for key in ("current", "previous", "left") if note.get(key))
+def history(node_class: Mapping[str, Any]) -> History[TargetState]:
+    """Return what a node class records of rollouts."""
+    return read_history(((node_class.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION, ""))
 
 
 def described(node_class: Mapping[str, Any]) -> str:
@@ -171,7 +162,7 @@ def _change(
     after: dict[str, Any],
     before: TargetState,
     wanted: TargetState,
-    note: Mapping[str, Any],
+    past: History[TargetState],
     refusals: Sequence[str],
     cautions: list[str],
     chosen: Chosen | None,
@@ -190,27 +181,9 @@ def _change(
     if "amiSelector" in changed:  # a map: a merge would keep the other keys
         gone = dict.fromkeys(spec.get("amiSelector") or {})
         changed["amiSelector"] = {**gone, **(after.get("amiSelector") or {})} or None
-    text = json.dumps({**note, "current": _noted(wanted, spec=False)}, sort_keys=True, separators=(",", ":"))
+    text = history_text(replace(past, current=wanted))
     payload = {"metadata": {"annotations": {ANNOTATION: text}}, **({"spec": changed} if changed else {})}
     return Change(where, before, wanted, diff, payload, tuple(refusals), tuple(cautions))
-
-
-def _noted(held_: TargetState, *, spec: bool = True) -> dict[str, Any]:
-    return held_.model_dump(exclude_defaults=True, exclude=None if spec else {"spec"})
-
-
-def _note(node_class: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parbake's note on a node class; empty where there is none, or where somebody broke it."""
-    text = ((node_class.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION, "")
-    try:
-        note = json.loads(text or "{}")
-        return {
-            key: note[key]
-            for key in ("previous", "left", "current")
-            if TargetState(**note.get(key) or {}) != TargetState()
-        }
-    except (ValueError, TypeError, AttributeError):
-        return {}
 
 
 def _same(one: TargetState, other: TargetState) -> bool:

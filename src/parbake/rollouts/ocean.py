@@ -11,14 +11,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import urllib3
 
 from parbake.bakefile.targets import OceanTarget
 from parbake.core.errors import EnvironmentProblem, InputError, RolloutError, TargetMoved
-from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState, TargetStatus, show
+from parbake.rollouts.protocol import (
+    OWNER,
+    Change,
+    History,
+    Offer,
+    RolloutProgress,
+    TargetState,
+    TargetStatus,
+    already_back,
+    show,
+)
 
 API = "https://api.spotinst.io"
 _SECONDS = 30.0
@@ -90,12 +99,11 @@ class Ocean:
         """Decide how each launch specification returns to the image before."""
         now = self._specifications()
         before = _held(now)
+        back = _history(now).way_back(self.where)
+        if back is None:
+            there = self._change(now, {}, before, before)
+            return already_back(self.where, before) if there.empty else there
         found = {name: _tag(each, _PREVIOUS) for name, each in now.items()}
-        if not any(found.values()):
-            if any(_tag(each, _LEFT) for each in now.values()):
-                there = self._change(now, {}, before, before)
-                return there if not there.empty else replace(there, cautions=("it has already been rolled back",))
-            raise InputError(f"{self.where}: its tags record no rollout", hint="roll out another record")
         then: dict[str, dict[str, Any]] = {
             name: {
                 "imageId": found[name],
@@ -104,8 +112,7 @@ class Ocean:
             for name, each in now.items()
             if found[name]
         }
-        images = sorted({each["imageId"] for each in then.values()})
-        return self._change(now, then, before, TargetState(image=",".join(images)))
+        return self._change(now, then, before, back)
 
     def write(self, change: Change) -> None:
         """Put the images, then roll what runs on them."""
@@ -139,16 +146,8 @@ class Ocean:
     def status(self) -> TargetStatus:
         """Say what the launch specifications hold."""
         now = self._specifications()
-        previous = sorted({_tag(each, _PREVIOUS) for each in now.values()} - {""})
         holds = _held(now)
-        left = sorted({_tag(each, _LEFT) for each in now.values()} - {""})
-        return TargetStatus(
-            self.where,
-            holds,
-            TargetState(image=",".join(previous)) if previous else None,
-            self.follow(holds),
-            left=TargetState(image=",".join(left)) if left and not previous else None,
-        )
+        return TargetStatus(self.where, holds, _history(now), self.follow(holds))
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Stop the roll that is under way; it cannot go on afterwards, but a rollout starts another."""
@@ -230,6 +229,11 @@ def judge(holds: TargetState, roll: Mapping[str, Any] | None, wanted: TargetStat
 def _held(specifications: Mapping[str, Mapping[str, Any]]) -> TargetState:
     images = sorted({str(each.get("imageId") or "") for each in specifications.values()} - {""})
     return TargetState(image=",".join(images), label="" if images else "no image of its own")
+
+
+def _history(specifications: Mapping[str, Mapping[str, Any]]) -> History[TargetState]:
+    tagged = (sorted({_tag(each, key) for each in specifications.values()} - {""}) for key in (_PREVIOUS, _LEFT))
+    return History(*(TargetState(image=",".join(images)) if images else None for images in tagged))
 
 
 def _tag(specification: Mapping[str, Any], key: str) -> str:

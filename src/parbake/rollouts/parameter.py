@@ -13,7 +13,16 @@ from typing import Any
 from parbake.aws import Client, client
 from parbake.bakefile.targets import SsmTarget
 from parbake.core.errors import AwsFault, AwsNotFound, InputError, TargetMissing, TargetMoved
-from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState, TargetStatus
+from parbake.rollouts.protocol import (
+    OWNER,
+    Change,
+    History,
+    Offer,
+    RolloutProgress,
+    TargetState,
+    TargetStatus,
+    already_back,
+)
 
 _BACK = f"{OWNER}: back from version "
 _FROM = f"{OWNER}: "
@@ -59,7 +68,7 @@ def decide_rollback(history: Sequence[Entry], where: str) -> Change:
     """Decide how the parameter returns to the value before. Pure; raises InputError when it never had another."""
     last = history[-1]
     if last.description.startswith(_BACK):
-        return Change(where, last.held, last.held, cautions=("it has already been rolled back",))
+        return already_back(where, last.held)
     other = previous(history)
     if other is None:
         raise InputError(
@@ -141,9 +150,9 @@ class Parameter:
         if not history:
             raise TargetMissing(f"there is no {self.where}")
         last, before = history[-1], previous(history)
-        returned = last.description.startswith(_BACK)
-        left = before.held if returned and before else None  # a rollback leaves the value that was there before it
-        return TargetStatus(self.where, last.held, before.held if before and not returned else None, left=left)
+        held = before.held if before else None
+        returned = last.description.startswith(_BACK)  # a rollback leaves the value that was there before it
+        return TargetStatus(self.where, last.held, History(left=held) if returned else History(held))
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a parameter replaces no nodes."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from pydantic import Field
 
+from parbake.core.errors import InputError
 from parbake.core.model import GIB, Family, Frozen
 
 OWNER = "parbake"
@@ -103,18 +104,81 @@ class RolloutProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetStatus:
-    """What a target holds, what it held before (None: nothing to go back to), and how far its nodes are.
+class History[T]:
+    """What a target records of rollouts, in its own form, so that a rollback works from any machine.
 
-    ``left`` is what the last rollback left (None: the last thing was a rollout).
+    ``previous`` is what it held before the last rollout, ``left`` what the last rollback left (with a ``previous``,
+    a rollout came after it); ``current`` is what the last of them brought. None and what is empty: not recorded.
     """
+
+    previous: T | None = None
+    left: T | None = None
+    current: T | None = None
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the last thing was a rollback."""
+        return bool(self.left) and not self.previous
+
+    def way_back(self, where: str) -> T | None:
+        """Return what a rollback returns to; None after one. Raises InputError when no rollout is recorded."""
+        if not self.previous and not self.left:
+            raise InputError(
+                f"{where}: it records no rollout", hint="roll out a record of the artefact that you want back"
+            )
+        return self.previous or None
+
+    def states(self, held: Callable[[T], TargetState]) -> History[TargetState]:
+        """Return what a target held before, and what a rollback left, from its own form."""
+        return History(*(held(each) if each else None for each in (self.previous, self.left)))
+
+    def fields(self) -> dict[str, T]:
+        """Return what is recorded, by name."""
+        pairs = ((name, getattr(self, name)) for name in _RECORDED)
+        return {name: value for name, value in pairs if value is not None}
+
+
+_RECORDED: Final = ("previous", "left", "current")
+
+
+def history_text(history: History[TargetState]) -> str:
+    """Return a history as JSON, for an annotation; what is current needs no ``spec``: the target holds it."""
+    note = {
+        name: state.model_dump(exclude_defaults=True, exclude={"spec"} if name == "current" else None)
+        for name, state in history.fields().items()
+    }
+    return json.dumps(note, sort_keys=True, separators=(",", ":"))
+
+
+def read_history(text: str) -> History[TargetState]:
+    """Return the history in an annotation; an empty one where there is none, or where somebody broke it."""
+    try:
+        note = json.loads(text or "{}")
+        found = {name: TargetState(**note.get(name) or {}) for name in _RECORDED}
+    except (ValueError, TypeError, AttributeError):
+        return History()
+    return History(**{name: state for name, state in found.items() if state != TargetState()})
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """What a target holds, what it records of rollouts, and how far its nodes are."""
 
     where: str
     holds: TargetState
-    previous: TargetState | None
+    history: History[TargetState] = History()
     follow: RolloutProgress | None = None
     frozen: bool = False
-    left: TargetState | None = None
+
+    @property
+    def previous(self) -> TargetState | None:
+        """What it held before; None: nothing to go back to."""
+        return self.history.previous
+
+    @property
+    def left(self) -> TargetState | None:
+        """What the last rollback left; None: the last thing was a rollout."""
+        return self.history.left if self.history.rolled_back else None
 
 
 class Rollout(Protocol):
@@ -146,6 +210,11 @@ class Rollout(Protocol):
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Stop nodes from being replaced, or let them again; return what was changed."""
         ...
+
+
+def already_back(where: str, holds: TargetState, left: object = "") -> Change:
+    """Return what is to do for a target that has returned already, from ``left``: nothing."""
+    return Change(where, holds, holds, cautions=(f"it has already been rolled back{f', from {left}' if left else ''}",))
 
 
 def show(before: object, after: object, name: str) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from parbake.aws import Client, client, token, when_known
-from parbake.core.errors import AwsNotFound, InputError
-from parbake.rollouts.protocol import OWNER, Offer, TargetState, gibibytes
+from parbake.core.errors import AwsNotFound
+from parbake.rollouts.protocol import OWNER, History, Offer, TargetState, gibibytes
 
 RESOLVED = "resolve:ssm:"
 """How a launch template names the parameter that holds its image, and perhaps a version or label of it."""
@@ -112,11 +112,6 @@ class Templates:
         template, _, number = text.rpartition(":")
         return self._version({"LaunchTemplateId": template, "Version": number})
 
-    def behind(self, tags: Mapping[str, str], device: str) -> tuple[TargetState | None, TargetState | None]:
-        """Return what a group held before the last rollout, and what the last rollback left (one of them at most)."""
-        before, left = (self.numbered(tags[key]).held(device) if tags.get(key) else None for key in (PREVIOUS, LEFT))
-        return before, left
-
     def make(self, source: Version, changes: Mapping[str, Any], description: str) -> Version:
         """Make sure that there is a version of the source with these changes; one that a killed run made is taken.
 
@@ -150,17 +145,6 @@ def artefact_of(tags: Mapping[str, str], version: Version) -> str:
     return artefact if brought == str(version) else ""
 
 
-def the_way_back(tags: Mapping[str, str], now: Version, where: str) -> str:
-    """Return the tagged version to return to; empty when the group has returned. Raises InputError without one.
-
-    A group that still holds the version which it was to leave has not: the run that wrote so ended too early.
-    """
-    if tags.get(PREVIOUS):
-        return tags[PREVIOUS]
-    if tags.get(LEFT) == str(now):
-        return tags.get(CURRENT, "").partition(" ")[0]
-    if tags.get(LEFT):
-        return ""
-    raise InputError(
-        f"{where}: its tags record no rollout", hint="roll out a record of the artefact that you want back"
-    )
+def history_of(tags: Mapping[str, str]) -> History[str]:
+    """Return what a group's tags record, as versions (``lt-…:7``)."""
+    return History(tags.get(PREVIOUS), tags.get(LEFT), tags.get(CURRENT, "").partition(" ")[0])

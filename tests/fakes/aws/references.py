@@ -14,6 +14,7 @@ from typing import Any
 
 from parbake.rollouts import Offer
 from parbake.rollouts.files import render, values
+from parbake.rollouts.protocol import History
 from tests.fakes.aws.boto_clients import raw
 from tests.fakes.kubernetes.server import Server
 from tests.fakes.spot import Spot
@@ -301,7 +302,7 @@ def by_values_of_a_chart(world: World, ami: str) -> None:
 def by_way_back_of_a_file(world: World, ami: str) -> None:
     path = Path(f"{world.name('image')}.json")
     now, before = (values(Offer(artefact="node", key="k", architecture="amd64", image=each)) for each in ("ami-0", ami))
-    path.write_text(render("json", now, {"previous": before}))
+    path.write_text(render("json", now, History(before)))
     world.target("file", str(path))
 
 

@@ -12,6 +12,7 @@ from parbake.coldstart.trace import Part, Read, Trace, save
 from parbake.core import run
 from parbake.core.errors import InputError
 from parbake.rollouts.files import parse, render
+from parbake.rollouts.protocol import History
 from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake, volume
 from tests.fakes.plans import record
 
@@ -212,8 +213,9 @@ def test_files_for_other_tools(here: Path, capsys: pytest.CaptureFixture[str], s
     assert parbake(capsys, "rollout", FIRST.key)[0] == 0
     assert parbake(capsys, "rollback")[0] == 2, "there was nothing before"
     assert parbake(capsys, "rollout", SECOND.key)[0] == 0
-    said, note = parse(suffix, path.read_text())
-    assert (said["image"], said["volume_size"], note["previous"]["image"]) == ("ami-2", 8, "ami-1")
+    said, history = parse(suffix, path.read_text())
+    assert history.previous is not None
+    assert (said["image"], said["volume_size"], history.previous["image"]) == ("ami-2", 8, "ami-1")
     assert parbake(capsys, "rollback")[0] == 0
     assert parse(suffix, path.read_text())[0]["image"] == "ami-1"
     code, done = parbake(capsys, "rollback")
@@ -229,10 +231,10 @@ def test_what_is_rendered_is_read_back() -> None:
     said = dict.fromkeys(("image", "snapshot", "region", "architecture", "artefact", "key"), 'a "quoted" one')
     for kind in ("json", "tfvars"):
         document = {**said, "volume_size": 3}
-        assert parse(kind, render(kind, document, {"previous": document})) == (document, {"previous": document})
+        assert parse(kind, render(kind, document, History(document))) == (document, History(document))
     with pytest.raises(InputError):
         parse("tfvars", "x = 1")
-    assert json.loads(render("json", {"image": "x"}, {})) == {"image": "x"}
+    assert json.loads(render("json", {"image": "x"}, History())) == {"image": "x"}
 
 
 @pytest.mark.parametrize(
