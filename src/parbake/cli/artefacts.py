@@ -229,7 +229,7 @@ def prune(
     something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
     others are deprecated first, and removed when the grace is over.
     """
-    from parbake.cli.text import artefacts, rollouts
+    from parbake.cli.text import artefacts, pruning
     from parbake.core import units
     from parbake.core.workspace import cache_folder
     from parbake.images import cache as layer_cache
@@ -246,11 +246,11 @@ def prune(
     text = ""
     if aws:
         pruned = workflow.prune_published(file, rules, events, dry_run=dry_run)
-        document["aws"] = rollouts.pruned_json(pruned)
-        text = f"{rollouts.pruned_text(pruned, dry_run=dry_run)}\n\n"
-    decisions = workflow.prune(output(file), keep=rules.keep, younger=rules.younger, dry_run=dry_run)
-    document |= artefacts.decisions_json(decisions)
-    return Result(document, lambda: text + artefacts.decisions_text(decisions, dry_run=dry_run))
+        document["aws"] = pruning.pruned_json(pruned)
+        text = f"{pruning.pruned_text(pruned, dry_run=dry_run)}\n\n"
+    decisions = workflow.prune(output(file), rules, dry_run=dry_run)
+    document |= pruning.decisions_json(decisions)
+    return Result(document, lambda: text + pruning.decisions_text(decisions, dry_run=dry_run))
 
 
 @command()

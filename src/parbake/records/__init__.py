@@ -21,7 +21,6 @@ from parbake.records.folder import (
     write_published,
 )
 from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Blocks, Record
-from parbake.records.select import Decision, decide_prune
 
 __all__ = [
     "BLOCKS_SUFFIX",
@@ -30,11 +29,9 @@ __all__ = [
     "SUFFIX",
     "TRACE_SUFFIX",
     "Blocks",
-    "Decision",
     "Record",
     "blocks_of",
     "blocks_path",
-    "decide_prune",
     "everything",
     "find",
     "in_use",

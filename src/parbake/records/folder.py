@@ -12,7 +12,6 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -27,7 +26,6 @@ from parbake.core.signing import Signer, envelope
 from parbake.core.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
 from parbake.machine.disk import BlockList
 from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Record
-from parbake.records.select import Decision
 from parbake.records.statements import to_statement
 
 ENVELOPE_SUFFIX = ".intoto.jsonl"
@@ -297,27 +295,22 @@ def locate(selector: str, folder: Path) -> tuple[Path, Record | None]:
     return place.parent / record.artefact, record
 
 
-def remove(folder: Path, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
-    """Remove the artefacts that were decided to go, record first: without its record it no longer counts as one.
+def remove(folder: Path, going: Sequence[Record]) -> tuple[str, ...]:
+    """Remove artefacts and all beside them, record first: without its record it no longer counts as one.
 
-    Returns what was done: an artefact that another parbake works on is kept.
+    Returns the artefacts that stay, since another parbake works on them.
     """
-    going = [decision.record.artefact for decision in decisions if not decision.keep]
     if not going:
-        return tuple(decisions)
-    done = []
+        return ()
+    busy = []
     with work_folder(folder, "prune") as work:
-        _mark(work, going)
-        for decision in decisions:
-            if decision.keep:
-                done.append(decision)
-                continue
+        _mark(work, [record.artefact for record in going])
+        for record in going:
             try:
-                with in_use(folder, decision.record.artefact, timeout=0):
-                    (folder / decision.record.file_name).unlink(missing_ok=True)
-                    for path in _files(folder / decision.record.artefact):
+                with in_use(folder, record.artefact, timeout=0):
+                    (folder / record.file_name).unlink(missing_ok=True)
+                    for path in _files(folder / record.artefact):
                         path.unlink(missing_ok=True)
-                done.append(decision)
             except DeadlineExceeded:
-                done.append(replace(decision, keep=True, reason="another parbake works on it"))
-    return tuple(done)
+                busy.append(record.artefact)
+    return tuple(busy)

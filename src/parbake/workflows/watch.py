@@ -18,11 +18,11 @@ from parbake.core.errors import InputError, ParbakeError
 from parbake.core.events import Events
 from parbake.core.run import sleep
 from parbake.images.build import build
-from parbake.records import Decision
 from parbake.workflows import bake, plan, rollout
 from parbake.workflows import prune as retention
 from parbake.workflows.plan import Finished, Session
 from parbake.workflows.prune import Pruned
+from parbake.workflows.prune.decide import Decision
 from parbake.workflows.rollout import RolloutOptions, TargetResult
 
 _JITTER = 0.1  # many watchers of one registry must not ask in step
@@ -103,7 +103,7 @@ def tidy(bakefile_path: Path, events: Events) -> Tidied:
     if retention.publishes(bakefile):
         pruned = retention.prune_published(bakefile_path, rules, events, dry_run=False)
     interrupts.hold()
-    return Tidied(retention.prune(bakefile.output, keep=rules.keep, younger=rules.younger), pruned)
+    return Tidied(retention.prune(bakefile.output, rules), pruned)
 
 
 def watch(

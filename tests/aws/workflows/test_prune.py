@@ -223,9 +223,9 @@ def test_the_bakefile_says_what_is_kept(shelves: Shelves, capsys: pytest.Capture
     age(ami, 3)
     tidied = watch.tidy(file, Events())
     assert tidied.pruned
-    assert [each.action for each in tidied.pruned.verdicts] == ["remove"]
+    assert [each.action for each in tidied.pruned.decisions] == ["remove"]
     assert there() == (set(), set())
-    assert [each.keep for each in tidied.decisions] == [True]
+    assert [each.action for each in tidied.decisions] == ["keep"]
     del shelves
 
 

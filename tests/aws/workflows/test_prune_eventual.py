@@ -37,7 +37,7 @@ def plain(shelves: Shelves, monkeypatch: pytest.MonkeyPatch) -> Plain:
 
 def prune(rules: Rules = WITH_GRACE) -> dict[str, str]:
     done = retention.prune_published(Path("parbake.yaml"), rules, Events(), dry_run=False)
-    return {each.item.id: each.action for each in done.verdicts}
+    return {each.item.id: each.action for each in done.decisions}
 
 
 @pytest.fixture

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from parbake.cli.text import artefacts
+from parbake.cli.text import artefacts, pruning
 from parbake.core.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
 from parbake.core.plan import cautions
 from parbake.images.cache import Entry
-from parbake.records import Blocks, decide_prune
+from parbake.records import Blocks
 from parbake.workflows.doctor import Check
 from parbake.workflows.plan import Finished, Preview
+from parbake.workflows.prune.decide import Rules, decide, items_here
 from tests.fakes.plans import digest, image, layer, outcome, plan, record
 
 FOLDER = Path(__file__).with_name("cases")
@@ -50,6 +52,7 @@ IN_EC2 = RECORD.model_copy(
 )
 PLACE = Path("/srv/artefacts") / RECORD.artefact
 MANY = [record("a", passed=True, at=1), record("b", passed=False, at=2), record("c", at=3)]
+DECIDED = decide(items_here(MANY), Rules(keep=1), datetime.now(UTC))
 LAYERS = [Entry(digest(name), 700 * MIB, 1_790_000_000.5 + at, Path(name)) for at, name in enumerate("abc")]
 CHECKS = (
     Check(name="root", purpose="mounts", needed_by=("bake", "verify"), status="ok"),
@@ -75,12 +78,12 @@ TEXTS: dict[str, Callable[[], str]] = {
     "verify-warned": lambda: artefacts.verdict_text(PLACE, WARNED),
     "verify-failed": lambda: artefacts.verdict_text(PLACE, FAILED),
     "verify-not-booted": lambda: artefacts.verdict_text(PLACE, UNSEEN),
-    "prune": lambda: artefacts.decisions_text(decide_prune(MANY, keep=1), dry_run=False),
-    "prune-dry-run": lambda: artefacts.decisions_text(decide_prune(MANY, keep=1), dry_run=True),
+    "prune": lambda: pruning.decisions_text(DECIDED, dry_run=False),
+    "prune-dry-run": lambda: pruning.decisions_text(DECIDED, dry_run=True),
     "prune-cache": lambda: artefacts.layers_text(LAYERS[:2], LAYERS[2:], dry_run=False),
     "prune-cache-dry-run": lambda: artefacts.layers_text(LAYERS[:2], LAYERS[2:], dry_run=True),
     "prune-cache-empty": lambda: artefacts.layers_text((), (), dry_run=False),
-    "prune-empty": lambda: artefacts.decisions_text((), dry_run=False),
+    "prune-empty": lambda: pruning.decisions_text((), dry_run=False),
     "doctor": lambda: artefacts.checks_text(CHECKS),
     "demo": lambda: artefacts.table(outcome().rows()),
 }
@@ -124,7 +127,7 @@ def test_documents_are_json_and_hold_what_the_texts_say() -> None:
     assert (verdict["artefact_path"], verdict["passed"]) == (str(PLACE), False)
     assert json.loads(json.dumps(verdict)) == verdict
 
-    decided = artefacts.decisions_json(decide_prune(MANY, keep=1))
+    decided = pruning.decisions_json(DECIDED)
     assert decided["freed"] == MANY[1].allocated
     assert json.loads(json.dumps(decided)) == decided
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ from parbake.core.workspace import WORK, work_folder
 from parbake.machine.disk import BLOCK, BlockList, block_list
 from parbake.records import folder as records_folder
 from parbake.records import statements
-from parbake.workflows import verify
+from parbake.workflows import prune, verify
+from parbake.workflows.prune.decide import Rules
 from tests.fakes.plans import digest, image, plan, record
 
 
@@ -91,37 +91,9 @@ def test_locate_says_what_fits(tmp_path: Path) -> None:
         records.read(tmp_path / "missing.json")
 
 
-def test_prune_keeps_the_newest_of_each_name_and_the_newest_verified() -> None:
-    made = [
-        record("a", at=1, passed=True),
-        record("b", at=2, passed=True),
-        record("c", at=3, passed=False),
-        record("d", at=4),
-        record("x", name="other", at=0),
-    ]
-    kept = {decision.record.sha256: decision.keep for decision in records.decide_prune(made, keep=1)}
-    assert [kept[one.sha256] for one in made] == [False, True, False, True, True]
-
-
-def test_prune_keeps_what_is_younger() -> None:
-    made = [record("a", at=1), record("b", at=2), record("c", at=3)]
-    ages = {"a": 40, "b": 10, "c": 1}
-    now = datetime(2026, 11, 26, tzinfo=UTC)
-    dated = [
-        each.model_copy(update={"finished_at": (now - timedelta(days=ages[word])).isoformat()})
-        for each, word in zip(made, ages, strict=True)
-    ]
-    decided = records.decide_prune(dated, keep=1, younger=timedelta(days=14), now=now)
-    assert [(each.keep, each.reason.partition(" ")[0]) for each in decided] == [
-        (True, "among"), (True, "younger"), (False, "older"),
-    ]  # fmt: skip
-    undated = [each.model_copy(update={"finished_at": "?"}) for each in made]
-    assert [each.keep for each in records.decide_prune(undated, keep=1, younger=timedelta(days=14))].count(True) == 1
-
-
 def test_prune_removes_artefact_and_record(tmp_path: Path) -> None:
     old, new = _put(tmp_path, record("a", at=1)), _put(tmp_path, record("b", at=2))
-    records.remove(tmp_path, records.decide_prune([old, new], keep=1))
+    records.remove(tmp_path, [old])
     assert {entry.name for entry in tmp_path.iterdir()} == {new.artefact, new.file_name}
 
 
@@ -205,7 +177,7 @@ def test_a_raw_artefact_comes_and_goes_with_the_list_of_its_blocks(tmp_path: Pat
     assert statement["subject"] == [{"name": made.artefact, "digest": subject}]
     assert records.locate(str(listed), tmp_path) == (artefact, made)
     assert _damage(artefact, made) == ""
-    records.remove(tmp_path, records.decide_prune([made], keep=0))
+    records.remove(tmp_path, [made])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,9 +254,8 @@ def test_what_a_living_run_is_at_waits_for_the_next_time(tmp_path: Path) -> None
 
 def test_prune_keeps_what_is_in_use(tmp_path: Path) -> None:
     made = _put(tmp_path, record())
-    decisions = records.decide_prune([made], keep=0)
     with records.in_use(tmp_path, made.artefact):
-        (decision,) = records.remove(tmp_path, decisions)
-    assert (decision.keep, decision.reason) == (True, "another parbake works on it")
-    assert records.remove(tmp_path, decisions) == decisions
+        (decision,) = prune.prune(tmp_path, Rules(keep=0))
+    assert (decision.action, decision.reason) == ("keep", "another parbake works on it")
+    assert [each.action for each in prune.prune(tmp_path, Rules(keep=0))] == ["remove"]
     assert list(tmp_path.iterdir()) == []

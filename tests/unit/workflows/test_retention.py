@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.workflows.prune.decide import Item, Rules, decide
+from parbake.core.model import Published
+from parbake.records import Record
+from parbake.workflows.prune.decide import Decision, Item, Rules, decide, items_here
+from tests.fakes.plans import record
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -51,13 +54,50 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_decided(case: str) -> None:
     items, used, rules, actions = CASES[case]
-    found = {verdict.item.id: verdict.action for verdict in decide(items, used, rules, NOW)}
+    found = {each.item.id: each.action for each in decide(items, rules, NOW, used)}
     assert [found[each.id] for each in items] == actions.split()
 
 
 def test_reasons_name_the_user() -> None:
-    (verdict,) = decide([item(0)], {"ami-0": ["launch template a:1", "instance i-1"]}, Rules(0), NOW)
-    assert verdict.reason == "used by instance i-1 and 1 more"
+    (decision,) = decide([item(0)], Rules(0), NOW, {"ami-0": ["launch template a:1", "instance i-1"]})
+    assert decision.reason == "used by instance i-1 and 1 more"
+
+
+def test_here_the_newest_of_each_name_stay_and_the_newest_verified() -> None:
+    made = [
+        record("a", at=1, passed=True),
+        record("b", at=2, passed=True),
+        record("c", at=3, passed=False),
+        record("d", at=4),
+        record("x", name="other", at=0),
+    ]
+    found = {each.item.id: each.action for each in decide(items_here(made), Rules(keep=1), NOW)}
+    assert [found[each.artefact] for each in made] == ["remove", "keep", "remove", "keep", "keep"]
+
+
+def test_here_what_is_younger_stays() -> None:
+    made = [record("a", at=1), record("b", at=2), record("c", at=3)]
+    dated = [
+        each.model_copy(update={"finished_at": (NOW - days * DAY).isoformat()})
+        for each, days in zip(made, (40, 10, 1), strict=True)
+    ]
+
+    def decided(records: list[Record]) -> list[Decision]:
+        return list(decide(items_here(records), Rules(1, 14 * DAY), NOW))
+
+    assert [(each.action, each.reason.partition(" ")[0]) for each in decided(dated)] == [
+        ("keep", "among"), ("keep", "younger"), ("remove", "older"),
+    ]  # fmt: skip
+    undated = [each.model_copy(update={"finished_at": "?"}) for each in made]
+    assert [each.action for each in decided(undated)].count("keep") == 1
+
+
+def test_here_what_is_published_stays() -> None:
+    made = record("a", at=1).model_copy(update={"published": {"eu-west-1": Published()}})
+    found = decide(items_here([made, record("b", at=2)]), Rules(keep=1), NOW)
+    assert [(each.action, each.reason) for each in found] == [
+        ("keep", "among the newest 1 of node"), ("keep", "published in eu-west-1"),
+    ]  # fmt: skip
 
 
 ITEMS = st.lists(
@@ -85,15 +125,15 @@ RULES = st.builds(
 def test_nothing_that_is_referred_to_is_ever_removed(
     items: list[Item], used: dict[str, list[str]], rules: Rules
 ) -> None:
-    verdicts = decide(items, used, rules, NOW)
-    assert {verdict.item.id for verdict in verdicts} == {each.id for each in items}, "each is decided about, once"
-    for verdict in verdicts:
-        gone = verdict.action in {"remove", "retire"}
-        assert not (gone and verdict.item.ids & set(used))
-        if verdict.action == "remove":
-            assert verdict.item.retired is not None or not rules.grace
-            younger = [each for each in items if each.created > verdict.item.created]
+    decisions = decide(items, rules, NOW, used)
+    assert {each.item.id for each in decisions} == {each.id for each in items}, "each is decided about, once"
+    for decision in decisions:
+        gone = decision.action in {"remove", "retire"}
+        assert not (gone and decision.item.ids & set(used))
+        if decision.action == "remove":
+            assert decision.item.retired is not None or not rules.grace
+            younger = [each for each in items if each.created > decision.item.created]
             peers = [
-                each for each in younger if (each.family, each.region) == (verdict.item.family, verdict.item.region)
+                each for each in younger if (each.family, each.region) == (decision.item.family, decision.item.region)
             ]
             assert len(peers) >= rules.keep

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parbake.cli.text.artefacts import decisions_json
+from parbake.cli.text.pruning import decisions_json
 from parbake.cli.text.rollouts import turn_json, turn_text
 from parbake.core.errors import BakefileError, RegistryError
 from parbake.core.events import Event, Events

@@ -14,7 +14,7 @@ from parbake.core.plan import measure
 from parbake.core.printable import word
 from parbake.core.units import human_bytes
 from parbake.machine import base
-from parbake.records import Decision, Record
+from parbake.records import Record
 
 if TYPE_CHECKING:
     from parbake.images.cache import Entry
@@ -276,26 +276,6 @@ def trace_text(trace: TraceSummary, files: Sequence[tuple[str, int]] = ()) -> st
         lines.append(table(((human_bytes(size), path) for path, size in most), header=("read", "file")))
     lines += [word(f"skipped: {name}: {reason}") for name, reason in trace.skipped.items()]
     return "\n\n".join(lines)
-
-
-def decisions_json(decisions: Sequence[Decision]) -> dict[str, object]:
-    """Return what was decided for each record, and the bytes that go."""
-    return {
-        "freed": sum(decision.record.allocated for decision in decisions if not decision.keep),
-        "decisions": [
-            {"artefact": decision.record.artefact, "keep": decision.keep, "reason": decision.reason}
-            for decision in decisions
-        ],
-    }
-
-
-def decisions_text(decisions: Sequence[Decision], *, dry_run: bool) -> str:
-    """Return what was decided for each record, for people."""
-    freed = sum(decision.record.allocated for decision in decisions if not decision.keep)
-    verb = "would be removed" if dry_run else "removed"
-    rows = [(decision.record.artefact, "kept" if decision.keep else verb, decision.reason) for decision in decisions]
-    total = f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}"
-    return f"{table(rows)}\n{total}" if rows else "no artefacts"
 
 
 def layers_json(gone: Sequence[Entry], kept: Sequence[Entry]) -> dict[str, object]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from parbake.cli.text.artefacts import decisions_json, decisions_text, table
+from parbake.cli.text.artefacts import table
+from parbake.cli.text.pruning import decisions_json, decisions_text, pruned_json, pruned_text
 from parbake.core.printable import word
-from parbake.core.units import human_bytes
 from parbake.rollouts import RolloutProgress, TargetState
-from parbake.workflows.prune import Pruned
 from parbake.workflows.rollout import TargetReport, TargetResult
 from parbake.workflows.watch import Tidied, Turn
 
@@ -103,50 +102,6 @@ def frozen_text(changed: Mapping[str, Sequence[str]], *, frozen: bool) -> str:
     """Return what was frozen or thawed, for people."""
     verb = "frozen" if frozen else "thawed"
     return "\n".join(word(f"{name}: {', '.join(what) or 'nothing to do'}: {verb}") for name, what in changed.items())
-
-
-def pruned_json(pruned: Pruned) -> dict[str, object]:
-    """Return what was decided about published artefacts; bytes and money are upper bounds."""
-    return {
-        "regions": list(pruned.regions),
-        "freed": pruned.freed,
-        "saved_month": round(pruned.saved, 2),
-        "currency": pruned.currency,
-        "fast_ended": list(pruned.fast_ended),
-        "decisions": [
-            {
-                "id": each.item.id,
-                "region": each.item.region,
-                "name": each.item.name,
-                "snapshots": list(each.item.snapshots),
-                "size": each.item.size,
-                "action": each.action,
-                "reason": each.reason,
-            }
-            for each in pruned.verdicts
-        ],
-    }
-
-
-def pruned_text(pruned: Pruned, *, dry_run: bool) -> str:
-    """Return what was decided about published artefacts, for people."""
-    ended = "".join(f"\nfast snapshot restore of {each} is off: its time was up" for each in pruned.fast_ended)
-    if not pruned.verdicts:
-        return f"parbake has published nothing in {', '.join(pruned.regions)}{ended}"
-    verbs = {
-        "keep": "kept",
-        "wait": "waits",
-        "retire": "deprecated",
-        "restore": "no longer deprecated",
-        "remove": "removed",
-    }
-    rows = [
-        (each.item.id, each.item.region, each.item.name, human_bytes(each.item.size), verbs[each.action], each.reason)
-        for each in pruned.verdicts
-    ]
-    would = "would be freed" if dry_run else "freed"
-    total = f"up to {human_bytes(pruned.freed)} {would}, up to {pruned.saved:.2f} {pruned.currency} a month"
-    return f"{table(rows, header=('id', 'region', 'name', 'size', 'decided', 'why'))}\n{total}{ended}"
 
 
 def turn_json(turn: Turn) -> dict[str, object]:

@@ -23,9 +23,8 @@ from parbake.bakefile.targets import KarpenterTarget, OceanTarget
 from parbake.core.errors import InputError, TargetMissing
 from parbake.core.events import Events
 from parbake.core.model import GIB
-from parbake.records import Decision, decide_prune
 from parbake.rollouts.choose import open_target
-from parbake.workflows.prune.decide import Item, Rules, Verdict, decide
+from parbake.workflows.prune.decide import Decision, Item, Rules, decide, freed, items_here
 from parbake.workflows.prune.inventory import Stock
 from parbake.workflows.prune.references import Use, by_node_class, by_status, ids_in, in_region, together
 
@@ -38,7 +37,7 @@ class Pruned:
     """
 
     regions: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
+    decisions: tuple[Decision, ...]
     gib_month: float
     currency: str
     fast_ended: tuple[str, ...] = ()
@@ -46,7 +45,7 @@ class Pruned:
     @property
     def freed(self) -> int:
         """The bytes of what is removed: at most so much, since snapshots share blocks and hold no empty ones."""
-        return sum(each.item.size for each in self.verdicts if each.action == "remove")
+        return freed(self.decisions)
 
     @property
     def saved(self) -> float:
@@ -80,13 +79,13 @@ def prune_published(bakefile_path: Path, rules: Rules, events: Events, *, dry_ru
         items = [item for found in pool.map(Stock.items, stocks) for item in found]
     with events.stage("used", "Look for what refers to it"):
         used = together(_used(bakefile, regions))
-    verdicts = decide(items, used, rules, datetime.now(UTC))
+    decisions = decide(items, rules, datetime.now(UTC), used)
     ended: list[str] = []
     if not dry_run:
-        _act({stock.region: stock for stock in stocks}, verdicts, events)
+        _act({stock.region: stock for stock in stocks}, decisions, events)
         ended = [each for region in regions for each in fast_restore.end(region, bakefile.name)]
     prices = load_prices()
-    return Pruned(regions, verdicts, prices.snapshot_gib_month.value, prices.currency, tuple(ended))
+    return Pruned(regions, decisions, prices.snapshot_gib_month.value, prices.currency, tuple(ended))
 
 
 def regions_of(bakefile: Bakefile) -> tuple[str, ...]:
@@ -123,9 +122,9 @@ def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
             yield from ((identity, name) for identity in ids_in(specification))
 
 
-def _act(stocks: dict[str, Stock], verdicts: Iterable[Verdict], events: Events) -> None:
+def _act(stocks: dict[str, Stock], decisions: Iterable[Decision], events: Events) -> None:
     acts = {"retire": Stock.retire, "restore": Stock.restore, "remove": Stock.remove}
-    todo = [each for each in verdicts if each.action in acts]
+    todo = [each for each in decisions if each.action in acts]
     if not todo:
         return
     with events.stage("act", "Retire and remove"), events.task("artefacts", len(todo), unit="items") as task:
@@ -135,15 +134,15 @@ def _act(stocks: dict[str, Stock], verdicts: Iterable[Verdict], events: Events) 
             task.advance(1)
 
 
-def prune(output: Path, *, keep: int, younger: timedelta = timedelta(), dry_run: bool = False) -> tuple[Decision, ...]:
-    """Decide which artefacts go, remove them unless ``dry_run``, and return the decisions.
+def prune(output: Path, rules: Rules, *, dry_run: bool = False) -> tuple[Decision, ...]:
+    """Decide which artefacts here go, remove them unless ``dry_run``, and return the decisions.
 
-    The record of one that is published stays: rollouts need it.
+    One that another parbake works on stays.
     """
-    decisions = tuple(
-        Decision(each.record, True, f"published in {', '.join(sorted(each.record.published))}")
-        if each.record.published and not each.keep
-        else each
-        for each in decide_prune((record for _, record in records.find(output)), keep=keep, younger=younger)
-    )
-    return decisions if dry_run else records.remove(output, decisions)
+    there = {record.artefact: record for _, record in records.find(output)}
+    decisions = decide(items_here(there.values()), rules, datetime.now(UTC))
+    if dry_run:
+        return decisions
+    busy = records.remove(output, [there[each.item.id] for each in decisions if each.action == "remove"])
+    kept = "another parbake works on it"
+    return tuple(Decision(each.item, "keep", kept) if each.item.id in busy else each for each in decisions)

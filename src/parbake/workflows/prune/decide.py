@@ -1,22 +1,27 @@
 """What stays and what goes. Pure: from the artefacts that there are, what refers to them, and rules.
 
-An artefact goes in two steps. First it is retired: a machine image is deprecated, so that nothing new chooses it, and
-the time is written into its tags. When the grace is over and still nothing refers to it, it is removed.
+A published artefact goes in two steps. First it is retired: a machine image is deprecated, so that nothing new chooses
+it, and the time is written into its tags. When the grace is over and still nothing refers to it, it is removed. One on
+this machine goes at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
+
+from parbake.records import Record
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One artefact in one region: a machine image with its snapshots, or a volume's snapshot. ``size`` in bytes.
+    """One artefact in one place: a file here (``region`` empty), a machine image with its snapshots, or a snapshot.
 
-    ``family`` is what is counted together: name, architecture and kind. ``created`` and ``retired`` are UTC.
+    ``family`` is what is counted together: the name, in EC2 with architecture and kind. ``created`` and ``retired`` are
+    UTC, ``size`` is in bytes. ``spared`` says why it stays though it is old.
     """
 
     id: str
@@ -27,6 +32,7 @@ class Item:
     snapshots: tuple[str, ...] = ()
     size: int = 0
     retired: datetime | None = None
+    spared: str = ""
 
     @property
     def ids(self) -> frozenset[str]:
@@ -44,7 +50,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What becomes of an item: it stays, is retired now, waits for its grace to end, is removed, or comes back."""
 
     item: Item
@@ -53,34 +59,73 @@ class Verdict:
 
 
 def decide(
-    items: Iterable[Item], used: Mapping[str, Iterable[str]], rules: Rules, now: datetime
-) -> tuple[Verdict, ...]:
-    """Decide about every item; ``used`` says for an id what refers to it. What is referred to is never removed."""
+    items: Iterable[Item], rules: Rules, now: datetime, used: Mapping[str, Iterable[str]] | None = None
+) -> tuple[Decision, ...]:
+    """Decide about every item; ``used`` says for an id what refers to it (None: files here, which nothing refers to).
+
+    What is referred to is never removed.
+    """
     families: dict[tuple[str, str], list[Item]] = {}
     for item in sorted(items, key=lambda each: (each.created, each.id), reverse=True):
         families.setdefault((item.family, item.region), []).append(item)
     return tuple(
-        _verdict(item, place, used, rules, now)
+        _decision(item, place, rules, now, used)
         for _, members in sorted(families.items())
         for place, item in enumerate(members)
     )
 
 
-def _verdict(item: Item, place: int, used: Mapping[str, Iterable[str]], rules: Rules, now: datetime) -> Verdict:
-    users = sorted({user for each in item.ids for user in used.get(each, ())})
-    if users:
-        more = f" and {len(users) - 1} more" if len(users) > 1 else ""
-        return Verdict(item, "restore" if item.retired else "keep", f"used by {users[0]}{more}")
-    if place < rules.keep:
-        return Verdict(item, "restore" if item.retired else "keep", f"among the newest {rules.keep} of {item.family}")
-    if now - item.created < rules.younger:
-        return Verdict(item, "restore" if item.retired else "keep", f"younger than {_spoken(rules.younger)}")
+def _decision(
+    item: Item, place: int, rules: Rules, now: datetime, used: Mapping[str, Iterable[str]] | None
+) -> Decision:
+    newest = f"the newest {rules.keep} of {item.family}"
+    why = ""
+    if users := sorted({user for each in item.ids for user in (used or {}).get(each, ())}):
+        why = f"used by {users[0]}" + (f" and {len(users) - 1} more" if len(users) > 1 else "")
+    elif place < rules.keep:
+        why = f"among {newest}"
+    elif now - item.created < rules.younger:
+        why = f"younger than {_spoken(rules.younger)}"
+    if why or item.spared:
+        return Decision(item, "restore" if item.retired else "keep", why or item.spared)
+    if used is None:
+        return Decision(item, "remove", f"older than {newest}")
     if item.retired is None and rules.grace:
-        return Verdict(item, "retire", f"nothing uses it; it goes in {_spoken(rules.grace)}")
+        return Decision(item, "retire", f"nothing uses it; it goes in {_spoken(rules.grace)}")
     left = (item.retired or now) + rules.grace - now
     if left > timedelta():
-        return Verdict(item, "wait", f"retired; it goes in {_spoken(left)}")
-    return Verdict(item, "remove", "nothing uses it")
+        return Decision(item, "wait", f"retired; it goes in {_spoken(left)}")
+    return Decision(item, "remove", "nothing uses it")
+
+
+def items_here(records: Iterable[Record]) -> tuple[Item, ...]:
+    """Return the artefacts of records. The newest verified one of each name is spared, and what is published.
+
+    Rollouts need the record of what is published.
+    """
+    found = sorted(records, key=lambda each: (each.finished_at, each.artefact))
+    proven = {each.plan.name: each.artefact for each in found if each.verified}
+    return tuple(_item(each, newest=proven.get(each.plan.name) == each.artefact) for each in found)
+
+
+def _item(record: Record, *, newest: bool) -> Item:
+    name, spared = record.plan.name, ""
+    if record.published:
+        spared = f"published in {', '.join(sorted(record.published))}"
+    if newest:
+        spared = f"the newest verified one of {name}"
+    return Item(record.artefact, "", name, name, _finished(record), size=record.allocated, spared=spared)
+
+
+def _finished(record: Record) -> datetime:
+    with suppress(ValueError):
+        return datetime.fromisoformat(record.finished_at)
+    return datetime.fromtimestamp(0, UTC)
+
+
+def freed(decisions: Iterable[Decision]) -> int:
+    """Return the bytes of what is removed."""
+    return sum(each.item.size for each in decisions if each.action == "remove")
 
 
 def _spoken(time: timedelta) -> str:
