@@ -36,7 +36,17 @@ _NOT_TEXT = {
     "throughput",
     "encrypted",
 }
-_NOT_TEXT |= {"initialization_rate", "hydrate", "healthy", "batch", "auto_rollback", "force", "respect_pdb", "keep"}
+_NOT_TEXT |= {
+    "initialization_rate",
+    "hydrate",
+    "mount",
+    "healthy",
+    "batch",
+    "auto_rollback",
+    "force",
+    "respect_pdb",
+    "keep",
+}
 _LISTS_OF_NUMBERS = {"checkpoints"}
 _OF_THE_USER = {"env", "args", "tags"}  # below these, keys are the user's own
 

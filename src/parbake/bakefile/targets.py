@@ -57,15 +57,32 @@ Tag = Annotated[str, AfterValidator(_tag), text_schema("^[^=*]+=[^*]+$", "image=
 Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
 
 
-class KarpenterTarget(Section):
+class _WithVolume(Section):
+    """What all targets say of a volume that their nodes get beside their own disk."""
+
+    device: Device = "/dev/xvdb"
+    """The device that a volume's snapshot is mapped to."""
+    mount: bool = True
+    """Let the nodes' user data mount the volume over the runtime's store, grown to its disk, before the runtime starts.
+    With `false` the nodes do it themselves."""
+    throughput: Annotated[int, Field(ge=125, le=2000)] | None = None
+    """The volume's throughput, in MiB/s. Default: as the target has it, for gp3 125."""
+    iops: Annotated[int, Field(ge=100, le=256000)] | None = None
+    """The volume's operations per second. Default: as the target has it, for gp3 3,000."""
+
+    @property
+    def performance(self) -> dict[str, int]:
+        """What is said of the volume's speed, in EC2's words."""
+        return {name: value for name in ("throughput", "iops") if (value := getattr(self, name))}
+
+
+class KarpenterTarget(_WithVolume):
     """A node class of Karpenter, in a cluster that `kubectl` reaches. It is written to directly."""
 
     nodeclass: Their
     """The name of the EC2NodeClass (or of the AWSNodeTemplate, before v0.32)."""
     context: Annotated[str, text_schema()] = ""
     """kubectl's context. Default: its current one."""
-    device: Device = "/dev/xvdb"
-    """The device that a volume's snapshot is mapped to."""
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
     """Load snapshots at this rate, in MiB/s, instead of lazily (`volumeInitializationRate`, Karpenter v1.5)."""
     tag: Tag | None = None
@@ -85,7 +102,7 @@ class KarpenterTarget(Section):
         return value
 
 
-class GitopsTarget(Section):
+class GitopsTarget(_WithVolume):
     """A node class in a manifest file of a repository. The file is edited; the cluster is never touched."""
 
     file: File
@@ -98,21 +115,17 @@ class GitopsTarget(Section):
     """For values of a Helm chart: the path of the machine image's id, such as nodeClass.amiIds[0]."""
     snapshot_at: Annotated[str, text_schema()] = ""
     """For values of a Helm chart: the path of the snapshot's id."""
-    device: Device = "/dev/xvdb"
-    """The device that a volume's snapshot is mapped to."""
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
     """As in `karpenter`."""
     hydrate: bool = False
     """As in `karpenter`."""
 
 
-class AsgTarget(Section):
+class AsgTarget(_WithVolume):
     """An Auto Scaling group with a launch template."""
 
     group: Their
     """The group's name."""
-    device: Device = "/dev/xvdb"
-    """The device that a volume's snapshot is mapped to."""
     healthy: Annotated[int, Field(ge=0, le=100)] = 90
     """The instance refresh keeps so many percent of the group healthy."""
     checkpoints: tuple[Annotated[int, Field(ge=1, le=100)], ...] = ()
@@ -132,15 +145,13 @@ class AsgTarget(Section):
         return value
 
 
-class NodegroupTarget(Section):
+class NodegroupTarget(_WithVolume):
     """A managed node group of EKS with a launch template of its own."""
 
     cluster: Their
     """The cluster's name."""
     group: Their
     """The node group's name."""
-    device: Device = "/dev/xvdb"
-    """The device that a volume's snapshot is mapped to."""
     force: bool = False
     """Replace nodes also where a disruption budget forbids it, after EKS has waited."""
 

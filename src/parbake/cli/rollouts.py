@@ -45,6 +45,9 @@ def rollout(
         bool, typer.Option("--force", help="Roll out even if unverified, or if a target refuses.")
     ] = False,
     force_conflicts: ForceConflicts = False,
+    mount: Annotated[
+        bool, typer.Option("--mount/--no-mount", help="Let nodes' user data mount a volume, where the target says so.")
+    ] = True,
     follow: Follow = True,
     deadline: Deadline = None,
     interval: Interval = 5.0,
@@ -57,7 +60,9 @@ def rollout(
     """
     from parbake.workflows import rollout as workflow
 
-    options = workflow.RolloutOptions(tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval)
+    options = workflow.RolloutOptions(
+        tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval, mount=mount
+    )
     return _handed(workflow.rollout(file, what, events, options), dry_run=dry_run)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import shlex
 from pathlib import Path
 
 from parbake.core import atomic
-from parbake.core.nodefiles import node_file
+from parbake.core.nodefiles import node_file, packed
 from parbake.core.workspace import room_for
 
 LIST = "etc/parbake/hydrate.list"
@@ -42,7 +40,7 @@ def user_data(hydrate_list: str) -> str:
     """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure."""
     program = node_file("hydrate.py").read_bytes()
     words = " ".join(f"--property={shlex.quote(line)}" for line in confinement())
-    return _USER_DATA.format(program=_packed(program), list=_packed(hydrate_list.encode()), confined=words)
+    return _USER_DATA.format(program=packed(program), list=packed(hydrate_list.encode()), confined=words)
 
 
 def confinement() -> tuple[str, ...]:
@@ -50,11 +48,6 @@ def confinement() -> tuple[str, ...]:
     service = node_file("parbake-hydrate.service").read_text().partition("[Install]")[0]
     lines = service[service.index("RuntimeDirectory=") :].splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))
-
-
-def _packed(data: bytes) -> str:
-    text = base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
-    return "\n".join(text[at : at + 120] for at in range(0, len(text), 120))
 
 
 def export(folder: Path, hydrate_list: str, prefetch_list: str = "") -> tuple[Path, ...]:

@@ -31,7 +31,7 @@ class Asg(Group):
 
     def __init__(self, target: AsgTarget, region: str) -> None:
         self.target = target
-        self.device = target.device
+        self.device, self.disk = target.device, target.performance
         self.scaling = client("autoscaling", region)
         self.templates = Templates(region)
         self.where = f"Auto Scaling group {target.group}"

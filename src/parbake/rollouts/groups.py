@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from parbake.aws.images import architecture_of
 from parbake.core.errors import InputError, TargetMoved
+from parbake.rollouts import userdata
 from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus, already_back, show
 from parbake.rollouts.templates import (
     CURRENT,
@@ -24,7 +25,11 @@ from parbake.rollouts.templates import (
     describe,
     history_of,
     new_data,
+    readable,
+    user_data,
 )
+
+_NOT_BOTTLEROCKETS = "its nodes run {name}, which mounts no volume but one in a layout of its own (`builder: ec2`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Group(ABC):
     """One group of nodes."""
 
     device: str
+    disk: Mapping[str, int]
     where: str
     templates: Templates
     never_took: ClassVar[str]
@@ -86,15 +92,18 @@ class Group(ABC):
         """Decide which version the group gets."""
         look = self.look()
         now, before = look.version, self._holds(look)
-        changes = new_data(now.data, offer, device=self.device)
+        changes = new_data(now.data, offer, device=self.device, disk=self.disk)
         kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
         after = offer.held.model_copy(update=kept)
         if not changes:
             return self.unchanged(look, before, after)
-        diff = show(now.data, {**now.data, **changes}, f"{self.where}: launch template {now}")
+        wanted = {**now.data, **changes}
+        diff = show(readable(now.data), readable(wanted), f"{self.where}: launch template {now}")
         payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
         refusals = (*self.refusals(look, offer), *self._of_another_architecture(before, offer))
         refusals += self._of_another_family(after, offer)
+        if "UserData" in changes:
+            refusals += tuple(userdata.too_large(user_data(wanted) or "", userdata.ROOM))
         return Change(self.where, before, after, diff, payload, refusals, self.cautions(look))
 
     def plan_rollback(self) -> Change:
@@ -111,7 +120,7 @@ class Group(ABC):
         if str(before) == str(now):
             return Change(self.where, holds, holds, cautions=(self.never_took,))
         name = f"launch template {now} -> {before}"
-        diff = show(now.data, before.data, f"{self.where}: {name}") or name
+        diff = show(readable(now.data), readable(before.data), f"{self.where}: {name}") or name
         payload = {"source": now, "tags": {LEFT: str(now)}, **self.back_to(before)}
         return Change(self.where, holds, before.held(self.device), diff, payload)
 
@@ -144,11 +153,13 @@ class Group(ABC):
         return (f"its nodes run {now} ({before.image}), and {offer.artefact} is for {offer.architecture}",)
 
     def _of_another_family(self, after: TargetState, offer: Offer) -> tuple[str, ...]:
-        """Return what speaks against a volume that nodes of one family alone can take."""
-        if not offer.family:
+        """Return what speaks against a volume that nodes of one family alone can take, or cannot take."""
+        if not offer.snapshot or not (offer.family or offer.mount):
             return ()
         found = []
         name = str(self.templates.image(after.image).get("Name", ""))
+        if not offer.family:
+            return (_NOT_BOTTLEROCKETS.format(name=name),) if name.lower().startswith("bottlerocket-") else ()
         if name and not name.startswith(f"{offer.family.lower()}-"):
             found.append(f"the volume is {offer.family}'s own, and its nodes run {name} ({after.image})")
         if self.device != "/dev/xvdb":

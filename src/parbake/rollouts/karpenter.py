@@ -50,9 +50,9 @@ class Karpenter:
         found = self._node_class()
         if self.pointer and offer.image:
             self.pointer.check(offer.image)
-        rate, chosen, hydrate = self.target.initialization_rate, self._chosen(), self.target.hydrate
+        target, chosen = self.target, self._chosen()
         change = nodeclass.decide(
-            found, offer, device=self.target.device, initialization_rate=rate, chosen=chosen, hydrate=hydrate
+            found, offer, device=target.device, disk=nodeclass.disk(target), chosen=chosen, hydrate=target.hydrate
         )
         self._need_known(change)
         refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()

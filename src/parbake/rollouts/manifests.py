@@ -133,8 +133,9 @@ class NodeClassFile(_Manifest):
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         """Change the node class as in a cluster."""
         place, found = self._found(text)
-        device, rate, hydrate = self.target.device, self.target.initialization_rate, self.target.hydrate
-        change = nodeclass.decide(found, offer, device=device, initialization_rate=rate, hydrate=hydrate)
+        target = self.target
+        disk = nodeclass.disk(target)
+        change = nodeclass.decide(found, offer, device=target.device, disk=disk, hydrate=target.hydrate)
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
     def decided_back(self, text: str) -> tuple[Change, str]:

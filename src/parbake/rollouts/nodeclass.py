@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from parbake.aws.limits import USER_DATA_LIMIT
+from parbake.bakefile.targets import GitopsTarget, KarpenterTarget
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.rollouts import userdata
@@ -50,7 +50,6 @@ ALIASES = {
     "windows2025": "Windows2025",
 }
 """The family of a node class that an alias names."""
-_PART = "hydrate"  # the name of the hydrate part in a note
 _FIELDS = ("amiFamily", "amiSelectorTerms", "amiSelector", "blockDeviceMappings")
 _SIZE = re.compile(r"([0-9]+)(Gi|G|Ti|T)")
 _UNITS = {"Gi": 1 << 30, "G": 10**9, "Ti": 1 << 40, "T": 10**12}
@@ -71,14 +70,16 @@ def decide(
     offer: Offer,
     *,
     device: str,
-    initialization_rate: int | None,
+    disk: Mapping[str, int],
     chosen: Chosen | None = None,
     hydrate: bool = False,
 ) -> Change:
     """Decide what a node class becomes when it takes an offer.
 
-    With ``hydrate`` the offer's hydrate part goes into its user data; without, one that is there is taken out. With
-    ``chosen`` its term is that, and where the term points to is changed by the caller. Raises InputError for an
+    With ``hydrate`` the offer's hydrate part goes into its user data; without, one that is there is taken out. So does
+    the part that mounts a volume, and goes where the offer has none for its volume. ``disk`` is what the volume's
+    mapping says of its speed, in Karpenter's words. With ``chosen`` its term is that, and where the term points to is
+    changed by the caller. Raises InputError for an
     AWSNodeTemplate then, and for user data of no known kind.
     """
     spec = node_class.get("spec") or {}
@@ -86,7 +87,7 @@ def decide(
     cautions: list[str] = []
     if offer.image:
         _take_image(node_class, after, offer, chosen, cautions)
-    _take_disks(after, offer, device, initialization_rate)
+    _take_disks(after, offer, device, disk)
     refusals = [*_refusals(spec, after, offer, device), *_take_user_data(after, offer, hydrate=hydrate)]
     cautions += _cautions(_family(after), offer)
     before = held(node_class, device, chosen)
@@ -113,12 +114,18 @@ def decide_rollback(node_class: Mapping[str, Any], *, device: str, chosen: Chose
         return already_back(where, now, past.left)
     after = {key: value for key, value in (node_class.get("spec") or {}).items() if key not in _FIELDS}
     after |= previous.spec
-    _put_part(after, after.pop(_PART, ""))
+    _put_parts(after, {name: after.pop(name, "") for name in userdata.NAMES})
     cautions = []
     if past.current and not _same(past.current, now):
         cautions.append(f"it was changed after the rollout, from {past.current} to {now}: that change goes too")
-    left = now.model_copy(update={"spec": {key: value for key, value in now.spec.items() if key != _PART}})
+    left = now.model_copy(update={"spec": {key: value for key, value in now.spec.items() if key not in userdata.NAMES}})
     return _change(node_class, after, now, previous, History(left=left), (), cautions, chosen)
+
+
+def disk(target: KarpenterTarget | GitopsTarget) -> dict[str, int]:
+    """Return what a target says of its volume's speed, in Karpenter's words."""
+    rate = target.initialization_rate
+    return {**target.performance, **({"volumeInitializationRate": rate} if rate else {})}
 
 
 def follows(spec: Mapping[str, Any], chosen: Chosen) -> bool:
@@ -133,7 +140,7 @@ def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = Non
     snapshot = next(
         (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
     )
-    part = userdata.part_of(spec.get("userData") or "")
+    parts = {name: userdata.part_of(spec.get("userData") or "", name) for name in userdata.NAMES}
     past, ids = history(node_class), TargetState(image=image, snapshot=snapshot)
     recorded = (past.current, past.previous, past.left)
     known = next((each for each in recorded if each and _same(each, ids)), TargetState())
@@ -143,7 +150,7 @@ def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = Non
         artefact=known.artefact,
         key=known.key,
         label="" if image else _label(spec),
-        spec={key: spec[key] for key in _FIELDS if key in spec} | ({_PART: part} if part else {}),
+        spec={key: spec[key] for key in _FIELDS if key in spec} | {name: part for name, part in parts.items() if part},
     )
 
 
@@ -221,7 +228,7 @@ def _take_image(
     spec["amiSelectorTerms"] = [dict(chosen.term) if chosen else {"id": offer.image}]
 
 
-def _take_disks(spec: dict[str, Any], offer: Offer, device: str, initialization_rate: int | None) -> None:
+def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> None:
     """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from."""
     family, disks = _family(spec), copy.deepcopy(_disks(spec))
     root = _root(family)
@@ -242,8 +249,7 @@ def _take_disks(spec: dict[str, Any], offer: Offer, device: str, initialization_
         ebs["snapshotID"] = offer.snapshot
         ebs.pop("encrypted", None)  # with a snapshot it follows from the snapshot
         _at_least(ebs, offer.snapshot_size or GIB)
-        if initialization_rate:
-            ebs["volumeInitializationRate"] = initialization_rate
+        ebs |= settings
     if disks:
         spec["blockDeviceMappings"] = disks
 
@@ -263,25 +269,22 @@ def _has_root(disks: list[dict[str, Any]]) -> bool:
 
 
 def _take_user_data(spec: dict[str, Any], offer: Offer, *, hydrate: bool) -> list[str]:
-    """Put the hydrate part into the user data, or take an old one out; return what speaks against it."""
+    """Put parbake's parts into the user data, or take old ones out; return what speaks against it."""
+    family, parts = _family(spec), {}
     if not hydrate or offer.hydrate:
-        _put_part(spec, offer.hydrate if hydrate else "")
+        parts["hydrate"] = offer.hydrate if hydrate else ""
+    if offer.snapshot:  # a machine image alone leaves the volume that there is
+        parts["mount"] = "" if family in userdata.BEYOND_REACH else offer.mount
+    _put_parts(spec, parts)
     text = spec.get("userData") or ""
-    if not hydrate or not userdata.part_of(text):
-        return []
-    family, size = _family(spec), len(text.encode())
-    if family in userdata.BEYOND_REACH:
+    if family in userdata.BEYOND_REACH and userdata.part_of(text, "hydrate"):
         return [f"user data of {family} takes no hydrate part: use a bootstrap container (`parbake hydrate`)"]
-    if size > USER_DATA_LIMIT - userdata.ROOM_FOR_KARPENTER:
-        return [
-            f"with the hydrate part the user data has {size} bytes, and EC2 takes {USER_DATA_LIMIT} with Karpenter's"
-        ]
-    return []
+    return userdata.too_large(text, userdata.ROOM)
 
 
-def _put_part(spec: dict[str, Any], part: str) -> None:
+def _put_parts(spec: dict[str, Any], parts: Mapping[str, str]) -> None:
     text = spec.get("userData") or ""
-    new = userdata.with_part(text, part)
+    new = userdata.with_parts(text, parts)
     if new != text:
         spec["userData"] = new
         if not new:

@@ -25,7 +25,7 @@ class Nodegroup(Group):
 
     def __init__(self, target: NodegroupTarget, region: str) -> None:
         self.target = target
-        self.device = target.device
+        self.device, self.disk = target.device, target.performance
         self.eks = client("eks", region)
         self.templates = Templates(region)
         self.where = f"node group {target.group} of {target.cluster}"
@@ -48,6 +48,8 @@ class Nodegroup(Group):
             return (f"EKS chooses the images of this group (amiType {kind}); it takes no other",)
         if offer.family and not kind.startswith(offer.family.upper()):
             return (f"the volume is {offer.family}'s own, and EKS runs this group with amiType {kind}",)
+        if offer.mount and kind.startswith(("BOTTLEROCKET", "WINDOWS")):
+            return (f"EKS runs this group with amiType {kind}, whose nodes cannot mount the volume",)
         return ()
 
     def back_to(self, before: Version) -> dict[str, Any]:

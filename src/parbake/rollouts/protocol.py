@@ -44,9 +44,9 @@ class TargetState(Frozen):
 class Offer(Frozen):
     """What is handed out in one region: a machine image, a volume's snapshot, or both. Sizes in bytes (0: unknown).
 
-    ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``hydrate`` is user data
-    that loads the hot blocks (a cloud-boothook), for targets that ask for it. ``family`` is whose nodes alone can take
-    the volume (empty: any that mount it).
+    ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``mount`` is user data
+    that mounts the volume, ``hydrate`` what loads the hot blocks (cloud-boothooks), for targets that ask for them.
+    ``family`` is whose nodes alone can take the volume (empty: any that mount it).
     """
 
     artefact: str
@@ -58,6 +58,7 @@ class Offer(Frozen):
     snapshot: str = ""
     snapshot_size: int = 0
     family: Family = ""
+    mount: str = ""
     hydrate: str = ""
 
     @property

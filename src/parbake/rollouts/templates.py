@@ -6,13 +6,16 @@ snapshots are kept only when they are given. Versions are immutable, so that a n
 
 from __future__ import annotations
 
+import base64
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from parbake.aws import Client, client, token, when_known
-from parbake.core.errors import AwsNotFound
+from parbake.core.errors import AwsNotFound, InputError
+from parbake.rollouts import userdata
 from parbake.rollouts.protocol import OWNER, History, Offer, TargetState, gibibytes
 
 RESOLVED = "resolve:ssm:"
@@ -46,8 +49,13 @@ class Version:
         )
 
 
-def new_data(data: Mapping[str, Any], offer: Offer, *, device: str) -> dict[str, Any]:
-    """Return what a version that takes the offer says differently; empty when it says it all already. Pure."""
+def new_data(
+    data: Mapping[str, Any], offer: Offer, *, device: str, disk: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return what a version that takes the offer says differently; empty when it says it all already. Pure.
+
+    ``disk`` is what the volume's mapping says of its speed. Raises InputError for user data of no known kind.
+    """
     changes: dict[str, Any] = {}
     if offer.image and data.get("ImageId") != offer.image:
         changes["ImageId"] = offer.image
@@ -64,10 +72,38 @@ def new_data(data: Mapping[str, Any], offer: Offer, *, device: str) -> dict[str,
         ebs["SnapshotId"] = offer.snapshot
         ebs.pop("Encrypted", None)  # with a snapshot it follows from the snapshot
         _at_least(ebs, offer.snapshot_size)
+        ebs |= {name.capitalize(): value for name, value in disk.items()}
+        changes |= _with_mount(data, offer.mount)
     before = list(data.get("BlockDeviceMappings", []))
     if disks != before or (changes and before):  # what is not given again loses its snapshot
         changes["BlockDeviceMappings"] = disks
-    return {} if disks == before and "ImageId" not in changes else changes
+    return {} if disks == before and not {"ImageId", "UserData"} & set(changes) else changes
+
+
+def user_data(data: Mapping[str, Any]) -> str | None:
+    """Return the user data of a version as text; None for what is not text, such as gzip."""
+    try:
+        return base64.b64decode(data.get("UserData", ""), validate=True).decode()
+    except ValueError:
+        return None
+
+
+def readable(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a version says for people: parbake's parts of the user data in one line each."""
+    text = user_data(data)
+    return {**data, "UserData": userdata.shown(text)} if text else dict(data)
+
+
+def _with_mount(data: Mapping[str, Any], part: str) -> dict[str, str]:
+    """Return the user data with another part that mounts the volume, or nothing where it stays as it is."""
+    text = user_data(data)
+    if text is None and part:
+        raise InputError(
+            "the launch template's user data is not text, so that the part which mounts the volume cannot be put in",
+            hint="write it as MIME parts, or `mount: false` for nodes that mount it themselves",
+        )
+    new = userdata.with_parts(text, {"mount": part}) if text is not None else None
+    return {"UserData": base64.b64encode(new.encode()).decode()} if new is not None and new != text else {}
 
 
 def _at_least(ebs: dict[str, Any], size: int) -> None:

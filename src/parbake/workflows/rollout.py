@@ -26,7 +26,7 @@ from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
-from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus
+from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
@@ -39,7 +39,7 @@ class RolloutOptions:
 
     ``force`` overrides a missing verification and what speaks against a target; ``force_conflicts`` takes over fields
     that somebody else manages; ``deadline`` (seconds) replaces that of the targets. ``again`` also hands out what a
-    rollback left.
+    rollback left. Without ``mount`` no user data mounts a volume, whatever the targets say.
     """
 
     to: tuple[str, ...] = ()
@@ -50,6 +50,7 @@ class RolloutOptions:
     deadline: float | None = None
     interval: float = 5.0
     again: bool = True
+    mount: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ def rollout(
     for region in dict.fromkeys(each.region for each in offers):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
+    if options.mount:
+        offers = [_with_mount(each, found, config) for each, config in zip(offers, targets, strict=True)]
     if any(_hydrates(config) for config in targets):
         part = hydrate_part(located)
         offers = [
@@ -249,6 +252,15 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
             hint=f"`parbake trace {record.artefact}` makes one, or brings one from a node; or remove `hydrate`",
         )
     return user_data(hydrate_list(load_trace(trace)))
+
+
+def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offer:
+    """Add the user data that mounts the volume, where nodes mount nothing by themselves, and the target wants it."""
+    volume = next((record for record in found if record.plan.artefact.kind == "volume"), None)
+    if volume is None or offered.family or not getattr(config.options, "mount", False):
+        return offered
+    sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
+    return offered.model_copy(update={"mount": mount.user_data(sandbox)})
 
 
 def _hydrates(config: Target) -> bool:
