@@ -7,16 +7,16 @@ GetPublicKey (SubjectPublicKeyInfo as DER).
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, override
 
 from parbake.aws.clients import client
 from parbake.core.errors import InputError
-from parbake.core.signing import PublicKey, read_public_key
+from parbake.core.signing import PublicKey, Signer, read_public_key
 
 _ALGORITHM = "ECDSA_SHA_256"
 
 
-class KmsSigner:
+class KmsSigner(Signer):
     """Signs with the asymmetric key of an ARN (a key's or an alias's), which must be ECC_NIST_P256 and for signing.
 
     Raises InputError for a key of another kind, AwsNotFound, AwsNoAccess, AwsFault.
@@ -35,6 +35,7 @@ class KmsSigner:
             )
         self.public: PublicKey = read_public_key(found["PublicKey"], arn)
 
+    @override
     def sign(self, message: bytes) -> bytes:
         """Return the signature over a message; only its SHA-256 is sent."""
         digest = hashlib.sha256(message).digest()

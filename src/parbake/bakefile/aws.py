@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section
-from parbake.bakefile.values import Days, Duration, spoken, text_schema, wrong
+from parbake.bakefile.values import Days, Duration, matching, spoken, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
 _LEAST_SECONDS = 3600.0  # of fast snapshot restore (Amazon EBS pricing: billed by the minute, an hour at least)
 _GP3 = {"iops": (3000, 80_000), "throughput": (125, 2000)}
-
-
-def _fits(pattern: str, what: str, example: str) -> Callable[[str], str]:
-    def look(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise wrong(f"{text!r} is not {what}", f"such as {example}")
-        return text
-
-    return look
-
-
-def _id(kind: str, what: str) -> Callable[[str], str]:
-    return _fits(rf"{kind}-[0-9a-f]{{8,17}}", what, f"{kind}-0123456789abcdef0")
 
 
 _REGION = r"[a-z]{2,}(-[a-z]+)+-[0-9]"
@@ -40,43 +25,43 @@ _KEY = (
 )
 
 Region = Annotated[
-    str,
-    AfterValidator(_fits(_REGION, "an AWS region", "eu-west-1")),
-    text_schema(f"^{_REGION}$", "eu-west-1"),
+    str, matching(_REGION, "an AWS region", "such as eu-west-1"), text_schema(f"^{_REGION}$", "eu-west-1")
 ]
 Zone = Annotated[
     str,
-    AfterValidator(_fits(rf"{_REGION}[a-z]", "an availability zone", "eu-west-1a")),
+    matching(rf"{_REGION}[a-z]", "an availability zone", "such as eu-west-1a"),
     text_schema(f"^{_REGION}[a-z]$", "eu-west-1a"),
 ]
 InstanceType = Annotated[
-    str, AfterValidator(_fits(_TYPE, "an instance type", "m7i.large")), text_schema(f"^{_TYPE}$", "m7i.large")
+    str, matching(_TYPE, "an instance type", "such as m7i.large"), text_schema(f"^{_TYPE}$", "m7i.large")
 ]
 Subnet = Annotated[
     str,
-    AfterValidator(_id("subnet", "a subnet id")),
+    matching("subnet-[0-9a-f]{8,17}", "a subnet id", "such as subnet-0123456789abcdef0"),
     text_schema("^subnet-[0-9a-f]{8,17}$", "subnet-0123456789abcdef0"),
 ]
 SecurityGroup = Annotated[
-    str, AfterValidator(_id("sg", "a security group id")), text_schema("^sg-[0-9a-f]{8,17}$", "sg-0123456789abcdef0")
+    str,
+    matching("sg-[0-9a-f]{8,17}", "a security group id", "such as sg-0123456789abcdef0"),
+    text_schema("^sg-[0-9a-f]{8,17}$", "sg-0123456789abcdef0"),
 ]
 Snapshot = Annotated[
-    str, AfterValidator(_id("snap", "a snapshot id")), text_schema("^snap-[0-9a-f]{8,17}$", "snap-0123456789abcdef0")
+    str,
+    matching("snap-[0-9a-f]{8,17}", "a snapshot id", "such as snap-0123456789abcdef0"),
+    text_schema("^snap-[0-9a-f]{8,17}$", "snap-0123456789abcdef0"),
 ]
 Profile = Annotated[
     str,
-    AfterValidator(_fits(_PROFILE, "an instance profile (its name or its ARN)", "parbake-bake")),
+    matching(_PROFILE, "an instance profile (its name or its ARN)", "such as parbake-bake"),
     text_schema("", "parbake-bake"),
 ]
 Share = Annotated[
     str,
-    AfterValidator(_fits(_SHARE, "an account, an organisation or an organisational unit", "123456789012, or its ARN")),
+    matching(_SHARE, "an account, an organisation or an organisational unit", "such as 123456789012, or its ARN"),
     text_schema("", "123456789012"),
 ]
 KmsKey = Annotated[
-    str,
-    AfterValidator(_fits(_KEY, "a KMS key", "alias/nodes, a key id, or an ARN")),
-    text_schema("", "alias/nodes"),
+    str, matching(_KEY, "a KMS key", "such as alias/nodes, a key id, or an ARN"), text_schema("", "alias/nodes")
 ]
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ConfigDict, ValidationInfo
 from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section, Via
-from parbake.bakefile.values import File, Package, Scalar, close, text_schema, wrong
+from parbake.bakefile.values import File, Package, Scalar, close, matching, text_schema, wrong
 from parbake.core.model import AmiSource, Frozen
 
 _EKS = ("al2023", "al2", "bottlerocket", "ubuntu")
@@ -29,28 +29,10 @@ class BaseChoice(Frozen):
     ami: AmiSource | None = None
 
 
-def _ami_id(text: str) -> str:
-    if not re.fullmatch(r"ami-([0-9a-f]{8}|[0-9a-f]{17})", text):
-        raise wrong(f"{text!r} is not a valid AMI id", "such as ami-0123456789abcdef0")
-    return text
-
-
 def _kubernetes(text: str) -> str:
     if not re.fullmatch(r"1\.[0-9]{2}", text):
         bare = re.match(r"v?(1\.[0-9]{2})\b", text)
         raise wrong(f"{text!r} is not a Kubernetes version", f"write {bare.group(1) if bare else '1.33'}")
-    return text
-
-
-def _owner(text: str) -> str:
-    if not re.fullmatch(r"[0-9]{12}|amazon|self|aws-marketplace", text):
-        raise wrong(f"{text!r} is not a valid AMI owner", "an account of 12 digits, amazon, or self")
-    return text
-
-
-def _parameter(text: str) -> str:
-    if not re.fullmatch(r"/[A-Za-z0-9_./-]+", text):
-        raise wrong(f"{text!r} is not a valid SSM parameter name", "such as /aws/service/…/image_id")
     return text
 
 
@@ -60,12 +42,23 @@ def _pattern(text: str) -> str:
     return text
 
 
-AmiId = Annotated[str, AfterValidator(_ami_id), text_schema("^ami-[0-9a-f]+$", "ami-0123456789abcdef0")]
+_OWNER = "[0-9]{12}|amazon|self|aws-marketplace"
+AmiId = Annotated[
+    str,
+    matching("ami-([0-9a-f]{8}|[0-9a-f]{17})", "a valid AMI id", "such as ami-0123456789abcdef0"),
+    text_schema("^ami-[0-9a-f]+$", "ami-0123456789abcdef0"),
+]
 Kubernetes = Annotated[str, AfterValidator(_kubernetes), text_schema(r"^1\.[0-9]{2}$", "1.33")]
 Owner = Annotated[
-    str, AfterValidator(_owner), text_schema("^([0-9]{12}|amazon|self|aws-marketplace)$", "602401143452", "self")
+    str,
+    matching(_OWNER, "a valid AMI owner", "an account of 12 digits, amazon, or self"),
+    text_schema(f"^({_OWNER})$", "602401143452", "self"),
 ]
-Parameter = Annotated[str, AfterValidator(_parameter), text_schema("^/[A-Za-z0-9_./-]+$")]
+Parameter = Annotated[
+    str,
+    matching("/[A-Za-z0-9_./-]+", "a valid SSM parameter name", "such as /aws/service/…/image_id"),
+    text_schema("^/[A-Za-z0-9_./-]+$"),
+]
 AmiName = Annotated[str, AfterValidator(_pattern), text_schema("", "amazon-eks-gpu-node-1.23-*")]
 
 

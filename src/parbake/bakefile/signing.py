@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import ConfigDict, model_validator
 
 from parbake.bakefile.sections import Section
-from parbake.bakefile.values import PathText, text_schema, wrong
+from parbake.bakefile.values import PathText, matching, text_schema, wrong
 
 _KMS = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]+"
 
 
-def _kms(text: str) -> str:
-    if not re.fullmatch(_KMS, text):
-        raise wrong(f"{text!r} is not a KMS key ARN", "write arn:aws:kms:REGION:ACCOUNT:key/ID, or …:alias/NAME")
-    return text
+Kms = Annotated[
+    str,
+    matching(_KMS, "a KMS key ARN", "write arn:aws:kms:REGION:ACCOUNT:key/ID, or …:alias/NAME"),
+    text_schema(f"^{_KMS}$"),
+]
 
 
 class SignSection(Section):
@@ -27,7 +27,7 @@ class SignSection(Section):
     key: PathText | None = None
     """A PEM file with a private key (Ed25519, or ECDSA on P-256), relative to the Bakefile. Only its owner, and at
     most its group, may be able to read it."""
-    kms: Annotated[str, AfterValidator(_kms), text_schema(f"^{_KMS}$")] | None = None
+    kms: Kms | None = None
     """The ARN of a key in AWS KMS: ECC_NIST_P256, for SIGN_VERIFY."""
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,29 +9,12 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
 from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section, Via
-from parbake.bakefile.values import Duration, File, Name, PathText, text_schema, wrong
+from parbake.bakefile.values import Duration, File, Name, PathText, matching, text_schema, wrong
 
 _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
 _REGION = r"[a-z]{2}(-[a-z]+)+-[0-9]"
+_PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
 _KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(_DEVICE, text):
-        raise wrong(f"{text!r} is not an EC2 device name", "write /dev/xvdb")
-    return text
-
-
-def _region(text: str) -> str:
-    if not re.fullmatch(_REGION, text):
-        raise wrong(f"{text!r} is not an AWS region", "write such as eu-central-1")
-    return text
-
-
-def _parameter(text: str) -> str:
-    if not re.fullmatch(r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", text):
-        raise wrong(f"{text!r} is not a valid parameter name", "letters, digits, '.', '-', '_', and '/' between parts")
-    return text
 
 
 def _tag(text: str) -> str:
@@ -50,9 +32,17 @@ def _no_option(text: str) -> str:
     return text
 
 
-Device = Annotated[str, AfterValidator(_device), text_schema(f"^{_DEVICE}$", "/dev/xvdb")]
-Region = Annotated[str, AfterValidator(_region), text_schema(f"^{_REGION}$", "eu-central-1")]
-Parameter = Annotated[str, AfterValidator(_parameter), text_schema("^[A-Za-z0-9_./-]+$", "/nodes/gpu")]
+Device = Annotated[
+    str, matching(_DEVICE, "an EC2 device name", "write /dev/xvdb"), text_schema(f"^{_DEVICE}$", "/dev/xvdb")
+]
+Region = Annotated[
+    str, matching(_REGION, "an AWS region", "write such as eu-central-1"), text_schema(f"^{_REGION}$", "eu-central-1")
+]
+Parameter = Annotated[
+    str,
+    matching(_PARAMETER, "a valid parameter name", "letters, digits, '.', '-', '_', and '/' between parts"),
+    text_schema("^[A-Za-z0-9_./-]+$", "/nodes/gpu"),
+]
 Tag = Annotated[str, AfterValidator(_tag), text_schema("^[^=*]+=[^*]+$", "image=gpu")]
 Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
 

@@ -62,6 +62,17 @@ def wrong(message: str, suggestion: str = "") -> PydanticCustomError:
     return PydanticCustomError(WRONG, "{message}", {"message": message, "suggestion": suggestion})
 
 
+def matching(pattern: str, what: str, advice: str) -> AfterValidator:
+    """Check that a text is ``what``: that all of it matches a pattern."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise wrong(f"{text!r} is not {what}", advice)
+        return text
+
+    return AfterValidator(check)
+
+
 def close(word: str, known: Iterable[str]) -> str:
     """Suggest the known word that was probably meant, or name them all."""
     words = list(known)
@@ -198,18 +209,6 @@ def _mirror(text: str) -> str:
     return text
 
 
-def _package(text: str) -> str:
-    if not re.fullmatch(_PACKAGE, text):
-        raise wrong(f"{text!r} is not a valid Debian package name", "lower-case letters, digits, '+', '-', '.'")
-    return text
-
-
-def _environment_name(text: str) -> str:
-    if not re.fullmatch(_ENVIRONMENT_NAME, text):
-        raise wrong(f"{text!r} is not a valid variable name", "letters, digits and '_', not starting with a digit")
-    return text
-
-
 def _expression(text: str) -> str:
     try:
         re.compile(text)
@@ -326,13 +325,23 @@ ReferenceText = Annotated[
 ]
 RegistryHost = Annotated[str, AfterValidator(registry_host)]
 Mirror = Annotated[str, AfterValidator(_mirror), text_schema("^[^ ]+[^ /]$", "mirror.example.com/hub")]
-Package = Annotated[str, AfterValidator(_package), text_schema(f"^{_PACKAGE}$")]
+Package = Annotated[
+    str,
+    matching(_PACKAGE, "a valid Debian package name", "lower-case letters, digits, '+', '-', '.'"),
+    text_schema(f"^{_PACKAGE}$"),
+]
 Expression = Annotated[str, AfterValidator(_expression), text_schema("", "listening on port [0-9]+")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Words = Annotated[tuple[Annotated[str, _SCALAR_SCHEMA], ...], BeforeValidator(_words)]
 Scalar = Annotated[str, _SCALAR_SCHEMA]
 Variables = Annotated[
-    dict[Annotated[str, AfterValidator(_environment_name)], Scalar],
+    dict[
+        Annotated[
+            str,
+            matching(_ENVIRONMENT_NAME, "a valid variable name", "letters, digits and '_', not starting with a digit"),
+        ],
+        Scalar,
+    ],
     BeforeValidator(_variables),
 ]
 PathText = Annotated[Path, BeforeValidator(_path), _PATH_SCHEMA]

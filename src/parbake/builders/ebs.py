@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 from parbake import aws
 from parbake.aws import ebs
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
-from parbake.builders import Disk
+from parbake.builders import Disk, Publisher
 from parbake.builders.ec2.image import Amis, published
 from parbake.builders.ec2.volume import Volumes, refuse
 from parbake.coldstart.trace import load, save
@@ -55,7 +55,7 @@ class _Kept:
         return -(-self.disk.stat().st_size // GIB)
 
 
-class EbsPublisher:
+class EbsPublisher(Publisher):
     """Sends disks to EC2. ``fresh`` sends what exists already; ``lists`` is a folder with lists of blocks."""
 
     def __init__(self, settings: AwsSection, lists: Path, *, fresh: bool = False) -> None:
@@ -65,16 +65,19 @@ class EbsPublisher:
     def _region(self) -> str:
         return aws.client("ec2", self._settings.region or "").region
 
+    @override
     def disk_plan(self, plan: Plan) -> Plan:
         """Return the plan for the disk that is built here: raw, and of whole GiB as volumes are. Raises InputError."""
         refuse(plan, self._settings)
         artefact = plan.artefact.model_copy(update={"format": "raw", "encrypted": False, "kms_key": ""})
         return plan.model_copy(update={"artefact": artefact, "size": -(-plan.size // GIB) * GIB})
 
+    @override
     def base(self, plan: Plan, events: Events) -> Path | None:
         """Return the root disk of the base AMI, fetched once. Raises AwsFault, AwsNotFound, AwsNoAccess."""
         return _base(plan.base.identity, self._region, events).path if plan.base.kind == "ami" else None
 
+    @override
     @contextmanager
     def opened(self, plan: Plan, events: Events, *, keep: bool = False) -> Iterator[EbsShipment]:
         """Open the shipment of a plan. The folder of its disk, in the cache, outlives the run."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, override
 
-from parbake.builders import Disk, Ingredients, Parent
+from parbake.builders import Builder, Disk, Ingredients, Parent
 from parbake.builders.fill import MountedStore, VolumeImage, fill
 from parbake.builders.seal import seal
 from parbake.containerd import Daemon
@@ -39,9 +39,10 @@ NO_SANDBOX = (
 )
 
 
-class LocalBuilder:
+class LocalBuilder(Builder):
     """Fills on this machine; needs root, mounts, a loop device and containerd."""
 
+    @override
     def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
         """Make the disk in the work folder.
 

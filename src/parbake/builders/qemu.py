@@ -8,9 +8,9 @@ a registry stays here.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, override
 
-from parbake.builders import Disk, Ingredients
+from parbake.builders import Builder, Disk, Ingredients
 from parbake.builders.guest import Console, user_data
 from parbake.builders.image_server import serve
 from parbake.builders.local import grown_copy, in_format
@@ -30,12 +30,13 @@ _MEMORY = 2048  # MiB
 _NETWORK = b'version: 2\nethernets:\n  all:\n    match: {name: "e*"}\n    dhcp4: true\n'
 
 
-class QemuBuilder:
+class QemuBuilder(Builder):
     """Bakes in a virtual machine of this host; needs root, for mounts. ``limit`` is the guest's own, in seconds."""
 
     def __init__(self, *, limit: float) -> None:
         self._limit = limit
 
+    @override
     def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
         """Make the artefact in the work folder.
 

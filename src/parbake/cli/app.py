@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, override
 
 import typer
 from typer.core import TyperGroup
@@ -45,10 +45,11 @@ COMMANDS = {
 class _Grouped(TyperGroup):
     """Shows the commands in groups."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (the base's signature)
-        """Return the names of the commands, group by group."""
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:
         return [name for names in COMMANDS.values() for name in names]
 
+    @override
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each group, all with the same column of names."""
         width = max(map(len, self.list_commands(ctx)))

@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, override
 
 from parbake.core import printable
 from parbake.core.events import Event, Events
@@ -152,15 +152,15 @@ def _bars() -> Iterator[tuple[Console, Progress]]:
     class DescriptionColumn(ProgressColumn):
         """What is done, as it is: no markup."""
 
+        @override
         def render(self, task: Task) -> Text:
-            """Return the cell."""
             return Text(task.description, style=task.fields.get("style", ""))
 
     class AmountColumn(ProgressColumn):
         """Bytes with a rate, or a count."""
 
+        @override
         def render(self, task: Task) -> Text:
-            """Return the cell."""
             seconds = task.elapsed or 0.0
             return Text(_amount(task.completed, task.total or 0, task.fields.get("unit", ""), seconds), style="dim")
 

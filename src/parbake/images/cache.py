@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue, SimpleQueue
-from typing import Final, Self
+from typing import Final, Self, override
 
 from parbake.core.access import private_folder
 from parbake.core.errors import BadContent, CacheDamaged, DeadlineExceeded, LayerError
@@ -171,16 +171,17 @@ class Caching:
         self._events.note(f"layer {descriptor.digest[:19]} is not cached: {why}")
 
 
-class _CachedSource:
+class _CachedSource(Source):
     """A source (``model.Source``) in front of which the cache lies."""
 
     def __init__(self, source: Source, cache: Caching, travels: int) -> None:
         self._source, self._cache, self._travels = source, cache, travels
 
+    @override
     def read(self, descriptor: Descriptor) -> bytes:
-        """Return a document from the source."""
         return self._source.read(descriptor)
 
+    @override
     @contextmanager
     def open(self, descriptor: Descriptor, *, offset: int = 0) -> Iterator[Readable]:
         """Open a layer where it is; raises CacheDamaged when the body found a cached one to be wrong."""
@@ -206,7 +207,7 @@ class _CachedSource:
                 yield copied
 
 
-class _Copy:
+class _Copy(Readable):
     """A stream whose bytes a thread also writes to a file; a context manager. It gives up rather than hold up."""
 
     def __init__(self, stream: Readable, path: Path) -> None:
@@ -222,8 +223,8 @@ class _Copy:
         self._waited = 0.0
         self._thread = threading.Thread(target=self._write, name="cache-layer")
 
+    @override
     def readinto(self, buffer: memoryview, /) -> int:
-        """Read on."""
         count = self._stream.readinto(buffer)
         taken = 0
         while taken < count and not self._over:

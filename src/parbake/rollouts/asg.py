@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, override
 
 from parbake.aws import client
 from parbake.aws.tags import as_dict
@@ -36,11 +36,13 @@ class Asg(Group):
         self.templates = Templates(region)
         self.where = f"Auto Scaling group {target.group}"
 
+    @override
     def look(self) -> Look:
         """Look at the group, and at the refresh that is under way."""
         group, active = self._group(), self._refresh(active=True)
         return Look(group, as_dict(group), self._wanted(group, active), active)
 
+    @override
     def unchanged(self, look: Look, before: TargetState, after: TargetState) -> Change:
         """Decide for a group that holds the version: nothing, or a refresh where instances are left of before."""
         behind = [each["InstanceId"] for each in look.group.get("Instances", []) if not _matches(each, look.version)]
@@ -51,6 +53,7 @@ class Asg(Group):
         diff = f"instance refresh of {', '.join(behind)} to {look.version}"
         return Change(self.where, before, after, diff, payload)
 
+    @override
     def cautions(self, look: Look) -> tuple[str, ...]:
         """Return why AWS cannot go back by itself, where it cannot."""
         version = look.version
@@ -59,10 +62,12 @@ class Asg(Group):
         why = "names its version as $Latest or $Default" if not version.pinned else "takes its image from a parameter"
         return (f"the group {why}, which AWS cannot go back to by itself: the refresh runs without auto-rollback",)
 
+    @override
     def back_to(self, before: Version) -> dict[str, Any]:
         """Name the version itself."""
         return {"back": before}
 
+    @override
     def write(self, change: Change) -> None:
         """Make the version, write down the one before, and start the refresh."""
         look = self.look()
@@ -86,8 +91,8 @@ class Asg(Group):
             Preferences=preferences(self.target, revertible=_revertible(source)),
         )
 
+    @override
     def follow(self, wanted: TargetState) -> RolloutProgress:
-        """Look at the refresh and the instances."""
         group, last = self._group(), self._refresh(active=False)
         return judge(group, last, self._version_of(group), self._wanted(group, last), wanted, self.device)
 

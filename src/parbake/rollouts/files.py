@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 from parbake.bakefile.targets import FileTarget
 from parbake.core import atomic
@@ -15,6 +15,7 @@ from parbake.rollouts.protocol import (
     Change,
     History,
     Offer,
+    Rollout,
     RolloutProgress,
     TargetState,
     TargetStatus,
@@ -59,7 +60,7 @@ def parse(kind: str, text: str) -> tuple[Said, History[Said]]:
         raise InputError(f"not a file of parbake: {error}", hint="name another file, or remove it") from error
 
 
-class ValuesForTools:
+class ValuesForTools(Rollout):
     """One file."""
 
     def __init__(self, target: FileTarget) -> None:
@@ -68,8 +69,8 @@ class ValuesForTools:
         self.kind = str(target.as_)
         self.where = target.path.name
 
+    @override
     def plan(self, offer: Offer) -> Change:
-        """Decide what the file says."""
         text, said, _ = self._read()
         wanted = values(offer)
         before = _held(said)
@@ -77,14 +78,15 @@ class ValuesForTools:
             return Change(self.where, before, offer.held)
         return self._change(text, render(self.kind, wanted, History(said or None)), before, offer.held)
 
+    @override
     def plan_rollback(self) -> Change:
-        """Decide how the file returns to what it said before."""
         text, said, history = self._read()
         before = history.way_back(self.where)
         if before is None:
             return already_back(self.where, _held(said))
         return self._change(text, render(self.kind, before, History(left=said)), _held(said), _held(before))
 
+    @override
     def write(self, change: Change) -> None:
         """Write the file beside, and rename it."""
         if self._read()[0] != change.payload["before"]:
@@ -92,16 +94,18 @@ class ValuesForTools:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic.replace(self.path, change.payload["after"], mode=0o644)
 
+    @override
     def follow(self, wanted: TargetState) -> RolloutProgress:
         """Say that it is done: who reads the file is not known."""
         del wanted
         return RolloutProgress(0, 0, done=True)
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the file says."""
         _, said, history = self._read()
         return TargetStatus(self.where, _held(said), history.states(_held))
 
+    @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
         del frozen

@@ -9,12 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, override
 
 from parbake.aws.images import architecture_of
 from parbake.core.errors import InputError, TargetMoved
 from parbake.rollouts import userdata
-from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState, TargetStatus, already_back, show
+from parbake.rollouts.protocol import (
+    Change,
+    Offer,
+    Rollout,
+    RolloutProgress,
+    TargetState,
+    TargetStatus,
+    already_back,
+    show,
+)
 from parbake.rollouts.templates import (
     CURRENT,
     LEFT,
@@ -45,7 +54,7 @@ class Look:
     under_way: Mapping[str, Any] | None = None
 
 
-class Group(ABC):
+class Group(Rollout, ABC):
     """One group of nodes."""
 
     device: str
@@ -61,10 +70,12 @@ class Group(ABC):
     def look(self) -> Look:
         """Look at the group; raises InputError when there is none, or when it has no launch template."""
 
+    @override
     @abstractmethod
     def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look once how far the nodes are."""
 
+    @override
     @abstractmethod
     def write(self, change: Change) -> None:
         """Bring what was decided; raises TargetMoved when the group holds something else by now."""
@@ -88,8 +99,8 @@ class Group(ABC):
         del look
         return ()
 
+    @override
     def plan(self, offer: Offer) -> Change:
-        """Decide which version the group gets."""
         look = self.look()
         now, before = look.version, self._holds(look)
         changes = new_data(now.data, offer, device=self.device, disk=self.disk)
@@ -106,8 +117,8 @@ class Group(ABC):
             refusals += tuple(userdata.too_large(user_data(wanted) or "", userdata.ROOM))
         return Change(self.where, before, after, diff, payload, refusals, self.cautions(look))
 
+    @override
     def plan_rollback(self) -> Change:
-        """Decide how the group returns to the version before."""
         look = self.look()
         now, holds = look.version, self._holds(look)
         history = history_of(look.tags)
@@ -124,13 +135,14 @@ class Group(ABC):
         payload = {"source": now, "tags": {LEFT: str(now)}, **self.back_to(before)}
         return Change(self.where, holds, before.held(self.device), diff, payload)
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the group holds and wants."""
         look = self.look()
         holds = self._holds(look)
         history = history_of(look.tags).states(lambda text: self.templates.numbered(text).held(self.device))
         return TargetStatus(f"{self.where}, launch template {look.version}", holds, history, self.follow(holds))
 
+    @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: what the service has begun cannot wait, only end."""
         del frozen

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, override
 
 from parbake.bakefile.targets import KarpenterTarget
 from parbake.core.errors import InputError, RolloutError, TargetMoved
@@ -16,7 +16,7 @@ from parbake.rollouts import nodeclass
 from parbake.rollouts.cluster import Cluster
 from parbake.rollouts.nodeclass import Chosen
 from parbake.rollouts.pointers import Pointer, pointer_of
-from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState, TargetStatus
+from parbake.rollouts.protocol import OWNER, Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus
 
 GROUP, CORE = "karpenter.k8s.aws", "karpenter.sh"
 _NODE_CLASSES = {"v1": "ec2nodeclasses", "v1beta1": "ec2nodeclasses", "v1alpha1": "awsnodetemplates"}
@@ -32,7 +32,7 @@ _TRIES = 5
 _GITOPS = ("argocd", "kustomize-controller", "helm-controller", "flux")
 
 
-class Karpenter:
+class Karpenter(Rollout):
     """One node class of one cluster. ``force_conflicts`` also changes fields that another manager applied.
 
     ``region`` is that of the tag or parameter which the node class follows, if it does.
@@ -45,8 +45,8 @@ class Karpenter:
         self.cluster = Cluster(target.context)
         self._read: dict[str, Any] = {}
 
+    @override
     def plan(self, offer: Offer) -> Change:
-        """Decide what the node class becomes."""
         found = self._node_class()
         if self.pointer and offer.image:
             self.pointer.check(offer.image)
@@ -68,12 +68,13 @@ class Karpenter:
                     hint=f"upgrade Karpenter to {version}, or remove the target's option that asks for it",
                 )
 
+    @override
     def plan_rollback(self) -> Change:
-        """Decide how the node class returns to what it held before."""
         found = self._node_class()
         back = nodeclass.decide_rollback(found, device=self.target.device, chosen=self._chosen())
         return self._with_managers(found, back)
 
+    @override
     def write(self, change: Change) -> None:
         """Patch the node class, if it is still the one that was read, and promote the image that it points to.
 
@@ -112,8 +113,8 @@ class Karpenter:
                 return
         raise TargetMoved(f"{change.where}: its status changes faster than it can be written", hint="run it again")
 
+    @override
     def follow(self, wanted: TargetState) -> RolloutProgress:
-        """Look at the node class's status and at its NodeClaims."""
         found = self._node_class()
         if found["kind"] == "AWSNodeTemplate":
             return RolloutProgress(
@@ -123,14 +124,15 @@ class Karpenter:
         now = judge(found, claims, pools, wanted)
         return now if now.ready == now.total else judge(found, claims, pools, wanted, self._blocked())
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the node class holds and wants."""
         found = self._node_class()
         holds = nodeclass.held(found, self.target.device, self._chosen())
         frozen = any(FROZEN in _budgets(pool) for pool in self._pools())
         where, history = nodeclass.described(found), nodeclass.history(found)
         return TargetStatus(where, holds, history, self.follow(holds), frozen)
 
+    @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Add to the node class's NodePools the budget that stops drift, or take it away."""
         pools = self._pools()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 from parbake.bakefile.targets import FileTarget, GitopsTarget
 from parbake.core.errors import InputError, TargetMoved
@@ -19,6 +19,7 @@ from parbake.rollouts.protocol import (
     Change,
     History,
     Offer,
+    Rollout,
     RolloutProgress,
     TargetState,
     TargetStatus,
@@ -71,42 +72,44 @@ class _Text:
         return repository, str(path.relative_to(top))
 
 
-class _Manifest:
+class _Manifest(Rollout):
     """What all kinds of manifests share; a kind says what it finds and how it changes."""
 
     def __init__(self, path: Path, branch: str = "") -> None:
         self.file = _Text(path, branch)
 
+    @override
     def plan(self, offer: Offer) -> Change:
-        """Decide what the file becomes."""
         text = self.file.read()
         change, after = self.decided(text, offer)
         return self._with_texts(
             change, text, after, f"Roll out {offer.artefact}\n\n{change.before} -> {change.after}\n"
         )
 
+    @override
     def plan_rollback(self) -> Change:
-        """Decide how the file returns to what it said before."""
         text = self.file.read()
         change, after = self.decided_back(text)
         return self._with_texts(change, text, after, f"Roll back\n\n{change.before} -> {change.after}\n")
 
+    @override
     def write(self, change: Change) -> None:
-        """Write the file."""
         self.file.write(change.payload["before"], change.payload["after"], change.payload["message"])
 
+    @override
     def follow(self, wanted: TargetState) -> RolloutProgress:
         """Say that it is done: who reads the file is not asked."""
         del wanted
         return _FOLLOWED_ELSEWHERE
 
+    @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
         del frozen
         raise InputError(f"{self.file.where} replaces no nodes", hint="freeze what reads it")
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the file holds."""
         raise NotImplementedError
 
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
@@ -130,22 +133,22 @@ class NodeClassFile(_Manifest):
         super().__init__(target.file, target.branch)
         self.target = target
 
+    @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
-        """Change the node class as in a cluster."""
         place, found = self._found(text)
         target = self.target
         disk = nodeclass.disk(target)
         change = nodeclass.decide(found, offer, device=target.device, disk=disk, hydrate=target.hydrate)
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
+    @override
     def decided_back(self, text: str) -> tuple[Change, str]:
-        """Change it back as in a cluster."""
         place, found = self._found(text)
         change = nodeclass.decide_rollback(found, device=self.target.device)
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the node class holds."""
         _, found = self._found(self.file.read())
         where = f"{nodeclass.described(found)} in {self.file.where}"
         holds = nodeclass.held(found, self.target.device)
@@ -171,8 +174,8 @@ class ValuesFile(_Manifest):
         super().__init__(target.file, target.branch)
         self.target = target
 
+    @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
-        """Set the values."""
         pairs = ((self.target.image_at, offer.image), (self.target.snapshot_at, offer.snapshot))
         if not any(path and value for path, value in pairs):
             raise InputError(f"{self.file.where}: no path for what is rolled out", hint="write image_at or snapshot_at")
@@ -182,6 +185,7 @@ class ValuesFile(_Manifest):
                 after = gitops.set_value(after, path, value, source=self.file.where)
         return Change("values", before, self._held(after).model_copy(update={"artefact": offer.artefact})), after
 
+    @override
     def decided_back(self, text: str) -> tuple[Change, str]:
         """Refuse: values have no place for a note."""
         del text
@@ -189,8 +193,8 @@ class ValuesFile(_Manifest):
             f"{self.file.where}: values of a chart have no place for what was before", hint="git revert the commit"
         )
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the values hold."""
         return TargetStatus(f"values in {self.file.where}", self._held(self.file.read()))
 
     def _held(self, text: str) -> TargetState:
@@ -211,8 +215,8 @@ class _ImageFile(_Manifest):
         super().__init__(target.path)
         self.target = target
 
+    @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
-        """Name the image, and write down the one before."""
         if not offer.image or offer.snapshot:
             raise InputError(f"{self.file.where} takes only machine images", hint="give the record of one")
         place = self._place(text)
@@ -222,16 +226,16 @@ class _ImageFile(_Manifest):
             return Change(f"{place.kind} {place.name}", now, wanted), text
         return self._changed(text, place, now, wanted, self.spec(place, offer), History(now, current=wanted))
 
+    @override
     def decided_back(self, text: str) -> tuple[Change, str]:
-        """Return to the image before."""
         place = self._place(text)
         before, now = _history(place).way_back(self.file.where), self.held(place)
         if before is None:
             return already_back(f"{place.kind} {place.name}", now), text
         return self._changed(text, place, now, before, before.spec, History(left=now, current=before))
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the manifest names."""
         place = self._place(self.file.read())
         return TargetStatus(f"{place.kind} {place.name} in {self.file.where}", self.held(place), _history(place))
 
@@ -286,13 +290,13 @@ class InstanceGroupFile(_ImageFile):
 
     kinds = ("InstanceGroup",)
 
+    @override
     def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
-        """Name the image."""
         del place
         return {"spec": {"image": offer.image}}
 
+    @override
     def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
-        """Return the image that is named."""
         image = (place.data.get("spec") or {}).get("image")
         return str(image or ""), {"spec": {"image": image}}
 
@@ -302,19 +306,21 @@ class MachineTemplateFile(_ImageFile):
 
     kinds = ("AWSMachineTemplate",)
 
+    @override
     def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
         """Name the image, under a name that follows from it."""
         stem = place.name.partition("-parbake-")[0]
         name = f"{stem}-parbake-{offer.image.removeprefix('ami-')}"
         return {"metadata": {"name": name}, "spec": {"template": {"spec": {"ami": {"id": offer.image}}}}}
 
+    @override
     def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
-        """Return the image that is named, with the name of the template."""
         ami = gitops.value_at(place.data, ("spec", "template", "spec", "ami"))
         image = ami.get("id") if isinstance(ami, Mapping) else None
         again = {"metadata": {"name": place.name}, "spec": {"template": {"spec": {"ami": ami}}}}
         return str(image or ""), again
 
+    @override
     def follow_up(self, text: str, place: gitops.Place, patch: Mapping[str, Any]) -> str:
         """Let MachineDeployments and MachinePools in the file refer to the new name."""
         for user in self._users(text, place.name):

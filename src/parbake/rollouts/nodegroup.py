@@ -7,7 +7,7 @@ version rises; a group that EKS chose the image for cannot get one of its own la
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, override
 
 from parbake.aws import client, token
 from parbake.bakefile.targets import NodegroupTarget
@@ -30,6 +30,7 @@ class Nodegroup(Group):
         self.templates = Templates(region)
         self.where = f"node group {target.group} of {target.cluster}"
 
+    @override
     def look(self) -> Look:
         """Look at the group, and at the update that is under way."""
         group, coming = self._group(), None
@@ -39,6 +40,7 @@ class Nodegroup(Group):
                 group = self._group()  # it may have ended since
         return Look(group, group.get("tags") or {}, coming or self._version(group))
 
+    @override
     def refusals(self, look: Look, offer: Offer) -> tuple[str, ...]:
         """Return why EKS would take no image, or its nodes not the volume."""
         kind = str(look.group.get("amiType"))
@@ -52,11 +54,13 @@ class Nodegroup(Group):
             return (f"EKS runs this group with amiType {kind}, whose nodes cannot mount the volume",)
         return ()
 
+    @override
     def back_to(self, before: Version) -> dict[str, Any]:
         """Say what the version before says: EKS only goes forward, so that it becomes a new version."""
         kept = {key: before.data[key] for key in ("ImageId", "BlockDeviceMappings") if key in before.data}
         return {"from": before, "changes": kept, "description": f"parbake back to {before}"}
 
+    @override
     def write(self, change: Change) -> None:
         """Make the version, write down the one before, and let EKS update the group."""
         look = self.look()
@@ -79,8 +83,8 @@ class Nodegroup(Group):
             clientRequestToken=token("nodegroup", self.where, str(source), str(version)),
         )
 
+    @override
     def follow(self, wanted: TargetState) -> RolloutProgress:
-        """Look at the group and at EKS's last update of it."""
         group = self._group()
         return judge(group, self._last_update(), self._version(group).held(self.device), wanted)
 

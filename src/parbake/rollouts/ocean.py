@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, override
 
 import urllib3
 
@@ -22,6 +22,7 @@ from parbake.rollouts.protocol import (
     Change,
     History,
     Offer,
+    Rollout,
     RolloutProgress,
     TargetState,
     TargetStatus,
@@ -71,7 +72,7 @@ class Spot:
         raise RolloutError(message)
 
 
-class Ocean:
+class Ocean(Rollout):
     """The virtual node groups of one cluster, or the cluster's own launch specification where none are named."""
 
     def __init__(self, target: OceanTarget) -> None:
@@ -79,8 +80,8 @@ class Ocean:
         self.where = f"Ocean cluster {target.cluster}"
         self._ask = Spot().ask
 
+    @override
     def plan(self, offer: Offer) -> Change:
-        """Decide the image of each launch specification."""
         if offer.snapshot:
             raise InputError(f"{self.where} takes only machine images", hint="give the record of one")
         now = self._specifications()
@@ -95,8 +96,8 @@ class Ocean:
         }
         return self._change(now, then, before, offer.held)
 
+    @override
     def plan_rollback(self) -> Change:
-        """Decide how each launch specification returns to the image before."""
         now = self._specifications()
         before = _held(now)
         back = _history(now).way_back(self.where)
@@ -114,6 +115,7 @@ class Ocean:
         }
         return self._change(now, then, before, back)
 
+    @override
     def write(self, change: Change) -> None:
         """Put the images, then roll what runs on them."""
         now = self._specifications()
@@ -139,16 +141,18 @@ class Ocean:
             if _tag(each, _OWED):
                 self._put(name, {"tags": [tag for tag in each["tags"] if tag["tagKey"] != _OWED]})
 
+    @override
     def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look at the last roll; Ocean counts in percent."""
         return judge(_held(self._specifications()), self._roll(), wanted)
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the launch specifications hold."""
         now = self._specifications()
         holds = _held(now)
         return TargetStatus(self.where, holds, _history(now), self.follow(holds))
 
+    @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Stop the roll that is under way; it cannot go on afterwards, but a rollout starts another."""
         roll = self._roll()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, override
 
 from parbake.aws import Client, client
 from parbake.bakefile.targets import SsmTarget
@@ -18,6 +18,7 @@ from parbake.rollouts.protocol import (
     Change,
     History,
     Offer,
+    Rollout,
     RolloutProgress,
     TargetState,
     TargetStatus,
@@ -97,7 +98,7 @@ def put(ssm: Client, where: str, /, **arguments: Any) -> None:
         raise TargetMoved(f"{where}: it was made in the meantime") from error
 
 
-class Parameter:
+class Parameter(Rollout):
     """One parameter in one region."""
 
     def __init__(self, target: SsmTarget, region: str) -> None:
@@ -105,17 +106,18 @@ class Parameter:
         self.ssm = client("ssm", region)
         self.where = f"parameter {self.name}"
 
+    @override
     def plan(self, offer: Offer) -> Change:
-        """Decide the value."""
         return decide(self._history(), offer, self.where)
 
+    @override
     def plan_rollback(self) -> Change:
-        """Decide how it returns to the value before."""
         history = self._history()
         if not history:
             raise InputError(f"there is no {self.where}", hint="check its name and the target's `region`")
         return decide_rollback(history, self.where)
 
+    @override
     def write(self, change: Change) -> None:
         """Put the value, if the parameter is still at the version that was read."""
         payload = change.payload
@@ -132,6 +134,7 @@ class Parameter:
             arguments |= {"Type": "String", "DataType": "aws:ec2:image" if image else "text"}
         put(self.ssm, self.where, **arguments, Overwrite=bool(history))
 
+    @override
     def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look whether the service has taken the value; who reads it is not known."""
         try:
@@ -144,8 +147,8 @@ class Parameter:
             0, 0, False, (f"Systems Manager has not taken the id yet (it has {value or 'nothing'})",)
         )
 
+    @override
     def status(self) -> TargetStatus:
-        """Say what the parameter holds."""
         history = self._history()
         if not history:
             raise TargetMissing(f"there is no {self.where}")
@@ -154,6 +157,7 @@ class Parameter:
         returned = last.description.startswith(_BACK)  # a rollback leaves the value that was there before it
         return TargetStatus(self.where, last.held, History(left=held) if returned else History(held))
 
+    @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a parameter replaces no nodes."""
         del frozen

@@ -8,7 +8,7 @@ deprecated wins; a parameter is read again after some minutes (``ssmParameter``,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, override
 
 from parbake.aws import client
 from parbake.bakefile.targets import KarpenterTarget
@@ -55,7 +55,7 @@ def by_preference(images: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-class TagPointer:
+class TagPointer(Pointer):
     """One tag of machine images of this account, in one region."""
 
     caution = ""
@@ -65,13 +65,16 @@ class TagPointer:
         self.term = {"tags": {self.key: self.value}, "owner": "self"}
         self.ec2 = client("ec2", region)
 
+    @override
     def __str__(self) -> str:
         return f"tag {self.key}={self.value}"
 
+    @override
     def image(self) -> str:
         """Return the image that Karpenter takes of those that have the tag."""
         return next(iter(self._images()), "")
 
+    @override
     def check(self, image: str) -> None:
         """Raise InputError when the image is another account's: a term with ``owner: self`` would not find it."""
         if not self.ec2.describe_images(Owners=["self"], ImageIds=[image], IncludeDeprecated=True)["Images"]:
@@ -80,6 +83,7 @@ class TagPointer:
                 hint="copy the image into the account of the nodes, or name it by id (remove `tag`)",
             )
 
+    @override
     def move(self, before: str, after: str, artefact: str) -> None:
         """Tag the image, then take the tag from all others: there is one at every moment."""
         del artefact
@@ -102,7 +106,7 @@ class TagPointer:
         return [str(each["ImageId"]) for each in by_preference(found)]
 
 
-class ParameterPointer:
+class ParameterPointer(Pointer):
     """One parameter of Systems Manager, in one region."""
 
     def __init__(self, name: str, region: str) -> None:
@@ -114,20 +118,23 @@ class ParameterPointer:
         )
         self.ssm = client("ssm", region)
 
+    @override
     def __str__(self) -> str:
         return f"parameter {self.name}"
 
+    @override
     def image(self) -> str:
-        """Return the parameter's value."""
         try:
             return str(self.ssm.get_parameter(Name=self.name)["Parameter"]["Value"])
         except AwsNotFound:
             return ""
 
+    @override
     def check(self, image: str) -> None:
         """Do nothing: Systems Manager looks at the image when it is put."""
         del image
 
+    @override
     def move(self, before: str, after: str, artefact: str) -> None:
         """Put the image; a parameter that is missing is made, with a data type that lets AWS check the image."""
         now = self.image()

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, override
 
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove, terminate
 from parbake.bakefile import AwsSection
-from parbake.builders import Ingredients, Publication
+from parbake.builders import Ingredients, Publication, RemoteBuilder
 from parbake.builders.ec2 import bottlerocket
 from parbake.builders.ec2.errors import SpotReclaimed
 from parbake.builders.ec2.image import Amis
@@ -34,7 +34,7 @@ _LOGINS = {"docker", "environment"}  # of a registry's `credentials`
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
 
 
-class Ec2Builder:
+class Ec2Builder(RemoteBuilder):
     """Bakes on an instance. ``limit`` is the guest's own, in seconds; ``fresh`` bakes what exists already."""
 
     def __init__(
@@ -49,6 +49,7 @@ class Ec2Builder:
         self._settings, self._registries = settings, registries
         self._limit, self._verify, self._fresh = limit, verify, fresh
 
+    @override
     def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
         """Make sure that the plan's AMI or snapshot exists, is proven and lies where it shall; leave nothing else.
 

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, override
 
 from parbake.containerd.labels import snapshot_labels, unpack_key
 from parbake.core.workspace import remove_tree
@@ -56,7 +56,7 @@ class LayerDestination(Protocol):
         ...
 
 
-class MountedStore:
+class MountedStore(LayerDestination):
     """A mounted file system that holds the store itself: a layer is moved into its snapshot by a rename."""
 
     def __init__(self, store: Client, work: Path) -> None:
@@ -64,17 +64,18 @@ class MountedStore:
         self._store, self._work = store, work
         self._jobs: Sequence[Job] = ()
 
+    @override
     def has(self, chain: str) -> bool:
-        """Whether its snapshot is there."""
         return self._store.snapshots.exists(chain)
 
+    @override
     def begin(self, jobs: Sequence[Job]) -> None:
-        """Remember the jobs."""
         self._jobs = jobs
 
     def _staged(self, number: int) -> Path:
         return self._work / self._jobs[number].layer.chain_id.removeprefix("sha256:")
 
+    @override
     def sink(self, number: int) -> Sink:
         """Return an empty folder beside the snapshots."""
         staged = self._staged(number)
@@ -83,6 +84,7 @@ class MountedStore:
         staged.mkdir(mode=0o755)
         return FolderSink(staged)
 
+    @override
     def arrived(self, number: int, unpacked: Unpacked) -> None:
         """Finish the layer on top of its parents, and let containerd commit it."""
         staged, job = self._staged(number), self._jobs[number]
@@ -93,9 +95,11 @@ class MountedStore:
 
         commit(self._store, job.layer.chain_id, job.parents[-1] if job.parents else "", put)
 
+    @override
     def finish(self) -> None:
         """Nothing is left to do."""
 
+    @override
     def stop(self) -> None:
         """Nothing waits here."""
 

@@ -16,12 +16,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 from parbake import aws
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import Bakefile
-from parbake.builders import Ingredients, Publication, ec2, packer
+from parbake.builders import Ingredients, Publication, RemoteBuilder, ec2, packer
 from parbake.builders.ec2.image import Amis
 from parbake.core import run
 from parbake.core.errors import AwsNotFound, CommandFailed, EnvironmentProblem, ParbakeError
@@ -41,12 +41,13 @@ _WRAPPED = "is PACKER_CONFIG or a wrapper of packer in the way?"
 _INSTALL = "install it from developer.hashicorp.com/packer/install (Debian has no package), or write `builder: ec2`"
 
 
-class PackerBuilder:
+class PackerBuilder(RemoteBuilder):
     """Runs Packer where it is installed; ``fresh`` bakes what exists already, ``verify`` launches what came of it."""
 
     def __init__(self, bakefile: Bakefile, *, verify: bool = True, fresh: bool = False) -> None:
         self._bakefile, self._verify, self._fresh = bakefile, verify, fresh
 
+    @override
     def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
         """Make sure that the plan's AMI exists, also in the regions to copy to, and is proven.
 

@@ -11,7 +11,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, override
 
 from parbake.core.errors import InputError
 
@@ -59,25 +59,23 @@ class PublicKey:
 class Signer(Protocol):
     """Something that signs: a key file, or a key in AWS KMS."""
 
-    @property
-    def public(self) -> PublicKey:
-        """The key that its signatures are checked with."""
-        ...
+    public: PublicKey
+    """The key that its signatures are checked with."""
 
     def sign(self, message: bytes) -> bytes:
         """Return the signature over a message; raises ParbakeError when the key cannot be used."""
         ...
 
 
-class FileSigner:
+class FileSigner(Signer):
     """Signs with a private key in a PEM file; raises InputError when it holds none, or when others may read it."""
 
     def __init__(self, path: Path) -> None:
         self._key = _private_key(path)
         self.public = PublicKey(str(path), self._key.public_key())
 
+    @override
     def sign(self, message: bytes) -> bytes:
-        """Return the signature over a message."""
         from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
         from cryptography.hazmat.primitives.hashes import SHA256
 

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 from pathlib import Path
+from typing import override
 
 from parbake.core.access import private_folder
 from parbake.core.errors import CommandFailed
@@ -15,6 +16,7 @@ from parbake.core.workspace import remove_tree
 from parbake.images.build.common import (
     BUILD_TIMEOUT,
     PROBE_TIMEOUT,
+    BuildTool,
     Place,
     Request,
     last_line,
@@ -29,7 +31,7 @@ from parbake.images.build.registries import is_insecure, registries_conf
 _STORAGE_DRIVERS = ("overlay", "vfs")
 
 
-class Containers:
+class Containers(BuildTool):
     """buildah or podman (they share flags and storage), with a store of parbake's own in the cache."""
 
     def __init__(self, name: str, place: Place, driver: str) -> None:
@@ -73,8 +75,8 @@ class Containers:
             self._place.events.note(f"{self.name}: removing {len(left)} containers of a build that was killed")
             run(self.command("rm", *(["--force"] if self.name == "podman" else []), *left), env=self._env)
 
+    @override
     def build(self, request: Request) -> None:
-        """Build; see BuildTool."""
         with steps(self._place, request.network) as found:
             self._build(request, found)
 
@@ -104,8 +106,8 @@ class Containers:
         command = self.command("build", *options, str(request.context), how=found)
         run_logged(command, self._place, f"building {request.tag}", env, found.handles)
 
+    @override
     def push(self, tag: str, to: Reference) -> str:
-        """Push; see BuildTool."""
         file = self._place.work / "digest"
         options = [f"--digestfile={file}", "--format=oci", "--compression-format=gzip", *self._certificates(to)]
         if is_insecure(to.registry, self._place.registries):
@@ -113,8 +115,8 @@ class Containers:
         push(self.command("push", *options, tag, f"docker://{to}"), self._place, to, self._env)
         return file.read_text().strip()
 
+    @override
     def export(self, tag: str, folder: Path) -> None:
-        """Export; see BuildTool."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         # A colon in the path would end it, so the folder is named relative to where the program stands.
         target = f"oci:{folder.name}:{tag}"

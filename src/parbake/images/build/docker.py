@@ -6,11 +6,21 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from typing import override
 
 from parbake.core.errors import EnvironmentProblem, RegistryError
 from parbake.core.reference import Reference
 from parbake.core.run import run
-from parbake.images.build.common import BUILD_TIMEOUT, PROBE_TIMEOUT, Place, Request, need_tool, push, run_logged
+from parbake.images.build.common import (
+    BUILD_TIMEOUT,
+    PROBE_TIMEOUT,
+    BuildTool,
+    Place,
+    Request,
+    need_tool,
+    push,
+    run_logged,
+)
 
 CAUTION = (
     "RUN steps run in Docker's network, from which a cloud's metadata service (169.254.169.254) may be reached: with "
@@ -19,7 +29,7 @@ CAUTION = (
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64})")
 
 
-class Docker:
+class Docker(BuildTool):
     """docker buildx, with the daemon's own store and credentials."""
 
     name = "docker buildx"
@@ -33,6 +43,7 @@ class Docker:
         run(["docker", "buildx", "version"], timeout=PROBE_TIMEOUT)
         run(["docker", "version", "--format", "{{.Server.Version}}"], timeout=PROBE_TIMEOUT)
 
+    @override
     def build(self, request: Request) -> None:
         """Build; see BuildTool.
 
@@ -68,8 +79,8 @@ class Docker:
         command = ["docker", "buildx", "build", *options, str(request.context)]
         run_logged(command, self._place, f"building {request.tag}")
 
+    @override
     def push(self, tag: str, to: Reference) -> str:
-        """Push; see BuildTool."""
         if tag != str(to):
             run(["docker", "tag", tag, str(to)])
         found = _DIGEST.search(push(["docker", "push", str(to)], self._place, to))
@@ -77,6 +88,7 @@ class Docker:
             raise RegistryError(f"docker pushed {to} and named no digest", hint="install buildah")
         return found[1]
 
+    @override
     def export(self, tag: str, folder: Path) -> None:
         """Export; see BuildTool. Needs Docker 25, the first whose archives are OCI layouts."""
         archive = self._place.work / "image.tar"

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Self
+from typing import Self, override
 from urllib.parse import urlsplit
 
 from parbake.core.errors import BadContent, Denied, InputError, NoSuchImage, RegistryError, Unreachable
@@ -35,7 +35,7 @@ from parbake.images.registry.documents import (
     read_document,
 )
 from parbake.images.registry.endpoint import Answer, Endpoint, Missing
-from parbake.images.registry.resolve import all_platforms, resolve
+from parbake.images.registry.resolve import Shelf, all_platforms, resolve
 from parbake.images.registry.retry import Patience
 from parbake.images.registry.transport import Transport, whole_number
 
@@ -150,7 +150,7 @@ class Registry:
             self._events.note(text)
 
 
-class _Repository:
+class _Repository(Source, Shelf, carried.Shop):
     """One repository: the ``Source`` of its images, and the shelf that resolving reads from."""
 
     def __init__(
@@ -204,8 +204,8 @@ class _Repository:
         except Missing as missing:
             raise self._no_such(reference) from missing
 
+    @override
     def maybe(self, name: str) -> Document | None:
-        """Return the document of a tag or a digest, verified; None where there is none."""
         what = f"{self._name}{'@' if name.startswith('sha256:') else ':'}{name}"
 
         def ask(endpoint: Endpoint) -> Document:
@@ -219,6 +219,7 @@ class _Repository:
         except Missing:
             return None
 
+    @override
     def referrers(self, digest: str) -> Index | None:
         """Return the index of what refers to a digest, by the API or its fallback tag; None where there is none."""
         what = f"the referrers of {self._name}@{digest}"
@@ -237,13 +238,13 @@ class _Repository:
             found = self.maybe(digest.replace(":", "-"))
         return found.content if found and isinstance(found.content, Index) else None
 
+    @override
     def read(self, descriptor: Descriptor) -> bytes:
-        """Return a manifest or a config whole, verified (``model.Source``)."""
         return self.small(descriptor, MANIFEST_LIMIT if descriptor.media_type in DOCUMENTS else CONFIG_LIMIT)
 
+    @override
     @contextmanager
     def open(self, descriptor: Descriptor, *, offset: int = 0) -> Iterator[Readable]:
-        """Open a blob from ``offset`` on (``model.Source``)."""
         blob = Blob(self._up(), self._path, descriptor, offset, self._transport.patience)
         try:
             blob.start()
@@ -251,8 +252,8 @@ class _Repository:
         finally:
             blob.close()
 
+    @override
     def small(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a document, verified."""
         what = f"{self._name}@{descriptor.digest}"
         if descriptor.size > limit:
             raise BadContent(
@@ -275,6 +276,7 @@ class _Repository:
                 hint="the image was not pushed whole, or was garbage-collected: push it again",
             ) from missing
 
+    @override
     def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
         """Return some bytes of a blob; nothing when the registry does not serve ranges."""
         what = f"{self._name}: blob {descriptor.digest}"
@@ -293,6 +295,7 @@ class _Repository:
                 hint="the image was not pushed whole, or was garbage-collected: push it again",
             ) from missing
 
+    @override
     def submit[T](self, call: Callable[[], T]) -> Future[T]:
         """Run ``call`` on one of the registry's threads."""
         return self._threads.submit(call)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import override
 
 from pydantic import ValidationError
 
@@ -32,13 +33,13 @@ from parbake.images.registry.documents import (
     load,
     read_document,
 )
-from parbake.images.registry.resolve import all_platforms, resolve
+from parbake.images.registry.resolve import Shelf, all_platforms, resolve
 
 _VERSIONS = {"1.0.0", "1.1.0"}
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 
 
-class Layout:
+class Layout(Source, Shelf):
     """An OCI image layout in the folder ``path``. Thread-safe, holds nothing open."""
 
     def __init__(self, path: Path) -> None:
@@ -59,19 +60,19 @@ class Layout:
         """Return where the content of an image comes from."""
         return self
 
+    @override
     def read(self, descriptor: Descriptor) -> bytes:
-        """Return a manifest or a config whole, verified (``model.Source``)."""
         return self.small(descriptor, MANIFEST_LIMIT if descriptor.media_type in DOCUMENTS else CONFIG_LIMIT)
 
+    @override
     @contextmanager
     def open(self, descriptor: Descriptor, *, offset: int = 0) -> Iterator[Readable]:
-        """Open a blob from ``offset`` on (``model.Source``)."""
         with self._file(descriptor) as file:
             file.seek(offset)
             yield file
 
+    @override
     def small(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a document, verified."""
         what = f"{self.path}: {descriptor.digest}"
         if descriptor.size > limit:
             raise BadContent(
@@ -82,11 +83,12 @@ class Layout:
         check(what, body, descriptor.digest, descriptor.size)
         return body
 
+    @override
     def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
-        """Return some bytes of a blob."""
         with self._file(descriptor) as file:
             return os.pread(file.fileno(), length, offset)
 
+    @override
     def submit[T](self, call: Callable[[], T]) -> Future[T]:
         """Run ``call`` at once: a disk needs no hiding of latency."""
         future: Future[T] = Future()
