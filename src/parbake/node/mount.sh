@@ -31,6 +31,7 @@ tidy() {
   for file in "$work"/*.pid; do
     [ ! -f "$file" ] || kill "$(cat "$file")" 2>/dev/null
   done
+  wait
   if mountpoint -q "$work/volume"; then
     umount "$work/volume" || umount -l "$work/volume"
   fi
@@ -156,6 +157,7 @@ if [ -n "$sandbox" ] && [ "$sandbox" != "${SANDBOX:-}" ]; then
 fi
 mount -o noatime "$device" "$root" || keep_own_store "$device cannot be mounted at $root"
 tidy
+rm -f "$work"/*.log
 # One that was started meanwhile has the old store open.
 if [ -n "$held" ] || runs; then
   systemctl restart containerd
