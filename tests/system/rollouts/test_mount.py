@@ -174,7 +174,7 @@ def test_a_volume_is_mounted_and_grown_to_its_disk(
 def test_the_nodes_own_pause_image_comes_along(node: Node, registry: DockerRegistry, private_places: Path) -> None:
     with Daemon(node.root, node.folder / "own") as daemon:
         pull_by_ctr(daemon, image(layer({"pause": b"\x7fELF"})), node.folder, PAUSE)
-    with attached(baked(private_places, registry), node, 512 * MIB):
+    with attached(baked(private_places, registry), node):
         assert f"brought the pause image {PAUSE}" in node.mount()
         labels = node.images()[PAUSE]
         assert (labels["io.cri-containerd.image"], labels["io.cri-containerd.pinned"]) == ("managed", "pinned")

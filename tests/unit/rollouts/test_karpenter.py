@@ -15,6 +15,7 @@ import pytest
 
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, save
+from parbake.rollouts import mount
 from parbake.rollouts.karpenter import Karpenter as Target
 from parbake.rollouts.userdata import part_of
 from tests.fakes.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
@@ -130,7 +131,8 @@ def test_what_loads_the_hot_blocks_comes_with_the_volume(
     with cluster:
         assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
         text = server.get("ec2nodeclasses", "gpu")["spec"]["userData"]
-        assert part_of(text) == user_data(hydrate_list(made))
+        assert part_of(text, "hydrate") == user_data(hydrate_list(made))
+        assert part_of(text, "mount") == mount.user_data("")
         assert "echo theirs" in text
         assert len(cluster.replaced) == 2, "each node once: user data, disks, one write"
         assert parbake(capsys, "rollout", DATA.key, *QUICK)[1]["changed"] is False

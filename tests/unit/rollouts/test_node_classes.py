@@ -18,7 +18,7 @@ from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.rollouts import Change, Offer
 from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_rollback, held
-from parbake.rollouts.userdata import with_part
+from parbake.rollouts.userdata import with_parts
 from tests.fakes.kubernetes import schemas
 from tests.fakes.kubernetes.server import load_crds
 from tests.fakes.kubernetes.store import merge
@@ -33,6 +33,7 @@ IMAGE = Offer(
 VOLUME = Offer(artefact="data-1.raw", key="k2", architecture="amd64", snapshot="snap-1", snapshot_size=30 * GIB + 1)
 TOGETHER = IMAGE.model_copy(update={"snapshot": "snap-1", "snapshot_size": 30 * GIB, "artefact": "node-1 + data-1"})
 LARGE = IMAGE.model_copy(update={"image_size": 40 * GIB})
+MOUNTED = VOLUME.model_copy(update={"mount": "#cloud-boothook\nmount\n"})
 HOT = VOLUME.model_copy(update={"hydrate": "#cloud-boothook\n#!/bin/sh\ntrue\n"})
 BOTTLEROCKETS = VOLUME.model_copy(update={"family": "Bottlerocket"})
 COMMON: dict[str, Any] = {
@@ -104,9 +105,14 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
             ],
         ),
         VOLUME,
-        {"initialization_rate": 300},
+        {"disk": {"volumeInitializationRate": 300}},
     ),
-    "volume-on-another-device": (NEW, ALIAS, VOLUME, {"device": "/dev/sdf", "initialization_rate": 100}),
+    "volume-on-another-device": (
+        NEW,
+        ALIAS,
+        VOLUME,
+        {"device": "/dev/sdf", "disk": {"volumeInitializationRate": 100, "throughput": 500}},
+    ),
     "image-and-volume": (NEW, ALIAS, TOGETHER, {}),
     "raid0": (
         NEW,
@@ -163,12 +169,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
         NEW,
         node_class(amiSelectorTerms=[{"alias": "al2023@latest"}], userData="#!/bin/sh\necho hello\n"),
         HOT,
-        {"hydrate": True, "initialization_rate": 300},
+        {"hydrate": True, "disk": {"volumeInitializationRate": 300}},
     ),
     "hydrate-another-list": (
         NEW,
         node_class(
-            amiSelectorTerms=[{"alias": "al2023@latest"}], userData=with_part("#!/bin/sh\n", "#cloud-boothook\nold\n")
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            userData=with_parts("#!/bin/sh\n", {"hydrate": "#cloud-boothook\nold\n"}),
         ),
         HOT,
         {"hydrate": True},
@@ -176,7 +183,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
     "hydrate-no-longer": (
         NEW,
         node_class(
-            amiSelectorTerms=[{"alias": "al2023@latest"}], userData=with_part("#!/bin/sh\n", "#cloud-boothook\nold\n")
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            userData=with_parts("#!/bin/sh\n", {"hydrate": "#cloud-boothook\nold\n"}),
         ),
         VOLUME,
         {},
@@ -193,12 +201,42 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
         HOT.model_copy(update={"hydrate": "#cloud-boothook\n" + "x" * 15_000}),
         {"hydrate": True},
     ),
+    "mount": (NEW, ALIAS, MOUNTED, {}),
+    "mount-beside-a-node-config": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            userData="apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec: {}\n",
+        ),
+        MOUNTED.model_copy(update={"hydrate": "#cloud-boothook\nhot\n"}),
+        {"hydrate": True},
+    ),
+    "mount-no-longer": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            userData=with_parts("#!/bin/sh\n", {"mount": "#cloud-boothook\nold\n"}),
+        ),
+        VOLUME,
+        {},
+    ),
+    "mount-stays-with-another-image": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            blockDeviceMappings=[disk("/dev/xvda", "20Gi"), disk("/dev/xvdb", "100Gi", snapshotID="snap-0")],
+            userData=with_parts("", {"mount": "#cloud-boothook\nold\n"}),
+        ),
+        IMAGE,
+        {},
+    ),
+    "mount-on-bottlerocket": (NEW, node_class(amiSelectorTerms=[{"alias": "bottlerocket@latest"}]), MOUNTED, {}),
     "nothing-to-do": (NEW, node_class(amiFamily="AL2023", amiSelectorTerms=[{"id": "ami-1"}]), IMAGE, {}),
 }
 
 
 def decided(found: dict[str, Any], offer: Offer, options: dict[str, Any]) -> Change:
-    return decide(found, offer, **{"device": "/dev/xvdb", "initialization_rate": None, **options})
+    return decide(found, offer, **{"device": "/dev/xvdb", "disk": {}, **options})
 
 
 def told(change: Change) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""The hydrate part in a node class's user data: it comes first, all else stays, and it goes without a trace."""
+"""parbake's parts in a node's user data: they come first, all else stays, and they go without a trace."""
 
 from __future__ import annotations
 
 import base64
 import email
 import gzip
+import re
+import subprocess
 
 import pytest
 from hypothesis import given
@@ -12,9 +14,12 @@ from hypothesis import strategies as st
 
 from parbake.coldstart.hydrate import user_data
 from parbake.core.errors import InputError
-from parbake.rollouts.userdata import part_of, shown, with_part
+from parbake.rollouts import mount
+from parbake.rollouts.userdata import NAMES, part_of, shown, too_large, with_parts
 
 ONE, TWO = user_data("parbake-hydrate 1\nranges 0\n"), user_data("parbake-hydrate 1\nranges 1\n0 4096\n")
+MOUNT = mount.user_data("localhost/kubernetes/pause:latest")
+NOTHING = dict.fromkeys(NAMES, "")
 CONFIG = "apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec: {}\n"
 MIME = (
     'MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="//"\n\n'
@@ -48,30 +53,75 @@ def parts(text: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("text", "kinds"), GIVEN.items())
 def test_it_comes_first_and_goes_without_a_trace(text: str, kinds: list[str]) -> None:
-    once = with_part(text, ONE)
+    once = with_parts(text, {"hydrate": ONE})
     found = parts(once)
     assert [kind for kind, _ in found] == ["text/cloud-boothook", *kinds]
     assert found[0][1].rstrip() == ONE.rstrip(), "a boothook must begin with its first line"
-    assert part_of(once) == ONE
-    assert with_part(once, ONE) == once
-    assert part_of(with_part(once, TWO)) == TWO, "another artefact's list replaces it"
-    assert len(parts(with_part(once, TWO))) == 1 + len(kinds)
-    assert with_part(once, "") == text
-    assert with_part(text, "") == text
+    assert part_of(once, "hydrate") == ONE
+    assert with_parts(once, {"hydrate": ONE}) == once
+    assert part_of(with_parts(once, {"hydrate": TWO}), "hydrate") == TWO, "another artefact's list replaces it"
+    assert len(parts(with_parts(once, {"hydrate": TWO}))) == 1 + len(kinds)
+    assert with_parts(once, NOTHING) == text
+    assert with_parts(text, NOTHING) == text
     for (_, payload), body in zip(
         found[1:], [text] if text and text not in {MIME} and len(kinds) == 1 else [], strict=False
     ):
         assert payload.rstrip("\n") == body.rstrip("\n")
 
 
+@pytest.mark.parametrize(("text", "kinds"), GIVEN.items())
+def test_what_mounts_comes_before_what_hydrates_whichever_came_first(text: str, kinds: list[str]) -> None:
+    both = with_parts(text, {"hydrate": ONE, "mount": MOUNT})
+    for once in (both, with_parts(with_parts(text, {"hydrate": ONE}), {"mount": MOUNT})):
+        found = parts(once)
+        assert [kind for kind, _ in found] == ["text/cloud-boothook"] * 2 + kinds
+        assert [found[0][1].rstrip(), found[1][1].rstrip()] == [MOUNT.rstrip(), ONE.rstrip()]
+        assert once == both
+    assert (part_of(both, "mount"), part_of(both, "hydrate")) == (MOUNT, ONE)
+    assert with_parts(both, {"mount": ""}) == with_parts(text, {"hydrate": ONE})
+    assert with_parts(both, NOTHING) == text
+
+
+def test_what_mounts_is_a_script_with_a_program_and_a_unit_in_it() -> None:
+    assert subprocess.run(["/bin/dash", "-n"], input=MOUNT, text=True, check=False).returncode == 0
+    program, unit = (
+        gzip.decompress(base64.b64decode(each.split("\nEND\n")[0])).decode()
+        for each in re.split(r"base64 -d <<'END' [^\n]*\n", MOUNT)[1:]
+    )
+    assert program.startswith("SANDBOX=localhost/kubernetes/pause:latest\n")
+    assert subprocess.run(["/bin/dash", "-n"], input=program, text=True, check=False).returncode == 0
+    assert "Before=containerd.service" in unit
+    assert len(MOUNT) < 4096, "EC2 takes 16 KiB of user data, and the list of blocks is in there as well"
+
+
+def test_a_quote_in_the_pause_images_name_stays_text() -> None:
+    text = mount.user_data("a'; touch /owned; '")
+    program = gzip.decompress(
+        base64.b64decode(text.split("<<'END' | gzip -d >/etc/parbake/mount.sh\n")[1].split("\nEND")[0])
+    )
+    first = program.decode().splitlines()[0]
+    assert (
+        subprocess.run(
+            ["/bin/sh", "-c", f'{first}; printf %s "$SANDBOX"'], text=True, capture_output=True, check=True
+        ).stdout
+        == "a'; touch /owned; '"
+    )
+
+
+def test_user_data_that_leaves_no_room_is_told() -> None:
+    assert too_large("#!/bin/sh\n" + "x" * 15_000, 3072) == [], "nothing of parbake's is in it"
+    whole = with_parts("#!/bin/sh\n" + "x" * 15_000, {"mount": MOUNT})
+    assert ["(mount)" in each and "13312" in each for each in too_large(whole, 3072)] == [True]
+
+
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\r"), max_size=200))
 def test_any_script_comes_back(body: str) -> None:
     script = "#!/bin/sh\n" + body
-    assert with_part(with_part(script, ONE), "") == script
+    assert with_parts(with_parts(script, {"hydrate": ONE, "mount": MOUNT}), NOTHING) == script
 
 
 def test_what_people_see_is_short() -> None:
-    lines = shown(with_part("#!/bin/sh\n", ONE))
+    lines = shown(with_parts("#!/bin/sh\n", {"hydrate": ONE}))
     assert any(line.startswith("(hydrate, ") for line in lines)
     assert sum(len(line) for line in lines) < 500
     assert shown("a\nb") == ["a", "b"]
@@ -88,7 +138,7 @@ def test_what_people_see_is_short() -> None:
 )
 def test_what_is_not_known_is_refused(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        with_part(text, ONE)
+        with_parts(text, {"hydrate": ONE})
 
 
 def test_the_list_is_in_it() -> None:
