@@ -82,7 +82,7 @@ class PackerBuilder(RemoteBuilder):
         for warning in template.warnings:
             events.warn(warning)
         values = self._values(plan, region, stamp, name, folder)
-        _write(folder, {**template.files, packer.VALUES: packer.assignments(values)})
+        _write(folder, {**template.files, packer.VALUES: packer.values_text(values)})
         with events.stage("packer-init", "Let Packer fetch its plugins, and check the template"):
             _call(["packer", "init", "."], folder)
             _call(["packer", "validate", "."], folder)
