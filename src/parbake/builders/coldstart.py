@@ -124,11 +124,12 @@ def _install(image: Path, plan: Plan, trace: Trace, events: Events, work: Path, 
 
     With ``layout`` its files are laid out hot-first before that.
     """
-    from parbake.coldstart.rehearsal import qemu_format, writable
+    from parbake.coldstart.rehearsal import writable
+    from parbake.machine.vm.firmware import qemu_format
 
     with (
         disk.private_mounts(),
-        writable(image, work / "install", image_format=qemu_format(plan), in_place=True) as shown,
+        writable(image, work / "install", image_format=qemu_format(plan.artefact.format), in_place=True) as shown,
     ):
         root = disk.find_root(shown)
         at = work / "install/mnt"

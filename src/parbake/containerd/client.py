@@ -21,6 +21,7 @@ from parbake.containerd.labels import EXPIRES, KUBERNETES, OVERLAY
 from parbake.containerd.proto import introspection_pb2, leases_pb2, namespaces_pb2, version_pb2
 from parbake.containerd.snapshots import Snapshots
 from parbake.core.errors import ParbakeError, RuntimeFault
+from parbake.core.timestamps import timestamp
 
 _LEASES = "/containerd.services.leases.v1.Leases"
 _NAMESPACES = "/containerd.services.namespaces.v1.Namespaces"
@@ -136,7 +137,7 @@ class Client:
         self._drop_lease(lease, sync=True)
 
     def _make_lease(self, lease: str, hours: float) -> None:
-        expires = (datetime.now(UTC) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        expires = timestamp(datetime.now(UTC) + timedelta(hours=hours))
         request = leases_pb2.CreateRequest(id=lease, labels={EXPIRES: expires})
         self.connection.unary(
             f"{_LEASES}/Create", request, leases_pb2.CreateResponse, metadata=self._metadata(), subject=lease

@@ -294,7 +294,5 @@ def from_os_error(error: OSError) -> ParbakeError:
             return EnvironmentProblem(what, hint="run parbake with sudo, or give this user access")
         case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
             return InputError(what, hint="check the path")
-        case errno.EROFS:
-            return EnvironmentProblem(what, hint="name another folder: `output` in the Bakefile, or PARBAKE_CACHE")
         case _:
             return ParbakeError(what, hint="check the kernel log (dmesg); --debug shows where it happened")

@@ -19,10 +19,10 @@ from parbake.bakefile import FastRestoreSection
 from parbake.core.errors import AwsFault
 from parbake.core.events import Events
 from parbake.core.model import TIB, Snapshot
+from parbake.core.timestamps import read_timestamp, timestamp
 
 UNTIL_TAG = "parbake:fast-until"
 """The tag of a snapshot that says when its fast restore is to be turned off."""
-_FORM = "%Y-%m-%dT%H:%M:%SZ"
 _ON = ("enabling", "optimizing", "enabled")
 _SECONDS_PER_TIB = 3600.0
 _MOST_VALUES = 200  # of a filter
@@ -57,7 +57,7 @@ def enable(
         return frozenset()
     ec2, until = aws.client("ec2", region), ""
     if wanted.for_:
-        until = (datetime.now(UTC) + timedelta(seconds=wanted.for_)).strftime(_FORM)
+        until = timestamp(datetime.now(UTC) + timedelta(seconds=wanted.for_))
         if not again:
             set_before = [
                 time
@@ -137,7 +137,5 @@ def _states(ec2: aws.Client, snapshots: Sequence[str], states: Sequence[str]) ->
 
 
 def _is_over(until: str) -> bool:
-    try:
-        return datetime.strptime(until, _FORM).replace(tzinfo=UTC) <= datetime.now(UTC)
-    except ValueError:
-        return False
+    end = read_timestamp(until)
+    return end is not None and end <= datetime.now(UTC)

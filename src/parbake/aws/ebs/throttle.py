@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Final
 
+from parbake.aws import waiters
 from parbake.core.errors import AwsFault, AwsLimit, AwsNotFound, Interrupted
 
 IN_FLIGHT: Final = 64
@@ -21,8 +22,6 @@ _TRIES = 12
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0  # seconds
 # Calls that were under way when AWS began to throttle say one thing, and it is heard once.
 _ONE_CUT = 0.5
-# A snapshot that was just started can be unknown for so long (seconds).
-_UNKNOWN = 150.0
 _SERVER = frozenset({"InternalServerException", "InternalError", "InternalFailure", "ServiceUnavailable"})
 _THROTTLING = frozenset({"SlowDown", "RequestLimitExceeded", "TooManyRequestsException"})
 
@@ -58,7 +57,7 @@ class Pace:
                 result = function()
             except AwsFault as error:
                 self._leave(throttled=_is_throttling(error))
-                unknown = isinstance(error, AwsNotFound) and time.monotonic() - self._started < _UNKNOWN
+                unknown = isinstance(error, AwsNotFound) and time.monotonic() - self._started < waiters.UNKNOWN_SECONDS
                 tries += not unknown
                 if not (unknown or _passes(error)) or tries >= _TRIES:
                     raise

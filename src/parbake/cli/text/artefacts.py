@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.core.plan import measure
 from parbake.core.printable import word
+from parbake.core.timestamps import timestamp
 from parbake.core.units import human_bytes
 from parbake.machine import base
 from parbake.records import Record
@@ -306,7 +307,7 @@ def layers_text(gone: Sequence[Entry], kept: Sequence[Entry], *, dry_run: bool) 
 
 
 def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return timestamp(datetime.fromtimestamp(seconds, UTC))
 
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:

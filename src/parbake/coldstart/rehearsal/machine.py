@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,10 @@ from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import Part, Read, Trace, described
 from parbake.core.errors import MachineFault
 from parbake.core.model import Plan, Startup
+from parbake.core.timestamps import timestamp
 from parbake.machine import disk
 from parbake.machine.vm import GuestRead, largest_disk
+from parbake.machine.vm.firmware import qemu_format
 from parbake.verify import Rehearsal
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ def _trace(
     work: Path,
 ) -> Trace:
     """Put reads of the disk onto the root file system, and into the part in whose time they were."""
-    with disk.private_mounts(), writable(image, work / "shown", image_format=qemu_format(plan)) as shown:
+    with (
+        disk.private_mounts(),
+        writable(image, work / "shown", image_format=qemu_format(plan.artefact.format)) as shown,
+    ):
         root = disk.find_root(shown)
         start, size = root.start // 512, root.size // 512
         with disk.loop_device(shown, offset=root.start, size=root.size) as device:
@@ -89,13 +93,8 @@ def _trace(
         filesystem=filesystem,
         size=root.size,
         how="boot",
-        made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        made_at=timestamp(),
         parts=tuple(found),
         skipped=skipped,
         **of_files,
     )
-
-
-def qemu_format(plan: Plan) -> str:
-    """Return what QEMU calls the format of a plan's artefact."""
-    return {"vhd": "vpc"}.get(plan.artefact.format, plan.artefact.format)
