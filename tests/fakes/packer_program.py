@@ -101,8 +101,8 @@ class Template:
         self.values: dict[str, Any] = {
             name: plain(body["default"]) for name, body in declared.items() if "default" in body
         }
-        for path in sorted(folder.glob("*.auto.pkrvars.hcl")):
-            self.values |= {name: plain(value) for name, value in parse(path.read_text()).items() if name[0] != "_"}
+        for path in sorted(folder.glob("*.auto.pkrvars.json")):
+            self.values |= {name: value for name, value in json.loads(path.read_text()).items() if name != "//"}
         self.values |= given
         if undeclared := set(self.values) - set(declared):
             fail(f"a variable with the name {min(undeclared)!r} is not declared")

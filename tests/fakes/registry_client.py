@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ import pytest
 from parbake.core.model import Descriptor, Image, Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.images.registry import Patience, Registry
+from tests.fakes.images import image, index, layer, push
+from tests.fakes.registry import DockerRegistry
 
+ONE, TWO = layer({"a": b"1"}), layer({"b": os.urandom(100_000)})
+BOTH = index(image(ONE, TWO), image(TWO, platform="linux/arm64/v8", compression="zstd"))
+"""Two layers, and the index of two images with them; ``registry`` has it as team/app:v1, and an image as v1.1."""
 AMD64, ARM64 = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")
 PLAIN = RegistryOptions(plain_http=True)
 QUICK = Patience(tries=3, first=0.01, longest=0.02, total=10, connect=2, stall=5)
@@ -34,6 +40,15 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """Run a registry with ``BOTH`` and an image of ``ONE``."""
+    with DockerRegistry(tmp_path_factory.mktemp("registry")) as running:
+        push(running.url, "team/app", BOTH, "v1")
+        push(running.url, "team/app", image(ONE), "v1.1")
+        yield running
 
 
 def not_loopback() -> str:

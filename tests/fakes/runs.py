@@ -47,6 +47,14 @@ def private_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def place(private_places: Path) -> Iterator[Path]:
+    """A folder in which nothing may be left, neither at work nor half-made."""
+    yield private_places
+    assert traces(private_places) == []
+    assert artefacts(private_places / "artefacts") == []
+
+
 @dataclass(frozen=True)
 class Done:
     """What a run of parbake left: its exit code, standard output and standard error."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from parbake.core.timestamps import read_timestamp, timestamp
+
 MANAGED, KEY, RUN, EXPIRY, ROLE = "parbake:managed", "parbake:key", "parbake:run", "parbake:expires", "parbake:role"
 NAME, VERIFIED = "parbake:name", "parbake:verified"
 """``managed`` is ``temporary`` for what goes when a run ends (also an artefact that is not complete yet) and
@@ -38,7 +40,7 @@ class Stamp:
         tags = {**self.extra, "Name": name or f"parbake {self.name}", MANAGED: kind, KEY: self.key, RUN: self.run}
         tags |= {ROLE: role, NAME: self.name}
         if kind == TEMPORARY:
-            tags[EXPIRY] = (datetime.now(UTC) + timedelta(hours=self.hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
+            tags[EXPIRY] = timestamp(datetime.now(UTC) + timedelta(hours=self.hours))
         return tags
 
 
@@ -72,11 +74,8 @@ def mine(**tags: str) -> list[dict[str, Any]]:
 
 def expired(tags: Mapping[str, str], *, now: datetime | None = None) -> bool:
     """Whether a temporary resource is past its time; one without a readable time is not."""
-    try:
-        end = datetime.strptime(tags.get(EXPIRY, ""), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    except ValueError:
-        return False
-    return end < (now or datetime.now(UTC))
+    end = read_timestamp(tags.get(EXPIRY, ""))
+    return end is not None and end < (now or datetime.now(UTC))
 
 
 def newest(resources: Iterable[Mapping[str, Any]], date: str = "CreationDate") -> Mapping[str, Any] | None:

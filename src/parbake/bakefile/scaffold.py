@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from importlib import resources
 from pathlib import Path
 
 from parbake.core import atomic
@@ -32,7 +33,7 @@ _IGNORED = f"artefacts\n{FILE_NAME}\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InitImage:
     """An image for the starter.
 
     ``size`` is what travels, in bytes (0: unknown). ``build`` is the folder to build it in, relative to the Bakefile.
@@ -46,7 +47,7 @@ class Entry:
     uses: tuple[str, ...] = ()
 
 
-def starter(images: Sequence[Entry], *, today: date) -> str:
+def starter(images: Sequence[InitImage], *, today: date) -> str:
     """Return a commented Bakefile for these images that works as it stands.
 
     An image that is there twice under the same normalised name is written once. Raises BadReference, and InputError
@@ -56,10 +57,15 @@ def starter(images: Sequence[Entry], *, today: date) -> str:
     if not distinct:
         raise InputError("there is no image to bake", hint="name one with --image, or a folder of manifests")
     entries = sorted(distinct.values(), key=list(images).index)
-    return _TEXT.format(images="\n".join(_entry(entry) for entry in entries), today=today.isoformat())
+    text = _file("parbake.yaml.in").decode().replace("{today}", today.isoformat())
+    return text.replace("{images}", "\n".join(_entry(entry) for entry in entries))
 
 
-def _entry(entry: Entry) -> str:
+def _file(name: str) -> bytes:
+    return resources.files(__package__).joinpath("files", name).read_bytes()
+
+
+def _entry(entry: InitImage) -> str:
     lines = [f"  # {_printable(use)}" for use in entry.uses[:_MOST_USES]]
     if len(entry.uses) > _MOST_USES:
         lines.append(f"  # and {len(entry.uses) - _MOST_USES} more")
@@ -84,18 +90,18 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def discover(folder: Path) -> tuple[Entry, ...]:
+def discover(folder: Path) -> tuple[InitImage, ...]:
     """Return the image that a folder's own Containerfile (or Dockerfile) builds, or nothing."""
     if not any((folder / name).is_file() for name in _BUILD_FILES):
         return ()
     # What is left has no separator at its ends and none of two kinds in a row, as a repository's grammar asks.
     name = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:100].rstrip("-")
-    return (Entry(f"localhost/{name or 'app'}:1", build="."),)
+    return (InitImage(f"localhost/{name or 'app'}:1", build="."),)
 
 
 def write(
     folder: Path,
-    images: Sequence[Entry] = (),
+    images: Sequence[InitImage] = (),
     *,
     today: date,
     force: bool = False,
@@ -114,7 +120,7 @@ def write(
         files[folder / _IGNORE_FILES[0]] = (_IGNORED.encode(), 0o644)
     if not entries:
         files = {folder / SAMPLE / name: content for name, content in _sample(busybox).items()}
-        entries = (Entry(f"localhost/{SAMPLE}:1", build=SAMPLE, log="^hello: ready"),)
+        entries = (InitImage(f"localhost/{SAMPLE}:1", build=SAMPLE, log="^hello: ready"),)
     files[folder / FILE_NAME] = (starter(entries, today=today).encode(), 0o644)
     present = [str(path) for path, (content, _) in files.items() if _is_anothers(path, content)]
     if present and not force:
@@ -174,10 +180,10 @@ def _sample(busybox: Path) -> dict[str, tuple[bytes, int]]:
             hint="apt-get install busybox-static, or name an image with --image REFERENCE",
         )
     return {
-        "Containerfile": (_CONTAINERFILE.encode(), 0o644),
+        "Containerfile": (_file("Containerfile"), 0o644),
         "busybox": (busybox.read_bytes(), 0o755),
-        "index.html": (_PAGE.encode(), 0o644),
-        "serve.sh": (_SCRIPT.encode(), 0o644),
+        "index.html": (_file("index.html"), 0o644),
+        "serve.sh": (_file("serve.sh"), 0o644),
     }
 
 
@@ -201,122 +207,3 @@ def is_static_program(path: Path) -> bool:
 
 
 _PT_INTERP = 3
-
-_CONTAINERFILE = """\
-# A web server without a distribution below it: it builds without a network.
-FROM scratch
-COPY busybox /bin/busybox
-COPY index.html /www/index.html
-COPY serve.sh /serve.sh
-EXPOSE 8080
-ENTRYPOINT ["/bin/busybox", "sh", "/serve.sh"]
-"""
-
-_SCRIPT = """\
-# The first process of the container: serve /www until it is told to stop.
-port=${PORT:-8080}
-# httpd goes to the background once it listens, so the line below is true when it appears.
-/bin/busybox httpd -p "$port" -h /www || exit 1
-echo "hello: ready on port $port"
-trap 'exit 0' TERM INT
-/bin/busybox sleep infinity &
-wait
-"""
-
-_PAGE = """\
-<!doctype html>
-<title>hello</title>
-<p>Baked ahead, started without a pull.</p>
-"""
-
-_TEXT = """\
-# parbake.yaml: which container images are baked, onto what, into what. Written by `parbake init` on {today}.
-# `parbake plan` shows what a bake would do, `parbake bake` does it, `parbake verify` boots the result and starts it.
-# A line with "#" directly before a key shows a default or an example: remove the "#" to set it.
-
-# The version of this format.
-version: 1
-
-# Begins the artefact's file name: a-z, 0-9, "." and "-". Default: the name of this folder, made valid.
-#name: my-node
-
-# The platform of the nodes. Default: that of the machine that bakes.
-#platform: linux/arm64
-
-# The images, named exactly as pod specs name them. A text is enough; a mapping can say more:
-#   reference       name:tag or name@sha256:…; localhost/name:tag (no port) is built here and never pushed
-#   platform        of an image for several platforms, the variant to take: linux/arm/v7
-#   build           build it first: {{context: FOLDER, file: Containerfile, args: {{NAME: value}}, target: STAGE}}
-#   also_by_digest  store it as name@sha256:… too, for pods that ask for the digest: true or false (default)
-#   startup         how verification starts it: {{command: [], args: [], env: {{}}, timeout: 120s, up: running}}
-#                   up, how to know that it is up: running (for a second; default), {{running: 5s}}, exit (with code 0),
-#                   {{log: REGEX}}, {{tcp: 8080}}, {{http: 8080/healthz}}
-images:
-{images}
-
-# How to bake: local (default) fills a disk here; qemu boots the base and lets it bake; ec2 does so with an AMI, packer
-# leaves that to Packer, and ebs sends what is baked here to EC2. With these three, the base can be an AMI:
-#   base: {{eks: al2023, kubernetes: "1.33"}} (al2, bottlerocket, ubuntu; gpu: nvidia), ami-0123456789abcdef0,
-#   {{ami_filter: {{name: "my-node-*", owner: self}}}}, {{ssm: /parameter/with/the/id}}
-#builder: local
-
-# What to bake onto: debian (default), none (for a volume), {{file: disk.qcow2}} (raw or qcow2, with containerd inside),
-# or debian with choices; a new serial (any text) builds the base anew, with the packages of that day.
-#base: {{debian: {{packages: [htop], serial: "{today}"}}}}
-
-# What comes out: a bootable disk as raw (default), qcow2, vmdk or vhd; or with `base: none` a node's second disk,
-# {{kind: volume, filesystem: ext4}} (or xfs), which is the default there.
-#artefact: qcow2
-
-# The container runtime of the nodes.
-#runtime: containerd
-
-# Size of the disk or volume, such as 20GiB. Default: auto, with the images in at most 60 % of what the base leaves.
-#size: auto
-
-# The sandbox (pause) image: auto (default), none, or the reference that the nodes' containerd is configured with.
-#sandbox: auto
-
-# Keep the compressed layers as well, which takes about half as much space again.
-#keep_layers: false
-
-# How to reach registries, where it is not HTTPS with the logins that Docker uses. For each host[:port]:
-#   plain_http      true: HTTP without TLS; loopback registries are tried with both anyway
-#   credentials     auto (default: where Docker looks, and AWS for ECR), docker, ecr, none, or environment
-#                   (PARBAKE_USERNAME and PARBAKE_PASSWORD)
-#   mirrors         hosts to ask first; ca: a PEM file with authorities to trust besides the system's
-#registries:
-#  registry.example.com:5000:
-#    plain_http: true
-#    credentials: none
-#    mirrors: [mirror.example.com]
-
-# How long a guest of the builders qemu and ec2 may take before it powers itself off.
-#time_limit: 1h30m
-
-# Where and how to bake in EC2, and what becomes of the result there; the reference has all keys.
-#aws:
-#  region: eu-west-1
-#  instance_profile: parbake-bake
-#  tags: {{team: platform}}
-
-# The folder for artefacts and their records.
-#output: artefacts
-
-# Who on this machine may read them, with all that the images hold: owner, group or everyone.
-#readable_by: owner
-
-# Sign each record, with the key in a file, {{key: parbake.key}}, or in AWS KMS, {{kms: ARN}}; its public half must be
-# in `trust`.
-#sign: null
-
-# Whose signatures count: files with public keys (PEM). Records that none of them has signed are then refused.
-#trust: []
-
-# Where `parbake rollout` hands artefacts to: node classes of Karpenter, Auto Scaling groups, parameters, files.
-#rollout: [{{karpenter: {{nodeclass: default}}}}]
-
-# What `parbake prune` keeps: so many artefacts of each name, and all that are younger. In EC2 what something uses stays
-# as well, and what goes is deprecated first, for the time of a grace.
-#retention: {{keep: 3, younger: 0d, grace: 7d}}
-"""

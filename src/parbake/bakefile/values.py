@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from parbake.core.errors import BadReference, InputError
 from parbake.core.model import MIB, Platform
 from parbake.core.reference import Reference
+from parbake.core.units import UNITS
 
 WRONG = "parbake"
 """The type that pydantic's list of errors shows for those made here."""
@@ -30,11 +31,6 @@ WRONG = "parbake"
 # Go's names for the architectures of container images that exist in numbers.
 ARCHITECTURES = ("amd64", "arm64", "arm", "386", "ppc64le", "s390x", "riscv64", "loong64", "mips64le")
 
-_SIZE_UNITS = {
-    **{f"{letter}iB": 1 << (10 * power) for power, letter in enumerate("KMGT", 1)},
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
-    "kB": 1000,
-}
 _SMALLEST_SIZE = 16 * MIB
 _LARGEST_SIZE = 64 << 40  # the largest volume that clouds offer
 _DURATION = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+)ms)?")
@@ -129,12 +125,12 @@ def _size(value: object) -> object:
     if match is None:
         raise wrong(f"{value!r} is not a valid size", "write auto, or a number and its unit, such as 20GiB")
     number, unit = match.groups()
-    if unit not in _SIZE_UNITS:
+    if unit not in UNITS:
         letter = unit[:1].upper()
         meant = f"{number}{letter if letter in {'K', 'M', 'G', 'T'} else 'G'}iB"
         what = f"has the unit {unit!r}, which is none of KiB, MiB, GiB, TiB, KB, MB, GB, TB" if unit else "has no unit"
         raise wrong(f"{value!r} {what}", f"did you mean {meant}?")
-    size = int(Decimal(number) * _SIZE_UNITS[unit])
+    size = int(Decimal(number) * UNITS[unit])
     if "i" in unit and size % MIB:
         raise wrong(f"{value!r} is not a whole number of MiB", f"write {-(-size // MIB)}MiB")
     size -= size % MIB  # decimal units never come out even

@@ -22,39 +22,6 @@ from typing import IO, Self
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
 from parbake.core.interrupts import guarded
 
-# Which Debian package brings a program, for errors and `parbake doctor`.
-PACKAGES = {
-    "blkid": "util-linux",
-    "buildah": "buildah",
-    "containerd": "containerd",
-    "ctr": "containerd",
-    "docker": "docker.io",
-    "docker-registry": "docker-registry",
-    "e2fsck": "e2fsprogs",
-    "fstrim": "util-linux",
-    "grub-mkimage": "grub-common",
-    "kubectl": "kubectl",
-    "mke2fs": "e2fsprogs",
-    "mkfs.vfat": "dosfstools",
-    "mcopy": "mtools",
-    "mkfs.xfs": "xfsprogs",
-    "mmdebstrap": "mmdebstrap",
-    "nsenter": "util-linux",
-    "qemu-img": "qemu-utils",
-    "qemu-storage-daemon": "qemu-utils",
-    "qemu-system-aarch64": "qemu-system-arm",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "resize2fs": "e2fsprogs",
-    "runc": "runc",
-    "setpriv": "util-linux",
-    "sfdisk": "fdisk",
-    "umount": "mount",
-    "unshare": "util-linux",
-    "xfs_db": "xfsprogs",
-    "xfs_growfs": "xfsprogs",
-    "xfs_repair": "xfsprogs",
-}
-
 # What a child sees of our environment: where programs and homes are, the proxy, and how to trust TLS.
 _PASSED_ON = (
     "HOME", "TMPDIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -126,7 +93,8 @@ def need(program: str) -> str:
     """Return the absolute path of a program; raises EnvironmentProblem that names the package to install."""
     path = find(program)
     if path is None:
-        package = PACKAGES.get(program, program)
+        from parbake.core.programs import package_of
+
         if ignored := shutil.which(program):
             raise EnvironmentProblem(
                 f"{ignored} is not run: its path depends on the current folder",
@@ -134,7 +102,7 @@ def need(program: str) -> str:
             )
         raise EnvironmentProblem(
             f"{program} is not installed",
-            hint=f"apt-get install {package} (see `parbake doctor` for all that is missing)",
+            hint=f"apt-get install {package_of(program)} (see `parbake doctor` for all that is missing)",
         )
     return path
 

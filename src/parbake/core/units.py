@@ -8,7 +8,14 @@ from typing import Final
 from parbake.core.errors import InputError
 from parbake.core.model import GIB, MIB
 
-_UNITS: Final = {"MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BYTES: Final = {
+    "": 1,
+    **{f"{letter}i": 1 << 10 * power for power, letter in enumerate("KMGT", 1)},
+    **{letter: 1000**power for power, letter in enumerate("KMGT", 1)},
+}
+"""The units of Kubernetes' quantities, in bytes."""
+UNITS: Final = {"kB": 1000, **{f"{unit}B": size for unit, size in BYTES.items() if unit}}
+"""The units of sizes, in bytes."""
 
 
 def size_of(text: str, where: str) -> int:
@@ -16,10 +23,16 @@ def size_of(text: str, where: str) -> int:
     if text in {"", "0"}:
         return 0
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", text)
-    if match is None or match[2] not in _UNITS:
+    if match is None or match[2] not in UNITS:
         hint = "write a number and its unit, such as 20GiB, or 0"
         raise InputError(f"{where}: {text!r} is not a valid size", hint=hint)
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def quantity(value: object) -> int:
+    """Return a quantity of Kubernetes' (``20Gi``) in bytes; 0 for none, or for one that cannot be read."""
+    match = re.fullmatch(r"([0-9]+)([KMGT]i?|)", str(value or ""))
+    return int(match[1]) * BYTES[match[2]] if match else 0
 
 
 def human_bytes(count: float) -> str:

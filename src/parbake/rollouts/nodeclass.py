@@ -8,7 +8,6 @@ one write, since each change drifts every node.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
+from parbake.core.units import quantity
 from parbake.rollouts import userdata
 from parbake.rollouts.protocol import (
     OWNER,
@@ -51,8 +51,6 @@ ALIASES = {
 }
 """The family of a node class that an alias names."""
 _FIELDS = ("amiFamily", "amiSelectorTerms", "amiSelector", "blockDeviceMappings")
-_SIZE = re.compile(r"([0-9]+)(Gi|G|Ti|T)")
-_UNITS = {"Gi": 1 << 30, "G": 10**9, "Ti": 1 << 40, "T": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +257,7 @@ def _disk(size: int) -> dict[str, Any]:
 
 
 def _at_least(ebs: dict[str, Any], size: int) -> None:
-    match = _SIZE.fullmatch(str(ebs.get("volumeSize", "")))
-    if match is None or int(match[1]) * _UNITS[match[2]] < size:
+    if quantity(ebs.get("volumeSize")) < size:
         ebs["volumeSize"] = f"{gibibytes(size)}Gi"
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from parbake.core.model import MIB, Image, Plan, Published, Source, Verdict
 from parbake.core.plan import cautions, larger, measure
 from parbake.core.run import need_root
 from parbake.core.signing import Attached, Signer
+from parbake.core.timestamps import timestamp
 from parbake.core.workspace import cache_folder, remove_leftovers, remove_tree
 from parbake.images.cache import cached
 from parbake.images.registry import open_source
@@ -352,15 +352,11 @@ def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> P
             return publisher.base(plan, run.events) if publisher else None
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 @dataclass(frozen=True, slots=True)
 class Clock:
     """When a bake began: as RFC 3339, and on the monotonic clock in seconds."""
 
-    started: str = field(default_factory=_now)
+    started: str = field(default_factory=timestamp)
     monotonic: float = field(default_factory=time.monotonic)
 
 
@@ -429,7 +425,7 @@ def write_down(
         builder=run.bakefile.builder,
         parbake=__version__,
         started_at=clock.started,
-        finished_at=_now(),
+        finished_at=timestamp(),
         seconds=round(time.monotonic() - clock.monotonic, 3),
         plan=plan,
         base_digest=base_digest,

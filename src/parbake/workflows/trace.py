@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from parbake.core import run
 from parbake.core.errors import InputError
 from parbake.core.model import Plan
 from parbake.core.signing import Signer
+from parbake.core.timestamps import timestamp
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import Record
@@ -41,7 +41,7 @@ def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | No
 
     A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
     summary. What cannot be rehearsed is said, and in the summary. Raises EnvironmentProblem where this machine cannot
-    trace, MachineFault for one that does not boot, AwsFault where it cannot be fetched.
+    trace, MachineError for one that does not boot, AwsError where it cannot be fetched.
     """
     run.need_root("rehearsing")
     records.need_signer(artefact, signer)
@@ -139,7 +139,7 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
         filesystem=filesystem,
         size=device.count * 512,
         how="node",
-        made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        made_at=timestamp(),
         parts=(Part(name=os.uname().nodename, kind="node", seconds=seconds, reads=reads),),
         **of_files,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from parbake.aws.tags import KEY, MANAGED, NAME, as_list
 from parbake.bakefile import Bakefile, load
-from parbake.builders import Ingredients
+from parbake.builders import Ingredients, packer
 from parbake.builders.choose import remote_builder_of
 from parbake.builders.packer.builder import PackerBuilder
 from parbake.core import run
@@ -89,8 +90,8 @@ class Place:
             )
 
     def values(self, number: int = 0) -> dict[str, Any]:
-        text = (self.folder / f"work{number}/template/node.auto.pkrvars.hcl").read_text()
-        return {name: packer_program.plain(value) for name, value in packer_program.parse(text).items()}
+        values: dict[str, Any] = json.loads((self.folder / f"work{number}/template/{packer.VALUES}").read_text())
+        return values
 
     @property
     def calls(self) -> list[str]:

@@ -22,23 +22,15 @@ import pytest
 from tests.fakes.faulty_proxy import Cut, FaultyProxy, Flip, Status
 from tests.fakes.images import OCI_MANIFEST, Blob, Built, image, index, json_blob, layer, push, sha256
 from tests.fakes.registry import DockerRegistry, certificates
-from tests.fakes.runs import Done, artefacts, as_program, bakefile, parbake, private_places, remove, traces
+from tests.fakes.runs import Done, as_program, bakefile, parbake, place, private_places, remove
 from tests.fakes.tars import archive, entry
 
 pytestmark = pytest.mark.root
-__all__ = ["private_places"]
+__all__ = ["place", "private_places"]
 
 SECRET = "hunter2-and-nobody-else"
 SOME = layer({"etc/": None, "etc/motd": b"hello\n" * 1000})
 APP = image(SOME)
-
-
-@pytest.fixture
-def place(private_places: Path) -> Iterator[Path]:
-    """A folder in which nothing may be left, neither at work nor half-made."""
-    yield private_places
-    assert traces(private_places) == []
-    assert artefacts(private_places / "artefacts") == []
 
 
 @pytest.fixture(scope="module")

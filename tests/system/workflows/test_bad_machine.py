@@ -16,10 +16,10 @@ from parbake.core.run import find
 from tests.fakes.disks import machine, node_tree
 from tests.fakes.images import image, layer, push
 from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import Done, artefacts, as_program, bakefile, parbake, private_places, remove, traces
+from tests.fakes.runs import Done, artefacts, as_program, bakefile, parbake, place, private_places, remove
 
 pytestmark = pytest.mark.root
-__all__ = ["private_places"]
+__all__ = ["place", "private_places"]
 
 APP = image(layer({"etc/": None, "etc/motd": b"hello\n" * 1000}))
 # Reads the tests' own folders, which are root's, as another user.
@@ -27,14 +27,6 @@ NOBODY = [
     "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
     "--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def place(private_places: Path) -> Iterator[Path]:
-    """A folder in which nothing may be left, neither at work nor half-made."""
-    yield private_places
-    assert traces(private_places) == []
-    assert artefacts(private_places / "artefacts") == []
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from parbake.bakefile import Bakefile, load
 from parbake.builders import packer
-from parbake.builders.packer import hcl
 from parbake.core.errors import InputError, ParbakeError
 from parbake.workflows.export import write
 from tests.fakes import packer_program
@@ -64,8 +61,8 @@ def test_golden(case: str, tmp_path: Path) -> None:
     texts = {"small": (SMALL, []), "full": (FULL, ["private.example.com/app:1", "busybox@sha256:" + "0" * 64])}
     text, images = texts[case]
     made = packer.folder(bakefile(tmp_path, text, *images))
-    shown = made.files["node.auto.pkrvars.hcl"] + "".join(f"# warning: {each}\n" for each in made.warnings)
-    assert shown == (GOLDEN / f"{case}.pkrvars.hcl").read_text()
+    shown = made.files[packer.VALUES] + "".join(f"# warning: {each}\n" for each in made.warnings)
+    assert shown == (GOLDEN / f"{case}.pkrvars.json").read_text()
     parameter = "amazon-parameterstore" in made.files["source.pkr.hcl"]
     assert parameter == (case == "small")
 
@@ -92,7 +89,7 @@ def test_the_stand_in_refuses_what_packer_would(tmp_path: Path, monkeypatch: pyt
         ("node.pkr.hcl", "var.TAGS", "var.TAG", "var.TAG"),
         ("node.pkr.hcl", "scripts/", "skripts/", "no such file"),
         ("variables.pkr.hcl", '"KEY"', '"KEYS"', "unsupported attribute: var.KEY"),
-        ("node.auto.pkrvars.hcl", "IMAGE ", "IMAGES ", "'IMAGES' is not declared"),
+        (packer.VALUES, '"IMAGE"', '"IMAGES"', "'IMAGES' is not declared"),
         ("node.pkr.hcl", "build {", "build {{", "node.pkr.hcl"),
     ):
         write(folder, {**files, name: files[name].replace(old, new)}, force=True)
@@ -162,13 +159,6 @@ def test_what_packer_cannot_do(text: str, images: list[str], said: str, tmp_path
     (tmp_path / "Containerfile").touch()
     with pytest.raises(InputError, match=said):
         packer.folder(bakefile(tmp_path, text, *images))
-
-
-@given(st.text(max_size=20) | st.sampled_from(["${x}", "%{ if }", 'a"b\\', "$${", "é\n\t"]))
-def test_texts_survive_hcl(text: str) -> None:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        return
-    assert packer_program.plain(hcl.text(text)) == text
 
 
 def test_manifests_are_read() -> None:

@@ -16,10 +16,11 @@ from parbake.cli import run
 from parbake.core.errors import InputError
 from parbake.core.model import GIB, Platform, Published, Snapshot
 from parbake.core.reference import Reference
+from parbake.core.units import quantity
 from parbake.core.yamltext import parse
 from parbake.workflows.lint import RULES, Bake, bakes_of, examine, gather, of_bakefile, of_record, sarif, together
 from parbake.workflows.lint.bakes import BakedImage
-from parbake.workflows.lint.nodes import family_of, size_of
+from parbake.workflows.lint.nodes import family_of
 from parbake.workflows.lint.userdata import read
 from tests.fakes.plans import digest, image, plan, record
 
@@ -226,7 +227,7 @@ def test_node_settings() -> None:
         "kind: NodeConfig\nspec: {kubelet: {config: {a: 1}}}\n"
     )
     assert (read(both).fast_image_pull, read(both).kubelet) == (True, {"a": 1})
-    assert [size_of(value) for value in ("20Gi", "1G", 5, None, "x", "1.5Gi")] == [20 * GIB, 10**9, 5, 0, 0, 0]
+    assert [quantity(value) for value in ("20Gi", "1G", 5, None, "x", "1.5Gi")] == [20 * GIB, 10**9, 5, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, override
 
@@ -29,6 +28,7 @@ from parbake.builders.ec2.volume import Volumes, data_device, refuse
 from parbake.builders.guest import Console, Mode, hosts, logs_in, user_data
 from parbake.core.errors import BakeFailed, InputError, ParbakeError
 from parbake.core.model import GIB, AmiSource, Family, Image, ImageVerdict, Plan, RegistryOptions, Verdict
+from parbake.core.timestamps import timestamp
 
 _LOGINS = {"docker", "environment"}  # of a registry's `credentials`
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
@@ -312,7 +312,7 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
         images=images,
         problems=problems,
         warnings=tuple(console.warnings),
-        verified_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        verified_at=timestamp(),
     )
 
 

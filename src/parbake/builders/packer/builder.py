@@ -52,7 +52,7 @@ class PackerBuilder(RemoteBuilder):
         """Make sure that the plan's AMI exists, also in the regions to copy to, and is proven.
 
         Raises EnvironmentProblem (no packer), CommandFailed with the end of what Packer said, DeadlineExceeded, and
-        what AWS answers as AwsFault, AwsNoAccess, AwsLimit.
+        what AWS answers as AwsError, AwsNoAccess, AwsLimit.
         """
         if self._verify:
             ec2.refuse_unprovable(plan, self._bakefile.aws, ingredients)
@@ -82,7 +82,7 @@ class PackerBuilder(RemoteBuilder):
         for warning in template.warnings:
             events.warn(warning)
         values = self._values(plan, region, stamp, name, folder)
-        _write(folder, {**template.files, packer.VALUES: packer.assignments(values)})
+        _write(folder, {**template.files, packer.VALUES: packer.values_text(values)})
         with events.stage("packer-init", "Let Packer fetch its plugins, and check the template"):
             _call(["packer", "init", "."], folder)
             _call(["packer", "validate", "."], folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from parbake.bakefile import Bakefile
-from parbake.builders.packer.hcl import assignments
 from parbake.core.errors import InputError
 from parbake.core.model import GIB, AmiSource, Image
 from parbake.core.reference import Reference
@@ -17,7 +17,7 @@ _PLAIN_FILES = (
     "README.md", "node.pkr.hcl", "variables.pkr.hcl", "scripts/bake.sh", "scripts/login.sh",
     "scripts/pull-containerd.sh", "scripts/pull-docker.sh", "scripts/seal.sh",
 )  # fmt: skip
-VALUES = "node.auto.pkrvars.hcl"
+VALUES = "node.auto.pkrvars.json"
 """The file of the values."""
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "arm64"}
 _INSTANCE_TYPES = {"amd64": "m7i.large", "arm64": "m7g.large"}
@@ -25,8 +25,8 @@ _CANONICAL = "099720109477"
 # EKS's AMIs have 20 GiB; without asking a registry nobody knows what comes on top.
 _USUAL_GIB = 50
 _HEAD = (
-    "# The values of variables.pkr.hcl, as parbake found them in its Bakefile.\n"
-    "# -var NAME=VALUE replaces one; parbake writes this file anew with --force.\n\n"
+    "The values of variables.pkr.hcl, as parbake found them in its Bakefile. "
+    "-var NAME=VALUE replaces one; parbake writes this file anew with --force."
 )
 
 
@@ -48,7 +48,7 @@ def folder(bakefile: Bakefile, images: Sequence[Image] = (), *, size: int = 0) -
     pick = "source-by-parameter" if source.parameter(bakefile.platform) else "source-by-name"
     files = {name: _file(name) for name in _PLAIN_FILES}
     files["source.pkr.hcl"] = _file(f"{pick}.pkr.hcl")
-    files[VALUES] = _HEAD + assignments(variables(bakefile, images, size=size))
+    files[VALUES] = values_text({"//": _HEAD, **variables(bakefile, images, size=size)})
     return Folder(dict(sorted(files.items())), _warnings(bakefile))
 
 
@@ -88,6 +88,11 @@ def variables(bakefile: Bakefile, images: Sequence[Image] = (), *, size: int = 0
         "TAGS": aws.tags,
     }
     return {name: value for name, value in values.items() if value not in (None, "", (), [], {})}
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Return the file of the values."""
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def reference_text(bakefile: Bakefile, images: Sequence[Image] = ()) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 
 from parbake import __version__
 from parbake.cli.report.charts import Bar, block_map, table, waterfall
-from parbake.cli.report.style import CSS
 from parbake.coldstart.trace import Trace, merged
 from parbake.core.units import human_bytes
 from parbake.records import Record
@@ -51,11 +51,12 @@ def page(subject: Subject, other: Subject | None = None) -> str:
     for each in both:
         parts += [f"<h2>{escape(each.record.artefact)}</h2>" if other else "", _images(each), _files(each)]
     title = f"parbake: {subject.record.artefact}"
+    style = resources.files(__package__).joinpath("report.css").read_text()
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>{CSS}</style></head><body><main>{''.join(parts)}"
+        f"<style>\n{style}</style></head><body><main>{''.join(parts)}"
         f'<p class="soft">Made by parbake {escape(__version__)}. Starts are timed on the machine that baked, with cold '
         f"caches and a disk that is hot: a volume from a snapshot adds what its blocks take to arrive.</p>"
         f"</main></body></html>\n"

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.core.plan import measure
 from parbake.core.printable import word
+from parbake.core.timestamps import timestamp
 from parbake.core.units import human_bytes
 from parbake.machine import base
 from parbake.records import Record
 
 if TYPE_CHECKING:
-    from parbake.images.cache import Entry
+    from parbake.images.cache import CachedLayer
     from parbake.workflows.demo import Outcome
     from parbake.workflows.doctor import Check
     from parbake.workflows.lint import Finding
@@ -278,7 +279,7 @@ def trace_text(trace: TraceSummary, files: Sequence[tuple[str, int]] = ()) -> st
     return "\n\n".join(lines)
 
 
-def layers_json(gone: Sequence[Entry], kept: Sequence[Entry]) -> dict[str, object]:
+def layers_json(gone: Sequence[CachedLayer], kept: Sequence[CachedLayer]) -> dict[str, object]:
     """Return what of the cache of layers went and what stayed, in bytes."""
     return {
         "freed": sum(entry.size for entry in gone),
@@ -291,7 +292,7 @@ def layers_json(gone: Sequence[Entry], kept: Sequence[Entry]) -> dict[str, objec
     }
 
 
-def layers_text(gone: Sequence[Entry], kept: Sequence[Entry], *, dry_run: bool) -> str:
+def layers_text(gone: Sequence[CachedLayer], kept: Sequence[CachedLayer], *, dry_run: bool) -> str:
     """Return the same for people."""
     verb = "would be removed" if dry_run else "removed"
     rows = [
@@ -306,7 +307,7 @@ def layers_text(gone: Sequence[Entry], kept: Sequence[Entry], *, dry_run: bool) 
 
 
 def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return timestamp(datetime.fromtimestamp(seconds, UTC))
 
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:

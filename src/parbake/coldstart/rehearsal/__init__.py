@@ -2,7 +2,7 @@
 
 from parbake.coldstart.rehearsal.cold_start import NotStarted, cold_start
 from parbake.coldstart.rehearsal.defragment import gather
-from parbake.coldstart.rehearsal.machine import qemu_format, rehearse_machine
+from parbake.coldstart.rehearsal.machine import rehearse_machine
 from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.rehearsal.volume import identify, rehearse_volume
 
@@ -11,7 +11,6 @@ __all__ = [
     "cold_start",
     "gather",
     "identify",
-    "qemu_format",
     "rehearse_machine",
     "rehearse_volume",
     "writable",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import Part, Read, Trace, described
-from parbake.core.errors import MachineFault
+from parbake.core.errors import MachineError
 from parbake.core.model import Plan, Startup
+from parbake.core.timestamps import timestamp
 from parbake.machine import disk
 from parbake.machine.vm import GuestRead, largest_disk
+from parbake.machine.vm.firmware import qemu_format
 from parbake.verify import Rehearsal
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
     """Boot a machine image without a network, start its images with cold caches, and return what its root reads.
 
     The image is not changed. The first part of the trace is the boot itself, firmware and kernel included, as far as
-    they read the root file system. An image that does not start is skipped. Raises MachineFault when it does not boot.
+    they read the root file system. An image that does not start is skipped. Raises MachineError when it does not boot.
     """
     log = work / "reads.log"
     parts: list[tuple[str, float, float, float | None, dict[str, float]]] = []
@@ -38,7 +39,7 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
         for each in plan.images:
             with events.stage(f"rehearse {each.reference}", f"Rehearse {each.reference} with cold caches"):
                 with suppress(
-                    MachineFault
+                    MachineError
                 ):  # what is in a cache then is missing from this part, and not from the order
                     rehearsal.node.machine.guest.check(["sh", "-c", _FORGET])
                 begun = time.time()
@@ -62,7 +63,10 @@ def _trace(
     work: Path,
 ) -> Trace:
     """Put reads of the disk onto the root file system, and into the part in whose time they were."""
-    with disk.private_mounts(), writable(image, work / "shown", image_format=qemu_format(plan)) as shown:
+    with (
+        disk.private_mounts(),
+        writable(image, work / "shown", image_format=qemu_format(plan.artefact.format)) as shown,
+    ):
         root = disk.find_root(shown)
         start, size = root.start // 512, root.size // 512
         with disk.loop_device(shown, offset=root.start, size=root.size) as device:
@@ -89,13 +93,8 @@ def _trace(
         filesystem=filesystem,
         size=root.size,
         how="boot",
-        made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        made_at=timestamp(),
         parts=tuple(found),
         skipped=skipped,
         **of_files,
     )
-
-
-def qemu_format(plan: Plan) -> str:
-    """Return what QEMU calls the format of a plan's artefact."""
-    return {"vhd": "vpc"}.get(plan.artefact.format, plan.artefact.format)

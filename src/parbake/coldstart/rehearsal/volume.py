@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from parbake.coldstart.trace.tracefs import BUFFER, LARGEST_BUFFER
 from parbake.core import run
 from parbake.core.model import Image, Plan, Platform
 from parbake.core.netns import no_network
+from parbake.core.timestamps import timestamp
 from parbake.machine import disk
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
         filesystem=filesystem,
         size=artefact.stat().st_size,
         how="loop",
-        made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        made_at=timestamp(),
         parts=tuple(parts),
         skipped={name: reason[:2000] for name, reason in skipped.items()},
         **of_files,

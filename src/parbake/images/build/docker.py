@@ -14,8 +14,8 @@ from parbake.core.run import run
 from parbake.images.build.common import (
     BUILD_TIMEOUT,
     PROBE_TIMEOUT,
+    BuildPlace,
     BuildTool,
-    Place,
     Request,
     need_tool,
     push,
@@ -34,7 +34,7 @@ class Docker(BuildTool):
 
     name = "docker buildx"
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: BuildPlace) -> None:
         self._place = place
 
     def ready(self) -> None:

@@ -268,13 +268,7 @@ class _Repository(Source, Shelf, carried.Shop):
             check(what, body, descriptor.digest, descriptor.size)
             return body
 
-        try:
-            return self._first(ask)
-        except Missing as missing:
-            raise RegistryError(
-                f"{what}: the registry does not have it, although the image needs it",
-                hint="the image was not pushed whole, or was garbage-collected: push it again",
-            ) from missing
+        return self._needed(what, ask)
 
     @override
     def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
@@ -287,13 +281,7 @@ class _Repository(Source, Shelf, carried.Shop):
             _check_total(what, answer, descriptor.size)
             return answer.body
 
-        try:
-            return self._first(ask)
-        except Missing as missing:
-            raise RegistryError(
-                f"{what}: the registry does not have it, although the image needs it",
-                hint="the image was not pushed whole, or was garbage-collected: push it again",
-            ) from missing
+        return self._needed(what, ask)
 
     @override
     def submit[T](self, call: Callable[[], T]) -> Future[T]:
@@ -321,6 +309,16 @@ class _Repository(Source, Shelf, carried.Shop):
             except (Missing, RegistryError, NoSuchImage) as error:
                 self._note(f"the mirror {mirror.host} does not help: {error}")
         return ask(registry)
+
+    def _needed[T](self, what: str, ask: Callable[[Endpoint], T]) -> T:
+        """Ask for a part of an image that is known; raises RegistryError where no host has it."""
+        try:
+            return self._first(ask)
+        except Missing as missing:
+            raise RegistryError(
+                f"{what}: the registry does not have it, although the image needs it",
+                hint="the image was not pushed whole, or was garbage-collected: push it again",
+            ) from missing
 
     def _no_such(self, reference: Reference) -> NoSuchImage:
         """Return the error for a reference that is not there: what is missing, and what may have been meant."""

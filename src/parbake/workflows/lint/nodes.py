@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from parbake.core.model import GIB
+from parbake.core.units import quantity
 from parbake.core.yamltext import Where
 from parbake.images.workloads import Thing
 from parbake.rollouts.nodeclass import ALIASES
@@ -33,14 +34,6 @@ _ROOT_DEVICES = {"Ubuntu": "/dev/sda1"}
 # What a volume is without a mapping: Karpenter's defaults, in GiB.
 _DEFAULT_SIZES = {("Bottlerocket", "/dev/xvda"): 4}
 _DEFAULT_SIZE = 20
-_UNITS = {
-    "": 1,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    **{f"{u}i": 1 << 10 * n for n, u in enumerate("KMGT", 1)},
-}
 _PAUSE = "localhost/kubernetes/pause"
 
 
@@ -116,7 +109,7 @@ def _disks(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake
     for index, mapping in enumerate(mappings):
         at: Where = ("spec", "blockDeviceMappings", index)
         ebs, device = _map(mapping.get("ebs")), str(mapping.get("deviceName") or "")
-        snapshot, given = str(ebs.get("snapshotID") or ""), size_of(ebs.get("volumeSize"))
+        snapshot, given = str(ebs.get("snapshotID") or ""), quantity(ebs.get("volumeSize"))
         least = sizes.get(snapshot, 0)
         if given and given < least:
             message = f"{device} has {gib(given)}, and the snapshot {snapshot} {gib(least)}"
@@ -137,7 +130,7 @@ def _root(thing: Thing, family: str, mappings: list[Mapping[str, Any]], bakes: t
     least = min(bake.size for bake in machines)
     for index, mapping in enumerate(mappings):
         if mapping.get("deviceName") == device or mapping.get("rootVolume") is True:
-            given = size_of(_map(mapping.get("ebs")).get("volumeSize"))
+            given = quantity(_map(mapping.get("ebs")).get("volumeSize"))
             if given and given < least:
                 at = ("spec", "blockDeviceMappings", index, "ebs", "volumeSize")
                 message = f"{device} has {gib(given)}, and the baked AMI's root volume {gib(least)}"
@@ -161,7 +154,7 @@ def _share(
         ours = {snapshot for snapshot, _ in bake.snapshots}
         for index, mapping in enumerate(mappings):
             ebs = _map(mapping.get("ebs"))
-            given = size_of(ebs.get("volumeSize")) or bake.size
+            given = quantity(ebs.get("volumeSize")) or bake.size
             if ebs.get("snapshotID") in ours and bake.filled and given and bake.filled * 100 > given * low:
                 at = ("spec", "blockDeviceMappings", index, "ebs")
                 message = (
@@ -239,12 +232,6 @@ def _names(bakes: tuple[Bake, ...]) -> list[str]:
 def _allows(pattern: str, name: str) -> bool:
     """Whether an entry of the allow list fits: the name, without tag and digest; a last ``/*`` fits what is below."""
     return name == pattern or (pattern.endswith("/*") and fnmatch.fnmatchcase(name, pattern))
-
-
-def size_of(value: object) -> int:
-    """Return a Kubernetes quantity (20Gi) in bytes; 0 for none, or for one that cannot be read."""
-    match = re.fullmatch(r"([0-9]+)([KMGT]i?|)", str(value or ""))
-    return int(match.group(1)) * _UNITS[match.group(2)] if match else 0
 
 
 def _percent(value: object, default: int) -> int:

@@ -15,15 +15,15 @@ from typing import Any
 from parbake.aws import client, mine
 from parbake.aws.ebs import fast_restore
 from parbake.aws.tags import ARTEFACT, as_dict, as_list
-from parbake.core.errors import AwsFault, AwsNotFound
+from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.model import GIB
+from parbake.core.timestamps import timestamp
 from parbake.rollouts.protocol import OWNER
 from parbake.workflows.prune.decide import Item
 
 RETIRED = f"{OWNER}:retired"
 """The tag with the time at which an artefact was retired, RFC 3339 in UTC."""
 _KEYED = re.compile(r"-[0-9a-f]{12}(\.\w+)?$")
-_FORM = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class Stock:
@@ -55,7 +55,7 @@ class Stock:
             if item.id.startswith("ami-"):
                 soon = (now + timedelta(minutes=2)).replace(second=0, microsecond=0)  # not in the past, whole minutes
                 self.ec2.enable_image_deprecation(ImageId=item.id, DeprecateAt=soon)
-            self.ec2.create_tags(Resources=sorted(item.ids), Tags=as_list({RETIRED: now.strftime(_FORM)}))
+            self.ec2.create_tags(Resources=sorted(item.ids), Tags=as_list({RETIRED: timestamp(now)}))
 
     def restore(self, item: Item) -> None:
         """Take back what ``retire`` did; what is written down goes last, so that a killed run does it again."""
@@ -76,7 +76,7 @@ class Stock:
                 self.ec2.delete_snapshot(SnapshotId=snapshot)
             except AwsNotFound:
                 continue
-            except AwsFault as error:
+            except AwsError as error:
                 if error.code != "InvalidSnapshot.InUse":  # by another image, which somebody made of it
                     raise
 

@@ -19,23 +19,24 @@ from parbake.core.model import RegistryOptions
 from parbake.images.registry import Registry, ecr
 from parbake.images.registry.credentials import find_credentials
 from tests.fakes.faulty_proxy import FaultyProxy, Redirect, Status, error_body
-from tests.fakes.images import image, index, layer, push
+from tests.fakes.images import push
 from tests.fakes.registry import DockerRegistry, certificates
-from tests.fakes.registry_client import AMD64, PLAIN, QUICK, log_in, nobody, not_loopback, read_all, ref, user
+from tests.fakes.registry_client import (
+    AMD64,
+    BOTH,
+    PLAIN,
+    QUICK,
+    log_in,
+    nobody,
+    not_loopback,
+    read_all,
+    ref,
+    registry,
+    user,
+)
 from tests.fakes.tokens import TokenServer
 
-__all__ = ["nobody"]  # a fixture for every test here
-
-ONE, TWO = layer({"a": b"1"}), layer({"b": os.urandom(100_000)})
-BOTH = index(image(ONE, TWO), image(TWO, platform="linux/arm64/v8", compression="zstd"))
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    with DockerRegistry(tmp_path_factory.mktemp("registry")) as running:
-        push(running.url, "team/app", BOTH, "v1")
-        push(running.url, "team/app", image(ONE), "v1.1")
-        yield running
+__all__ = ["nobody", "registry"]  # fixtures: the first for every test here
 
 
 class TestTls:
@@ -340,11 +341,11 @@ class TestEcrLogins:
         """Take every host for one of ECR's; return the hosts for which AWS was asked."""
         asked: list[str] = []
 
-        def login(host: str, _target: ecr.Target) -> tuple[str, str]:
+        def login(host: str, _target: ecr.EcrHost) -> tuple[str, str]:
             asked.append(host)
             return "AWS", "fresh"
 
-        monkeypatch.setattr(ecr, "parse", lambda _host: ecr.Target("eu-west-1", "123456789012"))
+        monkeypatch.setattr(ecr, "parse", lambda _host: ecr.EcrHost("eu-west-1", "123456789012"))
         monkeypatch.setattr(ecr, "login", login)
         return asked
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,22 @@ from parbake.images.registry import Layout, Patience, Registry, open_source
 from tests.fakes.faulty_proxy import Chunked, FaultyProxy, Header, Stall, Status, WholeAnswer
 from tests.fakes.images import OCI_MANIFEST, Built, image, index, layer, push, sha256, write_layout
 from tests.fakes.registry import DockerRegistry
-from tests.fakes.registry_client import AMD64, ARM64, PLAIN, QUICK, layer_of, nobody, read_all, ref
+from tests.fakes.registry_client import (
+    AMD64,
+    ARM64,
+    BOTH,
+    ONE,
+    PLAIN,
+    QUICK,
+    TWO,
+    layer_of,
+    nobody,
+    read_all,
+    ref,
+    registry,
+)
 
-__all__ = ["nobody"]  # a fixture for every test here
-
-ONE, TWO = layer({"a": b"1"}), layer({"b": os.urandom(100_000)})
-BOTH = index(image(ONE, TWO), image(TWO, platform="linux/arm64/v8", compression="zstd"))
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    with DockerRegistry(tmp_path_factory.mktemp("registry")) as running:
-        push(running.url, "team/app", BOTH, "v1")
-        push(running.url, "team/app", image(ONE), "v1.1")
-        yield running
+__all__ = ["nobody", "registry"]  # fixtures: the first for every test here
 
 
 class TestPlain:

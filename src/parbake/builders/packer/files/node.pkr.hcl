@@ -1,5 +1,5 @@
 # Bakes container images into an AMI: starts an instance of the source AMI, runs scripts/bake.sh on it, makes an AMI of
-# it, and removes everything else. Values come from node.auto.pkrvars.hcl, or from -var on the command line.
+# it, and removes everything else. Values come from node.auto.pkrvars.json, or from -var on the command line.
 
 packer {
   required_version = ">= 1.9.0"
