@@ -54,9 +54,13 @@ def told(text: str, *bakes: Bake) -> list[str]:
 
 OURS = "amiFamily: AL2023\namiSelectorTerms: [{id: ami-0b}]\n"
 ROOT_DISK = OURS + "blockDeviceMappings: [{deviceName: /dev/xvda, ebs: {volumeSize: 30Gi}}]\n"
-DATA_DISK = (
+RAW_DISK = (
     "amiFamily: AL2023\nblockDeviceMappings: [{deviceName: /dev/xvdb, ebs: {volumeSize: 80Gi, snapshotID: snap-0b}}]\n"
 )
+MOUNTS = "userData: '#!/bin/sh parbake-mount.sh'\n"
+BY_HAND = MOUNTS.replace("parbake-mount.sh", "mount LABEL=parbake /x")
+GUARD = "kubelet: {evictionHard: {imagefs.available: 10%}}\n"
+DATA_DISK = RAW_DISK + MOUNTS + GUARD
 NODE_CONFIG = """\
 userData: |
   MIME-Version: 1.0
@@ -71,7 +75,7 @@ userData: |
   --B
   Content-Type: text/x-shellscript
 
-  #!/bin/sh
+  #!/bin/sh parbake-mount.sh
   --B--
 """
 BOTTLEROCKET = 'amiFamily: Bottlerocket\nuserData: |\n  [settings.container-runtime]\n  snapshotter = "%s"\n'
@@ -113,6 +117,11 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
     ("volume-too-small", node_class(DATA_DISK.replace("80Gi", "20Gi")), 6, node_class(DATA_DISK), (PAUSED,)),
     ("device-differs", node_class(DATA_DISK.replace("AL2023", "Bottlerocket").replace("xvdb", "xvdc")), 6,
      node_class(DATA_DISK.replace("AL2023", "Bottlerocket")), (PAUSED,)),
+    ("volume-not-mounted", node_class(RAW_DISK + GUARD), 6, node_class(DATA_DISK), (PAUSED,)),
+    ("volume-not-grown", node_class(RAW_DISK + BY_HAND + GUARD), 6, node_class(DATA_DISK), (PAUSED,)),
+    ("imagefs-unguarded", node_class(RAW_DISK + MOUNTS), 6, node_class(DATA_DISK), (PAUSED,)),
+    ("image-gc", node_class((RAW_DISK + BY_HAND + GUARD).replace("80Gi", "40Gi")), 6, node_class(DATA_DISK),
+     (replace(PAUSED, filled=33 * GIB),)),
     ("image-gc", node_class(DATA_DISK.replace("80Gi", "40Gi")), 6, node_class(DATA_DISK),
      (replace(PAUSED, filled=33 * GIB),)),
     ("image-gc", f"{KUBELET}imageGCHighThresholdPercent: 70\n",
@@ -129,8 +138,8 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
     ("baked-images-are-open",
      f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyPreloadedImages\n", 3,
      f"{KUBELET}", ()),
-    ("pause-image", node_class(DATA_DISK + NODE_CONFIG % "{}"), 7,
-     node_class(DATA_DISK + NODE_CONFIG % "{containerd: {config: \"sandbox = 'a.example/pause:3'\"}}"),
+    ("pause-image", node_class(RAW_DISK + NODE_CONFIG % "{}" + GUARD), 7,
+     node_class(RAW_DISK + NODE_CONFIG % "{containerd: {config: \"sandbox = 'a.example/pause:3'\"}}" + GUARD),
      (replace(VOLUME, filled=0, sandbox="a.example/pause:3"),)),
     ("ami-family", node_class(ROOT_DISK.replace("AL2023", "Bottlerocket")), 5, node_class(ROOT_DISK), ()),
     ("ami-family", node_class(ROOT_DISK.replace("AL2023", "Windows2022")), 5,

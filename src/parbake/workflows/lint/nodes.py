@@ -34,6 +34,10 @@ _ROOT_DEVICES = {"Ubuntu": "/dev/sda1"}
 # What a volume is without a mapping: Karpenter's defaults, in GiB.
 _DEFAULT_SIZES = {("Bottlerocket", "/dev/xvda"): 4}
 _DEFAULT_SIZE = 20
+# Families whose nodes mount and grow what user data tells them to; Bottlerocket does both by itself.
+_BY_USER_DATA = {"", "AL2", "AL2023", "Ubuntu"}
+_MOUNTS = re.compile(r"parbake-mount\.sh|LABEL=parbake|by-label/parbake|mount\b[^\n]*/var/lib/(?:containerd|docker)")
+_GROWS = re.compile(r"parbake-mount\.sh|growfs|resize2fs")
 _PAUSE = "localhost/kubernetes/pause"
 
 
@@ -117,8 +121,33 @@ def _disks(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake
         if snapshot in sizes and data_device and device != data_device:
             message = f"{snapshot} is mapped under {device}, and {family} looks for its store on {data_device}"
             yield finding("device-differs", thing, (*at, "deviceName"), message)
+        if snapshot and any(bake.kind == "volume" and not bake.family and snapshot in _ids(bake) for bake in bakes):
+            yield from _mount(thing, at, spec, family, device, given, least)
     yield from _root(thing, family, mappings, bakes)
     yield from _share(thing, spec, mappings, bakes)
+
+
+def _mount(
+    thing: Thing, at: Where, spec: Mapping[str, Any], family: str, device: str, given: int, size: int
+) -> Iterator[Finding]:
+    """Check that the node uses its volume, where that follows from the user data; sizes in bytes (0: unknown)."""
+    if family not in _BY_USER_DATA:
+        return
+    text = str(spec.get("userData") or "")
+    if not _MOUNTS.search(text):
+        message = f"no user data mounts {device}, and {family or 'such a node'} mounts no second disk by itself"
+        yield finding("volume-not-mounted", thing, (*at, "ebs", "snapshotID"), message)
+    elif size and given > size and not _GROWS.search(text):
+        message = f"{device} has {gib(given)}, and the file system of the snapshot {gib(size)}: nothing grows it"
+        yield finding("volume-not-grown", thing, (*at, "ebs", "volumeSize"), message)
+    kubelet = {**_map(spec.get("kubelet")), **read(text).kubelet}
+    if family == "AL2023" and "imagefs.available" not in _map(kubelet.get("evictionHard")):
+        message = f"the runtime's store is on {device}, and the kubelet's evictionHard does not name imagefs.available"
+        yield finding("imagefs-unguarded", thing, at, message)
+
+
+def _ids(bake: Bake) -> set[str]:
+    return {snapshot for snapshot, _ in bake.snapshots}
 
 
 def _root(thing: Thing, family: str, mappings: list[Mapping[str, Any]], bakes: tuple[Bake, ...]) -> Iterator[Finding]:
@@ -150,11 +179,12 @@ def _share(
     """Check how much of its volume a bake fills: garbage collection then takes all that is not pinned."""
     settings = {**_map(spec.get("kubelet")), **read(str(spec.get("userData") or "")).kubelet}
     low = _percent(settings.get("imageGCLowThresholdPercent"), _LOW)
+    grows = family_of(spec) not in _BY_USER_DATA or bool(_GROWS.search(str(spec.get("userData") or "")))
     for bake in bakes:
-        ours = {snapshot for snapshot, _ in bake.snapshots}
+        ours = _ids(bake)
         for index, mapping in enumerate(mappings):
             ebs = _map(mapping.get("ebs"))
-            given = quantity(ebs.get("volumeSize")) or bake.size
+            given = (quantity(ebs.get("volumeSize")) if grows else 0) or bake.size
             if ebs.get("snapshotID") in ours and bake.filled and given and bake.filled * 100 > given * low:
                 at = ("spec", "blockDeviceMappings", index, "ebs")
                 message = (
