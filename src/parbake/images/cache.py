@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from queue import Empty, Queue, SimpleQueue
 from typing import Final, Self, override
@@ -116,15 +117,24 @@ class CachingSources:
     def _path(self, digest: str) -> Path:
         return self._folder / digest.replace(":", "-")
 
-    def find(self, descriptor: Descriptor) -> Path | None:
-        """Return the file of a layer, and note that it is used; None when it is not there."""
+    def find(self, descriptor: Descriptor) -> FileIO | None:
+        """Open the file of a layer, and note that it is used; None when it is not there.
+
+        What is open stays, whoever makes room in the meantime.
+        """
         path = self._path(descriptor.digest)
         with suppress(OSError):
-            if path.stat().st_size == descriptor.size:
-                os.utime(path)
-                return path
+            file = path.open("rb", buffering=0)
+            if os.fstat(file.fileno()).st_size == descriptor.size:
+                os.utime(file.fileno())
+                return file
+            file.close()
             path.unlink()  # what a machine that lost power left
         return None
+
+    def drop(self, descriptor: Descriptor) -> None:
+        """Remove the file of a layer."""
+        self._path(descriptor.digest).unlink(missing_ok=True)
 
     def has_room(self, descriptor: Descriptor, travels: int) -> bool:
         """Whether a layer fits into the cache, and the disk is large enough for it and the bake."""
@@ -185,15 +195,15 @@ class _CachedSource(Source):
     @contextmanager
     def open(self, descriptor: Descriptor, *, offset: int = 0) -> Iterator[Readable]:
         """Open a layer where it is; raises CacheDamaged when the body found a cached one to be wrong."""
-        if path := self._cache.find(descriptor):
-            with path.open("rb", buffering=0) as file:
+        if found := self._cache.find(descriptor):
+            with found as file:
                 file.seek(offset)
                 try:
                     yield file
                 except (BadContent, LayerError) as error:  # what is damaged may look like anything
                     file.seek(0)
                     if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != descriptor.digest:
-                        path.unlink(missing_ok=True)
+                        self._cache.drop(descriptor)
                         raise CacheDamaged(
                             f"the cached layer {descriptor.digest} was damaged and is removed"
                         ) from error

@@ -128,6 +128,16 @@ def test_whatever_is_read_at_a_time(tmp_path: Path, sizes: int, digest: str) -> 
     assert held(tmp_path) == [digest]
 
 
+def test_a_layer_that_another_run_removes_just_then_is_read_all_the_same(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = cache(tmp_path, registry)(image())
+    assert read(source, SMALL) == BLOBS[SMALL]
+    monkeypatch.setattr(layer_cache.os, "utime", lambda *_: prune(tmp_path, 0))  # after it was found
+    assert read(source, SMALL) == BLOBS[SMALL]
+    assert held(tmp_path) == []
+
+
 def test_images_of_this_machine_are_not_cached(tmp_path: Path, registry: Registry) -> None:
     assert cache(tmp_path, registry)(image("/some/layout")) is registry
 
