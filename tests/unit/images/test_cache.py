@@ -133,7 +133,7 @@ def test_a_layer_that_another_run_removes_just_then_is_read_all_the_same(
 ) -> None:
     source = cache(tmp_path, registry)(image())
     assert read(source, SMALL) == BLOBS[SMALL]
-    monkeypatch.setattr(layer_cache.os, "utime", lambda *_: prune(tmp_path, 0))  # after it was found
+    monkeypatch.setattr(os, "utime", lambda *_: prune(tmp_path, 0))  # after it was found
     assert read(source, SMALL) == BLOBS[SMALL]
     assert held(tmp_path) == []
 
