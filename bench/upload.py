@@ -132,8 +132,8 @@ def plain(path: Path, name: str) -> float:
 def ours(path: Path, name: str, parent: ebs.Parent | None = None) -> tuple[float, ebs.Sent]:
     """Upload with parbake, which makes the list of blocks as it sends; return the seconds and what came of it."""
     started = time.monotonic()
-    order = ebs.Order(path, path.with_suffix(f".{name}"), Stamp(name, "bench", name), name, REGION, parent)
-    sent = ebs.upload(order, Events())
+    request = ebs.UploadRequest(path, path.with_suffix(f".{name}"), Stamp(name, "bench", name), name, REGION, parent)
+    sent = ebs.upload(request, Events())
     return time.monotonic() - started, sent
 
 

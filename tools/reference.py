@@ -292,7 +292,7 @@ def errors_page() -> str:
 
 def _errors(kind: type[errors.ParbakeError], depth: int) -> Iterator[tuple[str, ...]]:
     meaning = (kind.__doc__ or "").partition("\n")[0] if depth else "Any error of parbake."
-    yield f"{'&emsp;' * depth}`{kind.json_name or kind.__name__}`", str(kind.exit_code), meaning.replace("``", "`")
+    yield f"{'&emsp;' * depth}`{kind.json_name}`", str(kind.exit_code), meaning.replace("``", "`")
     for child in kind.__subclasses__():
         if child.__module__ == errors.__name__:  # others are caught where they are raised
             yield from _errors(child, depth + 1)

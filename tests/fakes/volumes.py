@@ -60,9 +60,9 @@ def show(volume: Volume) -> None:
     volume.finish(lambda _: _root(volume))
 
 
-def _root(volume: Volume) -> filetree.Node:
-    root = filetree.Node(stat.S_IFDIR | 0o755)
+def _root(volume: Volume) -> filetree.FileNode:
+    root = filetree.FileNode(stat.S_IFDIR | 0o755)
     assert root.children is not None
     for chain in volume.placed:
-        root.children[chain.encode()] = volume.holder(chain, filetree.Node(stat.S_IFDIR | 0o700), None)
+        root.children[chain.encode()] = volume.holder(chain, filetree.FileNode(stat.S_IFDIR | 0o700), None)
     return root

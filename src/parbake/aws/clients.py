@@ -26,7 +26,7 @@ _making = threading.Lock()
 
 
 class Client:
-    """A boto3 client whose calls raise AwsFault. Calls have boto3's names and arguments; thread-safe.
+    """A boto3 client whose calls raise AwsError. Calls have boto3's names and arguments; thread-safe.
 
     ``raw`` is the boto3 client itself, for what is not a call (``meta``, ``generate_presigned_url``).
     """

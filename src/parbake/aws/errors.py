@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, ParbakeError
+from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, ParbakeError
 
 QUOTA_HINT = "remove what is not needed (`parbake clean --aws`, `parbake prune`), or ask for more in Service Quotas"
 KMS_HINT = (
@@ -33,7 +33,7 @@ class _Family:
     """Codes with one meaning: the error that they become, and the next step."""
 
     codes: frozenset[str]
-    error: type[AwsFault]
+    error: type[AwsError]
     hint: str = ""
 
 
@@ -97,7 +97,7 @@ def name_of(operation: str) -> str:
 
 @contextmanager
 def translate(service: str, operation: str, region: str) -> Iterator[None]:
-    """Turn what botocore raises inside into AwsFault; everything else passes."""
+    """Turn what botocore raises inside into AwsError; everything else passes."""
     try:
         yield
     except ParbakeError:
@@ -109,7 +109,7 @@ def translate(service: str, operation: str, region: str) -> Iterator[None]:
         raise translated from error
 
 
-def _translated(error: Exception, service: str, operation: str, region: str) -> AwsFault | None:
+def _translated(error: Exception, service: str, operation: str, region: str) -> AwsError | None:
     import botocore.exceptions as known
 
     where = f"{operation} ({service} in {region})" if region else f"{operation} ({service})"
@@ -120,11 +120,11 @@ def _translated(error: Exception, service: str, operation: str, region: str) -> 
         return None  # a mistake of ours
     if isinstance(error, (known.HTTPClientError, known.ConnectionError)):
         hint = f"check that {region} is a region that exists, and the network (proxy, VPC endpoint) on the way to it"
-        return AwsFault(f"{where}: AWS cannot be reached: {error}", hint=hint)
+        return AwsError(f"{where}: AWS cannot be reached: {error}", hint=hint)
     access = _no_access(error, known)
     if access:
         return AwsNoAccess(f"{where}: {access[0]}", hint=access[1])
-    return AwsFault(f"{where}: {error}")
+    return AwsError(f"{where}: {error}")
 
 
 def _no_access(error: Exception, known: Any) -> tuple[str, str] | None:
@@ -145,7 +145,7 @@ def _no_access(error: Exception, known: Any) -> tuple[str, str] | None:
     return None
 
 
-def fault(code: str, message: str, what: str) -> AwsFault:
+def fault(code: str, message: str, what: str) -> AwsError:
     """Return the error for a code that AWS answered with; ``what`` is the call."""
     said = f"{what}: {_short(message) or code}" + (f" [{code}]" if code and message else "")
     if _OF_KMS.search(f"{code} {message}"):
@@ -157,7 +157,7 @@ def fault(code: str, message: str, what: str) -> AwsFault:
         return AwsLimit(said, code=code, hint=QUOTA_HINT)
     if code.endswith(_NOT_FOUND):
         return AwsNotFound(said, code=code)
-    return AwsFault(said, code=code)
+    return AwsError(said, code=code)
 
 
 def _short(message: str) -> str:

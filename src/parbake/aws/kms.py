@@ -19,7 +19,7 @@ _ALGORITHM = "ECDSA_SHA_256"
 class KmsSigner:
     """Signs with the asymmetric key of an ARN (a key's or an alias's), which must be ECC_NIST_P256 and for signing.
 
-    Raises InputError for a key of another kind, AwsNotFound, AwsNoAccess, AwsFault.
+    Raises InputError for a key of another kind, AwsNotFound, AwsNoAccess, AwsError.
     """
 
     def __init__(self, arn: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import MANAGED, NAME, TEMPORARY, as_dict, expired, mine
 from parbake.aws.waiters import Look, wait, when_known
-from parbake.core.errors import AwsFault, AwsNotFound
+from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.events import Events
 
 _GONE = 900.0  # seconds for an instance to be terminated
@@ -49,7 +49,7 @@ class Wanted:
 
 
 def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:
-    """Remove temporary resources of parbake's in a region and return their ids. Raises AwsFault."""
+    """Remove temporary resources of parbake's in a region and return their ids. Raises AwsError."""
     ec2 = client("ec2", region)
     removed = [*_instances(ec2, wanted, events)]
     packers = (_key_pairs, _templates) if wanted.packer else ()
@@ -123,7 +123,7 @@ def _snapshots(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
         if wanted.takes(as_dict(snapshot)):
             try:
                 _delete_snapshot(ec2, snapshot["SnapshotId"])
-            except AwsFault as error:
+            except AwsError as error:
                 if error.code != "InvalidSnapshot.InUse":
                     raise
                 # By somebody's AMI, or by one of ours that is too new to be in a list: all else goes all the same.

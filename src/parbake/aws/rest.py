@@ -32,7 +32,7 @@ class Rest:
         self._base = client.raw.meta.endpoint_url.rstrip("/")
 
     def put(self, operation: str, path: str, headers: Mapping[str, str], body: bytes | bytearray) -> None:
-        """Make a PUT call, whose answer is of no interest; ``operation`` is its name in errors. Raises AwsFault."""
+        """Make a PUT call, whose answer is of no interest; ``operation`` is its name in errors. Raises AwsError."""
         client, signer = self._client, self._signer
         with translate(client.service, operation, client.region):
             request = self._request("PUT", f"{self._base}{path}", headers={**headers, **_UNSIGNED}, data=body)

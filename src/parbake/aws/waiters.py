@@ -43,7 +43,7 @@ def wait(
     """Call ``look`` until it says done, and return its value; ``seconds`` bounds it, progress goes to ``events``.
 
     ``longest_pause`` is in seconds (0: the usual). ``new``: the resource was just made, so that "not found" is
-    believed only after a while. Raises AwsFault when it failed (AwsNoAccess: a KMS key cannot be used),
+    believed only after a while. Raises AwsError when it failed (AwsNoAccess: a KMS key cannot be used),
     DeadlineExceeded when it takes too long (``hint`` says what then), and whatever ``look`` raises.
     """
     deadline = Deadline(seconds, what)

@@ -32,7 +32,7 @@ _IGNORED = f"artefacts\n{FILE_NAME}\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InitImage:
     """An image for the starter.
 
     ``size`` is what travels, in bytes (0: unknown). ``build`` is the folder to build it in, relative to the Bakefile.
@@ -46,7 +46,7 @@ class Entry:
     uses: tuple[str, ...] = ()
 
 
-def starter(images: Sequence[Entry], *, today: date) -> str:
+def starter(images: Sequence[InitImage], *, today: date) -> str:
     """Return a commented Bakefile for these images that works as it stands.
 
     An image that is there twice under the same normalised name is written once. Raises BadReference, and InputError
@@ -59,7 +59,7 @@ def starter(images: Sequence[Entry], *, today: date) -> str:
     return _TEXT.format(images="\n".join(_entry(entry) for entry in entries), today=today.isoformat())
 
 
-def _entry(entry: Entry) -> str:
+def _entry(entry: InitImage) -> str:
     lines = [f"  # {_printable(use)}" for use in entry.uses[:_MOST_USES]]
     if len(entry.uses) > _MOST_USES:
         lines.append(f"  # and {len(entry.uses) - _MOST_USES} more")
@@ -84,18 +84,18 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def discover(folder: Path) -> tuple[Entry, ...]:
+def discover(folder: Path) -> tuple[InitImage, ...]:
     """Return the image that a folder's own Containerfile (or Dockerfile) builds, or nothing."""
     if not any((folder / name).is_file() for name in _BUILD_FILES):
         return ()
     # What is left has no separator at its ends and none of two kinds in a row, as a repository's grammar asks.
     name = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:100].rstrip("-")
-    return (Entry(f"localhost/{name or 'app'}:1", build="."),)
+    return (InitImage(f"localhost/{name or 'app'}:1", build="."),)
 
 
 def write(
     folder: Path,
-    images: Sequence[Entry] = (),
+    images: Sequence[InitImage] = (),
     *,
     today: date,
     force: bool = False,
@@ -114,7 +114,7 @@ def write(
         files[folder / _IGNORE_FILES[0]] = (_IGNORED.encode(), 0o644)
     if not entries:
         files = {folder / SAMPLE / name: content for name, content in _sample(busybox).items()}
-        entries = (Entry(f"localhost/{SAMPLE}:1", build=SAMPLE, log="^hello: ready"),)
+        entries = (InitImage(f"localhost/{SAMPLE}:1", build=SAMPLE, log="^hello: ready"),)
     files[folder / FILE_NAME] = (starter(entries, today=today).encode(), 0o644)
     present = [str(path) for path, (content, _) in files.items() if _is_anothers(path, content)]
     if present and not force:

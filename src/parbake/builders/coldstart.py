@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def rehearse_disk(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
     """Start what is in a disk with cold caches, and return what that read of it.
 
-    Raises EnvironmentProblem where this machine cannot trace or boot it, MachineFault for a machine that fails.
+    Raises EnvironmentProblem where this machine cannot trace or boot it, MachineError for a machine that fails.
     """
     # gRPC loads only where something is started
     from parbake.coldstart.rehearsal import rehearse_machine, rehearse_volume
@@ -43,7 +43,7 @@ def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, layout: bool 
     machine image's root, whose trace follows from what moved; the image gets the hydrate service with the list of the
     blocks that its boot and its images' starts read. A disk that is ``final`` is rehearsed as it is. A machine that
     cannot rehearse is a warning for a volume, which is complete without; for a machine image it raises
-    EnvironmentProblem. What is for another architecture is left as it is, with a warning. Raises MachineFault when an
+    EnvironmentProblem. What is for another architecture is left as it is, with a warning. Raises MachineError when an
     image does not boot.
     """
     if disk.trace is not None:

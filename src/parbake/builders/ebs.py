@@ -72,7 +72,7 @@ class EbsPublisher:
         return plan.model_copy(update={"artefact": artefact, "size": -(-plan.size // GIB) * GIB})
 
     def base(self, plan: Plan, events: Events) -> Path | None:
-        """Return the root disk of the base AMI, fetched once. Raises AwsFault, AwsNotFound, AwsNoAccess."""
+        """Return the root disk of the base AMI, fetched once. Raises AwsError, AwsNotFound, AwsNoAccess."""
         return _base(plan.base.identity, self._region, events).path if plan.base.kind == "ami" else None
 
     @contextmanager
@@ -175,7 +175,7 @@ class EbsShipment:
     def send(self, disk: Disk) -> tuple[Published, BlockList]:
         """Write the snapshot, and make an AMI of a machine image's.
 
-        Raises AwsFault, AwsNotFound, AwsNoAccess, AwsLimit, InputError.
+        Raises AwsError, AwsNotFound, AwsNoAccess, AwsLimit, InputError.
         """
         made = self._made()
         assert made, "keep comes before send"
@@ -220,7 +220,7 @@ class EbsShipment:
 
     def _upload(self, made: _Kept) -> ebs.Sent:
         """Make sure of the snapshot, incremental where there is a parent."""
-        order = ebs.Order(
+        request = ebs.UploadRequest(
             path=made.disk,
             journal=made.folder / "upload",
             stamp=self.stamp,
@@ -230,9 +230,9 @@ class EbsShipment:
             encrypted=self.plan.artefact.encrypted,
             kms_key=self.plan.artefact.kms_key,
         )
-        sent = ebs.upload(order, self.events)
-        if order.parent:
-            self.events.note(f"{sent.changed} blocks of 512 KiB differ from {order.parent.snapshot}")
+        sent = ebs.upload(request, self.events)
+        if request.parent:
+            self.events.note(f"{sent.changed} blocks of 512 KiB differ from {request.parent.snapshot}")
         return sent
 
     def _parent(self, made: _Kept) -> ebs.Parent | None:

@@ -140,7 +140,7 @@ def hosts(plan: Plan) -> list[str]:
     return sorted({Reference.parse(image.reference).registry for image in plan.all_images if not image.layout})
 
 
-def logs_in(host: str, options: Mapping[str, RegistryOptions]) -> ecr.Target | None:
+def logs_in(host: str, options: Mapping[str, RegistryOptions]) -> ecr.EcrHost | None:
     """Return what of ECR a machine logs in to with its role for a registry; None: it pulls without a login."""
     found = ecr.parse(host)
     wanted = options.get(host, RegistryOptions()).credentials in {"auto", "ecr"}

@@ -39,7 +39,7 @@ class QemuBuilder:
     def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
         """Make the artefact in the work folder.
 
-        Raises BakeFailed with the guest's own log, what a registry refused, ArtefactFull, MachineFault, BadBase, and
+        Raises BakeFailed with the guest's own log, what a registry refused, ArtefactFull, MachineError, BadBase, and
         InputError for another architecture than this host's.
         """
         from parbake.machine.vm import Machine, Seed

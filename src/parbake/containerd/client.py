@@ -20,7 +20,7 @@ from parbake.containerd.images import Images
 from parbake.containerd.labels import EXPIRES, KUBERNETES, OVERLAY
 from parbake.containerd.proto import introspection_pb2, leases_pb2, namespaces_pb2, version_pb2
 from parbake.containerd.snapshots import Snapshots
-from parbake.core.errors import ParbakeError, RuntimeFault
+from parbake.core.errors import ContainerdError, ParbakeError
 
 _LEASES = "/containerd.services.leases.v1.Leases"
 _NAMESPACES = "/containerd.services.namespaces.v1.Namespaces"
@@ -74,12 +74,12 @@ class Client:
         return tuple(Plugin(item.type, item.id, item.init_err.message, dict(item.exports)) for item in reply.plugins)
 
     def need_snapshotter(self) -> None:
-        """Raise RuntimeFault, with the reason, unless the snapshotter works on this store."""
+        """Raise ContainerdError, with the reason, unless the snapshotter works on this store."""
         name = self.snapshots.snapshotter
         found = self.plugins(f"type==io.containerd.snapshotter.v1,id=={name}")
         error = found[0].error if found else "this containerd has none of that name"
         if error:
-            raise RuntimeFault(
+            raise ContainerdError(
                 f"containerd's {name} snapshotter does not work here: {error}",
                 hint="overlayfs needs ext4, or xfs made with ftype=1, below it",
             )
@@ -105,7 +105,7 @@ class Client:
         by itself after ``hours``. Leases do not nest.
         """
         if self._lease:
-            raise RuntimeFault(f"lease {name}: this client holds {self._lease} already", hint="end that one first")
+            raise ContainerdError(f"lease {name}: this client holds {self._lease} already", hint="end that one first")
         lease = f"{name}.{os.urandom(4).hex()}"
         self._make_lease(lease, hours)
         self._lease = lease

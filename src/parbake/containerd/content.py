@@ -13,7 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from parbake.containerd.errors import AlreadyExists, NotFound, Unavailable
 from parbake.containerd.proto import content_pb2 as pb
-from parbake.core.errors import BadContent, DeadlineExceeded, RuntimeFault
+from parbake.core.errors import BadContent, ContainerdError, DeadlineExceeded
 from parbake.core.run import Deadline
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Content:
                 deadline.sleep(0.05)
                 continue
             except BadContent:
-                with suppress(RuntimeFault, DeadlineExceeded):
+                with suppress(ContainerdError, DeadlineExceeded):
                     self.abort(ref)
                 raise
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from parbake.containerd.errors import NotFound, Unavailable
 from parbake.containerd.proto import cri_pb2 as pb
-from parbake.core.errors import ParbakeError, RuntimeFault
+from parbake.core.errors import ContainerdError, ParbakeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,7 +114,7 @@ class Cri:
                 reason = self.status().get("RuntimeReady", "no such condition")
             except Unavailable as error:
                 reason = error.message
-            except RuntimeFault as error:
+            except ContainerdError as error:
                 if _STARTING not in error.message:
                     raise
                 reason = error.message

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from parbake.containerd.config import configuration
 from parbake.containerd.namespace_thread import NamespaceThread
 from parbake.core import cgroups, run
-from parbake.core.errors import CommandFailed, DeadlineExceeded, ParbakeError, RuntimeFault
+from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded, ParbakeError
 
 if TYPE_CHECKING:
     from parbake.containerd.client import Client
@@ -37,7 +37,7 @@ class Daemon:
     the CRI plugin (pods need runc and the shim), whose pods get ``sandbox_image`` as their pause container;
     ``containerd`` is the path of the program when it is not the one on PATH. Enter it from a thread that lives as long
     as the daemon is needed (see ``run.Process``), in the mount namespace in which ``root`` is mounted. Raises
-    EnvironmentProblem when a program is missing, RuntimeFault with the end of the log when it does not start.
+    EnvironmentProblem when a program is missing, ContainerdError with the end of the log when it does not start.
     """
 
     def __init__(
@@ -151,17 +151,17 @@ class Daemon:
 
                 with self.client() as client:
                     Cri(client.connection).wait_ready(deadline, self._check_alive)
-        except (CommandFailed, DeadlineExceeded, RuntimeFault) as error:
+        except (CommandFailed, DeadlineExceeded, ContainerdError) as error:
             raise self._failure(error) from error
 
     def _check_alive(self) -> None:
         if self._process is not None:
             self._process.check_alive()
 
-    def _failure(self, error: ParbakeError) -> RuntimeFault:
+    def _failure(self, error: ParbakeError) -> ContainerdError:
         tail = self._process.tail if self._process is not None else ""
         reason = "it ended" if isinstance(error, CommandFailed) else error.message
-        return RuntimeFault(
+        return ContainerdError(
             f"containerd did not start on {self.root}: {reason}\n{tail}",
             hint=f"the log is {self.log}; a containerd that already uses this folder keeps a second one waiting",
         )

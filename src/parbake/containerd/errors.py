@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from parbake.core.errors import BadContent, DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
+from parbake.core.errors import BadContent, ContainerdError, DeadlineExceeded, DiskFull, ParbakeError
 from parbake.core.printable import word
 
 
-class NotFound(RuntimeFault):
+class NotFound(ContainerdError):
     """Containerd has no such thing."""
 
 
-class AlreadyExists(RuntimeFault):
+class AlreadyExists(ContainerdError):
     """Containerd has such a thing already."""
 
 
-class Unavailable(RuntimeFault):
+class Unavailable(ContainerdError):
     """Containerd cannot answer now: it ended, the connection broke, or what is asked for is locked."""
 
 
@@ -31,7 +31,7 @@ _KINDS: dict[str, tuple[type[ParbakeError], str]] = {
     "RESOURCE_EXHAUSTED": (DiskFull, "make the artefact larger (`size`), or free space on the host"),
     "DEADLINE_EXCEEDED": (DeadlineExceeded, "the machine may be overloaded: look at containerd's log"),
     "UNAVAILABLE": (Unavailable, "containerd ended or the connection to it broke: look at its log"),
-    "UNIMPLEMENTED": (RuntimeFault, "this containerd was started without that service, or is too old"),
+    "UNIMPLEMENTED": (ContainerdError, "this containerd was started without that service, or is too old"),
 }
 
 
@@ -49,5 +49,5 @@ def fault(code: str, details: str, what: str) -> ParbakeError:
         code = "INTERNAL"  # gRPC's own limit, not the disk's
     elif code == "FAILED_PRECONDITION" and any(wrong in lowered for wrong in _WRONG):
         return BadContent(text, hint="the bytes are not those that the digest names: fetch them again")
-    kind, hint = _KINDS.get(code, (RuntimeFault, _LOG))
+    kind, hint = _KINDS.get(code, (ContainerdError, _LOG))
     return kind(text, hint=hint)

@@ -12,7 +12,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from parbake.containerd.errors import AlreadyExists, NotFound
 from parbake.containerd.proto import snapshots_pb2 as pb
-from parbake.core.errors import RuntimeFault
+from parbake.core.errors import ContainerdError
 
 if TYPE_CHECKING:
     from parbake.containerd.connection import Connection, Metadata
@@ -34,7 +34,7 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
-class Folders:
+class SnapshotFolders:
     """Where an overlay snapshot's own files lie (``upper``), and those of its parents, top first."""
 
     upper: Path
@@ -134,18 +134,20 @@ class Snapshots:
         return tuple(_info(info) for reply in replies for info in reply.info)
 
 
-def folders(mounts: tuple[Mount, ...]) -> Folders:
+def folders(mounts: tuple[Mount, ...]) -> SnapshotFolders:
     """Return where the files of an active overlay snapshot go (overlayfs snapshotter, ``mounts()``).
 
-    Without a parent it is a bind mount of the folder itself; raises RuntimeFault for mounts of any other kind.
+    Without a parent it is a bind mount of the folder itself; raises ContainerdError for mounts of any other kind.
     """
     if len(mounts) == 1 and mounts[0].type == "bind":
-        return Folders(Path(mounts[0].source), ())
+        return SnapshotFolders(Path(mounts[0].source), ())
     if len(mounts) == 1 and mounts[0].type == "overlay":
         options = dict(option.partition("=")[::2] for option in mounts[0].options)
         if "upperdir" in options and "lowerdir" in options:
-            return Folders(Path(options["upperdir"]), tuple(Path(lower) for lower in options["lowerdir"].split(":")))
-    raise RuntimeFault(
+            return SnapshotFolders(
+                Path(options["upperdir"]), tuple(Path(lower) for lower in options["lowerdir"].split(":"))
+            )
+    raise ContainerdError(
         f"containerd's snapshotter describes its snapshot as {mounts!r}: not an overlay with an upper folder",
         hint="parbake fills the overlayfs snapshotter only",
     )
@@ -154,7 +156,7 @@ def folders(mounts: tuple[Mount, ...]) -> Folders:
 def top_folder(mounts: tuple[Mount, ...]) -> Path:
     """Return where the files of the snapshot lie that an overlay view is of (overlayfs snapshotter, ``view()``).
 
-    Raises RuntimeFault for mounts of any other kind.
+    Raises ContainerdError for mounts of any other kind.
     """
     if len(mounts) == 1 and mounts[0].type == "bind":
         return Path(mounts[0].source)
@@ -162,7 +164,7 @@ def top_folder(mounts: tuple[Mount, ...]) -> Path:
         options = dict(option.partition("=")[::2] for option in mounts[0].options)
         if "upperdir" not in options and options.get("lowerdir"):
             return Path(options["lowerdir"].split(":")[0])
-    raise RuntimeFault(
+    raise ContainerdError(
         f"containerd's snapshotter describes its view as {mounts!r}: not an overlay without an upper folder",
         hint="parbake fills the overlayfs snapshotter only",
     )

@@ -24,9 +24,9 @@ once. A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── LayerEscape                 an entry would be written outside its root
     │   └── LayerBomb                   inflates beyond what its compressed size can honestly hold
     │       └── LayerTooLarge           inflates beyond the disk that was chosen: perhaps only its size was not known
-    ├── RuntimeFault                1   containerd answered with an error
-    ├── MachineFault                1   a virtual machine did not start, or stopped answering
-    ├── AwsFault                    1   AWS answered with an error, or could not be asked
+    ├── ContainerdError             1   containerd answered with an error
+    ├── MachineError                1   a virtual machine did not start, or stopped answering
+    ├── AwsError                    1   AWS answered with an error, or could not be asked
     │   ├── AwsNoAccess                 no credentials, expired ones, or an action that they do not allow
     │   ├── AwsLimit                    a quota, no capacity, or throttled for too long
     │   └── AwsNotFound                 no such image, snapshot, subnet, parameter, …
@@ -50,8 +50,13 @@ class ParbakeError(Exception):
 
     exit_code: ClassVar[int] = 1
     usual_hint: ClassVar[str] = "--debug shows where it happened"
-    json_name: ClassVar[str] = ""
-    """The name in ``--json``, where it is not the class's: these names are a contract, and outlive renamed classes."""
+    json_name: ClassVar[str] = "ParbakeError"
+    """The name in ``--json``: the class's, or its former one, since these names are a contract."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "json_name" not in vars(cls):
+            cls.json_name = cls.__name__
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -61,7 +66,7 @@ class ParbakeError(Exception):
     def to_json(self) -> dict[str, object]:
         """Return the error as the JSON object that ``--json`` prints."""
         return {
-            "error": self.json_name or type(self).__name__,
+            "error": self.json_name,
             "message": self.message,
             "hint": self.hint,
             "exit_code": self.exit_code,
@@ -207,20 +212,26 @@ class LayerTooLarge(LayerBomb):
     """Layers inflate to more than the disk that the plan chose for them: a larger one may help."""
 
 
-class RuntimeFault(ParbakeError):
+class ContainerdError(ParbakeError):
     """The container runtime answered with an error."""
+
+    json_name = "RuntimeFault"
 
     usual_hint = "try again; --keep-workspace keeps the log of containerd"
 
 
-class MachineFault(ParbakeError):
+class MachineError(ParbakeError):
     """A virtual machine did not start or stopped answering; the message ends with its console's last lines."""
+
+    json_name = "MachineFault"
 
     usual_hint = "try again; --keep-workspace keeps the log of the console"
 
 
-class AwsFault(ParbakeError):
+class AwsError(ParbakeError):
     """AWS answered with an error, or could not be asked. ``code`` is AWS's own word for it, where there is one."""
+
+    json_name = "AwsFault"
 
     usual_hint = "try again; if it keeps failing, see the AWS Health Dashboard or ask the account's administrators"
 
@@ -229,17 +240,17 @@ class AwsFault(ParbakeError):
         self.code = code
 
 
-class AwsNoAccess(AwsFault):
+class AwsNoAccess(AwsError):
     """No credentials, expired ones, or ones that do not allow the action."""
 
     usual_hint = "`parbake iam` prints the policies that this Bakefile needs"
 
 
-class AwsLimit(AwsFault):
+class AwsLimit(AwsError):
     """A quota is used up, there is no capacity, or AWS throttled for longer than is worth waiting."""
 
 
-class AwsNotFound(AwsFault):
+class AwsNotFound(AwsError):
     """AWS knows no such thing in this account and region."""
 
     usual_hint = "check its id and the region (`aws.region` in the Bakefile, or AWS_REGION)"

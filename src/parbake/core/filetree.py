@@ -15,7 +15,7 @@ type Extents = tuple[tuple[int, int, int], ...]
 NO_DATA: Extents = ()
 
 
-class Node:
+class FileNode:
     """A file, folder, link or device.
 
     ``mode`` has the type in it, as in ``stat``; ``data`` is the target of a symbolic link; ``rdev`` a device's number;
@@ -39,7 +39,7 @@ class Node:
         self.data = b""
         self.extents = NO_DATA
         self.xattrs: dict[bytes, bytes] | None = None
-        self.children: MutableMapping[bytes, Node] | None = {} if stat.S_ISDIR(mode) else None
+        self.children: MutableMapping[bytes, FileNode] | None = {} if stat.S_ISDIR(mode) else None
 
     @property
     def is_folder(self) -> bool:
@@ -78,7 +78,7 @@ class Store(Protocol):
         ...
 
 
-def walk(root: Node) -> Iterator[Node]:
+def walk(root: FileNode) -> Iterator[FileNode]:
     """Yield every node below and with ``root`` once, folders before what is in them, in the order of insertion."""
     seen: set[int] = set()
     waiting = [root]
@@ -86,7 +86,7 @@ def walk(root: Node) -> Iterator[Node]:
         node = waiting.pop()
         yield node
         if node.children:
-            below: list[Node] = []
+            below: list[FileNode] = []
             for child in node.children.values():
                 if child.children is None and child.links > 1:
                     if id(child) in seen:

@@ -45,7 +45,7 @@ type Sources = Callable[[Image], Source]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CachedLayer:
     """A cached layer: its digest, size in bytes, and when it was last used (seconds since 1970)."""
 
     digest: str
@@ -57,21 +57,21 @@ class Entry:
 def cached(sources: Sources, cache: Path, events: Events) -> Sources:
     """Return sources that go through the cache where it is on, else ``sources`` itself."""
     limit = size_of(os.environ.get(VARIABLE, ""), VARIABLE)
-    return Caching(sources, cache / FOLDER, limit, events) if limit else sources
+    return CachingSources(sources, cache / FOLDER, limit, events) if limit else sources
 
 
-def entries(folder: Path) -> list[Entry]:
+def entries(folder: Path) -> list[CachedLayer]:
     """Return what a folder of layers holds, what was used longest ago first."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if _NAME.fullmatch(path.name):
             with suppress(FileNotFoundError):  # another has just removed it
                 status = path.stat()
-                found.append(Entry(path.name.replace("-", ":"), status.st_size, status.st_mtime, path))
+                found.append(CachedLayer(path.name.replace("-", ":"), status.st_size, status.st_mtime, path))
     return sorted(found, key=lambda entry: (entry.used_at, entry.digest))
 
 
-def prune(cache: Path, limit: int, *, dry_run: bool = False) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+def prune(cache: Path, limit: int, *, dry_run: bool = False) -> tuple[tuple[CachedLayer, ...], tuple[CachedLayer, ...]]:
     """Remove what was used longest ago until at most ``limit`` bytes are left; return what went and what stayed."""
     folder = cache / FOLDER
     if not folder.is_dir():
@@ -86,7 +86,7 @@ def prune(cache: Path, limit: int, *, dry_run: bool = False) -> tuple[tuple[Entr
     return gone, kept
 
 
-def _divide(found: list[Entry], limit: int) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+def _divide(found: list[CachedLayer], limit: int) -> tuple[tuple[CachedLayer, ...], tuple[CachedLayer, ...]]:
     total = sum(entry.size for entry in found)
     at = 0
     while total > limit:
@@ -99,7 +99,7 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
     return lock(folder / WORK / f"{FOLDER}.lock", what="the cache of layers", timeout=60)
 
 
-class Caching:
+class CachingSources:
     """Sources whose layers are taken from a folder, and put there when they were missing."""
 
     def __init__(self, sources: Sources, folder: Path, limit: int, events: Events) -> None:
@@ -174,7 +174,7 @@ class Caching:
 class _CachedSource:
     """A source (``model.Source``) in front of which the cache lies."""
 
-    def __init__(self, source: Source, cache: Caching, travels: int) -> None:
+    def __init__(self, source: Source, cache: CachingSources, travels: int) -> None:
         self._source, self._cache, self._travels = source, cache, travels
 
     def read(self, descriptor: Descriptor) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from parbake.aws import Client, client
 from parbake.bakefile.targets import SsmTarget
-from parbake.core.errors import AwsFault, AwsNotFound, InputError, TargetMissing, TargetMoved
+from parbake.core.errors import AwsError, AwsNotFound, InputError, TargetMissing, TargetMoved
 from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState, TargetStatus
 
 _BACK = f"{OWNER}: back from version "
@@ -82,7 +82,7 @@ def put(ssm: Client, where: str, /, **arguments: Any) -> None:
     """Put a parameter; raises TargetMoved for one that was made since it was looked for, or is not shown yet."""
     try:
         ssm.put_parameter(**arguments)
-    except AwsFault as error:
+    except AwsError as error:
         if error.code != "ParameterAlreadyExists":
             raise
         raise TargetMoved(f"{where}: it was made in the meantime") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from parbake.containerd import labels
 from parbake.core import run
-from parbake.core.errors import BadBase, MachineFault
+from parbake.core.errors import BadBase, MachineError
 from parbake.core.model import Descriptor
 from parbake.machine.disk import formats
 from parbake.machine.vm import Drive, Machine, agent_seed, is_bootable
@@ -84,7 +84,7 @@ class Node:
     """Boots an artefact when entered; use with ``with``. ``base`` returns the disk that a volume is attached to.
 
     ``reads`` is a file for what a machine image's boot reads (``vm.Machine``). ``client`` and ``cri`` talk to the
-    runtime of the booted machine; ``boot_seconds`` is from power-on until that was ready. Entering raises MachineFault
+    runtime of the booted machine; ``boot_seconds`` is from power-on until that was ready. Entering raises MachineError
     when the machine or its containerd does not come up.
     """
 
@@ -167,6 +167,6 @@ class Node:
         while not self.has_sandbox():
             deadline.sleep(0.1)
 
-    def fault_text(self, error: MachineFault) -> str:
+    def fault_text(self, error: MachineError) -> str:
         """Return what happened to the machine, with the end of its console."""
         return f"{error.message}\nthe console's last lines:\n{self.machine.console}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parbake.core.errors import MachineFault, RuntimeFault
+from parbake.core.errors import ContainerdError, MachineError
 from parbake.core.model import Image, Startup
 from parbake.core.reference import Reference
 from parbake.core.run import Deadline
@@ -41,7 +41,7 @@ def compare_pull(rehearsal: Rehearsal, image: Image) -> Pulled:
     """Remove an image from the machine's store, pull it as a kubelet would, start it again; return the seconds.
 
     The image's registry must be one of the host's loopback (``localhost:5055/...``): the same name leads there from the
-    machine, which gets a network of its own for that and nothing else. Raises RuntimeFault and MachineFault.
+    machine, which gets a network of its own for that and nothing else. Raises ContainerdError and MachineError.
     """
     node, events = rehearsal.node, rehearsal.events
     name = image.names[0]
@@ -57,14 +57,14 @@ def compare_pull(rehearsal: Rehearsal, image: Image) -> Pulled:
     with events.stage("start-pulled", f"Start {name}, pulled"):
         started = rehearsal.starter.start(name, image.startup or Startup())
     if started.seconds is None:
-        raise RuntimeFault(f"{name} did not start after a pull: {'; '.join(started.problems)}\n{started.output}")
+        raise ContainerdError(f"{name} did not start after a pull: {'; '.join(started.problems)}\n{started.output}")
     return Pulled(pull_seconds, started.seconds)
 
 
 def _port(reference: Reference) -> int:
     host, _, port = reference.registry.rpartition(":")
     if host not in {"localhost", "127.0.0.1"} or not port.isdecimal():
-        raise RuntimeFault(
+        raise ContainerdError(
             f"{reference} cannot be pulled in the machine: its registry is not one of this host's loopback",
             hint="push it to localhost:<port>",
         )
@@ -84,7 +84,7 @@ def connect(node: Node, port: int) -> None:
     ])  # fmt: skip
     waited = guest.wait_http(port, "/v2/", _LINK * node.machine.stretch)
     if not waited.up:
-        raise MachineFault(f"the machine does not reach the registry on port {port} of this host: {waited.why}")
+        raise MachineError(f"the machine does not reach the registry on port {port} of this host: {waited.why}")
 
 
 def _configure(guest: Guest, seconds: float) -> None:
@@ -101,7 +101,7 @@ def _configure(guest: Guest, seconds: float) -> None:
 
 
 def forget(node: Node, image: Image) -> None:
-    """Remove every name of an image, and what only it used: content and snapshots. Raises RuntimeFault if any stays."""
+    """Remove an image's names, and the content and snapshots only it used. Raises ContainerdError if any stays."""
     client = node.client
     for record in client.images.list():
         if record.target.digest in {image.target.digest, image.manifest.digest} or record.name == image.config.digest:
@@ -109,4 +109,4 @@ def forget(node: Node, image: Image) -> None:
     client.gc()
     top = image.layers[-1].chain_id if image.layers else ""
     if client.content.exists(image.manifest.digest) or (top and client.snapshots.exists(top)):
-        raise RuntimeFault(f"{image.reference} cannot be removed from the machine's store: something else uses it")
+        raise ContainerdError(f"{image.reference} cannot be removed from the machine's store: something else uses it")

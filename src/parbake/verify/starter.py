@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from parbake.containerd.cri import ContainerStatus, Pod, log_text
-from parbake.core.errors import DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
+from parbake.core.errors import ContainerdError, DeadlineExceeded, DiskFull, ParbakeError
 from parbake.core.model import ExitProbe, HttpProbe, LogProbe, Probe, RunningProbe, Startup, TcpProbe
 from parbake.core.run import Deadline
 
@@ -26,7 +26,7 @@ _LOG_PART = 64 << 10  # bytes
 _OUTPUT_LINES = 40
 _OUTPUT_BYTES = 8 << 10
 _NANO = 1e-9
-_RUNTIME_ERRORS = (RuntimeFault, DeadlineExceeded, DiskFull)
+_RUNTIME_ERRORS = (ContainerdError, DeadlineExceeded, DiskFull)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Place(Protocol):
     """Where containers are started: a virtual machine (``vm.Guest``), or this machine."""
 
     def check(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> str:
-        """Run a program there and return its output; raises MachineFault when it fails."""
+        """Run a program there and return its output; raises MachineError when it fails."""
         ...
 
     def read(self, path: str, *, offset: int = 0, limit: int = 1 << 16) -> bytes:
@@ -125,7 +125,7 @@ class Starter:
     def start(self, reference: str, startup: Startup) -> Started:
         """Start an image until its probe says up, then stop and remove it.
 
-        Never raises for what the image does; raises MachineFault when the machine is gone.
+        Never raises for what the image does; raises MachineError when the machine is gone.
         """
         taken = self._taken_port(startup.up)
         if taken:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parbake.containerd import labels
-from parbake.core.errors import RuntimeFault
+from parbake.core.errors import ContainerdError
 from parbake.core.model import Descriptor, Image, Platform
 from parbake.images.registry import strictjson
 
@@ -75,7 +75,7 @@ def look(client: Client, cri: Cri, reference: str, *, platform: Platform, wanted
     try:
         status = cri.image_status(reference)
         refusal = ""
-    except RuntimeFault as error:
+    except ContainerdError as error:
         status, refusal = None, error.message
     fields: dict[str, Any] = {
         "target": record.target,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from parbake.core.errors import BadBase, DeadlineExceeded, MachineFault, RuntimeFault
+from parbake.core.errors import BadBase, ContainerdError, DeadlineExceeded, MachineError
 from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
 from parbake.core.workspace import cache_folder
 from parbake.machine import base
@@ -110,7 +110,7 @@ class Rehearsal:
 
     ``verdict`` looks at every image and starts it; the machine stays up for what may follow (``pull.compare_pull``).
     ``reads`` is a file for what a machine image reads of its disk (``vm.reads``).
-    Entering raises MachineFault when the machine does not come up, BadBase when the file is not an artefact,
+    Entering raises MachineError when the machine does not come up, BadBase when the file is not an artefact,
     EnvironmentProblem when QEMU or another program is missing.
     """
 
@@ -165,9 +165,9 @@ class Rehearsal:
             problems, warnings = self.provide_sandbox()
             for subject in self._subjects():
                 images.append(self._examine(subject))  # noqa: PERF401 - what was seen before a failure counts
-        except MachineFault as error:
+        except MachineError as error:
             problems = (*problems, self.node.fault_text(error))
-        except (RuntimeFault, DeadlineExceeded) as error:
+        except (ContainerdError, DeadlineExceeded) as error:
             problems = (*problems, error.message)
         if not images and not problems:
             problems = ("there is no image in the runtime's store (namespace k8s.io)",)
@@ -184,7 +184,7 @@ class Rehearsal:
 
     def _hydrated(self) -> HydrateFigures | None:
         """Return what the machine image's hydrate service wrote down; None without one, or without an answer."""
-        with suppress(MachineFault, ValueError):
+        with suppress(MachineError, ValueError):
             return HydrateFigures.model_validate_json(self.node.machine.guest.read(_HYDRATE_STATE))
         return None
 
@@ -239,7 +239,7 @@ def verify(
     holds the default base, to which a volume is attached; ``memory`` is the machine's, in MiB.
     A bad image, a machine image that does not boot and an artefact for another architecture (accelerator ``none``) are
     verdicts that did not pass. Raises BadBase unless the file is an artefact, and what says that this machine cannot
-    verify: EnvironmentProblem, CommandFailed, MachineFault for a volume's own base, DiskFull.
+    verify: EnvironmentProblem, CommandFailed, MachineError for a volume's own base, DiskFull.
     """
     if plan is not None and plan.platform.architecture != Platform.host().architecture:
         reason = f"the artefact is for {plan.platform}, this machine is {Platform.host()}: nothing was booted"
@@ -248,7 +248,7 @@ def verify(
     try:
         with rehearsal:
             return rehearsal.verdict()
-    except (MachineFault, RuntimeFault, BadBase, DeadlineExceeded) as error:
+    except (MachineError, ContainerdError, BadBase, DeadlineExceeded) as error:
         if rehearsal.kind == "volume":
             raise
         accelerator = rehearsal.node.machine.accelerator

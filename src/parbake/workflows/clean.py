@@ -16,7 +16,7 @@ def clean_aws(bakefile_path: Path, events: Events) -> dict[str, tuple[str, ...]]
     """Remove what runs of this Bakefile left in AWS, and what is past its time of any other, by region.
 
     A run of the same Bakefile that is under way on another machine loses what it works on. Fast snapshot restores whose
-    time is over are turned off. Raises AwsFault.
+    time is over are turned off. Raises AwsError.
     """
     from parbake import aws  # loads only where AWS is asked
     from parbake.aws.leftovers import Wanted, remove
@@ -31,7 +31,7 @@ def clean_aws(bakefile_path: Path, events: Events) -> dict[str, tuple[str, ...]]
 
 
 def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Turn fast snapshot restore off where its time is over; return the snapshots, by region. Raises AwsFault."""
+    """Turn fast snapshot restore off where its time is over; return the snapshots, by region. Raises AwsError."""
     from parbake.aws.ebs import fast_restore
 
     ended = {region: fast_restore.end(region, bakefile.name) for region in regions}
@@ -42,7 +42,7 @@ def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]
 
 
 def watch_fast_restores(bakefile_path: Path, events: Events) -> None:
-    """Do so at each turn of a watch, where the Bakefile has such times. Raises AwsFault."""
+    """Do so at each turn of a watch, where the Bakefile has such times. Raises AwsError."""
     bakefile = load(bakefile_path)
     wanted = bakefile.aws.fast_snapshot_restore
     if wanted and wanted.for_:

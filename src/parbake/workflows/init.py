@@ -46,17 +46,17 @@ def begin(
     return scaffold.write(folder, entries, today=datetime.now(UTC).date(), force=force)
 
 
-def _named(image: str) -> scaffold.Entry:
+def _named(image: str) -> scaffold.InitImage:
     reference = Reference.parse(image)
     if reference.is_local:
         raise InputError(
             f"{reference} is in no registry: `localhost` without a port is for images that are built here",
             hint="run `parbake init` in the folder of its Containerfile, without --image; or name the registry's port",
         )
-    return scaffold.Entry(reference=str(reference))
+    return scaffold.InitImage(reference=str(reference))
 
 
-def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[scaffold.Entry]:
+def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[scaffold.InitImage]:
     documents: list[tuple[str, str]] = []
     if manifests == "-":
         documents.append(("standard input", sys.stdin.read()))
@@ -72,15 +72,15 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
         if Reference.parse(image.reference).is_local:
             events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
             continue
-        entries.append(scaffold.Entry(reference=image.reference, uses=tuple(str(use) for use in image.uses)))
+        entries.append(scaffold.InitImage(reference=image.reference, uses=tuple(str(use) for use in image.uses)))
     return entries
 
 
-def _with_sizes(entries: list[scaffold.Entry], events: Events) -> list[scaffold.Entry]:
+def _with_sizes(entries: list[scaffold.InitImage], events: Events) -> list[scaffold.InitImage]:
     platform = Platform.host()
     with Registry({}, events=events, patience=_PATIENCE) as registry, ThreadPoolExecutor(max_workers=8) as pool:
 
-        def sized(entry: scaffold.Entry) -> scaffold.Entry:
+        def sized(entry: scaffold.InitImage) -> scaffold.InitImage:
             try:
                 return replace(entry, size=registry.resolve(Reference.parse(entry.reference), platform).size)
             except ParbakeError:

@@ -41,7 +41,7 @@ def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | No
 
     A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
     summary. What cannot be rehearsed is said, and in the summary. Raises EnvironmentProblem where this machine cannot
-    trace, MachineFault for one that does not boot, AwsFault where it cannot be fetched.
+    trace, MachineError for one that does not boot, AwsError where it cannot be fetched.
     """
     run.need_root("rehearsing")
     records.need_signer(artefact, signer)

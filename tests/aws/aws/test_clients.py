@@ -15,7 +15,7 @@ from botocore.retries import bucket, standard
 from parbake import aws
 from parbake.aws import clients
 from parbake.aws.errors import CAPACITY, fault
-from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, EnvironmentProblem
+from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, EnvironmentProblem
 from parbake.core.events import Event, Events
 from tests.fakes.aws.ebs_direct_in_process import Raw
 
@@ -33,7 +33,7 @@ EXPECTED = {
     "InvalidSnapshot.NotFound": (AwsNotFound, "aws.region"),
     "ParameterNotFound": (AwsNotFound, "aws.region"),
     "InvalidKMSKey.InvalidState": (AwsNoAccess, "kms:CreateGrant"),
-    "InternalError": (AwsFault, "try again"),
+    "InternalError": (AwsError, "try again"),
 }
 
 
@@ -74,7 +74,7 @@ def test_no_region(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_region_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "_TRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(AwsFault, match="cannot be reached") as caught:
+    with pytest.raises(AwsError, match="cannot be reached") as caught:
         aws.client("ec2", "xx-nowhere-1").describe_images()
     assert "xx-nowhere-1 is a region" in caught.value.hint
 
@@ -161,7 +161,7 @@ def test_waiting_ends_with_the_value_and_shows_progress() -> None:
 
 
 def test_waiting_ends_at_once_when_it_never_will_be() -> None:
-    with pytest.raises(AwsFault, match="the AMI: state failed"):
+    with pytest.raises(AwsError, match="the AMI: state failed"):
         aws.wait("the AMI", lambda: aws.Look(False, failed="state failed"), seconds=5, events=Events())
 
 

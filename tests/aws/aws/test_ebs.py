@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from parbake import aws
 from parbake.aws import KEY, MANAGED, Stamp, clients, ebs
-from parbake.aws.ebs import Journal, Order, Parent, throttle
+from parbake.aws.ebs import Journal, Parent, UploadRequest, throttle
 from parbake.aws.ebs.upload import start
-from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError
+from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, InputError
 from parbake.core.events import Event, Events
 from parbake.core.model import GIB, Platform
 from parbake.machine.disk import BLOCK, ZEROS, BlockList, block_list
@@ -54,13 +54,13 @@ def disk_of(path: Path, blocks: dict[int, bytes], size: int = SIZE) -> BlockList
     return block_list(path, Events())
 
 
-def order(path: Path, *, key: str = "k", parent: Parent | None = None, **more: object) -> Order:
+def request(path: Path, *, key: str = "k", parent: Parent | None = None, **more: object) -> UploadRequest:
     stamp = Stamp(key=key, run="r", name="node")
     journal = path.with_suffix(f".{key}.upload")
-    return Order(path, journal, stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
+    return UploadRequest(path, journal, stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
 
 
-def sent(wanted: Order) -> str:
+def sent(wanted: UploadRequest) -> str:
     """Upload, and return the snapshot; the list of blocks that came of it is that of the file."""
     done = ebs.upload(wanted, Events())
     assert done.blocks == block_list(wanted.path, Events())
@@ -93,7 +93,7 @@ SMALL = {0: b"boot", 3: b"x" * 5000, 399: b"end"}
 
 def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
-    blocks, wanted = disk_of(path, SMALL), order(path)
+    blocks, wanted = disk_of(path, SMALL), request(path)
     said: list[Event] = []
     done = ebs.upload(wanted, Events(said.append))
     snapshot, made = done.snapshot, cloud.snapshots[done.snapshot]
@@ -119,11 +119,11 @@ def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
 def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[int, bytes], known: bool) -> None:
     parent_path, path = tmp_path / "parent.raw", tmp_path / "child.raw"
     old = disk_of(parent_path, SMALL)
-    parent = sent(order(parent_path, key=f"parent-{len(cloud.snapshots)}"))
+    parent = sent(request(parent_path, key=f"parent-{len(cloud.snapshots)}"))
     new = disk_of(path, {**{index: SMALL[index] for index in (0, 3)}, **blocks})
     found = old if known else ebs.blocks_of(parent, path, Events(), region="eu-west-1")
     before = cloud.calls["PutSnapshotBlock"]
-    child = sent(order(path, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)))
+    child = sent(request(path, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)))
     assert held(cloud, child) == holds(path)
     assert cloud.snapshots[child].parent == parent
     assert cloud.calls["PutSnapshotBlock"] - before == len(new.changed_since(old))
@@ -132,8 +132,8 @@ def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[
 def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, SMALL)
-    parent = sent(order(path))
-    child = sent(order(path, key="other", parent=Parent(parent, blocks)))
+    parent = sent(request(path))
+    child = sent(request(path, key="other", parent=Parent(parent, blocks)))
     assert child != parent
     assert cloud.snapshots[child].written == {}
     assert held(cloud, child) == held(cloud, parent)
@@ -142,14 +142,14 @@ def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -
 def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, SMALL)
-    made = cloud.snapshots[sent(order(path, encrypted=True, kms_key="alias/nodes"))]
+    made = cloud.snapshots[sent(request(path, encrypted=True, kms_key="alias/nodes"))]
     assert made.encrypted
     assert made.key.startswith("arn:aws:kms:")
     parent = Parent(made.id, blocks)
-    child = sent(order(path, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"))
+    child = sent(request(path, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"))
     assert cloud.snapshots[child].key == made.key, "the parent decides"
-    with pytest.raises(AwsFault, match="Alias is not found"):
-        sent(order(path, key="m", encrypted=True, kms_key="alias/missing"))
+    with pytest.raises(AwsError, match="Alias is not found"):
+        sent(request(path, key="m", encrypted=True, kms_key="alias/missing"))
 
 
 def test_faults_that_pass(tmp_path: Path, cloud: Cloud) -> None:
@@ -157,7 +157,7 @@ def test_faults_that_pass(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     disk_of(path, {index: b"%d" % index for index in range(150)})
     cloud.throttle_every, cloud.fail_every, cloud.break_every, cloud.late, cloud.slow = 13, 31, 47, 9, 3
-    snapshot = sent(order(path))
+    snapshot = sent(request(path))
     assert cloud.refused["RequestThrottledException"] > 0
     assert cloud.refused["InternalServerException"] > 0
     assert cloud.refused["ResourceNotFoundException"] > 0
@@ -184,7 +184,7 @@ def _throttled() -> None:
 def test_at_most_64_are_in_flight(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     disk_of(path, dict.fromkeys(range(300), b"x"))
-    sent(order(path))
+    sent(request(path))
     assert 1 < cloud.most <= 64
 
 
@@ -207,19 +207,19 @@ def test_an_upload_that_fails_leaves_no_snapshot(
     else:
         monkeypatch.setattr(Journal, "wrote", meanwhile)
     with pytest.raises(error):
-        sent(order(path))
+        sent(request(path))
     assert cloud.snapshots == {}
-    assert not order(path).journal.exists()
+    assert not request(path).journal.exists()
 
 
 def test_a_wrong_whole_ends_in_an_error_and_is_removed(tmp_path: Path, cloud: Cloud) -> None:
     """A journal that says more than is there: the LINEAR checksum tells."""
     path = tmp_path / "disk.raw"
-    blocks, wanted = disk_of(path, SMALL), order(path)
+    blocks, wanted = disk_of(path, SMALL), request(path)
     with Journal.open(wanted.journal, wanted) as journal:
         journal.began(start(wanted, journal))
         journal.wrote(3, blocks.blocks[3])
-    with pytest.raises(AwsFault, match="checksums do not match"):
+    with pytest.raises(AwsError, match="checksums do not match"):
         sent(wanted)
     assert cloud.snapshots == {}
     assert not wanted.journal.exists()
@@ -239,13 +239,13 @@ def test_refusals_read_as_those_of_boto3(cloud: Cloud, monkeypatch: pytest.Monke
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "")
         clients.forget()
         client = aws.client("ebs", "eu-west-1", tries=1)
-    with pytest.raises(AwsFault) as usual:
+    with pytest.raises(AwsError) as usual:
         client.put_snapshot_block(
             SnapshotId=snapshot, BlockIndex=index, BlockData=ZEROS, DataLength=BLOCK, Checksum=checksum,
             ChecksumAlgorithm="SHA256",
         )  # fmt: skip
     headers = {"x-amz-Data-Length": str(BLOCK), "x-amz-Checksum-Algorithm": "SHA256", "x-amz-Checksum": checksum}
-    with pytest.raises(AwsFault) as bare:
+    with pytest.raises(AwsError) as bare:
         aws.Rest(client).put("put_snapshot_block", f"/snapshots/{snapshot}/blocks/{index}", headers, bytearray(ZEROS))
     assert type(bare.value) is type(usual.value)
     assert (bare.value.message, bare.value.code, bare.value.hint) == (
@@ -258,7 +258,7 @@ def test_refusals_read_as_those_of_boto3(cloud: Cloud, monkeypatch: pytest.Monke
 def test_nothing_is_no_disk(tmp_path: Path, cloud: Cloud) -> None:
     (tmp_path / "disk.raw").touch()
     with pytest.raises(InputError, match="has no bytes"):
-        sent(order(tmp_path / "disk.raw"))
+        sent(request(tmp_path / "disk.raw"))
     assert cloud.calls == {}
 
 
@@ -268,7 +268,7 @@ from pathlib import Path
 from parbake import aws
 from parbake.aws import ebs
 from parbake.core.events import Events
-from tests.aws.aws.test_ebs import order
+from tests.aws.aws.test_ebs import request
 
 upload = importlib.import_module("parbake.aws.ebs.upload")
 point, path = sys.argv[1], Path(sys.argv[2])
@@ -286,7 +286,7 @@ elif point == "sealed":
     upload.look = die
 else:
     upload.Sent = die
-ebs.upload(order(path), Events())
+ebs.upload(request(path), Events())
 """
 
 
@@ -298,7 +298,7 @@ def test_an_upload_that_was_killed_goes_on(tmp_path: Path, cloud: Cloud, point: 
     ended = subprocess.run([sys.executable, "-c", KILLED, point, str(path)], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert len(cloud.snapshots) == 1
-    snapshot = sent(order(path))
+    snapshot = sent(request(path))
     assert list(cloud.snapshots) == [snapshot]
     assert held(cloud, snapshot) == holds(path)
     assert cloud.snapshots[snapshot].tags[ebs.BLOCKS_TAG] == blocks.digest()
@@ -314,10 +314,10 @@ def test_what_changed_since_the_kill_is_sent_again(
     """Hashes say what a pending snapshot has: other bytes replace it, also zeros, also what the parent has."""
     below = tmp_path / "parent.raw"
     old = disk_of(below, SMALL)
-    parent = Parent(sent(order(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
+    parent = Parent(sent(request(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
     path = tmp_path / "disk.raw"
     disk_of(path, {0: b"other", 3: SMALL[3], 7: b"more"})
-    wanted = order(path, key=f"k-{len(cloud.snapshots)}", parent=parent)
+    wanted = request(path, key=f"k-{len(cloud.snapshots)}", parent=parent)
     with pytest.MonkeyPatch.context() as cut:
         cut.setattr(Journal, "completed", _interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -336,7 +336,7 @@ def test_a_journal_whose_snapshot_is_gone_counts_for_nothing(
 ) -> None:
     monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)
     path = tmp_path / "disk.raw"
-    blocks, wanted = disk_of(path, SMALL), order(path)
+    blocks, wanted = disk_of(path, SMALL), request(path)
     with Journal.open(wanted.journal, wanted) as journal:
         journal.began(start(wanted, journal))
         journal.wrote(3, blocks.blocks[3])
@@ -348,7 +348,7 @@ def test_what_is_no_journal_of_this_upload_counts_for_nothing(tmp_path: Path, cl
     path = tmp_path / "disk.raw"
     for content in (b"not a journal", b"{}\nsnap-1\n3\n", b""):
         disk_of(path, {**SMALL, 7: b"7" + content})
-        wanted = order(path)
+        wanted = request(path)
         wanted.journal.write_bytes(content)
         assert held(cloud, sent(wanted)) == holds(path)
         wanted.journal.unlink()
@@ -360,7 +360,7 @@ def test_what_is_no_journal_of_this_upload_counts_for_nothing(tmp_path: Path, cl
 def test_a_snapshot_becomes_a_file(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, {index * 3: b"%d" % index for index in range(130)})  # more than a page of 100
-    snapshot = sent(order(path))
+    snapshot = sent(request(path))
     cloud.fail_every = 17
     fetched = ebs.fetch(snapshot, tmp_path / "back.raw", Events(), region="eu-west-1")
     assert (fetched.snapshot, fetched.blocks) == (snapshot, BlockList(GIB, blocks.blocks))
@@ -378,7 +378,7 @@ def test_fetching_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(AwsNotFound) as caught:
         ebs.fetch("snap-00000000000000009", tmp_path / "x", Events(), region="eu-west-1")
     assert "copy" in caught.value.hint
-    with pytest.raises(AwsFault, match="does not exist"):
+    with pytest.raises(AwsError, match="does not exist"):
         ebs.fetch("ami-00000000000000009", tmp_path / "x", Events(), region="eu-west-1")
     assert list(tmp_path.iterdir()) == []
 
@@ -389,7 +389,7 @@ def test_fetching_what_is_not_there(tmp_path: Path) -> None:
 def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     disk_of(path, SMALL)
-    wanted = order(path)
+    wanted = request(path)
     snapshot = sent(wanted)
     cloud.slow = 2
     how = {"name": "node-k", "platform": AMD64, "boot": "uefi-preferred", "stamp": wanted.stamp, "region": "eu-west-1"}
@@ -412,8 +412,8 @@ def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: C
     assert holds(fetched.path) == holds(path)
 
     disk_of(path, {1: b"other"})
-    other = sent(order(path, key="o"))
-    with pytest.raises(AwsFault, match="already in use") as caught:
+    other = sent(request(path, key="o"))
+    with pytest.raises(AwsError, match="already in use") as caught:
         ebs.register(other, events=Events(), **how)  # type: ignore[arg-type]
     assert "change `name`" in caught.value.hint
 
@@ -426,7 +426,7 @@ def test_a_tpm_holds_where_the_disk_boots_by_uefi_alone(
 ) -> None:
     path = tmp_path / "disk.raw"
     disk_of(path, SMALL)
-    wanted = order(path)
+    wanted = request(path)
     how = {"name": "node-k", "platform": AMD64, "boot": boot, "stamp": wanted.stamp, "region": "eu-west-1"}
     ami = ebs.register(sent(wanted), events=Events(), tpm=tpm, **how)  # type: ignore[arg-type]
     assert cloud.images[ami]["attributes"].get("TpmSupport", "") == said
@@ -442,7 +442,7 @@ def test_without_a_signature_for_ebs_nothing_is_answered(
     path = tmp_path / "disk.raw"
     disk_of(path, SMALL)
     with pytest.raises(AwsNoAccess, match="no AWS credentials"):
-        sent(order(path))
+        sent(request(path))
     assert cloud.calls == {}
 
 
@@ -458,10 +458,10 @@ def test_a_call_is_repeated_so_often_and_by_nobody_else(
     path = tmp_path / "disk.raw"
     disk_of(path, {3: b"alone"})
     operation = "GetSnapshotBlock" if way == "get" else "PutSnapshotBlock"
-    snapshot = sent(order(path)) if way == "get" else ""
+    snapshot = sent(request(path)) if way == "get" else ""
     cloud.fail_every = 1
-    with pytest.raises(AwsFault, match="InternalServerException"):
-        ebs.fetch(snapshot, tmp_path / "b", Events(), region="eu-west-1") if snapshot else sent(order(path))
+    with pytest.raises(AwsError, match="InternalServerException"):
+        ebs.fetch(snapshot, tmp_path / "b", Events(), region="eu-west-1") if snapshot else sent(request(path))
     assert (cloud.calls[operation], cloud.refused["InternalServerException"]) == (throttle._TRIES, throttle._TRIES)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from parbake import aws
 from parbake.aws import ebs, images, waiters
-from parbake.core.errors import AwsFault, AwsNotFound, DeadlineExceeded
+from parbake.core.errors import AwsError, AwsNotFound, DeadlineExceeded
 from parbake.core.events import Events
 from parbake.core.model import Plan
 from tests.aws.aws.test_ebs_crash import HOME, OTHER, artefacts, clean, left, settings_for, settle
@@ -94,7 +94,7 @@ def test_an_upload_that_fails_before_its_snapshot_is_known_leaves_none(
             raise refuse("AccessDeniedException", "no")
 
     direct.before.append(fault)
-    with pytest.raises(AwsFault):
+    with pytest.raises(AwsError):
         build(tmp_path, VOLUME)
     assert cloud.snapshots == {}
     assert {operation for operation, _ in direct.eventual.refused} == {"DeleteSnapshot"}
@@ -110,7 +110,7 @@ def test_a_name_that_is_taken_by_another_snapshots_ami(tmp_path: Path, oven: Ove
     image["snapshot"] = other
     direct.eventual = Eventual()
     direct.eventual._unknown[there.image] = 2
-    with pytest.raises(AwsFault, match="already in use") as caught:
+    with pytest.raises(AwsError, match="already in use") as caught:
         build(tmp_path, MACHINE)
     assert "from another snapshot" in caught.value.hint
     assert direct.eventual.hidden == [("DescribeImages", there.image)] * 2

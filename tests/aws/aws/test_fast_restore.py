@@ -13,7 +13,7 @@ import pytest
 from parbake.aws.ebs import fast_restore
 from parbake.aws.tags import as_dict
 from parbake.bakefile import Bakefile, FastRestoreSection, load
-from parbake.core.errors import AwsFault
+from parbake.core.errors import AwsError
 from parbake.core.events import Event, Events
 from parbake.core.model import GIB, TIB, Snapshot
 from parbake.records import Record
@@ -207,7 +207,7 @@ def test_a_zone_that_aws_refuses_is_told_and_not_waited_for(shop: Shop) -> None:
 def test_waiting_ends_when_somebody_turns_it_off(shop: Shop) -> None:
     pairs = fast_restore.enable(section(), REGION, [shop.disk], silent())
     shop.cloud.fast.disable([shop.disk.id], [ZONE])
-    with pytest.raises(AwsFault, match="disabled in the meantime"):
+    with pytest.raises(AwsError, match="disabled in the meantime"):
         fast_restore.wait(pairs, REGION, [shop.disk], silent())
 
 
@@ -263,7 +263,7 @@ def test_what_aws_does_not_turn_off_is_an_error(shop: Shop, monkeypatch: pytest.
     let_time_pass(shop.disk)
     refused = {"Successful": [], "Unsuccessful": [{"SnapshotId": shop.disk.id}]}
     monkeypatch.setattr(shop.cloud.fast, "disable", lambda *_: refused)
-    with pytest.raises(AwsFault, match="stays on"):
+    with pytest.raises(AwsError, match="stays on"):
         fast_restore.end(REGION, "parbake")
 
 

@@ -340,7 +340,7 @@ def test_repositories_are_made_where_the_bakefile_says_so(cloud: Cloud, tmp_path
     bakefile = written(tmp_path, f"registries: {{{host}: {{create: {str(create).lower()}}}}}\n", image=image)
     caller = iam.policies(bakefile)["caller"]
     assert ecr.ensure_repository(host, path.partition(":")[0], bakefile.registries[host]) == create
-    ecr.login(host, ecr.parse(host) or ecr.Target(""))
+    ecr.login(host, ecr.parse(host) or ecr.EcrHost(""))
     assert made(cloud) <= iam.actions(caller)
     named = [each["Resource"] for each in statements(caller) if "ecr:CreateRepository" in each["Action"]]
     assert named == ([["arn:aws:ecr:eu-west-1:123456789012:repository/shop/api"]] if create else [])

@@ -13,7 +13,7 @@ from parbake.aws.leftovers import Wanted, remove
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
-from parbake.core.errors import ArtefactFull, AwsFault, BakeFailed, DeadlineExceeded, InputError
+from parbake.core.errors import ArtefactFull, AwsError, BakeFailed, DeadlineExceeded, InputError
 from parbake.core.events import Events
 from parbake.core.model import Artefact, ExitProbe, HttpProbe, Plan, RegistryOptions, Startup
 from tests.aws.aws.test_throttled import said
@@ -269,7 +269,7 @@ def test_an_instance_that_somebody_stops_meanwhile(cloud: Rockets, volume: Plan)
             boto3.client("ec2", REGION).stop_instances(InstanceIds=arguments["InstanceIds"])
 
     cloud.after.append(stop)
-    with pytest.raises(AwsFault, match="somebody stopped"):
+    with pytest.raises(AwsError, match="somebody stopped"):
         baked(volume)
     cloud.after.remove(stop)
     assert cloud.left(REGION) == {}

@@ -24,7 +24,7 @@ from parbake.builders.choose import publisher_of
 from parbake.builders.ebs import EbsShipment
 from parbake.coldstart.trace import Part, Read, Trace
 from parbake.coldstart.trace import load as load_trace
-from parbake.core.errors import AwsFault, InputError, VerificationFailed
+from parbake.core.errors import AwsError, InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import GIB, MIB, Artefact, Base, Plan, Verdict
 from parbake.images.registry import Registry
@@ -52,7 +52,7 @@ MACHINE = plan(name="node", artefact=Artefact(kind="machine-image", format="ami"
 class Oven:
     """Stands in for the local builder: writes ``content`` into some blocks of a disk, on top of the base's.
 
-    ``steps`` is what became of disks, in order: built, prepared for cold starts, proven (with ``verdict``).
+    ``steps`` is what became of disks, in request: built, prepared for cold starts, proven (with ``verdict``).
     """
 
     def __init__(self) -> None:
@@ -359,8 +359,8 @@ def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) 
         file.truncate(GIB)
         os.pwrite(file.fileno(), b"boot", 0)
         os.pwrite(file.fileno(), b"old", 7 * BLOCK)
-    order = ebs.Order(path, tmp_path / "j", Stamp("p", "r", "p"), "p", "eu-west-1")
-    parent = ebs.upload(order, Events()).snapshot
+    request = ebs.UploadRequest(path, tmp_path / "j", Stamp("p", "r", "p"), "p", "eu-west-1")
+    parent = ebs.upload(request, Events()).snapshot
     before = cloud.calls["PutSnapshotBlock"]
     made = build(tmp_path, VOLUME, parent_snapshot=parent).published["eu-west-1"].snapshots[0].id
     assert cloud.snapshots[made].parent == parent
@@ -370,7 +370,7 @@ def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) 
     cloud.snapshots[parent].gib = 9
     with pytest.raises(InputError, match="has 1 GiB"):
         build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot=parent)
-    with pytest.raises(AwsFault, match="does not exist"):
+    with pytest.raises(AwsError, match="does not exist"):
         build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot="snap-0123456789abcdef0")
     assert len(oven.bakes) == 2, "the disk waits for a better answer"
 

@@ -9,7 +9,7 @@ import pytest
 
 from parbake.core.errors import (
     ArtefactFull,
-    AwsFault,
+    AwsError,
     AwsLimit,
     AwsNoAccess,
     AwsNotFound,
@@ -62,7 +62,7 @@ REFUSALS: dict[str, tuple[str, str, str, type[ParbakeError], str]] = {
         "RunInstances",
         "InvalidBlockDeviceMapping",
         "Volume of size 4GB is smaller than snapshot",
-        AwsFault,
+        AwsError,
         "raise `size`",
     ),
     "no such role": (
@@ -94,9 +94,9 @@ ENDS: dict[str, tuple[type[ParbakeError], str]] = {
     "Client.InvalidKMSKey.InvalidState": (AwsNoAccess, "the key must be enabled"),
     "Client.VolumeLimitExceeded": (AwsLimit, "Service Quotas"),
     "Client.InvalidSnapshot.NotFound": (AwsNotFound, "check its id"),
-    "Client.UserInitiatedShutdown": (AwsFault, "let nobody stop"),
+    "Client.UserInitiatedShutdown": (AwsError, "let nobody stop"),
     "Server.InsufficientInstanceCapacity": (AwsLimit, "`aws.subnets`"),
-    "Server.InternalError": (AwsFault, "run the same command again"),
+    "Server.InternalError": (AwsError, "run the same command again"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from parbake import aws
-from parbake.core.errors import AwsFault, InputError
+from parbake.core.errors import AwsError, InputError
 from parbake.core.model import Plan
 from tests.aws.conftest import REGION
 from tests.fakes.aws.ec2 import Cloud
@@ -93,7 +93,7 @@ def test_a_snapshot_that_fails_is_removed_by_the_next_run(cloud: Cloud, volume: 
             cloud.details[made], cloud.pending[made] = {"State": "error"}, 0
 
     cloud.after.append(broken)
-    with pytest.raises(AwsFault, match="error"):
+    with pytest.raises(AwsError, match="error"):
         bake(of=volume)
     cloud.after.remove(broken)
     baked = bake(of=volume)

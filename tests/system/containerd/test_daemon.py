@@ -13,7 +13,7 @@ import pytest
 
 from parbake.containerd import Daemon
 from parbake.core import run
-from parbake.core.errors import DiskFull, EnvironmentProblem, RuntimeFault
+from parbake.core.errors import ContainerdError, DiskFull, EnvironmentProblem
 from parbake.core.model import MIB, Descriptor
 from tests.fakes.containerd_support import busybox, fill, pid_namespace_of, processes_in, shared_places, traces_of
 
@@ -96,7 +96,7 @@ def test_one_that_does_not_start_tells_why(tmp_path: Path, *, cri: bool) -> None
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "io.containerd.metadata.v1.bolt").write_text("a file where containerd wants a folder")
     with (
-        pytest.raises(RuntimeFault, match=r"(?s)did not start on .*store.*io.containerd.metadata.v1.bolt") as caught,
+        pytest.raises(ContainerdError, match=r"(?s)did not start on .*store.*io.containerd.metadata.v1.bolt") as caught,
         Daemon(tmp_path / "store", tmp_path / "run", cri=cri),
     ):
         pass
@@ -109,7 +109,7 @@ def test_a_program_that_ends_tells_why(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\necho the disk is made of cheese >&2\nexit 1\n")
     broken.chmod(0o755)
     with (
-        pytest.raises(RuntimeFault, match="made of cheese"),
+        pytest.raises(ContainerdError, match="made of cheese"),
         Daemon(tmp_path / "store", tmp_path / "run", containerd=str(broken)),
     ):
         pass

@@ -13,7 +13,7 @@ from parbake.containerd.content import reference
 from parbake.containerd.labels import EXPIRES, PINNED, chain_ids
 from parbake.containerd.snapshots import folders
 from parbake.core import run
-from parbake.core.errors import BadContent, RuntimeFault
+from parbake.core.errors import BadContent, ContainerdError
 from parbake.core.model import MIB, Descriptor
 from tests.fakes.containerd_support import CONFIG, INDEX, busybox, describe, digest_of, fill
 
@@ -175,7 +175,7 @@ def test_snapshots(client: Client) -> None:
         assert not snapshots.exists("again")
         assert {(info.name, info.parent) for info in snapshots.list()} == {("bottom", ""), ("top", "bottom")}
 
-        with pytest.raises(RuntimeFault, match="not an overlay with an upper folder"):
+        with pytest.raises(ContainerdError, match="not an overlay with an upper folder"):
             folders(snapshots.view("look", "top"))
         with pytest.raises(NotFound, match="nowhere"):
             snapshots.prepare("lost", "nowhere")
@@ -208,7 +208,7 @@ def test_leases(daemon: Daemon, client: Client) -> None:
         expires = dict(label.split("=", 1) for label in listed[-1].split(","))[EXPIRES]
         left = time.mktime(time.strptime(expires, "%Y-%m-%dT%H:%M:%SZ")) - time.mktime(time.gmtime())
         assert 7000 < left <= 7200
-        with pytest.raises(RuntimeFault, match="already"), client.lease("nested"):
+        with pytest.raises(ContainerdError, match="already"), client.lease("nested"):
             pass
     assert client.leases() == ()
     assert not client.content.exists(blob.digest)
@@ -220,6 +220,6 @@ def test_leases(daemon: Daemon, client: Client) -> None:
 def test_a_snapshotter_that_is_not_there(daemon: Daemon) -> None:
     with (
         connect(daemon.socket, snapshotter="zfs") as client,
-        pytest.raises(RuntimeFault, match="zfs snapshotter does not work"),
+        pytest.raises(ContainerdError, match="zfs snapshotter does not work"),
     ):
         client.need_snapshotter()

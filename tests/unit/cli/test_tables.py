@@ -11,7 +11,7 @@ import pytest
 from parbake.cli.text import artefacts
 from parbake.core.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
 from parbake.core.plan import cautions
-from parbake.images.cache import Entry
+from parbake.images.cache import CachedLayer
 from parbake.records import Blocks, decide_prune
 from parbake.workflows.doctor import Check
 from parbake.workflows.plan import Finished, Preview
@@ -50,7 +50,7 @@ IN_EC2 = RECORD.model_copy(
 )
 PLACE = Path("/srv/artefacts") / RECORD.artefact
 MANY = [record("a", passed=True, at=1), record("b", passed=False, at=2), record("c", at=3)]
-LAYERS = [Entry(digest(name), 700 * MIB, 1_790_000_000.5 + at, Path(name)) for at, name in enumerate("abc")]
+LAYERS = [CachedLayer(digest(name), 700 * MIB, 1_790_000_000.5 + at, Path(name)) for at, name in enumerate("abc")]
 CHECKS = (
     Check(name="root", purpose="mounts", needed_by=("bake", "verify"), status="ok"),
     Check(name="runc", purpose="x", needed_by=("verify",), status="missing", hint="apt-get install runc"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from parbake.containerd import AlreadyExists, Client, Cri, NotFound, connect
 from parbake.containerd.errors import Unavailable
 from parbake.containerd.proto import content_pb2, cri_pb2, images_pb2, leases_pb2, version_pb2
-from parbake.core.errors import BadContent, DeadlineExceeded, DiskFull, ParbakeError, RuntimeFault
+from parbake.core.errors import BadContent, ContainerdError, DeadlineExceeded, DiskFull, ParbakeError
 from parbake.core.model import MIB, Descriptor
 from tests.fakes.containerd_fake import Abort, FakeContainerd
 
@@ -52,12 +52,12 @@ def client(fake: FakeContainerd) -> Iterator[Client]:
         ("UNKNOWN", "write /x: no space left on device", DiskFull),
         ("INTERNAL", "mkdir /x: disk quota exceeded: unknown", DiskFull),
         ("RESOURCE_EXHAUSTED", "", DiskFull),
-        ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", RuntimeFault),
+        ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", ContainerdError),
         ("FAILED_PRECONDITION", "unexpected commit digest sha256:1, expected sha256:2", BadContent),
-        ("FAILED_PRECONDITION", "cannot remove snapshot with child", RuntimeFault),
+        ("FAILED_PRECONDITION", "cannot remove snapshot with child", ContainerdError),
         ("DEADLINE_EXCEEDED", "", DeadlineExceeded),
-        ("UNIMPLEMENTED", "unknown service", RuntimeFault),
-        ("PERMISSION_DENIED", "no", RuntimeFault),
+        ("UNIMPLEMENTED", "unknown service", ContainerdError),
+        ("PERMISSION_DENIED", "no", ContainerdError),
     ],
 )
 def test_errors_name_what_and_why(
@@ -74,7 +74,7 @@ def test_errors_name_what_and_why(
 
 
 def test_a_service_that_is_not_there(client: Client) -> None:
-    with pytest.raises(RuntimeFault, match=r"Images\.Get some/image") as caught:
+    with pytest.raises(ContainerdError, match=r"Images\.Get some/image") as caught:
         client.images.get("some/image")
     assert "without that service" in caught.value.hint
 

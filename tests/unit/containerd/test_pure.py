@@ -19,9 +19,9 @@ from parbake.containerd.config import configuration
 from parbake.containerd.cri import log_text
 from parbake.containerd.labels import chain_ids, merge_labels, reference_labels, source_label, unpack_key
 from parbake.containerd.namespace_thread import NamespaceThread
-from parbake.containerd.snapshots import Folders, Mount, folders
+from parbake.containerd.snapshots import Mount, SnapshotFolders, folders
 from parbake.core import cgroups, run
-from parbake.core.errors import RuntimeFault
+from parbake.core.errors import ContainerdError
 
 SOURCES = Path(__file__).parents[3] / "src"
 PROTO = SOURCES / "parbake/containerd/proto"
@@ -138,10 +138,10 @@ def test_unpack_key() -> None:
 
 def test_folders() -> None:
     bind = Mount("bind", "/s/1/fs", ("rw", "rbind"))
-    assert folders((bind,)) == Folders(Path("/s/1/fs"), ())
+    assert folders((bind,)) == SnapshotFolders(Path("/s/1/fs"), ())
     options = ("index=off", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs")
     overlay = Mount("overlay", "overlay", options)
-    assert folders((overlay,)) == Folders(Path("/s/3/fs"), (Path("/s/2/fs"), Path("/s/1/fs")))
+    assert folders((overlay,)) == SnapshotFolders(Path("/s/3/fs"), (Path("/s/2/fs"), Path("/s/1/fs")))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_folders() -> None:
     ],
 )
 def test_other_mounts_are_refused(mounts: tuple[Mount, ...]) -> None:
-    with pytest.raises(RuntimeFault, match="not an overlay with an upper folder"):
+    with pytest.raises(ContainerdError, match="not an overlay with an upper folder"):
         folders(mounts)
 
 
@@ -252,19 +252,19 @@ def test_a_keeper_raises_what_its_start_raises() -> None:
 
     def start(stack: ExitStack) -> None:
         stack.callback(ended.append, True)
-        raise RuntimeFault("no")
+        raise ContainerdError("no")
 
-    with pytest.raises(RuntimeFault, match="no"), NamespaceThread(start):
+    with pytest.raises(ContainerdError, match="no"), NamespaceThread(start):
         pass
     assert ended == [True]
 
 
 def test_a_keeper_raises_what_its_end_raises() -> None:
     def fail() -> None:
-        raise RuntimeFault("late")
+        raise ContainerdError("late")
 
     def start(stack: ExitStack) -> None:
         stack.callback(fail)
 
-    with pytest.raises(RuntimeFault, match="late"), NamespaceThread(start):
+    with pytest.raises(ContainerdError, match="late"), NamespaceThread(start):
         pass

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from parbake.builders.ec2.errors import SpotReclaimed
-from parbake.core.errors import Interrupted, NoSuchImage, ParbakeError, TargetMissing
+from parbake.core.errors import (
+    AwsError,
+    AwsNotFound,
+    ContainerdError,
+    Interrupted,
+    MachineError,
+    NoSuchImage,
+    ParbakeError,
+    TargetMissing,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,6 +24,10 @@ from parbake.core.errors import Interrupted, NoSuchImage, ParbakeError, TargetMi
         (Interrupted, "Interrupted", 130),
         (TargetMissing, "NotMade", 2),
         (SpotReclaimed, "Interrupted", 1),
+        (ContainerdError, "RuntimeFault", 1),
+        (MachineError, "MachineFault", 1),
+        (AwsError, "AwsFault", 1),
+        (AwsNotFound, "AwsNotFound", 1),
     ],
 )
 def test_an_error_keeps_its_name_in_json_when_its_class_is_renamed(

@@ -21,7 +21,7 @@ from parbake.core.model import Descriptor, Image, Layer, Platform, Readable, Sou
 from parbake.core.units import size_of
 from parbake.core.workspace import WORK
 from parbake.images import cache as layer_cache
-from parbake.images.cache import Caching, cached, entries, prune
+from parbake.images.cache import CachingSources, cached, entries, prune
 
 BLOBS = {
     f"sha256:{hashlib.sha256(data).hexdigest()}": data
@@ -85,8 +85,8 @@ def registry() -> Registry:
     return Registry()
 
 
-def cache(folder: Path, registry: Registry, limit: int = 1 << 30, events: Events | None = None) -> Caching:
-    return Caching(lambda _: registry, folder / "layers", limit, events or Events())
+def cache(folder: Path, registry: Registry, limit: int = 1 << 30, events: Events | None = None) -> CachingSources:
+    return CachingSources(lambda _: registry, folder / "layers", limit, events or Events())
 
 
 def held(folder: Path) -> list[str]:

@@ -7,16 +7,16 @@ from parbake.aws.ebs import fast_restore
 from parbake.aws.ebs.download import Fetched, blocks_of, fetch
 from parbake.aws.ebs.register import ROOT_DEVICE, boot_mode, register
 from parbake.aws.ebs.share import copy, keep, share
-from parbake.aws.ebs.upload import BLOCKS_TAG, Journal, Order, Parent, Sent, key_arn, look, upload
+from parbake.aws.ebs.upload import BLOCKS_TAG, Journal, Parent, Sent, UploadRequest, key_arn, look, upload
 
 __all__ = [
     "BLOCKS_TAG",
     "ROOT_DEVICE",
     "Fetched",
     "Journal",
-    "Order",
     "Parent",
     "Sent",
+    "UploadRequest",
     "blocks_of",
     "boot_mode",
     "copy",

@@ -13,7 +13,7 @@ from typing import Any
 
 from parbake import aws
 from parbake.aws.ebs.throttle import Pace
-from parbake.core.errors import AwsFault, AwsNoAccess, AwsNotFound, BadContent, InputError
+from parbake.core.errors import AwsError, AwsNoAccess, AwsNotFound, BadContent, InputError
 from parbake.core.events import Events
 from parbake.core.model import GIB
 from parbake.core.workspace import publish, room_for, work_folder
@@ -43,7 +43,7 @@ class _Listed:
 def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetched:
     """Read a snapshot, or the root disk of an AMI, into a sparse file; it appears when it is complete.
 
-    Raises InputError (neither an AMI's nor a snapshot's id; the target exists), AwsFault, BadContent, DiskFull.
+    Raises InputError (neither an AMI's nor a snapshot's id; the target exists), AwsError, BadContent, DiskFull.
     """
     if target.exists():
         raise InputError(f"{target} exists already", hint="name another file, or remove it")
@@ -114,7 +114,7 @@ def _list(snapshot: str, region: str, events: Events) -> _Listed:
                 break
             more = {"NextToken": page["NextToken"]}
     if page.get("BlockSize", BLOCK) != BLOCK:
-        raise AwsFault(f"the blocks of {snapshot} have {page['BlockSize']} bytes, and not {BLOCK}")
+        raise AwsError(f"the blocks of {snapshot} have {page['BlockSize']} bytes, and not {BLOCK}")
     return _Listed(int(page["VolumeSize"]) * GIB, tokens)
 
 

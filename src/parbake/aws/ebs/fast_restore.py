@@ -16,7 +16,7 @@ from parbake import aws
 from parbake.aws.costs.prices import load_prices
 from parbake.aws.tags import as_dict, as_list, mine
 from parbake.bakefile import FastRestoreSection
-from parbake.core.errors import AwsFault
+from parbake.core.errors import AwsError
 from parbake.core.events import Events
 from parbake.core.model import TIB, Snapshot
 
@@ -50,7 +50,7 @@ def enable(
     """Make sure that it is enabled in the zones of a region; return the snapshots and zones where AWS does so.
 
     What AWS refuses is a warning. A time that was set before counts, and where it is over nothing is enabled;
-    ``again`` sets a new one. Raises AwsFault.
+    ``again`` sets a new one. Raises AwsError.
     """
     zones, names = zones_in(wanted, region), [each.id for each in snapshots]
     if not wanted or not zones or not names:
@@ -82,7 +82,7 @@ def enable(
 
 
 def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], events: Events) -> None:
-    """Wait until it counts where it was enabled. Raises AwsFault (turned off meanwhile), DeadlineExceeded."""
+    """Wait until it counts where it was enabled. Raises AwsError (turned off meanwhile), DeadlineExceeded."""
     if not pairs:
         return
     ec2, size = aws.client("ec2", region), max(each.size for each in snapshots)
@@ -103,7 +103,7 @@ def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], events: Event
 
 
 def end(region: str, name: str) -> tuple[str, ...]:
-    """Turn off what is past its time, of the snapshots of a Bakefile's name; return their ids. Raises AwsFault."""
+    """Turn off what is past its time, of the snapshots of a Bakefile's name; return their ids. Raises AwsError."""
     ec2 = aws.client("ec2", region)
     filters = [*mine(name=name), {"Name": "tag-key", "Values": [UNTIL_TAG]}]
     found = ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
@@ -111,14 +111,14 @@ def end(region: str, name: str) -> tuple[str, ...]:
 
 
 def disable(ec2: aws.Client, snapshots: Sequence[str]) -> tuple[str, ...]:
-    """Make sure that it is off, in every zone; return the snapshots where it was on. Raises AwsFault."""
+    """Make sure that it is off, in every zone; return the snapshots where it was on. Raises AwsError."""
     zones: dict[str, list[str]] = {}
     for snapshot, zone in sorted(_states(ec2, snapshots, _ON)):
         zones.setdefault(snapshot, []).append(zone)
     for snapshot, names in zones.items():
         answer = ec2.disable_fast_snapshot_restores(AvailabilityZones=names, SourceSnapshotIds=[snapshot])
         if answer.get("Unsuccessful"):
-            raise AwsFault(
+            raise AwsError(
                 f"fast snapshot restore of {snapshot} stays on: {answer['Unsuccessful']}",
                 hint="turn it off in the console (it costs by the hour), and run the same command again",
             )

@@ -13,7 +13,7 @@ from typing import Any
 from parbake import aws
 from parbake.aws import Stamp
 from parbake.aws.images import architecture
-from parbake.core.errors import AwsFault
+from parbake.core.errors import AwsError
 from parbake.core.events import Events
 from parbake.core.model import Platform
 from parbake.machine.disk import partitions
@@ -50,7 +50,7 @@ def register(
     """Make sure that a snapshot is the root disk of an available AMI of this name; return the AMI's id.
 
     It is tagged as temporary: whoever is done with it says so. ``name`` is unique in an account and region. ``tpm``
-    (NitroTPM, as the base has it) holds where the disk boots by UEFI alone. Raises AwsFault (also when the name belongs
+    (NitroTPM, as the base has it) holds where the disk boots by UEFI alone. Raises AwsError (also when the name belongs
     to another snapshot).
     """
     ec2 = aws.client("ec2", region)
@@ -83,7 +83,7 @@ def _register(ec2: aws.Client, request: dict[str, Any], snapshot: str, events: E
     """Register an AMI; one of that name and snapshot that no list showed yet is taken."""
     try:
         return str(ec2.register_image(**request)["ImageId"])
-    except AwsFault as error:
+    except AwsError as error:
         if error.code != "InvalidAMIName.Duplicate":
             raise
         found = aws.named(ec2, request["Name"], events)
@@ -92,7 +92,7 @@ def _register(ec2: aws.Client, request: dict[str, Any], snapshot: str, events: E
         hint = (
             "an AMI of that name exists and is made from another snapshot: rename it, or change `name` in the Bakefile"
         )
-        raise AwsFault(error.message, code=error.code, hint=hint) from error
+        raise AwsError(error.message, code=error.code, hint=hint) from error
 
 
 def _root(image: Mapping[str, Any]) -> str:

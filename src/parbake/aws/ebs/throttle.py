@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Final
 
-from parbake.core.errors import AwsFault, AwsLimit, AwsNotFound, Interrupted
+from parbake.core.errors import AwsError, AwsLimit, AwsNotFound, Interrupted
 
 IN_FLIGHT: Final = 64
 _TRIES = 12
@@ -50,13 +50,13 @@ class Pace:
             self._changed.notify_all()
 
     def call[T](self, function: Callable[[], T]) -> T:
-        """Call a function, again while it fails in a way that passes. Raises AwsFault after the last try."""
+        """Call a function, again while it fails in a way that passes. Raises AwsError after the last try."""
         tries = 0
         while True:
             self._enter()
             try:
                 result = function()
-            except AwsFault as error:
+            except AwsError as error:
                 self._leave(throttled=_is_throttling(error))
                 unknown = isinstance(error, AwsNotFound) and time.monotonic() - self._started < _UNKNOWN
                 tries += not unknown
@@ -121,11 +121,11 @@ class Pace:
             raise error  # the first that is not a consequence of another
 
 
-def _is_throttling(error: AwsFault) -> bool:
+def _is_throttling(error: AwsError) -> bool:
     return isinstance(error, AwsLimit) and ("hrottl" in error.code or error.code in _THROTTLING)
 
 
-def _passes(error: AwsFault) -> bool:
+def _passes(error: AwsError) -> bool:
     """Whether the same call may succeed later: throttling, a server's fault, a connection that broke."""
     server = error.code in _SERVER or (error.code.isdigit() and int(error.code) >= 500)
-    return _is_throttling(error) or server or (type(error) is AwsFault and not error.code)
+    return _is_throttling(error) or server or (type(error) is AwsError and not error.code)

@@ -29,7 +29,7 @@ from parbake import aws
 from parbake.aws import Stamp
 from parbake.aws.ebs.throttle import Pace
 from parbake.aws.tags import as_list
-from parbake.core.errors import AwsFault, AwsNotFound, DeadlineExceeded, InputError, Interrupted
+from parbake.core.errors import AwsError, AwsNotFound, DeadlineExceeded, InputError, Interrupted
 from parbake.core.events import Events, Task
 from parbake.core.model import GIB
 from parbake.machine.disk import BLOCK, ZEROS, BlockList, data_blocks, read_blocks
@@ -53,7 +53,7 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class UploadRequest:
     """What to upload, and as what.
 
     ``journal`` is the file that notes what has been written; it stays until whoever is done with the disk removes it.
@@ -98,15 +98,15 @@ class Journal:
         self._handle = -1
 
     @classmethod
-    def open(cls, path: Path, order: Order) -> Self:
+    def open(cls, path: Path, request: UploadRequest) -> Self:
         """Go on with the journal of an upload that was started alike, or begin one."""
         same = {
-            "key": order.stamp.key,
-            "region": order.region,
-            "gib": -(-order.path.stat().st_size // GIB),
-            "parent": order.parent.snapshot if order.parent else "",
-            "encrypted": order.encrypted,
-            "kms_key": order.kms_key,
+            "key": request.stamp.key,
+            "region": request.region,
+            "gib": -(-request.path.stat().st_size // GIB),
+            "parent": request.parent.snapshot if request.parent else "",
+            "encrypted": request.encrypted,
+            "kms_key": request.kms_key,
         }
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             lines = path.read_text().splitlines(keepends=True)
@@ -121,7 +121,7 @@ class Journal:
                         made.snapshot, _, began_at = line.partition(" ")
                         made.began_at = float(began_at or 0)
                 return made
-        tags = order.stamp.tags("snapshot", name=order.name)
+        tags = request.stamp.tags("snapshot", name=request.name)
         return cls(path, {**same, "token": secrets.token_hex(32), "tags": tags})
 
     def __enter__(self) -> Self:
@@ -158,28 +158,28 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def upload(order: Order, events: Events) -> Sent:
+def upload(request: UploadRequest, events: Events) -> Sent:
     """Make sure that a completed snapshot of a disk's bytes exists.
 
     It is tagged as temporary, and with the digest of its blocks: whoever is done with it says so. An upload that was
-    killed or interrupted goes on; one that failed leaves no snapshot. Raises AwsFault, InputError (the file changes
+    killed or interrupted goes on; one that failed leaves no snapshot. Raises AwsError, InputError (the file changes
     meanwhile, or has no bytes), DeadlineExceeded.
     """
-    if not order.path.stat().st_size:
-        raise InputError(f"{order.path} has no bytes", hint="name a disk, or the file of a volume")
-    ec2 = aws.client("ec2", order.region)
-    journal = Journal.open(order.journal, order)
+    if not request.path.stat().st_size:
+        raise InputError(f"{request.path} has no bytes", hint="name a disk, or the file of a volume")
+    ec2 = aws.client("ec2", request.region)
+    journal = Journal.open(request.journal, request)
     usable = {"pending", "completed"} if journal.complete else {"pending"}
-    if journal.snapshot and _state(order, journal, events) not in usable:
+    if journal.snapshot and _state(request, journal, events) not in usable:
         journal.forget()  # cancelled or removed meanwhile
-        journal = Journal.open(order.journal, order)
+        journal = Journal.open(request.journal, request)
     with journal:
         try:
-            blocks = _write(order, journal, events)
+            blocks = _write(request, journal, events)
         except (Interrupted, KeyboardInterrupt, DeadlineExceeded):
             raise  # the same command goes on
         except Exception as error:
-            with suppress(AwsFault):  # where it cannot be removed (expired credentials), the same command goes on
+            with suppress(AwsError):  # where it cannot be removed (expired credentials), the same command goes on
                 if snapshot := journal.snapshot:
                     new = () if isinstance(error, AwsNotFound) else (snapshot,)  # that has been waited for
                     aws.when_known(lambda: ec2.delete_snapshot(SnapshotId=snapshot), *new)
@@ -189,23 +189,23 @@ def upload(order: Order, events: Events) -> Sent:
     return Sent(journal.snapshot, blocks, len(journal.written))
 
 
-def _write(order: Order, journal: Journal, events: Events) -> BlockList:
+def _write(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
     if not journal.snapshot:
-        journal.began(start(order, journal))
+        journal.began(start(request, journal))
     snapshot, again = journal.snapshot, journal.complete
-    blocks = _put(order, journal, events)
+    blocks = _put(request, journal, events)
     if not again:
         journal.completed()
-    elif _state(order, journal, events) == "completed":
+    elif _state(request, journal, events) == "completed":
         return blocks
     try:
-        aws.client("ebs", order.region).complete_snapshot(**_seal(journal))
-    except AwsFault as error:
+        aws.client("ebs", request.region).complete_snapshot(**_seal(journal))
+    except AwsError as error:
         if not again or error.code not in {"ValidationException", "ConflictException"}:
             raise  # else a run before had it sealed, and was killed then
     aws.wait(
         f"snapshot {snapshot}",
-        lambda: look(snapshot, order.region),
+        lambda: look(snapshot, request.region),
         seconds=_WAIT,
         events=events,
         hint="run the same command again: the blocks are there",
@@ -213,22 +213,22 @@ def _write(order: Order, journal: Journal, events: Events) -> BlockList:
     return blocks
 
 
-def start(order: Order, journal: Journal) -> str:
+def start(request: UploadRequest, journal: Journal) -> str:
     """Start the snapshot, or find the one that a run before started with the same journal; return its id."""
     wanted: dict[str, Any] = {
         "VolumeSize": journal.start["gib"],
         "Timeout": _TIMEOUT,
-        "Description": f"parbake {order.name}"[:255],
+        "Description": f"parbake {request.name}"[:255],
         "ClientToken": journal.start["token"],
         "Tags": as_list(journal.start["tags"]),
     }
-    if order.parent:
-        wanted["ParentSnapshotId"] = order.parent.snapshot
-    elif order.encrypted:
+    if request.parent:
+        wanted["ParentSnapshotId"] = request.parent.snapshot
+    elif request.encrypted:
         wanted["Encrypted"] = True
-        if order.kms_key:
-            wanted["KmsKeyArn"] = key_arn(order.kms_key, order.region)
-    return str(aws.client("ebs", order.region).start_snapshot(**wanted)["SnapshotId"])
+        if request.kms_key:
+            wanted["KmsKeyArn"] = key_arn(request.kms_key, request.region)
+    return str(aws.client("ebs", request.region).start_snapshot(**wanted)["SnapshotId"])
 
 
 def key_arn(key: str, region: str) -> str:
@@ -236,21 +236,21 @@ def key_arn(key: str, region: str) -> str:
     return str(aws.client("kms", region).describe_key(KeyId=key)["KeyMetadata"]["Arn"])
 
 
-def _put(order: Order, journal: Journal, events: Events) -> BlockList:
+def _put(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
     """Hash the disk, and send what the snapshot does not have; return the list of what it has then."""
-    with order.path.open("rb", buffering=0) as file:
+    with request.path.open("rb", buffering=0) as file:
         before = os.fstat(file.fileno())
         indices = list(data_blocks(file.fileno(), before.st_size))
         # What lies in holes here has to be zeros there as well.
-        there = {*journal.written, *(order.parent.blocks.blocks if order.parent else ())}.difference(indices)
+        there = {*journal.written, *(request.parent.blocks.blocks if request.parent else ())}.difference(indices)
         indices += sorted(index for index in there if index * BLOCK < before.st_size)
-        with events.task(f"upload {order.name} as {journal.snapshot}", len(indices) * BLOCK) as task:
-            writer = _Writer(order, journal, file.fileno(), before.st_size, task)
+        with events.task(f"upload {request.name} as {journal.snapshot}", len(indices) * BLOCK) as task:
+            writer = _Writer(request, journal, file.fileno(), before.st_size, task)
             writer.pace.each(indices, writer.put, BLOCK)
         after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise InputError(
-                f"{order.path} changed during the upload",
+                f"{request.path} changed during the upload",
                 hint="make sure that nothing writes to the file meanwhile; `parbake bake --force` makes it anew",
             )
     return BlockList(before.st_size, writer.found)
@@ -259,12 +259,12 @@ def _put(order: Order, journal: Journal, events: Events) -> BlockList:
 class _Writer:
     """Sends blocks of an open file of ``size`` bytes; ``found`` gets the SHA-256 of those that are not zeros."""
 
-    def __init__(self, order: Order, journal: Journal, handle: int, size: int, task: Task) -> None:
+    def __init__(self, request: UploadRequest, journal: Journal, handle: int, size: int, task: Task) -> None:
         self.pace = Pace()
         self.found: dict[int, bytes] = {}
-        self._order, self._journal, self._handle, self._size, self._task = order, journal, handle, size, task
-        self._below = order.parent.blocks.blocks if order.parent else {}
-        self._ebs = aws.Rest(aws.client("ebs", order.region, tries=1))
+        self._order, self._journal, self._handle, self._size, self._task = request, journal, handle, size, task
+        self._below = request.parent.blocks.blocks if request.parent else {}
+        self._ebs = aws.Rest(aws.client("ebs", request.region, tries=1))
 
     def put(self, index: int, buffer: bytearray) -> None:
         """Read a block, and send it unless the snapshot has it."""
@@ -307,12 +307,12 @@ def _described(snapshot: str, region: str) -> Mapping[str, Any]:
     return described
 
 
-def _state(order: Order, journal: Journal, events: Events) -> str:
+def _state(request: UploadRequest, journal: Journal, events: Events) -> str:
     """Return the state of a journal's snapshot; ``gone`` when EC2 does not know it, though it had time to."""
     patience = max(0.0, journal.began_at + aws.UNKNOWN_SECONDS - time.time())
 
     def look() -> aws.Look:
-        return aws.Look(True, value=str(_described(journal.snapshot, order.region)["State"]))
+        return aws.Look(True, value=str(_described(journal.snapshot, request.region)["State"]))
 
     try:
         what = f"look for {journal.snapshot}"

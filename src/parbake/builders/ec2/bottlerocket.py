@@ -18,7 +18,7 @@ from typing import Any
 from parbake import aws
 from parbake.builders.ec2.errors import ended
 from parbake.builders.guest import Console, Mode, image_calls, sections
-from parbake.core.errors import AwsFault, BakeFailed, DeadlineExceeded, InputError
+from parbake.core.errors import AwsError, BakeFailed, DeadlineExceeded, InputError
 from parbake.core.events import Events
 from parbake.core.model import Family, Image, Plan, RegistryOptions, Startup
 from parbake.core.run import Deadline
@@ -140,7 +140,7 @@ class SsmRunner:
         """Do a bake or a proof on an instance; return what was said last. What the script says goes to ``console``.
 
         A step that fails is the last. Raises what ``refusals.ended`` makes of an instance that is taken away,
-        DeadlineExceeded (the agent, a step), AwsFault.
+        DeadlineExceeded (the agent, a step), AwsError.
         """
         self._wait_for_agent(identity)
         deadline, words = Deadline(limit, f"the bake on {identity}"), ""
@@ -193,7 +193,7 @@ class SsmRunner:
             self._see_that_it_runs(identity)
             try:
                 answer = ssm.get_command_invocation(**command)
-            except AwsFault as error:
+            except AwsError as error:
                 if error.code != "InvocationDoesNotExist":
                     raise
                 return aws.Look(False, "not known yet")  # eventually consistent

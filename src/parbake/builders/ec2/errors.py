@@ -7,7 +7,7 @@ terminate at once: a key that cannot be used shows as Client.InternalError).
 from __future__ import annotations
 
 from parbake.aws.errors import CAPACITY, KMS_HINT, QUOTA_HINT
-from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, InputError, ParbakeError
+from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, InputError, ParbakeError
 
 
 class SpotReclaimed(AwsLimit):
@@ -18,7 +18,7 @@ class SpotReclaimed(AwsLimit):
 
 _AGAIN = "run the same command again"
 # The beginning of a StateReason's code: the error that it becomes, what happened to the instance, and the next step.
-_ENDS: tuple[tuple[str, type[AwsFault], str, str], ...] = (
+_ENDS: tuple[tuple[str, type[AwsError], str, str], ...] = (
     (
         "Server.Spot",
         SpotReclaimed,
@@ -42,15 +42,15 @@ _ENDS: tuple[tuple[str, type[AwsFault], str, str], ...] = (
     ("Client.InvalidSnapshot", AwsNotFound, "EC2 ended {} at its launch: a snapshot of the AMI is gone", ""),
     (
         "Client.UserInitiated",
-        AwsFault,
+        AwsError,
         "somebody stopped {} from outside before it was done",
         f"{_AGAIN}; let nobody stop instances that are tagged `parbake:managed`",
     ),
-    ("Server.", AwsFault, "EC2 ended {} for a reason of its own", _AGAIN),
+    ("Server.", AwsError, "EC2 ended {} for a reason of its own", _AGAIN),
 )
 
 
-def ended(identity: str, code: str) -> AwsFault | None:
+def ended(identity: str, code: str) -> AwsError | None:
     """Return why EC2 ended an instance that had not said its verdict; None where its own power-off did."""
     for beginning, error, what, hint in _ENDS:
         if code.startswith(beginning):
@@ -58,7 +58,7 @@ def ended(identity: str, code: str) -> AwsFault | None:
     return None
 
 
-def explained(error: AwsFault, zone: str, profile: str) -> ParbakeError:
+def explained(error: AwsError, zone: str, profile: str) -> ParbakeError:
     """Say what RunInstances means where AWS's own word names something else."""
     what, code = error.message, error.code
     choose = "`aws.instance_types`, or remove it to let parbake choose"
@@ -74,7 +74,7 @@ def explained(error: AwsFault, zone: str, profile: str) -> ParbakeError:
         error = AwsNoAccess(what, code=code, hint=hint)
     elif code == "InvalidBlockDeviceMapping":
         hint = "the AMI's own root volume is larger: raise `size` in the Bakefile, or remove it"
-        error = AwsFault(what, code=code, hint=hint)
+        error = AwsError(what, code=code, hint=hint)
     elif code not in CAPACITY and not isinstance(error, AwsNotFound | AwsLimit):
         error = type(error)(f"{what} (in {zone})", code=code, hint=error.hint)
     return error

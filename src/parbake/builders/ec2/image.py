@@ -16,7 +16,7 @@ from parbake import aws
 from parbake.aws.ebs import fast_restore
 from parbake.aws.leftovers import remove_image
 from parbake.bakefile import AwsSection
-from parbake.core.errors import AwsFault, AwsNotFound
+from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.events import Events
 from parbake.core.model import GIB, Published, Snapshot
 
@@ -69,14 +69,14 @@ class Amis:
                     TagSpecifications=self._tagged(),
                 )["ImageId"]
             )
-        except AwsFault as error:
+        except AwsError as error:
             if error.code != "InvalidAMIName.Duplicate":
                 raise
             found = aws.named(ec2, self.name, self.events)
             if aws.as_dict(found).get(aws.KEY) == self.stamp.key:
                 return str(found["ImageId"])
             hint = "an AMI of that name exists and is not parbake's: rename it, or change `name` in the Bakefile"
-            raise AwsFault(error.message, code=error.code, hint=hint) from error
+            raise AwsError(error.message, code=error.code, hint=hint) from error
 
     def _tagged(self) -> list[dict[str, Any]]:
         return aws.specifications(self.stamp.tags("ami", name=self.name), "image", "snapshot")

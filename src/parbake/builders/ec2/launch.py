@@ -16,7 +16,7 @@ from parbake.aws.errors import CAPACITY
 from parbake.bakefile import AwsSection
 from parbake.builders.ec2.errors import ended, explained
 from parbake.builders.guest import Console
-from parbake.core.errors import AwsFault, AwsLimit, AwsNoAccess, AwsNotFound, BakeFailed, InputError
+from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, BakeFailed, InputError
 from parbake.core.events import Events
 from parbake.core.model import GIB, Platform
 from parbake.core.run import Deadline
@@ -148,7 +148,7 @@ class Launcher:
         new = (*self.made_groups, *(proven if spec.role == "verifier" else ()))
         try:
             answer = aws.when_known(lambda: self.ec2.run_instances(**request), *new)
-        except AwsFault as error:
+        except AwsError as error:
             raise explained(error, zone, spec.profile) from error
         instance: dict[str, Any] = answer["Instances"][0]
         self.launched.append(instance)
@@ -193,7 +193,7 @@ class Launcher:
                 VpcId=vpc,
                 TagSpecifications=aws.specifications(stamp.tags("group"), "security-group"),
             )
-        except AwsFault as error:
+        except AwsError as error:
             if error.code != "InvalidGroup.Duplicate":
                 raise
             return ""
@@ -264,7 +264,7 @@ class Launcher:
                 raise
             except AwsLimit as error:
                 return "", error
-            except AwsFault:
+            except AwsError:
                 continue  # not posted yet; an instance type without `Latest`
             if text := str(answer.get("Output") or ""):
                 return text, None

@@ -15,7 +15,7 @@ from parbake.images.layers import FolderSink, Sink, Unpacked, complete_folder
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
-    from parbake.containerd.snapshots import Folders
+    from parbake.containerd.snapshots import SnapshotFolders
     from parbake.core.model import Image, Layer
 
 
@@ -87,7 +87,7 @@ class MountedStore:
         """Finish the layer on top of its parents, and let containerd commit it."""
         staged, job = self._staged(number), self._jobs[number]
 
-        def put(found: Folders) -> None:
+        def put(found: SnapshotFolders) -> None:
             complete_folder(staged, unpacked, found.lowers)
             _move(staged, found.upper)
 
@@ -100,7 +100,7 @@ class MountedStore:
         """Nothing waits here."""
 
 
-def commit(store: Client, chain: str, parent: str, put: Callable[[Folders], None]) -> None:
+def commit(store: Client, chain: str, parent: str, put: Callable[[SnapshotFolders], None]) -> None:
     """Let containerd make the snapshot of a layer; ``put`` brings the files to where it wants them."""
     from parbake.containerd.snapshots import folders  # gRPC's: loaded by then, and not where nothing is filled
 

@@ -60,7 +60,7 @@ def fill(
 
     ``close_connections`` is called when the fill is given up, and ends the streams that wait for their next bytes.
 
-    Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, RuntimeFault.
+    Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, ContainerdError.
     """
     store.make_namespace()
     # What nothing holds may be collected at any moment: what is there after a collection stays.

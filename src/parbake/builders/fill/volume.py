@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from parbake.builders.fill.destinations import Job, commit
-from parbake.core.errors import RuntimeFault
-from parbake.core.filetree import Node, Store
+from parbake.core.errors import ContainerdError
+from parbake.core.filetree import FileNode, Store
 from parbake.images.layers import NodeSink, Sink, Unpacked, complete_tree
 from parbake.machine.disk import bind, unbind
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
-    from parbake.containerd.snapshots import Folders
+    from parbake.containerd.snapshots import SnapshotFolders
     from parbake.core.model import Plan
     from parbake.machine.disk import Mounted
     from parbake.machine.ext4 import LayerArea, Volume
@@ -122,10 +122,10 @@ class VolumeImage:
                         unbind(Path(self._folders[chain]))
                     parent = chain
 
-    def _show(self, tree: Path, chain: str, found: Folders) -> None:
+    def _show(self, tree: Path, chain: str, found: SnapshotFolders) -> None:
         status = found.upper.stat()
         if (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) != (0o755, 0, 0):
-            raise RuntimeFault(
+            raise ContainerdError(
                 f"containerd's snapshotter makes folders that look different: {status!r}",
                 hint="this is a bug in parbake: report it, with containerd's version",
             )
@@ -143,14 +143,14 @@ class VolumeImage:
         holders = {Path(folder).parent: chain for chain, folder in self._folders.items()}
         self._volume.finish(lambda store: _tree(root, store, lambda path: self._holder(path, holders.get(path))))
 
-    def _holder(self, path: Path, chain: str | None) -> Node | None:
+    def _holder(self, path: Path, chain: str | None) -> FileNode | None:
         if chain is None:
             return None
         work = _node_of((path / "work").stat()) if (path / "work").exists() else None
         return self._volume.holder(chain, _node_of(path.stat()), work)
 
 
-def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> Node:
+def _tree(folder: Path, store: Store, known: Callable[[Path], FileNode | None]) -> FileNode:
     """Return the tree of a folder of this machine; ``known`` returns those that are on the volume already."""
     node = _node_of(folder.stat())
     assert node.children is not None
@@ -169,8 +169,8 @@ def _tree(folder: Path, store: Store, known: Callable[[Path], Node | None]) -> N
     return node
 
 
-def _node_of(status: os.stat_result) -> Node:
-    return Node(status.st_mode, status.st_uid, status.st_gid, _MOMENT)
+def _node_of(status: os.stat_result) -> FileNode:
+    return FileNode(status.st_mode, status.st_uid, status.st_gid, _MOMENT)
 
 
 def _pieces(path: Path) -> Iterator[memoryview]:

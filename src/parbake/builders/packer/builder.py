@@ -51,7 +51,7 @@ class PackerBuilder:
         """Make sure that the plan's AMI exists, also in the regions to copy to, and is proven.
 
         Raises EnvironmentProblem (no packer), CommandFailed with the end of what Packer said, DeadlineExceeded, and
-        what AWS answers as AwsFault, AwsNoAccess, AwsLimit.
+        what AWS answers as AwsError, AwsNoAccess, AwsLimit.
         """
         if self._verify:
             ec2.refuse_unprovable(plan, self._bakefile.aws, ingredients)

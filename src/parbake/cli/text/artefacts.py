@@ -17,7 +17,7 @@ from parbake.machine import base
 from parbake.records import Decision, Record
 
 if TYPE_CHECKING:
-    from parbake.images.cache import Entry
+    from parbake.images.cache import CachedLayer
     from parbake.workflows.demo import Outcome
     from parbake.workflows.doctor import Check
     from parbake.workflows.lint import Finding
@@ -298,7 +298,7 @@ def decisions_text(decisions: Sequence[Decision], *, dry_run: bool) -> str:
     return f"{table(rows)}\n{total}" if rows else "no artefacts"
 
 
-def layers_json(gone: Sequence[Entry], kept: Sequence[Entry]) -> dict[str, object]:
+def layers_json(gone: Sequence[CachedLayer], kept: Sequence[CachedLayer]) -> dict[str, object]:
     """Return what of the cache of layers went and what stayed, in bytes."""
     return {
         "freed": sum(entry.size for entry in gone),
@@ -311,7 +311,7 @@ def layers_json(gone: Sequence[Entry], kept: Sequence[Entry]) -> dict[str, objec
     }
 
 
-def layers_text(gone: Sequence[Entry], kept: Sequence[Entry], *, dry_run: bool) -> str:
+def layers_text(gone: Sequence[CachedLayer], kept: Sequence[CachedLayer], *, dry_run: bool) -> str:
     """Return the same for people."""
     verb = "would be removed" if dry_run else "removed"
     rows = [

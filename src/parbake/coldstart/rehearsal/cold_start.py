@@ -9,7 +9,7 @@ from pathlib import Path
 from parbake.coldstart.rehearsal.host import Here
 from parbake.containerd import Cri, Daemon
 from parbake.core import run
-from parbake.core.errors import CommandFailed, DeadlineExceeded, MachineFault, RuntimeFault
+from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded, MachineError
 from parbake.core.model import Image, Plan, Startup
 from parbake.machine import disk
 from parbake.verify import sandbox
@@ -54,7 +54,7 @@ def cold_start(
         _wait_image(cri, image)
         starter = Starter(Here(), cri, stretch=1.0, logs=str(folder / "logs"))
         started = starter.start(image.names[0], image.startup or Startup())
-    except (RuntimeFault, MachineFault, CommandFailed, DeadlineExceeded) as error:
+    except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error
     if started.seconds is None:
         said = started.output.strip().splitlines()[-1:]

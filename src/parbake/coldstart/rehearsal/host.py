@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from parbake.core import run
-from parbake.core.errors import MachineFault
+from parbake.core.errors import MachineError
 from parbake.machine.vm import Clock, Waited
 
 _POLL = 0.005
@@ -24,13 +24,13 @@ class Here:
         return run.run(list(argv), timeout=timeout, stdin=stdin or None).text
 
     def read(self, path: str, *, offset: int = 0, limit: int = 1 << 16) -> bytes:
-        """Return up to ``limit`` bytes of a file, from ``offset``; raises MachineFault."""
+        """Return up to ``limit`` bytes of a file, from ``offset``; raises MachineError."""
         try:
             with Path(path).open("rb") as file:
                 file.seek(offset)
                 return file.read(limit)
         except OSError as error:
-            raise MachineFault(f"{path}: {error.strerror}") from error
+            raise MachineError(f"{path}: {error.strerror}") from error
 
     def now(self) -> Clock:
         """Return this machine's clocks."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import Part, Read, Trace, described
-from parbake.core.errors import MachineFault
+from parbake.core.errors import MachineError
 from parbake.core.model import Plan, Startup
 from parbake.machine import disk
 from parbake.machine.vm import GuestRead, largest_disk
@@ -27,7 +27,7 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
     """Boot a machine image without a network, start its images with cold caches, and return what its root reads.
 
     The image is not changed. The first part of the trace is the boot itself, firmware and kernel included, as far as
-    they read the root file system. An image that does not start is skipped. Raises MachineFault when it does not boot.
+    they read the root file system. An image that does not start is skipped. Raises MachineError when it does not boot.
     """
     log = work / "reads.log"
     parts: list[tuple[str, float, float, float | None, dict[str, float]]] = []
@@ -38,7 +38,7 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
         for each in plan.images:
             with events.stage(f"rehearse {each.reference}", f"Rehearse {each.reference} with cold caches"):
                 with suppress(
-                    MachineFault
+                    MachineError
                 ):  # what is in a cache then is missing from this part, and not from the order
                     rehearsal.node.machine.guest.check(["sh", "-c", _FORGET])
                 begun = time.time()

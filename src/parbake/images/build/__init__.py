@@ -10,17 +10,17 @@ docker keeps its own store: the daemon's.
 from __future__ import annotations
 
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
-from parbake.images.build.common import BuildTool, Place, Request, last_line
+from parbake.images.build.common import BuildPlace, BuildTool, Request, last_line
 from parbake.images.build.containers import Containers, open_store
 from parbake.images.build.docker import Docker
 
-__all__ = ["STORES", "BuildTool", "Containers", "Docker", "Place", "Request", "choose"]
+__all__ = ["STORES", "BuildPlace", "BuildTool", "Containers", "Docker", "Request", "choose"]
 
 STORES = ("buildah", "podman")
 """Folders of the cache that hold the stores of the tools of these names."""
 
 
-def choose(place: Place) -> BuildTool:
+def choose(place: BuildPlace) -> BuildTool:
     """Return the first tool that is there and works, and say so; raises EnvironmentProblem with each one's reason."""
     reasons = []
     for name, ready in (("buildah", _ready_buildah), ("docker buildx", _ready_docker), ("podman", _ready_podman)):
@@ -38,15 +38,15 @@ def choose(place: Place) -> BuildTool:
     )
 
 
-def _ready_buildah(place: Place) -> BuildTool:
+def _ready_buildah(place: BuildPlace) -> BuildTool:
     return open_store("buildah", place)
 
 
-def _ready_docker(place: Place) -> BuildTool:
+def _ready_docker(place: BuildPlace) -> BuildTool:
     tool = Docker(place)
     tool.ready()
     return tool
 
 
-def _ready_podman(place: Place) -> BuildTool:
+def _ready_podman(place: BuildPlace) -> BuildTool:
     return open_store("podman", place)

@@ -20,8 +20,8 @@ from parbake.core.events import Events
 from parbake.core.model import Digest, Frozen, Image, Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
-from parbake.images.build import STORES, BuildTool, Place, Request, choose
-from parbake.images.build.context import BuildSpec, Rules, digest
+from parbake.images.build import STORES, BuildPlace, BuildTool, Request, choose
+from parbake.images.build.context import BuildSpec, IgnoreRules, digest
 from parbake.images.registry import Layout, Registry
 from parbake.images.registry.credentials import files as auth_files
 from parbake.images.registry.credentials import find_credentials
@@ -117,7 +117,7 @@ def build(
             try:
                 remove_leftovers(cache)  # of killed builds, which may hold credentials
                 auth_file = _write_auth_file(folder / "auth.json", reference, options)
-                tool = choose(Place(folder, cache, options, events, auth_file))
+                tool = choose(BuildPlace(folder, cache, options, events, auth_file))
                 tag = f"{reference.name}:{reference.tag}"
                 with events.stage("build", f"build {reference}"):
                     tool.build(_request(spec, tag, platform, key))
@@ -153,7 +153,7 @@ def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request
         context=spec.context.resolve(),
         containerfile=spec.file.resolve(),
         platform=platform,
-        ignorefile=Rules.find(spec.context, spec.file).source,
+        ignorefile=IgnoreRules.find(spec.context, spec.file).source,
         args=spec.args,
         target=spec.target,
         labels={LABEL: key},

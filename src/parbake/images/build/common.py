@@ -72,7 +72,7 @@ class BuildTool(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BuildPlace:
     """Where a tool works: ``work`` belongs to this run and vanishes with it, ``cache`` stays.
 
     ``auth_file`` holds credentials for registries (containers-auth.json(5)) that the tool does not find by itself.
@@ -99,7 +99,7 @@ def last_line(error: ParbakeError) -> str:
 
 def run_logged(
     command: list[str],
-    place: Place,
+    place: BuildPlace,
     what: str,
     env: dict[str, str] | None = None,
     pass_fds: tuple[int, ...] = (),
@@ -139,7 +139,7 @@ def _failure(what: str, message: str, code: int, output: str) -> ParbakeError:
     return CommandFailed(message, code=code, output=output, hint="the end of the build's output says why")
 
 
-def push(command: list[str], place: Place, to: Reference, env: dict[str, str] | None = None) -> str:
+def push(command: list[str], place: BuildPlace, to: Reference, env: dict[str, str] | None = None) -> str:
     """Push and return what the tool said; raises Denied, Unreachable or RegistryError with it."""
     try:
         return run_logged(command, place, f"pushing {to}", env)

@@ -15,7 +15,7 @@ from parbake.core.workspace import remove_tree
 from parbake.images.build.common import (
     BUILD_TIMEOUT,
     PROBE_TIMEOUT,
-    Place,
+    BuildPlace,
     Request,
     last_line,
     need_tool,
@@ -32,7 +32,7 @@ _STORAGE_DRIVERS = ("overlay", "vfs")
 class Containers:
     """buildah or podman (they share flags and storage), with a store of parbake's own in the cache."""
 
-    def __init__(self, name: str, place: Place, driver: str) -> None:
+    def __init__(self, name: str, place: BuildPlace, driver: str) -> None:
         self.name = name
         self.store = place.cache / name / driver
         self._driver = driver
@@ -134,7 +134,7 @@ class Containers:
         return [f"--cert-dir={folder}"]
 
 
-def open_store(name: str, place: Place) -> Containers:
+def open_store(name: str, place: BuildPlace) -> Containers:
     """Return the tool on the fastest storage that works here; raises EnvironmentProblem or CommandFailed."""
     need_tool(name)
     private_folder(place.cache / name)

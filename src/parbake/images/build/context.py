@@ -58,7 +58,7 @@ class BuildSpec(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class IgnoreRule:
     """One line of an ignore file; ``keeps`` is set for ``!`` lines."""
 
     text: str
@@ -109,11 +109,11 @@ def _to_regex(pattern: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class IgnoreRules:
     """The rules of an ignore file, in its order; ``source`` is the file, or None when there is none."""
 
     source: Path | None = None
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[IgnoreRule, ...] = ()
 
     @classmethod
     def parse(cls, lines: Iterable[str], source: Path | None = None) -> Self:
@@ -124,7 +124,7 @@ class Rules:
             if text.startswith("#") or not text.strip():
                 continue
             try:
-                rules.append(Rule.parse(text.strip()))
+                rules.append(IgnoreRule.parse(text.strip()))
             except InputError as error:
                 raise InputError(f"{source or 'ignore file'}:{number}: {error.message}") from error
         return cls(source, tuple(rules))
@@ -163,14 +163,14 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ContextFile:
     """One file of a context: its path relative to the context, and what ``lstat`` said."""
 
     path: str
     info: os.stat_result
 
 
-def walk(context: Path, rules: Rules) -> Iterator[Entry]:
+def walk(context: Path, rules: IgnoreRules) -> Iterator[ContextFile]:
     """Yield what the build sees, sorted by path in each folder, without following symbolic links.
 
     Sockets are passed over, as builders do. A folder that is left out but holds something that was taken back is
@@ -179,7 +179,7 @@ def walk(context: Path, rules: Rules) -> Iterator[Entry]:
     yield from _walk(context, "", rules)
 
 
-def _walk(folder: Path, prefix: str, rules: Rules) -> Iterator[Entry]:
+def _walk(folder: Path, prefix: str, rules: IgnoreRules) -> Iterator[ContextFile]:
     try:
         with os.scandir(folder) as scan:
             found = sorted(scan, key=lambda item: item.name)
@@ -193,14 +193,14 @@ def _walk(folder: Path, prefix: str, rules: Rules) -> Iterator[Entry]:
         info = item.stat(follow_symlinks=False)
         if not stat.S_ISDIR(info.st_mode):
             if not out and not stat.S_ISSOCK(info.st_mode):
-                yield Entry(path, info)
+                yield ContextFile(path, info)
             continue
-        inside: Iterator[Entry] = iter(())
+        inside: Iterator[ContextFile] = iter(())
         if not out or rules.take_back:
             inside = _walk(folder / item.name, f"{path}/", rules)
         first = next(inside, None)
         if not out or first is not None:
-            yield Entry(path, info)
+            yield ContextFile(path, info)
         if first is not None:
             yield first
         yield from inside
@@ -224,7 +224,7 @@ def digest(spec: BuildSpec, platform: Platform, *, source_date_epoch: str = "") 
         raise InputError(
             f"{containerfile}: there is no such Containerfile", hint="set images[].build.file in the Bakefile"
         )
-    rules = Rules.find(context, containerfile)
+    rules = IgnoreRules.find(context, containerfile)
     whole = hashlib.sha256()
     head = {
         "version": 1,
@@ -236,7 +236,7 @@ def digest(spec: BuildSpec, platform: Platform, *, source_date_epoch: str = "") 
     }
     whole.update(json.dumps(head, sort_keys=True).encode() + b"\0")
 
-    def line(entry: Entry) -> bytes:
+    def line(entry: ContextFile) -> bytes:
         return _line(context, entry)
 
     with ThreadPoolExecutor(_HASHERS) as pool:
@@ -245,7 +245,7 @@ def digest(spec: BuildSpec, platform: Platform, *, source_date_epoch: str = "") 
     return f"sha256:{whole.hexdigest()}"
 
 
-def _line(context: Path, entry: Entry) -> bytes:
+def _line(context: Path, entry: ContextFile) -> bytes:
     mode = entry.info.st_mode
     if stat.S_ISREG(mode):
         content = _sha256(context / entry.path)

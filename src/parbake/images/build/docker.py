@@ -10,7 +10,7 @@ from pathlib import Path
 from parbake.core.errors import EnvironmentProblem, RegistryError
 from parbake.core.reference import Reference
 from parbake.core.run import run
-from parbake.images.build.common import BUILD_TIMEOUT, PROBE_TIMEOUT, Place, Request, need_tool, push, run_logged
+from parbake.images.build.common import BUILD_TIMEOUT, PROBE_TIMEOUT, BuildPlace, Request, need_tool, push, run_logged
 
 CAUTION = (
     "RUN steps run in Docker's network, from which a cloud's metadata service (169.254.169.254) may be reached: with "
@@ -24,7 +24,7 @@ class Docker:
 
     name = "docker buildx"
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: BuildPlace) -> None:
         self._place = place
 
     def ready(self) -> None:

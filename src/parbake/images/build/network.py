@@ -21,7 +21,7 @@ from typing import Final
 from parbake.core import cgroups, netns
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
 from parbake.core.run import Deadline, Process, isolated, need, need_root, run
-from parbake.images.build.common import PROBE_TIMEOUT, Network, Place, last_line
+from parbake.images.build.common import PROBE_TIMEOUT, BuildPlace, Network, last_line
 
 CAUTION: Final = (
     "RUN steps reach all that this machine does, its loopback and a cloud's metadata service (169.254.169.254) "
@@ -65,7 +65,7 @@ OF_THE_HOST: Final = Steps(("--isolation=chroot",))
 
 
 @contextmanager
-def steps(place: Place, network: Network | None) -> Iterator[Steps]:
+def steps(place: BuildPlace, network: Network | None) -> Iterator[Steps]:
     """Yield how a build's steps are run; None means private where that can be had, and else the host's, with a warning.
 
     Raises EnvironmentProblem where what the Bakefile asks for cannot be had.
@@ -89,7 +89,7 @@ def steps(place: Place, network: Network | None) -> Iterator[Steps]:
 
 
 @contextmanager
-def _apart(place: Place, *, connected: bool) -> Iterator[Steps]:
+def _apart(place: BuildPlace, *, connected: bool) -> Iterator[Steps]:
     need_root("a network of their own for RUN steps")
     folder = place.work / "steps"
     folder.mkdir()

@@ -10,7 +10,7 @@ import struct
 from typing import Final
 
 from parbake.core.errors import LayerError
-from parbake.core.filetree import Node
+from parbake.core.filetree import FileNode
 
 ACCESS: Final = b"system.posix_acl_access"
 DEFAULT: Final = b"system.posix_acl_default"
@@ -22,7 +22,7 @@ _SIMPLE: Final = frozenset({_USER_OBJ, _GROUP_OBJ, _OTHER})
 type Acl = list[tuple[int, int, int]]
 
 
-def with_mode(node: Node, mode: int) -> None:
+def with_mode(node: FileNode, mode: int) -> None:
     """Do what ``chmod`` does: the mode (12 bits), and the same in an access ACL."""
     node.mode = stat.S_IFMT(node.mode) | mode
     if node.xattrs and ACCESS in node.xattrs:
@@ -30,7 +30,7 @@ def with_mode(node: Node, mode: int) -> None:
         node.xattrs = {**node.xattrs, ACCESS: _pack(_masked(acl, mode))}
 
 
-def with_acl(node: Node, key: bytes, value: bytes) -> None:
+def with_acl(node: FileNode, key: bytes, value: bytes) -> None:
     """Do what setting an ACL does: an access ACL also sets the permissions; raises LayerError.
 
     One in another version of the format, and any of a symbolic link, is passed over.
@@ -53,7 +53,7 @@ def with_acl(node: Node, key: bytes, value: bytes) -> None:
     node.xattrs = attributes or None
 
 
-def inherited(folder: Node, child: Node) -> None:
+def inherited(folder: FileNode, child: FileNode) -> None:
     """Give a new file what its folder's default ACL hands down."""
     if not folder.xattrs or DEFAULT not in folder.xattrs:
         return

@@ -11,7 +11,7 @@ from typing import Final
 
 from parbake.core.errors import LayerBomb
 from parbake.images.layers import headers, numbers
-from parbake.images.layers.headers import BLOCK, HEADER_ONLY, Entry
+from parbake.images.layers.headers import BLOCK, HEADER_ONLY, TarEntry
 from parbake.images.layers.numbers import Segment, invalid, numeric, text
 
 SPECIAL_LIMIT: Final = 1 << 20
@@ -106,7 +106,7 @@ class Archive:
             raise invalid("it ends within an extended header")
         return data
 
-    def next(self) -> Entry | None:
+    def next(self) -> TarEntry | None:
         """Return the next entry, None at the end of the archive; raises LayerError, LayerBomb."""
         entry = self._header()
         if entry is None:
@@ -122,7 +122,7 @@ class Archive:
                 return entry
         return self._extended(entry)
 
-    def _extended(self, entry: Entry | None) -> Entry | None:
+    def _extended(self, entry: TarEntry | None) -> TarEntry | None:
         found: dict[bytes, bytes] | None = None
         long_name = long_link = b""
         while entry is not None:
@@ -142,7 +142,7 @@ class Archive:
             entry = self._header()
         return None
 
-    def _body(self, entry: Entry) -> bytes:
+    def _body(self, entry: TarEntry) -> bytes:
         self._expect(entry.stored)
         if entry.stored > SPECIAL_LIMIT:
             raise invalid(f"an extended header of {entry.stored} bytes")
@@ -154,7 +154,7 @@ class Archive:
             )
         return self.read(entry.stored)
 
-    def _complete(self, entry: Entry, found: dict[bytes, bytes] | None, name: bytes, link: bytes) -> Entry:
+    def _complete(self, entry: TarEntry, found: dict[bytes, bytes] | None, name: bytes, link: bytes) -> TarEntry:
         if found:
             headers.merge(entry, found)
         if name:
@@ -182,7 +182,7 @@ class Archive:
         self.left = size
         self._pad = -size % BLOCK
 
-    def _header(self) -> Entry | None:
+    def _header(self) -> TarEntry | None:
         chunks = self.chunks
         at = chunks.at + self.left + self._pad
         if at > chunks.end or self.left < 0:
@@ -224,12 +224,12 @@ class Archive:
 
     # -- sparse files (GNU tar manual, "Storing Sparse Files")
 
-    def _make_sparse(self, entry: Entry, segments: list[Segment]) -> None:
+    def _make_sparse(self, entry: TarEntry, segments: list[Segment]) -> None:
         numbers.check_segments(segments, entry.size, self.left)
         entry.stored = self.left
         entry.segments = segments
 
-    def _read_sparse(self, entry: Entry, found: dict[bytes, bytes], version: str) -> None:
+    def _read_sparse(self, entry: TarEntry, found: dict[bytes, bytes], version: str) -> None:
         entry.name = found.get(b"GNU.sparse.name") or entry.name
         size = found.get(b"GNU.sparse.size") or found.get(b"GNU.sparse.realsize")
         if size:
@@ -253,7 +253,7 @@ class Archive:
                 wanted += 2 * count
         return numbers.pairs(bytes(data).split(b"\n")[1:wanted])
 
-    def _old_map(self, entry: Entry) -> list[Segment]:
+    def _old_map(self, entry: TarEntry) -> list[Segment]:
         """Old GNU format: up to 4 pieces in the header, then blocks of 21 that come before the data."""
         block = bytes(self._block)
         if block[257:265] != b"ustar  \0":

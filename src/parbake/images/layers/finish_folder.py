@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from parbake.core.errors import DiskFull, LayerError
 from parbake.images.layers.acls import DEFAULT
-from parbake.images.layers.paths import FOLDER, Folders, Implied, Made, check_group, hands_down, join
+from parbake.images.layers.paths import FOLDER, Implied, Made, OpenFolders, check_group, hands_down, join
 
 if TYPE_CHECKING:
     from parbake.images.layers.engine import Unpacked
@@ -56,9 +56,9 @@ def complete_folder(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) ->
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Folders]:
+def _opened(path: Path) -> Iterator[OpenFolders]:
     root = os.open(path, FOLDER)
-    folders = Folders(root)
+    folders = OpenFolders(root)
     try:
         yield folders
     finally:
@@ -85,7 +85,7 @@ def _apply_metadata(folder: int, below: int | None, known: Implied, group: int) 
         os.utime(folder, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _topmost(path: bytes, below: Sequence[Folders]) -> int | None:
+def _topmost(path: bytes, below: Sequence[OpenFolders]) -> int | None:
     """Return the topmost folder of a path, each layer looked at by itself, as containerd does; raises LayerError."""
     for lower in below:
         lower.trim()

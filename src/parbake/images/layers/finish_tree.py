@@ -13,11 +13,11 @@ from parbake.images.layers.paths import Implied, Made, check_group, hands_down
 from parbake.images.layers.tree_writer import Nodes
 
 if TYPE_CHECKING:
-    from parbake.core.filetree import Node
+    from parbake.core.filetree import FileNode
     from parbake.images.layers.tree_writer import TreeBuilder
 
 
-def complete_tree(tree: TreeBuilder, lowers: Sequence[Node]) -> None:
+def complete_tree(tree: TreeBuilder, lowers: Sequence[FileNode]) -> None:
     """Finish a layer's tree once all layers below are written (``lowers``: their roots, the top one first).
 
     Effect as that of ``finish_folder.complete_folder``. Raises LayerError.
@@ -35,7 +35,7 @@ def complete_tree(tree: TreeBuilder, lowers: Sequence[Node]) -> None:
             _apply_metadata(place[0], source, known, group)
 
 
-def _apply_metadata(folder: Node, below: Node | None, known: Implied, group: int) -> None:
+def _apply_metadata(folder: FileNode, below: FileNode | None, known: Implied, group: int) -> None:
     """Let an implied folder look like the topmost one below; what an entry said of it stays."""
     takes_gid = not known & Implied.DESCRIBED or known & Implied.GID_LEFT
     if below is None:
@@ -57,7 +57,7 @@ def _apply_metadata(folder: Node, below: Node | None, known: Implied, group: int
         folder.accessed, folder.modified = below.accessed, below.modified
 
 
-def _topmost(path: bytes, below: Sequence[Nodes]) -> Node | None:
+def _topmost(path: bytes, below: Sequence[Nodes]) -> FileNode | None:
     """Return the topmost folder of a path, each layer looked at by itself, as containerd does; raises LayerError."""
     for lower in below:
         node = lower.node(b"/" + path)  # absolute, as containerd asks

@@ -16,9 +16,9 @@ from typing import Final
 
 from parbake.core.errors import LayerError, LayerTooLarge
 from parbake.images.layers.archive import Archive
-from parbake.images.layers.headers import Entry
+from parbake.images.layers.headers import TarEntry
 from parbake.images.layers.numbers import XATTR
-from parbake.images.layers.paths import FOLDER, SLASH, Folders, Implied, Place, clean, join, shown
+from parbake.images.layers.paths import FOLDER, SLASH, Implied, OpenFolder, OpenFolders, clean, join, shown
 
 WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
@@ -38,7 +38,7 @@ class Tree:
         ``overlay``: whiteouts become marks for overlayfs. The bottom layer of an image has nothing below it: there
         a whiteout removes what the layer itself has put in place, as in containerd.
         """
-        self.folders = Folders(root)
+        self.folders = OpenFolders(root)
         self.entries = 0
         self.now = b""
         """The name of the entry that is being applied, for errors."""
@@ -54,7 +54,7 @@ class Tree:
         self._linked_times: dict[bytes, tuple[int, int]] = {}
         # Only the bottom layer needs to know what it wrote, and only for an opaque mark: 8 bytes a path, no names.
         self._written: set[int] = set()
-        self._makers: dict[bytes, Callable[[Entry, Place, bytes], None]] = {
+        self._makers: dict[bytes, Callable[[TarEntry, OpenFolder, bytes], None]] = {
             b"1": self._link, b"2": self._symlink, b"3": self._node, b"4": self._node, b"5": self._folder,
             b"6": self._node, b"g": self._global,
         }  # fmt: skip
@@ -64,7 +64,7 @@ class Tree:
         """Folders that no entry described when they were made, and what entries said later."""
         return self.folders.implied
 
-    def apply(self, entry: Entry) -> None:
+    def apply(self, entry: TarEntry) -> None:
         """Apply one entry; raises LayerError, LayerEscape, OSError."""
         self.now = entry.name
         name = clean(entry.name)
@@ -128,7 +128,7 @@ class Tree:
 
     # -- one method for each type
 
-    def _file(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _file(self, entry: TarEntry, place: OpenFolder, base: bytes) -> None:
         mode = entry.mode & MODE
         try:
             handle = os.open(base, _NEW, mode, dir_fd=place.handle)
@@ -157,7 +157,7 @@ class Tree:
         finally:
             os.close(handle)
 
-    def _sparse(self, handle: int, entry: Entry) -> None:
+    def _sparse(self, handle: int, entry: TarEntry) -> None:
         # Holes cost nothing here, but whoever copies the file later may fill them, as containerd does at once.
         self._unclaimed -= entry.size
         if self._unclaimed < 0:
@@ -170,7 +170,7 @@ class Tree:
             self._archive.left = whole - length
         os.ftruncate(handle, entry.size)
 
-    def _folder(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _folder(self, entry: TarEntry, place: OpenFolder, base: bytes) -> None:
         mode = entry.mode & MODE
         path = join(place.path, base)
         plain = not (self._acls or place.path in self._group_folders)
@@ -196,13 +196,13 @@ class Tree:
                 self._group_folders.discard(path)
             self._described(path, entry)
             if path not in self.folders.known:  # its name may lead elsewhere from now on, where a link had made way
-                self.folders.known[path] = Place(handle, path)
+                self.folders.known[path] = OpenFolder(handle, path)
                 handle = -1
         finally:
             if handle >= 0:
                 os.close(handle)
 
-    def _described(self, path: bytes, entry: Entry) -> None:
+    def _described(self, path: bytes, entry: TarEntry) -> None:
         if self.folders.implied:
             self.folders.described(path, owner(entry.uid), owner(entry.gid))
         name, times = self.now, entry.times()
@@ -211,7 +211,7 @@ class Tree:
         if name.removeprefix(b"/") != path:
             self._linked_times[path] = times
 
-    def _symlink(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _symlink(self, entry: TarEntry, place: OpenFolder, base: bytes) -> None:
         try:
             os.symlink(entry.linkname, base, dir_fd=place.handle)
         except FileExistsError:
@@ -223,7 +223,7 @@ class Tree:
         else:
             os.utime(base, ns=entry.times(), dir_fd=place.handle, follow_symlinks=False)
 
-    def _link(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _link(self, entry: TarEntry, place: OpenFolder, base: bytes) -> None:
         if os.path.lexists(_below(place, base)):
             self._remove(place, base)
         source, target = self.folders.source(entry.linkname)
@@ -240,12 +240,12 @@ class Tree:
             raise no_folders(self.now, entry.linkname) from None
         self._apply_metadata(entry, place, base, is_link=stat.S_ISLNK(os.lstat(base, dir_fd=place.handle).st_mode))
 
-    def _global(self, _: Entry, place: Place, base: bytes) -> None:
+    def _global(self, _: TarEntry, place: OpenFolder, base: bytes) -> None:
         """Do what containerd does for a global header: it makes way for it, and then writes nothing."""
         if os.path.lexists(_below(place, base)):
             self._remove(place, base)
 
-    def _node(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _node(self, entry: TarEntry, place: OpenFolder, base: bytes) -> None:
         kind = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}[entry.kind]
         device = 0 if kind == stat.S_IFIFO else os.makedev(*device_number(self.now, entry))
         if os.path.lexists(_below(place, base)):
@@ -254,7 +254,7 @@ class Tree:
         os.mknod(base, kind | entry.mode & MODE, device, dir_fd=place.handle)
         self._apply_metadata(entry, place, base, is_link=False)
 
-    def _apply_metadata(self, entry: Entry, place: Place, base: bytes, *, is_link: bool) -> None:
+    def _apply_metadata(self, entry: TarEntry, place: OpenFolder, base: bytes, *, is_link: bool) -> None:
         """Give owner, attributes, mode and times to what cannot be opened, or was there before (a hard link)."""
         # Always chown: it also drops a file capability, as in containerd.
         os.chown(base, owner(entry.uid), owner(entry.gid), dir_fd=place.handle, follow_symlinks=False)
@@ -264,14 +264,14 @@ class Tree:
             os.chmod(base, entry.mode & MODE, dir_fd=place.handle)
         os.utime(base, ns=entry.times(), dir_fd=place.handle, follow_symlinks=False)
 
-    def _xattrs(self, target: int | bytes, entry: Entry) -> None:
+    def _xattrs(self, target: int | bytes, entry: TarEntry) -> None:
         for key, value in xattrs_of(entry):
             if set_xattr(target, key, value) and key.startswith(b"system."):
                 self._acls = True
 
     # -- whiteouts
 
-    def _whiteout(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _whiteout(self, entry: TarEntry, place: OpenFolder, base: bytes) -> None:
         if base == OPAQUE:
             if self._overlay:
                 os.setxattr(place.handle, b"trusted.overlay.opaque", b"y")
@@ -294,7 +294,7 @@ class Tree:
         os.chown(hidden, owner(entry.uid), owner(entry.gid), dir_fd=place.handle, follow_symlinks=False)
         os.utime(hidden, ns=entry.times(), dir_fd=place.handle, follow_symlinks=False)
 
-    def _clear(self, place: Place) -> None:
+    def _clear(self, place: OpenFolder) -> None:
         """Remove from a folder of the bottom layer what its entries so far have not written."""
         with os.scandir(place.handle) as found:
             items = [(os.fsencode(item.name), item.is_dir(follow_symlinks=False)) for item in found]
@@ -305,7 +305,7 @@ class Tree:
             elif is_folder:
                 self._clear(self.folders.make(join(here.path, name)))
 
-    def _remove(self, place: Place, base: bytes, *, missing_ok: bool = False) -> None:
+    def _remove(self, place: OpenFolder, base: bytes, *, missing_ok: bool = False) -> None:
         """Remove whatever has a name; every place that was handed out before is closed then."""
         try:
             os.unlink(base, dir_fd=place.handle)
@@ -371,13 +371,13 @@ def _has_room(target: int | bytes, size: int) -> bool:
     return status.f_bavail * status.f_frsize > size + _SPARE and not status.f_files > 0 == status.f_favail
 
 
-def xattrs_of(entry: Entry) -> list[tuple[bytes, bytes]]:
+def xattrs_of(entry: TarEntry) -> list[tuple[bytes, bytes]]:
     """Return the extended attributes that an entry carries."""
     records = entry.records or {}
     return [(key[len(XATTR) :], value) for key, value in records.items() if key.startswith(XATTR)]
 
 
-def device_number(name: bytes, entry: Entry) -> tuple[int, int]:
+def device_number(name: bytes, entry: TarEntry) -> tuple[int, int]:
     """Return major and minor number of a device; raises LayerError for one that Linux does not have."""
     if not (0 <= entry.major <= _MOST_MAJOR and 0 <= entry.minor <= _MOST_MINOR):
         raise LayerError(f"{shown(name)}: the device number {entry.major}:{entry.minor} does not exist")
@@ -412,6 +412,6 @@ def owner(number: int) -> int:
     return -1 if number == 0xFFFFFFFF else number
 
 
-def _below(place: Place, base: bytes) -> bytes:
+def _below(place: OpenFolder, base: bytes) -> bytes:
     """Return a path for calls that take no folder descriptor: attributes of what cannot be opened."""
     return b"/proc/self/fd/%d/%s" % (place.handle, base)

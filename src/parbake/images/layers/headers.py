@@ -28,7 +28,7 @@ _ADLER_BASE: Final = 65521
 _MOST_KNOWN: Final = 4096
 
 
-class Entry:
+class TarEntry:
     """One entry: what its headers say after all extensions. Times are nanoseconds, names are bytes as they came.
 
     ``size`` is the length of the file on disk, ``stored`` what the archive holds of it (they differ when sparse, then
@@ -78,7 +78,7 @@ class Parser:
         self._times: dict[bytes, int] = {}
         self._devices: dict[bytes, tuple[int, int]] = {}
 
-    def parse(self, block: memoryview) -> Entry:
+    def parse(self, block: memoryview) -> TarEntry:
         """Return what a header block says; raises LayerError when it is none."""
         name, raw_metadata, size, modified, checksum, kind, link, magic, device, prefix, more = _LAYOUT.unpack(block)
         # A header's checksum is the sum of its bytes with the field itself taken as blanks. The low half of Adler-32 is
@@ -111,11 +111,11 @@ class Parser:
             devices = self._devices.get(device)
             if devices is None:
                 devices = _remember(self._devices, device, (numeric(device[:8]), numeric(device[8:])))
-            entry = Entry(name.partition(b"\0")[0], kind, metadata, length, time, devices)
+            entry = TarEntry(name.partition(b"\0")[0], kind, metadata, length, time, devices)
             if prefix != _NO_BYTE or more != _NO_BYTE:
                 _read_rest(entry, bytes(block), magic)
         else:
-            entry = Entry(name.partition(b"\0")[0], kind, metadata, length, time)
+            entry = TarEntry(name.partition(b"\0")[0], kind, metadata, length, time)
         if link != _NO_BYTE:
             entry.linkname = bytes(block[157:257]).partition(b"\0")[0]
         return entry
@@ -136,7 +136,7 @@ def _remember[Value](known: dict[bytes, Value], field: bytes, value: Value) -> V
     return value
 
 
-def _read_rest(entry: Entry, block: bytes, magic: bytes) -> None:
+def _read_rest(entry: TarEntry, block: bytes, magic: bytes) -> None:
     """Read what lies behind the device numbers: a name's prefix, or times, by the format."""
     if magic == _GNU:
         prefix = b""
@@ -171,7 +171,7 @@ _FIELDS: Final[dict[bytes, tuple[str, Callable[[bytes], bytes | int]]]] = {
 }
 
 
-def merge(entry: Entry, records: dict[bytes, bytes]) -> None:
+def merge(entry: TarEntry, records: dict[bytes, bytes]) -> None:
     """Let PAX records override the header; an empty value keeps the header's. Raises LayerError."""
     entry.records = records
     for key, value in records.items():

@@ -134,7 +134,7 @@ class Made:
         return below[1]
 
 
-class Place(NamedTuple):
+class OpenFolder(NamedTuple):
     """An open folder: its descriptor and its path below the root, free of symbolic links."""
 
     handle: int
@@ -376,20 +376,20 @@ def _clamped(path: bytes) -> bytes:
     return b"/".join(parts)
 
 
-class Folders(Resolver[Place]):
+class OpenFolders(Resolver[OpenFolder]):
     """Open folders below a root, kept for reuse (a bounded number). Use from one thread; ``close`` at the end."""
 
     def __init__(self, root: int) -> None:
         """``root`` is a descriptor of the root, which stays the caller's."""
-        super().__init__(Place(root, b""))
+        super().__init__(OpenFolder(root, b""))
 
-    def enter(self, place: Place, name: bytes) -> Place | bytes | None:
+    def enter(self, place: OpenFolder, name: bytes) -> OpenFolder | bytes | None:
         """See ``Resolver``."""
         path = join(place.path, name)
         if len(self.known) > _MOST_OPEN + 2 * MOST_DEPTH:
             raise LayerError(f"the layer nests folders more than {MOST_DEPTH} deep: {shown(path)}")
         try:
-            found = Place(os.open(name, FOLDER, dir_fd=place.handle), path)
+            found = OpenFolder(os.open(name, FOLDER, dir_fd=place.handle), path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -404,7 +404,7 @@ class Folders(Resolver[Place]):
         self.known[path] = found
         return found
 
-    def link(self, place: Place, name: bytes) -> bytes | None:
+    def link(self, place: OpenFolder, name: bytes) -> bytes | None:
         """See ``Resolver``."""
         try:
             return os.readlink(name, dir_fd=place.handle)
@@ -415,12 +415,12 @@ class Folders(Resolver[Place]):
                 raise
             return None
 
-    def imply(self, place: Place, name: bytes) -> Place:
+    def imply(self, place: OpenFolder, name: bytes) -> OpenFolder:
         """See ``Resolver``."""
         os.mkdir(name, 0o755, dir_fd=place.handle)
         handle = os.open(name, FOLDER, dir_fd=place.handle)
         os.fchmod(handle, 0o755)  # whatever the umask, and without a set-group-ID bit from the folder above
-        return Place(handle, join(place.path, name))
+        return OpenFolder(handle, join(place.path, name))
 
     def trim(self) -> None:
         """Close the folders when there are many; places handed out before are then no longer open."""

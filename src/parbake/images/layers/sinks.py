@@ -15,7 +15,7 @@ from parbake.images.layers.tree_writer import TreeBuilder
 if TYPE_CHECKING:
     from parbake.core.filetree import Store
     from parbake.images.layers.archive import Archive
-    from parbake.images.layers.headers import Entry
+    from parbake.images.layers.headers import TarEntry
 
 
 class Applying(Protocol):
@@ -29,7 +29,7 @@ class Applying(Protocol):
         """Folders that no entry described when they were made."""
         ...
 
-    def apply(self, entry: Entry) -> None:
+    def apply(self, entry: TarEntry) -> None:
         """Apply one entry; raises LayerError, LayerEscape, OSError."""
         ...
 

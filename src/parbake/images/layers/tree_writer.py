@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Final
 
 from parbake.core.errors import LayerError, LayerTooLarge
-from parbake.core.filetree import Extents, Node, Store
+from parbake.core.filetree import Extents, FileNode, Store
 from parbake.images.layers.acls import ACCESS, DEFAULT, inherited, with_acl, with_mode
 from parbake.images.layers.archive import Archive
 from parbake.images.layers.folder_writer import (
@@ -25,7 +25,7 @@ from parbake.images.layers.folder_writer import (
     removed_again,
     xattrs_of,
 )
-from parbake.images.layers.headers import Entry
+from parbake.images.layers.headers import TarEntry
 from parbake.images.layers.paths import LONGEST_NAME, SLASH, Resolver, clean, join, no_name, shown
 
 OPAQUE_MARK: Final = b"trusted.overlay.opaque"
@@ -33,14 +33,14 @@ CAPABILITY: Final = b"security.capability"
 _LONGEST_LINK: Final = 4095
 _MOST_VALUE: Final = 65536
 
-type Place = tuple[Node, bytes]
+type Place = tuple[FileNode, bytes]
 """A folder and its path below the root, free of symbolic links."""
 
 
 class Nodes(Resolver[Place]):
     """Finds and makes folders in a tree of nodes."""
 
-    def __init__(self, root: Node) -> None:
+    def __init__(self, root: FileNode) -> None:
         super().__init__((root, b""))
         self.root = root
 
@@ -63,13 +63,13 @@ class Nodes(Resolver[Place]):
     def imply(self, place: Place, name: bytes) -> Place:
         """See ``Resolver``."""
         # A group is handed down by a folder with the set-group-ID bit, the bit itself is not.
-        child = Node(stat.S_IFDIR | 0o755, 0, _group(place[0]))
+        child = FileNode(stat.S_IFDIR | 0o755, 0, _group(place[0]))
         inherited(place[0], child)
         with_mode(child, 0o755)
         _put(place, name, child)
         return child, join(place[1], name)
 
-    def node(self, name: bytes) -> Node | None:
+    def node(self, name: bytes) -> FileNode | None:
         """Return what a name leads to, links followed, or None; raises LayerError."""
         above, base = self.split(name)
         if above is None or not base:
@@ -82,7 +82,7 @@ class TreeBuilder(Nodes):
 
     def __init__(self, store: Store, archive: Archive, *, overlay: bool, bound: int) -> None:
         """``overlay`` and ``bound`` as in ``tree.Tree``."""
-        super().__init__(Node(stat.S_IFDIR | 0o755))
+        super().__init__(FileNode(stat.S_IFDIR | 0o755))
         self.unused: list[Extents] = []
         """Data that no file refers to any more."""
         self.entries = 0
@@ -92,12 +92,12 @@ class TreeBuilder(Nodes):
         self._bound = self._unclaimed = bound
         self._times: dict[bytes, tuple[int, int]] = {}
         self._written: set[int] = set()
-        self._makers: dict[bytes, Callable[[Entry, Place, bytes], None]] = {
+        self._makers: dict[bytes, Callable[[TarEntry, Place, bytes], None]] = {
             b"0": self._file, b"1": self._link, b"2": self._symlink, b"3": self._device, b"4": self._device,
             b"5": self._folder, b"6": self._device, b"g": self._global,
         }  # fmt: skip
 
-    def apply(self, entry: Entry) -> None:
+    def apply(self, entry: TarEntry) -> None:
         """Apply one entry; raises LayerError, LayerEscape."""
         self.now = entry.name
         name = clean(entry.name)
@@ -142,10 +142,10 @@ class TreeBuilder(Nodes):
 
     # -- one method for each type
 
-    def _new(self, entry: Entry, kind: int, folder: Node) -> Node:
+    def _new(self, entry: TarEntry, kind: int, folder: FileNode) -> FileNode:
         accessed, modified = entry.times()
         uid, gid = owner(entry.uid), owner(entry.gid)
-        node = Node(kind, max(uid, 0), _group(folder) if gid < 0 else gid, modified, accessed)
+        node = FileNode(kind, max(uid, 0), _group(folder) if gid < 0 else gid, modified, accessed)
         if not stat.S_ISLNK(kind):
             node.mode = kind | entry.mode & MODE
             if folder.xattrs:
@@ -153,7 +153,7 @@ class TreeBuilder(Nodes):
                 with_mode(node, entry.mode & MODE)
         return node
 
-    def _file(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _file(self, entry: TarEntry, place: Place, base: bytes) -> None:
         self._remove(place, base)
         node = self._new(entry, stat.S_IFREG, place[0])
         node.size = entry.size
@@ -171,13 +171,13 @@ class TreeBuilder(Nodes):
             with_mode(node, entry.mode & MODE)
         _put(place, base, node)
 
-    def _segments(self, entry: Entry) -> Iterator[tuple[int, Iterator[memoryview]]]:
+    def _segments(self, entry: TarEntry) -> Iterator[tuple[int, Iterator[memoryview]]]:
         for offset, length in entry.segments or ():
             whole, self._archive.left = self._archive.left, length
             yield offset, self._archive.pieces()
             self._archive.left = whole - length
 
-    def _folder(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _folder(self, entry: TarEntry, place: Place, base: bytes) -> None:
         path = join(place[1], base)
         accessed, modified = entry.times()
         node = _children(place[0]).get(base)
@@ -198,7 +198,7 @@ class TreeBuilder(Nodes):
         self._times[self.now] = accessed, modified
         self.known.setdefault(path, (node, path))  # its name may lead elsewhere from now on
 
-    def _symlink(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _symlink(self, entry: TarEntry, place: Place, base: bytes) -> None:
         target = entry.linkname
         if not target or len(target) > _LONGEST_LINK or b"\0" in target:
             raise LayerError(f"{shown(self.now)}: a symbolic link to {len(target)} bytes that lead nowhere")
@@ -209,7 +209,7 @@ class TreeBuilder(Nodes):
             self._apply_metadata(node, entry)
         _put(place, base, node)
 
-    def _link(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _link(self, entry: TarEntry, place: Place, base: bytes) -> None:
         self._remove(place, base)
         source, target = self.source(entry.linkname)
         if not target:
@@ -223,7 +223,7 @@ class TreeBuilder(Nodes):
         node.links += 1
         self._dress_link(node, entry)
 
-    def _dress_link(self, node: Node, entry: Entry) -> None:
+    def _dress_link(self, node: FileNode, entry: TarEntry) -> None:
         """Give owner, attributes, mode and times to a file that was there before.
 
         A change of owner drops a file capability, also when the owner stays the same, as in containerd.
@@ -237,11 +237,11 @@ class TreeBuilder(Nodes):
             with_mode(node, entry.mode & MODE)
         node.accessed, node.modified = entry.times()
 
-    def _global(self, _: Entry, place: Place, base: bytes) -> None:
+    def _global(self, _: TarEntry, place: Place, base: bytes) -> None:
         """Do what containerd does for a global header: it makes way for it, and then writes nothing."""
         self._remove(place, base)
 
-    def _device(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _device(self, entry: TarEntry, place: Place, base: bytes) -> None:
         kind = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}[entry.kind]
         self._remove(place, base)
         node = self._new(entry, kind, place[0])
@@ -253,13 +253,13 @@ class TreeBuilder(Nodes):
             with_mode(node, entry.mode & MODE)
         _put(place, base, node)
 
-    def _apply_metadata(self, node: Node, entry: Entry) -> None:
+    def _apply_metadata(self, node: FileNode, entry: TarEntry) -> None:
         for key, value in xattrs_of(entry):
             set_attribute(node, key, value)
 
     # -- whiteouts and what goes away
 
-    def _whiteout(self, entry: Entry, place: Place, base: bytes) -> None:
+    def _whiteout(self, entry: TarEntry, place: Place, base: bytes) -> None:
         folder = place[0]
         if base == OPAQUE:
             if self._overlay:
@@ -282,7 +282,7 @@ class TreeBuilder(Nodes):
             )
         accessed, modified = entry.times()
         uid, gid = owner(entry.uid), owner(entry.gid)
-        node = Node(stat.S_IFCHR, max(uid, 0), _group(folder) if gid < 0 else gid, modified, accessed)
+        node = FileNode(stat.S_IFCHR, max(uid, 0), _group(folder) if gid < 0 else gid, modified, accessed)
         inherited(folder, node)
         with_mode(node, 0)
         _put(place, hidden, node)
@@ -306,7 +306,7 @@ class TreeBuilder(Nodes):
         if node.is_folder:
             self.gone(join(place[1], base))
 
-    def _forget_data(self, node: Node) -> None:
+    def _forget_data(self, node: FileNode) -> None:
         waiting = [node]
         while waiting:
             one = waiting.pop()
@@ -318,7 +318,7 @@ class TreeBuilder(Nodes):
                 self.unused.append(one.extents)
 
 
-def set_attribute(node: Node, key: bytes, value: bytes) -> None:
+def set_attribute(node: FileNode, key: bytes, value: bytes) -> None:
     """Set an attribute as containerd and the kernel do: ``trusted.*`` and what ext4 does not have is passed over.
 
     Raises LayerError for what the kernel refuses.
@@ -346,7 +346,7 @@ def _is_capability(value: bytes) -> bool:
     return (len(value), value[3:4]) in {(20, b"\x02"), (24, b"\x03")}
 
 
-def _put(place: Place, name: bytes, node: Node) -> None:
+def _put(place: Place, name: bytes, node: FileNode) -> None:
     if len(name) > LONGEST_NAME or b"\0" in name:
         raise no_name(place[1], name)
     children = place[0].children
@@ -354,18 +354,18 @@ def _put(place: Place, name: bytes, node: Node) -> None:
     children[name] = node
 
 
-def _child(place: Place, name: bytes) -> Node | None:
+def _child(place: Place, name: bytes) -> FileNode | None:
     """Return what has a name in a folder; raises LayerError for a longer one than the kernel looks up."""
     if len(name) > LONGEST_NAME:
         raise no_name(place[1], name)
     return _children(place[0]).get(name)
 
 
-def _children(node: Node) -> MutableMapping[bytes, Node]:
+def _children(node: FileNode) -> MutableMapping[bytes, FileNode]:
     children = node.children
     assert children is not None
     return children
 
 
-def _group(folder: Node) -> int:
+def _group(folder: FileNode) -> int:
     return folder.gid if folder.mode & stat.S_ISGID else 0

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from parbake.core.errors import BadContent, NoSuchImage, ParbakeError, VerificationFailed
 from parbake.core.model import MIB, Descriptor, Image
 from parbake.core.signing import Attached, NotSigned, PublicKey, opened
-from parbake.images.registry.documents import Document, Entry, Index, Manifest
+from parbake.images.registry.documents import Document, Index, IndexEntry, Manifest
 
 _TAGS = {".sig": "signature", ".att": "attestation", ".sbom": "sbom"}
 _SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -127,7 +127,7 @@ def _tag(digest: str) -> str:
     return digest.replace(":", "-")
 
 
-def _kind(shop: Shop, entry: Entry) -> str:
+def _kind(shop: Shop, entry: IndexEntry) -> str:
     """Return a referrer's artifact type; clients that write the fallback tag themselves put the config's there."""
     if entry.artifact_type and entry.artifact_type != _EMPTY:
         return entry.artifact_type
@@ -156,11 +156,11 @@ def _signatures(shop: Shop, digest: str, reasons: list[str]) -> Iterator[tuple[D
             yield document, _artifact_type(document) if ":" in name else "signature"
 
 
-def _signs(layer: Entry) -> bool:
+def _signs(layer: IndexEntry) -> bool:
     return layer.media_type == _SIMPLE_SIGNING or layer.media_type.startswith(_BUNDLE)
 
 
-def _check(shop: Shop, layer: Entry, digest: str, key: PublicKey) -> None:
+def _check(shop: Shop, layer: IndexEntry, digest: str, key: PublicKey) -> None:
     """Raise NotSigned unless a layer holds a signature of ``digest`` by the key."""
     if layer.media_type == _SIMPLE_SIGNING:
         _check_simple(shop.small(layer.descriptor, _LARGEST), layer, digest, key)
@@ -168,7 +168,7 @@ def _check(shop: Shop, layer: Entry, digest: str, key: PublicKey) -> None:
         _check_bundle(shop.small(layer.descriptor, _LARGEST), digest, key)
 
 
-def _check_simple(payload: bytes, layer: Entry, digest: str, key: PublicKey) -> None:
+def _check_simple(payload: bytes, layer: IndexEntry, digest: str, key: PublicKey) -> None:
     try:
         signature = base64.b64decode((layer.annotations or {}).get(_SIGNATURE, ""), validate=True)
     except binascii.Error:

@@ -94,7 +94,7 @@ def from_aws(host: str) -> Credentials | None:
     return _from_ecr(host, target)
 
 
-def _from_ecr(host: str, target: ecr.Target) -> Credentials:
+def _from_ecr(host: str, target: ecr.EcrHost) -> Credentials:
     username, password = ecr.login(host, target)
     return Credentials(username, password, source="AWS")
 

@@ -84,7 +84,7 @@ class Words(_Loose):
     variant: _Word | None = ""
 
 
-class Entry(_Loose):
+class IndexEntry(_Loose):
     """A descriptor in a document. ``size`` is written as a whole number, which is all that Go takes for one."""
 
     media_type: _Word = ""
@@ -108,7 +108,7 @@ class Entry(_Loose):
         return self.platform is not None and "unknown" in {self.platform.os, self.platform.architecture}
 
 
-type _Entries = Annotated[tuple[Entry, ...], BeforeValidator(_absent_is_empty)]
+type _Entries = Annotated[tuple[IndexEntry, ...], BeforeValidator(_absent_is_empty)]
 
 
 class _Versioned(_Loose):
@@ -124,7 +124,7 @@ class Index(_Versioned):
 class Manifest(_Versioned):
     """An image manifest."""
 
-    config: Entry
+    config: IndexEntry
     layers: _Entries = ()
 
 

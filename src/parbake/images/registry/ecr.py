@@ -39,7 +39,7 @@ PULL_THROUGH = (
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class EcrHost:
     """What an ECR host name says."""
 
     region: str
@@ -49,22 +49,22 @@ class Target:
     public: bool = False
 
 
-def parse(host: str) -> Target | None:
+def parse(host: str) -> EcrHost | None:
     """Return what the host name of an ECR registry says; None when it is none."""
     name = host.lower().removesuffix(":443")
     if name in _PUBLIC:
-        return Target(_PUBLIC_REGION, public=True)
+        return EcrHost(_PUBLIC_REGION, public=True)
     account, _, rest = name.partition(".")
     if not _ACCOUNT.fullmatch(account):
         return None
     for service, fips in _SERVICES.items():
         region, _, domain = rest.removeprefix(f"{service}.").partition(".")
         if rest.startswith(f"{service}.") and domain in _DOMAINS and _REGION.fullmatch(region):
-            return Target(region, account, fips=fips, dual_stack=service.startswith("dkr-"))
+            return EcrHost(region, account, fips=fips, dual_stack=service.startswith("dkr-"))
     return None
 
 
-def login(host: str, target: Target) -> tuple[str, str]:
+def login(host: str, target: EcrHost) -> tuple[str, str]:
     """Return user and password for an ECR registry; raises EnvironmentProblem (no boto3), Denied (AWS says no)."""
     with _told(host, "gives no registry token", _LOGIN_HINT) as client:
         data = client("ecr-public" if target.public else "ecr", target).get_authorization_token()["authorizationData"]
@@ -107,7 +107,7 @@ def ensure_repository(host: str, repository: str, options: RegistryOptions) -> b
     return True
 
 
-def _refuse_cached(ecr: Any, target: Target, host: str, repository: str) -> None:
+def _refuse_cached(ecr: Any, target: EcrHost, host: str, repository: str) -> None:
     """Raise InputError for a repository that a pull-through cache rule makes when it is pulled from, and nobody else.
 
     A rule for all (``ROOT``) leaves room for one's own.
@@ -130,7 +130,7 @@ def _refuse_cached(ecr: Any, target: Target, host: str, repository: str) -> None
 
 
 @contextmanager
-def _told(host: str, what: str, hint: str) -> Iterator[Callable[[str, Target], Any]]:
+def _told(host: str, what: str, hint: str) -> Iterator[Callable[[str, EcrHost], Any]]:
     """Yield what makes clients, and turn AWS's errors into ours."""
     try:
         import boto3
@@ -142,7 +142,7 @@ def _told(host: str, what: str, hint: str) -> Iterator[Callable[[str, Target], A
             hint="pip install 'parbake[aws]', or log in to the registry with docker, podman or skopeo",
         ) from error
 
-    def client(service: str, target: Target) -> Any:
+    def client(service: str, target: EcrHost) -> Any:
         config = Config(
             region_name=target.region,
             use_fips_endpoint=target.fips,

@@ -26,8 +26,8 @@ from parbake.images.registry.documents import (
     INDEXES,
     MANIFEST_LIMIT,
     Document,
-    Entry,
     Index,
+    IndexEntry,
     check,
     load,
     read_document,
@@ -122,7 +122,7 @@ class Layout:
         except (ValueError, RecursionError) as error:
             raise BadContent(f"{self.path}: index.json is not JSON") from error
 
-    def _choose(self, reference: Reference, entries: tuple[Entry, ...]) -> Entry:
+    def _choose(self, reference: Reference, entries: tuple[IndexEntry, ...]) -> IndexEntry:
         images = [entry for entry in entries if entry.media_type in DOCUMENTS and not entry.artifact_type]
         if reference.digest:
             images = [entry for entry in images if entry.digest == reference.digest]
@@ -141,7 +141,7 @@ class Layout:
             hint=f"the names there are: {', '.join(there)}" if there else "none of its images has a name",
         )
 
-    def _inner(self, reference: Reference, entries: tuple[Entry, ...]) -> Entry:
+    def _inner(self, reference: Reference, entries: tuple[IndexEntry, ...]) -> IndexEntry:
         """Return the entry of an index inside that has the wanted digest: a pin to one platform's manifest."""
         for entry in entries:
             if entry.media_type in INDEXES:
@@ -174,6 +174,6 @@ class Layout:
             yield file
 
 
-def _names(entry: Entry) -> set[str]:
+def _names(entry: IndexEntry) -> set[str]:
     annotations = entry.annotations or {}
     return {annotations[name] for name in _NAMES if annotations.get(name)}

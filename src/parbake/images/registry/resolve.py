@@ -23,8 +23,8 @@ from parbake.images.registry.documents import (
     MOST_DOCUMENTS,
     Config,
     Document,
-    Entry,
     Index,
+    IndexEntry,
     Manifest,
     check_image,
     read_config,
@@ -146,12 +146,12 @@ def _candidates(
     seen: list[Platform],
     *,
     depth: int = DEEPEST,
-) -> Iterator[tuple[Document, Entry | None]]:
+) -> Iterator[tuple[Document, IndexEntry | None]]:
     """Yield the manifests that may be meant, the best first; what is for other machines goes to ``seen``."""
     if isinstance(document.content, Manifest):
         yield document, None
         return
-    ranked: list[tuple[int, Entry]] = []
+    ranked: list[tuple[int, IndexEntry]] = []
     for entry in _entries(what, document.content, depth):
         place: int | None = len(wanted)  # without a platform: last, after a look into the config
         if entry.platform is not None and entry.platform.architecture:
@@ -168,7 +168,7 @@ def _candidates(
             yield child, entry
 
 
-def _entries(what: str, index: Index, depth: int) -> list[Entry]:
+def _entries(what: str, index: Index, depth: int) -> list[IndexEntry]:
     if depth <= 1:
         raise BadContent(f"{what}: indexes are nested more than {DEEPEST - 1} deep")
     if len(index.manifests) > _MOST_ENTRIES:
@@ -176,7 +176,7 @@ def _entries(what: str, index: Index, depth: int) -> list[Entry]:
     return [entry for entry in index.manifests if entry.media_type in DOCUMENTS and not entry.is_attestation]
 
 
-def _child(shelf: Shelf, what: str, entry: Entry) -> Document:
+def _child(shelf: Shelf, what: str, entry: IndexEntry) -> Document:
     return read_document(what, shelf.small(entry.descriptor, MANIFEST_LIMIT), entry.media_type)
 
 
@@ -184,14 +184,14 @@ def _is_image(manifest: Manifest) -> bool:
     return manifest.config.media_type.endswith(("container.image.v1+json", "oci.image.config.v1+json"))
 
 
-def _spelled(entry: Entry) -> Platform:
+def _spelled(entry: IndexEntry) -> Platform:
     words = entry.platform
     return (
         platforms.normalise(words.os, words.architecture, words.variant or "") if words else Platform(architecture="")
     )
 
 
-def _platform(entry: Entry | None, config: Config, wanted: Platform) -> Platform:
+def _platform(entry: IndexEntry | None, config: Config, wanted: Platform) -> Platform:
     """Return what an image is for: the index knows the variant, which builders often leave out of the config."""
     if entry is not None and entry.platform is not None and entry.platform.architecture:
         return _spelled(entry)
@@ -220,7 +220,7 @@ def _layers(what: str, manifest: Manifest, config: Config, raw_sizes: Sequence[i
     return tuple(layers)
 
 
-def _raw_size_of(shelf: Shelf, layer: Entry) -> Callable[[], int]:
+def _raw_size_of(shelf: Shelf, layer: IndexEntry) -> Callable[[], int]:
     """Return what looks how large a layer's tar is; the place that is asked holds the layer's size to what it has."""
 
     def look() -> int:

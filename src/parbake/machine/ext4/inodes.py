@@ -16,7 +16,7 @@ from parbake.machine.ext4 import checksums
 from parbake.machine.ext4.superblock import BLOCK, INODE
 
 if TYPE_CHECKING:
-    from parbake.core.filetree import Extents, Node
+    from parbake.core.filetree import Extents, FileNode
 
 EXTENTS_FLAG: Final = 0x80000
 _EXTRA: Final = 32
@@ -41,7 +41,7 @@ _ONE_EXTENT: Final = struct.Struct("<HHHHIIHHI36x")
 
 
 def pack_into(
-    table: bytearray, at: int, node: Node, *, seed: int, body: bytes, blocks: int, attributes: bytes, acl: int
+    table: bytearray, at: int, node: FileNode, *, seed: int, body: bytes, blocks: int, attributes: bytes, acl: int
 ) -> None:
     """Write a node's inode at an offset of a table, which is zero there.
 
@@ -105,18 +105,18 @@ def has_tree(raw: bytes) -> bool:
     return bool(struct.unpack_from("<I", raw, 0x20)[0] & EXTENTS_FLAG)
 
 
-def _has_extents(node: Node) -> bool:
+def _has_extents(node: FileNode) -> bool:
     if node.is_link:
         return len(node.data) > _SHORT_LINK
     return node.is_file or node.is_folder
 
 
-def is_short_link(node: Node) -> bool:
+def is_short_link(node: FileNode) -> bool:
     """Whether a symbolic link's target lies in the inode itself."""
     return node.is_link and len(node.data) <= _SHORT_LINK
 
 
-def body_without_data(node: Node) -> bytes:
+def body_without_data(node: FileNode) -> bytes:
     """Return what lies in the inode of a short symbolic link or a device."""
     if node.is_link:
         return node.data.ljust(60, b"\0")

@@ -8,23 +8,23 @@ from collections.abc import Iterator, MutableMapping
 from typing import Final
 
 from parbake.core.errors import ParbakeError
-from parbake.core.filetree import Extents, Node
+from parbake.core.filetree import Extents, FileNode
 from parbake.machine.ext4 import directories, inodes, xattrs
 from parbake.machine.ext4.superblock import BLOCK, INODE, Superblock
 
 _PIECE: Final = 1 << 20
 
 
-class _Children(MutableMapping[bytes, Node]):
+class _Children(MutableMapping[bytes, FileNode]):
     """A folder's children, read when they are asked for."""
 
     def __init__(self, reader: Reader, numbers: dict[bytes, int]) -> None:
         self._reader, self._numbers = reader, numbers
 
-    def __getitem__(self, name: bytes) -> Node:
+    def __getitem__(self, name: bytes) -> FileNode:
         return self._reader.node(self._numbers[name])
 
-    def __setitem__(self, name: bytes, node: Node) -> None:
+    def __setitem__(self, name: bytes, node: FileNode) -> None:
         raise TypeError("a tree on the volume is only read")
 
     def __delitem__(self, name: bytes) -> None:
@@ -43,7 +43,7 @@ class Reader:
     def __init__(self, superblock: Superblock) -> None:
         self._superblock = superblock
 
-    def node(self, number: int) -> Node:
+    def node(self, number: int) -> FileNode:
         """Return the node of an inode; a folder's children are read when they are asked for."""
         raw = os.pread(self._superblock.handle, INODE, self._superblock.inode_place(number))
         low, high = struct.unpack_from("<H", raw, 2)[0], struct.unpack_from("<H", raw, 0x78)[0]
@@ -51,7 +51,7 @@ class Reader:
         accessed, _, modified = struct.unpack_from("<III", raw, 8)
         modified_more, accessed_more = struct.unpack_from("<II", raw, 0x88)
         mode = struct.unpack_from("<H", raw, 0)[0]
-        node = Node(
+        node = FileNode(
             mode, low | high << 16, group | group_high << 16,
             inodes.time_of(modified, modified_more), inodes.time_of(accessed, accessed_more),
         )  # fmt: skip
@@ -67,7 +67,7 @@ class Reader:
         self._fill(node, raw[inodes.BODY])
         return node
 
-    def _fill(self, node: Node, body: bytes) -> None:
+    def _fill(self, node: FileNode, body: bytes) -> None:
         if node.is_folder:
             numbers: dict[bytes, int] = {}
             for _, place, count in node.extents:
@@ -83,12 +83,12 @@ class Reader:
             )
             node.rdev = major << 32 | minor
 
-    def pieces(self, node: Node) -> Iterator[memoryview]:
+    def pieces(self, node: FileNode) -> Iterator[memoryview]:
         """Yield a file's data where it has some; holes at its end or between are left out (see ``segments``)."""
         for _, pieces in self.segments(node):
             yield from pieces
 
-    def segments(self, node: Node) -> Iterator[tuple[int, Iterator[memoryview]]]:
+    def segments(self, node: FileNode) -> Iterator[tuple[int, Iterator[memoryview]]]:
         """Yield the parts of a file that have data, each with its offset in bytes."""
         for logical, place, count in node.extents:
             start = logical * BLOCK

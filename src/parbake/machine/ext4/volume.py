@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from parbake.core.filetree import Extents, Node, Store
+from parbake.core.filetree import Extents, FileNode, Store
 from parbake.machine.ext4 import checksums, inodes
 from parbake.machine.ext4.allocator import Overflow, Turnstile, Zone, front, shares, size_of
 from parbake.machine.ext4.holes import punch
@@ -75,7 +75,7 @@ class LayerArea:
         """Store pieces of one file (``nodes.Store``)."""
         return self._stream.put_sparse(segments)
 
-    def place(self, tree: Node, unused: Iterable[Extents] = ()) -> PlacedLayer:
+    def place(self, tree: FileNode, unused: Iterable[Extents] = ()) -> PlacedLayer:
         """Write the tree; ``unused`` are data that no file refers to any more. Layers are placed in their order.
 
         Raises LayerError, DiskFull.
@@ -211,14 +211,14 @@ class Volume:
         """
         self._write_top(lambda _: _folder({chain.encode(): _there(one.root) for chain, one in self.placed.items()}))
 
-    def finish(self, fill: Callable[[Store], Node]) -> None:
+    def finish(self, fill: Callable[[Store], FileNode]) -> None:
         """Write what is not a layer, and the books, and have all of it on the disk.
 
         ``fill`` returns the root folder, in which layers hang as ``holder`` gives them; it stores its files' data in
         what it gets. Raises LayerError, DiskFull, OSError.
         """
 
-        def whole(store: Store) -> Node:
+        def whole(store: Store) -> FileNode:
             root = fill(store)
             assert root.children is not None
             root.children[LAYOUT] = _file(self._layout(), store)
@@ -228,7 +228,7 @@ class Volume:
         self._write_top(whole)
         os.fsync(self._handle)
 
-    def _write_top(self, fill: Callable[[Store], Node]) -> None:
+    def _write_top(self, fill: Callable[[Store], FileNode]) -> None:
         blocks = Zone(self._top_blocks, self._overflow_blocks, self.turnstile, self._last)
         inodes = Zone(self._top_inodes, self._overflow_inodes, self.turnstile, self._last)
         stream = self._stream(blocks)
@@ -254,7 +254,7 @@ class Volume:
         self._were_blocks, self._were_inodes = used_blocks, used_inodes
         self.superblock.write(used_blocks, used_inodes, counts)
 
-    def holder(self, chain: str, folder: Node, work: Node | None) -> Node:
+    def holder(self, chain: str, folder: FileNode, work: FileNode | None) -> FileNode:
         """Return the folder of a layer's snapshot: ``fs`` in it is the layer's tree, ``work`` what overlayfs needs."""
         placed = self.placed[chain]
         folder.number = placed.holder
@@ -345,21 +345,21 @@ class Volume:
         self._close()
 
 
-def _folder(children: dict[bytes, Node]) -> Node:
-    node = Node(stat.S_IFDIR | 0o755)
+def _folder(children: dict[bytes, FileNode]) -> FileNode:
+    node = FileNode(stat.S_IFDIR | 0o755)
     node.children = children
     return node
 
 
-def _there(number: int) -> Node:
+def _there(number: int) -> FileNode:
     """Return a folder that is on the volume already."""
-    node = Node(stat.S_IFDIR | 0o755)
+    node = FileNode(stat.S_IFDIR | 0o755)
     node.number = number
     return node
 
 
-def _file(data: bytes, store: Store) -> Node:
-    node = Node(stat.S_IFREG | 0o644)
+def _file(data: bytes, store: Store) -> FileNode:
+    node = FileNode(stat.S_IFREG | 0o644)
     node.size = len(data)
     node.extents = store.put([memoryview(data)])
     return node

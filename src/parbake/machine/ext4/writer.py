@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from parbake.core.errors import LayerError
-from parbake.core.filetree import Node, walk
+from parbake.core.filetree import FileNode, walk
 from parbake.machine.ext4 import checksums, directories, inodes, xattrs
 from parbake.machine.ext4.superblock import BLOCK, INODE, Superblock
 
@@ -28,7 +28,7 @@ class TreeWriter:
         self.folders: dict[int, int] = {}
         """How many folders lie in each block group."""
 
-    def write(self, root: Node, parent: int, done: Container[int] = ()) -> None:
+    def write(self, root: FileNode, parent: int, done: Container[int] = ()) -> None:
         """Write a tree whose root lies in the folder ``parent`` (an inode number).
 
         Nodes without a number get one; those whose number is in ``done`` are on the volume already.
@@ -44,7 +44,7 @@ class TreeWriter:
             for child in (node.children or {}).values():
                 if child.is_folder:
                     parents[child.number] = node.number
-        run: list[Node] = []
+        run: list[FileNode] = []
         start = 0
         for node in nodes:
             place = self._superblock.inode_place(node.number)
@@ -56,14 +56,14 @@ class TreeWriter:
             run.append(node)
         self._write_run(run, start, parents)
 
-    def _write_run(self, nodes: Sequence[Node], start: int, parents: Mapping[int, int]) -> None:
+    def _write_run(self, nodes: Sequence[FileNode], start: int, parents: Mapping[int, int]) -> None:
         """Write nodes whose inodes lie side by side, from ``start`` (bytes)."""
         table = bytearray(len(nodes) * INODE)
         for index, node in enumerate(nodes):
             self._write(table, index * INODE, node, parents.get(node.number, 0))
         self._superblock.put(table, start)
 
-    def _write(self, table: bytearray, at: int, node: Node, parent: int) -> None:
+    def _write(self, table: bytearray, at: int, node: FileNode, parent: int) -> None:
         """Write one node, whose children have their numbers; its inode into a part of the table."""
         if node.children is not None:
             self._write_folder(node, node.children, parent)
@@ -85,7 +85,7 @@ class TreeWriter:
             table, at, node, seed=seed, body=body, blocks=blocks + bool(acl), attributes=attributes, acl=acl
         )
 
-    def _write_folder(self, node: Node, children: Mapping[bytes, Node], parent: int) -> None:
+    def _write_folder(self, node: FileNode, children: Mapping[bytes, FileNode], parent: int) -> None:
         seed = checksums.of_inode(self._superblock.seed, node.number)
         entries = [(b".", node.number, stat.S_IFDIR), (b"..", parent, stat.S_IFDIR)]
         entries += [(name, child.number, child.mode) for name, child in children.items()]

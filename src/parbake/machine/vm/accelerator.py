@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from parbake.core import run
-from parbake.core.errors import EnvironmentProblem, MachineFault
+from parbake.core.errors import EnvironmentProblem, MachineError
 from parbake.machine.vm.confine import SANDBOX, Files, user
 from parbake.machine.vm.qmp import Qmp
 
@@ -71,7 +71,7 @@ def _runs_on_kvm() -> bool:
         theirs,
         files,
         run.Process(command, log=Path(os.devnull), pass_fds=handles, user=files.borrower),
-        suppress(MachineFault),
+        suppress(MachineError),
     ):
         theirs.close()
         qmp = Qmp(ours).greet()

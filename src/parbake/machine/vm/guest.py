@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from parbake.core.errors import MachineFault
+from parbake.core.errors import MachineError
 
 _CHUNK = 1 << 16
 _PART = 48 << 10  # bytes of a connection in one line: 64 KiB in base64
@@ -87,7 +87,7 @@ class Guest:
     # requests
 
     def call(self, op: str, *, within: float = 10.0, **arguments: Any) -> dict[str, Any]:
-        """Have the agent do ``op``, which takes up to ``within`` seconds there; raises MachineFault."""
+        """Have the agent do ``op``, which takes up to ``within`` seconds there; raises MachineError."""
         number = next(self._numbers)
         future: Future[dict[str, Any]] = Future()
         with self._state:
@@ -96,12 +96,12 @@ class Guest:
             self._send(request=number, op=op, **arguments)
             answer = future.result(within + self._grace)
         except TimeoutError as error:
-            raise MachineFault(f"the guest agent did not answer {op} within {within + self._grace:.0f} s") from error
+            raise MachineError(f"the guest agent did not answer {op} within {within + self._grace:.0f} s") from error
         finally:
             with self._state:
                 self._pending.pop(number, None)
         if "error" in answer:
-            raise MachineFault(f"the guest could not do {op} {arguments or ''}: {answer['error']}")
+            raise MachineError(f"the guest could not do {op} {arguments or ''}: {answer['error']}")
         return answer.get("result") or {}
 
     def run(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Ran:
@@ -111,11 +111,11 @@ class Guest:
         return Ran(answer["code"], answer["output"])
 
     def check(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> str:
-        """Run a program in the guest and return its output; raises MachineFault when it fails."""
+        """Run a program in the guest and return its output; raises MachineError when it fails."""
         ran = self.run(argv, timeout=timeout, stdin=stdin)
         if ran.code != 0:
             ended = f"was stopped after {timeout:.0f} s" if ran.code is None else f"ended with code {ran.code}"
-            raise MachineFault(f"in the guest, `{' '.join(argv)}` {ended}\n{ran.output.rstrip()}")
+            raise MachineError(f"in the guest, `{' '.join(argv)}` {ended}\n{ran.output.rstrip()}")
         return ran.output
 
     def read(self, path: str, *, offset: int = 0, limit: int = _CHUNK) -> bytes:
@@ -173,11 +173,11 @@ class Guest:
         stream = next(self._numbers)
         with self._state:
             self._streams[stream] = connection
-        with suppress(OSError, MachineFault):  # either end went away: so does the other
+        with suppress(OSError, MachineError):  # either end went away: so does the other
             self.call("connect", stream=stream, path=guest_path)
             while data := connection.recv(_PART):
                 self._send(stream=stream, data=base64.b64encode(data).decode())
-        with suppress(MachineFault):
+        with suppress(MachineError):
             self._send(stream=stream, end=True)
         self._end_stream(stream)
 
@@ -193,12 +193,12 @@ class Guest:
 
     def _send(self, **message: Any) -> None:
         if self._port is None:
-            raise MachineFault("the guest agent has not said hello")
+            raise MachineError("the guest agent has not said hello")
         try:
             with self._sending:
                 self._port.sendall(json.dumps(message).encode() + b"\n")
         except OSError as error:
-            raise MachineFault(f"the machine is gone: {error}") from error
+            raise MachineError(f"the machine is gone: {error}") from error
 
     def _read(self, port: socket.socket) -> None:
         with suppress(OSError), port.makefile("rb") as lines:
@@ -210,7 +210,7 @@ class Guest:
             lost = list(self._pending.values()) if port is self._port or not self._open_ends else []
         for future in lost:
             with suppress(Exception):  # its caller gave up at this moment
-                future.set_exception(MachineFault("the machine ended before the guest agent answered"))
+                future.set_exception(MachineError("the machine ended before the guest agent answered"))
 
     def _take(self, port: socket.socket, message: dict[str, Any]) -> None:
         if "request" in message:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from parbake.core import netns, run
-from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineFault
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineError
 from parbake.machine.disk import formats
 from parbake.machine.vm import confine, console, firmware
 from parbake.machine.vm.accelerator import QEMU, STRETCH, accelerator, cpu
@@ -112,7 +112,7 @@ class Machine:
             stack.callback(self.guest.close)
             try:
                 self._qmp.greet()
-            except MachineFault as error:
+            except MachineError as error:
                 raise EnvironmentProblem(
                     f"QEMU did not start: {error.message}\n{self._process.tail}",
                     hint="see `parbake doctor`; the machine needs free memory, and a working QEMU 7 or later",
@@ -221,7 +221,7 @@ class Machine:
     def wait_agent(self, seconds: float = _BOOT_LIMIT) -> None:
         """Wait until the guest agent says hello, ``seconds`` with hardware virtualisation and longer without.
 
-        Raises MachineFault with the console's last lines as soon as it shows that the machine will not come up,
+        Raises MachineError with the console's last lines as soon as it shows that the machine will not come up,
         EnvironmentProblem when it is QEMU that fails.
         """
         deadline = run.Deadline(seconds * self.stretch, f"boot of {self.disk.name}")
@@ -254,15 +254,15 @@ class Machine:
         """Return QEMU's run state; raises CommandFailed, with QEMU's own words, where it ends while it is asked."""
         try:
             return str(self._qmp.execute("query-status")["status"])
-        except MachineFault:
+        except MachineError:
             with suppress(DeadlineExceeded):
                 self.wait_off(_ENDING)
             self._process.check_alive()
             raise
 
-    def _fault(self, reason: str) -> MachineFault:
+    def _fault(self, reason: str) -> MachineError:
         shown = self.console or "(nothing)"
-        return MachineFault(
+        return MachineError(
             f"{self.disk.name} did not boot: {reason}\nthe console's last lines:\n{shown}",
             hint="the base must boot with a serial console on ttyS0 and run cloud-init (NoCloud data source)",
         )
@@ -270,7 +270,7 @@ class Machine:
     def containerd(self, seconds: float = _BOOT_LIMIT) -> Path:
         """Wait for the guest's containerd, starting it where nothing has, and return a socket that leads to it.
 
-        Raises MachineFault with what systemd knows about containerd.
+        Raises MachineError with what systemd knows about containerd.
         """
         if self._containerd is None:
             limit = seconds * self.stretch
@@ -278,7 +278,7 @@ class Machine:
             waited = self.guest.wait_unix(CONTAINERD, limit)
             if not waited.up:
                 status = self.guest.run(["systemctl", "status", "--no-pager", "--full", "containerd.service"])
-                raise MachineFault(f"containerd does not answer in the machine: {waited.why}\n{status.output}")
+                raise MachineError(f"containerd does not answer in the machine: {waited.why}\n{status.output}")
             self._containerd = self.guest.forward(self.folder / "containerd.sock", CONTAINERD)
         return self._containerd
 

@@ -10,7 +10,7 @@ import socket
 import threading
 from typing import Any, Self
 
-from parbake.core.errors import MachineFault
+from parbake.core.errors import MachineError
 
 _ANSWER_LIMIT = 60.0  # seconds; QEMU answers at once unless the host is badly overloaded
 
@@ -27,27 +27,27 @@ class Qmp:
         """Names of the events that came with answers, in order."""
 
     def greet(self) -> Self:
-        """Read the greeting and enter command mode; raises MachineFault."""
+        """Read the greeting and enter command mode; raises MachineError."""
         greeting = self._read("the greeting")
         if "QMP" not in greeting:
-            raise MachineFault(f"QEMU's control socket said {greeting} instead of a greeting")
+            raise MachineError(f"QEMU's control socket said {greeting} instead of a greeting")
         self.execute("qmp_capabilities")
         return self
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        """Run one command and return its result; raises MachineFault when QEMU refuses or is gone."""
+        """Run one command and return its result; raises MachineError when QEMU refuses or is gone."""
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
         with self._lock:
             try:
                 self._connection.sendall(json.dumps(request).encode() + b"\n")
             except OSError as error:
-                raise MachineFault(f"QEMU ended before {command}: {error}") from error
+                raise MachineError(f"QEMU ended before {command}: {error}") from error
             while True:
                 message = self._read(command)
                 if "event" in message:
                     self.events.append(message["event"])
                 elif "error" in message:
-                    raise MachineFault(f"QEMU refused {command} {arguments}: {message['error'].get('desc', message)}")
+                    raise MachineError(f"QEMU refused {command} {arguments}: {message['error'].get('desc', message)}")
                 else:
                     return message.get("return")
 
@@ -56,9 +56,9 @@ class Qmp:
             line = self._lines.readline()
             message = json.loads(line) if line else None
         except (OSError, ValueError) as error:
-            raise MachineFault(f"QEMU did not answer {what}: {error}") from error
+            raise MachineError(f"QEMU did not answer {what}: {error}") from error
         if not isinstance(message, dict):
-            raise MachineFault(f"QEMU ended before it answered {what}")
+            raise MachineError(f"QEMU ended before it answered {what}")
         return message
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ def need_published(record: Record, region: str, events: Events, *, signed: bool)
     """Raise VerificationFailed unless what a record says of a region is there, and was made by its bake.
 
     A ``signed`` record, which a trusted key vouches for, may also be of another account, or asked about by nobody:
-    whose tags are not shown, and what may not be looked at, is believed then. Raises AwsNoAccess, AwsFault.
+    whose tags are not shown, and what may not be looked at, is believed then. Raises AwsNoAccess, AwsError.
     """
     there = record.published[region]
     try:
@@ -50,7 +50,7 @@ def doubt(record: Record, region: str, *, stranger: bool = False, verified: bool
     """Return what speaks against what a record says of a region; empty where nothing does.
 
     ``stranger``: what shows no tags may be another account's. ``verified``: the tags must also say that a verification
-    passed, where the record says so. Raises AwsFault, AwsNoAccess, EnvironmentProblem.
+    passed, where the record says so. Raises AwsError, AwsNoAccess, EnvironmentProblem.
     """
     from parbake.aws import images  # loads only where AWS is asked
 

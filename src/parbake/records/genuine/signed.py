@@ -24,7 +24,7 @@ _TEST = b"parbake: a test of the key before anything is made"
 def open_signer(bakefile: Bakefile) -> Signer | None:
     """Return what signs a Bakefile's records, tried out; None where it says nothing of that.
 
-    Raises InputError when there is no such key, or its public half is not trusted; what KMS answers as AwsFault.
+    Raises InputError when there is no such key, or its public half is not trusted; what KMS answers as AwsError.
     """
     section = bakefile.sign
     if section is None:

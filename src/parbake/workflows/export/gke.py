@@ -35,7 +35,7 @@ _COLUMNS = ("REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class GkeLayout:
     """What a disk holds: the snapshots' folders and checksums by chain ID, and the images' names."""
 
     snapshots: dict[str, tuple[str, str]]
@@ -46,11 +46,11 @@ class Layout:
         return "".join(f"{chain} {folder} {checksum}\n" for chain, (folder, checksum) in self.snapshots.items())
 
 
-def secondary_boot_disk(volume: Path, target: Path, work: Path, events: Events) -> Layout:
+def secondary_boot_disk(volume: Path, target: Path, work: Path, events: Events) -> GkeLayout:
     """Make a disk with GKE's layout of an ext4 volume with a containerd store. Needs root.
 
     The volume is not changed: the disk is a copy of it (shared blocks, where the file system can), in which the trees
-    are moved and the rest is removed. Raises BadContent (a store without images), DiskFull, RuntimeFault.
+    are moved and the rest is removed. Raises BadContent (a store without images), DiskFull, ContainerdError.
     """
     disk.copy_sparse(volume, target, events)
     with disk.private_mounts(), disk.mount(target, work / "mnt", filesystem="ext4") as mounted:
@@ -61,7 +61,7 @@ def secondary_boot_disk(volume: Path, target: Path, work: Path, events: Events) 
             raise BadContent(f"{volume} has no images in its containerd store", hint="name a volume that parbake baked")
         with events.stage("layout", "Arrange the snapshots as GKE has them"):
             found = _arrange(mounted.path, trees, events)
-            layout = Layout(found, tuple(sorted(images)))
+            layout = GkeLayout(found, tuple(sorted(images)))
             (mounted.path / "snapshots.metadata").write_text(layout.text())
             (mounted.path / "images.metadata").write_text(_listed(images))
             disk.trim(mounted)

@@ -68,7 +68,7 @@ def rules(
 def prune_published(bakefile_path: Path, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
     """Retire and remove published artefacts that nothing refers to, in every region; nothing with ``dry_run``.
 
-    Raises what reading a place raises (AwsFault, RolloutError, …): then nothing was removed.
+    Raises what reading a place raises (AwsError, RolloutError, …): then nothing was removed.
     """
     bakefile = load(bakefile_path)
     regions = regions_of(bakefile)

@@ -15,7 +15,7 @@ from typing import Any
 from parbake.aws import client, mine
 from parbake.aws.ebs import fast_restore
 from parbake.aws.tags import ARTEFACT, as_dict, as_list
-from parbake.core.errors import AwsFault, AwsNotFound
+from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.model import GIB
 from parbake.rollouts.protocol import OWNER
 from parbake.workflows.prune.decide import Item
@@ -76,7 +76,7 @@ class Stock:
                 self.ec2.delete_snapshot(SnapshotId=snapshot)
             except AwsNotFound:
                 continue
-            except AwsFault as error:
+            except AwsError as error:
                 if error.code != "InvalidSnapshot.InUse":  # by another image, which somebody made of it
                     raise
 

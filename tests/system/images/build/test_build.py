@@ -20,9 +20,9 @@ from parbake.core.events import Event, Events
 from parbake.core.model import Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.core.run import Deadline, find, run
-from parbake.images.build import Containers, Place
+from parbake.images.build import BuildPlace, Containers
 from parbake.images.build.build import LABEL, Built, build, clear, existing
-from parbake.images.build.context import Rules, walk
+from parbake.images.build.context import IgnoreRules, walk
 from parbake.images.registry import Layout, Registry
 from tests.fakes.contexts import Spec, spec, write_files
 from tests.fakes.images import image, layer, push
@@ -324,8 +324,8 @@ def test_ignore_rules_agree_with_buildah(patterns: str, tmp_path: Path, cache: P
     write_files(context, {**TREE, ".containerignore": patterns})
     containerfile = tmp_path / "Containerfile"
     containerfile.write_text("FROM scratch\nCOPY . /all/\n")
-    rules = Rules.find(context, containerfile)
-    place = Place(tmp_path, cache, {}, Events())
+    rules = IgnoreRules.find(context, containerfile)
+    place = BuildPlace(tmp_path, cache, {}, Events())
     tool = Containers("buildah", place, "overlay")
     arguments = ["build", f"--ignorefile={rules.source}", f"--file={containerfile}", f"--output=type=local,dest={out}"]
     run(tool.command(*arguments, str(context)))

@@ -340,11 +340,11 @@ class TestEcrLogins:
         """Take every host for one of ECR's; return the hosts for which AWS was asked."""
         asked: list[str] = []
 
-        def login(host: str, _target: ecr.Target) -> tuple[str, str]:
+        def login(host: str, _target: ecr.EcrHost) -> tuple[str, str]:
             asked.append(host)
             return "AWS", "fresh"
 
-        monkeypatch.setattr(ecr, "parse", lambda _host: ecr.Target("eu-west-1", "123456789012"))
+        monkeypatch.setattr(ecr, "parse", lambda _host: ecr.EcrHost("eu-west-1", "123456789012"))
         monkeypatch.setattr(ecr, "login", login)
         return asked
 

@@ -13,7 +13,7 @@ from parbake.core.errors import Denied, EnvironmentProblem, ParbakeError, Regist
 from parbake.core.events import Event, Events
 from parbake.core.model import Platform, RegistryOptions
 from parbake.core.reference import Reference
-from parbake.images.build import Docker, Place, choose
+from parbake.images.build import BuildPlace, Docker, choose
 from parbake.images.build.build import build
 from parbake.images.build.common import push_error
 from parbake.images.build.registries import is_insecure, registries_conf
@@ -46,9 +46,9 @@ def said() -> list[Event]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, said: list[Event]) -> Place:
+def place(tmp_path: Path, said: list[Event]) -> BuildPlace:
     (tmp_path / "work").mkdir()
-    return Place(tmp_path / "work", tmp_path / "cache", {}, Events(said.append))
+    return BuildPlace(tmp_path / "work", tmp_path / "cache", {}, Events(said.append))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_first_that_works_builds(
     programs: dict[str, str],
     chosen: str,
     tmp_path: Path,
-    place: Place,
+    place: BuildPlace,
     said: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -78,7 +78,7 @@ def test_the_first_that_works_builds(
             assert "out of order" in choice
 
 
-def test_where_none_works_each_says_why(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_none_works_each_says_why(tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path / "bin", monkeypatch, dict.fromkeys(("buildah", "docker", "podman"), BROKEN))
     with pytest.raises(EnvironmentProblem) as caught:
         choose(place)
@@ -99,7 +99,7 @@ def archive(folder: Path) -> Path:
 
 
 def test_docker_builds_a_local_image(
-    tmp_path: Path, place: Place, said: list[Event], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, place: BuildPlace, said: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"
     docker = DOCKER.format(log=log, archive=archive(tmp_path), work=place.work)
@@ -122,20 +122,20 @@ def test_docker_builds_a_local_image(
     assert "secret" in [event.text for event in said], "docker is shown the ignore file that counts"
 
 
-def test_docker_pushes_and_names_the_digest(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docker_pushes_and_names_the_digest(tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     put_on_path(tmp_path / "bin", monkeypatch, {"docker": DOCKER.format(log=log, archive="", work=place.work)})
     assert Docker(place).push("team/app:1", Reference.parse("example.com/team/app:1")) == DIGEST
     assert log.read_text().splitlines() == ["tag team/app:1 example.com/team/app:1", "push example.com/team/app:1"]
 
 
-def test_docker_that_names_no_digest(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docker_that_names_no_digest(tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path / "bin", monkeypatch, {"docker": FINE})
     with pytest.raises(RegistryError, match="named no digest"):
         Docker(place).push("app:1", Reference.parse("app:1"))
 
 
-def test_old_docker_cannot_export(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_docker_cannot_export(tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path, {"legacy/manifest.json": "[]"})
     shutil.make_archive(str(tmp_path / "old"), "tar", tmp_path / "legacy")
     script = DOCKER.format(log=tmp_path / "log", archive=tmp_path / "old.tar", work=place.work)
@@ -223,7 +223,7 @@ def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_how_a_build_failed(
-    *, says: str, kind: str, hint: str, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+    *, says: str, kind: str, hint: str, tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = f'#!/bin/sh\nif [ "$2" = build ]; then echo "{says}"; exit 1; fi\n'
     put_on_path(tmp_path / "bin", monkeypatch, {"buildah": BROKEN, "docker": script})

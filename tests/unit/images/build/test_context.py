@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parbake.core.errors import InputError
 from parbake.core.model import Platform
-from parbake.images.build.context import Rules, digest, walk
+from parbake.images.build.context import IgnoreRules, digest, walk
 from tests.fakes.contexts import Spec, spec, write_files
 
 AMD64 = Platform(architecture="amd64")
@@ -45,7 +45,7 @@ AMD64 = Platform(architecture="amd64")
     ],
 )
 def test_rules(patterns: list[str], left_out: list[str], kept: list[str]) -> None:
-    rules = Rules.parse(patterns)
+    rules = IgnoreRules.parse(patterns)
     assert {path: rules.leave_out(path) for path in left_out + kept} == {
         **dict.fromkeys(left_out, True),
         **dict.fromkeys(kept, False),
@@ -56,15 +56,15 @@ def test_rules(patterns: list[str], left_out: list[str], kept: list[str]) -> Non
 def test_bad_pattern_names_file_and_line(pattern: str, tmp_path: Path) -> None:
     write_files(tmp_path, {"Containerfile": "FROM scratch\n", ".dockerignore": f"# fine\n{pattern}\n"})
     with pytest.raises(InputError, match=r"\.dockerignore:2: "):
-        Rules.find(tmp_path, tmp_path / "Containerfile")
+        IgnoreRules.find(tmp_path, tmp_path / "Containerfile")
 
 
 def test_which_ignore_file_counts(tmp_path: Path) -> None:
     containerfile = tmp_path / "Containerfile"
-    assert Rules.find(tmp_path, containerfile).source is None
+    assert IgnoreRules.find(tmp_path, containerfile).source is None
     for name in (".dockerignore", ".containerignore", "Containerfile.dockerignore", "Containerfile.containerignore"):
         (tmp_path / name).write_text("x\n")
-        assert Rules.find(tmp_path, containerfile).source == tmp_path / name
+        assert IgnoreRules.find(tmp_path, containerfile).source == tmp_path / name
 
 
 @given(
@@ -73,7 +73,7 @@ def test_which_ignore_file_counts(tmp_path: Path) -> None:
 )
 def test_every_pattern_is_understood_or_refused(lines: list[str], path: str) -> None:
     try:
-        rules = Rules.parse(lines)
+        rules = IgnoreRules.parse(lines)
     except InputError:
         return
     assert rules.leave_out(path) in {True, False}
@@ -83,7 +83,7 @@ def test_every_pattern_is_understood_or_refused(lines: list[str], path: str) -> 
 
 
 def _paths(folder: Path) -> list[str]:
-    return [entry.path for entry in walk(folder, Rules.find(folder, folder / "Containerfile"))]
+    return [entry.path for entry in walk(folder, IgnoreRules.find(folder, folder / "Containerfile"))]
 
 
 def test_walk_shows_what_the_build_sees(tmp_path: Path) -> None:

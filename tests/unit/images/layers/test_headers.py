@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from parbake.core.errors import LayerError
 from parbake.images.layers import numbers
 from parbake.images.layers.archive import Archive, Chunks
-from parbake.images.layers.headers import Entry
+from parbake.images.layers.headers import TarEntry
 from parbake.images.layers.paths import clean
 from tests.fakes.tars import GNU, USTAR, V7, archive, entry, header, octal, pax, record
 
 MAX = (1 << 63) - 1
 
 
-def read(data: bytes, chunk: int = 1024) -> list[tuple[Entry, bytes]]:
+def read(data: bytes, chunk: int = 1024) -> list[tuple[TarEntry, bytes]]:
     pieces = iter([memoryview(data)[at : at + chunk] for at in range(0, len(data), chunk)])
     reader = Archive(Chunks(lambda: next(pieces, None)), most_entries=1000)
     found = []
@@ -28,7 +28,7 @@ def read(data: bytes, chunk: int = 1024) -> list[tuple[Entry, bytes]]:
     return found
 
 
-def only(*parts: bytes) -> Entry:
+def only(*parts: bytes) -> TarEntry:
     ((found, _),) = read(archive(*parts))
     return found
 
@@ -133,7 +133,7 @@ def test_pax_overrides_the_header_and_an_empty_value_does_not() -> None:
     ],
 )
 def test_times_are_bounded_as_in_containerd(modified: int, accessed: int | None, times: tuple[int, int]) -> None:
-    found = Entry()
+    found = TarEntry()
     found.modified, found.accessed = modified, accessed
     assert found.times() == times
 

@@ -211,25 +211,25 @@ def test_secrets_have_no_representation() -> None:
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
-        ("123456789012.dkr.ecr.eu-central-1.amazonaws.com", ecr.Target("eu-central-1", "123456789012")),
-        ("123456789012.dkr.ecr.us-east-1.amazonaws.com:443", ecr.Target("us-east-1", "123456789012")),
-        ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", ecr.Target("cn-north-1", "123456789012")),
+        ("123456789012.dkr.ecr.eu-central-1.amazonaws.com", ecr.EcrHost("eu-central-1", "123456789012")),
+        ("123456789012.dkr.ecr.us-east-1.amazonaws.com:443", ecr.EcrHost("us-east-1", "123456789012")),
+        ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", ecr.EcrHost("cn-north-1", "123456789012")),
         (
             "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com",
-            ecr.Target("us-gov-west-1", "123456789012", fips=True),
+            ecr.EcrHost("us-gov-west-1", "123456789012", fips=True),
         ),
-        ("123456789012.dkr-ecr.eu-west-1.on.aws", ecr.Target("eu-west-1", "123456789012", dual_stack=True)),
+        ("123456789012.dkr-ecr.eu-west-1.on.aws", ecr.EcrHost("eu-west-1", "123456789012", dual_stack=True)),
         (
             "123456789012.dkr-ecr-fips.us-east-2.on.aws",
-            ecr.Target("us-east-2", "123456789012", fips=True, dual_stack=True),
+            ecr.EcrHost("us-east-2", "123456789012", fips=True, dual_stack=True),
         ),
         (
             "123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
-            ecr.Target("cn-north-1", "123456789012", dual_stack=True),
+            ecr.EcrHost("cn-north-1", "123456789012", dual_stack=True),
         ),
-        ("123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu", ecr.Target("eusc-de-east-1", "123456789012")),
-        ("public.ecr.aws", ecr.Target("us-east-1", public=True)),
-        ("ecr-public.aws.com", ecr.Target("us-east-1", public=True)),
+        ("123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu", ecr.EcrHost("eusc-de-east-1", "123456789012")),
+        ("public.ecr.aws", ecr.EcrHost("us-east-1", public=True)),
+        ("ecr-public.aws.com", ecr.EcrHost("us-east-1", public=True)),
         ("12345.dkr.ecr.eu-central-1.amazonaws.com", None),
         ("123456789012.dkr.ecr.eu-central-1.amazonaws.com.evil.test", None),
         ("evil.test/123456789012.dkr.ecr.eu-central-1.amazonaws.com", None),
@@ -237,7 +237,7 @@ def test_secrets_have_no_representation() -> None:
         ("docker.io", None),
     ],
 )
-def test_ecr_hosts(host: str, expected: ecr.Target | None) -> None:
+def test_ecr_hosts(host: str, expected: ecr.EcrHost | None) -> None:
     assert ecr.parse(host) == expected
 
 

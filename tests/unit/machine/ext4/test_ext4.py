@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parbake.core.errors import DiskFull, Interrupted, LayerError
-from parbake.core.filetree import Node, Store, walk
+from parbake.core.filetree import FileNode, Store, walk
 from parbake.core.model import MIB, Layer
 from parbake.core.run import run
 from parbake.machine import disk
@@ -42,14 +42,14 @@ def empty(folder: Path, size: int = 64 * MIB) -> Path:
     return path
 
 
-def folder(**children: Node) -> Node:
-    node = Node(stat.S_IFDIR | 0o755)
+def folder(**children: FileNode) -> FileNode:
+    node = FileNode(stat.S_IFDIR | 0o755)
     node.children = {name.encode(): child for name, child in children.items()}
     return node
 
 
-def file(store: Store, data: bytes, mode: int = 0o644) -> Node:
-    node = Node(stat.S_IFREG | mode, 1000, 70000, 1_234_567_890_123_456_789)
+def file(store: Store, data: bytes, mode: int = 0o644) -> FileNode:
+    node = FileNode(stat.S_IFREG | mode, 1000, 70000, 1_234_567_890_123_456_789)
     node.size = len(data)
     if len(data) % 2:
         node.extents = store.put_whole(memoryview(data))
@@ -61,11 +61,11 @@ def file(store: Store, data: bytes, mode: int = 0o644) -> Node:
 def finish(volume: Volume) -> None:
     """Let the root show layers by chain ID."""
 
-    def fill(_: Store) -> Node:
+    def fill(_: Store) -> FileNode:
         root = folder()
         assert root.children is not None
         for chain in volume.placed:
-            root.children[chain.encode()] = volume.holder(chain, Node(stat.S_IFDIR | 0o700), None)
+            root.children[chain.encode()] = volume.holder(chain, FileNode(stat.S_IFDIR | 0o700), None)
         return root
 
     volume.finish(fill)
@@ -78,14 +78,14 @@ def check(path: Path) -> None:
 
 
 def write(
-    path: Path, trees: dict[str, Callable[[LayerArea], Node]], *, at_once: bool = False, **options: bool
+    path: Path, trees: dict[str, Callable[[LayerArea], FileNode]], *, at_once: bool = False, **options: bool
 ) -> Volume:
     """Write trees as layers, their data side by side where asked for."""
     with Volume(path) as volume, ThreadPoolExecutor(len(trees) if at_once else 1) as pool:
         layers = [layer(name) for name in trees]
         slots = volume.areas(layers, **options)
 
-        def make(tree: Callable[[LayerArea], Node], area: LayerArea) -> Node:
+        def make(tree: Callable[[LayerArea], FileNode], area: LayerArea) -> FileNode:
             if at_once:
                 time.sleep(random.random() / 50)
             return tree(area)
@@ -101,10 +101,10 @@ def write(
     return volume
 
 
-def read(path: Path, name: str) -> Node:
+def read(path: Path, name: str) -> FileNode:
     """Return a layer's tree as the reader sees it."""
 
-    def whole(node: Node) -> Node:
+    def whole(node: FileNode) -> FileNode:
         if node.children is not None:
             node.children = {name: whole(child) for name, child in node.children.items()}
         return node
@@ -184,8 +184,8 @@ DATA = st.one_of(st.binary(max_size=100), st.integers(0, 40_000).map(lambda size
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> Callable[[LayerArea], Node]:
-    def entry(depth: int) -> Callable[[LayerArea], Node]:
+def trees(draw: st.DrawFn) -> Callable[[LayerArea], FileNode]:
+    def entry(depth: int) -> Callable[[LayerArea], FileNode]:
         kind = draw(st.sampled_from(["file", "file", "folder", "link", "device", "attributes", "sparse"]))
         modified = draw(st.integers(-(2**31), 2**33)) * 10**9 + draw(st.integers(0, 999_999_999))
         if kind == "folder" and depth:
@@ -211,37 +211,37 @@ def trees(draw: st.DrawFn) -> Callable[[LayerArea], Node]:
     return lambda area: _folder_of(area, below, 0)
 
 
-def _folder_of(area: LayerArea, below: dict[bytes, Callable[[LayerArea], Node]], modified: int) -> Node:
-    node = Node(stat.S_IFDIR | 0o751, 3, 4, modified)
+def _folder_of(area: LayerArea, below: dict[bytes, Callable[[LayerArea], FileNode]], modified: int) -> FileNode:
+    node = FileNode(stat.S_IFDIR | 0o751, 3, 4, modified)
     node.children = {name: make(area) for name, make in below.items()}
     return node
 
 
-def _link(target: bytes) -> Node:
-    node = Node(stat.S_IFLNK | 0o777)
+def _link(target: bytes) -> FileNode:
+    node = FileNode(stat.S_IFLNK | 0o777)
     node.data = target
     return node
 
 
-def _device(major: int, minor: int) -> Node:
-    node = Node(stat.S_IFCHR | 0o600)
+def _device(major: int, minor: int) -> FileNode:
+    node = FileNode(stat.S_IFCHR | 0o600)
     node.rdev = major << 32 | minor
     return node
 
 
-def _sparse(area: LayerArea, starts: list[int]) -> Node:
-    node = Node(stat.S_IFREG | 0o600)
+def _sparse(area: LayerArea, starts: list[int]) -> FileNode:
+    node = FileNode(stat.S_IFREG | 0o600)
     node.extents = area.put_sparse((start, [memoryview(b"x" * 512)]) for start in starts)
     node.size = (starts[-1] if starts else 0) + 5000
     return node
 
 
-def _with_attributes(node: Node, values: dict[bytes, bytes]) -> Node:
+def _with_attributes(node: FileNode, values: dict[bytes, bytes]) -> FileNode:
     node.xattrs = values or None
     return node
 
 
-def same(ours: Node, theirs: Node) -> None:
+def same(ours: FileNode, theirs: FileNode) -> None:
     """A node that was written and the one that was read are alike."""
     for field in ("mode", "uid", "gid", "modified", "accessed", "size", "rdev", "data", "extents"):
         if not (field in {"size", "extents"} and ours.is_folder):
@@ -257,12 +257,14 @@ def same(ours: Node, theirs: Node) -> None:
 @given(trees(), trees())
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_tree_is_clean_and_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, first: Callable[[LayerArea], Node], second: Callable[[LayerArea], Node]
+    tmp_path_factory: pytest.TempPathFactory,
+    first: Callable[[LayerArea], FileNode],
+    second: Callable[[LayerArea], FileNode],
 ) -> None:
     path = empty(tmp_path_factory.mktemp("tree"), 16 * MIB)
-    written: dict[str, Node] = {}
+    written: dict[str, FileNode] = {}
 
-    def remember(name: str, make: Callable[[LayerArea], Node]) -> Callable[[LayerArea], Node]:
+    def remember(name: str, make: Callable[[LayerArea], FileNode]) -> Callable[[LayerArea], FileNode]:
         return lambda area: written.setdefault(name, make(area))
 
     write(path, {"a": remember("a", first), "b": remember("b", second)})
@@ -278,11 +280,11 @@ def test_large_files_many_extents_and_data_as_it_was(tmp_path: Path) -> None:
     data = random.Random(1).randbytes(3 * MIB + 17)
     digest = hashlib.sha256(data * 50).digest()
 
-    def make(area: LayerArea) -> Node:
-        large = Node(stat.S_IFREG | 0o644)
+    def make(area: LayerArea) -> FileNode:
+        large = FileNode(stat.S_IFREG | 0o644)
         large.size = len(data) * 50
         large.extents = area.put(memoryview(data) for _ in range(50))
-        holes = Node(stat.S_IFREG | 0o644)
+        holes = FileNode(stat.S_IFREG | 0o644)
         holes.extents = area.put_sparse((at * 3 * BLOCK, [memoryview(b"%06d" % at)]) for at in range(1500))
         holes.size = 1500 * 3 * BLOCK
         return folder(large=large, holes=holes)
@@ -321,8 +323,8 @@ def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path)
     assert plain.read_bytes() == path.read_bytes()
 
 
-def some(name: str, count: int = 40) -> Callable[[LayerArea], Node]:
-    def make(area: LayerArea) -> Node:
+def some(name: str, count: int = 40) -> Callable[[LayerArea], FileNode]:
+    def make(area: LayerArea) -> FileNode:
         source = random.Random(name)
         return folder(**{f"{name}{n}": file(area, source.randbytes(source.randrange(60_000))) for n in range(count)})
 
@@ -391,7 +393,7 @@ def test_a_full_volume(tmp_path: Path) -> None:
     path = empty(tmp_path, 16 * MIB)
     with pytest.raises(DiskFull, match="no blocks are left"):
         write(path, {"a": lambda area: file(area, os.urandom(17 * MIB))})
-    fifos = folder(**{str(number): Node(stat.S_IFIFO) for number in range(5000)})
+    fifos = folder(**{str(number): FileNode(stat.S_IFIFO) for number in range(5000)})
     with pytest.raises(DiskFull, match="no inodes are left"):
         write(path, {"a": lambda _: fifos})
 
@@ -415,7 +417,7 @@ def test_what_is_no_volume(tmp_path: Path) -> None:
 
 
 def test_walk_meets_each_file_once() -> None:
-    node = Node(stat.S_IFREG)
+    node = FileNode(stat.S_IFREG)
     node.links = 2
-    tree = folder(a=node, b=folder(c=node, d=Node(stat.S_IFREG)))
+    tree = folder(a=node, b=folder(c=node, d=FileNode(stat.S_IFREG)))
     assert len(list(walk(tree))) == 4

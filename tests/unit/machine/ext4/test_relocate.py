@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parbake.core.filetree import Node, walk
+from parbake.core.filetree import FileNode, walk
 from parbake.core.model import MIB
 from parbake.machine.ext4 import LayerArea, Moved, Volume, lay_out
 from parbake.machine.ext4.allocator import size_of
@@ -28,7 +28,7 @@ def laid_out(path: Path, requests: Sequence[Range]) -> tuple[Moved, Volume]:
         return lay_out(volume, requests), volume
 
 
-def without_places(node: Node) -> Node:
+def without_places(node: FileNode) -> FileNode:
     """Return a tree that was read whole, without where its data lie."""
     for each in walk(node):
         each.extents = ()
@@ -56,8 +56,8 @@ REQUESTS = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_requests_leave_any_volume_clean_and_as_it_was(
     tmp_path_factory: pytest.TempPathFactory,
-    first: Callable[[LayerArea], Node],
-    second: Callable[[LayerArea], Node],
+    first: Callable[[LayerArea], FileNode],
+    second: Callable[[LayerArea], FileNode],
     requests: list[Range],
     later: list[Range],
 ) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.core.errors import MachineFault
+from parbake.core.errors import MachineError
 from parbake.core.nodefiles import node_file
 from parbake.machine.vm import Guest
 
@@ -88,7 +88,7 @@ def test_it_needs_nothing_but_python_3_9() -> None:
 def test_a_program_runs_and_both_its_outputs_come_back(guest: Guest) -> None:
     ran = guest.run(["sh", "-c", "cat; echo oops >&2; exit 3"], stdin=b"given\n")
     assert (ran.code, ran.output) == (3, "given\noops\n")
-    with pytest.raises(MachineFault, match=r"(?s)ended with code 3.*oops"):
+    with pytest.raises(MachineError, match=r"(?s)ended with code 3.*oops"):
         guest.check(["sh", "-c", "echo oops >&2; exit 3"])
     assert guest.check(["echo", "fine"]) == "fine\n"
 
@@ -108,7 +108,7 @@ def test_a_program_that_hangs_is_stopped_with_its_children(guest: Guest, tmp_pat
     while Path(f"/proc/{child}").exists() and _state(child) != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    with pytest.raises(MachineFault, match="was stopped after 0 s"):
+    with pytest.raises(MachineError, match="was stopped after 0 s"):
         guest.check(["sleep", "1000"], timeout=0.2)
 
 
@@ -120,9 +120,9 @@ def _state(pid: int) -> str:
 
 
 def test_a_program_that_is_missing_is_an_error_and_the_agent_goes_on(guest: Guest) -> None:
-    with pytest.raises(MachineFault, match=r"/no/such/program.*FileNotFoundError"):
+    with pytest.raises(MachineError, match=r"/no/such/program.*FileNotFoundError"):
         guest.run(["/no/such/program"])
-    with pytest.raises(MachineFault, match="could not do nothing"):
+    with pytest.raises(MachineError, match="could not do nothing"):
         guest.call("nothing")
     assert guest.now().wall > 0
 
@@ -132,7 +132,7 @@ def test_files_are_read_from_an_offset(guest: Guest, tmp_path: Path) -> None:
     file.write_bytes(bytes(range(256)) * 1000)
     assert guest.read(str(file), offset=255, limit=3) == b"\xff\x00\x01"
     assert guest.read(str(file), offset=256_000) == b""
-    with pytest.raises(MachineFault, match="No such file"):
+    with pytest.raises(MachineError, match="No such file"):
         guest.read(str(tmp_path / "none"))
 
 
@@ -221,12 +221,12 @@ def test_a_request_fails_when_the_machine_goes_away() -> None:
     ours, theirs = socket.socketpair()
     guest = Guest([ours], grace=20)
     assert not guest.wait_hello(0.01)
-    with pytest.raises(MachineFault, match="has not said hello"):
+    with pytest.raises(MachineError, match="has not said hello"):
         guest.now()
     theirs.sendall(b'noise\n{"hello": true}\n')
     assert guest.wait_hello(20)
     threading.Timer(0.1, theirs.close).start()
-    with pytest.raises(MachineFault, match="the machine ended before"):
+    with pytest.raises(MachineError, match="the machine ended before"):
         guest.now()
     guest.close()
 
@@ -236,7 +236,7 @@ def test_an_answer_that_never_comes_is_an_error() -> None:
     guest = Guest([ours], grace=0.05)
     theirs.sendall(b'{"hello": true}\n')
     assert guest.wait_hello(20)
-    with pytest.raises(MachineFault, match="did not answer now within"):
+    with pytest.raises(MachineError, match="did not answer now within"):
         guest.call("now", within=0.05)
     guest.close()
     theirs.close()

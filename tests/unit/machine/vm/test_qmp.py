@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from parbake.core.errors import MachineFault
+from parbake.core.errors import MachineError
 from parbake.machine.vm.qmp import Qmp
 
 GREETING = {"QMP": {"version": {}, "capabilities": ["oob"]}}
@@ -61,20 +61,20 @@ def test_commands_carry_arguments_and_events_are_noted(server: Server) -> None:
 
 def test_a_refusal_says_why(server: Server) -> None:
     server.start(GREETING, {"device_add": [{"error": {"class": "GenericError", "desc": "Bus 'x' not found"}}]})
-    with pytest.raises(MachineFault, match=r"refused device_add .*Bus 'x' not found"):
+    with pytest.raises(MachineError, match=r"refused device_add .*Bus 'x' not found"):
         Qmp(server.client).greet().execute("device_add", bus="x")
 
 
 def test_an_end_in_the_middle_is_an_error(server: Server) -> None:
     server.start(GREETING, {"query-status": []})
     qmp = Qmp(server.client).greet()
-    with pytest.raises(MachineFault, match=r"QEMU (ended|did not answer).*query-status"):
+    with pytest.raises(MachineError, match=r"QEMU (ended|did not answer).*query-status"):
         qmp.execute("query-status")
-    with pytest.raises(MachineFault, match="QEMU ended before quit"):
+    with pytest.raises(MachineError, match="QEMU ended before quit"):
         qmp.execute("quit")
 
 
 def test_something_else_than_qemu_is_refused(server: Server) -> None:
     server.start({"hello": 1}, {})
-    with pytest.raises(MachineFault, match="instead of a greeting"):
+    with pytest.raises(MachineError, match="instead of a greeting"):
         Qmp(server.client).greet()

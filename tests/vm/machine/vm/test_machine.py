@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from parbake.core import run
-from parbake.core.errors import BadBase, DeadlineExceeded, EnvironmentProblem, MachineFault
+from parbake.core.errors import BadBase, DeadlineExceeded, EnvironmentProblem, MachineError
 from parbake.machine.vm import Machine, agent_seed
 
 pytestmark = pytest.mark.vm
@@ -47,7 +47,7 @@ def test_a_panic_is_reported_at_once_with_the_console(tmp_path: Path) -> None:
     disk = sector(tmp_path, PRINT + b"loading\r\n\x1b[31mKernel panic - not syncing: no root\x1b[0m\r\n\0")
     before = disk.read_bytes()
     with Machine(disk, tmp_path / "vm", seed=agent_seed()) as machine:
-        with pytest.raises(MachineFault) as caught:
+        with pytest.raises(MachineError) as caught:
             machine.wait_agent()
         assert "the kernel panicked" in caught.value.message
         assert "loading\nKernel panic - not syncing: no root" in caught.value.message
@@ -58,7 +58,7 @@ def test_a_panic_is_reported_at_once_with_the_console(tmp_path: Path) -> None:
 
 def test_a_machine_that_switches_itself_off_is_no_boot(tmp_path: Path) -> None:
     with Machine(sector(tmp_path, RESET), tmp_path / "vm") as machine:
-        with pytest.raises(MachineFault, match="switched itself off before its agent said hello"):
+        with pytest.raises(MachineError, match="switched itself off before its agent said hello"):
             machine.wait_agent()
         machine.wait_off(10)
         assert machine.power_off()
@@ -77,7 +77,7 @@ def test_qemu_that_breaks_down_is_no_fault_of_the_disk(tmp_path: Path) -> None:
 
 def test_silence_ends_at_the_limit(tmp_path: Path) -> None:
     with Machine(sector(tmp_path, PRINT + b"nothing to see\r\n\0"), tmp_path / "vm") as machine:
-        with pytest.raises(MachineFault, match=r"(?s)no guest agent after .*nothing to see"):
+        with pytest.raises(MachineError, match=r"(?s)no guest agent after .*nothing to see"):
             machine.wait_agent(3 / machine.stretch)
         with pytest.raises(DeadlineExceeded, match="power-off"):
             machine.wait_off(0)
@@ -90,7 +90,7 @@ def test_a_disk_without_anything_is_seen_by_the_firmware(tmp_path: Path) -> None
         pass
     with (
         Machine(disk, tmp_path / "vm", firmware="bios", network=()) as machine,
-        pytest.raises(MachineFault, match="the firmware found nothing to boot"),
+        pytest.raises(MachineError, match="the firmware found nothing to boot"),
     ):
         machine.wait_agent()
 
@@ -103,7 +103,7 @@ def test_uefi_without_a_loader_is_seen_as_well(tmp_path: Path) -> None:
     run.run(["qemu-img", "convert", "-O", "qcow2", str(disk), str(qcow2)])
     with (
         Machine(qcow2, tmp_path / "vm, too", format="qcow2") as machine,
-        pytest.raises(MachineFault, match="the firmware found nothing to boot"),
+        pytest.raises(MachineError, match="the firmware found nothing to boot"),
     ):
         machine.wait_agent()
 
@@ -113,7 +113,7 @@ def test_qemu_is_confined_no_root_no_programs_no_network_and_only_lent_files(tmp
     disk = sector(tmp_path, PRINT + b"here\r\n\0")
     disk.chmod(0o600)
     with Machine(disk, tmp_path / "vm", seed=agent_seed(), reads=tmp_path / "reads.log") as machine:
-        with pytest.raises(MachineFault, match=r"(?s)no guest agent after .*here"):
+        with pytest.raises(MachineError, match=r"(?s)no guest agent after .*here"):
             machine.wait_agent(3 / machine.stretch)
         qemu = Path("/proc", str(pid_of(machine)))
         status = dict(line.split(":\t", 1) for line in (qemu / "status").read_text().splitlines() if ":\t" in line)
