@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # moto makes a thousand AMIs of its own in each region otherwise, for each test that asks for EC2; ours make theirs.
 os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
@@ -17,6 +18,10 @@ os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
 # interrupted, and tests of interruptions would fail.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# How long an example takes depends on what else the machine does: no property is about that.
+settings.register_profile("parbake", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("parbake")
 
 
 @pytest.fixture(autouse=True)

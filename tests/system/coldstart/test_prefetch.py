@@ -148,13 +148,13 @@ def test_it_waits_for_the_mount_and_then_begins(store: Store, tmp_path: Path) ->
     with disk.private_mounts(), disk.loop_device(store.file, read_only=True) as device:
         found: list[dict[str, Any]] = []
         thread = threading.Thread(
-            target=lambda: found.append(hydrate(tmp_path, hydrate_list(store.trace), "--mounted", "30")[0])
+            target=lambda: found.append(hydrate(tmp_path, hydrate_list(store.trace), "--mounted", "300")[0])
         )
         thread.start()
         time.sleep(1.0)
         assert thread.is_alive()
         run.run(["mount", "-t", store.kind, "-o", "ro", device, str(at)])
-        thread.join(30)
+        thread.join(300)
         held = [resident(path) for path in hot(store, at)]
         run.run(["umount", "--lazy", str(at)])
     assert found[0]["prefetch"]["state"] == "done"

@@ -1,8 +1,8 @@
 """The documents, followed to the letter: every shell block runs, and what they show is what comes out.
 
-Short-cuts, so that this takes two minutes and not twenty: the tutorial alone boots a machine, elsewhere ``bake`` gets
-``--no-verify``; commands that install or test parbake itself are only looked at. Clusters and package tools are
-stand-ins on PATH, registries are on the loopback, and names of hosts are replaced by theirs.
+Short-cuts, so that this takes two minutes and not twenty: ``bake`` gets ``--no-verify``, but for the tutorial, which
+tests/vm follows since it boots a machine; commands that install or test parbake itself are only looked at. Clusters and
+package tools are stand-ins on PATH, registries are on the loopback, and names of hosts are replaced by theirs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.fakes.ebs_direct_server import Cloud, Snapshot
 from tests.fakes.registry import DockerRegistry, certificates
 from tests.vm.machine.vm.test_machine import PRINT
 
-__all__ = ["CASES", "default_base"]
+__all__ = ["CASES", "TUTORIAL", "default_base", "follow", "world"]
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
 
@@ -58,8 +58,9 @@ class Case:
 NOTHING: frozenset[str] = frozenset()
 # Where they lead to is a stand-in of its own, in tests/fakes/kubernetes and tests/aws.
 ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
-CASES = (
-    Case("docs/tutorial.md", shortcuts=NOTHING),
+TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING)
+"""It boots a machine: tests/vm follows it."""
+HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
         "docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export"}) | ROLLOUTS
@@ -91,6 +92,7 @@ CASES = (
     Case("docs/how-to/lint.md"),
     Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
 )
+CASES = (TUTORIAL, *HERE)
 
 SHORTCUTS = {
     # The base matters in none of the documents in which `init` is cut short: a volume is made in a second.
@@ -183,8 +185,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Itera
         yield World(folder, hosts, private.ca, cloud, access)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.document)
+@pytest.mark.parametrize("case", HERE, ids=lambda case: case.document)
 def test_it_can_be_followed(case: Case, world: World) -> None:
+    follow(case, world)
+
+
+def follow(case: Case, world: World) -> None:
+    """Run the commands of a document; fails where one fails, or does not say what the document shows."""
     outside = world.folder / Path(case.document).stem
     folder = outside / "here"
     folder.mkdir(parents=True)

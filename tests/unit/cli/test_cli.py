@@ -297,7 +297,7 @@ def test_interrupted(number: signal.Signals, as_json: bool) -> None:
         process.stdin.write("#" * (1 << 17) + "\n")
         process.stdin.flush()
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "parbake: " in err
     assert "Traceback" not in err

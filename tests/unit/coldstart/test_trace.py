@@ -177,12 +177,21 @@ def test_the_name_of_a_program_forges_nothing() -> None:
     assert parse_lines([text], DISK, since=5.0) == (Read(0, 16, 8),)
 
 
-@given(
-    st.lists(st.text(max_size=200) | st.builds(line, sector=st.integers(-5, 1 << 70), count=st.integers(-1, 1 << 40)))
+# Sectors and counts of reads that lie on the disk, at least in part.
+_GOOD = st.tuples(st.integers(0, DISK.count - 1), st.integers(1, 1 << 32))
+_ODD = (
+    st.text(max_size=200)
+    | st.builds(line, sector=st.integers(-5, -1) | st.integers(DISK.count, 1 << 70), count=st.integers(-1, 1 << 40))
+    | st.builds(line, sector=st.integers(0, DISK.count), count=st.integers(-1, 0))
 )
-def test_no_line_is_an_error(lines: list[str]) -> None:
-    for read in parse_lines(lines, DISK, since=0.0):
-        assert 0 <= read.sector < read.sector + read.length <= DISK.count
+
+
+@given(st.lists(_GOOD | _ODD))
+def test_no_line_is_an_error_and_none_hides_a_good_one(lines: list[tuple[int, int] | str]) -> None:
+    text = [line(sector=each[0], count=each[1]) if isinstance(each, tuple) else each for each in lines]
+    good = [each for each in lines if isinstance(each, tuple)]
+    expected = [(sector, min(count, DISK.count - sector)) for sector, count in good]
+    assert [(read.sector, read.length) for read in parse_lines(text, DISK, since=0.0)] == expected
 
 
 def test_lost_events_are_counted() -> None:

@@ -27,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def kubectl(server: Server, *arguments: str, document: object = None) -> Result:
     env = {"KUBECONFIG": str(server.kubeconfig), "HOME": str(server.kubeconfig.parent)}
     stdin = json.dumps(document).encode() if document else None
-    return run.run(["kubectl", *arguments], stdin=stdin, env=env, check=False, timeout=30)
+    return run.run(["kubectl", *arguments], stdin=stdin, env=env, check=False, timeout=120)
 
 
 def named(name: str, **spec: Any) -> dict[str, Any]:

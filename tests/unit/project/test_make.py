@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -34,7 +35,14 @@ def test_help_shows_every_target() -> None:
 
 @pytest.mark.parametrize("target", re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 def test_every_target_is_understood(target: str) -> None:
-    make("--dry-run", target)
+    """It would run something, in words that its shell understands, and every file and module of ours is there."""
+    commands = make("--dry-run", "--always-make", target)
+    assert [line for line in commands.splitlines() if not line.startswith("make: ")]
+    run(["/bin/bash", "-n"], stdin=commands.encode())
+    for module in re.findall(r" -m ((?:bench|tests|tools)\.[\w.]+)", commands):
+        assert importlib.util.find_spec(module), module
+    for path in re.findall(r"(?<=\s)(?:src|tests|tools)(?:/[\w.-]+)+", commands):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_script_that_make_runs_is_there() -> None:

@@ -6,17 +6,17 @@ import base64
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from parbake.core.errors import Denied, EnvironmentProblem, RegistryError, Unreachable
 from parbake.core.model import RegistryOptions
-from parbake.images.registry import Registry, ecr
+from parbake.images.registry import Registry, auth, ecr
 from parbake.images.registry.credentials import find_credentials
 from tests.fakes.faulty_proxy import FaultyProxy, Redirect, Status, error_body
 from tests.fakes.images import push
@@ -146,15 +146,19 @@ class TestTokens:
                 client.resolve(ref(own.host), AMD64)
             assert tokens.requests == []
 
-    def test_an_expired_token_is_replaced(self, tmp_path: Path) -> None:
+    def test_an_expired_token_is_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 1000.0
+        monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: now))
         with (
-            TokenServer(tmp_path, anonymous=True, lifetime=1) as tokens,
+            TokenServer(tmp_path, anonymous=True, lifetime=3600) as tokens,
             DockerRegistry(tmp_path, token=tokens.settings) as own,
         ):
             self._push(tmp_path)
             with Registry(patience=QUICK) as client:
                 client.head(ref(own.host))
-                time.sleep(1.1)
+                client.head(ref(own.host))
+                assert len(tokens.requests) == 1
+                now += 3600
                 client.head(ref(own.host))
             assert len(tokens.requests) == 2
 

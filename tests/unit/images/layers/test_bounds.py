@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import threading
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,17 +67,28 @@ def test_a_gzip_header_of_a_long_name_is_fine(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_way")
 def test_a_tar_that_gzip_could_not_hold_is_a_bomb_whatever_the_disk_holds(tmp_path: Path) -> None:
     """zstd packs zeros 32,768 to 1: 3 KiB that say nothing of their size would fill any disk that is large enough."""
-    raw = SMALL + bytes(100 << 20)
-    packed = zstandard.ZstdCompressor(write_content_size=False).compress(raw)
+    layer, packed = with_zeros(zstandard.ZstdCompressor(write_content_size=False).compressobj())
     assert len(packed) < 20_000
     with pytest.raises(LayerBomb, match="inflates to more than 67108864 bytes, which gzip could not"):
-        go(raw, packed, tmp_path)
+        unpack(io.BytesIO(packed), layer, FolderSink(tmp_path), bound=1 << 40, progress=lambda _: None)
 
 
 def test_what_gzip_can_hold_is_unpacked(tmp_path: Path) -> None:
-    raw = SMALL + bytes(100 << 20)
-    go(raw, gzip.compress(raw, 9), tmp_path)
+    layer, packed = with_zeros(zlib.compressobj(9, wbits=31))
+    unpack(io.BytesIO(packed), layer, FolderSink(tmp_path), bound=1 << 40, progress=lambda _: None)
     assert (tmp_path / "f").exists()
+
+
+def with_zeros(compressor: Any) -> tuple[Layer, bytes]:
+    """Return a layer of one small file and 100 MiB of zeros, which are never in memory as a whole, and its blob."""
+    hashed, packed = hashlib.sha256(), bytearray()
+    for piece in (SMALL, *[bytes(1 << 20)] * 100):
+        hashed.update(piece)
+        packed += compressor.compress(piece)
+    packed += compressor.flush()
+    diff_id = f"sha256:{hashed.hexdigest()}"
+    layer = describe(SMALL, bytes(packed))
+    return layer.model_copy(update={"diff_id": diff_id, "chain_id": diff_id}), bytes(packed)
 
 
 def test_a_layer_has_no_more_than_two_million_entries() -> None:

@@ -50,13 +50,25 @@ def test_reading(headers: list[str], expected: list[Challenge]) -> None:
     assert read_challenges(headers) == expected
 
 
-@given(st.lists(st.text(max_size=60), max_size=3))
-def test_any_text_is_read_or_left(headers: list[str]) -> None:
-    for challenge in read_challenges(headers):
-        assert challenge.scheme == challenge.scheme.lower()
-
-
 _WORDS = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
+_BESIDE = st.tuples(st.sampled_from(["Basic", "BEARER", "x-own"]), _WORDS, _WORDS)
+
+
+@given(st.lists(_BESIDE | st.text(max_size=60), max_size=5))
+def test_any_text_is_read_or_left_and_hides_no_challenge_beside_it(headers: list[tuple[str, str, str] | str]) -> None:
+    """One header each: what cannot be read ends its own."""
+    expected: list[Challenge] = []
+    lines: list[str] = []
+    for header in headers:
+        if isinstance(header, str):
+            lines.append(header)
+            expected += read_challenges([header])
+        else:
+            scheme, key, value = header
+            lines.append(f'{scheme} {key}="{value}"')
+            expected.append(Challenge(scheme.lower(), {key: value}))
+    assert read_challenges(lines) == expected
+    assert all(each.scheme == each.scheme.lower() for each in expected)
 
 
 @given(

@@ -44,7 +44,7 @@ def guest() -> Iterator[Guest]:
     assert guest.wait_hello(20)
     yield guest
     guest.close()
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive(), "the agent outlives its port"
     theirs.close()
 
@@ -104,7 +104,7 @@ def test_a_program_that_hangs_is_stopped_with_its_children(guest: Guest, tmp_pat
     ran = guest.run(["sh", "-c", f"sleep 1000 & echo $! >{tmp_path}/child; wait"], timeout=0.5)
     assert ran.code is None
     child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{child}").exists() and _state(child) != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -198,7 +198,7 @@ def test_connections_are_carried_side_by_side_and_end_at_both_ends(guest: Guest,
             second.sendall(b"between")
             assert second.recv(100) == b"between"
             for thread in busy:
-                thread.join(20)
+                thread.join(120)
             assert received == sent
             second.sendall(b"stop")
             assert second.recv(100) == b""  # the far end closed

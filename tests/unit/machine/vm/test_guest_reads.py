@@ -31,10 +31,11 @@ def test_the_disk_that_was_booted() -> None:
     assert largest_disk([]) == ()
 
 
-@given(
-    st.lists(st.text(max_size=150) | st.builds(line, sector=st.integers(-5, 1 << 70), length=st.integers(-1, 1 << 40)))
-)
-def test_no_line_is_an_error(lines: list[str]) -> None:
-    for read in largest_disk(lines):
-        assert read.sector >= 0
-        assert read.length > 0
+_GOOD = st.tuples(st.integers(1, 1 << 40), st.integers(1, 1 << 20))
+_ODD = st.text(max_size=150) | st.builds(line, sector=st.integers(-5, -1), length=st.integers(-1, 1 << 40))
+
+
+@given(st.lists(_GOOD | _ODD | st.builds(line, sector=st.integers(0, 1 << 40), length=st.integers(-1, 0))))
+def test_no_line_is_an_error_and_none_hides_a_good_one(lines: list[tuple[int, int] | str]) -> None:
+    found = largest_disk(line(ROOT, *each) if isinstance(each, tuple) else each for each in lines)
+    assert [(read.sector, read.length) for read in found] == [each for each in lines if isinstance(each, tuple)]
