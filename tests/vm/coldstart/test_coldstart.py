@@ -21,7 +21,7 @@ from parbake.core import run
 from parbake.core.events import Events
 from parbake.core.nodefiles import node_file
 from parbake.machine import disk
-from parbake.machine.vm import Drive, Machine, agent_seed
+from parbake.machine.vm import Drive, Machine, agent_credentials
 from parbake.records import Record
 from parbake.verify import Rehearsal
 from parbake.workflows import verify
@@ -176,7 +176,9 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         source = stack.enter_context(ColdSource(copy, tmp_path, COLD))
         rehearsal = Rehearsal(source.file, baked.record.plan, events=Events(), folder=tmp_path / "vm")
         drives = [Drive(drive, "failing")]
-        rehearsal.node.machine = Machine(source.file, tmp_path / "vm/machine", seed=agent_seed(), drives=drives)
+        rehearsal.node.machine = Machine(
+            source.file, tmp_path / "vm/machine", credentials=agent_credentials(), drives=drives
+        )
         stack.enter_context(rehearsal)
         machine, guest = rehearsal.node.machine, rehearsal.node.machine.guest
         within = 120 * machine.stretch

@@ -30,9 +30,7 @@ from parbake.core.model import (
     TcpProbe,
     Verdict,
 )
-from parbake.core.workspace import cache_folder
 from parbake.machine import disk
-from parbake.machine.base import ensure
 from parbake.verify import Pulled, Rehearsal, compare_pull, verify
 from tests.fakes.containerd_support import Made, busybox, document, fill, pause
 from tests.fakes.registry import DockerRegistry
@@ -216,20 +214,6 @@ def test_a_pulled_start_is_measured_in_the_same_machine(proof: Proof) -> None:
     assert proof.pulled.pull_seconds > 0
     assert proof.pulled.start_seconds > 0
     assert proof.pulled.seconds == proof.pulled.pull_seconds + proof.pulled.start_seconds
-
-
-def test_a_bare_disk_without_images_is_told_so(tmp_path: Path) -> None:
-    """The default base as a file: a machine image, no plan, nothing in its store, not even a sandbox image."""
-    base = ensure(cache_folder(), Events())
-    image = tmp_path / "base.qcow2"
-    run.run(["qemu-img", "convert", "-O", "qcow2", str(base), str(image)])
-    verdict = verify(image, None, events=Events(), folder=tmp_path)
-    assert verdict.images == ()
-    assert verdict.problems == ("there is no image in the runtime's store (namespace k8s.io)",)
-    assert not verdict.passed
-    [warning] = verdict.warnings
-    assert "no sandbox (pause) image localhost/parbake/pause:1" in warning
-    assert verdict.boot_seconds is not None
 
 
 def test_a_machine_image_that_does_not_boot_is_a_verdict(tmp_path: Path) -> None:

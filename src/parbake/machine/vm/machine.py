@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,9 @@ class Machine:
     ``format`` is raw, qcow2, vmdk or vhd; ``memory`` is in MiB; ``firmware`` is ``auto`` (looked up on the disk),
     ``bios`` or ``uefi``; ``network`` plugs a user-mode interface in from the start, on which the guest reaches these
     ports of the host's loopback and nothing else (needs root); ``reads`` is a file in which QEMU logs what the guest
-    reads of its disks (``vm.reads``). Without a ``seed`` nothing answers in the guest, and only the console and
-    ``wait_off`` tell what it does. QEMU is confined (``vm.confine``), and where parbake is root it has no network.
+    reads of its disks (``vm.reads``). ``credentials`` go to the guest's systemd, by name. Without ``agent_seed`` or
+    ``agent_credentials`` nothing answers in the guest, and only the console and ``wait_off`` tell what it does. QEMU is
+    confined (``vm.confine``), and where parbake is root it has no network.
     Entering raises BadBase when the disk cannot boot or refers to other files, EnvironmentProblem when QEMU or OVMF is
     missing.
     """
@@ -64,6 +66,7 @@ class Machine:
         *,
         format: str = "raw",  # noqa: A002 - what everybody calls it
         seed: Seed | None = None,
+        credentials: Mapping[str, bytes] | None = None,
         drives: Sequence[Drive] = (),
         memory: int = 2048,
         cpus: int = 2,
@@ -78,7 +81,8 @@ class Machine:
         self.guest: Guest
         self.started = 0.0
         """When the power came on, by ``time.monotonic()``."""
-        self._seed, self._drives, self._memory, self._cpus = seed, drives, memory, cpus
+        self._seed, self._credentials, self._drives = seed, credentials or {}, drives
+        self._memory, self._cpus = memory, cpus
         self._firmware, self._network, self._reads = firmware, network, reads
         self._stack = ExitStack()
         self._process: run.Process
@@ -151,7 +155,6 @@ class Machine:
             *confine.SANDBOX,
             "-machine", "q35,graphics=off",  # graphics=off: the firmware speaks on the serial console
             "-accel", accel, "-cpu", cpu(self.accelerator), "-smp", str(self._cpus), "-m", str(self._memory),
-            "-smbios", "type=1,serial=ds=nocloud",
             "-boot", "strict=on",
             "-chardev", f"file,id=console,path={log}", "-serial", "chardev:console",
             "-chardev", f"socket,id=serial,fd={fds['serial']}", "-device", "isa-serial,chardev=serial",
@@ -171,7 +174,10 @@ class Machine:
             path = self.folder / "seed.img"
             self._seed.write(path)
             seed = formats.tree("raw", files.lend(path, os.O_RDWR), read_only=False)
-            command += self._blockdev("seed", seed, "serial=parbake-seed")
+            command += [*self._blockdev("seed", seed, "serial=parbake-seed"), "-smbios", "type=1,serial=ds=nocloud"]
+        for name, data in self._credentials.items():
+            value = f"io.systemd.credential.binary:{name}={base64.b64encode(data).decode()}"
+            command += ["-smbios", f"type=11,value={value}"]
         card = f"user,model=virtio-net-pci,mac={NETWORK_MAC},ipv6=off"
         command += ["-nic", "none" if self._network is None else card]
         if self._reads is not None:
