@@ -1,4 +1,5 @@
-"""Verification for real: a volume with good and bad images on the default base, in one boot for all of it."""
+"""Verification for real: a volume with good and bad images on the default base, in one boot for all of it: by UEFI and
+without cloud-init."""
 
 from __future__ import annotations
 
@@ -32,6 +33,7 @@ from parbake.core.model import (
 )
 from parbake.machine import disk
 from parbake.verify import Pulled, Rehearsal, compare_pull, verify
+from tests.fakes.base import check_node
 from tests.fakes.containerd_support import Made, busybox, document, fill, pause
 from tests.fakes.registry import DockerRegistry
 
@@ -51,6 +53,9 @@ class Proof:
     pulled: Pulled
     volume_before: str
     volume_after: str
+    without_cloud_init: bool
+    agent_files: str
+    off: bool
 
     def image(self, reference: str) -> ImageVerdict:
         [found] = [image for image in self.verdict.images if image.reference == reference]
@@ -155,11 +160,26 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             }
         )
         before = disk.sha256_file(volume, Events())
-        with Rehearsal(volume, plan, events=Events(), folder=folder / "run") as rehearsal:
+        rehearsal = Rehearsal(volume, plan, events=Events(), folder=folder / "run")
+        machine = rehearsal.node.machine
+        machine._firmware = "uefi"  # the default base can do both, and BIOS comes first
+        with rehearsal:
+            check_node(machine, uefi=True)
+            without_cloud_init = machine.guest.run(["test", "-e", "/run/cloud-init/disabled"]).code == 0
+            ports = machine.guest.check(["sh", "-c", "ls -l /proc/$(systemctl show -P MainPID parbake-agent)/fd"])
             verdict = rehearsal.verdict()
             [image] = [image for image in plan.images if image.reference == pulled]
             seconds = compare_pull(rehearsal, image)
-        yield Proof(verdict, seconds, before, disk.sha256_file(volume, Events()))
+            off = machine.power_off()
+        after = disk.sha256_file(volume, Events())
+        yield Proof(verdict, seconds, before, after, without_cloud_init, ports, off)
+
+
+def test_the_base_boots_by_uefi_and_systemd_starts_the_agent(proof: Proof) -> None:
+    assert proof.without_cloud_init, "cloud-init finds nothing to do"
+    assert "/dev/vport" in proof.agent_files
+    assert "ttyS1" not in proof.agent_files, "the agent speaks over a slow serial line"
+    assert proof.off
 
 
 def test_it_is_measured(proof: Proof) -> None:

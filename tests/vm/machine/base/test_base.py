@@ -1,4 +1,7 @@
-"""The default base boots by both firmwares, offline, into a node whose containerd waits for nothing."""
+"""The default base boots by BIOS with cloud-init, offline, into a node whose containerd waits for nothing.
+
+By UEFI, and without cloud-init, it boots in ``tests/vm/verify/test_verify.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ import pytest
 
 from parbake.core import run
 from parbake.core.events import Events
-from parbake.images.pause import REFERENCE
-from parbake.machine.vm import Machine, agent_credentials
+from parbake.machine.vm import Machine
 from parbake.verify import Rehearsal
-from tests.fakes.base import default_base
+from tests.fakes.base import check_node, default_base
 
 __all__ = ["default_base"]
 
@@ -31,31 +33,6 @@ def reaches(machine: Machine, host: str, port: socket.socket | None) -> str:
         except TimeoutError:
             return "nobody came"
     return "" if ran.code == 0 else ran.output
-
-
-def check_base(machine: Machine, *, uefi: bool) -> None:
-    guest = machine.guest
-    assert guest.run(["test", "-d", "/sys/firmware/efi"]).code == (0 if uefi else 1)
-    within = 120 * machine.stretch
-    state = guest.run(["systemctl", "is-system-running", "--wait"], timeout=within).output.strip()
-    assert state == "running", guest.run(["systemctl", "--failed", "--no-legend"]).output
-    assert len(guest.read("/etc/machine-id").strip()) == 32
-    assert "console=ttyS0" in guest.read("/proc/cmdline").decode()
-    assert guest.check(["findmnt", "-no", "FSTYPE,OPTIONS", "/"]).split()[0] == "ext4"
-    assert REFERENCE in guest.check(["containerd", "config", "dump"], timeout=60 * machine.stretch)
-    assert guest.check(["passwd", "--status", "root"]).split()[:2] == ["root", "L"]
-    assert guest.run(["sh", "-c", "ls /etc/ssh/ssh_host_* /root/.ssh /home/*/.ssh"]).code != 0
-    assert machine.power_off()
-
-
-def test_the_base_boots_by_uefi_and_systemd_starts_the_agent(default_base: Path, tmp_path: Path) -> None:
-    with Machine(default_base, tmp_path / "vm", credentials=agent_credentials(), firmware="uefi") as machine:
-        machine.wait_agent()
-        machine.containerd()
-        guest = machine.guest
-        assert guest.run(["test", "-e", "/run/cloud-init/disabled"]).code == 0, "cloud-init finds nothing to do"
-        assert "virtio-ports" in guest.check(["ls", "/dev"]), "the agent does not speak over a slow serial line"
-        check_base(machine, uefi=True)
 
 
 def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(default_base: Path, tmp_path: Path) -> None:
@@ -82,4 +59,5 @@ def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(defau
             assert reaches(machine, "10.0.2.2", lent) == "", "the port that was lent"
             assert reaches(machine, "10.0.2.2", other), "another port of this machine's loopback"
             assert reaches(machine, "169.254.169.254", None), "the metadata service of a cloud"
-        check_base(machine, uefi=False)
+        check_node(machine, uefi=False)
+        assert machine.power_off()
