@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from parbake.containerd.cri import ContainerStatus, Pod, log_text
@@ -176,6 +177,7 @@ class Starter:
         self._cri.start_container(container, timeout=startup.timeout)
         watch = _Watch(self._guest, startup.up, log, self._stretch)
         while True:
+            looked = monotonic()
             now = self._guest.now().wall * _NANO  # before the state: what runs then has run until this moment
             status = self._cri.container_status(container)
             up = watch.up_since(status, now)
@@ -185,7 +187,8 @@ class Starter:
                 raise _Failed(f"it ended with code {status.exit_code}{_why(status)} before {describe(startup.up)}")
             if not deadline.left:
                 raise _Failed(f"not up within {deadline.seconds:.0f} s: waited until {describe(startup.up)}")
-            deadline.sleep(_POLL)
+            # A look costs time in the guest, in emulation a lot: it must not slow what it looks at.
+            deadline.sleep(max(_POLL, monotonic() - looked))
 
     def _output(self, log: str) -> str:
         try:

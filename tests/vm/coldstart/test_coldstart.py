@@ -42,7 +42,7 @@ from tests.fakes.runs import bakefile, parbake, traces
 
 __all__ = ["default_base"]
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(300)]
 
 COLD = Profile("test", 0.005, 32, 200.0)  # the emulated processor is slow enough
 SERVICE = "etc/systemd/system/parbake-hydrate.service"

@@ -37,7 +37,7 @@ from tests.fakes.base import check_node
 from tests.fakes.containerd_support import Made, busybox, document, fill, pause
 from tests.fakes.registry import DockerRegistry
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(180)]
 
 SANDBOX = "registry.test/pause:9"
 WEB, TALK, ONCE = "registry.test/web:1", "registry.test/talk:1", "registry.test/once:1"

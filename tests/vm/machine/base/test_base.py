@@ -18,7 +18,7 @@ from tests.fakes.base import check_node, default_base
 
 __all__ = ["default_base"]
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(90)]
 
 
 def reaches(machine: Machine, host: str, port: socket.socket | None) -> str:
