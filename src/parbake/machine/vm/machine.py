@@ -18,7 +18,7 @@ from parbake.core import netns, run
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineFault
 from parbake.machine.disk import formats
 from parbake.machine.vm import confine, console, firmware
-from parbake.machine.vm.accelerator import QEMU, STRETCH, accelerator, cpu
+from parbake.machine.vm.accelerator import EMULATION, QEMU, STRETCH, accelerator, cpu
 from parbake.machine.vm.guest import Guest
 from parbake.machine.vm.qmp import Qmp
 from parbake.machine.vm.reads import READ_EVENT
@@ -34,7 +34,6 @@ _CALL_GRACE = 30.0
 _POWER_OFF_LIMIT = 30.0
 _POLL = 0.1
 _ENDING = 5.0  # seconds from the end of QEMU's control connection to the end of QEMU
-_EMULATED_CODE_CACHE = 256  # MiB of translated code that emulation keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +146,7 @@ class Machine:
 
     def _command(self, fds: dict[str, int], files: confine.Files) -> list[str]:
         chosen = firmware.choose(self.disk, self.format) if self._firmware == "auto" else self._firmware
-        emulated = f"tcg,thread=multi,tb-size={_EMULATED_CODE_CACHE}"
-        accel = files.kvm() if self.accelerator == "kvm" else emulated
+        accel = files.kvm() if self.accelerator == "kvm" else EMULATION
         log = files.lend(self.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         command = [
             QEMU, "-name", "parbake", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
