@@ -47,5 +47,8 @@ def _made_up_records(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where files of tests run side by side, begin with those that take long: none is to be left alone at the end."""
     if hasattr(config, "workerinput"):
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        weights: dict[Any, float] = {}
+        for item in items:
+            if (marker := item.get_closest_marker("slow")) is not None:
+                weights[item.path] = max(weights.get(item.path, 0), *marker.args, 10)
+        items.sort(key=lambda item: -weights.get(item.path, 0))

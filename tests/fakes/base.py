@@ -8,10 +8,27 @@ import pytest
 
 from parbake.core.events import Events
 from parbake.core.workspace import cache_folder
+from parbake.images.pause import REFERENCE
 from parbake.machine import base
+from parbake.machine.vm import Machine
 
 
 @pytest.fixture(scope="session")
 def default_base() -> Path:
     """The raw disk of the default base. Never write to it."""
     return base.ensure(cache_folder(), Events())
+
+
+def check_node(machine: Machine, *, uefi: bool) -> None:
+    """Check that a machine with the default base came up whole, by this firmware, and holds no secrets."""
+    guest = machine.guest
+    assert guest.run(["test", "-d", "/sys/firmware/efi"]).code == (0 if uefi else 1)
+    within = 120 * machine.stretch
+    state = guest.run(["systemctl", "is-system-running", "--wait"], timeout=within).output.strip()
+    assert state == "running", guest.run(["systemctl", "--failed", "--no-legend"]).output
+    assert len(guest.read("/etc/machine-id").strip()) == 32
+    assert "console=ttyS0" in guest.read("/proc/cmdline").decode()
+    assert guest.check(["findmnt", "-no", "FSTYPE,OPTIONS", "/"]).split()[0] == "ext4"
+    assert REFERENCE in guest.check(["containerd", "config", "dump"], timeout=60 * machine.stretch)
+    assert guest.check(["passwd", "--status", "root"]).split()[:2] == ["root", "L"]
+    assert guest.run(["sh", "-c", "ls /etc/ssh/ssh_host_* /root/.ssh /home/*/.ssh"]).code != 0

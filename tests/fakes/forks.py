@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 
 
 def in_child(act: Callable[[], object], born: Callable[[int], object] = lambda _child: None) -> int:
@@ -28,7 +31,22 @@ def in_child(act: Callable[[], object], born: Callable[[int], object] = lambda _
 
 
 def fork() -> int:
-    """Copy this process without a word on its other threads, which are not copied."""
-    with warnings.catch_warnings():
+    """Copy this process without a word on its other threads, which are not copied; coverage goes on."""
+    with warnings.catch_warnings(), ExitStack() as locks:
         warnings.simplefilter("ignore", DeprecationWarning)
+        for lock in _locks_of_coverage():
+            locks.enter_context(lock)
         return os.fork()
+
+
+def _locks_of_coverage() -> list[threading.Lock]:
+    """Return the locks that coverage.py's monitor takes when a function is entered for the first time.
+
+    A copy in which one stays locked, by a thread that was not copied, waits for it for ever (coverage 7.17,
+    ``SysMonitor.sysmon_py_start``).
+    """
+    coverage = sys.modules.get("coverage")
+    collector = getattr(coverage and coverage.Coverage.current(), "_collector", None)
+    holders = [*getattr(collector, "tracers", ()), collector]
+    found = (getattr(holder, name, None) for holder in holders for name in ("lock", "data_lock"))
+    return [lock for lock in found if lock is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ class Cri:
         while True:
             if check is not None:
                 check()
+            asked = time.monotonic()
             try:
                 reason = self.status().get("RuntimeReady", "no such condition")
             except Unavailable as error:
@@ -120,7 +122,8 @@ class Cri:
                 reason = error.message
             if not reason:
                 return
-            deadline.sleep(0.01)
+            # In emulation an answer takes long: asking all the time would slow the start that is waited for.
+            deadline.sleep(max(0.01, time.monotonic() - asked))
 
     # ---- images
 

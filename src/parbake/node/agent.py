@@ -22,7 +22,7 @@ from pathlib import Path
 
 NAME = "dev.parbake.agent"
 CHUNK = 1 << 16
-POLL = 0.005  # seconds between two attempts of a wait
+POLL, SHARE = 0.005, 4  # between two attempts of a wait: seconds, or more: times what the last cost (in emulation)
 
 
 def now():
@@ -71,13 +71,14 @@ def wait(what, timeout=2.0, path="/", port=0):
     """Attempt every few milliseconds until it works, for ``timeout`` seconds at most; say when that was."""
     end = time.monotonic() + timeout
     while True:
+        spent = time.thread_time()
         try:
             attempt(what, path, port, max(timeout, POLL))
             return {"up": True, **now()}
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > end:
                 return {"up": False, "why": str(error) or type(error).__name__, **now()}
-        time.sleep(POLL)
+        time.sleep(max(POLL, SHARE * (time.thread_time() - spent)))
 
 
 class Agent:

@@ -14,7 +14,7 @@ from parbake.core import run
 from parbake.core.errors import BadBase, MachineError
 from parbake.core.model import Descriptor
 from parbake.machine.disk import formats
-from parbake.machine.vm import Drive, Machine, agent_seed, is_bootable
+from parbake.machine.vm import Drive, Machine, agent_credentials, agent_seed, is_bootable
 from parbake.verify import sandbox
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ Kind = Literal["machine-image", "volume"]
 RUNTIME_ROOT = "/var/lib/containerd"
 _VOLUME = "parbake-volume"
 _VOLUME_DEVICE = f"/dev/disk/by-id/virtio-{_VOLUME}"
+# The runtime starts once, on the volume: it is not to make a store of its own before.
+_AWAIT_VOLUME = {
+    "systemd.unit-dropin.containerd.service": f"[Unit]\nConditionPathIsMountPoint={RUNTIME_ROOT}\n".encode()
+}
 _READY = 60.0  # seconds with hardware virtualisation
 _FORMATS = {"raw": "raw", "qcow2": "qcow2", "vmdk": "vmdk", "vpc": "vhd"}
 _SYSTEMD_PARENT = "/parbake.slice"
@@ -83,7 +87,9 @@ def identify(artefact: Path) -> tuple[Kind, str]:
 class Node:
     """Boots an artefact when entered; use with ``with``. ``base`` returns the disk that a volume is attached to.
 
-    ``reads`` is a file for what a machine image's boot reads (``vm.Machine``). ``client`` and ``cri`` talk to the
+    ``default_base`` says that a machine image was made on the default base, whose systemd starts the guest agent by
+    itself; any other needs cloud-init for it. ``reads`` is a file for what a machine image's boot reads
+    (``vm.Machine``): it boots with cloud-init then, as on a cloud. ``client`` and ``cri`` talk to the
     runtime of the booted machine; ``boot_seconds`` is from power-on until that was ready. Entering raises MachineError
     when the machine or its containerd does not come up.
     """
@@ -97,15 +103,19 @@ class Node:
         folder: Path,
         base: Callable[[], Path],
         memory: int,
+        default_base: bool = False,
         reads: Path | None = None,
     ) -> None:
         self.kind = kind
-        seed = agent_seed()
-        if kind == "machine-image":
-            self.machine = Machine(artefact, folder, format=image_format, seed=seed, memory=memory, reads=reads)
+        if kind == "volume":
+            volume, orders = Drive(artefact, _VOLUME, image_format), agent_credentials() | _AWAIT_VOLUME
+            self.machine = Machine(base(), folder, credentials=orders, drives=[volume], memory=memory)
+        elif default_base and reads is None:
+            orders = agent_credentials()
+            self.machine = Machine(artefact, folder, format=image_format, credentials=orders, memory=memory)
         else:
-            volume = Drive(artefact, _VOLUME, image_format)
-            self.machine = Machine(base(), folder, seed=seed, drives=[volume], memory=memory)
+            seed = agent_seed()
+            self.machine = Machine(artefact, folder, format=image_format, seed=seed, memory=memory, reads=reads)
         self.boot_seconds = 0.0
         self.settings: Settings
         self.client: Client
@@ -136,7 +146,6 @@ class Node:
     def _mount_volume(self) -> None:
         """Put the volume where the runtime keeps its store, as a node's own start-up would."""
         guest, limit = self.machine.guest, _READY * self.machine.stretch
-        guest.check(["systemctl", "stop", "containerd.service"], timeout=limit)
         guest.check(["udevadm", "settle"], timeout=limit)
         guest.check(["mount", _VOLUME_DEVICE, RUNTIME_ROOT], timeout=limit)
 

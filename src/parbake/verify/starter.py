@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from parbake.containerd.cri import ContainerStatus, Pod, log_text
@@ -176,8 +177,10 @@ class Starter:
         self._cri.start_container(container, timeout=startup.timeout)
         watch = _Watch(self._guest, startup.up, log, self._stretch)
         while True:
+            looked = monotonic()
             now = self._guest.now().wall * _NANO  # before the state: what runs then has run until this moment
             status = self._cri.container_status(container)
+            cost = monotonic() - looked
             up = watch.up_since(status, now)
             if up is not None:
                 return up
@@ -185,7 +188,9 @@ class Starter:
                 raise _Failed(f"it ended with code {status.exit_code}{_why(status)} before {describe(startup.up)}")
             if not deadline.left:
                 raise _Failed(f"not up within {deadline.seconds:.0f} s: waited until {describe(startup.up)}")
-            deadline.sleep(_POLL)
+            # A look takes the guest's time, in emulation a lot: it must not slow what it looks at. What listens is
+            # waited for in the guest, and at once again.
+            deadline.sleep(_POLL if isinstance(startup.up, TcpProbe | HttpProbe) else max(_POLL, cost))
 
     def _output(self, log: str) -> str:
         try:

@@ -138,6 +138,7 @@ class Rehearsal:
             folder=folder / "machine",
             base=lambda: base.ensure(cache or cache_folder(), events),
             memory=memory,
+            default_base=plan is not None and plan.base.kind == "debian",
             reads=reads,
         )
         self.starter: Starter

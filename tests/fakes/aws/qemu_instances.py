@@ -22,7 +22,7 @@ from typing import Any
 
 from parbake.core.run import Process, run
 from parbake.machine.vm import accelerator
-from parbake.machine.vm.accelerator import QEMU, cpu
+from parbake.machine.vm.accelerator import EMULATION, QEMU, cpu
 from tests.fakes.aws.instances import Machine
 
 NETWORK = "169.254.0.0/16"  # QEMU forwards addresses of a machine's own network alone: the metadata's is in it
@@ -91,7 +91,7 @@ class Qemus:
         command = [
             QEMU, "-name", machine.identity, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "q35,graphics=off",
-            "-accel", "kvm" if speed == "kvm" else "tcg,thread=multi,tb-size=256", "-cpu", cpu(speed),
+            "-accel", "kvm" if speed == "kvm" else EMULATION, "-cpu", cpu(speed),
             "-smp", "2", "-m", str(_MEMORY),
             "-smbios", "type=0,vendor=Amazon EC2",
             "-smbios", f"type=1,manufacturer=Amazon EC2,uuid={serial},serial={serial}",

@@ -6,7 +6,8 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,29 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
     return holds
 
 
+def keep(cgroup: str, keeper: int) -> list[Path]:
+    """Put a process into a cgroup and return its folders: while it lives, no other daemon of this machine, each of
+    which cleans up, can remove them."""
+    kept = []
+    for folder in (*Path("/sys/fs/cgroup").glob(cgroup[1:]), *Path("/sys/fs/cgroup").glob(f"*{cgroup}")):  # v2, v1
+        (folder / "kept").mkdir()
+        with suppress(OSError):  # a cpuset without processors takes no process
+            (folder / "kept/cgroup.procs").write_text(str(keeper))
+            kept.append(folder)
+    return kept
+
+
+@pytest.fixture
+def keeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until it is killed."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"]) as process:
+        yield process
+        process.kill()
+
+
 @pytest.mark.parametrize("cri", [False, True])
-def test_kill_takes_everything_along(tmp_path: Path, *, cri: bool) -> None:
+def test_kill_takes_everything_along(tmp_path: Path, keeper: subprocess.Popen[bytes], *, cri: bool) -> None:
+    kept: list[Path] = []
     before = shared_places()
     marker = f"{secrets.randbelow(10**6)}.5"  # containers are in PID namespaces of their own: found by this argument
     script = _VICTIM.format(here=str(Path(__file__).parents[1]), folder=str(tmp_path), marker=marker, cri=cri)
@@ -171,6 +193,7 @@ def test_kill_takes_everything_along(tmp_path: Path, *, cri: bool) -> None:
                 assert any("containerd-shim-runc-v2" in command for command in running)
                 assert any("containerd --config" in command for command in running)
                 assert within(10, lambda: bool(traces_of(f"/bin/sleep {marker}")))
+                kept = keep(cgroup, keeper.pid)
         finally:
             victim.kill()
     within(10, lambda: not (traces_of(str(tmp_path)) or traces_of(marker) or (cri and processes_in(namespace))))
@@ -179,10 +202,12 @@ def test_kill_takes_everything_along(tmp_path: Path, *, cri: bool) -> None:
     assert not cri or processes_in(namespace) == []
     assert shared_places() == before
     if cri:  # the next daemon removes the cgroups that nobody could remove
-        left = [*Path("/sys/fs/cgroup").glob(cgroup[1:]), *Path("/sys/fs/cgroup").glob(f"*{cgroup}")]  # v2, v1
-        assert left
-        procs = [file for folder in left for file in folder.rglob("cgroup.procs")]
-        assert within(10, lambda: not any(file.read_text() for file in procs))
+        assert kept
+        assert all(folder.exists() for folder in kept)
+        keeper.kill()
+        keeper.wait()
+        procs = [folder / "kept/cgroup.procs" for folder in kept]
+        assert within(10, lambda: not any(file.exists() and file.read_text() for file in procs))
         with Daemon(tmp_path / "store", tmp_path / "again", cri=True):
             pass
-        assert not any(folder.exists() for folder in left)
+        assert not any(folder.exists() for folder in kept)

@@ -1,5 +1,5 @@
-"""The demo's own parts: its registry, its port, its context, its table. `tests/vm/workflows/test_demo.py` runs all of
-it."""
+"""The demo's own parts: its registry, its port, its table, and its sample application, which is built, baked and
+started for real. `tests/vm/workflows/test_demo.py` runs all of the demo, with a small application."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.events import Event, Events
 from parbake.core.model import ImageVerdict, Verdict
 from parbake.core.run import find
-from parbake.workflows import demo
+from parbake.core.workspace import cache_folder
+from parbake.workflows import bake, demo
 from parbake.workflows.demo import sample
+from parbake.workflows.trace import trace_of
 from tests.fakes.contexts import write_files
 from tests.fakes.plans import record
 
@@ -49,6 +51,25 @@ def test_the_sample_is_made_once(tmp_path: Path, mmdebstrap: Path) -> None:
     assert "--include=python3-pandas,python3-scipy" in recipe
     assert [event.name for event in said if event.kind == "stage-end"] == ["sample"]
     assert not (cache / "sample" / ".parbake").exists()
+
+
+@pytest.mark.slow
+def test_the_sample_is_large_and_starts_when_baked(tmp_path: Path) -> None:
+    """On this machine, from a volume: in emulation its imports alone would take a minute."""
+    path = demo.lay_out(tmp_path, events=Events(), cache=cache_folder())
+    text = path.read_text()
+    assert "base: debian\nartefact: qcow2\n" in text
+    path.write_text(text.replace("base: debian\nartefact: qcow2\n", "base: none\n"))
+    with demo.serve_registry(tmp_path / "registry", demo.port_of(path)):
+        finished = bake.bake(path, Events(), bake.Options(verify=False, rehearse=True))
+    [image] = finished.record.plan.images
+    assert sum(layer.raw_size for layer in image.layers) > 200 << 20
+    trace = trace_of(finished.artefact, finished.record)
+    assert trace.skipped == {}
+    [start] = trace.parts
+    assert start.seconds
+    assert start.name == image.reference
+    assert any("/scipy/optimize/" in entry.path for entry in trace.files)
 
 
 def test_without_a_package_mirror(tmp_path: Path, mmdebstrap: Path) -> None:

@@ -25,7 +25,7 @@ from tests.fakes.runs import bake, bakefile, parbake, private_places, traces
 
 __all__ = ["aws_mock", "cloud", "default_base", "environment", "private_places"]
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(250)]
 
 CONTAINERFILE = """\
 FROM scratch

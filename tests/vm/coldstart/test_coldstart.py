@@ -1,14 +1,21 @@
-"""A machine image on a cold disk: rehearsed, hydrated by its own service, started; and nothing that is wrong with a
-list or a disk stops its boot. Two boots for all of it."""
+"""A machine image from its bake to its start on a cold disk, in three boots.
+
+The first is the QEMU builder's: the guest's script for real, which pulls from the loopback and seals the machine. The
+second is the rehearsal. In the third it is verified, on a cold disk: hydrated by its own service, and nothing that is
+wrong with a list or a disk stops its boot.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,25 +28,35 @@ from parbake.core import run
 from parbake.core.events import Events
 from parbake.core.nodefiles import node_file
 from parbake.machine import disk
-from parbake.machine.vm import Drive, Machine, agent_seed
+from parbake.machine.disk import BLOCK, data_blocks
+from parbake.machine.vm import Drive, Machine, agent_credentials
 from parbake.records import Record
 from parbake.verify import Rehearsal
 from parbake.workflows import verify
 from parbake.workflows.trace import trace_of
 from tests.fakes.base import default_base
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bakefile, parbake
+from tests.fakes.every_layer_feature import busybox_layer
+from tests.fakes.images import image, index, push
+from tests.fakes.registry import DockerRegistry, certificates
+from tests.fakes.runs import bakefile, parbake, traces
 
 __all__ = ["default_base"]
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(300)]
 
 COLD = Profile("test", 0.005, 32, 200.0)  # the emulated processor is slow enough
 SERVICE = "etc/systemd/system/parbake-hydrate.service"
 WANTS = "etc/systemd/system/sysinit.target.wants"
+USER, WORD = "ann", "correct-horse-battery-staple"
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 
+
+# The runtime waits for the prefetch here, which waits for nothing that a runtime brings: it would never come otherwise.
+AWAITING = "etc/systemd/system/containerd.service.d/await.conf"
+AWAIT_PREFETCH = """[Service]
+ExecStartPre=/bin/sh -c 'until grep -q prefetch /run/parbake/hydrate.json; do sleep 0.5; done'
+TimeoutStartSec=infinity
+"""
 
 # Counts the pages that are in memory of what the list names, in the guest (mincore(2)); files that are gone count too.
 RESIDENT = """
@@ -78,23 +95,48 @@ class Baked:
 
 @pytest.fixture(scope="module")
 def baked(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baked]:
+    """The registry wants a login and has an authority of its own: neither is in the artefact."""
     assert default_base.exists()
-    folder = tmp_path_factory.mktemp("cold")
-    with DockerRegistry(folder / "registry") as registry:
-        files = {"bin/": None, "bin/busybox": Path("/bin/busybox").read_bytes()}
-        push(registry.url, "team/app", image(layer(files)), tag="1")
-        startup = {"command": ["/bin/busybox", "httpd", "-f", "-p", "8081"], "up": {"tcp": 8081}}
-        path = bakefile(folder / "here", [{"reference": f"{registry.host}/team/app:1", "startup": startup}])
+    folder, login = tmp_path_factory.mktemp("cold"), {"user": (USER, WORD)}
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        DockerRegistry(folder / "registry", tls=certificates(folder), users={USER: WORD}) as registry,
+    ):
+        environment.setenv("PARBAKE_USERNAME", USER)
+        environment.setenv("PARBAKE_PASSWORD", WORD)
+        shell, serve = busybox_layer(), ["/bin/busybox", "httpd", "-f", "-p", "8081"]
+        runs = {"Cmd": ["/bin/busybox", "sleep", "60"], "Env": ["PATH=/bin"]}
+        both = index(image(shell, config=runs), image(shell, platform="linux/arm64"))
+        push(registry.url, "team/app", both, "1", **login, ca=registry.ca)
+        same = image(shell, config={**runs, "Labels": {"a": "b"}})
+        push(registry.url, "team/same", same, "1", **login, ca=registry.ca)
+        app = {"reference": f"{registry.host}/team/app:1", "also_by_digest": True}
+        images: list[str | Mapping[str, Any]] = [
+            {**app, "startup": {"command": serve, "up": {"tcp": 8081}}},
+            f"{registry.host}/team/same:1",
+        ]
+        options = {registry.host: {"ca": registry.ca, "credentials": "environment"}}
+        path = bakefile(folder / "here", images, builder="qemu", artefact="raw", time_limit="5m", registries=options)
         document = parbake("bake", "-f", path, "--rehearse", "--no-verify", "--json").good()
+        assert document["builder"] == "qemu"
+        assert traces(folder / "here") == []
         artefact = Path(document["artefact_path"])
         _, record = records.locate(str(artefact), artefact.parent)
         assert record
         yield Baked(artefact, record, trace_of(artefact, record))
 
 
+def test_the_login_to_the_registry_is_not_in_the_artefact(baked: Baked) -> None:
+    with baked.artefact.open("rb") as file:
+        for number in data_blocks(file.fileno(), baked.artefact.stat().st_size):
+            held = os.pread(file.fileno(), BLOCK + len(WORD), number * BLOCK)
+            assert WORD.encode() not in held
+            assert base64.b64encode(f"{USER}:{WORD}".encode()) not in held
+
+
 def test_the_boot_is_in_the_trace(baked: Baked) -> None:
-    boot, app = baked.trace.parts
-    assert (boot.kind, app.kind, baked.trace.how) == ("boot", "image", "boot")
+    boot, *apps = baked.trace.parts
+    assert ([boot.kind, *(app.kind for app in apps)], baked.trace.how) == (["boot", "image", "image"], "boot")
     assert baked.trace.skipped == {}
     names = [entry.path for entry in baked.trace.files]
     for read in (r"boot/vmlinuz", r"boot/initrd", r"/systemd$", r"bin/containerd$", r"/fs/bin/busybox$"):
@@ -128,7 +170,7 @@ def lists(good: str, failing: str) -> dict[str, str | None]:
 
 
 def spoil(copy: Path, at: Path, failing: str) -> list[str]:
-    """Add a unit for each wrong list to a machine image; return their names."""
+    """Add a unit for each wrong list to a machine image; return their names. Its runtime waits for the prefetch."""
     with disk.private_mounts():
         root = disk.find_root(copy)
         with disk.mount(copy, at, offset=root.start, size=root.size, filesystem=root.filesystem) as mounted:
@@ -145,6 +187,9 @@ def spoil(copy: Path, at: Path, failing: str) -> list[str]:
                 (mounted.path / f"etc/systemd/system/hydrate-{name}.service").write_text(unit)
                 link = mounted.path / WANTS / f"hydrate-{name}.service"
                 link.symlink_to(f"/etc/systemd/system/hydrate-{name}.service")
+            awaiting = mounted.path / AWAITING
+            awaiting.parent.mkdir()
+            awaiting.write_text(AWAIT_PREFETCH)
     return list(wrong)
 
 
@@ -176,15 +221,16 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         source = stack.enter_context(ColdSource(copy, tmp_path, COLD))
         rehearsal = Rehearsal(source.file, baked.record.plan, events=Events(), folder=tmp_path / "vm")
         drives = [Drive(drive, "failing")]
-        rehearsal.node.machine = Machine(source.file, tmp_path / "vm/machine", seed=agent_seed(), drives=drives)
+        rehearsal.node.machine = Machine(
+            source.file, tmp_path / "vm/machine", credentials=agent_credentials(), drives=drives
+        )
         stack.enter_context(rehearsal)
         machine, guest = rehearsal.node.machine, rehearsal.node.machine.guest
         within = 120 * machine.stretch
         state = guest.run(["systemctl", "is-system-running", "--wait"], timeout=within).output.strip()
         assert state == "running", guest.run(["systemctl", "--failed", "--no-legend"]).output
         # Before anything of the image was started.
-        fetched = "until grep -q prefetch /run/parbake/hydrate.json; do sleep 0.5; done; cat /run/parbake/hydrate.json"
-        prefetched = json.loads(guest.check(["sh", "-c", fetched], timeout=within))["prefetch"]
+        prefetched = json.loads(guest.read("/run/parbake/hydrate.json"))["prefetch"]
         pages = [int(count) for count in guest.check(["python3", "-c", RESIDENT], timeout=within).split()]
         verdict = rehearsal.verdict()
         # Its figures go into the record.
@@ -199,6 +245,8 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         starts = [int(guest.check([*asked, unit])) for unit in ("parbake-hydrate.service", "containerd.service")]
         loaded = source.loaded
     assert verdict.passed, verdict
+    assert len(verdict.images) == 4
+    assert all(seen.pinned and seen.unpacked for seen in verdict.images)
     hydrated = verdict.hydrate
     assert hydrated is not None
     blocks = baked.record.trace.hot_blocks if baked.record.trace else 0
@@ -211,6 +259,7 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
     assert prefetched["state"] == "done", said
     assert prefetched["left"] < 0.05 * prefetched["bytes"], said
     assert prefetched["errors"] < 0.05 * prefetched["files"], said
+    assert prefetched["started_after"] < starts[1] / 1e6
     assert pages[0] > 0
     assert pages[1] >= 0.98 * pages[0]
     assert f"hydrate: {hydrated.bytes >> 20} MiB of" in journal

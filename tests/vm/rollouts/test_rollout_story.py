@@ -31,7 +31,7 @@ from tests.unit.rollouts.test_karpenter import pool
 from tests.unit.rollouts.test_node_classes import ALIAS, NEW
 
 __all__ = ["default_base"]
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow, NEEDS_KUBECTL]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(100), NEEDS_KUBECTL]
 AWS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "eu-west-1"}
 WATCH = ("watch", "--every", "1", "--json", "--progress", "json")
 QUICK = ("--interval", "0.1", "--json", "--progress", "json")

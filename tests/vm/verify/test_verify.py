@@ -1,4 +1,5 @@
-"""Verification for real: a volume with good and bad images on the default base, in one boot for all of it."""
+"""Verification for real: a volume with good and bad images on the default base, in one boot for all of it: by UEFI and
+without cloud-init."""
 
 from __future__ import annotations
 
@@ -30,14 +31,13 @@ from parbake.core.model import (
     TcpProbe,
     Verdict,
 )
-from parbake.core.workspace import cache_folder
 from parbake.machine import disk
-from parbake.machine.base import ensure
 from parbake.verify import Pulled, Rehearsal, compare_pull, verify
+from tests.fakes.base import check_node
 from tests.fakes.containerd_support import Made, busybox, document, fill, pause
 from tests.fakes.registry import DockerRegistry
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(180)]
 
 SANDBOX = "registry.test/pause:9"
 WEB, TALK, ONCE = "registry.test/web:1", "registry.test/talk:1", "registry.test/once:1"
@@ -53,6 +53,9 @@ class Proof:
     pulled: Pulled
     volume_before: str
     volume_after: str
+    without_cloud_init: bool
+    agent_files: str
+    off: bool
 
     def image(self, reference: str) -> ImageVerdict:
         [found] = [image for image in self.verdict.images if image.reference == reference]
@@ -157,11 +160,26 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             }
         )
         before = disk.sha256_file(volume, Events())
-        with Rehearsal(volume, plan, events=Events(), folder=folder / "run") as rehearsal:
+        rehearsal = Rehearsal(volume, plan, events=Events(), folder=folder / "run")
+        machine = rehearsal.node.machine
+        machine._firmware = "uefi"  # the default base can do both, and BIOS comes first
+        with rehearsal:
+            check_node(machine, uefi=True)
+            without_cloud_init = machine.guest.run(["test", "-e", "/run/cloud-init/disabled"]).code == 0
+            ports = machine.guest.check(["sh", "-c", "ls -l /proc/$(systemctl show -P MainPID parbake-agent)/fd"])
             verdict = rehearsal.verdict()
             [image] = [image for image in plan.images if image.reference == pulled]
             seconds = compare_pull(rehearsal, image)
-        yield Proof(verdict, seconds, before, disk.sha256_file(volume, Events()))
+            off = machine.power_off()
+        after = disk.sha256_file(volume, Events())
+        yield Proof(verdict, seconds, before, after, without_cloud_init, ports, off)
+
+
+def test_the_base_boots_by_uefi_and_systemd_starts_the_agent(proof: Proof) -> None:
+    assert proof.without_cloud_init, "cloud-init finds nothing to do"
+    assert "/dev/vport" in proof.agent_files
+    assert "ttyS1" not in proof.agent_files, "the agent speaks over a slow serial line"
+    assert proof.off
 
 
 def test_it_is_measured(proof: Proof) -> None:
@@ -216,20 +234,6 @@ def test_a_pulled_start_is_measured_in_the_same_machine(proof: Proof) -> None:
     assert proof.pulled.pull_seconds > 0
     assert proof.pulled.start_seconds > 0
     assert proof.pulled.seconds == proof.pulled.pull_seconds + proof.pulled.start_seconds
-
-
-def test_a_bare_disk_without_images_is_told_so(tmp_path: Path) -> None:
-    """The default base as a file: a machine image, no plan, nothing in its store, not even a sandbox image."""
-    base = ensure(cache_folder(), Events())
-    image = tmp_path / "base.qcow2"
-    run.run(["qemu-img", "convert", "-O", "qcow2", str(base), str(image)])
-    verdict = verify(image, None, events=Events(), folder=tmp_path)
-    assert verdict.images == ()
-    assert verdict.problems == ("there is no image in the runtime's store (namespace k8s.io)",)
-    assert not verdict.passed
-    [warning] = verdict.warnings
-    assert "no sandbox (pause) image localhost/parbake/pause:1" in warning
-    assert verdict.boot_seconds is not None
 
 
 def test_a_machine_image_that_does_not_boot_is_a_verdict(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from parbake.machine.vm.firmware import is_bootable
 from parbake.machine.vm.guest import Clock, Guest, Ran, Waited
 from parbake.machine.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
 from parbake.machine.vm.reads import GuestRead, largest_disk
-from parbake.machine.vm.seed import Seed, agent_seed
+from parbake.machine.vm.seed import Seed, agent_credentials, agent_seed
 
 __all__ = [
     "CONTAINERD",
@@ -19,6 +19,7 @@ __all__ = [
     "Seed",
     "Waited",
     "accelerator",
+    "agent_credentials",
     "agent_seed",
     "is_bootable",
     "largest_disk",

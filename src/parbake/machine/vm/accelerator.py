@@ -20,6 +20,12 @@ Accelerator = Literal["kvm", "tcg"]
 STRETCH = {"kvm": 1.0, "tcg": 10.0}
 """Factor for time limits: emulation runs code about that much slower."""
 
+EMULATION = "tcg,thread=multi,tb-size=1024"
+"""QEMU's accelerator without hardware virtualisation; ``tb-size`` is the most MiB of translated code that it keeps.
+
+A boot to containerd alone makes 240 MiB of code; when there is no room left, all of it is translated anew.
+"""
+
 QEMU = "qemu-system-x86_64"
 _PROBE_SECONDS = 0.5  # enough for the firmware to run many thousand instructions
 

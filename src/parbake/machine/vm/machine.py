@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from parbake.core import netns, run
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineError
 from parbake.machine.disk import formats
 from parbake.machine.vm import confine, console, firmware
-from parbake.machine.vm.accelerator import QEMU, STRETCH, accelerator, cpu
+from parbake.machine.vm.accelerator import EMULATION, QEMU, STRETCH, accelerator, cpu
 from parbake.machine.vm.guest import Guest
 from parbake.machine.vm.qmp import Qmp
 from parbake.machine.vm.reads import READ_EVENT
@@ -33,7 +34,6 @@ _CALL_GRACE = 30.0
 _POWER_OFF_LIMIT = 30.0
 _POLL = 0.1
 _ENDING = 5.0  # seconds from the end of QEMU's control connection to the end of QEMU
-_EMULATED_CODE_CACHE = 256  # MiB of translated code that emulation keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,9 @@ class Machine:
     ``format`` is raw, qcow2, vmdk or vhd; ``memory`` is in MiB; ``firmware`` is ``auto`` (looked up on the disk),
     ``bios`` or ``uefi``; ``network`` plugs a user-mode interface in from the start, on which the guest reaches these
     ports of the host's loopback and nothing else (needs root); ``reads`` is a file in which QEMU logs what the guest
-    reads of its disks (``vm.reads``). Without a ``seed`` nothing answers in the guest, and only the console and
-    ``wait_off`` tell what it does. QEMU is confined (``vm.confine``), and where parbake is root it has no network.
+    reads of its disks (``vm.reads``). ``credentials`` go to the guest's systemd, by name. Without ``agent_seed`` or
+    ``agent_credentials`` nothing answers in the guest, and only the console and ``wait_off`` tell what it does. QEMU is
+    confined (``vm.confine``), and where parbake is root it has no network.
     Entering raises BadBase when the disk cannot boot or refers to other files, EnvironmentProblem when QEMU or OVMF is
     missing.
     """
@@ -64,6 +65,7 @@ class Machine:
         *,
         format: str = "raw",  # noqa: A002 - what everybody calls it
         seed: Seed | None = None,
+        credentials: Mapping[str, bytes] | None = None,
         drives: Sequence[Drive] = (),
         memory: int = 2048,
         cpus: int = 2,
@@ -78,7 +80,8 @@ class Machine:
         self.guest: Guest
         self.started = 0.0
         """When the power came on, by ``time.monotonic()``."""
-        self._seed, self._drives, self._memory, self._cpus = seed, drives, memory, cpus
+        self._seed, self._credentials, self._drives = seed, credentials or {}, drives
+        self._memory, self._cpus = memory, cpus
         self._firmware, self._network, self._reads = firmware, network, reads
         self._stack = ExitStack()
         self._process: run.Process
@@ -143,15 +146,13 @@ class Machine:
 
     def _command(self, fds: dict[str, int], files: confine.Files) -> list[str]:
         chosen = firmware.choose(self.disk, self.format) if self._firmware == "auto" else self._firmware
-        emulated = f"tcg,thread=multi,tb-size={_EMULATED_CODE_CACHE}"
-        accel = files.kvm() if self.accelerator == "kvm" else emulated
+        accel = files.kvm() if self.accelerator == "kvm" else EMULATION
         log = files.lend(self.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         command = [
             QEMU, "-name", "parbake", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             *confine.SANDBOX,
             "-machine", "q35,graphics=off",  # graphics=off: the firmware speaks on the serial console
             "-accel", accel, "-cpu", cpu(self.accelerator), "-smp", str(self._cpus), "-m", str(self._memory),
-            "-smbios", "type=1,serial=ds=nocloud",
             "-boot", "strict=on",
             "-chardev", f"file,id=console,path={log}", "-serial", "chardev:console",
             "-chardev", f"socket,id=serial,fd={fds['serial']}", "-device", "isa-serial,chardev=serial",
@@ -171,7 +172,10 @@ class Machine:
             path = self.folder / "seed.img"
             self._seed.write(path)
             seed = formats.tree("raw", files.lend(path, os.O_RDWR), read_only=False)
-            command += self._blockdev("seed", seed, "serial=parbake-seed")
+            command += [*self._blockdev("seed", seed, "serial=parbake-seed"), "-smbios", "type=1,serial=ds=nocloud"]
+        for name, data in self._credentials.items():
+            value = f"io.systemd.credential.binary:{name}={base64.b64encode(data).decode()}"
+            command += ["-smbios", f"type=11,value={value}"]
         card = f"user,model=virtio-net-pci,mac={NETWORK_MAC},ipv6=off"
         command += ["-nic", "none" if self._network is None else card]
         if self._reads is not None:

@@ -1,6 +1,8 @@
-"""The seed: a small disk from which cloud-init takes its orders (NoCloud data source, volume label CIDATA).
+"""How a machine gets its orders: from a seed disk, which cloud-init reads, or from credentials, which systemd reads.
 
-Source: cloud-init's documentation, data sources, NoCloud.
+The seed is a NoCloud data source (volume label CIDATA). Credentials come in SMBIOS strings, so that systemd has them
+before any unit starts; it makes units of them since version 256. Sources: cloud-init's documentation, data sources,
+NoCloud; systemd.system-credentials(7), systemd-debug-generator(8).
 """
 
 from __future__ import annotations
@@ -24,6 +26,21 @@ _START = (
     "systemd-run --no-block --collect --unit=parbake-agent --property=DefaultDependencies=no "
     "python3 /run/parbake/agent.py"
 )
+
+# The same for systemd: as soon as files can be written and the port is there. An emulated machine on a busy host may
+# take minutes to find it: systemd's own limit (90 s) must not send the agent to the slow serial line before.
+_PORT_UNIT = r"dev-virtio\x2dports-dev.parbake.agent.device"
+_AGENT_UNIT = f"""\
+[Unit]
+DefaultDependencies=no
+Wants={_PORT_UNIT}
+After={_PORT_UNIT} local-fs.target
+Conflicts=shutdown.target
+Before=shutdown.target
+
+[Service]
+ExecStart=python3 /run/credentials/@system/parbake.agent
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +81,16 @@ def agent_seed() -> Seed:
         "cloud_final_modules": [],
     }
     return Seed(f"#cloud-config\n{json.dumps(config)}\n")  # JSON is YAML
+
+
+def agent_credentials() -> dict[str, bytes]:
+    """Return credentials, by name, that start the guest agent where systemd is 256 or later.
+
+    cloud-init then finds no data source and does not run, which is most of a boot's work.
+    """
+    return {
+        "parbake.agent": node_file("agent.py").read_bytes(),
+        "systemd.extra-unit.parbake-agent.service": _AGENT_UNIT.encode(),
+        f"systemd.unit-dropin.{_PORT_UNIT}": b"[Unit]\nJobRunningTimeoutSec=infinity\n",
+        "systemd.unit-dropin.sysinit.target": b"[Unit]\nWants=parbake-agent.service\n",
+    }

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,13 +27,17 @@ pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExce
 SOURCE = node_file("agent.py")
 
 
-def serve(port: int) -> None:
+def agent_module() -> Any:
     spec = importlib.util.spec_from_file_location("agent", SOURCE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.Agent(port).serve()
+    return module
+
+
+def serve(port: int) -> None:
+    agent_module().Agent(port).serve()
 
 
 @pytest.fixture
@@ -175,6 +180,25 @@ def test_waiting_for_a_unix_socket(guest: Guest, tmp_path: Path) -> None:
     assert not guest.wait_unix(str(tmp_path / "none"), 0.02).up
     with unix_echo(tmp_path / "socket"):
         assert guest.wait_unix(str(tmp_path / "socket"), 10).up
+
+
+def test_waiting_takes_a_small_part_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated one has nothing to spare while its boot is waited for."""
+    module = agent_module()
+    cost, attempts = 0.02, 0
+
+    def attempt(*_: object) -> None:
+        nonlocal attempts
+        attempts += 1
+        end = time.thread_time() + cost
+        while time.thread_time() < end:
+            pass
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(module, "attempt", attempt)
+    begun = time.monotonic()
+    assert not module.wait("unix", timeout=1.0)["up"]
+    assert attempts * cost * module.SHARE <= time.monotonic() - begun
 
 
 def test_connections_are_carried_side_by_side_and_end_at_both_ends(guest: Guest, tmp_path: Path) -> None:

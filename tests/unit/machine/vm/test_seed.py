@@ -1,14 +1,18 @@
-"""The seed disk, read back by mtools."""
+"""How a machine gets its orders: the seed disk, read back by mtools, and credentials."""
 
 from __future__ import annotations
 
 import base64
+import configparser
 import json
 from pathlib import Path
 
+import pytest
+
 from parbake.core import run
 from parbake.core.nodefiles import node_file
-from parbake.machine.vm import Seed, agent_seed
+from parbake.machine.vm import Seed, agent_credentials, agent_seed
+from parbake.verify.booted import Kind, Node
 
 
 def show(image: Path, name: str) -> bytes:
@@ -42,3 +46,42 @@ def test_the_agent_is_part_of_its_orders() -> None:
     assert (shell, option) == ("sh", "-c")
     assert base64.b64encode(node_file("agent.py").read_bytes()).decode() in script
     assert config["cloud_final_modules"] == []
+
+
+def parsed(unit: bytes) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read_string(unit.decode())
+    return parser
+
+
+def test_systemd_gets_the_agent_and_a_unit_that_starts_it() -> None:
+    credentials = agent_credentials()
+    assert credentials["parbake.agent"] == node_file("agent.py").read_bytes()
+    unit = parsed(credentials["systemd.extra-unit.parbake-agent.service"])
+    assert unit["Service"]["ExecStart"].split() == ["python3", "/run/credentials/@system/parbake.agent"]
+    port = unit["Unit"]["Wants"]
+    assert port == r"dev-virtio\x2dports-dev.parbake.agent.device"
+    assert port in unit["Unit"]["After"].split()
+    # However long a starved machine takes to find the port: who waits at the other end has a limit.
+    assert parsed(credentials[f"systemd.unit-dropin.{port}"])["Unit"]["JobRunningTimeoutSec"] == "infinity"
+    assert parsed(credentials["systemd.unit-dropin.sysinit.target"])["Unit"]["Wants"] == "parbake-agent.service"
+    # Strings of SMBIOS, as QEMU takes them on its command line.
+    assert all(len(data) < 64 << 10 for data in credentials.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "default_base", "reads", "by_systemd"),
+    [
+        ("volume", False, False, True),  # attached to the default base, whatever its own nodes run
+        ("machine-image", True, False, True),
+        ("machine-image", False, False, False),  # its systemd may be too old
+        ("machine-image", True, True, False),  # the trace is of a boot with cloud-init, as on a cloud
+    ],
+)
+def test_cloud_init_is_needed_for_other_bases_and_for_the_trace(
+    tmp_path: Path, kind: Kind, *, default_base: bool, reads: bool, by_systemd: bool
+) -> None:
+    disk, log = tmp_path / "disk.raw", tmp_path / "reads" if reads else None
+    node = Node(disk, kind, "raw", folder=tmp_path, base=lambda: disk, memory=64, default_base=default_base, reads=log)
+    assert (node.machine._seed is None, bool(node.machine._credentials)) == (by_systemd, by_systemd)
