@@ -86,7 +86,7 @@ def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bo
     if moved.left:
         events.warn(
             f"{moved.left * 4 // 1024} MiB of hot data could not be moved: the volume is too full "
-            "together (a larger `size` gives it)"
+            "(a larger `size` gives it room)"
         )
     found = rehearse_disk(built.path, plan, events, again)
     before, after = len(merged(trace)), len(merged(found))
@@ -110,7 +110,12 @@ def _with_list(built: Disk, plan: Plan, trace: Trace, work: Path, events: Events
                 kept = {block: digest for block, digest in hashes.items() if block not in volume.hashes.touched}
                 hashes = kept | volume.hashes.known
             else:
-                with disk.mount(built.path, work / "prefetch", filesystem=kind, options=disk.FAST[kind]) as mounted:
+                at = work / "prefetch"
+                # Where others see a mount, whoever makes a namespace meanwhile keeps it: the log is written back late.
+                with (
+                    disk.private_mounts(),
+                    disk.mount(built.path, at, filesystem=kind, options=disk.FAST[kind]) as mounted,
+                ):
                     (mounted.path / os.fsdecode(PREFETCH)).write_bytes(listed)
                     disk.trim(mounted)
         except DiskFull as error:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from parbake.core import atomic
-from parbake.core.nodefiles import node_file, packed
+from parbake.core.nodefiles import node_file, packed, short
 from parbake.core.workspace import room_for
 
 LIST = "etc/parbake/hydrate.list"
@@ -38,7 +38,7 @@ exit 0
 
 def user_data(hydrate_list: str) -> str:
     """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure."""
-    program = node_file("hydrate.py").read_bytes()
+    program = short("hydrate.py").encode()
     words = " ".join(f"--property={shlex.quote(line)}" for line in confinement())
     return _USER_DATA.format(program=packed(program), list=packed(hydrate_list.encode()), confined=words)
 

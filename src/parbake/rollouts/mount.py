@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 
-from parbake.core.nodefiles import node_file, packed
+from parbake.core.nodefiles import packed, short
 
 _USER_DATA = """\
 #cloud-boothook
@@ -33,12 +33,6 @@ def user_data(sandbox: str) -> str:
 
     ``sandbox`` is the reference of the pause image that the volume carries; empty: none.
     """
-    program = f"SANDBOX={shlex.quote(sandbox)}\n{_without_comments('mount.sh')}"
-    unit = _without_comments("parbake-mount.service")
+    program = f"SANDBOX={shlex.quote(sandbox)}\n{short('mount.sh')}"
+    unit = short("parbake-mount.service")
     return _USER_DATA.format(program=packed(program.encode()), unit=packed(unit.encode()))
-
-
-def _without_comments(name: str) -> str:
-    """Return a file without what only people read: user data has 16 KiB."""
-    lines = node_file(name).read_text().splitlines()
-    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#")) + "\n"

@@ -224,15 +224,24 @@ def test_user_data_confines_as_the_service_is_where_systemd_knows_how(tmp_path: 
     ]
 
 
+def without_docstrings(text: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            del node.body[0]
+    return ast.dump(tree)
+
+
 def test_user_data_holds_program_and_list() -> None:
     text = user_data(LIST)
     assert text.startswith("#cloud-boothook\n#!/bin/sh\n")
     parts = re.findall(r"<<'END' \| gzip -d >(\S+)\n(.*?)\nEND\n", text, re.DOTALL)
     found = {path: gzip.decompress(base64.b64decode(packed)).decode() for path, packed in parts}
-    assert found == {
-        "/run/parbake/hydrate.py": node_file("hydrate.py").read_text(),
-        "/run/parbake/hydrate.list": LIST,
-    }
+    assert set(found) == {"/run/parbake/hydrate.py", "/run/parbake/hydrate.list"}
+    assert found["/run/parbake/hydrate.list"] == LIST
+    program, whole = found["/run/parbake/hydrate.py"], node_file("hydrate.py").read_text()
+    assert without_docstrings(program) == without_docstrings(whole), "it is the same program without what people read"
+    assert len(program) < 0.9 * len(whole)
     assert len(text) < limits.USER_DATA_LIMIT
     assert user_data(LIST) == text
 
