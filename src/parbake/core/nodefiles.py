@@ -24,15 +24,10 @@ def short(name: str) -> str:
     gone: set[int] = set()
     if name.endswith(".py"):
         for node in ast.walk(ast.parse(text)):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) or len(node.body) < 2:
-                continue
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                gone |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                first = node.body[0]
+                if len(node.body) > 1:
+                    gone |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     kept = (line for number, line in enumerate(lines, 1) if number not in gone)
     return "\n".join(line for line in kept if line.strip() and not line.lstrip().startswith("#")) + "\n"
 

@@ -77,7 +77,7 @@ def new_data(
     before = list(data.get("BlockDeviceMappings", []))
     if disks != before or (changes and before):  # what is not given again loses its snapshot
         changes["BlockDeviceMappings"] = disks
-    return {} if disks == before and not {"ImageId", "UserData"} & set(changes) else changes
+    return changes
 
 
 def user_data(data: Mapping[str, Any]) -> str | None:

@@ -221,17 +221,11 @@ def test_no_disk_two_disks_or_a_broken_one(node: Node, tmp_path: Path) -> None:
     with broken.open("r+b") as file:  # the root folder's inode and all behind it; the label stays
         file.seek(4096)
         file.write(os.urandom(8 * MIB))
-    with attached_as_is(broken) as device:
+    with disk.loop_device(broken, cached=True) as device:
         assert f"{device} cannot be mounted: the node keeps its own store" in node.mount()
     assert node.mounted() == {}
     assert (node.root / "own").read_text() == "here"
     assert node.asked == []
-
-
-@contextmanager
-def attached_as_is(file: Path) -> Iterator[str]:
-    with disk.loop_device(file, cached=True) as device:
-        yield device
 
 
 def test_what_is_mounted_there_already_stays(node: Node, registry: DockerRegistry, private_places: Path) -> None:
