@@ -70,6 +70,8 @@ EXAMPLES: Final = {
 
 ENVIRONMENT: Final = {
     "PARBAKE_CACHE": "Where parbake keeps what it can make again. Default: `~/.cache/parbake`.",
+    "PARBAKE_CONTAINERD": "The full path of the containerd to fill volumes with. Default: the one in `PATH`.",
+    "PARBAKE_LAYER_CACHE": "How much room layers may take between bakes, such as `20GiB`. Default: none are kept.",
     "PARBAKE_USERNAME": "The user for registries with `credentials: environment`.",
     "PARBAKE_PASSWORD": "The password for them.",
     "REGISTRY_AUTH_FILE": "A file of logins that is looked into first.",

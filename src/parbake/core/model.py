@@ -406,13 +406,15 @@ class Verdict(Frozen):
     With the accelerator ``none`` nothing was booted: the artefact is for another architecture than this machine.
     ``intact`` says whether the artefact's bytes are those that its record names (null: that was not compared).
     ``warnings`` are what a reader should know of an artefact that passed; ``hydrate`` is what the hydrate service said
-    of itself, where the machine image has one.
+    of itself, where the machine image has one. ``runtime`` is what started the images, such as ``containerd 2.2.4``
+    (empty: nothing answered, or the record is older than this field).
     """
 
     passed: bool
     intact: bool | None = None
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
     boot_seconds: float | None = None
+    runtime: str = ""
     images: tuple[ImageVerdict, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

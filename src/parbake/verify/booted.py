@@ -117,6 +117,8 @@ class Node:
             seed = agent_seed()
             self.machine = Machine(artefact, folder, format=image_format, seed=seed, memory=memory, reads=reads)
         self.boot_seconds = 0.0
+        self.runtime = ""
+        """What the machine's runtime calls itself, such as ``containerd 2.2.4``."""
         self.settings: Settings
         self.client: Client
         self.cri: Cri
@@ -135,6 +137,7 @@ class Node:
             limit = run.Deadline(_READY * machine.stretch, "the runtime is ready for pods")
             Cri(self.client.connection).wait_ready(limit)
             self.boot_seconds = time.monotonic() - machine.started
+            self.runtime = Cri(self.client.connection).version()
             self.settings = settings_of(self._dump())
             self.cri = Cri(self.client.connection, cgroup_parent=self.settings.cgroup_parent)
             self._stack = stack.pop_all()

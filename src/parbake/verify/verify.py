@@ -176,6 +176,7 @@ class Rehearsal:
             passed=not problems and not any(image.problems for image in images),
             accelerator=self.node.machine.accelerator,
             boot_seconds=round(self.node.boot_seconds, 3),
+            runtime=self.node.runtime,
             images=tuple(images),
             problems=problems,
             warnings=warnings,
