@@ -34,6 +34,7 @@ from parbake.bakefile.values import (
     text_schema,
     wrong,
 )
+from parbake.bakefile.verification import VerifySection
 from parbake.core.access import ReadableBy
 from parbake.core.model import Artefact, Platform
 from parbake.core.reference import DOCKER_HUB, Reference
@@ -118,6 +119,8 @@ class Bakefile(Section):
     `owner` (files 0600, a new folder 0700), `group` (0640, 0750) or `everyone` (0644, 0755)."""
     retention: RetentionSection = Field(default_factory=RetentionSection)
     """What `parbake prune` and `parbake watch --prune` keep."""
+    verify: VerifySection = Field(default_factory=VerifySection)
+    """What artefacts are proven on."""
     trust: tuple[PublicKeyFile, ...] = ()
     """PEM files with public keys. Where there are any, `parbake verify`, `rollout`, `watch` and `export` refuse a
     record that none of them has signed."""
@@ -147,6 +150,17 @@ class Bakefile(Section):
                 f"write builder: {' or '.join(ways)}"
                 if value.kind != "debian"
                 else 'write base: {eks: al2023, kubernetes: "1.33"}, or another builder',
+            )
+        return value
+
+    @check("verify")
+    @classmethod
+    def _has_a_volume(cls, value: VerifySection, info: ValidationInfo) -> VerifySection:
+        artefact: Artefact | None = info.data.get("artefact")
+        if value.base and ((artefact and artefact.kind != "volume") or info.data.get("builder") in {"ec2", "packer"}):
+            raise wrong(
+                "verify.base is for volumes that are made here: a machine image is itself what is booted",
+                "remove it",
             )
         return value
 

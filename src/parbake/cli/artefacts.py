@@ -16,6 +16,7 @@ from parbake.cli.app import (
     What,
     app,
     command,
+    node_image,
     output,
     retention,
     signer,
@@ -139,6 +140,10 @@ def verify(
     events: Events,
     what: What,
     file: BakefilePath = DEFAULT_FILE,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The disk image of a node to attach a volume to. Default: the Bakefile's."),
+    ] = None,
     keep_workspace: KeepWorkspace = False,
 ) -> Result:
     """Boot an artefact without a network and start its images.
@@ -150,7 +155,13 @@ def verify(
     from parbake.workflows import verify as workflow
 
     artefact, verdict = workflow.verify_again(
-        what, output(file, what), events, keep_workspace=keep_workspace, trust=trust(file), signer=signer(file)
+        what,
+        output(file, what),
+        events,
+        base=base or node_image(file),
+        keep_workspace=keep_workspace,
+        trust=trust(file),
+        signer=signer(file),
     )
     return Result(
         artefacts.verdict_json(artefact, verdict),

@@ -407,7 +407,8 @@ class Verdict(Frozen):
     ``intact`` says whether the artefact's bytes are those that its record names (null: that was not compared).
     ``warnings`` are what a reader should know of an artefact that passed; ``hydrate`` is what the hydrate service said
     of itself, where the machine image has one. ``runtime`` is what started the images, such as ``containerd 2.2.4``
-    (empty: nothing answered, or the record is older than this field).
+    (empty: nothing answered, or the record is older than this field). ``base`` is the file name of the node's image
+    that a volume was attached to, empty for parbake's default base.
     """
 
     passed: bool
@@ -415,6 +416,7 @@ class Verdict(Frozen):
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
     boot_seconds: float | None = None
     runtime: str = ""
+    base: str = ""
     images: tuple[ImageVerdict, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -254,6 +254,8 @@ class Containerd:
         """See to it that sandboxes can be made; return a warning and a problem."""
         found = re.search(r"^\s*sandbox(?:_image)? = ['\"](.+)['\"]", self.config, re.M)
         wanted = found.group(1) if found else ""
+        if wanted and not re.search("[:@]", wanted.rpartition("/")[2]):
+            wanted += ":latest"  # what the CRI looks for
         if not wanted or self.found(wanted)[0]:
             return "", ""
         others = [planned] if planned else [name for name in self.names if re.search(r"/pause[:@]", name)]

@@ -141,7 +141,8 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | No
     if not provable:
         return finished
     interrupts.resume()
-    return prove(finished, events, keep_workspace=options.keep_workspace, signer=run.signer)
+    base = run.bakefile.verify.base
+    return prove(finished, events, base=base, keep_workspace=options.keep_workspace, signer=run.signer)
 
 
 def make(run: Session, plan: Plan, options: Options) -> Finished:
@@ -185,7 +186,7 @@ def bake_and_publish(
         if there is None or proving or options.rehearse or options.trace:
             disk_plan, disk = disk_to_send(run, disk_plan, publisher, shipment, there, options, earlier)
             if proving:
-                verdict = boot(events, disk.path, disk_plan, shipment.work)
+                verdict = boot(events, disk.path, disk_plan, shipment.work, run.bakefile.verify.base)
         if verdict and not verdict.passed:
             published = {shipment.region: there} if there else {}
         else:
@@ -440,14 +441,19 @@ def write_down(
 
 
 def prove(
-    finished: Finished, events: Events, *, keep_workspace: bool = False, signer: Signer | None = None
+    finished: Finished,
+    events: Events,
+    *,
+    base: Path | None = None,
+    keep_workspace: bool = False,
+    signer: Signer | None = None,
 ) -> Finished:
     """Boot the artefact without a network, start its images, and write the verdict into its record.
 
     Raises VerificationFailed with everything that is wrong.
     """
     verdict, sha256 = examine(
-        finished.artefact, finished.record, events, fresh=finished.changed, keep_workspace=keep_workspace
+        finished.artefact, finished.record, events, base=base, fresh=finished.changed, keep_workspace=keep_workspace
     )
     interrupts.hold()
     record = write_verdict(finished.artefact, finished.record, verdict, sha256, signer)
