@@ -103,14 +103,6 @@ class Layer(Frozen):
     raw_size: int = Field(default=0, ge=0)
 
 
-def most_inflated(size: int) -> int:
-    """Return the bytes that a layer of ``size`` may inflate to: deflate's most (1032:1, zlib "Technical Details").
-
-    zstd can reach 32,768:1, but such a layer could never have been gzip. 64 MiB are for a file of zeros in few bytes.
-    """
-    return max(64 * MIB, 1032 * size)
-
-
 class RegistryOptions(Frozen):
     """How to reach one registry. ``ca`` is the path of a PEM file with authorities to trust besides the system's.
 
