@@ -83,6 +83,9 @@ class KarpenterTarget(_WithVolume):
 
     hydrate: bool = False
     """Put into the node class's user data what loads the blocks early that the images' starts read."""
+    keep_store: bool = False
+    """Put into the node class's user data that nodeadm leaves containerd's store where it is
+    (`localStorage.disabledMounts: [Containerd]`): for `instanceStorePolicy: RAID0` on Amazon Linux 2023."""
 
     @check("parameter")
     @classmethod
@@ -108,6 +111,8 @@ class GitopsTarget(_WithVolume):
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
     """As in `karpenter`."""
     hydrate: bool = False
+    """As in `karpenter`."""
+    keep_store: bool = False
     """As in `karpenter`."""
 
 

@@ -51,9 +51,7 @@ class Karpenter(Rollout):
         if self.pointer and offer.image:
             self.pointer.check(offer.image)
         target, chosen = self.target, self._chosen()
-        change = nodeclass.decide(
-            found, offer, device=target.device, disk=nodeclass.disk(target), chosen=chosen, hydrate=target.hydrate
-        )
+        change = nodeclass.decide(found, offer, **nodeclass.wishes(target), chosen=chosen)
         self._need_known(change)
         refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()
         return self._with_managers(found, replace(change, refusals=(*change.refusals, *refused)))

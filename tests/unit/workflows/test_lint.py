@@ -18,10 +18,10 @@ from parbake.core.model import GIB, Platform, Published, Snapshot
 from parbake.core.reference import Reference
 from parbake.core.units import quantity
 from parbake.core.yamltext import parse
+from parbake.rollouts.nodesettings import read
 from parbake.workflows.lint import RULES, Bake, bakes_of, examine, gather, of_bakefile, of_record, sarif, together
 from parbake.workflows.lint.bakes import BakedImage
 from parbake.workflows.lint.nodes import family_of
-from parbake.workflows.lint.userdata import read
 from tests.fakes.plans import digest, image, plan, record
 
 ROOT = Path(__file__).parents[3]
@@ -112,6 +112,11 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
     ("instance-store", node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n"), 8, node_class(ROOT_DISK), ()),
     ("instance-store", node_class(ROOT_DISK + NODE_CONFIG % "{instance: {localStorage: {strategy: RAID0}}}"), 8,
      node_class(ROOT_DISK + NODE_CONFIG % "{instance: {localStorage: {strategy: Mount}}}"), ()),
+    ("instance-store", node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n" + NODE_CONFIG % "{}"), 8,
+     node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n"
+                + NODE_CONFIG % "{instance: {localStorage: {disabledMounts: [Containerd]}}}"), ()),
+    ("instance-store", node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n").replace("AL2023", "Bottlerocket"), 8,
+     node_class(ROOT_DISK).replace("AL2023", "Bottlerocket"), (replace(MACHINE, family=""),)),
     ("volume-too-small", node_class(ROOT_DISK.replace("30Gi", "29Gi")), 7, node_class(ROOT_DISK), ()),
     ("volume-too-small", node_class(OURS), 4, node_class(ROOT_DISK), ()),
     ("volume-too-small", node_class(DATA_DISK.replace("80Gi", "20Gi")), 6, node_class(DATA_DISK), (PAUSED,)),
@@ -231,6 +236,12 @@ def test_node_settings() -> None:
         "imageGCHighThresholdPercent": 90
     }
     assert read("[settings\n").snapshotter == ""
+    mounts = "kind: NodeConfig\nspec: {instance: {localStorage: {disabledMounts: %s}}}\n"
+    assert read(mounts % "[Containerd]" + "---\n" + mounts % "[]").disabled_mounts == ("Containerd",), (
+        "as nodeadm merges"
+    )
+    assert read(mounts % "[Containerd]" + "---\n" + mounts % "[SOCI]").disabled_mounts == ("SOCI",)
+    assert read(mounts % "Containerd").disabled_mounts == ()
     both = (
         "kind: NodeConfig\nspec: {featureGates: {FastImagePull: true}}\n---\n"
         "kind: NodeConfig\nspec: {kubelet: {config: {a: 1}}}\n"

@@ -16,9 +16,9 @@ from parbake.core.units import quantity
 from parbake.core.yamltext import Where
 from parbake.images.workloads import Thing
 from parbake.rollouts.nodeclass import ALIASES
+from parbake.rollouts.nodesettings import NodeSettings, of_config, read
 from parbake.workflows.lint.bakes import Bake, gib
 from parbake.workflows.lint.rules import Finding, finding
-from parbake.workflows.lint.userdata import NodeSettings, of_config, read
 
 NODE_CLASSES = {"EC2NodeClass", "AWSNodeTemplate"}
 # Where kubelet settings stand, in the objects that have some.
@@ -56,15 +56,13 @@ def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
 def _node_class(thing: Thing, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
     spec = _map(thing.data.get("spec"))
     family = family_of(spec)
-    if spec.get("instanceStorePolicy") == "RAID0":
-        message = (
-            "instanceStorePolicy: RAID0 puts the container store on local disks: what was baked is hidden or copied"
-        )
+    settings = read(str(spec.get("userData") or ""))
+    policy = str(spec.get("instanceStorePolicy") or "")
+    if policy and (message := settings.against_storage(policy, family)):
         yield finding("instance-store", thing, ("spec", "instanceStorePolicy"), message)
     yield from _images(thing, spec, family, bakes)
     yield from _disks(thing, spec, family, bakes)
     if spec.get("userData"):
-        settings = read(str(spec["userData"]))
         yield from _settings(thing, ("spec", "userData"), settings, bakes, family)
 
 
@@ -197,13 +195,9 @@ def _share(
 def _settings(
     thing: Thing, where: Where, settings: NodeSettings, bakes: tuple[Bake, ...], family: str
 ) -> Iterator[Finding]:
-    if settings.fast_image_pull:
-        message = "FastImagePull makes soci the snapshotter: it does not look at what was baked for overlayfs"
+    if message := settings.against_snapshotter:
         yield finding("snapshotter-differs", thing, where, message)
-    elif settings.snapshotter not in {"", "overlayfs"}:
-        yield finding("snapshotter-differs", thing, where, f"the snapshotter is {settings.snapshotter}, not overlayfs")
-    if settings.storage in {"RAID0", "RAID10"}:
-        message = f"localStorage: {settings.storage} puts the container store on local disks: what was baked is hidden"
+    if message := settings.against_storage("", family):
         yield finding("instance-store", thing, where, message)
     yield from _pause(thing, where, settings, bakes, family)
     if settings.kubelet:
