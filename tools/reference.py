@@ -52,6 +52,7 @@ EXAMPLES: Final = {
     "export gcp": "parbake export gcp hello gcp",
     "export gke": "parbake export gke hello gke",
     "export azure": "parbake export azure hello azure",
+    "export kubelet-config": "parbake export kubelet-config",
     "export packer": (
         "cat > ami.yaml <<'END'\n"
         "version: 1\n"

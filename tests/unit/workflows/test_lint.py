@@ -80,6 +80,9 @@ userData: |
 """
 BOTTLEROCKET = 'amiFamily: Bottlerocket\nuserData: |\n  [settings.container-runtime]\n  snapshotter = "%s"\n'
 KUBELET = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"
+ALLOWED = (
+    "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\npreloadedImagesVerificationAllowlist: [%s]\n"
+)
 PAUSED = replace(VOLUME, sandbox="localhost/kubernetes/pause:latest", filled=0)
 BOTTLEROCKETS = replace(PAUSED, family="Bottlerocket")
 OF_ALIAS = "amiSelectorTerms: [{alias: %s@latest}]"
@@ -140,6 +143,16 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
      "preloadedImagesVerificationAllowlist: [registry.example.com/other/*]\n", 3,
      f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n"
      "preloadedImagesVerificationAllowlist: [registry.example.com/shop/*]\n", ()),
+    ("credentials-verified",
+     f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n"
+     "preloadedImagesVerificationAllowlist: [registry.example.com/sho/*]\n", 3,
+     f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n"
+     "preloadedImagesVerificationAllowlist: [registry.example.com/shop/api]\n", ()),
+    ("allow-list-refused", KUBELET + ALLOWED % "api, docker.io/shop/api", 4, KUBELET + ALLOWED % "docker.io/shop/api",
+     (replace(MACHINE, images=(BakedImage(Reference.parse("shop/api:1")),)),)),
+    ("short-name", KUBELET + ALLOWED % "docker.io/shop/api" + "---\n" + pod("shop/api:1"), 11,
+     KUBELET + ALLOWED % "docker.io/shop/api" + "---\n" + pod("docker.io/shop/api:1"),
+     (replace(MACHINE, images=(BakedImage(Reference.parse("shop/api:1")),)),)),
     ("baked-images-are-open",
      f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyPreloadedImages\n", 3,
      f"{KUBELET}", ()),
@@ -175,9 +188,53 @@ def test_a_cause_is_found_and_can_be_mended(
     assert told(mended, *bakes) == []
 
 
+def test_the_same_image_under_another_name() -> None:
+    mirrored = pod(f"mirror.example.com/shop/api@{INDEX}")
+    assert told(mirrored) == ["shared-digest", "not-baked"]
+    assert told(pod(f"mirror.example.com/shop/api@{OTHER}")) == ["not-baked"]
+    both = replace(MACHINE, images=(BAKED, replace(BAKED, reference=Reference.parse("mirror.example.com/api:1.4"))))
+    assert told(pod("mirror.example.com/api:1.4", policy="Always"), both) == ["pull-policy-always", "shared-digest"]
+    assert told(pod("mirror.example.com/api:1.4"), both) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("nginx", "as docker.io/library/nginx"),
+        ("a.example/app:1", "as a.example/app"),
+        ("a.example/a*", "neither"),
+        ("/*", "neither"),
+        ("a.example/ Q", "not an image's name"),
+        ("a.example/*", ""),
+        ("docker.io/library/nginx", ""),
+    ],
+)
+def test_what_kubelets_refuse_in_their_allow_list(entry: str, words: str) -> None:
+    text = KUBELET + ALLOWED % f"'{entry}', registry.example.com/shop/api"
+    found = [each.message for each in examine([("x.yaml", text)], (MACHINE,))]
+    assert [words in message for message in found] == ([True] if words else [])
+
+
+@pytest.mark.parametrize("program", ["kubelet", "nodeadm"])
+@pytest.mark.usefixtures("project")
+def test_the_kubelets_configuration_that_is_printed_is_what_lint_asks_for(
+    capsys: pytest.CaptureFixture[str], program: str
+) -> None:
+    assert run(["export", "kubelet-config", "--for", program]) == 0
+    text = capsys.readouterr().out
+    assert told(text) == []
+    assert "registry.example.com/shop/api" in text
+    assert run(["export", "kubelet-config", "--for", program, "--json"]) == 0
+    (shown,) = parsed(text)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(json.dumps(shown))
+    assert run(["export", "kubelet-config", "--for", "k3s"]) == 2
+    assert run(["export", "kubelet-config", "nothing"]) == 2
+
+
 def test_every_rule_has_a_case_and_stands_in_the_documentation() -> None:
     page = (ROOT / "docs/how-to/lint.md").read_text()
-    assert {case[0] for case in CASES} == {rule.id for rule in RULES}
+    assert {case[0] for case in CASES} | {"shared-digest"} == {rule.id for rule in RULES}
     for rule in RULES:
         assert f"| `{rule.id}` | {rule.level} |" in page
 

@@ -38,6 +38,7 @@ def examine(documents: Iterable[tuple[str, str]], bakes: Sequence[Bake]) -> tupl
     """Compare everything in the documents with the bakes; errors come first, then by place."""
     things, problems = things_in(documents)
     found = [_unreadable(problem) for problem in problems]
+    by_name = any(nodes.allow_listed(thing) for thing in things)
     for thing in things:
         metadata = thing.data.get("metadata")
         if (
@@ -46,7 +47,7 @@ def examine(documents: Iterable[tuple[str, str]], bakes: Sequence[Bake]) -> tupl
             and thing.kind in {"Pod", "ReplicaSet", "Job"}
         ):
             continue  # a controller made it: what it was made of is what can be changed
-        found += pods.check(thing, bakes)
+        found += pods.check(thing, bakes, by_name=by_name)
         found += nodes.check(thing, bakes)
     distinct = dict.fromkeys(found)
     return tuple(sorted(distinct, key=lambda each: (_ORDER[each.level], each.source, each.line, each.rule.id)))

@@ -19,8 +19,8 @@ from parbake.workflows.lint.rules import Finding, finding
 _ARCHITECTURE = ("kubernetes.io/arch", "beta.kubernetes.io/arch")
 
 
-def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
-    """Yield what is wrong with the pods that an object describes."""
+def check(thing: Thing, bakes: Iterable[Bake], *, by_name: bool = False) -> Iterator[Finding]:
+    """Yield what is wrong with the pods that an object describes; ``by_name``: kubelets have an allow list."""
     bakes = tuple(bakes)
     for place, spec in pod_specs(thing.data, ()):
         wanted = architectures(spec)
@@ -33,6 +33,8 @@ def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
                 continue  # filled in by something else
             if fitting:
                 yield from _image(thing, where, container, reference, policy, fitting)
+                if by_name and any(bake.find(reference) for bake in fitting):
+                    yield from _short(thing, where, container, str(image).strip(), reference)
             elif any(bake.find(reference) for bake in bakes):
                 made = ", ".join(sorted({str(bake.platform) for bake in bakes}))
                 message = f"{reference} is baked for {made}, and these pods run on {', '.join(sorted(wanted))}"
@@ -45,6 +47,7 @@ def _image(
     known = [(bake, image) for bake in bakes if (image := bake.find(reference))]
     if not known:
         yield _unknown(thing, where, container, reference, bakes)
+        yield from _shared(thing, where, container, reference, bakes)
         return
     # Good in one bake is good: which nodes a pod comes to, nobody knows here.
     wrong = [_name(image, bake, reference) for bake, image in known]
@@ -54,12 +57,42 @@ def _image(
     implied = policy is None and reference.tag == "latest" and not reference.digest
     if policy == "Always" or implied:
         why = "there is no policy, and :latest means Always" if implied else "imagePullPolicy is Always"
-        message = f"{reference}: {why}: each start asks the registry, and the image loses its pin"
+        message = (
+            f"{reference}: {why}: each start asks the registry, and the image loses its pin; while one is asked, and "
+            "after a pull with a secret, the node's other pods of the image wait or fail (kubelet 1.35 and later)"
+        )
         yield finding("pull-policy-always", thing, _policy_at(thing, where), message, container)
+        yield from _shared(thing, where, container, reference, bakes)
     elif reference.tag == "latest" and not reference.digest:
         yield finding(
             "latest-tag", thing, where, f"{reference}: what is baked today is not what runs tomorrow", container
         )
+
+
+def _short(thing: Thing, where: Where, container: str, text: str, reference: Reference) -> Iterator[Finding]:
+    """Find a name that the kubelet's allow list, which holds full names alone, covers from Kubernetes 1.36 on."""
+    if not text.startswith(f"{reference.registry}/{reference.repository}"):
+        message = f"{text}: kubelets before 1.36 look for this very text in their allow list, not for {reference.name}"
+        yield finding("short-name", thing, where, message, container)
+
+
+def _shared(
+    thing: Thing, where: Where, container: str, reference: Reference, bakes: Iterable[Bake]
+) -> Iterator[Finding]:
+    """Find other names, in the bakes, of an image that these pods pull: the kubelet keeps its records by image id."""
+    digests = {reference.digest} - {""}
+    for bake in bakes:
+        known = bake.find(reference)
+        digests |= known.digests if known and not reference.digest else set()
+    for bake in bakes:
+        for image in bake.images:
+            if image.digests & digests and image.reference.name != reference.name:
+                message = (
+                    f"{reference} is the same image as {image.reference} in {bake.name}: once it was pulled with a "
+                    "secret, the kubelet asks pods of the baked name for that secret"
+                )
+                yield finding("shared-digest", thing, where, message, container)
+                return
 
 
 def _name(image: BakedImage, bake: Bake, reference: Reference) -> tuple[str, str] | None:
