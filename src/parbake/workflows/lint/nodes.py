@@ -54,6 +54,9 @@ def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
         yield from _settings(thing, ("spec",), of_config(thing.data), bakes, "AL2023")
     if thing.kind in NODE_CLASSES:
         yield from _node_class(thing, bakes)
+    if thing.kind == "NodeClass" and str(thing.data.get("apiVersion")).startswith("eks.amazonaws.com/"):
+        message = "EKS Auto Mode chooses its AMI, and takes no user data and no snapshot"
+        yield finding("cannot-use-a-bake", thing, (), message)
 
 
 def _node_class(thing: Thing, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
