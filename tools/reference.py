@@ -58,7 +58,7 @@ EXAMPLES: Final = {
         "version: 1\n"
         "images: [registry.example.com/team/app:1.4]\n"
         "builder: packer\n"
-        'base: {eks: al2023, kubernetes: "1.33"}\n'
+        'base: {eks: al2023, kubernetes: "1.36"}\n'
         "END\n"
         "parbake export packer template -f ami.yaml"
     ),
