@@ -52,12 +52,13 @@ EXAMPLES: Final = {
     "export gcp": "parbake export gcp hello gcp",
     "export gke": "parbake export gke hello gke",
     "export azure": "parbake export azure hello azure",
+    "export kubelet-config": "parbake export kubelet-config",
     "export packer": (
         "cat > ami.yaml <<'END'\n"
         "version: 1\n"
         "images: [registry.example.com/team/app:1.4]\n"
         "builder: packer\n"
-        'base: {eks: al2023, kubernetes: "1.33"}\n'
+        'base: {eks: al2023, kubernetes: "1.36"}\n'
         "END\n"
         "parbake export packer template -f ami.yaml"
     ),

@@ -149,7 +149,7 @@ class Bakefile(Section):
                 f"not onto {_WHICH[value.kind]}",
                 f"write builder: {' or '.join(ways)}"
                 if value.kind != "debian"
-                else 'write base: {eks: al2023, kubernetes: "1.33"}, or another builder',
+                else 'write base: {eks: al2023, kubernetes: "1.36"}, or another builder',
             )
         return value
 
@@ -266,6 +266,11 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
     if bakefile.sandbox not in {"auto", "none"}:
         used.add(Reference.parse(bakefile.sandbox).registry)
     used |= {mirror.partition("/")[0] for options in bakefile.registries.values() for mirror in options.mirrors}
+    if bakefile.base.ami and bakefile.base.ami.eks == "al2":
+        found.append(
+            "base: Amazon Linux 2 is past its end: EKS publishes no AMI of it since 2025-11-26, and mends none; "
+            "write eks: al2023"
+        )
     if bakefile.trust and not bakefile.sign:
         found.append("trust: there is no `sign`, so what is baked here is not signed, and `parbake rollout` refuses it")
     unused = [host for host in bakefile.registries if host not in used]

@@ -46,6 +46,7 @@ _NOT_TEXT |= {
     "force",
     "respect_pdb",
     "keep",
+    "keep_store",
 }
 _LISTS_OF_NUMBERS = {"checkpoints"}
 _OF_THE_USER = {"env", "args", "tags"}  # below these, keys are the user's own

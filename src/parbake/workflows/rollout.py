@@ -260,7 +260,8 @@ def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offe
     if volume is None or offered.family or not getattr(config.options, "mount", False):
         return offered
     sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
-    return offered.model_copy(update={"mount": mount.user_data(sandbox)})
+    root = getattr(config.options, "root", "")
+    return offered.model_copy(update={"mount": mount.user_data(sandbox, root)})
 
 
 def _hydrates(config: Target) -> bool:
