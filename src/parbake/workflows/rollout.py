@@ -232,6 +232,7 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
         image_size=image.snapshots[0].size if image.snapshots else 0,
         snapshot=volume.snapshots[0].id if volume.snapshots else "",
         snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,
+        encrypted=any(each.plan.artefact.encrypted for each in found if each.plan.artefact.kind == "volume"),
         family=volume.family,
     )
 

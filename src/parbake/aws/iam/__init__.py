@@ -11,7 +11,7 @@ parbake's own are told by their tag, so that all hangs on who may write it: only
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from parbake.aws.iam import bakes, managed, pruning, rollouts
 from parbake.aws.iam.statements import Names, Policy, Scope, allow, both, missing, policy, suffix
@@ -70,8 +70,11 @@ def _caller(scope: Scope) -> Iterator[Policy]:
     yield from bakes.statements(scope)
     if bakefile.builder == "ec2":
         yield from managed.caller(scope)
-    if bakefile.builder in {"ec2", "ebs", "packer"} and bakefile.aws.encrypted:
-        yield from _with_key("Encrypt", scope, _KMS + (_DIRECT_KMS if bakefile.builder == "ebs" else ()))
+    if bakefile.builder in {"ec2", "ebs", "packer"}:
+        actions = _KMS + (_DIRECT_KMS if bakefile.builder == "ebs" else ())
+        if bakefile.aws.encrypted:
+            yield from _with_key("Encrypt", scope, actions)
+        yield from _with_default_keys("EncryptByDefault", scope, actions)
 
 
 # -- registries
@@ -126,29 +129,56 @@ def _karpenter(scope: Scope) -> Iterator[Policy]:
     parameters = rollouts.parameters(scope)
     if parameters:
         yield allow("ReadParameters", ["ssm:GetParameter"], parameters)
-    if bakefile.builder in {"ec2", "ebs", "packer"} and bakefile.aws.encrypted and bakefile.aws.kms_key:
-        yield from _with_key("StartEncrypted", scope, _KMS)
+    if bakefile.builder in {"ec2", "ebs", "packer"}:
+        if bakefile.aws.encrypted and bakefile.aws.kms_key:
+            yield from _with_key("StartEncrypted", scope, _KMS)
+        yield from _with_default_keys("StartEncryptedByDefault", scope, _KMS)
 
 
 def _with_key(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Policy]:
-    """Allow actions with the KMS key, and grants to AWS's services alone: a grant lets whom it names use the key."""
-    keys, condition = _key(scope, scope.bakefile.aws.kms_key or "")
+    """Allow actions with the KMS keys of the Bakefile, those of one region after the other where they differ."""
+    aws = scope.bakefile.aws
+    found: list[tuple[list[str], Policy]] = []
+    for key in dict.fromkeys(aws.key_in(place) for place in scope.places):
+        places = [place for place in scope.places if aws.key_in(place) == key]
+        found.append(_key(scope, key, places))
+    alike: list[tuple[list[str], Policy]] = []
+    for keys, condition in found:
+        same = next((each for each, its in alike if its == condition), None)
+        if same is None:
+            alike.append((keys, condition))
+        else:
+            same += keys
+    for number, (keys, condition) in enumerate(alike, 1):
+        yield from _use(f"{sid}{number if number > 1 else ''}", actions, keys, condition, number)
+
+
+def _with_default_keys(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Policy]:
+    """Allow actions with the keys of encryption by default: AWS's own asks for no policy, one of the account's does."""
+    if scope.names.default_keys:
+        yield from _use(sid, actions, list(scope.names.default_keys), {}, "ByDefault")
+
+
+def _use(sid: str, actions: tuple[str, ...], keys: list[str], condition: Policy, which: int | str) -> Iterator[Policy]:
+    """Allow actions with keys, and grants to AWS's services alone: a grant lets whom it names use the key."""
+    grant = f"Grant{'' if which == 1 else which}"
     yield allow(sid, actions, keys, condition)
-    yield allow("Grant", ["kms:CreateGrant"], keys, both(condition, {"Bool": {"kms:GrantIsForAWSResource": "true"}}))
+    yield allow(grant, ["kms:CreateGrant"], keys, both(condition, {"Bool": {"kms:GrantIsForAWSResource": "true"}}))
 
 
-def _key(scope: Scope, key: str) -> tuple[list[str], Policy]:
+def _key(scope: Scope, key: str, places: Sequence[str] = ()) -> tuple[list[str], Policy]:
     """Return the ARNs of a KMS key, and what narrows them: no policy names a key by its alias (KMS developer guide).
 
     Without a key of one's own it is the account's for EBS, which may be used by way of EC2 alone.
     """
+    places = places or scope.places
     name = key.partition(":key/")[2] if key.startswith("arn:") else key
-    every = [scope.arn("kms", "key/*", place) for place in scope.places]
+    every = [scope.arn("kms", "key/*", place) for place in places]
     if not key:
-        services = [f"ec2.{place}.amazonaws.com{suffix(place)}" for place in scope.places]
+        services = [f"ec2.{place}.amazonaws.com{suffix(place)}" for place in places]
         return every, {"StringEquals": {"kms:ViaService": services}}
     if name and not name.startswith("alias/"):
-        named = [scope.arn("kms", f"key/{name}", place) for place in scope.places]
+        named = [scope.arn("kms", f"key/{name}", place) for place in places]
         return [key] if key.startswith("arn:") else named, {}
     if key.startswith("arn:"):
         region, account, alias = key.split(":")[3:]
