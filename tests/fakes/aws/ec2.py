@@ -84,6 +84,9 @@ class Cloud(Between):
 
     # -- images
 
+    def _ec2_GetEbsDefaultKmsKeyId(self, _client: Any, _arguments: dict[str, Any]) -> Any:  # noqa: N802
+        return {"KmsKeyId": "alias/aws/ebs"}
+
     def _image(self, client: Any, image: str) -> dict[str, Any]:
         found = self._real(client, "DescribeImages", {"ImageIds": [image]})["Images"]
         if not found:

@@ -120,12 +120,19 @@ def _further(image: Mapping[str, Any], root: str) -> Iterator[Mapping[str, Any]]
         yield {"DeviceName": mapping["DeviceName"], "Ebs": ebs}
 
 
+def billing(image: SourceImage) -> str:
+    """Return what AWS bills an AMI for besides the instance; empty for nothing."""
+    platform, codes = str(image.raw.get("PlatformDetails") or _FREE), image.raw.get("ProductCodes") or []
+    if codes:
+        return f"product code {codes[0].get('ProductCodeId')}"
+    return platform if platform != _FREE else ""
+
+
 def refuse_billed(image: SourceImage) -> None:
     """Refuse an AMI whose billing data would be lost. Raises BadBase."""
-    platform, codes = str(image.raw.get("PlatformDetails") or _FREE), image.raw.get("ProductCodes") or []
-    if platform == _FREE and not codes:
+    sold = billing(image)
+    if not sold:
         return
-    sold = f"product code {codes[0].get('ProductCodeId')}" if codes else platform
     raise BadBase(
         f"AWS bills {image.id} ({image.name or 'no name'}) for {sold}, and an AMI that is registered of a snapshot "
         "loses that",

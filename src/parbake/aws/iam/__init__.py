@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from parbake.aws.iam import bakes, managed, pruning, rollouts
-from parbake.aws.iam.statements import Names, Policy, Scope, allow, both, missing, policy, suffix
+from parbake.aws.iam.statements import Names, Policy, Scope, allow, both, here, missing, policy, suffix
 from parbake.bakefile import Bakefile
 from parbake.core.model import RegistryOptions
 from parbake.core.reference import Reference
@@ -26,6 +26,11 @@ _PULL = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloa
 _PUSH = ("ecr:CompleteLayerUpload", "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:UploadLayerPart")
 _CREATE = ("ecr:CreateRepository", "ecr:DescribeRepositories", "ecr:TagResource")
 _KMS = ("kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom", "kms:ReEncryptTo")
+_ASKED = (
+    "DescribeFastSnapshotRestores", "DescribeImages", "DescribeInstanceTypes", "DescribeRouteTables",
+    "DescribeSnapshots", "DescribeSubnets", "DescribeVpcEndpoints", "GetAllowedImagesSettings", "GetEbsDefaultKmsKeyId",
+    "GetEbsEncryptionByDefault", "GetImageBlockPublicAccessState", "GetSnapshotBlockPublicAccessState",
+)  # fmt: skip
 # What the direct APIs do with a key by the caller's own hand (EBS user guide, "IAM permissions for EBS direct APIs").
 _DIRECT_KMS = ("kms:Encrypt", "kms:GenerateDataKey")
 
@@ -34,7 +39,8 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
     """Return the policies by what they are for; ``names`` are those that the Bakefile does not say.
 
     ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout``,
-    ``prune`` and ``karpenter``. What ``names`` lacks stands there as a placeholder (``missing`` tells of it).
+    ``prune``, ``doctor`` and ``karpenter``. What ``names`` lacks stands there as a placeholder (``missing`` tells of
+    it).
     """
     scope = Scope(bakefile, names or Names())
     found = {"caller": policy(_caller(scope))}
@@ -46,6 +52,7 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
         found["rollout"] = policy(rollout)
     if bakefile.builder in {"ec2", "ebs", "packer"} or bakefile.rollout:
         found["prune"] = policy(pruning.statements(scope))
+        found["doctor"] = policy(_doctor(scope))
     karpenter = list(_karpenter(scope))
     if karpenter:
         found["karpenter"] = policy(karpenter)
@@ -75,6 +82,24 @@ def _caller(scope: Scope) -> Iterator[Policy]:
         if bakefile.aws.encrypted:
             yield from _with_key("Encrypt", scope, actions)
         yield from _with_default_keys("EncryptByDefault", scope, actions)
+
+
+def _doctor(scope: Scope) -> Iterator[Policy]:
+    """Allow `parbake doctor --aws` to ask, in the regions where results lie, and to change nothing."""
+    source, profile = scope.bakefile.base.ami, scope.bakefile.aws.instance_profile
+    yield allow("Ask", [f"ec2:{each}" for each in _ASKED], condition=here(scope.places))
+    yield allow("AskForQuotas", ["servicequotas:ListServiceQuotas"], condition=here(scope.places))
+    if profile:
+        named = [scope.arn("iam", f"instance-profile/{profile.rpartition('/')[2]}", "")]
+        yield allow("LookAtTheProfile", ["iam:GetInstanceProfile"], named)
+    if source and not (source.id or source.name):
+        named = scope.parameter(source.parameter(scope.bakefile.platform), [scope.home])
+        yield allow("FindTheBase", ["ssm:GetParameter"], named)
+    if scope.bakefile.aws.kms_key:
+        for number, (keys, condition) in enumerate(_keys(scope), 1):
+            yield allow(f"LookAtKeys{number}", ["kms:DescribeKey"], keys, condition)
+    if scope.names.default_keys:
+        yield allow("LookAtDefaultKeys", ["kms:DescribeKey"], list(scope.names.default_keys))
 
 
 # -- registries
@@ -136,7 +161,13 @@ def _karpenter(scope: Scope) -> Iterator[Policy]:
 
 
 def _with_key(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Policy]:
-    """Allow actions with the KMS keys of the Bakefile, those of one region after the other where they differ."""
+    """Allow actions with the KMS keys of the Bakefile."""
+    for number, (keys, condition) in enumerate(_keys(scope), 1):
+        yield from _use(f"{sid}{number if number > 1 else ''}", actions, keys, condition, number)
+
+
+def _keys(scope: Scope) -> list[tuple[list[str], Policy]]:
+    """Return the ARNs of the KMS keys of the Bakefile's regions, with what narrows them; those alike together."""
     aws = scope.bakefile.aws
     found: list[tuple[list[str], Policy]] = []
     for key in dict.fromkeys(aws.key_in(place) for place in scope.places):
@@ -149,8 +180,7 @@ def _with_key(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Poli
             alike.append((keys, condition))
         else:
             same += keys
-    for number, (keys, condition) in enumerate(alike, 1):
-        yield from _use(f"{sid}{number if number > 1 else ''}", actions, keys, condition, number)
+    return alike
 
 
 def _with_default_keys(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Policy]:
