@@ -14,6 +14,7 @@ from parbake.bakefile.values import Days, Duration, matching, spoken, text_schem
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
 _LEAST_SECONDS = 3600.0  # of fast snapshot restore (Amazon EBS pricing: billed by the minute, an hour at least)
+_MOST_CREDITS = 10  # of fast snapshot restore (EBS user guide, "Volume creation credits")
 _GP3 = {"iops": (3000, 80_000), "throughput": (125, 2000)}
 
 _TYPE = r"[a-z][a-z0-9-]*\.[a-z0-9-]+"
@@ -126,6 +127,17 @@ class FastRestoreSection(Section):
     """When it begins: as soon as the snapshot is there, or with `parbake rollout`, which waits until it counts."""
     for_: Annotated[Hours | None, Field(alias="for")] = None
     """Disable it after so long, such as 6h: `parbake watch`, `prune --aws` and `clean --aws` do. Default: it stays."""
+
+    credits: Whole = 1
+    """With `at: rollout`: how many credits each zone must have before nodes of a target are replaced, 1 to 10. They
+    start at zero and come with 1024/GiB an hour, 10 at most; a volume without one loads lazily."""
+
+    @check("credits")
+    @classmethod
+    def _fit_a_bucket(cls, value: int) -> int:
+        if not 1 <= value <= _MOST_CREDITS:
+            raise wrong(f"{value} is not between 1 and {_MOST_CREDITS}, which a bucket holds at most")
+        return value
 
     @check("zones")
     @classmethod

@@ -271,6 +271,9 @@ class Cloud(Between):
         filters = {each["Name"]: each["Values"] for each in arguments["Filters"]}
         return {"FastSnapshotRestores": self.fast.look(filters["snapshot-id"], filters.get("state", ()))}
 
+    def _cloudwatch_GetMetricData(self, _client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        return self.fast.metric_data(arguments["MetricDataQueries"])
+
     # -- instances
 
     def _instance(self, client: Any, identity: str) -> dict[str, Any]:
