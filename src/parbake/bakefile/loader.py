@@ -32,6 +32,7 @@ _NOT_TEXT = {
     "immutable_tags",
     "tcp",
     "port",
+    "credits",
     "iops",
     "throughput",
     "encrypted",

@@ -295,16 +295,28 @@ def clean(
 
 
 @command()
-def doctor(file: BakefilePath = DEFAULT_FILE) -> Result:
+def doctor(
+    file: BakefilePath = DEFAULT_FILE,
+    aws: Annotated[
+        bool, typer.Option("--aws", help="Ask AWS as well: what the account has settled, by read calls alone.")
+    ] = False,
+) -> Result:
     """Say what this machine lacks, and how to get it.
 
-    Programs, privileges, kernel features and disk space, each with the commands that need it.
+    Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws` also what
+    the Bakefile's account and regions say: encryption by default and its key, quotas, Allowed AMIs, public access,
+    protected AMIs, the base, instance types and profile, ways to the registry. What may not be asked is said.
     """
     from parbake.cli.text import artefacts
     from parbake.core.workspace import cache_folder
     from parbake.workflows import doctor as workflow
 
     checks = workflow.examine(output=output(file), cache=cache_folder())
+    if aws:
+        from parbake.bakefile import load
+        from parbake.workflows import account
+
+        checks += account.judge(account.gather(load(file)))
     return Result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
 
 

@@ -43,7 +43,17 @@ from parbake.machine import base, disk
 from parbake.machine.disk import BlockList
 from parbake.records import Blocks, Record, genuine
 from parbake.workflows import ancestry
-from parbake.workflows.plan import Finished, Session, decide, existing, make_images, open_session, resolve
+from parbake.workflows.plan import (
+    Finished,
+    Session,
+    ask_account,
+    base_of,
+    decide,
+    existing,
+    make_images,
+    open_session,
+    resolve,
+)
 from parbake.workflows.trace import bring, recorded_elsewhere, rehearse, trace_of
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
 
@@ -80,8 +90,9 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
         publisher = publisher_of(run.bakefile, fresh=options.force)
         if remote:
             refuse_rehearsal(run.bakefile, options)
-        plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild))
-        for caution in cautions(plan):
+        known, onto = ask_account(run), base_of(run)  # what must fail is refused before images are built
+        plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild), onto)
+        for caution in (*cautions(plan), *known):
             events.warn(caution)
         output, name = run.bakefile.output, plan.artefact_name
         look = partial(existing, output, plan, trust=trusted(run))

@@ -217,6 +217,7 @@ OTHERS = {
     "get_authorization_token",
     "get_auth_instance",
     "get_close_matches",
+    "get_metric_data",  # of rollouts, and CloudWatch's
     "get_public_key",
     "describe_key",
 }
@@ -281,7 +282,7 @@ def test_what_ends_or_changes_something_is_for_ours_alone(tmp_path: Path) -> Non
                 condition = statement["Condition"]["StringLike"]
                 assert condition == {"aws:ResourceTag/parbake:managed": "*"}, action
             if statement["Resource"] == ["*"]:
-                assert re.match(r"ec2:Describe|ecr:GetAuthorizationToken", action), action
+                assert re.match(r"ec2:(Describe|GetEbs)|ecr:GetAuthorizationToken", action), action
 
 
 def test_registries_are_named(tmp_path: Path) -> None:
@@ -325,7 +326,7 @@ def test_what_packer_calls_is_covered(tmp_path: Path) -> None:
     assert wanted <= iam.actions(packers)
     for statement in statements(packers):
         if statement["Resource"] == ["*"]:
-            assert all(action.startswith("ec2:Describe") for action in statement["Action"]), statement
+            assert all(re.match("ec2:(Describe|GetEbs)", action) for action in statement["Action"]), statement
     once = iam.actions(iam.policies(written(tmp_path, builder="packer"))["caller"])
     assert not once & {"ec2:CreateFleet", "ec2:CreateLaunchTemplate", "iam:CreateServiceLinkedRole"}
     assert "ec2:CreateKeyPair" in once
