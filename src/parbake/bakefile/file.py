@@ -28,6 +28,7 @@ from parbake.bakefile.values import (
     Reading,
     RegistryHost,
     Size,
+    StoreText,
     close,
     reference_text,
     spoken,
@@ -113,6 +114,9 @@ class Bakefile(Section):
     """Where and how to bake in EC2, and what becomes of the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
+    store: StoreText | None = None
+    """Where records and artefacts are shared with other machines: `s3://BUCKET/PREFIX`, or a folder that they all
+    mount. The first record of a content key counts for all of them. Default: `output` alone."""
     readable_by: ReadableBy = "owner"
     """Who on this machine may read artefacts, their records, and exports of them, which hold all that images hold:
     `owner` (files 0600, a new folder 0700), `group` (0640, 0750) or `everyone` (0644, 0755)."""

@@ -30,6 +30,7 @@ once. A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── AwsNoAccess                 no credentials, expired ones, or an action that they do not allow
     │   ├── AwsLimit                    a quota, no capacity, or throttled for too long
     │   └── AwsNotFound                 no such image, snapshot, subnet, parameter, …
+    ├── Moved                       1   what was planned is not what the names mean now
     ├── BakeFailed                  1   the guest that bakes gave up; the message ends with its own log
     ├── RolloutError                1   a target refused what was handed to it, or did not follow
     │   ├── TargetMoved                 somebody else changed it meanwhile, or owns what would be changed
@@ -254,6 +255,12 @@ class AwsNotFound(AwsError):
     """AWS knows no such thing in this account and region."""
 
     usual_hint = "check its id and the region (`aws.region` in the Bakefile, or AWS_REGION)"
+
+
+class Moved(ParbakeError):
+    """Names mean something else than when the bake was planned: its content key is another one."""
+
+    usual_hint = "plan again: `parbake plan` prints the key of what the names mean now"
 
 
 class BakeFailed(ParbakeError):

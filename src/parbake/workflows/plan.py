@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parbake import records
-from parbake.bakefile import Bakefile, ImageEntry, advice, load
+from parbake.bakefile import Bakefile, ImageEntry, advice, load, store_address
 from parbake.core.errors import VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Base, Image, Plan
@@ -22,6 +22,7 @@ from parbake.images.build import build
 from parbake.images.registry import Layout, Registry
 from parbake.machine import base, disk
 from parbake.records import Record, genuine
+from parbake.records.store import session_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,14 @@ class Session:
 
 
 @contextmanager
-def open_session(bakefile_path: Path, events: Events) -> Iterator[Session]:
-    """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it."""
+def open_session(bakefile_path: Path, events: Events, *, store: str = "") -> Iterator[Session]:
+    """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it.
+
+    ``store`` replaces the Bakefile's, where one is given.
+    """
     bakefile = load(bakefile_path)
+    if store:
+        bakefile = bakefile.model_copy(update={"store": store_address(store)})
     for caution in advice(bakefile):
         events.warn(caution)
     with Registry(bakefile.registries, events=events) as registry:
@@ -73,7 +79,10 @@ def preview(bakefile_path: Path, events: Events) -> Preview:
             return Preview(None, to_build=missing)
         plan = decide(run, [image for image in images.values() if image])
         found = existing(run.bakefile.output, plan, events)
-        return Preview(plan, existing=found.record if found else None, cautions=cautions(plan))
+        record = found.record if found else None
+        if record is None and (shared := session_store(run.bakefile, events)):
+            record = shared.find(plan.artefact_name)
+        return Preview(plan, existing=record, cautions=cautions(plan))
 
 
 def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:
