@@ -72,8 +72,23 @@ def init(
     )
 
 
+Platform = Annotated[
+    str, typer.Option(help="Bake for this platform, instead of the Bakefile's.", metavar="OS/ARCHITECTURE")
+]
+Store = Annotated[
+    str, typer.Option(help="Share what is baked there, instead of in the Bakefile's `store`.", metavar="ADDRESS")
+]
+
+
+def overrides(platform: str, store: str) -> dict[str, str]:
+    """Return the keys of the Bakefile that options replace."""
+    from parbake.bakefile import store_address
+
+    return {**({"platform": platform} if platform else {}), **({"store": store_address(store)} if store else {})}
+
+
 @command()
-def plan(events: Events, file: BakefilePath = DEFAULT_FILE) -> Result:
+def plan(events: Events, file: BakefilePath = DEFAULT_FILE, platform: Platform = "", store: Store = "") -> Result:
     """Show what a bake would do, without doing it.
 
     Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
@@ -81,7 +96,7 @@ def plan(events: Events, file: BakefilePath = DEFAULT_FILE) -> Result:
     from parbake.cli.text import artefacts
     from parbake.workflows import plan as workflow
 
-    preview = workflow.preview(file, events)
+    preview = workflow.preview(file, events, overrides(platform, store))
     return Result(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
 
 
@@ -92,6 +107,7 @@ def build(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")
     ] = False,
+    platform: Platform = "",
 ) -> Result:
     """Build and push the images that have `build`, without baking.
 
@@ -101,7 +117,7 @@ def build(
     from parbake.cli.text import artefacts
     from parbake.workflows import build as workflow
 
-    built = workflow.make_known(file, events, rebuild=rebuild)
+    built = workflow.make_known(file, events, rebuild=rebuild, overrides=overrides(platform, ""))
     return Result(artefacts.built_json(built), lambda: artefacts.built_text(built))
 
 
@@ -134,10 +150,8 @@ def bake(
     expect_key: Annotated[
         str, typer.Option("--expect-key", help="Bake only if the content key is this one.", metavar="KEY")
     ] = "",
-    store: Annotated[
-        str,
-        typer.Option(help="Share what is baked there, instead of in the Bakefile's `store`.", metavar="ADDRESS"),
-    ] = "",
+    platform: Platform = "",
+    store: Store = "",
     keep_workspace: KeepWorkspace = False,
 ) -> Result:
     """Bake the images, and prove that they start from the artefact.
@@ -158,7 +172,7 @@ def bake(
         keep_workspace=keep_workspace,
         from_scratch=from_scratch,
         expect_key=expect_key,
-        store=store,
+        overrides=overrides(platform, store),
     )
     finished = workflow.bake(file, events, options)
     return Result(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))

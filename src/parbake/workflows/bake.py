@@ -9,7 +9,7 @@ is made has a name that follows from the content key, so a bake that was killed 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -57,7 +57,7 @@ class Options:
     ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` brings that together.
     ``trace`` is a file that was recorded elsewhere.
     ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
-    ``expect_key`` is the content key that was planned; ``store`` replaces the Bakefile's.
+    ``expect_key`` is the content key that was planned; ``overrides`` replace keys of the Bakefile.
     """
 
     force: bool = False
@@ -69,7 +69,7 @@ class Options:
     keep_workspace: bool = False
     from_scratch: bool = False
     expect_key: str = ""
-    store: str = ""
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
 
 def bake(bakefile_path: Path, events: Events, options: Options | None = None) -> Finished:
@@ -79,7 +79,7 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
     where its content key is not the one that was expected.
     """
     options = options or Options()
-    with open_session(bakefile_path, events, store=options.store) as opened:
+    with open_session(bakefile_path, events, options.overrides) as opened:
         run = replace(opened, signer=genuine.open_signer(opened.bakefile))  # what is wrong with the key shows first
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
         remote = remote_builder_of(run.bakefile, verify=options.verify, fresh=options.force)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,14 @@ class Built:
     plan: Plan
 
 
-def make_known(bakefile_path: Path, events: Events, *, rebuild: bool = False) -> Built:
-    """Build and push the Bakefile's images whose context has changed, with ``rebuild`` all that it builds."""
-    with open_session(bakefile_path, events) as run:
+def make_known(
+    bakefile_path: Path, events: Events, *, rebuild: bool = False, overrides: Mapping[str, str] | None = None
+) -> Built:
+    """Build and push the Bakefile's images whose context has changed, with ``rebuild`` all that it builds.
+
+    ``overrides`` replace keys of the Bakefile.
+    """
+    with open_session(bakefile_path, events, overrides) as run:
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
         found = resolve(run, ignore_built=rebuild)
         images = make_images(run, found, force=rebuild)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from parbake import records
-from parbake.bakefile import Bakefile, ImageEntry, advice, load, store_address
+from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.core.errors import VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Base, Image, Plan
@@ -56,23 +56,21 @@ class Session:
 
 
 @contextmanager
-def open_session(bakefile_path: Path, events: Events, *, store: str = "") -> Iterator[Session]:
+def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Iterator[Session]:
     """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it.
 
-    ``store`` replaces the Bakefile's, where one is given.
+    ``overrides`` replace keys of the Bakefile.
     """
-    bakefile = load(bakefile_path)
-    if store:
-        bakefile = bakefile.model_copy(update={"store": store_address(store)})
+    bakefile = load(bakefile_path, overrides)
     for caution in advice(bakefile):
         events.warn(caution)
     with Registry(bakefile.registries, events=events) as registry:
         yield Session(bakefile, registry, events)
 
 
-def preview(bakefile_path: Path, events: Events) -> Preview:
-    """Say what a bake of this Bakefile would do, without doing any of it."""
-    with open_session(bakefile_path, events) as run:
+def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Preview:
+    """Say what a bake of this Bakefile would do, without doing any of it. ``overrides`` replace keys of it."""
+    with open_session(bakefile_path, events, overrides) as run:
         images = resolve(run)
         missing = tuple(reference for reference, image in images.items() if image is None)
         if missing:
