@@ -21,6 +21,7 @@ from parbake import cli, records
 from parbake.bakefile import schema
 from parbake.core import errors, events, programs
 from parbake.core.model import Artefact, Base, Image, Plan, Platform
+from parbake.fleet.file import schema as fleet_schema
 from parbake.records import Blocks, Record, statements
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
@@ -64,6 +65,10 @@ EXAMPLES: Final = {
     ),
     "fetch": "parbake fetch snap-0123456789abcdef0 disk.raw --region eu-west-1",
     "demo": "parbake demo",
+    "fleet init": "parbake fleet init",
+    "fleet plan": "parbake fleet plan",
+    "fleet matrix": "parbake fleet matrix --for github",
+    "fleet schema": "parbake fleet schema > fleet.schema.json",
     "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",
 }
@@ -96,6 +101,8 @@ def pages() -> dict[str, str]:
         "cli.md": _MADE + cli_page(),
         "bakefile.md": _MADE + bakefile_page(),
         "bakefile.schema.json": json.dumps(schema(), indent=2) + "\n",
+        "fleet.md": _MADE + fleet_page(),
+        "fleet.schema.json": json.dumps(fleet_schema(), indent=2) + "\n",
         "errors.md": _MADE + errors_page(),
         "programs.md": _MADE + programs_page(),
         "record.md": _MADE + record_page(),
@@ -194,6 +201,16 @@ def bakefile_page() -> str:
     )
     line = "# yaml-language-server: $schema=parbake.schema.json"
     return f"# The Bakefile\n\n{prose(told)}\n```yaml\n{line}\n```\n\n" + _schema_text(schema(), "Keys")
+
+
+def fleet_page() -> str:
+    """Return the page of the keys of a fleet's file."""
+    told = (
+        "`fleet.yaml` is YAML, read as [Bakefiles](bakefile.md) are: unknown keys are errors, all errors are told at "
+        "once, with their lines. Relative paths begin at the file's folder. `parbake fleet init` writes one; "
+        "`parbake fleet schema` prints the [JSON Schema](fleet.schema.json)."
+    )
+    return f"# The fleet file\n\n{prose(told)}\n" + _schema_text(fleet_schema(), "Keys")
 
 
 def _schema_text(document: Mapping[str, Any], title: str) -> str:

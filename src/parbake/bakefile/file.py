@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -42,7 +43,8 @@ from parbake.core.reference import DOCKER_HUB, Reference
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def _version(value: object) -> object:
+def first_version(value: object) -> object:
+    """Check the version of a format, of which there is one."""
     if type(value) is int and value == 1:  # True is an int and equals 1
         return value
     raise wrong(f"this parbake reads version 1, not {spoken(value)}", "write version: 1")
@@ -80,7 +82,7 @@ def _default_artefact(data: dict[str, Any]) -> Artefact:
 class Bakefile(Section):
     """What to bake, onto what base, into what artefact (`parbake.yaml`)."""
 
-    version: Annotated[Literal[1], BeforeValidator(_version)]
+    version: Annotated[Literal[1], BeforeValidator(first_version)]
     """The version of this format."""
     name: Name
     """Begins the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
@@ -196,9 +198,14 @@ class _Untitled(GenerateJsonSchema):
 
 @cache
 def _schema() -> dict[str, Any]:
-    generated = Bakefile.model_json_schema(schema_generator=_Untitled)
-    # `load` fills these in, so the text may leave them out.
-    generated["required"] = ["version", "images"]
+    # `load` fills the others in, so the text may leave them out.
+    return schema_of(Bakefile, required=("version", "images"))
+
+
+def schema_of(model: type[Section], *, required: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON Schema of a kind of file as users write it; ``required`` are the keys that it must have."""
+    generated = model.model_json_schema(schema_generator=_Untitled)
+    generated["required"] = list(required)
     return {"$schema": DIALECT, **_tidy(generated)}
 
 

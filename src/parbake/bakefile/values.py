@@ -244,7 +244,7 @@ def existing_file(path: Path, info: ValidationInfo) -> Path:
     """Check that a path is a regular file, when a file is read; return it."""
     found = status(path)
     if info.context and found is None:
-        raise wrong(f"there is no file {path}", "a relative path begins at the Bakefile's folder")
+        raise wrong(f"there is no file {path}", "a relative path begins at this file's folder")
     if info.context and found is not None and not stat.S_ISREG(found.st_mode):
         raise wrong(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}", "name a file")
     return path
@@ -264,7 +264,7 @@ def _public_key(path: Path, info: ValidationInfo) -> Path:
 def _existing_folder(path: Path, info: ValidationInfo) -> Path:
     found = status(path)
     if info.context and found is None:
-        raise wrong(f"there is no folder {path}", "a relative path begins at the Bakefile's folder")
+        raise wrong(f"there is no folder {path}", "a relative path begins at this file's folder")
     if info.context and found is not None and not stat.S_ISDIR(found.st_mode):
         raise wrong(f"{path} is a file", "name the folder that it is in")
     return path

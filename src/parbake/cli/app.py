@@ -38,6 +38,7 @@ COMMANDS = {
     "Bake": ("init", "plan", "build", "bake", "verify", "list", "show", "export", "fetch", "schema", "demo"),
     "Roll out": ("lint", "rollout", "rollback", "status", "freeze", "thaw", "watch"),
     "Cold starts": ("trace", "hydrate", "advise", "savings", "report"),
+    "Many machines": ("fleet",),
     "Operate": ("doctor", "iam", "prune", "clean"),
 }
 """The commands by what they are for, in the order in which help shows them."""
