@@ -14,12 +14,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, ParbakeError
 from parbake.core.model import GIB, Frozen
 from parbake.core.programs import PROGRAMS, XFS, Program
 from parbake.core.run import CONTAINERD, find, isolated, run
 from parbake.machine import vm
 from parbake.machine.vm.firmware import ovmf
+from parbake.records.store import Shared, Store, need_conditional_writes
 
 Status = Literal["ok", "warn", "missing"]
 
@@ -61,9 +62,27 @@ class Facts(Frozen):
     folders: Mapping[str, str] = Field(default_factory=dict)
 
 
-def examine(*, output: Path, cache: Path) -> tuple[Check, ...]:
-    """Look at this machine; ``output`` and ``cache`` need not exist. Never raises for what is missing."""
-    return judge(gather(output=output, cache=cache))
+def examine(*, output: Path, cache: Path, shared: Shared | None = None) -> tuple[Check, ...]:
+    """Look at this machine, and at a Bakefile's store; the folders need not exist. Never raises for what is missing."""
+    return (*judge(gather(output=output, cache=cache)), *([_store(shared.store)] if shared else []))
+
+
+def _store(store: Store) -> Check:
+    """Try the store out: whether this machine may write to it, and the first who writes wins."""
+    try:
+        need_conditional_writes(store)
+        problem, hint = "", ""
+    except ParbakeError as error:
+        problem, hint = error.message, error.hint
+    status: Status = "missing" if problem else "ok"
+    return Check(
+        name="store",
+        purpose="shares records and artefacts",
+        needed_by=("store:",),
+        status=status,
+        found=problem or store.url,
+        hint=hint,
+    )
 
 
 def gather(*, output: Path, cache: Path) -> Facts:

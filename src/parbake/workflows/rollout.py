@@ -26,6 +26,7 @@ from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
+from parbake.records.store import brought
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
 from parbake.workflows.warm import Warming
@@ -92,6 +93,7 @@ def rollout(
     what a target refuses, Stalled when nodes do not follow in time.
     """
     bakefile = load(bakefile_path)
+    brought(bakefile, events)
     located = [_record(selector, bakefile) for selector in selectors]
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)

@@ -19,6 +19,7 @@ from parbake.core.workspace import cache_folder, work_folder
 from parbake.machine import disk
 from parbake.machine.disk import block_list
 from parbake.records import Record, blocks_of, blocks_path, genuine
+from parbake.records.store import Shared
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
@@ -96,12 +97,13 @@ def verify_again(
     keep_workspace: bool = False,
     trust: Sequence[Path] = (),
     signer: Signer | None = None,
+    shared: Shared | None = None,
 ) -> tuple[Path, Verdict]:
     """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
 
     Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has, and
     so does a signed one without a ``signer``. Raises VerificationFailed, before anything is booted, when the record
-    contradicts itself, or when none of the keys in ``trust`` has signed it.
+    contradicts itself, or when none of the keys in ``trust`` has signed it. A good verdict is ``shared``, too.
     """
     artefact, record = records.locate(selector, output)
     if record or trust:
@@ -120,7 +122,10 @@ def verify_again(
         if signer is None and records.is_signed(artefact):
             events.warn(f"the record of {artefact.name} is signed and stays as it is: the Bakefile has no `sign`")
         else:
-            write_verdict(artefact, record, verdict, sha256, signer)
+            record = write_verdict(artefact, record, verdict, sha256, signer)
+            if shared and record.verified:
+                with records.in_use(artefact.parent, record.artefact):
+                    shared.keep(record, again=True)
     return artefact, verdict
 
 

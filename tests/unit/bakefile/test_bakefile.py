@@ -458,4 +458,4 @@ def test_numbers_and_truths_are_read_as_such() -> None:
         kinds = {each for each in types if isinstance(each, str)} - {"null"}
         if kinds and kinds <= {"boolean", "integer", "number"}:
             found.add(key)
-    assert found == loader._NOT_TEXT
+    assert found == loader._BAKEFILE.not_text
