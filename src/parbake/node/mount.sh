@@ -55,8 +55,12 @@ wanted_sandbox() {
   found=$(sed -n -e "s/^ *sandbox *= *[\"']\([^\"']*\)[\"'].*/\1/p" -e "s/^ *sandbox_image *= *[\"']\([^\"']*\)[\"'].*/\1/p" \
     "$config" 2>/dev/null | head -n 1)
   # nodeadm writes the runtime's configuration later; its AMI has this image in the store.
-  [ -n "$found" ] || [ ! -x /usr/bin/nodeadm ] || found=localhost/kubernetes/pause:latest
-  echo "$found"
+  [ -n "$found" ] || [ ! -x /usr/bin/nodeadm ] || found=localhost/kubernetes/pause
+  # The runtime looks for it as any image: a name without a tag means this one (nodeadm writes it without).
+  case ${found##*/} in
+  '' | *:* | *@*) echo "$found" ;;
+  *) echo "$found:latest" ;;
+  esac
 }
 
 wait_for_disk() {

@@ -23,6 +23,7 @@ from parbake.rollouts.protocol import (
     TargetStatus,
     already_back,
     show,
+    unlocked,
 )
 from parbake.rollouts.templates import (
     CURRENT,
@@ -117,7 +118,9 @@ class Group(Rollout, ABC):
         refusals += tuple(filter(None, (settings.against_snapshotter, settings.against_storage("", ""))))
         if "UserData" in changes:
             refusals += tuple(userdata.too_large(user_data(wanted) or "", userdata.ROOM))
-        return Change(self.where, before, after, diff, payload, refusals, self.cautions(look))
+        mapped = {each.get("DeviceName"): each.get("Ebs", {}) for each in now.data.get("BlockDeviceMappings", [])}
+        cautions = (*self.cautions(look), *unlocked(self.device, mapped.get(self.device, {}), offer))
+        return Change(self.where, before, after, diff, payload, refusals, cautions)
 
     @override
     def plan_rollback(self) -> Change:

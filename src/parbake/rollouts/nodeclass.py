@@ -28,6 +28,7 @@ from parbake.rollouts.protocol import (
     history_text,
     read_history,
     show,
+    unlocked,
 )
 
 ANNOTATION = f"{OWNER}/rollout"
@@ -86,7 +87,7 @@ def decide(
     cautions: list[str] = []
     if offer.image:
         _take_image(node_class, after, offer, chosen, cautions)
-    _take_disks(after, offer, device, disk)
+    cautions += _take_disks(after, offer, device, disk)
     beyond = _take_user_data(after, offer, hydrate=hydrate, keep_store=keep_store)
     refusals = [*_refusals(spec, after, offer, device), *beyond]
     cautions += _cautions(_family(after), offer)
@@ -241,8 +242,9 @@ def _take_image(
     spec["amiSelectorTerms"] = [dict(chosen.term) if chosen else {"id": offer.image}]
 
 
-def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> None:
-    """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from."""
+def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> tuple[str, ...]:
+    """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from; return cautions."""
+    cautions: tuple[str, ...] = ()
     family, disks = _family(spec), copy.deepcopy(_disks(spec))
     root = _root(family)
     defaults = _DEFAULT_DISKS.get(family, {})
@@ -260,11 +262,13 @@ def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mappi
             disks.append(mine)
         ebs = mine.setdefault("ebs", {})
         ebs["snapshotID"] = offer.snapshot
+        cautions = unlocked(device, ebs, offer)
         ebs.pop("encrypted", None)  # with a snapshot it follows from the snapshot
         _at_least(ebs, offer.snapshot_size or GIB)
         ebs |= settings
     if disks:
         spec["blockDeviceMappings"] = disks
+    return cautions
 
 
 def _disk(size: int) -> dict[str, Any]:

@@ -85,6 +85,7 @@ HERE = (
     Case("docs/how-to/arm64.md", shortcuts=NOTHING),
     Case("docs/how-to/keep-layers.md"),
     Case("docs/how-to/ci.md", own_cache=True),
+    Case("docs/how-to/fleet.md"),
     Case("docs/how-to/clean-up.md", own_cache=True),
     Case("docs/how-to/ebs.md"),
     Case("docs/how-to/ec2.md"),

@@ -180,6 +180,11 @@ def test_the_nodes_own_pause_image_comes_along(node: Node, registry: DockerRegis
         assert (labels["io.cri-containerd.image"], labels["io.cri-containerd.pinned"]) == ("managed", "pinned")
         run.run(["umount", str(node.root)])
         assert "brought" not in node.mount(), "it is there now"
+        run.run(["umount", str(node.root)])
+        configured = (node.folder / "config.toml").read_text()
+        assert PAUSE.endswith(":latest")
+        (node.folder / "config.toml").write_text(configured.replace(PAUSE, PAUSE.removesuffix(":latest")))
+        assert "is mounted at" in node.mount(), "nodeadm configures it without a tag"
 
 
 def test_without_any_pause_image_the_node_keeps_its_store(

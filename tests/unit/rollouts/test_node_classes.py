@@ -111,6 +111,15 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
         VOLUME,
         {"disk": {"volumeInitializationRate": 300}},
     ),
+    "volume-baked-encrypted": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            blockDeviceMappings=[disk("/dev/xvda", "20Gi"), disk("/dev/xvdb", "100Gi", encrypted=True)],
+        ),
+        VOLUME.model_copy(update={"encrypted": True}),
+        {},
+    ),
     "volume-on-another-device": (
         NEW,
         ALIAS,

@@ -79,7 +79,7 @@ def variables(bakefile: Bakefile, images: Sequence[Image] = (), *, size: int = 0
         "VOLUME_IOPS": aws.volume.iops,
         "VOLUME_THROUGHPUT": aws.volume.throughput,
         "ENCRYPTED": aws.encrypted or None,
-        "KMS_KEY_ID": aws.kms_key,
+        "KMS_KEY_ID": aws.key_in(aws.region or ""),
         "COPY_TO": aws.copy_to,
         "SHARE_WITH_ACCOUNTS": [each for each in aws.share_with if each.isdigit()],
         "SHARE_WITH_ORGANISATIONS": [each for each in aws.share_with if ":organization/" in each],
