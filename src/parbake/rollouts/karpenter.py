@@ -6,7 +6,7 @@ Facts: karpenter.sh documentation "Disruption" (drift, budgets) and "NodeClasses
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, override
 
@@ -54,7 +54,7 @@ class Karpenter(Rollout):
         target, chosen = self.target, self._chosen()
         change = nodeclass.decide(found, offer, **nodeclass.wishes(target), chosen=chosen)
         self._need_known(change)
-        refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()
+        refused = wrong_architecture(self._pools(), offer.architectures) if offer.image else ()
         return self._judged(found, replace(change, refusals=(*change.refusals, *refused)))
 
     def _need_known(self, change: Change) -> None:
@@ -248,18 +248,19 @@ def managers(found: Mapping[str, Any], fields: Iterable[str]) -> list[tuple[str,
     ]
 
 
-def wrong_architecture(pools: Iterable[Mapping[str, Any]], architecture: str) -> tuple[str, ...]:
-    """Return what speaks against an image of an architecture: NodePools that ask for another one."""
+def wrong_architecture(pools: Iterable[Mapping[str, Any]], architectures: Collection[str]) -> tuple[str, ...]:
+    """Return what speaks against images of some architectures: NodePools that ask for another one."""
     found = []
     for pool in pools:
         requirements = pool["spec"].get("template", {}).get("spec", {}).get("requirements", [])
         for each in requirements:
             if each["key"] == "kubernetes.io/arch" and each["operator"] == "In":
-                others = [value for value in each["values"] if value != architecture]
+                others = [value for value in each["values"] if value not in architectures]
                 if others:
                     name = pool["metadata"]["name"]
                     found.append(
-                        f"NodePool {name} asks for {', '.join(each['values'])}; the image is for {architecture}"
+                        f"NodePool {name} asks for {', '.join(each['values'])}; the image is for "
+                        + " and ".join(architectures)
                     )
     return tuple(found)
 

@@ -13,7 +13,7 @@ from typing import Any, override
 
 from parbake.bakefile.targets import FileTarget, GitopsTarget
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts import gitops, nodeclass
+from parbake.rollouts import gitops, nodeclass, userdata
 from parbake.rollouts.nodeclass import ANNOTATION
 from parbake.rollouts.protocol import (
     Change,
@@ -181,7 +181,26 @@ class ValuesFile(_Manifest):
         for path, value in pairs:
             if path and value:
                 after = gitops.set_value(after, path, value, source=self.file.where)
-        return Change("values", before, self._held(after).model_copy(update={"artefact": offer.artefact})), after
+        after, cautions = self._with_user_data(after, offer)
+        held = self._held(after).model_copy(update={"artefact": offer.artefact})
+        return Change("values", before, held, cautions=cautions), after
+
+    def _with_user_data(self, text: str, offer: Offer) -> tuple[str, tuple[str, ...]]:
+        """Put parbake's parts into the user data among the values; return also what to know of it."""
+        target = self.target
+        parts = {"hydrate": offer.hydrate, "store": userdata.KEEP_STORE if target.keep_store else ""}
+        if offer.snapshot:  # a machine image alone leaves the volume that there is
+            parts["mount"] = offer.mount
+        if not target.user_data_at:
+            names = " and ".join(sorted(name for name, part in parts.items() if part))
+            if not names:
+                return text, ()
+            return text, (f"the values say nothing of user data, which has the parts for {names}: name `user_data_at`",)
+        now = self._at(text, target.user_data_at)
+        new = userdata.with_parts(now, parts)
+        if new != now:
+            text = gitops.set_value(text, target.user_data_at, new, source=self.file.where)
+        return text, tuple(userdata.too_large(new, userdata.ROOM))
 
     @override
     def decided_back(self, text: str) -> tuple[Change, str]:
@@ -196,12 +215,12 @@ class ValuesFile(_Manifest):
         return TargetStatus(f"values in {self.file.where}", self._held(self.file.read()))
 
     def _held(self, text: str) -> TargetState:
+        target = self.target
+        return TargetState(image=self._at(text, target.image_at), snapshot=self._at(text, target.snapshot_at))
+
+    def _at(self, text: str, path: str) -> str:
         data = gitops.read(text, source=self.file.where)
-
-        def at(path: str) -> str:
-            return str(gitops.value_at(data, gitops.parse_path(path)) or "") if path else ""
-
-        return TargetState(image=at(self.target.image_at), snapshot=at(self.target.snapshot_at))
+        return str(gitops.value_at(data, gitops.parse_path(path)) or "") if path else ""
 
 
 class _ImageFile(_Manifest):
@@ -216,7 +235,10 @@ class _ImageFile(_Manifest):
     @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         if not offer.image or offer.snapshot:
-            raise InputError(f"{self.file.where} takes only machine images", hint="give the record of one")
+            raise InputError(
+                f"{self.file.where} takes only machine images: further disks are empty there, and name no snapshot",
+                hint="give the record of a machine image",
+            )
         place = self._place(text)
         now = self.held(place)
         wanted = offer.held
