@@ -25,6 +25,7 @@ from parbake.core.events import Events
 from parbake.core.model import GIB
 from parbake.rollouts.choose import open_target
 from parbake.workflows.prune.decide import Decision, Item, Rules, decide, freed, items_here
+from parbake.workflows.prune.elsewhere import confirm
 from parbake.workflows.prune.inventory import Stock
 from parbake.workflows.prune.references import Use, by_node_class, by_status, ids_in, in_region, together
 
@@ -79,7 +80,9 @@ def prune_published(bakefile_path: Path, rules: Rules, events: Events, *, dry_ru
         items = [item for found in pool.map(Stock.items, stocks) for item in found]
     with events.stage("used", "Look for what refers to it"):
         used = together(_used(bakefile, regions))
-    decisions = decide(items, rules, datetime.now(UTC), used)
+    now, clients = datetime.now(UTC), {stock.region: stock.ec2 for stock in stocks}
+    with events.stage("elsewhere", "Ask EC2 who else uses what is to go"):
+        decisions = confirm(decide(items, rules, now, used), clients.__getitem__, now, dry_run=dry_run)
     ended: list[str] = []
     if not dry_run:
         _act({stock.region: stock for stock in stocks}, decisions, events)
