@@ -9,6 +9,7 @@ from pydantic import field_validator as check
 
 from parbake.bakefile.kms import EVERYWHERE, REGION, KmsKeys, is_managed_by_aws, key_in, reaches, travels
 from parbake.bakefile.sections import Section
+from parbake.bakefile.targets import ExternalId, RoleArn
 from parbake.bakefile.values import Days, Duration, matching, spoken, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
@@ -163,6 +164,11 @@ class AwsSection(Section):
 
     region: Region | None = None
     """The region. Default: that of the AWS configuration (AWS_REGION, the profile)."""
+    role: RoleArn | None = None
+    """The role to bake, prune and clean up in, perhaps in another account. ECR is asked as the caller. Default: the
+    caller's own rights."""
+    external_id: ExternalId | None = None
+    """The external id that the role's trust policy asks for."""
     instance_types: Annotated[tuple[InstanceType, ...], BeforeValidator(_some)] = ()
     """Instance types for the bake, tried in this order. Default: some of 2 CPUs and 8 GiB, for the platform."""
     purchase: Literal["on-demand", "spot", "spot-first"] = "on-demand"
@@ -244,6 +250,13 @@ class AwsSection(Section):
             )
         for region in value:
             _need_key(keys, region)
+        return value
+
+    @check("external_id")
+    @classmethod
+    def _goes_with_a_role(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("role"):
+            raise wrong("an external id goes with a role", "write role: arn:aws:iam::ACCOUNT:role/NAME beside it")
         return value
 
     @check("copy_within")

@@ -23,6 +23,7 @@ from parbake.images.build import build
 from parbake.images.registry import Layout, Registry
 from parbake.machine import base, disk
 from parbake.records import Record, genuine
+from parbake.workflows.identity import acting
 from parbake.workflows.preflight import account_cautions
 
 
@@ -62,7 +63,7 @@ def open_session(bakefile_path: Path, events: Events) -> Iterator[Session]:
     bakefile = load(bakefile_path)
     for caution in advice(bakefile):
         events.warn(caution)
-    with Registry(bakefile.registries, events=events) as registry:
+    with acting(bakefile), Registry(bakefile.registries, events=events) as registry:
         yield Session(bakefile, registry, events)
 
 

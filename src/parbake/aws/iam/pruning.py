@@ -23,16 +23,26 @@ _CHANGES = (
 _READS = ("ssm:GetParameter", "ssm:GetParameterHistory", "ssm:GetParameters")
 
 
+def looks(scope: Scope) -> Iterator[Policy]:
+    """Yield what it takes to see what refers to images and snapshots in an account."""
+    regions = _regions(scope)
+    yield allow("LookForUses", _LOOKS, condition=here(regions))
+    named = [arn for name in ("/aws/service/*", *scope.names.parameters) for arn in scope.parameter(name, regions)]
+    yield allow("ReadParameters", _READS, [*rollouts.parameters(scope), *named])
+
+
+def _regions(scope: Scope) -> list[str]:
+    return sorted({*scope.places, *scope.of(scope.bakefile.rollout)})
+
+
 def statements(scope: Scope) -> Iterator[Policy]:
     """Yield the statements: no policy besides this one is needed.
 
     Parameters may hold secrets, and AWS knows no condition on what they are: those of the targets are named, AWS's own
     are public, and others that name an image have to be told (``Names.parameters``).
     """
-    regions = sorted({*scope.places, *scope.of(scope.bakefile.rollout)})
-    yield allow("LookForUses", _LOOKS, condition=here(regions))
-    named = [arn for name in ("/aws/service/*", *scope.names.parameters) for arn in scope.parameter(name, regions)]
-    yield allow("ReadParameters", _READS, [*rollouts.parameters(scope), *named])
+    regions = _regions(scope)
+    yield from looks(scope)
     yield allow("RetireOurs", _CHANGES, scope.ec2("image", "snapshot", regions=regions), OURS)
     yield allow("ReportOnOurs", ["ec2:CreateImageUsageReport"], scope.ec2("image", regions=regions), OURS)
     reports = scope.ec2("image-usage-report", regions=regions)
