@@ -17,10 +17,10 @@ import pytest
 
 from parbake.builders.workers.pool import Done, LayerJob, Workers
 from parbake.builders.workers.wire import SLOT, SLOTS, failure, raised
-from parbake.core.errors import DiskFull, Interrupted, LayerError, LayerTooLarge, ParbakeError, Unreachable
+from parbake.core.errors import BadContent, DiskFull, Interrupted, LayerError, LayerTooLarge, ParbakeError, Unreachable
 from parbake.core.model import MIB, Layer, Readable
 from parbake.core.run import run
-from parbake.images.layers import Allowance, FolderSink, unpack
+from parbake.images.layers import Allowance, FolderSink, engine, unpack
 from parbake.machine import disk
 from parbake.machine.ext4 import LayerArea, Volume
 from tests.fakes.layers import describe, digest
@@ -137,6 +137,24 @@ def test_refusals_have_the_words_of_the_engine(tmp_path: Path, volume: Volume, t
     assert type(theirs.value) is type(ours.value)
     assert (theirs.value.message, theirs.value.hint) == (ours.value.message, ours.value.hint)
     assert "In a worker process:\nTraceback" in theirs.value.__notes__[0]
+
+
+@pytest.mark.parametrize("small", [engine.SMALL, -1])
+def test_what_is_damaged_is_read_to_its_end(
+    volume: Volume, threads: Workers, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    """Then the digest says so, as for a layer in one process."""
+    monkeypatch.setattr(engine, "SMALL", small)
+    raw = archive(entry(b"f", data=random.Random(1).randbytes((SLOTS + 2) * SLOT)))
+    packed = gzip.compress(raw, 1)
+    layer, damaged = describe(raw, packed), bytearray(packed)
+    damaged[5000:6000] = bytes(1000)
+    for _ in range(2):
+        (area,) = volume.areas([layer])
+        with pytest.raises(BadContent, match="the bytes that arrived have the digest"):
+            go(threads, layer, area, bytes(damaged))
+    (area,) = volume.areas([layer])
+    assert go(threads, layer, area, packed).entries == 1
 
 
 def test_tars_of_several_workers_have_one_allowance(volume: Volume, threads: Workers) -> None:
