@@ -15,10 +15,10 @@ from threading import Event
 
 import pytest
 
-from parbake.builders.workers.pool import Done, LayerJob, Workers
+from parbake.builders.workers.pool import Done, LayerJob, Workers, most
 from parbake.builders.workers.wire import SLOT, SLOTS, failure, raised
 from parbake.core.errors import BadContent, DiskFull, Interrupted, LayerError, LayerTooLarge, ParbakeError, Unreachable
-from parbake.core.model import MIB, Layer, Readable
+from parbake.core.model import GIB, MIB, Layer, Readable
 from parbake.core.run import run
 from parbake.images.layers import Allowance, FolderSink, engine, unpack
 from parbake.machine import disk
@@ -245,6 +245,13 @@ def test_workers_inherit_nothing_by_accident_and_go_with_us(tmp_path: Path, volu
         assert os.getpgid(pid) != os.getpgid(0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "count"), [(1, 64, 1), (2, 1, 2), (4, 4, 2), (4, 8, 4), (16, 16, 8), (64, 512, 16)]
+)
+def test_there_are_as_many_as_cores_and_memory_allow(cores: int, gib: int, count: int) -> None:
+    assert most(cores, gib * GIB) == count
 
 
 def test_errors_on_the_wire() -> None:
