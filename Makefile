@@ -19,13 +19,16 @@ PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durati
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-setup: packages .venv/.complete ## Install what parbake and its tests need: Debian packages (as root), .venv
+setup: packages .venv/.complete .venv/newer/packages.newer ## Install what parbake and its tests need: Debian packages (as root), .venv
 
 packages:
 	@if command -v apt-get >/dev/null; then tools/install-packages; fi
 
 .venv/.complete: pyproject.toml requirements.lock tools/make-venv | packages
 	@tools/make-venv
+
+.venv/newer/packages.newer: packages.newer tools/fetch-newer | .venv/.complete
+	@tools/fetch-newer
 
 lock: packages ## Write the lock files anew, with the newest versions there are, and install them
 	@tools/make-venv --lock

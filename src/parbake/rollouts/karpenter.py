@@ -28,6 +28,7 @@ _LATE_FIELDS = {
     "volumeInitializationRate": ("spec.blockDeviceMappings.ebs.volumeInitializationRate", "v1.5"),
 }
 _TRIES = 5
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 # Controllers that write back what their repository says, some minutes after a direct patch.
 _GITOPS = ("argocd", "kustomize-controller", "helm-controller", "flux")
 
@@ -51,12 +52,10 @@ class Karpenter(Rollout):
         if self.pointer and offer.image:
             self.pointer.check(offer.image)
         target, chosen = self.target, self._chosen()
-        change = nodeclass.decide(
-            found, offer, device=target.device, disk=nodeclass.disk(target), chosen=chosen, hydrate=target.hydrate
-        )
+        change = nodeclass.decide(found, offer, **nodeclass.wishes(target), chosen=chosen)
         self._need_known(change)
         refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()
-        return self._with_managers(found, replace(change, refusals=(*change.refusals, *refused)))
+        return self._judged(found, replace(change, refusals=(*change.refusals, *refused)))
 
     def _need_known(self, change: Change) -> None:
         """Raise InputError for fields that came late, where the cluster's Karpenter is older: they would be dropped."""
@@ -72,7 +71,7 @@ class Karpenter(Rollout):
     def plan_rollback(self) -> Change:
         found = self._node_class()
         back = nodeclass.decide_rollback(found, device=self.target.device, chosen=self._chosen())
-        return self._with_managers(found, back)
+        return self._judged(found, back)
 
     @override
     def write(self, change: Change) -> None:
@@ -187,6 +186,14 @@ class Karpenter(Rollout):
         except RolloutError:  # not everybody may read events: the rest is still of use
             return []
 
+    def _judged(self, found: Mapping[str, Any], change: Change) -> Change:
+        """Let the server judge a change before anything is written, here or to another target."""
+        change = self._with_managers(found, change)
+        if not change.payload:
+            return change
+        said = self.cluster.ask(self._resource(), found, change.payload, manager=OWNER)
+        return replace(change, cautions=(*change.cautions, *(f"the cluster says: {each}" for each in said)))
+
     def _with_managers(self, found: Mapping[str, Any], change: Change) -> Change:
         """Add who else looks after the fields that change; raises TargetMoved for those who applied them."""
         fields = list(change.payload.get("spec", {}))
@@ -199,7 +206,20 @@ class Karpenter(Rollout):
         cautions = tuple(
             f"{name} manages {change.where} and may write back what its repository says" for name in reverting
         )
-        return replace(change, cautions=(*change.cautions, *cautions))
+        return replace(change, cautions=(*change.cautions, *cautions, *_applied_again(found, fields)))
+
+
+def _applied_again(found: Mapping[str, Any], fields: Iterable[str]) -> tuple[str, ...]:
+    """Say which of the fields stand in the file that somebody applied: applied again, it takes them back."""
+    text = found["metadata"].get("annotations", {}).get(_LAST_APPLIED, "")
+    try:
+        spec = json.loads(text or "{}").get("spec", {})
+    except (ValueError, AttributeError):
+        return ()
+    named = [field for field in fields if isinstance(spec, Mapping) and field in spec]
+    return (
+        (f"kubectl applied a file with {', '.join(named)}: applied again, it takes the change back",) if named else ()
+    )
 
 
 def every_node_class(context: str) -> list[dict[str, Any]]:

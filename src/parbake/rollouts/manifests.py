@@ -136,9 +136,7 @@ class NodeClassFile(_Manifest):
     @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         place, found = self._found(text)
-        target = self.target
-        disk = nodeclass.disk(target)
-        change = nodeclass.decide(found, offer, device=target.device, disk=disk, hydrate=target.hydrate)
+        change = nodeclass.decide(found, offer, **nodeclass.wishes(self.target))
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
     @override

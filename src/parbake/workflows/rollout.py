@@ -26,8 +26,10 @@ from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
+from parbake.records.store import brought
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
+from parbake.workflows.warm import Warming
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
 _STEADY = 2  # so often in a row a target must be seen to be done
@@ -91,6 +93,7 @@ def rollout(
     what a target refuses, Stalled when nodes do not follow in time.
     """
     bakefile = load(bakefile_path)
+    brought(bakefile, events)
     located = [_record(selector, bakefile) for selector in selectors]
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
@@ -112,31 +115,7 @@ def rollout(
         target = open_target(config, offered.region, force_conflicts=options.force_conflicts)
         if options.again or not _was_left(config, target, offered, events):
             decided.append(_Decided(config, target, target.plan(offered), offered.region))
-    return _hand_over(
-        decided, events, options, lambda regions: _warm(bakefile, found, regions, events, dry_run=options.dry_run)
-    )
-
-
-def _warm(
-    bakefile: Bakefile, found: Sequence[Record], regions: Iterable[str], events: Events, *, dry_run: bool
-) -> None:
-    """Enable fast snapshot restore where the Bakefile wants it for rollouts, and wait until it counts."""
-    wanted = bakefile.aws.fast_snapshot_restore
-    if not wanted or wanted.at != "rollout":
-        return
-    from parbake.aws.ebs import fast_restore
-
-    for region in regions:
-        snapshots = [each for record in found for each in record.published[region].snapshots]
-        if not snapshots or not fast_restore.zones_in(wanted, region):
-            continue
-        if dry_run:
-            zones = ", ".join(fast_restore.zones_in(wanted, region))
-            events.note(f"a rollout enables fast snapshot restore in {zones} and waits for it first")
-            continue
-        with events.stage(f"fast-{region}", f"Fast snapshot restore, about {fast_restore.minutes(snapshots)} minutes"):
-            pairs = fast_restore.enable(wanted, region, snapshots, events, again=True)
-            fast_restore.wait(pairs, region, snapshots, events)
+    return _hand_over(decided, events, options, Warming(bakefile, found, events))
 
 
 def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -> bool:
@@ -232,6 +211,7 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
         image_size=image.snapshots[0].size if image.snapshots else 0,
         snapshot=volume.snapshots[0].id if volume.snapshots else "",
         snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,
+        encrypted=any(each.plan.artefact.encrypted for each in found if each.plan.artefact.kind == "volume"),
         family=volume.family,
     )
 
@@ -260,7 +240,8 @@ def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offe
     if volume is None or offered.family or not getattr(config.options, "mount", False):
         return offered
     sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
-    return offered.model_copy(update={"mount": mount.user_data(sandbox)})
+    root = getattr(config.options, "root", "")
+    return offered.model_copy(update={"mount": mount.user_data(sandbox, root)})
 
 
 def _hydrates(config: Target) -> bool:
@@ -309,22 +290,25 @@ def _hand_over(
     decided: Sequence[_Decided],
     events: Events,
     options: RolloutOptions,
-    before: Callable[[Iterable[str]], None] = lambda _regions: None,
+    warming: Warming | None = None,
 ) -> tuple[TargetResult, ...]:
-    """Write and follow each; ``before`` is called with the regions of those that change something."""
+    """Write and follow each; what nodes start from is warm before that."""
     for each in decided:
         for caution in each.change.cautions:
             events.warn(f"{each.config.name}: {caution}")
         _refuse(each, events, force=options.force)
         if each.change.diff and not options.dry_run:
             events.note(f"{each.config.name}: {each.change.before} -> {each.change.after}\n{each.change.diff}")
-    before(dict.fromkeys(each.region for each in decided if not each.change.empty))
+    if warming:
+        warming.begin(dict.fromkeys(each.region for each in decided if not each.change.empty), dry_run=options.dry_run)
     if options.dry_run:
         return tuple(TargetResult(each.config.name, each.config.kind, each.change) for each in decided)
     done = []
     for each in decided:
         interrupts.resume()
         written = not each.change.empty
+        if written and warming:
+            warming.pace(each.region)
         if written:
             with events.stage(f"write-{each.config.name}", f"Write {each.change.where}"):
                 each.target.write(each.change)

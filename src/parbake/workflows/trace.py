@@ -168,6 +168,7 @@ def situation(
     found = record.trace.hot_bytes if hot is None and record.trace else hot or 0
     return Situation(
         volume=max(volume, record.size),
+        snapshot=record.size,
         data=max(record.allocated, 1),
         hot=found,
         transfer=sum(image.size for image in record.plan.images),

@@ -217,6 +217,7 @@ OTHERS = {
     "get_authorization_token",
     "get_auth_instance",
     "get_close_matches",
+    "get_metric_data",  # of rollouts, and CloudWatch's
     "get_public_key",
     "describe_key",
 }
@@ -281,7 +282,7 @@ def test_what_ends_or_changes_something_is_for_ours_alone(tmp_path: Path) -> Non
                 condition = statement["Condition"]["StringLike"]
                 assert condition == {"aws:ResourceTag/parbake:managed": "*"}, action
             if statement["Resource"] == ["*"]:
-                assert re.match(r"ec2:Describe|ecr:GetAuthorizationToken", action), action
+                assert re.match(r"ec2:(Describe|GetEbs)|ecr:GetAuthorizationToken", action), action
 
 
 def test_registries_are_named(tmp_path: Path) -> None:
@@ -325,7 +326,7 @@ def test_what_packer_calls_is_covered(tmp_path: Path) -> None:
     assert wanted <= iam.actions(packers)
     for statement in statements(packers):
         if statement["Resource"] == ["*"]:
-            assert all(action.startswith("ec2:Describe") for action in statement["Action"]), statement
+            assert all(re.match("ec2:(Describe|GetEbs)", action) for action in statement["Action"]), statement
     once = iam.actions(iam.policies(written(tmp_path, builder="packer"))["caller"])
     assert not once & {"ec2:CreateFleet", "ec2:CreateLaunchTemplate", "iam:CreateServiceLinkedRole"}
     assert "ec2:CreateKeyPair" in once
@@ -379,3 +380,22 @@ def test_pruning_removes_ours_alone(tmp_path: Path) -> None:
             or statement["Effect"] == "Deny"
             or statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}
         )
+
+
+def test_a_store_is_one_prefix_of_one_bucket(tmp_path: Path) -> None:
+    found = iam.policies(written(tmp_path, f"store: s3://shop-parbake/nodes\n{TARGETS}"))
+    of_store = {
+        name: {each["Sid"]: each for each in statements(policy) if "TheStore" in each.get("Sid", "")}
+        for name, policy in found.items()
+    }
+    assert {name: here["UseTheStore"]["Action"] for name, here in of_store.items() if here} == {
+        "caller": ["s3:GetObject", "s3:PutObject"],
+        "rollout": ["s3:GetObject"],
+        "prune": ["s3:DeleteObject", "s3:GetObject"],
+    }
+    assert of_store["caller"]["UseTheStore"]["Resource"] == ["arn:aws:s3:::shop-parbake/nodes/*"]
+    listing = of_store["prune"]["ListTheStore"]
+    assert listing["Resource"] == ["arn:aws:s3:::shop-parbake"]
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["nodes/*"]}}
+    on_this_machine = iam.policies(written(tmp_path, f"store: shared\n{TARGETS}"))
+    assert not any("s3:GetObject" in iam.actions(policy) for policy in on_this_machine.values())

@@ -265,6 +265,78 @@ def test_what_speaks_against_it(server: Server, tmp_path: Path, capsys: pytest.C
     assert "NodePool arm asks for arm64; the image is for amd64" in error["message"]
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        "ValidatingAdmissionPolicy 'amis' with binding 'amis' denied request: only images of the platform team",
+        'admission webhook "amis.example.com" denied the request: only images of the platform team',
+    ],
+)
+def test_a_policy_is_asked_before_anything_is_written(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], says: str
+) -> None:
+    """Neither to this target nor to those before it; and it is told from a right that is missing."""
+    for name in ("canary", "gpu"):
+        server.create("ec2nodeclasses", name, spec=ALIAS["spec"])
+    server.store.policies.append(lambda old, new: says if new["metadata"]["name"] == "gpu" and old != new else "")
+    kitchen(tmp_path, [{"name": "canary", "karpenter": {"nodeclass": "canary"}}, GPU], FIRST)
+    before = server.store.version
+    for options in ((), ("--dry-run",)):
+        code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow", *options)
+        assert (code, error["error"]) == (1, "RolloutError")
+        assert "a policy of the cluster refuses the change: " in error["message"]
+        assert says in error["message"]
+        assert "the right to write is there" in error["hint"]
+    assert server.store.version == before, "nothing was written"
+    server.store.policies.clear()
+    assert parbake(capsys, "rollout", FIRST.key, "--no-follow")[0] == 0
+    server.store.policies.append(lambda _old, _new: says)
+    assert says in parbake(capsys, "rollback")[1]["message"]
+    assert terms(server) == [{"id": "ami-1"}]
+
+
+def test_a_webhook_that_cannot_be_asked_is_a_caution(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.create("ec2nodeclasses", "gpu", spec=ALIAS["spec"])
+    server.store.policies.append(lambda _old, _new: 'admission webhook "x.example.com" does not support dry run')
+    kitchen(tmp_path, [GPU], FIRST)
+    code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
+    assert (code, "can only be asked by writing" in shown["targets"][0]["cautions"][-1]) == (0, True)
+
+
+def test_a_node_class_that_is_being_deleted(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finalizer = {"finalizers": ["karpenter.k8s.aws/termination"]}
+    server.create("ec2nodeclasses", "gpu", metadata=finalizer, spec=ALIAS["spec"])
+    kitchen(tmp_path, [GPU], FIRST)
+    assert parbake(capsys, "rollout", FIRST.key, "--no-follow")[0] == 0
+    server.delete("ec2nodeclasses", "gpu")
+    for command in (("rollout", machine_image("second", "ami-2").key), ("rollback",)):
+        kitchen(tmp_path, [GPU], FIRST, SECOND)
+        code, error = parbake(capsys, *command, "--no-follow")
+        assert (code, error["error"]) == (1, "RolloutError")
+        assert "the node class is being deleted, since 20" in error["message"]
+    assert terms(server) == [{"id": "ami-1"}]
+    server.change("ec2nodeclasses", "gpu", {"metadata": {"finalizers": None}})
+    assert server.list("ec2nodeclasses") == []
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_file_that_was_applied_takes_the_change_back(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool
+) -> None:
+    from tests.unit.fakes.test_kubernetes import kubectl
+
+    kubectl(server, "apply", "-f", "-", document=ALIAS)
+    if broken:
+        note = {"metadata": {"annotations": {"kubectl.kubernetes.io/last-applied-configuration": "[]"}}}
+        server.change("ec2nodeclasses", "gpu", note)
+    kitchen(tmp_path, [GPU], FIRST)
+    cautions = parbake(capsys, "rollout", FIRST.key, "--dry-run")[1]["targets"][0]["cautions"]
+    expected = "kubectl applied a file with amiSelectorTerms: applied again, it takes the change back"
+    assert (expected in cautions) is not broken
+
+
 def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.unit.fakes.test_kubernetes import kubectl
 

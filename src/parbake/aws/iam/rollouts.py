@@ -36,7 +36,8 @@ def statements(scope: Scope) -> Iterator[Policy]:
         yield from _tags(scope, tags)
     fast = bool(bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake)
     if fast:
-        yield allow("LookAtFastRestores", ["ec2:DescribeFastSnapshotRestores"], condition=here(scope.places))
+        looks = ["cloudwatch:GetMetricData", "ec2:DescribeFastSnapshotRestores"]
+        yield allow("LookAtFastRestores", looks, condition=here(scope.places))
         changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
         yield allow("RestoreFast", changes, scope.ec2("snapshot", regions=scope.places), OURS)
     if fast or tags or groups or nodegroups:

@@ -38,7 +38,8 @@ class Names:
 
     ``region`` is for a Bakefile without one; ``templates`` are ids of launch templates and ``roles`` names of roles
     (with their path), of the nodes of ``asg`` and ``nodegroup`` targets; ``parameters`` of Systems Manager are those
-    besides the targets' that name images, with ``*`` for any text; ``base_snapshots`` are what a base AMI is made of.
+    besides the targets' that name images, with ``*`` for any text; ``base_snapshots`` are what a base AMI is made of;
+    ``default_keys`` are ARNs of the account's own KMS keys by which EBS encrypts by default.
     """
 
     account: str = ACCOUNT
@@ -47,6 +48,7 @@ class Names:
     roles: tuple[str, ...] = (ROLE,)
     parameters: tuple[str, ...] = ()
     base_snapshots: tuple[str, ...] = (BASE_SNAPSHOT,)
+    default_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

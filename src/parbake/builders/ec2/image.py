@@ -126,8 +126,8 @@ class Amis:
         }
         if self.settings.encrypted:
             request["Encrypted"] = True
-            if self.settings.kms_key and not self.settings.kms_key.startswith("arn:"):
-                request["KmsKeyId"] = self.settings.kms_key  # the key of that name there; an ARN is of one region
+            if key := self.settings.key_in(region):
+                request["KmsKeyId"] = key
         return str(aws.client("ec2", region).copy_image(**request)["ImageId"])
 
     def finish(self, region: str, image: Mapping[str, Any]) -> None:

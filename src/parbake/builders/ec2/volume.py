@@ -112,7 +112,7 @@ class Volumes:
                     region,
                     stamp=self.stamp,
                     name=self.name,
-                    kms_key=self.settings.kms_key or "",
+                    kms_key=self.settings.key_in(region),
                     events=self.events,
                 )
             held = there.snapshots[0].model_copy(update={"id": copied})
