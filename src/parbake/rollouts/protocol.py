@@ -48,7 +48,7 @@ class Offer(Frozen):
     ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``mount`` is user data
     that mounts the volume, ``hydrate`` what loads the hot blocks (cloud-boothooks), for targets that ask for them.
     ``family`` is whose nodes alone can take the volume (empty: any that mount it); ``encrypted``: its snapshot was
-    baked encrypted.
+    baked encrypted; ``runtime`` is what started the volume's images when it was verified (empty: unknown).
     """
 
     artefact: str
@@ -61,6 +61,7 @@ class Offer(Frozen):
     snapshot_size: int = 0
     encrypted: bool = False
     family: Family = ""
+    runtime: str = ""
     mount: str = ""
     hydrate: str = ""
 

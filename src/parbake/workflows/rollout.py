@@ -207,7 +207,7 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
         )
     found = sorted(found, key=lambda record: record.plan.platform.architecture)
     region = region or _one_region(found)
-    images, volume = list[Published](), Published()
+    images, volume, runtime = list[Published](), Published(), ""
     for record in found:
         published = record.published.get(region)
         if published is None:
@@ -217,7 +217,7 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
                 hint="publish it there, or correct the target's `region`",
             )
         if record.plan.artefact.kind == "volume":
-            volume = published
+            volume, runtime = published, record.verdict.runtime if record.verdict else ""
         else:
             images.append(published)
     return Offer(
@@ -231,6 +231,7 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
         snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,
         encrypted=any(each.plan.artefact.encrypted for each in found if each.plan.artefact.kind == "volume"),
         family=volume.family,
+        runtime=runtime,
     )
 
 

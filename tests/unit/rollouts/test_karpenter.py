@@ -190,6 +190,37 @@ def test_a_volume_alone_drifts_every_node(
     assert (code, len(cluster.replaced), terms(server)) == (0, 2, [{"alias": "al2023@latest"}])
 
 
+@pytest.mark.parametrize(
+    ("proven", "running", "cautioned"),
+    [
+        ("containerd 1.7.24~ds1", "containerd://2.2.4", True),
+        ("containerd 2.1.9", "containerd://2.2.4", False),
+        ("containerd v2.1.9", "containerd://2.2.4", False),
+        ("", "containerd://2.2.4", False),
+        ("containerd 1.7.24", "", False),
+    ],
+)
+def test_a_volume_that_another_runtime_proved_is_a_caution(
+    cluster: Karpenter,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    proven: str,
+    running: str,
+    cautioned: bool,
+) -> None:
+    assert DATA.verdict
+    kitchen(tmp_path, [GPU], DATA.model_copy(update={"verdict": DATA.verdict.model_copy(update={"runtime": proven})}))
+    for name, node_class, version in (("mine", "gpu", running), ("other", "default", "containerd://1.6.0")):
+        labels = {"karpenter.k8s.aws/ec2nodeclass": node_class}
+        info = {"containerRuntimeVersion": version} if version else {}
+        cluster.server.create("nodes", name, metadata={"labels": labels}, status={"nodeInfo": info})
+    code, document = parbake(capsys, "rollout", DATA.key, "--dry-run")
+    assert code == 0
+    told = [each for each in document["targets"][0]["cautions"] if "its nodes run" in each]
+    said = f"its nodes run containerd 2.2.4, and the volume was verified with {proven}"
+    assert [each.partition(":")[0] for each in told] == ([said] if cautioned else [])
+
+
 def test_what_holds_nodes_back_is_named(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
