@@ -152,7 +152,7 @@ class NodeClassFile(_Manifest):
         holds = nodeclass.held(found, self.target.device)
         return TargetStatus(where, holds, nodeclass.history(found))
 
-    def _found(self, text: str) -> tuple[gitops.Place, Mapping[str, Any]]:
+    def _found(self, text: str) -> tuple[gitops.ManifestPlace, Mapping[str, Any]]:
         files = [(self.target.file.name, text)]
         name = self.target.nodeclass
         gitops.read(text, source=self.file.where)  # `find` passes over what is not YAML; here it is the only file
@@ -259,20 +259,20 @@ class _ImageFile(_Manifest):
         place = self._place(self.file.read())
         return TargetStatus(f"{place.kind} {place.name} in {self.file.where}", self.held(place), _history(place))
 
-    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+    def spec(self, place: gitops.ManifestPlace, offer: Offer) -> dict[str, Any]:
         """Return the merge patch that names the image."""
         raise NotImplementedError
 
-    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+    def now(self, place: gitops.ManifestPlace) -> tuple[str, dict[str, Any]]:
         """Return the image that is named, and the merge patch that names it again."""
         raise NotImplementedError
 
-    def follow_up(self, text: str, place: gitops.Place, patch: Mapping[str, Any]) -> str:
+    def follow_up(self, text: str, place: gitops.ManifestPlace, patch: Mapping[str, Any]) -> str:
         """Change what refers to the manifest."""
         del place, patch
         return text
 
-    def held(self, place: gitops.Place) -> TargetState:
+    def held(self, place: gitops.ManifestPlace) -> TargetState:
         """Return what is named; the artefact where the note still fits."""
         image, spec = self.now(place)
         current = _history(place).current
@@ -289,7 +289,7 @@ class _ImageFile(_Manifest):
     def _changed(
         self,
         text: str,
-        place: gitops.Place,
+        place: gitops.ManifestPlace,
         now: TargetState,
         wanted: TargetState,
         spec: Mapping[str, Any],
@@ -300,7 +300,7 @@ class _ImageFile(_Manifest):
         after = self.follow_up(gitops.change(text, place, patch), place, patch)
         return Change(f"{place.kind} {place.name}", now, wanted), after
 
-    def _place(self, text: str) -> gitops.Place:
+    def _place(self, text: str) -> gitops.ManifestPlace:
         places = gitops.find([(self.file.path.name, text)], kinds=self.kinds, name=self.target.object)
         return gitops.the_one(places, f"{' or '.join(self.kinds)} {self.target.object}".rstrip())
 
@@ -311,12 +311,12 @@ class InstanceGroupFile(_ImageFile):
     kinds = ("InstanceGroup",)
 
     @override
-    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+    def spec(self, place: gitops.ManifestPlace, offer: Offer) -> dict[str, Any]:
         del place
         return {"spec": {"image": offer.image}}
 
     @override
-    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+    def now(self, place: gitops.ManifestPlace) -> tuple[str, dict[str, Any]]:
         image = (place.data.get("spec") or {}).get("image")
         return str(image or ""), {"spec": {"image": image}}
 
@@ -327,33 +327,33 @@ class MachineTemplateFile(_ImageFile):
     kinds = ("AWSMachineTemplate",)
 
     @override
-    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+    def spec(self, place: gitops.ManifestPlace, offer: Offer) -> dict[str, Any]:
         """Name the image, under a name that follows from it."""
         stem = place.name.partition("-parbake-")[0]
         name = f"{stem}-parbake-{offer.image.removeprefix('ami-')}"
         return {"metadata": {"name": name}, "spec": {"template": {"spec": {"ami": {"id": offer.image}}}}}
 
     @override
-    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+    def now(self, place: gitops.ManifestPlace) -> tuple[str, dict[str, Any]]:
         ami = gitops.value_at(place.data, ("spec", "template", "spec", "ami"))
         image = ami.get("id") if isinstance(ami, Mapping) else None
         again = {"metadata": {"name": place.name}, "spec": {"template": {"spec": {"ami": ami}}}}
         return str(image or ""), again
 
     @override
-    def follow_up(self, text: str, place: gitops.Place, patch: Mapping[str, Any]) -> str:
+    def follow_up(self, text: str, place: gitops.ManifestPlace, patch: Mapping[str, Any]) -> str:
         """Let MachineDeployments and MachinePools in the file refer to the new name."""
         for user in self._users(text, place.name):
             reference = {"infrastructureRef": {"name": patch["metadata"]["name"]}}
             text = gitops.change(text, user, {"spec": {"template": {"spec": reference}}})
         return text
 
-    def _users(self, text: str, name: str) -> Iterator[gitops.Place]:
+    def _users(self, text: str, name: str) -> Iterator[gitops.ManifestPlace]:
         kinds = ("MachineDeployment", "MachinePool", "MachineSet")
         for user in gitops.find([(self.file.path.name, text)], kinds=kinds):
             if gitops.value_at(user.data, ("spec", "template", "spec", "infrastructureRef", "name")) == name:
                 yield user
 
 
-def _history(place: gitops.Place) -> History[TargetState]:
+def _history(place: gitops.ManifestPlace) -> History[TargetState]:
     return read_history(gitops.value_at(place.data, ("metadata", "annotations", ANNOTATION)))
