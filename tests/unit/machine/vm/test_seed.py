@@ -12,7 +12,7 @@ import pytest
 from parbake.core import run
 from parbake.core.nodefiles import node_file
 from parbake.machine.vm import Seed, agent_credentials, agent_seed
-from parbake.verify.booted import Kind, Node
+from parbake.verify.booted import BootedNode, Kind
 
 
 def show(image: Path, name: str) -> bytes:
