@@ -61,7 +61,7 @@ FUZZ_SECONDS ?= 300
 fuzz: setup ## Fuzz what reads a registry's content; compare hostile layers with containerd (FUZZ_SECONDS)
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-BENCH_IMAGES ?= small,many,potato,potato-zstd
+BENCH_IMAGES ?= small,many,many-large,potato,potato-zstd,cores
 BENCH_ROUNDS ?= 3
 
 bench-bake: setup ## Compare bakes with other tools' pulls (BENCH_IMAGES, BENCH_ROUNDS, PARBAKE_BENCH_CONTAINERD)

@@ -14,6 +14,8 @@ from parbake.bakefile.values import Duration, File, Name, PathText, matching, te
 _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
 _REGION = r"[a-z]{2}(-[a-z]+)+-[0-9]"
 _PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
+_ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
+_EXTERNAL = r"[\w+=,.@:/-]{2,1224}"
 _KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
 
 
@@ -49,6 +51,16 @@ Parameter = Annotated[
     text_schema("^[A-Za-z0-9_./-]+$", "/nodes/gpu"),
 ]
 Tag = Annotated[str, AfterValidator(_tag), text_schema("^[^=*]+=[^*]+$", "image=gpu")]
+RoleArn = Annotated[
+    str,
+    matching(_ROLE, "the ARN of a role", "such as arn:aws:iam::123456789012:role/parbake"),
+    text_schema("^arn:aws[a-z-]*:iam::[0-9]{12}:role/", "arn:aws:iam::123456789012:role/parbake"),
+]
+ExternalId = Annotated[
+    str,
+    matching(_EXTERNAL, "an external id", "2 to 1224 letters, digits and some of +=,.@:/-"),
+    text_schema("", "fleet-7f3a"),
+]
 Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
 
 
@@ -229,6 +241,10 @@ class Target(Section):
     """The name for `--to`. Default: the kind."""
     region: Region | None = None
     """The region of AWS. Default: the one that the artefact is published in, where it is one."""
+    role: RoleArn | None = None
+    """The role to act in for this target, perhaps in another account. Default: `aws.role`, or the caller's own."""
+    external_id: ExternalId | None = None
+    """The external id that the role's trust policy asks for."""
     deadline: Duration = Field(default=1800.0, json_schema_extra={"default": "30m"})
     """How long nodes may take to run the artefact."""
     karpenter: KarpenterTarget | None = None
@@ -256,6 +272,13 @@ class Target(Section):
         | None
     ) = None
     """A file for other tools; a bare text is its path."""
+
+    @check("external_id")
+    @classmethod
+    def _goes_with_a_role(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("role"):
+            raise wrong("an external id goes with a role", "write role: arn:aws:iam::ACCOUNT:role/NAME beside it")
+        return value
 
     @property
     def kind(self) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parbake import records
-from parbake.bakefile import Bakefile, load
+from parbake.bakefile import Bakefile
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
@@ -30,6 +30,7 @@ from parbake.records import Record, genuine
 from parbake.records.store import brought
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
+from parbake.workflows.identity import opened
 from parbake.workflows.platforms import together
 from parbake.workflows.warm import Warming
 
@@ -94,7 +95,13 @@ def rollout(
     Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
     what a target refuses, Stalled when nodes do not follow in time.
     """
-    bakefile = load(bakefile_path)
+    with opened(bakefile_path) as bakefile:
+        return _rollout(bakefile, selectors, events, options)
+
+
+def _rollout(
+    bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
+) -> tuple[TargetResult, ...]:
     brought(bakefile, events)
     located = [found for selector in selectors for found in _records(selector, bakefile)]
     found = [record for _, record in located]
@@ -140,10 +147,11 @@ def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -
 def rollback(bakefile_path: Path, events: Events, options: RolloutOptions) -> tuple[TargetResult, ...]:
     """Return targets to what they held before; one that has returned already is only followed."""
     decided = []
-    for config in choose(load(bakefile_path), options.to):
-        target = open_target(config, config.region or "", force_conflicts=options.force_conflicts)
-        decided.append(_Decided(config, target, target.plan_rollback()))
-    return _hand_over(decided, events, options)
+    with opened(bakefile_path) as bakefile:
+        for config in choose(bakefile, options.to):
+            target = open_target(config, config.region or "", force_conflicts=options.force_conflicts)
+            decided.append(_Decided(config, target, target.plan_rollback()))
+        return _hand_over(decided, events, options)
 
 
 def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
@@ -155,13 +163,15 @@ def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport,
         except ParbakeError as error:
             return TargetReport(config.name, config.kind, error=error.message)
 
-    return tuple(report(config) for config in choose(load(bakefile_path), to))
+    with opened(bakefile_path) as bakefile:
+        return tuple(report(config) for config in choose(bakefile, to))
 
 
 def freeze(bakefile_path: Path, to: tuple[str, ...], *, frozen: bool) -> dict[str, tuple[str, ...]]:
     """Stop targets from replacing nodes, or let them again; return what was changed, by target."""
-    targets = choose(load(bakefile_path), to)
-    return {config.name: open_target(config, config.region or "").freeze(frozen=frozen) for config in targets}
+    with opened(bakefile_path) as bakefile:
+        targets = choose(bakefile, to)
+        return {config.name: open_target(config, config.region or "").freeze(frozen=frozen) for config in targets}
 
 
 def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:

@@ -15,12 +15,12 @@ from threading import Event
 
 import pytest
 
-from parbake.builders.workers.pool import Done, LayerJob, Workers
+from parbake.builders.workers.pool import Done, LayerJob, Workers, most
 from parbake.builders.workers.wire import SLOT, SLOTS, failure, raised
-from parbake.core.errors import DiskFull, Interrupted, LayerError, LayerTooLarge, ParbakeError, Unreachable
-from parbake.core.model import MIB, Layer, Readable
+from parbake.core.errors import BadContent, DiskFull, Interrupted, LayerError, LayerTooLarge, ParbakeError, Unreachable
+from parbake.core.model import GIB, MIB, Layer, Readable
 from parbake.core.run import run
-from parbake.images.layers import Allowance, FolderSink, unpack
+from parbake.images.layers import Allowance, FolderSink, engine, unpack
 from parbake.machine import disk
 from parbake.machine.ext4 import LayerArea, Volume
 from tests.fakes.layers import describe, digest
@@ -139,6 +139,24 @@ def test_refusals_have_the_words_of_the_engine(tmp_path: Path, volume: Volume, t
     assert "In a worker process:\nTraceback" in theirs.value.__notes__[0]
 
 
+@pytest.mark.parametrize("small", [engine.SMALL, -1])
+def test_what_is_damaged_is_read_to_its_end(
+    volume: Volume, threads: Workers, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    """Then the digest says so, as for a layer in one process."""
+    monkeypatch.setattr(engine, "SMALL", small)
+    raw = archive(entry(b"f", data=random.Random(1).randbytes((SLOTS + 2) * SLOT)))
+    packed = gzip.compress(raw, 1)
+    layer, damaged = describe(raw, packed), bytearray(packed)
+    damaged[5000:6000] = bytes(1000)
+    for _ in range(2):
+        (area,) = volume.areas([layer])
+        with pytest.raises(BadContent, match="the bytes that arrived have the digest"):
+            go(threads, layer, area, bytes(damaged))
+    (area,) = volume.areas([layer])
+    assert go(threads, layer, area, packed).entries == 1
+
+
 def test_tars_of_several_workers_have_one_allowance(volume: Volume, threads: Workers) -> None:
     layers, blobs = layers_of(1)
     (area,) = volume.areas(layers)
@@ -227,6 +245,13 @@ def test_workers_inherit_nothing_by_accident_and_go_with_us(tmp_path: Path, volu
         assert os.getpgid(pid) != os.getpgid(0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "count"), [(1, 64, 1), (2, 1, 2), (4, 4, 2), (4, 8, 4), (16, 16, 8), (64, 512, 16)]
+)
+def test_there_are_as_many_as_cores_and_memory_allow(cores: int, gib: int, count: int) -> None:
+    assert most(cores, gib * GIB) == count
 
 
 def test_errors_on_the_wire() -> None:

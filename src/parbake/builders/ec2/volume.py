@@ -113,6 +113,7 @@ class Volumes:
                     stamp=self.stamp,
                     name=self.name,
                     kms_key=self.settings.key_in(region),
+                    minutes=self.settings.copy_minutes,
                     events=self.events,
                 )
             held = there.snapshots[0].model_copy(update={"id": copied})

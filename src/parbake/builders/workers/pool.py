@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from parbake.images.layers.engine import BlobCopy, Bytes
     from parbake.machine.ext4 import LayerArea
 
-MOST: Final = 16
-"""Workers at once; each takes about 40 MiB, and with large layers, or those of very many files, more."""
+_MOST: Final = 16
+_MEMORY: Final = 2 << 30
+"""Bytes that this machine should have for each worker beyond the second: it takes 40 MiB or so for itself, a layer of
+the most and longest names that are taken 1.2 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Done:
     written: WrittenLayer
 
 
+def most(cores: int, memory: int) -> int:
+    """Return how many workers a machine should have that may use so many cores, and has so many bytes of memory."""
+    return min(cores, _MOST, max(2, memory // _MEMORY))
+
+
 class Workers:
     """Processes that write layers into volumes. A context manager; ``write`` from as many threads as there are.
 
@@ -59,8 +66,10 @@ class Workers:
     """
 
     def __init__(self, log: Path, count: int = 0) -> None:
-        """``log`` gets what they print; ``count`` 0: as many as this process may use cores."""
-        self.count = count or min(MOST, len(os.sched_getaffinity(0)))
+        """``log`` gets what they print; ``count`` 0: as many as this process may use cores (``most``)."""
+        self.count = count or most(
+            len(os.sched_getaffinity(0)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+        )
         self._log = log
         self._idle: SimpleQueue[_Hand] = SimpleQueue()
         self._stack = ExitStack()

@@ -17,8 +17,8 @@ from typing import Any, Final
 from parbake.core import errors
 from parbake.core.errors import ParbakeError
 
-SLOTS: Final = 8
-SLOT: Final = 256 << 10
+SLOTS: Final = 4
+SLOT: Final = 1 << 20
 _LENGTH: Final = struct.Struct("<I")
 
 type Message = Mapping[str, Any]

@@ -110,27 +110,47 @@ class Worker:
 
 
 class _Arriving:
-    """The layer's compressed bytes (``model.Readable``)."""
+    """The layer's compressed bytes (``model.Readable``), in ``buffers`` that the other process fills in turns.
 
-    def __init__(self, memory: Sequence[memoryview], filled: SimpleQueue[int], wire: Wire) -> None:
-        self._memory, self._filled, self._wire = memory, filled, wire
-        self._turn = 0
+    Who reads into these buffers in turns finds the bytes there; into any other they are copied.
+    """
+
+    def __init__(self, buffers: Sequence[memoryview], filled: SimpleQueue[int], wire: Wire) -> None:
+        self.buffers = buffers
+        self._filled, self._wire = filled, wire
+        self._turn = self._lent = 0
         self._view = memoryview(b"")
         self._ended = False
 
     def readinto(self, buffer: memoryview, /) -> int:
+        if buffer is self.buffers[self._turn % SLOTS]:
+            if self._lent == SLOTS:  # whoever reads is done with what was in it before
+                self._wire.send({"is": "free"})
+            else:
+                self._lent += 1
+            return self._next()
+        for _ in range(self._lent):  # nobody looks at those any more: it is the end, or what came is damaged
+            self._wire.send({"is": "free"})
+        self._lent = 0
         while not self._view and not self._ended:
-            count = self._filled.get()
-            if count < 0:
-                raise Interrupted("the fill ended early")
-            self._view = self._memory[self._turn % SLOTS][:count]
-            self._turn += 1
-            self._ended = not count
+            count = self._next()
+            self._view = self.buffers[(self._turn - 1) % SLOTS][:count]
         count = min(len(buffer), len(self._view))
         buffer[:count] = self._view[:count]
         self._view = self._view[count:]
         if count and not self._view:
             self._wire.send({"is": "free"})
+        return count
+
+    def _next(self) -> int:
+        """Wait for the next buffer; return how many bytes are in it, 0 at the end."""
+        if self._ended:
+            return 0
+        count = self._filled.get()
+        if count < 0:
+            raise Interrupted("the fill ended early")
+        self._turn += 1
+        self._ended = not count
         return count
 
 

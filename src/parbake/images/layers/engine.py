@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -21,7 +21,7 @@ from parbake.images.bounds import most_inflated
 from parbake.images.layers import inflate
 from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.layers.paths import Implied, shown
-from parbake.images.layers.ring import Failure, Ring, Stopped
+from parbake.images.layers.ring import Failure, Ring, Stopped, memory
 
 if TYPE_CHECKING:
     from parbake.core.model import Progress, Readable
@@ -161,7 +161,7 @@ class _Unpacking:
         self._apply(Chunks(more), tar)
 
     def _in_threads(self, compressed: _Compressed) -> None:
-        received, raw = Ring(_RECEIVE_SLOTS, _RECEIVE_SIZE), Ring(_RAW_SLOTS, _RAW_SIZE, consumers=2)
+        received, raw = Ring(compressed.buffers()), Ring(memory(_RAW_SLOTS, _RAW_SIZE), consumers=2)
         failure = Failure(received, raw)
         tar = self._tar(_Feed(received.reader()))
         works = {
@@ -231,6 +231,10 @@ class _Compressed:
         self._stream, self._layer, self._progress, self._keep = stream, layer, progress, keep
         self._digest = hashlib.sha256()
         self._size = 0
+
+    def buffers(self) -> Sequence[memoryview]:
+        """Return the buffers to fill in turns: the stream's own where it has some, which it fills without a copy."""
+        return getattr(self._stream, "buffers", None) or memory(_RECEIVE_SLOTS, _RECEIVE_SIZE)
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill a buffer and return the count, which is smaller only at the end; raises BadContent there."""
