@@ -80,6 +80,11 @@ def _default_artefact(data: dict[str, Any]) -> Artefact:
     return Artefact(kind="machine-image", format="ami" if in_ec2 else "raw")
 
 
+def _first_platform(data: dict[str, Any]) -> Platform:
+    platforms: tuple[Platform, ...] = data.get("platforms") or ()
+    return platforms[0] if platforms else Platform.host()
+
+
 class Bakefile(Section):
     """What to bake, onto what base, into what artefact (`parbake.yaml`)."""
 
@@ -87,8 +92,10 @@ class Bakefile(Section):
     """The version of this format."""
     name: Name
     """Begins the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
-    platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=Platform.host)
-    """The nodes' platform. Default: that of the machine that bakes."""
+    platforms: tuple[PlatformText, ...] = ()
+    """The nodes' platforms, where there are several: an artefact is baked for each, and rolled out together."""
+    platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=_first_platform)
+    """The nodes' platform. Default: that of the machine that bakes, or the first of `platforms`."""
     images: Annotated[tuple[Image, ...], Field(min_length=1)]
     """The images to bake; a bare text is a reference."""
     builder: Literal["local", "qemu", "ec2", "ebs", "packer"] = "local"
@@ -135,9 +142,32 @@ class Bakefile(Section):
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
     """Where `parbake rollout` hands artefacts to."""
 
+    @check("platforms")
+    @classmethod
+    def _distinct_platforms(cls, value: tuple[Platform, ...]) -> tuple[Platform, ...]:
+        names = [each.architecture for each in value]
+        if len(set(names)) < len(names):
+            raise wrong("an architecture is there twice", "write each once, such as [linux/amd64, linux/arm64]")
+        return value
+
+    @check("images")
+    @classmethod
+    def _are_pulled(cls, value: tuple[Image, ...], info: ValidationInfo) -> tuple[Image, ...]:
+        built = [entry.reference for entry in value if entry.build]
+        if built and len(info.data.get("platforms") or ()) > 1:
+            raise wrong(
+                f"{built[0]} is built here, for one platform, and `platforms` names several",
+                "build and push an image for all platforms first, with docker buildx or podman manifest",
+            )
+        return value
+
     @check("platform")
     @classmethod
     def _remember(cls, value: Platform, info: ValidationInfo) -> Platform:
+        platforms: tuple[Platform, ...] = info.data.get("platforms") or ()
+        if platforms and value not in platforms:
+            known = ", ".join(map(str, platforms))
+            raise wrong(f"{value} is none of `platforms`", f"choose one of {known}, or remove `platform`")
         reading: Reading | None = info.context
         if reading:
             reading.platform = value
@@ -147,6 +177,12 @@ class Bakefile(Section):
     @classmethod
     def _fits_the_builder(cls, value: BaseChoice, info: ValidationInfo) -> BaseChoice:
         builder = info.data.get("builder")
+        by_id = value.ami and value.ami.id
+        if len(info.data.get("platforms") or ()) > 1 and (value.kind == "file" or by_id):
+            raise wrong(
+                f"{'an AMI by its id' if by_id else 'a disk image'} is of one platform, and `platforms` names several",
+                'write such as base: {eks: al2023, kubernetes: "1.36"}, or a Bakefile for each',
+            )
         fitting = _BASES.get(builder or "", ())
         if builder and value.kind not in fitting:
             ways = [each for each, kinds in _BASES.items() if value.kind in kinds]
