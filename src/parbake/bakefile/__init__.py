@@ -6,6 +6,7 @@ from parbake.bakefile.file import IN_EC2, Bakefile, advice, schema
 from parbake.bakefile.loader import load
 from parbake.bakefile.retention import RetentionSection
 from parbake.bakefile.sections import Build, ImageEntry
+from parbake.bakefile.values import store_address
 
 __all__ = [
     "IN_EC2",
@@ -19,4 +20,5 @@ __all__ = [
     "advice",
     "load",
     "schema",
+    "store_address",
 ]

@@ -10,7 +10,7 @@ from pydantic import field_validator as check
 from parbake.bakefile.kms import EVERYWHERE, REGION, KmsKeys, is_managed_by_aws, key_in, reaches, travels
 from parbake.bakefile.sections import Section
 from parbake.bakefile.targets import ExternalId, RoleArn
-from parbake.bakefile.values import Days, Duration, matching, spoken, text_schema, wrong
+from parbake.bakefile.values import Days, Duration, described, matching, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
@@ -61,7 +61,7 @@ Share = Annotated[
 
 def _whole(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise wrong(f"must be a whole number, not {spoken(value)}")
+        raise wrong(f"must be a whole number, not {described(value)}")
     return value
 
 

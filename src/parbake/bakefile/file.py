@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -28,12 +29,14 @@ from parbake.bakefile.values import (
     Reading,
     RegistryHost,
     Size,
+    StoreText,
     close,
+    described,
     reference_text,
-    spoken,
     text_schema,
     wrong,
 )
+from parbake.bakefile.verification import VerifySection
 from parbake.core.access import ReadableBy
 from parbake.core.model import Artefact, Platform
 from parbake.core.reference import DOCKER_HUB, Reference
@@ -41,10 +44,11 @@ from parbake.core.reference import DOCKER_HUB, Reference
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def _version(value: object) -> object:
+def first_version(value: object) -> object:
+    """Check the version of a format, of which there is one."""
     if type(value) is int and value == 1:  # True is an int and equals 1
         return value
-    raise wrong(f"this parbake reads version 1, not {spoken(value)}", "write version: 1")
+    raise wrong(f"this parbake reads version 1, not {described(value)}", "write version: 1")
 
 
 def _runtime(value: object) -> object:
@@ -79,7 +83,7 @@ def _default_artefact(data: dict[str, Any]) -> Artefact:
 class Bakefile(Section):
     """What to bake, onto what base, into what artefact (`parbake.yaml`)."""
 
-    version: Annotated[Literal[1], BeforeValidator(_version)]
+    version: Annotated[Literal[1], BeforeValidator(first_version)]
     """The version of this format."""
     name: Name
     """Begins the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
@@ -113,11 +117,16 @@ class Bakefile(Section):
     """Where and how to bake in EC2, and what becomes of the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
+    store: StoreText | None = None
+    """Where records and artefacts are shared with other machines: `s3://BUCKET/PREFIX`, or a folder that they all
+    mount. The first record of a content key counts for all of them. Default: `output` alone."""
     readable_by: ReadableBy = "owner"
     """Who on this machine may read artefacts, their records, and exports of them, which hold all that images hold:
     `owner` (files 0600, a new folder 0700), `group` (0640, 0750) or `everyone` (0644, 0755)."""
     retention: RetentionSection = Field(default_factory=RetentionSection)
     """What `parbake prune` and `parbake watch --prune` keep."""
+    verify: VerifySection = Field(default_factory=VerifySection)
+    """What artefacts are proven on."""
     trust: tuple[PublicKeyFile, ...] = ()
     """PEM files with public keys. Where there are any, `parbake verify`, `rollout`, `watch` and `export` refuse a
     record that none of them has signed."""
@@ -146,7 +155,18 @@ class Bakefile(Section):
                 f"not onto {_WHICH[value.kind]}",
                 f"write builder: {' or '.join(ways)}"
                 if value.kind != "debian"
-                else 'write base: {eks: al2023, kubernetes: "1.33"}, or another builder',
+                else 'write base: {eks: al2023, kubernetes: "1.36"}, or another builder',
+            )
+        return value
+
+    @check("verify")
+    @classmethod
+    def _has_a_volume(cls, value: VerifySection, info: ValidationInfo) -> VerifySection:
+        artefact: Artefact | None = info.data.get("artefact")
+        if value.base and ((artefact and artefact.kind != "volume") or info.data.get("builder") in {"ec2", "packer"}):
+            raise wrong(
+                "verify.base is for volumes that are made here: a machine image is itself what is booted",
+                "remove it",
             )
         return value
 
@@ -192,9 +212,14 @@ class _Untitled(GenerateJsonSchema):
 
 @cache
 def _schema() -> dict[str, Any]:
-    generated = Bakefile.model_json_schema(schema_generator=_Untitled)
-    # `load` fills these in, so the text may leave them out.
-    generated["required"] = ["version", "images"]
+    # `load` fills the others in, so the text may leave them out.
+    return schema_of(Bakefile, required=("version", "images"))
+
+
+def schema_of(model: type[Section], *, required: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON Schema of a kind of file as users write it; ``required`` are the keys that it must have."""
+    generated = model.model_json_schema(schema_generator=_Untitled)
+    generated["required"] = list(required)
     return {"$schema": DIALECT, **_tidy(generated)}
 
 
@@ -252,6 +277,11 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
     if bakefile.sandbox not in {"auto", "none"}:
         used.add(Reference.parse(bakefile.sandbox).registry)
     used |= {mirror.partition("/")[0] for options in bakefile.registries.values() for mirror in options.mirrors}
+    if bakefile.base.ami and bakefile.base.ami.eks == "al2":
+        found.append(
+            "base: Amazon Linux 2 is past its end: EKS publishes no AMI of it since 2025-11-26, and mends none; "
+            "write eks: al2023"
+        )
     if bakefile.trust and not bakefile.sign:
         found.append("trust: there is no `sign`, so what is baked here is not signed, and `parbake rollout` refuses it")
     unused = [host for host in bakefile.registries if host not in used]

@@ -2,227 +2,47 @@
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Sequence
-from functools import cache, reduce
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from parbake.bakefile.file import Bakefile, schema
-from parbake.bakefile.values import WRONG, Reading, close, spoken, valid_name
-from parbake.core.errors import BakefileError, InputError, Problem
-from parbake.core.yamltext import Document, Where, dotted, parse
-
-_LARGEST_FILE = 1 << 20
-_MOST_NODES = 50_000
-_HINT = "`parbake init` writes a commented Bakefile that works as it stands"
-
-# Everything else is text for the model, whatever YAML makes of it: 1.20 is a version and no number.
-_NOT_TEXT = {
-    "version",
-    "keep_layers",
-    "also_by_digest",
-    "plain_http",
-    "create",
-    "scan_on_push",
-    "immutable_tags",
-    "tcp",
-    "port",
-    "credits",
-    "iops",
-    "throughput",
-    "encrypted",
-}
-_NOT_TEXT |= {
-    "initialization_rate",
-    "hydrate",
-    "mount",
-    "healthy",
-    "batch",
-    "auto_rollback",
-    "force",
-    "respect_pdb",
-    "keep",
-}
-_LISTS_OF_NUMBERS = {"checkpoints"}
-_OF_THE_USER = {"env", "args", "tags"}  # below these, keys are the user's own
-
-_WHAT_TO_WRITE = {
-    "version": "write version: 1",
-    "images": "list what to bake",
-    "reference": "name the image",
-    "context": "name the folder to build in",
-}
-
-# pydantic's error types, as "must be …" says them.
-_EXPECTED = {
-    "string_type": "text",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "float_type": "a number",
-}
+from parbake.bakefile.format import Format
+from parbake.bakefile.values import valid_name
 
 
-def load(path: Path) -> Bakefile:
-    """Read and check a Bakefile; relative paths in it become absolute, from its folder.
+def _defaults(folder: Path) -> dict[str, object]:
+    return {"name": valid_name(folder.name) or "node", "output": "artefacts"}
+
+
+_BAKEFILE = Format(
+    noun="Bakefile",
+    usual="parbake.yaml",
+    hint="`parbake init` writes a commented Bakefile that works as it stands",
+    no_file="`parbake init` writes one, -f names another",
+    model=Bakefile,
+    schema=schema,
+    not_text=frozenset({
+        "version", "keep_layers", "also_by_digest", "plain_http", "create", "scan_on_push", "immutable_tags", "tcp",
+        "port", "credits", "iops", "throughput", "encrypted", "initialization_rate", "hydrate", "mount", "healthy",
+        "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store",
+    }),
+    numbers=frozenset({"checkpoints"}),
+    of_the_user=frozenset({"env", "args", "tags"}),
+    missing={
+        "version": "write version: 1",
+        "images": "list what to bake",
+        "reference": "name the image",
+        "context": "name the folder to build in",
+    },
+    empty={"images": ("must list at least one image", "write - registry.example.com/app:1.0 below it")},
+    defaults=_defaults,
+)  # fmt: skip
+
+
+def load(path: Path, overrides: Mapping[str, str] | None = None) -> Bakefile:
+    """Read and check a Bakefile; relative paths in it become absolute, from its folder. ``overrides`` replace keys.
 
     Checks also what only the text or the folder can tell: repeated keys and images, platforms that do not fit, files
     that are missing. Raises BakefileError with every problem, or InputError when there is no file to read.
     """
-    parsed = parse(_read(path), as_text=_is_text, most=_MOST_NODES)
-    problems = list(parsed.problems)
-    bakefile: Bakefile | None = None
-    if len(parsed.documents) > 1:
-        extra = parsed.documents[1]
-        problems.append(Problem("file", "a second document begins here", extra.line, "keep one, remove the ---"))
-    elif parsed.documents:
-        bakefile, found = _validate(parsed.documents[0], path.absolute().parent)
-        problems += found
-    elif not problems:
-        problems.append(Problem("file", "is empty", 1))
-    if problems or bakefile is None:
-        in_order = sorted(problems, key=lambda problem: (problem.line, problem.where))
-        raise BakefileError(str(path), tuple(in_order), hint=_HINT)
-    return bakefile
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as handle:
-            content = handle.read(_LARGEST_FILE + 1)
-    except FileNotFoundError:
-        raise InputError(f"there is no Bakefile {path}", hint="`parbake init` writes one, -f names another") from None
-    except IsADirectoryError:
-        inside = path / "parbake.yaml"
-        hint = f"write -f {inside}" if inside.is_file() else "-f names the file itself"
-        raise InputError(f"{path} is a folder, not a Bakefile", hint=hint) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if len(content) > _LARGEST_FILE:
-        raise InputError(f"{path} is larger than 1 MiB: this is not a Bakefile", hint=_HINT)
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        problem = Problem("file", f"not UTF-8: the byte 0x{content[error.start]:02x}", line, "save it as UTF-8")
-        raise BakefileError(str(path), (problem,), hint=_HINT) from None
-
-
-def _is_text(where: Where) -> bool:
-    if len(where) > 1 and where[-2] in _LISTS_OF_NUMBERS:
-        return False
-    return bool(where) and (where[-1] not in _NOT_TEXT or (len(where) > 1 and where[-2] in _OF_THE_USER))
-
-
-def _validate(document: Document, folder: Path) -> tuple[Bakefile | None, list[Problem]]:
-    data = document.data
-    if data is None:
-        return None, [Problem("file", "is empty", document.line)]
-    if not isinstance(data, dict):
-        message = f"must be a mapping of keys, not {spoken(data)}"
-        return None, [Problem("file", message, document.line, "begin with version: 1")]
-    defaults = {"name": valid_name(folder.name) or "node", "output": "artefacts"}
-    try:
-        return Bakefile.model_validate({**defaults, **data}, strict=True, context=Reading(folder)), []
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        return None, [_problem(each, document) for each in found if not _is_echo(each)]
-
-
-def _is_echo(error: ErrorDetails) -> bool:
-    """Whether an error only follows from another: what depends on a wrong value, a list whose items are all wrong."""
-    return error["type"] == "default_factory_not_called" or (error["type"] == "too_short" and bool(error["input"]))
-
-
-def _problem(error: ErrorDetails, document: Document) -> Problem:
-    """Say one of pydantic's errors in plain words, at the place in the user's text."""
-    where: Where = tuple(part for part in error["loc"] if part != "[key]")
-    reached, line = document.find(where)
-    if isinstance(_value(document.data, reached), str):
-        where = reached  # a shorthand: the text has nothing below it
-    message, suggestion = _words(error, where)
-    return Problem(dotted(where), message, line, suggestion)
-
-
-def _words(error: ErrorDetails, where: Where) -> tuple[str, str]:
-    """Return what is wrong and what to write instead."""
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    last = str(where[-1]) if where else ""
-    message, suggestion = error["msg"], ""
-    if kind == WRONG:
-        message, suggestion = context["message"], context["suggestion"]
-    elif kind == "missing":
-        message, suggestion = "is missing", _WHAT_TO_WRITE.get(last, "")
-    elif kind == "extra_forbidden":
-        message, suggestion = "no such key", close(last, _known_keys(where[:-1]))
-    elif kind in _EXPECTED:
-        message = f"must be {_EXPECTED[kind]}, not {spoken(value)}"
-        suggestion = "give it a value or remove it" if value is None else ""
-    elif kind == "literal_error":
-        known = re.findall(r"'([^']*)'", context["expected"])
-        message, suggestion = f"must be {_any_of(known)}, not {spoken(value)}", _meant(value, known)
-    elif kind == "too_short":
-        message, suggestion = "must list at least one image", "write - registry.example.com/app:1.0 below it"
-    elif kind in {"greater_than_equal", "less_than_equal"}:
-        message, suggestion = _out_of_bounds(value, last, context)
-    elif kind == "string_pattern_mismatch":
-        message, suggestion = f"{value!r} does not begin with '/'", f"write /{value}"
-    return message, suggestion
-
-
-def _out_of_bounds(value: object, key: str, context: dict[str, Any]) -> tuple[str, str]:
-    if key in {"tcp", "port"}:
-        return f"{value} is not a valid port", "write a number from 1 to 65535"
-    return (f"{value} is less than {context['ge']}" if "ge" in context else f"{value} is more than {context['le']}"), ""
-
-
-def _any_of(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
-
-
-def _meant(value: object, known: Sequence[str]) -> str:
-    meant = close(str(value), known)
-    return meant if meant.startswith("did you mean") else ""
-
-
-def _value(data: Any, where: Where) -> object:
-    """Return what is at a place that the document has."""
-    return reduce(operator.getitem, where, data)
-
-
-@cache
-def _known_keys(where: Where) -> tuple[str, ...]:
-    """Return the keys that may stand at a place, as the JSON Schema says."""
-    whole = schema()
-    branches = [whole]
-    for part in where:
-        below: list[dict[str, Any]] = []
-        for branch in _resolve(whole, branches):
-            if isinstance(part, int):
-                below.append(branch.get("items", {}))
-            else:
-                below.append(branch.get("properties", {}).get(part) or branch.get("additionalProperties") or {})
-        branches = below
-    return tuple(key for branch in _resolve(whole, branches) for key in branch.get("properties", {}))
-
-
-def _resolve(whole: dict[str, Any], branches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Follow references and alternatives to schemas that stand for themselves."""
-    flat: list[dict[str, Any]] = []
-    for branch in branches:
-        if "$ref" in branch:
-            flat += _resolve(whole, [whole["$defs"][branch["$ref"].rpartition("/")[2]]])
-        elif "anyOf" in branch:
-            flat += _resolve(whole, branch["anyOf"])
-        else:
-            flat.append(branch)
-    return flat
+    return _BAKEFILE.load(path, overrides)

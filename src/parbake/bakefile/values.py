@@ -17,7 +17,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from parbake.core.errors import BadReference, InputError
@@ -38,6 +46,7 @@ _LONGEST_DURATION = 24 * 3600.0
 _MOST_DAYS = 3650
 
 NAME = r"[a-z0-9][a-z0-9.-]{0,62}"
+STORE_URL = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*/?"
 _ENVIRONMENT_NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"
 _PACKAGE = r"[a-z0-9][a-z0-9+.-]+"  # Debian policy 5.6.1
 
@@ -78,7 +87,7 @@ def close(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(words)}" if words else ""
 
 
-def spoken(value: object) -> str:
+def described(value: object) -> str:
     """Name a value as its author sees it."""
     if value is None:
         return "nothing"
@@ -112,7 +121,7 @@ def _finished(value: object, kind: type) -> object:
     """Let pass what is not text and needs no reading."""
     if isinstance(value, kind):
         return value
-    raise wrong(f"must be text, not {spoken(value)}", "give it a value or remove it" if value is None else "")
+    raise wrong(f"must be text, not {described(value)}", "give it a value or remove it" if value is None else "")
 
 
 def _size(value: object) -> object:
@@ -235,7 +244,7 @@ def existing_file(path: Path, info: ValidationInfo) -> Path:
     """Check that a path is a regular file, when a file is read; return it."""
     found = status(path)
     if info.context and found is None:
-        raise wrong(f"there is no file {path}", "a relative path begins at the Bakefile's folder")
+        raise wrong(f"there is no file {path}", "a relative path begins at this file's folder")
     if info.context and found is not None and not stat.S_ISREG(found.st_mode):
         raise wrong(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}", "name a file")
     return path
@@ -255,7 +264,7 @@ def _public_key(path: Path, info: ValidationInfo) -> Path:
 def _existing_folder(path: Path, info: ValidationInfo) -> Path:
     found = status(path)
     if info.context and found is None:
-        raise wrong(f"there is no folder {path}", "a relative path begins at the Bakefile's folder")
+        raise wrong(f"there is no folder {path}", "a relative path begins at this file's folder")
     if info.context and found is not None and not stat.S_ISDIR(found.st_mode):
         raise wrong(f"{path} is a file", "name the folder that it is in")
     return path
@@ -266,6 +275,31 @@ def _folder_to_be(path: Path, info: ValidationInfo) -> Path:
     if info.context and found is not None and not stat.S_ISDIR(found.st_mode):
         raise wrong(f"{path} is a file", "name a folder; it is made when missing")
     return path
+
+
+def _store(value: object, info: ValidationInfo) -> object:
+    """Read where a store is: the URL of a bucket, or a folder, which becomes absolute."""
+    if not isinstance(value, str):
+        return _finished(value, str)
+    if "://" not in value:
+        if not value:
+            raise wrong("an empty path")
+        return str(_folder_to_be(Path(str(_path(value, info))), info))
+    if not re.fullmatch(STORE_URL, value):
+        raise wrong(
+            f"{value!r} is not the URL of an S3 bucket",
+            "write s3://BUCKET/PREFIX, or a folder",
+        )
+    return value.rstrip("/")
+
+
+def store_address(text: str) -> str:
+    """Return where a store is that a user names on the command line. Raises InputError."""
+    try:
+        return TypeAdapter(StoreText).validate_python(text, context=Reading(Path.cwd()))
+    except ValidationError as error:
+        context = error.errors()[0].get("ctx", {})
+        raise InputError(f"--store: {context.get('message', error)}", hint=context.get("suggestion", "")) from None
 
 
 def _words(value: object) -> object:
@@ -285,7 +319,7 @@ def _days(least: int) -> Callable[[object], object]:
         """Read a span of days: ``90d``."""
         match = re.fullmatch(r"([0-9]{1,4})d", value) if isinstance(value, str) else None
         if not match or not least <= int(match[1]) <= _MOST_DAYS:
-            raise wrong(f"must be days, such as 90d, not {spoken(value)}", f"from {least}d to {_MOST_DAYS}d")
+            raise wrong(f"must be days, such as 90d, not {described(value)}", f"from {least}d to {_MOST_DAYS}d")
         return int(match[1])
 
     return read
@@ -344,4 +378,5 @@ PathText = Annotated[Path, BeforeValidator(_path), _PATH_SCHEMA]
 File = Annotated[Path, BeforeValidator(_path), AfterValidator(existing_file), _PATH_SCHEMA]
 PublicKeyFile = Annotated[File, AfterValidator(_public_key)]
 Folder = Annotated[Path, BeforeValidator(_path), AfterValidator(_existing_folder), _PATH_SCHEMA]
+StoreText = Annotated[str, BeforeValidator(_store), text_schema("", "s3://shop-parbake/node", minLength=1)]
 FolderToBe = Annotated[Path, BeforeValidator(_path), AfterValidator(_folder_to_be), _PATH_SCHEMA]

@@ -1,6 +1,6 @@
 """The door: one module for each group of commands, all on one ``app``."""
 
-from parbake.cli import app, artefacts, coldstart, exports, iam, lint, rollouts, snapshots
+from parbake.cli import app, artefacts, coldstart, exports, fleet, iam, lint, rollouts, snapshots
 from parbake.cli.app import main, run
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "artefacts",
     "coldstart",
     "exports",
+    "fleet",
     "iam",
     "lint",
     "main",

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 
     from parbake.bakefile import RetentionSection
     from parbake.core.signing import Signer
+    from parbake.records.store import Shared
 
 COMMANDS = {
-    "Bake": ("init", "plan", "bake", "verify", "list", "show", "export", "fetch", "schema", "demo"),
+    "Bake": ("init", "plan", "build", "bake", "verify", "list", "show", "export", "fetch", "schema", "demo"),
     "Roll out": ("lint", "rollout", "rollback", "status", "freeze", "thaw", "watch"),
     "Cold starts": ("trace", "hydrate", "advise", "savings", "report"),
+    "Many machines": ("fleet",),
     "Operate": ("doctor", "iam", "prune", "clean"),
 }
 """The commands by what they are for, in the order in which help shows them."""
@@ -188,18 +190,29 @@ def command(
     return decorate
 
 
-def output(file: Path, what: str = "") -> Path:
+def output(file: Path, what: str = "", *, brought: bool = True) -> Path:
     """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile.
 
-    ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read.
+    ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read. Records that
+    the Bakefile's store has are ``brought`` there.
     """
     from parbake.bakefile import load
+    from parbake.records import store
 
     if what and Path(what).is_file():
         return Path(what).parent
     if file == DEFAULT_FILE and not file.exists():
         return Path("artefacts")
-    return load(file).output
+    bakefile = load(file)
+    return store.brought(bakefile) if brought else bakefile.output
+
+
+def shared(file: Path, events: Events | None = None) -> Shared | None:
+    """Return what the Bakefile's artefacts are shared through; None where it names no store, or is not there."""
+    from parbake.bakefile import load
+    from parbake.records.store import session_store
+
+    return None if file == DEFAULT_FILE and not file.exists() else session_store(load(file), events)
 
 
 def trust(file: Path) -> tuple[Path, ...]:
@@ -207,6 +220,13 @@ def trust(file: Path) -> tuple[Path, ...]:
     from parbake.bakefile import load
 
     return () if file == DEFAULT_FILE and not file.exists() else load(file).trust
+
+
+def node_image(file: Path) -> Path | None:
+    """Return the image of a node that volumes are proven on: the Bakefile's; None where it, or a Bakefile, is not."""
+    from parbake.bakefile import load
+
+    return None if file == DEFAULT_FILE and not file.exists() else load(file).verify.base
 
 
 def signer(file: Path) -> Signer | None:

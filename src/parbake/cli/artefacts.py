@@ -16,8 +16,10 @@ from parbake.cli.app import (
     What,
     app,
     command,
+    node_image,
     output,
     retention,
+    shared,
     signer,
     trust,
     written,
@@ -71,8 +73,23 @@ def init(
     )
 
 
+Platform = Annotated[
+    str, typer.Option(help="Bake for this platform, instead of the Bakefile's.", metavar="OS/ARCHITECTURE")
+]
+Store = Annotated[
+    str, typer.Option(help="Share what is baked there, instead of in the Bakefile's `store`.", metavar="ADDRESS")
+]
+
+
+def overrides(platform: str, store: str) -> dict[str, str]:
+    """Return the keys of the Bakefile that options replace."""
+    from parbake.bakefile import store_address
+
+    return {**({"platform": platform} if platform else {}), **({"store": store_address(store)} if store else {})}
+
+
 @command()
-def plan(events: Events, file: BakefilePath = DEFAULT_FILE) -> Result:
+def plan(events: Events, file: BakefilePath = DEFAULT_FILE, platform: Platform = "", store: Store = "") -> Result:
     """Show what a bake would do, without doing it.
 
     Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
@@ -80,8 +97,29 @@ def plan(events: Events, file: BakefilePath = DEFAULT_FILE) -> Result:
     from parbake.cli.text import artefacts
     from parbake.workflows import plan as workflow
 
-    preview = workflow.preview(file, events)
+    preview = workflow.preview(file, events, overrides(platform, store))
     return Result(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
+
+
+@command()
+def build(
+    events: Events,
+    file: BakefilePath = DEFAULT_FILE,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")
+    ] = False,
+    platform: Platform = "",
+) -> Result:
+    """Build and push the images that have `build`, without baking.
+
+    It is the first half of a bake: afterwards the content key is known, which `parbake bake --expect-key` can be held
+    to on another machine. Needs root where something has to be built.
+    """
+    from parbake.cli.text import artefacts
+    from parbake.workflows import build as workflow
+
+    built = workflow.make_known(file, events, rebuild=rebuild, overrides=overrides(platform, ""))
+    return Result(artefacts.built_json(built), lambda: artefacts.built_text(built))
 
 
 @command()
@@ -110,12 +148,17 @@ def bake(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Do not start from an earlier volume: fetch and unpack every layer.")
     ] = False,
+    expect_key: Annotated[
+        str, typer.Option("--expect-key", help="Bake only if the content key is this one.", metavar="KEY")
+    ] = "",
+    platform: Platform = "",
+    store: Store = "",
     keep_workspace: KeepWorkspace = False,
 ) -> Result:
     """Bake the images, and prove that they start from the artefact.
 
     Images with `build` are built and pushed first, when their context has changed. Nothing is done when the artefact
-    exists and is verified. Needs root.
+    exists and is verified, here or in the Bakefile's `store`. Needs root.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow
@@ -129,6 +172,8 @@ def bake(
         trace=trace,
         keep_workspace=keep_workspace,
         from_scratch=from_scratch,
+        expect_key=expect_key,
+        overrides=overrides(platform, store),
     )
     finished = workflow.bake(file, events, options)
     return Result(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))
@@ -139,6 +184,10 @@ def verify(
     events: Events,
     what: What,
     file: BakefilePath = DEFAULT_FILE,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The disk image of a node to attach a volume to. Default: the Bakefile's."),
+    ] = None,
     keep_workspace: KeepWorkspace = False,
 ) -> Result:
     """Boot an artefact without a network and start its images.
@@ -150,7 +199,14 @@ def verify(
     from parbake.workflows import verify as workflow
 
     artefact, verdict = workflow.verify_again(
-        what, output(file, what), events, keep_workspace=keep_workspace, trust=trust(file), signer=signer(file)
+        what,
+        output(file, what),
+        events,
+        base=base or node_image(file),
+        keep_workspace=keep_workspace,
+        trust=trust(file),
+        signer=signer(file),
+        shared=None if Path(what).is_file() else shared(file, events),
     )
     return Result(
         artefacts.verdict_json(artefact, verdict),
@@ -242,13 +298,14 @@ def prune(
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
         return Result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
     rules = workflow.rules(retention(file), keep, younger, grace)
+    folder = output(file)
     document: dict[str, object] = {}
     text = ""
     if aws:
         pruned = workflow.prune_published(file, rules, events, dry_run=dry_run)
         document["aws"] = pruning.pruned_json(pruned)
         text = f"{pruning.pruned_text(pruned, dry_run=dry_run)}\n\n"
-    decisions = workflow.prune(output(file), rules, dry_run=dry_run)
+    decisions = workflow.prune(folder, rules, dry_run=dry_run, shared=shared(file, events))
     document |= pruning.decisions_json(decisions)
     return Result(document, lambda: text + pruning.decisions_text(decisions, dry_run=dry_run))
 
@@ -274,7 +331,7 @@ def clean(
     """
     from parbake.workflows import clean as workflow
 
-    removed = [str(path) for path in workflow.clean(output(file), caches=caches)]
+    removed = [str(path) for path in workflow.clean(output(file, brought=False), caches=caches)]
     if in_aws:
         for region, found in workflow.clean_aws(file, events).items():
             removed += [f"{region}:{each}" for each in found]
@@ -300,7 +357,7 @@ def doctor(
     from parbake.core.workspace import cache_folder
     from parbake.workflows import doctor as workflow
 
-    checks = workflow.examine(output=output(file), cache=cache_folder())
+    checks = workflow.examine(output=output(file, brought=False), cache=cache_folder(), shared=shared(file))
     if aws:
         from parbake.bakefile import load
         from parbake.workflows import account

@@ -14,6 +14,7 @@ from parbake.cli.app import (
     What,
     command,
     output,
+    shared,
     signer,
     trust,
     written,
@@ -77,6 +78,8 @@ def trace(
                 record = workflow.bring(artefact, record, bring, signs)
             else:
                 record = workflow.rehearse(artefact, record, events, signs)
+            if not path.is_file() and (kept := shared(file, events)):
+                kept.keep(record, again=True)
         assert record.trace
         result, found = record.trace, workflow.trace_of(artefact, record)
     return Result(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))

@@ -30,10 +30,12 @@ once. A library caller catches ``ParbakeError`` or any branch of it::
     │   ├── AwsNoAccess                 no credentials, expired ones, or an action that they do not allow
     │   ├── AwsLimit                    a quota, no capacity, or throttled for too long
     │   └── AwsNotFound                 no such image, snapshot, subnet, parameter, …
+    ├── Moved                       1   what was planned is not what the names mean now
     ├── BakeFailed                  1   the guest that bakes gave up; the message ends with its own log
     ├── RolloutError                1   a target refused what was handed to it, or did not follow
     │   ├── TargetMoved                 somebody else changed it meanwhile, or owns what would be changed
     │   └── Stalled                     nodes did not come to run the artefact in time; names them and why
+    ├── FleetIncomplete             3   some cells of a fleet failed, the others are done
     ├── VerificationFailed          3   the artefact does not do what its record promises
     └── Interrupted                 130 Ctrl-C or SIGTERM
 """
@@ -256,6 +258,12 @@ class AwsNotFound(AwsError):
     usual_hint = "check its id and the region (`aws.region` in the Bakefile, or AWS_REGION)"
 
 
+class Moved(ParbakeError):
+    """Names mean something else than when the bake was planned: its content key is another one."""
+
+    usual_hint = "plan again: `parbake plan` prints the key of what the names mean now"
+
+
 class BakeFailed(ParbakeError):
     """The guest that bakes gave up, or its machine ended without a verdict; the message ends with the guest's log."""
 
@@ -278,6 +286,12 @@ class Stalled(RolloutError):
     """Nodes did not come to run the artefact in time; the message names them, and what they wait for."""
 
     usual_hint = "remove what they wait for and run the same command again to keep following; or run `parbake rollback`"
+
+
+class FleetIncomplete(ParbakeError):
+    """Some cells of a fleet failed; the others are done."""
+
+    exit_code = 3
 
 
 class VerificationFailed(ParbakeError):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -122,6 +122,33 @@ def publish_artefact(
             path.unlink(missing_ok=True)
         raise
     return artefact
+
+
+@guarded
+def take_over(
+    folder: Path, record: Record, files: Mapping[str, bytes], work: Path, *, made: Path | None = None
+) -> None:
+    """Let an artefact that another machine has made appear here: ``files`` are those beside it by suffix, record last.
+
+    ``made`` is its own content, None where that lies in a cloud, or is here already. Raises DiskFull.
+    """
+    artefact = folder / record.artefact
+    with room_for(artefact):
+        if made:
+            _mark(work, [record.artefact])
+            (folder / record.file_name).unlink(missing_ok=True)
+        for path in (blocks_path(artefact), *_about(artefact)):
+            if path.name.removeprefix(record.artefact) not in files:
+                path.unlink(missing_ok=True)
+        try:
+            if made:
+                publish(made, artefact)
+            for suffix in sorted(files, key=SUFFIX.__eq__):
+                atomic.replace(artefact.with_name(artefact.name + suffix), files[suffix], mode=PRIVATE)
+        except BaseException:
+            for path in _files(artefact) if made else ():
+                path.unlink(missing_ok=True)
+            raise
 
 
 def write_published(

@@ -9,7 +9,7 @@ is made has a name that follows from the content key, so a bake that was killed 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +29,7 @@ from parbake.core.errors import (
     EnvironmentProblem,
     InputError,
     LayerTooLarge,
+    Moved,
 )
 from parbake.core.events import Events
 from parbake.core.model import MIB, Image, Plan, Published, Source, Verdict
@@ -54,6 +55,7 @@ from parbake.workflows.plan import (
     open_session,
     resolve,
 )
+from parbake.workflows.sharing import made_for_all, using
 from parbake.workflows.trace import bring, recorded_elsewhere, rehearse, trace_of
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
 
@@ -65,6 +67,7 @@ class Options:
     ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` brings that together.
     ``trace`` is a file that was recorded elsewhere.
     ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
+    ``expect_key`` is the content key that was planned; ``overrides`` replace keys of the Bakefile.
     """
 
     force: bool = False
@@ -75,15 +78,18 @@ class Options:
     trace: Path | None = None
     keep_workspace: bool = False
     from_scratch: bool = False
+    expect_key: str = ""
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
 
 def bake(bakefile_path: Path, events: Events, options: Options | None = None) -> Finished:
     """Make sure that the artefact of this Bakefile exists and is proven; a no-op when it is.
 
-    Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it.
+    Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it; Moved
+    where its content key is not the one that was expected.
     """
     options = options or Options()
-    with open_session(bakefile_path, events) as opened:
+    with open_session(bakefile_path, events, options.overrides) as opened:
         run = replace(opened, signer=genuine.open_signer(opened.bakefile))  # what is wrong with the key shows first
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
         remote = remote_builder_of(run.bakefile, verify=options.verify, fresh=options.force)
@@ -92,28 +98,47 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
             refuse_rehearsal(run.bakefile, options)
         known, onto = ask_account(run), base_of(run)  # what must fail is refused before images are built
         plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild), onto)
+        need_key(plan, options)
         for caution in (*cautions(plan), *known):
             events.warn(caution)
-        output, name = run.bakefile.output, plan.artefact_name
-        look = partial(existing, output, plan, trust=trusted(run))
-        earlier = None if options.force else look(Events())  # what speaks against it is told below
-        if earlier and complete(earlier, options):
-            # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
-            with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
-                access.give(output, records.everything(output / name), run.bakefile.readable_by)
-                records.sweep(output)
-            return earlier
-        records.sweep(output)
-        with (
-            access.readable(output, records.everything(output / name), run.bakefile.readable_by),
-            records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")),
-        ):
-            earlier = None if options.force else look(events, mend=True)
-            if remote:
-                return bake_remotely(run, plan, remote, options, earlier)
-            if publisher:
-                return bake_and_publish(run, plan, publisher, options, earlier)
-            return bake_here(run, plan, options, earlier)
+        make = partial(make_sure, run, plan, remote, publisher, options)
+        return made_for_all(run, plan.artefact_name, make, force=options.force)
+
+
+def need_key(plan: Plan, options: Options) -> None:
+    """Raise Moved unless a plan has the content key that was expected, if any was."""
+    if options.expect_key and plan.key != options.expect_key:
+        raise Moved(f"the content key of {plan.name} is {plan.key} now, not {options.expect_key}")
+
+
+def make_sure(
+    run: Session,
+    plan: Plan,
+    remote: RemoteBuilder | None,
+    publisher: Publisher | None,
+    options: Options,
+    *,
+    force: bool,
+) -> Finished:
+    """Make sure that a plan's artefact exists here, or in a cloud, and is proven; ``force`` makes it anew."""
+    options = replace(options, force=force)
+    output, name, events = run.bakefile.output, plan.artefact_name, run.events
+    look = partial(existing, output, plan, trust=trusted(run))
+    earlier = None if options.force else look(Events())  # what speaks against it is told below
+    if earlier and complete(earlier, options):
+        # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
+        with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
+            access.give(output, records.everything(output / name), run.bakefile.readable_by)
+            records.sweep(output)
+        return earlier
+    records.sweep(output)
+    with using(run, name):
+        earlier = None if options.force else look(events, mend=True)
+        if remote:
+            return bake_remotely(run, plan, remote, options, earlier)
+        if publisher:
+            return bake_and_publish(run, plan, publisher, options, earlier)
+        return bake_here(run, plan, options, earlier)
 
 
 def trusted(run: Session) -> Sequence[Path]:
@@ -152,7 +177,8 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | No
     if not provable:
         return finished
     interrupts.resume()
-    return prove(finished, events, keep_workspace=options.keep_workspace, signer=run.signer)
+    base = run.bakefile.verify.base
+    return prove(finished, events, base=base, keep_workspace=options.keep_workspace, signer=run.signer)
 
 
 def make(run: Session, plan: Plan, options: Options) -> Finished:
@@ -196,7 +222,7 @@ def bake_and_publish(
         if there is None or proving or options.rehearse or options.trace:
             disk_plan, disk = disk_to_send(run, disk_plan, publisher, shipment, there, options, earlier)
             if proving:
-                verdict = boot(events, disk.path, disk_plan, shipment.work)
+                verdict = boot(events, disk.path, disk_plan, shipment.work, run.bakefile.verify.base)
         if verdict and not verdict.passed:
             published = {shipment.region: there} if there else {}
         else:
@@ -451,14 +477,19 @@ def write_down(
 
 
 def prove(
-    finished: Finished, events: Events, *, keep_workspace: bool = False, signer: Signer | None = None
+    finished: Finished,
+    events: Events,
+    *,
+    base: Path | None = None,
+    keep_workspace: bool = False,
+    signer: Signer | None = None,
 ) -> Finished:
     """Boot the artefact without a network, start its images, and write the verdict into its record.
 
     Raises VerificationFailed with everything that is wrong.
     """
     verdict, sha256 = examine(
-        finished.artefact, finished.record, events, fresh=finished.changed, keep_workspace=keep_workspace
+        finished.artefact, finished.record, events, base=base, fresh=finished.changed, keep_workspace=keep_workspace
     )
     interrupts.hold()
     record = write_verdict(finished.artefact, finished.record, verdict, sha256, signer)

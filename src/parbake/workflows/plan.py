@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from parbake.images.build import build
 from parbake.images.registry import Layout, Registry
 from parbake.machine import base, disk
 from parbake.records import Record, genuine
+from parbake.records.store import session_store
 from parbake.workflows.identity import acting
 from parbake.workflows.preflight import account_cautions
 
@@ -58,18 +59,21 @@ class Session:
 
 
 @contextmanager
-def open_session(bakefile_path: Path, events: Events) -> Iterator[Session]:
-    """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it."""
-    bakefile = load(bakefile_path)
+def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Iterator[Session]:
+    """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it.
+
+    ``overrides`` replace keys of the Bakefile.
+    """
+    bakefile = load(bakefile_path, overrides)
     for caution in advice(bakefile):
         events.warn(caution)
     with acting(bakefile), Registry(bakefile.registries, events=events) as registry:
         yield Session(bakefile, registry, events)
 
 
-def preview(bakefile_path: Path, events: Events) -> Preview:
-    """Say what a bake of this Bakefile would do, without doing any of it."""
-    with open_session(bakefile_path, events) as run:
+def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Preview:
+    """Say what a bake of this Bakefile would do, without doing any of it. ``overrides`` replace keys of it."""
+    with open_session(bakefile_path, events, overrides) as run:
         known, onto = ask_account(run), base_of(run)
         images = resolve(run)
         missing = tuple(reference for reference, image in images.items() if image is None)
@@ -77,7 +81,10 @@ def preview(bakefile_path: Path, events: Events) -> Preview:
             return Preview(None, to_build=missing, cautions=known)
         plan = decide(run, [image for image in images.values() if image], onto)
         found = existing(run.bakefile.output, plan, events)
-        return Preview(plan, existing=found.record if found else None, cautions=(*cautions(plan), *known))
+        record = found.record if found else None
+        if record is None and (shared := session_store(run.bakefile, events)):
+            record = shared.find(plan.artefact_name)
+        return Preview(plan, existing=record, cautions=(*cautions(plan), *known))
 
 
 def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:

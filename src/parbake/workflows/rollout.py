@@ -9,6 +9,7 @@ target itself: a run that was killed is finished by running it again, and a roll
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
+from parbake.records.store import brought
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
@@ -99,11 +101,12 @@ def rollout(
 def _rollout(
     bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
 ) -> tuple[TargetResult, ...]:
+    brought(bakefile, events)
     located = [_record(selector, bakefile) for selector in selectors]
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
-    offers = [offer(found, config.region) for config in targets]
+    offers = [_fitting(offer(found, config.region), config) for config in targets]
     for region in dict.fromkeys(each.region for each in offers):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
@@ -185,19 +188,26 @@ def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
 
 
 def offer(found: Sequence[Record], region: str | None) -> Offer:
-    """Make the offer of one region out of records; raises InputError when they do not go together."""
-    kinds = [record.plan.artefact.kind for record in found]
-    if len(set(kinds)) != len(kinds):
+    """Make the offer of one region out of records; raises InputError when they do not go together.
+
+    Machine images may be one for each architecture: a node class of Karpenter takes them all.
+    """
+    kinds = [(record.plan.artefact.kind, record.plan.platform.architecture) for record in found]
+    twice = next((kind for kind, count in Counter(kinds).items() if count > 1), None)
+    if twice:
         raise InputError(
-            f"two records of the kind {kinds[0]}", hint="give one machine image, one volume, or one of each"
+            f"two records of the kind {twice[0]} for {twice[1]}",
+            hint="give one machine image for each architecture, one volume, or one of each",
         )
-    architectures = {record.plan.platform.architecture for record in found}
-    if len(architectures) > 1:
+    architectures = sorted({architecture for _, architecture in kinds})
+    if len(architectures) > 1 and any(kind == "volume" for kind, _ in kinds):
         raise InputError(
-            f"the records are for {' and '.join(sorted(architectures))}", hint="give records of one platform"
+            f"the records are for {' and '.join(architectures)}, and all nodes of a target get the same volume",
+            hint="give records of one platform, and a node class for each",
         )
+    found = sorted(found, key=lambda record: record.plan.platform.architecture)
     region = region or _one_region(found)
-    image, volume = Published(), Published()
+    images, volume, runtime = list[Published](), Published(), ""
     for record in found:
         published = record.published.get(region)
         if published is None:
@@ -207,21 +217,36 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
                 hint="publish it there, or correct the target's `region`",
             )
         if record.plan.artefact.kind == "volume":
-            volume = published
+            volume, runtime = published, record.verdict.runtime if record.verdict else ""
         else:
-            image = published
+            images.append(published)
     return Offer(
         artefact=" + ".join(record.artefact for record in found),
         key="+".join(record.key for record in found),
         region=region,
-        architecture=architectures.pop(),
-        image=image.image,
-        image_size=image.snapshots[0].size if image.snapshots else 0,
+        architecture=",".join(architectures),
+        image=",".join(each.image for each in images),
+        image_size=max((each.snapshots[0].size for each in images if each.snapshots), default=0),
         snapshot=volume.snapshots[0].id if volume.snapshots else "",
         snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,
         encrypted=any(each.plan.artefact.encrypted for each in found if each.plan.artefact.kind == "volume"),
         family=volume.family,
+        runtime=runtime,
     )
+
+
+def _fitting(offered: Offer, config: Target) -> Offer:
+    """Return an offer that a target can take; raises InputError for several images where there is room for one."""
+    options = config.options
+    several = (isinstance(options, KarpenterTarget) and not options.tag and not options.parameter) or (
+        isinstance(options, GitopsTarget) and not options.image_at
+    )
+    if len(offered.images) > 1 and not several:
+        raise InputError(
+            f"{config.name}: it takes one machine image, and the records are for {' and '.join(offered.architectures)}",
+            hint="node classes that name images by id take one for each architecture; roll out one record here",
+        )
+    return offered
 
 
 def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
@@ -229,10 +254,16 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
 
     Empty for a machine image alone that has the service in it. Raises InputError where no start was traced.
     """
-    of_kind = {record.plan.artefact.kind: (artefact, record) for artefact, record in located}
-    artefact, record = of_kind.get("volume") or of_kind["machine-image"]
-    if record.plan.artefact.kind != "volume" and record.verdict and record.verdict.hydrate:
+    found = tuple(located)
+    volumes = [each for each in found if each[1].plan.artefact.kind == "volume"]
+    if not volumes and all(record.verdict and record.verdict.hydrate for _, record in found):
         return ""
+    if not volumes and len(found) > 1:
+        raise InputError(
+            "`hydrate` loads the blocks of one machine image, and the records are of several",
+            hint="bake them with --rehearse, which puts the service into each; or remove `hydrate`",
+        )
+    ((artefact, record),) = volumes or found
     trace = artefact.with_name(record.trace_name)
     if not trace.exists():
         raise InputError(
@@ -248,7 +279,8 @@ def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offe
     if volume is None or offered.family or not getattr(config.options, "mount", False):
         return offered
     sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
-    return offered.model_copy(update={"mount": mount.user_data(sandbox)})
+    root = getattr(config.options, "root", "")
+    return offered.model_copy(update={"mount": mount.user_data(sandbox, root)})
 
 
 def _hydrates(config: Target) -> bool:

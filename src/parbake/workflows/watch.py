@@ -18,6 +18,7 @@ from parbake.core.errors import InputError, ParbakeError
 from parbake.core.events import Events
 from parbake.core.run import sleep
 from parbake.images.build import build
+from parbake.records.store import session_store
 from parbake.workflows import bake, plan, rollout
 from parbake.workflows import prune as retention
 from parbake.workflows.plan import Finished, Session
@@ -103,7 +104,7 @@ def tidy(bakefile_path: Path, events: Events) -> Tidied:
     if retention.publishes(bakefile):
         pruned = retention.prune_published(bakefile_path, rules, events, dry_run=False)
     interrupts.hold()
-    return Tidied(retention.prune(bakefile.output, rules), pruned)
+    return Tidied(retention.prune(bakefile.output, rules, shared=session_store(bakefile, events)), pruned)
 
 
 def watch(

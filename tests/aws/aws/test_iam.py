@@ -400,3 +400,22 @@ def test_pruning_removes_ours_alone(tmp_path: Path) -> None:
             or statement["Action"] == ["ec2:CreateImageUsageReport"]  # which needs an image besides, of ours
             or statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}
         )
+
+
+def test_a_store_is_one_prefix_of_one_bucket(tmp_path: Path) -> None:
+    found = iam.policies(written(tmp_path, f"store: s3://shop-parbake/nodes\n{TARGETS}"))
+    of_store = {
+        name: {each["Sid"]: each for each in statements(policy) if "TheStore" in each.get("Sid", "")}
+        for name, policy in found.items()
+    }
+    assert {name: here["UseTheStore"]["Action"] for name, here in of_store.items() if here} == {
+        "caller": ["s3:GetObject", "s3:PutObject"],
+        "rollout": ["s3:GetObject"],
+        "prune": ["s3:DeleteObject", "s3:GetObject"],
+    }
+    assert of_store["caller"]["UseTheStore"]["Resource"] == ["arn:aws:s3:::shop-parbake/nodes/*"]
+    listing = of_store["prune"]["ListTheStore"]
+    assert listing["Resource"] == ["arn:aws:s3:::shop-parbake"]
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["nodes/*"]}}
+    on_this_machine = iam.policies(written(tmp_path, f"store: shared\n{TARGETS}"))
+    assert not any("s3:GetObject" in iam.actions(policy) for policy in on_this_machine.values())

@@ -389,6 +389,27 @@ def test_where_user_data_cannot_mount_a_volume(
     del fleets
 
 
+def test_nodes_that_would_not_use_the_bake_are_refused(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = group()
+    config = (
+        "apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\n"
+        "spec: {featureGates: {FastImagePull: true}, instance: {localStorage: {strategy: RAID0}}}\n"
+    )
+    theirs = {**versions(made)[0]["LaunchTemplateData"], "UserData": base64.b64encode(config.encode()).decode()}
+    raw("ec2").create_launch_template_version(LaunchTemplateId=made, LaunchTemplateData=theirs)
+    specification = {"LaunchTemplateId": made, "Version": "2"}
+    raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
+    kitchen(tmp_path, [GROUP], DATA)
+    code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
+    assert (code, len(versions(made))) == (1, 2)
+    assert "FastImagePull makes soci the snapshotter" in error["message"]
+    code, shown = parbake(capsys, "rollout", DATA.key, "--dry-run", "--force")
+    assert (code, ["copies the baked store" in each for each in shown["targets"][0]["refusals"]]) == (0, [False, True])
+    del fleets
+
+
 def test_user_data_that_is_not_text_stays_as_it_is() -> None:
     offer = Offer(artefact="a", key="k", architecture="amd64", snapshot="snap-1", snapshot_size=GIB)
     data = {"UserData": base64.b64encode(gzip.compress(b"#!/bin/sh\n")).decode()}

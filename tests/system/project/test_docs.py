@@ -85,6 +85,7 @@ HERE = (
     Case("docs/how-to/arm64.md", shortcuts=NOTHING),
     Case("docs/how-to/keep-layers.md"),
     Case("docs/how-to/ci.md", own_cache=True),
+    Case("docs/how-to/fleet.md"),
     Case("docs/how-to/clean-up.md", own_cache=True),
     Case("docs/how-to/ebs.md"),
     Case("docs/how-to/ec2.md"),
@@ -101,7 +102,8 @@ SHORTCUTS = {
     # Options and arguments are read, then help is shown.
     "verify": "verify) set -- verify --help ;;",
     "demo": "demo) set -- demo --help ;;",
-    "export": 'export) [ "$2" = packer ] || set -- "$@" --force ;;',  # nothing is verified here
+    # Nothing is verified here.
+    "export": 'export) case $2 in packer | kubelet-config) ;; *) set -- "$@" --force ;; esac ;;',
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
     **{name: f'{name}) set -- "$@" --help ;;' for name in (*ROLLOUTS, "prune")},
 }

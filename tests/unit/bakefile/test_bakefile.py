@@ -290,6 +290,9 @@ registries: {ghcr.io: {mirrors: [m.example.com/x]}, m.example.com: {}, registry.
         "registries: no image is from ghrc.io (did you mean 'ghcr.io'?)",
     ]
     assert advice(_with(folder, "name: a"))[0].startswith("images[0]: a/b:1: a short name")
+    old = _with(folder, 'builder: ec2\nbase: {eks: al2, kubernetes: "1.32"}')
+    assert "Amazon Linux 2 is past its end" in advice(old)[-1]
+    assert not any("Amazon Linux 2" in each for each in advice(_with(folder, "builder: ec2\nbase: ami-12345678")))
 
 
 class TestSchema:
@@ -455,4 +458,4 @@ def test_numbers_and_truths_are_read_as_such() -> None:
         kinds = {each for each in types if isinstance(each, str)} - {"null"}
         if kinds and kinds <= {"boolean", "integer", "number"}:
             found.add(key)
-    assert found == loader._NOT_TEXT
+    assert found == loader._BAKEFILE.not_text

@@ -10,6 +10,7 @@ import pytest
 
 from parbake.bakefile import load, schema
 from parbake.core.programs import PROGRAMS
+from parbake.fleet.file import load as load_fleet
 from tests.fakes.documents import DOCUMENTS, NOT_RUN, ROOT, anchors, read, shape, without_blocks
 from tests.fakes.keys import key_pair
 from tests.system.project.test_docs import CASES
@@ -55,6 +56,7 @@ def test_every_variable_that_is_read_is_described() -> None:
         text = path.read_text()
         if "sample/context" not in str(path) and path.parent.name != "node":  # what runs elsewhere
             read_ |= set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", text))
+            read_ |= set(re.findall(r"(?m)^[A-Z]+(?:: Final)? = \"(PARBAKE_[A-Z_]+)\"", text))
     assert read_ - {"PATH"} == set(ENVIRONMENT)
 
 
@@ -114,6 +116,13 @@ def test_bakefiles_are_good(document: Path, tmp_path: Path) -> None:
             whole = "version:" in block.text
             images = "" if "images:" in block.text else "images: [registry.example.com/app:1]\n"
             path = tmp_path / "parbake.yaml"
+            if "bakefiles:" in block.text:
+                path.write_text(block.text)
+                for named in re.findall(r"[\w/]+/parbake\.yaml", block.text):
+                    (tmp_path / named).parent.mkdir(exist_ok=True)
+                    (tmp_path / named).touch()
+                load_fleet(path)
+                continue
             path.write_text(block.text if whole else f"version: 1\n{images}{block.text}")
             load(path)
 

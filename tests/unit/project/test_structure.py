@@ -20,6 +20,7 @@ ROWS: list[set[str]] = [
     {"coldstart"},
     {"builders", "records", "rollouts"},
     {"workflows"},
+    {"fleet"},
     {"cli"},
     {"__main__"},
 ]

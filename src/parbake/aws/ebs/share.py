@@ -77,7 +77,7 @@ def share(snapshot: str, region: str, accounts: Iterable[str]) -> None:
     )
 
 
-def keep(snapshot: str, region: str, *, verified: str = "", events: Events) -> None:
+def mark_permanent(snapshot: str, region: str, *, verified: str = "", events: Events) -> None:
     """Tag a snapshot as what the run was for: no clean-up takes it any more. ``verified`` is when it was."""
     ec2 = aws.client("ec2", region)
     tags = {MANAGED: ARTEFACT, **({VERIFIED: verified} if verified else {})}

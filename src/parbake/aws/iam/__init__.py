@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from parbake.aws.clients import Role
-from parbake.aws.iam import bakes, managed, pruning, rollouts
+from parbake.aws.iam import bakes, managed, pruning, rollouts, stores
 from parbake.aws.iam.statements import (
     CALLER,
     Names,
@@ -65,9 +65,9 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
         found["instance_role_trust"] = _trust(scope)
     rollout = list(rollouts.statements(scope))
     if rollout:
-        found["rollout"] = policy(rollout)
+        found["rollout"] = policy([*rollout, *stores.statements(scope)])
     if bakefile.builder in {"ec2", "ebs", "packer"} or bakefile.rollout:
-        found["prune"] = policy(pruning.statements(scope))
+        found["prune"] = policy([*pruning.statements(scope), *stores.statements(scope, "s3:DeleteObject")])
         found["doctor"] = policy(_doctor(scope))
     karpenter = list(_karpenter(scope))
     if karpenter:
@@ -118,6 +118,7 @@ def _caller(scope: Scope) -> Iterator[Policy]:
     if bakefile.base.ami and not (bakefile.base.ami.id or bakefile.base.ami.name):
         name = bakefile.base.ami.parameter(bakefile.platform)
         yield allow("FindTheBase", ["ssm:GetParameter"], scope.parameter(name, [scope.home]))
+    yield from stores.statements(scope, "s3:PutObject")
     yield from bakes.statements(scope)
     if bakefile.builder == "ec2":
         yield from managed.caller(scope)

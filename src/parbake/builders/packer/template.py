@@ -125,7 +125,7 @@ def _source(bakefile: Bakefile) -> AmiSource:
     if source is None:
         raise InputError(
             "Packer bakes onto an AMI, and the Bakefile's base is none",
-            hint='write base: {eks: al2023, kubernetes: "1.33"}, or base: {ami_filter: {name: amazon-eks-node-*}}',
+            hint='write base: {eks: al2023, kubernetes: "1.36"}, or base: {ami_filter: {name: amazon-eks-node-*}}',
         )
     if source.is_bottlerocket:
         raise InputError(

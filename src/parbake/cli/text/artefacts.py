@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.core.plan import measure
 from parbake.core.printable import word
+from parbake.core.reference import Reference
 from parbake.core.timestamps import timestamp
 from parbake.core.units import human_bytes
 from parbake.machine import base
@@ -19,6 +20,7 @@ from parbake.records import Record
 
 if TYPE_CHECKING:
     from parbake.images.cache import CachedLayer
+    from parbake.workflows.build import Built
     from parbake.workflows.demo import Outcome
     from parbake.workflows.doctor import Check
     from parbake.workflows.lint import Finding
@@ -100,6 +102,29 @@ def preview_text(preview: Preview) -> str:
         ("state", _state(preview)),
     ])  # fmt: skip
     return "\n".join([f"{images}\n\n{lines}", *(f"warning: {caution}" for caution in preview.cautions)])
+
+
+def built_json(built: Built) -> dict[str, object]:
+    """Return the images that were built and those that were there, and what a bake of them would be."""
+    images = [
+        {"reference": image.reference, "digest": image.target.digest, "built": image.reference in _made(built)}
+        for image in built.images
+    ]
+    return {"key": built.plan.key, "artefact_name": built.plan.artefact_name, "images": images}
+
+
+def built_text(built: Built) -> str:
+    """Return that for people."""
+    rows = (
+        (image.reference, image.target.digest[7:19], "built" if image.reference in _made(built) else "there")
+        for image in built.images
+    )
+    images = table(rows, header=("image", "digest", "state"))
+    return f"{images}\n\n{table([('artefact', built.plan.artefact_name), ('key', built.plan.key)])}"
+
+
+def _made(built: Built) -> set[str]:
+    return {str(Reference.parse(reference)) for reference in built.made}
 
 
 def _from(image: Image) -> str:

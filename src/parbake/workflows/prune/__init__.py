@@ -24,6 +24,7 @@ from parbake.bakefile.targets import KarpenterTarget, OceanTarget
 from parbake.core.errors import InputError, TargetMissing
 from parbake.core.events import Events
 from parbake.core.model import GIB
+from parbake.records.store import Shared
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
 from parbake.workflows.prune.decide import Decision, Item, Rules, decide, freed, items_here
@@ -158,15 +159,18 @@ def _act(stocks: dict[str, Stock], decisions: Iterable[Decision], events: Events
             task.advance(1)
 
 
-def prune(output: Path, rules: Rules, *, dry_run: bool = False) -> tuple[Decision, ...]:
-    """Decide which artefacts here go, remove them unless ``dry_run``, and return the decisions.
+def prune(output: Path, rules: Rules, *, dry_run: bool = False, shared: Shared | None = None) -> tuple[Decision, ...]:
+    """Decide which artefacts here, and in the store, go; remove them unless ``dry_run``, and return the decisions.
 
     One that another parbake works on stays.
     """
-    there = {record.artefact: record for _, record in records.find(output)}
+    there = {record.artefact: record for record in shared.records()} if shared else {}
+    there |= {record.artefact: record for _, record in records.find(output)}
     decisions = decide(items_here(there.values()), rules, datetime.now(UTC))
     if dry_run:
         return decisions
     busy = records.remove(output, [there[each.item.id] for each in decisions if each.action == "remove"])
+    if shared:
+        shared.remove(each.item.id for each in decisions if each.action == "remove" and each.item.id not in busy)
     kept = "another parbake works on it"
     return tuple(Decision(each.item, "keep", kept) if each.item.id in busy else each for each in decisions)

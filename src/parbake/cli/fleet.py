@@ -1,0 +1,104 @@
+"""The commands of fleets: what is to be baked on many machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parbake.cli.app import Result, app, command, written
+from parbake.core.errors import FleetIncomplete, InputError
+from parbake.core.events import Events
+
+DEFAULT_FILE = Path("fleet.yaml")
+FleetPath = Annotated[Path, typer.Option("-f", "--file", help="The file of the fleet.", metavar="FILE")]
+Cells = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cell",
+        help="A cell, such as search@amd64 or search; may be given several times. Default: all.",
+        metavar="CELL",
+    ),
+]
+
+fleets = typer.Typer(help="Bake many Bakefiles for some architectures, on many machines.")
+app.add_typer(fleets, name="fleet", no_args_is_help=True)
+
+
+@command(fleets)
+def init(
+    folder: Annotated[
+        Path, typer.Argument(help="Where to write fleet.yaml, above the Bakefiles.", metavar="FOLDER")
+    ] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> Result:
+    """Write a commented fleet.yaml of the Bakefiles below a folder."""
+    from parbake.fleet import scaffold
+
+    return written([scaffold.write(folder, force=force)])
+
+
+@command(fleets)
+def plan(events: Events, cell: Cells = None, file: FleetPath = DEFAULT_FILE) -> Result:
+    """Show what a run would do, without doing it.
+
+    Every cell is planned, and looked for in the store. The exit code is 3 when some could not be planned.
+    """
+    from parbake.cli.text import fleet as text
+    from parbake.fleet import preview
+    from parbake.fleet.cells import cells, chosen
+    from parbake.fleet.file import load
+
+    fleet, folder = load(file), file.absolute().parent
+    found = preview.look(fleet, folder, chosen(cells(fleet, folder), tuple(cell or ())), events)
+    wrong = sum(each.state == "wrong" for each in found)
+
+    def judge() -> None:
+        if wrong:
+            raise FleetIncomplete(
+                f"{wrong} of {len(found)} cells cannot be planned", hint="each one says why; the others can be baked"
+            )
+
+    return Result(text.outlook_json(fleet.name, found), lambda: text.outlook_text(found), then=judge)
+
+
+@command(fleets)
+def matrix(
+    kind: Annotated[str, typer.Option("--for", help="github or kubernetes.", metavar="KIND")],
+    cell: Cells = None,
+    image: Annotated[
+        str, typer.Option(help="For kubernetes: parbake's own image, by its digest.", metavar="REFERENCE")
+    ] = "",
+    namespace: Annotated[str, typer.Option(help="For kubernetes: where the Jobs run.", metavar="NAME")] = "parbake",
+    file: FleetPath = DEFAULT_FILE,
+) -> Result:
+    """Print the fleet for those who run it without an engine.
+
+    For github: the `strategy` of a job, a matrix of the cells. For kubernetes: a List of Jobs, for `kubectl create -f
+    -`. Both are JSON.
+    """
+    from parbake.fleet import matrix as export
+    from parbake.fleet.cells import cells, chosen
+    from parbake.fleet.file import load
+
+    fleet, folder = load(file), file.absolute().parent
+    found = chosen(cells(fleet, folder), tuple(cell or ()))
+    if kind == "github":
+        document = export.for_github(fleet, found)
+    elif kind != "kubernetes":
+        raise InputError(f"--for {kind}: no such kind", hint="choose github or kubernetes")
+    elif not image:
+        raise InputError("Jobs need parbake's image", hint="--image names it: deploy/Containerfile makes it")
+    else:
+        document = export.for_kubernetes(fleet, found, image=image, namespace=namespace)
+    return Result(document, lambda: json.dumps(document, indent=2))
+
+
+@fleets.command()
+def schema() -> None:
+    """Print the JSON Schema of fleet.yaml, for editors."""
+    from parbake.fleet.file import schema as fleet_schema
+
+    typer.echo(json.dumps(fleet_schema(), indent=2))

@@ -1,0 +1,159 @@
+"""The file of a fleet, ``fleet.yaml``: its keys, its JSON Schema, and how it is loaded."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import field_validator as check
+
+from parbake.bakefile.file import first_version, schema_of
+from parbake.bakefile.format import Format
+from parbake.bakefile.sections import Section, Via
+from parbake.bakefile.values import ARCHITECTURES, File, Name, StoreText, close, text_schema, valid_name, wrong
+
+DEFAULT_FILE = Path("fleet.yaml")
+_GIT_URL = r"(https|ssh|git)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+"
+_GIT_REF = r"[A-Za-z0-9][A-Za-z0-9._/-]*"
+
+
+def _architecture(text: str) -> str:
+    if text not in ARCHITECTURES:
+        raise wrong(f"{text!r} is not an architecture of container images", close(text, ARCHITECTURES))
+    return text
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise wrong(f"{value} is in the list {count} times", "name it once")
+    return values
+
+
+def _git_url(text: str) -> str:
+    if not re.fullmatch(_GIT_URL, text):
+        raise wrong(f"{text!r} is not the address of a Git repository", "write https://HOST/PATH.git")
+    if re.match(r"https://[^/@]*:[^/@]*@", text):
+        raise wrong("the address holds a password", "leave it out: let Git's credential helper give it")
+    return text
+
+
+def _git_ref(text: str) -> str:
+    if not re.fullmatch(_GIT_REF, text) or ".." in text:
+        raise wrong(f"{text!r} is not a branch, a tag or a commit", "such as main, or the 40 digits of a commit")
+    return text
+
+
+Architecture = Annotated[str, AfterValidator(_architecture), text_schema("^[a-z0-9]+$", "amd64", "arm64")]
+Architectures = Annotated[tuple[Architecture, ...], Field(min_length=1), AfterValidator(_distinct)]
+AtMost = Annotated[int, Field(ge=1, le=500)]
+
+
+class Source(Section):
+    """Where machines get the Bakefiles."""
+
+    git: Annotated[
+        str, AfterValidator(_git_url), text_schema("", "https://git.example.com/team/bakes.git", minLength=1)
+    ]
+    """The repository that holds this file and the Bakefiles. Passwords come from Git's credential helpers."""
+    ref: Annotated[str, AfterValidator(_git_ref), text_schema(f"^{_GIT_REF}$", "main")] = "main"
+    """A branch, a tag or a commit."""
+
+
+class BakefileEntry(Section):
+    """A Bakefile of the fleet."""
+
+    file: File
+    """The Bakefile, relative to this file."""
+    architectures: Architectures | None = None
+    """The architectures that it is baked for, instead of the fleet's."""
+
+
+class Concurrency(Section):
+    """How much happens at once, over all machines."""
+
+    cells: AtMost = 64
+    """Cells that are under way at once."""
+
+
+def _entry(text: str) -> object:
+    return {"file": text}
+
+
+EntryText = Annotated[BakefileEntry, Via(BakefileEntry, short=_entry, short_schema={"type": "string", "minLength": 1})]
+
+
+class Fleet(Section):
+    """Bakefiles, the architectures that they are baked for, and how they are baked on many machines (`fleet.yaml`)."""
+
+    version: Annotated[Literal[1], BeforeValidator(first_version)]
+    """The version of this format."""
+    name: Name
+    """Names the fleet. Default: the name of the file's folder, made valid."""
+    store: StoreText
+    """Where records and artefacts are shared: `s3://BUCKET/PREFIX`, or a folder that all machines mount. It replaces
+    the Bakefiles' own."""
+    source: Source | None = None
+    """Where machines get the Bakefiles. Without: from this folder, which they all must have."""
+    architectures: Architectures = ("amd64",)
+    """The architectures of the nodes."""
+    bakefiles: Annotated[tuple[EntryText, ...], Field(min_length=1)]
+    """The Bakefiles; a bare text is a path."""
+    concurrency: Concurrency = Field(default_factory=Concurrency)
+    """How much happens at once."""
+
+    @check("bakefiles")
+    @classmethod
+    def _are_distinct(cls, entries: tuple[BakefileEntry, ...]) -> tuple[BakefileEntry, ...]:
+        _distinct(tuple(str(entry.file) for entry in entries))
+        return entries
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return schema_of(Fleet, required=("version", "store", "bakefiles"))
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of the file as users write it, shorthands included."""
+    return copy.deepcopy(_schema())
+
+
+def _defaults(folder: Path) -> dict[str, object]:
+    return {"name": valid_name(folder.name) or "fleet"}
+
+
+_FLEET = Format(
+    noun="fleet file",
+    usual=DEFAULT_FILE.name,
+    hint="`parbake fleet init` writes a commented one",
+    no_file="`parbake fleet init` writes one, -f names another",
+    model=Fleet,
+    schema=schema,
+    not_text=frozenset({"version", "cells"}),
+    missing={
+        "version": "write version: 1",
+        "bakefiles": "list the Bakefiles",
+        "store": "write store: s3://BUCKET/PREFIX, or a folder",
+        "file": "name the Bakefile",
+        "git": "name the repository",
+    },
+    empty={
+        "bakefiles": ("must list at least one Bakefile", "write - search/parbake.yaml below it"),
+        "architectures": ("must list at least one architecture", "write [amd64], or leave it out"),
+    },
+    defaults=_defaults,
+)
+
+
+def load(path: Path) -> Fleet:
+    """Read and check the file of a fleet; relative paths in it become absolute, from its folder.
+
+    Raises BakefileError with every problem, or InputError when there is no file to read.
+    """
+    return _FLEET.load(path)

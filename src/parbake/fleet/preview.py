@@ -1,0 +1,60 @@
+"""What a run of a fleet would do: every cell is planned, and looked for in the store. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from parbake.core.errors import ParbakeError
+from parbake.core.events import Events
+from parbake.fleet.cells import Cell
+from parbake.fleet.file import Fleet
+from parbake.workflows import plan
+
+_THREADS = 4
+
+State = Literal["there", "unverified", "bake", "build", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is to be done for a cell.
+
+    ``there``: nothing, the store has it; ``unverified``: it has it, and nobody has verified it; ``bake``; ``build``:
+    images first, so that there is no key yet; ``wrong``: it could not be planned, and ``problem`` says why.
+    """
+
+    cell: Cell
+    state: State
+    key: str = ""
+    artefact: str = ""
+    problem: str = ""
+    hint: str = ""
+
+
+def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> tuple[Outlook, ...]:
+    """Plan every cell; what is wrong with one is said in its place."""
+
+    def one(cell: Cell) -> Outlook:
+        try:
+            found = plan.preview(folder / cell.file, Events(), {"platform": cell.platform, "store": fleet.store})
+        except ParbakeError as error:
+            return Outlook(cell, "wrong", problem=error.message, hint=error.hint)
+        finally:
+            task.advance(1)
+        if found.plan is None:
+            return Outlook(cell, "build")
+        state: State = "bake"
+        if found.existing:
+            state = "there" if found.existing.verified else "unverified"
+        return Outlook(cell, state, found.plan.key, found.plan.artefact_name)
+
+    with events.task("cells", len(cells), unit="items") as task, ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            return tuple(pool.map(one, cells))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,23 @@
+"""The store: records, lists of blocks, traces and artefacts that several machines share, in S3 or in a folder.
+
+A Bakefile names it with ``store``; without one, records lie in ``output`` alone. Machines still work in their own
+``output``: what the store has of an artefact is brought there before it is looked for, and what was made is kept in the
+store afterwards. The first record of a content key wins, whoever comes second takes it over.
+"""
+
+from parbake.records.store.choose import brought, need_conditional_writes, open_store, session_store
+from parbake.records.store.entries import Entry
+from parbake.records.store.port import Held, Listed, Store
+from parbake.records.store.shared import Shared
+
+__all__ = [
+    "Entry",
+    "Held",
+    "Listed",
+    "Shared",
+    "Store",
+    "brought",
+    "need_conditional_writes",
+    "open_store",
+    "session_store",
+]

@@ -1,0 +1,50 @@
+"""Which store a Bakefile names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from parbake.bakefile import Bakefile
+from parbake.core.errors import EnvironmentProblem
+from parbake.core.events import Events
+from parbake.records.store.folder import FolderStore
+from parbake.records.store.port import Store
+from parbake.records.store.shared import Shared
+
+
+def open_store(address: str, region: str = "") -> Store:
+    """Return the store at ``s3://BUCKET[/PREFIX]``, or in a folder. Nothing is asked yet."""
+    if address.startswith("s3://"):
+        from parbake.records.store.s3 import S3Store  # loads only where a bucket is named
+
+        bucket, _, prefix = address.removeprefix("s3://").partition("/")
+        return S3Store(bucket, prefix.strip("/"), region)
+    return FolderStore(Path(address))
+
+
+def brought(bakefile: Bakefile, events: Events | None = None) -> Path:
+    """Return a Bakefile's folder of artefacts, with the records that its store has of what lies in clouds."""
+    if shared := session_store(bakefile, events):
+        shared.refresh()
+    return bakefile.output
+
+
+def need_conditional_writes(store: Store) -> None:
+    """Raise EnvironmentProblem unless a store keeps what was written first. Raises what asking raises."""
+    name = f"probe/{os.urandom(8).hex()}"
+    try:
+        if not store.add(name, b"1") or store.add(name, b"2"):
+            raise EnvironmentProblem(
+                f"the store {store.url} ignores `If-None-Match`: two bakes could overwrite each other's record",
+                hint="use Amazon S3, or a server that honours conditional writes",
+            )
+    finally:
+        store.remove(name)
+
+
+def session_store(bakefile: Bakefile, events: Events | None = None) -> Shared | None:
+    """Return what a Bakefile's artefacts are shared through; None where it names no store."""
+    if bakefile.store is None:
+        return None
+    return Shared(open_store(bakefile.store, bakefile.aws.region or ""), bakefile, events or Events())

@@ -1,0 +1,264 @@
+"""One Bakefile's artefacts in a store: brought to this machine, kept for the others, removed.
+
+What a machine has is right where it says more of the same bytes (a verdict, a trace); otherwise the store is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from parbake.bakefile import Bakefile
+from parbake.core import access
+from parbake.core.errors import BadContent, DeadlineExceeded, EnvironmentProblem, InputError
+from parbake.core.events import Events
+from parbake.core.workspace import work_folder
+from parbake.machine import disk
+from parbake.records import folder
+from parbake.records.record import SUFFIX, Record
+from parbake.records.store.entries import (
+    ENTRIES,
+    OBJECTS,
+    Entry,
+    StoredFile,
+    entry_name,
+    get_object,
+    parse_entry,
+    put_object,
+)
+from parbake.records.store.packs import Index, fetch, send
+from parbake.records.store.port import Held, Store
+
+_ALIKE = 3  # the newest artefacts of the name, whose packs may have most of a new one's blocks
+_THREADS = 8
+_GRACE = timedelta(days=1)  # an object that no entry names yet may be part of a bake that is under way
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An entry with its record, as the store has them; ``text`` is the record's file."""
+
+    held: Held
+    entry: Entry
+    record: Record
+    text: bytes
+
+
+class Shared:
+    """A Bakefile's artefacts in a store. Calls that change ``output`` want ``records.in_use`` held."""
+
+    def __init__(self, store: Store, bakefile: Bakefile, events: Events) -> None:
+        self.store, self._events = store, events
+        self._output, self._name, self._readable_by = bakefile.output, bakefile.name, bakefile.readable_by
+
+    def find(self, artefact: str) -> Record | None:
+        """Return what the store has of an artefact; None where it has nothing. Raises BadContent."""
+        found = self._find(artefact)
+        return found.record if found else None
+
+    def bring(self, artefact: str, *, disk: bool = True) -> None:
+        """Make ``output`` hold what the store has of an artefact, if anything; without ``disk`` not its own bytes.
+
+        Raises BadContent where the store has something else than it says, DiskFull.
+        """
+        if found := self._find(artefact):
+            self._place(found, disk=disk)
+
+    def keep(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
+        """Let the store have an artefact of ``output``; return the record that counts: the first one.
+
+        With ``replacing`` whatever was there before gives way; with ``again`` a record of the same bytes does.
+        """
+        while True:
+            found = self._find(record.artefact)
+            if found and not replacing:
+                same = _same_bytes(record, found.record)
+                if found.text == folder.statement(record) or (
+                    same and not again and not _says_more(record, found.record)
+                ):
+                    return found.record
+                if not same:
+                    return self._give_way(record, found)
+            entry = self._sent(record, found)
+            if found is None:
+                kept = self.store.add(entry.name, entry.text())
+            else:
+                kept = self.store.replace(entry.name, entry.text(), found.held.version)
+            if kept:
+                return record
+
+    def refresh(self) -> None:
+        """Bring the records of all that lies in a cloud, and what others have said of artefacts that are here."""
+        for found in self._all():
+            here = (self._output / found.record.artefact).exists()
+            if not (found.record.published or here):
+                continue
+            try:
+                with suppress(DeadlineExceeded), folder.in_use(self._output, found.record.artefact, timeout=0):
+                    self._place(found, disk=False)
+            except (PermissionError, EnvironmentProblem) as error:  # a reader's; what is here can be shown all the same
+                self._events.warn(f"{found.record.artefact}: not brought from {self.store.url} ({error})")
+
+    def records(self) -> tuple[Record, ...]:
+        """Return the records of the Bakefile's artefacts in the store."""
+        return tuple(found.record for found in self._all())
+
+    def _all(self) -> tuple[_Found, ...]:
+        listed = [each.name for each in self.store.list(f"{ENTRIES}{self._name}-")]
+        names = [each.removeprefix(ENTRIES).removesuffix(SUFFIX) for each in listed]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = list(pool.map(self._find, names))
+        return tuple(each for each in found if each and each.record.plan.name == self._name)
+
+    def remove(self, artefacts: Iterable[str]) -> None:
+        """Remove artefacts, and whatever has been named by no entry for a day."""
+        for artefact in artefacts:
+            self.store.remove(entry_name(artefact))
+        listed = list(self.store.list(OBJECTS))  # before the entries: one that is named from now on is younger
+        used = {name for each in self.store.list(ENTRIES) for name in self._objects_of(each.name)}
+        for each in listed:
+            if each.name not in used and datetime.now(UTC) - each.modified > _GRACE:
+                self.store.remove(each.name)
+
+    def _objects_of(self, name: str) -> Iterator[str]:
+        """Yield the names of the objects that an entry of any Bakefile needs."""
+        held = self.store.get(name)
+        if held is None:
+            return
+        entry = parse_entry(held.content, name, self.store)
+        files = [*entry.files.values(), *([entry.disk] if entry.disk else [])]
+        if entry.disk:
+            files += [pack.object for pack in self._index(entry).packs]
+        yield from (f"{OBJECTS}{file.sha256}" for file in files)
+
+    def _find(self, artefact: str) -> _Found | None:
+        name = entry_name(artefact)
+        held = self.store.get(name)
+        if held is None:
+            return None
+        entry = parse_entry(held.content, name, self.store)
+        if SUFFIX not in entry.files:
+            raise BadContent(f"{name} in {self.store.url} names no record", hint="`parbake bake --force` makes one")
+        text = get_object(self.store, entry.files[SUFFIX], artefact)
+        try:
+            record = folder.parse(text, self._output / f"{artefact}{SUFFIX}")
+        except InputError as error:
+            raise BadContent(f"{self.store.url}: {error.message}", hint="`parbake bake --force` makes one") from error
+        if (record.artefact, record.key) != (entry.artefact, entry.key):
+            raise BadContent(
+                f"{name} in {self.store.url} holds the record of {record.artefact}",
+                hint="somebody has changed it by hand: `parbake bake --force` makes a true one",
+            )
+        return _Found(held, entry, record, text)
+
+    def _place(self, found: _Found, *, disk: bool) -> None:
+        entry, record = found.entry, found.record
+        artefact, mine = self._output / record.artefact, self._mine(record.artefact)
+        same = mine is not None and _same_bytes(mine, record)
+        needs_disk = entry.disk is not None and not (same and artefact.exists())
+        if (needs_disk and not disk) or (mine and same and not needs_disk and _says_more(mine, record)):
+            return
+        if mine and folder.statement(mine) == found.text and not needs_disk:
+            return
+        with self._events.stage("store", f"Bring {record.artefact} from the store"):
+            with ThreadPoolExecutor(_THREADS) as pool:
+                contents = pool.map(partial(get_object, self.store, what=record.artefact), entry.files.values())
+                files = dict(zip(entry.files, contents, strict=True))
+            self._output.mkdir(parents=True, exist_ok=True)
+            with work_folder(self._output, "store") as work:
+                made = None
+                if needs_disk:
+                    made = work / record.artefact
+                    fetch(self.store, self._index(entry), made, self._events)
+                    self._compare(found, made)
+                folder.take_over(self._output, record, files, work, made=made)
+            access.give(self._output, folder.everything(artefact), self._readable_by)
+
+    def _compare(self, found: _Found, made: Path) -> None:
+        """Raise BadContent unless what was fetched is what the record says."""
+        index, record = self._index(found.entry), found.record
+        if record.blocks:
+            listed = disk.BlockList(
+                index.size, {place: bytes.fromhex(digest) for place, digest in index.places.items()}, index.algorithm
+            )
+            fits = listed.digest() == record.blocks.digest
+        else:
+            fits = disk.sha256_file(made, self._events) == record.sha256
+        if not fits:
+            raise BadContent(
+                f"the bytes of {record.artefact} in {self.store.url} are not those of its record",
+                hint="`parbake bake --force` makes it anew",
+            )
+
+    def _mine(self, artefact: str) -> Record | None:
+        with suppress(InputError):
+            return folder.read(self._output / f"{artefact}{SUFFIX}")
+        return None
+
+    def _sent(self, record: Record, found: _Found | None) -> Entry:
+        """Send the files of an artefact, and its bytes where the store has others or none; return its entry."""
+        artefact = self._output / record.artefact
+        with self._events.stage("store", f"Keep {record.artefact} in the store"):
+            files = {
+                path.name.removeprefix(record.artefact): put_object(self.store, path.read_bytes())
+                for path in folder.everything(artefact)[1:]
+                if path.exists()
+            }
+            index: StoredFile | None = None
+            if found and _same_bytes(record, found.record):
+                index = found.entry.disk
+            elif artefact.exists():
+                made = send(self.store, artefact, folder.blocks_of(artefact, record), self._alike(record), self._events)
+                index = put_object(self.store, made.model_dump_json().encode())
+        return Entry(artefact=record.artefact, key=record.key, files=files, disk=index)
+
+    def _alike(self, record: Record) -> Iterator[Index]:
+        """Yield the indices of the newest artefacts of the same name."""
+        listed = sorted(self.store.list(f"{ENTRIES}{self._name}-"), key=lambda each: each.modified, reverse=True)
+        others = [each.name for each in listed if each.name != entry_name(record.artefact)]
+        for name in others[:_ALIKE]:
+            with suppress(BadContent):  # then its packs are of no use
+                if held := self.store.get(name):
+                    entry = parse_entry(held.content, name, self.store)
+                    if entry.disk:
+                        yield self._index(entry)
+
+    def _index(self, entry: Entry) -> Index:
+        assert entry.disk
+        try:
+            return Index.model_validate_json(get_object(self.store, entry.disk, entry.artefact))
+        except ValidationError as error:
+            raise BadContent(
+                f"{entry.artefact}: its index in {self.store.url} is not one", hint="bake again"
+            ) from error
+
+    def _give_way(self, record: Record, found: _Found) -> Record:
+        """Take over the artefact that another machine has stored first."""
+        ours = ", ".join(there.image or there.snapshots[0].id for there in record.published.values())
+        left = f"; {ours} is not referred to by it, and `parbake prune --aws` removes it" if ours else ""
+        self._events.warn(f"another machine has baked {record.artefact} first: its record counts{left}")
+        self._place(found, disk=True)
+        return found.record
+
+
+def _same_bytes(one: Record, other: Record) -> bool:
+    """Whether two records are of one bake's result, whatever else they say of it."""
+    return _identity(one) == _identity(other)
+
+
+def _identity(record: Record) -> tuple[object, ...]:
+    content = record.blocks.digest if record.blocks else record.sha256
+    homes = [(region, there.image, there.snapshots) for region, there in record.published.items()]
+    return record.started_at, content, homes[:1]
+
+
+def _says_more(mine: Record, theirs: Record) -> bool:
+    """Whether a record has a verdict or a trace that the other lacks."""
+    return bool((mine.verdict and not theirs.verdict) or (mine.trace and not theirs.trace))

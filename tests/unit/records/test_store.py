@@ -1,0 +1,315 @@
+"""What machines share through a store, here a folder; ``tests/aws`` does the same with S3."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from parbake import records
+from parbake.bakefile import load
+from parbake.core.errors import BadContent, BakefileError, EnvironmentProblem
+from parbake.core.model import Published, Snapshot
+from parbake.machine.disk import BLOCK
+from parbake.records.store import need_conditional_writes, open_store, session_store
+from parbake.records.store.entries import entry_name
+from parbake.records.store.folder import FolderStore
+from parbake.workflows import prune
+from parbake.workflows.prune.decide import Rules
+from tests.fakes.plans import record
+from tests.fakes.shared_bakes import PASSED, Machine, content
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Machine, Machine]:
+    return Machine(tmp_path / "one", str(tmp_path / "store")), Machine(tmp_path / "two", str(tmp_path / "store"))
+
+
+def objects(machine: Machine) -> dict[str, int]:
+    return {each.name: each.size for each in machine.store.list("objects/")}
+
+
+def test_of_writers_at_once_one_is_first(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    barrier, told = threading.Barrier(8), list[tuple[bytes, bool]]()
+
+    def write(number: int) -> None:
+        word = f"writer {number}".encode()
+        barrier.wait()
+        told.append((word, store.add("a/b", word)))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (first,) = [word for word, won in told if won]
+    held = store.get("a/b")
+    assert held is not None
+    assert held.content == first
+    assert [each.name for each in store.list("a/")] == ["a/b"]
+    assert [path.name for path in (tmp_path / "store/a").iterdir()] == ["b"]
+
+
+def test_an_object_is_replaced_only_by_who_has_seen_it(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    assert store.get("x") is None
+    assert not store.replace("x", b"new", "whatever")
+    assert store.add("x", b"one")
+    held = store.get("x")
+    assert held is not None
+    assert store.replace("x", b"two", held.version)
+    assert not store.replace("x", b"three", held.version)
+    store.remove("x")
+    store.remove("x")
+    assert list(store.list("x")) == []
+
+
+def test_a_folder_keeps_what_was_first(tmp_path: Path) -> None:
+    need_conditional_writes(open_store(str(tmp_path)))
+    assert list(open_store(str(tmp_path)).list("probe/")) == []
+
+
+def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
+    class Careless(FolderStore):
+        def add(self, name: str, content: bytes) -> bool:
+            self.remove(name)
+            return super().add(name, content)
+
+    (tmp_path / "probe").mkdir()
+    with pytest.raises(EnvironmentProblem, match="ignores `If-None-Match`"):
+        need_conditional_writes(Careless(tmp_path))
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "qcow2"])
+def test_another_machine_has_every_byte(pair: tuple[Machine, Machine], raw: bool) -> None:
+    one, two = pair
+    disk = content(1)
+    made = one.baked("app", disk, raw=raw)
+    if not raw:
+        made = made.model_copy(update={"sha256": hashlib.sha256(disk).hexdigest()})
+        records.write(one.output, made)
+    assert one.shared.keep(made) == made
+    two.shared.bring(made.artefact)
+    assert two.files() == one.files()
+    there = (two.output / made.artefact).stat()
+    assert there.st_blocks * 512 < len(disk) * 3 // 4, "its holes are holes again"
+    two.said.clear()
+    two.shared.bring(made.artefact)
+    assert two.said == [], "what is here already is not fetched again"
+
+
+def test_what_nobody_has_stored_is_not_brought(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    made = one.baked("app", content(1))
+    two.shared.bring(made.artefact)
+    assert two.files() == {}
+    assert two.shared.find(made.artefact) is None
+
+
+def test_a_small_change_sends_little(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    one.shared.keep(one.baked("app", content(1, blocks=100)))
+    before = objects(one)
+    changed = one.baked("next", content(1, blocks=100, changed=4))
+    one.shared.keep(changed)
+    sent = {name: size for name, size in objects(one).items() if name not in before}
+    assert len(sent) == 4, "a record, a list of blocks, an index, and one pack"
+    assert min(sent.values()) < 200, "of one block"
+    two.shared.bring(changed.artefact)
+    assert (two.output / changed.artefact).read_bytes() == content(1, blocks=100, changed=4)
+
+
+def test_who_comes_second_takes_over_the_first_record(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    first = one.baked("app", content(1), at=1, passed=True)
+    second = two.baked("app", content(2), at=2)
+    assert one.shared.keep(first) == first
+    assert two.shared.keep(second) == first
+    assert two.files() == one.files()
+    assert two.warnings == [f"another machine has baked {first.artefact} first: its record counts"]
+
+
+def test_force_replaces_what_was_first(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    one.shared.keep(one.baked("app", content(1), at=1))
+    second = two.baked("app", content(2), at=2)
+    assert two.shared.keep(second, replacing=True) == second
+    one.shared.bring(second.artefact)
+    assert one.files() == two.files()
+
+
+def test_two_bakes_in_a_cloud_leave_one_record_that_names_one_image(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+
+    def published(machine: Machine, number: int) -> records.Record:
+        snapshot = Snapshot(id=f"snap-{number}", size=1 << 30, device="/dev/xvda")
+        there = {"eu-west-1": Published(image=f"ami-{number}", snapshots=(snapshot,))}
+        made = record("app", at=number).model_copy(update={"published": there})
+        records.write_published(made, machine.output)
+        return machine.shared.keep(made)
+
+    assert published(one, 1).published == published(two, 2).published
+    assert two.files() == one.files()
+    (warning,) = two.warnings
+    assert "ami-2 is not referred to by it, and `parbake prune --aws` removes it" in warning
+
+
+def test_a_verdict_reaches_the_others(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    made = one.baked("app", content(1))
+    one.shared.keep(made)
+    two.shared.bring(made.artefact)
+    proven = made.model_copy(update={"verdict": PASSED})
+    records.write(two.output, proven)
+    two.shared.bring(made.artefact)
+    assert records.read(two.output / made.file_name) == proven, "it says more than the store does"
+    assert two.shared.keep(proven) == proven
+    before = (one.output / made.artefact).stat().st_ino
+    one.shared.refresh()
+    assert records.read(one.output / made.file_name) == proven
+    assert (one.output / made.artefact).stat().st_ino == before, "its bytes are the same: they stay"
+    again = proven.model_copy(update={"verdict": PASSED.model_copy(update={"boot_seconds": 3.0})})
+    records.write(one.output, again)
+    assert one.shared.keep(again) == proven
+    assert one.shared.keep(again, again=True) == again
+
+
+def test_refresh_brings_only_what_lies_in_clouds_and_is_of_the_bakefile(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    one.shared.keep(one.baked("app", content(1)))
+    other = Machine(one.folder.parent / "three", one.store.url, name="node-b")
+    snapshot = Snapshot(id="snap-1", size=1 << 30)
+    for machine, name in ((one, "node"), (other, "node-b")):
+        there = record("cloud", name=name).model_copy(
+            update={"published": {"eu-west-1": Published(snapshots=(snapshot,))}}
+        )
+        records.write_published(there, machine.output)
+        machine.shared.keep(there)
+    two.shared.refresh()
+    (found,) = records.find(two.output)
+    assert found[1].published
+    assert found[1].plan.name == "node"
+
+
+def damage(machine: Machine, name: str, content: bytes) -> None:
+    (Path(machine.store.url) / name).write_bytes(content)
+
+
+def test_a_store_that_says_something_else_is_not_believed(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    made = one.baked("app", content(1))
+    one.shared.keep(made)
+    name = entry_name(made.artefact)
+    held = one.store.get(name)
+    assert held is not None
+    true = json.loads(held.content)
+    record_file = true["files"][".json"]
+    lies = {
+        "is not an entry of a store": b"{}",
+        "is the entry of": json.dumps({**true, "artefact": "node-other.raw"}).encode(),
+        "names no record": json.dumps({**true, "files": {}}).encode(),
+        "is not an entry": json.dumps({**true, "files": {"/../../x": record_file, ".json": record_file}}).encode(),
+        "has lost objects/0000": json.dumps({**true, "files": {".json": {"sha256": "0" * 64, "size": 1}}}).encode(),
+        "is not a parbake record": json.dumps({**true, "files": {".json": true["files"][".blocks"]}}).encode(),
+        "holds the record of": json.dumps({**true, "key": "0" * 64}).encode(),
+        "its index in": json.dumps({**true, "disk": record_file}).encode(),
+    }
+    for words, text in lies.items():
+        damage(one, name, text)
+        with pytest.raises(BadContent, match=words):
+            two.shared.bring(made.artefact)
+        assert two.files() == {}
+    damage(one, name, held.content)
+    two.shared.bring(made.artefact)
+
+
+def test_bytes_that_are_not_those_of_the_record_are_not_taken(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    first, other = one.baked("app", content(1)), one.baked("other", content(2))
+    for each in (first, other):
+        one.shared.keep(each)
+    held, strange = (one.store.get(entry_name(each.artefact)) for each in (first, other))
+    assert held
+    assert strange
+    swapped = {**json.loads(held.content), "disk": json.loads(strange.content)["disk"]}
+    damage(one, entry_name(first.artefact), json.dumps(swapped).encode())
+    with pytest.raises(BadContent, match="are not those of its record"):
+        two.shared.bring(first.artefact)
+    damage(one, entry_name(first.artefact), held.content)
+    for name in objects(one):
+        damage(one, name, b"other bytes")
+    with pytest.raises(BadContent, match="has other bytes"):
+        two.shared.bring(first.artefact)
+    assert not any(name.endswith(".raw") for name in two.files())
+
+
+def test_prune_removes_from_the_store_what_no_entry_names(pair: tuple[Machine, Machine]) -> None:
+    one, two = pair
+    gone, stays = one.baked("app", content(1), at=1), one.baked("next", content(2), at=2)
+    for each in (gone, stays):
+        one.shared.keep(each)
+    everything = objects(one)
+    rules = Rules(keep=1)
+    assert [each.action for each in prune.prune(two.output, rules, shared=two.shared, dry_run=True)] == [
+        "keep",
+        "remove",
+    ]
+    assert prune.prune(two.output, rules, shared=two.shared)[1].action == "remove"
+    assert [record.artefact for record in one.shared.records()] == [stays.artefact]
+    assert objects(one) == everything, "a bake that is under way may be about to name them"
+    long_ago = time.time() - 3 * 24 * 3600
+    for name in everything:
+        os.utime(Path(one.store.url) / name, (long_ago, long_ago))
+    one.shared.remove(())
+    assert 0 < len(objects(one)) < len(everything)
+    two.shared.bring(stays.artefact)
+    assert (two.output / stays.artefact).read_bytes() == content(2)
+
+
+def test_an_artefact_that_changes_meanwhile_is_not_stored(pair: tuple[Machine, Machine]) -> None:
+    one, _ = pair
+    made = one.baked("app", content(1))
+    with (one.output / made.artefact).open("r+b") as file:
+        file.seek(5 * BLOCK)
+        file.write(b"!")
+        file.seek(6 * BLOCK)
+        file.write(b"!")
+    with pytest.raises(Exception, match="changed while it was stored") as caught:
+        one.shared.keep(made)
+    assert "parbake verify" in caught.value.hint  # type: ignore[attr-defined]
+    assert one.shared.records() == ()
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("s3:/bucket", None),
+        ("s3://B", "'s3://B' is not the URL of an S3 bucket (write s3://BUCKET/PREFIX, or a folder)"),
+        ("https://x/y", "'https://x/y' is not the URL of an S3 bucket"),
+        ("''", "an empty path"),
+        ("parbake.yaml", "is a file"),
+        ("[a]", "must be text, not a list"),
+    ],
+)
+def test_what_store_says_in_a_bakefile(tmp_path: Path, address: str, problem: str | None) -> None:
+    file = tmp_path / "parbake.yaml"
+    file.write_text(f"version: 1\nimages: [r.example/app:1]\nstore: {address}\n")
+    if problem is None:
+        assert load(file).store == str(tmp_path / address)
+        return
+    with pytest.raises(BakefileError) as caught:
+        load(file)
+    assert problem in str(caught.value)
+    assert "line 3: store" in str(caught.value)
+
+
+def test_no_store_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "parbake.yaml"
+    file.write_text("version: 1\nimages: [r.example/app:1]\n")
+    assert session_store(load(file)) is None
