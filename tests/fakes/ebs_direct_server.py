@@ -80,6 +80,7 @@ class Snapshot:
     sealed: bool = False
     unknown: int = 0  # how many more questions find it unknown
     looks: int = 0  # how many more looks find it pending
+    within: int = 0  # minutes that a copy may take
     fails: str = ""  # why it ends in an error once it was looked at long enough
     written: dict[int, bytes] = field(default_factory=dict)  # checksums of blocks
     data: dict[int, bytes] = field(default_factory=dict)

@@ -114,10 +114,13 @@ def delete_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
 
 def copy_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
     source = _known(cloud, wanted["SourceSnapshotId"])
+    minutes = int(wanted.get("CompletionDurationMinutes") or wanted.get("SnapshotCopyCompletionDurationMinutes") or 0)
+    if minutes % 15 or minutes > 2880:
+        raise Wrong("InvalidParameterValue", "The completion duration is in steps of 15 minutes, up to 48 hours")
     if source.region != wanted["SourceRegion"] or source.state != "completed":
         raise Wrong("InvalidSnapshot.NotFound", f"The snapshot {source.id} is not there, or {source.state}")
     made = replace(source, id=cloud.new("snap"), region=wanted["region"], parent=source.id)
-    made.shared, made.owner = set(), "123456789012"
+    made.shared, made.owner, made.within = set(), "123456789012", minutes
     made.tags, made.state, made.looks, made.data = _tags(wanted, "TagSpecification.1.Tag."), "pending", cloud.slow, {}
     # EC2 API reference, CopySnapshot: encrypted as the source or as asked, in some regions by default; the key is
     # looked at while the copy is under way ("the action can appear to complete, but eventually fails").

@@ -9,11 +9,13 @@ from pydantic import field_validator as check
 
 from parbake.bakefile.kms import EVERYWHERE, REGION, KmsKeys, is_managed_by_aws, key_in, reaches, travels
 from parbake.bakefile.sections import Section
-from parbake.bakefile.values import Days, Duration, matching, spoken, text_schema, wrong
+from parbake.bakefile.targets import ExternalId, RoleArn
+from parbake.bakefile.values import Days, Duration, described, matching, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
 _LEAST_SECONDS = 3600.0  # of fast snapshot restore (Amazon EBS pricing: billed by the minute, an hour at least)
+_COPY_STEP, _LONGEST_COPY = 900.0, 48 * 3600.0  # seconds (EC2 API reference, CopySnapshot; "Time-based copies")
 _MOST_CREDITS = 10  # of fast snapshot restore (EBS user guide, "Volume creation credits")
 _GP3 = {"iops": (3000, 80_000), "throughput": (125, 2000)}
 
@@ -59,7 +61,7 @@ Share = Annotated[
 
 def _whole(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise wrong(f"must be a whole number, not {spoken(value)}")
+        raise wrong(f"must be a whole number, not {described(value)}")
     return value
 
 
@@ -162,6 +164,11 @@ class AwsSection(Section):
 
     region: Region | None = None
     """The region. Default: that of the AWS configuration (AWS_REGION, the profile)."""
+    role: RoleArn | None = None
+    """The role to bake, prune and clean up in, perhaps in another account. ECR is asked as the caller. Default: the
+    caller's own rights."""
+    external_id: ExternalId | None = None
+    """The external id that the role's trust policy asks for."""
     instance_types: Annotated[tuple[InstanceType, ...], BeforeValidator(_some)] = ()
     """Instance types for the bake, tried in this order. Default: some of 2 CPUs and 8 GiB, for the platform."""
     purchase: Literal["on-demand", "spot", "spot-first"] = "on-demand"
@@ -183,6 +190,8 @@ class AwsSection(Section):
     """Tags for everything that is made, besides parbake's own."""
     copy_to: tuple[Region, ...] = ()
     """Regions to copy the result to."""
+    copy_within: Annotated[Duration | None, text_schema("^[0-9]+[hm]$", "4h")] = None
+    """Let AWS finish each copy within this time, for a price: 15 minutes to 48 hours, in steps of 15 minutes."""
     share_with: tuple[Share, ...] = ()
     """Accounts (12 digits), organisations and units (ARNs) that may launch the result."""
     deprecate_after: Days | None = None
@@ -242,6 +251,29 @@ class AwsSection(Section):
         for region in value:
             _need_key(keys, region)
         return value
+
+    @check("external_id")
+    @classmethod
+    def _goes_with_a_role(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("role"):
+            raise wrong("an external id goes with a role", "write role: arn:aws:iam::ACCOUNT:role/NAME beside it")
+        return value
+
+    @check("copy_within")
+    @classmethod
+    def _in_steps(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is None:
+            return None
+        if value % _COPY_STEP or not _COPY_STEP <= value <= _LONGEST_COPY:
+            raise wrong("AWS takes steps of 15 minutes, from 15m to 48h", "write such as 4h, or 45m")
+        if not info.data.get("copy_to"):
+            raise wrong("there are no copies", "write copy_to: [REGION], or remove it")
+        return value
+
+    @property
+    def copy_minutes(self) -> int:
+        """Within how many minutes a copy is to be finished (0: whenever AWS has)."""
+        return int((self.copy_within or 0) // 60)
 
     @check("share_with")
     @classmethod

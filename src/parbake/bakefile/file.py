@@ -29,8 +29,8 @@ from parbake.bakefile.values import (
     Size,
     StoreText,
     close,
+    described,
     reference_text,
-    spoken,
     text_schema,
     wrong,
 )
@@ -44,7 +44,7 @@ def first_version(value: object) -> object:
     """Check the version of a format, of which there is one."""
     if type(value) is int and value == 1:  # True is an int and equals 1
         return value
-    raise wrong(f"this parbake reads version 1, not {spoken(value)}", "write version: 1")
+    raise wrong(f"this parbake reads version 1, not {described(value)}", "write version: 1")
 
 
 def _runtime(value: object) -> object:

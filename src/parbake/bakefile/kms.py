@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from parbake.bakefile.values import spoken, wrong
+from parbake.bakefile.values import described, wrong
 
 REGION = r"[a-z]{2,}(-[a-z]+)+-[0-9]"
 _ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:(?P<name>(key|alias)/[A-Za-z0-9/_-]+)")
@@ -27,7 +27,7 @@ def _keys(value: object) -> object:
     if isinstance(value, str):
         return {EVERYWHERE: _key(value)}
     if not isinstance(value, Mapping) or not value:
-        raise wrong(f"{spoken(value)} is not a KMS key", "write alias/NAME, or {eu-west-1: KEY, us-east-1: KEY}")
+        raise wrong(f"{described(value)} is not a KMS key", "write alias/NAME, or {eu-west-1: KEY, us-east-1: KEY}")
     found = {str(region): _key(str(key)) for region, key in value.items()}
     for region, key in found.items():
         if region == EVERYWHERE and len(found) == 1:

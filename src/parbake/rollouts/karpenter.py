@@ -6,7 +6,7 @@ Facts: karpenter.sh documentation "Disruption" (drift, budgets) and "NodeClasses
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, override
 
@@ -54,8 +54,10 @@ class Karpenter(Rollout):
         target, chosen = self.target, self._chosen()
         change = nodeclass.decide(found, offer, **nodeclass.wishes(target), chosen=chosen)
         self._need_known(change)
-        refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()
-        return self._judged(found, replace(change, refusals=(*change.refusals, *refused)))
+        refused = wrong_architecture(self._pools(), offer.architectures) if offer.image else ()
+        others = other_runtime(self._nodes(), offer.runtime) if offer.runtime and not offer.image else ()
+        cautions = (*change.cautions, *others)
+        return self._judged(found, replace(change, refusals=(*change.refusals, *refused), cautions=cautions))
 
     def _need_known(self, change: Change) -> None:
         """Raise InputError for fields that came late, where the cluster's Karpenter is older: they would be dropped."""
@@ -179,6 +181,13 @@ class Karpenter(Rollout):
     def _pools(self) -> list[dict[str, Any]]:
         return self._pools_and_claims()[0]
 
+    def _nodes(self) -> list[dict[str, Any]]:
+        """Return the nodes that the node class has now."""
+        try:
+            return self.cluster.items("nodes", "--selector", f"{GROUP}/ec2nodeclass={self.target.nodeclass}")
+        except RolloutError:  # not everybody may read nodes: the rest is still of use
+            return []
+
     def _blocked(self) -> list[dict[str, Any]]:
         """Return the events that say why Karpenter cannot replace a node; they are in the namespace ``default``."""
         try:
@@ -248,20 +257,42 @@ def managers(found: Mapping[str, Any], fields: Iterable[str]) -> list[tuple[str,
     ]
 
 
-def wrong_architecture(pools: Iterable[Mapping[str, Any]], architecture: str) -> tuple[str, ...]:
-    """Return what speaks against an image of an architecture: NodePools that ask for another one."""
+def wrong_architecture(pools: Iterable[Mapping[str, Any]], architectures: Collection[str]) -> tuple[str, ...]:
+    """Return what speaks against images of some architectures: NodePools that ask for another one."""
     found = []
     for pool in pools:
         requirements = pool["spec"].get("template", {}).get("spec", {}).get("requirements", [])
         for each in requirements:
             if each["key"] == "kubernetes.io/arch" and each["operator"] == "In":
-                others = [value for value in each["values"] if value != architecture]
+                others = [value for value in each["values"] if value not in architectures]
                 if others:
                     name = pool["metadata"]["name"]
                     found.append(
-                        f"NodePool {name} asks for {', '.join(each['values'])}; the image is for {architecture}"
+                        f"NodePool {name} asks for {', '.join(each['values'])}; the image is for "
+                        + " and ".join(architectures)
                     )
     return tuple(found)
+
+
+def other_runtime(nodes: Iterable[Mapping[str, Any]], proven: str) -> tuple[str, ...]:
+    """Return a caution where nodes run another major version of the runtime than the one that proved a volume.
+
+    Nodes say it as ``containerd://2.2.4`` (Kubernetes, NodeSystemInfo), a verdict as ``containerd 2.2.4``.
+    """
+    running = {str(each["status"].get("nodeInfo", {}).get("containerRuntimeVersion", "")) for each in nodes}
+    theirs = {text.replace("://", " ") for text in running if text}
+    others = sorted(each for each in theirs if _major(each) != _major(proven))
+    if not others:
+        return ()
+    return (
+        f"its nodes run {', '.join(others)}, and the volume was verified with {proven}: "
+        "`verify: {base: FILE}` in the Bakefile proves it on the image of such a node",
+    )
+
+
+def _major(runtime: str) -> str:
+    name, _, version = runtime.partition(" ")
+    return f"{name} {version.lstrip('v').partition('.')[0]}"
 
 
 def judge(

@@ -239,7 +239,8 @@ def _take_image(
         )
     if chosen and chosen.caution and not follows(spec, chosen):
         cautions.append(chosen.caution)
-    spec["amiSelectorTerms"] = [dict(chosen.term) if chosen else {"id": offer.image}]
+    # Karpenter resolves one image for each architecture, so that the ids of two stand beside each other.
+    spec["amiSelectorTerms"] = [dict(chosen.term)] if chosen else [{"id": each} for each in offer.images]
 
 
 def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> tuple[str, ...]:

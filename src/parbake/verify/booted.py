@@ -105,7 +105,7 @@ def node_format(image: Path) -> str:
     return image_format
 
 
-class Node:
+class BootedNode:
     """Boots an artefact when entered; use with ``with``.
 
     A volume is attached to ``base``: the image of a node, or what makes the default base and returns it.

@@ -14,7 +14,7 @@ from parbake.core.errors import BadBase, ContainerdError, DeadlineExceeded, Mach
 from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
 from parbake.core.workspace import cache_folder
 from parbake.machine import base as default_base
-from parbake.verify.booted import Kind, Node, identify
+from parbake.verify.booted import BootedNode, Kind, identify
 from parbake.verify.starter import Started, Starter
 from parbake.verify.store import Seen, judge, look
 
@@ -135,7 +135,7 @@ class Rehearsal:
         else:
             self.kind, image_format = identify(artefact)
         self.base = base if self.kind == "volume" else None
-        self.node = Node(
+        self.node = BootedNode(
             artefact,
             self.kind,
             image_format,

@@ -25,6 +25,7 @@ from parbake.bakefile.file import IN_EC2
 from parbake.core.errors import AwsError, AwsNoAccess, AwsNotFound, InputError, ParbakeError
 from parbake.core.model import Frozen
 from parbake.workflows.doctor import Check, Status
+from parbake.workflows.identity import acting
 from parbake.workflows.preflight import account_cautions
 
 _PULL = ("ecr.api", "ecr.dkr", "s3")
@@ -98,6 +99,11 @@ class _Questions:
 
 def gather(bakefile: Bakefile) -> AccountFacts:
     """Ask AWS. Never raises for what is missing, forbidden, or cannot be reached."""
+    with acting(bakefile):
+        return _gather(bakefile)
+
+
+def _gather(bakefile: Bakefile) -> AccountFacts:
     ask, settings = _Questions(), bakefile.aws
     try:
         home = settings.region or aws.default_region()
@@ -202,7 +208,7 @@ def _closed(subnets: tuple[str, ...], region: str) -> dict[str, tuple[str, ...]]
         if _has_way_out(subnet["SubnetId"], tables):
             continue
         endpoints = ec2.pages("describe_vpc_endpoints", "VpcEndpoints", Filters=in_vpc)
-        there = {str(each["ServiceName"]).removeprefix(f"com.amazonaws.{region}.") for each in endpoints}
+        there = {str(each["ServiceName"]).rpartition(f".{region}.")[2] for each in endpoints}
         if missing := tuple(name for name in _PULL if name not in there):
             found[str(subnet["SubnetId"])] = missing
     return found

@@ -24,6 +24,7 @@ from parbake.images.registry import Layout, Registry
 from parbake.machine import base, disk
 from parbake.records import Record, genuine
 from parbake.records.store import session_store
+from parbake.workflows.identity import acting
 from parbake.workflows.preflight import account_cautions
 
 
@@ -66,7 +67,7 @@ def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, st
     bakefile = load(bakefile_path, overrides)
     for caution in advice(bakefile):
         events.warn(caution)
-    with Registry(bakefile.registries, events=events) as registry:
+    with acting(bakefile), Registry(bakefile.registries, events=events) as registry:
         yield Session(bakefile, registry, events)
 
 

@@ -110,7 +110,7 @@ def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
 
     assert ebs.upload(wanted, Events()) == done, "the journal says that they are there"
     assert cloud.calls["PutSnapshotBlock"] == 3
-    ebs.keep(snapshot, "eu-west-1", verified="2026-01-01T00:00:00Z", events=Events())
+    ebs.mark_permanent(snapshot, "eu-west-1", verified="2026-01-01T00:00:00Z", events=Events())
     assert (made.tags[MANAGED], made.tags["parbake:verified"]) == ("artefact", "2026-01-01T00:00:00Z")
     assert "parbake:expires" not in made.tags
 

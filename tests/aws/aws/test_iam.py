@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -294,6 +295,24 @@ def test_registries_are_named(tmp_path: Path) -> None:
     assert "karpenter" not in found
 
 
+@pytest.mark.parametrize(("region", "partition"), [("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")])
+def test_other_partitions(tmp_path: Path, region: str, partition: str) -> None:
+    """China's and GovCloud's: every ARN is of the partition, and a key of it is understood."""
+    key = f"arn:{partition}:kms:{region}:123456789012:key/{KEY_ID}"
+    role = f"arn:{partition}:iam::123456789012:role/baker"
+    settings = FULL.replace("alias/nodes", key).replace("  copy_to: [us-east-1]\n", f"  role: {role}\n")
+    text = (settings + TARGETS).replace("eu-west-1", region)
+    path = tmp_path / "parbake.yaml"
+    plain = PLAIN.format(image="a.example/b:1", builder="ec2", base="ami-0123456789abcdef0")
+    path.write_text(plain.replace("eu-west-1", region) + text)
+    found = printed(load(path), region=region)
+    assert set(re.findall(r'"arn:([a-z-]+):', json.dumps(found))) == {partition}
+    service = found["instance_role_trust"]["Statement"][0]["Principal"]["Service"]
+    assert service == ("ec2.amazonaws.com.cn" if partition == "aws-cn" else "ec2.amazonaws.com")
+    for name, policy in found.items():
+        assert name.endswith("_trust") or mistakes(policy) == [], name
+
+
 def test_a_local_bake_needs_nothing_of_ec2(tmp_path: Path) -> None:
     path = tmp_path / "parbake.yaml"
     path.write_text("version: 1\nimages: [registry.example/app:1]\n")
@@ -378,6 +397,7 @@ def test_pruning_removes_ours_alone(tmp_path: Path) -> None:
         assert (
             reads
             or statement["Effect"] == "Deny"
+            or statement["Action"] == ["ec2:CreateImageUsageReport"]  # which needs an image besides, of ours
             or statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}
         )
 

@@ -365,9 +365,10 @@ def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud:
     cloud.slow = 2
     zones = ["eu-west-1a", "us-east-1b"]
     settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
-    places = build(tmp_path, VOLUME, **settings, fast_snapshot_restore=zones).published
+    places = build(tmp_path, VOLUME, **settings, copy_within="45m", fast_snapshot_restore=zones).published
     assert list(places) == ["eu-west-1", "us-east-1"]
     for region, zone in zip(places, zones, strict=True):
+        assert cloud.snapshots[places[region].snapshots[0].id].within == (45 if region == "us-east-1" else 0)
         made = cloud.snapshots[places[region].snapshots[0].id]
         assert (made.region, made.state, made.shared) == (region, "completed", {"123456789012"})
         assert cloud.fast.on(made.id) == {zone}
@@ -382,10 +383,12 @@ def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud:
 def test_an_ami_is_copied_shared_and_dated(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
     cloud.slow = 2
     settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    settings["copy_within"] = "1h"
     places = build(tmp_path, MACHINE, **settings, deprecate_after="90d", fast_snapshot_restore=["us-east-1b"]).published
     assert list(places) == ["eu-west-1", "us-east-1"]
     for region, there in places.items():
         image, snapshot = cloud.images[there.image], cloud.snapshots[there.snapshots[0].id]
+        assert snapshot.within == (60 if region == "us-east-1" else 0)
         assert (image["region"], image["shared"], snapshot.shared) == (region, {"123456789012"}, {"123456789012"})
         assert image["deprecated"].startswith("20")
         assert image["tags"]["parbake:managed"] == "artefact"

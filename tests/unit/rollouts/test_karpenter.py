@@ -99,6 +99,47 @@ def test_from_a_record_to_nodes_and_back(
     assert len(cluster.replaced) == 6
 
 
+def test_two_architectures_of_one_node_class(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usual set-up with Graviton: one node class, a NodePool for both; Karpenter resolves an image for each."""
+    both = {"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64", "arm64"]}
+    server.create("ec2nodeclasses", "gpu", spec=ALIAS["spec"])
+    server.create("nodepools", "gpu", spec=pool("gpu", both))
+    of_aws = Ami("ami-a", "al2023-arm", architecture="arm64")
+    amis = [*AMIS, of_aws, Ami("ami-3", "first-arm", "2026-02-02", architecture="arm64")]
+    cluster = Karpenter(server, amis)
+    cluster.start_nodes("gpu", "gpu", 1)
+    cluster.start_nodes("gpu", "gpu", 1, "arm64")
+    arm = machine_image("first", "ami-3", architecture="arm64")
+    kitchen(tmp_path, [GPU], FIRST, arm, SECOND, DATA)
+    assert images(server) == ["ami-0", "ami-a"]
+    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, "asks for amd64, arm64; the image is for amd64" in error["message"]) == (1, True)
+    with cluster:
+        assert parbake(capsys, "rollout", arm.key, FIRST.key, *QUICK)[0] == 0
+        assert (images(server), terms(server)) == (["ami-1", "ami-3"], [{"id": "ami-1"}, {"id": "ami-3"}])
+        assert parbake(capsys, "rollout", FIRST.key, arm.key, *QUICK)[1]["changed"] is False, "whatever their order"
+        holds = parbake(capsys, "status")[1][0]["holds"]
+        assert (holds["image"], holds["artefact"]) == ("ami-1,ami-3", f"{FIRST.artefact} + {arm.artefact}")
+        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert (images(server), terms(server)) == (["ami-0", "ami-a"], [{"alias": "al2023@latest"}])
+    assert len(cluster.replaced) == 4
+    for selectors, says in (
+        ((FIRST.key, SECOND.key), "two records of the kind machine-image for amd64"),
+        ((arm.key, DATA.key), "all nodes of a target get the same volume"),
+    ):
+        code, error = parbake(capsys, "rollout", *selectors)
+        assert (code, says in error["message"]) == (2, True)
+    kitchen(tmp_path, [{"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}])
+    code, error = parbake(capsys, "rollout", FIRST.key, arm.key)
+    assert (code, "`hydrate` loads the blocks of one machine image" in error["message"]) == (2, True)
+    for target in ({"karpenter": {"nodeclass": "gpu", "parameter": "/gpu"}}, {"file": "image.json"}):
+        kitchen(tmp_path, [target])
+        code, error = parbake(capsys, "rollout", FIRST.key, arm.key)
+        assert (code, "it takes one machine image" in error["message"]) == (2, True)
+
+
 def test_image_and_volume_in_one_write(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +188,37 @@ def test_a_volume_alone_drifts_every_node(
     with cluster:
         code, _ = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, len(cluster.replaced), terms(server)) == (0, 2, [{"alias": "al2023@latest"}])
+
+
+@pytest.mark.parametrize(
+    ("proven", "running", "cautioned"),
+    [
+        ("containerd 1.7.24~ds1", "containerd://2.2.4", True),
+        ("containerd 2.1.9", "containerd://2.2.4", False),
+        ("containerd v2.1.9", "containerd://2.2.4", False),
+        ("", "containerd://2.2.4", False),
+        ("containerd 1.7.24", "", False),
+    ],
+)
+def test_a_volume_that_another_runtime_proved_is_a_caution(
+    cluster: Karpenter,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    proven: str,
+    running: str,
+    cautioned: bool,
+) -> None:
+    assert DATA.verdict
+    kitchen(tmp_path, [GPU], DATA.model_copy(update={"verdict": DATA.verdict.model_copy(update={"runtime": proven})}))
+    for name, node_class, version in (("mine", "gpu", running), ("other", "default", "containerd://1.6.0")):
+        labels = {"karpenter.k8s.aws/ec2nodeclass": node_class}
+        info = {"containerRuntimeVersion": version} if version else {}
+        cluster.server.create("nodes", name, metadata={"labels": labels}, status={"nodeInfo": info})
+    code, document = parbake(capsys, "rollout", DATA.key, "--dry-run")
+    assert code == 0
+    told = [each for each in document["targets"][0]["cautions"] if "its nodes run" in each]
+    said = f"its nodes run containerd 2.2.4, and the volume was verified with {proven}"
+    assert [each.partition(":")[0] for each in told] == ([said] if cautioned else [])
 
 
 def test_what_holds_nodes_back_is_named(

@@ -29,13 +29,15 @@ def copy(
     name: str,
     encrypted: bool = False,
     kms_key: str = "",
+    minutes: int = 0,
     events: Events,
 ) -> str:
     """Make sure that a region has a completed copy of a region's snapshot; return its id.
 
     A copy is encrypted as its source is, or else where ``encrypted`` says so, with ``kms_key`` of that region (empty:
-    the account's key for EBS). AWS looks at the key while it copies, so that a copy may fail late; one that failed
-    before is removed. Raises AwsError, AwsNoAccess (of a key), DeadlineExceeded.
+    the account's key for EBS). ``minutes`` is within how many AWS is to be done (0: whenever it has). AWS looks at the
+    key while it copies, so that a copy may fail late; one that failed before is removed. Raises AwsError, AwsNoAccess
+    (of a key), DeadlineExceeded.
     """
     ec2 = aws.client("ec2", region)
     filters = [*aws.mine(key=stamp.key), {"Name": f"tag:{SOURCE_TAG}", "Values": [snapshot]}]
@@ -49,6 +51,8 @@ def copy(
     else:
         tags = {**stamp.tags("snapshot", name=name), SOURCE_TAG: snapshot}
         wanted: dict[str, Any] = {"TagSpecifications": aws.specifications(tags, "snapshot")}
+        if minutes:
+            wanted["CompletionDurationMinutes"] = minutes
         if encrypted or kms_key:
             wanted |= {"Encrypted": True, **({"KmsKeyId": kms_key} if kms_key else {})}
         made = str(
@@ -73,7 +77,7 @@ def share(snapshot: str, region: str, accounts: Iterable[str]) -> None:
     )
 
 
-def keep(snapshot: str, region: str, *, verified: str = "", events: Events) -> None:
+def mark_permanent(snapshot: str, region: str, *, verified: str = "", events: Events) -> None:
     """Tag a snapshot as what the run was for: no clean-up takes it any more. ``verified`` is when it was."""
     ec2 = aws.client("ec2", region)
     tags = {MANAGED: ARTEFACT, **({VERIFIED: verified} if verified else {})}

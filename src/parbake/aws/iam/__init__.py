@@ -13,8 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from parbake.aws.clients import Role
 from parbake.aws.iam import bakes, managed, pruning, rollouts, stores
-from parbake.aws.iam.statements import Names, Policy, Scope, allow, both, here, missing, policy, suffix
+from parbake.aws.iam.statements import (
+    CALLER,
+    Names,
+    Policy,
+    Scope,
+    allow,
+    both,
+    here,
+    missing,
+    partition,
+    policy,
+    suffix,
+)
 from parbake.bakefile import Bakefile
 from parbake.core.model import RegistryOptions
 from parbake.core.reference import Reference
@@ -39,10 +52,13 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
     """Return the policies by what they are for; ``names`` are those that the Bakefile does not say.
 
     ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout``,
-    ``prune``, ``doctor`` and ``karpenter``. What ``names`` lacks stands there as a placeholder (``missing`` tells of
-    it).
+    ``prune``, ``doctor``, ``karpenter``, and of roles that the Bakefile names ``assume``, ``role_trust`` and, for each
+    of targets, ``role_of_TARGET`` with its trust. What ``names`` lacks stands there as a placeholder (``missing`` tells
+    of it).
     """
-    scope = Scope(bakefile, names or Names())
+    scope, role = Scope(bakefile, names or Names()), bakefile.aws.role
+    if role:  # all but the targets' own is done in it
+        scope = scope.alone(bakefile.rollout, Role(role).account)
     found = {"caller": policy(_caller(scope))}
     if bakefile.builder in {"ec2", "packer"}:
         found["instance_role"] = policy([*_pull(scope), *managed.instance(scope)])
@@ -56,7 +72,35 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
     karpenter = list(_karpenter(scope))
     if karpenter:
         found["karpenter"] = policy(karpenter)
+    return {**found, **_roles(scope)}
+
+
+def _roles(scope: Scope) -> dict[str, Policy]:
+    """Return the policies of roles that the Bakefile names: to assume them, of targets', and whom they trust.
+
+    Those of a target's role are called after the first target that names it.
+    """
+    bakefile, found = scope.bakefile, {}
+    theirs = dict.fromkeys(each.role for each in bakefile.rollout if each.role)
+    if named := list(dict.fromkeys([*([bakefile.aws.role] if bakefile.aws.role else []), *theirs])):
+        found["assume"] = policy([allow("ActInRoles", ["sts:AssumeRole"], named)])
+    if bakefile.aws.role:
+        found["role_trust"] = _trust_the_caller(scope, bakefile.aws.external_id)
+    for role in theirs:
+        targets = [each for each in bakefile.rollout if each.role == role]
+        its = scope.alone(targets, Role(role).account)
+        found[f"role_of_{targets[0].name}"] = policy([*pruning.looks(its), *rollouts.for_targets(its)])
+        found[f"role_of_{targets[0].name}_trust"] = _trust_the_caller(scope, targets[0].external_id)
     return found
+
+
+def _trust_the_caller(scope: Scope, external_id: str | None) -> Policy:
+    """Return who may assume a role: whoever may in the account that runs parbake, with the external id."""
+    principal = {"AWS": f"arn:{partition(scope.home)}:iam::{CALLER}:root"}
+    statement: Policy = {"Effect": "Allow", "Principal": principal, "Action": ["sts:AssumeRole"]}
+    if external_id:
+        statement["Condition"] = {"StringEquals": {"sts:ExternalId": external_id}}
+    return {"Version": "2012-10-17", "Statement": [statement]}
 
 
 def actions(policy: Policy) -> set[str]:

@@ -124,6 +124,8 @@ class Amis:
             "ClientToken": aws.token(self.stamp.key, self.stamp.run, source, region),
             "TagSpecifications": self._tagged(),
         }
+        if minutes := self.settings.copy_minutes:
+            request["SnapshotCopyCompletionDurationMinutes"] = minutes
         if self.settings.encrypted:
             request["Encrypted"] = True
             if key := self.settings.key_in(region):

@@ -67,7 +67,7 @@ class VolumeImage:
         self._commits: Future[None] | None = None
         self._waiting = 0
         self._over = threading.Event()
-        volume.keep(layer.chain_id for image in plan.all_images for layer in image.layers)
+        volume.retain(layer.chain_id for image in plan.all_images for layer in image.layers)
 
     def has(self, chain: str) -> bool:
         """Whether the volume has its tree."""

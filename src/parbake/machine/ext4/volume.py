@@ -148,7 +148,7 @@ class Volume:
         """Give the file system another UUID; raises ForeignVolume where its checksums hang on the old one."""
         self.superblock.rename(uuid.UUID(name).bytes)
 
-    def keep(self, chains: Iterable[str]) -> None:
+    def retain(self, chains: Iterable[str]) -> None:
         """Let only these of the layers that are there stay."""
         wanted = set(chains)
         self.placed = {chain: placed for chain, placed in self.placed.items() if chain in wanted}

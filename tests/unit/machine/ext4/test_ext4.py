@@ -385,7 +385,7 @@ def test_layers_that_stay_are_not_touched_and_what_left_is_gone(tmp_path: Path) 
         fresh = f"new{number}"
         with Volume(path) as volume:
             volume.rename(disk.filesystem_uuid(fresh))
-            volume.keep([layer("a").chain_id, layer("b").chain_id])
+            volume.retain([layer("a").chain_id, layer("b").chain_id])
             (area,) = volume.areas([layer(fresh)])
             volume.placed[layer(fresh).chain_id] = placed(area, some(fresh))
             finish(volume)

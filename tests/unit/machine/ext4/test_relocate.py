@@ -159,7 +159,7 @@ def test_a_volume_that_starts_from_one_that_was_laid_out(path: Path) -> None:
     before, kept = path.read_bytes(), {name: contents(path, name) for name in "ab"}
     with Volume(path) as volume:
         zone = volume.hot
-        volume.keep([layer("a").chain_id, layer("b").chain_id])
+        volume.retain([layer("a").chain_id, layer("b").chain_id])
         (area,) = volume.areas([layer("new")])
         volume.placed[layer("new").chain_id] = placed(area, some("new", 60))
         finish(volume)
