@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
-from pydantic.json_schema import GenerateJsonSchema
 
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
@@ -40,8 +38,6 @@ from parbake.bakefile.verification import VerifySection
 from parbake.core.access import ReadableBy
 from parbake.core.model import Artefact, Platform
 from parbake.core.reference import DOCKER_HUB, Reference
-
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def first_version(value: object) -> object:
@@ -239,36 +235,12 @@ class Bakefile(Section):
         return value
 
 
-class _Untitled(GenerateJsonSchema):
-    """pydantic repeats each field's name as its title: noise in an editor's help."""
-
-    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 (pydantic's signature)
-        return False
-
-
 @cache
 def _schema() -> dict[str, Any]:
+    from parbake.bakefile.json_schema import schema_of  # nobody else needs what it loads
+
     # `load` fills the others in, so the text may leave them out.
     return schema_of(Bakefile, required=("version", "images"))
-
-
-def schema_of(model: type[Section], *, required: Sequence[str]) -> dict[str, Any]:
-    """Return the JSON Schema of a kind of file as users write it; ``required`` are the keys that it must have."""
-    generated = model.model_json_schema(schema_generator=_Untitled)
-    generated["required"] = list(required)
-    return {"$schema": DIALECT, **_tidy(generated)}
-
-
-def _tidy(schema: Any) -> Any:
-    """Drop what helps no reader (defaults of null, our class names) and unwrap the lines of docstrings."""
-    if isinstance(schema, list):
-        return [_tidy(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kept = {key: value for key, value in schema.items() if not (key == "default" and value is None)}
-    if isinstance(kept.get("description"), str):
-        kept["description"] = " ".join(kept["description"].split())
-    return {key: _tidy(value) for key, value in kept.items() if key != "title" or not isinstance(value, str)}
 
 
 def schema() -> dict[str, Any]:
