@@ -73,13 +73,13 @@ EXAMPLES: Final = {
         "parbake fleet up --workers 1 --port 27241 --ui-port 28241 &\n"
         "until [ -e .fleet/server.json ]; do sleep 0.2; done"
     ),
+    "fleet worker": "parbake fleet worker --queues control &\nkill $!",
     "fleet run": "parbake fleet run",
     "fleet status": "parbake fleet status",
     "fleet pause": "parbake fleet pause",
     "fleet resume": "parbake fleet resume",
     "fleet cancel": "parbake fleet cancel",
-    "fleet retry": "parbake fleet retry hello",
-    "fleet worker": "parbake fleet worker --queues control &\nkill %1 %2\nwait",
+    "fleet retry": "parbake fleet retry hello\nkill %1\nwait",
     "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",
 }
