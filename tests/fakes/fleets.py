@@ -117,5 +117,4 @@ class Fleet:
 
 def kill(process: Process, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process alone: what it has started must find out by itself."""
-    assert process._popen is not None
-    os.kill(process._popen.pid, number)
+    os.kill(process.pid, number)

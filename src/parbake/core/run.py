@@ -312,6 +312,11 @@ class Process:
         self.stop()
 
     @property
+    def pid(self) -> int:
+        """The program's process, 0 before it is started."""
+        return self._popen.pid if self._popen else 0
+
+    @property
     def alive(self) -> bool:
         """Whether the program still runs."""
         return self._popen is not None and self._popen.poll() is None
