@@ -19,13 +19,16 @@ PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durati
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-setup: packages .venv/.complete ## Install what parbake and its tests need: Debian packages (as root), .venv
+setup: packages .venv/.complete .venv/newer/packages.newer ## Install what parbake and its tests need: Debian packages (as root), .venv
 
 packages:
 	@if command -v apt-get >/dev/null; then tools/install-packages; fi
 
 .venv/.complete: pyproject.toml requirements.lock tools/make-venv | packages
 	@tools/make-venv
+
+.venv/newer/packages.newer: packages.newer tools/fetch-newer | .venv/.complete
+	@tools/fetch-newer
 
 lock: packages ## Write the lock files anew, with the newest versions there are, and install them
 	@tools/make-venv --lock
@@ -58,7 +61,7 @@ FUZZ_SECONDS ?= 300
 fuzz: setup ## Fuzz what reads a registry's content; compare hostile layers with containerd (FUZZ_SECONDS)
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-BENCH_IMAGES ?= small,many,potato,potato-zstd
+BENCH_IMAGES ?= small,many,many-large,potato,potato-zstd,cores
 BENCH_ROUNDS ?= 3
 
 bench-bake: setup ## Compare bakes with other tools' pulls (BENCH_IMAGES, BENCH_ROUNDS, PARBAKE_BENCH_CONTAINERD)

@@ -1,12 +1,13 @@
 """Compare a bake with the pulls that people use today, and with what the machine allows. Needs root.
 
     make bench-bake [BENCH_IMAGES=small,many] [BENCH_ROUNDS=3]
-    python -m bench.bake [--images small,many,potato,potato-zstd] [--rounds N]
+    python -m bench.bake [--images small,many,many-large,potato,potato-zstd,cores] [--rounds N]
 
 Progress goes to standard error. The last line of standard output is one JSON object, keyed by image:
 ``parbake_s``, ``ctr_s``, ``ratio_vs_ctr`` (how many times as long ctr takes), ``limit_s``, ``ratio_to_limit``,
 ``peak_rss_mib``, and more for readers; times are medians of the rounds, null is a peer that is missing.
-docs/explanation/benchmarks.md says what is measured and how.
+Under ``cores`` are the seconds of parbake's bakes of ``many`` with one and with two processors (``seconds``), and how
+many times as fast the second is (``gain``). docs/explanation/benchmarks.md says what is measured and how.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from parbake.core.workspace import cache_folder, lock, remove_leftovers, work_fo
 from parbake.machine import disk
 from parbake.workflows.demo import free_port, serve_registry
 
-IMAGES = ("small", "many", "potato", "potato-zstd")
+IMAGES = ("small", "many", "many-large", "potato", "potato-zstd")
+CORES = "cores"
 
 
 def say(text: str) -> None:
@@ -74,6 +76,23 @@ def compare(image: Image, shelf: Shelf, sides: list[Side], rounds: int, work: Pa
             f"sha256 {limit.hashing:.2f} CPU-s, over {limits.cores()} cores; writing {limit.writing:.2f} s)"
         )
     return summary(runs, found, image)
+
+
+def scale(image: Image, rounds: int, work: Path) -> dict[str, object]:
+    """Bake an image with one processor and with two, in turns; return the medians."""
+    runs: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(1, rounds + 1):
+        for cores, found in runs.items():
+            os.sync()
+            found.append(Parbake(cores).bake(image, work).seconds)
+            say(f"  {number}/{rounds} {image.name} on {cores} of {limits.cores()} cores: {found[-1]:.2f} s")
+    seconds = {cores: statistics.median(found) for cores, found in runs.items()}
+    return {
+        "image": image.name,
+        "seconds": {str(cores): round(median, 2) for cores, median in seconds.items()},
+        "gain": round(seconds[1] / seconds[2], 2),
+        "rounds": rounds,
+    }
 
 
 def summary(runs: dict[str, list[Run]], found: list[limits.Limit], image: Image) -> dict[str, object]:
@@ -137,19 +156,26 @@ def measure(names: list[str], rounds: int, folder: Path) -> dict[str, object]:
     sides = contestants()
     with opened(folder, "bake") as (shelf, work):
         known = recipes(shelf)
-        images = [shelf.get(known[name]) for name in names]
-        return {image.name: compare(image, shelf, sides, rounds, work) for image in images if rounds}
+        images = [shelf.get(known[name]) for name in names if name != CORES]
+        found: dict[str, object] = {
+            image.name: compare(image, shelf, sides, rounds, work) for image in images if rounds
+        }
+        if CORES in names and rounds:
+            found[CORES] = scale(shelf.get(known["many"]), rounds, work)
+        return found
 
 
 def main() -> None:
     """Read the arguments, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", default=",".join(IMAGES), help="which images, with commas between")
+    parser.add_argument("--images", default=",".join((*IMAGES, CORES)), help="which images, with commas between")
     parser.add_argument("--rounds", type=int, default=3, help="how often each side bakes; 0 only makes the images")
     options = parser.parse_args()
     names = options.images.split(",")
-    if unknown := set(names) - set(IMAGES):
-        raise InputError(f"no such image: {', '.join(sorted(unknown))}", hint=f"choose from {', '.join(IMAGES)}")
+    if unknown := set(names) - {*IMAGES, CORES}:
+        raise InputError(
+            f"no such image: {', '.join(sorted(unknown))}", hint=f"choose from {', '.join((*IMAGES, CORES))}"
+        )
     started = time.monotonic()
     result = measure(names, options.rounds, cache_folder() / "bench")
     say(f"done in {time.monotonic() - started:.0f} s")

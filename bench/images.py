@@ -245,20 +245,24 @@ def wheels(work: Path, names: tuple[str, ...], target: Path) -> None:
     remove_tree(tree)
 
 
-def small_files(work: Path, package: str, count: int, layers: int) -> Iterator[Path]:
-    """Yield tars with the first ``count`` small files of a Debian source package, in ``layers`` equal parts."""
+def small_files(work: Path, package: str, count: int, layers: int, copies: int = 1) -> Iterator[Path]:
+    """Yield tars with the first ``count`` small files of a Debian source package, in ``layers`` equal parts.
+
+    ``copies`` times, each in folders of its own.
+    """
     run(["apt-get", "download", "--quiet=2", package], cwd=work, timeout=20 * _MINUTES)
     (archive,) = work.glob(f"{package}_*.deb")
     run(["dpkg-deb", "--extract", str(archive), str(work / "sources")], timeout=20 * _MINUTES)
     (packed,) = (work / "sources/usr/src").glob("*.tar.xz")
     archive.unlink()
-    with tarfile.open(packed, "r|xz") as sources:
-        members = (member for member in sources if member.isfile() and 0 < member.size <= _SMALL_FILE)
-        for number in range(layers):
-            target = work / f"files{number}.tar"
-            with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
-                _copy(sources, members, tar, count // layers, f"srv/part{number:02}")
-            yield target
+    for copy in range(copies):
+        with tarfile.open(packed, "r|xz") as sources:
+            members = (member for member in sources if member.isfile() and 0 < member.size <= _SMALL_FILE)
+            for number in range(copy * layers, (copy + 1) * layers):
+                target = work / f"files{number}.tar"
+                with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
+                    _copy(sources, members, tar, count // layers, f"srv/part{number:02}")
+                yield target
     remove_tree(work / "sources")
 
 
@@ -292,6 +296,10 @@ def _many(work: Path, _: Events) -> Iterator[Path]:
     yield from small_files(work, _SOURCES, 60_000, 30)
 
 
+def _many_large(work: Path, _: Events) -> Iterator[Path]:
+    yield from small_files(work, _SOURCES, 60_000, 8, copies=5)
+
+
 def _potato(work: Path, events: Events) -> Iterator[Path]:
     yield from _small(work, events)
     for names in (_CUDA, _FRAMEWORKS, _LIBRARIES):
@@ -301,6 +309,7 @@ def _potato(work: Path, events: Events) -> Iterator[Path]:
 
 SMALL = Recipe("small", "gzip", _SMALL, _small)
 MANY = Recipe("many", "gzip", (_SOURCES, "60000 files", "30 layers"), _many)
+MANY_LARGE = Recipe("many-large", "gzip", (_SOURCES, "300000 files", "40 layers"), _many_large)
 POTATO = Recipe("potato", "gzip", (*_SMALL, *_CUDA, *_FRAMEWORKS, *_LIBRARIES), _potato)
 
 
@@ -314,4 +323,4 @@ def recipes(shelf: Shelf) -> dict[str, Recipe]:
             yield tar
 
     zstd = Recipe("potato-zstd", "zstd", POTATO.words, repacked)
-    return {recipe.name: recipe for recipe in (SMALL, MANY, POTATO, zstd)}
+    return {recipe.name: recipe for recipe in (SMALL, MANY, MANY_LARGE, POTATO, zstd)}

@@ -72,6 +72,10 @@ class Parbake:
 
     name = "parbake"
 
+    def __init__(self, cores: int = 0) -> None:
+        """``cores`` is how many processors it may use, all of those that this process may if 0."""
+        self._cores = sorted(os.sched_getaffinity(0))[: cores or None]
+
     def missing(self) -> str:
         """Say what is missing; parbake is what runs."""
         return ""
@@ -89,7 +93,8 @@ class Parbake:
         folder.mkdir(exist_ok=True)
         file = folder / "parbake.yaml"
         file.write_text(_BAKEFILE.format(reference=image.reference, output=folder / "artefacts"))
-        command = [sys.executable, "-m", "parbake", "bake", "--file", str(file)]
+        command = ["taskset", "--cpu-list", ",".join(map(str, self._cores))]
+        command += [sys.executable, "-m", "parbake", "bake", "--file", str(file)]
         command += ["--no-verify", "--progress", "none", "--json"]
         with Peak() as peak:
             started = time.monotonic()

@@ -54,12 +54,13 @@ EXAMPLES: Final = {
     "export gcp": "parbake export gcp hello gcp",
     "export gke": "parbake export gke hello gke",
     "export azure": "parbake export azure hello azure",
+    "export kubelet-config": "parbake export kubelet-config",
     "export packer": (
         "cat > ami.yaml <<'END'\n"
         "version: 1\n"
         "images: [registry.example.com/team/app:1.4]\n"
         "builder: packer\n"
-        'base: {eks: al2023, kubernetes: "1.33"}\n'
+        'base: {eks: al2023, kubernetes: "1.36"}\n'
         "END\n"
         "parbake export packer template -f ami.yaml"
     ),
@@ -88,6 +89,8 @@ EXAMPLES: Final = {
 ENVIRONMENT: Final = {
     "PARBAKE_CACHE": "Where parbake keeps what it can make again. Default: `~/.cache/parbake`.",
     "PARBAKE_FLEET_KEY": "The file with the key of a fleet, which seals all that goes through its engine.",
+    "PARBAKE_CONTAINERD": "The full path of the containerd to fill volumes with. Default: the one in `PATH`.",
+    "PARBAKE_LAYER_CACHE": "How much room layers may take between bakes, such as `20GiB`. Default: none are kept.",
     "PARBAKE_USERNAME": "The user for registries with `credentials: environment`.",
     "PARBAKE_PASSWORD": "The password for them.",
     "REGISTRY_AUTH_FILE": "A file of logins that is looked into first.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from parbake.core.events import Events
 from parbake.core.workspace import cache_folder
 from parbake.images.pause import REFERENCE
-from parbake.machine import base
+from parbake.machine import base, disk
 from parbake.machine.vm import Machine
+from tests.fakes.newer import NEWER, program_of
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +34,31 @@ def check_node(machine: Machine, *, uefi: bool) -> None:
     assert REFERENCE in guest.check(["containerd", "config", "dump"], timeout=60 * machine.stretch)
     assert guest.check(["passwd", "--status", "root"]).split()[:2] == ["root", "L"]
     assert guest.run(["sh", "-c", "ls /etc/ssh/ssh_host_* /root/.ssh /home/*/.ssh"]).code != 0
+
+
+NEWER_CONFIG = """\
+version = 3
+[plugins."io.containerd.cri.v1.images"]
+discard_unpacked_layers = true
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "localhost/kubernetes/pause"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+SystemdCgroup = true
+"""
+"""How the nodes of EKS's AL2023 configure theirs, in what matters here."""
+
+
+def newer_node(default_base: Path, image: Path) -> Path:
+    """Make the image of a node as people run them today: containerd 2, configured in version 3 of the format."""
+    program = Path(program_of(NEWER))
+    disk.copy_sparse(default_base, image, Events())
+    with disk.private_mounts():
+        root = disk.find_root(image)
+        at, kind = image.with_suffix(".mnt"), root.filesystem
+        with disk.mount(image, at, offset=root.start, size=root.size, filesystem=kind) as mounted:
+            for each in program.parent.iterdir():
+                shutil.copy(each, mounted.path / "usr/bin" / each.name)
+            (mounted.path / "etc/containerd/config.toml").write_text(NEWER_CONFIG)
+    return image

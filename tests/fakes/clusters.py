@@ -14,7 +14,7 @@ from parbake import cli, records
 from parbake.aws.tags import ARTEFACT, KEY, MANAGED, VERIFIED, as_list
 from parbake.core import run
 from parbake.core.events import Events
-from parbake.core.model import GIB, Artefact, Base, Published, Snapshot
+from parbake.core.model import GIB, Artefact, Base, Platform, Published, Snapshot
 from parbake.core.signing import Signer
 from parbake.records import Record
 from parbake.workflows import rollout
@@ -25,11 +25,18 @@ REGION = "eu-central-1"
 
 
 def machine_image(
-    word: str, ami: str, *, passed: bool | None = True, size: int = 8 * GIB, region: str = REGION
+    word: str,
+    ami: str,
+    *,
+    passed: bool | None = True,
+    size: int = 8 * GIB,
+    region: str = REGION,
+    architecture: str = "amd64",
 ) -> Record:
     """Return the record of a machine image that is published in one region."""
-    base = Base(kind="debian", identity=digest("recipe"))
-    made = plan(base=base, artefact=Artefact(kind="machine-image"), images=(image(f"registry.example/{word}:1"),))
+    base, platform = Base(kind="debian", identity=digest("recipe")), Platform(architecture=architecture)
+    images, artefact = (image(f"registry.example/{word}:1"),), Artefact(kind="machine-image")
+    made = plan(base=base, artefact=artefact, images=images, platform=platform)
     snapshot = Snapshot(id=ami.replace("ami", "snap"), size=size, device="/dev/xvda")
     return _published(made, word, passed, region, Published(image=ami, snapshots=(snapshot,)))
 

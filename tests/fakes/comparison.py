@@ -32,6 +32,7 @@ from tests.fakes.tars import END, pad
 from tests.fakes.trees import Node, differences, scan
 from tests.fakes.unpacks import Containerd
 from tests.fakes.volumes import add, show
+from tests.fakes.workers import ThreadWorkers
 
 Way = Literal["mounted", "volume"]
 WAYS: Final[tuple[Way, ...]] = ("mounted", "volume")
@@ -234,10 +235,10 @@ class Comparison:
         file, at = self._folder / "volume.raw", self._folder / "at"
         disk.make_filesystem(file, "ext4", 64 * MIB, name="comparison")
         try:
-            with Volume(file) as volume:
+            with Volume(file) as volume, ThreadWorkers() as workers:
                 for number, area in enumerate(volume.areas(described)):
                     try:
-                        add(volume, area, described[: number + 1], layers[number])
+                        add(volume, workers, area, described[: number + 1], layers[number])
                     except LayerError as error:
                         raise _Refused(number, error) from error
                 show(volume)

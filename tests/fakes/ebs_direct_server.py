@@ -1,11 +1,12 @@
 """A stand-in for EBS's direct API, with the calls of EC2 and KMS that belong to it: an HTTP server on the loopback.
 
-It refuses what EBS refuses (EBS direct API reference; EBS user guide, "EBS direct APIs" and its FAQ): blocks of
-another size, checksums that are not those of the bytes, blocks outside the volume or of a sealed snapshot, `Encrypted`
-beside a parent, a parent that is larger or unknown, a client token with other parameters, a wrong count or LINEAR
-checksum at the end (the snapshot ends in `error`), reading what is pending, block tokens that are not its own. On
-demand it throttles, fails, breaks connections, and knows new snapshots late. It checks no signature, only that there is
-one for `ebs`.
+It refuses what EBS refuses (EBS direct API reference; EBS user guide, "EBS direct APIs" with its FAQ and "Encryption
+outcomes for EBS direct APIs"): blocks of another size, checksums that are not those of the bytes, blocks outside the
+volume or of a sealed snapshot, `Encrypted` beside a parent, a parent that is larger or unknown, or not encrypted
+where the region encrypts by default, a key beside a parent, a client token with other parameters, a wrong count or
+LINEAR checksum at the end (the snapshot ends in `error`), reading what is pending, block tokens that are not its own.
+On demand it throttles, fails, breaks connections, and knows new snapshots late. It checks no signature, only that
+there is one for `ebs`.
 
 with Cloud().serve() as url: ...            # AWS_ENDPOINT_URL=url
 python -m tests.fakes.ebs_direct_server           # prints its URL; keeps checksums instead of blocks (--keep keeps
@@ -32,6 +33,7 @@ from tests.fakes import ec2query
 from tests.fakes.fastrestores import FastRestores
 
 BLOCK = 524288
+EBS_KEY = "alias/aws/ebs"
 
 
 class Refusal(Exception):
@@ -70,6 +72,7 @@ class Snapshot:
     tags: dict[str, str]
     parent: str = ""
     region: str = "eu-west-1"
+    owner: str = "123456789012"
     shared: set[str] = field(default_factory=set)
     encrypted: bool = False
     key: str = ""
@@ -77,6 +80,8 @@ class Snapshot:
     sealed: bool = False
     unknown: int = 0  # how many more questions find it unknown
     looks: int = 0  # how many more looks find it pending
+    within: int = 0  # minutes that a copy may take
+    fails: str = ""  # why it ends in an error once it was looked at long enough
     written: dict[int, bytes] = field(default_factory=dict)  # checksums of blocks
     data: dict[int, bytes] = field(default_factory=dict)
 
@@ -91,7 +96,8 @@ class Cloud:
     ``rate`` is how many blocks a second are taken before it throttles (0: any number), ``throttle_every`` throttles
     each n-th block at any speed; ``fail_every`` lets each n-th fail with 500, ``break_every`` breaks the connection at
     each n-th; ``late`` is how many questions a new snapshot is unknown for, ``slow`` how many looks it stays pending
-    for once it is sealed.
+    for once it is sealed. ``by_default`` are the regions that encrypt by default, with the key that they do it with
+    (``EBS_KEY``, or an ARN).
     """
 
     keep: bool = True
@@ -101,6 +107,7 @@ class Cloud:
     break_every: int = 0
     late: int = 0
     slow: int = 0
+    by_default: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     fast: FastRestores = field(default_factory=FastRestores)
@@ -119,6 +126,15 @@ class Cloud:
         made = self.snapshots[snapshot]
         below = self.content(made.parent) if made.parent else {}
         return {**below, **made.data}
+
+    def default_key(self, region: str) -> str:
+        """Return the ARN of the key that encrypts in a region where nobody names one."""
+        return self.key_arn(self.by_default.get(region, EBS_KEY), region)
+
+    def key_arn(self, key: str, region: str) -> str:
+        if key.startswith("arn:"):
+            return key
+        return f"arn:aws:kms:{region}:123456789012:key/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
     def new(self, kind: str) -> str:
         """Return an id that nothing has had."""
@@ -171,7 +187,7 @@ class Cloud:
     def ebs(self, method: str, parts: list[str], query: dict[str, str], headers: Any, body: bytes) -> Reply | None:
         match method, parts:
             case "POST", []:
-                return said(201, self.count("StartSnapshot", lambda: self.start(json.loads(body))))
+                return said(201, self.count("StartSnapshot", lambda: self.start(json.loads(body), _region(headers))))
             case "PUT", [snapshot, "blocks", index]:
                 number = self.note("PutSnapshotBlock")
                 if self.break_every and number % self.break_every == 0:
@@ -193,14 +209,17 @@ class Cloud:
     def other(self, headers: Any, body: bytes) -> Reply:
         """EC2's query protocol and KMS's JSON."""
         if headers.get("X-Amz-Target", "").startswith("TrentService."):
-            key = json.loads(body)["KeyId"]
-            if key == "alias/missing":
+            key, region = json.loads(body)["KeyId"], _region(headers)
+            if key == "alias/missing" or (key.startswith("arn:") and key.split(":")[3] != region):
                 return Reply(400, b'{"__type": "NotFoundException", "message": "Alias is not found."}', {})
             self.note("DescribeKey")
-            arn = f"arn:aws:kms:eu-west-1:123456789012:key/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-            return said(200, {"KeyMetadata": {"Arn": arn, "KeyId": arn.rpartition("/")[2]}})
-        region = headers.get("Authorization", "").split("/")[2:3]
-        status, text = self.count("EC2", lambda: ec2query.answer(self, parse_qs(body.decode()), *region))
+            arn = self.key_arn(key, region)
+            manager = "AWS" if arn == self.key_arn(EBS_KEY, region) else "CUSTOMER"
+            state = "PendingDeletion" if key == "alias/dying" else "Enabled"
+            about = {"Arn": arn, "KeyId": arn.rpartition("/")[2], "KeyManager": manager, "KeyState": state}
+            return said(200, {"KeyMetadata": about})
+        region = _region(headers)
+        status, text = self.count("EC2", lambda: ec2query.answer(self, parse_qs(body.decode()), region))
         return Reply(status, text.encode(), {"Content-Type": "text/xml"})
 
     def note(self, name: str) -> int:
@@ -224,7 +243,7 @@ class Cloud:
             raise missing(snapshot)
         return made
 
-    def start(self, wanted: dict[str, Any]) -> dict[str, Any]:
+    def start(self, wanted: dict[str, Any], region: str) -> dict[str, Any]:
         token, said = wanted.get("ClientToken", ""), json.dumps(wanted, sort_keys=True)
         if len(token) > 64:
             raise invalid("The client token is too long.")
@@ -236,9 +255,9 @@ class Cloud:
         parent = wanted.get("ParentSnapshotId", "")
         if not 10 <= wanted.get("Timeout", 60) <= 4320:
             raise invalid("The timeout is out of range.")
-        encrypted, key = self.descent(parent, wanted) if parent else self.lock_up(wanted)
+        encrypted, key = self.descent(parent, wanted, region) if parent else self.lock_up(wanted, region)
         tags = {tag["Key"]: tag["Value"] for tag in wanted.get("Tags", ())}
-        made = Snapshot(self.new("snap"), wanted["VolumeSize"], tags, parent)
+        made = Snapshot(self.new("snap"), wanted["VolumeSize"], tags, parent, region)
         made.encrypted, made.key = encrypted, key
         made.unknown = self.late
         self.snapshots[made.id] = made
@@ -246,7 +265,7 @@ class Cloud:
             self.tokens[token] = (said, made.id)
         return self.started(made)
 
-    def descent(self, parent: str, wanted: dict[str, Any]) -> tuple[bool, str]:
+    def descent(self, parent: str, wanted: dict[str, Any], region: str) -> tuple[bool, str]:
         """Return whether a snapshot with a parent is encrypted, and by which key: its parent decides."""
         if "Encrypted" in wanted:
             raise invalid("You can't specify Encrypted and ParentSnapshotId in the same request.")
@@ -255,13 +274,23 @@ class Cloud:
             raise invalid("The parent is not completed.", "INVALID_SNAPSHOT_ID")
         if above.gib > wanted["VolumeSize"]:
             raise invalid("The volume is smaller than its parent's.", "INVALID_VOLUME_SIZE")
+        if wanted.get("KmsKeyArn"):
+            raise invalid("A snapshot with a parent is encrypted with its parent's key.", "INVALID_CUSTOMER_KEY")
+        if region in self.by_default and not above.encrypted:
+            raise invalid("The parent is not encrypted, and this account encrypts by default.", "INVALID_SNAPSHOT_ID")
         return above.encrypted, above.key
 
-    def lock_up(self, wanted: dict[str, Any]) -> tuple[bool, str]:
-        key = wanted.get("KmsKeyArn", "")
-        if key and not key.startswith("arn:aws:kms:"):
-            raise invalid("The key is no ARN.", "INVALID_CUSTOMER_KEY")
-        return bool(wanted.get("Encrypted")), key
+    def lock_up(self, wanted: dict[str, Any], region: str) -> tuple[bool, str]:
+        key, encrypted = wanted.get("KmsKeyArn", ""), wanted.get("Encrypted")
+        if key and not key.startswith(f"arn:aws:kms:{region}:"):
+            raise invalid("The key is no ARN of this region.", "INVALID_CUSTOMER_KEY")
+        if encrypted is False and region in self.by_default:
+            raise invalid("This account encrypts by default.")
+        if key and not encrypted and region not in self.by_default:
+            raise invalid("A key needs Encrypted.")
+        if not encrypted and region not in self.by_default:
+            return False, ""
+        return True, key or self.default_key(region)
 
     def started(self, made: Snapshot) -> dict[str, Any]:
         return {
@@ -345,6 +374,12 @@ class Cloud:
         if query.get("blockToken") != block_token(snapshot, index) or index not in blocks:
             raise invalid("The block token is invalid.", "INVALID_BLOCK_TOKEN")
         return blocks[index]
+
+
+def _region(headers: Any) -> str:
+    """Return the region that a request is signed for."""
+    scope: list[str] = headers.get("Authorization", "").split("/")
+    return scope[2] if len(scope) > 2 else "eu-west-1"
 
 
 def block_token(snapshot: str, index: int) -> str:

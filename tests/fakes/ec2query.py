@@ -69,13 +69,14 @@ def _snapshot(made: Snapshot) -> str:
     if made.sealed and made.state == "pending":
         made.looks -= 1
         if made.looks <= 0:
-            made.state = "completed"
+            made.state = "error" if made.fails else "completed"
     state, progress = made.state, "100%" if made.state == "completed" else "99%" if made.sealed else ""
-    message = "<statusMessage>The checksums do not match</statusMessage>" if state == "error" else ""
+    why = made.fails or "The checksums do not match"
+    message = f"<statusMessage>{why}</statusMessage>" if state == "error" else ""
     return (
         f"<item><snapshotId>{made.id}</snapshotId><status>{state}</status><progress>{progress}</progress>{message}"
         f"<volumeSize>{made.gib}</volumeSize><encrypted>{str(made.encrypted).lower()}</encrypted>"
-        f"<kmsKeyId>{made.key}</kmsKeyId><ownerId>123456789012</ownerId>"
+        f"<kmsKeyId>{made.key}</kmsKeyId><ownerId>{made.owner}</ownerId>"
         f"<startTime>2026-11-24T00:00:00.000Z</startTime>{_xml(made.tags)}</item>"
     )
 
@@ -93,6 +94,8 @@ def describe_snapshots(cloud: Cloud, wanted: dict[str, str]) -> str:
     named = _listed(wanted, "SnapshotId")
     found = [_known(cloud, name) for name in named] if named else list(cloud.snapshots.values())
     found = [made for made in found if made.region == wanted["region"]]
+    if "self" in _listed(wanted, "Owner"):
+        found = [made for made in found if made.owner == "123456789012"]
     filters = _filters(wanted)
     items = [
         _snapshot(made) for made in found if _fits(made.tags, {"status": made.state, "snapshot-id": made.id}, filters)
@@ -103,7 +106,7 @@ def describe_snapshots(cloud: Cloud, wanted: dict[str, str]) -> str:
 def delete_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
     made = _known(cloud, wanted["SnapshotId"])
     for image in cloud.images.values():
-        if image["snapshot"] == made.id:
+        if made.id in _snapshots_of(image):
             raise Wrong("InvalidSnapshot.InUse", f"The snapshot {made.id} is currently in use by {image['id']}")
     del cloud.snapshots[made.id]
     return "<return>true</return>"
@@ -111,20 +114,31 @@ def delete_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
 
 def copy_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
     source = _known(cloud, wanted["SourceSnapshotId"])
+    minutes = int(wanted.get("CompletionDurationMinutes") or wanted.get("SnapshotCopyCompletionDurationMinutes") or 0)
+    if minutes % 15 or minutes > 2880:
+        raise Wrong("InvalidParameterValue", "The completion duration is in steps of 15 minutes, up to 48 hours")
     if source.region != wanted["SourceRegion"] or source.state != "completed":
         raise Wrong("InvalidSnapshot.NotFound", f"The snapshot {source.id} is not there, or {source.state}")
     made = replace(source, id=cloud.new("snap"), region=wanted["region"], parent=source.id)
-    made.shared = set()
+    made.shared, made.owner, made.within = set(), "123456789012", minutes
     made.tags, made.state, made.looks, made.data = _tags(wanted, "TagSpecification.1.Tag."), "pending", cloud.slow, {}
-    made.key = wanted.get("KmsKeyId", made.key)
+    # EC2 API reference, CopySnapshot: encrypted as the source or as asked, in some regions by default; the key is
+    # looked at while the copy is under way ("the action can appear to complete, but eventually fails").
+    region, key = made.region, wanted.get("KmsKeyId", "")
+    if key and wanted.get("Encrypted") != "true":
+        raise Wrong("InvalidParameterDependency", "KmsKeyId needs Encrypted")
+    made.encrypted = source.encrypted or wanted.get("Encrypted") == "true" or region in cloud.by_default
+    made.key = (cloud.key_arn(key, region) if key else cloud.default_key(region)) if made.encrypted else ""
+    if key == "alias/missing" or (key.startswith("arn:") and key.split(":")[3] != region):
+        made.fails, made.sealed = "Given key ID is not accessible", True
     cloud.snapshots[made.id] = made
     return f"<snapshotId>{made.id}</snapshotId>"
 
 
 def modify_snapshot_attribute(cloud: Cloud, wanted: dict[str, str]) -> str:
     made = _known(cloud, wanted["SnapshotId"])
-    if made.encrypted and not made.key:
-        raise Wrong("InvalidParameter", "Snapshots encrypted with the default key cannot be shared")
+    if made.encrypted and made.key == cloud.key_arn("alias/aws/ebs", made.region):
+        raise Wrong("OperationNotPermitted", "Encrypted snapshots with EBS default key cannot be shared")
     made.shared |= set(_listed(wanted, "UserId"))
     return "<return>true</return>"
 
@@ -187,21 +201,25 @@ def delete_tags(cloud: Cloud, wanted: dict[str, str]) -> str:
 
 
 def register_image(cloud: Cloud, wanted: dict[str, str]) -> str:
-    name, mapping = wanted["Name"], "BlockDeviceMapping.1"
+    name = wanted["Name"]
     if any((image["name"], image["region"]) == (name, wanted["region"]) for image in cloud.images.values()):
         raise Wrong("InvalidAMIName.Duplicate", f"AMI name {name} is already in use")
     if wanted.get("BootMode") not in _BOOT:
         raise Wrong("InvalidParameterValue", "The boot mode is invalid")
-    made = _known(cloud, wanted[f"{mapping}.Ebs.SnapshotId"])
-    if made.state != "completed":
-        raise Wrong("InvalidSnapshot.NotReady", f"The snapshot {made.id} is {made.state}")
+    if wanted.get("TpmSupport") and wanted["BootMode"] != "uefi":
+        raise Wrong("InvalidParameterCombination", "NitroTPM needs the boot mode uefi")
+    disks = [_disk(cloud, wanted, name.removesuffix(".DeviceName")) for name in wanted if name.endswith(".DeviceName")]
+    if wanted["RootDeviceName"] != disks[0]["device"] or len({each["device"] for each in disks}) != len(disks):
+        raise Wrong("InvalidBlockDeviceMapping", "The root device is not mapped, or a device is mapped twice")
+    made = cloud.snapshots[disks[0]["snapshot"]]
     identifier = cloud.new("ami")
     cloud.images[identifier] = {
         "id": identifier,
         "name": name,
         "region": wanted["region"],
         "snapshot": made.id,
-        "device": wanted[f"{mapping}.DeviceName"],
+        "device": disks[0]["device"],
+        "further": disks[1:],
         "tags": _tags(wanted, "TagSpecification.1.Tag."),
         "looks": cloud.slow,
         "attributes": {key: value for key, value in wanted.items() if "." not in key},
@@ -209,17 +227,59 @@ def register_image(cloud: Cloud, wanted: dict[str, str]) -> str:
     return f"<imageId>{identifier}</imageId>"
 
 
+def _disk(cloud: Cloud, wanted: dict[str, str], mapping: str) -> dict[str, Any]:
+    """Return one mapping of RegisterImage, which takes no word on the encryption of what is made from a snapshot."""
+    said = {name.rpartition(".")[2]: value for name, value in wanted.items() if name.startswith(f"{mapping}.")}
+    disk = {
+        "device": said["DeviceName"],
+        "virtual": said.get("VirtualName", ""),
+        "snapshot": said.get("SnapshotId", ""),
+    }
+    if disk["snapshot"]:
+        made = _known(cloud, disk["snapshot"])
+        if made.state != "completed":
+            raise Wrong("InvalidSnapshot.NotReady", f"The snapshot {made.id} is {made.state}")
+        if made.owner != "123456789012":
+            raise Wrong("UnauthorizedOperation", f"The snapshot {made.id} is of another account")
+        if "Encrypted" in said:
+            raise Wrong("InvalidParameterCombination", "What is made from a snapshot is encrypted as that is")
+    return {**disk, "gib": said.get("VolumeSize", "")}
+
+
+def _snapshots_of(image: dict[str, Any]) -> list[str]:
+    return [image["snapshot"], *(each["snapshot"] for each in image.get("further", ()) if each["snapshot"])]
+
+
+def _mapping(cloud: Cloud, disk: dict[str, Any]) -> str:
+    device = f"<deviceName>{disk['device']}</deviceName>"
+    if disk["virtual"]:
+        return f"<item>{device}<virtualName>{disk['virtual']}</virtualName></item>"
+    made = cloud.snapshots.get(disk["snapshot"])
+    snapshot = f"<snapshotId>{made.id}</snapshotId>" if made else ""
+    size = f"<volumeSize>{made.gib if made else disk['gib']}</volumeSize>"
+    encrypted = f"<encrypted>{str(bool(made and made.encrypted)).lower()}</encrypted>"
+    return f"<item>{device}<ebs>{snapshot}{size}{encrypted}</ebs></item>"
+
+
+# As DescribeImages spells what RegisterImage takes (and, of AMIs that others made, what AWS says by itself).
+_SAID = {
+    "ImdsSupport": "imdsSupport", "TpmSupport": "tpmSupport", "BootMode": "bootMode", "EnaSupport": "enaSupport",
+    "SriovNetSupport": "sriovNetSupport", "PlatformDetails": "platformDetails",
+}  # fmt: skip
+
+
 def _image(cloud: Cloud, image: dict[str, Any]) -> str:
     image["looks"] -= 1
     state = "pending" if image["looks"] > 0 else "available"
-    said, made = image["attributes"], cloud.snapshots[image["snapshot"]]
+    said = image["attributes"]
+    root = {"device": image["device"], "snapshot": image["snapshot"], "virtual": ""}
+    mappings = "".join(_mapping(cloud, each) for each in (root, *image.get("further", ())))
+    more = "".join(_if_said(tag, said.get(name)) for name, tag in _SAID.items())
     return (
         f"<item><imageId>{image['id']}</imageId><name>{image['name']}</name><imageState>{state}</imageState>"
         f"<architecture>{said['Architecture']}</architecture><rootDeviceType>ebs</rootDeviceType>"
-        f"<imdsSupport>{said.get('ImdsSupport', '')}</imdsSupport>{_if_said('tpmSupport', said.get('TpmSupport'))}"
-        f"<rootDeviceName>{said['RootDeviceName']}</rootDeviceName><blockDeviceMapping><item>"
-        f"<deviceName>{image['device']}</deviceName><ebs><snapshotId>{made.id}</snapshotId>"
-        f"<volumeSize>{made.gib}</volumeSize></ebs></item></blockDeviceMapping>{_xml(image['tags'])}</item>"
+        f"{more}<rootDeviceName>{said['RootDeviceName']}</rootDeviceName>"
+        f"<blockDeviceMapping>{mappings}</blockDeviceMapping>{_xml(image['tags'])}</item>"
     )
 
 
@@ -235,10 +295,16 @@ def copy_image(cloud: Cloud, wanted: dict[str, str]) -> str:
             raise Wrong("IdempotentParameterMismatch", "The client token was used with other parameters")
         return f"<imageId>{made_before}</imageId>"
     source = _image_known(cloud, wanted["SourceImageId"])
-    copied = copy_snapshot(cloud, {**wanted, "SourceSnapshotId": source["snapshot"]})
+
+    def copied(snapshot: str) -> str:
+        text = copy_snapshot(cloud, {**wanted, "SourceSnapshotId": snapshot})
+        return text[len("<snapshotId>") : -len("</snapshotId>")]
+
     identifier = cloud.new("ami")
-    made = {"id": identifier, "snapshot": copied[len("<snapshotId>") : -len("</snapshotId>")], "looks": cloud.slow}
+    made = {"id": identifier, "snapshot": copied(source["snapshot"]), "looks": cloud.slow}
     made |= {"region": wanted["region"], "tags": _tags(wanted, "TagSpecification.1.Tag.")}
+    further = source.get("further", ())
+    made["further"] = [{**each, "snapshot": each["snapshot"] and copied(each["snapshot"])} for each in further]
     cloud.images[identifier] = {**source, **made}
     if wanted.get("ClientToken"):
         cloud.tokens[token] = (str(wanted), identifier)
@@ -270,6 +336,24 @@ def describe_images(cloud: Cloud, wanted: dict[str, str]) -> str:
     return f"<imagesSet>{''.join(items)}</imagesSet>"
 
 
+def describe_image_attribute(cloud: Cloud, wanted: dict[str, str]) -> str:
+    image = _image_known(cloud, wanted["ImageId"])
+    assert wanted["Attribute"] == "uefiData", "the only one that is asked for"
+    if image.get("owner", "123456789012") != "123456789012":
+        raise Wrong("AuthFailure", "Not authorized for image")
+    data = image["attributes"].get("UefiData", "")
+    value = f"<uefiData><value>{data}</value></uefiData>" if data else ""
+    return f"<imageId>{image['id']}</imageId>{value}"
+
+
+def get_ebs_encryption_by_default(cloud: Cloud, wanted: dict[str, str]) -> str:
+    return f"<ebsEncryptionByDefault>{str(wanted['region'] in cloud.by_default).lower()}</ebsEncryptionByDefault>"
+
+
+def get_ebs_default_kms_key_id(cloud: Cloud, wanted: dict[str, str]) -> str:
+    return f"<kmsKeyId>{cloud.by_default.get(wanted['region'], 'alias/aws/ebs')}</kmsKeyId>"
+
+
 def describe_nothing(_cloud: Cloud, _wanted: dict[str, str]) -> str:
     """Instances, requests of such, volumes and security groups, of which there are none here."""
     return ""
@@ -280,6 +364,9 @@ _ACTIONS = {
     "DescribeSpotInstanceRequests": describe_nothing,
     "DescribeVolumes": describe_nothing,
     "DescribeSecurityGroups": describe_nothing,
+    "DescribeImageAttribute": describe_image_attribute,
+    "GetEbsEncryptionByDefault": get_ebs_encryption_by_default,
+    "GetEbsDefaultKmsKeyId": get_ebs_default_kms_key_id,
     "DescribeSnapshots": describe_snapshots,
     "DeleteSnapshot": delete_snapshot,
     "CopySnapshot": copy_snapshot,

@@ -1,6 +1,7 @@
 """Fast snapshot restore as a state machine, for the stand-ins of EC2: each look moves it one step on.
 
-Not modelled: the time that it takes, credits, quotas, what it does for volumes.
+Credits start at zero and come with each look at an enabled pair (EBS user guide, "Volume creation credits"); they are
+told by CloudWatch. Not modelled: the time that it takes, quotas, what it does for volumes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ class FastRestores:
 
     states: dict[tuple[str, str], str] = field(default_factory=dict)
     full: set[str] = field(default_factory=set)
+    credits: dict[tuple[str, str], float] = field(default_factory=dict)
+    gain: float = 0.75
 
     def enable(self, snapshots: Iterable[str], zones: Iterable[str]) -> dict[str, Any]:
         done, refused = [], []
@@ -33,6 +36,19 @@ class FastRestores:
                     self.states[snapshot, zone] = "enabling"
                 done.append({**pair, "State": self.states[snapshot, zone]})
         return {"Successful": done, "Unsuccessful": refused}
+
+    def metric_data(self, queries: Iterable[Any]) -> dict[str, Any]:
+        """Answer GetMetricData: of pairs that are enabled, and of the one metric that is asked for."""
+        found = []
+        for query in queries:
+            metric = query["MetricStat"]["Metric"]
+            assert (metric["Namespace"], metric["MetricName"]) == ("AWS/EBS", "FastSnapshotRestoreCreditsBalance")
+            names = {each["Name"]: each["Value"] for each in metric["Dimensions"]}
+            pair = (names["SnapshotId"], names["AvailabilityZone"])
+            known = self.states.get(pair) == "enabled"
+            found.append({"Id": query["Id"], "Values": [self.credits.get(pair, 0.0)] if known else []})
+            self.credits[pair] = self.credits.get(pair, 0.0) + self.gain * known
+        return {"MetricDataResults": found}
 
     def look(self, snapshots: Iterable[str], states: Iterable[str] = ()) -> list[dict[str, Any]]:
         """Describe them; with ``states``, those in these alone."""

@@ -42,7 +42,7 @@ _ID = re.compile(rf"({'|'.join(_PREFIXES)})-[0-9a-f]+")
 _NEVER_NEW = {"image", "subnet", "vpc", "key-pair", "launch-template"}
 _EBS_KMS = ("CreateGrant", "Decrypt", "DescribeKey", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo")
 _DIRECT_KMS = ("CreateGrant", "Decrypt", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext")
-_SERVICES = {"autoscaling": "autoscaling", "auto-scaling": "autoscaling"}
+_SERVICES = {"autoscaling": "autoscaling", "auto-scaling": "autoscaling", "service-quotas": "servicequotas"}
 _GLOBAL = {"aws:RequestedRegion"}
 _OF_AWS = ("aws/service/", "AWS-")  # names that belong to AWS, so that their ARNs name no account
 NEW, STARTED = "*", "null"
@@ -178,7 +178,8 @@ def _asked(action: str, asked: Mapping[str, Any], region: str, world: World) -> 
     if template := asked.get("LaunchTemplate", {}).get("LaunchTemplateId"):
         found["ec2:LaunchTemplate"] = (arn("ec2", "launch-template", template, region),)
     if action.startswith("kms:"):
-        found["kms:ResourceAliases"] = (KEY_ALIAS,)
+        named = str(asked.get("KeyId", ""))
+        found["kms:ResourceAliases"] = (named if named.startswith("alias/") else KEY_ALIAS,)
     return {key: values for key, values in found.items() if values}
 
 
@@ -218,12 +219,20 @@ def _named(service: str, kind: str, asked: Mapping[str, Any], region: str) -> It
     }.get((service, kind), ())
     for key, text in _texts(asked):
         if key in plain:
-            yield {"autoscaling": f"1:autoScalingGroupName/{text}", "kms": "1"}.get(service, text.lstrip("/")), region
+            yield (
+                {"autoscaling": f"1:autoScalingGroupName/{text}", "kms": _key_id(text)}.get(service, text.lstrip("/")),
+                region,
+            )
     if (service, kind) == ("eks", "nodegroup"):
         if "nodegroupName" in asked and "clusterName" in asked:
             yield f"{asked['clusterName']}/{asked['nodegroupName']}/1", region
         if "resourceArn" in asked:
             yield asked["resourceArn"].partition(":nodegroup/")[2], region
+
+
+def _key_id(key: str) -> str:
+    """Return the id of a KMS key that a call names; what is behind an alias has some id."""
+    return key.partition(":key/")[2] or "1"
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

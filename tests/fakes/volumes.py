@@ -7,14 +7,16 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from parbake.builders.workers.pool import LayerJob, Workers
 from parbake.core import filetree
 from parbake.core.model import MIB, Layer
 from parbake.core.run import run
-from parbake.images.layers import NodeSink, complete_tree, unpack
+from parbake.images.layers import Allowance
 from parbake.machine import disk
 from parbake.machine.disk import private_mounts
 from parbake.machine.ext4 import LayerArea, Volume
 from tests.fakes.trees import Node, scan
+from tests.fakes.workers import ThreadWorkers
 
 
 def volume_trees(
@@ -38,21 +40,20 @@ def volume_trees(
 
 def write(file: Path, layers: Sequence[Layer], blobs: Sequence[bytes]) -> Volume:
     """Write layers into an empty volume whose root shows them by chain ID; return the volume, closed."""
-    with Volume(file) as volume:
+    with Volume(file) as volume, ThreadWorkers() as workers:
         for number, area in enumerate(volume.areas(layers)):
-            add(volume, area, layers[: number + 1], blobs[number])
+            add(volume, workers, area, layers[: number + 1], blobs[number])
         show(volume)
     return volume
 
 
-def add(volume: Volume, area: LayerArea, layers: Sequence[Layer], blob: bytes) -> None:
-    """Write the last of some layers into its place; those below it are there. Raises what the engine raises."""
+def add(volume: Volume, workers: Workers, area: LayerArea, layers: Sequence[Layer], blob: bytes) -> None:
+    """Have the last of some layers written into its place; those below are there. Raises what the engine raises."""
     *below, layer = layers
-    sink = NodeSink("the volume", area)
-    unpack(io.BytesIO(blob), layer, sink, bound=1 << 30, progress=lambda _: None)
-    lowers = [volume.reader.node(volume.placed[each.chain_id].root) for each in reversed(below)]
-    complete_tree(sink.tree, lowers)
-    volume.placed[layer.chain_id] = area.place(sink.tree.root, sink.tree.unused)
+    roots = [volume.placed[each.chain_id].root for each in reversed(below)]
+    job = LayerJob(layer, area, lambda: roots, bound=1 << 30, allowance=Allowance(1 << 40))
+    done = workers.write(job, io.BytesIO(blob), progress=lambda _: None)
+    volume.placed[layer.chain_id] = area.settle(done.written)
 
 
 def show(volume: Volume) -> None:

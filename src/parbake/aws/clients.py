@@ -1,4 +1,4 @@
-"""boto3 clients: made once for each service and region, with one policy of retries and errors in plain words.
+"""boto3 clients: made once for each service, region and role, with one policy of retries and errors in plain words.
 
 Retries happen here and nowhere above: botocore's *adaptive* mode backs off with jitter and slows down by itself when
 AWS throttles (botocore documentation, "Retries"). Whoever calls a client never retries the same call again.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,8 +23,39 @@ _READ_SECONDS = 60
 # The EBS direct API keeps 64 requests in flight; fewer connections would make them wait for each other.
 _CONNECTIONS = 96
 
-_made: dict[tuple[str, str, int], Client] = {}
+_SESSION = "parbake"  # the name that CloudTrail shows
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A role that calls are made with, in whatever account it is; ``external_id`` is what its trust policy asks for."""
+
+    arn: str
+    external_id: str = ""
+
+    @property
+    def account(self) -> str:
+        """The number of its account."""
+        return self.arn.split(":")[4]
+
+
+_acting: ContextVar[Role | None] = ContextVar("acting", default=None)
+_made: dict[tuple[str, str, int, Role | None], Client] = {}
 _making = threading.Lock()
+
+
+@contextmanager
+def acting_as(arn: str | None, external_id: str | None = None) -> Iterator[None]:
+    """Let clients that are made inside act in a role, which the caller's own credentials assume; without: as before.
+
+    A client keeps the role that it was made with, also where it is used later, and its credentials are renewed.
+    """
+    token = _acting.set(Role(arn, external_id or "")) if arn else None
+    try:
+        yield
+    finally:
+        if token:
+            _acting.reset(token)
 
 
 class Client:
@@ -65,11 +98,11 @@ def client(service: str, region: str = "", *, tries: int = 0) -> Client:
     Credentials, endpoint and region come from where every AWS tool takes them (environment, profile, instance role).
     Raises EnvironmentProblem (no boto3), AwsNoAccess (no credentials, no region).
     """
-    region, tries = region or default_region(), tries or _TRIES
+    region, tries, role = region or default_region(), tries or _TRIES, _acting.get()
     with _making:
-        if (service, region, tries) not in _made:
-            _made[service, region, tries] = Client(_make(service, region, tries), service, region)
-        return _made[service, region, tries]
+        if (service, region, tries, role) not in _made:
+            _made[service, region, tries, role] = Client(_make(service, region, tries), service, region)
+        return _made[service, region, tries, role]
 
 
 def _make(service: str, region: str, tries: int) -> Any:
@@ -85,7 +118,24 @@ def _make(service: str, region: str, tries: int) -> Any:
         user_agent_appid="parbake",
     )
     with translate(service, "connect", region):
-        return boto3.Session().client(service, config=config)
+        return _session(boto3, region).client(service, config=config)
+
+
+def _session(boto3: Any, region: str) -> Any:
+    """Return a session of the caller's, or of the role that is acted in: its credentials are asked for with a call."""
+    own, role = boto3.Session(), _acting.get()
+    if role is None:
+        return own
+    from botocore.credentials import DeferredRefreshableCredentials, create_assume_role_refresher
+    from botocore.session import get_session
+
+    asked = {"RoleArn": role.arn, "RoleSessionName": _SESSION}
+    asked |= {"ExternalId": role.external_id} if role.external_id else {}
+    theirs = get_session()
+    theirs._credentials = DeferredRefreshableCredentials(  # noqa: SLF001 (botocore has no other way to set them)
+        method="assume-role", refresh_using=create_assume_role_refresher(own.client("sts", region_name=region), asked)
+    )
+    return boto3.Session(botocore_session=theirs)
 
 
 def default_region() -> str:

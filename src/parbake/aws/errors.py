@@ -87,7 +87,7 @@ _FAMILIES = (
     ),
 )  # fmt: skip
 _OF_KMS = re.compile(r"kms|\bkey id\b|\bcmk\b", re.IGNORECASE)
-_NOT_FOUND = (".NotFound", "NotFoundException", ".Unavailable", ".Malformed", "NotFound")
+_NOT_FOUND = (".NotFound", "NotFoundException", ".Unavailable", ".Malformed", "NotFound", "NoSuchEntity")
 
 
 def name_of(operation: str) -> str:

@@ -51,6 +51,16 @@ class SourceImage:
         )
 
 
+def guard_of(image: Mapping[str, Any]) -> str:
+    """Return how a described AMI is protected from deregistration, in words; empty: it is not.
+
+    With a cool-down it holds for 24 hours after it was disabled (EC2 API reference,
+    EnableImageDeregistrationProtection), which DescribeImages does not call ``disabled`` yet.
+    """
+    said = str(image.get("DeregistrationProtection") or "disabled")
+    return "" if said == "disabled" else f"protected from deregistration ({said})"
+
+
 def architecture_of(name: str) -> str:
     """Return Go's word for an architecture that EC2 names; what has none stays as it is."""
     return next((word for word, named in _ARCHITECTURES.items() if named == name), name)

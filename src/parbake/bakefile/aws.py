@@ -7,30 +7,27 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 
+from parbake.bakefile.kms import EVERYWHERE, REGION, KmsKeys, is_managed_by_aws, key_in, reaches, travels
 from parbake.bakefile.sections import Section
-from parbake.bakefile.values import Days, Duration, matching, spoken, text_schema, wrong
+from parbake.bakefile.targets import ExternalId, RoleArn
+from parbake.bakefile.values import Days, Duration, described, matching, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
 _LEAST_SECONDS = 3600.0  # of fast snapshot restore (Amazon EBS pricing: billed by the minute, an hour at least)
+_COPY_STEP, _LONGEST_COPY = 900.0, 48 * 3600.0  # seconds (EC2 API reference, CopySnapshot; "Time-based copies")
+_MOST_CREDITS = 10  # of fast snapshot restore (EBS user guide, "Volume creation credits")
 _GP3 = {"iops": (3000, 80_000), "throughput": (125, 2000)}
 
-
-_REGION = r"[a-z]{2,}(-[a-z]+)+-[0-9]"
 _TYPE = r"[a-z][a-z0-9-]*\.[a-z0-9-]+"
 _PROFILE = r"[\w+=,.@-]{1,128}|arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/[\w+=,.@/-]+"
 _SHARE = r"[0-9]{12}|arn:aws[a-z-]*:organizations::[0-9]{12}:(organization|ou)/[a-z0-9/-]+"
-_KEY = (
-    r"alias/[A-Za-z0-9/_-]+|(mrk-)?[0-9a-f-]{32,36}|arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]+"
-)
 
-Region = Annotated[
-    str, matching(_REGION, "an AWS region", "such as eu-west-1"), text_schema(f"^{_REGION}$", "eu-west-1")
-]
+Region = Annotated[str, matching(REGION, "an AWS region", "such as eu-west-1"), text_schema(f"^{REGION}$", "eu-west-1")]
 Zone = Annotated[
     str,
-    matching(rf"{_REGION}[a-z]", "an availability zone", "such as eu-west-1a"),
-    text_schema(f"^{_REGION}[a-z]$", "eu-west-1a"),
+    matching(rf"{REGION}[a-z]", "an availability zone", "such as eu-west-1a"),
+    text_schema(f"^{REGION}[a-z]$", "eu-west-1a"),
 ]
 InstanceType = Annotated[
     str, matching(_TYPE, "an instance type", "such as m7i.large"), text_schema(f"^{_TYPE}$", "m7i.large")
@@ -60,14 +57,11 @@ Share = Annotated[
     matching(_SHARE, "an account, an organisation or an organisational unit", "such as 123456789012, or its ARN"),
     text_schema("", "123456789012"),
 ]
-KmsKey = Annotated[
-    str, matching(_KEY, "a KMS key", "such as alias/nodes, a key id, or an ARN"), text_schema("", "alias/nodes")
-]
 
 
 def _whole(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise wrong(f"must be a whole number, not {spoken(value)}")
+        raise wrong(f"must be a whole number, not {described(value)}")
     return value
 
 
@@ -94,6 +88,17 @@ def distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     if twice:
         raise wrong(f"{twice[0]} is already in the list", "remove one of them")
     return value
+
+
+def _need_key(keys: dict[str, str] | None, region: str | None) -> None:
+    """Refuse keys that mean none for a region."""
+    if not keys or not region:
+        return
+    if EVERYWHERE not in keys and region not in keys:
+        raise wrong(f"there is no key for {region}", f"add {region}: KEY to kms_key")
+    key = keys.get(region) or keys[EVERYWHERE]
+    if not reaches(key, region):
+        raise wrong(f"the key {key} is not of {region}", "name a key of the region, or its alias there")
 
 
 class VolumeSection(Section):
@@ -125,6 +130,17 @@ class FastRestoreSection(Section):
     for_: Annotated[Hours | None, Field(alias="for")] = None
     """Disable it after so long, such as 6h: `parbake watch`, `prune --aws` and `clean --aws` do. Default: it stays."""
 
+    credits: Whole = 1
+    """With `at: rollout`: how many credits each zone must have before nodes of a target are replaced, 1 to 10. They
+    start at zero and come with 1024/GiB an hour, 10 at most; a volume without one loads lazily."""
+
+    @check("credits")
+    @classmethod
+    def _fit_a_bucket(cls, value: int) -> int:
+        if not 1 <= value <= _MOST_CREDITS:
+            raise wrong(f"{value} is not between 1 and {_MOST_CREDITS}, which a bucket holds at most")
+        return value
+
     @check("zones")
     @classmethod
     def _some_and_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -148,6 +164,11 @@ class AwsSection(Section):
 
     region: Region | None = None
     """The region. Default: that of the AWS configuration (AWS_REGION, the profile)."""
+    role: RoleArn | None = None
+    """The role to bake, prune and clean up in, perhaps in another account. ECR is asked as the caller. Default: the
+    caller's own rights."""
+    external_id: ExternalId | None = None
+    """The external id that the role's trust policy asks for."""
     instance_types: Annotated[tuple[InstanceType, ...], BeforeValidator(_some)] = ()
     """Instance types for the bake, tried in this order. Default: some of 2 CPUs and 8 GiB, for the platform."""
     purchase: Literal["on-demand", "spot", "spot-first"] = "on-demand"
@@ -162,12 +183,15 @@ class AwsSection(Section):
     """The builder's volume, for the time of the bake."""
     encrypted: bool = False
     """Encrypt the result's snapshots."""
-    kms_key: KmsKey | None = None
-    """The KMS key for that (alias, id or ARN). Default: the account's key for EBS. Sharing needs one of your own."""
+    kms_key: KmsKeys | None = None
+    """The KMS key for that (alias, id or ARN), or keys by region: `{eu-west-1: KEY, us-east-1: KEY}`. Default: the
+    account's key for EBS. Sharing needs one of your own; copies need one that their region has."""
     tags: dict[str, str] = Field(default_factory=dict)
     """Tags for everything that is made, besides parbake's own."""
     copy_to: tuple[Region, ...] = ()
     """Regions to copy the result to."""
+    copy_within: Annotated[Duration | None, text_schema("^[0-9]+[hm]$", "4h")] = None
+    """Let AWS finish each copy within this time, for a price: 15 minutes to 48 hours, in steps of 15 minutes."""
     share_with: tuple[Share, ...] = ()
     """Accounts (12 digits), organisations and units (ARNs) that may launch the result."""
     deprecate_after: Days | None = None
@@ -187,11 +211,16 @@ class AwsSection(Section):
         """Whether fast snapshot restore begins as soon as the snapshot is there."""
         return bool(self.fast_snapshot_restore and self.fast_snapshot_restore.at == "bake")
 
+    def key_in(self, region: str) -> str:
+        """Return the KMS key for a region, as that region knows it (empty: the account's key for EBS)."""
+        return key_in(self.kms_key, region)
+
     @check("kms_key")
     @classmethod
-    def _needs_encryption(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _needs_encryption(cls, value: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
         if value and info.data.get("encrypted") is False:
             raise wrong("a key encrypts nothing without `encrypted`", "write encrypted: true beside it")
+        _need_key(value, info.data.get("region"))
         return value
 
     @check("tags")
@@ -211,12 +240,46 @@ class AwsSection(Section):
     def _goes_elsewhere(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if info.data.get("region") in value and value:
             raise wrong(f"{info.data['region']} is where the bake is", "remove it from the list")
+        keys = info.data.get("kms_key")
+        key = (keys or {}).get(EVERYWHERE, "")
+        if value and key and not travels(key):
+            raise wrong(
+                f"the key {key} is of one region, so that the copy to {value[0]} would fail after the bake",
+                f"write kms_key: {{{info.data.get('region') or 'REGION'}: KEY, {value[0]}: KEY}}, an alias that each "
+                "region has, or the ARN of a multi-Region key (mrk-…)",
+            )
+        for region in value:
+            _need_key(keys, region)
         return value
+
+    @check("external_id")
+    @classmethod
+    def _goes_with_a_role(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("role"):
+            raise wrong("an external id goes with a role", "write role: arn:aws:iam::ACCOUNT:role/NAME beside it")
+        return value
+
+    @check("copy_within")
+    @classmethod
+    def _in_steps(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is None:
+            return None
+        if value % _COPY_STEP or not _COPY_STEP <= value <= _LONGEST_COPY:
+            raise wrong("AWS takes steps of 15 minutes, from 15m to 48h", "write such as 4h, or 45m")
+        if not info.data.get("copy_to"):
+            raise wrong("there are no copies", "write copy_to: [REGION], or remove it")
+        return value
+
+    @property
+    def copy_minutes(self) -> int:
+        """Within how many minutes a copy is to be finished (0: whenever AWS has)."""
+        return int((self.copy_within or 0) // 60)
 
     @check("share_with")
     @classmethod
     def _can_be_read_there(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if value and info.data.get("encrypted") and not info.data.get("kms_key"):
+        keys = info.data.get("kms_key")
+        if value and info.data.get("encrypted") and (not keys or any(is_managed_by_aws(key) for key in keys.values())):
             raise wrong(
                 "what the account's own EBS key encrypts cannot be shared",
                 "write kms_key: alias/NAME, a key whose policy lets those accounts use it",

@@ -32,7 +32,7 @@ class BaseChoice(Frozen):
 def _kubernetes(text: str) -> str:
     if not re.fullmatch(r"1\.[0-9]{2}", text):
         bare = re.match(r"v?(1\.[0-9]{2})\b", text)
-        raise wrong(f"{text!r} is not a Kubernetes version", f"write {bare.group(1) if bare else '1.33'}")
+        raise wrong(f"{text!r} is not a Kubernetes version", f"write {bare.group(1) if bare else '1.36'}")
     return text
 
 
@@ -48,7 +48,7 @@ AmiId = Annotated[
     matching("ami-([0-9a-f]{8}|[0-9a-f]{17})", "a valid AMI id", "such as ami-0123456789abcdef0"),
     text_schema("^ami-[0-9a-f]+$", "ami-0123456789abcdef0"),
 ]
-Kubernetes = Annotated[str, AfterValidator(_kubernetes), text_schema(r"^1\.[0-9]{2}$", "1.33")]
+Kubernetes = Annotated[str, AfterValidator(_kubernetes), text_schema(r"^1\.[0-9]{2}$", "1.36")]
 Owner = Annotated[
     str,
     matching(_OWNER, "a valid AMI owner", "an account of 12 digits, amazon, or self"),
@@ -59,7 +59,7 @@ Parameter = Annotated[
     matching("/[A-Za-z0-9_./-]+", "a valid SSM parameter name", "such as /aws/service/…/image_id"),
     text_schema("^/[A-Za-z0-9_./-]+$"),
 ]
-AmiName = Annotated[str, AfterValidator(_pattern), text_schema("", "amazon-eks-gpu-node-1.23-*")]
+AmiName = Annotated[str, AfterValidator(_pattern), text_schema("", "amazon-eks-node-al2023-x86_64-nvidia-1.36-*")]
 
 
 class DebianSection(Section):
@@ -141,7 +141,7 @@ class BaseSection(Section):
             return AmiSource(name=by.name, owner=by.owner, architecture=by.architecture or "")
         if self.eks:
             if not self.kubernetes:
-                raise wrong("eks needs the version of Kubernetes", 'write kubernetes: "1.33" beside it')
+                raise wrong("eks needs the version of Kubernetes", 'write kubernetes: "1.36" beside it')
             return AmiSource(eks=self.eks, kubernetes=self.kubernetes, gpu=self.gpu or "")
         return AmiSource(id=self.ami or "", ssm=self.ssm or "")
 
@@ -152,7 +152,7 @@ def _base(text: str) -> object:
     if text.startswith("ami-"):
         return {"ami": text}
     if text in _EKS:
-        raise wrong(f"{text!r} needs the version of Kubernetes", f'write base: {{eks: {text}, kubernetes: "1.33"}}')
+        raise wrong(f"{text!r} needs the version of Kubernetes", f'write base: {{eks: {text}, kubernetes: "1.36"}}')
     if "/" in text or "." in text:
         raise wrong(f"{text!r} is not a valid base", f"for a disk image, write base: {{file: {text}}}")
     raise wrong(f"{text!r} is not a valid base", close(text, ("debian", "none", "file")))

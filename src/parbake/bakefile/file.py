@@ -31,11 +31,12 @@ from parbake.bakefile.values import (
     Size,
     StoreText,
     close,
+    described,
     reference_text,
-    spoken,
     text_schema,
     wrong,
 )
+from parbake.bakefile.verification import VerifySection
 from parbake.core.access import ReadableBy
 from parbake.core.model import Artefact, Platform
 from parbake.core.reference import DOCKER_HUB, Reference
@@ -47,7 +48,7 @@ def first_version(value: object) -> object:
     """Check the version of a format, of which there is one."""
     if type(value) is int and value == 1:  # True is an int and equals 1
         return value
-    raise wrong(f"this parbake reads version 1, not {spoken(value)}", "write version: 1")
+    raise wrong(f"this parbake reads version 1, not {described(value)}", "write version: 1")
 
 
 def _runtime(value: object) -> object:
@@ -124,6 +125,8 @@ class Bakefile(Section):
     `owner` (files 0600, a new folder 0700), `group` (0640, 0750) or `everyone` (0644, 0755)."""
     retention: RetentionSection = Field(default_factory=RetentionSection)
     """What `parbake prune` and `parbake watch --prune` keep."""
+    verify: VerifySection = Field(default_factory=VerifySection)
+    """What artefacts are proven on."""
     trust: tuple[PublicKeyFile, ...] = ()
     """PEM files with public keys. Where there are any, `parbake verify`, `rollout`, `watch` and `export` refuse a
     record that none of them has signed."""
@@ -152,7 +155,18 @@ class Bakefile(Section):
                 f"not onto {_WHICH[value.kind]}",
                 f"write builder: {' or '.join(ways)}"
                 if value.kind != "debian"
-                else 'write base: {eks: al2023, kubernetes: "1.33"}, or another builder',
+                else 'write base: {eks: al2023, kubernetes: "1.36"}, or another builder',
+            )
+        return value
+
+    @check("verify")
+    @classmethod
+    def _has_a_volume(cls, value: VerifySection, info: ValidationInfo) -> VerifySection:
+        artefact: Artefact | None = info.data.get("artefact")
+        if value.base and ((artefact and artefact.kind != "volume") or info.data.get("builder") in {"ec2", "packer"}):
+            raise wrong(
+                "verify.base is for volumes that are made here: a machine image is itself what is booted",
+                "remove it",
             )
         return value
 
@@ -263,6 +277,11 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
     if bakefile.sandbox not in {"auto", "none"}:
         used.add(Reference.parse(bakefile.sandbox).registry)
     used |= {mirror.partition("/")[0] for options in bakefile.registries.values() for mirror in options.mirrors}
+    if bakefile.base.ami and bakefile.base.ami.eks == "al2":
+        found.append(
+            "base: Amazon Linux 2 is past its end: EKS publishes no AMI of it since 2025-11-26, and mends none; "
+            "write eks: al2023"
+        )
     if bakefile.trust and not bakefile.sign:
         found.append("trust: there is no `sign`, so what is baked here is not signed, and `parbake rollout` refuses it")
     unused = [host for host in bakefile.registries if host not in used]

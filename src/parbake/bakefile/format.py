@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from parbake.bakefile.values import WRONG, Reading, close, spoken
+from parbake.bakefile.values import WRONG, Reading, close, described
 from parbake.core.errors import BakefileError, InputError, Problem
 from parbake.core.yamltext import Document, Where, dotted, parse
 
@@ -117,7 +117,7 @@ class Format[Model: BaseModel]:
         if data is None:
             return None, [Problem("file", "is empty", document.line)]
         if not isinstance(data, dict):
-            message = f"must be a mapping of keys, not {spoken(data)}"
+            message = f"must be a mapping of keys, not {described(data)}"
             return None, [Problem("file", message, document.line, "begin with version: 1")]
         whole = {**self.defaults(folder), **data, **overrides}
         try:
@@ -147,11 +147,11 @@ class Format[Model: BaseModel]:
         elif kind == "extra_forbidden":
             message, suggestion = "no such key", close(last, self._known_keys(where[:-1]))
         elif kind in _EXPECTED:
-            message = f"must be {_EXPECTED[kind]}, not {spoken(value)}"
+            message = f"must be {_EXPECTED[kind]}, not {described(value)}"
             suggestion = "give it a value or remove it" if value is None else ""
         elif kind == "literal_error":
             known = re.findall(r"'([^']*)'", context["expected"])
-            message, suggestion = f"must be {_any_of(known)}, not {spoken(value)}", _meant(value, known)
+            message, suggestion = f"must be {_any_of(known)}, not {described(value)}", _meant(value, known)
         elif kind == "too_short":
             message, suggestion = self.empty.get(last, ("must not be empty", ""))
         elif kind in {"greater_than_equal", "less_than_equal"}:

@@ -23,8 +23,8 @@ _BAKEFILE = Format(
     schema=schema,
     not_text=frozenset({
         "version", "keep_layers", "also_by_digest", "plain_http", "create", "scan_on_push", "immutable_tags", "tcp",
-        "port", "iops", "throughput", "encrypted", "initialization_rate", "hydrate", "mount", "healthy", "batch",
-        "auto_rollback", "force", "respect_pdb", "keep",
+        "port", "credits", "iops", "throughput", "encrypted", "initialization_rate", "hydrate", "mount", "healthy",
+        "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store",
     }),
     numbers=frozenset({"checkpoints"}),
     of_the_user=frozenset({"env", "args", "tags"}),

@@ -37,7 +37,8 @@ class InitImage:
     """An image for the starter.
 
     ``size`` is what travels, in bytes (0: unknown). ``build`` is the folder to build it in, relative to the Bakefile.
-    ``log`` is the regular expression of the line that says it is up. ``uses`` says who runs it, for people.
+    ``log`` is the regular expression of the line that says it is up. ``uses`` says who runs it, for people, and
+    ``on_every_node`` that a DaemonSet does.
     """
 
     reference: str
@@ -45,6 +46,7 @@ class InitImage:
     build: str = ""
     log: str = ""
     uses: tuple[str, ...] = ()
+    on_every_node: bool = False
 
 
 def starter(images: Sequence[InitImage], *, today: date) -> str:
@@ -66,7 +68,8 @@ def _file(name: str) -> bytes:
 
 
 def _entry(entry: InitImage) -> str:
-    lines = [f"  # {_printable(use)}" for use in entry.uses[:_MOST_USES]]
+    lines = ["  # On every node, and first: worth the most in a bake."] if entry.on_every_node else []
+    lines += [f"  # {_printable(use)}" for use in entry.uses[:_MOST_USES]]
     if len(entry.uses) > _MOST_USES:
         lines.append(f"  # and {len(entry.uses) - _MOST_USES} more")
     size = f" # {human_size(entry.size)} compressed" if entry.size else ""

@@ -230,8 +230,8 @@ class ImageEntry(Section):
     """The platform to take of an image for several; must be of the node's architecture and may add a variant."""
     build: Annotated[BuildText | None, Field(validate_default=True)] = None
     """Build the image first, and push it where the reference says; a bare text is the context."""
-    also_by_digest: bool = False
-    """Store the image under name@sha256:… too, for pods that ask for the digest."""
+    also_by_digest: bool = True
+    """Store the image under name@sha256:… too, for pods that ask for the digest, as admission webhooks let them."""
     startup: Annotated[Startup, Via(StartupSection, StartupSection.startup)] | None = None
     """How to start it in verification. Without: the image's own command must run for a second."""
 

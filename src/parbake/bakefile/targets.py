@@ -14,6 +14,8 @@ from parbake.bakefile.values import Duration, File, Name, PathText, matching, te
 _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
 _REGION = r"[a-z]{2}(-[a-z]+)+-[0-9]"
 _PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
+_ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
+_EXTERNAL = r"[\w+=,.@:/-]{2,1224}"
 _KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
 
 
@@ -35,6 +37,11 @@ def _no_option(text: str) -> str:
 Device = Annotated[
     str, matching(_DEVICE, "an EC2 device name", "write /dev/xvdb"), text_schema(f"^{_DEVICE}$", "/dev/xvdb")
 ]
+StorePath = Annotated[
+    str,
+    matching(r"(/[A-Za-z0-9._-]+)+", "an absolute path", "write such as /var/lib/rancher/k3s/agent/containerd"),
+    text_schema(r"^(/[A-Za-z0-9._-]+)+$", "/var/lib/rancher/k3s/agent/containerd"),
+]
 Region = Annotated[
     str, matching(_REGION, "an AWS region", "write such as eu-central-1"), text_schema(f"^{_REGION}$", "eu-central-1")
 ]
@@ -44,17 +51,35 @@ Parameter = Annotated[
     text_schema("^[A-Za-z0-9_./-]+$", "/nodes/gpu"),
 ]
 Tag = Annotated[str, AfterValidator(_tag), text_schema("^[^=*]+=[^*]+$", "image=gpu")]
+RoleArn = Annotated[
+    str,
+    matching(_ROLE, "the ARN of a role", "such as arn:aws:iam::123456789012:role/parbake"),
+    text_schema("^arn:aws[a-z-]*:iam::[0-9]{12}:role/", "arn:aws:iam::123456789012:role/parbake"),
+]
+ExternalId = Annotated[
+    str,
+    matching(_EXTERNAL, "an external id", "2 to 1224 letters, digits and some of +=,.@:/-"),
+    text_schema("", "fleet-7f3a"),
+]
 Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
 
 
-class _WithVolume(Section):
-    """What all targets say of a volume that their nodes get beside their own disk."""
+class _Mounting(Section):
+    """What targets say of how their nodes come to a volume's content."""
 
-    device: Device = "/dev/xvdb"
-    """The device that a volume's snapshot is mapped to."""
     mount: bool = True
     """Let the nodes' user data mount the volume over the runtime's store, grown to its disk, before the runtime starts.
     With `false` the nodes do it themselves."""
+    root: StorePath = ""
+    """Where the nodes' runtime keeps its store, where that is not what their containerd is configured with: for k3s
+    /var/lib/rancher/k3s/agent/containerd, for RKE2 /var/lib/rancher/rke2/agent/containerd."""
+
+
+class _WithVolume(_Mounting):
+    """What targets say of a volume that their nodes get beside their own disk."""
+
+    device: Device = "/dev/xvdb"
+    """The device that a volume's snapshot is mapped to."""
     throughput: Annotated[int, Field(ge=125, le=2000)] | None = None
     """The volume's throughput, in MiB/s. Default: as the target has it, for gp3 125."""
     iops: Annotated[int, Field(ge=100, le=256000)] | None = None
@@ -83,6 +108,9 @@ class KarpenterTarget(_WithVolume):
 
     hydrate: bool = False
     """Put into the node class's user data what loads the blocks early that the images' starts read."""
+    keep_store: bool = False
+    """Put into the node class's user data that nodeadm leaves containerd's store where it is
+    (`localStorage.disabledMounts: [Containerd]`): for `instanceStorePolicy: RAID0` on Amazon Linux 2023."""
 
     @check("parameter")
     @classmethod
@@ -105,9 +133,13 @@ class GitopsTarget(_WithVolume):
     """For values of a Helm chart: the path of the machine image's id, such as nodeClass.amiIds[0]."""
     snapshot_at: Annotated[str, text_schema()] = ""
     """For values of a Helm chart: the path of the snapshot's id."""
+    user_data_at: Annotated[str, text_schema()] = ""
+    """For values of a Helm chart: the path of the nodes' user data, which gets what mounts the volume."""
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
     """As in `karpenter`."""
     hydrate: bool = False
+    """As in `karpenter`."""
+    keep_store: bool = False
     """As in `karpenter`."""
 
 
@@ -168,7 +200,7 @@ class SsmTarget(Section):
     """The parameter's name; it is made when missing."""
 
 
-class FileTarget(Section):
+class FileTarget(_Mounting):
     """A file for other tools, written beside the Bakefile."""
 
     path: PathText
@@ -209,6 +241,10 @@ class Target(Section):
     """The name for `--to`. Default: the kind."""
     region: Region | None = None
     """The region of AWS. Default: the one that the artefact is published in, where it is one."""
+    role: RoleArn | None = None
+    """The role to act in for this target, perhaps in another account. Default: `aws.role`, or the caller's own."""
+    external_id: ExternalId | None = None
+    """The external id that the role's trust policy asks for."""
     deadline: Duration = Field(default=1800.0, json_schema_extra={"default": "30m"})
     """How long nodes may take to run the artefact."""
     karpenter: KarpenterTarget | None = None
@@ -236,6 +272,13 @@ class Target(Section):
         | None
     ) = None
     """A file for other tools; a bare text is its path."""
+
+    @check("external_id")
+    @classmethod
+    def _goes_with_a_role(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("role"):
+            raise wrong("an external id goes with a role", "write role: arn:aws:iam::ACCOUNT:role/NAME beside it")
+        return value
 
     @property
     def kind(self) -> str:

@@ -87,7 +87,7 @@ def close(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(words)}" if words else ""
 
 
-def spoken(value: object) -> str:
+def described(value: object) -> str:
     """Name a value as its author sees it."""
     if value is None:
         return "nothing"
@@ -121,7 +121,7 @@ def _finished(value: object, kind: type) -> object:
     """Let pass what is not text and needs no reading."""
     if isinstance(value, kind):
         return value
-    raise wrong(f"must be text, not {spoken(value)}", "give it a value or remove it" if value is None else "")
+    raise wrong(f"must be text, not {described(value)}", "give it a value or remove it" if value is None else "")
 
 
 def _size(value: object) -> object:
@@ -319,7 +319,7 @@ def _days(least: int) -> Callable[[object], object]:
         """Read a span of days: ``90d``."""
         match = re.fullmatch(r"([0-9]{1,4})d", value) if isinstance(value, str) else None
         if not match or not least <= int(match[1]) <= _MOST_DAYS:
-            raise wrong(f"must be days, such as 90d, not {spoken(value)}", f"from {least}d to {_MOST_DAYS}d")
+            raise wrong(f"must be days, such as 90d, not {described(value)}", f"from {least}d to {_MOST_DAYS}d")
         return int(match[1])
 
     return read

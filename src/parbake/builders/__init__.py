@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from parbake.coldstart.trace import Trace
-from parbake.core.events import Events
-from parbake.core.model import Image, Plan, Published, Source, Verdict
-from parbake.machine.disk import BlockList, Memory
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from parbake.coldstart.trace import Trace
+    from parbake.core.events import Events
+    from parbake.core.model import Image, Plan, Published, Source, Verdict
+    from parbake.machine.disk import BlockList, Memory
 
 
 @dataclass(frozen=True, slots=True)

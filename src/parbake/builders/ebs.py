@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, override
 
 from parbake import aws
-from parbake.aws import ebs
+from parbake.aws import ebs, encryption
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
 from parbake.builders import Disk, Publisher
@@ -41,9 +42,8 @@ class _Kept:
 
     folder: Path
     sealed: tuple[str, ...]
-    boot: str
+    traits: ebs.Traits
     base: ebs.Parent | None = None
-    tpm: bool = False
 
     @property
     def disk(self) -> Path:
@@ -105,16 +105,16 @@ def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
         if path.exists() and about.exists():
             blocks = BlockList.read(folder / f"{ami}.raw.blocks")
             said = json.loads(about.read_text())
-            return ebs.Fetched(path, said["snapshot"], blocks, said.get("tpm", False))
+            return ebs.Fetched(path, said["snapshot"], blocks)
         path.unlink(missing_ok=True)
         with events.stage("fetch", f"Fetch the base {ami}"):
             fetched = ebs.fetch(ami, path, events, region=region)
         fetched.blocks.write(folder / f"{ami}.raw.blocks")
-        atomic.replace(about, json.dumps({"snapshot": fetched.snapshot, "tpm": fetched.tpm}))
+        atomic.replace(about, json.dumps({"snapshot": fetched.snapshot}))
     return fetched
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EbsShipment:
     """What one run does in AWS. ``fresh``: one of the plan exists already, and the name of an AMI has to be new."""
 
@@ -146,16 +146,18 @@ class EbsShipment:
         try:
             said = json.loads((self.folder / _MADE).read_text())
             base = said["base"] and ebs.Parent(said["base"], BlockList.read(self.folder / _BASE))
-            return _Kept(self.folder, tuple(said["sealed"]), said["boot"], base or None, said["tpm"])
+            return _Kept(self.folder, tuple(said["sealed"]), ebs.Traits.read(said["traits"]), base or None)
         except (FileNotFoundError, ValueError, KeyError, TypeError, InputError):
             return None
 
     def keep(self, disk: Disk) -> Disk:
         """Move the disk into the folder of the shipment, with all that is to be known of it."""
-        boot = ebs.boot_mode(disk.path, self.plan.platform) if self.plan.artefact.kind == "machine-image" else ""
-        base = None
+        base, traits = None, ebs.Traits()
         if self.plan.base.kind == "ami":
             base = _base(self.plan.base.identity, self.region, self.events)
+            traits = ebs.traits_of(self.plan.base.identity, self.region, self.events)
+        if self.plan.artefact.kind == "machine-image" and not traits.boot:
+            traits = replace(traits, boot=ebs.boot_mode(disk.path, self.plan.platform))
         remove_tree(self.folder)
         draft = self.work / "made"
         with room_for(self.folder):
@@ -167,9 +169,8 @@ class EbsShipment:
                 save(disk.trace, draft / _TRACE)
             said = {
                 "sealed": disk.sealed,
-                "boot": boot,
+                "traits": traits.to_json(),
                 "base": base.snapshot if base else "",
-                "tpm": base.tpm if base else False,
             }
             (draft / _MADE).write_text(json.dumps(said))
             publish(draft, self.folder)
@@ -183,9 +184,10 @@ class EbsShipment:
         made = self._made()
         assert made, "keep comes before send"
         assert made.disk == disk.path
+        further = self._further(made)  # what AWS may refuse comes before what takes long
         with self.events.stage("upload", "Write the snapshot"):
             sent = self._upload(made)
-        return self._publish(sent.snapshot, made), sent.blocks
+        return self._publish(sent.snapshot, made, further), sent.blocks
 
     def finish(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
         """Copy, share and warm what is there; say of all of it that it stays, and return where it is."""
@@ -221,6 +223,23 @@ class EbsShipment:
     def _volume(snapshot: str, size: int) -> Published:
         return Published(snapshots=(Snapshot(id=snapshot, size=size),))
 
+    def _further(self, made: _Kept) -> dict[str, str]:
+        """Return copies of the base's further disks by their originals: what an AMI is made of has to be ours."""
+        artefact = self.plan.artefact
+        return {
+            snapshot: ebs.copy(
+                snapshot,
+                self.region,
+                self.region,
+                stamp=self.stamp,
+                name=self.name,
+                encrypted=artefact.encrypted,
+                kms_key=artefact.kms_key,
+                events=self.events,
+            )
+            for snapshot in made.traits.snapshots()
+        }
+
     def _upload(self, made: _Kept) -> ebs.Sent:
         """Make sure of the snapshot, incremental where there is a parent."""
         request = ebs.UploadRequest(
@@ -249,25 +268,34 @@ class EbsShipment:
                     f"the parent {named} is {found['State']}, with {found['VolumeSize']} GiB; this disk has {gib} GiB",
                     hint="raise `size`, or name another `aws.parent_snapshot`",
                 )
+            if self._encryption.by_default and not found.get("Encrypted"):
+                raise InputError(
+                    f"{self.region} encrypts snapshots by default, and the parent {named} is not encrypted",
+                    hint="remove `aws.parent_snapshot`, or name an encrypted copy of it",
+                )
             blocks = self._list(found) or ebs.blocks_of(named, made.disk, self.events, region=self.region)
             return ebs.Parent(named, blocks)
         filters = aws.mine(managed=ARTEFACT)  # what is temporary, a clean-up may take at any time
         filters += [{"Name": "tag-key", "Values": [ebs.BLOCKS_TAG]}, {"Name": "status", "Values": ["completed"]}]
         ours = re.compile(re.escape(self.plan.name) + "-[0-9a-f]{12}(-[0-9a-f]{12})?")
-        usable = [
-            snapshot
-            for snapshot in ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
-            if ours.fullmatch(aws.as_dict(snapshot).get("Name", ""))
-            and int(snapshot["VolumeSize"]) <= gib
-            and self._locked_alike(snapshot)
-        ]
-        for snapshot in sorted(usable, key=lambda each: str(each["StartTime"]), reverse=True):
-            known = self._list(snapshot)
-            if known is not None:
-                return ebs.Parent(str(snapshot["SnapshotId"]), known)
-        return self._base_of(made, gib)
+        found = ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
+        of_name = [each for each in found if ours.fullmatch(aws.as_dict(each).get("Name", ""))]
+        of_name.sort(key=lambda each: str(each["StartTime"]), reverse=True)
+        # Where it may not be asked whether the account encrypts by default, the newest snapshot tells.
+        encrypted = self._encrypts(of_name[0] if of_name else {})
+        for snapshot in of_name:
+            if int(snapshot["VolumeSize"]) <= gib and self._locked_alike(snapshot, encrypted=encrypted):
+                known = self._list(snapshot)
+                if known is not None:
+                    return ebs.Parent(str(snapshot["SnapshotId"]), known)
+        if of_name:
+            self.events.note(
+                f"none of {len(of_name)} earlier snapshots can be built on: each is larger, encrypted in another way "
+                "or with another key, or the list of its blocks is not here"
+            )
+        return self._base_of(made, gib, encrypted=encrypted)
 
-    def _base_of(self, made: _Kept, gib: int) -> ebs.Parent | None:
+    def _base_of(self, made: _Kept, gib: int, *, encrypted: bool) -> ebs.Parent | None:
         """Return the base AMI's snapshot where it is this account's."""
         if made.base is None:
             return None
@@ -275,16 +303,36 @@ class EbsShipment:
         for snapshot in aws.client("ec2", self.region).pages(
             "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=wanted
         ):
-            if int(snapshot["VolumeSize"]) <= gib and self._locked_alike(snapshot):
+            if int(snapshot["VolumeSize"]) <= gib and self._locked_alike(snapshot, encrypted=encrypted):
                 return made.base
         return None
 
-    def _locked_alike(self, snapshot: Mapping[str, Any]) -> bool:
-        """Whether a child of a snapshot is encrypted as the Bakefile says: the parent decides that."""
-        artefact = self.plan.artefact
-        if bool(snapshot.get("Encrypted")) != artefact.encrypted:
+    def _encrypts(self, newest: Mapping[str, Any]) -> bool:
+        """Whether what is made now will be encrypted: as the Bakefile says, or the account for all that is made."""
+        if self.plan.artefact.encrypted or self._encryption.by_default:
+            return True
+        return self._encryption.by_default is None and bool(newest.get("Encrypted"))
+
+    def _locked_alike(self, snapshot: Mapping[str, Any], *, encrypted: bool) -> bool:
+        """Whether a child of a snapshot is encrypted as it shall be, and with the same key: the parent decides that."""
+        if bool(snapshot.get("Encrypted")) != encrypted:
             return False
-        return not artefact.kms_key or snapshot.get("KmsKeyId") == ebs.key_arn(artefact.kms_key, self.region)
+        return not encrypted or not self._key or snapshot.get("KmsKeyId") == self._key
+
+    @cached_property
+    def _encryption(self) -> encryption.Encryption:
+        return encryption.ask(self.region)
+
+    @cached_property
+    def _key(self) -> str:
+        """The ARN of the key that encrypts what has no parent; empty where that may not be asked."""
+        if named := self.plan.artefact.kms_key:
+            return ebs.key_arn(named, self.region)
+        found = self._encryption.key
+        if found.startswith("arn:") or not found:
+            return found
+        key = encryption.key(found, self.region)
+        return key.arn if key else ""
 
     def _list(self, snapshot: Mapping[str, Any]) -> BlockList | None:
         """Return the list of a snapshot's blocks, if the list of that digest is here."""
@@ -298,7 +346,7 @@ class EbsShipment:
                 return blocks
         return None
 
-    def _publish(self, snapshot: str, made: _Kept) -> Published:
+    def _publish(self, snapshot: str, made: _Kept, further: Mapping[str, str]) -> Published:
         """Make an AMI of a machine image's snapshot; return what there is then."""
         if self.plan.artefact.kind == "volume":
             return self._volume(snapshot, made.gib * GIB)
@@ -307,11 +355,10 @@ class EbsShipment:
                 snapshot,
                 name=self.name,
                 platform=self.plan.platform,
-                boot=made.boot,
+                traits=made.traits.with_snapshots(further),
                 stamp=self.stamp,
                 events=self.events,
                 region=self.region,
-                tpm=made.tpm,
             )
         return Published(image=image, snapshots=(Snapshot(id=snapshot, size=made.gib * GIB),))
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, override
 from parbake.builders import Builder, Disk, Ingredients, Parent
 from parbake.builders.fill import MountedStore, VolumeImage, fill
 from parbake.builders.seal import seal
+from parbake.builders.workers.pool import Workers
 from parbake.containerd import Daemon
 from parbake.core.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.core.model import MIB, Plan
@@ -140,12 +141,13 @@ def _write_ext4(
         stack.enter_context(
             events.stage("fill", f"Fill the volume ({', '.join(image.reference for image in plan.all_images)})")
         )
+        workers = stack.enter_context(Workers(work / "workers.log"))
         writer = stack.enter_context(Volume(volume))
         if parent:
             writer.rename(disk.filesystem_uuid(plan.key))
         mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True, cached=True)
         with Daemon(root, work / "containerd") as daemon, daemon.client() as store:
-            destination = VolumeImage(plan, store, writer, mounted, dense=dense)
+            destination = VolumeImage(plan, store, writer, workers, mounted, dense=dense)
             fill(
                 plan,
                 store,

@@ -222,6 +222,13 @@ def trust(file: Path) -> tuple[Path, ...]:
     return () if file == DEFAULT_FILE and not file.exists() else load(file).trust
 
 
+def node_image(file: Path) -> Path | None:
+    """Return the image of a node that volumes are proven on: the Bakefile's; None where it, or a Bakefile, is not."""
+    from parbake.bakefile import load
+
+    return None if file == DEFAULT_FILE and not file.exists() else load(file).verify.base
+
+
 def signer(file: Path) -> Signer | None:
     """Return what signs records as the Bakefile says, tried out; None where it says nothing, or is not there."""
     from parbake.bakefile import load

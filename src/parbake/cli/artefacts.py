@@ -16,6 +16,7 @@ from parbake.cli.app import (
     What,
     app,
     command,
+    node_image,
     output,
     retention,
     shared,
@@ -183,6 +184,10 @@ def verify(
     events: Events,
     what: What,
     file: BakefilePath = DEFAULT_FILE,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The disk image of a node to attach a volume to. Default: the Bakefile's."),
+    ] = None,
     keep_workspace: KeepWorkspace = False,
 ) -> Result:
     """Boot an artefact without a network and start its images.
@@ -197,6 +202,7 @@ def verify(
         what,
         output(file, what),
         events,
+        base=base or node_image(file),
         keep_workspace=keep_workspace,
         trust=trust(file),
         signer=signer(file),
@@ -335,16 +341,28 @@ def clean(
 
 
 @command()
-def doctor(file: BakefilePath = DEFAULT_FILE) -> Result:
+def doctor(
+    file: BakefilePath = DEFAULT_FILE,
+    aws: Annotated[
+        bool, typer.Option("--aws", help="Ask AWS as well: what the account has settled, by read calls alone.")
+    ] = False,
+) -> Result:
     """Say what this machine lacks, and how to get it.
 
-    Programs, privileges, kernel features and disk space, each with the commands that need it.
+    Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws` also what
+    the Bakefile's account and regions say: encryption by default and its key, quotas, Allowed AMIs, public access,
+    protected AMIs, the base, instance types and profile, ways to the registry. What may not be asked is said.
     """
     from parbake.cli.text import artefacts
     from parbake.core.workspace import cache_folder
     from parbake.workflows import doctor as workflow
 
     checks = workflow.examine(output=output(file, brought=False), cache=cache_folder(), shared=shared(file))
+    if aws:
+        from parbake.bakefile import load
+        from parbake.workflows import account
+
+        checks += account.judge(account.gather(load(file)))
     return Result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
 
 

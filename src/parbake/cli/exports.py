@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, What, app, command, output, trust, written
+from parbake.core.errors import InputError
 from parbake.core.events import Events
+
+if TYPE_CHECKING:
+    from parbake.workflows.export import kubelet
 
 Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
@@ -35,6 +39,31 @@ def packer(
     from parbake.workflows import export as workflow
 
     return written(workflow.to_packer(file, folder, events, pin=pin, force=force))
+
+
+@command(exporting, name="kubelet-config")
+def kubelet_config(
+    what: Annotated[
+        str,
+        typer.Argument(help="A record; without one, what the Bakefile says.", metavar="RECORD", show_default=False),
+    ] = "",
+    file: BakefilePath = DEFAULT_FILE,
+    form: Annotated[
+        str, typer.Option("--for", help="What takes it: kubelet, or nodeadm (a NodeConfig).", metavar="PROGRAM")
+    ] = "kubelet",
+) -> Result:
+    """Print the kubelet's configuration with which baked images start whatever happens to their registry.
+
+    It allows the baked repositories by name (NeverVerifyAllowlistedImages), and verifies all other images as the
+    kubelet does by default. Merge it into the nodes' own configuration.
+    """
+    from parbake.workflows import export as workflow
+    from parbake.workflows.export import kubelet
+
+    if form not in {"kubelet", "nodeadm"}:
+        raise InputError(f"--for {form}: no such program", hint="choose kubelet or nodeadm")
+    found = kubelet.document(workflow.references(file, output(file, what), what), cast("kubelet.Form", form))
+    return Result(found, lambda: kubelet.text(found))
 
 
 _CLOUDS = {

@@ -17,6 +17,7 @@ _TEMPLATE = r"lt-[0-9a-f]{8,17}"
 _ROLE = r"([\w.,@=+-]+/)*[\w+=,.@-]{1,64}"
 _PARAMETER = r"/?[\w.-]+(/[\w.-]+)*(/\*)?"
 _SNAPSHOT = r"snap-[0-9a-f]{8,17}"
+_KEY = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+"
 
 
 @command()
@@ -51,13 +52,21 @@ def iam(
             help="A snapshot that `builder: ebs` starts from: the base AMI's root disk.",
         ),
     ] = None,
+    default_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--default-key",
+            metavar="ARN",
+            help="A KMS key of your own by which EBS encrypts by default (`parbake doctor --aws` shows it).",
+        ),
+    ] = None,
 ) -> Result:
     """Print the AWS policies that this Bakefile needs.
 
     `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
-    `rollout` for whoever rolls out to its targets, `prune` for `parbake prune --aws`, `karpenter` what Karpenter's
-    role needs besides its own policy. What the options do not name stands there in capitals, such as ACCOUNT_ID, and
-    allows nothing until it is replaced.
+    `rollout` for whoever rolls out to its targets, `prune` for `parbake prune --aws`, `doctor` for `parbake doctor
+    --aws`, `karpenter` what Karpenter's role needs besides its own policy. What the options do not name stands there in
+    capitals, such as ACCOUNT_ID, and allows nothing until it is replaced.
     """
     from parbake.aws import iam as policies
     from parbake.bakefile import load
@@ -72,6 +81,7 @@ def iam(
         parameters=_fitting("--parameter", parameter, _PARAMETER, "such as /images/gpu or /images/*"),
         base_snapshots=_fitting("--base-snapshot", base_snapshot, _SNAPSHOT, "such as snap-0123456789abcdef0")
         or usual.base_snapshots,
+        default_keys=_fitting("--default-key", default_key, _KEY, "the ARN of a key, not of an alias"),
     )
     found = policies.policies(bakefile, names)
 

@@ -103,14 +103,6 @@ class Layer(Frozen):
     raw_size: int = Field(default=0, ge=0)
 
 
-def most_inflated(size: int) -> int:
-    """Return the bytes that a layer of ``size`` may inflate to: deflate's most (1032:1, zlib "Technical Details").
-
-    zstd can reach 32,768:1, but such a layer could never have been gzip. 64 MiB are for a file of zeros in few bytes.
-    """
-    return max(64 * MIB, 1032 * size)
-
-
 class RegistryOptions(Frozen):
     """How to reach one registry. ``ca`` is the path of a PEM file with authorities to trust besides the system's.
 
@@ -402,17 +394,19 @@ class ImageVerdict(Frozen):
 class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
-    ``ec2`` was a launch of the AMI there.
-    With the accelerator ``none`` nothing was booted: the artefact is for another architecture than this machine.
-    ``intact`` says whether the artefact's bytes are those that its record names (null: that was not compared).
-    ``warnings`` are what a reader should know of an artefact that passed; ``hydrate`` is what the hydrate service said
-    of itself, where the machine image has one.
+    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted (another architecture than this
+    machine's). ``runtime`` started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
+    image that a volume was attached to, empty for the default base. ``intact`` says whether the bytes are those that
+    the record names (null: not compared), ``warnings`` what a reader should know of what passed, ``hydrate`` what the
+    hydrate service of a machine image said of itself.
     """
 
     passed: bool
     intact: bool | None = None
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
     boot_seconds: float | None = None
+    runtime: str = ""
+    base: str = ""
     images: tuple[ImageVerdict, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -31,6 +31,8 @@ _PASSED_ON = (
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAIL_LINES = 40
 _LONGEST_LINE = 1 << 20  # of what ``follow`` hears: an event of ours is shorter
+CONTAINERD = "PARBAKE_CONTAINERD"
+"""The variable that names the containerd to use instead of the one in PATH, by its full path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,11 @@ def _path() -> str:
 def find(program: str) -> str | None:
     """Return the absolute path of a program, or None; looks into the sbin folders as well, whatever PATH says.
 
-    It is a plain name or an absolute path: a relative one means another program in each folder.
+    It is a plain name or an absolute path: a relative one means another program in each folder. What
+    ``PARBAKE_CONTAINERD`` names is the one and only ``containerd``.
     """
+    if program == "containerd":
+        program = os.environ.get(CONTAINERD) or program
     if os.sep in program and not Path(program).is_absolute():
         return None
     return shutil.which(program, path=_path())
@@ -97,6 +102,11 @@ def need(program: str) -> str:
     if path is None:
         from parbake.core.programs import package_of
 
+        if program == "containerd" and (chosen := os.environ.get(CONTAINERD)):
+            raise EnvironmentProblem(
+                f"{CONTAINERD} is {chosen}, and there is no such program",
+                hint="let it be the full path of a containerd, or unset it to use the one in PATH",
+            )
         if ignored := shutil.which(program):
             raise EnvironmentProblem(
                 f"{ignored} is not run: its path depends on the current folder",

@@ -15,7 +15,17 @@ from pydantic import field_validator as check
 from parbake.bakefile.file import first_version, schema_of
 from parbake.bakefile.format import Format
 from parbake.bakefile.sections import Section, Via
-from parbake.bakefile.values import ARCHITECTURES, File, Name, StoreText, close, spoken, text_schema, valid_name, wrong
+from parbake.bakefile.values import (
+    ARCHITECTURES,
+    File,
+    Name,
+    StoreText,
+    close,
+    described,
+    text_schema,
+    valid_name,
+    wrong,
+)
 
 DEFAULT_FILE = Path("fleet.yaml")
 _GIT_URL = r"(https|ssh|git)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+"
@@ -52,7 +62,7 @@ def _git_ref(text: str) -> str:
 def _percent(value: object) -> object:
     match = re.fullmatch(r"([0-9]{1,3})%", value) if isinstance(value, str) else None
     if not match or int(match[1]) > 100:
-        raise wrong(f"must be a share such as 10%, not {spoken(value)}", "from 0% to 100%")
+        raise wrong(f"must be a share such as 10%, not {described(value)}", "from 0% to 100%")
     return int(match[1])
 
 

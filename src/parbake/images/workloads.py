@@ -18,11 +18,12 @@ from parbake.core.errors import BadReference, InputError
 from parbake.core.printable import word
 from parbake.core.reference import Reference
 from parbake.core.yamltext import ODD_KEY, Document, Where, dotted, parse
+from parbake.images.owners import Owners
 
 _SUFFIXES = {".yaml", ".yml", ".json"}
 _LARGEST_FILE = 64 << 20
 _MOST_NODES = 5_000_000
-_CLUSTER_KINDS = "pods,deployments,statefulsets,daemonsets,jobs,cronjobs"
+_CLUSTER_KINDS = "pods,deployments,statefulsets,daemonsets,replicasets,replicationcontrollers,jobs,cronjobs"
 _CLUSTER_SECONDS = 180.0
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 _MOST_NAMED = 10
@@ -53,6 +54,11 @@ class FoundImage:
     reference: str
     uses: tuple[Use, ...]
 
+    @property
+    def on_every_node(self) -> bool:
+        """Whether a DaemonSet runs it: each node pulls it before it is of use."""
+        return any(use.kind == "DaemonSet" for use in self.uses)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -73,8 +79,9 @@ class _Search:
 
     uses: dict[str, set[Use]] = field(default_factory=dict)
     always: dict[str, set[Use]] = field(default_factory=dict)
-    owned: set[Use] = field(default_factory=set)
-    """Uses by objects that a controller made of another: their names change, the controller's stays."""
+    direct: set[Use] = field(default_factory=set)
+    """Uses by objects that no controller made of another."""
+    owners: Owners = field(default_factory=lambda: Owners(()))
     warnings: dict[str, None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     template: bool = False
@@ -101,7 +108,7 @@ class _Search:
 
     def lasting(self, uses: set[Use]) -> tuple[Use, ...]:
         """Leave out what a controller made, unless only that uses the image (an injected sidecar)."""
-        return tuple(sorted(uses - self.owned or uses))
+        return tuple(sorted(uses & self.direct or uses))
 
     def unrendered(self, place: str) -> None:
         """Take down a template where a manifest belongs."""
@@ -116,8 +123,17 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
     image that is not a reference: all of them at once.
     """
     search = _Search()
+    read = []
     for source, text in documents:
-        for document in _documents(source, text, search):
+        parsed = _documents(source, text, search)
+        read.append((source, parsed, tuple(search.problems)))
+        search.problems.clear()
+    search.owners = Owners(
+        thing.data for source, parsed, _ in read for each in parsed for thing in _things(source, each)
+    )
+    for source, parsed, problems in read:
+        search.problems += problems
+        for document in parsed:
             _object(source, document, (), document.data, search)
     if search.problems:
         listed = "\n".join(f"  {word(problem)}" for problem in search.problems)
@@ -156,20 +172,23 @@ def things_in(documents: Iterable[tuple[str, str]]) -> tuple[tuple[Thing, ...], 
     search, found = _Search(), list[Thing]()
     for source, text in documents:
         for document in _documents(source, text, search):
-            found += _things(source, document, (), document.data)
+            found += _things(source, document)
     return tuple(found), tuple(search.problems)
 
 
-def _things(source: str, document: Document, where: Where, data: object) -> Iterator[Thing]:
-    if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str) or "apiVersion" not in data:
-        return
-    items = data.get("items")
-    if data["kind"].endswith("List") and isinstance(items, list | tuple):
-        for index, item in enumerate(items):
-            typed = {"kind": data["kind"].removesuffix("List"), "apiVersion": data["apiVersion"], **_map(item)}
-            yield from _things(source, document, (*where, "items", index), typed)
-        return
-    yield Thing(source, document, where, data)
+def _things(source: str, document: Document) -> Iterator[Thing]:
+    pending: list[tuple[Where, object]] = [((), document.data)]
+    while pending:
+        where, data = pending.pop()
+        if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str) or "apiVersion" not in data:
+            continue
+        items = data.get("items")
+        if data["kind"].endswith("List") and isinstance(items, list | tuple):
+            typed = {"kind": data["kind"].removesuffix("List"), "apiVersion": data["apiVersion"]}
+            listed = [((*where, "items", index), {**typed, **_map(item)}) for index, item in enumerate(items)]
+            pending += reversed(listed)
+            continue
+        yield Thing(source, document, where, data)
 
 
 def read_folder(path: Path) -> Documents:
@@ -252,14 +271,16 @@ def _object(source: str, document: Document, where: Where, data: object, search:
             "`kustomize build FOLDER | parbake init --from-manifests -` finds the right ones"
         ] = None
     metadata = _map(data.get("metadata"))
-    names = Use(kind, str(metadata.get("namespace") or ""), str(metadata.get("name") or ""), "")
+    made_by = search.owners.named(data)
+    kind, name = made_by or (kind, str(metadata.get("name") or ""))
+    names = Use(kind, str(metadata.get("namespace") or ""), name, "")
     for place, spec in pod_specs(data, where):
         for position, container, reference, policy in images_of(spec):
             spot = (*place, *position)
             line = document.find(spot)[1]
             use = replace(names, container=container)
-            if metadata.get("ownerReferences"):
-                search.owned.add(use)
+            if made_by is None:
+                search.direct.add(use)
             search.note(f"{source}{f', line {line}' if line else ''}: {dotted(spot)}", use, reference, policy)
 
 

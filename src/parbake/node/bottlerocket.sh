@@ -73,7 +73,8 @@ subject() { # TARGET UP SECONDS OPTIONS COMMAND NAME…: UP is exit or running; 
     [ $pinned = true ] || note "$FIRST: is not pinned"
     c images check "name==\"$FIRST\"" | tail -n 1 | grep -q ' true *$' || note "$FIRST: is not unpacked"
     [ -n "$problem" ] || [ "$UP" = - ] || start
-    proof=$(printf '{"name":"%s","pinned":%s,"start_seconds":%s,"problems":[%s]}' "$FIRST" "$pinned" "$started" "$problem")
+    runtime="containerd $(c version | awk '/^Server/ { server = 1 } server && /Version/ { print $2 }')"
+    proof=$(printf '{"name":"%s","pinned":%s,"start_seconds":%s,"problems":[%s],"runtime":"%s"}' "$FIRST" "$pinned" "$started" "$problem" "$runtime")
     say proved "$proof"
 }
 

@@ -5,7 +5,8 @@
 # cloud-init runs this early in each boot (a cloud-boothook), and so does parbake-mount.service from the second boot on.
 # Whatever goes wrong, the node keeps its own store; one line in the journal says why: journalctl -t parbake-mount
 #
-# What may stand before this text: SANDBOX, the pause image that the volume carries.
+# What may stand before this text: SANDBOX, the pause image that the volume carries; ROOT, the runtime's store where it
+# is not containerd's own (k3s, RKE2), and UNITS, what runs the runtime then.
 set -u
 label=${PARBAKE_LABEL:-parbake}
 patience=${PARBAKE_WAIT:-8} # seconds: a disk that is mapped at launch is there from the start
@@ -23,7 +24,7 @@ say() {
 keep_own_store() {
   say "$1: the node keeps its own store, and pulls"
   tidy
-  [ -z "$held" ] || systemctl start containerd
+  [ -z "$held" ] || systemctl start $held
   exit 0
 }
 
@@ -47,15 +48,19 @@ now() {
 
 store() {
   found=$(sed -n "s/^root *= *[\"']\(\/[^\"']*\)[\"'].*/\1/p" "$config" 2>/dev/null | head -n 1)
-  echo "${found:-/var/lib/containerd}"
+  echo "${ROOT:-${found:-/var/lib/containerd}}"
 }
 
 wanted_sandbox() {
   found=$(sed -n -e "s/^ *sandbox *= *[\"']\([^\"']*\)[\"'].*/\1/p" -e "s/^ *sandbox_image *= *[\"']\([^\"']*\)[\"'].*/\1/p" \
     "$config" 2>/dev/null | head -n 1)
   # nodeadm writes the runtime's configuration later; its AMI has this image in the store.
-  [ -n "$found" ] || [ ! -x /usr/bin/nodeadm ] || found=localhost/kubernetes/pause:latest
-  echo "$found"
+  [ -n "$found" ] || [ ! -x /usr/bin/nodeadm ] || found=localhost/kubernetes/pause
+  # The runtime looks for it as any image: a name without a tag means this one (nodeadm writes it without).
+  case ${found##*/} in
+  '' | *:* | *@*) echo "$found" ;;
+  *) echo "$found:latest" ;;
+  esac
 }
 
 wait_for_disk() {
@@ -129,11 +134,12 @@ grow() { # DEVICE MOUNTED
   esac || say "the file system of $1 could not be grown: it keeps its size"
 }
 
-runs() {
-  case $(systemctl show --property ActiveState --value containerd 2>/dev/null) in
-  active | activating | reloading) return 0 ;;
-  esac
-  return 1
+running() {
+  for unit in ${UNITS:-containerd}; do
+    case $(systemctl show --property ActiveState --value "$unit" 2>/dev/null) in
+    active | activating | reloading) echo "$unit" ;;
+    esac
+  done
 }
 
 root=$(store)
@@ -147,11 +153,10 @@ device=$(wait_for_disk) || keep_own_store "no disk labelled $label within $patie
 mount -o noatime "$device" "$work/volume" || keep_own_store "$device cannot be mounted"
 grow "$device" "$work/volume"
 
-sandbox=$(wanted_sandbox)
-if runs; then
-  held=yes
-  systemctl stop containerd
-fi
+# k3s and RKE2 bring their own containerd, and what it is configured with, when they start.
+[ -n "${ROOT:-}" ] || sandbox=$(wanted_sandbox)
+held=$(running)
+[ -z "$held" ] || systemctl stop $held
 if [ -n "$sandbox" ] && [ "$sandbox" != "${SANDBOX:-}" ]; then
   bring_sandbox
 fi
@@ -159,8 +164,7 @@ mount -o noatime "$device" "$root" || keep_own_store "$device cannot be mounted 
 tidy
 rm -f "$work"/*.log
 # One that was started meanwhile has the old store open.
-if [ -n "$held" ] || runs; then
-  systemctl restart containerd
-fi
+held=$(printf '%s\n' $held $(running) | sort -u)
+[ -z "$held" ] || systemctl restart $held
 size=$(df -k --output=size "$root" | tail -n 1)
 say "$device is mounted at $root: $((size / 1024)) MiB"

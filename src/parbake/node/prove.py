@@ -21,7 +21,7 @@ from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 
-SOCKET = os.environ.get("PARBAKE_CONTAINERD", "/run/containerd/containerd.sock")
+SOCKET = os.environ.get("PARBAKE_SOCKET", "/run/containerd/containerd.sock")
 LOGS = os.environ.get("PARBAKE_LOGS", "/run/parbake/logs")
 PARENT = os.environ.get("PARBAKE_CGROUP", "")
 CALL_LIMIT = 300.0  # seconds for one answer of the runtime
@@ -234,6 +234,8 @@ class Containerd:
             name, _, digest = line.split()[:3]
             self.names[name] = digest
         self.config = program("sh", "-c", "containerd config dump 2>/dev/null")
+        answer = call("RuntimeService/Version", b"")
+        self.version = f"{text(answer, 2)} {text(answer, 3)}"
         self.count = 0
 
     def ctr(self, *argv):
@@ -252,6 +254,8 @@ class Containerd:
         """See to it that sandboxes can be made; return a warning and a problem."""
         found = re.search(r"^\s*sandbox(?:_image)? = ['\"](.+)['\"]", self.config, re.M)
         wanted = found.group(1) if found else ""
+        if wanted and not re.search("[:@]", wanted.rpartition("/")[2]):
+            wanted += ":latest"  # what the CRI looks for
         if not wanted or self.found(wanted)[0]:
             return "", ""
         others = [planned] if planned else [name for name in self.names if re.search(r"/pause[:@]", name)]
@@ -321,6 +325,7 @@ class Docker:
         self.names = {}
         for line in program("docker", "images", "--format", "{{.Repository}}:{{.Tag}}").splitlines():
             self.names[line] = ""
+        self.version = "docker " + program("docker", "version", "--format", "{{.Server.Version}}").strip()
 
     def found(self, name):
         """Return an image's id ("": it is not there), and that it is pinned: there are no pins."""
@@ -429,7 +434,7 @@ def run(runtime, name, how, proof):
 def prove(runtime, subject):
     """Return what became of a subject."""
     name, problems = subject["names"][0], []
-    proof = {"name": name, "pinned": True}
+    proof = {"name": name, "pinned": True, "runtime": runtime.version}
     for each in subject["names"]:
         target = runtime.names.get(each)
         identity, pinned = runtime.found(each)

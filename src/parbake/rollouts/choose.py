@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from parbake.aws import acting_as
 from parbake.bakefile.targets import (
     AsgTarget,
     FileTarget,
@@ -15,8 +16,13 @@ from parbake.bakefile.targets import (
 from parbake.rollouts.protocol import Rollout
 
 
-def open_target(target: Target, region: str, *, force_conflicts: bool = False) -> Rollout:  # noqa: PLR0911 (one a kind)
-    """Return the means to write to a target; ``region`` is that of AWS (empty: the user's default)."""
+def open_target(target: Target, region: str, *, force_conflicts: bool = False) -> Rollout:
+    """Return the means to write to a target, in its role; ``region`` is that of AWS (empty: the user's default)."""
+    with acting_as(target.role, target.external_id):
+        return _opened(target, region, force_conflicts=force_conflicts)
+
+
+def _opened(target: Target, region: str, *, force_conflicts: bool) -> Rollout:  # noqa: PLR0911 (one a kind)
     match target.options:
         case KarpenterTarget() as options:
             from parbake.rollouts.karpenter import Karpenter

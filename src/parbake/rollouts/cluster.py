@@ -1,7 +1,8 @@
 """A cluster as ``kubectl`` reaches it: its contexts, its logins, its proxies. Errors are those of parbake.
 
 Only what rollouts need: which versions are served, one object, a list, and a merge patch that fails when the object is
-no longer the one that was read (Kubernetes API conventions, "Concurrency Control and Consistency").
+no longer the one that was read (Kubernetes API conventions, "Concurrency Control and Consistency"), or that the server
+only judges ("Dry-run").
 """
 
 from __future__ import annotations
@@ -13,13 +14,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from parbake.core.errors import CommandFailed, InputError, ParbakeError, RolloutError, TargetMoved
-from parbake.core.run import run
+from parbake.core.run import Result, run
 
 _SECONDS = 60.0
 _FROM_SERVER = re.compile(r"(?:error|Error from server)(?: \((\w+)\))?: (.*)", re.DOTALL)
 
+# How validating admission policies and webhooks say no; the code and the reason are theirs to choose (often Forbidden).
+_DENIED = re.compile(r"denied (?:the )?request")
+_POLICY = "the right to write is there: change what the policy forbids, or ask those who keep it"
+# A webhook that writes elsewhere cannot be asked without writing (``sideEffects``).
+_NO_DRY_RUN = "does not support dry run"
+_WARNING = re.compile(r"^Warning: (.*)$", re.MULTILINE)
+
 # What kubectl says, by the server's reason or by words of the message: our error, its text, and the next step.
 _TRANSLATIONS: tuple[tuple[str, type[ParbakeError], str, str], ...] = (
+    (_DENIED.pattern, RolloutError, "a policy of the cluster refuses the change: {message}", _POLICY),
     ("NotFound", InputError, "{where}: {message}", "check the name"),
     ("Forbidden", RolloutError, "{where}: {message}", "ask the cluster's administrators for that verb on it"),
     ("Unauthorized", RolloutError, "{where}: the cluster does not know you", "log in to the cluster again"),
@@ -69,6 +78,22 @@ class Cluster:
         found: list[dict[str, Any]] = self._json(["get", resource, "-o", "json", *options])["items"]
         return found
 
+    def ask(
+        self, resource: str, found: Mapping[str, Any], change: Mapping[str, Any], *, manager: str
+    ) -> tuple[str, ...]:
+        """Let the server judge a change without writing it: schema, policies, webhooks, rights; return its warnings.
+
+        Raises as ``patch`` does, but for an object that has changed since: that is decided when it is written.
+        """
+        name, text = found["metadata"]["name"], json.dumps(change)
+        patch = ["patch", resource, name, "--type=merge", f"--field-manager={manager}", "-p", text, "-o", "name"]
+        try:
+            return tuple(_WARNING.findall(self._run([*patch, "--dry-run=server"]).stderr))
+        except RolloutError as error:
+            if _NO_DRY_RUN not in error.message:
+                raise
+            return ("a webhook can only be asked by writing: whether it agrees shows when the change is written",)
+
     def patch(self, resource: str, found: Mapping[str, Any], change: Mapping[str, Any], *, manager: str) -> None:
         """Merge a change into the object that was read; raises TargetMoved when it has changed since."""
         metadata = {**change.get("metadata", {}), "resourceVersion": found["metadata"]["resourceVersion"]}
@@ -91,19 +116,19 @@ class Cluster:
         return True
 
     def _json(self, arguments: list[str]) -> dict[str, Any]:
-        output = self._run(arguments)
+        output = self._run(arguments).stdout
         try:
             document: dict[str, Any] = json.loads(output)
         except ValueError:
             raise RolloutError(f"{self}: kubectl {arguments[0]} printed no JSON: {output[:200]!r}") from None
         return document
 
-    def _run(self, arguments: list[str]) -> bytes:
+    def _run(self, arguments: list[str]) -> Result:
         context = ["--context", self.context] if self.context else []
         command = ["kubectl", *arguments, *context, f"--request-timeout={_SECONDS / 2:.0f}s"]
         try:
             # Login plugins of kubeconfig files (aws, gcloud, kubelogin) read variables of their own: kubectl gets ours.
-            return run(command, timeout=_SECONDS, env={**os.environ, "LC_ALL": "C.UTF-8"}).stdout
+            return run(command, timeout=_SECONDS, env={**os.environ, "LC_ALL": "C.UTF-8"})
         except CommandFailed as error:
             raise self._translated(arguments, error) from error
 
@@ -112,6 +137,8 @@ class Cluster:
         reason, message = (match[1] or "", match[2].strip()) if match else ("", error.output.strip())
         where = f"{self}: {' '.join(arguments[:3])}"
         kind, text, hint = next(
-            (kind, text, hint) for sign, kind, text, hint in _TRANSLATIONS if sign in {reason, ""} or sign in message
+            (kind, text, hint)
+            for sign, kind, text, hint in _TRANSLATIONS
+            if sign in {reason, ""} or re.search(sign, message)
         )
         return kind(text.format(where=where, cluster=self, message=message), hint=hint)

@@ -26,13 +26,18 @@ from parbake.rollouts.protocol import (
 _NOTE = "# parbake: "
 Said = dict[str, Any]
 """What a file says, by key."""
-_KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key")
+_KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key", "user_data")
+_LATER = {"user_data": ""}
+"""Keys that came later, with what files of before mean."""
 
 
 def values(offer: Offer) -> Said:
-    """Return what a file says of an offer; ``volume_size`` is in GiB, the least that a volume may have. Pure."""
+    """Return what a file says of an offer. Pure.
+
+    ``volume_size`` is in GiB, the least that a volume may have; ``user_data`` is a cloud-boothook that mounts it.
+    """
     size = gibibytes(offer.snapshot_size or offer.image_size)
-    found = {**offer.model_dump(include=set(_KEYS)), "volume_size": size}
+    found = {**offer.model_dump(include=set(_KEYS)), "volume_size": size, "user_data": offer.mount}
     return {key: found[key] for key in _KEYS}
 
 
@@ -42,7 +47,7 @@ def render(kind: str, said: Said, history: History[Said]) -> str:
     if kind == "json":
         return json.dumps({**said, **note}, indent=2) + "\n"
     text = json.dumps(note, sort_keys=True, separators=(",", ":"))
-    lines = [f"parbake_{key} = {json.dumps(value)}" for key, value in said.items()]
+    lines = [f"parbake_{key} = {_hcl(value)}" for key, value in said.items()]
     return "\n".join(["# Written by parbake rollout.", f"{_NOTE}{text}", *lines]) + "\n"
 
 
@@ -51,13 +56,22 @@ def parse(kind: str, text: str) -> tuple[Said, History[Said]]:
     try:
         if kind == "json":
             document = json.loads(text)
-            said = {key: document[key] for key in _KEYS}
+            said = {key: document.get(key, _LATER[key]) if key in _LATER else document[key] for key in _KEYS}
             return said, History(document.get("previous"), document.get("left"))
         pairs = re.findall(r"^parbake_(\w+) = (.*)$", text, re.MULTILINE)
         note = re.findall(rf"^{_NOTE}(.*)$", text, re.MULTILINE)[0]
-        return {key: json.loads(value) for key, value in pairs}, History(**json.loads(note))
+        return {**_LATER, **{key: _from_hcl(value) for key, value in pairs}}, History(**json.loads(note))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(f"not a file of parbake: {error}", hint="name another file, or remove it") from error
+
+
+def _hcl(value: object) -> str:
+    """Write a text or a number for Terraform, where ``${`` and ``%{`` begin templates (HCL, "Template Expressions")."""
+    return re.sub(r"([$%])(?=\{)", r"\1\1", json.dumps(value))
+
+
+def _from_hcl(text: str) -> Any:
+    return json.loads(re.sub(r"([$%])\1(?=\{)", r"\1", text))
 
 
 class ValuesForTools(Rollout):

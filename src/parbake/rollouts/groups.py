@@ -13,7 +13,7 @@ from typing import Any, ClassVar, override
 
 from parbake.aws.images import architecture_of
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts import userdata
+from parbake.rollouts import nodesettings, userdata
 from parbake.rollouts.protocol import (
     Change,
     Offer,
@@ -23,6 +23,7 @@ from parbake.rollouts.protocol import (
     TargetStatus,
     already_back,
     show,
+    unlocked,
 )
 from parbake.rollouts.templates import (
     CURRENT,
@@ -113,9 +114,13 @@ class Group(Rollout, ABC):
         payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
         refusals = (*self.refusals(look, offer), *self._of_another_architecture(before, offer))
         refusals += self._of_another_family(after, offer)
+        settings = nodesettings.read(user_data(wanted) or "")
+        refusals += tuple(filter(None, (settings.against_snapshotter, settings.against_storage("", ""))))
         if "UserData" in changes:
             refusals += tuple(userdata.too_large(user_data(wanted) or "", userdata.ROOM))
-        return Change(self.where, before, after, diff, payload, refusals, self.cautions(look))
+        mapped = {each.get("DeviceName"): each.get("Ebs", {}) for each in now.data.get("BlockDeviceMappings", [])}
+        cautions = (*self.cautions(look), *unlocked(self.device, mapped.get(self.device, {}), offer))
+        return Change(self.where, before, after, diff, payload, refusals, cautions)
 
     @override
     def plan_rollback(self) -> Change:

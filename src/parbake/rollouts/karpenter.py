@@ -6,7 +6,7 @@ Facts: karpenter.sh documentation "Disruption" (drift, budgets) and "NodeClasses
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, override
 
@@ -28,6 +28,7 @@ _LATE_FIELDS = {
     "volumeInitializationRate": ("spec.blockDeviceMappings.ebs.volumeInitializationRate", "v1.5"),
 }
 _TRIES = 5
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 # Controllers that write back what their repository says, some minutes after a direct patch.
 _GITOPS = ("argocd", "kustomize-controller", "helm-controller", "flux")
 
@@ -51,12 +52,12 @@ class Karpenter(Rollout):
         if self.pointer and offer.image:
             self.pointer.check(offer.image)
         target, chosen = self.target, self._chosen()
-        change = nodeclass.decide(
-            found, offer, device=target.device, disk=nodeclass.disk(target), chosen=chosen, hydrate=target.hydrate
-        )
+        change = nodeclass.decide(found, offer, **nodeclass.wishes(target), chosen=chosen)
         self._need_known(change)
-        refused = wrong_architecture(self._pools(), offer.architecture) if offer.image else ()
-        return self._with_managers(found, replace(change, refusals=(*change.refusals, *refused)))
+        refused = wrong_architecture(self._pools(), offer.architectures) if offer.image else ()
+        others = other_runtime(self._nodes(), offer.runtime) if offer.runtime and not offer.image else ()
+        cautions = (*change.cautions, *others)
+        return self._judged(found, replace(change, refusals=(*change.refusals, *refused), cautions=cautions))
 
     def _need_known(self, change: Change) -> None:
         """Raise InputError for fields that came late, where the cluster's Karpenter is older: they would be dropped."""
@@ -72,7 +73,7 @@ class Karpenter(Rollout):
     def plan_rollback(self) -> Change:
         found = self._node_class()
         back = nodeclass.decide_rollback(found, device=self.target.device, chosen=self._chosen())
-        return self._with_managers(found, back)
+        return self._judged(found, back)
 
     @override
     def write(self, change: Change) -> None:
@@ -180,12 +181,27 @@ class Karpenter(Rollout):
     def _pools(self) -> list[dict[str, Any]]:
         return self._pools_and_claims()[0]
 
+    def _nodes(self) -> list[dict[str, Any]]:
+        """Return the nodes that the node class has now."""
+        try:
+            return self.cluster.items("nodes", "--selector", f"{GROUP}/ec2nodeclass={self.target.nodeclass}")
+        except RolloutError:  # not everybody may read nodes: the rest is still of use
+            return []
+
     def _blocked(self) -> list[dict[str, Any]]:
         """Return the events that say why Karpenter cannot replace a node; they are in the namespace ``default``."""
         try:
             return self.cluster.items("events", "-n", "default", "--field-selector", "reason=DisruptionBlocked")
         except RolloutError:  # not everybody may read events: the rest is still of use
             return []
+
+    def _judged(self, found: Mapping[str, Any], change: Change) -> Change:
+        """Let the server judge a change before anything is written, here or to another target."""
+        change = self._with_managers(found, change)
+        if not change.payload:
+            return change
+        said = self.cluster.ask(self._resource(), found, change.payload, manager=OWNER)
+        return replace(change, cautions=(*change.cautions, *(f"the cluster says: {each}" for each in said)))
 
     def _with_managers(self, found: Mapping[str, Any], change: Change) -> Change:
         """Add who else looks after the fields that change; raises TargetMoved for those who applied them."""
@@ -199,7 +215,20 @@ class Karpenter(Rollout):
         cautions = tuple(
             f"{name} manages {change.where} and may write back what its repository says" for name in reverting
         )
-        return replace(change, cautions=(*change.cautions, *cautions))
+        return replace(change, cautions=(*change.cautions, *cautions, *_applied_again(found, fields)))
+
+
+def _applied_again(found: Mapping[str, Any], fields: Iterable[str]) -> tuple[str, ...]:
+    """Say which of the fields stand in the file that somebody applied: applied again, it takes them back."""
+    text = found["metadata"].get("annotations", {}).get(_LAST_APPLIED, "")
+    try:
+        spec = json.loads(text or "{}").get("spec", {})
+    except (ValueError, AttributeError):
+        return ()
+    named = [field for field in fields if isinstance(spec, Mapping) and field in spec]
+    return (
+        (f"kubectl applied a file with {', '.join(named)}: applied again, it takes the change back",) if named else ()
+    )
 
 
 def every_node_class(context: str) -> list[dict[str, Any]]:
@@ -228,20 +257,42 @@ def managers(found: Mapping[str, Any], fields: Iterable[str]) -> list[tuple[str,
     ]
 
 
-def wrong_architecture(pools: Iterable[Mapping[str, Any]], architecture: str) -> tuple[str, ...]:
-    """Return what speaks against an image of an architecture: NodePools that ask for another one."""
+def wrong_architecture(pools: Iterable[Mapping[str, Any]], architectures: Collection[str]) -> tuple[str, ...]:
+    """Return what speaks against images of some architectures: NodePools that ask for another one."""
     found = []
     for pool in pools:
         requirements = pool["spec"].get("template", {}).get("spec", {}).get("requirements", [])
         for each in requirements:
             if each["key"] == "kubernetes.io/arch" and each["operator"] == "In":
-                others = [value for value in each["values"] if value != architecture]
+                others = [value for value in each["values"] if value not in architectures]
                 if others:
                     name = pool["metadata"]["name"]
                     found.append(
-                        f"NodePool {name} asks for {', '.join(each['values'])}; the image is for {architecture}"
+                        f"NodePool {name} asks for {', '.join(each['values'])}; the image is for "
+                        + " and ".join(architectures)
                     )
     return tuple(found)
+
+
+def other_runtime(nodes: Iterable[Mapping[str, Any]], proven: str) -> tuple[str, ...]:
+    """Return a caution where nodes run another major version of the runtime than the one that proved a volume.
+
+    Nodes say it as ``containerd://2.2.4`` (Kubernetes, NodeSystemInfo), a verdict as ``containerd 2.2.4``.
+    """
+    running = {str(each["status"].get("nodeInfo", {}).get("containerRuntimeVersion", "")) for each in nodes}
+    theirs = {text.replace("://", " ") for text in running if text}
+    others = sorted(each for each in theirs if _major(each) != _major(proven))
+    if not others:
+        return ()
+    return (
+        f"its nodes run {', '.join(others)}, and the volume was verified with {proven}: "
+        "`verify: {base: FILE}` in the Bakefile proves it on the image of such a node",
+    )
+
+
+def _major(runtime: str) -> str:
+    name, _, version = runtime.partition(" ")
+    return f"{name} {version.lstrip('v').partition('.')[0]}"
 
 
 def judge(

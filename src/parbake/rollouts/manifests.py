@@ -13,7 +13,7 @@ from typing import Any, override
 
 from parbake.bakefile.targets import FileTarget, GitopsTarget
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts import gitops, nodeclass
+from parbake.rollouts import gitops, nodeclass, userdata
 from parbake.rollouts.nodeclass import ANNOTATION
 from parbake.rollouts.protocol import (
     Change,
@@ -136,9 +136,7 @@ class NodeClassFile(_Manifest):
     @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         place, found = self._found(text)
-        target = self.target
-        disk = nodeclass.disk(target)
-        change = nodeclass.decide(found, offer, device=target.device, disk=disk, hydrate=target.hydrate)
+        change = nodeclass.decide(found, offer, **nodeclass.wishes(self.target))
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
     @override
@@ -154,7 +152,7 @@ class NodeClassFile(_Manifest):
         holds = nodeclass.held(found, self.target.device)
         return TargetStatus(where, holds, nodeclass.history(found))
 
-    def _found(self, text: str) -> tuple[gitops.Place, Mapping[str, Any]]:
+    def _found(self, text: str) -> tuple[gitops.ManifestPlace, Mapping[str, Any]]:
         files = [(self.target.file.name, text)]
         name = self.target.nodeclass
         gitops.read(text, source=self.file.where)  # `find` passes over what is not YAML; here it is the only file
@@ -183,7 +181,26 @@ class ValuesFile(_Manifest):
         for path, value in pairs:
             if path and value:
                 after = gitops.set_value(after, path, value, source=self.file.where)
-        return Change("values", before, self._held(after).model_copy(update={"artefact": offer.artefact})), after
+        after, cautions = self._with_user_data(after, offer)
+        held = self._held(after).model_copy(update={"artefact": offer.artefact})
+        return Change("values", before, held, cautions=cautions), after
+
+    def _with_user_data(self, text: str, offer: Offer) -> tuple[str, tuple[str, ...]]:
+        """Put parbake's parts into the user data among the values; return also what to know of it."""
+        target = self.target
+        parts = {"hydrate": offer.hydrate, "store": userdata.KEEP_STORE if target.keep_store else ""}
+        if offer.snapshot:  # a machine image alone leaves the volume that there is
+            parts["mount"] = offer.mount
+        if not target.user_data_at:
+            names = " and ".join(sorted(name for name, part in parts.items() if part))
+            if not names:
+                return text, ()
+            return text, (f"the values say nothing of user data, which has the parts for {names}: name `user_data_at`",)
+        now = self._at(text, target.user_data_at)
+        new = userdata.with_parts(now, parts)
+        if new != now:
+            text = gitops.set_value(text, target.user_data_at, new, source=self.file.where)
+        return text, tuple(userdata.too_large(new, userdata.ROOM))
 
     @override
     def decided_back(self, text: str) -> tuple[Change, str]:
@@ -198,12 +215,12 @@ class ValuesFile(_Manifest):
         return TargetStatus(f"values in {self.file.where}", self._held(self.file.read()))
 
     def _held(self, text: str) -> TargetState:
+        target = self.target
+        return TargetState(image=self._at(text, target.image_at), snapshot=self._at(text, target.snapshot_at))
+
+    def _at(self, text: str, path: str) -> str:
         data = gitops.read(text, source=self.file.where)
-
-        def at(path: str) -> str:
-            return str(gitops.value_at(data, gitops.parse_path(path)) or "") if path else ""
-
-        return TargetState(image=at(self.target.image_at), snapshot=at(self.target.snapshot_at))
+        return str(gitops.value_at(data, gitops.parse_path(path)) or "") if path else ""
 
 
 class _ImageFile(_Manifest):
@@ -218,7 +235,10 @@ class _ImageFile(_Manifest):
     @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         if not offer.image or offer.snapshot:
-            raise InputError(f"{self.file.where} takes only machine images", hint="give the record of one")
+            raise InputError(
+                f"{self.file.where} takes only machine images: further disks are empty there, and name no snapshot",
+                hint="give the record of a machine image",
+            )
         place = self._place(text)
         now = self.held(place)
         wanted = offer.held
@@ -239,20 +259,20 @@ class _ImageFile(_Manifest):
         place = self._place(self.file.read())
         return TargetStatus(f"{place.kind} {place.name} in {self.file.where}", self.held(place), _history(place))
 
-    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+    def spec(self, place: gitops.ManifestPlace, offer: Offer) -> dict[str, Any]:
         """Return the merge patch that names the image."""
         raise NotImplementedError
 
-    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+    def now(self, place: gitops.ManifestPlace) -> tuple[str, dict[str, Any]]:
         """Return the image that is named, and the merge patch that names it again."""
         raise NotImplementedError
 
-    def follow_up(self, text: str, place: gitops.Place, patch: Mapping[str, Any]) -> str:
+    def follow_up(self, text: str, place: gitops.ManifestPlace, patch: Mapping[str, Any]) -> str:
         """Change what refers to the manifest."""
         del place, patch
         return text
 
-    def held(self, place: gitops.Place) -> TargetState:
+    def held(self, place: gitops.ManifestPlace) -> TargetState:
         """Return what is named; the artefact where the note still fits."""
         image, spec = self.now(place)
         current = _history(place).current
@@ -269,7 +289,7 @@ class _ImageFile(_Manifest):
     def _changed(
         self,
         text: str,
-        place: gitops.Place,
+        place: gitops.ManifestPlace,
         now: TargetState,
         wanted: TargetState,
         spec: Mapping[str, Any],
@@ -280,7 +300,7 @@ class _ImageFile(_Manifest):
         after = self.follow_up(gitops.change(text, place, patch), place, patch)
         return Change(f"{place.kind} {place.name}", now, wanted), after
 
-    def _place(self, text: str) -> gitops.Place:
+    def _place(self, text: str) -> gitops.ManifestPlace:
         places = gitops.find([(self.file.path.name, text)], kinds=self.kinds, name=self.target.object)
         return gitops.the_one(places, f"{' or '.join(self.kinds)} {self.target.object}".rstrip())
 
@@ -291,12 +311,12 @@ class InstanceGroupFile(_ImageFile):
     kinds = ("InstanceGroup",)
 
     @override
-    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+    def spec(self, place: gitops.ManifestPlace, offer: Offer) -> dict[str, Any]:
         del place
         return {"spec": {"image": offer.image}}
 
     @override
-    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+    def now(self, place: gitops.ManifestPlace) -> tuple[str, dict[str, Any]]:
         image = (place.data.get("spec") or {}).get("image")
         return str(image or ""), {"spec": {"image": image}}
 
@@ -307,33 +327,33 @@ class MachineTemplateFile(_ImageFile):
     kinds = ("AWSMachineTemplate",)
 
     @override
-    def spec(self, place: gitops.Place, offer: Offer) -> dict[str, Any]:
+    def spec(self, place: gitops.ManifestPlace, offer: Offer) -> dict[str, Any]:
         """Name the image, under a name that follows from it."""
         stem = place.name.partition("-parbake-")[0]
         name = f"{stem}-parbake-{offer.image.removeprefix('ami-')}"
         return {"metadata": {"name": name}, "spec": {"template": {"spec": {"ami": {"id": offer.image}}}}}
 
     @override
-    def now(self, place: gitops.Place) -> tuple[str, dict[str, Any]]:
+    def now(self, place: gitops.ManifestPlace) -> tuple[str, dict[str, Any]]:
         ami = gitops.value_at(place.data, ("spec", "template", "spec", "ami"))
         image = ami.get("id") if isinstance(ami, Mapping) else None
         again = {"metadata": {"name": place.name}, "spec": {"template": {"spec": {"ami": ami}}}}
         return str(image or ""), again
 
     @override
-    def follow_up(self, text: str, place: gitops.Place, patch: Mapping[str, Any]) -> str:
+    def follow_up(self, text: str, place: gitops.ManifestPlace, patch: Mapping[str, Any]) -> str:
         """Let MachineDeployments and MachinePools in the file refer to the new name."""
         for user in self._users(text, place.name):
             reference = {"infrastructureRef": {"name": patch["metadata"]["name"]}}
             text = gitops.change(text, user, {"spec": {"template": {"spec": reference}}})
         return text
 
-    def _users(self, text: str, name: str) -> Iterator[gitops.Place]:
+    def _users(self, text: str, name: str) -> Iterator[gitops.ManifestPlace]:
         kinds = ("MachineDeployment", "MachinePool", "MachineSet")
         for user in gitops.find([(self.file.path.name, text)], kinds=kinds):
             if gitops.value_at(user.data, ("spec", "template", "spec", "infrastructureRef", "name")) == name:
                 yield user
 
 
-def _history(place: gitops.Place) -> History[TargetState]:
+def _history(place: gitops.ManifestPlace) -> History[TargetState]:
     return read_history(gitops.value_at(place.data, ("metadata", "annotations", ANNOTATION)))

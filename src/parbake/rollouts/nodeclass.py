@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.core.units import quantity
-from parbake.rollouts import userdata
+from parbake.rollouts import nodesettings, userdata
 from parbake.rollouts.protocol import (
     OWNER,
     Change,
@@ -28,6 +28,7 @@ from parbake.rollouts.protocol import (
     history_text,
     read_history,
     show,
+    unlocked,
 )
 
 ANNOTATION = f"{OWNER}/rollout"
@@ -71,22 +72,24 @@ def decide(
     disk: Mapping[str, int],
     chosen: Chosen | None = None,
     hydrate: bool = False,
+    keep_store: bool = False,
 ) -> Change:
     """Decide what a node class becomes when it takes an offer.
 
     With ``hydrate`` the offer's hydrate part goes into its user data; without, one that is there is taken out. So does
-    the part that mounts a volume, and goes where the offer has none for its volume. ``disk`` is what the volume's
-    mapping says of its speed, in Karpenter's words. With ``chosen`` its term is that, and where the term points to is
-    changed by the caller. Raises InputError for an
-    AWSNodeTemplate then, and for user data of no known kind.
+    the part that mounts a volume, and goes where the offer has none for its volume; and with ``keep_store`` the part
+    that keeps nodeadm from moving containerd's store to local disks. ``disk`` is what the volume's mapping says of its
+    speed, in Karpenter's words. With ``chosen`` its term is that, and where the term points to is changed by the
+    caller. Raises InputError for an AWSNodeTemplate then, and for user data of no known kind.
     """
     spec = node_class.get("spec") or {}
     after = copy.deepcopy(dict(spec))
     cautions: list[str] = []
     if offer.image:
         _take_image(node_class, after, offer, chosen, cautions)
-    _take_disks(after, offer, device, disk)
-    refusals = [*_refusals(spec, after, offer, device), *_take_user_data(after, offer, hydrate=hydrate)]
+    cautions += _take_disks(after, offer, device, disk)
+    beyond = _take_user_data(after, offer, hydrate=hydrate, keep_store=keep_store)
+    refusals = [*_refusals(spec, after, offer, device), *beyond]
     cautions += _cautions(_family(after), offer)
     before = held(node_class, device, chosen)
     kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
@@ -120,10 +123,20 @@ def decide_rollback(node_class: Mapping[str, Any], *, device: str, chosen: Chose
     return _change(node_class, after, now, previous, History(left=left), (), cautions, chosen)
 
 
-def disk(target: KarpenterTarget | GitopsTarget) -> dict[str, int]:
-    """Return what a target says of its volume's speed, in Karpenter's words."""
+class Wishes(TypedDict):
+    """What a target says of how its node class takes an offer; the keyword arguments of ``decide``."""
+
+    device: str
+    disk: Mapping[str, int]
+    hydrate: bool
+    keep_store: bool
+
+
+def wishes(target: KarpenterTarget | GitopsTarget) -> Wishes:
+    """Return what a target says; of its volume's speed in Karpenter's words."""
     rate = target.initialization_rate
-    return {**target.performance, **({"volumeInitializationRate": rate} if rate else {})}
+    disk = {**target.performance, **({"volumeInitializationRate": rate} if rate else {})}
+    return Wishes(device=target.device, disk=disk, hydrate=target.hydrate, keep_store=target.keep_store)
 
 
 def follows(spec: Mapping[str, Any], chosen: Chosen) -> bool:
@@ -180,6 +193,9 @@ def _change(
         now = {**now, "userData": userdata.shown(spec.get("userData") or "")}
         then = {**then, "userData": userdata.shown(after.get("userData") or "")}
     diff = show(now, then, where)
+    since = (node_class.get("metadata") or {}).get("deletionTimestamp")
+    if diff and since:
+        refusals = [*refusals, f"the node class is being deleted, since {since}: what is written goes with it"]
     if not diff:
         return Change(where, before, wanted, refusals=tuple(refusals), cautions=tuple(cautions))
     changed = {key: after.get(key) for key in (*_FIELDS, "userData") if spec.get(key) != after.get(key)}
@@ -223,11 +239,13 @@ def _take_image(
         )
     if chosen and chosen.caution and not follows(spec, chosen):
         cautions.append(chosen.caution)
-    spec["amiSelectorTerms"] = [dict(chosen.term) if chosen else {"id": offer.image}]
+    # Karpenter resolves one image for each architecture, so that the ids of two stand beside each other.
+    spec["amiSelectorTerms"] = [dict(chosen.term)] if chosen else [{"id": each} for each in offer.images]
 
 
-def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> None:
-    """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from."""
+def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> tuple[str, ...]:
+    """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from; return cautions."""
+    cautions: tuple[str, ...] = ()
     family, disks = _family(spec), copy.deepcopy(_disks(spec))
     root = _root(family)
     defaults = _DEFAULT_DISKS.get(family, {})
@@ -245,11 +263,13 @@ def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mappi
             disks.append(mine)
         ebs = mine.setdefault("ebs", {})
         ebs["snapshotID"] = offer.snapshot
+        cautions = unlocked(device, ebs, offer)
         ebs.pop("encrypted", None)  # with a snapshot it follows from the snapshot
         _at_least(ebs, offer.snapshot_size or GIB)
         ebs |= settings
     if disks:
         spec["blockDeviceMappings"] = disks
+    return cautions
 
 
 def _disk(size: int) -> dict[str, Any]:
@@ -265,9 +285,12 @@ def _has_root(disks: list[dict[str, Any]]) -> bool:
     return any(each.get("rootVolume") for each in disks)
 
 
-def _take_user_data(spec: dict[str, Any], offer: Offer, *, hydrate: bool) -> list[str]:
+def _take_user_data(spec: dict[str, Any], offer: Offer, *, hydrate: bool, keep_store: bool) -> list[str]:
     """Put parbake's parts into the user data, or take old ones out; return what speaks against it."""
-    family, parts = _family(spec), {}
+    family = _family(spec)
+    if keep_store and family not in {"AL2023", "Custom"}:
+        return [f"`keep_store` is for nodeadm, on Amazon Linux 2023, and the node class is of {family}"]
+    parts = {"store": userdata.KEEP_STORE if keep_store else ""}
     if not hydrate or offer.hydrate:
         parts["hydrate"] = offer.hydrate if hydrate else ""
     if offer.snapshot:  # a machine image alone leaves the volume that there is
@@ -299,8 +322,13 @@ def _cautions(family: str, offer: Offer) -> list[str]:
 def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, device: str) -> list[str]:
     found = []
     family = _family(after)
-    if spec.get("instanceStorePolicy") == "RAID0":
-        found.append("instanceStorePolicy: RAID0 puts the container runtime's store on local disks and hides the bake")
+    settings = nodesettings.read(str(after.get("userData") or ""))
+    storage = settings.against_storage(str(spec.get("instanceStorePolicy") or ""), family)
+    if storage and settings.disabled_mounts:
+        storage += f"; the NodeConfig's disabledMounts do not name {nodesettings.CONTAINERD}"
+    elif storage and family == "AL2023":
+        storage += "; write `keep_store: true` in the target to keep it where it is, and the rest on the local disks"
+    found += [each for each in (settings.against_snapshotter, storage) if each]
     if family == "Bottlerocket" and offer.image:
         found.append("the node class is of Bottlerocket, which boots no machine image of another system")
     if family.startswith("Windows"):

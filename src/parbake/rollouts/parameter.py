@@ -30,7 +30,7 @@ _FROM = f"{OWNER}: "
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ParameterVersion:
     """One version of a parameter."""
 
     version: int
@@ -49,7 +49,7 @@ class Entry:
         return TargetState(label=self.value or "nothing", artefact=artefact)
 
 
-def decide(history: Sequence[Entry], offer: Offer, where: str) -> Change:
+def decide(history: Sequence[ParameterVersion], offer: Offer, where: str) -> Change:
     """Decide the parameter's value, from its versions (oldest first, none: it is to be made). Pure."""
     if offer.image and offer.snapshot:
         raise InputError(f"{where} holds one id, and there are two", hint="give the machine image or the volume alone")
@@ -65,7 +65,7 @@ def decide(history: Sequence[Entry], offer: Offer, where: str) -> Change:
     return Change(where, before, offer.held, f"-{before.image or before.snapshot or before.label}\n+{value}", payload)
 
 
-def decide_rollback(history: Sequence[Entry], where: str) -> Change:
+def decide_rollback(history: Sequence[ParameterVersion], where: str) -> Change:
     """Decide how the parameter returns to the value before. Pure; raises InputError when it never had another."""
     last = history[-1]
     if last.description.startswith(_BACK):
@@ -83,7 +83,7 @@ def decide_rollback(history: Sequence[Entry], where: str) -> Change:
     return Change(where, last.held, other.held, f"-{last.value}\n+{other.value}", payload)
 
 
-def previous(history: Sequence[Entry]) -> Entry | None:
+def previous(history: Sequence[ParameterVersion]) -> ParameterVersion | None:
     """Return the newest version with another value than the last."""
     return next((each for each in reversed(history) if each.value != history[-1].value), None)
 
@@ -163,10 +163,10 @@ class Parameter(Rollout):
         del frozen
         raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
 
-    def _history(self) -> list[Entry]:
+    def _history(self) -> list[ParameterVersion]:
         try:
             found = list(self.ssm.pages("get_parameter_history", "Parameters", Name=self.name))
         except AwsNotFound:
             return []
-        entries = [Entry(int(each["Version"]), each["Value"], each.get("Description", "")) for each in found]
+        entries = [ParameterVersion(int(each["Version"]), each["Value"], each.get("Description", "")) for each in found]
         return sorted(entries, key=lambda each: each.version)

@@ -44,9 +44,11 @@ class TargetState(Frozen):
 class Offer(Frozen):
     """What is handed out in one region: a machine image, a volume's snapshot, or both. Sizes in bytes (0: unknown).
 
+    ``image`` may be several ids with commas between, one for each of ``architecture`` in the same order.
     ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``mount`` is user data
     that mounts the volume, ``hydrate`` what loads the hot blocks (cloud-boothooks), for targets that ask for them.
-    ``family`` is whose nodes alone can take the volume (empty: any that mount it).
+    ``family`` is whose nodes alone can take the volume (empty: any that mount it); ``encrypted``: its snapshot was
+    baked encrypted; ``runtime`` is what started the volume's images when it was verified (empty: unknown).
     """
 
     artefact: str
@@ -57,14 +59,39 @@ class Offer(Frozen):
     image_size: int = 0
     snapshot: str = ""
     snapshot_size: int = 0
+    encrypted: bool = False
     family: Family = ""
+    runtime: str = ""
     mount: str = ""
     hydrate: str = ""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The ids of the machine images."""
+        return tuple(each for each in self.image.split(",") if each)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """What the machine images are for, in their order."""
+        return tuple(self.architecture.split(","))
 
     @property
     def held(self) -> TargetState:
         """What a target holds that took the offer."""
         return TargetState(image=self.image, snapshot=self.snapshot, artefact=self.artefact, key=self.key)
+
+
+def unlocked(device: str, mapping: Mapping[str, Any], offer: Offer) -> tuple[str, ...]:
+    """Return the caution that a mapping loses its word on encryption: one with a snapshot may have none (EC2 API).
+
+    ``mapping`` is what was there, in the words of Karpenter or of a launch template.
+    """
+    if not offer.snapshot or offer.encrypted or not (mapping.get("encrypted") or mapping.get("Encrypted")):
+        return ()
+    return (
+        f"{device} was `encrypted: true`, and a volume of a snapshot is encrypted as the snapshot is: {offer.artefact} "
+        "was baked without `aws: {encrypted: true}`, so it stays encrypted only where the account encrypts by default",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,15 @@ BEYOND_REACH = ("Bottlerocket", "Windows2019", "Windows2022", "Windows2025")
 ROOM = 3 << 10
 """What Karpenter and EKS add themselves, in bytes: the cluster's certificate, labels, the kubelet's settings."""
 _HINT = "write it as MIME parts, or do without parbake's: `mount: false`, `hydrate: false`"
-NAMES = ("mount", "hydrate")
+NAMES = ("mount", "hydrate", "store")
 """What parbake's parts are for, in their order: they come before all others."""
-_HEAD = 'Content-Type: text/cloud-boothook; charset="us-ascii"\nContent-Disposition: attachment; filename="{name}"\n'
+KEEP_STORE = """\
+apiVersion: node.eks.aws/v1alpha1
+kind: NodeConfig
+spec: {instance: {localStorage: {disabledMounts: [Containerd]}}}
+"""
+"""The part ``store``: nodeadm leaves containerd's store where it is, whatever becomes of the local disks."""
+_HEAD = 'Content-Type: {kind}; charset="us-ascii"\nContent-Disposition: attachment; filename="{name}"\n'
 _BOUNDARY = "==parbake=="
 _KINDS = (
     ("#!", 'text/x-shellscript; charset="us-ascii"'),
@@ -88,7 +94,9 @@ def too_large(text: str, room: int) -> list[str]:
 
 
 def _head(name: str) -> str:
-    return _HEAD.format(name=f"parbake-{name}.sh")
+    if name == "store":
+        return _HEAD.format(kind="application/node.eks.aws", name="parbake-store.yaml")
+    return _HEAD.format(kind="text/cloud-boothook", name=f"parbake-{name}.sh")
 
 
 def _part(name: str) -> re.Pattern[str]:

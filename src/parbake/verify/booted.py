@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from parbake.containerd import labels
 from parbake.core import run
-from parbake.core.errors import BadBase, MachineError
+from parbake.core.errors import BadBase, BadReference, MachineError
 from parbake.core.model import Descriptor
+from parbake.core.reference import Reference
 from parbake.machine.disk import formats
 from parbake.machine.vm import Drive, Machine, agent_credentials, agent_seed, is_bootable
 from parbake.verify import sandbox
@@ -39,7 +40,10 @@ _PLAIN_PARENT = "/parbake"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a node's containerd is configured with: its sandbox image, and whether systemd manages the cgroups."""
+    """What a node's containerd is configured with: its sandbox image, and whether systemd manages the cgroups.
+
+    ``sandbox`` is the name under which the store must hold it, which is not always how it is written.
+    """
 
     sandbox: str = ""
     systemd_cgroups: bool = False
@@ -59,9 +63,18 @@ def settings_of(dump: str) -> Settings:
     containerd = runtime.get("containerd", {})
     runc = containerd.get("runtimes", {}).get(containerd.get("default_runtime_name") or "runc", {})
     return Settings(
-        sandbox=str(images.get("pinned_images", {}).get("sandbox") or old.get("sandbox_image") or ""),
+        sandbox=_stored(str(images.get("pinned_images", {}).get("sandbox") or old.get("sandbox_image") or "")),
         systemd_cgroups=bool(runc.get("options", {}).get("SystemdCgroup")),
     )
+
+
+def _stored(name: str) -> str:
+    """Return the name that the CRI looks for in the store: EKS's nodes, say, name theirs without a tag."""
+    try:
+        reference = Reference.parse(name)
+    except BadReference:
+        return name
+    return reference.with_digest(reference.digest) if reference.digest else str(reference)
 
 
 def identify(artefact: Path) -> tuple[Kind, str]:
@@ -84,8 +97,18 @@ def identify(artefact: Path) -> tuple[Kind, str]:
     )
 
 
-class Node:
-    """Boots an artefact when entered; use with ``with``. ``base`` returns the disk that a volume is attached to.
+def node_format(image: Path) -> str:
+    """Return the format of the image of a node (raw, qcow2); raises BadBase unless it is a disk that boots."""
+    kind, image_format = identify(image)
+    if kind != "machine-image":
+        raise BadBase(f"{image} is a {kind}, not the image of a node", hint="name a disk image that boots")
+    return image_format
+
+
+class BootedNode:
+    """Boots an artefact when entered; use with ``with``.
+
+    A volume is attached to ``base``: the image of a node, or what makes the default base and returns it.
 
     ``default_base`` says that a machine image was made on the default base, whose systemd starts the guest agent by
     itself; any other needs cloud-init for it. ``reads`` is a file for what a machine image's boot reads
@@ -101,15 +124,21 @@ class Node:
         image_format: str,
         *,
         folder: Path,
-        base: Callable[[], Path],
+        base: Path | Callable[[], Path],
         memory: int,
         default_base: bool = False,
         reads: Path | None = None,
     ) -> None:
         self.kind = kind
+        self._whose = base if isinstance(base, Path) else None
         if kind == "volume":
-            volume, orders = Drive(artefact, _VOLUME, image_format), agent_credentials() | _AWAIT_VOLUME
-            self.machine = Machine(base(), folder, credentials=orders, drives=[volume], memory=memory)
+            drives = [Drive(artefact, _VOLUME, image_format)]
+            if isinstance(base, Path):
+                its, seed = node_format(base), agent_seed()
+                self.machine = Machine(base, folder, format=its, seed=seed, drives=drives, memory=memory)
+            else:
+                orders = agent_credentials() | _AWAIT_VOLUME
+                self.machine = Machine(base(), folder, credentials=orders, drives=drives, memory=memory)
         elif default_base and reads is None:
             orders = agent_credentials()
             self.machine = Machine(artefact, folder, format=image_format, credentials=orders, memory=memory)
@@ -117,6 +146,8 @@ class Node:
             seed = agent_seed()
             self.machine = Machine(artefact, folder, format=image_format, seed=seed, memory=memory, reads=reads)
         self.boot_seconds = 0.0
+        self.runtime = ""
+        """What the machine's runtime calls itself, such as ``containerd 2.2.4``."""
         self.settings: Settings
         self.client: Client
         self.cri: Cri
@@ -135,6 +166,7 @@ class Node:
             limit = run.Deadline(_READY * machine.stretch, "the runtime is ready for pods")
             Cri(self.client.connection).wait_ready(limit)
             self.boot_seconds = time.monotonic() - machine.started
+            self.runtime = Cri(self.client.connection).version()
             self.settings = settings_of(self._dump())
             self.cri = Cri(self.client.connection, cgroup_parent=self.settings.cgroup_parent)
             self._stack = stack.pop_all()
@@ -147,7 +179,13 @@ class Node:
         """Put the volume where the runtime keeps its store, as a node's own start-up would."""
         guest, limit = self.machine.guest, _READY * self.machine.stretch
         guest.check(["udevadm", "settle"], timeout=limit)
-        guest.check(["mount", _VOLUME_DEVICE, RUNTIME_ROOT], timeout=limit)
+        root = RUNTIME_ROOT
+        if self._whose:  # its runtime may run by now, on a store of its own
+            for service in ("kubelet.service", "containerd.service"):
+                guest.run(["systemctl", "stop", service], timeout=limit)
+            root = str(tomllib.loads(self._dump()).get("root") or RUNTIME_ROOT)
+            guest.check(["mkdir", "-p", root], timeout=limit)
+        guest.check(["mount", _VOLUME_DEVICE, root], timeout=limit)
 
     def _dump(self) -> str:
         # What the program says on standard error comes along: only the document is wanted.

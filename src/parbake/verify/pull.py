@@ -13,7 +13,7 @@ from parbake.machine.vm import NETWORK_MAC
 
 if TYPE_CHECKING:
     from parbake.machine.vm import Guest
-    from parbake.verify.booted import Node
+    from parbake.verify.booted import BootedNode
     from parbake.verify.verify import Rehearsal
 
 _HOST = "10.0.2.2"  # QEMU's user-mode network: the host's loopback
@@ -71,7 +71,7 @@ def _port(reference: Reference) -> int:
     return int(port)
 
 
-def connect(node: Node, port: int) -> None:
+def connect(node: BootedNode, port: int) -> None:
     """Plug a network in and make the guest's loopback port lead to the same port of the host's loopback.
 
     The interface gets no default route, and leads to that one port and nothing else.
@@ -100,7 +100,7 @@ def _configure(guest: Guest, seconds: float) -> None:
         deadline.sleep(0.2)
 
 
-def forget(node: Node, image: Image) -> None:
+def forget(node: BootedNode, image: Image) -> None:
     """Remove an image's names, and the content and snapshots only it used. Raises ContainerdError if any stays."""
     client = node.client
     for record in client.images.list():

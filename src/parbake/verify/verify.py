@@ -6,14 +6,15 @@ import re
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from parbake.core.errors import BadBase, ContainerdError, DeadlineExceeded, MachineError
 from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
 from parbake.core.workspace import cache_folder
-from parbake.machine import base
-from parbake.verify.booted import Kind, Node, identify
+from parbake.machine import base as default_base
+from parbake.verify.booted import BootedNode, Kind, identify
 from parbake.verify.starter import Started, Starter
 from parbake.verify.store import Seen, judge, look
 
@@ -109,7 +110,8 @@ class Rehearsal:
     """An artefact that has been booted to be verified; use with ``with``.
 
     ``verdict`` looks at every image and starts it; the machine stays up for what may follow (``pull.compare_pull``).
-    ``reads`` is a file for what a machine image reads of its disk (``vm.reads``).
+    ``reads`` is a file for what a machine image reads of its disk (``vm.reads``). ``base`` is the image of a node that
+    a volume is attached to (None: the default base, from ``cache``).
     Entering raises MachineError when the machine does not come up, BadBase when the file is not an artefact,
     EnvironmentProblem when QEMU or another program is missing.
     """
@@ -124,6 +126,7 @@ class Rehearsal:
         cache: Path | None = None,
         memory: int = _MEMORY,
         reads: Path | None = None,
+        base: Path | None = None,
     ) -> None:
         self.artefact, self.plan, self.events, self.folder = artefact, plan, events, folder
         if plan is not None:
@@ -131,12 +134,13 @@ class Rehearsal:
             image_format: str = plan.artefact.format
         else:
             self.kind, image_format = identify(artefact)
-        self.node = Node(
+        self.base = base if self.kind == "volume" else None
+        self.node = BootedNode(
             artefact,
             self.kind,
             image_format,
             folder=folder / "machine",
-            base=lambda: base.ensure(cache or cache_folder(), events),
+            base=self.base or partial(default_base.ensure, cache or cache_folder(), events),
             memory=memory,
             default_base=plan is not None and plan.base.kind == "debian",
             reads=reads,
@@ -176,6 +180,8 @@ class Rehearsal:
             passed=not problems and not any(image.problems for image in images),
             accelerator=self.node.machine.accelerator,
             boot_seconds=round(self.node.boot_seconds, 3),
+            runtime=self.node.runtime,
+            base=self.base.name if self.base else "",
             images=tuple(images),
             problems=problems,
             warnings=warnings,
@@ -233,11 +239,13 @@ def verify(
     folder: Path,
     cache: Path | None = None,
     memory: int = _MEMORY,
+    base: Path | None = None,
 ) -> Verdict:
     """Boot an artefact (which is not changed) without a network and prove every image in it; return the verdict.
 
     ``plan`` None checks what the store holds, without digests to expect. ``folder`` is for this run's files, ``cache``
-    holds the default base, to which a volume is attached; ``memory`` is the machine's, in MiB.
+    holds the default base, to which a volume is attached unless ``base`` is the image of a node to take instead;
+    ``memory`` is the machine's, in MiB.
     A bad image, a machine image that does not boot and an artefact for another architecture (accelerator ``none``) are
     verdicts that did not pass. Raises BadBase unless the file is an artefact, and what says that this machine cannot
     verify: EnvironmentProblem, CommandFailed, MachineError for a volume's own base, DiskFull.
@@ -245,7 +253,7 @@ def verify(
     if plan is not None and plan.platform.architecture != Platform.host().architecture:
         reason = f"the artefact is for {plan.platform}, this machine is {Platform.host()}: nothing was booted"
         return Verdict(passed=False, accelerator="none", problems=(reason,), verified_at=_now())
-    rehearsal = Rehearsal(artefact, plan, events=events, folder=folder, cache=cache, memory=memory)
+    rehearsal = Rehearsal(artefact, plan, events=events, folder=folder, cache=cache, memory=memory, base=base)
     try:
         with rehearsal:
             return rehearsal.verdict()

@@ -89,4 +89,4 @@ def remember(artefact: Path, record: Record, cache: Path) -> None:
     """Note that an artefact has the bytes of its record as it is now: nobody else has written to it yet."""
     if record.blocks:
         with suppress(OSError, DiskFull):  # it spares time, nothing more
-            Memory(artefact, record.blocks.digest, cache).keep()
+            Memory(artefact, record.blocks.digest, cache).remember()

@@ -44,7 +44,17 @@ from parbake.machine import base, disk
 from parbake.machine.disk import BlockList
 from parbake.records import Blocks, Record, genuine
 from parbake.workflows import ancestry
-from parbake.workflows.plan import Finished, Session, decide, existing, make_images, open_session, resolve
+from parbake.workflows.plan import (
+    Finished,
+    Session,
+    ask_account,
+    base_of,
+    decide,
+    existing,
+    make_images,
+    open_session,
+    resolve,
+)
 from parbake.workflows.sharing import made_for_all, using
 from parbake.workflows.trace import bring, recorded_elsewhere, rehearse, trace_of
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
@@ -86,9 +96,10 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
         publisher = publisher_of(run.bakefile, fresh=options.force)
         if remote:
             refuse_rehearsal(run.bakefile, options)
-        plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild))
+        known, onto = ask_account(run), base_of(run)  # what must fail is refused before images are built
+        plan = decide(run, make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild), onto)
         need_key(plan, options)
-        for caution in cautions(plan):
+        for caution in (*cautions(plan), *known):
             events.warn(caution)
         make = partial(make_sure, run, plan, remote, publisher, options)
         return made_for_all(run, plan.artefact_name, make, force=options.force)
@@ -166,7 +177,8 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | No
     if not provable:
         return finished
     interrupts.resume()
-    return prove(finished, events, keep_workspace=options.keep_workspace, signer=run.signer)
+    base = run.bakefile.verify.base
+    return prove(finished, events, base=base, keep_workspace=options.keep_workspace, signer=run.signer)
 
 
 def make(run: Session, plan: Plan, options: Options) -> Finished:
@@ -210,7 +222,7 @@ def bake_and_publish(
         if there is None or proving or options.rehearse or options.trace:
             disk_plan, disk = disk_to_send(run, disk_plan, publisher, shipment, there, options, earlier)
             if proving:
-                verdict = boot(events, disk.path, disk_plan, shipment.work)
+                verdict = boot(events, disk.path, disk_plan, shipment.work, run.bakefile.verify.base)
         if verdict and not verdict.passed:
             published = {shipment.region: there} if there else {}
         else:
@@ -465,14 +477,19 @@ def write_down(
 
 
 def prove(
-    finished: Finished, events: Events, *, keep_workspace: bool = False, signer: Signer | None = None
+    finished: Finished,
+    events: Events,
+    *,
+    base: Path | None = None,
+    keep_workspace: bool = False,
+    signer: Signer | None = None,
 ) -> Finished:
     """Boot the artefact without a network, start its images, and write the verdict into its record.
 
     Raises VerificationFailed with everything that is wrong.
     """
     verdict, sha256 = examine(
-        finished.artefact, finished.record, events, fresh=finished.changed, keep_workspace=keep_workspace
+        finished.artefact, finished.record, events, base=base, fresh=finished.changed, keep_workspace=keep_workspace
     )
     interrupts.hold()
     record = write_verdict(finished.artefact, finished.record, verdict, sha256, signer)

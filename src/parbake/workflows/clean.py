@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from parbake import records
-from parbake.bakefile import Bakefile, load
+from parbake.bakefile import Bakefile
 from parbake.core.events import Events
 from parbake.core.workspace import WORK, cache_folder, remove_leftovers, remove_tree
 from parbake.images.build import build
+from parbake.workflows.identity import opened
 
 
 def clean_aws(bakefile_path: Path, events: Events) -> dict[str, tuple[str, ...]]:
@@ -21,13 +22,14 @@ def clean_aws(bakefile_path: Path, events: Events) -> dict[str, tuple[str, ...]]
     from parbake import aws  # loads only where AWS is asked
     from parbake.aws.leftovers import Wanted, remove
 
-    bakefile = load(bakefile_path)
-    home = aws.client("ec2", bakefile.aws.region or "").region
-    regions = dict.fromkeys((home, *bakefile.aws.copy_to))
-    wanted = Wanted(name=bakefile.name, packer=bakefile.builder == "packer")
-    removed = {region: remove(wanted, region, events) for region in regions}
-    ended = end_fast_restores(bakefile, events, tuple(regions))
-    return {region: (*found, *(f"fast-restore:{each}" for each in ended[region])) for region, found in removed.items()}
+    with opened(bakefile_path) as bakefile:
+        home = aws.client("ec2", bakefile.aws.region or "").region
+        regions = dict.fromkeys((home, *bakefile.aws.copy_to))
+        wanted = Wanted(name=bakefile.name, packer=bakefile.builder == "packer")
+        removed = {region: remove(wanted, region, events) for region in regions}
+        ended = end_fast_restores(bakefile, events, tuple(regions))
+        off = {region: tuple(f"fast-restore:{each}" for each in found) for region, found in ended.items()}
+        return {region: (*found, *off[region]) for region, found in removed.items()}
 
 
 def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -43,10 +45,10 @@ def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]
 
 def watch_fast_restores(bakefile_path: Path, events: Events) -> None:
     """Do so at each turn of a watch, where the Bakefile has such times. Raises AwsError."""
-    bakefile = load(bakefile_path)
-    wanted = bakefile.aws.fast_snapshot_restore
-    if wanted and wanted.for_:
-        end_fast_restores(bakefile, events, sorted({zone[:-1] for zone in wanted.zones}))
+    with opened(bakefile_path) as bakefile:
+        wanted = bakefile.aws.fast_snapshot_restore
+        if wanted and wanted.for_:
+            end_fast_restores(bakefile, events, sorted({zone[:-1] for zone in wanted.zones}))
 
 
 def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:

@@ -17,7 +17,7 @@ from pydantic import Field
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, ParbakeError
 from parbake.core.model import GIB, Frozen
 from parbake.core.programs import PROGRAMS, XFS, Program
-from parbake.core.run import find, isolated, run
+from parbake.core.run import CONTAINERD, find, isolated, run
 from parbake.machine import vm
 from parbake.machine.vm.firmware import ovmf
 from parbake.records.store import Shared, Store, need_conditional_writes
@@ -45,7 +45,7 @@ class Check(Frozen):
 class Facts(Frozen):
     """What was seen of a machine. ``programs``: versions by name, empty when it tells none, absent when missing.
 
-    ``free`` is in bytes, by the folder's role (output, cache).
+    ``free`` is in bytes, by the folder's role (output, cache). ``containerd`` is what ``PARBAKE_CONTAINERD`` says.
     """
 
     root: bool
@@ -57,6 +57,7 @@ class Facts(Frozen):
     accelerator: Literal["kvm", "tcg", "none"] = "none"
     uefi_firmware: bool = False
     boto3: str = ""
+    containerd: str = ""
     free: Mapping[str, int] = Field(default_factory=dict)
     folders: Mapping[str, str] = Field(default_factory=dict)
 
@@ -100,6 +101,7 @@ def gather(*, output: Path, cache: Path) -> Facts:
         accelerator=_accelerator(),
         uefi_firmware=_has_firmware(),
         boto3=_package_version("boto3"),
+        containerd=os.environ.get(CONTAINERD, ""),
         free={role: shutil.disk_usage(_existing(folder)).free for role, folder in folders.items()},
         folders={role: str(folder) for role, folder in folders.items()},
     )
@@ -153,7 +155,7 @@ def _existing(folder: Path) -> Path:
 def judge(facts: Facts) -> tuple[Check, ...]:
     """Return every check, in the order of what a bake needs first (pure)."""
     builders = [_builders(facts)]
-    programs = [_program(program, facts.programs.get(program.name)) for program in PROGRAMS if not program.group]
+    programs = [_program(program, facts) for program in PROGRAMS if not program.group]
     return (*_system(facts), *programs, *builders, *_extras(facts), *_space(facts))
 
 
@@ -181,16 +183,22 @@ def _system(facts: Facts) -> Iterator[Check]:
     yield _check("xfs" in known, "xfs", "mount xfs", (XFS,), "modprobe xfs", mild=True)
 
 
-def _program(program: Program, version: str | None) -> Check:
+def _program(program: Program, facts: Facts) -> Check:
     """Judge a program by its version (empty: it tells none; None: it is not there)."""
     status: Status = "ok"
+    version = facts.programs.get(program.name)
     found, hint = version or "there", ""
+    chosen = facts.containerd if program.name == "containerd" else ""
     if version is None:
         status, found = "warn" if program.optional else "missing", ""
         hint = f"apt-get install {program.package}"
     elif version and program.oldest and _numbers(version) < _numbers(program.oldest):
         status = "warn" if program.optional else "missing"
         hint = f"{program.oldest} or later is needed: a newer {program.package}"
+    if chosen and version is not None:
+        found += f" ({chosen})"
+    elif chosen:
+        hint = f"{CONTAINERD} is {chosen}: let it be the full path of a program, or unset it"
     return Check(
         name=program.name, purpose=program.purpose, needed_by=program.used_by, status=status, found=found, hint=hint
     )

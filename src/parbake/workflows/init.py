@@ -68,11 +68,12 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
     for warning in found.warnings:
         events.warn(warning)
     entries = []
-    for image in found.images:
+    for image in sorted(found.images, key=lambda each: not each.on_every_node):
         if Reference.parse(image.reference).is_local:
             events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
             continue
-        entries.append(scaffold.InitImage(reference=image.reference, uses=tuple(str(use) for use in image.uses)))
+        uses = tuple(str(use) for use in image.uses)
+        entries.append(scaffold.InitImage(image.reference, uses=uses, on_every_node=image.on_every_node))
     return entries
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
+from parbake.bakefile.file import IN_EC2
 from parbake.core.errors import VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Base, Image, Plan
@@ -23,6 +24,8 @@ from parbake.images.registry import Layout, Registry
 from parbake.machine import base, disk
 from parbake.records import Record, genuine
 from parbake.records.store import session_store
+from parbake.workflows.identity import acting
+from parbake.workflows.preflight import account_cautions
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +67,24 @@ def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, st
     bakefile = load(bakefile_path, overrides)
     for caution in advice(bakefile):
         events.warn(caution)
-    with Registry(bakefile.registries, events=events) as registry:
+    with acting(bakefile), Registry(bakefile.registries, events=events) as registry:
         yield Session(bakefile, registry, events)
 
 
 def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Preview:
     """Say what a bake of this Bakefile would do, without doing any of it. ``overrides`` replace keys of it."""
     with open_session(bakefile_path, events, overrides) as run:
+        known, onto = ask_account(run), base_of(run)
         images = resolve(run)
         missing = tuple(reference for reference, image in images.items() if image is None)
         if missing:
-            return Preview(None, to_build=missing)
-        plan = decide(run, [image for image in images.values() if image])
+            return Preview(None, to_build=missing, cautions=known)
+        plan = decide(run, [image for image in images.values() if image], onto)
         found = existing(run.bakefile.output, plan, events)
         record = found.record if found else None
         if record is None and (shared := session_store(run.bakefile, events)):
             record = shared.find(plan.artefact_name)
-        return Preview(plan, existing=record, cautions=cautions(plan))
+        return Preview(plan, existing=record, cautions=(*cautions(plan), *known))
 
 
 def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:
@@ -148,22 +152,39 @@ def _overrides(entry: ImageEntry) -> dict[str, object]:
     }
 
 
-def decide(run: Session, images: list[Image]) -> Plan:
-    """Make the plan from the Bakefile and what its images resolved to."""
+def decide(run: Session, images: list[Image], base: Base | None = None) -> Plan:
+    """Make the plan from the Bakefile and what its images resolved to; ``base`` is what it named, where known."""
     bakefile = run.bakefile
     artefact, aws = bakefile.artefact, bakefile.aws
     if artefact.in_cloud:
-        artefact = artefact.model_copy(update={"encrypted": aws.encrypted, "kms_key": aws.kms_key or ""})
+        key = aws.key_in(home(bakefile)) if aws.kms_key else ""
+        artefact = artefact.model_copy(update={"encrypted": aws.encrypted, "kms_key": key})
     return make_plan(
         name=bakefile.name,
         platform=bakefile.platform,
-        base=base_of(run),
+        base=base or base_of(run),
         artefact=artefact,
         images=images,
         sandbox=sandbox_of(run),
         keep_layers=bakefile.keep_layers,
         fixed_size=bakefile.size,
     )
+
+
+def ask_account(run: Session) -> tuple[str, ...]:
+    """Ask AWS what stands in the way of a bake there; return what is to be known. Raises InputError."""
+    if run.bakefile.builder not in IN_EC2:
+        return ()
+    return account_cautions(run.bakefile, home(run.bakefile))
+
+
+def home(bakefile: Bakefile) -> str:
+    """Return the region where bakes happen: the Bakefile's, else that of the AWS configuration."""
+    if bakefile.aws.region:
+        return bakefile.aws.region
+    from parbake.aws import default_region
+
+    return default_region()
 
 
 def base_of(run: Session) -> Base:
@@ -181,9 +202,12 @@ def base_of(run: Session) -> Base:
             return Base(kind="file", identity=file.digest, path=str(choice.path), size=file.virtual_size)
         case "ami":
             from parbake import aws  # loads only where AWS is asked
+            from parbake.aws import ebs
 
             assert choice.ami
             image = aws.find_source(choice.ami, run.bakefile.platform, run.bakefile.aws.region or "")
+            if run.bakefile.builder == "ebs":
+                ebs.refuse_billed(image)
             return Base(kind="ami", identity=image.id, size=image.size)
 
 

@@ -9,12 +9,13 @@ target itself: a run that was killed is finished by running it again, and a roll
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parbake import records
-from parbake.bakefile import Bakefile, load
+from parbake.bakefile import Bakefile
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
@@ -29,6 +30,8 @@ from parbake.records import Record, genuine
 from parbake.records.store import brought
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
+from parbake.workflows.identity import opened
+from parbake.workflows.warm import Warming
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
 _STEADY = 2  # so often in a row a target must be seen to be done
@@ -91,13 +94,19 @@ def rollout(
     Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
     what a target refuses, Stalled when nodes do not follow in time.
     """
-    bakefile = load(bakefile_path)
+    with opened(bakefile_path) as bakefile:
+        return _rollout(bakefile, selectors, events, options)
+
+
+def _rollout(
+    bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
+) -> tuple[TargetResult, ...]:
     brought(bakefile, events)
     located = [_record(selector, bakefile) for selector in selectors]
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
-    offers = [offer(found, config.region) for config in targets]
+    offers = [_fitting(offer(found, config.region), config) for config in targets]
     for region in dict.fromkeys(each.region for each in offers):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
@@ -114,31 +123,7 @@ def rollout(
         target = open_target(config, offered.region, force_conflicts=options.force_conflicts)
         if options.again or not _was_left(config, target, offered, events):
             decided.append(_Decided(config, target, target.plan(offered), offered.region))
-    return _hand_over(
-        decided, events, options, lambda regions: _warm(bakefile, found, regions, events, dry_run=options.dry_run)
-    )
-
-
-def _warm(
-    bakefile: Bakefile, found: Sequence[Record], regions: Iterable[str], events: Events, *, dry_run: bool
-) -> None:
-    """Enable fast snapshot restore where the Bakefile wants it for rollouts, and wait until it counts."""
-    wanted = bakefile.aws.fast_snapshot_restore
-    if not wanted or wanted.at != "rollout":
-        return
-    from parbake.aws.ebs import fast_restore
-
-    for region in regions:
-        snapshots = [each for record in found for each in record.published[region].snapshots]
-        if not snapshots or not fast_restore.zones_in(wanted, region):
-            continue
-        if dry_run:
-            zones = ", ".join(fast_restore.zones_in(wanted, region))
-            events.note(f"a rollout enables fast snapshot restore in {zones} and waits for it first")
-            continue
-        with events.stage(f"fast-{region}", f"Fast snapshot restore, about {fast_restore.minutes(snapshots)} minutes"):
-            pairs = fast_restore.enable(wanted, region, snapshots, events, again=True)
-            fast_restore.wait(pairs, region, snapshots, events)
+    return _hand_over(decided, events, options, Warming(bakefile, found, events))
 
 
 def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -> bool:
@@ -161,10 +146,11 @@ def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -
 def rollback(bakefile_path: Path, events: Events, options: RolloutOptions) -> tuple[TargetResult, ...]:
     """Return targets to what they held before; one that has returned already is only followed."""
     decided = []
-    for config in choose(load(bakefile_path), options.to):
-        target = open_target(config, config.region or "", force_conflicts=options.force_conflicts)
-        decided.append(_Decided(config, target, target.plan_rollback()))
-    return _hand_over(decided, events, options)
+    with opened(bakefile_path) as bakefile:
+        for config in choose(bakefile, options.to):
+            target = open_target(config, config.region or "", force_conflicts=options.force_conflicts)
+            decided.append(_Decided(config, target, target.plan_rollback()))
+        return _hand_over(decided, events, options)
 
 
 def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
@@ -176,13 +162,15 @@ def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport,
         except ParbakeError as error:
             return TargetReport(config.name, config.kind, error=error.message)
 
-    return tuple(report(config) for config in choose(load(bakefile_path), to))
+    with opened(bakefile_path) as bakefile:
+        return tuple(report(config) for config in choose(bakefile, to))
 
 
 def freeze(bakefile_path: Path, to: tuple[str, ...], *, frozen: bool) -> dict[str, tuple[str, ...]]:
     """Stop targets from replacing nodes, or let them again; return what was changed, by target."""
-    targets = choose(load(bakefile_path), to)
-    return {config.name: open_target(config, config.region or "").freeze(frozen=frozen) for config in targets}
+    with opened(bakefile_path) as bakefile:
+        targets = choose(bakefile, to)
+        return {config.name: open_target(config, config.region or "").freeze(frozen=frozen) for config in targets}
 
 
 def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
@@ -200,19 +188,26 @@ def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
 
 
 def offer(found: Sequence[Record], region: str | None) -> Offer:
-    """Make the offer of one region out of records; raises InputError when they do not go together."""
-    kinds = [record.plan.artefact.kind for record in found]
-    if len(set(kinds)) != len(kinds):
+    """Make the offer of one region out of records; raises InputError when they do not go together.
+
+    Machine images may be one for each architecture: a node class of Karpenter takes them all.
+    """
+    kinds = [(record.plan.artefact.kind, record.plan.platform.architecture) for record in found]
+    twice = next((kind for kind, count in Counter(kinds).items() if count > 1), None)
+    if twice:
         raise InputError(
-            f"two records of the kind {kinds[0]}", hint="give one machine image, one volume, or one of each"
+            f"two records of the kind {twice[0]} for {twice[1]}",
+            hint="give one machine image for each architecture, one volume, or one of each",
         )
-    architectures = {record.plan.platform.architecture for record in found}
-    if len(architectures) > 1:
+    architectures = sorted({architecture for _, architecture in kinds})
+    if len(architectures) > 1 and any(kind == "volume" for kind, _ in kinds):
         raise InputError(
-            f"the records are for {' and '.join(sorted(architectures))}", hint="give records of one platform"
+            f"the records are for {' and '.join(architectures)}, and all nodes of a target get the same volume",
+            hint="give records of one platform, and a node class for each",
         )
+    found = sorted(found, key=lambda record: record.plan.platform.architecture)
     region = region or _one_region(found)
-    image, volume = Published(), Published()
+    images, volume, runtime = list[Published](), Published(), ""
     for record in found:
         published = record.published.get(region)
         if published is None:
@@ -222,20 +217,36 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
                 hint="publish it there, or correct the target's `region`",
             )
         if record.plan.artefact.kind == "volume":
-            volume = published
+            volume, runtime = published, record.verdict.runtime if record.verdict else ""
         else:
-            image = published
+            images.append(published)
     return Offer(
         artefact=" + ".join(record.artefact for record in found),
         key="+".join(record.key for record in found),
         region=region,
-        architecture=architectures.pop(),
-        image=image.image,
-        image_size=image.snapshots[0].size if image.snapshots else 0,
+        architecture=",".join(architectures),
+        image=",".join(each.image for each in images),
+        image_size=max((each.snapshots[0].size for each in images if each.snapshots), default=0),
         snapshot=volume.snapshots[0].id if volume.snapshots else "",
         snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,
+        encrypted=any(each.plan.artefact.encrypted for each in found if each.plan.artefact.kind == "volume"),
         family=volume.family,
+        runtime=runtime,
     )
+
+
+def _fitting(offered: Offer, config: Target) -> Offer:
+    """Return an offer that a target can take; raises InputError for several images where there is room for one."""
+    options = config.options
+    several = (isinstance(options, KarpenterTarget) and not options.tag and not options.parameter) or (
+        isinstance(options, GitopsTarget) and not options.image_at
+    )
+    if len(offered.images) > 1 and not several:
+        raise InputError(
+            f"{config.name}: it takes one machine image, and the records are for {' and '.join(offered.architectures)}",
+            hint="node classes that name images by id take one for each architecture; roll out one record here",
+        )
+    return offered
 
 
 def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
@@ -243,10 +254,16 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
 
     Empty for a machine image alone that has the service in it. Raises InputError where no start was traced.
     """
-    of_kind = {record.plan.artefact.kind: (artefact, record) for artefact, record in located}
-    artefact, record = of_kind.get("volume") or of_kind["machine-image"]
-    if record.plan.artefact.kind != "volume" and record.verdict and record.verdict.hydrate:
+    found = tuple(located)
+    volumes = [each for each in found if each[1].plan.artefact.kind == "volume"]
+    if not volumes and all(record.verdict and record.verdict.hydrate for _, record in found):
         return ""
+    if not volumes and len(found) > 1:
+        raise InputError(
+            "`hydrate` loads the blocks of one machine image, and the records are of several",
+            hint="bake them with --rehearse, which puts the service into each; or remove `hydrate`",
+        )
+    ((artefact, record),) = volumes or found
     trace = artefact.with_name(record.trace_name)
     if not trace.exists():
         raise InputError(
@@ -262,7 +279,8 @@ def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offe
     if volume is None or offered.family or not getattr(config.options, "mount", False):
         return offered
     sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
-    return offered.model_copy(update={"mount": mount.user_data(sandbox)})
+    root = getattr(config.options, "root", "")
+    return offered.model_copy(update={"mount": mount.user_data(sandbox, root)})
 
 
 def _hydrates(config: Target) -> bool:
@@ -311,22 +329,25 @@ def _hand_over(
     decided: Sequence[_Decided],
     events: Events,
     options: RolloutOptions,
-    before: Callable[[Iterable[str]], None] = lambda _regions: None,
+    warming: Warming | None = None,
 ) -> tuple[TargetResult, ...]:
-    """Write and follow each; ``before`` is called with the regions of those that change something."""
+    """Write and follow each; what nodes start from is warm before that."""
     for each in decided:
         for caution in each.change.cautions:
             events.warn(f"{each.config.name}: {caution}")
         _refuse(each, events, force=options.force)
         if each.change.diff and not options.dry_run:
             events.note(f"{each.config.name}: {each.change.before} -> {each.change.after}\n{each.change.diff}")
-    before(dict.fromkeys(each.region for each in decided if not each.change.empty))
+    if warming:
+        warming.begin(dict.fromkeys(each.region for each in decided if not each.change.empty), dry_run=options.dry_run)
     if options.dry_run:
         return tuple(TargetResult(each.config.name, each.config.kind, each.change) for each in decided)
     done = []
     for each in decided:
         interrupts.resume()
         written = not each.change.empty
+        if written and warming:
+            warming.pace(each.region)
         if written:
             with events.stage(f"write-{each.config.name}", f"Write {each.change.where}"):
                 each.target.write(each.change)

@@ -48,7 +48,7 @@ def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | No
     with work_folder(artefact.parent, "rehearse") as work:
         there = artefact if artefact.exists() else _fetched(record, work, events)
         trace = rehearse_disk(there, record.plan, events, work)
-    return keep(artefact, record, trace, signer)
+    return write_trace(artefact, record, trace, signer)
 
 
 def _fetched(record: Record, work: Path, events: Events) -> Path:
@@ -66,7 +66,7 @@ def _fetched(record: Record, work: Path, events: Events) -> Path:
 def bring(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
     """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
     records.need_signer(artefact, signer)
-    return keep(artefact, record, recorded_elsewhere(file, artefact, record.plan), signer)
+    return write_trace(artefact, record, recorded_elsewhere(file, artefact, record.plan), signer)
 
 
 def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
@@ -90,7 +90,7 @@ def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
     return trace
 
 
-def keep(artefact: Path, record: Record, trace: Trace, signer: Signer | None = None) -> Record:
+def write_trace(artefact: Path, record: Record, trace: Trace, signer: Signer | None = None) -> Record:
     """Write a trace beside its artefact and its summary into the record; hold ``records.in_use``."""
     save(trace, artefact.with_name(record.trace_name))
     record = record.model_copy(update={"trace": summary(trace, file=record.trace_name)})
@@ -168,6 +168,7 @@ def situation(
     found = record.trace.hot_bytes if hot is None and record.trace else hot or 0
     return Situation(
         volume=max(volume, record.size),
+        snapshot=record.size,
         data=max(record.allocated, 1),
         hot=found,
         transfer=sum(image.size for image in record.plan.images),

@@ -39,27 +39,34 @@ def can_boot(plan: Plan, events: Events) -> bool:
     return False
 
 
-def boot(events: Events, artefact: Path, plan: Plan, folder: Path) -> Verdict:
-    """Verify a disk by itself, without a record."""
+def boot(events: Events, artefact: Path, plan: Plan, folder: Path, base: Path | None = None) -> Verdict:
+    """Verify a disk by itself, without a record; a volume on a node's image where ``base`` is one."""
     from parbake.verify import verify
 
-    return verify(artefact, plan, events=events, folder=folder, cache=cache_folder())
+    return verify(artefact, plan, events=events, folder=folder, cache=cache_folder(), base=base)
 
 
 def examine(
-    artefact: Path, record: Record | None, events: Events, *, fresh: bool = False, keep_workspace: bool = False
+    artefact: Path,
+    record: Record | None,
+    events: Events,
+    *,
+    base: Path | None = None,
+    fresh: bool = False,
+    keep_workspace: bool = False,
 ) -> tuple[Verdict, str]:
     """Verify an artefact, with its record or (a file without one) by what its store holds; return also its SHA-256.
 
-    First its bytes are compared with its record, unless it is ``fresh``. The digest of the whole file is computed while
-    the machine boots; it is empty for a file without a record, and for one that is damaged.
+    A volume is attached to ``base``, a node's image (None: the default base). First its bytes are compared with its
+    record, unless it is ``fresh``. The digest of the whole file is computed while the machine boots; it is empty for a
+    file without a record, and for one that is damaged.
     """
     from parbake.verify import compared, damaged, verify  # gRPC and its like take longer to load than doing nothing
 
     records.sweep(artefact.parent)
     with work_on(artefact.parent, "verify", events, keep=keep_workspace) as work:
         if record is None:
-            return verify(artefact, None, events=events, folder=work, cache=cache_folder()), ""
+            return verify(artefact, None, events=events, folder=work, cache=cache_folder(), base=base), ""
         if record.blocks and not fresh:
             with events.stage("compare", f"Compare {artefact.name} with its record"):
                 differs = damage(artefact, record, events)
@@ -67,7 +74,7 @@ def examine(
                 return damaged(differs), ""
         known = record.sha256 if record.blocks or fresh else ""
         with disk.sha256_beside(artefact, events, known=known) as sha256:
-            verdict = verify(artefact, record.plan, events=events, folder=work, cache=cache_folder())
+            verdict = verify(artefact, record.plan, events=events, folder=work, cache=cache_folder(), base=base)
             digest = sha256()
     return verdict if fresh else compared(verdict, recorded=record.sha256, found=digest), digest
 
@@ -86,6 +93,7 @@ def verify_again(
     output: Path,
     events: Events,
     *,
+    base: Path | None = None,
     keep_workspace: bool = False,
     trust: Sequence[Path] = (),
     signer: Signer | None = None,
@@ -109,7 +117,7 @@ def verify_again(
         )
     if not artefact.is_file():
         raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
-    verdict, sha256 = examine(artefact, record, events, keep_workspace=keep_workspace)
+    verdict, sha256 = examine(artefact, record, events, base=base, keep_workspace=keep_workspace)
     if record and (verdict.accelerator != "none" or verdict.intact is False):
         if signer is None and records.is_signed(artefact):
             events.warn(f"the record of {artefact.name} is signed and stays as it is: the Bakefile has no `sign`")

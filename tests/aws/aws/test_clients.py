@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse, HeadersDict
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 from botocore.httpsession import URLLib3Session
 from botocore.retries import bucket, standard
 
@@ -186,3 +188,46 @@ def test_what_is_new_may_be_unknown_for_a_while() -> None:
 
 def _absent() -> aws.Look:
     raise AwsNotFound("not there")
+
+
+THERE = "arn:aws:iam::210987654321:role/deploy/rollout"
+
+
+@pytest.mark.usefixtures("aws_mock")
+def test_calls_are_made_in_a_role_perhaps_in_another_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    call = BaseClient._make_api_call
+
+    def noted(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        if operation == "AssumeRole":
+            asked.append(arguments)
+        return call(client, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", noted)
+    own = aws.client("sts")
+    with aws.acting_as(THERE, "fleet-7"):
+        theirs = aws.client("sts")
+        assert theirs is aws.client("sts"), "made once"
+        with aws.acting_as(None):
+            assert aws.client("sts") is theirs, "nobody says another"
+    assert aws.client("sts") is own
+    who = theirs.get_caller_identity()
+    assert (who["Account"], "assumed-role" in who["Arn"]) == ("210987654321", True)
+    theirs.get_caller_identity()
+    assert asked == [{"RoleArn": THERE, "RoleSessionName": "parbake", "ExternalId": "fleet-7"}], "asked for once"
+    assert own.get_caller_identity()["Account"] == "123456789012"
+
+
+@pytest.mark.usefixtures("aws_mock")
+def test_a_role_that_does_not_trust_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = BaseClient._make_api_call
+
+    def refused(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        if operation == "AssumeRole":
+            error = {"Code": "AccessDenied", "Message": f"not authorized to perform: sts:AssumeRole on {THERE}"}
+            raise ClientError({"Error": error}, operation)
+        return call(client, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", refused)
+    with aws.acting_as(THERE), pytest.raises(AwsNoAccess, match="sts:AssumeRole on arn:aws:iam::210987654321"):
+        aws.client("ec2").describe_images(Owners=["self"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parbake import aws
-from parbake.aws import KEY, MANAGED, Stamp, clients, ebs
+from parbake.aws import KEY, MANAGED, Stamp, clients, ebs, encryption
 from parbake.aws.ebs import Journal, Parent, UploadRequest, throttle
 from parbake.aws.ebs.upload import start
 from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, InputError
@@ -109,7 +110,7 @@ def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
 
     assert ebs.upload(wanted, Events()) == done, "the journal says that they are there"
     assert cloud.calls["PutSnapshotBlock"] == 3
-    ebs.keep(snapshot, "eu-west-1", verified="2026-01-01T00:00:00Z", events=Events())
+    ebs.mark_permanent(snapshot, "eu-west-1", verified="2026-01-01T00:00:00Z", events=Events())
     assert (made.tags[MANAGED], made.tags["parbake:verified"]) == ("artefact", "2026-01-01T00:00:00Z")
     assert "parbake:expires" not in made.tags
 
@@ -150,6 +151,36 @@ def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
     assert cloud.snapshots[child].key == made.key, "the parent decides"
     with pytest.raises(AwsError, match="Alias is not found"):
         sent(request(path, key="m", encrypted=True, kms_key="alias/missing"))
+
+
+def test_a_region_that_encrypts_by_default(tmp_path: Path, cloud: Cloud) -> None:
+    """EBS user guide, "Encryption outcomes for EBS direct APIs"."""
+    path = tmp_path / "disk.raw"
+    blocks = disk_of(path, SMALL)
+    open_parent = sent(request(path, key="p"))
+    cloud.by_default["eu-west-1"] = encryption.EBS_KEY
+    made = cloud.snapshots[sent(request(path))]
+    assert (made.encrypted, made.key) == (True, cloud.default_key("eu-west-1"))
+    with pytest.raises(AwsError, match="this account encrypts by default"):
+        sent(request(path, key="c", parent=Parent(open_parent, blocks)))
+    child = cloud.snapshots[sent(request(path, key="d", parent=Parent(made.id, blocks)))]
+    assert (child.encrypted, child.key, child.written) == (True, made.key, {})
+
+
+def test_a_copy_that_fails_late_is_seen_and_made_anew(tmp_path: Path, cloud: Cloud) -> None:
+    """AWS looks at the key while it copies (EC2 API reference, CopySnapshot)."""
+    path = tmp_path / "disk.raw"
+    disk_of(path, SMALL)
+    cloud.slow = 2
+    wanted = request(path, encrypted=True, kms_key="alias/nodes")
+    snapshot = sent(wanted)
+    how = {"stamp": wanted.stamp, "name": "n", "events": Events()}
+    with pytest.raises(AwsNoAccess, match="Given key ID is not accessible") as caught:
+        ebs.copy(snapshot, "eu-west-1", "us-east-1", kms_key="alias/missing", **how)  # type: ignore[arg-type]
+    assert "kms:CreateGrant" in caught.value.hint
+    made = ebs.copy(snapshot, "eu-west-1", "us-east-1", kms_key="alias/nodes", **how)  # type: ignore[arg-type]
+    assert [each.id for each in cloud.snapshots.values() if each.region == "us-east-1"] == [made]
+    assert cloud.snapshots[made].key == cloud.key_arn("alias/nodes", "us-east-1")
 
 
 def test_faults_that_pass(tmp_path: Path, cloud: Cloud) -> None:
@@ -392,7 +423,8 @@ def test_a_snapshot_becomes_an_ami_with_what_nodes_need(tmp_path: Path, cloud: C
     wanted = request(path)
     snapshot = sent(wanted)
     cloud.slow = 2
-    how = {"name": "node-k", "platform": AMD64, "boot": "uefi-preferred", "stamp": wanted.stamp, "region": "eu-west-1"}
+    how = {"name": "node-k", "platform": AMD64, "stamp": wanted.stamp, "region": "eu-west-1"}
+    how |= {"traits": ebs.Traits(boot="uefi-preferred")}
     ami = ebs.register(snapshot, events=Events(), **how)  # type: ignore[arg-type]
     made = cloud.images[ami]
     expected = {
@@ -427,10 +459,11 @@ def test_a_tpm_holds_where_the_disk_boots_by_uefi_alone(
     path = tmp_path / "disk.raw"
     disk_of(path, SMALL)
     wanted = request(path)
-    how = {"name": "node-k", "platform": AMD64, "boot": boot, "stamp": wanted.stamp, "region": "eu-west-1"}
-    ami = ebs.register(sent(wanted), events=Events(), tpm=tpm, **how)  # type: ignore[arg-type]
+    how = {"name": "node-k", "platform": AMD64, "stamp": wanted.stamp, "region": "eu-west-1"}
+    traits = ebs.Traits(boot=boot, tpm=tpm)
+    ami = ebs.register(sent(wanted), events=Events(), traits=traits, **how)  # type: ignore[arg-type]
     assert cloud.images[ami]["attributes"].get("TpmSupport", "") == said
-    assert ebs.fetch(ami, tmp_path / "back.raw", Events(), region="eu-west-1").tpm == bool(said)
+    assert ebs.traits_of(ami, "eu-west-1", Events()) == replace(traits, tpm=bool(said))
 
 
 def test_without_a_signature_for_ebs_nothing_is_answered(

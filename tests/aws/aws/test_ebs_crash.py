@@ -85,6 +85,8 @@ def test_killed_at_each_call(
         aws.client(service, region, tries=tries)  # made once for all copies, which takes longer than a bake
     cloud, work = direct.world, tmp_path / "work"
     cloud.slow, cloud.late, direct.eventual = 1, late, Eventual(late=late)
+    for region in (HOME, OTHER):  # by a key of the account's own, as what is shared must be
+        cloud.by_default[region] = f"arn:aws:kms:{region}:123456789012:key/own"
     monkeypatch.setenv("PARBAKE_CACHE", str(work / "cache"))
 
     def whole(folder: Path) -> Record:

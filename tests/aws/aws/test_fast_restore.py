@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from parbake.aws.ebs import fast_restore
+from parbake import cli
+from parbake.aws.costs.restore_credits import bucket, refill
+from parbake.aws.ebs import fast_restore, restore_credits
 from parbake.aws.tags import as_dict
 from parbake.bakefile import Bakefile, FastRestoreSection, load
 from parbake.core.errors import AwsError
@@ -21,7 +23,7 @@ from parbake.workflows import clean, watch
 from tests.aws.conftest import REGION
 from tests.fakes.aws.boto_clients import raw
 from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan
+from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, failing, plan
 from tests.fakes.aws.iam_recorder import allowed_by, printed
 from tests.fakes.clusters import kitchen, machine_image, parbake, volume
 
@@ -140,6 +142,10 @@ class Shop:
         with allowed_by(printed(load(self.file))["rollout"]):
             return parbake(self.capsys, "rollout", self.image.key, *QUICK, *more)
 
+    def say_rollout(self) -> int:
+        """Roll out for people, who see notes and warnings."""
+        return cli.run(["rollout", self.image.key, *QUICK])
+
     @property
     def held(self) -> list[str]:
         found = raw("ssm").describe_parameters()["Parameters"]
@@ -170,6 +176,44 @@ def test_a_rollout_waits_until_it_counts_and_only_then_writes(shop: Shop) -> Non
     assert shop.rollout()[0] == 0
     changes = {operation for _, operation, _ in shop.cloud.calls[calls:]}
     assert "EnableFastSnapshotRestores" not in changes, "nothing is handed out, so nothing is warmed"
+
+
+def test_each_target_waits_for_credits(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.say(credits=3)
+    seen: list[list[float]] = []
+
+    def look(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
+        if operation == "PutParameter":
+            seen.append(sorted(shop.cloud.fast.credits.values()))
+
+    shop.cloud.before.append(look)
+    with allowed_by(printed(load(shop.file))["rollout"]):
+        assert shop.say_rollout() == 0
+    assert seen == [[3.75, 3.75]], "they begin at zero, and come with each look"
+    assert f"0.0 of 10 in {ZONE}, 0.0 of 10 in {REGION}b; 10.0 more an hour" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("AccessDenied", "cloudwatch:GetMetricData"), ("", "the rollout goes on")],
+    ids=["forbidden", "never shown"],
+)
+def test_a_balance_that_is_not_shown_stops_no_rollout(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str, said: str
+) -> None:
+    monkeypatch.setattr(restore_credits, "_LATE", -1079.95)  # of 1080 s that three credits take
+    shop.cloud.fast.gain = 0.0
+    shop.say(credits=3)
+    if code:
+        failing(shop.cloud, "GetMetricData", code)
+    assert shop.say_rollout() == 0
+    assert said in capsys.readouterr().err
+    assert shop.held == [shop.image.published[REGION].image]
+
+
+@pytest.mark.parametrize(("gib", "most", "hourly"), [(1, 10, 10), (100, 10, 10), (512, 2, 2), (4096, 1, 0.25)])
+def test_credits_follow_the_snapshots_size(gib: int, most: int, hourly: float) -> None:
+    assert (bucket(gib * GIB), refill(gib * GIB)) == (most, hourly)
 
 
 def test_a_rollout_that_was_cut_off_while_it_waits_goes_on(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -217,6 +218,7 @@ OTHERS = {
     "get_authorization_token",
     "get_auth_instance",
     "get_close_matches",
+    "get_metric_data",  # of rollouts, and CloudWatch's
     "get_public_key",
     "describe_key",
 }
@@ -281,7 +283,7 @@ def test_what_ends_or_changes_something_is_for_ours_alone(tmp_path: Path) -> Non
                 condition = statement["Condition"]["StringLike"]
                 assert condition == {"aws:ResourceTag/parbake:managed": "*"}, action
             if statement["Resource"] == ["*"]:
-                assert re.match(r"ec2:Describe|ecr:GetAuthorizationToken", action), action
+                assert re.match(r"ec2:(Describe|GetEbs)|ecr:GetAuthorizationToken", action), action
 
 
 def test_registries_are_named(tmp_path: Path) -> None:
@@ -291,6 +293,24 @@ def test_registries_are_named(tmp_path: Path) -> None:
     assert not iam.actions(found["instance_role"]) - iam.actions(found["caller"])
     assert found["instance_role_trust"]["Statement"][0]["Principal"] == {"Service": "ec2.amazonaws.com"}
     assert "karpenter" not in found
+
+
+@pytest.mark.parametrize(("region", "partition"), [("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")])
+def test_other_partitions(tmp_path: Path, region: str, partition: str) -> None:
+    """China's and GovCloud's: every ARN is of the partition, and a key of it is understood."""
+    key = f"arn:{partition}:kms:{region}:123456789012:key/{KEY_ID}"
+    role = f"arn:{partition}:iam::123456789012:role/baker"
+    settings = FULL.replace("alias/nodes", key).replace("  copy_to: [us-east-1]\n", f"  role: {role}\n")
+    text = (settings + TARGETS).replace("eu-west-1", region)
+    path = tmp_path / "parbake.yaml"
+    plain = PLAIN.format(image="a.example/b:1", builder="ec2", base="ami-0123456789abcdef0")
+    path.write_text(plain.replace("eu-west-1", region) + text)
+    found = printed(load(path), region=region)
+    assert set(re.findall(r'"arn:([a-z-]+):', json.dumps(found))) == {partition}
+    service = found["instance_role_trust"]["Statement"][0]["Principal"]["Service"]
+    assert service == ("ec2.amazonaws.com.cn" if partition == "aws-cn" else "ec2.amazonaws.com")
+    for name, policy in found.items():
+        assert name.endswith("_trust") or mistakes(policy) == [], name
 
 
 def test_a_local_bake_needs_nothing_of_ec2(tmp_path: Path) -> None:
@@ -325,7 +345,7 @@ def test_what_packer_calls_is_covered(tmp_path: Path) -> None:
     assert wanted <= iam.actions(packers)
     for statement in statements(packers):
         if statement["Resource"] == ["*"]:
-            assert all(action.startswith("ec2:Describe") for action in statement["Action"]), statement
+            assert all(re.match("ec2:(Describe|GetEbs)", action) for action in statement["Action"]), statement
     once = iam.actions(iam.policies(written(tmp_path, builder="packer"))["caller"])
     assert not once & {"ec2:CreateFleet", "ec2:CreateLaunchTemplate", "iam:CreateServiceLinkedRole"}
     assert "ec2:CreateKeyPair" in once
@@ -377,6 +397,7 @@ def test_pruning_removes_ours_alone(tmp_path: Path) -> None:
         assert (
             reads
             or statement["Effect"] == "Deny"
+            or statement["Action"] == ["ec2:CreateImageUsageReport"]  # which needs an image besides, of ours
             or statement["Condition"] == {"StringLike": {"aws:ResourceTag/parbake:managed": "*"}}
         )
 

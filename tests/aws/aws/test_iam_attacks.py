@@ -134,6 +134,11 @@ ATTACKS = (
     Attack("delete ours elsewhere", "ec2", "DeleteSnapshot", {"SnapshotId": MINE}, ELSEWHERE),
     Attack("wipe all tags of an image", "ec2", "DeleteTags", {"Resources": ["ami-0bad"]}),
     Attack("wipe all tags of an image of a target", "ec2", "DeleteTags", {"Resources": ["ami-0c"]}),
+    Attack("ask who uses an image", "ec2", "CreateImageUsageReport", {"ImageId": "ami-0bad"}),
+    Attack("ask who uses ours elsewhere", "ec2", "CreateImageUsageReport", {"ImageId": "ami-0a"}, ELSEWHERE),
+    Attack("look at a role's profile", "iam", "GetInstanceProfile", {"InstanceProfileName": "admin"}),
+    Attack("end a protection", "ec2", "DisableImageDeregistrationProtection", {"ImageId": "ami-0a"}),
+    Attack("switch off encryption", "ec2", "DisableEbsEncryptionByDefault", {}),
     # Secrets.
     Attack("read a parameter", "ssm", "GetParameter", {"Name": "/prod/password", "WithDecryption": True}),
     Attack("read parameters", "ssm", "GetParameters", {"Names": ["/nodes/gpu", "/prod/password"]}),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +35,9 @@ from parbake.workflows import bake
 from parbake.workflows.plan import Session
 from tests.aws.aws.test_ebs import held, holds
 from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.aws.iam_recorder import allowed_by, caller
-from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.aws.iam_recorder import allowed_by, bakefile_for, printed
+from tests.fakes.aws.interceptor import refuse
+from tests.fakes.ebs_direct_server import EBS_KEY, Cloud
 from tests.fakes.plans import plan
 
 PASSED = Verdict(passed=True, accelerator="kvm")
@@ -120,12 +121,13 @@ def build(
     fresh: bool = False,
     verify: bool = True,
     rehearse: bool = False,
+    bases: Sequence[str] = (),
     **settings: Any,
 ) -> Record:
     """Bake as the story does once it has a plan; the policy for it must allow every call."""
     folder.mkdir(exist_ok=True)
     options = bake.Options(force=fresh, verify=verify, rehearse=rehearse)
-    with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings)):
+    with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings, bases)):
         publisher = publisher_of(run.bakefile, fresh=fresh)
         assert publisher
         return bake.bake_and_publish(run, wanted, publisher, options, None).record
@@ -142,13 +144,15 @@ def session(folder: Path, wanted: Plan, settings: Mapping[str, Any]) -> Iterator
         yield Session(bakefile, registry, Events())
 
 
-def policy_for(wanted: Plan, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the policy of whoever bakes a plan with settings."""
+def policy_for(wanted: Plan, settings: Mapping[str, Any], bases: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Return the policy of whoever bakes a plan with settings; ``bases`` are the base's snapshots, which are told."""
     artefact = wanted.artefact
     aws = {"region": "eu-west-1", **settings, "encrypted": artefact.encrypted}
     aws |= {"kms_key": artefact.kms_key} if artefact.kms_key else {}
     base = {"ami": wanted.base.identity, "none": "none"}.get(wanted.base.kind, "debian")
-    return caller("ebs", aws, base=base, image="registry.example/app:1")
+    bakefile = bakefile_for("ebs", aws, base=base, image="registry.example/app:1")
+    policy: Mapping[str, Any] = printed(bakefile, **({"base_snapshots": tuple(bases)} if bases else {}))["caller"]
+    return policy
 
 
 def staged(folder: Path) -> list[Path]:
@@ -320,13 +324,51 @@ def test_encrypted_and_not_do_not_mix(tmp_path: Path, oven: Oven, cloud: Cloud) 
     assert (child.parent, child.key) == (made.id, made.key)
 
 
+def test_where_aws_encrypts_by_default_the_second_bake_sends_what_differs(
+    tmp_path: Path, oven: Oven, cloud: Cloud
+) -> None:
+    oldest = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
+    cloud.by_default["eu-west-1"] = EBS_KEY
+    wanted = [VOLUME.model_copy(update={"keep_layers": True, "size": size * GIB}) for size in (1, 2, 3)]
+    wanted = [each.model_copy(update={"size_is_fixed": True}) for each in wanted]
+    first = cloud.snapshots[build(tmp_path, wanted[0]).published["eu-west-1"].snapshots[0].id]
+    assert (first.encrypted, first.parent) == (True, ""), f"{oldest} is not encrypted, and AWS takes no such parent"
+    oven.content = {0: b"boot", 5: b"changed", 900: b"more"}
+    before = cloud.calls["PutSnapshotBlock"]
+    second = cloud.snapshots[build(tmp_path, wanted[1]).published["eu-west-1"].snapshots[0].id]
+    assert (second.parent, set(second.written)) == (first.id, {5})
+    assert cloud.calls["PutSnapshotBlock"] - before == 1
+    cloud.by_default["eu-west-1"] = f"arn:aws:kms:eu-west-1:123456789012:key/{'1' * 32}"
+    third = cloud.snapshots[build(tmp_path, wanted[2]).published["eu-west-1"].snapshots[0].id]
+    assert (third.parent, third.key) == ("", cloud.by_default["eu-west-1"]), "its parent's key would be another"
+
+
+@pytest.mark.parametrize("call", ["GetEbsEncryptionByDefault", "GetEbsDefaultKmsKeyId", "DescribeKey"])
+def test_who_may_not_ask_how_aws_encrypts_still_sends_what_differs(
+    tmp_path: Path, oven: Oven, direct: Direct, call: str
+) -> None:
+    cloud = direct.world
+    cloud.by_default["eu-west-1"] = EBS_KEY
+
+    def refused(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
+        if operation == call:
+            raise refuse("UnauthorizedOperation", "You are not authorized to perform this operation.", operation)
+
+    direct.before.append(refused)
+    first = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
+    oven.content = {0: b"boot", 5: b"changed", 900: b"more"}
+    second = build(tmp_path, VOLUME.model_copy(update={"keep_layers": True})).published["eu-west-1"].snapshots[0].id
+    assert (cloud.snapshots[second].parent, set(cloud.snapshots[second].written)) == (first, {5})
+
+
 def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
     cloud.slow = 2
     zones = ["eu-west-1a", "us-east-1b"]
     settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
-    places = build(tmp_path, VOLUME, **settings, fast_snapshot_restore=zones).published
+    places = build(tmp_path, VOLUME, **settings, copy_within="45m", fast_snapshot_restore=zones).published
     assert list(places) == ["eu-west-1", "us-east-1"]
     for region, zone in zip(places, zones, strict=True):
+        assert cloud.snapshots[places[region].snapshots[0].id].within == (45 if region == "us-east-1" else 0)
         made = cloud.snapshots[places[region].snapshots[0].id]
         assert (made.region, made.state, made.shared) == (region, "completed", {"123456789012"})
         assert cloud.fast.on(made.id) == {zone}
@@ -341,10 +383,12 @@ def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud:
 def test_an_ami_is_copied_shared_and_dated(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
     cloud.slow = 2
     settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    settings["copy_within"] = "1h"
     places = build(tmp_path, MACHINE, **settings, deprecate_after="90d", fast_snapshot_restore=["us-east-1b"]).published
     assert list(places) == ["eu-west-1", "us-east-1"]
     for region, there in places.items():
         image, snapshot = cloud.images[there.image], cloud.snapshots[there.snapshots[0].id]
+        assert snapshot.within == (60 if region == "us-east-1" else 0)
         assert (image["region"], image["shared"], snapshot.shared) == (region, {"123456789012"}, {"123456789012"})
         assert image["deprecated"].startswith("20")
         assert image["tags"]["parbake:managed"] == "artefact"
@@ -375,17 +419,12 @@ def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) 
     assert len(oven.bakes) == 2, "the disk waits for a better answer"
 
 
-def test_an_ami_as_base_is_fetched_once_and_is_the_parent(
-    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ami_as_base_is_fetched_once_and_is_the_parent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
     base = build(tmp_path, MACHINE).published["eu-west-1"]
-    cloud.images[base.image]["attributes"]["TpmSupport"] = "v2.0"
-    monkeypatch.setattr(ebs, "boot_mode", lambda *_: "uefi")
     onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base.image, size=GIB)})
     oven.content = {6: b"baked"}
     there = build(tmp_path, onto).published["eu-west-1"]
     made = there.snapshots[0].id
-    assert cloud.images[there.image]["attributes"]["TpmSupport"] == "v2.0", "as the base has it"
     assert cloud.snapshots[made].parent == base.snapshots[0].id
     assert set(cloud.snapshots[made].written) == {6}
     assert set(held(cloud, made)) == {0, 5, 6, 900}
@@ -393,3 +432,56 @@ def test_an_ami_as_base_is_fetched_once_and_is_the_parent(
     build(tmp_path, onto.model_copy(update={"keep_layers": True}))
     assert cloud.calls["GetSnapshotBlock"] == before
     assert BlockList.read(tmp_path / f"cache/amis/{base.image}.raw.blocks").blocks.keys() == {0, 5, 900}
+
+
+@pytest.mark.usefixtures("oven")
+def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> None:
+    """Ubuntu's root is /dev/sda1; its further disks, among them another account's, become this account's own."""
+    base = build(tmp_path, MACHINE).published["eu-west-1"]
+    data = cloud.snapshots[build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id]
+    data.owner = "210987654321"
+    image = cloud.images[base.image]
+    image["device"] = image["attributes"]["RootDeviceName"] = "/dev/sda1"
+    said = {
+        "BootMode": "uefi",
+        "TpmSupport": "v2.0",
+        "SriovNetSupport": "simple",
+        "UefiData": "QU1B",
+        "EnaSupport": "true",
+    }
+    image["attributes"] |= said
+    image["further"] = [
+        {"device": "/dev/sdb", "snapshot": "", "virtual": "ephemeral0"},
+        {"device": "/dev/sdc", "snapshot": data.id, "virtual": "", "gib": "1"},
+        {"device": "/dev/sdd", "snapshot": "", "virtual": "", "gib": "7"},
+    ]
+    onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base.image, size=GIB)})
+    settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
+    places = build(tmp_path, onto, bases=[data.id], **settings).published
+    for region, there in places.items():
+        made = cloud.images[there.image]
+        assert made["attributes"].items() >= {**said, "ImdsSupport": "v2.0"}.items()
+        assert (made["device"], made["attributes"]["RootDeviceName"]) == ("/dev/sda1", "/dev/sda1")
+        kinds = [(each["device"], each["virtual"], each["gib"]) for each in made["further"]]
+        assert kinds == [("/dev/sdb", "ephemeral0", ""), ("/dev/sdc", "", "1"), ("/dev/sdd", "", "7")]
+        own = cloud.snapshots[made["further"][1]["snapshot"]]
+        assert (own.owner, own.region, own.shared) == ("123456789012", region, {"123456789012"})
+        assert own.tags["parbake:managed"] == "artefact"
+        assert [each.device for each in there.snapshots] == ["/dev/sda1", "/dev/sdc"]
+    assert (data.shared, data.tags["parbake:managed"]) == (set(), "artefact"), "nobody touched the original"
+    again = build(tmp_path, onto, fresh=True, bases=[data.id]).published["eu-west-1"]
+    assert (
+        cloud.images[again.image]["further"][1]["snapshot"]
+        == cloud.images[places["eu-west-1"].image]["further"][1]["snapshot"]
+    ), "copied once"
+
+
+@pytest.mark.usefixtures("oven")
+def test_uefi_variables_that_may_not_be_read_are_told(tmp_path: Path, cloud: Cloud) -> None:
+    base = build(tmp_path, MACHINE).published["eu-west-1"]
+    cloud.images[base.image]["attributes"]["BootMode"] = "uefi"
+    cloud.images[base.image]["owner"] = "210987654321"
+    said: list[Any] = []
+    traits = ebs.traits_of(base.image, "eu-west-1", Events(said.append))
+    assert (traits.boot, traits.uefi) == ("uefi", "")
+    assert "AuthFailure" in said[0].text

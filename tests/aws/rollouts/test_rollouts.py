@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from moto.ec2.models import ec2_backends
+from moto.ssm.models import ssm_backends
 
-from parbake.aws import clients
+from parbake.aws import clients, iam
 from parbake.bakefile import load
 from parbake.core.errors import InputError
 from parbake.core.events import Events
@@ -93,6 +94,27 @@ def versions(made: str) -> list[dict[str, Any]]:
 def held() -> str:
     found = raw("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"][0]
     return str(found["LaunchTemplate"]["Version"])
+
+
+def test_a_target_in_another_account(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is written in its role there, which may do what `parbake iam` prints for it."""
+    del fleets
+    role = "arn:aws:iam::210987654321:role/rollout"
+    kitchen(tmp_path, [{**PARAMETER, "role": role, "external_id": "fleet-7"}], FIRST)
+    assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+    there: Any = ssm_backends["210987654321"][REGION]
+    assert there.get_parameter("/nodes/gpu").value == "ami-1"
+    assert raw("ssm").describe_parameters()["Parameters"] == []
+    assert parbake(capsys, "status")[1][0]["holds"]["image"] == "ami-1"
+    found = printed(load(tmp_path / "parbake.yaml"))
+    assert found["assume"]["Statement"][0]["Resource"] == [role]
+    trust = found["role_of_ssm_trust"]["Statement"][0]
+    assert trust["Condition"] == {"StringEquals": {"sts:ExternalId": "fleet-7"}}
+    put = [each for each in found["role_of_ssm"]["Statement"] if "ssm:PutParameter" in each["Action"]]
+    assert [each["Resource"] for each in put] == [["arn:aws:ssm:eu-west-1:210987654321:parameter/nodes/gpu"]]
+    assert "ssm:PutParameter" not in iam.actions(found["rollout"])
+    # The calls of this test are noted as if all were made in one account: by the policies of that account's roles.
+    kitchen(tmp_path, [PARAMETER], FIRST)
 
 
 def test_a_group_and_back(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,6 +382,27 @@ def test_where_user_data_cannot_mount_a_volume(
     code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, len(versions(made))) == (1, 1)
     assert "which mounts no volume" in error["message"] or "whose nodes cannot mount" in error["message"]
+    del fleets
+
+
+def test_nodes_that_would_not_use_the_bake_are_refused(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = group()
+    config = (
+        "apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\n"
+        "spec: {featureGates: {FastImagePull: true}, instance: {localStorage: {strategy: RAID0}}}\n"
+    )
+    theirs = {**versions(made)[0]["LaunchTemplateData"], "UserData": base64.b64encode(config.encode()).decode()}
+    raw("ec2").create_launch_template_version(LaunchTemplateId=made, LaunchTemplateData=theirs)
+    specification = {"LaunchTemplateId": made, "Version": "2"}
+    raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
+    kitchen(tmp_path, [GROUP], DATA)
+    code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
+    assert (code, len(versions(made))) == (1, 2)
+    assert "FastImagePull makes soci the snapshotter" in error["message"]
+    code, shown = parbake(capsys, "rollout", DATA.key, "--dry-run", "--force")
+    assert (code, ["copies the baked store" in each for each in shown["targets"][0]["refusals"]]) == (0, [False, True])
     del fleets
 
 

@@ -133,6 +133,60 @@ def test_what_is_used_in_each_way_stays(shelves: Shelves, world: World, capsys: 
     del shelves
 
 
+def pruned(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, dict[str, Any]]:
+    """Prune whatever is old; return the decisions by id."""
+    code, done = parbake(capsys, "prune", "--aws", "--keep", "0", "--grace", "0", *more)
+    assert code == 0
+    return {each["id"]: each for each in done["aws"]["decisions"]}
+
+
+def test_what_is_protected_waits_and_says_how_it_goes(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:
+    guarded, free = image("guarded"), image("free")
+    shelves.protected[guarded] = "enabled-with-cooldown"
+    found = pruned(capsys)
+    assert (found[guarded]["action"], found[free]["action"]) == ("wait", "remove")
+    assert "protected from deregistration (enabled-with-cooldown)" in found[guarded]["reason"]
+    assert f"--image-id {guarded}" in found[guarded]["reason"]
+    assert there() == ({guarded}, {snapshot_of(guarded)})
+    shelves.protected.clear()
+    assert pruned(capsys)[guarded]["action"] == "remove"
+
+
+def test_what_other_accounts_use_stays(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:
+    """EC2 makes a report of that, which the next run reads."""
+    used, unused, alone = image("used"), image("unused"), image("alone")
+    for each in (used, unused):
+        raw("ec2").modify_image_attribute(ImageId=each, LaunchPermission={"Add": [{"UserId": "210987654321"}]})
+    shelves.elsewhere[used] = [("210987654321", "ec2:Instance", 3), ("210987654321", "ec2:LaunchTemplate", 0)]
+    assert pruned(capsys, "--dry-run")[used]["reason"].startswith("shared with 210987654321: a run asks EC2")
+    assert shelves.reports == {}
+    found = pruned(capsys)
+    assert {each: found[each]["action"] for each in found} == {used: "wait", unused: "wait", alone: "remove"}
+    assert pruned(capsys)[used]["action"] == "wait", "the report is pending"
+    found = pruned(capsys)
+    assert found[unused]["action"] == "remove"
+    assert (found[used]["action"], found[used]["reason"]) == ("keep", "used by 3 ec2:Instance of account 210987654321")
+    assert there() == ({used}, {snapshot_of(used)})
+    shelves.reports[used][0] -= timedelta(days=2)
+    assert pruned(capsys)[used]["action"] == "wait", "an old report says nothing of today"
+
+
+def test_what_image_builder_starts_from_stays(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:
+    used = image("used")
+    arn = "arn:aws:imagebuilder:eu-west-1:123456789012:image-recipe/nodes/1.0.0"
+    shelves.references[used] = [("imagebuilder:ImageRecipe", arn)]
+    assert pruned(capsys)[used]["reason"] == f"used by imagebuilder:ImageRecipe {arn}"
+
+
+@pytest.mark.parametrize("call", ["DescribeImageReferences", "DescribeImageUsageReports", "CreateImageUsageReport"])
+def test_what_may_not_be_asked_keeps_the_image(shelves: Shelves, capsys: pytest.CaptureFixture[str], call: str) -> None:
+    shared = image("shared")
+    raw("ec2").modify_image_attribute(ImageId=shared, LaunchPermission={"Add": [{"UserId": "210987654321"}]})
+    shelves.denied.add(call)
+    found = pruned(capsys)[shared]
+    assert (found["action"], call in found["reason"], "parbake iam" in found["reason"]) == ("keep", True, True)
+
+
 @given(
     graph=st.lists(st.tuples(st.sampled_from(USES), st.integers(0, 3)), max_size=6, unique_by=lambda each: each[0]),
     retired=st.sets(st.integers(0, 3)),

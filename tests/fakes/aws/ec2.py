@@ -84,6 +84,9 @@ class Cloud(Between):
 
     # -- images
 
+    def _ec2_GetEbsDefaultKmsKeyId(self, _client: Any, _arguments: dict[str, Any]) -> Any:  # noqa: N802
+        return {"KmsKeyId": "alias/aws/ebs"}
+
     def _image(self, client: Any, image: str) -> dict[str, Any]:
         found = self._real(client, "DescribeImages", {"ImageIds": [image]})["Images"]
         if not found:
@@ -267,6 +270,9 @@ class Cloud(Between):
     def _ec2_DescribeFastSnapshotRestores(self, _client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
         filters = {each["Name"]: each["Values"] for each in arguments["Filters"]}
         return {"FastSnapshotRestores": self.fast.look(filters["snapshot-id"], filters.get("state", ()))}
+
+    def _cloudwatch_GetMetricData(self, _client: Any, arguments: dict[str, Any]) -> Any:  # noqa: N802
+        return self.fast.metric_data(arguments["MetricDataQueries"])
 
     # -- instances
 

@@ -1,11 +1,11 @@
 """A double of Karpenter, for tests only: it resolves node classes, and replaces drifted nodes one at a time.
 
-Rules (karpenter.sh, "NodeClasses" and "Disruption"): terms are or-ed, one image wins for all (not deprecated first,
-then newest, then name); a changed image or hash of the disks drifts a node; budgets of its NodePool bound how many are
-replaced at once; a drifted node is replaced by a new claim before it goes; PDBs hold it back.
+Rules (karpenter.sh, "NodeClasses" and "Disruption"): terms are or-ed, one image wins for each architecture (not
+deprecated first, then newest, then name); a changed image or hash of the disks drifts a node; budgets of its NodePool
+bound how many are replaced at once; a drifted node is replaced by a new claim before it goes; PDBs hold it back.
 
-Not modelled: requirements and instance types, consolidation, expiry, several images by architecture, schedules of
-budgets, SSM's cache, AWS.
+Not modelled: requirements but the architecture, instance types, consolidation, expiry, schedules of budgets, SSM's
+cache, AWS.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Ami:
     deprecated: bool = False
     tags: dict[str, str] = field(default_factory=dict)
     mine: bool = True
+    architecture: str = "amd64"
 
 
 @dataclass
@@ -63,11 +64,11 @@ class Karpenter:
         self._stop.set()
         self._thread.join()
 
-    def start_nodes(self, pool: str, node_class: str, amount: int) -> None:
+    def start_nodes(self, pool: str, node_class: str, amount: int, architecture: str = "amd64") -> None:
         """Start nodes as the class says now."""
         self._resolve(self.server.get("ec2nodeclasses", node_class, self.version))
         for _ in range(amount):
-            self._launch(pool, self.server.get("ec2nodeclasses", node_class, self.version))
+            self._launch(pool, self.server.get("ec2nodeclasses", node_class, self.version), _for(architecture))
 
     def step(self) -> None:
         """Do what Karpenter does in one round."""
@@ -89,11 +90,16 @@ class Karpenter:
                     text = "No allowed disruptions for disruption reason Drifted due to blocking budget"
                     self._event("NodePool", pool, text)
 
-    def winner(self, spec: Object) -> Ami | None:
+    def winners(self, spec: Object) -> list[Ami]:
         fitting = [ami for ami in self.amis if any(self._fits(ami, term) for term in spec["amiSelectorTerms"])]
+        return [self._best(fitting, each) for each in sorted({ami.architecture for ami in fitting})]
+
+    @staticmethod
+    def _best(amis: list[Ami], architecture: str) -> Ami:
+        fitting = [ami for ami in amis if ami.architecture == architecture]
         best = sorted(fitting, key=lambda ami: ami.name)
         best = sorted(best, key=lambda ami: ami.created, reverse=True)
-        return next(iter(sorted(best, key=lambda ami: ami.deprecated)), None)
+        return min(best, key=lambda ami: ami.deprecated)
 
     def _fits(self, ami: Ami, term: Object) -> bool:
         if term.get("id"):
@@ -107,13 +113,12 @@ class Karpenter:
         return owned and term.get("name") in {None, ami.name} and all(ami.tags.get(k) == v for k, v in tags.items())
 
     def _resolve(self, node_class: Object) -> None:
-        name, winner = node_class["metadata"]["name"], self.winner(node_class["spec"])
+        name, winners = node_class["metadata"]["name"], self.winners(node_class["spec"])
         drifting = {k: v for k, v in node_class["spec"].items() if k not in {"amiSelectorTerms", "subnetSelectorTerms"}}
         digest = hashlib.sha256(json.dumps(drifting, sort_keys=True).encode()).hexdigest()[:16]
-        requirements = [{"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}]
-        amis = [{"id": winner.id, "name": winner.name, "requirements": requirements}] if winner else []
+        amis = [{"id": each.id, "name": each.name, "requirements": _for(each.architecture)} for each in winners]
         ready = _condition("Ready", "True", "Ready", "")
-        if winner is None:
+        if not winners:
             ready = _condition("Ready", "False", "AMINotFound", "AMISelector did not match any AMIs")
         conditions = [{**ready, "observedGeneration": node_class["metadata"]["generation"]}]
         self._quietly("ec2nodeclasses", name, {"metadata": {"annotations": {HASH: digest}}}, self.version)
@@ -123,7 +128,8 @@ class Karpenter:
         self.server.change(plural, name, patch, version, manager="karpenter")
 
     def _drift(self, claim: Object, node_class: Object) -> bool:
-        now = [each["id"] for each in node_class.get("status", {}).get("amis", [])]
+        amis = node_class.get("status", {}).get("amis", [])
+        now = [each["id"] for each in amis if each["requirements"] == claim["spec"]["requirements"]]
         reason = ""
         if now and claim["status"]["imageID"] not in now:
             reason = "AMIDrift"
@@ -147,7 +153,8 @@ class Karpenter:
                 "NodeClaim", name, f'Cannot disrupt NodeClaim: pdb "{self.blocked[name]}" prevents pod evictions'
             )
             return False
-        if not node_class["status"]["amis"] or not self._launch(pool, node_class):
+        fitting = [a for a in node_class["status"]["amis"] if a["requirements"] == claim["spec"]["requirements"]]
+        if not fitting or not self._launch(pool, node_class, fitting[0]["requirements"]):
             return False
         self.replaced.append(name)
         self.server.delete("nodeclaims", name)
@@ -162,7 +169,7 @@ class Karpenter:
             parts: dict[str, Any] = {"reason": "DisruptionBlocked", "message": message, "involvedObject": reference}
             self.server.create("events", key, metadata={"namespace": "default"}, **parts)
 
-    def _launch(self, pool: str, node_class: Object) -> bool:
+    def _launch(self, pool: str, node_class: Object, requirements: list[Object]) -> bool:
         """Start a node; a claim that cannot be launched stays, once."""
         claims = self.server.list("nodeclaims")
         failing = [each for each in claims if not each["status"].get("imageID")]
@@ -177,7 +184,8 @@ class Karpenter:
             launched = _condition("Launched", "False", "InsufficientCapacityError", self.unlaunchable)
         status: Object = {"conditions": [launched]}
         if not self.unlaunchable:
-            status |= {"imageID": node_class["status"]["amis"][0]["id"], "nodeName": f"ip-10-0-0-{number}"}
+            image = next(each["id"] for each in node_class["status"]["amis"] if each["requirements"] == requirements)
+            status |= {"imageID": image, "nodeName": f"ip-10-0-0-{number}"}
         reference = {"group": "karpenter.k8s.aws", "kind": "EC2NodeClass", "name": node_class["metadata"]["name"]}
         self.server.create(
             "nodeclaims",
@@ -188,11 +196,15 @@ class Karpenter:
             },
             spec={
                 "nodeClassRef": reference,
-                "requirements": [{"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}],
+                "requirements": requirements,
             },
             status=status,
         )
         return not self.unlaunchable
+
+
+def _for(architecture: str) -> list[Object]:
+    return [{"key": "kubernetes.io/arch", "operator": "In", "values": [architecture]}]
 
 
 def _condition(kind: str, status: str, reason: str, message: str) -> Object:

@@ -6,6 +6,7 @@ Not modelled: lists that are maps or sets by their type (taken as atomic here), 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,13 +42,27 @@ def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
     return found
 
 
+def places(value: Any) -> set[Path]:
+    """Return every field, and for each map in a map a place of its own, which updates own too (``".": {}``)."""
+    return set(leaves(value)) | set(_maps(value, ()))
+
+
+def _maps(value: Any, path: Path) -> Iterator[Path]:
+    if isinstance(value, dict) and value:
+        if path and path != ("metadata",):
+            yield (*path, ".")
+        for key, item in value.items():
+            if not (key in _NOT_OWNED and len(path) <= 1 and path[:1] in {(), ("metadata",)}):
+                yield from _maps(item, (*path, key))
+
+
 def to_fields(paths: set[Path]) -> dict[str, Any]:
     """Return a set of fields in the form of ``fieldsV1``."""
     tree: dict[str, Any] = {}
     for path in sorted(paths):
         node = tree
         for part in path:
-            node = node.setdefault(f"f:{part}", {})
+            node = node.setdefault("." if part == "." else f"f:{part}", {})
     return tree
 
 
@@ -55,7 +70,7 @@ def from_fields(tree: dict[str, Any], path: Path = ()) -> set[Path]:
     """Read a set of fields from the form of ``fieldsV1``."""
     if not tree:
         return {path}
-    return {each for key, below in tree.items() for each in from_fields(below, (*path, key[2:]))}
+    return {each for key, below in tree.items() for each in from_fields(below, (*path, key[2:] or "."))}
 
 
 def record(
@@ -67,7 +82,7 @@ def record(
     entries = []
     for entry in (old or {}).get("metadata", {}).get("managedFields", []):
         same = (entry["manager"], entry["operation"], entry.get("subresource", "")) == (manager, operation, subresource)
-        owned = from_fields(entry["fieldsV1"]) & set(after)
+        owned = from_fields(entry["fieldsV1"]) & places(new)
         if same and operation == "Apply":
             continue
         if same:
@@ -93,7 +108,8 @@ def record(
 def changed(old: dict[str, Any] | None, new: dict[str, Any]) -> set[Path]:
     """Return the fields that an update set to something else."""
     before = leaves(old or {})
-    return {path for path, value in leaves(new).items() if path not in before or before[path] != value}
+    made = places(new) - set(leaves(new)) - places(old or {})
+    return made | {path for path, value in leaves(new).items() if path not in before or before[path] != value}
 
 
 def apply(old: dict[str, Any] | None, wanted: dict[str, Any], manager: str, *, force: bool) -> dict[str, Any]:

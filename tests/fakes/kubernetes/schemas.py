@@ -7,6 +7,7 @@ old self), ratcheting, messageExpression.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,13 @@ import cel
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 Schema = dict[str, Any]
+_UNCHECKED = (
+    "<nil>: Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation"
+)
+_KINDS = {
+    bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object", type(None): "null",
+}  # fmt: skip
 _KEPT = {"apiVersion", "kind", "metadata"}
 
 
@@ -59,18 +67,33 @@ def default(schema: Schema, value: Any) -> None:
 
 def problems(schema: Schema, value: Any, old: Any) -> list[str]:
     """Return what is wrong with an object, as the server words it."""
-    found = []
+    found, unchecked = [], False
     for error in Draft202012Validator(_plain(schema)).iter_errors(value):
-        where = _dotted(error.absolute_path)
-        if error.validator == "required":
+        found.append(_worded(error))
+        unchecked |= error.validator != "pattern"
+    return [*found, _UNCHECKED] if unchecked else [*found, *_rules(schema, value, old, "")]
+
+
+def _worded(error: Any) -> str:
+    where = _dotted(error.absolute_path)
+    match error.validator:
+        case "required":
             missing = re.findall(r"'([^']*)' is a required", error.message)
-            found.append(f"{where}.{missing[0]}: Required value".lstrip("."))
-        elif error.validator == "enum":
+            return f"{where}.{missing[0]}: Required value".lstrip(".")
+        case "enum":
             known = ", ".join(f'"{each}"' for each in error.validator_value)
-            found.append(f"{where}: Unsupported value: {error.instance!r}: supported values: {known}")
-        else:
-            found.append(f"{where}: Invalid value: {error.instance!r}: {error.message}")
-    return found or list(_rules(schema, value, old, ""))
+            return f"{where}: Unsupported value: {json.dumps(error.instance)}: supported values: {known}"
+        case "pattern":
+            said = f"{where} in body should match '{error.validator_value}'"
+            return f"{where}: Invalid value: {json.dumps(error.instance)}: {said}"
+        case "type":
+            kind = _KINDS[type(error.instance)]
+            said = f'{where} in body must be of type {error.validator_value}: "{kind}"'
+            return f'{where}: Invalid value: "{kind}": {said}'
+        case "maxItems":
+            return f"{where}: Too many: {len(error.instance)}: must have at most {error.validator_value} items"
+        case _:
+            return f"{where}: Invalid value: {error.instance!r}: {error.message}"
 
 
 def _plain(schema: Any) -> Any:
@@ -98,8 +121,7 @@ def _rules(schema: Schema, value: Any, old: Any, where: str) -> Iterator[str]:
         context.add_function("find", _find)
         context.add_function("split", lambda text, by: text.split(by))
         if _compiled(rule["rule"]).execute(context) is not True:
-            shown = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else repr(value)
-            yield f'{where or "<nil>"}: Invalid value: "{shown}": {rule.get("message", "failed rule: " + rule["rule"])}'
+            yield f"{where or '<nil>'}: Invalid value: {rule.get('message', 'failed rule: ' + rule['rule'])}"
     if isinstance(value, dict):
         for key, item in value.items():
             below = schema.get("properties", {}).get(key) or schema.get("additionalProperties")

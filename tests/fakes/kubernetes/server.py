@@ -5,7 +5,8 @@ status subresource, generation), and a few kinds of its own (events, nodes) with
 selectors), watch by resourceVersion, create, replace, delete, merge and JSON patch, and server-side apply.
 
 Not modelled: conversion between versions other than the apiVersion's name, RBAC (verbs can be forbidden one by one),
-admission, finalizers, owner references, paging, bookmarks, strategic merge patch, protobuf, tables, logins, TLS.
+owner references, paging, bookmarks, strategic merge patch, protobuf, tables, logins, TLS. Admission is a function. What
+72 commands of kubectl get is compared with what a real API server 1.36 answered (``tests/unit/fakes``).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,8 +26,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from ruamel.yaml import YAML
 
-from tests.fakes.kubernetes import managed_fields
-from tests.fakes.kubernetes.store import Kind, Object, Refused, Store, Writing, json_patch, merge, selected
+from tests.fakes.kubernetes import managed_fields, rules
+from tests.fakes.kubernetes.rules import selected
+from tests.fakes.kubernetes.store import Kind, Object, Refused, Store, Writing, invalid, json_patch, merge
 
 CRDS = Path(__file__).parent / "karpenter-crds"
 
@@ -47,9 +49,11 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def _answer(self, document: Any, code: int = 200) -> None:
-        body = json.dumps(document).encode()
+    def _answer(self, document: Any, code: int = 200, warnings: Iterable[str] = ()) -> None:
+        body = json.dumps(document, separators=(",", ":")).encode()
         self.send_response(code)
+        for each in warnings:
+            self.send_header("Warning", f"299 - {json.dumps(each)}")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -63,19 +67,19 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.store.unauthorized:
                 raise Refused(401, "Unauthorized", "Unauthorized")
-            if self.command == "PATCH":
+            if self.command == "PATCH" and not query.get("dryRun"):
                 self.store.before_patch()
-            document = self._discovery(parts.path) or self._resource(parts.path, query, body)
+            warnings: list[str] = []
+            document = self._discovery(parts.path) or self._resource(parts.path, query, body, warnings)
             if document is not None:
-                self._answer(document, 201 if self.command == "POST" else 200)
+                self._answer(document, 201 if self.command == "POST" else 200, warnings)
         except Refused as refused:
             self._answer(refused.status(), refused.code)
         except managed_fields.Conflict as conflict:
-            lines = [f"conflict with {name}: {', '.join(fields)}" for name, fields in conflict.owners.items()]
-            message = f"Apply failed with {len(lines)} conflict{'s' * (len(lines) > 1)}: {'; '.join(lines)}"
-            self._answer(Refused(409, "Conflict", message).status(), 409)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            self._answer(Refused(422, "Invalid", f"the server rejected our request: {error}").status(), 422)
+            self._answer(Refused(409, "Conflict", _conflicts(conflict.owners)).status(), 409)
+        except (ValueError, KeyError, IndexError, TypeError):
+            said = "the server rejected our request due to an error in our request"
+            self._answer(Refused(422, "Invalid", said).status(), 422)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815 (http.server's names)
 
@@ -102,13 +106,12 @@ class Handler(BaseHTTPRequestHandler):
                 return _openapi([each for each in kinds if each.api_version == kind.api_version])
         return described.get(path.removeprefix("/apis/"))
 
-    def _resource(self, path: str, query: dict[str, str], body: bytes) -> Object | None:  # noqa: PLR0911 (a verb each)
+    def _resource(  # noqa: PLR0911 (a verb each)
+        self, path: str, query: dict[str, str], body: bytes, warnings: list[str]
+    ) -> Object | None:
         kind, namespace, name, subresource = self._parse(path)
         store, verb = self.store, self._verb(name, query)
-        if (verb, kind.plural) in store.forbidden:
-            where = f'in API group "{kind.group}" at the cluster scope'
-            text = f'User "dev" cannot {verb} resource "{kind.plural}" {where}'
-            raise Refused(403, "Forbidden", f'{kind.plural}.{kind.group} "{name}" is forbidden: {text}')
+        self._admit(kind, namespace, name, verb, query)
         if verb == "watch":
             self._watch(kind, query)
             return None
@@ -116,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
             query.get("fieldManager") or self.headers.get("User-Agent", "unknown").split("/")[0],
             subresource,
             strict=query.get("fieldValidation") == "Strict",
+            dry_run=query.get("dryRun") == "All",
+            warnings=warnings,
         )
         with store.changed:
             match verb:
@@ -134,25 +139,36 @@ class Handler(BaseHTTPRequestHandler):
                     new = json.loads(body)
                     key = (kind.group, kind.plural, namespace, new["metadata"]["name"])
                     if key in store.objects:
-                        raise Refused(409, "AlreadyExists", f'{kind.plural} "{key[3]}" already exists')
+                        raise Refused(409, "AlreadyExists", f'{kind.resource} "{key[3]}" already exists')
                     if namespace:
                         new["metadata"]["namespace"] = namespace
                     return store.put(kind, None, new, how)
                 case "update":
                     return store.put(kind, store.find(kind, namespace, name), json.loads(body), how)
                 case "delete":
-                    return store.remove(kind, namespace, name)
+                    return store.remove(kind, namespace, name, dry_run=how.dry_run)
                 case _:
                     return self._patch(kind, namespace, name, body, how, force=query.get("force") == "true")
+
+    def _admit(self, kind: Kind, namespace: str, name: str, verb: str, query: dict[str, str]) -> None:
+        if (verb, kind.plural) in self.store.forbidden:
+            where = f'in API group "{kind.group}" at the cluster scope'
+            text = f'User "dev" cannot {verb} resource "{kind.plural}" {where}'
+            raise Refused(403, "Forbidden", f'{kind.plural}.{kind.group} "{name}" is forbidden: {text}')
+        if unknown := rules.unsupported(kind.plural, query):
+            raise Refused(400, "BadRequest", f"field label not supported: {unknown}")
+        made = ("", "namespaces", "", namespace) in self.store.objects
+        if namespace and not made and namespace not in rules.NAMESPACES:
+            raise Refused(404, "NotFound", f'namespaces "{namespace}" not found')
 
     def _patch(self, kind: Kind, namespace: str, name: str, body: bytes, how: Writing, *, force: bool) -> Object:
         match self.headers["Content-Type"].partition(";")[0]:
             case "application/merge-patch+json":
                 old = self.store.find(kind, namespace, name)
-                return self.store.put(kind, old, merge(old, json.loads(body)), how)
+                return self.store.put(kind, old, _same(kind, old, merge(old, json.loads(body))), how)
             case "application/json-patch+json":
                 old = self.store.find(kind, namespace, name)
-                return self.store.put(kind, old, json_patch(old, json.loads(body)), how)
+                return self.store.put(kind, old, _same(kind, old, json_patch(old, json.loads(body))), how)
             case "application/apply-patch+yaml":
                 wanted: Object = _yaml().load(body)
                 try:
@@ -161,9 +177,11 @@ class Handler(BaseHTTPRequestHandler):
                     found = None
                 new = managed_fields.apply(found, wanted, how.manager, force=force)
                 applied = {**wanted, "metadata": {**wanted["metadata"]}}
-                return self.store.put(kind, found, new, Writing(how.manager, how.subresource, applied, how.strict))
-            case other:
-                raise Refused(415, "UnsupportedMediaType", f"{other} is not served for {kind.plural}")
+                return self.store.put(kind, found, new, replace(how, applied=applied))
+            case _:
+                known = ("application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml")
+                said = "the body of the request was in an unknown format - accepted media types include: "
+                raise Refused(415, "UnsupportedMediaType", f"{said}{', '.join(known)}")
 
     def _verb(self, name: str, query: dict[str, str]) -> str:
         if self.command == "GET":
@@ -210,6 +228,34 @@ class Handler(BaseHTTPRequestHandler):
                 since = version
                 if (group, plural) == (kind.group, kind.plural) and selected([found], query):
                     yield {"type": happened, "object": {**found, "apiVersion": kind.api_version}}
+
+
+def _same(kind: Kind, old: Object, new: Object) -> Object:
+    """Refuse a patch that makes another object of one."""
+    name, given = old["metadata"]["name"], new["metadata"]
+    if given["name"] != name:
+        said = f"the name of the object ({given['name']}) does not match the name on the URL ({name})"
+        raise Refused(400, "BadRequest", said)
+    if any(not isinstance(each, str) for each in (given.get("annotations") or {}).values()):
+        said = json.dumps(json.dumps(new, sort_keys=True, separators=(",", ":")))
+        raise Refused(422, "Invalid", f"patch: Invalid value: {said}: json: cannot unmarshal")
+    if given.get("uid") != old["metadata"]["uid"]:
+        raise invalid(kind, name, f'metadata.uid: Invalid value: "{given.get("uid")}": field is immutable')
+    if new["kind"] != kind.kind:
+        said = f'kind: Invalid value: "{new["kind"]}": must be {kind.kind}'
+        raise invalid(kind, name, said, called=new["kind"])
+    return new
+
+
+def _conflicts(owners: dict[str, list[str]]) -> str:
+    count = sum(map(len, owners.values()))
+    if count == 1:
+        ((name, fields),) = owners.items()
+        return f"Apply failed with 1 conflict: conflict with {name}: {fields[0]}"
+    lines = [
+        line for name, fields in owners.items() for line in (f"conflicts with {name}:", *(f"- {f}" for f in fields))
+    ]
+    return f"Apply failed with {count} conflicts: " + "\n".join(lines)
 
 
 def _base(kind: Kind) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import threading
 import uuid
 from collections.abc import Callable
@@ -11,9 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.fakes.kubernetes import managed_fields, schemas
+from tests.fakes.kubernetes import managed_fields, rules, schemas
 
 Object = dict[str, Any]
+_DELETION = ("deletionTimestamp", "deletionGracePeriodSeconds")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Kind:
     @property
     def api_version(self) -> str:
         return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def resource(self) -> str:
+        """As the server names it in what it says."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
 class Refused(Exception):
@@ -58,6 +63,8 @@ class Store:
     version: int = 100
     oldest: int = 100
     forbidden: set[tuple[str, str]] = field(default_factory=set)
+    policies: list[Callable[[Object | None, Object], str]] = field(default_factory=list)
+    """What admission says to a write, given the object before and after; empty: nothing against it."""
     unauthorized: bool = False
     before_patch: Callable[[], object] = lambda: None
     before_write: list[Callable[[], None]] = field(default_factory=list)
@@ -77,8 +84,7 @@ class Store:
     def find(self, kind: Kind, namespace: str, name: str) -> Object:
         found = self.objects.get((kind.group, kind.plural, namespace, name))
         if found is None:
-            resource = f"{kind.plural}.{kind.group}" if kind.group else kind.plural
-            raise Refused(404, "NotFound", f'{resource} "{name}" not found')
+            raise Refused(404, "NotFound", f'{kind.resource} "{name}" not found')
         return {**copy.deepcopy(found), "apiVersion": kind.api_version}
 
     def every(self, kind: Kind, namespace: str = "") -> list[Object]:
@@ -90,33 +96,36 @@ class Store:
 
     def put(self, kind: Kind, old: Object | None, new: Object, how: Writing) -> Object:
         """Check and store an object; raises Refused."""
-        while self.before_write:  # what somebody else does at the worst moment
+        while self.before_write and not how.dry_run:  # what somebody else does at the worst moment
             self.before_write.pop()()
             old = self.find(kind, new["metadata"].get("namespace", ""), new["metadata"]["name"]) if old else None
         metadata = new["metadata"]
-        wanted = metadata.get("resourceVersion")
-        if old and wanted and wanted != old["metadata"]["resourceVersion"]:
-            resource = f"{kind.plural}.{kind.group}" if kind.group else kind.plural
-            text = "the object has been modified; please apply your changes to the latest version and try again"
-            message = f'Operation cannot be fulfilled on {resource} "{metadata["name"]}": {text}'
-            raise Refused(409, "Conflict", message)
+        if old:
+            self._need_fresh(kind, old, metadata)
         if kind.status and old:
             sub = bool(how.subresource)
             new = {**old, "status": new.get("status")} if sub else {**new, "status": old.get("status")}
-            new["metadata"] = {**old["metadata"], **(metadata if not how.subresource else {})}
+            new["metadata"] = dict(old["metadata"] if how.subresource else metadata)
         elif kind.status:
             new.pop("status", None)
         new = {key: value for key, value in new.items() if value is not None}
         new["kind"], new["apiVersion"] = kind.kind, kind.api_version
-        self._check(kind, old, new, strict=how.strict)
+        self._check(kind, old, new, how)
+        for policy in self.policies:
+            if problem := policy(old, new):
+                raise Refused(403, "Forbidden", f'{kind.resource} "{new["metadata"]["name"]}" is forbidden: {problem}')
         self._stamp(old, new)
         fields = managed_fields.leaves(how.applied) if how.applied is not None else managed_fields.changed(old, new)
         operation = "Apply" if how.applied is not None else "Update"
         managed_fields.record(
-            old, new, how.manager, operation, set(fields) & set(managed_fields.leaves(new)), how.subresource
+            old, new, how.manager, operation, set(fields) & managed_fields.places(new), how.subresource
         )
         if old and _without_times(old) == _without_times(new):
             return new  # nothing changed: no new resourceVersion
+        if how.dry_run:
+            return new
+        if old and "deletionTimestamp" in old["metadata"] and not new["metadata"].get("finalizers"):
+            return self._gone(kind, new)
         with self.changed:
             self.version += 1
             new["metadata"]["resourceVersion"] = str(self.version)
@@ -126,25 +135,31 @@ class Store:
             self.changed.notify_all()
         return new
 
-    def _check(self, kind: Kind, old: Object | None, new: Object, *, strict: bool) -> None:
-        if kind.schema is None:
-            return
-        unknown = schemas.prune(kind.schema, new)
-        if unknown and strict:
-            told = ", ".join(f'unknown field "{each}"' for each in unknown)
-            raise Refused(
-                400,
-                "BadRequest",
-                f"{kind.kind} in version {kind.version!r} cannot be handled: strict decoding error: {told}",
-            )
-        schemas.default(kind.schema, new)
-        wrong = schemas.problems(kind.schema, new, old)
+    @staticmethod
+    def _need_fresh(kind: Kind, old: Object, metadata: Object) -> None:
+        wanted = metadata.get("resourceVersion")
+        if wanted and not wanted.isdigit():
+            raise Refused(500, "", f'strconv.ParseUint: parsing "{wanted}": invalid syntax')
+        if wanted and wanted != old["metadata"]["resourceVersion"]:
+            text = "the object has been modified; please apply your changes to the latest version and try again"
+            message = f'Operation cannot be fulfilled on {kind.resource} "{metadata["name"]}": {text}'
+            raise Refused(409, "Conflict", message)
+
+    def _check(self, kind: Kind, old: Object | None, new: Object, how: Writing) -> None:
+        wrong = list(rules.problems(new["metadata"]))
+        if kind.plural == "events" and not old:
+            wrong += _event(new)
+        if kind.schema is not None and not wrong:
+            unknown = schemas.prune(kind.schema, new)
+            told = [f'unknown field "{each}"' for each in unknown]
+            if told and how.strict:
+                said = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}'
+                raise Refused(400, "BadRequest", f"{said}: strict decoding error: {', '.join(told)}")
+            how.warnings.extend(told)
+            schemas.default(kind.schema, new)
+            wrong = schemas.problems(kind.schema, new, old)
         if wrong:
-            listed = wrong[0] if len(wrong) == 1 else f"[{', '.join(wrong)}]"
-            name = f'{kind.kind}.{kind.group} "{new["metadata"]["name"]}"'
-            causes = [{"field": field, "message": text} for field, _, text in (each.partition(": ") for each in wrong)]
-            details = {"kind": kind.kind, "group": kind.group, "name": new["metadata"]["name"], "causes": causes}
-            raise Refused(422, "Invalid", f"{name} is invalid: {listed}", **details)
+            raise invalid(kind, new["metadata"]["name"], *wrong)
 
     def _stamp(self, old: Object | None, new: Object) -> None:
         metadata = new["metadata"]
@@ -152,17 +167,36 @@ class Store:
             metadata |= {"uid": str(uuid.uuid4()), "generation": 1}
             metadata["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return
-        for key in ("uid", "creationTimestamp", "generation", "resourceVersion"):
-            metadata[key] = old["metadata"][key]
+        for key in ("uid", "creationTimestamp", "generation", "resourceVersion", *_DELETION):
+            if key in old["metadata"]:
+                metadata[key] = old["metadata"][key]
         outside = {"metadata", "status", "apiVersion"}
         if {k: v for k, v in old.items() if k not in outside} != {k: v for k, v in new.items() if k not in outside}:
             metadata["generation"] += 1
 
-    def remove(self, kind: Kind, namespace: str, name: str) -> Object:
+    def remove(self, kind: Kind, namespace: str, name: str, *, dry_run: bool = False) -> Object:
+        """Delete an object; while it has finalizers it stays, and says since when it is being deleted."""
         found = self.find(kind, namespace, name)
+        if dry_run:
+            return found
+        with self.changed:
+            if not found["metadata"].get("finalizers"):
+                return self._gone(kind, found)
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            stored = self.objects[kind.group, kind.plural, namespace, name]["metadata"]
+            if "deletionTimestamp" not in stored:
+                self.version += 1
+                stored |= {"deletionTimestamp": now, "deletionGracePeriodSeconds": 0}
+                stored |= {"generation": stored["generation"] + 1, "resourceVersion": str(self.version)}
+            found = self.find(kind, namespace, name)
+            self.log.append((self.version, "MODIFIED", kind.group, kind.plural, found))
+            self.changed.notify_all()
+        return found
+
+    def _gone(self, kind: Kind, found: Object) -> Object:
         with self.changed:
             self.version += 1
-            del self.objects[kind.group, kind.plural, namespace, name]
+            del self.objects[kind.group, kind.plural, found["metadata"].get("namespace", ""), found["metadata"]["name"]]
             self.log.append((self.version, "DELETED", kind.group, kind.plural, found))
             self.changed.notify_all()
         return found
@@ -172,6 +206,21 @@ class Store:
         with self.changed:
             self.oldest = self.version
             self.log.clear()
+
+
+def invalid(kind: Kind, name: str, *wrong: str, called: str = "") -> Refused:
+    """Return the refusal of an object that is not valid."""
+    listed = wrong[0] if len(wrong) == 1 else f"[{', '.join(wrong)}]"
+    causes = [{"field": field, "message": text} for field, _, text in (each.partition(": ") for each in wrong)]
+    details = {"kind": called or kind.kind, "group": kind.group, "name": name, "causes": causes}
+    return Refused(422, "Invalid", f'{called or kind.kind}.{kind.group} "{name}" is invalid: {listed}', **details)
+
+
+def _event(new: Object) -> list[str]:
+    about, place = (new.get("involvedObject") or {}).get("namespace", ""), new["metadata"].get("namespace", "")
+    if about == place or (not about and place == "default"):  # what has no namespace has its events in that one
+        return []
+    return [f'involvedObject.namespace: Invalid value: "{about}": does not match event.namespace']
 
 
 def _without_times(found: Object) -> Object:
@@ -188,6 +237,8 @@ class Writing:
     subresource: str = ""
     applied: Object | None = None
     strict: bool = False
+    dry_run: bool = False
+    warnings: list[str] = field(default_factory=list)
 
 
 def merge(target: Any, patch: Any) -> Any:
@@ -230,24 +281,3 @@ def json_patch(target: Any, operations: list[Object]) -> Any:
             case other:
                 raise ValueError(f"unexpected op {other}")
     return document
-
-
-def selected(items: list[Object], query: dict[str, str]) -> list[Object]:
-    """Keep what label and field selectors (``=`` and ``!=``) ask for."""
-
-    def value(item: Object, path: str) -> Any:
-        for part in path.split("."):
-            item = item.get(part) or {}
-        return item
-
-    def fits(item: Object) -> bool:
-        labels = item["metadata"].get("labels", {})
-        for name in ("labelSelector", "fieldSelector"):
-            for text in filter(None, query.get(name, "").split(",")):
-                key, operator, want = re.split(r"(!=|==|=)", text, maxsplit=1)
-                found = labels.get(key) if name == "labelSelector" else value(item, key)
-                if (found == want) is (operator == "!="):
-                    return False
-        return True
-
-    return [item for item in items if fits(item)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import rebake
-from bench.bake import compare
+from bench.bake import compare, scale
 from bench.images import Recipe, Shelf
 from bench.sides import Ctr, Parbake, Side
 from parbake.core.events import Events
@@ -40,10 +40,12 @@ def test_both_sides_bake_what_is_made_once(tmp_path: Path) -> None:
         assert shelf.get(TINY) == image  # found again, not made again
         assert [shelf.blob(each.digest).stat().st_size for each in image.layers] == [each.size for each in image.layers]
         result = compare(image, shelf, sides, 1, work)
+        scaled = scale(image, 1, work)
     assert all(
         isinstance(result[name], float | int) and result[name] > 0  # type: ignore[operator]
         for name in ("parbake_s", "ctr_s", "ratio_vs_ctr", "limit_s", "ratio_to_limit", "peak_rss_mib")
     )
+    assert (scaled["image"], set(scaled["seconds"])) == ("tiny", {"1", "2"})  # type: ignore[call-overload]
     assert result["buildah_s"] is None  # a side that is not there has no figure
     assert result["layers"] == 2
     assert [path.name for path in work.iterdir() if path.name != "config"] == ["volume"]

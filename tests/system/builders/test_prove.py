@@ -57,7 +57,7 @@ class Node:
             timeout=120,
             env={
                 "PATH": f"{self.bin}:{os.environ['PATH']}",
-                "PARBAKE_CONTAINERD": str(self.folder / "run/containerd.sock"),
+                "PARBAKE_SOCKET": str(self.folder / "run/containerd.sock"),
                 "PARBAKE_LOGS": str(self.folder / f"logs{self.count}"),
                 "PARBAKE_CGROUP": (self.folder / "cgroup").read_text(),
             },

@@ -102,7 +102,8 @@ SHORTCUTS = {
     # Options and arguments are read, then help is shown.
     "verify": "verify) set -- verify --help ;;",
     "demo": "demo) set -- demo --help ;;",
-    "export": 'export) [ "$2" = packer ] || set -- "$@" --force ;;',  # nothing is verified here
+    # Nothing is verified here.
+    "export": 'export) case $2 in packer | kubelet-config) ;; *) set -- "$@" --force ;; esac ;;',
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
     **{name: f'{name}) set -- "$@" --help ;;' for name in (*ROLLOUTS, "prune")},
 }

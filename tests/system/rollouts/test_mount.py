@@ -55,9 +55,9 @@ class Node:
         path = self.folder / "asked"
         return [line for line in path.read_text().splitlines() if not line.startswith("show")] if path.exists() else []
 
-    def mount(self, sandbox: str = "", *, wait: int = 0) -> str:
+    def mount(self, sandbox: str = "", *, wait: int = 0, head: str = "") -> str:
         """Run the program as cloud-init does; return what it said."""
-        text = f"SANDBOX='{sandbox}'\n{node_file('mount.sh').read_text()}"
+        text = f"SANDBOX='{sandbox}'\n{head}{node_file('mount.sh').read_text()}"
         (self.folder / "mount.sh").write_text(text)
         env = {
             **os.environ,
@@ -180,6 +180,11 @@ def test_the_nodes_own_pause_image_comes_along(node: Node, registry: DockerRegis
         assert (labels["io.cri-containerd.image"], labels["io.cri-containerd.pinned"]) == ("managed", "pinned")
         run.run(["umount", str(node.root)])
         assert "brought" not in node.mount(), "it is there now"
+        run.run(["umount", str(node.root)])
+        configured = (node.folder / "config.toml").read_text()
+        assert PAUSE.endswith(":latest")
+        (node.folder / "config.toml").write_text(configured.replace(PAUSE, PAUSE.removesuffix(":latest")))
+        assert "is mounted at" in node.mount(), "nodeadm configures it without a tag"
 
 
 def test_without_any_pause_image_the_node_keeps_its_store(
@@ -206,6 +211,22 @@ def test_a_runtime_that_was_stopped_is_started_whatever_goes_wrong(
     with attached(baked(private_places, registry), node):
         assert "keeps its own store" in node.mount()
     assert node.asked == ["stop containerd", "start containerd"]
+
+
+def test_a_store_of_k3s(node: Node, registry: DockerRegistry, private_places: Path) -> None:
+    """Its containerd is configured when it starts, so the path comes from the target; its services are held."""
+    store = node.folder / "k3s/agent/containerd"
+    head = f"ROOT={store}\nUNITS='containerd k3s-agent'\n"
+    with attached(baked(private_places, registry, sandbox=PAUSE), node) as device:
+        assert f"{device} is mounted at {store}" in node.mount(head=head)
+        assert node.asked == []
+        with Daemon(store, node.folder / "run") as daemon, daemon.client() as client:
+            assert {each.name for each in client.images.list()} >= {f"{registry.host}/team/app:1", PAUSE}
+        run.run(["umount", str(store)])
+        (node.folder / "runs").write_text("active\n")
+        node.mount(head=head)
+        run.run(["umount", str(store)])
+    assert node.asked == ["stop containerd k3s-agent", "restart containerd k3s-agent"]
 
 
 def test_no_disk_two_disks_or_a_broken_one(node: Node, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def bake_onto(place: Path, base: Path, *images: str, **keys: Any) -> Any:
 
 
 def targets(client: Client) -> dict[str, str]:
-    return {image.name: image.target.digest for image in client.images.list()}
+    return {image.name: image.target.digest for image in client.images.list() if "@" not in image.name}
 
 
 def check_image_file(artefact: Path, format_: str, raw: Path) -> None:

@@ -72,6 +72,17 @@ def test_published_figures() -> None:
     assert (by_name["rate"].cost - stored) / (240 * 30) == pytest.approx(0.36)
 
 
+def test_credits_follow_the_snapshot_and_not_the_volume() -> None:
+    at = Situation(volume=200 * GIB, snapshot=20 * GIB, data=GIB, hot=GIB, transfer=1, launches=1, burst=10)
+    by_name = {remedy.name: remedy for remedy in advise(at, SPEEDS["mild"], PRICES).remedies}
+    assert (by_name["fsr"].seconds, "has filled (1.0 h)" in by_name["fsr"].note) == (0, True)
+    larger = at.model_copy(update={"snapshot": 0})
+    assert (
+        "a bucket of 5 for 10"
+        in {each.name: each for each in advise(larger, SPEEDS["mild"], PRICES).remedies}["fsr"].note
+    )
+
+
 sizes = st.integers(1, 1 << 42)
 situations = st.builds(
     Situation,

@@ -290,6 +290,9 @@ registries: {ghcr.io: {mirrors: [m.example.com/x]}, m.example.com: {}, registry.
         "registries: no image is from ghrc.io (did you mean 'ghcr.io'?)",
     ]
     assert advice(_with(folder, "name: a"))[0].startswith("images[0]: a/b:1: a short name")
+    old = _with(folder, 'builder: ec2\nbase: {eks: al2, kubernetes: "1.32"}')
+    assert "Amazon Linux 2 is past its end" in advice(old)[-1]
+    assert not any("Amazon Linux 2" in each for each in advice(_with(folder, "builder: ec2\nbase: ami-12345678")))
 
 
 class TestSchema:
@@ -406,6 +409,25 @@ def test_a_bake_in_ec2(tmp_path: Path) -> None:
     assert (found.aws.deprecate_after, found.time_limit) == (90, 1200.0)
     assert found.aws.tags == {"team": "12"}
     assert found.aws.share_with == ("123456789012",)
+
+
+MRK = "arn:aws:kms:eu-west-1:123456789012:key/mrk-1234abcd12ab34cd56ef1234567890ab"
+
+
+@pytest.mark.parametrize(
+    ("keys", "there"),
+    [
+        ("alias/nodes", "alias/nodes"),
+        (MRK, MRK.replace("eu-west-1", "us-east-1")),
+        ("{eu-west-1: alias/nodes, us-east-1: alias/others}", "alias/others"),
+    ],
+)
+def test_a_key_for_each_region(tmp_path: Path, keys: str, there: str) -> None:
+    text = AWS_FILE.replace("kms_key: alias/nodes", f"kms_key: {keys}\n  copy_to: [us-east-1]")
+    (tmp_path / "parbake.yaml").write_text(text)
+    found = load(tmp_path / "parbake.yaml").aws
+    assert found.key_in("us-east-1") == there
+    assert found.key_in("eu-west-1") in {"alias/nodes", MRK}
 
 
 def test_a_volume_for_ec2_is_a_snapshot(tmp_path: Path) -> None:

@@ -42,6 +42,19 @@ def test_a_missing_program_names_its_package() -> None:
     assert "apt-get install" in caught.value.hint
 
 
+def test_the_containerd_to_use_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "containerd"
+    other.write_text("#!/bin/sh\necho containerd 2.9.9\n")
+    monkeypatch.setenv("PARBAKE_CONTAINERD", str(other))
+    with pytest.raises(EnvironmentProblem, match=f"PARBAKE_CONTAINERD is {other}, and there is no such program"):
+        run.need("containerd")
+    other.chmod(0o755)
+    assert run.run(["containerd", "--version"]).text == "containerd 2.9.9"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PARBAKE_CONTAINERD", "./containerd")
+    assert run.find("containerd") is None, "another program in each folder"
+
+
 @pytest.mark.parametrize("path", [None, "", ".", "bin", ":/usr/bin", "/usr/bin::/bin", "/nowhere:./bin:"])
 def test_programs_never_come_from_the_current_folder(
     path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,7 +125,49 @@ def test_what_controllers_made_is_named_only_for_want_of_better() -> None:
     }
     found = images_in([("files", _workload("Deployment", "a.example/b:1")), ("cluster", json.dumps(pod))])
     uses = [[str(use) for use in image.uses] for image in found.images]
-    assert uses == [["Deployment web, c"], ["Pod web-5d9-x1, proxy"]]
+    assert uses == [["Deployment web, c"], ["ReplicaSet web-5d9, proxy"]]
+
+
+def test_what_is_injected_is_named_by_the_owner_that_lasts() -> None:
+    """As a cluster says it, by uid: the pod's ReplicaSet is of a Deployment; owners that nobody read are named."""
+    spec: dict[str, Any] = {"containers": [{"name": "c", "image": "a.example/b:1"}]}
+    injected = {"containers": [*spec["containers"], {"name": "proxy", "image": "a.example/mesh:1"}]}
+
+    def made(kind: str, name: str, uid: str, spec: dict[str, Any], owner: tuple[str, str, str] | None) -> object:
+        metadata: dict[str, object] = {"name": name, "namespace": "shop", "uid": uid}
+        if owner:
+            reference = dict(zip(("kind", "name", "uid"), owner, strict=True))
+            metadata["ownerReferences"] = [
+                {"kind": "Other", "name": "x", "uid": "9"},
+                {**reference, "controller": True},
+            ]
+        return {"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec}
+
+    items = [
+        made("Pod", "web-5d9-x1", "3", injected, ("ReplicaSet", "web-5d9", "2")),
+        made("ReplicaSet", "web-5d9", "2", {"template": {"spec": spec}}, ("Deployment", "web", "1")),
+        made("Deployment", "web", "1", {"template": {"spec": spec}}, None),
+        made(
+            "Pod", "step-1", "4", {"containers": [{"name": "s", "image": "a.example/s:1"}]}, ("Workflow", "step", "8")
+        ),
+        made("Pod", "old", "5", {"containers": [{"name": "s", "image": "a.example/o:1"}]}, ("Deployment", "web", "7")),
+    ]
+    found = images_in([("cluster", json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))])
+    assert {image.reference: [str(use) for use in image.uses] for image in found.images} == {
+        "a.example/b:1": ["Deployment shop/web, c"],
+        "a.example/mesh:1": ["Deployment shop/web, proxy"],
+        "a.example/o:1": ["Deployment shop/web, s"],
+        "a.example/s:1": ["Workflow shop/step, s"],
+    }
+
+
+def test_owners_that_go_round_do_not_hang() -> None:
+    text = "".join(
+        f"---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {one}, ownerReferences: [{{kind: Pod, name: {other}}}]}}\n"
+        f"spec: {{containers: [{{name: c, image: 'a.example/{one}:1'}}]}}\n"
+        for one, other in (("a", "b"), ("b", "a"))
+    )
+    assert len(images_in([("x", text)]).images) == 2
 
 
 def test_pull_policies_that_ask_the_registry_are_warned_of() -> None:
@@ -258,7 +301,8 @@ def test_a_cluster_is_asked_through_kubectl(tmp_path: Path, monkeypatch: pytest.
     (image,) = images_in(from_cluster("prod-eu")).images
     assert (image.reference, str(image.uses[0])) == ("ghcr.io/a/b:1", "Deployment prod/web, c")
     assert (tmp_path / "asked").read_text() == (
-        "/etc/a-kubeconfig staging get pods,deployments,statefulsets,daemonsets,jobs,cronjobs -A -o json "
+        "/etc/a-kubeconfig staging get pods,deployments,statefulsets,daemonsets,replicasets,replicationcontrollers,"
+        "jobs,cronjobs -A -o json "
         "--context prod-eu\n"
     )
     from_cluster()

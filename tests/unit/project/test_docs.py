@@ -56,6 +56,7 @@ def test_every_variable_that_is_read_is_described() -> None:
         text = path.read_text()
         if "sample/context" not in str(path) and path.parent.name != "node":  # what runs elsewhere
             read_ |= set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", text))
+            read_ |= set(re.findall(r"(?m)^[A-Z]+(?:: Final)? = \"(PARBAKE_[A-Z_]+)\"", text))
     assert read_ - {"PATH"} == set(ENVIRONMENT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 from parbake.coldstart.trace import Part, Read, Trace, save
 from parbake.core import run
 from parbake.core.errors import InputError
+from parbake.core.yamltext import parse as parse_yaml
+from parbake.rollouts import mount
 from parbake.rollouts.files import parse, render
 from parbake.rollouts.protocol import History
+from parbake.rollouts.userdata import KEEP_STORE, part_of
 from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake, volume
 from tests.fakes.plans import record
 
@@ -192,6 +196,61 @@ def test_values_of_a_chart(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (code, error["hint"]) == (2, "git revert the commit")
 
 
+def user_data(path: Path) -> str:
+    (document,) = parse_yaml(path.read_text()).documents
+    values: Any = document.data
+    return str(values["nodeClass"]["userData"])
+
+
+@pytest.mark.parametrize("theirs", ["", "#!/bin/sh\necho theirs\n"])
+def test_values_of_a_chart_get_what_mounts_the_volume(
+    here: Path, capsys: pytest.CaptureFixture[str], theirs: str
+) -> None:
+    before = "nodeClass:\n  snapshot: snap-0\n" + (f"  userData: {json.dumps(theirs)}\n" if theirs else "")
+    (here / "values.yaml").write_text(before)
+    target: dict[str, Any] = {"file": "values.yaml", "snapshot_at": "nodeClass.snapshot"}
+    kitchen(here, [{"gitops": target}], DATA)
+    shown = parbake(capsys, "rollout", DATA.key, "--dry-run")[1]["targets"][0]
+    assert "the parts for mount: name `user_data_at`" in shown["cautions"][0]
+    assert parbake(capsys, "rollout", DATA.key, "--dry-run", "--no-mount")[1]["targets"][0]["cautions"] == []
+    kitchen(here, [{"gitops": {**target, "user_data_at": "nodeClass.userData", "keep_store": True}}], DATA)
+    assert parbake(capsys, "rollout", DATA.key)[0] == 0
+    text = user_data(here / "values.yaml")
+    assert part_of(text, "mount") == mount.user_data("")
+    assert part_of(text, "store") == KEEP_STORE
+    assert theirs in text
+    assert parbake(capsys, "rollout", DATA.key)[1]["changed"] is False
+    kitchen(here, [{"gitops": {**target, "user_data_at": "nodeClass.userData"}}], DATA)
+    assert parbake(capsys, "rollout", DATA.key, "--no-mount")[0] == 0
+    assert user_data(here / "values.yaml") == theirs, "it goes without a trace"
+
+
+@pytest.mark.parametrize(("kind", "text"), [("kops", INSTANCE_GROUP), ("capi", MACHINES)])
+def test_further_disks_that_name_no_snapshot(
+    here: Path, capsys: pytest.CaptureFixture[str], kind: str, text: str
+) -> None:
+    (here / "m.yaml").write_text(text)
+    kitchen(here, [{"file": {"path": "m.yaml", "as": kind}}], DATA)
+    code, error = parbake(capsys, "rollout", DATA.key)
+    assert (code, "name no snapshot" in error["message"], (here / "m.yaml").read_text()) == (2, True, text)
+
+
+@pytest.mark.parametrize("suffix", ["json", "tfvars"])
+def test_what_mounts_the_volume_for_other_tools(here: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+    path = here / f"data.{suffix}"
+    root = "/var/lib/rancher/k3s/agent/containerd"
+    kitchen(here, [{"file": {"path": path.name, "root": root}}], DATA)
+    assert parbake(capsys, "rollout", DATA.key)[0] == 0
+    assert parse(suffix, path.read_text())[0]["user_data"] == mount.user_data("", root)
+    assert parbake(capsys, "rollout", DATA.key)[1]["changed"] is False
+    kitchen(here, [{"file": {"path": path.name, "mount": False}}], DATA)
+    assert parbake(capsys, "rollout", DATA.key)[0] == 0
+    assert parse(suffix, path.read_text())[0]["user_data"] == ""
+    of_before = re.sub(r'(parbake_user_data = ""\n|,\n  "user_data": "")', "", path.read_text(), count=1)
+    path.write_text(of_before)
+    assert parbake(capsys, "rollout", DATA.key)[1]["changed"] is False, "a file without the key means none"
+
+
 def test_an_instance_group_of_kops(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after = there_and_back(here, capsys, {"file": {"path": "ig.yaml", "as": "kops"}}, "ig.yaml", INSTANCE_GROUP)
     assert "  image: ami-1  # pinned\n" in after
@@ -230,7 +289,7 @@ def test_files_for_other_tools(here: Path, capsys: pytest.CaptureFixture[str], s
 def test_what_is_rendered_is_read_back() -> None:
     said = dict.fromkeys(("image", "snapshot", "region", "architecture", "artefact", "key"), 'a "quoted" one')
     for kind in ("json", "tfvars"):
-        document = {**said, "volume_size": 3}
+        document = {**said, "volume_size": 3, "user_data": "echo ${A} $${B} %{C} $D\n"}
         assert parse(kind, render(kind, document, History(document))) == (document, History(document))
     with pytest.raises(InputError):
         parse("tfvars", "x = 1")

@@ -99,6 +99,47 @@ def test_from_a_record_to_nodes_and_back(
     assert len(cluster.replaced) == 6
 
 
+def test_two_architectures_of_one_node_class(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usual set-up with Graviton: one node class, a NodePool for both; Karpenter resolves an image for each."""
+    both = {"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64", "arm64"]}
+    server.create("ec2nodeclasses", "gpu", spec=ALIAS["spec"])
+    server.create("nodepools", "gpu", spec=pool("gpu", both))
+    of_aws = Ami("ami-a", "al2023-arm", architecture="arm64")
+    amis = [*AMIS, of_aws, Ami("ami-3", "first-arm", "2026-02-02", architecture="arm64")]
+    cluster = Karpenter(server, amis)
+    cluster.start_nodes("gpu", "gpu", 1)
+    cluster.start_nodes("gpu", "gpu", 1, "arm64")
+    arm = machine_image("first", "ami-3", architecture="arm64")
+    kitchen(tmp_path, [GPU], FIRST, arm, SECOND, DATA)
+    assert images(server) == ["ami-0", "ami-a"]
+    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, "asks for amd64, arm64; the image is for amd64" in error["message"]) == (1, True)
+    with cluster:
+        assert parbake(capsys, "rollout", arm.key, FIRST.key, *QUICK)[0] == 0
+        assert (images(server), terms(server)) == (["ami-1", "ami-3"], [{"id": "ami-1"}, {"id": "ami-3"}])
+        assert parbake(capsys, "rollout", FIRST.key, arm.key, *QUICK)[1]["changed"] is False, "whatever their order"
+        holds = parbake(capsys, "status")[1][0]["holds"]
+        assert (holds["image"], holds["artefact"]) == ("ami-1,ami-3", f"{FIRST.artefact} + {arm.artefact}")
+        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert (images(server), terms(server)) == (["ami-0", "ami-a"], [{"alias": "al2023@latest"}])
+    assert len(cluster.replaced) == 4
+    for selectors, says in (
+        ((FIRST.key, SECOND.key), "two records of the kind machine-image for amd64"),
+        ((arm.key, DATA.key), "all nodes of a target get the same volume"),
+    ):
+        code, error = parbake(capsys, "rollout", *selectors)
+        assert (code, says in error["message"]) == (2, True)
+    kitchen(tmp_path, [{"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}])
+    code, error = parbake(capsys, "rollout", FIRST.key, arm.key)
+    assert (code, "`hydrate` loads the blocks of one machine image" in error["message"]) == (2, True)
+    for target in ({"karpenter": {"nodeclass": "gpu", "parameter": "/gpu"}}, {"file": "image.json"}):
+        kitchen(tmp_path, [target])
+        code, error = parbake(capsys, "rollout", FIRST.key, arm.key)
+        assert (code, "it takes one machine image" in error["message"]) == (2, True)
+
+
 def test_image_and_volume_in_one_write(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +188,37 @@ def test_a_volume_alone_drifts_every_node(
     with cluster:
         code, _ = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, len(cluster.replaced), terms(server)) == (0, 2, [{"alias": "al2023@latest"}])
+
+
+@pytest.mark.parametrize(
+    ("proven", "running", "cautioned"),
+    [
+        ("containerd 1.7.24~ds1", "containerd://2.2.4", True),
+        ("containerd 2.1.9", "containerd://2.2.4", False),
+        ("containerd v2.1.9", "containerd://2.2.4", False),
+        ("", "containerd://2.2.4", False),
+        ("containerd 1.7.24", "", False),
+    ],
+)
+def test_a_volume_that_another_runtime_proved_is_a_caution(
+    cluster: Karpenter,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    proven: str,
+    running: str,
+    cautioned: bool,
+) -> None:
+    assert DATA.verdict
+    kitchen(tmp_path, [GPU], DATA.model_copy(update={"verdict": DATA.verdict.model_copy(update={"runtime": proven})}))
+    for name, node_class, version in (("mine", "gpu", running), ("other", "default", "containerd://1.6.0")):
+        labels = {"karpenter.k8s.aws/ec2nodeclass": node_class}
+        info = {"containerRuntimeVersion": version} if version else {}
+        cluster.server.create("nodes", name, metadata={"labels": labels}, status={"nodeInfo": info})
+    code, document = parbake(capsys, "rollout", DATA.key, "--dry-run")
+    assert code == 0
+    told = [each for each in document["targets"][0]["cautions"] if "its nodes run" in each]
+    said = f"its nodes run containerd 2.2.4, and the volume was verified with {proven}"
+    assert [each.partition(":")[0] for each in told] == ([said] if cautioned else [])
 
 
 def test_what_holds_nodes_back_is_named(
@@ -263,6 +335,78 @@ def test_what_speaks_against_it(server: Server, tmp_path: Path, capsys: pytest.C
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert (code, terms(server)) == (1, [{"alias": "al2023@latest"}])
     assert "NodePool arm asks for arm64; the image is for amd64" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "ValidatingAdmissionPolicy 'amis' with binding 'amis' denied request: only images of the platform team",
+        'admission webhook "amis.example.com" denied the request: only images of the platform team',
+    ],
+)
+def test_a_policy_is_asked_before_anything_is_written(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], says: str
+) -> None:
+    """Neither to this target nor to those before it; and it is told from a right that is missing."""
+    for name in ("canary", "gpu"):
+        server.create("ec2nodeclasses", name, spec=ALIAS["spec"])
+    server.store.policies.append(lambda old, new: says if new["metadata"]["name"] == "gpu" and old != new else "")
+    kitchen(tmp_path, [{"name": "canary", "karpenter": {"nodeclass": "canary"}}, GPU], FIRST)
+    before = server.store.version
+    for options in ((), ("--dry-run",)):
+        code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow", *options)
+        assert (code, error["error"]) == (1, "RolloutError")
+        assert "a policy of the cluster refuses the change: " in error["message"]
+        assert says in error["message"]
+        assert "the right to write is there" in error["hint"]
+    assert server.store.version == before, "nothing was written"
+    server.store.policies.clear()
+    assert parbake(capsys, "rollout", FIRST.key, "--no-follow")[0] == 0
+    server.store.policies.append(lambda _old, _new: says)
+    assert says in parbake(capsys, "rollback")[1]["message"]
+    assert terms(server) == [{"id": "ami-1"}]
+
+
+def test_a_webhook_that_cannot_be_asked_is_a_caution(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.create("ec2nodeclasses", "gpu", spec=ALIAS["spec"])
+    server.store.policies.append(lambda _old, _new: 'admission webhook "x.example.com" does not support dry run')
+    kitchen(tmp_path, [GPU], FIRST)
+    code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
+    assert (code, "can only be asked by writing" in shown["targets"][0]["cautions"][-1]) == (0, True)
+
+
+def test_a_node_class_that_is_being_deleted(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finalizer = {"finalizers": ["karpenter.k8s.aws/termination"]}
+    server.create("ec2nodeclasses", "gpu", metadata=finalizer, spec=ALIAS["spec"])
+    kitchen(tmp_path, [GPU], FIRST)
+    assert parbake(capsys, "rollout", FIRST.key, "--no-follow")[0] == 0
+    server.delete("ec2nodeclasses", "gpu")
+    for command in (("rollout", machine_image("second", "ami-2").key), ("rollback",)):
+        kitchen(tmp_path, [GPU], FIRST, SECOND)
+        code, error = parbake(capsys, *command, "--no-follow")
+        assert (code, error["error"]) == (1, "RolloutError")
+        assert "the node class is being deleted, since 20" in error["message"]
+    assert terms(server) == [{"id": "ami-1"}]
+    server.change("ec2nodeclasses", "gpu", {"metadata": {"finalizers": None}})
+    assert server.list("ec2nodeclasses") == []
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_file_that_was_applied_takes_the_change_back(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool
+) -> None:
+    from tests.unit.fakes.test_kubernetes import kubectl
+
+    kubectl(server, "apply", "-f", "-", document=ALIAS)
+    if broken:
+        note = {"metadata": {"annotations": {"kubectl.kubernetes.io/last-applied-configuration": "[]"}}}
+        server.change("ec2nodeclasses", "gpu", note)
+    kitchen(tmp_path, [GPU], FIRST)
+    cautions = parbake(capsys, "rollout", FIRST.key, "--dry-run")[1]["targets"][0]["cautions"]
+    expected = "kubectl applied a file with amiSelectorTerms: applied again, it takes the change back"
+    assert (expected in cautions) is not broken
 
 
 def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

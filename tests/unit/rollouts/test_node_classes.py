@@ -18,7 +18,7 @@ from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.rollouts import Change, Offer
 from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_rollback, held
-from parbake.rollouts.userdata import with_parts
+from parbake.rollouts.userdata import KEEP_STORE, with_parts
 from tests.fakes.kubernetes import schemas
 from tests.fakes.kubernetes.server import load_crds
 from tests.fakes.kubernetes.store import merge
@@ -50,6 +50,10 @@ def node_class(version: str = "v1", **spec: Any) -> dict[str, Any]:
         "metadata": {"name": "gpu"},
         "spec": {**(COMMON if version != "v1alpha1" else {}), **spec},
     }
+
+
+def node_config(spec: str) -> str:
+    return f"apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec: {spec}\n"
 
 
 def disk(name: str, size: str, **more: Any) -> dict[str, Any]:
@@ -107,6 +111,15 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
         VOLUME,
         {"disk": {"volumeInitializationRate": 300}},
     ),
+    "volume-baked-encrypted": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            blockDeviceMappings=[disk("/dev/xvda", "20Gi"), disk("/dev/xvdb", "100Gi", encrypted=True)],
+        ),
+        VOLUME.model_copy(update={"encrypted": True}),
+        {},
+    ),
     "volume-on-another-device": (
         NEW,
         ALIAS,
@@ -118,6 +131,73 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
         NEW,
         node_class(amiSelectorTerms=[{"alias": "al2023@latest"}], instanceStorePolicy="RAID0"),
         IMAGE,
+        {},
+    ),
+    "raid0-keep-store": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            instanceStorePolicy="RAID0",
+            userData="#!/bin/sh\necho hello\n",
+        ),
+        IMAGE,
+        {"keep_store": True},
+    ),
+    "raid0-containerd-stays": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            instanceStorePolicy="RAID0",
+            userData=node_config("{instance: {localStorage: {disabledMounts: [PodLogs, Containerd]}}}"),
+        ),
+        IMAGE,
+        {},
+    ),
+    "raid0-other-mounts-win-over-keep-store": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            instanceStorePolicy="RAID0",
+            userData=node_config("{instance: {localStorage: {disabledMounts: [PodLogs]}}}"),
+        ),
+        IMAGE,
+        {"keep_store": True},
+    ),
+    "raid0-on-bottlerocket": (
+        NEW,
+        node_class(amiSelectorTerms=[{"alias": "bottlerocket@latest"}], instanceStorePolicy="RAID0"),
+        BOTTLEROCKETS,
+        {},
+    ),
+    "keep-store-on-al2": (
+        NEW,
+        node_class(amiFamily="AL2", amiSelectorTerms=[{"id": "ami-0"}]),
+        IMAGE,
+        {"keep_store": True},
+    ),
+    "keep-store-no-longer": (
+        NEW,
+        node_class(
+            amiFamily="AL2023", amiSelectorTerms=[{"id": "ami-0"}], userData=with_parts("", {"store": KEEP_STORE})
+        ),
+        IMAGE,
+        {},
+    ),
+    "soci-on-al2023": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}], userData=node_config("{featureGates: {FastImagePull: true}}")
+        ),
+        VOLUME,
+        {},
+    ),
+    "soci-on-bottlerocket": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "bottlerocket@latest"}],
+            userData='[settings.container-runtime]\nsnapshotter = "soci"\n',
+        ),
+        BOTTLEROCKETS,
         {},
     ),
     "image-on-bottlerocket": (

@@ -94,6 +94,16 @@ def test_what_mounts_is_a_script_with_a_program_and_a_unit_in_it() -> None:
     assert len(MOUNT) < 4096, "EC2 takes 16 KiB of user data, and the list of blocks is in there as well"
 
 
+@pytest.mark.parametrize("root", ["", "/var/lib/rancher/k3s/agent/containerd"])
+def test_the_store_of_k3s_is_a_path_and_its_services_wait(root: str) -> None:
+    text = mount.user_data("rancher/mirrored-pause:3.6", root)
+    program = gzip.decompress(base64.b64decode(text.split("/etc/parbake/mount.sh\n")[1].split("\nEND")[0])).decode()
+    assert (f"\nROOT={root}\n" in program) is bool(root)
+    units = re.findall(r"for unit in (.*); do", text)
+    assert units == ["containerd" + (" k3s k3s-agent rke2-server rke2-agent" if root else "")]
+    assert subprocess.run(["/bin/dash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
 def test_a_quote_in_the_pause_images_name_stays_text() -> None:
     text = mount.user_data("a'; touch /owned; '")
     program = gzip.decompress(

@@ -47,7 +47,12 @@ version = 3
     ("dump", "expected", "parent"),
     [
         (OLD, Settings("registry.test/pause:3.8", systemd_cgroups=True), "/parbake.slice"),
-        (NEW, Settings("localhost/kubernetes/pause", systemd_cgroups=False), "/parbake"),
+        (NEW, Settings("localhost/kubernetes/pause:latest", systemd_cgroups=False), "/parbake"),
+        (
+            f"{OLD.replace('pause:3.8', 'pause:3.8@sha256:' + 64 * 'a')}",
+            Settings(f"registry.test/pause@sha256:{64 * 'a'}", True),
+            "/parbake.slice",
+        ),
         ("version = 2\n", Settings(), "/parbake"),
     ],
 )

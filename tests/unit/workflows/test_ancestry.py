@@ -84,7 +84,7 @@ def test_a_record_under_another_name_names_no_parent(tmp_path: Path) -> None:
 def memory(tmp_path: Path) -> Memory:
     (tmp_path / "file").write_bytes(b"ab" * BLOCK)
     known = Memory(tmp_path / "file", digest("x")[7:], tmp_path / "cache")
-    known.keep()
+    known.remember()
     assert known.holds(known.path.stat())
     return known
 
@@ -117,7 +117,7 @@ def test_a_write_right_after_the_look_at_the_file_shows(tmp_path: Path) -> None:
     for number in range(10):
         path.write_bytes(b"a" * 100)
         known = Memory(path, digest("x")[7:], tmp_path / "cache")
-        known.keep()
+        known.remember()
         path.write_bytes(b"%d" % number * 100)
         assert not known.holds(path.stat())
 

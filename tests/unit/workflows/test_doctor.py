@@ -42,6 +42,7 @@ CASES = {
     "no-builder": but(programs=without("buildah", "podman")),
     "podman-only": but(programs=without("buildah")),
     "old-tools": but(programs={**EVERY_PROGRAM, "mke2fs": "1.47.0", "containerd": "1.4.13", "sfdisk": ""}),
+    "containerd-of-ones-own": but(programs=without("containerd"), containerd="bin/containerd"),
     "slow-and-full": but(accelerator="tcg", uefi_firmware=False, boto3="", free={"output": 3 * GIB, "cache": GIB}),
 }
 
@@ -88,3 +89,8 @@ def test_every_program_has_its_package() -> None:
         assert package_of(program.name) == program.package
     assert {row[0] for row in table()} == {program.name for program in PROGRAMS}
     assert [package_of(name) for name in ("ctr", "something")] == ["containerd", "something"]
+
+
+def test_doctor_says_which_containerd_it_is() -> None:
+    [check] = [each for each in judge(but(containerd="/opt/new/bin/containerd")) if each.name == "containerd"]
+    assert (check.status, check.found) == ("ok", "1.6 (/opt/new/bin/containerd)")

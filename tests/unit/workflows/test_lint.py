@@ -18,10 +18,10 @@ from parbake.core.model import GIB, Platform, Published, Snapshot
 from parbake.core.reference import Reference
 from parbake.core.units import quantity
 from parbake.core.yamltext import parse
+from parbake.rollouts.nodesettings import read
 from parbake.workflows.lint import RULES, Bake, bakes_of, examine, gather, of_bakefile, of_record, sarif, together
 from parbake.workflows.lint.bakes import BakedImage
 from parbake.workflows.lint.nodes import family_of
-from parbake.workflows.lint.userdata import read
 from tests.fakes.plans import digest, image, plan, record
 
 ROOT = Path(__file__).parents[3]
@@ -80,6 +80,9 @@ userData: |
 """
 BOTTLEROCKET = 'amiFamily: Bottlerocket\nuserData: |\n  [settings.container-runtime]\n  snapshotter = "%s"\n'
 KUBELET = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"
+ALLOWED = (
+    "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\npreloadedImagesVerificationAllowlist: [%s]\n"
+)
 PAUSED = replace(VOLUME, sandbox="localhost/kubernetes/pause:latest", filled=0)
 BOTTLEROCKETS = replace(PAUSED, family="Bottlerocket")
 OF_ALIAS = "amiSelectorTerms: [{alias: %s@latest}]"
@@ -106,12 +109,19 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
     ("platform-differs", pod(APP, spec=ARM), 7, pod(APP, spec=ARM.replace("arm64", "amd64")), ()),
     ("platform-differs", pod(APP, spec=AFFINITY % "arm64"), 7, pod(APP, spec=AFFINITY % "arm64, amd64"), ()),
     ("not-baked", pod("registry.example.com/shop/web:1"), 6, pod(APP), ()),
+    ("cannot-use-a-bake", node_class("ephemeralStorage: {size: 80Gi}", kind="NodeClass", api="eks.amazonaws.com/v1"), 1,
+     node_class(ROOT_DISK), ()),
     ("snapshotter-differs", node_class(ROOT_DISK + NODE_CONFIG % "{featureGates: {FastImagePull: true}}"), 8,
      node_class(ROOT_DISK + NODE_CONFIG % "{featureGates: {FastImagePull: false}}"), ()),
     ("snapshotter-differs", node_class(BOTTLEROCKET % "soci"), 6, node_class(BOTTLEROCKET % "overlayfs"), (VOLUME,)),
     ("instance-store", node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n"), 8, node_class(ROOT_DISK), ()),
     ("instance-store", node_class(ROOT_DISK + NODE_CONFIG % "{instance: {localStorage: {strategy: RAID0}}}"), 8,
      node_class(ROOT_DISK + NODE_CONFIG % "{instance: {localStorage: {strategy: Mount}}}"), ()),
+    ("instance-store", node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n" + NODE_CONFIG % "{}"), 8,
+     node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n"
+                + NODE_CONFIG % "{instance: {localStorage: {disabledMounts: [Containerd]}}}"), ()),
+    ("instance-store", node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n").replace("AL2023", "Bottlerocket"), 8,
+     node_class(ROOT_DISK).replace("AL2023", "Bottlerocket"), (replace(MACHINE, family=""),)),
     ("volume-too-small", node_class(ROOT_DISK.replace("30Gi", "29Gi")), 7, node_class(ROOT_DISK), ()),
     ("volume-too-small", node_class(OURS), 4, node_class(ROOT_DISK), ()),
     ("volume-too-small", node_class(DATA_DISK.replace("80Gi", "20Gi")), 6, node_class(DATA_DISK), (PAUSED,)),
@@ -135,6 +145,16 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
      "preloadedImagesVerificationAllowlist: [registry.example.com/other/*]\n", 3,
      f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n"
      "preloadedImagesVerificationAllowlist: [registry.example.com/shop/*]\n", ()),
+    ("credentials-verified",
+     f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n"
+     "preloadedImagesVerificationAllowlist: [registry.example.com/sho/*]\n", 3,
+     f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n"
+     "preloadedImagesVerificationAllowlist: [registry.example.com/shop/api]\n", ()),
+    ("allow-list-refused", KUBELET + ALLOWED % "api, docker.io/shop/api", 4, KUBELET + ALLOWED % "docker.io/shop/api",
+     (replace(MACHINE, images=(BakedImage(Reference.parse("shop/api:1")),)),)),
+    ("short-name", KUBELET + ALLOWED % "docker.io/shop/api" + "---\n" + pod("shop/api:1"), 11,
+     KUBELET + ALLOWED % "docker.io/shop/api" + "---\n" + pod("docker.io/shop/api:1"),
+     (replace(MACHINE, images=(BakedImage(Reference.parse("shop/api:1")),)),)),
     ("baked-images-are-open",
      f"{KUBELET}imagePullCredentialsVerificationPolicy: NeverVerifyPreloadedImages\n", 3,
      f"{KUBELET}", ()),
@@ -170,9 +190,53 @@ def test_a_cause_is_found_and_can_be_mended(
     assert told(mended, *bakes) == []
 
 
+def test_the_same_image_under_another_name() -> None:
+    mirrored = pod(f"mirror.example.com/shop/api@{INDEX}")
+    assert told(mirrored) == ["shared-digest", "not-baked"]
+    assert told(pod(f"mirror.example.com/shop/api@{OTHER}")) == ["not-baked"]
+    both = replace(MACHINE, images=(BAKED, replace(BAKED, reference=Reference.parse("mirror.example.com/api:1.4"))))
+    assert told(pod("mirror.example.com/api:1.4", policy="Always"), both) == ["pull-policy-always", "shared-digest"]
+    assert told(pod("mirror.example.com/api:1.4"), both) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("nginx", "as docker.io/library/nginx"),
+        ("a.example/app:1", "as a.example/app"),
+        ("a.example/a*", "neither"),
+        ("/*", "neither"),
+        ("a.example/ Q", "not an image's name"),
+        ("a.example/*", ""),
+        ("docker.io/library/nginx", ""),
+    ],
+)
+def test_what_kubelets_refuse_in_their_allow_list(entry: str, words: str) -> None:
+    text = KUBELET + ALLOWED % f"'{entry}', registry.example.com/shop/api"
+    found = [each.message for each in examine([("x.yaml", text)], (MACHINE,))]
+    assert [words in message for message in found] == ([True] if words else [])
+
+
+@pytest.mark.parametrize("program", ["kubelet", "nodeadm"])
+@pytest.mark.usefixtures("project")
+def test_the_kubelets_configuration_that_is_printed_is_what_lint_asks_for(
+    capsys: pytest.CaptureFixture[str], program: str
+) -> None:
+    assert run(["export", "kubelet-config", "--for", program]) == 0
+    text = capsys.readouterr().out
+    assert told(text) == []
+    assert "registry.example.com/shop/api" in text
+    assert run(["export", "kubelet-config", "--for", program, "--json"]) == 0
+    (shown,) = parsed(text)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(json.dumps(shown))
+    assert run(["export", "kubelet-config", "--for", "k3s"]) == 2
+    assert run(["export", "kubelet-config", "nothing"]) == 2
+
+
 def test_every_rule_has_a_case_and_stands_in_the_documentation() -> None:
     page = (ROOT / "docs/how-to/lint.md").read_text()
-    assert {case[0] for case in CASES} == {rule.id for rule in RULES}
+    assert {case[0] for case in CASES} | {"shared-digest"} == {rule.id for rule in RULES}
     for rule in RULES:
         assert f"| `{rule.id}` | {rule.level} |" in page
 
@@ -205,17 +269,95 @@ def test_good_in_one_bake_is_good() -> None:
     assert told(pod(APP, spec=ARM), MACHINE) == ["platform-differs"]
 
 
-def test_what_a_controller_made_is_told_of_its_controller() -> None:
-    made = json.loads(
-        json.dumps({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "web-1", "ownerReferences": [{"kind": "ReplicaSet", "name": "web"}]},
-            "spec": {"containers": [{"name": "c", "image": APP, "imagePullPolicy": "Always"}]},
-        })
-    )  # fmt: skip
-    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [made]})
-    assert told(text) == []
-    assert told(text.replace("ownerReferences", "labels")) == ["pull-policy-always"]
+def live(kind: str, name: str, owner: tuple[str, str] | None, containers: list[dict[str, Any]], **pod: Any) -> Any:
+    """Return an object as a cluster has it, with its name as its uid."""
+    metadata: dict[str, Any] = {"name": name, "namespace": "shop", "uid": name}
+    if owner:
+        metadata["ownerReferences"] = [{"kind": owner[0], "name": owner[1], "uid": owner[1], "controller": True}]
+    spec = {"containers": containers, **pod}
+    return {
+        "apiVersion": "v1", "kind": kind, "metadata": metadata,
+        "spec": spec if kind == "Pod" else {"template": {"spec": spec}},
+    }  # fmt: skip
+
+
+def box(image: str = APP, policy: str = "IfNotPresent", name: str = "c") -> dict[str, Any]:
+    return {"name": name, "image": image, "imagePullPolicy": policy}
+
+
+def seen(*items: Any, bakes: tuple[Bake, ...] = (MACHINE,)) -> list[tuple[str, str, str]]:
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    return [(each.rule.id, each.what, each.message) for each in examine([("the cluster", text)], bakes)]
+
+
+RS, PODS = ("ReplicaSet", "web-5d9"), ("web-5d9-a", "web-5d9-b")
+CHAIN = (live("Deployment", "web", None, [box()]), live("ReplicaSet", RS[1], ("Deployment", "web"), [box()]))
+
+
+def test_pods_of_a_template_say_nothing_new() -> None:
+    assert seen(*CHAIN, *(live("Pod", name, RS, [box()]) for name in PODS)) == []
+    wrong = [box(policy="Always")]
+    chain = (live("Deployment", "web", None, wrong), live("ReplicaSet", RS[1], ("Deployment", "web"), wrong))
+    found = seen(*chain, *(live("Pod", name, RS, wrong) for name in PODS))
+    assert [(rule, what) for rule, what, _ in found] == [("pull-policy-always", "Deployment shop/web, c")]
+
+
+@pytest.mark.parametrize(
+    ("containers", "rules", "how"),
+    [
+        ([box(f"{APP}@{INDEX}")], ["digest-name-missing"], "(c is so in its pods, not in its template)"),
+        ([box(policy="Always")], ["pull-policy-always"], "(c is so in its pods, not in its template)"),
+        ([box(), box("mesh.example.com/proxy:1", name="p")], ["not-baked"], "(p was put into its pods)"),
+        ([box(), box(APP, "Always", name="p")], ["pull-policy-always"], "(p was put into its pods)"),
+    ],
+)
+def test_what_admission_makes_of_pods_is_told_once_of_what_people_know(
+    containers: list[dict[str, Any]], rules: list[str], how: str
+) -> None:
+    """Kyverno turns tags into digests by default, AlwaysPullImages and meshes do the rest."""
+    found = seen(*CHAIN, *(live("Pod", name, RS, containers) for name in PODS))
+    assert [rule for rule, _, _ in found] == rules
+    assert {what for _, what, _ in found} == {f"Deployment shop/web, {how[1]}"}
+    assert all(message.endswith(how) for _, _, message in found)
+
+
+def test_digests_that_admission_sets_are_in_a_bake_as_it_is_by_default(tmp_path: Path) -> None:
+    path = tmp_path / "parbake.yaml"
+    path.write_text(f"version: 1\nname: node\nplatform: linux/amd64\nbase: none\nimages: [{APP}]\n")
+    pods = [live("Pod", name, RS, [box(f"{APP}@{INDEX}")]) for name in PODS]
+    assert seen(*CHAIN, *pods, bakes=(of_bakefile(load(path)),)) == []
+
+
+def test_pods_of_owners_that_were_not_read_are_looked_at() -> None:
+    for owner in (("Workflow", "nightly"), RS):
+        (found,) = seen(live("Pod", "step-1", owner, [box(policy="Always")]))
+        assert found[:2] == ("pull-policy-always", "Pod shop/step-1, c")
+    alone = live("ReplicaSet", "web-5d9", None, [box(policy="Always")])
+    (found,) = seen(alone, live("Pod", PODS[0], RS, [box(policy="Always")]))
+    assert found[:2] == ("pull-policy-always", "ReplicaSet shop/web-5d9, c")
+    of_the_past = live("Pod", "p", ("Deployment", "web"), [box(policy="Always")])
+    of_the_past["metadata"]["ownerReferences"][0]["uid"] = "an older one of that name"
+    assert [each[1] for each in seen(CHAIN[0], of_the_past)] == ["Pod shop/p, c"]
+    made_of_nothing_known = live("Pod", "p", ("Tool", "t"), [box(policy="Always")])
+    tool = {"apiVersion": "example.com/v1", "kind": "Tool", "metadata": {"name": "t", "namespace": "shop", "uid": "t"}}
+    assert [each[:2] for each in seen(tool, made_of_nothing_known)] == [("pull-policy-always", "Pod shop/p, c")]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"nodeSelector": {"eks.amazonaws.com/compute-type": "auto"}},
+        {"nodeSelector": {"eks.amazonaws.com/compute-type": "fargate"}},
+        {"nodeSelector": {"kubernetes.io/os": "windows"}},
+        {"os": {"name": "windows"}},
+    ],
+)
+def test_pods_that_no_bake_reaches(spec: dict[str, Any]) -> None:
+    workload = live("Deployment", "web", None, [box(policy="Always")], **spec)
+    assert [rule for rule, _, _ in seen(workload)] == ["cannot-use-a-bake"]
+    fargate = live("Pod", "p", None, [box(policy="Always")])
+    fargate["metadata"]["labels"] = {"eks.amazonaws.com/fargate-profile": "default"}
+    assert [rule for rule, _, _ in seen(fargate)] == ["cannot-use-a-bake"]
 
 
 def test_errors_come_first_and_name_line_and_object() -> None:
@@ -231,6 +373,12 @@ def test_node_settings() -> None:
         "imageGCHighThresholdPercent": 90
     }
     assert read("[settings\n").snapshotter == ""
+    mounts = "kind: NodeConfig\nspec: {instance: {localStorage: {disabledMounts: %s}}}\n"
+    assert read(mounts % "[Containerd]" + "---\n" + mounts % "[]").disabled_mounts == ("Containerd",), (
+        "as nodeadm merges"
+    )
+    assert read(mounts % "[Containerd]" + "---\n" + mounts % "[SOCI]").disabled_mounts == ("SOCI",)
+    assert read(mounts % "Containerd").disabled_mounts == ()
     both = (
         "kind: NodeConfig\nspec: {featureGates: {FastImagePull: true}}\n---\n"
         "kind: NodeConfig\nspec: {kubelet: {config: {a: 1}}}\n"
@@ -292,7 +440,7 @@ def test_bakes_of_records_and_bakefiles(tmp_path: Path) -> None:
     path = tmp_path / "parbake.yaml"
     path.write_text(
         'version: 1\nname: node\nplatform: linux/amd64\nbuilder: ec2\nbase: {eks: bottlerocket, kubernetes: "1.33"}\n'
-        f"images: [{APP}, {{reference: 'a.example/b:1', also_by_digest: true}}]\n"
+        f"images: [{{reference: '{APP}', also_by_digest: false}}, 'a.example/b:1']\n"
     )
     wanted = of_bakefile(load(path))
     assert (wanted.family, wanted.kind) == ("Bottlerocket", "machine-image")

@@ -245,7 +245,7 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         starts = [int(guest.check([*asked, unit])) for unit in ("parbake-hydrate.service", "containerd.service")]
         loaded = source.loaded
     assert verdict.passed, verdict
-    assert len(verdict.images) == 4
+    assert len(verdict.images) == 5, "two images, each by its tag and by its digest, and the pause image"
     assert all(seen.pinned and seen.unpacked for seen in verdict.images)
     hydrated = verdict.hydrate
     assert hydrated is not None

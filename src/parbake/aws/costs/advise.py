@@ -2,9 +2,8 @@
 
 The model, which ``bench/ebs-check`` verifies on a real volume: a first touch of a block of 512 KiB takes ``latency``;
 an application that starts touches about one block at a time; a reader with many requests in flight is limited by
-``cold_rate``; what happens before the runtime starts (``boot``) hides what is done meanwhile. Facts of AWS: fast
-snapshot restore has max(1, min(10, 1024/GiB)) credits for each snapshot and zone, refilled min(10, 1024/GiB) an hour;
-the initialization rate is at most 300 MiB/s (Amazon EBS user guide).
+``cold_rate``; what happens before the runtime starts (``boot``) hides what is done meanwhile. Facts of AWS: the credits
+of fast snapshot restore (``restore_credits``); the initialization rate is at most 300 MiB/s (Amazon EBS user guide).
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import Literal
 from pydantic import Field
 
 from parbake.aws.costs.prices import Prices
+from parbake.aws.costs.restore_credits import bucket, refill
 from parbake.core.model import GIB, MIB, Frozen
 
 Name = Literal["nothing", "hydrate", "rate", "fsr", "full-read", "pull"]
 _DAYS = 30
 _HOURS = 24
-_ZONE_FULL = 1024  # GiB: the size from which a zone's bucket holds a single credit
 _RATE = 300  # MiB/s: the highest initialization rate
 _IN_FLIGHT = 32
 _EQUAL = 0.5  # seconds that nobody notices
@@ -42,12 +41,13 @@ SPEEDS = {"mild": Speeds(), "harsh": Speeds(latency=0.035, cold_rate=40.0)}
 class Situation(Frozen):
     """What is started, how often and where. Bytes and seconds.
 
-    ``volume`` is the provisioned size, ``data`` what of it is not a hole, ``hot`` what a start reads in whole blocks,
-    ``transfer`` what a pull fetches. ``boot`` is the time between the volume's attachment and the runtime's start,
-    ``burst`` how many nodes start at once in a zone.
+    ``volume`` is the provisioned size, ``snapshot`` that of the snapshot (0: the same), ``data`` what of it is not a
+    hole, ``hot`` what a start reads in whole blocks, ``transfer`` what a pull fetches. ``boot`` is the time between the
+    volume's attachment and the runtime's start, ``burst`` how many nodes start at once in a zone.
     """
 
     volume: int = Field(gt=0)
+    snapshot: int = Field(default=0, ge=0)
     data: int = Field(gt=0)
     hot: int = Field(ge=0)
     transfer: int = Field(ge=0)
@@ -94,7 +94,7 @@ def advise(at: Situation, speeds: Speeds, prices: Prices) -> Advice:
     fully = max(0.0, at.data / MIB / speeds.cold_rate - at.boot)
     volume_gib = -(-at.volume // GIB)
     initialized = min(lazily, max(0.0, at.data / MIB / _RATE - at.boot))
-    warm, note = _restored(at, volume_gib)
+    warm, note = _restored(at)
     monthly = at.launches * _DAYS
     found = [
         _remedy("nothing", lazily, storage, at, prices, "each block when it is first touched"),
@@ -134,16 +134,16 @@ def _remedy(name: Name, seconds: float, cost: float, at: Situation, prices: Pric
     return Remedy(name=name, seconds=round(seconds, 1), cost=round(cost, 2), waiting=round(waiting, 2), note=note)
 
 
-def _restored(at: Situation, volume_gib: int) -> tuple[float, str]:
-    """Return which share of starts fast snapshot restore covers, and why not all."""
-    refill = min(10.0, _ZONE_FULL / volume_gib)
-    bucket = max(1.0, refill)
-    steady = min(1.0, refill * _HOURS * at.zones / at.launches)
-    at_once = min(1.0, bucket / at.burst)
+def _restored(at: Situation) -> tuple[float, str]:
+    """Return which share of starts fast snapshot restore covers, and why not all: of a bucket that had time to fill."""
+    size = at.snapshot or at.volume
+    full = bucket(size)
+    steady = min(1.0, refill(size) * _HOURS * at.zones / at.launches)
+    at_once = min(1.0, full / at.burst)
     share = min(steady, at_once)
     if share == 1:
-        return share, "every start finds a credit"
-    limit = "refilled credits" if steady < at_once else f"a bucket of {bucket:.0f} for {at.burst} at once"
+        return share, f"every start finds a credit, once the empty bucket has filled ({full / refill(size):.1f} h)"
+    limit = "refilled credits" if steady < at_once else f"a bucket of {full} for {at.burst} at once"
     return share, f"{share:.0%} of starts find a credit: {limit}"
 
 

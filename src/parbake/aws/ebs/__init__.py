@@ -5,8 +5,9 @@ Sources: EBS user guide, "EBS direct APIs" and its FAQ; EBS direct API reference
 
 from parbake.aws.ebs import fast_restore
 from parbake.aws.ebs.download import Fetched, blocks_of, fetch
-from parbake.aws.ebs.register import ROOT_DEVICE, boot_mode, register
-from parbake.aws.ebs.share import copy, keep, share
+from parbake.aws.ebs.register import boot_mode, register
+from parbake.aws.ebs.share import copy, mark_permanent, share
+from parbake.aws.ebs.traits import ROOT_DEVICE, Traits, refuse_billed, traits_of
 from parbake.aws.ebs.upload import BLOCKS_TAG, Journal, Parent, Sent, UploadRequest, key_arn, look, upload
 
 __all__ = [
@@ -16,16 +17,19 @@ __all__ = [
     "Journal",
     "Parent",
     "Sent",
+    "Traits",
     "UploadRequest",
     "blocks_of",
     "boot_mode",
     "copy",
     "fast_restore",
     "fetch",
-    "keep",
     "key_arn",
     "look",
+    "mark_permanent",
+    "refuse_billed",
     "register",
     "share",
+    "traits_of",
     "upload",
 ]

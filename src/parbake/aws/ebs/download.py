@@ -24,12 +24,11 @@ _PAGE = 10_000  # the most that one call lists
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A snapshot as a raw, sparse file, and the list of its blocks; ``tpm``: it is an AMI's, which has NitroTPM."""
+    """A snapshot as a raw, sparse file, and the list of its blocks."""
 
     path: Path
     snapshot: str
     blocks: BlockList
-    tpm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetch
     """
     if target.exists():
         raise InputError(f"{target} exists already", hint="name another file, or remove it")
-    snapshot, tpm = _snapshot_of(what, region)
+    snapshot = _snapshot_of(what, region)
     listed = _list(snapshot, region, events)
     target.parent.mkdir(parents=True, exist_ok=True)
     with room_for(target), work_folder(target.parent, "fetch") as work:
@@ -56,7 +55,7 @@ def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetch
             file.truncate(listed.size)
             found = _read(snapshot, region, listed, listed.tokens, events, file.fileno())
         publish(draft, target)
-    return Fetched(target, snapshot, BlockList(listed.size, found), tpm)
+    return Fetched(target, snapshot, BlockList(listed.size, found))
 
 
 def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") -> BlockList:
@@ -71,10 +70,10 @@ def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") ->
     return BlockList(listed.size, {**unread, **_read(snapshot, region, listed, common, events, None)})
 
 
-def _snapshot_of(what: str, region: str) -> tuple[str, bool]:
-    """Return the snapshot that is meant, and whether it is of an AMI with NitroTPM."""
+def _snapshot_of(what: str, region: str) -> str:
+    """Return the snapshot that is meant."""
     if what.startswith("snap-"):
-        return what, False
+        return what
     if not what.startswith("ami-"):
         raise InputError(f"{what!r} is the id of neither an AMI nor a snapshot", hint="such as ami-… or snap-…")
     from parbake.aws.images import described
@@ -89,7 +88,7 @@ def _snapshot_of(what: str, region: str) -> tuple[str, bool]:
             f"{what} does not name the snapshot of its root disk",
             hint=f"copy it into your account first: aws ec2 copy-image --source-image-id {what} …",
         )
-    return image.snapshots[0], images[0].get("TpmSupport") == "v2.0"
+    return image.snapshots[0]
 
 
 def _list(snapshot: str, region: str, events: Events) -> _Listed:

@@ -1,7 +1,6 @@
 """Make an AMI of a snapshot. What RegisterImage assumes by itself is wrong for every node of today.
 
-Sources: EC2 API reference, RegisterImage; EC2 user guide, "Enable a Linux AMI for NitroTPM" (boot mode ``uefi``; such
-an AMI starts on instance types with NitroTPM alone).
+Source: EC2 API reference, RegisterImage.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from typing import Any
 
 from parbake import aws
 from parbake.aws import Stamp
+from parbake.aws.ebs.traits import ROOT_DEVICE, Traits
 from parbake.aws.images import architecture
 from parbake.core.errors import AwsError
 from parbake.core.events import Events
 from parbake.core.model import Platform
 from parbake.machine.disk import partitions
 
-ROOT_DEVICE = "/dev/xvda"
 # The types of a GPT's partitions (UEFI specification, table 5-7; GRUB manual, "BIOS installation"), and of an MBR's.
 _EFI_SYSTEM = {"c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef"}
 _BIOS_BOOT = {"21686148-6449-6e6f-744e-656564454649"}
@@ -41,16 +40,15 @@ def register(
     *,
     name: str,
     platform: Platform,
-    boot: str,
+    traits: Traits,
     stamp: Stamp,
     events: Events,
     region: str = "",
-    tpm: bool = False,
 ) -> str:
     """Make sure that a snapshot is the root disk of an available AMI of this name; return the AMI's id.
 
-    It is tagged as temporary: whoever is done with it says so. ``name`` is unique in an account and region. ``tpm``
-    (NitroTPM, as the base has it) holds where the disk boots by UEFI alone. Raises AwsError (also when the name belongs
+    It is tagged as temporary: whoever is done with it says so. ``name`` is unique in an account and region.
+    ``traits`` is how it starts; NitroTPM holds where that is by UEFI alone. Raises AwsError (also when the name belongs
     to another snapshot).
     """
     ec2 = aws.client("ec2", region)
@@ -61,17 +59,8 @@ def register(
         "Description": f"parbake {stamp.name}"[:255],
         "Architecture": architecture(platform),
         "VirtualizationType": "hvm",
-        "EnaSupport": True,
-        "BootMode": boot,
         "ImdsSupport": "v2.0",
-        **({"TpmSupport": "v2.0"} if tpm and boot == "uefi" else {}),
-        "RootDeviceName": ROOT_DEVICE,
-        "BlockDeviceMappings": [
-            {
-                "DeviceName": ROOT_DEVICE,
-                "Ebs": {"SnapshotId": snapshot, "VolumeType": "gp3", "DeleteOnTermination": True},
-            }
-        ],
+        **traits.request(snapshot),
         "TagSpecifications": aws.specifications(stamp.tags("ami", name=name), "image"),
     }
     image = str(ours[0]["ImageId"]) if ours else _register(ec2, request, snapshot, events)

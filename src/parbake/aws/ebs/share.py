@@ -20,22 +20,41 @@ SOURCE_TAG = "parbake:source"
 _WAIT = 6 * 3600.0  # seconds: AWS copies a large snapshot for hours
 
 
-def copy(snapshot: str, source: str, region: str, *, stamp: Stamp, name: str, kms_key: str = "", events: Events) -> str:
-    """Make sure that a region has a completed copy of another region's snapshot; return its id.
+def copy(
+    snapshot: str,
+    source: str,
+    region: str,
+    *,
+    stamp: Stamp,
+    name: str,
+    encrypted: bool = False,
+    kms_key: str = "",
+    minutes: int = 0,
+    events: Events,
+) -> str:
+    """Make sure that a region has a completed copy of a region's snapshot; return its id.
 
-    A copy is encrypted as its source is, with ``kms_key`` of that region (empty: the account's key for EBS).
+    A copy is encrypted as its source is, or else where ``encrypted`` says so, with ``kms_key`` of that region (empty:
+    the account's key for EBS). ``minutes`` is within how many AWS is to be done (0: whenever it has). AWS looks at the
+    key while it copies, so that a copy may fail late; one that failed before is removed. Raises AwsError, AwsNoAccess
+    (of a key), DeadlineExceeded.
     """
     ec2 = aws.client("ec2", region)
     filters = [*aws.mine(key=stamp.key), {"Name": f"tag:{SOURCE_TAG}", "Values": [snapshot]}]
-    found = ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
+    found = list(ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters))
     usable = [str(each["SnapshotId"]) for each in found if each["State"] in {"pending", "completed"}]
+    for each in found:
+        if each["State"] == "error":
+            ec2.delete_snapshot(SnapshotId=each["SnapshotId"])
     if usable:
         made = usable[0]
     else:
         tags = {**stamp.tags("snapshot", name=name), SOURCE_TAG: snapshot}
         wanted: dict[str, Any] = {"TagSpecifications": aws.specifications(tags, "snapshot")}
-        if kms_key:
-            wanted |= {"Encrypted": True, "KmsKeyId": kms_key}
+        if minutes:
+            wanted["CompletionDurationMinutes"] = minutes
+        if encrypted or kms_key:
+            wanted |= {"Encrypted": True, **({"KmsKeyId": kms_key} if kms_key else {})}
         made = str(
             ec2.copy_snapshot(SourceRegion=source, SourceSnapshotId=snapshot, Description=f"parbake {name}", **wanted)[
                 "SnapshotId"
@@ -58,7 +77,7 @@ def share(snapshot: str, region: str, accounts: Iterable[str]) -> None:
     )
 
 
-def keep(snapshot: str, region: str, *, verified: str = "", events: Events) -> None:
+def mark_permanent(snapshot: str, region: str, *, verified: str = "", events: Events) -> None:
     """Tag a snapshot as what the run was for: no clean-up takes it any more. ``verified`` is when it was."""
     ec2 = aws.client("ec2", region)
     tags = {MANAGED: ARTEFACT, **({VERIFIED: verified} if verified else {})}

@@ -11,10 +11,23 @@ parbake's own are told by their tag, so that all hangs on who may write it: only
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from parbake.aws.clients import Role
 from parbake.aws.iam import bakes, managed, pruning, rollouts, stores
-from parbake.aws.iam.statements import Names, Policy, Scope, allow, both, missing, policy, suffix
+from parbake.aws.iam.statements import (
+    CALLER,
+    Names,
+    Policy,
+    Scope,
+    allow,
+    both,
+    here,
+    missing,
+    partition,
+    policy,
+    suffix,
+)
 from parbake.bakefile import Bakefile
 from parbake.core.model import RegistryOptions
 from parbake.core.reference import Reference
@@ -26,6 +39,11 @@ _PULL = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloa
 _PUSH = ("ecr:CompleteLayerUpload", "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:UploadLayerPart")
 _CREATE = ("ecr:CreateRepository", "ecr:DescribeRepositories", "ecr:TagResource")
 _KMS = ("kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom", "kms:ReEncryptTo")
+_ASKED = (
+    "DescribeFastSnapshotRestores", "DescribeImages", "DescribeInstanceTypes", "DescribeRouteTables",
+    "DescribeSnapshots", "DescribeSubnets", "DescribeVpcEndpoints", "GetAllowedImagesSettings", "GetEbsDefaultKmsKeyId",
+    "GetEbsEncryptionByDefault", "GetImageBlockPublicAccessState", "GetSnapshotBlockPublicAccessState",
+)  # fmt: skip
 # What the direct APIs do with a key by the caller's own hand (EBS user guide, "IAM permissions for EBS direct APIs").
 _DIRECT_KMS = ("kms:Encrypt", "kms:GenerateDataKey")
 
@@ -34,9 +52,13 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
     """Return the policies by what they are for; ``names`` are those that the Bakefile does not say.
 
     ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout``,
-    ``prune`` and ``karpenter``. What ``names`` lacks stands there as a placeholder (``missing`` tells of it).
+    ``prune``, ``doctor``, ``karpenter``, and of roles that the Bakefile names ``assume``, ``role_trust`` and, for each
+    of targets, ``role_of_TARGET`` with its trust. What ``names`` lacks stands there as a placeholder (``missing`` tells
+    of it).
     """
-    scope = Scope(bakefile, names or Names())
+    scope, role = Scope(bakefile, names or Names()), bakefile.aws.role
+    if role:  # all but the targets' own is done in it
+        scope = scope.alone(bakefile.rollout, Role(role).account)
     found = {"caller": policy(_caller(scope))}
     if bakefile.builder in {"ec2", "packer"}:
         found["instance_role"] = policy([*_pull(scope), *managed.instance(scope)])
@@ -46,10 +68,39 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
         found["rollout"] = policy([*rollout, *stores.statements(scope)])
     if bakefile.builder in {"ec2", "ebs", "packer"} or bakefile.rollout:
         found["prune"] = policy([*pruning.statements(scope), *stores.statements(scope, "s3:DeleteObject")])
+        found["doctor"] = policy(_doctor(scope))
     karpenter = list(_karpenter(scope))
     if karpenter:
         found["karpenter"] = policy(karpenter)
+    return {**found, **_roles(scope)}
+
+
+def _roles(scope: Scope) -> dict[str, Policy]:
+    """Return the policies of roles that the Bakefile names: to assume them, of targets', and whom they trust.
+
+    Those of a target's role are called after the first target that names it.
+    """
+    bakefile, found = scope.bakefile, {}
+    theirs = dict.fromkeys(each.role for each in bakefile.rollout if each.role)
+    if named := list(dict.fromkeys([*([bakefile.aws.role] if bakefile.aws.role else []), *theirs])):
+        found["assume"] = policy([allow("ActInRoles", ["sts:AssumeRole"], named)])
+    if bakefile.aws.role:
+        found["role_trust"] = _trust_the_caller(scope, bakefile.aws.external_id)
+    for role in theirs:
+        targets = [each for each in bakefile.rollout if each.role == role]
+        its = scope.alone(targets, Role(role).account)
+        found[f"role_of_{targets[0].name}"] = policy([*pruning.looks(its), *rollouts.for_targets(its)])
+        found[f"role_of_{targets[0].name}_trust"] = _trust_the_caller(scope, targets[0].external_id)
     return found
+
+
+def _trust_the_caller(scope: Scope, external_id: str | None) -> Policy:
+    """Return who may assume a role: whoever may in the account that runs parbake, with the external id."""
+    principal = {"AWS": f"arn:{partition(scope.home)}:iam::{CALLER}:root"}
+    statement: Policy = {"Effect": "Allow", "Principal": principal, "Action": ["sts:AssumeRole"]}
+    if external_id:
+        statement["Condition"] = {"StringEquals": {"sts:ExternalId": external_id}}
+    return {"Version": "2012-10-17", "Statement": [statement]}
 
 
 def actions(policy: Policy) -> set[str]:
@@ -71,8 +122,29 @@ def _caller(scope: Scope) -> Iterator[Policy]:
     yield from bakes.statements(scope)
     if bakefile.builder == "ec2":
         yield from managed.caller(scope)
-    if bakefile.builder in {"ec2", "ebs", "packer"} and bakefile.aws.encrypted:
-        yield from _with_key("Encrypt", scope, _KMS + (_DIRECT_KMS if bakefile.builder == "ebs" else ()))
+    if bakefile.builder in {"ec2", "ebs", "packer"}:
+        actions = _KMS + (_DIRECT_KMS if bakefile.builder == "ebs" else ())
+        if bakefile.aws.encrypted:
+            yield from _with_key("Encrypt", scope, actions)
+        yield from _with_default_keys("EncryptByDefault", scope, actions)
+
+
+def _doctor(scope: Scope) -> Iterator[Policy]:
+    """Allow `parbake doctor --aws` to ask, in the regions where results lie, and to change nothing."""
+    source, profile = scope.bakefile.base.ami, scope.bakefile.aws.instance_profile
+    yield allow("Ask", [f"ec2:{each}" for each in _ASKED], condition=here(scope.places))
+    yield allow("AskForQuotas", ["servicequotas:ListServiceQuotas"], condition=here(scope.places))
+    if profile:
+        named = [scope.arn("iam", f"instance-profile/{profile.rpartition('/')[2]}", "")]
+        yield allow("LookAtTheProfile", ["iam:GetInstanceProfile"], named)
+    if source and not (source.id or source.name):
+        named = scope.parameter(source.parameter(scope.bakefile.platform), [scope.home])
+        yield allow("FindTheBase", ["ssm:GetParameter"], named)
+    if scope.bakefile.aws.kms_key:
+        for number, (keys, condition) in enumerate(_keys(scope), 1):
+            yield allow(f"LookAtKeys{number}", ["kms:DescribeKey"], keys, condition)
+    if scope.names.default_keys:
+        yield allow("LookAtDefaultKeys", ["kms:DescribeKey"], list(scope.names.default_keys))
 
 
 # -- registries
@@ -127,29 +199,61 @@ def _karpenter(scope: Scope) -> Iterator[Policy]:
     parameters = rollouts.parameters(scope)
     if parameters:
         yield allow("ReadParameters", ["ssm:GetParameter"], parameters)
-    if bakefile.builder in {"ec2", "ebs", "packer"} and bakefile.aws.encrypted and bakefile.aws.kms_key:
-        yield from _with_key("StartEncrypted", scope, _KMS)
+    if bakefile.builder in {"ec2", "ebs", "packer"}:
+        if bakefile.aws.encrypted and bakefile.aws.kms_key:
+            yield from _with_key("StartEncrypted", scope, _KMS)
+        yield from _with_default_keys("StartEncryptedByDefault", scope, _KMS)
 
 
 def _with_key(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Policy]:
-    """Allow actions with the KMS key, and grants to AWS's services alone: a grant lets whom it names use the key."""
-    keys, condition = _key(scope, scope.bakefile.aws.kms_key or "")
+    """Allow actions with the KMS keys of the Bakefile."""
+    for number, (keys, condition) in enumerate(_keys(scope), 1):
+        yield from _use(f"{sid}{number if number > 1 else ''}", actions, keys, condition, number)
+
+
+def _keys(scope: Scope) -> list[tuple[list[str], Policy]]:
+    """Return the ARNs of the KMS keys of the Bakefile's regions, with what narrows them; those alike together."""
+    aws = scope.bakefile.aws
+    found: list[tuple[list[str], Policy]] = []
+    for key in dict.fromkeys(aws.key_in(place) for place in scope.places):
+        places = [place for place in scope.places if aws.key_in(place) == key]
+        found.append(_key(scope, key, places))
+    alike: list[tuple[list[str], Policy]] = []
+    for keys, condition in found:
+        same = next((each for each, its in alike if its == condition), None)
+        if same is None:
+            alike.append((keys, condition))
+        else:
+            same += keys
+    return alike
+
+
+def _with_default_keys(sid: str, scope: Scope, actions: tuple[str, ...]) -> Iterator[Policy]:
+    """Allow actions with the keys of encryption by default: AWS's own asks for no policy, one of the account's does."""
+    if scope.names.default_keys:
+        yield from _use(sid, actions, list(scope.names.default_keys), {}, "ByDefault")
+
+
+def _use(sid: str, actions: tuple[str, ...], keys: list[str], condition: Policy, which: int | str) -> Iterator[Policy]:
+    """Allow actions with keys, and grants to AWS's services alone: a grant lets whom it names use the key."""
+    grant = f"Grant{'' if which == 1 else which}"
     yield allow(sid, actions, keys, condition)
-    yield allow("Grant", ["kms:CreateGrant"], keys, both(condition, {"Bool": {"kms:GrantIsForAWSResource": "true"}}))
+    yield allow(grant, ["kms:CreateGrant"], keys, both(condition, {"Bool": {"kms:GrantIsForAWSResource": "true"}}))
 
 
-def _key(scope: Scope, key: str) -> tuple[list[str], Policy]:
+def _key(scope: Scope, key: str, places: Sequence[str] = ()) -> tuple[list[str], Policy]:
     """Return the ARNs of a KMS key, and what narrows them: no policy names a key by its alias (KMS developer guide).
 
     Without a key of one's own it is the account's for EBS, which may be used by way of EC2 alone.
     """
+    places = places or scope.places
     name = key.partition(":key/")[2] if key.startswith("arn:") else key
-    every = [scope.arn("kms", "key/*", place) for place in scope.places]
+    every = [scope.arn("kms", "key/*", place) for place in places]
     if not key:
-        services = [f"ec2.{place}.amazonaws.com{suffix(place)}" for place in scope.places]
+        services = [f"ec2.{place}.amazonaws.com{suffix(place)}" for place in places]
         return every, {"StringEquals": {"kms:ViaService": services}}
     if name and not name.startswith("alias/"):
-        named = [scope.arn("kms", f"key/{name}", place) for place in scope.places]
+        named = [scope.arn("kms", f"key/{name}", place) for place in places]
         return [key] if key.startswith("arn:") else named, {}
     if key.startswith("arn:"):
         region, account, alias = key.split(":")[3:]

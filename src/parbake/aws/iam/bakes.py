@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from parbake.aws.encryption import EBS_KEY
 from parbake.aws.iam import packers
 from parbake.aws.iam.statements import OURS, TAGGED, Policy, Scope, allow, both, here, never_take_over, suffix
 
@@ -32,7 +33,9 @@ def _describe_actions(scope: Scope) -> list[str]:
     """Return the actions that only read; EC2 grants them on everything or not at all."""
     bakefile = scope.bakefile
     looks = ["DescribeImages", "DescribeInstances", "DescribeSecurityGroups", "DescribeSnapshots", "DescribeVolumes"]
-    looks += ["DescribeSpotInstanceRequests"]
+    looks += ["DescribeSpotInstanceRequests", "GetEbsDefaultKmsKeyId", "GetEbsEncryptionByDefault"]
+    if bakefile.builder == "ebs" and bakefile.base.ami:
+        looks += ["DescribeImageAttribute"]
     if bakefile.builder in {"ec2", "packer"}:
         looks += ["DescribeSubnets"]
     if bakefile.aws.fast_snapshot_restore:
@@ -50,6 +53,8 @@ def _tags(scope: Scope) -> Iterator[Policy]:
         kinds += packers.kinds(scope) + (["spot-instances-request"] if aws.purchase != "on-demand" else [])
     if aws.copy_to:
         made += [f"Copy{_result(scope)}"]
+    if builder == "ebs" and scope.bakefile.base.ami and "CopySnapshot" not in made:
+        made += ["CopySnapshot"]
     tagged = [*scope.ec2(*_RESULTS, regions=scope.places), *scope.ec2(*kinds[len(_RESULTS) :])]
     if made:
         yield allow("TagWhatIsMade", ["ec2:CreateTags"], tagged, {"StringEquals": {"ec2:CreateAction": made}})
@@ -165,6 +170,11 @@ def _blocks(scope: Scope) -> Iterator[Policy]:
     yield allow("ReadOurs", reads, snapshots, OURS)
     if read:
         yield allow("ReadTheBase", [*reads, "ebs:StartSnapshot"], read)
+    if scope.bakefile.base.ami:  # its further disks become ours
+        yield allow("CopyTheBase", ["ec2:CopySnapshot"], read)
+        yield allow("CopyTheBaseTagged", ["ec2:CopySnapshot"], new[:1], TAGGED)
+    aliases: Policy = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": [EBS_KEY]}}
+    yield allow("LookAtTheDefaultKey", ["kms:DescribeKey"], [scope.arn("kms", "key/*")], aliases)
     if _result(scope) == "Image":
         yield allow("Register", ["ec2:RegisterImage"], scope.ec2("image"), TAGGED)
         yield allow("RegisterOurs", ["ec2:RegisterImage"], snapshots, OURS)

@@ -15,7 +15,25 @@ from parbake.bakefile.targets import Target
 
 
 def statements(scope: Scope) -> Iterator[Policy]:
-    """Yield the statements for all targets in AWS; files, and node classes that name images by id, need none."""
+    """Yield the statements of whoever rolls out: to look at artefacts, and for targets without a role of their own."""
+    bakefile, own = scope.bakefile, scope.alone(each for each in scope.bakefile.rollout if not each.role)
+    if bakefile.rollout:  # what a record names is compared with its tags
+        condition = here(scope.of(bakefile.rollout))
+        yield allow("LookAtArtefacts", ["ec2:DescribeImages", "ec2:DescribeSnapshots"], condition=condition)
+    fast = bool(bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake)
+    if fast:
+        looks = ["cloudwatch:GetMetricData", "ec2:DescribeFastSnapshotRestores"]
+        yield allow("LookAtFastRestores", looks, condition=here(scope.places))
+        changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
+        yield allow("RestoreFast", changes, scope.ec2("snapshot", regions=scope.places), OURS)
+    of_targets = list(for_targets(own))
+    yield from of_targets
+    if fast and not any(each["Sid"] == "NeverTakeOver" for each in of_targets):
+        yield never_take_over(scope)
+
+
+def for_targets(scope: Scope) -> Iterator[Policy]:
+    """Yield the statements for targets in AWS; files, and node classes that name images by id, need none."""
     bakefile = scope.bakefile
     groups = [target for target in bakefile.rollout if target.asg]
     nodegroups = [target for target in bakefile.rollout if target.nodegroup]
@@ -29,17 +47,9 @@ def statements(scope: Scope) -> Iterator[Policy]:
     tags = [target for target in bakefile.rollout if target.karpenter and target.karpenter.tag]
     if read:
         yield allow("Parameters", ["ssm:GetParameter", "ssm:GetParameterHistory", "ssm:PutParameter"], read)
-    if bakefile.rollout:  # what a record names is compared with its tags
-        condition = here(scope.of(bakefile.rollout))
-        yield allow("LookAtArtefacts", ["ec2:DescribeImages", "ec2:DescribeSnapshots"], condition=condition)
     if tags:
         yield from _tags(scope, tags)
-    fast = bool(bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake)
-    if fast:
-        yield allow("LookAtFastRestores", ["ec2:DescribeFastSnapshotRestores"], condition=here(scope.places))
-        changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
-        yield allow("RestoreFast", changes, scope.ec2("snapshot", regions=scope.places), OURS)
-    if fast or tags or groups or nodegroups:
+    if tags or groups or nodegroups:
         yield never_take_over(scope)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parbake.aws import MANAGED
@@ -13,8 +13,8 @@ from parbake.bakefile.targets import Target
 
 type Policy = dict[str, Any]
 
-ACCOUNT, REGION, TEMPLATE, ROLE, BASE_SNAPSHOT = (
-    "ACCOUNT_ID", "REGION", "LAUNCH_TEMPLATE_ID", "NODES_ROLE", "BASE_SNAPSHOT_ID",
+ACCOUNT, REGION, TEMPLATE, ROLE, BASE_SNAPSHOT, CALLER = (
+    "ACCOUNT_ID", "REGION", "LAUNCH_TEMPLATE_ID", "NODES_ROLE", "BASE_SNAPSHOT_ID", "CALLERS_ACCOUNT",
 )  # fmt: skip
 """What stands in a policy for a name that nobody has given: it allows nothing until somebody replaces it."""
 
@@ -28,6 +28,7 @@ _HOW = {
     REGION: "the region: `aws: {region: …}` in the Bakefile",
     TEMPLATE: "the launch templates of the groups: --template",
     ROLE: "the role of the groups' nodes: --role",
+    CALLER: "the account (12 digits) from which parbake acts in the roles",
     BASE_SNAPSHOT: "the snapshot of the base AMI's root disk, where it is not parbake's: --base-snapshot",
 }
 
@@ -38,7 +39,8 @@ class Names:
 
     ``region`` is for a Bakefile without one; ``templates`` are ids of launch templates and ``roles`` names of roles
     (with their path), of the nodes of ``asg`` and ``nodegroup`` targets; ``parameters`` of Systems Manager are those
-    besides the targets' that name images, with ``*`` for any text; ``base_snapshots`` are what a base AMI is made of.
+    besides the targets' that name images, with ``*`` for any text; ``base_snapshots`` are what a base AMI is made of;
+    ``default_keys`` are ARNs of the account's own KMS keys by which EBS encrypts by default.
     """
 
     account: str = ACCOUNT
@@ -47,6 +49,7 @@ class Names:
     roles: tuple[str, ...] = (ROLE,)
     parameters: tuple[str, ...] = ()
     base_snapshots: tuple[str, ...] = (BASE_SNAPSHOT,)
+    default_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,11 @@ class Scope:
 
     bakefile: Bakefile
     names: Names = Names()
+
+    def alone(self, targets: Iterable[Target], account: str = "") -> Scope:
+        """Return the scope of some targets, in another account where one is named."""
+        bakefile = self.bakefile.model_copy(update={"rollout": tuple(targets)})
+        return Scope(bakefile, replace(self.names, account=account) if account else self.names)
 
     @property
     def home(self) -> str:

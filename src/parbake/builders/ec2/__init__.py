@@ -309,6 +309,7 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
     return Verdict(
         passed=not problems and not any(each.problems for each in images),
         accelerator="ec2",
+        runtime=next((str(said["runtime"]) for said in console.proved.values() if "runtime" in said), ""),
         images=images,
         problems=problems,
         warnings=tuple(console.warnings),

@@ -124,10 +124,12 @@ class Amis:
             "ClientToken": aws.token(self.stamp.key, self.stamp.run, source, region),
             "TagSpecifications": self._tagged(),
         }
+        if minutes := self.settings.copy_minutes:
+            request["SnapshotCopyCompletionDurationMinutes"] = minutes
         if self.settings.encrypted:
             request["Encrypted"] = True
-            if self.settings.kms_key and not self.settings.kms_key.startswith("arn:"):
-                request["KmsKeyId"] = self.settings.kms_key  # the key of that name there; an ARN is of one region
+            if key := self.settings.key_in(region):
+                request["KmsKeyId"] = key
         return str(aws.client("ec2", region).copy_image(**request)["ImageId"])
 
     def finish(self, region: str, image: Mapping[str, Any]) -> None:

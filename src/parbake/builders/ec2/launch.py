@@ -160,7 +160,8 @@ class Launcher:
         usual |= {"Iops": self.settings.volume.iops, "Throughput": self.settings.volume.throughput}
         locked: dict[str, Any] = {}
         if self.settings.encrypted and spec.role == "builder":
-            locked = {"Encrypted": True, **({"KmsKeyId": self.settings.kms_key} if self.settings.kms_key else {})}
+            key = self.settings.key_in(self.ec2.region)
+            locked = {"Encrypted": True, **({"KmsKeyId": key} if key else {})}
         root = {**usual, **locked}
         if spec.size:
             root["VolumeSize"] = -(-spec.size // GIB)

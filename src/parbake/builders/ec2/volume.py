@@ -112,7 +112,8 @@ class Volumes:
                     region,
                     stamp=self.stamp,
                     name=self.name,
-                    kms_key=self.settings.kms_key or "",
+                    kms_key=self.settings.key_in(region),
+                    minutes=self.settings.copy_minutes,
                     events=self.events,
                 )
             held = there.snapshots[0].model_copy(update={"id": copied})
@@ -123,9 +124,9 @@ class Volumes:
             if self.settings.fast_at_bake:
                 ebs.fast_restore.enable(self.settings.fast_snapshot_restore, region, each.snapshots, self.events)
         for region, each in reversed(list(places.items())):
-            ebs.keep(each.snapshots[0].id, region, verified=verified, events=self.events)
+            ebs.mark_permanent(each.snapshots[0].id, region, verified=verified, events=self.events)
         return places
 
     def promote(self, region: str, snapshot: Mapping[str, Any], *, verified: str) -> None:
         """Say that a snapshot is what the run was for: no clean-up takes it any more."""
-        ebs.keep(self.id_of(snapshot), region, verified=verified, events=self.events)
+        ebs.mark_permanent(self.id_of(snapshot), region, verified=verified, events=self.events)

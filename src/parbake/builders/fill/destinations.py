@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Protocol, override
 
 from parbake.containerd.labels import snapshot_labels, unpack_key
 from parbake.core.workspace import remove_tree
-from parbake.images.layers import FolderSink, Sink, Unpacked, complete_folder
+from parbake.images.layers import FolderSink, Unpacked, complete_folder, unpack
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.containerd.snapshots import SnapshotFolders
-    from parbake.core.model import Image, Layer
+    from parbake.core.model import Image, Layer, Progress, Readable
+    from parbake.images.layers import Allowance
+    from parbake.images.layers.engine import BlobCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,23 @@ class Job:
     parents: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class UnpackOptions:
+    """What ``layers.unpack`` wants to know besides the layer."""
+
+    bound: int
+    allowance: Allowance
+    progress: Progress
+    keep: BlobCopy | None = None
+
+
 class LayerDestination(Protocol):
-    """Takes the layers of one fill. ``begin`` once, ``sink`` from any thread, the others in the order of the jobs."""
+    """Takes the layers of one fill. ``begin`` once, ``unpack`` from any thread, the others in the order of the jobs.
+
+    ``at_once``: how many layers to unpack side by side, begun in their order.
+    """
+
+    at_once: int
 
     def has(self, chain: str) -> bool:
         """Whether a layer is there already, on its parents."""
@@ -39,8 +56,8 @@ class LayerDestination(Protocol):
         """Say which layers are to come, parents before children."""
         ...
 
-    def sink(self, number: int) -> Sink:
-        """Return where the files of a job's layer go."""
+    def unpack(self, number: int, stream: Readable, options: UnpackOptions) -> Unpacked:
+        """Unpack a job's layer to where it belongs; raises what ``layers.unpack`` raises."""
         ...
 
     def arrived(self, number: int, unpacked: Unpacked) -> None:
@@ -59,6 +76,9 @@ class LayerDestination(Protocol):
 class MountedStore(LayerDestination):
     """A mounted file system that holds the store itself: a layer is moved into its snapshot by a rename."""
 
+    # Threads, not processes: two thirds of the work is the kernel's, which needs no interpreter's lock.
+    at_once = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
+
     def __init__(self, store: Client, work: Path) -> None:
         """``work`` is a folder on the file system of the store's snapshots, for layers on their way."""
         self._store, self._work = store, work
@@ -76,13 +96,16 @@ class MountedStore(LayerDestination):
         return self._work / self._jobs[number].layer.chain_id.removeprefix("sha256:")
 
     @override
-    def sink(self, number: int) -> Sink:
-        """Return an empty folder beside the snapshots."""
+    def unpack(self, number: int, stream: Readable, options: UnpackOptions) -> Unpacked:
+        """Unpack into an empty folder beside the snapshots."""
         staged = self._staged(number)
         if staged.exists():
             remove_tree(staged)
         staged.mkdir(mode=0o755)
-        return FolderSink(staged)
+        return unpack(
+            stream, self._jobs[number].layer, FolderSink(staged), bound=options.bound, progress=options.progress,
+            allowance=options.allowance, keep=options.keep,
+        )  # fmt: skip
 
     @override
     def arrived(self, number: int, unpacked: Unpacked) -> None:

@@ -1,13 +1,12 @@
 """Fill a runtime's store: images become content, snapshots and names, exactly as a pull would have left them.
 
-Layers stream from their source through the engine to where they belong (``grounds``), two at a time. Each is then
+Layers stream from their source through the engine to where they belong (``destinations``), side by side. Each is then
 finished on top of its parents and committed by containerd itself: its databases are its own. What is there already is
 skipped, so a fill that was cut off is finished by filling again.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from parbake.builders.fill.destinations import Job, LayerDestination
+from parbake.builders.fill.destinations import Job, LayerDestination, UnpackOptions
 from parbake.builders.fill.streams import Endable, Tee, pieces
 from parbake.containerd.labels import (
     PINNED,
@@ -28,7 +27,7 @@ from parbake.containerd.labels import (
 from parbake.core.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.core.model import Descriptor, Image, Layer, Plan, Source
 from parbake.core.reference import Reference
-from parbake.images.layers import Allowance, Unpacked, unpack
+from parbake.images.layers import Allowance, Unpacked
 from parbake.images.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
 from parbake.images.registry.strictjson import DOCUMENT
 
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.core.events import Events
 
-_AT_ONCE: Final = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
-"""Layers that are unpacked side by side; the engine keeps two cores busy with one large layer."""
-_MOST_WAITING: Final = 1_000_000
-"""Entries of layers that are unpacked and wait for slower ones before them: their trees of files lie in memory."""
 _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 
 
@@ -88,9 +83,7 @@ class _Filling:
         self._over = threading.Event()
         # No tar can be larger than the disk that its files have to fit on, nor can all of them together.
         self._allowance = Allowance(plan.size)
-        self._turn = threading.Condition()
-        self._arrived = self._waiting = 0
-        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="unpack")
+        self._pool = ThreadPoolExecutor(destination.at_once, thread_name_prefix="unpack")
         self._keepers: dict[str, str] = {}
 
     def __enter__(self) -> _Filling:
@@ -98,8 +91,6 @@ class _Filling:
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         self._over.set()  # on an error: streams that are still read end at their next buffer
-        with self._turn:
-            self._turn.notify_all()
         if error is not None and not isinstance(
             error, (CacheDamaged, DiskFull, LayerTooLarge)
         ):  # after these, one may try again
@@ -115,7 +106,7 @@ class _Filling:
         for image in self._plan.all_images:
             self._write_documents(image)
         for number in range(len(jobs)):
-            self._take_over(number, unpacked.popleft().result())
+            self._destination.arrived(number, unpacked.popleft().result())
         self._destination.finish()
         for image in self._plan.all_images:
             if self._plan.keep_layers:
@@ -136,33 +127,14 @@ class _Filling:
                 parents.append(chain)
         return list(jobs.values())
 
-    def _take_over(self, number: int, unpacked: Unpacked) -> None:
-        self._destination.arrived(number, unpacked)
-        with self._turn:
-            self._arrived += 1
-            self._waiting -= unpacked.entries
-            self._turn.notify_all()
-
-    def _may_begin(self, number: int) -> bool:
-        """Whether memory has room for a layer's tree; the next one to arrive always goes on."""
-        return self._waiting <= _MOST_WAITING or number == self._arrived or self._over.is_set()
-
     def _unpack(self, number: int, job: Job) -> Unpacked:
-        with self._turn:
-            self._turn.wait_for(lambda: self._may_begin(number))
-        layer, sink = job.layer, self._destination.sink(number)
-        descriptor = _descriptor(layer)
+        layer = job.layer
         with ExitStack() as stack:
             task = stack.enter_context(self._events.task(f"layer {_short(layer.digest)}", layer.size))
             keep = stack.enter_context(self._keeper(job)) if self._keeps(layer) else None
-            stream = stack.enter_context(self._sources(job.image).open(descriptor))
-            unpacked = unpack(
-                Endable(stream, self._over), layer, sink, bound=self._plan.size, allowance=self._allowance,
-                progress=task.advance, keep=keep,
-            )  # fmt: skip
-        with self._turn:
-            self._waiting += unpacked.entries
-        return unpacked
+            stream = stack.enter_context(self._sources(job.image).open(_descriptor(layer)))
+            options = UnpackOptions(self._plan.size, self._allowance, task.advance, keep)
+            return self._destination.unpack(number, Endable(stream, self._over), options)
 
     # -- content
 

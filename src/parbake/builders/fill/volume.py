@@ -19,18 +19,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from parbake.builders.fill.destinations import Job, commit
-from parbake.core.errors import ContainerdError
+from parbake.builders.fill.destinations import Job, UnpackOptions, commit
+from parbake.builders.workers.pool import LayerJob, Workers
+from parbake.core.errors import ContainerdError, Interrupted
 from parbake.core.filetree import FileNode, Store
-from parbake.images.layers import NodeSink, Sink, Unpacked, complete_tree
+from parbake.images.layers import Unpacked
 from parbake.machine.disk import bind, unbind
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.containerd.snapshots import SnapshotFolders
-    from parbake.core.model import Plan
+    from parbake.core.model import Plan, Readable
     from parbake.machine.disk import Mounted
-    from parbake.machine.ext4 import LayerArea, Volume
+    from parbake.machine.ext4 import LayerArea, Volume, WrittenLayer
 
 _SNAPSHOTS: Final = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
 # Where tools write "now", a volume has one fixed moment.
@@ -48,22 +49,25 @@ class VolumeImage:
         plan: Plan,
         store: Client,
         volume: Volume,
+        workers: Workers,
         mounted: Callable[[], AbstractContextManager[Mounted]],
         *,
         dense: bool = False,
     ) -> None:
         """``mounted`` mounts the volume for reading; ``dense``: see ``Volume.areas``."""
         self._plan, self._store, self._volume, self._mounted = plan, store, volume, mounted
-        self._dense = dense
+        self._workers, self._dense = workers, dense
+        self.at_once = workers.count
         self._jobs: Sequence[Job] = ()
         self._areas: list[LayerArea] = []
-        self._sinks: dict[int, NodeSink] = {}
+        self._written: dict[int, WrittenLayer] = {}
+        self._placed = threading.Condition()
         self._folders: dict[str, str] = {}
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._commits: Future[None] | None = None
         self._waiting = 0
         self._over = threading.Event()
-        volume.keep(layer.chain_id for image in plan.all_images for layer in image.layers)
+        volume.retain(layer.chain_id for image in plan.all_images for layer in image.layers)
 
     def has(self, chain: str) -> bool:
         """Whether the volume has its tree."""
@@ -76,18 +80,31 @@ class VolumeImage:
         layers = [job.layer for job in jobs]
         self._areas = self._volume.areas(layers, kept=kept if self._plan.keep_layers else 0, dense=self._dense)
 
-    def sink(self, number: int) -> Sink:
-        """Return the layer's place in the volume."""
-        sink = self._sinks[number] = NodeSink("the volume", self._areas[number])
-        return sink
+    def unpack(self, number: int, stream: Readable, options: UnpackOptions) -> Unpacked:
+        """Have a worker write the layer into its place."""
+        job = LayerJob(
+            self._jobs[number].layer, self._areas[number], partial(self._lowers, number), options.bound,
+            options.allowance,
+        )  # fmt: skip
+        done = self._workers.write(job, stream, progress=options.progress, keep=options.keep)
+        self._written[number] = done.written
+        return Unpacked(done.entries, done.raw_size)
+
+    def _lowers(self, number: int) -> list[int]:
+        """Wait until the layers below a job's are placed; return their roots, the top one first."""
+        parents, placed = self._jobs[number].parents, self._volume.placed
+        with self._placed:
+            self._placed.wait_for(lambda: self._over.is_set() or all(chain in placed for chain in parents))
+        if self._over.is_set():
+            raise Interrupted("the fill ended early")
+        return [placed[chain].root for chain in reversed(parents)]
 
     def arrived(self, number: int, unpacked: Unpacked) -> None:
-        """Write the layer's tree, and now and then let containerd commit what is there."""
-        job, area, tree = self._jobs[number], self._areas[number], self._sinks.pop(number).tree
-        reader, placed = self._volume.reader, self._volume.placed
-        if tree.implied:
-            complete_tree(tree, [reader.node(placed[chain].root) for chain in reversed(job.parents)])
-        placed[job.layer.chain_id] = area.place(tree.root, tree.unused)
+        """Take the layer over, and now and then let containerd commit what is there."""
+        with self._placed:
+            placed = self._areas[number].settle(self._written.pop(number))
+            self._volume.placed[self._jobs[number].layer.chain_id] = placed
+            self._placed.notify_all()
         self._waiting += unpacked.entries
         if self._waiting >= _MANY and (self._commits is None or self._commits.done()):
             self._begin_commits()
@@ -135,6 +152,9 @@ class VolumeImage:
     def stop(self) -> None:
         """Wake layers that wait for others, and have nothing mounted any more."""
         self._over.set()
+        with self._placed:
+            self._placed.notify_all()
+        self._workers.stop()
         self._volume.turnstile.give_up()
         self._committer.shutdown()
 

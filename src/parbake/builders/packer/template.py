@@ -79,7 +79,7 @@ def variables(bakefile: Bakefile, images: Sequence[Image] = (), *, size: int = 0
         "VOLUME_IOPS": aws.volume.iops,
         "VOLUME_THROUGHPUT": aws.volume.throughput,
         "ENCRYPTED": aws.encrypted or None,
-        "KMS_KEY_ID": aws.kms_key,
+        "KMS_KEY_ID": aws.key_in(aws.region or ""),
         "COPY_TO": aws.copy_to,
         "SHARE_WITH_ACCOUNTS": [each for each in aws.share_with if each.isdigit()],
         "SHARE_WITH_ORGANISATIONS": [each for each in aws.share_with if ":organization/" in each],
@@ -125,7 +125,7 @@ def _source(bakefile: Bakefile) -> AmiSource:
     if source is None:
         raise InputError(
             "Packer bakes onto an AMI, and the Bakefile's base is none",
-            hint='write base: {eks: al2023, kubernetes: "1.33"}, or base: {ami_filter: {name: amazon-eks-node-*}}',
+            hint='write base: {eks: al2023, kubernetes: "1.36"}, or base: {ami_filter: {name: amazon-eks-node-*}}',
         )
     if source.is_bottlerocket:
         raise InputError(

@@ -78,7 +78,6 @@ class Archive:
         """Headers seen, the extending ones included."""
         self._most_entries, self._extended_left = most_entries, MOST_EXTENDED
         self._pad = 0
-        self._parse = headers.Parser().parse
         self._block = memoryview(b"")
 
     def pieces(self) -> Iterator[memoryview]:
@@ -114,10 +113,11 @@ class Archive:
         # Nearly every entry is a file or a folder without extensions. What follows is `_complete` for those.
         size = entry.stored
         if size >= 0:
-            if entry.kind == b"0":
+            kind = entry.kind
+            if kind == b"0":
                 self.left, self._pad = size, -size % BLOCK
                 return entry
-            if entry.kind == b"5":
+            if kind == b"5":
                 entry.stored = 0
                 return entry
         return self._extended(entry)
@@ -207,7 +207,7 @@ class Archive:
             raise LayerBomb(f"it has more than {self._most_entries} entries", hint="split it into smaller layers")
         # Kept beyond the buffer's life only by the old sparse format, which has more in it than an entry says.
         self._block = block
-        return self._parse(block)
+        return headers.parse(block)
 
     def _pass_over(self) -> bool:
         """Go to the end of the current entry in another buffer; return False when the stream ends in its padding."""

@@ -11,20 +11,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from parbake.core.errors import BadContent, DiskFull, LayerBomb, LayerError, LayerTooLarge, ParbakeError
-from parbake.core.model import most_inflated
+from parbake.images.bounds import most_inflated
 from parbake.images.layers import inflate
 from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.layers.paths import Implied, shown
-from parbake.images.layers.ring import Failure, Ring, Stopped
+from parbake.images.layers.ring import Failure, Ring, Stopped, memory
 
 if TYPE_CHECKING:
-    from parbake.core.model import Layer, Progress, Readable
+    from parbake.core.model import Progress, Readable
     from parbake.images.layers.sinks import Sink
 
 MOST_ENTRIES: Final = 2_000_000
@@ -38,6 +38,19 @@ SMALL: Final = 8 << 20
 """Compressed bytes of the largest layer that one thread unpacks, which holds all of them in memory."""
 _RECEIVE_SLOTS, _RECEIVE_SIZE = 6, 256 << 10
 _RAW_SLOTS, _RAW_SIZE = 6, 1 << 20
+
+
+class Wanted(Protocol):
+    """What is known of a layer before its first byte (``core.model.Layer``): what travels, and what comes out of it."""
+
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    @property
+    def diff_id(self) -> str: ...  # noqa: D102
+    @property
+    def chain_id(self) -> str: ...  # noqa: D102
 
 
 class BlobCopy(Protocol):
@@ -61,6 +74,14 @@ class Unpacked:
     implied: tuple[tuple[bytes, Implied], ...] = ()
 
 
+class Bytes(Protocol):
+    """What a layer's tar takes its bytes from (``Allowance``)."""
+
+    def take(self, count: int) -> None:
+        """Take ``count`` bytes; raises LayerTooLarge when there are none left."""
+        ...
+
+
 class Allowance:
     """How many bytes the tars of several layers may have together. Thread-safe."""
 
@@ -80,12 +101,12 @@ class Allowance:
 
 def unpack(
     stream: Readable,
-    layer: Layer,
+    layer: Wanted,
     sink: Sink,
     *,
     bound: int,
     progress: Progress,
-    allowance: Allowance | None = None,
+    allowance: Bytes | None = None,
     keep: BlobCopy | None = None,
 ) -> Unpacked:
     """Unpack one layer into a sink, in the form of an overlayfs upper directory.
@@ -103,7 +124,7 @@ def unpack(
 
 
 class _Unpacking:
-    def __init__(self, layer: Layer, sink: Sink, bound: int, allowance: Allowance | None) -> None:
+    def __init__(self, layer: Wanted, sink: Sink, bound: int, allowance: Bytes | None) -> None:
         self._layer, self._sink, self._bound, self._allowance = layer, sink, bound, allowance
         self._digest = hashlib.sha256()
         self._unpacked: Unpacked | None = None
@@ -140,7 +161,7 @@ class _Unpacking:
         self._apply(Chunks(more), tar)
 
     def _in_threads(self, compressed: _Compressed) -> None:
-        received, raw = Ring(_RECEIVE_SLOTS, _RECEIVE_SIZE), Ring(_RAW_SLOTS, _RAW_SIZE, consumers=2)
+        received, raw = Ring(compressed.buffers()), Ring(memory(_RAW_SLOTS, _RAW_SIZE), consumers=2)
         failure = Failure(received, raw)
         tar = self._tar(_Feed(received.reader()))
         works = {
@@ -206,10 +227,14 @@ class _Unpacking:
 class _Compressed:
     """The bytes that the registry sends, on their way in: hashed, counted, kept. At their end they are right."""
 
-    def __init__(self, stream: Readable, layer: Layer, progress: Progress, keep: BlobCopy | None) -> None:
+    def __init__(self, stream: Readable, layer: Wanted, progress: Progress, keep: BlobCopy | None) -> None:
         self._stream, self._layer, self._progress, self._keep = stream, layer, progress, keep
         self._digest = hashlib.sha256()
         self._size = 0
+
+    def buffers(self) -> Sequence[memoryview]:
+        """Return the buffers to fill in turns: the stream's own where it has some, which it fills without a copy."""
+        return getattr(self._stream, "buffers", None) or memory(_RECEIVE_SLOTS, _RECEIVE_SIZE)
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill a buffer and return the count, which is smaller only at the end; raises BadContent there."""
@@ -260,7 +285,7 @@ class _Tar:
     Never more than is believed (``most``), than the disk holds (``bound``), and than is left of the allowance.
     """
 
-    def __init__(self, feed: inflate.Feed, most: int, bound: int, allowance: Allowance | None) -> None:
+    def __init__(self, feed: inflate.Feed, most: int, bound: int, allowance: Bytes | None) -> None:
         self.size = 0
         self._feed, self._most, self._bound, self._allowance = feed, most, bound, allowance
         self._inflater: inflate.Inflater | None = None

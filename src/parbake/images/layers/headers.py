@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from parbake.core.errors import LayerError
@@ -24,8 +25,9 @@ _LAYOUT: Final = struct.Struct("100s24s12s12s8scc99x8s64x16sc162xc3x")
 _NO_BYTE: Final = b"\0"
 _USTAR, _GNU = b"ustar\0", b"ustar  \0"
 _ADLER_BASE: Final = 65521
-# Distinct fields of each kind that are remembered; a layer has a handful, a hostile one may have millions.
-_MOST_KNOWN: Final = 4096
+# Distinct fields of each kind that are remembered: checksums have some thousands of values, a hostile layer may have
+# millions of any.
+_MOST_KNOWN: Final = 8192
 
 
 class TarEntry:
@@ -70,55 +72,58 @@ class TarEntry:
         return (accessed if 0 <= accessed <= INT64_MAX else 0, modified if 0 <= modified <= INT64_MAX else 0)
 
 
-class Parser:
-    """Turns blocks into entries; remembers fields that repeat (modes with owners, times, devices)."""
+def parse(block: memoryview) -> TarEntry:
+    """Return what a header block says; raises LayerError when it is none."""
+    name, raw_metadata, size, modified, checksum, kind, link, magic, device, prefix, more = _LAYOUT.unpack(block)
+    # A header's checksum is the sum of its bytes with the field itself taken as blanks. The low half of Adler-32 is
+    # such a sum (plus one, modulo its base) and is computed in C, which Python's sum() of a buffer is not.
+    if _adler_of(checksum) != zlib.adler32(block) & 0xFFFF:
+        _check_sum(block, checksum)
+    digits = size[:11]
+    try:
+        length = int(digits, 8) if digits.isdigit() and size[11] in b"\0 " else numeric(size)
+    except ValueError:
+        length = numeric(size)
+    if magic[:6] == _USTAR or magic == _GNU:
+        entry = TarEntry(
+            name.partition(b"\0")[0], kind, _metadata(raw_metadata), length, _time(modified), _device(device)
+        )
+        if prefix != _NO_BYTE or more != _NO_BYTE:
+            _read_rest(entry, bytes(block), magic)
+    else:
+        entry = TarEntry(name.partition(b"\0")[0], kind, _metadata(raw_metadata), length, _time(modified))
+    if link != _NO_BYTE:
+        entry.linkname = bytes(block[157:257]).partition(b"\0")[0]
+    return entry
 
-    def __init__(self) -> None:
-        self._metadata: dict[bytes, tuple[int, int, int]] = {}
-        self._times: dict[bytes, int] = {}
-        self._devices: dict[bytes, tuple[int, int]] = {}
 
-    def parse(self, block: memoryview) -> TarEntry:
-        """Return what a header block says; raises LayerError when it is none."""
-        name, raw_metadata, size, modified, checksum, kind, link, magic, device, prefix, more = _LAYOUT.unpack(block)
-        # A header's checksum is the sum of its bytes with the field itself taken as blanks. The low half of Adler-32 is
-        # such a sum (plus one, modulo its base) and is computed in C, which Python's sum() of a buffer is not.
-        digits = checksum[:6]
-        try:
-            if (
-                not digits.isdigit()
-                or (int(digits, 8) + sum(checksum) - 0xFF) % _ADLER_BASE != zlib.adler32(block) & 0xFFFF
-            ):
-                _check_sum(block, checksum)
-        except ValueError:
-            _check_sum(block, checksum)
-        digits = size[:11]
-        try:
-            length = int(digits, 8) if digits.isdigit() and size[11] in b"\0 " else numeric(size)
-        except ValueError:
-            length = numeric(size)
-        time = self._times.get(modified)
-        if time is None:
-            time = _remember(self._times, modified, numeric(modified) * _SECOND)
-        metadata = self._metadata.get(raw_metadata)
-        if metadata is None:
-            metadata = _remember(
-                self._metadata,
-                raw_metadata,
-                (numeric(raw_metadata[:8]), numeric(raw_metadata[8:16]), numeric(raw_metadata[16:])),
-            )
-        if magic[:6] == _USTAR or magic == _GNU:
-            devices = self._devices.get(device)
-            if devices is None:
-                devices = _remember(self._devices, device, (numeric(device[:8]), numeric(device[8:])))
-            entry = TarEntry(name.partition(b"\0")[0], kind, metadata, length, time, devices)
-            if prefix != _NO_BYTE or more != _NO_BYTE:
-                _read_rest(entry, bytes(block), magic)
-        else:
-            entry = TarEntry(name.partition(b"\0")[0], kind, metadata, length, time)
-        if link != _NO_BYTE:
-            entry.linkname = bytes(block[157:257]).partition(b"\0")[0]
-        return entry
+# Fields that repeat are remembered: layers have few different owners, times and devices.
+
+
+@lru_cache(_MOST_KNOWN)
+def _adler_of(field: bytes) -> int:
+    """Return the low half of a block's Adler-32 if this checksum field is right, -1 where the field is unusual."""
+    digits = field[:6]
+    try:
+        return (int(digits, 8) + sum(field) - 0xFF) % _ADLER_BASE if digits.isdigit() else -1
+    except ValueError:
+        return -1
+
+
+@lru_cache(_MOST_KNOWN)
+def _metadata(fields: bytes) -> tuple[int, int, int]:
+    """Return mode, owner and group."""
+    return numeric(fields[:8]), numeric(fields[8:16]), numeric(fields[16:])
+
+
+@lru_cache(_MOST_KNOWN)
+def _time(field: bytes) -> int:
+    return numeric(field) * _SECOND
+
+
+@lru_cache(_MOST_KNOWN)
+def _device(fields: bytes) -> tuple[int, int]:
+    return numeric(fields[:8]), numeric(fields[8:])
 
 
 def _check_sum(block: memoryview, field: bytes) -> None:
@@ -128,12 +133,6 @@ def _check_sum(block: memoryview, field: bytes) -> None:
     # Some old writers summed signed bytes.
     if given not in {sum(rest), sum(rest) - 256 * sum(byte > 0x7F for byte in rest)}:
         raise invalid("the checksum of a header is wrong")
-
-
-def _remember[Value](known: dict[bytes, Value], field: bytes, value: Value) -> Value:
-    if len(known) < _MOST_KNOWN:
-        known[field] = value
-    return value
 
 
 def _read_rest(entry: TarEntry, block: bytes, magic: bytes) -> None:

@@ -7,7 +7,7 @@ the queues wait in C.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Lock
 
@@ -16,12 +16,17 @@ class Stopped(Exception):
     """Another thread has failed: the work is over. Its error is the one to report."""
 
 
-class Ring:
-    """``slots`` buffers of ``size`` bytes each; every consumer sees every filled buffer, in order."""
+def memory(slots: int, size: int) -> list[memoryview]:
+    """Return new buffers of ``size`` bytes each."""
+    return [memoryview(mmap.mmap(-1, size)) for _ in range(slots)]
 
-    def __init__(self, slots: int, size: int, consumers: int = 1) -> None:
-        self._slots = slots
-        self._buffers = [memoryview(mmap.mmap(-1, size)) for _ in range(slots)]
+
+class Ring:
+    """Buffers that are filled in turns; every consumer sees every filled buffer, in order."""
+
+    def __init__(self, buffers: Sequence[memoryview], consumers: int = 1) -> None:
+        self._buffers = buffers
+        self._slots = slots = len(buffers)
         self._free: list[SimpleQueue[int]] = [SimpleQueue() for _ in range(consumers)]
         self._full: list[SimpleQueue[int]] = [SimpleQueue() for _ in range(consumers)]
         self._next = 0

@@ -26,10 +26,15 @@ from parbake.images.layers.folder_writer import (
     xattrs_of,
 )
 from parbake.images.layers.headers import TarEntry
+from parbake.images.layers.numbers import INT64_MAX
 from parbake.images.layers.paths import LONGEST_NAME, SLASH, Resolver, clean, join, no_name, shown
 
 OPAQUE_MARK: Final = b"trusted.overlay.opaque"
 CAPABILITY: Final = b"security.capability"
+_NOBODY: Final = 0xFFFFFFFF
+"""An owner of -1: whoever it is stays."""
+_ODD: Final = frozenset({b"", b"."})
+"""How the last part of a name begins that is a folder's, a whiteout's, or has to be cleaned."""
 _LONGEST_LINK: Final = 4095
 _MOST_VALUE: Final = 65536
 
@@ -99,8 +104,18 @@ class TreeBuilder(Nodes):
 
     def apply(self, entry: TarEntry) -> None:
         """Apply one entry; raises LayerError, LayerEscape."""
-        self.now = entry.name
-        name = clean(entry.name)
+        self.now = name = entry.name
+        head, _, base = name.rpartition(b"/")
+        if (
+            entry.kind == b"0"
+            and (place := self.known.get(head)) is not None
+            and base[:1] not in _ODD
+            and head[:1] != b"/"
+            and len(base) <= LONGEST_NAME
+            and self._plain_file(entry, place, base)
+        ):
+            return
+        name = clean(name)
         if not name:
             return  # containerd leaves the root as it is
         if entry.name[0] == SLASH:
@@ -139,6 +154,36 @@ class TreeBuilder(Nodes):
             if node is None:
                 raise removed_again(name)
             node.accessed, node.modified = accessed, modified
+
+    def _plain_file(self, entry: TarEntry, place: Place, base: bytes) -> bool:
+        """Add a new file with nothing special about it: nearly every entry. Return False for any other.
+
+        What ``_file`` does comes to this where the name is clean and new, and nothing is said or inherited beyond the
+        header.
+        """
+        folder = place[0]
+        children = folder.children
+        modified, uid, gid = entry.modified, entry.uid, entry.gid
+        if (
+            children is None
+            or base in children
+            or entry.records is not None
+            or entry.segments is not None
+            or entry.accessed is not None
+            or folder.xattrs
+            or not (0 <= modified <= INT64_MAX and 0 <= uid < _NOBODY and 0 <= gid < _NOBODY)
+        ):
+            return False
+        self.entries += 1
+        if not self._overlay:
+            self._written.add(hash(join(place[1], base)))
+        node = FileNode(stat.S_IFREG | entry.mode & MODE, uid, gid, modified)
+        if size := entry.stored:
+            node.size = size
+            whole = self._archive.whole()
+            node.extents = self._store.put(self._archive.pieces()) if whole is None else self._store.put_whole(whole)
+        children[base] = node
+        return True
 
     # -- one method for each type
 

@@ -13,7 +13,8 @@ from typing import Protocol
 import zstandard
 
 from parbake.core.errors import BadContent, NoSuchImage
-from parbake.core.model import Descriptor, Image, Layer, Platform, most_inflated
+from parbake.core.model import Descriptor, Image, Layer, Platform
+from parbake.images.bounds import most_inflated
 from parbake.images.registry import platforms
 from parbake.images.registry.documents import (
     CONFIG_LIMIT,

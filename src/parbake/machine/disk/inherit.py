@@ -52,7 +52,7 @@ class Memory:
                 return atomic.is_private(os.fstat(file.fileno())) and file.read() == self.digest
         return False
 
-    def keep(self) -> None:
+    def remember(self) -> None:
         """Remember that the file's bytes are these as it is now. Raises OSError, DiskFull."""
         while (status := self.path.stat()).st_ctime_ns > time.time_ns() - _TICK_NS:
             sleep(_TICK_NS / 1e9)  # what is written after the look at it has a later time

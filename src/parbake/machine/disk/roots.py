@@ -66,6 +66,11 @@ def find_runtime(root: Path) -> Runtime:
     Raises BadBase when it is not there, cannot be read, or uses a snapshotter that cannot be filled.
     """
     if not any(inside(root, program).is_file() for program in _PROGRAMS):
+        if own := next((name for name in ("k3s", "rke2") if inside(root, f"usr/local/bin/{name}").is_file()), ""):
+            raise BadBase(
+                f"the base runs {own}, whose containerd starts with the cluster alone: no bake could be verified there",
+                hint=f"bake a volume (base: none), with root: /var/lib/rancher/{own}/agent/containerd in its targets",
+            )
         raise BadBase(
             "the base has no containerd", hint="use a base for Kubernetes nodes with containerd, or base: debian"
         )

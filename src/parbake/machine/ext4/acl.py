@@ -27,7 +27,7 @@ def parse(value: bytes) -> Acl:
     return [_SPOKEN.unpack_from(value, at) for at in range(4, len(value), 8)]
 
 
-def spoken(acl: Acl) -> bytes:
+def as_xattr(acl: Acl) -> bytes:
     """Return the form that programs see."""
     return struct.pack("<I", _SPOKEN_VERSION) + b"".join(_SPOKEN.pack(*entry) for entry in acl)
 
@@ -52,4 +52,4 @@ def spoken_acl(value: bytes) -> bytes:
         else:
             acl.append((tag, permissions, 0xFFFFFFFF))
             at += _SHORT.size
-    return spoken(acl)
+    return as_xattr(acl)

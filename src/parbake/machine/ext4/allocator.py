@@ -9,7 +9,7 @@ before it are finished, and then has what they did not need as well.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from parbake.core.errors import DiskFull, Interrupted
@@ -54,18 +54,19 @@ class Turnstile:
 
 
 class Overflow:
-    """What is left over for all, in chunks of ``chunk`` units."""
+    """What is left over for all, in chunks of ``chunk`` units; each layer takes of it when it is its turn."""
 
-    def __init__(self, ranges: Sequence[Range], chunk: int, what: str) -> None:
+    def __init__(self, ranges: Sequence[Range], chunk: int, what: str, turnstile: Turnstile) -> None:
         self._ranges = list(reversed(ranges))
-        self._chunk, self._what = chunk, what
+        self._chunk, self._what, self._turnstile = chunk, what, turnstile
 
     def give(self, ranges: Sequence[Range]) -> None:
         """Take back what a zone did not need; it is handed out last."""
         self._ranges[:0] = reversed(ranges)
 
-    def take(self) -> Range:
-        """Return some units; raises DiskFull."""
+    def take(self, number: int) -> Range:
+        """Wait until it is a layer's turn, and return some units; raises DiskFull, Interrupted."""
+        self._turnstile.wait(number)
         if not self._ranges:
             raise DiskFull(f"no {self._what} are left in the volume", hint="give the volume a larger size")
         start, end = self._ranges.pop()
@@ -78,20 +79,17 @@ class Overflow:
 class Zone:
     """The units (blocks or inodes) that one layer may take, from first to last. Use from one thread at a time."""
 
-    def __init__(self, ranges: Sequence[Range], overflow: Overflow, turnstile: Turnstile, number: int) -> None:
+    def __init__(self, ranges: Sequence[Range], more: Callable[[], Range]) -> None:
+        """``more`` returns further units when there are none left (``Overflow.take``)."""
         self._ranges = list(reversed(ranges))
-        self._overflow, self._turnstile, self._number = overflow, turnstile, number
+        self._more = more
         self._at = self._end = 0
         self._taken: list[Range] = []
 
     def run(self) -> tuple[int, int]:
         """Return the next free unit and how many follow on each other from there (at least one); raises DiskFull."""
         if self._at >= self._end:
-            if self._ranges:
-                self._at, self._end = self._ranges.pop()
-            else:
-                self._turnstile.wait(self._number)
-                self._at, self._end = self._overflow.take()
+            self._at, self._end = self._ranges.pop() if self._ranges else self._more()
         return self._at, self._end - self._at
 
     def take(self, count: int) -> int:
@@ -104,12 +102,6 @@ class Zone:
             self._taken.append((start, self._at))
         return start
 
-    def end(self) -> None:
-        """Give back what was not taken, when it is this zone's turn: everything before it is finished."""
-        rest = [(self._at, self._end)] if self._at < self._end else []
-        self._overflow.give([*rest, *reversed(self._ranges)])
-        self._ranges, self._end = [], self._at
-
     def one(self) -> int:
         """Take one unit; raises DiskFull."""
         self.run()
@@ -120,11 +112,17 @@ class Zone:
         """What was taken, merged."""
         return merged(self._taken)
 
+    @property
+    def left(self) -> list[Range]:
+        """What was not taken, the next first."""
+        rest = [(self._at, self._end)] if self._at < self._end else []
+        return [*rest, *reversed(self._ranges)]
+
 
 def shares(
     free: Sequence[Range], weights: Sequence[int], *, unit: int, what: str, turnstile: Turnstile, dense: bool
-) -> tuple[list[Zone], Overflow]:
-    """Divide what is free by weight, in whole ``unit``s; return the zones, and what is kept for those too small.
+) -> tuple[list[list[Range]], Overflow]:
+    """Divide what is free by weight, in whole ``unit``s; return the shares, and what is kept for those too small.
 
     ``free`` is used in the order in which it comes. ``dense``: all is kept, so that one follows on the other.
     """
@@ -133,8 +131,7 @@ def shares(
     chunk = max(unit, min(_LARGEST_CHUNK, total // _CHUNKS // unit) * unit)
     pool = list(reversed(free))
     found = [_cut(pool, left * weight // sum(weights) // unit * unit) for weight in weights]
-    overflow = Overflow(list(reversed(pool)), chunk, what)
-    return [Zone(ranges, overflow, turnstile, number) for number, ranges in enumerate(found)], overflow
+    return found, Overflow(list(reversed(pool)), chunk, what, turnstile)
 
 
 def size_of(ranges: Sequence[Range]) -> int:

@@ -24,7 +24,7 @@ def first(data: bytes | bytearray | memoryview) -> int:
 
 def of_inode(seed: int, number: int) -> int:
     """Return the seed for what belongs to one inode of generation 0; ``seed`` is the file system's."""
-    return crc(seed, _INODE.pack(number, 0))
+    return int(_crc32c(_INODE.pack(number, 0), seed ^ _ALL)) ^ _ALL
 
 
 def of_group(seed: int, number: int, descriptor: bytes | bytearray) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from parbake.machine.ext4 import checksums
@@ -17,10 +17,15 @@ _ENTRY: Final = struct.Struct("<IHBB")
 _TAIL: Final = 12
 _ROOM: Final = BLOCK - _TAIL
 _TAIL_TYPE: Final = 0xDE
+_PADDING: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
 _TYPES: Final = {
-    stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFSOCK: 6,
-    stat.S_IFLNK: 7,
+    mode >> 12: number
+    for mode, number in (
+        (stat.S_IFREG, 1), (stat.S_IFDIR, 2), (stat.S_IFCHR, 3), (stat.S_IFBLK, 4), (stat.S_IFIFO, 5),
+        (stat.S_IFSOCK, 6), (stat.S_IFLNK, 7),
+    )
 }  # fmt: skip
+"""By the four bits of a mode that say what it is."""
 
 type Entry = tuple[bytes, int, int]
 """Name, inode number, mode."""
@@ -28,23 +33,25 @@ type Entry = tuple[bytes, int, int]
 
 def blocks_of(entries: Iterable[Entry], seed: int) -> Iterator[bytes]:
     """Yield the blocks of a folder, ``.`` and ``..`` first among its entries; ``seed`` is its inode's."""
-    data = bytearray()
-    last = 0
+    parts: list[bytes] = []
+    at = last = 0
+    pack = _ENTRY.pack
     for name, number, mode in entries:
-        size = _ENTRY.size + -(-len(name) // 4) * 4
-        if len(data) + size > _ROOM:
-            yield _finished(data, last, seed)
-            data = bytearray()
-        last = len(data)
-        data += _ENTRY.pack(number, size, len(name), _TYPES[stat.S_IFMT(mode)]) + name
-        data += bytes(last + size - len(data))
-    yield _finished(data, last, seed)
+        length = len(name)
+        size = _ENTRY.size + length + (-length & 3)
+        if at + size > _ROOM:
+            yield _finished(parts, last, seed)
+            parts, at = [], 0
+        last = at
+        at += size
+        parts.append(pack(number, size, length, _TYPES[mode >> 12]) + name + _PADDING[-length & 3])
+    yield _finished(parts, last, seed)
 
 
-def _finished(data: bytearray, last: int, seed: int) -> bytes:
-    """Let the last entry reach to the tail, and write that."""
+def _finished(parts: Sequence[bytes], last: int, seed: int) -> bytes:
+    """Let the last entry, which begins at ``last``, reach to the tail, and write that."""
+    data = bytearray(b"".join(parts).ljust(_ROOM, b"\0"))
     struct.pack_into("<H", data, last + 4, _ROOM - last)
-    data += bytes(_ROOM - len(data))
     data += struct.pack("<IHBBI", 0, _TAIL, 0, _TAIL_TYPE, checksums.crc(seed, data))
     return bytes(data)
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from parbake.core.filetree import FileNode
 from parbake.machine.ext4 import checksums
 from parbake.machine.ext4.superblock import BLOCK, INODE
 
 if TYPE_CHECKING:
-    from parbake.core.filetree import Extents, FileNode
+    from parbake.core.filetree import Extents
 
 EXTENTS_FLAG: Final = 0x80000
 _EXTRA: Final = 32
@@ -29,6 +30,8 @@ _EXTENT_MAGIC: Final = 0xF30A
 _IN_INODE, _IN_BLOCK = 4, (BLOCK - 12) // 12
 _MOST_LINKS: Final = 65000
 _SECOND: Final = 1_000_000_000
+_REGULAR: Final = stat.S_IFREG >> 12
+_U32: Final = 0xFFFFFFFF
 
 # mode uid size_lo atime ctime mtime dtime gid links blocks_lo flags version | i_block | generation acl_lo size_hi
 # obsolete blocks_hi acl_hi uid_hi gid_hi checksum_lo unused | extra_isize checksum_hi ctime+ mtime+ atime+ crtime
@@ -36,6 +39,8 @@ _SECOND: Final = 1_000_000_000
 _INODE: Final = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIIIII")
 _CHECK_LO, _CHECK_HI = 0x7C, 0x82
 _U16: Final = struct.Struct("<H")
+# The inode of a file whose data are one extent. What lies between the fields that files differ in comes from `_alike`.
+_FILE: Final = struct.Struct("<4sI20sI24sHHI192s")
 # The root of an extent tree with one extent, which is what nearly every file has.
 _ONE_EXTENT: Final = struct.Struct("<HHHHIIHHI36x")
 
@@ -66,6 +71,48 @@ def pack_into(
     if attributes:
         table[at + INSIDE_AT : at + INSIDE_AT + len(attributes)] = attributes
     _check(table, at, seed)
+
+
+def pack_file_into(table: bytearray, at: int, node: FileNode, seed: int) -> None:
+    """Do what ``pack_into`` does for a file without attributes whose data are one extent (``is_plain``).
+
+    ``seed`` is the file system's.
+    """
+    ((_, place, count),) = node.extents
+    owner, times, layout, rest = _alike(node.mode, node.uid, node.gid, node.links, node.modified, node.accessed)
+    _FILE.pack_into(
+        table, at,
+        owner, node.size, times, count * (BLOCK // 512), layout, count, place >> 32, place & 0xFFFFFFFF, rest,
+    )  # fmt: skip
+    _check(table, at, checksums.of_inode(seed, node.number))
+
+
+def is_plain(node: FileNode) -> bool:
+    """Whether it is a file that ``pack_file_into`` can pack: nearly all files are."""
+    extents = node.extents
+    return (
+        len(extents) == 1
+        and node.xattrs is None
+        and node.mode >> 12 == _REGULAR
+        and extents[0][2] <= _LONGEST_EXTENT
+        and not extents[0][0]
+        and node.links <= _MOST_LINKS
+        and node.size <= _U32
+    )
+
+
+@lru_cache(4096)
+def _alike(mode: int, uid: int, gid: int, links: int, modified: int, accessed: int) -> tuple[bytes, ...]:
+    """Return the parts of a plain file's inode that do not depend on its data: layers have few different ones."""
+    node = FileNode(mode, uid, gid, modified, accessed)
+    node.links = links
+    table = bytearray(INODE)
+    body = _ONE_EXTENT.pack(_EXTENT_MAGIC, 1, _IN_INODE, 0, 0, 0, 0, 0, 0)
+    pack_into(table, 0, node, seed=0, body=body, blocks=0, attributes=b"", acl=0)
+    _U16.pack_into(table, _CHECK_LO, 0)
+    _U16.pack_into(table, _CHECK_HI, 0)
+    raw = bytes(table)
+    return raw[:4], raw[8:28], raw[32:56], raw[64:]
 
 
 def moved(raw: bytes, number: int, seed: int, *, body: bytes, blocks: int, acl: int, size: int = -1) -> bytes:

@@ -63,6 +63,13 @@ class Hashes:
             self.touched.add(number)
             self.known.pop(number, None)
 
+    def take_over(self, others: Hashes) -> None:
+        """Add what another has seen of other blocks of the same volume."""
+        for number in others.touched:
+            self.known.pop(number, None)
+        self.touched |= others.touched
+        self.known |= others.known
+
 
 class Buffers:
     """Memory that streams have one after the other, from any thread."""

@@ -152,6 +152,10 @@ class Superblock:
         group, index = divmod(number - 1, self.inodes_per_group)
         return self.groups[group].inode_table * BLOCK + index * INODE
 
+    def inodes_beside(self, number: int) -> int:
+        """Return how many inodes lie side by side from one on: those of its group."""
+        return self.inodes_per_group - (number - 1) % self.inodes_per_group
+
     def inodes_in(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         """Yield numbers and bytes of inodes."""
         for group, ranges in _by_group([(start - 1, end - 1)], self.inodes_per_group).items():

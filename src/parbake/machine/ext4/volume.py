@@ -15,14 +15,16 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from parbake.core.filetree import Extents, FileNode, Store
+from parbake.core.filetree import FileNode, Store
 from parbake.machine.ext4 import checksums, inodes
 from parbake.machine.ext4.allocator import Overflow, Turnstile, Zone, front, shares, size_of
 from parbake.machine.ext4.holes import punch
+from parbake.machine.ext4.layer import LayerWriter, PlacedLayer, WrittenLayer
 from parbake.machine.ext4.reader import Reader
 from parbake.machine.ext4.stream import HASHED, Buffers, Hashes, Stream, open_direct
 from parbake.machine.ext4.superblock import BLOCK, INODE, ForeignVolume, Range, Superblock, merged, shared, without
@@ -43,64 +45,48 @@ _WEIGHT: Final = 64 << 10
 """Bytes that a layer counts for besides its compressed size: the smallest has some files too."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedLayer:
-    """A layer in the volume: inode numbers of its holder (the snapshot's folder) and its root, and what it takes.
-
-    ``folders`` counts its folders by block group.
-    """
-
-    holder: int
-    root: int
-    blocks: tuple[Range, ...]
-    inodes: tuple[Range, ...]
-    folders: dict[int, int] = field(default_factory=dict)
-
-
 class LayerArea:
-    """The place of one layer that is to come: a store for its files' data, then for its tree."""
+    """The place of one layer that is to come. Whoever writes it there may be another process (``LayerWriter``)."""
 
-    def __init__(self, volume: Volume, stream: Stream, blocks: Zone, inodes: Zone, number: int) -> None:
-        self._volume, self._stream, self._blocks, self._inodes, self._number = volume, stream, blocks, inodes, number
+    def __init__(self, volume: Volume, blocks: Sequence[Range], inodes: Sequence[Range], number: int) -> None:
+        self.path, self.blocks, self.inodes = volume.path, blocks, inodes
+        """What the layer may take; ``more_blocks`` and ``more_inodes`` where it is too little."""
+        self._volume, self._number = volume, number
 
-    def put(self, pieces: Iterable[memoryview]) -> Extents:
-        """Store the data of one file (``nodes.Store``)."""
-        return self._stream.put(pieces)
+    def more_blocks(self) -> Range:
+        """Wait until the layers before are placed, and return more blocks; raises DiskFull, Interrupted."""
+        return self._volume.overflow_blocks.take(self._number)
 
-    def put_whole(self, data: memoryview) -> Extents:
-        """Store the data of one file (``nodes.Store``)."""
-        return self._stream.put_whole(data)
+    def more_inodes(self) -> Range:
+        """Wait until the layers before are placed, and return more inodes; raises DiskFull, Interrupted."""
+        return self._volume.overflow_inodes.take(self._number)
 
-    def put_sparse(self, segments: Iterable[tuple[int, Iterable[memoryview]]]) -> Extents:
-        """Store pieces of one file (``nodes.Store``)."""
-        return self._stream.put_sparse(segments)
+    def writer(self) -> LayerWriter:
+        """Return what writes the layer in this process."""
+        volume = self._volume
+        blocks = Zone(self.blocks, self.more_blocks)
+        inodes = Zone(self.inodes, self.more_inodes)
+        return LayerWriter(volume.superblock, volume.stream(blocks), blocks, inodes, volume.hashes)
 
-    def place(self, tree: FileNode, unused: Iterable[Extents] = ()) -> PlacedLayer:
-        """Write the tree; ``unused`` are data that no file refers to any more. Layers are placed in their order.
-
-        Raises LayerError, DiskFull.
-        """
-        holder = self._inodes.one()
-        writer = TreeWriter(self._volume.superblock, self._stream, self._inodes)
-        writer.write(tree, holder)
-        self._stream.flush()
-        taken = self._blocks.taken
-        self._blocks.end()
-        self._inodes.end()
+    def settle(self, written: WrittenLayer) -> PlacedLayer:
+        """Take over a layer that was written; layers are settled in their order."""
+        self._volume.overflow_blocks.give(written.blocks_left)
+        self._volume.overflow_inodes.give(written.inodes_left)
         self._volume.turnstile.finish(self._number)
-        gone = merged((place, place + count) for extents in unused for _, place, count in extents)
-        blocks = without(taken, gone)
-        return PlacedLayer(holder, tree.number, tuple(blocks), tuple(self._inodes.taken), writer.folders)
+        if written.hashes is not self._volume.hashes:
+            self._volume.hashes.take_over(written.hashes)
+        return written.placed
 
 
 class Volume:
     """An ext4 file system in a file, made by ``disk.make_filesystem`` or by an earlier bake. A context manager.
 
-    Use: ``areas`` for the layers that are to come, ``LayerArea.place`` each, ``finish`` with everything else.
+    Use: ``areas`` for the layers that are to come, ``LayerArea.settle`` each, ``finish`` with everything else.
     """
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises OSError, ForeignVolume."""
+        self.path = path
         self._handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._direct = -1
         try:
@@ -162,7 +148,7 @@ class Volume:
         """Give the file system another UUID; raises ForeignVolume where its checksums hang on the old one."""
         self.superblock.rename(uuid.UUID(name).bytes)
 
-    def keep(self, chains: Iterable[str]) -> None:
+    def retain(self, chains: Iterable[str]) -> None:
         """Let only these of the layers that are there stay."""
         wanted = set(chains)
         self.placed = {chain: placed for chain, placed in self.placed.items() if chain in wanted}
@@ -174,27 +160,26 @@ class Volume:
         other, one at a time, which wastes nothing.
         """
         weights = [layer.size + _WEIGHT for layer in layers]
-        blocks, inodes = self._in_use()
+        used_blocks, used_inodes = self._in_use()
         # What was in use before comes first: a volume that is baked again and again does not spread.
-        free_blocks = _free_blocks(blocks, self._were_blocks, self.superblock.blocks, self.hot)
-        free_inodes = _free(inodes, self._were_inodes, (1, self.superblock.inodes + 1))
+        free_blocks = _free_blocks(used_blocks, self._were_blocks, self.superblock.blocks, self.hot)
+        free_inodes = _free(used_inodes, self._were_inodes, (1, self.superblock.inodes + 1))
         self._top_blocks, free_blocks = front(
             free_blocks, min(_TOP_BLOCKS, size_of(free_blocks) // _TOP_SHARE) + 2 * kept // BLOCK
         )
+        self._clear(used_inodes)  # at once: layers may be written there from now on
         self._top_inodes, free_inodes = front(free_inodes, min(_TOP_INODES, size_of(free_inodes) // _TOP_SHARE))
         self._last = len(layers)
-        block_zones, self._overflow_blocks = shares(
+        blocks, self.overflow_blocks = shares(
             free_blocks, weights, unit=HASHED // BLOCK, what="blocks", turnstile=self.turnstile, dense=dense
         )
-        inode_zones, self._overflow_inodes = shares(
+        inodes, self.overflow_inodes = shares(
             free_inodes, weights, unit=BLOCK // INODE, what="inodes", turnstile=self.turnstile, dense=dense
         )
-        return [
-            LayerArea(self, self._stream(blocks), blocks, inodes, number)
-            for number, (blocks, inodes) in enumerate(zip(block_zones, inode_zones, strict=True))
-        ]
+        return [LayerArea(self, *both, number) for number, both in enumerate(zip(blocks, inodes, strict=True))]
 
-    def _stream(self, blocks: Zone) -> Stream:
+    def stream(self, blocks: Zone) -> Stream:
+        """Return what writes into a zone of blocks."""
         return Stream(self._direct, blocks, self._workers, self.hashes, self._memory)
 
     def _in_use(self) -> tuple[list[Range], list[Range]]:
@@ -229,9 +214,9 @@ class Volume:
         os.fsync(self._handle)
 
     def _write_top(self, fill: Callable[[Store], FileNode]) -> None:
-        blocks = Zone(self._top_blocks, self._overflow_blocks, self.turnstile, self._last)
-        inodes = Zone(self._top_inodes, self._overflow_inodes, self.turnstile, self._last)
-        stream = self._stream(blocks)
+        blocks = Zone(self._top_blocks, partial(self.overflow_blocks.take, self._last))
+        inodes = Zone(self._top_inodes, partial(self.overflow_inodes.take, self._last))
+        stream = self.stream(blocks)
         root = fill(stream)
         assert root.children is not None
         root.number = ROOT
@@ -248,11 +233,16 @@ class Volume:
         counts.update(folders)
         for placed in self.placed.values():
             counts.update(placed.folders)
-        for start, end in without(self._were_inodes, used_inodes):
-            for number in range(start, end):  # what a checker finds in the table must not look alive
-                self.superblock.put(bytes(INODE), self.superblock.inode_place(number))
-        self._were_blocks, self._were_inodes = used_blocks, used_inodes
+        self._clear(used_inodes)
+        self._were_blocks = used_blocks
         self.superblock.write(used_blocks, used_inodes, counts)
+
+    def _clear(self, used: Sequence[Range]) -> None:
+        """Overwrite the inodes that are in use no longer: what a checker finds in the table must not look alive."""
+        for start, end in without(self._were_inodes, used):
+            for number in range(start, end):
+                self.superblock.put(bytes(INODE), self.superblock.inode_place(number))
+        self._were_inodes = list(used)
 
     def holder(self, chain: str, folder: FileNode, work: FileNode | None) -> FileNode:
         """Return the folder of a layer's snapshot: ``fs`` in it is the layer's tree, ``work`` what overlayfs needs."""
@@ -317,8 +307,8 @@ class Volume:
         free = _free_blocks(used, used, self.superblock.blocks, self.hot)
         if hot:
             free = [*shared(without([(0, self.superblock.blocks)], used), self.hot), *free]
-        zone = Zone(free, Overflow([], 1, "blocks"), self.turnstile, 0)
-        stream = self._stream(zone)
+        zone = Zone(free, partial(Overflow([], 1, "blocks", self.turnstile).take, 0))
+        stream = self.stream(zone)
         extents = stream.put([memoryview(data)])
         seed = checksums.of_inode(self.superblock.seed, number)
         body, _ = inodes.body_of_extents(extents, lambda make: stream.block(make(stream.next_block())), seed)

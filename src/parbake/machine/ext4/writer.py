@@ -34,33 +34,45 @@ class TreeWriter:
         Nodes without a number get one; those whose number is in ``done`` are on the volume already.
         Raises LayerError, DiskFull.
         """
-        nodes = []
-        for node in walk(root):
-            node.number = node.number or self._zone.one()
-            if node.number not in done:
-                nodes.append(node)
+        found = list(walk(root))
+        self._number([node for node in found if not node.number])
+        nodes = [node for node in found if node.number not in done]
         parents = {root.number: parent}
         for node in nodes:
-            for child in (node.children or {}).values():
-                if child.is_folder:
-                    parents[child.number] = node.number
-        run: list[FileNode] = []
-        start = 0
-        for node in nodes:
-            place = self._superblock.inode_place(node.number)
-            if run and (place != start + len(run) * INODE or len(run) == _AT_ONCE):
-                self._write_run(run, start, parents)
-                run = []
-            if not run:
-                start = place
-            run.append(node)
-        self._write_run(run, start, parents)
+            if node.children:
+                for child in node.children.values():
+                    if child.children is not None:
+                        parents[child.number] = node.number
+        at = 0
+        while at < len(nodes):
+            first = nodes[at].number
+            most = min(_AT_ONCE, self._superblock.inodes_beside(first), len(nodes) - at)
+            count = 1
+            while count < most and nodes[at + count].number == first + count:
+                count += 1
+            self._write_run(nodes[at : at + count], self._superblock.inode_place(first), parents)
+            at += count
+
+    def _number(self, nodes: Sequence[FileNode]) -> None:
+        """Give nodes their inode numbers, in order; raises DiskFull."""
+        at = 0
+        while at < len(nodes):
+            _, room = self._zone.run()
+            count = min(room, len(nodes) - at)
+            first = self._zone.take(count)
+            for number, node in enumerate(nodes[at : at + count], first):
+                node.number = number
+            at += count
 
     def _write_run(self, nodes: Sequence[FileNode], start: int, parents: Mapping[int, int]) -> None:
         """Write nodes whose inodes lie side by side, from ``start`` (bytes)."""
         table = bytearray(len(nodes) * INODE)
-        for index, node in enumerate(nodes):
-            self._write(table, index * INODE, node, parents.get(node.number, 0))
+        seed = self._superblock.seed
+        for at, node in zip(range(0, len(table), INODE), nodes, strict=True):
+            if inodes.is_plain(node):
+                inodes.pack_file_into(table, at, node, seed)
+            else:
+                self._write(table, at, node, parents.get(node.number, 0))
         self._superblock.put(table, start)
 
     def _write(self, table: bytearray, at: int, node: FileNode, parent: int) -> None:

@@ -7,7 +7,7 @@ patch there, ``set_value`` sets one value of a Helm values file by its path. All
 
 from parbake.rollouts.gitops.edit import merge, merged, put, read, rewrite
 from parbake.rollouts.gitops.objects import (
-    Place,
+    ManifestPlace,
     change,
     find,
     operations,
@@ -22,7 +22,7 @@ from parbake.rollouts.gitops.repository import Commit, Edit, Repository, inside,
 __all__ = [
     "Commit",
     "Edit",
-    "Place",
+    "ManifestPlace",
     "Repository",
     "change",
     "find",

@@ -17,7 +17,7 @@ from typing import Any
 from parbake.core.errors import InputError
 from parbake.core.yamltext import Where, dotted, parse
 from parbake.rollouts.gitops.style import Habits, block, column, entry, flow, habits, is_collection, scalar, text_lines
-from parbake.rollouts.gitops.tree import Node, line_of, not_yaml, roots, shared, unreachable
+from parbake.rollouts.gitops.tree import YamlNode, line_of, not_yaml, roots, shared, unreachable
 
 _MOST_CHANGES = 2_000
 
@@ -128,11 +128,11 @@ class _Edit:
     """One change of one text."""
 
     text: str
-    root: Node
+    root: YamlNode
     style: Habits
     source: str
 
-    def first_change(self, root: Node, have: Any, want: Any) -> str:
+    def first_change(self, root: YamlNode, have: Any, want: Any) -> str:
         """Return the text with the first difference mended."""
         if root.kind == "mapping" and isinstance(want, dict) and have and want:
             return self._in_mapping(root, have, want, (), inline=root.flow)
@@ -142,7 +142,9 @@ class _Edit:
 
     # find the first difference
 
-    def _in_mapping(self, node: Node, have: dict[str, Any], want: dict[str, Any], where: Where, *, inline: bool) -> str:
+    def _in_mapping(
+        self, node: YamlNode, have: dict[str, Any], want: dict[str, Any], where: Where, *, inline: bool
+    ) -> str:
         for key, value in want.items():
             child = node.get(key)
             if key in have and _same(have[key], value):
@@ -155,7 +157,7 @@ class _Edit:
         key = next(key for key in have if key not in want)  # last, so that there is something left beside it
         return self._remove_key(node, key, (*where, key))
 
-    def _in_list(self, node: Node, have: list[Any], want: list[Any], where: Where, *, inline: bool) -> str:
+    def _in_list(self, node: YamlNode, have: list[Any], want: list[Any], where: Where, *, inline: bool) -> str:
         matcher = SequenceMatcher(None, [_key(each) for each in have], [_key(each) for each in want], autojunk=False)
         for kind, start, end, there, until in matcher.get_opcodes():
             if kind == "equal":
@@ -170,7 +172,7 @@ class _Edit:
             return self._in_value(item, begin, at, have[start], want[there], (*where, start), inline)
         raise AssertionError("nothing differs")
 
-    def _in_value(self, node: Node, begin: int, at: int, have: Any, want: Any, where: Where, inline: bool) -> str:
+    def _in_value(self, node: YamlNode, begin: int, at: int, have: Any, want: Any, where: Where, inline: bool) -> str:
         """Change a value in place; ``begin`` is behind its colon or dash, ``at`` the column of its key or dash."""
         if node.flow and node.kind == "mapping" and self.text[node.start] != "{":  # [a: 1]: a pair without its braces
             self._must_be_own(node, where)
@@ -182,7 +184,7 @@ class _Edit:
         self._must_be_own(node, where)
         return self._replace(node, begin, at, want, inline=inline)
 
-    def _must_be_own(self, node: Node, where: Where) -> None:
+    def _must_be_own(self, node: YamlNode, where: Where) -> None:
         if shared(self.root, node):
             raise unreachable(self.text, node, where, self.source)
 
@@ -207,7 +209,7 @@ class _Edit:
         """Whether nothing stands before a place in its line."""
         return not self.text[self._line_start(index) : index].strip()
 
-    def _replace(self, node: Node, begin: int, at: int, value: object, *, inline: bool) -> str:
+    def _replace(self, node: YamlNode, begin: int, at: int, value: object, *, inline: bool) -> str:
         empty = node.kind == "scalar" and node.end == node.start
         start, end = (begin, begin) if empty else (node.start, node.end)
         if inline or self.style.json:
@@ -222,7 +224,7 @@ class _Edit:
         between = self.text[begin : self._line_start(start)].rstrip() if "#" in self.text[begin:start] else ""
         return self._splice(begin, end, f" {new}{between}")
 
-    def _replace_by_block(self, node: Node, begin: int, at: int, value: object) -> str:
+    def _replace_by_block(self, node: YamlNode, begin: int, at: int, value: object) -> str:
         in_item = self.text[begin - 1] == "-"
         further = 2 if in_item else self.style.step if isinstance(value, dict) else self.style.list_step
         new = self._lines(block(value, at + further, self.style))
@@ -236,11 +238,11 @@ class _Edit:
         rest = self.text[end : self._line_end(end)].rstrip()
         return self._splice(begin, self._line_end(end), f"{rest}{self.style.newline}{new}")
 
-    def _literal_indent(self, node: Node) -> int:
+    def _literal_indent(self, node: YamlNode) -> int:
         lines = self.text[node.start : node.end].splitlines()[1:]
         return next((len(line) - len(line.lstrip(" ")) for line in lines if line.strip()), 2)
 
-    def _insert_key(self, node: Node, key: str, value: object, *, inline: bool) -> str:
+    def _insert_key(self, node: YamlNode, key: str, value: object, *, inline: bool) -> str:
         if node.kind == "alias":
             raise unreachable(self.text, node, (key,), self.source)
         if inline:
@@ -250,7 +252,7 @@ class _Edit:
         indent = column(self.text, node.entries[0][0].start)
         return self._insert_lines(node.end, entry(key, value, indent, self.style))
 
-    def _insert_inline(self, node: Node, last: int, leader: int, new: str) -> str:
+    def _insert_inline(self, node: YamlNode, last: int, leader: int, new: str) -> str:
         """Put one more entry into braces or brackets, in a line of its own where the last one has that."""
         closing = node.end - 1
         comma = "," in self.text[last:closing]
@@ -265,7 +267,7 @@ class _Edit:
         end = self._line_end(after)
         return self._splice(end, end, self.style.newline + self._lines(lines))
 
-    def _insert_item(self, node: Node, index: int, value: object, *, inline: bool) -> str:
+    def _insert_item(self, node: YamlNode, index: int, value: object, *, inline: bool) -> str:
         if inline:
             new = flow(value, as_json=self.style.json)
             if index < len(node.items):
@@ -280,7 +282,7 @@ class _Edit:
             return self._splice(start, start, self._lines(lines) + self.style.newline)
         return self._insert_lines(node.items[index - 1].end, lines)
 
-    def _remove_key(self, node: Node, key: str, where: Where) -> str:
+    def _remove_key(self, node: YamlNode, key: str, where: Where) -> str:
         child = node.get(key)
         if child is None or node.kind == "alias":
             raise unreachable(self.text, node, where, self.source)
@@ -291,7 +293,7 @@ class _Edit:
         before = node.entries[index - 1][1].end if index else -1
         return self._remove(name.start, child.end, before, behind, flowing=node.flow)
 
-    def _remove_item(self, node: Node, index: int, where: Where) -> str:
+    def _remove_item(self, node: YamlNode, index: int, where: Where) -> str:
         item = node.items[index]
         self._must_be_own(item, where)
         starts = [each.start for each in node.items] if node.flow else node.marks

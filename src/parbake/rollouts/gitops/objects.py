@@ -23,7 +23,7 @@ _PATH = re.compile(r"(?:\\.|[^.\[\]\\])+|\[(?:[0-9]+)\]|\.|.", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ManifestPlace:
     """Where a file describes an object: which document, where in it, and its data there.
 
     ``form``: ``object`` (whole, or a strategic merge patch, which looks the same) or ``operations`` (a JSON patch).
@@ -47,20 +47,20 @@ class Place:
         return f"{self.source}, line {self.line}{what}: {self.kind} {self.name}"
 
 
-def find(files: Iterable[tuple[str, str]], *, kinds: Collection[str], name: str = "") -> tuple[Place, ...]:
+def find(files: Iterable[tuple[str, str]], *, kinds: Collection[str], name: str = "") -> tuple[ManifestPlace, ...]:
     """Find the objects of some kinds, and kustomize's patches of them, in files (pairs of path and text).
 
     Without ``name`` all names fit. Files that are templates, or no YAML, are passed over, since a repository holds
     many of them. Pure.
     """
     texts = dict(files)
-    found: list[Place] = []
+    found: list[ManifestPlace] = []
     for source, text in texts.items():
         found += [place for place in _in_file(source, text, texts) if place.kind in kinds and name in {"", place.name}]
     return _distinct(found)  # two kustomizations may name one file
 
 
-def the_one(places: Collection[Place], what: str) -> Place:
+def the_one(places: Collection[ManifestPlace], what: str) -> ManifestPlace:
     """Return the only place; raises InputError when there is none, or when there are several (all of them named)."""
     if len(places) == 1:
         return next(iter(places))
@@ -72,7 +72,7 @@ def the_one(places: Collection[Place], what: str) -> Place:
     raise InputError(f"{len(places)} manifests describe {what}\n{listed}", hint="name the file that is to be changed")
 
 
-def change(text: str, place: Place, patch: Mapping[str, Any]) -> str:
+def change(text: str, place: ManifestPlace, patch: Mapping[str, Any]) -> str:
     """Apply a JSON merge patch (RFC 7396) to what is described at a place; the text is that of ``place.source``.
 
     In a JSON patch the operations are changed or added that have the same effect: what an operation adds into must
@@ -167,7 +167,7 @@ def said(ops: Any) -> dict[str, Any]:
     return result
 
 
-def _changed(text: str, place: Place, patch: Mapping[str, Any], source: str) -> str:
+def _changed(text: str, place: ManifestPlace, patch: Mapping[str, Any], source: str) -> str:
     document = 0 if place.inline else place.document
     data = read(text, document, source=source)
     if place.form == "operations":
@@ -192,7 +192,7 @@ def _nested(where: Iterable[str], value: Any) -> Any:
     return value
 
 
-def _in_file(source: str, text: str, texts: Mapping[str, str]) -> Iterator[Place]:
+def _in_file(source: str, text: str, texts: Mapping[str, str]) -> Iterator[ManifestPlace]:
     try:
         starts = [root.node.start for root in roots(text, source=source)]
     except InputError:
@@ -212,14 +212,14 @@ def _in_file(source: str, text: str, texts: Mapping[str, str]) -> Iterator[Place
             yield from _objects(source, document, line, data, ())
 
 
-def _objects(source: str, document: int, line: int, data: Any, inline: Where) -> Iterator[Place]:
+def _objects(source: str, document: int, line: int, data: Any, inline: Where) -> Iterator[ManifestPlace]:
     if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
         return
     items = data.get("items")
     if data["kind"].endswith("List") and isinstance(items, list):
         for index, item in enumerate(items):
             for place in _objects(source, document, line, item, inline):
-                yield Place(
+                yield ManifestPlace(
                     source, document, line, place.kind, place.name, place.api_version,
                     inline=inline, where=("items", index), data=place.data,
                 )  # fmt: skip
@@ -227,12 +227,12 @@ def _objects(source: str, document: int, line: int, data: Any, inline: Where) ->
     metadata = data.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     api = str(data.get("apiVersion") or "")
-    yield Place(source, document, line, data["kind"], str(name or ""), api, inline=inline, data=data)
+    yield ManifestPlace(source, document, line, data["kind"], str(name or ""), api, inline=inline, data=data)
 
 
 def _in_kustomization(
     source: str, document: int, line: int, data: Mapping[str, Any], texts: Mapping[str, str]
-) -> Iterator[Place]:
+) -> Iterator[ManifestPlace]:
     for key in ("patches", "patchesJson6902"):
         for index, entry in enumerate(_list(data.get(key))):
             if not isinstance(entry, dict):
@@ -250,19 +250,21 @@ def _in_kustomization(
 
 def _inline(
     source: str, document: int, line: int, text: str, inline: Where, target: Mapping[str, Any]
-) -> Iterator[Place]:
+) -> Iterator[ManifestPlace]:
     try:
         data = read(text, source=source)
     except InputError:
         return
     if isinstance(data, list):
         kind, name = str(target.get("kind") or ""), str(target.get("name") or "")
-        yield Place(source, document, line, kind, name, form="operations", inline=inline, data=data)
+        yield ManifestPlace(source, document, line, kind, name, form="operations", inline=inline, data=data)
     else:
         yield from _objects(source, document, line, data, inline)
 
 
-def _operations_file(source: str, path: str, target: Mapping[str, Any], texts: Mapping[str, str]) -> Iterator[Place]:
+def _operations_file(
+    source: str, path: str, target: Mapping[str, Any], texts: Mapping[str, str]
+) -> Iterator[ManifestPlace]:
     """Find a JSON patch in a file of its own; which object it is for, only the kustomization says."""
     beside = str(PurePosixPath(source).parent / path)
     if beside not in texts:
@@ -273,15 +275,15 @@ def _operations_file(source: str, path: str, target: Mapping[str, Any], texts: M
         return
     if isinstance(data, list):
         kind, name = str(target.get("kind") or ""), str(target.get("name") or "")
-        yield Place(beside, 0, 1, kind, name, form="operations", data=data)
+        yield ManifestPlace(beside, 0, 1, kind, name, form="operations", data=data)
 
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _distinct(places: Iterable[Place]) -> tuple[Place, ...]:
-    seen: dict[tuple[object, ...], Place] = {}
+def _distinct(places: Iterable[ManifestPlace]) -> tuple[ManifestPlace, ...]:
+    seen: dict[tuple[object, ...], ManifestPlace] = {}
     for place in places:
         seen.setdefault((place.source, place.document, place.inline, place.where, place.kind, place.name), place)
     return tuple(seen.values())

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from parbake.rollouts.gitops.tree import Node
+from parbake.rollouts.gitops.tree import YamlNode
 
 # Plain to YAML 1.1 and 1.2 alike: Kubernetes reads the former, where `on`, `1_000` and `12e3` are no texts.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./@+~-]*(?::[A-Za-z0-9_./@+~-]+)*|[1-9][0-9]*[KMGT]i")
@@ -26,7 +26,7 @@ class Habits:
     json: bool = False
 
 
-def habits(text: str, root: Node) -> Habits:
+def habits(text: str, root: YamlNode) -> Habits:
     """Look at a text's own habits; the usual ones where it shows none."""
     steps, list_steps = [], []
     for node in root.walk():

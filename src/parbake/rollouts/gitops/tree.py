@@ -35,7 +35,7 @@ _DEEPEST = 64
 
 
 @dataclass(slots=True)
-class Node:
+class YamlNode:
     """A value and its place: ``start`` and ``end`` are indexes into the text, ``end`` behind its last character.
 
     ``entries`` are keys and values of a mapping, ``items`` those of a sequence; ``marks`` are where their colons and
@@ -49,17 +49,17 @@ class Node:
     style: str = ""
     flow: bool = False
     anchor: str = ""
-    entries: list[tuple[Node, Node]] = field(default_factory=list)
-    items: list[Node] = field(default_factory=list)
+    entries: list[tuple[YamlNode, YamlNode]] = field(default_factory=list)
+    items: list[YamlNode] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
 
-    def get(self, part: str | int) -> Node | None:
+    def get(self, part: str | int) -> YamlNode | None:
         """Return what is below a key (the last one, if it repeats) or an index; None where there is nothing."""
         if isinstance(part, int):
             return self.items[part] if self.kind == "sequence" and -len(self.items) <= part < len(self.items) else None
         return next((value for key, value in reversed(self.entries) if key.value == part), None)
 
-    def walk(self) -> Iterator[Node]:
+    def walk(self) -> Iterator[YamlNode]:
         """Yield this node and all below it."""
         yield self
         for key, value in self.entries:
@@ -78,7 +78,7 @@ class Node:
 class Root:
     """One document of a text: its top node, and where the document ends (the text's end, or the next ``---``)."""
 
-    node: Node
+    node: YamlNode
     end: int
 
 
@@ -104,14 +104,14 @@ def line_of(text: str, index: int) -> int:
     return text.count("\n", 0, index) + 1
 
 
-def shared(root: Node, node: Node) -> bool:
+def shared(root: YamlNode, node: YamlNode) -> bool:
     """Whether an alias elsewhere in the document repeats this node or something in it."""
     names = {each.anchor for each in node.walk() if each.anchor}
     inside = {id(each) for each in node.walk()}
     return any(each.kind == "alias" and each.value in names and id(each) not in inside for each in root.walk())
 
 
-def unreachable(text: str, node: Node, where: Where, source: str) -> InputError:
+def unreachable(text: str, node: YamlNode, where: Where, source: str) -> InputError:
     """Return the error for a place that is only reached through an alias or a merge."""
     what = f"comes from the alias *{node.value}" if node.kind == "alias" else "is repeated elsewhere by an alias"
     line = line_of(text, node.start)
@@ -162,20 +162,20 @@ class _Marks:
         return places[at] if at < len(places) else index
 
 
-def _node(event: Event, events: Iterator[Event], text: str, marks: _Marks) -> Node:
+def _node(event: Event, events: Iterator[Event], text: str, marks: _Marks) -> YamlNode:
     assert isinstance(event, NodeEvent)
     start, end = int(event.start_mark.index), int(event.end_mark.index)
     if isinstance(event, AliasEvent):
-        return Node("alias", start, end, value=str(event.anchor))
+        return YamlNode("alias", start, end, value=str(event.anchor))
     anchor = str(event.anchor or "")
     if isinstance(event, ScalarEvent):
         style = str(event.style or "")
         if style in {"|", ">"}:  # the scanner goes on over the blank lines and comments that follow
             end = start + len(text[start:end].rstrip("\r\n \t"))
-        return Node("scalar", start, end, str(event.value), style, anchor=anchor)
+        return YamlNode("scalar", start, end, str(event.value), style, anchor=anchor)
     assert isinstance(event, CollectionStartEvent)
     mapping = isinstance(event, MappingStartEvent)
-    node = Node("mapping" if mapping else "sequence", start, end, flow=bool(event.flow_style), anchor=anchor)
+    node = YamlNode("mapping" if mapping else "sequence", start, end, flow=bool(event.flow_style), anchor=anchor)
     reached = start
     while not isinstance(child := next(events), CollectionEndEvent):
         inner = _node(child, events, text, marks)
@@ -195,7 +195,7 @@ def _node(event: Event, events: Iterator[Event], text: str, marks: _Marks) -> No
     return node
 
 
-def _behind(node: Node, mark: int) -> Node:
+def _behind(node: YamlNode, mark: int) -> YamlNode:
     """Put an empty value right behind its mark: the scanner finds it only where the next thing begins."""
     if node.start == node.end:
         node.start = node.end = mark + 1

@@ -56,6 +56,16 @@ def to_packer(
     return write(folder, made.files, force=force)
 
 
+def references(bakefile_path: Path, output: Path, selector: str) -> tuple[str, ...]:
+    """Return the images of a record, or without a selector those that the Bakefile names."""
+    if not selector:
+        return tuple(str(entry.parsed) for entry in load(bakefile_path).images)
+    artefact, record = records.locate(selector, output)
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint="name a record, or leave it out for the Bakefile")
+    return tuple(image.reference for image in record.plan.images)
+
+
 def _resolved(bakefile_path: Path, events: Events) -> list[Image]:
     with plan.open_session(bakefile_path, events) as run:
         found = plan.resolve(run)

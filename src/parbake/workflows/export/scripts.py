@@ -64,7 +64,7 @@ def gke_script(archive: str, name: str) -> str:
     return _gcloud(archive, name, "a secondary boot disk for GKE", ["--family=secondary-disk-image"], [
         "project=$(gcloud config get-value project)",
         "cat <<END",
-        "A node pool gets it when it is made (GKE 1.28.3 or later, with image streaming):",
+        "A node pool gets it when it is made (GKE 1.30.1-gke.1329000 or later, with image streaming):",
         "gcloud container node-pools create POOL --cluster=CLUSTER --location=LOCATION --enable-image-streaming \\\\",
         "  --secondary-boot-disk=disk-image=projects/$project/global/images/$image,mode=CONTAINER_IMAGE_CACHE",
         "END",

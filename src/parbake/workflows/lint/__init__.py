@@ -9,7 +9,8 @@ from pathlib import Path
 from parbake import records
 from parbake.bakefile import load
 from parbake.core.errors import CommandFailed, InputError
-from parbake.images.workloads import Documents, from_cluster, things_in
+from parbake.images.owners import Owners
+from parbake.images.workloads import Documents, from_cluster, pod_specs, things_in
 from parbake.workflows.lint import nodes, pods
 from parbake.workflows.lint.bakes import Bake, of_bakefile, of_record, together
 from parbake.workflows.lint.rules import BY_ID, RULES, Finding, Rule
@@ -29,8 +30,14 @@ __all__ = [
     "together",
 ]
 
+_MADE = {"Pod", "ReplicaSet", "Job"}
 _ORDER = {"error": 0, "warning": 1, "note": 2}
-_NODE_KINDS = ("ec2nodeclasses.karpenter.k8s.aws", "nodepools.karpenter.sh", "awsnodetemplates.karpenter.k8s.aws")
+_NODE_KINDS = (
+    "ec2nodeclasses.karpenter.k8s.aws",
+    "nodepools.karpenter.sh",
+    "awsnodetemplates.karpenter.k8s.aws",
+    "nodeclasses.eks.amazonaws.com",
+)
 _UNKNOWN_KIND = "the server doesn't have a resource type"
 
 
@@ -38,16 +45,16 @@ def examine(documents: Iterable[tuple[str, str]], bakes: Sequence[Bake]) -> tupl
     """Compare everything in the documents with the bakes; errors come first, then by place."""
     things, problems = things_in(documents)
     found = [_unreadable(problem) for problem in problems]
+    by_name = any(nodes.allow_listed(thing) for thing in things)
+    owners = Owners(thing.data for thing in things)
+    known = {id(thing.data): thing for thing in things}
     for thing in things:
-        metadata = thing.data.get("metadata")
-        if (
-            isinstance(metadata, dict)
-            and metadata.get("ownerReferences")
-            and thing.kind in {"Pod", "ReplicaSet", "Job"}
-        ):
-            continue  # a controller made it: what it was made of is what can be changed
-        found += pods.check(thing, bakes)
-        found += nodes.check(thing, bakes)
+        maker = owners.maker(thing.data) if thing.kind in _MADE else None
+        if maker is None or not any(pod_specs(maker, ())):
+            found += pods.check(thing, bakes, by_name=by_name)
+            found += nodes.check(thing, bakes)
+        elif thing.kind == "Pod":  # what it was made of is checked there; here what was done to it since
+            found += pods.check_changed(thing, maker, known[id(owners.root(thing.data))], bakes)
     distinct = dict.fromkeys(found)
     return tuple(sorted(distinct, key=lambda each: (_ORDER[each.level], each.source, each.line, each.rule.id)))
 

@@ -6,19 +6,20 @@ Sources: Karpenter's NodeClasses and NodePools (default disks, ``instanceStorePo
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from parbake.core.errors import BadReference
 from parbake.core.model import GIB
+from parbake.core.reference import Reference
 from parbake.core.units import quantity
 from parbake.core.yamltext import Where
 from parbake.images.workloads import Thing
 from parbake.rollouts.nodeclass import ALIASES
+from parbake.rollouts.nodesettings import NodeSettings, of_config, read
 from parbake.workflows.lint.bakes import Bake, gib
 from parbake.workflows.lint.rules import Finding, finding
-from parbake.workflows.lint.userdata import NodeSettings, of_config, read
 
 NODE_CLASSES = {"EC2NodeClass", "AWSNodeTemplate"}
 # Where kubelet settings stand, in the objects that have some.
@@ -38,6 +39,8 @@ _DEFAULT_SIZE = 20
 _BY_USER_DATA = {"", "AL2", "AL2023", "Ubuntu"}
 _MOUNTS = re.compile(r"parbake-mount\.sh|LABEL=parbake|by-label/parbake|mount\b[^\n]*/var/lib/(?:containerd|docker)")
 _GROWS = re.compile(r"parbake-mount\.sh|growfs|resize2fs")
+_POLICY, _ALLOW_LIST = "imagePullCredentialsVerificationPolicy", "preloadedImagesVerificationAllowlist"
+ALLOW_LISTED = "NeverVerifyAllowlistedImages"
 _PAUSE = "localhost/kubernetes/pause"
 
 
@@ -51,20 +54,21 @@ def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
         yield from _settings(thing, ("spec",), of_config(thing.data), bakes, "AL2023")
     if thing.kind in NODE_CLASSES:
         yield from _node_class(thing, bakes)
+    if thing.kind == "NodeClass" and str(thing.data.get("apiVersion")).startswith("eks.amazonaws.com/"):
+        message = "EKS Auto Mode chooses its AMI, and takes no user data and no snapshot"
+        yield finding("cannot-use-a-bake", thing, (), message)
 
 
 def _node_class(thing: Thing, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
     spec = _map(thing.data.get("spec"))
     family = family_of(spec)
-    if spec.get("instanceStorePolicy") == "RAID0":
-        message = (
-            "instanceStorePolicy: RAID0 puts the container store on local disks: what was baked is hidden or copied"
-        )
+    settings = read(str(spec.get("userData") or ""))
+    policy = str(spec.get("instanceStorePolicy") or "")
+    if policy and (message := settings.against_storage(policy, family)):
         yield finding("instance-store", thing, ("spec", "instanceStorePolicy"), message)
     yield from _images(thing, spec, family, bakes)
     yield from _disks(thing, spec, family, bakes)
     if spec.get("userData"):
-        settings = read(str(spec["userData"]))
         yield from _settings(thing, ("spec", "userData"), settings, bakes, family)
 
 
@@ -197,13 +201,9 @@ def _share(
 def _settings(
     thing: Thing, where: Where, settings: NodeSettings, bakes: tuple[Bake, ...], family: str
 ) -> Iterator[Finding]:
-    if settings.fast_image_pull:
-        message = "FastImagePull makes soci the snapshotter: it does not look at what was baked for overlayfs"
+    if message := settings.against_snapshotter:
         yield finding("snapshotter-differs", thing, where, message)
-    elif settings.snapshotter not in {"", "overlayfs"}:
-        yield finding("snapshotter-differs", thing, where, f"the snapshotter is {settings.snapshotter}, not overlayfs")
-    if settings.storage in {"RAID0", "RAID10"}:
-        message = f"localStorage: {settings.storage} puts the container store on local disks: what was baked is hidden"
+    if message := settings.against_storage("", family):
         yield finding("instance-store", thing, where, message)
     yield from _pause(thing, where, settings, bakes, family)
     if settings.kubelet:
@@ -238,30 +238,67 @@ def _kubelet(
         if bake.filled and bake.size and bake.filled * 100 >= bake.size * high:
             message = f"garbage collection starts at {high} %, and {bake.name} fills {bake.filled * 100 // bake.size} %"
             yield finding("image-gc", thing, at("imageGCHighThresholdPercent"), message)
-    policy = config.get("imagePullCredentialsVerificationPolicy")
-    key = at("imagePullCredentialsVerificationPolicy")
+    policy = config.get(_POLICY)
+    key = at(_POLICY)
     if policy == "AlwaysVerify":
-        message = "AlwaysVerify: a pod without the registry's credentials does not get a baked image"
+        message = (
+            "AlwaysVerify: no pod gets a baked image without the registry, with credentials or without, and a pull "
+            "takes its pin"
+        )
         yield finding("credentials-verified", thing, key, message)
-    elif policy == "NeverVerifyAllowlistedImages":
-        allowed = [str(each) for each in _list(config.get("preloadedImagesVerificationAllowlist"))]
-        outside = [name for name in _names(bakes) if not any(_allows(pattern, name) for pattern in allowed)]
-        if outside:
-            message = f"the allow list does not name {', '.join(outside)}: the registry is asked before a pod gets them"
-            yield finding("credentials-verified", thing, key, message)
+    elif policy == ALLOW_LISTED:
+        yield from _allow_list(thing, at(_ALLOW_LIST), key, config, bakes)
     elif policy == "NeverVerifyPreloadedImages":
         yield finding(
             "baked-images-are-open", thing, key, "NeverVerifyPreloadedImages: pods need no credentials for them"
         )
 
 
+def _allow_list(
+    thing: Thing, where: Where, key: Where, config: Mapping[str, Any], bakes: tuple[Bake, ...]
+) -> Iterator[Finding]:
+    allowed = [str(each) for each in _list(config.get(_ALLOW_LIST))]
+    for entry in allowed:
+        if problem := _refused(entry):
+            yield finding("allow-list-refused", thing, where, f"the kubelet does not start: {entry!r} {problem}")
+    outside = [name for name in _names(bakes) if not any(_allows(pattern, name) for pattern in allowed)]
+    if outside:
+        message = f"the allow list does not name {', '.join(outside)}: the registry is asked before a pod gets them"
+        yield finding("credentials-verified", thing, key, message)
+
+
+def allow_listed(thing: Thing) -> bool:
+    """Whether an object tells kubelets to allow images by name."""
+    where = _KUBELETS.get(thing.kind)
+    found = dict(_at(thing.data, where)) if where is not None else {}
+    if thing.kind == "NodeConfig":
+        found |= of_config(thing.data).kubelet
+    elif thing.kind in NODE_CLASSES:
+        found |= read(str(_map(thing.data.get("spec")).get("userData") or "")).kubelet
+    return found.get(_POLICY) == ALLOW_LISTED
+
+
 def _names(bakes: tuple[Bake, ...]) -> list[str]:
     return sorted({image.reference.name for bake in bakes for image in bake.images})
 
 
+def _refused(entry: str) -> str:
+    """Say why a kubelet refuses an entry of the allow list (``getAllowlistImagePattern``); empty: it takes it."""
+    bare = entry.removesuffix("*") if entry.endswith("/*") else entry
+    if entry != entry.strip() or not bare or "*" in bare or entry == "/*":
+        return "is neither a name nor a prefix that ends with /*"
+    if bare != entry:
+        return ""
+    try:
+        name = Reference.parse(entry).name
+    except BadReference:
+        return "is not an image's name"
+    return "" if name == entry else f"is not written in full, as {name}"
+
+
 def _allows(pattern: str, name: str) -> bool:
     """Whether an entry of the allow list fits: the name, without tag and digest; a last ``/*`` fits what is below."""
-    return name == pattern or (pattern.endswith("/*") and fnmatch.fnmatchcase(name, pattern))
+    return name == pattern or (pattern.endswith("/*") and name.startswith(pattern.removesuffix("*")))
 
 
 def _percent(value: object, default: int) -> int:

@@ -7,6 +7,7 @@ store for exactly the name in the spec, and for ``name@digest`` where a digest i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parbake.core.errors import BadReference
@@ -16,27 +17,94 @@ from parbake.images.workloads import Thing, images_of, pod_specs
 from parbake.workflows.lint.bakes import Bake, BakedImage
 from parbake.workflows.lint.rules import Finding, finding
 
+_FARGATE = "eks.amazonaws.com/fargate-profile"
 _ARCHITECTURE = ("kubernetes.io/arch", "beta.kubernetes.io/arch")
 
 
-def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
-    """Yield what is wrong with the pods that an object describes."""
+def check(thing: Thing, bakes: Iterable[Bake], *, by_name: bool = False) -> Iterator[Finding]:
+    """Yield what is wrong with the pods that an object describes; ``by_name``: kubelets have an allow list."""
     bakes = tuple(bakes)
     for place, spec in pod_specs(thing.data, ()):
-        wanted = architectures(spec)
-        fitting = [bake for bake in bakes if not wanted or bake.platform.architecture in wanted]
-        for spot, container, image, policy in images_of(spec):
-            where = (*place, *spot)
-            try:
-                reference = Reference.parse(str(image or "").strip())
-            except BadReference:
-                continue  # filled in by something else
-            if fitting:
-                yield from _image(thing, where, container, reference, policy, fitting)
-            elif any(bake.find(reference) for bake in bakes):
-                made = ", ".join(sorted({str(bake.platform) for bake in bakes}))
-                message = f"{reference} is baked for {made}, and these pods run on {', '.join(sorted(wanted))}"
-                yield finding("platform-differs", thing, where, message, container)
+        if why := _elsewhere(thing, spec):
+            yield finding("cannot-use-a-bake", thing, place, why)
+            continue
+        for container in _containers(spec, place):
+            yield from _container(thing, container, spec, bakes, by_name=by_name)
+
+
+def check_changed(pod: Thing, maker: Mapping[str, object], root: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
+    """Yield what is wrong with a pod that is not what its maker's template says: images, policies, containers.
+
+    Admission webhooks do that (digests, sidecars, ``Always``). It is told of ``root``, which people know by name.
+    """
+    bakes = tuple(bakes)
+    for _, spec in pod_specs(pod.data, ()):
+        template = {
+            container.name: (container.image, container.policy)
+            for _, made_of in pod_specs(maker, ())
+            for container in _containers(made_of, ())
+        }
+        if _elsewhere(pod, spec):
+            continue
+        for container in _containers(spec, ()):
+            image, policy = template.get(container.name, (None, None))
+            if container.image == image and policy in {None, container.policy}:
+                continue
+            for each in _container(root, replace(container, where=()), spec, bakes):
+                how = "was put into its pods" if image is None else "is so in its pods, not in its template"
+                yield replace(each, message=f"{each.message} ({container.name} {how})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """A container, or an image volume, of a pod spec."""
+
+    where: Where
+    name: str
+    image: str
+    policy: object
+
+
+def _containers(spec: Mapping[str, Any], place: Where) -> Iterator[_Container]:
+    for spot, name, image, policy in images_of(spec):
+        yield _Container((*place, *spot), name, str(image or "").strip(), policy)
+
+
+def _elsewhere(thing: Thing, spec: Mapping[str, Any]) -> str:
+    """Say why pods run where no bake can be; empty: they may run on nodes with one."""
+    selector = spec.get("nodeSelector")
+    wanted = selector if isinstance(selector, Mapping) else {}
+    metadata = thing.data.get("metadata")
+    labels = metadata.get("labels") if isinstance(metadata, Mapping) else None
+    compute = str(wanted.get("eks.amazonaws.com/compute-type") or "")
+    if compute == "fargate" or (isinstance(labels, Mapping) and _FARGATE in labels):
+        return "the pods run on Fargate, which takes no AMI and no volume of yours"
+    if compute == "auto":
+        return "the pods run on nodes of EKS Auto Mode, which takes no AMI, user data or snapshot of yours"
+    system = spec.get("os")
+    if "windows" in {str(wanted.get("kubernetes.io/os")), system.get("name") if isinstance(system, Mapping) else ""}:
+        return "the pods run on Windows, and bakes are for Linux"
+    return ""
+
+
+def _container(
+    thing: Thing, container: _Container, spec: Mapping[str, Any], bakes: tuple[Bake, ...], *, by_name: bool = False
+) -> Iterator[Finding]:
+    wanted = architectures(spec)
+    fitting = [bake for bake in bakes if not wanted or bake.platform.architecture in wanted]
+    try:
+        reference = Reference.parse(container.image)
+    except BadReference:
+        return  # filled in by something else
+    where, name = container.where, container.name
+    if fitting:
+        yield from _image(thing, where, name, reference, container.policy, fitting)
+        if by_name and any(bake.find(reference) for bake in fitting):
+            yield from _short(thing, where, name, container.image, reference)
+    elif any(bake.find(reference) for bake in bakes):
+        made = ", ".join(sorted({str(bake.platform) for bake in bakes}))
+        message = f"{reference} is baked for {made}, and these pods run on {', '.join(sorted(wanted))}"
+        yield finding("platform-differs", thing, where, message, name)
 
 
 def _image(
@@ -45,6 +113,7 @@ def _image(
     known = [(bake, image) for bake in bakes if (image := bake.find(reference))]
     if not known:
         yield _unknown(thing, where, container, reference, bakes)
+        yield from _shared(thing, where, container, reference, bakes)
         return
     # Good in one bake is good: which nodes a pod comes to, nobody knows here.
     wrong = [_name(image, bake, reference) for bake, image in known]
@@ -54,12 +123,42 @@ def _image(
     implied = policy is None and reference.tag == "latest" and not reference.digest
     if policy == "Always" or implied:
         why = "there is no policy, and :latest means Always" if implied else "imagePullPolicy is Always"
-        message = f"{reference}: {why}: each start asks the registry, and the image loses its pin"
+        message = (
+            f"{reference}: {why}: each start asks the registry, and the image loses its pin; while one is asked, and "
+            "after a pull with a secret, the node's other pods of the image wait or fail (kubelet 1.35 and later)"
+        )
         yield finding("pull-policy-always", thing, _policy_at(thing, where), message, container)
+        yield from _shared(thing, where, container, reference, bakes)
     elif reference.tag == "latest" and not reference.digest:
         yield finding(
             "latest-tag", thing, where, f"{reference}: what is baked today is not what runs tomorrow", container
         )
+
+
+def _short(thing: Thing, where: Where, container: str, text: str, reference: Reference) -> Iterator[Finding]:
+    """Find a name that the kubelet's allow list, which holds full names alone, covers from Kubernetes 1.36 on."""
+    if not text.startswith(f"{reference.registry}/{reference.repository}"):
+        message = f"{text}: kubelets before 1.36 look for this very text in their allow list, not for {reference.name}"
+        yield finding("short-name", thing, where, message, container)
+
+
+def _shared(
+    thing: Thing, where: Where, container: str, reference: Reference, bakes: Iterable[Bake]
+) -> Iterator[Finding]:
+    """Find other names, in the bakes, of an image that these pods pull: the kubelet keeps its records by image id."""
+    digests = {reference.digest} - {""}
+    for bake in bakes:
+        known = bake.find(reference)
+        digests |= known.digests if known and not reference.digest else set()
+    for bake in bakes:
+        for image in bake.images:
+            if image.digests & digests and image.reference.name != reference.name:
+                message = (
+                    f"{reference} is the same image as {image.reference} in {bake.name}: once it was pulled with a "
+                    "secret, the kubelet asks pods of the baked name for that secret"
+                )
+                yield finding("shared-digest", thing, where, message, container)
+                return
 
 
 def _name(image: BakedImage, bake: Bake, reference: Reference) -> tuple[str, str] | None:
@@ -96,6 +195,8 @@ def _unknown(thing: Thing, where: Where, container: str, reference: Reference, b
 
 
 def _policy_at(thing: Thing, where: Where) -> Where:
+    if not where:
+        return where
     key = "pullPolicy" if where[-1] == "reference" else "imagePullPolicy"
     at = (*where[:-1], key)
     return at if thing.document.find((*thing.where, *at))[0] == (*thing.where, *at) else where

@@ -16,16 +16,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from parbake import records
+from parbake.aws import acting_as
 from parbake.aws.costs.prices import load_prices
 from parbake.aws.ebs import fast_restore
-from parbake.bakefile import Bakefile, RetentionSection, load
+from parbake.bakefile import Bakefile, RetentionSection
 from parbake.bakefile.targets import KarpenterTarget, OceanTarget
 from parbake.core.errors import InputError, TargetMissing
 from parbake.core.events import Events
 from parbake.core.model import GIB
 from parbake.records.store import Shared
 from parbake.rollouts.choose import open_target
+from parbake.workflows.identity import opened
 from parbake.workflows.prune.decide import Decision, Item, Rules, decide, freed, items_here
+from parbake.workflows.prune.elsewhere import confirm
 from parbake.workflows.prune.inventory import Stock
 from parbake.workflows.prune.references import Use, by_node_class, by_status, ids_in, in_region, together
 
@@ -70,7 +73,11 @@ def prune_published(bakefile_path: Path, rules: Rules, events: Events, *, dry_ru
 
     Raises what reading a place raises (AwsError, RolloutError, …): then nothing was removed.
     """
-    bakefile = load(bakefile_path)
+    with opened(bakefile_path) as bakefile:
+        return _prune_published(bakefile, rules, events, dry_run=dry_run)
+
+
+def _prune_published(bakefile: Bakefile, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
     regions = regions_of(bakefile)
     stocks = [Stock(region) for region in regions]
     with (
@@ -80,7 +87,9 @@ def prune_published(bakefile_path: Path, rules: Rules, events: Events, *, dry_ru
         items = [item for found in pool.map(Stock.items, stocks) for item in found]
     with events.stage("used", "Look for what refers to it"):
         used = together(_used(bakefile, regions))
-    decisions = decide(items, rules, datetime.now(UTC), used)
+    now, clients = datetime.now(UTC), {stock.region: stock.ec2 for stock in stocks}
+    with events.stage("elsewhere", "Ask EC2 who else uses what is to go"):
+        decisions = confirm(decide(items, rules, now, used), clients.__getitem__, now, dry_run=dry_run)
     ended: list[str] = []
     if not dry_run:
         _act({stock.region: stock for stock in stocks}, decisions, events)
@@ -107,6 +116,7 @@ def publishes(bakefile: Bakefile) -> bool:
 def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
     for region in regions:
         yield from in_region(region)
+    yield from _in_other_roles(bakefile, regions)
     for target in bakefile.rollout:
         with suppress(TargetMissing):
             yield from by_status(open_target(target, target.region or bakefile.aws.region or "").status())
@@ -121,6 +131,20 @@ def _used(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
 
         for name, specification in every_specification():
             yield from ((identity, name) for identity in ids_in(specification))
+
+
+def _in_other_roles(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]:
+    """Yield what refers to images and snapshots where targets have roles of their own: in their accounts."""
+    places = {
+        (target.role, target.external_id, region)
+        for target in bakefile.rollout
+        if target.role and target.role != bakefile.aws.role
+        for region in ((target.region,) if target.region else regions)
+    }
+    for role, external_id, region in sorted(places, key=str):
+        with acting_as(role, external_id):
+            found = list(in_region(region))  # inside: what is yielded goes on outside of the role
+        yield from ((identity, f"{user} of {role.split(':')[4]}") for identity, user in found)
 
 
 def _act(stocks: dict[str, Stock], decisions: Iterable[Decision], events: Events) -> None:

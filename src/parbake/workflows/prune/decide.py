@@ -21,7 +21,7 @@ class Item:
     """One artefact in one place: a file here (``region`` empty), a machine image with its snapshots, or a snapshot.
 
     ``family`` is what is counted together: the name, in EC2 with architecture and kind. ``created`` and ``retired`` are
-    UTC, ``size`` is in bytes. ``spared`` says why it stays though it is old.
+    UTC, ``size`` is in bytes. ``spared`` says why it stays though it is old; ``guarded`` why nobody can remove it now.
     """
 
     id: str
@@ -33,6 +33,7 @@ class Item:
     size: int = 0
     retired: datetime | None = None
     spared: str = ""
+    guarded: str = ""
 
     @property
     def ids(self) -> frozenset[str]:
@@ -95,6 +96,9 @@ def _decision(
     left = (item.retired or now) + rules.grace - now
     if left > timedelta():
         return Decision(item, "wait", f"retired; it goes in {_spoken(left)}")
+    if item.guarded:
+        how = f"aws ec2 disable-image-deregistration-protection --region {item.region} --image-id {item.id}"
+        return Decision(item, "wait", f"nothing uses it, and it is {item.guarded}: `{how}` lets it go")
     return Decision(item, "remove", "nothing uses it")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from parbake.aws import client, mine
 from parbake.aws.ebs import fast_restore
+from parbake.aws.images import guard_of
 from parbake.aws.tags import ARTEFACT, as_dict, as_list
 from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.model import GIB
@@ -92,6 +93,7 @@ class Stock:
             snapshots=tuple(sorted(each["SnapshotId"] for each in disks)),
             size=sum(int(each.get("VolumeSize", 0)) for each in disks) * GIB,
             retired=_time(as_dict(image).get(RETIRED)),
+            guarded=guard_of(image),
         )
 
     def _volume(self, snapshot: Mapping[str, Any]) -> Item:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import threading
-import time
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import zstandard
 
-from parbake.builders.fill import filling
 from parbake.core.errors import LayerBomb, LayerError
-from parbake.core.events import Events
 from parbake.core.model import Layer
-from parbake.images.layers import FolderSink, Unpacked, archive, engine, unpack
-from tests.fakes import plans
+from parbake.images.layers import FolderSink, archive, engine, unpack
 from tests.fakes.layers import describe, put
 from tests.fakes.tars import archive as tar
 from tests.fakes.tars import entry, pax
@@ -112,44 +105,3 @@ def test_long_names_and_attributes_are_bounded_together(tmp_path: Path, monkeypa
     put(tmp_path / "few", tar(*one * 30))
     with pytest.raises(LayerBomb, match="its long names and attributes take more than"):
         put(tmp_path / "many", tar(*one * 40))
-
-
-def test_layers_that_wait_for_a_slower_one_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their trees lie in memory: a slow first layer and 499 of two million files would need 400 GB."""
-    layers = tuple(plans.layer(f"l{number}") for number in range(20))
-    plan = plans.plan(images=(plans.image(layers=layers),))
-    begun: list[Layer] = []
-    seen: list[int] = []
-    others_begun = threading.Event()
-
-    def unpack(_stream: object, layer: Layer, *_: object, **__: object) -> Unpacked:
-        begun.append(layer)
-        if layer == layers[0]:
-            others_begun.wait(5)
-            time.sleep(0.3)  # for the others to go on, if they would
-            seen.append(len(begun))
-        elif len(begun) > 1:
-            others_begun.set()
-        return Unpacked(100, 0)
-
-    monkeypatch.setattr(filling, "unpack", unpack)
-    monkeypatch.setattr(filling, "_MOST_WAITING", 150, raising=False)
-    arrived: list[int] = []
-    destination, store = MagicMock(), MagicMock()
-    destination.has.return_value = False
-    destination.arrived.side_effect = lambda number, _: arrived.append(number)
-    store.content.read.return_value = b"{}"
-    store.content.info.return_value = None
-    filling.fill(plan, store, _source, destination=destination, events=Events(lambda _: None))
-    assert arrived == list(range(20))
-    assert set(begun) == set(layers)
-    # The first, what may wait, and one more of each thread that had begun before it was too much.
-    assert seen[0] <= 1 + 2 + filling._AT_ONCE
-
-
-def _source(_image: object) -> Any:
-    @contextmanager
-    def opened(_descriptor: object) -> Any:
-        yield io.BytesIO()
-
-    return MagicMock(open=opened)

@@ -64,6 +64,11 @@ def test_imports_win(tmp_path: Path) -> None:
 def test_bases_that_cannot_be_filled(tmp_path: Path) -> None:
     with pytest.raises(BadBase, match="no containerd"):
         find_runtime(tmp_path)
+    (tmp_path / "usr/local/bin").mkdir(parents=True)
+    (tmp_path / "usr/local/bin/rke2").touch()
+    with pytest.raises(BadBase, match="the base runs rke2") as raised:
+        find_runtime(tmp_path)
+    assert "root: /var/lib/rancher/rke2/agent/containerd" in raised.value.hint
     with pytest.raises(BadBase, match="cannot be read"):
         find_runtime(install(tmp_path, "version = "))
     with pytest.raises(BadBase, match="stargz"):

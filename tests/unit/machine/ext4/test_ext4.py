@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ from parbake.core.filetree import FileNode, Store, walk
 from parbake.core.model import MIB, Layer
 from parbake.core.run import run
 from parbake.machine import disk
-from parbake.machine.ext4 import ForeignVolume, LayerArea, Volume
-from parbake.machine.ext4.allocator import Turnstile, shares
+from parbake.machine.ext4 import ForeignVolume, LayerArea, PlacedLayer, Volume, WrittenLayer
+from parbake.machine.ext4.allocator import Overflow, Turnstile, Zone, shares
+from parbake.machine.ext4.layer import LayerWriter
 from parbake.machine.ext4.stream import HASHED
 from parbake.machine.ext4.superblock import BLOCK, bitmap_of, bits, merged, without
 
@@ -78,27 +80,34 @@ def check(path: Path) -> None:
 
 
 def write(
-    path: Path, trees: dict[str, Callable[[LayerArea], FileNode]], *, at_once: bool = False, **options: bool
+    path: Path, trees: dict[str, Callable[[LayerWriter], FileNode]], *, at_once: bool = False, **options: bool
 ) -> Volume:
     """Write trees as layers, their data side by side where asked for."""
     with Volume(path) as volume, ThreadPoolExecutor(len(trees) if at_once else 1) as pool:
         layers = [layer(name) for name in trees]
         slots = volume.areas(layers, **options)
 
-        def make(tree: Callable[[LayerArea], FileNode], area: LayerArea) -> FileNode:
+        def make(tree: Callable[[LayerWriter], FileNode], area: LayerArea) -> WrittenLayer:
             if at_once:
                 time.sleep(random.random() / 50)
-            return tree(area)
+            writer = area.writer()
+            return writer.write(tree(writer))
 
         made = [pool.submit(make, tree, area) for tree, area in zip(trees.values(), slots, strict=True)]
         try:
             for one, area, tree in zip(layers, slots, made, strict=True):
-                volume.placed[one.chain_id] = area.place(tree.result())
+                volume.placed[one.chain_id] = area.settle(tree.result())
         except BaseException:
             volume.turnstile.give_up()
             raise
         finish(volume)
     return volume
+
+
+def placed(area: LayerArea, tree: Callable[[LayerWriter], FileNode]) -> PlacedLayer:
+    """Write a tree into its place, and settle it."""
+    writer = area.writer()
+    return area.settle(writer.write(tree(writer)))
 
 
 def read(path: Path, name: str) -> FileNode:
@@ -133,16 +142,23 @@ def test_what_is_left_of_ranges(ranges: list[tuple[int, int]], gone: list[tuple[
     assert numbers(without(merged(ranges), merged(gone))) == numbers(ranges) - numbers(gone)
 
 
+def zones_of(
+    free: list[tuple[int, int]], weights: list[int], turnstile: Turnstile, *, dense: bool
+) -> tuple[list[Zone], Overflow]:
+    found, overflow = shares(free, weights, unit=1, what="blocks", turnstile=turnstile, dense=dense)
+    return [Zone(share, partial(overflow.take, number)) for number, share in enumerate(found)], overflow
+
+
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=8).filter(any), st.integers(1, 500), st.booleans())
 def test_zones_never_share_a_unit_and_dense_ones_waste_none(weights: list[int], total: int, dense: bool) -> None:
     turnstile = Turnstile()
-    zones, _ = shares([(10, 10 + total)], weights, unit=1, what="blocks", turnstile=turnstile, dense=dense)
+    zones, overflow = zones_of([(10, 10 + total)], weights, turnstile, dense=dense)
     taken: list[int] = []
     for number, zone in enumerate(zones):
         last = number == len(zones) - 1
         with suppress(DiskFull):  # the shares of those to come are not touched
             taken += [zone.one() for _ in range(total - len(taken) if last else total // len(weights))]
-        zone.end()
+        overflow.give(zone.left)
         turnstile.finish(number)
     assert len(set(taken)) == len(taken)
     assert set(taken) <= set(range(10, 10 + total))
@@ -151,7 +167,7 @@ def test_zones_never_share_a_unit_and_dense_ones_waste_none(weights: list[int], 
 
 def test_a_zone_that_is_full_waits_for_its_turn_and_for_no_longer() -> None:
     turnstile = Turnstile()
-    zones, _ = shares([(0, 16)], [1, 1], unit=1, what="blocks", turnstile=turnstile, dense=True)
+    zones, overflow = zones_of([(0, 16)], [1, 1], turnstile, dense=True)
     got: list[int] = []
     errors: list[Exception] = []
 
@@ -165,13 +181,13 @@ def test_a_zone_that_is_full_waits_for_its_turn_and_for_no_longer() -> None:
     thread.start()
     assert [zones[0].one() for _ in range(3)] == [0, 1, 2]
     assert got == []
-    zones[0].end()
+    overflow.give(zones[0].left)
     turnstile.finish(0)
     thread.join()
     assert len(got) == 2
     turnstile.give_up()
     with pytest.raises(Interrupted):
-        shares([(0, 16)], [1, 1], unit=1, what="blocks", turnstile=turnstile, dense=True)[0][1].one()
+        zones_of([(0, 16)], [1, 1], turnstile, dense=True)[0][1].one()
 
 
 # -- trees
@@ -184,8 +200,8 @@ DATA = st.one_of(st.binary(max_size=100), st.integers(0, 40_000).map(lambda size
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> Callable[[LayerArea], FileNode]:
-    def entry(depth: int) -> Callable[[LayerArea], FileNode]:
+def trees(draw: st.DrawFn) -> Callable[[LayerWriter], FileNode]:
+    def entry(depth: int) -> Callable[[LayerWriter], FileNode]:
         kind = draw(st.sampled_from(["file", "file", "folder", "link", "device", "attributes", "sparse"]))
         modified = draw(st.integers(-(2**31), 2**33)) * 10**9 + draw(st.integers(0, 999_999_999))
         if kind == "folder" and depth:
@@ -211,7 +227,7 @@ def trees(draw: st.DrawFn) -> Callable[[LayerArea], FileNode]:
     return lambda area: _folder_of(area, below, 0)
 
 
-def _folder_of(area: LayerArea, below: dict[bytes, Callable[[LayerArea], FileNode]], modified: int) -> FileNode:
+def _folder_of(area: LayerWriter, below: dict[bytes, Callable[[LayerWriter], FileNode]], modified: int) -> FileNode:
     node = FileNode(stat.S_IFDIR | 0o751, 3, 4, modified)
     node.children = {name: make(area) for name, make in below.items()}
     return node
@@ -229,7 +245,7 @@ def _device(major: int, minor: int) -> FileNode:
     return node
 
 
-def _sparse(area: LayerArea, starts: list[int]) -> FileNode:
+def _sparse(area: LayerWriter, starts: list[int]) -> FileNode:
     node = FileNode(stat.S_IFREG | 0o600)
     node.extents = area.put_sparse((start, [memoryview(b"x" * 512)]) for start in starts)
     node.size = (starts[-1] if starts else 0) + 5000
@@ -258,13 +274,13 @@ def same(ours: FileNode, theirs: FileNode) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_tree_is_clean_and_is_read_back(
     tmp_path_factory: pytest.TempPathFactory,
-    first: Callable[[LayerArea], FileNode],
-    second: Callable[[LayerArea], FileNode],
+    first: Callable[[LayerWriter], FileNode],
+    second: Callable[[LayerWriter], FileNode],
 ) -> None:
     path = empty(tmp_path_factory.mktemp("tree"), 16 * MIB)
     written: dict[str, FileNode] = {}
 
-    def remember(name: str, make: Callable[[LayerArea], FileNode]) -> Callable[[LayerArea], FileNode]:
+    def remember(name: str, make: Callable[[LayerWriter], FileNode]) -> Callable[[LayerWriter], FileNode]:
         return lambda area: written.setdefault(name, make(area))
 
     write(path, {"a": remember("a", first), "b": remember("b", second)})
@@ -280,7 +296,7 @@ def test_large_files_many_extents_and_data_as_it_was(tmp_path: Path) -> None:
     data = random.Random(1).randbytes(3 * MIB + 17)
     digest = hashlib.sha256(data * 50).digest()
 
-    def make(area: LayerArea) -> FileNode:
+    def make(area: LayerWriter) -> FileNode:
         large = FileNode(stat.S_IFREG | 0o644)
         large.size = len(data) * 50
         large.extents = area.put(memoryview(data) for _ in range(50))
@@ -309,9 +325,10 @@ def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path)
     names = ["a", "b", "c"]
     with Volume(path) as volume:
         slots = volume.areas([layer(name) for name in names])
-        trees = [some(name)(area) for name, area in zip(names, slots, strict=True)]
-        for name, area, tree in zip(names, slots, trees, strict=True):
-            volume.placed[layer(name).chain_id] = area.place(tree)
+        writers = [area.writer() for area in slots]
+        trees = [some(name)(writer) for name, writer in zip(names, writers, strict=True)]
+        for name, area, writer, tree in zip(names, slots, writers, trees, strict=True):
+            volume.placed[layer(name).chain_id] = area.settle(writer.write(tree))
             volume.preview()
             children = volume.reader.node(2).children
             assert children is not None
@@ -323,8 +340,8 @@ def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path)
     assert plain.read_bytes() == path.read_bytes()
 
 
-def some(name: str, count: int = 40) -> Callable[[LayerArea], FileNode]:
-    def make(area: LayerArea) -> FileNode:
+def some(name: str, count: int = 40) -> Callable[[LayerWriter], FileNode]:
+    def make(area: LayerWriter) -> FileNode:
         source = random.Random(name)
         return folder(**{f"{name}{n}": file(area, source.randbytes(source.randrange(60_000))) for n in range(count)})
 
@@ -368,9 +385,9 @@ def test_layers_that_stay_are_not_touched_and_what_left_is_gone(tmp_path: Path) 
         fresh = f"new{number}"
         with Volume(path) as volume:
             volume.rename(disk.filesystem_uuid(fresh))
-            volume.keep([layer("a").chain_id, layer("b").chain_id])
+            volume.retain([layer("a").chain_id, layer("b").chain_id])
             (area,) = volume.areas([layer(fresh)])
-            volume.placed[layer(fresh).chain_id] = area.place(some(fresh)(area))
+            volume.placed[layer(fresh).chain_id] = placed(area, some(fresh))
             finish(volume)
         check(path)
         after = path.read_bytes()

@@ -13,12 +13,26 @@ from hypothesis import strategies as st
 
 from parbake.core.filetree import FileNode, walk
 from parbake.core.model import MIB
-from parbake.machine.ext4 import LayerArea, Moved, Volume, lay_out
+from parbake.machine.ext4 import Moved, Volume, lay_out
 from parbake.machine.ext4.allocator import size_of
+from parbake.machine.ext4.layer import LayerWriter
 from parbake.machine.ext4.relocate import AHEAD
 from parbake.machine.ext4.stream import HASHED
 from parbake.machine.ext4.superblock import BLOCK, Range, merged, shared
-from tests.unit.machine.ext4.test_ext4 import check, empty, file, finish, folder, layer, read, same, some, trees, write
+from tests.unit.machine.ext4.test_ext4 import (
+    check,
+    empty,
+    file,
+    finish,
+    folder,
+    layer,
+    placed,
+    read,
+    same,
+    some,
+    trees,
+    write,
+)
 
 UNIT = HASHED // BLOCK
 
@@ -56,8 +70,8 @@ REQUESTS = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_requests_leave_any_volume_clean_and_as_it_was(
     tmp_path_factory: pytest.TempPathFactory,
-    first: Callable[[LayerArea], FileNode],
-    second: Callable[[LayerArea], FileNode],
+    first: Callable[[LayerWriter], FileNode],
+    second: Callable[[LayerWriter], FileNode],
     requests: list[Range],
     later: list[Range],
 ) -> None:
@@ -145,9 +159,9 @@ def test_a_volume_that_starts_from_one_that_was_laid_out(path: Path) -> None:
     before, kept = path.read_bytes(), {name: contents(path, name) for name in "ab"}
     with Volume(path) as volume:
         zone = volume.hot
-        volume.keep([layer("a").chain_id, layer("b").chain_id])
+        volume.retain([layer("a").chain_id, layer("b").chain_id])
         (area,) = volume.areas([layer("new")])
-        volume.placed[layer("new").chain_id] = area.place(some("new", 60)(area))
+        volume.placed[layer("new").chain_id] = placed(area, some("new", 60))
         finish(volume)
     check(path)
     assert volume.hot == zone

@@ -12,7 +12,7 @@ import pytest
 from parbake.core import run
 from parbake.core.nodefiles import node_file
 from parbake.machine.vm import Seed, agent_credentials, agent_seed
-from parbake.verify.booted import Kind, Node
+from parbake.verify.booted import BootedNode, Kind
 
 
 def show(image: Path, name: str) -> bytes:
@@ -83,5 +83,7 @@ def test_cloud_init_is_needed_for_other_bases_and_for_the_trace(
     tmp_path: Path, kind: Kind, *, default_base: bool, reads: bool, by_systemd: bool
 ) -> None:
     disk, log = tmp_path / "disk.raw", tmp_path / "reads" if reads else None
-    node = Node(disk, kind, "raw", folder=tmp_path, base=lambda: disk, memory=64, default_base=default_base, reads=log)
+    node = BootedNode(
+        disk, kind, "raw", folder=tmp_path, base=lambda: disk, memory=64, default_base=default_base, reads=log
+    )
     assert (node.machine._seed is None, bool(node.machine._credentials)) == (by_systemd, by_systemd)

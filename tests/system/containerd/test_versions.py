@@ -1,0 +1,175 @@
+"""A store that one version of containerd filled, used by another: the machine's 1.7, and 2.x as nodes run it.
+
+Each way an image is started as it came, after a garbage collection, after a pull that a pod of policy Always asks for,
+and after a reboot; the node's containerd reads its configuration in either version of the format.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from parbake.containerd import Cri, Daemon
+from parbake.containerd.cri import log_text
+from parbake.core import run
+from parbake.core.model import Platform
+from parbake.core.run import CONTAINERD, Deadline
+from parbake.images import pause
+from parbake.machine import disk
+from tests.fakes.every_layer_feature import busybox_layer, push_all, variety
+from tests.fakes.images import image, push
+from tests.fakes.newer import MACHINES, NEWER, program_of
+from tests.fakes.registry import DockerRegistry
+from tests.fakes.runs import bake, bakefile, traces
+from tests.fakes.store import ctr, snapshot_folders
+from tests.fakes.trees import differences, scan
+
+pytestmark = [pytest.mark.root, pytest.mark.slow(60)]
+
+Format = Literal["v2", "v3"]
+
+FILLED = (MACHINES, NEWER)
+STARTED: tuple[tuple[str, Format], ...] = ((MACHINES, "v2"), (NEWER, "v2"), (NEWER, "v3"))
+
+
+class NodeDaemon(Daemon):
+    """A containerd with a node's configuration: it collects garbage by itself and discards layers that it unpacked."""
+
+    def __init__(self, *arguments: Any, configured: Format, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._configured = configured
+
+    def _configure(self, folder: Path) -> Path:
+        path = super()._configure(folder)
+        text = re.sub(r'(?s)\[plugins\."io\.containerd\.gc\.v1\.scheduler"\].*?(?=\n\[)', "", path.read_text())
+        if self._configured == "v3":
+            path.write_text(text)
+            text = run.run([self._program, "--config", str(path), "config", "migrate"]).text
+            assert "version = 3" in text
+            head = "[plugins.'io.containerd.cri.v1.images']"
+        else:
+            head = '[plugins."io.containerd.grpc.v1.cri".containerd]'
+        assert head in text
+        text = re.sub(r"(?m)^\s*discard_unpacked_layers = .*\n", "", text)
+        path.write_text(text.replace(head, f"{head}\ndiscard_unpacked_layers = true"))
+        return path
+
+
+@dataclass(frozen=True)
+class World:
+    """A registry with an image, and volumes baked from it, by what filled them."""
+
+    folder: Path
+    registry: DockerRegistry
+    name: str
+    volumes: Mapping[str, Path]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("versions")
+    with pytest.MonkeyPatch.context() as patch, DockerRegistry(tmp_path_factory.mktemp("registry")) as registry:
+        patch.setenv("PARBAKE_CACHE", str(folder / "cache"))
+        patch.setenv("HOME", str(folder))
+        built = image(busybox_layer(), config={"Cmd": ["/bin/busybox", "echo", "hello"], "Env": ["PATH=/bin"]})
+        push(registry.url, "team/app", built, "1")
+        name, volumes = f"{registry.host}/team/app:1", {}
+        for which in FILLED:
+            patch.setenv(CONTAINERD, program_of(which))
+            path = bakefile(folder / which, [name], base="none", artefact={"kind": "volume"})
+            volumes[which] = Path(bake(path)["artefact_path"])
+        patch.delenv(CONTAINERD)
+        yield World(folder, registry, name, volumes)
+    assert traces(folder) == []
+
+
+def starts(cri: Cri, name: str, logs: Path) -> bool:
+    """Start an image as a kubelet would that may not pull; tell whether it said what it says."""
+    with cri.pod("app", log_directory=logs) as pod:
+        container = cri.create_container(pod, "app", name, log_path=f"{len(list(logs.glob('*')))}.log")
+        cri.start_container(container)
+        deadline = Deadline(60, "the container's end")
+        while (status := cri.container_status(container)).state != "exited":
+            deadline.sleep(0.02)
+        return status.exit_code == 0 and log_text(Path(status.log_path).read_bytes()) == "hello\n"
+
+
+@pytest.mark.parametrize(("started", "configured"), STARTED)
+@pytest.mark.parametrize("filled", FILLED)
+def test_a_store_is_used_by_every_version(
+    world: World, tmp_path: Path, filled: str, started: str, configured: Format
+) -> None:
+    volume = tmp_path / "volume.raw"
+    run.run(["cp", "--sparse=always", str(world.volumes[filled]), str(volume)])
+    logs = tmp_path / "logs"
+    with disk.private_mounts(), disk.mount(volume, tmp_path / "mnt", filesystem="ext4") as mounted:
+
+        def node(folder: str) -> NodeDaemon:
+            options = {"cri": True, "sandbox_image": pause.REFERENCE, "containerd": program_of(started)}
+            return NodeDaemon(mounted.path, tmp_path / folder, configured=configured, **options)
+
+        with node("first") as daemon, daemon.client() as client:
+            cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
+            [major] = re.findall(r"^containerd v?([0-9]+)\.", cri.version())
+            assert major == ("2" if started == NEWER else "1")
+            status = cri.image_status(world.name)
+            assert status
+            assert status.pinned
+            assert starts(cri, world.name, logs)
+            before = {snapshot.name for snapshot in client.snapshots.list()}
+            content = {info.digest for info in client.content.list()}
+
+            client.gc()
+            assert {snapshot.name for snapshot in client.snapshots.list()} == before
+            assert {info.digest for info in client.content.list()} == content
+            assert starts(cri, world.name, logs)
+
+            assert cri.pull_image(world.name) == status.id
+            again = cri.image_status(world.name)
+            assert again
+            assert not again.pinned, "a kubelet's pull takes the pin away"
+            client.gc()
+            assert {snapshot.name for snapshot in client.snapshots.list()} == before
+            assert starts(cri, world.name, logs)
+        with node("second") as daemon, daemon.client() as client:
+            assert starts(Cri(client.connection, cgroup_parent=daemon.cgroup_parent), world.name, logs)
+
+
+def test_trees_are_those_that_the_newer_one_unpacks(world: World, tmp_path: Path) -> None:
+    """Images with every feature of a layer, baked, against the newer containerd's own pull of the same."""
+    program = program_of(NEWER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+        built = variety()
+        push_all(world.registry.url, built)
+        names = [f"{world.registry.host}/team/{name}" for name in built]
+        volume = Path(
+            bake(bakefile(tmp_path / "here", names, base="none", artefact={"kind": "volume"}))["artefact_path"]
+        )
+    with (
+        disk.private_mounts(),
+        disk.mount(volume, tmp_path / "mnt", filesystem="ext4") as mounted,
+        Daemon(tmp_path / "pulled", tmp_path / "run", containerd=program) as theirs,
+        Daemon(mounted.path, tmp_path / "run-ours", containerd=program) as ours,
+        theirs.client() as pulled,
+        ours.client() as baked,
+    ):
+        began = time.time_ns()
+        for name in names:
+            ctr(theirs, "images", "pull", "--local", "--plain-http", "--platform", str(Platform.host()), name)
+        pulling = range(began, time.time_ns())
+        parents = {snapshot.name: snapshot.parent for snapshot in baked.snapshots.list()}
+        chains = {snapshot.name: snapshot.parent for snapshot in pulled.snapshots.list()}
+        assert len(chains) > 10
+        for chain, parent in chains.items():
+            assert parents[chain] == parent
+            unpacked, written = (scan(snapshot_folders(client, (chain,))[-1]) for client in (pulled, baked))
+            # Folders that no layer describes, and roots: dated by the moment of the pull.
+            undated = frozenset(path for path, node in unpacked.items() if node.modified in pulling)
+            assert differences(unpacked, written, ignore_times_of=undated) == []
