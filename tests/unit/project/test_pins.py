@@ -15,7 +15,12 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[3]
 WORKFLOW = ROOT / "deploy/github-actions.yaml"
 CONTAINERFILES = (ROOT / "deploy/Containerfile", ROOT / "src/parbake/node/Containerfile")
-MANIFESTS = (ROOT / "deploy/cronjob.yaml", ROOT / "src/parbake/node/daemonset.yaml", WORKFLOW)
+MANIFESTS = (
+    ROOT / "deploy/cronjob.yaml",
+    ROOT / "deploy/fleet-worker.yaml",
+    ROOT / "src/parbake/node/daemonset.yaml",
+    WORKFLOW,
+)
 LOCKS = {"developers": ROOT / "requirements.lock", "image": ROOT / "deploy/requirements.lock"}
 
 COMMIT = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v[0-9.]+")

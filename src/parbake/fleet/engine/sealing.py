@@ -48,7 +48,7 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
         ) from None
     except OSError as error:
         raise EnvironmentProblem(f"cannot read the fleet's key {path}: {error.strerror}") from error
-    if mode & 0o077:
+    if mode & 0o037:  # the group may read it, as it may a key that signs: Kubernetes lends secrets so
         raise InputError(f"others can read the fleet's key {path}", hint=f"chmod 600 {path}")
     if not lines or not all(map(_LINE.fullmatch, lines)):
         raise InputError(f"{path} is not a key of a fleet", hint="it has 64 hexadecimal digits on each line")
