@@ -14,7 +14,7 @@ VM_JOBS ?= 2
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
 .PHONY: help setup packages lock lint test test-unit demo docs fuzz proto clean
-.PHONY: bench-bake bench-coldstart bench-rebake bench-upload
+.PHONY: bench-bake bench-coldstart bench-fleet bench-rebake bench-upload
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +74,11 @@ bench-upload: setup ## Compare uploads to EBS with a plain boto3 loop, on a stan
 
 bench-rebake: setup ## Measure a bake after a changed top layer (BENCH_REBAKE_IMAGE, BENCH_ROUNDS)
 	@$(BIN)/python -m bench.rebake --image $(BENCH_REBAKE_IMAGE) --rounds $(BENCH_ROUNDS)
+
+FLEET_BAKES ?= 1000
+
+bench-fleet: setup ## Bake simulated cells on a fleet whose server and workers are killed (FLEET_BAKES)
+	@$(BIN)/python -m bench.fleet --bakes $(FLEET_BAKES)
 
 COLD_APPS ?= web,potato
 COLD_PROFILES ?= mild,harsh

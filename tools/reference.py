@@ -70,6 +70,17 @@ EXAMPLES: Final = {
     "fleet plan": "parbake fleet plan",
     "fleet matrix": "parbake fleet matrix --for github",
     "fleet schema": "parbake fleet schema > fleet.schema.json",
+    "fleet up": (
+        "parbake fleet up --workers 1 --port 27241 --ui-port 28241 &\n"
+        "until [ -e .fleet/server.json ]; do sleep 0.2; done"
+    ),
+    "fleet worker": "parbake fleet worker --queues control &\nkill $!",
+    "fleet run": "parbake fleet run",
+    "fleet status": "parbake fleet status",
+    "fleet pause": "parbake fleet pause",
+    "fleet resume": "parbake fleet resume",
+    "fleet cancel": "parbake fleet cancel",
+    "fleet retry": "parbake fleet retry hello\nkill %1\nwait",
     "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",
 }
@@ -77,6 +88,7 @@ EXAMPLES: Final = {
 
 ENVIRONMENT: Final = {
     "PARBAKE_CACHE": "Where parbake keeps what it can make again. Default: `~/.cache/parbake`.",
+    "PARBAKE_FLEET_KEY": "The file with the key of a fleet, which seals all that goes through its engine.",
     "PARBAKE_CONTAINERD": "The full path of the containerd to fill volumes with. Default: the one in `PATH`.",
     "PARBAKE_LAYER_CACHE": "How much room layers may take between bakes, such as `20GiB`. Default: none are kept.",
     "PARBAKE_USERNAME": "The user for registries with `credentials: environment`.",

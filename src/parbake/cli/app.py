@@ -310,9 +310,11 @@ def main() -> None:
     sys.excepthook = _tell_bug
     gc.disable()  # while modules load it finds nothing, again and again; `opened_events` sets it to work
     code = run()
-    if code == Interrupted.exit_code:
+    if code == Interrupted.exit_code or "temporalio" in sys.modules:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
-        os._exit(code)  # all is cleaned up; threads of libraries that were cut off are not waited for
+        # All is cleaned up. Threads of libraries that were cut off are not waited for; and the engine's library may
+        # crash the interpreter on its way out, after a refused connection, so that the code would be another one.
+        os._exit(code)
     sys.exit(code)

@@ -23,6 +23,10 @@ Cells = Annotated[
     ),
 ]
 
+Store = Annotated[
+    str, typer.Option(help="Where artefacts are shared, instead of in the fleet's `store`.", metavar="ADDRESS")
+]
+
 fleets = typer.Typer(help="Bake many Bakefiles for some architectures, on many machines.")
 app.add_typer(fleets, name="fleet", no_args_is_help=True)
 
@@ -41,17 +45,20 @@ def init(
 
 
 @command(fleets)
-def plan(events: Events, cell: Cells = None, file: FleetPath = DEFAULT_FILE) -> Result:
+def plan(events: Events, cell: Cells = None, store: Store = "", file: FleetPath = DEFAULT_FILE) -> Result:
     """Show what a run would do, without doing it.
 
     Every cell is planned, and looked for in the store. The exit code is 3 when some could not be planned.
     """
+    from parbake.bakefile import store_address
     from parbake.cli.text import fleet as text
     from parbake.fleet import preview
     from parbake.fleet.cells import cells, chosen
     from parbake.fleet.file import load
 
     fleet, folder = load(file), file.absolute().parent
+    if store:
+        fleet = fleet.model_copy(update={"store": store_address(store)})
     found = preview.look(fleet, folder, chosen(cells(fleet, folder), tuple(cell or ())), events)
     wrong = sum(each.state == "wrong" for each in found)
 

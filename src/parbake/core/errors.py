@@ -35,6 +35,7 @@ once. A library caller catches ``ParbakeError`` or any branch of it::
     ├── RolloutError                1   a target refused what was handed to it, or did not follow
     │   ├── TargetMoved                 somebody else changed it meanwhile, or owns what would be changed
     │   └── Stalled                     nodes did not come to run the artefact in time; names them and why
+    ├── EngineUnreachable           1   the engine of fleets does not answer
     ├── FleetIncomplete             3   some cells of a fleet failed, the others are done
     ├── VerificationFailed          3   the artefact does not do what its record promises
     └── Interrupted                 130 Ctrl-C or SIGTERM
@@ -286,6 +287,12 @@ class Stalled(RolloutError):
     """Nodes did not come to run the artefact in time; the message names them, and what they wait for."""
 
     usual_hint = "remove what they wait for and run the same command again to keep following; or run `parbake rollback`"
+
+
+class EngineUnreachable(ParbakeError):
+    """The engine of fleets does not answer."""
+
+    usual_hint = "is `parbake fleet up` running? For another server check TEMPORAL_ADDRESS and its certificates"
 
 
 class FleetIncomplete(ParbakeError):

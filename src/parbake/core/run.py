@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ _PASSED_ON = (
 )  # fmt: skip
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAIL_LINES = 40
+_LONGEST_LINE = 1 << 20  # of what ``follow`` hears: an event of ours is shorter
 CONTAINERD = "PARBAKE_CONTAINERD"
 """The variable that names the containerd to use instead of the one in PATH, by its full path."""
 
@@ -217,6 +219,64 @@ def _kill(popen: subprocess.Popen[bytes], *, group: bool) -> None:
     popen.wait()
 
 
+async def follow(
+    command: list[str],
+    *,
+    on_line: Callable[[str], object],
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    grace: float = 10.0,
+) -> Result:
+    """Run a program to its end beside an event loop; ``on_line`` gets each line of its standard error as it comes.
+
+    When the caller is cancelled, the program and all that it started is asked to end, and ended after ``grace``
+    seconds; the cancellation is passed on when nothing of it is left. Await it in the main thread: the kernel ties a
+    child's life to the thread that started it. Raises EnvironmentProblem when the program is not installed; whatever
+    code it ends with is fine.
+    """
+    import asyncio  # only for those who have an event loop
+
+    process = await asyncio.create_subprocess_exec(
+        *_argv(command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(env),
+        cwd=cwd,
+        process_group=0,
+        limit=_LONGEST_LINE,
+    )
+    assert process.stdout
+    assert process.stderr
+    said: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    async def listen(stream: asyncio.StreamReader) -> None:
+        async for line in stream:
+            said.append(line.decode(errors="replace"))
+            on_line(said[-1])
+
+    reading = asyncio.gather(process.stdout.read(), listen(process.stderr))
+    try:
+        stdout, _ = await reading
+        code = await process.wait()
+    except BaseException:
+        _signal_group(process.pid, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(asyncio.shield(process.wait()), grace)
+        except TimeoutError:
+            pass
+        finally:
+            _signal_group(process.pid, signal.SIGKILL)
+            await process.wait()
+        raise
+    return Result(code, stdout, "".join(said))
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
 class Process:
     """A program that runs beside us until ``stop``; its output goes to a log file. Use with ``with``.
 
@@ -260,6 +320,11 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The program's process, 0 before it is started."""
+        return self._popen.pid if self._popen else 0
 
     @property
     def alive(self) -> bool:

@@ -16,7 +16,17 @@ from parbake.bakefile.file import first_version
 from parbake.bakefile.format import Format
 from parbake.bakefile.json_schema import schema_of
 from parbake.bakefile.sections import Section, Via
-from parbake.bakefile.values import ARCHITECTURES, File, Name, StoreText, close, text_schema, valid_name, wrong
+from parbake.bakefile.values import (
+    ARCHITECTURES,
+    File,
+    Name,
+    StoreText,
+    close,
+    described,
+    text_schema,
+    valid_name,
+    wrong,
+)
 
 DEFAULT_FILE = Path("fleet.yaml")
 _GIT_URL = r"(https|ssh|git)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+"
@@ -50,6 +60,14 @@ def _git_ref(text: str) -> str:
     return text
 
 
+def _percent(value: object) -> object:
+    match = re.fullmatch(r"([0-9]{1,3})%", value) if isinstance(value, str) else None
+    if not match or int(match[1]) > 100:
+        raise wrong(f"must be a share such as 10%, not {described(value)}", "from 0% to 100%")
+    return int(match[1])
+
+
+Percent = Annotated[int, BeforeValidator(_percent), text_schema("^[0-9]{1,3}%$", "10%")]
 Architecture = Annotated[str, AfterValidator(_architecture), text_schema("^[a-z0-9]+$", "amd64", "arm64")]
 Architectures = Annotated[tuple[Architecture, ...], Field(min_length=1), AfterValidator(_distinct)]
 AtMost = Annotated[int, Field(ge=1, le=500)]
@@ -82,6 +100,16 @@ class Concurrency(Section):
     """Cells that are under way at once."""
 
 
+class Budget(Section):
+    """How much may go wrong."""
+
+    attempts: Annotated[int, Field(ge=1, le=20)] = 4
+    """How often a bake is tried: again after the death of its machine, or an error that may pass. Then its key is in
+    quarantine, and no run tries it, until `parbake fleet retry` or until it is another one."""
+    failures: Percent = Field(default=10, json_schema_extra={"default": "10%"})
+    """A run pauses when more of its cells than this have failed, at least five: something else is wrong then."""
+
+
 def _entry(text: str) -> object:
     return {"file": text}
 
@@ -105,8 +133,13 @@ class Fleet(Section):
     """The architectures of the nodes."""
     bakefiles: Annotated[tuple[EntryText, ...], Field(min_length=1)]
     """The Bakefiles; a bare text is a path."""
+    verify: bool = True
+    """Boot every artefact and start its images, as `parbake bake` does. Without, what is baked counts as done, and
+    rollouts refuse it."""
     concurrency: Concurrency = Field(default_factory=Concurrency)
     """How much happens at once."""
+    budget: Budget = Field(default_factory=Budget)
+    """How much may go wrong, and what happens then."""
 
     @check("bakefiles")
     @classmethod
@@ -136,7 +169,7 @@ _FLEET = Format(
     no_file="`parbake fleet init` writes one, -f names another",
     model=Fleet,
     schema=schema,
-    not_text=frozenset({"version", "cells"}),
+    not_text=frozenset({"version", "verify", "cells", "attempts"}),
     missing={
         "version": "write version: 1",
         "bakefiles": "list the Bakefiles",

@@ -61,7 +61,7 @@ def _job(fleet: Fleet, cell: Cell, git: str, ref: str, image: str, namespace: st
         "image": image,
         "args": [
             "bake", "-f", cell.file, "--platform", cell.platform, "--store", fleet.store, "--json", "--progress",
-            "plain",
+            "plain", *([] if fleet.verify else ["--no-verify"]),
         ],
         "workingDir": "/bakes",
         "securityContext": {"privileged": True},

@@ -10,13 +10,16 @@ from typing import Literal
 
 from parbake.core.errors import ParbakeError
 from parbake.core.events import Events
+from parbake.fleet import quarantine
 from parbake.fleet.cells import Cell
 from parbake.fleet.file import Fleet
+from parbake.records import Record
+from parbake.records.store import Store, open_store
 from parbake.workflows import plan
 
 _THREADS = 4
 
-State = Literal["there", "unverified", "bake", "build", "wrong"]
+State = Literal["there", "unverified", "bake", "build", "quarantined", "wrong"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,8 @@ class Outlook:
     """What is to be done for a cell.
 
     ``there``: nothing, the store has it; ``unverified``: it has it, and nobody has verified it; ``bake``; ``build``:
-    images first, so that there is no key yet; ``wrong``: it could not be planned, and ``problem`` says why.
+    images first, so that there is no key yet; ``quarantined``: it has failed too often; ``wrong``: it could not be
+    planned. ``problem`` says why.
     """
 
     cell: Cell
@@ -33,6 +37,15 @@ class Outlook:
     artefact: str = ""
     problem: str = ""
     hint: str = ""
+
+
+def _of_plan(cell: Cell, key: str, artefact: str, existing: Record | None, store: Store) -> Outlook:
+    if existing:
+        return Outlook(cell, "there" if existing.verified else "unverified", key, artefact)
+    if note := quarantine.read(store, key):
+        problem = f"bakes of this key have failed too often; the last error was {note.error}: {note.message}"
+        return Outlook(cell, "quarantined", key, artefact, problem, f"`parbake fleet retry {cell.name}` tries it again")
+    return Outlook(cell, "bake", key, artefact)
 
 
 def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> tuple[Outlook, ...]:
@@ -47,11 +60,9 @@ def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> t
             task.advance(1)
         if found.plan is None:
             return Outlook(cell, "build")
-        state: State = "bake"
-        if found.existing:
-            state = "there" if found.existing.verified else "unverified"
-        return Outlook(cell, state, found.plan.key, found.plan.artefact_name)
+        return _of_plan(cell, found.plan.key, found.plan.artefact_name, found.existing, store)
 
+    store = open_store(fleet.store)
     with events.task("cells", len(cells), unit="items") as task, ThreadPoolExecutor(_THREADS) as pool:
         try:
             return tuple(pool.map(one, cells))

@@ -151,7 +151,10 @@ def test_the_tests_that_a_document_names_are_there() -> None:
 
 def test_the_tables_of_dependencies_are_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["aws"]]
+    wanted = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
     python = {re.split(r"[<>=~]", each)[0] for each in wanted}
     ours = (ROOT / "packages.apt").read_text().partition("# Tests:")[0]
     debian = {line for line in ours.splitlines() if line and not line.startswith("#")}

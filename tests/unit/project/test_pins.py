@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[3]
 WORKFLOW = ROOT / "deploy/github-actions.yaml"
 CONTAINERFILES = (ROOT / "deploy/Containerfile", ROOT / "src/parbake/node/Containerfile")
-MANIFESTS = (ROOT / "deploy/cronjob.yaml", ROOT / "src/parbake/node/daemonset.yaml", WORKFLOW)
+MANIFESTS = (
+    ROOT / "deploy/cronjob.yaml",
+    ROOT / "deploy/fleet-worker.yaml",
+    ROOT / "src/parbake/node/daemonset.yaml",
+    WORKFLOW,
+)
 LOCKS = {"developers": ROOT / "requirements.lock", "image": ROOT / "deploy/requirements.lock"}
 
 COMMIT = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v[0-9.]+")
@@ -78,7 +84,7 @@ def test_each_package_of_a_lock_file_has_its_hashes_and_no_place(file: Path) -> 
 def test_the_lock_files_hold_what_the_project_asks_for() -> None:
     """After a change of pyproject.toml: `make lock`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    runs = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["aws"]]
+    runs = [*project["project"]["dependencies"], *chain(*project["project"]["optional-dependencies"].values())]
     image, developers = locked(LOCKS["image"]), locked(LOCKS["developers"])
     assert {name_of(each) for each in (*runs, *project["build-system"]["requires"])} <= set(image)
     assert {name_of(each) for each in (*runs, *project["dependency-groups"]["dev"])} <= set(developers)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from parbake.cli.text.artefacts import table
 from parbake.core.printable import word
+from parbake.core.units import human_bytes
 from parbake.fleet.preview import Outlook, State
+
+if TYPE_CHECKING:
+    from parbake.fleet.engine.runs import Running, Status
+    from parbake.fleet.engine.tasks import Progress
 
 _STATES: dict[State, str] = {
     "there": "there",
     "unverified": "there, not verified",
     "bake": "to bake",
     "build": "to build and bake",
+    "quarantined": "in quarantine",
     "wrong": "wrong",
 }
 
@@ -47,3 +55,70 @@ def outlook_text(found: Sequence[Outlook]) -> str:
     counts = Counter(each.state for each in found)
     said = ", ".join(f"{counts[state]} {words}" for state, words in _STATES.items() if counts[state])
     return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {said}"])
+
+
+def progress_json(progress: Progress) -> dict[str, object]:
+    """Return how a run stands, or has ended."""
+    counts = progress.counts
+    return {
+        "total": progress.total,
+        "counts": {**vars(counts), "done": counts.done},
+        "failed": [vars(each) for each in progress.failed],
+        "paused": progress.paused or None,
+    }
+
+
+def progress_text(progress: Progress) -> str:
+    """Return that for people."""
+    counts = progress.counts
+    said = [f"{value} {name}" for name, value in vars(counts).items() if value]
+    lines = [f"{counts.done} of {progress.total} cells: {', '.join(said) or 'none is done'}"]
+    if progress.paused:
+        lines.append(f"paused: {progress.paused}; `parbake fleet resume` goes on, `parbake fleet cancel` ends it")
+    for each in progress.failed:
+        lines.append(f"{each.cell}: {each.error}: {word(each.message)}")
+        if each.hint:
+            lines.append(f"  next: {word(each.hint)}")
+    return "\n".join(lines)
+
+
+def status_json(status: Status) -> dict[str, object]:
+    """Return how the last run is, with the bakes under way and the workers of each queue."""
+    return {
+        "run": status.run,
+        "state": status.state,
+        "started_at": status.started_at,
+        **(progress_json(status.progress) if status.progress else {}),
+        "running": [asdict(each) for each in status.running],
+        "workers": status.workers,
+    }
+
+
+def status_text(status: Status) -> str:
+    """Return that for people."""
+    lines = [f"{status.run}  {status.state}  since {status.started_at}"]
+    lines.append(progress_text(status.progress) if status.progress else "no worker answers: how far it is is not known")
+    if status.running:
+        rows = (
+            (
+                each.cell,
+                each.key[:12],
+                f"{each.attempt}/{each.attempts}",
+                each.worker,
+                _step(each),
+                "-" if each.heard is None else f"{each.heard:.0f} s ago",
+                word(each.last_failure),
+            )
+            for each in status.running
+        )
+        lines += ["", table(rows, header=("cell", "key", "try", "worker", "progress", "heard", "last failure"))]
+    for queue, count in status.workers.items():
+        if not count:
+            lines.append(f"no worker takes tasks of the queue {queue}: `parbake fleet worker --queues {queue}` does")
+    return "\n".join(lines)
+
+
+def _step(running: Running) -> str:
+    told = running.progress
+    done = int(told.get("done") or 0)
+    return word(f"{told.get('text') or 'waits for a worker'}{f' {human_bytes(done)}' if done else ''}")

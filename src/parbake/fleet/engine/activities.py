@@ -1,0 +1,188 @@
+"""The activities: each is one command of parbake, in a process of its own that dies with the worker.
+
+Its exit code is the policy of retries: what is wrong with the input (2), what verification refuses (3) and what no
+second try cures is not tried again. While it runs the engine hears a heartbeat with what it is doing, from a task of
+its own, since a stage may say nothing for minutes; a cancellation comes back with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.exceptions import ApplicationError, is_cancelled_exception
+
+from parbake.core.errors import ParbakeError
+from parbake.core.run import follow
+from parbake.fleet import quarantine
+from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest
+from parbake.fleet.engine.workflows import describe
+from parbake.fleet.source import checked_out
+
+_NO_SECOND_TRY = {"Denied", "AwsNoAccess", "LayerEscape", "LayerBomb", "Moved", "NotSealed"}
+_KILLED = -9
+_STOPPED = 130
+GRACE = 30.0
+"""Seconds that parbake has to clean up: it ends mounts and containers."""
+_BEATS = 4  # heartbeats in the time that a worker may be silent
+_LONGEST_ERROR = 4000
+_SECRET = ("TEMPORAL_API_KEY", "TEMPORAL_TLS_CLIENT_KEY_DATA", "PARBAKE_FLEET_KEY")
+OURS = (sys.executable, "-m", "parbake")
+
+
+class Activities:
+    """What a worker can do. ``command`` is how parbake is called."""
+
+    def __init__(self, client: Client, command: Sequence[str] = OURS) -> None:
+        self._client, self._ours = client, tuple(command)
+
+    @property
+    def of_control(self) -> list[Any]:
+        """What needs no privilege."""
+        return [self.plan, self.join, self.quarantine]
+
+    @property
+    def of_bakes(self) -> list[Any]:
+        """What needs root and loop devices."""
+        return [self.build, self.bake]
+
+    @activity.defn
+    async def plan(self, request: PlanRequest) -> list[Planned]:
+        """Plan some cells; what is wrong with one is said in its place."""
+        folder = await asyncio.to_thread(checked_out, request.root)
+        named = [part for cell in request.cells for part in ("--cell", cell)]
+        code, document = await self._parbake(
+            ["fleet", "plan", "-f", request.file, "--store", request.store, *named], folder
+        )
+        if code not in {0, 3} or "cells" not in document:
+            raise failure(code, document)
+        return [
+            Planned(
+                each["cell"],
+                each["file"],
+                each["platform"],
+                each["state"],
+                each["key"] or "",
+                (each["problem"] or "")[:_LONGEST_ERROR],
+            )
+            for each in document["cells"]
+        ]
+
+    @activity.defn
+    async def build(self, request: BakeRequest) -> str:
+        """Build and push a cell's images; return the content key that is known then."""
+        document = await self._of_bakefile("build", request)
+        return str(document["key"])
+
+    @activity.defn
+    async def bake(self, request: BakeRequest) -> Baked:
+        """Make sure that a key exists in the store, and is proven where this machine can prove it."""
+        proven = "--verify" if request.verify else "--no-verify"
+        document = await self._of_bakefile(
+            "bake", request, "--expect-key", request.key, "--store", request.store, proven
+        )
+        verdict = document.get("verdict") or {}
+        return Baked(
+            str(document["artefact"]),
+            bool(verdict.get("passed")),
+            bool(document["changed"]),
+            float(document.get("seconds") or 0),
+        )
+
+    @activity.defn
+    async def join(self, name: str) -> bool:
+        """Wait for a bake that another run has begun; False where that was cancelled."""
+        async with beating({"stage": "join", "text": f"waits for {name}"}):
+            try:
+                await self._client.get_workflow_handle(name).result()
+            except WorkflowFailureError as error:
+                if is_cancelled_exception(error.cause):
+                    return False
+                found = describe("", error.cause)  # type: ignore[arg-type]  # the cause is the engine's failure
+                raise ApplicationError(found.message, found.hint, type=found.error, non_retryable=True) from error
+        return True
+
+    @activity.defn
+    async def quarantine(self, request: BakeRequest, found: Failure) -> None:
+        """Note that a key has failed too often, so that no run tries it until somebody says so."""
+        note = quarantine.Note(request.cell, found.error, found.message)
+        await asyncio.to_thread(quarantine.add, request.store, request.key, note)
+
+    async def _of_bakefile(self, command: str, request: BakeRequest, *more: str) -> dict[str, Any]:
+        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
+        code, document = await self._parbake(
+            [command, "-f", request.file, "--platform", request.platform, *more], folder
+        )
+        if code:
+            raise failure(code, document)
+        return document
+
+    async def _parbake(self, arguments: Sequence[str], folder: Path) -> tuple[int, dict[str, Any]]:
+        """Run a command of parbake; return its exit code and its document."""
+        progress: dict[str, Any] = {"stage": "", "text": "", "done": 0, "total": 0}
+
+        def hear(line: str) -> None:
+            with suppress(ValueError, KeyError, TypeError):
+                event = json.loads(line)
+                if event["kind"] == "stage-start":
+                    progress.update(stage=event["name"], text=event["text"], done=0, total=0)
+                elif event["kind"].startswith("task"):
+                    progress.update(text=event["text"], done=event["done"], total=event["total"])
+
+        command = [*self._ours, *arguments, "--json", "--progress", "json"]
+        env = {name: value for name, value in os.environ.items() if name not in _SECRET}
+        async with beating(progress):
+            try:
+                done = await follow(command, on_line=hear, env=env, cwd=folder, grace=GRACE)
+            except asyncio.CancelledError:
+                if activity.is_worker_shutdown():
+                    raise ApplicationError("the worker was told to stop", type="WorkerStopped") from None
+                raise
+        try:
+            return done.code, json.loads(done.stdout)
+        except ValueError:
+            return done.code or 1, {"message": "\n".join(done.stderr.splitlines()[-10:])}
+
+
+@asynccontextmanager
+async def beating(progress: dict[str, Any]) -> AsyncIterator[None]:
+    """Let the engine hear what is being done, until the body ends."""
+    limit = activity.info().heartbeat_timeout
+    pause = limit.total_seconds() / _BEATS if limit else 15.0
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat(dict(progress))
+            await asyncio.sleep(pause)
+
+    heart = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        heart.cancel()
+        with suppress(asyncio.CancelledError):
+            await heart
+
+
+def failure(code: int, document: dict[str, Any]) -> ApplicationError:
+    """Return the engine's error for what a command of parbake ended with."""
+    if code == _STOPPED:
+        return ApplicationError("parbake was interrupted on its machine", type="Interrupted")
+    if code in {_KILLED, 128 - _KILLED}:
+        return ApplicationError("parbake was killed on its machine", "was memory enough? `dmesg` tells", type="Killed")
+    error = str(document.get("error") or ParbakeError.json_name)
+    message = str(document.get("message") or f"parbake ended with code {code}")[:_LONGEST_ERROR]
+    return ApplicationError(
+        message,
+        str(document.get("hint") or ""),
+        type=error,
+        non_retryable=code in {2, 3} or error in _NO_SECOND_TRY,
+    )

@@ -1,0 +1,198 @@
+"""Runs of a fleet, from outside: start one, look at it, pause it, go on, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+)
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import is_cancelled_exception
+from temporalio.service import RPCError, RPCStatusCode
+
+from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, Interrupted
+from parbake.fleet.engine import tasks
+from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.tasks import Progress, RunRequest
+from parbake.fleet.engine.workflows import Fleet, describe
+
+_LOOK = 1.0
+_AN_ANSWER = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A bake under way: what its worker last said, how long ago (seconds), and why the try before failed."""
+
+    cell: str
+    key: str
+    attempt: int = 0
+    attempts: int = 0
+    worker: str = ""
+    progress: dict[str, Any] = field(default_factory=dict)
+    heard: float | None = None
+    last_failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The last run of a fleet. ``workers`` counts who polls each queue; without ``progress`` no worker answered."""
+
+    run: str
+    state: str
+    started_at: str
+    progress: Progress | None
+    running: tuple[Running, ...]
+    workers: dict[str, int]
+
+
+def run_id(fleet: str) -> str:
+    """Return the name of a fleet's runs: there is one at a time."""
+    return f"fleet/{fleet}"
+
+
+async def start(client: Client, request: RunRequest) -> str:
+    """Start a run, or find the one that is under way; return its id."""
+    handle = await client.start_workflow(
+        Fleet.run,
+        request,
+        id=run_id(request.fleet),
+        task_queue=tasks.CONTROL,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        static_summary=request.fleet,
+    )
+    return handle.id
+
+
+async def follow(client: Client, fleet: str, told: Callable[[Status], object]) -> Progress:
+    """Wait for the end of a run; ``told`` gets its status every second. Raises Interrupted where it is cancelled."""
+    ended = asyncio.create_task(_result(client, fleet))
+    while not (await asyncio.wait({ended}, timeout=_LOOK))[0]:
+        with suppress(EngineUnreachable):  # it may be back before the wait for the result gives up
+            told(await status(client, fleet))
+    return ended.result()
+
+
+async def _result(client: Client, fleet: str) -> Progress:
+    try:
+        return await client.get_workflow_handle_for(Fleet.run, run_id(fleet)).result()
+    except WorkflowFailureError as error:
+        if is_cancelled_exception(error.cause):
+            raise Interrupted(f"the run of {fleet} was cancelled") from error
+        found = describe(fleet, error.cause)  # type: ignore[arg-type]  # the cause is the engine's failure
+        raise FleetIncomplete(f"the run of {fleet} failed: {found.message}", hint=found.hint) from error
+    except RPCError as error:
+        raise _translated(error, client, fleet) from error
+
+
+async def status(client: Client, fleet: str) -> Status:
+    """Return how the last run of a fleet is. Raises InputError where there was none, EngineUnreachable."""
+    try:
+        return await _status(client, fleet)
+    except RPCError as error:
+        raise _translated(error, client, fleet) from error
+
+
+async def _status(client: Client, fleet: str) -> Status:
+    handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
+    described = await handle.describe()
+    progress = await _progress(handle)
+    under_way = progress.running if progress and described.status is WorkflowExecutionStatus.RUNNING else {}
+    looked = [_running(client, cell, name) for cell, name in under_way.items() if name]
+    state = described.status.name.lower() if described.status else "unknown"
+    return Status(
+        run=f"{handle.id}/{described.run_id}",
+        state="paused" if progress and progress.paused and state == "running" else state,
+        started_at=described.start_time.isoformat(),
+        progress=progress,
+        running=tuple(await asyncio.gather(*looked)),
+        workers={queue: await _pollers(client, queue) for queue in tasks.QUEUES},
+    )
+
+
+async def _progress(handle: WorkflowHandle[Fleet, Progress]) -> Progress | None:
+    try:
+        return await handle.query(Fleet.progress, rpc_timeout=_AN_ANSWER)
+    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
+        return None
+
+
+async def _running(client: Client, cell: str, name: str) -> Running:
+    key = name.split("/")[1]
+    try:
+        described = await client.get_workflow_handle(name).describe()
+    except RPCError:
+        return Running(cell, key)
+    pending = described.raw_description.pending_activities
+    if not pending:
+        return Running(cell, key)
+    activity = pending[0]
+    details = await client.data_converter.decode(activity.heartbeat_details.payloads)
+    heard = None
+    if activity.HasField("last_heartbeat_time"):
+        heard = (datetime.now(UTC) - activity.last_heartbeat_time.ToDatetime(UTC)).total_seconds()
+    failure = ""
+    if activity.HasField("last_failure"):
+        error = await client.data_converter.decode_failure(activity.last_failure)
+        failure = str(error).splitlines()[0]
+    progress = details[0] if details and isinstance(details[0], dict) else {}
+    return Running(
+        cell, key, activity.attempt, activity.maximum_attempts, activity.last_worker_identity, progress, heard, failure
+    )
+
+
+async def _pollers(client: Client, queue: str) -> int:
+    answer = await client.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=client.namespace,
+            task_queue=TaskQueue(name=queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+        )
+    )
+    return len({poller.identity for poller in answer.pollers})
+
+
+async def cancel(client: Client, fleet: str) -> None:
+    """Cancel a run, with all bakes that it has begun. Raises InputError where there is none."""
+    await _asked(client, fleet, lambda handle: handle.cancel())
+
+
+async def pause(client: Client, fleet: str, why: str) -> None:
+    """Let a run begin nothing new. Raises InputError where there is none."""
+    await _asked(client, fleet, lambda handle: handle.signal(Fleet.pause, why))
+
+
+async def resume(client: Client, fleet: str) -> None:
+    """Let a paused run go on. Raises InputError where there is none."""
+    await _asked(client, fleet, lambda handle: handle.signal(Fleet.resume))
+
+
+async def _asked(client: Client, fleet: str, ask: Callable[[WorkflowHandle[Fleet, Progress]], Any]) -> None:
+    handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
+    try:
+        described = await handle.describe()
+        if described.status is not WorkflowExecutionStatus.RUNNING:
+            raise InputError(f"no run of {fleet} is under way", hint="`parbake fleet run` starts one")
+        await ask(handle)
+    except RPCError as error:
+        raise _translated(error, client, fleet) from error
+
+
+def _translated(error: RPCError, client: Client, fleet: str) -> Exception:
+    if error.status is RPCStatusCode.NOT_FOUND:
+        return InputError(f"there was no run of {fleet} yet", hint="`parbake fleet run` starts one")
+    return unreachable(client.service_client.config.target_host, error)

@@ -1,0 +1,141 @@
+"""What travels through the engine: requests, results and progress. Small, plain, and without any secret."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+CONTROL, BAKE = "control", "bake"
+"""Queues: what needs no root, and what needs root, loop devices, and KVM to verify quickly."""
+QUEUES = (CONTROL, BAKE)
+MOST_CELLS_OF_A_PLAN = 50
+MOST_TOLD = 50
+"""Failures that a run remembers word by word."""
+
+
+def bake_id(key: str, store: str) -> str:
+    """Return the name of the one bake of a key for a store: runs of all fleets meet there."""
+    return f"bake/{key}/{hashlib.sha256(store.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where the fleet's file and its Bakefiles are: a folder of this machine, or a commit of a repository."""
+
+    folder: str = ""
+    git: str = ""
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that failed: parbake's error, its words, and the next step."""
+
+    cell: str
+    error: str
+    message: str
+    hint: str = ""
+
+
+@dataclass
+class Counts:
+    """How many cells a run has brought to which end.
+
+    ``there`` were in the store; ``baked`` were made now, ``joined`` by a bake of another run; ``quarantined`` were not
+    tried, since they have failed too often.
+    """
+
+    there: int = 0
+    baked: int = 0
+    joined: int = 0
+    failed: int = 0
+    quarantined: int = 0
+
+    @property
+    def done(self) -> int:
+        """Cells that are at an end."""
+        return self.there + self.baked + self.joined + self.failed + self.quarantined
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One pass over the cells of a fleet. ``file`` is its file's path below the root.
+
+    ``window`` cells are under way at once; a bake is tried ``attempts`` times; a run in which more than ``failures``
+    percent of all cells have failed pauses; a worker that is silent for ``heartbeat`` seconds counts as dead; bakes are
+    proven if ``verify``.
+    ``total``, ``counts`` and ``failed`` go from one part of a long run to the next.
+    """
+
+    fleet: str
+    file: str
+    root: Root
+    store: str
+    cells: list[str]
+    window: int = 64
+    attempts: int = 4
+    failures: int = 100
+    verify: bool = True
+    heartbeat: float = 60.0
+    total: int = 0
+    counts: Counts = field(default_factory=Counts)
+    failed: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """Some cells to be planned."""
+
+    file: str
+    root: Root
+    store: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is to be done for a cell; ``state`` is that of ``parbake.fleet.preview``."""
+
+    cell: str
+    file: str
+    platform: str
+    state: str
+    key: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class BakeRequest:
+    """A key that is to exist in a store. ``file`` is the Bakefile's path below the root's fleet file."""
+
+    key: str
+    cell: str
+    file: str
+    platform: str
+    root: Root
+    fleet_file: str
+    store: str
+    attempts: int = 4
+    heartbeat: float = 60.0
+    verify: bool = True
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What a bake has brought."""
+
+    artefact: str
+    verified: bool
+    changed: bool
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built."""
+
+    counts: Counts
+    total: int
+    running: dict[str, str] = field(default_factory=dict)
+    failed: list[Failure] = field(default_factory=list)
+    paused: str = ""

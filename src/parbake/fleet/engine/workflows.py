@@ -1,0 +1,299 @@
+"""The workflows: a run of a fleet, and the bake of one key. No I/O, no clock, no chance of their own.
+
+They are replayed from their history after every restart of a worker: a change of what they ask for, or in which order,
+must be guarded by ``workflow.patched``, and tests replay the recorded histories of earlier versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    FailureError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
+from temporalio.exceptions import TimeoutError as TimedOut
+from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellationType, ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from parbake.fleet.engine import tasks
+    from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest, Progress, RunRequest
+
+_A_BAKE = timedelta(hours=6)
+_A_PLAN = timedelta(hours=1)
+_REPORT_OF_WAITING = timedelta(minutes=1)
+_CONTROL = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
+_ENOUGH_TO_JUDGE = 5
+"""Failures below which a run goes on, however few cells it has."""
+
+
+@workflow.defn
+class Bake:
+    """Makes sure that one key exists in a store. Its id names both, so that there is one of it at a time."""
+
+    @workflow.run
+    async def run(self, request: BakeRequest) -> Baked:
+        """Return what the store has now; fails as the last try has failed."""
+        beat = timedelta(seconds=request.heartbeat)
+        retry = RetryPolicy(
+            initial_interval=timedelta(seconds=1),
+            maximum_interval=timedelta(minutes=1),
+            maximum_attempts=request.attempts,
+        )
+        try:
+            baked: Baked = await workflow.execute_activity(
+                "bake",
+                request,
+                result_type=Baked,
+                task_queue=tasks.BAKE,
+                start_to_close_timeout=_A_BAKE,
+                heartbeat_timeout=beat,
+                retry_policy=retry,
+                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+                summary=request.cell,
+            )
+        except ActivityError as error:
+            if not is_cancelled_exception(error) and tried_enough(error):
+                await workflow.execute_activity(
+                    "quarantine",
+                    args=[request, describe(request.cell, error)],
+                    start_to_close_timeout=_A_PLAN,
+                    heartbeat_timeout=beat,
+                    retry_policy=_CONTROL,
+                    task_queue=tasks.CONTROL,
+                )
+            raise
+        return baked
+
+
+@workflow.defn
+class Fleet:
+    """One pass over all cells of a fleet: plans them, and bakes what the store lacks, some at a time."""
+
+    @workflow.init
+    def __init__(self, request: RunRequest) -> None:
+        self._request = request
+        self._total = request.total or len(request.cells)
+        self._pending = deque(request.cells)
+        self._ready: deque[Planned] = deque()
+        self._running: dict[str, str] = {}
+        self._counts = request.counts
+        self._failed = list(request.failed)
+        self._paused = ""
+        self._steps = 0
+        self._went_on = False
+
+    @workflow.query
+    def progress(self) -> Progress:
+        """Say how far it is."""
+        told = dict(list(self._running.items())[: tasks.MOST_TOLD])
+        return Progress(self._counts, self._total, told, self._failed, self._paused)
+
+    @workflow.signal
+    def pause(self, why: str) -> None:
+        """Begin nothing new."""
+        self._paused = why
+
+    @workflow.signal
+    def resume(self) -> None:
+        """Go on."""
+        self._paused, self._went_on = "", True
+        self._steps += 1
+
+    @workflow.run
+    async def run(self, request: RunRequest) -> Progress:
+        """Return how it ended; it succeeds also where some cells have failed."""
+        under_way: set[asyncio.Task[None]] = set()
+        try:
+            while self._pending or self._ready or under_way:
+                seen = self._steps
+                await self._begin(under_way, request.window)
+                await workflow.wait_condition(partial(self._moved_since, seen))
+                ended = {task for task in under_way if task.done()}
+                under_way -= ended
+                for task in ended:
+                    task.result()
+        except asyncio.CancelledError:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+            raise
+        return self.progress()
+
+    async def _begin(self, under_way: set[asyncio.Task[None]], window: int) -> None:
+        """Begin as many cells as may be under way; a history that is long enough is ended first, when all are done."""
+        long_enough = workflow.info().is_continue_as_new_suggested()
+        if long_enough and not under_way and (self._pending or self._ready):
+            workflow.continue_as_new(self._rest())
+        if self._paused or long_enough:
+            return
+        if not self._ready and self._pending and len(under_way) < window:
+            await self._plan()
+        while self._ready and len(under_way) < window:
+            under_way.add(asyncio.create_task(self._cell(self._ready.popleft())))
+
+    def _moved_since(self, seen: int) -> bool:
+        return self._steps != seen
+
+    def _rest(self) -> RunRequest:
+        left = [each.cell for each in self._ready] + list(self._pending)
+        return replace(self._request, cells=left, total=self._total, counts=self._counts, failed=self._failed)
+
+    async def _plan(self) -> None:
+        request = self._request
+        batch = [self._pending.popleft() for _ in range(min(tasks.MOST_CELLS_OF_A_PLAN, len(self._pending)))]
+        try:
+            found = await workflow.execute_activity(
+                "plan",
+                PlanRequest(request.file, request.root, request.store, batch),
+                result_type=list[Planned],
+                task_queue=tasks.CONTROL,
+                start_to_close_timeout=_A_PLAN,
+                heartbeat_timeout=timedelta(seconds=request.heartbeat),
+                retry_policy=_CONTROL,
+                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            for cell in batch:
+                self._note(describe(cell, error))
+            return
+        self._ready.extend(found)
+        self._steps += 1
+
+    async def _cell(self, planned: Planned) -> None:
+        """Bring one cell to its end, whatever that is; only a cancellation is passed on."""
+        try:
+            match planned.state:
+                case "there":
+                    self._counts.there += 1
+                case "unverified" if not self._request.verify:
+                    self._counts.there += 1
+                case "quarantined":
+                    self._counts.quarantined += 1
+                case "wrong":
+                    self._note(Failure(planned.cell, "Wrong", planned.problem))
+                case _:
+                    key = planned.key or await self._built(planned)
+                    await self._baked(planned, key)
+        except (ActivityError, ChildWorkflowError) as error:
+            if is_cancelled_exception(error):
+                raise
+            self._note(describe(planned.cell, error))
+        finally:
+            self._running.pop(planned.cell, None)
+            self._steps += 1
+
+    async def _built(self, planned: Planned) -> str:
+        """Build the images of a cell, and return the key that it has then."""
+        self._running[planned.cell] = ""
+        key: str = await workflow.execute_activity(
+            "build",
+            self._bake_request(planned, ""),
+            result_type=str,
+            task_queue=tasks.BAKE,
+            start_to_close_timeout=_A_BAKE,
+            heartbeat_timeout=timedelta(seconds=self._request.heartbeat),
+            retry_policy=replace(_CONTROL, maximum_attempts=self._request.attempts),
+            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=planned.cell,
+        )
+        return key
+
+    async def _baked(self, planned: Planned, key: str) -> None:
+        """Start the bake of a key; where it is under way for another run, wait for that one."""
+        request = self._bake_request(planned, key)
+        name = self._running[planned.cell] = tasks.bake_id(key, request.store)
+        while True:
+            try:
+                child = await workflow.start_child_workflow(
+                    Bake.run,
+                    request,
+                    id=name,
+                    task_queue=tasks.CONTROL,
+                    cancellation_type=ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
+                    parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
+                    static_summary=planned.cell,
+                )
+            except WorkflowAlreadyStartedError:
+                joined = await self._joined(name)
+                if joined:
+                    self._counts.joined += 1
+                    return
+                continue  # it was cancelled by whoever began it
+            baked = await child
+            if baked.changed:
+                self._counts.baked += 1
+            else:
+                self._counts.there += 1
+            return
+
+    async def _joined(self, name: str) -> bool:
+        """Wait for a bake of another run; False where it was cancelled. Fails as it fails."""
+        joined: bool = await workflow.execute_activity(
+            "join",
+            name,
+            result_type=bool,
+            task_queue=tasks.CONTROL,
+            start_to_close_timeout=_A_BAKE,
+            heartbeat_timeout=_REPORT_OF_WAITING,
+            retry_policy=_CONTROL,
+        )
+        return joined
+
+    def _bake_request(self, planned: Planned, key: str) -> BakeRequest:
+        request = self._request
+        return BakeRequest(
+            key,
+            planned.cell,
+            planned.file,
+            planned.platform,
+            request.root,
+            request.file,
+            request.store,
+            request.attempts,
+            request.heartbeat,
+            request.verify,
+        )
+
+    def _note(self, failure: Failure) -> None:
+        self._counts.failed += 1
+        self._steps += 1
+        if len(self._failed) < tasks.MOST_TOLD:
+            self._failed.append(failure)
+        too_many = self._counts.failed * 100 > self._request.failures * self._total
+        if too_many and self._counts.failed >= _ENOUGH_TO_JUDGE and not self._went_on and not self._paused:
+            self._paused = f"{self._counts.failed} of {self._total} cells failed"
+
+
+def describe(cell: str, error: FailureError) -> Failure:
+    """Return what failed at the bottom: parbake's own error, or the death of workers."""
+    cause: BaseException = error
+    while isinstance(cause, FailureError) and cause.cause is not None:
+        cause = cause.cause
+    if isinstance(cause, ApplicationError):
+        details = cause.details
+        hint = str(details[0]) if details else ""
+        return Failure(cell, cause.type or "ParbakeError", cause.message, hint)
+    if isinstance(cause, TimedOut):
+        return Failure(
+            cell, "WorkerLost", "its workers died, or did not answer", "see the workers' logs: was memory enough?"
+        )
+    return Failure(cell, type(cause).__name__, str(cause))
+
+
+def tried_enough(error: ActivityError) -> bool:
+    """Whether all tries were used up: another run would end the same, as long as the key is the same."""
+    cause = error.cause
+    return not (isinstance(cause, ApplicationError) and cause.non_retryable)

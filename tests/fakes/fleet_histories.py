@@ -1,0 +1,68 @@
+"""Records histories of every workflow and path, for tests that replay them: ``python -m tests.fakes.fleet_histories``.
+
+Run it once for a release; the files of earlier releases stay. They are sealed with a key that is none.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from temporalio.client import Client
+
+from parbake import __version__
+from parbake.core.errors import Interrupted
+from parbake.fleet.engine import runs
+from tests.fakes.fleet_program import key_of
+from tests.fakes.fleets import Fleet
+
+FOLDER = Path(__file__).parents[1] / "unit/fleet/histories"
+KEY = bytes(32)
+
+
+def record(fleet: Fleet, identity: str, name: str) -> None:
+    """Write the history of a workflow."""
+
+    async def go(client: Client) -> str:
+        history = await client.get_workflow_handle(identity).fetch_history()
+        return history.to_json()
+
+    place = FOLDER / __version__ / f"{name}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(fleet.ask(go) + "\n")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        state.mkdir()
+        (state / "key").write_text(KEY.hex())
+        (state / "key").chmod(0o600)
+        with Fleet(Path(folder)) as fleet:
+            fleet.work(1)
+            fleet.run(["one", "build-two", "wrong-three", "refused-four", "flaky-five"])
+            record(fleet, "fleet/shop", "fleet")
+            record(fleet, fleet.bake_id("one"), "bake")
+            record(fleet, fleet.bake_id("refused-four"), "bake-refused")
+            fleet.run(["flaky-six"], attempts=2)
+            record(fleet, fleet.bake_id("flaky-six"), "bake-quarantined")
+            fleet.start(["slow-seven"], name="a")
+            fleet.wait_until(lambda: fleet.happened("start")[key_of("slow-seven")] == 1, "the bake's start")
+            fleet.start(["slow-seven"], name="b")
+            fleet.wait_until(lambda: len(fleet.status("b").running) == 1, "the other's wait")
+            for name in ("b", "a"):
+                fleet.ask(lambda client, name=name: runs.cancel(client, name))  # type: ignore[misc]
+                try:
+                    fleet.end(name)
+                except Interrupted:
+                    record(fleet, f"fleet/{name}", "fleet-cancelled" if name == "a" else "fleet-joined-cancelled")
+            record(fleet, fleet.bake_id("slow-seven"), "bake-cancelled")
+            fleet.start([f"wrong-{number}" for number in range(60)], name="c", failures=1, window=2)
+            fleet.wait_until(lambda: fleet.status("c").state == "paused", "the pause")
+            fleet.ask(lambda client: runs.resume(client, "c"))
+            fleet.end("c")
+            record(fleet, "fleet/c", "fleet-paused")
+
+
+if __name__ == "__main__":
+    main()

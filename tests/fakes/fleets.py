@@ -1,0 +1,120 @@
+"""A fleet on this machine: the engine's real server, workers whose parbake is a stand-in, the ledger of what they did.
+
+with Fleet(tmp_path) as fleet:
+    fleet.work(2)
+    ended = fleet.run(["a@amd64", "b@amd64"])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from temporalio.client import Client
+
+from parbake.core.events import Events
+from parbake.core.run import Deadline, Process
+from parbake.fleet.engine import local, runs
+from parbake.fleet.engine.connect import Engine, connect
+from parbake.fleet.engine.tasks import Progress, Root, RunRequest, bake_id
+from tests.fakes.fleet_program import key_of
+
+_LIMIT = 300.0
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+class Fleet:
+    """Use with ``with``; ``store`` is the folder that stands for one."""
+
+    def __init__(self, folder: Path, *, heartbeat: float = 3.0) -> None:
+        self.state, self.store, self._heartbeat = folder / "state", folder / "store", heartbeat
+        (self.store / "records").mkdir(parents=True)
+        self.settings = local.Settings(port=free_port(), ui_port=free_port())
+        self.engine = Engine(self.state)
+        self.workers: list[Process] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.server = self._stack.enter_context(local.server(self.state, self.settings, Events()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def work(self, count: int = 1, *, slots: int = 2, grace: float = 1.0, seconds: float = 0.05) -> list[Process]:
+        """Start workers."""
+        program = [sys.executable, "-m", "tests.fakes.fleet_worker", str(self.state), str(slots), str(grace)]
+        env = {**os.environ, "FLEET_PROGRAM_SECONDS": str(seconds), "PYTHONPATH": str(Path(__file__).parents[2])}
+        started = []
+        for _ in range(count):
+            log = self.state / f"worker-{len(self.workers) + 1}.log"
+            started.append(self._stack.enter_context(Process(program, log=log, env=env)))
+            self.workers.append(started[-1])
+        return started
+
+    def request(self, cells: list[str], *, name: str = "shop", **more: Any) -> RunRequest:
+        usual = {"window": 16, "heartbeat": self._heartbeat, "failures": 100}
+        return RunRequest(name, "fleet.yaml", Root(str(self.state)), str(self.store), cells, **{**usual, **more})
+
+    def ask[Answer](self, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
+        """Ask the engine something."""
+
+        async def go() -> Answer:
+            return await asyncio.wait_for(ask(await connect(self.engine)), _LIMIT)
+
+        return asyncio.run(go())
+
+    def start(self, cells: list[str], **more: Any) -> str:
+        return self.ask(lambda client: runs.start(client, self.request(cells, **more)))
+
+    def end(self, name: str = "shop") -> Progress:
+        """Wait for the end of a run."""
+        return self.ask(lambda client: runs.follow(client, name, lambda _: None))
+
+    def run(self, cells: list[str], *, name: str = "shop", **more: Any) -> Progress:
+        self.start(cells, name=name, **more)
+        return self.end(name)
+
+    def status(self, name: str = "shop") -> runs.Status:
+        return self.ask(lambda client: runs.status(client, name))
+
+    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        deadline = Deadline(_LIMIT, what)
+        while not holds():
+            deadline.sleep(0.1)
+
+    def bake_id(self, cell: str) -> str:
+        """Return the name of the workflow that bakes a cell."""
+        return bake_id(key_of(cell), str(self.store))
+
+    def ledger(self) -> Counter[str]:
+        """Return how often each thing happened, such as ``start KEY``."""
+        path = self.store / "ledger"
+        return Counter(path.read_text().splitlines()) if path.exists() else Counter()
+
+    def happened(self, word: str) -> Counter[str]:
+        """Return how often something happened to each key."""
+        found = {line: count for line, count in self.ledger().items() if line.startswith(f"{word} ")}
+        return Counter({line.split()[1]: count for line, count in found.items()})
+
+    @property
+    def records(self) -> set[str]:
+        return {path.name for path in (self.store / "records").iterdir() if "." not in path.name}
+
+
+def kill(process: Process, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process alone: what it has started must find out by itself."""
+    os.kill(process.pid, number)

@@ -1,0 +1,210 @@
+"""Runs of fleets on the real engine; what is baked is a stand-in, so that only the engine's part is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+
+from parbake.core.errors import EngineUnreachable, InputError, Interrupted
+from parbake.fleet.engine import local, runs, tasks
+from parbake.fleet.engine.connect import Engine, connect
+from parbake.fleet.engine.tasks import BakeRequest, Root
+from parbake.fleet.engine.workflows import Bake
+from tests.fakes.fleet_program import key_of
+from tests.fakes.fleets import Fleet, kill
+
+pytestmark = pytest.mark.slow(60)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One engine with two workers, for tests that leave them alive."""
+    with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
+        fleet.work(2)
+        yield fleet
+
+
+def test_a_run_brings_every_cell_to_its_end_and_the_next_one_does_nothing(shared: Fleet) -> None:
+    cells = ["one", "two", "build-three", "wrong-four", "refused-five", "flaky-six"]
+    ended = shared.run(cells)
+    counts = ended.counts
+    assert (counts.baked, counts.failed, counts.done, ended.total) == (4, 2, 6, 6)
+    assert {each.cell: each.error for each in ended.failed} == {
+        "wrong-four": "Wrong",
+        "refused-five": "VerificationFailed",
+    }
+    refused = next(each for each in ended.failed if each.cell == "refused-five")
+    assert (refused.message, refused.hint) == ("refused-five does not start", "do something else")
+    starts = shared.happened("start")
+    assert starts[key_of("refused-five")] == 1, "no second try would end otherwise"
+    assert starts[key_of("flaky-six")] == 3
+    assert shared.happened("end") == dict.fromkeys(map(key_of, ["one", "two", "build-three", "flaky-six"]), 1)
+    again = shared.run(["one", "two", "flaky-six"])
+    assert (again.counts.there, again.counts.done) == (3, 3)
+    assert shared.happened("start") == starts
+    assert shared.status().state == "completed"
+    shared.wait_until(lambda: shared.status().workers == {"control": 2, "bake": 2}, "both workers")
+
+
+def test_fleets_that_want_the_same_keys_bake_each_once(shared: Fleet) -> None:
+    cells = [f"common-{number}" for number in range(12)]
+    for name in ("a", "b", "c"):
+        shared.start(cells, name=name)
+    ended = [shared.end(name) for name in ("a", "b", "c")]
+    assert [each.counts.done for each in ended] == [12, 12, 12]
+    assert sum(each.counts.baked for each in ended) == 12
+    starts = shared.happened("start")
+    assert [starts[key_of(cell)] for cell in cells] == [1] * 12
+
+
+def test_a_cancelled_run_ends_what_it_has_begun(shared: Fleet) -> None:
+    shared.start(["slow-cancelled"], name="patient")
+    key = key_of("slow-cancelled")
+    shared.wait_until(lambda: shared.happened("start")[key] == 1, "the bake's start")
+
+    def heard() -> bool:
+        running = shared.status("patient").running
+        return bool(running and running[0].progress.get("stage") == "fill")
+
+    shared.wait_until(heard, "the bake's heartbeat")
+    shared.ask(lambda client: runs.cancel(client, "patient"))
+    with pytest.raises(Interrupted, match="was cancelled"):
+        shared.end("patient")
+    assert shared.happened("end")[key] == 0
+    with pytest.raises(InputError, match="no run of patient is under way"):
+        shared.ask(lambda client: runs.cancel(client, "patient"))
+    with pytest.raises(InputError, match="there was no run of nobody yet"):
+        shared.status("nobody")
+
+
+def test_too_many_failures_pause_a_run(shared: Fleet) -> None:
+    cells = [f"wrong-{number}" for number in range(60)] + ["after-all"]
+    shared.start(cells, name="unlucky", failures=10, window=2)
+    shared.wait_until(lambda: shared.status("unlucky").state == "paused", "the pause")
+    progress = shared.status("unlucky").progress
+    assert progress is not None
+    assert "of 61 cells failed" in progress.paused
+    assert key_of("after-all") not in shared.records
+    shared.ask(lambda client: runs.resume(client, "unlucky"))
+    ended = shared.end("unlucky")
+    assert (ended.counts.failed, ended.counts.baked) == (60, 1)
+    assert len(ended.failed) == tasks.MOST_TOLD
+
+
+def test_nobody_works_for_whom_it_does_not_know(shared: Fleet) -> None:
+    """A development server has no log-in: whoever reaches it can start workflows. Without the key none does a thing."""
+
+    async def inject(client: Client) -> None:
+        plain = await Client.connect(client.service_client.config.target_host)
+        request = BakeRequest("k" * 64, "intruder", "intruder", "linux/amd64", Root("/"), "fleet.yaml", "/nowhere")
+        handle = await plain.start_workflow(Bake.run, request, id="bake/intruder", task_queue=tasks.CONTROL)
+        await asyncio.sleep(3)
+        described = await handle.describe()
+        assert described.status is not None
+        assert described.status.name == "RUNNING"
+        await handle.terminate()
+
+    shared.ask(inject)
+    assert shared.happened("start")["k" * 64] == 0
+
+
+def test_the_engine_reads_nothing_of_what_is_done(shared: Fleet) -> None:
+    shared.run(["marker-of-a-cell", "refused-marker-of-a-cell"], name="sealed")
+    texts = b"".join(path.read_bytes() for path in shared.state.glob("fleet.db*"))  # its log too
+    assert b"bake/" in texts, "names of workflows can be read"
+    assert b"does not start" not in texts
+    assert b"marker-of-a-cell" not in texts
+    assert str(shared.store).encode() not in texts
+
+
+def test_a_dead_worker_and_a_dead_server_lose_nothing(tmp_path: Path) -> None:
+    with Fleet(tmp_path) as fleet:
+        first, _ = fleet.work(2, seconds=0.5)
+        cells = [f"cell-{number}" for number in range(24)]
+        fleet.start(cells)
+        fleet.wait_until(lambda: len(fleet.records) >= 4, "some records")
+        kill(first)
+        fleet.wait_until(lambda: len(fleet.records) >= 8, "more records")
+        kill(fleet.server)
+        fleet.server.stop()
+        fleet.server.__enter__()
+        local.wait_for(fleet.settings.port, fleet.server)
+        ended = fleet.end()
+        assert ended.counts.failed == 0
+        assert ended.counts.done == 24
+        assert fleet.records == set(map(key_of, cells))
+        assert set(fleet.happened("end").values()) == {1}
+        assert sum(fleet.happened("start").values()) <= 24 + 2
+
+
+def test_a_bake_that_kills_its_workers_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
+    with Fleet(tmp_path, heartbeat=2.0) as fleet:
+        fleet.work(1, slots=1)
+        fleet.start(["killer", "fine-1", "fine-2"], attempts=2)
+        key = key_of("killer")
+        quarantined = fleet.store / "quarantine" / key
+        while not quarantined.exists():
+            dead = [worker for worker in fleet.workers if not worker.alive]
+            if len(dead) == len(fleet.workers):
+                fleet.work(1, slots=1)
+            fleet.wait_until(
+                lambda: quarantined.exists() or not fleet.workers[-1].alive or key not in fleet.happened("start"),
+                "the death of a worker",
+            )
+            if len(fleet.workers) > 6:
+                break
+        ended = fleet.end()
+        assert fleet.happened("start")[key] == 2
+        assert [each.error for each in ended.failed] == ["WorkerLost"]
+        assert ended.counts.baked == 2
+        again = fleet.run(["killer", "fine-1"])
+        assert (again.counts.quarantined, again.counts.there) == (1, 1)
+        assert fleet.happened("start")[key] == 2
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_bake_on(tmp_path: Path) -> None:
+    with Fleet(tmp_path) as fleet:
+        (first,) = fleet.work(1, slots=1, grace=0.5, seconds=4)
+        fleet.start(["handed-on"])
+        key = key_of("handed-on")
+        fleet.wait_until(lambda: fleet.happened("start")[key] == 1, "the bake's start")
+        kill(first, signal.SIGTERM)
+        fleet.wait_until(lambda: not first.alive, "the worker's end")
+        fleet.work(1, seconds=0.1)
+        ended = fleet.end()
+        assert (ended.counts.baked, ended.counts.failed) == (1, 0)
+        assert fleet.happened("end")[key] == 1
+
+
+def test_without_a_worker_the_status_says_so(tmp_path: Path) -> None:
+    with Fleet(tmp_path) as fleet:
+        fleet.start(["waits"])
+        status = fleet.status()
+        assert status.workers == {"control": 0, "bake": 0}
+        assert status.progress is None
+        fleet.work(1)
+        assert fleet.end().counts.baked == 1
+
+
+def test_no_engine_no_key_and_no_address_are_told(tmp_path: Path) -> None:
+    engine = Engine(tmp_path)
+    with pytest.raises(InputError, match="there is no key"):
+        asyncio.run(connect(engine))
+    (tmp_path / "key").write_text("0" * 64)
+    (tmp_path / "key").chmod(0o644)
+    with pytest.raises(InputError, match="others can read"):
+        asyncio.run(connect(engine))
+    (tmp_path / "key").chmod(0o600)
+    with pytest.raises(InputError, match="nothing says where the engine is"):
+        asyncio.run(connect(engine))
+    (tmp_path / "server.json").write_text('{"address": "127.0.0.1:1"}')
+    with pytest.raises(EngineUnreachable, match=r"the engine at 127\.0\.0\.1:1 does not answer"):
+        asyncio.run(connect(engine))
+    (tmp_path / "key").write_text("word")
+    with pytest.raises(InputError, match="is not a key of a fleet"):
+        asyncio.run(connect(engine))

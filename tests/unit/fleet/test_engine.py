@@ -1,0 +1,200 @@
+"""The engine's parts that need no server: seals, words of failures, what is allowed where."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from temporalio.api.common.v1 import Payload
+from temporalio.exceptions import ActivityError, ApplicationError, RetryState, TimeoutType
+from temporalio.exceptions import TimeoutError as TimedOut
+
+from parbake.core.errors import CommandFailed, InputError
+from parbake.core.run import run
+from parbake.fleet import quarantine, source
+from parbake.fleet.engine.activities import failure
+from parbake.fleet.engine.sealing import Seal, make_key, read_keys
+from parbake.fleet.engine.tasks import Failure, Root
+from parbake.fleet.engine.workflows import describe, tried_enough
+from parbake.fleet.file import Source
+from parbake.records.store import open_store
+
+SOURCE = Path(__file__).parents[3] / "src" / "parbake"
+FIRST, SECOND = bytes(32), b"k" * 32
+
+
+def through(seal: Seal, opening: Seal, payload: Payload) -> Payload:
+    async def go() -> Payload:
+        (opened,) = await opening.decode(await seal.encode([payload]))
+        return opened
+
+    return asyncio.run(go())
+
+
+def test_what_is_sealed_is_opened_by_those_who_have_the_key() -> None:
+    payload = Payload(metadata={"encoding": b"json/plain"}, data=b'"a marker"')
+    assert through(Seal((FIRST,)), Seal((SECOND, FIRST)), payload) == payload
+    (sealed,) = asyncio.run(Seal((FIRST,)).encode([payload]))
+    assert b"marker" not in sealed.SerializeToString()
+    (again,) = asyncio.run(Seal((FIRST,)).encode([payload]))
+    assert again.data != sealed.data, "two alike cannot be told"
+
+
+@pytest.mark.parametrize("how", ["plain", "another key", "changed", "short"])
+def test_what_is_not_sealed_is_refused(how: str) -> None:
+    payload = Payload(metadata={"encoding": b"json/plain"}, data=b'"x"')
+    if how != "plain":
+        (payload,) = asyncio.run(Seal((SECOND if how == "another key" else FIRST,)).encode([payload]))
+        if how == "changed":
+            payload.data = payload.data[:-1] + bytes([payload.data[-1] ^ 1])
+        if how == "short":
+            payload.data = payload.data[:5]
+    with pytest.raises(ApplicationError, match="is not sealed with the key of this fleet"):
+        asyncio.run(Seal((FIRST,)).decode([payload]))
+
+
+def test_keys_are_made_once_for_their_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    make_key(path)
+    (key,) = read_keys(path)
+    make_key(path)
+    assert read_keys(path) == (key,)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with path.open("a") as file:
+        file.write("00" * 32 + "\n")
+    assert read_keys(path) == (key, bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("code", "document", "kind", "final"),
+    [
+        (2, {"error": "BakefileError", "message": "x", "hint": "y"}, "BakefileError", True),
+        (3, {"error": "VerificationFailed", "message": "x"}, "VerificationFailed", True),
+        (1, {"error": "Denied", "message": "x"}, "Denied", True),
+        (1, {"error": "Moved", "message": "x"}, "Moved", True),
+        (1, {"error": "Unreachable", "message": "x"}, "Unreachable", False),
+        (1, {}, "ParbakeError", False),
+        (130, {}, "Interrupted", False),
+        (-9, {}, "Killed", False),
+        (137, {}, "Killed", False),
+    ],
+)
+def test_the_exit_code_is_the_policy_of_retries(code: int, document: dict[str, object], kind: str, final: bool) -> None:
+    error = failure(code, document)
+    assert (error.type, error.non_retryable) == (kind, final)
+    assert error.message
+
+
+def in_activity(cause: BaseException) -> ActivityError:
+    error = ActivityError(
+        "activity failed",
+        scheduled_event_id=1,
+        started_event_id=2,
+        identity="w",
+        activity_type="bake",
+        activity_id="1",
+        retry_state=RetryState.MAXIMUM_ATTEMPTS_REACHED,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def test_what_failed_is_what_parbake_said() -> None:
+    said = in_activity(ApplicationError("no such image", "push it", type="NoSuchImage", non_retryable=True))
+    assert describe("a", said) == Failure("a", "NoSuchImage", "no such image", "push it")
+    assert not tried_enough(said)
+    lost = in_activity(TimedOut("heartbeat", type=TimeoutType.HEARTBEAT, last_heartbeat_details=[]))
+    assert describe("a", lost).error == "WorkerLost"
+    assert tried_enough(lost)
+    assert tried_enough(in_activity(ApplicationError("x", type="Unreachable")))
+    assert describe("a", in_activity(ValueError("odd"))) == Failure("a", "ValueError", "odd")
+
+
+def test_the_first_note_of_a_quarantine_stays_until_it_is_lifted(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert quarantine.read(store, "k") is None
+    quarantine.add(str(tmp_path), "k", quarantine.Note("a@amd64", "WorkerLost", "first"))
+    quarantine.add(str(tmp_path), "k", quarantine.Note("a@amd64", "WorkerLost", "second"))
+    assert quarantine.read(store, "k") == quarantine.Note("a@amd64", "WorkerLost", "first")
+    quarantine.lift(store, ["k", "other"])
+    assert quarantine.read(store, "k") is None
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    path = tmp_path / "bakes"
+    path.mkdir()
+    git = ["git", "-C", str(path), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    run([*git, "init", "--quiet", "--initial-branch", "main"])
+    (path / "fleet.yaml").write_text("first")
+    run([*git, "add", "."])
+    run([*git, "commit", "--quiet", "-m", "first"])
+    run([*git, "tag", "-a", "v1", "-m", "v1"])
+    (path / "fleet.yaml").write_text("second")
+    run([*git, "commit", "--quiet", "-am", "second"])
+    return path
+
+
+def test_a_run_is_pinned_to_one_commit_that_workers_fetch_once(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    address = f"file://{repository}"
+    tagged = source.pinned(Source.model_construct(git=address, ref="v1"), tmp_path)
+    newest = source.pinned(Source.model_construct(git=address, ref="main"), tmp_path)
+    assert tagged.git == newest.git == address
+    assert (source.checked_out(tagged) / "fleet.yaml").read_text() == "first"
+    place = source.checked_out(newest)
+    assert (place / "fleet.yaml").read_text() == "second"
+    inode = place.stat().st_ino
+    assert source.checked_out(newest).stat().st_ino == inode
+    assert source.pinned(Source.model_construct(git=address, ref=newest.commit), tmp_path) == newest
+    with pytest.raises(InputError, match="has no branch or tag v2"):
+        source.pinned(Source.model_construct(git=address, ref="v2"), tmp_path)
+    with pytest.raises(CommandFailed):
+        source.checked_out(Root(git=address, commit="0" * 40))
+    assert not (place.parent / ("0" * 40)).exists()
+
+
+def test_a_folder_must_be_there(tmp_path: Path) -> None:
+    assert source.checked_out(source.pinned(None, tmp_path)) == tmp_path
+    with pytest.raises(InputError, match="there is no folder"):
+        source.checked_out(Root(folder=str(tmp_path / "gone")))
+    with pytest.raises(InputError, match="is not a commit"):
+        source.checked_out(Root(git="x", commit="--upload-pack=evil"))
+
+
+def test_one_room_knows_the_engine() -> None:
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.is_relative_to(SOURCE / "fleet/engine"):
+            continue
+        nodes = ast.walk(ast.parse(path.read_text()))
+        imports = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any("temporalio" in each for each in imports), f"{path}: it is known in fleet/engine alone"
+
+
+def test_the_engine_is_no_scheduler_of_ours() -> None:
+    """Timers, queues and retries belong to the engine: outside of it nothing of fleets waits or tries again."""
+    for path in sorted((SOURCE / "fleet").rglob("*.py")):
+        names = {
+            name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in [*(alias.name for alias in node.names), getattr(node, "module", "") or ""]
+        }
+        assert not names & {"queue", "sched", "heapq", "Queue", "PriorityQueue", "tenacity", "stamina"}, path
+        if path.name != "local.py":  # which waits for a program to listen, and looks whether it lives
+            assert not names & {"sleep", "Deadline"}, path
+
+
+def test_a_bake_imports_nothing_of_it() -> None:
+    code = (
+        "import sys, parbake.cli, parbake.workflows.bake, parbake.workflows.watch, parbake.cli.text.artefacts; "
+        "print([name for name in sys.modules if name.startswith(('temporalio', 'parbake.fleet'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
