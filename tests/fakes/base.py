@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from parbake.core.workspace import cache_folder
 from parbake.images.pause import REFERENCE
 from parbake.machine import base, disk
 from parbake.machine.vm import Machine
+from parbake.machine.vm.seed import Seed, agent_seed
+from parbake.rollouts import mount
+from parbake.rollouts.userdata import with_parts
 from tests.fakes.newer import NEWER, program_of
 
 
@@ -62,3 +66,20 @@ def newer_node(default_base: Path, image: Path) -> Path:
                 shutil.copy(each, mounted.path / "usr/bin" / each.name)
             (mounted.path / "etc/containerd/config.toml").write_text(NEWER_CONFIG)
     return image
+
+
+def mounting(pause: str) -> Seed:
+    """Return what a cloud would start a node with that mounts a baked volume: one user data of several parts."""
+    seed = agent_seed()
+    return Seed(with_parts(seed.user_data, {"mount": mount.user_data(pause)}), seed.files)
+
+
+def in_journal(machine: Machine, line: str) -> bool:
+    """Tell whether the node's journal gets the line: while journald moves it to the disk it reads as truncated."""
+    until = time.monotonic() + 60 * machine.stretch
+    while time.monotonic() < until:
+        said = machine.guest.run(["journalctl", "--no-pager", "-o", "cat", "-t", "parbake-mount"])
+        if line in said.output:
+            return True
+        time.sleep(0.5)
+    return False

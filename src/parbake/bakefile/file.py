@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
-from pydantic.json_schema import GenerateJsonSchema
 
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
@@ -40,8 +38,6 @@ from parbake.bakefile.verification import VerifySection
 from parbake.core.access import ReadableBy
 from parbake.core.model import Artefact, Platform
 from parbake.core.reference import DOCKER_HUB, Reference
-
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def first_version(value: object) -> object:
@@ -80,6 +76,11 @@ def _default_artefact(data: dict[str, Any]) -> Artefact:
     return Artefact(kind="machine-image", format="ami" if in_ec2 else "raw")
 
 
+def _first_platform(data: dict[str, Any]) -> Platform:
+    platforms: tuple[Platform, ...] = data.get("platforms") or ()
+    return platforms[0] if platforms else Platform.host()
+
+
 class Bakefile(Section):
     """What to bake, onto what base, into what artefact (`parbake.yaml`)."""
 
@@ -87,8 +88,10 @@ class Bakefile(Section):
     """The version of this format."""
     name: Name
     """Begins the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
-    platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=Platform.host)
-    """The nodes' platform. Default: that of the machine that bakes."""
+    platforms: tuple[PlatformText, ...] = ()
+    """The nodes' platforms, where there are several: an artefact is baked for each, and rolled out together."""
+    platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=_first_platform)
+    """The nodes' platform. Default: that of the machine that bakes, or the first of `platforms`."""
     images: Annotated[tuple[Image, ...], Field(min_length=1)]
     """The images to bake; a bare text is a reference."""
     builder: Literal["local", "qemu", "ec2", "ebs", "packer"] = "local"
@@ -135,9 +138,32 @@ class Bakefile(Section):
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
     """Where `parbake rollout` hands artefacts to."""
 
+    @check("platforms")
+    @classmethod
+    def _distinct_platforms(cls, value: tuple[Platform, ...]) -> tuple[Platform, ...]:
+        names = [each.architecture for each in value]
+        if len(set(names)) < len(names):
+            raise wrong("an architecture is there twice", "write each once, such as [linux/amd64, linux/arm64]")
+        return value
+
+    @check("images")
+    @classmethod
+    def _are_pulled(cls, value: tuple[Image, ...], info: ValidationInfo) -> tuple[Image, ...]:
+        built = [entry.reference for entry in value if entry.build]
+        if built and len(info.data.get("platforms") or ()) > 1:
+            raise wrong(
+                f"{built[0]} is built here, for one platform, and `platforms` names several",
+                "build and push an image for all platforms first, with docker buildx or podman manifest",
+            )
+        return value
+
     @check("platform")
     @classmethod
     def _remember(cls, value: Platform, info: ValidationInfo) -> Platform:
+        platforms: tuple[Platform, ...] = info.data.get("platforms") or ()
+        if platforms and value not in platforms:
+            known = ", ".join(map(str, platforms))
+            raise wrong(f"{value} is none of `platforms`", f"choose one of {known}, or remove `platform`")
         reading: Reading | None = info.context
         if reading:
             reading.platform = value
@@ -147,6 +173,12 @@ class Bakefile(Section):
     @classmethod
     def _fits_the_builder(cls, value: BaseChoice, info: ValidationInfo) -> BaseChoice:
         builder = info.data.get("builder")
+        by_id = value.ami and value.ami.id
+        if len(info.data.get("platforms") or ()) > 1 and (value.kind == "file" or by_id):
+            raise wrong(
+                f"{'an AMI by its id' if by_id else 'a disk image'} is of one platform, and `platforms` names several",
+                'write such as base: {eks: al2023, kubernetes: "1.36"}, or a Bakefile for each',
+            )
         fitting = _BASES.get(builder or "", ())
         if builder and value.kind not in fitting:
             ways = [each for each, kinds in _BASES.items() if value.kind in kinds]
@@ -203,36 +235,12 @@ class Bakefile(Section):
         return value
 
 
-class _Untitled(GenerateJsonSchema):
-    """pydantic repeats each field's name as its title: noise in an editor's help."""
-
-    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 (pydantic's signature)
-        return False
-
-
 @cache
 def _schema() -> dict[str, Any]:
+    from parbake.bakefile.json_schema import schema_of  # nobody else needs what it loads
+
     # `load` fills the others in, so the text may leave them out.
     return schema_of(Bakefile, required=("version", "images"))
-
-
-def schema_of(model: type[Section], *, required: Sequence[str]) -> dict[str, Any]:
-    """Return the JSON Schema of a kind of file as users write it; ``required`` are the keys that it must have."""
-    generated = model.model_json_schema(schema_generator=_Untitled)
-    generated["required"] = list(required)
-    return {"$schema": DIALECT, **_tidy(generated)}
-
-
-def _tidy(schema: Any) -> Any:
-    """Drop what helps no reader (defaults of null, our class names) and unwrap the lines of docstrings."""
-    if isinstance(schema, list):
-        return [_tidy(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kept = {key: value for key, value in schema.items() if not (key == "default" and value is None)}
-    if isinstance(kept.get("description"), str):
-        kept["description"] = " ".join(kept["description"].split())
-    return {key: _tidy(value) for key, value in kept.items() if key != "title" or not isinstance(value, str)}
 
 
 def schema() -> dict[str, Any]:

@@ -52,9 +52,7 @@ from parbake.core.reference import Reference
 
 
 class Section(Frozen):
-    """A part of the file; the docstrings of its fields are published in the JSON Schema."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    """A part of the file; the docstrings of its fields are published in the JSON Schema (``json_schema``)."""
 
 
 @dataclass(frozen=True)

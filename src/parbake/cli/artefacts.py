@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -96,9 +98,10 @@ def plan(events: Events, file: BakefilePath = DEFAULT_FILE, platform: Platform =
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import plan as workflow
+    from parbake.workflows.platforms import each_platform
 
-    preview = workflow.preview(file, events, overrides(platform, store))
-    return Result(artefacts.preview_json(preview), lambda: artefacts.preview_text(preview))
+    previews = [workflow.preview(file, events, chosen) for chosen in each_platform(file, overrides(platform, store))]
+    return _several(previews, artefacts.preview_json, artefacts.preview_text)
 
 
 @command()
@@ -162,7 +165,12 @@ def bake(
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow
+    from parbake.workflows.platforms import each_platform, one_platform
 
+    chosen = each_platform(file, overrides(platform, store))
+    for given, name in ((trace, "--trace"), (expect_key, "--expect-key")):
+        if given:
+            chosen = (one_platform(file, overrides(platform, store), name),)
     options = workflow.Options(
         force=force,
         rebuild=rebuild,
@@ -173,10 +181,18 @@ def bake(
         keep_workspace=keep_workspace,
         from_scratch=from_scratch,
         expect_key=expect_key,
-        overrides=overrides(platform, store),
     )
-    finished = workflow.bake(file, events, options)
-    return Result(artefacts.finished_json(finished), lambda: artefacts.finished_text(finished))
+    finished = [workflow.bake(file, events, replace(options, overrides=each)) for each in chosen]
+    return _several(finished, artefacts.finished_json, artefacts.finished_text)
+
+
+def _several[T](found: list[T], to_json: Callable[[T], dict[str, object]], to_text: Callable[[T], str]) -> Result:
+    """Return the result of what was done once, or once for each platform."""
+    if len(found) == 1:
+        return Result(to_json(found[0]), lambda: to_text(found[0]))
+    documents = [to_json(each) for each in found]
+    changed = {"changed": any(each["changed"] for each in documents)} if "changed" in documents[0] else {}
+    return Result({**changed, "artefacts": documents}, lambda: "\n\n".join(map(to_text, found)))
 
 
 @command()

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic import field_validator as check
 
-from parbake.bakefile.file import first_version, schema_of
+from parbake.bakefile.file import first_version
 from parbake.bakefile.format import Format
+from parbake.bakefile.json_schema import schema_of
 from parbake.bakefile.sections import Section, Via
 from parbake.bakefile.values import (
     ARCHITECTURES,

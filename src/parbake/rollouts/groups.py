@@ -76,6 +76,10 @@ class Group(Rollout, ABC):
     def follow(self, wanted: TargetState) -> RolloutProgress:
         """Look once how far the nodes are."""
 
+    def progress(self, wanted: TargetState) -> RolloutProgress:
+        """Look how far the nodes are, and change nothing; ``follow`` may finish what a rollout began."""
+        return self.follow(wanted)
+
     @override
     @abstractmethod
     def write(self, change: Change) -> None:
@@ -145,7 +149,7 @@ class Group(Rollout, ABC):
         look = self.look()
         holds = self._holds(look)
         history = history_of(look.tags).states(lambda text: self.templates.numbered(text).held(self.device))
-        return TargetStatus(f"{self.where}, launch template {look.version}", holds, history, self.follow(holds))
+        return TargetStatus(f"{self.where}, launch template {look.version}", holds, history, self.progress(holds))
 
     @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:

@@ -2,19 +2,32 @@
 
 Facts: Amazon EKS user guide, "Launch templates" and "Update a managed node group": the template stays the same, its
 version rises; a group that EKS chose the image for cannot get one of its own later. Its Auto Scaling group is EKS's.
+
+So is its warm pool, whose instances have booted already, from the template of before, and would join as they are (user
+guide, "warm pools with managed node groups": only with EKS's own images, and to be configured by EKS's API alone). A
+rollout takes the pool away, updates the group, and brings the pool back as it was; what it was is a tag meanwhile.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, override
 
-from parbake.aws import client, token
+from parbake.aws import Look as Seen
+from parbake.aws import client, token, wait
 from parbake.bakefile.targets import NodegroupTarget
 from parbake.core.errors import AwsNotFound, InputError, TargetMoved
+from parbake.core.events import Events
 from parbake.rollouts.groups import Group, Look, tags_of
-from parbake.rollouts.protocol import Change, Offer, RolloutProgress, TargetState
+from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState
 from parbake.rollouts.templates import Templates, Version
+
+POOL = f"{OWNER}:pool"
+"""The tag that says what a warm pool was, while a rollout has taken it away."""
+_POOL_SECONDS = 1800.0
+_UPDATES = 6  # that are looked at: those of a pool stand between those of versions
 
 
 class Nodegroup(Group):
@@ -55,6 +68,13 @@ class Nodegroup(Group):
         return ()
 
     @override
+    def cautions(self, look: Look) -> tuple[str, ...]:
+        """Return that the warm pool goes for a while."""
+        if not _pool(look.group).get("enabled") and POOL not in look.tags:
+            return ()
+        return ("its warm pool is emptied for the update and filled anew after it: until then, new nodes start cold",)
+
+    @override
     def back_to(self, before: Version) -> dict[str, Any]:
         """Say what the version before says: EKS only goes forward, so that it becomes a new version."""
         kept = {key: before.data[key] for key in ("ImageId", "BlockDeviceMappings") if key in before.data}
@@ -65,6 +85,8 @@ class Nodegroup(Group):
         """Make the version, write down the one before, and let EKS update the group."""
         look = self.look()
         source = self.still(look, change)
+        if POOL in look.tags or _pool(look.group).get("enabled"):
+            look = self._without_pool(look)
         if look.group["status"] != "ACTIVE":
             raise TargetMoved(
                 f"{self.where}: it is {look.group['status']}", hint="wait until it is ACTIVE, and run it again"
@@ -84,9 +106,49 @@ class Nodegroup(Group):
         )
 
     @override
-    def follow(self, wanted: TargetState) -> RolloutProgress:
+    def progress(self, wanted: TargetState) -> RolloutProgress:
         group = self._group()
         return judge(group, self._last_update(), self._version(group).held(self.device), wanted)
+
+    @override
+    def follow(self, wanted: TargetState) -> RolloutProgress:
+        """Look once how far the nodes are; when the update has ended, bring the warm pool back."""
+        seen, group = self.progress(wanted), self._group()
+        kept = (group.get("tags") or {}).get(POOL)
+        if not kept or not (seen.done or seen.failed) or group["status"] != "ACTIVE":
+            return seen
+        if _pool(group).get("enabled"):
+            self.eks.untag_resource(resourceArn=group["nodegroupArn"], tagKeys=[POOL])
+            return seen
+        self._set_pool(_read_pool(kept))
+        return seen if seen.failed else replace(seen, done=False, waiting=("EKS fills its warm pool anew",))
+
+    def _without_pool(self, look: Look) -> Look:
+        """Take the warm pool away, after writing down what it was; a run that was killed meanwhile is gone on with."""
+        pool = _pool(look.group)
+        if pool.get("enabled"):
+            self.eks.tag_resource(resourceArn=look.group["nodegroupArn"], tags={POOL: _written_pool(pool)})
+            self._settled(pool=True)
+            self._set_pool({"enabled": False})
+        return replace(look, group=self._settled(pool=False))
+
+    def _set_pool(self, pool: Mapping[str, Any]) -> None:
+        self.eks.update_nodegroup_config(
+            clusterName=self.target.cluster, nodegroupName=self.target.group, warmPoolConfig=dict(pool)
+        )
+
+    def _settled(self, *, pool: bool) -> Mapping[str, Any]:
+        """Wait until EKS is done with the group, and has or has not a warm pool. Raises DeadlineExceeded."""
+
+        def look() -> Seen:
+            group = self._group()
+            there = bool(_pool(group).get("enabled"))
+            return Seen(group["status"] == "ACTIVE" and there == pool, str(group["status"]), value=group)
+
+        hint = "run the same command again: it goes on from here"
+        what = f"the warm pool of {self.where}"
+        found: Mapping[str, Any] = wait(what, look, seconds=_POOL_SECONDS, events=Events(), hint=hint, new=False)
+        return found
 
     def _group(self) -> dict[str, Any]:
         try:
@@ -124,9 +186,25 @@ class Nodegroup(Group):
     def _last_update(self) -> dict[str, Any] | None:
         names = {"name": self.target.cluster, "nodegroupName": self.target.group}
         listed = list(self.eks.pages("list_updates", "updateIds", **names))
-        updates = [self.eks.describe_update(updateId=each, **names)["update"] for each in listed[-3:]]
+        updates = [self.eks.describe_update(updateId=each, **names)["update"] for each in listed[-_UPDATES:]]
         ours = [each for each in updates if each.get("type") == "VersionUpdate"]
         return max(ours, key=lambda each: str(each.get("createdAt", "")), default=None)
+
+
+def _pool(group: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = group.get("warmPoolConfig") or {}
+    return found
+
+
+def _written_pool(pool: Mapping[str, Any]) -> str:
+    """Return a warm pool as a tag may hold it: its values allow neither quotes nor braces."""
+    return " ".join(f"{name}={json.dumps(value)}".replace('"', "") for name, value in sorted(pool.items()))
+
+
+def _read_pool(text: str) -> dict[str, Any]:
+    """Return the warm pool that a tag holds."""
+    said = (each.partition("=") for each in text.split())
+    return {name: value if value.isupper() else json.loads(value) for name, _, value in said}
 
 
 def judge(

@@ -31,6 +31,7 @@ from parbake.records.store import brought
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
+from parbake.workflows.platforms import together
 from parbake.workflows.warm import Warming
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
@@ -102,7 +103,7 @@ def _rollout(
     bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
 ) -> tuple[TargetResult, ...]:
     brought(bakefile, events)
-    located = [_record(selector, bakefile) for selector in selectors]
+    located = [found for selector in selectors for found in _records(selector, bakefile)]
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
@@ -298,6 +299,13 @@ def _one_region(found: Sequence[Record]) -> str:
         f"{names}: published in no region of a cloud, so there is nothing to hand out",
         hint="bake with a builder that publishes, or publish the file",
     )
+
+
+def _records(selector: str, bakefile: Bakefile) -> list[tuple[Path, Record]]:
+    """Find the record that is named; of a Bakefile for several platforms, its name means the newest for each."""
+    if len(bakefile.platforms) > 1 and selector == bakefile.name:
+        return [_record(record.key, bakefile) for _, record in together(bakefile, bakefile.output)]
+    return [_record(selector, bakefile)]
 
 
 def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import records
-from parbake.aws.costs import Situation
 from parbake.builders.coldstart import rehearse_disk
 from parbake.coldstart.trace import (
     Part,
@@ -31,6 +30,7 @@ from parbake.machine import disk
 from parbake.records import Record
 
 if TYPE_CHECKING:
+    from parbake.aws.costs import Situation
     from parbake.core.events import Events
 
 _TICK = 0.1
@@ -165,6 +165,8 @@ def situation(
             f"{record.artefact} has no start-up trace, so how much a start reads is unknown",
             hint=f"`parbake trace {record.artefact}` finds out, or give it with --hot",
         )
+    from parbake.aws.costs import Situation  # loads only where costs are asked for: every bake loads this file
+
     found = record.trace.hot_bytes if hot is None and record.trace else hot or 0
     return Situation(
         volume=max(volume, record.size),

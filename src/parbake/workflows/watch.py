@@ -22,6 +22,7 @@ from parbake.records.store import session_store
 from parbake.workflows import bake, plan, rollout
 from parbake.workflows import prune as retention
 from parbake.workflows.plan import Finished, Session
+from parbake.workflows.platforms import one_platform
 from parbake.workflows.prune import Pruned
 from parbake.workflows.prune.decide import Decision
 from parbake.workflows.rollout import RolloutOptions, TargetResult
@@ -52,6 +53,7 @@ class Tidied:
 
 def look(bakefile_path: Path, events: Events) -> Seen:
     """Return what the Bakefile's names mean now; raises what asking raises."""
+    one_platform(bakefile_path, {}, "a watch")
     with plan.open_session(bakefile_path, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
 
         def of(entry: ImageEntry) -> str:

@@ -16,7 +16,7 @@ import pytest
 from parbake import aws
 from parbake.aws.leftovers import Wanted, remove
 from parbake.core.events import Events
-from parbake.core.model import Plan
+from parbake.core.model import GIB, Base, Plan
 from parbake.records import Record
 from tests.aws.aws.test_ebs import held
 from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven, policy_for
@@ -106,6 +106,33 @@ def test_killed_at_each_call(
 
     assert len(killed_everywhere(direct, lambda: whole(work), finishes, also_before=ALSO_BEFORE)) > 8
     assert bool(direct.eventual.refused) == bool(late)
+
+
+def test_killed_at_each_call_onto_a_base_with_further_disks(
+    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the base is made of besides is copied once, and is in the AMI, whenever the run dies."""
+    cloud, work = direct.world, tmp_path / "work"
+    monkeypatch.setenv("PARBAKE_CACHE", str(work / "cache"))
+    base = build(work, MACHINE).published[HOME].image
+    data = build(work, VOLUME).published[HOME].snapshots[0].id
+    cloud.images[base]["further"] = [{"device": "/dev/xvdc", "snapshot": data, "virtual": "", "gib": "1"}]
+    onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base, size=GIB)})
+    oven.content, before = {6: b"baked"}, len(cloud.snapshots)
+    direct.eventual = Eventual(late=0)
+
+    def finishes() -> None:
+        folder = elsewhere(work, monkeypatch)
+        there = build(folder, onto, bases=[data], region=HOME).published[HOME]
+        assert [each.device for each in there.snapshots] == ["/dev/xvda", "/dev/xvdc"]
+        made = [each for each in cloud.snapshots.values() if each.tags["parbake:key"] == onto.key]
+        assert [each.tags["parbake:managed"] for each in made] == ["artefact"] * 2, "nothing is made twice"
+        assert len(cloud.snapshots) == before + 2
+
+    calls = killed_everywhere(
+        direct, lambda: build(work, onto, bases=[data], region=HOME), finishes, also_before=ALSO_BEFORE
+    )
+    assert calls[:2] == ["CopySnapshot", "StartSnapshot"]
 
 
 def settle(direct: Direct) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.fakes.aws.boto_clients import raw
 from tests.fakes.aws.ec2 import Cloud
 from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, failing, plan
 from tests.fakes.aws.iam_recorder import allowed_by, printed
+from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
 from tests.fakes.clusters import kitchen, machine_image, parbake, volume
 
 __all__ = ["bake", "cloud", "plan"]
@@ -228,6 +230,35 @@ def test_a_rollout_that_was_cut_off_while_it_waits_goes_on(shop: Shop) -> None:
     assert (shop.held, bool(until(shop.disk))) == ([], True), "it has an end, whoever comes next"
     shop.cloud.before.clear()
     assert shop.rollout()[0] == 0
+    assert shop.held == [shop.image.published[REGION].image]
+
+
+@pytest.mark.slow
+def test_killed_after_any_call_before_a_rollout(shop: Shop) -> None:
+    """The same command goes on; nothing that was enabled is without an end, and nothing is written too early."""
+    shop.say(**{"for": "6h"}, credits=2)
+
+    def finishes() -> None:
+        for name, _ in shop.cloud.fast.states:
+            assert until(Snapshot(id=name)), "it would cost for ever"
+        assert shop.say_rollout() == 0
+        assert shop.held == [shop.image.published[REGION].image]
+        assert all(balance >= 2 for balance in shop.cloud.fast.credits.values())
+
+    calls = killed_everywhere(shop.cloud, shop.say_rollout, finishes)
+    assert calls[:3] == ["CreateTags", "EnableFastSnapshotRestores", "PutParameter"]
+
+
+@pytest.mark.slow
+def test_throttled_before_a_rollout(shop: Shop) -> None:
+    """What is throttled ends the run with a next step, or is waited for; the next one goes on."""
+    shop.say(credits=2)
+
+    def judge(came: Exception | None, throttled: Counter[str]) -> None:
+        assert came is None, f"the command tells it: {throttled}"
+
+    met = throttled_everywhere(shop.cloud, shop.say_rollout, judge)
+    assert {"EnableFastSnapshotRestores", "DescribeFastSnapshotRestores", "GetMetricData"} <= met
     assert shop.held == [shop.image.published[REGION].image]
 
 

@@ -270,7 +270,7 @@ def test_a_volume_that_was_cut_off_is_finished(
 ) -> None:
     """Copies, shares and the last word are made sure of, with nothing baked or sent again."""
     settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
-    for call in ("copy", "share", "keep"):
+    for call in ("copy", "share", "mark_permanent"):
         with monkeypatch.context() as cut:
             cut.setattr(ebs, call, _interrupted)
             with pytest.raises(KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -14,7 +15,7 @@ from parbake.aws.tags import KEY, MANAGED, VERIFIED, as_list
 from parbake.builders import Ingredients, Publication
 from parbake.builders.packer import builder as packer
 from parbake.builders.packer.builder import PackerBuilder
-from parbake.core.errors import InputError
+from parbake.core.errors import InputError, ParbakeError
 from parbake.core.events import Events
 from parbake.core.model import Plan
 from tests.aws.conftest import REGION
@@ -23,6 +24,7 @@ from tests.fakes.aws.boto_clients import raw
 from tests.fakes.aws.ec2 import Cloud
 from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, notes, plan
 from tests.fakes.aws.iam_recorder import allowed_by, bakefile_for, printed
+from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
 
 __all__ = ["bake", "cloud", "plan"]
 
@@ -99,6 +101,37 @@ def test_what_packer_made_is_proven_once(place: Place, amis: dict[str, str]) -> 
     again = place.build()
     assert again.verdict
     assert (again.verdict.verified_at, launched(place.cloud)) == (baked.verdict.verified_at, before + 1)
+
+
+@pytest.mark.slow
+def test_killed_after_any_call_it_is_finished(place: Place, bake: Bake) -> None:
+    """Whether Packer has run or not: the same command finishes, proves, copies, and leaves nothing temporary."""
+    place.makes({REGION: bake(verify=False).published[REGION].image})
+
+    def finishes() -> None:
+        baked = place.build()
+        assert baked.verdict
+        assert baked.verdict.passed
+        assert list(baked.published) == [REGION, OTHER]
+        for region, there in baked.published.items():
+            assert place.tags(region, there.image)[MANAGED] == "artefact"
+            assert set(place.cloud.left(region)) == {"images", "snapshots"}
+            assert len(place.cloud.left(region)["images"]) == 1, "no copy is made twice"
+
+    calls = killed_everywhere(place.cloud, place.build, finishes)
+    assert {"RunInstances", "TerminateInstances", "CopyImage", "CreateTags"} <= set(calls)
+
+
+@pytest.mark.slow
+def test_throttled_anywhere_the_next_run_finishes(place: Place, bake: Bake) -> None:
+    place.makes({REGION: bake(verify=False).published[REGION].image})
+
+    def judge(came: Exception | None, throttled: Counter[str]) -> None:
+        assert came is None or isinstance(came, ParbakeError), throttled
+
+    met = throttled_everywhere(place.cloud, place.build, judge)
+    assert {"DescribeImages", "RunInstances", "TerminateInstances"} <= met
+    assert set(place.cloud.left(REGION)) == {"images", "snapshots"}
 
 
 def test_what_was_not_verified_is_by_the_same_command_without_packer(place: Place, amis: dict[str, str]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.client import BaseClient
 from moto.ec2.models import ec2_backends
 from moto.ssm.models import ssm_backends
 
@@ -19,10 +21,12 @@ from parbake.core.events import Events
 from parbake.core.model import GIB
 from parbake.rollouts import Offer, mount
 from parbake.rollouts.asg import Asg
+from parbake.rollouts.nodegroup import POOL as POOL_TAG
 from parbake.rollouts.parameter import Parameter
 from parbake.rollouts.templates import new_data
 from parbake.rollouts.userdata import part_of
 from parbake.workflows import rollout
+from parbake.workflows.rollout import RolloutOptions
 from tests.aws.conftest import REGION
 from tests.fakes.aws.autoscaling import Fleets
 from tests.fakes.aws.boto_clients import raw
@@ -486,6 +490,90 @@ def node_group(kind: str, image: str = "ami-0") -> str:
         scalingConfig={"minSize": 2, "maxSize": 2, "desiredSize": 2},
     )
     return made
+
+
+POOL: dict[str, Any] = {
+    "enabled": True, "minSize": 3, "maxGroupPreparedCapacity": 9, "poolState": "STOPPED", "reuseOnScaleIn": False,
+}  # fmt: skip
+
+
+def pooled(fleets: Fleets) -> None:
+    """Make a managed node group of EKS's own image with a warm pool."""
+    node_group("AL2023_x86_64_STANDARD", image="")
+    fleets.pools["nodes"], fleets.warm["nodes"] = dict(POOL), ["1"] * 3
+
+
+def test_a_mapping_that_was_encrypted_is_told(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del fleets
+    disk = {"DeviceName": "/dev/xvdb", "Ebs": {"Encrypted": True, "VolumeSize": 50}}
+    monkeypatch.setattr(f"{__name__}.DISKS", [*DISKS, disk])
+    group()
+    kitchen(tmp_path, [GROUP], DATA)
+    code, done = parbake(capsys, "rollout", DATA.key, "--dry-run")
+    assert (code, "/dev/xvdb was `encrypted: true`" in json.dumps(done)) == (0, True)
+
+
+def test_a_warm_pool_is_recycled(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The volume goes into the template; no instance that booted without it ever joins."""
+    pooled(fleets)
+    kitchen(tmp_path, [NODES], DATA)
+    code, done = parbake(capsys, "rollout", DATA.key, *QUICK)
+    assert (code, "its warm pool is emptied" in json.dumps(done)) == (0, True)
+    assert (fleets.pools["nodes"], fleets.warm["nodes"]) == (POOL, ["2"] * 3)
+    assert POOL_TAG not in fleets.tags
+    kinds = [each["type"] for each in fleets.updates["nodes"]]
+    assert kinds == ["ConfigUpdate", "VersionUpdate", "ConfigUpdate"]
+    assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert (fleets.pools["nodes"], fleets.warm["nodes"]) == (POOL, ["3"] * 3)
+
+
+def test_a_failed_update_brings_the_warm_pool_back(
+    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pooled(fleets)
+    fleets.fails = "the pods stay"
+    kitchen(tmp_path, [NODES], DATA)
+    assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 1
+    assert fleets.updates["nodes"][-1]["pool"] == POOL
+    assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
+    assert (fleets.warm["nodes"], POOL_TAG in fleets.tags) == (["2"] * 3, False)
+
+
+CALLS = (
+    ("TagResource", 1), ("TagResource", 2), ("UpdateNodegroupConfig", 1), ("CreateLaunchTemplateVersion", 1),
+    ("UpdateNodegroupVersion", 1), ("UpdateNodegroupConfig", 2), ("UntagResource", 2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kill", CALLS, ids=str)
+def test_killed_while_a_warm_pool_is_recycled(
+    fleets: Fleets,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kill: tuple[str, int],
+) -> None:
+    """After each of its calls: the same command goes on, and the pool is what it was."""
+    pooled(fleets)
+    kitchen(tmp_path, [NODES], DATA)
+    answer, seen = BaseClient._make_api_call, [""]
+
+    def die(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        found = answer(client, operation, arguments)
+        seen.append(operation)
+        if (operation, seen.count(operation)) == kill:
+            raise Killed
+        return found
+
+    with monkeypatch.context() as cut:
+        cut.setattr(BaseClient, "_make_api_call", die)
+        with pytest.raises(Killed):
+            rollout.rollout(tmp_path / "parbake.yaml", [DATA.key], Events(), RolloutOptions(interval=0.01))
+    assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
+    assert (fleets.pools["nodes"], fleets.warm["nodes"], POOL_TAG in fleets.tags) == (POOL, ["2"] * 3, False)
+    assert fleets.versions["nodes"] == "2", "nothing was made twice"
 
 
 def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

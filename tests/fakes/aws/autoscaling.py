@@ -59,6 +59,10 @@ class Fleets:
     tags: dict[str, str] = field(default_factory=dict)
     fails: str = ""
     stuck: bool = False
+    pools: dict[str, Answer] = field(default_factory=dict)
+    """Warm pools by node group, as EKS describes them (EKS API reference, WarmPoolConfig)."""
+    warm: dict[str, list[str]] = field(default_factory=dict)
+    """The versions that the instances of pools were launched from."""
 
     def attach(self, made: Any, service: str) -> None:
         """Answer for moto in one boto3 client."""
@@ -67,6 +71,7 @@ class Fleets:
             "DescribeInstanceRefreshes": self.look,
             "RollbackInstanceRefresh": self.back,
             "UpdateNodegroupVersion": self.update,
+            "UpdateNodegroupConfig": self.configure,
             "DescribeUpdate": self.look_at_update,
             "ListUpdates": self.list_updates,
             "TagResource": self.tag,
@@ -200,6 +205,24 @@ class Fleets:
         self.updates.setdefault(group, []).append(made)
         return {"update": made}
 
+    def configure(self, asked: Answer) -> Answer:
+        """Change a warm pool. EKS user guide, "warm pools with managed node groups": not with images of one's own."""
+        group = asked["path"].split("/")[4]
+        if any(each["status"] == "InProgress" for each in self.updates.get(group, [])):
+            raise Said("ResourceInUseException", "Nodegroup has an update in progress")
+        made = {
+            "id": f"update-{len(self.updates.get(group, [])) + 1}", "status": "InProgress", "type": "ConfigUpdate",
+            "params": [], "errors": [], "createdAt": datetime.now(UTC), "pool": asked["warmPoolConfig"],
+        }  # fmt: skip
+        self.updates.setdefault(group, []).append(made)
+        return {"update": {key: value for key, value in made.items() if key != "pool"}}
+
+    def _pool(self, group: str, update: Answer) -> None:
+        """Take a pool away, with its instances; or fill one, with instances of the version of now."""
+        self.pools[group] = {**self.pools.get(group, {}), **update["pool"]}
+        count = int(self.pools[group].get("minSize", 0)) if self.pools[group]["enabled"] else 0
+        self.warm[group] = [self.versions.get(group, "1")] * count
+
     def list_updates(self, asked: Answer) -> Answer:
         for each in self.updates.values():
             for update in each:
@@ -223,6 +246,10 @@ class Fleets:
     def _end(self, updates: list[Answer], update: Answer) -> None:
         if update["looks"] < 2:
             return
+        if update["type"] == "ConfigUpdate":
+            update["status"] = "Successful"
+            self._pool(next(name for name, each in self.updates.items() if each is updates), update)
+            return
         if self.fails:
             error = {"errorCode": "PodEvictionFailure", "errorMessage": self.fails, "resourceIds": ["i-1"]}
             update |= {"status": "Failed", "errors": [error]}
@@ -231,6 +258,7 @@ class Fleets:
         update["status"] = "Successful"
         group = next(name for name, each in self.updates.items() if each is updates)
         self.versions[group] = update["params"][0]["value"]
+        assert not self.warm.get(group), "a pool's instances of the version before would join"
 
     def look_at_update(self, asked: Answer) -> Answer:
         wanted = asked["path"].rpartition("/")[2]
@@ -240,6 +268,12 @@ class Fleets:
         group = parsed.get("nodegroup")
         if group:
             name = group["nodegroupName"]
+            for update in self.updates.get(name, []):
+                if update["status"] == "InProgress" and update["type"] == "ConfigUpdate":
+                    update["looks"] = update.get("looks", 0) + 1
+                    self._end(self.updates[name], update)
+            if name in self.pools:
+                group["warmPoolConfig"] = dict(self.pools[name])
             group["tags"] = {**group.get("tags", {}), **self.tags}
             if name in self.versions:
                 group["launchTemplate"]["version"] = self.versions[name]

@@ -58,6 +58,11 @@ class Shelves:
 
             made.meta.events.register("before-call.ec2.DeregisterImage", deregister)
 
+            def attribute(params: Answer, **_: Any) -> Any:
+                return _refuse_unknown(params["body"]["ImageId"], region)
+
+            made.meta.events.register("before-call.ec2.DescribeImageAttribute", attribute)
+
             def delete_snapshot(params: Answer, **_: Any) -> Any:
                 return _refuse_in_use(params["body"]["SnapshotId"], region)
 
@@ -146,6 +151,12 @@ def _refused(code: str, message: str) -> Any:
 def listed(asked: Answer, prefix: str) -> list[str]:
     """Return the values of a list that the query protocol flattened."""
     return [str(value) for key, value in asked.items() if key.startswith(prefix)]
+
+
+def _refuse_unknown(image: str, region: str) -> Any:
+    """Refuse an image that is gone, where moto breaks."""
+    known = raw("ec2", region).describe_images(Filters=[{"Name": "image-id", "Values": [image]}])["Images"]
+    return None if known else _refused("InvalidAMIID.NotFound", f"The image id '[{image}]' does not exist")
 
 
 def _refuse_in_use(snapshot: str, region: str) -> Any:

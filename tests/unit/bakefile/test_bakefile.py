@@ -87,6 +87,17 @@ def _with(folder: Path, *lines: str) -> Bakefile:
     return _load(folder, "\n".join(["version: 1", "images: [a/b:1]", *lines]))
 
 
+def test_several_platforms(folder: Path) -> None:
+    both = _with(folder, "platforms: [linux/amd64, linux/arm64]")
+    assert [str(each) for each in both.platforms] == ["linux/amd64", "linux/arm64"]
+    assert str(both.platform) == "linux/amd64", "what concerns one artefact takes the first"
+    second = load(folder / "parbake.yaml", {"platform": "linux/arm64"})
+    assert (str(second.platform), len(second.platforms)) == ("linux/arm64", 2)
+    with pytest.raises(BakefileError, match="linux/s390x is none of `platforms`"):
+        load(folder / "parbake.yaml", {"platform": "linux/s390x"})
+    assert _with(folder, "platform: linux/arm64").platforms == ()
+
+
 def test_every_key_is_read(folder: Path) -> None:
     bakefile = _load(folder, EVERYTHING)
     short, app, here, there = bakefile.images

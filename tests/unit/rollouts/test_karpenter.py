@@ -125,6 +125,17 @@ def test_two_architectures_of_one_node_class(
         assert parbake(capsys, "rollback", *QUICK)[0] == 0
     assert (images(server), terms(server)) == (["ami-0", "ami-a"], [{"alias": "al2023@latest"}])
     assert len(cluster.replaced) == 4
+    newer = SECOND.model_copy(update={"finished_at": "2027-01-01T00:00:00Z"})
+    kitchen(tmp_path, [GPU], newer, name="node", platforms=["linux/amd64", "linux/arm64"])
+    code, error = parbake(capsys, "rollout", "node", "--no-follow")
+    assert (code, "is of other images than" in error["message"]) == (2, True), "one was baked anew, and not the other"
+    (tmp_path / "artefacts" / f"{SECOND.artefact}.json").unlink()
+    shown = parbake(capsys, "rollout", "node", "--dry-run")[1]["targets"][0]
+    assert shown["after"]["image"] == "ami-1,ami-3", "the name means both"
+    (tmp_path / "artefacts" / f"{arm.artefact}.json").unlink()
+    code, error = parbake(capsys, "rollout", "node")
+    assert (code, error["message"]) == (2, "there is no record of node for linux/arm64")
+    kitchen(tmp_path, [GPU], FIRST, arm, SECOND, DATA)
     for selectors, says in (
         ((FIRST.key, SECOND.key), "two records of the kind machine-image for amd64"),
         ((arm.key, DATA.key), "all nodes of a target get the same volume"),

@@ -114,6 +114,9 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
     ("snapshotter-differs", node_class(ROOT_DISK + NODE_CONFIG % "{featureGates: {FastImagePull: true}}"), 8,
      node_class(ROOT_DISK + NODE_CONFIG % "{featureGates: {FastImagePull: false}}"), ()),
     ("snapshotter-differs", node_class(BOTTLEROCKET % "soci"), 6, node_class(BOTTLEROCKET % "overlayfs"), (VOLUME,)),
+    ("snapshotter-differs",
+     node_class(ROOT_DISK + NODE_CONFIG % "{containerd: {config: \"snapshotter = 'stargz'\"}}"), 8,
+     node_class(ROOT_DISK + NODE_CONFIG % "{containerd: {config: \"snapshotter = 'overlayfs'\"}}"), ()),
     ("instance-store", node_class(ROOT_DISK + "instanceStorePolicy: RAID0\n"), 8, node_class(ROOT_DISK), ()),
     ("instance-store", node_class(ROOT_DISK + NODE_CONFIG % "{instance: {localStorage: {strategy: RAID0}}}"), 8,
      node_class(ROOT_DISK + NODE_CONFIG % "{instance: {localStorage: {strategy: Mount}}}"), ()),
@@ -188,6 +191,18 @@ def test_a_cause_is_found_and_can_be_mended(
     found = examine([("x.yaml", wrong)], bakes or (MACHINE,))
     assert [(each.rule.id, each.line) for each in found] == [(rule, line)], [each.message for each in found]
     assert told(mended, *bakes) == []
+
+
+def test_an_allow_list_in_a_node_config_covers_no_short_names_either() -> None:
+    listed = (
+        "{kubelet: {config: {imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages, "
+        "preloadedImagesVerificationAllowlist: [docker.io/shop/api]}}}"
+    )
+    bake = replace(MACHINE, images=(BakedImage(Reference.parse("shop/api:1")),))
+    config = f"apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec: {listed}\n"
+    for text in (config, node_class(ROOT_DISK + NODE_CONFIG % listed)):
+        assert told(text + "---\n" + pod("shop/api:1"), bake) == ["short-name"]
+        assert told(text + "---\n" + pod("docker.io/shop/api:1"), bake) == []
 
 
 def test_the_same_image_under_another_name() -> None:

@@ -1,8 +1,10 @@
-"""A node that cloud-init sets up mounts a baked volume by its user data alone: grown, pinned, and started offline."""
+"""A node that cloud-init sets up mounts a baked volume by its user data alone: grown, pinned, and started offline.
+
+Without the disk it keeps its own store: ``tests/vm/machine/base/test_base.py``.
+"""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,7 @@ from parbake.containerd.labels import PINNED
 from parbake.core import run
 from parbake.machine import disk
 from parbake.machine.vm import Drive, Machine
-from parbake.machine.vm.seed import Seed, agent_seed
-from parbake.rollouts import mount
-from parbake.rollouts.userdata import with_parts
-from tests.fakes.base import default_base
+from tests.fakes.base import default_base, in_journal, mounting
 from tests.fakes.containerd_support import busybox, fill, pause
 
 __all__ = ["default_base"]
@@ -23,25 +22,6 @@ pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(90)]
 
 GIB = 1 << 30
 APP, PAUSE = "registry.test/team/app:1", "localhost/parbake/pause:1"
-
-
-def node_of(base: Path, folder: Path, *volumes: Path) -> Machine:
-    """Return a machine as a cloud would start it: what sets it up is one user data of several parts."""
-    seed = agent_seed()
-    user_data = with_parts(seed.user_data, {"mount": mount.user_data(PAUSE)})
-    drives = [Drive(volume, f"volume{at}", "raw") for at, volume in enumerate(volumes)]
-    return Machine(base, folder, seed=Seed(user_data, seed.files), drives=drives)
-
-
-def in_journal(machine: Machine, line: str) -> bool:
-    """Tell whether the node's journal gets the line: while journald moves it to the disk it reads as truncated."""
-    until = time.monotonic() + 60 * machine.stretch
-    while time.monotonic() < until:
-        said = machine.guest.run(["journalctl", "--no-pager", "-o", "cat", "-t", "parbake-mount"])
-        if line in said.output:
-            return True
-        time.sleep(0.5)
-    return False
 
 
 def test_a_small_volume_on_a_large_disk_is_the_nodes_store(default_base: Path, tmp_path: Path) -> None:
@@ -60,15 +40,17 @@ def test_a_small_volume_on_a_large_disk_is_the_nodes_store(default_base: Path, t
     with volume.open("r+b") as file:
         file.truncate(20 * GIB)
 
-    with node_of(default_base, tmp_path / "vm", volume) as machine:
+    drives = [Drive(volume, "volume", "raw")]
+    with Machine(default_base, tmp_path / "vm", seed=mounting(PAUSE), drives=drives) as machine:
         machine.wait_agent()
         guest = machine.guest
         within = 120 * machine.stretch
+        # Said once containerd runs on the volume: until then it may still run on the node's own store.
+        assert in_journal(machine, "is mounted at /var/lib/containerd")
         with connect(machine.containerd(), patience=machine.stretch) as client:
             images = {each.name: each.labels for each in client.images.list()}
             assert images[APP].items() >= PINNED.items()
             assert images[PAUSE].items() >= PINNED.items()
-        assert in_journal(machine, "is mounted at /var/lib/containerd")
         size = int(guest.check(["df", "--output=size", "-B1", "/var/lib/containerd"]).split()[-1])
         assert size >= 0.93 * 20 * GIB, "all of the disk but ext4's tables of inodes, one of 256 bytes for each 4 KiB"
         options = guest.check(["findmnt", "-no", "OPTIONS", "/var/lib/containerd"])
@@ -77,12 +59,3 @@ def test_a_small_volume_on_a_large_disk_is_the_nodes_store(default_base: Path, t
         assert "hello from the bake" in guest.check(started, timeout=within), "there is no network to pull it from"
         unit = guest.check(["systemctl", "show", "-p", "Before", "--value", "parbake-mount.service"], timeout=within)
         assert "containerd.service" in unit, "from the second boot on systemd mounts it before the runtime starts"
-
-
-def test_a_node_without_the_disk_keeps_its_own_store(default_base: Path, tmp_path: Path) -> None:
-    with node_of(default_base, tmp_path / "vm") as machine:
-        machine.wait_agent()
-        with connect(machine.containerd(), patience=machine.stretch) as client:
-            assert client.images.list() == (), "its own store, in which nothing was baked"
-        assert in_journal(machine, "no disk labelled parbake within 8 s: the node keeps its own store, and pulls")
-        assert machine.guest.run(["mountpoint", "-q", "/var/lib/containerd"]).code != 0

@@ -104,7 +104,7 @@ def _nodegroups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
     yield allow("ListClusters", ["eks:ListClusters"], condition=here(scope.of(targets)))
     looks = ["DescribeNodegroup", "DescribeUpdate", "ListNodegroups", "ListUpdates"]
     yield allow("LookAtNodeGroups", [f"eks:{look}" for look in looks], [*sorted(clusters), *sorted(named)])
-    changes = ["TagResource", "UntagResource", "UpdateNodegroupVersion"]
+    changes = ["TagResource", "UntagResource", "UpdateNodegroupConfig", "UpdateNodegroupVersion"]
     yield allow("UpdateNodeGroups", [f"eks:{change}" for change in changes], sorted(named))
 
 

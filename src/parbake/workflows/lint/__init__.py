@@ -70,9 +70,17 @@ def bakes_of(bakefile_path: Path | None, output: Path, named: Sequence[str] = ()
             raise InputError(f"{named[found.index(None)]} has no record", hint="name a record, or leave out --bake")
         return together(None, (record for record in found if record))
     wanted = load(bakefile_path) if bakefile_path else None
-    newest = {record.plan.name: record for _, record in records.find(output)}  # oldest first: the last one stays
+    # Oldest first: the last one stays.
+    newest = {(record.plan.name, record.plan.platform): record for _, record in records.find(output)}
     if wanted:
-        return together(of_bakefile(wanted), [newest[wanted.name]] if wanted.name in newest else [])
+        return tuple(
+            bake
+            for platform in wanted.platforms or (wanted.platform,)
+            for bake in together(
+                of_bakefile(wanted.model_copy(update={"platform": platform})),
+                [newest[wanted.name, platform]] if (wanted.name, platform) in newest else [],
+            )
+        )
     if not newest:
         raise InputError(
             "there is nothing to compare with: no Bakefile, and no record",

@@ -14,7 +14,7 @@ from parbake.core import run
 from parbake.core.events import Events
 from parbake.machine.vm import Machine
 from parbake.verify import Rehearsal
-from tests.fakes.base import check_node, default_base
+from tests.fakes.base import check_node, default_base, in_journal, mounting
 
 __all__ = ["default_base"]
 
@@ -39,7 +39,9 @@ def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(defau
     """The default base as a file: a machine image, no plan, nothing in its store, not even a sandbox image."""
     image = tmp_path / "base.qcow2"
     run.run(["qemu-img", "convert", "-O", "qcow2", str(default_base), str(image)])
-    with Rehearsal(image, None, events=Events(), folder=tmp_path) as rehearsal:
+    rehearsal = Rehearsal(image, None, events=Events(), folder=tmp_path)
+    rehearsal.node.machine._seed = mounting("localhost/pause:1")  # as on a node whose volume was not attached
+    with rehearsal:
         machine, guest, verdict = rehearsal.node.machine, rehearsal.node.machine.guest, rehearsal.verdict()
         assert verdict.images == ()
         assert verdict.problems == ("there is no image in the runtime's store (namespace k8s.io)",)
@@ -60,4 +62,6 @@ def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(defau
             assert reaches(machine, "10.0.2.2", other), "another port of this machine's loopback"
             assert reaches(machine, "169.254.169.254", None), "the metadata service of a cloud"
         check_node(machine, uefi=False)
+        assert in_journal(machine, "no disk labelled parbake within 8 s: the node keeps its own store, and pulls")
+        assert guest.run(["mountpoint", "-q", "/var/lib/containerd"]).code != 0
         assert machine.power_off()

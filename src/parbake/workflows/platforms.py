@@ -1,0 +1,52 @@
+"""One Bakefile for nodes of several platforms: an artefact for each, told apart by its record's platform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from parbake import records
+from parbake.bakefile import Bakefile, load
+from parbake.core.errors import InputError
+from parbake.records import Record
+
+
+def each_platform(bakefile_path: Path, overrides: Mapping[str, str]) -> tuple[dict[str, str], ...]:
+    """Return what replaces keys of the Bakefile for each of its artefacts: one, or one for each of its platforms."""
+    if "platform" in overrides:
+        return (dict(overrides),)
+    platforms = load(bakefile_path, overrides).platforms
+    return tuple({**overrides, "platform": str(each)} for each in platforms) or (dict(overrides),)
+
+
+def one_platform(bakefile_path: Path, overrides: Mapping[str, str], what: str) -> dict[str, str]:
+    """Return the same where there is only one; raises InputError for ``what`` is of one artefact."""
+    found = each_platform(bakefile_path, overrides)
+    if len(found) > 1:
+        names = ", ".join(each["platform"] for each in found)
+        raise InputError(f"{what} is of one artefact, and the Bakefile has {names}", hint="add --platform")
+    return found[0]
+
+
+def together(bakefile: Bakefile, output: Path) -> tuple[tuple[Path, Record], ...]:
+    """Return the newest artefact of a Bakefile for each of its platforms, all of the same images.
+
+    Raises InputError where one is missing, or is of other images than the first.
+    """
+    newest = {
+        record.plan.platform: (place.parent / record.artefact, record)
+        for place, record in records.find(output)  # oldest first: the last one stays
+        if record.plan.name == bakefile.name
+    }
+    for platform in bakefile.platforms:
+        if platform not in newest:
+            raise InputError(f"there is no record of {bakefile.name} for {platform}", hint="`parbake bake` makes it")
+    found = tuple(newest[platform] for platform in bakefile.platforms)
+    held = [{image.reference: image.target.digest for image in record.plan.images} for _, record in found]
+    for (_, record), images in zip(found, held, strict=True):
+        if images != held[0]:
+            raise InputError(
+                f"{record.artefact} is of other images than {found[0][1].artefact}",
+                hint="`parbake bake` brings all platforms to the same; or name the records one by one",
+            )
+    return found
