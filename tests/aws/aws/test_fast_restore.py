@@ -157,6 +157,7 @@ class Shop:
 @pytest.fixture
 def shop(tmp_path: Path, cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))  # others clean theirs as well
     return Shop(tmp_path, cloud, capsys)
 
 

@@ -63,11 +63,15 @@ class NodeDaemon(Daemon):
 
 @dataclass(frozen=True)
 class World:
-    """A registry with an image, and volumes baked from it, by what filled them."""
+    """A registry with an image, and volumes baked from it, by what filled them.
+
+    ``plain`` is an image that was baked under its tag alone.
+    """
 
     folder: Path
     registry: DockerRegistry
     name: str
+    plain: str
     volumes: Mapping[str, Path]
 
 
@@ -77,15 +81,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch, DockerRegistry(tmp_path_factory.mktemp("registry")) as registry:
         patch.setenv("PARBAKE_CACHE", str(folder / "cache"))
         patch.setenv("HOME", str(folder))
-        built = image(busybox_layer(), config={"Cmd": ["/bin/busybox", "echo", "hello"], "Env": ["PATH=/bin"]})
-        push(registry.url, "team/app", built, "1")
-        name, volumes = f"{registry.host}/team/app:1", {}
+        runs = {"Cmd": ["/bin/busybox", "echo", "hello"], "Env": ["PATH=/bin"]}
+        push(registry.url, "team/app", image(busybox_layer(), config=runs), "1")
+        push(registry.url, "team/plain", image(busybox_layer(), config={**runs, "Labels": {"a": "b"}}), "1")
+        name, plain, volumes = f"{registry.host}/team/app:1", f"{registry.host}/team/plain:1", {}
         for which in FILLED:
             patch.setenv(CONTAINERD, program_of(which))
-            path = bakefile(folder / which, [name], base="none", artefact={"kind": "volume"})
+            images: list[str | dict[str, Any]] = [name, {"reference": plain, "also_by_digest": False}]
+            path = bakefile(folder / which, images, base="none", artefact={"kind": "volume"})
             volumes[which] = Path(bake(path)["artefact_path"])
         patch.delenv(CONTAINERD)
-        yield World(folder, registry, name, volumes)
+        yield World(folder, registry, name, plain, volumes)
     assert traces(folder) == []
 
 
@@ -131,12 +137,16 @@ def test_a_store_is_used_by_every_version(
             assert starts(cri, world.name, logs)
 
             assert cri.pull_image(world.name) == status.id
-            again = cri.image_status(world.name)
-            assert again
-            assert not again.pinned, "a kubelet's pull takes the pin away"
+            pinned = {name: found.pinned for name in (world.name, world.plain) if (found := cri.image_status(name))}
+            assert pinned == {world.name: True, world.plain: True}
+            cri.pull_image(world.plain)
+            found = cri.image_status(world.plain)
+            assert found
+            assert not found.pinned, "a kubelet's pull takes the pin from the tag, and here is no name by digest"
             client.gc()
             assert {snapshot.name for snapshot in client.snapshots.list()} == before
             assert starts(cri, world.name, logs)
+            assert starts(cri, world.plain, logs)
         with node("second") as daemon, daemon.client() as client:
             assert starts(Cri(client.connection, cgroup_parent=daemon.cgroup_parent), world.name, logs)
 

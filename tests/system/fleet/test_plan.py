@@ -44,7 +44,7 @@ def test_each_cell_says_what_is_to_be_done(tmp_path: Path, registry: DockerRegis
         "one@amd64": "unverified",
         "two@amd64": "bake",
     }
-    assert document["counts"] == {"there": 0, "unverified": 1, "bake": 1, "build": 1, "wrong": 1}
+    assert document["counts"] == {"there": 0, "unverified": 1, "bake": 1, "build": 1, "quarantined": 0, "wrong": 1}
     one = next(each for each in document["cells"] if each["cell"] == "one@amd64")
     assert one["key"] == made.document["key"]
     assert "FleetIncomplete" not in done.stdout, "one document, whatever happens"

@@ -28,7 +28,7 @@ from parbake.core.events import Events
 from parbake.core.run import Deadline, Process, find, sleep
 from parbake.core.workspace import lock
 from parbake.fleet.engine.activities import GRACE
-from parbake.fleet.engine.connect import ADDRESS_FILE, Engine, connect
+from parbake.fleet.engine.connect import ADDRESS_FILE, Client, Engine, connect
 from parbake.fleet.engine.sealing import make_key
 
 _RETENTION = timedelta(days=30)
@@ -108,9 +108,21 @@ def wait_for(port: int, process: Process) -> None:
         deadline.sleep(0.05)
 
 
+async def _first_answer(engine: Engine) -> Client:
+    """Connect to a server that listens, and may need some time yet until it answers. Raises EngineUnreachable."""
+    deadline = Deadline(_START_SECONDS, "the engine's first answer")
+    while True:
+        try:
+            return await connect(engine)
+        except EngineUnreachable:
+            if not deadline.left:
+                raise
+        await asyncio.sleep(_LOOK)
+
+
 async def _prepare(engine: Engine) -> None:
     """Let histories be kept for a month: the default is a day."""
-    client = await connect(engine)
+    client = await _first_answer(engine)
     kept = Duration()
     kept.FromTimedelta(_RETENTION)
     await client.workflow_service.update_namespace(
