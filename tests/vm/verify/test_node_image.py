@@ -29,10 +29,11 @@ def test_a_volume_is_proven_on_the_users_own_node(default_base: Path, tmp_path: 
     assert verdict["passed"]
     assert verdict["base"] == "node.raw"
     assert verdict["runtime"].startswith("containerd 2.")
-    [app, sandbox] = verdict["images"]
+    [app, by_digest, sandbox] = verdict["images"]
     assert (app["pinned"], app["unpacked"], app["problems"]) == (True, True, [])
     assert app["start_seconds"] > 0
-    assert sandbox["problems"] == []
+    assert by_digest["reference"].startswith(name.removesuffix(":1") + "@sha256:")
+    assert (by_digest["problems"], sandbox["problems"]) == ([], [])
     shown = json.loads(parbake("show", document["record_path"], "--json").out)
     assert "containerd 2." in json.dumps(shown)
     assert traces(tmp_path) == []

@@ -124,7 +124,7 @@ def _image(
     if policy == "Always" or implied:
         why = "there is no policy, and :latest means Always" if implied else "imagePullPolicy is Always"
         message = (
-            f"{reference}: {why}: each start asks the registry, and the image loses its pin; while one is asked, and "
+            f"{reference}: {why}: each start asks the registry, and the tag loses its pin; while one is asked, and "
             "after a pull with a secret, the node's other pods of the image wait or fail (kubelet 1.35 and later)"
         )
         yield finding("pull-policy-always", thing, _policy_at(thing, where), message, container)
