@@ -252,13 +252,6 @@ class AwsSection(Section):
             _need_key(keys, region)
         return value
 
-    @check("external_id")
-    @classmethod
-    def _goes_with_a_role(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value and not info.data.get("role"):
-            raise wrong("an external id goes with a role", "write role: arn:aws:iam::ACCOUNT:role/NAME beside it")
-        return value
-
     @check("copy_within")
     @classmethod
     def _in_steps(cls, value: float | None, info: ValidationInfo) -> float | None:

@@ -56,9 +56,18 @@ RoleArn = Annotated[
     matching(_ROLE, "the ARN of a role", "such as arn:aws:iam::123456789012:role/parbake"),
     text_schema("^arn:aws[a-z-]*:iam::[0-9]{12}:role/", "arn:aws:iam::123456789012:role/parbake"),
 ]
+
+
+def _goes_with_a_role(value: str, info: ValidationInfo) -> str:
+    if not info.data.get("role"):
+        raise wrong("an external id goes with a role", "write role: arn:aws:iam::ACCOUNT:role/NAME beside it")
+    return value
+
+
 ExternalId = Annotated[
     str,
     matching(_EXTERNAL, "an external id", "2 to 1224 letters, digits and some of +=,.@:/-"),
+    AfterValidator(_goes_with_a_role),
     text_schema("", "fleet-7f3a"),
 ]
 Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
@@ -272,13 +281,6 @@ class Target(Section):
         | None
     ) = None
     """A file for other tools; a bare text is its path."""
-
-    @check("external_id")
-    @classmethod
-    def _goes_with_a_role(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value and not info.data.get("role"):
-            raise wrong("an external id goes with a role", "write role: arn:aws:iam::ACCOUNT:role/NAME beside it")
-        return value
 
     @property
     def kind(self) -> str:

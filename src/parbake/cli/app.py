@@ -30,7 +30,7 @@ from parbake.core.events import Events
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from parbake.bakefile import RetentionSection
+    from parbake.bakefile import Bakefile, RetentionSection
     from parbake.core.signing import Signer
     from parbake.records.store import Shared
 
@@ -196,54 +196,57 @@ def output(file: Path, what: str = "", *, brought: bool = True) -> Path:
     ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read. Records that
     the Bakefile's store has are ``brought`` there.
     """
-    from parbake.bakefile import load
     from parbake.records import store
 
     if what and Path(what).is_file():
         return Path(what).parent
-    if file == DEFAULT_FILE and not file.exists():
+    bakefile = _bakefile(file)
+    if bakefile is None:
         return Path("artefacts")
-    bakefile = load(file)
     return store.brought(bakefile) if brought else bakefile.output
+
+
+def _bakefile(file: Path) -> Bakefile | None:
+    """Return the Bakefile; None where it is not named, and the usual one is not there."""
+    from parbake.bakefile import load
+
+    return None if file == DEFAULT_FILE and not file.exists() else load(file)
 
 
 def shared(file: Path, events: Events | None = None) -> Shared | None:
     """Return what the Bakefile's artefacts are shared through; None where it names no store, or is not there."""
-    from parbake.bakefile import load
     from parbake.records.store import session_store
 
-    return None if file == DEFAULT_FILE and not file.exists() else session_store(load(file), events)
+    bakefile = _bakefile(file)
+    return session_store(bakefile, events) if bakefile else None
 
 
 def trust(file: Path) -> tuple[Path, ...]:
     """Return the public keys that must have signed records: the Bakefile's; none where there is no Bakefile."""
-    from parbake.bakefile import load
-
-    return () if file == DEFAULT_FILE and not file.exists() else load(file).trust
+    bakefile = _bakefile(file)
+    return bakefile.trust if bakefile else ()
 
 
 def node_image(file: Path) -> Path | None:
     """Return the image of a node that volumes are proven on: the Bakefile's; None where it, or a Bakefile, is not."""
-    from parbake.bakefile import load
-
-    return None if file == DEFAULT_FILE and not file.exists() else load(file).verify.base
+    bakefile = _bakefile(file)
+    return bakefile.verify.base if bakefile else None
 
 
 def signer(file: Path) -> Signer | None:
     """Return what signs records as the Bakefile says, tried out; None where it says nothing, or is not there."""
-    from parbake.bakefile import load
     from parbake.records import genuine
 
-    return None if file == DEFAULT_FILE and not file.exists() else genuine.open_signer(load(file))
+    bakefile = _bakefile(file)
+    return genuine.open_signer(bakefile) if bakefile else None
 
 
 def retention(file: Path) -> RetentionSection:
     """Return what is to be kept: the Bakefile's, or the default where there is no Bakefile."""
-    from parbake.bakefile import RetentionSection, load
+    from parbake.bakefile import RetentionSection
 
-    if file == DEFAULT_FILE and not file.exists():
-        return RetentionSection()
-    return load(file).retention
+    bakefile = _bakefile(file)
+    return bakefile.retention if bakefile else RetentionSection()
 
 
 def _report(error: ParbakeError) -> int:

@@ -203,13 +203,17 @@ class _Reader:
         return found
 
     def _write(self, buffer: bytearray, place: int) -> None:
-        data = memoryview(buffer)[: self._size - place]
-        while data:
-            count = os.pwrite(self._copy_to, data, place)
-            data, place = data[count:], place + count
+        write_all(self._copy_to, memoryview(buffer)[: self._size - place], place)
 
     def _fill(self, buffers: list[bytearray], place: int) -> None:
         read_blocks(self._path, self._handle, self._size, buffers, place)
+
+
+def write_all(handle: int, data: memoryview, place: int) -> None:
+    """Write data at a place of a file, however many calls that takes; raises OSError."""
+    while data:
+        count = os.pwrite(handle, data, place)
+        data, place = data[count:], place + count
 
 
 def read_blocks(path: Path, handle: int, size: int, buffers: list[bytearray], place: int) -> None:

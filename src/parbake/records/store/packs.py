@@ -21,7 +21,7 @@ from parbake.core.errors import BadContent, InputError
 from parbake.core.events import Events, Task
 from parbake.core.model import Frozen
 from parbake.machine.disk import BLOCK, BlockList, block_list, read_blocks
-from parbake.machine.disk.blocks import HASHES
+from parbake.machine.disk.blocks import HASHES, write_all
 from parbake.records.store.entries import StoredFile, get_object, put_object
 from parbake.records.store.port import Store
 
@@ -176,11 +176,5 @@ def _unpack(
             raise BadContent(f"{path.name}: a block in {store.url} is not what its digest says", hint="bake it again")
         for place in wanted[digest]:
             start = place * BLOCK
-            _write(handle, block[: max(0, index.size - start)], start)
+            write_all(handle, block[: max(0, index.size - start)], start)
             task.advance(BLOCK)
-
-
-def _write(handle: int, data: memoryview, place: int) -> None:
-    while data:
-        count = os.pwrite(handle, data, place)
-        data, place = data[count:], place + count
