@@ -394,8 +394,9 @@ class ImageVerdict(Frozen):
 class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
-    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted (another architecture than this
-    machine's). ``runtime`` started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
+    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted. ``emulator`` played a machine of
+    another architecture than the one that verified, such as ``qemu-system-aarch64`` (empty: the same). ``runtime``
+    started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
     image that a volume was attached to, empty for the default base. ``intact`` says whether the bytes are those that
     the record names (null: not compared), ``warnings`` what a reader should know of what passed, ``hydrate`` what the
     hydrate service of a machine image said of itself.
@@ -404,6 +405,7 @@ class Verdict(Frozen):
     passed: bool
     intact: bool | None = None
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
+    emulator: str = ""
     boot_seconds: float | None = None
     runtime: str = ""
     base: str = ""
