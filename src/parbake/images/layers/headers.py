@@ -22,8 +22,9 @@ HEADER_ONLY: Final = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 # name, mode+uid+gid, size, mtime, checksum, type, link's first byte, magic+version, major+minor, and two first bytes of
 # what the format says; the other bytes are looked at when one of these asks for it
 _LAYOUT: Final = struct.Struct("100s24s12s12s8scc99x8s64x16sc162xc3x")
-# Of a file of which this block says all: name, mode+uid+gid, size, mtime, checksum, and all from the magic on.
-_FILE_LAYOUT: Final = struct.Struct("100s24s12s12s8s101x255s")
+# Of a file of which this block says all: name, mode+uid+gid, size, mtime, checksum, magic+version, major+minor with the
+# first byte of what the format says, and the one that tells star
+_FILE_LAYOUT: Final = struct.Struct("100s24s12s12s8s101x8s64x17s162xc3x")
 _FILE_TYPE: Final = b"0"[0]
 _NO_BYTE: Final = b"\0"
 _USTAR, _GNU = b"ustar\0", b"ustar  \0"
@@ -86,13 +87,14 @@ def plain_file(block: memoryview) -> PlainFile | None:
     """
     if block[156] != _FILE_TYPE or block[157]:
         return None
-    name, metadata, size, modified, checksum, rest = _FILE_LAYOUT.unpack(block)
+    name, metadata, size, modified, checksum, magic, device, more = _FILE_LAYOUT.unpack(block)
     digits = size[:11]
     if (
         _adler_of(checksum) != zlib.adler32(block) & 0xFFFF
         or not digits.isdigit()
         or size[11] not in b"\0 "
-        or not _says_nothing(rest)
+        or more != _NO_BYTE
+        or not _says_nothing(magic, device)
     ):
         return None
     try:
@@ -157,12 +159,12 @@ def _device(fields: bytes) -> tuple[int, int]:
 
 
 @lru_cache(_MOST_KNOWN)
-def _says_nothing(rest: bytes) -> bool:
-    """Whether what a header says from its magic on means nothing for a file: names of owners, no prefix, no times."""
-    if not (rest[:6] == _USTAR or rest[:8] == _GNU) or rest[88] or rest[251]:
+def _says_nothing(magic: bytes, device: bytes) -> bool:
+    """Whether what a header says from its magic on means nothing for a file: device numbers, no prefix, no times."""
+    if not (magic[:6] == _USTAR or magic == _GNU) or device[16]:
         return False
     try:
-        _device(rest[72:88])
+        _device(device[:16])
     except LayerError:
         return False
     return True

@@ -75,33 +75,35 @@ def pack_into(
     _check(table, at, seed)
 
 
-def pack_file_into(table: memoryview, at: int, node: FileNode, seed: int) -> None:
-    """Do what ``pack_into`` does for a file without attributes whose data are one extent (``is_plain``).
+def pack_files_into(table: memoryview, nodes: Sequence[FileNode], seed: int) -> list[int]:
+    """Do what ``pack_into`` does for all files without attributes whose data are one extent: nearly all nodes.
 
-    ``seed`` is the file system's.
+    The table has a place for each node, in order; ``seed`` is the file system's. Returns which nodes are others.
     """
-    ((_, place, count),) = node.extents
-    owner, times, layout, rest = _alike(node.mode, node.uid, node.gid, node.links, node.modified, node.accessed)
-    _FILE.pack_into(
-        table, at,
-        owner, node.size, times, count * (BLOCK // 512), layout, count, place >> 32, place & 0xFFFFFFFF, rest,
-    )  # fmt: skip
-    check = checksums.of_whole_inode(seed, node.number, table[at : at + INODE])
-    _FILE_CHECK.pack_into(table, at + _CHECK_LO, check & 0xFFFF, 0, _EXTRA, check >> 16)
-
-
-def is_plain(node: FileNode) -> bool:
-    """Whether it is a file that ``pack_file_into`` can pack: nearly all files are."""
-    extents = node.extents
-    return (
-        len(extents) == 1
-        and node.xattrs is None
-        and node.mode >> 12 == _REGULAR
-        and extents[0][2] <= _LONGEST_EXTENT
-        and not extents[0][0]
-        and node.links <= _MOST_LINKS
-        and node.size <= _U32
-    )
+    others: list[int] = []
+    for index, node in enumerate(nodes):
+        extents, size = node.extents, node.size
+        if (
+            len(extents) != 1
+            or node.xattrs is not None
+            or node.mode >> 12 != _REGULAR
+            or node.links > _MOST_LINKS
+            or size > _U32
+        ):
+            others.append(index)
+            continue
+        ((logical, place, count),) = extents
+        if logical or count > _LONGEST_EXTENT:
+            others.append(index)
+            continue
+        owner, times, layout, rest = _alike(node.mode, node.uid, node.gid, node.links, node.modified, node.accessed)
+        at = index * INODE
+        _FILE.pack_into(
+            table, at, owner, size, times, count * (BLOCK // 512), layout, count, place >> 32, place & _U32, rest
+        )
+        check = checksums.of_whole_inode(seed, node.number, table[at : at + INODE])
+        _FILE_CHECK.pack_into(table, at + _CHECK_LO, check & 0xFFFF, 0, _EXTRA, check >> 16)
+    return others
 
 
 @lru_cache(4096)

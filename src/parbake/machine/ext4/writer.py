@@ -67,12 +67,9 @@ class TreeWriter:
     def _write_run(self, nodes: Sequence[FileNode], start: int, parents: Mapping[int, int]) -> None:
         """Write nodes whose inodes lie side by side, from ``start`` (bytes)."""
         table = memoryview(bytearray(len(nodes) * INODE))
-        seed = self._superblock.seed
-        for at, node in zip(range(0, len(table), INODE), nodes, strict=True):
-            if inodes.is_plain(node):
-                inodes.pack_file_into(table, at, node, seed)
-            else:
-                self._write(table, at, node, parents.get(node.number, 0))
+        for index in inodes.pack_files_into(table, nodes, self._superblock.seed):
+            node = nodes[index]
+            self._write(table, index * INODE, node, parents.get(node.number, 0))
         self._superblock.put(table, start)
 
     def _write(self, table: memoryview, at: int, node: FileNode, parent: int) -> None:
