@@ -1,4 +1,4 @@
-"""What nodes run: the containerd of a newer Debian, and Docker. `make setup` fetches both into .venv/newer.
+"""What nodes run: a newer Debian's containerd, Docker, SOCI's snapshotter. `make setup` fetches them into .venv/newer.
 
     PROGRAMS = [pytest.param(MACHINES, id="1.7"), pytest.param(NEWER, id="2")]
     with Daemon(root, folder, containerd=program_of(which)) as daemon: ...
@@ -34,6 +34,12 @@ def program_of(which: str) -> str:
         pytest.skip("no containerd 2 is in .venv/newer: `make setup` fetches it where apt has a mirror of Debian")
     assert _PROGRAM.exists(), "CI must have containerd 2: tools/fetch-newer says why it has not"
     return str(_PROGRAM)
+
+
+def soci_snapshotter() -> str:
+    """Return the path of SOCI's snapshotter."""
+    program_of(NEWER)
+    return str(FOLDER / "usr/bin/soci-snapshotter-grpc")
 
 
 def programs_of_newer() -> list[Path]:
