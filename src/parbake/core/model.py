@@ -156,7 +156,15 @@ class RunningProbe(Frozen):
     seconds: float = Field(default=1.0, gt=0)
 
 
-Probe = Annotated[ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe, Field(discriminator="kind")]
+class MountedProbe(Frozen):
+    """Up when a pod has the image as a volume, read-only, and finds ``path`` in it; nothing of the image runs."""
+
+    kind: Literal["mounted"] = "mounted"
+    path: str = "/"
+
+
+_Probe = ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe | MountedProbe
+Probe = Annotated[_Probe, Field(discriminator="kind")]
 
 
 class Startup(Frozen):
@@ -212,9 +220,8 @@ class Image(Frozen):
 class Base(Frozen):
     """What the images are baked onto.
 
-    ``identity`` names the content for the content key: the digest of the file for ``file``, the digest of the recipe
-    for ``debian``, the id of the AMI for ``ami`` (its content never changes), empty for ``none``. ``path`` is where
-    the file lies on this machine and is not part of the key.
+    ``identity`` names the content for the content key: a file's digest, for ``debian`` that of the recipe, an AMI's id
+    (its content never changes), empty for ``none``. ``path``, where a file lies on this machine, is not in the key.
     """
 
     kind: Literal["debian", "file", "none", "ami"]
@@ -258,8 +265,7 @@ class Artefact(Frozen):
 class AmiSource(Frozen):
     """Which AMI to bake onto: exactly one of ``id``, ``name`` (a filter with wildcards), ``ssm``, ``eks``.
 
-    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow the filter; ``kubernetes``
-    and ``gpu`` (``nvidia``, ``neuron``) go with ``eks``.
+    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow it; the others are ``eks``'s.
     """
 
     id: str = ""

@@ -17,7 +17,7 @@ from parbake.core.model import Descriptor, Platform
 from parbake.core.reference import Reference
 from parbake.machine.disk import formats
 from parbake.machine.vm import Drive, Machine, agent_credentials, agent_seed, is_bootable
-from parbake.verify import sandbox
+from parbake.verify import sandbox, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,8 +115,8 @@ class BootedNode:
     ``default_base`` says that a machine image was made on the default base, whose systemd starts the guest agent by
     itself; any other needs cloud-init for it. ``reads`` is a file for what a machine image's boot reads
     (``vm.Machine``): it boots with cloud-init then, as on a cloud. ``client`` and ``cri`` talk to the
-    runtime of the booted machine; ``boot_seconds`` is from power-on until that was ready. Entering raises MachineError
-    when the machine or its containerd does not come up.
+    runtime of the booted machine, unless that is Docker (``is_docker``); ``boot_seconds`` is from power-on until it was
+    ready. Entering raises MachineError when the machine or its runtime does not come up.
     """
 
     def __init__(
@@ -152,7 +152,9 @@ class BootedNode:
         self.boot_seconds = 0.0
         self.runtime = ""
         """What the machine's runtime calls itself, such as ``containerd 2.2.4``."""
-        self.settings: Settings
+        self.is_docker = False
+        """Whether a machine image's kubelet uses Docker, which has no CRI: ``within.prove_docker`` starts images."""
+        self.settings = Settings()
         self.client: Client
         self.cri: Cri
         self._stack = ExitStack()
@@ -165,6 +167,11 @@ class BootedNode:
             machine.wait_agent()
             if self.kind == "volume":
                 self._mount_volume()
+            elif within.runs_docker(machine):
+                self.is_docker, self.runtime = True, within.wait_docker(machine)
+                self.boot_seconds = time.monotonic() - machine.started
+                self._stack = stack.pop_all()
+                return self
             socket = machine.containerd()
             self.client = stack.enter_context(connect(socket, patience=machine.stretch))
             limit = run.Deadline(_READY * machine.stretch, "the runtime is ready for pods")

@@ -15,11 +15,14 @@ from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platfo
 from parbake.core.workspace import cache_folder
 from parbake.machine import base as default_base
 from parbake.machine.vm import boots
+from parbake.verify import within
 from parbake.verify.booted import BootedNode, Kind, identify
 from parbake.verify.starter import Started, Starter
 from parbake.verify.store import Seen, judge, look
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from parbake.core.events import Events
 
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
@@ -29,6 +32,10 @@ _HYDRATE_STATE = "/run/parbake/hydrate.json"
 NO_SANDBOX = (
     "the artefact holds no sandbox (pause) image {sandbox}: it was verified with parbake's own; on a node that has "
     "none either, no pod starts before it is pulled"
+)
+DOCKER = (
+    "Docker runs this node: it knows no pinned images, so that the kubelet may collect them when the disk fills up, "
+    "and its pause image was not looked at"
 )
 OTHER_SANDBOX = (
     "the runtime makes sandboxes from {sandbox}, which is not in its store (the plan brings {planned}): no pod starts "
@@ -158,7 +165,12 @@ class Rehearsal:
             machine = self.node.machine
             with self.events.stage("boot", f"Boot {self.artefact.name} without a network ({machine.accelerator})"):
                 stack.enter_context(self.node)
-            self.starter = Starter(machine.guest, self.node.cri, stretch=machine.stretch)
+            if self.node.is_docker:
+                self._stack = stack.pop_all()
+                return self
+            self.starter = Starter(
+                machine.guest, self.node.cri, stretch=machine.stretch, pause=self.node.settings.sandbox
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -172,8 +184,8 @@ class Rehearsal:
         warnings: tuple[str, ...] = ()
         try:
             problems, warnings = self.provide_sandbox()
-            for subject in self._subjects():
-                images.append(self._examine(subject))  # noqa: PERF401 - what was seen before a failure counts
+            for verdict in self._verdicts():
+                images.append(verdict)  # noqa: PERF402 - what was seen before a failure counts
         except MachineError as error:
             problems = (*problems, self.node.fault_text(error))
         except (ContainerdError, DeadlineExceeded) as error:
@@ -198,6 +210,11 @@ class Rehearsal:
     def emulator(self) -> str:
         """What plays a machine of another architecture than this one's; empty for the same."""
         return self.node.machine.board.qemu if self.platform.architecture != Platform.host().architecture else ""
+
+    def _verdicts(self) -> Iterator[ImageVerdict]:
+        if self.node.is_docker:
+            return within.prove_docker(self.node.machine, self.plan, self.events)
+        return map(self._examine, self._subjects())
 
     def _hydrated(self) -> HydrateFigures | None:
         """Return what the machine image's hydrate service wrote down; None without one, or without an answer."""
@@ -225,6 +242,8 @@ class Rehearsal:
 
     def provide_sandbox(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Make sure that pods can be started; return problems and warnings."""
+        if self.node.is_docker:
+            return (), (DOCKER,)
         node, planned = self.node, self.plan.sandbox if self.plan else None
         record = node.client.images.get(planned.names[0]) if planned else None
         action = sandbox_action(present=node.has_sandbox(), kind=self.kind, planned=planned, seen=record is not None)

@@ -52,7 +52,7 @@ def cold_start(
             cri.pull_image(image.names[0])
             stages = {"pull": time.monotonic() - begun}
         _wait_image(cri, image)
-        starter = Starter(Here(), cri, stretch=1.0, logs=str(folder / "logs"))
+        starter = Starter(Here(), cri, stretch=1.0, pause=name, logs=str(folder / "logs"))
         started = starter.start(image.names[0], image.startup or Startup())
     except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error
