@@ -32,7 +32,7 @@ def prefetch_list(trace: Trace) -> str:
     ``parbake-prefetch 1``, then ``uuid`` and ``entries`` (how many ranges of metadata and files follow); then ``meta
     OFFSET+LENGTH`` for ranges of the device, ext4 alone (the kernel keeps ext4's metadata in the device's page cache,
     and XFS' elsewhere), and ``file OFFSET+LENGTH,… PATH`` for files, in the order to read them: the path is below the
-    root of the file system, and percent-encoded. Numbers are bytes. What a machine's boot loader reads is left out. Pure.
+    root of the file system, and percent-encoded. Numbers are bytes. What boot loaders read is left out. Pure.
     """
     metadata = trace.metadata if trace.filesystem == "ext4" else ()
     lines = [f"meta {offset}+{length}\n" for offset, length in metadata]
