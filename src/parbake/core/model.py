@@ -186,7 +186,8 @@ class Image(Frozen):
 
     ``target`` is what the name points to (an index or a manifest), ``manifest`` the platform's manifest; they are equal
     when the name points straight to a manifest. ``layout`` is the path of a local OCI layout that holds the content
-    instead of the registry (images that were built here and never pushed).
+    instead of the registry (images that were built here and never pushed). ``order`` is its place in the Bakefile:
+    nodes start first what stands first.
     """
 
     reference: str
@@ -198,6 +199,7 @@ class Image(Frozen):
     startup: Startup | None = None
     layout: str = ""
     also_by_digest: bool = False
+    order: int = Field(default=0, ge=0)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -312,8 +314,8 @@ class AmiSource(Frozen):
 # What a plan holds for people or for later steps, without any effect on the artefact's content.
 _NOT_IN_KEY: dict[str, Any] = {
     "base": {"path", "size"},
-    "images": {"__all__": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}}},
-    "sandbox": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}},
+    "images": {"__all__": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}}},
+    "sandbox": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}},
     "size_is_fixed": True,
 }
 
