@@ -301,6 +301,12 @@ class EngineUnreachable(ParbakeError):
     usual_hint = "is `parbake fleet up` running? For another server check TEMPORAL_ADDRESS and its certificates"
 
 
+class WrongStore(ParbakeError):
+    """The address of a fleet's store means another store on this machine than where the run was begun."""
+
+    exit_code = 2
+
+
 class FleetIncomplete(ParbakeError):
     """Some cells of a fleet failed; the others are done."""
 

@@ -7,6 +7,7 @@ store afterwards. The first record of a content key wins, whoever comes second t
 
 from parbake.records.store.choose import brought, leases_of, need_conditional_writes, open_store, session_store
 from parbake.records.store.entries import Entry
+from parbake.records.store.identity import identity_of
 from parbake.records.store.leases import Lease, claimed, held
 from parbake.records.store.port import Held, Listed, Store
 from parbake.records.store.shared import Shared
@@ -21,6 +22,7 @@ __all__ = [
     "brought",
     "claimed",
     "held",
+    "identity_of",
     "leases_of",
     "need_conditional_writes",
     "open_store",
