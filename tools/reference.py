@@ -80,7 +80,10 @@ EXAMPLES: Final = {
     "fleet pause": "parbake fleet pause",
     "fleet resume": "parbake fleet resume",
     "fleet cancel": "parbake fleet cancel",
-    "fleet retry": "parbake fleet retry hello\nkill %1\nwait",
+    "fleet retry": "parbake fleet retry hello",
+    "fleet apply": "parbake fleet apply --dry-run",
+    "fleet drain": "parbake fleet drain",
+    "fleet doctor": "parbake fleet doctor\nkill %1\nwait",
     "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",
 }

@@ -100,6 +100,10 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "build":
         print(json.dumps({"key": key_of(option(arguments, "-f"))}))
         return 0
+    if arguments[0] == "prune":
+        note(option(arguments, "--store"), "prune", option(arguments, "-f"))
+        print(json.dumps({"freed": 0, "decisions": []}))
+        return 0
     return bake(arguments)
 
 

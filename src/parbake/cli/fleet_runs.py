@@ -32,22 +32,24 @@ Grace = Annotated[
 ]
 
 
-def _state(state: Path | None, file: Path) -> Path:
+def state_folder(state: Path | None, file: Path) -> Path:
+    """Return the folder of `fleet up`."""
     return state.absolute() if state else file.absolute().parent / ".fleet"
 
 
-def _need_engine() -> None:
+def need_engine() -> None:
+    """Raise EnvironmentProblem unless the engine's library is installed."""
     if importlib.util.find_spec("temporalio") is None:
         raise EnvironmentProblem("the engine of fleets is not installed", hint="pip install 'parbake[fleet]'")
 
 
-def _asked[Answer](state: Path | None, file: Path, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
+def asked[Answer](state: Path | None, file: Path, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
     """Ask the engine something."""
-    _need_engine()
+    need_engine()
     from parbake.fleet.engine.connect import Engine, connect
 
     async def go() -> Answer:
-        return await ask(await connect(Engine(_state(state, file))))
+        return await ask(await connect(Engine(state_folder(state, file))))
 
     return asyncio.run(go())
 
@@ -70,14 +72,14 @@ def up(
     It listens on the loopback alone. The next `fleet up` goes on where this one ended; without its database the next
     run finds in the store what is done already. Bakes need root.
     """
-    _need_engine()
+    need_engine()
     from parbake.fleet.engine.local import Settings
     from parbake.fleet.engine.local import up as run_here
 
     def ready(here: dict[str, object]) -> None:
         events.note(f"the engine listens on {here['address']}; look at it on {here['ui']}; Ctrl-C ends it")
 
-    run_here(_state(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
+    run_here(state_folder(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
 
 
 @command(fleets)
@@ -95,12 +97,12 @@ def worker(
     The engine is that of TEMPORAL_ADDRESS, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…), or
     the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all machines share.
     """
-    _need_engine()
+    need_engine()
     from parbake.fleet.engine.connect import Engine
     from parbake.fleet.engine.worker import serve
 
     named = [each.strip() for each in queues.split(",") if each.strip()]
-    asyncio.run(serve(Engine(_state(state, file)), queues=named, slots=slots, grace=grace))
+    asyncio.run(serve(Engine(state_folder(state, file)), queues=named, slots=slots, grace=grace))
 
 
 @command(fleets)
@@ -121,29 +123,18 @@ def run(
 
     Where a run of the fleet is under way, it is that one.
     """
-    _need_engine()
+    need_engine()
     from parbake.cli.text import fleet as text
-    from parbake.fleet.cells import cells, chosen
     from parbake.fleet.engine import runs
-    from parbake.fleet.engine.tasks import RunRequest
     from parbake.fleet.file import load
+    from parbake.fleet.requests import run_request
     from parbake.fleet.source import pinned
 
     fleet, folder = load(file), file.absolute().parent
-    request = RunRequest(
-        fleet=fleet.name,
-        file=file.name,
-        root=pinned(fleet.source, folder),
-        store=fleet.store,
-        cells=[each.name for each in chosen(cells(fleet, folder), tuple(cell or ()))],
-        window=fleet.concurrency.cells,
-        attempts=fleet.budget.attempts,
-        failures=fleet.budget.failures,
-        heartbeat=heartbeat,
-        verify=fleet.verify,
-    )
+    root = pinned(fleet.source, folder)
+    request = run_request(fleet, file.name, root, folder, named=cell or (), heartbeat=heartbeat)
     if not wait:
-        started = _asked(state, file, lambda client: runs.start(client, request))
+        started = asked(state, file, lambda client: runs.start(client, request))
         return Result({"run": started}, lambda: f"{started} is under way: `parbake fleet status` shows how far it is")
 
     async def to_the_end(client: Client) -> Progress:
@@ -156,7 +147,7 @@ def run(
 
             return await runs.follow(client, fleet.name, told)
 
-    ended = _asked(state, file, to_the_end)
+    ended = asked(state, file, to_the_end)
     failed = ended.counts.failed + ended.counts.quarantined
 
     def judge() -> None:
@@ -182,7 +173,7 @@ def status(state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
 
         return await runs.status(client, fleet.name)
 
-    found = _asked(state, file, ask)
+    found = asked(state, file, ask)
     return Result(text.status_json(found), lambda: text.status_text(found))
 
 
@@ -199,7 +190,7 @@ def _tell(what: str, done: str, ask: Callable[[Any, Client, str], Awaitable[None
 
             await ask(runs, client, fleet.name)
 
-        _asked(state, file, go)
+        asked(state, file, go)
         return Result({"run": f"fleet/{fleet.name}", "told": what}, lambda: f"fleet/{fleet.name}: {done}")
 
     return tell

@@ -27,6 +27,7 @@ from parbake.bakefile.values import (
     valid_name,
     wrong,
 )
+from parbake.fleet.schedule import Schedule
 
 DEFAULT_FILE = Path("fleet.yaml")
 _GIT_URL = r"(https|ssh|git)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+"
@@ -140,6 +141,8 @@ class Fleet(Section):
     """How much happens at once."""
     budget: Budget = Field(default_factory=Budget)
     """How much may go wrong, and what happens then."""
+    schedule: Schedule | None = None
+    """When runs begin by themselves. Without: when somebody says so."""
 
     @check("bakefiles")
     @classmethod
@@ -176,6 +179,7 @@ _FLEET = Format(
         "store": "write store: s3://BUCKET/PREFIX, or a folder",
         "file": "name the Bakefile",
         "git": "name the repository",
+        "every": "say how often, such as 30m",
     },
     empty={
         "bakefiles": ("must list at least one Bakefile", "write - search/parbake.yaml below it"),

@@ -64,10 +64,10 @@ class Facts(Frozen):
 
 def examine(*, output: Path, cache: Path, shared: Shared | None = None) -> tuple[Check, ...]:
     """Look at this machine, and at a Bakefile's store; the folders need not exist. Never raises for what is missing."""
-    return (*judge(gather(output=output, cache=cache)), *([_store(shared.store)] if shared else []))
+    return (*judge(gather(output=output, cache=cache)), *([store_check(shared.store)] if shared else []))
 
 
-def _store(store: Store) -> Check:
+def store_check(store: Store) -> Check:
     """Try the store out: whether this machine may write to it, and the first who writes wins."""
     try:
         need_conditional_writes(store)

@@ -11,10 +11,14 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from parbake.core.errors import InputError
-from parbake.fleet.engine.activities import OURS, Activities
+from parbake.core.errors import InputError, ParbakeError
+from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.connect import Engine, connect
+from parbake.fleet.engine.facts import Facts
+from parbake.fleet.engine.sealing import read_keys
 from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES
+from parbake.fleet.engine.ticks import Prune, Tick
+from parbake.fleet.engine.upkeep import Upkeep
 from parbake.fleet.engine.workflows import Bake, Fleet
 
 # Cancellations come back with heartbeats, which the library holds back for most of the time that it may be silent.
@@ -33,7 +37,8 @@ async def serve(
 ) -> None:
     """Work until SIGTERM or SIGINT comes; then give what runs ``grace`` seconds, and end it.
 
-    ``slots`` bakes run at once. Raises EngineUnreachable, InputError.
+    ``slots`` bakes run at once. Raises EngineUnreachable, InputError; WrongStore where the first task shows that the
+    store of the fleet is another one here.
     """
     if unknown := [queue for queue in queues if queue not in QUEUES]:
         raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose of {', '.join(QUEUES)}")
@@ -41,20 +46,30 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    client = await connect(engine)
+    client, identity = await connect(engine), Facts.of_this(read_keys(engine.key)[0]).identity()
+    refused: list[ParbakeError] = []
+
+    def refuse(error: ParbakeError) -> None:
+        refused.append(error)
+        stop.set()
+
+    can = Upkeep(client, command)
+    can.refuse = refuse
     async with AsyncExitStack() as stack:
         for queue in queues:
-            await stack.enter_async_context(_worker(client, queue, slots, grace, command))
+            await stack.enter_async_context(_worker(client, can, identity, queue, slots, grace))
         await stop.wait()
+    if refused:
+        raise refused[0]
 
 
-def _worker(client: Client, queue: str, slots: int, grace: float, command: Sequence[str]) -> Worker:
-    activities = Activities(client, command)
+def _worker(client: Client, can: Upkeep, identity: str, queue: str, slots: int, grace: float) -> Worker:
     return Worker(
         client,
         task_queue=queue,
-        workflows=[Fleet, Bake] if queue == CONTROL else [],
-        activities=activities.of_bakes if queue == BAKE else activities.of_control,
+        identity=identity,
+        workflows=[Fleet, Bake, Tick, Prune] if queue == CONTROL else [],
+        activities=can.of_bakes if queue == BAKE else [*can.of_control, *can.of_schedules],
         max_concurrent_activities=slots if queue == BAKE else _CONTROL_SLOTS,
         max_cached_workflows=_CACHED_WORKFLOWS if queue == CONTROL else 0,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
