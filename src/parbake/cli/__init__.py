@@ -1,6 +1,18 @@
 """The door: one module for each group of commands, all on one ``app``."""
 
-from parbake.cli import app, artefacts, coldstart, exports, fleet, fleet_runs, iam, lint, rollouts, snapshots
+from parbake.cli import (
+    app,
+    artefacts,
+    coldstart,
+    exports,
+    fleet,
+    fleet_rollouts,
+    fleet_runs,
+    iam,
+    lint,
+    rollouts,
+    snapshots,
+)
 from parbake.cli.app import main, run
 
 __all__ = [
@@ -9,6 +21,7 @@ __all__ = [
     "coldstart",
     "exports",
     "fleet",
+    "fleet_rollouts",
     "fleet_runs",
     "iam",
     "lint",

@@ -63,7 +63,8 @@ TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING)
 HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
-        "docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export"}) | ROLLOUTS
+        "docs/reference/cli.md",
+        shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export", "fleet"}) | ROLLOUTS,
     ),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
@@ -105,6 +106,8 @@ SHORTCUTS = {
     # Nothing is verified here.
     "export": 'export) case $2 in packer | kubelet-config) ;; *) set -- "$@" --force ;; esac ;;',
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
+    # Nothing is rolled out here: docs/tutorial-fleet.md does.
+    "fleet": 'fleet) case $2 in rollout | gate | approve | rollback) set -- "$@" --help ;; esac ;;',
     **{name: f'{name}) set -- "$@" --help ;;' for name in (*ROLLOUTS, "prune")},
 }
 

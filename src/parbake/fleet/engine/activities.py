@@ -27,7 +27,10 @@ from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, Pla
 from parbake.fleet.engine.workflows import describe
 from parbake.fleet.source import checked_out
 
-_NO_SECOND_TRY = {"Denied", "AwsNoAccess", "LayerEscape", "LayerBomb", "Moved", "NotSealed"}
+_NO_SECOND_TRY = {
+    "Denied", "AwsNoAccess", "LayerEscape", "LayerBomb", "Moved", "NotSealed",
+    "RolloutError", "Stalled",  # a target has said no, or had its time
+}  # fmt: skip
 _KILLED = -9
 _STOPPED = 130
 GRACE = 30.0

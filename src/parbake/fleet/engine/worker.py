@@ -12,14 +12,16 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from parbake.core.errors import InputError
-from parbake.fleet.engine.activities import OURS, Activities
+from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.connect import Engine, connect
-from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES
+from parbake.fleet.engine.handing import Handing
+from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES, ROLL
+from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import Bake, Fleet
 
 # Cancellations come back with heartbeats, which the library holds back for most of the time that it may be silent.
 _HEARTBEAT_THROTTLE = timedelta(seconds=5)
-_CONTROL_SLOTS = 20
+_SLOTS = {CONTROL: 20, ROLL: 50}  # none of them is work of ours: they wait for others
 _CACHED_WORKFLOWS = 200  # bakes are short histories; more would only hold memory
 
 
@@ -49,13 +51,14 @@ async def serve(
 
 
 def _worker(client: Client, queue: str, slots: int, grace: float, command: Sequence[str]) -> Worker:
-    activities = Activities(client, command)
+    can = Handing(client, command)
+    activities = {CONTROL: can.of_control, BAKE: can.of_bakes, ROLL: can.of_rollouts}
     return Worker(
         client,
         task_queue=queue,
-        workflows=[Fleet, Bake] if queue == CONTROL else [],
-        activities=activities.of_bakes if queue == BAKE else activities.of_control,
-        max_concurrent_activities=slots if queue == BAKE else _CONTROL_SLOTS,
+        workflows=[Fleet, Bake, Rollout] if queue == CONTROL else [],
+        activities=activities[queue],
+        max_concurrent_activities=_SLOTS.get(queue, slots),
         max_cached_workflows=_CACHED_WORKFLOWS if queue == CONTROL else 0,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
