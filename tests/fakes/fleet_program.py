@@ -150,6 +150,20 @@ def rollback(arguments: list[str]) -> int:
     return targets(holding, (lines[1:] or ["nothing"])[0], changed=True)
 
 
+def waves(arguments: list[str]) -> int:
+    del arguments
+    if not os.path.exists("waves.json"):
+        return fail(2, "InputError", "the fleet has no waves")
+    with open("waves.json") as file:
+        print(file.read())
+    return 0
+
+
+def build(arguments: list[str]) -> int:
+    print(json.dumps({"key": key_of(option(arguments, "-f"))}))
+    return 0
+
+
 def gate(arguments: list[str]) -> int:
     wave = arguments[2]
     note("targets", "gate", wave)
@@ -164,22 +178,9 @@ def stopped(*_: object) -> None:
 
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, stopped)
-    if arguments[:2] == ["fleet", "plan"]:
-        return plan(arguments)
-    if arguments[:2] == ["fleet", "rollout"]:
-        if not os.path.exists("waves.json"):
-            return fail(2, "InputError", "the fleet has no waves")
-        with open("waves.json") as file:
-            print(file.read())
-        return 0
-    if arguments[:2] == ["fleet", "gate"]:
-        return gate(arguments)
-    if arguments[0] in {"rollout", "rollback"}:
-        return rollout(arguments) if arguments[0] == "rollout" else rollback(arguments)
-    if arguments[0] == "build":
-        print(json.dumps({"key": key_of(option(arguments, "-f"))}))
-        return 0
-    return bake(arguments)
+    of_fleet = {"plan": plan, "rollout": waves, "gate": gate}
+    commands = {"build": build, "bake": bake, "rollout": rollout, "rollback": rollback}
+    return of_fleet[arguments[1]](arguments) if arguments[0] == "fleet" else commands[arguments[0]](arguments)
 
 
 if __name__ == "__main__":

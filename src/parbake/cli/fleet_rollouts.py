@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,13 +79,18 @@ def rollout(
         return Result(
             {"rollout": started}, lambda: f"{started} is under way: `parbake fleet status` shows how far it is"
         )
-    found = _followed(fleet.name, state, file, events)
+    return _as_it_goes_on(fleet.name, state, file, events)
+
+
+def _as_it_goes_on(fleet: str, state: Path | None, file: Path, events: Events, since: str = "") -> Result:
+    """Wait until the rollout ends or needs somebody."""
+    found = _followed(fleet, state, file, events, since=since)
     good = found.state in {"completed", "approval"}
-    return _ended(found, "" if good else f"the rollout of {fleet.name} is {found.state}")
+    return _ended(found, "" if good else f"the rollout of {fleet} is {found.state}")
 
 
-def _followed(fleet: str, state: Path | None, file: Path, events: Events) -> RolloutStatus:
-    """Wait until the rollout ends or needs somebody, and tell its story meanwhile."""
+def _followed(fleet: str, state: Path | None, file: Path, events: Events, *, since: str = "") -> RolloutStatus:
+    """Wait until the rollout ends or needs somebody, and tell its story meanwhile, from a time on."""
 
     async def follow(client: Client) -> RolloutStatus:
         from parbake.fleet.engine import rollouts
@@ -94,7 +100,8 @@ def _followed(fleet: str, state: Path | None, file: Path, events: Events) -> Rol
         def told(status: RolloutStatus) -> None:
             story = status.standing.story if status.standing else []
             for entry in story[story.index(seen[-1]) + 1 if seen and seen[-1] in story else 0 :]:
-                events.note(entry.text)
+                if entry.at >= since:
+                    events.note(entry.text)
                 seen.append(entry)
 
         return await rollouts.follow(client, fleet, told)
@@ -114,9 +121,11 @@ def _ended(found: RolloutStatus, problem: str) -> Result:
 
 @command(fleets)
 def approve(
+    events: Events,
     wave: Annotated[str, typer.Argument(help="The wave. Default: the one that waits.", metavar="[WAVE]")] = "",
     by: By = "",
     note: Note = "",
+    wait: Wait = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
@@ -126,7 +135,7 @@ def approve(
     """
     from parbake.fleet.file import load
 
-    fleet, who = load(file), by or user()
+    fleet, who, now = load(file), by or user(), datetime.now(UTC).isoformat(timespec="seconds")
 
     async def go(client: Client) -> str:
         from parbake.fleet.engine import rollouts
@@ -135,10 +144,10 @@ def approve(
         return await rollouts.approve(client, fleet.name, Yes(wave, who, socket.gethostname(), note))
 
     name = asked(state, file, go)
-    return Result(
-        {"rollout": f"rollout/{fleet.name}", "wave": name, "by": who},
-        lambda: f"rollout/{fleet.name}: {who} has approved the wave {name}",
-    )
+    said = f"rollout/{fleet.name}: {who} has approved the wave {name}"
+    if wait:
+        return _as_it_goes_on(fleet.name, state, file, events, since=now)
+    return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: said)
 
 
 @command(fleets)
@@ -156,7 +165,7 @@ def rollback(
     """
     from parbake.fleet.file import load
 
-    fleet, who = load(file), by or user()
+    fleet, who, now = load(file), by or user(), datetime.now(UTC).isoformat(timespec="seconds")
 
     async def go(client: Client) -> None:
         from parbake.fleet.engine import rollouts
@@ -167,7 +176,7 @@ def rollback(
     if not wait:
         name = f"rollout/{fleet.name}"
         return Result({"rollout": name, "told": "rollback"}, lambda: f"{name}: goes back")
-    found = _followed(fleet.name, state, file, events)
+    found = _followed(fleet.name, state, file, events, since=now)
     whole = found.state == "rolled-back" and found.standing and not found.standing.noted
     return _ended(found, "" if whole else f"not all targets of {fleet.name} were returned")
 

@@ -297,7 +297,7 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
 def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offer:
     """Add the user data that mounts the volume, where nodes mount nothing by themselves, and the target wants it."""
     volume = next((record for record in found if record.plan.artefact.kind == "volume"), None)
-    if volume is None or offered.family or not getattr(config.options, "mount", False):
+    if volume is None or not offered.snapshot or offered.family or not getattr(config.options, "mount", False):
         return offered
     sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
     root = getattr(config.options, "root", "")

@@ -44,7 +44,8 @@ class Case:
 
     ``shortcuts``: the commands of parbake that are cut short. ``after``: a document that is followed there before.
     ``own_cache`` keeps the user's cache out of it; ``afresh`` begins every block in the folder, as readers of a README
-    do. ``cut_short``: golden files of what the commands that are cut short would say.
+    do. ``cut_short``: golden files of what the commands that are cut short would say. ``proven``: verifications say yes
+    without booting a machine.
     """
 
     document: str
@@ -53,6 +54,7 @@ class Case:
     own_cache: bool = False
     afresh: bool = False
     cut_short: tuple[str, ...] = ()
+    proven: bool = False
 
 
 NOTHING: frozenset[str] = frozenset()
@@ -87,6 +89,7 @@ HERE = (
     Case("docs/how-to/keep-layers.md"),
     Case("docs/how-to/ci.md", own_cache=True),
     Case("docs/how-to/fleet.md"),
+    Case("docs/tutorial-fleet.md", shortcuts=NOTHING, proven=True),
     Case("docs/how-to/clean-up.md", own_cache=True),
     Case("docs/how-to/ebs.md"),
     Case("docs/how-to/ec2.md"),
@@ -246,6 +249,7 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         "HOME": str(home),
         "PARBAKE_CACHE": str(outside / "cache" if case.own_cache else cache_folder()),
         "REGISTRY_PASSWORD": PASSWORD,
+        **({"PYTHONPATH": str(ROOT / "tests/fakes/proven")} if case.proven else {}),
         **(world.access if Path(case.document).stem in {"gitops", "files"} else {}),
     }
 

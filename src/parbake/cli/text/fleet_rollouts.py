@@ -151,7 +151,10 @@ def rollout_text(status: RolloutStatus) -> str:
         return "\n".join([*lines, "no worker answers: how far it is is not known"])
     lines[0] += f"  generation {standing.generation}"
     if standing.waves:
-        rows = [(wave.name, _WAVES[wave.state], _targets(wave), _until(wave)) for wave in standing.waves]
+        goes_on = standing.state in {"waves", "done"}
+        rows = [
+            (wave.name, _WAVES[wave.state] if goes_on else "-", _targets(wave), _until(wave)) for wave in standing.waves
+        ]
         lines += ["", table(rows, header=("wave", "state", "targets", ""))]
     busy = [each for each in standing.targets if each.state in {"hands", "returns"} or each.problem]
     if busy:
@@ -188,7 +191,8 @@ def _next(status: RolloutStatus) -> str:
     if status.state == "approval" and standing.wave:
         wave = standing.wave
         more = wave.approvals - len(wave.approved)
-        return f"`parbake fleet approve {wave.name}`, {more} of {', '.join(wave.by) or 'anybody'}"
+        who = f"{more} of {', '.join(wave.by)} must" if wave.by else f"{more} must" if more > 1 else "anybody may"
+        return f"`parbake fleet approve {wave.name}`: {who}"
     if status.state == "rolled-back" and standing.noted:
         return f"{', '.join(standing.noted)} could not be returned; `parbake fleet rollback` tries again"
     return ""
