@@ -84,6 +84,8 @@ EXAMPLES: Final = {
     "fleet gate": "parbake fleet gate canary",
     "fleet approve": "parbake fleet approve canary --note 'looks well'",
     "fleet rollback": "parbake fleet rollback --wait",
+    "fleet logs": "parbake fleet logs hello",
+    "fleet report": "parbake fleet report",
     "fleet retry": "parbake fleet retry hello\nkill %1\nwait",
     "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",

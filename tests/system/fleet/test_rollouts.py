@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio.client import Client
 
+from parbake import cli
 from parbake.core.errors import EngineUnreachable, InputError
-from parbake.fleet.engine import local, rollouts, runs
+from parbake.fleet import preview
+from parbake.fleet.cells import Cell
+from parbake.fleet.engine import local, logs, rollouts, runs
+from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
+from parbake.fleet.preview import Outlook
 from tests.fakes.fleet_program import key_of
 from tests.fakes.fleets import Fleet, kill
 
@@ -211,6 +219,79 @@ def test_what_there_is_not_is_told(fleet: Fleet) -> None:
     fleet.run(CELLS, name="broken", rollout=True)
     found = fleet.until("failed", "broken")
     assert found.problem == "the fleet has no waves"
+
+
+def test_the_commands_tell_and_ask(
+    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command once, with the words that it says."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/parbake.yaml").write_text(
+        "version: 1\nimages: [r.example/a:1]\nbase: none\nrollout: [file: a.json]\n"
+    )
+    rollout = "rollout: {waves: [{name: all, rest: true}]}"
+    text = f"version: 1\nname: cli\nstore: {fleet.store}\nbakefiles: [a/parbake.yaml]\n{rollout}\n"
+    (tmp_path / "fleet.yaml").write_text(text)
+    where = ["--state", str(fleet.state), "-f", str(tmp_path / "fleet.yaml")]
+
+    def parbake(*words: str, code: int = 0) -> Any:
+        assert cli.run(["fleet", *words, "--json", *where]) == code
+        return json.loads(capsys.readouterr().out)
+
+    def said(*words: str) -> str:
+        assert cli.run(["fleet", *words, *where]) == 0
+        return capsys.readouterr().out
+
+    fleet.waves({**CANARY, "approve": ANYBODY}, {"name": "rest", "targets": ["a/two"]})
+    fleet.run(CELLS[:1], name="cli")
+    assert "there was no rollout of cli yet" in parbake("approve", code=2)["message"]
+    assert parbake("rollout", "--wait", "--progress", "none")["state"] == "approval"
+    assert "is under way" in said("rollout")
+    assert "begins with no other target" in said("pause", "--rollout")
+    fleet.until("paused", "cli")
+    assert "by " in parbake("status")["last_rollout"]["paused"]
+    assert "rollout/cli: goes on" in said("resume", "--rollout")
+    fleet.until("approval", "cli")
+    assert "no wave asia" in parbake("approve", "asia", code=2)["message"]
+    assert parbake("approve", "--by", "ann", "--wait", "--note", "well", "--progress", "none")["state"] == "completed"
+    assert "approved by ann on " in said("logs", "--rollout")
+    assert parbake("rollback", "--wait", "--progress", "none")["noted"] == []
+    assert "was rolled back" in said("status")
+    assert "no rollout of cli is under way" in parbake("cancel", "--rollout", code=2)["message"]
+    look = Outlook(Cell("a@amd64", "a/parbake.yaml", "linux/amd64"), "bake", key_of("a@amd64"), "a.raw")
+    monkeypatch.setattr(preview, "look", lambda *_: (look,))
+    assert "Fill a@amd64" in said("logs", "a", "--progress", "none")
+    assert "logs are of a cell or of the rollout" in parbake("logs", code=2)["message"]
+    monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="0" * 64),))
+    assert "the engine knows no bake of" in parbake("logs", "a", code=2)["message"]
+    monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="", state="build"),))
+    assert "its images are to be built" in parbake("logs", "a", code=2)["message"]
+    page = tmp_path / "fleet.html"
+    assert "wrote " in said("report", "--output", str(page), "--progress", "none")
+    assert "was rolled back" in page.read_text()
+    where[1] = str(tmp_path / "nowhere")
+    assert "The engine was not asked" in said("report", "--output", str(page), "--progress", "none")
+
+
+def test_a_bake_that_runs_or_has_failed_says_what_it_did(fleet: Fleet) -> None:
+    def log(cell: str) -> Log:
+        return fleet.ask(lambda client: logs.log(client, key_of(cell), str(fleet.store)))
+
+    fleet.start(["slow-log", "refused-log", "flaky-log"], name="logs", attempts=3)
+    fleet.wait_until(
+        lambda: bool(fleet.happened("start")[key_of("slow-log")] and log("slow-log").lines), "its heartbeat"
+    )
+    runs_now = log("slow-log")
+    assert runs_now.state == "running"
+    assert runs_now.lines[0].endswith("Fill slow-log")
+    fleet.wait_until(lambda: fleet.happened("end")[key_of("flaky-log")] == 1, "the third try")
+    fleet.wait_until(lambda: log("refused-log").state == "failed", "the failure")
+    assert log("refused-log").error == "VerificationFailed: refused-log does not start"
+    fleet.wait_until(lambda: log("flaky-log").state == "baked", "its result")
+    again = log("flaky-log")
+    assert (again.attempt, again.before) == (3, "Unreachable: the registry does not answer")
+    fleet.ask(lambda client: runs.cancel(client, "logs"))
+    fleet.wait_until(lambda: log("slow-log").state == "cancelled", "the cancellation")
 
 
 def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ SHORTCUTS = {
     "export": 'export) case $2 in packer | kubelet-config) ;; *) set -- "$@" --force ;; esac ;;',
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
     # Nothing is rolled out here: docs/tutorial-fleet.md does.
-    "fleet": 'fleet) case $2 in rollout | gate | approve | rollback) set -- "$@" --help ;; esac ;;',
+    "fleet": 'fleet) case $2 in rollout | gate | approve | rollback | logs) set -- "$@" --help ;; esac ;;',
     **{name: f'{name}) set -- "$@" --help ;;' for name in (*ROLLOUTS, "prune")},
 }
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from parbake.fleet.engine.runs import Running, Status
     from parbake.fleet.engine.tasks import Progress
 
-_STATES: dict[State, str] = {
+STATES: dict[State, str] = {
     "there": "there",
     "unverified": "there, not verified",
     "bake": "to bake",
@@ -43,19 +43,19 @@ def outlook_json(name: str, found: Sequence[Outlook]) -> dict[str, object]:
         for each in found
     ]
     counts = Counter(each.state for each in found)
-    return {"fleet": name, "counts": {state: counts[state] for state in _STATES}, "cells": cells}
+    return {"fleet": name, "counts": {state: counts[state] for state in STATES}, "cells": cells}
 
 
 def outlook_text(found: Sequence[Outlook]) -> str:
     """Return that for people."""
-    rows = ((each.cell.name, each.key[:12] or "-", _STATES[each.state]) for each in found)
+    rows = ((each.cell.name, each.key[:12] or "-", STATES[each.state]) for each in found)
     problems = [
         f"{each.cell.name}: {word(each.problem)}" + (f"\n  next: {word(each.hint)}" if each.hint else "")
         for each in found
         if each.problem
     ]
     counts = Counter(each.state for each in found)
-    said = ", ".join(f"{counts[state]} {words}" for state, words in _STATES.items() if counts[state])
+    said = ", ".join(f"{counts[state]} {words}" for state, words in STATES.items() if counts[state])
     return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {said}"])
 
 

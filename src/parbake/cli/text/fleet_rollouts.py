@@ -11,13 +11,14 @@ from parbake.cli.text.artefacts import table
 from parbake.core.printable import word
 
 if TYPE_CHECKING:
+    from parbake.fleet.engine.logs import Log
     from parbake.fleet.engine.rollout_tasks import Handed, Standing, WaveState
     from parbake.fleet.engine.rollouts import RolloutStatus
     from parbake.fleet.gate import Answer
     from parbake.fleet.rollout import Wave
     from parbake.fleet.waves import Aim, Plan
 
-_STATES = {
+STATES = {
     "running": "is under way",
     "approval": "waits for an approval",
     "window": "waits for a window",
@@ -28,7 +29,7 @@ _STATES = {
     "canceled": "was cancelled; targets keep what they hold",
     "failed": "failed",
 }
-_WAVES = {
+WAVES = {
     "waits": "waits",
     "looks": "looks at its targets",
     "hands": "is handed out",
@@ -144,7 +145,7 @@ def _standing_json(standing: Standing) -> dict[str, object]:
 def rollout_text(status: RolloutStatus) -> str:
     """Return that for people: the waves, the targets that are not at an end, what happened last, and what is next."""
     standing = status.standing
-    lines = [f"{status.rollout}  {_STATES.get(status.state, status.state)}  since {status.started_at}"]
+    lines = [f"{status.rollout}  {STATES.get(status.state, status.state)}  since {status.started_at}"]
     if status.problem:
         lines.append(word(status.problem))
     if standing is None:
@@ -153,7 +154,7 @@ def rollout_text(status: RolloutStatus) -> str:
     if standing.waves:
         goes_on = standing.state in {"waves", "done"}
         rows = [
-            (wave.name, _WAVES[wave.state] if goes_on else "-", _targets(wave), _until(wave)) for wave in standing.waves
+            (wave.name, WAVES[wave.state] if goes_on else "-", _targets(wave), _until(wave)) for wave in standing.waves
         ]
         lines += ["", table(rows, header=("wave", "state", "targets", ""))]
     busy = [each for each in standing.targets if each.state in {"hands", "returns"} or each.problem]
@@ -196,6 +197,26 @@ def _next(status: RolloutStatus) -> str:
     if status.state == "rolled-back" and standing.noted:
         return f"{', '.join(standing.noted)} could not be returned; `parbake fleet rollback` tries again"
     return ""
+
+
+def story_text(status: RolloutStatus) -> str:
+    """Return all that happened in a rollout, a line each."""
+    story = status.standing.story if status.standing else []
+    return "\n".join(f"{entry.at[:19]}  {word(entry.text)}" for entry in story) or "no worker answers"
+
+
+def log_json(cell: str, log: Log) -> dict[str, object]:
+    """Return the end of what a bake has said."""
+    return {"cell": cell, **asdict(log), "error": log.error or None, "before": log.before or None}
+
+
+def log_text(cell: str, log: Log) -> str:
+    """Return that for people."""
+    lines = [f"{cell}  {log.state}  try {log.attempt} on {log.worker or 'no worker yet'}  since {log.at[:19] or '-'}"]
+    if log.before:
+        lines.append(f"the try before: {word(log.before)}")
+    lines += [word(each) for each in log.lines]
+    return "\n".join([*lines, word(log.error)] if log.error else lines)
 
 
 def answers_json(wave: str, answers: Sequence[Answer]) -> dict[str, object]:

@@ -126,12 +126,13 @@ class BakeRequest:
 
 @dataclass(frozen=True)
 class Baked:
-    """What a bake has brought."""
+    """What a bake has brought, and the end of what it said."""
 
     artefact: str
     verified: bool
     changed: bool
     seconds: float = 0.0
+    log: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
