@@ -86,7 +86,10 @@ EXAMPLES: Final = {
     "fleet rollback": "parbake fleet rollback --wait",
     "fleet logs": "parbake fleet logs hello",
     "fleet report": "parbake fleet report",
-    "fleet retry": "parbake fleet retry hello\nkill %1\nwait",
+    "fleet retry": "parbake fleet retry hello",
+    "fleet apply": "parbake fleet apply --dry-run",
+    "fleet drain": "parbake fleet drain",
+    "fleet doctor": "parbake fleet doctor\nkill %1\nwait",
     "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",
 }

@@ -159,6 +159,12 @@ def waves(arguments: list[str]) -> int:
     return 0
 
 
+def prune(arguments: list[str]) -> int:
+    note(option(arguments, "--store"), "prune", option(arguments, "-f"))
+    print(json.dumps({"freed": 0, "decisions": []}))
+    return 0
+
+
 def build(arguments: list[str]) -> int:
     print(json.dumps({"key": key_of(option(arguments, "-f"))}))
     return 0
@@ -179,7 +185,7 @@ def stopped(*_: object) -> None:
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, stopped)
     of_fleet = {"plan": plan, "rollout": waves, "gate": gate}
-    commands = {"build": build, "bake": bake, "rollout": rollout, "rollback": rollback}
+    commands = {"build": build, "bake": bake, "rollout": rollout, "rollback": rollback, "prune": prune}
     return of_fleet[arguments[1]](arguments) if arguments[0] == "fleet" else commands[arguments[0]](arguments)
 
 

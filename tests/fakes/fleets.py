@@ -59,9 +59,11 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def work(self, count: int = 1, *, slots: int = 2, grace: float = 1.0, seconds: float = 0.05) -> list[Process]:
-        """Start workers."""
-        program = [sys.executable, "-m", "tests.fakes.fleet_worker", str(self.state), str(slots), str(grace)]
+    def work(
+        self, count: int = 1, *, slots: int = 2, grace: float = 1.0, seconds: float = 0.05, before: Sequence[str] = ()
+    ) -> list[Process]:
+        """Start workers; ``before`` is a command that starts them."""
+        program = [*before, sys.executable, "-m", "tests.fakes.fleet_worker", str(self.state), str(slots), str(grace)]
         env = {**os.environ, "FLEET_PROGRAM_SECONDS": str(seconds), "PYTHONPATH": str(Path(__file__).parents[2])}
         started = []
         for _ in range(count):

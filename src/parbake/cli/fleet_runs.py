@@ -36,7 +36,8 @@ Grace = Annotated[
 ]
 
 
-def _state(state: Path | None, file: Path) -> Path:
+def state_folder(state: Path | None, file: Path) -> Path:
+    """Return the folder of `fleet up`."""
     return state.absolute() if state else file.absolute().parent / ".fleet"
 
 
@@ -52,7 +53,7 @@ def asked[Answer](state: Path | None, file: Path, ask: Callable[[Client], Awaita
     from parbake.fleet.engine.connect import Engine, connect
 
     async def go() -> Answer:
-        return await ask(await connect(Engine(_state(state, file))))
+        return await ask(await connect(Engine(state_folder(state, file))))
 
     return asyncio.run(go())
 
@@ -82,7 +83,7 @@ def up(
     def ready(here: dict[str, object]) -> None:
         events.note(f"the engine listens on {here['address']}; look at it on {here['ui']}; Ctrl-C ends it")
 
-    run_here(_state(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
+    run_here(state_folder(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
 
 
 @command(fleets)
@@ -105,7 +106,7 @@ def worker(
     from parbake.fleet.engine.worker import serve
 
     named = [each.strip() for each in queues.split(",") if each.strip()]
-    asyncio.run(serve(Engine(_state(state, file)), queues=named, slots=slots, grace=grace))
+    asyncio.run(serve(Engine(state_folder(state, file)), queues=named, slots=slots, grace=grace))
 
 
 @command(fleets)
@@ -132,26 +133,14 @@ def run(
     """
     need_engine()
     from parbake.cli.text import fleet as text
-    from parbake.fleet.cells import cells, chosen
     from parbake.fleet.engine import runs
-    from parbake.fleet.engine.tasks import RunRequest
     from parbake.fleet.file import load
+    from parbake.fleet.requests import run_request
     from parbake.fleet.source import pinned
 
     fleet, folder = load(file), file.absolute().parent
-    request = RunRequest(
-        fleet=fleet.name,
-        file=file.name,
-        root=pinned(fleet.source, folder),
-        store=fleet.store,
-        cells=[each.name for each in chosen(cells(fleet, folder), tuple(cell or ()))],
-        window=fleet.concurrency.cells,
-        attempts=fleet.budget.attempts,
-        failures=fleet.budget.failures,
-        heartbeat=heartbeat,
-        verify=fleet.verify,
-        rollout=roll_out and fleet.rollout is not None,
-    )
+    root = pinned(fleet.source, folder)
+    request = run_request(fleet, file.name, root, folder, named=cell or (), heartbeat=heartbeat, roll_out=roll_out)
     if not wait:
         started = asked(state, file, lambda client: runs.start(client, request))
         return Result({"run": started}, lambda: f"{started} is under way: `parbake fleet status` shows how far it is")

@@ -28,6 +28,7 @@ from parbake.bakefile.values import (
     wrong,
 )
 from parbake.fleet.rollout import Rollout
+from parbake.fleet.schedule import Schedule
 
 DEFAULT_FILE = Path("fleet.yaml")
 _GIT_URL = r"(https|ssh|git)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+"
@@ -151,6 +152,9 @@ class Fleet(Section):
             raise wrong("only what is verified is rolled out, and `verify` is false", "remove one of them")
         return value
 
+    schedule: Schedule | None = None
+    """When runs begin by themselves. Without: when somebody says so."""
+
     @check("bakefiles")
     @classmethod
     def _are_distinct(cls, entries: tuple[BakefileEntry, ...]) -> tuple[BakefileEntry, ...]:
@@ -189,6 +193,7 @@ _FLEET = Format(
         "waves": "list the waves",
         "name": "name the wave",
         "command": "write the command, as a list of words",
+        "every": "say how often, such as 30m",
     },
     empty={
         "bakefiles": ("must list at least one Bakefile", "write - search/parbake.yaml below it"),

@@ -110,7 +110,7 @@ def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
                 each.cell,
                 each.key[:12],
                 f"{each.attempt}/{each.attempts}",
-                each.worker,
+                each.worker.partition(" ")[0],
                 _step(each),
                 "-" if each.heard is None else f"{each.heard:.0f} s ago",
                 word(each.last_failure),

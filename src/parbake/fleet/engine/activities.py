@@ -12,9 +12,9 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
-from parbake.core.errors import ParbakeError
+from parbake.core.errors import ParbakeError, WrongStore
 from parbake.core.run import follow
 from parbake.fleet import quarantine
+from parbake.fleet.engine import tasks
 from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest
 from parbake.fleet.engine.workflows import describe
 from parbake.fleet.source import checked_out
+from parbake.fleet.stores import need_identity
 
 _NO_SECOND_TRY = {
     "Denied", "AwsNoAccess", "LayerEscape", "LayerBomb", "Moved", "NotSealed",
@@ -37,6 +39,7 @@ _KILLED = -9
 _STOPPED = 130
 GRACE = 30.0
 """Seconds that parbake has to clean up: it ends mounts and containers."""
+_ANOTHER_WORKER = timedelta(seconds=5)  # until this one, which ends itself, asks for no more
 _BEATS = 4  # heartbeats in the time that a worker may be silent
 _LONGEST_ERROR = 4000
 MOST_LINES = 20
@@ -47,10 +50,11 @@ OURS = (sys.executable, "-m", "parbake")
 
 
 class Activities:
-    """What a worker can do. ``command`` is how parbake is called."""
+    """What a worker can do. ``command`` is how parbake is called; ``refuse`` is told why it can do nothing at all."""
 
     def __init__(self, client: Client, command: Sequence[str] = OURS) -> None:
         self._client, self._ours = client, tuple(command)
+        self.refuse: Callable[[ParbakeError], object] = lambda _: None
 
     @property
     def of_control(self) -> list[Any]:
@@ -65,6 +69,7 @@ class Activities:
     @activity.defn
     async def plan(self, request: PlanRequest) -> list[Planned]:
         """Plan some cells; what is wrong with one is said in its place."""
+        await self._need_store(request.store, request.store_id)
         folder = await asyncio.to_thread(checked_out, request.root)
         named = [part for cell in request.cells for part in ("--cell", cell)]
         code, document = await self._parbake(
@@ -125,7 +130,18 @@ class Activities:
         note = quarantine.Note(request.cell, found.error, found.message)
         await asyncio.to_thread(quarantine.add, request.store, request.key, note)
 
+    async def _need_store(self, address: str, identity: str) -> None:
+        """Refuse a store that is not the one where the run was begun: what went there would be lost for the others."""
+        try:
+            await asyncio.to_thread(need_identity, address, identity)
+        except WrongStore as error:
+            self.refuse(error)
+            raise ApplicationError(
+                error.message, error.hint, type=tasks.WRONG_STORE, next_retry_delay=_ANOTHER_WORKER
+            ) from error
+
     async def _of_bakefile(self, command: str, request: BakeRequest, *more: str) -> dict[str, Any]:
+        await self._need_store(request.store, request.store_id)
         folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         code, document = await self._parbake(
             [command, "-f", request.file, "--platform", request.platform, *more], folder

@@ -16,7 +16,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import VerificationFailed
-from parbake.fleet.engine.activities import Activities, failure
+from parbake.fleet.engine.activities import failure
 from parbake.fleet.engine.rollout_tasks import (
     GateRequest,
     Handed,
@@ -28,13 +28,14 @@ from parbake.fleet.engine.rollout_tasks import (
     WaveState,
     rollout_id,
 )
+from parbake.fleet.engine.upkeep import Upkeep
 from parbake.fleet.source import checked_out
 from parbake.fleet.windows import until_open
 
 _ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
 
 
-class Handing(Activities):
+class Handing(Upkeep):
     """What a worker can do, rollouts included."""
 
     @property
@@ -114,6 +115,7 @@ class Handing(Activities):
     async def _handed(self, request: HandRequest, command: str, *more: str) -> HandResult:
         folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         keys = request.keys if command == "rollout" else []
+        await self._need_store(request.store, request.store_id)
         code, document = await self._parbake(
             [command, *keys, "-f", request.file, "--to", request.target, *more], folder
         )

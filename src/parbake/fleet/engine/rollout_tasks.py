@@ -129,6 +129,7 @@ class RolloutRequest:
     heartbeat: float = 60.0
     standing: Standing | None = None
     back: str = ""
+    store_id: str = ""
 
     @property
     def generation(self) -> str:
@@ -165,6 +166,7 @@ class HandRequest:
     root: Root
     fleet_file: str
     store: str
+    store_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from temporalio.exceptions import is_cancelled_exception
 from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, Interrupted
-from parbake.fleet.engine import tasks
+from parbake.fleet.engine import schedules, tasks
 from parbake.fleet.engine.connect import unreachable
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
-from parbake.fleet.engine.tasks import Progress, RunRequest
+from parbake.fleet.engine.tasks import Progress, RunRequest, run_id
 from parbake.fleet.engine.workflows import Fleet, describe
 
 _LOOK = 1.0
@@ -59,11 +59,6 @@ class Status:
     progress: Progress | None
     running: tuple[Running, ...]
     workers: dict[str, int]
-
-
-def run_id(fleet: str) -> str:
-    """Return the name of a fleet's runs: there is one at a time."""
-    return f"fleet/{fleet}"
 
 
 async def start(client: Client, request: RunRequest) -> str:
@@ -188,7 +183,14 @@ async def made(client: Client, fleet: str) -> RolloutRequest:
             hint="correct them, or run some alone: `parbake fleet run --cell CELL`",
         )
     return RolloutRequest(
-        fleet, request.file, request.root, request.store, keys, request.attempts, heartbeat=request.heartbeat
+        fleet,
+        request.file,
+        request.root,
+        request.store,
+        keys,
+        request.attempts,
+        request.heartbeat,
+        store_id=request.store_id,
     )
 
 
@@ -211,9 +213,23 @@ async def pause(client: Client, fleet: str, why: str) -> None:
     await _asked(client, fleet, lambda handle: handle.signal(Fleet.pause, why))
 
 
+async def drain(client: Client, fleet: str) -> bool:
+    """Let a run begin nothing new, and end with what it has begun; False where none is under way."""
+    try:
+        await _asked(client, fleet, lambda handle: handle.signal(Fleet.drain))
+    except InputError:
+        return False
+    return True
+
+
 async def resume(client: Client, fleet: str) -> None:
-    """Let a paused run go on. Raises InputError where there is none."""
-    await _asked(client, fleet, lambda handle: handle.signal(Fleet.resume))
+    """Let a paused run go on, and a schedule that is held. Raises InputError where there is neither."""
+    let_go = await schedules.let_go(client, fleet)
+    try:
+        await _asked(client, fleet, lambda handle: handle.signal(Fleet.resume))
+    except InputError:
+        if not let_go:
+            raise
 
 
 async def _asked(client: Client, fleet: str, ask: Callable[[WorkflowHandle[Fleet, Progress]], Any]) -> None:

@@ -343,7 +343,14 @@ class Rollout:
             found: HandResult = await workflow.execute_activity(
                 what,
                 HandRequest(
-                    target.file, target.target, target.keys, target.ids, request.root, request.file, request.store
+                    target.file,
+                    target.target,
+                    target.keys,
+                    target.ids,
+                    request.root,
+                    request.file,
+                    request.store,
+                    request.store_id,
                 ),
                 result_type=HandResult,
                 task_queue=ROLL,

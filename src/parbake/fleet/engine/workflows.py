@@ -95,6 +95,7 @@ class Fleet:
         self._went_on = False
         self._keys = dict(request.keys)
         self._rollout = ""
+        self._draining = False
 
     @workflow.query
     def progress(self) -> Progress:
@@ -118,12 +119,18 @@ class Fleet:
         self._paused, self._went_on = "", True
         self._steps += 1
 
+    @workflow.signal
+    def drain(self) -> None:
+        """Begin nothing new, and end when what is under way has ended."""
+        self._draining = True
+        self._steps += 1
+
     @workflow.run
     async def run(self, request: RunRequest) -> Progress:
         """Return how it ended; it succeeds also where some cells have failed."""
         under_way: set[asyncio.Task[None]] = set()
         try:
-            while self._pending or self._ready or under_way:
+            while under_way or (not self._draining and (self._pending or self._ready)):
                 seen = self._steps
                 await self._begin(under_way, request.window)
                 await workflow.wait_condition(partial(self._moved_since, seen))
@@ -154,6 +161,7 @@ class Fleet:
             self._keys,
             attempts=request.attempts,
             heartbeat=request.heartbeat,
+            store_id=request.store_id,
         )
         last: str = await workflow.execute_activity(
             "last_rollout",
@@ -188,7 +196,7 @@ class Fleet:
         long_enough = workflow.info().is_continue_as_new_suggested()
         if long_enough and not under_way and (self._pending or self._ready):
             workflow.continue_as_new(self._rest())
-        if self._paused or long_enough:
+        if self._paused or long_enough or self._draining:
             return
         if not self._ready and self._pending and len(under_way) < window:
             await self._plan()
@@ -210,7 +218,7 @@ class Fleet:
         try:
             found = await workflow.execute_activity(
                 "plan",
-                PlanRequest(request.file, request.root, request.store, batch),
+                PlanRequest(request.file, request.root, request.store, batch, request.store_id),
                 result_type=list[Planned],
                 task_queue=tasks.CONTROL,
                 start_to_close_timeout=_A_PLAN,
@@ -326,6 +334,7 @@ class Fleet:
             request.attempts,
             request.heartbeat,
             request.verify,
+            request.store_id,
         )
 
     def _note(self, failure: Failure) -> None:
@@ -357,4 +366,4 @@ def describe(cell: str, error: FailureError) -> Failure:
 def tried_enough(error: ActivityError) -> bool:
     """Whether all tries were used up: another run would end the same, as long as the key is the same."""
     cause = error.cause
-    return not (isinstance(cause, ApplicationError) and cause.non_retryable)
+    return not (isinstance(cause, ApplicationError) and (cause.non_retryable or cause.type == tasks.WRONG_STORE))
