@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -162,34 +162,38 @@ def command(
     return decorate
 
 
-def output(file: Path, what: str = "", *, brought: bool = True) -> Path:
+type Overrides = Mapping[str, str] | None
+"""Values that replace keys of a Bakefile."""
+
+
+def output(file: Path, what: str = "", *, brought: bool = True, overrides: Overrides = None) -> Path:
     """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile.
 
     ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read. Records that
-    the Bakefile's store has are ``brought`` there.
+    the Bakefile's store has are ``brought`` there. ``overrides`` replace keys of the Bakefile.
     """
     from parbake.records import store
 
     if what and Path(what).is_file():
         return Path(what).parent
-    bakefile = _bakefile(file)
+    bakefile = _bakefile(file, overrides)
     if bakefile is None:
         return Path("artefacts")
     return store.brought(bakefile) if brought else bakefile.output
 
 
-def _bakefile(file: Path) -> Bakefile | None:
+def _bakefile(file: Path, overrides: Overrides = None) -> Bakefile | None:
     """Return the Bakefile; None where it is not named, and the usual one is not there."""
     from parbake.bakefile import load
 
-    return None if file == DEFAULT_FILE and not file.exists() else load(file)
+    return None if file == DEFAULT_FILE and not file.exists() else load(file, overrides)
 
 
-def shared(file: Path, events: Events | None = None) -> Shared | None:
+def shared(file: Path, events: Events | None = None, overrides: Overrides = None) -> Shared | None:
     """Return what the Bakefile's artefacts are shared through; None where it names no store, or is not there."""
     from parbake.records.store import session_store
 
-    bakefile = _bakefile(file)
+    bakefile = _bakefile(file, overrides)
     return session_store(bakefile, events) if bakefile else None
 
 

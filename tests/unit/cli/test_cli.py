@@ -219,6 +219,16 @@ def test_init_reads_manifests_on_standard_input(say: Say, place: Path, monkeypat
     assert "  # Pod shop/web, web\n  - registry.example.com/shop/web:1\n" in text
 
 
+def test_init_mounts_what_pods_have_as_a_volume(say: Say, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = "  volumes: [{name: weights, image: {reference: registry.example.com/shop/weights:1}}]\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(POD.rstrip() + "\n" + volumes))
+    assert say("init", "--from-manifests", "-", "--no-sizes")[0] == 0
+    text = (place / "parbake.yaml").read_text()
+    mounted = "  - reference: registry.example.com/shop/weights:1\n    startup: {up: mounted}\n"
+    assert f"  # Pod shop/web, volume weights\n{mounted}" in text
+    assert "  - registry.example.com/shop/web:1\n" in text
+
+
 def test_init_without_an_image_in_the_manifests(say: Say, place: Path) -> None:
     (place / "service.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n")
     told = document(say, "init", "--from-manifests", "service.yaml", code=2)
@@ -289,7 +299,7 @@ def test_clean_removes_what_is_left_over(say: Say, place: Path, tmp_path: Path) 
     assert say("clean") == (0, "nothing was left over\n", "")
     left = place / "artefacts/.parbake/abc.1.ffff"
     left.mkdir(parents=True)
-    assert document(say, "clean") == {"removed": ["artefacts/.parbake/abc.1.ffff"]}
+    assert document(say, "clean") == {"removed": ["artefacts/.parbake/abc.1.ffff"], "spared": {}}
     assert not left.exists()
     (tmp_path / "cache/base").mkdir(parents=True)
     assert f"removed {tmp_path}/cache/base\n" in say("clean", "--caches")[1]
