@@ -16,7 +16,6 @@ from parbake.cli.app import (
     KeepWorkspace,
     Result,
     What,
-    app,
     command,
     node_image,
     output,
@@ -26,6 +25,7 @@ from parbake.cli.app import (
     trust,
     written,
 )
+from parbake.cli.commands import application
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -406,7 +406,7 @@ def demo(
     return Result(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
 
 
-@app.command()
+@application("schema").command()
 def schema() -> None:
     """Print the JSON Schema of the Bakefile, for editors."""
     from parbake.bakefile import schema as bakefile_schema

@@ -156,7 +156,15 @@ class RunningProbe(Frozen):
     seconds: float = Field(default=1.0, gt=0)
 
 
-Probe = Annotated[ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe, Field(discriminator="kind")]
+class MountedProbe(Frozen):
+    """Up when a pod has the image as a volume, read-only, and finds ``path`` in it; nothing of the image runs."""
+
+    kind: Literal["mounted"] = "mounted"
+    path: str = "/"
+
+
+_Probe = ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe | MountedProbe
+Probe = Annotated[_Probe, Field(discriminator="kind")]
 
 
 class Startup(Frozen):
@@ -178,7 +186,8 @@ class Image(Frozen):
 
     ``target`` is what the name points to (an index or a manifest), ``manifest`` the platform's manifest; they are equal
     when the name points straight to a manifest. ``layout`` is the path of a local OCI layout that holds the content
-    instead of the registry (images that were built here and never pushed).
+    instead of the registry (images that were built here and never pushed). ``order`` is its place in the Bakefile:
+    nodes start first what stands first.
     """
 
     reference: str
@@ -190,6 +199,7 @@ class Image(Frozen):
     startup: Startup | None = None
     layout: str = ""
     also_by_digest: bool = False
+    order: int = Field(default=0, ge=0)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -212,9 +222,8 @@ class Image(Frozen):
 class Base(Frozen):
     """What the images are baked onto.
 
-    ``identity`` names the content for the content key: the digest of the file for ``file``, the digest of the recipe
-    for ``debian``, the id of the AMI for ``ami`` (its content never changes), empty for ``none``. ``path`` is where
-    the file lies on this machine and is not part of the key.
+    ``identity`` names the content for the content key: a file's digest, for ``debian`` that of the recipe, an AMI's id
+    (its content never changes), empty for ``none``. ``path``, where a file lies on this machine, is not in the key.
     """
 
     kind: Literal["debian", "file", "none", "ami"]
@@ -258,8 +267,7 @@ class Artefact(Frozen):
 class AmiSource(Frozen):
     """Which AMI to bake onto: exactly one of ``id``, ``name`` (a filter with wildcards), ``ssm``, ``eks``.
 
-    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow the filter; ``kubernetes``
-    and ``gpu`` (``nvidia``, ``neuron``) go with ``eks``.
+    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow it; the others are ``eks``'s.
     """
 
     id: str = ""
@@ -306,8 +314,8 @@ class AmiSource(Frozen):
 # What a plan holds for people or for later steps, without any effect on the artefact's content.
 _NOT_IN_KEY: dict[str, Any] = {
     "base": {"path", "size"},
-    "images": {"__all__": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}}},
-    "sandbox": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}},
+    "images": {"__all__": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}}},
+    "sandbox": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}},
     "size_is_fixed": True,
 }
 
@@ -394,8 +402,9 @@ class ImageVerdict(Frozen):
 class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
-    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted (another architecture than this
-    machine's). ``runtime`` started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
+    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted. ``emulator`` played a machine of
+    another architecture than the one that verified, such as ``qemu-system-aarch64`` (empty: the same). ``runtime``
+    started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
     image that a volume was attached to, empty for the default base. ``intact`` says whether the bytes are those that
     the record names (null: not compared), ``warnings`` what a reader should know of what passed, ``hydrate`` what the
     hydrate service of a machine image said of itself.
@@ -404,6 +413,7 @@ class Verdict(Frozen):
     passed: bool
     intact: bool | None = None
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
+    emulator: str = ""
     boot_seconds: float | None = None
     runtime: str = ""
     base: str = ""

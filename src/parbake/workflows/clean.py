@@ -8,6 +8,7 @@ from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import Bakefile
+from parbake.core.emulation import sweep
 from parbake.core.events import Events
 from parbake.core.workspace import WORK, cache_folder, remove_leftovers, remove_tree
 from parbake.images.build import build
@@ -68,6 +69,7 @@ def watch_fast_restores(bakefile_path: Path, events: Events) -> None:
 def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
     """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
     cache = cache_folder()
+    sweep()
     removed = [*records.sweep(output, kept=True)]
     for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
         removed += remove_leftovers(folder, kept=True)

@@ -7,17 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parbake.bakefile import Bakefile, load
+from parbake.core.roles import Role
+
+
+def role_of(bakefile: Bakefile) -> Role | None:
+    """Return the role of a Bakefile's ``aws`` section; None where it names none."""
+    return Role(bakefile.aws.role, bakefile.aws.external_id or "") if bakefile.aws.role else None
 
 
 @contextmanager
 def acting(bakefile: Bakefile) -> Iterator[None]:
-    """Act in the role of a Bakefile's ``aws`` section; clients that are made inside keep it."""
-    if not bakefile.aws.role:
+    """Act in the roles of a Bakefile's ``aws`` section; clients that are made inside keep them."""
+    if not bakefile.aws.role and not bakefile.aws.copy_roles:
         yield
         return
     from parbake.aws import acting_as  # loads only where AWS is asked
 
-    with acting_as(bakefile.aws.role, bakefile.aws.external_id):
+    with acting_as(bakefile.aws.role, bakefile.aws.external_id, places=bakefile.aws.copy_roles):
         yield
 
 

@@ -33,6 +33,7 @@ from parbake.machine import base
 from parbake.machine.disk import BLOCK, BlockList
 from parbake.records import Record, read
 from parbake.workflows import bake
+from parbake.workflows.identity import acting
 from parbake.workflows.plan import Session
 from tests.aws.aws.test_ebs import held, holds
 from tests.fakes.aws.ebs_direct_in_process import Direct
@@ -285,6 +286,33 @@ def test_a_volume_that_was_cut_off_is_finished(
     for made in cloud.snapshots.values():
         assert (made.tags["parbake:managed"], made.shared) == ("artefact", {"123456789012"})
     assert (len(oven.bakes), cloud.calls["PutSnapshotBlock"]) == (1, 3)
+
+
+@pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=["volume", "ami"])
+def test_a_copy_belongs_to_the_account_of_its_role(tmp_path: Path, oven: Oven, cloud: Cloud, wanted: Plan) -> None:
+    """The original is shared with it, the copy is made there in its role; and what `parbake iam` prints is enough."""
+    role = "arn:aws:iam::210987654321:role/copies"
+    settings = {"region": "eu-west-1", "copy_to": ["us-east-1"], "copy_roles": {"us-east-1": role}}
+    with session(tmp_path, wanted, settings) as run:
+        found, publisher = printed(run.bakefile), publisher_of(run.bakefile, fresh=False)
+        assert publisher
+        theirs = [found[name] for name in ("caller", "role_of_copies_in_us-east-1")]
+        theirs.append({"Statement": [{**found["assume"]["Statement"][0], "Resource": ["*"]}]})  # noted without its name
+        with acting(run.bakefile), allowed_by(*theirs):
+            made = [
+                bake.bake_and_publish(run, wanted, publisher, bake.Options(), None, Alone()).record for _ in range(2)
+            ]
+    (own, copied) = (cloud.snapshots[each.snapshots[0].id] for each in made[1].published.values())
+    assert made[0].published == made[1].published
+    assert (own.owner, own.shared, copied.owner, copied.shared) == (
+        "123456789012",
+        {"210987654321"},
+        "210987654321",
+        set(),
+    )
+    assert copied.tags["parbake:managed"] == "artefact"
+    assert (len(oven.bakes), len(cloud.snapshots)) == (1, 2)
+    assert found["assume"]["Statement"][0]["Resource"] == [role]
 
 
 def test_what_exists_goes_where_the_bakefile_says_by_now(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:

@@ -82,7 +82,7 @@ HERE = (
     Case("docs/how-to/volume.md"),
     Case("docs/how-to/own-base.md"),
     Case("docs/how-to/failed-verification.md", shortcuts=frozenset({"bake"}), after="docs/how-to/own-base.md"),
-    Case("docs/how-to/arm64.md", shortcuts=NOTHING),
+    Case("docs/how-to/arm64.md", shortcuts=frozenset({"bake"})),
     Case("docs/how-to/keep-layers.md"),
     Case("docs/how-to/ci.md", own_cache=True),
     Case("docs/how-to/fleet.md"),

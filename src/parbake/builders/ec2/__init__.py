@@ -28,8 +28,9 @@ from parbake.builders.ec2.launch import DataVolume, Launcher, LaunchSpec
 from parbake.builders.ec2.volume import Volumes, data_device, refuse
 from parbake.builders.guest import Console, Mode, hosts, logs_in, user_data
 from parbake.core.errors import AwsError, BakeFailed, DeadlineExceeded, InputError, ParbakeError
-from parbake.core.model import GIB, AmiSource, Family, Image, ImageVerdict, Plan, RegistryOptions, Verdict
+from parbake.core.model import GIB, AmiSource, Family, Plan, RegistryOptions, Verdict
 from parbake.core.timestamps import timestamp
+from parbake.verify import within
 
 _LOGINS = {"docker", "environment"}  # of a registry's `credentials`
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
@@ -332,7 +333,10 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
         console.judge(plan.images, tail, mode="verify")
     except BakeFailed as error:
         problems = (error.message,)
-    images = tuple(_proof(image, console.proved.get(image.names[0])) for image in plan.all_images)
+    images = tuple(
+        within.proof(image.reference, image.target.digest, console.proved.get(image.names[0]))
+        for image in plan.all_images
+    )
     return Verdict(
         passed=not problems and not any(each.problems for each in images),
         accelerator="ec2",
@@ -341,20 +345,4 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
         problems=problems,
         warnings=tuple(console.warnings),
         verified_at=timestamp(),
-    )
-
-
-def _proof(image: Image, said: Mapping[str, Any] | None) -> ImageVerdict:
-    if said is None:
-        return ImageVerdict(reference=image.reference, problems=("the machine did not report on it",))
-    started = said.get("start_seconds")
-    return ImageVerdict(
-        reference=image.reference,
-        digest=image.target.digest,
-        pinned=said["pinned"],
-        unpacked=started is not None,
-        start_seconds=started,
-        sandbox_seconds=said.get("sandbox_seconds"),
-        problems=tuple(said["problems"]),
-        output=said.get("output", ""),
     )

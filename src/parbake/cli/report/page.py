@@ -10,6 +10,7 @@ from importlib import resources
 from parbake import __version__
 from parbake.cli.report.charts import Bar, block_map, table, waterfall
 from parbake.coldstart.trace import Trace, merged
+from parbake.core.model import HydrateFigures
 from parbake.core.units import human_bytes
 from parbake.records import Record
 
@@ -96,6 +97,7 @@ def _falls(subject: Subject) -> list[tuple[str, list[Bar]]]:
         if hydrate:
             bars.append(Bar("boot", "boot", 0.0, hydrate.started_after))
             bars.append(Bar("hydrate", "hydrate", hydrate.started_after, hydrate.seconds))
+            bars += _prefetched(hydrate)
             at = hydrate.started_after
         for stage in (*(each for each in _STAGES if each in stages), *(each for each in stages if each not in _STAGES)):
             kind = stage if stage in _STAGES else "boot"
@@ -113,6 +115,14 @@ def _falls(subject: Subject) -> list[tuple[str, list[Bar]]]:
             bars += [Bar("application", "start", boot + sandbox, image.start_seconds)]
             falls.append((image.reference, bars))
     return falls
+
+
+def _prefetched(hydrate: HydrateFigures) -> list[Bar]:
+    """Return the bar of what was read into memory, where anything was."""
+    began, seconds = (hydrate.prefetch.get(key) for key in ("started_after", "seconds"))
+    if not isinstance(began, int | float) or not isinstance(seconds, int | float):
+        return []  # it found no mount, or no list
+    return [Bar("prefetch", "prefetch", began, seconds)]
 
 
 def _waterfalls(subject: Subject, until: float) -> str:

@@ -199,7 +199,7 @@ class _Unpacking:
         overlay = self._layer.chain_id != self._layer.diff_id
         with self._sink.opened(archive, overlay=overlay, bound=self._bound) as tree:
             try:
-                while (entry := archive.next()) is not None:
+                while (entry := archive.next(tree.plain_file)) is not None:
                     tree.apply(entry)
                 while chunks.pass_on():  # what follows the archive's end is hashed and no more
                     pass
