@@ -129,7 +129,8 @@ def _of_engine(state: Path, fleet: Fleet) -> tuple[Check, ...]:
     try:
         seen = asyncio.run(go())
         keys = tuple(map(fingerprint, read_keys(engine.key)))
-        return health.judge(seen, health.Here(socket.gethostname(), keys, fleet.store, fleet.verify))
+        here = health.Here(socket.gethostname(), keys, fleet.store, fleet.verify, fleet.rollout is not None)
+        return health.judge(seen, here)
     except ParbakeError as error:
         return (
             Check(

@@ -12,12 +12,19 @@ from parbake.records.store import identity_of, open_store
 
 
 def run_request(
-    fleet: Fleet, file: str, root: Root, folder: Path, *, named: Sequence[str] = (), heartbeat: float = 60.0
+    fleet: Fleet,
+    file: str,
+    root: Root,
+    folder: Path,
+    *,
+    named: Sequence[str] = (),
+    heartbeat: float = 60.0,
+    roll_out: bool = True,
 ) -> RunRequest:
     """Return what the engine is asked for: the cells that are ``named``, or all. ``folder`` holds the file.
 
-    The store gets its word, where it has none. Raises InputError for a name that fits no cell, and what asking the
-    store raises.
+    What is good is rolled out if the file says how, and if ``roll_out``. The store gets its word, where it has
+    none. Raises InputError for a name that fits no cell, and what asking the store raises.
     """
     return RunRequest(
         fleet=fleet.name,
@@ -30,5 +37,6 @@ def run_request(
         failures=fleet.budget.failures,
         heartbeat=heartbeat,
         verify=fleet.verify,
+        rollout=roll_out and fleet.rollout is not None,
         store_id=identity_of(open_store(fleet.store), make=True),
     )

@@ -53,6 +53,7 @@ class Here:
     keys: tuple[str, ...]
     store: str
     verify: bool
+    rolls_out: bool = False
 
 
 def judge(seen: Seen, here: Here) -> tuple[Check, ...]:
@@ -65,7 +66,7 @@ def _judged(seen: Seen, here: Here) -> Iterator[Check]:
     if seen.held:
         yield _check("schedule", "begins runs", "warn", f"held: {seen.held}", "`parbake fleet resume` lets it go on")
     for queue, workers in seen.workers.items():
-        if not workers:
+        if not workers and (here.rolls_out or queue != tasks.ROLL):
             hint = f"run one: `parbake fleet worker --queues {queue}`"
             yield _check(queue, "works", "missing", f"no worker takes tasks of the queue {queue}", hint)
         for worker in workers:

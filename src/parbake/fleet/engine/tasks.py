@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-CONTROL, BAKE = "control", "bake"
-"""Queues: what needs no root, and what needs root, loop devices, and KVM to verify quickly."""
-QUEUES = (CONTROL, BAKE)
+CONTROL, BAKE, ROLL = "control", "bake", "roll"
+"""Queues: what needs no root; what needs root, loop devices, and KVM to verify quickly; what needs the rights of the
+targets of rollouts."""
+QUEUES = (CONTROL, BAKE, ROLL)
 WRONG_STORE = "WrongStore"
 """The error of a worker for which the store's address means another store."""
 MOST_CELLS_OF_A_PLAN = 50
@@ -71,8 +72,9 @@ class RunRequest:
     ``window`` cells are under way at once; a bake is tried ``attempts`` times; a run in which more than ``failures``
     percent of all cells have failed pauses; a worker that is silent for ``heartbeat`` seconds counts as dead; bakes are
     proven if ``verify``.
-    ``total``, ``counts`` and ``failed`` go from one part of a long run to the next. ``store_id`` is the store's own
-    word: a folder of that path on another machine is another store.
+    ``total``, ``counts``, ``failed`` and ``keys`` go from one part of a long run to the next. What it has made sure of
+    is handed out when all of it is good, if ``rollout``. ``store_id`` is the store's own word: a folder of that path on
+    another machine is another store.
     """
 
     fleet: str
@@ -89,6 +91,8 @@ class RunRequest:
     counts: Counts = field(default_factory=Counts)
     failed: list[Failure] = field(default_factory=list)
     store_id: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+    rollout: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,20 +163,25 @@ class BakeRequest:
 
 @dataclass(frozen=True)
 class Baked:
-    """What a bake has brought."""
+    """What a bake has brought, and the end of what it said."""
 
     artefact: str
     verified: bool
     changed: bool
     seconds: float = 0.0
+    log: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built."""
+    """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built.
+
+    ``rollout`` says what became of handing it out.
+    """
 
     counts: Counts
     total: int
     running: dict[str, str] = field(default_factory=dict)
     failed: list[Failure] = field(default_factory=list)
     paused: str = ""
+    rollout: str = ""

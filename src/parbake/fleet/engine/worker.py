@@ -16,16 +16,17 @@ from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.connect import Engine, connect, unreachable
 from parbake.fleet.engine.facts import Facts
+from parbake.fleet.engine.handing import Handing
 from parbake.fleet.engine.sealing import read_keys
-from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES
+from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES, ROLL
 from parbake.fleet.engine.ticks import Prune, Tick
-from parbake.fleet.engine.upkeep import Upkeep
 from parbake.fleet.engine.versions import become_current, deployment
+from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import Bake, Fleet
 
 # Cancellations come back with heartbeats, which the library holds back for most of the time that it may be silent.
 _HEARTBEAT_THROTTLE = timedelta(seconds=5)
-_CONTROL_SLOTS = 20
+_SLOTS = {CONTROL: 20, ROLL: 50}  # none of them is work of ours: they wait for others
 _CACHED_WORKFLOWS = 200  # bakes are short histories; more would only hold memory
 
 
@@ -56,7 +57,7 @@ async def serve(
         refused.append(error)
         stop.set()
 
-    can = Upkeep(client, command)
+    can = Handing(client, command)
     can.refuse = refuse
     if pinned:
         try:
@@ -71,14 +72,15 @@ async def serve(
         raise refused[0]
 
 
-def _worker(client: Client, can: Upkeep, identity: str, queue: str, slots: int, grace: float, pinned: str) -> Worker:
+def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int, grace: float, pinned: str) -> Worker:
+    activities = {CONTROL: [*can.of_control, *can.of_schedules], BAKE: can.of_bakes, ROLL: can.of_rollouts}
     return Worker(
         client,
         task_queue=queue,
         identity=identity,
-        workflows=[Fleet, Bake, Tick, Prune] if queue == CONTROL else [],
-        activities=can.of_bakes if queue == BAKE else [*can.of_control, *can.of_schedules],
-        max_concurrent_activities=slots if queue == BAKE else _CONTROL_SLOTS,
+        workflows=[Fleet, Bake, Rollout, Tick, Prune] if queue == CONTROL else [],
+        activities=activities[queue],
+        max_concurrent_activities=_SLOTS.get(queue, slots),
         max_cached_workflows=_CACHED_WORKFLOWS if queue == CONTROL else 0,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
