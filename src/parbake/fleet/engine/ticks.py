@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlreadyStartedError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellationType, ParentClosePolicy
 
@@ -20,7 +20,7 @@ _BEAT = timedelta(minutes=1)
 _RETRY = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
 
 
-@workflow.defn(versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn
 class Tick:
     """Starts a run, and waits for its end: so the schedule knows whether the one before is still under way."""
 
@@ -55,7 +55,7 @@ class Tick:
         return f"{ended.counts.done} of {ended.total} cells, {ended.counts.failed} failed"
 
 
-@workflow.defn(versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn
 class Prune:
     """Removes the old artefacts of each Bakefile; what machines bake meanwhile is spared by its lease."""
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import partial
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -77,7 +77,7 @@ class Bake:
         return baked
 
 
-@workflow.defn(versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn
 class Fleet:
     """One pass over all cells of a fleet: plans them, and bakes what the store lacks, some at a time."""
 
