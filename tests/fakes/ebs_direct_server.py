@@ -218,8 +218,8 @@ class Cloud:
             state = "PendingDeletion" if key == "alias/dying" else "Enabled"
             about = {"Arn": arn, "KeyId": arn.rpartition("/")[2], "KeyManager": manager, "KeyState": state}
             return said(200, {"KeyMetadata": about})
-        region = _region(headers)
-        status, text = self.count("EC2", lambda: ec2query.answer(self, parse_qs(body.decode()), region))
+        region, account = _region(headers), _account(headers)
+        status, text = self.count("EC2", lambda: ec2query.answer(self, parse_qs(body.decode()), region, account))
         return Reply(status, text.encode(), {"Content-Type": "text/xml"})
 
     def note(self, name: str) -> int:
@@ -380,6 +380,12 @@ def _region(headers: Any) -> str:
     """Return the region that a request is signed for."""
     scope: list[str] = headers.get("Authorization", "").split("/")
     return scope[2] if len(scope) > 2 else "eu-west-1"
+
+
+def _account(headers: Any) -> str:
+    """Return the account whose credentials a request is signed with: those of a role name it (``assume_role``)."""
+    key: str = headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
+    return key.removeprefix("ASIA") if key.startswith("ASIA") else "123456789012"
 
 
 def block_token(snapshot: str, index: int) -> str:

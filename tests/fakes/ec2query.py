@@ -18,9 +18,11 @@ class Wrong(Exception):
         self.code = code
 
 
-def answer(cloud: Cloud, query: dict[str, list[str]], region: str = "eu-west-1") -> tuple[int, str]:
-    """Return status and XML of one call to a region."""
-    wanted = {"region": region, **{name: values[0] for name, values in query.items()}}
+def answer(
+    cloud: Cloud, query: dict[str, list[str]], region: str = "eu-west-1", account: str = "123456789012"
+) -> tuple[int, str]:
+    """Return status and XML of one call to a region, by an account."""
+    wanted = {"region": region, "account": account, **{name: values[0] for name, values in query.items()}}
     action = wanted["Action"]
     cloud.calls[action] += 1
     try:
@@ -95,7 +97,7 @@ def describe_snapshots(cloud: Cloud, wanted: dict[str, str]) -> str:
     found = [_known(cloud, name) for name in named] if named else list(cloud.snapshots.values())
     found = [made for made in found if made.region == wanted["region"]]
     if "self" in _listed(wanted, "Owner"):
-        found = [made for made in found if made.owner == "123456789012"]
+        found = [made for made in found if made.owner == wanted["account"]]
     filters = _filters(wanted)
     items = [
         _snapshot(made) for made in found if _fits(made.tags, {"status": made.state, "snapshot-id": made.id}, filters)
@@ -117,10 +119,11 @@ def copy_snapshot(cloud: Cloud, wanted: dict[str, str]) -> str:
     minutes = int(wanted.get("CompletionDurationMinutes") or wanted.get("SnapshotCopyCompletionDurationMinutes") or 0)
     if minutes % 15 or minutes > 2880:
         raise Wrong("InvalidParameterValue", "The completion duration is in steps of 15 minutes, up to 48 hours")
-    if source.region != wanted["SourceRegion"] or source.state != "completed":
+    may = wanted["account"] in {source.owner, *source.shared}
+    if source.region != wanted["SourceRegion"] or source.state != "completed" or not may:
         raise Wrong("InvalidSnapshot.NotFound", f"The snapshot {source.id} is not there, or {source.state}")
     made = replace(source, id=cloud.new("snap"), region=wanted["region"], parent=source.id)
-    made.shared, made.owner, made.within = set(), "123456789012", minutes
+    made.shared, made.owner, made.within = set(), wanted["account"], minutes
     made.tags, made.state, made.looks, made.data = _tags(wanted, "TagSpecification.1.Tag."), "pending", cloud.slow, {}
     # EC2 API reference, CopySnapshot: encrypted as the source or as asked, in some regions by default; the key is
     # looked at while the copy is under way ("the action can appear to complete, but eventually fails").
@@ -295,13 +298,15 @@ def copy_image(cloud: Cloud, wanted: dict[str, str]) -> str:
             raise Wrong("IdempotentParameterMismatch", "The client token was used with other parameters")
         return f"<imageId>{made_before}</imageId>"
     source = _image_known(cloud, wanted["SourceImageId"])
+    if wanted["account"] not in {source.get("owner", "123456789012"), *source.get("shared", ())}:
+        raise Wrong("InvalidAMIID.NotFound", f"The image id '[{source['id']}]' does not exist")
 
     def copied(snapshot: str) -> str:
         text = copy_snapshot(cloud, {**wanted, "SourceSnapshotId": snapshot})
         return text[len("<snapshotId>") : -len("</snapshotId>")]
 
     identifier = cloud.new("ami")
-    made = {"id": identifier, "snapshot": copied(source["snapshot"]), "looks": cloud.slow}
+    made = {"id": identifier, "snapshot": copied(source["snapshot"]), "looks": cloud.slow, "owner": wanted["account"]}
     made |= {"region": wanted["region"], "tags": _tags(wanted, "TagSpecification.1.Tag.")}
     further = source.get("further", ())
     made["further"] = [{**each, "snapshot": each["snapshot"] and copied(each["snapshot"])} for each in further]
@@ -354,12 +359,29 @@ def get_ebs_default_kms_key_id(cloud: Cloud, wanted: dict[str, str]) -> str:
     return f"<kmsKeyId>{cloud.by_default.get(wanted['region'], 'alias/aws/ebs')}</kmsKeyId>"
 
 
+def assume_role(cloud: Cloud, wanted: dict[str, str]) -> str:
+    """STS: credentials by which ``_account`` knows the role's account."""
+    del cloud
+    key = f"ASIA{wanted['RoleArn'].split(':')[4]}"
+    secrets = "<SecretAccessKey>x</SecretAccessKey><SessionToken>x</SessionToken>"
+    until = "<Expiration>2099-01-01T00:00:00Z</Expiration>"
+    credentials = f"<Credentials><AccessKeyId>{key}</AccessKeyId>{secrets}{until}</Credentials>"
+    return f"<AssumeRoleResult>{credentials}</AssumeRoleResult>"
+
+
+def get_caller_identity(cloud: Cloud, wanted: dict[str, str]) -> str:
+    del cloud
+    return f"<GetCallerIdentityResult><Account>{wanted['account']}</Account></GetCallerIdentityResult>"
+
+
 def describe_nothing(_cloud: Cloud, _wanted: dict[str, str]) -> str:
     """Instances, requests of such, volumes and security groups, of which there are none here."""
     return ""
 
 
 _ACTIONS = {
+    "AssumeRole": assume_role,
+    "GetCallerIdentity": get_caller_identity,
     "DescribeInstances": describe_nothing,
     "DescribeSpotInstanceRequests": describe_nothing,
     "DescribeVolumes": describe_nothing,

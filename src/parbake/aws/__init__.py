@@ -3,7 +3,17 @@
 Nothing here imports boto3 before ``client`` is called, so a local bake neither needs nor loads it.
 """
 
-from parbake.aws.clients import Client, Role, account, acting_as, client, default_region, swallowing
+from parbake.aws.clients import (
+    Client,
+    account,
+    acting_as,
+    client,
+    default_region,
+    guarded,
+    role_in,
+    stranger,
+    swallowing,
+)
 from parbake.aws.errors import translate as translating
 from parbake.aws.images import SourceImage, find_source, mark, named, nearest
 from parbake.aws.rest import Rest
@@ -25,6 +35,7 @@ from parbake.aws.tags import (
     token,
 )
 from parbake.aws.waiters import UNKNOWN_SECONDS, Look, wait, when_known
+from parbake.core.roles import Role
 
 __all__ = [
     "ARTEFACT",
@@ -50,11 +61,14 @@ __all__ = [
     "client",
     "default_region",
     "find_source",
+    "guarded",
     "mark",
     "mine",
     "named",
     "nearest",
+    "role_in",
     "specifications",
+    "stranger",
     "swallowing",
     "token",
     "translating",

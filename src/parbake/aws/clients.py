@@ -7,15 +7,16 @@ AWS throttles (botocore documentation, "Retries"). Whoever calls a client never 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from parbake.aws.errors import translate
 from parbake.core.errors import AwsNoAccess, EnvironmentProblem
+from parbake.core.roles import Role, session
 
 _TRIES = 8
 _CONNECT_SECONDS = 10
@@ -23,51 +24,79 @@ _READ_SECONDS = 60
 # The EBS direct API keeps 64 requests in flight; fewer connections would make them wait for each other.
 _CONNECTIONS = 96
 
-_SESSION = "parbake"  # the name that CloudTrail shows
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A role that calls are made with, in whatever account it is; ``external_id`` is what its trust policy asks for."""
-
-    arn: str
-    external_id: str = ""
-
-    @property
-    def account(self) -> str:
-        """The number of its account."""
-        return self.arn.split(":")[4]
-
-
 _acting: ContextVar[Role | None] = ContextVar("acting", default=None)
+_places: ContextVar[Mapping[str, Role]] = ContextVar("places", default=MappingProxyType({}))
+_need: ContextVar[Callable[[], object] | None] = ContextVar("need", default=None)
+# What makes and changes artefacts; other services' calls (the store's own) are nobody's to guard.
+_GUARDED = {"ec2", "ebs"}
+_READING = ("describe_", "get_", "list_")
 _made: dict[tuple[str, str, int, Role | None], Client] = {}
 _making = threading.Lock()
 
 
 @contextmanager
-def acting_as(arn: str | None, external_id: str | None = None) -> Iterator[None]:
+def acting_as(
+    arn: str | None, external_id: str | None = None, *, places: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Let clients that are made inside act in a role, which the caller's own credentials assume; without: as before.
 
-    A client keeps the role that it was made with, also where it is used later, and its credentials are renewed.
+    ``places`` are roles of regions, where another one is acted in; a new role has none. A client keeps the role that it
+    was made with, also where it is used later, and its credentials are renewed.
     """
-    token = _acting.set(Role(arn, external_id or "")) if arn else None
+    if not arn and places is None:
+        yield
+        return
+    before = _acting.get(), _places.get()
+    _acting.set(Role(arn, external_id or "") if arn else before[0])
+    _places.set({region: Role(each, external_id or "") for region, each in (places or {}).items()})
     try:
         yield
     finally:
-        if token:
-            _acting.reset(token)
+        _acting.set(before[0])
+        _places.set(before[1])
+
+
+def role_in(region: str) -> Role | None:
+    """Return the role that clients of a region act in; None: the caller's own rights."""
+    return _places.get().get(region, _acting.get())
+
+
+def stranger(region: str, home: str) -> str:
+    """Return the account that clients of a region act in, where it is another than that of the home region.
+
+    Empty where it is the same one, which takes no question where both have the same role.
+    """
+    there, here = role_in(region), role_in(home)
+    if there is None or there == here:
+        return ""
+    return there.account if there.account != (here.account if here else account(home)) else ""
+
+
+@contextmanager
+def guarded(need: Callable[[], object]) -> Iterator[None]:
+    """Let clients of EC2 and EBS that are made inside call ``need`` before each call that changes something.
+
+    It raises where the work belongs to another machine by now: then nothing is changed any more, and nothing removed.
+    """
+    token = _need.set(need)
+    try:
+        yield
+    finally:
+        _need.reset(token)
 
 
 class Client:
     """A boto3 client whose calls raise AwsError. Calls have boto3's names and arguments; thread-safe.
 
-    ``raw`` is the boto3 client itself, for what is not a call (``meta``, ``generate_presigned_url``).
+    ``raw`` is the boto3 client itself, for what is not a call (``meta``, ``generate_presigned_url``); ``need`` is
+    called before each call that changes something.
     """
 
-    def __init__(self, raw: Any, service: str, region: str) -> None:
+    def __init__(self, raw: Any, service: str, region: str, need: Callable[[], object] | None = None) -> None:
         self.raw = raw
         self.service = service
         self.region = region
+        self.need = need or (lambda: None)
 
     def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
         if name.startswith("__"):
@@ -76,6 +105,8 @@ class Client:
         return partial(self._call, name)
 
     def _call(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        if not name.startswith(_READING):
+            self.need()
         with translate(self.service, name, self.region):
             answer: dict[str, Any] = getattr(self.raw, name)(**arguments)
             return answer
@@ -98,15 +129,17 @@ def client(service: str, region: str = "", *, tries: int = 0) -> Client:
     Credentials, endpoint and region come from where every AWS tool takes them (environment, profile, instance role).
     Raises EnvironmentProblem (no boto3), AwsNoAccess (no credentials, no region).
     """
-    region, tries, role = region or default_region(), tries or _TRIES, _acting.get()
+    region, tries = region or default_region(), tries or _TRIES
+    role = role_in(region)
     with _making:
         if (service, region, tries, role) not in _made:
             _made[service, region, tries, role] = Client(_make(service, region, tries), service, region)
-        return _made[service, region, tries, role]
+        made, need = _made[service, region, tries, role], _need.get()
+    return Client(made.raw, service, region, need) if need and service in _GUARDED else made
 
 
 def _make(service: str, region: str, tries: int) -> Any:
-    boto3 = _boto3()
+    _boto3()
     from botocore.config import Config
 
     config = Config(
@@ -118,24 +151,7 @@ def _make(service: str, region: str, tries: int) -> Any:
         user_agent_appid="parbake",
     )
     with translate(service, "connect", region):
-        return _session(boto3, region).client(service, config=config)
-
-
-def _session(boto3: Any, region: str) -> Any:
-    """Return a session of the caller's, or of the role that is acted in: its credentials are asked for with a call."""
-    own, role = boto3.Session(), _acting.get()
-    if role is None:
-        return own
-    from botocore.credentials import DeferredRefreshableCredentials, create_assume_role_refresher
-    from botocore.session import get_session
-
-    asked = {"RoleArn": role.arn, "RoleSessionName": _SESSION}
-    asked |= {"ExternalId": role.external_id} if role.external_id else {}
-    theirs = get_session()
-    theirs._credentials = DeferredRefreshableCredentials(  # noqa: SLF001 (botocore has no other way to set them)
-        method="assume-role", refresh_using=create_assume_role_refresher(own.client("sts", region_name=region), asked)
-    )
-    return boto3.Session(botocore_session=theirs)
+        return session(role_in(region), region).client(service, config=config)
 
 
 def default_region() -> str:

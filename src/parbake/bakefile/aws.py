@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 from pydantic import field_validator as check
 
 from parbake.bakefile.kms import EVERYWHERE, REGION, KmsKeys, is_managed_by_aws, key_in, reaches, travels
@@ -57,6 +57,16 @@ Share = Annotated[
     matching(_SHARE, "an account, an organisation or an organisational unit", "such as 123456789012, or its ARN"),
     text_schema("", "123456789012"),
 ]
+
+
+RolesByRegion = Annotated[
+    dict[Region, RoleArn],
+    WithJsonSchema({
+        "type": "object",
+        "propertyNames": {"pattern": f"^{REGION}$"},
+        "additionalProperties": {"type": "string", "pattern": "^arn:aws[a-z-]*:iam::[0-9]{12}:role/"},
+    }),
+]  # fmt: skip
 
 
 def _whole(value: object) -> object:
@@ -165,10 +175,10 @@ class AwsSection(Section):
     region: Region | None = None
     """The region. Default: that of the AWS configuration (AWS_REGION, the profile)."""
     role: RoleArn | None = None
-    """The role to bake, prune and clean up in, perhaps in another account. ECR is asked as the caller. Default: the
+    """The role to bake, sign, prune and clean up in, and to ask ECR in, perhaps in another account. Default: the
     caller's own rights."""
     external_id: ExternalId | None = None
-    """The external id that the role's trust policy asks for."""
+    """The external id that the role's trust policy asks for, and those of `copy_roles`."""
     instance_types: Annotated[tuple[InstanceType, ...], BeforeValidator(_some)] = ()
     """Instance types for the bake, tried in this order. Default: some of 2 CPUs and 8 GiB, for the platform."""
     purchase: Literal["on-demand", "spot", "spot-first"] = "on-demand"
@@ -190,6 +200,9 @@ class AwsSection(Section):
     """Tags for everything that is made, besides parbake's own."""
     copy_to: tuple[Region, ...] = ()
     """Regions to copy the result to."""
+    copy_roles: RolesByRegion = Field(default_factory=dict)
+    """Roles by region of `copy_to`, perhaps in other accounts: the copy belongs to the role's account, with which the
+    original is shared; it is looked after, pruned and rolled out in that role. Default: `role`."""
     copy_within: Annotated[Duration | None, text_schema("^[0-9]+[hm]$", "4h")] = None
     """Let AWS finish each copy within this time, for a price: 15 minutes to 48 hours, in steps of 15 minutes."""
     share_with: tuple[Share, ...] = ()
@@ -250,6 +263,14 @@ class AwsSection(Section):
             )
         for region in value:
             _need_key(keys, region)
+        return value
+
+    @check("copy_roles")
+    @classmethod
+    def _of_copies(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for region in value:
+            if region not in info.data.get("copy_to", (region,)):
+                raise wrong(f"nothing is copied to {region}", f"add {region} to copy_to, or remove its role")
         return value
 
     @check("copy_within")

@@ -93,7 +93,7 @@ class Bakefile(Section):
     platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=_first_platform)
     """The nodes' platform. Default: that of the machine that bakes, or the first of `platforms`."""
     images: Annotated[tuple[Image, ...], Field(min_length=1)]
-    """The images to bake; a bare text is a reference."""
+    """The images to bake, those first that nodes start first; a bare text is a reference."""
     builder: Literal["local", "qemu", "ec2", "ebs", "packer"] = "local"
     """How to bake: `local` fills a disk offline; `qemu` boots the base and lets it bake; `ec2` does so with an AMI;
     `ebs` sends what is baked here to EC2, without an instance; `packer` leaves it to Packer."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform as host_platform
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -18,7 +17,7 @@ from parbake.core.errors import InputError
 from parbake.core.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -186,7 +185,8 @@ class Image(Frozen):
 
     ``target`` is what the name points to (an index or a manifest), ``manifest`` the platform's manifest; they are equal
     when the name points straight to a manifest. ``layout`` is the path of a local OCI layout that holds the content
-    instead of the registry (images that were built here and never pushed).
+    instead of the registry (images that were built here and never pushed). ``order`` is its place in the Bakefile:
+    nodes start first what stands first.
     """
 
     reference: str
@@ -198,6 +198,7 @@ class Image(Frozen):
     startup: Startup | None = None
     layout: str = ""
     also_by_digest: bool = False
+    order: int = Field(default=0, ge=0)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -312,8 +313,8 @@ class AmiSource(Frozen):
 # What a plan holds for people or for later steps, without any effect on the artefact's content.
 _NOT_IN_KEY: dict[str, Any] = {
     "base": {"path", "size"},
-    "images": {"__all__": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}}},
-    "sandbox": {"startup": True, "layout": True, "layers": {"__all__": {"raw_size"}}},
+    "images": {"__all__": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}}},
+    "sandbox": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}},
     "size_is_fixed": True,
 }
 
@@ -400,8 +401,9 @@ class ImageVerdict(Frozen):
 class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
-    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted (another architecture than this
-    machine's). ``runtime`` started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
+    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted. ``emulator`` played a machine of
+    another architecture than the one that verified, such as ``qemu-system-aarch64`` (empty: the same). ``runtime``
+    started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
     image that a volume was attached to, empty for the default base. ``intact`` says whether the bytes are those that
     the record names (null: not compared), ``warnings`` what a reader should know of what passed, ``hydrate`` what the
     hydrate service of a machine image said of itself.
@@ -410,6 +412,7 @@ class Verdict(Frozen):
     passed: bool
     intact: bool | None = None
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
+    emulator: str = ""
     boot_seconds: float | None = None
     runtime: str = ""
     base: str = ""
@@ -470,31 +473,3 @@ class TraceSummary(Frozen):
     seconds: dict[str, float] = Field(default_factory=dict)
     stages: dict[str, dict[str, float]] = Field(default_factory=dict)
     skipped: dict[str, str] = Field(default_factory=dict)
-
-
-class Readable(Protocol):
-    """A stream of bytes: ``readinto`` fills a buffer and returns how much, 0 at the end."""
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the start of ``buffer``; return the count of bytes, 0 at the end of the stream."""
-        ...
-
-
-class Source(Protocol):
-    """Where the content of one image comes from: a registry's repository, or an OCI layout on disk."""
-
-    def read(self, descriptor: Descriptor) -> bytes:
-        """Return a small document (manifest, config) whole, verified against its digest and size."""
-        ...
-
-    def open(self, descriptor: Descriptor, *, offset: int = 0) -> AbstractContextManager[Readable]:
-        """Open a blob as a stream that resumes by itself after a broken connection.
-
-        The stream yields exactly ``descriptor.size - offset`` bytes or raises BadContent; **the caller verifies the
-        digest** (the engine hashes on another core).
-        """
-        ...
-
-
-type Progress = Callable[[int], None]
-"""Called with the count of bytes that are newly done; from any thread."""

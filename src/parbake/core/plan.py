@@ -101,6 +101,11 @@ def make_plan(
     )
 
 
+def starting(plan: Plan) -> tuple[Image, ...]:
+    """Return a plan's images in the order in which nodes start them: that of the Bakefile. Pure."""
+    return tuple(sorted(plan.images, key=lambda image: image.order))
+
+
 def larger(plan: Plan, *, bomb: bool) -> Plan | None:
     """Return the plan with a disk of twice the size after it proved too small, or None where that does not help.
 

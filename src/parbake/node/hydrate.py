@@ -170,7 +170,9 @@ def open_below(root, path):
             os.close(at)
             at = found
         status = os.fstat(at)
-        if not stat.S_ISREG(status.st_mode) or status.st_dev != os.fstat(root).st_dev:
+        if status.st_dev != os.fstat(root).st_dev:
+            raise FileNotFoundError("it is no file of this file system: another one lies over it")
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("it is no file of this file system")
         flags = os.O_RDONLY | os.O_CLOEXEC
         with suppress(PermissionError):  # that is for owners alone
@@ -245,12 +247,15 @@ def ask(handle, ranges):
     end = os.lseek(handle, 0, os.SEEK_END)
     for offset, length in ranges:
         if not os.pread(handle, 1, min(offset + length, max(end, offset + 1)) - 1):
-            raise OSError("it ends before that")
+            raise FileNotFoundError("it ends before that")
 
 
 def fetch(device, root, pending, threads):
-    """Do jobs, some at a time, until memory gets tight; return the figures, and whether it did."""
-    lock, done = threading.Lock(), {"bytes": 0, "errors": 0}
+    """Do jobs, some at a time, until memory gets tight; return the figures, and whether it did.
+
+    What the boot has replaced, or has mounted something over, is gone, and no error.
+    """
+    lock, done = threading.Lock(), {"bytes": 0, "errors": 0, "gone": 0}
     paths, state, look = set(), {"tight": False}, [0.0]
     disk = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -275,8 +280,9 @@ def fetch(device, root, pending, threads):
                 if bad is None:
                     paths.add(path)
                     done["bytes"] += sum(length for _, length in ranges)
-                done["errors"] += bad is not None
-                if bad and done["errors"] <= 5:
+                kind = "gone" if isinstance(bad, (FileNotFoundError, NotADirectoryError)) else "errors"
+                done[kind] += bad is not None
+                if bad and done[kind] <= 5:
                     print(f"prefetch: {(path or device)[:200]!r}: {bad}")
 
     with ThreadPoolExecutor(threads) as pool:
@@ -317,9 +323,10 @@ def prefetch_below(options, device, uuid, root, below):
     if head.get("uuid") != uuid:
         return {"state": "foreign-list"}
     wanted = sum(length for _, length in metadata) + sum(length for _, ranges in files for _, length in ranges)
-    done, tight = fetch(device, root, jobs(metadata, files, below, room(options.memory)), options.in_flight)
+    most = room(options.memory)
+    done, tight = fetch(device, root, jobs(metadata, files, below, most), options.in_flight)
     left, seconds = max(0, wanted - done["bytes"]), round(time.monotonic() - began, 3)
-    state = "tight" if tight else "bounded" if left and not done["errors"] else "done"
+    state = "tight" if tight else "bounded" if most < wanted else "done"
     return {"state": state, **done, "left": left, "seconds": seconds, "started_after": after}
 
 

@@ -33,6 +33,7 @@ _TRANSLATIONS: tuple[tuple[str, type[ParbakeError], str, str], ...] = (
     ("Forbidden", RolloutError, "{where}: {message}", "ask the cluster's administrators for that verb on it"),
     ("Unauthorized", RolloutError, "{where}: the cluster does not know you", "log in to the cluster again"),
     ("Conflict", TargetMoved, "{where}: somebody else changed it in the meantime", ""),
+    ("TooManyRequests", RolloutError, "{where}: the cluster is too busy: {message}", "run the same command again"),
     ("context", InputError, "{cluster}: {message}", "`kubectl config get-contexts` lists the contexts"),
     ("have a resource type", InputError, "{where}: {message}", "is Karpenter installed there?"),
     ("is invalid", RolloutError, "the cluster refuses the change: {message}", "correct the node class, and run again"),

@@ -14,6 +14,7 @@ from parbake.core.errors import BadBase, ContainerdError, DeadlineExceeded, Mach
 from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
 from parbake.core.workspace import cache_folder
 from parbake.machine import base as default_base
+from parbake.machine.vm import boots
 from parbake.verify import within
 from parbake.verify.booted import BootedNode, Kind, identify
 from parbake.verify.starter import Started, Starter
@@ -118,7 +119,8 @@ class Rehearsal:
 
     ``verdict`` looks at every image and starts it; the machine stays up for what may follow (``pull.compare_pull``).
     ``reads`` is a file for what a machine image reads of its disk (``vm.reads``). ``base`` is the image of a node that
-    a volume is attached to (None: the default base, from ``cache``).
+    a volume is attached to (None: the default base, from ``cache``). What is for another architecture than this
+    machine's is booted in emulation.
     Entering raises MachineError when the machine does not come up, BadBase when the file is not an artefact,
     EnvironmentProblem when QEMU or another program is missing.
     """
@@ -142,13 +144,15 @@ class Rehearsal:
         else:
             self.kind, image_format = identify(artefact)
         self.base = base if self.kind == "volume" else None
+        self.platform = Platform(architecture=plan.platform.architecture) if plan else Platform.host()
         self.node = BootedNode(
             artefact,
             self.kind,
             image_format,
             folder=folder / "machine",
-            base=self.base or partial(default_base.ensure, cache or cache_folder(), events),
+            base=self.base or partial(default_base.ensure, cache or cache_folder(), events, platform=self.platform),
             memory=memory,
+            architecture=self.platform.architecture,
             default_base=plan is not None and plan.base.kind == "debian",
             reads=reads,
         )
@@ -191,6 +195,7 @@ class Rehearsal:
         return Verdict(
             passed=not problems and not any(image.problems for image in images),
             accelerator=self.node.machine.accelerator,
+            emulator=self.emulator,
             boot_seconds=round(self.node.boot_seconds, 3),
             runtime=self.node.runtime,
             base=self.base.name if self.base else "",
@@ -200,6 +205,11 @@ class Rehearsal:
             hydrate=self._hydrated(),
             verified_at=_now(),
         )
+
+    @property
+    def emulator(self) -> str:
+        """What plays a machine of another architecture than this one's; empty for the same."""
+        return self.node.machine.board.qemu if self.platform.architecture != Platform.host().architecture else ""
 
     def _verdicts(self) -> Iterator[ImageVerdict]:
         if self.node.is_docker:
@@ -221,7 +231,7 @@ class Rehearsal:
 
     def _examine(self, subject: Subject) -> ImageVerdict:
         name, expected = subject.name, subject.expected
-        platform = expected.platform if expected else Platform.host()
+        platform = expected.platform if expected else self.platform
         wanted = expected.manifest.digest if expected else ""
         seen = look(self.node.client, self.node.cri, name, platform=platform, wanted=wanted)
         started = None
@@ -265,12 +275,12 @@ def verify(
     ``plan`` None checks what the store holds, without digests to expect. ``folder`` is for this run's files, ``cache``
     holds the default base, to which a volume is attached unless ``base`` is the image of a node to take instead;
     ``memory`` is the machine's, in MiB.
-    A bad image, a machine image that does not boot and an artefact for another architecture (accelerator ``none``) are
-    verdicts that did not pass. Raises BadBase unless the file is an artefact, and what says that this machine cannot
-    verify: EnvironmentProblem, CommandFailed, MachineError for a volume's own base, DiskFull.
+    A bad image, a machine image that does not boot and an artefact for which there are no machines (accelerator
+    ``none``) are verdicts that did not pass. Raises BadBase unless the file is an artefact, and what says that this
+    machine cannot verify: EnvironmentProblem, CommandFailed, MachineError for a volume's own base, DiskFull.
     """
-    if plan is not None and plan.platform.architecture != Platform.host().architecture:
-        reason = f"the artefact is for {plan.platform}, this machine is {Platform.host()}: nothing was booted"
+    if plan is not None and not boots(plan.platform):
+        reason = f"the artefact is for {plan.platform}, and parbake has no machines for it: nothing was booted"
         return Verdict(passed=False, accelerator="none", problems=(reason,), verified_at=_now())
     rehearsal = Rehearsal(artefact, plan, events=events, folder=folder, cache=cache, memory=memory, base=base)
     try:
@@ -279,8 +289,13 @@ def verify(
     except (MachineError, ContainerdError, BadBase, DeadlineExceeded) as error:
         if rehearsal.kind == "volume":
             raise
-        accelerator = rehearsal.node.machine.accelerator
-        return Verdict(passed=False, accelerator=accelerator, problems=(error.message,), verified_at=_now())
+        return Verdict(
+            passed=False,
+            accelerator=rehearsal.node.machine.accelerator,
+            emulator=rehearsal.emulator,
+            problems=(error.message,),
+            verified_at=_now(),
+        )
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -24,7 +24,7 @@ from parbake.images.registry import Layout, Registry
 from parbake.machine import base, disk
 from parbake.records import Record, genuine
 from parbake.records.store import session_store
-from parbake.workflows.identity import acting
+from parbake.workflows.identity import acting, role_of
 from parbake.workflows.preflight import account_cautions
 
 
@@ -67,7 +67,7 @@ def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, st
     bakefile = load(bakefile_path, overrides)
     for caution in advice(bakefile):
         events.warn(caution)
-    with acting(bakefile), Registry(bakefile.registries, events=events) as registry:
+    with acting(bakefile), Registry(bakefile.registries, events=events, role=role_of(bakefile)) as registry:
         yield Session(bakefile, registry, events)
 
 
@@ -106,8 +106,8 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | No
     with ThreadPoolExecutor(max_workers=8) as pool, hanging_up(run.registry):
         found = list(pool.map(look_up, entries))
     return {
-        entry.reference: image and image.model_copy(update=_overrides(entry))
-        for entry, image in zip(entries, found, strict=True)
+        entry.reference: image and image.model_copy(update=_overrides(entry, order))
+        for order, (entry, image) in enumerate(zip(entries, found, strict=True))
     }
 
 
@@ -124,7 +124,7 @@ def hanging_up(registry: Registry) -> Iterator[None]:
 def make_images(run: Session, images: dict[str, Image | None], *, force: bool = False) -> list[Image]:
     """Build and push what is missing; return every image."""
     made = []
-    for entry in run.bakefile.images:
+    for order, entry in enumerate(run.bakefile.images):
         image = images[entry.reference]
         if image is None:
             assert entry.build
@@ -138,17 +138,19 @@ def make_images(run: Session, images: dict[str, Image | None], *, force: bool = 
                     work=work,
                     cache=run.cache,
                     force=force,
+                    role=role_of(run.bakefile),
                 )
-            image = built.image.model_copy(update=_overrides(entry))
+            image = built.image.model_copy(update=_overrides(entry, order))
         made.append(image)
     return made
 
 
-def _overrides(entry: ImageEntry) -> dict[str, object]:
+def _overrides(entry: ImageEntry, order: int) -> dict[str, object]:
     return {
         "reference": str(entry.parsed),
         "startup": entry.startup,
         "also_by_digest": entry.also_by_digest,
+        "order": order,
     }
 
 

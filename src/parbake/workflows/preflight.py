@@ -31,10 +31,15 @@ def account_cautions(bakefile: Bakefile, home: str) -> tuple[str, ...]:
 def _region(bakefile: Bakefile, region: str, *, home: bool) -> Iterator[str]:
     from parbake.aws import encryption  # loads only where AWS is asked
 
-    settings = bakefile.aws
+    settings, shared = bakefile.aws, bool(bakefile.aws.share_with) or (home and _copied_by_others(bakefile, region))
     if named := settings.key_in(region):
-        yield from _named_key(named, region, shared=bool(settings.share_with))
+        yield from _named_key(named, region, shared=shared)
         return
+    if settings.encrypted and shared:
+        raise InputError(
+            f"the account's own EBS key encrypts the result in {region}, and no other account can use that",
+            hint="write kms_key: alias/NAME, a key whose policy lets the accounts of `copy_roles` use it",
+        )
     found = encryption.ask(region)
     if found.by_default is None:
         if not settings.encrypted:
@@ -45,7 +50,7 @@ def _region(bakefile: Bakefile, region: str, *, home: bool) -> Iterator[str]:
         return
     if not found.by_default:
         return
-    if settings.share_with and not _can_be_shared(found.key, region):
+    if shared and not _can_be_shared(found.key, region):
         raise InputError(
             f"{region} encrypts snapshots by default, with AWS's own key, and no other account can use what that "
             "encrypts",
@@ -53,6 +58,13 @@ def _region(bakefile: Bakefile, region: str, *, home: bool) -> Iterator[str]:
         )
     if home and settings.parent_snapshot:
         _need_encrypted_parent(settings.parent_snapshot, region)
+
+
+def _copied_by_others(bakefile: Bakefile, home: str) -> bool:
+    """Whether another account makes a copy: it has to read the original."""
+    from parbake.aws import stranger
+
+    return any(stranger(region, home) for region in bakefile.aws.copy_roles)
 
 
 def _named_key(name: str, region: str, *, shared: bool) -> Iterator[str]:

@@ -154,8 +154,12 @@ def situation(
     burst: int,
     volume: int,
     hot: int | None,
+    **more: float | str,
 ) -> Situation:
     """Return what there is to advise on: sizes from the record, its trace, and what the user says. Bytes.
+
+    ``more`` are further fields of a ``Situation``. What a user says to be hot is read as the trace's is, or else in
+    pieces as large as what a disk reads ahead.
 
     Raises InputError when neither the record nor the user says how much a start reads.
     """
@@ -167,18 +171,25 @@ def situation(
         )
     from parbake.aws.costs import Situation  # loads only where costs are asked for: every bake loads this file
 
-    found = record.trace.hot_bytes if hot is None and record.trace else hot or 0
-    return Situation(
-        volume=max(volume, record.size),
-        snapshot=record.size,
-        data=max(record.allocated, 1),
-        hot=found,
-        transfer=sum(image.size for image in record.plan.images),
-        launches=launches,
-        zones=zones,
-        boot=boot,
-        burst=burst,
-    )
+    trace = record.trace if traced else None
+    found = trace.hot_bytes if hot is None and trace else hot or 0
+    read, reads = (trace.read_bytes, trace.reads) if trace else (found, -(-found // disk.READ_AHEAD))
+    if trace and hot is not None:
+        read, reads = (round(each * hot / trace.hot_bytes) for each in (read, reads))
+    said = {
+        "volume": max(volume, record.size),
+        "snapshot": record.size,
+        "data": max(record.allocated, 1),
+        "hot": found,
+        "read": read,
+        "reads": reads,
+        "transfer": sum(image.size for image in record.plan.images),
+        "launches": launches,
+        "zones": zones,
+        "boot": boot,
+        "burst": burst,
+    }
+    return Situation.model_validate(said | more)
 
 
 def known(selector: str, folder: Path) -> tuple[Record, Trace | None]:

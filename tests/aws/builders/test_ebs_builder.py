@@ -24,6 +24,7 @@ from parbake.builders.choose import publisher_of
 from parbake.builders.ebs import EbsShipment
 from parbake.coldstart.trace import Part, Read, Trace
 from parbake.coldstart.trace import load as load_trace
+from parbake.core.claim import Alone
 from parbake.core.errors import AwsError, InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import GIB, MIB, Artefact, Base, Plan, Verdict
@@ -32,6 +33,7 @@ from parbake.machine import base
 from parbake.machine.disk import BLOCK, BlockList
 from parbake.records import Record, read
 from parbake.workflows import bake
+from parbake.workflows.identity import acting
 from parbake.workflows.plan import Session
 from tests.aws.aws.test_ebs import held, holds
 from tests.fakes.aws.ebs_direct_in_process import Direct
@@ -130,18 +132,20 @@ def build(
     with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings, bases)):
         publisher = publisher_of(run.bakefile, fresh=fresh)
         assert publisher
-        return bake.bake_and_publish(run, wanted, publisher, options, None).record
+        return bake.bake_and_publish(run, wanted, publisher, options, None, Alone()).record
 
 
 @contextmanager
-def session(folder: Path, wanted: Plan, settings: Mapping[str, Any]) -> Iterator[Session]:
+def session(
+    folder: Path, wanted: Plan, settings: Mapping[str, Any], events: Events | None = None, **more: Any
+) -> Iterator[Session]:
     path = folder / "parbake.yaml"
     base = {"ami": {"ami": wanted.base.identity}}.get(wanted.base.kind, wanted.base.kind)
-    document = {"version": 1, "name": wanted.name, "builder": "ebs", "base": base, "output": "."}
+    document = {"version": 1, "name": wanted.name, "builder": "ebs", "base": base, "output": ".", **more}
     path.write_text(json.dumps({**document, "aws": settings, "images": ["registry.example/app:1"]}))
     bakefile = load(path)
     with Registry(bakefile.registries, events=Events()) as registry:
-        yield Session(bakefile, registry, Events())
+        yield Session(bakefile, registry, events or Events())
 
 
 def policy_for(wanted: Plan, settings: Mapping[str, Any], bases: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -282,6 +286,33 @@ def test_a_volume_that_was_cut_off_is_finished(
     for made in cloud.snapshots.values():
         assert (made.tags["parbake:managed"], made.shared) == ("artefact", {"123456789012"})
     assert (len(oven.bakes), cloud.calls["PutSnapshotBlock"]) == (1, 3)
+
+
+@pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=["volume", "ami"])
+def test_a_copy_belongs_to_the_account_of_its_role(tmp_path: Path, oven: Oven, cloud: Cloud, wanted: Plan) -> None:
+    """The original is shared with it, the copy is made there in its role; and what `parbake iam` prints is enough."""
+    role = "arn:aws:iam::210987654321:role/copies"
+    settings = {"region": "eu-west-1", "copy_to": ["us-east-1"], "copy_roles": {"us-east-1": role}}
+    with session(tmp_path, wanted, settings) as run:
+        found, publisher = printed(run.bakefile), publisher_of(run.bakefile, fresh=False)
+        assert publisher
+        theirs = [found[name] for name in ("caller", "role_of_copies_in_us-east-1")]
+        theirs.append({"Statement": [{**found["assume"]["Statement"][0], "Resource": ["*"]}]})  # noted without its name
+        with acting(run.bakefile), allowed_by(*theirs):
+            made = [
+                bake.bake_and_publish(run, wanted, publisher, bake.Options(), None, Alone()).record for _ in range(2)
+            ]
+    (own, copied) = (cloud.snapshots[each.snapshots[0].id] for each in made[1].published.values())
+    assert made[0].published == made[1].published
+    assert (own.owner, own.shared, copied.owner, copied.shared) == (
+        "123456789012",
+        {"210987654321"},
+        "210987654321",
+        set(),
+    )
+    assert copied.tags["parbake:managed"] == "artefact"
+    assert (len(oven.bakes), len(cloud.snapshots)) == (1, 2)
+    assert found["assume"]["Statement"][0]["Resource"] == [role]
 
 
 def test_what_exists_goes_where_the_bakefile_says_by_now(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
@@ -439,7 +470,7 @@ def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> Non
     """Ubuntu's root is /dev/sda1; its further disks, among them another account's, become this account's own."""
     base = build(tmp_path, MACHINE).published["eu-west-1"]
     data = cloud.snapshots[build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id]
-    data.owner = "210987654321"
+    data.owner, data.shared = "210987654321", {"123456789012"}
     image = cloud.images[base.image]
     image["device"] = image["attributes"]["RootDeviceName"] = "/dev/sda1"
     said = {
@@ -468,7 +499,7 @@ def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> Non
         assert (own.owner, own.region, own.shared) == ("123456789012", region, {"123456789012"})
         assert own.tags["parbake:managed"] == "artefact"
         assert [each.device for each in there.snapshots] == ["/dev/sda1", "/dev/sdc"]
-    assert (data.shared, data.tags["parbake:managed"]) == (set(), "artefact"), "nobody touched the original"
+    assert (data.shared, data.tags["parbake:managed"]) == ({"123456789012"}, "artefact"), "nobody touched the original"
     again = build(tmp_path, onto, fresh=True, bases=[data.id]).published["eu-west-1"]
     assert (
         cloud.images[again.image]["further"][1]["snapshot"]

@@ -332,6 +332,28 @@ class TestKms:
         code, error = shop.rollout("--force")
         assert (code, "was changed after it was signed" in error["message"]) == (3, True)
 
+    def test_a_key_in_the_account_of_the_bakes_role(self, shop: Shop) -> None:
+        """moto really is there: the caller's own account has no such key."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        from parbake import aws
+        from parbake.aws.kms import KmsSigner
+        from parbake.bakefile import load
+        from parbake.core.errors import AwsError
+        from parbake.records import genuine
+
+        role = "arn:aws:iam::210987654321:role/bake"
+        with aws.acting_as(role):
+            made = aws.client("kms", REGION).create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")
+            arn = str(made["KeyMetadata"]["Arn"])
+            pem = KmsSigner(arn).public.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (shop.folder / "kms.pub").write_bytes(pem)
+        TestSigned.say(shop, trust=["kms.pub"], sign={"kms": arn}, aws={"region": REGION, "role": role})
+        assert genuine.open_signer(load(shop.file))
+        TestSigned.say(shop, trust=["kms.pub"], sign={"kms": arn}, aws={"region": REGION})
+        with pytest.raises(AwsError):
+            genuine.open_signer(load(shop.file))
+
     def test_a_key_of_another_kind_is_refused(self) -> None:
         from parbake.aws.kms import KmsSigner
         from parbake.core.errors import InputError

@@ -17,6 +17,7 @@ from parbake.core.errors import BadBase, InputError
 from parbake.core.events import Events
 from parbake.images.registry import Registry
 from parbake.workflows import plan
+from parbake.workflows.identity import acting
 from parbake.workflows.plan import Session
 from parbake.workflows.preflight import account_cautions
 from tests.aws.aws.test_ebs import SMALL, disk_of
@@ -50,6 +51,21 @@ def asked(bakefile: Bakefile) -> tuple[str, ...]:
 def test_nothing_is_said_of_an_account_that_settles_nothing(tmp_path: Path) -> None:
     assert asked(written(tmp_path, copy_to=[OTHER], share_with=["210987654321"])) == ()
     assert account_cautions(written(tmp_path, base="debian", builder="local"), REGION) == ()
+
+
+@pytest.mark.usefixtures("cloud")
+@pytest.mark.parametrize(("account", "key"), [("210987654321", ""), ("210987654321", OWN), ("123456789012", "")])
+def test_what_another_account_copies_is_encrypted_by_a_key_of_ones_own(tmp_path: Path, account: str, key: str) -> None:
+    settings: dict[str, Any] = {"copy_to": [OTHER], "copy_roles": {OTHER: f"arn:aws:iam::{account}:role/copies"}}
+    settings |= {"kms_key": {REGION: key, OTHER: "alias/theirs"}} if key else {}
+    bakefile = written(tmp_path, encrypted=True, **settings)
+    with acting(bakefile):
+        if key or account == "123456789012":
+            assert account_cautions(bakefile, REGION) == ()
+            return
+        with pytest.raises(InputError, match="the account's own EBS key encrypts the result in eu-west-1") as caught:
+            account_cautions(bakefile, REGION)
+    assert "copy_roles" in caught.value.hint
 
 
 @pytest.mark.parametrize("where", [REGION, OTHER])

@@ -69,6 +69,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(401, "Unauthorized", "Unauthorized")
             if self.command == "PATCH" and not query.get("dryRun"):
                 self.store.before_patch()
+            self.store.before_answer()
             warnings: list[str] = []
             document = self._discovery(parts.path) or self._resource(parts.path, query, body, warnings)
             if document is not None:
@@ -367,6 +368,13 @@ def serving(folder: Path, *crds: str) -> Iterator[Server]:
         store.kinds[kind.group, kind.version, kind.plural] = kind
     for crd in load_crds(*crds):
         store.install(crd)
+    with listening(store, folder) as server:
+        yield server
+
+
+@contextmanager
+def listening(store: Store, folder: Path) -> Iterator[Server]:
+    """Serve what is in a store, with a kubeconfig in a folder."""
     handler = type("Bound", (Handler,), {"store": store})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http.daemon_threads = True

@@ -67,8 +67,14 @@ class Store:
     """What admission says to a write, given the object before and after; empty: nothing against it."""
     unauthorized: bool = False
     before_patch: Callable[[], object] = lambda: None
+    before_answer: Callable[[], object] = lambda: None
+    """Called before any answer about objects; may raise Refused."""
     before_write: list[Callable[[], None]] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
+
+    def unlock(self) -> None:
+        """Forget who holds the lock: in a copy of this process its other threads are gone."""
+        self.changed = threading.Condition(threading.RLock())
 
     def install(self, crd: Object) -> None:
         spec = crd["spec"]

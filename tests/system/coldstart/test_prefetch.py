@@ -161,6 +161,24 @@ def test_it_waits_for_the_mount_and_then_begins(store: Store, tmp_path: Path) ->
     assert 0 not in held
 
 
+def test_who_reads_in_the_middle_of_it_reads_nothing_twice(store: Store, tmp_path: Path) -> None:
+    """A container that starts meanwhile finds what is there, waits for what is under way, and brings the rest."""
+    with on_a_node(store, tmp_path) as (device, at):
+        found: list[dict[str, Any]] = []
+        thread = threading.Thread(target=lambda: found.append(hydrate(tmp_path, hydrate_list(store.trace))[0]))
+        wanted = [path for path in reversed(hot(store, at)) if path.name != "large"]  # against its order
+        with Recorder(device_of(device)) as recorder:
+            thread.start()
+            read = [len(path.read_bytes()) for path in wanted]
+            thread.join(300)
+        assert all(read)
+        assert (found[0]["prefetch"]["state"], found[0]["prefetch"]["errors"]) == ("done", 0)
+        assert found[0]["prefetch"]["left"] == 0
+        # Each byte of a file once, blocks past the cache, as a cold volume is loaded, and a little of folders.
+        most = found[0]["prefetch"]["bytes"] + found[0]["bytes"] + MIB
+        assert sum(each.length for each in recorder.reads) * 512 <= most
+
+
 def test_without_a_mount_or_a_list_and_with_a_foreign_one(store: Store, tmp_path: Path) -> None:
     blocks = hydrate_list(store.trace)
     with disk.loop_device(store.file, read_only=True):

@@ -37,6 +37,13 @@ def test_the_list_in_its_order() -> None:
     assert prefetch_list(Trace(files=(HotEntry("of an old trace", 5),))) == ""
 
 
+def test_what_a_boot_loader_reads_is_not_wanted_in_memory() -> None:
+    entries = (HotEntry("boot/initrd.img", 1 << 20, ((0, 1 << 20),)), HotEntry("usr/bin/boot/x", 1, ((0, 4096),)))
+    assert "boot/initrd" not in prefetch_list(listed(*entries).model_copy(update={"how": "boot"}))
+    assert "usr/bin/boot/x" in prefetch_list(listed(*entries).model_copy(update={"how": "boot"}))
+    assert "boot/initrd" in prefetch_list(listed(*entries)), "a volume's folder of that name is any other"
+
+
 def test_a_path_in_a_trace_from_elsewhere_adds_no_line_to_the_list(program: ModuleType) -> None:
     path = "a\nuuid 00\nfile 0+1 /etc/shadow\r\u2028 \u00e9%41"
     text = prefetch_list(listed(HotEntry(path, 1, ((0, 4096),))))
@@ -235,6 +242,15 @@ def test_when_memory_is_tight(
     assert program.memory() == (available << 10, tight)
 
 
+def test_of_several_images_the_first_is_whole_where_memory_is_short(program: ModuleType) -> None:
+    """A node with 1 GiB available takes half of it: the image that starts first, and the beginning of the next."""
+    files = [(b"snapshots/%d/fs/lib" % image, [(0, 400 * MIB)]) for image in (7, 3, 5)]
+    got = {b"7": 0, b"3": 0, b"5": 0}
+    for path, ranges in program.jobs([], files, b"/", 512 * MIB):
+        got[path.split(b"/")[1]] += sum(length for _, length in ranges)
+    assert got == {b"7": 400 * MIB, b"3": 112 * MIB, b"5": 0}
+
+
 def test_it_stops_when_memory_gets_tight(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the third look; the clock moves with each."""
     (tmp_path / "file").write_bytes(b"x" * 4096)
@@ -255,7 +271,7 @@ def test_it_stops_when_memory_gets_tight(program: ModuleType, tmp_path: Path, mo
     done, tight = program.fetch("/dev/null", handle, iter([(b"file", [(0, 4096)])] * 100), 1)
     os.close(handle)
     assert tight
-    assert done == {"bytes": 2 * 4096, "errors": 0, "files": 1}
+    assert done == {"bytes": 2 * 4096, "errors": 0, "gone": 0, "files": 1}
 
 
 def test_files_that_are_gone_or_shorter_are_counted(
@@ -266,5 +282,5 @@ def test_files_that_are_gone_or_shorter_are_counted(
     jobs = [(b"file", [(0, 8192)]), (b"gone", [(0, 4096)]), (b"file", [(1 << 20, 4096)]), (b"../x", [(0, 1)])]
     done, tight = program.fetch("/dev/null", handle, iter(jobs), 4)
     os.close(handle)
-    assert (done["bytes"], done["errors"], tight) == (8192, 3, False)
+    assert (done["bytes"], done["errors"], done["gone"], tight) == (8192, 1, 2, False)
     assert "ends before" in capsys.readouterr().out

@@ -1,18 +1,25 @@
 """What cold starts cost: pure arithmetic on sizes, times and prices. Nothing is asked and nothing is measured here."""
 
-from parbake.aws.costs.advise import SPEEDS, Advice, Remedy, Situation, Speeds, advise
+from parbake.aws.costs.advise import Advice, Remedy, Situation, advise
 from parbake.aws.costs.prices import Prices, load_prices
+from parbake.aws.costs.rates import DRIVES, MB, SPEEDS, Drive, Pull, Speeds, known_pulls, own_pull
 from parbake.aws.costs.savings import Savings, savings
 
 __all__ = [
+    "DRIVES",
+    "MB",
     "SPEEDS",
     "Advice",
+    "Drive",
     "Prices",
+    "Pull",
     "Remedy",
     "Savings",
     "Situation",
     "Speeds",
     "advise",
+    "known_pulls",
     "load_prices",
+    "own_pull",
     "savings",
 ]

@@ -1,60 +1,64 @@
-"""Which remedy against cold blocks is the cheapest: time and monthly cost of each. Pure.
+"""Which remedy against cold blocks is the cheapest, or whether to bake at all: time and monthly cost of each. Pure.
 
 The model, which ``bench/ebs-check`` verifies on a real volume: a first touch of a block of 512 KiB takes ``latency``;
 an application that starts touches about one block at a time; a reader with many requests in flight is limited by
-``cold_rate``; what happens before the runtime starts (``boot``) hides what is done meanwhile. Facts of AWS: the credits
-of fast snapshot restore (``restore_credits``); the initialization rate is at most 300 MiB/s (Amazon EBS user guide).
+``cold_rate``; what happens before the runtime starts (``boot``) hides what is done meanwhile. What is loaded is read
+once more, one read after the other, unless it is in memory by then (``Drive``). Facts of AWS: the credits of fast
+snapshot restore (``restore_credits``); the initialization rate is at most 300 MiB/s (Amazon EBS user guide).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from parbake.aws.costs.prices import Prices
+from parbake.aws.costs.rates import DRIVES, RAISED, Drive, Pull, PullName, Speeds, known_pulls
 from parbake.aws.costs.restore_credits import bucket, refill
 from parbake.core.model import GIB, MIB, Frozen
 
-Name = Literal["nothing", "hydrate", "rate", "fsr", "full-read", "pull"]
+Name = Literal["nothing", "hydrate", "hydrate-prefetch", "rate", "fsr", "gp3", "full-read"] | PullName
 _DAYS = 30
 _HOURS = 24
+_HOURS_A_MONTH = 730  # as AWS counts
 _RATE = 300  # MiB/s: the highest initialization rate
 _IN_FLIGHT = 32
 _EQUAL = 0.5  # seconds that nobody notices
-
-
-class Speeds(Frozen):
-    """How fast cold blocks and pulls are: seconds for a first touch, MiB/s.
-
-    ``cold_rate`` is what many requests at a time get, ``pull_rate`` of compressed bytes, fetched and unpacked.
-    """
-
-    latency: float = Field(default=0.020, gt=0)
-    cold_rate: float = Field(default=80.0, gt=0)
-    pull_rate: float = Field(default=92.0, gt=0)
-
-
-SPEEDS = {"mild": Speeds(), "harsh": Speeds(latency=0.035, cold_rate=40.0)}
+# Of remedies that are alike the first: what needs nothing at all, then what needs a program, then what is paid for.
+_SIMPLEST = (
+    "pull", "nothing", "hydrate-prefetch", "hydrate", "pull-soci-bottlerocket", "pull-soci-al2023", "rate", "full-read",
+    "gp3", "fsr",
+)  # fmt: skip
 
 
 class Situation(Frozen):
     """What is started, how often and where. Bytes and seconds.
 
     ``volume`` is the provisioned size, ``snapshot`` that of the snapshot (0: the same), ``data`` what of it is not a
-    hole, ``hot`` what a start reads in whole blocks, ``transfer`` what a pull fetches. ``boot`` is the time between the
-    volume's attachment and the runtime's start, ``burst`` how many nodes start at once in a zone.
+    hole, ``hot`` what a start reads in whole blocks, ``read`` what it reads of them, in so many ``reads``, ``transfer``
+    what a pull fetches. ``boot`` is the time between the volume's attachment and the runtime's start, ``burst`` how
+    many nodes start at once in a zone, ``lifetime`` how many hours a node lives, ``drive`` which volume it has anyway
+    (``DRIVES``). ``bakes`` are those of a month, each of so many minutes on a machine that costs what a node does.
     """
 
     volume: int = Field(gt=0)
     snapshot: int = Field(default=0, ge=0)
     data: int = Field(gt=0)
     hot: int = Field(ge=0)
+    read: int = Field(default=0, ge=0)
+    reads: int = Field(default=0, ge=0)
     transfer: int = Field(ge=0)
     launches: float = Field(gt=0)
     zones: int = Field(default=3, gt=0)
     boot: float = Field(default=20.0, ge=0)
     burst: int = Field(default=1, gt=0)
+    lifetime: float = Field(default=8.0, gt=0)
+    drive: Literal["gp3", "gp3-raised", "io2"] = "gp3"
+    bakes: float = Field(default=4.0, ge=0)
+    bake_minutes: float = Field(default=10.0, ge=0)
     block: int = Field(default=512 << 10, gt=0)
 
 
@@ -72,6 +76,11 @@ class Remedy(Frozen):
         """What it costs a month in all."""
         return round(self.cost + self.waiting, 2)
 
+    @property
+    def bakes(self) -> bool:
+        """Whether anything is baked for it."""
+        return not self.name.startswith("pull")
+
 
 class Advice(Frozen):
     """The remedies, cheapest first, and why the first one is recommended."""
@@ -85,48 +94,95 @@ class Advice(Frozen):
         return self.remedies[0]
 
 
-def advise(at: Situation, speeds: Speeds, prices: Prices) -> Advice:
-    """Work out every remedy and recommend the one that costs least in all; of two that are alike, the simpler one."""
+def advise(at: Situation, speeds: Speeds, prices: Prices, pulls: Sequence[Pull] = ()) -> Advice:
+    """Work out every remedy and recommend the one that costs least in all; of two that are alike, the simpler one.
+
+    ``pulls`` are the kinds that a bake is compared with; without any, those that figures were published of.
+    """
     at = at.model_copy(update={"hot": min(at.hot, at.data)})  # whole blocks may be more than the data: holes are free
-    storage = at.data / GIB * prices.snapshot_gib_month.value
-    lazily = at.hot / at.block * speeds.latency
-    hydrated = max(0.0, max(at.hot / MIB / speeds.cold_rate, lazily / _IN_FLIGHT) - at.boot)
-    fully = max(0.0, at.data / MIB / speeds.cold_rate - at.boot)
-    volume_gib = -(-at.volume // GIB)
-    initialized = min(lazily, max(0.0, at.data / MIB / _RATE - at.boot))
-    warm, note = _restored(at)
-    monthly = at.launches * _DAYS
-    found = [
-        _remedy("nothing", lazily, storage, at, prices, "each block when it is first touched"),
-        _remedy("hydrate", min(hydrated, lazily), storage, at, prices, _hydrate_note(at, speeds)),
-        _remedy(
-            "rate",
-            initialized,
-            storage + monthly * volume_gib * prices.initialization_gib.value,
-            at,
-            prices,
-            f"{_RATE} MiB/s from the first block on: whole after {at.data / MIB / _RATE:.0f} s",
-        ),
-        _remedy(
-            "fsr",
-            (1 - warm) * lazily,
-            storage + prices.fsr_hour.value * _HOURS * _DAYS * at.zones,
-            at,
-            prices,
-            note,
-        ),
-        _remedy("full-read", min(fully, lazily), storage, at, prices, "reads what nobody needs as well"),
-        _remedy("pull", at.transfer / MIB / speeds.pull_rate, 0.0, at, prices, "do not bake it: no snapshot to keep"),
-    ]
+    found = [*_baked(at, speeds, prices), *_pulled(at, prices, pulls or known_pulls())]
     order = sorted(found, key=lambda remedy: remedy.total)
-    simplest = next(
-        remedy
-        for name in ("nothing", "hydrate", "pull", "rate", "full-read", "fsr")
-        for remedy in found
-        if remedy.name == name and _alike(remedy, order[0], at, prices)
-    )
+    alike = {remedy.name: remedy for remedy in found if _alike(remedy, order[0], at, prices)}
+    simplest = next(alike[name] for name in _SIMPLEST if name in alike)
     order.remove(simplest)
     return Advice(remedies=(simplest, *order), reason=_reason(simplest, found))
+
+
+def raised_hour(prices: Prices) -> float:
+    """Return what it costs an hour to give a gp3 volume the operations and throughput of ``gp3-raised``."""
+    least, most = DRIVES["gp3"], DRIVES[RAISED]
+    month = (most.operations - least.operations) * prices.gp3_iops_month.value
+    month += (most.throughput - least.throughput) * prices.gp3_throughput_month.value
+    return month / _HOURS_A_MONTH
+
+
+def _raised_month(at: Situation, prices: Prices) -> float:
+    """Return what that costs for all nodes of a month; nothing where they have it anyway."""
+    return at.launches * _DAYS * at.lifetime * raised_hour(prices) if at.drive == "gp3" else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds that a start waits: for first touches one by one, for loaded blocks, and for reading ahead of it."""
+
+    lazily: float
+    loaded: float
+    touched: float
+    remembered: float
+
+
+def _times(at: Situation, speeds: Speeds, drive: Drive) -> _Times:
+    lazily = at.hot / at.block * speeds.latency
+    touched = max(at.hot / MIB / speeds.cold_rate, lazily / _IN_FLIGHT)
+    read = min(at.read, at.hot) / MIB / drive.throughput
+    return _Times(
+        lazily=lazily,
+        loaded=max(at.reads * drive.latency, at.reads / drive.operations, read),
+        touched=max(0.0, touched - at.boot),
+        remembered=max(0.0, max(touched, read) - at.boot),
+    )
+
+
+def _baked(at: Situation, speeds: Speeds, prices: Prices) -> list[Remedy]:
+    drive = DRIVES[at.drive]
+    times, raised = _times(at, speeds, drive), _times(at, speeds, DRIVES[RAISED])
+    kept = at.data / GIB * prices.snapshot_gib_month.value
+    kept += at.bakes * at.bake_minutes / 60 * prices.node_hour.value
+    fully = max(0.0, at.data / MIB / speeds.cold_rate - at.boot)
+    initialized = min(times.lazily, max(0.0, at.data / MIB / _RATE - at.boot))
+    initialization = at.launches * _DAYS * -(-at.volume // GIB) * prices.initialization_gib.value
+    hydrated = min(times.touched, times.lazily) + times.loaded
+    warm, restored = _restored(at)
+    whole = f"{_RATE} MiB/s from the first block on: whole after {at.data / MIB / _RATE:.0f} s"
+    found = [
+        _remedy("nothing", times.lazily + times.loaded, kept, at, prices, _nothing_note(at, times)),
+        _remedy("hydrate", hydrated, kept, at, prices, _hydrate_note(at, speeds)),
+        _remedy("hydrate-prefetch", min(times.remembered, hydrated), kept, at, prices, "its files in memory as well"),
+        _remedy("rate", initialized + times.loaded, kept + initialization, at, prices, whole),
+        _remedy(
+            "fsr",
+            (1 - warm) * times.lazily + times.loaded,
+            kept + prices.fsr_hour.value * _HOURS * _DAYS * at.zones,
+            at,
+            prices,
+            restored,
+        ),
+        _remedy("full-read", min(fully, times.lazily) + times.loaded, kept, at, prices, "also what nobody needs"),
+    ]
+    if at.drive == "gp3":
+        cost, note = kept + _raised_month(at, prices), "16,000 IOPS and 1,000 MiB/s: cold blocks are as slow"
+        found.append(_remedy("gp3", times.lazily + raised.loaded, cost, at, prices, note))
+    return found
+
+
+def _pulled(at: Situation, prices: Prices, pulls: Sequence[Pull]) -> list[Remedy]:
+    """Return each kind of pull; one that needs a volume which nodes do not have pays for it."""
+    found = []
+    for pull in pulls:
+        cost = _raised_month(at, prices) if pull.raised else 0.0
+        note = f"no bake: {pull.what}" + (", on gp3 with 1,000 MiB/s" if pull.raised else "")
+        found.append(_remedy(pull.name, pull.seconds(at.transfer), cost, at, prices, note))
+    return found
 
 
 def _remedy(name: Name, seconds: float, cost: float, at: Situation, prices: Prices, note: str) -> Remedy:
@@ -147,6 +203,11 @@ def _restored(at: Situation) -> tuple[float, str]:
     return share, f"{share:.0%} of starts find a credit: {limit}"
 
 
+def _nothing_note(at: Situation, times: _Times) -> str:
+    note = f"each block when it is first touched: {times.lazily:.1f} s"
+    return f"{note}; {at.reads:,} reads of what is loaded: {times.loaded:.1f} s" if at.reads else note
+
+
 def _hydrate_note(at: Situation, speeds: Speeds) -> str:
     return f"{at.hot / MIB:.0f} MiB in {at.hot / MIB / speeds.cold_rate:.0f} s, {at.boot:.0f} s of them during boot"
 
@@ -158,14 +219,14 @@ def _alike(remedy: Remedy, best: Remedy, at: Situation, prices: Prices) -> bool:
 
 
 def _reason(best: Remedy, found: list[Remedy]) -> str:
-    by_name = {remedy.name: remedy for remedy in found}
-    match best.name:
-        case "nothing":
-            return f"a start touches so little that loading it lazily adds {best.seconds:.1f} s"
-        case "pull":
-            baked = min((each for each in found if each.name != "pull"), key=lambda each: each.total)
-            return f"the best way to bake it ({baked.name}) costs {baked.total:.2f} a month, a pull {best.total:.2f}"
-        case _:
-            saved = by_name["nothing"].seconds - best.seconds
-            money = by_name["nothing"].total - best.total
-            return f"it makes each start {saved:.1f} s quicker than lazy loading, and saves {money:.2f} a month in all"
+    nothing = next(remedy for remedy in found if remedy.name == "nothing")
+    baked = min((each for each in found if each.bakes), key=lambda each: each.total)
+    if not best.bakes:
+        return (
+            f"the best way to bake it ({baked.name}) costs {baked.total:.2f} a month and adds {baked.seconds:.1f} s to "
+            f"a start, a pull {best.total:.2f} and {best.seconds:.1f} s: do not bake this"
+        )
+    if best.name == "nothing":
+        return f"a start touches so little that loading it lazily adds {best.seconds:.1f} s"
+    saved, money = nothing.seconds - best.seconds, nothing.total - best.total
+    return f"it makes each start {saved:.1f} s quicker than lazy loading, and saves {money:.2f} a month in all"

@@ -30,6 +30,8 @@ class Prices(Frozen):
     fsr_hour: Price
     initialization_gib: Price
     snapshot_gib_month: Price
+    gp3_iops_month: Price
+    gp3_throughput_month: Price
     node_hour: Price
 
 

@@ -36,8 +36,9 @@ def copy(
 
     A copy is encrypted as its source is, or else where ``encrypted`` says so, with ``kms_key`` of that region (empty:
     the account's key for EBS). ``minutes`` is within how many AWS is to be done (0: whenever it has). AWS looks at the
-    key while it copies, so that a copy may fail late; one that failed before is removed. Raises AwsError, AwsNoAccess
-    (of a key), DeadlineExceeded.
+    key while it copies, so that a copy may fail late; one that failed before is removed. Where the region's role is of
+    another account, the copy is that account's, and the snapshot is shared with it. Raises AwsError, AwsNoAccess (of a
+    key), DeadlineExceeded.
     """
     ec2 = aws.client("ec2", region)
     filters = [*aws.mine(key=stamp.key), {"Name": f"tag:{SOURCE_TAG}", "Values": [snapshot]}]
@@ -49,6 +50,8 @@ def copy(
     if usable:
         made = usable[0]
     else:
+        if other := aws.stranger(region, source):
+            share(snapshot, source, [other])  # AWS copies what the account that asks may read
         tags = {**stamp.tags("snapshot", name=name), SOURCE_TAG: snapshot}
         wanted: dict[str, Any] = {"TagSpecifications": aws.specifications(tags, "snapshot")}
         if minutes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from parbake.aws.clients import Role
 from parbake.aws.iam import bakes, managed, pruning, rollouts, stores
 from parbake.aws.iam.statements import (
     CALLER,
@@ -31,6 +30,7 @@ from parbake.aws.iam.statements import (
 from parbake.bakefile import Bakefile
 from parbake.core.model import RegistryOptions
 from parbake.core.reference import Reference
+from parbake.core.roles import Role
 from parbake.images.registry import ecr
 
 __all__ = ["Names", "Policy", "actions", "missing", "policies"]
@@ -53,8 +53,8 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
 
     ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout``,
     ``prune``, ``doctor``, ``karpenter``, and of roles that the Bakefile names ``assume``, ``role_trust`` and, for each
-    of targets, ``role_of_TARGET`` with its trust. What ``names`` lacks stands there as a placeholder (``missing`` tells
-    of it).
+    of copies and of targets, ``role_of_copies_in_REGION`` and ``role_of_TARGET`` with its trust. What ``names`` lacks
+    stands there as a placeholder (``missing`` tells of it).
     """
     scope, role = Scope(bakefile, names or Names()), bakefile.aws.role
     if role:  # all but the targets' own is done in it
@@ -82,16 +82,30 @@ def _roles(scope: Scope) -> dict[str, Policy]:
     """
     bakefile, found = scope.bakefile, {}
     theirs = dict.fromkeys(each.role for each in bakefile.rollout if each.role)
-    if named := list(dict.fromkeys([*([bakefile.aws.role] if bakefile.aws.role else []), *theirs])):
+    own, copies = [bakefile.aws.role] if bakefile.aws.role else [], bakefile.aws.copy_roles
+    if named := list(dict.fromkeys([*own, *copies.values(), *theirs])):
         found["assume"] = policy([allow("ActInRoles", ["sts:AssumeRole"], named)])
     if bakefile.aws.role:
         found["role_trust"] = _trust_the_caller(scope, bakefile.aws.external_id)
+    for region, role in copies.items():
+        its = scope.copied_to(region, Role(role).account)
+        found[f"role_of_copies_in_{region}"] = policy(_copier(its, scope.home))
+        found[f"role_of_copies_in_{region}_trust"] = _trust_the_caller(scope, bakefile.aws.external_id)
     for role in theirs:
         targets = [each for each in bakefile.rollout if each.role == role]
         its = scope.alone(targets, Role(role).account)
         found[f"role_of_{targets[0].name}"] = policy([*pruning.looks(its), *rollouts.for_targets(its)])
         found[f"role_of_{targets[0].name}_trust"] = _trust_the_caller(scope, targets[0].external_id)
     return found
+
+
+def _copier(its: Scope, source: str) -> Iterator[Policy]:
+    """Allow to copy results from a region, to look after the copies, and to prune them."""
+    yield from bakes.copying(its, source)
+    if its.bakefile.aws.encrypted:
+        yield from _with_key("Encrypt", its, _KMS)
+    yield from _with_default_keys("EncryptByDefault", its, _KMS)
+    yield from (each for each in pruning.statements(its) if each["Effect"] == "Allow")
 
 
 def _trust_the_caller(scope: Scope, external_id: str | None) -> Policy:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from parbake.aws.encryption import EBS_KEY
 from parbake.aws.iam import packers
 from parbake.aws.iam.statements import OURS, TAGGED, Policy, Scope, allow, both, here, never_take_over, suffix
+from parbake.core.roles import Role
 
 _CANONICAL = "099720109477"
 _RESULTS = ("image", "snapshot")
@@ -51,7 +52,7 @@ def _tags(scope: Scope) -> Iterator[Policy]:
         kinds += ["instance", "network-interface", "security-group", "volume"]
         made += ["RunInstances", "CreateSecurityGroup", f"Create{_result(scope)}", *packers.makes(scope)]
         kinds += packers.kinds(scope) + (["spot-instances-request"] if aws.purchase != "on-demand" else [])
-    if aws.copy_to:
+    if scope.copies:
         made += [f"Copy{_result(scope)}"]
     if builder == "ebs" and scope.bakefile.base.ami and "CopySnapshot" not in made:
         made += ["CopySnapshot"]
@@ -65,24 +66,25 @@ def _result(scope: Scope) -> str:
     return "Snapshot" if scope.bakefile.artefact.kind == "volume" else "Image"
 
 
+def copying(scope: Scope, source: str) -> Iterator[Policy]:
+    """Yield the statements of a role that copies results from a region to its own, the home of the scope."""
+    looks = ["DescribeImages", "DescribeSnapshots", "GetEbsDefaultKmsKeyId", "GetEbsEncryptionByDefault"]
+    looks += ["DescribeFastSnapshotRestores"] if scope.bakefile.aws.fast_snapshot_restore else []
+    kinds, copy = ("snapshot",) if _result(scope) == "Snapshot" else _RESULTS, [f"Copy{_result(scope)}"]
+    yield allow("Look", [f"ec2:{each}" for each in looks], condition=here(scope.places))
+    made = {"StringEquals": {"ec2:CreateAction": copy}}
+    yield allow("TagWhatIsMade", ["ec2:CreateTags"], scope.ec2(*_RESULTS), made)
+    yield never_take_over(scope, copy)
+    yield from _results(scope)
+    actions, place = [f"ec2:{copy[0]}"], here(scope.places)
+    yield allow("CopyFrom", actions, scope.ec2(*kinds, regions=[source]), place)
+    yield allow("CopyTo", actions, scope.ec2(*kinds), both(place, TAGGED))
+
+
 def _ours(scope: Scope) -> Iterator[Policy]:
     """Allow to use, change and end what carries parbake's tag, and nothing else."""
     bakefile, aws = scope.bakefile, scope.bakefile.aws
-    changes = ["CreateTags", "DeleteSnapshot", "DeleteTags", "DeregisterImage"]
-    changes += ["ModifyImageAttribute"] if _result(scope) == "Image" else []
-    changes += ["EnableImageDeprecation"] if aws.deprecate_after else []
-    changes += ["EnableFastSnapshotRestores"] if aws.fast_at_bake else []
-    changes += ["DisableFastSnapshotRestores"] if aws.fast_snapshot_restore else []
-    results = scope.ec2(*_RESULTS, regions=scope.places)
-    yield allow("ChangeResults", [f"ec2:{each}" for each in changes], results, OURS)
-    accounts = [each for each in aws.share_with if each.isdigit()]
-    if accounts:
-        with_them: Policy = {
-            "ForAllValues:StringEquals": {"ec2:Add/userId": accounts},
-            "Null": {"ec2:Add/userId": "false", "ec2:Add/group": "true"},
-        }
-        snapshots = scope.ec2("snapshot", regions=scope.places)
-        yield allow("ShareResults", ["ec2:ModifySnapshotAttribute"], snapshots, both(OURS, with_them))
+    yield from _results(scope)
     kinds = ["instance", "security-group", "volume"]
     ends = ["DeleteSecurityGroup", "DeleteTags", "DeleteVolume", "TerminateInstances"]
     if aws.purchase != "on-demand":
@@ -92,6 +94,27 @@ def _ours(scope: Scope) -> Iterator[Policy]:
     more, theirs = packers.ours(scope)
     ends = [f"ec2:{each}" for each in (*ends, *more)]
     yield allow("EndTheRest", ends, scope.ec2(*kinds, *theirs), OURS)
+
+
+def _results(scope: Scope) -> Iterator[Policy]:
+    """Allow to change results, and to share them with those accounts alone that the Bakefile names."""
+    aws = scope.bakefile.aws
+    changes = ["CreateTags", "DeleteSnapshot", "DeleteTags", "DeregisterImage"]
+    changes += ["ModifyImageAttribute"] if _result(scope) == "Image" else []
+    changes += ["EnableImageDeprecation"] if aws.deprecate_after else []
+    changes += ["EnableFastSnapshotRestores"] if aws.fast_at_bake else []
+    changes += ["DisableFastSnapshotRestores"] if aws.fast_snapshot_restore else []
+    results = scope.ec2(*_RESULTS, regions=scope.places)
+    yield allow("ChangeResults", [f"ec2:{each}" for each in changes], results, OURS)
+    copiers = {Role(each).account for each in aws.copy_roles.values()} - {scope.names.account}
+    accounts = list(dict.fromkeys([*(each for each in aws.share_with if each.isdigit()), *sorted(copiers)]))
+    if accounts:
+        with_them: Policy = {
+            "ForAllValues:StringEquals": {"ec2:Add/userId": accounts},
+            "Null": {"ec2:Add/userId": "false", "ec2:Add/group": "true"},
+        }
+        snapshots = scope.ec2("snapshot", regions=scope.places)
+        yield allow("ShareResults", ["ec2:ModifySnapshotAttribute"], snapshots, both(OURS, with_them))
 
 
 def _copies(scope: Scope) -> Iterator[Policy]:

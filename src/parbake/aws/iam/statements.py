@@ -64,6 +64,12 @@ class Scope:
         bakefile = self.bakefile.model_copy(update={"rollout": tuple(targets)})
         return Scope(bakefile, replace(self.names, account=account) if account else self.names)
 
+    def copied_to(self, region: str, account: str) -> Scope:
+        """Return the scope of the copies in one region, in the account of their role."""
+        only: dict[str, Any] = {"region": region, "copy_to": (), "copy_roles": {}, "role": None}
+        aws = self.bakefile.aws.model_copy(update=only)
+        return Scope(self.bakefile.model_copy(update={"aws": aws, "rollout": ()}), replace(self.names, account=account))
+
     @property
     def home(self) -> str:
         """The region where bakes happen."""
@@ -71,8 +77,9 @@ class Scope:
 
     @property
     def copies(self) -> tuple[str, ...]:
-        """The regions that results are copied to."""
-        return self.bakefile.aws.copy_to
+        """The regions that results are copied to, but for those whose copies have a role of their own."""
+        aws = self.bakefile.aws
+        return tuple(region for region in aws.copy_to if region not in aws.copy_roles)
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ EnableImageDeprecation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -112,10 +112,15 @@ class Amis:
         return sum(int(part) for part in parts if part.isdigit()) // max(1, len(parts))
 
     def copy(self, source: str, home: str, region: str) -> str:
-        """Make sure that another region has a copy; return its id."""
+        """Make sure that another region has a copy; return its id.
+
+        Where that region's role is of another account, the copy is that account's, and the AMI is shared with it.
+        """
         found = None if self.fresh else self.find(region)
         if found:
             return str(found["ImageId"])
+        if other := aws.stranger(region, home):
+            self._lend(source, home, other)
         request: dict[str, Any] = {
             "Name": self.name,
             "SourceImageId": source,
@@ -132,6 +137,12 @@ class Amis:
                 request["KmsKeyId"] = key
         return str(aws.client("ec2", region).copy_image(**request)["ImageId"])
 
+    def _lend(self, source: str, home: str, account: str) -> None:
+        """Let an account read an AMI and its snapshots: AWS copies what the account that asks may read."""
+        ec2 = aws.client("ec2", home)
+        described = ec2.describe_images(ImageIds=[source])["Images"]
+        _share(ec2, source, [each.id for image in described for each in snapshots_of(image)], [account])
+
     def finish(self, region: str, image: Mapping[str, Any]) -> None:
         """Make sure of what becomes of an available AMI: IMDSv2 only, shares, deprecation, fast snapshot restore."""
         ec2, identity = aws.client("ec2", region), str(image["ImageId"])
@@ -139,17 +150,7 @@ class Amis:
         if image.get("ImdsSupport") != "v2.0":
             ec2.modify_image_attribute(ImageId=identity, ImdsSupport={"Value": "v2.0"})
         if self.settings.share_with:
-            ec2.modify_image_attribute(
-                ImageId=identity, LaunchPermission={"Add": [_permission(each) for each in self.settings.share_with]}
-            )
-            accounts = [each for each in self.settings.share_with if each.isdigit()]
-            for snapshot in snapshots if accounts else ():
-                ec2.modify_snapshot_attribute(
-                    SnapshotId=snapshot,
-                    Attribute="createVolumePermission",
-                    OperationType="add",
-                    UserIds=accounts,
-                )
+            _share(ec2, identity, snapshots, self.settings.share_with)
         if self.settings.deprecate_after:
             end = datetime.now(UTC) + timedelta(days=self.settings.deprecate_after)
             ec2.enable_image_deprecation(ImageId=identity, DeprecateAt=end.replace(second=0, microsecond=0))
@@ -179,6 +180,16 @@ class Amis:
             tags[aws.VERIFIED] = verified
         ids = [str(image["ImageId"]), *(each.id for each in snapshots_of(image))]
         aws.mark(aws.client("ec2", region), ids, tags, self.events)
+
+
+def _share(ec2: aws.Client, image: str, snapshots: Sequence[str], shares: Sequence[str]) -> None:
+    """Let others launch an AMI; accounts may read its snapshots as well."""
+    ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [_permission(each) for each in shares]})
+    accounts = [each for each in shares if each.isdigit()]
+    for snapshot in snapshots if accounts else ():
+        ec2.modify_snapshot_attribute(
+            SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=accounts
+        )
 
 
 def _permission(share: str) -> dict[str, str]:

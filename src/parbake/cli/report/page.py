@@ -10,6 +10,7 @@ from importlib import resources
 from parbake import __version__
 from parbake.cli.report.charts import Bar, block_map, table, waterfall
 from parbake.coldstart.trace import Trace, merged
+from parbake.core.model import HydrateFigures
 from parbake.core.units import human_bytes
 from parbake.records import Record
 
@@ -50,16 +51,23 @@ def page(subject: Subject, other: Subject | None = None) -> str:
     parts.append(f'<h2>What is read of the volume</h2><div class="two">{"".join(_map(each) for each in both)}</div>')
     for each in both:
         parts += [f"<h2>{escape(each.record.artefact)}</h2>" if other else "", _images(each), _files(each)]
-    title = f"parbake: {subject.record.artefact}"
+    return framed(
+        f"parbake: {subject.record.artefact}",
+        parts,
+        "Starts are timed on the machine that baked, with cold caches and a disk that is hot: a volume from a snapshot "
+        "adds what its blocks take to arrive.",
+    )
+
+
+def framed(title: str, parts: Sequence[str], note: str) -> str:
+    """Return a page that needs nothing else; ``parts`` are HTML, ``title`` and ``note`` are text."""
     style = resources.files(__package__).joinpath("report.css").read_text()
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
         f"<style>\n{style}</style></head><body><main>{''.join(parts)}"
-        f'<p class="soft">Made by parbake {escape(__version__)}. Starts are timed on the machine that baked, with cold '
-        f"caches and a disk that is hot: a volume from a snapshot adds what its blocks take to arrive.</p>"
-        f"</main></body></html>\n"
+        f'<p class="soft">Made by parbake {escape(__version__)}. {escape(note)}</p></main></body></html>\n'
     )
 
 
@@ -77,13 +85,18 @@ def _head(subject: Subject) -> str:
         tiles.append(("slowest cold start", f"{subject.slowest:.1f} s"))
     if verdict and verdict.boot_seconds:
         tiles.append((f"boot ({verdict.accelerator})", f"{verdict.boot_seconds:.1f} s"))
-    shown = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in tiles)
     return (
         f'<h1>{escape(record.artefact)}</h1><p><span class="{colour}">{state}</span> '
         f'<span class="soft">· baked {escape(record.finished_at)} · key '
         f"<code>{escape(record.key[:12])}</code></span></p>"
-        f'<div class="tiles">{shown}</div>'
+        f"{tiled(tiles)}"
     )
+
+
+def tiled(tiles: Sequence[tuple[str, str]]) -> str:
+    """Return names and values as tiles."""
+    shown = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in tiles)
+    return f'<div class="tiles">{shown}</div>'
 
 
 def _falls(subject: Subject) -> list[tuple[str, list[Bar]]]:
@@ -96,6 +109,7 @@ def _falls(subject: Subject) -> list[tuple[str, list[Bar]]]:
         if hydrate:
             bars.append(Bar("boot", "boot", 0.0, hydrate.started_after))
             bars.append(Bar("hydrate", "hydrate", hydrate.started_after, hydrate.seconds))
+            bars += _prefetched(hydrate)
             at = hydrate.started_after
         for stage in (*(each for each in _STAGES if each in stages), *(each for each in stages if each not in _STAGES)):
             kind = stage if stage in _STAGES else "boot"
@@ -113,6 +127,14 @@ def _falls(subject: Subject) -> list[tuple[str, list[Bar]]]:
             bars += [Bar("application", "start", boot + sandbox, image.start_seconds)]
             falls.append((image.reference, bars))
     return falls
+
+
+def _prefetched(hydrate: HydrateFigures) -> list[Bar]:
+    """Return the bar of what was read into memory, where anything was."""
+    began, seconds = (hydrate.prefetch.get(key) for key in ("started_after", "seconds"))
+    if not isinstance(began, int | float) or not isinstance(seconds, int | float):
+        return []  # it found no mount, or no list
+    return [Bar("prefetch", "prefetch", began, seconds)]
 
 
 def _waterfalls(subject: Subject, until: float) -> str:

@@ -12,6 +12,7 @@ from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import Part, Read, Trace, described
 from parbake.core.errors import EnvironmentProblem, MachineError
 from parbake.core.model import Plan, Startup
+from parbake.core.plan import starting
 from parbake.core.timestamps import timestamp
 from parbake.machine import disk
 from parbake.machine.vm import GuestRead, largest_disk
@@ -38,7 +39,7 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
             raise EnvironmentProblem("a node that runs Docker is not rehearsed", hint="bake without --rehearse")
         parts.append(("boot", 0.0, time.time(), round(rehearsal.node.boot_seconds, 3), {}))
         rehearsal.provide_sandbox()
-        for each in plan.images:
+        for each in starting(plan):
             with events.stage(f"rehearse {each.reference}", f"Rehearse {each.reference} with cold caches"):
                 with suppress(
                     MachineError

@@ -14,6 +14,7 @@ from parbake.coldstart.trace.tracefs import BUFFER, LARGEST_BUFFER
 from parbake.core import run
 from parbake.core.model import Image, Plan, Platform
 from parbake.core.netns import no_network
+from parbake.core.plan import starting
 from parbake.core.timestamps import timestamp
 from parbake.machine import disk
 
@@ -33,7 +34,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
         why = f"it is for {plan.platform} and this machine is {Platform.host()}: record a trace on a node"
         skipped = {image.reference: why for image in plan.images}
     with disk.private_mounts(), no_network():
-        for number, image in enumerate(plan.images if not skipped else ()):
+        for number, image in enumerate(starting(plan) if not skipped else ()):
             with events.stage(f"rehearse {image.reference}", f"Rehearse {image.reference} with cold caches"):
                 try:
                     parts.append(_trace(artefact, plan, image, work / f"rehearsal{number}", filesystem, events))

@@ -7,6 +7,8 @@ from urllib.parse import quote
 from parbake.coldstart.trace.data import BLOCK, Trace, merged, spans
 
 HEADER, PREFETCH = "parbake-hydrate 1", "parbake-prefetch 1"
+# The boot loader reads the kernel there before there is a page cache, and nobody reads it again.
+_OF_BOOT_LOADERS = "boot/"
 
 
 def hydrate_list(trace: Trace, *, block: int = BLOCK) -> str:
@@ -30,12 +32,12 @@ def prefetch_list(trace: Trace) -> str:
     ``parbake-prefetch 1``, then ``uuid`` and ``entries`` (how many ranges of metadata and files follow); then ``meta
     OFFSET+LENGTH`` for ranges of the device, ext4 alone (the kernel keeps ext4's metadata in the device's page cache,
     and XFS' elsewhere), and ``file OFFSET+LENGTH,… PATH`` for files, in the order to read them: the path is below the
-    root of the file system, and percent-encoded. Numbers are bytes. Pure.
+    root of the file system, and percent-encoded. Numbers are bytes. What boot loaders read is left out. Pure.
     """
     metadata = trace.metadata if trace.filesystem == "ext4" else ()
     lines = [f"meta {offset}+{length}\n" for offset, length in metadata]
     for file in trace.files:
-        if file.ranges:
+        if file.ranges and not (trace.how == "boot" and file.path.startswith(_OF_BOOT_LOADERS)):
             ranges = ",".join(f"{offset}+{length}" for offset, length in file.ranges)
             # A trace from elsewhere may have anything in a path: it stays one word of one line.
             lines.append(f"file {ranges} {quote(file.path, safe='/%+@=,:')}\n")

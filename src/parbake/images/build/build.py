@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from parbake.core.access import private_folder
+from parbake.core.emulation import runnable
 from parbake.core.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
 from parbake.core.events import Events
 from parbake.core.model import Digest, Frozen, Image, Platform, RegistryOptions
 from parbake.core.reference import Reference
+from parbake.core.roles import Role
 from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 from parbake.images.build import STORES, BuildPlace, BuildTool, Request, choose
 from parbake.images.build.context import BuildSpec, IgnoreRules, digest
@@ -82,13 +84,14 @@ def build(
     work: Path,
     cache: Path,
     force: bool = False,
+    role: Role | None = None,
 ) -> Built:
     """Make sure that the reference names an image built from this context, and return it.
 
     ``work`` is a folder of this run, ``cache`` keeps the builder's store and the layouts of ``localhost/`` images;
-    ``force`` builds even when nothing changed (base images and remote files may have). With ``SOURCE_DATE_EPOCH`` set,
-    layers are as reproducible as the builder can make them; not by default, since buildah then gives every file that
-    time, and programs that compare times (Python's byte code) start slower.
+    ``force`` builds even when nothing changed (base images and remote files may have). ECR is asked in ``role``. With
+    ``SOURCE_DATE_EPOCH`` set, layers are as reproducible as the builder can make them; not by default, since buildah
+    then gives every file that time, and programs that compare times (Python's byte code) start slower.
 
     Raises InputError (context, reference), EnvironmentProblem (nothing to build with), CommandFailed (the build
     failed, with the end of its output), DiskFull, Denied, Unreachable, RegistryError.
@@ -101,7 +104,7 @@ def build(
     key = build_key(spec, platform)
     # Asked is the registry itself: a mirror's answer says nothing about where pushes go.
     direct = {host: option.model_copy(update={"mirrors": ()}) for host, option in options.items()}
-    with Registry(direct, events=events) as registry:
+    with Registry(direct, events=events, role=role) as registry:
 
         def reuse() -> Built | None:
             image = None if force else existing(reference, platform, key, registry=registry, cache=cache)
@@ -116,23 +119,25 @@ def build(
             folder = _fresh(work / f"build-{key[7:19]}")
             try:
                 remove_leftovers(cache)  # of killed builds, which may hold credentials
-                auth_file = _write_auth_file(folder / "auth.json", reference, options)
+                auth_file = _write_auth_file(folder / "auth.json", reference, options, role)
                 tool = choose(BuildPlace(folder, cache, options, events, auth_file))
                 tag = f"{reference.name}:{reference.tag}"
-                with events.stage("build", f"build {reference}"):
+                with events.stage("build", f"build {reference}"), runnable(platform, needed=False):
                     tool.build(_request(spec, tag, platform, key))
                 with events.stage("push", f"{'export' if reference.is_local else 'push'} {reference}"):
-                    _make_repository(reference, options, events)
+                    _make_repository(reference, options, events, role)
                     image = _deliver(tool, tag, reference, platform, key, registry=registry, cache=cache)
             finally:
                 remove_tree(folder)  # it may hold credentials
     return Built(image=image, key=key, builder=tool.name)
 
 
-def _make_repository(reference: Reference, options: Mapping[str, RegistryOptions], events: Events) -> None:
+def _make_repository(
+    reference: Reference, options: Mapping[str, RegistryOptions], events: Events, role: Role | None
+) -> None:
     """Make the repository where the registry wants it made first: that is ECR."""
     chosen = options.get(reference.registry, RegistryOptions())
-    if ensure_repository(reference.registry, reference.repository, chosen):
+    if ensure_repository(reference.registry, reference.repository, chosen, role):
         events.note(f"made the repository {reference.name}")
 
 
@@ -162,7 +167,9 @@ def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request
     )
 
 
-def _write_auth_file(path: Path, reference: Reference, options: Mapping[str, RegistryOptions]) -> Path | None:
+def _write_auth_file(
+    path: Path, reference: Reference, options: Mapping[str, RegistryOptions], role: Role | None = None
+) -> Path | None:
     """Write the credentials that parbake finds and the builder would not (AWS, the environment), beside its own.
 
     Returns None when there are none: the builder then reads its own files.
@@ -171,7 +178,7 @@ def _write_auth_file(path: Path, reference: Reference, options: Mapping[str, Reg
     hosts |= {host: "" for host in options if host not in hosts}
     found: dict[str, dict[str, str]] = {}
     for host, repository in hosts.items():
-        credentials = find_credentials(host, repository, options.get(host, RegistryOptions()))
+        credentials = find_credentials(host, repository, options.get(host, RegistryOptions()), role)
         if credentials and credentials.source in FOUND_BY_US:
             found[host] = {"auth": credentials.basic.removeprefix("Basic ")}
     if not found:

@@ -19,6 +19,7 @@ from urllib3.util import Url
 from parbake.core.errors import Denied, EnvironmentProblem, RegistryError
 from parbake.core.model import RegistryOptions
 from parbake.core.reference import DOCKER_HUB
+from parbake.core.roles import Role
 from parbake.images.registry.addresses import Zone, is_loopback, join
 from parbake.images.registry.credentials import Credentials, files, find_credentials, from_aws
 from parbake.images.registry.retry import Transient
@@ -70,11 +71,11 @@ class _Token:
 
 
 class Authorizer:
-    """Authorization headers for one registry host, by repository; thread-safe."""
+    """Authorization headers for one registry host, by repository; thread-safe. AWS is asked in ``role``."""
 
-    def __init__(self, host: str, options: RegistryOptions, transport: Transport) -> None:
+    def __init__(self, host: str, options: RegistryOptions, transport: Transport, role: Role | None = None) -> None:
         self.host = host
-        self._options = options
+        self._options, self._role = options, role
         self._transport = transport
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
@@ -139,7 +140,7 @@ class Authorizer:
         if not by_scheme.keys() & {"bearer", "basic"}:
             asked = ", ".join(sorted(by_scheme)) or "nothing it names"
             raise self.denied(repository, f"the registry asks for {asked}, not for Basic or Bearer authentication")
-        credentials = find_credentials(self.host, repository, self._options)
+        credentials = find_credentials(self.host, repository, self._options, self._role)
         if credentials:
             with self._lock:
                 self._secrets.update(credentials.secrets)
@@ -160,7 +161,7 @@ class Authorizer:
         if self._options.credentials not in {"auto", "ecr"}:
             return None
         try:
-            credentials = from_aws(self.host)
+            credentials = from_aws(self.host, self._role)
         except (Denied, EnvironmentProblem):
             return None  # the refusal itself says more
         if credentials is None or credentials.basic == refused:

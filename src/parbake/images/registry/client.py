@@ -18,9 +18,11 @@ from urllib.parse import urlsplit
 
 from parbake.core.errors import BadContent, Denied, InputError, NoSuchImage, RegistryError, Unreachable
 from parbake.core.events import Events
-from parbake.core.model import Descriptor, Image, Platform, Readable, RegistryOptions, Source
+from parbake.core.model import Descriptor, Image, Platform, RegistryOptions
 from parbake.core.reference import Reference
+from parbake.core.roles import Role
 from parbake.core.signing import Attached, PublicKey
+from parbake.core.sources import Readable, Source
 from parbake.images.registry import carried, ecr
 from parbake.images.registry.blob import Blob
 from parbake.images.registry.documents import (
@@ -48,6 +50,8 @@ _HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?", re.ASCII)
 class Registry:
     """Access to registries, each as ``options`` says for its host; a host that is not there gets the defaults.
 
+    ECR is asked in ``role``, or else as the caller.
+
     Thread-safe; a context manager that closes its connections, also those that other threads are waiting on.
     """
 
@@ -57,9 +61,10 @@ class Registry:
         *,
         events: Events | None = None,
         patience: Patience | None = None,
+        role: Role | None = None,
     ) -> None:
         self.patience = patience or Patience()
-        self._options = dict(options or {})
+        self._options, self._role = dict(options or {}), role
         self._events = events
         self._transport = Transport(self.patience)
         self._threads = ThreadPoolExecutor(_AT_ONCE, "registry")
@@ -132,7 +137,7 @@ class Registry:
             if found is None:
                 options = self._options.get(host, RegistryOptions())
                 mirrors = [self._mirror(text, host) for text in options.mirrors]
-                found = self._endpoints[host] = (*mirrors, Endpoint(host, options, self._transport))
+                found = self._endpoints[host] = (*mirrors, Endpoint(host, options, self._transport, role=self._role))
         return found
 
     def _mirror(self, text: str, namespace: str) -> Endpoint:
@@ -143,7 +148,7 @@ class Registry:
         if parts.scheme == "http":
             options = options.model_copy(update={"plain_http": True})
         path = parts.path.strip("/").removeprefix("v2/")
-        return Endpoint(parts.netloc, options, self._transport, path=path, namespace=namespace)
+        return Endpoint(parts.netloc, options, self._transport, path=path, namespace=namespace, role=self._role)
 
     def _note(self, text: str) -> None:
         if self._events is not None:

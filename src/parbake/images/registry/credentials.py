@@ -19,6 +19,7 @@ from typing import Any
 from parbake.core.errors import Denied, EnvironmentProblem
 from parbake.core.model import RegistryOptions
 from parbake.core.reference import DOCKER_HUB
+from parbake.core.roles import Role
 from parbake.core.run import find, run
 from parbake.images.registry import ecr
 
@@ -53,8 +54,10 @@ class Credentials:
         return tuple(word for word in words if word)
 
 
-def find_credentials(host: str, repository: str, options: RegistryOptions) -> Credentials | None:
-    """Return the credentials for a repository, or None for none.
+def find_credentials(
+    host: str, repository: str, options: RegistryOptions, role: Role | None = None
+) -> Credentials | None:
+    """Return the credentials for a repository, or None for none; AWS is asked in ``role``, if there is one.
 
     Raises EnvironmentProblem when a helper, boto3 or a variable is missing, Denied when a helper or AWS says no.
     """
@@ -71,9 +74,9 @@ def find_credentials(host: str, repository: str, options: RegistryOptions) -> Cr
                 raise EnvironmentProblem(
                     f"{host} is not an ECR host", hint=f"remove registries.{host}.credentials: ecr, or write auto"
                 )
-            return _from_ecr(host, target)
+            return _from_ecr(host, target, role)
         case "auto":
-            return _from_files(host, repository) or from_aws(host)
+            return _from_files(host, repository) or from_aws(host, role)
 
 
 def _from_environment(host: str) -> Credentials:
@@ -86,16 +89,16 @@ def _from_environment(host: str) -> Credentials:
     return Credentials(username, password, source="PARBAKE_USERNAME")
 
 
-def from_aws(host: str) -> Credentials | None:
+def from_aws(host: str, role: Role | None = None) -> Credentials | None:
     """Return a new login for a private ECR registry, None for other hosts. Raises Denied, EnvironmentProblem."""
     target = ecr.parse(host)
     if target is None or target.public:
         return None  # ECR Public serves the anonymous as well, and needs a permission that few roles have
-    return _from_ecr(host, target)
+    return _from_ecr(host, target, role)
 
 
-def _from_ecr(host: str, target: ecr.EcrHost) -> Credentials:
-    username, password = ecr.login(host, target)
+def _from_ecr(host: str, target: ecr.EcrHost, role: Role | None) -> Credentials:
+    username, password = ecr.login(host, target, role)
     return Credentials(username, password, source="AWS")
 
 

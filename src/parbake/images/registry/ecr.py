@@ -15,6 +15,7 @@ from typing import Any
 
 from parbake.core.errors import Denied, EnvironmentProblem, InputError
 from parbake.core.model import RegistryOptions
+from parbake.core.roles import Role, session
 
 _PUBLIC = frozenset({"public.ecr.aws", "ecr-public.aws.com"})
 _PUBLIC_REGION = "us-east-1"
@@ -64,26 +65,29 @@ def parse(host: str) -> EcrHost | None:
     return None
 
 
-def login(host: str, target: EcrHost) -> tuple[str, str]:
-    """Return user and password for an ECR registry; raises EnvironmentProblem (no boto3), Denied (AWS says no)."""
-    with _told(host, "gives no registry token", _LOGIN_HINT) as client:
+def login(host: str, target: EcrHost, role: Role | None = None) -> tuple[str, str]:
+    """Return user and password for an ECR registry, as the caller or in a role.
+
+    Raises EnvironmentProblem (no boto3), Denied (AWS says no).
+    """
+    with _told(host, "gives no registry token", _LOGIN_HINT, role) as client:
         data = client("ecr-public" if target.public else "ecr", target).get_authorization_token()["authorizationData"]
     token = (data if target.public else data[0])["authorizationToken"]
     username, _, password = base64.b64decode(token).decode().partition(":")
     return username, password
 
 
-def ensure_repository(host: str, repository: str, options: RegistryOptions) -> bool:
+def ensure_repository(host: str, repository: str, options: RegistryOptions, role: Role | None = None) -> bool:
     """Make sure that a private ECR repository exists, before a push; return whether it was made now.
 
     Nothing is done for other registries, for ECR Public (whose repositories have a page to fill in), and where
-    ``options.create`` is off. One that exists is left as it is. Raises EnvironmentProblem (no boto3), Denied,
-    InputError (it would lie in a pull-through cache).
+    ``options.create`` is off. One that exists is left as it is. AWS is asked in ``role``, if there is one. Raises
+    EnvironmentProblem (no boto3), Denied, InputError (it would lie in a pull-through cache).
     """
     target = parse(host)
     if target is None or target.public or not options.create:
         return False
-    with _told(host, f"does not make the repository {repository}", _CREATE_HINT) as client:
+    with _told(host, f"does not make the repository {repository}", _CREATE_HINT, role) as client:
         ecr = client("ecr", target)
         try:
             ecr.describe_repositories(registryId=target.account, repositoryNames=[repository])
@@ -130,10 +134,10 @@ def _refuse_cached(ecr: Any, target: EcrHost, host: str, repository: str) -> Non
 
 
 @contextmanager
-def _told(host: str, what: str, hint: str) -> Iterator[Callable[[str, EcrHost], Any]]:
+def _told(host: str, what: str, hint: str, role: Role | None) -> Iterator[Callable[[str, EcrHost], Any]]:
     """Yield what makes clients, and turn AWS's errors into ours."""
     try:
-        import boto3
+        import boto3  # noqa: F401 (said here where it is missing)
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError as error:
@@ -151,8 +155,7 @@ def _told(host: str, what: str, hint: str) -> Iterator[Callable[[str, EcrHost], 
             read_timeout=30,
             retries={"mode": "standard", "total_max_attempts": 4},
         )
-        # A session of our own: the default one remembers the credentials that it once found.
-        return boto3.Session().client(service, config=config)
+        return session(role, target.region).client(service, config=config)
 
     try:
         yield client

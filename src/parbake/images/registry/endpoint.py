@@ -20,6 +20,7 @@ from urllib3.util import Url
 from parbake.core.errors import BadContent, RegistryError, Unreachable
 from parbake.core.model import RegistryOptions
 from parbake.core.reference import DOCKER_HUB
+from parbake.core.roles import Role
 from parbake.images.registry.addresses import origin, read_url
 from parbake.images.registry.auth import Authorizer, read_challenges
 from parbake.images.registry.retry import Backoff, Transient
@@ -54,10 +55,20 @@ class Answer:
 
 
 class Endpoint:
-    """A host that speaks the distribution API; ``namespace`` is the registry that it mirrors (empty: none)."""
+    """A host that speaks the distribution API; ``namespace`` is the registry that it mirrors (empty: none).
+
+    ``role`` is what AWS is asked in, where it is a registry of ECR.
+    """
 
     def __init__(
-        self, host: str, options: RegistryOptions, transport: Transport, *, path: str = "", namespace: str = ""
+        self,
+        host: str,
+        options: RegistryOptions,
+        transport: Transport,
+        *,
+        path: str = "",
+        namespace: str = "",
+        role: Role | None = None,
     ) -> None:
         self.host = host
         self.down = threading.Event()
@@ -65,7 +76,7 @@ class Endpoint:
         self._transport = transport
         self._path = path
         self._namespace = namespace
-        self._authorizer = Authorizer(host, options, transport)
+        self._authorizer = Authorizer(host, options, transport, role)
 
     def backoff(self) -> Backoff:
         """Return the count of failures for one undertaking."""

@@ -22,7 +22,7 @@ _TEST = b"parbake: a test of the key before anything is made"
 
 
 def open_signer(bakefile: Bakefile) -> Signer | None:
-    """Return what signs a Bakefile's records, tried out; None where it says nothing of that.
+    """Return what signs a Bakefile's records, tried out, in its role; None where it says nothing of that.
 
     Raises InputError when there is no such key, or its public half is not trusted; what KMS answers as AwsError.
     """
@@ -31,9 +31,11 @@ def open_signer(bakefile: Bakefile) -> Signer | None:
         return None
     signer: Signer
     if section.kms:
-        from parbake.aws.kms import KmsSigner  # loads only where AWS is asked
+        from parbake.aws import acting_as  # loads only where AWS is asked
+        from parbake.aws.kms import KmsSigner
 
-        signer = KmsSigner(section.kms)
+        with acting_as(bakefile.aws.role, bakefile.aws.external_id, places={}):
+            signer = KmsSigner(section.kms)
     else:
         assert section.key
         signer = FileSigner(section.key)

@@ -16,6 +16,7 @@ import pytest
 
 from parbake.core.errors import Denied, EnvironmentProblem, RegistryError, Unreachable
 from parbake.core.model import RegistryOptions
+from parbake.core.roles import Role
 from parbake.images.registry import Registry, auth, ecr
 from parbake.images.registry.credentials import find_credentials
 from tests.fakes.faulty_proxy import FaultyProxy, Redirect, Status, error_body
@@ -345,8 +346,8 @@ class TestEcrLogins:
         """Take every host for one of ECR's; return the hosts for which AWS was asked."""
         asked: list[str] = []
 
-        def login(host: str, _target: ecr.EcrHost) -> tuple[str, str]:
-            asked.append(host)
+        def login(host: str, _target: ecr.EcrHost, role: Role | None) -> tuple[str, str]:
+            asked.append(f"{host}{f' as {role.arn}' if role else ''}")
             return "AWS", "fresh"
 
         monkeypatch.setattr(ecr, "parse", lambda _host: ecr.EcrHost("eu-west-1", "123456789012"))
@@ -364,6 +365,11 @@ class TestEcrLogins:
         with Registry(patience=QUICK) as client:
             assert client.resolve(ref(private.host), AMD64).target.digest == BOTH.digest
         assert logins == [private.host]
+
+    def test_in_the_role_of_a_bake(self, private: DockerRegistry, logins: list[str]) -> None:
+        with Registry(patience=QUICK, role=Role("arn:aws:iam::1:role/bake")) as client:
+            assert client.resolve(ref(private.host), AMD64).target.digest == BOTH.digest
+        assert logins == [f"{private.host} as arn:aws:iam::1:role/bake"]
 
     def test_one_that_is_over_meanwhile_is_replaced(self, private: DockerRegistry, logins: list[str]) -> None:
         with FaultyProxy(private.url) as proxy:
