@@ -328,8 +328,9 @@ docker_registry() { # HOST URL LOGIN [CA]: an URL with a path leads to one serve
         esac
         OUT=${2#http://}
         PROXY=http://parbake:${OUT#*/}@${OUT%%/*} # with its path as the password
-        DOCKER="${DOCKER:-} --insecure-registry $1"
-        [ "$1" != docker.io ] || DOCKER="$DOCKER --registry-mirror http://${OUT%%/*}"
+        # The Hub is never asked without TLS, but a mirror of its own name is.
+        if [ "$1" = docker.io ]; then option="--registry-mirror http://$1"; else option="--insecure-registry $1"; fi
+        DOCKER="${DOCKER:-} $option"
         ;;
     http://*) DOCKER="${DOCKER:-} --insecure-registry $1" ;;
     esac
