@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+# Python keeps what it has compiled, whatever the caller's settings: a parbake of the tests or benchmarks starts as a user's does.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 # What is cheap to find out is found out first.
@@ -14,7 +16,7 @@ VM_JOBS ?= 2
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
 .PHONY: help setup packages lock lint test test-unit demo docs fuzz proto clean
-.PHONY: bench-bake bench-coldstart bench-fleet bench-rebake bench-upload
+.PHONY: bench-bake bench-coldstart bench-fleet bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -66,6 +68,11 @@ BENCH_ROUNDS ?= 3
 
 bench-bake: setup ## Compare bakes with other tools' pulls (BENCH_IMAGES, BENCH_ROUNDS, PARBAKE_BENCH_CONTAINERD)
 	@$(BIN)/python -m bench.bake --images $(BENCH_IMAGES) --rounds $(BENCH_ROUNDS)
+
+STARTUP_ROUNDS ?= 15
+
+bench-startup: setup ## Measure help, a plan, and a bake with nothing to do (STARTUP_ROUNDS)
+	@$(BIN)/python -m bench.startup --rounds $(STARTUP_ROUNDS)
 
 BENCH_REBAKE_IMAGE ?= potato
 

@@ -16,7 +16,7 @@ from parbake.machine.vm import Machine
 from parbake.machine.vm.seed import Seed, agent_seed
 from parbake.rollouts import mount
 from parbake.rollouts.userdata import with_parts
-from tests.fakes.newer import NEWER, program_of
+from tests.fakes.newer import programs_of_newer
 
 
 @pytest.fixture(scope="session")
@@ -56,13 +56,13 @@ SystemdCgroup = true
 
 def newer_node(default_base: Path, image: Path) -> Path:
     """Make the image of a node as people run them today: containerd 2, configured in version 3 of the format."""
-    program = Path(program_of(NEWER))
+    programs = programs_of_newer()
     disk.copy_sparse(default_base, image, Events())
     with disk.private_mounts():
         root = disk.find_root(image)
         at, kind = image.with_suffix(".mnt"), root.filesystem
         with disk.mount(image, at, offset=root.start, size=root.size, filesystem=kind) as mounted:
-            for each in program.parent.iterdir():
+            for each in programs:
                 shutil.copy(each, mounted.path / "usr/bin" / each.name)
             (mounted.path / "etc/containerd/config.toml").write_text(NEWER_CONFIG)
     return image

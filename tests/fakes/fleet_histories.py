@@ -1,6 +1,7 @@
 """Records histories of every workflow and path, for tests that replay them: ``python -m tests.fakes.fleet_histories``.
 
-Run it once for a release; the files of earlier releases stay. They are sealed with a key that is none.
+Run it once for a release; the files of earlier releases stay. They are sealed with a key that is none. What is there
+already is not recorded again: remove it first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from temporalio.client import Client
 
 from parbake import __version__
 from parbake.core.errors import Interrupted
-from parbake.fleet.engine import runs
+from parbake.fleet.engine import rollouts, runs
 from tests.fakes.fleet_program import key_of
 from tests.fakes.fleets import Fleet
 
@@ -29,7 +30,49 @@ def record(fleet: Fleet, identity: str, name: str) -> None:
 
     place = FOLDER / __version__ / f"{name}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(fleet.ask(go) + "\n")
+    if not place.exists():
+        place.write_text(fleet.ask(go) + "\n")
+
+
+def of_rollouts(fleet: Fleet) -> None:
+    """Record rollouts: with all that a wave may ask, paused and gone on, back by themselves and by hand."""
+    cells = ["one@amd64", "two@amd64"]
+    gate = {"command": ["./errors"], "timeout": 10.0}
+    approve = {"by": ["ann"], "count": 1, "within": 3600.0}
+    canary = {"name": "canary", "targets": ["one/a"], "soak": 1.0, "gate": gate, "approve": approve}
+    rest = {"name": "rest", "targets": ["one/b", "two/c", "two/d"], "at_once": 2}
+    fleet.waves(canary, rest, windows=["Mon-Sun 00:00-24:00"])
+    fleet.run(cells, name="d", rollout=True)
+    fleet.until("approval", "d")
+    fleet.approve("canary", name="d")
+    fleet.until("completed", "d")
+    record(fleet, "fleet/d", "fleet-rolled-out")
+    record(fleet, "rollout/d", "rollout")
+    fleet.ask(lambda client: rollouts.back(client, "d", "ann wants it back"))
+    fleet.until("rolled-back", "d")
+    record(fleet, "rollout/d", "rollout-back-after-its-end")
+    fleet.waves({**rest, "at_once": 1}, on_failure="rollback")
+    fleet.target("c.stalls").touch()
+    fleet.run(cells, name="e", rollout=True)
+    fleet.until("rolled-back", "e")
+    record(fleet, "rollout/e", "rollout-back-by-itself")
+    fleet.waves({**rest, "at_once": 1})
+    fleet.run(cells, name="f", rollout=True)
+    fleet.until("paused", "f")
+    fleet.target("c.stalls").unlink()
+    fleet.target("d.slow").touch()
+    fleet.ask(lambda client: rollouts.resume(client, "f", "by ann"))
+    fleet.wait_until(lambda: fleet.written()[-1].startswith("write d"), "the last target")
+    fleet.ask(lambda client: rollouts.back(client, "f", "ann wants it back"))
+    fleet.until("rolled-back", "f")
+    record(fleet, "rollout/f", "rollout-paused-and-back-by-hand")
+    fleet.target("d.slow").unlink()
+    fleet.waves(canary)
+    fleet.run(cells, name="g", rollout=True)
+    fleet.until("approval", "g")
+    fleet.ask(lambda client: rollouts.cancel(client, "g"))
+    fleet.until("canceled", "g")
+    record(fleet, "rollout/g", "rollout-cancelled")
 
 
 def main() -> None:
@@ -62,6 +105,7 @@ def main() -> None:
             fleet.ask(lambda client: runs.resume(client, "c"))
             fleet.end("c")
             record(fleet, "fleet/c", "fleet-paused")
+            of_rollouts(fleet)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 A folder takes the place of the store. Its ledger says what began and ended, from outside of the engine; a record
 appears by link(2), so that the first one counts. How a cell behaves stands in its name: ``wrong``, ``refused``,
 ``flaky``, ``killer`` (its worker dies), ``slow`` (until it is ended), ``build`` (its key is known after a build).
+
+Targets of rollouts are files in the folder ``targets`` of the fleet: each holds what was handed to it, the last line
+first. ``waves.json`` says which wave has which; a file ``TARGET.stalls``, ``.refuses`` or ``.slow`` beside a target how
+it behaves, ``WAVE.no`` that a gate says no. Their ledger is ``targets/ledger``.
 """
 
 from __future__ import annotations
@@ -89,18 +93,100 @@ def bake(arguments: list[str]) -> int:
     return 0
 
 
+def held(target: str) -> list[str]:
+    try:
+        with open(f"targets/{target}") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def hold(target: str, lines: list[str]) -> None:
+    with open(f"targets/{target}.{os.getpid()}", "w") as file:
+        file.write("\n".join(lines))
+    os.rename(f"targets/{target}.{os.getpid()}", f"targets/{target}")
+
+
+def state_of(artefact: str) -> dict[str, str]:
+    return {"image": "", "snapshot": "", "artefact": artefact, "key": "", "label": ""}
+
+
+def targets(before: str, after: str, *, changed: bool) -> int:
+    found = {"diff": "-+" if changed else "", "before": state_of(before), "after": state_of(after)}
+    print(json.dumps({"targets": [found]}))
+    return 0
+
+
+def behaves(target: str, how: str) -> bool:
+    return os.path.exists(f"targets/{target}.{how}")
+
+
+def rollout(arguments: list[str]) -> int:
+    artefact, target = f"art-{arguments[1][:8]}", option(arguments, "--to")
+    lines = held(target)
+    before, changed = (lines or ["nothing"])[0], [artefact] != lines[:1]
+    if changed and "--dry-run" not in arguments:
+        if behaves(target, "refuses"):
+            return fail(1, "RolloutError", f"{target} says no")
+        hold(target, [artefact, *lines])
+        note("targets", "write", target, artefact)
+    if "--dry-run" not in arguments:
+        time.sleep(3600 if behaves(target, "slow") else SECONDS)
+        if behaves(target, "stalls"):
+            return fail(1, "Stalled", f"{target}: after 1800 s 1 of 3 nodes run it")
+    return targets(before, artefact, changed=changed)
+
+
+def rollback(arguments: list[str]) -> int:
+    target, holding = option(arguments, "--to"), option(arguments, "--holding")
+    lines = held(target)
+    if lines[:1] != [holding]:
+        print(json.dumps({"targets": []}))
+        return 0
+    if behaves(target, "refuses"):
+        return fail(1, "RolloutError", f"{target} says no")
+    hold(target, lines[1:])
+    note("targets", "back", target, holding)
+    return targets(holding, (lines[1:] or ["nothing"])[0], changed=True)
+
+
+def waves(arguments: list[str]) -> int:
+    del arguments
+    if not os.path.exists("waves.json"):
+        return fail(2, "InputError", "the fleet has no waves")
+    with open("waves.json") as file:
+        print(file.read())
+    return 0
+
+
+def prune(arguments: list[str]) -> int:
+    note(option(arguments, "--store"), "prune", option(arguments, "-f"))
+    print(json.dumps({"freed": 0, "decisions": []}))
+    return 0
+
+
+def build(arguments: list[str]) -> int:
+    print(json.dumps({"key": key_of(option(arguments, "-f"))}))
+    return 0
+
+
+def gate(arguments: list[str]) -> int:
+    wave = arguments[2]
+    note("targets", "gate", wave)
+    problem = "too many errors" if os.path.exists(f"targets/{wave}.no") else None
+    print(json.dumps({"wave": wave, "answers": [{"asked": "errors", "problem": problem}]}))
+    return 3 if problem else 0
+
+
 def stopped(*_: object) -> None:
     os._exit(130)
 
 
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, stopped)
-    if arguments[:2] == ["fleet", "plan"]:
-        return plan(arguments)
-    if arguments[0] == "build":
-        print(json.dumps({"key": key_of(option(arguments, "-f"))}))
-        return 0
-    return bake(arguments)
+    of_fleet = {"plan": plan, "rollout": waves, "gate": gate}
+    commands = {"build": build, "bake": bake, "rollout": rollout, "rollback": rollback, "prune": prune}
+    return of_fleet[arguments[1]](arguments) if arguments[0] == "fleet" else commands[arguments[0]](arguments)
 
 
 if __name__ == "__main__":

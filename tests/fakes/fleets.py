@@ -8,12 +8,13 @@ with Fleet(tmp_path) as fleet:
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -22,8 +23,10 @@ from temporalio.client import Client
 
 from parbake.core.events import Events
 from parbake.core.run import Deadline, Process
-from parbake.fleet.engine import local, runs
+from parbake.fleet.engine import local, rollouts, runs
 from parbake.fleet.engine.connect import Engine, connect
+from parbake.fleet.engine.rollout_tasks import Yes
+from parbake.fleet.engine.rollouts import RolloutStatus
 from parbake.fleet.engine.tasks import Progress, Root, RunRequest, bake_id
 from tests.fakes.fleet_program import key_of
 
@@ -42,6 +45,8 @@ class Fleet:
     def __init__(self, folder: Path, *, heartbeat: float = 3.0) -> None:
         self.state, self.store, self._heartbeat = folder / "state", folder / "store", heartbeat
         (self.store / "records").mkdir(parents=True)
+        self.root = folder / "root"
+        (self.root / "targets").mkdir(parents=True)
         self.settings = local.Settings(port=free_port(), ui_port=free_port())
         self.engine = Engine(self.state)
         self.workers: list[Process] = []
@@ -54,9 +59,11 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def work(self, count: int = 1, *, slots: int = 2, grace: float = 1.0, seconds: float = 0.05) -> list[Process]:
-        """Start workers."""
-        program = [sys.executable, "-m", "tests.fakes.fleet_worker", str(self.state), str(slots), str(grace)]
+    def work(
+        self, count: int = 1, *, slots: int = 2, grace: float = 1.0, seconds: float = 0.05, before: Sequence[str] = ()
+    ) -> list[Process]:
+        """Start workers; ``before`` is a command that starts them."""
+        program = [*before, sys.executable, "-m", "tests.fakes.fleet_worker", str(self.state), str(slots), str(grace)]
         env = {**os.environ, "FLEET_PROGRAM_SECONDS": str(seconds), "PYTHONPATH": str(Path(__file__).parents[2])}
         started = []
         for _ in range(count):
@@ -67,7 +74,7 @@ class Fleet:
 
     def request(self, cells: list[str], *, name: str = "shop", **more: Any) -> RunRequest:
         usual = {"window": 16, "heartbeat": self._heartbeat, "failures": 100}
-        return RunRequest(name, "fleet.yaml", Root(str(self.state)), str(self.store), cells, **{**usual, **more})
+        return RunRequest(name, "fleet.yaml", Root(str(self.root)), str(self.store), cells, **{**usual, **more})
 
     def ask[Answer](self, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
         """Ask the engine something."""
@@ -91,6 +98,54 @@ class Fleet:
     def status(self, name: str = "shop") -> runs.Status:
         return self.ask(lambda client: runs.status(client, name))
 
+    def waves(self, *waves: dict[str, Any], windows: Sequence[str] = (), on_failure: str = "pause") -> None:
+        """Say which targets are in which wave: ``{"name": "canary", "targets": ["a/one"], "soak": 1}``."""
+        usual = {"at_once": 1, "soak": 0.0, "gate": None, "approve": None}
+        document = {
+            "waves": [{**usual, **wave, "targets": [_aim(each) for each in wave["targets"]]} for wave in waves],
+            "windows": list(windows),
+            "on_failure": on_failure,
+        }
+        (self.root / "waves.json").write_text(json.dumps(document))
+
+    def target(self, name: str) -> Path:
+        """Return the file that stands for a target: what was handed to it, the newest first."""
+        return self.root / "targets" / name
+
+    def written(self) -> list[str]:
+        """Return what became of targets, in order, such as ``write one art-0123abcd``."""
+        path = self.target("ledger")
+        return path.read_text().splitlines() if path.exists() else []
+
+    def rollout(self, name: str = "shop") -> RolloutStatus:
+        found = self.ask(lambda client: rollouts.status(client, name))
+        assert found
+        return found
+
+    def until(self, state: str, name: str = "shop") -> RolloutStatus:
+        """Wait until the last rollout is in a state."""
+
+        def reached() -> bool:
+            found = self.ask(lambda client: rollouts.status(client, name))
+            return found is not None and found.state == state
+
+        self.wait_until(reached, f"a rollout that is {state}")
+        return self.rollout(name)
+
+    def stop(self, command: str) -> None:
+        """End the programs that run a command for this fleet."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                here = (entry / "cwd").resolve() == self.root
+            except OSError:
+                continue
+            if here and command.encode() in words and b"-I" in words:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+    def approve(self, wave: str = "", by: str = "ann", name: str = "shop") -> str:
+        return self.ask(lambda client: rollouts.approve(client, name, Yes(wave, by, "here")))
+
     def wait_until(self, holds: Callable[[], bool], what: str) -> None:
         deadline = Deadline(_LIMIT, what)
         while not holds():
@@ -113,6 +168,11 @@ class Fleet:
     @property
     def records(self) -> set[str]:
         return {path.name for path in (self.store / "records").iterdir() if "." not in path.name}
+
+
+def _aim(name: str) -> dict[str, str]:
+    bakefile, target = name.split("/")
+    return {"name": name, "bakefile": bakefile, "file": f"{bakefile}/parbake.yaml", "target": target, "kind": "file"}
 
 
 def kill(process: Process, number: int = signal.SIGKILL) -> None:

@@ -3,7 +3,17 @@
 Nothing here imports boto3 before ``client`` is called, so a local bake neither needs nor loads it.
 """
 
-from parbake.aws.clients import Client, account, acting_as, client, default_region, role_in, stranger, swallowing
+from parbake.aws.clients import (
+    Client,
+    account,
+    acting_as,
+    client,
+    default_region,
+    guarded,
+    role_in,
+    stranger,
+    swallowing,
+)
 from parbake.aws.errors import translate as translating
 from parbake.aws.images import SourceImage, find_source, mark, named, nearest
 from parbake.aws.rest import Rest
@@ -51,6 +61,7 @@ __all__ = [
     "client",
     "default_region",
     "find_source",
+    "guarded",
     "mark",
     "mine",
     "named",

@@ -26,6 +26,10 @@ _CONNECTIONS = 96
 
 _acting: ContextVar[Role | None] = ContextVar("acting", default=None)
 _places: ContextVar[Mapping[str, Role]] = ContextVar("places", default=MappingProxyType({}))
+_need: ContextVar[Callable[[], object] | None] = ContextVar("need", default=None)
+# What makes and changes artefacts; other services' calls (the store's own) are nobody's to guard.
+_GUARDED = {"ec2", "ebs"}
+_READING = ("describe_", "get_", "list_")
 _made: dict[tuple[str, str, int, Role | None], Client] = {}
 _making = threading.Lock()
 
@@ -68,16 +72,31 @@ def stranger(region: str, home: str) -> str:
     return there.account if there.account != (here.account if here else account(home)) else ""
 
 
+@contextmanager
+def guarded(need: Callable[[], object]) -> Iterator[None]:
+    """Let clients of EC2 and EBS that are made inside call ``need`` before each call that changes something.
+
+    It raises where the work belongs to another machine by now: then nothing is changed any more, and nothing removed.
+    """
+    token = _need.set(need)
+    try:
+        yield
+    finally:
+        _need.reset(token)
+
+
 class Client:
     """A boto3 client whose calls raise AwsError. Calls have boto3's names and arguments; thread-safe.
 
-    ``raw`` is the boto3 client itself, for what is not a call (``meta``, ``generate_presigned_url``).
+    ``raw`` is the boto3 client itself, for what is not a call (``meta``, ``generate_presigned_url``); ``need`` is
+    called before each call that changes something.
     """
 
-    def __init__(self, raw: Any, service: str, region: str) -> None:
+    def __init__(self, raw: Any, service: str, region: str, need: Callable[[], object] | None = None) -> None:
         self.raw = raw
         self.service = service
         self.region = region
+        self.need = need or (lambda: None)
 
     def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
         if name.startswith("__"):
@@ -86,6 +105,8 @@ class Client:
         return partial(self._call, name)
 
     def _call(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        if not name.startswith(_READING):
+            self.need()
         with translate(self.service, name, self.region):
             answer: dict[str, Any] = getattr(self.raw, name)(**arguments)
             return answer
@@ -113,7 +134,8 @@ def client(service: str, region: str = "", *, tries: int = 0) -> Client:
     with _making:
         if (service, region, tries, role) not in _made:
             _made[service, region, tries, role] = Client(_make(service, region, tries), service, region)
-        return _made[service, region, tries, role]
+        made, need = _made[service, region, tries, role], _need.get()
+    return Client(made.raw, service, region, need) if need and service in _GUARDED else made
 
 
 def _make(service: str, region: str, tries: int) -> Any:

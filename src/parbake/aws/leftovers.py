@@ -6,13 +6,13 @@ Packer's key pairs and launch templates. Each step is "make sure that it is gone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from parbake.aws.clients import Client, client
-from parbake.aws.tags import MANAGED, NAME, TEMPORARY, as_dict, expired, mine
+from parbake.aws.tags import KEY, MANAGED, NAME, TEMPORARY, as_dict, expired, mine
 from parbake.aws.waiters import Look, wait, when_known
 from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.events import Events
@@ -28,6 +28,7 @@ class Wanted:
 
     Without ``images``, AMIs and snapshots stay. ``packer`` also looks for what Packer alone makes. ``instances`` (as
     RunInstances described them) and ``groups`` go in any case: what was made a moment ago is in no list yet.
+    What is of a key in ``busy`` stays: another machine works on it. ``spare`` gets each such key.
     """
 
     key: str = ""
@@ -36,6 +37,8 @@ class Wanted:
     packer: bool = False
     instances: Sequence[Mapping[str, Any]] = ()
     groups: Sequence[str] = ()
+    busy: Container[str] = ()
+    spare: Callable[[str], object] = lambda _: None
 
     def filters(self) -> list[dict[str, Any]]:
         """Return what narrows a describe call."""
@@ -43,9 +46,12 @@ class Wanted:
 
     def takes(self, tags: dict[str, str]) -> bool:
         """Whether a resource with these tags goes."""
-        if tags.get(MANAGED) != TEMPORARY:
+        if tags.get(MANAGED) != TEMPORARY or not (self.key or tags.get(NAME) == self.name or expired(tags)):
             return False
-        return bool(self.key) or tags.get(NAME) == self.name or expired(tags)
+        if tags.get(KEY) in self.busy:
+            self.spare(tags[KEY])
+            return False
+        return True
 
 
 def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class Rest:
     def put(self, operation: str, path: str, headers: Mapping[str, str], body: bytes | bytearray) -> None:
         """Make a PUT call, whose answer is of no interest; ``operation`` is its name in errors. Raises AwsError."""
         client, signer = self._client, self._signer
+        client.need()
         with translate(client.service, operation, client.region):
             request = self._request("PUT", f"{self._base}{path}", headers={**headers, **_UNSIGNED}, data=body)
             signer.get_auth_instance(signer.signing_name, signer.region_name, "v4").add_auth(request)

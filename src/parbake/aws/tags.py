@@ -26,7 +26,8 @@ TEMPORARY, ARTEFACT = "temporary", "artefact"
 class Stamp:
     """What a run writes on all that it makes. ``key`` is the plan's content key, ``run`` tells runs of it apart.
 
-    ``hours`` is how long a temporary resource may be in use; ``extra`` are the user's own tags.
+    ``hours`` is how long a temporary resource may be in use, from ``began`` on (None: from when it is made); ``extra``
+    are the user's own tags. Whoever takes a run over begins at the same time: its requests are the same ones.
     """
 
     key: str
@@ -34,13 +35,14 @@ class Stamp:
     name: str
     hours: float = 12.0
     extra: Mapping[str, str] = field(default_factory=dict)
+    began: datetime | None = None
 
     def tags(self, role: str, *, kind: str = TEMPORARY, name: str = "") -> dict[str, str]:
         """Return the tags of one resource, ``role`` being what it is for; ``kind`` is temporary or artefact."""
         tags = {**self.extra, "Name": name or f"parbake {self.name}", MANAGED: kind, KEY: self.key, RUN: self.run}
         tags |= {ROLE: role, NAME: self.name}
         if kind == TEMPORARY:
-            tags[EXPIRY] = timestamp(datetime.now(UTC) + timedelta(hours=self.hours))
+            tags[EXPIRY] = timestamp((self.began or datetime.now(UTC)) + timedelta(hours=self.hours))
         return tags
 
 

@@ -38,7 +38,7 @@ class InitImage:
 
     ``size`` is what travels, in bytes (0: unknown). ``build`` is the folder to build it in, relative to the Bakefile.
     ``log`` is the regular expression of the line that says it is up. ``uses`` says who runs it, for people, and
-    ``on_every_node`` that a DaemonSet does.
+    ``on_every_node`` that a DaemonSet does; ``only_mounted`` that no container runs it, and pods have it as a volume.
     """
 
     reference: str
@@ -47,6 +47,7 @@ class InitImage:
     log: str = ""
     uses: tuple[str, ...] = ()
     on_every_node: bool = False
+    only_mounted: bool = False
 
 
 def starter(images: Sequence[InitImage], *, today: date) -> str:
@@ -75,13 +76,15 @@ def _entry(entry: InitImage) -> str:
     size = f" # {human_size(entry.size)} compressed" if entry.size else ""
     # `null` is a good name for an image, and nothing in YAML.
     reference = entry.reference if entry.reference != "null" else _quoted(entry.reference)
-    if not entry.build and not entry.log:
+    if not entry.build and not entry.log and not entry.only_mounted:
         return "\n".join([*lines, f"  - {reference}{size}"])
     lines.append(f"  - reference: {reference}{size}")
     if entry.build:
         lines.append(f"    build: {{context: {_quoted(entry.build)}}}")
     if entry.log:
         lines.append(f"    startup: {{up: {{log: {_quoted(entry.log)}}}}}")
+    elif entry.only_mounted:
+        lines.append("    startup: {up: mounted}")
     return "\n".join(lines)
 
 

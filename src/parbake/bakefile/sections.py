@@ -41,6 +41,7 @@ from parbake.core.model import (
     Frozen,
     HttpProbe,
     LogProbe,
+    MountedProbe,
     Platform,
     Probe,
     RegistryOptions,
@@ -107,6 +108,9 @@ def _http(text: str) -> object:
     return {"port": int(port), "path": slash + path or "/"}
 
 
+_WAYS = ("exit", "running", "log", "tcp", "http", "mounted")
+
+
 class UpSection(Section):
     """How to know that a started container is up: exactly one of these."""
 
@@ -128,6 +132,8 @@ class UpSection(Section):
     """Up when HTTP answers: ``8080/healthz`` or ``{port: 8080, path: /healthz}``."""
     running: Duration | None = None
     """Up when the main process has run for so long, or has ended with code 0 before."""
+    mounted: Annotated[str, Field(pattern="^/")] | None = None
+    """Up when a pod has the image as a volume (`volumes[].image`) and finds this path in it. Nothing of it runs."""
 
     def probe(self) -> Probe:
         """Return the one probe; raises when there is none or more than one."""
@@ -140,20 +146,22 @@ class UpSection(Section):
             given.append(HttpProbe(port=self.http.port, path=self.http.path))
         if self.running is not None:
             given.append(RunningProbe(seconds=self.running))
+        if self.mounted is not None:
+            given.append(MountedProbe(path=self.mounted))
         if len(given) != 1:
             count = "none" if not given else str(len(given))
-            raise wrong(f"must be exactly one of exit, running, log, tcp, http; there are {count}", "write up: exit")
+            raise wrong(f"must be exactly one of {', '.join(_WAYS)}; there are {count}", "write up: exit")
         return given[0]
 
 
 def _up(text: str) -> object:
-    ways = {"exit": ExitProbe(), "running": RunningProbe()}
+    ways = {"exit": ExitProbe(), "running": RunningProbe(), "mounted": MountedProbe()}
     if text in ways:
         return ways[text]
     if text in {"log", "tcp", "http"}:
         needs = {"log": "REGEX", "tcp": "8080", "http": "8080/healthz"}[text]
         raise wrong(f"{text!r} needs a value", f"write {{{text}: {needs}}}")
-    raise wrong(f"{text!r} is not a startup check", close(text, ("exit", "running", "log", "tcp", "http")))
+    raise wrong(f"{text!r} is not a startup check", close(text, _WAYS))
 
 
 class StartupSection(Section):
@@ -165,15 +173,18 @@ class StartupSection(Section):
     """Replaces the image's command, as a pod's `args` does; empty keeps the image's own."""
     env: Variables = Field(default_factory=dict)
     """Environment variables on top of the image's own."""
-    up: Annotated[Probe, Via(UpSection, UpSection.probe, _up, {"enum": ["exit", "running"]})] = Field(
+    up: Annotated[Probe, Via(UpSection, UpSection.probe, _up, {"enum": ["exit", "running", "mounted"]})] = Field(
         default_factory=RunningProbe, json_schema_extra={"default": "running"}
     )
-    """When it counts as up: `exit` (ended with code 0), `running` (ran for a second), or a log line, a port, HTTP."""
+    """When it counts as up: `exit` (ended with code 0), `running` (ran for a second), `mounted` (a pod has it as an
+    image volume), or a log line, a port, HTTP."""
     timeout: Duration = Field(default=120.0, json_schema_extra={"default": "120s"})
     """How long it may take, on a machine with hardware virtualisation; emulation stretches it."""
 
     def startup(self) -> Startup:
-        """Return the model's noun."""
+        """Return the model's noun; raises for a command of what is only mounted."""
+        if self.up.kind == "mounted" and (self.command or self.args or self.env):
+            raise wrong("nothing of an image runs that is only mounted", "leave out command, args and env")
         return Startup(command=self.command, args=self.args, env=self.env, up=self.up, timeout=self.timeout)
 
 

@@ -14,12 +14,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from parbake.core.claim import Alone, Claim
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from parbake.coldstart.trace import Trace
     from parbake.core.events import Events
-    from parbake.core.model import Image, Plan, Published, Source, Verdict
+    from parbake.core.model import Image, Plan, Published, Verdict
+    from parbake.core.sources import Source
     from parbake.machine.disk import BlockList, Memory
 
 
@@ -43,6 +46,7 @@ class Ingredients:
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
     a folder of this run, on the file system where the artefact will lie. ``close_connections`` ends
     what waits for a registry. ``parent`` has layers that need not be fetched again; a builder may do without it.
+    ``claim`` says that no other machine makes the same.
     """
 
     base: Path | None
@@ -51,6 +55,7 @@ class Ingredients:
     events: Events
     close_connections: Callable[[], None] = lambda: None
     parent: Parent | None = None
+    claim: Claim = field(default_factory=Alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,8 @@ class Publisher(Protocol):
         """Return the disk of a base that lies in the cloud, fetched once; None where the base is not."""
         ...
 
-    def opened(self, plan: Plan, events: Events, *, keep: bool = False) -> AbstractContextManager[Shipment]:
+    def opened(
+        self, plan: Plan, events: Events, *, keep: bool = False, claim: Claim
+    ) -> AbstractContextManager[Shipment]:
         """Open the shipment of a plan: one run at a time works on it. ``keep``: its work folder stays."""
         ...

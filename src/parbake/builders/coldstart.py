@@ -30,7 +30,8 @@ def rehearse_disk(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
         return rehearse_volume(image, plan, events, work)
     if plan.platform.architecture != Platform.host().architecture:
         raise EnvironmentProblem(
-            f"{image.name} is for {plan.platform} and this machine is {Platform.host()}, which boots only its own kind",
+            f"{image.name} is for {plan.platform} and this machine is {Platform.host()}: what a start reads in "
+            "emulation is not what it reads on a node",
             hint="record a trace on a node that booted from it (`parbake trace /`), and bring it with --trace",
         )
     return rehearse_machine(image, plan, events, work)

@@ -8,11 +8,10 @@ that was made under the same name, or that of the base AMI.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, override
@@ -27,6 +26,7 @@ from parbake.builders.ec2.volume import Volumes, refuse
 from parbake.coldstart.trace import load, save
 from parbake.core import atomic
 from parbake.core.access import private_folder
+from parbake.core.claim import Claim, Notes
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 from parbake.core.model import GIB, Plan, Published, Snapshot, Verdict
@@ -79,7 +79,7 @@ class EbsPublisher(Publisher):
 
     @override
     @contextmanager
-    def opened(self, plan: Plan, events: Events, *, keep: bool = False) -> Iterator[EbsShipment]:
+    def opened(self, plan: Plan, events: Events, *, keep: bool = False, claim: Claim) -> Iterator[EbsShipment]:
         """Open the shipment of a plan. The folder of its disk, in the cache, outlives the run."""
         uploads = private_folder(cache_folder() / "uploads")
         remove_leftovers(uploads)
@@ -92,8 +92,10 @@ class EbsPublisher(Publisher):
                 events.note(f"the work folder stays: {work}")
             if self._fresh:
                 remove_tree(uploads / key)
+                if notes := claim.notes(self._region):
+                    ebs.abandon(notes, self._region)
             yield EbsShipment(
-                self._settings, plan, self._region, events, self._lists, uploads / key, work, fresh=self._fresh
+                self._settings, plan, self._region, events, self._lists, uploads / key, work, claim, fresh=self._fresh
             )
 
 
@@ -125,14 +127,18 @@ class EbsShipment:
     lists: Path
     folder: Path
     work: Path
+    claim: Claim
     fresh: bool = False
-    token: str = field(default_factory=lambda: os.urandom(6).hex())
 
     def fetch(self, there: Published) -> Disk:
         """Read the snapshot back: nothing of it can change any more."""
         with self.events.stage("fetch", f"Fetch {there.image or there.snapshots[0].id}"):
             fetched = ebs.fetch(there.snapshots[0].id, self.work / _DISK, self.events, region=self.region)
         return Disk(fetched.path, final=True, blocks=fetched.blocks)
+
+    @property
+    def _notes(self) -> Notes | None:
+        return self.claim.notes(self.region)
 
     def kept(self) -> Disk | None:
         """Return the disk that an earlier run has made. It must not change any more: AWS may have parts of it."""
@@ -184,30 +190,36 @@ class EbsShipment:
         made = self._made()
         assert made, "keep comes before send"
         assert made.disk == disk.path
-        further = self._further(made)  # what AWS may refuse comes before what takes long
+        traits = made.traits.with_snapshots(self._further(made.traits))  # what AWS may refuse comes first
         with self.events.stage("upload", "Write the snapshot"):
             sent = self._upload(made)
-        return self._publish(sent.snapshot, made, further), sent.blocks
+        return self._publish(sent.snapshot, made.gib, traits), sent.blocks
 
     def finish(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
         """Copy, share and warm what is there; say of all of it that it stays, and return where it is."""
         published = self._spread(there, verdict)
         remove_tree(self.folder)
+        if notes := self._notes:
+            notes.read()
+            notes.forget()
         return published
 
     @property
     def name(self) -> str:
         """The name of the snapshot or AMI."""
-        return f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.token}" if self.fresh else "")
+        return f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.claim.run}" if self.fresh else "")
 
     @property
     def stamp(self) -> aws.Stamp:
         """What tags say of this run."""
         # Each run has tokens of its own: tags say when it began, and no token is good for another request.
-        return aws.Stamp(self.plan.key, self.token, self.plan.name, 12.0, self.settings.tags)
+        return aws.Stamp(self.plan.key, self.claim.run, self.plan.name, 12.0, self.settings.tags, self.claim.began)
 
     def existing(self) -> Published | None:
-        """Return what an earlier run has finished for this plan, the newest."""
+        """Return what an earlier run has finished for this plan, the newest; or sent, on a machine that has died."""
+        return self._done() or self._sent_elsewhere()
+
+    def _done(self) -> Published | None:
         ec2, filters = aws.client("ec2", self.region), aws.mine(key=self.plan.key, managed=ARTEFACT)
         if self.plan.artefact.kind == "volume":
             found = ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
@@ -219,11 +231,27 @@ class EbsShipment:
         image = max(done, key=lambda each: str(each.get("CreationDate", "")), default=None)
         return published(image) if image else None
 
+    def _sent_elsewhere(self) -> Published | None:
+        """Return what a machine that has died since had sent as a whole: AWS's bytes count, and are looked at again."""
+        notes = self._notes
+        journal = notes and ebs.complete_elsewhere(notes, self.region, self.events)
+        if not notes or not journal or (journal.completed_by == notes.holder and self._made()):
+            return None  # what is kept here is what was sent
+        self.events.note(f"going on with {journal.snapshot}, which another machine has sent")
+        gib = int(journal.start["gib"])
+        if self.plan.artefact.kind == "volume":
+            return self._volume(journal.snapshot, gib * GIB)
+        traits = ebs.Traits()
+        if self.plan.base.kind == "ami":
+            traits = ebs.traits_of(self.plan.base.identity, self.region, self.events)
+        traits = replace(traits, boot=str(journal.start["about"]["boot"]))
+        return self._publish(journal.snapshot, gib, traits.with_snapshots(self._further(traits)))
+
     @staticmethod
     def _volume(snapshot: str, size: int) -> Published:
         return Published(snapshots=(Snapshot(id=snapshot, size=size),))
 
-    def _further(self, made: _Kept) -> dict[str, str]:
+    def _further(self, traits: ebs.Traits) -> dict[str, str]:
         """Return copies of the base's further disks by their originals: what an AMI is made of has to be ours."""
         artefact = self.plan.artefact
         return {
@@ -237,7 +265,7 @@ class EbsShipment:
                 kms_key=artefact.kms_key,
                 events=self.events,
             )
-            for snapshot in made.traits.snapshots()
+            for snapshot in traits.snapshots()
         }
 
     def _upload(self, made: _Kept) -> ebs.Sent:
@@ -248,14 +276,30 @@ class EbsShipment:
             stamp=self.stamp,
             name=self.name,
             region=self.region,
-            parent=self._parent(made),
+            parent=begun[0] if (begun := self._begun_on(made)) else self._parent(made),
             encrypted=self.plan.artefact.encrypted,
             kms_key=self.plan.artefact.kms_key,
+            shared=self._notes,
+            about={"boot": made.traits.boot},
         )
         sent = ebs.upload(request, self.events)
         if request.parent:
             self.events.note(f"{sent.changed} blocks of 512 KiB differ from {request.parent.snapshot}")
         return sent
+
+    def _begun_on(self, made: _Kept) -> tuple[ebs.Parent | None, ...]:
+        """Return the parent, if any, of the snapshot that another machine has begun; nothing where none is begun."""
+        journal = ebs.Journal.read(self._notes) if self._notes else None
+        if journal is None or "parent" not in journal.start:
+            return ()
+        parent = str(journal.start["parent"])
+        if not parent:
+            return (None,)
+        found = ebs.completed(parent, self.region)
+        if found is None:
+            return ()
+        blocks = self._list(found) or ebs.blocks_of(parent, made.disk, self.events, region=self.region)
+        return (ebs.Parent(parent, blocks),)
 
     def _parent(self, made: _Kept) -> ebs.Parent | None:
         """Return what to build on: what the user names, else the newest of this name, else the base AMI's snapshot."""
@@ -346,21 +390,21 @@ class EbsShipment:
                 return blocks
         return None
 
-    def _publish(self, snapshot: str, made: _Kept, further: Mapping[str, str]) -> Published:
+    def _publish(self, snapshot: str, gib: int, traits: ebs.Traits) -> Published:
         """Make an AMI of a machine image's snapshot; return what there is then."""
         if self.plan.artefact.kind == "volume":
-            return self._volume(snapshot, made.gib * GIB)
+            return self._volume(snapshot, gib * GIB)
         with self.events.stage("image", "Make an AMI of it"):
             image = ebs.register(
                 snapshot,
                 name=self.name,
                 platform=self.plan.platform,
-                traits=made.traits.with_snapshots(further),
+                traits=traits,
                 stamp=self.stamp,
                 events=self.events,
                 region=self.region,
             )
-        return Published(image=image, snapshots=(Snapshot(id=snapshot, size=made.gib * GIB),))
+        return Published(image=image, snapshots=(Snapshot(id=snapshot, size=gib * GIB),))
 
     def _spread(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
         verified, made = verdict.verified_at if verdict else "", (self.settings, self.stamp, self.name, self.events)

@@ -7,7 +7,6 @@ data is secret: an instance logs in to ECR with its own role. Sources: cloud-ini
 
 from __future__ import annotations
 
-import ast
 import gzip
 import json
 import re
@@ -21,11 +20,12 @@ from typing import Any, Literal
 from parbake.aws.limits import USER_DATA_LIMIT
 from parbake.builders import seal
 from parbake.core.errors import ArtefactFull, BakeFailed, InputError
-from parbake.core.model import GIB, Image, Plan, RegistryOptions, Startup
+from parbake.core.model import GIB, Image, Plan, RegistryOptions
 from parbake.core.nodefiles import node_file
 from parbake.core.reference import DOCKER_HUB, Reference
 from parbake.images.registry import ecr
 from parbake.machine import disk
+from parbake.verify import within
 
 Mode = Literal["bake", "verify"]
 
@@ -189,30 +189,11 @@ def source_of(image: Image) -> str:
 
 def _prover(plan: Plan) -> list[str]:
     """Return functions that print the program that proves images, without its comments, and what it is to prove."""
-    program = ast.unparse(_Bare().visit(ast.parse(node_file("prove.py").read_text())))
-    subjects = json.dumps([_subject(image, plan) for image in plan.all_images])
+    subjects = json.dumps([within.subject(image, plan) for image in plan.all_images])
     return [
-        *("prover() {", "cat <<'PARBAKE'", program, "PARBAKE", "}"),
+        *("prover() {", "cat <<'PARBAKE'", within.program(), "PARBAKE", "}"),
         *("subjects() {", "cat <<'PARBAKE'", subjects, "PARBAKE", "}"),
     ]
-
-
-class _Bare(ast.NodeTransformer):
-    """Takes the texts out that document a program."""
-
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr:
-        return ast.Expr(ast.Constant(0)) if isinstance(node.value, ast.Constant) else node
-
-
-def _subject(image: Image, plan: Plan) -> dict[str, Any]:
-    is_sandbox = image == plan.sandbox
-    return {
-        "names": list(image.names),
-        "target": image.target.digest,
-        "config": image.config.digest,
-        "sandbox": is_sandbox,
-        "start": None if is_sandbox else (image.startup or Startup()).model_dump(mode="json"),
-    }
 
 
 @dataclass(slots=True)

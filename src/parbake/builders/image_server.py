@@ -1,12 +1,14 @@
 """Serves a plan's images to one machine on this host's loopback: it needs no login, mirror or authority of its own.
 
-What asks finds them by digest, under the names of their repositories, behind a path that only the machine is told. All
-of it comes from the sources that every bake uses, so that a secret stays in this process. Source: the OCI distribution
-specification, "Pull"; containerd ``docs/hosts.md`` (a server's path goes before ``/v2``).
+What asks finds them by digest, under the names of their repositories, behind a path that only the machine is told. A
+Docker daemon, which knows no such paths, asks with it as a proxy's password. All of it comes from the sources that
+every bake uses, so that a secret stays in this process. Source: the OCI distribution specification, "Pull";
+containerd ``docs/hosts.md`` (a server's path goes before ``/v2``).
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import secrets
@@ -20,10 +22,13 @@ from typing import ClassVar
 
 from parbake.builders import Ingredients
 from parbake.core.errors import ParbakeError
-from parbake.core.model import Descriptor, Plan, Readable, Source
+from parbake.core.model import Descriptor, Plan
+from parbake.core.sources import Readable, Source
 
 _PIECE = 1 << 20
 _PLACE = re.compile(r"/v2/.+/(?:manifests|blobs)/(sha256:[0-9a-f]{64})")
+_THROUGH = re.compile(r"http://[^/]+(/.*)")
+_PROXY = "parbake"  # the user whom the guest's script logs in as
 _FROM = re.compile(r"bytes=([0-9]+)-")
 
 
@@ -62,16 +67,21 @@ class Server:
             for document in (image.target, image.manifest, image.config):
                 self._there.setdefault(document.digest, _Item(source, document, is_document=True))
 
-    def find(self, path: str) -> _Item | None:
-        """Return what a request's path asks for; None: it is not here, or who asks is not the machine."""
-        place = path.partition("?")[0]
-        inside = place.removeprefix(f"/{self.secret}")
-        found = _PLACE.fullmatch(inside) if inside != place else None
-        return self._there.get(found[1]) if found else None
+    def inside(self, path: str, proxied: str) -> str:
+        """Return the path of a request in the registry; empty: who asks is not the machine.
 
-    def is_greeting(self, path: str) -> bool:
-        """Whether a request only asks whether there is a registry."""
-        return path.partition("?")[0].rstrip("/") == f"/{self.secret}/v2"
+        ``proxied`` is how the client of a proxy logs in; then the path is a whole URL.
+        """
+        place, login = path.partition("?")[0], base64.b64encode(f"{_PROXY}:{self.secret}".encode()).decode()
+        if found := _THROUGH.fullmatch(place):
+            return found[1] if secrets.compare_digest(proxied, f"Basic {login}") else ""
+        inside = place.removeprefix(f"/{self.secret}")
+        return inside if inside != place else ""
+
+    def find(self, inside: str) -> _Item | None:
+        """Return what a path in the registry asks for; None: it is not here."""
+        found = _PLACE.fullmatch(inside)
+        return self._there.get(found[1]) if found else None
 
 
 @contextmanager
@@ -105,10 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
-        if self.shop.is_greeting(self.path):
-            self._begin(HTTPStatus.OK, 0)
+        inside = self.shop.inside(self.path, self.headers.get("Proxy-Authorization", ""))
+        if inside.rstrip("/") == "/v2":  # whether there is a registry
+            self._begin(HTTPStatus.OK, 0, {"Docker-Distribution-Api-Version": "registry/2.0"})
             return
-        found = self.shop.find(self.path)
+        found = self.shop.find(inside)
         if found is None:
             self._begin(HTTPStatus.NOT_FOUND, 0)
             return

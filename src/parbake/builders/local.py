@@ -19,7 +19,7 @@ from parbake.builders.workers.pool import Workers
 from parbake.containerd import Daemon
 from parbake.core.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.core.model import MIB, Plan
-from parbake.core.run import need_root
+from parbake.core.run import need, need_root
 from parbake.core.workspace import remove_tree
 from parbake.machine import disk
 from parbake.machine.ext4 import ForeignVolume, Volume
@@ -185,9 +185,14 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Disk:
     options = disk.FAST[root.filesystem]
     with disk.mount(raw, at, offset=root.start, size=root.size, filesystem=root.filesystem, options=options) as mounted:
         runtime = disk.find_runtime(mounted.path)
+        if enforces := disk.file_contexts(mounted.path) is not None:
+            need("setfiles")
         _fill_store(runtime.root, plan, ingredients, sandbox=runtime.sandbox_image)
         with events.stage("seal", "Seal the machine image"):
             sealed = seal(mounted.path)
+        if enforces:
+            with events.stage("label", "Label the files for SELinux"):
+                disk.label(mounted.path, [runtime.root])
         with events.stage("trim", "Write to disk, give back what is unused"):
             disk.trim(mounted)
     with events.stage("check", "Check the file system"):

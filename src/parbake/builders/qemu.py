@@ -8,6 +8,7 @@ a registry stays here.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, override
 
 from parbake.builders import Builder, Disk, Ingredients
@@ -15,7 +16,7 @@ from parbake.builders.guest import Console, user_data
 from parbake.builders.image_server import serve
 from parbake.builders.local import grown_copy, in_format
 from parbake.core.errors import BakeFailed, InputError
-from parbake.core.model import Plan, Platform
+from parbake.core.model import Plan
 from parbake.core.run import Deadline, need_root, sleep
 from parbake.machine import disk
 from parbake.machine.disk import formats
@@ -41,27 +42,25 @@ class QemuBuilder(Builder):
         """Make the artefact in the work folder.
 
         Raises BakeFailed with the guest's own log, what a registry refused, ArtefactFull, MachineError, BadBase, and
-        InputError for another architecture than this host's.
+        InputError for a platform without machines.
         """
-        from parbake.machine.vm import Machine, Seed
+        from parbake.machine.vm import Machine, Seed, boots
 
         need_root("baking")
-        if plan.platform.architecture != Platform.host().architecture:
-            raise InputError(
-                f"parbake does not boot a machine for {plan.platform} on {Platform.host()}",
-                hint="write `builder: local`",
-            )
+        if not boots(plan.platform):
+            raise InputError(f"parbake has no machines for {plan.platform}", hint="write `builder: local`")
+        kind = partial(Machine, architecture=plan.platform.architecture, memory=_MEMORY)
         work, events, token = ingredients.work, ingredients.events, os.urandom(6).hex()
         raw = work / "disk.raw"
         with disk.private_mounts():
             root = grown_copy(plan, ingredients)
         with events.stage("guest", "Boot the base and let it bake"), serve(plan, ingredients) as shop:
-            probe = Machine(raw, work / "vm", memory=_MEMORY)
+            probe = kind(raw, work / "vm")
             limit = self._limit * probe.stretch
             server = f"http://{HOST}:{shop.port}/{shop.secret}"
             data = user_data(plan, token, "bake", limit=limit, registries={}, server=server)
             seed = Seed("", {"network-config": _NETWORK, "user-data": data})
-            machine = Machine(raw, work / "vm", seed=seed, network=(shop.port,), memory=_MEMORY)
+            machine = kind(raw, work / "vm", seed=seed, network=(shop.port,))
             try:
                 with machine:
                     _follow(machine, Console(token), plan, ingredients, limit + _GRACE * machine.stretch)

@@ -1,19 +1,5 @@
-"""The door: one module for each group of commands, all on one ``app``."""
+"""The door: one module for each group of commands, which ``commands`` lists and loads."""
 
-from parbake.cli import app, artefacts, coldstart, exports, fleet, fleet_runs, iam, lint, rollouts, snapshots
 from parbake.cli.app import main, run
 
-__all__ = [
-    "app",
-    "artefacts",
-    "coldstart",
-    "exports",
-    "fleet",
-    "fleet_runs",
-    "iam",
-    "lint",
-    "main",
-    "rollouts",
-    "run",
-    "snapshots",
-]
+__all__ = ["main", "run"]

@@ -12,17 +12,17 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, override
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
 
 from parbake import __version__
+from parbake.cli.commands import CommandList, application
 from parbake.core import interrupts, printable
 from parbake.core.errors import InputError, Interrupted, ParbakeError, from_os_error
 from parbake.core.events import Events
@@ -34,39 +34,9 @@ if TYPE_CHECKING:
     from parbake.core.signing import Signer
     from parbake.records.store import Shared
 
-COMMANDS = {
-    "Bake": ("init", "plan", "build", "bake", "verify", "list", "show", "export", "fetch", "schema", "demo"),
-    "Roll out": ("lint", "rollout", "rollback", "status", "freeze", "thaw", "watch"),
-    "Cold starts": ("trace", "hydrate", "advise", "savings", "report"),
-    "Many machines": ("fleet",),
-    "Operate": ("doctor", "iam", "prune", "clean"),
-}
-"""The commands by what they are for, in the order in which help shows them."""
-
-
-class _Grouped(TyperGroup):
-    """Shows the commands in groups."""
-
-    @override
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [name for names in COMMANDS.values() for name in names]
-
-    @override
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for each group, all with the same column of names."""
-        width = max(map(len, self.list_commands(ctx)))
-        for title, names in COMMANDS.items():
-            with formatter.section(title):
-                shown = ((name, self.get_command(ctx, name)) for name in names)
-                limit = formatter.width - 6 - width
-                formatter.write_dl(
-                    [(name.ljust(width), command.get_short_help_str(limit)) for name, command in shown if command]
-                )
-
-
 app = typer.Typer(
     name="parbake",
-    cls=_Grouped,
+    cls=CommandList,
     help="Bake container images into machine images and volumes, so that nodes start with nothing left to pull.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -152,10 +122,11 @@ def written(paths: Iterable[Path], *warnings: str, **more: Any) -> Result:
 
 
 def command(
-    group: typer.Typer = app, *, progress: str = "", **settings: Any
+    group: typer.Typer | None = None, *, progress: str = "", **settings: Any
 ) -> Callable[[Callable[..., Result | None]], Callable[..., None]]:
     """Make a command of a function, which gets the option --json; its result is printed when it has returned.
 
+    It belongs to a ``group``, or is one of those that ``commands`` lists.
     A function with a parameter ``events`` is given the stream of events, and the option --progress unless ``progress``
     is the style. ``settings`` are typer's own, such as ``name``.
     """
@@ -185,39 +156,44 @@ def command(
                 result.then()
 
         call.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
-        return group.command(**settings)(call)
+        of = application(settings.get("name", function.__name__)) if group is None else group
+        return of.command(**settings)(call)
 
     return decorate
 
 
-def output(file: Path, what: str = "", *, brought: bool = True) -> Path:
+type Overrides = Mapping[str, str] | None
+"""Values that replace keys of a Bakefile."""
+
+
+def output(file: Path, what: str = "", *, brought: bool = True, overrides: Overrides = None) -> Path:
     """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile.
 
     ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read. Records that
-    the Bakefile's store has are ``brought`` there.
+    the Bakefile's store has are ``brought`` there. ``overrides`` replace keys of the Bakefile.
     """
     from parbake.records import store
 
     if what and Path(what).is_file():
         return Path(what).parent
-    bakefile = _bakefile(file)
+    bakefile = _bakefile(file, overrides)
     if bakefile is None:
         return Path("artefacts")
     return store.brought(bakefile) if brought else bakefile.output
 
 
-def _bakefile(file: Path) -> Bakefile | None:
+def _bakefile(file: Path, overrides: Overrides = None) -> Bakefile | None:
     """Return the Bakefile; None where it is not named, and the usual one is not there."""
     from parbake.bakefile import load
 
-    return None if file == DEFAULT_FILE and not file.exists() else load(file)
+    return None if file == DEFAULT_FILE and not file.exists() else load(file, overrides)
 
 
-def shared(file: Path, events: Events | None = None) -> Shared | None:
+def shared(file: Path, events: Events | None = None, overrides: Overrides = None) -> Shared | None:
     """Return what the Bakefile's artefacts are shared through; None where it names no store, or is not there."""
     from parbake.records.store import session_store
 
-    bakefile = _bakefile(file)
+    bakefile = _bakefile(file, overrides)
     return session_store(bakefile, events) if bakefile else None
 
 

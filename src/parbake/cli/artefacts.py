@@ -16,7 +16,6 @@ from parbake.cli.app import (
     KeepWorkspace,
     Result,
     What,
-    app,
     command,
     node_image,
     output,
@@ -26,6 +25,7 @@ from parbake.cli.app import (
     trust,
     written,
 )
+from parbake.cli.commands import application
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -292,6 +292,7 @@ def prune(
             metavar="DAYS",
         ),
     ] = None,
+    store: Store = "",
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Remove old artefacts and their records, or cached layers.
@@ -299,7 +300,8 @@ def prune(
     The Bakefile's `retention` decides what is kept; options override it.
     Of each name the newest artefacts stay, and always the newest one that passed verification. In EC2 all stay that
     something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
-    others are deprecated first, and removed when the grace is over.
+    others are deprecated first, and removed when the grace is over. What a machine is baking that shares the store
+    stays.
     """
     from parbake.cli.text import artefacts, pruning
     from parbake.core import units
@@ -314,14 +316,15 @@ def prune(
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
         return Result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
     rules = workflow.rules(retention(file), keep, younger, grace)
-    folder = output(file)
+    chosen = overrides("", store)
+    folder = output(file, overrides=chosen)
     document: dict[str, object] = {}
     text = ""
     if aws:
-        pruned = workflow.prune_published(file, rules, events, dry_run=dry_run)
+        pruned = workflow.prune_published(file, rules, events, dry_run=dry_run, overrides=chosen)
         document["aws"] = pruning.pruned_json(pruned)
         text = f"{pruning.pruned_text(pruned, dry_run=dry_run)}\n\n"
-    decisions = workflow.prune(folder, rules, dry_run=dry_run, shared=shared(file, events))
+    decisions = workflow.prune(folder, rules, dry_run=dry_run, shared=shared(file, events, chosen))
     document |= pruning.decisions_json(decisions)
     return Result(document, lambda: text + pruning.decisions_text(decisions, dry_run=dry_run))
 
@@ -337,23 +340,25 @@ def clean(
         bool,
         typer.Option("--aws", help="Also remove what runs of this Bakefile, or long expired ones, left in AWS."),
     ] = False,
+    store: Store = "",
 ) -> Result:
     """Remove what killed runs left behind, and kept work folders.
 
     On this machine only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that
     are under way here are not touched. In AWS, `--aws` finds instances, volumes, unfinished AMIs with their snapshots,
-    copies in other regions, security groups, and Packer's key pairs by their tags; let no other machine bake the same
-    Bakefile meanwhile.
+    copies in other regions, security groups, and Packer's key pairs by their tags. What a machine bakes now that shares
+    the store is spared; without a store let no other machine bake the same Bakefile meanwhile.
     """
     from parbake.workflows import clean as workflow
 
     removed = [str(path) for path in workflow.clean(output(file, brought=False), caches=caches)]
+    spared: dict[str, str] = {}
     if in_aws:
-        for region, found in workflow.clean_aws(file, events).items():
-            removed += [f"{region}:{each}" for each in found]
-    return Result(
-        {"removed": removed}, lambda: "\n".join(f"removed {path}" for path in removed) or "nothing was left over"
-    )
+        cleaned = workflow.clean_aws(file, events, overrides("", store))
+        removed += [f"{region}:{each}" for region, found in cleaned.removed.items() for each in found]
+        spared |= cleaned.spared
+    lines = [f"removed {path}" for path in removed] + [f"spared: {who}" for who in spared.values()]
+    return Result({"removed": removed, "spared": spared}, lambda: "\n".join(lines) or "nothing was left over")
 
 
 @command()
@@ -401,7 +406,7 @@ def demo(
     return Result(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
 
 
-@app.command()
+@application("schema").command()
 def schema() -> None:
     """Print the JSON Schema of the Bakefile, for editors."""
     from parbake.bakefile import schema as bakefile_schema

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, What, app, command, output, trust, written
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, What, command, output, trust, written
+from parbake.cli.commands import application
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
 
-exporting = typer.Typer(help="Write the files that other tools take.")
-app.add_typer(exporting, name="export", no_args_is_help=True)
+exporting = application("export", help="Write the files that other tools take.", no_args_is_help=True)
 
 
 @command(exporting, progress="plain")

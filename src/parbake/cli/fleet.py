@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import Result, app, command, written
+from parbake.cli.app import Result, command, written
+from parbake.cli.commands import application
 from parbake.core.errors import FleetIncomplete, InputError
 from parbake.core.events import Events
 
@@ -27,8 +28,9 @@ Store = Annotated[
     str, typer.Option(help="Where artefacts are shared, instead of in the fleet's `store`.", metavar="ADDRESS")
 ]
 
-fleets = typer.Typer(help="Bake many Bakefiles for some architectures, on many machines.")
-app.add_typer(fleets, name="fleet", no_args_is_help=True)
+fleets = application(
+    "fleet", help="Bake many Bakefiles for some architectures, on many machines.", no_args_is_help=True
+)
 
 
 @command(fleets)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import importlib.util
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from parbake.cli.app import Result, command
+from parbake.cli.app import Result, command, out
 from parbake.cli.fleet import DEFAULT_FILE, Cells, FleetPath, fleets
-from parbake.core.errors import EnvironmentProblem, FleetIncomplete
+from parbake.core.errors import EngineUnreachable, EnvironmentProblem, FleetIncomplete
 from parbake.core.events import Events
 
 if TYPE_CHECKING:
     from parbake.fleet.engine.connect import Client
+    from parbake.fleet.engine.rollouts import RolloutStatus
+    from parbake.fleet.engine.runs import Status
     from parbake.fleet.engine.tasks import Progress
 
 State = Annotated[
@@ -32,22 +36,24 @@ Grace = Annotated[
 ]
 
 
-def _state(state: Path | None, file: Path) -> Path:
+def state_folder(state: Path | None, file: Path) -> Path:
+    """Return the folder of `fleet up`."""
     return state.absolute() if state else file.absolute().parent / ".fleet"
 
 
-def _need_engine() -> None:
+def need_engine() -> None:
+    """Raise EnvironmentProblem unless the engine's library is installed."""
     if importlib.util.find_spec("temporalio") is None:
         raise EnvironmentProblem("the engine of fleets is not installed", hint="pip install 'parbake[fleet]'")
 
 
-def _asked[Answer](state: Path | None, file: Path, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
+def asked[Answer](state: Path | None, file: Path, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
     """Ask the engine something."""
-    _need_engine()
+    need_engine()
     from parbake.fleet.engine.connect import Engine, connect
 
     async def go() -> Answer:
-        return await ask(await connect(Engine(_state(state, file))))
+        return await ask(await connect(Engine(state_folder(state, file))))
 
     return asyncio.run(go())
 
@@ -70,37 +76,37 @@ def up(
     It listens on the loopback alone. The next `fleet up` goes on where this one ended; without its database the next
     run finds in the store what is done already. Bakes need root.
     """
-    _need_engine()
+    need_engine()
     from parbake.fleet.engine.local import Settings
     from parbake.fleet.engine.local import up as run_here
 
     def ready(here: dict[str, object]) -> None:
         events.note(f"the engine listens on {here['address']}; look at it on {here['ui']}; Ctrl-C ends it")
 
-    run_here(_state(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
+    run_here(state_folder(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
 
 
 @command(fleets)
 def worker(
     queues: Annotated[
-        str, typer.Option(help="What it takes tasks from: control (no root needed), bake.", metavar="NAMES")
-    ] = "control,bake",
+        str, typer.Option(help="What it takes tasks from: control (no root needed), bake, roll.", metavar="NAMES")
+    ] = "control,bake,roll",
     slots: Slots = 1,
     grace: Grace = 5.0,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> None:
-    """Work for the engine until SIGTERM: plan, build and bake.
+    """Work for the engine until SIGTERM: plan, build and bake, write to the targets of rollouts.
 
     The engine is that of TEMPORAL_ADDRESS, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…), or
     the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all machines share.
     """
-    _need_engine()
+    need_engine()
     from parbake.fleet.engine.connect import Engine
     from parbake.fleet.engine.worker import serve
 
     named = [each.strip() for each in queues.split(",") if each.strip()]
-    asyncio.run(serve(Engine(_state(state, file)), queues=named, slots=slots, grace=grace))
+    asyncio.run(serve(Engine(state_folder(state, file)), queues=named, slots=slots, grace=grace))
 
 
 @command(fleets)
@@ -114,36 +120,29 @@ def run(
         float,
         typer.Option(min=1, help="A worker that is silent for so long counts as dead.", metavar="SECONDS"),
     ] = 60.0,
+    roll_out: Annotated[
+        bool, typer.Option("--rollout/--no-rollout", help="Roll out what is good, where the fleet's file says how.")
+    ] = True,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
     """Start a run: every cell is planned, and what the store lacks is baked by the workers.
 
-    Where a run of the fleet is under way, it is that one.
+    Where a run of the fleet is under way, it is that one. When all cells are good, and the fleet's file has `rollout`,
+    a rollout of them begins.
     """
-    _need_engine()
+    need_engine()
     from parbake.cli.text import fleet as text
-    from parbake.fleet.cells import cells, chosen
     from parbake.fleet.engine import runs
-    from parbake.fleet.engine.tasks import RunRequest
     from parbake.fleet.file import load
+    from parbake.fleet.requests import run_request
     from parbake.fleet.source import pinned
 
     fleet, folder = load(file), file.absolute().parent
-    request = RunRequest(
-        fleet=fleet.name,
-        file=file.name,
-        root=pinned(fleet.source, folder),
-        store=fleet.store,
-        cells=[each.name for each in chosen(cells(fleet, folder), tuple(cell or ()))],
-        window=fleet.concurrency.cells,
-        attempts=fleet.budget.attempts,
-        failures=fleet.budget.failures,
-        heartbeat=heartbeat,
-        verify=fleet.verify,
-    )
+    root = pinned(fleet.source, folder)
+    request = run_request(fleet, file.name, root, folder, named=cell or (), heartbeat=heartbeat, roll_out=roll_out)
     if not wait:
-        started = _asked(state, file, lambda client: runs.start(client, request))
+        started = asked(state, file, lambda client: runs.start(client, request))
         return Result({"run": started}, lambda: f"{started} is under way: `parbake fleet status` shows how far it is")
 
     async def to_the_end(client: Client) -> Progress:
@@ -156,7 +155,7 @@ def run(
 
             return await runs.follow(client, fleet.name, told)
 
-    ended = _asked(state, file, to_the_end)
+    ended = asked(state, file, to_the_end)
     failed = ended.counts.failed + ended.counts.quarantined
 
     def judge() -> None:
@@ -170,56 +169,131 @@ def run(
 
 
 @command(fleets)
-def status(state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
-    """Show how far the last run is: its cells, what each bake is doing, what failed, and who works."""
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, help="With --watch: how long to wait between two looks.", metavar="SECONDS")
+    ] = 2.0,
+    state: State = None,
+    file: FleetPath = DEFAULT_FILE,
+) -> Result | None:
+    """Show how far the last run and the last rollout are.
+
+    The cells, what each bake is doing, what failed, and who works; the waves, and who must say what. With --watch and
+    --json one document a line.
+    """
     from parbake.cli.text import fleet as text
     from parbake.fleet.file import load
 
     fleet = load(file)
 
-    async def ask(client: Client) -> Any:
-        from parbake.fleet.engine import runs
+    async def ask(client: Client) -> tuple[Status, RolloutStatus | None]:
+        from parbake.fleet.engine import rollouts, runs
 
-        return await runs.status(client, fleet.name)
+        return await runs.status(client, fleet.name), await rollouts.status(client, fleet.name)
 
-    found = _asked(state, file, ask)
-    return Result(text.status_json(found), lambda: text.status_text(found))
+    if watch:
+        _watched(state, file, ask, every)
+        return None
+    found = asked(state, file, ask)
+    return Result(text.status_json(*found), lambda: text.status_text(*found))
 
 
-def _tell(what: str, done: str, ask: Callable[[Any, Client, str], Awaitable[None]]) -> Callable[..., Result]:
-    """Return a command that tells a run something."""
+def _watched(
+    state: Path | None,
+    file: Path,
+    ask: Callable[[Client], Awaitable[tuple[Status, RolloutStatus | None]]],
+    every: float,
+) -> None:
+    """Show the status until somebody ends us; an engine that does not answer may be back."""
+    from parbake.cli.text import fleet as text
+    from parbake.cli.watching import Screen
 
-    def tell(state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
+    async def go(client: Client) -> None:
+        with Screen(as_json=out.as_json) as screen:
+            while True:
+                try:
+                    found = await ask(client)
+                    document, said = text.status_json(*found), text.status_text(*found)
+                except EngineUnreachable as error:
+                    document, said = error.to_json(), error.message
+                screen.show(document, said)
+                await asyncio.sleep(every)
+
+    asked(state, file, go)
+
+
+OfRollout = Annotated[bool, typer.Option("--rollout", help="The rollout that is under way, and not the run.")]
+
+
+def _tell(
+    what: str, done: str, of_run: Callable[[Any, Client, str], Awaitable[None]], of_rollout: str = ""
+) -> Callable[..., Result]:
+    """Return a command that tells a run something, or with --rollout a rollout."""
+
+    def tell(rollout: OfRollout = False, state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
         from parbake.fleet.file import load
 
         fleet = load(file)
 
         async def go(client: Client) -> None:
-            from parbake.fleet.engine import runs
+            from parbake.fleet.engine import rollouts, runs
 
-            await ask(runs, client, fleet.name)
+            if not rollout:
+                await of_run(runs, client, fleet.name)
+            elif what == "pause":
+                await rollouts.pause(client, fleet.name, f"by {user()}")
+            elif what == "resume":
+                await rollouts.resume(client, fleet.name, f"by {user()}")
+            else:
+                await rollouts.cancel(client, fleet.name)
 
-        _asked(state, file, go)
-        return Result({"run": f"fleet/{fleet.name}", "told": what}, lambda: f"fleet/{fleet.name}: {done}")
+        asked(state, file, go)
+        name = f"{'rollout' if rollout else 'fleet'}/{fleet.name}"
+        said = of_rollout if rollout else done
+        return Result({"run": name, "told": what}, lambda: f"{name}: {said}")
 
     return tell
+
+
+def user() -> str:
+    """Return who asks, for the record: whoever has the fleet's key is believed."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"user {os.getuid()}"
 
 
 command(
     fleets,
     name="pause",
-    help="Let the run under way begin nothing new.",
-)(_tell("pause", "begins nothing new", lambda runs, client, name: runs.pause(client, name, "by hand")))
+    help="Let the run under way begin nothing new; with --rollout let the rollout begin with no other target.",
+)(
+    _tell(
+        "pause",
+        "begins nothing new",
+        lambda runs, client, name: runs.pause(client, name, "by hand"),
+        "begins with no other target",
+    )
+)
 command(
     fleets,
     name="resume",
-    help="Let a paused run go on, however many of its cells have failed.",
-)(_tell("resume", "goes on", lambda runs, client, name: runs.resume(client, name)))
+    help="Let a paused run go on, however many of its cells have failed; with --rollout a rollout, with what failed.",
+)(_tell("resume", "goes on", lambda runs, client, name: runs.resume(client, name), "goes on"))
 command(
     fleets,
     name="cancel",
-    help="End the run under way, with the bakes that it has begun; nothing of them is left.",
-)(_tell("cancel", "is being cancelled", lambda runs, client, name: runs.cancel(client, name)))
+    help="End the run under way, with the bakes that it has begun; nothing of them is left. With --rollout end the "
+    "rollout: targets keep what they hold.",
+)(
+    _tell(
+        "cancel",
+        "is being cancelled",
+        lambda runs, client, name: runs.cancel(client, name),
+        "is being cancelled; targets keep what they hold",
+    )
+)
 
 
 @command(fleets)

@@ -51,6 +51,9 @@ def rollout(
     follow: Follow = True,
     deadline: Deadline = None,
     interval: Interval = 5.0,
+    store: Annotated[
+        str, typer.Option(help="Where artefacts are shared, instead of in the Bakefile's `store`.", metavar="ADDRESS")
+    ] = "",
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Hand an artefact to the Bakefile's targets, and watch it arrive.
@@ -58,11 +61,13 @@ def rollout(
     Only what is verified. Shows what changes, writes it once, and follows until the nodes run it. Targets are taken in
     the Bakefile's order, each to its end. A run that was killed is finished by running it again.
     """
+    from parbake.bakefile import store_address
     from parbake.workflows import rollout as workflow
 
     options = workflow.RolloutOptions(
-        tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval, mount=mount
-    )
+        tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval, mount=mount,
+        store=store_address(store) if store else "",
+    )  # fmt: skip
     return _handed(workflow.rollout(file, what, events, options), dry_run=dry_run)
 
 
@@ -75,6 +80,14 @@ def rollback(
     follow: Follow = True,
     deadline: Deadline = None,
     interval: Interval = 5.0,
+    holding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--holding",
+            help="Only targets that hold this: an id, a name or the start of a key; of several, all.",
+            metavar="ID",
+        ),
+    ] = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Return targets to the artefact before, and watch it arrive.
@@ -84,8 +97,9 @@ def rollback(
     from parbake.workflows import rollout as workflow
 
     options = workflow.RolloutOptions(
-        tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval
-    )
+        tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval,
+        holding=tuple(holding or ()),
+    )  # fmt: skip
     return _handed(workflow.rollback(file, events, options), dry_run=dry_run)
 
 

@@ -74,9 +74,10 @@ def export(folder: Path, hydrate_list: str, prefetch_list: str = "") -> tuple[Pa
 def install(root: Path, hydrate_list: str, prefetch_list: str = "") -> bool:
     """Put the hydrate service and its lists into a mounted root file system; False where there is no systemd.
 
-    The same lists give the same files. No symbolic link of the root is followed out of it.
+    Where the root enforces SELinux they have labels. The same lists give the same files. No symbolic link of the root
+    is followed out of it.
     """
-    from parbake.machine.disk import inside
+    from parbake.machine.disk import inside, label
 
     if not inside(root, "usr/lib/systemd/systemd").is_file():
         return False
@@ -95,4 +96,5 @@ def install(root: Path, hydrate_list: str, prefetch_list: str = "") -> bool:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(f"/{_UNIT}")
+    label(root, [*(inside(root, name).parent for name in (LIST, _PROGRAM)), inside(root, _UNIT), link.parent])
     return True

@@ -265,6 +265,12 @@ class Moved(ParbakeError):
     usual_hint = "plan again: `parbake plan` prints the key of what the names mean now"
 
 
+class ClaimLost(ParbakeError):
+    """Another machine has taken over the bake: this one was not heard of for too long."""
+
+    usual_hint = "run the same command again: it waits for the other machine, and takes what that has made"
+
+
 class BakeFailed(ParbakeError):
     """The guest that bakes gave up, or its machine ended without a verdict; the message ends with the guest's log."""
 
@@ -293,6 +299,12 @@ class EngineUnreachable(ParbakeError):
     """The engine of fleets does not answer."""
 
     usual_hint = "is `parbake fleet up` running? For another server check TEMPORAL_ADDRESS and its certificates"
+
+
+class WrongStore(ParbakeError):
+    """The address of a fleet's store means another store on this machine than where the run was begun."""
+
+    exit_code = 2
 
 
 class FleetIncomplete(ParbakeError):

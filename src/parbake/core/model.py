@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform as host_platform
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -18,7 +17,7 @@ from parbake.core.errors import InputError
 from parbake.core.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -156,7 +155,15 @@ class RunningProbe(Frozen):
     seconds: float = Field(default=1.0, gt=0)
 
 
-Probe = Annotated[ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe, Field(discriminator="kind")]
+class MountedProbe(Frozen):
+    """Up when a pod has the image as a volume, read-only, and finds ``path`` in it; nothing of the image runs."""
+
+    kind: Literal["mounted"] = "mounted"
+    path: str = "/"
+
+
+_Probe = ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe | MountedProbe
+Probe = Annotated[_Probe, Field(discriminator="kind")]
 
 
 class Startup(Frozen):
@@ -214,9 +221,8 @@ class Image(Frozen):
 class Base(Frozen):
     """What the images are baked onto.
 
-    ``identity`` names the content for the content key: the digest of the file for ``file``, the digest of the recipe
-    for ``debian``, the id of the AMI for ``ami`` (its content never changes), empty for ``none``. ``path`` is where
-    the file lies on this machine and is not part of the key.
+    ``identity`` names the content for the content key: a file's digest, for ``debian`` that of the recipe, an AMI's id
+    (its content never changes), empty for ``none``. ``path``, where a file lies on this machine, is not in the key.
     """
 
     kind: Literal["debian", "file", "none", "ami"]
@@ -260,8 +266,7 @@ class Artefact(Frozen):
 class AmiSource(Frozen):
     """Which AMI to bake onto: exactly one of ``id``, ``name`` (a filter with wildcards), ``ssm``, ``eks``.
 
-    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow the filter; ``kubernetes``
-    and ``gpu`` (``nvidia``, ``neuron``) go with ``eks``.
+    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow it; the others are ``eks``'s.
     """
 
     id: str = ""
@@ -396,8 +401,9 @@ class ImageVerdict(Frozen):
 class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
-    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted (another architecture than this
-    machine's). ``runtime`` started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
+    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted. ``emulator`` played a machine of
+    another architecture than the one that verified, such as ``qemu-system-aarch64`` (empty: the same). ``runtime``
+    started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
     image that a volume was attached to, empty for the default base. ``intact`` says whether the bytes are those that
     the record names (null: not compared), ``warnings`` what a reader should know of what passed, ``hydrate`` what the
     hydrate service of a machine image said of itself.
@@ -406,6 +412,7 @@ class Verdict(Frozen):
     passed: bool
     intact: bool | None = None
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
+    emulator: str = ""
     boot_seconds: float | None = None
     runtime: str = ""
     base: str = ""
@@ -466,31 +473,3 @@ class TraceSummary(Frozen):
     seconds: dict[str, float] = Field(default_factory=dict)
     stages: dict[str, dict[str, float]] = Field(default_factory=dict)
     skipped: dict[str, str] = Field(default_factory=dict)
-
-
-class Readable(Protocol):
-    """A stream of bytes: ``readinto`` fills a buffer and returns how much, 0 at the end."""
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the start of ``buffer``; return the count of bytes, 0 at the end of the stream."""
-        ...
-
-
-class Source(Protocol):
-    """Where the content of one image comes from: a registry's repository, or an OCI layout on disk."""
-
-    def read(self, descriptor: Descriptor) -> bytes:
-        """Return a small document (manifest, config) whole, verified against its digest and size."""
-        ...
-
-    def open(self, descriptor: Descriptor, *, offset: int = 0) -> AbstractContextManager[Readable]:
-        """Open a blob as a stream that resumes by itself after a broken connection.
-
-        The stream yields exactly ``descriptor.size - offset`` bytes or raises BadContent; **the caller verifies the
-        digest** (the engine hashes on another core).
-        """
-        ...
-
-
-type Progress = Callable[[int], None]
-"""Called with the count of bytes that are newly done; from any thread."""

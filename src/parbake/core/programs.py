@@ -19,7 +19,8 @@ class Program:
 
     ``optional`` programs are for something that not every user does; programs of one ``group`` replace each other.
     ``oldest`` is the oldest version that works, empty for any; ``debian`` the package that brings it, where that has
-    another name.
+    another name. ``boots`` is the architecture of the machines that it plays: needed by hosts of that architecture,
+    optional for others. ``emulates`` is the architecture whose programs it runs on others.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Program:
     group: str = ""
     oldest: str = ""
     debian: str = ""
+    boots: str = ""
+    emulates: str = ""
 
     @property
     def package(self) -> str:
@@ -51,6 +54,9 @@ PROGRAMS = (
     ),
     Program("e2fsck", "checks ext4 after each bake", ("bake",), ("-V",), debian="e2fsprogs"),
     Program("resize2fs", "grows ext4", ("bake",), (), debian="e2fsprogs"),
+    Program(
+        "setfiles", "labels files where a base enforces SELinux", ("bake",), (), optional=True, debian="policycoreutils"
+    ),
     Program("fstrim", "frees unused blocks before a disk is stored", ("bake",), debian="util-linux"),
     Program("mkfs.xfs", "makes xfs volumes", (XFS,), ("-V",), optional=True, debian="xfsprogs"),
     Program("xfs_db", "makes xfs volumes the same each time", (XFS,), ("-V",), optional=True, debian="xfsprogs"),
@@ -70,7 +76,16 @@ PROGRAMS = (
         ("bake", "trace"),
         debian="qemu-utils",
     ),
-    Program("qemu-system-x86_64", "boots what was baked", ("verify",), debian="qemu-system-x86"),
+    Program(
+        "qemu-system-x86_64", "boots what was baked for amd64", ("verify",), debian="qemu-system-x86", boots="amd64"
+    ),
+    Program(
+        "qemu-system-aarch64", "boots what was baked for arm64", ("verify",), debian="qemu-system-arm", boots="arm64"
+    ),
+    Program("qemu-x86_64", "runs amd64 programs on arm64", (DEFAULT_BASE, BUILD), debian="qemu-user", emulates="amd64"),
+    Program(
+        "qemu-aarch64", "runs arm64 programs on amd64", (DEFAULT_BASE, BUILD), debian="qemu-user", emulates="arm64"
+    ),
     Program("grub-mkimage", "makes the default base's boot loaders", (DEFAULT_BASE,), debian="grub-common"),
     Program("mmdebstrap", "makes the default base and the demo's image", (DEFAULT_BASE, "demo")),
     Program("buildah", "builds images", (BUILD, "demo"), group="builder"),
@@ -88,7 +103,7 @@ PROGRAMS = (
 
 def package_of(program: str) -> str:
     """Return the Debian package that brings a program."""
-    others = {"ctr": "containerd", "qemu-system-aarch64": "qemu-system-arm"}
+    others = {"ctr": "containerd"}
     return next((each.package for each in PROGRAMS if each.name == program), others.get(program, program))
 
 

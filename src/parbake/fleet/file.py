@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
 
 from parbake.bakefile.file import first_version
@@ -27,6 +27,8 @@ from parbake.bakefile.values import (
     valid_name,
     wrong,
 )
+from parbake.fleet.rollout import Rollout
+from parbake.fleet.schedule import Schedule
 
 DEFAULT_FILE = Path("fleet.yaml")
 _GIT_URL = r"(https|ssh|git)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+"
@@ -140,6 +142,18 @@ class Fleet(Section):
     """How much happens at once."""
     budget: Budget = Field(default_factory=Budget)
     """How much may go wrong, and what happens then."""
+    rollout: Rollout | None = None
+    """How what was baked is handed out after a run. Without: it is not."""
+
+    @check("rollout")
+    @classmethod
+    def _is_of_what_is_proven(cls, value: Rollout | None, info: ValidationInfo) -> Rollout | None:
+        if value and info.data.get("verify") is False:
+            raise wrong("only what is verified is rolled out, and `verify` is false", "remove one of them")
+        return value
+
+    schedule: Schedule | None = None
+    """When runs begin by themselves. Without: when somebody says so."""
 
     @check("bakefiles")
     @classmethod
@@ -169,17 +183,23 @@ _FLEET = Format(
     no_file="`parbake fleet init` writes one, -f names another",
     model=Fleet,
     schema=schema,
-    not_text=frozenset({"version", "verify", "cells", "attempts"}),
+    not_text=frozenset({"version", "verify", "cells", "attempts", "rest", "at_once", "count"}),
     missing={
         "version": "write version: 1",
         "bakefiles": "list the Bakefiles",
         "store": "write store: s3://BUCKET/PREFIX, or a folder",
         "file": "name the Bakefile",
         "git": "name the repository",
+        "waves": "list the waves",
+        "name": "name the wave",
+        "command": "write the command, as a list of words",
+        "every": "say how often, such as 30m",
     },
     empty={
         "bakefiles": ("must list at least one Bakefile", "write - search/parbake.yaml below it"),
         "architectures": ("must list at least one architecture", "write [amd64], or leave it out"),
+        "waves": ("must list at least one wave", "write - {name: all, rest: true}"),
+        "command": ("must be a command", "write it as a list of words"),
     },
     defaults=_defaults,
 )

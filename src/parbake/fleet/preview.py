@@ -28,7 +28,7 @@ class Outlook:
 
     ``there``: nothing, the store has it; ``unverified``: it has it, and nobody has verified it; ``bake``; ``build``:
     images first, so that there is no key yet; ``quarantined``: it has failed too often; ``wrong``: it could not be
-    planned. ``problem`` says why.
+    planned. ``problem`` says why. ``record`` is that of what is there.
     """
 
     cell: Cell
@@ -37,11 +37,12 @@ class Outlook:
     artefact: str = ""
     problem: str = ""
     hint: str = ""
+    record: Record | None = None
 
 
 def _of_plan(cell: Cell, key: str, artefact: str, existing: Record | None, store: Store) -> Outlook:
     if existing:
-        return Outlook(cell, "there" if existing.verified else "unverified", key, artefact)
+        return Outlook(cell, "there" if existing.verified else "unverified", key, artefact, record=existing)
     if note := quarantine.read(store, key):
         problem = f"bakes of this key have failed too often; the last error was {note.error}: {note.message}"
         return Outlook(cell, "quarantined", key, artefact, problem, f"`parbake fleet retry {cell.name}` tries it again")

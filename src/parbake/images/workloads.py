@@ -27,6 +27,8 @@ _CLUSTER_KINDS = "pods,deployments,statefulsets,daemonsets,replicasets,replicati
 _CLUSTER_SECONDS = 180.0
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 _MOST_NAMED = 10
+VOLUME = "volume "
+"""How the names of image volumes begin, in the place of a container's."""
 _RENDER = "render it first: helm template CHART | parbake init --from-manifests -"
 
 type Documents = tuple[tuple[str, str], ...]
@@ -41,6 +43,11 @@ class Use:
     namespace: str
     name: str
     container: str
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is an image volume, which no container is named like."""
+        return self.container.startswith(VOLUME)
 
     def __str__(self) -> str:
         place = "/".join(part for part in (self.namespace, self.name) if part)
@@ -58,6 +65,11 @@ class FoundImage:
     def on_every_node(self) -> bool:
         """Whether a DaemonSet runs it: each node pulls it before it is of use."""
         return any(use.kind == "DaemonSet" for use in self.uses)
+
+    @property
+    def only_mounted(self) -> bool:
+        """Whether no container runs it: pods have it as a volume."""
+        return all(use.is_volume for use in self.uses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +320,7 @@ def images_of(spec: Mapping[str, object]) -> Iterator[tuple[Where, str, object, 
     for index, volume in enumerate(_list(spec.get("volumes"))):
         image = _map(volume).get("image")
         if image is not None:
-            name = f"volume {_map(volume).get('name') or index}"
+            name = f"{VOLUME}{_map(volume).get('name') or index}"
             yield (
                 ("volumes", index, "image", "reference"),
                 name,

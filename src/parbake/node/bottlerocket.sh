@@ -57,7 +57,7 @@ finish() { # the data volume holds all that the machine has written: what tells 
 
 # -- proof
 
-subject() { # TARGET UP SECONDS OPTIONS COMMAND NAME…: UP is exit or running; OPTIONS (ctr's) and COMMAND: a word a line
+subject() { # TARGET UP SECONDS OPTIONS COMMAND NAME…: UP is exit, running or mounted (COMMAND is the path); OPTIONS (ctr's) and COMMAND: a word a line
     TARGET=$1 UP=$2 SECONDS_LEFT=$3 OPTIONS=$4 COMMAND=$5 FIRST=$6
     shift 5
     COUNT=$((${COUNT:-0} + 1))
@@ -72,8 +72,12 @@ subject() { # TARGET UP SECONDS OPTIONS COMMAND NAME…: UP is exit or running; 
     done
     [ $pinned = true ] || note "$FIRST: is not pinned"
     c images check "name==\"$FIRST\"" | tail -n 1 | grep -q ' true *$' || note "$FIRST: is not unpacked"
-    [ -n "$problem" ] || [ "$UP" = - ] || start
     runtime="containerd $(c version | awk '/^Server/ { server = 1 } server && /Version/ { print $2 }')"
+    case "$problem $UP" in
+    ' -') ;;
+    ' mounted') mounted ;;
+    ' '*) start ;;
+    esac
     proof=$(printf '{"name":"%s","pinned":%s,"start_seconds":%s,"problems":[%s],"runtime":"%s"}' "$FIRST" "$pinned" "$started" "$problem" "$runtime")
     say proved "$proof"
 }
@@ -81,6 +85,25 @@ subject() { # TARGET UP SECONDS OPTIONS COMMAND NAME…: UP is exit or running; 
 note() { # a problem, as JSON
     said=$(printf '%s' "$1" | tr -d '"\\' | tr -c '[:print:]' ' ')
     problem="$problem${problem:+,}\"$said\""
+}
+
+mounted() { # the image's snapshots, read-only, as a pod's image volume shows them
+    case $runtime in "containerd v1."* | "containerd 1."* | "containerd v2.0."* | "containerd 2.0."*)
+        note "an image volume needs containerd 2.1 or later, and this is $runtime"
+        return
+        ;;
+    esac
+    at=/run/parbake-$PARBAKE_RUN-$COUNT
+    began=$(date +%s)
+    host mkdir -p "$at"
+    if logged c images mount "$FIRST" "$at"; then
+        started=$(($(date +%s) - began))
+        host test -e "$at$COMMAND" || note "the image is mounted, and holds no $COMMAND"
+        logged c images unmount --rm "$at"
+    else
+        note "it cannot be mounted: $OUT"
+    fi
+    [ -z "$problem" ] || started=null
 }
 
 start() { # a container of the image, from its snapshots

@@ -136,6 +136,7 @@ runtime() { # containerd, or Docker on nodes of Kubernetes 1.22 and older that r
     systemctl stop kubelet >/dev/null 2>&1 # a builder joins no cluster
     if [ $RUNTIME = docker ]; then
         logged systemctl start docker || fail "Docker does not start: $OUT"
+        answers docker version || fail "Docker does not answer: $OUT"
     else
         command -v ctr >/dev/null || fail "this machine has neither ctr nor dockerd: no base for a bake"
         containerd_starts
@@ -219,6 +220,7 @@ seal_volume() { # the machine itself is thrown away
 registry() { # HOST URL LOGIN [CA]: LOGIN is - (none) or ecr:REGION; what it needs lies below /run, which is memory
     folder=$WORK/hosts/$1
     mkdir -p "$folder"
+    [ "$RUNTIME" != docker ] || docker_registry "$@"
     password=
     case $3 in ecr:*)
         stage "login $1"
@@ -226,8 +228,11 @@ registry() { # HOST URL LOGIN [CA]: LOGIN is - (none) or ecr:REGION; what it nee
             OUT=$(grep . "$WORK/login" | tail -n 1 | cut -c 1-300)
             fail "no login for $1: $(because)"
         }
-        [ "$RUNTIME" = docker ] && printf '%s' "$password" |
-            DOCKER_CONFIG=$WORK/docker docker login --username AWS --password-stdin "$1" >>"$LOG" 2>&1
+        [ "$RUNTIME" != docker ] || printf '%s' "$password" |
+            DOCKER_CONFIG=$WORK/docker docker login --username AWS --password-stdin "$1" >"$WORK/login" 2>&1 || {
+            OUT=$(grep . "$WORK/login" | tail -n 1 | cut -c 1-300)
+            fail "no login for $1: $(because)"
+        }
         ;;
     esac
     {
@@ -315,6 +320,46 @@ discard() { # as a node that discards unpacked layers: manifests and configurati
 }
 
 # -- docker
+
+docker_registry() { # HOST URL LOGIN [CA]: an URL with a path leads to one server in the place of all registries
+    case $2 in
+    http://*/*)
+        case $1 in localhost | localhost:* | 127.*)
+            fail "Docker looks for $1 on its own machine: give the image a name in a registry" ;;
+        esac
+        OUT=${2#http://}
+        PROXY=http://parbake:${OUT#*/}@${OUT%%/*} # with its path as the password
+        DOCKER="${DOCKER:-} --insecure-registry $1"
+        [ "$1" != docker.io ] || DOCKER="$DOCKER --registry-mirror http://${OUT%%/*}"
+        ;;
+    http://*) DOCKER="${DOCKER:-} --insecure-registry $1" ;;
+    esac
+    [ -n "${4:-}" ] || return 0
+    ca=$ROOT/etc/docker/certs.d/$1/parbake.crt # the daemon trusts what is there from its next pull on
+    mkdir -p "${ca%/*}"
+    printf '%s\n' "$4" >"$ca"
+}
+
+docker_reaches() { # the daemon gets what only this bake needs by a file in memory
+    [ -n "${DOCKER:-}" ] || return 0
+    own=$ROOT/run/systemd/system/docker.service.d
+    mkdir -p "$own"
+    {
+        echo "[Service]"
+        echo "ExecStart="
+        echo "ExecStart=$(systemctl cat docker | sed -n 's/^ExecStart=//p' | tail -n 1)$DOCKER"
+        [ -z "${PROXY:-}" ] || echo "Environment=HTTP_PROXY=$PROXY HTTPS_PROXY=$PROXY NO_PROXY="
+    } >"$own/parbake.conf"
+    chmod 600 "$own/parbake.conf"
+    systemctl daemon-reload
+    logged systemctl restart docker || fail "Docker does not start with$DOCKER: $OUT"
+    answers docker version || fail "Docker does not answer: $OUT"
+}
+
+docker_forgets() {
+    rm -f "$ROOT"/etc/docker/certs.d/*/parbake.crt
+    rmdir "$ROOT"/etc/docker/certs.d/* "$ROOT/etc/docker/certs.d" 2>/dev/null || :
+}
 
 docker_image() { # Docker keeps its own store and knows no pins: kubelet's garbage collection has to be told otherwise
     export DOCKER_CONFIG="$WORK/docker"
@@ -408,8 +453,9 @@ main() {
         prove
     else
         registries
+        [ "$RUNTIME" != docker ] || docker_reaches
         images
-        [ "$RUNTIME" = docker ] || discard
+        if [ "$RUNTIME" = docker ]; then docker_forgets; else discard; fi
         if [ -n "$PARBAKE_VOLUME" ]; then seal_volume; else seal; fi
     fi
     trap - EXIT

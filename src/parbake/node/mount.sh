@@ -14,7 +14,7 @@ config=${PARBAKE_CONTAINERD_CONFIG:-/etc/containerd/config.toml}
 work=${PARBAKE_WORK:-/run/parbake/mount}
 old_address=$work/old.sock
 new_address=$work/new.sock
-device= root= held= sandbox=
+device= root= held= sandbox= options=noatime
 
 say() {
   logger -t parbake-mount -- "$1" 2>/dev/null || true
@@ -150,7 +150,11 @@ fi
 mkdir -p "$work/volume" "$root"
 device=$(wait_for_disk) || keep_own_store "no disk labelled $label within $patience s"
 [ "$(echo "$device" | wc -l)" -eq 1 ] || keep_own_store "more than one disk is labelled $label: $(echo $device)"
-mount -o noatime "$device" "$work/volume" || keep_own_store "$device cannot be mounted"
+# What parbake baked has no labels: where SELinux is enforced, the volume as a whole gets one that containers may read.
+if [ "$(cat "${PARBAKE_SELINUX:-/sys/fs/selinux}/enforce" 2>/dev/null)" = 1 ]; then
+  options=noatime,context=system_u:object_r:container_ro_file_t:s0
+fi
+mount -o "$options" "$device" "$work/volume" || keep_own_store "$device cannot be mounted"
 grow "$device" "$work/volume"
 
 # k3s and RKE2 bring their own containerd, and what it is configured with, when they start.
@@ -160,7 +164,7 @@ held=$(running)
 if [ -n "$sandbox" ] && [ "$sandbox" != "${SANDBOX:-}" ]; then
   bring_sandbox
 fi
-mount -o noatime "$device" "$root" || keep_own_store "$device cannot be mounted at $root"
+mount -o "$options" "$device" "$root" || keep_own_store "$device cannot be mounted at $root"
 tidy
 rm -f "$work"/*.log
 # One that was started meanwhile has the old store open.

@@ -3,10 +3,10 @@
     python3 prove.py RUNTIME SUBJECTS
 
 RUNTIME is ``containerd`` (asked through its CRI) or ``docker``, SUBJECTS a JSON list: ``names``, ``target`` and
-``config`` (digests), ``sandbox`` (whether it is the pause image), and ``start`` (how; null: it is looked up only). On
-standard output come lines ``stage TEXT``, ``warn TEXT``, and ``proved JSON`` for each subject. Python 3.8 or later,
-standard library only: CRI is gRPC, and as much of that as it takes is here. Sources: RFC 9113 (HTTP/2), RFC 7541
-(HPACK), gRPC over HTTP/2, protobuf's encoding, Kubernetes' CRI v1, Docker's command line (20.10).
+``config`` (how the digests begin), ``sandbox`` (whether it is the pause image), and ``start`` (how; null: it is looked
+up only). On standard output come lines ``stage TEXT``, ``warn TEXT``, and ``proved JSON`` for each subject. Python 3.8
+or later, standard library only: CRI is gRPC, and as much of that as it takes is here. Sources: RFC 9113 (HTTP/2), RFC
+7541 (HPACK), gRPC over HTTP/2, protobuf's encoding, Kubernetes' CRI v1, Docker's command line (20.10).
 """
 
 import http.client
@@ -25,7 +25,6 @@ SOCKET = os.environ.get("PARBAKE_SOCKET", "/run/containerd/containerd.sock")
 LOGS = os.environ.get("PARBAKE_LOGS", "/run/parbake/logs")
 PARENT = os.environ.get("PARBAKE_CGROUP", "")
 CALL_LIMIT = 300.0  # seconds for one answer of the runtime
-POLL = 0.2
 OUTPUT = 1000  # characters: what is said goes over a serial line
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 END_STREAM, END_HEADERS, PADDED, PRIORITY = 1, 4, 8, 32
@@ -229,13 +228,14 @@ class Containerd:
     """The CRI, as a kubelet uses it: a sandbox for each container, on the host's network, which needs no CNI."""
 
     def __init__(self):
-        self.names = {}
+        self.names, self.unlisted = {}, None
         for line in self.ctr("images", "ls").splitlines()[1:]:
             name, _, digest = line.split()[:3]
             self.names[name] = digest
         self.config = program("sh", "-c", "containerd config dump 2>/dev/null")
         answer = call("RuntimeService/Version", b"")
         self.version = f"{text(answer, 2)} {text(answer, 3)}"
+        self.mounts = not re.match(r"containerd v?(1|2\.0)\.", self.version)
         self.count = 0
 
     def ctr(self, *argv):
@@ -254,8 +254,8 @@ class Containerd:
         """See to it that sandboxes can be made; return a warning and a problem."""
         found = re.search(r"^\s*sandbox(?:_image)? = ['\"](.+)['\"]", self.config, re.M)
         wanted = found.group(1) if found else ""
-        if wanted and not re.search("[:@]", wanted.rpartition("/")[2]):
-            wanted += ":latest"  # what the CRI looks for
+        short = wanted and not re.search("[:@]", wanted.rpartition("/")[2])
+        self.pause = wanted = wanted + ":latest" if short else wanted  # what the CRI looks for
         if not wanted or self.found(wanted)[0]:
             return "", ""
         others = [planned] if planned else [name for name in self.names if re.search(r"/pause[:@]", name)]
@@ -267,6 +267,10 @@ class Containerd:
 
     def start(self, name, how):
         """Start a container; return when it was asked for (seconds since the epoch) and what its sandbox took."""
+        image, mounts = name, []
+        if how["up"]["kind"] == "mounted":  # a pod's volume, in a container of the pause image
+            self.place = "/image-" + os.urandom(8).hex()
+            image, mounts = self.pause, [pack((1, self.place), (3, 1), (9, pack((1, name))))]
         self.count += 1
         self.folder = f"{LOGS}/{self.count}"
         Path(self.folder).mkdir(parents=True)
@@ -281,8 +285,8 @@ class Containerd:
         took = round(time.monotonic() - asked, 3)
         env = [pack((1, key), (2, value)) for key, value in how["env"].items()]
         config = pack(
-            (1, pack((1, "main"))), (2, pack((1, name))), (3, list(how["command"])), (4, list(how["args"])), (6, env),
-            (11, "log"), (15, pack((2, pack((3, options))))),
+            (1, pack((1, "main"))), (2, pack((1, image))), (3, list(how["command"])), (4, list(how["args"])), (6, env),
+            (7, mounts), (11, "log"), (15, pack((2, pack((3, options))))),
         )  # fmt: skip
         began = time.time()
         made = call("RuntimeService/CreateContainer", pack((1, self.pod), (2, config), (3, pod)))
@@ -298,6 +302,20 @@ class Containerd:
         code = code - (1 << 64) if code >> 63 else code
         why = ": ".join(filter(None, (text(fields, 10), text(fields, 11))))
         return state, started / 1e9, finished / 1e9, code, "" if why == "Completed" else why
+
+    def holds(self, path):
+        """Whether the image is mounted read-only, and holds a path; raises Refused with what is wrong."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                options = re.search(f" {self.place} (\\S+)", (process / "mountinfo").read_text())
+                if options and "ro" not in options.group(1).split(","):
+                    raise Refused("the image is mounted, but can be written to")
+                if options:
+                    there = Path(f"{process}/root{self.place}{path}")  # what the image itself links to leads out of it
+                    if there.is_symlink() or there.is_file() or (there.is_dir() and any(there.iterdir())):
+                        return True
+                    raise Refused(f"the image is mounted, and holds no {path}, or nothing in it")
+        raise Refused("the runtime started the pod, but mounted no image in it")
 
     def log(self):
         """Return lines as pairs of a time and a text; a piece of a longer line is put to the next."""
@@ -321,10 +339,9 @@ class Containerd:
 class Docker:
     """Docker, on nodes where a kubelet uses that: it knows no pins, and its own sandboxes are made by the kubelet."""
 
+    names, unlisted, mounts = {}, "", False  # nobody is told which index a name stands for
+
     def __init__(self):
-        self.names = {}
-        for line in program("docker", "images", "--format", "{{.Repository}}:{{.Tag}}").splitlines():
-            self.names[line] = ""
         self.version = "docker " + program("docker", "version", "--format", "{{.Server.Version}}").strip()
 
     def found(self, name):
@@ -399,6 +416,8 @@ def up_since(up, status, now, runtime):
             return finished
         over = started + up["seconds"]
         return over if state == 1 and now >= over else None
+    if up["kind"] == "mounted":
+        return started if runtime.holds(up["path"]) and state == 1 else None
     if up["kind"] == "log":
         return next((moment for moment, words in runtime.log() if re.search(up["pattern"], words)), None)
     return time.time() if answers(up) else None
@@ -409,6 +428,8 @@ def run(runtime, name, how, proof):
     up = how["up"]
     if up["kind"] in ("tcp", "http") and answers({"kind": "tcp", "port": up["port"]}):
         raise Refused("port {} is taken by the machine itself, so nothing can be learned from it".format(up["port"]))
+    if up["kind"] == "mounted" and not runtime.mounts:
+        raise Refused(f"an image volume needs containerd 2.1 or later, and this is {runtime.version}")
     limit = time.monotonic() + how["timeout"]
     began, proof["sandbox_seconds"] = runtime.start(name, how)
     try:
@@ -424,7 +445,7 @@ def run(runtime, name, how, proof):
                 raise Refused(f"it ended with code {status[3]}{why} before it was up")
             if time.monotonic() > limit:
                 raise Refused("not up within {:g} s".format(how["timeout"]))
-            time.sleep(POLL)
+            time.sleep(0.2)
     finally:
         proof["output"] = "\n".join(words for _, words in runtime.log())[-OUTPUT:]
         with suppress(Refused):
@@ -436,13 +457,13 @@ def prove(runtime, subject):
     name, problems = subject["names"][0], []
     proof = {"name": name, "pinned": True, "runtime": runtime.version}
     for each in subject["names"]:
-        target = runtime.names.get(each)
+        target = runtime.names.get(each, runtime.unlisted)
         identity, pinned = runtime.found(each)
         if target is None or not identity:
             problems.append(f"{each}: the runtime's store has no image of this name")
-        elif target and target != subject["target"]:
+        elif target and not target.startswith(subject["target"]):
             problems.append("{} points to {}, the plan says {}".format(each, target, subject["target"]))
-        elif identity != subject["config"]:
+        elif not identity.startswith(subject["config"]):
             problems.append("{} is {} for a kubelet, the plan says {}".format(each, identity, subject["config"]))
         elif not pinned:
             proof["pinned"] = False

@@ -36,9 +36,18 @@ class TargetState(Frozen):
         """The ids of the machine images."""
         return tuple(each for each in self.image.split(",") if each)
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What it is known by on every kind of target; the artefact's name where that lies in no cloud."""
+        return tuple(each for each in (self.image, self.snapshot) if each) or tuple(filter(None, (self.artefact,)))
+
+    def goes_by(self, name: str) -> bool:
+        """Whether it has this id or name, or a key that begins so."""
+        return name in {self.image, self.snapshot, self.artefact} or bool(name and self.key.startswith(name))
+
     def __str__(self) -> str:
-        ids = ", ".join(each for each in (self.image or self.label, self.snapshot) if each) or "nothing"
-        return f"{self.artefact} ({ids})" if self.artefact else ids
+        ids = ", ".join(each for each in (self.image or self.label, self.snapshot) if each)
+        return f"{self.artefact} ({ids})" if self.artefact and ids else self.artefact or ids or "nothing"
 
 
 class Offer(Frozen):

@@ -6,17 +6,18 @@ import time
 import tomllib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from parbake.containerd import labels
 from parbake.core import run
 from parbake.core.errors import BadBase, BadReference, MachineError
-from parbake.core.model import Descriptor
+from parbake.core.model import Descriptor, Platform
 from parbake.core.reference import Reference
 from parbake.machine.disk import formats
 from parbake.machine.vm import Drive, Machine, agent_credentials, agent_seed, is_bootable
-from parbake.verify import sandbox
+from parbake.verify import sandbox, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,13 +109,14 @@ def node_format(image: Path) -> str:
 class BootedNode:
     """Boots an artefact when entered; use with ``with``.
 
-    A volume is attached to ``base``: the image of a node, or what makes the default base and returns it.
+    A volume is attached to ``base``: the image of a node, or what makes the default base and returns it. The machine is
+    of ``architecture``, which QEMU emulates where it is not this machine's.
 
     ``default_base`` says that a machine image was made on the default base, whose systemd starts the guest agent by
     itself; any other needs cloud-init for it. ``reads`` is a file for what a machine image's boot reads
     (``vm.Machine``): it boots with cloud-init then, as on a cloud. ``client`` and ``cri`` talk to the
-    runtime of the booted machine; ``boot_seconds`` is from power-on until that was ready. Entering raises MachineError
-    when the machine or its containerd does not come up.
+    runtime of the booted machine, unless that is Docker (``is_docker``); ``boot_seconds`` is from power-on until it was
+    ready. Entering raises MachineError when the machine or its runtime does not come up.
     """
 
     def __init__(
@@ -126,29 +128,33 @@ class BootedNode:
         folder: Path,
         base: Path | Callable[[], Path],
         memory: int,
+        architecture: str = "",
         default_base: bool = False,
         reads: Path | None = None,
     ) -> None:
         self.kind = kind
         self._whose = base if isinstance(base, Path) else None
+        make = partial(Machine, architecture=architecture, memory=memory)
         if kind == "volume":
             drives = [Drive(artefact, _VOLUME, image_format)]
             if isinstance(base, Path):
                 its, seed = node_format(base), agent_seed()
-                self.machine = Machine(base, folder, format=its, seed=seed, drives=drives, memory=memory)
+                self.machine = make(base, folder, format=its, seed=seed, drives=drives)
             else:
                 orders = agent_credentials() | _AWAIT_VOLUME
-                self.machine = Machine(base(), folder, credentials=orders, drives=drives, memory=memory)
+                self.machine = make(base(), folder, credentials=orders, drives=drives)
         elif default_base and reads is None:
             orders = agent_credentials()
-            self.machine = Machine(artefact, folder, format=image_format, credentials=orders, memory=memory)
+            self.machine = make(artefact, folder, format=image_format, credentials=orders)
         else:
             seed = agent_seed()
-            self.machine = Machine(artefact, folder, format=image_format, seed=seed, memory=memory, reads=reads)
+            self.machine = make(artefact, folder, format=image_format, seed=seed, reads=reads)
         self.boot_seconds = 0.0
         self.runtime = ""
         """What the machine's runtime calls itself, such as ``containerd 2.2.4``."""
-        self.settings: Settings
+        self.is_docker = False
+        """Whether a machine image's kubelet uses Docker, which has no CRI: ``within.prove_docker`` starts images."""
+        self.settings = Settings()
         self.client: Client
         self.cri: Cri
         self._stack = ExitStack()
@@ -161,6 +167,11 @@ class BootedNode:
             machine.wait_agent()
             if self.kind == "volume":
                 self._mount_volume()
+            elif within.runs_docker(machine):
+                self.is_docker, self.runtime = True, within.wait_docker(machine)
+                self.boot_seconds = time.monotonic() - machine.started
+                self._stack = stack.pop_all()
+                return self
             socket = machine.containerd()
             self.client = stack.enter_context(connect(socket, patience=machine.stretch))
             limit = run.Deadline(_READY * machine.stretch, "the runtime is ready for pods")
@@ -205,7 +216,8 @@ class BootedNode:
 
     def import_sandbox(self, folder: Path) -> None:
         """Bring parbake's own pause image into the store of this machine, which is thrown away."""
-        sandbox.bring(self.client, folder, self.settings.sandbox)
+        platform = Platform(architecture=self.machine.board.architecture)
+        sandbox.bring(self.client, folder, self.settings.sandbox, platform)
         self._await_sandbox()
 
     def _await_sandbox(self) -> None:

@@ -44,6 +44,8 @@ def compare_pull(rehearsal: Rehearsal, image: Image) -> Pulled:
     machine, which gets a network of its own for that and nothing else. Raises ContainerdError and MachineError.
     """
     node, events = rehearsal.node, rehearsal.events
+    if node.is_docker:
+        raise ContainerdError("Docker runs this node, and only containerd's pulls are compared with")
     name = image.names[0]
     port = _port(Reference.parse(image.reference))
     with events.stage("network", "Connect the machine to the host's registry"):

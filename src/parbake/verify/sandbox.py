@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parbake.containerd import labels
-from parbake.core.model import Descriptor, Platform
+from parbake.core.model import Descriptor
 from parbake.images import pause
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
+    from parbake.core.model import Platform
 
 
-def bring(client: Client, folder: Path, name: str) -> None:
-    """Write the pause image of this machine's platform into the store under ``name``; ``folder`` is for its layout."""
-    folder = pause.layout(folder, Platform.host())
+def bring(client: Client, folder: Path, name: str, platform: Platform) -> None:
+    """Write the pause image for a platform into the store under ``name``; ``folder`` is for its layout."""
+    folder = pause.layout(folder, platform)
     [entry] = json.loads((folder / "index.json").read_text())["manifests"]
     target = _descriptor(entry)
     manifest = json.loads(_blob(folder, target))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from parbake.containerd.cri import ContainerStatus, Pod, log_text
 from parbake.core.errors import ContainerdError, DeadlineExceeded, DiskFull, ParbakeError
-from parbake.core.model import ExitProbe, HttpProbe, LogProbe, Probe, RunningProbe, Startup, TcpProbe
+from parbake.core.model import ExitProbe, HttpProbe, LogProbe, MountedProbe, Probe, RunningProbe, Startup, TcpProbe
 from parbake.core.run import Deadline
+from parbake.verify import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +82,8 @@ def describe(probe: Probe) -> str:
             return f"GET http://127.0.0.1:{probe.port}{probe.path} answers with 200 to 399"
         case RunningProbe():
             return f"the main process has run for {probe.seconds:g} s"
+        case MountedProbe():
+            return f"a pod has it as a volume, with {probe.path}"
 
 
 class Log:
@@ -116,11 +119,12 @@ class _Failed(Exception):
 class Starter:
     """Starts images in one machine, one after the other.
 
-    ``stretch`` multiplies every time limit; ``logs`` is the folder there for what containers write.
+    ``stretch`` multiplies every time limit; ``logs`` is the folder there for what containers write; ``pause`` is the
+    image that pods are made from, which those that only mount an image run as well.
     """
 
-    def __init__(self, guest: Place, cri: Cri, *, stretch: float, logs: str = LOGS) -> None:
-        self._guest, self._cri, self._stretch, self._logs = guest, cri, stretch, logs
+    def __init__(self, guest: Place, cri: Cri, *, stretch: float, pause: str, logs: str = LOGS) -> None:
+        self._guest, self._cri, self._stretch, self._logs, self._pause = guest, cri, stretch, logs, pause
         self._count = 0
 
     def start(self, reference: str, startup: Startup) -> Started:
@@ -128,9 +132,11 @@ class Starter:
 
         Never raises for what the image does; raises MachineError when the machine is gone.
         """
-        taken = self._taken_port(startup.up)
-        if taken:
-            return Started(None, None, "", (taken,))
+        refused = self._taken_port(startup.up)
+        if isinstance(startup.up, MountedProbe):
+            refused = mounted.refusal(self._cri.version())
+        if refused:
+            return Started(None, None, "", (refused,))
         self._count += 1
         logs = f"{self._logs}/{self._count}"
         self._guest.check(["mkdir", "-p", logs])
@@ -143,14 +149,19 @@ class Starter:
         sandbox_seconds = begun.monotonic - asked.monotonic
         seconds: float | None = None
         problems: tuple[str, ...] = ()
+        output = ""
         try:
-            seconds = self._run(pod, reference, startup, f"{logs}/log") - begun.wall * _NANO
+            if isinstance(startup.up, MountedProbe):
+                seconds, output = self._mount(pod, reference, startup, startup.up.path)
+            else:
+                seconds = self._run(pod, reference, startup, f"{logs}/log")
+            seconds -= begun.wall * _NANO
         except _Failed as failure:
             problems = (str(failure),)
         except _RUNTIME_ERRORS as error:
             problems = (f"the runtime could not start it: {error.message}",)
         finally:
-            output = self._output(f"{logs}/log")
+            output = output or self._output(f"{logs}/log")
             with suppress(*_RUNTIME_ERRORS):  # the machine is thrown away; what counts has been seen
                 self._cri.stop_pod_sandbox(pod.id)
                 self._cri.remove_pod_sandbox(pod.id)
@@ -192,6 +203,16 @@ class Starter:
             # waited for in the guest, and at once again.
             deadline.sleep(_POLL if isinstance(startup.up, TcpProbe | HttpProbe) else max(_POLL, cost))
 
+    def _mount(self, pod: Pod, reference: str, startup: Startup, path: str) -> tuple[float, str]:
+        """Return when a pod had the image as a volume, in seconds since the epoch, and what it saw; raises _Failed."""
+        container = mounted.create(self._cri, pod, self._pause, reference, timeout=startup.timeout)
+        self._cri.start_container(container, timeout=startup.timeout)
+        at = self._guest.now().wall * _NANO
+        problem, names = mounted.look(self._guest, mounted.place(pod), path)
+        if problem:
+            raise _Failed(problem)
+        return at, shorten("\n".join(names))
+
     def _output(self, log: str) -> str:
         try:
             size = int(self._guest.check(["stat", "-c", "%s", log]))
@@ -220,17 +241,18 @@ class _Watch:
             case ExitProbe():
                 return status.finished if ended_well else None
             case RunningProbe(seconds=seconds):
-                if ended_well:
-                    return status.finished
                 # A slow machine also takes longer to notice an end.
                 is_steady = status.state == "running" and now >= status.started + seconds * self._stretch
-                return status.started + seconds if is_steady else None
+                since = status.started + seconds if is_steady else None
+                return status.finished if ended_well else since
             case LogProbe(pattern=pattern):
                 return self._matched(re.compile(pattern))
             case TcpProbe(port=port):
                 return self._answered(self._guest.wait_tcp(port, self._patience(status)))
             case HttpProbe(port=port, path=path):
                 return self._answered(self._guest.wait_http(port, path, self._patience(status)))
+            case MountedProbe():
+                return None  # nothing runs that could be watched
 
     @staticmethod
     def _patience(status: ContainerStatus) -> float:

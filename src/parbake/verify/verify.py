@@ -14,11 +14,15 @@ from parbake.core.errors import BadBase, ContainerdError, DeadlineExceeded, Mach
 from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
 from parbake.core.workspace import cache_folder
 from parbake.machine import base as default_base
+from parbake.machine.vm import boots
+from parbake.verify import within
 from parbake.verify.booted import BootedNode, Kind, identify
 from parbake.verify.starter import Started, Starter
 from parbake.verify.store import Seen, judge, look
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from parbake.core.events import Events
 
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
@@ -28,6 +32,10 @@ _HYDRATE_STATE = "/run/parbake/hydrate.json"
 NO_SANDBOX = (
     "the artefact holds no sandbox (pause) image {sandbox}: it was verified with parbake's own; on a node that has "
     "none either, no pod starts before it is pulled"
+)
+DOCKER = (
+    "Docker runs this node: it knows no pinned images, so that the kubelet may collect them when the disk fills up, "
+    "and its pause image was not looked at"
 )
 OTHER_SANDBOX = (
     "the runtime makes sandboxes from {sandbox}, which is not in its store (the plan brings {planned}): no pod starts "
@@ -111,7 +119,8 @@ class Rehearsal:
 
     ``verdict`` looks at every image and starts it; the machine stays up for what may follow (``pull.compare_pull``).
     ``reads`` is a file for what a machine image reads of its disk (``vm.reads``). ``base`` is the image of a node that
-    a volume is attached to (None: the default base, from ``cache``).
+    a volume is attached to (None: the default base, from ``cache``). What is for another architecture than this
+    machine's is booted in emulation.
     Entering raises MachineError when the machine does not come up, BadBase when the file is not an artefact,
     EnvironmentProblem when QEMU or another program is missing.
     """
@@ -135,13 +144,15 @@ class Rehearsal:
         else:
             self.kind, image_format = identify(artefact)
         self.base = base if self.kind == "volume" else None
+        self.platform = Platform(architecture=plan.platform.architecture) if plan else Platform.host()
         self.node = BootedNode(
             artefact,
             self.kind,
             image_format,
             folder=folder / "machine",
-            base=self.base or partial(default_base.ensure, cache or cache_folder(), events),
+            base=self.base or partial(default_base.ensure, cache or cache_folder(), events, platform=self.platform),
             memory=memory,
+            architecture=self.platform.architecture,
             default_base=plan is not None and plan.base.kind == "debian",
             reads=reads,
         )
@@ -154,7 +165,12 @@ class Rehearsal:
             machine = self.node.machine
             with self.events.stage("boot", f"Boot {self.artefact.name} without a network ({machine.accelerator})"):
                 stack.enter_context(self.node)
-            self.starter = Starter(machine.guest, self.node.cri, stretch=machine.stretch)
+            if self.node.is_docker:
+                self._stack = stack.pop_all()
+                return self
+            self.starter = Starter(
+                machine.guest, self.node.cri, stretch=machine.stretch, pause=self.node.settings.sandbox
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -168,8 +184,8 @@ class Rehearsal:
         warnings: tuple[str, ...] = ()
         try:
             problems, warnings = self.provide_sandbox()
-            for subject in self._subjects():
-                images.append(self._examine(subject))  # noqa: PERF401 - what was seen before a failure counts
+            for verdict in self._verdicts():
+                images.append(verdict)  # noqa: PERF402 - what was seen before a failure counts
         except MachineError as error:
             problems = (*problems, self.node.fault_text(error))
         except (ContainerdError, DeadlineExceeded) as error:
@@ -179,6 +195,7 @@ class Rehearsal:
         return Verdict(
             passed=not problems and not any(image.problems for image in images),
             accelerator=self.node.machine.accelerator,
+            emulator=self.emulator,
             boot_seconds=round(self.node.boot_seconds, 3),
             runtime=self.node.runtime,
             base=self.base.name if self.base else "",
@@ -188,6 +205,16 @@ class Rehearsal:
             hydrate=self._hydrated(),
             verified_at=_now(),
         )
+
+    @property
+    def emulator(self) -> str:
+        """What plays a machine of another architecture than this one's; empty for the same."""
+        return self.node.machine.board.qemu if self.platform.architecture != Platform.host().architecture else ""
+
+    def _verdicts(self) -> Iterator[ImageVerdict]:
+        if self.node.is_docker:
+            return within.prove_docker(self.node.machine, self.plan, self.events)
+        return map(self._examine, self._subjects())
 
     def _hydrated(self) -> HydrateFigures | None:
         """Return what the machine image's hydrate service wrote down; None without one, or without an answer."""
@@ -204,7 +231,7 @@ class Rehearsal:
 
     def _examine(self, subject: Subject) -> ImageVerdict:
         name, expected = subject.name, subject.expected
-        platform = expected.platform if expected else Platform.host()
+        platform = expected.platform if expected else self.platform
         wanted = expected.manifest.digest if expected else ""
         seen = look(self.node.client, self.node.cri, name, platform=platform, wanted=wanted)
         started = None
@@ -215,6 +242,8 @@ class Rehearsal:
 
     def provide_sandbox(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Make sure that pods can be started; return problems and warnings."""
+        if self.node.is_docker:
+            return (), (DOCKER,)
         node, planned = self.node, self.plan.sandbox if self.plan else None
         record = node.client.images.get(planned.names[0]) if planned else None
         action = sandbox_action(present=node.has_sandbox(), kind=self.kind, planned=planned, seen=record is not None)
@@ -246,12 +275,12 @@ def verify(
     ``plan`` None checks what the store holds, without digests to expect. ``folder`` is for this run's files, ``cache``
     holds the default base, to which a volume is attached unless ``base`` is the image of a node to take instead;
     ``memory`` is the machine's, in MiB.
-    A bad image, a machine image that does not boot and an artefact for another architecture (accelerator ``none``) are
-    verdicts that did not pass. Raises BadBase unless the file is an artefact, and what says that this machine cannot
-    verify: EnvironmentProblem, CommandFailed, MachineError for a volume's own base, DiskFull.
+    A bad image, a machine image that does not boot and an artefact for which there are no machines (accelerator
+    ``none``) are verdicts that did not pass. Raises BadBase unless the file is an artefact, and what says that this
+    machine cannot verify: EnvironmentProblem, CommandFailed, MachineError for a volume's own base, DiskFull.
     """
-    if plan is not None and plan.platform.architecture != Platform.host().architecture:
-        reason = f"the artefact is for {plan.platform}, this machine is {Platform.host()}: nothing was booted"
+    if plan is not None and not boots(plan.platform):
+        reason = f"the artefact is for {plan.platform}, and parbake has no machines for it: nothing was booted"
         return Verdict(passed=False, accelerator="none", problems=(reason,), verified_at=_now())
     rehearsal = Rehearsal(artefact, plan, events=events, folder=folder, cache=cache, memory=memory, base=base)
     try:
@@ -260,8 +289,13 @@ def verify(
     except (MachineError, ContainerdError, BadBase, DeadlineExceeded) as error:
         if rehearsal.kind == "volume":
             raise
-        accelerator = rehearsal.node.machine.accelerator
-        return Verdict(passed=False, accelerator=accelerator, problems=(error.message,), verified_at=_now())
+        return Verdict(
+            passed=False,
+            accelerator=rehearsal.node.machine.accelerator,
+            emulator=rehearsal.emulator,
+            problems=(error.message,),
+            verified_at=_now(),
+        )
 
 
 def _rounded(seconds: float | None) -> float | None:

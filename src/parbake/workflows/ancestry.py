@@ -9,7 +9,7 @@ from pathlib import Path
 from parbake import records
 from parbake.builders import Parent
 from parbake.core.errors import DiskFull, InputError, VerificationFailed
-from parbake.core.model import Plan, Platform
+from parbake.core.model import Plan
 from parbake.machine.disk import Memory
 from parbake.records import Record, genuine
 
@@ -25,7 +25,9 @@ def parent_of(
     with the list of its blocks, before it uses any; a bake that neither proves nor lays out (``rehearse``) what it
     makes may do without where nobody has written to the file since ``remember``.
     """
-    proven = verify and plan.platform.architecture == Platform.host().architecture
+    from parbake.machine.vm import boots  # loads only where something is baked
+
+    proven = verify and boots(plan.platform)
     fitting = [record for path, record in records.find(output) if _fits(path, record, proven=proven)]
     if trust:
         fitting = [record for record in fitting if _is_signed(output, record, trust)]

@@ -8,19 +8,19 @@ is made has a name that follows from the content key, so a bake that was killed 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from parbake import __version__, records
+from parbake import records
 from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Disk, Ingredients, Parent, Publisher, RemoteBuilder, Shipment, coldstart
 from parbake.builders.choose import builder_of, publisher_of, remote_builder_of
-from parbake.coldstart.trace import Trace, summary
+from parbake.coldstart.trace import Trace
 from parbake.core import access, interrupts
+from parbake.core.claim import Alone, Claim
 from parbake.core.errors import (
     ArtefactFull,
     CacheDamaged,
@@ -32,18 +32,18 @@ from parbake.core.errors import (
     Moved,
 )
 from parbake.core.events import Events
-from parbake.core.model import MIB, Image, Plan, Published, Source, Verdict
+from parbake.core.model import MIB, Image, Plan, Published
 from parbake.core.plan import cautions, larger, measure
 from parbake.core.run import need_root
-from parbake.core.signing import Attached, Signer
-from parbake.core.timestamps import timestamp
-from parbake.core.workspace import cache_folder, remove_leftovers, remove_tree
+from parbake.core.signing import Signer
+from parbake.core.sources import Source
+from parbake.core.workspace import remove_leftovers, remove_tree
 from parbake.images.cache import cached
 from parbake.images.registry import open_source
 from parbake.machine import base, disk
-from parbake.machine.disk import BlockList
-from parbake.records import Blocks, Record, genuine
+from parbake.records import genuine
 from parbake.workflows import ancestry
+from parbake.workflows.describe import Clock, describe, write_down
 from parbake.workflows.plan import (
     Finished,
     Session,
@@ -102,7 +102,7 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
         for caution in (*cautions(plan), *known):
             events.warn(caution)
         make = partial(make_sure, run, plan, remote, publisher, options)
-        return made_for_all(run, plan.artefact_name, make, force=options.force)
+        return made_for_all(run, plan, make, force=options.force)
 
 
 def need_key(plan: Plan, options: Options) -> None:
@@ -117,10 +117,14 @@ def make_sure(
     remote: RemoteBuilder | None,
     publisher: Publisher | None,
     options: Options,
+    claim: Callable[[], Claim],
     *,
     force: bool,
 ) -> Finished:
-    """Make sure that a plan's artefact exists here, or in a cloud, and is proven; ``force`` makes it anew."""
+    """Make sure that a plan's artefact exists here, or in a cloud, and is proven; ``force`` makes it anew.
+
+    What a cloud gets is made with the ``claim`` of one machine alone.
+    """
     options = replace(options, force=force)
     output, name, events = run.bakefile.output, plan.artefact_name, run.events
     look = partial(existing, output, plan, trust=trusted(run))
@@ -132,12 +136,15 @@ def make_sure(
             records.sweep(output)
         return earlier
     records.sweep(output)
+    mine: Claim = claim() if remote or publisher else Alone()
     with using(run, name):
         earlier = None if options.force else look(events, mend=True)
+        if earlier and complete(earlier, options):
+            return earlier  # another machine was first
         if remote:
-            return bake_remotely(run, plan, remote, options, earlier)
+            return bake_remotely(run, plan, remote, options, earlier, mine)
         if publisher:
-            return bake_and_publish(run, plan, publisher, options, earlier)
+            return bake_and_publish(run, plan, publisher, options, earlier, mine)
         return bake_here(run, plan, options, earlier)
 
 
@@ -204,7 +211,7 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
 
 
 def bake_and_publish(
-    run: Session, plan: Plan, publisher: Publisher, options: Options, earlier: Finished | None
+    run: Session, plan: Plan, publisher: Publisher, options: Options, earlier: Finished | None, claim: Claim
 ) -> Finished:
     """Build a disk, get it ready for cold starts, prove it, and only then send it away and record where it is.
 
@@ -215,7 +222,7 @@ def bake_and_publish(
     verdict, blocks = earlier.record.verdict if earlier and earlier.record.verified else None, None
     proving = options.verify and verdict is None and can_boot(plan, events)
     clock = Clock()
-    with publisher.opened(plan, events, keep=options.keep_workspace) as shipment:
+    with publisher.opened(plan, events, keep=options.keep_workspace, claim=claim) as shipment:
         carried = run.registry.looking(plan.all_images)
         there = None if options.force else shipment.existing()
         disk_plan, disk = publisher.disk_plan(plan), None
@@ -274,13 +281,13 @@ def disk_to_send(
 
 
 def bake_remotely(
-    run: Session, plan: Plan, builder: RemoteBuilder, options: Options, earlier: Finished | None
+    run: Session, plan: Plan, builder: RemoteBuilder, options: Options, earlier: Finished | None, claim: Claim
 ) -> Finished:
     """Let an instance bake and prove, and record where the result is."""
     output, clock = run.bakefile.output, Clock()
     with work_on(output, plan.key[:12], run.events, keep=options.keep_workspace) as work:
         carried = run.registry.looking(plan.all_images)
-        made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events))
+        made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events, claim=claim))
         place = output / plan.artefact_name
         trace = recorded_elsewhere(options.trace, place, plan) if options.trace else trace_beside(earlier)
         record = write_down(
@@ -387,93 +394,6 @@ def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> P
             return Path(plan.base.path)
         case "ami":
             return publisher.base(plan, run.events) if publisher else None
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """When a bake began: as RFC 3339, and on the monotonic clock in seconds."""
-
-    started: str = field(default_factory=timestamp)
-    monotonic: float = field(default_factory=time.monotonic)
-
-
-def describe(
-    run: Session,
-    plan: Plan,
-    disk_made: Disk,
-    base_path: Path | None,
-    clock: Clock,
-    attached: dict[str, tuple[Attached, ...]],
-) -> tuple[Record, BlockList | None]:
-    """Write down what was made here, of what, and how long it took.
-
-    A raw artefact is named by the blocks that are not zeros: most of it is holes, which a plain digest would read.
-    """
-    path, events, blocks, sha256 = disk_made.path, run.events, None, ""
-    with events.stage("digest", "Digest"):
-        if plan.artefact.format == "raw":
-            blocks = disk.block_list(path, events, disk_made.hashes, algorithm="blake3")
-        else:
-            sha256 = disk.sha256_file(path, events)
-        base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
-    status = path.stat()
-    record = write_down(
-        run,
-        plan,
-        clock,
-        size=status.st_size,
-        allocated=status.st_blocks * 512,
-        sha256=sha256,
-        blocks=blocks,
-        base_digest=base_digest,
-        sealed=disk_made.sealed,
-        parent=disk_made.parent,
-        trace=disk_made.trace,
-        attached=attached,
-    )
-    return record, blocks
-
-
-def write_down(
-    run: Session,
-    plan: Plan,
-    clock: Clock,
-    *,
-    size: int,
-    allocated: int = 0,
-    sha256: str = "",
-    blocks: BlockList | None = None,
-    base_digest: str | None = None,
-    sealed: tuple[str, ...] = (),
-    parent: str = "",
-    published: dict[str, Published] | None = None,
-    verdict: Verdict | None = None,
-    trace: Trace | None = None,
-    attached: dict[str, tuple[Attached, ...]] | None = None,
-) -> Record:
-    """Return the record of an artefact that is finished now; see ``Record`` for what its fields mean."""
-    record = Record(
-        artefact=plan.artefact_name,
-        key=plan.key,
-        sha256=sha256,
-        blocks=blocks and Blocks(algorithm=blocks.algorithm, count=len(blocks.blocks), digest=blocks.digest()),
-        size=size,
-        allocated=allocated,
-        builder=run.bakefile.builder,
-        parbake=__version__,
-        started_at=clock.started,
-        finished_at=timestamp(),
-        seconds=round(time.monotonic() - clock.monotonic, 3),
-        plan=plan,
-        base_digest=base_digest,
-        timings={name: round(seconds, 3) for name, seconds in run.events.timings.items()},
-        sealed=sealed,
-        parent=parent,
-        published=published or {},
-        verdict=verdict,
-        attached=attached or {},
-    )
-    return record.model_copy(update={"trace": trace and summary(trace, file=record.trace_name)})
 
 
 def prove(

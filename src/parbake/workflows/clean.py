@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import Bakefile
+from parbake.core.emulation import sweep
 from parbake.core.events import Events
 from parbake.core.workspace import WORK, cache_folder, remove_leftovers, remove_tree
 from parbake.images.build import build
+from parbake.records.store import leases_of
 from parbake.workflows.identity import opened
 
 
-def clean_aws(bakefile_path: Path, events: Events) -> dict[str, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What was removed, by region; and the content keys whose things were spared, with who works on them."""
+
+    removed: Mapping[str, tuple[str, ...]]
+    spared: Mapping[str, str]
+
+
+def clean_aws(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Cleaned:
     """Remove what runs of this Bakefile left in AWS, and what is past its time of any other, by region.
 
-    A run of the same Bakefile that is under way on another machine loses what it works on. Fast snapshot restores whose
-    time is over are turned off. Raises AwsError.
+    What a machine works on that shares the Bakefile's store is spared; without a store, a run that is under way on
+    another machine loses it. Fast snapshot restores whose time is over are turned off. ``overrides`` replace keys of
+    the Bakefile. Raises AwsError.
     """
     from parbake import aws  # loads only where AWS is asked
     from parbake.aws.leftovers import Wanted, remove
 
-    with opened(bakefile_path) as bakefile:
+    spared: set[str] = set()
+    with opened(bakefile_path, overrides) as bakefile:
+        busy = leases_of(bakefile)
         home = aws.client("ec2", bakefile.aws.region or "").region
         regions = dict.fromkeys((home, *bakefile.aws.copy_to))
-        wanted = Wanted(name=bakefile.name, packer=bakefile.builder == "packer")
+        wanted = Wanted(name=bakefile.name, packer=bakefile.builder == "packer", busy=busy, spare=spared.add)
         removed = {region: remove(wanted, region, events) for region in regions}
         ended = end_fast_restores(bakefile, events, tuple(regions))
         off = {region: tuple(f"fast-restore:{each}" for each in found) for region, found in ended.items()}
-        return {region: (*found, *off[region]) for region, found in removed.items()}
+        gone = {region: (*found, *off[region]) for region, found in removed.items()}
+        return Cleaned(gone, {key: f"{busy[key].host} bakes {busy[key].what}" for key in sorted(spared)})
 
 
 def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -54,6 +69,7 @@ def watch_fast_restores(bakefile_path: Path, events: Events) -> None:
 def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
     """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
     cache = cache_folder()
+    sweep()
     removed = [*records.sweep(output, kept=True)]
     for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
         removed += remove_leftovers(folder, kept=True)

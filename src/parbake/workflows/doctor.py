@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,11 +14,11 @@ from typing import Literal
 from pydantic import Field
 
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, ParbakeError
-from parbake.core.model import GIB, Frozen
+from parbake.core.model import GIB, Frozen, Platform
 from parbake.core.programs import PROGRAMS, XFS, Program
 from parbake.core.run import CONTAINERD, find, isolated, run
 from parbake.machine import vm
-from parbake.machine.vm.firmware import ovmf
+from parbake.machine.vm.boards import BOARDS
 from parbake.records.store import Shared, Store, need_conditional_writes
 
 Status = Literal["ok", "warn", "missing"]
@@ -45,17 +44,18 @@ class Check(Frozen):
 class Facts(Frozen):
     """What was seen of a machine. ``programs``: versions by name, empty when it tells none, absent when missing.
 
-    ``free`` is in bytes, by the folder's role (output, cache). ``containerd`` is what ``PARBAKE_CONTAINERD`` says.
+    ``machine`` is its architecture, ``uefi_firmware`` those whose machines can start by UEFI. ``free`` is in bytes,
+    by the folder's role (output, cache). ``containerd`` is what ``PARBAKE_CONTAINERD`` says.
     """
 
     root: bool
-    machine: str = "x86_64"
+    machine: str = "amd64"
     programs: Mapping[str, str] = Field(default_factory=dict)
     filesystems: frozenset[str] = frozenset()
     loop_devices: bool = False
     mount_namespaces: bool = False
     accelerator: Literal["kvm", "tcg", "none"] = "none"
-    uefi_firmware: bool = False
+    uefi_firmware: frozenset[str] = frozenset()
     boto3: str = ""
     containerd: str = ""
     free: Mapping[str, int] = Field(default_factory=dict)
@@ -64,10 +64,10 @@ class Facts(Frozen):
 
 def examine(*, output: Path, cache: Path, shared: Shared | None = None) -> tuple[Check, ...]:
     """Look at this machine, and at a Bakefile's store; the folders need not exist. Never raises for what is missing."""
-    return (*judge(gather(output=output, cache=cache)), *([_store(shared.store)] if shared else []))
+    return (*judge(gather(output=output, cache=cache)), *([store_check(shared.store)] if shared else []))
 
 
-def _store(store: Store) -> Check:
+def store_check(store: Store) -> Check:
     """Try the store out: whether this machine may write to it, and the first who writes wins."""
     try:
         need_conditional_writes(store)
@@ -93,13 +93,13 @@ def gather(*, output: Path, cache: Path) -> Facts:
     folders = {"output": output, "cache": cache}
     return Facts(
         root=os.geteuid() == 0,
-        machine=platform.machine(),
+        machine=Platform.host().architecture,
         programs=versions,
         filesystems=frozenset(line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()),
         loop_devices=Path("/dev/loop-control").exists(),
         mount_namespaces=_works(isolated(["true"])),
         accelerator=_accelerator(),
-        uefi_firmware=_has_firmware(),
+        uefi_firmware=frozenset(each for each in BOARDS if _has_firmware(each)),
         boto3=_package_version("boto3"),
         containerd=os.environ.get(CONTAINERD, ""),
         free={role: shutil.disk_usage(_existing(folder)).free for role, folder in folders.items()},
@@ -133,9 +133,9 @@ def _accelerator() -> Literal["kvm", "tcg", "none"]:
         return "none"
 
 
-def _has_firmware() -> bool:
+def _has_firmware(architecture: str) -> bool:
     try:
-        ovmf()
+        BOARDS[architecture].uefi()
     except EnvironmentProblem:
         return False
     return True
@@ -155,7 +155,8 @@ def _existing(folder: Path) -> Path:
 def judge(facts: Facts) -> tuple[Check, ...]:
     """Return every check, in the order of what a bake needs first (pure)."""
     builders = [_builders(facts)]
-    programs = [_program(program, facts) for program in PROGRAMS if not program.group]
+    wanted = (program for program in PROGRAMS if not program.group and program.emulates != facts.machine)
+    programs = [_program(program, facts) for program in wanted]
     return (*_system(facts), *programs, *builders, *_extras(facts), *_space(facts))
 
 
@@ -186,14 +187,15 @@ def _system(facts: Facts) -> Iterator[Check]:
 def _program(program: Program, facts: Facts) -> Check:
     """Judge a program by its version (empty: it tells none; None: it is not there)."""
     status: Status = "ok"
+    optional = program.optional or bool(program.emulates) or program.boots not in {"", facts.machine}
     version = facts.programs.get(program.name)
     found, hint = version or "there", ""
     chosen = facts.containerd if program.name == "containerd" else ""
     if version is None:
-        status, found = "warn" if program.optional else "missing", ""
+        status, found = "warn" if optional else "missing", ""
         hint = f"apt-get install {program.package}"
     elif version and program.oldest and _numbers(version) < _numbers(program.oldest):
-        status = "warn" if program.optional else "missing"
+        status = "warn" if optional else "missing"
         hint = f"{program.oldest} or later is needed: a newer {program.package}"
     if chosen and version is not None:
         found += f" ({chosen})"
@@ -226,11 +228,14 @@ def _extras(facts: Facts) -> Iterator[Check]:
     accelerated = facts.accelerator == "kvm"
     slow = "verification runs in emulation, about ten times slower; use a machine with /dev/kvm (bare metal or nested)"
     if facts.accelerator == "none":
-        slow = f"no machine can be booted here ({facts.machine}); verify on an x86-64 machine with QEMU"
+        slow = f"no machine of this one's kind ({facts.machine}) can be booted here: see what else is missing"
     kvm = _check(accelerated, "KVM", "boot at full speed", ("verify",), slow, mild=facts.accelerator != "none")
     yield kvm.model_copy(update={"found": facts.accelerator})
-    firmware = "apt-get install ovmf"
-    yield _check(facts.uefi_firmware, "OVMF", "boot bases that start by UEFI only", ("verify",), firmware, mild=True)
+    for board in BOARDS.values():
+        there, own = board.architecture in facts.uefi_firmware, board.architecture == facts.machine
+        what = "boot bases that start by UEFI only" if board.bios else f"boot what was baked for {board.architecture}"
+        get, mild = f"apt-get install {board.package}", board.bios or not own
+        yield _check(there, f"UEFI for {board.architecture}", what, ("verify",), get, mild=mild)
     boto3 = _check(bool(facts.boto3), "boto3", "ECR log-in", ("ECR", "AWS"), "pip install 'parbake[aws]'", mild=True)
     yield boto3.model_copy(update={"found": facts.boto3})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def acting(bakefile: Bakefile) -> Iterator[None]:
 
 
 @contextmanager
-def opened(bakefile_path: Path) -> Iterator[Bakefile]:
-    """Load a Bakefile, and act in its role meanwhile. Raises BakefileError."""
-    bakefile = load(bakefile_path)
+def opened(bakefile_path: Path, overrides: Mapping[str, str] | None = None) -> Iterator[Bakefile]:
+    """Load a Bakefile, and act in its role meanwhile; ``overrides`` replace keys of it. Raises BakefileError."""
+    bakefile = load(bakefile_path, overrides)
     with acting(bakefile):
         yield bakefile

@@ -73,7 +73,11 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
             events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
             continue
         uses = tuple(str(use) for use in image.uses)
-        entries.append(scaffold.InitImage(image.reference, uses=uses, on_every_node=image.on_every_node))
+        entries.append(
+            scaffold.InitImage(
+                image.reference, uses=uses, on_every_node=image.on_every_node, only_mounted=image.only_mounted
+            )
+        )
     return entries
 
 

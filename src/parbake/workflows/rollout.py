@@ -16,7 +16,7 @@ from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import Bakefile
-from parbake.bakefile.targets import GitopsTarget, KarpenterTarget, Target
+from parbake.bakefile.targets import FileTarget, GitopsTarget, KarpenterTarget, Target
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
 from parbake.coldstart.trace import load as load_trace
@@ -27,7 +27,7 @@ from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
-from parbake.records.store import brought
+from parbake.records.store import brought, session_store
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
@@ -44,7 +44,8 @@ class RolloutOptions:
 
     ``force`` overrides a missing verification and what speaks against a target; ``force_conflicts`` takes over fields
     that somebody else manages; ``deadline`` (seconds) replaces that of the targets. ``again`` also hands out what a
-    rollback left. Without ``mount`` no user data mounts a volume, whatever the targets say.
+    rollback left. Without ``mount`` no user data mounts a volume, whatever the targets say. ``store`` replaces the
+    Bakefile's. A rollback returns only what holds all of ``holding``, by id, name or the start of a key.
     """
 
     to: tuple[str, ...] = ()
@@ -56,6 +57,8 @@ class RolloutOptions:
     interval: float = 5.0
     again: bool = True
     mount: bool = True
+    store: str = ""
+    holding: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def rollout(
     Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
     what a target refuses, Stalled when nodes do not follow in time.
     """
-    with opened(bakefile_path) as bakefile:
+    with opened(bakefile_path, {"store": options.store} if options.store else None) as bakefile:
         return _rollout(bakefile, selectors, events, options)
 
 
@@ -103,12 +106,13 @@ def _rollout(
     bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
 ) -> tuple[TargetResult, ...]:
     brought(bakefile, events)
+    _bring(selectors, bakefile, events)
     located = [found for selector in selectors for found in _records(selector, bakefile)]
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
-    offers = [_fitting(offer(found, config.region), config) for config in targets]
-    for region in dict.fromkeys(each.region for each in offers):
+    offers = [_fitting(offer(found, config.region, here=_takes_files(config)), config) for config in targets]
+    for region in dict.fromkeys(each.region for each in offers if each.region):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
     if options.mount:
@@ -133,9 +137,8 @@ def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -
         left = target.status().left
     except TargetMissing:
         return False
-    if left is None or not all(
-        getattr(left, name) == getattr(offered, name) for name in ("image", "snapshot") if getattr(offered, name)
-    ):
+    ids = [name for name in ("image", "snapshot") if getattr(offered, name)] or ["key"]
+    if left is None or any(getattr(left, name) != getattr(offered, name) for name in ids):
         return False
     events.warn(
         f"{config.name}: {offered.artefact} was rolled back, so `watch` will not roll it out again; "
@@ -150,8 +153,20 @@ def rollback(bakefile_path: Path, events: Events, options: RolloutOptions) -> tu
     with opened(bakefile_path) as bakefile:
         for config in choose(bakefile, options.to):
             target = open_target(config, config.region or "", force_conflicts=options.force_conflicts)
+            if options.holding and not _has_had(target, options.holding):
+                events.warn(f"{config.name}: it does not hold {' and '.join(options.holding)}, and is left as it is")
+                continue
             decided.append(_Decided(config, target, target.plan_rollback()))
         return _hand_over(decided, events, options)
+
+
+def _has_had(target: Rollout, ids: Iterable[str]) -> bool:
+    """Whether a target holds all of what is named, or has been rolled back from it: then it is only followed."""
+    try:
+        status = target.status()
+    except TargetMissing:
+        return False
+    return any(held is not None and all(held.goes_by(each) for each in ids) for held in (status.holds, status.left))
 
 
 def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
@@ -188,10 +203,11 @@ def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
     return tuple(config for name, config in known.items() if not wanted or name in wanted)
 
 
-def offer(found: Sequence[Record], region: str | None) -> Offer:
+def offer(found: Sequence[Record], region: str | None, *, here: bool = False) -> Offer:
     """Make the offer of one region out of records; raises InputError when they do not go together.
 
-    Machine images may be one for each architecture: a node class of Karpenter takes them all.
+    Machine images may be one for each architecture: a node class of Karpenter takes them all. What lies in no cloud can
+    be offered where the target takes files (``here``), by its name and key alone.
     """
     kinds = [(record.plan.artefact.kind, record.plan.platform.architecture) for record in found]
     twice = next((kind for kind, count in Counter(kinds).items() if count > 1), None)
@@ -207,6 +223,10 @@ def offer(found: Sequence[Record], region: str | None) -> Offer:
             hint="give records of one platform, and a node class for each",
         )
     found = sorted(found, key=lambda record: record.plan.platform.architecture)
+    if here and not region and not any(record.published for record in found):
+        names, held = (" + ".join(each.artefact for each in found), "+".join(each.key for each in found))
+        size = max(record.size for record in found)
+        return Offer(artefact=names, key=held, architecture=",".join(architectures), image_size=size)
     region = region or _one_region(found)
     images, volume, runtime = list[Published](), Published(), ""
     for record in found:
@@ -277,11 +297,33 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
 def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offer:
     """Add the user data that mounts the volume, where nodes mount nothing by themselves, and the target wants it."""
     volume = next((record for record in found if record.plan.artefact.kind == "volume"), None)
-    if volume is None or offered.family or not getattr(config.options, "mount", False):
+    if volume is None or not offered.snapshot or offered.family or not getattr(config.options, "mount", False):
         return offered
     sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
     root = getattr(config.options, "root", "")
     return offered.model_copy(update={"mount": mount.user_data(sandbox, root)})
+
+
+def _takes_files(config: Target) -> bool:
+    """Whether a target is a file for other tools, which may take what lies on this machine."""
+    return isinstance(config.options, FileTarget) and config.options.as_ in {"json", "tfvars"}
+
+
+def _bring(selectors: Sequence[str], bakefile: Bakefile, events: Events) -> None:
+    """Bring what is named and lies in no cloud from the store, where another machine has made it."""
+    shared = session_store(bakefile, events)
+    here = [record for _, record in records.find(bakefile.output)] if shared else []
+    lacking = [each for each in selectors if not any(_is_meant(each, record) for record in here)]
+    if shared is None or not lacking:
+        return
+    for record in shared.records():
+        if any(_is_meant(each, record) for each in lacking):
+            with records.in_use(bakefile.output, record.artefact):
+                shared.bring(record.artefact)
+
+
+def _is_meant(selector: str, record: Record) -> bool:
+    return Path(selector).name.startswith(record.artefact) or record.key.startswith(selector)
 
 
 def _hydrates(config: Target) -> bool:

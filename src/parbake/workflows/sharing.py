@@ -1,47 +1,71 @@
-"""What is made is shared: looked for in the Bakefile's store before it is made, and kept there afterwards."""
+"""What is made is shared: looked for in the Bakefile's store before it is made, and kept there afterwards.
+
+What is published in a cloud is made by one machine at a time: the others wait for it, or go on with what it has begun.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Protocol
 
 from parbake import records
 from parbake.core import access, interrupts
-from parbake.records.store import session_store
+from parbake.core.claim import Alone, Claim
+from parbake.core.model import Plan
+from parbake.records.store import claimed, session_store
 from parbake.workflows.plan import Finished, Session
 
 
 class Make(Protocol):
-    """Makes sure that an artefact exists; ``force`` makes it anew."""
+    """Makes sure that an artefact exists; ``force`` makes it anew.
 
-    def __call__(self, *, force: bool) -> Finished:
+    ``claim`` gets the right to make it, which is waited for; what others have made meanwhile is here then.
+    """
+
+    def __call__(self, claim: Callable[[], Claim], *, force: bool) -> Finished:
         """Return the artefact and its record."""
 
 
-def made_for_all(run: Session, name: str, make: Make, *, force: bool) -> Finished:
+def made_for_all(run: Session, plan: Plan, make: Make, *, force: bool) -> Finished:
     """Make sure that an artefact exists, here and in the store if the Bakefile names one, whose first record counts.
 
     Where another machine was first, and what it made lacks what was asked for (a verification), that is made up for.
     """
-    shared = session_store(run.bakefile, run.events)
+    shared, name = session_store(run.bakefile, run.events), plan.artefact_name
     if shared is None:
-        return make(force=force)
+        return make(Alone, force=force)
     changed = False
-    while True:
-        if not force:
+    with ExitStack() as until_kept:
+
+        def bring() -> None:
             with using(run, name):
                 shared.bring(name)
-        finished = make(force=force)
-        changed = changed or finished.changed
-        interrupts.resume()  # a run that is stopped from here on is finished by the next one
-        with using(run, name):
-            kept = shared.keep(finished.record, replacing=force)
-        if kept == finished.record:
-            interrupts.hold()
-            return replace(finished, changed=changed)
-        force, changed = False, False
+
+        @cache
+        def claim() -> Claim:
+            from parbake.aws import guarded  # loads only where something is published
+
+            held = until_kept.enter_context(claimed(shared.store, plan.key, name, run.events))
+            until_kept.enter_context(guarded(held.need))
+            if not force:
+                bring()
+            return held
+
+        while True:
+            if not force:
+                bring()
+            finished = make(claim, force=force)
+            changed = changed or finished.changed
+            interrupts.resume()  # a run that is stopped from here on is finished by the next one
+            with using(run, name):
+                kept = shared.keep(finished.record, replacing=force)
+            if kept == finished.record:
+                interrupts.hold()
+                return replace(finished, changed=changed)
+            force, changed = False, False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from parbake import records
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
-from parbake.core.model import Plan, Platform, Verdict
+from parbake.core.model import Plan, Verdict
 from parbake.core.printable import word
 from parbake.core.signing import Signer
 from parbake.core.workspace import cache_folder, work_folder
@@ -23,19 +23,17 @@ from parbake.records.store import Shared
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
-    """Say whether this machine can verify a plan's artefact; warn when it is of another kind.
+    """Say whether an artefact of a plan can be verified; warn where there are no machines for its platform.
 
-    Raises EnvironmentProblem, before any work is done, when this machine could and lacks what that takes.
+    What is for another architecture than this machine's is booted in emulation. Raises EnvironmentProblem, before any
+    work is done, when this machine lacks what that takes.
     """
-    from parbake.machine.vm import accelerator  # loads only where something is booted
+    from parbake.machine.vm import accelerator, boots  # loads only where something is booted
 
-    host = Platform.host()
-    if plan.platform.architecture == host.architecture:
-        accelerator()
+    if boots(plan.platform):
+        accelerator(plan.platform.architecture)
         return True
-    events.warn(
-        f"not verified: the artefact is for {plan.platform} and this machine is {host}, which boots only its own kind"
-    )
+    events.warn(f"not verified: the artefact is for {plan.platform}, and parbake has no machines for it")
     return False
 
 
@@ -101,7 +99,7 @@ def verify_again(
 ) -> tuple[Path, Verdict]:
     """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
 
-    Where nothing could be booted (an artefact for another architecture) the record keeps the verdict that it has, and
+    Where nothing could be booted (there are no machines for its platform) the record keeps the verdict that it has, and
     so does a signed one without a ``signer``. Raises VerificationFailed, before anything is booted, when the record
     contradicts itself, or when none of the keys in ``trust`` has signed it. A good verdict is ``shared``, too.
     """
@@ -142,7 +140,7 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
     if verdict.intact is False:
         hint = "bake it again: `parbake bake --force`"
     elif verdict.accelerator == "none":
-        hint = "run `parbake verify` on a machine of the artefact's kind; its record stays as it was"
+        hint = "try it on a node; its record stays as it was"
     raise VerificationFailed(
         f"{artefact.name} failed verification\n" + "\n".join(f"  {line}" for line in lines), hint=hint
     )

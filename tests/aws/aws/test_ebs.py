@@ -312,7 +312,7 @@ elif point == "middle":
 elif point == "written":
     upload.Journal.completed = die
 elif point == "sealing":
-    upload._seal = die
+    upload._whole = die
 elif point == "sealed":
     upload.look = die
 else:

@@ -15,7 +15,7 @@ from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
 from parbake.core.errors import ArtefactFull, AwsError, BakeFailed, DeadlineExceeded, InputError
 from parbake.core.events import Events
-from parbake.core.model import Artefact, ExitProbe, HttpProbe, Plan, RegistryOptions, Startup
+from parbake.core.model import Artefact, ExitProbe, HttpProbe, MountedProbe, Plan, RegistryOptions, Startup
 from tests.aws.aws.test_throttled import said
 from tests.aws.conftest import REGION
 from tests.fakes.aws.bottlerocket import Rockets
@@ -108,6 +108,7 @@ def test_an_image_is_started_as_its_startup_says(cloud: Rockets, volume: Plan) -
                     image("registry.example/b:1", startup=Startup(args=("serve",))),
                     image("registry.example/c:1", startup=Startup(command=("/serve", ""))),
                     image("registry.example/d:1", startup=Startup(env={"TEXT": "two\nlines"})),
+                    image("registry.example/e:1", startup=Startup(up=MountedProbe(path="/weights"))),
                 )
             }
         )
@@ -119,6 +120,7 @@ def test_an_image_is_started_as_its_startup_says(cloud: Rockets, volume: Plan) -
     [*before, task, shell, flag, text, argument] = (verifier.fake / "started").read_text().splitlines()
     assert before == [f"<{word}>" for word in words]
     assert "parbake-" in task
+    assert (verifier.fake / "mounted").read_text().startswith("/run/parbake-")
     assert [shell, flag, text, argument] == [f"<{word}>" for word in (*command, "x y")]
     assert [warning.partition(":1: ")[2].partition(",")[0] for warning in made.verdict.warnings] == [
         "its startup has arguments for the image's own entrypoint",

@@ -24,6 +24,7 @@ from parbake.builders.choose import publisher_of
 from parbake.builders.ebs import EbsShipment
 from parbake.coldstart.trace import Part, Read, Trace
 from parbake.coldstart.trace import load as load_trace
+from parbake.core.claim import Alone
 from parbake.core.errors import AwsError, InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import GIB, MIB, Artefact, Base, Plan, Verdict
@@ -131,18 +132,20 @@ def build(
     with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings, bases)):
         publisher = publisher_of(run.bakefile, fresh=fresh)
         assert publisher
-        return bake.bake_and_publish(run, wanted, publisher, options, None).record
+        return bake.bake_and_publish(run, wanted, publisher, options, None, Alone()).record
 
 
 @contextmanager
-def session(folder: Path, wanted: Plan, settings: Mapping[str, Any]) -> Iterator[Session]:
+def session(
+    folder: Path, wanted: Plan, settings: Mapping[str, Any], events: Events | None = None, **more: Any
+) -> Iterator[Session]:
     path = folder / "parbake.yaml"
     base = {"ami": {"ami": wanted.base.identity}}.get(wanted.base.kind, wanted.base.kind)
-    document = {"version": 1, "name": wanted.name, "builder": "ebs", "base": base, "output": "."}
+    document = {"version": 1, "name": wanted.name, "builder": "ebs", "base": base, "output": ".", **more}
     path.write_text(json.dumps({**document, "aws": settings, "images": ["registry.example/app:1"]}))
     bakefile = load(path)
     with Registry(bakefile.registries, events=Events()) as registry:
-        yield Session(bakefile, registry, Events())
+        yield Session(bakefile, registry, events or Events())
 
 
 def policy_for(wanted: Plan, settings: Mapping[str, Any], bases: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -296,7 +299,9 @@ def test_a_copy_belongs_to_the_account_of_its_role(tmp_path: Path, oven: Oven, c
         theirs = [found[name] for name in ("caller", "role_of_copies_in_us-east-1")]
         theirs.append({"Statement": [{**found["assume"]["Statement"][0], "Resource": ["*"]}]})  # noted without its name
         with acting(run.bakefile), allowed_by(*theirs):
-            made = [bake.bake_and_publish(run, wanted, publisher, bake.Options(), None).record for _ in range(2)]
+            made = [
+                bake.bake_and_publish(run, wanted, publisher, bake.Options(), None, Alone()).record for _ in range(2)
+            ]
     (own, copied) = (cloud.snapshots[each.snapshots[0].id] for each in made[1].published.values())
     assert made[0].published == made[1].published
     assert (own.owner, own.shared, copied.owner, copied.shared) == (
@@ -465,7 +470,7 @@ def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> Non
     """Ubuntu's root is /dev/sda1; its further disks, among them another account's, become this account's own."""
     base = build(tmp_path, MACHINE).published["eu-west-1"]
     data = cloud.snapshots[build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id]
-    data.owner = "210987654321"
+    data.owner, data.shared = "210987654321", {"123456789012"}
     image = cloud.images[base.image]
     image["device"] = image["attributes"]["RootDeviceName"] = "/dev/sda1"
     said = {
@@ -494,7 +499,7 @@ def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> Non
         assert (own.owner, own.region, own.shared) == ("123456789012", region, {"123456789012"})
         assert own.tags["parbake:managed"] == "artefact"
         assert [each.device for each in there.snapshots] == ["/dev/sda1", "/dev/sdc"]
-    assert (data.shared, data.tags["parbake:managed"]) == (set(), "artefact"), "nobody touched the original"
+    assert (data.shared, data.tags["parbake:managed"]) == ({"123456789012"}, "artefact"), "nobody touched the original"
     again = build(tmp_path, onto, fresh=True, bases=[data.id]).published["eu-west-1"]
     assert (
         cloud.images[again.image]["further"][1]["snapshot"]

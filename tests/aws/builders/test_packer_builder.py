@@ -203,10 +203,10 @@ def test_what_a_killed_packer_leaves_is_removed(place: Place) -> None:
     make("theirs", [])
     make("packer_1", tags)
     make("other", [{"Key": MANAGED, "Value": "temporary"}, {"Key": NAME, "Value": "another"}])
-    removed = clean.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None))[REGION]
+    removed = clean.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None)).removed[REGION]
     assert sorted(each.partition("-")[0] for each in removed) == ["key", "lt", "sg"]
     assert left() == {f"{kind}:{name}" for kind in "kgt" for name in ("theirs", "other")}
-    assert clean.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None))[REGION] == ()
+    assert clean.clean_aws(place.folder / "parbake.yaml", Events(lambda _event: None)).removed[REGION] == ()
 
 
 def test_the_bakefile_chooses_it(place: Place) -> None:

@@ -40,7 +40,8 @@ CTR = """\
 shift 4
 named() { name=${1#name==\\"}; name=${name%\\"}; grep "^$name " "$FAKE/images"; }
 case "$1 $2" in
-"version ") ;;
+"version ") printf 'Client:\n  Version: 1\n\nServer:\n  Version:  2.1.6\n' ;;
+"images mount") grep -q "^$3 " "$FAKE/images" && echo "$4" >>"$FAKE/mounted" ;;
 "images ls")
     [ "$3" = -q ] && { cut -d ' ' -f 1 "$FAKE/images"; exit 0; }
     echo "REF TYPE DIGEST SIZE PLATFORMS LABELS"
@@ -75,7 +76,8 @@ case $source in *.dkr.ecr.*)
     put "ecr.aws/arn:aws:ecr:eu-west-1:123456789012:repository/x@${source##*@}" "${source##*@}" ;; esac
 put "$source" "${source##*@}"
 """
-HOST = {"ctr": PUT + CTR, "host-ctr": PUT + HOST_CTR, "systemctl": "exit 0\n", "rm": "exit 0\n", "sync": "exit 0\n"}
+HOST = {"ctr": PUT + CTR, "host-ctr": PUT + HOST_CTR, "systemctl": "exit 0\n", "rm": "exit 0\n", "sync": "exit 0\n",
+        "mkdir": "exit 0\n", "test": '[ "${2##*/}" = weights ]\n'}  # fmt: skip
 SLEEP = '[ "$1" -ge 300 ] && exec /bin/sleep 0; exec /bin/sleep 0\n'
 _MOST = 24_000
 

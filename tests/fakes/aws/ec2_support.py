@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, launch
+from parbake.core.claim import Claim
 from parbake.core.events import Event, Events
 from parbake.core.model import GIB, Artefact, Base, ExitProbe, Plan, Platform, RegistryOptions, Startup
 from parbake.core.plan import make_plan
@@ -70,11 +72,14 @@ def bake(plan: Plan, tmp_path: Path) -> Bake:
         of: Plan | None = None,
         registries: Mapping[str, RegistryOptions] | None = None,
         seen: list[Event] | None = None,
+        claim: Claim | None = None,
         **settings: Any,
     ) -> Publication:
         aws = AwsSection(region=REGION, **settings)
         builder = Ec2Builder(aws, registries or {}, limit=600.0, verify=verify, fresh=fresh)
         ingredients = Ingredients(None, _no_source, tmp_path, Events(_silent if seen is None else seen.append))
+        if claim:
+            ingredients = replace(ingredients, claim=claim)
         with allowed_by(policy_for(of or plan, settings)):
             return builder.bake_remotely(of or plan, ingredients)
 

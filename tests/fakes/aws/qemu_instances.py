@@ -22,7 +22,8 @@ from typing import Any
 
 from parbake.core.run import Process, run
 from parbake.machine.vm import accelerator
-from parbake.machine.vm.accelerator import EMULATION, QEMU, cpu
+from parbake.machine.vm.accelerator import EMULATION, cpu
+from parbake.machine.vm.boards import board_of
 from tests.fakes.aws.instances import Machine
 
 NETWORK = "169.254.0.0/16"  # QEMU forwards addresses of a machine's own network alone: the metadata's is in it
@@ -83,15 +84,15 @@ class Qemus:
             process.stop()
 
     def _command(self, machine: Machine, folder: Path) -> list[str]:
-        speed = accelerator()
+        speed, board = accelerator(), board_of()
         serial = f"ec2{uuid.uuid4().hex[3:8]}-{str(uuid.uuid4())[9:]}"
         service = Path(__file__).with_name("metadata.py")
         metadata = f"{sys.executable} -SE {service} {folder}"
         network = f"user,id=net,ipv6=off,net={NETWORK},guestfwd=tcp:{METADATA}:80-cmd:{metadata}"
         command = [
-            QEMU, "-name", machine.identity, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-machine", "q35,graphics=off",
-            "-accel", "kvm" if speed == "kvm" else EMULATION, "-cpu", cpu(speed),
+            board.qemu, "-name", machine.identity, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-machine", board.machine,
+            "-accel", "kvm" if speed == "kvm" else EMULATION, "-cpu", cpu(speed, board),
             "-smp", "2", "-m", str(_MEMORY),
             "-smbios", "type=0,vendor=Amazon EC2",
             "-smbios", f"type=1,manufacturer=Amazon EC2,uuid={serial},serial={serial}",

@@ -18,6 +18,7 @@ from parbake.containerd import Daemon
 from parbake.core import nodefiles
 from parbake.core.model import Startup
 from tests.fakes.containerd_support import busybox, fill, pause, traces_of
+from tests.fakes.newer import NEWER, program_of
 
 pytestmark = pytest.mark.root
 
@@ -85,6 +86,22 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     assert traces_of(str(folder)) == []
 
 
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The same with containerd 2."""
+    folder = tmp_path_factory.mktemp("newer")
+    made = Node(folder)
+    program = program_of(NEWER)
+    with Daemon(folder / "store", folder / "fill", containerd=program) as daemon, daemon.client() as client:
+        fill(client, PAUSE, pause())
+        fill(client, APP, MADE)
+    with Daemon(folder / "store", folder / "run", cri=True, sandbox_image=PAUSE, containerd=program) as daemon:
+        (folder / "cgroup").write_text(daemon.cgroup_parent)
+        made.configured(PAUSE)
+        yield made
+    assert traces_of(str(folder)) == []
+
+
 def startup(**fields: Any) -> Startup:
     return Startup.model_validate(fields)
 
@@ -137,6 +154,17 @@ def test_a_bad_store_is_no_proof(node: Node) -> None:
     assert not loose["pinned"]
     assert "not pinned" in loose["problems"][0]
     assert "start_seconds" not in loose
+
+
+def test_an_image_is_mounted_as_a_pods_volume(node: Node, newer: Node) -> None:
+    proof = newer.prove(APP, startup(up={"kind": "mounted", "path": "/www/healthz"}))
+    assert proof["problems"] == []
+    assert proof["start_seconds"] >= 0
+    gone = newer.prove(APP, startup(up={"kind": "mounted", "path": "/weights"}))
+    assert "holds no /weights" in gone["problems"][0]
+    older = node.prove(APP, startup(up={"kind": "mounted", "path": "/"}))
+    assert "needs containerd 2.1 or later, and this is containerd 1.7" in older["problems"][0]
+    assert "start_seconds" not in older
 
 
 def test_further_names_are_looked_up(node: Node) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from parbake.cli.report import Subject, page
+from parbake.cli.report.fleet import FleetNow, fleet_page
 from parbake.coldstart.trace import Part, Read, Trace, summary
 from parbake.coldstart.trace.data import BLOCK, HotEntry
 from parbake.core import run
 from parbake.core.model import GIB, HydrateFigures, ImageVerdict, Verdict
+from tests.fakes.fleet_told import NOW, fleet_now
 from tests.fakes.plans import image, plan, record
 
 HOSTILE = "registry.example/<script>document.title='broken'</script>&\"':1"
@@ -85,6 +87,8 @@ def subject(word: str, *names: str, blocks: int = 2000, hydrated: bool = False) 
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "fleet": lambda: fleet_page(fleet_now(HOSTILE, LONG)),
+    "silent": lambda: fleet_page(FleetNow("shop", NOW, [], silence=HOSTILE)),
     "one": lambda: page(subject("a", HOSTILE, LONG, hydrated=True)),
     "two": lambda: page(subject("a", LONG), subject("b", LONG, blocks=700, hydrated=True)),
     "bare": lambda: page(Subject(record("a", passed=None))),

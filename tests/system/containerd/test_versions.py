@@ -15,13 +15,16 @@ from typing import Any, Literal
 
 import pytest
 
+from parbake.coldstart.rehearsal.host import Here
 from parbake.containerd import Cri, Daemon
 from parbake.containerd.cri import log_text
 from parbake.core import run
-from parbake.core.model import Platform
+from parbake.core.model import MountedProbe, Platform, Startup
 from parbake.core.run import CONTAINERD, Deadline
 from parbake.images import pause
 from parbake.machine import disk
+from parbake.verify.mounted import look
+from parbake.verify.starter import Started, Starter
 from tests.fakes.every_layer_feature import busybox_layer, push_all, variety
 from tests.fakes.images import image, push
 from tests.fakes.newer import MACHINES, NEWER, program_of
@@ -149,6 +152,50 @@ def test_a_store_is_used_by_every_version(
             assert starts(cri, world.plain, logs)
         with node("second") as daemon, daemon.client() as client:
             assert starts(Cri(client.connection, cgroup_parent=daemon.cgroup_parent), world.name, logs)
+
+
+@pytest.mark.parametrize("started", FILLED)
+def test_an_image_is_a_pods_volume(world: World, tmp_path: Path, started: str) -> None:
+    """Of containerd 2.1 and later; those before say what it takes, and nothing is taken for proven."""
+    volume = tmp_path / "volume.raw"
+    run.run(["cp", "--sparse=always", str(world.volumes[MACHINES]), str(volume)])
+    with (
+        disk.private_mounts(),
+        disk.mount(volume, tmp_path / "mnt", filesystem="ext4") as mounted,
+        Daemon(
+            mounted.path, tmp_path / "run", cri=True, sandbox_image=pause.REFERENCE, containerd=program_of(started)
+        ) as daemon,
+        daemon.client() as client,
+    ):
+        cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
+        starter = Starter(Here(), cri, stretch=1, pause=pause.REFERENCE, logs=str(tmp_path / "logs"))
+
+        def seen(path: str) -> Started:
+            return starter.start(world.name, Startup(up=MountedProbe(path=path)))
+
+        there = seen("/bin")
+        if started == MACHINES:
+            [problem] = there.problems
+            assert problem.startswith("an image volume needs containerd 2.1 or later, and this is containerd 1.7")
+            assert there.seconds is None
+            return
+        assert there.problems == ()
+        assert "busybox" in there.output.splitlines()
+        assert there.seconds is not None
+        assert there.seconds > 0
+        assert seen("/").output.splitlines() == ["bin/"]
+        assert seen("/bin/busybox").problems == ()
+        assert seen("/weights").problems == ("the image is mounted, and holds no /weights",)
+        # What is written to is no volume of a pod, and what no process sees is none either.
+        at = tmp_path / "at"
+        at.mkdir()
+        assert "no image" in look(Here(), str(at), "/")[0]
+        run.run(["mount", "-t", "tmpfs", "tmpfs", str(at)])
+        assert "written to" in look(Here(), str(at), "/")[0]
+        run.run(["mount", "-o", "remount,ro", str(at)])
+        assert "empty folder" in look(Here(), str(at), "/")[0]
+        run.run(["umount", str(at)])
+        assert cri.list_pod_sandboxes() == ()
 
 
 def test_trees_are_those_that_the_newer_one_unpacks(world: World, tmp_path: Path) -> None:

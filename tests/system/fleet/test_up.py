@@ -84,6 +84,9 @@ def test_a_fleet_is_baked_and_its_engine_can_be_lost(tmp_path: Path, registry: D
     up = Up(tmp_path / "corner", registry)
     refused = up.fleet("status", code=2)
     assert "there is no key" in refused["message"]
+    nothing = up.fleet("doctor", code=1)
+    assert [(each["name"], each["status"]) for each in nothing] == [("store", "ok"), ("engine", "missing")]
+    assert "there is no key" in nothing[1]["found"]
     with up.start("--workers", "1") as running:
         ready(running)
         again = up.fleet("up", "--port", str(up.ports[0]), code=1)
@@ -91,9 +94,21 @@ def test_a_fleet_is_baked_and_its_engine_can_be_lost(tmp_path: Path, registry: D
         ended = up.fleet("run", "--wait", "--progress", "none")
         assert ended["counts"] == {"there": 0, "baked": 2, "joined": 0, "failed": 0, "quarantined": 0, "done": 2}
         status = up.fleet("status")
-        assert (status["state"], status["workers"]) == ("completed", {"control": 1, "bake": 1})
+        assert (status["state"], status["workers"]) == ("completed", {"control": 1, "bake": 1, "roll": 1})
         assert "2 of 2 cells: 2 baked" in up.corner.parbake("fleet", "status").stdout
         assert "no run of corner is under way" in up.fleet("pause", code=2)["message"]
+        healthy = up.fleet("doctor")
+        assert [each["name"] for each in healthy] == ["store", "engine", "control", "bake"]
+        assert "missing" not in {each["status"] for each in healthy}
+        file = up.corner.folder / "fleet.yaml"
+        file.write_text(file.read_text() + "schedule: {every: 24h}\n")
+        assert up.fleet("apply") == {"schedule": "created", "prune": "none", "held": None, "dry_run": False}
+        drained = {"schedule_held": True, "run": False, "done": None, "left": None}
+        assert up.fleet("drain") == drained
+        assert up.fleet("resume")["told"] == "resume"
+        file.write_text(file.read_text().replace("schedule: {every: 24h}\n", ""))
+        removed = up.corner.parbake("fleet", "apply").stdout
+        assert removed == "schedule of runs: removed\nschedule of pruning: none\n"
         listening = run(["ss", "-Hltnp"]).text
         mine = [line.split()[3] for line in listening.splitlines() if "temporal" in line]
         assert [each for each in mine if each.endswith(f":{up.ports[0]}")] == [f"127.0.0.1:{up.ports[0]}"]

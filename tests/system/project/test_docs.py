@@ -44,7 +44,8 @@ class Case:
 
     ``shortcuts``: the commands of parbake that are cut short. ``after``: a document that is followed there before.
     ``own_cache`` keeps the user's cache out of it; ``afresh`` begins every block in the folder, as readers of a README
-    do. ``cut_short``: golden files of what the commands that are cut short would say.
+    do. ``cut_short``: golden files of what the commands that are cut short would say. ``proven``: verifications say yes
+    without booting a machine.
     """
 
     document: str
@@ -53,6 +54,7 @@ class Case:
     own_cache: bool = False
     afresh: bool = False
     cut_short: tuple[str, ...] = ()
+    proven: bool = False
 
 
 NOTHING: frozenset[str] = frozenset()
@@ -63,7 +65,8 @@ TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING)
 HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
-        "docs/reference/cli.md", shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export"}) | ROLLOUTS
+        "docs/reference/cli.md",
+        shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export", "fleet"}) | ROLLOUTS,
     ),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
@@ -82,10 +85,11 @@ HERE = (
     Case("docs/how-to/volume.md"),
     Case("docs/how-to/own-base.md"),
     Case("docs/how-to/failed-verification.md", shortcuts=frozenset({"bake"}), after="docs/how-to/own-base.md"),
-    Case("docs/how-to/arm64.md", shortcuts=NOTHING),
+    Case("docs/how-to/arm64.md", shortcuts=frozenset({"bake"})),
     Case("docs/how-to/keep-layers.md"),
     Case("docs/how-to/ci.md", own_cache=True),
     Case("docs/how-to/fleet.md"),
+    Case("docs/tutorial-fleet.md", shortcuts=NOTHING, proven=True),
     Case("docs/how-to/clean-up.md", own_cache=True),
     Case("docs/how-to/ebs.md"),
     Case("docs/how-to/ec2.md"),
@@ -105,6 +109,8 @@ SHORTCUTS = {
     # Nothing is verified here.
     "export": 'export) case $2 in packer | kubelet-config) ;; *) set -- "$@" --force ;; esac ;;',
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
+    # Nothing is rolled out here: docs/tutorial-fleet.md does.
+    "fleet": 'fleet) case $2 in rollout | gate | approve | rollback | logs) set -- "$@" --help ;; esac ;;',
     **{name: f'{name}) set -- "$@" --help ;;' for name in (*ROLLOUTS, "prune")},
 }
 
@@ -243,6 +249,7 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         "HOME": str(home),
         "PARBAKE_CACHE": str(outside / "cache" if case.own_cache else cache_folder()),
         "REGISTRY_PASSWORD": PASSWORD,
+        **({"PYTHONPATH": str(ROOT / "tests/fakes/proven")} if case.proven else {}),
         **(world.access if Path(case.document).stem in {"gitops", "files"} else {}),
     }
 

@@ -67,6 +67,7 @@ class Node:
             "PARBAKE_WAIT": str(wait),
             "PARBAKE_CONTAINERD_CONFIG": str(self.folder / "config.toml"),
             "PARBAKE_WORK": str(self.folder / "work"),
+            "PARBAKE_SELINUX": str(self.folder / "selinux"),
         }
         done = subprocess.run(
             ["/bin/dash", str(self.folder / "mount.sh")],
@@ -169,6 +170,23 @@ def test_a_volume_is_mounted_and_grown_to_its_disk(
         check = ["e2fsck", "-fn", device] if filesystem == "ext4" else ["xfs_repair", "-n", device]
         run.run(check)
     assert (node.root / "own").read_text() == "the node's own store"
+
+
+@pytest.mark.parametrize("enforced", ["1", "0", ""])
+def test_where_selinux_is_enforced_the_volume_gets_one_label(
+    node: Node, registry: DockerRegistry, private_places: Path, enforced: str
+) -> None:
+    """This machine's mount passes over a label, since its kernel has no SELinux."""
+    (node.folder / "bin/mount").write_text('#!/bin/sh\necho "$2" >>"$NODE/options"\nexec /usr/bin/mount "$@"\n')
+    (node.folder / "bin/mount").chmod(0o755)
+    if enforced:
+        (node.folder / "selinux").mkdir()
+        (node.folder / "selinux/enforce").write_text(enforced)
+    with attached(baked(private_places, registry, sandbox=PAUSE), node):
+        assert "is mounted at" in node.mount(PAUSE)
+    label = ",context=system_u:object_r:container_ro_file_t:s0" if enforced == "1" else ""
+    # One file system has one label, wherever it is mounted.
+    assert (node.folder / "options").read_text().splitlines() == [f"noatime{label}"] * 2
 
 
 def test_the_nodes_own_pause_image_comes_along(node: Node, registry: DockerRegistry, private_places: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from parbake.bakefile import advice, load
 from parbake.bakefile.scaffold import InitImage, discover, is_static_program, starter, write
 from parbake.core.errors import BadReference, EnvironmentProblem, InputError
-from parbake.core.model import GIB, MIB, LogProbe, Startup
+from parbake.core.model import GIB, MIB, LogProbe, MountedProbe, Startup
 from parbake.core.units import human_size
 
 TODAY = date(2026, 11, 24)
@@ -42,6 +42,7 @@ def test_the_starter_works_as_it_stands(tmp_path: Path) -> None:
         InitImage("ghcr.io/team/many:1", uses=tuple(f"Job j{number}, c\n" for number in range(5))),
         InitImage("ghcr.io/team/app:1.4", size=1),
         InitImage("null"),
+        InitImage("ghcr.io/team/weights:1", only_mounted=True),
     ]
     text = starter(entries, today=TODAY)
     (tmp_path / "parbake.yaml").write_text(text)
@@ -51,7 +52,9 @@ def test_the_starter_works_as_it_stands(tmp_path: Path) -> None:
         "ghcr.io/team/job:1",
         "ghcr.io/team/many:1",
         "null",
+        "ghcr.io/team/weights:1",
     ]
+    assert bakefile.images[4].startup == Startup(up=MountedProbe())
     assert bakefile.images[1].startup == Startup(up=LogProbe(pattern="it's done"))
     assert "  # Deployment prod/web, app\n  - ghcr.io/team/app:1.4 # 512 MiB compressed\n" in text
     assert "  # Job j2, c?\n  # and 2 more\n  - ghcr.io/team/many:1\n" in text

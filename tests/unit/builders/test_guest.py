@@ -213,6 +213,76 @@ def test_the_node_itself_says_whether_docker_runs_it(node: Node, version: str, d
     assert bool(console.warnings) is docker
 
 
+DOCKERS_UNIT = """\
+echo "systemctl $*" >>"$FAKE/calls"
+[ "$1" = cat ] && printf 'ExecStart=/old\n\nExecStart=/usr/bin/dockerd -H fd:// $OPTIONS\n'
+[ "$1" = poweroff ] && kill -9 0
+exit 0
+"""
+
+
+@pytest.fixture
+def docker_node(node: Node) -> Node:
+    node.program("kubelet", "echo Kubernetes v1.21.14\n")
+    node.program("dockerd", "exit 0\n")
+    authorities = 'cat "$PARBAKE_ROOT"/etc/docker/certs.d/*/parbake.crt >"$FAKE/authority" 2>/dev/null\n'
+    node.program("docker", authorities + DOCKER)
+    node.program("systemctl", DOCKERS_UNIT)
+    return node
+
+
+def test_docker_is_led_to_this_process(docker_node: Node) -> None:
+    """By options that are gone with the machine: the daemon knows no servers with a path."""
+    images = [image("docker.io/library/busybox:1"), image("registry.example/app:1")]
+    text = docker_node.run(bake(plan_of(*images), server="http://10.0.2.2:81/secret"))
+    read(text).judge(images, text)
+    options = docker_node.root / "run/systemd/system/docker.service.d/parbake.conf"
+    assert options.read_text().splitlines() == [
+        "[Service]",
+        "ExecStart=",
+        "ExecStart=/usr/bin/dockerd -H fd:// $OPTIONS --insecure-registry docker.io"
+        " --registry-mirror http://10.0.2.2:81 --insecure-registry registry.example",
+        "Environment=HTTP_PROXY={0} HTTPS_PROXY={0} NO_PROXY=".format("http://parbake:secret@10.0.2.2:81"),
+    ]
+    assert options.stat().st_mode & 0o777 == 0o600
+    assert "secret" not in text
+    assert docker_node.calls.index("systemctl restart docker") < docker_node.calls.index(
+        f"docker pull docker.io/library/busybox@{images[0].target.digest}"
+    )
+    text = docker_node.run(bake(plan_of(image("localhost:5000/app:1")), server="http://10.0.2.2:81/secret"))
+    assert "Docker looks for localhost:5000 on its own machine" in text
+
+
+def test_docker_pulls_without_tls_and_with_an_authority(docker_node: Node, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("an authority\n")
+    options = {
+        "plain.example": RegistryOptions(plain_http=True),
+        "own.example": RegistryOptions(ca=str(tmp_path / "ca.pem")),
+    }
+    images = [image("plain.example/app:1"), image("own.example/app:1")]
+    text = docker_node.run(bake(plan_of(*images), registries=options))
+    read(text).judge(images, text)
+    said = (docker_node.root / "run/systemd/system/docker.service.d/parbake.conf").read_text()
+    assert "--insecure-registry plain.example\n" in said
+    assert "PROXY" not in said
+    assert (docker_node.fake / "authority").read_text().strip() == "an authority"
+    assert not (docker_node.root / "etc/docker/certs.d").exists()
+
+
+def test_a_docker_that_takes_no_options_says_so(docker_node: Node) -> None:
+    docker_node.program("systemctl", f'[ "$1" = restart ] && {{ echo "Job failed" >&2; exit 1; }}\n{DOCKERS_UNIT}')
+    text = docker_node.run(bake(plan_of(image()), registries={"registry.example": RegistryOptions(plain_http=True)}))
+    assert "Docker does not start with --insecure-registry registry.example: Job failed" in read(text).failure
+
+
+def test_a_login_that_docker_cannot_use_says_why(docker_node: Node) -> None:
+    docker_node.program("aws", "echo token\n")
+    refused = 'echo "Error response from daemon: Get https://x/v2/: unauthorized" >&2; exit 1'
+    docker_node.program("docker", f'[ "$1" = login ] && {{ {refused}; }}\n{DOCKER}')
+    text = docker_node.run(bake(plan_of(image(f"{ECR}/app:1"))))
+    assert f"no login for {ECR}: the registry refuses this login" in read(text).failure
+
+
 def test_verification_proves_what_is_there_and_pulls_nothing(node: Node) -> None:
     app = image("registry.example/app:1", startup=Startup(up=ExitProbe(), env={"A": "it's"}, args=("x y",)))
     (node.fake / "images").write_text(f"{app.names[0]} {app.target.digest}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import io
@@ -15,7 +16,8 @@ from parbake.builders import Ingredients
 from parbake.builders.image_server import Server, serve
 from parbake.core.errors import Denied
 from parbake.core.events import Events
-from parbake.core.model import Descriptor, Readable
+from parbake.core.model import Descriptor
+from parbake.core.sources import Readable
 from tests.fakes.plans import image, plan
 
 APP = image("registry.example/team/app:1")
@@ -85,6 +87,19 @@ def test_without_the_secret_there_is_nothing(shop: Server) -> None:
         assert ask(shop, path)[0] == 404
     assert ask(shop, f"/{shop.secret}/v2/team/app/manifests/1")[0] == 404, "by digest alone"
     assert ask(shop, f"/{shop.secret}/v2/team/app/blobs/sha256:{'0' * 64}")[0] == 404
+
+
+def test_a_docker_daemon_asks_through_a_proxy(shop: Server) -> None:
+    """It sends whole URLs, and logs in to the proxy as Go's HTTP client does."""
+    login = base64.b64encode(f"parbake:{shop.secret}".encode()).decode()
+    known, other = ({"Proxy-Authorization": f"Basic {word}"} for word in (login, login[:-4] + "eA=="))
+    place = f"http://registry.example/v2/team/app/manifests/{APP.target.digest}"
+    status, _, headers = ask(shop, "http://registry.example/v2/", headers=known)
+    assert (status, headers["Docker-Distribution-Api-Version"]) == (200, "registry/2.0")
+    assert ask(shop, place, headers=known)[1] == content(APP.target.digest, APP.target.size)
+    assert ask(shop, place, headers=other)[0] == 404
+    assert ask(shop, place)[0] == 404
+    assert ask(shop, "registry.example:443", "CONNECT", headers=known)[0] == 501, "then it asks without TLS"
 
 
 def test_what_a_registry_refuses_is_kept_for_the_user(shop: Server, shelf: Shelf) -> None:

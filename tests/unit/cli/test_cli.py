@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import typer
 
 from parbake import __version__, records
 from parbake.cli import app, run
+from parbake.cli.commands import COMMANDS
 from parbake.core.errors import InputError
 from parbake.records import statements
 from tests.fakes.plans import record
@@ -90,13 +92,33 @@ def test_summaries_are_not_cut_off(say: Say) -> None:
     assert "..." not in out.partition("Bake:")[2]
 
 
-def test_every_command_stands_in_one_group_of_the_help(say: Say) -> None:
+def test_the_list_of_commands_says_what_they_say_of_themselves(say: Say) -> None:
     group = typer.main.get_command(app.app)
     assert isinstance(group, typer.core.TyperGroup)
-    grouped = [name for names in app.COMMANDS.values() for name in names]
-    assert sorted(grouped) == sorted(group.commands)
+    listed = {name: each.summary for names in COMMANDS.values() for name, each in names.items()}
+    assert {name: command.get_short_help_str(200) for name, command in group.commands.items()} == listed
     out = say("--help")[1]
-    assert [out.index(f"\n{title}:") for title in app.COMMANDS] == sorted(out.index(f"\n{t}:") for t in app.COMMANDS)
+    assert [out.index(f"\n{title}:") for title in COMMANDS] == sorted(out.index(f"\n{title}:") for title in COMMANDS)
+
+
+@pytest.mark.parametrize("module", sorted({each.module for names in COMMANDS.values() for each in names.values()}))
+def test_every_command_of_a_module_is_listed(module: str) -> None:
+    """Nobody could call it otherwise."""
+    listed = {name for names in COMMANDS.values() for name, each in names.items() if each.module == module}
+    made = """
+        import importlib, sys
+        from parbake.cli import commands
+        importlib.import_module(f"parbake.cli.{sys.argv[1]}")
+        print(*commands._applications)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(made), module], capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) == listed
+
+
+def test_a_command_is_corrected_that_is_not_loaded(say: Say) -> None:
+    assert "Did you mean 'bake'?" in say("bakee")[2]
 
 
 def test_the_version(say: Say) -> None:
@@ -197,6 +219,16 @@ def test_init_reads_manifests_on_standard_input(say: Say, place: Path, monkeypat
     assert "  # Pod shop/web, web\n  - registry.example.com/shop/web:1\n" in text
 
 
+def test_init_mounts_what_pods_have_as_a_volume(say: Say, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = "  volumes: [{name: weights, image: {reference: registry.example.com/shop/weights:1}}]\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(POD.rstrip() + "\n" + volumes))
+    assert say("init", "--from-manifests", "-", "--no-sizes")[0] == 0
+    text = (place / "parbake.yaml").read_text()
+    mounted = "  - reference: registry.example.com/shop/weights:1\n    startup: {up: mounted}\n"
+    assert f"  # Pod shop/web, volume weights\n{mounted}" in text
+    assert "  - registry.example.com/shop/web:1\n" in text
+
+
 def test_init_without_an_image_in_the_manifests(say: Say, place: Path) -> None:
     (place / "service.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n")
     told = document(say, "init", "--from-manifests", "service.yaml", code=2)
@@ -267,7 +299,7 @@ def test_clean_removes_what_is_left_over(say: Say, place: Path, tmp_path: Path) 
     assert say("clean") == (0, "nothing was left over\n", "")
     left = place / "artefacts/.parbake/abc.1.ffff"
     left.mkdir(parents=True)
-    assert document(say, "clean") == {"removed": ["artefacts/.parbake/abc.1.ffff"]}
+    assert document(say, "clean") == {"removed": ["artefacts/.parbake/abc.1.ffff"], "spared": {}}
     assert not left.exists()
     (tmp_path / "cache/base").mkdir(parents=True)
     assert f"removed {tmp_path}/cache/base\n" in say("clean", "--caches")[1]

@@ -16,6 +16,7 @@ from parbake import __version__
 from parbake.fleet.engine import tasks
 from parbake.fleet.engine.sealing import converter
 from parbake.fleet.engine.tasks import Baked, BakeRequest
+from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import Bake, Fleet
 from tests.fakes.fleet_histories import FOLDER, KEY
 
@@ -23,6 +24,8 @@ HISTORIES = sorted(FOLDER.glob("*/*.json"))
 PATHS = {
     "fleet", "fleet-cancelled", "fleet-joined-cancelled", "fleet-paused",
     "bake", "bake-refused", "bake-quarantined", "bake-cancelled",
+    "fleet-rolled-out", "rollout", "rollout-cancelled", "rollout-back-by-itself", "rollout-back-after-its-end",
+    "rollout-paused-and-back-by-hand",
 }  # fmt: skip
 
 
@@ -34,7 +37,7 @@ def replay(path: Path, *workflows: type) -> None:
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recorded_history_goes_on(path: Path) -> None:
-    replay(path, Fleet, Bake)
+    replay(path, Fleet, Bake, Rollout)
 
 
 def test_this_version_has_a_history_of_each_path() -> None:

@@ -320,6 +320,32 @@ def test_records_that_do_not_go_together(here: Path, capsys: pytest.CaptureFixtu
     assert (code, "two records of the kind" in error["message"]) == (2, True)
     code, error = parbake(capsys, "rollout", FIRST.key, "--to", "us")
     assert (code, "not published in us-east-1, but in eu-central-1" in error["message"]) == (2, True)
-    code, error = parbake(capsys, "rollout", "nowhere", "--to", "file")
-    assert (code, "published in no region" in error["message"]) == (2, True)
+    code, error = parbake(capsys, "rollout", "nowhere", "--to", "us")
+    assert (code, "is not published in us-east-1, but in nowhere" in error["message"]) == (2, True)
     assert not (here / "a.json").exists()
+
+
+def test_what_lies_in_no_cloud_is_handed_out_by_name_and_key(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (record(word, name=word, passed=True) for word in ("one", "two"))
+    kitchen(here, [{"file": "a.json"}, {"name": "image", "file": {"path": "ig.yaml", "as": "kops"}}], one, two)
+    for each in (one, two):
+        (here / "artefacts" / each.artefact).touch()
+    assert parbake(capsys, "rollout", one.key, "--to", "file")[0] == 0
+    code, done = parbake(capsys, "rollout", two.key, "--to", "file")
+    assert code == 0
+    [handed] = done["targets"]
+    assert (handed["before"]["artefact"], handed["after"]["artefact"]) == (one.artefact, two.artefact)
+    said = json.loads((here / "a.json").read_text())
+    assert (said["artefact"], said["key"], said["image"], said["snapshot"]) == (two.artefact, two.key, "", "")
+    code, error = parbake(capsys, "rollout", one.key, "--to", "image")
+    assert (code, "published in no region" in error["message"]) == (2, True)
+    code, done = parbake(capsys, "rollback", "--to", "file", "--holding", one.key[:12])
+    assert (code, done["targets"], done["changed"]) == (0, [], False), "it holds the other one"
+    for _ in range(2):  # a killed rollback is finished by the same command
+        code, done = parbake(capsys, "rollback", "--to", "file", "--holding", two.artefact)
+        assert code == 0
+        assert len(done["targets"]) == 1
+    assert json.loads((here / "a.json").read_text())["artefact"] == one.artefact
+    kitchen(here, [{"file": "a.json"}], one, two)
+    assert not goes_out_again(here, two)
+    assert goes_out_again(here, one)

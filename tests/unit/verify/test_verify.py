@@ -10,11 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parbake.containerd.cri import ContainerStatus, State
+from parbake.containerd.cri import ContainerStatus, State, has_image_volumes
 from parbake.core import run
 from parbake.core.errors import BadBase, InputError
 from parbake.core.events import Events
-from parbake.core.model import ExitProbe, HttpProbe, Image, LogProbe, Platform, Probe, RunningProbe, Startup, TcpProbe
+from parbake.core.model import (
+    ExitProbe,
+    HttpProbe,
+    Image,
+    LogProbe,
+    MountedProbe,
+    Platform,
+    Probe,
+    RunningProbe,
+    Startup,
+    TcpProbe,
+)
 from parbake.machine.vm import Clock
 from parbake.verify import Pulled, verify
 from parbake.verify.booted import Kind, Settings, identify, settings_of
@@ -122,10 +133,26 @@ def test_what_is_done_about_the_sandbox_image(
         (TcpProbe(port=80), "something accepts connections on port 80"),
         (HttpProbe(port=80, path="/x"), "GET http://127.0.0.1:80/x answers with 200 to 399"),
         (RunningProbe(), "the main process has run for 1 s"),
+        (MountedProbe(path="/weights"), "a pod has it as a volume, with /weights"),
     ],
 )
 def test_probes_in_words(probe: Probe, words: str) -> None:
     assert describe(probe) == words
+
+
+@pytest.mark.parametrize(
+    ("version", "mounts"),
+    [
+        ("containerd 1.7.24~ds1", False),
+        ("containerd v2.0.5", False),
+        ("containerd 2.1.9~ds1", True),
+        ("containerd v2.2.4+unknown", True),
+        ("containerd v10.0.0", True),
+        ("containerd", True),  # one that says nothing is asked
+    ],
+)
+def test_runtimes_that_mount_images(version: str, *, mounts: bool) -> None:
+    assert has_image_volumes(version) is mounts
 
 
 def test_a_log_is_read_as_it_grows() -> None:
@@ -154,8 +181,8 @@ def test_output_is_short_and_its_end(text: str) -> None:
     assert "\n".join((text * 3).splitlines()).endswith(shown)
 
 
-def test_an_artefact_for_another_architecture_is_not_booted(tmp_path: Path) -> None:
-    other = "arm64" if Platform.host().architecture != "arm64" else "amd64"
+def test_an_artefact_without_machines_is_not_booted(tmp_path: Path) -> None:
+    other = "riscv64"
     foreign = plan(platform=Platform(architecture=other))
     verdict = verify(tmp_path / "none.raw", foreign, events=Events(), folder=tmp_path)
     assert not verdict.passed
@@ -241,6 +268,6 @@ class SlowMachine:
 
 def test_who_ends_while_the_clock_is_read_has_not_run_for_long() -> None:
     machine = SlowMachine()
-    started = Starter(machine, machine, stretch=1).start("image", Startup())  # type: ignore[arg-type]
+    started = Starter(machine, machine, stretch=1, pause="pause").start("image", Startup())  # type: ignore[arg-type]
     assert started.seconds is None
     assert started.problems[0].startswith("it ended with code 7")

@@ -20,7 +20,7 @@ COMPLETE = Facts(
     loop_devices=True,
     mount_namespaces=True,
     accelerator="kvm",
-    uefi_firmware=True,
+    uefi_firmware=frozenset({"amd64", "arm64"}),
     boto3="1.2.3",
     free={"output": 100 * GIB, "cache": 100 * GIB},
     folders={"output": "/out", "cache": "/cache"},
@@ -37,13 +37,19 @@ def without(*names: str) -> dict[str, str]:
 
 CASES = {
     "complete": COMPLETE,
-    "bare": Facts(root=False, machine="aarch64"),
+    "bare": Facts(root=False),
+    "bare-arm": Facts(root=False, machine="arm64"),
     "container": but(loop_devices=False, mount_namespaces=False, filesystems=frozenset({"ext4", "overlay"})),
     "no-builder": but(programs=without("buildah", "podman")),
+    "one-architecture": but(
+        programs=without("qemu-system-aarch64", "qemu-aarch64"), uefi_firmware=frozenset({"amd64"})
+    ),
     "podman-only": but(programs=without("buildah")),
     "old-tools": but(programs={**EVERY_PROGRAM, "mke2fs": "1.47.0", "containerd": "1.4.13", "sfdisk": ""}),
     "containerd-of-ones-own": but(programs=without("containerd"), containerd="bin/containerd"),
-    "slow-and-full": but(accelerator="tcg", uefi_firmware=False, boto3="", free={"output": 3 * GIB, "cache": GIB}),
+    "slow-and-full": but(
+        accelerator="tcg", uefi_firmware=frozenset({"arm64"}), boto3="", free={"output": 3 * GIB, "cache": GIB}
+    ),
 }
 
 

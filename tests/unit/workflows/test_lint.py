@@ -87,6 +87,7 @@ PAUSED = replace(VOLUME, sandbox="localhost/kubernetes/pause:latest", filled=0)
 BOTTLEROCKETS = replace(PAUSED, family="Bottlerocket")
 OF_ALIAS = "amiSelectorTerms: [{alias: %s@latest}]"
 ARM = "  nodeSelector: {kubernetes.io/arch: arm64}\n"
+WEIGHTS = f"  volumes:\n    - {{name: weights, image: {{reference: '{APP}'}}}}\n"
 AFFINITY = (
     "  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: "
     "[{matchExpressions: [{key: kubernetes.io/arch, operator: In, values: [%s]}]}]}}}\n"
@@ -106,6 +107,7 @@ CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
     ("digest-name-missing", pod(f"{APP}@{INDEX}"), 6, pod(APP), ()),
     ("digest-name-missing", pod(f"{APP}@{MANIFEST}"), 6, pod(f"{APP}@{INDEX}"),
      (replace(MACHINE, images=(replace(BAKED, by_digest=True),)),)),
+    ("volume-not-proven", pod(APP, spec=WEIGHTS), 6, pod(APP), ()),
     ("platform-differs", pod(APP, spec=ARM), 7, pod(APP, spec=ARM.replace("arm64", "amd64")), ()),
     ("platform-differs", pod(APP, spec=AFFINITY % "arm64"), 7, pod(APP, spec=AFFINITY % "arm64, amd64"), ()),
     ("not-baked", pod("registry.example.com/shop/web:1"), 6, pod(APP), ()),

@@ -3,72 +3,41 @@
 Each block is read and hashed once, by the thread that sends it: EBS checks the block against this SHA-256, the list of
 blocks holds it, and the whole is checked against the SHA-256 of all of them. Hashing, reading and sending release the
 interpreter's lock, so that they overlap with each other and with the network.
-A pending snapshot cannot be read (EBS user guide, FAQ), so what it has already is noted beside the disk: the journal
-names the snapshot and the hash of each block that is there, and counts only while AWS says that it is pending; one that
-was just started EC2 may not know yet. A block that is written again replaces what was there (API reference,
-PutSnapshotBlock). A snapshot that is forgotten, AWS
-cancels an hour after the last block.
+A pending snapshot cannot be read (EBS user guide, FAQ), so what it has already is noted: the journal names the snapshot
+and the hash of each block that is there, and counts only while AWS says that it is pending; one that was just started
+EC2 may not know yet. A block that is written again replaces what was there (API reference, PutSnapshotBlock). Should a
+block come late of a machine that is not at work any more, the checksum of the whole is another one, and AWS fails the
+snapshot. One that is forgotten, AWS cancels an hour after the last block.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
-import re
-import secrets
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from parbake import aws
-from parbake.aws import Stamp
+from parbake.aws.ebs.journal import Journal, UploadRequest
 from parbake.aws.ebs.throttle import Pace
 from parbake.aws.tags import as_list
-from parbake.core.errors import AwsError, AwsNotFound, DeadlineExceeded, InputError, Interrupted
+from parbake.core.claim import Notes
+from parbake.core.errors import AwsError, AwsNotFound, ClaimLost, DeadlineExceeded, InputError, Interrupted
 from parbake.core.events import Events, Task
-from parbake.core.model import GIB
 from parbake.machine.disk import BLOCK, ZEROS, BlockList, data_blocks, read_blocks
 
 BLOCKS_TAG = "parbake:blocks"
 """The tag that holds the digest of the list of blocks that a snapshot was made of."""
 _ZEROS_SHA256 = hashlib.sha256(ZEROS).digest()
-_COMPLETE = "complete"
 _HEADERS = {"x-amz-Data-Length": str(BLOCK), "x-amz-Checksum-Algorithm": "SHA256"}
-_LINE = re.compile(r"(\d+) ([0-9a-f]{64})")
+_ANNOUNCED = 512  # blocks: 256 MiB, which one call to the store announces
 _WAIT = 4 * 3600.0  # seconds; sealing a large snapshot is slow at times
 _TIMEOUT = 60  # minutes after which AWS cancels a snapshot that nobody writes to
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """A completed snapshot that the new one builds on, and what it holds."""
-
-    snapshot: str
-    blocks: BlockList
-
-
-@dataclass(frozen=True, slots=True)
-class UploadRequest:
-    """What to upload, and as what.
-
-    ``journal`` is the file that notes what has been written; it stays until whoever is done with the disk removes it.
-    ``encrypted`` and ``kms_key`` (alias, id or ARN) are for a snapshot without a parent: with one, the parent decides
-    (StartSnapshot refuses to be told both).
-    """
-
-    path: Path
-    journal: Path
-    stamp: Stamp
-    name: str
-    region: str = ""
-    parent: Parent | None = None
-    encrypted: bool = False
-    kms_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,84 +47,6 @@ class Sent:
     snapshot: str
     blocks: BlockList
     changed: int
-
-
-class Journal:
-    """What a pending snapshot holds already, as a file that survives a kill; use with ``with``.
-
-    The first line says how the snapshot was started; then come its id and when that was, the blocks that AWS has
-    acknowledged with their SHA-256 (the last one of a block counts), and the word that all are there. A last line that
-    was torn does not count.
-    """
-
-    def __init__(self, path: Path, start: Mapping[str, Any]) -> None:
-        self.path = path
-        self.start = dict(start)
-        self.snapshot = ""
-        self.began_at = 0.0  # seconds since 1970
-        self.written: dict[int, bytes] = {}
-        self.complete = False
-        self._handle = -1
-
-    @classmethod
-    def open(cls, path: Path, request: UploadRequest) -> Self:
-        """Go on with the journal of an upload that was started alike, or begin one."""
-        same = {
-            "key": request.stamp.key,
-            "region": request.region,
-            "gib": -(-request.path.stat().st_size // GIB),
-            "parent": request.parent.snapshot if request.parent else "",
-            "encrypted": request.encrypted,
-            "kms_key": request.kms_key,
-        }
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            lines = path.read_text().splitlines(keepends=True)
-            made = cls(path, json.loads(lines[0]) if lines else {})
-            if {name: made.start[name] for name in same} == same:
-                for line in (line.strip() for line in lines[1:] if line.endswith("\n")):
-                    if block := _LINE.fullmatch(line):
-                        made.written[int(block[1])] = bytes.fromhex(block[2])
-                    elif line == _COMPLETE:
-                        made.complete = True
-                    else:
-                        made.snapshot, _, began_at = line.partition(" ")
-                        made.began_at = float(began_at or 0)
-                return made
-        tags = request.stamp.tags("snapshot", name=request.name)
-        return cls(path, {**same, "token": secrets.token_hex(32), "tags": tags})
-
-    def __enter__(self) -> Self:
-        fresh = not self.written and not self.snapshot
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
-        self._handle = os.open(self.path, flags, 0o600)
-        if fresh:
-            self._note(json.dumps(self.start))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
-
-    def _note(self, line: str) -> None:
-        os.write(self._handle, f"{line}\n".encode())  # one call: threads do not mix their lines
-
-    def began(self, snapshot: str) -> None:
-        """Note the id of the snapshot."""
-        self.snapshot, self.began_at = snapshot, time.time()
-        self._note(f"{snapshot} {self.began_at:.0f}")
-
-    def wrote(self, index: int, digest: bytes) -> None:
-        """Note a block that AWS has acknowledged, with its SHA-256."""
-        self.written[index] = digest
-        self._note(f"{index} {digest.hex()}")
-
-    def completed(self) -> None:
-        """Note that every block is there."""
-        self.complete = True
-        self._note(_COMPLETE)
-
-    def forget(self) -> None:
-        """Remove the file."""
-        self.path.unlink(missing_ok=True)
 
 
 def upload(request: UploadRequest, events: Events) -> Sent:
@@ -170,14 +61,16 @@ def upload(request: UploadRequest, events: Events) -> Sent:
     ec2 = aws.client("ec2", request.region)
     journal = Journal.open(request.journal, request)
     usable = {"pending", "completed"} if journal.complete else {"pending"}
-    if journal.snapshot and _state(request, journal, events) not in usable:
+    if journal.snapshot and _state(journal, request.region, events) not in usable:
         journal.forget()  # cancelled or removed meanwhile
         journal = Journal.open(request.journal, request)
+    elif journal.replaced:
+        drop(journal.replaced, request.region)
     with journal:
         try:
             blocks = _write(request, journal, events)
-        except (Interrupted, KeyboardInterrupt, DeadlineExceeded):
-            raise  # the same command goes on
+        except (Interrupted, KeyboardInterrupt, DeadlineExceeded, ClaimLost):
+            raise  # the same command goes on, or another machine
         except Exception as error:
             with suppress(AwsError):  # where it cannot be removed (expired credentials), the same command goes on
                 if snapshot := journal.snapshot:
@@ -185,32 +78,85 @@ def upload(request: UploadRequest, events: Events) -> Sent:
                     aws.when_known(lambda: ec2.delete_snapshot(SnapshotId=snapshot), *new)
                 journal.forget()
             raise
-    ec2.create_tags(Resources=[journal.snapshot], Tags=as_list({BLOCKS_TAG: blocks.digest()}))
+    _tag(journal.snapshot, blocks, request.region)
     return Sent(journal.snapshot, blocks, len(journal.written))
+
+
+def _tag(snapshot: str, blocks: BlockList, region: str) -> None:
+    aws.client("ec2", region).create_tags(Resources=[snapshot], Tags=as_list({BLOCKS_TAG: blocks.digest()}))
+
+
+def drop(snapshot: str, region: str) -> None:
+    """Remove a snapshot that is not gone on with; one that is gone already is fine, and one that has become an AMI."""
+    try:
+        aws.client("ec2", region).delete_snapshot(SnapshotId=snapshot)
+    except AwsNotFound:
+        return
+    except AwsError as error:
+        if error.code != "InvalidSnapshot.InUse":
+            raise
+
+
+def completed(snapshot: str, region: str) -> Mapping[str, Any] | None:
+    """Return a snapshot as EC2 describes it, None where it is not there any more, or not completed."""
+    try:
+        found = _described(snapshot, region)
+    except AwsNotFound:
+        return None
+    return found if found["State"] == "completed" else None
+
+
+def abandon(shared: Notes, region: str) -> None:
+    """Let an upload that machines share be begun anew. Raises AwsError."""
+    journal = Journal.read(shared)
+    if journal and journal.snapshot:
+        drop(journal.snapshot, region)
+        journal.forget()
+
+
+def complete_elsewhere(shared: Notes, region: str, events: Events) -> Journal | None:
+    """Return the journal of an upload all of whose blocks another machine has sent, once its snapshot is completed.
+
+    None: there is none. Raises AwsError, DeadlineExceeded.
+    """
+    journal = Journal.read(shared)
+    if journal is None or not journal.complete:
+        return None
+    state = _state(journal, region, events)
+    if state not in {"pending", "completed"}:
+        return None
+    if state == "pending":
+        _seal(journal, region, events, again=True)
+    return journal
 
 
 def _write(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
     if not journal.snapshot:
         journal.began(start(request, journal))
-    snapshot, again = journal.snapshot, journal.complete
+    again = journal.complete
     blocks = _put(request, journal, events)
     if not again:
         journal.completed()
-    elif _state(request, journal, events) == "completed":
+    elif _state(journal, request.region, events) == "completed":
         return blocks
+    _seal(journal, request.region, events, again=again)
+    return blocks
+
+
+def _seal(journal: Journal, region: str, events: Events, *, again: bool) -> None:
+    """Say that all is there, and wait until AWS has seen to it; ``again``: that may have been said before."""
     try:
-        aws.client("ebs", request.region).complete_snapshot(**_seal(journal))
+        aws.client("ebs", region).complete_snapshot(**_whole(journal))
     except AwsError as error:
         if not again or error.code not in {"ValidationException", "ConflictException"}:
             raise  # else a run before had it sealed, and was killed then
     aws.wait(
-        f"snapshot {snapshot}",
-        lambda: look(snapshot, request.region),
+        f"snapshot {journal.snapshot}",
+        lambda: look(journal.snapshot, region),
         seconds=_WAIT,
         events=events,
         hint="run the same command again: the blocks are there",
     )
-    return blocks
 
 
 def start(request: UploadRequest, journal: Journal) -> str:
@@ -242,11 +188,12 @@ def _put(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
         before = os.fstat(file.fileno())
         indices = list(data_blocks(file.fileno(), before.st_size))
         # What lies in holes here has to be zeros there as well.
-        there = {*journal.written, *(request.parent.blocks.blocks if request.parent else ())}.difference(indices)
+        below = request.parent.blocks.blocks if request.parent else ()
+        there = {*journal.written, *journal.unsure, *below}.difference(indices)
         indices += sorted(index for index in there if index * BLOCK < before.st_size)
         with events.task(f"upload {request.name} as {journal.snapshot}", len(indices) * BLOCK) as task:
-            writer = _Writer(request, journal, file.fileno(), before.st_size, task)
-            writer.pace.each(indices, writer.put, BLOCK)
+            writer = _Writer(request, journal, file.fileno(), before.st_size, indices, task)
+            writer.pace.each(range(len(indices)), writer.put, BLOCK)
         after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise InputError(
@@ -257,31 +204,51 @@ def _put(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
 
 
 class _Writer:
-    """Sends blocks of an open file of ``size`` bytes; ``found`` gets the SHA-256 of those that are not zeros."""
+    """Sends blocks of an open file of ``size`` bytes; ``found`` gets the SHA-256 of those that are not zeros.
 
-    def __init__(self, request: UploadRequest, journal: Journal, handle: int, size: int, task: Task) -> None:
+    Blocks are announced in batches, those without anything new in them not at all: little is in doubt after a death.
+    """
+
+    def __init__(
+        self, request: UploadRequest, journal: Journal, handle: int, size: int, indices: Sequence[int], task: Task
+    ) -> None:
         self.pace = Pace()
         self.found: dict[int, bytes] = {}
+        self._indices = indices
+        self._announced: set[int] = set()
+        self._announcing = threading.Lock()
         self._order, self._journal, self._handle, self._size, self._task = request, journal, handle, size, task
         self._below = request.parent.blocks.blocks if request.parent else {}
+        self._unsure = frozenset(journal.unsure)
         self._ebs = aws.Rest(aws.client("ebs", request.region, tries=1))
 
-    def put(self, index: int, buffer: bytearray) -> None:
+    def put(self, place: int, buffer: bytearray) -> None:
         """Read a block, and send it unless the snapshot has it."""
+        index, batch = self._indices[place], place // _ANNOUNCED
         read_blocks(self._order.path, self._handle, self._size, [buffer], index * BLOCK)
         if buffer == ZEROS:
             digest = _ZEROS_SHA256
         else:
             digest = self.found[index] = hashlib.sha256(buffer).digest()
-        if digest != self._journal.written.get(index, self._below.get(index, _ZEROS_SHA256)):
-            place = f"/snapshots/{self._journal.snapshot}/blocks/{index}"
+        there = self._journal.written.get(index, self._below.get(index, _ZEROS_SHA256))
+        if digest != there or index in self._unsure:
+            self._announce(batch)
+            path = f"/snapshots/{self._journal.snapshot}/blocks/{index}"
             headers = {**_HEADERS, "x-amz-Checksum": _text(digest)}
-            self.pace.call(lambda: self._ebs.put("put_snapshot_block", place, headers, buffer))
+            self.pace.call(lambda: self._ebs.put("put_snapshot_block", path, headers, buffer))
             self._journal.wrote(index, digest)
+        elif batch in self._announced:
+            self._journal.left(index)
         self._task.advance(BLOCK)
 
+    def _announce(self, batch: int) -> None:
+        with self._announcing:
+            if batch not in self._announced:
+                self._journal.announce(self._indices[batch * _ANNOUNCED : (batch + 1) * _ANNOUNCED])
+                self._announced.add(batch)
 
-def _seal(journal: Journal) -> dict[str, Any]:
+
+def _whole(journal: Journal) -> dict[str, Any]:
     """Return what CompleteSnapshot is asked: the LINEAR checksum is that of all blocks' checksums, ascending."""
     whole = {"SnapshotId": journal.snapshot, "ChangedBlocksCount": len(journal.written)}
     if not journal.written:
@@ -307,12 +274,12 @@ def _described(snapshot: str, region: str) -> Mapping[str, Any]:
     return described
 
 
-def _state(request: UploadRequest, journal: Journal, events: Events) -> str:
+def _state(journal: Journal, region: str, events: Events) -> str:
     """Return the state of a journal's snapshot; ``gone`` when EC2 does not know it, though it had time to."""
     patience = max(0.0, journal.began_at + aws.UNKNOWN_SECONDS - time.time())
 
     def look() -> aws.Look:
-        return aws.Look(True, value=str(_described(journal.snapshot, request.region)["State"]))
+        return aws.Look(True, value=str(_described(journal.snapshot, region)["State"]))
 
     try:
         what = f"look for {journal.snapshot}"

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, override
 
@@ -26,9 +27,10 @@ from parbake.builders.ec2.image import Amis
 from parbake.builders.ec2.launch import DataVolume, Launcher, LaunchSpec
 from parbake.builders.ec2.volume import Volumes, data_device, refuse
 from parbake.builders.guest import Console, Mode, hosts, logs_in, user_data
-from parbake.core.errors import BakeFailed, InputError, ParbakeError
-from parbake.core.model import GIB, AmiSource, Family, Image, ImageVerdict, Plan, RegistryOptions, Verdict
+from parbake.core.errors import AwsError, BakeFailed, DeadlineExceeded, InputError, ParbakeError
+from parbake.core.model import GIB, AmiSource, Family, Plan, RegistryOptions, Verdict
 from parbake.core.timestamps import timestamp
+from parbake.verify import within
 
 _LOGINS = {"docker", "environment"}  # of a registry's `credentials`
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
@@ -130,9 +132,9 @@ class _Run:
     ingredients: Ingredients
     limit: float
     fresh: bool
-    token: str = field(default_factory=lambda: os.urandom(6).hex())
 
     def __post_init__(self) -> None:
+        self.token = self.ingredients.claim.run
         self.ec2 = aws.client("ec2", self.settings.region or "")
         self.region = self.ec2.region
         self.events = self.ingredients.events
@@ -141,7 +143,8 @@ class _Run:
 
     def _stamped(self) -> None:
         hours = (self.limit * 2 + 6 * 3600) / 3600
-        self.stamp = aws.Stamp(self.plan.key, self.token, self.plan.name, hours, self.settings.tags)
+        began = self.ingredients.claim.began
+        self.stamp = aws.Stamp(self.plan.key, self.token, self.plan.name, hours, self.settings.tags, began)
         name = f"{self.plan.name}-{self.plan.key[:12]}" + (f"-{self.token}" if self.fresh else "")
         common = (self.settings, self.stamp, name, self.events)
         volume = self.plan.artefact.kind == "volume"
@@ -192,7 +195,10 @@ class _Run:
                 self._stamped()
                 self.events.note(f"resuming with {instance['InstanceId']} of an earlier run")
             else:
-                instance = self.launcher.launch(self._launch_spec(), on_demand=on_demand)
+                launched = self._launched(on_demand=on_demand)
+                if launched is None:
+                    continue
+                instance = launched
             identity, console = instance["InstanceId"], Console(self.token)
             try:
                 tail = self.follow(identity, console, "bake", self.limit)
@@ -209,6 +215,28 @@ class _Run:
                 on_demand = True
                 remove(self._leftovers(self.region), self.region, self.events)
                 self.launcher = Launcher(self.ec2, self.settings, self.plan.platform, self.events)
+
+    def _launched(self, *, on_demand: bool) -> dict[str, Any] | None:
+        """Launch an instance. None: look once more, since the run that was taken over has launched one.
+
+        That has ended by now, or no list shows it yet; where none does in time, this becomes another run.
+        """
+        try:
+            instance = self.launcher.launch(self._launch_spec(), on_demand=on_demand)
+            if instance["State"]["Name"] not in {"shutting-down", "terminated"}:
+                return instance
+        except AwsError as error:
+            if error.code != "IdempotentParameterMismatch":
+                raise
+            with suppress(DeadlineExceeded):
+                aws.wait("The instance of the run before", self._look, seconds=aws.UNKNOWN_SECONDS, events=self.events)
+                return None
+        self.token = os.urandom(6).hex()
+        self._stamped()
+        return None
+
+    def _look(self) -> aws.Look:
+        return aws.Look(self.launcher.find(self.plan.key, "builder") is not None)
 
     @property
     def ssm(self) -> bottlerocket.SsmRunner:
@@ -305,7 +333,10 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
         console.judge(plan.images, tail, mode="verify")
     except BakeFailed as error:
         problems = (error.message,)
-    images = tuple(_proof(image, console.proved.get(image.names[0])) for image in plan.all_images)
+    images = tuple(
+        within.proof(image.reference, image.target.digest, console.proved.get(image.names[0]))
+        for image in plan.all_images
+    )
     return Verdict(
         passed=not problems and not any(each.problems for each in images),
         accelerator="ec2",
@@ -314,20 +345,4 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
         problems=problems,
         warnings=tuple(console.warnings),
         verified_at=timestamp(),
-    )
-
-
-def _proof(image: Image, said: Mapping[str, Any] | None) -> ImageVerdict:
-    if said is None:
-        return ImageVerdict(reference=image.reference, problems=("the machine did not report on it",))
-    started = said.get("start_seconds")
-    return ImageVerdict(
-        reference=image.reference,
-        digest=image.target.digest,
-        pinned=said["pinned"],
-        unpacked=started is not None,
-        start_seconds=started,
-        sandbox_seconds=said.get("sandbox_seconds"),
-        problems=tuple(said["problems"]),
-        output=said.get("output", ""),
     )

@@ -107,12 +107,16 @@ def _subject(image: Image, plan: Plan) -> list[str]:
     seconds, said = math.ceil(min(startup.timeout, _RUNNING_SECONDS)), ""
     if startup.up.kind == "exit":
         up, seconds = "exit", math.ceil(startup.timeout)
+    elif startup.up.kind == "mounted":
+        up = "mounted"
     elif startup.up.kind == "running":
         seconds = math.ceil(startup.up.seconds)
     else:
         said = f"its startup asks for {startup.up.kind}: on Bottlerocket it only has to run for {seconds} s"
     env = [word for key, value in startup.env.items() for word in ("--env", f"{key}={value}")]
     command = [*startup.command, *startup.args]  # in the place of the image's own
+    if startup.up.kind == "mounted":
+        command = [startup.up.path]
     reason = ""
     if startup.args and not startup.command:
         reason = "has arguments for the image's own entrypoint"  # which ctr would leave out

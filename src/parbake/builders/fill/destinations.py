@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, override
 
 from parbake.containerd.labels import snapshot_labels, unpack_key
+from parbake.core import cores
 from parbake.core.workspace import remove_tree
 from parbake.images.layers import FolderSink, Unpacked, complete_folder, unpack
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.containerd.snapshots import SnapshotFolders
-    from parbake.core.model import Image, Layer, Progress, Readable
+    from parbake.core.model import Image, Layer
+    from parbake.core.sources import Progress, Readable
     from parbake.images.layers import Allowance
     from parbake.images.layers.engine import BlobCopy
 
@@ -76,12 +78,11 @@ class LayerDestination(Protocol):
 class MountedStore(LayerDestination):
     """A mounted file system that holds the store itself: a layer is moved into its snapshot by a rename."""
 
-    # Threads, not processes: two thirds of the work is the kernel's, which needs no interpreter's lock.
-    at_once = max(2, min(4, len(os.sched_getaffinity(0)) // 2))
-
     def __init__(self, store: Client, work: Path) -> None:
         """``work`` is a folder on the file system of the store's snapshots, for layers on their way."""
         self._store, self._work = store, work
+        # Threads, not processes: two thirds of the work is the kernel's, which needs no interpreter's lock.
+        self.at_once = max(2, min(4, cores.available() // 2))
         self._jobs: Sequence[Job] = ()
 
     @override

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Self
 
 from parbake.builders.workers.wire import SLOT, SLOTS, Message, Wire, failure, raised, slots
+from parbake.core import cores
 from parbake.core.errors import Interrupted, LayerError, ParbakeError
 from parbake.core.run import Process
 from parbake.images.layers import inflate
@@ -21,7 +22,8 @@ from parbake.machine.ext4.layer import PlacedLayer, WrittenLayer
 from parbake.machine.ext4.stream import Hashes
 
 if TYPE_CHECKING:
-    from parbake.core.model import Layer, Progress, Readable
+    from parbake.core.model import Layer
+    from parbake.core.sources import Progress, Readable
     from parbake.images.layers.engine import BlobCopy, Bytes
     from parbake.machine.ext4 import LayerArea
 
@@ -54,9 +56,9 @@ class Done:
     written: WrittenLayer
 
 
-def most(cores: int, memory: int) -> int:
-    """Return how many workers a machine should have that may use so many cores, and has so many bytes of memory."""
-    return min(cores, _MOST, max(2, memory // _MEMORY))
+def most(count: int, memory: int) -> int:
+    """Return how many workers there should be on so many cores, with so many bytes of memory."""
+    return min(count, _MOST, max(2, memory // _MEMORY))
 
 
 class Workers:
@@ -66,10 +68,8 @@ class Workers:
     """
 
     def __init__(self, log: Path, count: int = 0) -> None:
-        """``log`` gets what they print; ``count`` 0: as many as this process may use cores (``most``)."""
-        self.count = count or most(
-            len(os.sched_getaffinity(0)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-        )
+        """``log`` gets what they print; ``count`` 0: as many as this process gets time on cores (``most``)."""
+        self.count = count or most(cores.available(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE"))
         self._log = log
         self._idle: SimpleQueue[_Hand] = SimpleQueue()
         self._stack = ExitStack()

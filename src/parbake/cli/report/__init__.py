@@ -1,4 +1,4 @@
-"""The report: what is known of a record's cold start, as one page of HTML that needs nothing else."""
+"""The reports: a record's cold start, a fleet's cells and waves; each one page of HTML that needs nothing else."""
 
 from parbake.cli.report.page import Subject, page
 

@@ -51,16 +51,23 @@ def page(subject: Subject, other: Subject | None = None) -> str:
     parts.append(f'<h2>What is read of the volume</h2><div class="two">{"".join(_map(each) for each in both)}</div>')
     for each in both:
         parts += [f"<h2>{escape(each.record.artefact)}</h2>" if other else "", _images(each), _files(each)]
-    title = f"parbake: {subject.record.artefact}"
+    return framed(
+        f"parbake: {subject.record.artefact}",
+        parts,
+        "Starts are timed on the machine that baked, with cold caches and a disk that is hot: a volume from a snapshot "
+        "adds what its blocks take to arrive.",
+    )
+
+
+def framed(title: str, parts: Sequence[str], note: str) -> str:
+    """Return a page that needs nothing else; ``parts`` are HTML, ``title`` and ``note`` are text."""
     style = resources.files(__package__).joinpath("report.css").read_text()
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
         f"<style>\n{style}</style></head><body><main>{''.join(parts)}"
-        f'<p class="soft">Made by parbake {escape(__version__)}. Starts are timed on the machine that baked, with cold '
-        f"caches and a disk that is hot: a volume from a snapshot adds what its blocks take to arrive.</p>"
-        f"</main></body></html>\n"
+        f'<p class="soft">Made by parbake {escape(__version__)}. {escape(note)}</p></main></body></html>\n'
     )
 
 
@@ -78,13 +85,18 @@ def _head(subject: Subject) -> str:
         tiles.append(("slowest cold start", f"{subject.slowest:.1f} s"))
     if verdict and verdict.boot_seconds:
         tiles.append((f"boot ({verdict.accelerator})", f"{verdict.boot_seconds:.1f} s"))
-    shown = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in tiles)
     return (
         f'<h1>{escape(record.artefact)}</h1><p><span class="{colour}">{state}</span> '
         f'<span class="soft">· baked {escape(record.finished_at)} · key '
         f"<code>{escape(record.key[:12])}</code></span></p>"
-        f'<div class="tiles">{shown}</div>'
+        f"{tiled(tiles)}"
     )
+
+
+def tiled(tiles: Sequence[tuple[str, str]]) -> str:
+    """Return names and values as tiles."""
+    shown = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in tiles)
+    return f'<div class="tiles">{shown}</div>'
 
 
 def _falls(subject: Subject) -> list[tuple[str, list[Bar]]]:

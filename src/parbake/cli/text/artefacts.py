@@ -257,9 +257,8 @@ def verdict_text(artefact: Path, verdict: Verdict) -> str:
 
 def verdict_table(verdict: Verdict) -> str:
     """Return what verification saw of each image, and what to know of an artefact that passed."""
-    lines = [
-        f"booted in {seconds(verdict.boot_seconds)} ({verdict.accelerator})" if verdict.boot_seconds else "not booted"
-    ]
+    how = ", ".join(filter(None, (verdict.accelerator, verdict.emulator)))
+    lines = [f"booted in {seconds(verdict.boot_seconds)} ({how})" if verdict.boot_seconds else "not booted"]
     rows = (
         (
             image.reference,

@@ -8,15 +8,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from parbake.cli.text.artefacts import table
+from parbake.cli.text.fleet_rollouts import rollout_json, rollout_text
 from parbake.core.printable import word
 from parbake.core.units import human_bytes
 from parbake.fleet.preview import Outlook, State
 
 if TYPE_CHECKING:
+    from parbake.fleet.engine.rollouts import RolloutStatus
     from parbake.fleet.engine.runs import Running, Status
     from parbake.fleet.engine.tasks import Progress
 
-_STATES: dict[State, str] = {
+STATES: dict[State, str] = {
     "there": "there",
     "unverified": "there, not verified",
     "bake": "to bake",
@@ -41,19 +43,19 @@ def outlook_json(name: str, found: Sequence[Outlook]) -> dict[str, object]:
         for each in found
     ]
     counts = Counter(each.state for each in found)
-    return {"fleet": name, "counts": {state: counts[state] for state in _STATES}, "cells": cells}
+    return {"fleet": name, "counts": {state: counts[state] for state in STATES}, "cells": cells}
 
 
 def outlook_text(found: Sequence[Outlook]) -> str:
     """Return that for people."""
-    rows = ((each.cell.name, each.key[:12] or "-", _STATES[each.state]) for each in found)
+    rows = ((each.cell.name, each.key[:12] or "-", STATES[each.state]) for each in found)
     problems = [
         f"{each.cell.name}: {word(each.problem)}" + (f"\n  next: {word(each.hint)}" if each.hint else "")
         for each in found
         if each.problem
     ]
     counts = Counter(each.state for each in found)
-    said = ", ".join(f"{counts[state]} {words}" for state, words in _STATES.items() if counts[state])
+    said = ", ".join(f"{counts[state]} {words}" for state, words in STATES.items() if counts[state])
     return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {said}"])
 
 
@@ -65,6 +67,7 @@ def progress_json(progress: Progress) -> dict[str, object]:
         "counts": {**vars(counts), "done": counts.done},
         "failed": [vars(each) for each in progress.failed],
         "paused": progress.paused or None,
+        "rollout": progress.rollout or None,
     }
 
 
@@ -79,11 +82,13 @@ def progress_text(progress: Progress) -> str:
         lines.append(f"{each.cell}: {each.error}: {word(each.message)}")
         if each.hint:
             lines.append(f"  next: {word(each.hint)}")
+    if progress.rollout:
+        lines.append(progress.rollout)
     return "\n".join(lines)
 
 
-def status_json(status: Status) -> dict[str, object]:
-    """Return how the last run is, with the bakes under way and the workers of each queue."""
+def status_json(status: Status, rollout: RolloutStatus | None = None) -> dict[str, object]:
+    """Return how the last run is, with the bakes under way and the workers of each queue, and the last rollout."""
     return {
         "run": status.run,
         "state": status.state,
@@ -91,10 +96,11 @@ def status_json(status: Status) -> dict[str, object]:
         **(progress_json(status.progress) if status.progress else {}),
         "running": [asdict(each) for each in status.running],
         "workers": status.workers,
+        "last_rollout": rollout_json(rollout) if rollout else None,
     }
 
 
-def status_text(status: Status) -> str:
+def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
     """Return that for people."""
     lines = [f"{status.run}  {status.state}  since {status.started_at}"]
     lines.append(progress_text(status.progress) if status.progress else "no worker answers: how far it is is not known")
@@ -104,7 +110,7 @@ def status_text(status: Status) -> str:
                 each.cell,
                 each.key[:12],
                 f"{each.attempt}/{each.attempts}",
-                each.worker,
+                each.worker.partition(" ")[0],
                 _step(each),
                 "-" if each.heard is None else f"{each.heard:.0f} s ago",
                 word(each.last_failure),
@@ -112,8 +118,10 @@ def status_text(status: Status) -> str:
             for each in status.running
         )
         lines += ["", table(rows, header=("cell", "key", "try", "worker", "progress", "heard", "last failure"))]
+    if rollout:
+        lines += ["", rollout_text(rollout)]
     for queue, count in status.workers.items():
-        if not count:
+        if not count and (rollout or queue != "roll"):
             lines.append(f"no worker takes tasks of the queue {queue}: `parbake fleet worker --queues {queue}` does")
     return "\n".join(lines)
 

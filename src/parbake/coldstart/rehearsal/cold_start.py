@@ -10,7 +10,7 @@ from parbake.coldstart.rehearsal.host import Here
 from parbake.containerd import Cri, Daemon
 from parbake.core import run
 from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded, MachineError
-from parbake.core.model import Image, Plan, Startup
+from parbake.core.model import Image, Plan, Platform, Startup
 from parbake.machine import disk
 from parbake.verify import sandbox
 from parbake.verify.starter import Starter
@@ -44,7 +44,7 @@ def cold_start(
         daemon = stack.enter_context(Daemon(root, folder / "containerd", cri=True, sandbox_image=name))
         client = stack.enter_context(daemon.client())
         if plan.sandbox is None or pull:
-            sandbox.bring(client, folder / "pause", name)
+            sandbox.bring(client, folder / "pause", name, Platform.host())
         stages["containerd"] = time.monotonic() - begun
         cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
         if pull:
@@ -52,7 +52,7 @@ def cold_start(
             cri.pull_image(image.names[0])
             stages = {"pull": time.monotonic() - begun}
         _wait_image(cri, image)
-        starter = Starter(Here(), cri, stretch=1.0, logs=str(folder / "logs"))
+        starter = Starter(Here(), cri, stretch=1.0, pause=name, logs=str(folder / "logs"))
         started = starter.start(image.names[0], image.startup or Startup())
     except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import Part, Read, Trace, described
-from parbake.core.errors import MachineError
+from parbake.core.errors import EnvironmentProblem, MachineError
 from parbake.core.model import Plan, Startup
 from parbake.core.plan import starting
 from parbake.core.timestamps import timestamp
@@ -35,6 +35,8 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
     parts: list[tuple[str, float, float, float | None, dict[str, float]]] = []
     skipped = {}
     with Rehearsal(image, plan, events=events, folder=work / "boot", reads=log) as rehearsal:
+        if rehearsal.node.is_docker:
+            raise EnvironmentProblem("a node that runs Docker is not rehearsed", hint="bake without --rehearse")
         parts.append(("boot", 0.0, time.time(), round(rehearsal.node.boot_seconds, 3), {}))
         rehearsal.provide_sandbox()
         for each in starting(plan):

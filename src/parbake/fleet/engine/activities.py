@@ -11,8 +11,10 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +22,39 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
-from parbake.core.errors import ParbakeError
+from parbake.core.errors import ParbakeError, WrongStore
 from parbake.core.run import follow
 from parbake.fleet import quarantine
+from parbake.fleet.engine import tasks
 from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest
 from parbake.fleet.engine.workflows import describe
 from parbake.fleet.source import checked_out
+from parbake.fleet.stores import need_identity
 
-_NO_SECOND_TRY = {"Denied", "AwsNoAccess", "LayerEscape", "LayerBomb", "Moved", "NotSealed"}
+_NO_SECOND_TRY = {
+    "Denied", "AwsNoAccess", "LayerEscape", "LayerBomb", "Moved", "NotSealed",
+    "RolloutError", "Stalled",  # a target has said no, or had its time
+}  # fmt: skip
 _KILLED = -9
 _STOPPED = 130
 GRACE = 30.0
 """Seconds that parbake has to clean up: it ends mounts and containers."""
+_ANOTHER_WORKER = timedelta(seconds=5)  # until this one, which ends itself, asks for no more
 _BEATS = 4  # heartbeats in the time that a worker may be silent
 _LONGEST_ERROR = 4000
+MOST_LINES = 20
+"""Lines of the story of a bake that the engine keeps."""
+_LONGEST_LINE = 160
 _SECRET = ("TEMPORAL_API_KEY", "TEMPORAL_TLS_CLIENT_KEY_DATA", "PARBAKE_FLEET_KEY")
 OURS = (sys.executable, "-m", "parbake")
 
 
 class Activities:
-    """What a worker can do. ``command`` is how parbake is called."""
+    """What a worker can do. ``command`` is how parbake is called; ``refuse`` is told why it can do nothing at all."""
 
     def __init__(self, client: Client, command: Sequence[str] = OURS) -> None:
         self._client, self._ours = client, tuple(command)
+        self.refuse: Callable[[ParbakeError], object] = lambda _: None
 
     @property
     def of_control(self) -> list[Any]:
@@ -57,6 +69,7 @@ class Activities:
     @activity.defn
     async def plan(self, request: PlanRequest) -> list[Planned]:
         """Plan some cells; what is wrong with one is said in its place."""
+        await self._need_store(request.store, request.store_id)
         folder = await asyncio.to_thread(checked_out, request.root)
         named = [part for cell in request.cells for part in ("--cell", cell)]
         code, document = await self._parbake(
@@ -95,6 +108,7 @@ class Activities:
             bool(verdict.get("passed")),
             bool(document["changed"]),
             float(document.get("seconds") or 0),
+            document["log"],
         )
 
     @activity.defn
@@ -116,7 +130,18 @@ class Activities:
         note = quarantine.Note(request.cell, found.error, found.message)
         await asyncio.to_thread(quarantine.add, request.store, request.key, note)
 
+    async def _need_store(self, address: str, identity: str) -> None:
+        """Refuse a store that is not the one where the run was begun: what went there would be lost for the others."""
+        try:
+            await asyncio.to_thread(need_identity, address, identity)
+        except WrongStore as error:
+            self.refuse(error)
+            raise ApplicationError(
+                error.message, error.hint, type=tasks.WRONG_STORE, next_retry_delay=_ANOTHER_WORKER
+            ) from error
+
     async def _of_bakefile(self, command: str, request: BakeRequest, *more: str) -> dict[str, Any]:
+        await self._need_store(request.store, request.store_id)
         folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         code, document = await self._parbake(
             [command, "-f", request.file, "--platform", request.platform, *more], folder
@@ -127,11 +152,14 @@ class Activities:
 
     async def _parbake(self, arguments: Sequence[str], folder: Path) -> tuple[int, dict[str, Any]]:
         """Run a command of parbake; return its exit code and its document."""
-        progress: dict[str, Any] = {"stage": "", "text": "", "done": 0, "total": 0}
+        log: deque[str] = deque(maxlen=MOST_LINES)
+        progress: dict[str, Any] = {"stage": "", "text": "", "done": 0, "total": 0, "log": log}
 
         def hear(line: str) -> None:
             with suppress(ValueError, KeyError, TypeError):
                 event = json.loads(line)
+                if event["kind"] in {"stage-start", "note", "warning"}:
+                    log.append(f"{datetime.now(UTC):%H:%M:%S} {event['text']}"[:_LONGEST_LINE])
                 if event["kind"] == "stage-start":
                     progress.update(stage=event["name"], text=event["text"], done=0, total=0)
                 elif event["kind"].startswith("task"):
@@ -147,9 +175,9 @@ class Activities:
                     raise ApplicationError("the worker was told to stop", type="WorkerStopped") from None
                 raise
         try:
-            return done.code, json.loads(done.stdout)
+            return done.code, {**json.loads(done.stdout), "log": list(log)}
         except ValueError:
-            return done.code or 1, {"message": "\n".join(done.stderr.splitlines()[-10:])}
+            return done.code or 1, {"message": "\n".join(done.stderr.splitlines()[-10:]), "log": list(log)}
 
 
 @asynccontextmanager
@@ -160,7 +188,7 @@ async def beating(progress: dict[str, Any]) -> AsyncIterator[None]:
 
     async def beat() -> None:
         while True:
-            activity.heartbeat(dict(progress))
+            activity.heartbeat({**progress, "log": list(progress.get("log", ()))})
             await asyncio.sleep(pause)
 
     heart = asyncio.create_task(beat())
@@ -183,6 +211,7 @@ def failure(code: int, document: dict[str, Any]) -> ApplicationError:
     return ApplicationError(
         message,
         str(document.get("hint") or ""),
+        document.get("log", []),
         type=error,
         non_retryable=code in {2, 3} or error in _NO_SECOND_TRY,
     )

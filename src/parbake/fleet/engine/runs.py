@@ -25,9 +25,10 @@ from temporalio.exceptions import is_cancelled_exception
 from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, Interrupted
-from parbake.fleet.engine import tasks
+from parbake.fleet.engine import schedules, tasks
 from parbake.fleet.engine.connect import unreachable
-from parbake.fleet.engine.tasks import Progress, RunRequest
+from parbake.fleet.engine.rollout_tasks import RolloutRequest
+from parbake.fleet.engine.tasks import Progress, RunRequest, run_id
 from parbake.fleet.engine.workflows import Fleet, describe
 
 _LOOK = 1.0
@@ -58,11 +59,6 @@ class Status:
     progress: Progress | None
     running: tuple[Running, ...]
     workers: dict[str, int]
-
-
-def run_id(fleet: str) -> str:
-    """Return the name of a fleet's runs: there is one at a time."""
-    return f"fleet/{fleet}"
 
 
 async def start(client: Client, request: RunRequest) -> str:
@@ -166,6 +162,47 @@ async def _pollers(client: Client, queue: str) -> int:
     return len({poller.identity for poller in answer.pollers})
 
 
+async def made(client: Client, fleet: str) -> RolloutRequest:
+    """Return what a rollout hands out: what the last run has made sure of, all of it, from the same commit.
+
+    Raises InputError where there was no run, or it is under way or cancelled; FleetIncomplete where cells failed.
+    """
+    found = await status(client, fleet)
+    if found.state != "completed":
+        said = "under way" if found.state in {"running", "paused"} else found.state
+        raise InputError(f"the last run of {fleet} is {said}", hint="`parbake fleet run --wait` brings one to its end")
+    handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
+    try:
+        keys = await handle.query(Fleet.keys, rpc_timeout=_AN_ANSWER)
+        request = await _first(client, handle)
+    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+        raise EngineUnreachable("no worker answers", hint="`parbake fleet worker --queues control` runs one") from error
+    if found.progress and (bad := found.progress.counts.failed + found.progress.counts.quarantined):
+        raise FleetIncomplete(
+            f"nothing is rolled out: {bad} of {found.progress.total} cells of the last run are not good",
+            hint="correct them, or run some alone: `parbake fleet run --cell CELL`",
+        )
+    return RolloutRequest(
+        fleet,
+        request.file,
+        request.root,
+        request.store,
+        keys,
+        request.attempts,
+        request.heartbeat,
+        store_id=request.store_id,
+    )
+
+
+async def _first(client: Client, handle: WorkflowHandle[Fleet, Progress]) -> RunRequest:
+    """Return what a run was asked for."""
+    async for event in handle.fetch_history_events(page_size=1):
+        payloads = event.workflow_execution_started_event_attributes.input.payloads
+        [request] = await client.data_converter.decode(payloads, [RunRequest])
+        return request  # type: ignore[no-any-return]  # of the type that was asked for
+    raise AssertionError("a history begins")
+
+
 async def cancel(client: Client, fleet: str) -> None:
     """Cancel a run, with all bakes that it has begun. Raises InputError where there is none."""
     await _asked(client, fleet, lambda handle: handle.cancel())
@@ -176,9 +213,23 @@ async def pause(client: Client, fleet: str, why: str) -> None:
     await _asked(client, fleet, lambda handle: handle.signal(Fleet.pause, why))
 
 
+async def drain(client: Client, fleet: str) -> bool:
+    """Let a run begin nothing new, and end with what it has begun; False where none is under way."""
+    try:
+        await _asked(client, fleet, lambda handle: handle.signal(Fleet.drain))
+    except InputError:
+        return False
+    return True
+
+
 async def resume(client: Client, fleet: str) -> None:
-    """Let a paused run go on. Raises InputError where there is none."""
-    await _asked(client, fleet, lambda handle: handle.signal(Fleet.resume))
+    """Let a paused run go on, and a schedule that is held. Raises InputError where there is neither."""
+    let_go = await schedules.let_go(client, fleet)
+    try:
+        await _asked(client, fleet, lambda handle: handle.signal(Fleet.resume))
+    except InputError:
+        if not let_go:
+            raise
 
 
 async def _asked(client: Client, fleet: str, ask: Callable[[WorkflowHandle[Fleet, Progress]], Any]) -> None:

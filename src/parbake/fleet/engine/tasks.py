@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-CONTROL, BAKE = "control", "bake"
-"""Queues: what needs no root, and what needs root, loop devices, and KVM to verify quickly."""
-QUEUES = (CONTROL, BAKE)
+CONTROL, BAKE, ROLL = "control", "bake", "roll"
+"""Queues: what needs no root; what needs root, loop devices, and KVM to verify quickly; what needs the rights of the
+targets of rollouts."""
+QUEUES = (CONTROL, BAKE, ROLL)
+WRONG_STORE = "WrongStore"
+"""The error of a worker for which the store's address means another store."""
 MOST_CELLS_OF_A_PLAN = 50
 MOST_TOLD = 50
 """Failures that a run remembers word by word."""
@@ -16,6 +19,11 @@ MOST_TOLD = 50
 def bake_id(key: str, store: str) -> str:
     """Return the name of the one bake of a key for a store: runs of all fleets meet there."""
     return f"bake/{key}/{hashlib.sha256(store.encode()).hexdigest()[:8]}"
+
+
+def run_id(fleet: str) -> str:
+    """Return the name of a fleet's runs: there is one at a time."""
+    return f"fleet/{fleet}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,9 @@ class RunRequest:
     ``window`` cells are under way at once; a bake is tried ``attempts`` times; a run in which more than ``failures``
     percent of all cells have failed pauses; a worker that is silent for ``heartbeat`` seconds counts as dead; bakes are
     proven if ``verify``.
-    ``total``, ``counts`` and ``failed`` go from one part of a long run to the next.
+    ``total``, ``counts``, ``failed`` and ``keys`` go from one part of a long run to the next. What it has made sure of
+    is handed out when all of it is good, if ``rollout``. ``store_id`` is the store's own word: a folder of that path on
+    another machine is another store.
     """
 
     fleet: str
@@ -80,6 +90,35 @@ class RunRequest:
     total: int = 0
     counts: Counts = field(default_factory=Counts)
     failed: list[Failure] = field(default_factory=list)
+    store_id: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+    rollout: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a fleet's file is when a schedule comes round: its path below a folder, or below a branch of a repository.
+
+    A branch is asked for its commit each time; see ``RunRequest`` for ``heartbeat``.
+    """
+
+    fleet: str
+    file: str
+    folder: str = ""
+    git: str = ""
+    ref: str = ""
+    heartbeat: float = 60.0
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """A Bakefile whose old artefacts go from a store, and from EC2 if it ``publishes``; paths as in BakeRequest."""
+
+    file: str
+    root: Root
+    fleet_file: str
+    store: str
+    publishes: bool
 
 
 @dataclass(frozen=True)
@@ -90,6 +129,7 @@ class PlanRequest:
     root: Root
     store: str
     cells: list[str]
+    store_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,24 +158,30 @@ class BakeRequest:
     attempts: int = 4
     heartbeat: float = 60.0
     verify: bool = True
+    store_id: str = ""
 
 
 @dataclass(frozen=True)
 class Baked:
-    """What a bake has brought."""
+    """What a bake has brought, and the end of what it said."""
 
     artefact: str
     verified: bool
     changed: bool
     seconds: float = 0.0
+    log: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built."""
+    """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built.
+
+    ``rollout`` says what became of handing it out.
+    """
 
     counts: Counts
     total: int
     running: dict[str, str] = field(default_factory=dict)
     failed: list[Failure] = field(default_factory=list)
     paused: str = ""
+    rollout: str = ""

@@ -11,15 +11,20 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from parbake.core.errors import InputError
-from parbake.fleet.engine.activities import OURS, Activities
+from parbake.core.errors import InputError, ParbakeError
+from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.connect import Engine, connect
-from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES
+from parbake.fleet.engine.facts import Facts
+from parbake.fleet.engine.handing import Handing
+from parbake.fleet.engine.sealing import read_keys
+from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES, ROLL
+from parbake.fleet.engine.ticks import Prune, Tick
+from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import Bake, Fleet
 
 # Cancellations come back with heartbeats, which the library holds back for most of the time that it may be silent.
 _HEARTBEAT_THROTTLE = timedelta(seconds=5)
-_CONTROL_SLOTS = 20
+_SLOTS = {CONTROL: 20, ROLL: 50}  # none of them is work of ours: they wait for others
 _CACHED_WORKFLOWS = 200  # bakes are short histories; more would only hold memory
 
 
@@ -33,7 +38,8 @@ async def serve(
 ) -> None:
     """Work until SIGTERM or SIGINT comes; then give what runs ``grace`` seconds, and end it.
 
-    ``slots`` bakes run at once. Raises EngineUnreachable, InputError.
+    ``slots`` bakes run at once. Raises EngineUnreachable, InputError; WrongStore where the first task shows that the
+    store of the fleet is another one here.
     """
     if unknown := [queue for queue in queues if queue not in QUEUES]:
         raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose of {', '.join(QUEUES)}")
@@ -41,21 +47,32 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    client = await connect(engine)
+    client, identity = await connect(engine), Facts.of_this(read_keys(engine.key)[0]).identity()
+    refused: list[ParbakeError] = []
+
+    def refuse(error: ParbakeError) -> None:
+        refused.append(error)
+        stop.set()
+
+    can = Handing(client, command)
+    can.refuse = refuse
     async with AsyncExitStack() as stack:
         for queue in queues:
-            await stack.enter_async_context(_worker(client, queue, slots, grace, command))
+            await stack.enter_async_context(_worker(client, can, identity, queue, slots, grace))
         await stop.wait()
+    if refused:
+        raise refused[0]
 
 
-def _worker(client: Client, queue: str, slots: int, grace: float, command: Sequence[str]) -> Worker:
-    activities = Activities(client, command)
+def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int, grace: float) -> Worker:
+    activities = {CONTROL: [*can.of_control, *can.of_schedules], BAKE: can.of_bakes, ROLL: can.of_rollouts}
     return Worker(
         client,
         task_queue=queue,
-        workflows=[Fleet, Bake] if queue == CONTROL else [],
-        activities=activities.of_bakes if queue == BAKE else activities.of_control,
-        max_concurrent_activities=slots if queue == BAKE else _CONTROL_SLOTS,
+        identity=identity,
+        workflows=[Fleet, Bake, Rollout, Tick, Prune] if queue == CONTROL else [],
+        activities=activities[queue],
+        max_concurrent_activities=_SLOTS.get(queue, slots),
         max_cached_workflows=_CACHED_WORKFLOWS if queue == CONTROL else 0,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,

@@ -27,6 +27,7 @@ from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellat
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine import tasks
+    from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
     from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest, Progress, RunRequest
 
 _A_BAKE = timedelta(hours=6)
@@ -92,12 +93,20 @@ class Fleet:
         self._paused = ""
         self._steps = 0
         self._went_on = False
+        self._keys = dict(request.keys)
+        self._rollout = ""
+        self._draining = False
 
     @workflow.query
     def progress(self) -> Progress:
         """Say how far it is."""
         told = dict(list(self._running.items())[: tasks.MOST_TOLD])
-        return Progress(self._counts, self._total, told, self._failed, self._paused)
+        return Progress(self._counts, self._total, told, self._failed, self._paused, self._rollout)
+
+    @workflow.query
+    def keys(self) -> dict[str, str]:
+        """Return the keys of the cells that are good so far, as rollouts know them."""
+        return self._keys
 
     @workflow.signal
     def pause(self, why: str) -> None:
@@ -110,12 +119,18 @@ class Fleet:
         self._paused, self._went_on = "", True
         self._steps += 1
 
+    @workflow.signal
+    def drain(self) -> None:
+        """Begin nothing new, and end when what is under way has ended."""
+        self._draining = True
+        self._steps += 1
+
     @workflow.run
     async def run(self, request: RunRequest) -> Progress:
         """Return how it ended; it succeeds also where some cells have failed."""
         under_way: set[asyncio.Task[None]] = set()
         try:
-            while self._pending or self._ready or under_way:
+            while under_way or (not self._draining and (self._pending or self._ready)):
                 seen = self._steps
                 await self._begin(under_way, request.window)
                 await workflow.wait_condition(partial(self._moved_since, seen))
@@ -128,14 +143,60 @@ class Fleet:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
             raise
+        if request.rollout:
+            await self._hand_out()
         return self.progress()
+
+    async def _hand_out(self) -> None:
+        """Start the rollout of what this run has made sure of, once for each generation."""
+        request, counts = self._request, self._counts
+        if bad := counts.failed + counts.quarantined:
+            self._rollout = f"nothing is rolled out: {bad} of {self._total} cells are not good"
+            return
+        wanted = RolloutRequest(
+            request.fleet,
+            request.file,
+            request.root,
+            request.store,
+            self._keys,
+            attempts=request.attempts,
+            heartbeat=request.heartbeat,
+            store_id=request.store_id,
+        )
+        last: str = await workflow.execute_activity(
+            "last_rollout",
+            request.fleet,
+            result_type=str,
+            task_queue=tasks.CONTROL,
+            start_to_close_timeout=_A_PLAN,
+            retry_policy=_CONTROL,
+        )
+        if last == wanted.generation:
+            self._rollout = f"{wanted.generation} is rolled out already"
+            return
+        try:
+            await workflow.start_child_workflow(
+                "Rollout",
+                wanted,
+                id=rollout_id(request.fleet),
+                task_queue=tasks.CONTROL,
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                memo={"generation": wanted.generation},
+                static_summary=request.fleet,
+            )
+        except WorkflowAlreadyStartedError:
+            self._rollout = (
+                f"{wanted.generation} waits: the rollout of {last} is under way, and the next run asks again"
+            )
+        else:
+            self._rollout = f"{wanted.generation} is being rolled out"
 
     async def _begin(self, under_way: set[asyncio.Task[None]], window: int) -> None:
         """Begin as many cells as may be under way; a history that is long enough is ended first, when all are done."""
         long_enough = workflow.info().is_continue_as_new_suggested()
         if long_enough and not under_way and (self._pending or self._ready):
             workflow.continue_as_new(self._rest())
-        if self._paused or long_enough:
+        if self._paused or long_enough or self._draining:
             return
         if not self._ready and self._pending and len(under_way) < window:
             await self._plan()
@@ -147,7 +208,9 @@ class Fleet:
 
     def _rest(self) -> RunRequest:
         left = [each.cell for each in self._ready] + list(self._pending)
-        return replace(self._request, cells=left, total=self._total, counts=self._counts, failed=self._failed)
+        return replace(
+            self._request, cells=left, total=self._total, counts=self._counts, failed=self._failed, keys=self._keys
+        )
 
     async def _plan(self) -> None:
         request = self._request
@@ -155,7 +218,7 @@ class Fleet:
         try:
             found = await workflow.execute_activity(
                 "plan",
-                PlanRequest(request.file, request.root, request.store, batch),
+                PlanRequest(request.file, request.root, request.store, batch, request.store_id),
                 result_type=list[Planned],
                 task_queue=tasks.CONTROL,
                 start_to_close_timeout=_A_PLAN,
@@ -178,8 +241,10 @@ class Fleet:
             match planned.state:
                 case "there":
                     self._counts.there += 1
+                    self._good(planned, planned.key)
                 case "unverified" if not self._request.verify:
                     self._counts.there += 1
+                    self._good(planned, planned.key)
                 case "quarantined":
                     self._counts.quarantined += 1
                 case "wrong":
@@ -187,6 +252,7 @@ class Fleet:
                 case _:
                     key = planned.key or await self._built(planned)
                     await self._baked(planned, key)
+                    self._good(planned, key)
         except (ActivityError, ChildWorkflowError) as error:
             if is_cancelled_exception(error):
                 raise
@@ -194,6 +260,9 @@ class Fleet:
         finally:
             self._running.pop(planned.cell, None)
             self._steps += 1
+
+    def _good(self, planned: Planned, key: str) -> None:
+        self._keys[planned.cell] = key[:DIGITS_OF_KEYS]
 
     async def _built(self, planned: Planned) -> str:
         """Build the images of a cell, and return the key that it has then."""
@@ -265,6 +334,7 @@ class Fleet:
             request.attempts,
             request.heartbeat,
             request.verify,
+            request.store_id,
         )
 
     def _note(self, failure: Failure) -> None:
@@ -296,4 +366,4 @@ def describe(cell: str, error: FailureError) -> Failure:
 def tried_enough(error: ActivityError) -> bool:
     """Whether all tries were used up: another run would end the same, as long as the key is the same."""
     cause = error.cause
-    return not (isinstance(cause, ApplicationError) and cause.non_retryable)
+    return not (isinstance(cause, ApplicationError) and (cause.non_retryable or cause.type == tasks.WRONG_STORE))

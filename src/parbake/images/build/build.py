@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parbake.core.access import private_folder
+from parbake.core.emulation import runnable
 from parbake.core.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
 from parbake.core.events import Events
 from parbake.core.model import Digest, Frozen, Image, Platform, RegistryOptions
@@ -121,7 +122,7 @@ def build(
                 auth_file = _write_auth_file(folder / "auth.json", reference, options, role)
                 tool = choose(BuildPlace(folder, cache, options, events, auth_file))
                 tag = f"{reference.name}:{reference.tag}"
-                with events.stage("build", f"build {reference}"):
+                with events.stage("build", f"build {reference}"), runnable(platform, needed=False):
                     tool.build(_request(spec, tag, platform, key))
                 with events.stage("push", f"{'export' if reference.is_local else 'push'} {reference}"):
                     _make_repository(reference, options, events, role)

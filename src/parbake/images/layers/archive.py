@@ -11,7 +11,7 @@ from typing import Final
 
 from parbake.core.errors import LayerBomb
 from parbake.images.layers import headers, numbers
-from parbake.images.layers.headers import BLOCK, HEADER_ONLY, TarEntry
+from parbake.images.layers.headers import BLOCK, HEADER_ONLY, TarEntry, plain_file
 from parbake.images.layers.numbers import Segment, invalid, numeric, text
 
 SPECIAL_LIMIT: Final = 1 << 20
@@ -67,6 +67,10 @@ class Chunks:
         return sum(len(piece) for piece in self.pieces(size))
 
 
+type TakesFile = Callable[[bytes, tuple[int, int, int], int, int], bool]
+"""Takes a ``headers.PlainFile`` whose data are next, or returns False and leaves them."""
+
+
 class Archive:
     """Reads entries; after ``next`` the entry's data may be read, and what is left of it is passed over."""
 
@@ -105,12 +109,23 @@ class Archive:
             raise invalid("it ends within an extended header")
         return data
 
-    def next(self) -> TarEntry | None:
-        """Return the next entry, None at the end of the archive; raises LayerError, LayerBomb."""
-        entry = self._header()
-        if entry is None:
+    def next(self, take: TakesFile | None = None) -> TarEntry | None:
+        """Return the next entry, None at the end of the archive; raises LayerError, LayerBomb.
+
+        Files with nothing special about them, which nearly all are, are offered to ``take``, and passed over where it
+        has taken them.
+        """
+        while (block := self._next_block()) is not None:
+            if take is None or (file := plain_file(block)) is None:
+                break
+            size = self.left = file[2]
+            self._pad = -size % BLOCK
+            if not take(*file):
+                break
+        if block is None:
             return None
-        # Nearly every entry is a file or a folder without extensions. What follows is `_complete` for those.
+        entry = headers.parse(block)
+        # Most others are files and folders without extensions. What follows is `_complete` for those.
         size = entry.stored
         if size >= 0:
             kind = entry.kind
@@ -183,6 +198,11 @@ class Archive:
         self._pad = -size % BLOCK
 
     def _header(self) -> TarEntry | None:
+        block = self._next_block()
+        return None if block is None else headers.parse(block)
+
+    def _next_block(self) -> memoryview | None:
+        """Return the next header, None at the end of the archive."""
         chunks = self.chunks
         at = chunks.at + self.left + self._pad
         if at > chunks.end or self.left < 0:
@@ -207,7 +227,7 @@ class Archive:
             raise LayerBomb(f"it has more than {self._most_entries} entries", hint="split it into smaller layers")
         # Kept beyond the buffer's life only by the old sparse format, which has more in it than an entry says.
         self._block = block
-        return headers.parse(block)
+        return block
 
     def _pass_over(self) -> bool:
         """Go to the end of the current entry in another buffer; return False when the stream ends in its padding."""

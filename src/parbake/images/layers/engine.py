@@ -24,7 +24,7 @@ from parbake.images.layers.paths import Implied, shown
 from parbake.images.layers.ring import Failure, Ring, Stopped, memory
 
 if TYPE_CHECKING:
-    from parbake.core.model import Progress, Readable
+    from parbake.core.sources import Progress, Readable
     from parbake.images.layers.sinks import Sink
 
 MOST_ENTRIES: Final = 2_000_000
@@ -199,7 +199,7 @@ class _Unpacking:
         overlay = self._layer.chain_id != self._layer.diff_id
         with self._sink.opened(archive, overlay=overlay, bound=self._bound) as tree:
             try:
-                while (entry := archive.next()) is not None:
+                while (entry := archive.next(tree.plain_file)) is not None:
                     tree.apply(entry)
                 while chunks.pass_on():  # what follows the archive's end is hashed and no more
                     pass

@@ -32,6 +32,8 @@ _SPARE: Final = 16 << 20  # bytes that are free on a file system that is not ful
 class Tree:
     """Applies entries one after the other. Use from one thread whose umask is 0, and call ``finish`` at the end."""
 
+    plain_file = None
+
     def __init__(self, root: int, archive: Archive, *, overlay: bool, bound: int) -> None:
         """``root`` is a descriptor of an empty folder; ``bound`` is how many bytes sparse files may claim.
 

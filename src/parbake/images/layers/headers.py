@@ -22,6 +22,10 @@ HEADER_ONLY: Final = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 # name, mode+uid+gid, size, mtime, checksum, type, link's first byte, magic+version, major+minor, and two first bytes of
 # what the format says; the other bytes are looked at when one of these asks for it
 _LAYOUT: Final = struct.Struct("100s24s12s12s8scc99x8s64x16sc162xc3x")
+# Of a file of which this block says all: name, mode+uid+gid, size, mtime, checksum, magic+version, major+minor with the
+# first byte of what the format says, and the one that tells star
+_FILE_LAYOUT: Final = struct.Struct("100s24s12s12s8s101x8s64x17s162xc3x")
+_FILE_TYPE: Final = b"0"[0]
 _NO_BYTE: Final = b"\0"
 _USTAR, _GNU = b"ustar\0", b"ustar  \0"
 _ADLER_BASE: Final = 65521
@@ -70,6 +74,34 @@ class TarEntry:
         modified = self.modified
         accessed = modified if self.accessed is None else max(self.accessed, modified)
         return (accessed if 0 <= accessed <= INT64_MAX else 0, modified if 0 <= modified <= INT64_MAX else 0)
+
+
+type PlainFile = tuple[bytes, tuple[int, int, int], int, int]
+"""Name, (mode, owner, group), size, and time of modification of a file, as in ``TarEntry``."""
+
+
+def plain_file(block: memoryview) -> PlainFile | None:
+    """Return what a header block says of a file with nothing special about it: nearly every entry.
+
+    None for any other block, which ``parse`` reads, or refuses.
+    """
+    if block[156] != _FILE_TYPE or block[157]:
+        return None
+    name, metadata, size, modified, checksum, magic, device, more = _FILE_LAYOUT.unpack(block)
+    digits = size[:11]
+    if (
+        _adler_of(checksum) != zlib.adler32(block) & 0xFFFF
+        or not digits.isdigit()
+        or size[11] not in b"\0 "
+        or more != _NO_BYTE
+        or not _says_nothing(magic, device)
+    ):
+        return None
+    try:
+        length = int(digits, 8)
+    except ValueError:
+        return None
+    return name.partition(b"\0")[0], _metadata(metadata), length, _time(modified)
 
 
 def parse(block: memoryview) -> TarEntry:
@@ -124,6 +156,18 @@ def _time(field: bytes) -> int:
 @lru_cache(_MOST_KNOWN)
 def _device(fields: bytes) -> tuple[int, int]:
     return numeric(fields[:8]), numeric(fields[8:])
+
+
+@lru_cache(_MOST_KNOWN)
+def _says_nothing(magic: bytes, device: bytes) -> bool:
+    """Whether what a header says from its magic on means nothing for a file: device numbers, no prefix, no times."""
+    if not (magic[:6] == _USTAR or magic == _GNU) or device[16]:
+        return False
+    try:
+        _device(device[:16])
+    except LayerError:
+        return False
+    return True
 
 
 def _check_sum(block: memoryview, field: bytes) -> None:

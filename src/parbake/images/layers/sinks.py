@@ -14,7 +14,7 @@ from parbake.images.layers.tree_writer import TreeBuilder
 
 if TYPE_CHECKING:
     from parbake.core.filetree import Store
-    from parbake.images.layers.archive import Archive
+    from parbake.images.layers.archive import Archive, TakesFile
     from parbake.images.layers.headers import TarEntry
 
 
@@ -23,6 +23,11 @@ class Applying(Protocol):
 
     now: bytes
     entries: int
+
+    @property
+    def plain_file(self) -> TakesFile | None:
+        """Applies an entry that is a file with nothing special about it; ``apply`` gets what it does not take."""
+        ...
 
     @property
     def implied(self) -> Mapping[bytes, Implied]:

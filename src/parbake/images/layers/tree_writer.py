@@ -102,20 +102,40 @@ class TreeBuilder(Nodes):
             b"5": self._folder, b"6": self._device, b"g": self._global,
         }  # fmt: skip
 
+    def plain_file(self, name: bytes, metadata: tuple[int, int, int], size: int, modified: int) -> bool:
+        """Add a new file of which its header says all (``headers.PlainFile``); return False where ``apply`` has to.
+
+        What ``_file`` does comes to this where the name is clean and new, and nothing is inherited.
+        """
+        head, _, base = name.rpartition(b"/")
+        if (place := self.known.get(head)) is None or base[:1] in _ODD or head[:1] == b"/" or len(base) > LONGEST_NAME:
+            return False
+        folder, path = place
+        children = folder.children
+        mode, uid, gid = metadata
+        if (
+            children is None
+            or base in children
+            or folder.xattrs
+            or not (0 <= modified <= INT64_MAX and 0 <= uid < _NOBODY and 0 <= gid < _NOBODY)
+        ):
+            return False
+        self.now = name
+        self.entries += 1
+        if not self._overlay:
+            self._written.add(hash(join(path, base)))
+        node = FileNode(stat.S_IFREG | mode & MODE, uid, gid, modified)
+        if size:
+            node.size = size
+            whole = self._archive.whole()
+            node.extents = self._store.put(self._archive.pieces()) if whole is None else self._store.put_whole(whole)
+        children[base] = node
+        return True
+
     def apply(self, entry: TarEntry) -> None:
         """Apply one entry; raises LayerError, LayerEscape."""
-        self.now = name = entry.name
-        head, _, base = name.rpartition(b"/")
-        if (
-            entry.kind == b"0"
-            and (place := self.known.get(head)) is not None
-            and base[:1] not in _ODD
-            and head[:1] != b"/"
-            and len(base) <= LONGEST_NAME
-            and self._plain_file(entry, place, base)
-        ):
-            return
-        name = clean(name)
+        self.now = entry.name
+        name = clean(entry.name)
         if not name:
             return  # containerd leaves the root as it is
         if entry.name[0] == SLASH:
@@ -154,36 +174,6 @@ class TreeBuilder(Nodes):
             if node is None:
                 raise removed_again(name)
             node.accessed, node.modified = accessed, modified
-
-    def _plain_file(self, entry: TarEntry, place: Place, base: bytes) -> bool:
-        """Add a new file with nothing special about it: nearly every entry. Return False for any other.
-
-        What ``_file`` does comes to this where the name is clean and new, and nothing is said or inherited beyond the
-        header.
-        """
-        folder = place[0]
-        children = folder.children
-        modified, uid, gid = entry.modified, entry.uid, entry.gid
-        if (
-            children is None
-            or base in children
-            or entry.records is not None
-            or entry.segments is not None
-            or entry.accessed is not None
-            or folder.xattrs
-            or not (0 <= modified <= INT64_MAX and 0 <= uid < _NOBODY and 0 <= gid < _NOBODY)
-        ):
-            return False
-        self.entries += 1
-        if not self._overlay:
-            self._written.add(hash(join(place[1], base)))
-        node = FileNode(stat.S_IFREG | entry.mode & MODE, uid, gid, modified)
-        if size := entry.stored:
-            node.size = size
-            whole = self._archive.whole()
-            node.extents = self._store.put(self._archive.pieces()) if whole is None else self._store.put_whole(whole)
-        children[base] = node
-        return True
 
     # -- one method for each type
 

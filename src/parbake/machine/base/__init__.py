@@ -1,4 +1,6 @@
-"""The default base: a small Debian machine image that boots by BIOS and by UEFI, made on this machine, once.
+"""The default base: a small Debian machine image, made on this machine, once for each architecture.
+
+For amd64 it boots by BIOS and by UEFI, for arm64 by UEFI.
 
 ``describe`` names the content without building it; ``ensure`` builds what is not in the cache yet.
 """

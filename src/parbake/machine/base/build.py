@@ -13,16 +13,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from parbake.core.access import private_folder
+from parbake.core.emulation import runnable
 from parbake.core.errors import CommandFailed, DiskFull, EnvironmentProblem
 from parbake.core.events import Events
 from parbake.core.model import Platform
 from parbake.core.run import find, need_root, run
 from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
-from parbake.machine.base.grub import install_bios, make_bios_core, make_efi_program
+from parbake.machine.base.grub import MODULES, PACKAGES, install_bios, make_bios_core, make_efi_program
 from parbake.machine.base.recipe import Recipe, describe, files
 from parbake.machine.disk.filesystems import EXT4_FEATURES
 
-_TIMEOUT = 1800.0  # seconds for a slow mirror
+_TIMEOUT = 1800.0  # seconds for a slow mirror, or for emulation
+_GRUB = "grub"
 
 
 def ensure(
@@ -35,10 +37,13 @@ def ensure(
 ) -> Path:
     """Return the default base as a raw disk below ``cache``, built when it is not there yet. Needs root to build.
 
-    One build at a time for each recipe; the file is complete or absent. Raises InputError for another platform than
-    linux/amd64, EnvironmentProblem when a program is missing, CommandFailed when packages cannot be had, DiskFull.
+    One build at a time for each recipe; the file is complete or absent. Packages for another architecture than this
+    machine's are set up in emulation. Raises InputError for another ``platform`` (None: this machine's) than
+    linux/amd64 and linux/arm64, EnvironmentProblem when a program is missing, CommandFailed when packages cannot be
+    had, DiskFull.
     """
-    recipe = describe(platform or Platform(architecture="amd64"), packages, serial=serial)
+    platform = platform or Platform.host()
+    recipe = describe(platform, packages, serial=serial)
     folder = cache / "base"
     disk = folder / f"debian-{recipe.suite}-{recipe.identity.removeprefix('sha256:')[:16]}.raw"
     if not disk.exists():
@@ -49,7 +54,8 @@ def ensure(
     with lock(disk.with_suffix(".lock"), what="the default base image"):
         if not disk.exists():
             remove_leftovers(folder)
-            with work_folder(folder, "base") as work, events.stage("base", "Make the default base machine image"):
+            what = "Make the default base machine image" + f" for {platform}" * (platform != Platform.host())
+            with work_folder(folder, "base") as work, events.stage("base", what), runnable(platform):
                 publish(_build(recipe, work, events), disk)
     return disk
 
@@ -64,10 +70,16 @@ def _build(recipe: Recipe, work: Path, events: Events) -> Path:
             disk.truncate(recipe.size)
         run(["sfdisk", "--quiet", str(image)], stdin=recipe.partition_script.encode())
         _make_root(recipe, root, image)
-        _make_esp(recipe, work, image)
-        bios = recipe.slice("bios")
-        install_bios(image, make_bios_core(work), start=bios.start, size=bios.size)
+        modules = work / _GRUB / MODULES.relative_to("/") if _is_foreign(recipe) else MODULES
+        _make_esp(recipe, work, image, modules)
+        if recipe.architecture == "amd64":  # the others know no BIOS
+            bios = recipe.slice("bios")
+            install_bios(image, make_bios_core(work, modules), start=bios.start, size=bios.size, modules=modules)
     return image
+
+
+def _is_foreign(recipe: Recipe) -> bool:
+    return recipe.architecture != Platform.host().architecture
 
 
 def _need_tools() -> None:
@@ -87,7 +99,7 @@ def _need_tools() -> None:
 
 
 def _install(recipe: Recipe, work: Path) -> Path:
-    for path, content in files().items():
+    for path, content in files(recipe.architecture).items():
         target = work / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(recipe.fill_in(content))
@@ -103,6 +115,7 @@ def _install(recipe: Recipe, work: Path) -> Path:
         f"--architectures={recipe.architecture}", f"--include={','.join(recipe.packages)}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.left_out),
         *(f"--dpkgopt=path-include={pattern}" for pattern in recipe.kept),
+        *(_foreign(recipe, work) if _is_foreign(recipe) else ()),
         "--setup-hook=sync-in early /",
         "--customize-hook=sync-in tree /",
         f'--customize-hook=chroot "$1" systemctl --quiet mask {shlex.join(recipe.masked_units)}',
@@ -124,13 +137,29 @@ def _install(recipe: Recipe, work: Path) -> Path:
     return root
 
 
+def _foreign(recipe: Recipe, work: Path) -> list[str]:
+    """Return mmdebstrap's options for another architecture than this machine's, which runs its programs meanwhile.
+
+    GRUB's modules for it cannot be installed here: they are fetched as its packages are, and put beside the root.
+    """
+    folder = work / _GRUB
+    folder.mkdir()
+    names = shlex.join(PACKAGES[recipe.architecture])
+    fetch = f'cd {shlex.quote(str(folder))} && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq download {names}'
+    unpack = 'for package in *.deb; do dpkg-deb --extract "$package" .; done'
+    return ["--skip=check/qemu", f"--customize-hook={fetch} && {unpack}"]
+
+
 def _mirrors(recipe: Recipe, work: Path) -> tuple[str, ...]:
-    """Return this machine's own sources for the suite, as apt understands them; empty: mmdebstrap knows Debian's."""
+    """Return this machine's own sources for the suite, as apt understands them; empty: mmdebstrap knows Debian's.
+
+    A mirror of Debian's has every architecture.
+    """
     if not find("apt-get"):
         return ()
     shown = run([
         "apt-get", "indextargets", "--format", "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(SIGNED_BY)",
-        "Identifier: Packages", "Target-Of: deb", f"Architecture: {recipe.architecture}",
+        "Identifier: Packages", "Target-Of: deb", f"Architecture: {Platform.host().architecture}",
     ], check=False).text  # fmt: skip
     lines = []
     for line in shown.splitlines():
@@ -174,10 +203,11 @@ def _make_root(recipe: Recipe, root: Path, image: Path) -> None:
         raise
 
 
-def _make_esp(recipe: Recipe, work: Path, image: Path) -> None:
+def _make_esp(recipe: Recipe, work: Path, image: Path, modules: Path) -> None:
     part = recipe.slice("esp")
-    program = work / "BOOTX64.EFI"
-    program.write_bytes(make_efi_program(work))
+    name, content = make_efi_program(work, recipe.architecture, modules)
+    program = work / name
+    program.write_bytes(content)
     os.utime(program, (recipe.epoch, recipe.epoch))
     env = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "MTOOLSRC": os.devnull}
     volume_id = recipe.uuid("esp").replace("-", "")[:8]
@@ -188,7 +218,7 @@ def _make_esp(recipe: Recipe, work: Path, image: Path) -> None:
     drive = f"{image}@@{part.start}"
     run(["mmd", "-i", drive, "::/EFI", "::/EFI/BOOT"], env=env)
     # The path of removable media: firmware finds it without an entry in its own memory (UEFI 3.5.1.1).
-    run(["mcopy", "-m", "-i", drive, str(program), "::/EFI/BOOT/BOOTX64.EFI"], env=env)
+    run(["mcopy", "-m", "-i", drive, str(program), f"::/EFI/BOOT/{name}"], env=env)
 
 
 def _raise_disk_full(error: CommandFailed, where: Path) -> None:

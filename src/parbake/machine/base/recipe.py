@@ -31,9 +31,10 @@ _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian policy, section 5.
 # Explicit, since recommended packages are not installed: they would double the image and slow its boot.
 _PACKAGES = (
     "ca-certificates", "cloud-guest-utils", "cloud-init", "containerd", "dbus", "dhcpcd-base", "e2fsprogs",
-    "initramfs-tools", "iproute2", "kmod", "linux-image-cloud-amd64", "python3", "runc", "systemd", "systemd-resolved",
-    "systemd-sysv", "systemd-timesyncd", "udev", "zstd",
+    "initramfs-tools", "iproute2", "kmod", "python3", "runc", "systemd", "systemd-resolved", "systemd-sysv",
+    "systemd-timesyncd", "udev", "zstd",
 )  # fmt: skip
+_KERNELS = {"amd64": "linux-image-cloud-amd64", "arm64": "linux-image-cloud-arm64"}
 
 # Documentation and translations: 20,000 files that a node never reads.
 _LEFT_OUT = (
@@ -81,11 +82,11 @@ class Slice(Frozen):
 
 
 # The root file system comes last, so that it can grow. GPT's own copy takes 33 sectors at the end of the disk.
-_SLICES = (
-    Slice(name="bios", start=1 * MIB, size=1 * MIB, type="21686148-6449-6E6F-744E-656564454649"),
-    Slice(name="esp", start=2 * MIB, size=64 * MIB, type="C12A7328-F81F-11D2-BA4B-00A0C93EC93B"),
-    Slice(name="root", start=66 * MIB, size=SIZE - 67 * MIB, type="4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"),
-)
+_BIOS = Slice(name="bios", start=1 * MIB, size=1 * MIB, type="21686148-6449-6E6F-744E-656564454649")
+_ESP = Slice(name="esp", start=2 * MIB, size=64 * MIB, type="C12A7328-F81F-11D2-BA4B-00A0C93EC93B")
+_ROOT = Slice(name="root", start=66 * MIB, size=SIZE - 67 * MIB, type="4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709")
+_ARM_ROOT = _ROOT.model_copy(update={"type": "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"})
+_SLICES = {"amd64": (_BIOS, _ESP, _ROOT), "arm64": (_ESP, _ARM_ROOT)}
 
 
 class Recipe(Frozen):
@@ -105,7 +106,7 @@ class Recipe(Frozen):
     masked_generators: tuple[str, ...] = _MASKED_GENERATORS
     enabled_units: tuple[str, ...] = _ENABLED_UNITS
     finish: tuple[str, ...] = _FINISH
-    slices: tuple[Slice, ...] = _SLICES
+    slices: tuple[Slice, ...]
     size: int = SIZE
     epoch: int = 1754697600
     """Seconds since 1970 that no file is younger than: the day of the suite's release, 2025-08-09."""
@@ -144,33 +145,40 @@ class Recipe(Frozen):
 def describe(platform: Platform, packages: Iterable[str] = (), *, serial: str = "") -> Recipe:
     """Return the recipe of the default base with ``packages`` (Debian's names) on top of its own.
 
-    Pure. Raises InputError for another platform than linux/amd64, and for what is no package name.
+    Pure. Raises InputError for another platform than linux/amd64 and linux/arm64, and for what is no package name.
     """
-    if platform != Platform(architecture="amd64"):
+    architecture = platform.architecture
+    if platform not in (Platform(architecture=each) for each in _KERNELS):
         raise InputError(
-            f"the default base is made for linux/amd64 only, not for {platform}",
+            f"the default base is made for linux/amd64 and linux/arm64, not for {platform}",
             hint=f"name a disk image for {platform} as `base`, or bake a volume, which needs no base",
         )
     extra = set(packages)
     for name in sorted(extra):
         if not _PACKAGE_NAME.fullmatch(name):
             raise InputError(f"base: {name!r} is no name of a Debian package", hint="write it as apt-get install does")
-    digests = {path: hashlib.sha256(content).hexdigest() for path, content in files().items()}
-    return Recipe(packages=tuple(sorted({*_PACKAGES, *extra})), files=digests, serial=serial)
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in files(architecture).items()}
+    return Recipe(
+        architecture=architecture,
+        packages=tuple(sorted({*_PACKAGES, _KERNELS[architecture], *extra})),
+        slices=_SLICES[architecture],
+        files=digests,
+        serial=serial,
+    )
 
 
 @cache
-def files() -> dict[str, bytes]:
+def files(architecture: str) -> dict[str, bytes]:
     """Return the files that parbake adds, by their path in the package.
 
-    ``early/`` goes into the root before packages are installed, ``tree/`` after, ``loader/`` into GRUB itself.
+    ``early/`` goes into the root before packages are installed, ``tree/`` after, ``loader/`` into GRUB itself. Those
+    below a folder with an architecture's name are in the place of others there.
     """
     here = resources.files(__package__)
-    return {
-        path: entry.read_bytes()
-        for stage in ("early", "loader", "tree")
-        for path, entry in sorted(_walk(here / stage, stage), key=lambda found: found[0])
-    }
+    found = {path: entry for stage in ("early", "loader", "tree") for path, entry in _walk(here / stage, stage)}
+    if (here / architecture).is_dir():
+        found |= {path.removeprefix("./"): entry for path, entry in _walk(here / architecture, ".")}
+    return {path: found[path].read_bytes() for path in sorted(found)}
 
 
 def _walk(folder: Traversable, prefix: str) -> Iterable[tuple[str, Traversable]]:

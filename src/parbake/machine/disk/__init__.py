@@ -37,6 +37,7 @@ from parbake.machine.disk.mounts import (
     unmount,
 )
 from parbake.machine.disk.roots import Runtime, find_runtime, inside
+from parbake.machine.disk.selinux import file_contexts, label
 from parbake.machine.disk.tables import Partition, find_root, grow, partitions
 
 __all__ = [
@@ -64,12 +65,14 @@ __all__ = [
     "data_blocks",
     "describe",
     "extents",
+    "file_contexts",
     "filesystem_uuid",
     "find_root",
     "find_runtime",
     "grow",
     "grow_filesystem",
     "inside",
+    "label",
     "loop_device",
     "make_filesystem",
     "memory",

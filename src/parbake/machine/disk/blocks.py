@@ -19,9 +19,10 @@ from typing import Final, Literal, Self, cast
 
 from blake3 import blake3
 
-from parbake.core import atomic
+from parbake.core import atomic, cores
 from parbake.core.errors import InputError
 from parbake.core.events import Events, Task
+from parbake.core.files import write_all
 from parbake.core.model import KIB
 from parbake.core.workspace import room_for
 from parbake.machine.disk.files import BECAME_SHORTER, extents
@@ -136,7 +137,7 @@ def block_list(
         total = sum(count for _, count in batches) * BLOCK
         with events.task(f"blocks {path.name}", total) as task:
             reader = _Reader(path, file.fileno(), size, batches, task, HASHES[algorithm], copy_to)
-            threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+            threads = min(cores.available(), _MOST_THREADS)
             with ThreadPoolExecutor(threads) as pool:
                 try:
                     for hashed in [pool.submit(reader.work) for _ in range(threads)]:
@@ -207,13 +208,6 @@ class _Reader:
 
     def _fill(self, buffers: list[bytearray], place: int) -> None:
         read_blocks(self._path, self._handle, self._size, buffers, place)
-
-
-def write_all(handle: int, data: memoryview, place: int) -> None:
-    """Write data at a place of a file, however many calls that takes; raises OSError."""
-    while data:
-        count = os.pwrite(handle, data, place)
-        data, place = data[count:], place + count
 
 
 def read_blocks(path: Path, handle: int, size: int, buffers: list[bytearray], place: int) -> None:

@@ -27,6 +27,11 @@ def of_inode(seed: int, number: int) -> int:
     return int(_crc32c(_INODE.pack(number, 0), seed ^ _ALL)) ^ _ALL
 
 
+def of_whole_inode(seed: int, number: int, inode: bytes | memoryview) -> int:
+    """Return an inode's checksum, with its fields for that zero; ``seed`` is the file system's."""
+    return int(_crc32c(inode, _crc32c(_INODE.pack(number, 0), seed ^ _ALL))) ^ _ALL
+
+
 def of_group(seed: int, number: int, descriptor: bytes | bytearray) -> int:
     """Return the 16 bits that go into a group's descriptor, in which their field is zero."""
     return crc(crc(seed, _U32.pack(number)), descriptor) & 0xFFFF

@@ -17,7 +17,8 @@ _ENTRY: Final = struct.Struct("<IHBB")
 _TAIL: Final = 12
 _ROOM: Final = BLOCK - _TAIL
 _TAIL_TYPE: Final = 0xDE
-_PADDING: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
+_PACK: Final = [struct.Struct(f"<IHBB{max(0, size - 8)}s").pack for size in range(0, 8 + 256 + 1, 4)]
+"""Packs an entry whose name is filled up with zeros, by a quarter of its size."""
 _TYPES: Final = {
     mode >> 12: number
     for mode, number in (
@@ -35,16 +36,15 @@ def blocks_of(entries: Iterable[Entry], seed: int) -> Iterator[bytes]:
     """Yield the blocks of a folder, ``.`` and ``..`` first among its entries; ``seed`` is its inode's."""
     parts: list[bytes] = []
     at = last = 0
-    pack = _ENTRY.pack
     for name, number, mode in entries:
         length = len(name)
-        size = _ENTRY.size + length + (-length & 3)
+        size = length + 11 & ~3  # that of an empty name is 8
         if at + size > _ROOM:
             yield _finished(parts, last, seed)
             parts, at = [], 0
         last = at
         at += size
-        parts.append(pack(number, size, length, _TYPES[mode >> 12]) + name + _PADDING[-length & 3])
+        parts.append(_PACK[size >> 2](number, size, length, _TYPES[mode >> 12], name))
     yield _finished(parts, last, seed)
 
 

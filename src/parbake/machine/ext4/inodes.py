@@ -41,12 +41,14 @@ _CHECK_LO, _CHECK_HI = 0x7C, 0x82
 _U16: Final = struct.Struct("<H")
 # The inode of a file whose data are one extent. What lies between the fields that files differ in comes from `_alike`.
 _FILE: Final = struct.Struct("<4sI20sI24sHHI192s")
+# Where its checksum is, with the two fields between the halves.
+_FILE_CHECK: Final = struct.Struct("<HHHH")
 # The root of an extent tree with one extent, which is what nearly every file has.
 _ONE_EXTENT: Final = struct.Struct("<HHHHIIHHI36x")
 
 
 def pack_into(
-    table: bytearray, at: int, node: FileNode, *, seed: int, body: bytes, blocks: int, attributes: bytes, acl: int
+    table: memoryview, at: int, node: FileNode, *, seed: int, body: bytes, blocks: int, attributes: bytes, acl: int
 ) -> None:
     """Write a node's inode at an offset of a table, which is zero there.
 
@@ -73,32 +75,35 @@ def pack_into(
     _check(table, at, seed)
 
 
-def pack_file_into(table: bytearray, at: int, node: FileNode, seed: int) -> None:
-    """Do what ``pack_into`` does for a file without attributes whose data are one extent (``is_plain``).
+def pack_files_into(table: memoryview, nodes: Sequence[FileNode], seed: int) -> list[int]:
+    """Do what ``pack_into`` does for all files without attributes whose data are one extent: nearly all nodes.
 
-    ``seed`` is the file system's.
+    The table has a place for each node, in order; ``seed`` is the file system's. Returns which nodes are others.
     """
-    ((_, place, count),) = node.extents
-    owner, times, layout, rest = _alike(node.mode, node.uid, node.gid, node.links, node.modified, node.accessed)
-    _FILE.pack_into(
-        table, at,
-        owner, node.size, times, count * (BLOCK // 512), layout, count, place >> 32, place & 0xFFFFFFFF, rest,
-    )  # fmt: skip
-    _check(table, at, checksums.of_inode(seed, node.number))
-
-
-def is_plain(node: FileNode) -> bool:
-    """Whether it is a file that ``pack_file_into`` can pack: nearly all files are."""
-    extents = node.extents
-    return (
-        len(extents) == 1
-        and node.xattrs is None
-        and node.mode >> 12 == _REGULAR
-        and extents[0][2] <= _LONGEST_EXTENT
-        and not extents[0][0]
-        and node.links <= _MOST_LINKS
-        and node.size <= _U32
-    )
+    others: list[int] = []
+    for index, node in enumerate(nodes):
+        extents, size = node.extents, node.size
+        if (
+            len(extents) != 1
+            or node.xattrs is not None
+            or node.mode >> 12 != _REGULAR
+            or node.links > _MOST_LINKS
+            or size > _U32
+        ):
+            others.append(index)
+            continue
+        ((logical, place, count),) = extents
+        if logical or count > _LONGEST_EXTENT:
+            others.append(index)
+            continue
+        owner, times, layout, rest = _alike(node.mode, node.uid, node.gid, node.links, node.modified, node.accessed)
+        at = index * INODE
+        _FILE.pack_into(
+            table, at, owner, size, times, count * (BLOCK // 512), layout, count, place >> 32, place & _U32, rest
+        )
+        check = checksums.of_whole_inode(seed, node.number, table[at : at + INODE])
+        _FILE_CHECK.pack_into(table, at + _CHECK_LO, check & 0xFFFF, 0, _EXTRA, check >> 16)
+    return others
 
 
 @lru_cache(4096)
@@ -106,7 +111,7 @@ def _alike(mode: int, uid: int, gid: int, links: int, modified: int, accessed: i
     """Return the parts of a plain file's inode that do not depend on its data: layers have few different ones."""
     node = FileNode(mode, uid, gid, modified, accessed)
     node.links = links
-    table = bytearray(INODE)
+    table = memoryview(bytearray(INODE))
     body = _ONE_EXTENT.pack(_EXTENT_MAGIC, 1, _IN_INODE, 0, 0, 0, 0, 0, 0)
     pack_into(table, 0, node, seed=0, body=body, blocks=0, attributes=b"", acl=0)
     _U16.pack_into(table, _CHECK_LO, 0)
@@ -120,7 +125,7 @@ def moved(raw: bytes, number: int, seed: int, *, body: bytes, blocks: int, acl: 
 
     ``seed`` is the file system's.
     """
-    new = bytearray(raw)
+    new = memoryview(bytearray(raw))
     new[BODY] = body
     sectors = blocks * (BLOCK // 512)
     for at, form, value in (
@@ -135,9 +140,9 @@ def moved(raw: bytes, number: int, seed: int, *, body: bytes, blocks: int, acl: 
     return bytes(new)
 
 
-def _check(table: bytearray, at: int, seed: int) -> None:
+def _check(table: memoryview, at: int, seed: int) -> None:
     """Write the checksum into an inode in which its fields are zero; ``seed`` is the inode's."""
-    check = checksums.crc(seed, memoryview(table)[at : at + INODE])
+    check = checksums.crc(seed, table[at : at + INODE])
     _U16.pack_into(table, at + _CHECK_LO, check & 0xFFFF)
     _U16.pack_into(table, at + _CHECK_HI, check >> 16)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
+from parbake.core.files import write_all
 from parbake.core.filetree import NO_DATA, Extents
 from parbake.machine.ext4.superblock import BLOCK
 
@@ -245,7 +246,7 @@ class Stream:
         self._zone.take(self._at // BLOCK)
         data, start = self._buffer[: self._at], self._start
         self._pending[self._turn] += [
-            self._workers.submit(_write, self._handle, data, start),
+            self._workers.submit(write_all, self._handle, data, start),
             self._workers.submit(self._hashes.whole, data, start),
         ]
         self._turn = (self._turn + 1) % _BUFFERS
@@ -263,9 +264,3 @@ def joined(extents: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]
                 continue
         found.append((logical, place, count))
     return found
-
-
-def _write(handle: int, data: memoryview, start: int) -> None:
-    while data:
-        count = os.pwrite(handle, data, start)
-        data, start = data[count:], start + count

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from parbake.core.errors import ParbakeError
+from parbake.core.files import write_all
 from parbake.machine.ext4 import checksums
 
 BLOCK: Final = 4096
@@ -176,12 +177,10 @@ class Superblock:
 
     # -- writing it back
 
-    def put(self, data: bytes | bytearray, at: int) -> None:
+    def put(self, data: bytes | bytearray | memoryview, at: int) -> None:
         """Write metadata; raises OSError."""
-        while data:
-            count = os.pwrite(self.handle, data, at)
-            self.written(at, at + count)
-            data, at = data[count:], at + count
+        write_all(self.handle, memoryview(data), at)
+        self.written(at, at + len(data))
 
     def write(self, blocks: Sequence[Range], inodes: Sequence[Range], folders: dict[int, int]) -> None:
         """Write bitmaps, descriptors and superblock for what is in use.

@@ -66,16 +66,13 @@ class TreeWriter:
 
     def _write_run(self, nodes: Sequence[FileNode], start: int, parents: Mapping[int, int]) -> None:
         """Write nodes whose inodes lie side by side, from ``start`` (bytes)."""
-        table = bytearray(len(nodes) * INODE)
-        seed = self._superblock.seed
-        for at, node in zip(range(0, len(table), INODE), nodes, strict=True):
-            if inodes.is_plain(node):
-                inodes.pack_file_into(table, at, node, seed)
-            else:
-                self._write(table, at, node, parents.get(node.number, 0))
+        table = memoryview(bytearray(len(nodes) * INODE))
+        for index in inodes.pack_files_into(table, nodes, self._superblock.seed):
+            node = nodes[index]
+            self._write(table, index * INODE, node, parents.get(node.number, 0))
         self._superblock.put(table, start)
 
-    def _write(self, table: bytearray, at: int, node: FileNode, parent: int) -> None:
+    def _write(self, table: memoryview, at: int, node: FileNode, parent: int) -> None:
         """Write one node, whose children have their numbers; its inode into a part of the table."""
         if node.children is not None:
             self._write_folder(node, node.children, parent)
@@ -110,7 +107,7 @@ class TreeWriter:
                 found.append((logical, place, 1))
         node.extents = tuple(found)
         node.size = sum(count for _, _, count in found) * BLOCK
-        node.links = 2 + sum(child.is_folder for child in children.values())
+        node.links = 2 + sum(child.children is not None for child in children.values())
         group = (node.number - 1) // self._superblock.inodes_per_group
         self.folders[group] = self.folders.get(group, 0) + 1
 

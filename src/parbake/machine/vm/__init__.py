@@ -1,6 +1,7 @@
 """Virtual machines (QEMU): boot an artefact on an overlay and talk to what runs in it."""
 
 from parbake.machine.vm.accelerator import accelerator
+from parbake.machine.vm.boards import boots
 from parbake.machine.vm.firmware import is_bootable
 from parbake.machine.vm.guest import Clock, Guest, Ran, Waited
 from parbake.machine.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
@@ -21,6 +22,7 @@ __all__ = [
     "accelerator",
     "agent_credentials",
     "agent_seed",
+    "boots",
     "is_bootable",
     "largest_disk",
 ]

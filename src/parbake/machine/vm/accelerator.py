@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from parbake.core import run
-from parbake.core.errors import EnvironmentProblem, MachineError
+from parbake.core.errors import MachineError
+from parbake.core.model import Platform
+from parbake.machine.vm.boards import Board, board_of
 from parbake.machine.vm.confine import SANDBOX, Files, user
 from parbake.machine.vm.qmp import Qmp
 
@@ -26,34 +27,36 @@ EMULATION = "tcg,thread=multi,tb-size=1024"
 A boot to containerd alone makes 240 MiB of code; when there is no room left, all of it is translated anew.
 """
 
-QEMU = "qemu-system-x86_64"
 _PROBE_SECONDS = 0.5  # enough for the firmware to run many thousand instructions
 
 
-def cpu(accelerator: Accelerator) -> str:
-    """Return QEMU's CPU model: the host's own, or all that emulation can do (Amazon Linux needs x86-64-v2)."""
-    return "host" if accelerator == "kvm" else "max"
+def cpu(accelerator: Accelerator, board: Board) -> str:
+    """Return QEMU's processor model: the host's own, or what emulation does well."""
+    return "host" if accelerator == "kvm" else board.emulated
 
 
 @functools.cache
-def accelerator() -> Accelerator:
-    """Return what machines run on here: ``kvm`` when a machine really ran on it for an instant, else ``tcg``.
+def accelerator(architecture: str = "") -> Accelerator:
+    """Return what machines of an architecture (empty: this one's) run on here.
 
-    Raises EnvironmentProblem where QEMU is missing or the machine is not x86-64.
+    That is ``kvm`` when a machine really ran on it for an instant, else ``tcg``: always for another architecture than
+    this machine's. Raises EnvironmentProblem where QEMU or a firmware that each machine needs is missing.
     """
-    if platform.machine() != "x86_64":
-        raise EnvironmentProblem(
-            f"machines are booted on x86-64 hosts only; this one is {platform.machine()}",
-            hint="verify the artefact on an x86-64 machine",
-        )
-    run.need(QEMU)
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK) or not virtualises(Path("/proc/cpuinfo").read_text()):
+    board = board_of(architecture)
+    run.need(board.qemu)
+    if not board.bios:
+        board.uefi()
+    if board.architecture != Platform.host().architecture:
         return "tcg"
-    return "kvm" if _runs_on_kvm() else "tcg"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    if board.architecture == "amd64" and not virtualises(Path("/proc/cpuinfo").read_text()):
+        return "tcg"
+    return "kvm" if _runs_on_kvm(board) else "tcg"
 
 
 def virtualises(cpuinfo: str) -> bool:
-    """Whether a processor says that it virtualises (Intel's vmx, AMD's svm).
+    """Whether an x86 processor says that it virtualises (Intel's vmx, AMD's svm).
 
     A ``/dev/kvm`` without either belongs to a hypervisor of another kind (such as PVM), which starts machines and then
     may leave them hanging in their firmware or boot loader: seen with GRUB, for minutes.
@@ -62,12 +65,12 @@ def virtualises(cpuinfo: str) -> bool:
     return not flags.isdisjoint({"vmx", "svm"})
 
 
-def _runs_on_kvm() -> bool:
+def _runs_on_kvm(board: Board) -> bool:
     ours, theirs = socket.socketpair()
     files = Files(user())  # as machines will: what they may not open does not count
     command = [
-        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-m", "64",
-        *SANDBOX, "-machine", "q35", "-accel", files.kvm(), "-cpu", cpu("kvm"),
+        board.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-m", "64",
+        *SANDBOX, "-machine", board.machine, "-accel", files.kvm(), "-cpu", cpu("kvm", board),
         "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control",
         *files.arguments,
     ]  # fmt: skip

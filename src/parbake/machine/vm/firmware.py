@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from parbake.core import run
-from parbake.core.errors import BadBase, EnvironmentProblem
+from parbake.core.errors import BadBase
 from parbake.core.workspace import cache_folder, work_folder
 from parbake.machine.disk import formats
 
@@ -31,16 +31,18 @@ def qemu_format(name: str) -> str:
     return "vpc" if name == "vhd" else name
 
 
-def firmware_of(head: bytes) -> Firmware | None:
+def firmware_of(head: bytes, *, bios: bool = True) -> Firmware | None:
     """Return the firmware for a disk that begins with ``head`` (34 sectors); None: no boot loader, not bootable.
 
     A disk made for both starts by BIOS, which needs less of the host; a disk with nothing but an EFI system partition
-    starts by UEFI.
+    starts by UEFI. So does one for machines without a ``bios``.
     """
     if len(head) < _SECTOR or head[510:512] != b"\x55\xaa":
         return None
     gpt = set(_gpt_types(head))
     mbr_types = {head[446 + 16 * slot + 4] for slot in range(4)}
+    if not bios:
+        return "uefi" if _ESP in gpt or _MBR_ESP in mbr_types else None
     if _BIOS_BOOT in gpt:
         return "bios"
     if _ESP in gpt or (not gpt and _MBR_ESP in mbr_types and not any(head[_BOOT_CODE])):
@@ -76,28 +78,19 @@ def read_head(disk: Path, image_format: str) -> bytes:
         return head.read_bytes()
 
 
-def choose(disk: Path, image_format: str) -> Firmware:
-    """Return the firmware that starts this disk; raises BadBase when no boot loader is on it."""
-    firmware = firmware_of(read_head(disk, image_format))
+def choose(disk: Path, image_format: str, *, bios: bool = True) -> Firmware:
+    """Return the firmware that starts this disk; raises BadBase when no boot loader is on it.
+
+    ``bios`` False: on a machine that has UEFI alone.
+    """
+    firmware = firmware_of(read_head(disk, image_format), bios=bios)
     if firmware is None:
+        others = "no MBR boot code, no BIOS boot partition, " * bios
         raise BadBase(
-            f"{disk} has no boot loader: no MBR boot code, no BIOS boot partition, no EFI system partition",
+            f"{disk} has no boot loader: {others}no EFI system partition",
             hint="a machine image needs a bootable base; a volume is verified with `artefact: {kind: volume}`",
         )
     return firmware
-
-
-def ovmf() -> tuple[Path, Path]:
-    """Return OVMF's code and its template of variables; raises EnvironmentProblem."""
-    for folder, code, variables in (
-        ("/usr/share/OVMF", "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
-        ("/usr/share/OVMF", "OVMF_CODE.fd", "OVMF_VARS.fd"),
-        ("/usr/share/edk2/ovmf", "OVMF_CODE.fd", "OVMF_VARS.fd"),
-    ):
-        pair = (Path(folder, code), Path(folder, variables))
-        if all(path.is_file() for path in pair):
-            return pair
-    raise EnvironmentProblem("this disk boots by UEFI and OVMF is not installed", hint="apt-get install ovmf")
 
 
 def is_bootable(disk: Path, image_format: str) -> bool:

@@ -18,7 +18,8 @@ from parbake.core import netns, run
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineError
 from parbake.machine.disk import formats
 from parbake.machine.vm import confine, console, firmware
-from parbake.machine.vm.accelerator import EMULATION, QEMU, STRETCH, accelerator, cpu
+from parbake.machine.vm.accelerator import EMULATION, STRETCH, accelerator, cpu
+from parbake.machine.vm.boards import board_of
 from parbake.machine.vm.guest import Guest
 from parbake.machine.vm.qmp import Qmp
 from parbake.machine.vm.reads import READ_EVENT
@@ -48,14 +49,15 @@ class Drive:
 class Machine:
     """Boots ``disk`` on an overlay in ``folder`` when entered and is gone when left. Use with ``with``.
 
-    ``format`` is raw, qcow2, vmdk or vhd; ``memory`` is in MiB; ``firmware`` is ``auto`` (looked up on the disk),
-    ``bios`` or ``uefi``; ``network`` plugs a user-mode interface in from the start, on which the guest reaches these
-    ports of the host's loopback and nothing else (needs root); ``reads`` is a file in which QEMU logs what the guest
-    reads of its disks (``vm.reads``). ``credentials`` go to the guest's systemd, by name. Without ``agent_seed`` or
-    ``agent_credentials`` nothing answers in the guest, and only the console and ``wait_off`` tell what it does. QEMU is
-    confined (``vm.confine``), and where parbake is root it has no network.
-    Entering raises BadBase when the disk cannot boot or refers to other files, EnvironmentProblem when QEMU or OVMF is
-    missing.
+    ``format`` is raw, qcow2, vmdk or vhd; ``memory`` is in MiB; ``architecture`` is that of the machine (empty: this
+    one's; any other is emulated); ``firmware`` is ``auto`` (looked up on the disk), ``bios`` or ``uefi``; ``network``
+    plugs a user-mode interface in from the start, on which the guest reaches these ports of the host's loopback and
+    nothing else (needs root); ``reads`` is a file in which QEMU logs what the guest reads of its disks (``vm.reads``).
+    ``credentials`` go to the guest's systemd, by name. Without ``agent_seed`` or ``agent_credentials`` nothing answers
+    in the guest, and only the console and ``wait_off`` tell what it does. QEMU is confined (``vm.confine``), and where
+    parbake is root it has no network.
+    Making one or entering raises EnvironmentProblem when QEMU or the firmware is missing; entering raises BadBase when
+    the disk cannot boot or refers to other files.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Machine:
         seed: Seed | None = None,
         credentials: Mapping[str, bytes] | None = None,
         drives: Sequence[Drive] = (),
+        architecture: str = "",
         memory: int = 2048,
         cpus: int = 2,
         firmware: Literal["auto", "bios", "uefi"] = "auto",
@@ -75,7 +78,8 @@ class Machine:
     ) -> None:
         self.disk, self.folder, self.format = disk, folder.resolve(), format
         self.console_log = self.folder / "console.log"
-        self.accelerator = accelerator()
+        self.board = board_of(architecture)
+        self.accelerator = accelerator(self.board.architecture)
         self.stretch = STRETCH[self.accelerator]
         self.guest: Guest
         self.started = 0.0
@@ -145,17 +149,19 @@ class Machine:
     # what the machine is made of
 
     def _command(self, fds: dict[str, int], files: confine.Files) -> list[str]:
-        chosen = firmware.choose(self.disk, self.format) if self._firmware == "auto" else self._firmware
+        board, chosen = self.board, self._firmware
+        if chosen == "auto":
+            chosen = firmware.choose(self.disk, self.format, bios=board.bios)
         accel = files.kvm() if self.accelerator == "kvm" else EMULATION
         log = files.lend(self.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         command = [
-            QEMU, "-name", "parbake", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            board.qemu, "-name", "parbake", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             *confine.SANDBOX,
-            "-machine", "q35,graphics=off",  # graphics=off: the firmware speaks on the serial console
-            "-accel", accel, "-cpu", cpu(self.accelerator), "-smp", str(self._cpus), "-m", str(self._memory),
+            "-machine", board.machine, "-accel", accel, "-cpu", cpu(self.accelerator, board),
+            "-smp", str(self._cpus), "-m", str(self._memory),
             "-boot", "strict=on",
             "-chardev", f"file,id=console,path={log}", "-serial", "chardev:console",
-            "-chardev", f"socket,id=serial,fd={fds['serial']}", "-device", "isa-serial,chardev=serial",
+            "-chardev", f"socket,id=serial,fd={fds['serial']}", "-device", f"{board.serial},chardev=serial",
             "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=agent,fd={fds['agent']}",
             "-device", f"virtserialport,chardev=agent,name={AGENT_PORT}",
@@ -193,7 +199,7 @@ class Machine:
         return self._blockdev(name, {**disk, **options}, device)
 
     def _pflash(self, files: confine.Files) -> list[str]:
-        code, template = firmware.ovmf()
+        code, template = self.board.uefi()
         variables = self.folder / "variables.fd"
         shutil.copyfile(template, variables)
         graphs = {

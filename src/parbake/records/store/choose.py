@@ -9,6 +9,7 @@ from parbake.bakefile import Bakefile
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.events import Events
 from parbake.records.store.folder import FolderStore
+from parbake.records.store.leases import Lease, held
 from parbake.records.store.port import Store
 from parbake.records.store.shared import Shared
 
@@ -28,6 +29,13 @@ def brought(bakefile: Bakefile, events: Events | None = None) -> Path:
     if shared := session_store(bakefile, events):
         shared.refresh()
     return bakefile.output
+
+
+def leases_of(bakefile: Bakefile) -> dict[str, Lease]:
+    """Return what machines bake now that share a Bakefile's store, by content key; nothing where it names none."""
+    if bakefile.store is None:
+        return {}
+    return held(open_store(bakefile.store, bakefile.aws.region or ""))
 
 
 def need_conditional_writes(store: Store) -> None:

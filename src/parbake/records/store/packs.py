@@ -19,9 +19,10 @@ from pydantic import Field
 
 from parbake.core.errors import BadContent, InputError
 from parbake.core.events import Events, Task
+from parbake.core.files import write_all
 from parbake.core.model import Frozen
 from parbake.machine.disk import BLOCK, BlockList, block_list, read_blocks
-from parbake.machine.disk.blocks import HASHES, write_all
+from parbake.machine.disk.blocks import HASHES
 from parbake.records.store.entries import StoredFile, get_object, put_object
 from parbake.records.store.port import Store
 

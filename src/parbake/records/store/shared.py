@@ -23,6 +23,7 @@ from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import folder
 from parbake.records.record import SUFFIX, Record
+from parbake.records.store import leases
 from parbake.records.store.entries import (
     ENTRIES,
     OBJECTS,
@@ -126,6 +127,7 @@ class Shared:
         for each in listed:
             if each.name not in used and datetime.now(UTC) - each.modified > _GRACE:
                 self.store.remove(each.name)
+        leases.sweep(self.store, _GRACE)
 
     def _objects_of(self, name: str) -> Iterator[str]:
         """Yield the names of the objects that an entry of any Bakefile needs."""

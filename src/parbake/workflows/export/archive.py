@@ -6,13 +6,13 @@ GiB. The same disk gives the same bytes.
 
 from __future__ import annotations
 
-import os
 import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
 from isal import igzip_threaded
 
+from parbake.core import cores
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 from parbake.core.model import GIB, MIB
@@ -33,7 +33,7 @@ def write_archive(raw: Path, target: Path, events: Events) -> int:
     """
     size = raw.stat().st_size
     whole = -(-size // GIB) * GIB
-    threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    threads = min(cores.available(), _MOST_THREADS)
     with (
         room_for(target),
         raw.open("rb", buffering=0) as source,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from parbake.bakefile import Bakefile
-from parbake.core.model import GIB, Platform
+from parbake.core.model import GIB, Platform, Startup
 from parbake.core.reference import Reference
 from parbake.records import Record
 
@@ -28,12 +28,17 @@ _NAMES: tuple[tuple[str, Family], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class BakedImage:
-    """An image in a bake. ``digest`` is empty while nobody knows it; ``by_digest`` says that it is stored so too."""
+    """An image in a bake.
+
+    ``digest`` is empty while nobody knows it; ``by_digest`` says that it is stored so too, ``mounted`` that it is
+    proven as a pod's volume.
+    """
 
     reference: Reference
     digest: str = ""
     manifest: str = ""
     by_digest: bool = False
+    mounted: bool = False
 
     @property
     def digests(self) -> set[str]:
@@ -76,6 +81,10 @@ class Bake:
         return None
 
 
+def _is_mounted(startup: Startup | None) -> bool:
+    return startup is not None and startup.up.kind == "mounted"
+
+
 def of_record(record: Record) -> Bake:
     """Return what a record says was baked."""
     plan = record.plan
@@ -85,6 +94,7 @@ def of_record(record: Record) -> Bake:
             image.target.digest,
             image.manifest.digest,
             by_digest=image.also_by_digest or "@" in image.reference,
+            mounted=_is_mounted(image.startup),
         )
         for image in plan.images
     )
@@ -110,6 +120,7 @@ def of_bakefile(bakefile: Bakefile, *, name: str = "the Bakefile") -> Bake:
             entry.parsed,
             entry.parsed.digest,
             by_digest=entry.also_by_digest or bool(entry.parsed.digest),
+            mounted=_is_mounted(entry.startup),
         )
         for entry in bakefile.images
     )

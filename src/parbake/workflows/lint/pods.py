@@ -13,7 +13,7 @@ from typing import Any
 from parbake.core.errors import BadReference
 from parbake.core.reference import Reference
 from parbake.core.yamltext import Where
-from parbake.images.workloads import Thing, images_of, pod_specs
+from parbake.images.workloads import VOLUME, Thing, images_of, pod_specs
 from parbake.workflows.lint.bakes import Bake, BakedImage
 from parbake.workflows.lint.rules import Finding, finding
 
@@ -64,6 +64,10 @@ class _Container:
     image: str
     policy: object
 
+    @property
+    def is_volume(self) -> bool:
+        return self.name.startswith(VOLUME)
+
 
 def _containers(spec: Mapping[str, Any], place: Where) -> Iterator[_Container]:
     for spot, name, image, policy in images_of(spec):
@@ -98,6 +102,10 @@ def _container(
         return  # filled in by something else
     where, name = container.where, container.name
     if fitting:
+        known = [image for bake in fitting if (image := bake.find(reference))]
+        if container.is_volume and known and not any(image.mounted for image in known):
+            message = f"{reference} was started as a container, and these pods mount it"
+            yield finding("volume-not-proven", thing, where, message, name)
         yield from _image(thing, where, name, reference, container.policy, fitting)
         if by_name and any(bake.find(reference) for bake in fitting):
             yield from _short(thing, where, name, container.image, reference)

@@ -36,6 +36,8 @@ RULES = (
          "Use one name for it in all workloads; or allow the baked one by name (parbake export kubelet-config)."),
     Rule("short-name", "warning", "The kubelet's allow list does not cover short names before Kubernetes 1.36.",
          "Write the image's full name in the workload, such as docker.io/library/nginx:1.27."),
+    Rule("volume-not-proven", "note", "Pods have the image as a volume, and the bake was proven by starting it.",
+         "Write startup: {up: mounted} for the image in the Bakefile, and name an image of your nodes in verify.base."),
     Rule("platform-differs", "error", "The pods run on nodes of another architecture than the bake is for.",
          "Bake for that platform as well."),
     Rule("not-baked", "note", "The bake does not have this image: it is pulled.",

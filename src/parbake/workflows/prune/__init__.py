@@ -8,7 +8,7 @@ since an artefact would look unused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ from parbake.bakefile.targets import KarpenterTarget, OceanTarget
 from parbake.core.errors import InputError, TargetMissing
 from parbake.core.events import Events
 from parbake.core.model import GIB
-from parbake.records.store import Shared
+from parbake.records.store import Lease, Shared, held, leases_of
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
-from parbake.workflows.prune.decide import Decision, Item, Rules, decide, freed, items_here
+from parbake.workflows.prune.decide import Decision, Item, Rules, decide, freed, items_here, sparing
 from parbake.workflows.prune.elsewhere import confirm
 from parbake.workflows.prune.inventory import Stock
 from parbake.workflows.prune.references import Use, by_node_class, by_status, ids_in, in_region, together
@@ -68,12 +68,15 @@ def rules(
     )
 
 
-def prune_published(bakefile_path: Path, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
+def prune_published(
+    bakefile_path: Path, rules: Rules, events: Events, *, dry_run: bool, overrides: Mapping[str, str] | None = None
+) -> Pruned:
     """Retire and remove published artefacts that nothing refers to, in every region; nothing with ``dry_run``.
 
-    Raises what reading a place raises (AwsError, RolloutError, …): then nothing was removed.
+    What a machine works on that shares the store is kept. ``overrides`` replace keys of the Bakefile. Raises what
+    reading a place raises (AwsError, RolloutError, …): then nothing was removed.
     """
-    with opened(bakefile_path) as bakefile:
+    with opened(bakefile_path, overrides) as bakefile:
         return _prune_published(bakefile, rules, events, dry_run=dry_run)
 
 
@@ -84,7 +87,8 @@ def _prune_published(bakefile: Bakefile, rules: Rules, events: Events, *, dry_ru
         events.stage("inventory", f"Look for what is published in {', '.join(regions)}"),
         ThreadPoolExecutor(max_workers=4) as pool,
     ):
-        items = [item for found in pool.map(Stock.items, stocks) for item in found]
+        found = [item for items in pool.map(Stock.items, stocks) for item in items]
+    items = sparing(found, busy_in(leases_of(bakefile)))
     with events.stage("used", "Look for what refers to it"):
         used = together(_used(bakefile, regions))
     now, clients = datetime.now(UTC), {stock.region: stock.ec2 for stock in stocks}
@@ -159,6 +163,11 @@ def _act(stocks: dict[str, Stock], decisions: Iterable[Decision], events: Events
             task.advance(1)
 
 
+def busy_in(leases: Mapping[str, Lease]) -> dict[str, str]:
+    """Return who works on each content key, in words."""
+    return {key: f"{lease.host} is baking it" for key, lease in leases.items()}
+
+
 def prune(output: Path, rules: Rules, *, dry_run: bool = False, shared: Shared | None = None) -> tuple[Decision, ...]:
     """Decide which artefacts here, and in the store, go; remove them unless ``dry_run``, and return the decisions.
 
@@ -166,7 +175,8 @@ def prune(output: Path, rules: Rules, *, dry_run: bool = False, shared: Shared |
     """
     there = {record.artefact: record for record in shared.records()} if shared else {}
     there |= {record.artefact: record for _, record in records.find(output)}
-    decisions = decide(items_here(there.values()), rules, datetime.now(UTC))
+    items = sparing(items_here(there.values()), busy_in(held(shared.store)) if shared else {})
+    decisions = decide(items, rules, datetime.now(UTC))
     if dry_run:
         return decisions
     busy = records.remove(output, [there[each.item.id] for each in decisions if each.action == "remove"])

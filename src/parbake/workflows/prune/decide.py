@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -22,6 +22,7 @@ class Item:
 
     ``family`` is what is counted together: the name, in EC2 with architecture and kind. ``created`` and ``retired`` are
     UTC, ``size`` is in bytes. ``spared`` says why it stays though it is old; ``guarded`` why nobody can remove it now.
+    ``key`` is its content key, where it says one.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Item:
     retired: datetime | None = None
     spared: str = ""
     guarded: str = ""
+    key: str = ""
 
     @property
     def ids(self) -> frozenset[str]:
@@ -102,6 +104,11 @@ def _decision(
     return Decision(item, "remove", "nothing uses it")
 
 
+def sparing(items: Iterable[Item], busy: Mapping[str, str]) -> tuple[Item, ...]:
+    """Return items with what machines work on spared; ``busy`` says by content key who does."""
+    return tuple(replace(each, spared=busy[each.key]) if each.key in busy else each for each in items)
+
+
 def items_here(records: Iterable[Record]) -> tuple[Item, ...]:
     """Return the artefacts of records. The newest verified one of each name is spared, and what is published.
 
@@ -118,7 +125,9 @@ def _item(record: Record, *, newest: bool) -> Item:
         spared = f"published in {', '.join(sorted(record.published))}"
     if newest:
         spared = f"the newest verified one of {name}"
-    return Item(record.artefact, "", name, name, _finished(record), size=record.allocated, spared=spared)
+    return Item(
+        record.artefact, "", name, name, _finished(record), size=record.allocated, spared=spared, key=record.key
+    )
 
 
 def _finished(record: Record) -> datetime:

@@ -15,7 +15,7 @@ from typing import Any
 from parbake.aws import client, mine
 from parbake.aws.ebs import fast_restore
 from parbake.aws.images import guard_of
-from parbake.aws.tags import ARTEFACT, as_dict, as_list
+from parbake.aws.tags import ARTEFACT, KEY, as_dict, as_list
 from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.model import GIB
 from parbake.core.timestamps import timestamp
@@ -94,6 +94,7 @@ class Stock:
             size=sum(int(each.get("VolumeSize", 0)) for each in disks) * GIB,
             retired=_time(as_dict(image).get(RETIRED)),
             guarded=guard_of(image),
+            key=as_dict(image).get(KEY, ""),
         )
 
     def _volume(self, snapshot: Mapping[str, Any]) -> Item:
@@ -107,6 +108,7 @@ class Stock:
             created=_time(snapshot.get("StartTime")) or datetime.now(UTC),
             size=int(snapshot.get("VolumeSize", 0)) * GIB,
             retired=_time(tags.get(RETIRED)),
+            key=tags.get(KEY, ""),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -14,18 +15,50 @@ from parbake.images.layers import numbers
 from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.layers.headers import TarEntry
 from parbake.images.layers.paths import clean
-from tests.fakes.tars import GNU, USTAR, V7, archive, entry, header, octal, pax, record
+from tests.fakes.tars import GNU, USTAR, V7, archive, checksummed, entry, header, octal, pax, record
 
 MAX = (1 << 63) - 1
 
 
-def read(data: bytes, chunk: int = 1024) -> list[tuple[TarEntry, bytes]]:
+type Found = list[tuple[TarEntry, bytes]]
+
+
+def read(data: bytes, chunk: int = 1024) -> Found:
+    """Read an archive twice, the second time with plain files taken by the short way: it says the same."""
+    found: list[Found | LayerError] = []
+    for short in (False, True):
+        try:
+            found.append(read_once(data, chunk, short=short))
+        except LayerError as error:
+            found.append(error)
+    whole, shortened = found
+    if isinstance(whole, LayerError):
+        assert isinstance(shortened, LayerError)
+        assert shortened.message == whole.message
+        raise whole
+    assert isinstance(shortened, list)
+    assert [(said(one), body) for one, body in shortened] == [(said(one), body) for one, body in whole]
+    return whole
+
+
+def read_once(data: bytes, chunk: int, *, short: bool) -> Found:
     pieces = iter([memoryview(data)[at : at + chunk] for at in range(0, len(data), chunk)])
     reader = Archive(Chunks(lambda: next(pieces, None)), most_entries=1000)
     found = []
-    while (one := reader.next()) is not None:
+
+    def take(name: bytes, metadata: tuple[int, int, int], size: int, modified: int) -> bool:
+        found.append((TarEntry(name, b"0", metadata, size, modified), b"".join(reader.pieces())))
+        return True
+
+    while (one := reader.next(take if short else None)) is not None:
         found.append((one, b"".join(reader.pieces())))
     return found
+
+
+def said(one: TarEntry) -> dict[str, object]:
+    """Return what an entry says; device numbers are not a file's."""
+    devices = {"major", "minor"} if one.kind == b"0" else set()
+    return {name: getattr(one, name) for name in set(TarEntry.__slots__) - devices}
 
 
 def only(*parts: bytes) -> TarEntry:
@@ -181,3 +214,13 @@ def test_what_python_writes(format_: int, chunk: int) -> None:
 )  # fmt: skip
 def test_clean_names(name: bytes, cleaned: bytes) -> None:
     assert clean(name) == cleaned
+
+
+@given(st.sampled_from([USTAR, GNU, V7]), st.dictionaries(st.integers(0, 511), st.integers(0, 255), max_size=3))
+@settings(deadline=None)
+def test_the_short_way_for_plain_files_says_what_the_long_one_says(magic: bytes, changes: dict[int, int]) -> None:
+    block = bytearray(header(b"srv/app/file", size=700, mode=0o644, uid=5, gid=7, mtime=99, magic=magic))
+    for at, value in changes.items():
+        block[at] = value
+    with suppress(LayerError):
+        read(checksummed(bytes(block)) + b"x" * 700 + bytes(324) + bytes(1024))

@@ -52,6 +52,26 @@ def test_it_follows_from_the_partition_table(
             firmware.choose(path, "raw")
 
 
+@pytest.mark.parametrize(
+    ("label", "types", "expected"),
+    [
+        ("gpt", (BIOS_BOOT, ESP, LINUX), "uefi"),
+        ("gpt", (ESP, LINUX), "uefi"),
+        ("dos", ("ef", "83"), "uefi"),
+        ("gpt", (BIOS_BOOT, LINUX), None),
+        ("dos", ("83",), None),
+    ],
+)
+def test_a_machine_without_a_bios_starts_by_uefi(
+    tmp_path: Path, label: str, types: tuple[str, ...], expected: str | None
+) -> None:
+    path = disk(tmp_path, label=label, types=types, code=CODE)
+    assert firmware.firmware_of(firmware.read_head(path, "raw"), bios=False) == expected
+    if expected is None:
+        with pytest.raises(BadBase, match="no boot loader: no EFI system partition"):
+            firmware.choose(path, "raw", bios=False)
+
+
 @pytest.mark.parametrize("qemu_format", ["qcow2", "vmdk", "vpc"])
 def test_it_is_found_in_every_format(tmp_path: Path, qemu_format: str) -> None:
     path = disk(tmp_path, label="gpt", types=(ESP, LINUX))

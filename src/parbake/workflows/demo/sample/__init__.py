@@ -13,8 +13,10 @@ from importlib import resources
 from pathlib import Path
 
 from parbake.core import atomic
+from parbake.core.emulation import runnable
 from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.events import Events
+from parbake.core.model import Platform
 from parbake.core.run import isolated, need, need_root, run
 from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
 
@@ -48,10 +50,12 @@ def bakefile(reference: str, context: str) -> str:
     return _BAKEFILE.format(reference=reference, context=context)
 
 
-def _recipe() -> list[str]:
+def _recipe(platform: Platform) -> list[str]:
     """Return mmdebstrap's arguments, but for the target."""
+    foreign = ["--skip=check/qemu", f"--architectures={platform.architecture}"]  # the check asks for one more program
     return [
         "--quiet",
+        *(foreign if platform != Platform.host() else []),
         "--variant=minbase",
         "--format=tar",
         '--aptopt=APT::Install-Recommends "false"',
@@ -62,13 +66,14 @@ def _recipe() -> list[str]:
     ]
 
 
-def prepare(folder: Path, *, events: Events, cache: Path) -> Path:
+def prepare(folder: Path, *, events: Events, cache: Path, platform: Platform | None = None) -> Path:
     """Write the sample's build context (about 350 MB) into a folder, which is made, and return it.
 
-    The root file system is fetched and unpacked once for each recipe and kept in ``cache``. Raises EnvironmentProblem
-    (mmdebstrap is missing, not root) and CommandFailed (no package mirror).
+    The root file system is for ``platform`` (None: this machine's). It is fetched and unpacked once for each recipe and
+    kept in ``cache``. Raises EnvironmentProblem (mmdebstrap or an emulator is missing, not root) and CommandFailed (no
+    package mirror).
     """
-    rootfs = _rootfs(events, cache)
+    rootfs = _rootfs(events, cache, platform or Platform.host())
     folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         content = resources.files(__name__).joinpath("context", name).read_bytes()
@@ -82,8 +87,8 @@ def prepare(folder: Path, *, events: Events, cache: Path) -> Path:
     return folder
 
 
-def _rootfs(events: Events, cache: Path) -> Path:
-    recipe = _recipe()
+def _rootfs(events: Events, cache: Path, platform: Platform) -> Path:
+    recipe = _recipe(platform)
     identity = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
     folder = cache / "sample"
     finished = folder / f"rootfs-{identity[:16]}.tar"
@@ -96,6 +101,7 @@ def _rootfs(events: Events, cache: Path) -> Path:
         with (
             events.stage("sample", f"make the sample's root file system ({', '.join(PACKAGES)})"),
             work_folder(folder, "rootfs") as work,
+            runnable(platform),
         ):
             (work / "tmp").mkdir()  # mmdebstrap's chroot: removed with the work folder however we end
             target = work / "rootfs.tar"

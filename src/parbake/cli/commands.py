@@ -1,0 +1,119 @@
+"""The commands by what they are for, and where they are: a module loads when one of its commands is asked for.
+
+Before anything else happens, users wait until code has loaded. So a command waits for its own module alone, and the
+list in ``parbake --help`` for none: it is written down here, and a test compares it with what the commands say of
+themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from itertools import chain
+from typing import Any, Final, NamedTuple, override
+
+import typer
+from typer.core import TyperGroup
+
+
+class Listed(NamedTuple):
+    """A command, or a group of commands: the module of this wing that has it, and what it does in one sentence."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
+    "Bake": {
+        "init": Listed("artefacts", "Write a commented Bakefile that works as it stands."),
+        "plan": Listed("artefacts", "Show what a bake would do, without doing it."),
+        "build": Listed("artefacts", "Build and push the images that have `build`, without baking."),
+        "bake": Listed("artefacts", "Bake the images, and prove that they start from the artefact."),
+        "verify": Listed("artefacts", "Boot an artefact without a network and start its images."),
+        "list": Listed("artefacts", "List the artefacts, oldest first."),
+        "show": Listed("artefacts", "Show the record of one artefact."),
+        "export": Listed("exports", "Write the files that other tools take."),
+        "fetch": Listed("snapshots", "Read an EBS snapshot, or the root disk of an AMI, into a file."),
+        "schema": Listed("artefacts", "Print the JSON Schema of the Bakefile, for editors."),
+        "demo": Listed("artefacts", "Run the main job end to end on a sample application."),
+    },
+    "Roll out": {
+        "lint": Listed("lint", "Say which pods will not use the bake, and why."),
+        "rollout": Listed("rollouts", "Hand an artefact to the Bakefile's targets, and watch it arrive."),
+        "rollback": Listed("rollouts", "Return targets to the artefact before, and watch it arrive."),
+        "status": Listed("rollouts", "Show what each target holds, and how far its nodes are."),
+        "freeze": Listed("rollouts", "Stop targets from replacing nodes, until `parbake thaw`."),
+        "thaw": Listed("rollouts", "Let targets replace nodes again, after `parbake freeze`."),
+        "watch": Listed("rollouts", "Bake and roll out whenever a tag, a build or the base moves."),
+    },
+    "Cold starts": {
+        "trace": Listed("coldstart", "Record which blocks a cold start reads, in which order."),
+        "hydrate": Listed("coldstart", "Write what a node needs to load hot blocks and files early."),
+        "advise": Listed("coldstart", "Say which remedy against cold volumes is the cheapest, and why."),
+        "savings": Listed("coldstart", "Say what pulls cost, and what a bake saves of it."),
+        "report": Listed("coldstart", "Write what is known of a cold start as one page of HTML."),
+    },
+    "Many machines": {
+        "fleet": Listed("fleet_reports", "Bake many Bakefiles for some architectures, on many machines."),
+    },
+    "Operate": {
+        "doctor": Listed("artefacts", "Say what this machine lacks, and how to get it."),
+        "iam": Listed("iam", "Print the AWS policies that this Bakefile needs."),
+        "prune": Listed("artefacts", "Remove old artefacts and their records, or cached layers."),
+        "clean": Listed("artefacts", "Remove what killed runs left behind, and kept work folders."),
+    },
+}
+"""In the order in which help shows them."""
+
+_LISTED: Final = dict(chain.from_iterable(names.items() for names in COMMANDS.values()))
+_applications: dict[str, typer.Typer] = {}
+
+
+def application(name: str, **settings: Any) -> typer.Typer:
+    """Return a new application for a command, or for a group of commands, that is listed by this name.
+
+    ``settings`` are typer's own, such as ``help``.
+    """
+    _applications[name] = typer.Typer(
+        name=name, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings
+    )
+    return _applications[name]
+
+
+@cache
+def _command(name: str) -> Any:
+    """Return a command as typer's parser takes it; its module makes an ``application`` of it while it loads."""
+    import_module(f"{__package__}.{_LISTED[name].module}")
+    return typer.main.get_command(_applications[name])
+
+
+class _Commands(Mapping[str, Any]):
+    """All commands by name; one that is looked up is loaded."""
+
+    @override
+    def __getitem__(self, name: str) -> Any:
+        return _command(name)
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(_LISTED)
+
+    @override
+    def __len__(self) -> int:
+        return len(_LISTED)
+
+
+class CommandList(TyperGroup):
+    """Has the commands that are listed here, and shows them in their groups."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": _Commands()})
+
+    @override
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group, all with the same column of names."""
+        width = max(map(len, _LISTED))
+        for title, names in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), listed.summary) for name, listed in names.items()])

@@ -1,0 +1,144 @@
+"""The commands of whoever operates a fleet: its schedule, its health, and its end before maintenance."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parbake.cli.app import Result, command
+from parbake.cli.fleet import DEFAULT_FILE, FleetPath, fleets
+from parbake.cli.fleet_runs import State, asked, need_engine, state_folder
+from parbake.core.errors import EnvironmentProblem, ParbakeError
+
+if TYPE_CHECKING:
+    from parbake.fleet.engine.connect import Client
+    from parbake.fleet.file import Fleet
+    from parbake.workflows.doctor import Check
+
+
+@command(fleets)
+def apply(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be changed.")] = False,
+    heartbeat: Annotated[
+        float,
+        typer.Option(min=1, help="In runs that begin by themselves: as for `fleet run`.", metavar="SECONDS"),
+    ] = 60.0,
+    state: State = None,
+    file: FleetPath = DEFAULT_FILE,
+) -> Result:
+    """Tell the engine when runs begin by themselves, as `schedule` in the fleet's file says.
+
+    What has changed is changed; without `schedule` what the engine knows is removed. A run under way goes on. A run
+    that begins by itself reads the file as it is then; with `source` that of the branch.
+    """
+    need_engine()
+    from parbake.fleet.engine import schedules
+    from parbake.fleet.engine.tasks import Place
+    from parbake.fleet.file import load
+
+    fleet = load(file)
+    if fleet.source:
+        where = {"git": fleet.source.git, "ref": fleet.source.ref}
+    else:
+        where = {"folder": str(file.absolute().parent)}
+    place = Place(fleet.name, file.name, heartbeat=heartbeat, **where)
+    done = asked(state, file, lambda client: schedules.apply(client, fleet.schedule, place, dry_run=dry_run))
+    document = {"schedule": done.runs, "prune": done.prune, "held": done.paused or None, "dry_run": dry_run}
+    lines = [f"schedule of runs: {done.runs}", f"schedule of pruning: {done.prune}"]
+    lines += [f"it is held: {done.paused}; `parbake fleet resume` lets it go on"] if done.paused else []
+    return Result(document, lambda: "\n".join(lines))
+
+
+@command(fleets)
+def drain(
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until nothing is under way.")] = True,
+    state: State = None,
+    file: FleetPath = DEFAULT_FILE,
+) -> Result:
+    """Let nothing new begin, and what is under way come to its end: before workers or the engine are stopped.
+
+    The schedule is held until `fleet resume`. The next run does what was not begun.
+    """
+    from parbake.fleet.file import load
+
+    fleet = load(file)
+
+    async def go(client: Client) -> dict[str, Any]:
+        from parbake.fleet.engine import runs, schedules
+
+        held = await schedules.hold(client, fleet.name, "drained")
+        running = await runs.drain(client, fleet.name)
+        ended = await runs.follow(client, fleet.name, lambda _: None) if running and wait else None
+        return {
+            "schedule_held": held,
+            "run": running,
+            "done": ended.counts.done if ended else None,
+            "left": ended.total - ended.counts.done if ended else None,
+        }
+
+    found = asked(state, file, go)
+    said = "no run was under way"
+    if found["run"]:
+        said = "the run ends when what it has begun has ended"
+        if wait:
+            said = f"the run has ended: {found['done']} cells are done, {found['left']} were not begun"
+    more = "; the schedule is held: `parbake fleet resume` lets it go on" if found["schedule_held"] else ""
+    return Result(found, lambda: f"{said}{more}")
+
+
+@command(fleets)
+def doctor(state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
+    """Say what stands in the way of the fleet: its file, store, key and engine, and each worker.
+
+    Exits with 1 where a bake could not end well. Nothing is changed, but for an object that is written to the store and
+    removed.
+    """
+    need_engine()
+    from parbake.cli.text import artefacts
+    from parbake.fleet.file import load
+    from parbake.records.store import open_store
+    from parbake.workflows.doctor import store_check
+
+    fleet = load(file)
+    checks = (store_check(open_store(fleet.store)), *_of_engine(state_folder(state, file), fleet))
+    bad = [each for each in checks if each.status == "missing"]
+
+    def judge() -> None:
+        if bad:
+            raise EnvironmentProblem(bad[0].found, hint=bad[0].hint)
+
+    return Result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks), then=judge)
+
+
+def _of_engine(state: Path, fleet: Fleet) -> tuple[Check, ...]:
+    from parbake.fleet.engine import health
+    from parbake.fleet.engine.connect import Engine, connect
+    from parbake.fleet.engine.facts import fingerprint
+    from parbake.fleet.engine.sealing import read_keys
+    from parbake.workflows.doctor import Check
+
+    engine = Engine(state)
+
+    async def go() -> health.Seen:
+        return await health.look(await connect(engine), fleet.name)
+
+    try:
+        seen = asyncio.run(go())
+        keys = tuple(map(fingerprint, read_keys(engine.key)))
+        here = health.Here(socket.gethostname(), keys, fleet.store, fleet.verify, fleet.rollout is not None)
+        return health.judge(seen, here)
+    except ParbakeError as error:
+        return (
+            Check(
+                name="engine",
+                purpose="decides who does what",
+                needed_by=("fleet",),
+                status="missing",
+                found=error.message,
+                hint=error.hint,
+            ),
+        )

@@ -1,0 +1,113 @@
+"""The commands that tell of a fleet what is no table on a screen: what a bake has said, and a page for people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parbake.cli import fleet_operate, fleet_rollouts  # noqa: F401 (whose commands are of the same group)
+from parbake.cli.app import Result, command, written
+from parbake.cli.fleet import DEFAULT_FILE, FleetPath, fleets
+from parbake.cli.fleet_runs import State, asked
+from parbake.core.errors import EngineUnreachable, EnvironmentProblem, InputError
+from parbake.core.events import Events
+
+if TYPE_CHECKING:
+    from parbake.fleet.engine.connect import Client
+    from parbake.fleet.engine.logs import Log
+    from parbake.fleet.engine.rollouts import RolloutStatus
+    from parbake.fleet.engine.runs import Status
+
+
+@command(fleets)
+def logs(
+    events: Events,
+    cell: Annotated[str, typer.Argument(help="A cell, such as search@amd64.", metavar="[CELL]")] = "",
+    rollout: Annotated[bool, typer.Option("--rollout", help="The story of the last rollout.")] = False,
+    state: State = None,
+    file: FleetPath = DEFAULT_FILE,
+) -> Result:
+    """Show the end of what the last bake of a cell has said, or the story of the last rollout.
+
+    Also while it is under way: a worker tells it with its heartbeats. The engine keeps it for 30 days.
+    """
+    from parbake.cli.text import fleet_rollouts as text
+    from parbake.fleet import preview
+    from parbake.fleet.cells import cells, chosen
+    from parbake.fleet.file import load
+
+    fleet, folder = load(file), file.absolute().parent
+    if bool(cell) == rollout:
+        raise InputError("logs are of a cell or of the rollout", hint="name a cell, or write --rollout")
+    if rollout:
+
+        async def story(client: Client) -> RolloutStatus | None:
+            from parbake.fleet.engine import rollouts
+
+            return await rollouts.status(client, fleet.name)
+
+        found = asked(state, file, story)
+        if found is None:
+            raise InputError(f"there was no rollout of {fleet.name} yet", hint="`parbake fleet rollout` starts one")
+        return Result(text.rollout_json(found), lambda: text.story_text(found))
+    [look, *more] = preview.look(fleet, folder, chosen(cells(fleet, folder), (cell,)), events)
+    if more:
+        raise InputError(f"{cell} is several cells", hint=f"name one, such as {look.cell.name}")
+    if not look.key:
+        raise InputError(
+            f"{look.cell.name} has no key yet: {look.problem or 'its images are to be built'}",
+            hint="`parbake fleet status` shows what is under way",
+        )
+
+    async def of_bake(client: Client) -> Log:
+        from parbake.fleet.engine.logs import log
+
+        return await log(client, look.key, fleet.store)
+
+    said = asked(state, file, of_bake)
+    return Result(text.log_json(look.cell.name, said), lambda: text.log_text(look.cell.name, said))
+
+
+@command(fleets)
+def report(
+    events: Events,
+    to: Annotated[Path, typer.Option("--output", help="Where to write the page.", metavar="FILE")] = Path("fleet.html"),
+    state: State = None,
+    file: FleetPath = DEFAULT_FILE,
+) -> Result:
+    """Write how a fleet is as one page of HTML, which needs no network.
+
+    Its cells with places, ages and times, what failed, the waves with who approved them. Where the engine does not
+    answer the page says so, and has the cells alone.
+    """
+    from parbake.cli.report.fleet import FleetNow, fleet_page
+    from parbake.core import atomic
+    from parbake.core.workspace import room_for
+    from parbake.fleet import preview
+    from parbake.fleet.cells import cells
+    from parbake.fleet.file import load
+
+    fleet, folder = load(file), file.absolute().parent
+    found = preview.look(fleet, folder, cells(fleet, folder), events)
+
+    async def ask(client: Client) -> tuple[Status | None, RolloutStatus | None]:
+        from parbake.fleet.engine import rollouts, runs
+
+        try:
+            run = await runs.status(client, fleet.name)
+        except InputError:
+            run = None  # there was none yet
+        return run, await rollouts.status(client, fleet.name)
+
+    run, rollout, silence = None, None, ""
+    try:
+        run, rollout = asked(state, file, ask)
+    except (EngineUnreachable, EnvironmentProblem, InputError) as error:
+        silence = f"The engine was not asked: {error.message}"
+    page = fleet_page(FleetNow(fleet.name, datetime.now(UTC), found, run, rollout, silence))
+    with room_for(to):
+        atomic.replace(to, page, mode=0o644)
+    return written([to], *([silence] if silence else []))

@@ -1,0 +1,236 @@
+"""What is told of a fleet's rollouts, as text for people and as JSON for programs. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from parbake.cli.text.artefacts import table
+from parbake.core.printable import word
+
+if TYPE_CHECKING:
+    from parbake.fleet.engine.logs import Log
+    from parbake.fleet.engine.rollout_tasks import Handed, Standing, WaveState
+    from parbake.fleet.engine.rollouts import RolloutStatus
+    from parbake.fleet.gate import Answer
+    from parbake.fleet.rollout import Wave
+    from parbake.fleet.waves import Aim, Plan
+
+STATES = {
+    "running": "is under way",
+    "approval": "waits for an approval",
+    "window": "waits for a window",
+    "paused": "is paused",
+    "going-back": "goes back",
+    "completed": "is done",
+    "rolled-back": "was rolled back",
+    "canceled": "was cancelled; targets keep what they hold",
+    "failed": "failed",
+}
+WAVES = {
+    "waits": "waits",
+    "looks": "looks at its targets",
+    "hands": "is handed out",
+    "soaks": "soaks",
+    "asks": "asks its gate",
+    "approval": "waits for an approval",
+    "done": "done",
+}
+_NEWEST = 5
+
+
+def plan_json(name: str, plan: Plan) -> dict[str, object]:
+    """Return which target is in which wave, and what must hold after each."""
+    return {
+        "fleet": name,
+        "waves": [_wave_json(wave, aims) for wave, aims in plan.waves],
+        "left": [aim.name for aim in plan.left],
+        "windows": list(plan.rollout.windows),
+        "on_failure": plan.rollout.on_failure,
+    }
+
+
+def _wave_json(wave: Wave, aims: Sequence[Aim]) -> dict[str, object]:
+    return {
+        "name": wave.name,
+        "targets": [{"name": aim.name, **asdict(aim)} for aim in aims],
+        "at_once": wave.at_once,
+        "soak": wave.soak or 0.0,
+        "gate": wave.gate.model_dump(mode="json") if wave.gate else None,
+        "approve": wave.approve.model_dump(mode="json") if wave.approve else None,
+    }
+
+
+def plan_text(plan: Plan) -> str:
+    """Return that for people."""
+    rows = [
+        (wave.name, tuple(f"{aim.name} ({aim.kind})" for aim in aims) or "-", tuple(_conditions(wave)) or "-")
+        for wave, aims in plan.waves
+    ]
+    lines = [table(rows, header=("wave", "targets", "then"))]
+    if plan.left:
+        lines.append(f"in no wave: {', '.join(aim.name for aim in plan.left)}")
+    if plan.rollout.windows:
+        lines.append(f"begins targets in {' and '.join(plan.rollout.windows)}")
+    lines.append(f"on a failure: {plan.rollout.on_failure}")
+    return "\n".join(lines)
+
+
+def _conditions(wave: Wave) -> list[str]:
+    found = [f"soaks {span(wave.soak)}"] if wave.soak else []
+    if wave.gate:
+        found.append(f"asks {' '.join(wave.gate.command)}")
+    if wave.approve:
+        who = ", ".join(wave.approve.by) or "anybody"
+        count = f"{wave.approve.count} of " if wave.approve.count > 1 else ""
+        within = f" within {span(wave.approve.within)}" if wave.approve.within else ""
+        found.append(f"waits for {count}{who}{within}")
+    return found
+
+
+def span(seconds: float) -> str:
+    """Return a time as the fleet's file says it."""
+    text, left = "", round(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        amount, left = divmod(left, size)
+        text += f"{amount}{unit}" if amount else ""
+    return text or "0s"
+
+
+def rollout_json(status: RolloutStatus) -> dict[str, object]:
+    """Return how a rollout stands, or has ended."""
+    standing = status.standing
+    return {
+        "rollout": status.rollout,
+        "state": status.state,
+        "started_at": status.started_at,
+        "problem": status.problem or None,
+        **(_standing_json(standing) if standing else {}),
+    }
+
+
+def _standing_json(standing: Standing) -> dict[str, object]:
+    return {
+        "generation": standing.generation,
+        "paused": standing.paused or None,
+        "opens": standing.opens or None,
+        "noted": standing.noted,
+        "waves": [
+            {
+                "name": wave.name,
+                "state": wave.state,
+                "until": wave.until or None,
+                "approvals": wave.approvals,
+                "by": wave.by,
+                "approved": [asdict(yes) for yes in wave.approved],
+                "targets": [
+                    {
+                        "name": each.name,
+                        "state": each.state,
+                        "before": each.before or None,
+                        "after": each.after or None,
+                        "problem": each.problem or None,
+                    }
+                    for each in wave.targets
+                ],
+            }
+            for wave in standing.waves
+        ],
+        "story": [asdict(entry) for entry in standing.story],
+    }
+
+
+def rollout_text(status: RolloutStatus) -> str:
+    """Return that for people: the waves, the targets that are not at an end, what happened last, and what is next."""
+    standing = status.standing
+    lines = [f"{status.rollout}  {STATES.get(status.state, status.state)}  since {status.started_at}"]
+    if status.problem:
+        lines.append(word(status.problem))
+    if standing is None:
+        return "\n".join([*lines, "no worker answers: how far it is is not known"])
+    lines[0] += f"  generation {standing.generation}"
+    if standing.waves:
+        goes_on = standing.state in {"waves", "done"}
+        rows = [
+            (wave.name, WAVES[wave.state] if goes_on else "-", _targets(wave), _until(wave)) for wave in standing.waves
+        ]
+        lines += ["", table(rows, header=("wave", "state", "targets", ""))]
+    busy = [each for each in standing.targets if each.state in {"hands", "returns"} or each.problem]
+    if busy:
+        lines += ["", table([_target(each) for each in busy], header=("target", "state", "before", "after", "problem"))]
+    lines += ["", *(f"{entry.at[:19]}  {word(entry.text)}" for entry in standing.story[-_NEWEST:])]
+    if next_ := _next(status):
+        lines += ["", f"next: {next_}"]
+    return "\n".join(lines)
+
+
+def _targets(wave: WaveState) -> str:
+    counts = Counter(target.state for target in wave.targets)
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "-"
+
+
+def _until(wave: WaveState) -> str:
+    if wave.approved:
+        return f"approved by {' and '.join(yes.by for yes in wave.approved)}"
+    return f"until {wave.until[:19]}" if wave.until and wave.state in {"soaks", "approval"} else ""
+
+
+def _target(each: Handed) -> tuple[str, ...]:
+    return each.name, each.state, each.before or "-", each.after or "-", each.problem or "-"
+
+
+def _next(status: RolloutStatus) -> str:
+    standing = status.standing
+    if standing is None:
+        return ""
+    if status.state == "paused":
+        return f"{word(standing.paused)}; `parbake fleet resume --rollout` goes on, `parbake fleet rollback` goes back"
+    if status.state == "window":
+        return f"the window opens at {standing.opens[:19]}"
+    if status.state == "approval" and standing.wave:
+        wave = standing.wave
+        more = wave.approvals - len(wave.approved)
+        who = f"{more} of {', '.join(wave.by)} must" if wave.by else f"{more} must" if more > 1 else "anybody may"
+        return f"`parbake fleet approve {wave.name}`: {who}"
+    if status.state == "rolled-back" and standing.noted:
+        return f"{', '.join(standing.noted)} could not be returned; `parbake fleet rollback` tries again"
+    return ""
+
+
+def story_text(status: RolloutStatus) -> str:
+    """Return all that happened in a rollout, a line each."""
+    story = status.standing.story if status.standing else []
+    return "\n".join(f"{entry.at[:19]}  {word(entry.text)}" for entry in story) or "no worker answers"
+
+
+def log_json(cell: str, log: Log) -> dict[str, object]:
+    """Return the end of what a bake has said."""
+    return {"cell": cell, **asdict(log), "error": log.error or None, "before": log.before or None}
+
+
+def log_text(cell: str, log: Log) -> str:
+    """Return that for people."""
+    lines = [f"{cell}  {log.state}  try {log.attempt} on {log.worker or 'no worker yet'}  since {log.at[:19] or '-'}"]
+    if log.before:
+        lines.append(f"the try before: {word(log.before)}")
+    lines += [word(each) for each in log.lines]
+    return "\n".join([*lines, word(log.error)] if log.error else lines)
+
+
+def answers_json(wave: str, answers: Sequence[Answer]) -> dict[str, object]:
+    """Return what a wave's targets and its gate have said."""
+    return {
+        "wave": wave,
+        "passed": not any(each.problem for each in answers),
+        "answers": [
+            {"asked": each.asked, "problem": each.problem or None, "said": each.said or None} for each in answers
+        ],
+    }
+
+
+def answers_text(answers: Sequence[Answer]) -> str:
+    """Return that for people."""
+    rows = [(each.asked, each.problem or "yes") for each in answers]
+    return table(rows, header=("asked", "answer")) if rows else "there is nothing to ask"

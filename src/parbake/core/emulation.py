@@ -1,0 +1,144 @@
+"""Programs of another architecture on this machine: QEMU's user mode, known to the kernel for as long as it is needed.
+
+The kernel starts an interpreter for programs of a foreign ELF machine when it has been told so (binfmt_misc). Each run
+registers an entry of its own, so that runs side by side are in nobody's way, and takes it back. Sources: the kernel's
+``Documentation/admin-guide/binfmt-misc.rst``; QEMU's ``scripts/qemu-binfmt-conf.sh`` (magic and mask).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from parbake.core.errors import CommandFailed, EnvironmentProblem
+from parbake.core.model import Platform
+from parbake.core.run import find, isolated, need, need_root, run
+from parbake.core.workspace import cache_folder, discard, leftovers, work_folder
+
+_KNOWN = Path("/proc/sys/fs/binfmt_misc")
+_FOLDER = "emulation"
+_PREFIX = "parbake-"
+_CLASS, _TYPE = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00", r"\x02\x00"
+# F: the interpreter is opened now and found in every root; P: the program learns the name that it was called by.
+_FLAGS = "PF"
+# In mounts of its own: whether the file system is mounted on this machine does not matter, and does not change. The
+# kernel loads its module for it.
+_WRITE = 'mount -t binfmt_misc binfmt_misc "$1" && printf %s "$2" >"$1/$3"'
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How the kernel tells an architecture's programs, and what runs them."""
+
+    interpreter: str
+    machine: str
+    mask: str
+
+    @property
+    def magic(self) -> str:
+        """The first 20 bytes of an executable, as binfmt_misc reads them."""
+        return f"{_CLASS}{_TYPE}{self.machine}"
+
+
+_KINDS = {
+    "amd64": _Kind(
+        "qemu-x86_64",
+        r"\x3e\x00",
+        r"\xff\xff\xff\xff\xff\xfe\xfe\xfc\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff",
+    ),
+    "arm64": _Kind(
+        "qemu-aarch64",
+        r"\xb7\x00",
+        r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff",
+    ),
+}
+
+
+def is_known(architecture: str, entries: Iterable[str]) -> bool:
+    """Whether the kernel runs an architecture's programs, in any root, by what its entries say of themselves. Pure."""
+    machine = bytes.fromhex(_KINDS[architecture].machine.replace(r"\x", "")).hex()
+    for entry in entries:
+        fields = dict(re.findall(r"^(flags:|magic) *(\S*)$", entry, re.MULTILINE))
+        if entry.startswith("enabled") and "F" in fields.get("flags:", "") and fields.get("magic", "")[36:] == machine:
+            return True
+    return False
+
+
+def registration(name: str, architecture: str, interpreter: str) -> str:
+    """Return what registers an interpreter with the kernel under a name. Pure."""
+    kind = _KINDS[architecture]
+    return f":{name}:M:0:{kind.magic}:{kind.mask}:{interpreter}:{_FLAGS}"
+
+
+@contextmanager
+def runnable(platform: Platform, *, needed: bool = True) -> Iterator[None]:
+    """Let this machine run a platform's programs meanwhile, also in other roots, where it does not by itself.
+
+    A run that is killed leaves the entry to the next one, or to ``sweep``. Raises EnvironmentProblem where the
+    emulator or the kernel's support is missing, and unless we are root; not where it may not be ``needed``.
+    """
+    with ExitStack() as stack:
+        try:
+            _register(platform, stack)
+        except EnvironmentProblem:
+            if needed:
+                raise
+        yield
+
+
+def _register(platform: Platform, stack: ExitStack) -> None:
+    architecture = platform.architecture
+    if architecture == Platform.host().architecture or architecture not in _KINDS or is_known(architecture, _others()):
+        return
+    need_root(f"running programs for {platform} on this machine")
+    interpreter = _interpreter(architecture)
+    sweep()
+    work = stack.enter_context(work_folder(cache_folder() / _FOLDER, architecture))
+    try:
+        _write(work, "register", registration(_name(work), architecture, interpreter))
+    except CommandFailed as error:
+        raise EnvironmentProblem(
+            f"the kernel does not let {interpreter} run programs for {platform}: {error.output}",
+            hint="modprobe binfmt_misc; in a container, run it privileged",
+        ) from error
+    stack.callback(_remove, work)
+
+
+def sweep() -> None:
+    """Take back what runs that were killed had registered."""
+    for folder in leftovers(cache_folder() / _FOLDER):
+        _remove(folder)
+        discard(folder)
+
+
+def _others() -> Iterator[str]:
+    """Yield what the kernel says of each entry that stays: a run's of ours may end at any moment."""
+    with suppress(OSError):
+        for path in _KNOWN.iterdir():
+            if path.name not in {"register", "status"} and not path.name.startswith(_PREFIX):
+                with suppress(OSError):
+                    yield path.read_text()
+
+
+def _interpreter(architecture: str) -> str:
+    """Return the emulator: it must be static, since it is started in roots that have no libraries of this machine."""
+    name = _KINDS[architecture].interpreter
+    return find(f"{name}-static") or need(name)  # Debian 13's is static under its plain name
+
+
+def _name(work: Path) -> str:
+    """Return the name of a run's entry: that of its work folder."""
+    return _PREFIX + work.name
+
+
+def _remove(work: Path) -> None:
+    with suppress(CommandFailed):  # a restart of the machine has forgotten it
+        _write(work, _name(work), "-1")
+
+
+def _write(work: Path, entry: str, text: str) -> None:
+    """Write to an entry of the kernel's file system, which is mounted over a work folder."""
+    run(isolated(["sh", "-c", _WRITE, "sh", str(work), text, entry]))

@@ -1,0 +1,51 @@
+"""What a worker says of itself to whoever asks the engine who polls a queue: in its name, which is not sealed.
+
+``PID@HOST parbake/0.1.0 key/1a2b3c4d root loops kvm``: its version, a fingerprint of its key, what it can do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from parbake import __version__
+
+_CAN = {"loops": Path("/dev/loop-control"), "kvm": Path("/dev/kvm")}
+
+
+def fingerprint(key: bytes) -> str:
+    """Return a word that tells keys apart, and nothing of them."""
+    return hmac.new(key, b"parbake fleet fingerprint", hashlib.sha256).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A worker: its name, version, its key's fingerprint, and what it can (``root``, ``loops``, ``kvm``)."""
+
+    name: str
+    version: str = ""
+    key: str = ""
+    can: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_this(cls, key: bytes) -> Self:
+        """Return what is so of this process."""
+        can = {name for name, path in _CAN.items() if path.exists()} | ({"root"} if os.geteuid() == 0 else set())
+        return cls(f"{os.getpid()}@{socket.gethostname()}", __version__, fingerprint(key), frozenset(can))
+
+    @classmethod
+    def read(cls, identity: str) -> Self:
+        """Return what a worker says of itself; one that is not parbake's, or older, has a name alone."""
+        name, *words = identity.split()
+        said = dict(word.split("/", 1) for word in words if "/" in word)
+        can = frozenset(word for word in words if "/" not in word)
+        return cls(name, said.get("parbake", ""), said.get("key", ""), can)
+
+    def identity(self) -> str:
+        """Return it as the engine hears it."""
+        return " ".join([self.name, f"parbake/{self.version}", f"key/{self.key}", *sorted(self.can)])

@@ -1,0 +1,152 @@
+"""The activities of rollouts: commands of parbake again, each for one target or one wave.
+
+Where they run, the rights of the targets must be: the queue ``roll`` has them, and needs no root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from pathlib import Path
+from typing import Any, override
+
+from temporalio import activity
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from parbake.core.errors import VerificationFailed
+from parbake.fleet.engine.activities import failure
+from parbake.fleet.engine.rollout_tasks import (
+    GateRequest,
+    Handed,
+    HandRequest,
+    HandResult,
+    OpensRequest,
+    WavesPlanned,
+    WavesRequest,
+    WaveState,
+    rollout_id,
+)
+from parbake.fleet.engine.upkeep import Upkeep
+from parbake.fleet.source import checked_out
+from parbake.fleet.windows import until_open
+
+_ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
+
+
+class Handing(Upkeep):
+    """What a worker can do, rollouts included."""
+
+    @property
+    @override
+    def of_control(self) -> list[Any]:
+        return [*super().of_control, self.waves, self.opens, self.last_rollout]
+
+    @property
+    def of_rollouts(self) -> list[Any]:
+        """What needs the rights of the targets."""
+        return [self.look, self.hand, self.give_back, self.gate]
+
+    @activity.defn
+    async def waves(self, request: WavesRequest) -> WavesPlanned:
+        """Put the targets of some cells into waves, as the fleet's file says."""
+        folder = await asyncio.to_thread(checked_out, request.root)
+        named = [part for cell in request.keys for part in ("--cell", cell)]
+        code, document = await self._parbake(["fleet", "rollout", "--dry-run", "-f", request.file, *named], folder)
+        if code:
+            raise failure(code, document)
+        keys: dict[str, list[str]] = {}
+        for cell, key in sorted(request.keys.items()):
+            keys.setdefault(cell.rpartition("@")[0], []).append(key)
+        waves = [
+            WaveState(
+                name=wave["name"],
+                targets=[
+                    Handed(each["name"], each["file"], each["target"], keys[each["bakefile"]])
+                    for each in wave["targets"]
+                ],
+                at_once=wave["at_once"],
+                soak=wave["soak"],
+                gate=(wave["gate"] or {}).get("command", []),
+                gate_timeout=(wave["gate"] or {}).get("timeout", 0.0),
+                approvals=(wave["approve"] or {}).get("count", 0),
+                by=(wave["approve"] or {}).get("by", []),
+                within=(wave["approve"] or {}).get("within") or 0.0,
+            )
+            for wave in document["waves"]
+        ]
+        return WavesPlanned(waves, document["windows"], document["on_failure"])
+
+    @activity.defn
+    async def opens(self, request: OpensRequest) -> float:
+        """Return the seconds until one of the windows is open."""
+        return await asyncio.to_thread(until_open, request.windows, datetime.fromisoformat(request.now))
+
+    @activity.defn
+    async def last_rollout(self, fleet: str) -> str:
+        """Return the generation of a fleet's last rollout; empty where there is none, or it came to no end."""
+        try:
+            described = await self._client.get_workflow_handle(rollout_id(fleet)).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return ""
+            raise
+        if described.status in _ENDED_BADLY:
+            return ""
+        return str((await described.memo()).get("generation", ""))
+
+    @activity.defn
+    async def look(self, request: HandRequest) -> HandResult:
+        """Find out what a target holds, and whether it would be written; writes nothing."""
+        return await self._handed(request, "rollout", "--dry-run", "--store", request.store)
+
+    @activity.defn
+    async def hand(self, request: HandRequest) -> HandResult:
+        """Write a target, and follow until its nodes run the artefact."""
+        return await self._handed(request, "rollout", "--store", request.store)
+
+    @activity.defn
+    async def give_back(self, request: HandRequest) -> HandResult:
+        """Return a target to what it held before, if it holds what was handed to it, and follow."""
+        held = [part for each in request.ids for part in ("--holding", each)]
+        return await self._handed(request, "rollback", *held)
+
+    async def _handed(self, request: HandRequest, command: str, *more: str) -> HandResult:
+        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
+        keys = request.keys if command == "rollout" else []
+        await self._need_store(request.store, request.store_id)
+        code, document = await self._parbake(
+            [command, *keys, "-f", request.file, "--to", request.target, *more], folder
+        )
+        if code:
+            raise failure(code, document)
+        if not document["targets"]:
+            return HandResult(changed=False)
+        [found] = document["targets"]
+        return HandResult(bool(found["diff"]), _said(found["before"]), _said(found["after"]), _ids(found["after"]))
+
+    @activity.defn
+    async def gate(self, request: GateRequest) -> None:
+        """Ask whether a wave's nodes run what they should, and its own command."""
+        folder = await asyncio.to_thread(checked_out, request.root)
+        named = [part for cell in request.cells for part in ("--cell", cell)]
+        asked = ["fleet", "gate", request.wave, "-f", request.fleet_file, "--generation", request.generation]
+        code, document = await self._parbake([*asked, *named], folder)
+        if no := [each for each in document.get("answers", []) if each["problem"]]:
+            said = f"{no[0]['asked']}: {no[0]['problem']}"
+            raise ApplicationError(said, type=VerificationFailed.json_name, non_retryable=True)
+        if code:
+            raise failure(code, document)
+
+
+def _ids(held: dict[str, Any]) -> list[str]:
+    """Return what an artefact is known by on every kind of target (``TargetState.ids``)."""
+    return [held[name] for name in ("image", "snapshot") if held[name]] or [held["artefact"]]
+
+
+def _said(held: dict[str, Any]) -> str:
+    ids = ", ".join(held[name] for name in ("image", "snapshot") if held[name]) or held["label"]
+    if held["artefact"]:
+        return f"{held['artefact']} ({ids})" if ids else str(held["artefact"])
+    return ids or "nothing"

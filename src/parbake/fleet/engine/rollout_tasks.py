@@ -1,0 +1,198 @@
+"""What travels through the engine of rollouts: who is to get what in which order, and how far that is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from parbake.fleet.engine.tasks import Root
+
+MOST_ENTRIES = 100
+"""Lines of its own story that a rollout remembers."""
+DIGITS_OF_KEYS = 32
+"""So much of a key names it: whole ones of a thousand cells would be too much to hand from one history to the next."""
+
+
+def rollout_id(fleet: str) -> str:
+    """Return the name of a fleet's rollouts: there is one at a time."""
+    return f"rollout/{fleet}"
+
+
+def generation(keys: Mapping[str, str]) -> str:
+    """Return the name of what a run has made sure of: the hash of its keys."""
+    text = "\n".join(f"{cell} {key}" for cell, key in sorted(keys.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Yes:
+    """Somebody's approval of a wave. ``at`` is in ISO 8601, ``host`` the machine that it was said on."""
+
+    wave: str
+    by: str
+    host: str = ""
+    note: str = ""
+    at: str = ""
+
+
+@dataclass
+class Handed:
+    """A target of a wave, and what became of it.
+
+    ``state``: waits, hands (it is being written and followed), holds, failed; returns, returned, left (there was
+    nothing to return). ``before`` is what it held, ``ids`` what it is known by once it holds the artefact: empty where
+    it is not known yet.
+    """
+
+    name: str
+    file: str
+    target: str
+    keys: list[str]
+    state: str = "waits"
+    before: str = ""
+    after: str = ""
+    ids: list[str] = field(default_factory=list)
+    problem: str = ""
+
+
+@dataclass
+class WaveState:
+    """A wave, and how far it is. Times are in seconds, ``until`` is in ISO 8601: when the soak or the wait ends.
+
+    ``state``: waits, looks (what is to be written?), hands, soaks, asks (the gate), approval (waits for one), done.
+    """
+
+    name: str
+    targets: list[Handed]
+    at_once: int = 1
+    soak: float = 0.0
+    gate: list[str] = field(default_factory=list)
+    gate_timeout: float = 600.0
+    approvals: int = 0
+    by: list[str] = field(default_factory=list)
+    within: float = 0.0
+    state: str = "waits"
+    until: str = ""
+    approved: list[Yes] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a rollout's story."""
+
+    at: str
+    text: str
+
+
+@dataclass
+class Standing:
+    """How a rollout stands. ``noted`` are the targets that may have been written, in order: what a rollback returns.
+
+    ``state``: waves, back, done, rolled-back. ``paused`` says why it waits, ``opens`` when the next window does.
+    """
+
+    generation: str
+    waves: list[WaveState] = field(default_factory=list)
+    windows: list[str] = field(default_factory=list)
+    on_failure: str = "pause"
+    state: str = "waves"
+    paused: str = ""
+    opens: str = ""
+    noted: list[str] = field(default_factory=list)
+    story: list[Entry] = field(default_factory=list)
+
+    @property
+    def targets(self) -> list[Handed]:
+        """All targets, in order."""
+        return [target for wave in self.waves for target in wave.targets]
+
+    @property
+    def wave(self) -> WaveState | None:
+        """The wave that is under way."""
+        return next((wave for wave in self.waves if wave.state != "done"), None)
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """Hand out what a run has made sure of: ``keys``, by cell. ``file`` is the fleet's file, below the root.
+
+    ``standing`` goes from one part of a long rollout to the next. ``back`` says who wants it back, and why.
+    """
+
+    fleet: str
+    file: str
+    root: Root
+    store: str
+    keys: dict[str, str]
+    attempts: int = 4
+    heartbeat: float = 60.0
+    standing: Standing | None = None
+    back: str = ""
+    store_id: str = ""
+
+    @property
+    def generation(self) -> str:
+        """The name of what is handed out."""
+        return generation(self.keys)
+
+
+@dataclass(frozen=True)
+class WavesRequest:
+    """Ask for the waves of these cells."""
+
+    file: str
+    root: Root
+    keys: dict[str, str]
+
+
+@dataclass(frozen=True)
+class WavesPlanned:
+    """The waves as the fleet's file and its Bakefiles say."""
+
+    waves: list[WaveState]
+    windows: list[str]
+    on_failure: str
+
+
+@dataclass(frozen=True)
+class HandRequest:
+    """Something to be done to one target. ``file`` is its Bakefile, below the folder of the root's fleet file."""
+
+    file: str
+    target: str
+    keys: list[str]
+    ids: list[str]
+    root: Root
+    fleet_file: str
+    store: str
+    store_id: str = ""
+
+
+@dataclass(frozen=True)
+class HandResult:
+    """What a target held, what it holds or would hold, and whether it was or would be written."""
+
+    changed: bool
+    before: str = ""
+    after: str = ""
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class GateRequest:
+    """A wave's question."""
+
+    wave: str
+    fleet_file: str
+    root: Root
+    generation: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class OpensRequest:
+    """When is one of these windows open next? ``now`` is in ISO 8601."""
+
+    windows: list[str]
+    now: str

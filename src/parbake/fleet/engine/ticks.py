@@ -1,0 +1,90 @@
+"""The workflows that a schedule starts: a run of the fleet as its file is now, and the removal of old artefacts."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlreadyStartedError, is_cancelled_exception
+from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellationType, ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from parbake.fleet.engine import tasks
+    from parbake.fleet.engine.tasks import Failure, Place, Progress, PruneRequest, RunRequest, run_id
+    from parbake.fleet.engine.workflows import describe
+
+_ASK = timedelta(minutes=10)
+_PRUNE = timedelta(hours=2)
+_BEAT = timedelta(minutes=1)
+_RETRY = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
+
+
+@workflow.defn
+class Tick:
+    """Starts a run, and waits for its end: so the schedule knows whether the one before is still under way."""
+
+    @workflow.run
+    async def run(self, place: Place) -> str:
+        """Return what became of it, in words."""
+        request: RunRequest = await workflow.execute_activity(
+            "prepare",
+            place,
+            result_type=RunRequest,
+            task_queue=tasks.CONTROL,
+            start_to_close_timeout=_ASK,
+            retry_policy=_RETRY,
+        )
+        try:
+            child = await workflow.start_child_workflow(
+                "Fleet",
+                request,
+                id=run_id(request.fleet),
+                result_type=Progress,
+                task_queue=tasks.CONTROL,
+                cancellation_type=ChildWorkflowCancellationType.ABANDON,
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                static_summary=request.fleet,
+            )
+        except WorkflowAlreadyStartedError:
+            return "a run was under way"
+        try:
+            ended: Progress = await child
+        except ChildWorkflowError as error:
+            return "it was cancelled" if is_cancelled_exception(error) else str(error.cause)
+        return f"{ended.counts.done} of {ended.total} cells, {ended.counts.failed} failed"
+
+
+@workflow.defn
+class Prune:
+    """Removes the old artefacts of each Bakefile; what machines bake meanwhile is spared by its lease."""
+
+    @workflow.run
+    async def run(self, place: Place) -> list[Failure]:
+        """Return what failed; the others are done."""
+        requests: list[PruneRequest] = await workflow.execute_activity(
+            "to_prune",
+            place,
+            result_type=list[PruneRequest],
+            task_queue=tasks.CONTROL,
+            start_to_close_timeout=_ASK,
+            retry_policy=_RETRY,
+        )
+        failed: list[Failure] = []
+        for request in requests:
+            try:
+                await workflow.execute_activity(
+                    "prune",
+                    request,
+                    task_queue=tasks.CONTROL,
+                    start_to_close_timeout=_PRUNE,
+                    heartbeat_timeout=_BEAT,
+                    retry_policy=_RETRY,
+                    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+                    summary=request.file,
+                )
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                failed.append(describe(request.file, error))
+        return failed

@@ -1,0 +1,78 @@
+"""The activities of schedules: read the fleet's file as it is now, and remove what is old."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from parbake.bakefile import load as load_bakefile
+from parbake.bakefile.file import IN_EC2
+from parbake.core.errors import ParbakeError
+from parbake.fleet.engine.activities import Activities, failure
+from parbake.fleet.engine.tasks import Place, PruneRequest, Root, RunRequest
+from parbake.fleet.file import Fleet, Source, load
+from parbake.fleet.requests import run_request
+from parbake.fleet.source import checked_out, pinned
+
+
+class Upkeep(Activities):
+    """What a worker of the queue ``control`` can do for schedules."""
+
+    @property
+    def of_schedules(self) -> list[Any]:
+        """What needs no privilege."""
+        return [self.prepare, self.to_prune, self.prune]
+
+    @activity.defn
+    async def prepare(self, place: Place) -> RunRequest:
+        """Return the run that the fleet's file asks for now."""
+        root, file, fleet = await asyncio.to_thread(_read, place)
+        return run_request(fleet, place.file, root, file.parent, heartbeat=place.heartbeat)
+
+    @activity.defn
+    async def to_prune(self, place: Place) -> list[PruneRequest]:
+        """Return the Bakefiles of the fleet."""
+        return await asyncio.to_thread(_bakefiles, place)
+
+    @activity.defn
+    async def prune(self, request: PruneRequest) -> None:
+        """Remove the old artefacts of a Bakefile."""
+        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
+        published = ["--aws"] if request.publishes else []
+        code, document = await self._parbake(
+            ["prune", "-f", request.file, "--store", request.store, *published], folder
+        )
+        if code:
+            raise failure(code, document)
+
+
+def _read(place: Place) -> tuple[Root, Path, Fleet]:
+    try:
+        source = Source(git=place.git, ref=place.ref) if place.git else None
+        root = pinned(source, Path(place.folder))
+        file = checked_out(root) / place.file
+        return root, file, load(file)
+    except ParbakeError as error:
+        final = error.exit_code == 2
+        raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=final) from error
+
+
+def _bakefiles(place: Place) -> list[PruneRequest]:
+    root, file, fleet = _read(place)
+    try:
+        return [
+            PruneRequest(
+                str(entry.file.relative_to(file.parent)),
+                root,
+                place.file,
+                fleet.store,
+                load_bakefile(entry.file).builder in IN_EC2,
+            )
+            for entry in fleet.bakefiles
+        ]
+    except ParbakeError as error:
+        raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=True) from error

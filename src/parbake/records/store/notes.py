@@ -1,0 +1,64 @@
+"""Notes on work in a store, which another machine goes on with: objects that are added, and never written twice.
+
+``notes/KEY.WHAT.SERIES-NUMBER`` holds some lines; the numbers of a series have no gap, so that of two writers one is
+told that it is not alone any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from parbake.core.errors import ClaimLost
+from parbake.records.store.port import Store
+
+
+class StoreNotes:
+    """The notes on one piece of work. ``need`` raises ClaimLost where another machine has taken the work over."""
+
+    FOLDER = "notes/"
+
+    def __init__(self, store: Store, what: str, holder: str, need: Callable[[], None]) -> None:
+        self._store, self._prefix, self._need = store, f"{self.FOLDER}{what}.", need
+        self.holder = holder
+        self._series, self._count = 0, 0
+
+    @property
+    def series(self) -> int:
+        """The number of the series that ``begin`` begins; ``read`` comes first."""
+        return self._series + 1
+
+    def read(self) -> str:
+        """Return the lines of the newest series."""
+        names = sorted(each.name for each in self._store.list(self._prefix))
+        self._series, self._count = 0, 0
+        lines: list[str] = []
+        for name in names:
+            series, _, number = name.removeprefix(self._prefix).partition("-")
+            if int(series) != self._series:
+                self._series, lines = int(series), []
+            if held := self._store.get(name):
+                lines.append(held.content.decode())
+            self._count = int(number) + 1
+        return "".join(lines)
+
+    def begin(self, line: str) -> None:
+        """Begin the next series."""
+        self._series, self._count = self.series, 0
+        self.add(f"{line}\n")
+
+    def add(self, lines: str) -> None:
+        """Add lines."""
+        self._need()
+        name, content = f"{self._prefix}{self._series:04d}-{self._count:06d}", lines.encode()
+        if not self._store.add(name, content):
+            held = self._store.get(name)
+            if held is None or held.content != content:  # else the answer to a first try was lost
+                raise ClaimLost(f"another machine has gone on with {name}")
+        self._count += 1
+
+    def forget(self) -> None:
+        """Remove all series; an empty one stays, so that no number is used twice."""
+        before = [each.name for each in self._store.list(self._prefix)]
+        self.begin("{}")
+        for name in before:
+            self._store.remove(name)

@@ -1,0 +1,130 @@
+"""Proofs that a machine makes of itself (``node/prove.py``): what it is asked, what it says, and Docker's nodes here.
+
+A machine in EC2 is reached by nothing else; on a node that runs Docker there is no CRI to ask.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from parbake.core.errors import MachineError
+from parbake.core.model import Image, ImageVerdict, Plan, Startup
+from parbake.core.nodefiles import node_file
+
+if TYPE_CHECKING:
+    from parbake.core.events import Events
+    from parbake.machine.vm import Machine
+
+_FOLDER = "/run/parbake-prove"
+# The rule of the guest's script: Kubernetes up to 1.22 runs Docker where a node has it.
+_DOCKERS = """\
+command -v dockerd >/dev/null || exit 1
+command -v ctr >/dev/null || exit 0
+minor=$(kubelet --version 2>/dev/null | sed -n 's/.*v1\\.\\([0-9]*\\).*/\\1/p')
+[ -n "$minor" ] && [ "$minor" -le 22 ]
+"""
+_ANSWERS = "systemctl start docker; until docker version --format '{{.Server.Version}}'; do sleep 0.3; done"
+_LIST = "docker images --no-trunc --format '{{.Repository}}:{{.Tag}} {{.ID}}' | grep -v '<none>'"
+_READY = 120.0  # seconds with hardware virtualisation, for a daemon that starts for the first time
+_TOLD = len("sha256:") + 32
+"""Characters of a digest that the program is told: half of it, whose like nobody makes. User data has little room."""
+_EACH = 60.0  # seconds beyond an image's own limit
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes the texts out that document a program."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr:
+        return ast.Expr(ast.Constant(0)) if isinstance(node.value, ast.Constant) else node
+
+
+def program() -> str:
+    """Return the program that proves images, without its comments: user data has little room."""
+    return ast.unparse(_Bare().visit(ast.parse(node_file("prove.py").read_text())))
+
+
+def subject(image: Image, plan: Plan) -> dict[str, Any]:
+    """Return what the program is told of an image."""
+    is_sandbox = image == plan.sandbox
+    return {
+        "names": list(image.names),
+        "target": image.target.digest[:_TOLD],
+        "config": image.config.digest[:_TOLD],
+        "sandbox": is_sandbox,
+        "start": None if is_sandbox else (image.startup or Startup()).model_dump(mode="json"),
+    }
+
+
+def proof(reference: str, digest: str, said: Mapping[str, Any] | None) -> ImageVerdict:
+    """Return the verdict on an image from what the program said of it (None: nothing)."""
+    if said is None:
+        return ImageVerdict(reference=reference, problems=("the machine did not report on it",))
+    started = said.get("start_seconds")
+    return ImageVerdict(
+        reference=reference,
+        digest=digest,
+        pinned=said["pinned"],
+        unpacked=started is not None,
+        start_seconds=started,
+        sandbox_seconds=said.get("sandbox_seconds"),
+        problems=tuple(said["problems"]),
+        output=said.get("output", ""),
+    )
+
+
+def runs_docker(machine: Machine) -> bool:
+    """Tell whether a booted machine is a node whose kubelet uses Docker."""
+    return machine.guest.run(["sh", "-c", _DOCKERS]).code == 0
+
+
+def wait_docker(machine: Machine) -> str:
+    """Wait for the machine's Docker; return what it calls itself. Raises MachineError."""
+    said = machine.guest.check(["sh", "-c", _ANSWERS], timeout=_READY * machine.stretch)
+    return f"docker {said.split()[-1]}"
+
+
+def prove_docker(machine: Machine, plan: Plan | None, events: Events) -> Iterator[ImageVerdict]:
+    """Start the images of a plan, or all that Docker has (None), in a machine; yield the verdict on each.
+
+    Raises MachineError where the machine cannot tell.
+    """
+    if plan:
+        subjects = [(image.target.digest, subject(image, plan)) for image in plan.images]
+    else:
+        subjects = [("", each) for each in _all(machine)]
+    machine.guest.check(["sh", "-c", f"mkdir -p {_FOLDER} && cat >{_FOLDER}/prove.py"], stdin=program().encode())
+    for digest, each in subjects:
+        name, start = str(each["names"][0]), each["start"]
+        with events.stage(f"start {name}", f"Start {name}"):
+            yield proof(name, digest, _ask(machine, each, start["timeout"]))
+
+
+def _all(machine: Machine) -> Iterator[dict[str, Any]]:
+    listed = machine.guest.run(["sh", "-c", _LIST], timeout=_READY * machine.stretch)
+    for line in sorted(listed.output.splitlines()):
+        name, _, identity = line.partition(" ")
+        yield {
+            "names": [name],
+            "target": "",
+            "config": identity,
+            "sandbox": False,
+            "start": Startup().model_dump(mode="json"),
+        }
+
+
+def _ask(machine: Machine, asked: Mapping[str, Any], seconds: float) -> Mapping[str, Any] | None:
+    stretched = {**asked, "start": {**asked["start"], "timeout": seconds * machine.stretch}}
+    path = f"{_FOLDER}/subjects"
+    machine.guest.check(["sh", "-c", f"cat >{path}"], stdin=json.dumps([stretched]).encode())
+    said = machine.guest.check(
+        ["python3", f"{_FOLDER}/prove.py", "docker", path], timeout=(seconds + _EACH) * machine.stretch
+    )
+    lines: Sequence[str] = [line for line in said.splitlines() if line.startswith("proved ")]
+    try:
+        found: Mapping[str, Any] = json.loads(lines[-1].partition(" ")[2])
+    except (IndexError, ValueError) as error:
+        raise MachineError(f"the proof broke off: {said[-500:]}") from error
+    return found

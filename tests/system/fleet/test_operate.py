@@ -1,0 +1,152 @@
+"""Operating fleets on the real engine: schedules, drains, workers that are frozen or have another store."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+
+from parbake.core.run import Process
+from parbake.fleet.engine import runs, schedules
+from parbake.fleet.engine.schedules import Applied
+from parbake.fleet.engine.tasks import Place
+from parbake.fleet.schedule import Schedule
+from parbake.records.store import identity_of, open_store
+from tests.fakes.fleet_program import key_of
+from tests.fakes.fleets import Fleet
+
+pytestmark = pytest.mark.slow(60)
+
+USUAL = "version: 1\nimages: [r.example/app:1]\nbase: none\n"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One engine with two workers, for tests that leave them alive."""
+    with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
+        fleet.work(2, slots=2, seconds=0.3)
+        yield fleet
+
+
+def every(seconds: float, **more: object) -> Schedule:
+    return Schedule.model_validate({"every": f"{seconds:.0f}s", **more})
+
+
+def place(fleet: Fleet, name: str, *cells: str) -> Place:
+    """Write a fleet's file; return where it is."""
+    folder = fleet.state / name
+    for cell in cells:
+        (folder / cell).mkdir(parents=True)
+        (folder / cell / "parbake.yaml").write_text(USUAL)
+    lines = [f"  - {cell}/parbake.yaml\n" for cell in cells]
+    (folder / "fleet.yaml").write_text(f"version: 1\nname: {name}\nstore: {fleet.store}\nbakefiles:\n{''.join(lines)}")
+    return Place(name, "fleet.yaml", str(folder), heartbeat=3.0)
+
+
+def apply(fleet: Fleet, wanted: Schedule | None, place: Place, *, dry_run: bool = False) -> Applied:
+    return fleet.ask(lambda client: schedules.apply(client, wanted, place, dry_run=dry_run))
+
+
+def test_runs_begin_by_themselves_as_the_file_is_then(shared: Fleet) -> None:
+    where = place(shared, "hourly", "first")
+    assert apply(shared, None, where) == Applied("none", "none")
+    assert apply(shared, every(1, prune="1s"), where, dry_run=True) == Applied("created", "created")
+    assert apply(shared, every(1, prune="1s"), where) == Applied("created", "created")
+    assert apply(shared, every(1, prune="1s"), where) == Applied("unchanged", "unchanged")
+    shared.wait_until(lambda: key_of("first@amd64") in shared.records, "the first run")
+    shared.wait_until(lambda: shared.happened("prune")["first/parbake.yaml"] > 0, "the first pruning")
+    place(shared, "hourly", "second")
+    shared.wait_until(lambda: key_of("second@amd64") in shared.records, "a run of the changed file")
+    assert apply(shared, every(3600, jitter="1m"), where) == Applied("changed", "removed")
+    assert apply(shared, every(3600, jitter="1m"), where) == Applied("unchanged", "none")
+    shared.ask(lambda client: schedules.hold(client, "hourly", "drained"))
+    assert apply(shared, every(1800), where) == Applied("changed", "none", "drained")
+    shared.ask(lambda client: runs.resume(client, "hourly"))
+    assert apply(shared, None, where) == Applied("removed", "none")
+    assert shared.happened("start")[key_of("first@amd64")] == 1
+
+
+def test_a_run_under_way_is_not_begun_again(shared: Fleet) -> None:
+    where = place(shared, "patient", "slow-one")
+    apply(shared, every(1), where)
+
+    async def skipped(client: Client) -> int:
+        described = await client.get_schedule_handle("fleet/patient").describe()
+        return int(described.info.num_actions_skipped_overlap)
+
+    shared.wait_until(lambda: shared.ask(skipped) >= 2, "two that were skipped")
+    assert shared.happened("start")[key_of("slow-one@amd64")] == 1
+    apply(shared, None, where)
+    shared.ask(lambda client: runs.cancel(client, "patient"))
+    shared.wait_until(lambda: shared.status("patient").state == "canceled", "the end of the run")
+
+
+def test_a_run_that_is_drained_ends_with_what_it_has_begun(shared: Fleet) -> None:
+    cells = [f"drained-{number}" for number in range(12)]
+    shared.start(cells, name="maintained", window=2)
+    shared.wait_until(lambda: bool(shared.happened("start")[key_of(cells[0])]), "the first bake")
+    assert shared.ask(lambda client: runs.drain(client, "maintained"))
+    ended = shared.end("maintained")
+    assert 1 <= ended.counts.baked < 12
+    assert ended.counts.done == ended.counts.baked
+    assert ended.running == {}
+    assert not shared.ask(lambda client: runs.drain(client, "maintained")), "there is none any more"
+    again = shared.run(cells, name="maintained")
+    assert (again.counts.there, again.counts.baked) == (ended.counts.baked, 12 - ended.counts.baked)
+
+
+def test_a_worker_that_is_frozen_does_no_harm_when_it_comes_back(tmp_path: Path) -> None:
+    with Fleet(tmp_path, heartbeat=2.0) as fleet:
+        (frozen,) = fleet.work(1, slots=1, seconds=3)
+        fleet.start(["cold", "other"])
+        keys = {key_of("cold"), key_of("other")}
+        fleet.wait_until(lambda: bool(fleet.happened("start")), "the bake's start")
+        fleet.wait_until(lambda: len(fleet.status().running) == 2, "the status")
+        bakes = children(frozen.pid)
+        for pid in (frozen.pid, *bakes):
+            os.kill(pid, signal.SIGSTOP)
+        fleet.work(1, slots=2, seconds=0.1)
+        ended = fleet.end()
+        assert (ended.counts.baked, ended.counts.failed) == (2, 0)
+        for pid in (*bakes, frozen.pid):
+            os.kill(pid, signal.SIGCONT)
+        fleet.wait_until(
+            lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in bakes), "the end of the frozen bake"
+        )
+        assert fleet.records == keys
+        assert set(fleet.happened("end").values()) == {1}
+        assert fleet.run(["cold", "other", "third"]).counts.baked == 1, "and it works again"
+        assert frozen.alive
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a worker has started."""
+    found = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in path.read_text().split()]
+    assert found
+    return found
+
+
+def test_a_worker_with_another_store_ends_itself(tmp_path: Path) -> None:
+    """A folder of that path is another one on its machine: here by a mount of its own."""
+    with Fleet(tmp_path) as fleet:
+        word = identity_of(open_store(str(fleet.store)), make=True)
+        mount = f'mount -t tmpfs none {fleet.store} && mkdir {fleet.store}/records && exec "$@"'
+        (wrong,) = fleet.work(1, before=["unshare", "--mount", "sh", "-c", mount, "sh"])
+        fleet.start(["kept"], store_id=word)
+        fleet.wait_until(lambda: not wrong.alive, "the worker's end")
+        log = log_of(wrong)
+        assert "WrongStore" in log
+        assert "is not the one where the run was begun" in log
+        assert not fleet.records
+        fleet.work(1)
+        ended = fleet.end()
+        assert (ended.counts.baked, ended.counts.failed) == (1, 0)
+        assert fleet.records == {key_of("kept")}
+
+
+def log_of(process: Process) -> str:
+    return process.log.read_text()

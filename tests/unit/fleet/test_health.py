@@ -1,0 +1,97 @@
+"""What the doctor of fleets says of workers, and what workers say of themselves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import __version__
+from parbake.core.errors import BadContent, WrongStore
+from parbake.fleet.engine.facts import Facts, fingerprint
+from parbake.fleet.engine.health import Here, Seen, judge
+from parbake.fleet.stores import need_identity
+from parbake.records.store import identity_of, open_store
+
+KEY = b"k" * 32
+ALL = frozenset({"root", "loops", "kvm"})
+GOOD = Facts("1@here", __version__, fingerprint(KEY), ALL)
+HERE = Here("here", (fingerprint(KEY),), "s3://bucket/fleet", verify=True)
+
+
+def said(worker: Facts, here: Here = HERE, queue: str = "bake") -> list[str]:
+    seen = Seen("127.0.0.1:7233", {queue: (worker,)})
+    return [f"{each.status}: {each.found}" for each in judge(seen, here)][1:]
+
+
+def test_a_worker_says_what_it_is() -> None:
+    mine = Facts.of_this(KEY)
+    assert Facts.read(mine.identity()) == mine
+    assert mine.name.startswith(f"{os.getpid()}@")
+    assert mine.version == __version__
+    assert KEY.hex() not in mine.identity()
+    assert fingerprint(KEY) != fingerprint(bytes(32))
+    assert Facts.read("7@old") == Facts("7@old")
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({}, "ok: 1@here"),
+        ({"key": "0" * 8}, "missing: 1@here: its key is another one than here"),
+        ({"version": "0.0.1"}, f"warn: 1@here: it is parbake 0.0.1, and this is {__version__}"),
+        ({"can": frozenset({"kvm"})}, "missing: 1@here: it has no loop devices, it is not root"),
+        ({"can": ALL - {"kvm"}}, "warn: 1@here: it has no /dev/kvm, so verification is slow"),
+    ],
+)
+def test_what_is_wrong_with_a_worker(changed: dict[str, Any], found: str) -> None:
+    worker = replace(GOOD, **changed)
+    assert said(worker) == [found]
+
+
+def test_who_only_plans_needs_no_root() -> None:
+    planner = Facts("1@here", __version__, fingerprint(KEY))
+    assert said(planner, queue="control") == ["ok: 1@here"]
+
+
+def test_what_is_not_verified_needs_no_kvm() -> None:
+    here = Here(HERE.host, HERE.keys, HERE.store, verify=False)
+    assert said(Facts("1@here", __version__, fingerprint(KEY), ALL - {"kvm"}), here) == ["ok: 1@here"]
+
+
+def test_a_folder_must_be_that_of_all_machines() -> None:
+    here = Here("another", HERE.keys, "/srv/fleet", verify=True)
+    assert said(GOOD, here) == ["warn: 1@here: it is on another machine, which must mount /srv/fleet"]
+
+
+def test_a_queue_without_workers_and_a_schedule_that_is_held_are_named() -> None:
+    checks = judge(Seen("engine:7233", {"control": (GOOD,), "bake": ()}, held="drained"), HERE)
+    assert [(each.name, each.status) for each in checks] == [
+        ("engine", "ok"),
+        ("schedule", "warn"),
+        ("control", "ok"),
+        ("bake", "missing"),
+    ]
+    assert checks[1].found == "held: drained"
+    assert checks[-1].found == "no worker takes tasks of the queue bake"
+    assert checks[-1].hint == "run one: `parbake fleet worker --queues bake`"
+
+
+def test_a_store_has_a_word_of_its_own(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert identity_of(open_store(str(one))) == ""
+    word = identity_of(open_store(str(one)), make=True)
+    assert identity_of(open_store(str(one)), make=True) == word
+    need_identity(str(one), word)
+    need_identity(str(two), "")
+    with pytest.raises(WrongStore, match=r"two on this machine is not the one where the run was begun"):
+        need_identity(str(two), word)
+    identity_of(open_store(str(two)), make=True)
+    with pytest.raises(WrongStore, match=r"is another store than the one where the run was begun"):
+        need_identity(str(two), word)
+    (two / "identity").write_text("a word\n")
+    with pytest.raises(BadContent, match="is not the word that names a store"):
+        identity_of(open_store(str(two)))
