@@ -14,8 +14,9 @@ from pathlib import Path
 
 from parbake.containerd import Client, Daemon
 from parbake.containerd.labels import chain_ids
-from parbake.core.model import Artefact, Base, Descriptor, Image, Layer, Plan, Platform, Readable
+from parbake.core.model import Artefact, Base, Descriptor, Image, Layer, Plan, Platform
 from parbake.core.run import Result, run
+from parbake.core.sources import Readable
 from tests.fakes.images import Blob, Built, write_layout
 
 AMD64 = Platform(architecture="amd64")

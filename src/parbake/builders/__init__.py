@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from parbake.coldstart.trace import Trace
     from parbake.core.events import Events
-    from parbake.core.model import Image, Plan, Published, Source, Verdict
+    from parbake.core.model import Image, Plan, Published, Verdict
+    from parbake.core.sources import Source
     from parbake.machine.disk import BlockList, Memory
 
 

@@ -22,7 +22,8 @@ from typing import ClassVar
 
 from parbake.builders import Ingredients
 from parbake.core.errors import ParbakeError
-from parbake.core.model import Descriptor, Plan, Readable, Source
+from parbake.core.model import Descriptor, Plan
+from parbake.core.sources import Readable, Source
 
 _PIECE = 1 << 20
 _PLACE = re.compile(r"/v2/.+/(?:manifests|blobs)/(sha256:[0-9a-f]{64})")

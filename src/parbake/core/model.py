@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform as host_platform
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -18,7 +17,7 @@ from parbake.core.errors import InputError
 from parbake.core.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -474,31 +473,3 @@ class TraceSummary(Frozen):
     seconds: dict[str, float] = Field(default_factory=dict)
     stages: dict[str, dict[str, float]] = Field(default_factory=dict)
     skipped: dict[str, str] = Field(default_factory=dict)
-
-
-class Readable(Protocol):
-    """A stream of bytes: ``readinto`` fills a buffer and returns how much, 0 at the end."""
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the start of ``buffer``; return the count of bytes, 0 at the end of the stream."""
-        ...
-
-
-class Source(Protocol):
-    """Where the content of one image comes from: a registry's repository, or an OCI layout on disk."""
-
-    def read(self, descriptor: Descriptor) -> bytes:
-        """Return a small document (manifest, config) whole, verified against its digest and size."""
-        ...
-
-    def open(self, descriptor: Descriptor, *, offset: int = 0) -> AbstractContextManager[Readable]:
-        """Open a blob as a stream that resumes by itself after a broken connection.
-
-        The stream yields exactly ``descriptor.size - offset`` bytes or raises BadContent; **the caller verifies the
-        digest** (the engine hashes on another core).
-        """
-        ...
-
-
-type Progress = Callable[[int], None]
-"""Called with the count of bytes that are newly done; from any thread."""

@@ -27,7 +27,8 @@ from typing import Final, Self, override
 from parbake.core.access import private_folder
 from parbake.core.errors import BadContent, CacheDamaged, DeadlineExceeded, LayerError
 from parbake.core.events import Events
-from parbake.core.model import GIB, Descriptor, Image, Readable, Source
+from parbake.core.model import GIB, Descriptor, Image
+from parbake.core.sources import Readable, Source
 from parbake.core.units import size_of
 from parbake.core.workspace import WORK, lock, remove_leftovers, work_folder
 

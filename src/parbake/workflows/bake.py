@@ -32,10 +32,11 @@ from parbake.core.errors import (
     Moved,
 )
 from parbake.core.events import Events
-from parbake.core.model import MIB, Image, Plan, Published, Source
+from parbake.core.model import MIB, Image, Plan, Published
 from parbake.core.plan import cautions, larger, measure
 from parbake.core.run import need_root
 from parbake.core.signing import Signer
+from parbake.core.sources import Source
 from parbake.core.workspace import remove_leftovers, remove_tree
 from parbake.images.cache import cached
 from parbake.images.registry import open_source

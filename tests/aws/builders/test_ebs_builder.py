@@ -470,7 +470,7 @@ def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> Non
     """Ubuntu's root is /dev/sda1; its further disks, among them another account's, become this account's own."""
     base = build(tmp_path, MACHINE).published["eu-west-1"]
     data = cloud.snapshots[build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id]
-    data.owner = "210987654321"
+    data.owner, data.shared = "210987654321", {"123456789012"}
     image = cloud.images[base.image]
     image["device"] = image["attributes"]["RootDeviceName"] = "/dev/sda1"
     said = {
@@ -499,7 +499,7 @@ def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> Non
         assert (own.owner, own.region, own.shared) == ("123456789012", region, {"123456789012"})
         assert own.tags["parbake:managed"] == "artefact"
         assert [each.device for each in there.snapshots] == ["/dev/sda1", "/dev/sdc"]
-    assert (data.shared, data.tags["parbake:managed"]) == (set(), "artefact"), "nobody touched the original"
+    assert (data.shared, data.tags["parbake:managed"]) == ({"123456789012"}, "artefact"), "nobody touched the original"
     again = build(tmp_path, onto, fresh=True, bases=[data.id]).published["eu-west-1"]
     assert (
         cloud.images[again.image]["further"][1]["snapshot"]

@@ -14,7 +14,8 @@ from parbake.containerd import Client, Daemon
 from parbake.containerd.labels import PINNED
 from parbake.core.errors import BadContent, LayerError, Unreachable
 from parbake.core.events import Event, Events
-from parbake.core.model import Descriptor, Readable
+from parbake.core.model import Descriptor
+from parbake.core.sources import Readable
 from tests.fakes.images import Built, image, index, layer
 from tests.fakes.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
 from tests.fakes.trees import differences, scan

@@ -16,7 +16,8 @@ from parbake.builders import Ingredients
 from parbake.builders.image_server import Server, serve
 from parbake.core.errors import Denied
 from parbake.core.events import Events
-from parbake.core.model import Descriptor, Readable
+from parbake.core.model import Descriptor
+from parbake.core.sources import Readable
 from tests.fakes.plans import image, plan
 
 APP = image("registry.example/team/app:1")

@@ -18,8 +18,9 @@ import pytest
 from parbake.builders.workers.pool import Done, LayerJob, Workers, most
 from parbake.builders.workers.wire import SLOT, SLOTS, failure, raised
 from parbake.core.errors import BadContent, DiskFull, Interrupted, LayerError, LayerTooLarge, ParbakeError, Unreachable
-from parbake.core.model import GIB, MIB, Layer, Readable
+from parbake.core.model import GIB, MIB, Layer
 from parbake.core.run import run
+from parbake.core.sources import Readable
 from parbake.images.layers import Allowance, FolderSink, engine, unpack
 from parbake.machine import disk
 from parbake.machine.ext4 import LayerArea, Volume

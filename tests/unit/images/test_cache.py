@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from parbake.core.errors import BadContent, CacheDamaged, InputError, LayerBomb
 from parbake.core.events import Event, Events
-from parbake.core.model import Descriptor, Image, Layer, Platform, Readable, Source
+from parbake.core.model import Descriptor, Image, Layer, Platform
+from parbake.core.sources import Readable, Source
 from parbake.core.units import size_of
 from parbake.core.workspace import WORK
 from parbake.images import cache as layer_cache

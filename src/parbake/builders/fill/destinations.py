@@ -17,7 +17,8 @@ from parbake.images.layers import FolderSink, Unpacked, complete_folder, unpack
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.containerd.snapshots import SnapshotFolders
-    from parbake.core.model import Image, Layer, Progress, Readable
+    from parbake.core.model import Image, Layer
+    from parbake.core.sources import Progress, Readable
     from parbake.images.layers import Allowance
     from parbake.images.layers.engine import BlobCopy
 

@@ -25,8 +25,9 @@ from parbake.containerd.labels import (
     uncompressed_label,
 )
 from parbake.core.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
-from parbake.core.model import Descriptor, Image, Layer, Plan, Source
+from parbake.core.model import Descriptor, Image, Layer, Plan
 from parbake.core.reference import Reference
+from parbake.core.sources import Source
 from parbake.images.layers import Allowance, Unpacked
 from parbake.images.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
 from parbake.images.registry.strictjson import DOCUMENT

@@ -11,7 +11,7 @@ from parbake.core.errors import Interrupted
 
 if TYPE_CHECKING:
     from parbake.core.events import Task
-    from parbake.core.model import Readable
+    from parbake.core.sources import Readable
 
 _PIECE: Final = 1 << 20
 

@@ -29,7 +29,8 @@ from parbake.machine.disk import bind, unbind
 if TYPE_CHECKING:
     from parbake.containerd import Client
     from parbake.containerd.snapshots import SnapshotFolders
-    from parbake.core.model import Plan, Readable
+    from parbake.core.model import Plan
+    from parbake.core.sources import Readable
     from parbake.machine.disk import Mounted
     from parbake.machine.ext4 import LayerArea, Volume, WrittenLayer
 

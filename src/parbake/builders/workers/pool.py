@@ -22,7 +22,8 @@ from parbake.machine.ext4.layer import PlacedLayer, WrittenLayer
 from parbake.machine.ext4.stream import Hashes
 
 if TYPE_CHECKING:
-    from parbake.core.model import Layer, Progress, Readable
+    from parbake.core.model import Layer
+    from parbake.core.sources import Progress, Readable
     from parbake.images.layers.engine import BlobCopy, Bytes
     from parbake.machine.ext4 import LayerArea
 

@@ -24,7 +24,7 @@ from parbake.images.layers.paths import Implied, shown
 from parbake.images.layers.ring import Failure, Ring, Stopped, memory
 
 if TYPE_CHECKING:
-    from parbake.core.model import Progress, Readable
+    from parbake.core.sources import Progress, Readable
     from parbake.images.layers.sinks import Sink
 
 MOST_ENTRIES: Final = 2_000_000

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from parbake.core.model import Image, Source
+from parbake.core.model import Image
+from parbake.core.sources import Source
 from parbake.images.registry.client import Registry
 from parbake.images.registry.layout import Layout
 from parbake.images.registry.retry import Patience

@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 from parbake.core.errors import BadContent, Denied, InputError, NoSuchImage, RegistryError, Unreachable
 from parbake.core.events import Events
-from parbake.core.model import Descriptor, Image, Platform, Readable, RegistryOptions, Source
+from parbake.core.model import Descriptor, Image, Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.core.roles import Role
 from parbake.core.signing import Attached, PublicKey
+from parbake.core.sources import Readable, Source
 from parbake.images.registry import carried, ecr
 from parbake.images.registry.blob import Blob
 from parbake.images.registry.documents import (

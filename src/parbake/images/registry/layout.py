@@ -18,8 +18,9 @@ from typing import override
 from pydantic import ValidationError
 
 from parbake.core.errors import BadContent, InputError, NoSuchImage
-from parbake.core.model import Descriptor, Image, Platform, Readable, Source
+from parbake.core.model import Descriptor, Image, Platform
 from parbake.core.reference import Reference
+from parbake.core.sources import Readable, Source
 from parbake.images.registry import strictjson
 from parbake.images.registry.documents import (
     CONFIG_LIMIT,
