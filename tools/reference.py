@@ -85,11 +85,11 @@ EXAMPLES: Final = {
     "fleet approve": "parbake fleet approve canary --note 'looks well'",
     "fleet rollback": "parbake fleet rollback --wait",
     "fleet logs": "parbake fleet logs hello",
-    "fleet report": "parbake fleet report",
+    "fleet report": "parbake fleet report\nkill %1\nwait",
     "fleet retry": "parbake fleet retry hello",
     "fleet apply": "parbake fleet apply --dry-run",
     "fleet drain": "parbake fleet drain",
-    "fleet doctor": "parbake fleet doctor\nkill %1\nwait",
+    "fleet doctor": "parbake fleet doctor",
     "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",
 }
