@@ -258,7 +258,7 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
     said = [line for line in journal.splitlines() if line.startswith("prefetch: ")]
     assert prefetched["state"] == "done", said
     assert prefetched["left"] < 0.05 * prefetched["bytes"], said
-    assert (prefetched["errors"], prefetched["gone"] < 0.05 * prefetched["files"]) == (0, True), said
+    assert prefetched["errors"] + prefetched["gone"] < 0.05 * prefetched["files"], said
     assert prefetched["started_after"] < starts[1] / 1e6
     assert pages[0] > 0
     assert pages[1] >= 0.98 * pages[0]
