@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parbake.cli.app import Result, command
-from parbake.cli.fleet import DEFAULT_FILE, Cells, FleetPath, fleets
-from parbake.cli.fleet_runs import State, asked, need_engine, user
+from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
+from parbake.cli.fleet.runs import State, asked, need_engine, user
 from parbake.core.errors import FleetIncomplete, InputError, VerificationFailed
 from parbake.core.events import Events
 

@@ -14,7 +14,7 @@ import typer
 
 from parbake import __version__
 from parbake.cli.app import Result, command, out
-from parbake.cli.fleet import DEFAULT_FILE, Cells, FleetPath, fleets
+from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
 from parbake.core.errors import EngineUnreachable, EnvironmentProblem, FleetIncomplete
 from parbake.core.events import Events
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parbake.cli.app import Result, command
-from parbake.cli.fleet import DEFAULT_FILE, FleetPath, fleets
-from parbake.cli.fleet_runs import State, asked, need_engine, state_folder
+from parbake.cli.fleet.group import DEFAULT_FILE, FleetPath, fleets
+from parbake.cli.fleet.runs import State, asked, need_engine, state_folder
 from parbake.core.errors import EnvironmentProblem, ParbakeError
 
 if TYPE_CHECKING:

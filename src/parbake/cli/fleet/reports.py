@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parbake.cli.app import Result, command, written
-from parbake.cli.fleet import DEFAULT_FILE, FleetPath, fleets
-from parbake.cli.fleet_runs import State, asked
+from parbake.cli.fleet.group import DEFAULT_FILE, FleetPath, fleets
+from parbake.cli.fleet.runs import State, asked
 from parbake.core.errors import EngineUnreachable, EnvironmentProblem, InputError
 from parbake.core.events import Events
 
