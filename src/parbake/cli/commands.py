@@ -55,7 +55,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
         "report": Listed("coldstart", "Write what is known of a cold start as one page of HTML."),
     },
     "Many machines": {
-        "fleet": Listed("fleet_reports", "Bake many Bakefiles for some architectures, on many machines."),
+        "fleet": Listed("fleet_commands", "Bake many Bakefiles for some architectures, on many machines."),
     },
     "Operate": {
         "doctor": Listed("artefacts", "Say what this machine lacks, and how to get it."),

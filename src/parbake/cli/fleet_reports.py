@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parbake.cli import fleet_operate, fleet_rollouts  # noqa: F401 (whose commands are of the same group)
 from parbake.cli.app import Result, command, written
 from parbake.cli.fleet import DEFAULT_FILE, FleetPath, fleets
 from parbake.cli.fleet_runs import State, asked

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from parbake import __version__
 from parbake.cli.app import Result, command, out
 from parbake.cli.fleet import DEFAULT_FILE, Cells, FleetPath, fleets
 from parbake.core.errors import EngineUnreachable, EnvironmentProblem, FleetIncomplete
@@ -93,6 +94,10 @@ def worker(
     ] = "control,bake,roll",
     slots: Slots = 1,
     grace: Grace = 5.0,
+    pinned: Annotated[
+        bool,
+        typer.Option("--pinned", help="Let what begins under this version of parbake end under it: keep its workers."),
+    ] = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> None:
@@ -106,7 +111,8 @@ def worker(
     from parbake.fleet.engine.worker import serve
 
     named = [each.strip() for each in queues.split(",") if each.strip()]
-    asyncio.run(serve(Engine(state_folder(state, file)), queues=named, slots=slots, grace=grace))
+    version = __version__ if pinned else ""
+    asyncio.run(serve(Engine(state_folder(state, file)), queues=named, slots=slots, grace=grace, pinned=version))
 
 
 @command(fleets)

@@ -39,7 +39,7 @@ class Notes(Protocol):
         ...
 
     def forget(self) -> None:
-        """Forget all of it: the work is done."""
+        """Let nothing of it be read any more: the work is done."""
         ...
 
 

@@ -110,7 +110,7 @@ because() {
     case $OUT in
     *"no space left on device"*) echo "the volume is too small: raise size" ;;
     *"no match for platform"* | *"no matching manifest"*) echo "it has no variant for $PARBAKE_PLATFORM" ;;
-    *"i/o timeout"* | *"no route to host"* | *"network is unreachable"* | *"context deadline exceeded"* | *"connection refused"* | *"Client.Timeout"* | *"Could not connect"* | *"Connect timeout"*)
+    *"i/o timeout"* | *"no route to host"* | *"network is unreachable"* | *"context deadline exceeded"* | *"connection refused"* | *"Client.Timeout"* | *"handshake timeout"* | *"Could not connect"* | *"Connect timeout"*)
         echo "the registry cannot be reached from here (subnet, route, NAT or VPC endpoints, security group, DNS): $OUT" ;;
     *"no such host"* | *"server misbehaving"* | *"Temporary failure in name resolution"*)
         echo "the registry's name cannot be resolved from here (DNS of the VPC, VPC endpoints): $OUT" ;;
@@ -228,8 +228,7 @@ registry() { # HOST URL LOGIN [CA]: LOGIN is - (none) or ecr:REGION; what it nee
             OUT=$(grep . "$WORK/login" | tail -n 1 | cut -c 1-300)
             fail "no login for $1: $(because)"
         }
-        [ "$RUNTIME" != docker ] || printf '%s' "$password" |
-            DOCKER_CONFIG=$WORK/docker docker login --username AWS --password-stdin "$1" >"$WORK/login" 2>&1 || {
+        [ "$RUNTIME" != docker ] || again docker_login "$1" || {
             OUT=$(grep . "$WORK/login" | tail -n 1 | cut -c 1-300)
             fail "no login for $1: $(because)"
         }
@@ -329,8 +328,9 @@ docker_registry() { # HOST URL LOGIN [CA]: an URL with a path leads to one serve
         esac
         OUT=${2#http://}
         PROXY=http://parbake:${OUT#*/}@${OUT%%/*} # with its path as the password
-        DOCKER="${DOCKER:-} --insecure-registry $1"
-        [ "$1" != docker.io ] || DOCKER="$DOCKER --registry-mirror http://${OUT%%/*}"
+        # The Hub is never asked without TLS, but a mirror of its own name is.
+        if [ "$1" = docker.io ]; then option="--registry-mirror http://$1"; else option="--insecure-registry $1"; fi
+        DOCKER="${DOCKER:-} $option"
         ;;
     http://*) DOCKER="${DOCKER:-} --insecure-registry $1" ;;
     esac
@@ -338,6 +338,11 @@ docker_registry() { # HOST URL LOGIN [CA]: an URL with a path leads to one serve
     ca=$ROOT/etc/docker/certs.d/$1/parbake.crt # the daemon trusts what is there from its next pull on
     mkdir -p "${ca%/*}"
     printf '%s\n' "$4" >"$ca"
+}
+
+docker_login() { # HOST
+    printf '%s' "$password" |
+        DOCKER_CONFIG=$WORK/docker docker login --username AWS --password-stdin "$1" >"$WORK/login" 2>&1
 }
 
 docker_reaches() { # the daemon gets what only this bake needs by a file in memory

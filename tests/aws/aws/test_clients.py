@@ -219,6 +219,19 @@ def test_calls_are_made_in_a_role_perhaps_in_another_account(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("aws_mock")
+def test_regions_may_have_roles_of_their_own() -> None:
+    with aws.acting_as(None, "fleet-7", places={"us-east-1": THERE}):
+        assert (aws.account("us-east-1"), aws.account("eu-west-1")) == ("210987654321", "123456789012")
+        assert aws.role_in("us-east-1") == aws.Role(THERE, "fleet-7")
+        assert (aws.stranger("us-east-1", "eu-west-1"), aws.stranger("eu-west-1", "eu-west-1")) == ("210987654321", "")
+        with aws.acting_as("arn:aws:iam::333333333333:role/target"):  # a target's: it has no places
+            assert aws.account("us-east-1") == "333333333333"
+            assert aws.stranger("us-east-1", "eu-west-1") == ""
+    with aws.acting_as(THERE, places={"us-east-1": f"{THERE}-copies"}):
+        assert aws.stranger("us-east-1", "eu-west-1") == "", "another role of the same account"
+
+
+@pytest.mark.usefixtures("aws_mock")
 def test_a_role_that_does_not_trust_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     call = BaseClient._make_api_call
 

@@ -77,7 +77,10 @@ def of_key(cloud: Cloud, region: str = HOME) -> list[str]:
 
 
 @pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=lambda plan: plan.name)
-def test_two_at_once_make_one(tmp_path: Path, oven: Oven, direct: Direct, wanted: Plan) -> None:
+def test_two_at_once_make_one(
+    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan
+) -> None:
+    machines.install(monkeypatch, tmp_path, ttl=60)  # both live, however slowly
     found: dict[str, Record] = {}
     meanwhile = threading.Event()
     waits = threading.Event()
@@ -272,11 +275,10 @@ def test_what_was_not_noted_is_sent_again(
     """A dead machine's last blocks are in the snapshot, and in no note: even where mine are empty, they are written."""
     with monkeypatch.context() as cut:
         die_with(cut)
-        cut.setattr(Journal, "_share", lambda journal: share(journal) if not journal.written else None)
-        back = killed(direct, "CompleteSnapshot")
+        cut.setattr(Journal, "wrote", lambda journal, index, digest: journal.written.update({index: digest}))
+        cut.setattr(Journal, "completed", interrupted)
         with pytest.raises(KeyboardInterrupt):
             story(tmp_path, VOLUME, region=HOME)
-        back()
     (snapshot,) = of_key(direct.world)
     assert 900 in direct.world.snapshots[snapshot].written
     oven.content = {0: b"boot"}
@@ -285,7 +287,8 @@ def test_what_was_not_noted_is_sent_again(
     assert set(held(direct.world, snapshot)) == {0, 700}
 
 
-share = Journal._share
+def interrupted(_: Journal) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_forced_bake_leaves_nothing_of_what_was_begun(

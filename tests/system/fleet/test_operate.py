@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from parbake.core.run import Process
 from parbake.fleet.engine import runs, schedules
 from parbake.fleet.engine.schedules import Applied
 from parbake.fleet.engine.tasks import Place
+from parbake.fleet.engine.versions import _current as current
 from parbake.fleet.schedule import Schedule
 from parbake.records.store import identity_of, open_store
 from tests.fakes.fleet_program import key_of
-from tests.fakes.fleets import Fleet
+from tests.fakes.fleets import Fleet, kill
 
 pytestmark = pytest.mark.slow(60)
 
@@ -128,6 +130,29 @@ def children(pid: int) -> list[int]:
     found = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in path.read_text().split()]
     assert found
     return found
+
+
+def test_what_began_under_a_version_ends_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def version(client: Client, name: str) -> str:
+        described = await client.get_workflow_handle(name).describe()
+        return described.raw_description.workflow_execution_info.versioning_info.deployment_version.build_id
+
+    with Fleet(tmp_path) as fleet:
+        monkeypatch.setenv("FLEET_WORKER_PINNED", "0.1.0")
+        (old,) = fleet.work(1, seconds=4)
+        fleet.start(["old"])
+        fleet.wait_until(lambda: bool(fleet.happened("start")), "the bake's start")
+        monkeypatch.setenv("FLEET_WORKER_PINNED", "0.2.0")
+        fleet.work(1)
+        fleet.wait_until(lambda: fleet.ask(current) == "0.2.0", "the new version")
+        kill(old)
+        monkeypatch.setenv("FLEET_WORKER_PINNED", "0.1.0")
+        fleet.work(1)
+        assert fleet.end().counts.baked == 1
+        assert fleet.run(["new"], name="later").counts.baked == 1
+        assert fleet.ask(current) == "0.2.0", "an older one does not become it"
+        found = [fleet.ask(partial(version, name=fleet.bake_id(cell))) for cell in ("old", "new")]
+        assert found == ["0.1.0", "0.2.0"]
 
 
 def test_a_worker_with_another_store_ends_itself(tmp_path: Path) -> None:

@@ -240,8 +240,8 @@ def test_docker_is_led_to_this_process(docker_node: Node) -> None:
     assert options.read_text().splitlines() == [
         "[Service]",
         "ExecStart=",
-        "ExecStart=/usr/bin/dockerd -H fd:// $OPTIONS --insecure-registry docker.io"
-        " --registry-mirror http://10.0.2.2:81 --insecure-registry registry.example",
+        "ExecStart=/usr/bin/dockerd -H fd:// $OPTIONS --registry-mirror http://docker.io"
+        " --insecure-registry registry.example",
         "Environment=HTTP_PROXY={0} HTTPS_PROXY={0} NO_PROXY=".format("http://parbake:secret@10.0.2.2:81"),
     ]
     assert options.stat().st_mode & 0o777 == 0o600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,16 @@ def test_every_command_of_a_module_is_listed(module: str) -> None:
         [sys.executable, "-c", textwrap.dedent(made), module], capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) == listed
+
+
+def test_every_module_with_commands_is_loaded_by_one_that_is_listed() -> None:
+    group = typer.main.get_command(app.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    assert all(group.commands.values())  # looked up, and so loaded
+    folder = Path(app.__file__).parent
+    made = {path.stem for path in folder.glob("*.py") if re.search(r"^@?command\(", path.read_text(), re.MULTILINE)}
+    assert len(made) > 8
+    assert {f"parbake.cli.{name}" for name in made} <= set(sys.modules)
 
 
 def test_a_command_is_corrected_that_is_not_loaded(say: Say) -> None:

@@ -9,16 +9,18 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from temporalio.client import Client
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.activities import OURS
-from parbake.fleet.engine.connect import Engine, connect
+from parbake.fleet.engine.connect import Engine, connect, unreachable
 from parbake.fleet.engine.facts import Facts
 from parbake.fleet.engine.handing import Handing
 from parbake.fleet.engine.sealing import read_keys
 from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES, ROLL
 from parbake.fleet.engine.ticks import Prune, Tick
+from parbake.fleet.engine.versions import become_current, deployment
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import Bake, Fleet
 
@@ -35,11 +37,12 @@ async def serve(
     slots: int = 1,
     grace: float = 5.0,
     command: Sequence[str] = OURS,
+    pinned: str = "",
 ) -> None:
     """Work until SIGTERM or SIGINT comes; then give what runs ``grace`` seconds, and end it.
 
-    ``slots`` bakes run at once. Raises EngineUnreachable, InputError; WrongStore where the first task shows that the
-    store of the fleet is another one here.
+    ``slots`` bakes run at once. With ``pinned``, a version, workflows that begin under it end under it. Raises
+    EngineUnreachable, InputError; WrongStore where the first task shows that the fleet's store is another one here.
     """
     if unknown := [queue for queue in queues if queue not in QUEUES]:
         raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose of {', '.join(QUEUES)}")
@@ -56,15 +59,20 @@ async def serve(
 
     can = Handing(client, command)
     can.refuse = refuse
+    if pinned:
+        try:
+            await become_current(client, pinned)
+        except RPCError as error:
+            raise unreachable(client.service_client.config.target_host, error) from error
     async with AsyncExitStack() as stack:
         for queue in queues:
-            await stack.enter_async_context(_worker(client, can, identity, queue, slots, grace))
+            await stack.enter_async_context(_worker(client, can, identity, queue, slots, grace, pinned))
         await stop.wait()
     if refused:
         raise refused[0]
 
 
-def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int, grace: float) -> Worker:
+def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int, grace: float, pinned: str) -> Worker:
     activities = {CONTROL: [*can.of_control, *can.of_schedules], BAKE: can.of_bakes, ROLL: can.of_rollouts}
     return Worker(
         client,
@@ -76,5 +84,6 @@ def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int,
         max_cached_workflows=_CACHED_WORKFLOWS if queue == CONTROL else 0,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+        deployment_config=deployment(pinned) if pinned else None,
         graceful_shutdown_timeout=timedelta(seconds=grace),
     )

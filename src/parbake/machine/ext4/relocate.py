@@ -142,7 +142,10 @@ def _room(volume: Volume, count: int) -> list[int]:
 
 
 def _placed(order: Iterable[list[int]], slots: Sequence[int]) -> dict[int, int]:
-    """Return the new places of blocks, by the old ones: in order, but for the pages that requests carry."""
+    """Return the new places of blocks, by the old ones: in order, but for the pages that requests carry.
+
+    These lie behind the first request of their block: one that goes on in the next block is not interrupted by them.
+    """
     groups = [list(group) for _, group in itertools.groupby(slots, key=lambda slot: slot // _UNIT)]
     waiting = deque(order)
     carried: dict[int, list[int]] = {}
@@ -150,6 +153,7 @@ def _placed(order: Iterable[list[int]], slots: Sequence[int]) -> dict[int, int]:
     for number, group in enumerate(groups):
         own: list[int] = []
         guests = carried.pop(number, [])
+        behind = 0
         targets = [
             target
             for target in (range(1, AHEAD + 1) if not number else (number + AHEAD,))
@@ -163,10 +167,11 @@ def _placed(order: Iterable[list[int]], slots: Sequence[int]) -> dict[int, int]:
                 for target in targets:
                     carried.setdefault(target, []).append(here.pop())
                 targets = []
+            behind = behind or len(own)
             own += here
             if rest:
                 waiting.appendleft(rest)
-        places.update(zip([*own, *guests], group, strict=False))
+        places.update(zip([*own[:behind], *guests, *own[behind:]], group, strict=False))
     return places
 
 

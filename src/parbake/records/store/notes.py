@@ -29,17 +29,12 @@ class StoreNotes:
 
     def read(self) -> str:
         """Return the lines of the newest series."""
-        names = sorted(each.name for each in self._store.list(self._prefix))
-        self._series, self._count = 0, 0
-        lines: list[str] = []
-        for name in names:
-            series, _, number = name.removeprefix(self._prefix).partition("-")
-            if int(series) != self._series:
-                self._series, lines = int(series), []
-            if held := self._store.get(name):
-                lines.append(held.content.decode())
-            self._count = int(number) + 1
-        return "".join(lines)
+        there = sorted(each.name.removeprefix(self._prefix) for each in self._store.list(self._prefix))
+        newest = there[-1].partition("-")[0] if there else "0"
+        names = [name for name in there if name.startswith(f"{newest}-")]
+        self._series, self._count = int(newest), len(names)
+        held = (self._store.get(f"{self._prefix}{name}") for name in names)
+        return "".join(each.content.decode() for each in held if each)
 
     def begin(self, line: str) -> None:
         """Begin the next series."""
@@ -57,8 +52,8 @@ class StoreNotes:
         self._count += 1
 
     def forget(self) -> None:
-        """Remove all series; an empty one stays, so that no number is used twice."""
-        before = [each.name for each in self._store.list(self._prefix)]
+        """Begin an empty series: no number is used twice, and those who bake need not be allowed to remove anything.
+
+        Pruning removes what is a day old.
+        """
         self.begin("{}")
-        for name in before:
-            self._store.remove(name)

@@ -205,6 +205,8 @@ def test_requests_carry_pages_of_the_blocks_to_come(tmp_path: Path) -> None:
     places = {logical + n: place + n for logical, place, count in large.extents for n in range(count)}
     ((zone, _),) = _zone(path)
     asked: set[int] = set()
+    pieces = sum(at % 32 == 0 or places[at] != places[at - 1] + 1 for at in range(len(places)))
+    assert pieces <= len(requests) + 20 * MIB // HASHED, "each page that is carried makes one read more, and no other"
     for logical in range(0, len(places), 32):
         units = [(places[at] - zone) // UNIT for at in range(logical, min(logical + 32, len(places)))]
         asked.update(units)

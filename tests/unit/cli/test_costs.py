@@ -1,0 +1,53 @@
+"""Advice and savings from the command line: what is asked for reaches the arithmetic, what is wrong is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parbake import records
+from parbake.cli import run
+from parbake.core.model import MIB, TraceSummary
+from tests.fakes.plans import record
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    assert run([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_advice_of_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trace = TraceSummary(hot_bytes=90 * MIB, hot_blocks=180, reads=1500, read_bytes=60 * MIB)
+    made = record("a").model_copy(update={"trace": trace})
+    (tmp_path / "artefacts").mkdir()
+    (tmp_path / "artefacts" / made.artefact).touch()
+    records.write(tmp_path / "artefacts", made)
+    found = told(capsys, "advise", made.artefact, "--drive", "gp3-raised", "--lifetime", "2", "--bakes", "0")
+    at = found["situation"]
+    assert (at["read"], at["reads"], at["lifetime"], at["drive"], at["bakes"]) == (60 * MIB, 1500, 2, "gp3-raised", 0)
+    assert found["drive"] == {"latency": 0.0007, "operations": 16_000, "throughput": 1000}
+    assert [each["name"] for each in found["pulls"]] == ["pull", "pull-soci-al2023", "pull-soci-bottlerocket"]
+    assert found["bake"] is not found["recommended"].startswith("pull")
+    assert "gp3" not in {each["name"] for each in found["remedies"]}, "they have it anyway"
+    half = told(capsys, "advise", made.artefact, "--hot", "45", "--pull-rate", "1000")
+    assert (half["situation"]["reads"], half["situation"]["read"]) == (750, 30 * MIB)
+    assert [(each["source"], each["fastest"]) for each in half["pulls"]] == [("yours", 1000)]
+    assert "gp3-raised or io2" in told(capsys, "advise", made.artefact, "--drive", "tape", code=2)["hint"]
+    records.write(tmp_path / "artefacts", made.model_copy(update={"trace": None}))
+    unknown = told(capsys, "advise", made.artefact, "--hot", "45")
+    assert unknown["situation"]["reads"] == 360, "pieces as large as what is read ahead"
+
+
+def test_savings_of_every_kind_of_pull(capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "savings", "--pulls", "40", "--size", "9354", "--bakes", "60")
+    assert [each["name"] for each in found["others"]] == ["pull", "pull-soci-al2023", "pull-soci-bottlerocket"]
+    assert found["bake"]
+    assert [each["saved_a_month"] > 0 for each in found["others"]] == [True, True, False]
+    assert not told(capsys, "savings", "--pulls", "1", "--pull-seconds", "3")["bake"]
+    assert "--size" in told(capsys, "savings", "--pulls", "1", code=2)["hint"]
