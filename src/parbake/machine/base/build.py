@@ -23,7 +23,8 @@ from parbake.machine.base.grub import MODULES, PACKAGES, install_bios, make_bios
 from parbake.machine.base.recipe import Recipe, describe, files
 from parbake.machine.disk.filesystems import EXT4_FEATURES
 
-_TIMEOUT = 1800.0  # seconds for a slow mirror, or for emulation
+_TIMEOUT = 1800.0  # seconds for a slow mirror
+_EMULATED = 4  # times as long where programs are emulated
 _GRUB = "grub"
 
 
@@ -125,7 +126,7 @@ def _install(recipe: Recipe, work: Path) -> Path:
     ]  # fmt: skip
     env = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "TMPDIR": str(work)}
     try:
-        run(command, cwd=work, env=env, timeout=_TIMEOUT)
+        run(command, cwd=work, env=env, timeout=_TIMEOUT * (_EMULATED if _is_foreign(recipe) else 1))
     except CommandFailed as error:
         _raise_disk_full(error, work)
         raise CommandFailed(
