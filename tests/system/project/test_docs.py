@@ -138,7 +138,7 @@ STAND_INS = {
     '> "$HOME/.docker/config.json"',
     "docker-credential-pass": """[ "$1" = get ] && printf '{{"Username": "ann", "Secret": "{password}"}}'""",
     "sudo": 'echo "$@" > "{folder}/sudo.log"',
-    "uv": '[ "$*" = "tool install .[aws]" ]',
+    "uv": '[ "$*" = "tool install --compile-bytecode .[aws]" ]',
     "packer": 'exec {python} {root}/tests/fakes/packer_program.py "$@"',
     "gcloud": 'echo "$@"',
     "az": 'echo "$@"',

@@ -40,7 +40,7 @@ APP = image(layer({"etc/": None, "etc/app": b"the application\n" * 1000}), layer
 OTHER = image(layer({"etc/": None, "etc/app": b"the application\n" * 1000}), layer({"other": b"#!/bin/sh\n"}))
 PAUSE = image(layer({"pause": b"a pause program\n"}), config={"Entrypoint": ["/pause"]})
 ARM = image(layer({"arm": b"for arm64\n"}), platform="linux/arm64")
-OTHER = image(layer({"other": b"for another\n"}), platform="linux/riscv64")
+RISCV = image(layer({"riscv": b"for riscv64\n"}), platform="linux/riscv64")
 INFO_FORMATS = {"raw": "raw", "qcow2": "qcow2", "vmdk": "vmdk", "vhd": "vpc"}
 
 
@@ -51,7 +51,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
         push(served.url, "team/other", OTHER, "1")
         push(served.url, "team/pause", PAUSE, "9")
         push(served.url, "team/many", index(APP, ARM), "1")
-        push(served.url, "team/other", OTHER, "1")
+        push(served.url, "team/riscv", RISCV, "1")
         yield served
 
 
@@ -432,7 +432,7 @@ def test_an_arm64_volume_is_baked_here(place: Path, registry: DockerRegistry) ->
 
 
 def test_what_has_no_machines_is_baked_and_not_proven(place: Path, registry: DockerRegistry) -> None:
-    name = f"{registry.host}/team/other:1"
+    name = f"{registry.host}/team/riscv:1"
     path = bakefile(place, [name], base="none", platform="linux/riscv64", size=SMALL)
     done = as_program("bake", "-f", path, "--json")  # verification is wanted, and cannot be had
     record = done.good()

@@ -194,7 +194,7 @@ def test_cleaning_leaves_living_runs_alone(corner: Corner, registry: DockerRegis
         proxy.faults.clear()
         (work,) = [path for path in (corner.output / ".parbake").iterdir() if path.is_dir()]
         inside = files(work)
-        assert corner.parbake("clean", "--json").document == {"removed": []}
+        assert corner.parbake("clean", "--json").document["removed"] == []
         assert corner.parbake("clean", "--caches", "--json").code == 0
         bakefile(corner, f"{registry.host}/app:2", name="other", file="other.yaml")
         assert corner.bake("-f", "other.yaml")["changed"] is True
@@ -213,7 +213,7 @@ def test_the_work_folder_can_be_kept(corner: Corner, registry: DockerRegistry) -
     (kept,) = (corner.output / ".parbake").iterdir()
     corner.bake("--force")
     assert kept.is_dir()
-    assert corner.parbake("clean", "--json").document == {"removed": [str(kept)]}
+    assert corner.parbake("clean", "--json").document["removed"] == [str(kept)]
     check_tidy(corner)
 
 
@@ -252,7 +252,7 @@ def test_prune_and_clean_by_hand(corner: Corner, registry: DockerRegistry) -> No
         run.finish()
     said = corner.parbake("clean")
     assert f"removed {corner.output / '.parbake'}" in said.stdout
-    assert corner.parbake("clean", "--json").document == {"removed": []}
+    assert corner.parbake("clean", "--json").document["removed"] == []
     removed = corner.parbake("clean", "--caches", "--json").document["removed"]
     assert str(corner.cache / "pause") in removed
     assert files(corner.cache) == set()
