@@ -145,10 +145,11 @@ class Node:
         for _ in range(5):
             self.guest.check(["sh", "-c", "mkdir -p /tmp/parbake && tar -x -C /tmp/parbake"], stdin=tar.getvalue())
             ran = self.guest.run(["env", *words, "sh", "/tmp/parbake/bake.sh"], timeout=self.within)
-            if "TLS handshake timeout" not in ran.output:  # ten seconds, which an emulated machine may need
-                break
-        assert ran.code == 0, ran.output
-        return ran.output
+            if ran.code == 0:
+                return ran.output
+            # ten seconds, which an emulated machine may need
+            assert "TLS handshake timeout" in ran.output, ran.output
+        raise AssertionError("no handshake with the registry in five tries")
 
     def containerd(self, folder: str) -> None:
         """Let the programs of a folder be the node's containerd, and keep its own."""
