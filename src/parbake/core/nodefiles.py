@@ -46,7 +46,7 @@ def _short_python(text: str, lines: list[str]) -> list[str]:
     for number, line in enumerate(lines, 1):
         if number in gone:
             continue
-        code = line[: ends.get(number, len(line))].rstrip() if number in ends else line
+        code = line[: ends[number]].rstrip() if number in ends else line
         margin = 0 if number in inside else len(code) - len(code.lstrip(" "))
         kept.append(" " * (margin // 4) + code[margin:])
     return kept

@@ -49,9 +49,8 @@ http.server.HTTPServer(("", 8080), Handler).serve_forever()
 @pytest.fixture
 def context(tmp_path: Path) -> Path:
     """A build context whose root file system has Python for the other architecture."""
-    recipe = base.describe(OTHER)
-    made = f"base/debian-{recipe.suite}-{recipe.identity.removeprefix('sha256:')[:16]}.raw"
-    if not (cache_folder() / made).exists() and not os.environ.get("CI"):
+    made = cache_folder() / "base" / base.describe(OTHER).file_name
+    if not made.exists() and not os.environ.get("CI"):
         pytest.skip(f"to make a base for {OTHER} takes ten minutes in emulation: CI does, and CI=1 does it here, once")
     default = base.ensure(cache_folder(), Events(), platform=OTHER)
     folder = tmp_path / "app"

@@ -5,19 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlreadyStartedError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine import tasks
     from parbake.fleet.engine.tasks import Failure, Place, Progress, PruneRequest, RunRequest, run_id
-    from parbake.fleet.engine.workflows import describe
+    from parbake.fleet.engine.workflows import PATIENT, describe
 
 _ASK = timedelta(minutes=10)
 _PRUNE = timedelta(hours=2)
 _BEAT = timedelta(minutes=1)
-_RETRY = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
 
 
 @workflow.defn
@@ -33,7 +31,7 @@ class Tick:
             result_type=RunRequest,
             task_queue=tasks.CONTROL,
             start_to_close_timeout=_ASK,
-            retry_policy=_RETRY,
+            retry_policy=PATIENT,
         )
         try:
             child = await workflow.start_child_workflow(
@@ -68,7 +66,7 @@ class Prune:
             result_type=list[PruneRequest],
             task_queue=tasks.CONTROL,
             start_to_close_timeout=_ASK,
-            retry_policy=_RETRY,
+            retry_policy=PATIENT,
         )
         failed: list[Failure] = []
         for request in requests:
@@ -79,7 +77,7 @@ class Prune:
                     task_queue=tasks.CONTROL,
                     start_to_close_timeout=_PRUNE,
                     heartbeat_timeout=_BEAT,
-                    retry_policy=_RETRY,
+                    retry_policy=PATIENT,
                     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
                     summary=request.file,
                 )

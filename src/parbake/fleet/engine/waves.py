@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType
 
@@ -33,11 +32,10 @@ with workflow.unsafe.imports_passed_through():
         Yes,
     )
     from parbake.fleet.engine.tasks import CONTROL, ROLL
-    from parbake.fleet.engine.workflows import describe
+    from parbake.fleet.engine.workflows import PATIENT, describe
 
 _A_TARGET = timedelta(days=2)  # nodes may take as long as the target's own deadline says, which parbake keeps
 _A_LOOK = timedelta(hours=1)
-_PATIENT = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
 _LOOKS_AT_ONCE = 8
 
 Way = Literal["done", "longer", "back"]
@@ -136,7 +134,7 @@ class Rollout:
             task_queue=CONTROL,
             start_to_close_timeout=_A_LOOK,
             heartbeat_timeout=timedelta(seconds=request.heartbeat),
-            retry_policy=_PATIENT,
+            retry_policy=PATIENT,
         )
         now = self._standing
         now.waves, now.windows, now.on_failure = planned.waves, planned.windows, planned.on_failure
@@ -264,7 +262,7 @@ class Rollout:
                 result_type=float,
                 task_queue=CONTROL,
                 start_to_close_timeout=_A_LOOK,
-                retry_policy=_PATIENT,
+                retry_policy=PATIENT,
             )
             if not seconds:
                 break
@@ -281,16 +279,8 @@ class Rollout:
         """Ask whether the wave's nodes still run it, and its gate. Raises _Failed where one of them says no."""
         request = self._request
         try:
-            await workflow.execute_activity(
-                "gate",
-                GateRequest(wave.name, request.file, request.root, self._standing.generation, list(request.keys)),
-                task_queue=ROLL,
-                start_to_close_timeout=_A_LOOK + timedelta(seconds=wave.gate_timeout),
-                heartbeat_timeout=timedelta(seconds=request.heartbeat),
-                retry_policy=replace(_PATIENT, maximum_attempts=request.attempts),
-                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-                summary=wave.name,
-            )
+            gate = GateRequest(wave.name, request.file, request.root, self._standing.generation, list(request.keys))
+            await self._rolling("gate", gate, wave.name, _A_LOOK + timedelta(seconds=wave.gate_timeout))
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
@@ -340,26 +330,17 @@ class Rollout:
         """Let a worker do something to a target. Raises _Failed with what parbake said."""
         request = self._request
         try:
-            found: HandResult = await workflow.execute_activity(
-                what,
-                HandRequest(
-                    target.file,
-                    target.target,
-                    target.keys,
-                    target.ids,
-                    request.root,
-                    request.file,
-                    request.store,
-                    request.store_id,
-                ),
-                result_type=HandResult,
-                task_queue=ROLL,
-                start_to_close_timeout=limit,
-                heartbeat_timeout=timedelta(seconds=request.heartbeat),
-                retry_policy=replace(_PATIENT, maximum_attempts=request.attempts),
-                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-                summary=target.name,
+            one = HandRequest(
+                target.file,
+                target.target,
+                target.keys,
+                target.ids,
+                request.root,
+                request.file,
+                request.store,
+                request.store_id,
             )
+            found: HandResult = await self._rolling(what, one, target.name, limit, HandResult)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
@@ -368,6 +349,22 @@ class Rollout:
             self._tell(f"{target.name}: {target.problem}")
             raise _Failed(f"{target.name}: {said.message}") from error
         return found
+
+    async def _rolling(
+        self, what: str, asked: object, summary: str, limit: timedelta, result: type | None = None
+    ) -> Any:
+        """Let a worker of the queue roll do something, and end it where it is cancelled."""
+        return await workflow.execute_activity(
+            what,
+            asked,
+            result_type=result,
+            task_queue=ROLL,
+            start_to_close_timeout=limit,
+            heartbeat_timeout=timedelta(seconds=self._request.heartbeat),
+            retry_policy=replace(PATIENT, maximum_attempts=self._request.attempts),
+            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=summary,
+        )
 
     def _named(self, name: str) -> WaveState:
         for wave in self._standing.waves:

@@ -33,7 +33,8 @@ with workflow.unsafe.imports_passed_through():
 _A_BAKE = timedelta(hours=6)
 _A_PLAN = timedelta(hours=1)
 _REPORT_OF_WAITING = timedelta(minutes=1)
-_CONTROL = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
+PATIENT = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
+"""How what a fleet asks of its workers is tried again."""
 _ENOUGH_TO_JUDGE = 5
 """Failures below which a run goes on, however few cells it has."""
 
@@ -46,11 +47,7 @@ class Bake:
     async def run(self, request: BakeRequest) -> Baked:
         """Return what the store has now; fails as the last try has failed."""
         beat = timedelta(seconds=request.heartbeat)
-        retry = RetryPolicy(
-            initial_interval=timedelta(seconds=1),
-            maximum_interval=timedelta(minutes=1),
-            maximum_attempts=request.attempts,
-        )
+        retry = replace(PATIENT, maximum_attempts=request.attempts)
         try:
             baked: Baked = await workflow.execute_activity(
                 "bake",
@@ -70,7 +67,7 @@ class Bake:
                     args=[request, describe(request.cell, error)],
                     start_to_close_timeout=_A_PLAN,
                     heartbeat_timeout=beat,
-                    retry_policy=_CONTROL,
+                    retry_policy=PATIENT,
                     task_queue=tasks.CONTROL,
                 )
             raise
@@ -169,7 +166,7 @@ class Fleet:
             result_type=str,
             task_queue=tasks.CONTROL,
             start_to_close_timeout=_A_PLAN,
-            retry_policy=_CONTROL,
+            retry_policy=PATIENT,
         )
         if last == wanted.generation:
             self._rollout = f"{wanted.generation} is rolled out already"
@@ -223,7 +220,7 @@ class Fleet:
                 task_queue=tasks.CONTROL,
                 start_to_close_timeout=_A_PLAN,
                 heartbeat_timeout=timedelta(seconds=request.heartbeat),
-                retry_policy=_CONTROL,
+                retry_policy=PATIENT,
                 cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             )
         except ActivityError as error:
@@ -274,7 +271,7 @@ class Fleet:
             task_queue=tasks.BAKE,
             start_to_close_timeout=_A_BAKE,
             heartbeat_timeout=timedelta(seconds=self._request.heartbeat),
-            retry_policy=replace(_CONTROL, maximum_attempts=self._request.attempts),
+            retry_policy=replace(PATIENT, maximum_attempts=self._request.attempts),
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=planned.cell,
         )
@@ -317,7 +314,7 @@ class Fleet:
             task_queue=tasks.CONTROL,
             start_to_close_timeout=_A_BAKE,
             heartbeat_timeout=_REPORT_OF_WAITING,
-            retry_policy=_CONTROL,
+            retry_policy=PATIENT,
         )
         return joined
 

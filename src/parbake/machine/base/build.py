@@ -46,7 +46,7 @@ def ensure(
     platform = platform or Platform.host()
     recipe = describe(platform, packages, serial=serial)
     folder = cache / "base"
-    disk = folder / f"debian-{recipe.suite}-{recipe.identity.removeprefix('sha256:')[:16]}.raw"
+    disk = folder / recipe.file_name
     if not disk.exists():
         need_root("making the default base image")
     private_folder(folder)

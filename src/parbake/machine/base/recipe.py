@@ -118,6 +118,11 @@ class Recipe(Frozen):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
+    @property
+    def file_name(self) -> str:
+        """The name of the disk in the cache's folder ``base``."""
+        return f"debian-{self.suite}-{self.identity.removeprefix('sha256:')[:16]}.raw"
+
     def uuid(self, name: str) -> str:
         """Return the identifier of a part of the disk (``disk``, ``root``, ...): it follows from the recipe."""
         return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.identity}/{name}"))
