@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client
 
+from parbake.core.errors import Interrupted
 from parbake.core.run import Process
 from parbake.fleet.engine import runs, schedules
 from parbake.fleet.engine.schedules import Applied
@@ -99,6 +100,16 @@ def test_a_run_that_is_drained_ends_with_what_it_has_begun(shared: Fleet) -> Non
     assert not shared.ask(lambda client: runs.drain(client, "maintained")), "there is none any more"
     again = shared.run(cells, name="maintained")
     assert (again.counts.there, again.counts.baked) == (ended.counts.baked, 12 - ended.counts.baked)
+
+
+def test_whoever_drains_does_not_mind_that_the_run_is_cancelled(shared: Fleet) -> None:
+    shared.start(["slow-two", "other"], name="given-up")
+    shared.wait_until(lambda: bool(shared.happened("start")[key_of("slow-two")]), "the bake")
+    shared.ask(lambda client: runs.drain(client, "given-up"))
+    shared.ask(lambda client: runs.cancel(client, "given-up"))
+    assert shared.ask(lambda client: runs.outlast(client, "given-up")) is None
+    with pytest.raises(Interrupted, match="the run of given-up was cancelled"):
+        shared.ask(lambda client: runs.follow(client, "given-up", lambda _: None))
 
 
 def test_a_worker_that_is_frozen_does_no_harm_when_it_comes_back(tmp_path: Path) -> None:

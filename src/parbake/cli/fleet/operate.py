@@ -72,7 +72,7 @@ def drain(
 
         held = await schedules.hold(client, fleet.name, "drained")
         running = await runs.drain(client, fleet.name)
-        ended = await runs.follow(client, fleet.name, lambda _: None) if running and wait else None
+        ended = await runs.outlast(client, fleet.name) if running and wait else None
         return {
             "schedule_held": held,
             "run": running,
@@ -86,6 +86,7 @@ def drain(
         said = "the run ends when what it has begun has ended"
         if wait:
             said = f"the run has ended: {found['done']} cells are done, {found['left']} were not begun"
+            said = "the run was cancelled" if found["done"] is None else said
     more = "; the schedule is held: `parbake fleet resume` lets it go on" if found["schedule_held"] else ""
     return Result(found, lambda: f"{said}{more}")
 

@@ -80,15 +80,22 @@ async def follow(client: Client, fleet: str, told: Callable[[Status], object]) -
     while not (await asyncio.wait({ended}, timeout=_LOOK))[0]:
         with suppress(EngineUnreachable):  # it may be back before the wait for the result gives up
             told(await status(client, fleet))
-    return ended.result()
+    if (progress := ended.result()) is None:
+        raise Interrupted(f"the run of {fleet} was cancelled")
+    return progress
 
 
-async def _result(client: Client, fleet: str) -> Progress:
+async def outlast(client: Client, fleet: str) -> Progress | None:
+    """Wait for the end of a run, whoever brings it about; None where it is cancelled. Raises as ``follow`` does."""
+    return await _result(client, fleet)
+
+
+async def _result(client: Client, fleet: str) -> Progress | None:
     try:
         return await client.get_workflow_handle_for(Fleet.run, run_id(fleet)).result()
     except WorkflowFailureError as error:
         if is_cancelled_exception(error.cause):
-            raise Interrupted(f"the run of {fleet} was cancelled") from error
+            return None
         found = describe(fleet, error.cause)  # type: ignore[arg-type]  # the cause is the engine's failure
         raise FleetIncomplete(f"the run of {fleet} failed: {found.message}", hint=found.hint) from error
     except RPCError as error:
