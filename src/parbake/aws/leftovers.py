@@ -13,7 +13,7 @@ from typing import Any
 
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import KEY, MANAGED, NAME, TEMPORARY, as_dict, expired, mine
-from parbake.aws.waiters import Look, wait, when_known
+from parbake.aws.waiters import Observation, wait, when_known
 from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.events import Events
 
@@ -84,11 +84,11 @@ def terminate(ec2: Client, instances: Sequence[Mapping[str, Any]], events: Event
     ids = [each["InstanceId"] for each in instances]
     when_known(lambda: ec2.terminate_instances(InstanceIds=ids), *ids)
 
-    def look() -> Look:
+    def look() -> Observation:
         reservations = list(ec2.pages("describe_instances", "Reservations", InstanceIds=ids))
         states = [each["State"]["Name"] for reservation in reservations for each in reservation["Instances"]]
         gone = len(states) == len(ids) and set(states) == {"terminated"}  # they are shown for an hour
-        return Look(gone, ", ".join(states))
+        return Observation(gone, ", ".join(states))
 
     wait("Terminate the instance", look, seconds=_GONE, events=events, hint="run `parbake clean --aws` later")
 
@@ -149,10 +149,10 @@ def _volumes(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
 def _delete_volume(ec2: Client, volume: str, state: str, events: Events) -> None:
     """Delete a volume; one that is still being created cannot be deleted yet. Raises AwsNotFound, DeadlineExceeded."""
 
-    def look() -> Look:
+    def look() -> Observation:
         found = ec2.describe_volumes(VolumeIds=[volume])["Volumes"]
         seen = str(found[0]["State"]) if found else "not known yet"
-        return Look(bool(found) and seen != "creating", seen)
+        return Observation(bool(found) and seen != "creating", seen)
 
     if state == "creating":
         hint = "run `parbake clean --aws` later"

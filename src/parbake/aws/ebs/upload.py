@@ -278,8 +278,8 @@ def _state(journal: Journal, region: str, events: Events) -> str:
     """Return the state of a journal's snapshot; ``gone`` when EC2 does not know it, though it had time to."""
     patience = max(0.0, journal.began_at + aws.UNKNOWN_SECONDS - time.time())
 
-    def look() -> aws.Look:
-        return aws.Look(True, value=str(_described(journal.snapshot, region)["State"]))
+    def look() -> aws.Observation:
+        return aws.Observation(True, value=str(_described(journal.snapshot, region)["State"]))
 
     try:
         what = f"look for {journal.snapshot}"
@@ -288,9 +288,9 @@ def _state(journal: Journal, region: str, events: Events) -> str:
         return "gone"
 
 
-def look(snapshot: str, region: str) -> aws.Look:
+def look(snapshot: str, region: str) -> aws.Observation:
     """Look how far a snapshot is."""
     seen = _described(snapshot, region)
     state, percent = str(seen["State"]), str(seen.get("Progress", "")).rstrip("%")
     failed = f"AWS says {seen.get('StateMessage') or state}" if state == "error" else ""
-    return aws.Look(state == "completed", state, int(percent) if percent.isdigit() else None, failed)
+    return aws.Observation(state == "completed", state, int(percent) if percent.isdigit() else None, failed)

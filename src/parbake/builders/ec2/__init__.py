@@ -235,8 +235,8 @@ class _Run:
         self._stamped()
         return None
 
-    def _look(self) -> aws.Look:
-        return aws.Look(self.launcher.find(self.plan.key, "builder") is not None)
+    def _look(self) -> aws.Observation:
+        return aws.Observation(self.launcher.find(self.plan.key, "builder") is not None)
 
     @property
     def ssm(self) -> bottlerocket.SsmRunner:
