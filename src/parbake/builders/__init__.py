@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
+class ParentVolume:
     """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks.
 
     ``memory`` may spare the comparison of the two (None: every byte is compared).
@@ -54,7 +54,7 @@ class Ingredients:
     work: Path
     events: Events
     close_connections: Callable[[], None] = lambda: None
-    parent: Parent | None = None
+    parent: ParentVolume | None = None
     claim: Claim = field(default_factory=Alone)
 
 

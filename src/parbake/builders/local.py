@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, override
 
-from parbake.builders import Builder, Disk, Ingredients, Parent
+from parbake.builders import Builder, Disk, Ingredients, ParentVolume
 from parbake.builders.fill import MountedStore, VolumeImage, fill
 from parbake.builders.seal import seal
 from parbake.builders.workers.pool import Workers
@@ -93,7 +93,7 @@ def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
 def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
     """Copy the earlier volume, change what differs, and check it; None where there is none or it does not serve.
 
-    Its bytes are compared with its list before anything in it is used, unless ``Parent.memory`` spares that.
+    Its bytes are compared with its list before anything in it is used, unless ``ParentVolume.memory`` spares that.
     """
     parent, events = ingredients.parent, ingredients.events
     if parent is None:
@@ -122,7 +122,7 @@ def _write_ext4(
     volume: Path,
     plan: Plan,
     ingredients: Ingredients,
-    parent: Parent | None = None,
+    parent: ParentVolume | None = None,
     *,
     second: Path | None = None,
     dense: bool = False,

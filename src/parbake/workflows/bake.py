@@ -16,7 +16,7 @@ from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import Bakefile
-from parbake.builders import Builder, Disk, Ingredients, Parent, Publisher, RemoteBuilder, Shipment, coldstart
+from parbake.builders import Builder, Disk, Ingredients, ParentVolume, Publisher, RemoteBuilder, Shipment, coldstart
 from parbake.builders.choose import builder_of, publisher_of, remote_builder_of
 from parbake.coldstart.trace import Trace
 from parbake.core import access, interrupts
@@ -320,7 +320,7 @@ def trace_beside(finished: Finished | None) -> Trace | None:
     return None
 
 
-def find_parent(run: Session, plan: Plan, options: Options) -> Parent | None:
+def find_parent(run: Session, plan: Plan, options: Options) -> ParentVolume | None:
     """Find the earlier artefact to start from, unless the user wants none."""
     if options.force or options.from_scratch:
         return None
@@ -351,7 +351,7 @@ def need_room(output: Path, plan: Plan) -> None:
 
 
 def build_disk(
-    run: Session, plan: Plan, base_path: Path | None, work: Path, *, parent: Parent | None = None
+    run: Session, plan: Plan, base_path: Path | None, work: Path, *, parent: ParentVolume | None = None
 ) -> tuple[Plan, Disk]:
     """Let the builder make the disk in a work folder; return it, and the plan with the size that it needed."""
     sources = cached(partial(open_source, run.registry), run.cache, run.events)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from parbake import aws
 from parbake.aws import KEY, MANAGED, Stamp, clients, ebs, encryption
-from parbake.aws.ebs import Journal, Parent, UploadRequest, throttle
+from parbake.aws.ebs import Journal, ParentSnapshot, UploadRequest, throttle
 from parbake.aws.ebs.upload import start
 from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, InputError
 from parbake.core.events import Event, Events
@@ -55,7 +55,7 @@ def disk_of(path: Path, blocks: dict[int, bytes], size: int = SIZE) -> BlockList
     return block_list(path, Events())
 
 
-def request(path: Path, *, key: str = "k", parent: Parent | None = None, **more: object) -> UploadRequest:
+def request(path: Path, *, key: str = "k", parent: ParentSnapshot | None = None, **more: object) -> UploadRequest:
     stamp = Stamp(key=key, run="r", name="node")
     journal = path.with_suffix(f".{key}.upload")
     return UploadRequest(path, journal, stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
     said: list[Event] = []
     done = ebs.upload(wanted, Events(said.append))
     snapshot, made = done.snapshot, cloud.snapshots[done.snapshot]
-    assert done == ebs.Sent(snapshot, blocks, 3)
+    assert done == ebs.UploadResult(snapshot, blocks, 3)
     assert held(cloud, snapshot) == holds(path)
     assert (made.state, made.gib, made.encrypted) == ("completed", 1, False)
     assert (made.tags[MANAGED], made.tags[KEY]) == ("temporary", "k")
@@ -124,7 +124,7 @@ def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[
     new = disk_of(path, {**{index: SMALL[index] for index in (0, 3)}, **blocks})
     found = old if known else ebs.blocks_of(parent, path, Events(), region="eu-west-1")
     before = cloud.calls["PutSnapshotBlock"]
-    child = sent(request(path, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)))
+    child = sent(request(path, key=f"child-{len(cloud.snapshots)}", parent=ParentSnapshot(parent, found)))
     assert held(cloud, child) == holds(path)
     assert cloud.snapshots[child].parent == parent
     assert cloud.calls["PutSnapshotBlock"] - before == len(new.changed_since(old))
@@ -134,7 +134,7 @@ def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, SMALL)
     parent = sent(request(path))
-    child = sent(request(path, key="other", parent=Parent(parent, blocks)))
+    child = sent(request(path, key="other", parent=ParentSnapshot(parent, blocks)))
     assert child != parent
     assert cloud.snapshots[child].written == {}
     assert held(cloud, child) == held(cloud, parent)
@@ -146,7 +146,7 @@ def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
     made = cloud.snapshots[sent(request(path, encrypted=True, kms_key="alias/nodes"))]
     assert made.encrypted
     assert made.key.startswith("arn:aws:kms:")
-    parent = Parent(made.id, blocks)
+    parent = ParentSnapshot(made.id, blocks)
     child = sent(request(path, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"))
     assert cloud.snapshots[child].key == made.key, "the parent decides"
     with pytest.raises(AwsError, match="Alias is not found"):
@@ -162,8 +162,8 @@ def test_a_region_that_encrypts_by_default(tmp_path: Path, cloud: Cloud) -> None
     made = cloud.snapshots[sent(request(path))]
     assert (made.encrypted, made.key) == (True, cloud.default_key("eu-west-1"))
     with pytest.raises(AwsError, match="this account encrypts by default"):
-        sent(request(path, key="c", parent=Parent(open_parent, blocks)))
-    child = cloud.snapshots[sent(request(path, key="d", parent=Parent(made.id, blocks)))]
+        sent(request(path, key="c", parent=ParentSnapshot(open_parent, blocks)))
+    child = cloud.snapshots[sent(request(path, key="d", parent=ParentSnapshot(made.id, blocks)))]
     assert (child.encrypted, child.key, child.written) == (True, made.key, {})
 
 
@@ -345,7 +345,7 @@ def test_what_changed_since_the_kill_is_sent_again(
     """Hashes say what a pending snapshot has: other bytes replace it, also zeros, also what the parent has."""
     below = tmp_path / "parent.raw"
     old = disk_of(below, SMALL)
-    parent = Parent(sent(request(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
+    parent = ParentSnapshot(sent(request(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
     path = tmp_path / "disk.raw"
     disk_of(path, {0: b"other", 3: SMALL[3], 7: b"more"})
     wanted = request(path, key=f"k-{len(cloud.snapshots)}", parent=parent)

@@ -9,7 +9,7 @@ import boto3
 import pytest
 
 from parbake import aws
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
@@ -255,7 +255,7 @@ def test_where_ec2_says_late_what_was_written(cloud: Rockets, volume: Plan, late
 
 def nothing_stays(cloud: Rockets, plan: Plan) -> None:
     with allowed_by(policy({"instance_profile": "baker", "purchase": "spot-first"})):
-        remove(Wanted(name=plan.name), REGION, Events())
+        remove(LeftoverFilter(name=plan.name), REGION, Events())
     left = cloud.left(REGION)
     for each in left.pop("snapshots", []):
         [described] = aws.client("ec2", REGION).describe_snapshots(SnapshotIds=[each])["Snapshots"]

@@ -17,7 +17,7 @@ import pytest
 
 from parbake import aws
 from parbake.aws import Stamp, clients, ebs
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.bakefile import load
 from parbake.builders import Disk, Ingredients, coldstart
 from parbake.builders.choose import publisher_of
@@ -264,7 +264,7 @@ def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(
     monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)  # else it would be waited for
     [left] = cloud.snapshots.values()
     assert left.tags["parbake:managed"] == "temporary"
-    assert remove(Wanted(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
+    assert remove(LeftoverFilter(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
     assert build(tmp_path, MACHINE).published, "it is sent anew"
     assert len(oven.bakes) == 1
 

@@ -23,7 +23,7 @@ _PAGE = 10_000  # the most that one call lists
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedSnapshot:
     """A snapshot as a raw, sparse file, and the list of its blocks."""
 
     path: Path
@@ -39,7 +39,7 @@ class _Listed:
     tokens: dict[int, str]
 
 
-def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetched:
+def fetch(what: str, target: Path, events: Events, *, region: str = "") -> FetchedSnapshot:
     """Read a snapshot, or the root disk of an AMI, into a sparse file; it appears when it is complete.
 
     Raises InputError (neither an AMI's nor a snapshot's id; the target exists), AwsError, BadContent, DiskFull.
@@ -55,7 +55,7 @@ def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetch
             file.truncate(listed.size)
             found = _read(snapshot, region, listed, listed.tokens, events, file.fileno())
         publish(draft, target)
-    return Fetched(target, snapshot, BlockList(listed.size, found))
+    return FetchedSnapshot(target, snapshot, BlockList(listed.size, found))
 
 
 def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") -> BlockList:

@@ -41,7 +41,7 @@ _TIMEOUT = 60  # minutes after which AWS cancels a snapshot that nobody writes t
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class UploadResult:
     """A completed snapshot, the SHA-256 of the blocks that it holds, and how many were not its parent's."""
 
     snapshot: str
@@ -49,7 +49,7 @@ class Sent:
     changed: int
 
 
-def upload(request: UploadRequest, events: Events) -> Sent:
+def upload(request: UploadRequest, events: Events) -> UploadResult:
     """Make sure that a completed snapshot of a disk's bytes exists.
 
     It is tagged as temporary, and with the digest of its blocks: whoever is done with it says so. An upload that was
@@ -79,7 +79,7 @@ def upload(request: UploadRequest, events: Events) -> Sent:
                 journal.forget()
             raise
     _tag(journal.snapshot, blocks, request.region)
-    return Sent(journal.snapshot, blocks, len(journal.written))
+    return UploadResult(journal.snapshot, blocks, len(journal.written))
 
 
 def _tag(snapshot: str, blocks: BlockList, region: str) -> None:

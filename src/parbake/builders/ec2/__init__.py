@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any, override
 
 from parbake import aws
-from parbake.aws.leftovers import Wanted, remove, terminate
+from parbake.aws.leftovers import LeftoverFilter, remove, terminate
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication, RemoteBuilder
 from parbake.builders.ec2 import bottlerocket
@@ -320,11 +320,11 @@ class _Run:
             except ParbakeError as error:
                 self.events.warn(f"not all could be removed in {region}: {error.message}; run `parbake clean --aws`")
 
-    def _leftovers(self, region: str, *, images: bool = True) -> Wanted:
+    def _leftovers(self, region: str, *, images: bool = True) -> LeftoverFilter:
         if region != self.region:
-            return Wanted(key=self.plan.key, images=images)
+            return LeftoverFilter(key=self.plan.key, images=images)
         here = self.launcher
-        return Wanted(key=self.plan.key, images=images, instances=here.launched, groups=here.made_groups)
+        return LeftoverFilter(key=self.plan.key, images=images, instances=here.launched, groups=here.made_groups)
 
 
 def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:

@@ -82,7 +82,7 @@ class Launcher:
         """Launch, trying purchases, types and zones in order; raises AwsLimit when none has capacity."""
         refused: list[str] = []
         subnets = list(self._subnets())
-        for spot, kind, subnet in self._ways(subnets, on_demand=on_demand):
+        for spot, kind, subnet in self._placements(subnets, on_demand=on_demand):
             try:
                 return self._run(spec, kind, subnet, spot=spot)
             except AwsLimit as error:
@@ -98,7 +98,7 @@ class Launcher:
             hint="name more `aws.instance_types` or `aws.subnets` in other zones, or try again later",
         )
 
-    def _ways(
+    def _placements(
         self, subnets: Sequence[dict[str, Any]], *, on_demand: bool
     ) -> Iterator[tuple[bool, str, dict[str, Any]]]:
         purchases = {"on-demand": (False,), "spot": (True,), "spot-first": (True, False)}[self.settings.purchase]

@@ -31,7 +31,7 @@ _TOLD: Final = 4 << 20
 
 
 class Layer(NamedTuple):
-    """What is known of a layer before it comes (``layers.engine.Wanted``)."""
+    """What is known of a layer before it comes (``layers.engine.ExpectedLayer``)."""
 
     digest: str
     size: int

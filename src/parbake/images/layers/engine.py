@@ -40,7 +40,7 @@ _RECEIVE_SLOTS, _RECEIVE_SIZE = 6, 256 << 10
 _RAW_SLOTS, _RAW_SIZE = 6, 1 << 20
 
 
-class Wanted(Protocol):
+class ExpectedLayer(Protocol):
     """What is known of a layer before its first byte (``core.model.Layer``): what travels, and what comes out of it."""
 
     @property
@@ -101,7 +101,7 @@ class Allowance:
 
 def unpack(
     stream: Readable,
-    layer: Wanted,
+    layer: ExpectedLayer,
     sink: Sink,
     *,
     bound: int,
@@ -124,7 +124,7 @@ def unpack(
 
 
 class _Unpacking:
-    def __init__(self, layer: Wanted, sink: Sink, bound: int, allowance: Bytes | None) -> None:
+    def __init__(self, layer: ExpectedLayer, sink: Sink, bound: int, allowance: Bytes | None) -> None:
         self._layer, self._sink, self._bound, self._allowance = layer, sink, bound, allowance
         self._digest = hashlib.sha256()
         self._unpacked: Unpacked | None = None
@@ -227,7 +227,7 @@ class _Unpacking:
 class _Compressed:
     """The bytes that the registry sends, on their way in: hashed, counted, kept. At their end they are right."""
 
-    def __init__(self, stream: Readable, layer: Wanted, progress: Progress, keep: BlobCopy | None) -> None:
+    def __init__(self, stream: Readable, layer: ExpectedLayer, progress: Progress, keep: BlobCopy | None) -> None:
         self._stream, self._layer, self._progress, self._keep = stream, layer, progress, keep
         self._digest = hashlib.sha256()
         self._size = 0
