@@ -196,10 +196,10 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     clock = Clock()
     with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
-        carried = run.registry.looking(plan.all_images)  # beside the bake, for its record
+        attachments = run.registry.find_attachments(plan.all_images)  # beside the bake, for its record
         plan, disk = build_disk(run, plan, base_path, work, parent=find_parent(run, plan, options))
         disk = prepared(disk, plan, work, options, events)
-        record, blocks = describe(run, plan, disk, base_path, clock, carried())
+        record, blocks = describe(run, plan, disk, base_path, clock, attachments())
         interrupts.hold()
         disk.path.chmod(access.mode_of(run.bakefile.readable_by))  # later, it would be a change of the file (ancestry)
         artefact = records.publish_artefact(
@@ -223,7 +223,7 @@ def bake_and_publish(
     proving = options.verify and verdict is None and can_boot(plan, events)
     clock = Clock()
     with publisher.opened(plan, events, keep=options.keep_workspace, claim=claim) as shipment:
-        carried = run.registry.looking(plan.all_images)
+        attachments = run.registry.find_attachments(plan.all_images)
         there = None if options.force else shipment.existing()
         disk_plan, disk = publisher.disk_plan(plan), None
         if there is None or proving or options.rehearse or options.trace:
@@ -250,7 +250,7 @@ def bake_and_publish(
             published=published,
             verdict=verdict,
             trace=trace,
-            attached=carried(),
+            attached=attachments(),
         )
         interrupts.hold()
         place = records.write_published(record, output, blocks=blocks, trace=trace, signer=run.signer)
@@ -286,7 +286,7 @@ def bake_remotely(
     """Let an instance bake and prove, and record where the result is."""
     output, clock = run.bakefile.output, Clock()
     with work_on(output, plan.key[:12], run.events, keep=options.keep_workspace) as work:
-        carried = run.registry.looking(plan.all_images)
+        attachments = run.registry.find_attachments(plan.all_images)
         made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events, claim=claim))
         place = output / plan.artefact_name
         trace = recorded_elsewhere(options.trace, place, plan) if options.trace else trace_beside(earlier)
@@ -298,7 +298,7 @@ def bake_remotely(
             published=dict(made.published),
             verdict=made.verdict,
             trace=trace,
-            attached=carried(),
+            attached=attachments(),
         )
         interrupts.hold()
         records.write_published(record, output, trace=trace, signer=run.signer)

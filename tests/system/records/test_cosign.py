@@ -238,7 +238,7 @@ class TestImages:
         )
         with Registry() as registry:
             found = registry.resolve(Reference.parse(f"{name}:1"), HOST)
-            carried = registry.looking([found])()
+            carried = registry.find_attachments([found])()
         kinds = sorted((each.kind.split(".v0")[0], each.of) for each in carried[f"{name}:1"])
         assert kinds == sorted([
             ("signature", built.digest), ("attestation", built.digest), ("sbom", built.digest),

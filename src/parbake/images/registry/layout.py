@@ -34,13 +34,13 @@ from parbake.images.registry.documents import (
     load,
     read_document,
 )
-from parbake.images.registry.resolve import Shelf, all_platforms, resolve
+from parbake.images.registry.resolve import DocumentStore, all_platforms, resolve
 
 _VERSIONS = {"1.0.0", "1.1.0"}
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 
 
-class Layout(Source, Shelf):
+class Layout(Source, DocumentStore):
     """An OCI image layout in the folder ``path``. Thread-safe, holds nothing open."""
 
     def __init__(self, path: Path) -> None:
