@@ -12,7 +12,7 @@ from parbake.core.errors import ContainerdError, MachineError
 from parbake.core.events import Events
 from parbake.core.model import ExitProbe, Startup
 from parbake.machine.vm import Machine
-from parbake.verify import Rehearsal, compare_pull, within
+from parbake.verify import Verification, compare_pull, within
 from tests.fakes.plans import image, plan
 
 
@@ -84,4 +84,4 @@ def test_a_pull_is_compared_with_containerds_alone() -> None:
         node, events = Docker(), Events()
 
     with pytest.raises(ContainerdError, match="Docker runs this node"):
-        compare_pull(cast("Rehearsal", Rehearsed()), image())
+        compare_pull(cast("Verification", Rehearsed()), image())

@@ -38,7 +38,7 @@ from parbake.core.model import (
 from parbake.machine import disk
 from parbake.machine.disk import formats
 from parbake.machine.vm import Machine, agent_credentials, console
-from parbake.verify import Rehearsal
+from parbake.verify import Verification
 from tests.fakes.base import default_base
 from tests.fakes.every_layer_feature import busybox_layer
 from tests.fakes.images import Built, image, index, push
@@ -235,7 +235,7 @@ def outcome(default_base: Path, tmp_path_factory: pytest.TempPathFactory, addres
 
     containerd = {}
     plan = plan.model_copy(update={"base": Base(kind="debian")})  # which needs no cloud-init, as it did to bake
-    with Rehearsal(artefact, plan, events=Events(), folder=folder / "offline") as rehearsal:
+    with Verification(artefact, plan, events=Events(), folder=folder / "offline") as rehearsal:
         baked = rehearsal.verdict()
         rehearsal.plan = None
         everything = rehearsal.verdict()

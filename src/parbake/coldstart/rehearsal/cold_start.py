@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from parbake.coldstart.rehearsal.host import Here
+from parbake.coldstart.rehearsal.host import LocalHost
 from parbake.containerd import Cri, Daemon
 from parbake.core import run
 from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded, MachineError
@@ -52,7 +52,7 @@ def cold_start(
             cri.pull_image(image.names[0])
             stages = {"pull": time.monotonic() - begun}
         _wait_image(cri, image)
-        starter = Starter(Here(), cri, stretch=1.0, pause=name, logs=str(folder / "logs"))
+        starter = Starter(LocalHost(), cri, stretch=1.0, pause=name, logs=str(folder / "logs"))
         started = starter.start(image.names[0], image.startup or Startup())
     except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error

@@ -13,7 +13,7 @@ import pytest
 from parbake.core import run
 from parbake.core.events import Events
 from parbake.machine.vm import Machine
-from parbake.verify import Rehearsal
+from parbake.verify import Verification
 from tests.fakes.base import check_node, default_base, in_journal, mounting
 
 __all__ = ["default_base"]
@@ -39,10 +39,10 @@ def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(defau
     """The default base as a file: a machine image, no plan, nothing in its store, not even a sandbox image."""
     image = tmp_path / "base.qcow2"
     run.run(["qemu-img", "convert", "-O", "qcow2", str(default_base), str(image)])
-    rehearsal = Rehearsal(image, None, events=Events(), folder=tmp_path)
-    rehearsal.node.machine._seed = mounting("localhost/pause:1")  # as on a node whose volume was not attached
-    with rehearsal:
-        machine, guest, verdict = rehearsal.node.machine, rehearsal.node.machine.guest, rehearsal.verdict()
+    verification = Verification(image, None, events=Events(), folder=tmp_path)
+    verification.node.machine._seed = mounting("localhost/pause:1")  # as on a node whose volume was not attached
+    with verification:
+        machine, guest, verdict = verification.node.machine, verification.node.machine.guest, verification.verdict()
         assert verdict.images == ()
         assert verdict.problems == ("there is no image in the runtime's store (namespace k8s.io)",)
         assert not verdict.passed
