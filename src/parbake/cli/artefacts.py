@@ -121,7 +121,7 @@ def build(
     from parbake.cli.text import artefacts
     from parbake.workflows import build as workflow
 
-    built = workflow.make_known(file, events, rebuild=rebuild, overrides=overrides(platform, ""))
+    built = workflow.build_images(file, events, rebuild=rebuild, overrides=overrides(platform, ""))
     return Result(artefacts.built_json(built), lambda: artefacts.built_text(built))
 
 
@@ -402,7 +402,7 @@ def demo(
     from parbake.cli.text import artefacts
     from parbake.workflows import demo as workflow
 
-    outcome = workflow.tell(folder.absolute(), events=events)
+    outcome = workflow.run_demo(folder.absolute(), events=events)
     return Result(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
 
 

@@ -68,7 +68,7 @@ def rollout(
         tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval, mount=mount,
         store=store_address(store) if store else "",
     )  # fmt: skip
-    return _handed(workflow.rollout(file, what, events, options), dry_run=dry_run)
+    return _results(workflow.rollout(file, what, events, options), dry_run=dry_run)
 
 
 @command()
@@ -100,14 +100,16 @@ def rollback(
         tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval,
         holding=tuple(holding or ()),
     )  # fmt: skip
-    return _handed(workflow.rollback(file, events, options), dry_run=dry_run)
+    return _results(workflow.rollback(file, events, options), dry_run=dry_run)
 
 
-def _handed(handed: tuple[TargetResult, ...], *, dry_run: bool) -> Result:
+def _results(results: tuple[TargetResult, ...], *, dry_run: bool) -> Result:
     """Say what became of each target."""
     from parbake.cli.text import rollouts
 
-    return Result(rollouts.handed_json(handed, dry_run=dry_run), lambda: rollouts.handed_text(handed, dry_run=dry_run))
+    return Result(
+        rollouts.results_json(results, dry_run=dry_run), lambda: rollouts.results_text(results, dry_run=dry_run)
+    )
 
 
 @command()

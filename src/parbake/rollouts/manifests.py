@@ -136,7 +136,7 @@ class NodeClassFile(_Manifest):
     @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         place, found = self._found(text)
-        change = nodeclass.decide(found, offer, **nodeclass.wishes(self.target))
+        change = nodeclass.decide(found, offer, **nodeclass.options_of(self.target))
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
     @override

@@ -43,9 +43,9 @@ from parbake.images.registry import open_source
 from parbake.machine import base, disk
 from parbake.records import genuine
 from parbake.workflows import ancestry
-from parbake.workflows.describe import Clock, describe, write_down
+from parbake.workflows.describe import Clock, describe_disk, make_record
 from parbake.workflows.plan import (
-    Finished,
+    BakeResult,
     Session,
     ask_account,
     base_of,
@@ -55,7 +55,7 @@ from parbake.workflows.plan import (
     open_session,
     resolve,
 )
-from parbake.workflows.sharing import made_for_all, using
+from parbake.workflows.sharing import make_and_share, using
 from parbake.workflows.trace import bring, recorded_elsewhere, rehearse, trace_of
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
 
@@ -82,7 +82,7 @@ class Options:
     overrides: Mapping[str, str] = field(default_factory=dict)
 
 
-def bake(bakefile_path: Path, events: Events, options: Options | None = None) -> Finished:
+def bake(bakefile_path: Path, events: Events, options: Options | None = None) -> BakeResult:
     """Make sure that the artefact of this Bakefile exists and is proven; a no-op when it is.
 
     Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it; Moved
@@ -102,7 +102,7 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
         for caution in (*cautions(plan), *known):
             events.warn(caution)
         make = partial(make_sure, run, plan, remote, publisher, options)
-        return made_for_all(run, plan, make, force=options.force)
+        return make_and_share(run, plan, make, force=options.force)
 
 
 def need_key(plan: Plan, options: Options) -> None:
@@ -120,7 +120,7 @@ def make_sure(
     claim: Callable[[], Claim],
     *,
     force: bool,
-) -> Finished:
+) -> BakeResult:
     """Make sure that a plan's artefact exists here, or in a cloud, and is proven; ``force`` makes it anew.
 
     What a cloud gets is made with the ``claim`` of one machine alone.
@@ -153,7 +153,7 @@ def trusted(run: Session) -> Sequence[Path]:
     return run.bakefile.trust if run.signer else ()
 
 
-def complete(finished: Finished, options: Options) -> bool:
+def complete(finished: BakeResult, options: Options) -> bool:
     """Whether an artefact that exists is all that was asked for."""
     record = finished.record
     proven = record.verified or not options.verify
@@ -170,7 +170,7 @@ def refuse_rehearsal(bakefile: Bakefile, options: Options) -> None:
         )
 
 
-def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | None) -> Finished:
+def bake_here(run: Session, plan: Plan, options: Options, earlier: BakeResult | None) -> BakeResult:
     """Build a file, get it ready for cold starts, and prove it; ``earlier`` is what an earlier run has of that."""
     events = run.events
     provable = options.verify and not (earlier and earlier.record.verified) and can_boot(plan, events)
@@ -188,7 +188,7 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: Finished | No
     return prove(finished, events, base=base, keep_workspace=options.keep_workspace, signer=run.signer)
 
 
-def make(run: Session, plan: Plan, options: Options) -> Finished:
+def make(run: Session, plan: Plan, options: Options) -> BakeResult:
     """Build the artefact in a work folder; then it, its list of blocks, its trace and its record appear together."""
     output, events = run.bakefile.output, run.events
     need_root("baking")
@@ -199,7 +199,7 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
         attachments = run.registry.find_attachments(plan.all_images)  # beside the bake, for its record
         plan, disk = build_disk(run, plan, base_path, work, parent=find_parent(run, plan, options))
         disk = prepared(disk, plan, work, options, events)
-        record, blocks = describe(run, plan, disk, base_path, clock, attachments())
+        record, blocks = describe_disk(run, plan, disk, base_path, clock, attachments())
         interrupts.hold()
         disk.path.chmod(access.mode_of(run.bakefile.readable_by))  # later, it would be a change of the file (ancestry)
         artefact = records.publish_artefact(
@@ -207,12 +207,12 @@ def make(run: Session, plan: Plan, options: Options) -> Finished:
         )
     access.give(output, records.everything(artefact), run.bakefile.readable_by)  # first: it changes what is remembered
     ancestry.remember(artefact, record, run.cache)
-    return Finished(artefact, record, changed=True)
+    return BakeResult(artefact, record, changed=True)
 
 
 def bake_and_publish(
-    run: Session, plan: Plan, publisher: Publisher, options: Options, earlier: Finished | None, claim: Claim
-) -> Finished:
+    run: Session, plan: Plan, publisher: Publisher, options: Options, earlier: BakeResult | None, claim: Claim
+) -> BakeResult:
     """Build a disk, get it ready for cold starts, prove it, and only then send it away and record where it is.
 
     What a cloud has of the plan already is read back where it still has to be looked at.
@@ -240,7 +240,7 @@ def bake_and_publish(
         if disk:
             blocks = blocks or disk.blocks
         trace = disk.trace if disk else trace_beside(earlier)
-        record = write_down(
+        record = make_record(
             run,
             plan if plan.size_is_fixed else plan.model_copy(update={"size": disk_plan.size}),
             clock,
@@ -255,7 +255,7 @@ def bake_and_publish(
         interrupts.hold()
         place = records.write_published(record, output, blocks=blocks, trace=trace, signer=run.signer)
     judge(place, verdict)
-    return Finished(place, record, changed=True)
+    return BakeResult(place, record, changed=True)
 
 
 def disk_to_send(
@@ -265,7 +265,7 @@ def disk_to_send(
     shipment: Shipment,
     there: Published | None,
     options: Options,
-    earlier: Finished | None,
+    earlier: BakeResult | None,
 ) -> tuple[Plan, Disk]:
     """Return the disk that is proven and sent, with its plan: read back, kept by an earlier run, or built now."""
     if there:
@@ -281,8 +281,8 @@ def disk_to_send(
 
 
 def bake_remotely(
-    run: Session, plan: Plan, builder: RemoteBuilder, options: Options, earlier: Finished | None, claim: Claim
-) -> Finished:
+    run: Session, plan: Plan, builder: RemoteBuilder, options: Options, earlier: BakeResult | None, claim: Claim
+) -> BakeResult:
     """Let an instance bake and prove, and record where the result is."""
     output, clock = run.bakefile.output, Clock()
     with work_on(output, plan.key[:12], run.events, keep=options.keep_workspace) as work:
@@ -290,7 +290,7 @@ def bake_remotely(
         made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events, claim=claim))
         place = output / plan.artefact_name
         trace = recorded_elsewhere(options.trace, place, plan) if options.trace else trace_beside(earlier)
-        record = write_down(
+        record = make_record(
             run,
             plan,
             clock,
@@ -303,7 +303,7 @@ def bake_remotely(
         interrupts.hold()
         records.write_published(record, output, trace=trace, signer=run.signer)
     judge(place, made.verdict)
-    return Finished(place, record, changed=True)
+    return BakeResult(place, record, changed=True)
 
 
 def nothing_here(image: Image) -> Source:
@@ -311,7 +311,7 @@ def nothing_here(image: Image) -> Source:
     raise AssertionError(f"{image.reference} is pulled by the instance, not here")
 
 
-def trace_beside(finished: Finished | None) -> Trace | None:
+def trace_beside(finished: BakeResult | None) -> Trace | None:
     """Return the start-up trace of an artefact that exists, where it has one."""
     if finished is None or finished.record.trace is None:
         return None
@@ -397,13 +397,13 @@ def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> P
 
 
 def prove(
-    finished: Finished,
+    finished: BakeResult,
     events: Events,
     *,
     base: Path | None = None,
     keep_workspace: bool = False,
     signer: Signer | None = None,
-) -> Finished:
+) -> BakeResult:
     """Boot the artefact without a network, start its images, and write the verdict into its record.
 
     Raises VerificationFailed with everything that is wrong.

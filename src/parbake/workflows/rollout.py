@@ -402,8 +402,8 @@ def _hand_over(
             with events.stage(f"write-{each.config.name}", f"Write {each.change.where}"):
                 each.target.write(each.change)
                 interrupts.hold()
-        handed = TargetResult(each.config.name, each.config.kind, each.change, written)
-        done.append(replace(handed, follow=_follow(each, events, options)) if options.follow else handed)
+        result = TargetResult(each.config.name, each.config.kind, each.change, written)
+        done.append(replace(result, follow=_follow(each, events, options)) if options.follow else result)
     return tuple(done)
 
 

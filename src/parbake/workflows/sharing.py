@@ -16,7 +16,7 @@ from parbake.core import access, interrupts
 from parbake.core.claim import Alone, Claim
 from parbake.core.model import Plan
 from parbake.records.store import claimed, session_store
-from parbake.workflows.plan import Finished, Session
+from parbake.workflows.plan import BakeResult, Session
 
 
 class Make(Protocol):
@@ -25,11 +25,11 @@ class Make(Protocol):
     ``claim`` gets the right to make it, which is waited for; what others have made meanwhile is here then.
     """
 
-    def __call__(self, claim: Callable[[], Claim], *, force: bool) -> Finished:
+    def __call__(self, claim: Callable[[], Claim], *, force: bool) -> BakeResult:
         """Return the artefact and its record."""
 
 
-def made_for_all(run: Session, plan: Plan, make: Make, *, force: bool) -> Finished:
+def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> BakeResult:
     """Make sure that an artefact exists, here and in the store if the Bakefile names one, whose first record counts.
 
     Where another machine was first, and what it made lacks what was asked for (a verification), that is made up for.

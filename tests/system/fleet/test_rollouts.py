@@ -20,7 +20,7 @@ from parbake.fleet.engine import local, logs, rollouts, runs
 from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
-from parbake.fleet.preview import Outlook
+from parbake.fleet.preview import CellPreview
 from tests.fakes.fleet_program import key_of
 from tests.fakes.fleets import Fleet, kill
 
@@ -258,7 +258,7 @@ def test_the_commands_tell_and_ask(
     assert parbake("rollback", "--wait", "--progress", "none")["noted"] == []
     assert "was rolled back" in said("status")
     assert "no rollout of cli is under way" in parbake("cancel", "--rollout", code=2)["message"]
-    look = Outlook(Cell("a@amd64", "a/parbake.yaml", "linux/amd64"), "bake", key_of("a@amd64"), "a.raw")
+    look = CellPreview(Cell("a@amd64", "a/parbake.yaml", "linux/amd64"), "bake", key_of("a@amd64"), "a.raw")
     monkeypatch.setattr(preview, "look", lambda *_: (look,))
     assert "Fill a@amd64" in said("logs", "a", "--progress", "none")
     assert "logs are of a cell or of the rollout" in parbake("logs", code=2)["message"]

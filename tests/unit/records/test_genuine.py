@@ -177,13 +177,13 @@ class TestReading:
 
 class TestBaking:
     def test_with_a_key_only_what_it_signed_exists_already(self, shelf: Shelf) -> None:
-        def look(**more: Any) -> plan.Finished | None:
+        def look(**more: Any) -> plan.BakeResult | None:
             return plan.existing(shelf.output, shelf.record.plan, shelf.events, trust=shelf.trust, **more)
 
-        assert look() == plan.Finished(shelf.artefact, shelf.record, changed=False)
+        assert look() == plan.BakeResult(shelf.artefact, shelf.record, changed=False)
         shelf.edit(*EDITS[0])
         assert look() is None
-        assert look(mend=True) == plan.Finished(shelf.artefact, shelf.record, changed=False)
+        assert look(mend=True) == plan.BakeResult(shelf.artefact, shelf.record, changed=False)
         shelf.envelope.unlink()
         assert look(mend=True) is None
         assert "is not signed" in shelf.warnings

@@ -20,7 +20,7 @@ from parbake.records.store import need_conditional_writes, open_store, session_s
 from parbake.records.store.entries import entry_name
 from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune
-from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.decide import RetentionRules
 from tests.fakes.plans import record
 from tests.fakes.shared_bakes import PASSED, Machine, content
 
@@ -255,7 +255,7 @@ def test_prune_removes_from_the_store_what_no_entry_names(pair: tuple[Machine, M
     for each in (gone, stays):
         one.shared.keep(each)
     everything = objects(one)
-    rules = Rules(keep=1)
+    rules = RetentionRules(keep=1)
     assert [each.action for each in prune.prune(two.output, rules, shared=two.shared, dry_run=True)] == [
         "keep",
         "remove",

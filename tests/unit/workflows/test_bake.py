@@ -20,7 +20,7 @@ from parbake.images.registry import Registry
 from parbake.machine import disk
 from parbake.records import folder as records_folder
 from parbake.workflows import bake
-from parbake.workflows.plan import Finished, Session
+from parbake.workflows.plan import BakeResult, Session
 from parbake.workflows.verify import judge, verify_again
 from tests.fakes.plans import image, layer, plan, record
 
@@ -126,7 +126,7 @@ def booted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def made(folder: Path, content: bytes, *, raw: bool) -> Finished:
+def made(folder: Path, content: bytes, *, raw: bool) -> BakeResult:
     """Make an artefact and its record, as a bake does."""
     (folder / "draft").write_bytes(content)
     blocks = disk.block_list(folder / "draft", Events()) if raw else None
@@ -135,7 +135,7 @@ def made(folder: Path, content: bytes, *, raw: bool) -> Finished:
     written = record().model_copy(update={"sha256": sha256, "blocks": named})
     with work_folder(folder, "bake") as work:
         artefact = records.publish_artefact(folder / "draft", written, folder, work, blocks=blocks)
-    return Finished(artefact, written, changed=True)
+    return BakeResult(artefact, written, changed=True)
 
 
 @pytest.mark.parametrize("raw", [True, False])

@@ -14,13 +14,13 @@ from parbake.cli.text.rollouts import turn_json, turn_text
 from parbake.core.errors import BakefileError, RegistryError
 from parbake.core.events import Event, Events
 from parbake.workflows import bake, watch
-from parbake.workflows.plan import Finished
+from parbake.workflows.plan import BakeResult
 from tests.fakes.clusters import kitchen, machine_image
 from tests.fakes.command import documents
 from tests.fakes.plans import record
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
-DONE = Finished(Path("a.raw"), record(passed=True), changed=True)
+DONE = BakeResult(Path("a.raw"), record(passed=True), changed=True)
 
 
 class Enough(Exception):

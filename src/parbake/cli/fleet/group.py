@@ -70,7 +70,7 @@ def plan(events: Events, cell: Cells = None, store: Store = "", file: FleetPath 
                 f"{wrong} of {len(found)} cells cannot be planned", hint="each one says why; the others can be baked"
             )
 
-    return Result(text.outlook_json(fleet.name, found), lambda: text.outlook_text(found), then=judge)
+    return Result(text.previews_json(fleet.name, found), lambda: text.previews_text(found), then=judge)
 
 
 @command(fleets)

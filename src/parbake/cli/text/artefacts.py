@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from parbake.workflows.demo import Outcome
     from parbake.workflows.doctor import Check
     from parbake.workflows.lint import Finding
-    from parbake.workflows.plan import Finished, Preview
+    from parbake.workflows.plan import BakeResult, Preview
 
 # Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
 _WIDTH = 240
@@ -178,12 +178,12 @@ def record_json(path: Path, record: Record) -> dict[str, object]:
     }
 
 
-def finished_json(finished: Finished) -> dict[str, object]:
+def finished_json(finished: BakeResult) -> dict[str, object]:
     """Return the record of what was baked, and whether this run changed anything."""
     return {"changed": finished.changed, **record_json(finished.artefact, finished.record)}
 
 
-def finished_text(finished: Finished) -> str:
+def finished_text(finished: BakeResult) -> str:
     """Return what a bake made, for people."""
     first = "baked" if finished.changed else "exists already, nothing to do"
     return f"{finished.artefact.name}: {first}\n{record_text(finished.artefact, finished.record)}"

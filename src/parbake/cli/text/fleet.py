@@ -11,7 +11,7 @@ from parbake.cli.text.artefacts import table
 from parbake.cli.text.fleet_rollouts import rollout_json, rollout_text
 from parbake.core.printable import word
 from parbake.core.units import human_bytes
-from parbake.fleet.preview import Outlook, State
+from parbake.fleet.preview import CellPreview, State
 
 if TYPE_CHECKING:
     from parbake.fleet.engine.rollouts import RolloutStatus
@@ -28,7 +28,7 @@ STATES: dict[State, str] = {
 }
 
 
-def outlook_json(name: str, found: Sequence[Outlook]) -> dict[str, object]:
+def previews_json(name: str, found: Sequence[CellPreview]) -> dict[str, object]:
     """Return what a run would do, cell by cell, and how many cells are in each state."""
     cells = [
         {
@@ -46,7 +46,7 @@ def outlook_json(name: str, found: Sequence[Outlook]) -> dict[str, object]:
     return {"fleet": name, "counts": {state: counts[state] for state in STATES}, "cells": cells}
 
 
-def outlook_text(found: Sequence[Outlook]) -> str:
+def previews_text(found: Sequence[CellPreview]) -> str:
     """Return that for people."""
     rows = ((each.cell.name, each.key[:12] or "-", STATES[each.state]) for each in found)
     problems = [

@@ -72,7 +72,7 @@ class Outcome(Frozen):
         )
 
 
-def tell(folder: Path, *, events: Events) -> Outcome:
+def run_demo(folder: Path, *, events: Events) -> Outcome:
     """Run the demo in a folder, which is kept, so that a second run finds what the first made.
 
     One machine shows both starts: first the baked one, without a network; then a network is plugged in, the image is

@@ -44,7 +44,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RetentionRules:
     """``keep`` of each family and region stay, and what is younger than ``younger``; ``grace`` is between the steps."""
 
     keep: int = 3
@@ -62,7 +62,7 @@ class Decision:
 
 
 def decide(
-    items: Iterable[Item], rules: Rules, now: datetime, used: Mapping[str, Iterable[str]] | None = None
+    items: Iterable[Item], rules: RetentionRules, now: datetime, used: Mapping[str, Iterable[str]] | None = None
 ) -> tuple[Decision, ...]:
     """Decide about every item; ``used`` says for an id what refers to it (None: files here, which nothing refers to).
 
@@ -79,7 +79,7 @@ def decide(
 
 
 def _decision(
-    item: Item, place: int, rules: Rules, now: datetime, used: Mapping[str, Iterable[str]] | None
+    item: Item, place: int, rules: RetentionRules, now: datetime, used: Mapping[str, Iterable[str]] | None
 ) -> Decision:
     newest = f"the newest {rules.keep} of {item.family}"
     why = ""
