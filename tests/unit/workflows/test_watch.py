@@ -155,7 +155,7 @@ def slow(turn):
 
 watching.look = lambda *_: next(look)
 genuine.need_published = lambda *_, **__: None  # there is no AWS to ask
-flow.bake = lambda *_: planning.Finished(path, record, changed=True)
+flow.bake = lambda *_: planning.BakeResult(path, record, changed=True)
 Events.emit, rollout_tables.turn_json = emitted, slow
 interrupts.install()
 sys.exit(door.run(["watch", "--json", "--progress", "none"]))
