@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parbake.coldstart.verification.overlay import writable
-from parbake.coldstart.verification.volume import identify
+from parbake.coldstart.rehearsal.overlay import writable
+from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import Part, Read, Trace, described
 from parbake.core.errors import EnvironmentProblem, MachineError
 from parbake.core.model import Plan, Startup
@@ -41,9 +41,7 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
         verification.provide_sandbox()
         for each in starting(plan):
             with events.stage(f"rehearse {each.reference}", f"Rehearse {each.reference} with cold caches"):
-                with suppress(
-                    MachineError
-                ):  # what is in a cache then is missing from this part, and not from the order
+                with suppress(MachineError):  # what a cache holds then is missing from this part alone
                     verification.node.machine.guest.check(["sh", "-c", _FORGET])
                 begun = time.time()
                 started = verification.starter.start(each.names[0], each.startup or Startup())
