@@ -64,5 +64,5 @@ def key(name: str, region: str) -> KmsKey | None:
     state, spec = str(found.get("KeyState", "Enabled")), str(found.get("KeySpec", "SYMMETRIC_DEFAULT"))
     problem = f"is {state}" if state != "Enabled" else ""
     if spec != "SYMMETRIC_DEFAULT":  # EBS user guide, "Requirements for Amazon EBS encryption"
-        problem = f"is of the kind {spec}, and EBS encrypts with symmetric keys alone"
+        problem = f"is a {spec} key, and EBS encrypts only with symmetric keys"
     return KmsKey(str(found["Arn"]), found.get("KeyManager") == "AWS", problem)

@@ -133,7 +133,7 @@ def _snapshots(ec2: Client, wanted: LeftoverFilter, events: Events) -> Iterator[
                 if error.code != "InvalidSnapshot.InUse":
                     raise
                 # By somebody's AMI, or by one of ours that is too new to be in a list: all else goes all the same.
-                events.warn(f"{error.message}: it stays; run `parbake clean --aws` later")
+                events.warn(f"{error.message}: it is left in place; run `parbake clean --aws` later")
                 continue
             yield snapshot["SnapshotId"]
 

@@ -85,7 +85,7 @@ def _some(value: object) -> object:
 
 def _an_hour_at_least(value: float) -> float:
     if value < _LEAST_SECONDS:
-        raise wrong("AWS counts an hour of it at least", "write 1h, or more")
+        raise wrong("AWS bills at least an hour of it", "write 1h, or more")
     return value
 
 
@@ -108,7 +108,7 @@ def _need_key(keys: dict[str, str] | None, region: str | None) -> None:
         raise wrong(f"there is no key for {region}", f"add {region}: KEY to kms_key")
     key = keys.get(region) or keys[EVERYWHERE]
     if not reaches(key, region):
-        raise wrong(f"the key {key} is not of {region}", "name a key of the region, or its alias there")
+        raise wrong(f"the key {key} is not in {region}", "name a key in that region, or its alias there")
 
 
 class VolumeSection(Section):
@@ -124,7 +124,7 @@ class VolumeSection(Section):
     def _in_bounds(cls, value: int, info: ValidationInfo) -> int:
         least, most = _GP3[str(info.field_name)]
         if not least <= value <= most:
-            raise wrong(f"{value} is not between {least} and {most}, which gp3 can do")
+            raise wrong(f"{value} is not between {least} and {most}, the limits of gp3")
         if info.field_name == "throughput" and value > info.data.get("iops", most) * _LEAST_SHARES:
             raise wrong(f"{value} MiB/s need more than {info.data['iops']} IOPS", f"write iops: {value * 4}")
         return value
@@ -148,7 +148,7 @@ class FastRestoreSection(Section):
     @classmethod
     def _fit_a_bucket(cls, value: int) -> int:
         if not 1 <= value <= _MOST_CREDITS:
-            raise wrong(f"{value} is not between 1 and {_MOST_CREDITS}, which a bucket holds at most")
+            raise wrong(f"{value} is not between 1 and {_MOST_CREDITS}, the size of a credit bucket")
         return value
 
     @check("zones")
@@ -232,7 +232,7 @@ class AwsSection(Section):
     @classmethod
     def _needs_encryption(cls, value: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
         if value and info.data.get("encrypted") is False:
-            raise wrong("a key encrypts nothing without `encrypted`", "write encrypted: true beside it")
+            raise wrong("a key has no effect without `encrypted`", "write encrypted: true beside it")
         _need_key(value, info.data.get("region"))
         return value
 
@@ -241,7 +241,7 @@ class AwsSection(Section):
     def _are_ours_to_give(cls, value: dict[str, str]) -> dict[str, str]:
         for key, text in value.items():
             if key.lower().startswith(("aws:", "parbake:")):
-                raise wrong(f"the tag {key!r} begins with a name that is taken", "choose another")
+                raise wrong(f"the tag {key!r} begins with a reserved prefix", "choose another")
             if not 1 <= len(key) <= 128 or len(text) > 256:
                 raise wrong(f"the tag {key!r} is too long", "up to 128 characters, and 256 for the value")
         if len(value) > _MOST_TAGS:
@@ -252,7 +252,7 @@ class AwsSection(Section):
     @classmethod
     def _goes_elsewhere(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if info.data.get("region") in value and value:
-            raise wrong(f"{info.data['region']} is where the bake is", "remove it from the list")
+            raise wrong(f"{info.data['region']} is the region of the bake itself", "remove it from the list")
         keys = info.data.get("kms_key")
         key = (keys or {}).get(EVERYWHERE, "")
         if value and key and not travels(key):
@@ -295,7 +295,7 @@ class AwsSection(Section):
         keys = info.data.get("kms_key")
         if value and info.data.get("encrypted") and (not keys or any(is_managed_by_aws(key) for key in keys.values())):
             raise wrong(
-                "what the account's own EBS key encrypts cannot be shared",
+                "snapshots that are encrypted with the account's own EBS key cannot be shared",
                 "write kms_key: alias/NAME, a key whose policy lets those accounts use it",
             )
         return value
@@ -315,7 +315,7 @@ class AwsSection(Section):
     def _goes_without_encryption(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and info.data.get("encrypted"):
             raise wrong(
-                "a snapshot with a parent takes over whether it is encrypted: AWS does not accept both",
+                "a snapshot with a parent inherits its parent's encryption: AWS does not accept both",
                 "remove encrypted (the parent's key is used), or parent_snapshot",
             )
         return value

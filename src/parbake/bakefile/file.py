@@ -143,7 +143,7 @@ class Bakefile(Section):
     def _distinct_platforms(cls, value: tuple[Platform, ...]) -> tuple[Platform, ...]:
         names = [each.architecture for each in value]
         if len(set(names)) < len(names):
-            raise wrong("an architecture is there twice", "write each once, such as [linux/amd64, linux/arm64]")
+            raise wrong("an architecture is listed twice", "write each once, such as [linux/amd64, linux/arm64]")
         return value
 
     @check("images")
@@ -163,7 +163,7 @@ class Bakefile(Section):
         platforms: tuple[Platform, ...] = info.data.get("platforms") or ()
         if platforms and value not in platforms:
             known = ", ".join(map(str, platforms))
-            raise wrong(f"{value} is none of `platforms`", f"choose one of {known}, or remove `platform`")
+            raise wrong(f"{value} is not one of `platforms`", f"choose one of {known}, or remove `platform`")
         reading: Reading | None = info.context
         if reading:
             reading.platform = value
@@ -176,7 +176,7 @@ class Bakefile(Section):
         by_id = value.ami and value.ami.id
         if len(info.data.get("platforms") or ()) > 1 and (value.kind == "file" or by_id):
             raise wrong(
-                f"{'an AMI by its id' if by_id else 'a disk image'} is of one platform, and `platforms` names several",
+                f"{'an AMI by its id' if by_id else 'a disk image'} is for one platform, and `platforms` names several",
                 'write such as base: {eks: al2023, kubernetes: "1.36"}, or a Bakefile for each',
             )
         fitting = _BASES.get(builder or "", ())
@@ -207,7 +207,7 @@ class Bakefile(Section):
     def _is_trusted(cls, value: SignSection | None, info: ValidationInfo) -> SignSection | None:
         if value and info.data.get("trust") == ():
             raise wrong(
-                "needs `trust`: a record is signed again with each verdict, once its signature was checked",
+                "needs `trust`: parbake checks a record's signature before it signs a new verdict",
                 "write trust: [FILE], with the public half of the key",
             )
         return value

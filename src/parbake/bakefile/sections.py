@@ -184,7 +184,7 @@ class StartupSection(Section):
     def startup(self) -> Startup:
         """Return the model's noun; raises for a command of what is only mounted."""
         if self.up.kind == "mounted" and (self.command or self.args or self.env):
-            raise wrong("nothing of an image runs that is only mounted", "leave out command, args and env")
+            raise wrong("an image that is only mounted runs nothing", "leave out command, args and env")
         return Startup(command=self.command, args=self.args, env=self.env, up=self.up, timeout=self.timeout)
 
 
@@ -280,7 +280,7 @@ class ImageEntry(Section):
             return value
         reference = Reference.parse(info.data["reference"])
         if value and reference.digest:
-            raise wrong("a build makes a new digest, and the reference asks for a certain one", "write name:tag")
+            raise wrong("a build makes a new digest, and the reference pins one", "write name:tag")
         if value is None and reference.is_local:
             raise wrong(
                 f"{reference} can only be built: no registry has `localhost` without a port",

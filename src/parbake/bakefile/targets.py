@@ -24,7 +24,7 @@ def _tag(text: str) -> str:
     if not key or not value or "*" in text or len(key) > 128 or len(value) > 256:
         raise wrong(f"{text!r} is not a valid tag", "write KEY=VALUE, such as image=gpu")
     if key.startswith(("parbake:", "aws:")):
-        raise wrong(f"tags that begin with {key.partition(':')[0]}: have a meaning already", "choose another key")
+        raise wrong(f"tags that begin with {key.partition(':')[0]}: are reserved", "choose another key")
     return text
 
 
@@ -137,7 +137,7 @@ class GitopsTarget(_WithVolume):
     nodeclass: Annotated[str, text_schema()] = ""
     """The name of the node class, where the file holds several."""
     branch: Annotated[str, text_schema()] = ""
-    """Commit on this branch, made when missing. Default: the file is edited, and nothing is committed."""
+    """Commit on this branch, created if missing. Default: the file is edited, and nothing is committed."""
     image_at: Annotated[str, text_schema()] = ""
     """For values of a Helm chart: the path of the machine image's id, such as nodeClass.amiIds[0]."""
     snapshot_at: Annotated[str, text_schema()] = ""
@@ -206,7 +206,7 @@ class SsmTarget(Section):
     """A parameter of Systems Manager that holds the machine image's id, with the data type `aws:ec2:image`."""
 
     parameter: Parameter
-    """The parameter's name; it is made when missing."""
+    """The parameter's name; it is created if missing."""
 
 
 class FileTarget(_Mounting):
@@ -305,7 +305,7 @@ def _whole(target: Target) -> Target:
 
 
 def _no_short(text: str) -> object:
-    raise wrong(f"{text!r} does not say enough about a target", "write karpenter: {nodeclass: NAME}")
+    raise wrong(f"{text!r} is not a complete target", "write karpenter: {nodeclass: NAME}")
 
 
 TargetText = Annotated[Target, Via(Target, _whole, _no_short)]

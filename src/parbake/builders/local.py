@@ -105,7 +105,7 @@ def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Di
         built = _write_ext4(volume, plan, ingredients, parent, second=second)
         _check(volume, plan, events)
     except (ForeignVolume, ArtefactFull) as error:
-        events.note(f"{parent.name} cannot be the start of this volume ({error.message}): making a new one")
+        events.note(f"{parent.name} cannot be the base of this volume ({error.message}): making a new one")
     except disk.NotAsListed as error:
         events.warn(f"{parent.name} is damaged ({error.message}): making a new volume without it")
     except Exception:
@@ -259,7 +259,7 @@ def _telling_full_artefact(plan: Plan, work: Path) -> Iterator[None]:
     except DiskFull as error:
         if _is_full(work):
             raise _host_full(work) from error
-        chosen = "which `size` fixes" if plan.size_is_fixed else "which was chosen for what the images should take"
+        chosen = "the size that `size` sets" if plan.size_is_fixed else "the size estimated for these images"
         raise ArtefactFull(
             f"the images do not fit into the artefact of {plan.size // MIB} MiB, {chosen} ({error.message})",
             hint="raise `size` in the Bakefile, or remove it to let parbake choose"

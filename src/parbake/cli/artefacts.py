@@ -34,7 +34,7 @@ from parbake.core.events import Events
 def init(
     events: Events,
     folder: Annotated[
-        Path, typer.Argument(help="Where to write parbake.yaml; made when missing.", metavar="FOLDER")
+        Path, typer.Argument(help="Where to write parbake.yaml; created if missing.", metavar="FOLDER")
     ] = Path(),
     image: Annotated[
         list[str] | None, typer.Option(help="An image to bake; may be given several times.", metavar="REFERENCE")
@@ -310,7 +310,7 @@ def prune(
     from parbake.workflows import prune as workflow
 
     if cache_size != "0" and not cache:
-        raise InputError("--cache-size is for the cache of layers", hint="add --cache, or take --keep for artefacts")
+        raise InputError("--cache-size is for the cache of layers", hint="add --cache, or use --keep for artefacts")
     if cache:
         limit = units.size_of(cache_size, "--cache-size")
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
@@ -334,7 +334,7 @@ def clean(
     events: Events,
     file: BakefilePath = DEFAULT_FILE,
     caches: Annotated[
-        bool, typer.Option("--caches", help="Also remove all that is cached: default bases, images that were built.")
+        bool, typer.Option("--caches", help="Also remove everything that is cached: default bases, built images.")
     ] = False,
     in_aws: Annotated[
         bool,
@@ -365,10 +365,10 @@ def clean(
 def doctor(
     file: BakefilePath = DEFAULT_FILE,
     aws: Annotated[
-        bool, typer.Option("--aws", help="Ask AWS as well: what the account has settled, by read calls alone.")
+        bool, typer.Option("--aws", help="Also check the settings of the AWS account, with read-only calls.")
     ] = False,
 ) -> Result:
-    """Say what this machine lacks, and how to get it.
+    """Check what this machine lacks, and how to get it.
 
     Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws` also what
     the Bakefile's account and regions say: encryption by default and its key, quotas, Allowed AMIs, public access,

@@ -88,10 +88,10 @@ def trace(
 @command()
 def hydrate(
     what: What,
-    folder: Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")],
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Write what a node needs to load hot blocks and files early.
+    """Write the files with which a node loads hot blocks and files early.
 
     The lists of blocks and of files from the start-up trace, the program that reads them with its systemd unit, user
     data with program and blocks inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
@@ -114,7 +114,7 @@ PricesFile = Annotated[
     Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
 ]
 NodeHour = Annotated[
-    float | None, typer.Option(min=0, help="What a node costs an hour; replaces that price.", metavar="PRICE")
+    float | None, typer.Option(min=0, help="What a node costs per hour, instead of the list's price.", metavar="PRICE")
 ]
 PullRate = Annotated[
     float | None,
@@ -122,7 +122,7 @@ PullRate = Annotated[
         min=0.001, help="How fast your pulls are, in MB of layers a second; in place of all kinds.", metavar="MB"
     ),
 ]
-Bakes = Annotated[float, typer.Option(min=0, help="Bakes a month.", metavar="COUNT")]
+Bakes = Annotated[float, typer.Option(min=0, help="Bakes per month.", metavar="COUNT")]
 BakeMinutes = Annotated[
     float,
     typer.Option(min=0, help="How long a bake takes, on a machine that costs what a node does.", metavar="MINUTES"),
@@ -132,8 +132,8 @@ BakeMinutes = Annotated[
 @command()
 def advise(
     what: What,
-    launches: Annotated[float, typer.Option(min=0.001, help="Nodes that start a day.", metavar="COUNT")] = 100.0,
-    zones: Annotated[int, typer.Option(min=1, help="Availability zones that they start in.", metavar="COUNT")] = 3,
+    launches: Annotated[float, typer.Option(min=0.001, help="Nodes started per day.", metavar="COUNT")] = 100.0,
+    zones: Annotated[int, typer.Option(min=1, help="Availability zones they start in.", metavar="COUNT")] = 3,
     boot: Annotated[
         float, typer.Option(min=0, help="From the volume's attachment to the runtime's start.", metavar="SECONDS")
     ] = 20.0,
@@ -156,7 +156,7 @@ def advise(
     node_hour: NodeHour = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Say which remedy against cold volumes is the cheapest, and why.
+    """Recommend the cheapest remedy for cold volumes, and say why.
 
     Compared are nothing, hydrate, hydrate with prefetch, the provisioned initialization rate, fast snapshot restore, a
     gp3 volume with 16,000 IOPS and 1,000 MiB/s, reading everything, and pulls without any bake: by containerd as it is,
@@ -204,7 +204,7 @@ def advise(
 
 @command()
 def savings(
-    pulls: Annotated[float, typer.Option(min=0, help="Pulls of the images a day.", metavar="COUNT")],
+    pulls: Annotated[float, typer.Option(min=0, help="Pulls of the images per day.", metavar="COUNT")],
     pull_seconds: Annotated[
         float | None,
         typer.Option(min=0, help="How long a node waits for a pull today. Default: by --size.", metavar="SECONDS"),
@@ -223,7 +223,7 @@ def savings(
     prices: PricesFile = None,
     node_hour: NodeHour = None,
 ) -> Result:
-    """Say what pulls cost, and what a bake saves of it.
+    """Estimate what pulls cost, and how much of it a bake saves.
 
     Nodes that wait for a pull are paid while they wait. Headroom hides that and is paid round the clock: it keeps the
     saving back until it is given up. With --size, every kind of pull is compared: a faster one may save more than a
@@ -272,7 +272,7 @@ def report(
     ),
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Write what is known of a cold start as one page of HTML.
+    """Write a one-page HTML report of a cold start.
 
     A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
     second one. The page needs no network.

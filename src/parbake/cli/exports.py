@@ -15,10 +15,10 @@ from parbake.core.events import Events
 if TYPE_CHECKING:
     from parbake.workflows.export import kubelet
 
-Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
+Folder = Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
 
-exporting = application("export", help="Write the files that other tools take.", no_args_is_help=True)
+exporting = application("export", help="Write files for other tools.", no_args_is_help=True)
 
 
 @command(exporting, progress="plain")

@@ -38,7 +38,7 @@ def lint(
     ] = "error",
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Say which pods will not use the bake, and why.
+    """Find the pods that will not use the bake, and say why.
 
     Workloads and node classes are compared with the Bakefile and its newest record, or with --bake. The exit code is 3
     when there are errors. Nothing is changed anywhere.

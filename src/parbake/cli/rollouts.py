@@ -126,7 +126,7 @@ def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     def judge() -> None:
         failed = [each.target for each in reports if each.error]
         if failed:
-            raise RolloutError(f"nothing is known of {', '.join(failed)}", hint="the table says why")
+            raise RolloutError(f"the state of {', '.join(failed)} is unknown", hint="the table says why")
 
     return Result(rollouts.reports_json(reports), lambda: rollouts.reports_text(reports), then=judge)
 

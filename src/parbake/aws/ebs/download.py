@@ -113,7 +113,7 @@ def _list(snapshot: str, region: str, events: Events) -> _Listed:
                 break
             more = {"NextToken": page["NextToken"]}
     if page.get("BlockSize", BLOCK) != BLOCK:
-        raise AwsError(f"the blocks of {snapshot} have {page['BlockSize']} bytes, and not {BLOCK}")
+        raise AwsError(f"the blocks of {snapshot} have {page['BlockSize']} bytes, not {BLOCK}")
     return _Listed(int(page["VolumeSize"]) * GIB, tokens)
 
 

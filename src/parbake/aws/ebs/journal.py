@@ -83,7 +83,7 @@ class Journal:
         self.complete = False
         self.completed_by = ""
         self.replaced = ""
-        """The snapshot of another start of the same upload: it is not gone on with."""
+        """The snapshot of another start of the same upload: it is not resumed."""
         self._shared = shared
         self._begun = False
         self._handle = -1

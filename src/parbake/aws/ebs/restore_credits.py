@@ -82,7 +82,7 @@ def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], wanted: int, 
         )
     except AwsNoAccess:
         events.warn(
-            "this role may not look at the credits of fast snapshot restore (cloudwatch:GetMetricData, see `parbake "
+            "this role may not read the credits of fast snapshot restore (cloudwatch:GetMetricData, see `parbake "
             "iam`): they start at zero, so that the first nodes may load their volumes lazily"
         )
     except DeadlineExceeded as error:

@@ -111,7 +111,7 @@ def _need_registries(plan: Plan, settings: AwsSection, registries: Mapping[str, 
     with_login = [host for host in hosts(plan) if registries.get(host, RegistryOptions()).credentials in _LOGINS]
     if with_login:
         raise InputError(
-            f"{with_login[0]} needs a login of this machine, and parbake hands no secrets to instances",
+            f"{with_login[0]} needs this machine's login, and parbake gives instances no secrets",
             hint="push the images to ECR, where its role logs in; or let this machine pull: `builder: ebs`",
         )
     private = [host for host in hosts(plan) if logs_in(host, registries)]
@@ -318,7 +318,7 @@ class _Run:
             try:
                 remove(self._leftovers(region, images=images), region, self.events)
             except ParbakeError as error:
-                self.events.warn(f"not all could be removed in {region}: {error.message}; run `parbake clean --aws`")
+                self.events.warn(f"could not remove everything in {region}: {error.message}; run `parbake clean --aws`")
 
     def _leftovers(self, region: str, *, images: bool = True) -> LeftoverFilter:
         if region != self.region:

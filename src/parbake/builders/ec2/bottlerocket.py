@@ -50,18 +50,18 @@ def refuse(plan: Plan, registries: Mapping[str, RegistryOptions], profile: str) 
     """Refuse what Bottlerocket cannot do or parbake has no way to. Raises InputError."""
     if plan.artefact.kind != "volume":
         raise InputError(
-            "Bottlerocket does not boot an AMI that was changed",
-            hint="write `artefact: {kind: volume}`: its data volume takes the images",
+            "Bottlerocket does not boot a modified AMI",
+            hint="write `artefact: {kind: volume}`: the images go into its data volume",
         )
     if not profile:
         raise InputError(
-            "Bottlerocket is reached by Systems Manager alone, and the instance has no role for that",
+            "Bottlerocket can only be reached through Systems Manager, and the instance has no role for it",
             hint="write `aws: {instance_profile: NAME}`; `parbake iam` prints the policy of its role",
         )
     special = [host for host, each in registries.items() if each.ca or each.plain_http]
     if special:
         raise InputError(
-            f"{special[0]}: on Bottlerocket images come over TLS with a well-known authority alone",
+            f"{special[0]}: Bottlerocket pulls images only over TLS from a publicly trusted authority",
             hint="push the images to ECR, and name them there",
         )
 
@@ -123,7 +123,7 @@ def _subject(image: Image, plan: Plan) -> list[str]:
     elif not all(command) or any("\n" in word for word in (*env, *command)):
         reason = "has an empty argument, or one of several lines"
     if reason:
-        said = f"its startup {reason}, so it is not started on Bottlerocket: only the store was looked at"
+        said = f"its startup {reason}, so it is not started on Bottlerocket: only the store was checked"
     if reason or image == plan.sandbox:
         up = "-"
     lines = ["\n".join(env), "\n".join(command)]

@@ -43,10 +43,10 @@ _ENDS: tuple[tuple[str, type[AwsError], str, str], ...] = (
     (
         "Client.UserInitiated",
         AwsError,
-        "somebody stopped {} from outside before it was done",
+        "somebody stopped {} before it was done",
         f"{_AGAIN}; let nobody stop instances that are tagged `parbake:managed`",
     ),
-    ("Server.", AwsError, "EC2 ended {} for a reason of its own", _AGAIN),
+    ("Server.", AwsError, "EC2 ended {} for reasons of its own", _AGAIN),
 )
 
 

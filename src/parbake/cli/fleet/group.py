@@ -29,7 +29,7 @@ Store = Annotated[
 ]
 
 fleets = application(
-    "fleet", help="Bake many Bakefiles for some architectures, on many machines.", no_args_is_help=True
+    "fleet", help="Bake many Bakefiles for several architectures, on many machines.", no_args_is_help=True
 )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @command(fleets)
 def apply(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be changed.")] = False,
     heartbeat: Annotated[
         float,
         typer.Option(min=1, help="In runs that begin by themselves: as for `fleet run`.", metavar="SECONDS"),

@@ -45,7 +45,7 @@ def state_folder(state: Path | None, file: Path) -> Path:
 def need_engine() -> None:
     """Raise EnvironmentProblem unless the engine's library is installed."""
     if importlib.util.find_spec("temporalio") is None:
-        raise EnvironmentProblem("the engine of fleets is not installed", hint="pip install 'parbake[fleet]'")
+        raise EnvironmentProblem("the fleet engine is not installed", hint="pip install 'parbake[fleet]'")
 
 
 def asked[Answer](state: Path | None, file: Path, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
@@ -124,7 +124,7 @@ def run(
     ] = False,
     heartbeat: Annotated[
         float,
-        typer.Option(min=1, help="A worker that is silent for so long counts as dead.", metavar="SECONDS"),
+        typer.Option(min=1, help="How long a worker may be silent before it counts as dead.", metavar="SECONDS"),
     ] = 60.0,
     roll_out: Annotated[
         bool, typer.Option("--rollout/--no-rollout", help="Roll out what is good, where the fleet's file says how.")

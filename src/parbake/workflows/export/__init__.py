@@ -78,13 +78,13 @@ def _resolved(bakefile_path: Path, events: Events) -> list[Image]:
 
 
 def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path, ...]:
-    """Write files below a folder, which is made when missing; what says the same already is left alone.
+    """Write files below a folder, which is created if missing; what says the same already is left alone.
 
     Raises InputError that names what is in the way, before anything is written, unless ``force``; and for a folder of
     a file that is a link.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
+        raise InputError(f"{folder} is a file", hint="name a folder; it is created if missing")
     changed = {
         name: text for name, text in files.items() if not (folder / name).is_file() or _text(folder / name) != text
     }
@@ -217,7 +217,7 @@ def _export(
     artefact, record = _proven(selector, output, events, force=force, trust=trust)
     cloud.refuse(record)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
+        raise InputError(f"{folder} is a file", hint="name a folder; it is created if missing")
     remove_leftovers(folder)
     name = resource_name(record.plan.name, record.key)
     made, script = folder / f"{name}{cloud.suffix}", folder / cloud.script
@@ -243,7 +243,7 @@ def _proven(selector: str, output: Path, events: Events, *, force: bool, trust: 
         raise InputError(f"{artefact} has no record beside it", hint="export what parbake has baked")
     record = genuine.need(artefact, trust)
     if not artefact.is_file():
-        where = "lies in a cloud" if record.published else "is not here any more"
+        where = "lies in a cloud" if record.published else "is no longer on this machine"
         raise InputError(f"{artefact.name} {where}", hint="bake it with `builder: local`")
     if not record.verified:
         if not force:

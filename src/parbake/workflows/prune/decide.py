@@ -94,13 +94,13 @@ def _decision(
     if used is None:
         return Decision(item, "remove", f"older than {newest}")
     if item.retired is None and rules.grace:
-        return Decision(item, "retire", f"nothing uses it; it goes in {_spoken(rules.grace)}")
+        return Decision(item, "retire", f"unused; to be removed in {_spoken(rules.grace)}")
     left = (item.retired or now) + rules.grace - now
     if left > timedelta():
-        return Decision(item, "wait", f"retired; it goes in {_spoken(left)}")
+        return Decision(item, "wait", f"retired; to be removed in {_spoken(left)}")
     if item.guarded:
         how = f"aws ec2 disable-image-deregistration-protection --region {item.region} --image-id {item.id}"
-        return Decision(item, "wait", f"nothing uses it, and it is {item.guarded}: `{how}` lets it go")
+        return Decision(item, "wait", f"unused, but {item.guarded}: `{how}` removes the protection")
     return Decision(item, "remove", "nothing uses it")
 
 
