@@ -41,7 +41,7 @@ def iam(
         typer.Option(
             "--parameter",
             metavar="NAME",
-            help="A parameter that names images and belongs to no target; `prune` reads it. /images/* stands for many.",
+            help="A parameter that names images and belongs to no target; `prune` reads it. /images/* covers many.",
         ),
     ] = None,
     base_snapshot: Annotated[
@@ -57,7 +57,7 @@ def iam(
         typer.Option(
             "--default-key",
             metavar="ARN",
-            help="A KMS key of your own by which EBS encrypts by default (`parbake doctor --aws` shows it).",
+            help="Your own KMS key, if EBS encrypts with it by default (`parbake doctor --aws` shows it).",
         ),
     ] = None,
 ) -> Result:

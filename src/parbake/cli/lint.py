@@ -21,7 +21,7 @@ def lint(
         list[str] | None, typer.Argument(help="Manifests: files or folders; - for standard input.", metavar="PATH")
     ] = None,
     from_cluster: Annotated[
-        bool, typer.Option("--from-cluster", help="Look at the workloads and node classes in kubectl's cluster.")
+        bool, typer.Option("--from-cluster", help="Check the workloads and node classes in kubectl's cluster.")
     ] = False,
     context: Annotated[
         str, typer.Option(help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME")
@@ -53,7 +53,7 @@ def lint(
         raise InputError(f"--fail-on {fail_on}: no such level", hint="choose error, warning or note")
     out.as_json |= style != "text"
     if not paths and not from_cluster:
-        raise InputError("nothing to look at", hint="name files or folders, - for standard input, or --from-cluster")
+        raise InputError("nothing to lint", hint="name files or folders, - for standard input, or --from-cluster")
     documents: list[tuple[str, str]] = []
     for path in paths or ():
         documents += [("standard input", sys.stdin.read())] if path == "-" else workloads.read_folder(Path(path))

@@ -143,7 +143,7 @@ class Fleet(Section):
     budget: Budget = Field(default_factory=Budget)
     """How much may go wrong, and what happens then."""
     rollout: Rollout | None = None
-    """How what was baked is handed out after a run. Without: it is not."""
+    """How to roll out what a run has baked. Without: not at all."""
 
     @check("rollout")
     @classmethod

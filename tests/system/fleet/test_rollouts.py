@@ -163,7 +163,7 @@ def test_a_pause_holds_within_one_target_and_what_has_ended_can_be_returned(flee
     fleet.target("one.slow").touch()
     fleet.run(CELLS, name="pause", rollout=True)
     fleet.wait_until(lambda: fleet.written() == [f"write one {A}"], "the first target")
-    with pytest.raises(InputError, match="the wave all does not wait for an approval: it is being handed out"):
+    with pytest.raises(InputError, match="the wave all does not wait for an approval: it is being rolled out"):
         fleet.approve("all", name="pause")
     fleet.ask(lambda client: rollouts.pause(client, "pause", "by ann"))
     fleet.target("one.slow").unlink()
@@ -247,7 +247,7 @@ def test_the_commands_tell_and_ask(
     assert "there was no rollout of cli yet" in parbake("approve", code=2)["message"]
     assert parbake("rollout", "--wait", "--progress", "none")["state"] == "approval"
     assert "is under way" in said("rollout")
-    assert "begins with no other target" in said("pause", "--rollout")
+    assert "starts no further target" in said("pause", "--rollout")
     fleet.until("paused", "cli")
     assert "by " in parbake("status")["last_rollout"]["paused"]
     assert "rollout/cli: goes on" in said("resume", "--rollout")
@@ -261,11 +261,11 @@ def test_the_commands_tell_and_ask(
     look = CellPreview(Cell("a@amd64", "a/parbake.yaml", "linux/amd64"), "bake", key_of("a@amd64"), "a.raw")
     monkeypatch.setattr(preview, "look", lambda *_: (look,))
     assert "Fill a@amd64" in said("logs", "a", "--progress", "none")
-    assert "logs are of a cell or of the rollout" in parbake("logs", code=2)["message"]
+    assert "logs belong to a cell or to the rollout" in parbake("logs", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="0" * 64),))
     assert "the engine knows no bake of" in parbake("logs", "a", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="", state="build"),))
-    assert "its images are to be built" in parbake("logs", "a", code=2)["message"]
+    assert "its images have to be built first" in parbake("logs", "a", code=2)["message"]
     page = tmp_path / "fleet.html"
     assert "wrote " in said("report", "--output", str(page), "--progress", "none")
     assert "was rolled back" in page.read_text()

@@ -67,7 +67,7 @@ def plan(events: Events, cell: Cells = None, store: Store = "", file: FleetPath 
     def judge() -> None:
         if wrong:
             raise FleetIncomplete(
-                f"{wrong} of {len(found)} cells cannot be planned", hint="each one says why; the others can be baked"
+                f"{wrong} of {len(found)} cells cannot be planned", hint="each cell says why; the others can be baked"
             )
 
     return Result(text.previews_json(fleet.name, found), lambda: text.previews_text(found), then=judge)
@@ -99,7 +99,7 @@ def matrix(
     elif kind != "kubernetes":
         raise InputError(f"--for {kind}: no such kind", hint="choose github or kubernetes")
     elif not image:
-        raise InputError("Jobs need parbake's image", hint="--image names it: deploy/Containerfile makes it")
+        raise InputError("the Jobs need parbake's image", hint="give it with --image; deploy/Containerfile builds it")
     else:
         document = export.for_kubernetes(fleet, found, image=image, namespace=namespace)
     return Result(document, lambda: json.dumps(document, indent=2))

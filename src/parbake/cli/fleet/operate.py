@@ -49,7 +49,7 @@ def apply(
     done = asked(state, file, lambda client: schedules.apply(client, fleet.schedule, place, dry_run=dry_run))
     document = {"schedule": done.runs, "prune": done.prune, "held": done.paused or None, "dry_run": dry_run}
     lines = [f"schedule of runs: {done.runs}", f"schedule of pruning: {done.prune}"]
-    lines += [f"it is held: {done.paused}; `parbake fleet resume` lets it go on"] if done.paused else []
+    lines += [f"it is paused: {done.paused}; `parbake fleet resume` lets it go on"] if done.paused else []
     return Result(document, lambda: "\n".join(lines))
 
 
@@ -83,11 +83,11 @@ def drain(
     found = asked(state, file, go)
     said = "no run was under way"
     if found["run"]:
-        said = "the run ends when what it has begun has ended"
+        said = "the run ends once its current bakes have ended"
         if wait:
-            said = f"the run has ended: {found['done']} cells are done, {found['left']} were not begun"
+            said = f"the run has ended: {found['done']} cells are done, {found['left']} were not started"
             said = "the run was cancelled" if found["done"] is None else said
-    more = "; the schedule is held: `parbake fleet resume` lets it go on" if found["schedule_held"] else ""
+    more = "; the schedule is paused: `parbake fleet resume` lets it go on" if found["schedule_held"] else ""
     return Result(found, lambda: f"{said}{more}")
 
 

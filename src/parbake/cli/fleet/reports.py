@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def logs(
     events: Events,
     cell: Annotated[str, typer.Argument(help="A cell, such as search@amd64.", metavar="[CELL]")] = "",
-    rollout: Annotated[bool, typer.Option("--rollout", help="The story of the last rollout.")] = False,
+    rollout: Annotated[bool, typer.Option("--rollout", help="The log of the last rollout.")] = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
@@ -40,7 +40,7 @@ def logs(
 
     fleet, folder = load(file), file.absolute().parent
     if bool(cell) == rollout:
-        raise InputError("logs are of a cell or of the rollout", hint="name a cell, or write --rollout")
+        raise InputError("logs belong to a cell or to the rollout", hint="name a cell, or write --rollout")
     if rollout:
 
         async def story(client: Client) -> RolloutStatus | None:
@@ -57,7 +57,7 @@ def logs(
         raise InputError(f"{cell} is several cells", hint=f"name one, such as {look.cell.name}")
     if not look.key:
         raise InputError(
-            f"{look.cell.name} has no key yet: {look.problem or 'its images are to be built'}",
+            f"{look.cell.name} has no key yet: {look.problem or 'its images have to be built first'}",
             hint="`parbake fleet status` shows what is under way",
         )
 
@@ -105,7 +105,7 @@ def report(
     try:
         run, rollout = asked(state, file, ask)
     except (EngineUnreachable, EnvironmentProblem, InputError) as error:
-        silence = f"The engine was not asked: {error.message}"
+        silence = f"The engine could not be asked: {error.message}"
     page = fleet_page(FleetNow(fleet.name, datetime.now(UTC), found, run, rollout, silence))
     with room_for(to):
         atomic.replace(to, page, mode=0o644)

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 Wait = Annotated[
     bool,
-    typer.Option("--wait", help="Wait until it ends, or needs somebody; the exit code is 3 if it failed or is paused."),
+    typer.Option(
+        "--wait", help="Wait until it ends or needs a decision; the exit code is 3 if it failed or is paused."
+    ),
 ]
-By = Annotated[str, typer.Option("--by", help="Who says so. Default: the user's name.", metavar="NAME")]
+By = Annotated[str, typer.Option("--by", help="The name for the record. Default: the user's.", metavar="NAME")]
 Note = Annotated[str, typer.Option("--note", help="Why, for the record.", metavar="TEXT")]
 
 
@@ -122,7 +124,7 @@ def _ended(found: RolloutStatus, problem: str) -> Result:
 @command(fleets)
 def approve(
     events: Events,
-    wave: Annotated[str, typer.Argument(help="The wave. Default: the one that waits.", metavar="[WAVE]")] = "",
+    wave: Annotated[str, typer.Argument(help="The wave. Default: the one that is waiting.", metavar="[WAVE]")] = "",
     by: By = "",
     note: Note = "",
     wait: Wait = False,
@@ -178,7 +180,7 @@ def rollback(
         return Result({"rollout": name, "told": "rollback"}, lambda: f"{name}: goes back")
     found = _followed(fleet.name, state, file, events, since=now)
     whole = found.state == "rolled-back" and found.standing and not found.standing.noted
-    return _ended(found, "" if whole else f"not all targets of {fleet.name} were returned")
+    return _ended(found, "" if whole else f"some targets of {fleet.name} were not rolled back")
 
 
 @command(fleets)

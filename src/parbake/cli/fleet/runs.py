@@ -33,7 +33,7 @@ State = Annotated[
 ]
 Slots = Annotated[int, typer.Option(min=1, help="How many bakes a worker runs at once.", metavar="COUNT")]
 Grace = Annotated[
-    float, typer.Option(min=0, help="How long bakes may go on when a worker is told to stop.", metavar="SECONDS")
+    float, typer.Option(min=0, help="How long bakes may go on after a worker is told to stop.", metavar="SECONDS")
 ]
 
 
@@ -82,7 +82,7 @@ def up(
     from parbake.fleet.engine.local import up as run_here
 
     def ready(here: dict[str, object]) -> None:
-        events.note(f"the engine listens on {here['address']}; look at it on {here['ui']}; Ctrl-C ends it")
+        events.note(f"the engine listens on {here['address']}; its web interface is {here['ui']}; Ctrl-C ends it")
 
     run_here(state_folder(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
 
@@ -96,7 +96,9 @@ def worker(
     grace: Grace = 5.0,
     pinned: Annotated[
         bool,
-        typer.Option("--pinned", help="Let what begins under this version of parbake end under it: keep its workers."),
+        typer.Option(
+            "--pinned", help="Let runs that start under this version of parbake end under it: keep its workers."
+        ),
     ] = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
@@ -127,7 +129,7 @@ def run(
         typer.Option(min=1, help="How long a worker may be silent before it counts as dead.", metavar="SECONDS"),
     ] = 60.0,
     roll_out: Annotated[
-        bool, typer.Option("--rollout/--no-rollout", help="Roll out what is good, where the fleet's file says how.")
+        bool, typer.Option("--rollout/--no-rollout", help="Then roll out what is good, if the fleet's file says how.")
     ] = True,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
@@ -178,7 +180,7 @@ def run(
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
     every: Annotated[
-        float, typer.Option(min=0.1, help="With --watch: how long to wait between two looks.", metavar="SECONDS")
+        float, typer.Option(min=0.1, help="With --watch: how long to wait between two checks.", metavar="SECONDS")
     ] = 2.0,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
@@ -229,7 +231,7 @@ def _watched(
     asked(state, file, go)
 
 
-OfRollout = Annotated[bool, typer.Option("--rollout", help="The rollout that is under way, and not the run.")]
+OfRollout = Annotated[bool, typer.Option("--rollout", help="The rollout that is under way, instead of the run.")]
 
 
 def _tell(
@@ -273,25 +275,25 @@ def user() -> str:
 command(
     fleets,
     name="pause",
-    help="Let the run under way begin nothing new; with --rollout let the rollout begin with no other target.",
+    help="Let the current run start nothing new; with --rollout, let the rollout start no further target.",
 )(
     _tell(
         "pause",
-        "begins nothing new",
+        "starts nothing new",
         lambda runs, client, name: runs.pause(client, name, "by hand"),
-        "begins with no other target",
+        "starts no further target",
     )
 )
 command(
     fleets,
     name="resume",
-    help="Let a paused run go on, however many of its cells have failed; with --rollout a rollout, with what failed.",
+    help="Let a paused run go on, however many of its cells have failed; with --rollout, retry and go on.",
 )(_tell("resume", "goes on", lambda runs, client, name: runs.resume(client, name), "goes on"))
 command(
     fleets,
     name="cancel",
-    help="End the run under way, with the bakes that it has begun; nothing of them is left. With --rollout end the "
-    "rollout: targets keep what they hold.",
+    help="Cancel the current run and its bakes, leaving nothing of them behind. With --rollout, cancel the rollout: "
+    "targets keep what they hold.",
 )(
     _tell(
         "cancel",
@@ -308,7 +310,7 @@ def retry(
     cell: Annotated[list[str], typer.Argument(help="Cells, such as search@amd64 or search.", metavar="CELL...")],
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Let cells be tried again that have failed too often: the next run does."""
+    """Release cells from quarantine, so that the next run tries them again."""
     from parbake.fleet import preview, quarantine
     from parbake.fleet.cells import cells, chosen
     from parbake.fleet.file import load
@@ -320,5 +322,5 @@ def retry(
     quarantine.lift(open_store(fleet.store), [each.key for each in freed])
     names = [each.cell.name for each in freed]
     return Result(
-        {"freed": names}, lambda: "\n".join(f"{name} is tried again" for name in names) or "none was held back"
+        {"freed": names}, lambda: "\n".join(f"{name} will be retried" for name in names) or "no cell was in quarantine"
     )

@@ -103,7 +103,7 @@ def status_json(status: Status, rollout: RolloutStatus | None = None) -> dict[st
 def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
     """Return that for people."""
     lines = [f"{status.run}  {status.state}  since {status.started_at}"]
-    lines.append(progress_text(status.progress) if status.progress else "no worker answers: how far it is is not known")
+    lines.append(progress_text(status.progress) if status.progress else "no worker answers, so its progress is unknown")
     if status.running:
         rows = (
             (
@@ -122,7 +122,7 @@ def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
         lines += ["", rollout_text(rollout)]
     for queue, count in status.workers.items():
         if not count and (rollout or queue != "roll"):
-            lines.append(f"no worker takes tasks of the queue {queue}: `parbake fleet worker --queues {queue}` does")
+            lines.append(f"no worker serves the queue {queue}: start one with `parbake fleet worker --queues {queue}`")
     return "\n".join(lines)
 
 
