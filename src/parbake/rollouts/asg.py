@@ -27,7 +27,7 @@ class Asg(LaunchTemplateGroup):
     """One Auto Scaling group."""
 
     never_took = "it has already rolled back by itself"
-    no_freeze = ("an instance refresh cannot be frozen", "use checkpoints, or go back")
+    no_freeze = ("an instance refresh cannot be frozen", "use checkpoints, or roll back")
 
     def __init__(self, target: AsgTarget, region: str) -> None:
         self.target = target
@@ -60,7 +60,7 @@ class Asg(LaunchTemplateGroup):
         if _revertible(version) or not self.target.auto_rollback:
             return ()
         why = "names its version as $Latest or $Default" if not version.pinned else "takes its image from a parameter"
-        return (f"the group {why}, which AWS cannot go back to by itself: the refresh runs without auto-rollback",)
+        return (f"the group {why}, which AWS cannot roll back to on its own: the refresh runs without auto-rollback",)
 
     @override
     def back_to(self, before: Version) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class ValuesForTools(Rollout):
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
         del frozen
-        raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
+        raise InputError(f"{self.where} replaces no nodes", hint="freeze whatever reads it")
 
     def _read(self) -> tuple[str, Said, History[Said]]:
         try:

@@ -39,7 +39,7 @@ from parbake.rollouts.templates import (
     user_data,
 )
 
-_NOT_BOTTLEROCKETS = "its nodes run {name}, which mounts no volume but one in a layout of its own (`builder: ec2`)"
+_NOT_BOTTLEROCKETS = "its nodes run {name}, which mounts only volumes in its own layout (`builder: ec2`)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,11 +209,11 @@ class Karpenter(Rollout):
         owners = managers(found, fields)
         applied = [name for name, operation in owners if operation == "Apply"]
         if applied and not self.force_conflicts and not change.empty:
-            hint = "change it where it is kept (a gitops target), or take it over with --force-conflicts"
+            hint = "change it at its source (a gitops target), or take it over with --force-conflicts"
             raise TargetMoved(f"{change.where}: {', '.join(fields)} belong to {', '.join(applied)}", hint=hint)
         reverting = [name for name, _ in owners if any(word in name for word in _GITOPS)]
         cautions = tuple(
-            f"{name} manages {change.where} and may write back what its repository says" for name in reverting
+            f"{name} manages {change.where} and may revert it to what its repository says" for name in reverting
         )
         return replace(change, cautions=(*change.cautions, *cautions, *_applied_again(found, fields)))
 
@@ -226,9 +226,7 @@ def _applied_again(found: Mapping[str, Any], fields: Iterable[str]) -> tuple[str
     except (ValueError, AttributeError):
         return ()
     named = [field for field in fields if isinstance(spec, Mapping) and field in spec]
-    return (
-        (f"kubectl applied a file with {', '.join(named)}: applied again, it takes the change back",) if named else ()
-    )
+    return (f"kubectl applied a file with {', '.join(named)}: applying it again reverts the change",) if named else ()
 
 
 def every_node_class(context: str) -> list[dict[str, Any]]:
@@ -341,7 +339,7 @@ def _unresolved(node_class: Mapping[str, Any], wanted: TargetState) -> Iterable[
     generation = node_class["metadata"].get("generation", 0)
     for condition in status.get("conditions", []):
         if condition["type"] == "Ready" and condition.get("observedGeneration", generation) < generation:
-            yield "Karpenter has not looked at the change yet"
+            yield "Karpenter has not seen the change yet"
         elif condition.get("status") == "False":
             message = condition.get("message") or condition.get("reason") or "no reason given"
             yield f"the node class is not {condition['type']}: {message}"

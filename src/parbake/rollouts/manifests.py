@@ -106,7 +106,7 @@ class _Manifest(Rollout):
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
         del frozen
-        raise InputError(f"{self.file.where} replaces no nodes", hint="freeze what reads it")
+        raise InputError(f"{self.file.where} replaces no nodes", hint="freeze whatever reads it")
 
     @override
     def status(self) -> TargetStatus:
@@ -195,7 +195,9 @@ class ValuesFile(_Manifest):
             names = " and ".join(sorted(name for name, part in parts.items() if part))
             if not names:
                 return text, ()
-            return text, (f"the values say nothing of user data, which has the parts for {names}: name `user_data_at`",)
+            return text, (
+                f"the values have no place for the user data with the parts for {names}: name `user_data_at`",
+            )
         now = self._at(text, target.user_data_at)
         new = userdata.with_parts(now, parts)
         if new != now:
@@ -207,7 +209,7 @@ class ValuesFile(_Manifest):
         """Refuse: values have no place for a note."""
         del text
         raise InputError(
-            f"{self.file.where}: values of a chart have no place for what was before", hint="git revert the commit"
+            f"{self.file.where}: a chart's values do not record what was there before", hint="git revert the commit"
         )
 
     @override

@@ -196,7 +196,7 @@ def _change(
     diff = show(now, then, where)
     since = (node_class.get("metadata") or {}).get("deletionTimestamp")
     if diff and since:
-        refusals = [*refusals, f"the node class is being deleted, since {since}: what is written goes with it"]
+        refusals = [*refusals, f"the node class is being deleted, since {since}: what is written would be lost with it"]
     if not diff:
         return Change(where, before, wanted, refusals=tuple(refusals), cautions=tuple(cautions))
     changed = {key: after.get(key) for key in (*_FIELDS, "userData") if spec.get(key) != after.get(key)}

@@ -33,7 +33,7 @@ class Nodegroup(LaunchTemplateGroup):
     """One managed node group."""
 
     never_took = "the update of the last rollout never took effect"
-    no_freeze = ("an update of EKS cannot be frozen", "go back when it has ended")
+    no_freeze = ("an update of EKS cannot be frozen", "roll back when it has ended")
 
     def __init__(self, target: NodegroupTarget, region: str) -> None:
         self.target = target

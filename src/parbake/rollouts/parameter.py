@@ -161,7 +161,7 @@ class Parameter(Rollout):
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a parameter replaces no nodes."""
         del frozen
-        raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
+        raise InputError(f"{self.where} replaces no nodes", hint="freeze whatever reads it")
 
     def _history(self) -> list[ParameterVersion]:
         try:

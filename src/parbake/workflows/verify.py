@@ -169,5 +169,5 @@ def damage(artefact: Path, record: Record, events: Events) -> str:
             found.write(blocks_path(artefact))
         return ""
     if known is None:
-        return f"its bytes are not those of its record, and {blocks_path(artefact).name} does not say which"
+        return f"its bytes do not match its record, and {blocks_path(artefact).name} does not say which"
     return found.damage(known)

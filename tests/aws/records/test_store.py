@@ -92,7 +92,7 @@ def test_a_server_without_conditions_is_refused(pair: tuple[Machine, Machine], b
             raise refuse("NotImplemented", "A header you provided implies functionality", operation)
 
     between.before.append(answer)
-    with pytest.raises(EnvironmentProblem, match="does not know conditional writes"):
+    with pytest.raises(EnvironmentProblem, match="has no conditional writes"):
         pair[0].store.add("x", b"one")
 
 

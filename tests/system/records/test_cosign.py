@@ -117,7 +117,7 @@ class TestImages:
 
     def test_one_that_nobody_signed_is_refused(self, shop: DockerRegistry, keys: Path, name: str) -> None:
         pushed(shop, name, both()[0])
-        with pytest.raises(VerificationFailed, match=f"{name}:1 is not signed by .*it carries no signature") as error:
+        with pytest.raises(VerificationFailed, match=f"{name}:1 is not signed by .*it has no signature") as error:
             checked(name, keys / "cosign.pub")
         assert error.value.exit_code == 3
 

@@ -211,7 +211,7 @@ def test_a_store_that_says_something_else_is_not_believed(pair: tuple[Machine, M
     true = json.loads(held.content)
     record_file = true["files"][".json"]
     lies = {
-        "is not an entry of a store": b"{}",
+        "is not a store entry": b"{}",
         "is the entry of": json.dumps({**true, "artefact": "node-other.raw"}).encode(),
         "names no record": json.dumps({**true, "files": {}}).encode(),
         "is not an entry": json.dumps({**true, "files": {"/../../x": record_file, ".json": record_file}}).encode(),
@@ -239,7 +239,7 @@ def test_bytes_that_are_not_those_of_the_record_are_not_taken(pair: tuple[Machin
     assert strange
     swapped = {**json.loads(held.content), "disk": json.loads(strange.content)["disk"]}
     damage(one, entry_name(first.artefact), json.dumps(swapped).encode())
-    with pytest.raises(BadContent, match="are not those of its record"):
+    with pytest.raises(BadContent, match="do not match its record"):
         two.shared.bring(first.artefact)
     damage(one, entry_name(first.artefact), held.content)
     for name in objects(one):

@@ -416,7 +416,7 @@ def test_a_file_that_was_applied_takes_the_change_back(
         server.change("ec2nodeclasses", "gpu", note)
     kitchen(tmp_path, [GPU], FIRST)
     cautions = parbake(capsys, "rollout", FIRST.key, "--dry-run")[1]["targets"][0]["cautions"]
-    expected = "kubectl applied a file with amiSelectorTerms: applied again, it takes the change back"
+    expected = "kubectl applied a file with amiSelectorTerms: applying it again reverts the change"
     assert (expected in cautions) is not broken
 
 

@@ -31,7 +31,9 @@ MOST_ENTRIES: Final = 2_000_000
 """Headers that a layer may have: twice what the largest known images have in all. A tree of files takes about 450 bytes
 of memory for each until it is written."""
 
-_SIZE: Final = "do not use an image that claims to be far smaller than it is; else give the artefact a larger `size`"
+_SIZE: Final = (
+    "do not use the image if it claims to be far smaller than it is; otherwise give the artefact a larger `size`"
+)
 
 # Sizes in bytes, chosen by measurement (docs/explanation/engine.md).
 SMALL: Final = 8 << 20
@@ -141,8 +143,8 @@ class _Unpacking:
             raise
         if (diff_id := f"sha256:{self._digest.hexdigest()}") != self._layer.diff_id:
             raise BadContent(
-                f"layer {self._layer.digest}: unpacks to {diff_id}, its image promises {self._layer.diff_id}",
-                hint="the image was put together wrongly: build and push it again",
+                f"layer {self._layer.digest}: unpacks to {diff_id}, but its image promises {self._layer.diff_id}",
+                hint="the image is inconsistent: build and push it again",
             )
         if self._unpacked is None:
             raise LayerError(f"layer {self._layer.digest}: nothing was unpacked")
@@ -269,7 +271,7 @@ class _Compressed:
 
     def _check(self) -> None:
         if self._size != self._layer.size:
-            raise self._wrong(f"{self._size} bytes arrived, its manifest promises {self._layer.size}")
+            raise self._wrong(f"{self._size} bytes arrived, but its manifest promises {self._layer.size}")
         if (found := f"sha256:{self._digest.hexdigest()}") != self._layer.digest:
             raise self._wrong(f"the bytes that arrived have the digest {found}")
 

@@ -312,7 +312,7 @@ class TreeBuilder(TreeFolders):
             return
         if hidden in _children(folder):
             raise LayerError(
-                f"{shown(self.now)}: a whiteout of what the same layer holds",
+                f"{shown(self.now)}: a whiteout of a file in the same layer",
                 hint="containerd refuses such a layer too: build the image with another tool",
             )
         accessed, modified = entry.times()

@@ -73,7 +73,7 @@ def need_signature(store: ReferrerStore, image: Image, key: PublicKey) -> Attach
                         of=digest,
                         signer=key.fingerprint,
                     )
-    why = "; ".join(dict.fromkeys(reasons)) or "it carries no signature"
+    why = "; ".join(dict.fromkeys(reasons)) or "it has no signature"
     digests = " or ".join(_digests(image))
     raise VerificationFailed(
         f"{image.reference} is not signed by {key.name}: {why}",
@@ -115,7 +115,7 @@ def collect(
             found[reference] = future.result(timeout=max(0.0, end - time.monotonic()))
         except (ParbakeError, TimeoutError, CancelledError) as error:
             said = getattr(error, "message", "") or "the registry takes too long"
-            note(f"{reference}: its signatures and attestations are unknown: {said}")
+            note(f"{reference}: its signatures and attestations could not be listed: {said}")
     return {reference: each for reference, each in found.items() if each}
 
 

@@ -310,7 +310,7 @@ class _Repository(Source, DocumentStore, attachments.ReferrerStore):
             except Unreachable as error:
                 if not mirror.down.is_set():
                     mirror.down.set()
-                    self._note(f"the mirror {mirror.host} is not used from now on: {error}")
+                    self._note(f"the mirror {mirror.host} will not be used any more: {error}")
             except (Missing, RegistryError, NoSuchImage) as error:
                 self._note(f"the mirror {mirror.host} does not help: {error}")
         return ask(registry)
@@ -322,7 +322,7 @@ class _Repository(Source, DocumentStore, attachments.ReferrerStore):
         except Missing as missing:
             raise RegistryError(
                 f"{what}: the registry does not have it, although the image needs it",
-                hint="the image was not pushed whole, or was garbage-collected: push it again",
+                hint="the image was pushed incompletely, or garbage-collected: push it again",
             ) from missing
 
     def _no_such(self, reference: Reference) -> NoSuchImage:
@@ -345,7 +345,9 @@ class _Repository(Source, DocumentStore, attachments.ReferrerStore):
                 f"{reference}: the repository has no such digest", hint="was it deleted or never pushed?"
             )
         near = difflib.get_close_matches(reference.tag, tags, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"tags there are: {', '.join(tags[-5:])}" if tags else ""
+        hint = (
+            f"did you mean {', '.join(near)}?" if near else f"its tags include: {', '.join(tags[-5:])}" if tags else ""
+        )
         return NoSuchImage(f"{reference}: the repository has no tag {reference.tag}", hint=hint)
 
 
@@ -357,5 +359,5 @@ def _check_total(what: str, answer: Answer, size: int) -> None:
     if total is not None and total != size:
         raise BadContent(
             f"{what}: the manifest says {size} bytes, the registry has {total}",
-            hint="the image was put together wrongly: build and push it again",
+            hint="the image is inconsistent: build and push it again",
         )

@@ -111,7 +111,7 @@ def resolve(store: DocumentStore, what: str, top: Document, platform: Platform, 
         )
     there = ", ".join(dict.fromkeys(map(str, seen))) or "none"
     raise NoSuchImage(
-        f"{what}: no image for {platform}; the platforms there are: {there}",
+        f"{what}: no image for {platform}; the available platforms are: {there}",
         hint="set the platform in the Bakefile, or build and push the image for it",
     )
 

@@ -92,7 +92,8 @@ def alone(image: Path, format_: str) -> None:
 
 
 def _convert(image: Path, format_: str) -> str:
-    return f"if you trust it, make it whole first: qemu-img convert -f {format_} -O qcow2 {image.name} whole.qcow2"
+    command = f"qemu-img convert -f {format_} -O qcow2 {image.name} whole.qcow2"
+    return f"if you trust it, make it self-contained first: {command}"
 
 
 def _open(image: Path) -> IO[bytes]:

@@ -92,7 +92,7 @@ def board_of(architecture: str = "") -> Board:
     wanted = architecture or Platform.host().architecture
     if wanted not in BOARDS:
         raise EnvironmentProblem(
-            f"no machine for {wanted} can be booted: parbake knows {' and '.join(BOARDS)}",
+            f"parbake cannot boot a machine for {wanted}: it supports {' and '.join(BOARDS)}",
             hint="verify the artefact on a node",
         )
     return BOARDS[wanted]

@@ -140,7 +140,7 @@ class LeaseClaim:
                 if _now() - since < TTL:
                     sleep(LOOK)
                     continue
-                self._events.note(f"nothing was heard of {lease.host} for {TTL:.0f} s: taking over")
+                self._events.note(f"{lease.host} has not responded for {TTL:.0f} s: taking over")
             if self._written(self._new(lease), there.version if there else None):
                 return
 
@@ -198,7 +198,7 @@ class LeaseClaim:
             return
         other = _parsed(there.content) if there else None
         by = f"{other.host} has taken over" if other else "its lease is gone"
-        self._lost = f"{self._what}: {by}, since nothing was heard of this machine for too long"
+        self._lost = f"{self._what}: {by}, since this machine has not responded for too long"
 
     def release(self) -> None:
         """Let others have the key; a lease that was lost stays as it is."""

@@ -124,7 +124,9 @@ def fetch(store: Store, index: Index, path: Path, events: Events) -> None:
         wanted.setdefault(digest, []).append(place)
     covered = {block for pack in index.packs for block in pack.blocks}
     if lost := wanted.keys() - covered:
-        raise BadContent(f"{len(lost)} blocks of {path.name} are in no pack of {store.url}", hint="bake it again")
+        raise BadContent(
+            f"{len(lost)} blocks of {path.name} are missing from the packs in {store.url}", hint="bake it again"
+        )
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.truncate(handle, index.size)

@@ -105,7 +105,7 @@ class Shared:
                 with suppress(DeadlineExceeded), folder.in_use(self._output, found.record.artefact, timeout=0):
                     self._place(found, disk=False)
             except (PermissionError, EnvironmentProblem) as error:  # a reader's; what is here can be shown all the same
-                self._events.warn(f"{found.record.artefact}: not brought from {self.store.url} ({error})")
+                self._events.warn(f"{found.record.artefact}: not fetched from {self.store.url} ({error})")
 
     def records(self) -> tuple[Record, ...]:
         """Return the records of the Bakefile's artefacts in the store."""
@@ -156,7 +156,7 @@ class Shared:
         if (record.artefact, record.key) != (entry.artefact, entry.key):
             raise BadContent(
                 f"{name} in {self.store.url} holds the record of {record.artefact}",
-                hint="somebody has changed it by hand: `parbake bake --force` makes a true one",
+                hint="somebody has changed it by hand: `parbake bake --force` writes a correct one",
             )
         return _Found(held, entry, record, text)
 
@@ -195,7 +195,7 @@ class Shared:
             fits = disk.sha256_file(made, self._events) == record.sha256
         if not fits:
             raise BadContent(
-                f"the bytes of {record.artefact} in {self.store.url} are not those of its record",
+                f"the bytes of {record.artefact} in {self.store.url} do not match its record",
                 hint="`parbake bake --force` makes it anew",
             )
 
