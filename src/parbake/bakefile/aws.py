@@ -138,7 +138,7 @@ class FastRestoreSection(Section):
     at: Literal["bake", "rollout"] = "bake"
     """When it begins: as soon as the snapshot is there, or with `parbake rollout`, which waits until it counts."""
     for_: Annotated[Hours | None, Field(alias="for")] = None
-    """Disable it after so long, such as 6h: `parbake watch`, `prune --aws` and `clean --aws` do. Default: it stays."""
+    """Turn it off after this long, such as 6h (`parbake watch`, `prune --aws` and `clean --aws` do). Default: never."""
 
     credits: Whole = 1
     """With `at: rollout`: how many credits each zone must have before nodes of a target are replaced, 1 to 10. They
@@ -180,39 +180,39 @@ class AwsSection(Section):
     external_id: ExternalId | None = None
     """The external id that the role's trust policy asks for, and those of `copy_roles`."""
     instance_types: Annotated[tuple[InstanceType, ...], BeforeValidator(_some)] = ()
-    """Instance types for the bake, tried in this order. Default: some of 2 CPUs and 8 GiB, for the platform."""
+    """Instance types for the bake, tried in this order. Default: several with 2 CPUs and 8 GiB, for the platform."""
     purchase: Literal["on-demand", "spot", "spot-first"] = "on-demand"
-    """How to buy the instance; `spot-first` takes on-demand where there is no spot capacity."""
+    """How to buy the instance; `spot-first` falls back to on-demand."""
     subnets: tuple[Subnet, ...] = ()
     """Subnets that reach the registry, tried in this order. Default: those of the default VPC."""
     security_groups: tuple[SecurityGroup, ...] = ()
-    """Security groups of the builder. Default: one that lets nothing in, made for the bake and removed after it."""
+    """Security groups of the builder. Default: one without ingress, created for the bake and removed after it."""
     instance_profile: Profile | None = None
     """The instance profile that lets the builder pull (see `parbake iam`). Needed for private ECR repositories."""
     volume: VolumeSection = Field(default_factory=VolumeSection)
-    """The builder's volume, for the time of the bake."""
+    """The builder's volume during the bake."""
     encrypted: bool = False
     """Encrypt the result's snapshots."""
     kms_key: KmsKeys | None = None
     """The KMS key for that (alias, id or ARN), or keys by region: `{eu-west-1: KEY, us-east-1: KEY}`. Default: the
     account's key for EBS. Sharing needs one of your own; copies need one that their region has."""
     tags: dict[str, str] = Field(default_factory=dict)
-    """Tags for everything that is made, besides parbake's own."""
+    """Tags for everything that parbake creates, besides its own."""
     copy_to: tuple[Region, ...] = ()
     """Regions to copy the result to."""
     copy_roles: RolesByRegion = Field(default_factory=dict)
     """Roles by region of `copy_to`, perhaps in other accounts: the copy belongs to the role's account, with which the
     original is shared; it is looked after, pruned and rolled out in that role. Default: `role`."""
     copy_within: Annotated[Duration | None, text_schema("^[0-9]+[hm]$", "4h")] = None
-    """Let AWS finish each copy within this time, for a price: 15 minutes to 48 hours, in steps of 15 minutes."""
+    """Have AWS finish each copy within this time, for a fee: 15 minutes to 48 hours, in steps of 15 minutes."""
     share_with: tuple[Share, ...] = ()
     """Accounts (12 digits), organisations and units (ARNs) that may launch the result."""
     deprecate_after: Days | None = None
-    """When the AMI counts as deprecated, such as 90d after the bake. It still works then."""
+    """When the AMI is deprecated, such as 90d after the bake. It still works then."""
     fast_snapshot_restore: FastRestore | None = None
     """Fast snapshot restore: zones, when it begins, and for how long. A list means zones, from the bake on."""
     parent_snapshot: Snapshot | None = None
-    """The builder ebs writes only what differs from this snapshot."""
+    """The snapshot that `builder: ebs` builds on: it writes only what differs."""
 
     @check("instance_types", "subnets", "security_groups", "copy_to", "share_with")
     @classmethod

@@ -68,7 +68,7 @@ class DebianSection(Section):
     packages: tuple[Package, ...] = ()
     """Debian packages to add."""
     serial: Scalar = ""
-    """Any text, such as a date. A new one builds the base anew, with the packages of that day."""
+    """Any text, such as a date. Changing it rebuilds the base, with the packages of that day."""
 
 
 class AmiFilterSection(Section):
@@ -77,9 +77,9 @@ class AmiFilterSection(Section):
     name: AmiName
     """The name, with the wildcards * and ?."""
     owner: Owner = "amazon"
-    """Who it belongs to: an account number, `amazon` or `self`."""
+    """Its owner: an account number, `amazon` or `self`."""
     architecture: Literal["x86_64", "arm64"] | None = None
-    """EC2's word for the architecture. Default: that of the Bakefile's platform."""
+    """The architecture as EC2 calls it. Default: that of the Bakefile's platform."""
 
 
 class BaseSection(Section):

@@ -87,13 +87,13 @@ class Bakefile(Section):
     version: Annotated[Literal[1], BeforeValidator(first_version)]
     """The version of this format."""
     name: Name
-    """Begins the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
+    """The beginning of the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
     platforms: tuple[PlatformText, ...] = ()
     """The nodes' platforms, where there are several: an artefact is baked for each, and rolled out together."""
     platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=_first_platform)
     """The nodes' platform. Default: that of the machine that bakes, or the first of `platforms`."""
     images: Annotated[tuple[Image, ...], Field(min_length=1)]
-    """The images to bake, those first that nodes start first; a bare text is a reference."""
+    """The images to bake, in the order in which nodes start them; a bare text is a reference."""
     builder: Literal["local", "qemu", "ec2", "ebs", "packer"] = "local"
     """How to bake: `local` fills a disk offline; `qemu` boots the base and lets it bake; `ec2` does so with an AMI;
     `ebs` sends what is baked here to EC2, without an instance; `packer` leaves it to Packer."""
@@ -113,11 +113,11 @@ class Bakefile(Section):
     keep_layers: bool = False
     """Keep the compressed layers in the store, which costs about half as much again."""
     registries: dict[RegistryHost, RegistryText] = Field(default_factory=dict)
-    """How to reach registries, by host[:port]. What is not here is reached by HTTPS with Docker's logins."""
+    """How to reach registries, by host[:port]. Others are reached over HTTPS with Docker's logins."""
     time_limit: Duration = Field(default=5400.0, json_schema_extra={"default": "1h30m"})
     """How long a guest (of the builders qemu and ec2) may bake before it powers itself off; emulation stretches it."""
     aws: AwsSection = Field(default_factory=AwsSection)
-    """Where and how to bake in EC2, and what becomes of the result there."""
+    """Where and how to bake in EC2, and what to do with the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
     store: StoreText | None = None
@@ -129,14 +129,14 @@ class Bakefile(Section):
     retention: RetentionSection = Field(default_factory=RetentionSection)
     """What `parbake prune` and `parbake watch --prune` keep."""
     verify: VerifySection = Field(default_factory=VerifySection)
-    """What artefacts are proven on."""
+    """What artefacts are verified on."""
     trust: tuple[PublicKeyFile, ...] = ()
     """PEM files with public keys. Where there are any, `parbake verify`, `rollout`, `watch` and `export` refuse a
     record that none of them has signed."""
     sign: SignSection | None = None
-    """What signs the records of what is baked. Its public half must be among `trust`."""
+    """The key that signs records. Its public half must be among `trust`."""
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
-    """Where `parbake rollout` hands artefacts to."""
+    """The targets of `parbake rollout`."""
 
     @check("platforms")
     @classmethod
