@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -29,10 +29,6 @@ from parbake.core.events import Events
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from parbake.bakefile import Bakefile, RetentionSection
-    from parbake.core.signing import Signer
-    from parbake.records.store import Shared
 
 app = typer.Typer(
     name="parbake",
@@ -160,69 +156,6 @@ def command(
         return of.command(**settings)(call)
 
     return decorate
-
-
-type Overrides = Mapping[str, str] | None
-"""Values that replace keys of a Bakefile."""
-
-
-def output(file: Path, what: str = "", *, brought: bool = True, overrides: Overrides = None) -> Path:
-    """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile.
-
-    ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read. Records that
-    the Bakefile's store has are ``brought`` there. ``overrides`` replace keys of the Bakefile.
-    """
-    from parbake.records import store
-
-    if what and Path(what).is_file():
-        return Path(what).parent
-    bakefile = _bakefile(file, overrides)
-    if bakefile is None:
-        return Path("artefacts")
-    return store.brought(bakefile) if brought else bakefile.output
-
-
-def _bakefile(file: Path, overrides: Overrides = None) -> Bakefile | None:
-    """Return the Bakefile; None where it is not named, and the usual one is not there."""
-    from parbake.bakefile import load
-
-    return None if file == DEFAULT_FILE and not file.exists() else load(file, overrides)
-
-
-def shared(file: Path, events: Events | None = None, overrides: Overrides = None) -> Shared | None:
-    """Return what the Bakefile's artefacts are shared through; None where it names no store, or is not there."""
-    from parbake.records.store import session_store
-
-    bakefile = _bakefile(file, overrides)
-    return session_store(bakefile, events) if bakefile else None
-
-
-def trust(file: Path) -> tuple[Path, ...]:
-    """Return the public keys that must have signed records: the Bakefile's; none where there is no Bakefile."""
-    bakefile = _bakefile(file)
-    return bakefile.trust if bakefile else ()
-
-
-def node_image(file: Path) -> Path | None:
-    """Return the image of a node that volumes are proven on: the Bakefile's; None where it, or a Bakefile, is not."""
-    bakefile = _bakefile(file)
-    return bakefile.verify.base if bakefile else None
-
-
-def signer(file: Path) -> Signer | None:
-    """Return what signs records as the Bakefile says, tried out; None where it says nothing, or is not there."""
-    from parbake.records import genuine
-
-    bakefile = _bakefile(file)
-    return genuine.open_signer(bakefile) if bakefile else None
-
-
-def retention(file: Path) -> RetentionSection:
-    """Return what is to be kept: the Bakefile's, or the default where there is no Bakefile."""
-    from parbake.bakefile import RetentionSection
-
-    bakefile = _bakefile(file)
-    return bakefile.retention if bakefile else RetentionSection()
 
 
 def _report(error: ParbakeError) -> int:

@@ -17,15 +17,10 @@ from parbake.cli.app import (
     Result,
     What,
     command,
-    node_image,
-    output,
-    retention,
-    shared,
-    signer,
-    trust,
     written,
 )
 from parbake.cli.commands import application
+from parbake.cli.project import Project
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -214,15 +209,16 @@ def verify(
     from parbake.cli.text import artefacts
     from parbake.workflows import verify as workflow
 
+    project = Project(file, [what], events=events)
     artefact, verdict = workflow.verify_again(
         what,
-        output(file, what),
+        project.output(),
         events,
-        base=base or node_image(file),
+        base=base or project.node_image,
         keep_workspace=keep_workspace,
-        trust=trust(file),
-        signer=signer(file),
-        shared=None if Path(what).is_file() else shared(file, events),
+        trust=project.trust,
+        signer=project.signer(),
+        shared=project.shared(),
     )
     return Result(
         artefacts.verdict_json(artefact, verdict),
@@ -237,7 +233,7 @@ def list_(file: BakefilePath = DEFAULT_FILE) -> Result:
     from parbake import records
     from parbake.cli.text import artefacts
 
-    found = records.find(output(file))
+    found = records.find(Project(file).output())
     return Result(
         [artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found)
     )
@@ -253,9 +249,8 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE) -> Result:
     from parbake.cli.text import artefacts
     from parbake.records import statements
 
-    artefact, record = records.locate(what, output(file, what))
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
+    folder = Project(file, [what]).output()
+    artefact, record = records.locate_record(what, folder, hint="`parbake verify` can still verify it")
     return Result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
 
 
@@ -315,16 +310,17 @@ def prune(
         limit = units.size_of(cache_size, "--cache-size")
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
         return Result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
-    rules = workflow.rules(retention(file), keep, younger, grace)
     chosen = overrides("", store)
-    folder = output(file, overrides=chosen)
+    project = Project(file, overrides=chosen, events=events)
+    rules = workflow.rules(project.retention, keep, younger, grace)
+    folder = project.output()
     document: dict[str, object] = {}
     text = ""
     if aws:
         pruned = workflow.prune_published(file, rules, events, dry_run=dry_run, overrides=chosen)
         document["aws"] = pruning.pruned_json(pruned)
         text = f"{pruning.pruned_text(pruned, dry_run=dry_run)}\n\n"
-    decisions = workflow.prune(folder, rules, dry_run=dry_run, shared=shared(file, events, chosen))
+    decisions = workflow.prune(folder, rules, dry_run=dry_run, shared=project.shared())
     document |= pruning.decisions_json(decisions)
     return Result(document, lambda: text + pruning.decisions_text(decisions, dry_run=dry_run))
 
@@ -351,7 +347,7 @@ def clean(
     """
     from parbake.workflows import clean as workflow
 
-    removed = [str(path) for path in workflow.clean(output(file, brought=False), caches=caches)]
+    removed = [str(path) for path in workflow.clean(Project(file).output(refresh=False), caches=caches)]
     spared: dict[str, str] = {}
     if in_aws:
         cleaned = workflow.clean_aws(file, events, overrides("", store))
@@ -378,12 +374,12 @@ def doctor(
     from parbake.core.workspace import cache_folder
     from parbake.workflows import doctor as workflow
 
-    checks = workflow.examine(output=output(file, brought=False), cache=cache_folder(), shared=shared(file))
+    project = Project(file)
+    checks = workflow.examine(output=project.output(refresh=False), cache=cache_folder(), shared=project.shared())
     if aws:
-        from parbake.bakefile import load
         from parbake.workflows import account
 
-        checks += account.judge(account.gather(load(file)))
+        checks += account.judge(account.gather(project.bakefile or project.need_bakefile()))
     return Result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
 
 

@@ -13,12 +13,9 @@ from parbake.cli.app import (
     Result,
     What,
     command,
-    output,
-    shared,
-    signer,
-    trust,
     written,
 )
+from parbake.cli.project import Project
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -68,18 +65,18 @@ def trace(
         save(found, to)
         result = summary(found, file=str(to))
     else:
-        artefact, record = records.locate(what, output(file, what))
-        if record is None:
-            raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake can be rehearsed")
-        signs = signer(file)
+        project = Project(file, [what], events=events)
+        hint = "only artefacts of parbake can be rehearsed"
+        artefact, record = records.locate_record(what, project.output(), hint=hint)
+        signs = project.signer()
         with records.in_use(artefact.parent, record.artefact):
-            record = genuine.need(artefact, trust(file) if signs else ())  # it is signed again
+            record = genuine.need(artefact, project.trust if signs else ())  # it is signed again
             if bring:
                 record = workflow.bring(artefact, record, bring, signs)
             else:
                 record = workflow.rehearse(artefact, record, events, signs)
-            if not path.is_file() and (kept := shared(file, events)):
-                kept.keep(record, again=True)
+            if shared := project.shared():
+                shared.keep(record, again=True)
         assert record.trace
         result, found = record.trace, workflow.trace_of(artefact, record)
     return Result(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))
@@ -102,7 +99,7 @@ def hydrate(
     from parbake.coldstart.trace import hydrate_list, prefetch_list
     from parbake.workflows import trace as workflow
 
-    artefact, record = records.locate(what, output(file, what))
+    artefact, record = records.locate(what, Project(file, [what]).output())
     found = workflow.trace_of(artefact, record)
     paths = export(folder, hydrate_list(found), prefetch_list(found))
     size = (folder / "user-data.sh").stat().st_size
@@ -172,9 +169,8 @@ def advise(
         raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
     if drive not in costs.DRIVES:
         raise InputError(f"--drive {drive}: no such volume", hint=f"choose {' or '.join(costs.DRIVES)}")
-    artefact, record = records.locate(what, output(file, what))
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake can be assessed")
+    hint = "only artefacts of parbake can be assessed"
+    _, record = records.locate_record(what, Project(file, [what]).output(), hint=hint)
     listed = _priced(prices, node_hour)
     situation = workflow.situation(
         record,
@@ -282,7 +278,7 @@ def report(
     from parbake.core.workspace import room_for
     from parbake.workflows import trace as workflow
 
-    subjects = [Subject(*workflow.known(each, output(file, each))) for each in (what, against) if each]
+    subjects = [Subject(*workflow.known(each, Project(file, [each]).output())) for each in (what, against) if each]
     with room_for(to):
         atomic.replace(to, page(*subjects), mode=0o644)
     return written([to])

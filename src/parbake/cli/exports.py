@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, What, command, output, trust, written
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, What, command, written
 from parbake.cli.commands import application
+from parbake.cli.project import Project
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -62,7 +63,9 @@ def kubelet_config(
 
     if form not in {"kubelet", "nodeadm"}:
         raise InputError(f"--for {form}: no such program", hint="choose kubelet or nodeadm")
-    found = kubelet.document(workflow.references(file, output(file, what), what), cast("kubelet.Form", form))
+    found = kubelet.document(
+        workflow.references(file, Project(file, [what] if what else []).output(), what), cast("kubelet.Form", form)
+    )
     return Result(found, lambda: kubelet.text(found))
 
 
@@ -91,7 +94,8 @@ def _add(cloud: str) -> None:
         from parbake.workflows import export as workflow
 
         to_cloud = {"gcp": workflow.to_gcp, "gke": workflow.to_gke, "azure": workflow.to_azure}[cloud]
-        return written(to_cloud(what, output(file, what), folder, events, force=force, trust=trust(file)))
+        project = Project(file, [what], events=events)
+        return written(to_cloud(what, project.output(), folder, events, force=force, trust=project.trust))
 
 
 for _cloud in _CLOUDS:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from parbake import __version__
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command, out, output
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command, out
+from parbake.cli.project import Project
 from parbake.core.errors import InputError, VerificationFailed
 
 _LEVELS = ("error", "warning", "note")
@@ -60,7 +61,7 @@ def lint(
     if from_cluster:
         documents += workflow.gather(context)
     there = file if file.exists() or file != DEFAULT_FILE else None
-    found = workflow.examine(documents, workflow.bakes_of(there, output(file), bake or ()))
+    found = workflow.examine(documents, workflow.bakes_of(there, Project(file, bake or ()).output(), bake or ()))
     shown = (
         workflow.sarif(found, version=__version__, folder=Path.cwd())
         if style == "sarif"

@@ -322,6 +322,16 @@ def locate(selector: str, folder: Path) -> tuple[Path, Record | None]:
     return place.parent / record.artefact, record
 
 
+def locate_record(
+    selector: str, folder: Path, *, hint: str = "`parbake list` shows all records"
+) -> tuple[Path, Record]:
+    """Find an artefact that must have a record, see ``locate``; raises InputError for a file without one."""
+    artefact, record = locate(selector, folder)
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint=hint)
+    return artefact, record
+
+
 def remove(folder: Path, going: Sequence[Record]) -> tuple[str, ...]:
     """Remove artefacts and all beside them, record first: without its record it no longer counts as one.
 

@@ -27,7 +27,7 @@ from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
-from parbake.records.store import brought, session_store
+from parbake.records.store import refreshed_output, session_store
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
@@ -105,7 +105,7 @@ def rollout(
 def _rollout(
     bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
 ) -> tuple[TargetResult, ...]:
-    brought(bakefile, events)
+    refreshed_output(bakefile, events)
     _bring(selectors, bakefile, events)
     located = [found for selector in selectors for found in _records(selector, bakefile)]
     found = [record for _, record in located]
@@ -352,9 +352,7 @@ def _records(selector: str, bakefile: Bakefile) -> list[tuple[Path, Record]]:
 
 def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
     """Find a record that is to be believed; ``--force`` asks for nothing else."""
-    artefact, record = records.locate(selector, bakefile.output)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
+    artefact, _ = records.locate_record(selector, bakefile.output, hint="roll out what parbake has baked")
     record = genuine.need(artefact, bakefile.trust)
     if problem := genuine.listed(artefact, record):
         raise VerificationFailed(f"the record of {artefact.name} cannot be trusted: {problem}", hint=_AGAIN)

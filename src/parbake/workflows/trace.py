@@ -194,8 +194,6 @@ def situation(
 
 def known(selector: str, folder: Path) -> tuple[Record, Trace | None]:
     """Return the record that a user names, and its trace where there is one; raises InputError without a record."""
-    artefact, record = records.locate(selector, folder)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="`parbake list` shows all records")
+    artefact, record = records.locate_record(selector, folder)
     path = artefact.with_name(record.trace_name)
     return record, load(path) if path.exists() else None

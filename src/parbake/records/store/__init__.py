@@ -5,7 +5,7 @@ A Bakefile names it with ``store``; without one, records lie in ``output`` alone
 store afterwards. The first record of a content key wins, whoever comes second takes it over.
 """
 
-from parbake.records.store.choose import brought, leases_of, need_conditional_writes, open_store, session_store
+from parbake.records.store.choose import leases_of, need_conditional_writes, open_store, refreshed_output, session_store
 from parbake.records.store.entries import Entry
 from parbake.records.store.identity import identity_of
 from parbake.records.store.leases import Lease, claimed, held
@@ -19,12 +19,12 @@ __all__ = [
     "Listed",
     "Shared",
     "Store",
-    "brought",
     "claimed",
     "held",
     "identity_of",
     "leases_of",
     "need_conditional_writes",
     "open_store",
+    "refreshed_output",
     "session_store",
 ]

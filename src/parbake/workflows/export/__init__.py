@@ -60,9 +60,7 @@ def references(bakefile_path: Path, output: Path, selector: str) -> tuple[str, .
     """Return the images of a record, or without a selector those that the Bakefile names."""
     if not selector:
         return tuple(str(entry.parsed) for entry in load(bakefile_path).images)
-    artefact, record = records.locate(selector, output)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="name a record, or leave it out for the Bakefile")
+    _, record = records.locate_record(selector, output, hint="name a record, or leave it out for the Bakefile")
     return tuple(image.reference for image in record.plan.images)
 
 
@@ -238,9 +236,7 @@ def _export(
 
 
 def _proven(selector: str, output: Path, events: Events, *, force: bool, trust: Sequence[Path]) -> tuple[Path, Record]:
-    artefact, record = records.locate(selector, output)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="export what parbake has baked")
+    artefact, _ = records.locate_record(selector, output, hint="export what parbake has baked")
     record = genuine.need(artefact, trust)
     if not artefact.is_file():
         where = "lies in a cloud" if record.published else "is no longer on this machine"
