@@ -1,6 +1,6 @@
 """Builders make an artefact from a plan; publishers send what was built here to a cloud.
 
-Three protocols, and the story (``flow.bake``) goes from one to the next:
+Three protocols, and the story (``workflows.bake``) goes from one to the next:
 
 - ``Builder.build(plan) -> Disk``: a disk on this machine, which is then rehearsed, laid out and proven here.
 - ``Publisher.opened(plan) -> Shipment``: sends such a disk away, or finds that a cloud has it already.

@@ -1,6 +1,6 @@
 """Publishing to EBS, on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone.
 
-The story itself runs (``flow.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
+The story itself runs (``bake.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from parbake.images.registry import Registry
 from parbake.machine import base
 from parbake.machine.disk import BLOCK, BlockList
 from parbake.records import Record, read
-from parbake.workflows import bake
+from parbake.workflows import bake, disks
 from parbake.workflows.identity import acting
 from parbake.workflows.plan import Session
 from tests.aws.aws.test_ebs import held, holds
@@ -93,7 +93,7 @@ class Oven:
 @pytest.fixture
 def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
     made = Oven()
-    monkeypatch.setattr(bake, "builder_of", lambda _: made)
+    monkeypatch.setattr(disks, "builder_of", lambda _: made)
     monkeypatch.setattr(bake, "boot", made.boot)
     monkeypatch.setattr(bake, "can_boot", lambda *_: True)
     monkeypatch.setattr(bake, "need_root", lambda _: None)

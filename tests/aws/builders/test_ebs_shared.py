@@ -68,7 +68,7 @@ def story(
         allowed_by(policy_for(wanted, settings)),
     ):
         publisher = publisher_of(run.bakefile, fresh=force)
-        make = partial(bake.make_sure, run, wanted, None, publisher, options)
+        make = partial(bake.ensure_artefact, run, wanted, None, publisher, options)
         return make_and_share(run, wanted, make, force=force)
 
 
