@@ -44,7 +44,7 @@ BakefilePath = Annotated[Path, typer.Option("-f", "--file", help="The Bakefile."
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
 Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, plain, json or none.", metavar="STYLE")]
 KeepWorkspace = Annotated[
-    bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging, and say where it is.")
+    bool, typer.Option("--keep-workspace", help="Keep the work folder for debugging, and print its path.")
 ]
 What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
@@ -72,7 +72,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback if something fails.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,

@@ -52,7 +52,7 @@ def init(
 ) -> Result:
     """Write a commented Bakefile that works as it stands.
 
-    Without options it takes the folder's own Containerfile; where there is none, it writes a sample application too.
+    Without options it takes the folder's own Containerfile; if there is none, it writes a sample application too.
     """
     from parbake.workflows import init as workflow
 
@@ -74,7 +74,7 @@ Platform = Annotated[
     str, typer.Option(help="Bake for this platform, instead of the Bakefile's.", metavar="OS/ARCHITECTURE")
 ]
 Store = Annotated[
-    str, typer.Option(help="Share what is baked there, instead of in the Bakefile's `store`.", metavar="ADDRESS")
+    str, typer.Option(help="The store to share artefacts through, instead of the Bakefile's.", metavar="ADDRESS")
 ]
 
 
@@ -89,7 +89,7 @@ def overrides(platform: str, store: str) -> dict[str, str]:
 def plan(events: Events, file: BakefilePath = DEFAULT_FILE, platform: Platform = "", store: Store = "") -> Result:
     """Show what a bake would do, without doing it.
 
-    Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
+    It shows the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import plan as workflow
@@ -110,8 +110,8 @@ def build(
 ) -> Result:
     """Build and push the images that have `build`, without baking.
 
-    It is the first half of a bake: afterwards the content key is known, which `parbake bake --expect-key` can be held
-    to on another machine. Needs root where something has to be built.
+    This is the first half of a bake. It settles the content key, which another machine can insist on with `parbake bake
+    --expect-key`. Needs root if something has to be built.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import build as workflow
@@ -124,7 +124,7 @@ def build(
 def bake(
     events: Events,
     file: BakefilePath = DEFAULT_FILE,
-    force: Annotated[bool, typer.Option("--force", help="Bake again what exists already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Bake again even if the artefact exists.")] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")
     ] = False,
@@ -135,13 +135,16 @@ def bake(
         bool | None,
         typer.Option(
             "--rehearse/--no-rehearse",
-            help="Record what each start reads; default: of a volume that is verified. A machine image is booted once "
-            "more for it, and gets the hydrate service.",
+            help="Record which blocks each start reads. Default: for volumes that are verified. A machine image is "
+            "booted once more for this, and gets the hydrate service.",
         ),
     ] = None,
-    layout: Annotated[bool, typer.Option(help="After a rehearsal, move what starts read together (ext4).")] = True,
+    layout: Annotated[
+        bool, typer.Option(help="After a rehearsal, bring together the blocks that starts read (ext4).")
+    ] = True,
     trace: Annotated[
-        Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Use this start-up trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
     ] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Do not start from an earlier volume: fetch and unpack every layer.")
@@ -155,8 +158,8 @@ def bake(
 ) -> Result:
     """Bake the images, and prove that they start from the artefact.
 
-    Images with `build` are built and pushed first, when their context has changed. Nothing is done when the artefact
-    exists and is verified, here or in the Bakefile's `store`. Needs root.
+    Images with `build` are built and pushed first, if their context has changed. If the artefact exists and is
+    verified, here or in the Bakefile's `store`, it does nothing. Needs root.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow
@@ -203,8 +206,8 @@ def verify(
 ) -> Result:
     """Boot an artefact without a network and start its images.
 
-    The verdict goes into the record; the exit code is 3 when it is bad. RECORD may also be a disk image that parbake
-    has no record of: then every image in its store must start. Where the Bakefile has `trust`, a record must be signed.
+    The verdict goes into the record; the exit code is 3 if it is bad. RECORD may also be a disk image without a record:
+    then every image in its store must start. If the Bakefile has `trust`, the record must be signed.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import verify as workflow
@@ -263,7 +266,7 @@ def prune(
             min=0, help="How many artefacts to keep of each name. Default: the Bakefile's, or 3.", metavar="COUNT"
         ),
     ] = None,
-    cache: Annotated[bool, typer.Option("--cache", help="Free the cache of layers instead.")] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Prune the cache of layers instead.")] = False,
     cache_size: Annotated[
         str,
         typer.Option(
@@ -273,7 +276,8 @@ def prune(
     ] = "0",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     aws: Annotated[
-        bool, typer.Option("--aws", help="Also machine images and snapshots in EC2, in all regions of the records.")
+        bool,
+        typer.Option("--aws", help="Also prune machine images and snapshots in EC2, in all regions of the records."),
     ] = False,
     younger: Annotated[
         float | None,
@@ -293,10 +297,10 @@ def prune(
     """Remove old artefacts and their records, or cached layers.
 
     The Bakefile's `retention` decides what is kept; options override it.
-    Of each name the newest artefacts stay, and always the newest one that passed verification. In EC2 all stay that
-    something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
-    others are deprecated first, and removed when the grace is over. What a machine is baking that shares the store
-    stays.
+    The newest artefacts of each name stay, always with the newest one that passed verification. In EC2, everything
+    stays that something refers to: node classes, launch templates, groups, instances, parameters, and what a rollback
+    would return to. The rest is deprecated first, and removed when the grace is over. What another machine with the
+    same store is baking stays as well.
     """
     from parbake.cli.text import artefacts, pruning
     from parbake.core import units
@@ -340,10 +344,10 @@ def clean(
 ) -> Result:
     """Remove what killed runs left behind, and kept work folders.
 
-    On this machine only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that
-    are under way here are not touched. In AWS, `--aws` finds instances, volumes, unfinished AMIs with their snapshots,
-    copies in other regions, security groups, and Packer's key pairs by their tags. What a machine bakes now that shares
-    the store is spared; without a store let no other machine bake the same Bakefile meanwhile.
+    On this machine only files can be left over: the kernel ends mounts, loop devices and processes with the run. Runs
+    that are under way here are not touched. With `--aws` it finds instances, volumes, unfinished AMIs with their
+    snapshots, copies in other regions, security groups, and Packer's key pairs by their tags. It spares what other
+    machines with the same store are baking; without a store, let no other machine bake this Bakefile meanwhile.
     """
     from parbake.workflows import clean as workflow
 
@@ -366,9 +370,10 @@ def doctor(
 ) -> Result:
     """Check what this machine lacks, and how to get it.
 
-    Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws` also what
-    the Bakefile's account and regions say: encryption by default and its key, quotas, Allowed AMIs, public access,
-    protected AMIs, the base, instance types and profile, ways to the registry. What may not be asked is said.
+    Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws`, also the
+    settings of the Bakefile's account and regions: encryption by default and its key, quotas, Allowed AMIs, public
+    access, protected AMIs, the base, instance types and profile, and ways to the registry. It lists the rights that it
+    lacks for that.
     """
     from parbake.cli.text import artefacts
     from parbake.core.workspace import cache_folder

@@ -36,20 +36,19 @@ def trace(
     file: BakefilePath = DEFAULT_FILE,
     bring: Annotated[
         Path | None,
-        typer.Option("--trace", help="Take this trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
+        typer.Option("--trace", help="Use this trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="How long to record on a running node.", metavar="SECONDS")
     ] = 60.0,
-    to: Annotated[
-        Path, typer.Option("--output", help="Where a running node's trace is written.", metavar="FILE")
-    ] = Path("node.trace"),
+    to: Annotated[Path, typer.Option("--output", help="Where to write a running node's trace.", metavar="FILE")] = Path(
+        "node.trace"
+    ),
 ) -> Result:
     """Record which blocks a cold start reads, in which order.
 
-    Of a volume that was baked: each image is started once with cold caches, without a network; the trace is written
-    beside the artefact and its summary into the record. On a running node: what is read of one device meanwhile. Needs
-    root.
+    For a baked volume, it starts each image once with cold caches and without a network, and writes the trace beside
+    the artefact and its summary into the record. On a running node, it records the reads of one device. Needs root.
     """
     from parbake import records
     from parbake.cli.text.artefacts import trace_text
@@ -155,10 +154,10 @@ def advise(
 ) -> Result:
     """Recommend the cheapest remedy for cold volumes, and say why.
 
-    Compared are nothing, hydrate, hydrate with prefetch, the provisioned initialization rate, fast snapshot restore, a
-    gp3 volume with 16,000 IOPS and 1,000 MiB/s, reading everything, and pulls without any bake: by containerd as it is,
-    and by SOCI's parallel pull on AL2023 and Bottlerocket. The time that each adds to a start, and what it costs a
-    month with the nodes that wait. Where a pull costs less in all, it says not to bake.
+    It compares doing nothing, hydrate, hydrate with prefetch, the provisioned initialization rate, fast snapshot
+    restore, a gp3 volume with 16,000 IOPS and 1,000 MiB/s, reading everything, and pulls without any bake: by
+    containerd as it is, and by SOCI's parallel pull on AL2023 and Bottlerocket. For each, it shows the time added to a
+    start, and the cost per month including the nodes that wait. If a pull costs less in all, it says not to bake.
     """
     from parbake import records
     from parbake.aws import costs
@@ -211,7 +210,7 @@ def savings(
     headroom: Annotated[float, typer.Option(min=0, help="Nodes kept running for pods to come.", metavar="COUNT")] = 0.0,
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="What a pull fetches, compressed: compares every kind of pull.", metavar="MB"),
+        typer.Option(min=1, help="The compressed size of a pull; compares every kind of pull.", metavar="MB"),
     ] = None,
     bakes: Bakes = 4.0,
     bake_minutes: BakeMinutes = 10.0,
@@ -221,9 +220,8 @@ def savings(
 ) -> Result:
     """Estimate what pulls cost, and how much of it a bake saves.
 
-    Nodes that wait for a pull are paid while they wait. Headroom hides that and is paid round the clock: it keeps the
-    saving back until it is given up. With --size, every kind of pull is compared: a faster one may save more than a
-    bake.
+    Nodes that wait for a pull cost money. Headroom hides the wait and costs money round the clock: it eats up the
+    saving until it is given up. With --size, it compares every kind of pull: a faster one may save more than a bake.
     """
     from parbake.aws import costs
     from parbake.cli.text.coldstart import savings_text
@@ -270,8 +268,8 @@ def report(
 ) -> Result:
     """Write a one-page HTML report of a cold start.
 
-    A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
-    second one. The page needs no network.
+    It has a waterfall of each start, a map of the blocks that it reads, and tables; for two records, side by side. The
+    page needs no network.
     """
     from parbake.cli.report import Subject, page
     from parbake.core import atomic

@@ -40,8 +40,8 @@ COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
     },
     "Roll out": {
         "lint": Listed("lint", "Find the pods that will not use the bake, and say why."),
-        "rollout": Listed("rollouts", "Hand an artefact to the Bakefile's targets, and watch it arrive."),
-        "rollback": Listed("rollouts", "Return targets to the artefact before, and watch it arrive."),
+        "rollout": Listed("rollouts", "Roll an artefact out to the Bakefile's targets, and follow it to the nodes."),
+        "rollback": Listed("rollouts", "Return targets to their previous artefact, and follow it to the nodes."),
         "status": Listed("rollouts", "Show what each target holds, and how far its nodes are."),
         "freeze": Listed("rollouts", "Stop targets from replacing nodes, until `parbake thaw`."),
         "thaw": Listed("rollouts", "Let targets replace nodes again, after `parbake freeze`."),

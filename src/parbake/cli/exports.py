@@ -35,7 +35,7 @@ def packer(
     """Write a folder for Packer that bakes the images into an AMI.
 
     Its template has the variables IMAGE, AMI_NAME and SOURCE_AMI and takes the others from the Bakefile. The base must
-    be an AMI. Without --pin nothing asks a network.
+    be an AMI. Without --pin it needs no network.
     """
     from parbake.workflows import export as workflow
 
@@ -50,10 +50,13 @@ def kubelet_config(
     ] = "",
     file: BakefilePath = DEFAULT_FILE,
     form: Annotated[
-        str, typer.Option("--for", help="What takes it: kubelet, or nodeadm (a NodeConfig).", metavar="PROGRAM")
+        str,
+        typer.Option(
+            "--for", help="The program to write it for: kubelet, or nodeadm (a NodeConfig).", metavar="PROGRAM"
+        ),
     ] = "kubelet",
 ) -> Result:
-    """Print the kubelet's configuration with which baked images start whatever happens to their registry.
+    """Print the kubelet configuration that lets baked images start whatever happens to their registry.
 
     It allows the baked repositories by name (NeverVerifyAllowlistedImages), and verifies all other images as the
     kubelet does by default. Merge it into the nodes' own configuration.

@@ -65,8 +65,8 @@ def iam(
 
     `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
     `rollout` for whoever rolls out to its targets, `prune` for `parbake prune --aws`, `doctor` for `parbake doctor
-    --aws`, `karpenter` what Karpenter's role needs besides its own policy. What the options do not name stands there in
-    capitals, such as ACCOUNT_ID, and allows nothing until it is replaced.
+    --aws`, `karpenter` what Karpenter's role needs besides its own policy. What no option names appears in capitals,
+    such as ACCOUNT_ID, and allows nothing until you replace it.
     """
     from parbake.aws import iam as policies
     from parbake.bakefile import load

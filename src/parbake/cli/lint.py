@@ -41,8 +41,8 @@ def lint(
 ) -> Result:
     """Find the pods that will not use the bake, and say why.
 
-    Workloads and node classes are compared with the Bakefile and its newest record, or with --bake. The exit code is 3
-    when there are errors. Nothing is changed anywhere.
+    It compares workloads and node classes with the Bakefile and its newest record, or with --bake. The exit code is 3
+    if there are errors. It changes nothing.
     """
     from parbake.cli.text import artefacts
     from parbake.images import workloads

@@ -46,20 +46,21 @@ def rollout(
     ] = False,
     force_conflicts: ForceConflicts = False,
     mount: Annotated[
-        bool, typer.Option("--mount/--no-mount", help="Let nodes' user data mount a volume, where the target says so.")
+        bool, typer.Option("--mount/--no-mount", help="Let nodes' user data mount a volume, if the target says so.")
     ] = True,
     follow: Follow = True,
     deadline: Deadline = None,
     interval: Interval = 5.0,
     store: Annotated[
-        str, typer.Option(help="Where artefacts are shared, instead of in the Bakefile's `store`.", metavar="ADDRESS")
+        str,
+        typer.Option(help="The store that artefacts are shared through, instead of the Bakefile's.", metavar="ADDRESS"),
     ] = "",
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Hand an artefact to the Bakefile's targets, and watch it arrive.
+    """Roll an artefact out to the Bakefile's targets, and follow it to the nodes.
 
-    Only what is verified. Shows what changes, writes it once, and follows until the nodes run it. Targets are taken in
-    the Bakefile's order, each to its end. A run that was killed is finished by running it again.
+    The artefact must be verified. parbake shows what changes, writes it once, and waits until the nodes run it. It
+    takes targets in the Bakefile's order, each to its end. Run it again to finish a run that was killed.
     """
     from parbake.bakefile import store_address
     from parbake.workflows import rollout as workflow
@@ -90,9 +91,9 @@ def rollback(
     ] = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Return targets to the artefact before, and watch it arrive.
+    """Return targets to their previous artefact, and follow it to the nodes.
 
-    What that was is written down on the target itself. A target that has returned already is only followed.
+    Targets record themselves what that was. A target that has been rolled back already is only followed.
     """
     from parbake.workflows import rollout as workflow
 
@@ -116,7 +117,7 @@ def _results(results: tuple[TargetResult, ...], *, dry_run: bool) -> Result:
 def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show what each target holds, and how far its nodes are.
 
-    Also what it held before, which is where `parbake rollback` returns to.
+    Also what it held before, to which `parbake rollback` returns.
     """
     from parbake.cli.text import rollouts
     from parbake.workflows import rollout as workflow
@@ -135,7 +136,7 @@ def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
 def freeze(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Stop targets from replacing nodes, until `parbake thaw`.
 
-    For Karpenter it adds to the NodePools a budget of no node for drift: a rollout can pause there, or be looked at.
+    For Karpenter it adds a budget of zero nodes for drift to the NodePools, so that a rollout pauses there.
     """
     return _freeze(to, file, frozen=True)
 
@@ -174,9 +175,9 @@ def watch(
 ) -> Result | None:
     """Bake and roll out whenever a tag, a build or the base moves.
 
-    Asks registries with HEAD, and finds the base anew. Where something moved: bake, verify, roll out to the Bakefile's
-    targets, if it has any. What fails is tried again at the next turn. With --json one document for each turn that
-    did something.
+    It asks registries with HEAD, and looks up the base again. When something has moved, it bakes, verifies, and rolls
+    out to the Bakefile's targets, if it has any. Failures are retried at the next turn. With --json, it prints one
+    document for each turn that did something.
     """
     from parbake.bakefile import load
     from parbake.cli.text import rollouts

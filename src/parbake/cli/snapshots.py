@@ -20,7 +20,7 @@ def fetch(
 ) -> Result:
     """Read an EBS snapshot, or the root disk of an AMI, into a file.
 
-    Every block is checked. Public snapshots of others cannot be read before they are copied.
+    Every block is checked. Public snapshots of other accounts have to be copied first.
     """
     from parbake.aws import ebs
     from parbake.core.units import human_bytes

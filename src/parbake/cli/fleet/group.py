@@ -25,7 +25,7 @@ Cells = Annotated[
 ]
 
 Store = Annotated[
-    str, typer.Option(help="Where artefacts are shared, instead of in the fleet's `store`.", metavar="ADDRESS")
+    str, typer.Option(help="The store that artefacts are shared through, instead of the fleet's.", metavar="ADDRESS")
 ]
 
 fleets = application(

@@ -25,7 +25,7 @@ def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be changed.")] = False,
     heartbeat: Annotated[
         float,
-        typer.Option(min=1, help="In runs that begin by themselves: as for `fleet run`.", metavar="SECONDS"),
+        typer.Option(min=1, help="For scheduled runs: as for `fleet run`.", metavar="SECONDS"),
     ] = 60.0,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,

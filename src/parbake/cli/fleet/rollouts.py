@@ -189,7 +189,7 @@ def gate(
     wave: Annotated[str, typer.Argument(help="The wave.", metavar="WAVE")],
     cell: Cells = None,
     generation: Annotated[
-        str, typer.Option(help="What the gate's command is told of what is rolled out.", metavar="NAME")
+        str, typer.Option(help="What the gate's command is told about the rollout.", metavar="NAME")
     ] = "",
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:

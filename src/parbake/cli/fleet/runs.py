@@ -90,7 +90,7 @@ def up(
 @command(fleets)
 def worker(
     queues: Annotated[
-        str, typer.Option(help="What it takes tasks from: control (no root needed), bake, roll.", metavar="NAMES")
+        str, typer.Option(help="The queues it takes tasks from: control (no root needed), bake, roll.", metavar="NAMES")
     ] = "control,bake,roll",
     slots: Slots = 1,
     grace: Grace = 5.0,
@@ -178,7 +178,7 @@ def run(
 
 @command(fleets)
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
     every: Annotated[
         float, typer.Option(min=0.1, help="With --watch: how long to wait between two checks.", metavar="SECONDS")
     ] = 2.0,
