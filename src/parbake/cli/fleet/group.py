@@ -40,7 +40,7 @@ def init(
     ] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> Result:
-    """Write a commented fleet.yaml of the Bakefiles below a folder."""
+    """Write a commented fleet.yaml for the Bakefiles below a folder."""
     from parbake.fleet import scaffold
 
     return written([scaffold.write(folder, force=force)])
@@ -50,7 +50,7 @@ def init(
 def plan(events: Events, cell: Cells = None, store: Store = "", file: FleetPath = DEFAULT_FILE) -> Result:
     """Show what a run would do, without doing it.
 
-    Every cell is planned, and looked for in the store. The exit code is 3 when some could not be planned.
+    It plans every cell, and looks for it in the store. The exit code is 3 if some cells could not be planned.
     """
     from parbake.bakefile import store_address
     from parbake.cli.text import fleet as text
@@ -83,7 +83,7 @@ def matrix(
     namespace: Annotated[str, typer.Option(help="For kubernetes: where the Jobs run.", metavar="NAME")] = "parbake",
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Print the fleet for those who run it without an engine.
+    """Print the fleet for a CI or cluster that runs it without an engine.
 
     For github: the `strategy` of a job, a matrix of the cells. For kubernetes: a List of Jobs, for `kubectl create -f
     -`. Both are JSON.

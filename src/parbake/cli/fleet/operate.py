@@ -30,10 +30,10 @@ def apply(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Tell the engine when runs begin by themselves, as `schedule` in the fleet's file says.
+    """Give the engine the `schedule` of the fleet's file.
 
-    What has changed is changed; without `schedule` what the engine knows is removed. A run under way goes on. A run
-    that begins by itself reads the file as it is then; with `source` that of the branch.
+    It updates what has changed; without `schedule`, it removes the one that the engine has. A run under way goes on. A
+    scheduled run reads the file as it is then; with `source`, the file on the branch.
     """
     need_engine()
     from parbake.fleet.engine import schedules
@@ -59,9 +59,9 @@ def drain(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Let nothing new begin, and what is under way come to its end: before workers or the engine are stopped.
+    """Start nothing new and wait until what is under way has ended, before workers or the engine are stopped.
 
-    The schedule is held until `fleet resume`. The next run does what was not begun.
+    The schedule is paused until `fleet resume`. The next run does what was not started.
     """
     from parbake.fleet.file import load
 
@@ -93,10 +93,10 @@ def drain(
 
 @command(fleets)
 def doctor(state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
-    """Say what stands in the way of the fleet: its file, store, key and engine, and each worker.
+    """Check the fleet: its file, store, key and engine, and each worker.
 
-    Exits with 1 where a bake could not end well. Nothing is changed, but for an object that is written to the store and
-    removed.
+    The exit code is 1 if a bake could not succeed. It changes nothing, except that it writes an object to the store and
+    removes it.
     """
     need_engine()
     from parbake.cli.text import artefacts

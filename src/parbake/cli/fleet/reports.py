@@ -29,9 +29,9 @@ def logs(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Show the end of what the last bake of a cell has said, or the story of the last rollout.
+    """Show the end of the log of a cell's last bake, or the log of the last rollout.
 
-    Also while it is under way: a worker tells it with its heartbeats. The engine keeps it for 30 days.
+    Also while it is under way: workers send it with their heartbeats. The engine keeps it for 30 days.
     """
     from parbake.cli.text import fleet_rollouts as text
     from parbake.fleet import preview
@@ -77,10 +77,10 @@ def report(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Write how a fleet is as one page of HTML, which needs no network.
+    """Write a one-page HTML report of a fleet, which needs no network.
 
-    Its cells with places, ages and times, what failed, the waves with who approved them. Where the engine does not
-    answer the page says so, and has the cells alone.
+    It has the cells with their places, ages and times, the failures, and the waves with their approvals. If the engine
+    does not answer, the page says so, and has only the cells.
     """
     from parbake.cli.report.fleet import FleetNow, fleet_page
     from parbake.core import atomic

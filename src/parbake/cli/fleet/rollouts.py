@@ -59,10 +59,10 @@ def rollout(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Roll out what the last run has made sure of, in the waves of the fleet's file.
+    """Roll out the artefacts of the last run, in the waves of the fleet's file.
 
-    `parbake fleet run` does so by itself, once for each generation. Where a rollout of the same is under way, it is
-    that one. --cell is for --dry-run.
+    `parbake fleet run` does so by itself, once for each generation. If the same rollout is under way already, this
+    follows it. --cell is for --dry-run.
     """
     from parbake.cli.text import fleet_rollouts as text
 
@@ -131,9 +131,9 @@ def approve(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Approve a wave that waits for it, so that the next one begins.
+    """Approve a wave that waits for it, so that the next one starts.
 
-    Who, when and from which machine is recorded; nobody may approve twice.
+    The name, the time and the machine are recorded; nobody may approve twice.
     """
     from parbake.fleet.file import load
 
@@ -161,7 +161,7 @@ def rollback(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Return all targets that the last rollout has written, in reverse order.
+    """Roll back all targets that the last rollout has written, in reverse order.
 
     Also those that are being written or have failed. A target that holds something else by now is left as it is.
     """
@@ -193,9 +193,9 @@ def gate(
     ] = "",
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Ask what a rollout asks after a wave: its targets, whether their nodes run what they hold, then its gate.
+    """Run a wave's checks by hand: whether the nodes of its targets run what these hold, then its gate.
 
-    The exit code is 3 when one of them says no.
+    The exit code is 3 if one of them fails.
     """
     from parbake.cli.text import fleet_rollouts as text
     from parbake.fleet import gate as asking

@@ -74,7 +74,7 @@ def up(
 ) -> None:
     """Run an engine and workers on this machine, until Ctrl-C.
 
-    It listens on the loopback alone. The next `fleet up` goes on where this one ended; without its database the next
+    It listens on the loopback only. The next `fleet up` continues where this one ended; without its database, the next
     run finds in the store what is done already. Bakes need root.
     """
     need_engine()
@@ -105,8 +105,8 @@ def worker(
 ) -> None:
     """Work for the engine until SIGTERM: plan, build and bake, write to the targets of rollouts.
 
-    The engine is that of TEMPORAL_ADDRESS, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…), or
-    the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all machines share.
+    TEMPORAL_ADDRESS names the engine, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…); else it
+    is the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all machines share.
     """
     need_engine()
     from parbake.fleet.engine.connect import Engine
@@ -134,10 +134,10 @@ def run(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Start a run: every cell is planned, and what the store lacks is baked by the workers.
+    """Start a run: plan every cell, and let the workers bake what the store lacks.
 
-    Where a run of the fleet is under way, it is that one. When all cells are good, and the fleet's file has `rollout`,
-    a rollout of them begins.
+    If a run of the fleet is under way already, this follows it. When all cells are good, and the fleet's file has
+    `rollout`, their rollout starts.
     """
     need_engine()
     from parbake.cli.text import fleet as text
@@ -187,8 +187,8 @@ def status(
 ) -> Result | None:
     """Show how far the last run and the last rollout are.
 
-    The cells, what each bake is doing, what failed, and who works; the waves, and who must say what. With --watch and
-    --json one document a line.
+    It shows the cells, what each bake is doing, what failed, and the workers; the waves, and the approvals they need.
+    With --watch and --json, it prints one document per line.
     """
     from parbake.cli.text import fleet as text
     from parbake.fleet.file import load
