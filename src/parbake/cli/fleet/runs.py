@@ -105,8 +105,9 @@ def worker(
 ) -> None:
     """Work for the engine until SIGTERM: plan, build and bake, write to the targets of rollouts.
 
-    TEMPORAL_ADDRESS names the engine, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…); else it
-    is the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all machines share.
+    TEMPORAL_ADDRESS names the engine, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…); without
+    it, it is the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all
+    machines share.
     """
     need_engine()
     from parbake.fleet.engine.connect import Engine
