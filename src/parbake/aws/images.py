@@ -150,7 +150,7 @@ def named(ec2: Client, name: str, events: Events) -> Mapping[str, Any]:
 def mark(ec2: Client, ids: Sequence[str], tags: Mapping[str, str], events: Events) -> None:
     """Tag images and snapshots, and wait until they are seen to be tagged so.
 
-    Until then a clean-up would still take them for what the tags of before say. Raises DeadlineExceeded, AwsError.
+    Until then a clean-up would go by the old tags. Raises DeadlineExceeded, AwsError.
     """
     ec2.create_tags(Resources=list(ids), Tags=as_list(tags))
 

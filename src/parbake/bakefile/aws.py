@@ -79,7 +79,7 @@ Whole = Annotated[int, BeforeValidator(_whole), Field(json_schema_extra={"type":
 
 
 def _some(value: object) -> object:
-    """Let a single text pass as a list of one, as ``instance_types: m7i.large`` is meant."""
+    """Let a single text pass as a list of one, as in ``instance_types: m7i.large``."""
     return (value,) if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""Where artefacts are handed to: the targets of `rollout`, each exactly one kind."""
+"""The targets of `rollout`, each of exactly one kind."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class _WithVolume(_Mounting):
 
     @property
     def performance(self) -> dict[str, int]:
-        """What is said of the volume's speed, in EC2's words."""
+        """The volume's speed, in EC2's words."""
         return {name: value for name in ("throughput", "iops") if (value := getattr(self, name))}
 
 
@@ -242,7 +242,7 @@ def _file_text(text: str) -> object:
 
 
 class Target(Section):
-    """Where an artefact is handed to: exactly one of the kinds, and how long it may take to arrive."""
+    """A target of rollouts: exactly one of the kinds, and how long nodes may take."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]})
 

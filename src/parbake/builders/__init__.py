@@ -124,7 +124,7 @@ class Shipment(Protocol):
         ...
 
     def fetch(self, there: Published) -> Disk:
-        """Read back what the cloud has, to be looked at here."""
+        """Read back what the cloud has, to verify it here."""
         ...
 
     def kept(self) -> Disk | None:

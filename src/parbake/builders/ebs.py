@@ -232,7 +232,7 @@ class EbsShipment:
         return published(image) if image else None
 
     def _sent_elsewhere(self) -> Published | None:
-        """Return what a machine that has died since had sent as a whole: AWS's bytes count, and are looked at again."""
+        """Return what a machine that has died since had sent completely: AWS's bytes count, and are verified again."""
         notes = self._notes
         journal = notes and ebs.complete_elsewhere(notes, self.region, self.events)
         if not notes or not journal or (journal.completed_by == notes.holder and self._made()):
@@ -288,7 +288,7 @@ class EbsShipment:
         return sent
 
     def _begun_on(self, made: _Kept) -> tuple[ebs.ParentSnapshot | None, ...]:
-        """Return the parent, if any, of the snapshot that another machine has begun; nothing where none is begun."""
+        """Return the parent, if any, of the snapshot that another machine has started; nothing if none was started."""
         journal = ebs.Journal.read(self._notes) if self._notes else None
         if journal is None or "parent" not in journal.start:
             return ()
@@ -358,7 +358,7 @@ class EbsShipment:
         return self._encryption.by_default is None and bool(newest.get("Encrypted"))
 
     def _locked_alike(self, snapshot: Mapping[str, Any], *, encrypted: bool) -> bool:
-        """Whether a child of a snapshot is encrypted as it shall be, and with the same key: the parent decides that."""
+        """Whether a child of a snapshot is encrypted as required, and with the same key: the parent decides that."""
         if bool(snapshot.get("Encrypted")) != encrypted:
             return False
         return not encrypted or not self._key or snapshot.get("KmsKeyId") == self._key

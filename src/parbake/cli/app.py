@@ -171,7 +171,7 @@ def _report(error: ParbakeError) -> int:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; errors are told on standard error."""
+    """Run one command and return its exit code; errors go to standard error."""
     out.debug = out.printed = False
     out.as_json = "--json" in (sys.argv if arguments is None else arguments)  # for errors before the command says so
     code = InputError.exit_code

@@ -24,7 +24,7 @@ State = Literal["there", "unverified", "bake", "build", "quarantined", "wrong"]
 
 @dataclass(frozen=True, slots=True)
 class CellPreview:
-    """What is to be done for a cell.
+    """What a run would do for a cell.
 
     ``there``: nothing, the store has it; ``unverified``: it has it, and nobody has verified it; ``bake``; ``build``:
     images first, so that there is no key yet; ``quarantined``: it has failed too often; ``wrong``: it could not be

@@ -28,7 +28,7 @@ Said = dict[str, Any]
 """What a file says, by key."""
 _KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key", "user_data")
 _LATER = {"user_data": ""}
-"""Keys that came later, with what files of before mean."""
+"""Keys that came later, with their values for older files."""
 
 
 def values(offer: Offer) -> Said:

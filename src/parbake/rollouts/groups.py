@@ -63,7 +63,7 @@ class LaunchTemplateGroup(Rollout, ABC):
     where: str
     templates: Templates
     never_took: ClassVar[str]
-    """What is said when the last rollout's version is not held."""
+    """The caution when the group does not hold the last rollout's version."""
     no_freeze: ClassVar[tuple[str, str]]
     """Why its nodes cannot be frozen, and what to do instead."""
 
@@ -153,7 +153,7 @@ class LaunchTemplateGroup(Rollout, ABC):
 
     @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
-        """Refuse: what the service has begun cannot wait, only end."""
+        """Refuse: the service cannot pause what it has started, only end it."""
         del frozen
         why, instead = self.no_freeze
         raise InputError(f"{self.where}: {why}", hint=instead)

@@ -280,7 +280,7 @@ def verify(
     machine cannot verify: EnvironmentProblem, CommandFailed, MachineError for a volume's own base, DiskFull.
     """
     if plan is not None and not boots(plan.platform):
-        reason = f"the artefact is for {plan.platform}, and parbake has no machines for it: nothing was booted"
+        reason = f"the artefact is for {plan.platform}, which parbake cannot boot: nothing was booted"
         return Verdict(passed=False, accelerator="none", problems=(reason,), verified_at=_now())
     verification = Verification(artefact, plan, events=events, folder=folder, cache=cache, memory=memory, base=base)
     try:

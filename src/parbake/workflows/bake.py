@@ -109,7 +109,7 @@ def need_key(plan: Plan, options: Options) -> None:
 
 
 def refuse_rehearsal(bakefile: Bakefile, options: Options) -> None:
-    """Raise InputError when a disk that is never on this machine was asked to be rehearsed here."""
+    """Raise InputError if a rehearsal was asked for, of a disk that is never on this machine."""
     if options.rehearse:
         raise InputError(
             f"--rehearse needs the disk on this machine, and `builder: {bakefile.builder}` bakes on an instance",
@@ -360,7 +360,7 @@ def write_record(run: Session, record: Record, trace: Trace | None, blocks: Bloc
 
 
 def nothing_here(image: Image) -> Source:
-    """Stand for the content of images where an instance pulls them itself."""
+    """Stand in for the content of images that an instance pulls itself."""
     raise AssertionError(f"{image.reference} is pulled by the instance, not here")
 
 

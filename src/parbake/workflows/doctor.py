@@ -42,7 +42,7 @@ class Check(Frozen):
 
 
 class Facts(Frozen):
-    """What was seen of a machine. ``programs``: versions by name, empty when it tells none, absent when missing.
+    """The facts about a machine. ``programs``: versions by name, empty when it tells none, absent when missing.
 
     ``machine`` is its architecture, ``uefi_firmware`` those whose machines can start by UEFI. ``free`` is in bytes,
     by the folder's role (output, cache). ``containerd`` is what ``PARBAKE_CONTAINERD`` says.

@@ -72,7 +72,7 @@ def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, st
 
 
 def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Preview:
-    """Say what a bake of this Bakefile would do, without doing any of it. ``overrides`` replace keys of it."""
+    """Return what a bake of this Bakefile would do, without doing any of it. ``overrides`` replace keys of it."""
     with open_session(bakefile_path, events, overrides) as run:
         known, onto = ask_account(run), base_of(run)
         images = resolve(run)

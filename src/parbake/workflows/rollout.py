@@ -170,7 +170,7 @@ def _has_had(target: Rollout, ids: Iterable[str]) -> bool:
 
 
 def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
-    """Say what each target holds; an error of one does not hide the others."""
+    """Return what each target holds; an error of one does not hide the others."""
 
     def report(config: Target) -> TargetReport:
         try:
@@ -351,7 +351,7 @@ def _records(selector: str, bakefile: Bakefile) -> list[tuple[Path, Record]]:
 
 
 def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
-    """Find a record that is to be believed; ``--force`` asks for nothing else."""
+    """Find a record that can be trusted; ``--force`` does not override that."""
     artefact, _ = records.locate_record(selector, bakefile.output, hint="roll out what parbake has baked")
     record = genuine.need(artefact, bakefile.trust)
     if problem := genuine.listed(artefact, record):
@@ -413,7 +413,7 @@ def _refuse(each: _Decided, events: Events, *, force: bool) -> None:
 
 
 def _follow(each: _Decided, events: Events, options: RolloutOptions) -> RolloutProgress:
-    """Look until the nodes run what was handed out; raises Stalled at the deadline, RolloutError on failure."""
+    """Watch until the nodes run the artefact; raises Stalled at the deadline, RolloutError on failure."""
     name, wanted = each.config.name, each.change.after
     deadline = Deadline(options.deadline or each.config.deadline, f"the rollout to {name}")
     interrupts.resume()

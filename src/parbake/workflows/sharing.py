@@ -1,6 +1,6 @@
-"""What is made is shared: looked for in the Bakefile's store before it is made, and kept there afterwards.
+"""Share artefacts: look for them in the Bakefile's store before making them, and store them there afterwards.
 
-What is published in a cloud is made by one machine at a time: the others wait for it, or go on with what it has begun.
+What is published in a cloud is made by one machine at a time: the others wait for it, or continue what it has started.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from parbake.records.store import Shared
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
-    """Say whether an artefact of a plan can be verified; warn where there are no machines for its platform.
+    """Return whether an artefact of a plan can be verified; warn if its platform cannot be booted here.
 
     What is for another architecture than this machine's is booted in emulation. Raises EnvironmentProblem, before any
     work is done, when this machine lacks what that takes.
@@ -33,7 +33,7 @@ def can_boot(plan: Plan, events: Events) -> bool:
     if boots(plan.platform):
         accelerator(plan.platform.architecture)
         return True
-    events.warn(f"not verified: the artefact is for {plan.platform}, and parbake has no machines for it")
+    events.warn(f"not verified: the artefact is for {plan.platform}, which parbake cannot boot")
     return False
 
 
@@ -148,7 +148,7 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
 
 @contextmanager
 def work_on(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[Path]:
-    """Make a work folder and say where it is when it stays."""
+    """Make a work folder, and report its path if it stays."""
     with work_folder(output, name, keep=keep) as work:
         if keep:
             events.note(f"the work folder stays until `parbake clean`: {work}")

@@ -71,7 +71,7 @@ def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") ->
 
 
 def _snapshot_of(what: str, region: str) -> str:
-    """Return the snapshot that is meant."""
+    """Return the snapshot that an id names: itself, or an AMI's root disk."""
     if what.startswith("snap-"):
         return what
     if not what.startswith("ami-"):

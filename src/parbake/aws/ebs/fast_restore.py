@@ -47,7 +47,7 @@ def enable(
     *,
     again: bool = False,
 ) -> Pairs:
-    """Make sure that it is enabled in the zones of a region; return the snapshots and zones where AWS does so.
+    """Make sure that it is enabled in the zones of a region; return the snapshots and zones where AWS has accepted it.
 
     What AWS refuses is a warning. A time that was set before counts, and where it is over nothing is enabled;
     ``again`` sets a new one. Raises AwsError.

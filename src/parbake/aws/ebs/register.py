@@ -1,4 +1,4 @@
-"""Make an AMI of a snapshot. What RegisterImage assumes by itself is wrong for every node of today.
+"""Make an AMI of a snapshot. RegisterImage's defaults are wrong for today's nodes.
 
 Source: EC2 API reference, RegisterImage.
 """

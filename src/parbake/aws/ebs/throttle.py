@@ -20,7 +20,7 @@ from parbake.core.errors import AwsError, AwsLimit, AwsNotFound, Interrupted
 IN_FLIGHT: Final = 64
 _TRIES = 12
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0  # seconds
-# Calls that were under way when AWS began to throttle say one thing, and it is heard once.
+# Calls that were under way when AWS began to throttle count as one refusal.
 _ONE_CUT = 0.5
 _SERVER = frozenset({"InternalServerException", "InternalError", "InternalFailure", "ServiceUnavailable"})
 _THROTTLING = frozenset({"SlowDown", "RequestLimitExceeded", "TooManyRequestsException"})
@@ -95,7 +95,7 @@ class Pace:
     def each[T](self, items: Sequence[T], work: Callable[[T, bytearray], None], buffer: int) -> None:
         """Let as many threads work on items, each with a buffer of its own of so many bytes.
 
-        When one fails, or this thread is interrupted, no further item is begun and the error comes out.
+        When one fails, or this thread is interrupted, no further item is started and the error comes out.
         """
         following = iter(items)  # a sequence's iterator may be shared between threads
 

@@ -87,7 +87,7 @@ def _tag(snapshot: str, blocks: BlockList, region: str) -> None:
 
 
 def drop(snapshot: str, region: str) -> None:
-    """Remove a snapshot that is not gone on with; one that is gone already is fine, and one that has become an AMI."""
+    """Remove a snapshot that will not be resumed; one that is gone already is fine, and one that has become an AMI."""
     try:
         aws.client("ec2", region).delete_snapshot(SnapshotId=snapshot)
     except AwsNotFound:

@@ -53,7 +53,7 @@ class Ec2Builder(RemoteBuilder):
 
     @override
     def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
-        """Make sure that the plan's AMI or snapshot exists, is proven and lies where it shall; leave nothing else.
+        """Make sure that the plan's AMI or snapshot exists, is verified and lies where it should; leave nothing else.
 
         Raises BakeFailed with the guest's own log, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, InputError.
         """
@@ -187,7 +187,7 @@ class _Run:
         while True:
             instance = None if self.fresh else self.launcher.find(self.plan.key, "builder")
             if instance and self.own_volume and instance["State"]["Name"].startswith("stop"):
-                # It says nothing by itself, so that nobody knows how far it has come.
+                # It reports nothing by itself, so nobody knows how far it is.
                 terminate(self.ec2, [instance], self.events)
                 instance = None
             if instance:

@@ -51,7 +51,7 @@ _ENDS: tuple[tuple[str, type[AwsError], str, str], ...] = (
 
 
 def ended(identity: str, code: str) -> AwsError | None:
-    """Return why EC2 ended an instance that had not said its verdict; None where its own power-off did."""
+    """Return why EC2 ended an instance before its verdict; None if it powered itself off."""
     for beginning, error, what, hint in _ENDS:
         if code.startswith(beginning):
             return error(f"{what.format(identity)} ({code})", code=code, hint=hint)

@@ -26,7 +26,7 @@ _HINT = "the AMI is still being made: run the same command again to keep waiting
 
 @dataclass(frozen=True, slots=True)
 class Amis:
-    """Makes sure of AMIs for one Bakefile's ``aws`` section; ``fresh``: copies of an AMI of before do not count."""
+    """Makes sure of AMIs for one Bakefile's ``aws`` section; ``fresh``: copies of an earlier AMI do not count."""
 
     settings: AwsSection
     stamp: aws.Stamp

@@ -1,4 +1,4 @@
-"""The commands that tell of a fleet what is no table on a screen: what a bake has said, and a page for people."""
+"""The commands that show more of a fleet than a table: the log of a bake, and a page of HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of fleets, as text for people and as JSON for programs. Pure."""
+"""Fleets, as text for people and as JSON for programs. Pure."""
 
 from __future__ import annotations
 

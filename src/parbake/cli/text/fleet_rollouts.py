@@ -1,4 +1,4 @@
-"""What is told of a fleet's rollouts, as text for people and as JSON for programs. Pure."""
+"""A fleet's rollouts, as text for people and as JSON for programs. Pure."""
 
 from __future__ import annotations
 

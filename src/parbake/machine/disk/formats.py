@@ -1,4 +1,4 @@
-"""Disk images as QEMU's programs are told of them: the format is found here, and nothing but the file itself is opened.
+"""Disk images, named for QEMU's programs: the format is found here, and nothing but the file itself is opened.
 
 An image of somebody else's may name further files, devices or network connections as its backing file, as the place of
 its data or as its extents, and QEMU would open them for whoever asks what the image is. So its head is read here first,
@@ -153,7 +153,7 @@ def tree(format_: str, filename: str | Path, *, read_only: bool = True, **file_o
 
 
 def name(format_: str, image: Path) -> str:
-    """Return how qemu-img is told of an image: the same as a name of its own kind (``json:``), complete. Pure."""
+    """Return the complete name of an image for qemu-img (``json:``). Pure."""
     file = {"driver": "file", "filename": str(image.absolute())}
     nothing = {"backing": None} if format_ in _BACKED else {}
     return "json:" + json.dumps({"driver": format_, "file": file, **nothing})

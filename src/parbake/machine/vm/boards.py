@@ -1,4 +1,4 @@
-"""How QEMU is told to be a machine of each architecture. Everything else of a machine is the same.
+"""QEMU's arguments for a machine of each architecture. Everything else about a machine is the same.
 
 Sources: QEMU's manual, "virt" generic virtual platform and "x86 CPU models"; ``qemu-system-aarch64 -machine help``.
 """

@@ -172,7 +172,7 @@ class LeaseClaim:
     def need(self) -> None:
         """Raise ClaimLost where another machine has taken over; what the store says is not older than ``RENEWAL``.
 
-        A store that cannot be asked for a while is no reason to stop: nobody can take over before ``TTL``.
+        A store that does not answer for a while is no reason to stop: nobody can take over before ``TTL``.
         """
         if not self._lost and self._age > RENEWAL:
             try:
@@ -250,7 +250,7 @@ def claimed(store: Store, key: str, what: str, events: Events) -> Iterator[Lease
 
 
 def sweep(store: Store, older: timedelta) -> None:
-    """Remove leases that nobody holds, and notes of work that nobody goes on with: those not written for so long."""
+    """Remove leases that nobody holds, and notes of work that nobody has continued for that long."""
     busy = held(store)
     for folder in (FOLDER, StoreNotes.FOLDER):
         for each in list(store.list(folder)):

@@ -96,7 +96,7 @@ class Shared:
                 return record
 
     def refresh(self) -> None:
-        """Bring the records of all that lies in a cloud, and what others have said of artefacts that are here."""
+        """Fetch the records of all that lies in a cloud, and what others have added to records of artefacts here."""
         for found in self._all():
             here = (self._output / found.record.artefact).exists()
             if not (found.record.published or here):
