@@ -27,15 +27,11 @@ _THROTTLING = frozenset({"SlowDown", "RequestLimitExceeded", "TooManyRequestsExc
 
 
 class Pace:
-    """Lets at most ``most`` calls run at once, fewer while AWS throttles. Thread-safe.
-
-    ``repeated`` counts the calls that were made again.
-    """
+    """Lets at most ``most`` calls run at once, fewer while AWS throttles. Thread-safe."""
 
     def __init__(self, most: int = IN_FLIGHT) -> None:
         self.most = most
         self.limit = float(most)
-        self.repeated = 0
         self._running = 0
         self._changed = threading.Condition()
         self._cut_at = 0.0
@@ -67,8 +63,6 @@ class Pace:
             else:
                 self._leave(throttled=None)
                 return result
-            with self._changed:
-                self.repeated += 1
             pause = min(_FIRST_PAUSE * 2 ** min(tries, 16), _LONGEST_PAUSE)
             self._stopped.wait(random.uniform(pause / 4, pause))  # noqa: S311 (jitter, not secrets)
 

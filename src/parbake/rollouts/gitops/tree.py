@@ -68,11 +68,6 @@ class YamlNode:
         for item in self.items:
             yield from item.walk()
 
-    @property
-    def is_null(self) -> bool:
-        """Whether it is nothing: an empty value, ``~`` or ``null``."""
-        return self.kind == "scalar" and not self.style and self.value in {"", "~", "null", "Null", "NULL"}
-
 
 @dataclass(frozen=True, slots=True)
 class Root:
