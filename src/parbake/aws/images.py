@@ -57,8 +57,8 @@ def guard_of(image: Mapping[str, Any]) -> str:
     With a cool-down it holds for 24 hours after it was disabled (EC2 API reference,
     EnableImageDeregistrationProtection), which DescribeImages does not call ``disabled`` yet.
     """
-    said = str(image.get("DeregistrationProtection") or "disabled")
-    return "" if said == "disabled" else f"protected from deregistration ({said})"
+    setting = str(image.get("DeregistrationProtection") or "disabled")
+    return "" if setting == "disabled" else f"protected from deregistration ({setting})"
 
 
 def architecture_of(name: str) -> str:

@@ -106,8 +106,8 @@ def _base(ami: str, region: str, events: Events) -> ebs.FetchedSnapshot:
     with lock(folder / f"{ami}.lock", what=f"the disk of {ami}"):
         if path.exists() and about.exists():
             blocks = BlockList.read(folder / f"{ami}.raw.blocks")
-            said = json.loads(about.read_text())
-            return ebs.FetchedSnapshot(path, said["snapshot"], blocks)
+            saved = json.loads(about.read_text())
+            return ebs.FetchedSnapshot(path, saved["snapshot"], blocks)
         path.unlink(missing_ok=True)
         with events.stage("fetch", f"Fetch the base {ami}"):
             fetched = ebs.fetch(ami, path, events, region=region)
@@ -150,9 +150,9 @@ class EbsShipment:
 
     def _made(self) -> _Kept | None:
         try:
-            said = json.loads((self.folder / _MADE).read_text())
-            base = said["base"] and ebs.ParentSnapshot(said["base"], BlockList.read(self.folder / _BASE))
-            return _Kept(self.folder, tuple(said["sealed"]), ebs.Traits.read(said["traits"]), base or None)
+            saved = json.loads((self.folder / _MADE).read_text())
+            base = saved["base"] and ebs.ParentSnapshot(saved["base"], BlockList.read(self.folder / _BASE))
+            return _Kept(self.folder, tuple(saved["sealed"]), ebs.Traits.read(saved["traits"]), base or None)
         except (FileNotFoundError, ValueError, KeyError, TypeError, InputError):
             return None
 
@@ -173,12 +173,12 @@ class EbsShipment:
                 base.blocks.write(draft / _BASE)
             if disk.trace:
                 save(disk.trace, draft / _TRACE)
-            said = {
+            saved = {
                 "sealed": disk.sealed,
                 "traits": traits.to_json(),
                 "base": base.snapshot if base else "",
             }
-            (draft / _MADE).write_text(json.dumps(said))
+            (draft / _MADE).write_text(json.dumps(saved))
             publish(draft, self.folder)
         return replace(disk, path=self.folder / _DISK, final=True)
 

@@ -250,10 +250,10 @@ class Console:
         """
         if self.failure:
             shown = "\n".join(self.log[-40:])
-            said = f"the guest failed at the stage `{self.stage}`: {self.failure}\n{shown}".rstrip()
+            message = f"the guest failed at the stage `{self.stage}`: {self.failure}\n{shown}".rstrip()
             if "raise size" in self.failure:
-                raise ArtefactFull(said, hint="raise `size` in the Bakefile")
-            raise BakeFailed(said)
+                raise ArtefactFull(message, hint="raise `size` in the Bakefile")
+            raise BakeFailed(message)
         if not self.finished:
             at = f"its last stage was `{self.stage}`" if self.stage else "its script printed nothing"
             raise BakeFailed(

@@ -189,9 +189,9 @@ def _dispatch(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, prog_name="parbake", standalone_mode=False)
     except _UsageError as error:
-        said = io.StringIO()
-        error.show(said)
-        typer.echo(printable.lines(said.getvalue()), nl=False, err=True)
+        usage = io.StringIO()
+        error.show(usage)
+        typer.echo(printable.lines(usage.getvalue()), nl=False, err=True)
         if out.as_json:
             wrong = InputError(error.format_message(), hint="-h after a command shows its options")
             typer.echo(printable.dump(wrong.to_json(), indent=2))

@@ -34,5 +34,5 @@ def fetch(
         "allocated": allocated,
         "blocks": {"count": len(fetched.blocks.blocks), "digest": fetched.blocks.digest()},
     }
-    told = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
-    return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")
+    size_text = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
+    return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {size_text}")

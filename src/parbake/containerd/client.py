@@ -29,7 +29,7 @@ _COLLECTION = 600.0  # seconds that garbage collection may take
 
 
 class Client:
-    """Speaks to one containerd, in one namespace; thread-safe. Errors: see ``faults.fault``."""
+    """Speaks to one containerd, in one namespace; thread-safe. Errors: see ``errors.fault``."""
 
     def __init__(self, connection: Connection, *, namespace: str = KUBERNETES, snapshotter: str = OVERLAY) -> None:
         self.connection = connection

@@ -73,7 +73,7 @@ class Pod:
 
 
 class Cri:
-    """Kubelet's side of the CRI over a connection (that of a ``Client``, or its own). Errors: see ``faults.fault``.
+    """Kubelet's side of the CRI over a connection (that of a ``Client``, or its own). Errors: see ``errors.fault``.
 
     ``cgroup_parent`` is where pods get their cgroups (``Daemon.cgroup_parent``); "" leaves it to the runtime.
     """

@@ -200,8 +200,8 @@ class Karpenter(Rollout):
         change = self._with_managers(found, change)
         if not change.payload:
             return change
-        said = self.cluster.ask(self._resource(), found, change.payload, manager=OWNER)
-        return replace(change, cautions=(*change.cautions, *(f"the cluster says: {each}" for each in said)))
+        objections = self.cluster.ask(self._resource(), found, change.payload, manager=OWNER)
+        return replace(change, cautions=(*change.cautions, *(f"the cluster says: {each}" for each in objections)))
 
     def _with_managers(self, found: Mapping[str, Any], change: Change) -> Change:
         """Add who else looks after the fields that change; raises TargetMoved for those who applied them."""

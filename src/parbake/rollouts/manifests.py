@@ -162,7 +162,7 @@ class NodeClassFile(_Manifest):
         if isinstance(place.data, Mapping):
             return place, place.data
         described = {"kind": place.kind, "metadata": {"name": place.name}, "spec": {}}
-        return place, gitops.merged(described, gitops.said(place.data))
+        return place, gitops.merged(described, gitops.patched_values(place.data))
 
 
 class ValuesFile(_Manifest):
@@ -226,7 +226,7 @@ class ValuesFile(_Manifest):
 
 
 class _ImageFile(_Manifest):
-    """A manifest that names one machine image; ``kinds`` and ``said`` tell how."""
+    """A manifest that names one machine image; ``kinds`` and ``patched_values`` tell how."""
 
     kinds: tuple[str, ...] = ()
 

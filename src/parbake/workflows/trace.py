@@ -126,12 +126,12 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
         events.task(f"Record what is read of {what}", round(seconds), unit="items") as task,
     ):
         deadline = run.Deadline(seconds, "recording")
-        told = 0
+        done = 0
         while deadline.left:
             deadline.sleep(_TICK)
             passed = round(seconds - deadline.left)
-            task.advance(passed - told)
-            told = passed
+            task.advance(passed - done)
+            done = passed
     reads = recorder.reads
     of_files = described(place, reads) if place is not None and reads else Described()
     return Trace(

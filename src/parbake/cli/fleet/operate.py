@@ -81,14 +81,14 @@ def drain(
         }
 
     found = asked(state, file, go)
-    said = "no run was under way"
+    outcome = "no run was under way"
     if found["run"]:
-        said = "the run ends once its current bakes have ended"
+        outcome = "the run ends once its current bakes have ended"
         if wait:
-            said = f"the run has ended: {found['done']} cells are done, {found['left']} were not started"
-            said = "the run was cancelled" if found["done"] is None else said
+            outcome = f"the run has ended: {found['done']} cells are done, {found['left']} were not started"
+            outcome = "the run was cancelled" if found["done"] is None else outcome
     more = "; the schedule is paused: `parbake fleet resume` lets it go on" if found["schedule_held"] else ""
-    return Result(found, lambda: f"{said}{more}")
+    return Result(found, lambda: f"{outcome}{more}")
 
 
 @command(fleets)

@@ -99,14 +99,14 @@ def _followed(fleet: str, state: Path | None, file: Path, events: Events, *, sin
 
         seen: list[object] = []
 
-        def told(status: RolloutStatus) -> None:
+        def on_status(status: RolloutStatus) -> None:
             story = status.standing.story if status.standing else []
             for entry in story[story.index(seen[-1]) + 1 if seen and seen[-1] in story else 0 :]:
                 if entry.at >= since:
                     events.note(entry.text)
                 seen.append(entry)
 
-        return await rollouts.follow(client, fleet, told)
+        return await rollouts.follow(client, fleet, on_status)
 
     return asked(state, file, follow)
 
@@ -146,10 +146,10 @@ def approve(
         return await rollouts.approve(client, fleet.name, Yes(wave, who, socket.gethostname(), note))
 
     name = asked(state, file, go)
-    said = f"rollout/{fleet.name}: {who} has approved the wave {name}"
+    message = f"rollout/{fleet.name}: {who} has approved the wave {name}"
     if wait:
         return _as_it_goes_on(fleet.name, state, file, events, since=now)
-    return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: said)
+    return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: message)
 
 
 @command(fleets)

@@ -158,11 +158,11 @@ def run(
         await runs.start(client, request)
         with events.task("cells", len(request.cells), unit="items") as task:
 
-            def told(status: runs.Status) -> None:
+            def on_status(status: runs.Status) -> None:
                 if status.progress:
                     task.advance(status.progress.counts.done - task.done)
 
-            return await runs.follow(client, fleet.name, told)
+            return await runs.follow(client, fleet.name, on_status)
 
     ended = asked(state, file, to_the_end)
     failed = ended.counts.failed + ended.counts.quarantined

@@ -373,5 +373,7 @@ def findings_text(findings: Sequence[Finding]) -> str:
         found = word(f"{each.place}: {each.level}: {what}{each.message} [{each.rule.id}]")
         lines += [found, f"    {each.rule.help}"]
     counts = Counter(each.level for each in findings)
-    told = ", ".join(f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("error", "warning", "note"))
-    return "\n".join([*lines, told if findings else "nothing stands in the way of the bake"])
+    summary = ", ".join(
+        f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("error", "warning", "note")
+    )
+    return "\n".join([*lines, summary if findings else "nothing stands in the way of the bake"])

@@ -55,8 +55,8 @@ def previews_text(found: Sequence[CellPreview]) -> str:
         if each.problem
     ]
     counts = Counter(each.state for each in found)
-    said = ", ".join(f"{counts[state]} {words}" for state, words in STATES.items() if counts[state])
-    return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {said}"])
+    counted = ", ".join(f"{counts[state]} {words}" for state, words in STATES.items() if counts[state])
+    return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {counted}"])
 
 
 def progress_json(progress: Progress) -> dict[str, object]:
@@ -74,8 +74,8 @@ def progress_json(progress: Progress) -> dict[str, object]:
 def progress_text(progress: Progress) -> str:
     """Return that for people."""
     counts = progress.counts
-    said = [f"{value} {name}" for name, value in vars(counts).items() if value]
-    lines = [f"{counts.done} of {progress.total} cells: {', '.join(said) or 'none is done'}"]
+    counted = [f"{value} {name}" for name, value in vars(counts).items() if value]
+    lines = [f"{counts.done} of {progress.total} cells: {', '.join(counted) or 'none is done'}"]
     if progress.paused:
         lines.append(f"paused: {progress.paused}; `parbake fleet resume` goes on, `parbake fleet cancel` ends it")
     for each in progress.failed:

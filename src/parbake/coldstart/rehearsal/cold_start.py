@@ -57,8 +57,8 @@ def cold_start(
     except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error
     if started.seconds is None:
-        said = started.output.strip().splitlines()[-1:]
-        raise NotStarted("; ".join([*started.problems, *said]))
+        last = started.output.strip().splitlines()[-1:]
+        raise NotStarted("; ".join([*started.problems, *last]))
     stages |= {"sandbox": started.sandbox_seconds or 0.0, "start": started.seconds}
     return {stage: round(seconds, 3) for stage, seconds in stages.items()}
 

@@ -85,9 +85,9 @@ def to_raw(source: Path, target: Path, events: Events) -> None:
     # Reading proves nothing: what lies behind the end of a file that was cut off reads as zeros.
     checked = run(["qemu-img", "check", name(format_, source)], check=False, timeout=600)
     if checked.code not in _CHECK_GOOD:
-        said = f"{checked.stderr}\n{checked.text}".strip()
+        report = f"{checked.stderr}\n{checked.text}".strip()
         raise BadBase(
-            f"{source} is damaged or cut off (qemu-img check)\n{said[:_MOST_SAID]}", hint="copy or download it again"
+            f"{source} is damaged or cut off (qemu-img check)\n{report[:_MOST_SAID]}", hint="copy or download it again"
         )
     _qemu_convert(name(format_, source), ["-O", "raw"], target)
 

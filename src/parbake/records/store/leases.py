@@ -127,14 +127,14 @@ class LeaseClaim:
 
     def take(self) -> None:
         """Get the lease; wait while another machine holds it and gives signs of life. Raises what asking raises."""
-        seen, since, told = b"", 0.0, False
+        seen, since, noticed = b"", 0.0, False
         while True:
             there = self._store.get(self._name)
             lease = _parsed(there.content) if there else None
             if there and lease and not lease.free and lease.holder != self._holder:
-                if not told:
+                if not noticed:
                     self._events.note(f"{lease.host} bakes {lease.what} since {lease.began}: waiting for it")
-                    told = True
+                    noticed = True
                 if there.content != seen:
                     seen, since = there.content, _now()
                 if _now() - since < TTL:

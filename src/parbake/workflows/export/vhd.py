@@ -56,6 +56,6 @@ def check_vhd(path: Path, size: int) -> None:
         f"its disk has {current} bytes, and not {size}": not at == original == current == size,
         "its disk is not of whole MiB": bool(current % MIB),
     }
-    for said, is_so in wrong.items():
+    for problem, is_so in wrong.items():
         if is_so:
-            raise BadContent(f"{path} is not a VHD for Azure: {said}", hint="is qemu-img that of the distribution?")
+            raise BadContent(f"{path} is not a VHD for Azure: {problem}", hint="is qemu-img that of the distribution?")
