@@ -46,7 +46,9 @@ Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, p
 KeepWorkspace = Annotated[
     bool, typer.Option("--keep-workspace", help="Keep the work folder for debugging, and print its path.")
 ]
-What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
+Selector = Annotated[
+    str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")
+]
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 DEFAULT_FILE = Path("parbake.yaml")

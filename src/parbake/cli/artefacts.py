@@ -15,7 +15,7 @@ from parbake.cli.app import (
     BakefilePath,
     KeepWorkspace,
     Result,
-    What,
+    Selector,
     command,
     written,
 )
@@ -196,7 +196,7 @@ def _several[T](found: list[T], to_json: Callable[[T], dict[str, object]], to_te
 @command()
 def verify(
     events: Events,
-    what: What,
+    selector: Selector,
     file: BakefilePath = DEFAULT_FILE,
     base: Annotated[
         Path | None,
@@ -212,9 +212,9 @@ def verify(
     from parbake.cli.text import artefacts
     from parbake.workflows import verify as workflow
 
-    project = Project(file, [what], events=events)
+    project = Project(file, [selector], events=events)
     artefact, verdict = workflow.verify_again(
-        what,
+        selector,
         project.output(),
         events,
         base=base or project.node_image,
@@ -243,7 +243,7 @@ def list_(file: BakefilePath = DEFAULT_FILE) -> Result:
 
 
 @command()
-def show(what: What, file: BakefilePath = DEFAULT_FILE) -> Result:
+def show(selector: Selector, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show the record of one artefact.
 
     With --json it is the in-toto statement as it is stored.
@@ -252,8 +252,8 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE) -> Result:
     from parbake.cli.text import artefacts
     from parbake.records import statements
 
-    folder = Project(file, [what]).output()
-    artefact, record = records.locate_record(what, folder, hint="`parbake verify` can still verify it")
+    folder = Project(file, [selector]).output()
+    artefact, record = records.locate_record(selector, folder, hint="`parbake verify` can still verify it")
     return Result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
 
 

@@ -11,7 +11,7 @@ from parbake.cli.app import (
     DEFAULT_FILE,
     BakefilePath,
     Result,
-    What,
+    Selector,
     command,
     written,
 )
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @command()
 def trace(
     events: Events,
-    what: Annotated[
+    selector: Annotated[
         str,
         typer.Argument(
             help="A record or artefact to rehearse; or a block device or mount point of a running node.",
@@ -56,17 +56,17 @@ def trace(
     from parbake.records import genuine
     from parbake.workflows import trace as workflow
 
-    path = Path(what)
+    path = Path(selector)
     if path.is_block_device() or path.is_mount():
         if bring:
             raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
-        found = workflow.record_node(what, seconds, events)
+        found = workflow.record_node(selector, seconds, events)
         save(found, to)
         result = summary(found, file=str(to))
     else:
-        project = Project(file, [what], events=events)
+        project = Project(file, [selector], events=events)
         hint = "only artefacts of parbake can be rehearsed"
-        artefact, record = records.locate_record(what, project.output(), hint=hint)
+        artefact, record = records.locate_record(selector, project.output(), hint=hint)
         signs = project.signer()
         with records.in_use(artefact.parent, record.artefact):
             record = genuine.need(artefact, project.trust if signs else ())  # it is signed again
@@ -83,7 +83,7 @@ def trace(
 
 @command()
 def hydrate(
-    what: What,
+    selector: Selector,
     folder: Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")],
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
@@ -98,7 +98,7 @@ def hydrate(
     from parbake.coldstart.trace import hydrate_list, prefetch_list
     from parbake.workflows import trace as workflow
 
-    artefact, record = records.locate(what, Project(file, [what]).output())
+    artefact, record = records.locate(selector, Project(file, [selector]).output())
     found = workflow.trace_of(artefact, record)
     paths = export(folder, hydrate_list(found), prefetch_list(found))
     size = (folder / "user-data.sh").stat().st_size
@@ -127,7 +127,7 @@ BakeMinutes = Annotated[
 
 @command()
 def advise(
-    what: What,
+    selector: Selector,
     launches: Annotated[float, typer.Option(min=0.001, help="Nodes started per day.", metavar="COUNT")] = 100.0,
     zones: Annotated[int, typer.Option(min=1, help="Availability zones they start in.", metavar="COUNT")] = 3,
     boot: Annotated[
@@ -169,7 +169,7 @@ def advise(
     if drive not in costs.DRIVES:
         raise InputError(f"--drive {drive}: no such volume", hint=f"choose {' or '.join(costs.DRIVES)}")
     hint = "only artefacts of parbake can be assessed"
-    _, record = records.locate_record(what, Project(file, [what]).output(), hint=hint)
+    _, record = records.locate_record(selector, Project(file, [selector]).output(), hint=hint)
     listed = _priced(prices, node_hour)
     situation = workflow.situation(
         record,
@@ -259,7 +259,7 @@ def _priced(file: Path | None, node_hour: float | None) -> Prices:
 
 @command()
 def report(
-    what: What,
+    selector: Selector,
     against: Annotated[str | None, typer.Argument(help="A second record, to compare with.", metavar="[RECORD]")] = None,
     to: Annotated[Path, typer.Option("--output", help="Where to write the page.", metavar="FILE")] = Path(
         "report.html"
@@ -276,7 +276,7 @@ def report(
     from parbake.core.workspace import room_for
     from parbake.workflows import trace as workflow
 
-    subjects = [Subject(*workflow.known(each, Project(file, [each]).output())) for each in (what, against) if each]
+    subjects = [Subject(*workflow.known(each, Project(file, [each]).output())) for each in (selector, against) if each]
     with room_for(to):
         atomic.replace(to, page(*subjects), mode=0o644)
     return written([to])

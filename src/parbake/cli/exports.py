@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, What, command, written
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command, written
 from parbake.cli.commands import application
 from parbake.cli.project import Project
 from parbake.core.errors import InputError
@@ -44,7 +44,7 @@ def packer(
 
 @command(exporting, name="kubelet-config")
 def kubelet_config(
-    what: Annotated[
+    selector: Annotated[
         str,
         typer.Argument(help="A record; without one, what the Bakefile says.", metavar="RECORD", show_default=False),
     ] = "",
@@ -67,7 +67,8 @@ def kubelet_config(
     if form not in {"kubelet", "nodeadm"}:
         raise InputError(f"--for {form}: no such program", hint="choose kubelet or nodeadm")
     found = kubelet.document(
-        workflow.references(file, Project(file, [what] if what else []).output(), what), cast("kubelet.Form", form)
+        workflow.references(file, Project(file, [selector] if selector else []).output(), selector),
+        cast("kubelet.Form", form),
     )
     return Result(found, lambda: kubelet.text(found))
 
@@ -92,13 +93,13 @@ _CLOUDS = {
 def _add(cloud: str) -> None:
     @command(exporting, name=cloud, help=_CLOUDS[cloud])
     def export(
-        events: Events, what: What, folder: Folder, file: BakefilePath = DEFAULT_FILE, force: Force = False
+        events: Events, selector: Selector, folder: Folder, file: BakefilePath = DEFAULT_FILE, force: Force = False
     ) -> Result:
         from parbake.workflows import export as workflow
 
         to_cloud = {"gcp": workflow.to_gcp, "gke": workflow.to_gke, "azure": workflow.to_azure}[cloud]
-        project = Project(file, [what], events=events)
-        return written(to_cloud(what, project.output(), folder, events, force=force, trust=project.trust))
+        project = Project(file, [selector], events=events)
+        return written(to_cloud(selector, project.output(), folder, events, force=force, trust=project.trust))
 
 
 for _cloud in _CLOUDS:

@@ -32,7 +32,7 @@ Interval = Annotated[float, typer.Option(min=0.05, help="How long to wait betwee
 @command()
 def rollout(
     events: Events,
-    what: Annotated[
+    selectors: Annotated[
         list[str],
         typer.Argument(
             help="A record, an artefact, or the start of a name or key; a machine image, a volume, or one of each.",
@@ -69,7 +69,7 @@ def rollout(
         tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval, mount=mount,
         store=store_address(store) if store else "",
     )  # fmt: skip
-    return _results(workflow.rollout(file, what, events, options), dry_run=dry_run)
+    return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
 
 
 @command()
@@ -154,7 +154,7 @@ def _freeze(to: list[str] | None, file: BakefilePath, *, frozen: bool) -> Result
     if not to:
         raise InputError("freeze and thaw need a target", hint="name it: --to NAME")
     changed = workflow.freeze(file, tuple(to), frozen=frozen)
-    document = {"frozen": frozen, "changed": {name: list(what) for name, what in changed.items()}}
+    document = {"frozen": frozen, "changed": {name: list(each) for name, each in changed.items()}}
     return Result(document, lambda: rollouts.frozen_text(changed, frozen=frozen))
 
 
