@@ -34,7 +34,7 @@ def trace(
         ),
     ],
     file: BakefilePath = DEFAULT_FILE,
-    bring: Annotated[
+    recorded: Annotated[
         Path | None,
         typer.Option("--trace", help="Use this trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
     ] = None,
@@ -58,7 +58,7 @@ def trace(
 
     path = Path(selector)
     if path.is_block_device() or path.is_mount():
-        if bring:
+        if recorded:
             raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
         found = workflow.record_node(selector, seconds, events)
         save(found, to)
@@ -70,12 +70,12 @@ def trace(
         signs = project.signer()
         with records.in_use(artefact.parent, record.artefact):
             record = genuine.need(artefact, project.trust if signs else ())  # it is signed again
-            if bring:
-                record = workflow.bring(artefact, record, bring, signs)
+            if recorded:
+                record = workflow.add_trace(artefact, record, recorded, signs)
             else:
                 record = workflow.rehearse(artefact, record, events, signs)
             if shared := project.shared():
-                shared.keep(record, again=True)
+                shared.put(record, again=True)
         assert record.trace
         result, found = record.trace, workflow.trace_of(artefact, record)
     return Result(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))

@@ -46,7 +46,7 @@ from parbake.workflows.plan import (
     resolve,
 )
 from parbake.workflows.sharing import make_and_share, using
-from parbake.workflows.trace import bring, recorded_elsewhere, rehearse, trace_of
+from parbake.workflows.trace import add_trace, recorded_elsewhere, rehearse, trace_of
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
 
 
@@ -192,7 +192,7 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: BakeResult | 
 def with_trace(run: Session, earlier: BakeResult, options: Options) -> BakeResult:
     """Give an artefact of an earlier run the start-up trace that was asked for."""
     if options.trace:
-        return replace(earlier, record=bring(earlier.artefact, earlier.record, options.trace, run.signer))
+        return replace(earlier, record=add_trace(earlier.artefact, earlier.record, options.trace, run.signer))
     if options.rehearse and earlier.record.trace is None:
         return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer))
     return earlier

@@ -319,7 +319,7 @@ def _bring(selectors: Sequence[str], bakefile: Bakefile, events: Events) -> None
     for record in shared.records():
         if any(_is_meant(each, record) for each in lacking):
             with records.in_use(bakefile.output, record.artefact):
-                shared.bring(record.artefact)
+                shared.fetch(record.artefact)
 
 
 def _is_meant(selector: str, record: Record) -> bool:

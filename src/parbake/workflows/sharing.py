@@ -40,9 +40,9 @@ def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> Bake
     changed = False
     with ExitStack() as until_kept:
 
-        def bring() -> None:
+        def fetch() -> None:
             with using(run, name):
-                shared.bring(name)
+                shared.fetch(name)
 
         @cache
         def claim() -> Claim:
@@ -51,17 +51,17 @@ def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> Bake
             held = until_kept.enter_context(claimed(shared.store, plan.key, name, run.events))
             until_kept.enter_context(guarded(held.need))
             if not force:
-                bring()
+                fetch()
             return held
 
         while True:
             if not force:
-                bring()
+                fetch()
             finished = make(claim, force=force)
             changed = changed or finished.changed
             interrupts.resume()  # a run that is stopped from here on is finished by the next one
             with using(run, name):
-                kept = shared.keep(finished.record, replacing=force)
+                kept = shared.put(finished.record, replacing=force)
             if kept == finished.record:
                 interrupts.hold()
                 return replace(finished, changed=changed)

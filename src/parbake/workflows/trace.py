@@ -63,7 +63,7 @@ def _fetched(record: Record, work: Path, events: Events) -> Path:
         return ebs.fetch(what, work / "disk.raw", events, region=region).path
 
 
-def bring(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
+def add_trace(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
     """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
     records.need_signer(artefact, signer)
     return write_trace(artefact, record, recorded_elsewhere(file, artefact, record.plan), signer)

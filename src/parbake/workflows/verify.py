@@ -123,7 +123,7 @@ def verify_again(
             record = write_verdict(artefact, record, verdict, sha256, signer)
             if shared and record.verified:
                 with records.in_use(artefact.parent, record.artefact):
-                    shared.keep(record, again=True)
+                    shared.put(record, again=True)
     return artefact, verdict
 
 

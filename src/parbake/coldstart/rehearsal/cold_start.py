@@ -44,7 +44,7 @@ def cold_start(
         daemon = stack.enter_context(Daemon(root, folder / "containerd", cri=True, sandbox_image=name))
         client = stack.enter_context(daemon.client())
         if plan.sandbox is None or pull:
-            sandbox.bring(client, folder / "pause", name, Platform.host())
+            sandbox.import_image(client, folder / "pause", name, Platform.host())
         stages["containerd"] = time.monotonic() - begun
         cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
         if pull:

@@ -64,7 +64,7 @@ class Shared:
         found = self._find(artefact)
         return found.record if found else None
 
-    def bring(self, artefact: str, *, disk: bool = True) -> None:
+    def fetch(self, artefact: str, *, disk: bool = True) -> None:
         """Make ``output`` hold what the store has of an artefact, if anything; without ``disk`` not its own bytes.
 
         Raises BadContent where the store has something else than it says, DiskFull.
@@ -72,8 +72,8 @@ class Shared:
         if found := self._find(artefact):
             self._place(found, disk=disk)
 
-    def keep(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
-        """Let the store have an artefact of ``output``; return the record that counts: the first one.
+    def put(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
+        """Put an artefact of ``output`` into the store; return the record that counts: the first one.
 
         With ``replacing`` whatever was there before gives way; with ``again`` a record of the same bytes does.
         """
@@ -86,7 +86,7 @@ class Shared:
                 ):
                     return found.record
                 if not same:
-                    return self._give_way(record, found)
+                    return self._yield_to(record, found)
             entry = self._sent(record, found)
             if found is None:
                 kept = self.store.add(entry.name, entry.text())
@@ -241,7 +241,7 @@ class Shared:
                 f"{entry.artefact}: its index in {self.store.url} is not one", hint="bake again"
             ) from error
 
-    def _give_way(self, record: Record, found: _Found) -> Record:
+    def _yield_to(self, record: Record, found: _Found) -> Record:
         """Take over the artefact that another machine has stored first."""
         ours = ", ".join(there.image or there.snapshots[0].id for there in record.published.values())
         left = f"; {ours} is not referred to by it, and `parbake prune --aws` removes it" if ours else ""
