@@ -257,7 +257,7 @@ class AwsSection(Section):
         key = (keys or {}).get(EVERYWHERE, "")
         if value and key and not travels(key):
             raise wrong(
-                f"the key {key} is of one region, so that the copy to {value[0]} would fail after the bake",
+                f"the key {key} exists in one region, so the copy to {value[0]} would fail after the bake",
                 f"write kms_key: {{{info.data.get('region') or 'REGION'}: KEY, {value[0]}: KEY}}, an alias that each "
                 "region has, or the ARN of a multi-Region key (mrk-…)",
             )

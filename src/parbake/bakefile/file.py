@@ -275,7 +275,7 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
                 f"(imagePullPolicy is then Always unless set); name a version or a digest"
             )
         if reference.registry == DOCKER_HUB and not entry.reference.startswith((DOCKER_HUB, f"index.{DOCKER_HUB}")):
-            found.append(f"{place}: a short name, baked as {reference}; write it in full so that nobody has to guess")
+            found.append(f"{place}: a short name, baked as {reference}; write it in full to avoid guessing")
         if entry.build and _swallows(entry.build, bakefile.output):
             found.append(
                 f"{place}: its build context holds the output folder, so that every bake changes the image; "
@@ -291,6 +291,8 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
             "write eks: al2023"
         )
     if bakefile.trust and not bakefile.sign:
-        found.append("trust: there is no `sign`, so what is baked here is not signed, and `parbake rollout` refuses it")
+        found.append(
+            "trust: there is no `sign`, so artefacts baked here are not signed, and `parbake rollout` refuses them"
+        )
     unused = [host for host in bakefile.registries if host not in used]
     return (*found, *(f"registries: no image is from {host} ({close(host, sorted(used))})" for host in unused))

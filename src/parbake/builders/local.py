@@ -173,7 +173,7 @@ def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
     options = disk.FAST["xfs"]
     with disk.mount(volume, ingredients.work / "mnt", filesystem="xfs", options=options) as mounted:
         _fill_store(mounted.path, plan, ingredients)
-        with ingredients.events.stage("trim", "Write to disk, give back what is unused"):
+        with ingredients.events.stage("trim", "Write to disk, give back unused space"):
             disk.trim(mounted)
     return Disk(volume)
 
@@ -193,7 +193,7 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Disk:
         if enforces:
             with events.stage("label", "Label the files for SELinux"):
                 disk.label(mounted.path, [runtime.root])
-        with events.stage("trim", "Write to disk, give back what is unused"):
+        with events.stage("trim", "Write to disk, give back unused space"):
             disk.trim(mounted)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)

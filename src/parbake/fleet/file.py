@@ -149,7 +149,7 @@ class Fleet(Section):
     @classmethod
     def _is_of_what_is_proven(cls, value: Rollout | None, info: ValidationInfo) -> Rollout | None:
         if value and info.data.get("verify") is False:
-            raise wrong("only what is verified is rolled out, and `verify` is false", "remove one of them")
+            raise wrong("only verified artefacts are rolled out, but `verify` is false", "remove one of them")
         return value
 
     schedule: Schedule | None = None

@@ -333,7 +333,7 @@ def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, d
     if family == "Bottlerocket" and offer.image:
         found.append("the node class is of Bottlerocket, which boots no machine image of another system")
     if family.startswith("Windows"):
-        found.append(f"the node class is of {family}, and what was baked is for Linux")
+        found.append(f"the node class is of {family}, but the artefact is for Linux")
     elif offer.family and family not in {"", "Custom", offer.family}:
         found.append(f"the volume is {offer.family}'s own, and the node class is of {family}")
     if "Bottlerocket" in {family, offer.family} and offer.snapshot and device != "/dev/xvdb":

@@ -35,7 +35,7 @@ NO_SANDBOX = (
 )
 DOCKER = (
     "Docker runs this node: it knows no pinned images, so that the kubelet may collect them when the disk fills up, "
-    "and its pause image was not looked at"
+    "and its pause image was not checked"
 )
 OTHER_SANDBOX = (
     "the runtime makes sandboxes from {sandbox}, which is not in its store (the plan brings {planned}): no pod starts "

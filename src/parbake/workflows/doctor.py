@@ -233,7 +233,7 @@ def _extras(facts: Facts) -> Iterator[Check]:
     yield kvm.model_copy(update={"found": facts.accelerator})
     for board in BOARDS.values():
         there, own = board.architecture in facts.uefi_firmware, board.architecture == facts.machine
-        what = "boot bases that start by UEFI only" if board.bios else f"boot what was baked for {board.architecture}"
+        what = "boot bases that start by UEFI only" if board.bios else f"boot artefacts for {board.architecture}"
         get, mild = f"apt-get install {board.package}", board.bios or not own
         yield _check(there, f"UEFI for {board.architecture}", what, ("verify",), get, mild=mild)
     boto3 = _check(bool(facts.boto3), "boto3", "ECR log-in", ("ECR", "AWS"), "pip install 'parbake[aws]'", mild=True)

@@ -368,9 +368,9 @@ def _need_verified(found: Iterable[Record], events: Events, *, force: bool) -> N
             command = "parbake bake" if record.published else f"parbake verify {record.artefact}"
             raise VerificationFailed(
                 f"{record.artefact} {says}: nodes may not start its images",
-                hint=f"`{command}` proves it; --force rolls it out all the same",
+                hint=f"`{command}` proves it; --force rolls it out anyway",
             )
-        events.warn(f"--force: {record.artefact} {says}, and is rolled out all the same")
+        events.warn(f"--force: {record.artefact} {says}; rolling it out anyway")
 
 
 def _hand_over(
@@ -408,7 +408,7 @@ def _hand_over(
 def _refuse(each: _Decided, events: Events, *, force: bool) -> None:
     for refusal in each.change.refusals:
         if not force:
-            raise RolloutError(f"{each.config.name}: {refusal}", hint="correct it; --force does it all the same")
+            raise RolloutError(f"{each.config.name}: {refusal}", hint="correct it; --force does it anyway")
         events.warn(f"--force: {each.config.name}: {refusal}")
 
 

@@ -123,7 +123,7 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
     filesystem, uuid = identify(Path(what))
     with (
         Recorder(device, buffer=LARGEST_BUFFER // 2) as recorder,
-        events.task(f"Record what is read of {what}", round(seconds), unit="items") as task,
+        events.task(f"Record the reads of {what}", round(seconds), unit="items") as task,
     ):
         deadline = run.Deadline(seconds, "recording")
         done = 0

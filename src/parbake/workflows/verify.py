@@ -110,7 +110,7 @@ def verify_again(
         there = next(iter(record.published.values()))
         raise InputError(
             f"{artefact.name} lies in a cloud, not on this machine",
-            hint="`parbake bake` proves what is not verified yet, there; "
+            hint="`parbake bake` verifies it there, if that is still to be done; "
             f"or read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
         )
     if not artefact.is_file():

@@ -159,7 +159,7 @@ def _layout(plan: Plan) -> tuple[str, ...]:
             fixed = tuple(f"{part.name} {human_bytes(part.size)}" for part in parts[:-1])
             return (*fixed, f"{parts[-1].name} {human_bytes(plan.size - parts[-1].start)}, ext4")
         case _:
-            return ("the base's partitions", "its root file system takes what is added")
+            return ("the base's partitions", "its root file system takes the added space")
 
 
 def _state(preview: Preview) -> str:

@@ -128,7 +128,7 @@ def _refuse_cached(ecr: Any, target: EcrHost, host: str, repository: str) -> Non
         if repository.startswith(f"{rule['ecrRepositoryPrefix']}/"):
             raise InputError(
                 f"{host}/{repository}: what is below {rule['ecrRepositoryPrefix']} is a cache of"
-                f" {rule.get('upstreamRegistryUrl', 'another registry')}, and cannot be pushed to",
+                f" {rule.get('upstreamRegistryUrl', 'another registry')}, and does not accept pushes",
                 hint="name the built image differently",
             )
 

@@ -57,7 +57,7 @@ def read_signed(artefact: Path, trust: Sequence[Path]) -> Record:
     Raises VerificationFailed when none has signed it, or when it was changed since; InputError for no record.
     """
     path = artefact.with_name(artefact.name + SUFFIX)
-    hint = f"roll out what is signed by {_names(trust)}; `sign` in the Bakefile signs what is baked"
+    hint = f"roll out records signed by {_names(trust)}; `sign` in the Bakefile signs new records"
     try:
         payload = _payload(artefact, trust)
     except NotSigned as reason:

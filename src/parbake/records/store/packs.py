@@ -110,7 +110,7 @@ def _pack(
     for digest, index in batch:
         read_blocks(path, handle, listed.size, buffer, index * BLOCK)
         if digest_of(buffer[0]).hex() != digest:
-            raise InputError(f"{path} changed while it was stored", hint="`parbake verify` says what is wrong with it")
+            raise InputError(f"{path} changed while it was stored", hint="`parbake verify` shows what is wrong with it")
         content += buffer[0]
     compressed = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
     task.advance(len(content))

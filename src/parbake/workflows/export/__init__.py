@@ -245,9 +245,9 @@ def _proven(selector: str, output: Path, events: Events, *, force: bool, trust: 
         if not force:
             raise VerificationFailed(
                 f"{record.artefact} is not verified: nodes may not start its images",
-                hint=f"`parbake verify {record.artefact}`; --force exports it all the same",
+                hint=f"`parbake verify {record.artefact}`; --force exports it anyway",
             )
-        events.warn(f"--force: {record.artefact} is not verified, and is exported all the same")
+        events.warn(f"--force: {record.artefact} is not verified; exporting it anyway")
     return artefact, record
 
 

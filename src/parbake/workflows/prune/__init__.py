@@ -89,15 +89,15 @@ def _prune_published(bakefile: Bakefile, rules: RetentionRules, events: Events, 
     regions = regions_of(bakefile)
     inventories = [PublishedInventory(region) for region in regions]
     with (
-        events.stage("inventory", f"Look for what is published in {', '.join(regions)}"),
+        events.stage("inventory", f"Find what is published in {', '.join(regions)}"),
         ThreadPoolExecutor(max_workers=4) as pool,
     ):
         found = [item for items in pool.map(PublishedInventory.items, inventories) for item in items]
     items = sparing(found, busy_in(leases_of(bakefile)))
-    with events.stage("used", "Look for what refers to it"):
+    with events.stage("used", "Find what refers to it"):
         used = together(_used(bakefile, regions))
     now, clients = datetime.now(UTC), {inventory.region: inventory.ec2 for inventory in inventories}
-    with events.stage("elsewhere", "Ask EC2 who else uses what is to go"):
+    with events.stage("elsewhere", "Ask EC2 who else uses what is to be removed"):
         decisions = confirm(decide(items, rules, now, used), clients.__getitem__, now, dry_run=dry_run)
     ended: list[str] = []
     if not dry_run:
