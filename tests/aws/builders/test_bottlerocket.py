@@ -196,9 +196,9 @@ def test_an_agent_that_never_answers(cloud: Rockets, volume: Plan, monkeypatch: 
 @pytest.mark.parametrize(
     ("more", "profile", "registries", "said"),
     [
-        ({"artefact": Artefact(kind="machine-image", format="ami")}, "baker", {}, "does not boot an AMI"),
-        ({}, None, {}, "no role for that"),
-        ({}, "baker", {"r.example": RegistryOptions(ca="/etc/ca.pem")}, "well-known authority"),
+        ({"artefact": Artefact(kind="machine-image", format="ami")}, "baker", {}, "does not boot a modified AMI"),
+        ({}, None, {}, "no role for it"),
+        ({}, "baker", {"r.example": RegistryOptions(ca="/etc/ca.pem")}, "publicly trusted authority"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_made(

@@ -158,7 +158,7 @@ def test_what_other_accounts_use_stays(shelves: Shelves, capsys: pytest.CaptureF
     for each in (used, unused):
         raw("ec2").modify_image_attribute(ImageId=each, LaunchPermission={"Add": [{"UserId": "210987654321"}]})
     shelves.elsewhere[used] = [("210987654321", "ec2:Instance", 3), ("210987654321", "ec2:LaunchTemplate", 0)]
-    assert pruned(capsys, "--dry-run")[used]["reason"].startswith("shared with 210987654321: a run asks EC2")
+    assert pruned(capsys, "--dry-run")[used]["reason"].startswith("shared with 210987654321: the next run asks EC2")
     assert shelves.reports == {}
     found = pruned(capsys)
     assert {each: found[each]["action"] for each in found} == {used: "wait", unused: "wait", alone: "remove"}

@@ -270,7 +270,7 @@ def test_the_commands_tell_and_ask(
     assert "wrote " in said("report", "--output", str(page), "--progress", "none")
     assert "was rolled back" in page.read_text()
     where[1] = str(tmp_path / "nowhere")
-    assert "The engine was not asked" in said("report", "--output", str(page), "--progress", "none")
+    assert "The engine could not be asked" in said("report", "--output", str(page), "--progress", "none")
 
 
 def test_a_bake_that_runs_or_has_failed_says_what_it_did(fleet: Fleet) -> None:

@@ -147,7 +147,7 @@ class TestReading:
             ("subject", lambda subject: subject.clear(), "subject"),
             ("parbake", lambda mine: mine.update(key="0" * 64), "key"),
             ("parbake", lambda mine: mine.update(artefact="other.raw"), "record of other.raw"),
-            ("parbake", lambda mine: mine.update(published={"eu-west-1": {}}), "names nothing that is published"),
+            ("parbake", lambda mine: mine.update(published={"eu-west-1": {}}), "names no published image or snapshot"),
             ("parbake", lambda mine: mine["plan"]["images"][0]["manifest"].update(digest="sha256:" + "0" * 64), "mat"),
             ("predicate", lambda said: said["buildDefinition"]["resolvedDependencies"].clear(), "materials"),
             ("predicate", lambda said: said["buildDefinition"].clear(), "predicate"),
@@ -167,7 +167,7 @@ class TestReading:
         shelf.edit(*EDITS[0])
         assert genuine.mend(shelf.artefact, shelf.trust, shelf.events)
         assert shelf.path.read_bytes() == shelf.true
-        assert "written back" in shelf.warnings
+        assert "being restored" in shelf.warnings
         other = key_pair(shelf.folder, "other")
         assert not genuine.mend(shelf.artefact, (shelf.folder / "other.pub",), shelf.events)
         records.write(shelf.output, shelf.record, other)

@@ -82,7 +82,7 @@ def test_locate_by_file_record_name_and_key(tmp_path: Path) -> None:
 def test_locate_says_what_fits(tmp_path: Path) -> None:
     _put(tmp_path, record("a", at=1))
     newest = _put(tmp_path, record("b", at=2))
-    with pytest.raises(InputError, match="fits 2 records") as caught:
+    with pytest.raises(InputError, match="matches 2 records") as caught:
         records.locate("node", tmp_path)
     assert newest.artefact in caught.value.hint
     with pytest.raises(InputError, match="no such record"):

@@ -214,7 +214,7 @@ def test_a_store_that_says_something_else_is_not_believed(pair: tuple[Machine, M
         "is not a store entry": b"{}",
         "is the entry of": json.dumps({**true, "artefact": "node-other.raw"}).encode(),
         "names no record": json.dumps({**true, "files": {}}).encode(),
-        "is not an entry": json.dumps({**true, "files": {"/../../x": record_file, ".json": record_file}}).encode(),
+        "not a store entry": json.dumps({**true, "files": {"/../../x": record_file, ".json": record_file}}).encode(),
         "has lost objects/0000": json.dumps({**true, "files": {".json": {"sha256": "0" * 64, "size": 1}}}).encode(),
         "is not a parbake record": json.dumps({**true, "files": {".json": true["files"][".blocks"]}}).encode(),
         "holds the record of": json.dumps({**true, "key": "0" * 64}).encode(),

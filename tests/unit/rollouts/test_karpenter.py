@@ -369,7 +369,7 @@ def test_a_policy_is_asked_before_anything_is_written(
         assert (code, error["error"]) == (1, "RolloutError")
         assert "a policy of the cluster refuses the change: " in error["message"]
         assert says in error["message"]
-        assert "the right to write is there" in error["hint"]
+        assert "you have the right to write" in error["hint"]
     assert server.store.version == before, "nothing was written"
     server.store.policies.clear()
     assert parbake(capsys, "rollout", FIRST.key, "--no-follow")[0] == 0
@@ -385,7 +385,7 @@ def test_a_webhook_that_cannot_be_asked_is_a_caution(
     server.store.policies.append(lambda _old, _new: 'admission webhook "x.example.com" does not support dry run')
     kitchen(tmp_path, [GPU], FIRST)
     code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
-    assert (code, "can only be asked by writing" in shown["targets"][0]["cautions"][-1]) == (0, True)
+    assert (code, "cannot be asked in advance" in shown["targets"][0]["cautions"][-1]) == (0, True)
 
 
 def test_a_node_class_that_is_being_deleted(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,7 +431,7 @@ def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytes
     assert "--force-conflicts" in error["hint"]
     code, done = parbake(capsys, "rollout", FIRST.key, "--no-follow", "--force-conflicts")
     assert (code, terms(server)) == (0, [{"id": "ami-1"}])
-    assert "may write back" in done["targets"][0]["cautions"][-1]
+    assert "may revert it" in done["targets"][0]["cautions"][-1]
 
 
 @pytest.mark.usefixtures("cluster")

@@ -67,7 +67,7 @@ def test_without_a_plan_all_that_docker_has_is_started() -> None:
 
 @pytest.mark.parametrize("said", ["Traceback", "proved {"])
 def test_a_proof_that_breaks_off_says_so(said: str) -> None:
-    with pytest.raises(MachineError, match="the proof broke off"):
+    with pytest.raises(MachineError, match="the verification program failed"):
         list(within.prove_docker(cast("Machine", Answers(said)), plan(), Events()))
 
 
