@@ -300,7 +300,7 @@ def prune(
     The newest artefacts of each name stay, always with the newest one that passed verification. In EC2, everything
     stays that something refers to: node classes, launch templates, groups, instances, parameters, and what a rollback
     would return to. The rest is deprecated first, and removed when the grace is over. What another machine with the
-    same store is baking stays as well.
+    same store is baking stays as well, and what the last rollout of a fleet needs.
     """
     from parbake.cli.text import artefacts, pruning
     from parbake.core import units
