@@ -99,9 +99,7 @@ def matrix(
     elif kind != "kubernetes":
         raise InputError(f"--for {kind}: no such kind", hint="choose github or kubernetes")
     elif not image:
-        raise InputError(
-            "the the Jobs need parbake's image", hint="give it with --image; deploy/Containerfile builds it"
-        )
+        raise InputError("the Jobs need parbake's image", hint="give it with --image; deploy/Containerfile builds it")
     else:
         document = export.for_kubernetes(fleet, found, image=image, namespace=namespace)
     return Result(document, lambda: json.dumps(document, indent=2))
