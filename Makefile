@@ -7,12 +7,13 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
-# What is cheap to find out is found out first.
-TESTS := tests/unit tests/aws tests/system
+# Those that take long begin first, whatever the order here: see tests/conftest.py.
+TESTS := tests/unit tests/aws tests/system tests/vm
 # Files of tests that run at a time (0: one after the other, in one process): most wait for something now and then, but
-# emulated machines do not.
+# emulated machines do not. So many of them boot machines.
 JOBS ?= 4
 VM_JOBS ?= 2
+export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
 .PHONY: help setup packages lock lint test test-unit demo docs fuzz proto clean
@@ -41,10 +42,7 @@ lint: setup ## Check format, style and types
 	$(BIN)/mypy
 
 test: setup lint ## Run every test, with coverage
-	@failed=0; \
-	$(PYTEST) $(TESTS) -n $(JOBS) --cov-report= || failed=$$?; \
-	$(PYTEST) tests/vm -n $(VM_JOBS) --cov-append --cov-report=term --cov-fail-under=85 || failed=$$?; \
-	exit $$failed
+	$(PYTEST) $(TESTS) -n $(JOBS) --cov-report=term --cov-fail-under=85
 
 test-unit: setup ## Run the quick tests: no root, no virtual machine
 	$(BIN)/pytest tests/unit tests/aws

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,8 @@ from parbake.core import run
 from parbake.core.errors import BadBase, InputError
 from parbake.core.events import Events
 from parbake.core.model import (
+    Artefact,
+    Base,
     ExitProbe,
     HttpProbe,
     Image,
@@ -27,7 +30,7 @@ from parbake.core.model import (
     TcpProbe,
 )
 from parbake.machine.vm import Clock
-from parbake.verify import Pulled, verify
+from parbake.verify import Pulled, Rehearsal, verify
 from parbake.verify.booted import Kind, Settings, identify, settings_of
 from parbake.verify.starter import Log, Starter, describe, shorten
 from parbake.verify.store import choose
@@ -189,6 +192,23 @@ def test_an_artefact_without_machines_is_not_booted(tmp_path: Path) -> None:
     assert verdict.accelerator == "none"
     [problem] = verdict.problems
     assert f"the artefact is for linux/{other}" in problem
+
+
+def test_a_volume_of_another_architecture_is_attached_to_a_base_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What boots there, and proves images, does so for a machine image of it in tests/vm."""
+    made: list[tuple[Path, dict[str, Any]]] = []
+    monkeypatch.setattr("parbake.machine.base.ensure", lambda *_, platform: tmp_path / platform.architecture)
+    monkeypatch.setattr("parbake.verify.booted.Machine", lambda disk, _folder, **more: made.append((disk, more)))
+    volume, foreign = tmp_path / "volume.raw", Platform(architecture="arm64")
+    wanted = plan(platform=foreign, artefact=Artefact(kind="volume"), base=Base(kind="none"))
+    Rehearsal(volume, wanted, events=Events(), folder=tmp_path)
+    [(base, more)] = made
+    assert (base.name, more["architecture"]) == ("arm64", "arm64")
+    [drive] = more["drives"]
+    assert drive.path == volume
+    assert b"ConditionPathIsMountPoint=" in more["credentials"]["systemd.unit-dropin.containerd.service"]
 
 
 def test_files_are_told_apart(tmp_path: Path) -> None:
