@@ -17,7 +17,7 @@ export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
 .PHONY: help setup packages lock lint test test-unit demo docs fuzz proto clean
-.PHONY: bench-bake bench-coldstart bench-fleet bench-rebake bench-startup bench-upload
+.PHONY: bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -84,6 +84,11 @@ FLEET_BAKES ?= 1000
 
 bench-fleet: setup ## Bake simulated cells on a fleet whose server and workers are killed (FLEET_BAKES)
 	@$(BIN)/python -m bench.fleet --bakes $(FLEET_BAKES)
+
+FLEET_KILLS ?= 10
+
+bench-fleet-kills: setup ## Bake a large image on a fleet whose worker is killed at random moments (FLEET_KILLS)
+	@$(BIN)/python -m bench.fleet_kills --kills $(FLEET_KILLS)
 
 COLD_APPS ?= web,potato
 COLD_PROFILES ?= mild,harsh

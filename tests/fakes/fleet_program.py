@@ -2,7 +2,8 @@
 
 A folder takes the place of the store. Its ledger says what began and ended, from outside of the engine; a record
 appears by link(2), so that the first one counts. How a cell behaves stands in its name: ``wrong``, ``refused``,
-``flaky``, ``killer`` (its worker dies), ``slow`` (until it is ended), ``build`` (its key is known after a build).
+``mistaken``, ``flaky``, ``killer`` (its worker dies), ``slow`` (until it is ended), ``build`` (its key is known after a
+build).
 
 Targets of rollouts are files in the folder ``targets`` of the fleet: each holds what was handed to it, the last line
 first. ``waves.json`` says which wave has which; a file ``TARGET.stalls``, ``.refuses`` or ``.slow`` beside a target how
@@ -76,6 +77,8 @@ def bake(arguments: list[str]) -> int:
         time.sleep(3600 if "slow" in cell else SECONDS)
         if "refused" in cell:
             return fail(3, "VerificationFailed", f"{cell} does not start")
+        if "mistaken" in cell:
+            return fail(2, "BakefileError", f"{cell}: base: is no base")
         with open(f"{store}/ledger") as ledger:
             tried = sum(line == f"start {key}\n" for line in ledger)
         if "flaky" in cell and tried < TRIES_OF_FLAKY:

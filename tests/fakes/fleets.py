@@ -59,6 +59,18 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def end_server(self, *, fresh: bool = False) -> None:
+        """Kill the engine's server; with ``fresh`` its database goes, too."""
+        kill(self.server)
+        self.server.stop()
+        for path in self.state.glob("fleet.db*") if fresh else ():
+            path.unlink()
+
+    def begin_server(self) -> None:
+        """Start the server again."""
+        self.server.__enter__()
+        local.wait_for(self.settings.port, self.server)
+
     def work(
         self, count: int = 1, *, slots: int = 2, grace: float = 1.0, seconds: float = 0.05, before: Sequence[str] = ()
     ) -> list[Process]:

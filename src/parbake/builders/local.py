@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, override
 from parbake.builders import Builder, Disk, Ingredients, Parent
 from parbake.builders.fill import MountedStore, VolumeImage, fill
 from parbake.builders.seal import seal
-from parbake.builders.workers.pool import Workers
+from parbake.builders.workers.pool import Workers, count_for
 from parbake.containerd import Daemon
 from parbake.core.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.core.model import MIB, Plan
@@ -141,8 +141,10 @@ def _write_ext4(
         stack.enter_context(
             events.stage("fill", f"Fill the volume ({', '.join(image.reference for image in plan.all_images)})")
         )
-        workers = stack.enter_context(Workers(work / "workers.log"))
         writer = stack.enter_context(Volume(volume))
+        layers = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
+        sizes = [size for chain, size in layers.items() if chain not in writer.placed]
+        workers = stack.enter_context(Workers(work / "workers.log", count_for(sizes)))
         if parent:
             writer.rename(disk.filesystem_uuid(plan.key))
         mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True, cached=True)

@@ -301,7 +301,7 @@ def prune(
     Of each name the newest artefacts stay, and always the newest one that passed verification. In EC2 all stay that
     something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
     others are deprecated first, and removed when the grace is over. What a machine is baking that shares the store
-    stays.
+    stays, and what the last rollout of a fleet needs.
     """
     from parbake.cli.text import artefacts, pruning
     from parbake.core import units

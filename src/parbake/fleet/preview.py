@@ -40,9 +40,9 @@ class Outlook:
     record: Record | None = None
 
 
-def _of_plan(cell: Cell, key: str, artefact: str, existing: Record | None, store: Store) -> Outlook:
-    if existing:
-        return Outlook(cell, "there" if existing.verified else "unverified", key, artefact, record=existing)
+def _of_plan(cell: Cell, key: str, artefact: str, stored: Record | None, store: Store) -> Outlook:
+    if stored:
+        return Outlook(cell, "there" if stored.verified else "unverified", key, artefact, record=stored)
     if note := quarantine.read(store, key):
         problem = f"bakes of this key have failed too often; the last error was {note.error}: {note.message}"
         return Outlook(cell, "quarantined", key, artefact, problem, f"`parbake fleet retry {cell.name}` tries it again")
@@ -61,7 +61,8 @@ def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> t
             task.advance(1)
         if found.plan is None:
             return Outlook(cell, "build")
-        return _of_plan(cell, found.plan.key, found.plan.artefact_name, found.existing, store)
+        # What is on this machine alone is baked all the same, which brings it to the others.
+        return _of_plan(cell, found.plan.key, found.plan.artefact_name, found.stored, store)
 
     store = open_store(fleet.store)
     with events.task("cells", len(cells), unit="items") as task, ThreadPoolExecutor(_THREADS) as pool:

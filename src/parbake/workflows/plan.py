@@ -30,11 +30,15 @@ from parbake.workflows.preflight import account_cautions
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a bake would do. ``plan`` is None while ``to_build`` names images that must be built first."""
+    """What a bake would do. ``plan`` is None while ``to_build`` names images that must be built first.
+
+    ``existing`` is the record that is here, or else in the Bakefile's store; ``stored`` the one that the store has.
+    """
 
     plan: Plan | None
     to_build: tuple[str, ...] = ()
     existing: Record | None = None
+    stored: Record | None = None
     cautions: tuple[str, ...] = ()
 
 
@@ -81,10 +85,11 @@ def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | 
             return Preview(None, to_build=missing, cautions=known)
         plan = decide(run, [image for image in images.values() if image], onto)
         found = existing(run.bakefile.output, plan, events)
-        record = found.record if found else None
-        if record is None and (shared := session_store(run.bakefile, events)):
-            record = shared.find(plan.artefact_name)
-        return Preview(plan, existing=record, cautions=(*cautions(plan), *known))
+        shared = session_store(run.bakefile, events)
+        stored = shared.find(plan.artefact_name) if shared else None
+        return Preview(
+            plan, existing=found.record if found else stored, stored=stored, cautions=(*cautions(plan), *known)
+        )
 
 
 def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:

@@ -15,9 +15,11 @@ from moto.moto_api._internal.models import moto_api_backend
 
 from parbake import records
 from parbake.aws import clients
-from parbake.aws.tags import as_dict
+from parbake.aws.tags import KEY, as_dict
 from parbake.bakefile import load
 from parbake.core.events import Events
+from parbake.records.store import Lease, Need, note
+from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune as retention
 from parbake.workflows import watch
 from parbake.workflows.prune.decide import Rules
@@ -341,6 +343,34 @@ def test_a_parameter_that_no_policy_names_is_told(
     code, said = parbake(capsys, "prune", "--aws")
     assert (code, said["error"]) == (1, "AwsNoAccess")
     assert "parbake iam --parameter /any" in said["hint"]
+    del shelves
+
+
+def test_what_is_being_baked_or_rolled_out_stays(
+    shelves: Shelves, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The store says so, by content key, by image or by snapshot; no engine is asked."""
+    baked, offered, before, disk, old = (image(name) for name in ("baked", "offered", "before", "disk", "old"))
+    for ami, letter in ((baked, "b"), (offered, "c"), (old, "d")):
+        raw("ec2").create_tags(Resources=[ami], Tags=[{"Key": KEY, "Value": letter * 64}])
+    store = FolderStore(tmp_path / "store")
+    lease = Lease(holder="m1", host="baker-7", what="node-b", run="r", began="2026-11-24T00:00:00Z")
+    store.add(f"leases/{'b' * 64}", lease.text())
+    note(store, Need(fleet="shop", keys=("c" * 32,)))
+    note(store, Need(fleet="shop", target="canary of node", held=(before, snapshot_of(disk))))
+    note(store, Need(fleet="shop", target="gone of node", held=(old,)))
+    note(store, Need(fleet="shop", target="gone of node"))  # a later rollout, which writes nothing there
+    kitchen(tmp_path, [], FIRST, builder="ebs", store=str(tmp_path / "store"))
+    found = pruned(capsys)
+    way_back = "canary of node in the fleet shop would go back to it"
+    assert {name: found[name]["reason"] for name in (baked, offered, before, disk)} == {
+        baked: "baker-7 is baking it",
+        offered: "the last rollout of the fleet shop hands it out",
+        before: way_back,
+        disk: way_back,
+    }
+    assert found[old]["action"] == "remove"
+    assert there()[0] == {baked, offered, before, disk}
     del shelves
 
 

@@ -21,6 +21,7 @@ from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.preview import Outlook
+from parbake.records.store import needed, open_store
 from tests.fakes.fleet_program import key_of
 from tests.fakes.fleets import Fleet, kill
 
@@ -302,10 +303,8 @@ def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytes
 
         def die() -> None:
             kill(fleet.workers[-1])
-            kill(fleet.server)
-            fleet.server.stop()
-            fleet.server.__enter__()
-            local.wait_for(fleet.settings.port, fleet.server)
+            fleet.end_server()
+            fleet.begin_server()
             fleet.work(1, slots=4)
 
         def wave_is(state: str) -> bool:
@@ -354,6 +353,49 @@ def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytes
             return len([each async for each in client.list_workflows("WorkflowType = 'Rollout'")])
 
         assert fleet.ask(parts) > 1, "it went on in a new history"
+
+
+def test_what_is_true_is_still_so_when_the_engine_is_lost(tmp_path: Path) -> None:
+    """Its database goes after bakes and a rollout: nothing is baked, written or asked again."""
+    cells = [*CELLS, *(f"more-{number}@amd64" for number in range(28))]
+    with Fleet(tmp_path) as fleet:
+        fleet.work(1, slots=4)
+        fleet.waves({**CANARY, "soak": 1.0, "approve": ANYBODY}, REST)
+        fleet.run(cells, rollout=True)
+        fleet.until("approval")
+        fleet.approve("canary")
+        fleet.until("completed")
+        written, ledger = fleet.written(), fleet.ledger()
+        assert len(written) == 5
+        fleet.end_server(fresh=True)
+        fleet.begin_server()
+        again = fleet.run(cells, rollout=True)
+        assert (again.counts.there, again.counts.done) == (30, 30)
+        found = fleet.until("completed").standing
+        assert found
+        said = [entry.text for entry in found.story]
+        assert [text for text in said if "already" in text] == [
+            f"{name}: all of it holds the artefacts already" for name in ("canary", "rest")
+        ]
+        assert found.noted == []
+        assert (fleet.written(), fleet.ledger()) == (written, ledger)
+
+
+def test_pruning_spares_what_a_rollout_needs(fleet: Fleet) -> None:
+    """It is noted in the store before anything is written, and until the next rollout writes there."""
+    store = open_store(str(fleet.store))
+    key = key_of(CELLS[0])[:32]
+    fleet.target("one").write_text("old")
+    fleet.waves({**CANARY, "approve": ANYBODY}, REST)
+    fleet.run(CELLS, name="needs", rollout=True)
+    fleet.until("approval", "needs")
+    found = needed(store)
+    assert found["old"] == "one of a/parbake.yaml in the fleet needs would go back to it"
+    assert found[key].startswith("the last rollout of the fleet ")
+    assert found[key_of(CELLS[1])[:32]]
+    fleet.ask(lambda client: rollouts.back(client, "needs", "ann wants it back"))
+    fleet.until("rolled-back", "needs")
+    assert "old" in needed(store), "who has gone back may want to do so again"
 
 
 def test_an_approval_without_a_worker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

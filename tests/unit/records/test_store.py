@@ -135,6 +135,17 @@ def test_who_comes_second_takes_over_the_first_record(pair: tuple[Machine, Machi
     assert two.warnings == [f"another machine has baked {first.artefact} first: its record counts"]
 
 
+def test_who_was_second_and_died_shows_the_first_record(pair: tuple[Machine, Machine]) -> None:
+    """Between its own record and the store's: it did not get to know that it is second."""
+    one, two = pair
+    first = one.baked("app", content(1), at=1, passed=True)
+    one.shared.keep(first)
+    two.baked("app", content(2), at=2)
+    two.shared.refresh()
+    assert [found for _, found in records.find(two.output)] == [first]
+    assert two.files() == one.files()
+
+
 def test_force_replaces_what_was_first(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
     one.shared.keep(one.baked("app", content(1), at=1))

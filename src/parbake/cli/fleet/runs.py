@@ -75,11 +75,15 @@ def up(
     """Run an engine and workers on this machine, until Ctrl-C.
 
     It listens on the loopback alone. The next `fleet up` goes on where this one ended; without its database the next
-    run finds in the store what is done already. Bakes need root.
+    run finds in the store what is done already. Workers bake, which needs root; with --workers 0 the engine is alone.
     """
     need_engine()
+    from parbake.fleet.engine.facts import need_powers
     from parbake.fleet.engine.local import Settings
     from parbake.fleet.engine.local import up as run_here
+    from parbake.fleet.engine.tasks import QUEUES
+
+    need_powers(QUEUES if workers else ())
 
     def ready(here: dict[str, object]) -> None:
         events.note(f"the engine listens on {here['address']}; look at it on {here['ui']}; Ctrl-C ends it")
@@ -108,9 +112,11 @@ def worker(
     """
     need_engine()
     from parbake.fleet.engine.connect import Engine
+    from parbake.fleet.engine.facts import need_powers
     from parbake.fleet.engine.worker import serve
 
     named = [each.strip() for each in queues.split(",") if each.strip()]
+    need_powers(named)
     version = __version__ if pinned else ""
     asyncio.run(serve(Engine(state_folder(state, file)), queues=named, slots=slots, grace=grace, pinned=version))
 
@@ -134,8 +140,8 @@ def run(
 ) -> Result:
     """Start a run: every cell is planned, and what the store lacks is baked by the workers.
 
-    Where a run of the fleet is under way, it is that one. When all cells are good, and the fleet's file has `rollout`,
-    a rollout of them begins.
+    Where a run of the fleet is under way, it is that one; one that was cancelled, or is being drained, is waited for.
+    When all cells are good, and the fleet's file has `rollout`, a rollout of them begins.
     """
     need_engine()
     from parbake.cli.text import fleet as text
@@ -148,11 +154,11 @@ def run(
     root = pinned(fleet.source, folder)
     request = run_request(fleet, file.name, root, folder, named=cell or (), heartbeat=heartbeat, roll_out=roll_out)
     if not wait:
-        started = asked(state, file, lambda client: runs.start(client, request))
+        started = asked(state, file, lambda client: runs.start(client, request, events.note))
         return Result({"run": started}, lambda: f"{started} is under way: `parbake fleet status` shows how far it is")
 
     async def to_the_end(client: Client) -> Progress:
-        await runs.start(client, request)
+        await runs.start(client, request, events.note)
         with events.task("cells", len(request.cells), unit="items") as task:
 
             def told(status: runs.Status) -> None:

@@ -6,6 +6,7 @@ Where they run, the rights of the targets must be: the queue ``roll`` has them, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, override
@@ -26,10 +27,12 @@ from parbake.fleet.engine.rollout_tasks import (
     WavesPlanned,
     WavesRequest,
     WaveState,
+    fleet_of,
     rollout_id,
 )
 from parbake.fleet.engine.upkeep import Upkeep
 from parbake.fleet.source import checked_out
+from parbake.fleet.stores import need_rollout
 from parbake.fleet.windows import until_open
 
 _ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
@@ -50,12 +53,13 @@ class Handing(Upkeep):
 
     @activity.defn
     async def waves(self, request: WavesRequest) -> WavesPlanned:
-        """Put the targets of some cells into waves, as the fleet's file says."""
+        """Put the targets of some cells into waves, as the fleet's file says; pruning spares the cells from now on."""
         folder = await asyncio.to_thread(checked_out, request.root)
         named = [part for cell in request.keys for part in ("--cell", cell)]
         code, document = await self._parbake(["fleet", "rollout", "--dry-run", "-f", request.file, *named], folder)
         if code:
             raise failure(code, document)
+        await self._noted(request, request.keys.values())
         keys: dict[str, list[str]] = {}
         for cell, key in sorted(request.keys.items()):
             keys.setdefault(cell.rpartition("@")[0], []).append(key)
@@ -98,8 +102,11 @@ class Handing(Upkeep):
 
     @activity.defn
     async def look(self, request: HandRequest) -> HandResult:
-        """Find out what a target holds, and whether it would be written; writes nothing."""
-        return await self._handed(request, "rollout", "--dry-run", "--store", request.store)
+        """Find out what a target holds, and whether it would be written; writes nothing to it.
+
+        Pruning spares what one that would be written goes back to.
+        """
+        return await self._handed(request, "rollout", "--dry-run", "--store", request.store, noting=True)
 
     @activity.defn
     async def hand(self, request: HandRequest) -> HandResult:
@@ -112,7 +119,7 @@ class Handing(Upkeep):
         held = [part for each in request.ids for part in ("--holding", each)]
         return await self._handed(request, "rollback", *held)
 
-    async def _handed(self, request: HandRequest, command: str, *more: str) -> HandResult:
+    async def _handed(self, request: HandRequest, command: str, *more: str, noting: bool = False) -> HandResult:
         folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         keys = request.keys if command == "rollout" else []
         await self._need_store(request.store, request.store_id)
@@ -124,7 +131,19 @@ class Handing(Upkeep):
         if not document["targets"]:
             return HandResult(changed=False)
         [found] = document["targets"]
+        if found["diff"] and noting:
+            target, held = f"{request.target} of {request.file}", _names(found["before"])
+            await self._noted(request, request.keys, target, held)
         return HandResult(bool(found["diff"]), _said(found["before"]), _said(found["after"]), _ids(found["after"]))
+
+    async def _noted(
+        self, request: WavesRequest | HandRequest, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
+    ) -> None:
+        """Let the store know what this rollout needs, of all that it hands out or of one target."""
+        if request.store:  # workers of earlier versions did not say it
+            await self._need_store(request.store, request.store_id)
+            fleet = fleet_of(activity.info().workflow_id or "")
+            await asyncio.to_thread(need_rollout, request.store, fleet, target, tuple(keys), tuple(held))
 
     @activity.defn
     async def gate(self, request: GateRequest) -> None:
@@ -143,6 +162,11 @@ class Handing(Upkeep):
 def _ids(held: dict[str, Any]) -> list[str]:
     """Return what an artefact is known by on every kind of target (``TargetState.ids``)."""
     return [held[name] for name in ("image", "snapshot") if held[name]] or [held["artefact"]]
+
+
+def _names(held: dict[str, Any]) -> list[str]:
+    """Return all by which pruning may know what a target holds."""
+    return [name for name in (*held["image"].split(","), held["snapshot"], held["artefact"]) if name]
 
 
 def _said(held: dict[str, Any]) -> str:

@@ -19,6 +19,11 @@ def rollout_id(fleet: str) -> str:
     return f"rollout/{fleet}"
 
 
+def fleet_of(identity: str) -> str:
+    """Return the fleet of a rollout's name."""
+    return identity.removeprefix(rollout_id(""))
+
+
 def generation(keys: Mapping[str, str]) -> str:
     """Return the name of what a run has made sure of: the hash of its keys."""
     text = "\n".join(f"{cell} {key}" for cell, key in sorted(keys.items()))
@@ -139,11 +144,13 @@ class RolloutRequest:
 
 @dataclass(frozen=True)
 class WavesRequest:
-    """Ask for the waves of these cells."""
+    """Ask for the waves of these cells. The ``store`` is told that they are needed."""
 
     file: str
     root: Root
     keys: dict[str, str]
+    store: str = ""
+    store_id: str = ""
 
 
 @dataclass(frozen=True)

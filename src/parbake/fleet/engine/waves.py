@@ -129,7 +129,7 @@ class Rollout:
     async def _plan(self, request: RolloutRequest) -> None:
         planned: WavesPlanned = await workflow.execute_activity(
             "waves",
-            WavesRequest(request.file, request.root, request.keys),
+            WavesRequest(request.file, request.root, request.keys, request.store, request.store_id),
             result_type=WavesPlanned,
             task_queue=CONTROL,
             start_to_close_timeout=_A_LOOK,

@@ -98,7 +98,9 @@ class Fleet:
     def progress(self) -> Progress:
         """Say how far it is."""
         told = dict(list(self._running.items())[: tasks.MOST_TOLD])
-        return Progress(self._counts, self._total, told, self._failed, self._paused, self._rollout)
+        return Progress(
+            self._counts, self._total, told, self._failed, self._paused, self._rollout, draining=self._draining
+        )
 
     @workflow.query
     def keys(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import folder
 from parbake.records.record import SUFFIX, Record
-from parbake.records.store import leases
+from parbake.records.store import leases, needs
 from parbake.records.store.entries import (
     ENTRIES,
     OBJECTS,
@@ -96,14 +96,19 @@ class Shared:
                 return record
 
     def refresh(self) -> None:
-        """Bring the records of all that lies in a cloud, and what others have said of artefacts that are here."""
+        """Bring the records of all that lies in a cloud, and what others have said of artefacts that are here.
+
+        One that is here with other bytes is replaced, as the first record counts: this machine was second, and died or
+        was stopped before it took the first one over.
+        """
         for found in self._all():
-            here = (self._output / found.record.artefact).exists()
+            here, mine = (self._output / found.record.artefact).exists(), self._mine(found.record.artefact)
             if not (found.record.published or here):
                 continue
+            second = here and mine is not None and not _same_bytes(mine, found.record)
             try:
                 with suppress(DeadlineExceeded), folder.in_use(self._output, found.record.artefact, timeout=0):
-                    self._place(found, disk=False)
+                    self._place(found, disk=second)
             except (PermissionError, EnvironmentProblem) as error:  # a reader's; what is here can be shown all the same
                 self._events.warn(f"{found.record.artefact}: not brought from {self.store.url} ({error})")
 
@@ -128,6 +133,7 @@ class Shared:
             if each.name not in used and datetime.now(UTC) - each.modified > _GRACE:
                 self.store.remove(each.name)
         leases.sweep(self.store, _GRACE)
+        needs.sweep(self.store)
 
     def _objects_of(self, name: str) -> Iterator[str]:
         """Yield the names of the objects that an entry of any Bakefile needs."""

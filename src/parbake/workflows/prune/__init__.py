@@ -24,7 +24,7 @@ from parbake.bakefile.targets import KarpenterTarget, OceanTarget
 from parbake.core.errors import InputError, TargetMissing
 from parbake.core.events import Events
 from parbake.core.model import GIB
-from parbake.records.store import Lease, Shared, held, leases_of
+from parbake.records.store import Lease, Shared, held, leases_of, needed, needs_of
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
 from parbake.workflows.prune.decide import Decision, Item, Rules, decide, freed, items_here, sparing
@@ -73,8 +73,8 @@ def prune_published(
 ) -> Pruned:
     """Retire and remove published artefacts that nothing refers to, in every region; nothing with ``dry_run``.
 
-    What a machine works on that shares the store is kept. ``overrides`` replace keys of the Bakefile. Raises what
-    reading a place raises (AwsError, RolloutError, …): then nothing was removed.
+    What a machine works on that shares the store is kept, and what rollouts of fleets need. ``overrides`` replace keys
+    of the Bakefile. Raises what reading a place raises (AwsError, RolloutError, …): then nothing was removed.
     """
     with opened(bakefile_path, overrides) as bakefile:
         return _prune_published(bakefile, rules, events, dry_run=dry_run)
@@ -88,7 +88,7 @@ def _prune_published(bakefile: Bakefile, rules: Rules, events: Events, *, dry_ru
         ThreadPoolExecutor(max_workers=4) as pool,
     ):
         found = [item for items in pool.map(Stock.items, stocks) for item in items]
-    items = sparing(found, busy_in(leases_of(bakefile)))
+    items = sparing(found, busy_in(leases_of(bakefile)), needs_of(bakefile))
     with events.stage("used", "Look for what refers to it"):
         used = together(_used(bakefile, regions))
     now, clients = datetime.now(UTC), {stock.region: stock.ec2 for stock in stocks}
@@ -171,11 +171,13 @@ def busy_in(leases: Mapping[str, Lease]) -> dict[str, str]:
 def prune(output: Path, rules: Rules, *, dry_run: bool = False, shared: Shared | None = None) -> tuple[Decision, ...]:
     """Decide which artefacts here, and in the store, go; remove them unless ``dry_run``, and return the decisions.
 
-    One that another parbake works on stays.
+    One that another parbake works on stays, and one that a rollout of a fleet needs.
     """
     there = {record.artefact: record for record in shared.records()} if shared else {}
     there |= {record.artefact: record for _, record in records.find(output)}
-    items = sparing(items_here(there.values()), busy_in(held(shared.store)) if shared else {})
+    items = items_here(there.values())
+    if shared:
+        items = sparing(items, busy_in(held(shared.store)), needed(shared.store))
     decisions = decide(items, rules, datetime.now(UTC))
     if dry_run:
         return decisions

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from parbake.records import Record
+from parbake.records.store.needs import KEY_DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +105,18 @@ def _decision(
     return Decision(item, "remove", "nothing uses it")
 
 
-def sparing(items: Iterable[Item], busy: Mapping[str, str]) -> tuple[Item, ...]:
-    """Return items with what machines work on spared; ``busy`` says by content key who does."""
-    return tuple(replace(each, spared=busy[each.key]) if each.key in busy else each for each in items)
+def sparing(items: Iterable[Item], busy: Mapping[str, str], needed: Mapping[str, str]) -> tuple[Item, ...]:
+    """Return items with what machines work on, and what rollouts need, spared.
+
+    ``busy`` says by content key who works on it; ``needed`` who needs it, see ``records.store.needed``.
+    """
+    return tuple(replace(each, spared=_wanted(each, busy, needed) or each.spared) for each in items)
+
+
+def _wanted(item: Item, busy: Mapping[str, str], needed: Mapping[str, str]) -> str:
+    if item.key in busy:
+        return busy[item.key]
+    return next((needed[name] for name in (*sorted(item.ids), item.key[:KEY_DIGITS]) if name in needed), "")
 
 
 def items_here(records: Iterable[Record]) -> tuple[Item, ...]:
