@@ -172,8 +172,8 @@ class TestTokens:
         ("realm", "error", "message"),
         [
             ("http://192.0.2.9/token", Denied, "plain HTTP"),
-            ("", RegistryError, "no usable realm"),
-            ("file:///etc/passwd", RegistryError, "no usable realm"),
+            ("", RegistryError, "names no realm"),
+            ("file:///etc/passwd", RegistryError, "names no realm"),
         ],
     )
     def test_where_credentials_do_not_go(

@@ -69,8 +69,8 @@ def test_a_root_is_found_and_grows(tmp_path: Path, tree: Path, label: Label, kin
 @pytest.mark.parametrize(
     ("label", "kind", "behind", "size", "reason"),
     [
-        ("gpt", "ext4", True, 1 << 30, "partition 3 lies behind"),
-        ("dos", "ext4", True, 1 << 30, "partition 3 lies behind"),
+        ("gpt", "ext4", True, 1 << 30, "partition 3 follows"),
+        ("dos", "ext4", True, 1 << 30, "partition 3 follows"),
         ("dos", "ext4", False, 3 << 40, "2 TiB"),
     ],
 )
