@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -51,6 +51,19 @@ KeepWorkspace = Annotated[
     bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging, and say where it is.")
 ]
 What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
+Store = Annotated[
+    str, typer.Option(help="Share what is baked there, instead of in the Bakefile's `store`.", metavar="ADDRESS")
+]
+
+
+CopyRoles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy-role",
+        help="The role of a region's copy, besides those of `aws.copy_roles`; may be given several times.",
+        metavar="REGION=ARN",
+    ),
+]
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 DEFAULT_FILE = Path("parbake.yaml")
@@ -164,6 +177,18 @@ def command(
 
 type Overrides = Mapping[str, str] | None
 """Values that replace keys of a Bakefile."""
+
+
+def overrides(platform: str, store: str, copy_roles: Sequence[str] | None = None) -> dict[str, str]:
+    """Return what options change in the Bakefile, as it is loaded with."""
+    from parbake.bakefile import COPY_ROLES, store_address
+
+    found = {
+        "platform": platform,
+        "store": store_address(store) if store else "",
+        COPY_ROLES: " ".join(copy_roles or ()),
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def output(file: Path, what: str = "", *, brought: bool = True, overrides: Overrides = None) -> Path:

@@ -13,12 +13,15 @@ import typer
 from parbake.cli.app import (
     DEFAULT_FILE,
     BakefilePath,
+    CopyRoles,
     KeepWorkspace,
     Result,
+    Store,
     What,
     command,
     node_image,
     output,
+    overrides,
     retention,
     shared,
     signer,
@@ -78,16 +81,6 @@ def init(
 Platform = Annotated[
     str, typer.Option(help="Bake for this platform, instead of the Bakefile's.", metavar="OS/ARCHITECTURE")
 ]
-Store = Annotated[
-    str, typer.Option(help="Share what is baked there, instead of in the Bakefile's `store`.", metavar="ADDRESS")
-]
-
-
-def overrides(platform: str, store: str) -> dict[str, str]:
-    """Return the keys of the Bakefile that options replace."""
-    from parbake.bakefile import store_address
-
-    return {**({"platform": platform} if platform else {}), **({"store": store_address(store)} if store else {})}
 
 
 @command()
@@ -156,6 +149,7 @@ def bake(
     ] = "",
     platform: Platform = "",
     store: Store = "",
+    copy_role: CopyRoles = None,
     keep_workspace: KeepWorkspace = False,
 ) -> Result:
     """Bake the images, and prove that they start from the artefact.
@@ -167,10 +161,11 @@ def bake(
     from parbake.workflows import bake as workflow
     from parbake.workflows.platforms import each_platform, one_platform
 
-    chosen = each_platform(file, overrides(platform, store))
+    changed = overrides(platform, store, copy_role)
+    chosen = each_platform(file, changed)
     for given, name in ((trace, "--trace"), (expect_key, "--expect-key")):
         if given:
-            chosen = (one_platform(file, overrides(platform, store), name),)
+            chosen = (one_platform(file, changed, name),)
     options = workflow.Options(
         force=force,
         rebuild=rebuild,
@@ -293,6 +288,7 @@ def prune(
         ),
     ] = None,
     store: Store = "",
+    copy_role: CopyRoles = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Remove old artefacts and their records, or cached layers.
@@ -316,7 +312,7 @@ def prune(
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
         return Result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
     rules = workflow.rules(retention(file), keep, younger, grace)
-    chosen = overrides("", store)
+    chosen = overrides("", store, copy_role)
     folder = output(file, overrides=chosen)
     document: dict[str, object] = {}
     text = ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, CopyRoles, Result, command
 from parbake.core.errors import InputError, RolloutError
 from parbake.core.events import Events
 
@@ -54,6 +54,16 @@ def rollout(
     store: Annotated[
         str, typer.Option(help="Where artefacts are shared, instead of in the Bakefile's `store`.", metavar="ADDRESS")
     ] = "",
+    copy_role: CopyRoles = None,
+    superseding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--superseding",
+            help="A target that holds this keeps the way back that it has: an id, a name or the start of a key; of "
+            "several, all.",
+            metavar="ID",
+        ),
+    ] = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Hand an artefact to the Bakefile's targets, and watch it arrive.
@@ -66,7 +76,8 @@ def rollout(
 
     options = workflow.RolloutOptions(
         tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval, mount=mount,
-        store=store_address(store) if store else "",
+        store=store_address(store) if store else "", copy_roles=tuple(copy_role or ()),
+        supersedes=tuple(superseding or ()),
     )  # fmt: skip
     return _handed(workflow.rollout(file, what, events, options), dry_run=dry_run)
 

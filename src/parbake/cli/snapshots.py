@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import Result, command
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, CopyRoles, Result, Store, What, command, overrides
 from parbake.core.events import Events
 
 
@@ -36,3 +36,52 @@ def fetch(
     }
     told = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
     return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")
+
+
+@command()
+def copy(
+    events: Events,
+    what: What,
+    region: Annotated[str, typer.Argument(help="The region that it is to be in.", metavar="REGION")],
+    role: Annotated[
+        str,
+        typer.Option(
+            help="The role, perhaps of another account, that the copy belongs to. Default: the Bakefile's.",
+            metavar="ARN",
+        ),
+    ] = "",
+    share_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--share-with",
+            help="Who may launch it in that region: an account, an organisation or a unit; may be given several times.",
+            metavar="ACCOUNT",
+        ),
+    ] = None,
+    copy_role: CopyRoles = None,
+    store: Store = "",
+    file: BakefilePath = DEFAULT_FILE,
+) -> Result:
+    """Make sure that an AMI or a snapshot is in another region too, and may be launched there.
+
+    What `aws.copy_to` and `aws.share_with` of the Bakefile say, the bake does; this is for one more place of what is
+    baked, with the settings of the Bakefile. The record says where it is then. A run that was killed is finished by
+    running it again.
+    """
+    from parbake.workflows import copies as workflow
+
+    where = workflow.Where(region, role, tuple(share_with or ()))
+    done = workflow.copy(file, what, where, events, overrides("", store, copy_role))
+    there = done.there
+    document = {
+        "artefact": done.artefact,
+        "region": done.region,
+        "image": there.image or None,
+        "snapshots": [each.id for each in there.snapshots],
+        "account": there.account or None,
+        "shared_with": list(there.shared_with),
+        "changed": done.changed,
+    }
+    said = f"{done.artefact}: {there.image or there.snapshots[0].id} in {done.region}"
+    shares = f", shared with {', '.join(there.shared_with)}" if there.shared_with else ""
+    return Result(document, lambda: said + shares + ("" if done.changed else " (as before)"))

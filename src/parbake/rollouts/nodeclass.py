@@ -96,7 +96,8 @@ def decide(
     wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
     if chosen and offer.image and offer.snapshot and before.image != offer.image and before.snapshot != offer.snapshot:
         cautions.append(f"image and snapshot are two writes with the {chosen.name}: nodes may be replaced twice")
-    previous, past = before, history(node_class)
+    past = history(node_class)
+    previous = offer.way_back(before, before, past.previous)
     if chosen and past.previous and past.current and _same(past.current, wanted):
         previous = past.previous  # a run was killed after it had written this, and before the image was promoted
     return _change(node_class, after, before, wanted, History(previous), refusals, cautions, chosen)

@@ -66,7 +66,7 @@ HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
         "docs/reference/cli.md",
-        shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export", "fleet"}) | ROLLOUTS,
+        shortcuts=frozenset({"init", "bake", "verify", "demo", "copy", "fetch", "export", "fleet"}) | ROLLOUTS,
     ),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
@@ -108,6 +108,7 @@ SHORTCUTS = {
     "demo": "demo) set -- demo --help ;;",
     # Nothing is verified here.
     "export": 'export) case $2 in packer | kubelet-config) ;; *) set -- "$@" --force ;; esac ;;',
+    "copy": 'copy) set -- "$@" --help ;;',  # there is no AWS here
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
     # Nothing is rolled out here: docs/tutorial-fleet.md does.
     "fleet": 'fleet) case $2 in rollout | gate | approve | rollback | logs) set -- "$@" --help ;; esac ;;',

@@ -193,8 +193,10 @@ async def _running(client: Client, cell: str, name: str) -> Running:
     )
 
 
-async def made(client: Client, fleet: str) -> RolloutRequest:
+async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
     """Return what a rollout hands out: what the last run has made sure of, all of it, from the same commit.
+
+    ``by`` says who wants it.
 
     Raises InputError where there was no run, or it is under way or cancelled; FleetIncomplete where cells failed.
     """
@@ -222,6 +224,9 @@ async def made(client: Client, fleet: str) -> RolloutRequest:
         request.attempts,
         request.heartbeat,
         store_id=request.store_id,
+        by=by,
+        audited=True,
+        roles=tasks.copy_roles(request.places),
     )
 
 
