@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, CopyRoles, Result, Store, What, command, overrides
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command
+from parbake.cli.project import CopyRoles, Store, overrides
 from parbake.core.events import Events
 
 
@@ -20,7 +21,7 @@ def fetch(
 ) -> Result:
     """Read an EBS snapshot, or the root disk of an AMI, into a file.
 
-    Every block is checked. Public snapshots of others cannot be read before they are copied.
+    Every block is checked. Public snapshots of other accounts have to be copied first.
     """
     from parbake.aws import ebs
     from parbake.core.units import human_bytes
@@ -34,14 +35,14 @@ def fetch(
         "allocated": allocated,
         "blocks": {"count": len(fetched.blocks.blocks), "digest": fetched.blocks.digest()},
     }
-    told = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
-    return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")
+    size_text = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
+    return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {size_text}")
 
 
 @command()
 def copy(
     events: Events,
-    what: What,
+    selector: Selector,
     region: Annotated[str, typer.Argument(help="The region that it is to be in.", metavar="REGION")],
     role: Annotated[
         str,
@@ -62,16 +63,15 @@ def copy(
     store: Store = "",
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Make sure that an AMI or a snapshot is in another region too, and may be launched there.
+    """Copy an AMI or a snapshot to another region, and share it there.
 
-    What `aws.copy_to` and `aws.share_with` of the Bakefile say, the bake does; this is for one more place of what is
-    baked, with the settings of the Bakefile. The record says where it is then. A run that was killed is finished by
-    running it again.
+    A bake copies and shares as `aws.copy_to` and `aws.share_with` of the Bakefile say; this is for one more place, with
+    the same settings. The record says where the artefact is then. To finish a run that was killed, run it again.
     """
     from parbake.workflows import copies as workflow
 
     where = workflow.Where(region, role, tuple(share_with or ()))
-    done = workflow.copy(file, what, where, events, overrides("", store, copy_role))
+    done = workflow.copy(file, selector, where, events, overrides("", store, copy_role))
     there = done.there
     document = {
         "artefact": done.artefact,

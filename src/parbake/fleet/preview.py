@@ -24,8 +24,8 @@ State = Literal["there", "unverified", "bake", "build", "quarantined", "wrong"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """What is to be done for a cell.
+class CellPreview:
+    """What a run would do for a cell.
 
     ``there``: nothing, the store has it; ``unverified``: it has it, and nobody has verified it; ``bake``; ``build``:
     images first, so that there is no key yet; ``quarantined``: it has failed too often; ``wrong``: it could not be
@@ -44,19 +44,21 @@ class Outlook:
     builder: str = ""
 
 
-def _of_plan(cell: Cell, key: str, artefact: str, stored: Record | None, store: Store) -> Outlook:
+def _of_plan(cell: Cell, key: str, artefact: str, stored: Record | None, store: Store) -> CellPreview:
     if stored:
-        return Outlook(cell, "there" if stored.verified else "unverified", key, artefact, record=stored)
+        return CellPreview(cell, "there" if stored.verified else "unverified", key, artefact, record=stored)
     if note := quarantine.read(store, key):
         problem = f"bakes of this key have failed too often; the last error was {note.error}: {note.message}"
-        return Outlook(cell, "quarantined", key, artefact, problem, f"`parbake fleet retry {cell.name}` tries it again")
-    return Outlook(cell, "bake", key, artefact)
+        return CellPreview(
+            cell, "quarantined", key, artefact, problem, f"`parbake fleet retry {cell.name}` tries it again"
+        )
+    return CellPreview(cell, "bake", key, artefact)
 
 
-def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> tuple[Outlook, ...]:
+def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> tuple[CellPreview, ...]:
     """Plan every cell; what is wrong with one is said in its place."""
 
-    def one(cell: Cell) -> Outlook:
+    def one(cell: Cell) -> CellPreview:
         path, changed = folder / cell.file, {"platform": cell.platform, "store": fleet.store}
         if roles := places.copy_roles(fleet.places):
             changed[COPY_ROLES] = " ".join(roles)
@@ -66,10 +68,10 @@ def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> t
                 places.need_agreement(fleet.places, bakefile)
             found = plan.preview(path, Events(), changed)
         except ParbakeError as error:
-            return Outlook(cell, "wrong", problem=error.message, hint=error.hint)
+            return CellPreview(cell, "wrong", problem=error.message, hint=error.hint)
         finally:
             task.advance(1)
-        look = Outlook(cell, "build")
+        look = CellPreview(cell, "build")
         if found.plan:
             # What is on this machine alone is baked all the same, which brings it to the others.
             look = _of_plan(cell, found.plan.key, found.plan.artefact_name, found.stored, store)

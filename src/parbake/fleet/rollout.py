@@ -83,12 +83,12 @@ class Approval(Section):
     """Who must say yes before the next wave begins."""
 
     by: tuple[Person, ...] = ()
-    """Who may: users and roles of AWS by their ARNs, in which `*` stands for any text and which they prove; or names,
+    """Who may approve: users and roles of AWS by their ARNs (`*` stands for any text), which they prove; or names,
     which are believed of whoever has the fleet's key. Default: anybody."""
     count: Annotated[int, Field(ge=1, le=10)] = 1
-    """How many must, each once."""
+    """How many must approve, each once."""
     within: Span | None = None
-    """No yes in this time is a failure. Default: it is waited for."""
+    """Without an approval in this time the wave fails. Default: it waits."""
 
     @check("count")
     @classmethod
@@ -116,11 +116,11 @@ class Wave(Section):
     rest: bool = False
     """All targets that no other wave names."""
     at_once: Annotated[int, Field(ge=1, le=50)] = 1
-    """Targets that are written and followed at once."""
+    """How many targets are written and followed at once."""
     soak: Span | None = None
     """How long to wait after its last target."""
     gate: Gate | None = None
-    """What is asked then."""
+    """The check that runs then."""
     approve: (
         Annotated[
             Approval,
@@ -128,7 +128,7 @@ class Wave(Section):
         ]
         | None
     ) = None
-    """Who must approve then; a bare text is one who may, or `anybody`."""
+    """Who must approve then; a bare text is one name, or `anybody`."""
 
     @check("rest")
     @classmethod
@@ -144,7 +144,7 @@ class Rollout(Section):
     waves: Annotated[tuple[Wave, ...], Field(min_length=1)]
     """The waves, in order."""
     windows: tuple[WindowText, ...] = ()
-    """When a target may be begun: days, hours and a time zone (default: UTC). A rollback goes on at any time."""
+    """When targets may be started: days, hours and a time zone (default: UTC). A rollback runs at any time."""
     when_newer: Literal["wait", "supersede"] = "wait"
     """What happens when a run has made something newer while a rollout is under way: it waits for its end, or takes its
     place between two targets. What a superseded rollout has written was never proven: the way back leads to what was

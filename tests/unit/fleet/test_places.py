@@ -58,7 +58,7 @@ def place(region: str = OTHER, **more: Any) -> Place:
         (
             {"region": HOME, "encrypted": True},
             place(share_with=("222222222222",)),
-            "what the account's own EBS key encrypts cannot be shared",
+            "with the account's own EBS key cannot be shared",
         ),
     ],
 )

@@ -10,10 +10,10 @@ from parbake.fleet.engine.rollout_tasks import WaveState, Yes
 _SESSION = re.compile(r"arn:(?P<partition>[a-z-]+):sts::(?P<account>[0-9]{12}):assumed-role/(?P<role>[^/]+)/[^/]+")
 _DOES = {
     "waits": "waits for the waves before it",
-    "looks": "looks at its targets",
-    "hands": "is being handed out",
+    "looks": "is checking its targets",
+    "hands": "is being rolled out",
     "soaks": "soaks",
-    "asks": "asks its gate",
+    "asks": "is running its gate",
     "done": "is done",
 }
 

@@ -225,7 +225,7 @@ class Progress:
     """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built.
 
     ``rollout`` says what became of handing it out; ``places`` how many copies are under way in each region. One that is
-    ``draining`` begins nothing new, and ends.
+    ``draining`` starts nothing new, and ends.
     """
 
     counts: Counts
