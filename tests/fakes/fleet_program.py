@@ -2,8 +2,8 @@
 
 A folder takes the place of the store. Its ledger says what began and ended, from outside of the engine; a record
 appears by link(2), so that the first one counts. How a cell behaves stands in its name: ``wrong``, ``refused``,
-``mistaken``, ``flaky``, ``killer`` (its worker dies), ``slow`` (until it is ended), ``build`` (its key is known after a
-build).
+``unplanned``, ``mistaken``, ``flaky``, ``killer`` (its worker dies), ``slow`` (until it is ended), ``build`` (its key
+is known after a build).
 
 ``places.json`` says which regions a cell is to be in; a file ``REGION.slow`` beside it that copies take long there.
 
@@ -61,6 +61,8 @@ def plan(arguments: list[str]) -> int:
             continue
         cell = arguments[place + 1]
         key, state, problem = key_of(cell, generation()), "bake", None
+        if "unplanned" in cell:
+            return fail(2, "InputError", "nobody can plan it")
         if os.path.exists(f"{store}/records/{key}"):
             state = "there"
         elif os.path.exists(f"{store}/quarantine/{key}"):
@@ -208,6 +210,8 @@ def waves(arguments: list[str]) -> int:
 
 
 def prune(arguments: list[str]) -> int:
+    if "refused" in option(arguments, "-f"):
+        return fail(2, "BakefileError", "no file of an artefact is to go")
     note(option(arguments, "--store"), "prune", option(arguments, "-f"))
     print(json.dumps({"freed": 0, "decisions": []}))
     return 0

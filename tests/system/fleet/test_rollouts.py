@@ -385,17 +385,17 @@ def test_pruning_spares_what_a_rollout_needs(fleet: Fleet) -> None:
     """It is noted in the store before anything is written, and until the next rollout writes there."""
     store = open_store(str(fleet.store))
     key = key_of(CELLS[0])[:32]
-    fleet.target("one").write_text("older")  # no other fleet here has it
+    fleet.target("one").write_text("of-before")
     fleet.waves({**CANARY, "approve": ANYBODY}, REST)
     fleet.run(CELLS, name="needs", rollout=True)
     fleet.until("approval", "needs")
     found = needed(store)
-    assert found["older"] == "one of a/parbake.yaml in the fleet needs would go back to it"
+    assert found["of-before"] == "one of a/parbake.yaml in the fleet needs would go back to it"
     assert found[key].startswith("the last rollout of the fleet ")
     assert found[key_of(CELLS[1])[:32]]
     fleet.ask(lambda client: rollouts.back(client, "needs", "ann wants it back"))
     fleet.until("rolled-back", "needs")
-    assert "older" in needed(store), "who has gone back may want to do so again"
+    assert "of-before" in needed(store), "who has gone back may want to do so again"
 
 
 def test_an_approval_without_a_worker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
@@ -181,7 +182,8 @@ async def _running(client: Client, cell: str, name: str) -> Running:
     activity = pending[0]
     details = await client.data_converter.decode(activity.heartbeat_details.payloads)
     heard = None
-    if activity.HasField("last_heartbeat_time"):
+    worked_on = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+    if worked_on and activity.HasField("last_heartbeat_time"):
         heard = (datetime.now(UTC) - activity.last_heartbeat_time.ToDatetime(UTC)).total_seconds()
     failure = ""
     if activity.HasField("last_failure"):
