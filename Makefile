@@ -20,7 +20,7 @@ PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durati
 .PHONY: bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: packages .venv/.complete .venv/newer/packages.newer ## Install what parbake and its tests need: Debian packages (as root), .venv
 

@@ -20,7 +20,7 @@ def fetch(
 ) -> Result:
     """Read an EBS snapshot, or the root disk of an AMI, into a file.
 
-    Every block is checked. Public snapshots of others cannot be read before they are copied.
+    Every block is checked. Public snapshots of other accounts have to be copied first.
     """
     from parbake.aws import ebs
     from parbake.core.units import human_bytes
@@ -34,5 +34,5 @@ def fetch(
         "allocated": allocated,
         "blocks": {"count": len(fetched.blocks.blocks), "digest": fetched.blocks.digest()},
     }
-    told = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
-    return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {told}")
+    size_text = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
+    return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {size_text}")

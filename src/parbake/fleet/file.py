@@ -92,14 +92,14 @@ class BakefileEntry(Section):
     file: File
     """The Bakefile, relative to this file."""
     architectures: Architectures | None = None
-    """The architectures that it is baked for, instead of the fleet's."""
+    """The architectures to bake it for, instead of the fleet's."""
 
 
 class Concurrency(Section):
     """How much happens at once, over all machines."""
 
     cells: AtMost = 64
-    """Cells that are under way at once."""
+    """How many cells run at once."""
 
 
 class Budget(Section):
@@ -125,12 +125,12 @@ class Fleet(Section):
     version: Annotated[Literal[1], BeforeValidator(first_version)]
     """The version of this format."""
     name: Name
-    """Names the fleet. Default: the name of the file's folder, made valid."""
+    """The fleet's name. Default: the name of the file's folder, made valid."""
     store: StoreText
     """Where records and artefacts are shared: `s3://BUCKET/PREFIX`, or a folder that all machines mount. It replaces
     the Bakefiles' own."""
     source: Source | None = None
-    """Where machines get the Bakefiles. Without: from this folder, which they all must have."""
+    """Where machines get the Bakefiles. Without: from this folder, which all of them must have."""
     architectures: Architectures = ("amd64",)
     """The architectures of the nodes."""
     bakefiles: Annotated[tuple[EntryText, ...], Field(min_length=1)]
@@ -139,21 +139,21 @@ class Fleet(Section):
     """Boot every artefact and start its images, as `parbake bake` does. Without, what is baked counts as done, and
     rollouts refuse it."""
     concurrency: Concurrency = Field(default_factory=Concurrency)
-    """How much happens at once."""
+    """How much may run at once."""
     budget: Budget = Field(default_factory=Budget)
-    """How much may go wrong, and what happens then."""
+    """How much may fail, and what happens then."""
     rollout: Rollout | None = None
-    """How what was baked is handed out after a run. Without: it is not."""
+    """How to roll out what a run has baked. Without: not at all."""
 
     @check("rollout")
     @classmethod
     def _is_of_what_is_proven(cls, value: Rollout | None, info: ValidationInfo) -> Rollout | None:
         if value and info.data.get("verify") is False:
-            raise wrong("only what is verified is rolled out, and `verify` is false", "remove one of them")
+            raise wrong("only verified artefacts are rolled out, but `verify` is false", "remove one of them")
         return value
 
     schedule: Schedule | None = None
-    """When runs begin by themselves. Without: when somebody says so."""
+    """When runs start by themselves. Without: only `parbake fleet run` starts them."""
 
     @check("bakefiles")
     @classmethod

@@ -23,8 +23,8 @@ State = Literal["there", "unverified", "bake", "build", "quarantined", "wrong"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """What is to be done for a cell.
+class CellPreview:
+    """What a run would do for a cell.
 
     ``there``: nothing, the store has it; ``unverified``: it has it, and nobody has verified it; ``bake``; ``build``:
     images first, so that there is no key yet; ``quarantined``: it has failed too often; ``wrong``: it could not be
@@ -40,27 +40,29 @@ class Outlook:
     record: Record | None = None
 
 
-def _of_plan(cell: Cell, key: str, artefact: str, stored: Record | None, store: Store) -> Outlook:
+def _of_plan(cell: Cell, key: str, artefact: str, stored: Record | None, store: Store) -> CellPreview:
     if stored:
-        return Outlook(cell, "there" if stored.verified else "unverified", key, artefact, record=stored)
+        return CellPreview(cell, "there" if stored.verified else "unverified", key, artefact, record=stored)
     if note := quarantine.read(store, key):
         problem = f"bakes of this key have failed too often; the last error was {note.error}: {note.message}"
-        return Outlook(cell, "quarantined", key, artefact, problem, f"`parbake fleet retry {cell.name}` tries it again")
-    return Outlook(cell, "bake", key, artefact)
+        return CellPreview(
+            cell, "quarantined", key, artefact, problem, f"`parbake fleet retry {cell.name}` tries it again"
+        )
+    return CellPreview(cell, "bake", key, artefact)
 
 
-def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> tuple[Outlook, ...]:
+def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> tuple[CellPreview, ...]:
     """Plan every cell; what is wrong with one is said in its place."""
 
-    def one(cell: Cell) -> Outlook:
+    def one(cell: Cell) -> CellPreview:
         try:
             found = plan.preview(folder / cell.file, Events(), {"platform": cell.platform, "store": fleet.store})
         except ParbakeError as error:
-            return Outlook(cell, "wrong", problem=error.message, hint=error.hint)
+            return CellPreview(cell, "wrong", problem=error.message, hint=error.hint)
         finally:
             task.advance(1)
         if found.plan is None:
-            return Outlook(cell, "build")
+            return CellPreview(cell, "build")
         # What is on this machine alone is baked all the same, which brings it to the others.
         return _of_plan(cell, found.plan.key, found.plan.artefact_name, found.stored, store)
 

@@ -78,11 +78,11 @@ class Approval(Section):
     """Who must say yes before the next wave begins."""
 
     by: tuple[Person, ...] = ()
-    """Who may, by the names that they give: whoever has the fleet's key is believed. Default: anybody."""
+    """Who may approve, by the names they give: whoever has the fleet's key is believed. Default: anybody."""
     count: Annotated[int, Field(ge=1, le=10)] = 1
-    """How many must, each once."""
+    """How many must approve, each once."""
     within: Span | None = None
-    """No yes in this time is a failure. Default: it is waited for."""
+    """Without an approval in this time the wave fails. Default: it waits."""
 
     @check("count")
     @classmethod
@@ -110,11 +110,11 @@ class Wave(Section):
     rest: bool = False
     """All targets that no other wave names."""
     at_once: Annotated[int, Field(ge=1, le=50)] = 1
-    """Targets that are written and followed at once."""
+    """How many targets are written and followed at once."""
     soak: Span | None = None
     """How long to wait after its last target."""
     gate: Gate | None = None
-    """What is asked then."""
+    """The check that runs then."""
     approve: (
         Annotated[
             Approval,
@@ -122,7 +122,7 @@ class Wave(Section):
         ]
         | None
     ) = None
-    """Who must approve then; a bare text is one who may, or `anybody`."""
+    """Who must approve then; a bare text is one name, or `anybody`."""
 
     @check("rest")
     @classmethod
@@ -138,7 +138,7 @@ class Rollout(Section):
     waves: Annotated[tuple[Wave, ...], Field(min_length=1)]
     """The waves, in order."""
     windows: tuple[WindowText, ...] = ()
-    """When a target may be begun: days, hours and a time zone (default: UTC). A rollback goes on at any time."""
+    """When targets may be started: days, hours and a time zone (default: UTC). A rollback runs at any time."""
     on_failure: Literal["pause", "rollback"] = "pause"
     """What happens when a target does not follow, a gate says no, or nobody approves in time: wait for somebody, or
     return all that was written, in reverse order."""

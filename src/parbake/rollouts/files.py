@@ -28,7 +28,7 @@ Said = dict[str, Any]
 """What a file says, by key."""
 _KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key", "user_data")
 _LATER = {"user_data": ""}
-"""Keys that came later, with what files of before mean."""
+"""Keys that came later, with their values for older files."""
 
 
 def values(offer: Offer) -> Said:
@@ -123,7 +123,7 @@ class ValuesForTools(Rollout):
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
         del frozen
-        raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
+        raise InputError(f"{self.where} replaces no nodes", hint="freeze whatever reads it")
 
     def _read(self) -> tuple[str, Said, History[Said]]:
         try:

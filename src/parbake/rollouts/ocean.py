@@ -63,9 +63,9 @@ class Spot:
         if answer.status < 300:
             items: list[dict[str, Any]] = response.get("items", [])
             return items
-        said = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in response.get("errors", []))
-        message = f"{what}: {said or answer.status}"
-        if answer.status == 404 or "DOESNT_EXIST" in said:
+        problems = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in response.get("errors", []))
+        message = f"{what}: {problems or answer.status}"
+        if answer.status == 404 or "DOESNT_EXIST" in problems:
             raise InputError(message, hint="check the ids")
         if answer.status in {401, 403}:
             raise RolloutError(message, hint="check SPOTINST_TOKEN and SPOTINST_ACCOUNT")

@@ -52,7 +52,7 @@ class ParameterVersion:
 def decide(history: Sequence[ParameterVersion], offer: Offer, where: str) -> Change:
     """Decide the parameter's value, from its versions (oldest first, none: it is to be made). Pure."""
     if offer.image and offer.snapshot:
-        raise InputError(f"{where} holds one id, and there are two", hint="give the machine image or the volume alone")
+        raise InputError(f"{where} holds one id, and there are two", hint="give either the machine image or the volume")
     value = offer.image or offer.snapshot
     before = history[-1].held if history else TargetState(label="nothing")
     if history and history[-1].value == value:
@@ -161,7 +161,7 @@ class Parameter(Rollout):
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a parameter replaces no nodes."""
         del frozen
-        raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
+        raise InputError(f"{self.where} replaces no nodes", hint="freeze whatever reads it")
 
     def _history(self) -> list[ParameterVersion]:
         try:

@@ -51,7 +51,7 @@ class TargetState(Frozen):
 
 
 class Offer(Frozen):
-    """What is handed out in one region: a machine image, a volume's snapshot, or both. Sizes in bytes (0: unknown).
+    """What is rolled out in one region: a machine image, a volume's snapshot, or both. Sizes in bytes (0: unknown).
 
     ``image`` may be several ids with commas between, one for each of ``architecture`` in the same order.
     ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``mount`` is user data

@@ -27,7 +27,7 @@ from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
-from parbake.records.store import brought, session_store
+from parbake.records.store import refreshed_output, session_store
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
@@ -105,7 +105,7 @@ def rollout(
 def _rollout(
     bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
 ) -> tuple[TargetResult, ...]:
-    brought(bakefile, events)
+    refreshed_output(bakefile, events)
     _bring(selectors, bakefile, events)
     located = [found for selector in selectors for found in _records(selector, bakefile)]
     found = [record for _, record in located]
@@ -170,7 +170,7 @@ def _has_had(target: Rollout, ids: Iterable[str]) -> bool:
 
 
 def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
-    """Say what each target holds; an error of one does not hide the others."""
+    """Return what each target holds; an error of one does not hide the others."""
 
     def report(config: Target) -> TargetReport:
         try:
@@ -319,7 +319,7 @@ def _bring(selectors: Sequence[str], bakefile: Bakefile, events: Events) -> None
     for record in shared.records():
         if any(_is_meant(each, record) for each in lacking):
             with records.in_use(bakefile.output, record.artefact):
-                shared.bring(record.artefact)
+                shared.fetch(record.artefact)
 
 
 def _is_meant(selector: str, record: Record) -> bool:
@@ -351,10 +351,8 @@ def _records(selector: str, bakefile: Bakefile) -> list[tuple[Path, Record]]:
 
 
 def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
-    """Find a record that is to be believed; ``--force`` asks for nothing else."""
-    artefact, record = records.locate(selector, bakefile.output)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
+    """Find a record that can be trusted; ``--force`` does not override that."""
+    artefact, _ = records.locate_record(selector, bakefile.output, hint="roll out what parbake has baked")
     record = genuine.need(artefact, bakefile.trust)
     if problem := genuine.listed(artefact, record):
         raise VerificationFailed(f"the record of {artefact.name} cannot be trusted: {problem}", hint=_AGAIN)
@@ -370,9 +368,9 @@ def _need_verified(found: Iterable[Record], events: Events, *, force: bool) -> N
             command = "parbake bake" if record.published else f"parbake verify {record.artefact}"
             raise VerificationFailed(
                 f"{record.artefact} {says}: nodes may not start its images",
-                hint=f"`{command}` proves it; --force rolls it out all the same",
+                hint=f"`{command}` proves it; --force rolls it out anyway",
             )
-        events.warn(f"--force: {record.artefact} {says}, and is rolled out all the same")
+        events.warn(f"--force: {record.artefact} {says}; rolling it out anyway")
 
 
 def _hand_over(
@@ -402,20 +400,20 @@ def _hand_over(
             with events.stage(f"write-{each.config.name}", f"Write {each.change.where}"):
                 each.target.write(each.change)
                 interrupts.hold()
-        handed = TargetResult(each.config.name, each.config.kind, each.change, written)
-        done.append(replace(handed, follow=_follow(each, events, options)) if options.follow else handed)
+        result = TargetResult(each.config.name, each.config.kind, each.change, written)
+        done.append(replace(result, follow=_follow(each, events, options)) if options.follow else result)
     return tuple(done)
 
 
 def _refuse(each: _Decided, events: Events, *, force: bool) -> None:
     for refusal in each.change.refusals:
         if not force:
-            raise RolloutError(f"{each.config.name}: {refusal}", hint="correct it; --force does it all the same")
+            raise RolloutError(f"{each.config.name}: {refusal}", hint="correct it; --force does it anyway")
         events.warn(f"--force: {each.config.name}: {refusal}")
 
 
 def _follow(each: _Decided, events: Events, options: RolloutOptions) -> RolloutProgress:
-    """Look until the nodes run what was handed out; raises Stalled at the deadline, RolloutError on failure."""
+    """Watch until the nodes run the artefact; raises Stalled at the deadline, RolloutError on failure."""
     name, wanted = each.config.name, each.change.after
     deadline = Deadline(options.deadline or each.config.deadline, f"the rollout to {name}")
     interrupts.resume()

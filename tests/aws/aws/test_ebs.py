@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from parbake import aws
 from parbake.aws import KEY, MANAGED, Stamp, clients, ebs, encryption
-from parbake.aws.ebs import Journal, Parent, UploadRequest, throttle
+from parbake.aws.ebs import Journal, ParentSnapshot, UploadRequest, throttle
 from parbake.aws.ebs.upload import start
 from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, InputError
 from parbake.core.events import Event, Events
@@ -52,7 +52,7 @@ def disk_of(path: Path, blocks: dict[int, bytes], size: int = SIZE) -> BlockList
     return block_list(path, Events())
 
 
-def request(path: Path, *, key: str = "k", parent: Parent | None = None, **more: object) -> UploadRequest:
+def request(path: Path, *, key: str = "k", parent: ParentSnapshot | None = None, **more: object) -> UploadRequest:
     stamp = Stamp(key=key, run="r", name="node")
     journal = path.with_suffix(f".{key}.upload")
     return UploadRequest(path, journal, stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
     said: list[Event] = []
     done = ebs.upload(wanted, Events(said.append))
     snapshot, made = done.snapshot, cloud.snapshots[done.snapshot]
-    assert done == ebs.Sent(snapshot, blocks, 3)
+    assert done == ebs.UploadResult(snapshot, blocks, 3)
     assert held(cloud, snapshot) == holds(path)
     assert (made.state, made.gib, made.encrypted) == ("completed", 1, False)
     assert (made.tags[MANAGED], made.tags[KEY]) == ("temporary", "k")
@@ -121,7 +121,7 @@ def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[
     new = disk_of(path, {**{index: SMALL[index] for index in (0, 3)}, **blocks})
     found = old if known else ebs.blocks_of(parent, path, Events(), region="eu-west-1")
     before = cloud.calls["PutSnapshotBlock"]
-    child = sent(request(path, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)))
+    child = sent(request(path, key=f"child-{len(cloud.snapshots)}", parent=ParentSnapshot(parent, found)))
     assert held(cloud, child) == holds(path)
     assert cloud.snapshots[child].parent == parent
     assert cloud.calls["PutSnapshotBlock"] - before == len(new.changed_since(old))
@@ -131,7 +131,7 @@ def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, SMALL)
     parent = sent(request(path))
-    child = sent(request(path, key="other", parent=Parent(parent, blocks)))
+    child = sent(request(path, key="other", parent=ParentSnapshot(parent, blocks)))
     assert child != parent
     assert cloud.snapshots[child].written == {}
     assert held(cloud, child) == held(cloud, parent)
@@ -143,7 +143,7 @@ def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
     made = cloud.snapshots[sent(request(path, encrypted=True, kms_key="alias/nodes"))]
     assert made.encrypted
     assert made.key.startswith("arn:aws:kms:")
-    parent = Parent(made.id, blocks)
+    parent = ParentSnapshot(made.id, blocks)
     child = sent(request(path, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"))
     assert cloud.snapshots[child].key == made.key, "the parent decides"
     with pytest.raises(AwsError, match="Alias is not found"):
@@ -159,8 +159,8 @@ def test_a_region_that_encrypts_by_default(tmp_path: Path, cloud: Cloud) -> None
     made = cloud.snapshots[sent(request(path))]
     assert (made.encrypted, made.key) == (True, cloud.default_key("eu-west-1"))
     with pytest.raises(AwsError, match="this account encrypts by default"):
-        sent(request(path, key="c", parent=Parent(open_parent, blocks)))
-    child = cloud.snapshots[sent(request(path, key="d", parent=Parent(made.id, blocks)))]
+        sent(request(path, key="c", parent=ParentSnapshot(open_parent, blocks)))
+    child = cloud.snapshots[sent(request(path, key="d", parent=ParentSnapshot(made.id, blocks)))]
     assert (child.encrypted, child.key, child.written) == (True, made.key, {})
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parbake import aws
 from parbake.aws import ebs
-from parbake.aws.ebs import Journal, Parent
+from parbake.aws.ebs import Journal, ParentSnapshot
 from parbake.aws.ebs.upload import start
 from tests.aws.aws.test_ebs import SMALL, cloud, disk_of, held, holds, quick, request, sent
 from tests.fakes.ebs_direct_server import Cloud
@@ -44,7 +44,7 @@ elif point == "sealing":
 elif point == "sealed":
     upload.look = die
 else:
-    upload.Sent = die
+    upload.UploadResult = die
 ebs.upload(request(path), Events())
 """
 
@@ -73,7 +73,7 @@ def test_what_changed_since_the_kill_is_sent_again(
     """Hashes say what a pending snapshot has: other bytes replace it, also zeros, also what the parent has."""
     below = tmp_path / "parent.raw"
     old = disk_of(below, SMALL)
-    parent = Parent(sent(request(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
+    parent = ParentSnapshot(sent(request(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
     path = tmp_path / "disk.raw"
     disk_of(path, {0: b"other", 3: SMALL[3], 7: b"more"})
     wanted = request(path, key=f"k-{len(cloud.snapshots)}", parent=parent)

@@ -1,6 +1,6 @@
 """Publishing to EBS, on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone.
 
-The story itself runs (``flow.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
+The story itself runs (``bake.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 from parbake import aws
 from parbake.aws import clients, ebs
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.bakefile import load
 from parbake.builders import Disk, Ingredients, coldstart
 from parbake.builders.choose import publisher_of
@@ -32,7 +32,7 @@ from parbake.images.registry import Registry
 from parbake.machine import base
 from parbake.machine.disk import BLOCK
 from parbake.records import Record, read
-from parbake.workflows import bake
+from parbake.workflows import bake, disks
 from parbake.workflows.identity import acting
 from parbake.workflows.plan import Session
 from tests.aws.aws.test_ebs import held, holds
@@ -92,7 +92,7 @@ class Oven:
 @pytest.fixture
 def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
     made = Oven()
-    monkeypatch.setattr(bake, "builder_of", lambda _: made)
+    monkeypatch.setattr(disks, "builder_of", lambda _: made)
     monkeypatch.setattr(bake, "boot", made.boot)
     monkeypatch.setattr(bake, "can_boot", lambda *_: True)
     monkeypatch.setattr(bake, "need_root", lambda _: None)
@@ -263,7 +263,7 @@ def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(
     monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)  # else it would be waited for
     [left] = cloud.snapshots.values()
     assert left.tags["parbake:managed"] == "temporary"
-    assert remove(Wanted(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
+    assert remove(LeftoverFilter(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
     assert build(tmp_path, MACHINE).published, "it is sent anew"
     assert len(oven.bakes) == 1
 

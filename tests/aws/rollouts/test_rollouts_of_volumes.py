@@ -104,7 +104,10 @@ def test_where_user_data_cannot_mount_a_volume(
     kitchen(tmp_path, [target], DATA)
     code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, len(versions(made))) == (1, 1)
-    assert "which mounts no volume" in error["message"] or "whose nodes cannot mount" in error["message"]
+    assert (
+        "which mounts only volumes in its own layout" in error["message"]
+        or "whose nodes cannot mount" in error["message"]
+    )
     del fleets
 
 

@@ -22,7 +22,7 @@ from parbake.records.store import Lease, Need, note
 from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune as retention
 from parbake.workflows import watch
-from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.decide import RetentionRules
 from parbake.workflows.prune.inventory import RETIRED
 from tests.aws.conftest import REGION
 from tests.fakes.aws.autoscaling import Fleets
@@ -160,7 +160,7 @@ def test_what_other_accounts_use_stays(shelves: Shelves, capsys: pytest.CaptureF
     for each in (used, unused):
         raw("ec2").modify_image_attribute(ImageId=each, LaunchPermission={"Add": [{"UserId": "210987654321"}]})
     shelves.elsewhere[used] = [("210987654321", "ec2:Instance", 3), ("210987654321", "ec2:LaunchTemplate", 0)]
-    assert pruned(capsys, "--dry-run")[used]["reason"].startswith("shared with 210987654321: a run asks EC2")
+    assert pruned(capsys, "--dry-run")[used]["reason"].startswith("shared with 210987654321: the next run asks EC2")
     assert shelves.reports == {}
     found = pruned(capsys)
     assert {each: found[each]["action"] for each in found} == {used: "wait", unused: "wait", alone: "remove"}
@@ -192,10 +192,10 @@ def test_what_may_not_be_asked_keeps_the_image(shelves: Shelves, capsys: pytest.
 @given(
     graph=st.lists(st.tuples(st.sampled_from(USES), st.integers(0, 3)), max_size=6, unique_by=lambda each: each[0]),
     retired=st.sets(st.integers(0, 3)),
-    rules=st.builds(Rules, st.integers(0, 1), grace=st.sampled_from([timedelta(), timedelta(days=7)])),
+    rules=st.builds(RetentionRules, st.integers(0, 1), grace=st.sampled_from([timedelta(), timedelta(days=7)])),
 )
-@example(graph=[(by_target_parameter, 0)], retired=set(), rules=Rules(1))  # reads the history of a parameter
-@example(graph=[(by_history_of_a_parameter, 1), (by_target_parameter, 0)], retired={0}, rules=Rules(0))
+@example(graph=[(by_target_parameter, 0)], retired=set(), rules=RetentionRules(1))  # reads the history of a parameter
+@example(graph=[(by_history_of_a_parameter, 1), (by_target_parameter, 0)], retired={0}, rules=RetentionRules(0))
 @settings(
     max_examples=8,
     deadline=None,
@@ -204,7 +204,7 @@ def test_what_may_not_be_asked_keeps_the_image(shelves: Shelves, capsys: pytest.
 )
 @NEEDS_KUBECTL
 def test_for_any_graph_of_references_nothing_that_is_used_goes(
-    shelves: Shelves, world: World, graph: list[tuple[Use, int]], retired: set[int], rules: Rules
+    shelves: Shelves, world: World, graph: list[tuple[Use, int]], retired: set[int], rules: RetentionRules
 ) -> None:
     moto_api_backend.reset()  # a world of its own for each graph
     shelves.deprecated.clear()

@@ -15,7 +15,7 @@ from parbake import records
 from parbake.bakefile import load
 from parbake.core.errors import Interrupted
 from parbake.fleet.engine import runs
-from parbake.records.store import brought, session_store
+from parbake.records.store import refreshed_output, session_store
 from tests.fakes.faulty_proxy import FaultyProxy, Stall
 from tests.fakes.images import image, layer, push
 from tests.fakes.leaks import files, work_folders
@@ -64,7 +64,7 @@ def digests(machine: Machine, fleet: RealFleet, prefix: str) -> dict[str, str]:
     found = {}
     for name in holds(prefix):
         bakefile = load(machine.checkout(fleet.at) / name / "parbake.yaml")
-        for _, record in records.find(brought(bakefile)):
+        for _, record in records.find(refreshed_output(bakefile)):
             assert record.blocks
             found[name] = record.blocks.digest
     return found

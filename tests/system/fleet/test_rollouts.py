@@ -20,7 +20,7 @@ from parbake.fleet.engine import local, logs, rollouts, runs
 from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
-from parbake.fleet.preview import Outlook
+from parbake.fleet.preview import CellPreview
 from parbake.records.store import needed, open_store
 from tests.fakes.fleet_program import key_of
 from tests.fakes.fleets import Fleet, kill
@@ -164,7 +164,7 @@ def test_a_pause_holds_within_one_target_and_what_has_ended_can_be_returned(flee
     fleet.target("one.slow").touch()
     fleet.run(CELLS, name="pause", rollout=True)
     fleet.wait_until(lambda: fleet.written() == [f"write one {A}"], "the first target")
-    with pytest.raises(InputError, match="the wave all does not wait for an approval: it is being handed out"):
+    with pytest.raises(InputError, match="the wave all does not wait for an approval: it is being rolled out"):
         fleet.approve("all", name="pause")
     fleet.ask(lambda client: rollouts.pause(client, "pause", "by ann"))
     fleet.target("one.slow").unlink()
@@ -248,7 +248,7 @@ def test_the_commands_tell_and_ask(
     assert "there was no rollout of cli yet" in parbake("approve", code=2)["message"]
     assert parbake("rollout", "--wait", "--progress", "none")["state"] == "approval"
     assert "is under way" in said("rollout")
-    assert "begins with no other target" in said("pause", "--rollout")
+    assert "starts no further target" in said("pause", "--rollout")
     fleet.until("paused", "cli")
     assert "by " in parbake("status")["last_rollout"]["paused"]
     assert "rollout/cli: goes on" in said("resume", "--rollout")
@@ -259,19 +259,19 @@ def test_the_commands_tell_and_ask(
     assert parbake("rollback", "--wait", "--progress", "none")["noted"] == []
     assert "was rolled back" in said("status")
     assert "no rollout of cli is under way" in parbake("cancel", "--rollout", code=2)["message"]
-    look = Outlook(Cell("a@amd64", "a/parbake.yaml", "linux/amd64"), "bake", key_of("a@amd64"), "a.raw")
+    look = CellPreview(Cell("a@amd64", "a/parbake.yaml", "linux/amd64"), "bake", key_of("a@amd64"), "a.raw")
     monkeypatch.setattr(preview, "look", lambda *_: (look,))
     assert "Fill a@amd64" in said("logs", "a", "--progress", "none")
-    assert "logs are of a cell or of the rollout" in parbake("logs", code=2)["message"]
+    assert "logs belong to a cell or to the rollout" in parbake("logs", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="0" * 64),))
     assert "the engine knows no bake of" in parbake("logs", "a", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="", state="build"),))
-    assert "its images are to be built" in parbake("logs", "a", code=2)["message"]
+    assert "its images have to be built first" in parbake("logs", "a", code=2)["message"]
     page = tmp_path / "fleet.html"
     assert "wrote " in said("report", "--output", str(page), "--progress", "none")
     assert "was rolled back" in page.read_text()
     where[1] = str(tmp_path / "nowhere")
-    assert "The engine was not asked" in said("report", "--output", str(page), "--progress", "none")
+    assert "The engine could not be asked" in said("report", "--output", str(page), "--progress", "none")
 
 
 def test_a_bake_that_runs_or_has_failed_says_what_it_did(fleet: Fleet) -> None:

@@ -310,7 +310,7 @@ def test_verification_says_of_each_image_what_is_wrong(node: Node) -> None:
 def test_a_proof_that_breaks_off_is_no_proof(node: Node) -> None:
     node.program("python3", "echo Traceback: no memory >&2; exit 1\n")
     text = node.run(user_data(plan_of(image()), "run-1", "verify", limit=600, registries={}))
-    assert "the proof broke off: Traceback: no memory" in read(text).failure
+    assert "the verification program failed: Traceback: no memory" in read(text).failure
 
 
 def test_a_proof_of_many_images_fits_into_user_data() -> None:

@@ -197,7 +197,7 @@ def test_who_asks_for_more_when_there_is_none_hears_it(volume: Volume, threads: 
     raw = archive(*(entry(b"f%d" % number, data=random.randbytes(9 * MIB)) for number in range(8)))
     layer = describe(raw)
     (area,) = volume.areas([layer])
-    with pytest.raises(DiskFull, match="no blocks are left in the volume"):
+    with pytest.raises(DiskFull, match="the volume has no blocks left"):
         go(threads, layer, area, raw)
 
 

@@ -121,5 +121,5 @@ def test_a_store_has_a_word_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(WrongStore, match=r"is another store than the one where the run was begun"):
         need_identity(str(two), word)
     (two / "identity").write_text("a word\n")
-    with pytest.raises(BadContent, match="is not the word that names a store"):
+    with pytest.raises(BadContent, match="is not a valid store identity"):
         identity_of(open_store(str(two)))

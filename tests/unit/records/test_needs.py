@@ -11,7 +11,7 @@ import pytest
 from parbake.records.store import Need, needed, note
 from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune as retention
-from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.decide import RetentionRules
 from tests.fakes.shared_bakes import Machine, content
 
 
@@ -55,10 +55,10 @@ def test_artefacts_that_a_rollout_needs_stay_in_the_store(store: FolderStore, tm
     machine = Machine(tmp_path / "one", store.url)
     made = [machine.baked(word, content(number), at=number) for number, word in enumerate("abcd")]
     for each in made:
-        machine.shared.keep(each)
+        machine.shared.put(each)
     note(store, Need(fleet="shop", keys=(made[0].key[:32],)))
     note(store, Need(fleet="shop", target="canary of node", keys=(made[0].key[:32],), held=(made[1].artefact,)))
-    decided = retention.prune(machine.output, Rules(keep=1), shared=machine.shared)
+    decided = retention.prune(machine.output, RetentionRules(keep=1), shared=machine.shared)
     reasons = {each.item.id: (each.action, each.reason) for each in decided}
     assert reasons == {
         made[0].artefact: ("keep", "the last rollout of the fleet shop hands it out"),

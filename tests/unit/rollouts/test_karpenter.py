@@ -311,7 +311,7 @@ def test_a_policy_is_asked_before_anything_is_written(
         assert (code, error["error"]) == (1, "RolloutError")
         assert "a policy of the cluster refuses the change: " in error["message"]
         assert says in error["message"]
-        assert "the right to write is there" in error["hint"]
+        assert "you have the right to write" in error["hint"]
     assert server.store.version == before, "nothing was written"
     server.store.policies.clear()
     assert parbake(capsys, "rollout", FIRST.key, "--no-follow")[0] == 0
@@ -327,7 +327,7 @@ def test_a_webhook_that_cannot_be_asked_is_a_caution(
     server.store.policies.append(lambda _old, _new: 'admission webhook "x.example.com" does not support dry run')
     kitchen(tmp_path, [GPU], FIRST)
     code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
-    assert (code, "can only be asked by writing" in shown["targets"][0]["cautions"][-1]) == (0, True)
+    assert (code, "cannot be asked in advance" in shown["targets"][0]["cautions"][-1]) == (0, True)
 
 
 def test_a_node_class_that_is_being_deleted(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,7 +358,7 @@ def test_a_file_that_was_applied_takes_the_change_back(
         server.change("ec2nodeclasses", "gpu", note)
     kitchen(tmp_path, [GPU], FIRST)
     cautions = parbake(capsys, "rollout", FIRST.key, "--dry-run")[1]["targets"][0]["cautions"]
-    expected = "kubectl applied a file with amiSelectorTerms: applied again, it takes the change back"
+    expected = "kubectl applied a file with amiSelectorTerms: applying it again reverts the change"
     assert (expected in cautions) is not broken
 
 
@@ -373,7 +373,7 @@ def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytes
     assert "--force-conflicts" in error["hint"]
     code, done = parbake(capsys, "rollout", FIRST.key, "--no-follow", "--force-conflicts")
     assert (code, terms(server)) == (0, [{"id": "ami-1"}])
-    assert "may write back" in done["targets"][0]["cautions"][-1]
+    assert "may revert it" in done["targets"][0]["cautions"][-1]
 
 
 def test_another_machine_knows_as_much(

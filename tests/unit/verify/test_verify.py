@@ -30,11 +30,11 @@ from parbake.core.model import (
     TcpProbe,
 )
 from parbake.machine.vm import Clock
-from parbake.verify import Pulled, Rehearsal, verify
+from parbake.verify import Pulled, Verification, verify
 from parbake.verify.booted import Kind, Settings, identify, settings_of
 from parbake.verify.starter import Log, Starter, describe, shorten
 from parbake.verify.store import choose
-from parbake.verify.verify import sandbox_action, subjects_in, subjects_of
+from parbake.verify.verify import images_in, images_of, sandbox_action
 from tests.fakes.plans import digest, image, plan
 
 OLD = """
@@ -79,15 +79,15 @@ def test_a_plan_promises_its_images_all_their_names_and_the_sandbox() -> None:
     startup = Startup(up=ExitProbe())
     app = image("registry.test/app:1", startup=startup, also_by_digest=True)
     other = image(f"registry.test/other:2@{digest('x')}")
-    subjects = subjects_of(plan(images=(app, other), sandbox=image("localhost/pause:1")))
-    assert [(s.reference, s.name, s.startup) for s in subjects] == [
+    images = images_of(plan(images=(app, other), sandbox=image("localhost/pause:1")))
+    assert [(s.reference, s.name, s.startup) for s in images] == [
         ("registry.test/app:1", "registry.test/app:1", startup),
         (f"registry.test/app@{app.target.digest}", f"registry.test/app@{app.target.digest}", None),
         (f"registry.test/other:2@{digest('x')}", "registry.test/other:2", Startup()),
         (f"registry.test/other@{digest('x')}", f"registry.test/other@{digest('x')}", None),
         ("localhost/pause:1", "localhost/pause:1", None),
     ]
-    assert subjects[0].expected == app
+    assert images[0].expected == app
 
 
 def test_without_a_plan_each_content_is_started_once_and_the_sandbox_never() -> None:
@@ -99,15 +99,15 @@ def test_without_a_plan_each_content_is_started_once_and_the_sandbox_never() -> 
         "localhost/pause:1": "pause",
         "localhost/pause@" + digest("pause"): "pause",
     }
-    subjects = subjects_in(records, "localhost/pause:1")
-    assert {s.name: s.startup is not None for s in subjects} == {
+    images = images_in(records, "localhost/pause:1")
+    assert {s.name: s.startup is not None for s in images} == {
         "registry.test/app:1": True,
         "registry.test/app:2": True,
         "registry.test/app@" + digest("app"): False,
         "localhost/pause:1": False,
         "localhost/pause@" + digest("pause"): False,
     }
-    assert all(s.expected is None for s in subjects)
+    assert all(s.expected is None for s in images)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_volume_of_another_architecture_is_attached_to_a_base_of_it(
     monkeypatch.setattr("parbake.verify.booted.Machine", lambda disk, _folder, **more: made.append((disk, more)))
     volume, foreign = tmp_path / "volume.raw", Platform(architecture="arm64")
     wanted = plan(platform=foreign, artefact=Artefact(kind="volume"), base=Base(kind="none"))
-    Rehearsal(volume, wanted, events=Events(), folder=tmp_path)
+    Verification(volume, wanted, events=Events(), folder=tmp_path)
     [(base, more)] = made
     assert (base.name, more["architecture"]) == ("arm64", "arm64")
     [drive] = more["drives"]

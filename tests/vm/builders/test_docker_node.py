@@ -21,7 +21,7 @@ from parbake.core.events import Events
 from parbake.core.model import Base, Plan, Verdict
 from parbake.machine import disk
 from parbake.machine.disk import BLOCK, data_blocks
-from parbake.verify import Rehearsal
+from parbake.verify import Verification
 from tests.fakes.base import default_base
 from tests.fakes.every_layer_feature import busybox_layer
 from tests.fakes.images import image, index, push
@@ -94,7 +94,7 @@ def outcome(default_base: Path, tmp_path_factory: pytest.TempPathFactory, addres
         artefact = Path(document["artefact_path"])
         plan = records.read(Path(document["record_path"])).plan
     offline = plan.model_copy(update={"base": Base(kind="debian")})  # which needs no cloud-init, as it did to bake
-    with Rehearsal(artefact, offline, events=Events(), folder=folder / "offline") as rehearsal:
+    with Verification(artefact, offline, events=Events(), folder=folder / "offline") as rehearsal:
         baked = rehearsal.verdict()
         rehearsal.plan = None
         everything = rehearsal.verdict()

@@ -27,7 +27,7 @@ from parbake.core.nodefiles import node_file
 from parbake.machine import disk
 from parbake.machine.vm import Drive, Machine, agent_credentials
 from parbake.records import Record
-from parbake.verify import Rehearsal
+from parbake.verify import Verification
 from parbake.workflows import verify
 from parbake.workflows.trace import trace_of
 from tests.fakes.base import default_base
@@ -196,7 +196,7 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         drive, uuid = failing_drive(tmp_path, stack)
         units = spoil(copy, tmp_path / "mnt", uuid)
         source = stack.enter_context(ColdSource(copy, tmp_path, COLD))
-        rehearsal = Rehearsal(source.file, baked.record.plan, events=Events(), folder=tmp_path / "vm")
+        rehearsal = Verification(source.file, baked.record.plan, events=Events(), folder=tmp_path / "vm")
         drives = [Drive(drive, "failing")]
         rehearsal.node.machine = Machine(
             source.file, tmp_path / "vm/machine", credentials=agent_credentials(), drives=drives

@@ -96,7 +96,7 @@ def _roles(scope: Scope) -> dict[str, Policy]:
     for role in theirs:
         targets = [each for each in bakefile.rollout if each.role == role]
         its = scope.alone(targets, Role(role).account)
-        found[f"role_of_{targets[0].name}"] = policy([*pruning.looks(its), *rollouts.for_targets(its)])
+        found[f"role_of_{targets[0].name}"] = policy([*pruning.reads(its), *rollouts.for_targets(its)])
         found[f"role_of_{targets[0].name}_trust"] = _trust_the_caller(scope, targets[0].external_id)
     return found
 

@@ -26,7 +26,7 @@ _HINT = "the AMI is still being made: run the same command again to keep waiting
 
 @dataclass(frozen=True, slots=True)
 class Amis:
-    """Makes sure of AMIs for one Bakefile's ``aws`` section; ``fresh``: copies of an AMI of before do not count."""
+    """Makes sure of AMIs for one Bakefile's ``aws`` section; ``fresh``: copies of an earlier AMI do not count."""
 
     settings: AwsSection
     stamp: aws.Stamp
@@ -85,14 +85,14 @@ class Amis:
         """Wait until an AMI is available, with the progress of its snapshots; return its description."""
         ec2 = aws.client("ec2", region)
 
-        def look() -> aws.Look:
+        def look() -> aws.Observation:
             found = ec2.describe_images(ImageIds=[image])["Images"]
             if not found:
                 raise AwsNotFound(f"there is no AMI {image} in {region}")
             state = found[0]["State"]
             reason = found[0].get("StateReason", {}).get("Message", "")
             failed = f"{image} is {state}: {reason}" if state in {"failed", "error", "invalid", "deregistered"} else ""
-            return aws.Look(state == "available", state, self._percent(ec2, found[0]), failed, found[0])
+            return aws.Observation(state == "available", state, self._percent(ec2, found[0]), failed, found[0])
 
         shown = f"Wait for {image} in {region}"
         found: dict[str, Any] = aws.wait(shown, look, seconds=_WAIT, events=self.events, hint=_HINT)

@@ -1,4 +1,4 @@
-"""The commands that tell of a fleet what is no table on a screen: what a bake has said, and a page for people."""
+"""The commands that show more of a fleet than a table: the log of a bake, and a page of HTML."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 def logs(
     events: Events,
     cell: Annotated[str, typer.Argument(help="A cell, such as search@amd64.", metavar="[CELL]")] = "",
-    rollout: Annotated[bool, typer.Option("--rollout", help="The story of the last rollout.")] = False,
+    rollout: Annotated[bool, typer.Option("--rollout", help="The log of the last rollout.")] = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Show the end of what the last bake of a cell has said, or the story of the last rollout.
+    """Show the end of the log of a cell's last bake, or the log of the last rollout.
 
-    Also while it is under way: a worker tells it with its heartbeats. The engine keeps it for 30 days.
+    Also while it is under way: workers send it with their heartbeats. The engine keeps it for 30 days.
     """
     from parbake.cli.text import fleet_rollouts as text
     from parbake.fleet import preview
@@ -40,7 +40,7 @@ def logs(
 
     fleet, folder = load(file), file.absolute().parent
     if bool(cell) == rollout:
-        raise InputError("logs are of a cell or of the rollout", hint="name a cell, or write --rollout")
+        raise InputError("logs belong to a cell or to the rollout", hint="name a cell, or write --rollout")
     if rollout:
 
         async def story(client: Client) -> RolloutStatus | None:
@@ -57,7 +57,7 @@ def logs(
         raise InputError(f"{cell} is several cells", hint=f"name one, such as {look.cell.name}")
     if not look.key:
         raise InputError(
-            f"{look.cell.name} has no key yet: {look.problem or 'its images are to be built'}",
+            f"{look.cell.name} has no key yet: {look.problem or 'its images have to be built first'}",
             hint="`parbake fleet status` shows what is under way",
         )
 
@@ -77,10 +77,10 @@ def report(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Write how a fleet is as one page of HTML, which needs no network.
+    """Write a one-page HTML report of a fleet, which needs no network.
 
-    Its cells with places, ages and times, what failed, the waves with who approved them. Where the engine does not
-    answer the page says so, and has the cells alone.
+    It has the cells with their places, ages and times, the failures, and the waves with their approvals. If the engine
+    does not answer, the page says so, and has only the cells.
     """
     from parbake.cli.report.fleet import FleetNow, fleet_page
     from parbake.core import atomic
@@ -105,7 +105,7 @@ def report(
     try:
         run, rollout = asked(state, file, ask)
     except (EngineUnreachable, EnvironmentProblem, InputError) as error:
-        silence = f"The engine was not asked: {error.message}"
+        silence = f"The engine could not be asked: {error.message}"
     page = fleet_page(FleetNow(fleet.name, datetime.now(UTC), found, run, rollout, silence))
     with room_for(to):
         atomic.replace(to, page, mode=0o644)

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 Wait = Annotated[
     bool,
-    typer.Option("--wait", help="Wait until it ends, or needs somebody; the exit code is 3 if it failed or is paused."),
+    typer.Option(
+        "--wait", help="Wait until it ends or needs a decision; the exit code is 3 if it failed or is paused."
+    ),
 ]
-By = Annotated[str, typer.Option("--by", help="Who says so. Default: the user's name.", metavar="NAME")]
+By = Annotated[str, typer.Option("--by", help="The name for the record. Default: the user's.", metavar="NAME")]
 Note = Annotated[str, typer.Option("--note", help="Why, for the record.", metavar="TEXT")]
 
 
@@ -57,10 +59,10 @@ def rollout(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Roll out what the last run has made sure of, in the waves of the fleet's file.
+    """Roll out the artefacts of the last run, in the waves of the fleet's file.
 
-    `parbake fleet run` does so by itself, once for each generation. Where a rollout of the same is under way, it is
-    that one. --cell is for --dry-run.
+    `parbake fleet run` does so by itself, once for each generation. If the same rollout is under way already, this
+    follows it. --cell is for --dry-run.
     """
     from parbake.cli.text import fleet_rollouts as text
 
@@ -97,14 +99,14 @@ def _followed(fleet: str, state: Path | None, file: Path, events: Events, *, sin
 
         seen: list[object] = []
 
-        def told(status: RolloutStatus) -> None:
+        def on_status(status: RolloutStatus) -> None:
             story = status.standing.story if status.standing else []
             for entry in story[story.index(seen[-1]) + 1 if seen and seen[-1] in story else 0 :]:
                 if entry.at >= since:
                     events.note(entry.text)
                 seen.append(entry)
 
-        return await rollouts.follow(client, fleet, told)
+        return await rollouts.follow(client, fleet, on_status)
 
     return asked(state, file, follow)
 
@@ -122,16 +124,16 @@ def _ended(found: RolloutStatus, problem: str) -> Result:
 @command(fleets)
 def approve(
     events: Events,
-    wave: Annotated[str, typer.Argument(help="The wave. Default: the one that waits.", metavar="[WAVE]")] = "",
+    wave: Annotated[str, typer.Argument(help="The wave. Default: the one that is waiting.", metavar="[WAVE]")] = "",
     by: By = "",
     note: Note = "",
     wait: Wait = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Approve a wave that waits for it, so that the next one begins.
+    """Approve a wave that waits for it, so that the next one starts.
 
-    Who, when and from which machine is recorded; nobody may approve twice.
+    The name, the time and the machine are recorded; nobody may approve twice.
     """
     from parbake.fleet.file import load
 
@@ -144,10 +146,10 @@ def approve(
         return await rollouts.approve(client, fleet.name, Yes(wave, who, socket.gethostname(), note))
 
     name = asked(state, file, go)
-    said = f"rollout/{fleet.name}: {who} has approved the wave {name}"
+    message = f"rollout/{fleet.name}: {who} has approved the wave {name}"
     if wait:
         return _as_it_goes_on(fleet.name, state, file, events, since=now)
-    return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: said)
+    return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: message)
 
 
 @command(fleets)
@@ -159,7 +161,7 @@ def rollback(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Return all targets that the last rollout has written, in reverse order.
+    """Roll back all targets that the last rollout has written, in reverse order.
 
     Also those that are being written or have failed. A target that holds something else by now is left as it is.
     """
@@ -178,7 +180,7 @@ def rollback(
         return Result({"rollout": name, "told": "rollback"}, lambda: f"{name}: goes back")
     found = _followed(fleet.name, state, file, events, since=now)
     whole = found.state == "rolled-back" and found.standing and not found.standing.noted
-    return _ended(found, "" if whole else f"not all targets of {fleet.name} were returned")
+    return _ended(found, "" if whole else f"some targets of {fleet.name} were not rolled back")
 
 
 @command(fleets)
@@ -187,13 +189,13 @@ def gate(
     wave: Annotated[str, typer.Argument(help="The wave.", metavar="WAVE")],
     cell: Cells = None,
     generation: Annotated[
-        str, typer.Option(help="What the gate's command is told of what is rolled out.", metavar="NAME")
+        str, typer.Option(help="What the gate's command is told about the rollout.", metavar="NAME")
     ] = "",
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Ask what a rollout asks after a wave: its targets, whether their nodes run what they hold, then its gate.
+    """Run a wave's checks by hand: whether the nodes of its targets run what these hold, then its gate.
 
-    The exit code is 3 when one of them says no.
+    The exit code is 3 if one of them fails.
     """
     from parbake.cli.text import fleet_rollouts as text
     from parbake.fleet import gate as asking

@@ -15,7 +15,7 @@ from parbake.cli.text.fleet import STATES
 from parbake.cli.text.fleet_rollouts import STATES as OF_ROLLOUTS
 from parbake.cli.text.fleet_rollouts import WAVES
 from parbake.core.units import human_bytes
-from parbake.fleet.preview import Outlook, State
+from parbake.fleet.preview import CellPreview, State
 
 if TYPE_CHECKING:
     from parbake.fleet.engine.rollout_tasks import Standing
@@ -32,7 +32,7 @@ class FleetNow:
 
     name: str
     now: datetime
-    cells: Sequence[Outlook]
+    cells: Sequence[CellPreview]
     run: Status | None = None
     rollout: RolloutStatus | None = None
     silence: str = ""

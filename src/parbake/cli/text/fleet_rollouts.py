@@ -1,4 +1,4 @@
-"""What is told of a fleet's rollouts, as text for people and as JSON for programs. Pure."""
+"""A fleet's rollouts, as text for people and as JSON for programs. Pure."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ STATES = {
 }
 WAVES = {
     "waits": "waits",
-    "looks": "looks at its targets",
-    "hands": "is handed out",
+    "looks": "is checking its targets",
+    "hands": "is being rolled out",
     "soaks": "soaks",
-    "asks": "asks its gate",
+    "asks": "is running its gate",
     "approval": "waits for an approval",
     "done": "done",
 }
@@ -149,7 +149,7 @@ def rollout_text(status: RolloutStatus) -> str:
     if status.problem:
         lines.append(word(status.problem))
     if standing is None:
-        return "\n".join([*lines, "no worker answers: how far it is is not known"])
+        return "\n".join([*lines, "no worker answers, so its progress is unknown"])
     lines[0] += f"  generation {standing.generation}"
     if standing.waves:
         goes_on = standing.state in {"waves", "done"}

@@ -1,4 +1,4 @@
-"""What travels through the engine of rollouts: who is to get what in which order, and how far that is."""
+"""What travels through the engine for rollouts: which target gets what in which order, and how far that is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from parbake.fleet.engine.tasks import Root
 
 MOST_ENTRIES = 100
-"""Lines of its own story that a rollout remembers."""
+"""Lines of its own log that a rollout keeps."""
 DIGITS_OF_KEYS = 32
-"""So much of a key names it: whole ones of a thousand cells would be too much to hand from one history to the next."""
+"""Digits of a key that identify it: whole keys of a thousand cells would be too much for one history."""
 
 
 def rollout_id(fleet: str) -> str:
@@ -25,14 +25,14 @@ def fleet_of(identity: str) -> str:
 
 
 def generation(keys: Mapping[str, str]) -> str:
-    """Return the name of what a run has made sure of: the hash of its keys."""
+    """Return the name of a run's artefacts: a hash of their keys."""
     text = "\n".join(f"{cell} {key}" for cell, key in sorted(keys.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Yes:
-    """Somebody's approval of a wave. ``at`` is in ISO 8601, ``host`` the machine that it was said on."""
+    """Somebody's approval of a wave. ``at`` is in ISO 8601, ``host`` the machine that it came from."""
 
     wave: str
     by: str
@@ -92,7 +92,7 @@ class Entry:
 
 @dataclass
 class Standing:
-    """How a rollout stands. ``noted`` are the targets that may have been written, in order: what a rollback returns.
+    """The state of a rollout. ``noted`` are the targets that may have been written, in order: what a rollback returns.
 
     ``state``: waves, back, done, rolled-back. ``paused`` says why it waits, ``opens`` when the next window does.
     """
@@ -120,7 +120,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """Hand out what a run has made sure of: ``keys``, by cell. ``file`` is the fleet's file, below the root.
+    """Roll out a run's artefacts: ``keys``, by cell. ``file`` is the fleet's file, below the root.
 
     ``standing`` goes from one part of a long rollout to the next. ``back`` says who wants it back, and why.
     """
@@ -138,7 +138,7 @@ class RolloutRequest:
 
     @property
     def generation(self) -> str:
-        """The name of what is handed out."""
+        """The name of what is rolled out."""
         return generation(self.keys)
 
 

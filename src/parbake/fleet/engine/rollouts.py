@@ -184,7 +184,7 @@ async def back(client: Client, fleet: str, why: str) -> None:
     if not found.standing.noted:
         raise InputError(
             "the last rollout has written nothing that could be returned",
-            hint="`parbake rollback -f BAKEFILE --to TARGET` returns one target to what it held before",
+            hint="`parbake rollback -f BAKEFILE --to TARGET` returns one target to its previous artefact",
         )
     request = await _request(client, fleet)
     await start(client, replace(request, standing=found.standing, back=why))

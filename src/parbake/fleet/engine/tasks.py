@@ -176,7 +176,7 @@ class Baked:
 class Progress:
     """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built.
 
-    ``rollout`` says what became of handing it out. One that is ``draining`` begins nothing new, and ends.
+    ``rollout`` says what became of handing it out. One that is ``draining`` starts nothing new, and ends.
     """
 
     counts: Counts

@@ -381,10 +381,10 @@ class Rollout:
 
 _DOES = {
     "waits": "waits for the waves before it",
-    "looks": "looks at its targets",
-    "hands": "is being handed out",
+    "looks": "is checking its targets",
+    "hands": "is being rolled out",
     "soaks": "soaks",
-    "asks": "asks its gate",
+    "asks": "is running its gate",
     "done": "is done",
 }
 

@@ -34,7 +34,7 @@ _A_BAKE = timedelta(hours=6)
 _A_PLAN = timedelta(hours=1)
 _REPORT_OF_WAITING = timedelta(minutes=1)
 PATIENT = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
-"""How what a fleet asks of its workers is tried again."""
+"""How calls of a fleet's workers are retried."""
 _ENOUGH_TO_JUDGE = 5
 """Failures below which a run goes on, however few cells it has."""
 

@@ -6,11 +6,11 @@ store afterwards. The first record of a content key wins, whoever comes second t
 """
 
 from parbake.records.store.choose import (
-    brought,
     leases_of,
     need_conditional_writes,
     needs_of,
     open_store,
+    refreshed_output,
     session_store,
 )
 from parbake.records.store.entries import Entry
@@ -28,7 +28,6 @@ __all__ = [
     "Need",
     "Shared",
     "Store",
-    "brought",
     "claimed",
     "held",
     "identity_of",
@@ -38,5 +37,6 @@ __all__ = [
     "needs_of",
     "note",
     "open_store",
+    "refreshed_output",
     "session_store",
 ]

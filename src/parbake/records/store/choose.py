@@ -25,8 +25,8 @@ def open_store(address: str, region: str = "") -> Store:
     return FolderStore(Path(address))
 
 
-def brought(bakefile: Bakefile, events: Events | None = None) -> Path:
-    """Return a Bakefile's folder of artefacts, with the records that its store has of what lies in clouds."""
+def refreshed_output(bakefile: Bakefile, events: Events | None = None) -> Path:
+    """Return a Bakefile's folder of artefacts, once it has the records that the store has of what lies in clouds."""
     if shared := session_store(bakefile, events):
         shared.refresh()
     return bakefile.output

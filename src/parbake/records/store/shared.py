@@ -64,7 +64,7 @@ class Shared:
         found = self._find(artefact)
         return found.record if found else None
 
-    def bring(self, artefact: str, *, disk: bool = True) -> None:
+    def fetch(self, artefact: str, *, disk: bool = True) -> None:
         """Make ``output`` hold what the store has of an artefact, if anything; without ``disk`` not its own bytes.
 
         Raises BadContent where the store has something else than it says, DiskFull.
@@ -72,8 +72,8 @@ class Shared:
         if found := self._find(artefact):
             self._place(found, disk=disk)
 
-    def keep(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
-        """Let the store have an artefact of ``output``; return the record that counts: the first one.
+    def put(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
+        """Put an artefact of ``output`` into the store; return the record that counts: the first one.
 
         With ``replacing`` whatever was there before gives way; with ``again`` a record of the same bytes does.
         """
@@ -86,7 +86,7 @@ class Shared:
                 ):
                     return found.record
                 if not same:
-                    return self._give_way(record, found)
+                    return self._yield_to(record, found)
             entry = self._sent(record, found)
             if found is None:
                 kept = self.store.add(entry.name, entry.text())
@@ -96,7 +96,7 @@ class Shared:
                 return record
 
     def refresh(self) -> None:
-        """Bring the records of all that lies in a cloud, and what others have said of artefacts that are here.
+        """Fetch the records of all that lies in a cloud, and what others have added to records of artefacts here.
 
         One that is here with other bytes is replaced, as the first record counts: this machine was second, and died or
         was stopped before it took the first one over.
@@ -110,7 +110,7 @@ class Shared:
                 with suppress(DeadlineExceeded), folder.in_use(self._output, found.record.artefact, timeout=0):
                     self._place(found, disk=second)
             except (PermissionError, EnvironmentProblem) as error:  # a reader's; what is here can be shown all the same
-                self._events.warn(f"{found.record.artefact}: not brought from {self.store.url} ({error})")
+                self._events.warn(f"{found.record.artefact}: not fetched from {self.store.url} ({error})")
 
     def records(self) -> tuple[Record, ...]:
         """Return the records of the Bakefile's artefacts in the store."""
@@ -162,7 +162,7 @@ class Shared:
         if (record.artefact, record.key) != (entry.artefact, entry.key):
             raise BadContent(
                 f"{name} in {self.store.url} holds the record of {record.artefact}",
-                hint="somebody has changed it by hand: `parbake bake --force` makes a true one",
+                hint="somebody has changed it by hand: `parbake bake --force` writes a correct one",
             )
         return _Found(held, entry, record, text)
 
@@ -201,7 +201,7 @@ class Shared:
             fits = disk.sha256_file(made, self._events) == record.sha256
         if not fits:
             raise BadContent(
-                f"the bytes of {record.artefact} in {self.store.url} are not those of its record",
+                f"the bytes of {record.artefact} in {self.store.url} do not match its record",
                 hint="`parbake bake --force` makes it anew",
             )
 
@@ -247,7 +247,7 @@ class Shared:
                 f"{entry.artefact}: its index in {self.store.url} is not one", hint="bake again"
             ) from error
 
-    def _give_way(self, record: Record, found: _Found) -> Record:
+    def _yield_to(self, record: Record, found: _Found) -> Record:
         """Take over the artefact that another machine has stored first."""
         ours = ", ".join(there.image or there.snapshots[0].id for there in record.published.values())
         left = f"; {ours} is not referred to by it, and `parbake prune --aws` removes it" if ours else ""

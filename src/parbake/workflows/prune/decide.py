@@ -45,7 +45,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RetentionRules:
     """``keep`` of each family and region stay, and what is younger than ``younger``; ``grace`` is between the steps."""
 
     keep: int = 3
@@ -63,7 +63,7 @@ class Decision:
 
 
 def decide(
-    items: Iterable[Item], rules: Rules, now: datetime, used: Mapping[str, Iterable[str]] | None = None
+    items: Iterable[Item], rules: RetentionRules, now: datetime, used: Mapping[str, Iterable[str]] | None = None
 ) -> tuple[Decision, ...]:
     """Decide about every item; ``used`` says for an id what refers to it (None: files here, which nothing refers to).
 
@@ -80,7 +80,7 @@ def decide(
 
 
 def _decision(
-    item: Item, place: int, rules: Rules, now: datetime, used: Mapping[str, Iterable[str]] | None
+    item: Item, place: int, rules: RetentionRules, now: datetime, used: Mapping[str, Iterable[str]] | None
 ) -> Decision:
     newest = f"the newest {rules.keep} of {item.family}"
     why = ""
@@ -95,13 +95,13 @@ def _decision(
     if used is None:
         return Decision(item, "remove", f"older than {newest}")
     if item.retired is None and rules.grace:
-        return Decision(item, "retire", f"nothing uses it; it goes in {_spoken(rules.grace)}")
+        return Decision(item, "retire", f"unused; to be removed in {_spoken(rules.grace)}")
     left = (item.retired or now) + rules.grace - now
     if left > timedelta():
-        return Decision(item, "wait", f"retired; it goes in {_spoken(left)}")
+        return Decision(item, "wait", f"retired; to be removed in {_spoken(left)}")
     if item.guarded:
         how = f"aws ec2 disable-image-deregistration-protection --region {item.region} --image-id {item.id}"
-        return Decision(item, "wait", f"nothing uses it, and it is {item.guarded}: `{how}` lets it go")
+        return Decision(item, "wait", f"unused, but {item.guarded}: `{how}` removes the protection")
     return Decision(item, "remove", "nothing uses it")
 
 

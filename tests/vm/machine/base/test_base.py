@@ -19,7 +19,7 @@ from parbake.core.events import Events
 from parbake.core.model import GIB
 from parbake.machine import disk
 from parbake.machine.vm import Drive, Machine
-from parbake.verify import Rehearsal
+from parbake.verify import Verification
 from tests.fakes.base import check_node, default_base, in_journal, mounting
 from tests.fakes.containerd_support import busybox, fill, pause
 
@@ -65,12 +65,12 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rehearsal(default_base: Path, volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+def rehearsal(default_base: Path, volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verification]:
     """The default base as a file: a machine image, no plan, nothing in its store, not even a sandbox image."""
     folder = tmp_path_factory.mktemp("base")
     image = folder / "base.qcow2"
     run.run(["qemu-img", "convert", "-O", "qcow2", str(default_base), str(image)])
-    made = Rehearsal(image, None, events=Events(), folder=folder)
+    made = Verification(image, None, events=Events(), folder=folder)
     made.node.machine._seed = mounting(PAUSE)
     made.node.machine._drives = [Drive(volume, "volume")]
     with made:
@@ -78,7 +78,7 @@ def rehearsal(default_base: Path, volume: Path, tmp_path_factory: pytest.TempPat
         assert made.node.machine.power_off()
 
 
-def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(rehearsal: Rehearsal) -> None:
+def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(rehearsal: Verification) -> None:
     machine, guest, verdict = rehearsal.node.machine, rehearsal.node.machine.guest, rehearsal.verdict()
     assert verdict.images == ()
     assert verdict.problems == ("there is no image in the runtime's store (namespace k8s.io)",)
@@ -103,7 +103,7 @@ def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(rehea
     assert guest.run(["mountpoint", "-q", "/var/lib/containerd"]).code != 0
 
 
-def test_a_small_volume_on_a_large_disk_is_the_nodes_store(rehearsal: Rehearsal) -> None:
+def test_a_small_volume_on_a_large_disk_is_the_nodes_store(rehearsal: Verification) -> None:
     """Grown, pinned, and started offline, by the program that cloud-init runs; the runtime runs by then."""
     machine, guest = rehearsal.node.machine, rehearsal.node.machine.guest
     within = 120 * machine.stretch
