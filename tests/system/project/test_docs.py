@@ -36,6 +36,8 @@ pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
 PARBAKE = Path(sys.executable).with_name("parbake")
 GOLDEN = ROOT / "tests/unit/cli/cases"
 PASSWORD = "a word"
+# The machine's logins; and coverage's, which would cost each of hundreds of commands a tenth of a second.
+NOT_THEIRS = ("COVERAGE_", "DOCKER_", "REGISTRY_", "XDG_")
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         path = bin_ / name
         path.write_text(f"#!/bin/sh\nset -e\n{script.format(**words)}\n")
         path.chmod(0o755)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DOCKER_", "REGISTRY_", "XDG_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(NOT_THEIRS)}
     return {
         **kept,
         "PATH": f"{bin_}:{PARBAKE.parent}:{os.environ['PATH']}",
