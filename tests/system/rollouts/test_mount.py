@@ -166,6 +166,14 @@ def test_a_volume_is_mounted_and_grown_to_its_disk(
         assert images[PAUSE]["io.cri-containerd.pinned"] == "pinned"
         assert node.asked == [], "a runtime that does not run is neither stopped nor started"
         assert node.mount(PAUSE) == "", "cloud-init runs it at each boot: then it is mounted already"
+        run.run(["umount", str(node.root)])  # as a reboot does
+        again = node.mount(PAUSE)
+        assert f"{device} is mounted at {node.root}" in again
+        if "could not be grown" not in said:
+            assert "could not be grown" not in again, "it has the disk's size by now, which is no mistake"
+        assert os.statvfs(node.root).f_blocks == there.f_blocks
+        assert node.images() == images
+        assert node.asked == []
         run.run(["umount", str(node.root)])
         check = ["e2fsck", "-fn", device] if filesystem == "ext4" else ["xfs_repair", "-n", device]
         run.run(check)

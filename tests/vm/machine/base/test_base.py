@@ -64,4 +64,5 @@ def test_the_base_boots_by_bios_with_cloud_init_as_a_bare_disk_is_verified(defau
         check_node(machine, uefi=False)
         assert in_journal(machine, "no disk labelled parbake within 8 s: the node keeps its own store, and pulls")
         assert guest.run(["mountpoint", "-q", "/var/lib/containerd"]).code != 0
+        assert "not found" not in machine.console_log.read_text(errors="replace"), "a script lacks a program"
         assert machine.power_off()
