@@ -33,9 +33,9 @@ _VOLUME_DEVICE = f"/dev/disk/by-id/virtio-{_VOLUME}"
 _AWAIT_VOLUME = {
     "systemd.unit-dropin.containerd.service": f"[Unit]\nConditionPathIsMountPoint={RUNTIME_ROOT}\n".encode()
 }
-# A volume's files have no labels: where the node's kernel enforces a policy, all get one, as `node/mount.sh` does it.
+# A volume's files have no labels: where the node's kernel enforces a policy, they get one, as `node/mount.sh` does it.
 _ENFORCES = "/sys/fs/selinux/enforce"
-_ONE_LABEL = "context=system_u:object_r:container_ro_file_t:s0"
+_UNLABELLED = "defcontext=system_u:object_r:container_ro_file_t:s0"
 # What the program says on standard error comes along: only the document is wanted. It goes through a pipe,
 # since SELinux may forbid the runtime to write into the agent's file.
 _DUMP = 'said=$(containerd config dump 2>/dev/null) && printf "%s\\n" "$said"'
@@ -203,7 +203,7 @@ class BootedNode:
             root = str(tomllib.loads(self._dump()).get("root") or RUNTIME_ROOT)
             guest.check(["mkdir", "-p", root], timeout=limit)
             with suppress(MachineError):  # there is no such file where the kernel has no SELinux
-                options = _ONE_LABEL if guest.read(_ENFORCES) == b"1" else options
+                options = _UNLABELLED if guest.read(_ENFORCES) == b"1" else options
         guest.check(["mount", "-o", options, _VOLUME_DEVICE, root], timeout=limit)
 
     def _dump(self) -> str:

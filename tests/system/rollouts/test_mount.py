@@ -192,8 +192,8 @@ def test_where_selinux_is_enforced_the_volume_gets_one_label(
         (node.folder / "selinux/enforce").write_text(enforced)
     with attached(baked(private_places, registry, sandbox=PAUSE), node):
         assert "is mounted at" in node.mount(PAUSE)
-    label = ",context=system_u:object_r:container_ro_file_t:s0" if enforced == "1" else ""
-    # One file system has one label, wherever it is mounted.
+    label = ",defcontext=system_u:object_r:container_ro_file_t:s0" if enforced == "1" else ""
+    # The kernel takes the same for each place where a file system is mounted.
     assert (node.folder / "options").read_text().splitlines() == [f"noatime{label}"] * 2
 
 

@@ -296,7 +296,7 @@ class NodeWithAVolume:
 
 @pytest.mark.parametrize(
     ("enforces", "options"),
-    [(b"1", "context=system_u:object_r:container_ro_file_t:s0"), (b"0", "defaults"), (b"", "defaults")],
+    [(b"1", "defcontext=system_u:object_r:container_ro_file_t:s0"), (b"0", "defaults"), (b"", "defaults")],
 )
 def test_a_volume_has_one_label_where_a_users_own_node_enforces_selinux(enforces: bytes, options: str) -> None:
     node, guest = object.__new__(BootedNode), NodeWithAVolume(enforces)
