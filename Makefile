@@ -7,19 +7,20 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
-# What is cheap to find out is found out first.
-TESTS := tests/unit tests/aws tests/system
+# Those that take long begin first, whatever the order here: see tests/conftest.py.
+TESTS := tests/unit tests/aws tests/system tests/vm
 # Files of tests that run at a time (0: one after the other, in one process): most wait for something now and then, but
-# emulated machines do not.
+# emulated machines do not. So many of them boot machines.
 JOBS ?= 4
 VM_JOBS ?= 2
+export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
 .PHONY: help setup packages lock lint test test-unit demo docs fuzz proto clean
-.PHONY: bench-bake bench-coldstart bench-fleet bench-rebake bench-startup bench-upload
+.PHONY: bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: packages .venv/.complete .venv/newer/packages.newer ## Install what parbake and its tests need: Debian packages (as root), .venv
 
@@ -41,10 +42,7 @@ lint: setup ## Check format, style and types
 	$(BIN)/mypy
 
 test: setup lint ## Run every test, with coverage
-	@failed=0; \
-	$(PYTEST) $(TESTS) -n $(JOBS) --cov-report= || failed=$$?; \
-	$(PYTEST) tests/vm -n $(VM_JOBS) --cov-append --cov-report=term --cov-fail-under=85 || failed=$$?; \
-	exit $$failed
+	$(PYTEST) $(TESTS) -n $(JOBS) --cov-report=term --cov-fail-under=85
 
 test-unit: setup ## Run the quick tests: no root, no virtual machine
 	$(BIN)/pytest tests/unit tests/aws
@@ -86,6 +84,11 @@ FLEET_BAKES ?= 1000
 
 bench-fleet: setup ## Bake simulated cells on a fleet whose server and workers are killed (FLEET_BAKES)
 	@$(BIN)/python -m bench.fleet --bakes $(FLEET_BAKES)
+
+FLEET_KILLS ?= 10
+
+bench-fleet-kills: setup ## Bake a large image on a fleet whose worker is killed at random moments (FLEET_KILLS)
+	@$(BIN)/python -m bench.fleet_kills --kills $(FLEET_KILLS)
 
 COLD_APPS ?= web,potato
 COLD_PROFILES ?= mild,harsh

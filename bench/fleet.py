@@ -26,8 +26,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from temporalio.client import Client
+
 from parbake.core.run import Process
-from parbake.fleet.engine import local
+from parbake.fleet.engine.queues import pollers
 from tests.fakes.fleet_program import key_of
 from tests.fakes.fleets import Fleet, kill
 
@@ -100,10 +102,8 @@ def measure(bakes: int, folder: Path) -> dict[str, object]:
     }
 
 
-async def _everybody(client: object) -> int:
-    from parbake.fleet.engine.runs import _pollers
-
-    return await _pollers(client, "bake")  # type: ignore[arg-type]
+async def _everybody(client: Client) -> int:
+    return len((await pollers(client, "bake")).alive())
 
 
 def kills(bakes: int) -> Iterable[tuple[int, int]]:
@@ -121,10 +121,8 @@ def _kill(fleet: Fleet, victim: int) -> None:
         fleet.work(1, slots=SLOTS)
         return
     say(f"{len(fleet.records)} records: the server dies")
-    kill(fleet.server)
-    fleet.server.stop()
-    fleet.server.__enter__()
-    local.wait_for(fleet.settings.port, fleet.server)
+    fleet.end_server()
+    fleet.begin_server()
 
 
 def main() -> None:

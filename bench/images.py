@@ -7,6 +7,7 @@ tars are temporary, and what travels lies once on disk, in the registry that ser
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -36,6 +37,7 @@ _EPOCH = 1_700_000_000
 _SMALL = ("python3-cryptography", "python3-requests")
 _SOURCES = "linux-source-6.12"
 _SMALL_FILE = 16 << 10
+_NOISE_LAYERS, _NOISE_FILES, _NOISE_FILE = 8, 36, 4 * MIB
 # What a machine-learning service ships, in three layers as such images have them: CUDA, frameworks, libraries.
 _CUDA = (
     "nvidia-cublas-cu12==12.6.4.1", "nvidia-cuda-cupti-cu12==12.6.80", "nvidia-cuda-nvrtc-cu12==12.6.77",
@@ -307,9 +309,22 @@ def _potato(work: Path, events: Events) -> Iterator[Path]:
         yield work / "layer.tar"
 
 
+def _noise(work: Path, _: Events) -> Iterator[Path]:
+    """Yield layers that no compression makes smaller: what travels is as large as what is unpacked."""
+    for number in range(_NOISE_LAYERS):
+        target = work / "layer.tar"
+        with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
+            for place in range(_NOISE_FILES):
+                member = tarfile.TarInfo(f"srv/part{number}/file{place:03}")
+                member.size, member.mtime = _NOISE_FILE, _EPOCH
+                tar.addfile(member, io.BytesIO(hashlib.shake_128(f"{number} {place}".encode()).digest(_NOISE_FILE)))
+        yield target
+
+
 SMALL = Recipe("small", "gzip", _SMALL, _small)
 MANY = Recipe("many", "gzip", (_SOURCES, "60000 files", "30 layers"), _many)
 MANY_LARGE = Recipe("many-large", "gzip", (_SOURCES, "300000 files", "40 layers"), _many_large)
+NOISE = Recipe("noise", "gzip", ("1152 MiB", "8 layers"), _noise)
 POTATO = Recipe("potato", "gzip", (*_SMALL, *_CUDA, *_FRAMEWORKS, *_LIBRARIES), _potato)
 
 

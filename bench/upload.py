@@ -129,7 +129,7 @@ def plain(path: Path, name: str) -> float:
     return time.monotonic() - started
 
 
-def ours(path: Path, name: str, parent: ebs.Parent | None = None) -> tuple[float, ebs.Sent]:
+def ours(path: Path, name: str, parent: ebs.ParentSnapshot | None = None) -> tuple[float, ebs.UploadResult]:
     """Upload with parbake, which makes the list of blocks as it sends; return the seconds and what came of it."""
     started = time.monotonic()
     request = ebs.UploadRequest(path, path.with_suffix(f".{name}"), Stamp(name, "bench", name), name, REGION, parent)
@@ -142,7 +142,7 @@ def measure(size: int, rounds: int, work: Path) -> dict[str, float | int]:
     path = work / "disk.raw"
     say(f"writing {size // MIB} MiB, 40 % zeros")
     make_disk(path, size)
-    full, bare = list[tuple[float, ebs.Sent]](), list[float]()
+    full, bare = list[tuple[float, ebs.UploadResult]](), list[float]()
     with stand_in() as server:
         _configure(server.url)
         for number in range(rounds):
@@ -152,7 +152,7 @@ def measure(size: int, rounds: int, work: Path) -> dict[str, float | int]:
         whole = full[-1][1]
         change(path, CHANGED)
         before = server.calls()
-        taken, part = ours(path, "incremental", ebs.Parent(whole.snapshot, whole.blocks))
+        taken, part = ours(path, "incremental", ebs.ParentSnapshot(whole.snapshot, whole.blocks))
         asked = server.calls()
         say(f"incremental: {taken:.2f} s")
     requests = sum(asked[name] - before.get(name, 0) for name in asked if name != "EC2")

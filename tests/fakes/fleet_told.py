@@ -10,7 +10,7 @@ from parbake.fleet.engine.rollout_tasks import Entry, Handed, Standing, WaveStat
 from parbake.fleet.engine.rollouts import RolloutStatus
 from parbake.fleet.engine.runs import Status
 from parbake.fleet.engine.tasks import Counts, Failure, Progress
-from parbake.fleet.preview import Outlook
+from parbake.fleet.preview import CellPreview
 from tests.fakes.plans import record
 
 NOW = datetime(2026, 11, 28, 23, 0, tzinfo=UTC)
@@ -39,8 +39,10 @@ def fleet_now(words: str, long: str) -> FleetNow:
     """Return a fleet in whose names and errors somebody has put ``words``, and ``long`` ones."""
     made = record("web").model_copy(update={"finished_at": "2026-11-20T22:00:00Z", "seconds": 75.0})
     cells = [
-        Outlook(Cell("web@amd64", "web/parbake.yaml", "linux/amd64"), "there", "k" * 64, made.artefact, record=made),
-        Outlook(Cell(long, "x/parbake.yaml", "linux/arm64"), "wrong", problem=words),
+        CellPreview(
+            Cell("web@amd64", "web/parbake.yaml", "linux/amd64"), "there", "k" * 64, made.artefact, record=made
+        ),
+        CellPreview(Cell(long, "x/parbake.yaml", "linux/arm64"), "wrong", problem=words),
     ]
     failed = [Failure("worker@amd64", "VerificationFailed", words, "mend it")]
     progress = Progress(Counts(there=1, failed=1), 2, failed=failed)

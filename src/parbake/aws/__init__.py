@@ -34,7 +34,7 @@ from parbake.aws.tags import (
     specifications,
     token,
 )
-from parbake.aws.waiters import UNKNOWN_SECONDS, Look, wait, when_known
+from parbake.aws.waiters import UNKNOWN_SECONDS, Observation, wait, when_known
 from parbake.core.roles import Role
 
 __all__ = [
@@ -49,7 +49,7 @@ __all__ = [
     "UNKNOWN_SECONDS",
     "VERIFIED",
     "Client",
-    "Look",
+    "Observation",
     "Rest",
     "Role",
     "SourceImage",

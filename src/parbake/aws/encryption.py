@@ -43,7 +43,7 @@ def ask(region: str) -> Encryption:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class KmsKey:
     """A KMS key as DescribeKey tells of it. ``problem`` is why it cannot encrypt snapshots, empty where it can."""
 
     arn: str
@@ -51,7 +51,7 @@ class Key:
     problem: str = ""
 
 
-def key(name: str, region: str) -> Key | None:
+def key(name: str, region: str) -> KmsKey | None:
     """Look at a KMS key (alias, id or ARN); None: that may not be asked. Raises AwsNotFound, AwsError."""
     try:
         found: dict[str, Any] = client("kms", region).describe_key(KeyId=name)["KeyMetadata"]
@@ -64,5 +64,5 @@ def key(name: str, region: str) -> Key | None:
     state, spec = str(found.get("KeyState", "Enabled")), str(found.get("KeySpec", "SYMMETRIC_DEFAULT"))
     problem = f"is {state}" if state != "Enabled" else ""
     if spec != "SYMMETRIC_DEFAULT":  # EBS user guide, "Requirements for Amazon EBS encryption"
-        problem = f"is of the kind {spec}, and EBS encrypts with symmetric keys alone"
-    return Key(str(found["Arn"]), found.get("KeyManager") == "AWS", problem)
+        problem = f"is a {spec} key, and EBS encrypts only with symmetric keys"
+    return KmsKey(str(found["Arn"]), found.get("KeyManager") == "AWS", problem)

@@ -147,17 +147,17 @@ def _no_access(error: Exception, known: Any) -> tuple[str, str] | None:
 
 def fault(code: str, message: str, what: str) -> AwsError:
     """Return the error for a code that AWS answered with; ``what`` is the call."""
-    said = f"{what}: {_short(message) or code}" + (f" [{code}]" if code and message else "")
+    summary = f"{what}: {_short(message) or code}" + (f" [{code}]" if code and message else "")
     if _OF_KMS.search(f"{code} {message}"):
-        return AwsNoAccess(said, code=code, hint=KMS_HINT)
+        return AwsNoAccess(summary, code=code, hint=KMS_HINT)
     for family in _FAMILIES:
         if code in family.codes:
-            return family.error(said, code=code, hint=family.hint)
+            return family.error(summary, code=code, hint=family.hint)
     if code.endswith("LimitExceeded"):
-        return AwsLimit(said, code=code, hint=QUOTA_HINT)
+        return AwsLimit(summary, code=code, hint=QUOTA_HINT)
     if code.endswith(_NOT_FOUND):
-        return AwsNotFound(said, code=code)
-    return AwsError(said, code=code)
+        return AwsNotFound(summary, code=code)
+    return AwsError(summary, code=code)
 
 
 def _short(message: str) -> str:

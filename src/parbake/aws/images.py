@@ -14,7 +14,7 @@ from typing import Any
 
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import as_dict, as_list
-from parbake.aws.waiters import UNKNOWN_SECONDS, Look, wait
+from parbake.aws.waiters import UNKNOWN_SECONDS, Observation, wait
 from parbake.core.errors import AwsNotFound, BadBase, DeadlineExceeded
 from parbake.core.events import Events
 from parbake.core.model import GIB, AmiSource, Platform
@@ -57,8 +57,8 @@ def guard_of(image: Mapping[str, Any]) -> str:
     With a cool-down it holds for 24 hours after it was disabled (EC2 API reference,
     EnableImageDeregistrationProtection), which DescribeImages does not call ``disabled`` yet.
     """
-    said = str(image.get("DeregistrationProtection") or "disabled")
-    return "" if said == "disabled" else f"protected from deregistration ({said})"
+    setting = str(image.get("DeregistrationProtection") or "disabled")
+    return "" if setting == "disabled" else f"protected from deregistration ({setting})"
 
 
 def architecture_of(name: str) -> str:
@@ -135,10 +135,10 @@ def described_all(region: str, image: str, snapshots: Iterable[str] = ()) -> tup
 def named(ec2: Client, name: str, events: Events) -> Mapping[str, Any]:
     """Return the account's own AMI of a name that is taken: it may be too new to be in a list. {}: there is none."""
 
-    def look() -> Look:
+    def look() -> Observation:
         filters = [{"Name": "name", "Values": [name]}]
         found = list(ec2.pages("describe_images", "Images", Owners=["self"], Filters=filters))
-        return Look(bool(found), value=found[0] if found else {})
+        return Observation(bool(found), value=found[0] if found else {})
 
     try:
         found: Mapping[str, Any] = wait(f"The AMI {name}", look, seconds=UNKNOWN_SECONDS, events=events)
@@ -150,16 +150,16 @@ def named(ec2: Client, name: str, events: Events) -> Mapping[str, Any]:
 def mark(ec2: Client, ids: Sequence[str], tags: Mapping[str, str], events: Events) -> None:
     """Tag images and snapshots, and wait until they are seen to be tagged so.
 
-    Until then a clean-up would still take them for what the tags of before say. Raises DeadlineExceeded, AwsError.
+    Until then a clean-up would go by the old tags. Raises DeadlineExceeded, AwsError.
     """
     ec2.create_tags(Resources=list(ids), Tags=as_list(tags))
 
-    def look() -> Look:
+    def look() -> Observation:
         images = [each for each in ids if each.startswith("ami-")]
         snapshots = [each for each in ids if not each.startswith("ami-")]
         found = ec2.describe_images(ImageIds=images)["Images"] if images else []
         found += ec2.describe_snapshots(SnapshotIds=snapshots)["Snapshots"] if snapshots else []
-        return Look(len(found) == len(ids) and all(tags.items() <= as_dict(each).items() for each in found))
+        return Observation(len(found) == len(ids) and all(tags.items() <= as_dict(each).items() for each in found))
 
     hint = "AWS does not show the tags yet: run the same command again"
     wait(f"The tags of {ids[0]}", look, seconds=UNKNOWN_SECONDS, events=events, hint=hint)

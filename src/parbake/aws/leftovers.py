@@ -13,7 +13,7 @@ from typing import Any
 
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import KEY, MANAGED, NAME, TEMPORARY, as_dict, expired, mine
-from parbake.aws.waiters import Look, wait, when_known
+from parbake.aws.waiters import Observation, wait, when_known
 from parbake.core.errors import AwsError, AwsNotFound
 from parbake.core.events import Events
 
@@ -23,7 +23,7 @@ _ALIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LeftoverFilter:
     """Which leftovers go: those of a content key, or those of a Bakefile's name together with all that have expired.
 
     Without ``images``, AMIs and snapshots stay. ``packer`` also looks for what Packer alone makes. ``instances`` (as
@@ -54,7 +54,7 @@ class Wanted:
         return True
 
 
-def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:
+def remove(wanted: LeftoverFilter, region: str, events: Events) -> tuple[str, ...]:
     """Remove temporary resources of parbake's in a region and return their ids. Raises AwsError."""
     ec2 = client("ec2", region)
     removed = [*_instances(ec2, wanted, events)]
@@ -65,7 +65,7 @@ def remove(wanted: Wanted, region: str, events: Events) -> tuple[str, ...]:
     return tuple(removed)
 
 
-def _instances(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
+def _instances(ec2: Client, wanted: LeftoverFilter, events: Events) -> Iterator[str]:
     states = [{"Name": "instance-state-name", "Values": list(_ALIVE)}]
     reservations = ec2.pages("describe_instances", "Reservations", Filters=[*wanted.filters(), *states])
     found = [each for reservation in reservations for each in reservation["Instances"] if wanted.takes(as_dict(each))]
@@ -84,16 +84,16 @@ def terminate(ec2: Client, instances: Sequence[Mapping[str, Any]], events: Event
     ids = [each["InstanceId"] for each in instances]
     when_known(lambda: ec2.terminate_instances(InstanceIds=ids), *ids)
 
-    def look() -> Look:
+    def look() -> Observation:
         reservations = list(ec2.pages("describe_instances", "Reservations", InstanceIds=ids))
         states = [each["State"]["Name"] for reservation in reservations for each in reservation["Instances"]]
         gone = len(states) == len(ids) and set(states) == {"terminated"}  # they are shown for an hour
-        return Look(gone, ", ".join(states))
+        return Observation(gone, ", ".join(states))
 
     wait("Terminate the instance", look, seconds=_GONE, events=events, hint="run `parbake clean --aws` later")
 
 
-def _requests(ec2: Client, wanted: Wanted) -> Iterator[str]:
+def _requests(ec2: Client, wanted: LeftoverFilter) -> Iterator[str]:
     """Cancel open requests whose instance somebody else has ended."""
     states = [{"Name": "state", "Values": ["open", "active", "disabled"]}]
     filters = [*wanted.filters(), *states]
@@ -104,7 +104,7 @@ def _requests(ec2: Client, wanted: Wanted) -> Iterator[str]:
             yield identity
 
 
-def _images(ec2: Client, wanted: Wanted) -> Iterator[str]:
+def _images(ec2: Client, wanted: LeftoverFilter) -> Iterator[str]:
     for image in ec2.pages("describe_images", "Images", Owners=["self"], Filters=wanted.filters()):
         if wanted.takes(as_dict(image)):
             remove_image(ec2, image)
@@ -124,7 +124,7 @@ def _delete_snapshot(ec2: Client, snapshot: str) -> None:
     _unless_gone(lambda: ec2.delete_snapshot(SnapshotId=snapshot))
 
 
-def _snapshots(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
+def _snapshots(ec2: Client, wanted: LeftoverFilter, events: Events) -> Iterator[str]:
     for snapshot in ec2.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=wanted.filters()):
         if wanted.takes(as_dict(snapshot)):
             try:
@@ -133,12 +133,12 @@ def _snapshots(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
                 if error.code != "InvalidSnapshot.InUse":
                     raise
                 # By somebody's AMI, or by one of ours that is too new to be in a list: all else goes all the same.
-                events.warn(f"{error.message}: it stays; run `parbake clean --aws` later")
+                events.warn(f"{error.message}: it is left in place; run `parbake clean --aws` later")
                 continue
             yield snapshot["SnapshotId"]
 
 
-def _volumes(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
+def _volumes(ec2: Client, wanted: LeftoverFilter, events: Events) -> Iterator[str]:
     for volume in ec2.pages("describe_volumes", "Volumes", Filters=wanted.filters()):
         if wanted.takes(as_dict(volume)) and volume["State"] in {"creating", "available", "error"}:
             identity = volume["VolumeId"]
@@ -149,10 +149,10 @@ def _volumes(ec2: Client, wanted: Wanted, events: Events) -> Iterator[str]:
 def _delete_volume(ec2: Client, volume: str, state: str, events: Events) -> None:
     """Delete a volume; one that is still being created cannot be deleted yet. Raises AwsNotFound, DeadlineExceeded."""
 
-    def look() -> Look:
+    def look() -> Observation:
         found = ec2.describe_volumes(VolumeIds=[volume])["Volumes"]
         seen = str(found[0]["State"]) if found else "not known yet"
-        return Look(bool(found) and seen != "creating", seen)
+        return Observation(bool(found) and seen != "creating", seen)
 
     if state == "creating":
         hint = "run `parbake clean --aws` later"
@@ -160,7 +160,7 @@ def _delete_volume(ec2: Client, volume: str, state: str, events: Events) -> None
     ec2.delete_volume(VolumeId=volume)
 
 
-def _groups(ec2: Client, wanted: Wanted) -> Iterator[str]:
+def _groups(ec2: Client, wanted: LeftoverFilter) -> Iterator[str]:
     found = [
         group["GroupId"]
         for group in ec2.pages("describe_security_groups", "SecurityGroups", Filters=wanted.filters())
@@ -175,7 +175,7 @@ def _groups(ec2: Client, wanted: Wanted) -> Iterator[str]:
         yield identity
 
 
-def _key_pairs(ec2: Client, wanted: Wanted) -> Iterator[str]:
+def _key_pairs(ec2: Client, wanted: LeftoverFilter) -> Iterator[str]:
     for pair in ec2.pages("describe_key_pairs", "KeyPairs", Filters=wanted.filters()):
         if wanted.takes(as_dict(pair)):
             name = pair["KeyName"]
@@ -183,7 +183,7 @@ def _key_pairs(ec2: Client, wanted: Wanted) -> Iterator[str]:
             yield pair["KeyPairId"]
 
 
-def _templates(ec2: Client, wanted: Wanted) -> Iterator[str]:
+def _templates(ec2: Client, wanted: LeftoverFilter) -> Iterator[str]:
     for template in ec2.pages("describe_launch_templates", "LaunchTemplates", Filters=wanted.filters()):
         if wanted.takes(as_dict(template)):
             identity = template["LaunchTemplateId"]

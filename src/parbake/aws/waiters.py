@@ -20,7 +20,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Observation:
     """What one look at a resource saw. ``percent`` is for progress (None: unknown); ``failed`` is why it never will."""
 
     done: bool
@@ -32,7 +32,7 @@ class Look:
 
 def wait(
     what: str,
-    look: Callable[[], Look],
+    look: Callable[[], Observation],
     *,
     seconds: float,
     events: Events,
@@ -58,7 +58,7 @@ def wait(
                     if not new:
                         raise
                     raise _still_unknown(error, unknown.seconds) from error
-                seen = Look(False, "not known yet")
+                seen = Observation(False, "not known yet")
             if seen.failed:
                 raise fault("", seen.failed, what)
             if seen.percent is not None and seen.percent > task.done:

@@ -79,13 +79,13 @@ Whole = Annotated[int, BeforeValidator(_whole), Field(json_schema_extra={"type":
 
 
 def _some(value: object) -> object:
-    """Let a single text pass as a list of one, as ``instance_types: m7i.large`` is meant."""
+    """Let a single text pass as a list of one, as in ``instance_types: m7i.large``."""
     return (value,) if isinstance(value, str) else value
 
 
 def _an_hour_at_least(value: float) -> float:
     if value < _LEAST_SECONDS:
-        raise wrong("AWS counts an hour of it at least", "write 1h, or more")
+        raise wrong("AWS bills at least an hour of it", "write 1h, or more")
     return value
 
 
@@ -108,7 +108,7 @@ def _need_key(keys: dict[str, str] | None, region: str | None) -> None:
         raise wrong(f"there is no key for {region}", f"add {region}: KEY to kms_key")
     key = keys.get(region) or keys[EVERYWHERE]
     if not reaches(key, region):
-        raise wrong(f"the key {key} is not of {region}", "name a key of the region, or its alias there")
+        raise wrong(f"the key {key} is not in {region}", "name a key in that region, or its alias there")
 
 
 class VolumeSection(Section):
@@ -124,7 +124,7 @@ class VolumeSection(Section):
     def _in_bounds(cls, value: int, info: ValidationInfo) -> int:
         least, most = _GP3[str(info.field_name)]
         if not least <= value <= most:
-            raise wrong(f"{value} is not between {least} and {most}, which gp3 can do")
+            raise wrong(f"{value} is not between {least} and {most}, the limits of gp3")
         if info.field_name == "throughput" and value > info.data.get("iops", most) * _LEAST_SHARES:
             raise wrong(f"{value} MiB/s need more than {info.data['iops']} IOPS", f"write iops: {value * 4}")
         return value
@@ -138,7 +138,7 @@ class FastRestoreSection(Section):
     at: Literal["bake", "rollout"] = "bake"
     """When it begins: as soon as the snapshot is there, or with `parbake rollout`, which waits until it counts."""
     for_: Annotated[Hours | None, Field(alias="for")] = None
-    """Disable it after so long, such as 6h: `parbake watch`, `prune --aws` and `clean --aws` do. Default: it stays."""
+    """Turn it off after this long, such as 6h (`parbake watch`, `prune --aws` and `clean --aws` do). Default: never."""
 
     credits: Whole = 1
     """With `at: rollout`: how many credits each zone must have before nodes of a target are replaced, 1 to 10. They
@@ -148,7 +148,7 @@ class FastRestoreSection(Section):
     @classmethod
     def _fit_a_bucket(cls, value: int) -> int:
         if not 1 <= value <= _MOST_CREDITS:
-            raise wrong(f"{value} is not between 1 and {_MOST_CREDITS}, which a bucket holds at most")
+            raise wrong(f"{value} is not between 1 and {_MOST_CREDITS}, the size of a credit bucket")
         return value
 
     @check("zones")
@@ -180,39 +180,39 @@ class AwsSection(Section):
     external_id: ExternalId | None = None
     """The external id that the role's trust policy asks for, and those of `copy_roles`."""
     instance_types: Annotated[tuple[InstanceType, ...], BeforeValidator(_some)] = ()
-    """Instance types for the bake, tried in this order. Default: some of 2 CPUs and 8 GiB, for the platform."""
+    """Instance types for the bake, tried in this order. Default: several with 2 CPUs and 8 GiB, for the platform."""
     purchase: Literal["on-demand", "spot", "spot-first"] = "on-demand"
-    """How to buy the instance; `spot-first` takes on-demand where there is no spot capacity."""
+    """How to buy the instance; `spot-first` falls back to on-demand."""
     subnets: tuple[Subnet, ...] = ()
     """Subnets that reach the registry, tried in this order. Default: those of the default VPC."""
     security_groups: tuple[SecurityGroup, ...] = ()
-    """Security groups of the builder. Default: one that lets nothing in, made for the bake and removed after it."""
+    """Security groups of the builder. Default: one without ingress, created for the bake and removed after it."""
     instance_profile: Profile | None = None
     """The instance profile that lets the builder pull (see `parbake iam`). Needed for private ECR repositories."""
     volume: VolumeSection = Field(default_factory=VolumeSection)
-    """The builder's volume, for the time of the bake."""
+    """The builder's volume during the bake."""
     encrypted: bool = False
     """Encrypt the result's snapshots."""
     kms_key: KmsKeys | None = None
     """The KMS key for that (alias, id or ARN), or keys by region: `{eu-west-1: KEY, us-east-1: KEY}`. Default: the
     account's key for EBS. Sharing needs one of your own; copies need one that their region has."""
     tags: dict[str, str] = Field(default_factory=dict)
-    """Tags for everything that is made, besides parbake's own."""
+    """Tags for everything that parbake creates, besides its own."""
     copy_to: tuple[Region, ...] = ()
     """Regions to copy the result to."""
     copy_roles: RolesByRegion = Field(default_factory=dict)
     """Roles by region of `copy_to`, perhaps in other accounts: the copy belongs to the role's account, with which the
     original is shared; it is looked after, pruned and rolled out in that role. Default: `role`."""
     copy_within: Annotated[Duration | None, text_schema("^[0-9]+[hm]$", "4h")] = None
-    """Let AWS finish each copy within this time, for a price: 15 minutes to 48 hours, in steps of 15 minutes."""
+    """Have AWS finish each copy within this time, for a fee: 15 minutes to 48 hours, in steps of 15 minutes."""
     share_with: tuple[Share, ...] = ()
     """Accounts (12 digits), organisations and units (ARNs) that may launch the result."""
     deprecate_after: Days | None = None
-    """When the AMI counts as deprecated, such as 90d after the bake. It still works then."""
+    """When the AMI is deprecated, such as 90d after the bake. It still works then."""
     fast_snapshot_restore: FastRestore | None = None
     """Fast snapshot restore: zones, when it begins, and for how long. A list means zones, from the bake on."""
     parent_snapshot: Snapshot | None = None
-    """The builder ebs writes only what differs from this snapshot."""
+    """The snapshot that `builder: ebs` builds on: it writes only what differs."""
 
     @check("instance_types", "subnets", "security_groups", "copy_to", "share_with")
     @classmethod
@@ -232,7 +232,7 @@ class AwsSection(Section):
     @classmethod
     def _needs_encryption(cls, value: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
         if value and info.data.get("encrypted") is False:
-            raise wrong("a key encrypts nothing without `encrypted`", "write encrypted: true beside it")
+            raise wrong("a key has no effect without `encrypted`", "write encrypted: true beside it")
         _need_key(value, info.data.get("region"))
         return value
 
@@ -241,7 +241,7 @@ class AwsSection(Section):
     def _are_ours_to_give(cls, value: dict[str, str]) -> dict[str, str]:
         for key, text in value.items():
             if key.lower().startswith(("aws:", "parbake:")):
-                raise wrong(f"the tag {key!r} begins with a name that is taken", "choose another")
+                raise wrong(f"the tag {key!r} begins with a reserved prefix", "choose another")
             if not 1 <= len(key) <= 128 or len(text) > 256:
                 raise wrong(f"the tag {key!r} is too long", "up to 128 characters, and 256 for the value")
         if len(value) > _MOST_TAGS:
@@ -252,12 +252,12 @@ class AwsSection(Section):
     @classmethod
     def _goes_elsewhere(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if info.data.get("region") in value and value:
-            raise wrong(f"{info.data['region']} is where the bake is", "remove it from the list")
+            raise wrong(f"{info.data['region']} is the region of the bake itself", "remove it from the list")
         keys = info.data.get("kms_key")
         key = (keys or {}).get(EVERYWHERE, "")
         if value and key and not travels(key):
             raise wrong(
-                f"the key {key} is of one region, so that the copy to {value[0]} would fail after the bake",
+                f"the key {key} exists in one region, so the copy to {value[0]} would fail after the bake",
                 f"write kms_key: {{{info.data.get('region') or 'REGION'}: KEY, {value[0]}: KEY}}, an alias that each "
                 "region has, or the ARN of a multi-Region key (mrk-…)",
             )
@@ -295,7 +295,7 @@ class AwsSection(Section):
         keys = info.data.get("kms_key")
         if value and info.data.get("encrypted") and (not keys or any(is_managed_by_aws(key) for key in keys.values())):
             raise wrong(
-                "what the account's own EBS key encrypts cannot be shared",
+                "snapshots that are encrypted with the account's own EBS key cannot be shared",
                 "write kms_key: alias/NAME, a key whose policy lets those accounts use it",
             )
         return value
@@ -315,7 +315,7 @@ class AwsSection(Section):
     def _goes_without_encryption(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and info.data.get("encrypted"):
             raise wrong(
-                "a snapshot with a parent takes over whether it is encrypted: AWS does not accept both",
+                "a snapshot with a parent inherits its parent's encryption: AWS does not accept both",
                 "remove encrypted (the parent's key is used), or parent_snapshot",
             )
         return value

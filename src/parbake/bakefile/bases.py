@@ -16,7 +16,7 @@ from parbake.core.model import AmiSource, Frozen
 _EKS = ("al2023", "al2", "bottlerocket", "ubuntu")
 _LAST_AL2 = 32  # EKS publishes no Amazon Linux 2 AMI for Kubernetes after 1.32
 _WAYS = ("debian", "file", "ami", "ami_filter", "ssm", "eks")
-_NEEDS_EKS = "it goes with eks"
+_NEEDS_EKS = "it needs eks"
 
 
 class BaseChoice(Frozen):
@@ -68,7 +68,7 @@ class DebianSection(Section):
     packages: tuple[Package, ...] = ()
     """Debian packages to add."""
     serial: Scalar = ""
-    """Any text, such as a date. A new one builds the base anew, with the packages of that day."""
+    """Any text, such as a date. Changing it rebuilds the base, with the packages of that day."""
 
 
 class AmiFilterSection(Section):
@@ -77,9 +77,9 @@ class AmiFilterSection(Section):
     name: AmiName
     """The name, with the wildcards * and ?."""
     owner: Owner = "amazon"
-    """Who it belongs to: an account number, `amazon` or `self`."""
+    """Its owner: an account number, `amazon` or `self`."""
     architecture: Literal["x86_64", "arm64"] | None = None
-    """EC2's word for the architecture. Default: that of the Bakefile's platform."""
+    """The architecture as EC2 calls it. Default: that of the Bakefile's platform."""
 
 
 class BaseSection(Section):
@@ -141,7 +141,7 @@ class BaseSection(Section):
             return AmiSource(name=by.name, owner=by.owner, architecture=by.architecture or "")
         if self.eks:
             if not self.kubernetes:
-                raise wrong("eks needs the version of Kubernetes", 'write kubernetes: "1.36" beside it')
+                raise wrong("eks needs the Kubernetes version", 'write kubernetes: "1.36" beside it')
             return AmiSource(eks=self.eks, kubernetes=self.kubernetes, gpu=self.gpu or "")
         return AmiSource(id=self.ami or "", ssm=self.ssm or "")
 
@@ -152,7 +152,7 @@ def _base(text: str) -> object:
     if text.startswith("ami-"):
         return {"ami": text}
     if text in _EKS:
-        raise wrong(f"{text!r} needs the version of Kubernetes", f'write base: {{eks: {text}, kubernetes: "1.36"}}')
+        raise wrong(f"{text!r} needs the Kubernetes version", f'write base: {{eks: {text}, kubernetes: "1.36"}}')
     if "/" in text or "." in text:
         raise wrong(f"{text!r} is not a valid base", f"for a disk image, write base: {{file: {text}}}")
     raise wrong(f"{text!r} is not a valid base", close(text, ("debian", "none", "file")))

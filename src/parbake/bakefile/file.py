@@ -87,13 +87,13 @@ class Bakefile(Section):
     version: Annotated[Literal[1], BeforeValidator(first_version)]
     """The version of this format."""
     name: Name
-    """Begins the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
+    """The beginning of the artefact's file name. Default: the name of the Bakefile's folder, made valid."""
     platforms: tuple[PlatformText, ...] = ()
     """The nodes' platforms, where there are several: an artefact is baked for each, and rolled out together."""
     platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=_first_platform)
     """The nodes' platform. Default: that of the machine that bakes, or the first of `platforms`."""
     images: Annotated[tuple[Image, ...], Field(min_length=1)]
-    """The images to bake, those first that nodes start first; a bare text is a reference."""
+    """The images to bake, in the order in which nodes start them; a bare text is a reference."""
     builder: Literal["local", "qemu", "ec2", "ebs", "packer"] = "local"
     """How to bake: `local` fills a disk offline; `qemu` boots the base and lets it bake; `ec2` does so with an AMI;
     `ebs` sends what is baked here to EC2, without an instance; `packer` leaves it to Packer."""
@@ -113,11 +113,11 @@ class Bakefile(Section):
     keep_layers: bool = False
     """Keep the compressed layers in the store, which costs about half as much again."""
     registries: dict[RegistryHost, RegistryText] = Field(default_factory=dict)
-    """How to reach registries, by host[:port]. What is not here is reached by HTTPS with Docker's logins."""
+    """How to reach registries, by host[:port]. Others are reached over HTTPS with Docker's logins."""
     time_limit: Duration = Field(default=5400.0, json_schema_extra={"default": "1h30m"})
     """How long a guest (of the builders qemu and ec2) may bake before it powers itself off; emulation stretches it."""
     aws: AwsSection = Field(default_factory=AwsSection)
-    """Where and how to bake in EC2, and what becomes of the result there."""
+    """Where and how to bake in EC2, and what to do with the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
     store: StoreText | None = None
@@ -129,21 +129,21 @@ class Bakefile(Section):
     retention: RetentionSection = Field(default_factory=RetentionSection)
     """What `parbake prune` and `parbake watch --prune` keep."""
     verify: VerifySection = Field(default_factory=VerifySection)
-    """What artefacts are proven on."""
+    """What artefacts are verified on."""
     trust: tuple[PublicKeyFile, ...] = ()
     """PEM files with public keys. Where there are any, `parbake verify`, `rollout`, `watch` and `export` refuse a
     record that none of them has signed."""
     sign: SignSection | None = None
-    """What signs the records of what is baked. Its public half must be among `trust`."""
+    """The key that signs records. Its public half must be among `trust`."""
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
-    """Where `parbake rollout` hands artefacts to."""
+    """The targets of `parbake rollout`."""
 
     @check("platforms")
     @classmethod
     def _distinct_platforms(cls, value: tuple[Platform, ...]) -> tuple[Platform, ...]:
         names = [each.architecture for each in value]
         if len(set(names)) < len(names):
-            raise wrong("an architecture is there twice", "write each once, such as [linux/amd64, linux/arm64]")
+            raise wrong("an architecture is listed twice", "write each once, such as [linux/amd64, linux/arm64]")
         return value
 
     @check("images")
@@ -163,7 +163,7 @@ class Bakefile(Section):
         platforms: tuple[Platform, ...] = info.data.get("platforms") or ()
         if platforms and value not in platforms:
             known = ", ".join(map(str, platforms))
-            raise wrong(f"{value} is none of `platforms`", f"choose one of {known}, or remove `platform`")
+            raise wrong(f"{value} is not one of `platforms`", f"choose one of {known}, or remove `platform`")
         reading: Reading | None = info.context
         if reading:
             reading.platform = value
@@ -176,7 +176,7 @@ class Bakefile(Section):
         by_id = value.ami and value.ami.id
         if len(info.data.get("platforms") or ()) > 1 and (value.kind == "file" or by_id):
             raise wrong(
-                f"{'an AMI by its id' if by_id else 'a disk image'} is of one platform, and `platforms` names several",
+                f"{'an AMI by its id' if by_id else 'a disk image'} is for one platform, and `platforms` names several",
                 'write such as base: {eks: al2023, kubernetes: "1.36"}, or a Bakefile for each',
             )
         fitting = _BASES.get(builder or "", ())
@@ -207,7 +207,7 @@ class Bakefile(Section):
     def _is_trusted(cls, value: SignSection | None, info: ValidationInfo) -> SignSection | None:
         if value and info.data.get("trust") == ():
             raise wrong(
-                "needs `trust`: a record is signed again with each verdict, once its signature was checked",
+                "needs `trust`: parbake checks a record's signature before it signs a new verdict",
                 "write trust: [FILE], with the public half of the key",
             )
         return value
@@ -275,7 +275,7 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
                 f"(imagePullPolicy is then Always unless set); name a version or a digest"
             )
         if reference.registry == DOCKER_HUB and not entry.reference.startswith((DOCKER_HUB, f"index.{DOCKER_HUB}")):
-            found.append(f"{place}: a short name, baked as {reference}; write it in full so that nobody has to guess")
+            found.append(f"{place}: a short name, baked as {reference}; write it in full to avoid guessing")
         if entry.build and _swallows(entry.build, bakefile.output):
             found.append(
                 f"{place}: its build context holds the output folder, so that every bake changes the image; "
@@ -291,6 +291,8 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
             "write eks: al2023"
         )
     if bakefile.trust and not bakefile.sign:
-        found.append("trust: there is no `sign`, so what is baked here is not signed, and `parbake rollout` refuses it")
+        found.append(
+            "trust: there is no `sign`, so artefacts baked here are not signed, and `parbake rollout` refuses them"
+        )
     unused = [host for host in bakefile.registries if host not in used]
     return (*found, *(f"registries: no image is from {host} ({close(host, sorted(used))})" for host in unused))

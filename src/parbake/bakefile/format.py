@@ -92,7 +92,7 @@ class Format[Model: BaseModel]:
             raise InputError(f"there is no {self.noun} {path}", hint=self.no_file) from None
         except IsADirectoryError:
             inside = path / self.usual
-            hint = f"write -f {inside}" if inside.is_file() else "-f names the file itself"
+            hint = f"write -f {inside}" if inside.is_file() else "-f takes the file itself"
             raise InputError(f"{path} is a folder, not a {self.noun}", hint=hint) from None
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None

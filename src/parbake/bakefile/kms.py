@@ -20,7 +20,7 @@ _ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:(?P<name
 _KEY = re.compile(rf"(?P<alias>alias/[A-Za-z0-9/_-]+)|(?P<id>(mrk-)?[0-9a-f-]{{32,36}})|{_ARN.pattern}")
 _AWS_MANAGED = "alias/aws/"
 EVERYWHERE = ""
-"""Where a key stands that is not said by region."""
+"""The place of a key that is for every region."""
 
 
 def _keys(value: object) -> object:
@@ -52,7 +52,7 @@ KmsKeys = Annotated[
     BeforeValidator(_keys),
     WithJsonSchema({"anyOf": [_ONE, {**_EACH, "additionalProperties": _ONE}]}),
 ]
-"""Keys by region; one that is not said by region stands under ``EVERYWHERE``."""
+"""Keys by region; one for every region stands under ``EVERYWHERE``."""
 
 
 def region_of(key: str) -> str:

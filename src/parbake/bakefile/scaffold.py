@@ -113,7 +113,7 @@ def write(
     force: bool = False,
     busybox: Path = Path("/bin/busybox"),
 ) -> tuple[Path, ...]:
-    """Write a Bakefile into a folder (made when missing) and return all that was written, the Bakefile last.
+    """Write a Bakefile into a folder (created if missing) and return all that was written, the Bakefile last.
 
     Without ``images`` the folder's own Containerfile is used (a ``.dockerignore`` keeps artefacts out of its build),
     and without one a sample application is written that builds from the static ``busybox`` without any network. Raises
@@ -130,7 +130,9 @@ def write(
     files[folder / FILE_NAME] = (starter(entries, today=today).encode(), 0o644)
     present = [str(path) for path, (content, _) in files.items() if _is_anothers(path, content)]
     if present and not force:
-        raise InputError(f"{', '.join(present)}: there already", hint="--force overwrites, or begin in an empty folder")
+        raise InputError(
+            f"{', '.join(present)}: there already", hint="use --force to overwrite, or start in an empty folder"
+        )
     made: list[Path] = []
     try:
         _make_folders(folder, made)

@@ -131,7 +131,7 @@ class UpSection(Section):
     ) = None
     """Up when HTTP answers: ``8080/healthz`` or ``{port: 8080, path: /healthz}``."""
     running: Duration | None = None
-    """Up when the main process has run for so long, or has ended with code 0 before."""
+    """Up when the main process has run for this long, or has ended with code 0 before."""
     mounted: Annotated[str, Field(pattern="^/")] | None = None
     """Up when a pod has the image as a volume (`volumes[].image`) and finds this path in it. Nothing of it runs."""
 
@@ -179,12 +179,12 @@ class StartupSection(Section):
     """When it counts as up: `exit` (ended with code 0), `running` (ran for a second), `mounted` (a pod has it as an
     image volume), or a log line, a port, HTTP."""
     timeout: Duration = Field(default=120.0, json_schema_extra={"default": "120s"})
-    """How long it may take, on a machine with hardware virtualisation; emulation stretches it."""
+    """How long it may take with hardware virtualisation; in emulation, correspondingly longer."""
 
     def startup(self) -> Startup:
         """Return the model's noun; raises for a command of what is only mounted."""
         if self.up.kind == "mounted" and (self.command or self.args or self.env):
-            raise wrong("nothing of an image runs that is only mounted", "leave out command, args and env")
+            raise wrong("an image that is only mounted runs nothing", "leave out command, args and env")
         return Startup(command=self.command, args=self.args, env=self.env, up=self.up, timeout=self.timeout)
 
 
@@ -199,11 +199,11 @@ class Build(Section):
     """How to build an image that is not in a registry yet."""
 
     context: Folder
-    """The folder that the build sees, relative to the Bakefile."""
+    """The build context, relative to the Bakefile."""
     file: Annotated[PathText, Field(default_factory=_containerfile, validate_default=True)]
     """The build file, relative to the context. Default: Containerfile, then Dockerfile."""
     args: Variables = Field(default_factory=dict)
-    """Build arguments (ARG). They end up in the image's history: no secrets here."""
+    """Build arguments (ARG). They end up in the image's history, so put no secrets here."""
     target: Scalar = ""
     """The stage to build; the last one when empty."""
     network: Literal["private", "host", "none"] | None = None
@@ -238,11 +238,11 @@ class ImageEntry(Section):
     platform: PlatformText | None = None
     """The platform to take of an image for several; must be of the node's architecture and may add a variant."""
     build: Annotated[BuildText | None, Field(validate_default=True)] = None
-    """Build the image first, and push it where the reference says; a bare text is the context."""
+    """Build the image first, and push it to where the reference says; a bare text is the context."""
     also_by_digest: bool = True
     """Store the image under name@sha256:… too, for pods that ask for the digest, as admission webhooks let them."""
     startup: Annotated[Startup, Via(StartupSection, StartupSection.startup)] | None = None
-    """How to start it in verification. Without: the image's own command must run for a second."""
+    """How verification starts it. Default: the image's own command must run for a second."""
 
     signed_by: Annotated[PublicKeyFile | None, Field(validate_default=True)] = None
     """A PEM file with the public key (Ed25519, or ECDSA on P-256) that must have signed the image, as `cosign sign
@@ -280,7 +280,7 @@ class ImageEntry(Section):
             return value
         reference = Reference.parse(info.data["reference"])
         if value and reference.digest:
-            raise wrong("a build makes a new digest, and the reference asks for a certain one", "write name:tag")
+            raise wrong("a build makes a new digest, and the reference pins one", "write name:tag")
         if value is None and reference.is_local:
             raise wrong(
                 f"{reference} can only be built: no registry has `localhost` without a port",
@@ -343,13 +343,13 @@ class RegistrySection(Section):
     """Where a login comes from: `auto` looks where Docker does and asks AWS for ECR hosts; `docker` looks only at
     config.json and its helpers; `ecr` asks AWS; `environment` reads PARBAKE_USERNAME and PARBAKE_PASSWORD."""
     mirrors: tuple[Mirror, ...] = ()
-    """Hosts (or host/path) to ask first."""
+    """Mirrors to ask first: hosts, or host/path."""
     ca: File | None = None
     """A PEM file with certificate authorities to trust besides the system's, relative to the Bakefile."""
     create: bool = True
-    """For ECR: make the repository when an image that was built is pushed to one that is missing."""
+    """For ECR: create a missing repository when a built image is pushed to it."""
     scan_on_push: bool = True
-    """For ECR: whether a repository that is made has its images scanned when they are pushed."""
+    """For ECR: whether a created repository scans images on push."""
     immutable_tags: bool = False
     """For ECR: whether the tags of a repository that is made can never name another image. Then a changed build needs
     a new tag."""

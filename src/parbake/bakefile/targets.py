@@ -1,4 +1,4 @@
-"""Where artefacts are handed to: the targets of `rollout`, each exactly one kind."""
+"""The targets of `rollout`, each of exactly one kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parbake.bakefile.values import Duration, File, Name, PathText, matching, te
 _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
 _REGION = r"[a-z]{2}(-[a-z]+)+-[0-9]"
 _PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
-_ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
+ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
 _EXTERNAL = r"[\w+=,.@:/-]{2,1224}"
 _KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
 
@@ -24,7 +24,7 @@ def _tag(text: str) -> str:
     if not key or not value or "*" in text or len(key) > 128 or len(value) > 256:
         raise wrong(f"{text!r} is not a valid tag", "write KEY=VALUE, such as image=gpu")
     if key.startswith(("parbake:", "aws:")):
-        raise wrong(f"tags that begin with {key.partition(':')[0]}: have a meaning already", "choose another key")
+        raise wrong(f"tags that begin with {key.partition(':')[0]}: are reserved", "choose another key")
     return text
 
 
@@ -53,7 +53,7 @@ Parameter = Annotated[
 Tag = Annotated[str, AfterValidator(_tag), text_schema("^[^=*]+=[^*]+$", "image=gpu")]
 RoleArn = Annotated[
     str,
-    matching(_ROLE, "the ARN of a role", "such as arn:aws:iam::123456789012:role/parbake"),
+    matching(ROLE, "the ARN of a role", "such as arn:aws:iam::123456789012:role/parbake"),
     text_schema("^arn:aws[a-z-]*:iam::[0-9]{12}:role/", "arn:aws:iam::123456789012:role/parbake"),
 ]
 
@@ -90,13 +90,13 @@ class _WithVolume(_Mounting):
     device: Device = "/dev/xvdb"
     """The device that a volume's snapshot is mapped to."""
     throughput: Annotated[int, Field(ge=125, le=2000)] | None = None
-    """The volume's throughput, in MiB/s. Default: as the target has it, for gp3 125."""
+    """The volume's throughput, in MiB/s. Default: the target's own; for gp3, 125."""
     iops: Annotated[int, Field(ge=100, le=256000)] | None = None
-    """The volume's operations per second. Default: as the target has it, for gp3 3,000."""
+    """The volume's IOPS. Default: the target's own; for gp3, 3,000."""
 
     @property
     def performance(self) -> dict[str, int]:
-        """What is said of the volume's speed, in EC2's words."""
+        """The volume's speed, in EC2's words."""
         return {name: value for name in ("throughput", "iops") if (value := getattr(self, name))}
 
 
@@ -137,7 +137,7 @@ class GitopsTarget(_WithVolume):
     nodeclass: Annotated[str, text_schema()] = ""
     """The name of the node class, where the file holds several."""
     branch: Annotated[str, text_schema()] = ""
-    """Commit on this branch, made when missing. Default: the file is edited, and nothing is committed."""
+    """Commit on this branch, created if missing. Default: the file is edited, and nothing is committed."""
     image_at: Annotated[str, text_schema()] = ""
     """For values of a Helm chart: the path of the machine image's id, such as nodeClass.amiIds[0]."""
     snapshot_at: Annotated[str, text_schema()] = ""
@@ -158,15 +158,15 @@ class AsgTarget(_WithVolume):
     group: Their
     """The group's name."""
     healthy: Annotated[int, Field(ge=0, le=100)] = 90
-    """The instance refresh keeps so many percent of the group healthy."""
+    """The percentage of the group that the instance refresh keeps healthy."""
     checkpoints: tuple[Annotated[int, Field(ge=1, le=100)], ...] = ()
     """Percentages at which the instance refresh waits, such as [10, 50, 100]: a canary. The last must be 100."""
     checkpoint_wait: Duration = Field(default=600.0, json_schema_extra={"default": "10m"})
-    """How long it waits there."""
+    """How long it waits at each of them."""
     warmup: Duration | None = None
-    """How long an instance needs until it counts. Default: the group's own."""
+    """How long a new instance takes to count as healthy. Default: the group's own."""
     auto_rollback: bool = True
-    """Let the instance refresh go back by itself when it fails."""
+    """Let the instance refresh roll back by itself when it fails."""
 
     @check("checkpoints")
     @classmethod
@@ -184,7 +184,7 @@ class NodegroupTarget(_WithVolume):
     group: Their
     """The node group's name."""
     force: bool = False
-    """Replace nodes also where a disruption budget forbids it, after EKS has waited."""
+    """Replace nodes even if a disruption budget forbids it, once EKS has waited."""
 
 
 class OceanTarget(Section):
@@ -195,9 +195,9 @@ class OceanTarget(Section):
     groups: tuple[Annotated[str, AfterValidator(_no_option), text_schema("^ols-", "ols-12345678")], ...] = ()
     """Ids of virtual node groups. Default: the cluster's own launch specification."""
     batch: Annotated[int, Field(ge=1, le=100)] = 20
-    """How many percent of the nodes a batch of the roll replaces."""
+    """The percentage of the nodes that one batch of the roll replaces."""
     healthy: Annotated[int, Field(ge=1, le=100)] = 50
-    """How many percent of a batch must become healthy."""
+    """The percentage of a batch that must become healthy."""
     respect_pdb: bool = True
     """Keep to the pods' disruption budgets."""
 
@@ -206,7 +206,7 @@ class SsmTarget(Section):
     """A parameter of Systems Manager that holds the machine image's id, with the data type `aws:ec2:image`."""
 
     parameter: Parameter
-    """The parameter's name; it is made when missing."""
+    """The parameter's name; it is created if missing."""
 
 
 class FileTarget(_Mounting):
@@ -242,18 +242,18 @@ def _file_text(text: str) -> object:
 
 
 class Target(Section):
-    """Where an artefact is handed to: exactly one of the kinds, and how long it may take to arrive."""
+    """A target of rollouts: exactly one of the kinds, and how long nodes may take."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]})
 
     name: Name = ""
     """The name for `--to`. Default: the kind."""
     region: Region | None = None
-    """The region of AWS. Default: the one that the artefact is published in, where it is one."""
+    """The AWS region. Default: the one that the artefact is published in, if it is only one."""
     role: RoleArn | None = None
-    """The role to act in for this target, perhaps in another account. Default: `aws.role`, or the caller's own."""
+    """The role to assume for this target, perhaps in another account. Default: `aws.role`, or the caller's own."""
     external_id: ExternalId | None = None
-    """The external id that the role's trust policy asks for."""
+    """The external id that the role's trust policy requires."""
     deadline: Duration = Field(default=1800.0, json_schema_extra={"default": "30m"})
     """How long nodes may take to run the artefact."""
     karpenter: KarpenterTarget | None = None
@@ -305,7 +305,7 @@ def _whole(target: Target) -> Target:
 
 
 def _no_short(text: str) -> object:
-    raise wrong(f"{text!r} does not say enough about a target", "write karpenter: {nodeclass: NAME}")
+    raise wrong(f"{text!r} is not a complete target", "write karpenter: {nodeclass: NAME}")
 
 
 TargetText = Annotated[Target, Via(Target, _whole, _no_short)]

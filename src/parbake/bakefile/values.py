@@ -174,7 +174,7 @@ def _platform(value: object) -> object:
     except InputError as error:
         raise wrong(error.message, error.hint) from None
     if platform.os != "linux":
-        raise wrong(f"{value!r}: Kubernetes nodes that parbake bakes run linux", f"write linux/{platform.architecture}")
+        raise wrong(f"{value!r}: parbake bakes only for Linux nodes", f"write linux/{platform.architecture}")
     if platform.architecture not in ARCHITECTURES:
         raise wrong(
             f"{value!r}: {platform.architecture!r} is not an architecture of container images",
@@ -246,7 +246,7 @@ def existing_file(path: Path, info: ValidationInfo) -> Path:
     if info.context and found is None:
         raise wrong(f"there is no file {path}", "a relative path begins at this file's folder")
     if info.context and found is not None and not stat.S_ISREG(found.st_mode):
-        raise wrong(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}", "name a file")
+        raise wrong(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'not a regular file'}", "name a file")
     return path
 
 
@@ -266,14 +266,14 @@ def _existing_folder(path: Path, info: ValidationInfo) -> Path:
     if info.context and found is None:
         raise wrong(f"there is no folder {path}", "a relative path begins at this file's folder")
     if info.context and found is not None and not stat.S_ISDIR(found.st_mode):
-        raise wrong(f"{path} is a file", "name the folder that it is in")
+        raise wrong(f"{path} is a file", "name its folder")
     return path
 
 
 def _folder_to_be(path: Path, info: ValidationInfo) -> Path:
     found = status(path)
     if info.context and found is not None and not stat.S_ISDIR(found.st_mode):
-        raise wrong(f"{path} is a file", "name a folder; it is made when missing")
+        raise wrong(f"{path} is a file", "name a folder; it is created if missing")
     return path
 
 

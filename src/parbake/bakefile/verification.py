@@ -1,4 +1,4 @@
-"""What artefacts are proven on."""
+"""What artefacts are verified on."""
 
 from __future__ import annotations
 

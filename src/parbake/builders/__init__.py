@@ -1,6 +1,6 @@
 """Builders make an artefact from a plan; publishers send what was built here to a cloud.
 
-Three protocols, and the story (``flow.bake``) goes from one to the next:
+Three protocols, and the story (``workflows.bake``) goes from one to the next:
 
 - ``Builder.build(plan) -> Disk``: a disk on this machine, which is then rehearsed, laid out and proven here.
 - ``Publisher.opened(plan) -> Shipment``: sends such a disk away, or finds that a cloud has it already.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
+class ParentVolume:
     """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks.
 
     ``memory`` may spare the comparison of the two (None: every byte is compared).
@@ -54,7 +54,7 @@ class Ingredients:
     work: Path
     events: Events
     close_connections: Callable[[], None] = lambda: None
-    parent: Parent | None = None
+    parent: ParentVolume | None = None
     claim: Claim = field(default_factory=Alone)
 
 
@@ -124,7 +124,7 @@ class Shipment(Protocol):
         ...
 
     def fetch(self, there: Published) -> Disk:
-        """Read back what the cloud has, to be looked at here."""
+        """Read back what the cloud has, to verify it here."""
         ...
 
     def kept(self) -> Disk | None:

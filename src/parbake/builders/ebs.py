@@ -43,7 +43,7 @@ class _Kept:
     folder: Path
     sealed: tuple[str, ...]
     traits: ebs.Traits
-    base: ebs.Parent | None = None
+    base: ebs.ParentSnapshot | None = None
 
     @property
     def disk(self) -> Path:
@@ -99,15 +99,15 @@ class EbsPublisher(Publisher):
             )
 
 
-def _base(ami: str, region: str, events: Events) -> ebs.Fetched:
+def _base(ami: str, region: str, events: Events) -> ebs.FetchedSnapshot:
     """Return the root disk of an AMI, fetched once; what an AMI holds never changes."""
     folder = private_folder(cache_folder() / "amis")
     path, about = folder / f"{ami}.raw", folder / f"{ami}.json"
     with lock(folder / f"{ami}.lock", what=f"the disk of {ami}"):
         if path.exists() and about.exists():
             blocks = BlockList.read(folder / f"{ami}.raw.blocks")
-            said = json.loads(about.read_text())
-            return ebs.Fetched(path, said["snapshot"], blocks)
+            saved = json.loads(about.read_text())
+            return ebs.FetchedSnapshot(path, saved["snapshot"], blocks)
         path.unlink(missing_ok=True)
         with events.stage("fetch", f"Fetch the base {ami}"):
             fetched = ebs.fetch(ami, path, events, region=region)
@@ -150,9 +150,9 @@ class EbsShipment:
 
     def _made(self) -> _Kept | None:
         try:
-            said = json.loads((self.folder / _MADE).read_text())
-            base = said["base"] and ebs.Parent(said["base"], BlockList.read(self.folder / _BASE))
-            return _Kept(self.folder, tuple(said["sealed"]), ebs.Traits.read(said["traits"]), base or None)
+            saved = json.loads((self.folder / _MADE).read_text())
+            base = saved["base"] and ebs.ParentSnapshot(saved["base"], BlockList.read(self.folder / _BASE))
+            return _Kept(self.folder, tuple(saved["sealed"]), ebs.Traits.read(saved["traits"]), base or None)
         except (FileNotFoundError, ValueError, KeyError, TypeError, InputError):
             return None
 
@@ -173,12 +173,12 @@ class EbsShipment:
                 base.blocks.write(draft / _BASE)
             if disk.trace:
                 save(disk.trace, draft / _TRACE)
-            said = {
+            saved = {
                 "sealed": disk.sealed,
                 "traits": traits.to_json(),
                 "base": base.snapshot if base else "",
             }
-            (draft / _MADE).write_text(json.dumps(said))
+            (draft / _MADE).write_text(json.dumps(saved))
             publish(draft, self.folder)
         return replace(disk, path=self.folder / _DISK, final=True)
 
@@ -232,7 +232,7 @@ class EbsShipment:
         return published(image) if image else None
 
     def _sent_elsewhere(self) -> Published | None:
-        """Return what a machine that has died since had sent as a whole: AWS's bytes count, and are looked at again."""
+        """Return what a machine that has died since had sent completely: AWS's bytes count, and are verified again."""
         notes = self._notes
         journal = notes and ebs.complete_elsewhere(notes, self.region, self.events)
         if not notes or not journal or (journal.completed_by == notes.holder and self._made()):
@@ -268,7 +268,7 @@ class EbsShipment:
             for snapshot in traits.snapshots()
         }
 
-    def _upload(self, made: _Kept) -> ebs.Sent:
+    def _upload(self, made: _Kept) -> ebs.UploadResult:
         """Make sure of the snapshot, incremental where there is a parent."""
         request = ebs.UploadRequest(
             path=made.disk,
@@ -287,8 +287,8 @@ class EbsShipment:
             self.events.note(f"{sent.changed} blocks of 512 KiB differ from {request.parent.snapshot}")
         return sent
 
-    def _begun_on(self, made: _Kept) -> tuple[ebs.Parent | None, ...]:
-        """Return the parent, if any, of the snapshot that another machine has begun; nothing where none is begun."""
+    def _begun_on(self, made: _Kept) -> tuple[ebs.ParentSnapshot | None, ...]:
+        """Return the parent, if any, of the snapshot that another machine has started; nothing if none was started."""
         journal = ebs.Journal.read(self._notes) if self._notes else None
         if journal is None or "parent" not in journal.start:
             return ()
@@ -299,9 +299,9 @@ class EbsShipment:
         if found is None:
             return ()
         blocks = self._list(found) or ebs.blocks_of(parent, made.disk, self.events, region=self.region)
-        return (ebs.Parent(parent, blocks),)
+        return (ebs.ParentSnapshot(parent, blocks),)
 
-    def _parent(self, made: _Kept) -> ebs.Parent | None:
+    def _parent(self, made: _Kept) -> ebs.ParentSnapshot | None:
         """Return what to build on: what the user names, else the newest of this name, else the base AMI's snapshot."""
         ec2 = aws.client("ec2", self.region)
         gib, named = made.gib, self.settings.parent_snapshot
@@ -318,7 +318,7 @@ class EbsShipment:
                     hint="remove `aws.parent_snapshot`, or name an encrypted copy of it",
                 )
             blocks = self._list(found) or ebs.blocks_of(named, made.disk, self.events, region=self.region)
-            return ebs.Parent(named, blocks)
+            return ebs.ParentSnapshot(named, blocks)
         filters = aws.mine(managed=ARTEFACT)  # what is temporary, a clean-up may take at any time
         filters += [{"Name": "tag-key", "Values": [ebs.BLOCKS_TAG]}, {"Name": "status", "Values": ["completed"]}]
         ours = re.compile(re.escape(self.plan.name) + "-[0-9a-f]{12}(-[0-9a-f]{12})?")
@@ -331,7 +331,7 @@ class EbsShipment:
             if int(snapshot["VolumeSize"]) <= gib and self._locked_alike(snapshot, encrypted=encrypted):
                 known = self._list(snapshot)
                 if known is not None:
-                    return ebs.Parent(str(snapshot["SnapshotId"]), known)
+                    return ebs.ParentSnapshot(str(snapshot["SnapshotId"]), known)
         if of_name:
             self.events.note(
                 f"none of {len(of_name)} earlier snapshots can be built on: each is larger, encrypted in another way "
@@ -339,7 +339,7 @@ class EbsShipment:
             )
         return self._base_of(made, gib, encrypted=encrypted)
 
-    def _base_of(self, made: _Kept, gib: int, *, encrypted: bool) -> ebs.Parent | None:
+    def _base_of(self, made: _Kept, gib: int, *, encrypted: bool) -> ebs.ParentSnapshot | None:
         """Return the base AMI's snapshot where it is this account's."""
         if made.base is None:
             return None
@@ -358,7 +358,7 @@ class EbsShipment:
         return self._encryption.by_default is None and bool(newest.get("Encrypted"))
 
     def _locked_alike(self, snapshot: Mapping[str, Any], *, encrypted: bool) -> bool:
-        """Whether a child of a snapshot is encrypted as it shall be, and with the same key: the parent decides that."""
+        """Whether a child of a snapshot is encrypted as required, and with the same key: the parent decides that."""
         if bool(snapshot.get("Encrypted")) != encrypted:
             return False
         return not encrypted or not self._key or snapshot.get("KmsKeyId") == self._key

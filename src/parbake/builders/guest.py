@@ -1,4 +1,4 @@
-"""The guest that bakes: what it is told (user data), and what it says (marked lines on the serial console).
+"""The guest that bakes: its input (user data), and its output (marked lines on the serial console).
 
 One script (``node/guest.sh``; with ``node/prove.py`` for proofs) and one protocol for QEMU and EC2. Nothing in the user
 data is secret: an instance logs in to ECR with its own role. Sources: cloud-init's documentation, "User data formats"
@@ -119,7 +119,7 @@ def _variables(plan: Plan, run: str, mode: Mode, limit: float) -> list[str]:
 
 
 def _volume(plan: Plan) -> dict[str, str]:
-    """Return what is said of a volume: how large its disk is, and how to make its file system."""
+    """Describe a volume to the guest: how large its disk is, and how to make its file system."""
     if plan.artefact.kind != "volume":
         return {"VOLUME": ""}
     identity, size = disk.filesystem_uuid(plan.key), -(-plan.size // GIB) * GIB
@@ -198,7 +198,7 @@ def _prover(plan: Plan) -> list[str]:
 
 @dataclass(slots=True)
 class Console:
-    """What a guest has said so far. ``read`` takes the console as often as it is shown and returns what is new."""
+    """A guest's output so far. ``read`` takes the console each time it is fetched and returns what is new."""
 
     run: str
     finished: bool = False
@@ -250,10 +250,10 @@ class Console:
         """
         if self.failure:
             shown = "\n".join(self.log[-40:])
-            said = f"the guest failed at the stage `{self.stage}`: {self.failure}\n{shown}".rstrip()
+            message = f"the guest failed at the stage `{self.stage}`: {self.failure}\n{shown}".rstrip()
             if "raise size" in self.failure:
-                raise ArtefactFull(said, hint="raise `size` in the Bakefile")
-            raise BakeFailed(said)
+                raise ArtefactFull(message, hint="raise `size` in the Bakefile")
+            raise BakeFailed(message)
         if not self.finished:
             at = f"its last stage was `{self.stage}`" if self.stage else "its script printed nothing"
             raise BakeFailed(

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, override
 
-from parbake.builders import Builder, Disk, Ingredients, Parent
+from parbake.builders import Builder, Disk, Ingredients, ParentVolume
 from parbake.builders.fill import MountedStore, VolumeImage, fill
 from parbake.builders.seal import seal
-from parbake.builders.workers.pool import Workers
+from parbake.builders.workers.pool import Workers, count_for
 from parbake.containerd import Daemon
 from parbake.core.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.core.model import MIB, Plan
@@ -93,7 +93,7 @@ def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
 def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
     """Copy the earlier volume, change what differs, and check it; None where there is none or it does not serve.
 
-    Its bytes are compared with its list before anything in it is used, unless ``Parent.memory`` spares that.
+    Its bytes are compared with its list before anything in it is used, unless ``ParentVolume.memory`` spares that.
     """
     parent, events = ingredients.parent, ingredients.events
     if parent is None:
@@ -105,7 +105,7 @@ def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Di
         built = _write_ext4(volume, plan, ingredients, parent, second=second)
         _check(volume, plan, events)
     except (ForeignVolume, ArtefactFull) as error:
-        events.note(f"{parent.name} cannot be the start of this volume ({error.message}): making a new one")
+        events.note(f"{parent.name} cannot be the base of this volume ({error.message}): making a new one")
     except disk.NotAsListed as error:
         events.warn(f"{parent.name} is damaged ({error.message}): making a new volume without it")
     except Exception:
@@ -122,7 +122,7 @@ def _write_ext4(
     volume: Path,
     plan: Plan,
     ingredients: Ingredients,
-    parent: Parent | None = None,
+    parent: ParentVolume | None = None,
     *,
     second: Path | None = None,
     dense: bool = False,
@@ -141,8 +141,10 @@ def _write_ext4(
         stack.enter_context(
             events.stage("fill", f"Fill the volume ({', '.join(image.reference for image in plan.all_images)})")
         )
-        workers = stack.enter_context(Workers(work / "workers.log"))
         writer = stack.enter_context(Volume(volume))
+        layers = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
+        sizes = [size for chain, size in layers.items() if chain not in writer.placed]
+        workers = stack.enter_context(Workers(work / "workers.log", count_for(sizes)))
         if parent:
             writer.rename(disk.filesystem_uuid(plan.key))
         mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True, cached=True)
@@ -173,7 +175,7 @@ def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
     options = disk.FAST["xfs"]
     with disk.mount(volume, ingredients.work / "mnt", filesystem="xfs", options=options) as mounted:
         _fill_store(mounted.path, plan, ingredients)
-        with ingredients.events.stage("trim", "Write to disk, give back what is unused"):
+        with ingredients.events.stage("trim", "Write to disk, give back unused space"):
             disk.trim(mounted)
     return Disk(volume)
 
@@ -193,7 +195,7 @@ def _bake_machine_image(plan: Plan, ingredients: Ingredients) -> Disk:
         if enforces:
             with events.stage("label", "Label the files for SELinux"):
                 disk.label(mounted.path, [runtime.root])
-        with events.stage("trim", "Write to disk, give back what is unused"):
+        with events.stage("trim", "Write to disk, give back unused space"):
             disk.trim(mounted)
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(raw, root.filesystem, offset=root.start, size=root.size)
@@ -259,7 +261,7 @@ def _telling_full_artefact(plan: Plan, work: Path) -> Iterator[None]:
     except DiskFull as error:
         if _is_full(work):
             raise _host_full(work) from error
-        chosen = "which `size` fixes" if plan.size_is_fixed else "which was chosen for what the images should take"
+        chosen = "the size that `size` sets" if plan.size_is_fixed else "the size estimated for these images"
         raise ArtefactFull(
             f"the images do not fit into the artefact of {plan.size // MIB} MiB, {chosen} ({error.message})",
             hint="raise `size` in the Bakefile, or remove it to let parbake choose"

@@ -48,7 +48,7 @@ class QemuBuilder(Builder):
 
         need_root("baking")
         if not boots(plan.platform):
-            raise InputError(f"parbake has no machines for {plan.platform}", hint="write `builder: local`")
+            raise InputError(f"parbake cannot boot machines for {plan.platform}", hint="write `builder: local`")
         kind = partial(Machine, architecture=plan.platform.architecture, memory=_MEMORY)
         work, events, token = ingredients.work, ingredients.events, os.urandom(6).hex()
         raw = work / "disk.raw"

@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -30,10 +30,6 @@ from parbake.core.events import Events
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from parbake.bakefile import Bakefile, RetentionSection
-    from parbake.core.signing import Signer
-    from parbake.records.store import Shared
-
 app = typer.Typer(
     name="parbake",
     cls=CommandList,
@@ -48,9 +44,11 @@ BakefilePath = Annotated[Path, typer.Option("-f", "--file", help="The Bakefile."
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
 Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, plain, json or none.", metavar="STYLE")]
 KeepWorkspace = Annotated[
-    bool, typer.Option("--keep-workspace", help="Keep the work folder, for debugging, and say where it is.")
+    bool, typer.Option("--keep-workspace", help="Keep the work folder for debugging, and print its path.")
 ]
-What = Annotated[str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")]
+Selector = Annotated[
+    str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")
+]
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 DEFAULT_FILE = Path("parbake.yaml")
@@ -76,7 +74,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback if something fails.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -162,69 +160,6 @@ def command(
     return decorate
 
 
-type Overrides = Mapping[str, str] | None
-"""Values that replace keys of a Bakefile."""
-
-
-def output(file: Path, what: str = "", *, brought: bool = True, overrides: Overrides = None) -> Path:
-    """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile.
-
-    ``what`` is what the user named: where that is a file, the folder is its own, and no Bakefile is read. Records that
-    the Bakefile's store has are ``brought`` there. ``overrides`` replace keys of the Bakefile.
-    """
-    from parbake.records import store
-
-    if what and Path(what).is_file():
-        return Path(what).parent
-    bakefile = _bakefile(file, overrides)
-    if bakefile is None:
-        return Path("artefacts")
-    return store.brought(bakefile) if brought else bakefile.output
-
-
-def _bakefile(file: Path, overrides: Overrides = None) -> Bakefile | None:
-    """Return the Bakefile; None where it is not named, and the usual one is not there."""
-    from parbake.bakefile import load
-
-    return None if file == DEFAULT_FILE and not file.exists() else load(file, overrides)
-
-
-def shared(file: Path, events: Events | None = None, overrides: Overrides = None) -> Shared | None:
-    """Return what the Bakefile's artefacts are shared through; None where it names no store, or is not there."""
-    from parbake.records.store import session_store
-
-    bakefile = _bakefile(file, overrides)
-    return session_store(bakefile, events) if bakefile else None
-
-
-def trust(file: Path) -> tuple[Path, ...]:
-    """Return the public keys that must have signed records: the Bakefile's; none where there is no Bakefile."""
-    bakefile = _bakefile(file)
-    return bakefile.trust if bakefile else ()
-
-
-def node_image(file: Path) -> Path | None:
-    """Return the image of a node that volumes are proven on: the Bakefile's; None where it, or a Bakefile, is not."""
-    bakefile = _bakefile(file)
-    return bakefile.verify.base if bakefile else None
-
-
-def signer(file: Path) -> Signer | None:
-    """Return what signs records as the Bakefile says, tried out; None where it says nothing, or is not there."""
-    from parbake.records import genuine
-
-    bakefile = _bakefile(file)
-    return genuine.open_signer(bakefile) if bakefile else None
-
-
-def retention(file: Path) -> RetentionSection:
-    """Return what is to be kept: the Bakefile's, or the default where there is no Bakefile."""
-    from parbake.bakefile import RetentionSection
-
-    bakefile = _bakefile(file)
-    return bakefile.retention if bakefile else RetentionSection()
-
-
 def _report(error: ParbakeError) -> int:
     interrupts.hold()  # once, and whole
     if out.debug:
@@ -238,7 +173,7 @@ def _report(error: ParbakeError) -> int:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; errors are told on standard error."""
+    """Run one command and return its exit code; errors go to standard error."""
     out.debug = out.printed = False
     out.as_json = "--json" in (sys.argv if arguments is None else arguments)  # for errors before the command says so
     code = InputError.exit_code
@@ -256,9 +191,9 @@ def _dispatch(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, prog_name="parbake", standalone_mode=False)
     except _UsageError as error:
-        said = io.StringIO()
-        error.show(said)
-        typer.echo(printable.lines(said.getvalue()), nl=False, err=True)
+        usage = io.StringIO()
+        error.show(usage)
+        typer.echo(printable.lines(usage.getvalue()), nl=False, err=True)
         if out.as_json:
             wrong = InputError(error.format_message(), hint="-h after a command shows its options")
             typer.echo(printable.dump(wrong.to_json(), indent=2))

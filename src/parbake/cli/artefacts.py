@@ -15,17 +15,12 @@ from parbake.cli.app import (
     BakefilePath,
     KeepWorkspace,
     Result,
-    What,
+    Selector,
     command,
-    node_image,
-    output,
-    retention,
-    shared,
-    signer,
-    trust,
     written,
 )
 from parbake.cli.commands import application
+from parbake.cli.project import CopyRoles, Project, Store, overrides
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -34,7 +29,7 @@ from parbake.core.events import Events
 def init(
     events: Events,
     folder: Annotated[
-        Path, typer.Argument(help="Where to write parbake.yaml; made when missing.", metavar="FOLDER")
+        Path, typer.Argument(help="Where to write parbake.yaml; created if missing.", metavar="FOLDER")
     ] = Path(),
     image: Annotated[
         list[str] | None, typer.Option(help="An image to bake; may be given several times.", metavar="REFERENCE")
@@ -57,7 +52,7 @@ def init(
 ) -> Result:
     """Write a commented Bakefile that works as it stands.
 
-    Without options it takes the folder's own Containerfile; where there is none, it writes a sample application too.
+    Without options it takes the folder's own Containerfile; if there is none, it writes a sample application too.
     """
     from parbake.workflows import init as workflow
 
@@ -78,23 +73,13 @@ def init(
 Platform = Annotated[
     str, typer.Option(help="Bake for this platform, instead of the Bakefile's.", metavar="OS/ARCHITECTURE")
 ]
-Store = Annotated[
-    str, typer.Option(help="Share what is baked there, instead of in the Bakefile's `store`.", metavar="ADDRESS")
-]
-
-
-def overrides(platform: str, store: str) -> dict[str, str]:
-    """Return the keys of the Bakefile that options replace."""
-    from parbake.bakefile import store_address
-
-    return {**({"platform": platform} if platform else {}), **({"store": store_address(store)} if store else {})}
 
 
 @command()
 def plan(events: Events, file: BakefilePath = DEFAULT_FILE, platform: Platform = "", store: Store = "") -> Result:
     """Show what a bake would do, without doing it.
 
-    Shown are the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
+    It shows the images with their digests and sizes, the disk, the content key, and whether the artefact exists.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import plan as workflow
@@ -115,13 +100,13 @@ def build(
 ) -> Result:
     """Build and push the images that have `build`, without baking.
 
-    It is the first half of a bake: afterwards the content key is known, which `parbake bake --expect-key` can be held
-    to on another machine. Needs root where something has to be built.
+    This is the first half of a bake. It settles the content key, which another machine can insist on with `parbake bake
+    --expect-key`. Needs root if something has to be built.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import build as workflow
 
-    built = workflow.make_known(file, events, rebuild=rebuild, overrides=overrides(platform, ""))
+    built = workflow.build_images(file, events, rebuild=rebuild, overrides=overrides(platform, ""))
     return Result(artefacts.built_json(built), lambda: artefacts.built_text(built))
 
 
@@ -129,7 +114,7 @@ def build(
 def bake(
     events: Events,
     file: BakefilePath = DEFAULT_FILE,
-    force: Annotated[bool, typer.Option("--force", help="Bake again what exists already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Bake again even if the artefact exists.")] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")
     ] = False,
@@ -140,13 +125,16 @@ def bake(
         bool | None,
         typer.Option(
             "--rehearse/--no-rehearse",
-            help="Record what each start reads; default: of a volume that is verified. A machine image is booted once "
-            "more for it, and gets the hydrate service.",
+            help="Record which blocks each start reads. Default: for volumes that are verified. A machine image is "
+            "booted once more for this, and gets the hydrate service.",
         ),
     ] = None,
-    layout: Annotated[bool, typer.Option(help="After a rehearsal, move what starts read together (ext4).")] = True,
+    layout: Annotated[
+        bool, typer.Option(help="After a rehearsal, bring together the blocks that starts read (ext4).")
+    ] = True,
     trace: Annotated[
-        Path | None, typer.Option(help="Take this start-up trace instead, recorded on a node.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Use this start-up trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
     ] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Do not start from an earlier volume: fetch and unpack every layer.")
@@ -156,21 +144,23 @@ def bake(
     ] = "",
     platform: Platform = "",
     store: Store = "",
+    copy_role: CopyRoles = None,
     keep_workspace: KeepWorkspace = False,
 ) -> Result:
     """Bake the images, and prove that they start from the artefact.
 
-    Images with `build` are built and pushed first, when their context has changed. Nothing is done when the artefact
-    exists and is verified, here or in the Bakefile's `store`. Needs root.
+    Images with `build` are built and pushed first, if their context has changed. If the artefact exists and is
+    verified, here or in the Bakefile's `store`, it does nothing. Needs root.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow
     from parbake.workflows.platforms import each_platform, one_platform
 
-    chosen = each_platform(file, overrides(platform, store))
+    changed = overrides(platform, store, copy_role)
+    chosen = each_platform(file, changed)
     for given, name in ((trace, "--trace"), (expect_key, "--expect-key")):
         if given:
-            chosen = (one_platform(file, overrides(platform, store), name),)
+            chosen = (one_platform(file, changed, name),)
     options = workflow.Options(
         force=force,
         rebuild=rebuild,
@@ -198,7 +188,7 @@ def _several[T](found: list[T], to_json: Callable[[T], dict[str, object]], to_te
 @command()
 def verify(
     events: Events,
-    what: What,
+    selector: Selector,
     file: BakefilePath = DEFAULT_FILE,
     base: Annotated[
         Path | None,
@@ -208,21 +198,22 @@ def verify(
 ) -> Result:
     """Boot an artefact without a network and start its images.
 
-    The verdict goes into the record; the exit code is 3 when it is bad. RECORD may also be a disk image that parbake
-    has no record of: then every image in its store must start. Where the Bakefile has `trust`, a record must be signed.
+    The verdict goes into the record; the exit code is 3 if it is bad. RECORD may also be a disk image without a record:
+    then every image in its store must start. If the Bakefile has `trust`, the record must be signed.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import verify as workflow
 
+    project = Project(file, [selector], events=events)
     artefact, verdict = workflow.verify_again(
-        what,
-        output(file, what),
+        selector,
+        project.output(),
         events,
-        base=base or node_image(file),
+        base=base or project.node_image,
         keep_workspace=keep_workspace,
-        trust=trust(file),
-        signer=signer(file),
-        shared=None if Path(what).is_file() else shared(file, events),
+        trust=project.trust,
+        signer=project.signer(),
+        shared=project.shared(),
     )
     return Result(
         artefacts.verdict_json(artefact, verdict),
@@ -237,14 +228,14 @@ def list_(file: BakefilePath = DEFAULT_FILE) -> Result:
     from parbake import records
     from parbake.cli.text import artefacts
 
-    found = records.find(output(file))
+    found = records.find(Project(file).output())
     return Result(
         [artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found)
     )
 
 
 @command()
-def show(what: What, file: BakefilePath = DEFAULT_FILE) -> Result:
+def show(selector: Selector, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show the record of one artefact.
 
     With --json it is the in-toto statement as it is stored.
@@ -253,9 +244,8 @@ def show(what: What, file: BakefilePath = DEFAULT_FILE) -> Result:
     from parbake.cli.text import artefacts
     from parbake.records import statements
 
-    artefact, record = records.locate(what, output(file, what))
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="`parbake verify` can still prove it")
+    folder = Project(file, [selector]).output()
+    artefact, record = records.locate_record(selector, folder, hint="`parbake verify` can still verify it")
     return Result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
 
 
@@ -268,7 +258,7 @@ def prune(
             min=0, help="How many artefacts to keep of each name. Default: the Bakefile's, or 3.", metavar="COUNT"
         ),
     ] = None,
-    cache: Annotated[bool, typer.Option("--cache", help="Free the cache of layers instead.")] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Prune the cache of layers instead.")] = False,
     cache_size: Annotated[
         str,
         typer.Option(
@@ -278,7 +268,8 @@ def prune(
     ] = "0",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     aws: Annotated[
-        bool, typer.Option("--aws", help="Also machine images and snapshots in EC2, in all regions of the records.")
+        bool,
+        typer.Option("--aws", help="Also prune machine images and snapshots in EC2, in all regions of the records."),
     ] = False,
     younger: Annotated[
         float | None,
@@ -293,15 +284,16 @@ def prune(
         ),
     ] = None,
     store: Store = "",
+    copy_role: CopyRoles = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Remove old artefacts and their records, or cached layers.
 
     The Bakefile's `retention` decides what is kept; options override it.
-    Of each name the newest artefacts stay, and always the newest one that passed verification. In EC2 all stay that
-    something refers to: node classes, launch templates, groups, instances, parameters, and a rollout's way back. The
-    others are deprecated first, and removed when the grace is over. What a machine is baking that shares the store
-    stays.
+    The newest artefacts of each name stay, always with the newest one that passed verification. In EC2, everything
+    stays that something refers to: node classes, launch templates, groups, instances, parameters, and what a rollback
+    would return to. The rest is deprecated first, and removed when the grace is over. What another machine with the
+    same store is baking stays as well, and what the last rollout of a fleet needs.
     """
     from parbake.cli.text import artefacts, pruning
     from parbake.core import units
@@ -310,21 +302,22 @@ def prune(
     from parbake.workflows import prune as workflow
 
     if cache_size != "0" and not cache:
-        raise InputError("--cache-size is for the cache of layers", hint="add --cache, or take --keep for artefacts")
+        raise InputError("--cache-size is for the cache of layers", hint="add --cache, or use --keep for artefacts")
     if cache:
         limit = units.size_of(cache_size, "--cache-size")
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
         return Result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
-    rules = workflow.rules(retention(file), keep, younger, grace)
-    chosen = overrides("", store)
-    folder = output(file, overrides=chosen)
+    chosen = overrides("", store, copy_role)
+    project = Project(file, overrides=chosen, events=events)
+    rules = workflow.rules(project.retention, keep, younger, grace)
+    folder = project.output()
     document: dict[str, object] = {}
     text = ""
     if aws:
         pruned = workflow.prune_published(file, rules, events, dry_run=dry_run, overrides=chosen)
         document["aws"] = pruning.pruned_json(pruned)
         text = f"{pruning.pruned_text(pruned, dry_run=dry_run)}\n\n"
-    decisions = workflow.prune(folder, rules, dry_run=dry_run, shared=shared(file, events, chosen))
+    decisions = workflow.prune(folder, rules, dry_run=dry_run, shared=project.shared())
     document |= pruning.decisions_json(decisions)
     return Result(document, lambda: text + pruning.decisions_text(decisions, dry_run=dry_run))
 
@@ -334,7 +327,7 @@ def clean(
     events: Events,
     file: BakefilePath = DEFAULT_FILE,
     caches: Annotated[
-        bool, typer.Option("--caches", help="Also remove all that is cached: default bases, images that were built.")
+        bool, typer.Option("--caches", help="Also remove everything that is cached: default bases, built images.")
     ] = False,
     in_aws: Annotated[
         bool,
@@ -344,14 +337,14 @@ def clean(
 ) -> Result:
     """Remove what killed runs left behind, and kept work folders.
 
-    On this machine only files can be left: the kernel ends mounts, loop devices and processes with the run. Runs that
-    are under way here are not touched. In AWS, `--aws` finds instances, volumes, unfinished AMIs with their snapshots,
-    copies in other regions, security groups, and Packer's key pairs by their tags. What a machine bakes now that shares
-    the store is spared; without a store let no other machine bake the same Bakefile meanwhile.
+    On this machine only files can be left over: the kernel ends mounts, loop devices and processes with the run. Runs
+    that are under way here are not touched. With `--aws` it finds instances, volumes, unfinished AMIs with their
+    snapshots, copies in other regions, security groups, and Packer's key pairs by their tags. It spares what other
+    machines with the same store are baking; without a store, let no other machine bake this Bakefile meanwhile.
     """
     from parbake.workflows import clean as workflow
 
-    removed = [str(path) for path in workflow.clean(output(file, brought=False), caches=caches)]
+    removed = [str(path) for path in workflow.clean(Project(file).output(refresh=False), caches=caches)]
     spared: dict[str, str] = {}
     if in_aws:
         cleaned = workflow.clean_aws(file, events, overrides("", store))
@@ -365,25 +358,26 @@ def clean(
 def doctor(
     file: BakefilePath = DEFAULT_FILE,
     aws: Annotated[
-        bool, typer.Option("--aws", help="Ask AWS as well: what the account has settled, by read calls alone.")
+        bool, typer.Option("--aws", help="Also check the settings of the AWS account, with read-only calls.")
     ] = False,
 ) -> Result:
-    """Say what this machine lacks, and how to get it.
+    """Check what this machine lacks, and how to get it.
 
-    Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws` also what
-    the Bakefile's account and regions say: encryption by default and its key, quotas, Allowed AMIs, public access,
-    protected AMIs, the base, instance types and profile, ways to the registry. What may not be asked is said.
+    Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws`, also the
+    settings of the Bakefile's account and regions: encryption by default and its key, quotas, Allowed AMIs, public
+    access, protected AMIs, the base, instance types and profile, and ways to the registry. It lists the rights that it
+    lacks for that.
     """
     from parbake.cli.text import artefacts
     from parbake.core.workspace import cache_folder
     from parbake.workflows import doctor as workflow
 
-    checks = workflow.examine(output=output(file, brought=False), cache=cache_folder(), shared=shared(file))
+    project = Project(file)
+    checks = workflow.examine(output=project.output(refresh=False), cache=cache_folder(), shared=project.shared())
     if aws:
-        from parbake.bakefile import load
         from parbake.workflows import account
 
-        checks += account.judge(account.gather(load(file)))
+        checks += account.judge(account.gather(project.bakefile or project.need_bakefile()))
     return Result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))
 
 
@@ -402,7 +396,7 @@ def demo(
     from parbake.cli.text import artefacts
     from parbake.workflows import demo as workflow
 
-    outcome = workflow.tell(folder.absolute(), events=events)
+    outcome = workflow.run_demo(folder.absolute(), events=events)
     return Result(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
 
 

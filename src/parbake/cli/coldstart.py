@@ -11,14 +11,11 @@ from parbake.cli.app import (
     DEFAULT_FILE,
     BakefilePath,
     Result,
-    What,
+    Selector,
     command,
-    output,
-    shared,
-    signer,
-    trust,
     written,
 )
+from parbake.cli.project import Project
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 @command()
 def trace(
     events: Events,
-    what: Annotated[
+    selector: Annotated[
         str,
         typer.Argument(
             help="A record or artefact to rehearse; or a block device or mount point of a running node.",
@@ -37,22 +34,21 @@ def trace(
         ),
     ],
     file: BakefilePath = DEFAULT_FILE,
-    bring: Annotated[
+    recorded: Annotated[
         Path | None,
-        typer.Option("--trace", help="Take this trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
+        typer.Option("--trace", help="Use this trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="How long to record on a running node.", metavar="SECONDS")
     ] = 60.0,
-    to: Annotated[
-        Path, typer.Option("--output", help="Where a running node's trace is written.", metavar="FILE")
-    ] = Path("node.trace"),
+    to: Annotated[Path, typer.Option("--output", help="Where to write a running node's trace.", metavar="FILE")] = Path(
+        "node.trace"
+    ),
 ) -> Result:
     """Record which blocks a cold start reads, in which order.
 
-    Of a volume that was baked: each image is started once with cold caches, without a network; the trace is written
-    beside the artefact and its summary into the record. On a running node: what is read of one device meanwhile. Needs
-    root.
+    For a baked volume, it starts each image once with cold caches and without a network, and writes the trace beside
+    the artefact and its summary into the record. On a running node, it records the reads of one device. Needs root.
     """
     from parbake import records
     from parbake.cli.text.artefacts import trace_text
@@ -60,26 +56,26 @@ def trace(
     from parbake.records import genuine
     from parbake.workflows import trace as workflow
 
-    path = Path(what)
+    path = Path(selector)
     if path.is_block_device() or path.is_mount():
-        if bring:
+        if recorded:
             raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
-        found = workflow.record_node(what, seconds, events)
+        found = workflow.record_node(selector, seconds, events)
         save(found, to)
         result = summary(found, file=str(to))
     else:
-        artefact, record = records.locate(what, output(file, what))
-        if record is None:
-            raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake can be rehearsed")
-        signs = signer(file)
+        project = Project(file, [selector], events=events)
+        hint = "only artefacts of parbake can be rehearsed"
+        artefact, record = records.locate_record(selector, project.output(), hint=hint)
+        signs = project.signer()
         with records.in_use(artefact.parent, record.artefact):
-            record = genuine.need(artefact, trust(file) if signs else ())  # it is signed again
-            if bring:
-                record = workflow.bring(artefact, record, bring, signs)
+            record = genuine.need(artefact, project.trust if signs else ())  # it is signed again
+            if recorded:
+                record = workflow.add_trace(artefact, record, recorded, signs)
             else:
                 record = workflow.rehearse(artefact, record, events, signs)
-            if not path.is_file() and (kept := shared(file, events)):
-                kept.keep(record, again=True)
+            if shared := project.shared():
+                shared.put(record, again=True)
         assert record.trace
         result, found = record.trace, workflow.trace_of(artefact, record)
     return Result(result.model_dump(mode="json"), lambda: trace_text(result, [(e.path, e.size) for e in found.files]))
@@ -87,11 +83,11 @@ def trace(
 
 @command()
 def hydrate(
-    what: What,
-    folder: Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")],
+    selector: Selector,
+    folder: Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")],
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Write what a node needs to load hot blocks and files early.
+    """Write the files with which a node loads hot blocks and files early.
 
     The lists of blocks and of files from the start-up trace, the program that reads them with its systemd unit, user
     data with program and blocks inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
@@ -102,7 +98,7 @@ def hydrate(
     from parbake.coldstart.trace import hydrate_list, prefetch_list
     from parbake.workflows import trace as workflow
 
-    artefact, record = records.locate(what, output(file, what))
+    artefact, record = records.locate(selector, Project(file, [selector]).output())
     found = workflow.trace_of(artefact, record)
     paths = export(folder, hydrate_list(found), prefetch_list(found))
     size = (folder / "user-data.sh").stat().st_size
@@ -114,7 +110,7 @@ PricesFile = Annotated[
     Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
 ]
 NodeHour = Annotated[
-    float | None, typer.Option(min=0, help="What a node costs an hour; replaces that price.", metavar="PRICE")
+    float | None, typer.Option(min=0, help="What a node costs per hour, instead of the list's price.", metavar="PRICE")
 ]
 PullRate = Annotated[
     float | None,
@@ -122,7 +118,7 @@ PullRate = Annotated[
         min=0.001, help="How fast your pulls are, in MB of layers a second; in place of all kinds.", metavar="MB"
     ),
 ]
-Bakes = Annotated[float, typer.Option(min=0, help="Bakes a month.", metavar="COUNT")]
+Bakes = Annotated[float, typer.Option(min=0, help="Bakes per month.", metavar="COUNT")]
 BakeMinutes = Annotated[
     float,
     typer.Option(min=0, help="How long a bake takes, on a machine that costs what a node does.", metavar="MINUTES"),
@@ -131,9 +127,9 @@ BakeMinutes = Annotated[
 
 @command()
 def advise(
-    what: What,
-    launches: Annotated[float, typer.Option(min=0.001, help="Nodes that start a day.", metavar="COUNT")] = 100.0,
-    zones: Annotated[int, typer.Option(min=1, help="Availability zones that they start in.", metavar="COUNT")] = 3,
+    selector: Selector,
+    launches: Annotated[float, typer.Option(min=0.001, help="Nodes started per day.", metavar="COUNT")] = 100.0,
+    zones: Annotated[int, typer.Option(min=1, help="Availability zones they start in.", metavar="COUNT")] = 3,
     boot: Annotated[
         float, typer.Option(min=0, help="From the volume's attachment to the runtime's start.", metavar="SECONDS")
     ] = 20.0,
@@ -156,12 +152,12 @@ def advise(
     node_hour: NodeHour = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Say which remedy against cold volumes is the cheapest, and why.
+    """Recommend the cheapest remedy for cold volumes, and say why.
 
-    Compared are nothing, hydrate, hydrate with prefetch, the provisioned initialization rate, fast snapshot restore, a
-    gp3 volume with 16,000 IOPS and 1,000 MiB/s, reading everything, and pulls without any bake: by containerd as it is,
-    and by SOCI's parallel pull on AL2023 and Bottlerocket. The time that each adds to a start, and what it costs a
-    month with the nodes that wait. Where a pull costs less in all, it says not to bake.
+    It compares doing nothing, hydrate, hydrate with prefetch, the provisioned initialization rate, fast snapshot
+    restore, a gp3 volume with 16,000 IOPS and 1,000 MiB/s, reading everything, and pulls without any bake: by
+    containerd as it is, and by SOCI's parallel pull on AL2023 and Bottlerocket. For each, it shows the time added to a
+    start, and the cost per month including the nodes that wait. If a pull costs less in all, it says not to bake.
     """
     from parbake import records
     from parbake.aws import costs
@@ -172,9 +168,8 @@ def advise(
         raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
     if drive not in costs.DRIVES:
         raise InputError(f"--drive {drive}: no such volume", hint=f"choose {' or '.join(costs.DRIVES)}")
-    artefact, record = records.locate(what, output(file, what))
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="only artefacts of parbake can be assessed")
+    hint = "only artefacts of parbake can be assessed"
+    _, record = records.locate_record(selector, Project(file, [selector]).output(), hint=hint)
     listed = _priced(prices, node_hour)
     situation = workflow.situation(
         record,
@@ -204,7 +199,7 @@ def advise(
 
 @command()
 def savings(
-    pulls: Annotated[float, typer.Option(min=0, help="Pulls of the images a day.", metavar="COUNT")],
+    pulls: Annotated[float, typer.Option(min=0, help="Pulls of the images per day.", metavar="COUNT")],
     pull_seconds: Annotated[
         float | None,
         typer.Option(min=0, help="How long a node waits for a pull today. Default: by --size.", metavar="SECONDS"),
@@ -215,7 +210,7 @@ def savings(
     headroom: Annotated[float, typer.Option(min=0, help="Nodes kept running for pods to come.", metavar="COUNT")] = 0.0,
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="What a pull fetches, compressed: compares every kind of pull.", metavar="MB"),
+        typer.Option(min=1, help="The compressed size of a pull; compares every kind of pull.", metavar="MB"),
     ] = None,
     bakes: Bakes = 4.0,
     bake_minutes: BakeMinutes = 10.0,
@@ -223,11 +218,10 @@ def savings(
     prices: PricesFile = None,
     node_hour: NodeHour = None,
 ) -> Result:
-    """Say what pulls cost, and what a bake saves of it.
+    """Estimate what pulls cost, and how much of it a bake saves.
 
-    Nodes that wait for a pull are paid while they wait. Headroom hides that and is paid round the clock: it keeps the
-    saving back until it is given up. With --size, every kind of pull is compared: a faster one may save more than a
-    bake.
+    Nodes that wait for a pull cost money. Headroom hides the wait and costs money round the clock: it eats up the
+    saving until it is given up. With --size, it compares every kind of pull: a faster one may save more than a bake.
     """
     from parbake.aws import costs
     from parbake.cli.text.coldstart import savings_text
@@ -265,24 +259,24 @@ def _priced(file: Path | None, node_hour: float | None) -> Prices:
 
 @command()
 def report(
-    what: What,
+    selector: Selector,
     against: Annotated[str | None, typer.Argument(help="A second record, to compare with.", metavar="[RECORD]")] = None,
     to: Annotated[Path, typer.Option("--output", help="Where to write the page.", metavar="FILE")] = Path(
         "report.html"
     ),
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Write what is known of a cold start as one page of HTML.
+    """Write a one-page HTML report of a cold start.
 
-    A waterfall of each start, a map of the blocks that it reads, and tables; of two records side by side, if there is a
-    second one. The page needs no network.
+    It has a waterfall of each start, a map of the blocks that it reads, and tables; for two records, side by side. The
+    page needs no network.
     """
     from parbake.cli.report import Subject, page
     from parbake.core import atomic
     from parbake.core.workspace import room_for
     from parbake.workflows import trace as workflow
 
-    subjects = [Subject(*workflow.known(each, output(file, each))) for each in (what, against) if each]
+    subjects = [Subject(*workflow.known(each, Project(file, [each]).output())) for each in (selector, against) if each]
     with room_for(to):
         atomic.replace(to, page(*subjects), mode=0o644)
     return written([to])

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, What, command, output, trust, written
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command, written
 from parbake.cli.commands import application
+from parbake.cli.project import Project
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
 if TYPE_CHECKING:
     from parbake.workflows.export import kubelet
 
-Folder = Annotated[Path, typer.Argument(help="Where to write; made when missing.", metavar="FOLDER")]
+Folder = Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
 
-exporting = application("export", help="Write the files that other tools take.", no_args_is_help=True)
+exporting = application("export", help="Write files for other tools.", no_args_is_help=True)
 
 
 @command(exporting, progress="plain")
@@ -34,7 +35,7 @@ def packer(
     """Write a folder for Packer that bakes the images into an AMI.
 
     Its template has the variables IMAGE, AMI_NAME and SOURCE_AMI and takes the others from the Bakefile. The base must
-    be an AMI. Without --pin nothing asks a network.
+    be an AMI. Without --pin it needs no network.
     """
     from parbake.workflows import export as workflow
 
@@ -43,16 +44,19 @@ def packer(
 
 @command(exporting, name="kubelet-config")
 def kubelet_config(
-    what: Annotated[
+    selector: Annotated[
         str,
         typer.Argument(help="A record; without one, what the Bakefile says.", metavar="RECORD", show_default=False),
     ] = "",
     file: BakefilePath = DEFAULT_FILE,
     form: Annotated[
-        str, typer.Option("--for", help="What takes it: kubelet, or nodeadm (a NodeConfig).", metavar="PROGRAM")
+        str,
+        typer.Option(
+            "--for", help="The program to write it for: kubelet, or nodeadm (a NodeConfig).", metavar="PROGRAM"
+        ),
     ] = "kubelet",
 ) -> Result:
-    """Print the kubelet's configuration with which baked images start whatever happens to their registry.
+    """Print the kubelet configuration that lets baked images start whatever happens to their registry.
 
     It allows the baked repositories by name (NeverVerifyAllowlistedImages), and verifies all other images as the
     kubelet does by default. Merge it into the nodes' own configuration.
@@ -62,7 +66,10 @@ def kubelet_config(
 
     if form not in {"kubelet", "nodeadm"}:
         raise InputError(f"--for {form}: no such program", hint="choose kubelet or nodeadm")
-    found = kubelet.document(workflow.references(file, output(file, what), what), cast("kubelet.Form", form))
+    found = kubelet.document(
+        workflow.references(file, Project(file, [selector] if selector else []).output(), selector),
+        cast("kubelet.Form", form),
+    )
     return Result(found, lambda: kubelet.text(found))
 
 
@@ -86,12 +93,13 @@ _CLOUDS = {
 def _add(cloud: str) -> None:
     @command(exporting, name=cloud, help=_CLOUDS[cloud])
     def export(
-        events: Events, what: What, folder: Folder, file: BakefilePath = DEFAULT_FILE, force: Force = False
+        events: Events, selector: Selector, folder: Folder, file: BakefilePath = DEFAULT_FILE, force: Force = False
     ) -> Result:
         from parbake.workflows import export as workflow
 
         to_cloud = {"gcp": workflow.to_gcp, "gke": workflow.to_gke, "azure": workflow.to_azure}[cloud]
-        return written(to_cloud(what, output(file, what), folder, events, force=force, trust=trust(file)))
+        project = Project(file, [selector], events=events)
+        return written(to_cloud(selector, project.output(), folder, events, force=force, trust=project.trust))
 
 
 for _cloud in _CLOUDS:

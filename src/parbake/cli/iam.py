@@ -41,7 +41,7 @@ def iam(
         typer.Option(
             "--parameter",
             metavar="NAME",
-            help="A parameter that names images and belongs to no target; `prune` reads it. /images/* stands for many.",
+            help="A parameter that names images and belongs to no target; `prune` reads it. /images/* covers many.",
         ),
     ] = None,
     base_snapshot: Annotated[
@@ -57,7 +57,7 @@ def iam(
         typer.Option(
             "--default-key",
             metavar="ARN",
-            help="A KMS key of your own by which EBS encrypts by default (`parbake doctor --aws` shows it).",
+            help="Your own KMS key, if EBS encrypts with it by default (`parbake doctor --aws` shows it).",
         ),
     ] = None,
 ) -> Result:
@@ -65,8 +65,8 @@ def iam(
 
     `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
     `rollout` for whoever rolls out to its targets, `prune` for `parbake prune --aws`, `doctor` for `parbake doctor
-    --aws`, `karpenter` what Karpenter's role needs besides its own policy. What the options do not name stands there in
-    capitals, such as ACCOUNT_ID, and allows nothing until it is replaced.
+    --aws`, `karpenter` what Karpenter's role needs besides its own policy. What no option names appears in capitals,
+    such as ACCOUNT_ID, and allows nothing until you replace it.
     """
     from parbake.aws import iam as policies
     from parbake.bakefile import load

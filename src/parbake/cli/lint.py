@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from parbake import __version__
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command, out, output
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command, out
+from parbake.cli.project import Project
 from parbake.core.errors import InputError, VerificationFailed
 
 _LEVELS = ("error", "warning", "note")
@@ -21,7 +22,7 @@ def lint(
         list[str] | None, typer.Argument(help="Manifests: files or folders; - for standard input.", metavar="PATH")
     ] = None,
     from_cluster: Annotated[
-        bool, typer.Option("--from-cluster", help="Look at the workloads and node classes in kubectl's cluster.")
+        bool, typer.Option("--from-cluster", help="Check the workloads and node classes in kubectl's cluster.")
     ] = False,
     context: Annotated[
         str, typer.Option(help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME")
@@ -38,10 +39,10 @@ def lint(
     ] = "error",
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Say which pods will not use the bake, and why.
+    """Find the pods that will not use the bake, and say why.
 
-    Workloads and node classes are compared with the Bakefile and its newest record, or with --bake. The exit code is 3
-    when there are errors. Nothing is changed anywhere.
+    It compares workloads and node classes with the Bakefile and its newest record, or with --bake. The exit code is 3
+    if there are errors. It changes nothing.
     """
     from parbake.cli.text import artefacts
     from parbake.images import workloads
@@ -53,14 +54,14 @@ def lint(
         raise InputError(f"--fail-on {fail_on}: no such level", hint="choose error, warning or note")
     out.as_json |= style != "text"
     if not paths and not from_cluster:
-        raise InputError("nothing to look at", hint="name files or folders, - for standard input, or --from-cluster")
+        raise InputError("nothing to lint", hint="name files or folders, - for standard input, or --from-cluster")
     documents: list[tuple[str, str]] = []
     for path in paths or ():
         documents += [("standard input", sys.stdin.read())] if path == "-" else workloads.read_folder(Path(path))
     if from_cluster:
         documents += workflow.gather(context)
     there = file if file.exists() or file != DEFAULT_FILE else None
-    found = workflow.examine(documents, workflow.bakes_of(there, output(file), bake or ()))
+    found = workflow.examine(documents, workflow.bakes_of(there, Project(file, bake or ()).output(), bake or ()))
     shown = (
         workflow.sarif(found, version=__version__, folder=Path.cwd())
         if style == "sarif"

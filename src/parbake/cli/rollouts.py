@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
+from parbake.cli.project import CopyRoles
 from parbake.core.errors import InputError, RolloutError
 from parbake.core.events import Events
 
@@ -32,7 +33,7 @@ Interval = Annotated[float, typer.Option(min=0.05, help="How long to wait betwee
 @command()
 def rollout(
     events: Events,
-    what: Annotated[
+    selectors: Annotated[
         list[str],
         typer.Argument(
             help="A record, an artefact, or the start of a name or key; a machine image, a volume, or one of each.",
@@ -46,29 +47,41 @@ def rollout(
     ] = False,
     force_conflicts: ForceConflicts = False,
     mount: Annotated[
-        bool, typer.Option("--mount/--no-mount", help="Let nodes' user data mount a volume, where the target says so.")
+        bool, typer.Option("--mount/--no-mount", help="Let nodes' user data mount a volume, if the target says so.")
     ] = True,
     follow: Follow = True,
     deadline: Deadline = None,
     interval: Interval = 5.0,
     store: Annotated[
-        str, typer.Option(help="Where artefacts are shared, instead of in the Bakefile's `store`.", metavar="ADDRESS")
+        str,
+        typer.Option(help="The store that artefacts are shared through, instead of the Bakefile's.", metavar="ADDRESS"),
     ] = "",
+    copy_role: CopyRoles = None,
+    superseding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--superseding",
+            help="A target that holds this keeps the way back that it has: an id, a name or the start of a key; of "
+            "several, all.",
+            metavar="ID",
+        ),
+    ] = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Hand an artefact to the Bakefile's targets, and watch it arrive.
+    """Roll an artefact out to the Bakefile's targets, and follow it to the nodes.
 
-    Only what is verified. Shows what changes, writes it once, and follows until the nodes run it. Targets are taken in
-    the Bakefile's order, each to its end. A run that was killed is finished by running it again.
+    The artefact must be verified. parbake shows what changes, writes it once, and waits until the nodes run it. It
+    takes targets in the Bakefile's order, each to its end. Run it again to finish a run that was killed.
     """
     from parbake.bakefile import store_address
     from parbake.workflows import rollout as workflow
 
     options = workflow.RolloutOptions(
         tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval, mount=mount,
-        store=store_address(store) if store else "",
+        store=store_address(store) if store else "", copy_roles=tuple(copy_role or ()),
+        supersedes=tuple(superseding or ()),
     )  # fmt: skip
-    return _handed(workflow.rollout(file, what, events, options), dry_run=dry_run)
+    return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
 
 
 @command()
@@ -90,9 +103,9 @@ def rollback(
     ] = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
-    """Return targets to the artefact before, and watch it arrive.
+    """Return targets to their previous artefact, and follow it to the nodes.
 
-    What that was is written down on the target itself. A target that has returned already is only followed.
+    Targets record themselves what that was. A target that has been rolled back already is only followed.
     """
     from parbake.workflows import rollout as workflow
 
@@ -100,21 +113,23 @@ def rollback(
         tuple(to or ()), dry_run, False, force_conflicts, follow=follow, deadline=deadline, interval=interval,
         holding=tuple(holding or ()),
     )  # fmt: skip
-    return _handed(workflow.rollback(file, events, options), dry_run=dry_run)
+    return _results(workflow.rollback(file, events, options), dry_run=dry_run)
 
 
-def _handed(handed: tuple[TargetResult, ...], *, dry_run: bool) -> Result:
+def _results(results: tuple[TargetResult, ...], *, dry_run: bool) -> Result:
     """Say what became of each target."""
     from parbake.cli.text import rollouts
 
-    return Result(rollouts.handed_json(handed, dry_run=dry_run), lambda: rollouts.handed_text(handed, dry_run=dry_run))
+    return Result(
+        rollouts.results_json(results, dry_run=dry_run), lambda: rollouts.results_text(results, dry_run=dry_run)
+    )
 
 
 @command()
 def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show what each target holds, and how far its nodes are.
 
-    Also what it held before, which is where `parbake rollback` returns to.
+    Also what it held before, to which `parbake rollback` returns.
     """
     from parbake.cli.text import rollouts
     from parbake.workflows import rollout as workflow
@@ -124,7 +139,7 @@ def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     def judge() -> None:
         failed = [each.target for each in reports if each.error]
         if failed:
-            raise RolloutError(f"nothing is known of {', '.join(failed)}", hint="the table says why")
+            raise RolloutError(f"the state of {', '.join(failed)} is unknown", hint="the table says why")
 
     return Result(rollouts.reports_json(reports), lambda: rollouts.reports_text(reports), then=judge)
 
@@ -133,7 +148,7 @@ def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
 def freeze(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Stop targets from replacing nodes, until `parbake thaw`.
 
-    For Karpenter it adds to the NodePools a budget of no node for drift: a rollout can pause there, or be looked at.
+    For Karpenter it adds a budget of zero nodes for drift to the NodePools, so that a rollout pauses there.
     """
     return _freeze(to, file, frozen=True)
 
@@ -151,7 +166,7 @@ def _freeze(to: list[str] | None, file: BakefilePath, *, frozen: bool) -> Result
     if not to:
         raise InputError("freeze and thaw need a target", hint="name it: --to NAME")
     changed = workflow.freeze(file, tuple(to), frozen=frozen)
-    document = {"frozen": frozen, "changed": {name: list(what) for name, what in changed.items()}}
+    document = {"frozen": frozen, "changed": {name: list(each) for name, each in changed.items()}}
     return Result(document, lambda: rollouts.frozen_text(changed, frozen=frozen))
 
 
@@ -172,9 +187,9 @@ def watch(
 ) -> Result | None:
     """Bake and roll out whenever a tag, a build or the base moves.
 
-    Asks registries with HEAD, and finds the base anew. Where something moved: bake, verify, roll out to the Bakefile's
-    targets, if it has any. What fails is tried again at the next turn. With --json one document for each turn that
-    did something.
+    It asks registries with HEAD, and looks up the base again. When something has moved, it bakes, verifies, and rolls
+    out to the Bakefile's targets, if it has any. Failures are retried at the next turn. With --json, it prints one
+    document for each turn that did something.
     """
     from parbake.bakefile import load
     from parbake.cli.text import rollouts

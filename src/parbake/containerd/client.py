@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -18,7 +17,7 @@ from parbake.containerd.content import Content
 from parbake.containerd.errors import AlreadyExists
 from parbake.containerd.images import Images
 from parbake.containerd.labels import EXPIRES, KUBERNETES, OVERLAY
-from parbake.containerd.proto import introspection_pb2, leases_pb2, namespaces_pb2, version_pb2
+from parbake.containerd.proto import leases_pb2, namespaces_pb2, version_pb2
 from parbake.containerd.snapshots import Snapshots
 from parbake.core.errors import ContainerdError, ParbakeError
 from parbake.core.timestamps import timestamp
@@ -29,18 +28,8 @@ _LEASE_HOURS = 24.0  # a lease outlives its run for so long when the run is kill
 _COLLECTION = 600.0  # seconds that garbage collection may take
 
 
-@dataclass(frozen=True, slots=True)
-class Plugin:
-    """A part of containerd; ``error`` says why it did not start ("" when it did)."""
-
-    type: str
-    id: str
-    error: str
-    exports: Mapping[str, str]
-
-
 class Client:
-    """Speaks to one containerd, in one namespace; thread-safe. Errors: see ``faults.fault``."""
+    """Speaks to one containerd, in one namespace; thread-safe. Errors: see ``errors.fault``."""
 
     def __init__(self, connection: Connection, *, namespace: str = KUBERNETES, snapshotter: str = OVERLAY) -> None:
         self.connection = connection
@@ -64,26 +53,6 @@ class Client:
             "/containerd.services.version.v1.Version/Version", Empty(), version_pb2.VersionResponse
         )
         return reply.version
-
-    def plugins(self, *filters: str) -> tuple[Plugin, ...]:
-        """Return containerd's plugins, those that failed to start included."""
-        reply = self.connection.unary(
-            "/containerd.services.introspection.v1.Introspection/Plugins",
-            introspection_pb2.PluginsRequest(filters=filters),
-            introspection_pb2.PluginsResponse,
-        )
-        return tuple(Plugin(item.type, item.id, item.init_err.message, dict(item.exports)) for item in reply.plugins)
-
-    def need_snapshotter(self) -> None:
-        """Raise ContainerdError, with the reason, unless the snapshotter works on this store."""
-        name = self.snapshots.snapshotter
-        found = self.plugins(f"type==io.containerd.snapshotter.v1,id=={name}")
-        error = found[0].error if found else "this containerd has none of that name"
-        if error:
-            raise ContainerdError(
-                f"containerd's {name} snapshotter does not work here: {error}",
-                hint="overlayfs needs ext4, or xfs made with ftype=1, below it",
-            )
 
     def namespaces(self) -> tuple[str, ...]:
         """Return the names of all namespaces."""

@@ -34,7 +34,7 @@ class Connection:
 
     ``target`` is the path of its unix socket, or a connected stream socket that reaches it. A stream is used as the
     one connection there is and never opened again; a path is connected to when first needed. Every time limit is
-    multiplied with ``patience`` (emulated machines are slow). Errors: those of ``faults.fault``.
+    multiplied with ``patience`` (emulated machines are slow). Errors: those of ``errors.fault``.
     """
 
     def __init__(self, target: str | Path | socket.socket, *, patience: float = 1.0) -> None:

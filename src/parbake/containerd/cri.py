@@ -65,15 +65,6 @@ class ContainerStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class ExecResult:
-    """What a command that ran in a container left."""
-
-    code: int
-    stdout: bytes
-    stderr: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Pod:
     """A pod sandbox that runs; ``config`` is what it was made from, which its containers repeat."""
 
@@ -82,7 +73,7 @@ class Pod:
 
 
 class Cri:
-    """Kubelet's side of the CRI over a connection (that of a ``Client``, or its own). Errors: see ``faults.fault``.
+    """Kubelet's side of the CRI over a connection (that of a ``Client``, or its own). Errors: see ``errors.fault``.
 
     ``cgroup_parent`` is where pods get their cgroups (``Daemon.cgroup_parent``); "" leaves it to the runtime.
     """
@@ -278,26 +269,11 @@ class Cri:
             log_path=status.log_path,
         )
 
-    def stop_container(self, container_id: str, *, grace: int = 0) -> None:
-        """Send a container's stop signal and kill it after ``grace`` seconds; stopped or missing is fine."""
-        request = pb.StopContainerRequest(container_id=container_id, timeout=grace)
-        with suppress(NotFound):
-            self._runtime(
-                "StopContainer", request, pb.StopContainerResponse, timeout=60.0 + grace, subject=container_id
-            )
-
     def remove_container(self, container_id: str) -> None:
         """Kill and remove a container; missing is fine."""
         request = pb.RemoveContainerRequest(container_id=container_id)
         with suppress(NotFound):
             self._runtime("RemoveContainer", request, pb.RemoveContainerResponse, timeout=60.0, subject=container_id)
-
-    def exec_sync(self, container_id: str, command: Sequence[str], *, timeout: int = 30) -> ExecResult:
-        """Run a command in a container and wait for it, at most ``timeout`` seconds (times patience)."""
-        limit = max(1, round(timeout * self._connection.patience))
-        request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=limit)
-        reply = self._runtime("ExecSync", request, pb.ExecSyncResponse, timeout=timeout + 30.0, subject=container_id)
-        return ExecResult(reply.exit_code, reply.stdout, reply.stderr)
 
     def _runtime(
         self, method: str, request: Message, reply: type[Reply], *, timeout: float = 30.0, subject: str = ""

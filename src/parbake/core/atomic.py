@@ -93,7 +93,7 @@ def _below(folder: int, name: str, path: Path) -> int:
 
 
 def own_folder(path: Path) -> int:
-    """Open a folder that only this user writes to, made when missing (the one above is there); return its descriptor.
+    """Open a folder that only this user writes to, created if missing (the one above is there); return its descriptor.
 
     Raises EnvironmentProblem for a link and for what belongs to another user or is writable by others: whoever made it
     would choose what parbake removes there. Raises OSError.

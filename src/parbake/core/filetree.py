@@ -56,11 +56,6 @@ class FileNode:
         """Whether it is a regular file."""
         return stat.S_ISREG(self.mode)
 
-    @property
-    def is_whiteout(self) -> bool:
-        """Whether it is overlayfs' mark for a name that is deleted: a character device 0:0."""
-        return stat.S_ISCHR(self.mode) and self.rdev == 0
-
 
 class Store(Protocol):
     """Takes data of files as they arrive."""

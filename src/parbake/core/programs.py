@@ -76,12 +76,8 @@ PROGRAMS = (
         ("bake", "trace"),
         debian="qemu-utils",
     ),
-    Program(
-        "qemu-system-x86_64", "boots what was baked for amd64", ("verify",), debian="qemu-system-x86", boots="amd64"
-    ),
-    Program(
-        "qemu-system-aarch64", "boots what was baked for arm64", ("verify",), debian="qemu-system-arm", boots="arm64"
-    ),
+    Program("qemu-system-x86_64", "boots artefacts for amd64", ("verify",), debian="qemu-system-x86", boots="amd64"),
+    Program("qemu-system-aarch64", "boots artefacts for arm64", ("verify",), debian="qemu-system-arm", boots="arm64"),
     Program("qemu-x86_64", "runs amd64 programs on arm64", (DEFAULT_BASE, BUILD), debian="qemu-user", emulates="amd64"),
     Program(
         "qemu-aarch64", "runs arm64 programs on amd64", (DEFAULT_BASE, BUILD), debian="qemu-user", emulates="arm64"

@@ -104,7 +104,7 @@ def need(program: str) -> str:
 
         if program == "containerd" and (chosen := os.environ.get(CONTAINERD)):
             raise EnvironmentProblem(
-                f"{CONTAINERD} is {chosen}, and there is no such program",
+                f"{CONTAINERD} is {chosen}, which does not exist",
                 hint="let it be the full path of a containerd, or unset it to use the one in PATH",
             )
         if ignored := shutil.which(program):

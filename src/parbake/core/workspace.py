@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 def lock(
     path: Path, *, what: str, timeout: float = 3600.0, waiting: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """Hold an exclusive lock on a file, which is made when missing and removed at the end.
+    """Hold an exclusive lock on a file, which is created if missing and removed at the end.
 
     ``waiting`` is called once when another holds it. Raises DeadlineExceeded when that takes longer than ``timeout``
     seconds, EnvironmentProblem for a planted link or a folder ``.parbake`` that others can write to.
@@ -72,7 +72,7 @@ def lock(
 
 @guarded
 def _open_lock(path: Path) -> tuple[int, int]:
-    """Open a lock's folder and the lock, both made when missing; no link is followed to either where it is ours."""
+    """Open a lock's folder and the lock, both created if missing; no link is followed to either where it is ours."""
     while True:
         folder = _open_folder(path.parent)
         try:

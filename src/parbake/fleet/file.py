@@ -27,6 +27,7 @@ from parbake.bakefile.values import (
     valid_name,
     wrong,
 )
+from parbake.fleet.places import BakesAtOnce, PlaceText, Quotas, are_distinct
 from parbake.fleet.rollout import Rollout
 from parbake.fleet.schedule import Schedule
 
@@ -92,14 +93,14 @@ class BakefileEntry(Section):
     file: File
     """The Bakefile, relative to this file."""
     architectures: Architectures | None = None
-    """The architectures that it is baked for, instead of the fleet's."""
+    """The architectures to bake it for, instead of the fleet's."""
 
 
 class Concurrency(Section):
     """How much happens at once, over all machines."""
 
     cells: AtMost = 64
-    """Cells that are under way at once."""
+    """How many cells run at once."""
 
 
 class Budget(Section):
@@ -125,12 +126,12 @@ class Fleet(Section):
     version: Annotated[Literal[1], BeforeValidator(first_version)]
     """The version of this format."""
     name: Name
-    """Names the fleet. Default: the name of the file's folder, made valid."""
+    """The fleet's name. Default: the name of the file's folder, made valid."""
     store: StoreText
     """Where records and artefacts are shared: `s3://BUCKET/PREFIX`, or a folder that all machines mount. It replaces
     the Bakefiles' own."""
     source: Source | None = None
-    """Where machines get the Bakefiles. Without: from this folder, which they all must have."""
+    """Where machines get the Bakefiles. Without: from this folder, which all of them must have."""
     architectures: Architectures = ("amd64",)
     """The architectures of the nodes."""
     bakefiles: Annotated[tuple[EntryText, ...], Field(min_length=1)]
@@ -138,22 +139,27 @@ class Fleet(Section):
     verify: bool = True
     """Boot every artefact and start its images, as `parbake bake` does. Without, what is baked counts as done, and
     rollouts refuse it."""
+    places: Annotated[tuple[PlaceText, ...], AfterValidator(are_distinct)] = ()
+    """Regions of EC2 that the artefacts are to be in, besides what the Bakefiles say; a bare text is a region. A cell
+    is good when it is in all of them."""
     concurrency: Concurrency = Field(default_factory=Concurrency)
-    """How much happens at once."""
+    """How much may run at once."""
+    quotas: Quotas = Field(default_factory=Quotas)
+    """Limits that hold over all workers."""
     budget: Budget = Field(default_factory=Budget)
-    """How much may go wrong, and what happens then."""
+    """How much may fail, and what happens then."""
     rollout: Rollout | None = None
-    """How what was baked is handed out after a run. Without: it is not."""
+    """How to roll out what a run has baked. Without: not at all."""
 
     @check("rollout")
     @classmethod
     def _is_of_what_is_proven(cls, value: Rollout | None, info: ValidationInfo) -> Rollout | None:
         if value and info.data.get("verify") is False:
-            raise wrong("only what is verified is rolled out, and `verify` is false", "remove one of them")
+            raise wrong("only verified artefacts are rolled out, but `verify` is false", "remove one of them")
         return value
 
     schedule: Schedule | None = None
-    """When runs begin by themselves. Without: when somebody says so."""
+    """When runs start by themselves. Without: only `parbake fleet run` starts them."""
 
     @check("bakefiles")
     @classmethod
@@ -183,7 +189,20 @@ _FLEET = Format(
     no_file="`parbake fleet init` writes one, -f names another",
     model=Fleet,
     schema=schema,
-    not_text=frozenset({"version", "verify", "cells", "attempts", "rest", "at_once", "count"}),
+    not_text=frozenset(
+        {
+            "version",
+            "verify",
+            "cells",
+            "attempts",
+            "rest",
+            "at_once",
+            "count",
+            "copies",
+            "starts_per_second",
+            *BakesAtOnce.model_fields,
+        }
+    ),
     missing={
         "version": "write version: 1",
         "bakefiles": "list the Bakefiles",
@@ -194,6 +213,7 @@ _FLEET = Format(
         "name": "name the wave",
         "command": "write the command, as a list of words",
         "every": "say how often, such as 30m",
+        "region": "name the region",
     },
     empty={
         "bakefiles": ("must list at least one Bakefile", "write - search/parbake.yaml below it"),

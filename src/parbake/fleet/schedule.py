@@ -16,13 +16,13 @@ class Schedule(Section):
     """When runs begin by themselves. The engine knows of it from `parbake fleet apply`."""
 
     every: Duration
-    """How often a run begins. It plans all cells; what the store has is not baked again."""
+    """How often a run starts. It plans all cells, and bakes those that the store does not have."""
     jitter: Duration | None = None
-    """Begin up to so much later, at random: several fleets then do not ask the same registry at once."""
+    """Start up to this much later, at random, so that several fleets do not ask one registry at once."""
     overlap: Literal["skip", "queue"] = "skip"
-    """What happens when the run before is still under way: none begins, or one waits for its end."""
+    """What happens if the previous run is still under way: skip this one, or start it afterwards."""
     catch_up: Duration = Field(default=_CATCH_UP, json_schema_extra={"default": "10m"})
-    """A run that was missed while no engine ran begins late, if not later than that; of several, the last one."""
+    """How late a run that was missed while no engine ran may still start; of several, the last one does."""
     prune: Duration | None = None
     """How often old artefacts are removed, as the Bakefiles' `retention` says: from the store, and from EC2 where they
     are published. Without: never."""

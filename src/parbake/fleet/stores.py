@@ -1,4 +1,4 @@
-"""Whether a store's address means the same store on all machines."""
+"""Stores of fleets: whether an address means the same store on all machines, and what a rollout needs of it."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def need_identity(address: str, identity: str) -> None:
             f"{address} on this machine {is_one} the one where the run was begun",
             hint="mount the same folder on all machines, or name a bucket: `store: s3://BUCKET/PREFIX`",
         )
+
+
+def need_rollout(address: str, fleet: str, target: str, keys: tuple[str, ...], held: tuple[str, ...]) -> None:
+    """Let the store at an address know what a rollout hands out, and what a target held before (``store.Need``).
+
+    Without a ``target`` it is what the whole rollout hands out. Raises what writing to the store raises.
+    """
+    from parbake.records.store import Need, note, open_store
+
+    note(open_store(address), Need(fleet=fleet, target=target, keys=keys, held=held))

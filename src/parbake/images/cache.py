@@ -206,7 +206,7 @@ class _CachedSource(Source):
                     if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != descriptor.digest:
                         self._cache.drop(descriptor)
                         raise CacheDamaged(
-                            f"the cached layer {descriptor.digest} was damaged and is removed"
+                            f"the cached layer {descriptor.digest} was damaged and has been removed"
                         ) from error
                     raise
             return

@@ -106,7 +106,7 @@ def program(architecture: str) -> bytes:
     """Return the static ELF program; raises InputError for an architecture without one."""
     if architecture not in _PROGRAMS:
         raise InputError(
-            f"there is no pause program for {architecture}",
+            f"parbake has no pause program for {architecture}",
             hint="set `sandbox` to the pause image that the nodes' containerd is configured with, or to none",
         )
     machine, listing = _PROGRAMS[architecture]

@@ -102,11 +102,13 @@ class _Search:
         """Take down who uses which image, or what is wrong with its name."""
         if image is None or image == "":
             # The API allows it: something else (an operator, an admission webhook) fills it in.
-            self.warnings[f"{place}: {use} has no image: it is set elsewhere, and has to be added by hand"] = None
+            self.warnings[f"{place}: {use} has no image: it is set elsewhere; add it by hand"] = None
         elif isinstance(image, Mapping) or "{{" in str(image):
             self.unrendered(place)
         elif "$" in str(image):
-            self.problems.append(f"{place}: {image} holds a variable that is not filled in (by envsubst, kustomize, …)")
+            self.problems.append(
+                f"{place}: {image} contains a variable that has not been substituted (by envsubst, kustomize, …)"
+            )
         else:
             try:
                 reference = Reference.parse(str(image).strip())
@@ -149,7 +151,7 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
             _object(source, document, (), document.data, search)
     if search.problems:
         listed = "\n".join(f"  {word(problem)}" for problem in search.problems)
-        hint = _RENDER if search.template else "correct the manifests, or take them out"
+        hint = _RENDER if search.template else "correct the manifests, or leave them out"
         raise InputError(f"the manifests have {len(search.problems)} problem(s)\n{listed}", hint=hint)
     images = tuple(FoundImage(name, search.lasting(search.uses[name])) for name in sorted(search.uses))
     return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))))

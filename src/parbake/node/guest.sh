@@ -396,7 +396,7 @@ prove() {
             ;;
         esac
     done <"$WORK/proofs"
-    wait "$proving" || fail "the proof broke off: $(tail -n 1 "$LOG" | cut -c 1-300)"
+    wait "$proving" || fail "the verification program failed: $(tail -n 1 "$LOG" | cut -c 1-300)"
 }
 
 # -- seal: what belongs to one machine goes (the lists are the offline builder's own)

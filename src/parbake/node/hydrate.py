@@ -55,7 +55,7 @@ def read_list(path):
     """Return a list's head (name to text) and its ranges (offset, length); a damaged end is left out, and told."""
     lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
     if not lines or lines[0] != "parbake-hydrate 1":
-        raise ValueError("it is no hydrate list of version 1")
+        raise ValueError("this is not a hydrate list of version 1")
     head, ranges = {}, []
     for line in lines[1:]:
         first, _, second = line.partition(" ")
@@ -120,7 +120,7 @@ def read_files(data):
     """Return the head of a list of files, the metadata's ranges on the device, and files: their path and ranges."""
     lines = data.decode("ascii", errors="replace").splitlines()
     if not lines or lines[0] != "parbake-prefetch 1":
-        raise ValueError("it is no prefetch list of version 1")
+        raise ValueError("this is not a prefetch list of version 1")
     head, metadata, files = {}, [], []
     for line in lines[1:]:
         kind, _, text = line.partition(" ")
@@ -171,9 +171,9 @@ def open_below(root, path):
             at = found
         status = os.fstat(at)
         if status.st_dev != os.fstat(root).st_dev:
-            raise FileNotFoundError("it is no file of this file system: another one lies over it")
+            raise FileNotFoundError("it lies on another file system, mounted above it")
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is no file of this file system")
+            raise OSError("it is not a file of this file system")
         flags = os.O_RDONLY | os.O_CLOEXEC
         with suppress(PermissionError):  # that is for owners alone
             return os.open(f"/proc/self/fd/{at}", flags | os.O_NOATIME)

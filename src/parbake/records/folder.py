@@ -252,7 +252,7 @@ def read(path: Path) -> Record:
     try:
         return parse(path.read_bytes(), path)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist", hint="`parbake list` shows the records there are") from None
+        raise InputError(f"{path} does not exist", hint="`parbake list` shows all records") from None
     except PermissionError:
         raise _no_access(path) from None
     except OSError as error:
@@ -317,9 +317,19 @@ def locate(selector: str, folder: Path) -> tuple[Path, Record | None]:
         raise InputError(f"{selector!r}: no such record or file", hint=f"`parbake list` shows the records in {folder}")
     if len(fitting) > 1:
         newest = max(fitting, key=lambda item: item[1].finished_at)[1].artefact
-        raise InputError(f"{selector!r} fits {len(fitting)} records", hint=f"write more of it, such as {newest}")
+        raise InputError(f"{selector!r} matches {len(fitting)} records", hint=f"write more of it, such as {newest}")
     place, record = fitting[0]
     return place.parent / record.artefact, record
+
+
+def locate_record(
+    selector: str, folder: Path, *, hint: str = "`parbake list` shows all records"
+) -> tuple[Path, Record]:
+    """Find an artefact that must have a record, see ``locate``; raises InputError for a file without one."""
+    artefact, record = locate(selector, folder)
+    if record is None:
+        raise InputError(f"{artefact} has no record beside it", hint=hint)
+    return artefact, record
 
 
 def remove(folder: Path, going: Sequence[Record]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from parbake.aws import client
 from parbake.aws.tags import as_dict
 from parbake.bakefile.targets import AsgTarget
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts.groups import Group, Look, tags_of
+from parbake.rollouts.groups import GroupState, LaunchTemplateGroup, tags_of
 from parbake.rollouts.protocol import Change, RolloutProgress, TargetState
 from parbake.rollouts.templates import LEFT, PREVIOUS, RESOLVED, Templates, Version
 
@@ -23,11 +23,11 @@ _ACTIVE = {"Pending", "InProgress", "Cancelling", "RollbackInProgress", "Baking"
 _BAD = {"Failed", "Cancelled", "RollbackFailed", "RollbackSuccessful"}
 
 
-class Asg(Group):
+class Asg(LaunchTemplateGroup):
     """One Auto Scaling group."""
 
     never_took = "it has already rolled back by itself"
-    no_freeze = ("an instance refresh cannot be frozen", "use checkpoints, or go back")
+    no_freeze = ("an instance refresh cannot be frozen", "use checkpoints, or roll back")
 
     def __init__(self, target: AsgTarget, region: str) -> None:
         self.target = target
@@ -37,30 +37,30 @@ class Asg(Group):
         self.where = f"Auto Scaling group {target.group}"
 
     @override
-    def look(self) -> Look:
+    def read(self) -> GroupState:
         """Look at the group, and at the refresh that is under way."""
         group, active = self._group(), self._refresh(active=True)
-        return Look(group, as_dict(group), self._wanted(group, active), active)
+        return GroupState(group, as_dict(group), self._wanted(group, active), active)
 
     @override
-    def unchanged(self, look: Look, before: TargetState, after: TargetState) -> Change:
+    def unchanged(self, state: GroupState, before: TargetState, after: TargetState) -> Change:
         """Decide for a group that holds the version: nothing, or a refresh where instances are left of before."""
-        behind = [each["InstanceId"] for each in look.group.get("Instances", []) if not _matches(each, look.version)]
-        if look.under_way or not behind:
+        behind = [each["InstanceId"] for each in state.group.get("Instances", []) if not _matches(each, state.version)]
+        if state.under_way or not behind:
             return Change(self.where, before, after)
-        tags = {key: value for key, value in look.tags.items() if key in {PREVIOUS, LEFT}}
-        payload = {"back": look.version, "source": look.version, "tags": tags}
-        diff = f"instance refresh of {', '.join(behind)} to {look.version}"
+        tags = {key: value for key, value in state.tags.items() if key in {PREVIOUS, LEFT}}
+        payload = {"back": state.version, "source": state.version, "tags": tags}
+        diff = f"instance refresh of {', '.join(behind)} to {state.version}"
         return Change(self.where, before, after, diff, payload)
 
     @override
-    def cautions(self, look: Look) -> tuple[str, ...]:
+    def cautions(self, state: GroupState) -> tuple[str, ...]:
         """Return why AWS cannot go back by itself, where it cannot."""
-        version = look.version
+        version = state.version
         if _revertible(version) or not self.target.auto_rollback:
             return ()
         why = "names its version as $Latest or $Default" if not version.pinned else "takes its image from a parameter"
-        return (f"the group {why}, which AWS cannot go back to by itself: the refresh runs without auto-rollback",)
+        return (f"the group {why}, which AWS cannot roll back to on its own: the refresh runs without auto-rollback",)
 
     @override
     def back_to(self, before: Version) -> dict[str, Any]:
@@ -70,16 +70,16 @@ class Asg(Group):
     @override
     def write(self, change: Change) -> None:
         """Make the version, write down the one before, and start the refresh."""
-        look = self.look()
-        source = self.still(look, change)
+        state = self.read()
+        source = self.still(state, change)
         back: Version | None = change.payload.get("back")
-        if back and look.under_way and look.under_way["Status"] in {"Pending", "InProgress", "Baking"}:
+        if back and state.under_way and state.under_way["Status"] in {"Pending", "InProgress", "Baking"}:
             self._tag(change, back)
             self.scaling.rollback_instance_refresh(AutoScalingGroupName=self.target.group)
             return
-        if look.under_way:
+        if state.under_way:
             raise TargetMoved(
-                f"{self.where}: an instance refresh is {look.under_way['Status']}",
+                f"{self.where}: an instance refresh is {state.under_way['Status']}",
                 hint="wait for it, or cancel it, and run again",
             )
         version = back or self.templates.make(source, change.payload["changes"], change.payload["description"])
@@ -87,7 +87,7 @@ class Asg(Group):
         self.scaling.start_instance_refresh(
             AutoScalingGroupName=self.target.group,
             Strategy="Rolling",
-            DesiredConfiguration=_desired(look.group, version),
+            DesiredConfiguration=_desired(state.group, version),
             Preferences=preferences(self.target, revertible=_revertible(source)),
         )
 

@@ -21,7 +21,7 @@ _FROM_SERVER = re.compile(r"(?:error|Error from server)(?: \((\w+)\))?: (.*)", r
 
 # How validating admission policies and webhooks say no; the code and the reason are theirs to choose (often Forbidden).
 _DENIED = re.compile(r"denied (?:the )?request")
-_POLICY = "the right to write is there: change what the policy forbids, or ask those who keep it"
+_POLICY = "you have the right to write: change what the policy forbids, or ask its owners"
 # A webhook that writes elsewhere cannot be asked without writing (``sideEffects``).
 _NO_DRY_RUN = "does not support dry run"
 _WARNING = re.compile(r"^Warning: (.*)$", re.MULTILINE)
@@ -30,7 +30,7 @@ _WARNING = re.compile(r"^Warning: (.*)$", re.MULTILINE)
 _TRANSLATIONS: tuple[tuple[str, type[ParbakeError], str, str], ...] = (
     (_DENIED.pattern, RolloutError, "a policy of the cluster refuses the change: {message}", _POLICY),
     ("NotFound", InputError, "{where}: {message}", "check the name"),
-    ("Forbidden", RolloutError, "{where}: {message}", "ask the cluster's administrators for that verb on it"),
+    ("Forbidden", RolloutError, "{where}: {message}", "ask the cluster's administrators for that permission"),
     ("Unauthorized", RolloutError, "{where}: the cluster does not know you", "log in to the cluster again"),
     ("Conflict", TargetMoved, "{where}: somebody else changed it in the meantime", ""),
     ("TooManyRequests", RolloutError, "{where}: the cluster is too busy: {message}", "run the same command again"),
@@ -93,7 +93,7 @@ class Cluster:
         except RolloutError as error:
             if _NO_DRY_RUN not in error.message:
                 raise
-            return ("a webhook can only be asked by writing: whether it agrees shows when the change is written",)
+            return ("a webhook cannot be asked in advance: whether it accepts the change shows when it is written",)
 
     def patch(self, resource: str, found: Mapping[str, Any], change: Mapping[str, Any], *, manager: str) -> None:
         """Merge a change into the object that was read; raises TargetMoved when it has changed since."""

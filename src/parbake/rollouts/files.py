@@ -28,7 +28,7 @@ Said = dict[str, Any]
 """What a file says, by key."""
 _KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key", "user_data")
 _LATER = {"user_data": ""}
-"""Keys that came later, with what files of before mean."""
+"""Keys that came later, with their values for older files."""
 
 
 def values(offer: Offer) -> Said:
@@ -85,12 +85,13 @@ class ValuesForTools(Rollout):
 
     @override
     def plan(self, offer: Offer) -> Change:
-        text, said, _ = self._read()
+        text, said, past = self._read()
         wanted = values(offer)
         before = _held(said)
         if said == wanted:
             return Change(self.where, before, offer.held)
-        return self._change(text, render(self.kind, wanted, History(said or None)), before, offer.held)
+        history = History(offer.way_back(before, said, past.previous) or None)
+        return self._change(text, render(self.kind, wanted, history), before, offer.held)
 
     @override
     def plan_rollback(self) -> Change:
@@ -123,7 +124,7 @@ class ValuesForTools(Rollout):
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
         del frozen
-        raise InputError(f"{self.where} replaces no nodes", hint="freeze what reads it")
+        raise InputError(f"{self.where} replaces no nodes", hint="freeze whatever reads it")
 
     def _read(self) -> tuple[str, Said, History[Said]]:
         try:

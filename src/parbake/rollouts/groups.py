@@ -39,12 +39,12 @@ from parbake.rollouts.templates import (
     user_data,
 )
 
-_NOT_BOTTLEROCKETS = "its nodes run {name}, which mounts no volume but one in a layout of its own (`builder: ec2`)"
+_NOT_BOTTLEROCKETS = "its nodes run {name}, which mounts only volumes in its own layout (`builder: ec2`)"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One look at a group: as its service describes it, its tags, and the version that it holds or is to hold.
+class GroupState:
+    """What a group is at one time: as its service describes it, its tags, and the version that it holds or is to hold.
 
     ``under_way`` is what brings that version to the nodes now, if anything does.
     """
@@ -55,20 +55,20 @@ class Look:
     under_way: Mapping[str, Any] | None = None
 
 
-class Group(Rollout, ABC):
-    """One group of nodes."""
+class LaunchTemplateGroup(Rollout, ABC):
+    """A group of nodes that starts from a launch template."""
 
     device: str
     disk: Mapping[str, int]
     where: str
     templates: Templates
     never_took: ClassVar[str]
-    """What is said when the last rollout's version is not held."""
+    """The caution when the group does not hold the last rollout's version."""
     no_freeze: ClassVar[tuple[str, str]]
     """Why its nodes cannot be frozen, and what to do instead."""
 
     @abstractmethod
-    def look(self) -> Look:
+    def read(self) -> GroupState:
         """Look at the group; raises InputError when there is none, or when it has no launch template."""
 
     @override
@@ -89,48 +89,49 @@ class Group(Rollout, ABC):
     def back_to(self, before: Version) -> dict[str, Any]:
         """Return what a payload says for a way back to a version."""
 
-    def unchanged(self, look: Look, before: TargetState, after: TargetState) -> Change:
+    def unchanged(self, state: GroupState, before: TargetState, after: TargetState) -> Change:
         """Decide for a group that holds the version already: nothing."""
-        del look
+        del state
         return Change(self.where, before, after)
 
-    def refusals(self, look: Look, offer: Offer) -> tuple[str, ...]:
+    def refusals(self, state: GroupState, offer: Offer) -> tuple[str, ...]:
         """Return what speaks against a rollout."""
-        del look, offer
+        del state, offer
         return ()
 
-    def cautions(self, look: Look) -> tuple[str, ...]:
+    def cautions(self, state: GroupState) -> tuple[str, ...]:
         """Return what to know about a rollout."""
-        del look
+        del state
         return ()
 
     @override
     def plan(self, offer: Offer) -> Change:
-        look = self.look()
-        now, before = look.version, self._holds(look)
+        state = self.read()
+        now, before = state.version, self._holds(state)
         changes = new_data(now.data, offer, device=self.device, disk=self.disk)
         kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
         after = offer.held.model_copy(update=kept)
         if not changes:
-            return self.unchanged(look, before, after)
+            return self.unchanged(state, before, after)
         wanted = {**now.data, **changes}
         diff = show(readable(now.data), readable(wanted), f"{self.where}: launch template {now}")
-        payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
-        refusals = (*self.refusals(look, offer), *self._of_another_architecture(before, offer))
+        previous = offer.way_back(before, str(now), state.tags.get(PREVIOUS))
+        payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: previous}}
+        refusals = (*self.refusals(state, offer), *self._of_another_architecture(before, offer))
         refusals += self._of_another_family(after, offer)
         settings = nodesettings.read(user_data(wanted) or "")
         refusals += tuple(filter(None, (settings.against_snapshotter, settings.against_storage("", ""))))
         if "UserData" in changes:
             refusals += tuple(userdata.too_large(user_data(wanted) or "", userdata.ROOM))
         mapped = {each.get("DeviceName"): each.get("Ebs", {}) for each in now.data.get("BlockDeviceMappings", [])}
-        cautions = (*self.cautions(look), *unlocked(self.device, mapped.get(self.device, {}), offer))
+        cautions = (*self.cautions(state), *unlocked(self.device, mapped.get(self.device, {}), offer))
         return Change(self.where, before, after, diff, payload, refusals, cautions)
 
     @override
     def plan_rollback(self) -> Change:
-        look = self.look()
-        now, holds = look.version, self._holds(look)
-        history = history_of(look.tags)
+        state = self.read()
+        now, holds = state.version, self._holds(state)
+        history = history_of(state.tags)
         text = history.way_back(self.where)
         if not text and history.left == str(now):  # the run that wrote so ended too early: the group holds it still
             text = history.current
@@ -146,23 +147,23 @@ class Group(Rollout, ABC):
 
     @override
     def status(self) -> TargetStatus:
-        look = self.look()
-        holds = self._holds(look)
-        history = history_of(look.tags).states(lambda text: self.templates.numbered(text).held(self.device))
-        return TargetStatus(f"{self.where}, launch template {look.version}", holds, history, self.progress(holds))
+        state = self.read()
+        holds = self._holds(state)
+        history = history_of(state.tags).states(lambda text: self.templates.numbered(text).held(self.device))
+        return TargetStatus(f"{self.where}, launch template {state.version}", holds, history, self.progress(holds))
 
     @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
-        """Refuse: what the service has begun cannot wait, only end."""
+        """Refuse: the service cannot pause what it has started, only end it."""
         del frozen
         why, instead = self.no_freeze
         raise InputError(f"{self.where}: {why}", hint=instead)
 
-    def still(self, look: Look, change: Change) -> Version:
+    def still(self, state: GroupState, change: Change) -> Version:
         """Return the version that a change was decided on; raises TargetMoved when the group holds another by now."""
         source: Version = change.payload["source"]
-        if str(look.version) != str(source):
-            raise TargetMoved(f"{self.where}: it holds {look.version} now, not {source}")
+        if str(state.version) != str(source):
+            raise TargetMoved(f"{self.where}: it holds {state.version} now, not {source}")
         return source
 
     def _of_another_architecture(self, before: TargetState, offer: Offer) -> tuple[str, ...]:
@@ -187,8 +188,8 @@ class Group(Rollout, ABC):
             found.append(f"{offer.family} looks for its data volume on /dev/xvdb, and the target says {self.device}")
         return tuple(found)
 
-    def _holds(self, look: Look) -> TargetState:
-        return look.version.held(self.device, artefact_of(look.tags, look.version))
+    def _holds(self, state: GroupState) -> TargetState:
+        return state.version.held(self.device, artefact_of(state.tags, state.version))
 
 
 def tags_of(change: Change, version: Version) -> tuple[dict[str, str], list[str]]:

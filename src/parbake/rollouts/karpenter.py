@@ -14,7 +14,7 @@ from parbake.bakefile.targets import KarpenterTarget
 from parbake.core.errors import InputError, RolloutError, TargetMoved
 from parbake.rollouts import nodeclass
 from parbake.rollouts.cluster import Cluster
-from parbake.rollouts.nodeclass import Chosen
+from parbake.rollouts.nodeclass import AmiSelector
 from parbake.rollouts.pointers import Pointer, pointer_of
 from parbake.rollouts.protocol import OWNER, Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus
 
@@ -51,8 +51,8 @@ class Karpenter(Rollout):
         found = self._node_class()
         if self.pointer and offer.image:
             self.pointer.check(offer.image)
-        target, chosen = self.target, self._chosen()
-        change = nodeclass.decide(found, offer, **nodeclass.wishes(target), chosen=chosen)
+        target, selector = self.target, self._chosen()
+        change = nodeclass.decide(found, offer, **nodeclass.options_of(target), selector=selector)
         self._need_known(change)
         refused = wrong_architecture(self._pools(), offer.architectures) if offer.image else ()
         others = other_runtime(self._nodes(), offer.runtime) if offer.runtime and not offer.image else ()
@@ -72,7 +72,7 @@ class Karpenter(Rollout):
     @override
     def plan_rollback(self) -> Change:
         found = self._node_class()
-        back = nodeclass.decide_rollback(found, device=self.target.device, chosen=self._chosen())
+        back = nodeclass.decide_rollback(found, device=self.target.device, selector=self._chosen())
         return self._judged(found, back)
 
     @override
@@ -82,25 +82,25 @@ class Karpenter(Rollout):
         Where the node class already follows the tag or parameter, what was before is written down first: so a run that
         was killed in between knows the way back. Where it does not, the image is promoted first: so it finds one.
         """
-        chosen = self._chosen()
-        if chosen is None or self.pointer is None:
+        selector = self._chosen()
+        if selector is None or self.pointer is None:
             self._patch(change)
             return
         spec = self._read["spec"]
-        followed = nodeclass.follows(spec, chosen)
-        wanted = change.after.image if nodeclass.follows({**spec, **change.payload.get("spec", {})}, chosen) else ""
-        if followed and chosen.image not in {change.before.image, wanted}:
-            raise TargetMoved(f"{self.pointer}: it names {chosen.image or 'no image'} now, not {change.before.image}")
+        followed = nodeclass.follows(spec, selector)
+        wanted = change.after.image if nodeclass.follows({**spec, **change.payload.get("spec", {})}, selector) else ""
+        if followed and selector.image not in {change.before.image, wanted}:
+            raise TargetMoved(f"{self.pointer}: it names {selector.image or 'no image'} now, not {change.before.image}")
         if wanted and not followed:
-            self.pointer.move(chosen.image, wanted, change.after.artefact)
+            self.pointer.move(selector.image, wanted, change.after.artefact)
         self._patch(change)
         if wanted and followed:
             self.pointer.move(change.before.image, wanted, change.after.artefact)
 
-    def _chosen(self) -> Chosen | None:
+    def _chosen(self) -> AmiSelector | None:
         if self.pointer is None:
             return None
-        return Chosen(self.pointer.term, self.pointer.image(), str(self.pointer), self.pointer.caution)
+        return AmiSelector(self.pointer.term, self.pointer.image(), str(self.pointer), self.pointer.caution)
 
     def _patch(self, change: Change) -> None:
         read = self._read
@@ -200,8 +200,8 @@ class Karpenter(Rollout):
         change = self._with_managers(found, change)
         if not change.payload:
             return change
-        said = self.cluster.ask(self._resource(), found, change.payload, manager=OWNER)
-        return replace(change, cautions=(*change.cautions, *(f"the cluster says: {each}" for each in said)))
+        objections = self.cluster.ask(self._resource(), found, change.payload, manager=OWNER)
+        return replace(change, cautions=(*change.cautions, *(f"the cluster says: {each}" for each in objections)))
 
     def _with_managers(self, found: Mapping[str, Any], change: Change) -> Change:
         """Add who else looks after the fields that change; raises TargetMoved for those who applied them."""
@@ -209,11 +209,11 @@ class Karpenter(Rollout):
         owners = managers(found, fields)
         applied = [name for name, operation in owners if operation == "Apply"]
         if applied and not self.force_conflicts and not change.empty:
-            hint = "change it where it is kept (a gitops target), or take it over with --force-conflicts"
+            hint = "change it at its source (a gitops target), or take it over with --force-conflicts"
             raise TargetMoved(f"{change.where}: {', '.join(fields)} belong to {', '.join(applied)}", hint=hint)
         reverting = [name for name, _ in owners if any(word in name for word in _GITOPS)]
         cautions = tuple(
-            f"{name} manages {change.where} and may write back what its repository says" for name in reverting
+            f"{name} manages {change.where} and may revert it to what its repository says" for name in reverting
         )
         return replace(change, cautions=(*change.cautions, *cautions, *_applied_again(found, fields)))
 
@@ -226,9 +226,7 @@ def _applied_again(found: Mapping[str, Any], fields: Iterable[str]) -> tuple[str
     except (ValueError, AttributeError):
         return ()
     named = [field for field in fields if isinstance(spec, Mapping) and field in spec]
-    return (
-        (f"kubectl applied a file with {', '.join(named)}: applied again, it takes the change back",) if named else ()
-    )
+    return (f"kubectl applied a file with {', '.join(named)}: applying it again reverts the change",) if named else ()
 
 
 def every_node_class(context: str) -> list[dict[str, Any]]:
@@ -341,7 +339,7 @@ def _unresolved(node_class: Mapping[str, Any], wanted: TargetState) -> Iterable[
     generation = node_class["metadata"].get("generation", 0)
     for condition in status.get("conditions", []):
         if condition["type"] == "Ready" and condition.get("observedGeneration", generation) < generation:
-            yield "Karpenter has not looked at the change yet"
+            yield "Karpenter has not seen the change yet"
         elif condition.get("status") == "False":
             message = condition.get("message") or condition.get("reason") or "no reason given"
             yield f"the node class is not {condition['type']}: {message}"

@@ -106,7 +106,7 @@ class _Manifest(Rollout):
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Refuse: a file replaces no nodes."""
         del frozen
-        raise InputError(f"{self.file.where} replaces no nodes", hint="freeze what reads it")
+        raise InputError(f"{self.file.where} replaces no nodes", hint="freeze whatever reads it")
 
     @override
     def status(self) -> TargetStatus:
@@ -136,7 +136,7 @@ class NodeClassFile(_Manifest):
     @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         place, found = self._found(text)
-        change = nodeclass.decide(found, offer, **nodeclass.wishes(self.target))
+        change = nodeclass.decide(found, offer, **nodeclass.options_of(self.target))
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
     @override
@@ -162,7 +162,7 @@ class NodeClassFile(_Manifest):
         if isinstance(place.data, Mapping):
             return place, place.data
         described = {"kind": place.kind, "metadata": {"name": place.name}, "spec": {}}
-        return place, gitops.merged(described, gitops.said(place.data))
+        return place, gitops.merged(described, gitops.patched_values(place.data))
 
 
 class ValuesFile(_Manifest):
@@ -195,7 +195,9 @@ class ValuesFile(_Manifest):
             names = " and ".join(sorted(name for name, part in parts.items() if part))
             if not names:
                 return text, ()
-            return text, (f"the values say nothing of user data, which has the parts for {names}: name `user_data_at`",)
+            return text, (
+                f"the values have no place for the user data with the parts for {names}: name `user_data_at`",
+            )
         now = self._at(text, target.user_data_at)
         new = userdata.with_parts(now, parts)
         if new != now:
@@ -207,7 +209,7 @@ class ValuesFile(_Manifest):
         """Refuse: values have no place for a note."""
         del text
         raise InputError(
-            f"{self.file.where}: values of a chart have no place for what was before", hint="git revert the commit"
+            f"{self.file.where}: a chart's values do not record what was there before", hint="git revert the commit"
         )
 
     @override
@@ -224,7 +226,7 @@ class ValuesFile(_Manifest):
 
 
 class _ImageFile(_Manifest):
-    """A manifest that names one machine image; ``kinds`` and ``said`` tell how."""
+    """A manifest that names one machine image; ``kinds`` and ``patched_values`` tell how."""
 
     kinds: tuple[str, ...] = ()
 
@@ -244,7 +246,8 @@ class _ImageFile(_Manifest):
         wanted = offer.held
         if now.image == offer.image:
             return Change(f"{place.kind} {place.name}", now, wanted), text
-        return self._changed(text, place, now, wanted, self.spec(place, offer), History(now, current=wanted))
+        history = History(offer.way_back(now, now, _history(place).previous), current=wanted)
+        return self._changed(text, place, now, wanted, self.spec(place, offer), history)
 
     @override
     def decided_back(self, text: str) -> tuple[Change, str]:

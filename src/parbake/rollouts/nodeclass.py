@@ -55,7 +55,7 @@ _FIELDS = ("amiFamily", "amiSelectorTerms", "amiSelector", "blockDeviceMappings"
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class AmiSelector:
     """How a node class chooses its machine image, where it is not by id: the term, and the image that it means now."""
 
     term: Mapping[str, Any]
@@ -70,7 +70,7 @@ def decide(
     *,
     device: str,
     disk: Mapping[str, int],
-    chosen: Chosen | None = None,
+    selector: AmiSelector | None = None,
     hydrate: bool = False,
     keep_store: bool = False,
 ) -> Change:
@@ -79,39 +79,41 @@ def decide(
     With ``hydrate`` the offer's hydrate part goes into its user data; without, one that is there is taken out. So does
     the part that mounts a volume, and goes where the offer has none for its volume; and with ``keep_store`` the part
     that keeps nodeadm from moving containerd's store to local disks. ``disk`` is what the volume's mapping says of its
-    speed, in Karpenter's words. With ``chosen`` its term is that, and where the term points to is changed by the
+    speed, in Karpenter's words. With ``selector`` its term is that, and where the term points to is changed by the
     caller. Raises InputError for an AWSNodeTemplate then, and for user data of no known kind.
     """
     spec = node_class.get("spec") or {}
     after = copy.deepcopy(dict(spec))
     cautions: list[str] = []
     if offer.image:
-        _take_image(node_class, after, offer, chosen, cautions)
+        _take_image(node_class, after, offer, selector, cautions)
     cautions += _take_disks(after, offer, device, disk)
     beyond = _take_user_data(after, offer, hydrate=hydrate, keep_store=keep_store)
     refusals = [*_refusals(spec, after, offer, device), *beyond]
     cautions += _cautions(_family(after), offer)
-    before = held(node_class, device, chosen)
+    before = held(node_class, device, selector)
     kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
     wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
-    if chosen and offer.image and offer.snapshot and before.image != offer.image and before.snapshot != offer.snapshot:
-        cautions.append(f"image and snapshot are two writes with the {chosen.name}: nodes may be replaced twice")
-    previous, past = before, history(node_class)
-    if chosen and past.previous and past.current and _same(past.current, wanted):
+    both = offer.image and offer.snapshot and before.image != offer.image and before.snapshot != offer.snapshot
+    if selector and both:
+        cautions.append(f"image and snapshot are two writes with the {selector.name}: nodes may be replaced twice")
+    past = history(node_class)
+    previous = offer.way_back(before, before, past.previous)
+    if selector and past.previous and past.current and _same(past.current, wanted):
         previous = past.previous  # a run was killed after it had written this, and before the image was promoted
-    return _change(node_class, after, before, wanted, History(previous), refusals, cautions, chosen)
+    return _change(node_class, after, before, wanted, History(previous), refusals, cautions, selector)
 
 
-def decide_rollback(node_class: Mapping[str, Any], *, device: str, chosen: Chosen | None = None) -> Change:
+def decide_rollback(node_class: Mapping[str, Any], *, device: str, selector: AmiSelector | None = None) -> Change:
     """Decide how a node class returns to what it held before the last rollout; raises InputError without one."""
     past, where = history(node_class), described(node_class)
-    now = held(node_class, device, chosen)
+    now = held(node_class, device, selector)
     previous = past.way_back(where)
     if previous is None:
         back = past.current or TargetState()
-        if chosen and follows(node_class.get("spec") or {}, chosen) and back.image and back.image != now.image:
+        if selector and follows(node_class.get("spec") or {}, selector) and back.image and back.image != now.image:
             # A rollback was killed between its two writes.
-            return _change(node_class, dict(node_class["spec"]), now, back, History(left=past.left), (), [], chosen)
+            return _change(node_class, dict(node_class["spec"]), now, back, History(left=past.left), (), [], selector)
         return already_back(where, now, past.left)
     after = {key: value for key, value in (node_class.get("spec") or {}).items() if key not in _FIELDS}
     after |= previous.spec
@@ -120,10 +122,10 @@ def decide_rollback(node_class: Mapping[str, Any], *, device: str, chosen: Chose
     if past.current and not _same(past.current, now):
         cautions.append(f"it was changed after the rollout, from {past.current} to {now}: that change goes too")
     left = now.model_copy(update={"spec": {key: value for key, value in now.spec.items() if key not in userdata.NAMES}})
-    return _change(node_class, after, now, previous, History(left=left), (), cautions, chosen)
+    return _change(node_class, after, now, previous, History(left=left), (), cautions, selector)
 
 
-class Wishes(TypedDict):
+class NodeClassOptions(TypedDict):
     """What a target says of how its node class takes an offer; the keyword arguments of ``decide``."""
 
     device: str
@@ -132,22 +134,22 @@ class Wishes(TypedDict):
     keep_store: bool
 
 
-def wishes(target: KarpenterTarget | GitopsTarget) -> Wishes:
+def options_of(target: KarpenterTarget | GitopsTarget) -> NodeClassOptions:
     """Return what a target says; of its volume's speed in Karpenter's words."""
     rate = target.initialization_rate
     disk = {**target.performance, **({"volumeInitializationRate": rate} if rate else {})}
-    return Wishes(device=target.device, disk=disk, hydrate=target.hydrate, keep_store=target.keep_store)
+    return NodeClassOptions(device=target.device, disk=disk, hydrate=target.hydrate, keep_store=target.keep_store)
 
 
-def follows(spec: Mapping[str, Any], chosen: Chosen) -> bool:
+def follows(spec: Mapping[str, Any], selector: AmiSelector) -> bool:
     """Whether a node class chooses its image in this way already."""
-    return list(spec.get("amiSelectorTerms") or []) == [chosen.term]
+    return list(spec.get("amiSelectorTerms") or []) == [selector.term]
 
 
-def held(node_class: Mapping[str, Any], device: str, chosen: Chosen | None = None) -> TargetState:
+def held(node_class: Mapping[str, Any], device: str, selector: AmiSelector | None = None) -> TargetState:
     """Return what a node class holds; the artefact's name where its note still fits."""
     spec = node_class.get("spec") or {}
-    image = chosen.image if chosen and follows(spec, chosen) else ",".join(_ids(spec))
+    image = selector.image if selector and follows(spec, selector) else ",".join(_ids(spec))
     snapshot = next(
         (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
     )
@@ -183,19 +185,19 @@ def _change(
     past: History[TargetState],
     refusals: Sequence[str],
     cautions: list[str],
-    chosen: Chosen | None,
+    selector: AmiSelector | None,
 ) -> Change:
     spec, where = node_class.get("spec") or {}, described(node_class)
     now, then = ({key: each[key] for key in _FIELDS if key in each} for each in (spec, after))
-    if chosen and wanted.image and follows(after, chosen):
-        now, then = {**now, chosen.name: chosen.image}, {**then, chosen.name: wanted.image}
+    if selector and wanted.image and follows(after, selector):
+        now, then = {**now, selector.name: selector.image}, {**then, selector.name: wanted.image}
     if spec.get("userData") != after.get("userData"):
         now = {**now, "userData": userdata.shown(spec.get("userData") or "")}
         then = {**then, "userData": userdata.shown(after.get("userData") or "")}
     diff = show(now, then, where)
     since = (node_class.get("metadata") or {}).get("deletionTimestamp")
     if diff and since:
-        refusals = [*refusals, f"the node class is being deleted, since {since}: what is written goes with it"]
+        refusals = [*refusals, f"the node class is being deleted, since {since}: what is written would be lost with it"]
     if not diff:
         return Change(where, before, wanted, refusals=tuple(refusals), cautions=tuple(cautions))
     changed = {key: after.get(key) for key in (*_FIELDS, "userData") if spec.get(key) != after.get(key)}
@@ -216,11 +218,11 @@ def _is_old(node_class: Mapping[str, Any]) -> bool:
 
 
 def _take_image(
-    node_class: Mapping[str, Any], spec: dict[str, Any], offer: Offer, chosen: Chosen | None, cautions: list[str]
+    node_class: Mapping[str, Any], spec: dict[str, Any], offer: Offer, selector: AmiSelector | None, cautions: list[str]
 ) -> None:
-    if chosen and _is_old(node_class):
+    if selector and _is_old(node_class):
         raise InputError(
-            f"{described(node_class)} cannot choose by the {chosen.name}",
+            f"{described(node_class)} cannot choose by the {selector.name}",
             hint="remove `tag` or `parameter`: it is given an id",
         )
     if _is_old(node_class):
@@ -234,13 +236,13 @@ def _take_image(
         family = aliases[0].partition("@")[0]
         spec["amiFamily"] = ALIASES.get(family, "Custom")
         cautions.append(
-            f"the alias {aliases[0]} is replaced by {f'the {chosen.name}' if chosen else 'an id'}, "
+            f"the alias {aliases[0]} is replaced by {f'the {selector.name}' if selector else 'an id'}, "
             f"with amiFamily {spec['amiFamily']}"
         )
-    if chosen and chosen.caution and not follows(spec, chosen):
-        cautions.append(chosen.caution)
+    if selector and selector.caution and not follows(spec, selector):
+        cautions.append(selector.caution)
     # Karpenter resolves one image for each architecture, so that the ids of two stand beside each other.
-    spec["amiSelectorTerms"] = [dict(chosen.term)] if chosen else [{"id": each} for each in offer.images]
+    spec["amiSelectorTerms"] = [dict(selector.term)] if selector else [{"id": each} for each in offer.images]
 
 
 def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> tuple[str, ...]:
@@ -332,7 +334,7 @@ def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, d
     if family == "Bottlerocket" and offer.image:
         found.append("the node class is of Bottlerocket, which boots no machine image of another system")
     if family.startswith("Windows"):
-        found.append(f"the node class is of {family}, and what was baked is for Linux")
+        found.append(f"the node class is of {family}, but the artefact is for Linux")
     elif offer.family and family not in {"", "Custom", offer.family}:
         found.append(f"the volume is {offer.family}'s own, and the node class is of {family}")
     if "Bottlerocket" in {family, offer.family} and offer.snapshot and device != "/dev/xvdb":
@@ -355,8 +357,8 @@ def _family(spec: Mapping[str, Any]) -> str:
 
 
 def _ids(spec: Mapping[str, Any]) -> list[str]:
-    selector = spec.get("amiSelector") or {}
-    listed = selector.get("aws::ids") or selector.get("aws-ids") or ""
+    older = spec.get("amiSelector") or {}
+    listed = older.get("aws::ids") or older.get("aws-ids") or ""
     terms = [term["id"] for term in spec.get("amiSelectorTerms") or [] if term.get("id")]
     return [*terms, *(each.strip() for each in listed.split(",") if each.strip())]
 

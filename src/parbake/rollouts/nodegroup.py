@@ -15,12 +15,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, override
 
-from parbake.aws import Look as Seen
-from parbake.aws import client, token, wait
+from parbake.aws import Observation, client, token, wait
 from parbake.bakefile.targets import NodegroupTarget
 from parbake.core.errors import AwsNotFound, InputError, TargetMoved
 from parbake.core.events import Events
-from parbake.rollouts.groups import Group, Look, tags_of
+from parbake.rollouts.groups import GroupState, LaunchTemplateGroup, tags_of
 from parbake.rollouts.protocol import OWNER, Change, Offer, RolloutProgress, TargetState
 from parbake.rollouts.templates import Templates, Version
 
@@ -30,11 +29,11 @@ _POOL_SECONDS = 1800.0
 _UPDATES = 6  # that are looked at: those of a pool stand between those of versions
 
 
-class Nodegroup(Group):
+class Nodegroup(LaunchTemplateGroup):
     """One managed node group."""
 
     never_took = "the update of the last rollout never took effect"
-    no_freeze = ("an update of EKS cannot be frozen", "go back when it has ended")
+    no_freeze = ("an update of EKS cannot be frozen", "roll back when it has ended")
 
     def __init__(self, target: NodegroupTarget, region: str) -> None:
         self.target = target
@@ -44,19 +43,19 @@ class Nodegroup(Group):
         self.where = f"node group {target.group} of {target.cluster}"
 
     @override
-    def look(self) -> Look:
+    def read(self) -> GroupState:
         """Look at the group, and at the update that is under way."""
         group, coming = self._group(), None
         if group["status"] == "UPDATING":
             coming = self._coming(group)
             if coming is None:
                 group = self._group()  # it may have ended since
-        return Look(group, group.get("tags") or {}, coming or self._version(group))
+        return GroupState(group, group.get("tags") or {}, coming or self._version(group))
 
     @override
-    def refusals(self, look: Look, offer: Offer) -> tuple[str, ...]:
+    def refusals(self, state: GroupState, offer: Offer) -> tuple[str, ...]:
         """Return why EKS would take no image, or its nodes not the volume."""
-        kind = str(look.group.get("amiType"))
+        kind = str(state.group.get("amiType"))
         if kind == "CUSTOM":
             return ()
         if offer.image:
@@ -68,9 +67,9 @@ class Nodegroup(Group):
         return ()
 
     @override
-    def cautions(self, look: Look) -> tuple[str, ...]:
+    def cautions(self, state: GroupState) -> tuple[str, ...]:
         """Return that the warm pool goes for a while."""
-        if not _pool(look.group).get("enabled") and POOL not in look.tags:
+        if not _pool(state.group).get("enabled") and POOL not in state.tags:
             return ()
         return ("its warm pool is emptied for the update and filled anew after it: until then, new nodes start cold",)
 
@@ -83,20 +82,20 @@ class Nodegroup(Group):
     @override
     def write(self, change: Change) -> None:
         """Make the version, write down the one before, and let EKS update the group."""
-        look = self.look()
-        source = self.still(look, change)
-        if POOL in look.tags or _pool(look.group).get("enabled"):
-            look = self._without_pool(look)
-        if look.group["status"] != "ACTIVE":
+        state = self.read()
+        source = self.still(state, change)
+        if POOL in state.tags or _pool(state.group).get("enabled"):
+            state = self._without_pool(state)
+        if state.group["status"] != "ACTIVE":
             raise TargetMoved(
-                f"{self.where}: it is {look.group['status']}", hint="wait until it is ACTIVE, and run it again"
+                f"{self.where}: it is {state.group['status']}", hint="wait until it is ACTIVE, and run it again"
             )
         version: Version = change.payload.get("from") or source
         if version.number <= source.number:  # else a run before has made it, to go back to
             version = self.templates.make(version, change.payload["changes"], change.payload["description"])
         written, gone = tags_of(change, version)
-        self.eks.tag_resource(resourceArn=look.group["nodegroupArn"], tags=written)
-        self.eks.untag_resource(resourceArn=look.group["nodegroupArn"], tagKeys=gone)
+        self.eks.tag_resource(resourceArn=state.group["nodegroupArn"], tags=written)
+        self.eks.untag_resource(resourceArn=state.group["nodegroupArn"], tagKeys=gone)
         self.eks.update_nodegroup_version(
             clusterName=self.target.cluster,
             nodegroupName=self.target.group,
@@ -123,14 +122,14 @@ class Nodegroup(Group):
         self._set_pool(_read_pool(kept))
         return seen if seen.failed else replace(seen, done=False, waiting=("EKS fills its warm pool anew",))
 
-    def _without_pool(self, look: Look) -> Look:
+    def _without_pool(self, state: GroupState) -> GroupState:
         """Take the warm pool away, after writing down what it was; a run that was killed meanwhile is gone on with."""
-        pool = _pool(look.group)
+        pool = _pool(state.group)
         if pool.get("enabled"):
-            self.eks.tag_resource(resourceArn=look.group["nodegroupArn"], tags={POOL: _written_pool(pool)})
+            self.eks.tag_resource(resourceArn=state.group["nodegroupArn"], tags={POOL: _written_pool(pool)})
             self._settled(pool=True)
             self._set_pool({"enabled": False})
-        return replace(look, group=self._settled(pool=False))
+        return replace(state, group=self._settled(pool=False))
 
     def _set_pool(self, pool: Mapping[str, Any]) -> None:
         self.eks.update_nodegroup_config(
@@ -140,10 +139,10 @@ class Nodegroup(Group):
     def _settled(self, *, pool: bool) -> Mapping[str, Any]:
         """Wait until EKS is done with the group, and has or has not a warm pool. Raises DeadlineExceeded."""
 
-        def look() -> Seen:
+        def look() -> Observation:
             group = self._group()
             there = bool(_pool(group).get("enabled"))
-            return Seen(group["status"] == "ACTIVE" and there == pool, str(group["status"]), value=group)
+            return Observation(group["status"] == "ACTIVE" and there == pool, str(group["status"]), value=group)
 
         hint = "run the same command again: it goes on from here"
         what = f"the warm pool of {self.where}"

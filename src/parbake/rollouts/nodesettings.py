@@ -52,7 +52,7 @@ class NodeSettings:
         if self.bottlerocket:
             return (
                 f"the snapshotter is {self.snapshotter}, not overlayfs: Bottlerocket empties the store when the "
-                "snapshotter changes, so that the bake is gone at the first boot"
+                "snapshotter changes, so that the bake is lost at the first boot"
             )
         return f"the snapshotter is {self.snapshotter}, not overlayfs: pods of baked images fail ({_FAILS})"
 

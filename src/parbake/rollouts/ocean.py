@@ -63,9 +63,9 @@ class Spot:
         if answer.status < 300:
             items: list[dict[str, Any]] = response.get("items", [])
             return items
-        said = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in response.get("errors", []))
-        message = f"{what}: {said or answer.status}"
-        if answer.status == 404 or "DOESNT_EXIST" in said:
+        problems = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in response.get("errors", []))
+        message = f"{what}: {problems or answer.status}"
+        if answer.status == 404 or "DOESNT_EXIST" in problems:
             raise InputError(message, hint="check the ids")
         if answer.status in {401, 403}:
             raise RolloutError(message, hint="check SPOTINST_TOKEN and SPOTINST_ACCOUNT")
@@ -89,7 +89,7 @@ class Ocean(Rollout):
         then = {
             name: {
                 "imageId": offer.image,
-                "tags": _tagged(each, {_PREVIOUS: str(each.get("imageId", "")), _OWED: offer.image}),
+                "tags": _tagged(each, {_PREVIOUS: _way_back(each, offer), _OWED: offer.image}),
             }
             for name, each in now.items()
             if each.get("imageId") != offer.image
@@ -233,6 +233,11 @@ def judge(holds: TargetState, roll: Mapping[str, Any] | None, wanted: TargetStat
 def _held(specifications: Mapping[str, Mapping[str, Any]]) -> TargetState:
     images = sorted({str(each.get("imageId") or "") for each in specifications.values()} - {""})
     return TargetState(image=",".join(images), label="" if images else "no image of its own")
+
+
+def _way_back(specification: Mapping[str, Any], offer: Offer) -> str:
+    image = str(specification.get("imageId", ""))
+    return offer.way_back(TargetState(image=image), image, _tag(specification, _PREVIOUS))
 
 
 def _history(specifications: Mapping[str, Mapping[str, Any]]) -> History[TargetState]:

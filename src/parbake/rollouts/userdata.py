@@ -21,7 +21,7 @@ BEYOND_REACH = ("Bottlerocket", "Windows2019", "Windows2022", "Windows2025")
 """Families whose user data is not a MIME message."""
 ROOM = 3 << 10
 """What Karpenter and EKS add themselves, in bytes: the cluster's certificate, labels, the kubelet's settings."""
-_HINT = "write it as MIME parts, or do without parbake's: `mount: false`, `hydrate: false`"
+_HINT = "write it as MIME parts, or leave out parbake's: `mount: false`, `hydrate: false`"
 NAMES = ("mount", "hydrate", "store")
 """What parbake's parts are for, in their order: they come before all others."""
 KEEP_STORE = """\

@@ -2,6 +2,6 @@
 
 from parbake.verify.integrity import compared, damaged
 from parbake.verify.pull import Pulled, compare_pull
-from parbake.verify.verify import Rehearsal, verify
+from parbake.verify.verify import Verification, verify
 
-__all__ = ["Pulled", "Rehearsal", "compare_pull", "compared", "damaged", "verify"]
+__all__ = ["Pulled", "Verification", "compare_pull", "compared", "damaged", "verify"]

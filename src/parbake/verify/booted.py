@@ -224,7 +224,7 @@ class BootedNode:
     def import_sandbox(self, folder: Path) -> None:
         """Bring parbake's own pause image into the store of this machine, which is thrown away."""
         platform = Platform(architecture=self.machine.board.architecture)
-        sandbox.bring(self.client, folder, self.settings.sandbox, platform)
+        sandbox.import_image(self.client, folder, self.settings.sandbox, platform)
         self._await_sandbox()
 
     def _await_sandbox(self) -> None:

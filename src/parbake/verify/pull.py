@@ -14,7 +14,7 @@ from parbake.machine.vm import NETWORK_MAC
 if TYPE_CHECKING:
     from parbake.machine.vm import Guest
     from parbake.verify.booted import BootedNode
-    from parbake.verify.verify import Rehearsal
+    from parbake.verify.verify import Verification
 
 _HOST = "10.0.2.2"  # QEMU's user-mode network: the host's loopback
 _ADDRESS = "10.0.2.15/24"
@@ -37,13 +37,13 @@ class Pulled:
         return self.pull_seconds + self.start_seconds
 
 
-def compare_pull(rehearsal: Rehearsal, image: Image) -> Pulled:
+def compare_pull(verification: Verification, image: Image) -> Pulled:
     """Remove an image from the machine's store, pull it as a kubelet would, start it again; return the seconds.
 
     The image's registry must be one of the host's loopback (``localhost:5055/...``): the same name leads there from the
     machine, which gets a network of its own for that and nothing else. Raises ContainerdError and MachineError.
     """
-    node, events = rehearsal.node, rehearsal.events
+    node, events = verification.node, verification.events
     if node.is_docker:
         raise ContainerdError("Docker runs this node, and only containerd's pulls are compared with")
     name = image.names[0]
@@ -57,7 +57,7 @@ def compare_pull(rehearsal: Rehearsal, image: Image) -> Pulled:
         node.cri.pull_image(name, timeout=_PULL)
         pull_seconds = node.machine.guest.now().monotonic - before.monotonic
     with events.stage("start-pulled", f"Start {name}, pulled"):
-        started = rehearsal.starter.start(name, image.startup or Startup())
+        started = verification.starter.start(name, image.startup or Startup())
     if started.seconds is None:
         raise ContainerdError(f"{name} did not start after a pull: {'; '.join(started.problems)}\n{started.output}")
     return Pulled(pull_seconds, started.seconds)

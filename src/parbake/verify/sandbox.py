@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from parbake.core.model import Platform
 
 
-def bring(client: Client, folder: Path, name: str, platform: Platform) -> None:
+def import_image(client: Client, folder: Path, name: str, platform: Platform) -> None:
     """Write the pause image for a platform into the store under ``name``; ``folder`` is for its layout."""
     folder = pause.layout(folder, platform)
     [entry] = json.loads((folder / "index.json").read_text())["manifests"]

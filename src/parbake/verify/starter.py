@@ -46,7 +46,7 @@ class Started:
     problems: tuple[str, ...]
 
 
-class Place(Protocol):
+class ContainerHost(Protocol):
     """Where containers are started: a virtual machine (``vm.Guest``), or this machine."""
 
     def check(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> str:
@@ -124,7 +124,7 @@ class Starter:
     image that pods are made from, which those that only mount an image run as well.
     """
 
-    def __init__(self, guest: Place, cri: Cri, *, stretch: float, pause: str, logs: str = LOGS) -> None:
+    def __init__(self, guest: ContainerHost, cri: Cri, *, stretch: float, pause: str, logs: str = LOGS) -> None:
         self._guest, self._cri, self._stretch, self._logs, self._pause = guest, cri, stretch, logs, pause
         self._count = 0
 
@@ -230,7 +230,7 @@ def _why(status: ContainerStatus) -> str:
 class _Watch:
     """Looks whether a container is up by its probe."""
 
-    def __init__(self, guest: Place, probe: Probe, log: str, stretch: float) -> None:
+    def __init__(self, guest: ContainerHost, probe: Probe, log: str, stretch: float) -> None:
         self._guest, self._probe, self._log, self._stretch = guest, probe, log, stretch
         self._offset = 0
         self._lines = Log()

@@ -35,7 +35,7 @@ NO_SANDBOX = (
 )
 DOCKER = (
     "Docker runs this node: it knows no pinned images, so that the kubelet may collect them when the disk fills up, "
-    "and its pause image was not looked at"
+    "and its pause image was not checked"
 )
 OTHER_SANDBOX = (
     "the runtime makes sandboxes from {sandbox}, which is not in its store (the plan brings {planned}): no pod starts "
@@ -44,7 +44,7 @@ OTHER_SANDBOX = (
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ImageToVerify:
     """An image to verify.
 
     ``reference`` is what the user calls it, ``name`` what the store must call it, ``expected`` what the plan says of it
@@ -57,20 +57,20 @@ class Subject:
     startup: Startup | None
 
 
-def subjects_of(plan: Plan) -> tuple[Subject, ...]:
+def images_of(plan: Plan) -> tuple[ImageToVerify, ...]:
     """Return what a plan promises: its images are started, further names and the sandbox image only looked up. Pure."""
     found = []
     for image in plan.images:
         first, *further = image.names
-        found.append(Subject(image.reference, first, image, image.startup or Startup()))
-        found += [Subject(name, name, image, None) for name in further]
+        found.append(ImageToVerify(image.reference, first, image, image.startup or Startup()))
+        found += [ImageToVerify(name, name, image, None) for name in further]
     if plan.sandbox is not None:
-        found.append(Subject(plan.sandbox.reference, plan.sandbox.names[0], plan.sandbox, None))
+        found.append(ImageToVerify(plan.sandbox.reference, plan.sandbox.names[0], plan.sandbox, None))
     return tuple(found)
 
 
-def subjects_in(records: dict[str, str], sandbox: str) -> tuple[Subject, ...]:
-    """Return the images of a store (name to target) as subjects; each target but the sandbox's is started once. Pure.
+def images_in(records: dict[str, str], sandbox: str) -> tuple[ImageToVerify, ...]:
+    """Return the images of a store (name to target); each target but the sandbox's is started once. Pure.
 
     Names that are image ids (``sha256:...``) are the CRI plugin's own.
     """
@@ -78,7 +78,7 @@ def subjects_in(records: dict[str, str], sandbox: str) -> tuple[Subject, ...]:
     started = {records.get(sandbox, "")}
     found = []
     for name in names:
-        found.append(Subject(name, name, None, None if records[name] in started else Startup()))
+        found.append(ImageToVerify(name, name, None, None if records[name] in started else Startup()))
         started.add(records[name])
     return tuple(found)
 
@@ -99,11 +99,11 @@ def sandbox_action(
     return "warn" if planned is None else "refuse"
 
 
-def conclude(seen: Seen, subject: Subject, started: Started | None) -> ImageVerdict:
+def conclude(seen: Seen, image: ImageToVerify, started: Started | None) -> ImageVerdict:
     """Put what was seen of one image together. Pure."""
-    problems = judge(seen, subject.expected)
+    problems = judge(seen, image.expected)
     return ImageVerdict(
-        reference=subject.reference,
+        reference=image.reference,
         digest=seen.target.digest if seen.target else "",
         pinned=seen.pinned,
         unpacked=seen.unpacked,
@@ -114,7 +114,7 @@ def conclude(seen: Seen, subject: Subject, started: Started | None) -> ImageVerd
     )
 
 
-class Rehearsal:
+class Verification:
     """An artefact that has been booted to be verified; use with ``with``.
 
     ``verdict`` looks at every image and starts it; the machine stays up for what may follow (``pull.compare_pull``).
@@ -214,7 +214,7 @@ class Rehearsal:
     def _verdicts(self) -> Iterator[ImageVerdict]:
         if self.node.is_docker:
             return within.prove_docker(self.node.machine, self.plan, self.events)
-        return map(self._examine, self._subjects())
+        return map(self._examine, self._images())
 
     def _hydrated(self) -> HydrateFigures | None:
         """Return what the machine image's hydrate service wrote down; None without one, or without an answer."""
@@ -222,23 +222,23 @@ class Rehearsal:
             return HydrateFigures.model_validate_json(self.node.machine.guest.read(_HYDRATE_STATE))
         return None
 
-    def _subjects(self) -> tuple[Subject, ...]:
+    def _images(self) -> tuple[ImageToVerify, ...]:
         if self.plan is not None:
-            return subjects_of(self.plan)
+            return images_of(self.plan)
         found = self.node.client.images.list()
         records = {record.name: record.target.digest for record in found if record.name not in self._imported}
-        return subjects_in(records, self.node.settings.sandbox)
+        return images_in(records, self.node.settings.sandbox)
 
-    def _examine(self, subject: Subject) -> ImageVerdict:
-        name, expected = subject.name, subject.expected
+    def _examine(self, image: ImageToVerify) -> ImageVerdict:
+        name, expected = image.name, image.expected
         platform = expected.platform if expected else self.platform
         wanted = expected.manifest.digest if expected else ""
         seen = look(self.node.client, self.node.cri, name, platform=platform, wanted=wanted)
         started = None
-        if seen.target is not None and subject.startup is not None:
+        if seen.target is not None and image.startup is not None:
             with self.events.stage(f"start {name}", f"Start {name}"):
-                started = self.starter.start(name, subject.startup)
-        return conclude(seen, subject, started)
+                started = self.starter.start(name, image.startup)
+        return conclude(seen, image, started)
 
     def provide_sandbox(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Make sure that pods can be started; return problems and warnings."""
@@ -280,19 +280,19 @@ def verify(
     machine cannot verify: EnvironmentProblem, CommandFailed, MachineError for a volume's own base, DiskFull.
     """
     if plan is not None and not boots(plan.platform):
-        reason = f"the artefact is for {plan.platform}, and parbake has no machines for it: nothing was booted"
+        reason = f"the artefact is for {plan.platform}, which parbake cannot boot: nothing was booted"
         return Verdict(passed=False, accelerator="none", problems=(reason,), verified_at=_now())
-    rehearsal = Rehearsal(artefact, plan, events=events, folder=folder, cache=cache, memory=memory, base=base)
+    verification = Verification(artefact, plan, events=events, folder=folder, cache=cache, memory=memory, base=base)
     try:
-        with rehearsal:
-            return rehearsal.verdict()
+        with verification:
+            return verification.verdict()
     except (MachineError, ContainerdError, BadBase, DeadlineExceeded) as error:
-        if rehearsal.kind == "volume":
+        if verification.kind == "volume":
             raise
         return Verdict(
             passed=False,
-            accelerator=rehearsal.node.machine.accelerator,
-            emulator=rehearsal.emulator,
+            accelerator=verification.node.machine.accelerator,
+            emulator=verification.emulator,
             problems=(error.message,),
             verified_at=_now(),
         )

@@ -126,5 +126,5 @@ def _ask(machine: Machine, asked: Mapping[str, Any], seconds: float) -> Mapping[
     try:
         found: Mapping[str, Any] = json.loads(lines[-1].partition(" ")[2])
     except (IndexError, ValueError) as error:
-        raise MachineError(f"the proof broke off: {said[-500:]}") from error
+        raise MachineError(f"the verification program failed: {said[-500:]}") from error
     return found

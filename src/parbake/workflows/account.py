@@ -35,7 +35,7 @@ _ON = ("enabling", "optimizing", "enabled")
 
 
 class RegionFacts(Frozen):
-    """What was seen of a region; None or empty: that may not be asked."""
+    """The facts about a region; None or empty: there is no right to ask."""
 
     region: str
     by_default: bool | None = None
@@ -77,7 +77,7 @@ class AccountFacts(Frozen):
 
 
 class _Questions:
-    """Asks, and notes what may not be asked."""
+    """Asks, and notes what it has no right to ask."""
 
     def __init__(self) -> None:
         self.denied: dict[str, None] = {}

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from parbake import records
-from parbake.builders import Parent
+from parbake.builders import ParentVolume
 from parbake.core.errors import DiskFull, InputError, VerificationFailed
 from parbake.core.model import Plan
 from parbake.machine.disk import Memory
@@ -16,7 +16,7 @@ from parbake.records import Record, genuine
 
 def parent_of(
     plan: Plan, output: Path, cache: Path, *, verify: bool, rehearse: bool, trust: Sequence[Path] = ()
-) -> Parent | None:
+) -> ParentVolume | None:
     """Find an earlier artefact that holds most of what a plan needs and whose record fits it.
 
     Where ``trust`` names keys, one of them has signed it.
@@ -37,7 +37,7 @@ def parent_of(
     if blocks is None or not artefact.is_file() or artefact.stat().st_size != found.size:
         return None
     memory = None if verify or rehearse else Memory(artefact, found.blocks.digest, cache)
-    return Parent(found.artefact, artefact, blocks, memory)
+    return ParentVolume(found.artefact, artefact, blocks, memory)
 
 
 def _is_signed(output: Path, record: Record, trust: Sequence[Path]) -> bool:

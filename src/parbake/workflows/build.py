@@ -21,7 +21,7 @@ class Built:
     plan: Plan
 
 
-def make_known(
+def build_images(
     bakefile_path: Path, events: Events, *, rebuild: bool = False, overrides: Mapping[str, str] | None = None
 ) -> Built:
     """Build and push the Bakefile's images whose context has changed, with ``rebuild`` all that it builds.

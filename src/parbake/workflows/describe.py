@@ -27,7 +27,7 @@ class Clock:
     monotonic: float = field(default_factory=time.monotonic)
 
 
-def describe(
+def describe_disk(
     run: Session,
     plan: Plan,
     disk_made: Disk,
@@ -47,7 +47,7 @@ def describe(
             sha256 = disk.sha256_file(path, events)
         base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
     status = path.stat()
-    record = write_down(
+    record = make_record(
         run,
         plan,
         clock,
@@ -64,7 +64,7 @@ def describe(
     return record, blocks
 
 
-def write_down(
+def make_record(
     run: Session,
     plan: Plan,
     clock: Clock,

@@ -42,7 +42,7 @@ class Check(Frozen):
 
 
 class Facts(Frozen):
-    """What was seen of a machine. ``programs``: versions by name, empty when it tells none, absent when missing.
+    """The facts about a machine. ``programs``: versions by name, empty when it tells none, absent when missing.
 
     ``machine`` is its architecture, ``uefi_firmware`` those whose machines can start by UEFI. ``free`` is in bytes,
     by the folder's role (output, cache). ``containerd`` is what ``PARBAKE_CONTAINERD`` says.
@@ -233,7 +233,7 @@ def _extras(facts: Facts) -> Iterator[Check]:
     yield kvm.model_copy(update={"found": facts.accelerator})
     for board in BOARDS.values():
         there, own = board.architecture in facts.uefi_firmware, board.architecture == facts.machine
-        what = "boot bases that start by UEFI only" if board.bios else f"boot what was baked for {board.architecture}"
+        what = "boot bases that start by UEFI only" if board.bios else f"boot artefacts for {board.architecture}"
         get, mild = f"apt-get install {board.package}", board.bios or not own
         yield _check(there, f"UEFI for {board.architecture}", what, ("verify",), get, mild=mild)
     boto3 = _check(bool(facts.boto3), "boto3", "ECR log-in", ("ECR", "AWS"), "pip install 'parbake[aws]'", mild=True)

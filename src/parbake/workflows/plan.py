@@ -30,16 +30,20 @@ from parbake.workflows.preflight import account_cautions
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a bake would do. ``plan`` is None while ``to_build`` names images that must be built first."""
+    """What a bake would do. ``plan`` is None while ``to_build`` names images that must be built first.
+
+    ``existing`` is the record that is here, or else in the Bakefile's store; ``stored`` the one that the store has.
+    """
 
     plan: Plan | None
     to_build: tuple[str, ...] = ()
     existing: Record | None = None
+    stored: Record | None = None
     cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class BakeResult:
     """An artefact and its record; ``changed`` is False when it was there already."""
 
     artefact: Path
@@ -72,7 +76,7 @@ def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, st
 
 
 def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Preview:
-    """Say what a bake of this Bakefile would do, without doing any of it. ``overrides`` replace keys of it."""
+    """Return what a bake of this Bakefile would do, without doing any of it. ``overrides`` replace keys of it."""
     with open_session(bakefile_path, events, overrides) as run:
         known, onto = ask_account(run), base_of(run)
         images = resolve(run)
@@ -81,10 +85,11 @@ def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | 
             return Preview(None, to_build=missing, cautions=known)
         plan = decide(run, [image for image in images.values() if image], onto)
         found = existing(run.bakefile.output, plan, events)
-        record = found.record if found else None
-        if record is None and (shared := session_store(run.bakefile, events)):
-            record = shared.find(plan.artefact_name)
-        return Preview(plan, existing=record, cautions=(*cautions(plan), *known))
+        shared = session_store(run.bakefile, events)
+        stored = shared.find(plan.artefact_name) if shared else None
+        return Preview(
+            plan, existing=found.record if found else stored, stored=stored, cautions=(*cautions(plan), *known)
+        )
 
 
 def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:
@@ -103,7 +108,7 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | No
         return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
 
     entries = run.bakefile.images
-    with ThreadPoolExecutor(max_workers=8) as pool, hanging_up(run.registry):
+    with ThreadPoolExecutor(max_workers=8) as pool, closing_on_failure(run.registry):
         found = list(pool.map(look_up, entries))
     return {
         entry.reference: image and image.model_copy(update=_overrides(entry, order))
@@ -112,7 +117,7 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | No
 
 
 @contextmanager
-def hanging_up(registry: Registry) -> Iterator[None]:
+def closing_on_failure(registry: Registry) -> Iterator[None]:
     """Cut the connections when the body fails or is interrupted, so that no thread goes on waiting for an answer."""
     try:
         yield
@@ -236,7 +241,7 @@ def sandbox_of(run: Session) -> Image | None:
 
 def existing(
     output: Path, plan: Plan, events: Events, *, trust: Sequence[Path] = (), mend: bool = False
-) -> Finished | None:
+) -> BakeResult | None:
     """Find the artefact of a plan among those made before: its file, or what its record says of a cloud.
 
     What a record says is compared with the plan, with itself, with AWS's tags, and where ``trust`` names keys, with
@@ -265,4 +270,4 @@ def existing(
     elif problem := genuine.listed(artefact, record):
         events.warn(f"{problem}: {artefact.name} has to be verified again")
         record = record.model_copy(update={"verdict": None})
-    return Finished(artefact, record, changed=False)
+    return BakeResult(artefact, record, changed=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parbake import records
-from parbake.bakefile import Bakefile
+from parbake.bakefile import COPY_ROLES, Bakefile
 from parbake.bakefile.targets import FileTarget, GitopsTarget, KarpenterTarget, Target
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
@@ -27,7 +27,7 @@ from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
 from parbake.records import Record, genuine
-from parbake.records.store import brought, session_store
+from parbake.records.store import refreshed_output, session_store
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
@@ -45,7 +45,9 @@ class RolloutOptions:
     ``force`` overrides a missing verification and what speaks against a target; ``force_conflicts`` takes over fields
     that somebody else manages; ``deadline`` (seconds) replaces that of the targets. ``again`` also hands out what a
     rollback left. Without ``mount`` no user data mounts a volume, whatever the targets say. ``store`` replaces the
-    Bakefile's. A rollback returns only what holds all of ``holding``, by id, name or the start of a key.
+    Bakefile's, ``copy_roles`` (``REGION=ROLE``) go beside its own. A rollback returns only what holds all of
+    ``holding``, by id, name or the start of a key. A target that holds all of ``supersedes``, which has never proven
+    itself, keeps the way back that it has.
     """
 
     to: tuple[str, ...] = ()
@@ -59,6 +61,14 @@ class RolloutOptions:
     mount: bool = True
     store: str = ""
     holding: tuple[str, ...] = ()
+    copy_roles: tuple[str, ...] = ()
+    supersedes: tuple[str, ...] = ()
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """What the Bakefile is loaded with."""
+        found = {"store": self.store, COPY_ROLES: " ".join(self.copy_roles)}
+        return {key: value for key, value in found.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +108,14 @@ def rollout(
     Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
     what a target refuses, Stalled when nodes do not follow in time.
     """
-    with opened(bakefile_path, {"store": options.store} if options.store else None) as bakefile:
+    with opened(bakefile_path, options.overrides) as bakefile:
         return _rollout(bakefile, selectors, events, options)
 
 
 def _rollout(
     bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
 ) -> tuple[TargetResult, ...]:
-    brought(bakefile, events)
+    refreshed_output(bakefile, events)
     _bring(selectors, bakefile, events)
     located = [found for selector in selectors for found in _records(selector, bakefile)]
     found = [record for _, record in located]
@@ -115,6 +125,8 @@ def _rollout(
     for region in dict.fromkeys(each.region for each in offers if each.region):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
+    if options.supersedes:
+        offers = [each.model_copy(update={"supersedes": options.supersedes}) for each in offers]
     if options.mount:
         offers = [_with_mount(each, found, config) for each, config in zip(offers, targets, strict=True)]
     if any(_hydrates(config) for config in targets):
@@ -170,7 +182,7 @@ def _has_had(target: Rollout, ids: Iterable[str]) -> bool:
 
 
 def status(bakefile_path: Path, to: tuple[str, ...] = ()) -> tuple[TargetReport, ...]:
-    """Say what each target holds; an error of one does not hide the others."""
+    """Return what each target holds; an error of one does not hide the others."""
 
     def report(config: Target) -> TargetReport:
         try:
@@ -319,7 +331,7 @@ def _bring(selectors: Sequence[str], bakefile: Bakefile, events: Events) -> None
     for record in shared.records():
         if any(_is_meant(each, record) for each in lacking):
             with records.in_use(bakefile.output, record.artefact):
-                shared.bring(record.artefact)
+                shared.fetch(record.artefact)
 
 
 def _is_meant(selector: str, record: Record) -> bool:
@@ -351,10 +363,8 @@ def _records(selector: str, bakefile: Bakefile) -> list[tuple[Path, Record]]:
 
 
 def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
-    """Find a record that is to be believed; ``--force`` asks for nothing else."""
-    artefact, record = records.locate(selector, bakefile.output)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="roll out what parbake has baked")
+    """Find a record that can be trusted; ``--force`` does not override that."""
+    artefact, _ = records.locate_record(selector, bakefile.output, hint="roll out what parbake has baked")
     record = genuine.need(artefact, bakefile.trust)
     if problem := genuine.listed(artefact, record):
         raise VerificationFailed(f"the record of {artefact.name} cannot be trusted: {problem}", hint=_AGAIN)
@@ -370,9 +380,9 @@ def _need_verified(found: Iterable[Record], events: Events, *, force: bool) -> N
             command = "parbake bake" if record.published else f"parbake verify {record.artefact}"
             raise VerificationFailed(
                 f"{record.artefact} {says}: nodes may not start its images",
-                hint=f"`{command}` proves it; --force rolls it out all the same",
+                hint=f"`{command}` proves it; --force rolls it out anyway",
             )
-        events.warn(f"--force: {record.artefact} {says}, and is rolled out all the same")
+        events.warn(f"--force: {record.artefact} {says}; rolling it out anyway")
 
 
 def _hand_over(
@@ -402,20 +412,20 @@ def _hand_over(
             with events.stage(f"write-{each.config.name}", f"Write {each.change.where}"):
                 each.target.write(each.change)
                 interrupts.hold()
-        handed = TargetResult(each.config.name, each.config.kind, each.change, written)
-        done.append(replace(handed, follow=_follow(each, events, options)) if options.follow else handed)
+        result = TargetResult(each.config.name, each.config.kind, each.change, written)
+        done.append(replace(result, follow=_follow(each, events, options)) if options.follow else result)
     return tuple(done)
 
 
 def _refuse(each: _Decided, events: Events, *, force: bool) -> None:
     for refusal in each.change.refusals:
         if not force:
-            raise RolloutError(f"{each.config.name}: {refusal}", hint="correct it; --force does it all the same")
+            raise RolloutError(f"{each.config.name}: {refusal}", hint="correct it; --force does it anyway")
         events.warn(f"--force: {each.config.name}: {refusal}")
 
 
 def _follow(each: _Decided, events: Events, options: RolloutOptions) -> RolloutProgress:
-    """Look until the nodes run what was handed out; raises Stalled at the deadline, RolloutError on failure."""
+    """Watch until the nodes run the artefact; raises Stalled at the deadline, RolloutError on failure."""
     name, wanted = each.config.name, each.change.after
     deadline = Deadline(options.deadline or each.config.deadline, f"the rollout to {name}")
     interrupts.resume()

@@ -1,6 +1,6 @@
-"""What is made is shared: looked for in the Bakefile's store before it is made, and kept there afterwards.
+"""Share artefacts: look for them in the Bakefile's store before making them, and store them there afterwards.
 
-What is published in a cloud is made by one machine at a time: the others wait for it, or go on with what it has begun.
+What is published in a cloud is made by one machine at a time: the others wait for it, or continue what it has started.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from parbake.core import access, interrupts
 from parbake.core.claim import Alone, Claim
 from parbake.core.model import Plan
 from parbake.records.store import claimed, session_store
-from parbake.workflows.plan import Finished, Session
+from parbake.workflows.plan import BakeResult, Session
 
 
 class Make(Protocol):
@@ -25,11 +25,11 @@ class Make(Protocol):
     ``claim`` gets the right to make it, which is waited for; what others have made meanwhile is here then.
     """
 
-    def __call__(self, claim: Callable[[], Claim], *, force: bool) -> Finished:
+    def __call__(self, claim: Callable[[], Claim], *, force: bool) -> BakeResult:
         """Return the artefact and its record."""
 
 
-def made_for_all(run: Session, plan: Plan, make: Make, *, force: bool) -> Finished:
+def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> BakeResult:
     """Make sure that an artefact exists, here and in the store if the Bakefile names one, whose first record counts.
 
     Where another machine was first, and what it made lacks what was asked for (a verification), that is made up for.
@@ -40,9 +40,9 @@ def made_for_all(run: Session, plan: Plan, make: Make, *, force: bool) -> Finish
     changed = False
     with ExitStack() as until_kept:
 
-        def bring() -> None:
+        def fetch() -> None:
             with using(run, name):
-                shared.bring(name)
+                shared.fetch(name)
 
         @cache
         def claim() -> Claim:
@@ -51,17 +51,17 @@ def made_for_all(run: Session, plan: Plan, make: Make, *, force: bool) -> Finish
             held = until_kept.enter_context(claimed(shared.store, plan.key, name, run.events))
             until_kept.enter_context(guarded(held.need))
             if not force:
-                bring()
+                fetch()
             return held
 
         while True:
             if not force:
-                bring()
+                fetch()
             finished = make(claim, force=force)
             changed = changed or finished.changed
             interrupts.resume()  # a run that is stopped from here on is finished by the next one
             with using(run, name):
-                kept = shared.keep(finished.record, replacing=force)
+                kept = shared.put(finished.record, replacing=force)
             if kept == finished.record:
                 interrupts.hold()
                 return replace(finished, changed=changed)

@@ -63,7 +63,7 @@ def _fetched(record: Record, work: Path, events: Events) -> Path:
         return ebs.fetch(what, work / "disk.raw", events, region=region).path
 
 
-def bring(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
+def add_trace(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
     """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
     records.need_signer(artefact, signer)
     return write_trace(artefact, record, recorded_elsewhere(file, artefact, record.plan), signer)
@@ -123,15 +123,15 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
     filesystem, uuid = identify(Path(what))
     with (
         Recorder(device, buffer=LARGEST_BUFFER // 2) as recorder,
-        events.task(f"Record what is read of {what}", round(seconds), unit="items") as task,
+        events.task(f"Record the reads of {what}", round(seconds), unit="items") as task,
     ):
         deadline = run.Deadline(seconds, "recording")
-        told = 0
+        done = 0
         while deadline.left:
             deadline.sleep(_TICK)
             passed = round(seconds - deadline.left)
-            task.advance(passed - told)
-            told = passed
+            task.advance(passed - done)
+            done = passed
     reads = recorder.reads
     of_files = described(place, reads) if place is not None and reads else Described()
     return Trace(
@@ -194,8 +194,6 @@ def situation(
 
 def known(selector: str, folder: Path) -> tuple[Record, Trace | None]:
     """Return the record that a user names, and its trace where there is one; raises InputError without a record."""
-    artefact, record = records.locate(selector, folder)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="`parbake list` shows the records there are")
+    artefact, record = records.locate_record(selector, folder)
     path = artefact.with_name(record.trace_name)
     return record, load(path) if path.exists() else None

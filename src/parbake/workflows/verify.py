@@ -23,7 +23,7 @@ from parbake.records.store import Shared
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
-    """Say whether an artefact of a plan can be verified; warn where there are no machines for its platform.
+    """Return whether an artefact of a plan can be verified; warn if its platform cannot be booted here.
 
     What is for another architecture than this machine's is booted in emulation. Raises EnvironmentProblem, before any
     work is done, when this machine lacks what that takes.
@@ -33,7 +33,7 @@ def can_boot(plan: Plan, events: Events) -> bool:
     if boots(plan.platform):
         accelerator(plan.platform.architecture)
         return True
-    events.warn(f"not verified: the artefact is for {plan.platform}, and parbake has no machines for it")
+    events.warn(f"not verified: the artefact is for {plan.platform}, which parbake cannot boot")
     return False
 
 
@@ -110,7 +110,7 @@ def verify_again(
         there = next(iter(record.published.values()))
         raise InputError(
             f"{artefact.name} lies in a cloud, not on this machine",
-            hint="`parbake bake` proves what is not verified yet, there; "
+            hint="`parbake bake` verifies it there, if that is still to be done; "
             f"or read it back: parbake fetch {there.snapshots[0].id} FILE, then parbake verify FILE",
         )
     if not artefact.is_file():
@@ -123,7 +123,7 @@ def verify_again(
             record = write_verdict(artefact, record, verdict, sha256, signer)
             if shared and record.verified:
                 with records.in_use(artefact.parent, record.artefact):
-                    shared.keep(record, again=True)
+                    shared.put(record, again=True)
     return artefact, verdict
 
 
@@ -148,7 +148,7 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
 
 @contextmanager
 def work_on(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[Path]:
-    """Make a work folder and say where it is when it stays."""
+    """Make a work folder, and report its path if it stays."""
     with work_folder(output, name, keep=keep) as work:
         if keep:
             events.note(f"the work folder stays until `parbake clean`: {work}")
@@ -169,5 +169,5 @@ def damage(artefact: Path, record: Record, events: Events) -> str:
             found.write(blocks_path(artefact))
         return ""
     if known is None:
-        return f"its bytes are not those of its record, and {blocks_path(artefact).name} does not say which"
+        return f"its bytes do not match its record, and {blocks_path(artefact).name} does not say which"
     return found.damage(known)

@@ -21,7 +21,7 @@ from parbake.images.build import build
 from parbake.records.store import session_store
 from parbake.workflows import bake, plan, rollout
 from parbake.workflows import prune as retention
-from parbake.workflows.plan import Finished, Session
+from parbake.workflows.plan import BakeResult, Session
 from parbake.workflows.platforms import one_platform
 from parbake.workflows.prune import Pruned
 from parbake.workflows.prune.decide import Decision
@@ -38,8 +38,8 @@ class Turn:
     """What one turn did: what had moved, the artefact, and what became of targets; empty when nothing had moved."""
 
     moved: tuple[str, ...]
-    finished: Finished | None = None
-    handed: tuple[TargetResult, ...] = ()
+    finished: BakeResult | None = None
+    results: tuple[TargetResult, ...] = ()
     tidied: Tidied | None = None
 
 
@@ -61,7 +61,7 @@ def look(bakefile_path: Path, events: Events) -> Seen:
                 return build.build_key(entry.build, entry.platform or run.bakefile.platform)
             return run.registry.head(entry.parsed).digest
 
-        with plan.hanging_up(run.registry):
+        with plan.closing_on_failure(run.registry):
             found = list(pool.map(of, run.bakefile.images))
         seen = {entry.reference: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
         return {**seen, "base": _base(run)}
@@ -78,24 +78,24 @@ def moved(before: Seen | None, now: Seen) -> tuple[str, ...]:
 
 def act(
     bakefile_path: Path, events: Events, options: RolloutOptions | None, *, prune: bool = False
-) -> tuple[Finished, tuple[TargetResult, ...], Tidied | None]:
+) -> tuple[BakeResult, tuple[TargetResult, ...], Tidied | None]:
     """Bake, verify, and roll out to the Bakefile's targets (``options`` None: do not); each is nothing when done.
 
     With ``prune`` what is old goes afterwards, as the Bakefile's ``retention`` says. Each ends with a hold on
     interruptions, so that what the turn did can be told.
     """
-    handed: tuple[TargetResult, ...] = ()
+    results: tuple[TargetResult, ...] = ()
     finished = bake.bake(bakefile_path, events)
     if options is not None:
         interrupts.resume()
-        handed = rollout.rollout(
+        results = rollout.rollout(
             bakefile_path, [finished.record.key], events, replace(options, force=False, again=False)
         )
     tidied = None
     if prune:
         interrupts.resume()
         tidied = tidy(bakefile_path, events)
-    return finished, handed, tidied
+    return finished, results, tidied
 
 
 def tidy(bakefile_path: Path, events: Events) -> Tidied:
@@ -111,7 +111,7 @@ def tidy(bakefile_path: Path, events: Events) -> Tidied:
 
 def watch(
     look: Callable[[], Seen],
-    act: Callable[[], tuple[Finished, tuple[TargetResult, ...], Tidied | None]],
+    act: Callable[[], tuple[BakeResult, tuple[TargetResult, ...], Tidied | None]],
     events: Events,
     *,
     once: bool,

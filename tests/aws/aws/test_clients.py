@@ -143,7 +143,7 @@ def test_a_call_that_is_throttled_is_tried_so_often_and_no_more(
     ways: list[Callable[[], Any]] = [
         ask,
         lambda: list(client.pages(call, "Images", **wanted)),
-        lambda: aws.wait("it", lambda: aws.Look(bool(ask())), seconds=5, events=Events()),
+        lambda: aws.wait("it", lambda: aws.Observation(bool(ask())), seconds=5, events=Events()),
         lambda: aws.when_known(ask, "ami-1"),
     ]
     for way in ways:
@@ -156,7 +156,13 @@ def test_a_call_that_is_throttled_is_tried_so_often_and_no_more(
 
 def test_waiting_ends_with_the_value_and_shows_progress() -> None:
     seen: list[Event] = []
-    looks = iter([aws.Look(False, "pending", 10), aws.Look(False, "pending", 60), aws.Look(True, value="there")])
+    looks = iter(
+        [
+            aws.Observation(False, "pending", 10),
+            aws.Observation(False, "pending", 60),
+            aws.Observation(True, value="there"),
+        ]
+    )
     assert aws.wait("the AMI", lambda: next(looks), seconds=5, events=Events(seen.append)) == "there"
     assert seen[0].kind == "task-start"
     assert seen[-1].kind == "task-end"
@@ -164,29 +170,29 @@ def test_waiting_ends_with_the_value_and_shows_progress() -> None:
 
 def test_waiting_ends_at_once_when_it_never_will_be() -> None:
     with pytest.raises(AwsError, match="the AMI: state failed"):
-        aws.wait("the AMI", lambda: aws.Look(False, failed="state failed"), seconds=5, events=Events())
+        aws.wait("the AMI", lambda: aws.Observation(False, failed="state failed"), seconds=5, events=Events())
 
 
 def test_waiting_ends_at_its_deadline_and_says_what_was_seen() -> None:
     with pytest.raises(DeadlineExceeded, match="last seen: pending") as caught:
-        aws.wait("the AMI", lambda: aws.Look(False, "pending"), seconds=0.01, events=Events(), hint="wait more")
+        aws.wait("the AMI", lambda: aws.Observation(False, "pending"), seconds=0.01, events=Events(), hint="wait more")
     assert caught.value.hint == "wait more"
 
 
 def test_what_is_new_may_be_unknown_for_a_while() -> None:
     tries = iter(range(3))
 
-    def look() -> aws.Look:
+    def look() -> aws.Observation:
         if next(tries) < 2:
             raise AwsNotFound("not there")
-        return aws.Look(True)
+        return aws.Observation(True)
 
     aws.wait("the snapshot", look, seconds=5, events=Events())
     with pytest.raises(AwsNotFound):
         aws.wait("the snapshot", _absent, seconds=5, events=Events(), new=False)
 
 
-def _absent() -> aws.Look:
+def _absent() -> aws.Observation:
     raise AwsNotFound("not there")
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +15,7 @@ from hypothesis import strategies as st
 
 from parbake import aws
 from parbake.aws import KEY, MANAGED, Stamp, clients, ebs, encryption
-from parbake.aws.ebs import Journal, Parent, UploadRequest, throttle
+from parbake.aws.ebs import Journal, ParentSnapshot, UploadRequest, throttle
 from parbake.aws.ebs.upload import start
 from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, InputError
 from parbake.core.events import Event, Events
@@ -55,7 +52,7 @@ def disk_of(path: Path, blocks: dict[int, bytes], size: int = SIZE) -> BlockList
     return block_list(path, Events())
 
 
-def request(path: Path, *, key: str = "k", parent: Parent | None = None, **more: object) -> UploadRequest:
+def request(path: Path, *, key: str = "k", parent: ParentSnapshot | None = None, **more: object) -> UploadRequest:
     stamp = Stamp(key=key, run="r", name="node")
     journal = path.with_suffix(f".{key}.upload")
     return UploadRequest(path, journal, stamp, "node-k", "eu-west-1", parent, **more)  # type: ignore[arg-type]
@@ -98,7 +95,7 @@ def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
     said: list[Event] = []
     done = ebs.upload(wanted, Events(said.append))
     snapshot, made = done.snapshot, cloud.snapshots[done.snapshot]
-    assert done == ebs.Sent(snapshot, blocks, 3)
+    assert done == ebs.UploadResult(snapshot, blocks, 3)
     assert held(cloud, snapshot) == holds(path)
     assert (made.state, made.gib, made.encrypted) == ("completed", 1, False)
     assert (made.tags[MANAGED], made.tags[KEY]) == ("temporary", "k")
@@ -124,7 +121,7 @@ def test_a_child_writes_what_differs(tmp_path: Path, cloud: Cloud, blocks: dict[
     new = disk_of(path, {**{index: SMALL[index] for index in (0, 3)}, **blocks})
     found = old if known else ebs.blocks_of(parent, path, Events(), region="eu-west-1")
     before = cloud.calls["PutSnapshotBlock"]
-    child = sent(request(path, key=f"child-{len(cloud.snapshots)}", parent=Parent(parent, found)))
+    child = sent(request(path, key=f"child-{len(cloud.snapshots)}", parent=ParentSnapshot(parent, found)))
     assert held(cloud, child) == holds(path)
     assert cloud.snapshots[child].parent == parent
     assert cloud.calls["PutSnapshotBlock"] - before == len(new.changed_since(old))
@@ -134,7 +131,7 @@ def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, SMALL)
     parent = sent(request(path))
-    child = sent(request(path, key="other", parent=Parent(parent, blocks)))
+    child = sent(request(path, key="other", parent=ParentSnapshot(parent, blocks)))
     assert child != parent
     assert cloud.snapshots[child].written == {}
     assert held(cloud, child) == held(cloud, parent)
@@ -146,7 +143,7 @@ def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
     made = cloud.snapshots[sent(request(path, encrypted=True, kms_key="alias/nodes"))]
     assert made.encrypted
     assert made.key.startswith("arn:aws:kms:")
-    parent = Parent(made.id, blocks)
+    parent = ParentSnapshot(made.id, blocks)
     child = sent(request(path, key="c", parent=parent, encrypted=True, kms_key="alias/nodes"))
     assert cloud.snapshots[child].key == made.key, "the parent decides"
     with pytest.raises(AwsError, match="Alias is not found"):
@@ -162,8 +159,8 @@ def test_a_region_that_encrypts_by_default(tmp_path: Path, cloud: Cloud) -> None
     made = cloud.snapshots[sent(request(path))]
     assert (made.encrypted, made.key) == (True, cloud.default_key("eu-west-1"))
     with pytest.raises(AwsError, match="this account encrypts by default"):
-        sent(request(path, key="c", parent=Parent(open_parent, blocks)))
-    child = cloud.snapshots[sent(request(path, key="d", parent=Parent(made.id, blocks)))]
+        sent(request(path, key="c", parent=ParentSnapshot(open_parent, blocks)))
+    child = cloud.snapshots[sent(request(path, key="d", parent=ParentSnapshot(made.id, blocks)))]
     assert (child.encrypted, child.key, child.written) == (True, made.key, {})
 
 
@@ -291,98 +288,6 @@ def test_nothing_is_no_disk(tmp_path: Path, cloud: Cloud) -> None:
     with pytest.raises(InputError, match="has no bytes"):
         sent(request(tmp_path / "disk.raw"))
     assert cloud.calls == {}
-
-
-KILLED = """
-import importlib, os, signal, sys
-from pathlib import Path
-from parbake import aws
-from parbake.aws import ebs
-from parbake.core.events import Events
-from tests.aws.aws.test_ebs import request
-
-upload = importlib.import_module("parbake.aws.ebs.upload")
-point, path = sys.argv[1], Path(sys.argv[2])
-def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-if point == "started":
-    upload.Journal.began = die
-elif point == "middle":
-    wrote, count = upload.Journal.wrote, iter(range(100))
-    upload.Journal.wrote = lambda self, *block: die() if next(count, None) is None else wrote(self, *block)
-elif point == "written":
-    upload.Journal.completed = die
-elif point == "sealing":
-    upload._whole = die
-elif point == "sealed":
-    upload.look = die
-else:
-    upload.Sent = die
-ebs.upload(request(path), Events())
-"""
-
-
-@pytest.mark.parametrize("point", ["started", "middle", "written", "sealing", "sealed", "done"])
-def test_an_upload_that_was_killed_goes_on(tmp_path: Path, cloud: Cloud, point: str) -> None:
-    path = tmp_path / "disk.raw"
-    blocks = disk_of(path, {index: b"%d" % index for index in range(300 if point == "middle" else 60)})
-    cloud.slow = 2
-    ended = subprocess.run([sys.executable, "-c", KILLED, point, str(path)], check=False)
-    assert ended.returncode == -signal.SIGKILL
-    assert len(cloud.snapshots) == 1
-    snapshot = sent(request(path))
-    assert list(cloud.snapshots) == [snapshot]
-    assert held(cloud, snapshot) == holds(path)
-    assert cloud.snapshots[snapshot].tags[ebs.BLOCKS_TAG] == blocks.digest()
-    in_flight = 64 if point == "middle" else 0
-    assert cloud.calls["PutSnapshotBlock"] <= len(blocks.blocks) + in_flight, "what was acknowledged is not sent again"
-
-
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.integers(0, 399), st.binary(min_size=1, max_size=3), max_size=6), st.booleans())
-def test_what_changed_since_the_kill_is_sent_again(
-    tmp_path: Path, cloud: Cloud, blocks: dict[int, bytes], child: bool
-) -> None:
-    """Hashes say what a pending snapshot has: other bytes replace it, also zeros, also what the parent has."""
-    below = tmp_path / "parent.raw"
-    old = disk_of(below, SMALL)
-    parent = Parent(sent(request(below, key=f"below-{len(cloud.snapshots)}")), old) if child else None
-    path = tmp_path / "disk.raw"
-    disk_of(path, {0: b"other", 3: SMALL[3], 7: b"more"})
-    wanted = request(path, key=f"k-{len(cloud.snapshots)}", parent=parent)
-    with pytest.MonkeyPatch.context() as cut:
-        cut.setattr(Journal, "completed", _interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            sent(wanted)
-    disk_of(path, blocks)
-    snapshot = sent(wanted)
-    assert held(cloud, snapshot) == holds(path)
-
-
-def _interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def test_a_journal_whose_snapshot_is_gone_counts_for_nothing(
-    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)
-    path = tmp_path / "disk.raw"
-    blocks, wanted = disk_of(path, SMALL), request(path)
-    with Journal.open(wanted.journal, wanted) as journal:
-        journal.began(start(wanted, journal))
-        journal.wrote(3, blocks.blocks[3])
-    cloud.snapshots.clear()  # AWS has cancelled it
-    assert held(cloud, sent(wanted)) == holds(path)
-
-
-def test_what_is_no_journal_of_this_upload_counts_for_nothing(tmp_path: Path, cloud: Cloud) -> None:
-    path = tmp_path / "disk.raw"
-    for content in (b"not a journal", b"{}\nsnap-1\n3\n", b""):
-        disk_of(path, {**SMALL, 7: b"7" + content})
-        wanted = request(path)
-        wanted.journal.write_bytes(content)
-        assert held(cloud, sent(wanted)) == holds(path)
-        wanted.journal.unlink()
 
 
 # -- reading

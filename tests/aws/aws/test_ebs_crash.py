@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from parbake import aws
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.core.events import Events
 from parbake.core.model import GIB, Base, Plan
 from parbake.records import Record
@@ -49,7 +49,7 @@ def settings_for(wanted: Plan) -> dict[str, Any]:
 def clean(wanted: Plan) -> None:
     for region in (HOME, OTHER):
         with allowed_by(policy_for(wanted, settings_for(wanted))):
-            remove(Wanted(name=wanted.name), region, Events())
+            remove(LeftoverFilter(name=wanted.name), region, Events())
 
 
 def left(cloud: Cloud) -> list[str]:

@@ -105,7 +105,7 @@ def test_who_may_not_look_may_still_push(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_who_may_not_create_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch, CreateRepository=denied("CreateRepository"))
-    with pytest.raises(Denied, match=r"does not make the repository shop/api: AccessDeniedException") as caught:
+    with pytest.raises(Denied, match=r"did not create the repository shop/api: AccessDeniedException") as caught:
         ecr.ensure_repository(HOST, "shop/api", RegistryOptions())
     assert "ecr:CreateRepository" in caught.value.hint
 

@@ -8,7 +8,7 @@ import pytest
 
 from parbake import aws
 from parbake.aws import images, waiters
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.core.errors import AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded
 from parbake.core.events import Events
 from parbake.core.model import Plan
@@ -117,7 +117,7 @@ def test_killed_and_started_again_before_aws_shows_what_was_made(
     assert baked.verdict.passed
     cloud.eventual.settle()
     for region in (REGION, OTHER):
-        remove(Wanted(key=wanted.key), region, Events())
+        remove(LeftoverFilter(key=wanted.key), region, Events())
     only_artefacts(cloud, baked.published)
 
 
@@ -140,7 +140,7 @@ def test_what_stays_unknown_is_said_in_the_end(
         bake()
     assert "run the same command again" in caught.value.hint
     cloud.eventual.settle()
-    remove(Wanted(name=plan.name), REGION, Events())
+    remove(LeftoverFilter(name=plan.name), REGION, Events())
     assert cloud.left(REGION) == {}
 
 
@@ -162,8 +162,8 @@ def test_a_clean_up_after_a_clean_up_minds_no_ghosts(cloud: Cloud, plan: Plan, b
     """What is gone is listed for a while: to take it away once more is no error, and the next bake is a new one."""
     killed_after(cloud, "CreateImage", bake)
     cloud.eventual = Eventual(stale=1)
-    assert remove(Wanted(name=plan.name), REGION, Events())
-    assert remove(Wanted(name=plan.name), REGION, Events())
+    assert remove(LeftoverFilter(name=plan.name), REGION, Events())
+    assert remove(LeftoverFilter(name=plan.name), REGION, Events())
     assert cloud.eventual.old
     assert cloud.left(REGION) == {}
     cloud.eventual.settle()

@@ -360,7 +360,7 @@ def test_the_keys(tmp_path: Path) -> None:
 
     assert told(f"[{ZONE}]") == repr(section())
     assert told(f"{{zones: [{ZONE}], at: rollout, for: 90m}}") == repr(section(at="rollout", **{"for": "90m"}))
-    assert "an hour of it at least" in told(f"{{zones: [{ZONE}], for: 59m}}")
+    assert "at least an hour of it" in told(f"{{zones: [{ZONE}], for: 59m}}")
     assert "already in the list" in told(f"[{ZONE}, {ZONE}]")
     assert "in none of the regions" in told("[us-east-1a]")
     assert "names no zone" in told("[]")

@@ -15,6 +15,7 @@ from parbake.aws import iam
 from parbake.bakefile import Bakefile, load
 from parbake.core.model import Plan
 from parbake.images.registry import ecr
+from parbake.records.store import needs
 from tests.aws.conftest import REGION
 from tests.fakes.aws.boto_clients import raw
 from tests.fakes.aws.ec2 import Cloud
@@ -414,6 +415,11 @@ def test_a_store_is_one_prefix_of_one_bucket(tmp_path: Path) -> None:
         "prune": ["s3:DeleteObject", "s3:GetObject"],
     }
     assert of_store["caller"]["UseTheStore"]["Resource"] == ["arn:aws:s3:::shop-parbake/nodes/*"]
+    notes = of_store["rollout"]["NoteInTheStore"]
+    assert (notes["Action"], notes["Resource"]) == (
+        ["s3:PutObject"],
+        [f"arn:aws:s3:::shop-parbake/nodes/{needs.FOLDER}*"],
+    )
     listing = of_store["prune"]["ListTheStore"]
     assert listing["Resource"] == ["arn:aws:s3:::shop-parbake"]
     assert listing["Condition"] == {"StringLike": {"s3:prefix": ["nodes/*"]}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.builders import Publication
 from parbake.core.errors import AwsLimit
 from parbake.core.events import Events
@@ -77,7 +77,7 @@ def test_a_clean_up(cloud: Cloud, bake: Bake, plan: Plan) -> None:
         assert came
         said(came, throttled)
 
-    met = throttled_everywhere(cloud, lambda: remove(Wanted(name=plan.name), REGION, Events()), judge)
+    met = throttled_everywhere(cloud, lambda: remove(LeftoverFilter(name=plan.name), REGION, Events()), judge)
     assert {each for each in met if not each.startswith("Describe")} == {
         "CancelSpotInstanceRequests",
         "TerminateInstances",

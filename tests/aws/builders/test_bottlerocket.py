@@ -9,7 +9,7 @@ import boto3
 import pytest
 
 from parbake import aws
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
@@ -196,9 +196,9 @@ def test_an_agent_that_never_answers(cloud: Rockets, volume: Plan, monkeypatch: 
 @pytest.mark.parametrize(
     ("more", "profile", "registries", "said"),
     [
-        ({"artefact": Artefact(kind="machine-image", format="ami")}, "baker", {}, "does not boot an AMI"),
-        ({}, None, {}, "no role for that"),
-        ({}, "baker", {"r.example": RegistryOptions(ca="/etc/ca.pem")}, "well-known authority"),
+        ({"artefact": Artefact(kind="machine-image", format="ami")}, "baker", {}, "does not boot a modified AMI"),
+        ({}, None, {}, "no role for it"),
+        ({}, "baker", {"r.example": RegistryOptions(ca="/etc/ca.pem")}, "publicly trusted authority"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_made(
@@ -255,7 +255,7 @@ def test_where_ec2_says_late_what_was_written(cloud: Rockets, volume: Plan, late
 
 def nothing_stays(cloud: Rockets, plan: Plan) -> None:
     with allowed_by(policy({"instance_profile": "baker", "purchase": "spot-first"})):
-        remove(Wanted(name=plan.name), REGION, Events())
+        remove(LeftoverFilter(name=plan.name), REGION, Events())
     left = cloud.left(REGION)
     for each in left.pop("snapshots", []):
         [described] = aws.client("ec2", REGION).describe_snapshots(SnapshotIds=[each])["Snapshots"]

@@ -1,6 +1,6 @@
 """Publishing to EBS, on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone.
 
-The story itself runs (``flow.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
+The story itself runs (``bake.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from parbake import aws
-from parbake.aws import Stamp, clients, ebs
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws import clients, ebs
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.bakefile import load
 from parbake.builders import Disk, Ingredients, coldstart
 from parbake.builders.choose import publisher_of
@@ -25,21 +25,20 @@ from parbake.builders.ebs import EbsShipment
 from parbake.coldstart.trace import Part, Read, Trace
 from parbake.coldstart.trace import load as load_trace
 from parbake.core.claim import Alone
-from parbake.core.errors import AwsError, InputError, VerificationFailed
+from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import GIB, MIB, Artefact, Base, Plan, Verdict
 from parbake.images.registry import Registry
 from parbake.machine import base
-from parbake.machine.disk import BLOCK, BlockList
+from parbake.machine.disk import BLOCK
 from parbake.records import Record, read
-from parbake.workflows import bake
+from parbake.workflows import bake, disks
 from parbake.workflows.identity import acting
 from parbake.workflows.plan import Session
 from tests.aws.aws.test_ebs import held, holds
 from tests.fakes.aws.ebs_direct_in_process import Direct
 from tests.fakes.aws.iam_recorder import allowed_by, bakefile_for, printed
-from tests.fakes.aws.interceptor import refuse
-from tests.fakes.ebs_direct_server import EBS_KEY, Cloud
+from tests.fakes.ebs_direct_server import Cloud
 from tests.fakes.plans import plan
 
 PASSED = Verdict(passed=True, accelerator="kvm")
@@ -93,7 +92,7 @@ class Oven:
 @pytest.fixture
 def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
     made = Oven()
-    monkeypatch.setattr(bake, "builder_of", lambda _: made)
+    monkeypatch.setattr(disks, "builder_of", lambda _: made)
     monkeypatch.setattr(bake, "boot", made.boot)
     monkeypatch.setattr(bake, "can_boot", lambda *_: True)
     monkeypatch.setattr(bake, "need_root", lambda _: None)
@@ -264,7 +263,7 @@ def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(
     monkeypatch.setattr(aws, "UNKNOWN_SECONDS", 0.05)  # else it would be waited for
     [left] = cloud.snapshots.values()
     assert left.tags["parbake:managed"] == "temporary"
-    assert remove(Wanted(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
+    assert remove(LeftoverFilter(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
     assert build(tmp_path, MACHINE).published, "it is sent anew"
     assert len(oven.bakes) == 1
 
@@ -329,69 +328,6 @@ def _interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_the_next_of_a_name_sends_what_differs(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
-    first = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
-    oven.content = {0: b"boot", 5: b"changed", 901: b"new"}
-    changed = VOLUME.model_copy(update={"keep_layers": True})
-    before = cloud.calls["PutSnapshotBlock"]
-    second = build(tmp_path, changed).published["eu-west-1"].snapshots[0].id
-    assert cloud.snapshots[second].parent == first
-    assert cloud.calls["PutSnapshotBlock"] - before == 3, "5 is another, 900 is zeros, 901 is new"
-    assert set(held(cloud, second)) == {0, 5, 901}
-    other = build(tmp_path, VOLUME.model_copy(update={"name": "data-2"})).published["eu-west-1"].snapshots[0].id
-    assert cloud.snapshots[other].parent == "", "another name, another lineage"
-
-
-def test_encrypted_and_not_do_not_mix(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
-    build(tmp_path, VOLUME)
-    oven.content = {7: b"x"}
-    locked = {"kind": "volume", "format": "snapshot", "encrypted": True, "kms_key": "alias/nodes"}
-    wanted = VOLUME.model_copy(update={"artefact": Artefact.model_validate(locked)})
-    made = cloud.snapshots[build(tmp_path, wanted).published["eu-west-1"].snapshots[0].id]
-    assert (made.parent, made.encrypted) == ("", True)
-    child = cloud.snapshots[
-        build(tmp_path, wanted.model_copy(update={"keep_layers": True})).published["eu-west-1"].snapshots[0].id
-    ]
-    assert (child.parent, child.key) == (made.id, made.key)
-
-
-def test_where_aws_encrypts_by_default_the_second_bake_sends_what_differs(
-    tmp_path: Path, oven: Oven, cloud: Cloud
-) -> None:
-    oldest = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
-    cloud.by_default["eu-west-1"] = EBS_KEY
-    wanted = [VOLUME.model_copy(update={"keep_layers": True, "size": size * GIB}) for size in (1, 2, 3)]
-    wanted = [each.model_copy(update={"size_is_fixed": True}) for each in wanted]
-    first = cloud.snapshots[build(tmp_path, wanted[0]).published["eu-west-1"].snapshots[0].id]
-    assert (first.encrypted, first.parent) == (True, ""), f"{oldest} is not encrypted, and AWS takes no such parent"
-    oven.content = {0: b"boot", 5: b"changed", 900: b"more"}
-    before = cloud.calls["PutSnapshotBlock"]
-    second = cloud.snapshots[build(tmp_path, wanted[1]).published["eu-west-1"].snapshots[0].id]
-    assert (second.parent, set(second.written)) == (first.id, {5})
-    assert cloud.calls["PutSnapshotBlock"] - before == 1
-    cloud.by_default["eu-west-1"] = f"arn:aws:kms:eu-west-1:123456789012:key/{'1' * 32}"
-    third = cloud.snapshots[build(tmp_path, wanted[2]).published["eu-west-1"].snapshots[0].id]
-    assert (third.parent, third.key) == ("", cloud.by_default["eu-west-1"]), "its parent's key would be another"
-
-
-@pytest.mark.parametrize("call", ["GetEbsEncryptionByDefault", "GetEbsDefaultKmsKeyId", "DescribeKey"])
-def test_who_may_not_ask_how_aws_encrypts_still_sends_what_differs(
-    tmp_path: Path, oven: Oven, direct: Direct, call: str
-) -> None:
-    cloud = direct.world
-    cloud.by_default["eu-west-1"] = EBS_KEY
-
-    def refused(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
-        if operation == call:
-            raise refuse("UnauthorizedOperation", "You are not authorized to perform this operation.", operation)
-
-    direct.before.append(refused)
-    first = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
-    oven.content = {0: b"boot", 5: b"changed", 900: b"more"}
-    second = build(tmp_path, VOLUME.model_copy(update={"keep_layers": True})).published["eu-west-1"].snapshots[0].id
-    assert (cloud.snapshots[second].parent, set(cloud.snapshots[second].written)) == (first, {5})
-
-
 def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
     cloud.slow = 2
     zones = ["eu-west-1a", "us-east-1b"]
@@ -426,43 +362,6 @@ def test_an_ami_is_copied_shared_and_dated(tmp_path: Path, oven: Oven, cloud: Cl
         assert cloud.fast.on(snapshot.id) == ({"us-east-1b"} if region == "us-east-1" else set())
         assert set(held(cloud, snapshot.id)) == {0, 5, 900}
     assert len(oven.bakes) == 1
-
-
-def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
-    path = tmp_path / "parent.raw"
-    with path.open("wb") as file:
-        file.truncate(GIB)
-        os.pwrite(file.fileno(), b"boot", 0)
-        os.pwrite(file.fileno(), b"old", 7 * BLOCK)
-    request = ebs.UploadRequest(path, tmp_path / "j", Stamp("p", "r", "p"), "p", "eu-west-1")
-    parent = ebs.upload(request, Events()).snapshot
-    before = cloud.calls["PutSnapshotBlock"]
-    made = build(tmp_path, VOLUME, parent_snapshot=parent).published["eu-west-1"].snapshots[0].id
-    assert cloud.snapshots[made].parent == parent
-    assert cloud.calls["PutSnapshotBlock"] - before == 3, "what it holds was read: 0 is the same"
-    assert set(held(cloud, made)) == {0, 5, 900}
-
-    cloud.snapshots[parent].gib = 9
-    with pytest.raises(InputError, match="has 1 GiB"):
-        build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot=parent)
-    with pytest.raises(AwsError, match="does not exist"):
-        build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot="snap-0123456789abcdef0")
-    assert len(oven.bakes) == 2, "the disk waits for a better answer"
-
-
-def test_an_ami_as_base_is_fetched_once_and_is_the_parent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
-    base = build(tmp_path, MACHINE).published["eu-west-1"]
-    onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base.image, size=GIB)})
-    oven.content = {6: b"baked"}
-    there = build(tmp_path, onto).published["eu-west-1"]
-    made = there.snapshots[0].id
-    assert cloud.snapshots[made].parent == base.snapshots[0].id
-    assert set(cloud.snapshots[made].written) == {6}
-    assert set(held(cloud, made)) == {0, 5, 6, 900}
-    before = cloud.calls["GetSnapshotBlock"]
-    build(tmp_path, onto.model_copy(update={"keep_layers": True}))
-    assert cloud.calls["GetSnapshotBlock"] == before
-    assert BlockList.read(tmp_path / f"cache/amis/{base.image}.raw.blocks").blocks.keys() == {0, 5, 900}
 
 
 @pytest.mark.usefixtures("oven")

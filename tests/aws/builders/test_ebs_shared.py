@@ -24,8 +24,8 @@ from parbake.core.model import Plan
 from parbake.records import Record
 from parbake.records.store import leases
 from parbake.workflows import bake, clean
-from parbake.workflows.plan import Finished
-from parbake.workflows.sharing import made_for_all
+from parbake.workflows.plan import BakeResult
+from parbake.workflows.sharing import make_and_share
 from tests.aws.aws.test_ebs import held
 from tests.aws.aws.test_ebs_crash import HOME, OTHER, left
 from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, cloud, direct, oven, policy_for, session
@@ -57,7 +57,7 @@ def story(
     force: bool = False,
     said: Callable[[Event], None] = lambda _: None,
     **settings: Any,
-) -> Finished:
+) -> BakeResult:
     """Bake on a machine, as the story does once it has a plan."""
     options, mine = bake.Options(force=force), folder / machine
     mine.mkdir(exist_ok=True, parents=True)
@@ -68,8 +68,8 @@ def story(
         allowed_by(policy_for(wanted, settings)),
     ):
         publisher = publisher_of(run.bakefile, fresh=force)
-        make = partial(bake.make_sure, run, wanted, None, publisher, options)
-        return made_for_all(run, wanted, make, force=force)
+        make = partial(bake.ensure_artefact, run, wanted, None, publisher, options)
+        return make_and_share(run, wanted, make, force=force)
 
 
 def of_key(cloud: Cloud, region: str = HOME) -> list[str]:
@@ -214,9 +214,9 @@ def test_a_frozen_machine_that_comes_back_changes_nothing(
     for number, name in enumerate(calls):
         folder, wanted = tmp_path / name, MACHINE.model_copy(update={"name": f"node{number}"})
         folder.mkdir()
-        done: list[Finished] = []
+        done: list[BakeResult] = []
 
-        def act(folder: Path = folder, wanted: Plan = wanted, done: list[Finished] = done) -> None:
+        def act(folder: Path = folder, wanted: Plan = wanted, done: list[BakeResult] = done) -> None:
             machines.elsewhere(lambda: done.append(story(folder, wanted, machine="two")), "two").join()
 
         freezer.at = name

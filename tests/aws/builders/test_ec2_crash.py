@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from parbake import aws
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.builders import Publication
 from parbake.core.events import Events
 from parbake.core.model import Plan
@@ -95,7 +95,7 @@ def test_killed_at_any_call(cloud: Cloud, bake: Bake, kind: str, request: pytest
 def clean_up_leaves_nothing(cloud: Cloud, plan: Plan) -> None:
     for region in (REGION, OTHER):
         with allowed_by(policy_for(plan, settings_for(plan))):
-            remove(Wanted(name=plan.name), region, Events())
+            remove(LeftoverFilter(name=plan.name), region, Events())
         left = cloud.left(region)
         assert set(left) <= {"images", "snapshots"}, left
         there = [*left.get("images", []), *left.get("snapshots", [])]
@@ -118,11 +118,11 @@ def test_a_clean_up_takes_nothing_of_others(cloud: Cloud, bake: Bake) -> None:
     ec2 = aws.client("ec2", REGION)
     foreign = ec2.create_volume(Size=1, AvailabilityZone=f"{REGION}a")["VolumeId"]
     before = cloud.left(REGION)
-    assert remove(Wanted(name="another"), REGION, Events()) == ()
+    assert remove(LeftoverFilter(name="another"), REGION, Events()) == ()
     assert cloud.left(REGION) == before
     past = [{"Key": aws.EXPIRY, "Value": "2020-01-01T00:00:00Z"}]
     ec2.create_tags(Resources=[each for ids in before.values() for each in ids], Tags=past)
-    assert remove(Wanted(name="another"), REGION, Events())
+    assert remove(LeftoverFilter(name="another"), REGION, Events())
     assert cloud.left(REGION) == {}
     assert ec2.describe_volumes(VolumeIds=[foreign])["Volumes"]
 
@@ -143,5 +143,5 @@ def test_a_request_whose_instance_somebody_ended_starts_no_other(cloud: Cloud, p
     cloud.requests.clear()  # the stand-in would not let it go otherwise
     ec2.terminate_instances(InstanceIds=[request["InstanceId"]])
     cloud.requests[request["SpotInstanceRequestId"]] = request
-    assert request["SpotInstanceRequestId"] in remove(Wanted(name=plan.name), REGION, Events())
+    assert request["SpotInstanceRequestId"] in remove(LeftoverFilter(name=plan.name), REGION, Events())
     assert cloud.left(REGION) == {}

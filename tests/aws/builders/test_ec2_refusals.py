@@ -189,7 +189,7 @@ def test_a_private_registry_without_a_role_is_refused_before_anything_is_made(
 
 def test_no_secret_is_handed_to_an_instance(cloud: Cloud, bake: Bake) -> None:
     registries = {"registry.example": RegistryOptions(credentials="environment")}
-    with pytest.raises(InputError, match="hands no secrets to instances") as caught:
+    with pytest.raises(InputError, match="gives instances no secrets") as caught:
         bake(registries=registries)
     assert "ECR" in caught.value.hint
     assert cloud.calls == []
@@ -206,7 +206,7 @@ def test_an_ami_of_another_region(bake: Bake) -> None:
 
 def test_an_ami_of_bottlerocket_is_refused_with_the_way_that_works(cloud: Cloud, bake: Bake) -> None:
     base = cloud.base(REGION, "bottlerocket-aws-k8s-1.33-x86_64-v1.2")
-    with pytest.raises(InputError, match="does not boot an AMI") as caught:
+    with pytest.raises(InputError, match="does not boot a modified AMI") as caught:
         bake(of=plan_for(base))
     assert "kind: volume" in caught.value.hint
     assert cloud.left(REGION) == {}

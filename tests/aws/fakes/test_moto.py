@@ -8,7 +8,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from parbake.aws.leftovers import Wanted, remove
+from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.core.events import Events
 from tests.aws.conftest import REGION
 from tests.fakes.aws.ec2 import Cloud
@@ -104,5 +104,5 @@ def test_a_volume_that_is_being_created_takes_nothing_yet_and_a_clean_up_waits_f
         with pytest.raises(ClientError, match="IncorrectState"):
             call(VolumeId=made["VolumeId"])
     cloud.pending[made["VolumeId"]] = 3
-    assert remove(Wanted(name="shop"), REGION, Events()) == (made["VolumeId"],)
+    assert remove(LeftoverFilter(name="shop"), REGION, Events()) == (made["VolumeId"],)
     assert cloud.left(REGION) == {}

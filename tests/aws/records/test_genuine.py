@@ -142,7 +142,7 @@ def test_one_edit_of_the_record_hands_out_no_other_image(shop: Shop, planted: Ca
 @pytest.mark.parametrize(
     ("tags", "says"),
     [
-        (None, "has no tag parbake:key: no bake of this account has made it"),
+        (None, "has no tag parbake:key: no bake of this account made it"),
         ({"key": "f" * 64}, "is tagged as made of another plan"),
         ({"managed": "temporary"}, "is tagged as not finished"),
         ({"verified": None}, "has no tag parbake:verified"),

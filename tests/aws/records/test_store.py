@@ -56,13 +56,13 @@ def test_objects_are_put_if_absent_and_replaced_if_unchanged(pair: tuple[Machine
 def test_machines_share_bytes_records_and_verdicts(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
     made = one.baked("app", content(1), at=1)
-    assert one.shared.keep(made) == made
-    assert two.shared.keep(two.baked("app", content(2), at=2)) == made
+    assert one.shared.put(made) == made
+    assert two.shared.put(two.baked("app", content(2), at=2)) == made
     assert two.files() == one.files()
     proven = made.model_copy(update={"verdict": PASSED})
     records.write(two.output, proven)
-    assert two.shared.keep(proven) == proven
-    one.shared.bring(made.artefact)
+    assert two.shared.put(proven) == proven
+    one.shared.fetch(made.artefact)
     assert records.read(one.output / made.file_name) == proven
     assert [record.artefact for record in one.shared.records()] == [made.artefact]
     one.shared.remove([made.artefact])
@@ -92,7 +92,7 @@ def test_a_server_without_conditions_is_refused(pair: tuple[Machine, Machine], b
             raise refuse("NotImplemented", "A header you provided implies functionality", operation)
 
     between.before.append(answer)
-    with pytest.raises(EnvironmentProblem, match="does not know conditional writes"):
+    with pytest.raises(EnvironmentProblem, match="has no conditional writes"):
         pair[0].store.add("x", b"one")
 
 

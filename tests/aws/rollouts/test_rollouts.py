@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.client import BaseClient
 from moto.ec2.models import ec2_backends
 from moto.ssm.models import ssm_backends
 
 from parbake.aws import clients, iam
 from parbake.bakefile import load
-from parbake.core.errors import InputError
 from parbake.core.events import Events
 from parbake.core.model import GIB
-from parbake.rollouts import Offer, mount
+from parbake.rollouts import Offer
 from parbake.rollouts.asg import Asg
-from parbake.rollouts.nodegroup import POOL as POOL_TAG
 from parbake.rollouts.parameter import Parameter
 from parbake.rollouts.templates import new_data
-from parbake.rollouts.userdata import part_of
 from parbake.workflows import rollout
-from parbake.workflows.rollout import RolloutOptions
 from tests.aws.conftest import REGION
 from tests.fakes.aws.autoscaling import Fleets
 from tests.fakes.aws.boto_clients import raw
@@ -143,6 +135,10 @@ def test_a_group_and_back(fleets: Fleets, tmp_path: Path, capsys: pytest.Capture
     assert not goes_out_again(tmp_path, FIRST)
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
     assert goes_out_again(tmp_path, FIRST), "somebody has said so"
+    kitchen(tmp_path, [GROUP], FIRST, SECOND)
+    assert parbake(capsys, "rollout", SECOND.key, "--superseding", "ami-1", *QUICK)[0] == 0
+    assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert held() == "1", "what was superseded is no way back"
 
 
 def test_a_group_that_fails_goes_back_by_itself(
@@ -317,120 +313,6 @@ def test_an_image_of_another_architecture(
     del fleets
 
 
-@pytest.mark.parametrize("target", [GROUP, NODES], ids=["asg", "nodegroup"])
-@pytest.mark.parametrize("name", ["node-al2023-1", "bottlerocket-aws-k8s-1.33-x86_64-v1", ""])
-def test_a_volume_of_bottlerockets_own(
-    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any], name: str
-) -> None:
-    """Whose nodes these are, their image's name says; of an image that is gone nobody knows."""
-    ami = raw("ec2").register_image(Name=name, RootDeviceName="/dev/xvda")["ImageId"] if name else "ami-0"
-    made = group(image=ami) if target is GROUP else node_group("CUSTOM", ami)
-    kitchen(tmp_path, [target], BOTTLEROCKETS)
-    code, done = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
-    if name.startswith("node"):
-        assert (code, len(versions(made))) == (1, 1)
-        assert f"the volume is Bottlerocket's own, and its nodes run {name} ({ami})" in done["message"]
-        return
-    assert code == 0
-    [kind] = target
-    kitchen(tmp_path, [{kind: {**target[kind], "device": "/dev/sdf"}}], BOTTLEROCKETS)
-    code, error = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
-    assert code == 1
-    assert "looks for its data volume on /dev/xvdb" in error["message"]
-    del fleets
-
-
-def user_data(version: dict[str, Any]) -> str:
-    return base64.b64decode(version["LaunchTemplateData"].get("UserData", "")).decode()
-
-
-@pytest.mark.parametrize("target", [GROUP, NODES], ids=["asg", "nodegroup"])
-def test_a_volume_is_mounted_by_user_data(
-    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any]
-) -> None:
-    script = "#!/bin/sh\necho theirs\n"
-    made = group() if target is GROUP else node_group("CUSTOM")
-    theirs = {**versions(made)[0]["LaunchTemplateData"], "UserData": base64.b64encode(script.encode()).decode()}
-    raw("ec2").create_launch_template_version(LaunchTemplateId=made, LaunchTemplateData=theirs)
-    if target is GROUP:
-        specification = {"LaunchTemplateId": made, "Version": "2"}
-        raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
-    else:
-        fleets.versions["nodes"] = "2"
-    [kind] = target
-    kitchen(tmp_path, [{kind: {**target[kind], "throughput": 500, "iops": 6000}}], DATA)
-    code, shown = parbake(capsys, "rollout", DATA.key, "--dry-run")
-    assert "(mount, " in shown["targets"][0]["diff"], "and not kilobytes of base64"
-    code, _ = parbake(capsys, "rollout", DATA.key, *QUICK)
-    assert code == 0
-    new = versions(made)[-1]
-    assert part_of(user_data(new), "mount") == mount.user_data("")
-    assert script in user_data(new)
-    ebs = new["LaunchTemplateData"]["BlockDeviceMappings"][1]["Ebs"]
-    assert (ebs["SnapshotId"], ebs["Throughput"], ebs["Iops"]) == ("snap-9", 500, 6000)
-    assert parbake(capsys, "rollout", DATA.key, *QUICK)[1]["changed"] is False
-    assert parbake(capsys, "rollout", DATA.key, "--no-mount", *QUICK)[0] == 0
-    assert user_data(versions(made)[-1]) == script
-    assert parbake(capsys, "rollback", *QUICK)[0] == 0
-    assert part_of(user_data(versions(made)[-1] if target is NODES else new), "mount")
-
-
-@pytest.mark.parametrize("target", [GROUP, NODES], ids=["asg", "nodegroup"])
-def test_where_user_data_cannot_mount_a_volume(
-    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any]
-) -> None:
-    """A bake that nothing would use is not rolled out."""
-    ami = raw("ec2").register_image(Name="bottlerocket-aws-k8s-1.36-x86_64-v1", RootDeviceName="/dev/xvda")["ImageId"]
-    made = group(image=ami) if target is GROUP else node_group("BOTTLEROCKET_x86_64", image="")
-    kitchen(tmp_path, [target], DATA)
-    code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
-    assert (code, len(versions(made))) == (1, 1)
-    assert "which mounts no volume" in error["message"] or "whose nodes cannot mount" in error["message"]
-    del fleets
-
-
-def test_nodes_that_would_not_use_the_bake_are_refused(
-    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = group()
-    config = (
-        "apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\n"
-        "spec: {featureGates: {FastImagePull: true}, instance: {localStorage: {strategy: RAID0}}}\n"
-    )
-    theirs = {**versions(made)[0]["LaunchTemplateData"], "UserData": base64.b64encode(config.encode()).decode()}
-    raw("ec2").create_launch_template_version(LaunchTemplateId=made, LaunchTemplateData=theirs)
-    specification = {"LaunchTemplateId": made, "Version": "2"}
-    raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
-    kitchen(tmp_path, [GROUP], DATA)
-    code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
-    assert (code, len(versions(made))) == (1, 2)
-    assert "FastImagePull makes soci the snapshotter" in error["message"]
-    code, shown = parbake(capsys, "rollout", DATA.key, "--dry-run", "--force")
-    assert (code, ["copies the baked store" in each for each in shown["targets"][0]["refusals"]]) == (0, [False, True])
-    del fleets
-
-
-def test_user_data_that_is_not_text_stays_as_it_is() -> None:
-    offer = Offer(artefact="a", key="k", architecture="amd64", snapshot="snap-1", snapshot_size=GIB)
-    data = {"UserData": base64.b64encode(gzip.compress(b"#!/bin/sh\n")).decode()}
-    assert "UserData" not in new_data(data, offer, device="/dev/xvdb")
-    with pytest.raises(InputError, match="is not text") as raised:
-        new_data(data, offer.model_copy(update={"mount": "#cloud-boothook\n"}), device="/dev/xvdb")
-    assert "mount: false" in raised.value.hint
-
-
-@pytest.mark.parametrize("kind", ["AL2023_x86_64_STANDARD", "BOTTLEROCKET_x86_64"])
-def test_a_volume_of_bottlerockets_own_where_eks_chooses_the_image(
-    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    node_group(kind, image="")
-    kitchen(tmp_path, [NODES], BOTTLEROCKETS)
-    code, done = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
-    assert (code, fleets.versions) == ((0, {"nodes": "2"}) if kind.startswith("BOTTLE") else (1, {}))
-    if code:
-        assert f"EKS runs this group with amiType {kind}" in done["message"]
-
-
 def test_node_groups_go_back_by_going_forward(
     fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -492,90 +374,6 @@ def node_group(kind: str, image: str = "ami-0") -> str:
     return made
 
 
-POOL: dict[str, Any] = {
-    "enabled": True, "minSize": 3, "maxGroupPreparedCapacity": 9, "poolState": "STOPPED", "reuseOnScaleIn": False,
-}  # fmt: skip
-
-
-def pooled(fleets: Fleets) -> None:
-    """Make a managed node group of EKS's own image with a warm pool."""
-    node_group("AL2023_x86_64_STANDARD", image="")
-    fleets.pools["nodes"], fleets.warm["nodes"] = dict(POOL), ["1"] * 3
-
-
-def test_a_mapping_that_was_encrypted_is_told(
-    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    del fleets
-    disk = {"DeviceName": "/dev/xvdb", "Ebs": {"Encrypted": True, "VolumeSize": 50}}
-    monkeypatch.setattr(f"{__name__}.DISKS", [*DISKS, disk])
-    group()
-    kitchen(tmp_path, [GROUP], DATA)
-    code, done = parbake(capsys, "rollout", DATA.key, "--dry-run")
-    assert (code, "/dev/xvdb was `encrypted: true`" in json.dumps(done)) == (0, True)
-
-
-def test_a_warm_pool_is_recycled(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The volume goes into the template; no instance that booted without it ever joins."""
-    pooled(fleets)
-    kitchen(tmp_path, [NODES], DATA)
-    code, done = parbake(capsys, "rollout", DATA.key, *QUICK)
-    assert (code, "its warm pool is emptied" in json.dumps(done)) == (0, True)
-    assert (fleets.pools["nodes"], fleets.warm["nodes"]) == (POOL, ["2"] * 3)
-    assert POOL_TAG not in fleets.tags
-    kinds = [each["type"] for each in fleets.updates["nodes"]]
-    assert kinds == ["ConfigUpdate", "VersionUpdate", "ConfigUpdate"]
-    assert parbake(capsys, "rollback", *QUICK)[0] == 0
-    assert (fleets.pools["nodes"], fleets.warm["nodes"]) == (POOL, ["3"] * 3)
-
-
-def test_a_failed_update_brings_the_warm_pool_back(
-    fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pooled(fleets)
-    fleets.fails = "the pods stay"
-    kitchen(tmp_path, [NODES], DATA)
-    assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 1
-    assert fleets.updates["nodes"][-1]["pool"] == POOL
-    assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
-    assert (fleets.warm["nodes"], POOL_TAG in fleets.tags) == (["2"] * 3, False)
-
-
-CALLS = (
-    ("TagResource", 1), ("TagResource", 2), ("UpdateNodegroupConfig", 1), ("CreateLaunchTemplateVersion", 1),
-    ("UpdateNodegroupVersion", 1), ("UpdateNodegroupConfig", 2), ("UntagResource", 2),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("kill", CALLS, ids=str)
-def test_killed_while_a_warm_pool_is_recycled(
-    fleets: Fleets,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    kill: tuple[str, int],
-) -> None:
-    """After each of its calls: the same command goes on, and the pool is what it was."""
-    pooled(fleets)
-    kitchen(tmp_path, [NODES], DATA)
-    answer, seen = BaseClient._make_api_call, [""]
-
-    def die(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
-        found = answer(client, operation, arguments)
-        seen.append(operation)
-        if (operation, seen.count(operation)) == kill:
-            raise Killed
-        return found
-
-    with monkeypatch.context() as cut:
-        cut.setattr(BaseClient, "_make_api_call", die)
-        with pytest.raises(Killed):
-            rollout.rollout(tmp_path / "parbake.yaml", [DATA.key], Events(), RolloutOptions(interval=0.01))
-    assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
-    assert (fleets.pools["nodes"], fleets.warm["nodes"], POOL_TAG in fleets.tags) == (POOL, ["2"] * 3, False)
-    assert fleets.versions["nodes"] == "2", "nothing was made twice"
-
-
 def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del fleets
     ssm = raw("ssm")
@@ -596,6 +394,14 @@ def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pyt
     assert [goes_out_again(tmp_path, each) for each in (FIRST, SECOND)] == [True, False]
     values = [each["Value"] for each in ssm.get_parameter_history(Name="/nodes/gpu")["Parameters"]]
     assert values == ["ami-1", "ami-2", "ami-1"]
+    assert parbake(capsys, "rollout", SECOND.key, *QUICK)[0] == 0
+    third = machine_image("third", "ami-3", region=REGION)
+    kitchen(tmp_path, [PARAMETER], FIRST, SECOND, third)
+    assert parbake(capsys, "rollout", third.key, "--superseding", "ami-2", *QUICK)[0] == 0
+    report = parbake(capsys, "status")[1][0]
+    assert (report["holds"]["artefact"], report["previous"]["image"]) == (third.artefact, "ami-1")
+    assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert ssm.get_parameter(Name="/nodes/gpu")["Parameter"]["Value"] == "ami-1", "what was superseded is no way back"
 
 
 def test_targets_that_are_not_there(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

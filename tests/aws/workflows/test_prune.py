@@ -15,12 +15,14 @@ from moto.moto_api._internal.models import moto_api_backend
 
 from parbake import records
 from parbake.aws import clients
-from parbake.aws.tags import as_dict
+from parbake.aws.tags import KEY, as_dict
 from parbake.bakefile import load
 from parbake.core.events import Events
+from parbake.records.store import Lease, Need, note
+from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune as retention
 from parbake.workflows import watch
-from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.decide import RetentionRules
 from parbake.workflows.prune.inventory import RETIRED
 from tests.aws.conftest import REGION
 from tests.fakes.aws.autoscaling import Fleets
@@ -158,7 +160,7 @@ def test_what_other_accounts_use_stays(shelves: Shelves, capsys: pytest.CaptureF
     for each in (used, unused):
         raw("ec2").modify_image_attribute(ImageId=each, LaunchPermission={"Add": [{"UserId": "210987654321"}]})
     shelves.elsewhere[used] = [("210987654321", "ec2:Instance", 3), ("210987654321", "ec2:LaunchTemplate", 0)]
-    assert pruned(capsys, "--dry-run")[used]["reason"].startswith("shared with 210987654321: a run asks EC2")
+    assert pruned(capsys, "--dry-run")[used]["reason"].startswith("shared with 210987654321: the next run asks EC2")
     assert shelves.reports == {}
     found = pruned(capsys)
     assert {each: found[each]["action"] for each in found} == {used: "wait", unused: "wait", alone: "remove"}
@@ -190,10 +192,10 @@ def test_what_may_not_be_asked_keeps_the_image(shelves: Shelves, capsys: pytest.
 @given(
     graph=st.lists(st.tuples(st.sampled_from(USES), st.integers(0, 3)), max_size=6, unique_by=lambda each: each[0]),
     retired=st.sets(st.integers(0, 3)),
-    rules=st.builds(Rules, st.integers(0, 1), grace=st.sampled_from([timedelta(), timedelta(days=7)])),
+    rules=st.builds(RetentionRules, st.integers(0, 1), grace=st.sampled_from([timedelta(), timedelta(days=7)])),
 )
-@example(graph=[(by_target_parameter, 0)], retired=set(), rules=Rules(1))  # reads the history of a parameter
-@example(graph=[(by_history_of_a_parameter, 1), (by_target_parameter, 0)], retired={0}, rules=Rules(0))
+@example(graph=[(by_target_parameter, 0)], retired=set(), rules=RetentionRules(1))  # reads the history of a parameter
+@example(graph=[(by_history_of_a_parameter, 1), (by_target_parameter, 0)], retired={0}, rules=RetentionRules(0))
 @settings(
     max_examples=8,
     deadline=None,
@@ -202,7 +204,7 @@ def test_what_may_not_be_asked_keeps_the_image(shelves: Shelves, capsys: pytest.
 )
 @NEEDS_KUBECTL
 def test_for_any_graph_of_references_nothing_that_is_used_goes(
-    shelves: Shelves, world: World, graph: list[tuple[Use, int]], retired: set[int], rules: Rules
+    shelves: Shelves, world: World, graph: list[tuple[Use, int]], retired: set[int], rules: RetentionRules
 ) -> None:
     moto_api_backend.reset()  # a world of its own for each graph
     shelves.deprecated.clear()
@@ -341,6 +343,34 @@ def test_a_parameter_that_no_policy_names_is_told(
     code, said = parbake(capsys, "prune", "--aws")
     assert (code, said["error"]) == (1, "AwsNoAccess")
     assert "parbake iam --parameter /any" in said["hint"]
+    del shelves
+
+
+def test_what_is_being_baked_or_rolled_out_stays(
+    shelves: Shelves, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The store says so, by content key, by image or by snapshot; no engine is asked."""
+    baked, offered, before, disk, old = (image(name) for name in ("baked", "offered", "before", "disk", "old"))
+    for ami, letter in ((baked, "b"), (offered, "c"), (old, "d")):
+        raw("ec2").create_tags(Resources=[ami], Tags=[{"Key": KEY, "Value": letter * 64}])
+    store = FolderStore(tmp_path / "store")
+    lease = Lease(holder="m1", host="baker-7", what="node-b", run="r", began="2026-11-24T00:00:00Z")
+    store.add(f"leases/{'b' * 64}", lease.text())
+    note(store, Need(fleet="shop", keys=("c" * 32,)))
+    note(store, Need(fleet="shop", target="canary of node", held=(before, snapshot_of(disk))))
+    note(store, Need(fleet="shop", target="gone of node", held=(old,)))
+    note(store, Need(fleet="shop", target="gone of node"))  # a later rollout, which writes nothing there
+    kitchen(tmp_path, [], FIRST, builder="ebs", store=str(tmp_path / "store"))
+    found = pruned(capsys)
+    way_back = "canary of node in the fleet shop would go back to it"
+    assert {name: found[name]["reason"] for name in (baked, offered, before, disk)} == {
+        baked: "baker-7 is baking it",
+        offered: "the last rollout of the fleet shop hands it out",
+        before: way_back,
+        disk: way_back,
+    }
+    assert found[old]["action"] == "remove"
+    assert there()[0] == {baked, offered, before, disk}
     del shelves
 
 

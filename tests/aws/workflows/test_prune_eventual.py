@@ -13,7 +13,7 @@ from parbake.aws.tags import as_dict
 from parbake.core.errors import AwsLimit
 from parbake.core.events import Events
 from parbake.workflows import prune as retention
-from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.decide import RetentionRules
 from parbake.workflows.prune.inventory import RETIRED
 from tests.aws.rollouts.test_rollouts import group
 from tests.aws.workflows.test_prune import age, image, shelves, there
@@ -26,7 +26,7 @@ from tests.fakes.aws.references import snapshot_of
 
 __all__ = ["shelves"]
 pytestmark = pytest.mark.usefixtures("aws_mock")
-AT_ONCE, WITH_GRACE = Rules(keep=0, grace=timedelta()), Rules(keep=0, grace=timedelta(days=7))
+AT_ONCE, WITH_GRACE = RetentionRules(keep=0, grace=timedelta()), RetentionRules(keep=0, grace=timedelta(days=7))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def plain(shelves: Shelves, monkeypatch: pytest.MonkeyPatch) -> Plain:
     return stand(monkeypatch)
 
 
-def prune(rules: Rules = WITH_GRACE) -> dict[str, str]:
+def prune(rules: RetentionRules = WITH_GRACE) -> dict[str, str]:
     done = retention.prune_published(Path("parbake.yaml"), rules, Events(), dry_run=False)
     return {each.item.id: each.action for each in done.decisions}
 
@@ -118,6 +118,6 @@ def test_what_is_too_new_to_be_shown_costs_nothing_older_its_place(plain: Plain,
     raw("ec2").create_tags(Resources=[unseen], Tags=[{"Key": "Name", "Value": "retires-0123456789ac"}])
     plain.eventual = Eventual()
     plain.eventual._unknown |= dict.fromkeys((unseen, snapshot_of(unseen)), 9)
-    decided: dict[str, Any] = prune(Rules(keep=1, grace=timedelta()))
+    decided: dict[str, Any] = prune(RetentionRules(keep=1, grace=timedelta()))
     assert (decided[ami], unseen in decided) == ("keep", False)
     assert unseen in there()[0]

@@ -133,7 +133,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path: Path) -> None
 
 
 def test_what_is_no_device(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentProblem, match="is no block device"):
+    with pytest.raises(EnvironmentProblem, match="is not a block device"):
         device_of(str(tmp_path))
     assert parbake("trace", "/dev/null", "-f", str(tmp_path / "none.yaml")).code == 2
 

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.root
 def test_it_starts_and_leaves_nothing(tmp_path: Path) -> None:
     before = shared_places()
     with Daemon(tmp_path / "store", tmp_path / "run") as daemon, daemon.client() as client:
-        client.need_snapshotter()
         assert client.version()
         assert daemon.alive
         assert traces_of(str(tmp_path))

@@ -101,20 +101,6 @@ def test_command_arguments_environment_and_failure(cri: Cri, place: Path) -> Non
         assert sorted(log_text((place / "logs/fail.log").read_bytes()).splitlines()) == ["image pod", "wrong"]
 
 
-def test_exec_and_stop(cri: Cri) -> None:
-    with cri.pod("exec") as pod:
-        container = cri.create_container(pod, "app", APP, command=["/bin/sleep"], args=["100"])
-        cri.start_container(container)
-        result = cri.exec_sync(container, ["/bin/sh", "-c", "/bin/busybox cat /greeting; echo no >&2; exit 3"])
-        assert (result.code, result.stdout, result.stderr) == (3, b"hello\n", b"no\n")
-        cri.stop_container(container)
-        assert ended(cri, container).exit_code == 137
-        cri.remove_container(container)
-        cri.remove_container(container)
-        with pytest.raises(NotFound):
-            cri.container_status(container)
-
-
 def test_an_image_that_is_not_there(cri: Cri) -> None:
     with cri.pod("missing") as pod, pytest.raises(NotFound, match=r"registry\.test/none:1"):
         cri.create_container(pod, "app", "registry.test/none:1")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from parbake.containerd import AlreadyExists, Client, Daemon, NotFound, connect
+from parbake.containerd import AlreadyExists, Client, Daemon, NotFound
 from parbake.containerd.content import reference
 from parbake.containerd.labels import EXPIRES, PINNED, chain_ids
 from parbake.containerd.snapshots import folders
@@ -215,11 +215,3 @@ def test_leases(daemon: Daemon, client: Client) -> None:
     with pytest.raises(ZeroDivisionError), client.lease("fails"):
         raise ZeroDivisionError
     assert client.leases() == ()
-
-
-def test_a_snapshotter_that_is_not_there(daemon: Daemon) -> None:
-    with (
-        connect(daemon.socket, snapshotter="zfs") as client,
-        pytest.raises(ContainerdError, match="zfs snapshotter does not work"),
-    ):
-        client.need_snapshotter()

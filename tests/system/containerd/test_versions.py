@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytest
 
-from parbake.coldstart.rehearsal.host import Here
+from parbake.coldstart.rehearsal.host import LocalHost
 from parbake.containerd import Cri, Daemon
 from parbake.containerd.cri import log_text
 from parbake.core import run
@@ -168,7 +168,7 @@ def test_an_image_is_a_pods_volume(world: World, tmp_path: Path, started: str) -
         daemon.client() as client,
     ):
         cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
-        starter = Starter(Here(), cri, stretch=1, pause=pause.REFERENCE, logs=str(tmp_path / "logs"))
+        starter = Starter(LocalHost(), cri, stretch=1, pause=pause.REFERENCE, logs=str(tmp_path / "logs"))
 
         def seen(path: str) -> Started:
             return starter.start(world.name, Startup(up=MountedProbe(path=path)))
@@ -189,11 +189,11 @@ def test_an_image_is_a_pods_volume(world: World, tmp_path: Path, started: str) -
         # What is written to is no volume of a pod, and what no process sees is none either.
         at = tmp_path / "at"
         at.mkdir()
-        assert "no image" in look(Here(), str(at), "/")[0]
+        assert "no image" in look(LocalHost(), str(at), "/")[0]
         run.run(["mount", "-t", "tmpfs", "tmpfs", str(at)])
-        assert "written to" in look(Here(), str(at), "/")[0]
+        assert "written to" in look(LocalHost(), str(at), "/")[0]
         run.run(["mount", "-o", "remount,ro", str(at)])
-        assert "empty folder" in look(Here(), str(at), "/")[0]
+        assert "empty folder" in look(LocalHost(), str(at), "/")[0]
         run.run(["umount", str(at)])
         assert cri.list_pod_sandboxes() == ()
 

@@ -1,22 +1,25 @@
-"""Operating fleets on the real engine: schedules, drains, workers that are frozen or have another store."""
+"""Operating fleets on the real engine: schedules, drains, workers that have another store, key or version."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, ScheduleActionResult, WorkflowFailureError
+from temporalio.exceptions import FailureError
 
 from parbake.core.errors import Interrupted
 from parbake.core.run import Process
 from parbake.fleet.engine import runs, schedules
+from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.schedules import Applied
-from parbake.fleet.engine.tasks import Place
+from parbake.fleet.engine.tasks import CONTROL, Failure, Place
 from parbake.fleet.engine.versions import _current as current
+from parbake.fleet.engine.workflows import describe
 from parbake.fleet.schedule import Schedule
 from parbake.records.store import identity_of, open_store
 from tests.fakes.fleet_program import key_of
@@ -55,7 +58,10 @@ def apply(fleet: Fleet, wanted: Schedule | None, place: Place, *, dry_run: bool 
 
 
 def test_runs_begin_by_themselves_as_the_file_is_then(shared: Fleet) -> None:
-    where = place(shared, "hourly", "first")
+    where = place(shared, "hourly", "first", "poison")
+    poison = key_of("poison@amd64")
+    (shared.store / "quarantine").mkdir(exist_ok=True)
+    (shared.store / "quarantine" / poison).touch()
     assert apply(shared, None, where) == Applied("none", "none")
     assert apply(shared, every(1, prune="1s"), where, dry_run=True) == Applied("created", "created")
     assert apply(shared, every(1, prune="1s"), where) == Applied("created", "created")
@@ -70,7 +76,71 @@ def test_runs_begin_by_themselves_as_the_file_is_then(shared: Fleet) -> None:
     assert apply(shared, every(1800), where) == Applied("changed", "none", "drained")
     shared.ask(lambda client: runs.resume(client, "hourly"))
     assert apply(shared, None, where) == Applied("removed", "none")
-    assert shared.happened("start")[key_of("first@amd64")] == 1
+    starts = shared.happened("start")
+    assert (starts[key_of("first@amd64")], starts[poison]) == (1, 0), "what is in quarantine is not tried"
+
+
+def test_what_was_missed_in_an_outage_is_made_up_for_once(tmp_path: Path) -> None:
+    """Ten turns and more: one begins; where turns queue, one of them waits for its end."""
+    with Fleet(tmp_path) as fleet:
+        fleet.work(1)
+        for overlap in ("skip", "queue"):
+            apply(fleet, every(1, overlap=overlap, catch_up="10m"), place(fleet, overlap, f"{overlap}-cell"))
+            fleet.wait_until(lambda cell=f"{overlap}-cell@amd64": key_of(cell) in fleet.records, "the first run")  # type: ignore[misc]
+        fleet.end_server()
+        stopped = datetime.now(UTC)
+        fleet.wait_until(lambda: datetime.now(UTC) - stopped > timedelta(seconds=11), "more than ten turns")
+        back = datetime.now(UTC)
+        fleet.begin_server()
+
+        async def turns(client: Client, overlap: str) -> list[ScheduleActionResult]:
+            described = await client.get_schedule_handle(f"fleet/{overlap}").describe()
+            return list(described.info.recent_actions)
+
+        for overlap, most in (("skip", 1), ("queue", 2)):
+            ask = partial(turns, overlap=overlap)
+            fleet.wait_until(lambda: max(each.scheduled_at for each in fleet.ask(ask)) > back, "a turn after it")  # noqa: B023
+            late = [each for each in fleet.ask(ask) if each.started_at > back > each.scheduled_at]
+            assert 1 <= len(late) <= most
+        assert set(fleet.happened("start").values()) == {1}
+
+
+def test_what_a_schedule_starts_says_what_went_wrong(shared: Fleet) -> None:
+    where = place(shared, "mixed", "refused-one", "fine-one")
+
+    async def ask(client: Client, what: str, result: type) -> Any:
+        return await client.execute_workflow(what, where, id=f"by-hand/{what}", task_queue=CONTROL, result_type=result)
+
+    (failed,) = shared.ask(partial(ask, what="Prune", result=list[Failure]))
+    assert (failed.cell, failed.error) == ("refused-one/parbake.yaml", "BakefileError")
+    assert shared.happened("prune")["fine-one/parbake.yaml"] == 1, "the others go on"
+    (shared.state / "mixed/fine-one/parbake.yaml").write_text("version: 9\n")
+    (shared.state / "mixed/fleet.yaml").write_text("version: 9\n")
+    for what in ("Prune", "Tick"):
+        with pytest.raises(WorkflowFailureError) as caught:
+            shared.ask(partial(ask, what=what, result=str))
+        cause = caught.value.cause
+        assert isinstance(cause, FailureError)
+        found = describe("", cause)
+        assert "version" in found.message
+        assert found.error
+
+
+def test_a_schedule_goes_alone(shared: Fleet) -> None:
+    """The run that is under way, the other fleet's schedule and what was baked stay."""
+    kept, gone = place(shared, "kept", "kept-cell"), place(shared, "gone", "slow-gone")
+    apply(shared, every(3600, prune="1h"), kept)
+    apply(shared, every(1, prune="1h"), gone)
+    shared.wait_until(lambda: bool(shared.happened("start")[key_of("slow-gone@amd64")]), "its run")
+    records = shared.records
+    assert apply(shared, None, gone) == Applied("removed", "removed")
+    assert apply(shared, None, gone) == Applied("none", "none")
+    assert apply(shared, every(3600, prune="1h"), kept) == Applied("unchanged", "unchanged")
+    assert shared.status("gone").state == "running"
+    assert shared.records >= records
+    apply(shared, None, kept)
+    shared.ask(lambda client: runs.cancel(client, "gone"))
+    shared.wait_until(lambda: shared.status("gone").state == "canceled", "the end of the run")
 
 
 def test_a_run_under_way_is_not_begun_again(shared: Fleet) -> None:
@@ -102,6 +172,24 @@ def test_a_run_that_is_drained_ends_with_what_it_has_begun(shared: Fleet) -> Non
     assert (again.counts.there, again.counts.baked) == (ended.counts.baked, 12 - ended.counts.baked)
 
 
+def test_a_run_after_one_that_is_drained_does_the_rest(shared: Fleet) -> None:
+    cells = [f"rest-{number}" for number in range(6)]
+    said: list[str] = []
+
+    async def drain_and_run(client: Client) -> None:
+        assert await runs.drain(client, "rest")
+        await runs.start(client, shared.request(cells, name="rest", window=2), said.append)
+
+    shared.start(cells, name="rest", window=2)
+    shared.wait_until(lambda: bool(shared.happened("start")[key_of(cells[0])]), "the first bake")
+    shared.ask(drain_and_run)
+    ended = shared.end("rest")
+    assert said == ["the run before is being drained: waiting for its end"]
+    assert 1 <= ended.counts.there < 6
+    assert ended.counts.there + ended.counts.baked == 6
+    assert [shared.happened("start")[key_of(cell)] for cell in cells] == [1] * 6
+
+
 def test_whoever_drains_does_not_mind_that_the_run_is_cancelled(shared: Fleet) -> None:
     shared.start(["slow-two", "other"], name="given-up")
     shared.wait_until(lambda: bool(shared.happened("start")[key_of("slow-two")]), "the bake")
@@ -110,37 +198,6 @@ def test_whoever_drains_does_not_mind_that_the_run_is_cancelled(shared: Fleet) -
     assert shared.ask(lambda client: runs.outlast(client, "given-up")) is None
     with pytest.raises(Interrupted, match="the run of given-up was cancelled"):
         shared.ask(lambda client: runs.follow(client, "given-up", lambda _: None))
-
-
-def test_a_worker_that_is_frozen_does_no_harm_when_it_comes_back(tmp_path: Path) -> None:
-    with Fleet(tmp_path, heartbeat=2.0) as fleet:
-        (frozen,) = fleet.work(1, slots=1, seconds=3)
-        fleet.start(["cold", "other"])
-        keys = {key_of("cold"), key_of("other")}
-        fleet.wait_until(lambda: bool(fleet.happened("start")), "the bake's start")
-        fleet.wait_until(lambda: len(fleet.status().running) == 2, "the status")
-        bakes = children(frozen.pid)
-        for pid in (frozen.pid, *bakes):
-            os.kill(pid, signal.SIGSTOP)
-        fleet.work(1, slots=2, seconds=0.1)
-        ended = fleet.end()
-        assert (ended.counts.baked, ended.counts.failed) == (2, 0)
-        for pid in (*bakes, frozen.pid):
-            os.kill(pid, signal.SIGCONT)
-        fleet.wait_until(
-            lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in bakes), "the end of the frozen bake"
-        )
-        assert fleet.records == keys
-        assert set(fleet.happened("end").values()) == {1}
-        assert fleet.run(["cold", "other", "third"]).counts.baked == 1, "and it works again"
-        assert frozen.alive
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that a worker has started."""
-    found = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in path.read_text().split()]
-    assert found
-    return found
 
 
 def test_what_began_under_a_version_ends_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +239,21 @@ def test_a_worker_with_another_store_ends_itself(tmp_path: Path) -> None:
         ended = fleet.end()
         assert (ended.counts.baked, ended.counts.failed) == (1, 0)
         assert fleet.records == {key_of("kept")}
+
+
+def test_a_worker_with_another_key_takes_no_tasks(
+    shared: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could read none of them, and each of its tries would count."""
+    key = tmp_path / "key"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    shared.wait_until(lambda: len(shared.ask(lambda client: pollers(client, "bake")).asked) == 2, "the others")
+    monkeypatch.setenv("PARBAKE_FLEET_KEY", str(key))
+    (wrong,) = shared.work(1)
+    shared.wait_until(lambda: not wrong.alive, "the worker's end")
+    assert "InputError: " in log_of(wrong)
+    assert "takes tasks with another key than" in log_of(wrong)
 
 
 def log_of(process: Process) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from parbake.fleet import quarantine
+from parbake.fleet.quarantine import Note
 from tests.fakes.command import Corner
 from tests.fakes.images import image, layer, push
 from tests.fakes.registry import DockerRegistry
@@ -44,6 +46,7 @@ def test_each_cell_says_what_is_to_be_done(tmp_path: Path, registry: DockerRegis
         "one@amd64": "unverified",
         "two@amd64": "bake",
     }
+    assert not (corner.folder / "two/artefacts").exists(), "a plan only reads"
     assert document["counts"] == {"there": 0, "unverified": 1, "bake": 1, "build": 1, "quarantined": 0, "wrong": 1}
     one = next(each for each in document["cells"] if each["cell"] == "one@amd64")
     assert one["key"] == made.document["key"]
@@ -55,5 +58,12 @@ def test_each_cell_says_what_is_to_be_done(tmp_path: Path, registry: DockerRegis
     assert "made@amd64" not in said.stdout
     assert "gone@amd64: " in said.stdout
     assert said.stdout.rstrip().endswith("2 cells: 1 to bake, 1 wrong")
-    assert corner.parbake("fleet", "plan", "--cell", "two", "--progress", "none").code == 0
-    assert not (corner.folder / "two/artefacts").exists(), "a plan only reads"
+    assert corner.parbake("bake", "-f", "two/parbake.yaml", "--no-verify", "--json").code == 0
+    alone = corner.parbake("fleet", "plan", "--cell", "two", "--json", "--progress", "none").document["cells"][0]
+    assert alone["state"] == "bake", "it is on this machine alone, and nobody else has it"
+    quarantine.add(str(corner.folder / "store"), alone["key"], Note("two@amd64", "WorkerLost", "its workers died"))
+    held = corner.parbake("fleet", "plan", "--cell", "two", "--json", "--progress", "none").document["cells"][0]
+    assert held["state"] == "quarantined"
+    corner.write("two/parbake.yaml", f"{usual.replace('32MiB', '33MiB')}images: ['{registry.host}/app:2']\n")
+    mended = corner.parbake("fleet", "plan", "--cell", "two", "--json", "--progress", "none").document["cells"][0]
+    assert (mended["state"], mended["key"] == alone["key"]) == ("bake", False), "a mended Bakefile is free by itself"

@@ -20,7 +20,8 @@ from parbake.fleet.engine import local, logs, rollouts, runs
 from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
-from parbake.fleet.preview import Outlook
+from parbake.fleet.preview import CellPreview
+from parbake.records.store import needed, open_store
 from tests.fakes.fleet_program import key_of
 from tests.fakes.fleets import Fleet, kill
 
@@ -163,7 +164,7 @@ def test_a_pause_holds_within_one_target_and_what_has_ended_can_be_returned(flee
     fleet.target("one.slow").touch()
     fleet.run(CELLS, name="pause", rollout=True)
     fleet.wait_until(lambda: fleet.written() == [f"write one {A}"], "the first target")
-    with pytest.raises(InputError, match="the wave all does not wait for an approval: it is being handed out"):
+    with pytest.raises(InputError, match="the wave all does not wait for an approval: it is being rolled out"):
         fleet.approve("all", name="pause")
     fleet.ask(lambda client: rollouts.pause(client, "pause", "by ann"))
     fleet.target("one.slow").unlink()
@@ -247,7 +248,7 @@ def test_the_commands_tell_and_ask(
     assert "there was no rollout of cli yet" in parbake("approve", code=2)["message"]
     assert parbake("rollout", "--wait", "--progress", "none")["state"] == "approval"
     assert "is under way" in said("rollout")
-    assert "begins with no other target" in said("pause", "--rollout")
+    assert "starts no further target" in said("pause", "--rollout")
     fleet.until("paused", "cli")
     assert "by " in parbake("status")["last_rollout"]["paused"]
     assert "rollout/cli: goes on" in said("resume", "--rollout")
@@ -258,19 +259,19 @@ def test_the_commands_tell_and_ask(
     assert parbake("rollback", "--wait", "--progress", "none")["noted"] == []
     assert "was rolled back" in said("status")
     assert "no rollout of cli is under way" in parbake("cancel", "--rollout", code=2)["message"]
-    look = Outlook(Cell("a@amd64", "a/parbake.yaml", "linux/amd64"), "bake", key_of("a@amd64"), "a.raw")
+    look = CellPreview(Cell("a@amd64", "a/parbake.yaml", "linux/amd64"), "bake", key_of("a@amd64"), "a.raw")
     monkeypatch.setattr(preview, "look", lambda *_: (look,))
     assert "Fill a@amd64" in said("logs", "a", "--progress", "none")
-    assert "logs are of a cell or of the rollout" in parbake("logs", code=2)["message"]
+    assert "logs belong to a cell or to the rollout" in parbake("logs", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="0" * 64),))
     assert "the engine knows no bake of" in parbake("logs", "a", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="", state="build"),))
-    assert "its images are to be built" in parbake("logs", "a", code=2)["message"]
+    assert "its images have to be built first" in parbake("logs", "a", code=2)["message"]
     page = tmp_path / "fleet.html"
     assert "wrote " in said("report", "--output", str(page), "--progress", "none")
     assert "was rolled back" in page.read_text()
     where[1] = str(tmp_path / "nowhere")
-    assert "The engine was not asked" in said("report", "--output", str(page), "--progress", "none")
+    assert "The engine could not be asked" in said("report", "--output", str(page), "--progress", "none")
 
 
 def test_a_bake_that_runs_or_has_failed_says_what_it_did(fleet: Fleet) -> None:
@@ -302,10 +303,8 @@ def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytes
 
         def die() -> None:
             kill(fleet.workers[-1])
-            kill(fleet.server)
-            fleet.server.stop()
-            fleet.server.__enter__()
-            local.wait_for(fleet.settings.port, fleet.server)
+            fleet.end_server()
+            fleet.begin_server()
             fleet.work(1, slots=4)
 
         def wave_is(state: str) -> bool:
@@ -354,6 +353,49 @@ def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytes
             return len([each async for each in client.list_workflows("WorkflowType = 'Rollout'")])
 
         assert fleet.ask(parts) > 1, "it went on in a new history"
+
+
+def test_what_is_true_is_still_so_when_the_engine_is_lost(tmp_path: Path) -> None:
+    """Its database goes after bakes and a rollout: nothing is baked, written or asked again."""
+    cells = [*CELLS, *(f"more-{number}@amd64" for number in range(28))]
+    with Fleet(tmp_path) as fleet:
+        fleet.work(1, slots=4)
+        fleet.waves({**CANARY, "soak": 1.0, "approve": ANYBODY}, REST)
+        fleet.run(cells, rollout=True)
+        fleet.until("approval")
+        fleet.approve("canary")
+        fleet.until("completed")
+        written, ledger = fleet.written(), fleet.ledger()
+        assert len(written) == 5
+        fleet.end_server(fresh=True)
+        fleet.begin_server()
+        again = fleet.run(cells, rollout=True)
+        assert (again.counts.there, again.counts.done) == (30, 30)
+        found = fleet.until("completed").standing
+        assert found
+        said = [entry.text for entry in found.story]
+        assert [text for text in said if "already" in text] == [
+            f"{name}: all of it holds the artefacts already" for name in ("canary", "rest")
+        ]
+        assert found.noted == []
+        assert (fleet.written(), fleet.ledger()) == (written, ledger)
+
+
+def test_pruning_spares_what_a_rollout_needs(fleet: Fleet) -> None:
+    """It is noted in the store before anything is written, and until the next rollout writes there."""
+    store = open_store(str(fleet.store))
+    key = key_of(CELLS[0])[:32]
+    fleet.target("one").write_text("of-before")
+    fleet.waves({**CANARY, "approve": ANYBODY}, REST)
+    fleet.run(CELLS, name="needs", rollout=True)
+    fleet.until("approval", "needs")
+    found = needed(store)
+    assert found["of-before"] == "one of a/parbake.yaml in the fleet needs would go back to it"
+    assert found[key].startswith("the last rollout of the fleet ")
+    assert found[key_of(CELLS[1])[:32]]
+    fleet.ask(lambda client: rollouts.back(client, "needs", "ann wants it back"))
+    fleet.until("rolled-back", "needs")
+    assert "of-before" in needed(store), "who has gone back may want to do so again"
 
 
 def test_an_approval_without_a_worker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,18 +30,20 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 def test_a_run_brings_every_cell_to_its_end_and_the_next_one_does_nothing(shared: Fleet) -> None:
-    cells = ["one", "two", "build-three", "wrong-four", "refused-five", "flaky-six"]
+    cells = ["one", "two", "build-three", "wrong-four", "refused-five", "flaky-six", "mistaken-seven"]
     ended = shared.run(cells)
     counts = ended.counts
-    assert (counts.baked, counts.failed, counts.done, ended.total) == (4, 2, 6, 6)
+    assert (counts.baked, counts.failed, counts.done, ended.total) == (4, 3, 7, 7)
     assert {each.cell: each.error for each in ended.failed} == {
         "wrong-four": "Wrong",
         "refused-five": "VerificationFailed",
+        "mistaken-seven": "BakefileError",
     }
     refused = next(each for each in ended.failed if each.cell == "refused-five")
     assert (refused.message, refused.hint) == ("refused-five does not start", "do something else")
     starts = shared.happened("start")
-    assert starts[key_of("refused-five")] == 1, "no second try would end otherwise"
+    once = (starts[key_of("refused-five")], starts[key_of("mistaken-seven")])
+    assert once == (1, 1), "no second try would end otherwise"
     assert starts[key_of("flaky-six")] == 3
     assert shared.happened("end") == dict.fromkeys(map(key_of, ["one", "two", "build-three", "flaky-six"]), 1)
     again = shared.run(["one", "two", "flaky-six"])
@@ -51,15 +53,29 @@ def test_a_run_brings_every_cell_to_its_end_and_the_next_one_does_nothing(shared
     shared.wait_until(lambda: shared.status().workers == {"control": 2, "bake": 2, "roll": 2}, "both workers")
 
 
+def test_what_cannot_be_planned_has_failed(shared: Fleet) -> None:
+    """All that was to be planned with it."""
+    ended = shared.run(["unplanned", "beside-it"], name="planless")
+    assert {each.cell: (each.error, each.message) for each in ended.failed} == dict.fromkeys(
+        ("unplanned", "beside-it"), ("InputError", "nobody can plan it")
+    )
+
+
 def test_fleets_that_want_the_same_keys_bake_each_once(shared: Fleet) -> None:
-    cells = [f"common-{number}" for number in range(12)]
-    for name in ("a", "b", "c"):
-        shared.start(cells, name=name)
-    ended = [shared.end(name) for name in ("a", "b", "c")]
-    assert [each.counts.done for each in ended] == [12, 12, 12]
-    assert sum(each.counts.baked for each in ended) == 12
+    """Three fleets, and two runs of each at once."""
+    cells = [f"common-{number}" for number in range(30)]
+    names = ("a", "b", "c")
+
+    async def all_at_once(client: Client) -> list[str]:
+        asked = [shared.request(cells, name=name) for name in (*names, *names)]
+        return await asyncio.gather(*(runs.start(client, request) for request in asked))
+
+    assert shared.ask(all_at_once) == [f"fleet/{name}" for name in (*names, *names)]
+    ended = [shared.end(name) for name in names]
+    assert [each.counts.done for each in ended] == [30, 30, 30]
+    assert sum(each.counts.baked for each in ended) == 30
     starts = shared.happened("start")
-    assert [starts[key_of(cell)] for cell in cells] == [1] * 12
+    assert [starts[key_of(cell)] for cell in cells] == [1] * 30
 
 
 def test_a_cancelled_run_ends_what_it_has_begun(shared: Fleet) -> None:
@@ -80,6 +96,33 @@ def test_a_cancelled_run_ends_what_it_has_begun(shared: Fleet) -> None:
         shared.ask(lambda client: runs.cancel(client, "patient"))
     with pytest.raises(InputError, match="there was no run of nobody yet"):
         shared.status("nobody")
+
+
+def test_a_run_after_one_that_was_cancelled_begins_when_that_one_has_ended(shared: Fleet) -> None:
+    """It would find the one that is still ending, and wait for what nobody does."""
+    said: list[str] = []
+
+    async def cancel_and_run(client: Client) -> str:
+        await runs.cancel(client, "again")
+        return await runs.start(client, shared.request(["after-the-cancel"], name="again"), said.append)
+
+    shared.start(["slow-again"], name="again")
+    shared.wait_until(lambda: shared.happened("start")[key_of("slow-again")] == 1, "the bake's start")
+    assert shared.ask(cancel_and_run) == "fleet/again"
+    assert shared.end("again").counts.baked == 1
+    assert key_of("after-the-cancel") in shared.records
+    assert said == ["the run before was cancelled: waiting for its end"]
+
+
+def test_a_run_that_ends_without_anybody_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_AN_END", 1.0)
+    with Fleet(tmp_path) as fleet:
+        fleet.start(["waits"])
+        fleet.ask(lambda client: runs.cancel(client, "shop"))
+        with pytest.raises(EngineUnreachable, match="the run before was cancelled, and has not ended within 1 s"):
+            fleet.start(["waits"])
 
 
 def test_too_many_failures_pause_a_run(shared: Fleet) -> None:
@@ -130,10 +173,8 @@ def test_a_dead_worker_and_a_dead_server_lose_nothing(tmp_path: Path) -> None:
         fleet.wait_until(lambda: len(fleet.records) >= 4, "some records")
         kill(first)
         fleet.wait_until(lambda: len(fleet.records) >= 8, "more records")
-        kill(fleet.server)
-        fleet.server.stop()
-        fleet.server.__enter__()
-        local.wait_for(fleet.settings.port, fleet.server)
+        fleet.end_server()
+        fleet.begin_server()
         ended = fleet.end()
         assert ended.counts.failed == 0
         assert ended.counts.done == 24

@@ -14,10 +14,8 @@ import pytest
 
 from parbake.core.run import Deadline, run
 from tests.fakes.command import Corner, Running
-from tests.fakes.faulty_proxy import FaultyProxy, Stall
 from tests.fakes.fleets import free_port
 from tests.fakes.images import image, layer, push
-from tests.fakes.leaks import work_folders
 from tests.fakes.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(60)]
@@ -158,32 +156,3 @@ def test_what_dies_is_started_again_and_a_failed_cell_is_told(tmp_path: Path, re
         assert up.fleet("retry", "bake2", "--progress", "none") == {"freed": ["bake2@amd64"]}
         assert up.fleet("plan", "--cell", "bake2", "--progress", "none")["cells"][0]["state"] == "bake"
         running.kill(signal.SIGTERM, group=False)
-
-
-def test_a_real_bake_whose_worker_dies_is_finished_by_another(tmp_path: Path, registry: DockerRegistry) -> None:
-    """Two workers; the registry falls silent in the middle of the first bake, and its worker is killed right then."""
-    up = Up(tmp_path / "corner", registry)
-    with FaultyProxy(registry.url) as proxy:
-        proxy.only = "/blobs/"
-        proxy.faults.extend([Stall(100_000, 3600)] * 20)  # what is shorter passes: configs
-        for number in (1, 2):
-            up.corner.write(f"bake{number}/parbake.yaml", f"{USUAL}images: ['{proxy.host}/app:{number}']\n")
-        with up.start("--workers", "2") as running:
-            ready(running)
-            up.fleet("run", "--cell", "bake1", "--heartbeat", "4", "--progress", "none")
-            assert proxy.stalled.wait(60)
-            proxy.faults.clear()
-            baking = "parbake bake -f bake1/parbake.yaml"
-            (bake,) = [pid for pid, text in processes(up.corner.folder / "store").items() if baking in text]
-            worker = int(Path(f"/proc/{bake}/stat").read_text().rpartition(")")[2].split()[1])
-            os.kill(worker, signal.SIGKILL)
-            deadline = Deadline(2, "the end of the bake, with its worker")
-            while bake in processes(up.corner.folder / "store"):  # a zombie has no command line
-                deadline.sleep(0.01)
-            ended = up.fleet("run", "--wait", "--progress", "none")
-            assert (ended["counts"]["baked"], ended["counts"]["failed"]) == (1, 0)
-            assert len(list((up.corner.folder / "store/artefacts").iterdir())) == 1
-            running.kill(signal.SIGTERM, group=False)
-            assert running.finish().code == 130
-    assert up.corner.leaked() == []
-    assert work_folders(up.corner.folder / "bake1/artefacts") == []

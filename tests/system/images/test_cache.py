@@ -96,7 +96,7 @@ def test_a_damaged_layer_is_fetched_again(corner: Corner, proxy: FaultyProxy) ->
         done = run.finish()
         warnings = [event["text"] for event in run.seen if event["kind"] == "warning"]
     assert done.code == 0, done
-    assert any("was damaged and is removed: baking again" in text for text in warnings)
+    assert any("was damaged and has been removed: baking again" in text for text in warnings)
     check_tidy(corner)
 
 

@@ -117,7 +117,7 @@ class TestImages:
 
     def test_one_that_nobody_signed_is_refused(self, shop: DockerRegistry, keys: Path, name: str) -> None:
         pushed(shop, name, both()[0])
-        with pytest.raises(VerificationFailed, match=f"{name}:1 is not signed by .*it carries no signature") as error:
+        with pytest.raises(VerificationFailed, match=f"{name}:1 is not signed by .*it has no signature") as error:
             checked(name, keys / "cosign.pub")
         assert error.value.exit_code == 3
 
@@ -134,7 +134,7 @@ class TestImages:
         pushed(shop, name, index(*images))
         foreign, own = images[1], images[0]
         sign(name, foreign.digest, keys / "cosign.key")
-        with pytest.raises(VerificationFailed, match="carries no signature"):
+        with pytest.raises(VerificationFailed, match="has no signature"):
             checked(name, keys / "cosign.pub")
         sign(name, own.digest, keys / "cosign.key")
         assert checked(name, keys / "cosign.pub").of == own.digest
@@ -238,7 +238,7 @@ class TestImages:
         )
         with Registry() as registry:
             found = registry.resolve(Reference.parse(f"{name}:1"), HOST)
-            carried = registry.looking([found])()
+            carried = registry.find_attachments([found])()
         kinds = sorted((each.kind.split(".v0")[0], each.of) for each in carried[f"{name}:1"])
         assert kinds == sorted([
             ("signature", built.digest), ("attestation", built.digest), ("sbom", built.digest),

@@ -184,7 +184,7 @@ def test_a_fixed_size_that_nobody_could_know_to_be_too_small(tmp_path: Path, reg
     bakefile(corner, f"{registry.host}/unknown", base="none", size="32MiB")
     done, stage = bake(corner)
     assert stage == "fill"
-    check_full(corner, done, "artefact of 32 MiB", "which `size` fixes", "raise `size`", error="ArtefactFull")
+    check_full(corner, done, "artefact of 32 MiB", "the size that `size` sets", "raise `size`", error="ArtefactFull")
     bakefile(corner, f"{registry.host}/unknown", base="none", size="64MiB")
     assert corner.bake()["size"] == 64 * MIB
 

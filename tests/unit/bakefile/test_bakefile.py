@@ -93,7 +93,7 @@ def test_several_platforms(folder: Path) -> None:
     assert str(both.platform) == "linux/amd64", "what concerns one artefact takes the first"
     second = load(folder / "parbake.yaml", {"platform": "linux/arm64"})
     assert (str(second.platform), len(second.platforms)) == ("linux/arm64", 2)
-    with pytest.raises(BakefileError, match="linux/s390x is none of `platforms`"):
+    with pytest.raises(BakefileError, match="linux/s390x is not one of `platforms`"):
         load(folder / "parbake.yaml", {"platform": "linux/s390x"})
     assert _with(folder, "platform: linux/arm64").platforms == ()
 

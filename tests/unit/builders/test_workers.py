@@ -15,7 +15,7 @@ from threading import Event
 
 import pytest
 
-from parbake.builders.workers.pool import Done, LayerJob, Workers, most
+from parbake.builders.workers.pool import Done, LayerJob, Workers, most, worth_starting
 from parbake.builders.workers.wire import SLOT, SLOTS, failure, raised
 from parbake.core.errors import BadContent, DiskFull, Interrupted, LayerError, LayerTooLarge, ParbakeError, Unreachable
 from parbake.core.model import GIB, MIB, Layer
@@ -197,7 +197,7 @@ def test_who_asks_for_more_when_there_is_none_hears_it(volume: Volume, threads: 
     raw = archive(*(entry(b"f%d" % number, data=random.randbytes(9 * MIB)) for number in range(8)))
     layer = describe(raw)
     (area,) = volume.areas([layer])
-    with pytest.raises(DiskFull, match="no blocks are left in the volume"):
+    with pytest.raises(DiskFull, match="the volume has no blocks left"):
         go(threads, layer, area, raw)
 
 
@@ -253,6 +253,26 @@ def test_workers_inherit_nothing_by_accident_and_go_with_us(tmp_path: Path, volu
 )
 def test_there_are_as_many_as_cores_and_memory_allow(cores: int, gib: int, count: int) -> None:
     assert most(cores, gib * GIB) == count
+
+
+SMALL, LARGE = 10_000, 64 * MIB
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [
+        ([], 1),
+        ([LARGE], 1),
+        ([LARGE, SMALL, SMALL], 1),
+        ([LARGE, LARGE, SMALL], 2),
+        ([SMALL] * 4, 1),
+        ([SMALL] * 5, 2),
+        ([SMALL] * 30, 8),
+        ([LARGE] * 30, 30),
+    ],
+)
+def test_a_worker_is_started_where_there_is_something_for_it_to_do(sizes: list[int], count: int) -> None:
+    assert worth_starting(sizes) == count
 
 
 def test_errors_on_the_wire() -> None:

@@ -15,8 +15,8 @@ from parbake.core.plan import cautions
 from parbake.images.cache import CachedLayer
 from parbake.records import Blocks
 from parbake.workflows.doctor import Check
-from parbake.workflows.plan import Finished, Preview
-from parbake.workflows.prune.decide import Rules, decide, items_here
+from parbake.workflows.plan import BakeResult, Preview
+from parbake.workflows.prune.decide import RetentionRules, decide, items_here
 from tests.fakes.plans import digest, image, layer, outcome, plan, record
 
 FOLDER = Path(__file__).with_name("cases")
@@ -52,7 +52,7 @@ IN_EC2 = RECORD.model_copy(
 )
 PLACE = Path("/srv/artefacts") / RECORD.artefact
 MANY = [record("a", passed=True, at=1), record("b", passed=False, at=2), record("c", at=3)]
-DECIDED = decide(items_here(MANY), Rules(keep=1), datetime.now(UTC))
+DECIDED = decide(items_here(MANY), RetentionRules(keep=1), datetime.now(UTC))
 LAYERS = [CachedLayer(digest(name), 700 * MIB, 1_790_000_000.5 + at, Path(name)) for at, name in enumerate("abc")]
 CHECKS = (
     Check(name="root", purpose="mounts", needed_by=("bake", "verify"), status="ok"),
@@ -68,8 +68,8 @@ TEXTS: dict[str, Callable[[], str]] = {
         Preview(plan(), existing=VERIFIED, cautions=cautions(plan()))
     ),
     "plan-to-build": lambda: artefacts.preview_text(Preview(None, to_build=("localhost/app:1", "localhost/web:1"))),
-    "bake": lambda: artefacts.finished_text(Finished(PLACE, VERIFIED, changed=True)),
-    "bake-nothing-to-do": lambda: artefacts.finished_text(Finished(PLACE, VERIFIED, changed=False)),
+    "bake": lambda: artefacts.finished_text(BakeResult(PLACE, VERIFIED, changed=True)),
+    "bake-nothing-to-do": lambda: artefacts.finished_text(BakeResult(PLACE, VERIFIED, changed=False)),
     "show-not-verified": lambda: artefacts.record_text(PLACE, RECORD),
     "show-not-verified-in-ec2": lambda: artefacts.record_text(PLACE, IN_EC2),
     "list": lambda: artefacts.records_text([(Path(made.file_name), made) for made in MANY]),
@@ -116,7 +116,7 @@ def test_documents_are_json_and_hold_what_the_texts_say() -> None:
     unknown = artefacts.preview_json(Preview(None, to_build=("localhost/app:1",)))
     assert (unknown["key"], unknown["to_build"], unknown["exists"]) == (None, ["localhost/app:1"], False)
 
-    finished = artefacts.finished_json(Finished(PLACE, VERIFIED, changed=True))
+    finished = artefacts.finished_json(BakeResult(PLACE, VERIFIED, changed=True))
     assert json.loads(json.dumps(finished)) == finished
     assert finished["changed"] is True
     assert finished["verified"] is True

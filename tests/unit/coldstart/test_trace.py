@@ -63,7 +63,7 @@ def test_a_trace_file(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
 def test_what_is_no_trace_is_said(data: bytes) -> None:
-    with pytest.raises(InputError, match="is no trace"):
+    with pytest.raises(InputError, match="as a start-up trace"):
         parse(data)
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_trace_is_said_or_is_one(trace: Trace, data: st.DataObject) ->
     ],
 )
 def test_bad_traces(text: str) -> None:
-    with pytest.raises(InputError, match="is no trace"):
+    with pytest.raises(InputError, match="as a start-up trace"):
         parse(text.encode())
 
 

@@ -46,7 +46,7 @@ def test_the_containerd_to_use_can_be_named(tmp_path: Path, monkeypatch: pytest.
     other = tmp_path / "containerd"
     other.write_text("#!/bin/sh\necho containerd 2.9.9\n")
     monkeypatch.setenv("PARBAKE_CONTAINERD", str(other))
-    with pytest.raises(EnvironmentProblem, match=f"PARBAKE_CONTAINERD is {other}, and there is no such program"):
+    with pytest.raises(EnvironmentProblem, match=f"PARBAKE_CONTAINERD is {other}, which does not exist"):
         run.need("containerd")
     other.chmod(0o755)
     assert run.run(["containerd", "--version"]).text == "containerd 2.9.9"

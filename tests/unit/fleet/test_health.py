@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parbake import __version__
+from parbake import __version__, cli
 from parbake.core.errors import BadContent, WrongStore
 from parbake.fleet.engine.facts import Facts, fingerprint
 from parbake.fleet.engine.health import Here, Seen, judge
+from parbake.fleet.engine.queues import Pollers
 from parbake.fleet.stores import need_identity
 from parbake.records.store import identity_of, open_store
 
@@ -50,6 +52,32 @@ def test_a_worker_says_what_it_is() -> None:
 def test_what_is_wrong_with_a_worker(changed: dict[str, Any], found: str) -> None:
     worker = replace(GOOD, **changed)
     assert said(worker) == [found]
+
+
+def test_whoever_lets_a_task_wait_takes_none() -> None:
+    """The engine remembers for minutes who has asked for tasks; who works on one does not ask meanwhile."""
+    ago = {"idle": 50.0, "dead": 200.0, "busy": 400.0}
+    asked = {name: timedelta(seconds=seconds) for name, seconds in ago.items()}
+    assert Pollers(asked, timedelta(seconds=5)).alive() == set(ago), "nobody can tell yet"
+    assert Pollers(asked, timedelta(seconds=11)).alive({"busy", "stranger"}) == {"busy"}
+    assert Pollers({**asked, "new": timedelta(seconds=3)}, timedelta(hours=1)).alive() == {"new"}
+
+
+def test_who_cannot_bake_takes_no_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would fail each of them, until its key is in quarantine."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    (tmp_path / "fleet.yaml").write_text("version: 1\nstore: store\nbakefiles: [a/parbake.yaml]\n")
+    where = ["-f", str(tmp_path / "fleet.yaml")]
+    for words in (["worker"], ["worker", "--queues", "control, bake"], ["up", "--workers", "1"]):
+        assert cli.run(["fleet", *words, *where]) == 1
+        said = capsys.readouterr().err
+        assert "a worker here cannot bake: it is not root" in said
+        assert "--queues control,roll" in said
+    assert not (tmp_path / ".fleet").exists()
+    assert cli.run(["fleet", "worker", "--queues", "control", *where]) == 2
+    assert "there is no key" in capsys.readouterr().err
 
 
 def test_who_only_plans_needs_no_root() -> None:
@@ -93,5 +121,5 @@ def test_a_store_has_a_word_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(WrongStore, match=r"is another store than the one where the run was begun"):
         need_identity(str(two), word)
     (two / "identity").write_text("a word\n")
-    with pytest.raises(BadContent, match="is not the word that names a store"):
+    with pytest.raises(BadContent, match="is not a valid store identity"):
         identity_of(open_store(str(two)))

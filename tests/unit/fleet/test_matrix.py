@@ -115,7 +115,7 @@ def test_names_of_jobs_are_those_that_kubernetes_takes() -> None:
     [
         ("shared", SOURCE, ("--for", "kubernetes", "--image", IMAGE), "is a folder, which pods do not share"),
         ("s3://bucket/x", "", ("--for", "kubernetes", "--image", IMAGE), "the fleet has no `source`"),
-        ("s3://bucket/x", SOURCE, ("--for", "kubernetes"), "Jobs need parbake's image"),
+        ("s3://bucket/x", SOURCE, ("--for", "kubernetes"), "the Jobs need parbake's image"),
         ("s3://bucket/x", SOURCE, ("--for", "gitlab"), "--for gitlab: no such kind"),
     ],
 )

@@ -137,6 +137,13 @@ def test_files_are_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST_FILE
 
 
+@pytest.mark.parametrize("folder", ["bench", "tests", "tools"])
+def test_files_beside_the_program_are_small_too(folder: str) -> None:
+    root = SOURCE.parents[1]
+    long = {path: len(path.read_text().splitlines()) for path in (root / folder).rglob("*.py")}
+    assert {str(path.relative_to(root)): lines for path, lines in long.items() if lines > LONGEST_FILE} == {}
+
+
 # Parts of every Debian, subcommands that look like programs, and what runs in a guest.
 NO_PROGRAMS_TO_INSTALL = {"sh", "sync", "true", "apt-get", "ip", "mmd", "systemctl", "packer"}
 

@@ -147,7 +147,7 @@ class TestReading:
             ("subject", lambda subject: subject.clear(), "subject"),
             ("parbake", lambda mine: mine.update(key="0" * 64), "key"),
             ("parbake", lambda mine: mine.update(artefact="other.raw"), "record of other.raw"),
-            ("parbake", lambda mine: mine.update(published={"eu-west-1": {}}), "names nothing that is published"),
+            ("parbake", lambda mine: mine.update(published={"eu-west-1": {}}), "names no published image or snapshot"),
             ("parbake", lambda mine: mine["plan"]["images"][0]["manifest"].update(digest="sha256:" + "0" * 64), "mat"),
             ("predicate", lambda said: said["buildDefinition"]["resolvedDependencies"].clear(), "materials"),
             ("predicate", lambda said: said["buildDefinition"].clear(), "predicate"),
@@ -167,7 +167,7 @@ class TestReading:
         shelf.edit(*EDITS[0])
         assert genuine.mend(shelf.artefact, shelf.trust, shelf.events)
         assert shelf.path.read_bytes() == shelf.true
-        assert "written back" in shelf.warnings
+        assert "being restored" in shelf.warnings
         other = key_pair(shelf.folder, "other")
         assert not genuine.mend(shelf.artefact, (shelf.folder / "other.pub",), shelf.events)
         records.write(shelf.output, shelf.record, other)
@@ -177,13 +177,13 @@ class TestReading:
 
 class TestBaking:
     def test_with_a_key_only_what_it_signed_exists_already(self, shelf: Shelf) -> None:
-        def look(**more: Any) -> plan.Finished | None:
+        def look(**more: Any) -> plan.BakeResult | None:
             return plan.existing(shelf.output, shelf.record.plan, shelf.events, trust=shelf.trust, **more)
 
-        assert look() == plan.Finished(shelf.artefact, shelf.record, changed=False)
+        assert look() == plan.BakeResult(shelf.artefact, shelf.record, changed=False)
         shelf.edit(*EDITS[0])
         assert look() is None
-        assert look(mend=True) == plan.Finished(shelf.artefact, shelf.record, changed=False)
+        assert look(mend=True) == plan.BakeResult(shelf.artefact, shelf.record, changed=False)
         shelf.envelope.unlink()
         assert look(mend=True) is None
         assert "is not signed" in shelf.warnings

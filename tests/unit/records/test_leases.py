@@ -79,7 +79,7 @@ def test_a_dead_holder_is_taken_over_and_its_run_goes_on(store: FolderStore) -> 
     with on("two"), claimed(store, KEY, NAME, Events()) as claim:
         assert (claim.run, claim.began) == (before.run, before.began)
         assert held(store)[KEY].attempt == 2
-        with pytest.raises(ClaimLost, match=r"has taken over, since nothing was heard of this machine"):
+        with pytest.raises(ClaimLost, match=r"has taken over, since this machine has not responded"):
             before.need()
         before.release()
         claim.need()
@@ -189,7 +189,7 @@ def test_notes_are_read_by_whoever_goes_on(store: FolderStore) -> None:
     one.add("a\nb\n")
     assert two.read() == "first\na\nb\n"
     two.add("c\n")
-    with pytest.raises(ClaimLost, match="another machine has gone on"):
+    with pytest.raises(ClaimLost, match="another machine has continued"):
         one.add("late\n")
     assert notes(store).read() == "first\na\nb\nc\n"
     assert two.series == 2

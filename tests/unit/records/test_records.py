@@ -16,7 +16,7 @@ from parbake.machine.disk import BLOCK, BlockList, block_list
 from parbake.records import folder as records_folder
 from parbake.records import statements
 from parbake.workflows import prune, verify
-from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.decide import RetentionRules
 from tests.fakes.plans import digest, image, plan, record
 
 
@@ -82,7 +82,7 @@ def test_locate_by_file_record_name_and_key(tmp_path: Path) -> None:
 def test_locate_says_what_fits(tmp_path: Path) -> None:
     _put(tmp_path, record("a", at=1))
     newest = _put(tmp_path, record("b", at=2))
-    with pytest.raises(InputError, match="fits 2 records") as caught:
+    with pytest.raises(InputError, match="matches 2 records") as caught:
         records.locate("node", tmp_path)
     assert newest.artefact in caught.value.hint
     with pytest.raises(InputError, match="no such record"):
@@ -255,7 +255,7 @@ def test_what_a_living_run_is_at_waits_for_the_next_time(tmp_path: Path) -> None
 def test_prune_keeps_what_is_in_use(tmp_path: Path) -> None:
     made = _put(tmp_path, record())
     with records.in_use(tmp_path, made.artefact):
-        (decision,) = prune.prune(tmp_path, Rules(keep=0))
+        (decision,) = prune.prune(tmp_path, RetentionRules(keep=0))
     assert (decision.action, decision.reason) == ("keep", "another parbake works on it")
-    assert [each.action for each in prune.prune(tmp_path, Rules(keep=0))] == ["remove"]
+    assert [each.action for each in prune.prune(tmp_path, RetentionRules(keep=0))] == ["remove"]
     assert list(tmp_path.iterdir()) == []

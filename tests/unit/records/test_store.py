@@ -7,20 +7,21 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from parbake import records
 from parbake.bakefile import load
-from parbake.core.errors import BadContent, BakefileError, EnvironmentProblem
+from parbake.core.errors import BadContent, BakefileError, EnvironmentProblem, InputError
 from parbake.core.model import Published, Snapshot
 from parbake.machine.disk import BLOCK
 from parbake.records.store import need_conditional_writes, open_store, session_store
 from parbake.records.store.entries import entry_name
 from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune
-from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.decide import RetentionRules
 from tests.fakes.plans import record
 from tests.fakes.shared_bakes import PASSED, Machine, content
 
@@ -94,34 +95,34 @@ def test_another_machine_has_every_byte(pair: tuple[Machine, Machine], raw: bool
     if not raw:
         made = made.model_copy(update={"sha256": hashlib.sha256(disk).hexdigest()})
         records.write(one.output, made)
-    assert one.shared.keep(made) == made
-    two.shared.bring(made.artefact)
+    assert one.shared.put(made) == made
+    two.shared.fetch(made.artefact)
     assert two.files() == one.files()
     there = (two.output / made.artefact).stat()
     assert there.st_blocks * 512 < len(disk) * 3 // 4, "its holes are holes again"
     two.said.clear()
-    two.shared.bring(made.artefact)
+    two.shared.fetch(made.artefact)
     assert two.said == [], "what is here already is not fetched again"
 
 
 def test_what_nobody_has_stored_is_not_brought(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
     made = one.baked("app", content(1))
-    two.shared.bring(made.artefact)
+    two.shared.fetch(made.artefact)
     assert two.files() == {}
     assert two.shared.find(made.artefact) is None
 
 
 def test_a_small_change_sends_little(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
-    one.shared.keep(one.baked("app", content(1, blocks=100)))
+    one.shared.put(one.baked("app", content(1, blocks=100)))
     before = objects(one)
     changed = one.baked("next", content(1, blocks=100, changed=4))
-    one.shared.keep(changed)
+    one.shared.put(changed)
     sent = {name: size for name, size in objects(one).items() if name not in before}
     assert len(sent) == 4, "a record, a list of blocks, an index, and one pack"
     assert min(sent.values()) < 200, "of one block"
-    two.shared.bring(changed.artefact)
+    two.shared.fetch(changed.artefact)
     assert (two.output / changed.artefact).read_bytes() == content(1, blocks=100, changed=4)
 
 
@@ -129,18 +130,29 @@ def test_who_comes_second_takes_over_the_first_record(pair: tuple[Machine, Machi
     one, two = pair
     first = one.baked("app", content(1), at=1, passed=True)
     second = two.baked("app", content(2), at=2)
-    assert one.shared.keep(first) == first
-    assert two.shared.keep(second) == first
+    assert one.shared.put(first) == first
+    assert two.shared.put(second) == first
     assert two.files() == one.files()
     assert two.warnings == [f"another machine has baked {first.artefact} first: its record counts"]
 
 
+def test_who_was_second_and_died_shows_the_first_record(pair: tuple[Machine, Machine]) -> None:
+    """Between its own record and the store's: it did not get to know that it is second."""
+    one, two = pair
+    first = one.baked("app", content(1), at=1, passed=True)
+    one.shared.put(first)
+    two.baked("app", content(2), at=2)
+    two.shared.refresh()
+    assert [found for _, found in records.find(two.output)] == [first]
+    assert two.files() == one.files()
+
+
 def test_force_replaces_what_was_first(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
-    one.shared.keep(one.baked("app", content(1), at=1))
+    one.shared.put(one.baked("app", content(1), at=1))
     second = two.baked("app", content(2), at=2)
-    assert two.shared.keep(second, replacing=True) == second
-    one.shared.bring(second.artefact)
+    assert two.shared.put(second, replacing=True) == second
+    one.shared.fetch(second.artefact)
     assert one.files() == two.files()
 
 
@@ -152,7 +164,7 @@ def test_two_bakes_in_a_cloud_leave_one_record_that_names_one_image(pair: tuple[
         there = {"eu-west-1": Published(image=f"ami-{number}", snapshots=(snapshot,))}
         made = record("app", at=number).model_copy(update={"published": there})
         records.write_published(made, machine.output)
-        return machine.shared.keep(made)
+        return machine.shared.put(made)
 
     assert published(one, 1).published == published(two, 2).published
     assert two.files() == one.files()
@@ -163,26 +175,58 @@ def test_two_bakes_in_a_cloud_leave_one_record_that_names_one_image(pair: tuple[
 def test_a_verdict_reaches_the_others(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
     made = one.baked("app", content(1))
-    one.shared.keep(made)
-    two.shared.bring(made.artefact)
+    one.shared.put(made)
+    two.shared.fetch(made.artefact)
     proven = made.model_copy(update={"verdict": PASSED})
     records.write(two.output, proven)
-    two.shared.bring(made.artefact)
+    two.shared.fetch(made.artefact)
     assert records.read(two.output / made.file_name) == proven, "it says more than the store does"
-    assert two.shared.keep(proven) == proven
+    assert two.shared.put(proven) == proven
     before = (one.output / made.artefact).stat().st_ino
     one.shared.refresh()
     assert records.read(one.output / made.file_name) == proven
     assert (one.output / made.artefact).stat().st_ino == before, "its bytes are the same: they stay"
     again = proven.model_copy(update={"verdict": PASSED.model_copy(update={"boot_seconds": 3.0})})
     records.write(one.output, again)
-    assert one.shared.keep(again) == proven
-    assert one.shared.keep(again, again=True) == again
+    assert one.shared.put(again) == proven
+    assert one.shared.put(again, again=True) == again
+
+
+def test_what_several_machines_add_to_a_record_is_all_there(
+    pair: tuple[Machine, Machine],
+) -> None:
+    """One adds a region while another is about to: it looks again, and what it writes has both."""
+    one, two = pair
+    there = Published(snapshots=(Snapshot(id="snap-1", size=1 << 30),))
+    made = record("cloud").model_copy(update={"published": {"eu-west-1": there}})
+    records.write_published(made, one.output)
+    one.shared.put(made)
+
+    def adding(region: str) -> Callable[[records.Record], records.Record]:
+        return lambda found: found.model_copy(update={"published": {**found.published, region: there}})
+
+    asked = []
+
+    def slowly(found: records.Record) -> records.Record:
+        asked.append(list(found.published))
+        if len(asked) == 1:
+            two.shared.amend(made.artefact, adding("us-east-1"), None)
+        return adding("ap-south-1")(found)
+
+    done = one.shared.amend(made.artefact, slowly, None)
+    assert asked == [["eu-west-1"], ["eu-west-1", "us-east-1"]]
+    assert list(done.published) == ["eu-west-1", "us-east-1", "ap-south-1"]
+    assert records.read(one.output / made.file_name) == done
+    two.shared.refresh()
+    assert records.read(two.output / made.file_name) == done
+    assert one.shared.amend(made.artefact, adding("us-east-1"), None) == done, "it says so already"
+    with pytest.raises(InputError, match="has no record of"):
+        one.shared.amend("node-other.raw", adding("us-east-1"), None)
 
 
 def test_refresh_brings_only_what_lies_in_clouds_and_is_of_the_bakefile(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
-    one.shared.keep(one.baked("app", content(1)))
+    one.shared.put(one.baked("app", content(1)))
     other = Machine(one.folder.parent / "three", one.store.url, name="node-b")
     snapshot = Snapshot(id="snap-1", size=1 << 30)
     for machine, name in ((one, "node"), (other, "node-b")):
@@ -190,7 +234,7 @@ def test_refresh_brings_only_what_lies_in_clouds_and_is_of_the_bakefile(pair: tu
             update={"published": {"eu-west-1": Published(snapshots=(snapshot,))}}
         )
         records.write_published(there, machine.output)
-        machine.shared.keep(there)
+        machine.shared.put(there)
     two.shared.refresh()
     (found,) = records.find(two.output)
     assert found[1].published
@@ -204,17 +248,17 @@ def damage(machine: Machine, name: str, content: bytes) -> None:
 def test_a_store_that_says_something_else_is_not_believed(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
     made = one.baked("app", content(1))
-    one.shared.keep(made)
+    one.shared.put(made)
     name = entry_name(made.artefact)
     held = one.store.get(name)
     assert held is not None
     true = json.loads(held.content)
     record_file = true["files"][".json"]
     lies = {
-        "is not an entry of a store": b"{}",
+        "is not a store entry": b"{}",
         "is the entry of": json.dumps({**true, "artefact": "node-other.raw"}).encode(),
         "names no record": json.dumps({**true, "files": {}}).encode(),
-        "is not an entry": json.dumps({**true, "files": {"/../../x": record_file, ".json": record_file}}).encode(),
+        "not a store entry": json.dumps({**true, "files": {"/../../x": record_file, ".json": record_file}}).encode(),
         "has lost objects/0000": json.dumps({**true, "files": {".json": {"sha256": "0" * 64, "size": 1}}}).encode(),
         "is not a parbake record": json.dumps({**true, "files": {".json": true["files"][".blocks"]}}).encode(),
         "holds the record of": json.dumps({**true, "key": "0" * 64}).encode(),
@@ -223,29 +267,29 @@ def test_a_store_that_says_something_else_is_not_believed(pair: tuple[Machine, M
     for words, text in lies.items():
         damage(one, name, text)
         with pytest.raises(BadContent, match=words):
-            two.shared.bring(made.artefact)
+            two.shared.fetch(made.artefact)
         assert two.files() == {}
     damage(one, name, held.content)
-    two.shared.bring(made.artefact)
+    two.shared.fetch(made.artefact)
 
 
 def test_bytes_that_are_not_those_of_the_record_are_not_taken(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
     first, other = one.baked("app", content(1)), one.baked("other", content(2))
     for each in (first, other):
-        one.shared.keep(each)
+        one.shared.put(each)
     held, strange = (one.store.get(entry_name(each.artefact)) for each in (first, other))
     assert held
     assert strange
     swapped = {**json.loads(held.content), "disk": json.loads(strange.content)["disk"]}
     damage(one, entry_name(first.artefact), json.dumps(swapped).encode())
-    with pytest.raises(BadContent, match="are not those of its record"):
-        two.shared.bring(first.artefact)
+    with pytest.raises(BadContent, match="do not match its record"):
+        two.shared.fetch(first.artefact)
     damage(one, entry_name(first.artefact), held.content)
     for name in objects(one):
         damage(one, name, b"other bytes")
     with pytest.raises(BadContent, match="has other bytes"):
-        two.shared.bring(first.artefact)
+        two.shared.fetch(first.artefact)
     assert not any(name.endswith(".raw") for name in two.files())
 
 
@@ -253,9 +297,9 @@ def test_prune_removes_from_the_store_what_no_entry_names(pair: tuple[Machine, M
     one, two = pair
     gone, stays = one.baked("app", content(1), at=1), one.baked("next", content(2), at=2)
     for each in (gone, stays):
-        one.shared.keep(each)
+        one.shared.put(each)
     everything = objects(one)
-    rules = Rules(keep=1)
+    rules = RetentionRules(keep=1)
     assert [each.action for each in prune.prune(two.output, rules, shared=two.shared, dry_run=True)] == [
         "keep",
         "remove",
@@ -268,7 +312,7 @@ def test_prune_removes_from_the_store_what_no_entry_names(pair: tuple[Machine, M
         os.utime(Path(one.store.url) / name, (long_ago, long_ago))
     one.shared.remove(())
     assert 0 < len(objects(one)) < len(everything)
-    two.shared.bring(stays.artefact)
+    two.shared.fetch(stays.artefact)
     assert (two.output / stays.artefact).read_bytes() == content(2)
 
 
@@ -281,7 +325,7 @@ def test_an_artefact_that_changes_meanwhile_is_not_stored(pair: tuple[Machine, M
         file.seek(6 * BLOCK)
         file.write(b"!")
     with pytest.raises(Exception, match="changed while it was stored") as caught:
-        one.shared.keep(made)
+        one.shared.put(made)
     assert "parbake verify" in caught.value.hint  # type: ignore[attr-defined]
     assert one.shared.records() == ()
 

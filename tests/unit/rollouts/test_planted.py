@@ -23,7 +23,7 @@ from parbake.rollouts import gitops
 from parbake.rollouts.gitops import Edit, Repository
 from parbake.rollouts.manifests import NodeClassFile
 from parbake.workflows import export, prune
-from parbake.workflows.prune.decide import Rules
+from parbake.workflows.prune.decide import RetentionRules
 from tests.fakes.plans import plan, record
 
 SECRET = "root:$y$secret:\n"
@@ -206,7 +206,7 @@ def test_a_record_names_no_file_elsewhere_so_that_prune_removes_none(name: str, 
     output = tmp_path / "artefacts"
     output.mkdir()
     path = _forged(output, artefact=name)
-    prune.prune(output, Rules(keep=0))
+    prune.prune(output, RetentionRules(keep=0))
     assert untouched(victim)
     with pytest.raises(InputError, match="is not a parbake record"):
         records.read(path)

@@ -269,5 +269,5 @@ def test_both_ways_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not by both"):
         load(tmp_path / "parbake.yaml")
     kitchen(tmp_path, [{"karpenter": {"nodeclass": "gpu", "tag": "parbake:managed=x"}}])
-    with pytest.raises(InputError, match="have a meaning already"):
+    with pytest.raises(InputError, match="are reserved"):
         load(tmp_path / "parbake.yaml")

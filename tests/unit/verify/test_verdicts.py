@@ -10,7 +10,7 @@ import pytest
 from parbake.core.model import Descriptor
 from parbake.verify.starter import Started
 from parbake.verify.store import Seen, judge
-from parbake.verify.verify import Subject, conclude
+from parbake.verify.verify import ImageToVerify, conclude
 from tests.fakes.plans import image
 
 CASES = sorted(Path(__file__).with_name("cases").glob("*.json"))
@@ -33,8 +33,8 @@ def test_what_was_seen_decides_what_is_wrong(path: Path) -> None:
     assert list(judge(seen, expected)) == case["problems"]
 
     started = Started(1.23456, 0.5, "its words", ("it ended with code 7",))
-    verdict = conclude(seen, Subject("app", seen.reference, expected, None), started)
+    verdict = conclude(seen, ImageToVerify("app", seen.reference, expected, None), started)
     assert verdict.problems == (*case["problems"], "it ended with code 7")
     assert (verdict.start_seconds, verdict.sandbox_seconds, verdict.output) == (1.235, 0.5, "its words")
     assert verdict.digest == (seen.target.digest if seen.target else "")
-    assert conclude(seen, Subject("app", seen.reference, expected, None), None).start_seconds is None
+    assert conclude(seen, ImageToVerify("app", seen.reference, expected, None), None).start_seconds is None

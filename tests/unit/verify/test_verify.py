@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,8 @@ from parbake.core import run
 from parbake.core.errors import BadBase, InputError, MachineError
 from parbake.core.events import Events
 from parbake.core.model import (
+    Artefact,
+    Base,
     ExitProbe,
     HttpProbe,
     Image,
@@ -28,11 +31,11 @@ from parbake.core.model import (
 )
 from parbake.machine.vm import Clock
 from parbake.machine.vm.guest import Ran
-from parbake.verify import Pulled, verify
+from parbake.verify import Pulled, Verification, verify
 from parbake.verify.booted import BootedNode, Kind, Settings, identify, settings_of
 from parbake.verify.starter import Log, Starter, describe, shorten
 from parbake.verify.store import choose
-from parbake.verify.verify import sandbox_action, subjects_in, subjects_of
+from parbake.verify.verify import images_in, images_of, sandbox_action
 from tests.fakes.plans import digest, image, plan
 
 OLD = """
@@ -77,15 +80,15 @@ def test_a_plan_promises_its_images_all_their_names_and_the_sandbox() -> None:
     startup = Startup(up=ExitProbe())
     app = image("registry.test/app:1", startup=startup, also_by_digest=True)
     other = image(f"registry.test/other:2@{digest('x')}")
-    subjects = subjects_of(plan(images=(app, other), sandbox=image("localhost/pause:1")))
-    assert [(s.reference, s.name, s.startup) for s in subjects] == [
+    images = images_of(plan(images=(app, other), sandbox=image("localhost/pause:1")))
+    assert [(s.reference, s.name, s.startup) for s in images] == [
         ("registry.test/app:1", "registry.test/app:1", startup),
         (f"registry.test/app@{app.target.digest}", f"registry.test/app@{app.target.digest}", None),
         (f"registry.test/other:2@{digest('x')}", "registry.test/other:2", Startup()),
         (f"registry.test/other@{digest('x')}", f"registry.test/other@{digest('x')}", None),
         ("localhost/pause:1", "localhost/pause:1", None),
     ]
-    assert subjects[0].expected == app
+    assert images[0].expected == app
 
 
 def test_without_a_plan_each_content_is_started_once_and_the_sandbox_never() -> None:
@@ -97,15 +100,15 @@ def test_without_a_plan_each_content_is_started_once_and_the_sandbox_never() -> 
         "localhost/pause:1": "pause",
         "localhost/pause@" + digest("pause"): "pause",
     }
-    subjects = subjects_in(records, "localhost/pause:1")
-    assert {s.name: s.startup is not None for s in subjects} == {
+    images = images_in(records, "localhost/pause:1")
+    assert {s.name: s.startup is not None for s in images} == {
         "registry.test/app:1": True,
         "registry.test/app:2": True,
         "registry.test/app@" + digest("app"): False,
         "localhost/pause:1": False,
         "localhost/pause@" + digest("pause"): False,
     }
-    assert all(s.expected is None for s in subjects)
+    assert all(s.expected is None for s in images)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,23 @@ def test_an_artefact_without_machines_is_not_booted(tmp_path: Path) -> None:
     assert verdict.accelerator == "none"
     [problem] = verdict.problems
     assert f"the artefact is for linux/{other}" in problem
+
+
+def test_a_volume_of_another_architecture_is_attached_to_a_base_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What boots there, and proves images, does so for a machine image of it in tests/vm."""
+    made: list[tuple[Path, dict[str, Any]]] = []
+    monkeypatch.setattr("parbake.machine.base.ensure", lambda *_, platform: tmp_path / platform.architecture)
+    monkeypatch.setattr("parbake.verify.booted.Machine", lambda disk, _folder, **more: made.append((disk, more)))
+    volume, foreign = tmp_path / "volume.raw", Platform(architecture="arm64")
+    wanted = plan(platform=foreign, artefact=Artefact(kind="volume"), base=Base(kind="none"))
+    Verification(volume, wanted, events=Events(), folder=tmp_path)
+    [(base, more)] = made
+    assert (base.name, more["architecture"]) == ("arm64", "arm64")
+    [drive] = more["drives"]
+    assert drive.path == volume
+    assert b"ConditionPathIsMountPoint=" in more["credentials"]["systemd.unit-dropin.containerd.service"]
 
 
 def test_files_are_told_apart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from parbake.core.errors import ContainerdError, MachineError
 from parbake.core.events import Events
 from parbake.core.model import ExitProbe, Startup
 from parbake.machine.vm import Machine
-from parbake.verify import Rehearsal, compare_pull, within
+from parbake.verify import Verification, compare_pull, within
 from tests.fakes.plans import image, plan
 
 
@@ -67,7 +67,7 @@ def test_without_a_plan_all_that_docker_has_is_started() -> None:
 
 @pytest.mark.parametrize("said", ["Traceback", "proved {"])
 def test_a_proof_that_breaks_off_says_so(said: str) -> None:
-    with pytest.raises(MachineError, match="the proof broke off"):
+    with pytest.raises(MachineError, match="the verification program failed"):
         list(within.prove_docker(cast("Machine", Answers(said)), plan(), Events()))
 
 
@@ -84,4 +84,4 @@ def test_a_pull_is_compared_with_containerds_alone() -> None:
         node, events = Docker(), Events()
 
     with pytest.raises(ContainerdError, match="Docker runs this node"):
-        compare_pull(cast("Rehearsal", Rehearsed()), image())
+        compare_pull(cast("Verification", Rehearsed()), image())

@@ -19,8 +19,8 @@ from parbake.core.workspace import work_folder
 from parbake.images.registry import Registry
 from parbake.machine import disk
 from parbake.records import folder as records_folder
-from parbake.workflows import bake
-from parbake.workflows.plan import Finished, Session
+from parbake.workflows import bake, disks
+from parbake.workflows.plan import BakeResult, Session
 from parbake.workflows.verify import judge, verify_again
 from tests.fakes.plans import image, layer, plan, record
 
@@ -43,7 +43,7 @@ class Builder:
 
 def build(folder: Path, made: Plan, builder: Builder, said: list[Event]) -> tuple[Plan, Disk]:
     ingredients = Ingredients(None, lambda _: pytest.fail("nothing is fetched"), folder, Events(said.append))
-    return bake.build_large_enough(made, builder, ingredients)
+    return disks.build_large_enough(made, builder, ingredients)
 
 
 UNKNOWN = plan(images=(image(layers=(layer("x", size=100 * MIB, raw_size=0),)),))
@@ -97,7 +97,7 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
         return folder
 
     monkeypatch.setattr(bake, "need_root", lambda _: None)
-    monkeypatch.setattr(bake, "builder_of", lambda _: Builder(0, DiskFull("never")))
+    monkeypatch.setattr(disks, "builder_of", lambda _: Builder(0, DiskFull("never")))
     monkeypatch.setattr(coldstart, "prepare", prepare)
     monkeypatch.setattr(records_folder, "write", write)
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
@@ -126,7 +126,7 @@ def booted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def made(folder: Path, content: bytes, *, raw: bool) -> Finished:
+def made(folder: Path, content: bytes, *, raw: bool) -> BakeResult:
     """Make an artefact and its record, as a bake does."""
     (folder / "draft").write_bytes(content)
     blocks = disk.block_list(folder / "draft", Events()) if raw else None
@@ -135,7 +135,7 @@ def made(folder: Path, content: bytes, *, raw: bool) -> Finished:
     written = record().model_copy(update={"sha256": sha256, "blocks": named})
     with work_folder(folder, "bake") as work:
         artefact = records.publish_artefact(folder / "draft", written, folder, work, blocks=blocks)
-    return Finished(artefact, written, changed=True)
+    return BakeResult(artefact, written, changed=True)
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -179,8 +179,8 @@ def test_hashing_ends_with_a_verification_that_fails(tmp_path: Path, monkeypatch
 
 
 def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
-    bake.need_room(tmp_path, plan())
+    disks.need_room(tmp_path, plan())
     huge = plan(images=(image(layers=(layer("x", size=1 << 50, raw_size=0),)),))
     with pytest.raises(DiskFull, match="of free space, and the images take more than 1073741824 MiB") as caught:
-        bake.need_room(tmp_path, huge)
+        disks.need_room(tmp_path, huge)
     assert "output" in caught.value.hint

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parbake.core.model import Published
 from parbake.records import Record
-from parbake.workflows.prune.decide import Decision, Item, Rules, decide, items_here
+from parbake.workflows.prune.decide import Decision, Item, RetentionRules, decide, items_here
 from tests.fakes.plans import record
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -32,22 +32,22 @@ def item(number: int, *, days: float = 30, retired: float | None = None, **more:
 
 
 CASES = {
-    "the newest of a family stay": ([item(0), item(1), item(2)], {}, Rules(keep=2), "keep keep retire"),
+    "the newest of a family stay": ([item(0), item(1), item(2)], {}, RetentionRules(keep=2), "keep keep retire"),
     "families and regions are counted apart": (
         [item(0), item(1, family="other"), item(2, region="us-east-1")],
         {},
-        Rules(keep=1),
+        RetentionRules(keep=1),
         "keep keep keep",
     ),
-    "what is used stays": ([item(0), item(1)], {"ami-1": ["i-1"]}, Rules(keep=1), "keep keep"),
-    "what is used by its snapshot stays": ([item(0), item(1)], {"snap-1": ["x"]}, Rules(keep=1), "keep keep"),
-    "what is young stays": ([item(0, days=1), item(1, days=2)], {}, Rules(0, 3 * DAY), "keep keep"),
-    "the grace is waited for": ([item(0, retired=1)], {}, Rules(keep=0), "wait"),
-    "and ends": ([item(0, retired=7)], {}, Rules(keep=0), "remove"),
-    "without a grace it goes at once": ([item(0)], {}, Rules(keep=0, grace=0 * DAY), "remove"),
-    "what is used again comes back": ([item(0, retired=30)], {"ami-0": ["x"]}, Rules(keep=0), "restore"),
-    "what is kept again comes back": ([item(0, retired=30)], {}, Rules(keep=1), "restore"),
-    "what was retired and is old goes": ([item(0), item(1, retired=8)], {}, Rules(keep=1), "keep remove"),
+    "what is used stays": ([item(0), item(1)], {"ami-1": ["i-1"]}, RetentionRules(keep=1), "keep keep"),
+    "what is used by its snapshot stays": ([item(0), item(1)], {"snap-1": ["x"]}, RetentionRules(keep=1), "keep keep"),
+    "what is young stays": ([item(0, days=1), item(1, days=2)], {}, RetentionRules(0, 3 * DAY), "keep keep"),
+    "the grace is waited for": ([item(0, retired=1)], {}, RetentionRules(keep=0), "wait"),
+    "and ends": ([item(0, retired=7)], {}, RetentionRules(keep=0), "remove"),
+    "without a grace it goes at once": ([item(0)], {}, RetentionRules(keep=0, grace=0 * DAY), "remove"),
+    "what is used again comes back": ([item(0, retired=30)], {"ami-0": ["x"]}, RetentionRules(keep=0), "restore"),
+    "what is kept again comes back": ([item(0, retired=30)], {}, RetentionRules(keep=1), "restore"),
+    "what was retired and is old goes": ([item(0), item(1, retired=8)], {}, RetentionRules(keep=1), "keep remove"),
 }
 
 
@@ -59,7 +59,7 @@ def test_what_is_decided(case: str) -> None:
 
 
 def test_reasons_name_the_user() -> None:
-    (decision,) = decide([item(0)], Rules(0), NOW, {"ami-0": ["launch template a:1", "instance i-1"]})
+    (decision,) = decide([item(0)], RetentionRules(0), NOW, {"ami-0": ["launch template a:1", "instance i-1"]})
     assert decision.reason == "used by instance i-1 and 1 more"
 
 
@@ -71,7 +71,7 @@ def test_here_the_newest_of_each_name_stay_and_the_newest_verified() -> None:
         record("d", at=4),
         record("x", name="other", at=0),
     ]
-    found = {each.item.id: each.action for each in decide(items_here(made), Rules(keep=1), NOW)}
+    found = {each.item.id: each.action for each in decide(items_here(made), RetentionRules(keep=1), NOW)}
     assert [found[each.artefact] for each in made] == ["remove", "keep", "remove", "keep", "keep"]
 
 
@@ -83,7 +83,7 @@ def test_here_what_is_younger_stays() -> None:
     ]
 
     def decided(records: list[Record]) -> list[Decision]:
-        return list(decide(items_here(records), Rules(1, 14 * DAY), NOW))
+        return list(decide(items_here(records), RetentionRules(1, 14 * DAY), NOW))
 
     assert [(each.action, each.reason.partition(" ")[0]) for each in decided(dated)] == [
         ("keep", "among"), ("keep", "younger"), ("remove", "older"),
@@ -94,7 +94,7 @@ def test_here_what_is_younger_stays() -> None:
 
 def test_here_what_is_published_stays() -> None:
     made = record("a", at=1).model_copy(update={"published": {"eu-west-1": Published()}})
-    found = decide(items_here([made, record("b", at=2)]), Rules(keep=1), NOW)
+    found = decide(items_here([made, record("b", at=2)]), RetentionRules(keep=1), NOW)
     assert [(each.action, each.reason) for each in found] == [
         ("keep", "among the newest 1 of node"), ("keep", "published in eu-west-1"),
     ]  # fmt: skip
@@ -117,13 +117,13 @@ USES = st.dictionaries(
     st.lists(st.sampled_from(["instance i-1", "parameter /x", "the rollback of y"]), min_size=1),
 )
 RULES = st.builds(
-    Rules, st.integers(0, 3), st.floats(0, 400).map(lambda d: d * DAY), st.floats(0, 40).map(lambda d: d * DAY)
+    RetentionRules, st.integers(0, 3), st.floats(0, 400).map(lambda d: d * DAY), st.floats(0, 40).map(lambda d: d * DAY)
 )
 
 
 @given(ITEMS, USES, RULES)
 def test_nothing_that_is_referred_to_is_ever_removed(
-    items: list[Item], used: dict[str, list[str]], rules: Rules
+    items: list[Item], used: dict[str, list[str]], rules: RetentionRules
 ) -> None:
     decisions = decide(items, rules, NOW, used)
     assert {each.item.id for each in decisions} == {each.id for each in items}, "each is decided about, once"

@@ -14,13 +14,13 @@ from parbake.cli.text.rollouts import turn_json, turn_text
 from parbake.core.errors import BakefileError, RegistryError
 from parbake.core.events import Event, Events
 from parbake.workflows import bake, watch
-from parbake.workflows.plan import Finished
+from parbake.workflows.plan import BakeResult
 from tests.fakes.clusters import kitchen, machine_image
 from tests.fakes.command import documents
 from tests.fakes.plans import record
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
-DONE = Finished(Path("a.raw"), record(passed=True), changed=True)
+DONE = BakeResult(Path("a.raw"), record(passed=True), changed=True)
 
 
 class Enough(Exception):
@@ -155,7 +155,7 @@ def slow(turn):
 
 watching.look = lambda *_: next(look)
 genuine.need_published = lambda *_, **__: None  # there is no AWS to ask
-flow.bake = lambda *_: planning.Finished(path, record, changed=True)
+flow.bake = lambda *_: planning.BakeResult(path, record, changed=True)
 Events.emit, rollout_tables.turn_json = emitted, slow
 interrupts.install()
 sys.exit(door.run(["watch", "--json", "--progress", "none"]))

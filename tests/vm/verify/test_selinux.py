@@ -16,7 +16,7 @@ from parbake.core.events import Events
 from parbake.core.model import ExitProbe, Startup
 from parbake.core.run import Deadline
 from parbake.machine import disk
-from parbake.verify import Rehearsal
+from parbake.verify import Verification
 from parbake.verify.booted import RUNTIME_ROOT
 from tests.fakes.base import default_base
 from tests.fakes.images import Built, image, layer, push
@@ -68,10 +68,10 @@ def test_it_starts_what_has_labels(default_base: Path, tmp_path: Path) -> None:
 
     plan = records.read(Path(volume["record_path"])).plan
     path = Path(volume["artefact_path"])
-    with Rehearsal(path, plan, events=Events(), folder=tmp_path / "run", base=node) as rehearsal:
-        guest, cri, stretch = rehearsal.node.machine.guest, rehearsal.node.cri, rehearsal.node.machine.stretch
+    with Verification(path, plan, events=Events(), folder=tmp_path / "run", base=node) as verification:
+        guest, cri, stretch = verification.node.machine.guest, verification.node.cri, verification.node.machine.stretch
         assert guest.read("/sys/fs/selinux/enforce") == b"1"
-        verdict = rehearsal.verdict()
+        verdict = verification.verdict()
         assert verdict.passed, "a volume has one label for all of it"
         assert confined(verdict.images[0].output, "volume")
 
@@ -83,10 +83,10 @@ def test_it_starts_what_has_labels(default_base: Path, tmp_path: Path) -> None:
             guest.check(act, timeout=60 * stretch)
         cri.wait_ready(Deadline(60 * stretch, "the runtime runs on the node's own store"))
         startup = Startup(command=WHO, up=ExitProbe())
-        started = rehearsal.starter.start(names["baked"], startup)
+        started = verification.starter.start(names["baked"], startup)
         assert started.problems == ()
         assert confined(started.output, "baked")
-        [problem] = rehearsal.starter.start(names["bare"], startup).problems
+        [problem] = verification.starter.start(names["bare"], startup).problems
         assert "permission denied" in problem
     assert traces(tmp_path) == []
 

@@ -32,7 +32,7 @@ from parbake.core.model import (
     Verdict,
 )
 from parbake.machine import disk
-from parbake.verify import Pulled, Rehearsal, compare_pull, verify
+from parbake.verify import Pulled, Verification, compare_pull, verify
 from tests.fakes.base import check_node
 from tests.fakes.containerd_support import Made, busybox, document, fill, pause
 from tests.fakes.registry import DockerRegistry
@@ -160,16 +160,16 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             }
         )
         before = disk.sha256_file(volume, Events())
-        rehearsal = Rehearsal(volume, plan, events=Events(), folder=folder / "run")
-        machine = rehearsal.node.machine
+        verification = Verification(volume, plan, events=Events(), folder=folder / "run")
+        machine = verification.node.machine
         machine._firmware = "uefi"  # the default base can do both, and BIOS comes first
-        with rehearsal:
+        with verification:
             check_node(machine, uefi=True)
             without_cloud_init = machine.guest.run(["test", "-e", "/run/cloud-init/disabled"]).code == 0
             ports = machine.guest.check(["sh", "-c", "ls -l /proc/$(systemctl show -P MainPID parbake-agent)/fd"])
-            verdict = rehearsal.verdict()
+            verdict = verification.verdict()
             [image] = [image for image in plan.images if image.reference == pulled]
-            seconds = compare_pull(rehearsal, image)
+            seconds = compare_pull(verification, image)
             off = machine.power_off()
         after = disk.sha256_file(volume, Events())
         yield Proof(verdict, seconds, before, after, without_cloud_init, ports, off)

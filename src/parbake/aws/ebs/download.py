@@ -23,7 +23,7 @@ _PAGE = 10_000  # the most that one call lists
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedSnapshot:
     """A snapshot as a raw, sparse file, and the list of its blocks."""
 
     path: Path
@@ -39,7 +39,7 @@ class _Listed:
     tokens: dict[int, str]
 
 
-def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetched:
+def fetch(what: str, target: Path, events: Events, *, region: str = "") -> FetchedSnapshot:
     """Read a snapshot, or the root disk of an AMI, into a sparse file; it appears when it is complete.
 
     Raises InputError (neither an AMI's nor a snapshot's id; the target exists), AwsError, BadContent, DiskFull.
@@ -55,7 +55,7 @@ def fetch(what: str, target: Path, events: Events, *, region: str = "") -> Fetch
             file.truncate(listed.size)
             found = _read(snapshot, region, listed, listed.tokens, events, file.fileno())
         publish(draft, target)
-    return Fetched(target, snapshot, BlockList(listed.size, found))
+    return FetchedSnapshot(target, snapshot, BlockList(listed.size, found))
 
 
 def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") -> BlockList:
@@ -71,7 +71,7 @@ def blocks_of(snapshot: str, disk: Path, events: Events, *, region: str = "") ->
 
 
 def _snapshot_of(what: str, region: str) -> str:
-    """Return the snapshot that is meant."""
+    """Return the snapshot that an id names: itself, or an AMI's root disk."""
     if what.startswith("snap-"):
         return what
     if not what.startswith("ami-"):
@@ -113,7 +113,7 @@ def _list(snapshot: str, region: str, events: Events) -> _Listed:
                 break
             more = {"NextToken": page["NextToken"]}
     if page.get("BlockSize", BLOCK) != BLOCK:
-        raise AwsError(f"the blocks of {snapshot} have {page['BlockSize']} bytes, and not {BLOCK}")
+        raise AwsError(f"the blocks of {snapshot} have {page['BlockSize']} bytes, not {BLOCK}")
     return _Listed(int(page["VolumeSize"]) * GIB, tokens)
 
 

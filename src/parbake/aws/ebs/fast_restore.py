@@ -47,7 +47,7 @@ def enable(
     *,
     again: bool = False,
 ) -> Pairs:
-    """Make sure that it is enabled in the zones of a region; return the snapshots and zones where AWS does so.
+    """Make sure that it is enabled in the zones of a region; return the snapshots and zones where AWS has accepted it.
 
     What AWS refuses is a warning. A time that was set before counts, and where it is over nothing is enabled;
     ``again`` sets a new one. Raises AwsError.
@@ -87,11 +87,13 @@ def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], events: Event
         return
     ec2, size = aws.client("ec2", region), max(each.size for each in snapshots)
 
-    def look() -> aws.Look:
+    def look() -> aws.Observation:
         seen = _states(ec2, [name for name, _ in pairs], ())
         states = [seen.get(pair, "not known yet") for pair in pairs]
         failed = "it was disabled in the meantime" if {"disabling", "disabled"} & set(states) else ""
-        return aws.Look(all(state == "enabled" for state in states), ", ".join(sorted(set(states))), failed=failed)
+        return aws.Observation(
+            all(state == "enabled" for state in states), ", ".join(sorted(set(states))), failed=failed
+        )
 
     aws.wait(
         f"fast snapshot restore in {region}",

@@ -34,7 +34,7 @@ _SHARED_EVERY = 5.0  # seconds between additions to what machines share: what wa
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
+class ParentSnapshot:
     """A completed snapshot that the new one builds on, and what it holds."""
 
     snapshot: str
@@ -56,7 +56,7 @@ class UploadRequest:
     stamp: Stamp
     name: str
     region: str = ""
-    parent: Parent | None = None
+    parent: ParentSnapshot | None = None
     encrypted: bool = False
     kms_key: str = ""
     shared: Notes | None = None
@@ -83,7 +83,7 @@ class Journal:
         self.complete = False
         self.completed_by = ""
         self.replaced = ""
-        """The snapshot of another start of the same upload: it is not gone on with."""
+        """The snapshot of another start of the same upload: it is not resumed."""
         self._shared = shared
         self._begun = False
         self._handle = -1

@@ -1,4 +1,4 @@
-"""Make an AMI of a snapshot. What RegisterImage assumes by itself is wrong for every node of today.
+"""Make an AMI of a snapshot. RegisterImage's defaults are wrong for today's nodes.
 
 Source: EC2 API reference, RegisterImage.
 """
@@ -91,8 +91,10 @@ def _root(image: Mapping[str, Any]) -> str:
     return ""
 
 
-def _look(ec2: aws.Client, image: str) -> aws.Look:
+def _look(ec2: aws.Client, image: str) -> aws.Observation:
     found = ec2.describe_images(ImageIds=[image])["Images"]
     state = str(found[0]["State"]) if found else "not known yet"
     reason = found[0].get("StateReason", {}).get("Message", "") if found else ""
-    return aws.Look(state == "available", state, failed=f"AWS says {reason or state}" if state == "failed" else "")
+    return aws.Observation(
+        state == "available", state, failed=f"AWS says {reason or state}" if state == "failed" else ""
+    )

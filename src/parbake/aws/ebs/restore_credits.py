@@ -62,7 +62,7 @@ def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], wanted: int, 
     slowest = min(refill(sizes.get(name, 0)) for name, _ in pairs)
     told: list[str] = []
 
-    def look() -> aws.Look:
+    def look() -> aws.Observation:
         found = balances(pairs, region)
         state = ", ".join(
             f"{found.get(pair, 0):.1f} of {bucket(sizes.get(pair[0], 0))} in {pair[1]}" for pair in sorted(pairs)
@@ -70,7 +70,7 @@ def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], wanted: int, 
         if not told:
             told.append(state)
             events.note(f"credits of fast snapshot restore: {state}; {slowest:.1f} more an hour")
-        return aws.Look(all(found.get(pair, 0) >= wish for pair, wish in need.items()), state)
+        return aws.Observation(all(found.get(pair, 0) >= wish for pair, wish in need.items()), state)
 
     try:
         aws.wait(
@@ -82,7 +82,7 @@ def wait(pairs: Pairs, region: str, snapshots: Sequence[Snapshot], wanted: int, 
         )
     except AwsNoAccess:
         events.warn(
-            "this role may not look at the credits of fast snapshot restore (cloudwatch:GetMetricData, see `parbake "
+            "this role may not read the credits of fast snapshot restore (cloudwatch:GetMetricData, see `parbake "
             "iam`): they start at zero, so that the first nodes may load their volumes lazily"
         )
     except DeadlineExceeded as error:

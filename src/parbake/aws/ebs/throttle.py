@@ -20,22 +20,18 @@ from parbake.core.errors import AwsError, AwsLimit, AwsNotFound, Interrupted
 IN_FLIGHT: Final = 64
 _TRIES = 12
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0  # seconds
-# Calls that were under way when AWS began to throttle say one thing, and it is heard once.
+# Calls that were under way when AWS began to throttle count as one refusal.
 _ONE_CUT = 0.5
 _SERVER = frozenset({"InternalServerException", "InternalError", "InternalFailure", "ServiceUnavailable"})
 _THROTTLING = frozenset({"SlowDown", "RequestLimitExceeded", "TooManyRequestsException"})
 
 
 class Pace:
-    """Lets at most ``most`` calls run at once, fewer while AWS throttles. Thread-safe.
-
-    ``repeated`` counts the calls that were made again.
-    """
+    """Lets at most ``most`` calls run at once, fewer while AWS throttles. Thread-safe."""
 
     def __init__(self, most: int = IN_FLIGHT) -> None:
         self.most = most
         self.limit = float(most)
-        self.repeated = 0
         self._running = 0
         self._changed = threading.Condition()
         self._cut_at = 0.0
@@ -67,8 +63,6 @@ class Pace:
             else:
                 self._leave(throttled=None)
                 return result
-            with self._changed:
-                self.repeated += 1
             pause = min(_FIRST_PAUSE * 2 ** min(tries, 16), _LONGEST_PAUSE)
             self._stopped.wait(random.uniform(pause / 4, pause))  # noqa: S311 (jitter, not secrets)
 
@@ -95,7 +89,7 @@ class Pace:
     def each[T](self, items: Sequence[T], work: Callable[[T, bytearray], None], buffer: int) -> None:
         """Let as many threads work on items, each with a buffer of its own of so many bytes.
 
-        When one fails, or this thread is interrupted, no further item is begun and the error comes out.
+        When one fails, or this thread is interrupted, no further item is started and the error comes out.
         """
         following = iter(items)  # a sequence's iterator may be shared between threads
 

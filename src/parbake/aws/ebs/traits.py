@@ -40,9 +40,9 @@ class Traits:
     disks: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
-    def read(cls, said: Mapping[str, Any]) -> Self:
+    def read(cls, stored: Mapping[str, Any]) -> Self:
         """Return what ``to_json`` wrote. Raises TypeError, KeyError."""
-        return cls(**{**said, "disks": tuple(said["disks"])})
+        return cls(**{**stored, "disks": tuple(stored["disks"])})
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""

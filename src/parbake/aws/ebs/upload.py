@@ -41,7 +41,7 @@ _TIMEOUT = 60  # minutes after which AWS cancels a snapshot that nobody writes t
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class UploadResult:
     """A completed snapshot, the SHA-256 of the blocks that it holds, and how many were not its parent's."""
 
     snapshot: str
@@ -49,7 +49,7 @@ class Sent:
     changed: int
 
 
-def upload(request: UploadRequest, events: Events) -> Sent:
+def upload(request: UploadRequest, events: Events) -> UploadResult:
     """Make sure that a completed snapshot of a disk's bytes exists.
 
     It is tagged as temporary, and with the digest of its blocks: whoever is done with it says so. An upload that was
@@ -79,7 +79,7 @@ def upload(request: UploadRequest, events: Events) -> Sent:
                 journal.forget()
             raise
     _tag(journal.snapshot, blocks, request.region)
-    return Sent(journal.snapshot, blocks, len(journal.written))
+    return UploadResult(journal.snapshot, blocks, len(journal.written))
 
 
 def _tag(snapshot: str, blocks: BlockList, region: str) -> None:
@@ -87,7 +87,7 @@ def _tag(snapshot: str, blocks: BlockList, region: str) -> None:
 
 
 def drop(snapshot: str, region: str) -> None:
-    """Remove a snapshot that is not gone on with; one that is gone already is fine, and one that has become an AMI."""
+    """Remove a snapshot that will not be resumed; one that is gone already is fine, and one that has become an AMI."""
     try:
         aws.client("ec2", region).delete_snapshot(SnapshotId=snapshot)
     except AwsNotFound:
@@ -278,8 +278,8 @@ def _state(journal: Journal, region: str, events: Events) -> str:
     """Return the state of a journal's snapshot; ``gone`` when EC2 does not know it, though it had time to."""
     patience = max(0.0, journal.began_at + aws.UNKNOWN_SECONDS - time.time())
 
-    def look() -> aws.Look:
-        return aws.Look(True, value=str(_described(journal.snapshot, region)["State"]))
+    def look() -> aws.Observation:
+        return aws.Observation(True, value=str(_described(journal.snapshot, region)["State"]))
 
     try:
         what = f"look for {journal.snapshot}"
@@ -288,9 +288,9 @@ def _state(journal: Journal, region: str, events: Events) -> str:
         return "gone"
 
 
-def look(snapshot: str, region: str) -> aws.Look:
+def look(snapshot: str, region: str) -> aws.Observation:
     """Look how far a snapshot is."""
     seen = _described(snapshot, region)
     state, percent = str(seen["State"]), str(seen.get("Progress", "")).rstrip("%")
     failed = f"AWS says {seen.get('StateMessage') or state}" if state == "error" else ""
-    return aws.Look(state == "completed", state, int(percent) if percent.isdigit() else None, failed)
+    return aws.Observation(state == "completed", state, int(percent) if percent.isdigit() else None, failed)

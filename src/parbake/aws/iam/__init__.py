@@ -35,6 +35,8 @@ from parbake.images.registry import ecr
 
 __all__ = ["Names", "Policy", "actions", "missing", "policies"]
 
+ROLLOUTS = "rollouts/"
+"""Where rollouts of fleets note in a store what they need (``records.store.needs``)."""
 _PULL = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
 _PUSH = ("ecr:CompleteLayerUpload", "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:UploadLayerPart")
 _CREATE = ("ecr:CreateRepository", "ecr:DescribeRepositories", "ecr:TagResource")
@@ -65,7 +67,7 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
         found["instance_role_trust"] = _trust(scope)
     rollout = list(rollouts.statements(scope))
     if rollout:
-        found["rollout"] = policy([*rollout, *stores.statements(scope)])
+        found["rollout"] = policy([*rollout, *stores.statements(scope, noting=ROLLOUTS)])
     if bakefile.builder in {"ec2", "ebs", "packer"} or bakefile.rollout:
         found["prune"] = policy([*pruning.statements(scope), *stores.statements(scope, "s3:DeleteObject")])
         found["doctor"] = policy(_doctor(scope))
@@ -94,7 +96,7 @@ def _roles(scope: Scope) -> dict[str, Policy]:
     for role in theirs:
         targets = [each for each in bakefile.rollout if each.role == role]
         its = scope.alone(targets, Role(role).account)
-        found[f"role_of_{targets[0].name}"] = policy([*pruning.looks(its), *rollouts.for_targets(its)])
+        found[f"role_of_{targets[0].name}"] = policy([*pruning.reads(its), *rollouts.for_targets(its)])
         found[f"role_of_{targets[0].name}_trust"] = _trust_the_caller(scope, targets[0].external_id)
     return found
 

@@ -33,15 +33,15 @@ def statements(scope: Scope) -> Iterator[Policy]:
 def _describe_actions(scope: Scope) -> list[str]:
     """Return the actions that only read; EC2 grants them on everything or not at all."""
     bakefile = scope.bakefile
-    looks = ["DescribeImages", "DescribeInstances", "DescribeSecurityGroups", "DescribeSnapshots", "DescribeVolumes"]
-    looks += ["DescribeSpotInstanceRequests", "GetEbsDefaultKmsKeyId", "GetEbsEncryptionByDefault"]
+    reads = ["DescribeImages", "DescribeInstances", "DescribeSecurityGroups", "DescribeSnapshots", "DescribeVolumes"]
+    reads += ["DescribeSpotInstanceRequests", "GetEbsDefaultKmsKeyId", "GetEbsEncryptionByDefault"]
     if bakefile.builder == "ebs" and bakefile.base.ami:
-        looks += ["DescribeImageAttribute"]
+        reads += ["DescribeImageAttribute"]
     if bakefile.builder in {"ec2", "packer"}:
-        looks += ["DescribeSubnets"]
+        reads += ["DescribeSubnets"]
     if bakefile.aws.fast_snapshot_restore:
-        looks += ["DescribeFastSnapshotRestores"]
-    return [f"ec2:{look}" for look in looks + packers.describe_actions(scope)]
+        reads += ["DescribeFastSnapshotRestores"]
+    return [f"ec2:{read}" for read in reads + packers.describe_actions(scope)]
 
 
 def _tags(scope: Scope) -> Iterator[Policy]:
@@ -68,10 +68,10 @@ def _result(scope: Scope) -> str:
 
 def copying(scope: Scope, source: str) -> Iterator[Policy]:
     """Yield the statements of a role that copies results from a region to its own, the home of the scope."""
-    looks = ["DescribeImages", "DescribeSnapshots", "GetEbsDefaultKmsKeyId", "GetEbsEncryptionByDefault"]
-    looks += ["DescribeFastSnapshotRestores"] if scope.bakefile.aws.fast_snapshot_restore else []
+    reads = ["DescribeImages", "DescribeSnapshots", "GetEbsDefaultKmsKeyId", "GetEbsEncryptionByDefault"]
+    reads += ["DescribeFastSnapshotRestores"] if scope.bakefile.aws.fast_snapshot_restore else []
     kinds, copy = ("snapshot",) if _result(scope) == "Snapshot" else _RESULTS, [f"Copy{_result(scope)}"]
-    yield allow("Look", [f"ec2:{each}" for each in looks], condition=here(scope.places))
+    yield allow("Look", [f"ec2:{each}" for each in reads], condition=here(scope.places))
     made = {"StringEquals": {"ec2:CreateAction": copy}}
     yield allow("TagWhatIsMade", ["ec2:CreateTags"], scope.ec2(*_RESULTS), made)
     yield never_take_over(scope, copy)

@@ -18,8 +18,8 @@ def caller(scope: Scope) -> Iterator[Policy]:
     """Yield the statements of whoever bakes: to run the script on parbake's own instances, and to stop those."""
     if not _wanted(scope):
         return
-    look = ["ssm:DescribeInstanceInformation", "ssm:GetCommandInvocation"]
-    yield allow("FollowTheAgent", look, condition=here([scope.home]))
+    read = ["ssm:DescribeInstanceInformation", "ssm:GetCommandInvocation"]
+    yield allow("FollowTheAgent", read, condition=here([scope.home]))
     yield allow("RunOnOurs", ["ssm:SendCommand"], scope.ec2("instance"), OURS)
     document = scope.arn("ssm", "document/AWS-RunShellScript", account="*")  # AWS's own
     yield allow("RunAScript", ["ssm:SendCommand"], [document])

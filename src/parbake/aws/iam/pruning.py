@@ -23,7 +23,7 @@ _CHANGES = (
 _READS = ("ssm:GetParameter", "ssm:GetParameterHistory", "ssm:GetParameters")
 
 
-def looks(scope: Scope) -> Iterator[Policy]:
+def reads(scope: Scope) -> Iterator[Policy]:
     """Yield what it takes to see what refers to images and snapshots in an account."""
     regions = _regions(scope)
     yield allow("LookForUses", _LOOKS, condition=here(regions))
@@ -42,7 +42,7 @@ def statements(scope: Scope) -> Iterator[Policy]:
     are public, and others that name an image have to be told (``Names.parameters``).
     """
     regions = _regions(scope)
-    yield from looks(scope)
+    yield from reads(scope)
     yield allow("RetireOurs", _CHANGES, scope.ec2("image", "snapshot", regions=regions), OURS)
     yield allow("ReportOnOurs", ["ec2:CreateImageUsageReport"], scope.ec2("image", regions=regions), OURS)
     reports = scope.ec2("image-usage-report", regions=regions)

@@ -22,8 +22,8 @@ def statements(scope: Scope) -> Iterator[Policy]:
         yield allow("LookAtArtefacts", ["ec2:DescribeImages", "ec2:DescribeSnapshots"], condition=condition)
     fast = bool(bakefile.rollout and bakefile.aws.fast_snapshot_restore and not bakefile.aws.fast_at_bake)
     if fast:
-        looks = ["cloudwatch:GetMetricData", "ec2:DescribeFastSnapshotRestores"]
-        yield allow("LookAtFastRestores", looks, condition=here(scope.places))
+        reads = ["cloudwatch:GetMetricData", "ec2:DescribeFastSnapshotRestores"]
+        yield allow("LookAtFastRestores", reads, condition=here(scope.places))
         changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
         yield allow("RestoreFast", changes, scope.ec2("snapshot", regions=scope.places), OURS)
     of_targets = list(for_targets(own))
@@ -81,8 +81,8 @@ def _tags(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
 
 
 def _groups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
-    looks = ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeInstanceRefreshes"]
-    yield allow("LookAtGroups", looks, condition=here(scope.of(targets)))
+    reads = ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeInstanceRefreshes"]
+    yield allow("LookAtGroups", reads, condition=here(scope.of(targets)))
     changes = ["CreateOrUpdateTags", "DeleteTags", "RollbackInstanceRefresh", "StartInstanceRefresh"]
     named = {
         scope.arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{target.asg.group}", region)
@@ -102,8 +102,8 @@ def _nodegroups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
                 clusters.add(scope.arn("eks", f"cluster/{cluster}", region))
                 named.add(scope.arn("eks", f"nodegroup/{cluster}/{target.nodegroup.group}/*", region))
     yield allow("ListClusters", ["eks:ListClusters"], condition=here(scope.of(targets)))
-    looks = ["DescribeNodegroup", "DescribeUpdate", "ListNodegroups", "ListUpdates"]
-    yield allow("LookAtNodeGroups", [f"eks:{look}" for look in looks], [*sorted(clusters), *sorted(named)])
+    reads = ["DescribeNodegroup", "DescribeUpdate", "ListNodegroups", "ListUpdates"]
+    yield allow("LookAtNodeGroups", [f"eks:{read}" for read in reads], [*sorted(clusters), *sorted(named)])
     changes = ["TagResource", "UntagResource", "UpdateNodegroupConfig", "UpdateNodegroupVersion"]
     yield allow("UpdateNodeGroups", [f"eks:{change}" for change in changes], sorted(named))
 
@@ -114,8 +114,8 @@ def _templates(scope: Scope, targets: Sequence[Target], *, roles: bool) -> Itera
     templates = [
         arn for each in scope.names.templates for arn in scope.ec2("launch-template", regions=places, name=each)
     ]
-    looks = ["ec2:DescribeImages", "ec2:DescribeLaunchTemplateVersions"]
-    yield allow("LookAtTemplates", looks, condition=here(places))
+    reads = ["ec2:DescribeImages", "ec2:DescribeLaunchTemplateVersions"]
+    yield allow("LookAtTemplates", reads, condition=here(places))
     yield allow("NewVersions", ["ec2:CreateLaunchTemplateVersion"], templates)
     yield allow("LaunchOfTemplates", ["ec2:RunInstances"], ["*"], {"ArnLike": {"ec2:LaunchTemplate": templates}})
     launched = scope.ec2("instance", "network-interface", "spot-instances-request", "volume", regions=places)

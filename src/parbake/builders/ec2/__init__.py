@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any, override
 
 from parbake import aws
-from parbake.aws.leftovers import Wanted, remove, terminate
+from parbake.aws.leftovers import LeftoverFilter, remove, terminate
 from parbake.bakefile import AwsSection
 from parbake.builders import Ingredients, Publication, RemoteBuilder
 from parbake.builders.ec2 import bottlerocket
@@ -53,7 +53,7 @@ class Ec2Builder(RemoteBuilder):
 
     @override
     def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
-        """Make sure that the plan's AMI or snapshot exists, is proven and lies where it shall; leave nothing else.
+        """Make sure that the plan's AMI or snapshot exists, is verified and lies where it should; leave nothing else.
 
         Raises BakeFailed with the guest's own log, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, InputError.
         """
@@ -111,7 +111,7 @@ def _need_registries(plan: Plan, settings: AwsSection, registries: Mapping[str, 
     with_login = [host for host in hosts(plan) if registries.get(host, RegistryOptions()).credentials in _LOGINS]
     if with_login:
         raise InputError(
-            f"{with_login[0]} needs a login of this machine, and parbake hands no secrets to instances",
+            f"{with_login[0]} needs this machine's login, and parbake gives instances no secrets",
             hint="push the images to ECR, where its role logs in; or let this machine pull: `builder: ebs`",
         )
     private = [host for host in hosts(plan) if logs_in(host, registries)]
@@ -187,7 +187,7 @@ class _Run:
         while True:
             instance = None if self.fresh else self.launcher.find(self.plan.key, "builder")
             if instance and self.own_volume and instance["State"]["Name"].startswith("stop"):
-                # It says nothing by itself, so that nobody knows how far it has come.
+                # It reports nothing by itself, so nobody knows how far it is.
                 terminate(self.ec2, [instance], self.events)
                 instance = None
             if instance:
@@ -235,8 +235,8 @@ class _Run:
         self._stamped()
         return None
 
-    def _look(self) -> aws.Look:
-        return aws.Look(self.launcher.find(self.plan.key, "builder") is not None)
+    def _look(self) -> aws.Observation:
+        return aws.Observation(self.launcher.find(self.plan.key, "builder") is not None)
 
     @property
     def ssm(self) -> bottlerocket.SsmRunner:
@@ -318,13 +318,13 @@ class _Run:
             try:
                 remove(self._leftovers(region, images=images), region, self.events)
             except ParbakeError as error:
-                self.events.warn(f"not all could be removed in {region}: {error.message}; run `parbake clean --aws`")
+                self.events.warn(f"could not remove everything in {region}: {error.message}; run `parbake clean --aws`")
 
-    def _leftovers(self, region: str, *, images: bool = True) -> Wanted:
+    def _leftovers(self, region: str, *, images: bool = True) -> LeftoverFilter:
         if region != self.region:
-            return Wanted(key=self.plan.key, images=images)
+            return LeftoverFilter(key=self.plan.key, images=images)
         here = self.launcher
-        return Wanted(key=self.plan.key, images=images, instances=here.launched, groups=here.made_groups)
+        return LeftoverFilter(key=self.plan.key, images=images, instances=here.launched, groups=here.made_groups)
 
 
 def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:

@@ -50,18 +50,18 @@ def refuse(plan: Plan, registries: Mapping[str, RegistryOptions], profile: str) 
     """Refuse what Bottlerocket cannot do or parbake has no way to. Raises InputError."""
     if plan.artefact.kind != "volume":
         raise InputError(
-            "Bottlerocket does not boot an AMI that was changed",
-            hint="write `artefact: {kind: volume}`: its data volume takes the images",
+            "Bottlerocket does not boot a modified AMI",
+            hint="write `artefact: {kind: volume}`: the images go into its data volume",
         )
     if not profile:
         raise InputError(
-            "Bottlerocket is reached by Systems Manager alone, and the instance has no role for that",
+            "Bottlerocket can only be reached through Systems Manager, and the instance has no role for it",
             hint="write `aws: {instance_profile: NAME}`; `parbake iam` prints the policy of its role",
         )
     special = [host for host, each in registries.items() if each.ca or each.plain_http]
     if special:
         raise InputError(
-            f"{special[0]}: on Bottlerocket images come over TLS with a well-known authority alone",
+            f"{special[0]}: Bottlerocket pulls images only over TLS from a publicly trusted authority",
             hint="push the images to ECR, and name them there",
         )
 
@@ -123,7 +123,7 @@ def _subject(image: Image, plan: Plan) -> list[str]:
     elif not all(command) or any("\n" in word for word in (*env, *command)):
         reason = "has an empty argument, or one of several lines"
     if reason:
-        said = f"its startup {reason}, so it is not started on Bottlerocket: only the store was looked at"
+        said = f"its startup {reason}, so it is not started on Bottlerocket: only the store was checked"
     if reason or image == plan.sandbox:
         up = "-"
     lines = ["\n".join(env), "\n".join(command)]
@@ -161,9 +161,9 @@ class SsmRunner:
         """Stop an instance, so that its volume holds all that was written."""
         self.ec2.stop_instances(InstanceIds=[identity])
 
-        def look() -> aws.Look:
+        def look() -> aws.Observation:
             state = (self.look(identity) or {"State": {"Name": "unknown"}})["State"]["Name"]
-            return aws.Look(state == "stopped", state, failed=state if state == "terminated" else "")
+            return aws.Observation(state == "stopped", state, failed=state if state == "terminated" else "")
 
         hint = "run the same command again"
         aws.wait(f"Stop {identity}", look, seconds=_STOP_LIMIT, events=self.events, hint=hint)
@@ -171,12 +171,12 @@ class SsmRunner:
     def _wait_for_agent(self, identity: str) -> None:
         ssm = aws.client("ssm", self.ec2.region)
 
-        def look() -> aws.Look:
+        def look() -> aws.Observation:
             self._see_that_it_runs(identity)
             asked = [{"Key": "InstanceIds", "Values": [identity]}]
             found = list(ssm.pages("describe_instance_information", "InstanceInformationList", Filters=asked))
             state = found[0]["PingStatus"] if found else "no agent"
-            return aws.Look(state == "Online", state)
+            return aws.Observation(state == "Online", state)
 
         what = f"Wait for the agent of Systems Manager on {identity}"
         aws.wait(what, look, seconds=_AGENT_LIMIT, events=self.events, hint=_AGENT_HINT)
@@ -193,15 +193,15 @@ class SsmRunner:
         )
         command = {"CommandId": sent["Command"]["CommandId"], "InstanceId": identity}
 
-        def look() -> aws.Look:
+        def look() -> aws.Observation:
             self._see_that_it_runs(identity)
             try:
                 answer = ssm.get_command_invocation(**command)
             except AwsError as error:
                 if error.code != "InvocationDoesNotExist":
                     raise
-                return aws.Look(False, "not known yet")  # eventually consistent
-            return aws.Look(answer["Status"] in _OVER, answer["Status"], value=answer)
+                return aws.Observation(False, "not known yet")  # eventually consistent
+            return aws.Observation(answer["Status"] in _OVER, answer["Status"], value=answer)
 
         title = f"On {identity}: {what}"
         patience = limit + _DELIVERY + 60.0

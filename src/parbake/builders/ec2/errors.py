@@ -43,15 +43,15 @@ _ENDS: tuple[tuple[str, type[AwsError], str, str], ...] = (
     (
         "Client.UserInitiated",
         AwsError,
-        "somebody stopped {} from outside before it was done",
+        "somebody stopped {} before it was done",
         f"{_AGAIN}; let nobody stop instances that are tagged `parbake:managed`",
     ),
-    ("Server.", AwsError, "EC2 ended {} for a reason of its own", _AGAIN),
+    ("Server.", AwsError, "EC2 ended {} for reasons of its own", _AGAIN),
 )
 
 
 def ended(identity: str, code: str) -> AwsError | None:
-    """Return why EC2 ended an instance that had not said its verdict; None where its own power-off did."""
+    """Return why EC2 ended an instance before its verdict; None if it powered itself off."""
     for beginning, error, what, hint in _ENDS:
         if code.startswith(beginning):
             return error(f"{what.format(identity)} ({code})", code=code, hint=hint)

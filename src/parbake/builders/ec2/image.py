@@ -26,7 +26,7 @@ _HINT = "the AMI is still being made: run the same command again to keep waiting
 
 @dataclass(frozen=True, slots=True)
 class Amis:
-    """Makes sure of AMIs for one Bakefile's ``aws`` section; ``fresh``: copies of an AMI of before do not count."""
+    """Makes sure of AMIs for one Bakefile's ``aws`` section; ``fresh``: copies of an earlier AMI do not count."""
 
     settings: AwsSection
     stamp: aws.Stamp
@@ -85,14 +85,14 @@ class Amis:
         """Wait until an AMI is available, with the progress of its snapshots; return its description."""
         ec2 = aws.client("ec2", region)
 
-        def look() -> aws.Look:
+        def look() -> aws.Observation:
             found = ec2.describe_images(ImageIds=[image])["Images"]
             if not found:
                 raise AwsNotFound(f"there is no AMI {image} in {region}")
             state = found[0]["State"]
             reason = found[0].get("StateReason", {}).get("Message", "")
             failed = f"{image} is {state}: {reason}" if state in {"failed", "error", "invalid", "deregistered"} else ""
-            return aws.Look(state == "available", state, self._percent(ec2, found[0]), failed, found[0])
+            return aws.Observation(state == "available", state, self._percent(ec2, found[0]), failed, found[0])
 
         shown = f"Wait for {image} in {region}"
         found: dict[str, Any] = aws.wait(shown, look, seconds=_WAIT, events=self.events, hint=_HINT)
@@ -171,7 +171,25 @@ class Amis:
             self.finish(region, each)
         for region, each in reversed(list(places.items())):
             self.promote(region, each, verified=verified)
-        return {region: published(each) for region, each in places.items()}
+        return {region: self._shared(published(each)) for region, each in places.items()}
+
+    def bring(self, there: Published, home: str, region: str, *, verified: str) -> Published:
+        """Make sure that one more region has a copy of an AMI that is done, shared and dated as the settings say."""
+        made = self.copy(there.image, home, region)
+        with self.events.stage("copy", f"Copy to {region}"):
+            image = self.wait(region, made)
+        self.finish(region, image)
+        self.promote(region, image, verified=verified)
+        return self._shared(published(image))
+
+    def share(self, there: Published, region: str) -> Published:
+        """Let those of the settings launch what is in a region."""
+        _share(aws.client("ec2", region), there.image, [each.id for each in there.snapshots], self.settings.share_with)
+        return self._shared(there)
+
+    def _shared(self, there: Published) -> Published:
+        others = (*there.shared_with, *self.settings.share_with)
+        return there.model_copy(update={"shared_with": tuple(dict.fromkeys(others))})
 
     def promote(self, region: str, image: Mapping[str, Any], *, verified: str) -> None:
         """Say that an AMI and its snapshots are what the run was for: no clean-up takes them any more."""

@@ -82,7 +82,7 @@ class Launcher:
         """Launch, trying purchases, types and zones in order; raises AwsLimit when none has capacity."""
         refused: list[str] = []
         subnets = list(self._subnets())
-        for spot, kind, subnet in self._ways(subnets, on_demand=on_demand):
+        for spot, kind, subnet in self._placements(subnets, on_demand=on_demand):
             try:
                 return self._run(spec, kind, subnet, spot=spot)
             except AwsLimit as error:
@@ -98,7 +98,7 @@ class Launcher:
             hint="name more `aws.instance_types` or `aws.subnets` in other zones, or try again later",
         )
 
-    def _ways(
+    def _placements(
         self, subnets: Sequence[dict[str, Any]], *, on_demand: bool
     ) -> Iterator[tuple[bool, str, dict[str, Any]]]:
         purchases = {"on-demand": (False,), "spot": (True,), "spot-first": (True, False)}[self.settings.purchase]
@@ -178,9 +178,9 @@ class Launcher:
             name = f"parbake-{stamp.key[:12]}"
             named = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [vpc]}]
 
-            def look() -> aws.Look:
+            def look() -> aws.Observation:
                 found = list(self.ec2.pages("describe_security_groups", "SecurityGroups", Filters=named))
-                return aws.Look(bool(found), value=found[0]["GroupId"] if found else "")
+                return aws.Observation(bool(found), value=found[0]["GroupId"] if found else "")
 
             self._groups[vpc] = look().value or self._new_group(vpc, name, stamp) or self._wait_for_group(name, look)
         return self._groups[vpc]
@@ -201,7 +201,7 @@ class Launcher:
         self.made_groups.append(str(made["GroupId"]))
         return self.made_groups[-1]
 
-    def _wait_for_group(self, name: str, look: Callable[[], aws.Look]) -> str:
+    def _wait_for_group(self, name: str, look: Callable[[], aws.Observation]) -> str:
         hint = "run the same command again"
         return str(aws.wait(f"The group {name}", look, seconds=aws.UNKNOWN_SECONDS, events=self.events, hint=hint))
 

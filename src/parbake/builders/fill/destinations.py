@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class UnpackOptions:
-    """What ``layers.unpack`` wants to know besides the layer."""
+    """What ``layers.unpack`` takes besides the layer."""
 
     bound: int
     allowance: Allowance

@@ -144,7 +144,7 @@ class VolumeImage:
         status = found.upper.stat()
         if (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) != (0o755, 0, 0):
             raise ContainerdError(
-                f"containerd's snapshotter makes folders that look different: {status!r}",
+                f"containerd's snapshotter lays out its folders differently: {status!r}",
                 hint="this is a bug in parbake: report it, with containerd's version",
             )
         bind(tree, found.upper)

@@ -150,13 +150,13 @@ def _build(folder: Path, log: Path, seconds: float, events: Events) -> None:
                     deadline.sleep(_LOOK_SECONDS)
                 _tell(lines, events)
         except BaseException:
-            events.note("waiting for Packer to remove what it made")
+            events.note("waiting for Packer to clean up")
             process.stop(grace=_CLEANUP_SECONDS)
             raise
     if process.code:
         raise CommandFailed(
             f"packer build ended with code {process.code}\n{process.tail}", code=process.code, output=process.tail,
-            hint="Packer has removed what it made; fix what it reports, and run the same command again",
+            hint="Packer has cleaned up; fix what it reports, and run the same command again",
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from parbake.builders.workers.wire import SLOTS, Message, Wire, failure, raised, slots
 from parbake.core.errors import Interrupted
-from parbake.images.layers import NodeSink, complete_tree, unpack
+from parbake.images.layers import TreeSink, complete_tree, unpack
 from parbake.machine.ext4.allocator import Zone
 from parbake.machine.ext4.layer import LayerWriter, WrittenLayer
 from parbake.machine.ext4.reader import Reader
@@ -31,7 +31,7 @@ _TOLD: Final = 4 << 20
 
 
 class Layer(NamedTuple):
-    """What is known of a layer before it comes (``layers.engine.Wanted``)."""
+    """What is known of a layer before it comes (``layers.engine.ExpectedLayer``)."""
 
     digest: str
     size: int
@@ -84,7 +84,7 @@ class Worker:
             inodes = Zone(_ranges(job["inodes"]), lambda: self._more("inodes"))
             stream = Stream(direct, blocks, self._threads, hashes, self._buffers)
             writer = LayerWriter(superblock, stream, blocks, inodes, hashes)
-            sink = NodeSink("the volume", writer)
+            sink = TreeSink("the volume", writer)
             unpacked = unpack(
                 _Arriving(self._slots, self._data, self._wire), Layer(*job["layer"]), sink,
                 bound=job["bound"], progress=lambda _: None, allowance=told,

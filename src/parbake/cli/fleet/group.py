@@ -25,11 +25,11 @@ Cells = Annotated[
 ]
 
 Store = Annotated[
-    str, typer.Option(help="Where artefacts are shared, instead of in the fleet's `store`.", metavar="ADDRESS")
+    str, typer.Option(help="The store that artefacts are shared through, instead of the fleet's.", metavar="ADDRESS")
 ]
 
 fleets = application(
-    "fleet", help="Bake many Bakefiles for some architectures, on many machines.", no_args_is_help=True
+    "fleet", help="Bake many Bakefiles for several architectures, on many machines.", no_args_is_help=True
 )
 
 
@@ -40,7 +40,7 @@ def init(
     ] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> Result:
-    """Write a commented fleet.yaml of the Bakefiles below a folder."""
+    """Write a commented fleet.yaml for the Bakefiles below a folder."""
     from parbake.fleet import scaffold
 
     return written([scaffold.write(folder, force=force)])
@@ -50,7 +50,7 @@ def init(
 def plan(events: Events, cell: Cells = None, store: Store = "", file: FleetPath = DEFAULT_FILE) -> Result:
     """Show what a run would do, without doing it.
 
-    Every cell is planned, and looked for in the store. The exit code is 3 when some could not be planned.
+    It plans every cell, and looks for it in the store. The exit code is 3 if some cells could not be planned.
     """
     from parbake.bakefile import store_address
     from parbake.cli.text import fleet as text
@@ -67,10 +67,10 @@ def plan(events: Events, cell: Cells = None, store: Store = "", file: FleetPath 
     def judge() -> None:
         if wrong:
             raise FleetIncomplete(
-                f"{wrong} of {len(found)} cells cannot be planned", hint="each one says why; the others can be baked"
+                f"{wrong} of {len(found)} cells cannot be planned", hint="each cell says why; the others can be baked"
             )
 
-    return Result(text.outlook_json(fleet.name, found), lambda: text.outlook_text(found), then=judge)
+    return Result(text.previews_json(fleet.name, found), lambda: text.previews_text(found), then=judge)
 
 
 @command(fleets)
@@ -83,7 +83,7 @@ def matrix(
     namespace: Annotated[str, typer.Option(help="For kubernetes: where the Jobs run.", metavar="NAME")] = "parbake",
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Print the fleet for those who run it without an engine.
+    """Print the fleet for a CI or cluster that runs it without an engine.
 
     For github: the `strategy` of a job, a matrix of the cells. For kubernetes: a List of Jobs, for `kubectl create -f
     -`. Both are JSON.
@@ -99,7 +99,7 @@ def matrix(
     elif kind != "kubernetes":
         raise InputError(f"--for {kind}: no such kind", hint="choose github or kubernetes")
     elif not image:
-        raise InputError("Jobs need parbake's image", hint="--image names it: deploy/Containerfile makes it")
+        raise InputError("the Jobs need parbake's image", hint="give it with --image; deploy/Containerfile builds it")
     else:
         document = export.for_kubernetes(fleet, found, image=image, namespace=namespace)
     return Result(document, lambda: json.dumps(document, indent=2))

@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 @command(fleets)
 def apply(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be changed.")] = False,
     heartbeat: Annotated[
         float,
-        typer.Option(min=1, help="In runs that begin by themselves: as for `fleet run`.", metavar="SECONDS"),
+        typer.Option(min=1, help="For scheduled runs: as for `fleet run`.", metavar="SECONDS"),
     ] = 60.0,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Tell the engine when runs begin by themselves, as `schedule` in the fleet's file says.
+    """Give the engine the `schedule` of the fleet's file, and how much may start in a second (`quotas`).
 
-    What has changed is changed; without `schedule` what the engine knows is removed. A run under way goes on. A run
-    that begins by itself reads the file as it is then; with `source` that of the branch.
+    It updates what has changed; without `schedule`, it removes the one that the engine has, and without
+    `starts_per_second` the limit. A run under way goes on. A scheduled run reads the file as it is then; with `source`,
+    the file on the branch.
     """
     need_engine()
-    from parbake.fleet.engine import schedules
+    from parbake.fleet.engine import limits, schedules
     from parbake.fleet.engine.tasks import Place
     from parbake.fleet.file import load
 
@@ -46,10 +47,24 @@ def apply(
     else:
         where = {"folder": str(file.absolute().parent)}
     place = Place(fleet.name, file.name, heartbeat=heartbeat, **where)
-    done = asked(state, file, lambda client: schedules.apply(client, fleet.schedule, place, dry_run=dry_run))
-    document = {"schedule": done.runs, "prune": done.prune, "held": done.paused or None, "dry_run": dry_run}
+    limit = fleet.quotas.starts_per_second
+
+    async def go(client: Client) -> schedules.Applied:
+        if not dry_run:
+            await limits.settle(client, limit)
+        return await schedules.apply(client, fleet.schedule, place, dry_run=dry_run)
+
+    done = asked(state, file, go)
+    document = {
+        "schedule": done.runs,
+        "prune": done.prune,
+        "starts_per_second": limit,
+        "held": done.paused or None,
+        "dry_run": dry_run,
+    }
     lines = [f"schedule of runs: {done.runs}", f"schedule of pruning: {done.prune}"]
-    lines += [f"it is held: {done.paused}; `parbake fleet resume` lets it go on"] if done.paused else []
+    lines += [f"at most {limit} bakes start in a second, and as many copies in each region"] if limit else []
+    lines += [f"it is paused: {done.paused}; `parbake fleet resume` lets it go on"] if done.paused else []
     return Result(document, lambda: "\n".join(lines))
 
 
@@ -59,9 +74,9 @@ def drain(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Let nothing new begin, and what is under way come to its end: before workers or the engine are stopped.
+    """Start nothing new and wait until what is under way has ended, before workers or the engine are stopped.
 
-    The schedule is held until `fleet resume`. The next run does what was not begun.
+    The schedule is paused until `fleet resume`. The next run does what was not started.
     """
     from parbake.fleet.file import load
 
@@ -81,22 +96,22 @@ def drain(
         }
 
     found = asked(state, file, go)
-    said = "no run was under way"
+    outcome = "no run was under way"
     if found["run"]:
-        said = "the run ends when what it has begun has ended"
+        outcome = "the run ends once its current bakes have ended"
         if wait:
-            said = f"the run has ended: {found['done']} cells are done, {found['left']} were not begun"
-            said = "the run was cancelled" if found["done"] is None else said
-    more = "; the schedule is held: `parbake fleet resume` lets it go on" if found["schedule_held"] else ""
-    return Result(found, lambda: f"{said}{more}")
+            outcome = f"the run has ended: {found['done']} cells are done, {found['left']} were not started"
+            outcome = "the run was cancelled" if found["done"] is None else outcome
+    more = "; the schedule is paused: `parbake fleet resume` lets it go on" if found["schedule_held"] else ""
+    return Result(found, lambda: f"{outcome}{more}")
 
 
 @command(fleets)
 def doctor(state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
-    """Say what stands in the way of the fleet: its file, store, key and engine, and each worker.
+    """Check the fleet: its file, store, key and engine, and each worker.
 
-    Exits with 1 where a bake could not end well. Nothing is changed, but for an object that is written to the store and
-    removed.
+    The exit code is 1 if a bake could not succeed. It changes nothing, except that it writes an object to the store and
+    removes it.
     """
     need_engine()
     from parbake.cli.text import artefacts
@@ -130,7 +145,9 @@ def _of_engine(state: Path, fleet: Fleet) -> tuple[Check, ...]:
     try:
         seen = asyncio.run(go())
         keys = tuple(map(fingerprint, read_keys(engine.key)))
-        here = health.Here(socket.gethostname(), keys, fleet.store, fleet.verify, fleet.rollout is not None)
+        here = health.Here(
+            socket.gethostname(), keys, fleet.store, fleet.verify, fleet.rollout is not None, bool(fleet.places)
+        )
         return health.judge(seen, here)
     except ParbakeError as error:
         return (

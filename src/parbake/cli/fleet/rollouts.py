@@ -10,7 +10,7 @@ import typer
 
 from parbake.cli.app import Result, command
 from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
-from parbake.cli.fleet.runs import State, asked, need_engine, user
+from parbake.cli.fleet.runs import State, asked, need_engine, user, whoever
 from parbake.core.errors import FleetIncomplete, InputError, VerificationFailed
 from parbake.core.events import Events
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 Wait = Annotated[
     bool,
-    typer.Option("--wait", help="Wait until it ends, or needs somebody; the exit code is 3 if it failed or is paused."),
+    typer.Option(
+        "--wait", help="Wait until it ends or needs a decision; the exit code is 3 if it failed or is paused."
+    ),
 ]
-By = Annotated[str, typer.Option("--by", help="Who says so. Default: the user's name.", metavar="NAME")]
+By = Annotated[str, typer.Option("--by", help="The name for the record. Default: the user's.", metavar="NAME")]
 Note = Annotated[str, typer.Option("--note", help="Why, for the record.", metavar="TEXT")]
 
 
@@ -57,10 +59,10 @@ def rollout(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Roll out what the last run has made sure of, in the waves of the fleet's file.
+    """Roll out the artefacts of the last run, in the waves of the fleet's file.
 
-    `parbake fleet run` does so by itself, once for each generation. Where a rollout of the same is under way, it is
-    that one. --cell is for --dry-run.
+    `parbake fleet run` does so by itself, once for each generation. If the same rollout is under way already, this
+    follows it; if another one is, `when_newer` in the fleet's file decides. --cell is for --dry-run.
     """
     from parbake.cli.text import fleet_rollouts as text
 
@@ -72,7 +74,8 @@ def rollout(
     async def start(client: Client) -> str:
         from parbake.fleet.engine import rollouts, runs
 
-        return await rollouts.start(client, await runs.made(client, fleet.name))
+        newer = fleet.rollout is not None and fleet.rollout.when_newer == "supersede"
+        return await rollouts.start(client, await runs.made(client, fleet.name, whoever()), supersede=newer)
 
     started = asked(state, file, start)
     if not wait:
@@ -97,14 +100,14 @@ def _followed(fleet: str, state: Path | None, file: Path, events: Events, *, sin
 
         seen: list[object] = []
 
-        def told(status: RolloutStatus) -> None:
+        def on_status(status: RolloutStatus) -> None:
             story = status.standing.story if status.standing else []
             for entry in story[story.index(seen[-1]) + 1 if seen and seen[-1] in story else 0 :]:
                 if entry.at >= since:
                     events.note(entry.text)
                 seen.append(entry)
 
-        return await rollouts.follow(client, fleet, told)
+        return await rollouts.follow(client, fleet, on_status)
 
     return asked(state, file, follow)
 
@@ -122,16 +125,17 @@ def _ended(found: RolloutStatus, problem: str) -> Result:
 @command(fleets)
 def approve(
     events: Events,
-    wave: Annotated[str, typer.Argument(help="The wave. Default: the one that waits.", metavar="[WAVE]")] = "",
+    wave: Annotated[str, typer.Argument(help="The wave. Default: the one that is waiting.", metavar="[WAVE]")] = "",
     by: By = "",
     note: Note = "",
     wait: Wait = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Approve a wave that waits for it, so that the next one begins.
+    """Approve a wave that waits for it, so that the next one starts.
 
-    Who, when and from which machine is recorded; nobody may approve twice.
+    The name, the time and the machine are recorded; nobody may approve twice. If the wave names users or roles of AWS,
+    your AWS credentials prove that you are one of them: they sign a call of GetCallerIdentity, which a worker sends.
     """
     from parbake.fleet.file import load
 
@@ -141,13 +145,19 @@ def approve(
         from parbake.fleet.engine import rollouts
         from parbake.fleet.engine.rollout_tasks import Yes
 
-        return await rollouts.approve(client, fleet.name, Yes(wave, who, socket.gethostname(), note))
+        return await rollouts.approve(client, fleet.name, Yes(wave, who, socket.gethostname(), note), _proof)
 
     name = asked(state, file, go)
-    said = f"rollout/{fleet.name}: {who} has approved the wave {name}"
+    message = f"rollout/{fleet.name}: {who} has approved the wave {name}"
     if wait:
         return _as_it_goes_on(fleet.name, state, file, events, since=now)
-    return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: said)
+    return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: message)
+
+
+def _proof(purpose: str) -> str:
+    from parbake.aws.caller import proof  # loads only where a wave asks for it
+
+    return proof(purpose)
 
 
 @command(fleets)
@@ -159,18 +169,19 @@ def rollback(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Return all targets that the last rollout has written, in reverse order.
+    """Roll back all targets that the last rollout has written, in reverse order.
 
     Also those that are being written or have failed. A target that holds something else by now is left as it is.
     """
     from parbake.fleet.file import load
 
     fleet, who, now = load(file), by or user(), datetime.now(UTC).isoformat(timespec="seconds")
+    host = socket.gethostname()
 
     async def go(client: Client) -> None:
         from parbake.fleet.engine import rollouts
 
-        await rollouts.back(client, fleet.name, f"{who} wants it back{f': {note}' if note else ''}")
+        await rollouts.back(client, fleet.name, f"{who} on {host} wants it back{f': {note}' if note else ''}")
 
     asked(state, file, go)
     if not wait:
@@ -178,7 +189,7 @@ def rollback(
         return Result({"rollout": name, "told": "rollback"}, lambda: f"{name}: goes back")
     found = _followed(fleet.name, state, file, events, since=now)
     whole = found.state == "rolled-back" and found.standing and not found.standing.noted
-    return _ended(found, "" if whole else f"not all targets of {fleet.name} were returned")
+    return _ended(found, "" if whole else f"some targets of {fleet.name} were not rolled back")
 
 
 @command(fleets)
@@ -187,13 +198,13 @@ def gate(
     wave: Annotated[str, typer.Argument(help="The wave.", metavar="WAVE")],
     cell: Cells = None,
     generation: Annotated[
-        str, typer.Option(help="What the gate's command is told of what is rolled out.", metavar="NAME")
+        str, typer.Option(help="What the gate's command is told about the rollout.", metavar="NAME")
     ] = "",
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Ask what a rollout asks after a wave: its targets, whether their nodes run what they hold, then its gate.
+    """Run a wave's checks by hand: whether the nodes of its targets run what these hold, then its gate.
 
-    The exit code is 3 when one of them says no.
+    The exit code is 3 if one of them fails.
     """
     from parbake.cli.text import fleet_rollouts as text
     from parbake.fleet import gate as asking

@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import importlib.util
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +34,7 @@ State = Annotated[
 ]
 Slots = Annotated[int, typer.Option(min=1, help="How many bakes a worker runs at once.", metavar="COUNT")]
 Grace = Annotated[
-    float, typer.Option(min=0, help="How long bakes may go on when a worker is told to stop.", metavar="SECONDS")
+    float, typer.Option(min=0, help="How long bakes may go on after a worker is told to stop.", metavar="SECONDS")
 ]
 
 
@@ -45,7 +46,7 @@ def state_folder(state: Path | None, file: Path) -> Path:
 def need_engine() -> None:
     """Raise EnvironmentProblem unless the engine's library is installed."""
     if importlib.util.find_spec("temporalio") is None:
-        raise EnvironmentProblem("the engine of fleets is not installed", hint="pip install 'parbake[fleet]'")
+        raise EnvironmentProblem("the fleet engine is not installed", hint="pip install 'parbake[fleet]'")
 
 
 def asked[Answer](state: Path | None, file: Path, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
@@ -74,15 +75,19 @@ def up(
 ) -> None:
     """Run an engine and workers on this machine, until Ctrl-C.
 
-    It listens on the loopback alone. The next `fleet up` goes on where this one ended; without its database the next
-    run finds in the store what is done already. Bakes need root.
+    It listens on the loopback only. The next `fleet up` continues where this one ended; without its database, the next
+    run finds in the store what is done already. Workers bake, which needs root; --workers 0 runs the engine alone.
     """
     need_engine()
+    from parbake.fleet.engine.facts import need_powers
     from parbake.fleet.engine.local import Settings
     from parbake.fleet.engine.local import up as run_here
+    from parbake.fleet.engine.tasks import QUEUES
+
+    need_powers(QUEUES if workers else ())
 
     def ready(here: dict[str, object]) -> None:
-        events.note(f"the engine listens on {here['address']}; look at it on {here['ui']}; Ctrl-C ends it")
+        events.note(f"the engine listens on {here['address']}; its web interface is {here['ui']}; Ctrl-C ends it")
 
     run_here(state_folder(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
 
@@ -90,27 +95,35 @@ def up(
 @command(fleets)
 def worker(
     queues: Annotated[
-        str, typer.Option(help="What it takes tasks from: control (no root needed), bake, roll.", metavar="NAMES")
-    ] = "control,bake,roll",
+        str,
+        typer.Option(
+            help="The queues it takes tasks from: control (no root needed), bake, place, roll.", metavar="NAMES"
+        ),
+    ] = "control,bake,place,roll",
     slots: Slots = 1,
     grace: Grace = 5.0,
     pinned: Annotated[
         bool,
-        typer.Option("--pinned", help="Let what begins under this version of parbake end under it: keep its workers."),
+        typer.Option(
+            "--pinned", help="Let runs that start under this version of parbake end under it: keep its workers."
+        ),
     ] = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> None:
-    """Work for the engine until SIGTERM: plan, build and bake, write to the targets of rollouts.
+    """Work for the engine until SIGTERM: plan, build and bake, copy to places, write to the targets of rollouts.
 
-    The engine is that of TEMPORAL_ADDRESS, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…), or
-    the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all machines share.
+    TEMPORAL_ADDRESS names the engine, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…); without
+    it, it is the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all
+    machines share.
     """
     need_engine()
     from parbake.fleet.engine.connect import Engine
+    from parbake.fleet.engine.facts import need_powers
     from parbake.fleet.engine.worker import serve
 
     named = [each.strip() for each in queues.split(",") if each.strip()]
+    need_powers(named)
     version = __version__ if pinned else ""
     asyncio.run(serve(Engine(state_folder(state, file)), queues=named, slots=slots, grace=grace, pinned=version))
 
@@ -124,22 +137,22 @@ def run(
     ] = False,
     heartbeat: Annotated[
         float,
-        typer.Option(min=1, help="A worker that is silent for so long counts as dead.", metavar="SECONDS"),
+        typer.Option(min=1, help="How long a worker may be silent before it counts as dead.", metavar="SECONDS"),
     ] = 60.0,
     roll_out: Annotated[
-        bool, typer.Option("--rollout/--no-rollout", help="Roll out what is good, where the fleet's file says how.")
+        bool, typer.Option("--rollout/--no-rollout", help="Then roll out what is good, if the fleet's file says how.")
     ] = True,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Start a run: every cell is planned, and what the store lacks is baked by the workers.
+    """Start a run: plan every cell, and let the workers bake what the store lacks.
 
-    Where a run of the fleet is under way, it is that one. When all cells are good, and the fleet's file has `rollout`,
-    a rollout of them begins.
+    If a run of the fleet is under way already, this follows it; one that was cancelled or is being drained, it waits
+    for. When all cells are good, and the fleet's file has `rollout`, their rollout starts.
     """
     need_engine()
     from parbake.cli.text import fleet as text
-    from parbake.fleet.engine import runs
+    from parbake.fleet.engine import limits, runs
     from parbake.fleet.file import load
     from parbake.fleet.requests import run_request
     from parbake.fleet.source import pinned
@@ -147,19 +160,25 @@ def run(
     fleet, folder = load(file), file.absolute().parent
     root = pinned(fleet.source, folder)
     request = run_request(fleet, file.name, root, folder, named=cell or (), heartbeat=heartbeat, roll_out=roll_out)
+
+    async def start(client: Client) -> str:
+        if limit := fleet.quotas.starts_per_second:
+            await limits.settle(client, limit)
+        return await runs.start(client, request, events.note)
+
     if not wait:
-        started = asked(state, file, lambda client: runs.start(client, request))
+        started = asked(state, file, start)
         return Result({"run": started}, lambda: f"{started} is under way: `parbake fleet status` shows how far it is")
 
     async def to_the_end(client: Client) -> Progress:
-        await runs.start(client, request)
+        await start(client)
         with events.task("cells", len(request.cells), unit="items") as task:
 
-            def told(status: runs.Status) -> None:
+            def on_status(status: runs.Status) -> None:
                 if status.progress:
                     task.advance(status.progress.counts.done - task.done)
 
-            return await runs.follow(client, fleet.name, told)
+            return await runs.follow(client, fleet.name, on_status)
 
     ended = asked(state, file, to_the_end)
     failed = ended.counts.failed + ended.counts.quarantined
@@ -176,17 +195,17 @@ def run(
 
 @command(fleets)
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
     every: Annotated[
-        float, typer.Option(min=0.1, help="With --watch: how long to wait between two looks.", metavar="SECONDS")
+        float, typer.Option(min=0.1, help="With --watch: how long to wait between two checks.", metavar="SECONDS")
     ] = 2.0,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result | None:
     """Show how far the last run and the last rollout are.
 
-    The cells, what each bake is doing, what failed, and who works; the waves, and who must say what. With --watch and
-    --json one document a line.
+    It shows the cells, what each bake is doing, what failed, and the workers; the waves, and the approvals they need.
+    With --watch and --json, it prints one document per line.
     """
     from parbake.cli.text import fleet as text
     from parbake.fleet.file import load
@@ -229,7 +248,7 @@ def _watched(
     asked(state, file, go)
 
 
-OfRollout = Annotated[bool, typer.Option("--rollout", help="The rollout that is under way, and not the run.")]
+OfRollout = Annotated[bool, typer.Option("--rollout", help="The rollout that is under way, instead of the run.")]
 
 
 def _tell(
@@ -248,11 +267,11 @@ def _tell(
             if not rollout:
                 await of_run(runs, client, fleet.name)
             elif what == "pause":
-                await rollouts.pause(client, fleet.name, f"by {user()}")
+                await rollouts.pause(client, fleet.name, f"by {whoever()}")
             elif what == "resume":
-                await rollouts.resume(client, fleet.name, f"by {user()}")
+                await rollouts.resume(client, fleet.name, f"by {whoever()}")
             else:
-                await rollouts.cancel(client, fleet.name)
+                await rollouts.cancel(client, fleet.name, f"by {whoever()}")
 
         asked(state, file, go)
         name = f"{'rollout' if rollout else 'fleet'}/{fleet.name}"
@@ -270,28 +289,33 @@ def user() -> str:
         return f"user {os.getuid()}"
 
 
+def whoever() -> str:
+    """Return who asks, and from where, in words."""
+    return f"{user()} on {socket.gethostname()}"
+
+
 command(
     fleets,
     name="pause",
-    help="Let the run under way begin nothing new; with --rollout let the rollout begin with no other target.",
+    help="Let the current run start nothing new; with --rollout, let the rollout start no further target.",
 )(
     _tell(
         "pause",
-        "begins nothing new",
+        "starts nothing new",
         lambda runs, client, name: runs.pause(client, name, "by hand"),
-        "begins with no other target",
+        "starts no further target",
     )
 )
 command(
     fleets,
     name="resume",
-    help="Let a paused run go on, however many of its cells have failed; with --rollout a rollout, with what failed.",
+    help="Let a paused run go on, however many of its cells have failed; with --rollout, retry and go on.",
 )(_tell("resume", "goes on", lambda runs, client, name: runs.resume(client, name), "goes on"))
 command(
     fleets,
     name="cancel",
-    help="End the run under way, with the bakes that it has begun; nothing of them is left. With --rollout end the "
-    "rollout: targets keep what they hold.",
+    help="Cancel the current run and its bakes, leaving nothing of them behind. With --rollout, cancel the rollout: "
+    "targets keep what they hold.",
 )(
     _tell(
         "cancel",
@@ -308,7 +332,7 @@ def retry(
     cell: Annotated[list[str], typer.Argument(help="Cells, such as search@amd64 or search.", metavar="CELL...")],
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Let cells be tried again that have failed too often: the next run does."""
+    """Release cells from quarantine, so that the next run tries them again."""
     from parbake.fleet import preview, quarantine
     from parbake.fleet.cells import cells, chosen
     from parbake.fleet.file import load
@@ -320,5 +344,5 @@ def retry(
     quarantine.lift(open_store(fleet.store), [each.key for each in freed])
     names = [each.cell.name for each in freed]
     return Result(
-        {"freed": names}, lambda: "\n".join(f"{name} is tried again" for name in names) or "none was held back"
+        {"freed": names}, lambda: "\n".join(f"{name} will be retried" for name in names) or "no cell was in quarantine"
     )

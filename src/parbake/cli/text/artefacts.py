@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from parbake.workflows.demo import Outcome
     from parbake.workflows.doctor import Check
     from parbake.workflows.lint import Finding
-    from parbake.workflows.plan import Finished, Preview
+    from parbake.workflows.plan import BakeResult, Preview
 
 # Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
 _WIDTH = 240
@@ -159,7 +159,7 @@ def _layout(plan: Plan) -> tuple[str, ...]:
             fixed = tuple(f"{part.name} {human_bytes(part.size)}" for part in parts[:-1])
             return (*fixed, f"{parts[-1].name} {human_bytes(plan.size - parts[-1].start)}, ext4")
         case _:
-            return ("the base's partitions", "its root file system takes what is added")
+            return ("the base's partitions", "its root file system takes the added space")
 
 
 def _state(preview: Preview) -> str:
@@ -178,12 +178,12 @@ def record_json(path: Path, record: Record) -> dict[str, object]:
     }
 
 
-def finished_json(finished: Finished) -> dict[str, object]:
+def finished_json(finished: BakeResult) -> dict[str, object]:
     """Return the record of what was baked, and whether this run changed anything."""
     return {"changed": finished.changed, **record_json(finished.artefact, finished.record)}
 
 
-def finished_text(finished: Finished) -> str:
+def finished_text(finished: BakeResult) -> str:
     """Return what a bake made, for people."""
     first = "baked" if finished.changed else "exists already, nothing to do"
     return f"{finished.artefact.name}: {first}\n{record_text(finished.artefact, finished.record)}"
@@ -373,5 +373,7 @@ def findings_text(findings: Sequence[Finding]) -> str:
         found = word(f"{each.place}: {each.level}: {what}{each.message} [{each.rule.id}]")
         lines += [found, f"    {each.rule.help}"]
     counts = Counter(each.level for each in findings)
-    told = ", ".join(f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("error", "warning", "note"))
-    return "\n".join([*lines, told if findings else "nothing stands in the way of the bake"])
+    summary = ", ".join(
+        f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("error", "warning", "note")
+    )
+    return "\n".join([*lines, summary if findings else "nothing stands in the way of the bake"])

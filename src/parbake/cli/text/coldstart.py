@@ -54,7 +54,7 @@ def savings_text(found: Savings, prices: Prices) -> str:
     facts = table([
         ("wasted by pulls", f"{wasted:,.1f} node-minutes a day, {found.wasted_a_month:,.2f} {money} a month"),
         ("saved by the bake", f"{saved:,.1f} node-minutes a day, {found.saved_a_month:,.2f} {money} a month"),
-        ("of what is wasted", f"{found.share_saved:.0%}"),
+        ("share of the waste", f"{found.share_saved:.0%}"),
         ("cost of the bakes", f"{found.bakes_a_month:,.2f} {money} a month"),
         ("kept back by headroom", f"{found.headroom_a_month:,.2f} {money} a month"),
         ("left with it", f"{found.left_a_month:,.2f} {money} a month"),

@@ -1,4 +1,4 @@
-"""What is told of fleets, as text for people and as JSON for programs. Pure."""
+"""Fleets, as text for people and as JSON for programs. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parbake.cli.text.artefacts import table
 from parbake.cli.text.fleet_rollouts import rollout_json, rollout_text
 from parbake.core.printable import word
 from parbake.core.units import human_bytes
-from parbake.fleet.preview import Outlook, State
+from parbake.fleet.preview import CellPreview, State
 
 if TYPE_CHECKING:
     from parbake.fleet.engine.rollouts import RolloutStatus
@@ -28,7 +28,7 @@ STATES: dict[State, str] = {
 }
 
 
-def outlook_json(name: str, found: Sequence[Outlook]) -> dict[str, object]:
+def previews_json(name: str, found: Sequence[CellPreview]) -> dict[str, object]:
     """Return what a run would do, cell by cell, and how many cells are in each state."""
     cells = [
         {
@@ -38,6 +38,8 @@ def outlook_json(name: str, found: Sequence[Outlook]) -> dict[str, object]:
             "state": each.state,
             "key": each.key or None,
             "artefact_name": each.artefact or None,
+            "builder": each.builder or None,
+            "places": list(each.places),
             "problem": each.problem or None,
         }
         for each in found
@@ -46,17 +48,21 @@ def outlook_json(name: str, found: Sequence[Outlook]) -> dict[str, object]:
     return {"fleet": name, "counts": {state: counts[state] for state in STATES}, "cells": cells}
 
 
-def outlook_text(found: Sequence[Outlook]) -> str:
+def previews_text(found: Sequence[CellPreview]) -> str:
     """Return that for people."""
-    rows = ((each.cell.name, each.key[:12] or "-", STATES[each.state]) for each in found)
+    rows = ((each.cell.name, each.key[:12] or "-", _state_text(each)) for each in found)
     problems = [
         f"{each.cell.name}: {word(each.problem)}" + (f"\n  next: {word(each.hint)}" if each.hint else "")
         for each in found
         if each.problem
     ]
     counts = Counter(each.state for each in found)
-    said = ", ".join(f"{counts[state]} {words}" for state, words in STATES.items() if counts[state])
-    return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {said}"])
+    counted = ", ".join(f"{counts[state]} {words}" for state, words in STATES.items() if counts[state])
+    return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {counted}"])
+
+
+def _state_text(preview: CellPreview) -> str:
+    return STATES[preview.state] + (f", to copy to {', '.join(preview.places)}" if preview.places else "")
 
 
 def progress_json(progress: Progress) -> dict[str, object]:
@@ -66,6 +72,7 @@ def progress_json(progress: Progress) -> dict[str, object]:
         "total": progress.total,
         "counts": {**vars(counts), "done": counts.done},
         "failed": [vars(each) for each in progress.failed],
+        "places": progress.places,
         "paused": progress.paused or None,
         "rollout": progress.rollout or None,
     }
@@ -74,8 +81,11 @@ def progress_json(progress: Progress) -> dict[str, object]:
 def progress_text(progress: Progress) -> str:
     """Return that for people."""
     counts = progress.counts
-    said = [f"{value} {name}" for name, value in vars(counts).items() if value]
-    lines = [f"{counts.done} of {progress.total} cells: {', '.join(said) or 'none is done'}"]
+    counted = [f"{value} {name}" for name, value in vars(counts).items() if value]
+    lines = [f"{counts.done} of {progress.total} cells: {', '.join(counted) or 'none is done'}"]
+    if progress.places:
+        under_way = (f"{count} to {region}" for region, count in progress.places.items())
+        lines.append(f"copies under way: {', '.join(under_way)}")
     if progress.paused:
         lines.append(f"paused: {progress.paused}; `parbake fleet resume` goes on, `parbake fleet cancel` ends it")
     for each in progress.failed:
@@ -103,7 +113,7 @@ def status_json(status: Status, rollout: RolloutStatus | None = None) -> dict[st
 def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
     """Return that for people."""
     lines = [f"{status.run}  {status.state}  since {status.started_at}"]
-    lines.append(progress_text(status.progress) if status.progress else "no worker answers: how far it is is not known")
+    lines.append(progress_text(status.progress) if status.progress else "no worker answers, so its progress is unknown")
     if status.running:
         rows = (
             (
@@ -121,8 +131,9 @@ def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
     if rollout:
         lines += ["", rollout_text(rollout)]
     for queue, count in status.workers.items():
-        if not count and (rollout or queue != "roll"):
-            lines.append(f"no worker takes tasks of the queue {queue}: `parbake fleet worker --queues {queue}` does")
+        places = status.progress.places if status.progress else {}
+        if not count and {"roll": bool(rollout), "place": bool(places)}.get(queue, True):
+            lines.append(f"no worker serves the queue {queue}: start one with `parbake fleet worker --queues {queue}`")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What is told of a fleet's rollouts, as text for people and as JSON for programs. Pure."""
+"""A fleet's rollouts, as text for people and as JSON for programs. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from parbake.cli.text.artefacts import table
 from parbake.core.printable import word
 
 if TYPE_CHECKING:
+    from parbake.fleet.audit import Event
     from parbake.fleet.engine.logs import Log
     from parbake.fleet.engine.rollout_tasks import Handed, Standing, WaveState
     from parbake.fleet.engine.rollouts import RolloutStatus
@@ -31,10 +32,10 @@ STATES = {
 }
 WAVES = {
     "waits": "waits",
-    "looks": "looks at its targets",
-    "hands": "is handed out",
+    "looks": "is checking its targets",
+    "hands": "is being rolled out",
     "soaks": "soaks",
-    "asks": "asks its gate",
+    "asks": "is running its gate",
     "approval": "waits for an approval",
     "done": "done",
 }
@@ -149,7 +150,7 @@ def rollout_text(status: RolloutStatus) -> str:
     if status.problem:
         lines.append(word(status.problem))
     if standing is None:
-        return "\n".join([*lines, "no worker answers: how far it is is not known"])
+        return "\n".join([*lines, "no worker answers, so its progress is unknown"])
     lines[0] += f"  generation {standing.generation}"
     if standing.waves:
         goes_on = standing.state in {"waves", "done"}
@@ -203,6 +204,26 @@ def story_text(status: RolloutStatus) -> str:
     """Return all that happened in a rollout, a line each."""
     story = status.standing.story if status.standing else []
     return "\n".join(f"{entry.at[:19]}  {word(entry.text)}" for entry in story) or "no worker answers"
+
+
+_ENDS = {"done": "completed", "rolled-back": "rolled-back", "cancelled": "canceled", "superseded": "superseded"}
+
+
+def trail_json(fleet: str, trail: Sequence[Event]) -> dict[str, object]:
+    """Return what the store knows of the last rollout, where the engine does not; ``state`` as far as that says."""
+    return {
+        "rollout": f"rollout/{fleet}",
+        "state": _ENDS.get(trail[-1].what, "unknown"),
+        "started_at": trail[0].at,
+        "generation": trail[-1].generation,
+        "story": [{"at": event.at, "text": event.text} for event in trail],
+        "events": [asdict(event) for event in trail],
+    }
+
+
+def trail_text(trail: Sequence[Event]) -> str:
+    """Return that for people, a line each."""
+    return "\n".join(f"{event.at[:19]}  {word(event.text)}" for event in trail)
 
 
 def log_json(cell: str, log: Log) -> dict[str, object]:

@@ -13,11 +13,11 @@ from parbake.workflows.rollout import TargetReport, TargetResult
 from parbake.workflows.watch import Tidied, Turn
 
 
-def handed_json(handed: Sequence[TargetResult], *, dry_run: bool) -> dict[str, object]:
+def results_json(results: Sequence[TargetResult], *, dry_run: bool) -> dict[str, object]:
     """Return what was written to each target, and how far its nodes are."""
     return {
         "dry_run": dry_run,
-        "changed": any(each.written for each in handed),
+        "changed": any(each.written for each in results),
         "targets": [
             {
                 "target": each.target,
@@ -31,7 +31,7 @@ def handed_json(handed: Sequence[TargetResult], *, dry_run: bool) -> dict[str, o
                 "written": each.written,
                 "follow": asdict(each.follow) if each.follow else None,
             }
-            for each in handed
+            for each in results
         ],
     }
 
@@ -41,10 +41,10 @@ def held_json(held: TargetState | None) -> dict[str, object] | None:
     return held.model_dump(mode="json", exclude={"spec"}) if held else None
 
 
-def handed_text(handed: Sequence[TargetResult], *, dry_run: bool) -> str:
+def results_text(results: Sequence[TargetResult], *, dry_run: bool) -> str:
     """Return what was written to each target, or would be, for people."""
     parts = []
-    for each in handed:
+    for each in results:
         new = "would be written" if dry_run else "written"
         verb = "holds it already" if each.change.empty else new
         nodes = f", {nodes_text(each.follow)}" if each.follow else ""
@@ -112,7 +112,7 @@ def turn_json(turn: Turn) -> dict[str, object]:
         "artefact": finished.record.artefact if finished else None,
         "key": finished.record.key if finished else None,
         "baked": bool(finished and finished.changed),
-        "rollout": handed_json(turn.handed, dry_run=False),
+        "rollout": results_json(turn.results, dry_run=False),
         "prune": _tidied_json(turn.tidied) if turn.tidied else None,
     }
 
@@ -127,7 +127,7 @@ def turn_text(turn: Turn) -> str:
     if turn.finished is None:
         return "nothing moved"
     baked = "baked" if turn.finished.changed else "exists already"
-    parts = [f"{turn.finished.record.artefact}: {baked}", handed_text(turn.handed, dry_run=False)]
+    parts = [f"{turn.finished.record.artefact}: {baked}", results_text(turn.results, dry_run=False)]
     if turn.tidied and turn.tidied.pruned:
         parts.append(pruned_text(turn.tidied.pruned, dry_run=False))
     if turn.tidied:

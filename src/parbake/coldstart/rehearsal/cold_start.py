@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from parbake.coldstart.rehearsal.host import Here
+from parbake.coldstart.rehearsal.host import LocalHost
 from parbake.containerd import Cri, Daemon
 from parbake.core import run
 from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded, MachineError
@@ -44,7 +44,7 @@ def cold_start(
         daemon = stack.enter_context(Daemon(root, folder / "containerd", cri=True, sandbox_image=name))
         client = stack.enter_context(daemon.client())
         if plan.sandbox is None or pull:
-            sandbox.bring(client, folder / "pause", name, Platform.host())
+            sandbox.import_image(client, folder / "pause", name, Platform.host())
         stages["containerd"] = time.monotonic() - begun
         cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
         if pull:
@@ -52,13 +52,13 @@ def cold_start(
             cri.pull_image(image.names[0])
             stages = {"pull": time.monotonic() - begun}
         _wait_image(cri, image)
-        starter = Starter(Here(), cri, stretch=1.0, pause=name, logs=str(folder / "logs"))
+        starter = Starter(LocalHost(), cri, stretch=1.0, pause=name, logs=str(folder / "logs"))
         started = starter.start(image.names[0], image.startup or Startup())
     except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error
     if started.seconds is None:
-        said = started.output.strip().splitlines()[-1:]
-        raise NotStarted("; ".join([*started.problems, *said]))
+        last = started.output.strip().splitlines()[-1:]
+        raise NotStarted("; ".join([*started.problems, *last]))
     stages |= {"sandbox": started.sandbox_seconds or 0.0, "start": started.seconds}
     return {stage: round(seconds, 3) for stage, seconds in stages.items()}
 

@@ -16,8 +16,8 @@ from parbake.machine.vm import Clock, Waited
 _POLL = 0.005
 
 
-class Here:
-    """This machine, as ``verify.start.Place`` asks for it. Use it in the thread that has the network."""
+class LocalHost:
+    """This machine, as ``verify.starter.ContainerHost`` asks for it. Use it in the thread that has the network."""
 
     def check(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> str:
         """Run a program and return its output; raises CommandFailed."""

@@ -17,7 +17,7 @@ from parbake.core.timestamps import timestamp
 from parbake.machine import disk
 from parbake.machine.vm import GuestRead, largest_disk
 from parbake.machine.vm.firmware import qemu_format
-from parbake.verify import Rehearsal
+from parbake.verify import Verification
 
 if TYPE_CHECKING:
     from parbake.core.events import Events
@@ -34,19 +34,17 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
     log = work / "reads.log"
     parts: list[tuple[str, float, float, float | None, dict[str, float]]] = []
     skipped = {}
-    with Rehearsal(image, plan, events=events, folder=work / "boot", reads=log) as rehearsal:
-        if rehearsal.node.is_docker:
+    with Verification(image, plan, events=events, folder=work / "boot", reads=log) as verification:
+        if verification.node.is_docker:
             raise EnvironmentProblem("a node that runs Docker is not rehearsed", hint="bake without --rehearse")
-        parts.append(("boot", 0.0, time.time(), round(rehearsal.node.boot_seconds, 3), {}))
-        rehearsal.provide_sandbox()
+        parts.append(("boot", 0.0, time.time(), round(verification.node.boot_seconds, 3), {}))
+        verification.provide_sandbox()
         for each in starting(plan):
             with events.stage(f"rehearse {each.reference}", f"Rehearse {each.reference} with cold caches"):
-                with suppress(
-                    MachineError
-                ):  # what is in a cache then is missing from this part, and not from the order
-                    rehearsal.node.machine.guest.check(["sh", "-c", _FORGET])
+                with suppress(MachineError):  # what a cache holds then is missing from this part alone
+                    verification.node.machine.guest.check(["sh", "-c", _FORGET])
                 begun = time.time()
-                started = rehearsal.starter.start(each.names[0], each.startup or Startup())
+                started = verification.starter.start(each.names[0], each.startup or Startup())
             if started.seconds is None:
                 skipped[each.reference] = "; ".join(started.problems)[:2000]
                 continue

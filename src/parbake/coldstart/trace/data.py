@@ -175,7 +175,7 @@ def parse(data: bytes, *, called: str = "the trace") -> Trace:
     except (ValueError, ValidationError, RecursionError) as error:
         reason = "; ".join(str(error).splitlines()[:3])
         raise InputError(
-            f"{called} is no trace that this parbake reads: {reason}",
+            f"cannot read {called} as a start-up trace: {reason}",
             hint="make one with `parbake trace`, by a parbake of this version",
         ) from None
 

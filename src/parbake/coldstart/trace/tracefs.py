@@ -64,7 +64,7 @@ def device_of(path: str) -> Device:
         major, _, minor = (folder.parent / "dev").read_text().strip().partition(":")
         return Device(path, (own, (int(major), int(minor))), int((folder / "start").read_text()), count)
     except (OSError, ValueError):
-        raise EnvironmentProblem(f"{path} is no block device", hint="`lsblk` lists them") from None
+        raise EnvironmentProblem(f"{path} is not a block device", hint="`lsblk` lists them") from None
 
 
 def mounted_at(place: Path) -> str:

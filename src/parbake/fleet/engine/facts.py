@@ -9,12 +9,17 @@ import hashlib
 import hmac
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from parbake import __version__
+from parbake.core.errors import EnvironmentProblem
+from parbake.fleet.engine.tasks import BAKE
 
+BAKERS_CAN = {"root": "it is not root", "loops": "it has no loop devices"}
+"""What a worker of the queue ``bake`` must be able to, and the words for one that is not."""
 _CAN = {"loops": Path("/dev/loop-control"), "kvm": Path("/dev/kvm")}
 
 
@@ -49,3 +54,16 @@ class Facts:
     def identity(self) -> str:
         """Return it as the engine hears it."""
         return " ".join([self.name, f"parbake/{self.version}", f"key/{self.key}", *sorted(self.can)])
+
+
+def need_powers(queues: Collection[str]) -> None:
+    """Raise EnvironmentProblem where this process cannot do what a queue asks for.
+
+    It would take each task and fail it, until the key is in quarantine.
+    """
+    lacks = sorted(BAKERS_CAN.keys() - Facts.of_this(b"").can) if BAKE in queues else []
+    if lacks:
+        raise EnvironmentProblem(
+            f"a worker here cannot bake: {', '.join(BAKERS_CAN[each] for each in lacks)}",
+            hint="run the worker as root, privileged; or let it plan and roll out: --queues control,roll",
+        )

@@ -6,6 +6,7 @@ Where they run, the rights of the targets must be: the queue ``roll`` has them, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, override
@@ -15,21 +16,26 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from parbake.core.errors import VerificationFailed
+from parbake.core.errors import AwsNoAccess, EnvironmentProblem, ParbakeError, VerificationFailed
+from parbake.fleet import audit
 from parbake.fleet.engine.activities import failure
 from parbake.fleet.engine.rollout_tasks import (
+    AuditRequest,
     GateRequest,
     Handed,
     HandRequest,
     HandResult,
+    IdentifyRequest,
     OpensRequest,
     WavesPlanned,
     WavesRequest,
     WaveState,
+    fleet_of,
     rollout_id,
 )
 from parbake.fleet.engine.upkeep import Upkeep
 from parbake.fleet.source import checked_out
+from parbake.fleet.stores import need_rollout
 from parbake.fleet.windows import until_open
 
 _ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
@@ -41,7 +47,7 @@ class Handing(Upkeep):
     @property
     @override
     def of_control(self) -> list[Any]:
-        return [*super().of_control, self.waves, self.opens, self.last_rollout]
+        return [*super().of_control, self.waves, self.opens, self.last_rollout, self.audit, self.identify]
 
     @property
     def of_rollouts(self) -> list[Any]:
@@ -50,12 +56,13 @@ class Handing(Upkeep):
 
     @activity.defn
     async def waves(self, request: WavesRequest) -> WavesPlanned:
-        """Put the targets of some cells into waves, as the fleet's file says."""
+        """Put the targets of some cells into waves, as the fleet's file says; pruning spares the cells from now on."""
         folder = await asyncio.to_thread(checked_out, request.root)
         named = [part for cell in request.keys for part in ("--cell", cell)]
         code, document = await self._parbake(["fleet", "rollout", "--dry-run", "-f", request.file, *named], folder)
         if code:
             raise failure(code, document)
+        await self._noted(request, request.keys.values())
         keys: dict[str, list[str]] = {}
         for cell, key in sorted(request.keys.items()):
             keys.setdefault(cell.rpartition("@")[0], []).append(key)
@@ -97,14 +104,37 @@ class Handing(Upkeep):
         return str((await described.memo()).get("generation", ""))
 
     @activity.defn
+    async def audit(self, request: AuditRequest) -> None:
+        """Write down what has happened; what is there already stays."""
+        await self._need_store(request.store, request.store_id)
+        try:
+            await asyncio.to_thread(audit.write, request.store, request.fleet, request.events)
+        except ParbakeError as error:
+            raise ApplicationError(error.message, error.hint, type=error.json_name) from error
+
+    @activity.defn
+    async def identify(self, request: IdentifyRequest) -> str:
+        """Return the ARN of whoever has made a proof, as STS says."""
+        from parbake.aws.caller import caller  # loads only where AWS is asked
+
+        try:
+            return await asyncio.to_thread(caller, request.proof, request.purpose)
+        except ParbakeError as error:
+            final = isinstance(error, AwsNoAccess | EnvironmentProblem)
+            raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=final) from error
+
+    @activity.defn
     async def look(self, request: HandRequest) -> HandResult:
-        """Find out what a target holds, and whether it would be written; writes nothing."""
-        return await self._handed(request, "rollout", "--dry-run", "--store", request.store)
+        """Find out what a target holds, and whether it would be written; writes nothing to it.
+
+        Pruning spares what one that would be written goes back to.
+        """
+        return await self._handed(request, "rollout", "--dry-run", *_how(request), noting=True)
 
     @activity.defn
     async def hand(self, request: HandRequest) -> HandResult:
         """Write a target, and follow until its nodes run the artefact."""
-        return await self._handed(request, "rollout", "--store", request.store)
+        return await self._handed(request, "rollout", *_how(request))
 
     @activity.defn
     async def give_back(self, request: HandRequest) -> HandResult:
@@ -112,7 +142,7 @@ class Handing(Upkeep):
         held = [part for each in request.ids for part in ("--holding", each)]
         return await self._handed(request, "rollback", *held)
 
-    async def _handed(self, request: HandRequest, command: str, *more: str) -> HandResult:
+    async def _handed(self, request: HandRequest, command: str, *more: str, noting: bool = False) -> HandResult:
         folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         keys = request.keys if command == "rollout" else []
         await self._need_store(request.store, request.store_id)
@@ -124,7 +154,19 @@ class Handing(Upkeep):
         if not document["targets"]:
             return HandResult(changed=False)
         [found] = document["targets"]
-        return HandResult(bool(found["diff"]), _said(found["before"]), _said(found["after"]), _ids(found["after"]))
+        before, after = found["before"], found["after"]
+        if found["diff"] and noting and not request.superseded(_ids(before)):  # it would go back past that
+            await self._noted(request, request.keys, f"{request.target} of {request.file}", _names(before))
+        return HandResult(bool(found["diff"]), _said(before), _said(after), _ids(after), _ids(before))
+
+    async def _noted(
+        self, request: WavesRequest | HandRequest, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
+    ) -> None:
+        """Let the store know what this rollout needs, of all that it hands out or of one target."""
+        if request.store:  # workers of earlier versions did not say it
+            await self._need_store(request.store, request.store_id)
+            fleet = fleet_of(activity.info().workflow_id or "")
+            await asyncio.to_thread(need_rollout, request.store, fleet, target, tuple(keys), tuple(held))
 
     @activity.defn
     async def gate(self, request: GateRequest) -> None:
@@ -140,9 +182,20 @@ class Handing(Upkeep):
             raise failure(code, document)
 
 
+def _how(request: HandRequest) -> list[str]:
+    """Return the options that a rollout to a target has."""
+    over = [part for each in request.superseded(request.held) for part in ("--superseding", each)]
+    return ["--store", request.store, *over, *(part for each in request.roles for part in ("--copy-role", each))]
+
+
 def _ids(held: dict[str, Any]) -> list[str]:
     """Return what an artefact is known by on every kind of target (``TargetState.ids``)."""
     return [held[name] for name in ("image", "snapshot") if held[name]] or [held["artefact"]]
+
+
+def _names(held: dict[str, Any]) -> list[str]:
+    """Return all by which pruning may know what a target holds."""
+    return [name for name in (*held["image"].split(","), held["snapshot"], held["artefact"]) if name]
 
 
 def _said(held: dict[str, Any]) -> str:

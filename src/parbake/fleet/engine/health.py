@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 
 from parbake import __version__
 from parbake.fleet.engine import schedules, tasks
-from parbake.fleet.engine.facts import Facts
+from parbake.fleet.engine.facts import BAKERS_CAN, Facts
+from parbake.fleet.engine.queues import pollers
 from parbake.workflows.doctor import Check, Status
 
-_ROOT = {"root", "loops"}
 _FOR = ("fleet",)
 
 
@@ -30,19 +27,8 @@ class Seen:
 
 async def look(client: Client, fleet: str) -> Seen:
     """Ask the engine. Raises RPCError."""
-    found = {queue: await _pollers(client, queue) for queue in tasks.QUEUES}
+    found = {queue: tuple(map(Facts.read, sorted((await pollers(client, queue)).asked))) for queue in tasks.QUEUES}
     return Seen(client.service_client.config.target_host, found, await schedules.held(client, fleet))
-
-
-async def _pollers(client: Client, queue: str) -> tuple[Facts, ...]:
-    answer = await client.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(
-            namespace=client.namespace,
-            task_queue=TaskQueue(name=queue),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-        )
-    )
-    return tuple(map(Facts.read, sorted({poller.identity for poller in answer.pollers})))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +40,7 @@ class Here:
     store: str
     verify: bool
     rolls_out: bool = False
+    has_places: bool = False
 
 
 def judge(seen: Seen, here: Here) -> tuple[Check, ...]:
@@ -66,7 +53,8 @@ def _judged(seen: Seen, here: Here) -> Iterator[Check]:
     if seen.held:
         yield _check("schedule", "begins runs", "warn", f"held: {seen.held}", "`parbake fleet resume` lets it go on")
     for queue, workers in seen.workers.items():
-        if not workers and (here.rolls_out or queue != tasks.ROLL):
+        needed = {tasks.ROLL: here.rolls_out, tasks.PLACE: here.has_places}.get(queue, True)
+        if not workers and needed:
             hint = f"run one: `parbake fleet worker --queues {queue}`"
             yield _check(queue, "works", "missing", f"no worker takes tasks of the queue {queue}", hint)
         for worker in workers:
@@ -85,9 +73,8 @@ def _problem(queue: str, worker: Facts, here: Here) -> tuple[str, str, Status]:
         )
     if worker.version != __version__:
         return f"it is parbake {worker.version}, and this is {__version__}", "let all have one version", "warn"
-    if queue == tasks.BAKE and (lacks := sorted(_ROOT - worker.can)):
-        words = {"root": "it is not root", "loops": "it has no loop devices"}
-        return ", ".join(words[each] for each in lacks), "bakes need both: run it as root, privileged", "missing"
+    if queue == tasks.BAKE and (lacks := sorted(BAKERS_CAN.keys() - worker.can)):
+        return ", ".join(BAKERS_CAN[each] for each in lacks), "bakes need both: run it as root, privileged", "missing"
     if not here.store.startswith("s3://") and worker.name.partition("@")[2] != here.host:
         hint = "a worker that has another folder there refuses to work; or name a bucket"
         return f"it is on another machine, which must mount {here.store}", hint, "warn"

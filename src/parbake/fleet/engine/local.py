@@ -100,7 +100,7 @@ def wait_for(port: int, process: Process) -> None:
             process.check_alive()
         except CommandFailed as error:
             raise EngineUnreachable(
-                f"the engine ended: {error.output}", hint="remove its database, which holds the order of work alone"
+                f"the engine ended: {error.output}", hint="remove its database, which holds only the order of work"
             ) from error
         with socket.socket() as trying:
             if trying.connect_ex(("127.0.0.1", port)) == 0:

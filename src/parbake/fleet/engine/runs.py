@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
@@ -20,19 +18,22 @@ from temporalio.client import (
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
 )
-from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.exceptions import is_cancelled_exception
+from temporalio.exceptions import WorkflowAlreadyStartedError, is_cancelled_exception
 from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, Interrupted
 from parbake.fleet.engine import schedules, tasks
 from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.tasks import Progress, RunRequest, run_id
 from parbake.fleet.engine.workflows import Fleet, describe
 
 _LOOK = 1.0
 _AN_ANSWER = timedelta(seconds=5)
+_HEARD = 30.0  # a worker with a bake that was heard of since then is alive
+_CANCELLED = "was cancelled"
+_AN_END = 600.0  # of bakes that were told to end: a heartbeat, their grace, and the death of a worker meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The last run of a fleet. ``workers`` counts who polls each queue; without ``progress`` no worker answered."""
+    """The last run of a fleet. ``workers`` counts who takes tasks, by queue; without ``progress`` nobody answered."""
 
     run: str
     state: str
@@ -61,17 +62,50 @@ class Status:
     workers: dict[str, int]
 
 
-async def start(client: Client, request: RunRequest) -> str:
-    """Start a run, or find the one that is under way; return its id."""
-    handle = await client.start_workflow(
-        Fleet.run,
-        request,
-        id=run_id(request.fleet),
-        task_queue=tasks.CONTROL,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        static_summary=request.fleet,
-    )
-    return handle.id
+async def start(client: Client, request: RunRequest, waits: Callable[[str], object] = lambda _: None) -> str:
+    """Start a run, or find the one that is under way; return its id.
+
+    One that ends without what is asked for, as it was cancelled or is being drained, is waited for: ``waits`` is told
+    so, once, and a new run begins. Raises EngineUnreachable where one that was cancelled does not end.
+    """
+    told = False
+    while True:
+        with suppress(WorkflowAlreadyStartedError):
+            handle = await client.start_workflow(
+                Fleet.run,
+                request,
+                id=run_id(request.fleet),
+                task_queue=tasks.CONTROL,
+                static_summary=request.fleet,
+            )
+            return handle.id
+        ending = await _ending(client, request.fleet)
+        if ending is None:
+            return run_id(request.fleet)
+        why, before = ending
+        if why and not told:
+            waits(f"the run before {why}: waiting for its end")
+            told = True
+        try:
+            with suppress(WorkflowFailureError):
+                await asyncio.wait_for(before.result(), _AN_END if why == _CANCELLED else None)
+        except TimeoutError:
+            raise EngineUnreachable(
+                f"the run before {_CANCELLED}, and has not ended within {_AN_END:.0f} s",
+                hint="`parbake fleet status` shows what it waits for, `parbake fleet doctor` whether anybody works",
+            ) from None
+
+
+async def _ending(client: Client, fleet: str) -> tuple[str, WorkflowHandle[Fleet, Progress]] | None:
+    """Return why the run that was found will end, or nothing where it has, and the run; None where it goes on."""
+    described = await client.get_workflow_handle(run_id(fleet)).describe()
+    this = client.get_workflow_handle_for(Fleet.run, run_id(fleet), run_id=described.run_id)
+    if described.status is not WorkflowExecutionStatus.RUNNING:
+        return "", this
+    if described.raw_description.workflow_extended_info.cancel_requested:
+        return _CANCELLED, this
+    progress = await _progress(this)
+    return ("is being drained", this) if progress and progress.draining else None
 
 
 async def follow(client: Client, fleet: str, told: Callable[[Status], object]) -> Progress:
@@ -116,14 +150,16 @@ async def _status(client: Client, fleet: str) -> Status:
     progress = await _progress(handle)
     under_way = progress.running if progress and described.status is WorkflowExecutionStatus.RUNNING else {}
     looked = [_running(client, cell, name) for cell, name in under_way.items() if name]
+    running = tuple(await asyncio.gather(*looked))
+    busy = {each.worker for each in running if each.heard is not None and each.heard < _HEARD}
     state = described.status.name.lower() if described.status else "unknown"
     return Status(
         run=f"{handle.id}/{described.run_id}",
         state="paused" if progress and progress.paused and state == "running" else state,
         started_at=described.start_time.isoformat(),
         progress=progress,
-        running=tuple(await asyncio.gather(*looked)),
-        workers={queue: await _pollers(client, queue) for queue in tasks.QUEUES},
+        running=running,
+        workers={queue: len((await pollers(client, queue)).alive(busy)) for queue in tasks.QUEUES},
     )
 
 
@@ -146,7 +182,8 @@ async def _running(client: Client, cell: str, name: str) -> Running:
     activity = pending[0]
     details = await client.data_converter.decode(activity.heartbeat_details.payloads)
     heard = None
-    if activity.HasField("last_heartbeat_time"):
+    worked_on = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+    if worked_on and activity.HasField("last_heartbeat_time"):
         heard = (datetime.now(UTC) - activity.last_heartbeat_time.ToDatetime(UTC)).total_seconds()
     failure = ""
     if activity.HasField("last_failure"):
@@ -158,19 +195,10 @@ async def _running(client: Client, cell: str, name: str) -> Running:
     )
 
 
-async def _pollers(client: Client, queue: str) -> int:
-    answer = await client.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(
-            namespace=client.namespace,
-            task_queue=TaskQueue(name=queue),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-        )
-    )
-    return len({poller.identity for poller in answer.pollers})
-
-
-async def made(client: Client, fleet: str) -> RolloutRequest:
+async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
     """Return what a rollout hands out: what the last run has made sure of, all of it, from the same commit.
+
+    ``by`` says who wants it.
 
     Raises InputError where there was no run, or it is under way or cancelled; FleetIncomplete where cells failed.
     """
@@ -198,6 +226,9 @@ async def made(client: Client, fleet: str) -> RolloutRequest:
         request.attempts,
         request.heartbeat,
         store_id=request.store_id,
+        by=by,
+        audited=True,
+        roles=tasks.copy_roles(request.places),
     )
 
 

@@ -15,10 +15,11 @@ from temporalio.worker import Worker
 from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.connect import Engine, connect, unreachable
-from parbake.fleet.engine.facts import Facts
+from parbake.fleet.engine.facts import Facts, fingerprint
 from parbake.fleet.engine.handing import Handing
+from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.sealing import read_keys
-from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES, ROLL
+from parbake.fleet.engine.tasks import BAKE, CONTROL, PLACE, QUEUES, ROLL
 from parbake.fleet.engine.ticks import Prune, Tick
 from parbake.fleet.engine.versions import become_current, deployment
 from parbake.fleet.engine.waves import Rollout
@@ -26,7 +27,8 @@ from parbake.fleet.engine.workflows import Bake, Fleet
 
 # Cancellations come back with heartbeats, which the library holds back for most of the time that it may be silent.
 _HEARTBEAT_THROTTLE = timedelta(seconds=5)
-_SLOTS = {CONTROL: 20, ROLL: 50}  # none of them is work of ours: they wait for others
+_ASKS = timedelta(seconds=90)  # who is alive asks for tasks at least once a minute
+_SLOTS = {CONTROL: 20, PLACE: 50, ROLL: 50}  # none of them is work of ours: they wait for others
 _CACHED_WORKFLOWS = 200  # bakes are short histories; more would only hold memory
 
 
@@ -42,7 +44,8 @@ async def serve(
     """Work until SIGTERM or SIGINT comes; then give what runs ``grace`` seconds, and end it.
 
     ``slots`` bakes run at once. With ``pinned``, a version, workflows that begin under it end under it. Raises
-    EngineUnreachable, InputError; WrongStore where the first task shows that the fleet's store is another one here.
+    EngineUnreachable; InputError, also where others work with another key; WrongStore where the first task shows that
+    the fleet's store is another one here.
     """
     if unknown := [queue for queue in queues if queue not in QUEUES]:
         raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose of {', '.join(QUEUES)}")
@@ -59,11 +62,12 @@ async def serve(
 
     can = Handing(client, command)
     can.refuse = refuse
-    if pinned:
-        try:
+    try:
+        await _need_same_key(client, engine, queues)
+        if pinned:
             await become_current(client, pinned)
-        except RPCError as error:
-            raise unreachable(client.service_client.config.target_host, error) from error
+    except RPCError as error:
+        raise unreachable(client.service_client.config.target_host, error) from error
     async with AsyncExitStack() as stack:
         for queue in queues:
             await stack.enter_async_context(_worker(client, can, identity, queue, slots, grace, pinned))
@@ -72,8 +76,29 @@ async def serve(
         raise refused[0]
 
 
+async def _need_same_key(client: Client, engine: Engine, queues: Sequence[str]) -> None:
+    """Raise InputError where somebody takes the same tasks with a key that is none of this machine's.
+
+    One of the two could open none of them, and its tries would count until the content key is in quarantine.
+    """
+    ours = set(map(fingerprint, read_keys(engine.key)))
+    for queue in queues:
+        for identity, ago in (await pollers(client, queue)).asked.items():
+            other = Facts.read(identity)
+            if other.key and other.key not in ours and ago < _ASKS:
+                raise InputError(
+                    f"{other.name} takes tasks with another key than {engine.key}",
+                    hint="all machines share one (PARBAKE_FLEET_KEY names it), of two lines while it is changed",
+                )
+
+
 def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int, grace: float, pinned: str) -> Worker:
-    activities = {CONTROL: [*can.of_control, *can.of_schedules], BAKE: can.of_bakes, ROLL: can.of_rollouts}
+    activities = {
+        CONTROL: [*can.of_control, *can.of_schedules],
+        BAKE: can.of_bakes,
+        PLACE: can.of_places,
+        ROLL: can.of_rollouts,
+    }
     return Worker(
         client,
         task_queue=queue,

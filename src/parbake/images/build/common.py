@@ -159,4 +159,4 @@ def push_error(to: Reference, output: str) -> RegistryError:
         return Unreachable(message, hint=f"{to.registry} speaks plain HTTP: set plain_http for it under `registries`")
     if any(word in text for word in ("connection refused", "no such host", "i/o timeout", "x509", "unreachable")):
         return Unreachable(message, hint=f"is {to.registry} the right host and port, and is it up?")
-    return RegistryError(message, hint="run it again: what is there already is not sent twice")
+    return RegistryError(message, hint="run it again: existing layers are not sent twice")

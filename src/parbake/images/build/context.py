@@ -76,7 +76,7 @@ class IgnoreRule:
         keeps = text.startswith("!")
         pattern = posixpath.normpath(text.removeprefix("!").strip()).lstrip("/") if text != "!" else ""
         if not pattern:
-            raise InputError(f"ignore pattern {text!r} names nothing")
+            raise InputError(f"ignore pattern {text!r} matches nothing")
         try:
             return cls(text, keeps, re.compile(_to_regex(pattern), re.DOTALL))
         except re.error as error:

@@ -85,7 +85,7 @@ class Docker(BuildTool):
             run(["docker", "tag", tag, str(to)])
         found = _DIGEST.search(push(["docker", "push", str(to)], self._place, to))
         if found is None:
-            raise RegistryError(f"docker pushed {to} and named no digest", hint="install buildah")
+            raise RegistryError(f"docker pushed {to} and reported no digest", hint="install buildah")
         return found[1]
 
     @override

@@ -4,7 +4,7 @@ buildah and podman run steps by an OCI runtime, which a script of ours starts in
 host's network, so that a step that asks for that (``RUN --network=host``, which a base image may bring along by
 ONBUILD) gets the same. slirp4netns connects it, from outside, as a program of this machine does; names are resolved by
 it as well. What is refused is refused by routes, which a step has no capability to change. The tools' own connections,
-to registries for base images, are not concerned. Sources: slirp4netns(1); OCI runtime specification, "Namespaces".
+to registries for base images, are not affected. Sources: slirp4netns(1); OCI runtime specification, "Namespaces".
 """
 
 from __future__ import annotations

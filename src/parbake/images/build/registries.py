@@ -1,4 +1,4 @@
-"""How buildah and podman are told which registries speak plain HTTP: a registries.conf(5) of this run.
+"""Which registries speak plain HTTP, for buildah and podman: a registries.conf(5) of this run.
 
 It holds the machine's own configuration and parbake's additions. A drop-in file would say it shorter, but pushes and
 builds of buildah 1.39 read none from a folder that the environment names.

@@ -43,7 +43,7 @@ def with_acl(node: FileNode, key: bytes, value: bytes) -> None:
         return
     if key == DEFAULT and not node.is_folder:
         if acl:
-            raise LayerError("a default ACL for what is not a folder")
+            raise LayerError("a default ACL on something other than a folder")
     elif acl:
         _check(acl)
         if key == ACCESS:

@@ -165,7 +165,7 @@ class Archive:
         if self._extended_left < 0:
             raise LayerBomb(
                 f"its long names and attributes take more than {MOST_EXTENDED >> 20} MiB",
-                hint="no honest layer comes near: do not use this image",
+                hint="no legitimate layer comes close: do not use this image",
             )
         return self.read(entry.stored)
 
@@ -187,7 +187,7 @@ class Archive:
             self._make_sparse(entry, self._old_map(entry))
         elif version is not None and found is not None:
             if header_only:
-                raise invalid("a sparse map for what is not a file")
+                raise invalid("a sparse map on something other than a file")
             self._read_sparse(entry, found, version)
         return entry
 

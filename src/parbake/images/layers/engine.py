@@ -31,7 +31,9 @@ MOST_ENTRIES: Final = 2_000_000
 """Headers that a layer may have: twice what the largest known images have in all. A tree of files takes about 450 bytes
 of memory for each until it is written."""
 
-_SIZE: Final = "do not use an image that claims to be far smaller than it is; else give the artefact a larger `size`"
+_SIZE: Final = (
+    "do not use the image if it claims to be far smaller than it is; otherwise give the artefact a larger `size`"
+)
 
 # Sizes in bytes, chosen by measurement (docs/explanation/engine.md).
 SMALL: Final = 8 << 20
@@ -40,7 +42,7 @@ _RECEIVE_SLOTS, _RECEIVE_SIZE = 6, 256 << 10
 _RAW_SLOTS, _RAW_SIZE = 6, 1 << 20
 
 
-class Wanted(Protocol):
+class ExpectedLayer(Protocol):
     """What is known of a layer before its first byte (``core.model.Layer``): what travels, and what comes out of it."""
 
     @property
@@ -101,7 +103,7 @@ class Allowance:
 
 def unpack(
     stream: Readable,
-    layer: Wanted,
+    layer: ExpectedLayer,
     sink: Sink,
     *,
     bound: int,
@@ -124,7 +126,7 @@ def unpack(
 
 
 class _Unpacking:
-    def __init__(self, layer: Wanted, sink: Sink, bound: int, allowance: Bytes | None) -> None:
+    def __init__(self, layer: ExpectedLayer, sink: Sink, bound: int, allowance: Bytes | None) -> None:
         self._layer, self._sink, self._bound, self._allowance = layer, sink, bound, allowance
         self._digest = hashlib.sha256()
         self._unpacked: Unpacked | None = None
@@ -141,8 +143,8 @@ class _Unpacking:
             raise
         if (diff_id := f"sha256:{self._digest.hexdigest()}") != self._layer.diff_id:
             raise BadContent(
-                f"layer {self._layer.digest}: unpacks to {diff_id}, its image promises {self._layer.diff_id}",
-                hint="the image was put together wrongly: build and push it again",
+                f"layer {self._layer.digest}: unpacks to {diff_id}, but its image promises {self._layer.diff_id}",
+                hint="the image is inconsistent: build and push it again",
             )
         if self._unpacked is None:
             raise LayerError(f"layer {self._layer.digest}: nothing was unpacked")
@@ -227,7 +229,7 @@ class _Unpacking:
 class _Compressed:
     """The bytes that the registry sends, on their way in: hashed, counted, kept. At their end they are right."""
 
-    def __init__(self, stream: Readable, layer: Wanted, progress: Progress, keep: BlobCopy | None) -> None:
+    def __init__(self, stream: Readable, layer: ExpectedLayer, progress: Progress, keep: BlobCopy | None) -> None:
         self._stream, self._layer, self._progress, self._keep = stream, layer, progress, keep
         self._digest = hashlib.sha256()
         self._size = 0
@@ -269,7 +271,7 @@ class _Compressed:
 
     def _check(self) -> None:
         if self._size != self._layer.size:
-            raise self._wrong(f"{self._size} bytes arrived, its manifest promises {self._layer.size}")
+            raise self._wrong(f"{self._size} bytes arrived, but its manifest promises {self._layer.size}")
         if (found := f"sha256:{self._digest.hexdigest()}") != self._layer.digest:
             raise self._wrong(f"the bytes that arrived have the digest {found}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from parbake.images.layers.acls import DEFAULT
 from parbake.images.layers.paths import Implied, Made, check_group, hands_down
-from parbake.images.layers.tree_writer import Nodes
+from parbake.images.layers.tree_writer import TreeFolders
 
 if TYPE_CHECKING:
     from parbake.core.filetree import FileNode
@@ -22,7 +22,7 @@ def complete_tree(tree: TreeBuilder, lowers: Sequence[FileNode]) -> None:
 
     Effect as that of ``finish_folder.complete_folder``. Raises LayerError.
     """
-    below = [Nodes(lower) for lower in lowers]
+    below = [TreeFolders(lower) for lower in lowers]
     made = Made()
     for path, known in tree.implied.items():
         source = _topmost(path, below)
@@ -57,7 +57,7 @@ def _apply_metadata(folder: FileNode, below: FileNode | None, known: Implied, gr
         folder.accessed, folder.modified = below.accessed, below.modified
 
 
-def _topmost(path: bytes, below: Sequence[Nodes]) -> FileNode | None:
+def _topmost(path: bytes, below: Sequence[TreeFolders]) -> FileNode | None:
     """Return the topmost folder of a path, each layer looked at by itself, as containerd does; raises LayerError."""
     for lower in below:
         node = lower.node(b"/" + path)  # absolute, as containerd asks

@@ -290,7 +290,7 @@ class Tree:
             os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=place.handle)
         except FileExistsError:
             raise LayerError(
-                f"{shown(self.now)}: a whiteout of what the same layer holds",
+                f"{shown(self.now)}: a whiteout of a file in the same layer",
                 hint="containerd refuses such a layer too: build the image with another tool",
             ) from None
         os.chown(hidden, owner(entry.uid), owner(entry.gid), dir_fd=place.handle, follow_symlinks=False)

@@ -78,7 +78,7 @@ class FolderSink:
             os.umask(before)
 
 
-class NodeSink:
+class TreeSink:
     """A tree of nodes, and a store for files' data; ``tree`` is there once the layer was unpacked."""
 
     def __init__(self, name: str, store: Store) -> None:

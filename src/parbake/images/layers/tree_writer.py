@@ -38,18 +38,18 @@ _ODD: Final = frozenset({b"", b"."})
 _LONGEST_LINK: Final = 4095
 _MOST_VALUE: Final = 65536
 
-type Place = tuple[FileNode, bytes]
+type TreeFolder = tuple[FileNode, bytes]
 """A folder and its path below the root, free of symbolic links."""
 
 
-class Nodes(Resolver[Place]):
+class TreeFolders(Resolver[TreeFolder]):
     """Finds and makes folders in a tree of nodes."""
 
     def __init__(self, root: FileNode) -> None:
         super().__init__((root, b""))
         self.root = root
 
-    def enter(self, place: Place, name: bytes) -> Place | bytes | None:
+    def enter(self, place: TreeFolder, name: bytes) -> TreeFolder | bytes | None:
         """See ``Resolver``."""
         child = _child(place, name)
         if child is None:
@@ -60,12 +60,12 @@ class Nodes(Resolver[Place]):
             raise LayerError(f"the layer puts something into {shown(join(place[1], name))}, which is not a folder")
         return child, join(place[1], name)
 
-    def link(self, place: Place, name: bytes) -> bytes | None:
+    def link(self, place: TreeFolder, name: bytes) -> bytes | None:
         """See ``Resolver``."""
         child = _child(place, name)
         return child.data if child is not None and child.is_link else None
 
-    def imply(self, place: Place, name: bytes) -> Place:
+    def imply(self, place: TreeFolder, name: bytes) -> TreeFolder:
         """See ``Resolver``."""
         # A group is handed down by a folder with the set-group-ID bit, the bit itself is not.
         child = FileNode(stat.S_IFDIR | 0o755, 0, _group(place[0]))
@@ -82,7 +82,7 @@ class Nodes(Resolver[Place]):
         return _child(above, base)
 
 
-class TreeBuilder(Nodes):
+class TreeBuilder(TreeFolders):
     """The tree of one layer while its entries come. ``finish`` at the end; then ``root`` is what is to be written."""
 
     def __init__(self, store: Store, archive: Archive, *, overlay: bool, bound: int) -> None:
@@ -97,7 +97,7 @@ class TreeBuilder(Nodes):
         self._bound = self._unclaimed = bound
         self._times: dict[bytes, tuple[int, int]] = {}
         self._written: set[int] = set()
-        self._makers: dict[bytes, Callable[[TarEntry, Place, bytes], None]] = {
+        self._makers: dict[bytes, Callable[[TarEntry, TreeFolder, bytes], None]] = {
             b"0": self._file, b"1": self._link, b"2": self._symlink, b"3": self._device, b"4": self._device,
             b"5": self._folder, b"6": self._device, b"g": self._global,
         }  # fmt: skip
@@ -188,7 +188,7 @@ class TreeBuilder(Nodes):
                 with_mode(node, entry.mode & MODE)
         return node
 
-    def _file(self, entry: TarEntry, place: Place, base: bytes) -> None:
+    def _file(self, entry: TarEntry, place: TreeFolder, base: bytes) -> None:
         self._remove(place, base)
         node = self._new(entry, stat.S_IFREG, place[0])
         node.size = entry.size
@@ -212,7 +212,7 @@ class TreeBuilder(Nodes):
             yield offset, self._archive.pieces()
             self._archive.left = whole - length
 
-    def _folder(self, entry: TarEntry, place: Place, base: bytes) -> None:
+    def _folder(self, entry: TarEntry, place: TreeFolder, base: bytes) -> None:
         path = join(place[1], base)
         accessed, modified = entry.times()
         node = _children(place[0]).get(base)
@@ -233,7 +233,7 @@ class TreeBuilder(Nodes):
         self._times[self.now] = accessed, modified
         self.known.setdefault(path, (node, path))  # its name may lead elsewhere from now on
 
-    def _symlink(self, entry: TarEntry, place: Place, base: bytes) -> None:
+    def _symlink(self, entry: TarEntry, place: TreeFolder, base: bytes) -> None:
         target = entry.linkname
         if not target or len(target) > _LONGEST_LINK or b"\0" in target:
             raise LayerError(f"{shown(self.now)}: a symbolic link to {len(target)} bytes that lead nowhere")
@@ -244,7 +244,7 @@ class TreeBuilder(Nodes):
             self._apply_metadata(node, entry)
         _put(place, base, node)
 
-    def _link(self, entry: TarEntry, place: Place, base: bytes) -> None:
+    def _link(self, entry: TarEntry, place: TreeFolder, base: bytes) -> None:
         self._remove(place, base)
         source, target = self.source(entry.linkname)
         if not target:
@@ -256,9 +256,9 @@ class TreeBuilder(Nodes):
             raise no_folders(self.now, entry.linkname)
         _put(place, base, node)
         node.links += 1
-        self._dress_link(node, entry)
+        self._apply_link_metadata(node, entry)
 
-    def _dress_link(self, node: FileNode, entry: TarEntry) -> None:
+    def _apply_link_metadata(self, node: FileNode, entry: TarEntry) -> None:
         """Give owner, attributes, mode and times to a file that was there before.
 
         A change of owner drops a file capability, also when the owner stays the same, as in containerd.
@@ -272,11 +272,11 @@ class TreeBuilder(Nodes):
             with_mode(node, entry.mode & MODE)
         node.accessed, node.modified = entry.times()
 
-    def _global(self, _: TarEntry, place: Place, base: bytes) -> None:
+    def _global(self, _: TarEntry, place: TreeFolder, base: bytes) -> None:
         """Do what containerd does for a global header: it makes way for it, and then writes nothing."""
         self._remove(place, base)
 
-    def _device(self, entry: TarEntry, place: Place, base: bytes) -> None:
+    def _device(self, entry: TarEntry, place: TreeFolder, base: bytes) -> None:
         kind = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}[entry.kind]
         self._remove(place, base)
         node = self._new(entry, kind, place[0])
@@ -294,7 +294,7 @@ class TreeBuilder(Nodes):
 
     # -- whiteouts and what goes away
 
-    def _whiteout(self, entry: TarEntry, place: Place, base: bytes) -> None:
+    def _whiteout(self, entry: TarEntry, place: TreeFolder, base: bytes) -> None:
         folder = place[0]
         if base == OPAQUE:
             if self._overlay:
@@ -312,7 +312,7 @@ class TreeBuilder(Nodes):
             return
         if hidden in _children(folder):
             raise LayerError(
-                f"{shown(self.now)}: a whiteout of what the same layer holds",
+                f"{shown(self.now)}: a whiteout of a file in the same layer",
                 hint="containerd refuses such a layer too: build the image with another tool",
             )
         accessed, modified = entry.times()
@@ -322,7 +322,7 @@ class TreeBuilder(Nodes):
         with_mode(node, 0)
         _put(place, hidden, node)
 
-    def _clear(self, place: Place) -> None:
+    def _clear(self, place: TreeFolder) -> None:
         """Remove from a folder of the bottom layer what its entries so far have not written."""
         for name, node in list(_children(place[0]).items()):
             if hash(join(place[1], name)) not in self._written:
@@ -330,7 +330,7 @@ class TreeBuilder(Nodes):
             elif node.is_folder:
                 self._clear((node, join(place[1], name)))
 
-    def _remove(self, place: Place, base: bytes) -> None:
+    def _remove(self, place: TreeFolder, base: bytes) -> None:
         """Remove whatever has a name."""
         node = _children(place[0]).pop(base, None)
         if node is None:
@@ -381,7 +381,7 @@ def _is_capability(value: bytes) -> bool:
     return (len(value), value[3:4]) in {(20, b"\x02"), (24, b"\x03")}
 
 
-def _put(place: Place, name: bytes, node: FileNode) -> None:
+def _put(place: TreeFolder, name: bytes, node: FileNode) -> None:
     if len(name) > LONGEST_NAME or b"\0" in name:
         raise no_name(place[1], name)
     children = place[0].children
@@ -389,7 +389,7 @@ def _put(place: Place, name: bytes, node: FileNode) -> None:
     children[name] = node
 
 
-def _child(place: Place, name: bytes) -> FileNode | None:
+def _child(place: TreeFolder, name: bytes) -> FileNode | None:
     """Return what has a name in a folder; raises LayerError for a longer one than the kernel looks up."""
     if len(name) > LONGEST_NAME:
         raise no_name(place[1], name)

@@ -48,7 +48,7 @@ def read_url(text: str) -> Url:
     _check_signs(text)
     authority = _AUTHORITY_ENDS.split(text.partition("//")[2], maxsplit=1)[0]
     if "@" in authority:
-        raise _no_url(text, "it has a user in it")
+        raise _no_url(text, "it contains a user name")
     try:
         url = parse_url(text)
     except LocationParseError as error:
@@ -132,5 +132,5 @@ def _no_url(text: str, reason: str) -> RegistryError:
         place = "(not shown: it may hold a password)"
     return RegistryError(
         f"a server sent a URL that parbake does not follow: {reason}: {place[:_SHOWN]}",
-        hint="contact the registry's operators; a compromised or hostile registry may answer so",
+        hint="contact the registry's operators; a compromised or hostile registry may do this",
     )

@@ -132,13 +132,13 @@ class Authorizer:
         """Return the error for a registry that still says no."""
         hint = f"log in with `docker login {self.host}` (or podman, skopeo), or set registries.{self.host}.credentials"
         if self.host == DOCKER_HUB:
-            hint += "; Docker Hub also answers so when the repository does not exist"
+            hint += "; Docker Hub also answers this way when the repository does not exist"
         return Denied(self.scrub(f"{self.host}/{repository}: access denied: {reason}"), hint=hint)
 
     def _new_token(self, base: Url, challenges: list[Challenge], repository: str, rejected: str) -> _Token:
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
         if not by_scheme.keys() & {"bearer", "basic"}:
-            asked = ", ".join(sorted(by_scheme)) or "nothing it names"
+            asked = ", ".join(sorted(by_scheme)) or "nothing"
             raise self.denied(repository, f"the registry asks for {asked}, not for Basic or Bearer authentication")
         credentials = find_credentials(self.host, repository, self._options, self._role)
         if credentials:
@@ -148,11 +148,11 @@ class Authorizer:
             return self._bearer_token(base, by_scheme["bearer"], repository, credentials)
         if credentials is None or not credentials.username:
             places = "" if self._options.credentials == "none" else f" in {', '.join(map(str, files()))}"
-            raise self.denied(repository, f"it asks for a user and a password, and none are known{places}")
+            raise self.denied(repository, f"it asks for a user name and a password, and there are none{places}")
         if credentials.basic == rejected:
             renewed = self._of_aws(rejected)
             if renewed is None:
-                raise self.denied(repository, f"the credentials from {credentials.source} are refused")
+                raise self.denied(repository, f"it refuses the credentials from {credentials.source}")
             credentials = renewed
         return _Token(credentials.basic, float("inf"))
 
@@ -191,7 +191,7 @@ class Authorizer:
             answer = self._ask("GET", _with_query(realm, query), repository, nearest, secret=secret)
         token = str(answer.get("token") or answer.get("access_token") or "")
         if not token or not (token.isascii() and token.isprintable()):
-            raise RegistryError(f"{realm.netloc}: the token server's answer holds no token")
+            raise RegistryError(f"{realm.netloc}: the token server's answer contains no token")
         try:
             lifetime = float(answer.get("expires_in") or _DEFAULT_SECONDS)
         except (TypeError, ValueError):
@@ -205,7 +205,7 @@ class Authorizer:
         server here as well: tokens are as good as passwords for as long as they live.
         """
         if not text:
-            raise RegistryError(f"{self.host}: the token challenge names no usable realm: there is none")
+            raise RegistryError(f"{self.host}: the token challenge names no realm")
         try:
             realm = join(base, text)
         except RegistryError as error:

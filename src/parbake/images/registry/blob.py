@@ -100,7 +100,7 @@ class Blob:
         if isinstance(error, Missing):
             raise RegistryError(
                 f"{self._what}: the registry does not have it, although the image needs it",
-                hint="the image was not pushed whole, or was garbage-collected: push it again",
+                hint="the image was pushed incompletely, or garbage-collected: push it again",
             ) from error
         raise error
 

@@ -23,7 +23,7 @@ from parbake.core.reference import Reference
 from parbake.core.roles import Role
 from parbake.core.signing import Attached, PublicKey
 from parbake.core.sources import Readable, Source
-from parbake.images.registry import carried, ecr
+from parbake.images.registry import attachments, ecr
 from parbake.images.registry.blob import Blob
 from parbake.images.registry.documents import (
     ACCEPT,
@@ -37,7 +37,7 @@ from parbake.images.registry.documents import (
     read_document,
 )
 from parbake.images.registry.endpoint import Answer, Endpoint, Missing
-from parbake.images.registry.resolve import Shelf, all_platforms, resolve
+from parbake.images.registry.resolve import DocumentStore, all_platforms, resolve
 from parbake.images.registry.retry import Patience
 from parbake.images.registry.transport import Transport, whole_number
 
@@ -101,22 +101,22 @@ class Registry:
         return all_platforms(repository, str(reference), repository.top(reference))
 
     def need_signature(self, image: Image, key: PublicKey) -> Attached:
-        """Return the signature of an image by a key (see ``carried``); raises VerificationFailed when there is none."""
-        return carried.need_signature(self._repository(Reference.parse(image.reference)), image, key)
+        """Return the signature of an image by a key; raises VerificationFailed when there is none."""
+        return attachments.need_signature(self._repository(Reference.parse(image.reference)), image, key)
 
-    def looking(self, images: Iterable[Image]) -> Callable[[], dict[str, tuple[Attached, ...]]]:
-        """Begin to look, beside other work, what else images carry; return what gives the answers, by reference.
+    def find_attachments(self, images: Iterable[Image]) -> Callable[[], dict[str, tuple[Attached, ...]]]:
+        """Begin to look for what is attached to images, beside other work; return what gives the answers, by reference.
 
         What cannot be known is noted, and is not an error.
         """
         pulled = [each for each in images if not each.layout and not Reference.parse(each.reference).is_local]
         asked = {
             each.reference: self._threads.submit(
-                carried.carried, self._repository(Reference.parse(each.reference)), each
+                attachments.find, self._repository(Reference.parse(each.reference)), each
             )
             for each in pulled
         }
-        return lambda: carried.answers(asked, self._note)
+        return lambda: attachments.collect(asked, self._note)
 
     def source(self, image: Image) -> Source:
         """Return where the content of an image comes from."""
@@ -155,8 +155,8 @@ class Registry:
             self._events.note(text)
 
 
-class _Repository(Source, Shelf, carried.Shop):
-    """One repository: the ``Source`` of its images, and the shelf that resolving reads from."""
+class _Repository(Source, DocumentStore, attachments.ReferrerStore):
+    """One repository: the ``Source`` of its images, and the store that resolving reads from."""
 
     def __init__(
         self,
@@ -310,7 +310,7 @@ class _Repository(Source, Shelf, carried.Shop):
             except Unreachable as error:
                 if not mirror.down.is_set():
                     mirror.down.set()
-                    self._note(f"the mirror {mirror.host} is not used from now on: {error}")
+                    self._note(f"the mirror {mirror.host} will not be used any more: {error}")
             except (Missing, RegistryError, NoSuchImage) as error:
                 self._note(f"the mirror {mirror.host} does not help: {error}")
         return ask(registry)
@@ -322,7 +322,7 @@ class _Repository(Source, Shelf, carried.Shop):
         except Missing as missing:
             raise RegistryError(
                 f"{what}: the registry does not have it, although the image needs it",
-                hint="the image was not pushed whole, or was garbage-collected: push it again",
+                hint="the image was pushed incompletely, or garbage-collected: push it again",
             ) from missing
 
     def _no_such(self, reference: Reference) -> NoSuchImage:
@@ -345,7 +345,9 @@ class _Repository(Source, Shelf, carried.Shop):
                 f"{reference}: the repository has no such digest", hint="was it deleted or never pushed?"
             )
         near = difflib.get_close_matches(reference.tag, tags, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"tags there are: {', '.join(tags[-5:])}" if tags else ""
+        hint = (
+            f"did you mean {', '.join(near)}?" if near else f"its tags include: {', '.join(tags[-5:])}" if tags else ""
+        )
         return NoSuchImage(f"{reference}: the repository has no tag {reference.tag}", hint=hint)
 
 
@@ -357,5 +359,5 @@ def _check_total(what: str, answer: Answer, size: int) -> None:
     if total is not None and total != size:
         raise BadContent(
             f"{what}: the manifest says {size} bytes, the registry has {total}",
-            hint="the image was put together wrongly: build and push it again",
+            hint="the image is inconsistent: build and push it again",
         )

@@ -192,7 +192,7 @@ def read_document(what: str, body: bytes, content_type: str) -> Document:
     except (ValueError, RecursionError) as error:
         raise BadContent(
             f"{what}: the registry did not deliver a manifest (not JSON)",
-            hint="does the host name a registry, and not a web page or a login portal?",
+            hint="is that host a registry, rather than a web page or a login portal?",
         ) from error
     if not isinstance(raw, dict):
         raise BadContent(f"{what}: the manifest is not a JSON object")
@@ -223,7 +223,9 @@ def _media_type(what: str, raw: dict[str, Any], content_type: str) -> str:
     if media_type not in DOCUMENTS:
         raise NoSuchImage(f"{what}: {media_type} is not a container image", hint="name an image, not another artifact")
     if (image_like if media_type in INDEXES else index_like) or (index_like and image_like):
-        raise BadContent(f"{what}: the document is both an index and a manifest, so readers would not agree on it")
+        raise BadContent(
+            f"{what}: the document is both an index and a manifest, so different readers could disagree on it"
+        )
     return media_type
 
 

@@ -31,7 +31,7 @@ _DOMAINS = (
 _LOGIN_HINT = "the role or user needs ecr:GetAuthorizationToken (and ecr:BatchGetImage, ecr:GetDownloadUrlForLayer)"
 _CREATE_HINT = "the role or user needs ecr:CreateRepository and ecr:TagResource; or make the repository beforehand"
 _OVER = frozenset({"ExpiredTokenException", "ExpiredToken", "RequestExpired", "UnrecognizedClientException"})
-_OVER_HINT = "these AWS credentials have expired, or AWS does not know them: renew them (aws sso login, a new session)"
+_OVER_HINT = "these AWS credentials have expired or are unknown to AWS: renew them (aws sso login)"
 PULL_THROUGH = (
     "check the spelling; a pull-through cache rule makes its repositories when they are first pulled from, for which "
     "the role or user needs ecr:CreateRepository and ecr:BatchImportUpstreamImage"
@@ -70,7 +70,7 @@ def login(host: str, target: EcrHost, role: Role | None = None) -> tuple[str, st
 
     Raises EnvironmentProblem (no boto3), Denied (AWS says no).
     """
-    with _told(host, "gives no registry token", _LOGIN_HINT, role) as client:
+    with _told(host, "issued no registry token", _LOGIN_HINT, role) as client:
         data = client("ecr-public" if target.public else "ecr", target).get_authorization_token()["authorizationData"]
     token = (data if target.public else data[0])["authorizationToken"]
     username, _, password = base64.b64decode(token).decode().partition(":")
@@ -87,7 +87,7 @@ def ensure_repository(host: str, repository: str, options: RegistryOptions, role
     target = parse(host)
     if target is None or target.public or not options.create:
         return False
-    with _told(host, f"does not make the repository {repository}", _CREATE_HINT, role) as client:
+    with _told(host, f"did not create the repository {repository}", _CREATE_HINT, role) as client:
         ecr = client("ecr", target)
         try:
             ecr.describe_repositories(registryId=target.account, repositoryNames=[repository])
@@ -128,8 +128,8 @@ def _refuse_cached(ecr: Any, target: EcrHost, host: str, repository: str) -> Non
         if repository.startswith(f"{rule['ecrRepositoryPrefix']}/"):
             raise InputError(
                 f"{host}/{repository}: what is below {rule['ecrRepositoryPrefix']} is a cache of"
-                f" {rule.get('upstreamRegistryUrl', 'another registry')}, and cannot be pushed to",
-                hint="name the image that is built otherwise",
+                f" {rule.get('upstreamRegistryUrl', 'another registry')}, and does not accept pushes",
+                hint="name the built image differently",
             )
 
 

@@ -161,7 +161,7 @@ class Endpoint:
         if status == 416:
             return BadContent(f"{text}: the registry has less of it than the manifest says")
         if status in _RETRIED:
-            hint = "the registry has a problem of its own: try again later"
+            hint = "the registry itself has a problem: try again later"
             if status == 429:
                 hint = "wait, log in (most registries allow more then), or set registries.HOST.mirrors"
             return Transient(RegistryError(text, hint=hint), after=_retry_after(response))

@@ -34,13 +34,13 @@ from parbake.images.registry.documents import (
     load,
     read_document,
 )
-from parbake.images.registry.resolve import Shelf, all_platforms, resolve
+from parbake.images.registry.resolve import DocumentStore, all_platforms, resolve
 
 _VERSIONS = {"1.0.0", "1.1.0"}
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 
 
-class Layout(Source, Shelf):
+class Layout(Source, DocumentStore):
     """An OCI image layout in the folder ``path``. Thread-safe, holds nothing open."""
 
     def __init__(self, path: Path) -> None:
@@ -141,7 +141,7 @@ class Layout(Source, Shelf):
         there = sorted(name for entry in images for name in _names(entry))
         raise NoSuchImage(
             f"{self.path} holds no image {reference.tag!r}",
-            hint=f"the names there are: {', '.join(there)}" if there else "none of its images has a name",
+            hint=f"its names are: {', '.join(there)}" if there else "none of its images has a name",
         )
 
     def _inner(self, reference: Reference, entries: tuple[IndexEntry, ...]) -> IndexEntry:
@@ -153,7 +153,7 @@ class Layout(Source, Shelf):
                     for found in inner.content.manifests:
                         if found.digest == reference.digest and found.media_type in DOCUMENTS:
                             return found
-        raise NoSuchImage(f"{self.path} holds no image {reference.digest}", hint="was the image exported whole?")
+        raise NoSuchImage(f"{self.path} holds no image {reference.digest}", hint="was the image exported completely?")
 
     @contextmanager
     def _file(self, descriptor: Descriptor) -> Iterator[io.FileIO]:

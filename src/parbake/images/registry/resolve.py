@@ -40,7 +40,7 @@ _TAR_BLOCK = 512
 _ZSTD_HEADER = 18  # bytes of the longest zstd frame header (RFC 8878 section 3.1.1)
 
 
-class Shelf(Protocol):
+class DocumentStore(Protocol):
     """Where documents and pieces of blobs come from."""
 
     def small(self, descriptor: Descriptor, limit: int) -> bytes:
@@ -60,42 +60,42 @@ class Shelf(Protocol):
 
 
 class _Counting:
-    """A shelf that gives a bounded number of documents: indexes in indexes can ask for a million."""
+    """A store that gives a bounded number of documents: indexes in indexes can ask for a million."""
 
-    def __init__(self, shelf: Shelf, what: str) -> None:
+    def __init__(self, store: DocumentStore, what: str) -> None:
         self._what, self._left = what, MOST_DOCUMENTS
-        self._shelf = shelf
+        self._store = store
 
     def small(self, descriptor: Descriptor, limit: int) -> bytes:
         self._left -= 1
         if self._left < 0:
             raise BadContent(f"{self._what}: more than {MOST_DOCUMENTS} manifests and configs would have to be read")
-        return self._shelf.small(descriptor, limit)
+        return self._store.small(descriptor, limit)
 
     def piece(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
-        return self._shelf.piece(descriptor, offset, length)
+        return self._store.piece(descriptor, offset, length)
 
     def submit[T](self, call: Callable[[], T]) -> Future[T]:
-        return self._shelf.submit(call)
+        return self._store.submit(call)
 
 
-def resolve(shelf: Shelf, what: str, top: Document, platform: Platform, *, layout: str = "") -> Image:
+def resolve(store: DocumentStore, what: str, top: Document, platform: Platform, *, layout: str = "") -> Image:
     """Return the image that ``top`` means for ``platform``; ``what`` is its reference.
 
     Raises NoSuchImage (with the platforms there are), InputError for an image that cannot be baked, BadContent.
     """
-    shelf = _Counting(shelf, what)
+    store = _Counting(store, what)
     wanted = platforms.acceptable(platform)
     seen: list[Platform] = []
-    for document, entry in _candidates(shelf, what, top, wanted, seen):
+    for document, entry in _candidates(store, what, top, wanted, seen):
         manifest = document.content
         if not isinstance(manifest, Manifest):
             continue
         if entry is not None and entry.platform is None and not _is_image(manifest):
             continue  # an artifact that an index lists beside its images
         check_image(what, manifest)
-        hints = [shelf.submit(_raw_size_of(shelf, layer)) for layer in manifest.layers]
-        config = read_config(what, shelf.small(manifest.config.descriptor, CONFIG_LIMIT))
+        hints = [store.submit(_raw_size_of(store, layer)) for layer in manifest.layers]
+        config = read_config(what, store.small(manifest.config.descriptor, CONFIG_LIMIT))
         actual = _platform(entry, config, platform)
         if platforms.rank(wanted, actual) is None:
             seen.append(actual)
@@ -111,22 +111,22 @@ def resolve(shelf: Shelf, what: str, top: Document, platform: Platform, *, layou
         )
     there = ", ".join(dict.fromkeys(map(str, seen))) or "none"
     raise NoSuchImage(
-        f"{what}: no image for {platform}; the platforms there are: {there}",
+        f"{what}: no image for {platform}; the available platforms are: {there}",
         hint="set the platform in the Bakefile, or build and push the image for it",
     )
 
 
-def all_platforms(shelf: Shelf, what: str, top: Document) -> tuple[Platform, ...]:
+def all_platforms(store: DocumentStore, what: str, top: Document) -> tuple[Platform, ...]:
     """Return the platforms that a document offers, in its order."""
     found: list[Platform] = []
-    _collect(_Counting(shelf, what), what, top, found, DEEPEST)
+    _collect(_Counting(store, what), what, top, found, DEEPEST)
     return tuple(dict.fromkeys(found))
 
 
-def _collect(shelf: Shelf, what: str, document: Document, found: list[Platform], depth: int) -> None:
+def _collect(store: DocumentStore, what: str, document: Document, found: list[Platform], depth: int) -> None:
     if isinstance(document.content, Manifest):
         check_image(what, document.content)
-        config = read_config(what, shelf.small(document.content.config.descriptor, CONFIG_LIMIT))
+        config = read_config(what, store.small(document.content.config.descriptor, CONFIG_LIMIT))
         if config.architecture:
             found.append(platforms.normalise(config.os, config.architecture, config.variant or ""))
         return
@@ -134,13 +134,13 @@ def _collect(shelf: Shelf, what: str, document: Document, found: list[Platform],
         if entry.platform is not None and entry.platform.architecture:
             found.append(_spelled(entry))
             continue
-        child = _child(shelf, what, entry)
+        child = _child(store, what, entry)
         if isinstance(child.content, Index) or _is_image(child.content):
-            _collect(shelf, what, child, found, depth - 1)
+            _collect(store, what, child, found, depth - 1)
 
 
 def _candidates(
-    shelf: Shelf,
+    store: DocumentStore,
     what: str,
     document: Document,
     wanted: Sequence[Platform],
@@ -162,9 +162,9 @@ def _candidates(
         if place is not None:
             ranked.append((place, entry))
     for _, entry in sorted(ranked, key=lambda pair: pair[0]):
-        child = _child(shelf, what, entry)
+        child = _child(store, what, entry)
         if isinstance(child.content, Index):
-            yield from _candidates(shelf, what, child, wanted, seen, depth=depth - 1)
+            yield from _candidates(store, what, child, wanted, seen, depth=depth - 1)
         else:
             yield child, entry
 
@@ -177,8 +177,8 @@ def _entries(what: str, index: Index, depth: int) -> list[IndexEntry]:
     return [entry for entry in index.manifests if entry.media_type in DOCUMENTS and not entry.is_attestation]
 
 
-def _child(shelf: Shelf, what: str, entry: IndexEntry) -> Document:
-    return read_document(what, shelf.small(entry.descriptor, MANIFEST_LIMIT), entry.media_type)
+def _child(store: DocumentStore, what: str, entry: IndexEntry) -> Document:
+    return read_document(what, store.small(entry.descriptor, MANIFEST_LIMIT), entry.media_type)
 
 
 def _is_image(manifest: Manifest) -> bool:
@@ -221,16 +221,16 @@ def _layers(what: str, manifest: Manifest, config: Config, raw_sizes: Sequence[i
     return tuple(layers)
 
 
-def _raw_size_of(shelf: Shelf, layer: IndexEntry) -> Callable[[], int]:
+def _raw_size_of(store: DocumentStore, layer: IndexEntry) -> Callable[[], int]:
     """Return what looks how large a layer's tar is; the place that is asked holds the layer's size to what it has."""
 
     def look() -> int:
         if not layer.size:
             return 0
         if layer.media_type.endswith("zstd"):
-            return zstd_raw_size(shelf.piece(layer.descriptor, 0, min(_ZSTD_HEADER, layer.size)), layer.size)
+            return zstd_raw_size(store.piece(layer.descriptor, 0, min(_ZSTD_HEADER, layer.size)), layer.size)
         length = min(4, layer.size)
-        end = shelf.piece(layer.descriptor, layer.size - length, length)
+        end = store.piece(layer.descriptor, layer.size - length, length)
         return gzip_raw_size(end, layer.size) if layer.media_type.endswith("gzip") else layer.size
 
     return look

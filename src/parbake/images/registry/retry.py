@@ -130,7 +130,7 @@ class Meter:
         late = self._waited_in_all - self._patience.grace
         if late > 0 and self._received_in_all < self._patience.average * late:
             raise Unreachable(
-                f"{self._what}: {self._received_in_all} bytes in {self._waited_in_all:.0f} s are too few to go on",
+                f"{self._what}: {self._received_in_all} bytes in {self._waited_in_all:.0f} s is too slow to continue",
                 hint=_SLOW,
             )
 

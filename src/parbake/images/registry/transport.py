@@ -135,7 +135,7 @@ class Transport:
                 if not piece:
                     return bytes(body)
                 if len(body) > limit:
-                    raise BadContent(f"{what}: the answer is larger than {limit} bytes, which nothing of its kind is")
+                    raise BadContent(f"{what}: the answer is larger than {limit} bytes, more than any valid one")
         except (HTTPError, OSError) as error:
             raise translate(error, what) from error
         finally:
@@ -404,12 +404,12 @@ def translate(error: Exception, where: str) -> Exception:
 
     ``where`` is a host, or names what was read from one.
     """
-    hint = f"is {where} right and reachable from here? a proxy is taken from HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+    hint = f"is {where} right and reachable from here? proxies are taken from HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
     cause = error.original_error if isinstance(error, ProxyError) else error
     if isinstance(cause, SSLError) or isinstance(cause.__cause__, ssl.SSLError):
         return _tls_error(cause, where)
     if isinstance(error, ProxyError):
-        return Transient(Unreachable(f"{where}: the proxy does not let us through: {_reason(cause)}", hint=hint))
+        return Transient(Unreachable(f"{where}: the proxy refuses the connection: {_reason(cause)}", hint=hint))
     if isinstance(cause, NameResolutionError):
         return Transient(Unreachable(f"{where}: the host name does not resolve", hint=hint), hopeless=True)
     if isinstance(cause, ConnectTimeoutError) and not isinstance(cause, NewConnectionError):

@@ -161,7 +161,9 @@ def describe(platform: Platform, packages: Iterable[str] = (), *, serial: str = 
     extra = set(packages)
     for name in sorted(extra):
         if not _PACKAGE_NAME.fullmatch(name):
-            raise InputError(f"base: {name!r} is no name of a Debian package", hint="write it as apt-get install does")
+            raise InputError(
+                f"base: {name!r} is not a valid Debian package name", hint="write it as for apt-get install"
+            )
     digests = {path: hashlib.sha256(content).hexdigest() for path, content in files(architecture).items()}
     return Recipe(
         architecture=architecture,

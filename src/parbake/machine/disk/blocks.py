@@ -222,7 +222,7 @@ def read_blocks(path: Path, handle: int, size: int, buffers: list[bytearray], pl
         views: list[memoryview | bytearray] = [memoryview(buffers[whole])[rest:], *buffers[whole + 1 :]]
         more = os.preadv(handle, views, place + count)
         if not more:
-            raise InputError(f"{path} became shorter while it was read", hint=BECAME_SHORTER)
+            raise InputError(f"{path} shrank while it was read", hint=BECAME_SHORTER)
         count += more
     if count < len(buffers) * BLOCK:
         whole, rest = divmod(wanted, BLOCK)

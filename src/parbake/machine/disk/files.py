@@ -85,9 +85,9 @@ def to_raw(source: Path, target: Path, events: Events) -> None:
     # Reading proves nothing: what lies behind the end of a file that was cut off reads as zeros.
     checked = run(["qemu-img", "check", name(format_, source)], check=False, timeout=600)
     if checked.code not in _CHECK_GOOD:
-        said = f"{checked.stderr}\n{checked.text}".strip()
+        report = f"{checked.stderr}\n{checked.text}".strip()
         raise BadBase(
-            f"{source} is damaged or cut off (qemu-img check)\n{said[:_MOST_SAID]}", hint="copy or download it again"
+            f"{source} is damaged or cut off (qemu-img check)\n{report[:_MOST_SAID]}", hint="copy or download it again"
         )
     _qemu_convert(name(format_, source), ["-O", "raw"], target)
 
@@ -131,7 +131,7 @@ def copy_sparse(source: Path, target: Path, events: Events) -> None:
                 while place < end:
                     count = _copy_piece(reader.fileno(), writer.fileno(), place, end - place)
                     if not count:
-                        raise InputError(f"{source} became shorter while it was copied", hint=BECAME_SHORTER)
+                        raise InputError(f"{source} shrank while it was copied", hint=BECAME_SHORTER)
                     place += count
                     task.advance(count)
 
@@ -210,7 +210,7 @@ def sha256_file(path: Path, events: Events, *, stop: Event | None = None) -> str
                 while place < end:
                     count = handle.readinto(buffer[: min(_CHUNK, end - place)])
                     if not count:
-                        raise InputError(f"{path} became shorter while it was read", hint=BECAME_SHORTER)
+                        raise InputError(f"{path} shrank while it was read", hint=BECAME_SHORTER)
                     digest.update(buffer[:count])
                     place += count
                     _advance(task, count, stop)

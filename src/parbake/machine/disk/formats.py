@@ -1,4 +1,4 @@
-"""Disk images as QEMU's programs are told of them: the format is found here, and nothing but the file itself is opened.
+"""Disk images, named for QEMU's programs: the format is found here, and nothing but the file itself is opened.
 
 An image of somebody else's may name further files, devices or network connections as its backing file, as the place of
 its data or as its extents, and QEMU would open them for whoever asks what the image is. So its head is read here first,
@@ -92,7 +92,8 @@ def alone(image: Path, format_: str) -> None:
 
 
 def _convert(image: Path, format_: str) -> str:
-    return f"if you trust it, make it whole first: qemu-img convert -f {format_} -O qcow2 {image.name} whole.qcow2"
+    command = f"qemu-img convert -f {format_} -O qcow2 {image.name} whole.qcow2"
+    return f"if you trust it, make it self-contained first: {command}"
 
 
 def _open(image: Path) -> IO[bytes]:
@@ -152,7 +153,7 @@ def tree(format_: str, filename: str | Path, *, read_only: bool = True, **file_o
 
 
 def name(format_: str, image: Path) -> str:
-    """Return how qemu-img is told of an image: the same as a name of its own kind (``json:``), complete. Pure."""
+    """Return the complete name of an image for qemu-img (``json:``). Pure."""
     file = {"driver": "file", "filename": str(image.absolute())}
     nothing = {"backing": None} if format_ in _BACKED else {}
     return "json:" + json.dumps({"driver": format_, "file": file, **nothing})

@@ -130,7 +130,7 @@ def _attach(image: Path, backing: int, offset: int, size: int, flags: int, *, di
             os.close(device)
     finally:
         os.close(control)
-    raise EnvironmentProblem("no loop device is free: all are in use", hint="`losetup -a` lists them")
+    raise EnvironmentProblem("all loop devices are in use", hint="`losetup -a` lists them")
 
 
 def _open_device(path: str) -> int:
@@ -213,7 +213,7 @@ def bind(source: Path, at: Path) -> None:
     """Show a folder at another place; raises EnvironmentProblem. By the system call: a program takes milliseconds."""
     if _libc().mount(os.fsencode(source), os.fsencode(at), None, _MS_BIND, None):
         raise EnvironmentProblem(
-            f"{source} cannot be shown at {at} ({os.strerror(ctypes.get_errno())})",
+            f"{source} cannot be mounted at {at} ({os.strerror(ctypes.get_errno())})",
             hint="run as root, with mounts allowed",
         )
 

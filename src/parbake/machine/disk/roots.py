@@ -68,7 +68,7 @@ def find_runtime(root: Path) -> Runtime:
     if not any(inside(root, program).is_file() for program in _PROGRAMS):
         if own := next((name for name in ("k3s", "rke2") if inside(root, f"usr/local/bin/{name}").is_file()), ""):
             raise BadBase(
-                f"the base runs {own}, whose containerd starts with the cluster alone: no bake could be verified there",
+                f"the base runs {own}, whose containerd starts only with the cluster: no bake could be verified there",
                 hint=f"bake a volume (base: none), with root: /var/lib/rancher/{own}/agent/containerd in its targets",
             )
         raise BadBase(
@@ -80,7 +80,7 @@ def find_runtime(root: Path) -> Runtime:
     snapshotter = v3.get("snapshotter") or v2.get("containerd", {}).get("snapshotter") or "overlayfs"
     if snapshotter not in _SNAPSHOTTERS:
         raise BadBase(
-            f"the base's containerd uses the snapshotter {snapshotter!r}: what overlayfs holds would not be found",
+            f"the base's containerd uses the snapshotter {snapshotter!r}: it would not find what lies in overlayfs",
             hint="bake onto a base that uses overlayfs (on EKS, without FastImagePull)",
         )
     sandbox = v3.get("pinned_images", {}).get("sandbox") or v2.get("sandbox_image") or ""

@@ -104,8 +104,8 @@ def find_root(image: Path, *, called: Path | None = None) -> Partition:
     closed = [_CLOSED[candidate.filesystem] for candidate in candidates if candidate.filesystem in _CLOSED]
     seen = ", ".join(closed) or ", ".join(filter(None, (candidate.filesystem for candidate in candidates))) or "nothing"
     raise BadBase(
-        f"no root file system was found in {name} (it holds: {seen})",
-        hint="parbake fills ext4 and xfs roots with an /etc/os-release; the qemu and ec2 ways can bake onto others"
+        f"found no root file system in {name} (it holds: {seen})",
+        hint="parbake fills ext4 and xfs roots with an /etc/os-release; `builder: qemu` and `ec2` bake onto others"
         if closed
         else "is this a disk image of a machine that boots?",
     )
@@ -167,7 +167,7 @@ def _refuse_growth(image: Path, partition: Partition, size: int) -> None:
     label = run(["blkid", "--probe", "--output", "value", "--match-tag", "PTTYPE", str(image)], check=False).text
     reason = ""
     if behind:
-        reason = f"partition {behind[0].number} lies behind it"
+        reason = f"partition {behind[0].number} follows it"
     elif label == "dos" and partition.number > _PRIMARY_PARTITIONS:
         reason = "it is a logical partition inside an extended one"
     elif label == "dos" and size > _MBR_LIMIT:

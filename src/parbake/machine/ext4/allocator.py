@@ -68,7 +68,7 @@ class Overflow:
         """Wait until it is a layer's turn, and return some units; raises DiskFull, Interrupted."""
         self._turnstile.wait(number)
         if not self._ranges:
-            raise DiskFull(f"no {self._what} are left in the volume", hint="give the volume a larger size")
+            raise DiskFull(f"the volume has no {self._what} left", hint="give the volume a larger size")
         start, end = self._ranges.pop()
         if end - start > self._chunk:
             self._ranges.append((start + self._chunk, end))

@@ -25,10 +25,10 @@ class _Children(MutableMapping[bytes, FileNode]):
         return self._reader.node(self._numbers[name])
 
     def __setitem__(self, name: bytes, node: FileNode) -> None:
-        raise TypeError("a tree on the volume is only read")
+        raise TypeError("a tree on the volume is read-only")
 
     def __delitem__(self, name: bytes) -> None:
-        raise TypeError("a tree on the volume is only read")
+        raise TypeError("a tree on the volume is read-only")
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._numbers)

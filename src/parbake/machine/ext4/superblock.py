@@ -98,7 +98,7 @@ class Superblock:
             log_size != 2 or inode_size != INODE or descriptor_size != DESCRIPTOR
             or incompat & _NEEDED != _NEEDED or incompat & ~_KNOWN or not read_only & _RO_NEEDED
         ):  # fmt: skip
-            raise ForeignVolume("it is a file system that parbake did not make", hint=_ANEW)
+            raise ForeignVolume("parbake did not make this file system", hint=_ANEW)
         self.blocks: int = struct.unpack_from("<I", raw, 0x4)[0] | struct.unpack_from("<I", raw, 0x150)[0] << 32
         self.blocks_per_group: int = struct.unpack_from("<I", raw, 0x20)[0]
         self.inodes_per_group: int = struct.unpack_from("<I", raw, 0x28)[0]

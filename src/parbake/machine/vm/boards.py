@@ -1,4 +1,4 @@
-"""How QEMU is told to be a machine of each architecture. Everything else of a machine is the same.
+"""QEMU's arguments for a machine of each architecture. Everything else about a machine is the same.
 
 Sources: QEMU's manual, "virt" generic virtual platform and "x86 CPU models"; ``qemu-system-aarch64 -machine help``.
 """
@@ -92,7 +92,7 @@ def board_of(architecture: str = "") -> Board:
     wanted = architecture or Platform.host().architecture
     if wanted not in BOARDS:
         raise EnvironmentProblem(
-            f"no machine for {wanted} can be booted: parbake knows {' and '.join(BOARDS)}",
+            f"parbake cannot boot a machine for {wanted}: it supports {' and '.join(BOARDS)}",
             hint="verify the artefact on a node",
         )
     return BOARDS[wanted]

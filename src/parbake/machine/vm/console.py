@@ -22,7 +22,7 @@ _SIGNS = tuple(
             r"BdsDxe: No bootable option|BdsDxe: failed to load Boot\w+ \"UEFI Misc Device\"",
             "the firmware found nothing to boot",
         ),
-        (r"grub rescue>", "the boot loader does not find its files"),
+        (r"grub rescue>", "the boot loader cannot find its files"),
     )
 )
 

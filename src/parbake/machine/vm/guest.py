@@ -193,7 +193,7 @@ class Guest:
 
     def _send(self, **message: Any) -> None:
         if self._port is None:
-            raise MachineError("the guest agent has not said hello")
+            raise MachineError("the guest agent has not started yet")
         try:
             with self._sending:
                 self._port.sendall(json.dumps(message).encode() + b"\n")

@@ -253,11 +253,11 @@ class Machine:
                     f"QEMU broke down while {self.disk.name} booted: {error.message}",
                     hint="it may lack memory (`dmesg` tells); run the same command again",
                 ) from error
-            raise self._fault(f"the machine switched itself off before its agent said hello; {error}") from error
+            raise self._fault(f"the machine switched itself off before its guest agent started; {error}") from error
         if status == "internal-error":
             raise EnvironmentProblem(
                 f"hardware virtualisation failed while {self.disk.name} booted",
-                hint="this host's /dev/kvm does not work: take it away (`chmod 0 /dev/kvm`) and machines are emulated",
+                hint="this host's /dev/kvm does not work: disable it (`chmod 0 /dev/kvm`) to emulate machines",
             )
 
     def _status(self) -> str:

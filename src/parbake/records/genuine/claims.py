@@ -19,7 +19,7 @@ def contradiction(text: bytes, record: Record) -> str:
     """
     document: dict[str, Any] = json.loads(text)
     if any(not (there.image or there.snapshots) for there in record.published.values()):
-        return "it names nothing that is published"
+        return "it names no published image or snapshot"
     expected: dict[str, Any] = to_statement(record)
     for name in ("_type", "subject", "predicateType"):
         if document.get(name) != expected[name]:

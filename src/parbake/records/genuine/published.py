@@ -14,7 +14,7 @@ from parbake.core.events import Events
 from parbake.core.model import Published
 from parbake.records.record import Record
 
-_SIGN = "records that are signed (`sign`, `trust`) are believed without that"
+_SIGN = "signed records (`sign`, `trust`) need no such check"
 
 
 def need_published(record: Record, region: str, events: Events, *, signed: bool) -> None:
@@ -29,7 +29,7 @@ def need_published(record: Record, region: str, events: Events, *, signed: bool)
     except (AwsNoAccess, EnvironmentProblem) as error:
         if not signed:
             raise type(error)(
-                f"{record.artefact} cannot be compared with what lies in AWS: {error.message}",
+                f"{record.artefact} cannot be compared with AWS: {error.message}",
                 hint=f"let it describe images and snapshots (`parbake iam`); {_SIGN}",
             ) from error
         events.note(f"{record.artefact}: not compared with AWS ({error.message}); its signature counts")
@@ -37,7 +37,7 @@ def need_published(record: Record, region: str, events: Events, *, signed: bool)
     if problem:
         raise VerificationFailed(
             f"the record of {record.artefact} cannot be trusted: {name(there)} in {region} {problem}",
-            hint="somebody has changed the record, or what it names: `parbake bake` makes a true one",
+            hint="somebody has changed the record, or what it names: `parbake bake` writes a correct one",
         )
 
 
@@ -76,7 +76,7 @@ def _doubt_of_one(record: Record, described: Mapping[str, Any], account: str, *,
     if account and owner and owner != account:
         return f"belongs to the account {owner}, not to {account}"
     if aws.KEY not in tags:
-        return "" if stranger else f"has no tag {aws.KEY}: no bake of this account has made it ({_SIGN})"
+        return "" if stranger else f"has no tag {aws.KEY}: no bake of this account made it ({_SIGN})"
     if tags[aws.KEY] != record.key:
         return f"is tagged as made of another plan ({aws.KEY}={tags[aws.KEY][:12]}…)"
     if tags.get(aws.MANAGED) != aws.ARTEFACT:

@@ -44,7 +44,7 @@ def open_signer(bakefile: Bakefile) -> Signer | None:
         raise InputError(f"{name} makes signatures that its own public key does not verify", hint="use another key")
     if signer.public.fingerprint not in {public_key(path).fingerprint for path in bakefile.trust}:
         raise InputError(
-            f"the public half of {name} is not among `trust`, so that what it signs would be refused",
+            f"the public half of {name} is not among `trust`, so its signatures would be refused",
             hint="add it to `trust`: openssl pkey -in KEY -pubout -out FILE; of a key in KMS: "
             "cosign public-key --key awskms:///ARN > FILE",
         )
@@ -57,7 +57,7 @@ def read_signed(artefact: Path, trust: Sequence[Path]) -> Record:
     Raises VerificationFailed when none has signed it, or when it was changed since; InputError for no record.
     """
     path = artefact.with_name(artefact.name + SUFFIX)
-    hint = f"roll out what is signed by {_names(trust)}; `sign` in the Bakefile signs what is baked"
+    hint = f"roll out records signed by {_names(trust)}; `sign` in the Bakefile signs new records"
     try:
         payload = _payload(artefact, trust)
     except NotSigned as reason:
@@ -85,7 +85,7 @@ def need(artefact: Path, trust: Sequence[Path]) -> Record:
     if problem:
         raise VerificationFailed(
             f"the record of {artefact.name} cannot be trusted: {problem}",
-            hint="somebody has changed it by hand, or it is another's: `parbake bake` makes a true one",
+            hint="somebody has changed it, or it belongs to another artefact: `parbake bake` writes a correct one",
         )
     return record
 
@@ -107,7 +107,7 @@ def mend(artefact: Path, trust: Sequence[Path], events: Events) -> bool:
         events.warn(f"the record of {artefact.name} is signed and contradicts itself: baking again")
         return False
     if path.read_bytes() != payload:
-        events.warn(f"the record of {artefact.name} differs from the one that was signed, which is written back")
+        events.warn(f"the record of {artefact.name} differs from the signed one, which is being restored")
         with work_folder(artefact.parent, "record") as work:
             (work / path.name).write_bytes(payload)
             publish(work / path.name, path)

@@ -5,10 +5,19 @@ A Bakefile names it with ``store``; without one, records lie in ``output`` alone
 store afterwards. The first record of a content key wins, whoever comes second takes it over.
 """
 
-from parbake.records.store.choose import brought, leases_of, need_conditional_writes, open_store, session_store
+from parbake.records.store import trail
+from parbake.records.store.choose import (
+    leases_of,
+    need_conditional_writes,
+    needs_of,
+    open_store,
+    refreshed_output,
+    session_store,
+)
 from parbake.records.store.entries import Entry
 from parbake.records.store.identity import identity_of
 from parbake.records.store.leases import Lease, claimed, held
+from parbake.records.store.needs import Need, needed, note
 from parbake.records.store.port import Held, Listed, Store
 from parbake.records.store.shared import Shared
 
@@ -17,14 +26,19 @@ __all__ = [
     "Held",
     "Lease",
     "Listed",
+    "Need",
     "Shared",
     "Store",
-    "brought",
     "claimed",
     "held",
     "identity_of",
     "leases_of",
     "need_conditional_writes",
+    "needed",
+    "needs_of",
+    "note",
     "open_store",
+    "refreshed_output",
     "session_store",
+    "trail",
 ]

@@ -10,6 +10,7 @@ from parbake.core.errors import EnvironmentProblem
 from parbake.core.events import Events
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import Lease, held
+from parbake.records.store.needs import needed
 from parbake.records.store.port import Store
 from parbake.records.store.shared import Shared
 
@@ -24,8 +25,8 @@ def open_store(address: str, region: str = "") -> Store:
     return FolderStore(Path(address))
 
 
-def brought(bakefile: Bakefile, events: Events | None = None) -> Path:
-    """Return a Bakefile's folder of artefacts, with the records that its store has of what lies in clouds."""
+def refreshed_output(bakefile: Bakefile, events: Events | None = None) -> Path:
+    """Return a Bakefile's folder of artefacts, once it has the records that the store has of what lies in clouds."""
     if shared := session_store(bakefile, events):
         shared.refresh()
     return bakefile.output
@@ -36,6 +37,13 @@ def leases_of(bakefile: Bakefile) -> dict[str, Lease]:
     if bakefile.store is None:
         return {}
     return held(open_store(bakefile.store, bakefile.aws.region or ""))
+
+
+def needs_of(bakefile: Bakefile) -> dict[str, str]:
+    """Return what rollouts of fleets need that share a Bakefile's store (``needs.needed``); nothing without a store."""
+    if bakefile.store is None:
+        return {}
+    return needed(open_store(bakefile.store, bakefile.aws.region or ""))
 
 
 def need_conditional_writes(store: Store) -> None:

@@ -20,7 +20,7 @@ from parbake.records.store.port import Store
 _HEX = r"^[0-9a-f]{64}$"
 _SUFFIX = r"^(\.[a-z]{1,10}){1,3}$"  # beside the artefact and nowhere else
 ENTRIES, OBJECTS = "artefacts/", "objects/"
-_HINT = "somebody has changed it by hand: `parbake bake --force` makes a true one"
+_HINT = "somebody has changed it by hand: `parbake bake --force` writes a correct one"
 
 
 class StoredFile(Frozen):
@@ -63,7 +63,7 @@ def parse_entry(content: bytes, name: str, store: Store) -> Entry:
         entry = Entry.model_validate_json(content)
     except ValidationError as error:
         reason = str(error).splitlines()[0]
-        raise BadContent(f"{name} in {store.url} is not an entry of a store: {reason}", hint=_HINT) from error
+        raise BadContent(f"{name} in {store.url} is not a store entry: {reason}", hint=_HINT) from error
     if entry.name != name:
         raise BadContent(f"{name} in {store.url} is the entry of {entry.artefact}", hint=_HINT)
     return entry

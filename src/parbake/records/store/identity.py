@@ -24,5 +24,5 @@ def identity_of(store: Store, *, make: bool = False) -> str:
     if held is None:
         return ""
     if not _WORD.fullmatch(held.content):
-        raise BadContent(f"{_NAME} in {store.url} is not the word that names a store", hint="remove it")
+        raise BadContent(f"{_NAME} in {store.url} is not a valid store identity", hint="remove it")
     return held.content.decode().strip()

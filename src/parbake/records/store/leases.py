@@ -80,13 +80,16 @@ def this_machine() -> str:
 
 
 def held(store: Store) -> dict[str, Lease]:
-    """Return the leases that machines hold now, by content key; those of the dead for some minutes longer."""
+    """Return the leases that machines hold now, by content key; those of the dead for some minutes longer.
+
+    That of a copy is named by the key and its region, ``KEY.REGION``.
+    """
     found = {}
     for each in store.list(FOLDER):
         if datetime.now(UTC) - each.modified < _SPARED and (there := store.get(each.name)):
             lease = _parsed(there.content)
             if lease and not lease.free:
-                found[each.name.removeprefix(FOLDER)] = lease
+                found[each.name.removeprefix(FOLDER).partition(".")[0]] = lease
     return found
 
 
@@ -127,20 +130,20 @@ class LeaseClaim:
 
     def take(self) -> None:
         """Get the lease; wait while another machine holds it and gives signs of life. Raises what asking raises."""
-        seen, since, told = b"", 0.0, False
+        seen, since, noticed = b"", 0.0, False
         while True:
             there = self._store.get(self._name)
             lease = _parsed(there.content) if there else None
             if there and lease and not lease.free and lease.holder != self._holder:
-                if not told:
+                if not noticed:
                     self._events.note(f"{lease.host} bakes {lease.what} since {lease.began}: waiting for it")
-                    told = True
+                    noticed = True
                 if there.content != seen:
                     seen, since = there.content, _now()
                 if _now() - since < TTL:
                     sleep(LOOK)
                     continue
-                self._events.note(f"nothing was heard of {lease.host} for {TTL:.0f} s: taking over")
+                self._events.note(f"{lease.host} has not responded for {TTL:.0f} s: taking over")
             if self._written(self._new(lease), there.version if there else None):
                 return
 
@@ -172,7 +175,7 @@ class LeaseClaim:
     def need(self) -> None:
         """Raise ClaimLost where another machine has taken over; what the store says is not older than ``RENEWAL``.
 
-        A store that cannot be asked for a while is no reason to stop: nobody can take over before ``TTL``.
+        A store that does not answer for a while is no reason to stop: nobody can take over before ``TTL``.
         """
         if not self._lost and self._age > RENEWAL:
             try:
@@ -198,7 +201,7 @@ class LeaseClaim:
             return
         other = _parsed(there.content) if there else None
         by = f"{other.host} has taken over" if other else "its lease is gone"
-        self._lost = f"{self._what}: {by}, since nothing was heard of this machine for too long"
+        self._lost = f"{self._what}: {by}, since this machine has not responded for too long"
 
     def release(self) -> None:
         """Let others have the key; a lease that was lost stays as it is."""
@@ -250,7 +253,7 @@ def claimed(store: Store, key: str, what: str, events: Events) -> Iterator[Lease
 
 
 def sweep(store: Store, older: timedelta) -> None:
-    """Remove leases that nobody holds, and notes of work that nobody goes on with: those not written for so long."""
+    """Remove leases that nobody holds, and notes of work that nobody has continued for that long."""
     busy = held(store)
     for folder in (FOLDER, StoreNotes.FOLDER):
         for each in list(store.list(folder)):

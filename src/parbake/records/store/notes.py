@@ -1,4 +1,4 @@
-"""Notes on work in a store, which another machine goes on with: objects that are added, and never written twice.
+"""Notes on work in a store, from which another machine continues it: objects that are added, and never written twice.
 
 ``notes/KEY.WHAT.SERIES-NUMBER`` holds some lines; the numbers of a series have no gap, so that of two writers one is
 told that it is not alone any more.
@@ -48,7 +48,7 @@ class StoreNotes:
         if not self._store.add(name, content):
             held = self._store.get(name)
             if held is None or held.content != content:  # else the answer to a first try was lost
-                raise ClaimLost(f"another machine has gone on with {name}")
+                raise ClaimLost(f"another machine has continued {name}")
         self._count += 1
 
     def forget(self) -> None:

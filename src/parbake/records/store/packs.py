@@ -110,7 +110,7 @@ def _pack(
     for digest, index in batch:
         read_blocks(path, handle, listed.size, buffer, index * BLOCK)
         if digest_of(buffer[0]).hex() != digest:
-            raise InputError(f"{path} changed while it was stored", hint="`parbake verify` says what is wrong with it")
+            raise InputError(f"{path} changed while it was stored", hint="`parbake verify` shows what is wrong with it")
         content += buffer[0]
     compressed = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
     task.advance(len(content))
@@ -124,7 +124,9 @@ def fetch(store: Store, index: Index, path: Path, events: Events) -> None:
         wanted.setdefault(digest, []).append(place)
     covered = {block for pack in index.packs for block in pack.blocks}
     if lost := wanted.keys() - covered:
-        raise BadContent(f"{len(lost)} blocks of {path.name} are in no pack of {store.url}", hint="bake it again")
+        raise BadContent(
+            f"{len(lost)} blocks of {path.name} are missing from the packs in {store.url}", hint="bake it again"
+        )
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.truncate(handle, index.size)

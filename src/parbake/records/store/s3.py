@@ -78,7 +78,7 @@ class S3Store:
             else:
                 return True
         raise AwsError(
-            f"{self.url}: others write {name} at the same time, again and again", hint="run the same command again"
+            f"{self.url}: other machines keep writing {name} at the same time", hint="run the same command again"
         )
 
     def _key(self, name: str) -> str:
@@ -102,7 +102,7 @@ class S3Store:
                 ) from error
             if error.code == "NotImplemented":
                 raise EnvironmentProblem(
-                    f"the store {self.url} does not know conditional writes, so two bakes of one key could overwrite "
+                    f"the store {self.url} has no conditional writes, so two bakes of one key could overwrite "
                     "each other's record",
                     hint="use Amazon S3, or a server that honours `If-None-Match` (MinIO, Ceph, Garage)",
                 ) from error

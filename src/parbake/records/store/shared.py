@@ -5,7 +5,7 @@ What a machine has is right where it says more of the same bytes (a verdict, a t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ from parbake.bakefile import Bakefile
 from parbake.core import access
 from parbake.core.errors import BadContent, DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.core.events import Events
+from parbake.core.signing import Signer
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import folder
 from parbake.records.record import SUFFIX, Record
-from parbake.records.store import leases
+from parbake.records.store import leases, needs, trail
 from parbake.records.store.entries import (
     ENTRIES,
     OBJECTS,
@@ -64,7 +65,7 @@ class Shared:
         found = self._find(artefact)
         return found.record if found else None
 
-    def bring(self, artefact: str, *, disk: bool = True) -> None:
+    def fetch(self, artefact: str, *, disk: bool = True) -> None:
         """Make ``output`` hold what the store has of an artefact, if anything; without ``disk`` not its own bytes.
 
         Raises BadContent where the store has something else than it says, DiskFull.
@@ -72,8 +73,8 @@ class Shared:
         if found := self._find(artefact):
             self._place(found, disk=disk)
 
-    def keep(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
-        """Let the store have an artefact of ``output``; return the record that counts: the first one.
+    def put(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
+        """Put an artefact of ``output`` into the store; return the record that counts: the first one.
 
         With ``replacing`` whatever was there before gives way; with ``again`` a record of the same bytes does.
         """
@@ -86,7 +87,7 @@ class Shared:
                 ):
                     return found.record
                 if not same:
-                    return self._give_way(record, found)
+                    return self._yield_to(record, found)
             entry = self._sent(record, found)
             if found is None:
                 kept = self.store.add(entry.name, entry.text())
@@ -95,17 +96,41 @@ class Shared:
             if kept:
                 return record
 
+    def amend(self, artefact: str, change: Callable[[Record], Record], signer: Signer | None) -> Record:
+        """Let a record say more, in the store and here, as ``change`` says; what others add meanwhile stays.
+
+        ``change`` gets it when it is here, with its signature, and may be asked again. Return what it is then. Raises
+        InputError where the store has none, or where it is signed and nothing signs.
+        """
+        while True:
+            found = self._find(artefact)
+            if found is None:
+                raise InputError(f"the store {self.store.url} has no record of {artefact}", hint="bake it first")
+            self._place(found, disk=False)
+            record = change(found.record)
+            if record == found.record:
+                return record
+            folder.write(self._output, record, signer)
+            entry = self._sent(record, found)
+            if self.store.replace(entry.name, entry.text(), found.held.version):
+                return record
+
     def refresh(self) -> None:
-        """Bring the records of all that lies in a cloud, and what others have said of artefacts that are here."""
+        """Fetch the records of all that lies in a cloud, and what others have added to records of artefacts here.
+
+        One that is here with other bytes is replaced, as the first record counts: this machine was second, and died or
+        was stopped before it took the first one over.
+        """
         for found in self._all():
-            here = (self._output / found.record.artefact).exists()
+            here, mine = (self._output / found.record.artefact).exists(), self._mine(found.record.artefact)
             if not (found.record.published or here):
                 continue
+            second = here and mine is not None and not _same_bytes(mine, found.record)
             try:
                 with suppress(DeadlineExceeded), folder.in_use(self._output, found.record.artefact, timeout=0):
-                    self._place(found, disk=False)
+                    self._place(found, disk=second)
             except (PermissionError, EnvironmentProblem) as error:  # a reader's; what is here can be shown all the same
-                self._events.warn(f"{found.record.artefact}: not brought from {self.store.url} ({error})")
+                self._events.warn(f"{found.record.artefact}: not fetched from {self.store.url} ({error})")
 
     def records(self) -> tuple[Record, ...]:
         """Return the records of the Bakefile's artefacts in the store."""
@@ -119,7 +144,7 @@ class Shared:
         return tuple(each for each in found if each and each.record.plan.name == self._name)
 
     def remove(self, artefacts: Iterable[str]) -> None:
-        """Remove artefacts, and whatever has been named by no entry for a day."""
+        """Remove artefacts, whatever has been named by no entry for a day, and the old end of the trail."""
         for artefact in artefacts:
             self.store.remove(entry_name(artefact))
         listed = list(self.store.list(OBJECTS))  # before the entries: one that is named from now on is younger
@@ -128,6 +153,8 @@ class Shared:
             if each.name not in used and datetime.now(UTC) - each.modified > _GRACE:
                 self.store.remove(each.name)
         leases.sweep(self.store, _GRACE)
+        needs.sweep(self.store)
+        trail.sweep(self.store, datetime.now(UTC))
 
     def _objects_of(self, name: str) -> Iterator[str]:
         """Yield the names of the objects that an entry of any Bakefile needs."""
@@ -156,7 +183,7 @@ class Shared:
         if (record.artefact, record.key) != (entry.artefact, entry.key):
             raise BadContent(
                 f"{name} in {self.store.url} holds the record of {record.artefact}",
-                hint="somebody has changed it by hand: `parbake bake --force` makes a true one",
+                hint="somebody has changed it by hand: `parbake bake --force` writes a correct one",
             )
         return _Found(held, entry, record, text)
 
@@ -195,7 +222,7 @@ class Shared:
             fits = disk.sha256_file(made, self._events) == record.sha256
         if not fits:
             raise BadContent(
-                f"the bytes of {record.artefact} in {self.store.url} are not those of its record",
+                f"the bytes of {record.artefact} in {self.store.url} do not match its record",
                 hint="`parbake bake --force` makes it anew",
             )
 
@@ -241,7 +268,7 @@ class Shared:
                 f"{entry.artefact}: its index in {self.store.url} is not one", hint="bake again"
             ) from error
 
-    def _give_way(self, record: Record, found: _Found) -> Record:
+    def _yield_to(self, record: Record, found: _Found) -> Record:
         """Take over the artefact that another machine has stored first."""
         ours = ", ".join(there.image or there.snapshots[0].id for there in record.published.values())
         left = f"; {ours} is not referred to by it, and `parbake prune --aws` removes it" if ours else ""

@@ -110,7 +110,7 @@ def _with(data: Any, where: Where, value: object, source: str) -> Any:
             at[part] = fresh if last or at.get(part) is None else at[part]
         else:
             raise InputError(
-                f"{source}: there is no place {dotted(where)}: {dotted(where[:depth])} is {_spoken(at)}",
+                f"{source}: there is no {dotted(where)}: {dotted(where[:depth])} is {_spoken(at)}",
                 hint="check the path: keys separated by '.', indexes of lists in [ ]",
             )
         at = at[part]

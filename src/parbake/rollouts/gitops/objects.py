@@ -152,7 +152,7 @@ def operations(ops: Any, patch: Mapping[str, Any]) -> list[Any]:
     return result
 
 
-def said(ops: Any) -> dict[str, Any]:
+def patched_values(ops: Any) -> dict[str, Any]:
     """Return what a JSON patch makes an object say, as far as it says it without knowing the object. Pure.
 
     Places inside lists of the object are passed over, and so is what is removed, moved or copied.

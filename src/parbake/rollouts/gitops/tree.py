@@ -68,11 +68,6 @@ class YamlNode:
         for item in self.items:
             yield from item.walk()
 
-    @property
-    def is_null(self) -> bool:
-        """Whether it is nothing: an empty value, ``~`` or ``null``."""
-        return self.kind == "scalar" and not self.style and self.value in {"", "~", "null", "Null", "NULL"}
-
 
 @dataclass(frozen=True, slots=True)
 class Root:
@@ -130,8 +125,8 @@ def not_yaml(text: str, source: str) -> InputError:
             hint="name the values file that the template is filled from, and the path in it",
         )
     problem = parse(text).syntax_error
-    said = f", line {problem.line}: {problem.message}" if problem else ": not YAML"
-    return InputError(f"{source}{said}", hint="correct the file, and run the same command again")
+    place_text = f", line {problem.line}: {problem.message}" if problem else ": not YAML"
+    return InputError(f"{source}{place_text}", hint="correct the file, and run the same command again")
 
 
 def _loader() -> YAML:

@@ -19,7 +19,7 @@ from parbake.core.model import MIB, Frozen, Image
 from parbake.core.run import Deadline, Process
 from parbake.core.workspace import cache_folder, work_folder
 from parbake.records import Record
-from parbake.verify import Rehearsal, compare_pull
+from parbake.verify import Verification, compare_pull
 from parbake.workflows import bake, verify
 from parbake.workflows.demo import sample
 
@@ -72,7 +72,7 @@ class Outcome(Frozen):
         )
 
 
-def tell(folder: Path, *, events: Events) -> Outcome:
+def run_demo(folder: Path, *, events: Events) -> Outcome:
     """Run the demo in a folder, which is kept, so that a second run finds what the first made.
 
     One machine shows both starts: first the baked one, without a network; then a network is plugged in, the image is
@@ -86,11 +86,11 @@ def tell(folder: Path, *, events: Events) -> Outcome:
         plan = finished.record.plan
         with (
             work_folder(finished.artefact.parent, "demo") as work,
-            Rehearsal(finished.artefact, plan, events=events, folder=work) as rehearsal,
+            Verification(finished.artefact, plan, events=events, folder=work) as verification,
         ):
-            record = verify.write_verdict(finished.artefact, finished.record, rehearsal.verdict())
+            record = verify.write_verdict(finished.artefact, finished.record, verification.verdict())
             verify.judge(finished.artefact, record.verdict)
-            pulled = compare_pull(rehearsal, plan.images[0])
+            pulled = compare_pull(verification, plan.images[0])
     return Outcome(
         record=record, folder=finished.artefact.parent, changed=finished.changed, start_pulled=pulled.seconds
     )

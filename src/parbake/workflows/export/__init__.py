@@ -60,9 +60,7 @@ def references(bakefile_path: Path, output: Path, selector: str) -> tuple[str, .
     """Return the images of a record, or without a selector those that the Bakefile names."""
     if not selector:
         return tuple(str(entry.parsed) for entry in load(bakefile_path).images)
-    artefact, record = records.locate(selector, output)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="name a record, or leave it out for the Bakefile")
+    _, record = records.locate_record(selector, output, hint="name a record, or leave it out for the Bakefile")
     return tuple(image.reference for image in record.plan.images)
 
 
@@ -78,13 +76,13 @@ def _resolved(bakefile_path: Path, events: Events) -> list[Image]:
 
 
 def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path, ...]:
-    """Write files below a folder, which is made when missing; what says the same already is left alone.
+    """Write files below a folder, which is created if missing; what says the same already is left alone.
 
     Raises InputError that names what is in the way, before anything is written, unless ``force``; and for a folder of
     a file that is a link.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
+        raise InputError(f"{folder} is a file", hint="name a folder; it is created if missing")
     changed = {
         name: text for name, text in files.items() if not (folder / name).is_file() or _text(folder / name) != text
     }
@@ -106,7 +104,7 @@ def _text(path: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Baked:
+class _LocalArtefact:
     """An artefact on this machine: its record, its disk as a raw file, and a work folder beside the export."""
 
     record: Record
@@ -131,8 +129,8 @@ class _Cloud:
 
     suffix: str
     script: str
-    text: Callable[[_Baked, str], str]
-    disk: Callable[[_Baked, Path], object]
+    text: Callable[[_LocalArtefact, str], str]
+    disk: Callable[[_LocalArtefact, Path], object]
     refuse: Callable[[Record], None] = lambda _record: None
 
 
@@ -147,11 +145,11 @@ def to_gcp(
     the artefact is proven or ``force`` says so, and for a record that cannot be trusted, DiskFull.
     """
 
-    def text(baked: _Baked, archive: str) -> str:
-        return gcp_script(archive, baked.name, baked.record.plan.platform, uefi=baked.uefi)
+    def text(local: _LocalArtefact, archive: str) -> str:
+        return gcp_script(archive, local.name, local.record.plan.platform, uefi=local.uefi)
 
-    def archive(baked: _Baked, target: Path) -> None:
-        write_archive(baked.raw, target, baked.events)
+    def archive(local: _LocalArtefact, target: Path) -> None:
+        write_archive(local.raw, target, local.events)
 
     return _export(
         selector, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force, trust=trust
@@ -175,13 +173,13 @@ def to_gke(
                 hint="bake one: `base: none`, and `filesystem: ext4` in `artefact`",
             )
 
-    def text(baked: _Baked, archive: str) -> str:
-        return gke_script(archive, baked.name)
+    def text(local: _LocalArtefact, archive: str) -> str:
+        return gke_script(archive, local.name)
 
-    def archive(baked: _Baked, target: Path) -> None:
-        arranged = baked.work / "gke.raw"
-        secondary_boot_disk(baked.raw, arranged, baked.work, baked.events)
-        write_archive(arranged, target, baked.events)
+    def archive(local: _LocalArtefact, target: Path) -> None:
+        arranged = local.work / "gke.raw"
+        secondary_boot_disk(local.raw, arranged, local.work, local.events)
+        write_archive(arranged, target, local.events)
 
     cloud = _Cloud("-gke.tar.gz", "create-disk-image.sh", text, archive, refuse)
     return _export(selector, output, folder, events, cloud, force=force, trust=trust)
@@ -195,12 +193,12 @@ def to_azure(
     Raises what ``to_gcp`` raises.
     """
 
-    def text(baked: _Baked, vhd: str) -> str:
-        platform, size = baked.record.plan.platform, vhd_size(baked.raw)
-        return azure_script(vhd, baked.name, platform, size=size, uefi=baked.uefi, bootable=baked.bootable)
+    def text(local: _LocalArtefact, vhd: str) -> str:
+        platform, size = local.record.plan.platform, vhd_size(local.raw)
+        return azure_script(vhd, local.name, platform, size=size, uefi=local.uefi, bootable=local.bootable)
 
-    def vhd(baked: _Baked, target: Path) -> None:
-        write_vhd(baked.raw, target, baked.work, baked.events)
+    def vhd(local: _LocalArtefact, target: Path) -> None:
+        write_vhd(local.raw, target, local.work, local.events)
 
     return _export(
         selector, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force, trust=trust
@@ -217,7 +215,7 @@ def _export(
     artefact, record = _proven(selector, output, events, force=force, trust=trust)
     cloud.refuse(record)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", hint="name a folder; it is made when missing")
+        raise InputError(f"{folder} is a file", hint="name a folder; it is created if missing")
     remove_leftovers(folder)
     name = resource_name(record.plan.name, record.key)
     made, script = folder / f"{name}{cloud.suffix}", folder / cloud.script
@@ -229,29 +227,27 @@ def _export(
         if record.plan.artefact.format != "raw":
             raw = work / "disk.raw"
             disk.to_raw(artefact, raw, events)
-        baked = _Baked(record, raw, work, name, events)
+        local = _LocalArtefact(record, raw, work, name, events)
         made.unlink(missing_ok=True)  # of an earlier artefact: it and the new script would not go together
-        write(folder, {cloud.script: cloud.text(baked, made.name)}, force=force)
-        cloud.disk(baked, work / made.name)
+        write(folder, {cloud.script: cloud.text(local, made.name)}, force=force)
+        cloud.disk(local, work / made.name)
         publish(work / made.name, made, mode=stat.S_IMODE(artefact.stat().st_mode) & 0o666)  # as readable as that
     return made, script
 
 
 def _proven(selector: str, output: Path, events: Events, *, force: bool, trust: Sequence[Path]) -> tuple[Path, Record]:
-    artefact, record = records.locate(selector, output)
-    if record is None:
-        raise InputError(f"{artefact} has no record beside it", hint="export what parbake has baked")
+    artefact, _ = records.locate_record(selector, output, hint="export what parbake has baked")
     record = genuine.need(artefact, trust)
     if not artefact.is_file():
-        where = "lies in a cloud" if record.published else "is not here any more"
+        where = "lies in a cloud" if record.published else "is no longer on this machine"
         raise InputError(f"{artefact.name} {where}", hint="bake it with `builder: local`")
     if not record.verified:
         if not force:
             raise VerificationFailed(
                 f"{record.artefact} is not verified: nodes may not start its images",
-                hint=f"`parbake verify {record.artefact}`; --force exports it all the same",
+                hint=f"`parbake verify {record.artefact}`; --force exports it anyway",
             )
-        events.warn(f"--force: {record.artefact} is not verified, and is exported all the same")
+        events.warn(f"--force: {record.artefact} is not verified; exporting it anyway")
     return artefact, record
 
 

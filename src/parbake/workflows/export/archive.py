@@ -52,7 +52,7 @@ def write_archive(raw: Path, target: Path, events: Events) -> int:
             while place < end:
                 piece = source.read(min(_PIECE, end - place))
                 if not piece:
-                    raise InputError(f"{raw} became shorter while it was packed", hint="let nothing write to it")
+                    raise InputError(f"{raw} shrank while it was packed", hint="make sure that nothing writes to it")
                 archive.write(piece)
                 place += len(piece)
                 task.advance(len(piece))

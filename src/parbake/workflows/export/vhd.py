@@ -53,9 +53,9 @@ def check_vhd(path: Path, size: int) -> None:
         "it has no footer": cookie != b"conectix",
         "its footer is damaged": checksum != summed,
         "it is not fixed": kind != _FIXED or data != 0xFFFFFFFFFFFFFFFF,
-        f"its disk has {current} bytes, and not {size}": not at == original == current == size,
+        f"its disk has {current} bytes, not {size}": not at == original == current == size,
         "its disk is not of whole MiB": bool(current % MIB),
     }
-    for said, is_so in wrong.items():
+    for problem, is_so in wrong.items():
         if is_so:
-            raise BadContent(f"{path} is not a VHD for Azure: {said}", hint="is qemu-img that of the distribution?")
+            raise BadContent(f"{path} is not a VHD for Azure: {problem}", hint="is qemu-img that of the distribution?")

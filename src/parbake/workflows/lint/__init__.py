@@ -65,10 +65,8 @@ def bakes_of(bakefile_path: Path | None, output: Path, named: Sequence[str] = ()
     Raises InputError when there is nothing, BakefileError when the Bakefile is wrong.
     """
     if named:
-        found = [records.locate(each, output)[1] for each in named]
-        if None in found:
-            raise InputError(f"{named[found.index(None)]} has no record", hint="name a record, or leave out --bake")
-        return together(None, (record for record in found if record))
+        hint = "name a record, or leave out --bake"
+        return together(None, [records.locate_record(each, output, hint=hint)[1] for each in named])
     wanted = load(bakefile_path) if bakefile_path else None
     # Oldest first: the last one stays.
     newest = {(record.plan.name, record.plan.platform): record for _, record in records.find(output)}

@@ -175,7 +175,7 @@ def _name(image: BakedImage, bake: Bake, reference: Reference) -> tuple[str, str
     if asked and image.digests and asked not in image.digests:
         return "digest-differs", f"{reference}: {bake.name} has {next(iter(sorted(image.digests)))}"
     if asked and not image.by_digest:
-        return "digest-name-missing", f"{reference}: {bake.name} has it as {image.reference} alone"
+        return "digest-name-missing", f"{reference}: {bake.name} has it only as {image.reference}"
     if asked and image.digest and asked != image.digest:
         return "digest-name-missing", f"{reference}: {bake.name} has the name with {image.digest}, of the same image"
     if not asked and not image.reference.tag:

@@ -24,12 +24,12 @@ from parbake.bakefile.targets import KarpenterTarget, OceanTarget
 from parbake.core.errors import InputError, TargetMissing
 from parbake.core.events import Events
 from parbake.core.model import GIB
-from parbake.records.store import Lease, Shared, held, leases_of
+from parbake.records.store import Lease, Shared, held, leases_of, needed, needs_of
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
-from parbake.workflows.prune.decide import Decision, Item, Rules, decide, freed, items_here, sparing
+from parbake.workflows.prune.decide import Decision, Item, RetentionRules, decide, freed, items_here, sparing
 from parbake.workflows.prune.elsewhere import confirm
-from parbake.workflows.prune.inventory import Stock
+from parbake.workflows.prune.inventory import PublishedInventory
 from parbake.workflows.prune.references import Use, by_node_class, by_status, ids_in, in_region, together
 
 
@@ -59,9 +59,9 @@ class Pruned:
 
 def rules(
     retention: RetentionSection, keep: int | None = None, younger: float | None = None, grace: float | None = None
-) -> Rules:
+) -> RetentionRules:
     """Return a Bakefile's rules, or others where they are given; in days."""
-    return Rules(
+    return RetentionRules(
         retention.keep if keep is None else keep,
         timedelta(days=retention.younger if younger is None else younger),
         timedelta(days=retention.grace if grace is None else grace),
@@ -69,34 +69,39 @@ def rules(
 
 
 def prune_published(
-    bakefile_path: Path, rules: Rules, events: Events, *, dry_run: bool, overrides: Mapping[str, str] | None = None
+    bakefile_path: Path,
+    rules: RetentionRules,
+    events: Events,
+    *,
+    dry_run: bool,
+    overrides: Mapping[str, str] | None = None,
 ) -> Pruned:
     """Retire and remove published artefacts that nothing refers to, in every region; nothing with ``dry_run``.
 
-    What a machine works on that shares the store is kept. ``overrides`` replace keys of the Bakefile. Raises what
-    reading a place raises (AwsError, RolloutError, …): then nothing was removed.
+    What a machine works on that shares the store is kept, and what rollouts of fleets need. ``overrides`` replace keys
+    of the Bakefile. Raises what reading a place raises (AwsError, RolloutError, …): then nothing was removed.
     """
     with opened(bakefile_path, overrides) as bakefile:
         return _prune_published(bakefile, rules, events, dry_run=dry_run)
 
 
-def _prune_published(bakefile: Bakefile, rules: Rules, events: Events, *, dry_run: bool) -> Pruned:
+def _prune_published(bakefile: Bakefile, rules: RetentionRules, events: Events, *, dry_run: bool) -> Pruned:
     regions = regions_of(bakefile)
-    stocks = [Stock(region) for region in regions]
+    inventories = [PublishedInventory(region) for region in regions]
     with (
-        events.stage("inventory", f"Look for what is published in {', '.join(regions)}"),
+        events.stage("inventory", f"Find what is published in {', '.join(regions)}"),
         ThreadPoolExecutor(max_workers=4) as pool,
     ):
-        found = [item for items in pool.map(Stock.items, stocks) for item in items]
-    items = sparing(found, busy_in(leases_of(bakefile)))
-    with events.stage("used", "Look for what refers to it"):
+        found = [item for items in pool.map(PublishedInventory.items, inventories) for item in items]
+    items = sparing(found, busy_in(leases_of(bakefile)), needs_of(bakefile))
+    with events.stage("used", "Find what refers to it"):
         used = together(_used(bakefile, regions))
-    now, clients = datetime.now(UTC), {stock.region: stock.ec2 for stock in stocks}
-    with events.stage("elsewhere", "Ask EC2 who else uses what is to go"):
+    now, clients = datetime.now(UTC), {inventory.region: inventory.ec2 for inventory in inventories}
+    with events.stage("elsewhere", "Ask EC2 who else uses what is to be removed"):
         decisions = confirm(decide(items, rules, now, used), clients.__getitem__, now, dry_run=dry_run)
     ended: list[str] = []
     if not dry_run:
-        _act({stock.region: stock for stock in stocks}, decisions, events)
+        _act({inventory.region: inventory for inventory in inventories}, decisions, events)
         ended = [each for region in regions for each in fast_restore.end(region, bakefile.name)]
     prices = load_prices()
     return Pruned(regions, decisions, prices.snapshot_gib_month.value, prices.currency, tuple(ended))
@@ -151,15 +156,19 @@ def _in_other_roles(bakefile: Bakefile, regions: Sequence[str]) -> Iterator[Use]
         yield from ((identity, f"{user} of {role.split(':')[4]}") for identity, user in found)
 
 
-def _act(stocks: dict[str, Stock], decisions: Iterable[Decision], events: Events) -> None:
-    acts = {"retire": Stock.retire, "restore": Stock.restore, "remove": Stock.remove}
+def _act(inventories: dict[str, PublishedInventory], decisions: Iterable[Decision], events: Events) -> None:
+    acts = {
+        "retire": PublishedInventory.retire,
+        "restore": PublishedInventory.restore,
+        "remove": PublishedInventory.remove,
+    }
     todo = [each for each in decisions if each.action in acts]
     if not todo:
         return
     with events.stage("act", "Retire and remove"), events.task("artefacts", len(todo), unit="items") as task:
         for each in todo:
             item: Item = each.item
-            acts[each.action](stocks[item.region], item)
+            acts[each.action](inventories[item.region], item)
             task.advance(1)
 
 
@@ -168,14 +177,18 @@ def busy_in(leases: Mapping[str, Lease]) -> dict[str, str]:
     return {key: f"{lease.host} is baking it" for key, lease in leases.items()}
 
 
-def prune(output: Path, rules: Rules, *, dry_run: bool = False, shared: Shared | None = None) -> tuple[Decision, ...]:
+def prune(
+    output: Path, rules: RetentionRules, *, dry_run: bool = False, shared: Shared | None = None
+) -> tuple[Decision, ...]:
     """Decide which artefacts here, and in the store, go; remove them unless ``dry_run``, and return the decisions.
 
-    One that another parbake works on stays.
+    One that another parbake works on stays, and one that a rollout of a fleet needs.
     """
     there = {record.artefact: record for record in shared.records()} if shared else {}
     there |= {record.artefact: record for _, record in records.find(output)}
-    items = sparing(items_here(there.values()), busy_in(held(shared.store)) if shared else {})
+    items = items_here(there.values())
+    if shared:
+        items = sparing(items, busy_in(held(shared.store)), needed(shared.store))
     decisions = decide(items, rules, datetime.now(UTC))
     if dry_run:
         return decisions

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from parbake.records import Record
+from parbake.records.store.needs import KEY_DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RetentionRules:
     """``keep`` of each family and region stay, and what is younger than ``younger``; ``grace`` is between the steps."""
 
     keep: int = 3
@@ -62,7 +63,7 @@ class Decision:
 
 
 def decide(
-    items: Iterable[Item], rules: Rules, now: datetime, used: Mapping[str, Iterable[str]] | None = None
+    items: Iterable[Item], rules: RetentionRules, now: datetime, used: Mapping[str, Iterable[str]] | None = None
 ) -> tuple[Decision, ...]:
     """Decide about every item; ``used`` says for an id what refers to it (None: files here, which nothing refers to).
 
@@ -79,7 +80,7 @@ def decide(
 
 
 def _decision(
-    item: Item, place: int, rules: Rules, now: datetime, used: Mapping[str, Iterable[str]] | None
+    item: Item, place: int, rules: RetentionRules, now: datetime, used: Mapping[str, Iterable[str]] | None
 ) -> Decision:
     newest = f"the newest {rules.keep} of {item.family}"
     why = ""
@@ -94,19 +95,28 @@ def _decision(
     if used is None:
         return Decision(item, "remove", f"older than {newest}")
     if item.retired is None and rules.grace:
-        return Decision(item, "retire", f"nothing uses it; it goes in {_spoken(rules.grace)}")
+        return Decision(item, "retire", f"unused; to be removed in {_spoken(rules.grace)}")
     left = (item.retired or now) + rules.grace - now
     if left > timedelta():
-        return Decision(item, "wait", f"retired; it goes in {_spoken(left)}")
+        return Decision(item, "wait", f"retired; to be removed in {_spoken(left)}")
     if item.guarded:
         how = f"aws ec2 disable-image-deregistration-protection --region {item.region} --image-id {item.id}"
-        return Decision(item, "wait", f"nothing uses it, and it is {item.guarded}: `{how}` lets it go")
+        return Decision(item, "wait", f"unused, but {item.guarded}: `{how}` removes the protection")
     return Decision(item, "remove", "nothing uses it")
 
 
-def sparing(items: Iterable[Item], busy: Mapping[str, str]) -> tuple[Item, ...]:
-    """Return items with what machines work on spared; ``busy`` says by content key who does."""
-    return tuple(replace(each, spared=busy[each.key]) if each.key in busy else each for each in items)
+def sparing(items: Iterable[Item], busy: Mapping[str, str], needed: Mapping[str, str]) -> tuple[Item, ...]:
+    """Return items with what machines work on, and what rollouts need, spared.
+
+    ``busy`` says by content key who works on it; ``needed`` who needs it, see ``records.store.needed``.
+    """
+    return tuple(replace(each, spared=_wanted(each, busy, needed) or each.spared) for each in items)
+
+
+def _wanted(item: Item, busy: Mapping[str, str], needed: Mapping[str, str]) -> str:
+    if item.key in busy:
+        return busy[item.key]
+    return next((needed[name] for name in (*sorted(item.ids), item.key[:KEY_DIGITS]) if name in needed), "")
 
 
 def items_here(records: Iterable[Record]) -> tuple[Item, ...]:

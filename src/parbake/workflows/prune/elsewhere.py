@@ -49,7 +49,7 @@ def _confirmed(decision: Decision, ec2: Client, now: datetime, *, dry_run: bool)
         return decision
     except AwsNoAccess as error:
         hint = "`parbake iam` prints a policy that lets it (prune)"
-        return replace(decision, action="keep", reason=f"who uses it may not be asked: {error.message}; {hint}")
+        return replace(decision, action="keep", reason=f"no right to ask who uses it: {error.message}; {hint}")
     return decision
 
 
@@ -75,7 +75,7 @@ def _by_report(decision: Decision, ec2: Client, shares: str, now: datetime, *, d
     recent = [each for each in reports if now - _time(each["CreationTime"]) < _FRESH and each["State"] != "error"]
     newest: Mapping[str, Any] = max(recent, key=lambda each: _time(each["CreationTime"]), default={})
     if not newest and dry_run:
-        return replace(decision, action="wait", reason=f"shared with {shares}: a run asks EC2 who uses it there")
+        return replace(decision, action="wait", reason=f"shared with {shares}: the next run asks EC2 who uses it there")
     if not newest:
         ec2.create_image_usage_report(
             ImageId=image,
@@ -83,7 +83,7 @@ def _by_report(decision: Decision, ec2: Client, shares: str, now: datetime, *, d
             ClientToken=token("usage", image, f"{now:%Y-%m-%dT%H}"),
         )
     if not newest or newest["State"] == "pending":
-        reason = f"shared with {shares}: EC2 is looking who uses it there, and the next run knows"
+        reason = f"shared with {shares}: EC2 is finding out who uses it there, and the next run knows"
         return replace(decision, action="wait", reason=reason)
     entries = ec2.pages(
         "describe_image_usage_report_entries", "ImageUsageReportEntries", ReportIds=[newest["ReportId"]]

@@ -27,7 +27,7 @@ RETIRED = f"{OWNER}:retired"
 _KEYED = re.compile(r"-[0-9a-f]{12}(\.\w+)?$")
 
 
-class Stock:
+class PublishedInventory:
     """The published artefacts of one region."""
 
     def __init__(self, region: str) -> None:

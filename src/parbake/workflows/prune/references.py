@@ -121,7 +121,9 @@ def _told(*names: str) -> Iterator[None]:
         yield
     except AwsNoAccess as error:
         options = " ".join(f"--parameter {name.partition(':')[0]}" for name in names)
-        error.hint = f"one of {', '.join(names)} may not be read: `parbake iam {options}` prints a policy that lets it"
+        error.hint = (
+            f"no right to read one of {', '.join(names)}: `parbake iam {options}` prints a policy that allows it"
+        )
         raise
 
 

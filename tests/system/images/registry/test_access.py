@@ -93,7 +93,7 @@ class TestUsers:
 
     def test_basic(self, own: DockerRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
         trusted = RegistryOptions(ca=own.ca)
-        with Registry({own.host: trusted}) as client, pytest.raises(Denied, match="none are known") as caught:
+        with Registry({own.host: trusted}) as client, pytest.raises(Denied, match="there are none") as caught:
             client.resolve(ref(own.host), AMD64)
         assert f"docker login {own.host}" in caught.value.hint
         log_in(own.host, user("ann", "wrong-word"))

@@ -228,7 +228,7 @@ class TestMirrors:
         options = {registry.host: RegistryOptions(mirrors=(dead,))}
         with Registry(options, patience=QUICK, events=Events(notes.append)) as client:
             client.resolve(ref(registry.host), AMD64)
-        assert len([event for event in notes if "not used from now on" in event.text]) == 1
+        assert len([event for event in notes if "will not be used any more" in event.text]) == 1
 
     @pytest.mark.parametrize("text", ["", "ftp://x.test", "user:word@x.test"])
     def test_what_is_no_mirror(self, registry: DockerRegistry, text: str) -> None:

@@ -131,7 +131,7 @@ def test_docker_pushes_and_names_the_digest(tmp_path: Path, place: BuildPlace, m
 
 def test_docker_that_names_no_digest(tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path / "bin", monkeypatch, {"docker": FINE})
-    with pytest.raises(RegistryError, match="named no digest"):
+    with pytest.raises(RegistryError, match="reported no digest"):
         Docker(place).push("app:1", Reference.parse("app:1"))
 
 

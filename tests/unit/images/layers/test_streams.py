@@ -136,7 +136,7 @@ def test_a_damaged_byte_is_named_by_the_digest(how: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("cut", [0, 1, 3, 17, 1000, 2_000_000])
 def test_a_truncated_stream(cut: int, tmp_path: Path) -> None:
     packed = PACKED["gzip"]
-    with pytest.raises(BadContent, match=f"{cut} bytes arrived, its manifest promises {len(packed)}"):
+    with pytest.raises(BadContent, match=f"{cut} bytes arrived, but its manifest promises {len(packed)}"):
         go(packed[:cut], describe(RAW, packed), tmp_path)
 
 

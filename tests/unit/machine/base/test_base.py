@@ -84,7 +84,7 @@ def test_other_platforms_are_refused(platform: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "-o", "a", "Socat", "a b", "a,b", "a/trixie", "a\n"])
 def test_what_is_no_package_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="no name of a Debian package"):
+    with pytest.raises(InputError, match="not a valid Debian package name"):
         describe(AMD64, [name])
 
 

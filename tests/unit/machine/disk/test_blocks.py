@@ -69,7 +69,7 @@ def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
         if event.kind == "task-start":
             os.truncate(path, 3 * BLOCK)
 
-    with pytest.raises(InputError, match="became shorter while it was read"):
+    with pytest.raises(InputError, match="shrank while it was read"):
         block_list(path, Events(cut))
 
 

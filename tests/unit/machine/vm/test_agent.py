@@ -245,7 +245,7 @@ def test_a_request_fails_when_the_machine_goes_away() -> None:
     ours, theirs = socket.socketpair()
     guest = Guest([ours], grace=20)
     assert not guest.wait_hello(0.01)
-    with pytest.raises(MachineError, match="has not said hello"):
+    with pytest.raises(MachineError, match="has not started yet"):
         guest.now()
     theirs.sendall(b'noise\n{"hello": true}\n')
     assert guest.wait_hello(20)

@@ -86,7 +86,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         accelerator("arm64")
     assert "UEFI firmware for machines of arm64" in missing.value.message
     assert missing.value.hint == "apt-get install qemu-efi-aarch64"
-    with pytest.raises(EnvironmentProblem, match="no machine for riscv64"):
+    with pytest.raises(EnvironmentProblem, match="cannot boot a machine for riscv64"):
         board_of("riscv64")
 
 

@@ -23,7 +23,7 @@ node login: """
         ("(initramfs) ", "the initial RAM disk found no root file system"),
         ("No bootable device.", "the firmware found nothing to boot"),
         ("BdsDxe: No bootable option or device was found.", "the firmware found nothing to boot"),
-        ("\x1b[0mgrub rescue> ", "the boot loader does not find its files"),
+        ("\x1b[0mgrub rescue> ", "the boot loader cannot find its files"),
     ],
 )
 def test_the_end_is_seen_early(line: str, meaning: str) -> None:

@@ -134,7 +134,7 @@ def test_texts_that_cannot_be_edited(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("where", [("a", "b"), ("l", 3), ("l", "x")])
 def test_places_that_cannot_be(where: tuple[str | int, ...]) -> None:
-    with pytest.raises(InputError, match="there is no place"):
+    with pytest.raises(InputError, match="there is no"):
         put("a: 1\nl: [1]\n", where, 1)
 
 

@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 
 from parbake.core.errors import InputError
-from parbake.rollouts.gitops import change, find, operations, parse_path, read, said, set_value, the_one, value_at
+from parbake.rollouts.gitops import (
+    change,
+    find,
+    operations,
+    parse_path,
+    patched_values,
+    read,
+    set_value,
+    the_one,
+    value_at,
+)
 from tests.fakes.nodeclasses import NODE_CLASS, changed
 
 KINDS = {"EC2NodeClass"}
@@ -120,8 +130,8 @@ def test_what_a_json_patch_says() -> None:
         {"op": "add", "path": "", "value": 4},
         "no operation",
     ]
-    assert said(ops) == {"spec": {"a/b": 1, "c": {"d": [2]}}}
-    assert said("no list") == {}
+    assert patched_values(ops) == {"spec": {"a/b": 1, "c": {"d": [2]}}}
+    assert patched_values("no list") == {}
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_panic_is_reported_at_once_with_the_console(tmp_path: Path) -> None:
 
 def test_a_machine_that_switches_itself_off_is_no_boot(tmp_path: Path) -> None:
     with Machine(sector(tmp_path, RESET), tmp_path / "vm") as machine:
-        with pytest.raises(MachineError, match="switched itself off before its agent said hello"):
+        with pytest.raises(MachineError, match="switched itself off before its guest agent started"):
             machine.wait_agent()
         machine.wait_off(10)
         assert machine.power_off()

@@ -1,7 +1,8 @@
 """The whole story on stand-ins: a tag moves in a registry, and nodes run what was baked of it. Killed, raced, back.
 
-Real are the registry, the bakes, the verification in a virtual machine, the upload's protocol, kubectl and the file;
-stand-ins are EBS and EC2 (tests/fakes/ebs_direct_server), the API server and Karpenter (tests/fakes/kubernetes).
+Real are the registry, the bakes, the upload's protocol, kubectl and the file; stand-ins are EBS and EC2
+(tests/fakes/ebs_direct_server), the API server and Karpenter (tests/fakes/kubernetes), and what a machine would say of
+a bake (tests/fakes/proven): tests/vm boots volumes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,7 @@ from typing import Any
 
 import pytest
 
-from parbake.aws.tags import VERIFIED
-from parbake.core.model import Verdict
-from parbake.core.workspace import cache_folder
-from parbake.records import read, write
-from tests.fakes.base import default_base
+from tests.fakes import images
 from tests.fakes.clusters import NEEDS_KUBECTL
 from tests.fakes.command import Corner, documents
 from tests.fakes.ebs_direct_server import Cloud
@@ -30,10 +27,10 @@ from tests.fakes.registry import DockerRegistry
 from tests.unit.rollouts.test_karpenter import pool
 from tests.unit.rollouts.test_node_classes import ALIAS, NEW
 
-__all__ = ["default_base"]
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(100), NEEDS_KUBECTL]
+pytestmark = [pytest.mark.root, pytest.mark.slow, NEEDS_KUBECTL]
 AWS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "eu-west-1"}
 WATCH = ("watch", "--every", "1", "--json", "--progress", "json")
+PROVEN = Path(images.__file__).with_name("proven")
 QUICK = ("--interval", "0.1", "--json", "--progress", "json")
 
 
@@ -59,14 +56,13 @@ def snapshot_of(server: Server) -> str:
     return next((str(each["ebs"]["snapshotID"]) for each in disks if each["ebs"].get("snapshotID")), "")
 
 
-@pytest.mark.usefixtures("default_base")
 def test_from_a_tag_to_nodes_and_back(tmp_path: Path, server: Server) -> None:
     karpenter = Karpenter(server, [Ami("ami-0", "al2023-node")])
     karpenter.start_nodes("gpu", "gpu", 2)
     cloud = Cloud()
     with DockerRegistry(tmp_path / "registry") as registry, cloud.serve() as url, karpenter:
         env = {"AWS_ENDPOINT_URL": url, "AWS_EC2_METADATA_DISABLED": "true", "KUBECONFIG": str(server.kubeconfig)}
-        corner = Corner(tmp_path / "corner", **AWS, **env, PARBAKE_CACHE=str(cache_folder()))
+        corner = Corner(tmp_path / "corner", **AWS, **env, PYTHONPATH=str(PROVEN))
         app = {"reference": f"{registry.host}/team/app:stable", "startup": {"up": "exit"}}
         targets = [{"name": "gpu", "karpenter": {"nodeclass": "gpu"}}, {"file": "image.json"}]
         corner.write(
@@ -76,15 +72,14 @@ def test_from_a_tag_to_nodes_and_back(tmp_path: Path, server: Server) -> None:
             ),
         )
         release(registry, "1")
-        old = corner.bake()
-        verified_yesterday(corner, cloud, old["artefact"])
+        old = corner.parbake("bake", "--json").document
         first = old["published"]["eu-west-1"]["snapshots"][0]["id"]
         assert corner.parbake("rollout", old["key"], *QUICK).code == 0
         assert (snapshot_of(server), said(corner)["snapshot"], running(server)) == (first, first, 2)
 
         with corner.start(*WATCH) as run:  # dies as soon as the node class is written
             run.wait_for("stage-end", "follow-file")
-            assert not [event for event in run.seen if event["name"] in {"fill", "boot"}], "nothing has moved"
+            assert not [event for event in run.seen if event["name"] == "fill"], "nothing has moved"
             release(registry, "2")
             run.wait_for("stage-end", "write-gpu")
             run.kill(signal.SIGKILL)
@@ -95,7 +90,7 @@ def test_from_a_tag_to_nodes_and_back(tmp_path: Path, server: Server) -> None:
 
         with corner.start(*WATCH) as run:
             run.wait_for("stage-end", "follow-file")
-            assert not [event for event in run.seen if event["name"] in {"fill", "boot"}], "it is baked already"
+            assert not [event for event in run.seen if event["name"] == "fill"], "it is baked already"
             run.kill(signal.SIGINT)  # the last act is over: a signal that comes now waits until the turn is told
             done = run.finish()
         assert done.code == 130, done
@@ -115,15 +110,6 @@ def test_from_a_tag_to_nodes_and_back(tmp_path: Path, server: Server) -> None:
         assert corner.parbake("rollout", turn["key"], *QUICK).code == 0
         assert (snapshot_of(server), said(corner)["snapshot"], running(server)) == (second, second, 2)
         assert corner.leaked() == []
-
-
-def verified_yesterday(corner: Corner, cloud: Cloud, artefact: str) -> None:
-    """Let record and snapshot say that the artefact passed: one boot of a machine is enough for this story."""
-    file, moment = corner.output / f"{artefact}.json", "2026-01-01T00:00:00Z"
-    verdict = Verdict(passed=True, accelerator="kvm", verified_at=moment)
-    write(corner.output, read(file).model_copy(update={"verdict": verdict}))
-    for snapshot in cloud.snapshots.values():
-        snapshot.tags[VERIFIED] = moment
 
 
 def said(corner: Corner) -> Any:

@@ -1,4 +1,4 @@
-"""What an image carries in its registry besides itself: signatures, attestations, SBOMs; and whether a key signed it.
+"""What is attached to an image in its registry: signatures, attestations, SBOMs; and whether a key signed it.
 
 Places: cosign's tags (``sha256-HEX.sig``, ``.att``, ``.sbom``), referrers (the API of the OCI distribution
 specification 1.1, or its fallback tag ``sha256-HEX``), and the attestation manifests that buildkit lists in an index.
@@ -35,7 +35,7 @@ _PATIENCE = 10.0  # seconds that a finished bake waits for what is of its record
 _MOST = 100  # whoever may push can attach without end
 
 
-class Shop(Protocol):
+class ReferrerStore(Protocol):
     """A repository."""
 
     def maybe(self, name: str) -> Document | None:
@@ -51,18 +51,18 @@ class Shop(Protocol):
         ...
 
 
-def need_signature(shop: Shop, image: Image, key: PublicKey) -> Attached:
+def need_signature(store: ReferrerStore, image: Image, key: PublicKey) -> Attached:
     """Return the signature of an image by a key; of what its name points to, or of the platform's manifest.
 
     Raises VerificationFailed when there is none, and what the registry's client raises.
     """
     reasons: list[str] = []
     for digest in _digests(image):
-        for document, kind in _signatures(shop, digest, reasons):
+        for document, kind in _signatures(store, digest, reasons):
             assert isinstance(document.content, Manifest)
             for layer in filter(_signs, document.content.layers[:_MOST]):
                 try:
-                    _check(shop, layer, digest, key)
+                    _check(store, layer, digest, key)
                 except (NotSigned, BadContent) as reason:
                     reasons.append(str(reason))
                 else:
@@ -73,7 +73,7 @@ def need_signature(shop: Shop, image: Image, key: PublicKey) -> Attached:
                         of=digest,
                         signer=key.fingerprint,
                     )
-    why = "; ".join(dict.fromkeys(reasons)) or "it carries no signature"
+    why = "; ".join(dict.fromkeys(reasons)) or "it has no signature"
     digests = " or ".join(_digests(image))
     raise VerificationFailed(
         f"{image.reference} is not signed by {key.name}: {why}",
@@ -81,8 +81,8 @@ def need_signature(shop: Shop, image: Image, key: PublicKey) -> Attached:
     )
 
 
-def carried(shop: Shop, image: Image) -> tuple[Attached, ...]:
-    """Return what an image carries, without a look into it; raises what the registry's client raises."""
+def find(store: ReferrerStore, image: Image) -> tuple[Attached, ...]:
+    """Return what is attached to an image, without opening it; raises what the registry's client raises."""
     found: dict[str, Attached] = {}
 
     def add(kind: str, descriptor: Descriptor, of: str) -> None:
@@ -91,12 +91,12 @@ def carried(shop: Shop, image: Image) -> tuple[Attached, ...]:
 
     for digest in _digests(image):
         for suffix, kind in _TAGS.items():
-            if document := shop.maybe(_tag(digest) + suffix):
+            if document := store.maybe(_tag(digest) + suffix):
                 add(kind, document.descriptor, digest)
-        listed = shop.referrers(digest)
+        listed = store.referrers(digest)
         for entry in listed.manifests[:_MOST] if listed else ():
-            add(_kind(shop, entry), entry.descriptor, digest)
-    if image.target.digest != image.manifest.digest and (top := shop.maybe(image.target.digest)):
+            add(_kind(store, entry), entry.descriptor, digest)
+    if image.target.digest != image.manifest.digest and (top := store.maybe(image.target.digest)):
         for entry in top.content.manifests[:_MOST] if isinstance(top.content, Index) else ():
             notes = entry.annotations or {}
             if _REFERENCE_TYPE in notes and notes.get(_REFERENCE_DIGEST) == image.manifest.digest:
@@ -104,10 +104,10 @@ def carried(shop: Shop, image: Image) -> tuple[Attached, ...]:
     return tuple(found.values())
 
 
-def answers(
+def collect(
     asked: Mapping[str, Future[tuple[Attached, ...]]], note: Callable[[str], None]
 ) -> dict[str, tuple[Attached, ...]]:
-    """Return what images carry, of those that carry something; what is not known in time is noted."""
+    """Return what is attached to images, without those that have nothing; what is not known in time is noted."""
     found: dict[str, tuple[Attached, ...]] = {}
     end = time.monotonic() + _PATIENCE
     for reference, future in asked.items():
@@ -115,7 +115,7 @@ def answers(
             found[reference] = future.result(timeout=max(0.0, end - time.monotonic()))
         except (ParbakeError, TimeoutError, CancelledError) as error:
             said = getattr(error, "message", "") or "the registry takes too long"
-            note(f"{reference}: its signatures and attestations are unknown: {said}")
+            note(f"{reference}: its signatures and attestations could not be listed: {said}")
     return {reference: each for reference, each in found.items() if each}
 
 
@@ -127,11 +127,11 @@ def _tag(digest: str) -> str:
     return digest.replace(":", "-")
 
 
-def _kind(shop: Shop, entry: IndexEntry) -> str:
+def _kind(store: ReferrerStore, entry: IndexEntry) -> str:
     """Return a referrer's artifact type; clients that write the fallback tag themselves put the config's there."""
     if entry.artifact_type and entry.artifact_type != _EMPTY:
         return entry.artifact_type
-    document = shop.maybe(entry.digest)
+    document = store.maybe(entry.digest)
     return _artifact_type(document) if document else "referrer"
 
 
@@ -141,14 +141,14 @@ def _artifact_type(document: Document) -> str:
     return str(json.loads(document.body).get("artifactType") or config or "referrer")
 
 
-def _signatures(shop: Shop, digest: str, reasons: list[str]) -> Iterator[tuple[Document, str]]:
+def _signatures(store: ReferrerStore, digest: str, reasons: list[str]) -> Iterator[tuple[Document, str]]:
     """Yield the manifests that hold signatures, perhaps of a digest, and of what kind each is."""
     names = [_tag(digest) + ".sig"]
-    listed = shop.referrers(digest)
+    listed = store.referrers(digest)
     names += [entry.digest for entry in listed.manifests[:_MOST]] if listed else []
     for name in names:
         try:
-            document = shop.maybe(name)
+            document = store.maybe(name)
         except (NoSuchImage, BadContent) as error:
             reasons.append(error.message)
             continue
@@ -160,12 +160,12 @@ def _signs(layer: IndexEntry) -> bool:
     return layer.media_type == _SIMPLE_SIGNING or layer.media_type.startswith(_BUNDLE)
 
 
-def _check(shop: Shop, layer: IndexEntry, digest: str, key: PublicKey) -> None:
+def _check(store: ReferrerStore, layer: IndexEntry, digest: str, key: PublicKey) -> None:
     """Raise NotSigned unless a layer holds a signature of ``digest`` by the key."""
     if layer.media_type == _SIMPLE_SIGNING:
-        _check_simple(shop.small(layer.descriptor, _LARGEST), layer, digest, key)
+        _check_simple(store.small(layer.descriptor, _LARGEST), layer, digest, key)
     else:
-        _check_bundle(shop.small(layer.descriptor, _LARGEST), digest, key)
+        _check_bundle(store.small(layer.descriptor, _LARGEST), digest, key)
 
 
 def _check_simple(payload: bytes, layer: IndexEntry, digest: str, key: PublicKey) -> None:

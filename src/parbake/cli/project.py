@@ -1,0 +1,131 @@
+"""What commands take from the Bakefile: it is loaded once, and only if something is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parbake.cli.app import DEFAULT_FILE
+from parbake.core.errors import InputError
+from parbake.core.events import Events
+
+if TYPE_CHECKING:
+    from parbake.bakefile import Bakefile, RetentionSection
+    from parbake.core.signing import Signer
+    from parbake.records.store import Shared
+
+
+Store = Annotated[
+    str, typer.Option(help="The store to share artefacts through, instead of the Bakefile's.", metavar="ADDRESS")
+]
+CopyRoles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy-role",
+        help="The role of a region's copy, besides those of `aws.copy_roles`; may be given several times.",
+        metavar="REGION=ARN",
+    ),
+]
+
+
+def overrides(platform: str, store: str, copy_roles: Sequence[str] | None = None) -> dict[str, str]:
+    """Return what options change in the Bakefile: what it is loaded with."""
+    from parbake.bakefile import COPY_ROLES, store_address
+
+    address = store_address(store) if store else ""
+    found = {"platform": platform, "store": address, COPY_ROLES: " ".join(copy_roles or ())}
+    return {key: value for key, value in found.items() if value}
+
+
+class Project:
+    """The Bakefile of one call, and what follows from it: folder, store, keys, retention.
+
+    ``selectors`` are the records that the user names. If they are files, the folder is theirs, and a Bakefile that
+    happens to lie in the current folder need not be right: what is wrong with it is a warning. One that is named by
+    ``path`` must be. ``overrides`` replace keys of the Bakefile.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        selectors: Iterable[str] = (),
+        *,
+        overrides: Mapping[str, str] | None = None,
+        events: Events | None = None,
+    ) -> None:
+        self._path, self._overrides, self._events = path, overrides, events or Events()
+        named = [Path(selector) for selector in selectors]
+        self._files = named if named and all(each.is_file() for each in named) else []
+
+    @cached_property
+    def bakefile(self) -> Bakefile | None:
+        """The Bakefile; None where it is not named and the usual one is not there."""
+        usual = self._path == DEFAULT_FILE
+        if usual and not self._path.exists():
+            return None
+        try:
+            return self.need_bakefile()
+        except InputError as error:
+            if not (usual and self._files):
+                raise
+            reason = error.message.splitlines()[0].rstrip(":")
+            self._events.warn(f"{reason}; its `trust`, `sign` and `verify` are ignored")
+            return None
+
+    def need_bakefile(self) -> Bakefile:
+        """Return the Bakefile; raises BakefileError with all that is wrong in it, InputError when there is none."""
+        from parbake.bakefile import load
+
+        return load(self._path, self._overrides)
+
+    def output(self, *, refresh: bool = True) -> Path:
+        """Return the folder for artefacts: the Bakefile's, or the default one where there is no Bakefile.
+
+        ``refresh`` brings the records there that the Bakefile's store has.
+        """
+        if self._files:
+            return self._files[0].parent
+        if self.bakefile is None:
+            return Path("artefacts")
+        if not refresh:
+            return self.bakefile.output
+        from parbake.records import store
+
+        return store.refreshed_output(self.bakefile)
+
+    def shared(self) -> Shared | None:
+        """Return what the Bakefile's artefacts are shared through; None where it names no store, or for a file."""
+        if self._files or self.bakefile is None:
+            return None
+        from parbake.records.store import session_store
+
+        return session_store(self.bakefile, self._events)
+
+    def signer(self) -> Signer | None:
+        """Return what signs records as the Bakefile says, tried out; None where it says nothing."""
+        if self.bakefile is None:
+            return None
+        from parbake.records import genuine
+
+        return genuine.open_signer(self.bakefile)
+
+    @property
+    def trust(self) -> tuple[Path, ...]:
+        """The public keys of which one must have signed a record; none where the Bakefile names none."""
+        return self.bakefile.trust if self.bakefile else ()
+
+    @property
+    def node_image(self) -> Path | None:
+        """The image of a node that volumes are verified on, where the Bakefile names one."""
+        return self.bakefile.verify.base if self.bakefile else None
+
+    @property
+    def retention(self) -> RetentionSection:
+        """What is to be kept: the Bakefile's, or the default."""
+        from parbake.bakefile import RetentionSection
+
+        return self.bakefile.retention if self.bakefile else RetentionSection()

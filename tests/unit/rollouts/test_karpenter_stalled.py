@@ -1,0 +1,145 @@
+"""Rollouts to Karpenter that stand still or may not go on: each says who or what holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
+from tests.fakes.kubernetes.karpenter import Karpenter
+from tests.fakes.kubernetes.server import Server, serving
+from tests.fakes.kubernetes.store import Kind
+from tests.unit.rollouts.test_karpenter import FIRST, GPU, QUICK, cluster, images, server, terms, use
+from tests.unit.rollouts.test_node_classes import ALIAS
+
+__all__ = ["cluster", "server"]
+
+pytestmark = NEEDS_KUBECTL
+
+
+def test_what_holds_nodes_back_is_named(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    held = server.list("nodeclaims")[0]["metadata"]["name"]
+    cluster.blocked[held] = "default/web"
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "2")
+        assert (code, error["error"]) == (1, "Stalled")
+        assert "1 of 2 nodes" in error["message"]
+        assert 'pdb "default/web" prevents pod evictions' in error["message"]
+        cluster.blocked.clear()
+        code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+        assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it goes on following"
+
+
+def test_a_budget_is_named(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the users' own, and not that of ``parbake freeze``."""
+    kitchen(tmp_path, [GPU], FIRST)
+    server.change("nodepools", "gpu", {"spec": {"disruption": {"budgets": [{"nodes": "0"}]}}})
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1.5")
+    node = server.list("nodeclaims")[0]["status"]["nodeName"]
+    assert (code, error["error"]) == (1, "Stalled")
+    blocked = "No allowed disruptions for disruption reason Drifted due to blocking budget"
+    assert f"{node}: runs ami-0; NodePool gpu: {blocked}" in error["message"]
+
+
+def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    cluster.unlaunchable = "no g5.xlarge in eu-central-1a"
+    with cluster:
+        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "2")
+    assert code == 1
+    assert "not Launched: no g5.xlarge in eu-central-1a" in error["message"]
+
+
+def test_an_image_that_karpenter_does_not_find(
+    cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen(tmp_path, [GPU], lost := machine_image("lost", "ami-404"))
+    with cluster:
+        code, error = parbake(capsys, "rollout", lost.key, *QUICK, "--deadline", "1.5")
+    assert code == 1
+    assert "Karpenter has not resolved ami-404 yet" in error["message"]
+    assert "AMISelector did not match any AMIs" in error["message"]
+
+
+def test_bad_input_is_told(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert (code, error["hint"]) == (2, "there are: none")
+    server.create("ec2nodeclasses", "cpu", spec=ALIAS["spec"])
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert (code, error["hint"]) == (2, "there are: cpu")
+    assert "there is no ec2nodeclasses 'gpu'" in error["message"]
+    code, error = parbake(capsys, "rollout", FIRST.key, "--to", "nothing")
+    assert (code, error["hint"]) == (2, "there are: gpu")
+    kitchen(tmp_path, [{"karpenter": {"nodeclass": "cpu", "context": "nowhere"}}])
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert "nowhere" in error["message"]
+    kitchen(tmp_path, [{"karpenter": {"nodeclass": "cpu"}}])
+    server.store.forbidden.add(("patch", "ec2nodeclasses"))
+    code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
+    assert code == 1
+    assert 'cannot patch resource "ec2nodeclasses"' in error["message"]
+    server.store.unauthorized = True
+    assert parbake(capsys, "rollout", FIRST.key)[0] == 1
+    code, reports = parbake(capsys, "status")
+    assert code == 1
+    assert "does not know you" in reports[0]["error"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_nothing_to_go_back_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen(tmp_path, [GPU])
+    code, error = parbake(capsys, "rollback")
+    assert code == 2
+    assert "records no rollout" in error["message"]
+
+
+def test_a_cluster_without_karpenter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    with serving(tmp_path) as server:
+        use(server, monkeypatch)
+        code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert "serves no API karpenter.k8s.aws" in error["message"]
+
+
+def test_a_version_that_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    with serving(tmp_path) as server:
+        use(server, monkeypatch)
+        kind = Kind("karpenter.k8s.aws", "v2", "ec2nodeclasses", "EC2NodeClass")
+        server.store.kinds[kind.group, kind.version, kind.plural] = kind
+        code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 2
+    assert "serves v2 of karpenter.k8s.aws" in error["message"]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("verb", "plural"), [("get", "ec2nodeclasses"), ("list", "nodepools"), ("list", "nodeclaims"), ("list", "events")]
+)
+def test_who_may_not_is_told_what(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, plural: str
+) -> None:
+    kitchen(tmp_path, [GPU], FIRST)
+    server.store.forbidden.add((verb, plural))
+    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1")
+    assert code == 1
+    if plural == "events":  # without them it is only not known why
+        assert error["error"] == "Stalled"
+        return
+    assert f'cannot {verb} resource "{plural}" in API group' in error["message"]
+    assert "ask the cluster's administrators" in error["hint"]
+    assert terms(server) == [{"alias": "al2023@latest"}]
