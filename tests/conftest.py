@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -52,3 +53,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if (marker := item.get_closest_marker("slow")) is not None:
                 weights[item.path] = max(weights.get(item.path, 0), *marker.args, 10)
         items.sort(key=lambda item: -weights.get(item.path, 0))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Give back at the end of each file what its threads had: a worker of thousands of tests grows by a third less."""
+    if nextitem is None or nextitem.path != item.path:
+        ctypes.CDLL(None).malloc_trim(0)

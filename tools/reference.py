@@ -64,6 +64,7 @@ EXAMPLES: Final = {
         "END\n"
         "parbake export packer template -f ami.yaml"
     ),
+    "copy": "parbake copy hello us-east-1 --share-with 222222222222",
     "fetch": "parbake fetch snap-0123456789abcdef0 disk.raw --region eu-west-1",
     "demo": "parbake demo",
     "fleet init": "parbake fleet init",
@@ -115,7 +116,7 @@ ENVIRONMENT: Final = {
 """Every variable that parbake itself reads."""
 
 
-BY_HAND = {"dependencies.md"}
+BY_HAND = {"dependencies.md", "nodes.md"}
 """Pages of the reference that are not made; a test of its own holds each of them true."""
 
 

@@ -21,11 +21,11 @@ FOLDER = Path(__file__).parents[1] / "unit/fleet/histories"
 KEY = bytes(32)
 
 
-def record(fleet: Fleet, identity: str, name: str) -> None:
-    """Write the history of a workflow."""
+def record(fleet: Fleet, identity: str, name: str, run_id: str | None = None) -> None:
+    """Write the history of a workflow, its last run or the one that is named."""
 
     async def go(client: Client) -> str:
-        history = await client.get_workflow_handle(identity).fetch_history()
+        history = await client.get_workflow_handle(identity, run_id=run_id).fetch_history()
         return history.to_json()
 
     place = FOLDER / __version__ / f"{name}.json"
@@ -75,6 +75,41 @@ def of_rollouts(fleet: Fleet) -> None:
     record(fleet, "rollout/g", "rollout-cancelled")
 
 
+def of_places(fleet: Fleet) -> None:
+    """Record a run that brings its cells to places, one of them in vain."""
+    places = fleet.places("eu-west-1", "us-east-1")
+    fleet.run(["ebs-one", "ebs-two"], name="h", places=places, copies=1, bakes={"ebs": 1})
+    record(fleet, "fleet/h", "fleet-placed")
+    (fleet.root / "us-east-1.refuses").touch()
+    fleet.run(["ebs-three"], name="i", places=places)
+    record(fleet, "fleet/i", "fleet-not-placed")
+    fleet.places()
+
+
+def of_superseding(fleet: Fleet) -> None:
+    """Record a rollout whose place another takes, and that one, which goes back; all of it with an audit trail."""
+    cells = ["one@amd64", "two@amd64"]
+    approve: dict[str, object] = {"by": [], "count": 1, "within": None}
+    fleet.waves({"name": "canary", "targets": ["one/a", "two/c"], "approve": approve})
+    fleet.run(cells, name="j", rollout=True, supersede=True, audited=True)
+    fleet.until("approval", "j")
+    first = fleet.ask(lambda client: _run_id(client, "rollout/j"))
+    fleet.newer("2")
+    fleet.run(cells, name="j", rollout=True, supersede=True, audited=True)
+    record(fleet, "fleet/j", "fleet-supersedes")
+    fleet.wait_until(lambda: fleet.ask(lambda client: _run_id(client, "rollout/j")) != first, "the newer one")
+    record(fleet, "rollout/j", "rollout-superseded", first)
+    fleet.until("approval", "j")
+    fleet.ask(lambda client: rollouts.back(client, "j", "ann wants it back"))
+    fleet.until("rolled-back", "j")
+    record(fleet, "rollout/j", "rollout-back-past-what-was-superseded")
+    fleet.newer("")
+
+
+async def _run_id(client: Client, identity: str) -> str:
+    return (await client.get_workflow_handle(identity).describe()).run_id
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
@@ -106,6 +141,8 @@ def main() -> None:
             fleet.end("c")
             record(fleet, "fleet/c", "fleet-paused")
             of_rollouts(fleet)
+            of_places(fleet)
+            of_superseding(fleet)
 
 
 if __name__ == "__main__":

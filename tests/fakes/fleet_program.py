@@ -2,8 +2,10 @@
 
 A folder takes the place of the store. Its ledger says what began and ended, from outside of the engine; a record
 appears by link(2), so that the first one counts. How a cell behaves stands in its name: ``wrong``, ``refused``,
-``mistaken``, ``flaky``, ``killer`` (its worker dies), ``slow`` (until it is ended), ``build`` (its key is known after a
-build).
+``unplanned``, ``mistaken``, ``flaky``, ``killer`` (its worker dies), ``slow`` (until it is ended), ``build`` (its key
+is known after a build).
+
+``places.json`` says which regions a cell is to be in; a file ``REGION.slow`` beside it that copies take long there.
 
 Targets of rollouts are files in the folder ``targets`` of the fleet: each holds what was handed to it, the last line
 first. ``waves.json`` says which wave has which; a file ``TARGET.stalls``, ``.refuses`` or ``.slow`` beside a target how
@@ -23,8 +25,17 @@ SECONDS = float(os.environ.get("FLEET_PROGRAM_SECONDS", "0.05"))
 TRIES_OF_FLAKY = 3
 
 
-def key_of(cell: str) -> str:
-    return hashlib.sha256(cell.encode()).hexdigest()
+def key_of(cell: str, generation: str = "") -> str:
+    """Return the key of a cell; a file ``generation`` in the fleet's folder gives all cells others."""
+    return hashlib.sha256(f"{cell}{generation}".encode()).hexdigest()
+
+
+def generation() -> str:
+    try:
+        with open("generation") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def option(arguments: list[str], name: str) -> str:
@@ -49,7 +60,9 @@ def plan(arguments: list[str]) -> int:
         if word != "--cell":
             continue
         cell = arguments[place + 1]
-        key, state, problem = key_of(cell), "bake", None
+        key, state, problem = key_of(cell, generation()), "bake", None
+        if "unplanned" in cell:
+            return fail(2, "InputError", "nobody can plan it")
         if os.path.exists(f"{store}/records/{key}"):
             state = "there"
         elif os.path.exists(f"{store}/quarantine/{key}"):
@@ -60,8 +73,42 @@ def plan(arguments: list[str]) -> int:
             state, key = "build", ""
         cells.append(
             {"cell": cell, "file": cell, "platform": "linux/amd64", "state": state, "key": key, "problem": problem}
+            | {"builder": cell.partition("-")[0], "places": [each for each in places() if not placed(store, key, each)]}
         )
     print(json.dumps({"cells": cells}))
+    return 0
+
+
+def places() -> list[str]:
+    try:
+        with open("places.json") as file:
+            return list(json.load(file))
+    except FileNotFoundError:
+        return []
+
+
+def placed(store: str, key: str, region: str) -> bool:
+    return os.path.exists(f"{store}/placed/{key}.{region}")
+
+
+def copy(arguments: list[str]) -> int:
+    key, region, store = arguments[1], arguments[2], option(arguments, "--store")
+    note(
+        store,
+        "copy-start",
+        region,
+        key,
+        option(arguments, "--role"),
+        option(arguments, "--share-with"),
+        str(time.time()),
+    )
+    time.sleep(SECONDS * (20 if os.path.exists(f"{region}.slow") else 1))
+    if os.path.exists(f"{region}.refuses"):
+        return fail(1, "AwsNoAccess", f"{region} says no")
+    os.makedirs(f"{store}/placed", exist_ok=True)
+    open(f"{store}/placed/{key}.{region}", "w").close()
+    note(store, "copy-end", region, key)
+    print(json.dumps({"changed": True}))
     return 0
 
 
@@ -126,12 +173,12 @@ def behaves(target: str, how: str) -> bool:
 
 def rollout(arguments: list[str]) -> int:
     artefact, target = f"art-{arguments[1][:8]}", option(arguments, "--to")
-    lines = held(target)
+    lines, over = held(target), option(arguments, "--superseding")
     before, changed = (lines or ["nothing"])[0], [artefact] != lines[:1]
     if changed and "--dry-run" not in arguments:
         if behaves(target, "refuses"):
             return fail(1, "RolloutError", f"{target} says no")
-        hold(target, [artefact, *lines])
+        hold(target, [artefact, *(lines[1:] if over and lines[:1] == [over] else lines)])
         note("targets", "write", target, artefact)
     if "--dry-run" not in arguments:
         time.sleep(3600 if behaves(target, "slow") else SECONDS)
@@ -163,6 +210,8 @@ def waves(arguments: list[str]) -> int:
 
 
 def prune(arguments: list[str]) -> int:
+    if "refused" in option(arguments, "-f"):
+        return fail(2, "BakefileError", "no file of an artefact is to go")
     note(option(arguments, "--store"), "prune", option(arguments, "-f"))
     print(json.dumps({"freed": 0, "decisions": []}))
     return 0
@@ -188,7 +237,7 @@ def stopped(*_: object) -> None:
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, stopped)
     of_fleet = {"plan": plan, "rollout": waves, "gate": gate}
-    commands = {"build": build, "bake": bake, "rollout": rollout, "rollback": rollback, "prune": prune}
+    commands = {"build": build, "bake": bake, "copy": copy, "rollout": rollout, "rollback": rollback, "prune": prune}
     return of_fleet[arguments[1]](arguments) if arguments[0] == "fleet" else commands[arguments[0]](arguments)
 
 

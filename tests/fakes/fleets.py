@@ -27,7 +27,7 @@ from parbake.fleet.engine import local, rollouts, runs
 from parbake.fleet.engine.connect import Engine, connect
 from parbake.fleet.engine.rollout_tasks import Yes
 from parbake.fleet.engine.rollouts import RolloutStatus
-from parbake.fleet.engine.tasks import Progress, Root, RunRequest, bake_id
+from parbake.fleet.engine.tasks import Destination, Progress, Root, RunRequest, bake_id
 from tests.fakes.fleet_program import key_of
 
 _LIMIT = 300.0
@@ -119,6 +119,21 @@ class Fleet:
             "on_failure": on_failure,
         }
         (self.root / "waves.json").write_text(json.dumps(document))
+
+    def places(self, *regions: str) -> list[Destination]:
+        """Say in which regions all is to be; return them as a run asks for them."""
+        (self.root / "places.json").write_text(json.dumps(regions))
+        return [Destination(region) for region in regions]
+
+    def newer(self, word: str) -> None:
+        """Let every cell have another key."""
+        (self.root / "generation").write_text(word)
+
+    def lines(self, *words: str) -> list[list[str]]:
+        """Return what the ledger says that begins with one of these words, in order."""
+        path = self.store / "ledger"
+        found = (line.split(" ") for line in path.read_text().splitlines()) if path.exists() else ()
+        return [line for line in found if line[0] in words]
 
     def target(self, name: str) -> Path:
         """Return the file that stands for a target: what was handed to it, the newest first."""

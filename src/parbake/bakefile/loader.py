@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from parbake.bakefile.file import Bakefile, schema
 from parbake.bakefile.format import Format
+from parbake.bakefile.kms import REGION
+from parbake.bakefile.targets import ROLE
 from parbake.bakefile.values import valid_name
+from parbake.core.errors import InputError
+
+COPY_ROLES = "copy_roles"
+"""An override that is no key of the Bakefile; see ``load``."""
 
 
 def _defaults(folder: Path) -> dict[str, object]:
@@ -42,7 +49,22 @@ _BAKEFILE = Format(
 def load(path: Path, overrides: Mapping[str, str] | None = None) -> Bakefile:
     """Read and check a Bakefile; relative paths in it become absolute, from its folder. ``overrides`` replace keys.
 
+    ``COPY_ROLES`` among them replaces nothing: its roles (``REGION=ROLE``, with blanks between) go beside those of
+    ``aws.copy_roles``, for copies that the Bakefile knows nothing of.
     Checks also what only the text or the folder can tell: repeated keys and images, platforms that do not fit, files
     that are missing. Raises BakefileError with every problem, or InputError when there is no file to read.
     """
-    return _BAKEFILE.load(path, overrides)
+    given = dict(overrides or {})
+    roles = dict(_role(each) for each in given.pop(COPY_ROLES, "").split())
+    bakefile = _BAKEFILE.load(path, given)
+    if not roles:
+        return bakefile
+    aws = bakefile.aws.model_copy(update={"copy_roles": {**bakefile.aws.copy_roles, **roles}})
+    return bakefile.model_copy(update={"aws": aws})
+
+
+def _role(text: str) -> tuple[str, str]:
+    region, _, role = text.partition("=")
+    if not re.fullmatch(REGION, region) or not re.fullmatch(ROLE, role):
+        raise InputError(f"{text!r} is not a region and its role", hint="write REGION=arn:aws:iam::ACCOUNT:role/NAME")
+    return region, role

@@ -14,7 +14,7 @@ from parbake.bakefile.values import Duration, File, Name, PathText, matching, te
 _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
 _REGION = r"[a-z]{2}(-[a-z]+)+-[0-9]"
 _PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
-_ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
+ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
 _EXTERNAL = r"[\w+=,.@:/-]{2,1224}"
 _KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
 
@@ -53,7 +53,7 @@ Parameter = Annotated[
 Tag = Annotated[str, AfterValidator(_tag), text_schema("^[^=*]+=[^*]+$", "image=gpu")]
 RoleArn = Annotated[
     str,
-    matching(_ROLE, "the ARN of a role", "such as arn:aws:iam::123456789012:role/parbake"),
+    matching(ROLE, "the ARN of a role", "such as arn:aws:iam::123456789012:role/parbake"),
     text_schema("^arn:aws[a-z-]*:iam::[0-9]{12}:role/", "arn:aws:iam::123456789012:role/parbake"),
 ]
 

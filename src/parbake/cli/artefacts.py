@@ -20,7 +20,7 @@ from parbake.cli.app import (
     written,
 )
 from parbake.cli.commands import application
-from parbake.cli.project import Project
+from parbake.cli.project import CopyRoles, Project, Store, overrides
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
@@ -73,16 +73,6 @@ def init(
 Platform = Annotated[
     str, typer.Option(help="Bake for this platform, instead of the Bakefile's.", metavar="OS/ARCHITECTURE")
 ]
-Store = Annotated[
-    str, typer.Option(help="The store to share artefacts through, instead of the Bakefile's.", metavar="ADDRESS")
-]
-
-
-def overrides(platform: str, store: str) -> dict[str, str]:
-    """Return the keys of the Bakefile that options replace."""
-    from parbake.bakefile import store_address
-
-    return {**({"platform": platform} if platform else {}), **({"store": store_address(store)} if store else {})}
 
 
 @command()
@@ -154,6 +144,7 @@ def bake(
     ] = "",
     platform: Platform = "",
     store: Store = "",
+    copy_role: CopyRoles = None,
     keep_workspace: KeepWorkspace = False,
 ) -> Result:
     """Bake the images, and prove that they start from the artefact.
@@ -165,10 +156,11 @@ def bake(
     from parbake.workflows import bake as workflow
     from parbake.workflows.platforms import each_platform, one_platform
 
-    chosen = each_platform(file, overrides(platform, store))
+    changed = overrides(platform, store, copy_role)
+    chosen = each_platform(file, changed)
     for given, name in ((trace, "--trace"), (expect_key, "--expect-key")):
         if given:
-            chosen = (one_platform(file, overrides(platform, store), name),)
+            chosen = (one_platform(file, changed, name),)
     options = workflow.Options(
         force=force,
         rebuild=rebuild,
@@ -292,6 +284,7 @@ def prune(
         ),
     ] = None,
     store: Store = "",
+    copy_role: CopyRoles = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Remove old artefacts and their records, or cached layers.
@@ -314,7 +307,7 @@ def prune(
         limit = units.size_of(cache_size, "--cache-size")
         gone, kept = layer_cache.prune(cache_folder(), limit, dry_run=dry_run)
         return Result(artefacts.layers_json(gone, kept), lambda: artefacts.layers_text(gone, kept, dry_run=dry_run))
-    chosen = overrides("", store)
+    chosen = overrides("", store, copy_role)
     project = Project(file, overrides=chosen, events=events)
     rules = workflow.rules(project.retention, keep, younger, grace)
     folder = project.output()

@@ -34,6 +34,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
         "list": Listed("artefacts", "List the artefacts, oldest first."),
         "show": Listed("artefacts", "Show the record of one artefact."),
         "export": Listed("exports", "Write files for other tools."),
+        "copy": Listed("snapshots", "Copy an AMI or a snapshot to another region, and share it there."),
         "fetch": Listed("snapshots", "Read an EBS snapshot, or the root disk of an AMI, into a file."),
         "schema": Listed("artefacts", "Print the JSON Schema of the Bakefile, for editors."),
         "demo": Listed("artefacts", "Run the main job end to end on a sample application."),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from parbake.cli.app import DEFAULT_FILE
 from parbake.core.errors import InputError
@@ -15,6 +17,28 @@ if TYPE_CHECKING:
     from parbake.bakefile import Bakefile, RetentionSection
     from parbake.core.signing import Signer
     from parbake.records.store import Shared
+
+
+Store = Annotated[
+    str, typer.Option(help="The store to share artefacts through, instead of the Bakefile's.", metavar="ADDRESS")
+]
+CopyRoles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy-role",
+        help="The role of a region's copy, besides those of `aws.copy_roles`; may be given several times.",
+        metavar="REGION=ARN",
+    ),
+]
+
+
+def overrides(platform: str, store: str, copy_roles: Sequence[str] | None = None) -> dict[str, str]:
+    """Return what options change in the Bakefile: what it is loaded with."""
+    from parbake.bakefile import COPY_ROLES, store_address
+
+    address = store_address(store) if store else ""
+    found = {"platform": platform, "store": address, COPY_ROLES: " ".join(copy_roles or ())}
+    return {key: value for key, value in found.items() if value}
 
 
 class Project:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
+from parbake.cli.project import CopyRoles
 from parbake.core.errors import InputError, RolloutError
 from parbake.core.events import Events
 
@@ -55,6 +56,16 @@ def rollout(
         str,
         typer.Option(help="The store that artefacts are shared through, instead of the Bakefile's.", metavar="ADDRESS"),
     ] = "",
+    copy_role: CopyRoles = None,
+    superseding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--superseding",
+            help="A target that holds this keeps the way back that it has: an id, a name or the start of a key; of "
+            "several, all.",
+            metavar="ID",
+        ),
+    ] = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Roll an artefact out to the Bakefile's targets, and follow it to the nodes.
@@ -67,7 +78,8 @@ def rollout(
 
     options = workflow.RolloutOptions(
         tuple(to or ()), dry_run, force, force_conflicts, follow, deadline, interval, mount=mount,
-        store=store_address(store) if store else "",
+        store=store_address(store) if store else "", copy_roles=tuple(copy_role or ()),
+        supersedes=tuple(superseding or ()),
     )  # fmt: skip
     return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
 

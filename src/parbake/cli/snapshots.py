@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import Result, command
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command
+from parbake.cli.project import CopyRoles, Store, overrides
 from parbake.core.events import Events
 
 
@@ -36,3 +37,51 @@ def fetch(
     }
     size_text = f"{human_bytes(size)}, {human_bytes(allocated)} on disk"
     return Result(document, lambda: f"{fetched.path}: {fetched.snapshot}, {size_text}")
+
+
+@command()
+def copy(
+    events: Events,
+    selector: Selector,
+    region: Annotated[str, typer.Argument(help="The region that it is to be in.", metavar="REGION")],
+    role: Annotated[
+        str,
+        typer.Option(
+            help="The role, perhaps of another account, that the copy belongs to. Default: the Bakefile's.",
+            metavar="ARN",
+        ),
+    ] = "",
+    share_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--share-with",
+            help="Who may launch it in that region: an account, an organisation or a unit; may be given several times.",
+            metavar="ACCOUNT",
+        ),
+    ] = None,
+    copy_role: CopyRoles = None,
+    store: Store = "",
+    file: BakefilePath = DEFAULT_FILE,
+) -> Result:
+    """Copy an AMI or a snapshot to another region, and share it there.
+
+    A bake copies and shares as `aws.copy_to` and `aws.share_with` of the Bakefile say; this is for one more place, with
+    the same settings. The record says where the artefact is then. To finish a run that was killed, run it again.
+    """
+    from parbake.workflows import copies as workflow
+
+    where = workflow.Where(region, role, tuple(share_with or ()))
+    done = workflow.copy(file, selector, where, events, overrides("", store, copy_role))
+    there = done.there
+    document = {
+        "artefact": done.artefact,
+        "region": done.region,
+        "image": there.image or None,
+        "snapshots": [each.id for each in there.snapshots],
+        "account": there.account or None,
+        "shared_with": list(there.shared_with),
+        "changed": done.changed,
+    }
+    said = f"{done.artefact}: {there.image or there.snapshots[0].id} in {done.region}"
+    shares = f", shared with {', '.join(there.shared_with)}" if there.shared_with else ""
+    return Result(document, lambda: said + shares + ("" if done.changed else " (as before)"))

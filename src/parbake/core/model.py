@@ -442,12 +442,14 @@ class Published(Frozen):
 
     ``image`` is the machine image (an AMI), empty for a volume; ``snapshots`` are the machine image's, or the volume's.
     ``account`` owns them (empty: unknown). ``family`` is whose nodes alone can take a volume (empty: any nodes').
+    ``shared_with`` are others that parbake has let launch it: accounts, organisations, units.
     """
 
     image: str = ""
     snapshots: tuple[Snapshot, ...] = ()
     account: str = ""
     family: Family = ""
+    shared_with: tuple[str, ...] = ()
 
 
 class TraceSummary(Frozen):

@@ -27,6 +27,7 @@ from parbake.bakefile.values import (
     valid_name,
     wrong,
 )
+from parbake.fleet.places import BakesAtOnce, PlaceText, Quotas, are_distinct
 from parbake.fleet.rollout import Rollout
 from parbake.fleet.schedule import Schedule
 
@@ -138,8 +139,13 @@ class Fleet(Section):
     verify: bool = True
     """Boot every artefact and start its images, as `parbake bake` does. Without, what is baked counts as done, and
     rollouts refuse it."""
+    places: Annotated[tuple[PlaceText, ...], AfterValidator(are_distinct)] = ()
+    """Regions of EC2 that the artefacts are to be in, besides what the Bakefiles say; a bare text is a region. A cell
+    is good when it is in all of them."""
     concurrency: Concurrency = Field(default_factory=Concurrency)
     """How much may run at once."""
+    quotas: Quotas = Field(default_factory=Quotas)
+    """Limits that hold over all workers."""
     budget: Budget = Field(default_factory=Budget)
     """How much may fail, and what happens then."""
     rollout: Rollout | None = None
@@ -183,7 +189,20 @@ _FLEET = Format(
     no_file="`parbake fleet init` writes one, -f names another",
     model=Fleet,
     schema=schema,
-    not_text=frozenset({"version", "verify", "cells", "attempts", "rest", "at_once", "count"}),
+    not_text=frozenset(
+        {
+            "version",
+            "verify",
+            "cells",
+            "attempts",
+            "rest",
+            "at_once",
+            "count",
+            "copies",
+            "starts_per_second",
+            *BakesAtOnce.model_fields,
+        }
+    ),
     missing={
         "version": "write version: 1",
         "bakefiles": "list the Bakefiles",
@@ -194,6 +213,7 @@ _FLEET = Format(
         "name": "name the wave",
         "command": "write the command, as a list of words",
         "every": "say how often, such as 30m",
+        "region": "name the region",
     },
     empty={
         "bakefiles": ("must list at least one Bakefile", "write - search/parbake.yaml below it"),

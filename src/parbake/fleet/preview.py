@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from parbake.bakefile import COPY_ROLES, IN_EC2, load
 from parbake.core.errors import ParbakeError
 from parbake.core.events import Events
-from parbake.fleet import quarantine
+from parbake.fleet import places, quarantine
 from parbake.fleet.cells import Cell
 from parbake.fleet.file import Fleet
 from parbake.records import Record
@@ -28,7 +29,8 @@ class CellPreview:
 
     ``there``: nothing, the store has it; ``unverified``: it has it, and nobody has verified it; ``bake``; ``build``:
     images first, so that there is no key yet; ``quarantined``: it has failed too often; ``wrong``: it could not be
-    planned. ``problem`` says why. ``record`` is that of what is there.
+    planned. ``problem`` says why. ``record`` is that of what is there. ``places`` are the regions that it is still to
+    be brought to, ``builder`` is who bakes it.
     """
 
     cell: Cell
@@ -38,6 +40,8 @@ class CellPreview:
     problem: str = ""
     hint: str = ""
     record: Record | None = None
+    places: tuple[str, ...] = ()
+    builder: str = ""
 
 
 def _of_plan(cell: Cell, key: str, artefact: str, stored: Record | None, store: Store) -> CellPreview:
@@ -55,16 +59,23 @@ def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> t
     """Plan every cell; what is wrong with one is said in its place."""
 
     def one(cell: Cell) -> CellPreview:
+        path, changed = folder / cell.file, {"platform": cell.platform, "store": fleet.store}
+        if roles := places.copy_roles(fleet.places):
+            changed[COPY_ROLES] = " ".join(roles)
         try:
-            found = plan.preview(folder / cell.file, Events(), {"platform": cell.platform, "store": fleet.store})
+            bakefile = load(path, {"platform": cell.platform})  # as it says itself
+            if bakefile.builder in IN_EC2:
+                places.need_agreement(fleet.places, bakefile)
+            found = plan.preview(path, Events(), changed)
         except ParbakeError as error:
             return CellPreview(cell, "wrong", problem=error.message, hint=error.hint)
         finally:
             task.advance(1)
-        if found.plan is None:
-            return CellPreview(cell, "build")
-        # What is on this machine alone is baked all the same, which brings it to the others.
-        return _of_plan(cell, found.plan.key, found.plan.artefact_name, found.stored, store)
+        look = CellPreview(cell, "build")
+        if found.plan:
+            # What is on this machine alone is baked all the same, which brings it to the others.
+            look = _of_plan(cell, found.plan.key, found.plan.artefact_name, found.stored, store)
+        return replace(look, places=places.lacking(fleet.places, bakefile, found.stored), builder=bakefile.builder)
 
     store = open_store(fleet.store)
     with events.task("cells", len(cells), unit="items") as task, ThreadPoolExecutor(_THREADS) as pool:

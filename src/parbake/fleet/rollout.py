@@ -18,6 +18,7 @@ _PATTERN = r"[A-Za-z0-9_.*?/-]+/[a-z0-9.*?-]+"
 _SPAN = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
 _LONGEST_SPAN = 90 * 86400
 _PERSON = r"[A-Za-z0-9_.@+-]{1,64}"
+_ARN = r"arn:aws[a-z-]*:(iam|sts)::[0-9]{12}:(user|role|assumed-role)/[A-Za-z0-9_.@+=,/*-]{1,256}"
 
 
 def _span(value: object) -> object:
@@ -41,7 +42,9 @@ def _pattern(text: str) -> str:
 
 
 def _person(text: str) -> str:
-    if not re.fullmatch(_PERSON, text):
+    if text.startswith("arn:") and not re.fullmatch(_ARN, text):
+        raise wrong(f"{text!r} names nobody in AWS", "such as arn:aws:iam::222222222222:role/release, or …:user/*")
+    if not text.startswith("arn:") and not re.fullmatch(_PERSON, text):
         raise wrong(f"{text!r} is not the name of a user", "letters, digits and _ . @ + -")
     return text
 
@@ -58,7 +61,9 @@ Span = Annotated[
     float, BeforeValidator(_span), text_schema("^(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$", "30m", "72h")
 ]
 Pattern = Annotated[str, AfterValidator(_pattern), text_schema(f"^{_PATTERN}$", "search/canary", "*/eu-*")]
-Person = Annotated[str, AfterValidator(_person), text_schema(f"^{_PERSON}$", "ann")]
+Person = Annotated[
+    str, AfterValidator(_person), text_schema(f"^({_PERSON}|{_ARN})$", "ann", "arn:aws:iam::222222222222:role/release")
+]
 WindowText = Annotated[
     str, AfterValidator(_window), text_schema(f"^{windows.PATTERN}$", "Mon-Thu 08:00-16:00 Europe/Berlin")
 ]
@@ -78,7 +83,8 @@ class Approval(Section):
     """Who must say yes before the next wave begins."""
 
     by: tuple[Person, ...] = ()
-    """Who may approve, by the names they give: whoever has the fleet's key is believed. Default: anybody."""
+    """Who may approve: users and roles of AWS by their ARNs (`*` stands for any text), which they prove; or names,
+    which are believed of whoever has the fleet's key. Default: anybody."""
     count: Annotated[int, Field(ge=1, le=10)] = 1
     """How many must approve, each once."""
     within: Span | None = None
@@ -139,6 +145,10 @@ class Rollout(Section):
     """The waves, in order."""
     windows: tuple[WindowText, ...] = ()
     """When targets may be started: days, hours and a time zone (default: UTC). A rollback runs at any time."""
+    when_newer: Literal["wait", "supersede"] = "wait"
+    """What happens when a run has made something newer while a rollout is under way: it waits for its end, or takes its
+    place between two targets. What a superseded rollout has written was never proven: the way back leads to what was
+    there before it."""
     on_failure: Literal["pause", "rollback"] = "pause"
     """What happens when a target does not follow, a gate says no, or nobody approves in time: wait for somebody, or
     return all that was written, in reverse order."""

@@ -85,12 +85,13 @@ class ValuesForTools(Rollout):
 
     @override
     def plan(self, offer: Offer) -> Change:
-        text, said, _ = self._read()
+        text, said, past = self._read()
         wanted = values(offer)
         before = _held(said)
         if said == wanted:
             return Change(self.where, before, offer.held)
-        return self._change(text, render(self.kind, wanted, History(said or None)), before, offer.held)
+        history = History(offer.way_back(before, said, past.previous) or None)
+        return self._change(text, render(self.kind, wanted, history), before, offer.held)
 
     @override
     def plan_rollback(self) -> Change:

@@ -115,7 +115,8 @@ class LaunchTemplateGroup(Rollout, ABC):
             return self.unchanged(state, before, after)
         wanted = {**now.data, **changes}
         diff = show(readable(now.data), readable(wanted), f"{self.where}: launch template {now}")
-        payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: str(now)}}
+        previous = offer.way_back(before, str(now), state.tags.get(PREVIOUS))
+        payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: previous}}
         refusals = (*self.refusals(state, offer), *self._of_another_architecture(before, offer))
         refusals += self._of_another_family(after, offer)
         settings = nodesettings.read(user_data(wanted) or "")

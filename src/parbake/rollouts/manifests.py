@@ -246,7 +246,8 @@ class _ImageFile(_Manifest):
         wanted = offer.held
         if now.image == offer.image:
             return Change(f"{place.kind} {place.name}", now, wanted), text
-        return self._changed(text, place, now, wanted, self.spec(place, offer), History(now, current=wanted))
+        history = History(offer.way_back(now, now, _history(place).previous), current=wanted)
+        return self._changed(text, place, now, wanted, self.spec(place, offer), history)
 
     @override
     def decided_back(self, text: str) -> tuple[Change, str]:

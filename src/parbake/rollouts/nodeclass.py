@@ -97,7 +97,8 @@ def decide(
     both = offer.image and offer.snapshot and before.image != offer.image and before.snapshot != offer.snapshot
     if selector and both:
         cautions.append(f"image and snapshot are two writes with the {selector.name}: nodes may be replaced twice")
-    previous, past = before, history(node_class)
+    past = history(node_class)
+    previous = offer.way_back(before, before, past.previous)
     if selector and past.previous and past.current and _same(past.current, wanted):
         previous = past.previous  # a run was killed after it had written this, and before the image was promoted
     return _change(node_class, after, before, wanted, History(previous), refusals, cautions, selector)

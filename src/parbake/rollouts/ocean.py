@@ -89,7 +89,7 @@ class Ocean(Rollout):
         then = {
             name: {
                 "imageId": offer.image,
-                "tags": _tagged(each, {_PREVIOUS: str(each.get("imageId", "")), _OWED: offer.image}),
+                "tags": _tagged(each, {_PREVIOUS: _way_back(each, offer), _OWED: offer.image}),
             }
             for name, each in now.items()
             if each.get("imageId") != offer.image
@@ -233,6 +233,11 @@ def judge(holds: TargetState, roll: Mapping[str, Any] | None, wanted: TargetStat
 def _held(specifications: Mapping[str, Mapping[str, Any]]) -> TargetState:
     images = sorted({str(each.get("imageId") or "") for each in specifications.values()} - {""})
     return TargetState(image=",".join(images), label="" if images else "no image of its own")
+
+
+def _way_back(specification: Mapping[str, Any], offer: Offer) -> str:
+    image = str(specification.get("imageId", ""))
+    return offer.way_back(TargetState(image=image), image, _tag(specification, _PREVIOUS))
 
 
 def _history(specifications: Mapping[str, Mapping[str, Any]]) -> History[TargetState]:

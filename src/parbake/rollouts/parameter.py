@@ -27,6 +27,7 @@ from parbake.rollouts.protocol import (
 
 _BACK = f"{OWNER}: back from version "
 _FROM = f"{OWNER}: "
+_KEPT = "; its way back is version "
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class ParameterVersion:
     def held(self) -> TargetState:
         """What it holds."""
         by_parbake = self.description.startswith(_FROM) and not self.description.startswith(_BACK)
-        artefact = self.description.removeprefix(_FROM) if by_parbake else ""
+        artefact = self.description.removeprefix(_FROM).partition(_KEPT)[0] if by_parbake else ""
         if self.value.startswith("ami-"):
             return TargetState(image=self.value, artefact=artefact)
         if self.value.startswith("snap-"):
@@ -57,9 +58,10 @@ def decide(history: Sequence[ParameterVersion], offer: Offer, where: str) -> Cha
     before = history[-1].held if history else TargetState(label="nothing")
     if history and history[-1].value == value:
         return Change(where, before, offer.held)
+    kept = offer.way_back(before, "", f"{_KEPT}{way.version}" if (way := previous(history)) else None)
     payload = {
         "value": value,
-        "description": f"{_FROM}{offer.artefact}",
+        "description": f"{_FROM}{offer.artefact}{kept}",
         "version": len(history) and history[-1].version,
     }
     return Change(where, before, offer.held, f"-{before.image or before.snapshot or before.label}\n+{value}", payload)
@@ -84,8 +86,12 @@ def decide_rollback(history: Sequence[ParameterVersion], where: str) -> Change:
 
 
 def previous(history: Sequence[ParameterVersion]) -> ParameterVersion | None:
-    """Return the newest version with another value than the last."""
-    return next((each for each in reversed(history) if each.value != history[-1].value), None)
+    """Return the version that the last one says, or else the newest with another value than it has."""
+    if not history:
+        return None
+    kept = history[-1].description.partition(_KEPT)[2]
+    named = next((each for each in history if str(each.version) == kept), None)
+    return named or next((each for each in reversed(history) if each.value != history[-1].value), None)
 
 
 def put(ssm: Client, where: str, /, **arguments: Any) -> None:

@@ -58,6 +58,7 @@ class Offer(Frozen):
     that mounts the volume, ``hydrate`` what loads the hot blocks (cloud-boothooks), for targets that ask for them.
     ``family`` is whose nodes alone can take the volume (empty: any that mount it); ``encrypted``: its snapshot was
     baked encrypted; ``runtime`` is what started the volume's images when it was verified (empty: unknown).
+    ``supersedes`` names (all of these ids, names or keys) what has never proven itself: nothing goes back to that.
     """
 
     artefact: str
@@ -73,6 +74,7 @@ class Offer(Frozen):
     runtime: str = ""
     mount: str = ""
     hydrate: str = ""
+    supersedes: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -88,6 +90,14 @@ class Offer(Frozen):
     def held(self) -> TargetState:
         """What a target holds that took the offer."""
         return TargetState(image=self.image, snapshot=self.snapshot, artefact=self.artefact, key=self.key)
+
+    def way_back[T](self, holds: TargetState, now: T, before: T | None) -> T:
+        """Return what a target records as what it held before, in its own form.
+
+        That is what it holds ``now``; where this is superseded, what it records already: ``before``, if anything.
+        """
+        superseded = bool(self.supersedes) and all(holds.goes_by(each) for each in self.supersedes)
+        return before if superseded and before else now
 
 
 def unlocked(device: str, mapping: Mapping[str, Any], offer: Offer) -> tuple[str, ...]:

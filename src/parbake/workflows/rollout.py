@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parbake import records
-from parbake.bakefile import Bakefile
+from parbake.bakefile import COPY_ROLES, Bakefile
 from parbake.bakefile.targets import FileTarget, GitopsTarget, KarpenterTarget, Target
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
@@ -45,7 +45,9 @@ class RolloutOptions:
     ``force`` overrides a missing verification and what speaks against a target; ``force_conflicts`` takes over fields
     that somebody else manages; ``deadline`` (seconds) replaces that of the targets. ``again`` also hands out what a
     rollback left. Without ``mount`` no user data mounts a volume, whatever the targets say. ``store`` replaces the
-    Bakefile's. A rollback returns only what holds all of ``holding``, by id, name or the start of a key.
+    Bakefile's, ``copy_roles`` (``REGION=ROLE``) go beside its own. A rollback returns only what holds all of
+    ``holding``, by id, name or the start of a key. A target that holds all of ``supersedes``, which has never proven
+    itself, keeps the way back that it has.
     """
 
     to: tuple[str, ...] = ()
@@ -59,6 +61,14 @@ class RolloutOptions:
     mount: bool = True
     store: str = ""
     holding: tuple[str, ...] = ()
+    copy_roles: tuple[str, ...] = ()
+    supersedes: tuple[str, ...] = ()
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """What the Bakefile is loaded with."""
+        found = {"store": self.store, COPY_ROLES: " ".join(self.copy_roles)}
+        return {key: value for key, value in found.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,7 @@ def rollout(
     Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
     what a target refuses, Stalled when nodes do not follow in time.
     """
-    with opened(bakefile_path, {"store": options.store} if options.store else None) as bakefile:
+    with opened(bakefile_path, options.overrides) as bakefile:
         return _rollout(bakefile, selectors, events, options)
 
 
@@ -115,6 +125,8 @@ def _rollout(
     for region in dict.fromkeys(each.region for each in offers if each.region):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
+    if options.supersedes:
+        offers = [each.model_copy(update={"supersedes": options.supersedes}) for each in offers]
     if options.mount:
         offers = [_with_mount(each, found, config) for each, config in zip(offers, targets, strict=True)]
     if any(_hydrates(config) for config in targets):

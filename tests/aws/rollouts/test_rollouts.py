@@ -135,6 +135,10 @@ def test_a_group_and_back(fleets: Fleets, tmp_path: Path, capsys: pytest.Capture
     assert not goes_out_again(tmp_path, FIRST)
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
     assert goes_out_again(tmp_path, FIRST), "somebody has said so"
+    kitchen(tmp_path, [GROUP], FIRST, SECOND)
+    assert parbake(capsys, "rollout", SECOND.key, "--superseding", "ami-1", *QUICK)[0] == 0
+    assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert held() == "1", "what was superseded is no way back"
 
 
 def test_a_group_that_fails_goes_back_by_itself(
@@ -390,6 +394,14 @@ def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pyt
     assert [goes_out_again(tmp_path, each) for each in (FIRST, SECOND)] == [True, False]
     values = [each["Value"] for each in ssm.get_parameter_history(Name="/nodes/gpu")["Parameters"]]
     assert values == ["ami-1", "ami-2", "ami-1"]
+    assert parbake(capsys, "rollout", SECOND.key, *QUICK)[0] == 0
+    third = machine_image("third", "ami-3", region=REGION)
+    kitchen(tmp_path, [PARAMETER], FIRST, SECOND, third)
+    assert parbake(capsys, "rollout", third.key, "--superseding", "ami-2", *QUICK)[0] == 0
+    report = parbake(capsys, "status")[1][0]
+    assert (report["holds"]["artefact"], report["previous"]["image"]) == (third.artefact, "ami-1")
+    assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert ssm.get_parameter(Name="/nodes/gpu")["Parameter"]["Value"] == "ami-1", "what was superseded is no way back"
 
 
 def test_targets_that_are_not_there(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

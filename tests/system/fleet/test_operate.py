@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from temporalio.client import Client, ScheduleActionResult
+from temporalio.client import Client, ScheduleActionResult, WorkflowFailureError
+from temporalio.exceptions import FailureError
 
 from parbake.core.errors import Interrupted
 from parbake.core.run import Process
 from parbake.fleet.engine import runs, schedules
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.schedules import Applied
-from parbake.fleet.engine.tasks import Place
+from parbake.fleet.engine.tasks import CONTROL, Failure, Place
 from parbake.fleet.engine.versions import _current as current
+from parbake.fleet.engine.workflows import describe
 from parbake.fleet.schedule import Schedule
 from parbake.records.store import identity_of, open_store
 from tests.fakes.fleet_program import key_of
@@ -100,6 +103,27 @@ def test_what_was_missed_in_an_outage_is_made_up_for_once(tmp_path: Path) -> Non
             late = [each for each in fleet.ask(ask) if each.started_at > back > each.scheduled_at]
             assert 1 <= len(late) <= most
         assert set(fleet.happened("start").values()) == {1}
+
+
+def test_what_a_schedule_starts_says_what_went_wrong(shared: Fleet) -> None:
+    where = place(shared, "mixed", "refused-one", "fine-one")
+
+    async def ask(client: Client, what: str, result: type) -> Any:
+        return await client.execute_workflow(what, where, id=f"by-hand/{what}", task_queue=CONTROL, result_type=result)
+
+    (failed,) = shared.ask(partial(ask, what="Prune", result=list[Failure]))
+    assert (failed.cell, failed.error) == ("refused-one/parbake.yaml", "BakefileError")
+    assert shared.happened("prune")["fine-one/parbake.yaml"] == 1, "the others go on"
+    (shared.state / "mixed/fine-one/parbake.yaml").write_text("version: 9\n")
+    (shared.state / "mixed/fleet.yaml").write_text("version: 9\n")
+    for what in ("Prune", "Tick"):
+        with pytest.raises(WorkflowFailureError) as caught:
+            shared.ask(partial(ask, what=what, result=str))
+        cause = caught.value.cause
+        assert isinstance(cause, FailureError)
+        found = describe("", cause)
+        assert "version" in found.message
+        assert found.error
 
 
 def test_a_schedule_goes_alone(shared: Fleet) -> None:

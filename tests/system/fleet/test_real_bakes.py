@@ -85,6 +85,7 @@ def test_what_dies_with_a_worker_is_finished_by_another(fleet: RealFleet, proxy:
         fleet.until_held(*holds("killed"))
         one.kill()
         assert one.left() == []
+        fleet.wait_until(lambda: fleet.status().workers["bake"] == 0, "the status of a queue that nobody works for")
         with fleet.machine("two") as two:
             ended = fleet.end()
         assert (ended.counts.failed, ended.counts.done) == (0, 4)

@@ -53,6 +53,14 @@ def test_a_run_brings_every_cell_to_its_end_and_the_next_one_does_nothing(shared
     shared.wait_until(lambda: shared.status().workers == {"control": 2, "bake": 2, "roll": 2}, "both workers")
 
 
+def test_what_cannot_be_planned_has_failed(shared: Fleet) -> None:
+    """All that was to be planned with it."""
+    ended = shared.run(["unplanned", "beside-it"], name="planless")
+    assert {each.cell: (each.error, each.message) for each in ended.failed} == dict.fromkeys(
+        ("unplanned", "beside-it"), ("InputError", "nobody can plan it")
+    )
+
+
 def test_fleets_that_want_the_same_keys_bake_each_once(shared: Fleet) -> None:
     """Three fleets, and two runs of each at once."""
     cells = [f"common-{number}" for number in range(30)]

@@ -36,6 +36,8 @@ pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
 PARBAKE = Path(sys.executable).with_name("parbake")
 GOLDEN = ROOT / "tests/unit/cli/cases"
 PASSWORD = "a word"
+# The machine's logins; and coverage's, which would cost each of hundreds of commands a tenth of a second.
+NOT_THEIRS = ("COVERAGE_", "DOCKER_", "REGISTRY_", "XDG_")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
         "docs/reference/cli.md",
-        shortcuts=frozenset({"init", "bake", "verify", "demo", "fetch", "export", "fleet"}) | ROLLOUTS,
+        shortcuts=frozenset({"init", "bake", "verify", "demo", "copy", "fetch", "export", "fleet"}) | ROLLOUTS,
     ),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
@@ -108,6 +110,7 @@ SHORTCUTS = {
     "demo": "demo) set -- demo --help ;;",
     # Nothing is verified here.
     "export": 'export) case $2 in packer | kubelet-config) ;; *) set -- "$@" --force ;; esac ;;',
+    "copy": 'copy) set -- "$@" --help ;;',  # there is no AWS here
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
     # Nothing is rolled out here: docs/tutorial-fleet.md does.
     "fleet": 'fleet) case $2 in rollout | gate | approve | rollback | logs) set -- "$@" --help ;; esac ;;',
@@ -242,7 +245,7 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         path = bin_ / name
         path.write_text(f"#!/bin/sh\nset -e\n{script.format(**words)}\n")
         path.chmod(0o755)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DOCKER_", "REGISTRY_", "XDG_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(NOT_THEIRS)}
     return {
         **kept,
         "PATH": f"{bin_}:{PARBAKE.parent}:{os.environ['PATH']}",

@@ -25,7 +25,8 @@ PATHS = {
     "fleet", "fleet-cancelled", "fleet-joined-cancelled", "fleet-paused",
     "bake", "bake-refused", "bake-quarantined", "bake-cancelled",
     "fleet-rolled-out", "rollout", "rollout-cancelled", "rollout-back-by-itself", "rollout-back-after-its-end",
-    "rollout-paused-and-back-by-hand",
+    "rollout-paused-and-back-by-hand", "fleet-placed", "fleet-not-placed", "fleet-supersedes", "rollout-superseded",
+    "rollout-back-past-what-was-superseded",
 }  # fmt: skip
 
 

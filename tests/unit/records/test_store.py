@@ -7,13 +7,14 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from parbake import records
 from parbake.bakefile import load
-from parbake.core.errors import BadContent, BakefileError, EnvironmentProblem
+from parbake.core.errors import BadContent, BakefileError, EnvironmentProblem, InputError
 from parbake.core.model import Published, Snapshot
 from parbake.machine.disk import BLOCK
 from parbake.records.store import need_conditional_writes, open_store, session_store
@@ -189,6 +190,38 @@ def test_a_verdict_reaches_the_others(pair: tuple[Machine, Machine]) -> None:
     records.write(one.output, again)
     assert one.shared.put(again) == proven
     assert one.shared.put(again, again=True) == again
+
+
+def test_what_several_machines_add_to_a_record_is_all_there(
+    pair: tuple[Machine, Machine],
+) -> None:
+    """One adds a region while another is about to: it looks again, and what it writes has both."""
+    one, two = pair
+    there = Published(snapshots=(Snapshot(id="snap-1", size=1 << 30),))
+    made = record("cloud").model_copy(update={"published": {"eu-west-1": there}})
+    records.write_published(made, one.output)
+    one.shared.put(made)
+
+    def adding(region: str) -> Callable[[records.Record], records.Record]:
+        return lambda found: found.model_copy(update={"published": {**found.published, region: there}})
+
+    asked = []
+
+    def slowly(found: records.Record) -> records.Record:
+        asked.append(list(found.published))
+        if len(asked) == 1:
+            two.shared.amend(made.artefact, adding("us-east-1"), None)
+        return adding("ap-south-1")(found)
+
+    done = one.shared.amend(made.artefact, slowly, None)
+    assert asked == [["eu-west-1"], ["eu-west-1", "us-east-1"]]
+    assert list(done.published) == ["eu-west-1", "us-east-1", "ap-south-1"]
+    assert records.read(one.output / made.file_name) == done
+    two.shared.refresh()
+    assert records.read(two.output / made.file_name) == done
+    assert one.shared.amend(made.artefact, adding("us-east-1"), None) == done, "it says so already"
+    with pytest.raises(InputError, match="has no record of"):
+        one.shared.amend("node-other.raw", adding("us-east-1"), None)
 
 
 def test_refresh_brings_only_what_lies_in_clouds_and_is_of_the_bakefile(pair: tuple[Machine, Machine]) -> None:

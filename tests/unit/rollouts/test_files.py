@@ -21,6 +21,7 @@ from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake
 from tests.fakes.plans import record
 
 FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
+THIRD = machine_image("third", "ami-3")
 
 NODE_CLASS = """\
 # the GPU nodes
@@ -121,6 +122,11 @@ def there_and_back(
     assert parbake(capsys, "status")[1][0]["left"]["artefact"] == FIRST.artefact
     assert not goes_out_again(here, FIRST)
     assert goes_out_again(here, SECOND)
+    assert parbake(capsys, "rollout", FIRST.key)[0] == 0
+    assert parbake(capsys, "rollout", SECOND.key, "--superseding", "ami-1")[0] == 0
+    assert parbake(capsys, "status")[1][0]["previous"]["image"] == "ami-0", "what never proved itself is no way back"
+    assert parbake(capsys, "rollback")[0] == 0
+    assert "ami-0" in (here / file).read_text()
     return after
 
 
@@ -268,7 +274,7 @@ def test_a_machine_template_of_cluster_api(here: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("suffix", ["json", "tfvars"])
 def test_files_for_other_tools(here: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     path = here / f"out/image.{suffix}"
-    kitchen(here, [{"file": f"out/image.{suffix}"}], FIRST, SECOND)
+    kitchen(here, [{"file": f"out/image.{suffix}"}], FIRST, SECOND, THIRD)
     assert parbake(capsys, "rollout", FIRST.key)[0] == 0
     assert parbake(capsys, "rollback")[0] == 2, "there was nothing before"
     assert parbake(capsys, "rollout", SECOND.key)[0] == 0
@@ -279,6 +285,14 @@ def test_files_for_other_tools(here: Path, capsys: pytest.CaptureFixture[str], s
     assert parse(suffix, path.read_text())[0]["image"] == "ami-1"
     code, done = parbake(capsys, "rollback")
     assert (code, done["changed"]) == (0, False)
+    assert parbake(capsys, "rollout", SECOND.key)[0] == 0
+    assert parbake(capsys, "rollout", THIRD.key, "--superseding", SECOND.key[:32])[0] == 0
+    assert parbake(capsys, "rollback")[0] == 0
+    assert parse(suffix, path.read_text())[0]["image"] == "ami-1", "what never proved itself is no way back"
+    assert parbake(capsys, "rollout", SECOND.key)[0] == 0
+    assert parbake(capsys, "rollout", THIRD.key, "--superseding", "ami-7")[0] == 0
+    assert parbake(capsys, "rollback")[0] == 0
+    assert parse(suffix, path.read_text())[0]["image"] == "ami-2", "it held something else"
     assert [each.name for each in (here / "out").iterdir()] == [path.name]
     path.write_text("somebody's own")
     code, error = parbake(capsys, "rollout", FIRST.key)

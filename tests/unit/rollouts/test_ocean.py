@@ -28,7 +28,7 @@ def spot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Spot]:
 def test_there_and_back(spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any]) -> None:
     names = target["ocean"].get("groups", ["o-1"])
     spot.specifications[names[0]]["tags"].append({"tagKey": "team", "tagValue": "ml"})
-    kitchen(tmp_path, [target], FIRST)
+    kitchen(tmp_path, [target], FIRST, SECOND)
     assert parbake(capsys, "rollout", FIRST.key, "--dry-run")[0] == 0
     assert spot.rolls == []
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
@@ -46,6 +46,10 @@ def test_there_and_back(spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixtur
     code, done = parbake(capsys, "rollback", *QUICK)
     assert (code, done["changed"], len(spot.rolls)) == (0, False, 2), "it has gone back already"
     assert not goes_out_again(tmp_path, FIRST)
+    assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+    assert parbake(capsys, "rollout", SECOND.key, "--superseding", "ami-1", *QUICK)[0] == 0
+    assert parbake(capsys, "rollback", *QUICK)[0] == 0
+    assert {spot.specifications[name]["imageId"] for name in names} == {"ami-0"}, "what was superseded is no way back"
 
 
 class Killed(BaseException):

@@ -171,7 +171,25 @@ class Amis:
             self.finish(region, each)
         for region, each in reversed(list(places.items())):
             self.promote(region, each, verified=verified)
-        return {region: published(each) for region, each in places.items()}
+        return {region: self._shared(published(each)) for region, each in places.items()}
+
+    def bring(self, there: Published, home: str, region: str, *, verified: str) -> Published:
+        """Make sure that one more region has a copy of an AMI that is done, shared and dated as the settings say."""
+        made = self.copy(there.image, home, region)
+        with self.events.stage("copy", f"Copy to {region}"):
+            image = self.wait(region, made)
+        self.finish(region, image)
+        self.promote(region, image, verified=verified)
+        return self._shared(published(image))
+
+    def share(self, there: Published, region: str) -> Published:
+        """Let those of the settings launch what is in a region."""
+        _share(aws.client("ec2", region), there.image, [each.id for each in there.snapshots], self.settings.share_with)
+        return self._shared(there)
+
+    def _shared(self, there: Published) -> Published:
+        others = (*there.shared_with, *self.settings.share_with)
+        return there.model_copy(update={"shared_with": tuple(dict.fromkeys(others))})
 
     def promote(self, region: str, image: Mapping[str, Any], *, verified: str) -> None:
         """Say that an AMI and its snapshots are what the run was for: no clean-up takes them any more."""

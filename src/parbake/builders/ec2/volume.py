@@ -105,27 +105,45 @@ class Volumes:
         there = self.published(snapshot)
         places = {home: there}
         for region in self.settings.copy_to:
-            with self.events.stage("copy", f"Copy to {region}"):
-                copied = ebs.copy(
-                    there.snapshots[0].id,
-                    home,
-                    region,
-                    stamp=self.stamp,
-                    name=self.name,
-                    kms_key=self.settings.key_in(region),
-                    minutes=self.settings.copy_minutes,
-                    events=self.events,
-                )
-            held = there.snapshots[0].model_copy(update={"id": copied})
-            places[region] = there.model_copy(update={"snapshots": (held,)})
+            places[region] = self._copied(there, home, region)
         for region, each in places.items():
-            if self.settings.share_with:
-                ebs.share(each.snapshots[0].id, region, self.settings.share_with)
-            if self.settings.fast_at_bake:
-                ebs.fast_restore.enable(self.settings.fast_snapshot_restore, region, each.snapshots, self.events)
+            places[region] = self._finished(each, region)
         for region, each in reversed(list(places.items())):
             ebs.mark_permanent(each.snapshots[0].id, region, verified=verified, events=self.events)
         return places
+
+    def bring(self, there: Published, home: str, region: str, *, verified: str) -> Published:
+        """Make sure that one more region has a copy of a snapshot that is done, shared as the settings say."""
+        made = self._finished(self._copied(there, home, region), region)
+        ebs.mark_permanent(made.snapshots[0].id, region, verified=verified, events=self.events)
+        return made
+
+    def share(self, there: Published, region: str) -> Published:
+        """Let those of the settings make volumes of what is in a region."""
+        others = self.settings.share_with
+        if others:
+            ebs.share(there.snapshots[0].id, region, others)
+        return there.model_copy(update={"shared_with": tuple(dict.fromkeys((*there.shared_with, *others)))})
+
+    def _copied(self, there: Published, home: str, region: str) -> Published:
+        with self.events.stage("copy", f"Copy to {region}"):
+            copied = ebs.copy(
+                there.snapshots[0].id,
+                home,
+                region,
+                stamp=self.stamp,
+                name=self.name,
+                kms_key=self.settings.key_in(region),
+                minutes=self.settings.copy_minutes,
+                events=self.events,
+            )
+        held = there.snapshots[0].model_copy(update={"id": copied})
+        return there.model_copy(update={"snapshots": (held,), "account": "", "shared_with": ()})
+
+    def _finished(self, there: Published, region: str) -> Published:
+        if self.settings.fast_at_bake:
+            ebs.fast_restore.enable(self.settings.fast_snapshot_restore, region, there.snapshots, self.events)
+        return self.share(there, region)
 
     def promote(self, region: str, snapshot: Mapping[str, Any], *, verified: str) -> None:
         """Say that a snapshot is what the run was for: no clean-up takes it any more."""

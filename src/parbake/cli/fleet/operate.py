@@ -30,13 +30,14 @@ def apply(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Give the engine the `schedule` of the fleet's file.
+    """Give the engine the `schedule` of the fleet's file, and how much may start in a second (`quotas`).
 
-    It updates what has changed; without `schedule`, it removes the one that the engine has. A run under way goes on. A
-    scheduled run reads the file as it is then; with `source`, the file on the branch.
+    It updates what has changed; without `schedule`, it removes the one that the engine has, and without
+    `starts_per_second` the limit. A run under way goes on. A scheduled run reads the file as it is then; with `source`,
+    the file on the branch.
     """
     need_engine()
-    from parbake.fleet.engine import schedules
+    from parbake.fleet.engine import limits, schedules
     from parbake.fleet.engine.tasks import Place
     from parbake.fleet.file import load
 
@@ -46,9 +47,23 @@ def apply(
     else:
         where = {"folder": str(file.absolute().parent)}
     place = Place(fleet.name, file.name, heartbeat=heartbeat, **where)
-    done = asked(state, file, lambda client: schedules.apply(client, fleet.schedule, place, dry_run=dry_run))
-    document = {"schedule": done.runs, "prune": done.prune, "held": done.paused or None, "dry_run": dry_run}
+    limit = fleet.quotas.starts_per_second
+
+    async def go(client: Client) -> schedules.Applied:
+        if not dry_run:
+            await limits.settle(client, limit)
+        return await schedules.apply(client, fleet.schedule, place, dry_run=dry_run)
+
+    done = asked(state, file, go)
+    document = {
+        "schedule": done.runs,
+        "prune": done.prune,
+        "starts_per_second": limit,
+        "held": done.paused or None,
+        "dry_run": dry_run,
+    }
     lines = [f"schedule of runs: {done.runs}", f"schedule of pruning: {done.prune}"]
+    lines += [f"at most {limit} bakes start in a second, and as many copies in each region"] if limit else []
     lines += [f"it is paused: {done.paused}; `parbake fleet resume` lets it go on"] if done.paused else []
     return Result(document, lambda: "\n".join(lines))
 
@@ -130,7 +145,9 @@ def _of_engine(state: Path, fleet: Fleet) -> tuple[Check, ...]:
     try:
         seen = asyncio.run(go())
         keys = tuple(map(fingerprint, read_keys(engine.key)))
-        here = health.Here(socket.gethostname(), keys, fleet.store, fleet.verify, fleet.rollout is not None)
+        here = health.Here(
+            socket.gethostname(), keys, fleet.store, fleet.verify, fleet.rollout is not None, bool(fleet.places)
+        )
         return health.judge(seen, here)
     except ParbakeError as error:
         return (

@@ -11,7 +11,7 @@ import typer
 from parbake.cli.app import Result, command, written
 from parbake.cli.fleet.group import DEFAULT_FILE, FleetPath, fleets
 from parbake.cli.fleet.runs import State, asked
-from parbake.core.errors import EngineUnreachable, EnvironmentProblem, InputError
+from parbake.core.errors import EngineUnreachable, EnvironmentProblem, InputError, ParbakeError
 from parbake.core.events import Events
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from parbake.fleet.engine.logs import Log
     from parbake.fleet.engine.rollouts import RolloutStatus
     from parbake.fleet.engine.runs import Status
+    from parbake.fleet.file import Fleet
 
 
 @command(fleets)
@@ -31,7 +32,8 @@ def logs(
 ) -> Result:
     """Show the end of the log of a cell's last bake, or the log of the last rollout.
 
-    Also while it is under way: workers send it with their heartbeats. The engine keeps it for 30 days.
+    Also while it is under way: workers send it with their heartbeats. The engine keeps it for 30 days. The story of a
+    rollout is in the store too, which keeps it for 400 days and is read if the engine does not know it.
     """
     from parbake.cli.text import fleet_rollouts as text
     from parbake.fleet import preview
@@ -42,16 +44,7 @@ def logs(
     if bool(cell) == rollout:
         raise InputError("logs belong to a cell or to the rollout", hint="name a cell, or write --rollout")
     if rollout:
-
-        async def story(client: Client) -> RolloutStatus | None:
-            from parbake.fleet.engine import rollouts
-
-            return await rollouts.status(client, fleet.name)
-
-        found = asked(state, file, story)
-        if found is None:
-            raise InputError(f"there was no rollout of {fleet.name} yet", hint="`parbake fleet rollout` starts one")
-        return Result(text.rollout_json(found), lambda: text.story_text(found))
+        return _story(fleet, state, file)
     [look, *more] = preview.look(fleet, folder, chosen(cells(fleet, folder), (cell,)), events)
     if more:
         raise InputError(f"{cell} is several cells", hint=f"name one, such as {look.cell.name}")
@@ -70,6 +63,33 @@ def logs(
     return Result(text.log_json(look.cell.name, said), lambda: text.log_text(look.cell.name, said))
 
 
+def _story(fleet: Fleet, state: Path | None, file: Path) -> Result:
+    """Tell what has happened in the last rollout: as the engine has it, or else the store."""
+    from parbake.cli.text import fleet_rollouts as text
+    from parbake.fleet import audit
+    from parbake.records.store import open_store
+
+    async def ask(client: Client) -> RolloutStatus | None:
+        from parbake.fleet.engine import rollouts
+
+        return await rollouts.status(client, fleet.name)
+
+    found, silence = None, ParbakeError("")
+    try:
+        found = asked(state, file, ask)
+    except (EngineUnreachable, EnvironmentProblem, InputError) as error:
+        silence = error
+    if found and found.standing:
+        return Result(text.rollout_json(found), lambda: text.story_text(found))
+    if trail := audit.last_rollout(open_store(fleet.store), fleet.name):
+        return Result(text.trail_json(fleet.name, trail), lambda: text.trail_text(trail))
+    if silence.message:
+        raise silence
+    if found:
+        raise EngineUnreachable("no worker answers", hint="`parbake fleet worker --queues control` runs one")
+    raise InputError(f"there was no rollout of {fleet.name} yet", hint="`parbake fleet rollout` starts one")
+
+
 @command(fleets)
 def report(
     events: Events,
@@ -80,14 +100,15 @@ def report(
     """Write a one-page HTML report of a fleet, which needs no network.
 
     It has the cells with their places, ages and times, the failures, and the waves with their approvals. If the engine
-    does not answer, the page says so, and has only the cells.
+    does not answer, the page says so, and has the cells, and what the store knows of the last rollout.
     """
     from parbake.cli.report.fleet import FleetNow, fleet_page
     from parbake.core import atomic
     from parbake.core.workspace import room_for
-    from parbake.fleet import preview
+    from parbake.fleet import audit, preview
     from parbake.fleet.cells import cells
     from parbake.fleet.file import load
+    from parbake.records.store import open_store
 
     fleet, folder = load(file), file.absolute().parent
     found = preview.look(fleet, folder, cells(fleet, folder), events)
@@ -106,7 +127,9 @@ def report(
         run, rollout = asked(state, file, ask)
     except (EngineUnreachable, EnvironmentProblem, InputError) as error:
         silence = f"The engine could not be asked: {error.message}"
-    page = fleet_page(FleetNow(fleet.name, datetime.now(UTC), found, run, rollout, silence))
+    known = rollout is not None and rollout.standing is not None
+    trail = [] if known else audit.last_rollout(open_store(fleet.store), fleet.name)
+    page = fleet_page(FleetNow(fleet.name, datetime.now(UTC), found, run, rollout, silence, trail))
     with room_for(to):
         atomic.replace(to, page, mode=0o644)
     return written([to], *([silence] if silence else []))

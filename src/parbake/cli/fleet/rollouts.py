@@ -10,7 +10,7 @@ import typer
 
 from parbake.cli.app import Result, command
 from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
-from parbake.cli.fleet.runs import State, asked, need_engine, user
+from parbake.cli.fleet.runs import State, asked, need_engine, user, whoever
 from parbake.core.errors import FleetIncomplete, InputError, VerificationFailed
 from parbake.core.events import Events
 
@@ -62,7 +62,7 @@ def rollout(
     """Roll out the artefacts of the last run, in the waves of the fleet's file.
 
     `parbake fleet run` does so by itself, once for each generation. If the same rollout is under way already, this
-    follows it. --cell is for --dry-run.
+    follows it; if another one is, `when_newer` in the fleet's file decides. --cell is for --dry-run.
     """
     from parbake.cli.text import fleet_rollouts as text
 
@@ -74,7 +74,8 @@ def rollout(
     async def start(client: Client) -> str:
         from parbake.fleet.engine import rollouts, runs
 
-        return await rollouts.start(client, await runs.made(client, fleet.name))
+        newer = fleet.rollout is not None and fleet.rollout.when_newer == "supersede"
+        return await rollouts.start(client, await runs.made(client, fleet.name, whoever()), supersede=newer)
 
     started = asked(state, file, start)
     if not wait:
@@ -133,7 +134,8 @@ def approve(
 ) -> Result:
     """Approve a wave that waits for it, so that the next one starts.
 
-    The name, the time and the machine are recorded; nobody may approve twice.
+    The name, the time and the machine are recorded; nobody may approve twice. If the wave names users or roles of AWS,
+    your AWS credentials prove that you are one of them: they sign a call of GetCallerIdentity, which a worker sends.
     """
     from parbake.fleet.file import load
 
@@ -143,13 +145,19 @@ def approve(
         from parbake.fleet.engine import rollouts
         from parbake.fleet.engine.rollout_tasks import Yes
 
-        return await rollouts.approve(client, fleet.name, Yes(wave, who, socket.gethostname(), note))
+        return await rollouts.approve(client, fleet.name, Yes(wave, who, socket.gethostname(), note), _proof)
 
     name = asked(state, file, go)
     message = f"rollout/{fleet.name}: {who} has approved the wave {name}"
     if wait:
         return _as_it_goes_on(fleet.name, state, file, events, since=now)
     return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: message)
+
+
+def _proof(purpose: str) -> str:
+    from parbake.aws.caller import proof  # loads only where a wave asks for it
+
+    return proof(purpose)
 
 
 @command(fleets)
@@ -168,11 +176,12 @@ def rollback(
     from parbake.fleet.file import load
 
     fleet, who, now = load(file), by or user(), datetime.now(UTC).isoformat(timespec="seconds")
+    host = socket.gethostname()
 
     async def go(client: Client) -> None:
         from parbake.fleet.engine import rollouts
 
-        await rollouts.back(client, fleet.name, f"{who} wants it back{f': {note}' if note else ''}")
+        await rollouts.back(client, fleet.name, f"{who} on {host} wants it back{f': {note}' if note else ''}")
 
     asked(state, file, go)
     if not wait:

@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import importlib.util
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,8 +95,11 @@ def up(
 @command(fleets)
 def worker(
     queues: Annotated[
-        str, typer.Option(help="The queues it takes tasks from: control (no root needed), bake, roll.", metavar="NAMES")
-    ] = "control,bake,roll",
+        str,
+        typer.Option(
+            help="The queues it takes tasks from: control (no root needed), bake, place, roll.", metavar="NAMES"
+        ),
+    ] = "control,bake,place,roll",
     slots: Slots = 1,
     grace: Grace = 5.0,
     pinned: Annotated[
@@ -107,7 +111,7 @@ def worker(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> None:
-    """Work for the engine until SIGTERM: plan, build and bake, write to the targets of rollouts.
+    """Work for the engine until SIGTERM: plan, build and bake, copy to places, write to the targets of rollouts.
 
     TEMPORAL_ADDRESS names the engine, with its namespace and certificates (TEMPORAL_NAMESPACE, TEMPORAL_TLS_…); without
     it, it is the one that `fleet up` runs here. PARBAKE_FLEET_KEY names the file with the fleet's key, which all
@@ -148,7 +152,7 @@ def run(
     """
     need_engine()
     from parbake.cli.text import fleet as text
-    from parbake.fleet.engine import runs
+    from parbake.fleet.engine import limits, runs
     from parbake.fleet.file import load
     from parbake.fleet.requests import run_request
     from parbake.fleet.source import pinned
@@ -156,12 +160,18 @@ def run(
     fleet, folder = load(file), file.absolute().parent
     root = pinned(fleet.source, folder)
     request = run_request(fleet, file.name, root, folder, named=cell or (), heartbeat=heartbeat, roll_out=roll_out)
+
+    async def start(client: Client) -> str:
+        if limit := fleet.quotas.starts_per_second:
+            await limits.settle(client, limit)
+        return await runs.start(client, request, events.note)
+
     if not wait:
-        started = asked(state, file, lambda client: runs.start(client, request, events.note))
+        started = asked(state, file, start)
         return Result({"run": started}, lambda: f"{started} is under way: `parbake fleet status` shows how far it is")
 
     async def to_the_end(client: Client) -> Progress:
-        await runs.start(client, request, events.note)
+        await start(client)
         with events.task("cells", len(request.cells), unit="items") as task:
 
             def on_status(status: runs.Status) -> None:
@@ -257,11 +267,11 @@ def _tell(
             if not rollout:
                 await of_run(runs, client, fleet.name)
             elif what == "pause":
-                await rollouts.pause(client, fleet.name, f"by {user()}")
+                await rollouts.pause(client, fleet.name, f"by {whoever()}")
             elif what == "resume":
-                await rollouts.resume(client, fleet.name, f"by {user()}")
+                await rollouts.resume(client, fleet.name, f"by {whoever()}")
             else:
-                await rollouts.cancel(client, fleet.name)
+                await rollouts.cancel(client, fleet.name, f"by {whoever()}")
 
         asked(state, file, go)
         name = f"{'rollout' if rollout else 'fleet'}/{fleet.name}"
@@ -277,6 +287,11 @@ def user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return f"user {os.getuid()}"
+
+
+def whoever() -> str:
+    """Return who asks, and from where, in words."""
+    return f"{user()} on {socket.gethostname()}"
 
 
 command(

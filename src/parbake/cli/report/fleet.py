@@ -18,6 +18,7 @@ from parbake.core.units import human_bytes
 from parbake.fleet.preview import CellPreview, State
 
 if TYPE_CHECKING:
+    from parbake.fleet.audit import Event
     from parbake.fleet.engine.rollout_tasks import Standing
     from parbake.fleet.engine.rollouts import RolloutStatus
     from parbake.fleet.engine.runs import Status
@@ -28,7 +29,10 @@ _GOOD: State = "there"
 
 @dataclass(frozen=True, slots=True)
 class FleetNow:
-    """A fleet at a time: its cells, and what its engine says. ``silence`` is why that was not asked, if it was not."""
+    """A fleet at a time: its cells, and what its engine says. ``silence`` is why that was not asked, if it was not.
+
+    ``trail`` is what the store knows of the last rollout, where the engine does not.
+    """
 
     name: str
     now: datetime
@@ -36,6 +40,7 @@ class FleetNow:
     run: Status | None = None
     rollout: RolloutStatus | None = None
     silence: str = ""
+    trail: Sequence[Event] = ()
 
 
 def fleet_page(fleet: FleetNow) -> str:
@@ -111,6 +116,8 @@ def _parted(problem: str) -> tuple[str, str]:
 
 def _rollout(fleet: FleetNow) -> str:
     status = fleet.rollout
+    if fleet.trail and (status is None or status.standing is None):
+        return _trail(fleet.trail)
     if status is None:
         return '<p class="soft">There was none yet.</p>'
     head = f"<p>{escape(OF_ROLLOUTS.get(status.state, status.state))}"
@@ -143,6 +150,12 @@ def _targets(standing: Standing) -> str:
 def _story(standing: Standing) -> str:
     rows = [(entry.at[:19], entry.text) for entry in standing.story]
     return f"<h3>What happened</h3>{table(('when', 'what'), rows, path=1)}"
+
+
+def _trail(trail: Sequence[Event]) -> str:
+    rows = [(event.at[:19], event.text, event.by or "-", event.host or "-") for event in trail]
+    said = f'<p class="soft">As the store has it · generation <code>{escape(trail[-1].generation)}</code></p>'
+    return f"{said}<h3>What happened</h3>{table(('when', 'what', 'who', 'where'), rows, path=1)}"
 
 
 def _age(record: Record, now: datetime) -> float:

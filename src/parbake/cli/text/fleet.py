@@ -38,6 +38,8 @@ def previews_json(name: str, found: Sequence[CellPreview]) -> dict[str, object]:
             "state": each.state,
             "key": each.key or None,
             "artefact_name": each.artefact or None,
+            "builder": each.builder or None,
+            "places": list(each.places),
             "problem": each.problem or None,
         }
         for each in found
@@ -48,7 +50,7 @@ def previews_json(name: str, found: Sequence[CellPreview]) -> dict[str, object]:
 
 def previews_text(found: Sequence[CellPreview]) -> str:
     """Return that for people."""
-    rows = ((each.cell.name, each.key[:12] or "-", STATES[each.state]) for each in found)
+    rows = ((each.cell.name, each.key[:12] or "-", _state_text(each)) for each in found)
     problems = [
         f"{each.cell.name}: {word(each.problem)}" + (f"\n  next: {word(each.hint)}" if each.hint else "")
         for each in found
@@ -59,6 +61,10 @@ def previews_text(found: Sequence[CellPreview]) -> str:
     return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {counted}"])
 
 
+def _state_text(preview: CellPreview) -> str:
+    return STATES[preview.state] + (f", to copy to {', '.join(preview.places)}" if preview.places else "")
+
+
 def progress_json(progress: Progress) -> dict[str, object]:
     """Return how a run stands, or has ended."""
     counts = progress.counts
@@ -66,6 +72,7 @@ def progress_json(progress: Progress) -> dict[str, object]:
         "total": progress.total,
         "counts": {**vars(counts), "done": counts.done},
         "failed": [vars(each) for each in progress.failed],
+        "places": progress.places,
         "paused": progress.paused or None,
         "rollout": progress.rollout or None,
     }
@@ -76,6 +83,9 @@ def progress_text(progress: Progress) -> str:
     counts = progress.counts
     counted = [f"{value} {name}" for name, value in vars(counts).items() if value]
     lines = [f"{counts.done} of {progress.total} cells: {', '.join(counted) or 'none is done'}"]
+    if progress.places:
+        under_way = (f"{count} to {region}" for region, count in progress.places.items())
+        lines.append(f"copies under way: {', '.join(under_way)}")
     if progress.paused:
         lines.append(f"paused: {progress.paused}; `parbake fleet resume` goes on, `parbake fleet cancel` ends it")
     for each in progress.failed:
@@ -121,7 +131,8 @@ def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
     if rollout:
         lines += ["", rollout_text(rollout)]
     for queue, count in status.workers.items():
-        if not count and (rollout or queue != "roll"):
+        places = status.progress.places if status.progress else {}
+        if not count and {"roll": bool(rollout), "place": bool(places)}.get(queue, True):
             lines.append(f"no worker serves the queue {queue}: start one with `parbake fleet worker --queues {queue}`")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from parbake.cli.text.artefacts import table
 from parbake.core.printable import word
 
 if TYPE_CHECKING:
+    from parbake.fleet.audit import Event
     from parbake.fleet.engine.logs import Log
     from parbake.fleet.engine.rollout_tasks import Handed, Standing, WaveState
     from parbake.fleet.engine.rollouts import RolloutStatus
@@ -203,6 +204,26 @@ def story_text(status: RolloutStatus) -> str:
     """Return all that happened in a rollout, a line each."""
     story = status.standing.story if status.standing else []
     return "\n".join(f"{entry.at[:19]}  {word(entry.text)}" for entry in story) or "no worker answers"
+
+
+_ENDS = {"done": "completed", "rolled-back": "rolled-back", "cancelled": "canceled", "superseded": "superseded"}
+
+
+def trail_json(fleet: str, trail: Sequence[Event]) -> dict[str, object]:
+    """Return what the store knows of the last rollout, where the engine does not; ``state`` as far as that says."""
+    return {
+        "rollout": f"rollout/{fleet}",
+        "state": _ENDS.get(trail[-1].what, "unknown"),
+        "started_at": trail[0].at,
+        "generation": trail[-1].generation,
+        "story": [{"at": event.at, "text": event.text} for event in trail],
+        "events": [asdict(event) for event in trail],
+    }
+
+
+def trail_text(trail: Sequence[Event]) -> str:
+    """Return that for people, a line each."""
+    return "\n".join(f"{event.at[:19]}  {word(event.text)}" for event in trail)
 
 
 def log_json(cell: str, log: Log) -> dict[str, object]:

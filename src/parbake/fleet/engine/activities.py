@@ -26,7 +26,7 @@ from parbake.core.errors import ParbakeError, WrongStore
 from parbake.core.run import follow
 from parbake.fleet import quarantine
 from parbake.fleet.engine import tasks
-from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest
+from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, PlaceRequest, Planned, PlanRequest
 from parbake.fleet.engine.workflows import describe
 from parbake.fleet.source import checked_out
 from parbake.fleet.stores import need_identity
@@ -66,6 +66,11 @@ class Activities:
         """What needs root and loop devices."""
         return [self.build, self.bake]
 
+    @property
+    def of_places(self) -> list[Any]:
+        """What needs the rights to copy in AWS."""
+        return [self.place]
+
     @activity.defn
     async def plan(self, request: PlanRequest) -> list[Planned]:
         """Plan some cells; what is wrong with one is said in its place."""
@@ -85,6 +90,8 @@ class Activities:
                 each["state"],
                 each["key"] or "",
                 (each["problem"] or "")[:_LONGEST_ERROR],
+                each.get("places") or [],
+                each.get("builder") or "",
             )
             for each in document["cells"]
         ]
@@ -99,8 +106,9 @@ class Activities:
     async def bake(self, request: BakeRequest) -> Baked:
         """Make sure that a key exists in the store, and is proven where this machine can prove it."""
         proven = "--verify" if request.verify else "--no-verify"
+        roles = [part for each in request.roles for part in ("--copy-role", each)]
         document = await self._of_bakefile(
-            "bake", request, "--expect-key", request.key, "--store", request.store, proven
+            "bake", request, "--expect-key", request.key, "--store", request.store, proven, *roles
         )
         verdict = document.get("verdict") or {}
         return Baked(
@@ -110,6 +118,21 @@ class Activities:
             float(document.get("seconds") or 0),
             document["log"],
         )
+
+    @activity.defn
+    async def place(self, request: PlaceRequest) -> bool:
+        """Make sure that a key is in one more region; whether it was not."""
+        place = request.place
+        more = [*(("--role", place.role) if place.role else ())]
+        more += [part for each in place.share_with for part in ("--share-with", each)]
+        await self._need_store(request.store, request.store_id)
+        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
+        code, document = await self._parbake(
+            ["copy", request.key, place.region, "-f", request.file, "--store", request.store, *more], folder
+        )
+        if code:
+            raise failure(code, document)
+        return bool(document["changed"])
 
     @activity.defn
     async def join(self, name: str) -> bool:

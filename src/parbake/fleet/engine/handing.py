@@ -16,13 +16,16 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from parbake.core.errors import VerificationFailed
+from parbake.core.errors import AwsNoAccess, EnvironmentProblem, ParbakeError, VerificationFailed
+from parbake.fleet import audit
 from parbake.fleet.engine.activities import failure
 from parbake.fleet.engine.rollout_tasks import (
+    AuditRequest,
     GateRequest,
     Handed,
     HandRequest,
     HandResult,
+    IdentifyRequest,
     OpensRequest,
     WavesPlanned,
     WavesRequest,
@@ -44,7 +47,7 @@ class Handing(Upkeep):
     @property
     @override
     def of_control(self) -> list[Any]:
-        return [*super().of_control, self.waves, self.opens, self.last_rollout]
+        return [*super().of_control, self.waves, self.opens, self.last_rollout, self.audit, self.identify]
 
     @property
     def of_rollouts(self) -> list[Any]:
@@ -101,17 +104,37 @@ class Handing(Upkeep):
         return str((await described.memo()).get("generation", ""))
 
     @activity.defn
+    async def audit(self, request: AuditRequest) -> None:
+        """Write down what has happened; what is there already stays."""
+        await self._need_store(request.store, request.store_id)
+        try:
+            await asyncio.to_thread(audit.write, request.store, request.fleet, request.events)
+        except ParbakeError as error:
+            raise ApplicationError(error.message, error.hint, type=error.json_name) from error
+
+    @activity.defn
+    async def identify(self, request: IdentifyRequest) -> str:
+        """Return the ARN of whoever has made a proof, as STS says."""
+        from parbake.aws.caller import caller  # loads only where AWS is asked
+
+        try:
+            return await asyncio.to_thread(caller, request.proof, request.purpose)
+        except ParbakeError as error:
+            final = isinstance(error, AwsNoAccess | EnvironmentProblem)
+            raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=final) from error
+
+    @activity.defn
     async def look(self, request: HandRequest) -> HandResult:
         """Find out what a target holds, and whether it would be written; writes nothing to it.
 
         Pruning spares what one that would be written goes back to.
         """
-        return await self._handed(request, "rollout", "--dry-run", "--store", request.store, noting=True)
+        return await self._handed(request, "rollout", "--dry-run", *_how(request), noting=True)
 
     @activity.defn
     async def hand(self, request: HandRequest) -> HandResult:
         """Write a target, and follow until its nodes run the artefact."""
-        return await self._handed(request, "rollout", "--store", request.store)
+        return await self._handed(request, "rollout", *_how(request))
 
     @activity.defn
     async def give_back(self, request: HandRequest) -> HandResult:
@@ -131,10 +154,10 @@ class Handing(Upkeep):
         if not document["targets"]:
             return HandResult(changed=False)
         [found] = document["targets"]
-        if found["diff"] and noting:
-            target, held = f"{request.target} of {request.file}", _names(found["before"])
-            await self._noted(request, request.keys, target, held)
-        return HandResult(bool(found["diff"]), _said(found["before"]), _said(found["after"]), _ids(found["after"]))
+        before, after = found["before"], found["after"]
+        if found["diff"] and noting and not request.superseded(_ids(before)):  # it would go back past that
+            await self._noted(request, request.keys, f"{request.target} of {request.file}", _names(before))
+        return HandResult(bool(found["diff"]), _said(before), _said(after), _ids(after), _ids(before))
 
     async def _noted(
         self, request: WavesRequest | HandRequest, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
@@ -157,6 +180,12 @@ class Handing(Upkeep):
             raise ApplicationError(said, type=VerificationFailed.json_name, non_retryable=True)
         if code:
             raise failure(code, document)
+
+
+def _how(request: HandRequest) -> list[str]:
+    """Return the options that a rollout to a target has."""
+    over = [part for each in request.superseded(request.held) for part in ("--superseding", each)]
+    return ["--store", request.store, *over, *(part for each in request.roles for part in ("--copy-role", each))]
 
 
 def _ids(held: dict[str, Any]) -> list[str]:

@@ -40,6 +40,7 @@ class Here:
     store: str
     verify: bool
     rolls_out: bool = False
+    has_places: bool = False
 
 
 def judge(seen: Seen, here: Here) -> tuple[Check, ...]:
@@ -52,7 +53,8 @@ def _judged(seen: Seen, here: Here) -> Iterator[Check]:
     if seen.held:
         yield _check("schedule", "begins runs", "warn", f"held: {seen.held}", "`parbake fleet resume` lets it go on")
     for queue, workers in seen.workers.items():
-        if not workers and (here.rolls_out or queue != tasks.ROLL):
+        needed = {tasks.ROLL: here.rolls_out, tasks.PLACE: here.has_places}.get(queue, True)
+        if not workers and needed:
             hint = f"run one: `parbake fleet worker --queues {queue}`"
             yield _check(queue, "works", "missing", f"no worker takes tasks of the queue {queue}", hint)
         for worker in workers:

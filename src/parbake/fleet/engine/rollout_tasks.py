@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from parbake.fleet.audit import Event
 from parbake.fleet.engine.tasks import Root
 
 MOST_ENTRIES = 100
@@ -32,13 +33,30 @@ def generation(keys: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Yes:
-    """Somebody's approval of a wave. ``at`` is in ISO 8601, ``host`` the machine that it came from."""
+    """Somebody's approval of a wave. ``at`` is in ISO 8601, ``host`` the machine that it came from.
+
+    ``proof`` shows who it is in AWS (``parbake.aws.caller``); then ``by`` becomes their ARN.
+    """
 
     wave: str
     by: str
     host: str = ""
     note: str = ""
     at: str = ""
+    proof: str = ""
+
+
+def purpose_of(fleet: str, generation: str, wave: str) -> str:
+    """Return what a proof of who approves is for: it is good for this wave of this generation alone."""
+    return f"approve {fleet}/{generation}/{wave}"
+
+
+@dataclass(frozen=True)
+class IdentifyRequest:
+    """Ask whose a proof is, and whether it is for that."""
+
+    proof: str
+    purpose: str
 
 
 @dataclass
@@ -47,7 +65,8 @@ class Handed:
 
     ``state``: waits, hands (it is being written and followed), holds, failed; returns, returned, left (there was
     nothing to return). ``before`` is what it held, ``ids`` what it is known by once it holds the artefact: empty where
-    it is not known yet.
+    it is not known yet. ``held`` is what that was by its ids, ``over`` what rollouts have written that were superseded,
+    each by its ids.
     """
 
     name: str
@@ -59,6 +78,13 @@ class Handed:
     after: str = ""
     ids: list[str] = field(default_factory=list)
     problem: str = ""
+    held: list[str] = field(default_factory=list)
+    over: list[list[str]] = field(default_factory=list)
+
+    def superseded(self) -> Handed:
+        """Return it as the rollout knows it that takes the place of the one that has written it."""
+        known = not self.ids or self.ids in self.over
+        return replace(self, over=self.over if known else [*self.over, self.ids])
 
 
 @dataclass
@@ -94,7 +120,8 @@ class Entry:
 class Standing:
     """The state of a rollout. ``noted`` are the targets that may have been written, in order: what a rollback returns.
 
-    ``state``: waves, back, done, rolled-back. ``paused`` says why it waits, ``opens`` when the next window does.
+    ``state``: waves, back, done, rolled-back. ``paused`` says why it waits, ``opens`` when the next window does;
+    ``held``: somebody has paused it.
     """
 
     generation: str
@@ -106,6 +133,7 @@ class Standing:
     opens: str = ""
     noted: list[str] = field(default_factory=list)
     story: list[Entry] = field(default_factory=list)
+    held: bool = False
 
     @property
     def targets(self) -> list[Handed]:
@@ -122,7 +150,10 @@ class Standing:
 class RolloutRequest:
     """Roll out a run's artefacts: ``keys``, by cell. ``file`` is the fleet's file, below the root.
 
-    ``standing`` goes from one part of a long rollout to the next. ``back`` says who wants it back, and why.
+    ``standing`` goes from one part of a long rollout to the next. ``back`` says who wants it back, and why; ``by`` who
+    wanted it at all. ``newer`` is to take its place, ``over`` are the targets that a rollout has written whose place
+    this one has taken, in that order. ``audited``: what happens is written down in the store. ``roles`` as in
+    BakeRequest.
     """
 
     fleet: str
@@ -135,6 +166,12 @@ class RolloutRequest:
     standing: Standing | None = None
     back: str = ""
     store_id: str = ""
+    by: str = ""
+    newer: RolloutRequest | None = None
+    over: list[Handed] = field(default_factory=list)
+    story: list[Entry] = field(default_factory=list)
+    audited: bool = False
+    roles: list[str] = field(default_factory=list)
 
     @property
     def generation(self) -> str:
@@ -164,7 +201,11 @@ class WavesPlanned:
 
 @dataclass(frozen=True)
 class HandRequest:
-    """Something to be done to one target. ``file`` is its Bakefile, below the folder of the root's fleet file."""
+    """Something to be done to one target. ``file`` is its Bakefile, below the folder of the root's fleet file.
+
+    ``held`` is what it was seen to hold and ``over`` what was superseded, as in ``Handed``; ``roles`` as in
+    BakeRequest.
+    """
 
     file: str
     target: str
@@ -174,16 +215,37 @@ class HandRequest:
     fleet_file: str
     store: str
     store_id: str = ""
+    over: list[list[str]] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    roles: list[str] = field(default_factory=list)
+
+    def superseded(self, held: Sequence[str]) -> list[str]:
+        """Return the ids of what is held, where that was superseded; nothing where it was not."""
+        return next((ids for ids in self.over if ids and set(ids) <= set(held)), [])
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """What has happened, to be written down in a store."""
+
+    fleet: str
+    store: str
+    events: list[Event]
+    store_id: str = ""
 
 
 @dataclass(frozen=True)
 class HandResult:
-    """What a target held, what it holds or would hold, and whether it was or would be written."""
+    """What a target held, what it holds or would hold, and whether it was or would be written.
+
+    ``held`` is what it held by its ids, ``ids`` what it holds or would hold.
+    """
 
     changed: bool
     before: str = ""
     after: str = ""
     ids: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

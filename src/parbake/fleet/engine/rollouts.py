@@ -25,8 +25,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import EngineUnreachable, InputError
 from parbake.fleet.engine import tasks
+from parbake.fleet.engine.approvals import needs_proof
 from parbake.fleet.engine.connect import unreachable
-from parbake.fleet.engine.rollout_tasks import RolloutRequest, Standing, Yes, rollout_id
+from parbake.fleet.engine.rollout_tasks import RolloutRequest, Standing, Yes, purpose_of, rollout_id
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import describe
 
@@ -57,10 +58,10 @@ class RolloutStatus:
         return self.state not in NEEDS_SOMEBODY | {"running", "window", "going-back"}
 
 
-async def start(client: Client, request: RolloutRequest) -> str:
+async def start(client: Client, request: RolloutRequest, *, supersede: bool = False) -> str:
     """Start a rollout, or find the one of this generation that is under way; return its id.
 
-    Raises InputError where another one is under way.
+    Where another one is under way it takes its place if it may ``supersede`` it. Raises InputError otherwise.
     """
     try:
         handle = await client.start_workflow(
@@ -75,6 +76,9 @@ async def start(client: Client, request: RolloutRequest) -> str:
         described = await _handle(client, request.fleet).describe()
         other = str((await described.memo()).get("generation", ""))
         if other == request.generation and not request.back:
+            return rollout_id(request.fleet)
+        if supersede and not request.back:
+            await _asked(client, request.fleet, lambda handle: handle.signal(Rollout.supersede, request))
             return rollout_id(request.fleet)
         raise InputError(
             f"the rollout of {other} is under way, and there is one at a time",
@@ -140,14 +144,21 @@ async def follow(
         await asyncio.sleep(_LOOK)
 
 
-async def approve(client: Client, fleet: str, yes: Yes) -> str:
-    """Approve a wave: that of ``yes``, or the one that waits; return its name. Raises InputError when it may not be."""
+async def approve(client: Client, fleet: str, yes: Yes, prove: Callable[[str], str] | None = None) -> str:
+    """Approve a wave: that of ``yes``, or the one that waits; return its name. Raises InputError when it may not be.
+
+    ``prove`` makes a proof of who does, for a purpose; it is asked where the wave wants one.
+    """
     found = await _under_way(client, fleet)
     wave = found.standing.wave if found.standing else None
     if not yes.wave:
         if wave is None or wave.state != "approval":
             raise InputError("no wave waits for an approval", hint="`parbake fleet status` shows how far it is")
         yes = replace(yes, wave=wave.name)
+    wave = next((each for each in found.standing.waves if each.name == yes.wave), None) if found.standing else None
+    if prove and found.standing and wave and needs_proof(wave, yes.by):
+        proof = await asyncio.to_thread(prove, purpose_of(fleet, found.standing.generation, wave.name))
+        yes = replace(yes, proof=proof)
     await _updated(client, fleet, Rollout.approve, yes)
     return yes.wave
 
@@ -164,9 +175,10 @@ async def resume(client: Client, fleet: str, by: str) -> None:
     await _asked(client, fleet, lambda handle: handle.signal(Rollout.resume, by))
 
 
-async def cancel(client: Client, fleet: str) -> None:
+async def cancel(client: Client, fleet: str, by: str = "") -> None:
     """End the rollout where it is; targets keep what they hold. Raises InputError where there is none."""
     await _under_way(client, fleet)
+    await _asked(client, fleet, lambda handle: handle.signal(Rollout.leave, by))
     await _asked(client, fleet, lambda handle: handle.cancel())
 
 
@@ -187,7 +199,7 @@ async def back(client: Client, fleet: str, why: str) -> None:
             hint="`parbake rollback -f BAKEFILE --to TARGET` returns one target to its previous artefact",
         )
     request = await _request(client, fleet)
-    await start(client, replace(request, standing=found.standing, back=why))
+    await start(client, replace(request, standing=found.standing, back=why, newer=None, audited=True))
 
 
 async def _request(client: Client, fleet: str) -> RolloutRequest:

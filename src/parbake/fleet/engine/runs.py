@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
@@ -181,7 +182,8 @@ async def _running(client: Client, cell: str, name: str) -> Running:
     activity = pending[0]
     details = await client.data_converter.decode(activity.heartbeat_details.payloads)
     heard = None
-    if activity.HasField("last_heartbeat_time"):
+    worked_on = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+    if worked_on and activity.HasField("last_heartbeat_time"):
         heard = (datetime.now(UTC) - activity.last_heartbeat_time.ToDatetime(UTC)).total_seconds()
     failure = ""
     if activity.HasField("last_failure"):
@@ -193,8 +195,10 @@ async def _running(client: Client, cell: str, name: str) -> Running:
     )
 
 
-async def made(client: Client, fleet: str) -> RolloutRequest:
+async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
     """Return what a rollout hands out: what the last run has made sure of, all of it, from the same commit.
+
+    ``by`` says who wants it.
 
     Raises InputError where there was no run, or it is under way or cancelled; FleetIncomplete where cells failed.
     """
@@ -222,6 +226,9 @@ async def made(client: Client, fleet: str) -> RolloutRequest:
         request.attempts,
         request.heartbeat,
         store_id=request.store_id,
+        by=by,
+        audited=True,
+        roles=tasks.copy_roles(request.places),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-CONTROL, BAKE, ROLL = "control", "bake", "roll"
-"""Queues: what needs no root; what needs root, loop devices, and KVM to verify quickly; what needs the rights of the
-targets of rollouts."""
-QUEUES = (CONTROL, BAKE, ROLL)
+CONTROL, BAKE, PLACE, ROLL = "control", "bake", "place", "roll"
+"""Queues: what needs no root; what needs root, loop devices, and KVM to verify quickly; what needs the rights to copy
+in AWS; what needs the rights of the targets of rollouts."""
+QUEUES = (CONTROL, BAKE, PLACE, ROLL)
 WRONG_STORE = "WrongStore"
 """The error of a worker for which the store's address means another store."""
 MOST_CELLS_OF_A_PLAN = 50
@@ -66,6 +67,20 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Destination:
+    """A region that artefacts are brought to, in a role (empty: the Bakefile's), and who may launch them there."""
+
+    region: str
+    role: str = ""
+    share_with: list[str] = field(default_factory=list)
+
+
+def copy_roles(places: Iterable[Destination]) -> list[str]:
+    """Return the roles that copies belong to, as parbake's commands take them."""
+    return [f"{place.region}={place.role}" for place in places if place.role]
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """One pass over the cells of a fleet. ``file`` is its file's path below the root.
 
@@ -75,6 +90,9 @@ class RunRequest:
     ``total``, ``counts``, ``failed`` and ``keys`` go from one part of a long run to the next. What it has made sure of
     is handed out when all of it is good, if ``rollout``. ``store_id`` is the store's own word: a folder of that path on
     another machine is another store.
+    What is baked is brought to ``places``, ``copies`` at once in each; ``bakes`` says how many of a builder are under
+    way at once. A rollout may ``supersede`` the one that is under way. ``audited``: what happens is written down in the
+    store.
     """
 
     fleet: str
@@ -93,6 +111,11 @@ class RunRequest:
     store_id: str = ""
     keys: dict[str, str] = field(default_factory=dict)
     rollout: bool = False
+    places: list[Destination] = field(default_factory=list)
+    copies: int = 5
+    bakes: dict[str, int] = field(default_factory=dict)
+    supersede: bool = False
+    audited: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,13 +135,14 @@ class Place:
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """A Bakefile whose old artefacts go from a store, and from EC2 if it ``publishes``; paths as in BakeRequest."""
+    """A Bakefile whose old artefacts go from a store, and from EC2 if it ``publishes``; the rest as in BakeRequest."""
 
     file: str
     root: Root
     fleet_file: str
     store: str
     publishes: bool
+    roles: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -134,7 +158,10 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Planned:
-    """What is to be done for a cell; ``state`` is that of ``parbake.fleet.preview``."""
+    """What is to be done for a cell; ``state`` is that of ``parbake.fleet.preview``.
+
+    ``places`` are the regions that it is still to be brought to, ``builder`` is who bakes it.
+    """
 
     cell: str
     file: str
@@ -142,11 +169,16 @@ class Planned:
     state: str
     key: str = ""
     problem: str = ""
+    places: list[str] = field(default_factory=list)
+    builder: str = ""
 
 
 @dataclass(frozen=True)
 class BakeRequest:
-    """A key that is to exist in a store. ``file`` is the Bakefile's path below the root's fleet file."""
+    """A key that is to exist in a store. ``file`` is the Bakefile's path below the root's fleet file.
+
+    ``roles`` are those that copies belong to which the Bakefile knows nothing of, as commands take them.
+    """
 
     key: str
     cell: str
@@ -158,6 +190,22 @@ class BakeRequest:
     attempts: int = 4
     heartbeat: float = 60.0
     verify: bool = True
+    store_id: str = ""
+    roles: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PlaceRequest:
+    """A key that is to be in one more region; the rest as in BakeRequest."""
+
+    key: str
+    cell: str
+    file: str
+    platform: str
+    root: Root
+    fleet_file: str
+    store: str
+    place: Destination
     store_id: str = ""
 
 
@@ -176,7 +224,8 @@ class Baked:
 class Progress:
     """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built.
 
-    ``rollout`` says what became of handing it out. One that is ``draining`` starts nothing new, and ends.
+    ``rollout`` says what became of handing it out; ``places`` how many copies are under way in each region. One that is
+    ``draining`` starts nothing new, and ends.
     """
 
     counts: Counts
@@ -186,3 +235,4 @@ class Progress:
     paused: str = ""
     rollout: str = ""
     draining: bool = False
+    places: dict[str, int] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from parbake.core.errors import ParbakeError
 from parbake.fleet.engine.activities import Activities, failure
 from parbake.fleet.engine.tasks import Place, PruneRequest, Root, RunRequest
 from parbake.fleet.file import Fleet, Source, load
+from parbake.fleet.places import copy_roles
 from parbake.fleet.requests import run_request
 from parbake.fleet.source import checked_out, pinned
 
@@ -43,6 +44,7 @@ class Upkeep(Activities):
         """Remove the old artefacts of a Bakefile."""
         folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         published = ["--aws"] if request.publishes else []
+        published += [part for each in request.roles for part in ("--copy-role", each)]
         code, document = await self._parbake(
             ["prune", "-f", request.file, "--store", request.store, *published], folder
         )
@@ -71,6 +73,7 @@ def _bakefiles(place: Place) -> list[PruneRequest]:
                 place.file,
                 fleet.store,
                 load_bakefile(entry.file).builder in IN_EC2,
+                list(copy_roles(fleet.places)),
             )
             for entry in fleet.bakefiles
         ]

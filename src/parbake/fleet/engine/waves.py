@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
+    from parbake.fleet.engine import approvals
     from parbake.fleet.engine import rollout_tasks as tasks
     from parbake.fleet.engine.rollout_tasks import (
         Entry,
@@ -23,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
         Handed,
         HandRequest,
         HandResult,
+        IdentifyRequest,
         OpensRequest,
         RolloutRequest,
         Standing,
@@ -31,14 +33,18 @@ with workflow.unsafe.imports_passed_through():
         WaveState,
         Yes,
     )
+    from parbake.fleet.engine.scribe import Scribe
     from parbake.fleet.engine.tasks import CONTROL, ROLL
     from parbake.fleet.engine.workflows import PATIENT, describe
 
 _A_TARGET = timedelta(days=2)  # nodes may take as long as the target's own deadline says, which parbake keeps
 _A_LOOK = timedelta(hours=1)
+_AN_ANSWER = timedelta(minutes=1)
 _LOOKS_AT_ONCE = 8
 
-Way = Literal["done", "longer", "back"]
+_LAST_WORDS = timedelta(minutes=1)  # of a rollout that is cancelled, while the store does not answer
+
+Way = Literal["done", "longer", "back", "superseded"]
 
 
 class _Failed(Exception):
@@ -52,8 +58,11 @@ class Rollout:
     @workflow.init
     def __init__(self, request: RolloutRequest) -> None:
         self._request = request
-        self._standing = request.standing or Standing(request.generation)
+        self._standing = request.standing or Standing(request.generation, story=list(request.story))
         self._back = request.back
+        self._newer = request.newer
+        self._scribe = Scribe(request)
+        self._left_by = ""
 
     @workflow.query
     def standing(self) -> Standing:
@@ -64,42 +73,73 @@ class Rollout:
     def pause(self, why: str) -> None:
         """Begin with no other target; what is under way goes to its end."""
         if self._standing.state == "waves":
-            self._standing.paused = why
-            self._tell(f"paused: {why}")
+            self._standing.paused, self._standing.held = why, True
+            self._tell(f"paused: {why}", "paused", by=why)
 
     @workflow.signal
     def resume(self, by: str) -> None:
         """Go on; what failed is tried again."""
         if self._standing.paused:
-            self._standing.paused = ""
-            self._tell(f"goes on: {by}")
+            self._standing.paused, self._standing.held = "", False
+            self._tell(f"goes on: {by}", "resumed", by=by)
+
+    @workflow.signal
+    def supersede(self, newer: RolloutRequest) -> None:
+        """Let a newer generation take its place, between two targets; not while somebody has paused it."""
+        known = self._newer.generation if self._newer else ""
+        self._newer = None if newer.generation == self._standing.generation else newer
+        if self._newer and newer.generation != known:
+            waits = ", once somebody lets it go on" if self._standing.held else ""
+            self._tell(f"{newer.generation} is newer, and takes its place{waits}")
+
+    @workflow.signal
+    def leave(self, by: str) -> None:
+        """Say who is about to cancel it."""
+        self._left_by = by
 
     @workflow.update
-    def approve(self, yes: Yes) -> None:
+    async def approve(self, yes: Yes) -> None:
         """Let the next wave begin, once enough have said so."""
+        if yes.proof:
+            yes = replace(yes, by=await self._whose(yes), proof="")
+            self._may_approve(yes, proven=True)
         wave = self._named(yes.wave)
         wave.approved.append(replace(yes, at=workflow.now().isoformat()))
-        self._tell(f"{wave.name}: approved by {yes.by} on {yes.host}" + (f": {yes.note}" if yes.note else ""))
+        said = f"{wave.name}: approved by {yes.by} on {yes.host}" + (f": {yes.note}" if yes.note else "")
+        self._tell(said, "approved", subject=wave.name, by=yes.by, host=yes.host, note=yes.note)
 
     @approve.validator
-    def _may_approve(self, yes: Yes) -> None:
-        wave = self._named(yes.wave)
-        if any(each.by == yes.by for each in wave.approved):
-            raise _no(f"{yes.by} has approved the wave {wave.name} already", "nobody may approve twice")
-        if wave.approved and len(wave.approved) >= wave.approvals:
-            who = " and ".join(each.by for each in wave.approved)
-            raise _no(f"the wave {wave.name} is approved already, by {who}")
-        if not wave.approvals:
-            raise _no(f"the wave {wave.name} needs no approval")
-        if self._standing.state != "waves" or self._back:
-            raise _no("the rollout goes back, or has", "`parbake fleet status` shows how far it is")
-        if wave.state != "approval":
-            raise _no(
-                f"the wave {wave.name} does not wait for an approval: it {_DOES[wave.state]}",
-                "`parbake fleet status` shows how far it is",
+    def _may_be_approved(self, yes: Yes) -> None:
+        self._may_approve(yes, proven=False)
+
+    def _may_approve(self, yes: Yes, *, proven: bool) -> None:
+        """Raise ApplicationError where somebody may not approve; what a proof is to show is looked at once it has."""
+        now, wave = self._standing, self._named(yes.wave)
+        problem = approvals.against(wave, yes)
+        if now.state != "waves" or self._back:
+            problem = problem or ("the rollout goes back, or has", "`parbake fleet status` shows how far it is")
+        if self._newer and not now.held:
+            problem = problem or (f"{self._newer.generation} is newer, and takes its place", "approve that one")
+        problem = problem or approvals.too_early(wave) or approvals.not_among(wave, yes, proven=proven)
+        if problem:
+            raise _no(*problem)
+
+    async def _whose(self, yes: Yes) -> str:
+        """Ask STS who has made a proof. Raises ApplicationError where it does not say."""
+        request = IdentifyRequest(yes.proof, tasks.purpose_of(self._request.fleet, self._standing.generation, yes.wave))
+        try:
+            found: str = await workflow.execute_activity(
+                "identify",
+                request,
+                result_type=str,
+                task_queue=CONTROL,
+                start_to_close_timeout=_AN_ANSWER,
+                retry_policy=replace(PATIENT, maximum_attempts=3),
             )
-        if wave.by and yes.by not in wave.by:
-            raise _no(f"{yes.by} may not approve the wave {wave.name}", f"these may: {', '.join(wave.by)}")
+        except ActivityError as error:
+            said = describe(yes.wave, error)
+            raise _no(said.message, said.hint) from error
+        return found
 
     @workflow.update
     def back(self, why: str) -> None:
@@ -115,16 +155,39 @@ class Rollout:
     @workflow.run
     async def run(self, request: RolloutRequest) -> Standing:
         """Return how it ended: done or rolled back."""
+        try:
+            way = await self._go(request)
+        except asyncio.CancelledError:
+            self._tell("cancelled: targets keep what they hold", "cancelled", by=self._left_by)
+            await self._scribe.done(_LAST_WORDS)
+            raise
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        if way == "longer":
+            await self._scribe.done()
+            workflow.continue_as_new(
+                replace(request, standing=self._standing, back=self._back, newer=self._newer, story=[])
+            )
+        if self._newer:
+            await self._give_way(self._newer, written=way == "superseded")
+        await self._scribe.done()
+        return self._standing
+
+    async def _go(self, request: RolloutRequest) -> Way:
         if not self._standing.waves:
             await self._plan(request)
         way: Way = "back" if self._back else await self._forward_or_back()
-        if way == "back":
-            way = await self._return_all()
-        if way == "longer":
-            await workflow.wait_condition(workflow.all_handlers_finished)
-            workflow.continue_as_new(replace(request, standing=self._standing, back=self._back))
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        return self._standing
+        return await self._return_all() if way == "back" else way
+
+    async def _give_way(self, newer: RolloutRequest, *, written: bool) -> NoReturn:
+        """End, and begin as the newer one; ``written``: what was, its targets must not take for proven."""
+        now = self._standing
+        over = [next(each for each in now.targets if each.name == name).superseded() for name in now.noted]
+        said = f"{newer.generation} takes the place of {now.generation}"
+        self._tell(said, "superseded", before=now.generation, after=newer.generation, by=newer.by)
+        await self._scribe.done()
+        workflow.continue_as_new(
+            replace(newer, over=over if written else [], story=now.story), memo={"generation": newer.generation}
+        )
 
     async def _plan(self, request: RolloutRequest) -> None:
         planned: WavesPlanned = await workflow.execute_activity(
@@ -138,35 +201,50 @@ class Rollout:
         )
         now = self._standing
         now.waves, now.windows, now.on_failure = planned.waves, planned.windows, planned.on_failure
-        self._tell(f"begins with {len(now.waves)} waves of {len(now.targets)} targets")
+        self._tell(f"begins with {len(now.waves)} waves of {len(now.targets)} targets", "begun", by=request.by)
+        planned_by_name = {target.name: target for target in now.targets}
+        for before in request.over:
+            if target := planned_by_name.get(before.name):
+                target.over = before.over
+                now.noted.append(before.name)
+            else:
+                self._tell(f"{before.name}: is in no wave any more, and keeps what was written to it", "left")
 
     async def _forward_or_back(self) -> Way:
-        """Go through the waves; whoever wants it back ends what is under way."""
+        """Go through the waves; whoever wants it back ends what is under way, something newer between two targets."""
         forward = asyncio.create_task(self._forward())
         try:
-            await workflow.wait_condition(lambda: forward.done() or bool(self._back))
+            await workflow.wait_condition(lambda: forward.done() or bool(self._back) or self._may_give_way())
         finally:
-            if not forward.done():
+            if ended_early := not forward.done():
                 forward.cancel()
                 await asyncio.gather(forward, return_exceptions=True)
-        return "back" if self._back else forward.result()
+        if self._back:
+            return "back"
+        return "superseded" if ended_early else forward.result()
+
+    def _may_give_way(self) -> bool:
+        return self._has_newer() and not any(target.state == "hands" for target in self._standing.targets)
+
+    def _has_newer(self) -> bool:
+        return self._newer is not None and not self._standing.held
 
     async def _forward(self) -> Way:
         for wave in self._standing.waves:
             while wave.state != "done":
-                await workflow.wait_condition(lambda: not self._standing.paused)
+                await workflow.wait_condition(lambda: not self._standing.paused and not self._has_newer())
                 if workflow.info().is_continue_as_new_suggested():
                     return "longer"
                 try:
                     await self._one_step_of(wave)
                 except _Failed as problem:
-                    self._tell(f"{wave.name}: {problem}")
+                    self._tell(f"{wave.name}: {problem}", "problem", subject=wave.name, note=str(problem))
                     if self._standing.on_failure == "rollback":
                         self._back = f"on_failure: {problem}"
                         return "back"
                     self._standing.paused = f"{wave.name}: {problem}"
         self._standing.state = "done"
-        self._tell("done")
+        self._tell("done", "done")
         return "done"
 
     async def _one_step_of(self, wave: WaveState) -> None:
@@ -176,7 +254,7 @@ class Rollout:
                 wave.state = "looks"
                 await self._look(wave)
                 if all(target.state == "holds" for target in wave.targets):
-                    self._tell(f"{wave.name}: all of it holds the artefacts already")
+                    self._tell(f"{wave.name}: all of it holds the artefacts already", "held", subject=wave.name)
                     wave.state = "done"
                 else:
                     wave.state = "hands"
@@ -194,7 +272,7 @@ class Rollout:
             case "approval":
                 await self._approval(wave)
                 wave.state = "done"
-                self._tell(f"{wave.name}: done")
+                self._tell(f"{wave.name}: done", "wave-done", subject=wave.name)
 
     def _enter(self, wave: WaveState, state: str, seconds: float = 0.0) -> None:
         wave.state = state
@@ -207,7 +285,7 @@ class Rollout:
         async def one(target: Handed) -> None:
             async with room:
                 found = await self._do("look", target, _A_LOOK)
-            target.before, target.after, target.ids = found.before, found.after, found.ids
+            target.before, target.after, target.ids, target.held = found.before, found.after, found.ids, found.held
             target.state = "waits" if found.changed else "holds"
 
         await _all([one(target) for target in wave.targets if target.state in {"waits", "failed"}])
@@ -219,11 +297,11 @@ class Rollout:
         try:
             while True:
                 waiting = [each for each in wave.targets if each.state in {"waits", "failed"}]
-                free = not problem and not self._standing.paused
+                free = not problem and not self._standing.paused and not self._has_newer()
                 longer = workflow.info().is_continue_as_new_suggested()
                 if waiting and free and not longer and len(under_way) < wave.at_once:
                     await self._window()
-                    if not self._standing.paused:
+                    if not self._standing.paused and not self._has_newer():
                         under_way.add(asyncio.create_task(self._hand(waiting[0])))
                         await asyncio.sleep(0)  # so that it is noted
                     continue
@@ -251,7 +329,13 @@ class Rollout:
             self._standing.noted.append(target.name)
         found = await self._do("hand", target, _A_TARGET)
         target.state, target.ids = "holds", found.ids
-        self._tell(f"{target.name}: holds {found.after}")
+        self._tell(
+            f"{target.name}: holds {found.after}",
+            "written",
+            subject=target.name,
+            before=target.before,
+            after=found.after,
+        )
 
     async def _window(self) -> None:
         """Wait until a window is open."""
@@ -285,13 +369,13 @@ class Rollout:
             if is_cancelled_exception(error):
                 raise
             raise _Failed(f"the gate says no: {describe(wave.name, error).message}") from error
-        self._tell(f"{wave.name}: the gate says yes")
+        self._tell(f"{wave.name}: the gate says yes", "gate-passed", subject=wave.name)
 
     async def _approval(self, wave: WaveState) -> None:
         """Wait for enough approvals. Raises _Failed where they do not come in time."""
         if len(wave.approved) >= wave.approvals:
             return
-        self._tell(f"{wave.name}: waits for an approval")
+        self._tell(f"{wave.name}: waits for an approval", "waits", subject=wave.name)
         self._enter(wave, "approval", wave.within)
         left = wave.within or None
         try:
@@ -307,7 +391,7 @@ class Rollout:
             for target in now.targets:
                 if target.state == "not-returned":  # of a rollback before
                     target.state = "failed"
-            self._tell(f"goes back: {self._back}")
+            self._tell(f"goes back: {self._back}", "rollback", by=self._back)
         failed = {target.name for target in now.targets if target.state == "not-returned"}
         for name in [each for each in reversed(now.noted) if each not in failed]:
             if workflow.info().is_continue_as_new_suggested():
@@ -315,20 +399,30 @@ class Rollout:
             target = next(each for each in now.targets if each.name == name)
             target.state, target.problem = "returns", ""
             try:
-                found = await self._do("give_back", target, _A_TARGET)
+                found = await self._given_back(target)
             except _Failed:
                 target.state = "not-returned"
                 continue
             now.noted.remove(name)
             target.state = "returned" if found.after else "left"
-            self._tell(f"{name}: " + (f"returned to {found.after}" if found.after else "did not hold it, and is left"))
+            said = f"returned to {found.after}" if found.after else "did not hold it, and is left"
+            self._tell(f"{name}: {said}", target.state, subject=name, before=target.after, after=found.after)
         now.state = "rolled-back"
-        self._tell("rolled back" + (f", but for {', '.join(now.noted)}" if now.noted else ""))
+        self._tell("rolled back" + (f", but for {', '.join(now.noted)}" if now.noted else ""), "rolled-back")
         return "done"
 
-    async def _do(self, what: str, target: Handed, limit: timedelta) -> HandResult:
-        """Let a worker do something to a target. Raises _Failed with what parbake said."""
-        request = self._request
+    async def _given_back(self, target: Handed) -> HandResult:
+        """Return a target from what was handed to it, or else from what that has superseded. Raises _Failed."""
+        found = HandResult(changed=False)
+        for ids in [*([target.ids] if target.ids or not target.over else []), *reversed(target.over)]:
+            found = await self._do("give_back", replace(target, ids=ids), _A_TARGET, target)
+            if found.after:
+                break
+        return found
+
+    async def _do(self, what: str, target: Handed, limit: timedelta, known: Handed | None = None) -> HandResult:
+        """Let a worker do something to a target. Raises _Failed with what parbake said, which ``known`` remembers."""
+        request, known = self._request, known or target
         try:
             one = HandRequest(
                 target.file,
@@ -339,14 +433,24 @@ class Rollout:
                 request.file,
                 request.store,
                 request.store_id,
+                target.over,
+                target.held,
+                request.roles,
             )
             found: HandResult = await self._rolling(what, one, target.name, limit, HandResult)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
             said = describe(target.name, error)
-            target.state, target.problem = "failed", f"{said.error}: {said.message}"
-            self._tell(f"{target.name}: {target.problem}")
+            known.state, known.problem = "failed", f"{said.error}: {said.message}"
+            self._tell(
+                f"{target.name}: {known.problem}",
+                "failed",
+                subject=target.name,
+                before=target.before,
+                after=target.after,
+                note=known.problem,
+            )
             raise _Failed(f"{target.name}: {said.message}") from error
         return found
 
@@ -373,20 +477,13 @@ class Rollout:
         known = ", ".join(wave.name for wave in self._standing.waves) or "none yet"
         raise _no(f"the rollout has no wave {name}", f"waves are: {known}")
 
-    def _tell(self, text: str) -> None:
-        story = self._standing.story
-        story.append(Entry(workflow.now().isoformat(timespec="seconds"), text))
+    def _tell(self, text: str, what: str = "", **facts: str) -> None:
+        """Put a line into the story, and into the audit trail what has happened."""
+        now, story = workflow.now(), self._standing.story
+        story.append(Entry(now.isoformat(timespec="seconds"), text))
         del story[: -tasks.MOST_ENTRIES]
-
-
-_DOES = {
-    "waits": "waits for the waves before it",
-    "looks": "is checking its targets",
-    "hands": "is being rolled out",
-    "soaks": "soaks",
-    "asks": "is running its gate",
-    "done": "is done",
-}
+        if what:
+            self._scribe.note(what, text, self._standing.generation, **facts)
 
 
 def _no(message: str, hint: str = "") -> ApplicationError:

@@ -19,7 +19,7 @@ from parbake.fleet.engine.facts import Facts, fingerprint
 from parbake.fleet.engine.handing import Handing
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.sealing import read_keys
-from parbake.fleet.engine.tasks import BAKE, CONTROL, QUEUES, ROLL
+from parbake.fleet.engine.tasks import BAKE, CONTROL, PLACE, QUEUES, ROLL
 from parbake.fleet.engine.ticks import Prune, Tick
 from parbake.fleet.engine.versions import become_current, deployment
 from parbake.fleet.engine.waves import Rollout
@@ -28,7 +28,7 @@ from parbake.fleet.engine.workflows import Bake, Fleet
 # Cancellations come back with heartbeats, which the library holds back for most of the time that it may be silent.
 _HEARTBEAT_THROTTLE = timedelta(seconds=5)
 _ASKS = timedelta(seconds=90)  # who is alive asks for tasks at least once a minute
-_SLOTS = {CONTROL: 20, ROLL: 50}  # none of them is work of ours: they wait for others
+_SLOTS = {CONTROL: 20, PLACE: 50, ROLL: 50}  # none of them is work of ours: they wait for others
 _CACHED_WORKFLOWS = 200  # bakes are short histories; more would only hold memory
 
 
@@ -93,7 +93,12 @@ async def _need_same_key(client: Client, engine: Engine, queues: Sequence[str]) 
 
 
 def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int, grace: float, pinned: str) -> Worker:
-    activities = {CONTROL: [*can.of_control, *can.of_schedules], BAKE: can.of_bakes, ROLL: can.of_rollouts}
+    activities = {
+        CONTROL: [*can.of_control, *can.of_schedules],
+        BAKE: can.of_bakes,
+        PLACE: can.of_places,
+        ROLL: can.of_rollouts,
+    }
     return Worker(
         client,
         task_queue=queue,

@@ -7,10 +7,12 @@ must be guarded by ``workflow.patched``, and tests replay the recorded histories
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import sys
+from collections import Counter, deque
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from typing import Literal
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -27,6 +29,7 @@ from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellat
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine import tasks
+    from parbake.fleet.engine.placing import Placing, Postponed
     from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
     from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest, Progress, RunRequest
 
@@ -37,6 +40,9 @@ PATIENT = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=ti
 """How calls of a fleet's workers are retried."""
 _ENOUGH_TO_JUDGE = 5
 """Failures below which a run goes on, however few cells it has."""
+
+
+Outcome = Literal["there", "baked", "joined"]
 
 
 @workflow.defn
@@ -93,13 +99,19 @@ class Fleet:
         self._keys = dict(request.keys)
         self._rollout = ""
         self._draining = False
+        self._placing = Placing(request, PATIENT)
+        self._bringing = 0
+        self._baking: Counter[str] = Counter()
+        self._left: set[str] = set()
+        self._postponed: list[str] = []
 
     @workflow.query
     def progress(self) -> Progress:
         """Say how far it is."""
         told = dict(list(self._running.items())[: tasks.MOST_TOLD])
+        places = {region: count for region, count in self._placing.under_way.items() if count}
         return Progress(
-            self._counts, self._total, told, self._failed, self._paused, self._rollout, draining=self._draining
+            self._counts, self._total, told, self._failed, self._paused, self._rollout, self._draining, places
         )
 
     @workflow.query
@@ -111,17 +123,19 @@ class Fleet:
     def pause(self, why: str) -> None:
         """Begin nothing new."""
         self._paused = why
+        self._placing.paused = True
 
     @workflow.signal
     def resume(self) -> None:
         """Go on."""
         self._paused, self._went_on = "", True
+        self._placing.paused = False
         self._steps += 1
 
     @workflow.signal
     def drain(self) -> None:
         """Begin nothing new, and end when what is under way has ended."""
-        self._draining = True
+        self._draining = self._placing.closed = True
         self._steps += 1
 
     @workflow.run
@@ -129,7 +143,7 @@ class Fleet:
         """Return how it ended; it succeeds also where some cells have failed."""
         under_way: set[asyncio.Task[None]] = set()
         try:
-            while under_way or (not self._draining and (self._pending or self._ready)):
+            while under_way or (not self._draining and (self._pending or self._ready or self._postponed)):
                 seen = self._steps
                 await self._begin(under_way, request.window)
                 await workflow.wait_condition(partial(self._moved_since, seen))
@@ -161,6 +175,9 @@ class Fleet:
             attempts=request.attempts,
             heartbeat=request.heartbeat,
             store_id=request.store_id,
+            by="a run",
+            audited=request.audited,
+            roles=tasks.copy_roles(request.places),
         )
         last: str = await workflow.execute_activity(
             "last_rollout",
@@ -184,29 +201,53 @@ class Fleet:
                 static_summary=request.fleet,
             )
         except WorkflowAlreadyStartedError:
+            if request.supersede and await self._supersede(wanted):
+                self._rollout = f"{wanted.generation} takes the place of {last}, whose rollout is under way"
+                return
             self._rollout = (
                 f"{wanted.generation} waits: the rollout of {last} is under way, and the next run asks again"
             )
         else:
             self._rollout = f"{wanted.generation} is being rolled out"
 
+    async def _supersede(self, wanted: RolloutRequest) -> bool:
+        """Let a rollout take the place of the one that is under way; False where that has ended meanwhile."""
+        try:
+            await workflow.get_external_workflow_handle(rollout_id(wanted.fleet)).signal("supersede", wanted)
+        except FailureError as error:
+            if is_cancelled_exception(error):
+                raise
+            return False
+        return True
+
     async def _begin(self, under_way: set[asyncio.Task[None]], window: int) -> None:
         """Begin as many cells as may be under way; a history that is long enough is ended first, when all are done."""
         long_enough = workflow.info().is_continue_as_new_suggested()
-        if long_enough and not under_way and (self._pending or self._ready):
+        if long_enough:
+            self._placing.closed = True
+        if long_enough and not under_way and (self._pending or self._ready or self._postponed):
             workflow.continue_as_new(self._rest())
         if self._paused or long_enough or self._draining:
             return
-        if not self._ready and self._pending and len(under_way) < window:
+        if not self._next() and self._pending and len(under_way) - self._bringing < window:
             await self._plan()
-        while self._ready and len(under_way) < window:
-            under_way.add(asyncio.create_task(self._cell(self._ready.popleft())))
+        while len(under_way) - self._bringing < window and (planned := self._next()):
+            self._ready.remove(planned)
+            self._baking[planned.builder] += 1
+            under_way.add(asyncio.create_task(self._cell(planned)))
+
+    def _next(self) -> Planned | None:
+        """Return the first cell whose builder has room for one more."""
+        most = self._request.bakes
+        return next(
+            (each for each in self._ready if self._baking[each.builder] < most.get(each.builder, sys.maxsize)), None
+        )
 
     def _moved_since(self, seen: int) -> bool:
         return self._steps != seen
 
     def _rest(self) -> RunRequest:
-        left = [each.cell for each in self._ready] + list(self._pending)
+        left = [*self._postponed, *(each.cell for each in self._ready), *self._pending]
         return replace(
             self._request, cells=left, total=self._total, counts=self._counts, failed=self._failed, keys=self._keys
         )
@@ -236,32 +277,53 @@ class Fleet:
 
     async def _cell(self, planned: Planned) -> None:
         """Bring one cell to its end, whatever that is; only a cancellation is passed on."""
+        made: Outcome | None = None
         try:
+            key = planned.key
             match planned.state:
                 case "there":
-                    self._counts.there += 1
-                    self._good(planned, planned.key)
+                    made = "there"
                 case "unverified" if not self._request.verify:
-                    self._counts.there += 1
-                    self._good(planned, planned.key)
+                    made = "there"
                 case "quarantined":
                     self._counts.quarantined += 1
                 case "wrong":
                     self._note(Failure(planned.cell, "Wrong", planned.problem))
                 case _:
                     key = planned.key or await self._built(planned)
-                    await self._baked(planned, key)
-                    self._good(planned, key)
+                    made = await self._baked(planned, key)
+            self._leave(planned)
+            if made:
+                await self._bring(planned, key)
+                setattr(self._counts, made, getattr(self._counts, made) + 1)
+                self._keys[planned.cell] = key[:DIGITS_OF_KEYS]
+        except Postponed:
+            self._postponed.append(planned.cell)
         except (ActivityError, ChildWorkflowError) as error:
             if is_cancelled_exception(error):
                 raise
             self._note(describe(planned.cell, error))
         finally:
-            self._running.pop(planned.cell, None)
+            self._leave(planned)
             self._steps += 1
 
-    def _good(self, planned: Planned, key: str) -> None:
-        self._keys[planned.cell] = key[:DIGITS_OF_KEYS]
+    def _leave(self, planned: Planned) -> None:
+        """Let others have the room of a cell that is no longer baked."""
+        if planned.cell not in self._left:
+            self._left.add(planned.cell)
+            self._baking[planned.builder] -= 1
+            self._running.pop(planned.cell, None)
+
+    async def _bring(self, planned: Planned, key: str) -> None:
+        """Bring a cell to its places, besides those that are baked."""
+        if not planned.places:
+            return
+        self._bringing += 1
+        self._steps += 1
+        try:
+            await self._placing.bring(planned, key)
+        finally:
+            self._bringing -= 1
 
     async def _built(self, planned: Planned) -> str:
         """Build the images of a cell, and return the key that it has then."""
@@ -279,7 +341,7 @@ class Fleet:
         )
         return key
 
-    async def _baked(self, planned: Planned, key: str) -> None:
+    async def _baked(self, planned: Planned, key: str) -> Outcome:
         """Start the bake of a key; where it is under way for another run, wait for that one."""
         request = self._bake_request(planned, key)
         name = self._running[planned.cell] = tasks.bake_id(key, request.store)
@@ -297,15 +359,9 @@ class Fleet:
             except WorkflowAlreadyStartedError:
                 joined = await self._joined(name)
                 if joined:
-                    self._counts.joined += 1
-                    return
+                    return "joined"
                 continue  # it was cancelled by whoever began it
-            baked = await child
-            if baked.changed:
-                self._counts.baked += 1
-            else:
-                self._counts.there += 1
-            return
+            return "baked" if (await child).changed else "there"
 
     async def _joined(self, name: str) -> bool:
         """Wait for a bake of another run; False where it was cancelled. Fails as it fails."""
@@ -334,6 +390,7 @@ class Fleet:
             request.heartbeat,
             request.verify,
             request.store_id,
+            tasks.copy_roles(request.places),
         )
 
     def _note(self, failure: Failure) -> None:
@@ -344,6 +401,7 @@ class Fleet:
         too_many = self._counts.failed * 100 > self._request.failures * self._total
         if too_many and self._counts.failed >= _ENOUGH_TO_JUDGE and not self._went_on and not self._paused:
             self._paused = f"{self._counts.failed} of {self._total} cells failed"
+            self._placing.paused = True
 
 
 def describe(cell: str, error: FailureError) -> Failure:

@@ -5,6 +5,7 @@ A Bakefile names it with ``store``; without one, records lie in ``output`` alone
 store afterwards. The first record of a content key wins, whoever comes second takes it over.
 """
 
+from parbake.records.store import trail
 from parbake.records.store.choose import (
     leases_of,
     need_conditional_writes,
@@ -39,4 +40,5 @@ __all__ = [
     "open_store",
     "refreshed_output",
     "session_store",
+    "trail",
 ]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from parbake.core import atomic
@@ -74,7 +75,8 @@ class FolderStore:
     def list(self, prefix: str) -> Iterator[Listed]:
         """Yield the objects whose names begin so."""
         folder, _, beginning = prefix.rpartition("/")
-        for path in (self._root / folder).glob(f"{beginning}*"):
+        found = (self._root / folder).glob(f"{beginning}*")
+        for path in chain.from_iterable(each.rglob("*") if each.is_dir() else (each,) for each in found):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 if path.is_file() and not path.name.startswith("."):

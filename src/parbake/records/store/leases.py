@@ -80,13 +80,16 @@ def this_machine() -> str:
 
 
 def held(store: Store) -> dict[str, Lease]:
-    """Return the leases that machines hold now, by content key; those of the dead for some minutes longer."""
+    """Return the leases that machines hold now, by content key; those of the dead for some minutes longer.
+
+    That of a copy is named by the key and its region, ``KEY.REGION``.
+    """
     found = {}
     for each in store.list(FOLDER):
         if datetime.now(UTC) - each.modified < _SPARED and (there := store.get(each.name)):
             lease = _parsed(there.content)
             if lease and not lease.free:
-                found[each.name.removeprefix(FOLDER)] = lease
+                found[each.name.removeprefix(FOLDER).partition(".")[0]] = lease
     return found
 
 

@@ -5,7 +5,7 @@ What a machine has is right where it says more of the same bytes (a verdict, a t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ from parbake.bakefile import Bakefile
 from parbake.core import access
 from parbake.core.errors import BadContent, DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.core.events import Events
+from parbake.core.signing import Signer
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import folder
 from parbake.records.record import SUFFIX, Record
-from parbake.records.store import leases, needs
+from parbake.records.store import leases, needs, trail
 from parbake.records.store.entries import (
     ENTRIES,
     OBJECTS,
@@ -95,6 +96,25 @@ class Shared:
             if kept:
                 return record
 
+    def amend(self, artefact: str, change: Callable[[Record], Record], signer: Signer | None) -> Record:
+        """Let a record say more, in the store and here, as ``change`` says; what others add meanwhile stays.
+
+        ``change`` gets it when it is here, with its signature, and may be asked again. Return what it is then. Raises
+        InputError where the store has none, or where it is signed and nothing signs.
+        """
+        while True:
+            found = self._find(artefact)
+            if found is None:
+                raise InputError(f"the store {self.store.url} has no record of {artefact}", hint="bake it first")
+            self._place(found, disk=False)
+            record = change(found.record)
+            if record == found.record:
+                return record
+            folder.write(self._output, record, signer)
+            entry = self._sent(record, found)
+            if self.store.replace(entry.name, entry.text(), found.held.version):
+                return record
+
     def refresh(self) -> None:
         """Fetch the records of all that lies in a cloud, and what others have added to records of artefacts here.
 
@@ -124,7 +144,7 @@ class Shared:
         return tuple(each for each in found if each and each.record.plan.name == self._name)
 
     def remove(self, artefacts: Iterable[str]) -> None:
-        """Remove artefacts, and whatever has been named by no entry for a day."""
+        """Remove artefacts, whatever has been named by no entry for a day, and the old end of the trail."""
         for artefact in artefacts:
             self.store.remove(entry_name(artefact))
         listed = list(self.store.list(OBJECTS))  # before the entries: one that is named from now on is younger
@@ -134,6 +154,7 @@ class Shared:
                 self.store.remove(each.name)
         leases.sweep(self.store, _GRACE)
         needs.sweep(self.store)
+        trail.sweep(self.store, datetime.now(UTC))
 
     def _objects_of(self, name: str) -> Iterator[str]:
         """Yield the names of the objects that an entry of any Bakefile needs."""

@@ -73,6 +73,12 @@ def finish(volume: Volume) -> None:
     volume.finish(fill)
 
 
+def differing(before: bytes, after: bytes) -> set[int]:
+    """Return the numbers of the blocks, of those that are hashed, in which two volumes differ."""
+    starts = range(0, len(after), HASHED)
+    return {at // HASHED for at in starts if after[at : at + HASHED] != before[at : at + HASHED]}
+
+
 def check(path: Path) -> None:
     """Nothing is wrong in the eyes of e2fsck."""
     done = run(["e2fsck", "-fn", str(path)], check=False)
@@ -391,10 +397,7 @@ def test_layers_that_stay_are_not_touched_and_what_left_is_gone(tmp_path: Path) 
             finish(volume)
         check(path)
         after = path.read_bytes()
-        changed = [
-            n for n in range(len(after) // HASHED) if after[n * HASHED :][:HASHED] != before[n * HASHED :][:HASHED]
-        ]
-        assert set(changed) <= volume.hashes.touched
+        assert differing(before, after) <= volume.hashes.touched
         before = after
         assert len(volume.hashes.touched) * HASHED < 8 * MIB
         same(old, read(path, "b"))

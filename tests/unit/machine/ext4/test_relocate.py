@@ -21,6 +21,7 @@ from parbake.machine.ext4.stream import HASHED
 from parbake.machine.ext4.superblock import BLOCK, Range, merged, shared
 from tests.unit.machine.ext4.test_ext4 import (
     check,
+    differing,
     empty,
     file,
     finish,
@@ -130,7 +131,7 @@ def test_what_is_hot_lies_together_and_the_rest_stays(path: Path) -> None:
     # What became free is zeros, and every change is told.
     new = path.read_bytes()
     assert all(not any(new[start * BLOCK : stop * BLOCK]) for start, stop in hot)
-    changed = {n for n in range(len(new) // HASHED) if new[n * HASHED :][:HASHED] != old[n * HASHED :][:HASHED]}
+    changed = differing(old, new)
     assert changed <= volume.hashes.touched
 
 
@@ -167,7 +168,7 @@ def test_a_volume_that_starts_from_one_that_was_laid_out(path: Path) -> None:
     assert volume.hot == zone
     # The new layer went into whole gaps, not into all the small ones that the hot blocks have left.
     after = path.read_bytes()
-    changed = {n for n in range(len(after) // HASHED) if after[n * HASHED :][:HASHED] != before[n * HASHED :][:HASHED]}
+    changed = differing(before, after)
     assert changed <= volume.hashes.touched
     assert not shared(blocks_of(path, "new"), zone)
     size = size_of(blocks_of(path, "new")) * BLOCK

@@ -1,0 +1,69 @@
+"""Who may approve a wave, and when. Pure: workflows ask it."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+from parbake.fleet.engine.rollout_tasks import WaveState, Yes
+
+_SESSION = re.compile(r"arn:(?P<partition>[a-z-]+):sts::(?P<account>[0-9]{12}):assumed-role/(?P<role>[^/]+)/[^/]+")
+_DOES = {
+    "waits": "waits for the waves before it",
+    "looks": "is checking its targets",
+    "hands": "is being rolled out",
+    "soaks": "soaks",
+    "asks": "is running its gate",
+    "done": "is done",
+}
+
+type Problem = tuple[str, str]
+"""What speaks against it, and the next step."""
+
+
+def needs_proof(wave: WaveState, by: str) -> bool:
+    """Whether somebody must prove who they are to approve a wave: ARNs may, and no name that is theirs."""
+    return by not in wave.by and any(each.startswith("arn:") for each in wave.by)
+
+
+def against(wave: WaveState, yes: Yes) -> Problem | None:
+    """Return why a wave cannot be approved again, or at all."""
+    if not yes.proof and any(each.by == yes.by for each in wave.approved):
+        return f"{yes.by} has approved the wave {wave.name} already", "nobody may approve twice"
+    if wave.approved and len(wave.approved) >= wave.approvals:
+        who = " and ".join(each.by for each in wave.approved)
+        return f"the wave {wave.name} is approved already, by {who}", ""
+    if not wave.approvals:
+        return f"the wave {wave.name} needs no approval", ""
+    return None
+
+
+def too_early(wave: WaveState) -> Problem | None:
+    """Return why a wave cannot be approved now."""
+    if wave.state == "approval":
+        return None
+    said = f"the wave {wave.name} does not wait for an approval: it {_DOES[wave.state]}"
+    return said, "`parbake fleet status` shows how far it is"
+
+
+def not_among(wave: WaveState, yes: Yes, *, proven: bool) -> Problem | None:
+    """Return why somebody may not approve a wave; ``proven``: ``by`` is the ARN that STS has said.
+
+    A proof that STS was not asked about yet speaks against nobody.
+    """
+    if not wave.by or (yes.proof and not proven) or any(_is(each, yes.by, proven=proven) for each in wave.by):
+        return None
+    hint = f"these may: {', '.join(wave.by)}"
+    if needs_proof(wave, yes.by) and not proven:
+        hint += "; `parbake fleet approve` proves it with their AWS credentials"
+    return f"{yes.by} may not approve the wave {wave.name}", hint
+
+
+def _is(who: str, by: str, *, proven: bool) -> bool:
+    if not who.startswith("arn:"):
+        return who == by and not proven
+    if not proven:
+        return False
+    session = _SESSION.fullmatch(by)  # whoever has assumed a role: by the session, or by the role
+    role = "arn:{partition}:iam::{account}:role/{role}".format(**session.groupdict()) if session else by
+    return fnmatchcase(by, who) or fnmatchcase(role, who)

@@ -1,0 +1,61 @@
+"""The part of a rollout that writes down what happens, in the store, beside whatever else the workflow does."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from parbake.fleet.audit import Event
+    from parbake.fleet.engine.rollout_tasks import AuditRequest, RolloutRequest
+    from parbake.fleet.engine.tasks import CONTROL
+    from parbake.fleet.engine.workflows import PATIENT
+
+_A_WRITE = timedelta(minutes=10)
+
+
+class Scribe:
+    """Hands events to a worker, some at a time, in order; tries until the store has them.
+
+    Without ``audited`` in the request nothing is written: so it was in versions of before.
+    """
+
+    def __init__(self, request: RolloutRequest) -> None:
+        self._request, self._untold = request, list[Event]()
+        self._writing: asyncio.Task[None] | None = None
+        self._last = datetime.min.replace(tzinfo=UTC)
+
+    def note(self, what: str, text: str, generation: str, **facts: str) -> None:
+        """Have something written down, as of now; ``facts`` are the other fields of an event.
+
+        No two have the same time, by which they are read in order: a workflow's clock stands while it is at work.
+        """
+        if not self._request.audited:
+            return
+        self._last = max(workflow.now(), self._last + timedelta(microseconds=1))
+        self._untold.append(Event(self._last.isoformat(), what, text, generation, **facts))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+
+    async def done(self, limit: timedelta | None = None) -> None:
+        """Wait until all is written, or for so long."""
+        with suppress(TimeoutError):
+            await workflow.wait_condition(lambda: not self._untold, timeout=limit)
+
+    async def _write(self) -> None:
+        request = self._request
+        while self._untold:
+            some = list(self._untold)
+            await workflow.execute_activity(
+                "audit",
+                AuditRequest(request.fleet, request.store, some, request.store_id),
+                task_queue=CONTROL,
+                start_to_close_timeout=_A_WRITE,
+                retry_policy=replace(PATIENT, maximum_attempts=0),
+            )
+            del self._untold[: len(some)]
+        self._writing = None

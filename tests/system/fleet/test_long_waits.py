@@ -1,0 +1,140 @@
+"""Rollouts that wait for days, on the engine's test server, whose clock runs ahead while all wait."""
+
+from __future__ import annotations
+
+import asyncio
+import sysconfig
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowHandle
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+from parbake.fleet.engine.rollout_tasks import (
+    AuditRequest,
+    GateRequest,
+    Handed,
+    HandRequest,
+    HandResult,
+    RolloutRequest,
+    Standing,
+    WavesPlanned,
+    WavesRequest,
+    WaveState,
+    Yes,
+)
+from parbake.fleet.engine.tasks import CONTROL, ROLL, Root
+from parbake.fleet.engine.waves import Rollout
+
+SERVER = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
+CANARY = WaveState(
+    "canary",
+    [Handed("a/one", "a/parbake.yaml", "one", ["k"])],
+    soak=timedelta(days=8).total_seconds(),
+    gate=["./errors"],
+    approvals=1,
+    by=["ann"],
+    within=timedelta(days=3).total_seconds(),
+)
+REST = WaveState("rest", [Handed("a/two", "a/parbake.yaml", "two", ["k"])])
+
+
+class Targets:
+    """Activities that write down what they are asked for."""
+
+    def __init__(self, on_failure: str) -> None:
+        self.did: list[str] = []
+        self._on_failure = on_failure
+
+    @activity.defn
+    async def waves(self, _: WavesRequest) -> WavesPlanned:
+        return WavesPlanned([CANARY, REST], [], self._on_failure)
+
+    @activity.defn
+    async def look(self, _: HandRequest) -> HandResult:
+        return HandResult(True, "old", "new", ["new"], ["old"])
+
+    @activity.defn
+    async def hand(self, request: HandRequest) -> HandResult:
+        self.did.append(f"write {request.target}")
+        return HandResult(True, "old", "new", ["new"], ["old"])
+
+    @activity.defn
+    async def give_back(self, request: HandRequest) -> HandResult:
+        self.did.append(f"back {request.target}")
+        return HandResult(True, "new", "old", ["old"], ["new"])
+
+    @activity.defn
+    async def gate(self, request: GateRequest) -> None:
+        self.did.append(f"gate {request.wave}")
+
+    @activity.defn
+    async def audit(self, request: AuditRequest) -> None:
+        self.did += [f"note {event.what}" for event in request.events if event.what in {"approved", "rollback"}]
+
+
+type Go = Callable[[WorkflowEnvironment, WorkflowHandle[Rollout, Standing]], Awaitable[None]]
+
+
+def rolled_out(targets: Targets, go: Go) -> tuple[Standing, timedelta]:
+    """Run a rollout to its end, while ``go`` does something; return how it ended, and after how long by its clock."""
+
+    async def run() -> Standing:
+        async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(SERVER)) as world:
+            of_control: list[Any] = [targets.waves, targets.audit]
+            of_roll: list[Any] = [targets.look, targets.hand, targets.give_back, targets.gate]
+            client: Client = world.client
+            async with (
+                Worker(client, task_queue=CONTROL, workflows=[Rollout], activities=of_control),
+                Worker(client, task_queue=ROLL, activities=of_roll),
+            ):
+                request = RolloutRequest(
+                    "shop", "fleet.yaml", Root("/x"), "/store", {"a@amd64": "k"}, heartbeat=3600, audited=True
+                )
+                handle = await client.start_workflow(Rollout.run, request, id="rollout/shop", task_queue=CONTROL)
+                await go(world, handle)
+                return await handle.result()
+
+    ended = asyncio.run(run())
+    first, last = (datetime.fromisoformat(ended.story[place].at) for place in (0, -1))
+    return ended, last - first
+
+
+async def nothing(_: WorkflowEnvironment, __: WorkflowHandle[Rollout, Standing]) -> None:
+    """Wait for the end."""
+
+
+def test_a_rollout_that_nobody_approves_in_time_goes_back_after_eleven_days() -> None:
+    targets = Targets("rollback")
+    ended, took = rolled_out(targets, nothing)
+    assert ended.state == "rolled-back"
+    assert targets.did[:2] == ["write one", "gate canary"]
+    assert sorted(targets.did[2:]) == ["back one", "note rollback"]
+    assert timedelta(days=11) <= took < timedelta(days=11, hours=1)
+    assert any("it was not approved in time" in entry.text for entry in ended.story)
+
+
+def test_an_approval_after_ten_days_lets_the_next_wave_begin() -> None:
+    """Until it comes nothing is written; the soak of eight days is over before it can come."""
+    targets = Targets("pause")
+
+    async def approve(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, Standing]) -> None:
+        await world.sleep(timedelta(days=7))
+        assert (await handle.query(Rollout.standing)).waves[0].state == "soaks"
+        assert targets.did == ["write one"]
+        await world.sleep(timedelta(days=3))
+        standing = await handle.query(Rollout.standing)
+        assert standing.waves[0].state == "approval"
+        until = datetime.fromisoformat(standing.waves[0].until)
+        assert timedelta() < until - await world.get_current_time() < timedelta(days=2)
+        await handle.execute_update(Rollout.approve, replace(Yes("canary", "ann"), host="desk"))
+
+    ended, took = rolled_out(targets, approve)
+    assert ended.state == "done"
+    assert sorted(targets.did) == sorted(["write one", "gate canary", "note approved", "write two"])
+    assert timedelta(days=10) <= took < timedelta(days=10, hours=1)
