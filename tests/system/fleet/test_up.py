@@ -92,7 +92,7 @@ def test_a_fleet_is_baked_and_its_engine_can_be_lost(tmp_path: Path, registry: D
         ended = up.fleet("run", "--wait", "--progress", "none")
         assert ended["counts"] == {"there": 0, "baked": 2, "joined": 0, "failed": 0, "quarantined": 0, "done": 2}
         status = up.fleet("status")
-        assert (status["state"], status["workers"]) == ("completed", {"control": 1, "bake": 1, "roll": 1})
+        assert (status["state"], status["workers"]) == ("completed", {"control": 1, "bake": 1, "place": 1, "roll": 1})
         assert "2 of 2 cells: 2 baked" in up.corner.parbake("fleet", "status").stdout
         assert "no run of corner is under way" in up.fleet("pause", code=2)["message"]
         healthy = up.fleet("doctor")
