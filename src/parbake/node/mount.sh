@@ -150,9 +150,9 @@ fi
 mkdir -p "$work/volume" "$root"
 device=$(wait_for_disk) || keep_own_store "no disk labelled $label within $patience s"
 [ "$(echo "$device" | wc -l)" -eq 1 ] || keep_own_store "more than one disk is labelled $label: $(echo $device)"
-# What parbake baked has no labels: where SELinux is enforced, the volume as a whole gets one that containers may read.
+# What parbake baked has no labels: where SELinux is enforced, what has none gets one that containers may read.
 if [ "$(cat "${PARBAKE_SELINUX:-/sys/fs/selinux}/enforce" 2>/dev/null)" = 1 ]; then
-  options=noatime,context=system_u:object_r:container_ro_file_t:s0
+  options=noatime,defcontext=system_u:object_r:container_ro_file_t:s0
 fi
 mount -o "$options" "$device" "$work/volume" || keep_own_store "$device cannot be mounted"
 grow "$device" "$work/volume"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import tomllib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,12 @@ _VOLUME_DEVICE = f"/dev/disk/by-id/virtio-{_VOLUME}"
 _AWAIT_VOLUME = {
     "systemd.unit-dropin.containerd.service": f"[Unit]\nConditionPathIsMountPoint={RUNTIME_ROOT}\n".encode()
 }
+# A volume's files have no labels: where the node's kernel enforces a policy, they get one, as `node/mount.sh` does it.
+_ENFORCES = "/sys/fs/selinux/enforce"
+_UNLABELLED = "defcontext=system_u:object_r:container_ro_file_t:s0"
+# What the program says on standard error comes along: only the document is wanted. It goes through a pipe,
+# since SELinux may forbid the runtime to write into the agent's file.
+_DUMP = 'said=$(containerd config dump 2>/dev/null) && printf "%s\\n" "$said"'
 _READY = 60.0  # seconds with hardware virtualisation
 _FORMATS = {"raw": "raw", "qcow2": "qcow2", "vmdk": "vmdk", "vpc": "vhd"}
 _SYSTEMD_PARENT = "/parbake.slice"
@@ -190,18 +196,19 @@ class BootedNode:
         """Put the volume where the runtime keeps its store, as a node's own start-up would."""
         guest, limit = self.machine.guest, _READY * self.machine.stretch
         guest.check(["udevadm", "settle"], timeout=limit)
-        root = RUNTIME_ROOT
+        root, options = RUNTIME_ROOT, "defaults"
         if self._whose:  # its runtime may run by now, on a store of its own
             for service in ("kubelet.service", "containerd.service"):
                 guest.run(["systemctl", "stop", service], timeout=limit)
             root = str(tomllib.loads(self._dump()).get("root") or RUNTIME_ROOT)
             guest.check(["mkdir", "-p", root], timeout=limit)
-        guest.check(["mount", _VOLUME_DEVICE, root], timeout=limit)
+            with suppress(MachineError):  # there is no such file where the kernel has no SELinux
+                options = _UNLABELLED if guest.read(_ENFORCES) == b"1" else options
+        guest.check(["mount", "-o", options, _VOLUME_DEVICE, root], timeout=limit)
 
     def _dump(self) -> str:
-        # What the program says on standard error comes along: only the document is wanted.
         limit = _READY * self.machine.stretch
-        return self.machine.guest.check(["sh", "-c", "containerd config dump 2>/dev/null"], timeout=limit)
+        return self.machine.guest.check(["sh", "-c", _DUMP], timeout=limit)
 
     # the sandbox image
 

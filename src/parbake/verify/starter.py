@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from parbake.containerd import Cri
     from parbake.machine.vm import Clock, Waited
 
-LOGS = "/run/parbake/logs"
+# Below the runtime's own folder: where SELinux confines it, a new folder there has a label that lets it write.
+LOGS = "/run/containerd/parbake-logs"
 _POLL = 0.1  # seconds between looks from the host; times come from the guest and do not suffer from it
 _GUEST_WAIT = 1.0  # seconds that a wait for a port lasts in the guest before we look whether the container still lives
 _LOG_PART = 64 << 10  # bytes

@@ -219,6 +219,7 @@ OTHERS = {
     "get_authorization_token",
     "get_auth_instance",
     "get_close_matches",
+    "get_frozen_credentials",  # botocore's own
     "get_metric_data",  # of rollouts, and CloudWatch's
     "get_public_key",
     "describe_key",

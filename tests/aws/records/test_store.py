@@ -82,7 +82,7 @@ def test_a_conflict_of_two_writers_is_tried_again(pair: tuple[Machine, Machine],
     store = pair[0].store
     assert store.add("x", b"one")
     left = 99
-    with pytest.raises(AwsError, match="others write y at the same time"):
+    with pytest.raises(AwsError, match="other machines keep writing y at the same time"):
         store.add("y", b"one")
 
 

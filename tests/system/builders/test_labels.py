@@ -14,12 +14,11 @@ from tests.fakes.disks import machine, node_tree
 from tests.fakes.images import image, layer, push
 from tests.fakes.registry import DockerRegistry
 from tests.fakes.runs import bake, bakefile, parbake, private_places
-from tests.fakes.selinux import enforce, relabel, wrong
+from tests.fakes.selinux import LABEL, enforce, relabel, wrong
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root
 
-LABEL = "security.selinux"
 APP = image(layer({"srv/app": b"#!/bin/sh\n", "srv/deep/er/data": b"1" * 9000}), layer({"etc/more": b"more\n"}))
 
 

@@ -244,6 +244,19 @@ def test_init_mounts_what_pods_have_as_a_volume(say: Say, place: Path, monkeypat
     assert "  - registry.example.com/shop/web:1\n" in text
 
 
+def test_init_names_first_what_each_node_pulls(say: Say, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = (
+        "---\napiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: agent, namespace: ops}\nspec: {template: {spec: "
+        "{containers: [{name: a, image: 'registry.example.com/ops/agent:1'}]}}}\n"
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO(POD + agent))
+    assert say("init", "--from-manifests", "-", "--no-sizes")[0] == 0
+    text = (place / "parbake.yaml").read_text()
+    marked = "  # On every node, and first: worth the most in a bake.\n  # DaemonSet ops/agent, a\n"
+    assert f"{marked}  - registry.example.com/ops/agent:1\n" in text
+    assert text.index("ops/agent:1") < text.index("shop/web:1")
+
+
 def test_init_without_an_image_in_the_manifests(say: Say, place: Path) -> None:
     (place / "service.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n")
     told = document(say, "init", "--from-manifests", "service.yaml", code=2)

@@ -138,15 +138,22 @@ def test_every_document_is_reached_from_the_readme() -> None:
     assert "(docs/reference/bakefile.schema.json)" in README
 
 
-def test_the_tests_that_a_document_names_are_there() -> None:
+@pytest.mark.parametrize(("document", "least"), [("security.md", 41), ("reference/nodes.md", 20)])
+def test_the_tests_that_a_document_names_are_there(document: str, least: int) -> None:
     there = {
         name
         for path in (ROOT / "tests").rglob("test_*.py")
         for name in re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE)
     }
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/security.md").read_text()))
-    assert len(named) > 40
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / document).read_text()))
+    assert len(named) >= least
     assert named <= there
+
+
+def test_each_kind_of_node_names_its_proof() -> None:
+    rows = re.findall(r"^\| (?!node|---)(.+) \|$", (ROOT / "docs/reference/nodes.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    assert [row for row in rows if not re.fullmatch(r"(`test_\w+`(, )?)+", row.rsplit(" | ", 1)[1])] == []
 
 
 def test_the_tables_of_dependencies_are_complete() -> None:

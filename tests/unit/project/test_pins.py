@@ -98,3 +98,11 @@ def test_whatever_is_installed_comes_from_a_lock_file() -> None:
     assert len(installs) >= 4
     safe = re.compile(r"--require-hashes|--no-deps\b.*--no-build-isolation|--no-index\b")
     assert [line for line in installs if not safe.search(line)] == []
+
+
+def test_what_tests_compare_with_is_named_by_its_version_and_bytes() -> None:
+    lines = [line.split() for line in (ROOT / "packages.newer").read_text().splitlines()]
+    packages = {fields[0]: fields[1:] for fields in lines if fields and not fields[0].startswith("#")}
+    assert packages["containerd"][1].startswith("2.")
+    for suite, version, checksum in packages.values():
+        assert re.fullmatch(r"[a-z]+ \d\S+ [0-9a-f]{64}", f"{suite} {version} {checksum}")

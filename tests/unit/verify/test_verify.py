@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parbake.containerd.cri import ContainerStatus, State, has_image_volumes
 from parbake.core import run
-from parbake.core.errors import BadBase, InputError
+from parbake.core.errors import BadBase, InputError, MachineError
 from parbake.core.events import Events
 from parbake.core.model import (
     Artefact,
@@ -30,8 +30,9 @@ from parbake.core.model import (
     TcpProbe,
 )
 from parbake.machine.vm import Clock
+from parbake.machine.vm.guest import Ran
 from parbake.verify import Pulled, Verification, verify
-from parbake.verify.booted import Kind, Settings, identify, settings_of
+from parbake.verify.booted import BootedNode, Kind, Settings, identify, settings_of
 from parbake.verify.starter import Log, Starter, describe, shorten
 from parbake.verify.store import choose
 from parbake.verify.verify import images_in, images_of, sandbox_action
@@ -291,3 +292,36 @@ def test_who_ends_while_the_clock_is_read_has_not_run_for_long() -> None:
     started = Starter(machine, machine, stretch=1, pause="pause").start("image", Startup())  # type: ignore[arg-type]
     assert started.seconds is None
     assert started.problems[0].startswith("it ended with code 7")
+
+
+class NodeWithAVolume:
+    """A node's guest that enforces SELinux, or has none, and remembers what it was asked."""
+
+    def __init__(self, enforces: bytes) -> None:
+        self.enforces = enforces
+        self.asked: list[list[str]] = []
+
+    def run(self, *_: object, **__: object) -> Ran:
+        return Ran(0, "")
+
+    def read(self, path: str) -> bytes:
+        if not self.enforces:
+            raise MachineError(f"the guest could not do read: FileNotFoundError: {path}")
+        return self.enforces
+
+    def check(self, argv: list[str], **_: object) -> str:
+        self.asked.append(argv)
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("enforces", "options"),
+    [(b"1", "defcontext=system_u:object_r:container_ro_file_t:s0"), (b"0", "defaults"), (b"", "defaults")],
+)
+def test_a_volume_has_one_label_where_a_users_own_node_enforces_selinux(enforces: bytes, options: str) -> None:
+    node, guest = object.__new__(BootedNode), NodeWithAVolume(enforces)
+    node.machine = SimpleNamespace(guest=guest, stretch=1)  # type: ignore[assignment]
+    node._whose = Path("node.raw")
+    node._mount_volume()
+    device = "/dev/disk/by-id/virtio-parbake-volume"
+    assert guest.asked[-1] == ["mount", "-o", options, device, "/var/lib/containerd"]

@@ -75,6 +75,8 @@ def rehearsal(default_base: Path, volume: Path, tmp_path_factory: pytest.TempPat
     made.node.machine._drives = [Drive(volume, "volume")]
     with made:
         yield made
+        console = made.node.machine.console_log.read_text(errors="replace")
+        assert ": not found" not in console, "a script lacks a program"
         assert made.node.machine.power_off()
 
 
