@@ -10,8 +10,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from temporalio import activity
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
@@ -21,12 +23,14 @@ from parbake.fleet.engine.rollout_tasks import (
     Handed,
     HandRequest,
     HandResult,
+    IdentifyRequest,
     RolloutRequest,
     Standing,
     WavesPlanned,
     WavesRequest,
     WaveState,
     Yes,
+    purpose_of,
 )
 from parbake.fleet.engine.tasks import CONTROL, ROLL, Root
 from parbake.fleet.engine.waves import Rollout
@@ -47,13 +51,13 @@ REST = WaveState("rest", [Handed("a/two", "a/parbake.yaml", "two", ["k"])])
 class Targets:
     """Activities that write down what they are asked for."""
 
-    def __init__(self, on_failure: str) -> None:
+    def __init__(self, on_failure: str, canary: WaveState = CANARY) -> None:
         self.did: list[str] = []
-        self._on_failure = on_failure
+        self._on_failure, self._canary = on_failure, canary
 
     @activity.defn
     async def waves(self, _: WavesRequest) -> WavesPlanned:
-        return WavesPlanned([CANARY, REST], [], self._on_failure)
+        return WavesPlanned([self._canary, REST], [], self._on_failure)
 
     @activity.defn
     async def look(self, _: HandRequest) -> HandResult:
@@ -74,6 +78,13 @@ class Targets:
         self.did.append(f"gate {request.wave}")
 
     @activity.defn
+    async def identify(self, request: IdentifyRequest) -> str:
+        who, _, purpose = request.proof.partition(" for ")
+        if purpose != request.purpose:
+            raise ApplicationError("STS does not know the signature", type="AwsNoAccess", non_retryable=True)
+        return f"arn:aws:sts::222222222222:assumed-role/{who}"
+
+    @activity.defn
     async def audit(self, request: AuditRequest) -> None:
         self.did += [f"note {event.what}" for event in request.events if event.what in {"approved", "rollback"}]
 
@@ -86,7 +97,7 @@ def rolled_out(targets: Targets, go: Go) -> tuple[Standing, timedelta]:
 
     async def run() -> Standing:
         async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(SERVER)) as world:
-            of_control: list[Any] = [targets.waves, targets.audit]
+            of_control: list[Any] = [targets.waves, targets.audit, targets.identify]
             of_roll: list[Any] = [targets.look, targets.hand, targets.give_back, targets.gate]
             client: Client = world.client
             async with (
@@ -138,3 +149,29 @@ def test_an_approval_after_ten_days_lets_the_next_wave_begin() -> None:
     assert ended.state == "done"
     assert sorted(targets.did) == sorted(["write one", "gate canary", "note approved", "write two"])
     assert timedelta(days=10) <= took < timedelta(days=10, hours=1)
+
+
+def test_who_approves_is_who_has_proven_it_for_this_wave() -> None:
+    """STS's part is a stand-in; the record has what that says, and neither the name that was given nor the proof."""
+    by = ["arn:aws:iam::222222222222:role/release"]
+    targets = Targets("pause", replace(CANARY, soak=1.0, by=by))
+
+    async def approve(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, Standing]) -> None:
+        await world.sleep(timedelta(days=1))
+        generation = (await handle.query(Rollout.standing)).generation
+        purpose = purpose_of("shop", generation, "canary")
+        for proof, says in (
+            ("", "eve may not approve the wave canary"),
+            (f"intern/eve for {purpose}", "assumed-role/intern/eve may not approve the wave canary"),
+            ("release/eve for approve shop/0/canary", "STS does not know the signature"),
+        ):
+            with pytest.raises(WorkflowUpdateFailedError) as caught:
+                await handle.execute_update(Rollout.approve, Yes("canary", "eve", proof=proof))
+            assert says in str(caught.value.cause)
+        await handle.execute_update(Rollout.approve, Yes("canary", "eve", proof=f"release/eve for {purpose}"))
+
+    ended, _ = rolled_out(targets, approve)
+    assert ended.state == "done"
+    assert [(yes.by, yes.proof) for yes in ended.waves[0].approved] == [
+        ("arn:aws:sts::222222222222:assumed-role/release/eve", "")
+    ]

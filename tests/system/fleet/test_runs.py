@@ -50,7 +50,9 @@ def test_a_run_brings_every_cell_to_its_end_and_the_next_one_does_nothing(shared
     assert (again.counts.there, again.counts.done) == (3, 3)
     assert shared.happened("start") == starts
     assert shared.status().state == "completed"
-    shared.wait_until(lambda: shared.status().workers == {"control": 2, "bake": 2, "roll": 2}, "both workers")
+    shared.wait_until(
+        lambda: shared.status().workers == {"control": 2, "bake": 2, "place": 2, "roll": 2}, "both workers"
+    )
 
 
 def test_what_cannot_be_planned_has_failed(shared: Fleet) -> None:
@@ -226,7 +228,7 @@ def test_without_a_worker_the_status_says_so(tmp_path: Path) -> None:
     with Fleet(tmp_path) as fleet:
         fleet.start(["waits"])
         status = fleet.status()
-        assert status.workers == {"control": 0, "bake": 0, "roll": 0}
+        assert status.workers == {"control": 0, "bake": 0, "place": 0, "roll": 0}
         assert status.progress is None
         fleet.work(1)
         assert fleet.end().counts.baked == 1

@@ -92,15 +92,21 @@ def test_a_fleet_is_baked_and_its_engine_can_be_lost(tmp_path: Path, registry: D
         ended = up.fleet("run", "--wait", "--progress", "none")
         assert ended["counts"] == {"there": 0, "baked": 2, "joined": 0, "failed": 0, "quarantined": 0, "done": 2}
         status = up.fleet("status")
-        assert (status["state"], status["workers"]) == ("completed", {"control": 1, "bake": 1, "roll": 1})
+        assert (status["state"], status["workers"]) == ("completed", {"control": 1, "bake": 1, "place": 1, "roll": 1})
         assert "2 of 2 cells: 2 baked" in up.corner.parbake("fleet", "status").stdout
         assert "no run of corner is under way" in up.fleet("pause", code=2)["message"]
         healthy = up.fleet("doctor")
-        assert [each["name"] for each in healthy] == ["store", "engine", "control", "bake", "roll"]
+        assert [each["name"] for each in healthy] == ["store", "engine", "control", "bake", "place", "roll"]
         assert "missing" not in {each["status"] for each in healthy}
         file = up.corner.folder / "fleet.yaml"
         file.write_text(file.read_text() + "schedule: {every: 24h}\n")
-        assert up.fleet("apply") == {"schedule": "created", "prune": "none", "held": None, "dry_run": False}
+        assert up.fleet("apply") == {
+            "schedule": "created",
+            "prune": "none",
+            "starts_per_second": None,
+            "held": None,
+            "dry_run": False,
+        }
         drained = {"schedule_held": True, "run": False, "done": None, "left": None}
         assert up.fleet("drain") == drained
         assert up.fleet("resume")["told"] == "resume"
