@@ -14,6 +14,7 @@ config=${PARBAKE_CONTAINERD_CONFIG:-/etc/containerd/config.toml}
 work=${PARBAKE_WORK:-/run/parbake/mount}
 old_address=$work/old.sock
 new_address=$work/new.sock
+no_block=${1:-} # from the unit, after which the runtime is ordered
 device= root= held= sandbox= options=noatime
 
 say() {
@@ -24,7 +25,7 @@ say() {
 keep_own_store() {
   say "$1: the node keeps its own store, and pulls"
   tidy
-  [ -z "$held" ] || systemctl start $held
+  [ -z "$held" ] || systemctl start $no_block $held
   exit 0
 }
 
@@ -169,6 +170,6 @@ tidy
 rm -f "$work"/*.log
 # One that was started meanwhile has the old store open.
 held=$(printf '%s\n' $held $(running) | sort -u)
-[ -z "$held" ] || systemctl restart $held
+[ -z "$held" ] || systemctl restart $no_block $held
 size=$(df -k --output=size "$root" | tail -n 1)
 say "$device is mounted at $root: $((size / 1024)) MiB"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +55,8 @@ class Node:
         path = self.folder / "asked"
         return [line for line in path.read_text().splitlines() if not line.startswith("show")] if path.exists() else []
 
-    def mount(self, sandbox: str = "", *, wait: int = 0, head: str = "") -> str:
-        """Run the program as cloud-init does; return what it said."""
+    def mount(self, sandbox: str = "", *, wait: int = 0, head: str = "", arguments: Sequence[str] = ()) -> str:
+        """Run the program as cloud-init does; return what it said. ``arguments``: those of the unit."""
         text = f"SANDBOX='{sandbox}'\n{head}{node_file('mount.sh').read_text()}"
         (self.folder / "mount.sh").write_text(text)
         env = {
@@ -70,7 +70,7 @@ class Node:
             "PARBAKE_SELINUX": str(self.folder / "selinux"),
         }
         done = subprocess.run(
-            ["/bin/dash", str(self.folder / "mount.sh")],
+            ["/bin/dash", str(self.folder / "mount.sh"), *arguments],
             env=env,
             capture_output=True,
             text=True,
@@ -237,6 +237,16 @@ def test_a_runtime_that_was_stopped_is_started_whatever_goes_wrong(
     with attached(baked(private_places, registry), node):
         assert "keeps its own store" in node.mount()
     assert node.asked == ["stop containerd", "start containerd"]
+
+
+def test_the_unit_does_not_wait_for_what_is_ordered_after_it(
+    node: Node, registry: DockerRegistry, private_places: Path
+) -> None:
+    (command,) = re.findall(r"^ExecStart=/bin/sh \S+(.*)$", node_file("parbake-mount.service").read_text(), re.M)
+    (node.folder / "runs").write_text("active\n")
+    with attached(baked(private_places, registry, sandbox=PAUSE), node):
+        node.mount(PAUSE, arguments=command.split())
+        assert node.asked == ["stop containerd", "restart --no-block containerd"]
 
 
 def test_a_store_of_k3s(node: Node, registry: DockerRegistry, private_places: Path) -> None:
