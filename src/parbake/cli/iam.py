@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,6 +61,10 @@ def iam(
             help="Your own KMS key, if EBS encrypts with it by default (`parbake doctor --aws` shows it).",
         ),
     ] = None,
+    fleet: Annotated[
+        Path | None,
+        typer.Option("--fleet", metavar="FILE", help="The file of a fleet, whose `places` are allowed as well."),
+    ] = None,
 ) -> Result:
     """Print the AWS policies that this Bakefile needs.
 
@@ -72,6 +77,11 @@ def iam(
     from parbake.bakefile import load
 
     bakefile = load(file)
+    if fleet:
+        from parbake.fleet.file import load as load_fleet
+        from parbake.fleet.places import with_places
+
+        bakefile = with_places(bakefile, load_fleet(fleet).places)
     usual = policies.Names()
     names = policies.Names(
         account=_fitting("--account", [account], _ACCOUNT, "12 digits")[0] if account else usual.account,

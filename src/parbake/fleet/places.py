@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 from pydantic import field_validator as check
@@ -125,14 +125,13 @@ def need_agreement(places: Sequence[Place], bakefile: Bakefile) -> None:
 
 def _need_sense(places: Sequence[Place], aws: AwsSection) -> None:
     """Raise InputError where the Bakefile's settings do not allow what both say together, such as keys for copies."""
-    copies = [place.region for place in places if place.region not in {aws.region, *aws.copy_to}]
-    shares = dict.fromkeys([*aws.share_with, *(each for place in places for each in place.share_with)])
+    joined = _joined(places, aws)
     together = {
         "region": aws.region,
         "encrypted": aws.encrypted,
         "kms_key": aws.kms_key,
-        "copy_to": (*aws.copy_to, *copies),
-        "share_with": tuple(shares),
+        "copy_to": joined["copy_to"],
+        "share_with": joined["share_with"],
     }
     try:
         AwsSection.model_validate(together, strict=True)
@@ -142,6 +141,25 @@ def _need_sense(places: Sequence[Place], aws: AwsSection) -> None:
             f"the fleet's `places` do not go with the Bakefile's `aws`: {said.get('message', error)}",
             hint=str(said.get("suggestion", "")),
         ) from error
+
+
+def _joined(places: Sequence[Place], aws: AwsSection) -> dict[str, Any]:
+    """Return the settings of copies and shares that the Bakefile's and the fleet's come to together."""
+    copies = [place for place in places if place.region not in {aws.region, *aws.copy_to}]
+    shares = dict.fromkeys([*aws.share_with, *(each for place in places for each in place.share_with)])
+    return {
+        "copy_to": (*aws.copy_to, *(place.region for place in copies)),
+        "copy_roles": {**aws.copy_roles, **{place.region: place.role for place in copies if place.role}},
+        "share_with": tuple(shares),
+    }
+
+
+def with_places(bakefile: Bakefile, places: Sequence[Place]) -> Bakefile:
+    """Return the Bakefile as if it named the fleet's places itself. Raises InputError where it says other things."""
+    if bakefile.builder not in IN_EC2:
+        return bakefile
+    need_agreement(places, bakefile)
+    return bakefile.model_copy(update={"aws": bakefile.aws.model_copy(update=_joined(places, bakefile.aws))})
 
 
 def lacking(places: Sequence[Place], bakefile: Bakefile, record: Record | None) -> tuple[str, ...]:

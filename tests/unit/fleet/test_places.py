@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from parbake import cli
 from parbake.bakefile import Bakefile
 from parbake.bakefile import load as load_bakefile
 from parbake.core.errors import InputError
@@ -119,3 +120,28 @@ def test_a_run_asks_for_the_places_and_what_is_wrong_is_a_cell_that_is(tmp_path:
     assert "builder: ebs" in caught.value.hint
     (tmp_path / "parbake.yaml").write_text("version: 2\n")
     run_request(fleet, "fleet.yaml", Root(str(tmp_path)), tmp_path)
+
+
+def test_policies_allow_what_a_bakefile_with_the_same_places_would_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def allowed(*more: str, **aws: Any) -> Any:
+        bakefile(tmp_path, aws={"region": HOME, **aws})
+        assert cli.run(["iam", "-f", str(tmp_path / "parbake.yaml"), "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    where = [OTHER, {"region": "ap-south-1", "role": ROLE}, {"region": HOME, "share_with": ["444444444444"]}]
+    file = tmp_path / "fleet.yaml"
+    file.write_text(json.dumps({"version": 1, "store": "s3://bucket/fleet", "bakefiles": ["parbake.yaml"], "places": where}))
+    same = {"copy_to": [OTHER, "ap-south-1"], "copy_roles": {"ap-south-1": ROLE}, "share_with": ["444444444444"]}
+    assert allowed("--fleet", str(file)) == allowed(**same)
+    assert allowed("--fleet", str(file)) != allowed()
+    file.write_text(json.dumps({"version": 1, "store": "s3://bucket/fleet", "bakefiles": ["parbake.yaml"], "places": [OTHER]}))
+    bakefile(tmp_path, aws={"region": HOME, "copy_to": [OTHER], "copy_roles": {OTHER: ROLE}})
+    assert cli.run(["iam", "-f", str(tmp_path / "parbake.yaml"), "--fleet", str(file)]) == 2
+    assert "the copy in us-east-1 belongs to" in capsys.readouterr().err
+
+
+def test_what_lies_in_no_cloud_has_no_places(tmp_path: Path) -> None:
+    local = bakefile(tmp_path, builder="local")
+    assert places.with_places(local, [place()]) is local
