@@ -16,7 +16,7 @@ from parbake import cli
 from parbake.core.errors import EngineUnreachable, InputError
 from parbake.fleet import preview
 from parbake.fleet.cells import Cell
-from parbake.fleet.engine import local, logs, rollouts, runs
+from parbake.fleet.engine import endings, local, logs, rollouts, runs
 from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
@@ -87,14 +87,19 @@ def test_a_run_hands_out_what_is_good_wave_by_wave_once(fleet: Fleet) -> None:
     assert fleet.written() == before
 
 
-def test_what_is_held_already_is_not_written_and_needs_nobody(fleet: Fleet) -> None:
-    fleet.waves({**CANARY, "soak": 3600.0, "approve": ANYBODY}, REST)
+def test_what_is_held_already_is_not_written_and_asks_before_what_is(fleet: Fleet) -> None:
+    fleet.waves({**CANARY, "soak": 0.5, "approve": ANYBODY}, {**REST, "soak": 3600.0, "approve": ANYBODY})
     fleet.target("one").write_text(A)
     fleet.run(CELLS, name="again", rollout=True)
+    fleet.until("approval", "again")
+    assert fleet.written() == ["gate canary"]
+    for name, artefact in (("two", A), ("three", B), ("four", B)):
+        fleet.target(name).write_text(artefact)
+    fleet.approve("canary", name="again")
     found = fleet.until("completed", "again").standing
     assert found
-    assert found.noted == ["a/two", "b/three", "b/four"]
-    assert "one" not in "".join(fleet.written())
+    assert found.noted == []
+    assert fleet.written() == ["gate canary"], "the last wave, which holds all of it by now, needs nobody"
 
 
 def test_a_target_that_does_not_follow_returns_all_that_was_written(fleet: Fleet) -> None:
@@ -211,6 +216,19 @@ def test_a_target_waits_for_its_window_and_an_approval_not_for_ever(fleet: Fleet
     fleet.ask(lambda client: rollouts.cancel(client, "window"))
     fleet.until("canceled", "window")
     assert len(fleet.written()) == 1
+
+
+def test_a_rollout_after_one_that_was_cancelled_is_a_new_one(fleet: Fleet) -> None:
+    fleet.waves({**CANARY, "approve": ANYBODY}, REST)
+    fleet.run(CELLS, name="anew", rollout=True)
+    first = fleet.until("approval", "anew")
+    fleet.ask(lambda client: rollouts.cancel(client, "anew"))
+    fleet.ask(lambda client: _start(client, "anew"))
+    second = fleet.until("approval", "anew")
+    assert second.started_at > first.started_at
+    assert fleet.written() == [f"write one {A}"], "what was not approved is not written, whoever begins anew"
+    fleet.ask(lambda client: rollouts.cancel(client, "anew"))
+    fleet.until("canceled", "anew")
 
 
 def test_what_there_is_not_is_told(fleet: Fleet) -> None:
@@ -410,6 +428,10 @@ def test_an_approval_without_a_worker_says_so(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(EngineUnreachable, match="no worker answers"):
             fleet.approve("canary")
         assert fleet.rollout().standing is None
+        monkeypatch.setattr(endings, "_AN_END", 1.0)
+        fleet.ask(lambda client: rollouts.cancel(client, "shop"))
+        with pytest.raises(EngineUnreachable, match="the rollout before was cancelled, and has not ended within 1 s"):
+            fleet.ask(lambda client: _begin(client, fleet))
 
 
 async def _begin(client: Client, fleet: Fleet) -> str:

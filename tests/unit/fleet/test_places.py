@@ -132,11 +132,15 @@ def test_policies_allow_what_a_bakefile_with_the_same_places_would_need(
 
     where = [OTHER, {"region": "ap-south-1", "role": ROLE}, {"region": HOME, "share_with": ["444444444444"]}]
     file = tmp_path / "fleet.yaml"
-    file.write_text(json.dumps({"version": 1, "store": "s3://bucket/fleet", "bakefiles": ["parbake.yaml"], "places": where}))
+    file.write_text(
+        json.dumps({"version": 1, "store": "s3://bucket/fleet", "bakefiles": ["parbake.yaml"], "places": where})
+    )
     same = {"copy_to": [OTHER, "ap-south-1"], "copy_roles": {"ap-south-1": ROLE}, "share_with": ["444444444444"]}
     assert allowed("--fleet", str(file)) == allowed(**same)
     assert allowed("--fleet", str(file)) != allowed()
-    file.write_text(json.dumps({"version": 1, "store": "s3://bucket/fleet", "bakefiles": ["parbake.yaml"], "places": [OTHER]}))
+    file.write_text(
+        json.dumps({"version": 1, "store": "s3://bucket/fleet", "bakefiles": ["parbake.yaml"], "places": [OTHER]})
+    )
     bakefile(tmp_path, aws={"region": HOME, "copy_to": [OTHER], "copy_roles": {OTHER: ROLE}})
     assert cli.run(["iam", "-f", str(tmp_path / "parbake.yaml"), "--fleet", str(file)]) == 2
     assert "the copy in us-east-1 belongs to" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from parbake.core.errors import EngineUnreachable, InputError
 from parbake.fleet.engine import tasks
 from parbake.fleet.engine.approvals import needs_proof
 from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.endings import is_cancelled, until_ended
 from parbake.fleet.engine.rollout_tasks import RolloutRequest, Standing, Yes, purpose_of, rollout_id
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import describe
@@ -61,30 +62,35 @@ class RolloutStatus:
 async def start(client: Client, request: RolloutRequest, *, supersede: bool = False) -> str:
     """Start a rollout, or find the one of this generation that is under way; return its id.
 
-    Where another one is under way it takes its place if it may ``supersede`` it. Raises InputError otherwise.
+    Where another one is under way it takes its place if it may ``supersede`` it. Raises InputError otherwise. The end
+    of one that was cancelled is waited for; raises EngineUnreachable where it does not come.
     """
-    try:
-        handle = await client.start_workflow(
-            Rollout.run,
-            request,
-            id=rollout_id(request.fleet),
-            task_queue=tasks.CONTROL,
-            memo={"generation": request.generation},
-            static_summary=request.fleet,
-        )
-    except WorkflowAlreadyStartedError:
+    while True:
+        with suppress(WorkflowAlreadyStartedError):
+            handle = await client.start_workflow(
+                Rollout.run,
+                request,
+                id=rollout_id(request.fleet),
+                task_queue=tasks.CONTROL,
+                memo={"generation": request.generation},
+                static_summary=request.fleet,
+            )
+            return handle.id
         described = await _handle(client, request.fleet).describe()
-        other = str((await described.memo()).get("generation", ""))
-        if other == request.generation and not request.back:
-            return rollout_id(request.fleet)
-        if supersede and not request.back:
-            await _asked(client, request.fleet, lambda handle: handle.signal(Rollout.supersede, request))
-            return rollout_id(request.fleet)
-        raise InputError(
-            f"the rollout of {other} is under way, and there is one at a time",
-            hint="wait for its end, or end it: `parbake fleet rollback`, or `parbake fleet cancel --rollout`",
-        ) from None
-    return handle.id
+        if described.status is _RUNNING and not is_cancelled(described):
+            break
+        before = client.get_workflow_handle(rollout_id(request.fleet), run_id=described.run_id)
+        await until_ended(before, "rollout")
+    other = str((await described.memo()).get("generation", ""))
+    if other == request.generation and not request.back:
+        return rollout_id(request.fleet)
+    if supersede and not request.back:
+        await _asked(client, request.fleet, lambda handle: handle.signal(Rollout.supersede, request))
+        return rollout_id(request.fleet)
+    raise InputError(
+        f"the rollout of {other} is under way, and there is one at a time",
+        hint="wait for its end, or end it: `parbake fleet rollback`, or `parbake fleet cancel --rollout`",
+    )
 
 
 async def status(client: Client, fleet: str) -> RolloutStatus | None:

@@ -24,6 +24,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, Interrupted
 from parbake.fleet.engine import schedules, tasks
 from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.endings import CANCELLED, is_cancelled, until_ended
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.tasks import Progress, RunRequest, run_id
@@ -32,8 +33,6 @@ from parbake.fleet.engine.workflows import Fleet, describe
 _LOOK = 1.0
 _AN_ANSWER = timedelta(seconds=5)
 _HEARD = 30.0  # a worker with a bake that was heard of since then is alive
-_CANCELLED = "was cancelled"
-_AN_END = 600.0  # of bakes that were told to end: a heartbeat, their grace, and the death of a worker meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +85,11 @@ async def start(client: Client, request: RunRequest, waits: Callable[[str], obje
         if why and not told:
             waits(f"the run before {why}: waiting for its end")
             told = True
-        try:
+        if why == CANCELLED:
+            await until_ended(before, "run")
+        else:
             with suppress(WorkflowFailureError):
-                await asyncio.wait_for(before.result(), _AN_END if why == _CANCELLED else None)
-        except TimeoutError:
-            raise EngineUnreachable(
-                f"the run before {_CANCELLED}, and has not ended within {_AN_END:.0f} s",
-                hint="`parbake fleet status` shows what it waits for, `parbake fleet doctor` whether anybody works",
-            ) from None
+                await before.result()
 
 
 async def _ending(client: Client, fleet: str) -> tuple[str, WorkflowHandle[Fleet, Progress]] | None:
@@ -102,8 +98,8 @@ async def _ending(client: Client, fleet: str) -> tuple[str, WorkflowHandle[Fleet
     this = client.get_workflow_handle_for(Fleet.run, run_id(fleet), run_id=described.run_id)
     if described.status is not WorkflowExecutionStatus.RUNNING:
         return "", this
-    if described.raw_description.workflow_extended_info.cancel_requested:
-        return _CANCELLED, this
+    if is_cancelled(described):
+        return CANCELLED, this
     progress = await _progress(this)
     return ("is being drained", this) if progress and progress.draining else None
 

@@ -7,6 +7,7 @@ been written is noted before it is: a rollback returns the very target that fail
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
@@ -41,7 +42,6 @@ _A_TARGET = timedelta(days=2)  # nodes may take as long as the target's own dead
 _A_LOOK = timedelta(hours=1)
 _AN_ANSWER = timedelta(minutes=1)
 _LOOKS_AT_ONCE = 8
-
 _LAST_WORDS = timedelta(minutes=1)  # of a rollout that is cancelled, while the store does not answer
 
 Way = Literal["done", "longer", "back", "superseded"]
@@ -253,11 +253,15 @@ class Rollout:
             case "waits" | "looks":
                 wave.state = "looks"
                 await self._look(wave)
-                if all(target.state == "holds" for target in wave.targets):
-                    self._tell(f"{wave.name}: all of it holds the artefacts already", "held", subject=wave.name)
-                    wave.state = "done"
-                else:
+                if any(target.state != "holds" for target in wave.targets):
                     wave.state = "hands"
+                    return
+                self._tell(f"{wave.name}: all of it holds the artefacts already", "held", subject=wave.name)
+                # A rollout may have been ended before somebody approved: whoever begins it anew is asked all the same.
+                if workflow.patched("asks-before-later-waves") and await self._is_before_changes(wave):
+                    self._enter(wave, "soaks", wave.soak)
+                else:
+                    wave.state = "done"
             case "hands":
                 if not await self._hand_all(wave):
                     return  # the history is long enough
@@ -280,15 +284,31 @@ class Rollout:
 
     async def _look(self, wave: WaveState) -> None:
         """Find out for all targets what is to be written, before anything of the wave is."""
+
+        def take(target: Handed, found: HandResult) -> None:
+            target.before, target.after, target.ids, target.held = found.before, found.after, found.ids, found.held
+            target.state = "waits" if found.changed else "holds"
+
+        await self._look_at([target for target in wave.targets if target.state in {"waits", "failed"}], take)
+
+    async def _is_before_changes(self, wave: WaveState) -> bool:
+        """Whether something is to be written in a later wave."""
+        waves, changes = self._standing.waves, list[bool]()
+        for later in waves[waves.index(wave) + 1 :]:  # their names differ
+            await self._look_at(later.targets, lambda _, found: changes.append(found.changed))
+            if any(changes):
+                return True
+        return False
+
+    async def _look_at(self, targets: Iterable[Handed], take: Callable[[Handed, HandResult], object]) -> None:
         room = asyncio.Semaphore(_LOOKS_AT_ONCE)
 
         async def one(target: Handed) -> None:
             async with room:
                 found = await self._do("look", target, _A_LOOK)
-            target.before, target.after, target.ids, target.held = found.before, found.after, found.ids, found.held
-            target.state = "waits" if found.changed else "holds"
+            take(target, found)
 
-        await _all([one(target) for target in wave.targets if target.state in {"waits", "failed"}])
+        await _all([one(target) for target in targets])
 
     async def _hand_all(self, wave: WaveState) -> bool:
         """Hand to some targets at a time; False where the rest is for a new history. Raises _Failed."""
@@ -329,13 +349,8 @@ class Rollout:
             self._standing.noted.append(target.name)
         found = await self._do("hand", target, _A_TARGET)
         target.state, target.ids = "holds", found.ids
-        self._tell(
-            f"{target.name}: holds {found.after}",
-            "written",
-            subject=target.name,
-            before=target.before,
-            after=found.after,
-        )
+        said = f"{target.name}: holds {found.after}"
+        self._tell(said, "written", subject=target.name, before=target.before, after=found.after)
 
     async def _window(self) -> None:
         """Wait until a window is open."""
@@ -425,18 +440,9 @@ class Rollout:
         request, known = self._request, known or target
         try:
             one = HandRequest(
-                target.file,
-                target.target,
-                target.keys,
-                target.ids,
-                request.root,
-                request.file,
-                request.store,
-                request.store_id,
-                target.over,
-                target.held,
-                request.roles,
-            )
+                target.file, target.target, target.keys, target.ids, request.root, request.file, request.store,
+                request.store_id, target.over, target.held, request.roles,
+            )  # fmt: skip
             found: HandResult = await self._rolling(what, one, target.name, limit, HandResult)
         except ActivityError as error:
             if is_cancelled_exception(error):
@@ -444,13 +450,9 @@ class Rollout:
             said = describe(target.name, error)
             known.state, known.problem = "failed", f"{said.error}: {said.message}"
             self._tell(
-                f"{target.name}: {known.problem}",
-                "failed",
-                subject=target.name,
-                before=target.before,
-                after=target.after,
-                note=known.problem,
-            )
+                f"{target.name}: {known.problem}", "failed",
+                subject=target.name, before=target.before, after=target.after, note=known.problem,
+            )  # fmt: skip
             raise _Failed(f"{target.name}: {said.message}") from error
         return found
 
