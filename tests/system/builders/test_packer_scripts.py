@@ -6,8 +6,10 @@ The stand-ins take down how they are called and keep a store in a file; they kno
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,18 +75,29 @@ class Instance:
         (self.bin / name).chmod(0o755)
 
     def bake(self, images: str, *, code: int = 0, **env: str) -> str:
-        before = set(Path("/run").glob("parbake.*"))
-        done = subprocess.run(
-            ["/bin/sh", str(self.folder / "scripts/bake.sh")],
-            env={"PATH": f"{self.bin}:/usr/bin:/bin", "W": str(self.folder), "TOKEN": TOKEN, "IMAGE": images, **env},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with Path(tempfile.gettempdir(), "parbake-tests-run").open(
+            "w"
+        ) as turn:  # other tests' folders are in /run, too
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            before = set(Path("/run").glob("parbake.*"))
+            done = subprocess.run(
+                ["/bin/sh", str(self.folder / "scripts/bake.sh")],
+                env={
+                    "PATH": f"{self.bin}:/usr/bin:/bin",
+                    "W": str(self.folder),
+                    "TOKEN": TOKEN,
+                    "IMAGE": images,
+                    **env,
+                },
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            left = set(Path("/run").glob("parbake.*"))
         said = done.stdout + done.stderr
         assert done.returncode == code, said
         assert TOKEN not in said
-        assert set(Path("/run").glob("parbake.*")) == before, "a folder of secrets stayed"
+        assert left == before, "a folder of secrets stayed"
         return said
 
     @property

@@ -72,6 +72,15 @@ def processes(folder: Path) -> dict[int, str]:
     return found
 
 
+def started(folder: Path, named: str) -> int:
+    """Wait for the one process of a fleet whose command line says this; return its id."""
+    deadline = Deadline(60, f"the start of {named}")
+    while not (found := [pid for pid, text in processes(folder).items() if named in text]):
+        deadline.sleep(0.1)
+    (pid,) = found
+    return pid
+
+
 def until_gone(folder: Path) -> None:
     deadline = Deadline(30, "the end of all that was started")
     while processes(folder):
@@ -137,10 +146,8 @@ def test_what_dies_is_started_again_and_a_failed_cell_is_told(tmp_path: Path, re
     up.corner.write("bake1/parbake.yaml", f"{USUAL}images: ['{registry.host}/app:3']\n")
     with up.start("--workers", "1") as running:
         ready(running)
-        found = processes(up.corner.folder / ".fleet")
         for named in ("server start-dev", "fleet worker"):
-            (pid,) = [pid for pid, text in found.items() if named in text]
-            os.kill(pid, signal.SIGKILL)
+            os.kill(started(up.corner.folder / ".fleet", named), signal.SIGKILL)
         done = up.corner.parbake("fleet", "run", "--wait", "--progress", "none")
         assert done.code == 3, done
         assert "bake1@amd64: Wrong: " in done.stdout

@@ -258,7 +258,7 @@ def test_a_root_with_a_partition_behind_it(place: Path, registry: DockerRegistry
     path = bakefile(place, [f"{registry.host}/team/app:1"], base={"file": base}, **keys)
     done = parbake("bake", "-f", path, "--no-verify", "--json")
     if not size:
-        done.refused(2, "BadBase", "partition 3 lies behind it", hint="fixed `size`")
+        done.refused(2, "BadBase", "partition 3 follows it", hint="fixed `size`")
         return
     record = done.good()
     assert "has to fit into what is free in the base" in done.err

@@ -113,7 +113,7 @@ def _state(status: WorkflowExecutionStatus | None, standing: Standing | None) ->
         return "rolled-back" if standing and standing.state == "rolled-back" else "completed"
     if status is not _RUNNING or standing is None:
         return status.name.lower() if status else "unknown"
-    if standing.state == "back":
+    if standing.state in {"back", "rolled-back"}:  # the audit trail has to hear of its end
         return "going-back"
     if standing.paused:
         return "paused"
