@@ -82,20 +82,29 @@ def test_runs_begin_by_themselves_as_the_file_is_then(shared: Fleet) -> None:
 
 def test_what_was_missed_in_an_outage_is_made_up_for_once(tmp_path: Path) -> None:
     """Ten turns and more: one begins; where turns queue, one of them waits for its end."""
+    seconds = 3
     with Fleet(tmp_path) as fleet:
         fleet.work(1)
         for overlap in ("skip", "queue"):
-            apply(fleet, every(1, overlap=overlap, catch_up="10m"), place(fleet, overlap, f"{overlap}-cell"))
+            apply(fleet, every(seconds, overlap=overlap, catch_up="10m"), place(fleet, overlap, f"{overlap}-cell"))
             fleet.wait_until(lambda cell=f"{overlap}-cell@amd64": key_of(cell) in fleet.records, "the first run")  # type: ignore[misc]
-        fleet.end_server()
-        stopped = datetime.now(UTC)
-        fleet.wait_until(lambda: datetime.now(UTC) - stopped > timedelta(seconds=11), "more than ten turns")
-        back = datetime.now(UTC)
-        fleet.begin_server()
 
         async def turns(client: Client, overlap: str) -> list[ScheduleActionResult]:
             described = await client.get_schedule_handle(f"fleet/{overlap}").describe()
             return list(described.info.recent_actions)
+
+        def rests(overlap: str) -> bool:
+            """Whether the run of the last turn has ended, and the next turn is not near: it would be under way."""
+            began = max(each.started_at for each in fleet.ask(partial(turns, overlap=overlap)))
+            ended = fleet.status(overlap).state == "completed"
+            return ended and datetime.now(UTC) - began < timedelta(seconds=seconds - 1)
+
+        fleet.wait_until(lambda: rests("skip") and rests("queue"), "the end of both runs")
+        fleet.end_server()
+        stopped = datetime.now(UTC)
+        fleet.wait_until(lambda: datetime.now(UTC) - stopped > timedelta(seconds=11 * seconds), "more than ten turns")
+        back = datetime.now(UTC)
+        fleet.begin_server()
 
         for overlap, most in (("skip", 1), ("queue", 2)):
             ask = partial(turns, overlap=overlap)
