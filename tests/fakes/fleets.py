@@ -139,6 +139,11 @@ class Fleet:
         """Return the file that stands for a target: what was handed to it, the newest first."""
         return self.root / "targets" / name
 
+    def empty_targets(self) -> None:
+        """Let no target hold anything, and nothing have been written."""
+        for path in self.target("").iterdir():
+            path.unlink()
+
     def written(self) -> list[str]:
         """Return what became of targets, in order, such as ``write one art-0123abcd``."""
         path = self.target("ledger")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -34,19 +33,10 @@ REST = {"name": "rest", "targets": ["a/two", "b/three", "b/four"]}
 ANYBODY = {"by": [], "count": 1, "within": None}
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One engine with a worker, for tests that leave them alive."""
-    with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
-        fleet.work(1)
-        yield fleet
-
-
 @pytest.fixture
 def fleet(engine: Fleet) -> Fleet:
     """A fleet whose targets hold nothing yet."""
-    for path in engine.target("").iterdir():
-        path.unlink()
+    engine.empty_targets()
     return engine
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,10 @@ def art(cell: str, generation: str = "") -> str:
     return f"art-{key_of(f'{cell}@amd64', generation)[:8]}"
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One engine with a worker, for tests that leave them alive."""
-    with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
-        fleet.work(1)
-        yield fleet
-
-
 @pytest.fixture
 def fleet(engine: Fleet) -> Fleet:
     """A fleet whose targets hold what is known to be good."""
-    for path in engine.target("").iterdir():
-        path.unlink()
+    engine.empty_targets()
     for name in ("one", "two", "three"):
         engine.target(name).write_text("good")
     engine.newer("")

@@ -106,7 +106,7 @@ async def _ending(client: Client, fleet: str) -> tuple[str, WorkflowHandle[Fleet
 
 async def follow(client: Client, fleet: str, told: Callable[[Status], object]) -> Progress:
     """Wait for the end of a run; ``told`` gets its status every second. Raises Interrupted where it is cancelled."""
-    ended = asyncio.create_task(_result(client, fleet))
+    ended = asyncio.create_task(outlast(client, fleet))
     while not (await asyncio.wait({ended}, timeout=_LOOK))[0]:
         with suppress(EngineUnreachable):  # it may be back before the wait for the result gives up
             told(await status(client, fleet))
@@ -116,11 +116,10 @@ async def follow(client: Client, fleet: str, told: Callable[[Status], object]) -
 
 
 async def outlast(client: Client, fleet: str) -> Progress | None:
-    """Wait for the end of a run, whoever brings it about; None where it is cancelled. Raises as ``follow`` does."""
-    return await _result(client, fleet)
+    """Wait for the end of a run, whoever brings it about; None where it is cancelled.
 
-
-async def _result(client: Client, fleet: str) -> Progress | None:
+    Raises FleetIncomplete where it fails, and as ``status`` does.
+    """
     try:
         return await client.get_workflow_handle_for(Fleet.run, run_id(fleet)).result()
     except WorkflowFailureError as error:

@@ -174,11 +174,8 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class BakeRequest:
-    """A key that is to exist in a store. ``file`` is the Bakefile's path below the root's fleet file.
-
-    ``roles`` are those that copies belong to which the Bakefile knows nothing of, as commands take them.
-    """
+class KeyRequest:
+    """A cell's key in a store. ``file`` is the Bakefile's path below the root's fleet file."""
 
     key: str
     cell: str
@@ -187,6 +184,15 @@ class BakeRequest:
     root: Root
     fleet_file: str
     store: str
+
+
+@dataclass(frozen=True)
+class BakeRequest(KeyRequest):
+    """A key that is to exist in a store.
+
+    ``roles`` are those that copies belong to which the Bakefile knows nothing of, as commands take them.
+    """
+
     attempts: int = 4
     heartbeat: float = 60.0
     verify: bool = True
@@ -195,16 +201,9 @@ class BakeRequest:
 
 
 @dataclass(frozen=True)
-class PlaceRequest:
-    """A key that is to be in one more region; the rest as in BakeRequest."""
+class PlaceRequest(KeyRequest):
+    """A key that is to be in one more region."""
 
-    key: str
-    cell: str
-    file: str
-    platform: str
-    root: Root
-    fleet_file: str
-    store: str
     place: Destination
     store_id: str = ""
 

@@ -1,0 +1,17 @@
+"""What tests of rollouts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.fleets import Fleet
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One engine with a worker, for tests that leave them alive."""
+    with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
+        fleet.work(1)
+        yield fleet
