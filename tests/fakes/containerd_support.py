@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake.containerd import Client
+from parbake.containerd import Client, Cri
 from parbake.containerd.labels import (
     PINNED,
     chain_ids,
@@ -123,8 +123,11 @@ def pause() -> Made:
     return make([{"pause": Path(program).read_bytes()}], config={"Entrypoint": ["/pause", "-P"]})
 
 
-def fill(client: Client, name: str, made: Made) -> None:
-    """Put an image into the store through the API, without its layers' blobs, pinned."""
+def fill(client: Client, name: str, made: Made, *, seen_by: Cri | None = None) -> None:
+    """Put an image into the store through the API, without its layers' blobs, pinned.
+
+    The CRI plugin of a daemon that runs hears of it by an event: whoever asks it afterwards names it in ``seen_by``.
+    """
     with client.lease("test"):
         parent = ""
         for chain_id, tar in zip(chain_ids(made.diff_ids), made.tars, strict=True):
@@ -139,6 +142,10 @@ def fill(client: Client, name: str, made: Made) -> None:
         labels = reference_labels(made.manifest_document)
         client.content.write(made.manifest, made.blobs[made.manifest.digest], labels)
         client.images.put(name, made.manifest, PINNED)
+    if seen_by:
+        deadline = run.Deadline(60, f"the CRI plugin's notice of {name}")
+        while seen_by.image_status(name) is None:
+            deadline.sleep(0.02)
 
 
 def pid_namespace_of(folder: Path) -> str:

@@ -262,6 +262,9 @@ class Containerd:
         if not others or others[0] not in self.names:
             return "", f"no pod starts without a registry: the sandbox (pause) image {wanted} is not in the store"
         self.ctr("images", "tag", others[0], wanted)
+        until = time.monotonic() + CALL_LIMIT  # the CRI hears of it by the store's events, a moment later
+        while not self.found(wanted)[0] and time.monotonic() < until:
+            time.sleep(0.05)
         words = "containerd, as this base starts it, makes sandboxes from {}, which is not in the store; {} was taken"
         return words.format(wanted, others[0]), ""
 
@@ -278,8 +281,7 @@ class Containerd:
         options = pack((1, NODE), (2, CONTAINER))
         metadata = pack((1, f"prove-{self.count}"), (2, os.urandom(8).hex()), (3, "parbake"))
         linux = pack((1, parent), (2, pack((1, options))))
-        # An empty DNS configuration: the host's resolv.conf is not copied.
-        pod = pack((1, metadata), (3, self.folder), (4, [b""]), (8, linux))
+        pod = pack((1, metadata), (3, self.folder), (4, [b""]), (8, linux))  # 4: the host's resolv.conf is not copied
         asked = time.monotonic()
         self.pod = text(call("RuntimeService/RunPodSandbox", pack((1, pod))), 1)
         took = round(time.monotonic() - asked, 3)
@@ -289,15 +291,13 @@ class Containerd:
             (7, mounts), (11, "log"), (15, pack((2, pack((3, options))))),
         )  # fmt: skip
         began = time.time()
-        made = call("RuntimeService/CreateContainer", pack((1, self.pod), (2, config), (3, pod)))
-        self.container = text(made, 1)
+        self.container = text(call("RuntimeService/CreateContainer", pack((1, self.pod), (2, config), (3, pod))), 1)
         call("RuntimeService/StartContainer", pack((1, self.container)))
         return began, took
 
     def status(self):
         """Return the state (0 created, 1 running, 2 exited), started, finished (seconds), the code and a reason."""
-        answer = call("RuntimeService/ContainerStatus", pack((1, self.container)))
-        fields = unpack(answer[1][-1])
+        fields = unpack(call("RuntimeService/ContainerStatus", pack((1, self.container)))[1][-1])
         state, started, finished, code = (fields.get(key, [0])[-1] for key in (3, 5, 6, 7))
         code = code - (1 << 64) if code >> 63 else code
         why = ": ".join(filter(None, (text(fields, 10), text(fields, 11))))

@@ -68,8 +68,8 @@ def test_packers_script_and_a_containerd(instance: Instance, tmp_path: Path, whi
         assert "runtime: containerd" in said
         assert f"baked {NAME}" in said
         registry.stop()
-        containerd_support.fill(client, pause.REFERENCE, containerd_support.pause())
         cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
+        containerd_support.fill(client, pause.REFERENCE, containerd_support.pause(), seen_by=cri)
         status = cri.image_status(NAME)
         assert status
         assert status.pinned

@@ -138,9 +138,9 @@ folder = Path({folder!r})
 with Daemon(folder / "store", folder / "run", cri={cri}, sandbox_image="localhost/pause:1") as daemon:
     with daemon.client() as client:
         if {cri}:
-            fill(client, "localhost/pause:1", pause())
-            fill(client, "registry.test/app:1", busybox())
             cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
+            fill(client, "localhost/pause:1", pause(), seen_by=cri)
+            fill(client, "registry.test/app:1", busybox(), seen_by=cri)
             pod = cri.run_pod_sandbox("victim", log_directory=folder / "logs")
             app = cri.create_container(pod, "app", "registry.test/app:1", command=["/bin/sleep", {marker!r}])
             cri.start_container(app)

@@ -108,10 +108,7 @@ def test_an_image_that_is_not_there(cri: Cri) -> None:
 
 
 def test_remove_image(client: Client, cri: Cri) -> None:
-    fill(client, "registry.test/gone:1", busybox({"other": b"data\n"}))
-    deadline = Deadline(10, "the CRI plugin's notice of the image")
-    while cri.image_status("registry.test/gone:1") is None:
-        deadline.sleep(0.02)
+    fill(client, "registry.test/gone:1", busybox({"other": b"data\n"}), seen_by=cri)
     cri.remove_image("registry.test/gone:1")
     assert cri.image_status("registry.test/gone:1") is None
     cri.remove_image("registry.test/gone:1")
