@@ -10,7 +10,7 @@ import typer
 
 from parbake import __version__
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command, out
-from parbake.cli.project import Project
+from parbake.cli.project import Project, needed
 from parbake.core.errors import InputError, VerificationFailed
 
 _LEVELS = ("error", "warning", "note")
@@ -61,7 +61,9 @@ def lint(
     if from_cluster:
         documents += workflow.gather(context)
     there = file if file.exists() or file != DEFAULT_FILE else None
-    found = workflow.examine(documents, workflow.bakes_of(there, Project(file, bake or ()).output(), bake or ()))
+    with needed("`lint` compares with it (or with the records that --bake names)"):
+        bakes = workflow.bakes_of(there, Project(file, bake or ()).output(), bake or ())
+    found = workflow.examine(documents, bakes)
     shown = (
         workflow.sarif(found, version=__version__, folder=Path.cwd())
         if style == "sarif"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
-from parbake.cli.project import CopyRoles
+from parbake.cli.project import CopyRoles, needed
 from parbake.core.errors import InputError, RolloutError
 from parbake.core.events import Events
 
@@ -81,7 +81,8 @@ def rollout(
         store=store_address(store) if store else "", copy_roles=tuple(copy_role or ()),
         supersedes=tuple(superseding or ()),
     )  # fmt: skip
-    return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
+    with needed("`rollout` takes the targets from it"):
+        return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
 
 
 @command()
