@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from parbake import __version__
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command, out
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, KubeContext, Result, command, out
 from parbake.cli.project import Project, needed
 from parbake.core.errors import InputError, VerificationFailed
 
@@ -24,9 +24,7 @@ def lint(
     from_cluster: Annotated[
         bool, typer.Option("--from-cluster", help="Check the workloads and node classes in kubectl's cluster.")
     ] = False,
-    context: Annotated[
-        str, typer.Option(help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME")
-    ] = "",
+    context: KubeContext = "",
     bake: Annotated[
         list[str] | None,
         typer.Option(help="A record to compare with; may be given several times.", metavar="RECORD"),
