@@ -267,7 +267,7 @@ def test_prune_keeps_what_another_run_is_at(corner: Corner, registry: DockerRegi
         run.wait_for("task-start", "layer")
         (decision,) = corner.parbake("prune", "--keep", "0", "--json").document["decisions"]
         assert decision["keep"] is True
-        assert decision["reason"] == "another parbake works on it"
+        assert decision["reason"] == "another parbake is working on it"
         proxy.ended.set()
         assert run.finish().code == 0
     assert len(corner.parbake("list", "--json").document) == 1

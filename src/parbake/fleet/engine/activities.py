@@ -228,7 +228,8 @@ def failure(code: int, document: dict[str, Any]) -> ApplicationError:
     if code == _STOPPED:
         return ApplicationError("parbake was interrupted on its machine", type="Interrupted")
     if code in {_KILLED, 128 - _KILLED}:
-        return ApplicationError("parbake was killed on its machine", "was memory enough? `dmesg` tells", type="Killed")
+        hint = "did it run out of memory? `dmesg` says"
+        return ApplicationError("parbake was killed on its machine", hint, type="Killed")
     error = str(document.get("error") or ParbakeError.json_name)
     message = str(document.get("message") or f"parbake ended with code {code}")[:_LONGEST_ERROR]
     return ApplicationError(
