@@ -277,7 +277,7 @@ def test_the_commands_tell_and_ask(
     assert "Fill a@amd64" in said("logs", "a", "--progress", "none")
     assert "logs belong to a cell or to the rollout" in parbake("logs", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="0" * 64),))
-    assert "the engine knows no bake of" in parbake("logs", "a", code=2)["message"]
+    assert "the engine has no bake of" in parbake("logs", "a", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="", state="build"),))
     assert "its images have to be built first" in parbake("logs", "a", code=2)["message"]
     page = tmp_path / "fleet.html"
