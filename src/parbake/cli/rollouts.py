@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
-from parbake.cli.project import CopyRoles
+from parbake.cli.project import CopyRoles, Store, needed
 from parbake.core.errors import InputError, RolloutError
 from parbake.core.events import Events
 
@@ -52,10 +52,7 @@ def rollout(
     follow: Follow = True,
     deadline: Deadline = None,
     interval: Interval = 5.0,
-    store: Annotated[
-        str,
-        typer.Option(help="The store that artefacts are shared through, instead of the Bakefile's.", metavar="ADDRESS"),
-    ] = "",
+    store: Store = "",
     copy_role: CopyRoles = None,
     superseding: Annotated[
         list[str] | None,
@@ -81,7 +78,8 @@ def rollout(
         store=store_address(store) if store else "", copy_roles=tuple(copy_role or ()),
         supersedes=tuple(superseding or ()),
     )  # fmt: skip
-    return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
+    with needed("`rollout` takes the targets from it"):
+        return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
 
 
 @command()

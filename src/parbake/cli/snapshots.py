@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command
-from parbake.cli.project import CopyRoles, Store, overrides
+from parbake.cli.project import CopyRoles, Store, needed, overrides
 from parbake.core.events import Events
 
 
@@ -71,7 +71,8 @@ def copy(
     from parbake.workflows import copies as workflow
 
     where = workflow.Where(region, role, tuple(share_with or ()))
-    done = workflow.copy(file, selector, where, events, overrides("", store, copy_role))
+    with needed("`copy` takes the account, its role and the encryption of the copy from it"):
+        done = workflow.copy(file, selector, where, events, overrides("", store, copy_role))
     there = done.there
     document = {
         "artefact": done.artefact,

@@ -16,8 +16,8 @@ from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.connect import Engine, connect, unreachable
 from parbake.fleet.engine.facts import Facts, fingerprint
-from parbake.fleet.engine.handing import Handing
 from parbake.fleet.engine.queues import pollers
+from parbake.fleet.engine.rollout_activities import RolloutActivities
 from parbake.fleet.engine.sealing import read_keys
 from parbake.fleet.engine.tasks import BAKE, CONTROL, PLACE, QUEUES, ROLL
 from parbake.fleet.engine.ticks import Prune, Tick
@@ -60,7 +60,7 @@ async def serve(
         refused.append(error)
         stop.set()
 
-    can = Handing(client, command)
+    can = RolloutActivities(client, command)
     can.refuse = refuse
     try:
         await _need_same_key(client, engine, queues)
@@ -92,7 +92,9 @@ async def _need_same_key(client: Client, engine: Engine, queues: Sequence[str]) 
                 )
 
 
-def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int, grace: float, pinned: str) -> Worker:
+def _worker(
+    client: Client, can: RolloutActivities, identity: str, queue: str, slots: int, grace: float, pinned: str
+) -> Worker:
     activities = {
         CONTROL: [*can.of_control, *can.of_schedules],
         BAKE: can.of_bakes,

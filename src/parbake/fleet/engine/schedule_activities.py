@@ -20,7 +20,7 @@ from parbake.fleet.requests import run_request
 from parbake.fleet.source import checked_out, pinned
 
 
-class Upkeep(Activities):
+class ScheduleActivities(Activities):
     """What a worker of the queue ``control`` can do for schedules."""
 
     @property

@@ -22,18 +22,18 @@ from parbake.fleet.engine.activities import failure
 from parbake.fleet.engine.rollout_tasks import (
     AuditRequest,
     GateRequest,
-    Handed,
-    HandRequest,
-    HandResult,
     IdentifyRequest,
     OpensRequest,
+    TargetOutcome,
+    TargetTask,
     WavesPlanned,
     WavesRequest,
     WaveState,
+    WaveTarget,
     fleet_of,
     rollout_id,
 )
-from parbake.fleet.engine.upkeep import Upkeep
+from parbake.fleet.engine.schedule_activities import ScheduleActivities
 from parbake.fleet.source import checked_out
 from parbake.fleet.stores import need_rollout
 from parbake.fleet.windows import until_open
@@ -41,7 +41,7 @@ from parbake.fleet.windows import until_open
 _ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
 
 
-class Handing(Upkeep):
+class RolloutActivities(ScheduleActivities):
     """What a worker can do, rollouts included."""
 
     @property
@@ -52,7 +52,7 @@ class Handing(Upkeep):
     @property
     def of_rollouts(self) -> list[Any]:
         """What needs the rights of the targets."""
-        return [self.look, self.hand, self.give_back, self.gate]
+        return [self.preview, self.roll_out, self.roll_back, self.gate]
 
     @activity.defn
     async def waves(self, request: WavesRequest) -> WavesPlanned:
@@ -70,7 +70,7 @@ class Handing(Upkeep):
             WaveState(
                 name=wave["name"],
                 targets=[
-                    Handed(each["name"], each["file"], each["target"], keys[each["bakefile"]])
+                    WaveTarget(each["name"], each["file"], each["target"], keys[each["bakefile"]])
                     for each in wave["targets"]
                 ],
                 at_once=wave["at_once"],
@@ -123,26 +123,26 @@ class Handing(Upkeep):
             final = isinstance(error, AwsNoAccess | EnvironmentProblem)
             raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=final) from error
 
-    @activity.defn
-    async def look(self, request: HandRequest) -> HandResult:
+    @activity.defn(name="look")
+    async def preview(self, request: TargetTask) -> TargetOutcome:
         """Find out what a target holds, and whether it would be written; writes nothing to it.
 
         Pruning spares what one that would be written goes back to.
         """
         return await self._handed(request, "rollout", "--dry-run", *_how(request), noting=True)
 
-    @activity.defn
-    async def hand(self, request: HandRequest) -> HandResult:
+    @activity.defn(name="hand")
+    async def roll_out(self, request: TargetTask) -> TargetOutcome:
         """Write a target, and follow until its nodes run the artefact."""
         return await self._handed(request, "rollout", *_how(request))
 
-    @activity.defn
-    async def give_back(self, request: HandRequest) -> HandResult:
+    @activity.defn(name="give_back")
+    async def roll_back(self, request: TargetTask) -> TargetOutcome:
         """Return a target to what it held before, if it holds what was handed to it, and follow."""
         held = [part for each in request.ids for part in ("--holding", each)]
         return await self._handed(request, "rollback", *held)
 
-    async def _handed(self, request: HandRequest, command: str, *more: str, noting: bool = False) -> HandResult:
+    async def _handed(self, request: TargetTask, command: str, *more: str, noting: bool = False) -> TargetOutcome:
         folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         keys = request.keys if command == "rollout" else []
         await self._need_store(request.store, request.store_id)
@@ -152,15 +152,15 @@ class Handing(Upkeep):
         if code:
             raise failure(code, document)
         if not document["targets"]:
-            return HandResult(changed=False)
+            return TargetOutcome(changed=False)
         [found] = document["targets"]
         before, after = found["before"], found["after"]
         if found["diff"] and noting and not request.superseded(_ids(before)):  # it would go back past that
             await self._noted(request, request.keys, f"{request.target} of {request.file}", _names(before))
-        return HandResult(bool(found["diff"]), _said(before), _said(after), _ids(after), _ids(before))
+        return TargetOutcome(bool(found["diff"]), _said(before), _said(after), _ids(after), _ids(before))
 
     async def _noted(
-        self, request: WavesRequest | HandRequest, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
+        self, request: WavesRequest | TargetTask, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
     ) -> None:
         """Let the store know what this rollout needs, of all that it hands out or of one target."""
         if request.store:  # workers of earlier versions did not say it
@@ -182,7 +182,7 @@ class Handing(Upkeep):
             raise failure(code, document)
 
 
-def _how(request: HandRequest) -> list[str]:
+def _how(request: TargetTask) -> list[str]:
     """Return the options that a rollout to a target has."""
     over = [part for each in request.superseded(request.held) for part in ("--superseding", each)]
     return ["--store", request.store, *over, *(part for each in request.roles for part in ("--copy-role", each))]
