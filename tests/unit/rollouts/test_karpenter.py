@@ -14,6 +14,7 @@ from parbake.rollouts import mount
 from parbake.rollouts.userdata import part_of
 from tests.fakes.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
 from tests.fakes.kubernetes.karpenter import Ami, Karpenter
+from tests.fakes.kubernetes.kubectl_in_process import replace_kubectl
 from tests.fakes.kubernetes.server import Server, serving
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 
@@ -38,6 +39,12 @@ def use(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
     monkeypatch.setenv("HOME", str(server.kubeconfig.parent))
     monkeypatch.chdir(server.kubeconfig.parent)
+
+
+@pytest.fixture
+def without_kubectl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is about parbake's rules and Karpenter: other tests here are about what kubectl takes and says."""
+    replace_kubectl(monkeypatch)
 
 
 @pytest.fixture
@@ -91,6 +98,7 @@ def test_from_a_record_to_nodes_and_back(
     assert len(cluster.replaced) == 6
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_two_architectures_of_one_node_class(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +166,7 @@ def test_image_and_volume_in_one_write(
     assert disks["/dev/xvda"]["volumeSize"] == "20Gi", "what the default gave is kept"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_what_loads_the_hot_blocks_comes_with_the_volume(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +193,7 @@ def test_what_loads_the_hot_blocks_comes_with_the_volume(
     assert server.get("ec2nodeclasses", "gpu")["spec"]["userData"] == "#!/bin/sh\necho theirs\n"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_a_volume_alone_drifts_every_node(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +203,7 @@ def test_a_volume_alone_drifts_every_node(
     assert (code, len(cluster.replaced), terms(server)) == (0, 2, [{"alias": "al2023@latest"}])
 
 
+@pytest.mark.usefixtures("without_kubectl")
 @pytest.mark.parametrize(
     ("proven", "running", "cautioned"),
     [
@@ -224,6 +235,7 @@ def test_a_volume_that_another_runtime_proved_is_a_caution(
     assert [each.partition(":")[0] for each in told] == ([said] if cautioned else [])
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_freeze_and_thaw(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +255,7 @@ def test_freeze_and_thaw(
     assert images(server) == ["ami-1", "ami-1"]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_a_canary_is_a_target_before_the_others(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +271,7 @@ def test_a_canary_is_a_target_before_the_others(
     assert terms(server) == [{"alias": "al2023@latest"}], "the second is not touched before the first has arrived"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 @pytest.mark.parametrize(("passed", "says"), [(None, "was not verified"), (False, "failed verification")])
 def test_only_what_is_verified(
     cluster: Karpenter,
@@ -276,6 +290,7 @@ def test_only_what_is_verified(
     assert images(server) == ["ami-1", "ami-1"]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_what_speaks_against_it(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.create("ec2nodeclasses", "gpu", spec={**ALIAS["spec"], "instanceStorePolicy": "RAID0"})
     kitchen(tmp_path, [GPU], FIRST)
@@ -298,9 +313,15 @@ def test_what_speaks_against_it(server: Server, tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_a_policy_is_asked_before_anything_is_written(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], says: str
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    says: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Neither to this target nor to those before it; and it is told from a right that is missing."""
+    if "webhook" in says:  # kubectl tells both in the same words
+        request.getfixturevalue("without_kubectl")
     for name in ("canary", "gpu"):
         server.create("ec2nodeclasses", name, spec=ALIAS["spec"])
     server.store.policies.append(lambda old, new: says if new["metadata"]["name"] == "gpu" and old != new else "")
@@ -330,6 +351,7 @@ def test_a_webhook_that_cannot_be_asked_is_a_caution(
     assert (code, "cannot be asked in advance" in shown["targets"][0]["cautions"][-1]) == (0, True)
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_a_node_class_that_is_being_deleted(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finalizer = {"finalizers": ["karpenter.k8s.aws/termination"]}
     server.create("ec2nodeclasses", "gpu", metadata=finalizer, spec=ALIAS["spec"])
@@ -376,6 +398,7 @@ def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytes
     assert "may revert it" in done["targets"][0]["cautions"][-1]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_another_machine_knows_as_much(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:

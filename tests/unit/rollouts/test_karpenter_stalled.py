@@ -10,14 +10,15 @@ from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
 from tests.fakes.kubernetes.karpenter import Karpenter
 from tests.fakes.kubernetes.server import Server, serving
 from tests.fakes.kubernetes.store import Kind
-from tests.unit.rollouts.test_karpenter import FIRST, GPU, QUICK, cluster, images, server, terms, use
+from tests.unit.rollouts.test_karpenter import FIRST, GPU, QUICK, cluster, images, server, terms, use, without_kubectl
 from tests.unit.rollouts.test_node_classes import ALIAS
 
-__all__ = ["cluster", "server"]
+__all__ = ["cluster", "server", "without_kubectl"]
 
 pytestmark = NEEDS_KUBECTL
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_what_holds_nodes_back_is_named(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -34,6 +35,7 @@ def test_what_holds_nodes_back_is_named(
         assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it goes on following"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_a_budget_is_named(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +50,7 @@ def test_a_budget_is_named(
     assert f"{node}: runs ami-0; NodePool gpu: {blocked}" in error["message"]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kitchen(tmp_path, [GPU], FIRST)
     cluster.unlaunchable = "no g5.xlarge in eu-central-1a"
@@ -57,6 +60,7 @@ def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest
     assert "not Launched: no g5.xlarge in eu-central-1a" in error["message"]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_an_image_that_karpenter_does_not_find(
     cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

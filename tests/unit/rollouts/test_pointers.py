@@ -21,10 +21,10 @@ from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake,
 from tests.fakes.kubernetes.karpenter import Ami, Karpenter
 from tests.fakes.kubernetes.server import Server, serving
 from tests.fakes.policies import Check, refused
-from tests.unit.rollouts.test_karpenter import QUICK, images, pool, terms, use
+from tests.unit.rollouts.test_karpenter import QUICK, images, pool, terms, use, without_kubectl
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 
-__all__ = ["aws_mock", "environment"]
+__all__ = ["aws_mock", "environment", "without_kubectl"]
 pytestmark = [NEEDS_KUBECTL, pytest.mark.usefixtures("aws_mock")]
 BY_TAG = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "tag": "image=gpu"}}
 BY_PARAMETER = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "parameter": "/nodes/gpu"}}
@@ -99,6 +99,7 @@ def cluster(server: Server) -> InTheCloud:
     return karpenter
 
 
+@pytest.mark.usefixtures("without_kubectl")
 @pytest.mark.parametrize(
     ("target", "now", "term"),
     [(BY_TAG, lambda: tagged()[0], TERM), (BY_PARAMETER, value, {"ssmParameter": "/nodes/gpu"})],
@@ -139,6 +140,7 @@ def test_promoted_and_back(
     assert refused([printed(load(tmp_path / "parbake.yaml"))["rollout"]], noted) == []
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_the_first_rollout_goes_back_to_the_alias(
     cluster: InTheCloud, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +151,7 @@ def test_the_first_rollout_goes_back_to_the_alias(
     assert (terms(server), images(server)) == ([{"alias": "al2023@latest"}], ["ami-0", "ami-0"])
 
 
+@pytest.mark.usefixtures("without_kubectl")
 @pytest.mark.parametrize("broken", ["patch", "move"])
 def test_a_run_that_ends_between_its_two_writes_is_finished(
     cluster: InTheCloud,
@@ -180,6 +183,7 @@ def test_a_run_that_ends_between_its_two_writes_is_finished(
         assert parbake(capsys, "status")[1][0]["holds"]["artefact"] == first.artefact
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_image_and_volume_are_two_writes_and_that_is_said(
     cluster: InTheCloud, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +196,7 @@ def test_image_and_volume_are_two_writes_and_that_is_said(
     assert server.get("ec2nodeclasses", "gpu")["spec"]["blockDeviceMappings"][-1]["ebs"]["snapshotID"] == "snap-9"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_somebody_else_promotes_meanwhile(
     cluster: InTheCloud,
     tmp_path: Path,
