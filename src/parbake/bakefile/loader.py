@@ -14,7 +14,7 @@ from parbake.bakefile.values import valid_name
 from parbake.core.errors import InputError
 
 COPY_ROLES = "copy_roles"
-"""An override that is no key of the Bakefile; see ``load``."""
+"""An override that does not correspond to a key of the Bakefile; see ``load``."""
 
 
 def _defaults(folder: Path) -> dict[str, object]:

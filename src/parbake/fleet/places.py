@@ -81,7 +81,7 @@ class Quotas(Section):
 
     @property
     def by_builder(self) -> dict[str, int]:
-        """How many bakes of a builder are under way at once, where that is said."""
+        """How many bakes of a builder may run at once; builders without a limit are missing."""
         return self.bakes.model_dump(exclude_none=True)
 
 

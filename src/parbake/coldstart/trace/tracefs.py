@@ -80,7 +80,7 @@ def mounted_at(place: Path) -> str:
 def parse_lines(text: Iterable[str], device: Device, *, since: float) -> tuple[Read, ...]:
     """Return the reads of a device from the lines of a ``trace`` file; ``since`` is in seconds of its clock. Pure.
 
-    Lines that are no such event, of another device or without data (flushes) are left out, and never an error.
+    Other lines (other events or devices, and flushes, which carry no data) are skipped, and never an error.
     """
     found = []
     for line in text:

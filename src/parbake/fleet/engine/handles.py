@@ -44,8 +44,8 @@ async def started(
 ) -> WorkflowExecutionDescription | None:
     """Start a workflow; where one of its name is under way, return what the engine says of that instead.
 
-    The end of one that was cancelled is waited for, and ``waits`` is told so. Raises EngineUnreachable where it does
-    not come.
+    If that one was cancelled, this calls ``waits``, and waits for its end first. Raises EngineUnreachable if it does
+    not end.
     """
     while True:
         with suppress(WorkflowAlreadyStartedError):

@@ -61,8 +61,8 @@ class Status:
 async def start(client: Client, request: RunRequest, waits: Callable[[str], object] = lambda _: None) -> str:
     """Start a run, or find the one that is under way; return its id.
 
-    One that ends without what is asked for, as it was cancelled or is being drained, is waited for: ``waits`` is told
-    so, and a new run begins. Raises EngineUnreachable where one that was cancelled does not end.
+    One that was cancelled or is being drained ends without doing what this asks for: then this calls ``waits``, waits
+    for its end, and starts a new run. Raises EngineUnreachable where one that was cancelled does not end.
     """
     name = run_id(request.fleet)
     while under_way := await started(client, Fleet.run, request, name, waits=waits):
