@@ -359,10 +359,10 @@ def doctor(
 ) -> Result:
     """Check what this machine lacks, and how to get it.
 
-    Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws`, also the
-    settings of the Bakefile's account and regions: encryption by default and its key, quotas, Allowed AMIs, public
-    access, protected AMIs, the base, instance types and profile, and ways to the registry. It lists the rights that it
-    lacks for that.
+    It checks programs, privileges, kernel features and disk space, and names the commands that need each. With `--aws`,
+    it also checks the settings of the Bakefile's account and regions: encryption by default and its key, quotas,
+    Allowed AMIs, public access, protected AMIs, the base, instance types and profile, and routes to the registry. It
+    lists the permissions that it lacks for these checks.
     """
     from parbake.cli.text import artefacts
     from parbake.core.workspace import cache_folder

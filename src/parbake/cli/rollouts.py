@@ -58,8 +58,8 @@ def rollout(
         list[str] | None,
         typer.Option(
             "--superseding",
-            help="A target that holds this keeps the way back that it has: an id, a name or the start of a key; of "
-            "several, all.",
+            help="A rollback of targets that hold this returns to what they held before it: an id, a name or the start "
+            "of a key; of several, all.",
             metavar="ID",
         ),
     ] = None,
@@ -103,7 +103,7 @@ def rollback(
 ) -> Result:
     """Return targets to their previous artefact, and follow it to the nodes.
 
-    Targets record themselves what that was. A target that has been rolled back already is only followed.
+    Each target records its previous artefact itself. A target that has been rolled back already is only followed.
     """
     from parbake.workflows import rollout as workflow
 
@@ -127,7 +127,7 @@ def _results(results: tuple[TargetResult, ...], *, dry_run: bool) -> Result:
 def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show what each target holds, and how far its nodes are.
 
-    Also what it held before, to which `parbake rollback` returns.
+    It also shows what each held before, to which `parbake rollback` returns.
     """
     from parbake.cli.text import rollouts
     from parbake.workflows import rollout as workflow

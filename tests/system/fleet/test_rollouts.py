@@ -125,7 +125,7 @@ def test_what_fails_waits_for_somebody_who_goes_on_or_back(fleet: Fleet) -> None
     assert found.progress
     assert found.progress.paused == "canary: the gate says no: errors: too many errors"
     fleet.run(["c@amd64"], name="mend")
-    with pytest.raises(InputError, match=r"the rollout of .* is under way, and there is one at a time"):
+    with pytest.raises(InputError, match=r"the rollout of .* is under way, and only one can run at a time"):
         fleet.ask(lambda client: _start(client, "mend"))
     fleet.target("canary.no").unlink()
     fleet.ask(lambda client: rollouts.resume(client, "mend", "by ann"))
@@ -228,7 +228,7 @@ def test_what_there_is_not_is_told(fleet: Fleet) -> None:
         fleet.ask(lambda client: _start(client, "nobody"))
     fleet.waves(CANARY)
     ended = fleet.run([*CELLS, "wrong"], name="bad", rollout=True)
-    assert "nothing is rolled out: 1 of 3 cells are not good" in ended.rollout
+    assert "nothing is rolled out: 1 of 3 cells have failed, or are in quarantine" in ended.rollout
     (fleet.root / "waves.json").unlink()
     fleet.run(CELLS, name="broken", rollout=True)
     found = fleet.until("failed", "broken")
@@ -277,7 +277,7 @@ def test_the_commands_tell_and_ask(
     assert "Fill a@amd64" in said("logs", "a", "--progress", "none")
     assert "logs belong to a cell or to the rollout" in parbake("logs", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="0" * 64),))
-    assert "the engine knows no bake of" in parbake("logs", "a", code=2)["message"]
+    assert "the engine has no bake of" in parbake("logs", "a", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="", state="build"),))
     assert "its images have to be built first" in parbake("logs", "a", code=2)["message"]
     page = tmp_path / "fleet.html"

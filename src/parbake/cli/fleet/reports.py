@@ -32,8 +32,8 @@ def logs(
 ) -> Result:
     """Show the end of the log of a cell's last bake, or the log of the last rollout.
 
-    Also while it is under way: workers send it with their heartbeats. The engine keeps it for 30 days. The story of a
-    rollout is in the store too, which keeps it for 400 days and is read if the engine does not know it.
+    This works while it is under way, too: workers send the log with their heartbeats. The engine keeps it for 30 days.
+    The store keeps the story of a rollout for 400 days; this reads it there if the engine no longer has it.
     """
     from parbake.cli.text import fleet_rollouts as text
     from parbake.fleet import preview

@@ -171,7 +171,7 @@ def rollback(
 ) -> Result:
     """Roll back all targets that the last rollout has written, in reverse order.
 
-    Also those that are being written or have failed. A target that holds something else by now is left as it is.
+    This includes targets that are being written or have failed. A target that now holds something else is left alone.
     """
     from parbake.fleet.file import load
 

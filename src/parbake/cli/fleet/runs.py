@@ -147,8 +147,8 @@ def run(
 ) -> Result:
     """Start a run: plan every cell, and let the workers bake what the store lacks.
 
-    If a run of the fleet is under way already, this follows it; one that was cancelled or is being drained, it waits
-    for. When all cells are good, and the fleet's file has `rollout`, their rollout starts.
+    If a run of the fleet is under way already, this follows it; if one was cancelled or is being drained, this first
+    waits for its end. When all cells are good, and the fleet's file has `rollout`, their rollout starts.
     """
     need_engine()
     from parbake.cli.text import fleet as text

@@ -69,7 +69,7 @@ async def _end_of(before: WorkflowHandle[Any, Any], kind: str) -> None:
     except TimeoutError:
         raise EngineUnreachable(
             f"the {kind} before was cancelled, and has not ended within {_AN_END:.0f} s",
-            hint="`parbake fleet status` shows what it waits for, `parbake fleet doctor` whether anybody works",
+            hint="`parbake fleet status` shows what it waits for, `parbake fleet doctor` whether workers are running",
         ) from None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import datetime
-from pathlib import Path
 from typing import Any, override
 
 from temporalio import activity
@@ -57,11 +56,8 @@ class RolloutActivities(ScheduleActivities):
     @activity.defn
     async def waves(self, request: WavesRequest) -> WavesPlanned:
         """Put the targets of some cells into waves, as the fleet's file says; pruning spares the cells from now on."""
-        folder = await asyncio.to_thread(checked_out, request.root)
         named = [part for cell in request.keys for part in ("--cell", cell)]
-        code, document = await self._parbake(["fleet", "rollout", "--dry-run", "-f", request.file, *named], folder)
-        if code:
-            raise failure(code, document)
+        document = await self._succeed(["fleet", "rollout", "--dry-run", "-f", request.file, *named], request.root, "")
         await self._noted(request, request.keys.values())
         keys: dict[str, list[str]] = {}
         for cell, key in sorted(request.keys.items()):
@@ -143,14 +139,10 @@ class RolloutActivities(ScheduleActivities):
         return await self._handed(request, "rollback", *held)
 
     async def _handed(self, request: TargetTask, command: str, *more: str, noting: bool = False) -> TargetOutcome:
-        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         keys = request.keys if command == "rollout" else []
         await self._need_store(request.store, request.store_id)
-        code, document = await self._parbake(
-            [command, *keys, "-f", request.file, "--to", request.target, *more], folder
-        )
-        if code:
-            raise failure(code, document)
+        whole = [command, *keys, "-f", request.file, "--to", request.target, *more]
+        document = await self._succeed(whole, request.root, request.fleet_file)
         if not document["targets"]:
             return TargetOutcome(changed=False)
         [found] = document["targets"]

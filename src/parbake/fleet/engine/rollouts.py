@@ -71,7 +71,7 @@ async def start(client: Client, request: RolloutRequest, *, supersede: bool = Fa
         await _asked(client, request.fleet, lambda handle: handle.signal(Rollout.supersede, request))
         return name
     raise InputError(
-        f"the rollout of {other} is under way, and there is one at a time",
+        f"the rollout of {other} is under way, and only one can run at a time",
         hint="wait for its end, or end it: `parbake fleet rollback`, or `parbake fleet cancel --rollout`",
     )
 
@@ -222,7 +222,7 @@ async def _updated(client: Client, fleet: str, update: Any, argument: Any) -> No
         cause = error.cause
         if isinstance(cause, ApplicationError) and cause.type == InputError.json_name:
             raise InputError(cause.message, hint=str(cause.details[0]) if cause.details else "") from error
-        raise EngineUnreachable(f"the rollout did not take it: {cause}") from error
+        raise EngineUnreachable(f"the rollout did not accept it: {cause}") from error
     except WorkflowUpdateRPCTimeoutOrCancelledError as error:
         raise no_worker() from error
     except RPCError as error:

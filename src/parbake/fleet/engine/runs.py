@@ -172,7 +172,7 @@ async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
     found = await status(client, fleet)
     if found.state != "completed":
         said = "under way" if found.state in {"running", "paused"} else found.state
-        raise InputError(f"the last run of {fleet} is {said}", hint="`parbake fleet run --wait` brings one to its end")
+        raise InputError(f"the last run of {fleet} is {said}", hint="`parbake fleet run --wait` completes one")
     handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
     keys = await answer(handle, Fleet.keys)
     try:
@@ -181,7 +181,8 @@ async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
         raise _translated(error, client, fleet) from error
     if found.progress and (bad := found.progress.counts.failed + found.progress.counts.quarantined):
         raise FleetIncomplete(
-            f"nothing is rolled out: {bad} of {found.progress.total} cells of the last run are not good",
+            f"nothing is rolled out: {bad} of {found.progress.total} cells of the last run have failed, "
+            "or are in quarantine",
             hint="correct them, or run some alone: `parbake fleet run --cell CELL`",
         )
     return RolloutRequest.of_run(replace(request, audited=True), keys, by=by)

@@ -48,7 +48,7 @@ async def serve(
     the fleet's store is another one here.
     """
     if unknown := [queue for queue in queues if queue not in QUEUES]:
-        raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose of {', '.join(QUEUES)}")
+        raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose from {', '.join(QUEUES)}")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -87,8 +87,8 @@ async def _need_same_key(client: Client, engine: Engine, queues: Sequence[str]) 
             other = Facts.read(identity)
             if other.key and other.key not in ours and ago < _ASKS:
                 raise InputError(
-                    f"{other.name} takes tasks with another key than {engine.key}",
-                    hint="all machines share one (PARBAKE_FLEET_KEY names it), of two lines while it is changed",
+                    f"{other.name} uses another key than {engine.key}",
+                    hint="all machines must share one (PARBAKE_FLEET_KEY names its file), or two while it is changed",
                 )
 
 

@@ -166,7 +166,7 @@ class Fleet:
         """Start the rollout of what this run has made sure of, once for each generation."""
         request, counts = self._request, self._counts
         if bad := counts.failed + counts.quarantined:
-            self._rollout = f"nothing is rolled out: {bad} of {self._total} cells are not good"
+            self._rollout = f"nothing is rolled out: {bad} of {self._total} cells have failed, or are in quarantine"
             return
         wanted = RolloutRequest.of_run(request, self._keys, by="a run")
         last: str = await workflow.execute_activity(
@@ -394,9 +394,8 @@ def describe(cell: str, error: FailureError) -> Failure:
         hint = str(details[0]) if details else ""
         return Failure(cell, cause.type or "ParbakeError", cause.message, hint)
     if isinstance(cause, TimedOut):
-        return Failure(
-            cell, "WorkerLost", "its workers died, or did not answer", "see the workers' logs: was memory enough?"
-        )
+        hint = "see the workers' logs; did they run out of memory?"
+        return Failure(cell, "WorkerLost", "its workers died, or did not answer", hint)
     return Failure(cell, type(cause).__name__, str(cause))
 
 

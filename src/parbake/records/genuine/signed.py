@@ -69,8 +69,8 @@ def read_signed(artefact: Path, trust: Sequence[Path]) -> Record:
     if path.read_bytes() != payload:
         raise VerificationFailed(
             f"the record of {artefact.name} was changed after it was signed",
-            hint=f"find out by whom: {artefact.name}{folder.ENVELOPE_SUFFIX} holds what was signed; "
-            "`parbake bake` where the key is writes it back",
+            hint=f"find out who changed it: {artefact.name}{folder.ENVELOPE_SUFFIX} holds what was signed, and "
+            "`parbake bake` on a machine with the key restores it",
         )
     return folder.parse(payload, path)
 
