@@ -45,17 +45,19 @@ _MANY: Final = 8192
 class VolumeImage:
     """The file of a volume. After the fill, ``finish_volume`` brings the store's own files."""
 
+    apart = True
+
     def __init__(
         self,
         plan: Plan,
-        store: Client,
+        store: Callable[[], Client],
         volume: Volume,
         workers: Workers,
         mounted: Callable[[], AbstractContextManager[Mounted]],
         *,
         dense: bool = False,
     ) -> None:
-        """``mounted`` mounts the volume for reading; ``dense``: see ``Volume.areas``."""
+        """``store`` is the one to commit to, ``mounted`` mounts the volume to read; ``dense``: see ``Volume.areas``."""
         self._plan, self._store, self._volume, self._mounted = plan, store, volume, mounted
         self._workers, self._dense = workers, dense
         self.at_once = workers.count
@@ -136,7 +138,7 @@ class VolumeImage:
                     if chain not in arrived or self._over.is_set():
                         break
                     if chain not in self._folders:
-                        commit(self._store, chain, parent, partial(self._show, mounted.path / chain, chain))
+                        commit(self._store(), chain, parent, partial(self._show, mounted.path / chain, chain))
                         unbind(Path(self._folders[chain]))
                     parent = chain
 
