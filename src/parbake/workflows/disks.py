@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Disk, Ingredients, ParentVolume, Publisher
 from parbake.builders.choose import builder_of
 from parbake.builders.workers.hire import Spare
+from parbake.containerd import load_client
 from parbake.core.errors import ArtefactFull, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.core.model import MIB, Plan
 from parbake.core.plan import larger, measure
@@ -53,11 +54,18 @@ def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> P
 
 @contextmanager
 def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
-    """Yield a worker that starts while the plan is made, where a volume will be written: none of its name is here."""
+    """Yield a worker that starts while the plan is made, where a volume will be written: none of its name is here yet.
+
+    What speaks to containerd loads meanwhile too.
+    """
     written = bakefile.artefact.kind == "volume" and bakefile.artefact.filesystem == "ext4"
     here = bakefile.builder in {"local", "ebs"} and os.geteuid() == 0
     first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))
-    with Spare() if written and here and first else nullcontext() as spare:
+    if not (written and here and first):
+        yield None
+        return
+    with Spare() as spare:
+        load_client()
         yield spare
 
 

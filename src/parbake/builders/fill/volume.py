@@ -24,7 +24,8 @@ from parbake.builders.workers.pool import LayerJob, Workers
 from parbake.core.errors import ContainerdError, Interrupted
 from parbake.core.filetree import FileNode, Store
 from parbake.images.layers import Unpacked
-from parbake.machine.disk import bind, unbind
+from parbake.machine.disk import bind, prefetch, unbind
+from parbake.machine.ext4.superblock import merged
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
@@ -131,6 +132,8 @@ class VolumeImage:
     def _commit(self, arrived: Collection[str]) -> None:
         """Commit the layers that have arrived and all those below them; what was committed before is passed over."""
         with self._mounted() as mounted:
+            new = [chain for chain in arrived if chain not in self._folders]
+            prefetch(mounted.device, merged(place for chain in new for place in self._volume.tables(chain)))
             for image in self._plan.all_images:
                 parent = ""
                 for layer in image.layers:
