@@ -230,6 +230,8 @@ def main() -> None:
     sys.excepthook = _tell_bug
     gc.disable()  # while modules load it finds nothing, again and again; `opened_events` sets it to work
     code = run()
+    gc.disable()
+    gc.freeze()  # else the interpreter's end looks through all that lives, and frees what ends with it anyway
     if code == Interrupted.exit_code or "temporalio" in sys.modules:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
