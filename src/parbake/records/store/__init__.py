@@ -18,17 +18,17 @@ from parbake.records.store.entries import Entry
 from parbake.records.store.identity import identity_of
 from parbake.records.store.leases import Lease, claimed, held
 from parbake.records.store.needs import Need, needed, note
-from parbake.records.store.port import Held, Listed, Store
+from parbake.records.store.port import Listed, Store, StoredObject
 from parbake.records.store.shared import Shared
 
 __all__ = [
     "Entry",
-    "Held",
     "Lease",
     "Listed",
     "Need",
     "Shared",
     "Store",
+    "StoredObject",
     "claimed",
     "held",
     "identity_of",
