@@ -28,7 +28,7 @@ settings.load_profile("parbake")
 
 @pytest.fixture(autouse=True)
 def _made_up_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The records of ``clusters.kitchen`` name images that are nowhere: AWS shows these as a bake had tagged them."""
+    """Records of ``clusters.project`` name images that are nowhere: AWS shows them as a bake had tagged them."""
     clusters = sys.modules.get("tests.fakes.clusters")
     if clusters is None:
         return

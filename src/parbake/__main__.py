@@ -1,11 +1,14 @@
 """The ``parbake`` command, also as ``python -m parbake``."""
 
+import os
+
 from parbake.core import interrupts
 
 
 def main() -> None:
     """Run as a program: listen for signals before anything else is loaded."""
     interrupts.install()
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # it would look through every package that is installed
     from parbake.cli import main as enter
 
     enter()

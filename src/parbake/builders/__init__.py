@@ -19,6 +19,7 @@ from parbake.core.claim import Alone, Claim
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from parbake.builders.workers.hire import Spare
     from parbake.coldstart.trace import Trace
     from parbake.core.events import Events
     from parbake.core.model import Image, Plan, Published, Verdict
@@ -46,7 +47,7 @@ class Ingredients:
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
     a folder of this run, on the file system where the artefact will lie. ``close_connections`` ends
     what waits for a registry. ``parent`` has layers that need not be fetched again; a builder may do without it.
-    ``claim`` says that no other machine makes the same.
+    ``claim`` says that no other machine makes the same. ``spare`` has a worker that runs already.
     """
 
     base: Path | None
@@ -56,6 +57,7 @@ class Ingredients:
     close_connections: Callable[[], None] = lambda: None
     parent: ParentVolume | None = None
     claim: Claim = field(default_factory=Alone)
+    spare: Spare | None = None
 
 
 @dataclass(frozen=True, slots=True)

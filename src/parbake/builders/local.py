@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, override
 
@@ -144,11 +144,12 @@ def _write_ext4(
         writer = stack.enter_context(Volume(volume))
         layers = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
         sizes = [size for chain, size in layers.items() if chain not in writer.placed]
-        workers = stack.enter_context(Workers(work / "workers.log", count_for(sizes)))
+        workers = stack.enter_context(Workers(work / "workers.log", count_for(sizes), ingredients.spare))
         if parent:
             writer.rename(disk.filesystem_uuid(plan.key))
         mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True, cached=True)
-        with Daemon(root, work / "containerd") as daemon, daemon.client() as store:
+        with Daemon(root, work / "containerd", wait=False) as daemon, ExitStack() as clients:
+            store = cache(lambda: clients.enter_context(daemon.client()))
             destination = VolumeImage(plan, store, writer, workers, mounted, dense=dense)
             fill(
                 plan,
@@ -228,7 +229,7 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
         try:
             fill(
                 plan,
-                store,
+                lambda: store,
                 ingredients.source,
                 destination=MountedStore(store, staging),
                 events=events,

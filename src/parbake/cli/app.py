@@ -46,6 +46,12 @@ Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, p
 KeepWorkspace = Annotated[
     bool, typer.Option("--keep-workspace", help="Keep the work folder for debugging, and print its path.")
 ]
+KubeContext = Annotated[
+    str,
+    typer.Option(
+        "--context", help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME"
+    ),
+]
 Selector = Annotated[
     str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")
 ]
@@ -224,6 +230,8 @@ def main() -> None:
     sys.excepthook = _tell_bug
     gc.disable()  # while modules load it finds nothing, again and again; `opened_events` sets it to work
     code = run()
+    gc.disable()
+    gc.freeze()  # else the interpreter's end looks through all that lives, and frees what ends with it anyway
     if code == Interrupted.exit_code or "temporalio" in sys.modules:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):

@@ -1,12 +1,14 @@
 """A private containerd and a client for any containerd.
 
 ``Daemon`` starts one of our own; ``connect`` talks to it, or to one in a virtual machine through a relayed stream. The
-names that need gRPC are loaded on first use, so that a daemon is already starting while Python imports.
+names that need gRPC are loaded on first use, so that a daemon is already starting while Python imports; or before, with
+``load_client``.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +37,13 @@ _HOMES = {
     "connect": "client",
     "top_folder": "snapshots",
 }
+
+
+def load_client() -> Thread:
+    """Begin to load the client in a thread of its own: gRPC takes as long as a containerd takes to start."""
+    thread = Thread(target=import_module, args=[f"{__name__}.client"], name="load-client")
+    thread.start()
+    return thread
 
 
 def __getattr__(name: str) -> object:

@@ -33,7 +33,7 @@ from parbake.machine.disk import BlockList
 from parbake.records import Record, genuine
 from parbake.workflows import ancestry
 from parbake.workflows.describe import Clock, describe_disk, make_record
-from parbake.workflows.disks import build_disk, find_base, need_room
+from parbake.workflows.disks import build_disk, find_base, need_room, spare_worker
 from parbake.workflows.plan import (
     BakeResult,
     Session,
@@ -79,8 +79,11 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
     where its content key is not the one that was expected.
     """
     options = options or Options()
-    with open_session(bakefile_path, events, options.overrides) as session:
-        run = replace(session, signer=genuine.open_signer(session.bakefile))  # a wrong key shows first
+    with (
+        open_session(bakefile_path, events, options.overrides) as session,
+        spare_worker(session.bakefile, force=options.force) as spare,
+    ):
+        run = replace(session, signer=genuine.open_signer(session.bakefile), spare=spare)  # a wrong key shows first
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
         remote = remote_builder_of(run.bakefile, verify=options.verify, fresh=options.force)
         publisher = publisher_of(run.bakefile, fresh=options.force)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Disk, Ingredients, ParentVolume, Publisher
 from parbake.builders.choose import builder_of
+from parbake.builders.workers.hire import Spare
+from parbake.containerd import load_client
 from parbake.core.errors import ArtefactFull, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.core.model import MIB, Plan
 from parbake.core.plan import larger, measure
@@ -46,12 +52,29 @@ def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> P
             return publisher.base(plan, run.events) if publisher else None
 
 
+@contextmanager
+def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
+    """Yield a worker that starts while the plan is made, where a volume will be written: none of its name is here yet.
+
+    What speaks to containerd loads meanwhile too.
+    """
+    written = bakefile.artefact.kind == "volume" and bakefile.artefact.filesystem == "ext4"
+    here = bakefile.builder in {"local", "ebs"} and os.geteuid() == 0
+    first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))
+    if not (written and here and first):
+        yield None
+        return
+    with Spare() as spare:
+        load_client()
+        yield spare
+
+
 def build_disk(
     run: Session, plan: Plan, base_path: Path | None, work: Path, *, parent: ParentVolume | None = None
 ) -> tuple[Plan, Disk]:
     """Let the builder make the disk in a work folder; return it, and the plan with the size that it needed."""
     sources = cached(partial(open_source, run.registry), run.cache, run.events)
-    ingredients = Ingredients(base_path, sources, work, run.events, run.registry.close, parent)
+    ingredients = Ingredients(base_path, sources, work, run.events, run.registry.close, parent, spare=run.spare)
     return build_large_enough(plan, builder_of(run.bakefile), ingredients)
 
 

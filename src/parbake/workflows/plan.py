@@ -11,6 +11,7 @@ from pathlib import Path
 from parbake import records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.bakefile.file import IN_EC2
+from parbake.builders.workers.hire import Spare
 from parbake.core.errors import VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Base, Image, Plan
@@ -53,13 +54,17 @@ class BakeResult:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one run works with. Made by ``open_session``, which also closes it. ``signer`` signs its records."""
+    """What one run works with. Made by ``open_session``, which also closes it.
+
+    ``signer`` signs its records, ``spare`` has a worker that was started ahead.
+    """
 
     bakefile: Bakefile
     registry: Registry
     events: Events
     cache: Path = field(default_factory=cache_folder)
     signer: Signer | None = None
+    spare: Spare | None = None
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_the_same_store_as_containerds_own(tmp_path: Path, work: Path) -> None:
         described = image_of(APP, name)
         fill(
             plan_of(described, keep_layers=True),
-            our_client,
+            lambda: our_client,
             lambda _: Memory(APP),
             events=Events(),
             destination=MountedStore(our_client, work),
@@ -83,7 +83,7 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
     # The same tar under another compression is the same snapshot: the first to come brings it.
     plan = plan_of(image_of(APP, "docker.io/library/app:1"), image_of(OTHER, "quay.io/team/other:2"))
     events: list[Event] = []
-    fill(plan, store, lambda _: source, events=Events(events.append), destination=MountedStore(store, work))
+    fill(plan, lambda: store, lambda _: source, events=Events(events.append), destination=MountedStore(store, work))
     assert len(source.opened) == len(set(source.opened)) + 1  # the empty layer comes twice, on different parents
     assert len(store.snapshots.list()) == 5
     assert sum(event.done for event in events if event.kind == "task-end") == sum(
@@ -95,7 +95,7 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
     assert store.images.get("quay.io/team/other:2").labels == PINNED  # type: ignore[union-attr]
 
     fill(
-        plan, store, lambda _: Memory(), events=Events(), destination=MountedStore(store, work)
+        plan, lambda: store, lambda _: Memory(), events=Events(), destination=MountedStore(store, work)
     )  # a source that has nothing: nothing is asked
     store.gc()
     assert len(store.snapshots.list()) == 5
@@ -106,7 +106,13 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
 
 def test_an_index_in_an_index(store: Client, work: Path) -> None:
     described = image_of(APP, "localhost:5000/app@" + NESTED.digest, target=NESTED)
-    fill(plan_of(described), store, lambda _: Memory(NESTED), events=Events(), destination=MountedStore(store, work))
+    fill(
+        plan_of(described),
+        lambda: store,
+        lambda _: Memory(NESTED),
+        events=Events(),
+        destination=MountedStore(store, work),
+    )
     (record,) = store.images.list()
     assert (record.name, record.target.digest) == (f"localhost:5000/app@{NESTED.digest}", NESTED.digest)
     store.gc()
@@ -121,7 +127,7 @@ def test_a_target_that_does_not_lead_to_the_manifest(store: Client, work: Path) 
     with pytest.raises(BadContent, match="does not lead to the manifest"):
         fill(
             plan_of(described),
-            store,
+            lambda: store,
             lambda _: Memory(APP, index(OTHER)),
             events=Events(),
             destination=MountedStore(store, work),
@@ -131,11 +137,11 @@ def test_a_target_that_does_not_lead_to_the_manifest(store: Client, work: Path) 
 def test_layers_are_kept_later_too(store: Client, work: Path) -> None:
     described = image_of(APP, "localhost:5000/app:1")
     source = Memory(APP)
-    fill(plan_of(described), store, lambda _: source, events=Events(), destination=MountedStore(store, work))
+    fill(plan_of(described), lambda: store, lambda _: source, events=Events(), destination=MountedStore(store, work))
     assert not store.content.exists(APP.layers[0].digest)
     fill(
         plan_of(described, keep_layers=True),
-        store,
+        lambda: store,
         lambda _: source,
         events=Events(),
         destination=MountedStore(store, work),
@@ -167,17 +173,17 @@ def test_a_fill_that_failed_is_finished_by_the_next(keep_layers: bool, store: Cl
     plan = plan_of(image_of(APP, "localhost:5000/app:1"), keep_layers=keep_layers)
     broken = Broken(APP, APP.layers[1].digest)
     with pytest.raises(BadContent, match="the bytes that arrived have the digest"):
-        fill(plan, store, lambda _: broken, events=Events(), destination=MountedStore(store, work))
+        fill(plan, lambda: store, lambda _: broken, events=Events(), destination=MountedStore(store, work))
     with pytest.raises(Unreachable):
         fill(
             plan,
-            store,
+            lambda: store,
             lambda _: Broken(APP, APP.layers[0].digest, Unreachable("gone")),
             events=Events(),
             destination=MountedStore(store, work),
         )
     assert store.images.list() == ()
-    fill(plan, store, lambda _: Memory(APP), events=Events(), destination=MountedStore(store, work))
+    fill(plan, lambda: store, lambda _: Memory(APP), events=Events(), destination=MountedStore(store, work))
     assert {record.name for record in store.images.list()} == set(plan.images[0].names)
     assert list(work.iterdir()) == []
     assert len(store.snapshots.list()) == 2
@@ -189,7 +195,7 @@ def test_a_hostile_layer_leaves_no_image(store: Client, work: Path) -> None:
     with pytest.raises(LayerError, match="leads outside its root"):
         fill(
             plan_of(image_of(attack, "evil.example/x:1")),
-            store,
+            lambda: store,
             lambda _: Memory(attack),
             events=Events(),
             destination=MountedStore(store, work),

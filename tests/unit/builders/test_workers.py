@@ -15,6 +15,7 @@ from threading import Event
 
 import pytest
 
+from parbake.builders.workers.hire import Spare
 from parbake.builders.workers.pool import Done, LayerJob, Workers, most, worth_starting
 from parbake.builders.workers.wire import SLOT, SLOTS, failure, raised
 from parbake.core.errors import BadContent, DiskFull, Interrupted, LayerError, LayerTooLarge, ParbakeError, Unreachable
@@ -246,6 +247,36 @@ def test_workers_inherit_nothing_by_accident_and_go_with_us(tmp_path: Path, volu
         assert os.getpgid(pid) != os.getpgid(0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_worker_that_was_started_ahead_is_the_first_one(tmp_path: Path, volume: Volume) -> None:
+    layers, blobs = layers_of(1)
+    with Spare() as spare:
+        with Workers(tmp_path / "log", 1, spare) as workers:
+            (area,) = volume.areas(layers)
+            go(workers, layers[0], area, blobs[0])
+            first = worker_of(workers)
+        with Workers(tmp_path / "log", 1, spare) as workers:  # a second attempt starts its own
+            assert worker_of(workers) != first
+        assert not (tmp_path / "log").read_bytes()
+    assert not Path(f"/proc/{first}").exists()
+
+
+def test_a_spare_worker_that_nobody_takes_ends(tmp_path: Path) -> None:
+    with Spare() as spare:
+        pass
+    with Workers(tmp_path / "log", 1, spare) as workers:
+        ended = worker_of(workers)
+    assert not Path(f"/proc/{ended}").exists()
+
+
+def test_a_spare_worker_that_died_is_told_of(tmp_path: Path, volume: Volume) -> None:
+    layers, blobs = layers_of(1)
+    with Spare() as spare, Workers(tmp_path / "log", 1, spare) as workers:
+        os.kill(worker_of(workers), signal.SIGKILL)
+        (area,) = volume.areas(layers)
+        with pytest.raises(ParbakeError, match=f"^layer {layers[0].digest}: .* has ended"):
+            go(workers, layers[0], area, blobs[0])
 
 
 @pytest.mark.parametrize(

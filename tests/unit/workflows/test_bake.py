@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,32 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
         made = bake.bake_here(run, wanted, bake.Options(rehearse=True, verify=False), None)
     assert made.record.trace == summary(trace, file=made.record.trace_name)
     assert steps == ["prepare", "write"]
+
+
+@pytest.mark.parametrize(
+    ("more", "there", "force", "started"),
+    [
+        ("", "", False, True),
+        ("", "other-1.raw", False, True),
+        ("", "demo-0123.raw", False, False),
+        ("", "demo-0123.raw", True, True),
+        ("artefact: {kind: volume, filesystem: xfs}\n", "", False, False),
+        ("builder: qemu\n", "", False, False),
+    ],
+)
+def test_a_worker_starts_ahead_where_a_volume_is_written_for_the_first_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, there: str, *, force: bool, started: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    base = "base: none\n" if "qemu" not in more else "base: debian\n"
+    (tmp_path / "parbake.yaml").write_text(
+        f"version: 1\nname: demo\n{base}output: out\nimages: [registry.example/app:1]\n{more}"
+    )
+    if there:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / there).touch()
+    with disks.spare_worker(load(tmp_path / "parbake.yaml"), force=force) as spare:
+        assert (spare is not None) is started
 
 
 SEEN = Verdict(passed=True, accelerator="kvm", boot_seconds=1.0)

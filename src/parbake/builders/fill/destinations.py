@@ -45,10 +45,12 @@ class UnpackOptions:
 class LayerDestination(Protocol):
     """Takes the layers of one fill. ``begin`` once, ``unpack`` from any thread, the others in the order of the jobs.
 
-    ``at_once``: how many layers to unpack side by side, begun in their order.
+    ``at_once``: how many layers to unpack side by side, begun in their order. ``apart``: layers lie apart from the
+    store until ``arrived``, which alone needs it.
     """
 
     at_once: int
+    apart: bool
 
     def has(self, chain: str) -> bool:
         """Whether a layer is there already, on its parents."""
@@ -77,6 +79,8 @@ class LayerDestination(Protocol):
 
 class MountedStore(LayerDestination):
     """A mounted file system that holds the store itself: a layer is moved into its snapshot by a rename."""
+
+    apart = False
 
     def __init__(self, store: Client, work: Path) -> None:
         """``work`` is a folder on the file system of the store's snapshots, for layers on their way."""

@@ -2,7 +2,8 @@
 
 Layers stream from their source through the engine to where they belong (``destinations``), side by side. Each is then
 finished on top of its parents and committed by containerd itself: its databases are its own. What is there already is
-skipped, so a fill that was cut off is finished by filling again.
+skipped, so a fill that was cut off is finished by filling again. Where layers lie apart from the store, they stream
+while containerd still starts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,8 @@ from parbake.images.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, 
 from parbake.images.registry.strictjson import DOCUMENT
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from parbake.containerd import Client
     from parbake.core.events import Events
 
@@ -41,7 +44,7 @@ _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 
 def fill(
     plan: Plan,
-    store: Client,
+    store: Callable[[], Client],
     sources: Callable[[Image], Source],
     *,
     destination: LayerDestination,
@@ -50,21 +53,15 @@ def fill(
 ) -> None:
     """Make sure that the store holds every image of the plan: content, unpacked snapshots, names.
 
-    ``sources`` says where an image's content comes from, ``destination`` where layers go. Index, manifest and config
-    are kept, layers' blobs only when the plan keeps them. Every name of an image is pinned against kubelet's image
-    collection.
+    ``store`` waits until containerd is ready, and returns its client. ``sources`` says where an image's content comes
+    from, ``destination`` where layers go. Index, manifest and config are kept, layers' blobs only when the plan keeps
+    them. Every name of an image is pinned against kubelet's image collection.
 
     ``close_connections`` is called when the fill is given up, and ends the streams that wait for their next bytes.
 
     Raises what sources raise (RegistryError), BadContent, LayerError, DiskFull, ContainerdError.
     """
-    store.make_namespace()
-    # What nothing holds may be collected at any moment: what is there after a collection stays.
-    store.gc()
-    with (
-        store.lease(f"parbake-{plan.key[:12]}"),
-        _Filling(plan, store, sources, destination, events, close_connections) as filling,
-    ):
+    with _Filling(plan, store, sources, destination, events, close_connections) as filling:
         filling.run()
 
 
@@ -72,13 +69,13 @@ class _Filling:
     def __init__(
         self,
         plan: Plan,
-        store: Client,
+        ready: Callable[[], Client],
         sources: Callable[[Image], Source],
         destination: LayerDestination,
         events: Events,
         close_connections: Callable[[], None],
     ) -> None:
-        self._plan, self._store, self._sources = plan, store, sources
+        self._plan, self._ready, self._sources = plan, ready, sources
         self._destination, self._events = destination, events
         self._close_connections = close_connections
         self._over = threading.Event()
@@ -86,33 +83,55 @@ class _Filling:
         self._allowance = Allowance(plan.size)
         self._pool = ThreadPoolExecutor(destination.at_once, thread_name_prefix="unpack")
         self._keepers: dict[str, str] = {}
+        self._lease = ExitStack()
 
     def __enter__(self) -> _Filling:
         return self
 
-    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
-        self._over.set()  # on an error: streams that are still read end at their next buffer
-        if error is not None and not isinstance(
-            error, (CacheDamaged, DiskFull, LayerTooLarge)
-        ):  # after these, one may try again
-            self._close_connections()
-        if error is not None:
-            self._destination.stop()
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._over.set()  # on an error: streams that are still read end at their next buffer
+            if error is not None and not isinstance(
+                error, (CacheDamaged, DiskFull, LayerTooLarge)
+            ):  # after these, one may try again
+                self._close_connections()
+            if error is not None:
+                self._destination.stop()
+            self._pool.shutdown(cancel_futures=True)
+        finally:
+            self._lease.__exit__(kind, error, trace)
 
     def run(self) -> None:
-        jobs = self._missing_layers()
-        self._destination.begin(jobs)
-        unpacked = deque(self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs))
+        # Blobs of layers go to the store as they come.
+        ahead = self._destination.apart and not self._plan.keep_layers
+        unpacked = self._begin() if ahead else deque()
+        self._open_store()
+        if not ahead:
+            unpacked = self._begin()
         for image in self._plan.all_images:
             self._write_documents(image)
-        for number in range(len(jobs)):
+        for number in range(len(unpacked)):
             self._destination.arrived(number, unpacked.popleft().result())
         self._destination.finish()
         for image in self._plan.all_images:
             if self._plan.keep_layers:
                 self._keep_the_rest(image)
             self._name(image)
+
+    def _begin(self) -> deque[Future[Unpacked]]:
+        """Let the layers that are missing be unpacked, in other threads."""
+        jobs = self._missing_layers()
+        self._destination.begin(jobs)
+        return deque(self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs))
+
+    def _open_store(self) -> None:
+        """Wait for the store, and hold what is there: what nothing holds may be collected at any moment."""
+        self._store = self._ready()
+        self._store.make_namespace()
+        self._store.gc()  # what is there after a collection stays
+        self._lease.enter_context(self._store.lease(f"parbake-{self._plan.key[:12]}"))
 
     # -- layers
 

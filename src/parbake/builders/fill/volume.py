@@ -24,7 +24,8 @@ from parbake.builders.workers.pool import LayerJob, Workers
 from parbake.core.errors import ContainerdError, Interrupted
 from parbake.core.filetree import FileNode, Store
 from parbake.images.layers import Unpacked
-from parbake.machine.disk import bind, unbind
+from parbake.machine.disk import bind, prefetch, unbind
+from parbake.machine.ext4.superblock import merged
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
@@ -45,17 +46,19 @@ _MANY: Final = 8192
 class VolumeImage:
     """The file of a volume. After the fill, ``finish_volume`` brings the store's own files."""
 
+    apart = True
+
     def __init__(
         self,
         plan: Plan,
-        store: Client,
+        store: Callable[[], Client],
         volume: Volume,
         workers: Workers,
         mounted: Callable[[], AbstractContextManager[Mounted]],
         *,
         dense: bool = False,
     ) -> None:
-        """``mounted`` mounts the volume for reading; ``dense``: see ``Volume.areas``."""
+        """``store`` is the one to commit to, ``mounted`` mounts the volume to read; ``dense``: see ``Volume.areas``."""
         self._plan, self._store, self._volume, self._mounted = plan, store, volume, mounted
         self._workers, self._dense = workers, dense
         self.at_once = workers.count
@@ -129,6 +132,8 @@ class VolumeImage:
     def _commit(self, arrived: Collection[str]) -> None:
         """Commit the layers that have arrived and all those below them; what was committed before is passed over."""
         with self._mounted() as mounted:
+            new = [chain for chain in arrived if chain not in self._folders]
+            prefetch(mounted.device, merged(place for chain in new for place in self._volume.tables(chain)))
             for image in self._plan.all_images:
                 parent = ""
                 for layer in image.layers:
@@ -136,7 +141,7 @@ class VolumeImage:
                     if chain not in arrived or self._over.is_set():
                         break
                     if chain not in self._folders:
-                        commit(self._store, chain, parent, partial(self._show, mounted.path / chain, chain))
+                        commit(self._store(), chain, parent, partial(self._show, mounted.path / chain, chain))
                         unbind(Path(self._folders[chain]))
                     parent = chain
 

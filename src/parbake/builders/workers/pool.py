@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Self
 
-from parbake.builders.workers.wire import SLOT, SLOTS, Message, Wire, failure, raised, slots
+from parbake.builders.workers.hire import Hired, Spare, hired, worker_process
+from parbake.builders.workers.wire import SLOT, SLOTS, Message, Wire, failure, raised
 from parbake.core import cores
 from parbake.core.errors import Interrupted, LayerError, ParbakeError
 from parbake.core.run import Process
@@ -82,10 +82,10 @@ class Workers:
     Enter it in a thread that lives as long: the kernel ends processes with the thread that started them.
     """
 
-    def __init__(self, log: Path, count: int) -> None:
-        """``log`` gets what they print."""
+    def __init__(self, log: Path, count: int, spare: Spare | None = None) -> None:
+        """``log`` gets what they print; ``spare`` has the first one, if it is still there."""
         self.count = count
-        self._log = log
+        self._log, self._spare = log, spare
         self._idle: SimpleQueue[_Hand] = SimpleQueue()
         self._stack = ExitStack()
         self._hands: list[_Hand] = []
@@ -93,28 +93,18 @@ class Workers:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            spare = self._spare.take() if self._spare else None
             for _ in range(self.count):
-                hand = stack.enter_context(self._hired())
+                worker, spare = spare or stack.enter_context(hired(self._process)), None
+                hand = _Hand(worker, self._stopped)
                 self._hands.append(hand)
                 self._idle.put(hand)
             self._stack = stack.pop_all()
         return self
 
-    @contextmanager
-    def _hired(self) -> Iterator[_Hand]:
-        ours, theirs = socket.socketpair()
-        with ours, ExitStack() as stack:
-            with theirs:
-                memory = os.memfd_create("parbake-layer")
-                stack.callback(os.close, memory)
-                os.ftruncate(memory, SLOTS * SLOT)
-                process = stack.enter_context(self._process((theirs.fileno(), memory)))
-            yield _Hand(ours, slots(memory), process, self._stopped)
-
     def _process(self, files: tuple[int, int]) -> AbstractContextManager[Process]:
         """Return the process that inherits socket and memory."""
-        command = [sys.executable, "-I", "-m", f"{__package__}.worker", *map(str, files)]
-        return Process(command, log=self._log, pass_fds=files)
+        return worker_process(files, self._log)
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -152,11 +142,9 @@ class _Failed(Exception):
 class _Hand:
     """One worker, as this process sees it."""
 
-    def __init__(
-        self, end: socket.socket, memory: list[memoryview], process: Process, stopped: threading.Event
-    ) -> None:
-        self._socket, self._wire, self._slots = end, Wire(end), memory
-        self._process, self._stopped = process, stopped
+    def __init__(self, worker: Hired, stopped: threading.Event) -> None:
+        self._socket, self._wire, self._slots = worker.end, Wire(worker.end), worker.memory
+        self._process, self._stopped = worker.process, stopped
         self._free = SLOTS
 
     def hang_up(self) -> None:
@@ -249,7 +237,7 @@ class _Hand:
         return ParbakeError(
             f"layer {job.layer.digest}: the process that unpacked it has ended (code {self._process.code})\n"
             f"{self._process.tail}".rstrip(),
-            hint="code -9 most often means that memory ran out (`dmesg` tells); anything else is a bug in parbake",
+            hint="code -9 most often means that memory ran out (`dmesg` says); anything else is a bug in parbake",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -137,11 +138,14 @@ def usage(path: Path) -> tuple[int, int]:
 
 def check_filesystem(image: Path, filesystem: str, *, offset: int = 0, size: int = 0) -> None:
     """Check an unmounted file system without changing it; raises ParbakeError with the checker's words."""
-    with loop_device(image, offset=offset, size=size, read_only=True) as device:
-        command = ["e2fsck", "-fn", device] if filesystem == "ext4" else ["xfs_repair", "-n", device]
+    with ExitStack() as stack:
+        at = str(image)
+        if offset or size or filesystem != "ext4":  # e2fsck reads a file as it is, in memory where it was just written
+            at = stack.enter_context(loop_device(image, offset=offset, size=size, read_only=True))
+        command = ["e2fsck", "-fn", at] if filesystem == "ext4" else ["xfs_repair", "-n", at]
         checked = run(command, check=False)
     if checked.code:
         raise ParbakeError(
             f"{command[0]} found errors in {image} (code {checked.code})\n{checked.text}\n{checked.stderr}".rstrip(),
-            hint="bake again; if it stays so, this is a bug in parbake or a failing disk",
+            hint="bake again; if it keeps failing, this is a bug in parbake or a failing disk",
         )

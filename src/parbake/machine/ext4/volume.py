@@ -13,7 +13,7 @@ import os
 import stat
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -186,6 +186,24 @@ class Volume:
         layers = self.placed.values()
         blocks = merged([*self._base_blocks, *(part for layer in layers for part in layer.blocks)])
         return blocks, merged([*self._base_inodes, *(part for layer in layers for part in layer.inodes)])
+
+    def tables(self, chain: str) -> Iterator[Range]:
+        """Yield where the inodes and most of the folders of a layer lie, in bytes: what a walk through it reads."""
+        placed = self.placed[chain]
+        for first, end in placed.inodes:
+            at = first
+            while at < end:
+                count = min(end - at, self.superblock.inodes_beside(at))
+                place = self.superblock.inode_place(at)
+                yield place, place + count * INODE
+                at += count
+        left = sum(placed.folders.values())
+        for start, end in reversed(placed.blocks):  # folders are written last
+            first = max(start, end - left)
+            yield first * BLOCK, end * BLOCK
+            left -= end - first
+            if not left:
+                return
 
     # -- everything else
 

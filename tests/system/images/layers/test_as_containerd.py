@@ -243,7 +243,7 @@ class Pair:
         try:
             fill(
                 plan_of(ours),
-                self.our_client,
+                lambda: self.our_client,
                 lambda _: Memory(built),
                 events=Events(),
                 destination=MountedStore(self.our_client, work / "staged"),

@@ -346,6 +346,24 @@ def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path)
     assert plain.read_bytes() == path.read_bytes()
 
 
+def test_where_a_walk_through_a_layer_reads_is_known(tmp_path: Path) -> None:
+    path = empty(tmp_path)
+
+    def nested(name: str) -> Callable[[LayerWriter], FileNode]:
+        return lambda area: folder(**{f"{name}{number}": some(name)(area) for number in range(9)})
+
+    write(path, {name: nested(name) for name in "ab"})
+    with Volume(path) as volume:
+        for name in "ab":
+            chain = layer(name).chain_id
+            ranges = list(volume.tables(chain))
+            nodes = list(walk(volume.reader.node(volume.placed[chain].root)))
+            places = [volume.superblock.inode_place(node.number) for node in nodes]
+            places += [place * BLOCK for node in nodes if node.is_folder for _, place, _ in node.extents]
+            assert all(any(start <= place < end for start, end in ranges) for place in places)
+            assert sum(end - start for start, end in ranges) < 4 * BLOCK * len(places)  # and no files' data
+
+
 def some(name: str, count: int = 40) -> Callable[[LayerWriter], FileNode]:
     def make(area: LayerWriter) -> FileNode:
         source = random.Random(name)
