@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 
-import botocore.session
 import pytest
-from moto import mock_aws
-from moto.ec2.models import amis
 
 from parbake.aws import clients, waiters
+from tests.fakes.aws import lean
 
 REGION = "eu-west-1"
-
-# Each test makes clients anew: without this each would keep models of AWS's of its own, tens of megabytes for EC2.
-botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +34,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def aws_mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Answer every AWS call from memory, in which there is nothing yet."""
-    monkeypatch.setattr(
-        amis, "AMIS", []
-    )  # hundreds of strangers' AMIs, with snapshots that every call would look through
-    with mock_aws():
+    # Hundreds of strangers' AMIs otherwise, with snapshots that every call would look through.
+    monkeypatch.setattr(lean.amis, "AMIS", [])
+    with lean.mock_aws():
         yield

@@ -54,7 +54,7 @@ def _published(made: Any, word: str, passed: bool | None, region: str, where: Pu
     return record(word, passed=passed).model_copy(update=changes)
 
 
-def kitchen(
+def project(
     folder: Path, targets: list[Mapping[str, Any]], *found: Record, signer: Signer | None = None, **more: Any
 ) -> Path:
     """Write a Bakefile with targets and more keys, and records, which ``signer`` signs; return the Bakefile."""

@@ -119,16 +119,16 @@ class Running:
 
 def digests_of(artefact: Path) -> dict[str, str]:
     """Compute what a record may say of an artefact's bytes, by reading it plainly."""
-    data, size = artefact.read_bytes(), 512 * 1024
-    text = f"parbake-blocks 1 blake3 {size} {len(data)}\n"
-    for index in range(-(-len(data) // size)):
-        block = data[index * size : (index + 1) * size].ljust(size, b"\0")
-        if any(block):
-            text += f"{index} {blake3(block).hexdigest()}\n"
-    return {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "parbakeBlocks1": hashlib.sha256(text.encode()).hexdigest(),
-    }
+    size, length, nothing = 512 * 1024, artefact.stat().st_size, bytes(512 * 1024)
+    whole, blocks = hashlib.sha256(), hashlib.sha256(f"parbake-blocks 1 blake3 {size} {length}\n".encode())
+    with artefact.open("rb") as file:
+        for index in range(-(-length // size)):
+            block = file.read(size)
+            whole.update(block)
+            block = block.ljust(size, b"\0")
+            if block != nothing:
+                blocks.update(f"{index} {blake3(block).hexdigest()}\n".encode())
+    return {"sha256": whole.hexdigest(), "parbakeBlocks1": blocks.hexdigest()}
 
 
 def documents(text: str) -> list[Any]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from parbake.cli.report.fleet import FleetNow
 from parbake.fleet.cells import Cell
-from parbake.fleet.engine.rollout_tasks import Entry, Handed, Standing, WaveState, Yes
+from parbake.fleet.engine.rollout_tasks import Entry, RolloutState, SignOff, WaveState, WaveTarget
 from parbake.fleet.engine.rollouts import RolloutStatus
 from parbake.fleet.engine.runs import Status
 from parbake.fleet.engine.tasks import Counts, Failure, Progress
@@ -17,22 +17,24 @@ NOW = datetime(2026, 11, 28, 23, 0, tzinfo=UTC)
 
 
 def rollout(state: str = "approval", said: str = "3 of 9 nodes run it", target: str = "eu-1") -> RolloutStatus:
-    yes = Yes("canary", "ann", "desk", "looks well", "2026-11-28T22:10:00+00:00")
-    held = Handed("web/canary", "web/parbake.yaml", "canary", ["k"], "holds", "web-0.raw", "web-1.raw", ["web-1.raw"])
-    failed = Handed(
+    sign_off = SignOff("canary", "ann", "desk", "looks well", "2026-11-28T22:10:00+00:00")
+    held = WaveTarget(
+        "web/canary", "web/parbake.yaml", "canary", ["k"], "holds", "web-0.raw", "web-1.raw", ["web-1.raw"]
+    )
+    failed = WaveTarget(
         f"web/{target}", "web/parbake.yaml", target, ["k"], "failed", "web-0.raw", problem=f"Stalled: {said}"
     )
-    waits = Handed("web/us-1", "web/parbake.yaml", "us-1", ["k"])
+    waits = WaveTarget("web/us-1", "web/parbake.yaml", "us-1", ["k"])
     waves = [
-        WaveState("canary", [held], approvals=1, by=["ann"], state="done", approved=[yes]),
+        WaveState("canary", [held], approvals=1, by=["ann"], state="done", approved=[sign_off]),
         WaveState(
             "europe", [failed], approvals=2, by=["ann", "eve"], state="approval", until="2026-11-29T00:00:00+00:00"
         ),
         WaveState("world", [waits]),
     ]
     story = [Entry("2026-11-28T22:00:00+00:00", "begins with 3 waves of 3 targets")]
-    standing = Standing("6c75bf45712e", waves, noted=["web/canary", f"web/{target}"], story=story)
-    return RolloutStatus("rollout/shop", state, "2026-11-28T22:00:00+00:00", standing)
+    progress = RolloutState("6c75bf45712e", waves, noted=["web/canary", f"web/{target}"], story=story)
+    return RolloutStatus("rollout/shop", state, "2026-11-28T22:00:00+00:00", progress)
 
 
 def fleet_now(words: str, long: str) -> FleetNow:

@@ -25,7 +25,7 @@ from parbake.core.events import Events
 from parbake.core.run import Deadline, Process
 from parbake.fleet.engine import local, rollouts, runs
 from parbake.fleet.engine.connect import Engine, connect
-from parbake.fleet.engine.rollout_tasks import Yes
+from parbake.fleet.engine.rollout_tasks import SignOff
 from parbake.fleet.engine.rollouts import RolloutStatus
 from parbake.fleet.engine.tasks import Destination, Progress, Root, RunRequest, bake_id
 from tests.fakes.fleet_program import key_of
@@ -176,7 +176,7 @@ class Fleet:
                 os.kill(int(entry.name), signal.SIGKILL)
 
     def approve(self, wave: str = "", by: str = "ann", name: str = "shop") -> str:
-        return self.ask(lambda client: rollouts.approve(client, name, Yes(wave, by, "here")))
+        return self.ask(lambda client: rollouts.approve(client, name, SignOff(wave, by, "here")))
 
     def wait_until(self, holds: Callable[[], bool], what: str) -> None:
         deadline = Deadline(_LIMIT, what)

@@ -12,7 +12,6 @@ from parbake.aws.clients import (
     guarded,
     role_in,
     stranger,
-    swallowing,
 )
 from parbake.aws.errors import translate as translating
 from parbake.aws.images import SourceImage, find_source, mark, named, nearest
@@ -69,7 +68,6 @@ __all__ = [
     "role_in",
     "specifications",
     "stranger",
-    "swallowing",
     "token",
     "translating",
     "wait",

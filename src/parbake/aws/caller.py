@@ -32,7 +32,7 @@ def proof(purpose: str, region: str = "") -> str:
     with translate("sts", "get_caller_identity", sts.region):
         held = sts.raw._request_signer._credentials  # noqa: SLF001 (botocore shows them in no other way)
         if held is None:
-            raise AwsNoAccess("there are no AWS credentials, so nobody can prove who approves", hint=_HINT)
+            raise AwsNoAccess("there are no AWS credentials to prove who approves", hint=_HINT)
         query = "&".join(f"{name}={value}" for name, value in _CALL.items())
         request = AWSRequest("GET", f"{sts.raw.meta.endpoint_url.rstrip('/')}/?{query}", headers={HEADER: purpose})
         SigV4QueryAuth(held.get_frozen_credentials(), "sts", sts.region, expires=LIFE).add_auth(request)
@@ -71,4 +71,4 @@ def caller(proven: str, purpose: str) -> str:
 
 
 def _no(why: str) -> AwsNoAccess:
-    return AwsNoAccess(f"the proof of who approves is not good: {why}", hint=_HINT)
+    return AwsNoAccess(f"the approver's proof was rejected: {why}", hint=_HINT)

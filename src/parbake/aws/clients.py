@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import MappingProxyType
@@ -190,15 +190,3 @@ def forget() -> None:
     """Drop every client: credentials or endpoints have changed (tests, long-lived library users)."""
     with _making:
         _made.clear()
-
-
-def swallowing(*functions: Callable[[], object]) -> None:
-    """Call functions one after the other and swallow ParbakeErrors: for clean-up on the way out of a failure.
-
-    What could not be removed stays tagged, so that ``parbake clean --aws`` finds it.
-    """
-    from parbake.core.errors import ParbakeError
-
-    for function in functions:
-        with suppress(ParbakeError):
-            function()

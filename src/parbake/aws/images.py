@@ -187,7 +187,7 @@ def _by_filter(ec2: Client, source: AmiSource, wanted: str) -> Mapping[str, Any]
         return max(fitting, key=lambda image: (image.get("CreationDate", ""), image["ImageId"]))
     about = f"owner {owners[0]}, {source.architecture or wanted}"
     raise AwsNotFound(
-        f"no AMI in {ec2.region} fits the name {source.name!r} ({about}){nearest(ec2, source, owners)}",
+        f"no AMI in {ec2.region} matches the name {source.name!r} ({about}){nearest(ec2, source, owners)}",
         hint="correct `base.ami_filter`; * and ? are wildcards, the owner is an account, `amazon` or `self`",
     )
 

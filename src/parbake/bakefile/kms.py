@@ -35,7 +35,7 @@ def _keys(value: object) -> object:
         if not re.fullmatch(REGION, region):
             raise wrong(f"{region!r} is not an AWS region", "such as {eu-west-1: alias/nodes}")
         if not reaches(key, region):
-            raise wrong(f"the key for {region} is of {region_of(key)}", "name a key of that region")
+            raise wrong(f"the key for {region} is in {region_of(key)}", "name a key of that region")
     return found
 
 

@@ -21,7 +21,7 @@ def _defaults(folder: Path) -> dict[str, object]:
     return {"name": valid_name(folder.name) or "node", "output": "artefacts"}
 
 
-_BAKEFILE = Format(
+BAKEFILE = Format(
     noun="Bakefile",
     usual="parbake.yaml",
     hint="`parbake init` writes a commented Bakefile that works as it stands",
@@ -56,7 +56,7 @@ def load(path: Path, overrides: Mapping[str, str] | None = None) -> Bakefile:
     """
     given = dict(overrides or {})
     roles = dict(_role(each) for each in given.pop(COPY_ROLES, "").split())
-    bakefile = _BAKEFILE.load(path, given)
+    bakefile = BAKEFILE.load(path, given)
     if not roles:
         return bakefile
     aws = bakefile.aws.model_copy(update={"copy_roles": {**bakefile.aws.copy_roles, **roles}})

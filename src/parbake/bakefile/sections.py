@@ -98,9 +98,6 @@ class HttpSection(Section):
     """The path to ask for, with its leading slash."""
 
 
-_HTTP_SCHEMA = {"type": ["string", "integer"], "pattern": "^[0-9]{1,5}(/.*)?$"}
-
-
 def _http(text: str) -> object:
     port, slash, path = text.partition("/")
     if not port.isascii() or not port.isdigit() or len(port) > 5:

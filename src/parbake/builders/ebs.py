@@ -237,7 +237,7 @@ class EbsShipment:
         journal = notes and ebs.complete_elsewhere(notes, self.region, self.events)
         if not notes or not journal or (journal.completed_by == notes.holder and self._made()):
             return None  # what is kept here is what was sent
-        self.events.note(f"going on with {journal.snapshot}, which another machine has sent")
+        self.events.note(f"continuing with {journal.snapshot}, which another machine has uploaded")
         gib = int(journal.start["gib"])
         if self.plan.artefact.kind == "volume":
             return self._volume(journal.snapshot, gib * GIB)

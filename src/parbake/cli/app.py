@@ -46,6 +46,12 @@ Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, p
 KeepWorkspace = Annotated[
     bool, typer.Option("--keep-workspace", help="Keep the work folder for debugging, and print its path.")
 ]
+KubeContext = Annotated[
+    str,
+    typer.Option(
+        "--context", help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME"
+    ),
+]
 Selector = Annotated[
     str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")
 ]

@@ -14,6 +14,7 @@ from parbake.cli.app import (
     DEFAULT_FILE,
     BakefilePath,
     KeepWorkspace,
+    KubeContext,
     Result,
     Selector,
     command,
@@ -44,9 +45,7 @@ def init(
     from_cluster: Annotated[
         bool, typer.Option("--from-cluster", help="Take the images of the workloads in kubectl's cluster.")
     ] = False,
-    context: Annotated[
-        str, typer.Option(help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME")
-    ] = "",
+    context: KubeContext = "",
     sizes: Annotated[bool, typer.Option(help="Ask the registries how large the images are, for the comments.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> Result:
@@ -70,6 +69,7 @@ def init(
     )
 
 
+Rebuild = Annotated[bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")]
 Platform = Annotated[
     str, typer.Option(help="Bake for this platform, instead of the Bakefile's.", metavar="OS/ARCHITECTURE")
 ]
@@ -93,9 +93,7 @@ def plan(events: Events, file: BakefilePath = DEFAULT_FILE, platform: Platform =
 def build(
     events: Events,
     file: BakefilePath = DEFAULT_FILE,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")
-    ] = False,
+    rebuild: Rebuild = False,
     platform: Platform = "",
 ) -> Result:
     """Build and push the images that have `build`, without baking.
@@ -115,9 +113,7 @@ def bake(
     events: Events,
     file: BakefilePath = DEFAULT_FILE,
     force: Annotated[bool, typer.Option("--force", help="Bake again even if the artefact exists.")] = False,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")
-    ] = False,
+    rebuild: Rebuild = False,
     verify: Annotated[
         bool, typer.Option(help="Boot the artefact and start its images, as `parbake verify` does.")
     ] = True,
@@ -363,10 +359,10 @@ def doctor(
 ) -> Result:
     """Check what this machine lacks, and how to get it.
 
-    Programs, privileges, kernel features and disk space, each with the commands that need it. With `--aws`, also the
-    settings of the Bakefile's account and regions: encryption by default and its key, quotas, Allowed AMIs, public
-    access, protected AMIs, the base, instance types and profile, and ways to the registry. It lists the rights that it
-    lacks for that.
+    It checks programs, privileges, kernel features and disk space, and names the commands that need each. With `--aws`,
+    it also checks the settings of the Bakefile's account and regions: encryption by default and its key, quotas,
+    Allowed AMIs, public access, protected AMIs, the base, instance types and profile, and routes to the registry. It
+    lists the permissions that it lacks for these checks.
     """
     from parbake.cli.text import artefacts
     from parbake.core.workspace import cache_folder

@@ -89,8 +89,9 @@ def hydrate(
 ) -> Result:
     """Write the files with which a node loads hot blocks and files early.
 
-    The lists of blocks and of files from the start-up trace, the program that reads them with its systemd unit, user
-    data with program and blocks inside, a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
+    These are the lists of blocks and of files from the start-up trace, the program that reads them with its systemd
+    unit, user data that contains program and blocks, a Containerfile for a Bottlerocket bootstrap container, and a
+    DaemonSet.
     """
     from parbake import records
     from parbake.aws import limits
@@ -220,8 +221,8 @@ def savings(
 ) -> Result:
     """Estimate what pulls cost, and how much of it a bake saves.
 
-    Nodes that wait for a pull cost money. Headroom hides the wait and costs money round the clock: it eats up the
-    saving until it is given up. With --size, it compares every kind of pull: a faster one may save more than a bake.
+    Nodes that wait for a pull cost money. Headroom hides the wait and costs money round the clock: a bake saves
+    that only if you give it up. With --size, it compares every kind of pull: a faster one may save more than a bake.
     """
     from parbake.aws import costs
     from parbake.cli.text.coldstart import savings_text

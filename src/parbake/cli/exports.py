@@ -74,9 +74,9 @@ def kubelet_config(
 
 
 _CLOUDS = {
-    "gcp": """Write an artefact as Google Compute Engine takes it, and a script that makes an image of it.
+    "gcp": """Write an artefact in the format of Google Compute Engine, and a script that makes an image of it.
 
-    The archive holds disk.raw, filled up to whole GiB. The script uses the gcloud CLI; it asks for a bucket.
+    The archive holds disk.raw, padded to whole GiB. The script uses the gcloud CLI; it asks for a bucket.
     """,
     "gke": """Write a volume as a secondary boot disk for GKE, and a script that makes a disk image of it.
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from parbake import __version__
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command, out
-from parbake.cli.project import Project
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, KubeContext, Result, command, out
+from parbake.cli.project import Project, needed
 from parbake.core.errors import InputError, VerificationFailed
 
 _LEVELS = ("error", "warning", "note")
@@ -24,9 +24,7 @@ def lint(
     from_cluster: Annotated[
         bool, typer.Option("--from-cluster", help="Check the workloads and node classes in kubectl's cluster.")
     ] = False,
-    context: Annotated[
-        str, typer.Option(help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME")
-    ] = "",
+    context: KubeContext = "",
     bake: Annotated[
         list[str] | None,
         typer.Option(help="A record to compare with; may be given several times.", metavar="RECORD"),
@@ -61,7 +59,9 @@ def lint(
     if from_cluster:
         documents += workflow.gather(context)
     there = file if file.exists() or file != DEFAULT_FILE else None
-    found = workflow.examine(documents, workflow.bakes_of(there, Project(file, bake or ()).output(), bake or ()))
+    with needed("`lint` compares with it (or with the records that --bake names)"):
+        bakes = workflow.bakes_of(there, Project(file, bake or ()).output(), bake or ())
+    found = workflow.examine(documents, bakes)
     shown = (
         workflow.sarif(found, version=__version__, folder=Path.cwd())
         if style == "sarif"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parbake.cli.app import DEFAULT_FILE
-from parbake.core.errors import InputError
+from parbake.core.errors import BakefileError, InputError
 from parbake.core.events import Events
 
 if TYPE_CHECKING:
     from parbake.bakefile import Bakefile, RetentionSection
+    from parbake.bakefile.salvage import ProofSettings
     from parbake.core.signing import Signer
     from parbake.records.store import Shared
 
@@ -41,12 +43,21 @@ def overrides(platform: str, store: str, copy_roles: Sequence[str] | None = None
     return {key: value for key, value in found.items() if value}
 
 
+@contextmanager
+def needed(why: str) -> Iterator[None]:
+    """Say why a command cannot do without the Bakefile, where that is wrong or missing."""
+    try:
+        yield
+    except BakefileError as error:
+        raise BakefileError(error.source, error.problems, hint=f"{why}: correct it, or name another with -f") from None
+
+
 class Project:
     """The Bakefile of one call, and what follows from it: folder, store, keys, retention.
 
     ``selectors`` are the records that the user names. If they are files, the folder is theirs, and a Bakefile that
-    happens to lie in the current folder need not be right: what is wrong with it is a warning. One that is named by
-    ``path`` must be. ``overrides`` replace keys of the Bakefile.
+    happens to lie in the current folder may have mistakes: they are a warning, and what it says about proofs counts as
+    far as it can be read. A Bakefile that is named by ``path`` must be right. ``overrides`` replace keys of it.
     """
 
     def __init__(
@@ -64,17 +75,24 @@ class Project:
     @cached_property
     def bakefile(self) -> Bakefile | None:
         """The Bakefile; None where it is not named and the usual one is not there."""
-        usual = self._path == DEFAULT_FILE
-        if usual and not self._path.exists():
+        if self._path == DEFAULT_FILE and not self._path.exists():
             return None
+        return self.need_bakefile()
+
+    @cached_property
+    def _proof(self) -> Bakefile | ProofSettings | None:
+        """What is said about proofs: by the Bakefile, or by what can be read of it where a file is named."""
         try:
-            return self.need_bakefile()
+            return self.bakefile
         except InputError as error:
-            if not (usual and self._files):
+            if self._path != DEFAULT_FILE or not self._files:
                 raise
-            reason = error.message.splitlines()[0].rstrip(":")
-            self._events.warn(f"{reason}; its `trust`, `sign` and `verify` are ignored")
-            return None
+            from parbake.bakefile.salvage import load_proof_settings
+
+            found = load_proof_settings(self._path)
+            mistakes = error.message.splitlines()[0]
+            self._events.warn(f"{mistakes}; " + ("only its `trust`, `sign` and `verify` count" if found else "ignored"))
+            return found
 
     def need_bakefile(self) -> Bakefile:
         """Return the Bakefile; raises BakefileError with all that is wrong in it, InputError when there is none."""
@@ -107,21 +125,21 @@ class Project:
 
     def signer(self) -> Signer | None:
         """Return what signs records as the Bakefile says, tried out; None where it says nothing."""
-        if self.bakefile is None:
+        if self._proof is None:
             return None
         from parbake.records import genuine
 
-        return genuine.open_signer(self.bakefile)
+        return genuine.open_signer(self._proof)
 
     @property
     def trust(self) -> tuple[Path, ...]:
         """The public keys of which one must have signed a record; none where the Bakefile names none."""
-        return self.bakefile.trust if self.bakefile else ()
+        return self._proof.trust if self._proof else ()
 
     @property
     def node_image(self) -> Path | None:
         """The image of a node that volumes are verified on, where the Bakefile names one."""
-        return self.bakefile.verify.base if self.bakefile else None
+        return self._proof.verify.base if self._proof else None
 
     @property
     def retention(self) -> RetentionSection:

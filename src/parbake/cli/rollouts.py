@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
-from parbake.cli.project import CopyRoles
+from parbake.cli.project import CopyRoles, Store, needed
 from parbake.core.errors import InputError, RolloutError
 from parbake.core.events import Events
 
@@ -52,17 +52,14 @@ def rollout(
     follow: Follow = True,
     deadline: Deadline = None,
     interval: Interval = 5.0,
-    store: Annotated[
-        str,
-        typer.Option(help="The store that artefacts are shared through, instead of the Bakefile's.", metavar="ADDRESS"),
-    ] = "",
+    store: Store = "",
     copy_role: CopyRoles = None,
     superseding: Annotated[
         list[str] | None,
         typer.Option(
             "--superseding",
-            help="A target that holds this keeps the way back that it has: an id, a name or the start of a key; of "
-            "several, all.",
+            help="A rollback of targets that hold this returns to what they held before it: an id, a name or the start "
+            "of a key; of several, all.",
             metavar="ID",
         ),
     ] = None,
@@ -81,7 +78,8 @@ def rollout(
         store=store_address(store) if store else "", copy_roles=tuple(copy_role or ()),
         supersedes=tuple(superseding or ()),
     )  # fmt: skip
-    return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
+    with needed("`rollout` takes the targets from it"):
+        return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
 
 
 @command()
@@ -105,7 +103,7 @@ def rollback(
 ) -> Result:
     """Return targets to their previous artefact, and follow it to the nodes.
 
-    Targets record themselves what that was. A target that has been rolled back already is only followed.
+    Each target records its previous artefact itself. A target that has been rolled back already is only followed.
     """
     from parbake.workflows import rollout as workflow
 
@@ -129,7 +127,7 @@ def _results(results: tuple[TargetResult, ...], *, dry_run: bool) -> Result:
 def status(to: To = None, file: BakefilePath = DEFAULT_FILE) -> Result:
     """Show what each target holds, and how far its nodes are.
 
-    Also what it held before, to which `parbake rollback` returns.
+    It also shows what each held before, to which `parbake rollback` returns.
     """
     from parbake.cli.text import rollouts
     from parbake.workflows import rollout as workflow

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command
-from parbake.cli.project import CopyRoles, Store, overrides
+from parbake.cli.project import CopyRoles, Store, needed, overrides
 from parbake.core.events import Events
 
 
@@ -17,7 +17,9 @@ def fetch(
     events: Events,
     what: Annotated[str, typer.Argument(help="The id of a snapshot or of an AMI.", metavar="SNAPSHOT|AMI")],
     target: Annotated[Path, typer.Argument(help="The file to write: a raw, sparse disk.", metavar="FILE")],
-    region: Annotated[str, typer.Option(help="The region; that of the AWS configuration if left out.")] = "",
+    region: Annotated[
+        str, typer.Option(help="The region; that of the AWS configuration if left out.", metavar="REGION")
+    ] = "",
 ) -> Result:
     """Read an EBS snapshot, or the root disk of an AMI, into a file.
 
@@ -43,7 +45,7 @@ def fetch(
 def copy(
     events: Events,
     selector: Selector,
-    region: Annotated[str, typer.Argument(help="The region that it is to be in.", metavar="REGION")],
+    region: Annotated[str, typer.Argument(help="The region to copy to.", metavar="REGION")],
     role: Annotated[
         str,
         typer.Option(
@@ -65,13 +67,14 @@ def copy(
 ) -> Result:
     """Copy an AMI or a snapshot to another region, and share it there.
 
-    A bake copies and shares as `aws.copy_to` and `aws.share_with` of the Bakefile say; this is for one more place, with
-    the same settings. The record says where the artefact is then. To finish a run that was killed, run it again.
+    A bake copies and shares as `aws.copy_to` and `aws.share_with` of the Bakefile say; this adds one more place, with
+    the same settings, and notes it in the record. To finish a run that was killed, run it again.
     """
     from parbake.workflows import copies as workflow
 
     where = workflow.Where(region, role, tuple(share_with or ()))
-    done = workflow.copy(file, selector, where, events, overrides("", store, copy_role))
+    with needed("`copy` takes the account, its role and the encryption of the copy from it"):
+        done = workflow.copy(file, selector, where, events, overrides("", store, copy_role))
     there = done.there
     document = {
         "artefact": done.artefact,

@@ -124,7 +124,7 @@ def own_folder(path: Path) -> int:
 def _not_ours(path: Path, why: str) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"{path} {why}: parbake works only in a folder of its own",
-        hint=f"look at what it is, then remove it (rm -r {path}); parbake makes it anew",
+        hint=f"look at what it is, then remove it (rm -r {path}); parbake creates it again",
     )
 
 

@@ -7,6 +7,7 @@ import base64
 import gzip
 import io
 import tokenize
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def node_file(name: str) -> Path:
     return Path(str(resources.files("parbake").joinpath("node", name)))
 
 
+@cache
 def short(name: str) -> str:
     """Return a program of the folder without what only people read: user data has 16 KiB. Pure.
 

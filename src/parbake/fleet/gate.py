@@ -12,7 +12,7 @@ from parbake.core.errors import CommandFailed, DeadlineExceeded, InputError
 from parbake.core.events import Events
 from parbake.core.run import run
 from parbake.fleet.rollout import Gate
-from parbake.fleet.waves import Aim, Plan
+from parbake.fleet.waves import FleetTarget, Plan
 from parbake.workflows import rollout
 
 
@@ -27,13 +27,13 @@ class Answer:
 
 def ask(fleet: str, plan: Plan, wave_name: str, folder: Path, events: Events, *, generation: str) -> tuple[Answer, ...]:
     """Ask the targets of a wave, then its gate if they all say yes. Raises InputError for a wave that is not there."""
-    found = next(((wave, aims) for wave, aims in plan.waves if wave.name == wave_name), None)
+    found = next(((wave, targets) for wave, targets in plan.waves if wave.name == wave_name), None)
     if found is None:
         known = ", ".join(wave.name for wave, _ in plan.waves)
         raise InputError(f"the fleet has no wave {wave_name}", hint=f"waves are: {known}")
-    wave, aims = found
+    wave, targets = found
     with events.stage("targets", f"Look at the targets of {wave.name}"):
-        answers = list(_of_targets(aims, folder))
+        answers = list(_of_targets(targets, folder))
     if wave.gate and not any(each.problem for each in answers):
         env = {"PARBAKE_FLEET": fleet, "PARBAKE_WAVE": wave.name, "PARBAKE_GENERATION": generation}
         with events.stage("gate", f"Ask the gate of {wave.name}"):
@@ -41,9 +41,9 @@ def ask(fleet: str, plan: Plan, wave_name: str, folder: Path, events: Events, *,
     return tuple(answers)
 
 
-def _of_targets(aims: Sequence[Aim], folder: Path) -> Iterable[Answer]:
-    for file, group in groupby(aims, key=attrgetter("file")):
-        named = {aim.target: aim.name for aim in group}
+def _of_targets(targets: Sequence[FleetTarget], folder: Path) -> Iterable[Answer]:
+    for file, group in groupby(targets, key=attrgetter("file")):
+        named = {target.target: target.name for target in group}
         for report in rollout.status(folder / file, tuple(named)):
             yield Answer(named[report.target], _problem(report))
 

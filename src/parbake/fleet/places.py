@@ -113,7 +113,7 @@ def need_agreement(places: Sequence[Place], bakefile: Bakefile) -> None:
                 raise InputError(
                     f"the copy in {place.region} belongs to {own or 'no role'} by the Bakefile, and to "
                     f"{theirs or 'no role'} by the fleet's `places`",
-                    hint="let both say the same, or one of them alone: copy_to and copy_roles, or places",
+                    hint="make both say the same, or keep only one of them: copy_to and copy_roles, or places",
                 )
         if bakefile.artefact.kind == "volume" and (others := [each for each in place.share_with if not each.isdigit()]):
             raise InputError(
@@ -138,7 +138,7 @@ def _need_sense(places: Sequence[Place], aws: AwsSection) -> None:
     except ValidationError as error:
         said = error.errors()[0].get("ctx", {})
         raise InputError(
-            f"the fleet's `places` do not go with the Bakefile's `aws`: {said.get('message', error)}",
+            f"the fleet's `places` conflict with the Bakefile's `aws`: {said.get('message', error)}",
             hint=str(said.get("suggestion", "")),
         ) from error
 

@@ -43,7 +43,8 @@ def _pattern(text: str) -> str:
 
 def _person(text: str) -> str:
     if text.startswith("arn:") and not re.fullmatch(_ARN, text):
-        raise wrong(f"{text!r} names nobody in AWS", "such as arn:aws:iam::222222222222:role/release, or …:user/*")
+        hint = "such as arn:aws:iam::222222222222:role/release, or …:user/*"
+        raise wrong(f"{text!r} is not the ARN of a user or a role", hint)
     if not text.startswith("arn:") and not re.fullmatch(_PERSON, text):
         raise wrong(f"{text!r} is not the name of a user", "letters, digits and _ . @ + -")
     return text
@@ -95,7 +96,7 @@ class Approval(Section):
     def _are_enough(cls, value: int, info: ValidationInfo) -> int:
         by = info.data.get("by")
         if by and value > len(set(by)):
-            raise wrong(f"{value} must approve, and {len(set(by))} may", "name more of them in `by`")
+            raise wrong(f"{value} must approve, and `by` names only {len(set(by))}", "name more in `by`")
         return value
 
 
@@ -163,5 +164,5 @@ class Rollout(Section):
             if not wave.targets and not wave.rest:
                 raise wrong(f"the wave {wave.name} has no targets", "write targets: [BAKEFILE/TARGET], or rest: true")
         if sum(wave.rest for wave in waves) > 1:
-            raise wrong("two waves have the `rest`", "there is one rest")
+            raise wrong("two waves have the `rest`", "only one wave may have it")
         return waves

@@ -16,7 +16,7 @@ _MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
+class FleetTarget:
     """A target of a Bakefile, for all cells of that. ``bakefile`` is what they are named by, ``file`` its path."""
 
     bakefile: str
@@ -35,21 +35,21 @@ class Plan:
     """The waves with their targets, and the targets that are in none."""
 
     rollout: Rollout
-    waves: tuple[tuple[Wave, tuple[Aim, ...]], ...]
-    left: tuple[Aim, ...]
+    waves: tuple[tuple[Wave, tuple[FleetTarget, ...]], ...]
+    left: tuple[FleetTarget, ...]
 
 
-def aims(folder: Path, cells: Sequence[Cell]) -> tuple[Aim, ...]:
+def targets(folder: Path, cells: Sequence[Cell]) -> tuple[FleetTarget, ...]:
     """Return the targets of the Bakefiles of cells, in the order of the files. Raises BakefileError."""
     bakefiles = {cell.name.rpartition("@")[0]: cell.file for cell in cells}
     return tuple(
-        Aim(name, file, target.name, target.kind)
+        FleetTarget(name, file, target.name, target.kind)
         for name, file in bakefiles.items()
         for target in load(folder / file).rollout
     )
 
 
-def plan(rollout: Rollout, found: Sequence[Aim], wanted: Collection[str] | None = None) -> Plan:
+def plan(rollout: Rollout, found: Sequence[FleetTarget], wanted: Collection[str] | None = None) -> Plan:
     """Put targets into waves; of some Bakefiles alone, if they are ``wanted``. Pure.
 
     Raises InputError where there are no targets, and for what names none.
@@ -60,18 +60,20 @@ def plan(rollout: Rollout, found: Sequence[Aim], wanted: Collection[str] | None 
         )
     for wave in rollout.waves:
         for pattern in wave.targets:
-            if not any(fnmatchcase(aim.name, pattern) for aim in found):
-                known = ", ".join(aim.name for aim in found[:_MOST_NAMED])
+            if not any(fnmatchcase(target.name, pattern) for target in found):
+                known = ", ".join(target.name for target in found[:_MOST_NAMED])
                 raise InputError(f"the wave {wave.name}: {pattern} names no target", hint=f"there are: {known}")
     taken: dict[str, str] = {}
     for wave in rollout.waves:
-        for aim in found:
-            if any(fnmatchcase(aim.name, pattern) for pattern in wave.targets):
-                taken.setdefault(aim.name, wave.name)
+        for target in found:
+            if any(fnmatchcase(target.name, pattern) for pattern in wave.targets):
+                taken.setdefault(target.name, wave.name)
     rest = next((wave.name for wave in rollout.waves if wave.rest), None)
     if rest:
-        for aim in found:
-            taken.setdefault(aim.name, rest)
-    shown = [aim for aim in found if wanted is None or aim.bakefile in wanted]
-    waves = tuple((wave, tuple(aim for aim in shown if taken.get(aim.name) == wave.name)) for wave in rollout.waves)
-    return Plan(rollout, waves, tuple(aim for aim in shown if aim.name not in taken))
+        for target in found:
+            taken.setdefault(target.name, rest)
+    shown = [target for target in found if wanted is None or target.bakefile in wanted]
+    waves = tuple(
+        (wave, tuple(target for target in shown if taken.get(target.name) == wave.name)) for wave in rollout.waves
+    )
+    return Plan(rollout, waves, tuple(target for target in shown if target.name not in taken))

@@ -65,7 +65,7 @@ def _zone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         if not available_timezones():
-            raise InputError("this machine knows no time zones", hint="apt-get install tzdata") from None
+            raise InputError("this machine has no time zone data", hint="apt-get install tzdata") from None
         raise InputError(f"there is no time zone {name!r}", hint="write one such as Europe/Berlin, or UTC") from None
 
 

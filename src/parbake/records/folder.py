@@ -335,7 +335,7 @@ def locate_record(
 def remove(folder: Path, going: Sequence[Record]) -> tuple[str, ...]:
     """Remove artefacts and all beside them, record first: without its record it no longer counts as one.
 
-    Returns the artefacts that stay, since another parbake works on them.
+    Returns the artefacts that stay, since another parbake is working on them.
     """
     if not going:
         return ()

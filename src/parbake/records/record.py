@@ -9,12 +9,13 @@ from pydantic import Field
 from parbake.core.model import FILE_NAME, Digest, FileName, Frozen, Plan, Published, TraceSummary, Verdict
 from parbake.core.signing import Attached
 from parbake.machine.disk import BLOCK
-from parbake.records.statements import BLOCKS_DIGEST
 
 SUFFIX = ".json"
 BLOCKS_SUFFIX = ".blocks"
 TRACE_SUFFIX = ".trace"
 """Of the start-up trace beside an artefact: not one of JSON's, since it is not a record."""
+BLOCKS_DIGEST = "parbakeBlocks1"
+"""The subject's digest, beside ``sha256``, in the in-toto statement of a raw artefact: that of its list of blocks."""
 _HEX = r"^[0-9a-f]{64}$"
 
 

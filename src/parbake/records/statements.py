@@ -5,18 +5,12 @@ What is ours lies under ``parbake``. Sources: in-toto/attestation spec/v1/statem
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from parbake.core.reference import Reference
-
-if TYPE_CHECKING:
-    from parbake.records.record import Record
+from parbake.records.record import Record
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:parbake:bake:v1"
-BLOCKS_DIGEST = "parbakeBlocks1"
-"""The subject's digest, beside ``sha256``, in the in-toto statement of a raw artefact: that of its list of blocks."""
 
 
 def to_statement(record: Record) -> dict[str, object]:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from parbake.containerd.cri import has_image_volumes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from parbake.containerd import Cri
     from parbake.containerd.cri import Pod
-    from parbake.verify.starter import ContainerHost
 
 NEEDS = "an image volume needs containerd 2.1 or later, and this is {runtime}"
 # Any process of the container sees its mounts. What the image itself links to is not followed: it would lead out of it.
@@ -56,7 +55,10 @@ def place(pod: Pod) -> str:
     return f"/image-{pod.id[:16]}"
 
 
-def look(guest: ContainerHost, at: str, path: str) -> tuple[str, Sequence[str]]:
-    """Look at ``path`` of what is mounted ``at``; return what is wrong (empty: nothing) and the names there."""
-    state, *names = guest.check(["sh", "-c", _LOOK, "sh", at, path.rstrip("/")]).splitlines()
+def look(run: Callable[[Sequence[str]], str], at: str, path: str) -> tuple[str, Sequence[str]]:
+    """Look at ``path`` of what is mounted ``at``; return what is wrong (empty: nothing) and the names there.
+
+    ``run`` runs a program where containers are started, and returns its output.
+    """
+    state, *names = run(["sh", "-c", _LOOK, "sh", at, path.rstrip("/")]).splitlines()
     return _WRONG[state].format(path=path) if state in _WRONG else "", names

@@ -45,7 +45,7 @@ def compare_pull(verification: Verification, image: Image) -> Pulled:
     """
     node, events = verification.node, verification.events
     if node.is_docker:
-        raise ContainerdError("Docker runs this node, and only containerd's pulls are compared with")
+        raise ContainerdError("this node runs Docker, and parbake compares only with containerd's pulls")
     name = image.names[0]
     port = _port(Reference.parse(image.reference))
     with events.stage("network", "Connect the machine to the host's registry"):

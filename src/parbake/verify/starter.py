@@ -209,7 +209,7 @@ class Starter:
         container = mounted.create(self._cri, pod, self._pause, reference, timeout=startup.timeout)
         self._cri.start_container(container, timeout=startup.timeout)
         at = self._guest.now().wall * _NANO
-        problem, names = mounted.look(self._guest, mounted.place(pod), path)
+        problem, names = mounted.look(self._guest.check, mounted.place(pod), path)
         if problem:
             raise _Failed(problem)
         return at, shorten("\n".join(names))

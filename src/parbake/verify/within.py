@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from parbake.core.errors import MachineError
@@ -41,6 +42,7 @@ class _Bare(ast.NodeTransformer):
         return ast.Expr(ast.Constant(0)) if isinstance(node.value, ast.Constant) else node
 
 
+@cache
 def program() -> str:
     """Return the program that proves images, without its comments: user data has little room."""
     return ast.unparse(_Bare().visit(ast.parse(node_file("prove.py").read_text())))

@@ -24,14 +24,14 @@ def one_platform(bakefile_path: Path, overrides: Mapping[str, str], what: str) -
     found = each_platform(bakefile_path, overrides)
     if len(found) > 1:
         names = ", ".join(each["platform"] for each in found)
-        raise InputError(f"{what} is of one artefact, and the Bakefile has {names}", hint="add --platform")
+        raise InputError(f"{what} applies to one artefact, and the Bakefile has {names}", hint="add --platform")
     return found[0]
 
 
 def together(bakefile: Bakefile, output: Path) -> tuple[tuple[Path, Record], ...]:
     """Return the newest artefact of a Bakefile for each of its platforms, all of the same images.
 
-    Raises InputError where one is missing, or is of other images than the first.
+    Raises InputError where one is missing, or has other images than the first.
     """
     newest = {
         record.plan.platform: (place.parent / record.artefact, record)
@@ -46,7 +46,7 @@ def together(bakefile: Bakefile, output: Path) -> tuple[tuple[Path, Record], ...
     for (_, record), images in zip(found, held, strict=True):
         if images != held[0]:
             raise InputError(
-                f"{record.artefact} is of other images than {found[0][1].artefact}",
-                hint="`parbake bake` brings all platforms to the same; or name the records one by one",
+                f"{record.artefact} has other images than {found[0][1].artefact}",
+                hint="`parbake bake` brings all platforms up to date; or name the records one by one",
             )
     return found

@@ -74,6 +74,6 @@ def using(run: Session, name: str) -> Iterator[None]:
     output, events = run.bakefile.output, run.events
     with (
         access.readable(output, records.everything(output / name), run.bakefile.readable_by),
-        records.in_use(output, name, waiting=lambda: events.note(f"another parbake works on {name}: waiting")),
+        records.in_use(output, name, waiting=lambda: events.note(f"another parbake is working on {name}: waiting")),
     ):
         yield

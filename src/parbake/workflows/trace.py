@@ -54,7 +54,7 @@ def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | No
 def _fetched(record: Record, work: Path, events: Events) -> Path:
     """Read the disk of an artefact that lies in EC2. Raises InputError where it is nowhere."""
     if not record.published:
-        raise InputError(f"{record.artefact} is not there, and its record names no cloud that has it")
+        raise InputError(f"{record.artefact} is missing here, and its record names no copy of it in a cloud")
     from parbake.aws import ebs  # loads only where AWS is asked
 
     region, there = next(iter(record.published.items()))

@@ -19,7 +19,16 @@ from parbake.core.events import Events
 from parbake.core.model import GIB, Base, Plan
 from parbake.records import Record
 from tests.aws.aws.test_ebs import held
-from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven, policy_for
+from tests.aws.builders.test_ebs_builder import (
+    MACHINE,
+    VOLUME,
+    FakeBuilder,
+    build,
+    cloud,
+    direct,
+    fake_builder,
+    policy_for,
+)
 from tests.fakes.aws.ebs_direct_in_process import Direct
 from tests.fakes.aws.eventual import Eventual
 from tests.fakes.aws.iam_recorder import allowed_by
@@ -29,7 +38,7 @@ from tests.fakes.forks import in_child
 
 pytestmark = pytest.mark.slow
 
-__all__ = ["cloud", "direct", "oven"]
+__all__ = ["cloud", "direct", "fake_builder"]
 
 HOME, OTHER = "eu-west-1", "us-east-1"
 SETTINGS: dict[str, Any] = {
@@ -75,7 +84,7 @@ def elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("late", [0, 3])
 @pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=lambda plan: plan.name)
 def test_killed_at_each_call(
-    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan, late: int
+    tmp_path: Path, fake_builder: FakeBuilder, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan, late: int
 ) -> None:
     """``late``: AWS has not shown yet what was made when the next run begins, which then goes on with it all the same.
 
@@ -102,14 +111,14 @@ def test_killed_at_each_call(
         if late:
             clean(wanted)
         assert left(cloud) == here + artefacts(wanted, OTHER)
-        assert all(set(held(cloud, snapshot)) == set(oven.content) for snapshot in cloud.snapshots)
+        assert all(set(held(cloud, snapshot)) == set(fake_builder.content) for snapshot in cloud.snapshots)
 
     assert len(killed_everywhere(direct, lambda: whole(work), finishes, also_before=ALSO_BEFORE)) > 8
     assert bool(direct.eventual.refused) == bool(late)
 
 
 def test_killed_at_each_call_onto_a_base_with_further_disks(
-    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_builder: FakeBuilder, direct: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the base is made of besides is copied once, and is in the AMI, whenever the run dies."""
     cloud, work = direct.world, tmp_path / "work"
@@ -118,7 +127,7 @@ def test_killed_at_each_call_onto_a_base_with_further_disks(
     data = build(work, VOLUME).published[HOME].snapshots[0].id
     cloud.images[base]["further"] = [{"device": "/dev/xvdc", "snapshot": data, "virtual": "", "gib": "1"}]
     onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base, size=GIB)})
-    oven.content, before = {6: b"baked"}, len(cloud.snapshots)
+    fake_builder.content, before = {6: b"baked"}, len(cloud.snapshots)
     direct.eventual = Eventual(late=0)
 
     def finishes() -> None:

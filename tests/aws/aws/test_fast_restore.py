@@ -27,7 +27,7 @@ from tests.fakes.aws.ec2 import Cloud
 from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, failing, plan
 from tests.fakes.aws.iam_recorder import allowed_by, printed
 from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
-from tests.fakes.clusters import kitchen, machine_image, parbake, volume
+from tests.fakes.clusters import machine_image, parbake, project, volume
 
 __all__ = ["bake", "cloud", "plan"]
 
@@ -125,7 +125,7 @@ class Shop:
         found = raw("ec2").describe_images(Owners=["self"])["Images"][0]["ImageId"]
         self.image = self.with_snapshot(machine_image("first", found, region=REGION), self.disk)
         self.volume = self.with_snapshot(volume("data", self.data.id, region=REGION), self.data)
-        self.file = kitchen(folder, [{"ssm": "/nodes/gpu"}], self.image, self.volume)
+        self.file = project(folder, [{"ssm": "/nodes/gpu"}], self.image, self.volume)
         text = json.loads(self.file.read_text())
         text["name"], text["aws"] = "parbake", {"region": REGION}
         self.text = text

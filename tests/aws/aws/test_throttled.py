@@ -20,7 +20,7 @@ from parbake.core.model import Plan
 from tests.aws.aws.test_ebs_crash import artefacts, left
 from tests.aws.aws.test_ebs_crash import settings_for as ebs_settings
 from tests.aws.aws.test_eventual import killed_after, only_artefacts
-from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, build, direct, oven
+from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, FakeBuilder, build, direct, fake_builder
 from tests.aws.builders.test_ec2_crash import settings_for
 from tests.aws.conftest import REGION
 from tests.fakes.aws.ebs_direct_in_process import Direct
@@ -28,7 +28,7 @@ from tests.fakes.aws.ec2 import Cloud
 from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan, volume
 from tests.fakes.aws.interceptor import throttled_everywhere
 
-__all__ = ["bake", "cloud", "direct", "oven", "plan", "volume"]
+__all__ = ["bake", "cloud", "direct", "fake_builder", "plan", "volume"]
 
 # A look at a console that is refused is followed by the next look; all else is over, and at most cleaned up after.
 POLLED = {"GetConsoleOutput"}
@@ -58,7 +58,7 @@ def test_a_bake_on_an_instance(cloud: Cloud, bake: Bake, kind: str, request: pyt
 
 
 @pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=lambda plan: plan.name)
-def test_a_bake_without_one(tmp_path: Path, oven: Oven, direct: Direct, wanted: Plan) -> None:
+def test_a_bake_without_one(tmp_path: Path, fake_builder: FakeBuilder, direct: Direct, wanted: Plan) -> None:
     def judge(came: Exception | None, throttled: Counter[str]) -> None:
         assert came
         said(came, throttled)
@@ -66,7 +66,7 @@ def test_a_bake_without_one(tmp_path: Path, oven: Oven, direct: Direct, wanted: 
     met = throttled_everywhere(direct, lambda: build(tmp_path, wanted, **ebs_settings(wanted)), judge)
     assert met >= {"StartSnapshot", "CompleteSnapshot", "DescribeSnapshots", "CreateTags"}
     assert left(direct.world) == artefacts(wanted, REGION) + artefacts(wanted, OTHER)
-    assert len(oven.bakes) == 1
+    assert len(fake_builder.bakes) == 1
 
 
 def test_a_clean_up(cloud: Cloud, bake: Bake, plan: Plan) -> None:

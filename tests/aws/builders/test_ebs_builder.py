@@ -51,7 +51,7 @@ VOLUME = plan(name="data", artefact=Artefact(kind="volume", format="snapshot"), 
 MACHINE = plan(name="node", artefact=Artefact(kind="machine-image", format="ami"), base=Base(kind="debian"), size=GIB)
 
 
-class Oven:
+class FakeBuilder:
     """Stands in for the local builder: writes ``content`` into some blocks of a disk, on top of the base's.
 
     ``steps`` is what became of disks, in request: built, prepared for cold starts, proven (with ``verdict``).
@@ -90,8 +90,8 @@ class Oven:
 
 
 @pytest.fixture
-def oven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oven:
-    made = Oven()
+def fake_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBuilder:
+    made = FakeBuilder()
     monkeypatch.setattr(disks, "builder_of", lambda _: made)
     monkeypatch.setattr(bake, "boot", made.boot)
     monkeypatch.setattr(bake, "can_boot", lambda *_: True)
@@ -162,18 +162,18 @@ def staged(folder: Path) -> list[Path]:
     return [path for path in (folder / "cache/uploads").glob("*") if path.name != ".parbake"]
 
 
-def test_a_volume_becomes_a_snapshot(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_a_volume_becomes_a_snapshot(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
     baked = build(tmp_path, VOLUME)
     ((region, there),) = baked.published.items()
     (snapshot,) = there.snapshots
     assert (region, there.image, snapshot.device, snapshot.size) == ("eu-west-1", "", "", GIB)
     assert set(held(cloud, snapshot.id)) == {0, 5, 900}
     assert (baked.size, baked.verdict, baked.sealed) == (GIB, PASSED, ("machine-id",))
-    assert oven.bakes[0].artefact == Artefact(kind="volume")
+    assert fake_builder.bakes[0].artefact == Artefact(kind="volume")
     assert staged(tmp_path) == []
 
 
-def test_a_machine_image_becomes_an_ami(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_a_machine_image_becomes_an_ami(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
     there = build(tmp_path, MACHINE).published["eu-west-1"]
     assert cloud.images[there.image]["name"] == f"node-{MACHINE.key[:12]}"
     assert cloud.images[there.image]["attributes"]["BootMode"] == "legacy-bios", "the disk has no ESP"
@@ -181,34 +181,34 @@ def test_a_machine_image_becomes_an_ami(tmp_path: Path, oven: Oven, cloud: Cloud
     assert cloud.images[there.image]["tags"]["parbake:managed"] == "artefact"
     again = build(tmp_path, MACHINE, fresh=True).published["eu-west-1"]
     assert again.image != there.image, "an AMI that exists is never touched"
-    assert len(oven.bakes) == 2
+    assert len(fake_builder.bakes) == 2
 
 
-def test_what_fails_verification_is_not_sent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
-    oven.verdict = FAILED
+def test_what_fails_verification_is_not_sent(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
+    fake_builder.verdict = FAILED
     with pytest.raises(VerificationFailed, match="it does not start"):
         build(tmp_path, VOLUME)
     record = read(tmp_path / f"{VOLUME.artefact_name}.json")
     assert (record.published, record.verdict) == ({}, FAILED)
     assert cloud.calls["StartSnapshot"] == 0
-    oven.verdict = PASSED
+    fake_builder.verdict = PASSED
     assert build(tmp_path, VOLUME).published, "verified anew: how to start an image is no part of the plan"
-    assert len(oven.bakes) == 1
+    assert len(fake_builder.bakes) == 1
 
 
 def test_what_leaves_was_rehearsed_laid_out_and_proven_before(
-    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The protocol, whatever publishes: and what was sent are the bytes that were laid out and proven."""
     send = EbsShipment.send
 
     def sent(shipment: EbsShipment, disk: Disk) -> Any:
-        oven.steps.append("send")
+        fake_builder.steps.append("send")
         return send(shipment, disk)
 
     monkeypatch.setattr(EbsShipment, "send", sent)
     record = build(tmp_path, VOLUME, rehearse=True)
-    assert oven.steps == ["build", "lay out", "prove", "send"]
+    assert fake_builder.steps == ["build", "lay out", "prove", "send"]
     snapshot = record.published["eu-west-1"].snapshots[0].id
     assert held(cloud, snapshot)[700].startswith(b"laid out")
     assert record.trace is not None
@@ -216,29 +216,29 @@ def test_what_leaves_was_rehearsed_laid_out_and_proven_before(
     assert load_trace(tmp_path / record.trace_name) == TRACE
 
     (tmp_path / record.file_name).unlink()
-    oven.steps.clear()
+    fake_builder.steps.clear()
     again = build(tmp_path, VOLUME, rehearse=True)
-    assert oven.steps == ["rehearse", "prove"], "what AWS has is read back and stays as it is"
+    assert fake_builder.steps == ["rehearse", "prove"], "what AWS has is read back and stays as it is"
     assert again.trace == record.trace
     assert list(cloud.snapshots) == [snapshot]
 
 
 def test_the_trace_of_a_disk_outlives_a_run_that_was_cut_off(
-    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as cut:
         cut.setattr(ebs, "upload", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path, VOLUME, rehearse=True)
-    oven.steps.clear()
+    fake_builder.steps.clear()
     monkeypatch.setattr(coldstart, "prepare", lambda disk, *_, **__: disk if disk.trace else pytest.fail("no trace"))
     assert build(tmp_path, VOLUME, rehearse=True).trace is not None
-    assert oven.steps == ["prove"]
+    assert fake_builder.steps == ["prove"]
     assert len(cloud.snapshots) == 1
 
 
 def test_a_run_that_was_cut_off_goes_on_with_its_disk(
-    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for call in ("upload", "register"):
         with monkeypatch.context() as cut:
@@ -247,14 +247,14 @@ def test_a_run_that_was_cut_off_goes_on_with_its_disk(
                 build(tmp_path, MACHINE)
         assert len(staged(tmp_path)) == 1
     baked = build(tmp_path, MACHINE)
-    assert len(oven.bakes) == 1
+    assert len(fake_builder.bakes) == 1
     assert len(cloud.snapshots) == len(cloud.images) == 1
     assert baked.sealed == ("machine-id",)
     assert staged(tmp_path) == []
 
 
 def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(
-    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as cut:
         cut.setattr(ebs, "register", _interrupted)
@@ -265,11 +265,11 @@ def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(
     assert left.tags["parbake:managed"] == "temporary"
     assert remove(LeftoverFilter(key=MACHINE.key), "eu-west-1", Events()) == (left.id,)
     assert build(tmp_path, MACHINE).published, "it is sent anew"
-    assert len(oven.bakes) == 1
+    assert len(fake_builder.bakes) == 1
 
 
 def test_a_volume_that_was_cut_off_is_finished(
-    tmp_path: Path, oven: Oven, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies, shares and the last word are made sure of, with nothing baked or sent again."""
     settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
@@ -284,11 +284,13 @@ def test_a_volume_that_was_cut_off_is_finished(
     assert len(cloud.snapshots) == 2
     for made in cloud.snapshots.values():
         assert (made.tags["parbake:managed"], made.shared) == ("artefact", {"123456789012"})
-    assert (len(oven.bakes), cloud.calls["PutSnapshotBlock"]) == (1, 3)
+    assert (len(fake_builder.bakes), cloud.calls["PutSnapshotBlock"]) == (1, 3)
 
 
 @pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=["volume", "ami"])
-def test_a_copy_belongs_to_the_account_of_its_role(tmp_path: Path, oven: Oven, cloud: Cloud, wanted: Plan) -> None:
+def test_a_copy_belongs_to_the_account_of_its_role(
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud, wanted: Plan
+) -> None:
     """The original is shared with it, the copy is made there in its role; and what `parbake iam` prints is enough."""
     role = "arn:aws:iam::210987654321:role/copies"
     settings = {"region": "eu-west-1", "copy_to": ["us-east-1"], "copy_roles": {"us-east-1": role}}
@@ -310,25 +312,27 @@ def test_a_copy_belongs_to_the_account_of_its_role(tmp_path: Path, oven: Oven, c
         set(),
     )
     assert copied.tags["parbake:managed"] == "artefact"
-    assert (len(oven.bakes), len(cloud.snapshots)) == (1, 2)
+    assert (len(fake_builder.bakes), len(cloud.snapshots)) == (1, 2)
     assert found["assume"]["Statement"][0]["Resource"] == [role]
 
 
-def test_what_exists_goes_where_the_bakefile_says_by_now(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_what_exists_goes_where_the_bakefile_says_by_now(
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud
+) -> None:
     for wanted in (VOLUME, MACHINE):
         first = build(tmp_path, wanted, region="eu-west-1").published
         again = build(tmp_path, wanted, region="eu-west-1", copy_to=["us-east-1"]).published
         assert again["eu-west-1"].snapshots == first["eu-west-1"].snapshots
         copied = again["us-east-1"].snapshots[0].id
         assert cloud.snapshots[copied].tags["parbake:managed"] == "artefact"
-    assert len(oven.bakes) == 2
+    assert len(fake_builder.bakes) == 2
 
 
 def _interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
     cloud.slow = 2
     zones = ["eu-west-1a", "us-east-1b"]
     settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
@@ -344,10 +348,10 @@ def test_a_volume_is_copied_shared_and_warmed(tmp_path: Path, oven: Oven, cloud:
         build(tmp_path, VOLUME, share_with=["arn:aws:organizations::123456789012:organization/o-abcdefghij"])
     with pytest.raises(InputError, match="can be deprecated"):
         build(tmp_path, VOLUME, deprecate_after="90d")
-    assert len(oven.bakes) == 1
+    assert len(fake_builder.bakes) == 1
 
 
-def test_an_ami_is_copied_shared_and_dated(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_an_ami_is_copied_shared_and_dated(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
     cloud.slow = 2
     settings: dict[str, Any] = {"region": "eu-west-1", "copy_to": ["us-east-1"], "share_with": ["123456789012"]}
     settings["copy_within"] = "1h"
@@ -361,10 +365,10 @@ def test_an_ami_is_copied_shared_and_dated(tmp_path: Path, oven: Oven, cloud: Cl
         assert image["tags"]["parbake:managed"] == "artefact"
         assert cloud.fast.on(snapshot.id) == ({"us-east-1b"} if region == "us-east-1" else set())
         assert set(held(cloud, snapshot.id)) == {0, 5, 900}
-    assert len(oven.bakes) == 1
+    assert len(fake_builder.bakes) == 1
 
 
-@pytest.mark.usefixtures("oven")
+@pytest.mark.usefixtures("fake_builder")
 def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> None:
     """Ubuntu's root is /dev/sda1; its further disks, among them another account's, become this account's own."""
     base = build(tmp_path, MACHINE).published["eu-west-1"]
@@ -406,7 +410,7 @@ def test_what_the_base_says_of_itself_stays(tmp_path: Path, cloud: Cloud) -> Non
     ), "copied once"
 
 
-@pytest.mark.usefixtures("oven")
+@pytest.mark.usefixtures("fake_builder")
 def test_uefi_variables_that_may_not_be_read_are_told(tmp_path: Path, cloud: Cloud) -> None:
     base = build(tmp_path, MACHINE).published["eu-west-1"]
     cloud.images[base.image]["attributes"]["BootMode"] = "uefi"

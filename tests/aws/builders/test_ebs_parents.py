@@ -14,17 +14,17 @@ from parbake.core.events import Events
 from parbake.core.model import GIB, Artefact, Base
 from parbake.machine.disk import BLOCK, BlockList
 from tests.aws.aws.test_ebs import held
-from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, build, cloud, direct, oven
+from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, FakeBuilder, build, cloud, direct, fake_builder
 from tests.fakes.aws.ebs_direct_in_process import Direct
 from tests.fakes.aws.interceptor import refuse
 from tests.fakes.ebs_direct_server import EBS_KEY, Cloud
 
-__all__ = ["cloud", "direct", "oven"]
+__all__ = ["cloud", "direct", "fake_builder"]
 
 
-def test_the_next_of_a_name_sends_what_differs(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_the_next_of_a_name_sends_what_differs(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
     first = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
-    oven.content = {0: b"boot", 5: b"changed", 901: b"new"}
+    fake_builder.content = {0: b"boot", 5: b"changed", 901: b"new"}
     changed = VOLUME.model_copy(update={"keep_layers": True})
     before = cloud.calls["PutSnapshotBlock"]
     second = build(tmp_path, changed).published["eu-west-1"].snapshots[0].id
@@ -35,9 +35,9 @@ def test_the_next_of_a_name_sends_what_differs(tmp_path: Path, oven: Oven, cloud
     assert cloud.snapshots[other].parent == "", "another name, another lineage"
 
 
-def test_encrypted_and_not_do_not_mix(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_encrypted_and_not_do_not_mix(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
     build(tmp_path, VOLUME)
-    oven.content = {7: b"x"}
+    fake_builder.content = {7: b"x"}
     locked = {"kind": "volume", "format": "snapshot", "encrypted": True, "kms_key": "alias/nodes"}
     wanted = VOLUME.model_copy(update={"artefact": Artefact.model_validate(locked)})
     made = cloud.snapshots[build(tmp_path, wanted).published["eu-west-1"].snapshots[0].id]
@@ -49,7 +49,7 @@ def test_encrypted_and_not_do_not_mix(tmp_path: Path, oven: Oven, cloud: Cloud) 
 
 
 def test_where_aws_encrypts_by_default_the_second_bake_sends_what_differs(
-    tmp_path: Path, oven: Oven, cloud: Cloud
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud
 ) -> None:
     oldest = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
     cloud.by_default["eu-west-1"] = EBS_KEY
@@ -57,7 +57,7 @@ def test_where_aws_encrypts_by_default_the_second_bake_sends_what_differs(
     wanted = [each.model_copy(update={"size_is_fixed": True}) for each in wanted]
     first = cloud.snapshots[build(tmp_path, wanted[0]).published["eu-west-1"].snapshots[0].id]
     assert (first.encrypted, first.parent) == (True, ""), f"{oldest} is not encrypted, and AWS takes no such parent"
-    oven.content = {0: b"boot", 5: b"changed", 900: b"more"}
+    fake_builder.content = {0: b"boot", 5: b"changed", 900: b"more"}
     before = cloud.calls["PutSnapshotBlock"]
     second = cloud.snapshots[build(tmp_path, wanted[1]).published["eu-west-1"].snapshots[0].id]
     assert (second.parent, set(second.written)) == (first.id, {5})
@@ -69,7 +69,7 @@ def test_where_aws_encrypts_by_default_the_second_bake_sends_what_differs(
 
 @pytest.mark.parametrize("call", ["GetEbsEncryptionByDefault", "GetEbsDefaultKmsKeyId", "DescribeKey"])
 def test_who_may_not_ask_how_aws_encrypts_still_sends_what_differs(
-    tmp_path: Path, oven: Oven, direct: Direct, call: str
+    tmp_path: Path, fake_builder: FakeBuilder, direct: Direct, call: str
 ) -> None:
     cloud = direct.world
     cloud.by_default["eu-west-1"] = EBS_KEY
@@ -80,12 +80,12 @@ def test_who_may_not_ask_how_aws_encrypts_still_sends_what_differs(
 
     direct.before.append(refused)
     first = build(tmp_path, VOLUME).published["eu-west-1"].snapshots[0].id
-    oven.content = {0: b"boot", 5: b"changed", 900: b"more"}
+    fake_builder.content = {0: b"boot", 5: b"changed", 900: b"more"}
     second = build(tmp_path, VOLUME.model_copy(update={"keep_layers": True})).published["eu-west-1"].snapshots[0].id
     assert (cloud.snapshots[second].parent, set(cloud.snapshots[second].written)) == (first, {5})
 
 
-def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_a_parent_that_the_user_names(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
     path = tmp_path / "parent.raw"
     with path.open("wb") as file:
         file.truncate(GIB)
@@ -104,13 +104,15 @@ def test_a_parent_that_the_user_names(tmp_path: Path, oven: Oven, cloud: Cloud) 
         build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot=parent)
     with pytest.raises(AwsError, match="does not exist"):
         build(tmp_path, VOLUME.model_copy(update={"keep_layers": True}), parent_snapshot="snap-0123456789abcdef0")
-    assert len(oven.bakes) == 2, "the disk waits for a better answer"
+    assert len(fake_builder.bakes) == 2, "the disk waits for a better answer"
 
 
-def test_an_ami_as_base_is_fetched_once_and_is_the_parent(tmp_path: Path, oven: Oven, cloud: Cloud) -> None:
+def test_an_ami_as_base_is_fetched_once_and_is_the_parent(
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud
+) -> None:
     base = build(tmp_path, MACHINE).published["eu-west-1"]
     onto = MACHINE.model_copy(update={"name": "onto", "base": Base(kind="ami", identity=base.image, size=GIB)})
-    oven.content = {6: b"baked"}
+    fake_builder.content = {6: b"baked"}
     there = build(tmp_path, onto).published["eu-west-1"]
     made = there.snapshots[0].id
     assert cloud.snapshots[made].parent == base.snapshots[0].id

@@ -28,7 +28,16 @@ from parbake.workflows.plan import BakeResult
 from parbake.workflows.sharing import make_and_share
 from tests.aws.aws.test_ebs import held
 from tests.aws.aws.test_ebs_crash import HOME, OTHER, left
-from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, Oven, cloud, direct, oven, policy_for, session
+from tests.aws.builders.test_ebs_builder import (
+    MACHINE,
+    VOLUME,
+    FakeBuilder,
+    cloud,
+    direct,
+    fake_builder,
+    policy_for,
+    session,
+)
 from tests.fakes import machines
 from tests.fakes.aws.ebs_direct_in_process import Direct
 from tests.fakes.aws.eventual import Eventual
@@ -36,8 +45,8 @@ from tests.fakes.aws.iam_recorder import allowed_by
 from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
 from tests.fakes.ebs_direct_server import Cloud
 
-__all__ = ["cloud", "direct", "oven"]
-pytestmark = pytest.mark.usefixtures("oven")
+__all__ = ["cloud", "direct", "fake_builder"]
+pytestmark = pytest.mark.usefixtures("fake_builder")
 
 SETTINGS: dict[str, Any] = {"region": HOME, "copy_to": [OTHER]}
 
@@ -78,7 +87,7 @@ def of_key(cloud: Cloud, region: str = HOME) -> list[str]:
 
 @pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=lambda plan: plan.name)
 def test_two_at_once_make_one(
-    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan
+    tmp_path: Path, fake_builder: FakeBuilder, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan
 ) -> None:
     machines.install(monkeypatch, tmp_path, ttl=60)  # both live, however slowly
     found: dict[str, Record] = {}
@@ -103,7 +112,7 @@ def test_two_at_once_make_one(
     found["one"] = story(tmp_path, wanted).record
     other.join()
     assert found["one"] == found["two"]
-    assert len(oven.bakes) == 1, "the second waited for the first"
+    assert len(fake_builder.bakes) == 1, "the second waited for the first"
     assert left(direct.world) == sorted(
         f"{region} artefact" for region in (HOME, OTHER) for _ in range(1 + (wanted is MACHINE))
     )
@@ -136,7 +145,7 @@ def die_with(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("at", ["PutSnapshotBlock", "CompleteSnapshot", "RegisterImage", "CreateTags", "CopySnapshot"])
 @pytest.mark.parametrize("wanted", [VOLUME, MACHINE], ids=lambda plan: plan.name)
 def test_another_machine_goes_on_with_what_a_dead_one_has_sent(
-    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan, at: str
+    tmp_path: Path, fake_builder: FakeBuilder, direct: Direct, monkeypatch: pytest.MonkeyPatch, wanted: Plan, at: str
 ) -> None:
     """Its own disk has other bytes: they are those that are published, or the dead one's, read back and proven."""
     if (wanted is VOLUME and at == "RegisterImage") or (wanted is MACHINE and at == "CopySnapshot"):
@@ -150,8 +159,8 @@ def test_another_machine_goes_on_with_what_a_dead_one_has_sent(
             story(tmp_path, wanted)
         back()
     (snapshot,) = of_key(world)
-    oven.content = {0: b"boot", 5: b"other", 901: b"more"}
-    oven.steps.clear()
+    fake_builder.content = {0: b"boot", 5: b"other", 901: b"more"}
+    fake_builder.steps.clear()
     record = story(tmp_path, wanted, machine="two").record
     assert of_key(world) == [snapshot], "the same one"
     assert record.published[HOME].snapshots[0].id == snapshot
@@ -160,8 +169,8 @@ def test_another_machine_goes_on_with_what_a_dead_one_has_sent(
     assert there[5].startswith(b"other" if sent_by_two else b"data")
     laid_out = {700} if wanted is VOLUME else set[int]()
     assert set(there) == {0, 5, 901 if sent_by_two else 900} | laid_out
-    assert oven.steps[0] == ("build" if sent_by_two else "rehearse" if laid_out else "prove")
-    assert oven.steps[-1] == "prove"
+    assert fake_builder.steps[0] == ("build" if sent_by_two else "rehearse" if laid_out else "prove")
+    assert fake_builder.steps[-1] == "prove"
     assert record.blocks is not None
     assert set(left(world)) == {f"{region} artefact" for region in (HOME, OTHER)}
     assert story(tmp_path, wanted).record == record, "and the dead one takes it over"
@@ -232,7 +241,9 @@ def test_a_frozen_machine_that_comes_back_changes_nothing(
 
 
 @pytest.mark.slow
-def test_killed_at_each_call(tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_each_call(
+    tmp_path: Path, fake_builder: FakeBuilder, direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever goes on, the dead one itself or another machine, makes nothing twice, also where AWS shows it late."""
     world, work = direct.world, tmp_path / "work"
     world.late, direct.eventual = 2, Eventual(late=2)
@@ -243,7 +254,7 @@ def test_killed_at_each_call(tmp_path: Path, oven: Oven, direct: Direct, monkeyp
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run(["/bin/cp", "-a", str(work), str(folder)], check=True)  # holes stay holes
         machines.install(monkeypatch, folder, ttl=0.05)
-        oven.content = {0: b"boot", 5: b"other", 900: b"more"}
+        fake_builder.content = {0: b"boot", 5: b"other", 900: b"more"}
         story(folder, MACHINE, machine=("one", "two")[len(direct.calls) % 2], region=HOME)
         assert direct.eventual
         direct.eventual.settle()
@@ -270,7 +281,7 @@ def test_throttled_at_each_call(tmp_path: Path, direct: Direct) -> None:
 
 
 def test_what_was_not_noted_is_sent_again(
-    tmp_path: Path, oven: Oven, direct: Direct, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_builder: FakeBuilder, direct: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dead machine's last blocks are in the snapshot, and in no note: even where mine are empty, they are written."""
     with monkeypatch.context() as cut:
@@ -281,7 +292,7 @@ def test_what_was_not_noted_is_sent_again(
             story(tmp_path, VOLUME, region=HOME)
     (snapshot,) = of_key(direct.world)
     assert 900 in direct.world.snapshots[snapshot].written
-    oven.content = {0: b"boot"}
+    fake_builder.content = {0: b"boot"}
     record = story(tmp_path, VOLUME, machine="two", region=HOME).record
     assert record.published[HOME].snapshots[0].id == snapshot
     assert set(held(direct.world, snapshot)) == {0, 700}

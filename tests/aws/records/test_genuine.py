@@ -12,7 +12,7 @@ import pytest
 from parbake import records
 from tests.aws.conftest import REGION
 from tests.fakes.aws.boto_clients import raw
-from tests.fakes.clusters import kitchen, machine_image, parbake, volume
+from tests.fakes.clusters import machine_image, parbake, project, volume
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 
@@ -55,7 +55,7 @@ class Shop:
         made = machine_image("first", "ami-1", region=REGION)
         self.image, self.snapshot = ami("first", tagged(made, **tags))
         self.record = with_ids(made, self.image, self.snapshot)
-        self.file = kitchen(folder, [{"ssm": "/nodes/gpu"}], self.record)
+        self.file = project(folder, [{"ssm": "/nodes/gpu"}], self.record)
         self.path = folder / "artefacts" / self.record.file_name
 
     def edit(self, *pairs: tuple[str, str]) -> None:
@@ -172,7 +172,7 @@ def test_one_edit_of_a_volumes_snapshot(tmp_path: Path, capsys: pytest.CaptureFi
     made = volume("data", "snap-1", region=REGION)
     real, evil = disk(tagged(made)), disk([])
     made = with_ids(made, "", real)
-    kitchen(tmp_path, [{"file": "out.json"}], made)
+    project(tmp_path, [{"file": "out.json"}], made)
     shown().clear()
     path = tmp_path / "artefacts" / made.file_name
     true = path.read_text()

@@ -26,7 +26,7 @@ from tests.aws.conftest import REGION
 from tests.fakes.aws.eventual import Eventual
 from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
 from tests.fakes.aws.moto_with_faults import Plain, stand
-from tests.fakes.clusters import kitchen, machine_image
+from tests.fakes.clusters import machine_image, project
 from tests.fakes.kubernetes.kubectl_in_process import kubectl
 from tests.fakes.kubernetes.server import Server, listening, serving
 from tests.fakes.kubernetes.store import Refused
@@ -36,7 +36,7 @@ from tests.unit.rollouts.test_pointers import BY_PARAMETER, BY_TAG, InTheCloud, 
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 BY_ID = {"name": "gpu", "karpenter": {"nodeclass": "gpu"}}
-MANNER = rollout.RolloutOptions(interval=0.001)
+OPTIONS = rollout.RolloutOptions(interval=0.001)
 WRITES = {
     "id": ["PatchNodeClass"],
     "tag": ["CreateTags", "PatchNodeClass"],
@@ -57,7 +57,7 @@ class World:
 
     def out(self, record: Record) -> Any:
         """Hand out, and follow until the nodes run it."""
-        [handed] = rollout.rollout(self.file, [record.key], Events(), MANNER)
+        [handed] = rollout.rollout(self.file, [record.key], Events(), OPTIONS)
         assert handed.follow
         assert handed.follow.done
         return handed
@@ -65,7 +65,7 @@ class World:
     def back(self) -> Any:
         """Go back, later."""
         self.settle()
-        [handed] = rollout.rollback(self.file, Events(), MANNER)
+        [handed] = rollout.rollback(self.file, Events(), OPTIONS)
         return handed
 
     def settle(self) -> None:
@@ -96,7 +96,7 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]) -> Iterator[World]:
     first, second = (machine_image(word, register(word), region=REGION) for word in ("first", "second"))
-    file = kitchen(tmp_path, [target], first, second)
+    file = project(tmp_path, [target], first, second)
     plain = stand(monkeypatch)
     with serving(tmp_path, NEW, "karpenter.sh_nodepools.v1", "karpenter.sh_nodeclaims.v1") as server:
         use(server, monkeypatch)

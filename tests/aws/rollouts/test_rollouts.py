@@ -24,7 +24,7 @@ from tests.fakes.aws.autoscaling import Fleets
 from tests.fakes.aws.boto_clients import raw
 from tests.fakes.aws.iam_recorder import NOTED, attach, printed
 from tests.fakes.aws.interceptor import Killed
-from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.clusters import goes_out_again, machine_image, parbake, project, volume
 from tests.fakes.policies import refused
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
@@ -96,7 +96,7 @@ def test_a_target_in_another_account(fleets: Fleets, tmp_path: Path, capsys: pyt
     """It is written in its role there, which may do what `parbake iam` prints for it."""
     del fleets
     role = "arn:aws:iam::210987654321:role/rollout"
-    kitchen(tmp_path, [{**PARAMETER, "role": role, "external_id": "fleet-7"}], FIRST)
+    project(tmp_path, [{**PARAMETER, "role": role, "external_id": "fleet-7"}], FIRST)
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
     there: Any = ssm_backends["210987654321"][REGION]
     assert there.get_parameter("/nodes/gpu").value == "ami-1"
@@ -110,12 +110,12 @@ def test_a_target_in_another_account(fleets: Fleets, tmp_path: Path, capsys: pyt
     assert [each["Resource"] for each in put] == [["arn:aws:ssm:eu-west-1:210987654321:parameter/nodes/gpu"]]
     assert "ssm:PutParameter" not in iam.actions(found["rollout"])
     # The calls of this test are noted as if all were made in one account: by the policies of that account's roles.
-    kitchen(tmp_path, [PARAMETER], FIRST)
+    project(tmp_path, [PARAMETER], FIRST)
 
 
 def test_a_group_and_back(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = group()
-    kitchen(tmp_path, [{"asg": {"group": "workers", "checkpoints": [50, 100], "healthy": 80, "warmup": "30s"}}], FIRST)
+    project(tmp_path, [{"asg": {"group": "workers", "checkpoints": [50, 100], "healthy": 80, "warmup": "30s"}}], FIRST)
     code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
     assert (code, len(versions(made))) == (0, 1), "a dry run makes no version"
     assert '+  "ImageId": "ami-1"' in shown["targets"][0]["diff"]
@@ -135,7 +135,7 @@ def test_a_group_and_back(fleets: Fleets, tmp_path: Path, capsys: pytest.Capture
     assert not goes_out_again(tmp_path, FIRST)
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
     assert goes_out_again(tmp_path, FIRST), "somebody has said so"
-    kitchen(tmp_path, [GROUP], FIRST, SECOND)
+    project(tmp_path, [GROUP], FIRST, SECOND)
     assert parbake(capsys, "rollout", SECOND.key, "--superseding", "ami-1", *QUICK)[0] == 0
     assert parbake(capsys, "rollback", *QUICK)[0] == 0
     assert held() == "1", "what was superseded is no way back"
@@ -145,7 +145,7 @@ def test_a_group_that_fails_goes_back_by_itself(
     fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group()
-    kitchen(tmp_path, [GROUP], FIRST)
+    project(tmp_path, [GROUP], FIRST)
     fleets.fails = "1 instance failed its health check"
     code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, held()) == (1, "1")
@@ -158,7 +158,7 @@ def test_going_back_while_a_refresh_is_under_way(
     fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group()
-    kitchen(tmp_path, [GROUP], FIRST, SECOND)
+    project(tmp_path, [GROUP], FIRST, SECOND)
     fleets.stuck = True
     code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1")
     assert (code, error["error"]) == (1, "Stalled")
@@ -180,7 +180,7 @@ def test_a_group_that_cannot_go_back_by_itself(
         raw("ec2").create_launch_template_version(LaunchTemplateId=made, SourceVersion="1", LaunchTemplateData=changes)
         specification = {"LaunchTemplateId": made, "Version": "2"}
         raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
-    kitchen(tmp_path, [GROUP], FIRST)
+    project(tmp_path, [GROUP], FIRST)
     code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert code == 0
     assert "without auto-rollback" in done["targets"][0]["cautions"][0]
@@ -195,7 +195,7 @@ def test_instances_of_before_are_refreshed(fleets: Fleets, tmp_path: Path, capsy
     fleets.instances["workers"] = ["1", "1"]
     changes = {"ImageId": "ami-1", "BlockDeviceMappings": DISKS}
     raw("ec2").create_launch_template_version(LaunchTemplateId=made, SourceVersion="1", LaunchTemplateData=changes)
-    kitchen(tmp_path, [GROUP], FIRST)
+    project(tmp_path, [GROUP], FIRST)
     code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, done["changed"], fleets.instances["workers"]) == (0, True, ["2", "2"])
 
@@ -220,7 +220,7 @@ def test_a_run_that_ends_before_a_call_is_finished(
     call: str,
 ) -> None:
     made = group() if target is GROUP else node_group("CUSTOM")
-    kitchen(tmp_path, [target], FIRST)
+    project(tmp_path, [target], FIRST)
 
     def die(**_: Any) -> None:
         raise Killed
@@ -280,7 +280,7 @@ def test_two_rollouts_race(
     """Between the look and the write, somebody else writes: nothing is written then, and the next run sees it."""
     group()
     raw("ssm").put_parameter(Name="/nodes/gpu", Value="ami-0", Type="String")
-    kitchen(tmp_path, [target], FIRST)
+    project(tmp_path, [target], FIRST)
     decided = kind.plan
 
     def plan(self: Any, offer: Offer) -> Any:
@@ -305,7 +305,7 @@ def test_an_image_of_another_architecture(
     arm = raw("ec2").register_image(Name="arm", RootDeviceName="/dev/xvda")["ImageId"]
     ec2_backends["123456789012"][REGION].amis[arm].architecture = "arm64"  # moto notes none
     made = group(image=arm) if target is GROUP else node_group("CUSTOM", arm)
-    kitchen(tmp_path, [target], FIRST)
+    project(tmp_path, [target], FIRST)
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert (code, len(versions(made))) == (1, 1)
     assert f"its nodes run arm64 ({arm}), and {FIRST.artefact} is for amd64" in error["message"]
@@ -317,7 +317,7 @@ def test_node_groups_go_back_by_going_forward(
     fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = node_group("CUSTOM")
-    kitchen(tmp_path, [NODES], FIRST, DATA)
+    project(tmp_path, [NODES], FIRST, DATA)
     code, _ = parbake(capsys, "rollout", FIRST.key, DATA.key, *QUICK)
     assert (code, fleets.versions) == (0, {"nodes": "2"})
     said = versions(made)[1]["LaunchTemplateData"]
@@ -335,7 +335,7 @@ def test_node_groups_go_back_by_going_forward(
 
 def test_a_node_group_that_fails(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     node_group("CUSTOM")
-    kitchen(tmp_path, [NODES], FIRST)
+    project(tmp_path, [NODES], FIRST)
     fleets.fails = "Reached max retries while trying to evict pods from nodes"
     code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert code == 1
@@ -348,7 +348,7 @@ def test_a_node_group_whose_images_eks_chooses(
     fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = node_group("AL2023_x86_64_STANDARD", image="")
-    kitchen(tmp_path, [NODES], FIRST, DATA)
+    project(tmp_path, [NODES], FIRST, DATA)
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert (code, len(versions(made))) == (1, 1)
     assert "EKS chooses the images" in error["message"]
@@ -377,7 +377,7 @@ def node_group(kind: str, image: str = "ami-0") -> str:
 def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del fleets
     ssm = raw("ssm")
-    kitchen(tmp_path, [PARAMETER], FIRST, SECOND)
+    project(tmp_path, [PARAMETER], FIRST, SECOND)
     code, error = parbake(capsys, "rollback")
     assert (code, error["error"]) == (2, "InputError")
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
@@ -396,7 +396,7 @@ def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pyt
     assert values == ["ami-1", "ami-2", "ami-1"]
     assert parbake(capsys, "rollout", SECOND.key, *QUICK)[0] == 0
     third = machine_image("third", "ami-3", region=REGION)
-    kitchen(tmp_path, [PARAMETER], FIRST, SECOND, third)
+    project(tmp_path, [PARAMETER], FIRST, SECOND, third)
     assert parbake(capsys, "rollout", third.key, "--superseding", "ami-2", *QUICK)[0] == 0
     report = parbake(capsys, "status")[1][0]
     assert (report["holds"]["artefact"], report["previous"]["image"]) == (third.artefact, "ami-1")
@@ -407,7 +407,7 @@ def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pyt
 def test_targets_that_are_not_there(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del fleets
     group()
-    kitchen(tmp_path, [{"asg": {"group": "wrokers"}}, NODES], FIRST)
+    project(tmp_path, [{"asg": {"group": "wrokers"}}, NODES], FIRST)
     code, error = parbake(capsys, "rollout", FIRST.key, "--to", "asg")
     assert (code, error["hint"]) == (2, "there are: workers")
     code, error = parbake(capsys, "rollout", FIRST.key, "--to", "nodegroup")

@@ -20,11 +20,11 @@ from tests.fakes.aws.boto_clients import raw
 from tests.fakes.aws.eventual import Eventual
 from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
 from tests.fakes.aws.moto_with_faults import Plain, stand
-from tests.fakes.clusters import kitchen
+from tests.fakes.clusters import project
 
 __all__ = ["fleets"]
 pytestmark = pytest.mark.usefixtures("aws_mock")
-MANNER = rollout.RolloutOptions(interval=0.001)
+OPTIONS = rollout.RolloutOptions(interval=0.001)
 KINDS = pytest.mark.parametrize("target", [GROUP, NODES, PARAMETER], ids=lambda each: next(iter(each)))
 
 
@@ -37,12 +37,12 @@ def plain(fleets: Fleets, monkeypatch: pytest.MonkeyPatch) -> Plain:
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
     """Return a Bakefile beside two records; its targets are still to be written."""
-    return kitchen(tmp_path, [], FIRST, SECOND)
+    return project(tmp_path, [], FIRST, SECOND)
 
 
 def ready(file: Path, target: dict[str, Any]) -> str:
     """Make the target, and the Bakefile that names it; return its launch template."""
-    kitchen(file.parent, [target])
+    project(file.parent, [target])
     if target is PARAMETER:
         raw("ssm").put_parameter(Name="/nodes/gpu", Value="ami-0", Type="String")
         return ""
@@ -50,14 +50,14 @@ def ready(file: Path, target: dict[str, Any]) -> str:
 
 
 def out(file: Path, key: str = FIRST.key) -> Any:
-    [handed] = rollout.rollout(file, [key], Events(), MANNER)
+    [handed] = rollout.rollout(file, [key], Events(), OPTIONS)
     assert handed.follow
     assert handed.follow.done
     return handed
 
 
 def back(file: Path) -> Any:
-    [handed] = rollout.rollback(file, Events(), MANNER)
+    [handed] = rollout.rollback(file, Events(), OPTIONS)
     return handed
 
 
@@ -130,7 +130,7 @@ def test_throttled_at_any_call(plain: Plain, stage: Path, target: dict[str, Any]
 
 def test_a_parameter_that_is_made_twice_in_a_row(plain: Plain, stage: Path) -> None:
     """The second run does not see yet what the first has made: it says so, and later finds it."""
-    kitchen(stage.parent, [PARAMETER])
+    project(stage.parent, [PARAMETER])
     plain.eventual = Eventual(late=4)
     rollout.rollout(stage, [FIRST.key], Events(), rollout.RolloutOptions(follow=False))
     with pytest.raises(TargetMoved, match="made in the meantime") as caught:
@@ -143,7 +143,7 @@ def test_a_parameter_that_is_made_twice_in_a_row(plain: Plain, stage: Path) -> N
 
 def pointed(file: Path) -> tuple[str, str]:
     """Let a tag and a parameter name the older of two images; return both."""
-    kitchen(file.parent, [{"karpenter": {"nodeclass": "gpu", "tag": "image=gpu"}}, PARAMETER])
+    project(file.parent, [{"karpenter": {"nodeclass": "gpu", "tag": "image=gpu"}}, PARAMETER])
     old, new = (raw("ec2").register_image(Name=name, RootDeviceName="/dev/xvda")["ImageId"] for name in ("old", "new"))
     raw("ec2").create_tags(
         Resources=[old, new], Tags=[{"Key": MANAGED, "Value": "artefact"}]

@@ -29,7 +29,7 @@ from tests.aws.rollouts.test_rollouts import (
 )
 from tests.fakes.aws.autoscaling import Fleets
 from tests.fakes.aws.boto_clients import raw
-from tests.fakes.clusters import kitchen, parbake
+from tests.fakes.clusters import parbake, project
 
 __all__ = ["fleets"]
 
@@ -44,7 +44,7 @@ def test_a_volume_of_bottlerockets_own(
     """Whose nodes these are, their image's name says; of an image that is gone nobody knows."""
     ami = raw("ec2").register_image(Name=name, RootDeviceName="/dev/xvda")["ImageId"] if name else "ami-0"
     made = group(image=ami) if target is GROUP else node_group("CUSTOM", ami)
-    kitchen(tmp_path, [target], BOTTLEROCKETS)
+    project(tmp_path, [target], BOTTLEROCKETS)
     code, done = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
     if name.startswith("node"):
         assert (code, len(versions(made))) == (1, 1)
@@ -52,7 +52,7 @@ def test_a_volume_of_bottlerockets_own(
         return
     assert code == 0
     [kind] = target
-    kitchen(tmp_path, [{kind: {**target[kind], "device": "/dev/sdf"}}], BOTTLEROCKETS)
+    project(tmp_path, [{kind: {**target[kind], "device": "/dev/sdf"}}], BOTTLEROCKETS)
     code, error = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
     assert code == 1
     assert "looks for its data volume on /dev/xvdb" in error["message"]
@@ -77,7 +77,7 @@ def test_a_volume_is_mounted_by_user_data(
     else:
         fleets.versions["nodes"] = "2"
     [kind] = target
-    kitchen(tmp_path, [{kind: {**target[kind], "throughput": 500, "iops": 6000}}], DATA)
+    project(tmp_path, [{kind: {**target[kind], "throughput": 500, "iops": 6000}}], DATA)
     code, shown = parbake(capsys, "rollout", DATA.key, "--dry-run")
     assert "(mount, " in shown["targets"][0]["diff"], "and not kilobytes of base64"
     code, _ = parbake(capsys, "rollout", DATA.key, *QUICK)
@@ -101,7 +101,7 @@ def test_where_user_data_cannot_mount_a_volume(
     """A bake that nothing would use is not rolled out."""
     ami = raw("ec2").register_image(Name="bottlerocket-aws-k8s-1.36-x86_64-v1", RootDeviceName="/dev/xvda")["ImageId"]
     made = group(image=ami) if target is GROUP else node_group("BOTTLEROCKET_x86_64", image="")
-    kitchen(tmp_path, [target], DATA)
+    project(tmp_path, [target], DATA)
     code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, len(versions(made))) == (1, 1)
     assert (
@@ -123,7 +123,7 @@ def test_nodes_that_would_not_use_the_bake_are_refused(
     raw("ec2").create_launch_template_version(LaunchTemplateId=made, LaunchTemplateData=theirs)
     specification = {"LaunchTemplateId": made, "Version": "2"}
     raw("autoscaling").update_auto_scaling_group(AutoScalingGroupName="workers", LaunchTemplate=specification)
-    kitchen(tmp_path, [GROUP], DATA)
+    project(tmp_path, [GROUP], DATA)
     code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, len(versions(made))) == (1, 2)
     assert "FastImagePull makes soci the snapshotter" in error["message"]
@@ -146,7 +146,7 @@ def test_a_volume_of_bottlerockets_own_where_eks_chooses_the_image(
     fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     node_group(kind, image="")
-    kitchen(tmp_path, [NODES], BOTTLEROCKETS)
+    project(tmp_path, [NODES], BOTTLEROCKETS)
     code, done = parbake(capsys, "rollout", BOTTLEROCKETS.key, *QUICK)
     assert (code, fleets.versions) == ((0, {"nodes": "2"}) if kind.startswith("BOTTLE") else (1, {}))
     if code:
@@ -160,6 +160,6 @@ def test_a_mapping_that_was_encrypted_is_told(
     disk = {"DeviceName": "/dev/xvdb", "Ebs": {"Encrypted": True, "VolumeSize": 50}}
     monkeypatch.setattr(f"{group.__module__}.DISKS", [*DISKS, disk])
     group()
-    kitchen(tmp_path, [GROUP], DATA)
+    project(tmp_path, [GROUP], DATA)
     code, done = parbake(capsys, "rollout", DATA.key, "--dry-run")
     assert (code, "/dev/xvdb was `encrypted: true`" in json.dumps(done)) == (0, True)

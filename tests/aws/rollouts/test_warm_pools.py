@@ -16,7 +16,7 @@ from parbake.workflows.rollout import RolloutOptions
 from tests.aws.rollouts.test_rollouts import DATA, NODES, QUICK, fleets, node_group
 from tests.fakes.aws.autoscaling import Fleets
 from tests.fakes.aws.interceptor import Killed
-from tests.fakes.clusters import kitchen, parbake
+from tests.fakes.clusters import parbake, project
 
 __all__ = ["fleets"]
 
@@ -37,7 +37,7 @@ def pooled(fleets: Fleets) -> None:
 def test_a_warm_pool_is_recycled(fleets: Fleets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The volume goes into the template; no instance that booted without it ever joins."""
     pooled(fleets)
-    kitchen(tmp_path, [NODES], DATA)
+    project(tmp_path, [NODES], DATA)
     code, done = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, "its warm pool is emptied" in json.dumps(done)) == (0, True)
     assert (fleets.pools["nodes"], fleets.warm["nodes"]) == (POOL, ["2"] * 3)
@@ -53,7 +53,7 @@ def test_a_failed_update_brings_the_warm_pool_back(
 ) -> None:
     pooled(fleets)
     fleets.fails = "the pods stay"
-    kitchen(tmp_path, [NODES], DATA)
+    project(tmp_path, [NODES], DATA)
     assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 1
     assert fleets.updates["nodes"][-1]["pool"] == POOL
     assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
@@ -76,7 +76,7 @@ def test_killed_while_a_warm_pool_is_recycled(
 ) -> None:
     """After each of its calls: the same command goes on, and the pool is what it was."""
     pooled(fleets)
-    kitchen(tmp_path, [NODES], DATA)
+    project(tmp_path, [NODES], DATA)
     answer, seen = BaseClient._make_api_call, [""]
 
     def die(client: Any, operation: str, arguments: dict[str, Any]) -> Any:

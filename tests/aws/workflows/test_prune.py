@@ -38,7 +38,7 @@ from tests.fakes.aws.references import (
     by_target_parameter,
     snapshot_of,
 )
-from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
+from tests.fakes.clusters import NEEDS_KUBECTL, machine_image, parbake, project
 from tests.fakes.kubernetes.server import serving
 from tests.fakes.policies import refused
 from tests.fakes.spot import serving_spot
@@ -65,7 +65,7 @@ def shelves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelves
 
     monkeypatch.setattr(clients, "_make", made)
     monkeypatch.chdir(tmp_path)
-    kitchen(tmp_path, [], FIRST, builder="ebs")
+    project(tmp_path, [], FIRST, builder="ebs")
     yield shelves
     assert refused([pruner(tmp_path / "parbake.yaml")], NOTED[before:]) == []
 
@@ -114,7 +114,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         world = World(server, spot)
         yield world
-        kitchen(tmp_path, [*world.cleared, *world.targets], FIRST)  # the policy must cover all of them, the last too
+        project(tmp_path, [*world.cleared, *world.targets], FIRST)  # the policy must cover all of them, the last too
 
 
 @NEEDS_KUBECTL
@@ -123,7 +123,7 @@ def test_what_is_used_in_each_way_stays(shelves: Shelves, world: World, capsys: 
     for use in USES:
         use(world, used[use.__name__])
     unused = image("unused")
-    kitchen(Path(), world.targets, FIRST, builder="ebs")
+    project(Path(), world.targets, FIRST, builder="ebs")
     code, done = parbake(capsys, "prune", "--aws", "--keep", "0", "--grace", "0")
     assert code == 0
     actions = {each["id"]: each["action"] for each in done["aws"]["decisions"]}
@@ -214,7 +214,7 @@ def test_for_any_graph_of_references_nothing_that_is_used_goes(
         use(world, amis[number])
     for number in retired:
         age(amis[number], 8)
-    file, before = kitchen(Path(), world.targets, FIRST, builder="ebs"), len(NOTED)
+    file, before = project(Path(), world.targets, FIRST, builder="ebs"), len(NOTED)
     for _ in range(2):
         retention.prune_published(file, rules, Events(), dry_run=False)
     assert refused([pruner(file)], NOTED[before:]) == [], "the policy of this Bakefile covers each call"
@@ -238,7 +238,7 @@ def test_an_image_of_somebody_else_uses_its_snapshot(shelves: Shelves, capsys: p
 
 @pytest.mark.usefixtures("shelves")
 def test_a_target_that_is_not_made_yet_uses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    kitchen(Path(), [{"ssm": "/not/yet"}, {"file": "ami.json"}], FIRST)
+    project(Path(), [{"ssm": "/not/yet"}, {"file": "ami.json"}], FIRST)
     ami = image("a")
     code, done = parbake(capsys, "prune", "--aws", "--keep", "0", "--grace", "0")
     assert (code, [each["id"] for each in done["aws"]["decisions"]]) == (0, [ami])
@@ -269,7 +269,7 @@ def test_two_steps_and_a_way_back(shelves: Shelves, capsys: pytest.CaptureFixtur
 def test_the_bakefile_says_what_is_kept(shelves: Shelves, capsys: pytest.CaptureFixture[str]) -> None:
     """And options override it; ``watch --prune`` goes by it alone."""
     ami = image("a")
-    file = kitchen(Path(), [], FIRST, builder="ebs", retention={"keep": 0, "grace": "2d"})
+    file = project(Path(), [], FIRST, builder="ebs", retention={"keep": 0, "grace": "2d"})
     age(ami, 1)
     prune = ("prune", "--aws")
     assert parbake(capsys, *prune, "--keep", "1", "--dry-run")[1]["aws"]["decisions"][0]["action"] == "restore"
@@ -360,7 +360,7 @@ def test_what_is_being_baked_or_rolled_out_stays(
     note(store, Need(fleet="shop", target="canary of node", held=(before, snapshot_of(disk))))
     note(store, Need(fleet="shop", target="gone of node", held=(old,)))
     note(store, Need(fleet="shop", target="gone of node"))  # a later rollout, which writes nothing there
-    kitchen(tmp_path, [], FIRST, builder="ebs", store=str(tmp_path / "store"))
+    project(tmp_path, [], FIRST, builder="ebs", store=str(tmp_path / "store"))
     found = pruned(capsys)
     way_back = "canary of node in the fleet shop would go back to it"
     assert {name: found[name]["reason"] for name in (baked, offered, before, disk)} == {

@@ -1,0 +1,5 @@
+"""AWS, for tests."""
+
+from tests.fakes.aws import lean
+
+__all__ = ["lean"]

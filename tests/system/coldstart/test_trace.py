@@ -15,7 +15,7 @@ from typing import Literal
 
 import pytest
 
-from parbake.coldstart.trace import Overrun, Recorder, device_of, hot_files, load, merged
+from parbake.coldstart.trace import Overrun, Recorder, device_of, load, merged, owned
 from parbake.coldstart.trace.data import BLOCK
 from parbake.coldstart.trace.tracefs import BUFFER, sweep, tracefs
 from parbake.core import run
@@ -66,7 +66,7 @@ def test_what_is_read_of_one_device_while_another_is_busy(kind: Literal["ext4", 
                 run.run(["mount", "-t", kind, "-o", "ro", device, str(at)])  # without a search for its kind
                 assert (at / "first").read_bytes() == noise
                 assert (at / "second").read_bytes() == noise[:70_000]
-            found = hot_files(at, recorder.reads)
+            found, _ = owned(at, recorder.reads)
             run.run(["umount", str(at)])
         finally:
             busy.set()
@@ -92,7 +92,7 @@ def test_what_is_read_ahead_is_as_on_a_node(size: int, tmp_path: Path) -> None:
             Recorder(device_of(device)) as recorder,
         ):
             assert mapped[5 << 20] >= 0
-        found = hot_files(at, recorder.reads)
+        found, _ = owned(at, recorder.reads)
         run.run(["umount", str(at)])
     assert [(each.path, each.read) for each in found] == [(b"library", size)]
 

@@ -189,11 +189,11 @@ def test_an_image_is_a_pods_volume(world: World, tmp_path: Path, started: str) -
         # What is written to is no volume of a pod, and what no process sees is none either.
         at = tmp_path / "at"
         at.mkdir()
-        assert "no image" in look(LocalHost(), str(at), "/")[0]
+        assert "no image" in look(LocalHost().check, str(at), "/")[0]
         run.run(["mount", "-t", "tmpfs", "tmpfs", str(at)])
-        assert "written to" in look(LocalHost(), str(at), "/")[0]
+        assert "written to" in look(LocalHost().check, str(at), "/")[0]
         run.run(["mount", "-o", "remount,ro", str(at)])
-        assert "empty folder" in look(LocalHost(), str(at), "/")[0]
+        assert "empty folder" in look(LocalHost().check, str(at), "/")[0]
         run.run(["umount", str(at)])
         assert cri.list_pod_sandboxes() == ()
 

@@ -20,16 +20,16 @@ from temporalio.worker import Worker
 from parbake.fleet.engine.rollout_tasks import (
     AuditRequest,
     GateRequest,
-    Handed,
-    HandRequest,
-    HandResult,
     IdentifyRequest,
     RolloutRequest,
-    Standing,
+    RolloutState,
+    SignOff,
+    TargetOutcome,
+    TargetTask,
     WavesPlanned,
     WavesRequest,
     WaveState,
-    Yes,
+    WaveTarget,
     purpose_of,
 )
 from parbake.fleet.engine.tasks import CONTROL, ROLL, Root
@@ -38,14 +38,14 @@ from parbake.fleet.engine.waves import Rollout
 SERVER = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
 CANARY = WaveState(
     "canary",
-    [Handed("a/one", "a/parbake.yaml", "one", ["k"])],
+    [WaveTarget("a/one", "a/parbake.yaml", "one", ["k"])],
     soak=timedelta(days=8).total_seconds(),
     gate=["./errors"],
     approvals=1,
     by=["ann"],
     within=timedelta(days=3).total_seconds(),
 )
-REST = WaveState("rest", [Handed("a/two", "a/parbake.yaml", "two", ["k"])])
+REST = WaveState("rest", [WaveTarget("a/two", "a/parbake.yaml", "two", ["k"])])
 
 
 class Targets:
@@ -60,18 +60,18 @@ class Targets:
         return WavesPlanned([self._canary, REST], [], self._on_failure)
 
     @activity.defn
-    async def look(self, _: HandRequest) -> HandResult:
-        return HandResult(True, "old", "new", ["new"], ["old"])
+    async def look(self, _: TargetTask) -> TargetOutcome:
+        return TargetOutcome(True, "old", "new", ["new"], ["old"])
 
     @activity.defn
-    async def hand(self, request: HandRequest) -> HandResult:
+    async def hand(self, request: TargetTask) -> TargetOutcome:
         self.did.append(f"write {request.target}")
-        return HandResult(True, "old", "new", ["new"], ["old"])
+        return TargetOutcome(True, "old", "new", ["new"], ["old"])
 
     @activity.defn
-    async def give_back(self, request: HandRequest) -> HandResult:
+    async def give_back(self, request: TargetTask) -> TargetOutcome:
         self.did.append(f"back {request.target}")
-        return HandResult(True, "new", "old", ["old"], ["new"])
+        return TargetOutcome(True, "new", "old", ["old"], ["new"])
 
     @activity.defn
     async def gate(self, request: GateRequest) -> None:
@@ -89,13 +89,13 @@ class Targets:
         self.did += [f"note {event.what}" for event in request.events if event.what in {"approved", "rollback"}]
 
 
-type Go = Callable[[WorkflowEnvironment, WorkflowHandle[Rollout, Standing]], Awaitable[None]]
+type Go = Callable[[WorkflowEnvironment, WorkflowHandle[Rollout, RolloutState]], Awaitable[None]]
 
 
-def rolled_out(targets: Targets, go: Go) -> tuple[Standing, timedelta]:
+def rolled_out(targets: Targets, go: Go) -> tuple[RolloutState, timedelta]:
     """Run a rollout to its end, while ``go`` does something; return how it ended, and after how long by its clock."""
 
-    async def run() -> Standing:
+    async def run() -> RolloutState:
         async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(SERVER)) as world:
             of_control: list[Any] = [targets.waves, targets.audit, targets.identify]
             of_roll: list[Any] = [targets.look, targets.hand, targets.give_back, targets.gate]
@@ -116,7 +116,7 @@ def rolled_out(targets: Targets, go: Go) -> tuple[Standing, timedelta]:
     return ended, last - first
 
 
-async def nothing(_: WorkflowEnvironment, __: WorkflowHandle[Rollout, Standing]) -> None:
+async def nothing(_: WorkflowEnvironment, __: WorkflowHandle[Rollout, RolloutState]) -> None:
     """Wait for the end."""
 
 
@@ -134,16 +134,16 @@ def test_an_approval_after_ten_days_lets_the_next_wave_begin() -> None:
     """Until it comes nothing is written; the soak of eight days is over before it can come."""
     targets = Targets("pause")
 
-    async def approve(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, Standing]) -> None:
+    async def approve(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, RolloutState]) -> None:
         await world.sleep(timedelta(days=7))
-        assert (await handle.query(Rollout.standing)).waves[0].state == "soaks"
+        assert (await handle.query(Rollout.progress)).waves[0].state == "soaks"
         assert targets.did == ["write one"]
         await world.sleep(timedelta(days=3))
-        standing = await handle.query(Rollout.standing)
-        assert standing.waves[0].state == "approval"
-        until = datetime.fromisoformat(standing.waves[0].until)
+        progress = await handle.query(Rollout.progress)
+        assert progress.waves[0].state == "approval"
+        until = datetime.fromisoformat(progress.waves[0].until)
         assert timedelta() < until - await world.get_current_time() < timedelta(days=2)
-        await handle.execute_update(Rollout.approve, replace(Yes("canary", "ann"), host="desk"))
+        await handle.execute_update(Rollout.approve, replace(SignOff("canary", "ann"), host="desk"))
 
     ended, took = rolled_out(targets, approve)
     assert ended.state == "done"
@@ -156,9 +156,9 @@ def test_who_approves_is_who_has_proven_it_for_this_wave() -> None:
     by = ["arn:aws:iam::222222222222:role/release"]
     targets = Targets("pause", replace(CANARY, soak=1.0, by=by))
 
-    async def approve(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, Standing]) -> None:
+    async def approve(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, RolloutState]) -> None:
         await world.sleep(timedelta(days=1))
-        generation = (await handle.query(Rollout.standing)).generation
+        generation = (await handle.query(Rollout.progress)).generation
         purpose = purpose_of("shop", generation, "canary")
         for proof, says in (
             ("", "eve may not approve the wave canary"),
@@ -166,9 +166,9 @@ def test_who_approves_is_who_has_proven_it_for_this_wave() -> None:
             ("release/eve for approve shop/0/canary", "STS does not know the signature"),
         ):
             with pytest.raises(WorkflowUpdateFailedError) as caught:
-                await handle.execute_update(Rollout.approve, Yes("canary", "eve", proof=proof))
+                await handle.execute_update(Rollout.approve, SignOff("canary", "eve", proof=proof))
             assert says in str(caught.value.cause)
-        await handle.execute_update(Rollout.approve, Yes("canary", "eve", proof=f"release/eve for {purpose}"))
+        await handle.execute_update(Rollout.approve, SignOff("canary", "eve", proof=f"release/eve for {purpose}"))
 
     ended, _ = rolled_out(targets, approve)
     assert ended.state == "done"

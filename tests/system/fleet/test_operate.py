@@ -262,7 +262,7 @@ def test_a_worker_with_another_key_takes_no_tasks(
     (wrong,) = shared.work(1)
     shared.wait_until(lambda: not wrong.alive, "the worker's end")
     assert "InputError: " in log_of(wrong)
-    assert "takes tasks with another key than" in log_of(wrong)
+    assert "uses another key than" in log_of(wrong)
 
 
 def log_of(process: Process) -> str:

@@ -15,7 +15,7 @@ from parbake import cli
 from parbake.core.errors import EngineUnreachable, InputError
 from parbake.fleet import preview
 from parbake.fleet.cells import Cell
-from parbake.fleet.engine import endings, local, logs, rollouts, runs
+from parbake.fleet.engine import handles, local, logs, rollouts, runs
 from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
@@ -47,8 +47,8 @@ def test_a_run_hands_out_what_is_good_wave_by_wave_once(fleet: Fleet) -> None:
     ended = fleet.run(CELLS, name="whole", rollout=True)
     assert "is being rolled out" in ended.rollout
     waits = fleet.until("approval", "whole")
-    assert waits.standing
-    assert [wave.state for wave in waits.standing.waves] == ["approval", "waits"]
+    assert waits.progress
+    assert [wave.state for wave in waits.progress.waves] == ["approval", "waits"]
     assert fleet.written() == [f"write one {A}", "gate canary"]
     for wave, by, words in (
         ("asia", "ann", "the rollout has no wave asia"),
@@ -64,7 +64,7 @@ def test_a_run_hands_out_what_is_good_wave_by_wave_once(fleet: Fleet) -> None:
     assert caught.value.hint == "nobody may approve twice"
     assert fleet.written() == [f"write one {A}", "gate canary"], "one of two is not enough"
     fleet.approve("canary", "eve", "whole")
-    done = fleet.until("completed", "whole").standing
+    done = fleet.until("completed", "whole").progress
     assert done
     assert [(yes.by, yes.host) for yes in done.waves[0].approved] == [("ann", "here"), ("eve", "here")]
     assert all(yes.at for yes in done.waves[0].approved)
@@ -86,7 +86,7 @@ def test_what_is_held_already_is_not_written_and_asks_before_what_is(fleet: Flee
     for name, artefact in (("two", A), ("three", B), ("four", B)):
         fleet.target(name).write_text(artefact)
     fleet.approve("canary", name="again")
-    found = fleet.until("completed", "again").standing
+    found = fleet.until("completed", "again").progress
     assert found
     assert found.noted == []
     assert fleet.written() == ["gate canary"], "the last wave, which holds all of it by now, needs nobody"
@@ -100,7 +100,7 @@ def test_a_target_that_does_not_follow_returns_all_that_was_written(fleet: Fleet
     fleet.target("two").write_text(A)
     fleet.target("three.stalls").touch()
     fleet.run(CELLS, name="back", rollout=True)
-    found = fleet.until("rolled-back", "back").standing
+    found = fleet.until("rolled-back", "back").progress
     assert found
     assert fleet.written() == [f"write one {A}", f"write three {B}", f"back three {B}", f"back one {A}"]
     states = {target.name: target.state for target in found.targets}
@@ -122,10 +122,10 @@ def test_what_fails_waits_for_somebody_who_goes_on_or_back(fleet: Fleet) -> None
     fleet.target("three.refuses").touch()
     fleet.run(CELLS, name="mend", rollout=True)
     found = fleet.until("paused", "mend")
-    assert found.standing
-    assert found.standing.paused == "canary: the gate says no: errors: too many errors"
+    assert found.progress
+    assert found.progress.paused == "canary: the gate says no: errors: too many errors"
     fleet.run(["c@amd64"], name="mend")
-    with pytest.raises(InputError, match=r"the rollout of .* is under way, and there is one at a time"):
+    with pytest.raises(InputError, match=r"the rollout of .* is under way, and only one can run at a time"):
         fleet.ask(lambda client: _start(client, "mend"))
     fleet.target("canary.no").unlink()
     fleet.ask(lambda client: rollouts.resume(client, "mend", "by ann"))
@@ -149,7 +149,7 @@ async def _start(client: Client, name: str) -> str:
 
 
 def _paused(fleet: Fleet, name: str) -> str:
-    found = fleet.rollout(name).standing
+    found = fleet.rollout(name).progress
     return found.paused if found else ""
 
 
@@ -164,7 +164,7 @@ def test_a_pause_holds_within_one_target_and_what_has_ended_can_be_returned(flee
     fleet.ask(lambda client: rollouts.pause(client, "pause", "by ann"))
     fleet.target("one.slow").unlink()
     fleet.stop("rollout")  # its next try ends at once
-    fleet.wait_until(lambda: fleet.rollout("pause").standing.targets[0].state == "holds", "the end of it")  # type: ignore[union-attr]
+    fleet.wait_until(lambda: fleet.rollout("pause").progress.targets[0].state == "holds", "the end of it")  # type: ignore[union-attr]
     assert fleet.rollout("pause").state == "paused"
     assert fleet.written() == [f"write one {A}"]
     fleet.ask(lambda client: rollouts.resume(client, "pause", "by ann"))
@@ -173,7 +173,7 @@ def test_a_pause_holds_within_one_target_and_what_has_ended_can_be_returned(flee
     fleet.until("canceled", "pause")
     fleet.target("two.refuses").touch()
     fleet.ask(lambda client: rollouts.back(client, "pause", "ann wants it back"))
-    found = fleet.until("rolled-back", "pause").standing
+    found = fleet.until("rolled-back", "pause").progress
     assert found
     assert found.noted == ["a/two"], "what cannot be returned does not keep the others from it"
     assert fleet.target("one").read_text() == "old"
@@ -188,21 +188,21 @@ def test_a_pause_holds_within_one_target_and_what_has_ended_can_be_returned(flee
 
 def _is_back(status: rollouts.RolloutStatus) -> bool:
     """Whether the rollout has ended with nothing left to return."""
-    return status.state == "rolled-back" and status.standing is not None and status.standing.noted == []
+    return status.state == "rolled-back" and status.progress is not None and status.progress.noted == []
 
 
 def test_a_target_waits_for_its_window_and_an_approval_not_for_ever(fleet: Fleet) -> None:
     fleet.waves({**CANARY, "approve": {**ANYBODY, "within": 1.0}})
     fleet.run(CELLS, name="late", rollout=True)
     found = fleet.until("paused", "late")
-    assert "it was not approved in time" in (found.standing.paused if found.standing else "")
+    assert "it was not approved in time" in (found.progress.paused if found.progress else "")
     fleet.ask(lambda client: rollouts.cancel(client, "late"))
     fleet.waves(CANARY, windows=["Mon 00:00-00:01", "Thu 00:00-00:01"])
     fleet.target("one").unlink()
     fleet.run(CELLS, name="window", rollout=True)
     found = fleet.until("window", "window")
-    assert found.standing
-    assert found.standing.opens
+    assert found.progress
+    assert found.progress.opens
     fleet.ask(lambda client: rollouts.cancel(client, "window"))
     fleet.until("canceled", "window")
     assert len(fleet.written()) == 1
@@ -228,7 +228,7 @@ def test_what_there_is_not_is_told(fleet: Fleet) -> None:
         fleet.ask(lambda client: _start(client, "nobody"))
     fleet.waves(CANARY)
     ended = fleet.run([*CELLS, "wrong"], name="bad", rollout=True)
-    assert "nothing is rolled out: 1 of 3 cells are not good" in ended.rollout
+    assert "nothing is rolled out: 1 of 3 cells have failed, or are in quarantine" in ended.rollout
     (fleet.root / "waves.json").unlink()
     fleet.run(CELLS, name="broken", rollout=True)
     found = fleet.until("failed", "broken")
@@ -277,7 +277,7 @@ def test_the_commands_tell_and_ask(
     assert "Fill a@amd64" in said("logs", "a", "--progress", "none")
     assert "logs belong to a cell or to the rollout" in parbake("logs", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="0" * 64),))
-    assert "the engine knows no bake of" in parbake("logs", "a", code=2)["message"]
+    assert "the engine has no bake of" in parbake("logs", "a", code=2)["message"]
     monkeypatch.setattr(preview, "look", lambda *_: (replace(look, key="", state="build"),))
     assert "its images have to be built first" in parbake("logs", "a", code=2)["message"]
     page = tmp_path / "fleet.html"
@@ -322,7 +322,7 @@ def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytes
 
         def wave_is(state: str) -> bool:
             found = fleet.ask(lambda client: rollouts.status(client, "shop"))
-            return bool(found and found.standing and found.standing.waves and found.standing.waves[0].state == state)
+            return bool(found and found.progress and found.progress.waves and found.progress.waves[0].state == state)
 
         fleet.work(1, slots=4)
         many = [f"b/{number}" for number in range(8)]
@@ -353,7 +353,7 @@ def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytes
         fleet.ask(lambda client: rollouts.back(client, "shop", "ann wants it back"))
         fleet.wait_until(lambda: any(line.startswith("back") for line in fleet.written()), "the way back")
         die()
-        found = fleet.until("rolled-back").standing
+        found = fleet.until("rolled-back").progress
         assert found
         assert found.noted == []
         backs = [line.removeprefix("back ") for line in fleet.written() if line.startswith("back")]
@@ -384,7 +384,7 @@ def test_what_is_true_is_still_so_when_the_engine_is_lost(tmp_path: Path) -> Non
         fleet.begin_server()
         again = fleet.run(cells, rollout=True)
         assert (again.counts.there, again.counts.done) == (30, 30)
-        found = fleet.until("completed").standing
+        found = fleet.until("completed").progress
         assert found
         said = [entry.text for entry in found.story]
         assert [text for text in said if "already" in text] == [
@@ -417,8 +417,8 @@ def test_an_approval_without_a_worker_says_so(tmp_path: Path, monkeypatch: pytes
         fleet.ask(lambda client: _begin(client, fleet))
         with pytest.raises(EngineUnreachable, match="no worker answers"):
             fleet.approve("canary")
-        assert fleet.rollout().standing is None
-        monkeypatch.setattr(endings, "_AN_END", 1.0)
+        assert fleet.rollout().progress is None
+        monkeypatch.setattr(handles, "_AN_END", 1.0)
         fleet.ask(lambda client: rollouts.cancel(client, "shop"))
         with pytest.raises(EngineUnreachable, match="the rollout before was cancelled, and has not ended within 1 s"):
             fleet.ask(lambda client: _begin(client, fleet))

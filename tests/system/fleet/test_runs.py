@@ -11,7 +11,7 @@ import pytest
 from temporalio.client import Client
 
 from parbake.core.errors import EngineUnreachable, InputError, Interrupted
-from parbake.fleet.engine import endings, local, runs, tasks
+from parbake.fleet.engine import handles, local, runs, tasks
 from parbake.fleet.engine.connect import Engine, connect
 from parbake.fleet.engine.tasks import BakeRequest, Root
 from parbake.fleet.engine.workflows import Bake
@@ -119,7 +119,7 @@ def test_a_run_after_one_that_was_cancelled_begins_when_that_one_has_ended(share
 def test_a_run_that_ends_without_anybody_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endings, "_AN_END", 1.0)
+    monkeypatch.setattr(handles, "_AN_END", 1.0)
     with Fleet(tmp_path) as fleet:
         fleet.start(["waits"])
         fleet.ask(lambda client: runs.cancel(client, "shop"))

@@ -45,7 +45,7 @@ def run(fleet: Fleet, name: str, generation: str = "") -> str:
 
 
 def generation_of(fleet: Fleet, name: str) -> str:
-    found = fleet.rollout(name).standing
+    found = fleet.rollout(name).progress
     return found.generation if found else ""
 
 
@@ -73,7 +73,7 @@ def test_a_newer_generation_takes_the_place_and_the_way_back_leads_to_what_was_g
     assert held(fleet)["one"] == art("a", "3")
     assert "is rolled out already" in run(fleet, "next", "3")
     fleet.ask(lambda client: rollouts.back(client, "next", "ann on desk wants it back"))
-    found = fleet.until("rolled-back", "next").standing
+    found = fleet.until("rolled-back", "next").progress
     assert found
     assert found.noted == []
     assert held(fleet) == dict.fromkeys(("one", "two", "three"), "good")
@@ -97,7 +97,7 @@ def test_it_ends_between_two_targets_and_waits_where_somebody_has_paused(fleet: 
     fleet.ask(lambda client: rollouts.pause(client, "between", "by ann on desk"))
     fleet.target("one.slow").unlink()
     fleet.stop("rollout")  # its next try ends at once
-    fleet.wait_until(lambda: fleet.rollout("between").standing.targets[0].state == "holds", "the end of it")  # type: ignore[union-attr]
+    fleet.wait_until(lambda: fleet.rollout("between").progress.targets[0].state == "holds", "the end of it")  # type: ignore[union-attr]
     assert fleet.written() == [f"write one {art('a')}"], "nothing newer begins while somebody has paused it"
     fleet.ask(lambda client: rollouts.resume(client, "between", "by ann on desk"))
     fleet.until("approval", "between")
@@ -130,7 +130,7 @@ def test_what_has_failed_gives_way_and_deaths_change_nothing(tmp_path: Path) -> 
         local.wait_for(fleet.settings.port, fleet.server)
         fleet.target("one.slow").unlink()
         fleet.work(1, slots=4)
-        found = fleet.until("completed", "mended").standing
+        found = fleet.until("completed", "mended").progress
         assert found
         assert held(fleet) == {"one": art("a", "2"), "two": art("a", "2"), "three": art("b", "2")}
         assert fleet.target("two").read_text().splitlines() == [art("a", "2"), "good"]

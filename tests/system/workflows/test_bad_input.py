@@ -383,9 +383,9 @@ LAYERS: dict[str, tuple[Callable[[], Built], str, list[str]]] = {
     "half a gzip": (lambda: from_packed(gzip.compress(SOME)[:-20]), "LayerError", ["cannot be inflated"]),
     "half a tar": (lambda: image(archive(entry(b"a", data=b"x" * 5000))[:3000]), "LayerError", ["layer sha256:"]),
     "another diff ID": (lambda: promising(APP, [sha256(b"other")]), "BadContent", ["unpacks to", sha256(b"other")]),
-    "bomb": (lambda: from_packed(gzip_bomb(200 << 20)), "ArtefactFull", ["has no blocks left"]),
+    "bomb": (lambda: from_packed(gzip_bomb(96 << 20)), "ArtefactFull", ["has no blocks left"]),
     "bomb behind the end": (
-        lambda: from_packed(trailing_bomb(200 << 20)),
+        lambda: from_packed(trailing_bomb(72 << 20)),
         "LayerTooLarge",
         ["to more than 67108864 bytes"],
     ),

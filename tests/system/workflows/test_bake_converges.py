@@ -151,8 +151,8 @@ def test_two_bakes_of_one_bakefile(corner: Corner, registry: DockerRegistry) -> 
         first = stack.enter_context(stalled(corner, proxy))
         proxy.faults.clear()
         second, third = (stack.enter_context(corner.start(*BAKE)) for _ in range(2))
-        assert "waiting" in second.wait_for("note", "another parbake works on")["text"]
-        third.wait_for("note", "another parbake works on")
+        assert "waiting" in second.wait_for("note", "another parbake is working on")["text"]
+        third.wait_for("note", "another parbake is working on")
         first.kill()
         assert first.finish().code == -signal.SIGKILL
         done = [run.finish() for run in (second, third)]
@@ -267,7 +267,7 @@ def test_prune_keeps_what_another_run_is_at(corner: Corner, registry: DockerRegi
         run.wait_for("task-start", "layer")
         (decision,) = corner.parbake("prune", "--keep", "0", "--json").document["decisions"]
         assert decision["keep"] is True
-        assert decision["reason"] == "another parbake works on it"
+        assert decision["reason"] == "another parbake is working on it"
         proxy.ended.set()
         assert run.finish().code == 0
     assert len(corner.parbake("list", "--json").document) == 1

@@ -46,6 +46,6 @@ def test_a_bake_for_each_platform(registry: DockerRegistry, private_places: Path
     alone = parbake("bake", "-f", path, "--no-verify", "--platform", "linux/arm64", "--json").good()
     assert alone["key"] == made["artefacts"][1]["key"]
     parbake("bake", "-f", path, "--expect-key", alone["key"], "--json").refused(
-        2, "InputError", "--expect-key is of one"
+        2, "InputError", "--expect-key applies to one"
     )
-    parbake("watch", "-f", path, "--once", "--json").refused(2, "InputError", "a watch is of one artefact")
+    parbake("watch", "-f", path, "--once", "--json").refused(2, "InputError", "a watch applies to one artefact")

@@ -469,4 +469,4 @@ def test_numbers_and_truths_are_read_as_such() -> None:
         kinds = {each for each in types if isinstance(each, str)} - {"null"}
         if kinds and kinds <= {"boolean", "integer", "number"}:
             found.add(key)
-    assert found == loader._BAKEFILE.not_text
+    assert found == loader.BAKEFILE.not_text

@@ -49,8 +49,8 @@ def test_a_rollout_as_it_is_shown() -> None:
 )
 def test_each_state_says_what_is_next(state: str, words: str) -> None:
     status = rollout(state)
-    assert status.standing
-    status.standing.opens = "2026-11-30T08:00:00+00:00"
+    assert status.progress
+    status.progress.opens = "2026-11-30T08:00:00+00:00"
     assert words in text.rollout_text(status)
 
 

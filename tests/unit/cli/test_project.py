@@ -13,11 +13,12 @@ from parbake import bakefile, records
 from parbake.cli import run
 from parbake.cli.app import app
 from parbake.coldstart.trace import Part, Read, Trace, save, summary
+from tests.fakes.keys import key_pair
 from tests.fakes.plans import record
 
 BROKEN = "version: 1\nimages: [registry.example.com/a:1]\nsize: huge\n"
 SOUND = "version: 1\nimages: [registry.example.com/a:1]\nbase: none\n"
-IGNORED = "parbake.yaml: 1 problem; its `trust`, `sign` and `verify` are ignored"
+LEGIBLE = "parbake.yaml: 1 problem; only its `trust`, `sign` and `verify` count"
 
 # Every command that takes a record, with what it says after it has read that; "": it succeeds.
 COMMANDS = {
@@ -35,7 +36,11 @@ COMMANDS = {
     "export azure FILE out": "is no longer on this machine",
 }
 THEY_LOOK_AT_THE_BAKEFILE = {"verify", "trace", "export"}  # for keys and the node's image
-NEED_A_BAKEFILE = {"copy", "rollout"}  # for its settings of AWS, and its targets
+NEED_A_BAKEFILE = {
+    "copy FILE eu-west-1": "takes the account, its role and the encryption of the copy from it",
+    "rollout FILE": "takes the targets from it",
+    "lint pod.yaml": "compares with it (or with the records that --bake names)",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +79,7 @@ def test_the_list_of_commands_is_complete() -> None:
     walk(typer.main.get_command(app), "")
     known = {command.partition(" FILE")[0].removesuffix(" pod.yaml --bake") for command in COMMANDS}
     known = {command.removesuffix(" --trace nothing.trace") for command in known}
-    assert found == known | NEED_A_BAKEFILE
+    assert found == known | {command.partition(" FILE")[0] for command in NEED_A_BAKEFILE if "FILE" in command}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -89,10 +94,56 @@ def test_a_broken_bakefile_in_the_current_folder_stops_no_command_that_is_given_
         assert "parbake.yaml" not in said, "it is not even read"
 
 
-def test_what_is_ignored_is_said(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", NEED_A_BAKEFILE)
+def test_a_command_that_needs_the_bakefile_says_what_for(
+    command: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("parbake.yaml").write_text(BROKEN)
+    assert call(f"{command} --json", file) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["error"], answer["problems"][0]["where"]) == ("BakefileError", "size")
+    name = command.partition(" ")[0]
+    assert answer["hint"] == f"`{name}` {NEED_A_BAKEFILE[command]}: correct it, or name another with -f"
+
+
+def test_what_still_counts_of_a_broken_bakefile_is_said(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("parbake.yaml").write_text(BROKEN)
     call("verify FILE", file)
-    assert IGNORED in capsys.readouterr().err
+    assert LEGIBLE in capsys.readouterr().err
+
+
+def test_the_keys_of_a_broken_bakefile_still_count(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signer = key_pair(tmp_path)
+    Path("parbake.yaml").write_text(f"{BROKEN}trust: [{tmp_path}/key.pub]\nsign: {{key: {tmp_path}/key.pem}}\n")
+    assert call("verify FILE", file) == 3
+    said = capsys.readouterr().err
+    assert LEGIBLE in said
+    assert "is not signed" in said
+    records.write(file.parent, records.read(file), signer)
+    assert call("verify FILE", file) == 2
+    assert COMMANDS["verify FILE"] in capsys.readouterr().err, "the signature is right"
+
+
+@pytest.mark.parametrize(
+    ("text", "fails"),
+    [
+        pytest.param("trust: [no-such.pub]\n", True, id="a key that is not there"),
+        pytest.param("trust: [\nsize: {\n", True, id="no YAML"),
+        pytest.param("size: {\n", False, id="no YAML, and no keys in it"),
+        pytest.param("sign: {key: no-such.pem, kms: x}\n", False, id="nothing that decides what to believe"),
+    ],
+)
+def test_keys_that_cannot_be_read_are_not_passed_over(
+    text: str, fails: bool, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("parbake.yaml").write_text(BROKEN + text)
+    call("verify FILE", file)
+    said = capsys.readouterr().err
+    assert ("its `trust` says which records to believe" in said) is fails
+    assert (COMMANDS["verify FILE"] in said) is not fails
+    assert ("; ignored" in said) is not fails
 
 
 def test_a_bakefile_that_is_named_must_be_right(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,13 +103,16 @@ def test_namespace_and_lease_travel_with_each_call(fake: FakeContainerd, client:
 
 
 def test_patience_scales_time_limits(fake: FakeContainerd) -> None:
+    given_up = threading.Event()
+
     def slow(_: bytes) -> Message:
-        time.sleep(0.5)
+        given_up.wait(60)
         return version_pb2.VersionResponse(version="slow")
 
     fake.unary[VERSION] = slow
     with connect(fake.socket, patience=0.005) as hasty, pytest.raises(DeadlineExceeded, match=r"Version\.Version"):
         hasty.version()
+    given_up.set()
     with connect(fake.socket, patience=1.0) as patient:
         assert patient.version() == "slow"
 

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from parbake.core import run
+from parbake.core.errors import ParbakeError
 from parbake.core.run import Result
+from parbake.rollouts.cluster import Cluster
 from tests.fakes.clusters import NEEDS_KUBECTL
+from tests.fakes.kubernetes.kubectl_in_process import replace_kubectl
 from tests.fakes.kubernetes.server import Server, serving
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW
 
@@ -136,3 +139,78 @@ def test_who_may_not_is_told(server: Server) -> None:
     server.store.forbidden.add(("patch", "ec2nodeclasses"))
     refused = kubectl(server, "patch", "ec2nodeclass", "gpu", "--type=merge", "-p", "{}")
     assert 'cannot patch resource "ec2nodeclasses" in API group "karpenter.k8s.aws"' in refused.stderr
+
+
+def test_what_takes_kubectls_part_in_tests_tells_the_same(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer, warning and error that ``Cluster`` makes of kubectl's words: asked by kubectl, and without it."""
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+    monkeypatch.setenv("HOME", str(server.kubeconfig.parent))
+    classes, pools = "ec2nodeclasses.v1.karpenter.k8s.aws", "nodepools.v1.karpenter.sh"
+    for name in ("gpu", "cpu"):
+        server.create("ec2nodeclasses", name, spec=ALIAS["spec"])
+    server.create("nodes", "mine", metadata={"labels": {"a": "b"}})
+    found = server.get("ec2nodeclasses", "gpu")
+    server.change("ec2nodeclasses", "gpu", {"metadata": {"labels": {"newer": "yes"}}})
+    role: dict[str, Any] = {"spec": {"role": "other"}}
+    no_one: dict[str, Any] = {"spec": {"role": None}}
+    unknown: dict[str, Any] = {"spec": {"rolle": "other"}}
+
+    def forbid(act: Any) -> Any:
+        def asks(cluster: Cluster) -> Any:
+            server.store.forbidden.add(("patch", "ec2nodeclasses"))
+            try:
+                return act(cluster)
+            finally:
+                server.store.forbidden.clear()
+
+        return asks
+
+    def deny(act: Any) -> Any:
+        def asks(cluster: Cluster) -> Any:
+            server.store.policies.append(lambda _old, _new: 'admission webhook "x.example" denied the request: no')
+            try:
+                return act(cluster)
+            finally:
+                server.store.policies.clear()
+
+        return asks
+
+    asked = {
+        "versions": lambda cluster: cluster.served("karpenter.sh"),
+        "no versions": lambda cluster: cluster.served("nothing.example"),
+        "one": lambda cluster: cluster.get(classes, "gpu"),
+        "not there": lambda cluster: cluster.get(classes, "nothing"),
+        "all": lambda cluster: cluster.items(classes),
+        "none": lambda cluster: cluster.items(pools),
+        "two kinds": lambda cluster: cluster.items(f"{pools},{classes}"),
+        "selected": lambda cluster: cluster.items("nodes", "--selector", "a=b"),
+        "known": lambda cluster: cluster.knows(classes, "spec.blockDeviceMappings.ebs.snapshotID"),
+        "not known": lambda cluster: cluster.knows(classes, "spec.blockDeviceMappings.ebs.nonsense"),
+        "judged": lambda cluster: cluster.ask(classes, found, role, manager="parbake"),
+        "warned": lambda cluster: cluster.ask(classes, found, unknown, manager="parbake"),
+        "refused": lambda cluster: cluster.ask(classes, found, no_one, manager="parbake"),
+        "moved": lambda cluster: cluster.patch(classes, found, role, manager="parbake"),
+        "forbidden": forbid(lambda cluster: cluster.ask(classes, found, role, manager="parbake")),
+        "denied": deny(lambda cluster: cluster.ask(classes, found, role, manager="parbake")),
+    }
+
+    def answers() -> dict[str, Any]:
+        told = {}
+        for name, asks in asked.items():
+            try:
+                told[name] = asks(Cluster())
+            except ParbakeError as error:
+                told[name] = (type(error), error.message, error.hint)
+        return told
+
+    by_kubectl = answers()
+    replace_kubectl(monkeypatch)
+    assert answers() == by_kubectl
+    wrong = {
+        name
+        for name, answer in by_kubectl.items()
+        if isinstance(answer, tuple) and answer[:1] and isinstance(answer[0], type)
+    }
+    assert wrong == {"not there", "refused", "moved", "forbidden", "denied"}
+    assert (by_kubectl["known"], by_kubectl["not known"]) == (True, False)
+    assert by_kubectl["warned"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parbake.fleet.engine import approvals
-from parbake.fleet.engine.rollout_tasks import WaveState, Yes
+from parbake.fleet.engine.rollout_tasks import SignOff, WaveState
 
 ROLE, USER = "arn:aws:iam::222222222222:role/release", "arn:aws:iam::222222222222:user/*"
 EVE, ANN = "arn:aws:sts::222222222222:assumed-role/release/eve", "arn:aws:iam::222222222222:user/ann"
@@ -36,7 +36,7 @@ def wave(*by: str, state: str = "approval", approvals: int = 1) -> WaveState:
     ],
 )
 def test_who_may(by: tuple[str, ...], who: str, proven: bool, may: bool) -> None:
-    assert (approvals.not_among(wave(*by), Yes("canary", who), proven=proven) is None) == may
+    assert (approvals.not_among(wave(*by), SignOff("canary", who), proven=proven) is None) == may
 
 
 def test_a_proof_is_asked_for_where_a_name_does_not_do() -> None:
@@ -44,7 +44,7 @@ def test_a_proof_is_asked_for_where_a_name_does_not_do() -> None:
     assert approvals.needs_proof(wave(ROLE, "eve"), "ann")
     assert not approvals.needs_proof(wave(ROLE, "ann"), "ann")
     assert not approvals.needs_proof(wave("eve"), "ann")
-    said = approvals.not_among(wave(ROLE), Yes("canary", "ann"), proven=False)
+    said = approvals.not_among(wave(ROLE), SignOff("canary", "ann"), proven=False)
     assert said
     assert "proves it with their AWS credentials" in said[1]
-    assert approvals.not_among(wave(ROLE), Yes("canary", "ann", proof="https://…"), proven=False) is None
+    assert approvals.not_among(wave(ROLE), SignOff("canary", "ann", proof="https://…"), proven=False) is None

@@ -43,7 +43,7 @@ def test_a_worker_says_what_it_is() -> None:
     ("changed", "found"),
     [
         ({}, "ok: 1@here"),
-        ({"key": "0" * 8}, "missing: 1@here: its key is another one than here"),
+        ({"key": "0" * 8}, "missing: 1@here: its key differs from the one here"),
         ({"version": "0.0.1"}, f"warn: 1@here: it is parbake 0.0.1, and this is {__version__}"),
         ({"can": frozenset({"kvm"})}, "missing: 1@here: it has no loop devices, it is not root"),
         ({"can": ALL - {"kvm"}}, "warn: 1@here: it has no /dev/kvm, so verification is slow"),

@@ -54,7 +54,7 @@ def place(region: str = OTHER, **more: Any) -> Place:
         (
             {"region": HOME, "encrypted": True, "kms_key": {HOME: "alias/nodes"}},
             place(),
-            "do not go with the Bakefile's `aws`: there is no key for us-east-1",
+            "conflict with the Bakefile's `aws`: there is no key for us-east-1",
         ),
         (
             {"region": HOME, "encrypted": True},

@@ -14,7 +14,7 @@ from parbake.fleet import gate, waves
 from parbake.fleet.cells import cells
 from parbake.fleet.file import load
 from parbake.fleet.rollout import Rollout
-from parbake.fleet.waves import Aim
+from parbake.fleet.waves import FleetTarget
 
 WAVES = """
 rollout:
@@ -45,32 +45,32 @@ def folder(tmp_path: Path) -> Path:
 def plan(folder: Path, wanted: set[str] | None = None) -> waves.Plan:
     fleet = load(folder / "fleet.yaml")
     assert fleet.rollout
-    return waves.plan(fleet.rollout, waves.aims(folder, cells(fleet, folder)), wanted)
+    return waves.plan(fleet.rollout, waves.targets(folder, cells(fleet, folder)), wanted)
 
 
 def test_a_target_belongs_to_the_first_wave_that_names_it(folder: Path) -> None:
     found = plan(folder)
-    assert {wave.name: [aim.name for aim in aims] for wave, aims in found.waves} == {
+    assert {wave.name: [target.name for target in targets] for wave, targets in found.waves} == {
         "canary": ["search/canary"],
         "europe": ["search/eu-1", "gpu/eu-1"],
         "world": ["search/us-1", "gpu/canary", "gpu/us-1"],
     }
     assert found.left == ()
     some = plan(folder, {"gpu"})
-    assert [len(aims) for _, aims in some.waves] == [0, 1, 2]
+    assert [len(targets) for _, targets in some.waves] == [0, 1, 2]
 
 
 def test_what_no_wave_names_is_left(folder: Path) -> None:
     path = folder / "fleet.yaml"
     path.write_text(path.read_text().replace("    - {name: world, rest: true, approve: anybody}\n", ""))
-    assert [aim.name for aim in plan(folder).left] == ["search/us-1", "gpu/canary", "gpu/us-1"]
+    assert [target.name for target in plan(folder).left] == ["search/us-1", "gpu/canary", "gpu/us-1"]
 
 
 def test_what_names_nothing_is_an_error() -> None:
-    aim = Aim("search", "search/parbake.yaml", "canary", "file")
+    target = FleetTarget("search", "search/parbake.yaml", "canary", "file")
     rollout = Rollout.model_validate({"waves": [{"name": "europe", "targets": ("*/eu-*",)}]})
     with pytest.raises(InputError, match=r"the wave europe: \*/eu-\* names no target") as caught:
-        waves.plan(rollout, [aim])
+        waves.plan(rollout, [target])
     assert caught.value.hint == "there are: search/canary"
     with pytest.raises(InputError, match="none of the Bakefiles has a target"):
         waves.plan(rollout, [])

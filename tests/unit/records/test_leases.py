@@ -70,7 +70,7 @@ def test_of_two_at_once_one_waits_for_the_other(
     assert order == ["one", "two"]
     assert runs[0] != runs[1], "it is another run"
     assert len(said) == 1
-    assert re.fullmatch(rf"\S+ bakes {NAME} since \S+Z: waiting for it", said[0].text)
+    assert re.fullmatch(rf"\S+ has been baking {NAME} since \S+Z: waiting for it", said[0].text)
     assert held(store) == {}
 
 

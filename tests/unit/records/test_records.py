@@ -256,6 +256,6 @@ def test_prune_keeps_what_is_in_use(tmp_path: Path) -> None:
     made = _put(tmp_path, record())
     with records.in_use(tmp_path, made.artefact):
         (decision,) = prune.prune(tmp_path, RetentionRules(keep=0))
-    assert (decision.action, decision.reason) == ("keep", "another parbake works on it")
+    assert (decision.action, decision.reason) == ("keep", "another parbake is working on it")
     assert [each.action for each in prune.prune(tmp_path, RetentionRules(keep=0))] == ["remove"]
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from parbake.rollouts import mount
 from parbake.rollouts.files import parse, render
 from parbake.rollouts.protocol import History
 from parbake.rollouts.userdata import KEEP_STORE, part_of
-from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.clusters import goes_out_again, machine_image, parbake, project, volume
 from tests.fakes.plans import record
 
 FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
@@ -103,7 +103,7 @@ def there_and_back(
 ) -> str:
     """Roll out twice and back twice; return what the file said after the rollout."""
     (here / file).write_text(before)
-    kitchen(here, [target], FIRST, SECOND)
+    project(here, [target], FIRST, SECOND)
     code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
     assert (code, (here / file).read_text()) == (0, before)
     code, done = parbake(capsys, "rollout", FIRST.key)
@@ -151,7 +151,7 @@ def test_what_loads_the_hot_blocks_in_a_file(here: Path, capsys: pytest.CaptureF
     assert script in text
     (here / "gpu.yaml").write_text(text)
     data = volume("data", "snap-9")
-    kitchen(here, [{"gitops": {"file": "gpu.yaml", "hydrate": True}}], data)
+    project(here, [{"gitops": {"file": "gpu.yaml", "hydrate": True}}], data)
     save(Trace(size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),)), here / "artefacts" / data.trace_name)
     code, done = parbake(capsys, "rollout", data.key)
     after = (here / "gpu.yaml").read_text()
@@ -179,7 +179,7 @@ def test_a_commit_on_a_branch(here: Path, capsys: pytest.CaptureFixture[str]) ->
     git("init", "-q", "-b", "main")
     git("add", "gpu.yaml")
     git("commit", "-qm", "begin")
-    kitchen(here, [{"gitops": {"file": "gpu.yaml", "branch": "rollouts"}}], FIRST)
+    project(here, [{"gitops": {"file": "gpu.yaml", "branch": "rollouts"}}], FIRST)
     assert parbake(capsys, "rollout", FIRST.key)[0] == 0
     assert (here / "gpu.yaml").read_text() == NODE_CLASS, "the work tree is not touched"
     assert "ami-1" in git("show", "rollouts:gpu.yaml")
@@ -193,7 +193,7 @@ def test_a_commit_on_a_branch(here: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_values_of_a_chart(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "values.yaml").write_text("nodeClass:\n  amiIds: [ami-0]   # one\n")
     target = {"gitops": {"file": "values.yaml", "image_at": "nodeClass.amiIds[0]", "snapshot_at": "data.snapshot"}}
-    kitchen(here, [target], FIRST, DATA)
+    project(here, [target], FIRST, DATA)
     assert parbake(capsys, "rollout", FIRST.key, DATA.key)[0] == 0
     after = (here / "values.yaml").read_text()
     assert "  amiIds: [ami-1]   # one\n" in after
@@ -215,18 +215,18 @@ def test_values_of_a_chart_get_what_mounts_the_volume(
     before = "nodeClass:\n  snapshot: snap-0\n" + (f"  userData: {json.dumps(theirs)}\n" if theirs else "")
     (here / "values.yaml").write_text(before)
     target: dict[str, Any] = {"file": "values.yaml", "snapshot_at": "nodeClass.snapshot"}
-    kitchen(here, [{"gitops": target}], DATA)
+    project(here, [{"gitops": target}], DATA)
     shown = parbake(capsys, "rollout", DATA.key, "--dry-run")[1]["targets"][0]
     assert "the parts for mount: name `user_data_at`" in shown["cautions"][0]
     assert parbake(capsys, "rollout", DATA.key, "--dry-run", "--no-mount")[1]["targets"][0]["cautions"] == []
-    kitchen(here, [{"gitops": {**target, "user_data_at": "nodeClass.userData", "keep_store": True}}], DATA)
+    project(here, [{"gitops": {**target, "user_data_at": "nodeClass.userData", "keep_store": True}}], DATA)
     assert parbake(capsys, "rollout", DATA.key)[0] == 0
     text = user_data(here / "values.yaml")
     assert part_of(text, "mount") == mount.user_data("")
     assert part_of(text, "store") == KEEP_STORE
     assert theirs in text
     assert parbake(capsys, "rollout", DATA.key)[1]["changed"] is False
-    kitchen(here, [{"gitops": {**target, "user_data_at": "nodeClass.userData"}}], DATA)
+    project(here, [{"gitops": {**target, "user_data_at": "nodeClass.userData"}}], DATA)
     assert parbake(capsys, "rollout", DATA.key, "--no-mount")[0] == 0
     assert user_data(here / "values.yaml") == theirs, "it goes without a trace"
 
@@ -236,7 +236,7 @@ def test_further_disks_that_name_no_snapshot(
     here: Path, capsys: pytest.CaptureFixture[str], kind: str, text: str
 ) -> None:
     (here / "m.yaml").write_text(text)
-    kitchen(here, [{"file": {"path": "m.yaml", "as": kind}}], DATA)
+    project(here, [{"file": {"path": "m.yaml", "as": kind}}], DATA)
     code, error = parbake(capsys, "rollout", DATA.key)
     assert (code, "name no snapshot" in error["message"], (here / "m.yaml").read_text()) == (2, True, text)
 
@@ -245,11 +245,11 @@ def test_further_disks_that_name_no_snapshot(
 def test_what_mounts_the_volume_for_other_tools(here: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     path = here / f"data.{suffix}"
     root = "/var/lib/rancher/k3s/agent/containerd"
-    kitchen(here, [{"file": {"path": path.name, "root": root}}], DATA)
+    project(here, [{"file": {"path": path.name, "root": root}}], DATA)
     assert parbake(capsys, "rollout", DATA.key)[0] == 0
     assert parse(suffix, path.read_text())[0]["user_data"] == mount.user_data("", root)
     assert parbake(capsys, "rollout", DATA.key)[1]["changed"] is False
-    kitchen(here, [{"file": {"path": path.name, "mount": False}}], DATA)
+    project(here, [{"file": {"path": path.name, "mount": False}}], DATA)
     assert parbake(capsys, "rollout", DATA.key)[0] == 0
     assert parse(suffix, path.read_text())[0]["user_data"] == ""
     of_before = re.sub(r'(parbake_user_data = ""\n|,\n  "user_data": "")', "", path.read_text(), count=1)
@@ -274,7 +274,7 @@ def test_a_machine_template_of_cluster_api(here: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("suffix", ["json", "tfvars"])
 def test_files_for_other_tools(here: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     path = here / f"out/image.{suffix}"
-    kitchen(here, [{"file": f"out/image.{suffix}"}], FIRST, SECOND, THIRD)
+    project(here, [{"file": f"out/image.{suffix}"}], FIRST, SECOND, THIRD)
     assert parbake(capsys, "rollout", FIRST.key)[0] == 0
     assert parbake(capsys, "rollback")[0] == 2, "there was nothing before"
     assert parbake(capsys, "rollout", SECOND.key)[0] == 0
@@ -320,7 +320,7 @@ def test_what_is_rendered_is_read_back() -> None:
 )
 def test_bad_manifests(here: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:
     (here / "gpu.yaml").write_text(text)
-    kitchen(here, [{"gitops": {"file": "gpu.yaml"}}], FIRST)
+    project(here, [{"gitops": {"file": "gpu.yaml"}}], FIRST)
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert code == 2
     assert says in error["message"]
@@ -328,7 +328,7 @@ def test_bad_manifests(here: Path, capsys: pytest.CaptureFixture[str], text: str
 
 def test_records_that_do_not_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = record("nowhere", name="nowhere", passed=True)
-    kitchen(here, [{"file": "a.json"}, {"name": "us", "region": "us-east-1", "file": "b.json"}], FIRST, SECOND, nowhere)
+    project(here, [{"file": "a.json"}, {"name": "us", "region": "us-east-1", "file": "b.json"}], FIRST, SECOND, nowhere)
     (here / "artefacts" / nowhere.artefact).touch()
     code, error = parbake(capsys, "rollout", FIRST.key, SECOND.key)
     assert (code, "two records of the kind" in error["message"]) == (2, True)
@@ -341,7 +341,7 @@ def test_records_that_do_not_go_together(here: Path, capsys: pytest.CaptureFixtu
 
 def test_what_lies_in_no_cloud_is_handed_out_by_name_and_key(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = (record(word, name=word, passed=True) for word in ("one", "two"))
-    kitchen(here, [{"file": "a.json"}, {"name": "image", "file": {"path": "ig.yaml", "as": "kops"}}], one, two)
+    project(here, [{"file": "a.json"}, {"name": "image", "file": {"path": "ig.yaml", "as": "kops"}}], one, two)
     for each in (one, two):
         (here / "artefacts" / each.artefact).touch()
     assert parbake(capsys, "rollout", one.key, "--to", "file")[0] == 0
@@ -360,6 +360,6 @@ def test_what_lies_in_no_cloud_is_handed_out_by_name_and_key(here: Path, capsys:
         assert code == 0
         assert len(done["targets"]) == 1
     assert json.loads((here / "a.json").read_text())["artefact"] == one.artefact
-    kitchen(here, [{"file": "a.json"}], one, two)
+    project(here, [{"file": "a.json"}], one, two)
     assert not goes_out_again(here, two)
     assert goes_out_again(here, one)

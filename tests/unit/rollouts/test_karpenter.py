@@ -12,8 +12,9 @@ from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, save
 from parbake.rollouts import mount
 from parbake.rollouts.userdata import part_of
-from tests.fakes.clusters import NEEDS_KUBECTL, goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.clusters import NEEDS_KUBECTL, goes_out_again, machine_image, parbake, project, volume
 from tests.fakes.kubernetes.karpenter import Ami, Karpenter
+from tests.fakes.kubernetes.kubectl_in_process import replace_kubectl
 from tests.fakes.kubernetes.server import Server, serving
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 
@@ -38,6 +39,12 @@ def use(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
     monkeypatch.setenv("HOME", str(server.kubeconfig.parent))
     monkeypatch.chdir(server.kubeconfig.parent)
+
+
+@pytest.fixture
+def without_kubectl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is about parbake's rules and Karpenter: other tests here are about what kubectl takes and says."""
+    replace_kubectl(monkeypatch)
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def terms(server: Server) -> Any:
 def test_from_a_record_to_nodes_and_back(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST, SECOND)
+    project(tmp_path, [GPU], FIRST, SECOND)
     assert images(server) == ["ami-0", "ami-0"]
     code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
     assert (code, terms(server)) == (0, [{"alias": "al2023@latest"}]), "a dry run writes nothing"
@@ -91,6 +98,7 @@ def test_from_a_record_to_nodes_and_back(
     assert len(cluster.replaced) == 6
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_two_architectures_of_one_node_class(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +112,7 @@ def test_two_architectures_of_one_node_class(
     cluster.start_nodes("gpu", "gpu", 1)
     cluster.start_nodes("gpu", "gpu", 1, "arm64")
     arm = machine_image("first", "ami-3", architecture="arm64")
-    kitchen(tmp_path, [GPU], FIRST, arm, SECOND, DATA)
+    project(tmp_path, [GPU], FIRST, arm, SECOND, DATA)
     assert images(server) == ["ami-0", "ami-a"]
     code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, "asks for amd64, arm64; the image is for amd64" in error["message"]) == (1, True)
@@ -118,27 +126,27 @@ def test_two_architectures_of_one_node_class(
     assert (images(server), terms(server)) == (["ami-0", "ami-a"], [{"alias": "al2023@latest"}])
     assert len(cluster.replaced) == 4
     newer = SECOND.model_copy(update={"finished_at": "2027-01-01T00:00:00Z"})
-    kitchen(tmp_path, [GPU], newer, name="node", platforms=["linux/amd64", "linux/arm64"])
+    project(tmp_path, [GPU], newer, name="node", platforms=["linux/amd64", "linux/arm64"])
     code, error = parbake(capsys, "rollout", "node", "--no-follow")
-    assert (code, "is of other images than" in error["message"]) == (2, True), "one was baked anew, and not the other"
+    assert (code, "has other images than" in error["message"]) == (2, True), "one was baked anew, and not the other"
     (tmp_path / "artefacts" / f"{SECOND.artefact}.json").unlink()
     shown = parbake(capsys, "rollout", "node", "--dry-run")[1]["targets"][0]
     assert shown["after"]["image"] == "ami-1,ami-3", "the name means both"
     (tmp_path / "artefacts" / f"{arm.artefact}.json").unlink()
     code, error = parbake(capsys, "rollout", "node")
     assert (code, error["message"]) == (2, "there is no record of node for linux/arm64")
-    kitchen(tmp_path, [GPU], FIRST, arm, SECOND, DATA)
+    project(tmp_path, [GPU], FIRST, arm, SECOND, DATA)
     for selectors, says in (
         ((FIRST.key, SECOND.key), "two records of the kind machine-image for amd64"),
         ((arm.key, DATA.key), "all nodes of a target get the same volume"),
     ):
         code, error = parbake(capsys, "rollout", *selectors)
         assert (code, says in error["message"]) == (2, True)
-    kitchen(tmp_path, [{"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}])
+    project(tmp_path, [{"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}])
     code, error = parbake(capsys, "rollout", FIRST.key, arm.key)
     assert (code, "`hydrate` loads the blocks of one machine image" in error["message"]) == (2, True)
     for target in ({"karpenter": {"nodeclass": "gpu", "parameter": "/gpu"}}, {"file": "image.json"}):
-        kitchen(tmp_path, [target])
+        project(tmp_path, [target])
         code, error = parbake(capsys, "rollout", FIRST.key, arm.key)
         assert (code, "it takes one machine image" in error["message"]) == (2, True)
 
@@ -146,7 +154,7 @@ def test_two_architectures_of_one_node_class(
 def test_image_and_volume_in_one_write(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST, DATA)
+    project(tmp_path, [GPU], FIRST, DATA)
     with cluster:
         code, _ = parbake(capsys, "rollout", FIRST.key, DATA.key, *QUICK)
     assert code == 0
@@ -158,6 +166,7 @@ def test_image_and_volume_in_one_write(
     assert disks["/dev/xvda"]["volumeSize"] == "20Gi", "what the default gave is kept"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_what_loads_the_hot_blocks_comes_with_the_volume(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +175,7 @@ def test_what_loads_the_hot_blocks_comes_with_the_volume(
         cluster.step()
     cluster.replaced.clear()
     target = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}
-    kitchen(tmp_path, [target], DATA)
+    project(tmp_path, [target], DATA)
     code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, error["error"]) == (2, "InputError")
     assert f"`parbake trace {DATA.artefact}`" in error["hint"]
@@ -184,15 +193,17 @@ def test_what_loads_the_hot_blocks_comes_with_the_volume(
     assert server.get("ec2nodeclasses", "gpu")["spec"]["userData"] == "#!/bin/sh\necho theirs\n"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_a_volume_alone_drifts_every_node(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GPU], DATA)
+    project(tmp_path, [GPU], DATA)
     with cluster:
         code, _ = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, len(cluster.replaced), terms(server)) == (0, 2, [{"alias": "al2023@latest"}])
 
 
+@pytest.mark.usefixtures("without_kubectl")
 @pytest.mark.parametrize(
     ("proven", "running", "cautioned"),
     [
@@ -212,7 +223,7 @@ def test_a_volume_that_another_runtime_proved_is_a_caution(
     cautioned: bool,
 ) -> None:
     assert DATA.verdict
-    kitchen(tmp_path, [GPU], DATA.model_copy(update={"verdict": DATA.verdict.model_copy(update={"runtime": proven})}))
+    project(tmp_path, [GPU], DATA.model_copy(update={"verdict": DATA.verdict.model_copy(update={"runtime": proven})}))
     for name, node_class, version in (("mine", "gpu", running), ("other", "default", "containerd://1.6.0")):
         labels = {"karpenter.k8s.aws/ec2nodeclass": node_class}
         info = {"containerRuntimeVersion": version} if version else {}
@@ -224,10 +235,11 @@ def test_a_volume_that_another_runtime_proved_is_a_caution(
     assert [each.partition(":")[0] for each in told] == ([said] if cautioned else [])
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_freeze_and_thaw(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     budgets = server.get("nodepools", "gpu")["spec"]["disruption"]["budgets"]
     assert parbake(capsys, "freeze")[0] == 2, "which target must be said"
     assert parbake(capsys, "freeze", "--to", "gpu")[1]["changed"] == {"gpu": ["NodePool gpu"]}
@@ -243,6 +255,7 @@ def test_freeze_and_thaw(
     assert images(server) == ["ami-1", "ami-1"]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_a_canary_is_a_target_before_the_others(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,13 +264,14 @@ def test_a_canary_is_a_target_before_the_others(
     server.create("nodepools", "canary", spec=pool("canary"))
     cluster.start_nodes("canary", "canary", 1)
     cluster.blocked["canary-003"] = "default/web"
-    kitchen(tmp_path, [canary, GPU], FIRST)
+    project(tmp_path, [canary, GPU], FIRST)
     with cluster:
         code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, error["error"]) == (1, "Stalled")
     assert terms(server) == [{"alias": "al2023@latest"}], "the second is not touched before the first has arrived"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 @pytest.mark.parametrize(("passed", "says"), [(None, "was not verified"), (False, "failed verification")])
 def test_only_what_is_verified(
     cluster: Karpenter,
@@ -267,7 +281,7 @@ def test_only_what_is_verified(
     passed: bool | None,
     says: str,
 ) -> None:
-    kitchen(tmp_path, [GPU], doubtful := machine_image("doubtful", "ami-1", passed=passed))
+    project(tmp_path, [GPU], doubtful := machine_image("doubtful", "ami-1", passed=passed))
     code, error = parbake(capsys, "rollout", doubtful.key)
     assert (code, terms(server)) == (3, [{"alias": "al2023@latest"}])
     assert says in error["message"]
@@ -276,9 +290,10 @@ def test_only_what_is_verified(
     assert images(server) == ["ami-1", "ami-1"]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_what_speaks_against_it(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.create("ec2nodeclasses", "gpu", spec={**ALIAS["spec"], "instanceStorePolicy": "RAID0"})
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert code == 1
     assert "RAID0" in error["message"]
@@ -298,13 +313,19 @@ def test_what_speaks_against_it(server: Server, tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_a_policy_is_asked_before_anything_is_written(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], says: str
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    says: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Neither to this target nor to those before it; and it is told from a right that is missing."""
+    if "webhook" in says:  # kubectl tells both in the same words
+        request.getfixturevalue("without_kubectl")
     for name in ("canary", "gpu"):
         server.create("ec2nodeclasses", name, spec=ALIAS["spec"])
     server.store.policies.append(lambda old, new: says if new["metadata"]["name"] == "gpu" and old != new else "")
-    kitchen(tmp_path, [{"name": "canary", "karpenter": {"nodeclass": "canary"}}, GPU], FIRST)
+    project(tmp_path, [{"name": "canary", "karpenter": {"nodeclass": "canary"}}, GPU], FIRST)
     before = server.store.version
     for options in ((), ("--dry-run",)):
         code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow", *options)
@@ -325,19 +346,20 @@ def test_a_webhook_that_cannot_be_asked_is_a_caution(
 ) -> None:
     server.create("ec2nodeclasses", "gpu", spec=ALIAS["spec"])
     server.store.policies.append(lambda _old, _new: 'admission webhook "x.example.com" does not support dry run')
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
     assert (code, "cannot be asked in advance" in shown["targets"][0]["cautions"][-1]) == (0, True)
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_a_node_class_that_is_being_deleted(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finalizer = {"finalizers": ["karpenter.k8s.aws/termination"]}
     server.create("ec2nodeclasses", "gpu", metadata=finalizer, spec=ALIAS["spec"])
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     assert parbake(capsys, "rollout", FIRST.key, "--no-follow")[0] == 0
     server.delete("ec2nodeclasses", "gpu")
     for command in (("rollout", machine_image("second", "ami-2").key), ("rollback",)):
-        kitchen(tmp_path, [GPU], FIRST, SECOND)
+        project(tmp_path, [GPU], FIRST, SECOND)
         code, error = parbake(capsys, *command, "--no-follow")
         assert (code, error["error"]) == (1, "RolloutError")
         assert "the node class is being deleted, since 20" in error["message"]
@@ -356,7 +378,7 @@ def test_a_file_that_was_applied_takes_the_change_back(
     if broken:
         note = {"metadata": {"annotations": {"kubectl.kubernetes.io/last-applied-configuration": "[]"}}}
         server.change("ec2nodeclasses", "gpu", note)
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     cautions = parbake(capsys, "rollout", FIRST.key, "--dry-run")[1]["targets"][0]["cautions"]
     expected = "kubectl applied a file with amiSelectorTerms: applying it again reverts the change"
     assert (expected in cautions) is not broken
@@ -366,7 +388,7 @@ def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytes
     from tests.unit.fakes.test_kubernetes import kubectl
 
     kubectl(server, "apply", "--server-side", "--field-manager=argocd-controller", "-f", "-", document=ALIAS)
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
     assert (code, error["error"], terms(server)) == (1, "TargetMoved", [{"alias": "al2023@latest"}])
     assert "amiSelectorTerms belong to argocd-controller" in error["message"]
@@ -376,17 +398,18 @@ def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytes
     assert "may revert it" in done["targets"][0]["cautions"][-1]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_another_machine_knows_as_much(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     """It has the Bakefile, and neither records nor artefacts."""
-    kitchen(tmp_path, [GPU], FIRST, SECOND)
+    project(tmp_path, [GPU], FIRST, SECOND)
     with cluster:
         for each in (FIRST, SECOND):
             assert parbake(capsys, "rollout", each.key, *QUICK)[0] == 0
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        kitchen(elsewhere, [GPU])
+        project(elsewhere, [GPU])
         monkeypatch.chdir(elsewhere)
         code, (report,) = parbake(capsys, "status")
         assert (code, report["holds"]["artefact"], report["previous"]["artefact"]) == (
@@ -400,7 +423,7 @@ def test_another_machine_knows_as_much(
 def test_the_versions_of_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     with serving(tmp_path, OLD) as server:
         use(server, monkeypatch)
         server.create("awsnodetemplates", "gpu", "v1alpha1", spec={"amiSelector": {"aws-ids": "ami-0"}})
@@ -414,7 +437,7 @@ def test_the_versions_of_before(
     folder.mkdir()
     with serving(folder, BOTH) as server:
         use(server, monkeypatch)
-        kitchen(folder, [GPU], FIRST)
+        project(folder, [GPU], FIRST)
         for version in list(server.store.kinds):
             if version[1] == "v1" and version[0]:
                 del server.store.kinds[version]

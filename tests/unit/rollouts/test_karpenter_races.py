@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from parbake.rollouts.karpenter import Karpenter as Target
-from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, parbake
+from tests.fakes.clusters import NEEDS_KUBECTL, parbake, project
 from tests.fakes.keys import key_pair
 from tests.fakes.kubernetes.karpenter import Karpenter
 from tests.fakes.kubernetes.server import Server
@@ -32,7 +32,7 @@ def test_two_rollouts_race(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Between the look and the write, somebody else writes: a status is nothing, an image is."""
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     decided = Target.plan
     meanwhile: list[Any] = []
 
@@ -56,7 +56,7 @@ def test_two_rollouts_race(
 def test_two_processes_race(server: Server, tmp_path: Path) -> None:
     """Both have read the node class before the first of them writes: one writes, the other is told."""
     signer = key_pair(tmp_path)  # other processes have no stand-in of AWS to compare records with
-    kitchen(tmp_path, [GPU], FIRST, SECOND, signer=signer, trust=["key.pub"])
+    project(tmp_path, [GPU], FIRST, SECOND, signer=signer, trust=["key.pub"])
     together = threading.Barrier(2, timeout=60)
     server.store.before_patch = together.wait
     command = [sys.executable, "-m", "parbake", "rollout", "--no-follow", "--json"]
@@ -81,7 +81,7 @@ def test_two_processes_race(server: Server, tmp_path: Path) -> None:
 def test_a_rollout_that_was_killed_is_finished_by_the_next(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST, signer=key_pair(tmp_path), trust=["key.pub"])
+    project(tmp_path, [GPU], FIRST, signer=key_pair(tmp_path), trust=["key.pub"])
     command = [sys.executable, "-m", "parbake", "rollout", FIRST.key, *QUICK]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     written = threading.Event()

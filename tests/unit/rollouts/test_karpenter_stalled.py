@@ -6,22 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake
+from tests.fakes.clusters import NEEDS_KUBECTL, machine_image, parbake, project
 from tests.fakes.kubernetes.karpenter import Karpenter
 from tests.fakes.kubernetes.server import Server, serving
 from tests.fakes.kubernetes.store import Kind
-from tests.unit.rollouts.test_karpenter import FIRST, GPU, QUICK, cluster, images, server, terms, use
+from tests.unit.rollouts.test_karpenter import FIRST, GPU, QUICK, cluster, images, server, terms, use, without_kubectl
 from tests.unit.rollouts.test_node_classes import ALIAS
 
-__all__ = ["cluster", "server"]
+__all__ = ["cluster", "server", "without_kubectl"]
 
 pytestmark = NEEDS_KUBECTL
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_what_holds_nodes_back_is_named(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     held = server.list("nodeclaims")[0]["metadata"]["name"]
     cluster.blocked[held] = "default/web"
     with cluster:
@@ -34,11 +35,12 @@ def test_what_holds_nodes_back_is_named(
         assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it goes on following"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_a_budget_is_named(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of the users' own, and not that of ``parbake freeze``."""
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     server.change("nodepools", "gpu", {"spec": {"disruption": {"budgets": [{"nodes": "0"}]}}})
     with cluster:
         code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1.5")
@@ -48,8 +50,9 @@ def test_a_budget_is_named(
     assert f"{node}: runs ami-0; NodePool gpu: {blocked}" in error["message"]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     cluster.unlaunchable = "no g5.xlarge in eu-central-1a"
     with cluster:
         code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "2")
@@ -57,10 +60,11 @@ def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest
     assert "not Launched: no g5.xlarge in eu-central-1a" in error["message"]
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_an_image_that_karpenter_does_not_find(
     cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GPU], lost := machine_image("lost", "ami-404"))
+    project(tmp_path, [GPU], lost := machine_image("lost", "ami-404"))
     with cluster:
         code, error = parbake(capsys, "rollout", lost.key, *QUICK, "--deadline", "1.5")
     assert code == 1
@@ -69,7 +73,7 @@ def test_an_image_that_karpenter_does_not_find(
 
 
 def test_bad_input_is_told(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert (code, error["hint"]) == (2, "there are: none")
     server.create("ec2nodeclasses", "cpu", spec=ALIAS["spec"])
@@ -78,11 +82,11 @@ def test_bad_input_is_told(server: Server, tmp_path: Path, capsys: pytest.Captur
     assert "there is no ec2nodeclasses 'gpu'" in error["message"]
     code, error = parbake(capsys, "rollout", FIRST.key, "--to", "nothing")
     assert (code, error["hint"]) == (2, "there are: gpu")
-    kitchen(tmp_path, [{"karpenter": {"nodeclass": "cpu", "context": "nowhere"}}])
+    project(tmp_path, [{"karpenter": {"nodeclass": "cpu", "context": "nowhere"}}])
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert code == 2
     assert "nowhere" in error["message"]
-    kitchen(tmp_path, [{"karpenter": {"nodeclass": "cpu"}}])
+    project(tmp_path, [{"karpenter": {"nodeclass": "cpu"}}])
     server.store.forbidden.add(("patch", "ec2nodeclasses"))
     code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
     assert code == 1
@@ -96,7 +100,7 @@ def test_bad_input_is_told(server: Server, tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.usefixtures("cluster")
 def test_nothing_to_go_back_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kitchen(tmp_path, [GPU])
+    project(tmp_path, [GPU])
     code, error = parbake(capsys, "rollback")
     assert code == 2
     assert "records no rollout" in error["message"]
@@ -105,7 +109,7 @@ def test_nothing_to_go_back_to(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_cluster_without_karpenter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     with serving(tmp_path) as server:
         use(server, monkeypatch)
         code, error = parbake(capsys, "rollout", FIRST.key)
@@ -116,7 +120,7 @@ def test_a_cluster_without_karpenter(
 def test_a_version_that_is_not_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     with serving(tmp_path) as server:
         use(server, monkeypatch)
         kind = Kind("karpenter.k8s.aws", "v2", "ec2nodeclasses", "EC2NodeClass")
@@ -133,7 +137,7 @@ def test_a_version_that_is_not_known(
 def test_who_may_not_is_told_what(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, plural: str
 ) -> None:
-    kitchen(tmp_path, [GPU], FIRST)
+    project(tmp_path, [GPU], FIRST)
     server.store.forbidden.add((verb, plural))
     code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1")
     assert code == 1

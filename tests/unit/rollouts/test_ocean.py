@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parbake.rollouts import Change, Offer, ocean
-from tests.fakes.clusters import goes_out_again, kitchen, machine_image, parbake, volume
+from tests.fakes.clusters import goes_out_again, machine_image, parbake, project, volume
 from tests.fakes.spot import Spot, serving_spot
 
 FIRST, SECOND = machine_image("first", "ami-1"), machine_image("second", "ami-2")
@@ -28,7 +28,7 @@ def spot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Spot]:
 def test_there_and_back(spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: dict[str, Any]) -> None:
     names = target["ocean"].get("groups", ["o-1"])
     spot.specifications[names[0]]["tags"].append({"tagKey": "team", "tagValue": "ml"})
-    kitchen(tmp_path, [target], FIRST, SECOND)
+    project(tmp_path, [target], FIRST, SECOND)
     assert parbake(capsys, "rollout", FIRST.key, "--dry-run")[0] == 0
     assert spot.rolls == []
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
@@ -62,7 +62,7 @@ def test_killed_after_any_write(
 ) -> None:
     names = target["ocean"].get("groups", ["o-1"])
     writes = 2 * len(names) + 1  # the image of each, the roll, and that none is owed any more
-    kitchen(tmp_path, [target], FIRST)
+    project(tmp_path, [target], FIRST)
     real, left = ocean.Spot.ask, 0
 
     def ask(self: ocean.Spot, method: str, path: str, body: object = None) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def test_killed_after_any_write(
 def test_a_roll_that_fails_or_hangs_or_is_stopped(
     spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [GROUPS], FIRST, SECOND)
+    project(tmp_path, [GROUPS], FIRST, SECOND)
     spot.fails = True
     code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, "the roll is FAILED at 25 %" in error["message"]) == (1, True)
@@ -120,7 +120,7 @@ def test_a_roll_that_fails_or_hangs_or_is_stopped(
 def test_two_rollouts_race(
     spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kitchen(tmp_path, [GROUPS], FIRST)
+    project(tmp_path, [GROUPS], FIRST)
     decided = ocean.Ocean.plan
 
     def plan(self: ocean.Ocean, offer: Offer) -> Change:
@@ -137,10 +137,10 @@ def test_two_rollouts_race(
 def test_bad_input(
     spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kitchen(tmp_path, [{"ocean": {"cluster": "o-1", "groups": ["ols-9"]}}], FIRST, data := volume("d", "snap-1"))
+    project(tmp_path, [{"ocean": {"cluster": "o-1", "groups": ["ols-9"]}}], FIRST, data := volume("d", "snap-1"))
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert (code, error["hint"]) == (2, "there are: ols-1, ols-2")
-    kitchen(tmp_path, [{"ocean": {"cluster": "o-9"}}])
+    project(tmp_path, [{"ocean": {"cluster": "o-9"}}])
     assert parbake(capsys, "rollout", FIRST.key)[1]["hint"] == "there are: o-1"
     assert parbake(capsys, "rollout", data.key)[0] == 2
     monkeypatch.setenv("SPOTINST_TOKEN", "wrong")

@@ -17,14 +17,14 @@ from parbake.rollouts.pointers import ParameterPointer, TagPointer
 from tests.aws.conftest import REGION, aws_mock, environment
 from tests.fakes.aws.boto_clients import raw
 from tests.fakes.aws.iam_recorder import NOTED, attach, printed
-from tests.fakes.clusters import NEEDS_KUBECTL, kitchen, machine_image, parbake, volume
+from tests.fakes.clusters import NEEDS_KUBECTL, machine_image, parbake, project, volume
 from tests.fakes.kubernetes.karpenter import Ami, Karpenter
 from tests.fakes.kubernetes.server import Server, serving
 from tests.fakes.policies import Check, refused
-from tests.unit.rollouts.test_karpenter import QUICK, images, pool, terms, use
+from tests.unit.rollouts.test_karpenter import QUICK, images, pool, terms, use, without_kubectl
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 
-__all__ = ["aws_mock", "environment"]
+__all__ = ["aws_mock", "environment", "without_kubectl"]
 pytestmark = [NEEDS_KUBECTL, pytest.mark.usefixtures("aws_mock")]
 BY_TAG = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "tag": "image=gpu"}}
 BY_PARAMETER = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "parameter": "/nodes/gpu"}}
@@ -99,6 +99,7 @@ def cluster(server: Server) -> InTheCloud:
     return karpenter
 
 
+@pytest.mark.usefixtures("without_kubectl")
 @pytest.mark.parametrize(
     ("target", "now", "term"),
     [(BY_TAG, lambda: tagged()[0], TERM), (BY_PARAMETER, value, {"ssmParameter": "/nodes/gpu"})],
@@ -116,7 +117,7 @@ def test_promoted_and_back(
 ) -> None:
     one, two = register("first"), register("second")
     first, second = machine_image("first", one, region=REGION), machine_image("second", two, region=REGION)
-    kitchen(tmp_path, [target], first, second)
+    project(tmp_path, [target], first, second)
     code, shown = parbake(capsys, "rollout", first.key, "--dry-run")
     assert (code, terms(server), tagged()) == (0, [{"alias": "al2023@latest"}], []), "a dry run writes nothing"
     assert one in shown["targets"][0]["diff"]
@@ -139,16 +140,18 @@ def test_promoted_and_back(
     assert refused([printed(load(tmp_path / "parbake.yaml"))["rollout"]], noted) == []
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_the_first_rollout_goes_back_to_the_alias(
     cluster: InTheCloud, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kitchen(tmp_path, [BY_TAG], first := machine_image("first", register("first"), region=REGION))
+    project(tmp_path, [BY_TAG], first := machine_image("first", register("first"), region=REGION))
     with cluster:
         assert parbake(capsys, "rollout", first.key, *QUICK)[0] == 0
         assert parbake(capsys, "rollback", *QUICK)[0] == 0
     assert (terms(server), images(server)) == ([{"alias": "al2023@latest"}], ["ami-0", "ami-0"])
 
 
+@pytest.mark.usefixtures("without_kubectl")
 @pytest.mark.parametrize("broken", ["patch", "move"])
 def test_a_run_that_ends_between_its_two_writes_is_finished(
     cluster: InTheCloud,
@@ -160,7 +163,7 @@ def test_a_run_that_ends_between_its_two_writes_is_finished(
 ) -> None:
     one, two = register("first"), register("second")
     first, second = machine_image("first", one, region=REGION), machine_image("second", two, region=REGION)
-    kitchen(tmp_path, [BY_TAG], first, second)
+    project(tmp_path, [BY_TAG], first, second)
     owner, name = (Target, "_patch") if broken == "patch" else (TagPointer, "move")
 
     def killed(command: str, *arguments: str) -> None:
@@ -180,11 +183,12 @@ def test_a_run_that_ends_between_its_two_writes_is_finished(
         assert parbake(capsys, "status")[1][0]["holds"]["artefact"] == first.artefact
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_image_and_volume_are_two_writes_and_that_is_said(
     cluster: InTheCloud, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = machine_image("first", register("first"), region=REGION)
-    kitchen(tmp_path, [BY_TAG], first, DATA)
+    project(tmp_path, [BY_TAG], first, DATA)
     with cluster:
         code, done = parbake(capsys, "rollout", first.key, DATA.key, *QUICK)
     assert (code, terms(server)) == (0, [TERM])
@@ -192,6 +196,7 @@ def test_image_and_volume_are_two_writes_and_that_is_said(
     assert server.get("ec2nodeclasses", "gpu")["spec"]["blockDeviceMappings"][-1]["ebs"]["snapshotID"] == "snap-9"
 
 
+@pytest.mark.usefixtures("without_kubectl")
 def test_somebody_else_promotes_meanwhile(
     cluster: InTheCloud,
     tmp_path: Path,
@@ -200,7 +205,7 @@ def test_somebody_else_promotes_meanwhile(
 ) -> None:
     one, two, third = register("first"), register("second"), register("third")
     first, second = machine_image("first", one, region=REGION), machine_image("second", two, region=REGION)
-    kitchen(tmp_path, [BY_TAG], first, second)
+    project(tmp_path, [BY_TAG], first, second)
     with cluster:
         parbake(capsys, "rollout", first.key, *QUICK)
     decided = Target.plan
@@ -218,7 +223,7 @@ def test_somebody_else_promotes_meanwhile(
 
 def test_what_cannot_be_pointed_to(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.create("ec2nodeclasses", "gpu", spec=ALIAS["spec"])
-    kitchen(tmp_path, [BY_TAG], first := machine_image("first", "ami-00000000", region=REGION))
+    project(tmp_path, [BY_TAG], first := machine_image("first", "ami-00000000", region=REGION))
     code, error = parbake(capsys, "rollout", first.key, *QUICK)
     assert code in {1, 2}
     assert "ami-00000000" in error["message"]
@@ -231,7 +236,7 @@ def test_old_node_classes_take_ids_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = machine_image("first", register("first"), region=REGION)
-    kitchen(tmp_path, [BY_TAG], first)
+    project(tmp_path, [BY_TAG], first)
     with serving(tmp_path, OLD) as server:
         use(server, monkeypatch)
         server.create("awsnodetemplates", "gpu", "v1alpha1", spec={"amiSelector": {"aws-ids": "ami-0"}})
@@ -250,12 +255,12 @@ def test_a_field_that_the_cluster_does_not_know_is_said_before_anything_is_writt
         for key in [each for each in server.store.kinds if each[1] == "v1" and each[0]]:
             del server.store.kinds[key]
         server.create("ec2nodeclasses", "gpu", "v1beta1", spec={**COMMON, "amiFamily": "AL2023"})
-        kitchen(tmp_path, [BY_PARAMETER], first, DATA)
+        project(tmp_path, [BY_PARAMETER], first, DATA)
         code, error = parbake(capsys, "rollout", first.key)
         assert code == 2
         assert "does not know ssmParameter" in error["message"]
         assert "v1.4" in error["hint"]
-        kitchen(tmp_path, [rate], DATA)
+        project(tmp_path, [rate], DATA)
         code, error = parbake(capsys, "rollout", DATA.key)
         assert code == 2
         assert "does not know volumeInitializationRate" in error["message"]
@@ -265,9 +270,9 @@ def test_a_field_that_the_cluster_does_not_know_is_said_before_anything_is_writt
 
 
 def test_both_ways_at_once(tmp_path: Path) -> None:
-    kitchen(tmp_path, [{"karpenter": {"nodeclass": "gpu", "tag": "a=b", "parameter": "/x"}}])
+    project(tmp_path, [{"karpenter": {"nodeclass": "gpu", "tag": "a=b", "parameter": "/x"}}])
     with pytest.raises(InputError, match="not by both"):
         load(tmp_path / "parbake.yaml")
-    kitchen(tmp_path, [{"karpenter": {"nodeclass": "gpu", "tag": "parbake:managed=x"}}])
+    project(tmp_path, [{"karpenter": {"nodeclass": "gpu", "tag": "parbake:managed=x"}}])
     with pytest.raises(InputError, match="are reserved"):
         load(tmp_path / "parbake.yaml")

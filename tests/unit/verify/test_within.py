@@ -83,5 +83,5 @@ def test_a_pull_is_compared_with_containerds_alone() -> None:
     class Rehearsed:
         node, events = Docker(), Events()
 
-    with pytest.raises(ContainerdError, match="Docker runs this node"):
+    with pytest.raises(ContainerdError, match="this node runs Docker"):
         compare_pull(cast("Verification", Rehearsed()), image())

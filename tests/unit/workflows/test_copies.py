@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.clusters import kitchen, machine_image, parbake
+from tests.fakes.clusters import machine_image, parbake, project
 from tests.fakes.plans import record
 
 
@@ -15,7 +15,7 @@ def test_what_lies_in_no_cloud_or_has_failed_stays_where_it_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     local, bad = record("local"), machine_image("bad", "ami-1", passed=False)
-    kitchen(tmp_path, [], local, bad, builder="ebs")
+    project(tmp_path, [], local, bad, builder="ebs")
     (tmp_path / "artefacts" / local.artefact).touch()
     (tmp_path / "artefacts/some.raw").touch()
     for what, code, says in (

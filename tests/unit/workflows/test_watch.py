@@ -15,7 +15,7 @@ from parbake.core.errors import BakefileError, RegistryError
 from parbake.core.events import Event, Events
 from parbake.workflows import bake, watch
 from parbake.workflows.plan import BakeResult
-from tests.fakes.clusters import kitchen, machine_image
+from tests.fakes.clusters import machine_image, project
 from tests.fakes.command import documents
 from tests.fakes.plans import record
 
@@ -97,7 +97,7 @@ def test_a_bake_that_fails_is_tried_again_although_nothing_moves(monkeypatch: py
 
 def test_old_artefacts_go_after_a_turn_when_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = record("a", at=1, passed=True), record("b", at=2, passed=True)
-    file = kitchen(tmp_path, [], old, new, retention={"keep": 1})
+    file = project(tmp_path, [], old, new, retention={"keep": 1})
     for each in (old, new):
         (tmp_path / "artefacts" / each.artefact).touch()
     monkeypatch.setattr(bake, "bake", lambda *_: DONE)
@@ -164,7 +164,7 @@ sys.exit(door.run(["watch", "--json", "--progress", "none"]))
 
 def interrupted(folder: Path, where: str) -> tuple[int, list[Any]]:
     """Watch a file as target, with a SIGINT at the start or the end of following it; return the code and documents."""
-    kitchen(folder, [{"file": "image.json"}], machine_image("a", "ami-1"))
+    project(folder, [{"file": "image.json"}], machine_image("a", "ami-1"))
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, where], capture_output=True, text=True, cwd=folder, timeout=60, check=False
     )

@@ -134,7 +134,7 @@ def refuse_billed(image: SourceImage) -> None:
     if not sold:
         return
     raise BadBase(
-        f"AWS bills {image.id} ({image.name or 'no name'}) for {sold}, and an AMI that is registered of a snapshot "
+        f"AWS bills {image.id} ({image.name or 'no name'}) for {sold}, and an AMI registered from a snapshot "
         "loses that",
         hint="write `builder: ec2`: an instance of the base bakes, and its AMI keeps the billing data",
     )

@@ -198,7 +198,7 @@ def _put(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise InputError(
                 f"{request.path} changed during the upload",
-                hint="make sure that nothing writes to the file meanwhile; `parbake bake --force` makes it anew",
+                hint="make sure that nothing writes to the file meanwhile; `parbake bake --force` bakes it again",
             )
     return BlockList(before.st_size, writer.found)
 

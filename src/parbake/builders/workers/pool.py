@@ -240,7 +240,7 @@ class _Hand:
         return ParbakeError(
             f"layer {job.layer.digest}: the process that unpacked it has ended (code {self._process.code})\n"
             f"{self._process.tail}".rstrip(),
-            hint="code -9 most often means that memory ran out (`dmesg` tells); anything else is a bug in parbake",
+            hint="code -9 most often means that memory ran out (`dmesg` says); anything else is a bug in parbake",
         )
 
 

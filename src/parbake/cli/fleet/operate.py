@@ -30,7 +30,7 @@ def apply(
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
-    """Give the engine the `schedule` of the fleet's file, and how much may start in a second (`quotas`).
+    """Give the engine the `schedule` of the fleet's file, and its limit on starts per second (`quotas`).
 
     It updates what has changed; without `schedule`, it removes the one that the engine has, and without
     `starts_per_second` the limit. A run under way goes on. A scheduled run reads the file as it is then; with `source`,

@@ -32,8 +32,8 @@ def logs(
 ) -> Result:
     """Show the end of the log of a cell's last bake, or the log of the last rollout.
 
-    Also while it is under way: workers send it with their heartbeats. The engine keeps it for 30 days. The story of a
-    rollout is in the store too, which keeps it for 400 days and is read if the engine does not know it.
+    This works while it is under way, too: workers send the log with their heartbeats. The engine keeps it for 30 days.
+    The store keeps the story of a rollout for 400 days; this reads it there if the engine no longer has it.
     """
     from parbake.cli.text import fleet_rollouts as text
     from parbake.fleet import preview
@@ -79,14 +79,16 @@ def _story(fleet: Fleet, state: Path | None, file: Path) -> Result:
         found = asked(state, file, ask)
     except (EngineUnreachable, EnvironmentProblem, InputError) as error:
         silence = error
-    if found and found.standing:
+    if found and found.progress:
         return Result(text.rollout_json(found), lambda: text.story_text(found))
     if trail := audit.last_rollout(open_store(fleet.store), fleet.name):
         return Result(text.trail_json(fleet.name, trail), lambda: text.trail_text(trail))
     if silence.message:
         raise silence
     if found:
-        raise EngineUnreachable("no worker answers", hint="`parbake fleet worker --queues control` runs one")
+        from parbake.fleet.engine.handles import no_worker
+
+        raise no_worker()
     raise InputError(f"there was no rollout of {fleet.name} yet", hint="`parbake fleet rollout` starts one")
 
 
@@ -127,7 +129,7 @@ def report(
         run, rollout = asked(state, file, ask)
     except (EngineUnreachable, EnvironmentProblem, InputError) as error:
         silence = f"The engine could not be asked: {error.message}"
-    known = rollout is not None and rollout.standing is not None
+    known = rollout is not None and rollout.progress is not None
     trail = [] if known else audit.last_rollout(open_store(fleet.store), fleet.name)
     page = fleet_page(FleetNow(fleet.name, datetime.now(UTC), found, run, rollout, silence, trail))
     with room_for(to):

@@ -45,7 +45,7 @@ def _planned(file: Path, cell: list[str] | None) -> tuple[Fleet, Plan]:
         )
     found = cells(fleet, folder)
     wanted = {each.name.rpartition("@")[0] for each in chosen(found, tuple(cell or ()))}
-    return fleet, waves.plan(fleet.rollout, waves.aims(folder, found), wanted)
+    return fleet, waves.plan(fleet.rollout, waves.targets(folder, found), wanted)
 
 
 @command(fleets)
@@ -101,7 +101,7 @@ def _followed(fleet: str, state: Path | None, file: Path, events: Events, *, sin
         seen: list[object] = []
 
         def on_status(status: RolloutStatus) -> None:
-            story = status.standing.story if status.standing else []
+            story = status.progress.story if status.progress else []
             for entry in story[story.index(seen[-1]) + 1 if seen and seen[-1] in story else 0 :]:
                 if entry.at >= since:
                     events.note(entry.text)
@@ -143,9 +143,9 @@ def approve(
 
     async def go(client: Client) -> str:
         from parbake.fleet.engine import rollouts
-        from parbake.fleet.engine.rollout_tasks import Yes
+        from parbake.fleet.engine.rollout_tasks import SignOff
 
-        return await rollouts.approve(client, fleet.name, Yes(wave, who, socket.gethostname(), note), _proof)
+        return await rollouts.approve(client, fleet.name, SignOff(wave, who, socket.gethostname(), note), _proof)
 
     name = asked(state, file, go)
     message = f"rollout/{fleet.name}: {who} has approved the wave {name}"
@@ -171,7 +171,7 @@ def rollback(
 ) -> Result:
     """Roll back all targets that the last rollout has written, in reverse order.
 
-    Also those that are being written or have failed. A target that holds something else by now is left as it is.
+    This includes targets that are being written or have failed. A target that now holds something else is left alone.
     """
     from parbake.fleet.file import load
 
@@ -188,7 +188,7 @@ def rollback(
         name = f"rollout/{fleet.name}"
         return Result({"rollout": name, "told": "rollback"}, lambda: f"{name}: goes back")
     found = _followed(fleet.name, state, file, events, since=now)
-    whole = found.state == "rolled-back" and found.standing and not found.standing.noted
+    whole = found.state == "rolled-back" and found.progress and not found.progress.noted
     return _ended(found, "" if whole else f"some targets of {fleet.name} were not rolled back")
 
 

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -147,8 +147,8 @@ def run(
 ) -> Result:
     """Start a run: plan every cell, and let the workers bake what the store lacks.
 
-    If a run of the fleet is under way already, this follows it; one that was cancelled or is being drained, it waits
-    for. When all cells are good, and the fleet's file has `rollout`, their rollout starts.
+    If a run of the fleet is under way already, this follows it; if one was cancelled or is being drained, this first
+    waits for its end. When all cells are good, and the fleet's file has `rollout`, their rollout starts.
     """
     need_engine()
     from parbake.cli.text import fleet as text
@@ -251,34 +251,45 @@ def _watched(
 OfRollout = Annotated[bool, typer.Option("--rollout", help="The rollout that is under way, instead of the run.")]
 
 
-def _tell(
-    what: str, done: str, of_run: Callable[[Any, Client, str], Awaitable[None]], of_rollout: str = ""
-) -> Callable[..., Result]:
-    """Return a command that tells a run something, or with --rollout a rollout."""
+@command(fleets)
+def pause(rollout: OfRollout = False, state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
+    """Let the current run start nothing new; with --rollout, let the rollout start no further target."""
+    return _told("pause", "starts no further target" if rollout else "starts nothing new", rollout, state, file)
 
-    def tell(rollout: OfRollout = False, state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
-        from parbake.fleet.file import load
 
-        fleet = load(file)
+@command(fleets)
+def resume(rollout: OfRollout = False, state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
+    """Let a paused run go on, however many of its cells have failed; with --rollout, retry and go on."""
+    return _told("resume", "goes on", rollout, state, file)
 
-        async def go(client: Client) -> None:
-            from parbake.fleet.engine import rollouts, runs
 
-            if not rollout:
-                await of_run(runs, client, fleet.name)
-            elif what == "pause":
-                await rollouts.pause(client, fleet.name, f"by {whoever()}")
-            elif what == "resume":
-                await rollouts.resume(client, fleet.name, f"by {whoever()}")
-            else:
-                await rollouts.cancel(client, fleet.name, f"by {whoever()}")
+@command(fleets)
+def cancel(rollout: OfRollout = False, state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
+    """Cancel the current run and its bakes, leaving nothing of them behind.
 
-        asked(state, file, go)
-        name = f"{'rollout' if rollout else 'fleet'}/{fleet.name}"
-        said = of_rollout if rollout else done
-        return Result({"run": name, "told": what}, lambda: f"{name}: {said}")
+    With --rollout, cancel the rollout: targets keep what they hold.
+    """
+    kept = "; targets keep what they hold" if rollout else ""
+    return _told("cancel", f"is being cancelled{kept}", rollout, state, file)
 
-    return tell
+
+def _told(
+    what: Literal["pause", "resume", "cancel"], done: str, rollout: bool, state: Path | None, file: Path
+) -> Result:
+    """Tell a run, or a rollout, to pause, to go on, or to end."""
+    from parbake.fleet.file import load
+
+    fleet = load(file)
+
+    async def go(client: Client) -> None:
+        from parbake.fleet.engine import rollouts, runs
+
+        who = [f"by {whoever()}"] if rollout or what == "pause" else []
+        await getattr(rollouts if rollout else runs, what)(client, fleet.name, *who)
+
+    asked(state, file, go)
+    name = f"{'rollout' if rollout else 'fleet'}/{fleet.name}"
+    return Result({"run": name, "told": what}, lambda: f"{name}: {done}")
 
 
 def user() -> str:
@@ -292,38 +303,6 @@ def user() -> str:
 def whoever() -> str:
     """Return who asks, and from where, in words."""
     return f"{user()} on {socket.gethostname()}"
-
-
-command(
-    fleets,
-    name="pause",
-    help="Let the current run start nothing new; with --rollout, let the rollout start no further target.",
-)(
-    _tell(
-        "pause",
-        "starts nothing new",
-        lambda runs, client, name: runs.pause(client, name, "by hand"),
-        "starts no further target",
-    )
-)
-command(
-    fleets,
-    name="resume",
-    help="Let a paused run go on, however many of its cells have failed; with --rollout, retry and go on.",
-)(_tell("resume", "goes on", lambda runs, client, name: runs.resume(client, name), "goes on"))
-command(
-    fleets,
-    name="cancel",
-    help="Cancel the current run and its bakes, leaving nothing of them behind. With --rollout, cancel the rollout: "
-    "targets keep what they hold.",
-)(
-    _tell(
-        "cancel",
-        "is being cancelled",
-        lambda runs, client, name: runs.cancel(client, name),
-        "is being cancelled; targets keep what they hold",
-    )
-)
 
 
 @command(fleets)

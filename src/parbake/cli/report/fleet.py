@@ -19,7 +19,7 @@ from parbake.fleet.preview import CellPreview, State
 
 if TYPE_CHECKING:
     from parbake.fleet.audit import Event
-    from parbake.fleet.engine.rollout_tasks import Standing
+    from parbake.fleet.engine.rollout_tasks import RolloutState
     from parbake.fleet.engine.rollouts import RolloutStatus
     from parbake.fleet.engine.runs import Status
     from parbake.records import Record
@@ -104,7 +104,7 @@ def _failures(fleet: FleetNow) -> list[Sequence[str]]:
     if fleet.rollout:
         if fleet.rollout.problem:
             rows.append((fleet.rollout.rollout, "", fleet.rollout.problem))
-        targets = fleet.rollout.standing.targets if fleet.rollout.standing else []
+        targets = fleet.rollout.progress.targets if fleet.rollout.progress else []
         rows += [(each.name, *_parted(each.problem)) for each in targets if each.problem]
     return rows
 
@@ -116,21 +116,21 @@ def _parted(problem: str) -> tuple[str, str]:
 
 def _rollout(fleet: FleetNow) -> str:
     status = fleet.rollout
-    if fleet.trail and (status is None or status.standing is None):
+    if fleet.trail and (status is None or status.progress is None):
         return _trail(fleet.trail)
     if status is None:
         return '<p class="soft">There was none yet.</p>'
     head = f"<p>{escape(OF_ROLLOUTS.get(status.state, status.state))}"
-    if status.standing is None:
+    if status.progress is None:
         return f"{head}</p>"
-    standing = status.standing
-    head += f' <span class="soft">· generation <code>{escape(standing.generation)}</code></span></p>'
-    return head + _waves(standing) + _targets(standing) + _story(standing)
+    progress = status.progress
+    head += f' <span class="soft">· generation <code>{escape(progress.generation)}</code></span></p>'
+    return head + _waves(progress) + _targets(progress) + _story(progress)
 
 
-def _waves(standing: Standing) -> str:
+def _waves(progress: RolloutState) -> str:
     rows = []
-    for wave in standing.waves:
+    for wave in progress.waves:
         counts = Counter(target.state for target in wave.targets)
         said = ", ".join(f"{count} {state}" for state, count in counts.items()) or "-"
         who = ", ".join(f"{yes.by} ({yes.at[:16]})" for yes in wave.approved) or "-"
@@ -138,17 +138,17 @@ def _waves(standing: Standing) -> str:
     return table(("wave", "state", "targets", "approved by"), rows)
 
 
-def _targets(standing: Standing) -> str:
+def _targets(progress: RolloutState) -> str:
     rows = [
         (each.name, wave.name, each.state, each.before or "-", each.after or "-")
-        for wave in standing.waves
+        for wave in progress.waves
         for each in wave.targets
     ]
     return f"<h3>Targets</h3>{table(('target', 'wave', 'state', 'before', 'after'), rows, path=4)}"
 
 
-def _story(standing: Standing) -> str:
-    rows = [(entry.at[:19], entry.text) for entry in standing.story]
+def _story(progress: RolloutState) -> str:
+    rows = [(entry.at[:19], entry.text) for entry in progress.story]
     return f"<h3>What happened</h3>{table(('when', 'what'), rows, path=1)}"
 
 

@@ -13,11 +13,11 @@ from parbake.core.printable import word
 if TYPE_CHECKING:
     from parbake.fleet.audit import Event
     from parbake.fleet.engine.logs import Log
-    from parbake.fleet.engine.rollout_tasks import Handed, Standing, WaveState
+    from parbake.fleet.engine.rollout_tasks import RolloutState, WaveState, WaveTarget
     from parbake.fleet.engine.rollouts import RolloutStatus
     from parbake.fleet.gate import Answer
     from parbake.fleet.rollout import Wave
-    from parbake.fleet.waves import Aim, Plan
+    from parbake.fleet.waves import FleetTarget, Plan
 
 STATES = {
     "running": "is under way",
@@ -46,17 +46,17 @@ def plan_json(name: str, plan: Plan) -> dict[str, object]:
     """Return which target is in which wave, and what must hold after each."""
     return {
         "fleet": name,
-        "waves": [_wave_json(wave, aims) for wave, aims in plan.waves],
-        "left": [aim.name for aim in plan.left],
+        "waves": [_wave_json(wave, targets) for wave, targets in plan.waves],
+        "left": [target.name for target in plan.left],
         "windows": list(plan.rollout.windows),
         "on_failure": plan.rollout.on_failure,
     }
 
 
-def _wave_json(wave: Wave, aims: Sequence[Aim]) -> dict[str, object]:
+def _wave_json(wave: Wave, targets: Sequence[FleetTarget]) -> dict[str, object]:
     return {
         "name": wave.name,
-        "targets": [{"name": aim.name, **asdict(aim)} for aim in aims],
+        "targets": [{"name": target.name, **asdict(target)} for target in targets],
         "at_once": wave.at_once,
         "soak": wave.soak or 0.0,
         "gate": wave.gate.model_dump(mode="json") if wave.gate else None,
@@ -67,12 +67,16 @@ def _wave_json(wave: Wave, aims: Sequence[Aim]) -> dict[str, object]:
 def plan_text(plan: Plan) -> str:
     """Return that for people."""
     rows = [
-        (wave.name, tuple(f"{aim.name} ({aim.kind})" for aim in aims) or "-", tuple(_conditions(wave)) or "-")
-        for wave, aims in plan.waves
+        (
+            wave.name,
+            tuple(f"{target.name} ({target.kind})" for target in targets) or "-",
+            tuple(_conditions(wave)) or "-",
+        )
+        for wave, targets in plan.waves
     ]
     lines = [table(rows, header=("wave", "targets", "then"))]
     if plan.left:
-        lines.append(f"in no wave: {', '.join(aim.name for aim in plan.left)}")
+        lines.append(f"in no wave: {', '.join(target.name for target in plan.left)}")
     if plan.rollout.windows:
         lines.append(f"begins targets in {' and '.join(plan.rollout.windows)}")
     lines.append(f"on a failure: {plan.rollout.on_failure}")
@@ -102,22 +106,22 @@ def span(seconds: float) -> str:
 
 def rollout_json(status: RolloutStatus) -> dict[str, object]:
     """Return how a rollout stands, or has ended."""
-    standing = status.standing
+    progress = status.progress
     return {
         "rollout": status.rollout,
         "state": status.state,
         "started_at": status.started_at,
         "problem": status.problem or None,
-        **(_standing_json(standing) if standing else {}),
+        **(_progress_json(progress) if progress else {}),
     }
 
 
-def _standing_json(standing: Standing) -> dict[str, object]:
+def _progress_json(progress: RolloutState) -> dict[str, object]:
     return {
-        "generation": standing.generation,
-        "paused": standing.paused or None,
-        "opens": standing.opens or None,
-        "noted": standing.noted,
+        "generation": progress.generation,
+        "paused": progress.paused or None,
+        "opens": progress.opens or None,
+        "noted": progress.noted,
         "waves": [
             {
                 "name": wave.name,
@@ -137,31 +141,31 @@ def _standing_json(standing: Standing) -> dict[str, object]:
                     for each in wave.targets
                 ],
             }
-            for wave in standing.waves
+            for wave in progress.waves
         ],
-        "story": [asdict(entry) for entry in standing.story],
+        "story": [asdict(entry) for entry in progress.story],
     }
 
 
 def rollout_text(status: RolloutStatus) -> str:
     """Return that for people: the waves, the targets that are not at an end, what happened last, and what is next."""
-    standing = status.standing
+    progress = status.progress
     lines = [f"{status.rollout}  {STATES.get(status.state, status.state)}  since {status.started_at}"]
     if status.problem:
         lines.append(word(status.problem))
-    if standing is None:
+    if progress is None:
         return "\n".join([*lines, "no worker answers, so its progress is unknown"])
-    lines[0] += f"  generation {standing.generation}"
-    if standing.waves:
-        goes_on = standing.state in {"waves", "done"}
+    lines[0] += f"  generation {progress.generation}"
+    if progress.waves:
+        goes_on = progress.state in {"waves", "done"}
         rows = [
-            (wave.name, WAVES[wave.state] if goes_on else "-", _targets(wave), _until(wave)) for wave in standing.waves
+            (wave.name, WAVES[wave.state] if goes_on else "-", _targets(wave), _until(wave)) for wave in progress.waves
         ]
         lines += ["", table(rows, header=("wave", "state", "targets", ""))]
-    busy = [each for each in standing.targets if each.state in {"hands", "returns"} or each.problem]
+    busy = [each for each in progress.targets if each.state in {"hands", "returns"} or each.problem]
     if busy:
         lines += ["", table([_target(each) for each in busy], header=("target", "state", "before", "after", "problem"))]
-    lines += ["", *(f"{entry.at[:19]}  {word(entry.text)}" for entry in standing.story[-_NEWEST:])]
+    lines += ["", *(f"{entry.at[:19]}  {word(entry.text)}" for entry in progress.story[-_NEWEST:])]
     if next_ := _next(status):
         lines += ["", f"next: {next_}"]
     return "\n".join(lines)
@@ -178,31 +182,31 @@ def _until(wave: WaveState) -> str:
     return f"until {wave.until[:19]}" if wave.until and wave.state in {"soaks", "approval"} else ""
 
 
-def _target(each: Handed) -> tuple[str, ...]:
+def _target(each: WaveTarget) -> tuple[str, ...]:
     return each.name, each.state, each.before or "-", each.after or "-", each.problem or "-"
 
 
 def _next(status: RolloutStatus) -> str:
-    standing = status.standing
-    if standing is None:
+    progress = status.progress
+    if progress is None:
         return ""
     if status.state == "paused":
-        return f"{word(standing.paused)}; `parbake fleet resume --rollout` goes on, `parbake fleet rollback` goes back"
+        return f"{word(progress.paused)}; `parbake fleet resume --rollout` goes on, `parbake fleet rollback` goes back"
     if status.state == "window":
-        return f"the window opens at {standing.opens[:19]}"
-    if status.state == "approval" and standing.wave:
-        wave = standing.wave
+        return f"the window opens at {progress.opens[:19]}"
+    if status.state == "approval" and progress.wave:
+        wave = progress.wave
         more = wave.approvals - len(wave.approved)
         who = f"{more} of {', '.join(wave.by)} must" if wave.by else f"{more} must" if more > 1 else "anybody may"
         return f"`parbake fleet approve {wave.name}`: {who}"
-    if status.state == "rolled-back" and standing.noted:
-        return f"{', '.join(standing.noted)} could not be returned; `parbake fleet rollback` tries again"
+    if status.state == "rolled-back" and progress.noted:
+        return f"{', '.join(progress.noted)} could not be returned; `parbake fleet rollback` tries again"
     return ""
 
 
 def story_text(status: RolloutStatus) -> str:
     """Return all that happened in a rollout, a line each."""
-    story = status.standing.story if status.standing else []
+    story = status.progress.story if status.progress else []
     return "\n".join(f"{entry.at[:19]}  {word(entry.text)}" for entry in story) or "no worker answers"
 
 

@@ -14,7 +14,7 @@ from parbake.coldstart.trace.data import (
     summary,
 )
 from parbake.coldstart.trace.listing import hydrate_list, prefetch_list
-from parbake.coldstart.trace.owners import HotFile, data_below, data_of, described, hot_files, owned
+from parbake.coldstart.trace.owners import HotFile, data_below, data_of, described, owned
 from parbake.coldstart.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "data_of",
     "described",
     "device_of",
-    "hot_files",
     "hydrate_list",
     "load",
     "merged",

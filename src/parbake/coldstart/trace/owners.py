@@ -70,11 +70,6 @@ def data_of(file: int) -> Iterator[tuple[int, int, int]]:
             return
 
 
-def hot_files(root: Path, reads: Iterable[Read]) -> tuple[HotFile, ...]:
-    """Return the files below a mounted root that reads touched, first touch first."""
-    return owned(root, reads)[0]
-
-
 def owned(root: Path, reads: Iterable[Read]) -> tuple[tuple[HotFile, ...], tuple[Range, ...]]:
     """Return the files below a mounted root that reads touched, and what they read that belongs to no file.
 

@@ -26,7 +26,7 @@ from parbake.core.errors import ParbakeError, WrongStore
 from parbake.core.run import follow
 from parbake.fleet import quarantine
 from parbake.fleet.engine import tasks
-from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, PlaceRequest, Planned, PlanRequest
+from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, PlaceRequest, Planned, PlanRequest, Root
 from parbake.fleet.engine.workflows import describe
 from parbake.fleet.source import checked_out
 from parbake.fleet.stores import need_identity
@@ -126,12 +126,8 @@ class Activities:
         more = [*(("--role", place.role) if place.role else ())]
         more += [part for each in place.share_with for part in ("--share-with", each)]
         await self._need_store(request.store, request.store_id)
-        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
-        code, document = await self._parbake(
-            ["copy", request.key, place.region, "-f", request.file, "--store", request.store, *more], folder
-        )
-        if code:
-            raise failure(code, document)
+        command = ["copy", request.key, place.region, "-f", request.file, "--store", request.store, *more]
+        document = await self._succeed(command, request.root, request.fleet_file)
         return bool(document["changed"])
 
     @activity.defn
@@ -165,10 +161,13 @@ class Activities:
 
     async def _of_bakefile(self, command: str, request: BakeRequest, *more: str) -> dict[str, Any]:
         await self._need_store(request.store, request.store_id)
-        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
-        code, document = await self._parbake(
-            [command, "-f", request.file, "--platform", request.platform, *more], folder
-        )
+        whole = [command, "-f", request.file, "--platform", request.platform, *more]
+        return await self._succeed(whole, request.root, request.fleet_file)
+
+    async def _succeed(self, arguments: Sequence[str], root: Root, fleet_file: str) -> dict[str, Any]:
+        """Run a command of parbake in the folder of a fleet's file; return its document, or raise its error."""
+        folder = (await asyncio.to_thread(checked_out, root)) / Path(fleet_file).parent
+        code, document = await self._parbake(arguments, folder)
         if code:
             raise failure(code, document)
         return document
@@ -228,7 +227,8 @@ def failure(code: int, document: dict[str, Any]) -> ApplicationError:
     if code == _STOPPED:
         return ApplicationError("parbake was interrupted on its machine", type="Interrupted")
     if code in {_KILLED, 128 - _KILLED}:
-        return ApplicationError("parbake was killed on its machine", "was memory enough? `dmesg` tells", type="Killed")
+        hint = "did it run out of memory? `dmesg` says"
+        return ApplicationError("parbake was killed on its machine", hint, type="Killed")
     error = str(document.get("error") or ParbakeError.json_name)
     message = str(document.get("message") or f"parbake ended with code {code}")[:_LONGEST_ERROR]
     return ApplicationError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
-from parbake.fleet.engine.rollout_tasks import WaveState, Yes
+from parbake.fleet.engine.rollout_tasks import SignOff, WaveState
 
 _SESSION = re.compile(r"arn:(?P<partition>[a-z-]+):sts::(?P<account>[0-9]{12}):assumed-role/(?P<role>[^/]+)/[^/]+")
 _DOES = {
@@ -26,10 +26,10 @@ def needs_proof(wave: WaveState, by: str) -> bool:
     return by not in wave.by and any(each.startswith("arn:") for each in wave.by)
 
 
-def against(wave: WaveState, yes: Yes) -> Problem | None:
+def against(wave: WaveState, sign_off: SignOff) -> Problem | None:
     """Return why a wave cannot be approved again, or at all."""
-    if not yes.proof and any(each.by == yes.by for each in wave.approved):
-        return f"{yes.by} has approved the wave {wave.name} already", "nobody may approve twice"
+    if not sign_off.proof and any(each.by == sign_off.by for each in wave.approved):
+        return f"{sign_off.by} has approved the wave {wave.name} already", "nobody may approve twice"
     if wave.approved and len(wave.approved) >= wave.approvals:
         who = " and ".join(each.by for each in wave.approved)
         return f"the wave {wave.name} is approved already, by {who}", ""
@@ -46,17 +46,17 @@ def too_early(wave: WaveState) -> Problem | None:
     return said, "`parbake fleet status` shows how far it is"
 
 
-def not_among(wave: WaveState, yes: Yes, *, proven: bool) -> Problem | None:
+def not_among(wave: WaveState, sign_off: SignOff, *, proven: bool) -> Problem | None:
     """Return why somebody may not approve a wave; ``proven``: ``by`` is the ARN that STS has said.
 
     A proof that STS was not asked about yet speaks against nobody.
     """
-    if not wave.by or (yes.proof and not proven) or any(_is(each, yes.by, proven=proven) for each in wave.by):
+    if not wave.by or (sign_off.proof and not proven) or any(_is(each, sign_off.by, proven=proven) for each in wave.by):
         return None
     hint = f"these may: {', '.join(wave.by)}"
-    if needs_proof(wave, yes.by) and not proven:
+    if needs_proof(wave, sign_off.by) and not proven:
         hint += "; `parbake fleet approve` proves it with their AWS credentials"
-    return f"{yes.by} may not approve the wave {wave.name}", hint
+    return f"{sign_off.by} may not approve the wave {wave.name}", hint
 
 
 def _is(who: str, by: str, *, proven: bool) -> bool:

@@ -67,12 +67,12 @@ def _problem(queue: str, worker: Facts, here: Here) -> tuple[str, str, Status]:
     """Return what is wrong with a worker, how to mend it, and how bad it is."""
     if worker.key not in here.keys:
         return (
-            "its key is another one than here",
+            "its key differs from the one here",
             "give it the fleet's key: PARBAKE_FLEET_KEY names the file",
             "missing",
         )
     if worker.version != __version__:
-        return f"it is parbake {worker.version}, and this is {__version__}", "let all have one version", "warn"
+        return f"it is parbake {worker.version}, and this is {__version__}", "use one version on all machines", "warn"
     if queue == tasks.BAKE and (lacks := sorted(BAKERS_CAN.keys() - worker.can)):
         return ", ".join(BAKERS_CAN[each] for each in lacks), "bakes need both: run it as root, privileged", "missing"
     if not here.store.startswith("s3://") and worker.name.partition("@")[2] != here.host:

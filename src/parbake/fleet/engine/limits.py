@@ -47,7 +47,7 @@ async def settle(client: Client, per_second: float | None) -> None:
                 raise unreachable(client.service_client.config.target_host, error) from error
             if per_second:
                 raise EnvironmentProblem(
-                    "the engine knows no limits of queues, and the fleet's file has `starts_per_second`",
-                    hint="take a server of 1.28 or later, or remove it",
+                    "the engine does not support rate limits, and the fleet's file has `starts_per_second`",
+                    hint="use Temporal server 1.28 or later, or remove it",
                 ) from error
             return

@@ -162,12 +162,12 @@ def up(state: Path, settings: Settings, events: Events, on_ready: Callable[[dict
         while True:
             sleep(_LOOK)
             if not engine.alive:
-                events.warn(f"the engine ended; it is started again (its log: {state / 'server.log'})")
+                events.warn(f"the engine ended; restarting it (log: {state / 'server.log'})")
                 engine.__enter__()
                 wait_for(settings.port, engine)
             for number, worker in enumerate(workers, 1):
                 if not worker.alive:
-                    events.warn(f"worker {number} ended; it is started again (its log: {worker.log})")
+                    events.warn(f"worker {number} ended; restarting it (log: {worker.log})")
                     worker.__enter__()
 
 

@@ -57,8 +57,8 @@ async def log(client: Client, key: str, store: str) -> Log:
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise InputError(
-                f"the engine knows no bake of {key[:12]}",
-                hint="it was made by no run of a fleet, or so long ago that its history is gone",
+                f"the engine has no bake of {key[:12]}",
+                hint="no run of a fleet made it, or its history has expired",
             ) from None
         raise unreachable(client.service_client.config.target_host, error) from error
     return Log(

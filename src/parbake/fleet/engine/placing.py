@@ -60,17 +60,7 @@ class Placing:
             try:
                 await workflow.execute_activity(
                     "place",
-                    PlaceRequest(
-                        key,
-                        planned.cell,
-                        planned.file,
-                        planned.platform,
-                        request.root,
-                        request.file,
-                        request.store,
-                        place,
-                        request.store_id,
-                    ),
+                    PlaceRequest.of_run(request, planned, key, place=place),
                     result_type=bool,
                     task_queue=tasks.PLACE,
                     activity_id=f"place/{key[:_DIGITS]}/{place.region}",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from parbake.fleet.audit import Event
-from parbake.fleet.engine.tasks import Root
+from parbake.fleet.engine.tasks import Root, RunRequest, copy_roles
 
 MOST_ENTRIES = 100
 """Lines of its own log that a rollout keeps."""
@@ -32,7 +33,7 @@ def generation(keys: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Yes:
+class SignOff:
     """Somebody's approval of a wave. ``at`` is in ISO 8601, ``host`` the machine that it came from.
 
     ``proof`` shows who it is in AWS (``parbake.aws.caller``); then ``by`` becomes their ARN.
@@ -60,7 +61,7 @@ class IdentifyRequest:
 
 
 @dataclass
-class Handed:
+class WaveTarget:
     """A target of a wave, and what became of it.
 
     ``state``: waits, hands (it is being written and followed), holds, failed; returns, returned, left (there was
@@ -81,7 +82,7 @@ class Handed:
     held: list[str] = field(default_factory=list)
     over: list[list[str]] = field(default_factory=list)
 
-    def superseded(self) -> Handed:
+    def superseded(self) -> WaveTarget:
         """Return it as the rollout knows it that takes the place of the one that has written it."""
         known = not self.ids or self.ids in self.over
         return replace(self, over=self.over if known else [*self.over, self.ids])
@@ -95,7 +96,7 @@ class WaveState:
     """
 
     name: str
-    targets: list[Handed]
+    targets: list[WaveTarget]
     at_once: int = 1
     soak: float = 0.0
     gate: list[str] = field(default_factory=list)
@@ -105,7 +106,7 @@ class WaveState:
     within: float = 0.0
     state: str = "waits"
     until: str = ""
-    approved: list[Yes] = field(default_factory=list)
+    approved: list[SignOff] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Entry:
 
 
 @dataclass
-class Standing:
+class RolloutState:
     """The state of a rollout. ``noted`` are the targets that may have been written, in order: what a rollback returns.
 
     ``state``: waves, back, done, rolled-back. ``paused`` says why it waits, ``opens`` when the next window does;
@@ -136,7 +137,7 @@ class Standing:
     held: bool = False
 
     @property
-    def targets(self) -> list[Handed]:
+    def targets(self) -> list[WaveTarget]:
         """All targets, in order."""
         return [target for wave in self.waves for target in wave.targets]
 
@@ -163,15 +164,23 @@ class RolloutRequest:
     keys: dict[str, str]
     attempts: int = 4
     heartbeat: float = 60.0
-    standing: Standing | None = None
+    standing: RolloutState | None = None
     back: str = ""
     store_id: str = ""
     by: str = ""
     newer: RolloutRequest | None = None
-    over: list[Handed] = field(default_factory=list)
+    over: list[WaveTarget] = field(default_factory=list)
     story: list[Entry] = field(default_factory=list)
     audited: bool = False
     roles: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_run(cls, run: RunRequest, keys: dict[str, str], *, by: str) -> Self:
+        """Return the request for the rollout of what a run has made."""
+        return cls(
+            run.fleet, run.file, run.root, run.store, keys, run.attempts, run.heartbeat, store_id=run.store_id, by=by,
+            audited=run.audited, roles=copy_roles(run.places),
+        )  # fmt: skip
 
     @property
     def generation(self) -> str:
@@ -200,10 +209,10 @@ class WavesPlanned:
 
 
 @dataclass(frozen=True)
-class HandRequest:
+class TargetTask:
     """Something to be done to one target. ``file`` is its Bakefile, below the folder of the root's fleet file.
 
-    ``held`` is what it was seen to hold and ``over`` what was superseded, as in ``Handed``; ``roles`` as in
+    ``held`` is what it was seen to hold and ``over`` what was superseded, as in ``WaveTarget``; ``roles`` as in
     BakeRequest.
     """
 
@@ -235,7 +244,7 @@ class AuditRequest:
 
 
 @dataclass(frozen=True)
-class HandResult:
+class TargetOutcome:
     """What a target held, what it holds or would hold, and whether it was or would be written.
 
     ``held`` is what it held by its ids, ``ids`` what it holds or would hold.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from temporalio.api.enums.v1 import PendingActivityState
@@ -15,23 +15,20 @@ from temporalio.client import (
     WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHandle,
-    WorkflowQueryFailedError,
-    WorkflowQueryRejectedError,
 )
-from temporalio.exceptions import WorkflowAlreadyStartedError, is_cancelled_exception
+from temporalio.exceptions import is_cancelled_exception
 from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, Interrupted
 from parbake.fleet.engine import schedules, tasks
 from parbake.fleet.engine.connect import unreachable
-from parbake.fleet.engine.endings import CANCELLED, is_cancelled, until_ended
+from parbake.fleet.engine.handles import answer, request_of, started
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.tasks import Progress, RunRequest, run_id
 from parbake.fleet.engine.workflows import Fleet, describe
 
 _LOOK = 1.0
-_AN_ANSWER = timedelta(seconds=5)
 _HEARD = 30.0  # a worker with a bake that was heard of since then is alive
 
 
@@ -65,43 +62,18 @@ async def start(client: Client, request: RunRequest, waits: Callable[[str], obje
     """Start a run, or find the one that is under way; return its id.
 
     One that ends without what is asked for, as it was cancelled or is being drained, is waited for: ``waits`` is told
-    so, once, and a new run begins. Raises EngineUnreachable where one that was cancelled does not end.
+    so, and a new run begins. Raises EngineUnreachable where one that was cancelled does not end.
     """
-    told = False
-    while True:
-        with suppress(WorkflowAlreadyStartedError):
-            handle = await client.start_workflow(
-                Fleet.run,
-                request,
-                id=run_id(request.fleet),
-                task_queue=tasks.CONTROL,
-                static_summary=request.fleet,
-            )
-            return handle.id
-        ending = await _ending(client, request.fleet)
-        if ending is None:
-            return run_id(request.fleet)
-        why, before = ending
-        if why and not told:
-            waits(f"the run before {why}: waiting for its end")
-            told = True
-        if why == CANCELLED:
-            await until_ended(before, "run")
-        else:
-            with suppress(WorkflowFailureError):
-                await before.result()
-
-
-async def _ending(client: Client, fleet: str) -> tuple[str, WorkflowHandle[Fleet, Progress]] | None:
-    """Return why the run that was found will end, or nothing where it has, and the run; None where it goes on."""
-    described = await client.get_workflow_handle(run_id(fleet)).describe()
-    this = client.get_workflow_handle_for(Fleet.run, run_id(fleet), run_id=described.run_id)
-    if described.status is not WorkflowExecutionStatus.RUNNING:
-        return "", this
-    if is_cancelled(described):
-        return CANCELLED, this
-    progress = await _progress(this)
-    return ("is being drained", this) if progress and progress.draining else None
+    name = run_id(request.fleet)
+    while under_way := await started(client, Fleet.run, request, name, waits=waits):
+        this = client.get_workflow_handle_for(Fleet.run, name, run_id=under_way.run_id)
+        progress = await _progress(this)
+        if progress is None or not progress.draining:
+            break
+        waits("the run before is being drained: waiting for its end")
+        with suppress(WorkflowFailureError):
+            await this.result()
+    return name
 
 
 async def follow(client: Client, fleet: str, told: Callable[[Status], object]) -> Progress:
@@ -159,10 +131,10 @@ async def _status(client: Client, fleet: str) -> Status:
 
 
 async def _progress(handle: WorkflowHandle[Fleet, Progress]) -> Progress | None:
-    try:
-        return await handle.query(Fleet.progress, rpc_timeout=_AN_ANSWER)
-    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError):
-        return None
+    found: Progress | None = None
+    with suppress(EngineUnreachable):
+        found = await answer(handle, Fleet.progress)
+    return found
 
 
 async def _running(client: Client, cell: str, name: str) -> Running:
@@ -200,40 +172,20 @@ async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
     found = await status(client, fleet)
     if found.state != "completed":
         said = "under way" if found.state in {"running", "paused"} else found.state
-        raise InputError(f"the last run of {fleet} is {said}", hint="`parbake fleet run --wait` brings one to its end")
+        raise InputError(f"the last run of {fleet} is {said}", hint="`parbake fleet run --wait` completes one")
     handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
+    keys = await answer(handle, Fleet.keys)
     try:
-        keys = await handle.query(Fleet.keys, rpc_timeout=_AN_ANSWER)
-        request = await _first(client, handle)
-    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
-        raise EngineUnreachable("no worker answers", hint="`parbake fleet worker --queues control` runs one") from error
+        request = await request_of(client, handle, RunRequest)
+    except RPCError as error:
+        raise _translated(error, client, fleet) from error
     if found.progress and (bad := found.progress.counts.failed + found.progress.counts.quarantined):
         raise FleetIncomplete(
-            f"nothing is rolled out: {bad} of {found.progress.total} cells of the last run are not good",
+            f"nothing is rolled out: {bad} of {found.progress.total} cells of the last run have failed, "
+            "or are in quarantine",
             hint="correct them, or run some alone: `parbake fleet run --cell CELL`",
         )
-    return RolloutRequest(
-        fleet,
-        request.file,
-        request.root,
-        request.store,
-        keys,
-        request.attempts,
-        request.heartbeat,
-        store_id=request.store_id,
-        by=by,
-        audited=True,
-        roles=tasks.copy_roles(request.places),
-    )
-
-
-async def _first(client: Client, handle: WorkflowHandle[Fleet, Progress]) -> RunRequest:
-    """Return what a run was asked for."""
-    async for event in handle.fetch_history_events(page_size=1):
-        payloads = event.workflow_execution_started_event_attributes.input.payloads
-        [request] = await client.data_converter.decode(payloads, [RunRequest])
-        return request  # type: ignore[no-any-return]  # of the type that was asked for
-    raise AssertionError("a history begins")
+    return RolloutRequest.of_run(replace(request, audited=True), keys, by=by)
 
 
 async def cancel(client: Client, fleet: str) -> None:

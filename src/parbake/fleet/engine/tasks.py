@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
 CONTROL, BAKE, PLACE, ROLL = "control", "bake", "place", "roll"
 """Queues: what needs no root; what needs root, loop devices, and KVM to verify quickly; what needs the rights to copy
@@ -184,6 +185,14 @@ class KeyRequest:
     root: Root
     fleet_file: str
     store: str
+
+    @classmethod
+    def of_run(cls, run: RunRequest, planned: Planned, key: str, **more: object) -> Self:
+        """Return the request for a cell of a run; ``more`` are the other fields."""
+        return cls(
+            key, planned.cell, planned.file, planned.platform, run.root, run.file, run.store, store_id=run.store_id,
+            **more,
+        )  # type: ignore[call-arg]  # fields of the subclasses  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,30 +13,30 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine import approvals
     from parbake.fleet.engine import rollout_tasks as tasks
+    from parbake.fleet.engine.audit_writer import AuditWriter
     from parbake.fleet.engine.rollout_tasks import (
         Entry,
         GateRequest,
-        Handed,
-        HandRequest,
-        HandResult,
         IdentifyRequest,
         OpensRequest,
         RolloutRequest,
-        Standing,
+        RolloutState,
+        SignOff,
+        TargetOutcome,
+        TargetTask,
         WavesPlanned,
         WavesRequest,
         WaveState,
-        Yes,
+        WaveTarget,
     )
-    from parbake.fleet.engine.scribe import Scribe
     from parbake.fleet.engine.tasks import CONTROL, ROLL
-    from parbake.fleet.engine.workflows import PATIENT, describe
+    from parbake.fleet.engine.workflows import PATIENT, all_ended, describe, refused
 
 _A_TARGET = timedelta(days=2)  # nodes may take as long as the target's own deadline says, which parbake keeps
 _A_LOOK = timedelta(hours=1)
@@ -58,38 +58,38 @@ class Rollout:
     @workflow.init
     def __init__(self, request: RolloutRequest) -> None:
         self._request = request
-        self._standing = request.standing or Standing(request.generation, story=list(request.story))
+        self._state = request.standing or RolloutState(request.generation, story=list(request.story))
         self._back = request.back
         self._newer = request.newer
-        self._scribe = Scribe(request)
+        self._audit = AuditWriter(request)
         self._left_by = ""
 
-    @workflow.query
-    def standing(self) -> Standing:
+    @workflow.query(name="standing")
+    def progress(self) -> RolloutState:
         """Say how far it is."""
-        return self._standing
+        return self._state
 
     @workflow.signal
     def pause(self, why: str) -> None:
         """Begin with no other target; what is under way goes to its end."""
-        if self._standing.state == "waves":
-            self._standing.paused, self._standing.held = why, True
+        if self._state.state == "waves":
+            self._state.paused, self._state.held = why, True
             self._tell(f"paused: {why}", "paused", by=why)
 
     @workflow.signal
     def resume(self, by: str) -> None:
         """Go on; what failed is tried again."""
-        if self._standing.paused:
-            self._standing.paused, self._standing.held = "", False
+        if self._state.paused:
+            self._state.paused, self._state.held = "", False
             self._tell(f"goes on: {by}", "resumed", by=by)
 
     @workflow.signal
     def supersede(self, newer: RolloutRequest) -> None:
         """Let a newer generation take its place, between two targets; not while somebody has paused it."""
         known = self._newer.generation if self._newer else ""
-        self._newer = None if newer.generation == self._standing.generation else newer
+        self._newer = None if newer.generation == self._state.generation else newer
         if self._newer and newer.generation != known:
-            waits = ", once somebody lets it go on" if self._standing.held else ""
+            waits = ", once somebody lets it go on" if self._state.held else ""
             self._tell(f"{newer.generation} is newer, and takes its place{waits}")
 
     @workflow.signal
@@ -98,47 +98,48 @@ class Rollout:
         self._left_by = by
 
     @workflow.update
-    async def approve(self, yes: Yes) -> None:
+    async def approve(self, sign_off: SignOff) -> None:
         """Let the next wave begin, once enough have said so."""
-        if yes.proof:
-            yes = replace(yes, by=await self._whose(yes), proof="")
-            self._may_approve(yes, proven=True)
-        wave = self._named(yes.wave)
-        wave.approved.append(replace(yes, at=workflow.now().isoformat()))
-        said = f"{wave.name}: approved by {yes.by} on {yes.host}" + (f": {yes.note}" if yes.note else "")
-        self._tell(said, "approved", subject=wave.name, by=yes.by, host=yes.host, note=yes.note)
+        if sign_off.proof:
+            sign_off = replace(sign_off, by=await self._whose(sign_off), proof="")
+            self._may_approve(sign_off, proven=True)
+        wave = self._named(sign_off.wave)
+        wave.approved.append(replace(sign_off, at=workflow.now().isoformat()))
+        note = f": {sign_off.note}" if sign_off.note else ""
+        said = f"{wave.name}: approved by {sign_off.by} on {sign_off.host}{note}"
+        self._tell(said, "approved", subject=wave.name, by=sign_off.by, host=sign_off.host, note=sign_off.note)
 
     @approve.validator
-    def _may_be_approved(self, yes: Yes) -> None:
-        self._may_approve(yes, proven=False)
+    def _may_be_approved(self, sign_off: SignOff) -> None:
+        self._may_approve(sign_off, proven=False)
 
-    def _may_approve(self, yes: Yes, *, proven: bool) -> None:
+    def _may_approve(self, sign_off: SignOff, *, proven: bool) -> None:
         """Raise ApplicationError where somebody may not approve; what a proof is to show is looked at once it has."""
-        now, wave = self._standing, self._named(yes.wave)
-        problem = approvals.against(wave, yes)
+        now, wave = self._state, self._named(sign_off.wave)
+        problem = approvals.against(wave, sign_off)
         if now.state != "waves" or self._back:
             problem = problem or ("the rollout goes back, or has", "`parbake fleet status` shows how far it is")
         if self._newer and not now.held:
             problem = problem or (f"{self._newer.generation} is newer, and takes its place", "approve that one")
-        problem = problem or approvals.too_early(wave) or approvals.not_among(wave, yes, proven=proven)
+        problem = problem or approvals.too_early(wave) or approvals.not_among(wave, sign_off, proven=proven)
         if problem:
-            raise _no(*problem)
+            raise refused(*problem)
 
-    async def _whose(self, yes: Yes) -> str:
+    async def _whose(self, sign_off: SignOff) -> str:
         """Ask STS who has made a proof. Raises ApplicationError where it does not say."""
-        request = IdentifyRequest(yes.proof, tasks.purpose_of(self._request.fleet, self._standing.generation, yes.wave))
+        purpose = tasks.purpose_of(self._request.fleet, self._state.generation, sign_off.wave)
         try:
             found: str = await workflow.execute_activity(
                 "identify",
-                request,
+                IdentifyRequest(sign_off.proof, purpose),
                 result_type=str,
                 task_queue=CONTROL,
                 start_to_close_timeout=_AN_ANSWER,
                 retry_policy=replace(PATIENT, maximum_attempts=3),
             )
         except ActivityError as error:
-            said = describe(yes.wave, error)
-            raise _no(said.message, said.hint) from error
+            said = describe(sign_off.wave, error)
+            raise refused(said.message, said.hint) from error
         return found
 
     @workflow.update
@@ -150,41 +151,41 @@ class Rollout:
     def _may_go_back(self, why: str) -> None:
         del why
         if self._back:
-            raise _no("the rollout goes back already", "`parbake fleet status` shows how far it is")
+            raise refused("the rollout goes back already", "`parbake fleet status` shows how far it is")
 
     @workflow.run
-    async def run(self, request: RolloutRequest) -> Standing:
+    async def run(self, request: RolloutRequest) -> RolloutState:
         """Return how it ended: done or rolled back."""
         try:
             way = await self._go(request)
         except asyncio.CancelledError:
             self._tell("cancelled: targets keep what they hold", "cancelled", by=self._left_by)
-            await self._scribe.done(_LAST_WORDS)
+            await self._audit.done(_LAST_WORDS)
             raise
         await workflow.wait_condition(workflow.all_handlers_finished)
         if way == "longer":
-            await self._scribe.done()
+            await self._audit.done()
             workflow.continue_as_new(
-                replace(request, standing=self._standing, back=self._back, newer=self._newer, story=[])
+                replace(request, standing=self._state, back=self._back, newer=self._newer, story=[])
             )
         if self._newer:
             await self._give_way(self._newer, written=way == "superseded")
-        await self._scribe.done()
-        return self._standing
+        await self._audit.done()
+        return self._state
 
     async def _go(self, request: RolloutRequest) -> Way:
-        if not self._standing.waves:
+        if not self._state.waves:
             await self._plan(request)
         way: Way = "back" if self._back else await self._forward_or_back()
         return await self._return_all() if way == "back" else way
 
     async def _give_way(self, newer: RolloutRequest, *, written: bool) -> NoReturn:
         """End, and begin as the newer one; ``written``: what was, its targets must not take for proven."""
-        now = self._standing
+        now = self._state
         over = [next(each for each in now.targets if each.name == name).superseded() for name in now.noted]
         said = f"{newer.generation} takes the place of {now.generation}"
         self._tell(said, "superseded", before=now.generation, after=newer.generation, by=newer.by)
-        await self._scribe.done()
+        await self._audit.done()
         workflow.continue_as_new(
             replace(newer, over=over if written else [], story=now.story), memo={"generation": newer.generation}
         )
@@ -199,7 +200,7 @@ class Rollout:
             heartbeat_timeout=timedelta(seconds=request.heartbeat),
             retry_policy=PATIENT,
         )
-        now = self._standing
+        now = self._state
         now.waves, now.windows, now.on_failure = planned.waves, planned.windows, planned.on_failure
         self._tell(f"begins with {len(now.waves)} waves of {len(now.targets)} targets", "begun", by=request.by)
         planned_by_name = {target.name: target for target in now.targets}
@@ -224,26 +225,26 @@ class Rollout:
         return "superseded" if ended_early else forward.result()
 
     def _may_give_way(self) -> bool:
-        return self._has_newer() and not any(target.state == "hands" for target in self._standing.targets)
+        return self._has_newer() and not any(target.state == "hands" for target in self._state.targets)
 
     def _has_newer(self) -> bool:
-        return self._newer is not None and not self._standing.held
+        return self._newer is not None and not self._state.held
 
     async def _forward(self) -> Way:
-        for wave in self._standing.waves:
+        for wave in self._state.waves:
             while wave.state != "done":
-                await workflow.wait_condition(lambda: not self._standing.paused and not self._has_newer())
+                await workflow.wait_condition(lambda: not self._state.paused and not self._has_newer())
                 if workflow.info().is_continue_as_new_suggested():
                     return "longer"
                 try:
                     await self._one_step_of(wave)
                 except _Failed as problem:
                     self._tell(f"{wave.name}: {problem}", "problem", subject=wave.name, note=str(problem))
-                    if self._standing.on_failure == "rollback":
+                    if self._state.on_failure == "rollback":
                         self._back = f"on_failure: {problem}"
                         return "back"
-                    self._standing.paused = f"{wave.name}: {problem}"
-        self._standing.state = "done"
+                    self._state.paused = f"{wave.name}: {problem}"
+        self._state.state = "done"
         self._tell("done", "done")
         return "done"
 
@@ -285,7 +286,7 @@ class Rollout:
     async def _look(self, wave: WaveState) -> None:
         """Find out for all targets what is to be written, before anything of the wave is."""
 
-        def take(target: Handed, found: HandResult) -> None:
+        def take(target: WaveTarget, found: TargetOutcome) -> None:
             target.before, target.after, target.ids, target.held = found.before, found.after, found.ids, found.held
             target.state = "waits" if found.changed else "holds"
 
@@ -293,22 +294,24 @@ class Rollout:
 
     async def _is_before_changes(self, wave: WaveState) -> bool:
         """Whether something is to be written in a later wave."""
-        waves, changes = self._standing.waves, list[bool]()
+        waves, changes = self._state.waves, list[bool]()
         for later in waves[waves.index(wave) + 1 :]:  # their names differ
             await self._look_at(later.targets, lambda _, found: changes.append(found.changed))
             if any(changes):
                 return True
         return False
 
-    async def _look_at(self, targets: Iterable[Handed], take: Callable[[Handed, HandResult], object]) -> None:
+    async def _look_at(
+        self, targets: Iterable[WaveTarget], take: Callable[[WaveTarget, TargetOutcome], object]
+    ) -> None:
         room = asyncio.Semaphore(_LOOKS_AT_ONCE)
 
-        async def one(target: Handed) -> None:
+        async def one(target: WaveTarget) -> None:
             async with room:
                 found = await self._do("look", target, _A_LOOK)
             take(target, found)
 
-        await _all([one(target) for target in targets])
+        await all_ended([one(target) for target in targets])
 
     async def _hand_all(self, wave: WaveState) -> bool:
         """Hand to some targets at a time; False where the rest is for a new history. Raises _Failed."""
@@ -317,11 +320,11 @@ class Rollout:
         try:
             while True:
                 waiting = [each for each in wave.targets if each.state in {"waits", "failed"}]
-                free = not problem and not self._standing.paused and not self._has_newer()
+                free = not problem and not self._state.paused and not self._has_newer()
                 longer = workflow.info().is_continue_as_new_suggested()
                 if waiting and free and not longer and len(under_way) < wave.at_once:
                     await self._window()
-                    if not self._standing.paused and not self._has_newer():
+                    if not self._state.paused and not self._has_newer():
                         under_way.add(asyncio.create_task(self._hand(waiting[0])))
                         await asyncio.sleep(0)  # so that it is noted
                     continue
@@ -343,10 +346,10 @@ class Rollout:
             raise problem
         return all(each.state == "holds" for each in wave.targets)
 
-    async def _hand(self, target: Handed) -> None:
+    async def _hand(self, target: WaveTarget) -> None:
         target.state, target.problem = "hands", ""
-        if target.name not in self._standing.noted:
-            self._standing.noted.append(target.name)
+        if target.name not in self._state.noted:
+            self._state.noted.append(target.name)
         found = await self._do("hand", target, _A_TARGET)
         target.state, target.ids = "holds", found.ids
         said = f"{target.name}: holds {found.after}"
@@ -354,10 +357,10 @@ class Rollout:
 
     async def _window(self) -> None:
         """Wait until a window is open."""
-        while self._standing.windows:
+        while self._state.windows:
             seconds: float = await workflow.execute_activity(
                 "opens",
-                OpensRequest(self._standing.windows, workflow.now().isoformat()),
+                OpensRequest(self._state.windows, workflow.now().isoformat()),
                 result_type=float,
                 task_queue=CONTROL,
                 start_to_close_timeout=_A_LOOK,
@@ -365,9 +368,9 @@ class Rollout:
             )
             if not seconds:
                 break
-            self._standing.opens = (workflow.now() + timedelta(seconds=seconds)).isoformat()
-            await self._pass_until(self._standing.opens)
-        self._standing.opens = ""
+            self._state.opens = (workflow.now() + timedelta(seconds=seconds)).isoformat()
+            await self._pass_until(self._state.opens)
+        self._state.opens = ""
 
     async def _pass_until(self, until: str) -> None:
         left = (datetime.fromisoformat(until) - workflow.now()).total_seconds() if until else 0.0
@@ -378,7 +381,7 @@ class Rollout:
         """Ask whether the wave's nodes still run it, and its gate. Raises _Failed where one of them says no."""
         request = self._request
         try:
-            gate = GateRequest(wave.name, request.file, request.root, self._standing.generation, list(request.keys))
+            gate = GateRequest(wave.name, request.file, request.root, self._state.generation, list(request.keys))
             await self._rolling("gate", gate, wave.name, _A_LOOK + timedelta(seconds=wave.gate_timeout))
         except ActivityError as error:
             if is_cancelled_exception(error):
@@ -400,7 +403,7 @@ class Rollout:
 
     async def _return_all(self) -> Way:
         """Return what was written, the last first; what cannot be returned does not keep the others from it."""
-        now = self._standing
+        now = self._state
         if now.state != "back":
             now.state, now.paused, now.opens = "back", "", ""
             for target in now.targets:
@@ -426,24 +429,26 @@ class Rollout:
         self._tell("rolled back" + (f", but for {', '.join(now.noted)}" if now.noted else ""), "rolled-back")
         return "done"
 
-    async def _given_back(self, target: Handed) -> HandResult:
+    async def _given_back(self, target: WaveTarget) -> TargetOutcome:
         """Return a target from what was handed to it, or else from what that has superseded. Raises _Failed."""
-        found = HandResult(changed=False)
+        found = TargetOutcome(changed=False)
         for ids in [*([target.ids] if target.ids or not target.over else []), *reversed(target.over)]:
             found = await self._do("give_back", replace(target, ids=ids), _A_TARGET, target)
             if found.after:
                 break
         return found
 
-    async def _do(self, what: str, target: Handed, limit: timedelta, known: Handed | None = None) -> HandResult:
+    async def _do(
+        self, what: str, target: WaveTarget, limit: timedelta, known: WaveTarget | None = None
+    ) -> TargetOutcome:
         """Let a worker do something to a target. Raises _Failed with what parbake said, which ``known`` remembers."""
         request, known = self._request, known or target
         try:
-            one = HandRequest(
+            one = TargetTask(
                 target.file, target.target, target.keys, target.ids, request.root, request.file, request.store,
                 request.store_id, target.over, target.held, request.roles,
             )  # fmt: skip
-            found: HandResult = await self._rolling(what, one, target.name, limit, HandResult)
+            found: TargetOutcome = await self._rolling(what, one, target.name, limit, TargetOutcome)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
@@ -473,28 +478,16 @@ class Rollout:
         )
 
     def _named(self, name: str) -> WaveState:
-        for wave in self._standing.waves:
+        for wave in self._state.waves:
             if wave.name == name:
                 return wave
-        known = ", ".join(wave.name for wave in self._standing.waves) or "none yet"
-        raise _no(f"the rollout has no wave {name}", f"waves are: {known}")
+        known = ", ".join(wave.name for wave in self._state.waves) or "none yet"
+        raise refused(f"the rollout has no wave {name}", f"waves are: {known}")
 
     def _tell(self, text: str, what: str = "", **facts: str) -> None:
         """Put a line into the story, and into the audit trail what has happened."""
-        now, story = workflow.now(), self._standing.story
+        now, story = workflow.now(), self._state.story
         story.append(Entry(now.isoformat(timespec="seconds"), text))
         del story[: -tasks.MOST_ENTRIES]
         if what:
-            self._scribe.note(what, text, self._standing.generation, **facts)
-
-
-def _no(message: str, hint: str = "") -> ApplicationError:
-    return ApplicationError(message, hint, type="InputError", non_retryable=True)
-
-
-async def _all(parts: list[Any]) -> None:
-    """Bring all to their end, then raise what one of them has raised."""
-    ended = await asyncio.gather(*parts, return_exceptions=True)
-    for each in ended:
-        if isinstance(each, BaseException):
-            raise each
+            self._audit.note(what, text, self._state.generation, **facts)

@@ -16,8 +16,8 @@ from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.connect import Engine, connect, unreachable
 from parbake.fleet.engine.facts import Facts, fingerprint
-from parbake.fleet.engine.handing import Handing
 from parbake.fleet.engine.queues import pollers
+from parbake.fleet.engine.rollout_activities import RolloutActivities
 from parbake.fleet.engine.sealing import read_keys
 from parbake.fleet.engine.tasks import BAKE, CONTROL, PLACE, QUEUES, ROLL
 from parbake.fleet.engine.ticks import Prune, Tick
@@ -48,7 +48,7 @@ async def serve(
     the fleet's store is another one here.
     """
     if unknown := [queue for queue in queues if queue not in QUEUES]:
-        raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose of {', '.join(QUEUES)}")
+        raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose from {', '.join(QUEUES)}")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -60,7 +60,7 @@ async def serve(
         refused.append(error)
         stop.set()
 
-    can = Handing(client, command)
+    can = RolloutActivities(client, command)
     can.refuse = refuse
     try:
         await _need_same_key(client, engine, queues)
@@ -87,12 +87,14 @@ async def _need_same_key(client: Client, engine: Engine, queues: Sequence[str]) 
             other = Facts.read(identity)
             if other.key and other.key not in ours and ago < _ASKS:
                 raise InputError(
-                    f"{other.name} takes tasks with another key than {engine.key}",
-                    hint="all machines share one (PARBAKE_FLEET_KEY names it), of two lines while it is changed",
+                    f"{other.name} uses another key than {engine.key}",
+                    hint="all machines must share one (PARBAKE_FLEET_KEY names its file), or two while it is changed",
                 )
 
 
-def _worker(client: Client, can: Handing, identity: str, queue: str, slots: int, grace: float, pinned: str) -> Worker:
+def _worker(
+    client: Client, can: RolloutActivities, identity: str, queue: str, slots: int, grace: float, pinned: str
+) -> Worker:
     activities = {
         CONTROL: [*can.of_control, *can.of_schedules],
         BAKE: can.of_bakes,

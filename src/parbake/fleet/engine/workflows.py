@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter, deque
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -28,6 +29,7 @@ from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
+    from parbake.core.errors import InputError
     from parbake.fleet.engine import tasks
     from parbake.fleet.engine.placing import Placing, Postponed
     from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
@@ -164,21 +166,9 @@ class Fleet:
         """Start the rollout of what this run has made sure of, once for each generation."""
         request, counts = self._request, self._counts
         if bad := counts.failed + counts.quarantined:
-            self._rollout = f"nothing is rolled out: {bad} of {self._total} cells are not good"
+            self._rollout = f"nothing is rolled out: {bad} of {self._total} cells have failed, or are in quarantine"
             return
-        wanted = RolloutRequest(
-            request.fleet,
-            request.file,
-            request.root,
-            request.store,
-            self._keys,
-            attempts=request.attempts,
-            heartbeat=request.heartbeat,
-            store_id=request.store_id,
-            by="a run",
-            audited=request.audited,
-            roles=tasks.copy_roles(request.places),
-        )
+        wanted = RolloutRequest.of_run(request, self._keys, by="a run")
         last: str = await workflow.execute_activity(
             "last_rollout",
             request.fleet,
@@ -377,21 +367,11 @@ class Fleet:
         return joined
 
     def _bake_request(self, planned: Planned, key: str) -> BakeRequest:
-        request = self._request
-        return BakeRequest(
-            key,
-            planned.cell,
-            planned.file,
-            planned.platform,
-            request.root,
-            request.file,
-            request.store,
-            request.attempts,
-            request.heartbeat,
-            request.verify,
-            request.store_id,
-            tasks.copy_roles(request.places),
-        )
+        run = self._request
+        return BakeRequest.of_run(
+            run, planned, key, attempts=run.attempts, heartbeat=run.heartbeat, verify=run.verify,
+            roles=tasks.copy_roles(run.places),
+        )  # fmt: skip
 
     def _note(self, failure: Failure) -> None:
         self._counts.failed += 1
@@ -414,9 +394,8 @@ def describe(cell: str, error: FailureError) -> Failure:
         hint = str(details[0]) if details else ""
         return Failure(cell, cause.type or "ParbakeError", cause.message, hint)
     if isinstance(cause, TimedOut):
-        return Failure(
-            cell, "WorkerLost", "its workers died, or did not answer", "see the workers' logs: was memory enough?"
-        )
+        hint = "see the workers' logs; did they run out of memory?"
+        return Failure(cell, "WorkerLost", "its workers died, or did not answer", hint)
     return Failure(cell, type(cause).__name__, str(cause))
 
 
@@ -424,3 +403,16 @@ def tried_enough(error: ActivityError) -> bool:
     """Whether all tries were used up: another run would end the same, as long as the key is the same."""
     cause = error.cause
     return not (isinstance(cause, ApplicationError) and (cause.non_retryable or cause.type == tasks.WRONG_STORE))
+
+
+def refused(message: str, hint: str = "") -> ApplicationError:
+    """Return the engine's error for a question that a workflow answers with no: parbake's InputError."""
+    return ApplicationError(message, hint, type=InputError.json_name, non_retryable=True)
+
+
+async def all_ended(parts: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Bring all parts to their end, then raise what the first of them has raised."""
+    ended = await asyncio.gather(*parts, return_exceptions=True)
+    for each in ended:
+        if isinstance(each, BaseException):
+            raise each

@@ -33,7 +33,7 @@ def choose(place: BuildPlace) -> BuildTool:
         place.events.note(f"building with {tool.name}{passed_over}")
         return tool
     raise EnvironmentProblem(
-        "no program to build images works here:\n" + "\n".join(f"  {reason}" for reason in reasons),
+        "no program here can build images:\n" + "\n".join(f"  {reason}" for reason in reasons),
         hint="apt-get install buildah, or take `build` out of the Bakefile and build the image elsewhere",
     )
 

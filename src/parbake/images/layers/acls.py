@@ -87,7 +87,7 @@ def _check(acl: Acl) -> None:
     named = _USER in tags or _GROUP in tags
     single = all(tags.count(tag) == 1 for tag in _SIMPLE) and tags.count(_MASK) <= 1
     if len(places) != len(tags) or places != sorted(places) or not single or (named and _MASK not in tags):
-        raise LayerError("a POSIX ACL that Linux does not take")
+        raise LayerError("a POSIX ACL that Linux does not accept")
     if any(permissions & ~7 for _, permissions, _ in acl):
         raise LayerError("a POSIX ACL with unknown permissions")
 

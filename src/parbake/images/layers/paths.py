@@ -68,7 +68,7 @@ def join(folder: bytes, name: bytes) -> bytes:
 
 
 def no_name(folder: bytes, name: bytes) -> LayerError:
-    """Return the error for a name in a folder that Linux does not take."""
+    """Return the error for a name in a folder that Linux does not accept."""
     return LayerError(
         f"{shown(join(folder, name))}: a name of {len(name)} bytes; {LONGEST_NAME} is the most, and none is NUL"
     )

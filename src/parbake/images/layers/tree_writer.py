@@ -361,7 +361,7 @@ def set_attribute(node: FileNode, key: bytes, value: bytes) -> None:
     if key.startswith(b"trusted."):
         return
     if not 0 < len(key) <= LONGEST_NAME or b"\0" in key or len(value) > _MOST_VALUE:
-        raise LayerError(f"an attribute that Linux does not take: {shown(key)}, {len(value)} bytes")
+        raise LayerError(f"an attribute that Linux does not accept: {shown(key)}, {len(value)} bytes")
     if key in {ACCESS, DEFAULT}:
         with_acl(node, key, value)
         return

@@ -243,7 +243,7 @@ def check_image(what: str, manifest: Manifest) -> None:
     if (size := sum(layer.size for layer in manifest.layers)) > LARGEST_IMAGE:
         raise InputError(
             f"{what}: the image's layers claim {size} bytes, more than the {LARGEST_IMAGE} that an image may have",
-            hint="do not use this image: no registry takes as much",
+            hint="do not use this image: no registry accepts that much",
         )
     for number, layer in enumerate(manifest.layers, 1):
         if layer.media_type.startswith(_NOT_DISTRIBUTED) or layer.urls:

@@ -87,9 +87,9 @@ class BlockList:
                 header = _HEADER.fullmatch(file.readline())
                 lines = [_LINE.fullmatch(line) for line in file]
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: {error}", hint="`parbake verify` writes it anew") from None
+            raise InputError(f"{path}: {error}", hint="`parbake verify` writes it again") from None
         if header is None or None in lines:
-            raise InputError(f"{path} is not a block list", hint="`parbake verify` writes it anew")
+            raise InputError(f"{path} is not a block list", hint="`parbake verify` writes it again")
         found = {int(line[1]): bytes.fromhex(line[2]) for line in lines if line}
         return cls(int(header[2]), found, cast("Algorithm", header[1]))
 

@@ -147,5 +147,5 @@ def check_filesystem(image: Path, filesystem: str, *, offset: int = 0, size: int
     if checked.code:
         raise ParbakeError(
             f"{command[0]} found errors in {image} (code {checked.code})\n{checked.text}\n{checked.stderr}".rstrip(),
-            hint="bake again; if it stays so, this is a bug in parbake or a failing disk",
+            hint="bake again; if it keeps failing, this is a bug in parbake or a failing disk",
         )

@@ -98,7 +98,7 @@ class Reader:
         while size:
             data = os.pread(self._superblock.handle, min(size, _PIECE), place)
             if not data:
-                raise ParbakeError("the volume's file ends within a file", hint="bake it anew")
+                raise ParbakeError("the volume's file ends within a file", hint="bake it again")
             yield memoryview(data)
             place += len(data)
             size -= len(data)

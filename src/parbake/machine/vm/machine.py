@@ -250,8 +250,8 @@ class Machine:
         except CommandFailed as error:
             if self._process.code:  # no fault of the disk: a machine that switches itself off ends with 0
                 raise EnvironmentProblem(
-                    f"QEMU broke down while {self.disk.name} booted: {error.message}",
-                    hint="it may lack memory (`dmesg` tells); run the same command again",
+                    f"QEMU failed while {self.disk.name} booted: {error.message}",
+                    hint="it may have run out of memory (`dmesg` says); run the same command again",
                 ) from error
             raise self._fault(f"the machine switched itself off before its guest agent started; {error}") from error
         if status == "internal-error":

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from parbake.bakefile import Bakefile
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.signing import FileSigner, NotSigned, Signer, opened, public_key
@@ -17,11 +17,15 @@ from parbake.records import folder
 from parbake.records.genuine.claims import contradiction, of_file
 from parbake.records.record import SUFFIX, Record
 
+if TYPE_CHECKING:
+    from parbake.bakefile import Bakefile
+    from parbake.bakefile.salvage import ProofSettings
+
 _LARGEST = 64 << 20
 _TEST = b"parbake: a test of the key before anything is made"
 
 
-def open_signer(bakefile: Bakefile) -> Signer | None:
+def open_signer(bakefile: Bakefile | ProofSettings) -> Signer | None:
     """Return what signs a Bakefile's records, tried out, in its role; None where it says nothing of that.
 
     Raises InputError when there is no such key, or its public half is not trusted; what KMS answers as AwsError.
@@ -65,8 +69,8 @@ def read_signed(artefact: Path, trust: Sequence[Path]) -> Record:
     if path.read_bytes() != payload:
         raise VerificationFailed(
             f"the record of {artefact.name} was changed after it was signed",
-            hint=f"find out by whom: {artefact.name}{folder.ENVELOPE_SUFFIX} holds what was signed; "
-            "`parbake bake` where the key is writes it back",
+            hint=f"find out who changed it: {artefact.name}{folder.ENVELOPE_SUFFIX} holds what was signed, and "
+            "`parbake bake` on a machine with the key restores it",
         )
     return folder.parse(payload, path)
 

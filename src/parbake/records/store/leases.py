@@ -136,7 +136,7 @@ class LeaseClaim:
             lease = _parsed(there.content) if there else None
             if there and lease and not lease.free and lease.holder != self._holder:
                 if not noticed:
-                    self._events.note(f"{lease.host} bakes {lease.what} since {lease.began}: waiting for it")
+                    self._events.note(f"{lease.host} has been baking {lease.what} since {lease.began}: waiting for it")
                     noticed = True
                 if there.content != seen:
                     seen, since = there.content, _now()
@@ -241,7 +241,7 @@ def claimed(store: Store, key: str, what: str, events: Events) -> Iterator[Lease
         cache_folder() / "claims" / f"{key}.lock",
         what=f"the bake of {what}",
         timeout=_LONGEST_WAIT,
-        waiting=lambda: events.note(f"another parbake works on {what}: waiting"),
+        waiting=lambda: events.note(f"another parbake is working on {what}: waiting"),
     ):
         claim.take()
         try:

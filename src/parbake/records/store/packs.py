@@ -176,7 +176,7 @@ def _unpack(
             continue
         block = memoryview(content)[number * BLOCK : (number + 1) * BLOCK]
         if len(block) != BLOCK or digest_of(block).hex() != digest:
-            raise BadContent(f"{path.name}: a block in {store.url} is not what its digest says", hint="bake it again")
+            raise BadContent(f"{path.name}: a block in {store.url} does not match its digest", hint="bake it again")
         for place in wanted[digest]:
             start = place * BLOCK
             write_all(handle, block[: max(0, index.size - start)], start)

@@ -98,7 +98,7 @@ class S3Store:
                 raise AwsNotFound(
                     f"the store {self.url}: there is no bucket {self._bucket}",
                     code=error.code,
-                    hint="make the bucket, or correct `store` in the Bakefile",
+                    hint="create the bucket, or correct `store` in the Bakefile",
                 ) from error
             if error.code == "NotImplemented":
                 raise EnvironmentProblem(

@@ -223,7 +223,7 @@ class Shared:
         if not fits:
             raise BadContent(
                 f"the bytes of {record.artefact} in {self.store.url} do not match its record",
-                hint="`parbake bake --force` makes it anew",
+                hint="`parbake bake --force` bakes it again",
             )
 
     def _mine(self, artefact: str) -> Record | None:
@@ -265,7 +265,7 @@ class Shared:
             return Index.model_validate_json(get_object(self.store, entry.disk, entry.artefact))
         except ValidationError as error:
             raise BadContent(
-                f"{entry.artefact}: its index in {self.store.url} is not one", hint="bake again"
+                f"{entry.artefact}: its index in {self.store.url} is damaged", hint="bake again"
             ) from error
 
     def _yield_to(self, record: Record, found: _Found) -> Record:

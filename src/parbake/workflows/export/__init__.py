@@ -44,7 +44,7 @@ def to_packer(
     unchecked = [entry.reference for entry in loaded.images if entry.signed_by]
     if unchecked and not pin:
         raise InputError(
-            f"{unchecked[0]} must be signed, and that is not known of what its tag will name when Packer runs",
+            f"{unchecked[0]} must be signed, and its tag may name something else when Packer runs",
             hint="--pin checks the signatures now, and writes the digests that were signed",
         )
     images = _resolved(bakefile_path, events) if pin else []

@@ -182,7 +182,7 @@ def prune(
 ) -> tuple[Decision, ...]:
     """Decide which artefacts here, and in the store, go; remove them unless ``dry_run``, and return the decisions.
 
-    One that another parbake works on stays, and one that a rollout of a fleet needs.
+    One that another parbake is working on stays, and one that a rollout of a fleet needs.
     """
     there = {record.artefact: record for record in shared.records()} if shared else {}
     there |= {record.artefact: record for _, record in records.find(output)}
@@ -195,5 +195,5 @@ def prune(
     busy = records.remove(output, [there[each.item.id] for each in decisions if each.action == "remove"])
     if shared:
         shared.remove(each.item.id for each in decisions if each.action == "remove" and each.item.id not in busy)
-    kept = "another parbake works on it"
+    kept = "another parbake is working on it"
     return tuple(Decision(each.item, "keep", kept) if each.item.id in busy else each for each in decisions)

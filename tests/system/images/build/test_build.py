@@ -53,7 +53,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
         yield served
 
 
-class Kitchen:
+class Harness:
     """Builds with everything in place, and remembers what was said."""
 
     def __init__(self, work: Path, cache: Path) -> None:
@@ -85,10 +85,10 @@ class Kitchen:
 
 
 @pytest.fixture
-def kitchen(tmp_path: Path, cache: Path) -> Kitchen:
+def harness(tmp_path: Path, cache: Path) -> Harness:
     work = tmp_path / "work"
     work.mkdir()
-    return Kitchen(work, cache)
+    return Harness(work, cache)
 
 
 def busybox(folder: Path, containerfile: str = CONTAINERFILE) -> Spec:
@@ -107,106 +107,106 @@ def config(built: Built, registry: DockerRegistry) -> dict[str, Any]:
     return found
 
 
-def test_builds_pushes_and_builds_no_more(tmp_path: Path, kitchen: Kitchen, registry: DockerRegistry) -> None:
+def test_builds_pushes_and_builds_no_more(tmp_path: Path, harness: Harness, registry: DockerRegistry) -> None:
     what = busybox(tmp_path / "context")
     reference = f"{registry.host}/team/hello:1"
 
-    first = kitchen.build(what, reference)
+    first = harness.build(what, reference)
     assert (first.reused, first.builder) == (False, "buildah")
     assert config(first, registry)["config"]["Labels"][LABEL] == first.key
     assert config(first, registry)["config"]["Cmd"] == ["/bin/busybox", "cat", "/hello"]
     assert first.image.reference == reference
     assert all(layer.media_type.endswith("tar+gzip") for layer in first.image.layers)
-    assert "STEP 4/" in kitchen.log
-    assert not list(kitchen.work.iterdir()), "the work folder is left as it was"
+    assert "STEP 4/" in harness.log
+    assert not list(harness.work.iterdir()), "the work folder is left as it was"
 
-    again = kitchen.build(what, reference)
+    again = harness.build(what, reference)
     assert (again.reused, again.image.manifest.digest) == (True, first.image.manifest.digest)
 
-    changed = kitchen.build(Spec(what.context, what.file, {"WHO": "moon"}), reference)
+    changed = harness.build(Spec(what.context, what.file, {"WHO": "moon"}), reference)
     assert not changed.reused
     assert changed.image.manifest.digest != first.image.manifest.digest
 
-    forced = kitchen.build(Spec(what.context, what.file, {"WHO": "moon"}), reference, force=True)
+    forced = harness.build(Spec(what.context, what.file, {"WHO": "moon"}), reference, force=True)
     assert (forced.reused, forced.key) == (False, changed.key)
 
 
-def test_local_images_live_in_the_cache(tmp_path: Path, kitchen: Kitchen) -> None:
+def test_local_images_live_in_the_cache(tmp_path: Path, harness: Harness) -> None:
     what = busybox(tmp_path / "context")
     name = Reference.parse("localhost/hello:1")
     with Registry() as none:
-        assert existing(name, HOST, f"sha256:{'0' * 64}", registry=none, cache=kitchen.cache) is None
+        assert existing(name, HOST, f"sha256:{'0' * 64}", registry=none, cache=harness.cache) is None
 
-    first = kitchen.build(what, str(name))
+    first = harness.build(what, str(name))
     layout = Path(first.image.layout)
-    assert layout.is_relative_to(kitchen.cache)
+    assert layout.is_relative_to(harness.cache)
     assert Layout(layout).resolve(name, HOST).manifest == first.image.manifest
-    assert kitchen.build(what, str(name)).reused
+    assert harness.build(what, str(name)).reused
 
     (layout / "index.json").unlink()  # damaged, as by a cleaner
-    repaired = kitchen.build(what, str(name))
+    repaired = harness.build(what, str(name))
     assert not repaired.reused
     assert Layout(Path(repaired.image.layout)).resolve(name, HOST).manifest == repaired.image.manifest
 
     for who in ("a", "b"):
-        kitchen.build(Spec(what.context, what.file, {"WHO": who}), str(name))
+        harness.build(Spec(what.context, what.file, {"WHO": who}), str(name))
     assert len(list(layout.parent.glob("?" * 32))) == 2, "older layouts go"
 
 
-def test_a_step_that_fails_shows_its_output(tmp_path: Path, kitchen: Kitchen, registry: DockerRegistry) -> None:
+def test_a_step_that_fails_shows_its_output(tmp_path: Path, harness: Harness, registry: DockerRegistry) -> None:
     containerfile = (
         'FROM scratch\nADD busybox /bin/busybox\nRUN ["/bin/busybox", "sh", "-c", "echo the reason; exit 7"]\n'
     )
     what = busybox(tmp_path / "context", containerfile)
     with pytest.raises(CommandFailed, match=r"(?s)building .*/fails:1 failed.*the reason.*exit status 7"):
-        kitchen.build(what, f"{registry.host}/fails:1")
-    assert not list(kitchen.work.iterdir())
+        harness.build(what, f"{registry.host}/fails:1")
+    assert not list(harness.work.iterdir())
 
 
-def test_base_images(tmp_path: Path, kitchen: Kitchen, registry: DockerRegistry) -> None:
+def test_base_images(tmp_path: Path, harness: Harness, registry: DockerRegistry) -> None:
     push(registry.url, "base", image(layer({"base": b"1"})), "1")
     good = spec(tmp_path / "good", f"FROM {registry.host}/base:1\nCOPY more /\n", {"more": "2"})
-    built = kitchen.build(good, f"{registry.host}/derived:1")
+    built = harness.build(good, f"{registry.host}/derived:1")
     assert len(built.image.layers) == 2
 
     bad = spec(tmp_path / "bad", f"FROM {registry.host}/base:none\n", {})
     with pytest.raises(CommandFailed, match="manifest unknown"):
-        kitchen.build(bad, f"{registry.host}/derived:1")
+        harness.build(bad, f"{registry.host}/derived:1")
 
 
-def test_no_registry_no_build(tmp_path: Path, kitchen: Kitchen) -> None:
+def test_no_registry_no_build(tmp_path: Path, harness: Harness) -> None:
     what = spec(tmp_path / "context", "FROM scratch\nCOPY a /\n", {"a": "1"})
     with pytest.raises(Unreachable):
-        kitchen.build(what, "127.0.0.1:9/app:1")
-    assert not kitchen.said, "nothing was built in vain"
+        harness.build(what, "127.0.0.1:9/app:1")
+    assert not harness.said, "nothing was built in vain"
 
 
-def test_a_digest_is_no_name_for_a_build(tmp_path: Path, kitchen: Kitchen) -> None:
+def test_a_digest_is_no_name_for_a_build(tmp_path: Path, harness: Harness) -> None:
     what = spec(tmp_path / "context", "FROM scratch\n", {})
     with pytest.raises(BadReference, match="gets its digest from the build"):
-        kitchen.build(what, f"localhost/app@sha256:{'0' * 64}")
+        harness.build(what, f"localhost/app@sha256:{'0' * 64}")
 
 
-def test_credentials_and_authorities(tmp_path: Path, kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_and_authorities(tmp_path: Path, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     what = spec(tmp_path / "context", "FROM scratch\nCOPY a /\n", {"a": "1"})
     monkeypatch.setenv("HOME", str(tmp_path))
     with DockerRegistry(tmp_path, tls=certificates(tmp_path), users={"ann": "top-secret"}) as served:
         reference = f"{served.host}/private/app:1"
         trusted = RegistryOptions(ca=served.ca)
         with pytest.raises(Denied, match="was not pushed"):
-            kitchen.build(what, reference, {served.host: trusted})
+            harness.build(what, reference, {served.host: trusted})
         monkeypatch.setenv("PARBAKE_USERNAME", "ann")
         monkeypatch.setenv("PARBAKE_PASSWORD", "top-secret")
         ours = trusted.model_copy(update={"credentials": "environment"})
-        built = kitchen.build(what, reference, {served.host: ours})
+        built = harness.build(what, reference, {served.host: ours})
         assert built.image.reference == reference
-        assert kitchen.build(what, reference, {served.host: ours}).reused
-    assert "top-secret" not in kitchen.log
-    assert not list(kitchen.work.iterdir()), "no credentials are left"
+        assert harness.build(what, reference, {served.host: ours}).reused
+    assert "top-secret" not in harness.log
+    assert not list(harness.work.iterdir()), "no credentials are left"
 
 
 def test_where_overlay_does_not_work_vfs_does(
-    tmp_path: Path, kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes, real = tmp_path / "bin", find("buildah")
     refuse = 'case "$*" in "--storage-driver overlay"*) echo no overlay here >&2; exit 1;; esac'
@@ -214,15 +214,15 @@ def test_where_overlay_does_not_work_vfs_does(
     (fakes / "buildah").chmod(0o755)
     monkeypatch.setenv("PATH", f"{fakes}:{os.environ['PATH']}")
     what = spec(tmp_path / "context", "FROM scratch\nCOPY a /\n", {"a": "1"})
-    alone = Kitchen(kitchen.work, tmp_path / "cache")
+    alone = Harness(harness.work, tmp_path / "cache")
     assert not alone.build(what, "localhost/app:1").reused
     assert "no overlay storage here, so slower vfs: no overlay here" in alone.log
     assert (tmp_path / "cache/buildah/vfs").is_dir()
 
 
-def test_a_store_that_cannot_be_read_is_made_anew(tmp_path: Path, kitchen: Kitchen) -> None:
+def test_a_store_that_cannot_be_read_is_made_anew(tmp_path: Path, harness: Harness) -> None:
     what = spec(tmp_path / "context", "FROM scratch\nCOPY a /\n", {"a": "1"})
-    alone = Kitchen(kitchen.work, tmp_path / "cache")
+    alone = Harness(harness.work, tmp_path / "cache")
     alone.build(what, "localhost/app:1")
     clear(alone.cache)
     assert not (alone.cache / "buildah").exists()
@@ -249,14 +249,14 @@ build(what, Reference.parse("localhost/slow:1"), Platform.host(), options={}, wo
 """
 
 
-def test_nothing_is_left_of_a_build_that_was_killed(tmp_path: Path, kitchen: Kitchen) -> None:
+def test_nothing_is_left_of_a_build_that_was_killed(tmp_path: Path, harness: Harness) -> None:
     marker = "7319"
     containerfile = f'FROM scratch\nADD busybox /bin/busybox\nRUN ["/bin/busybox", "sleep", "{marker}"]\n'
     what = busybox(tmp_path / "context", containerfile)
     log = tmp_path / "log"
     with log.open("wb") as output:
         building = subprocess.Popen(
-            [sys.executable, "-c", BUILD_SLOWLY, str(tmp_path), str(kitchen.cache)],
+            [sys.executable, "-c", BUILD_SLOWLY, str(tmp_path), str(harness.cache)],
             stdout=output,
             cwd=Path(__file__).parents[4],
         )
@@ -270,12 +270,12 @@ def test_nothing_is_left_of_a_build_that_was_killed(tmp_path: Path, kitchen: Kit
     while _processes(marker):
         gone.sleep(0.05)
     mounts = Path("/proc/self/mountinfo").read_text()
-    assert str(kitchen.cache) not in mounts
+    assert str(harness.cache) not in mounts
     assert str(tmp_path) not in mounts
 
     what.file.write_text(containerfile.replace(marker, "0"))
-    assert not kitchen.build(what, "localhost/slow:1").reused
-    assert re.search("removing [1-9] containers of a build that was killed", kitchen.log)
+    assert not harness.build(what, "localhost/slow:1").reused
+    assert re.search("removing [1-9] containers of a build that was killed", harness.log)
 
 
 def _processes(marker: str) -> list[str]:

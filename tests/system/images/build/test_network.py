@@ -16,9 +16,9 @@ import pytest
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.run import run
 from tests.fakes.contexts import write_files
-from tests.system.images.build.test_build import Kitchen, busybox, cache, kitchen
+from tests.system.images.build.test_build import Harness, busybox, cache, harness
 
-__all__ = ["cache", "kitchen"]
+__all__ = ["cache", "harness"]
 
 pytestmark = pytest.mark.root
 
@@ -55,49 +55,49 @@ def listener() -> Iterator[str]:
 
 @pytest.mark.parametrize("option", ["", "--network=host", "--network=default"])
 def test_run_steps_do_not_reach_this_machines_loopback(
-    tmp_path: Path, kitchen: Kitchen, listener: str, option: str
+    tmp_path: Path, harness: Harness, listener: str, option: str
 ) -> None:
     """Not even a step that asks for the host's network, as a base image's ONBUILD may."""
     what = busybox(tmp_path / "context", REACHES.format(option=option, url=listener))
-    kitchen.build(what, "localhost/reaches:1")
-    assert "the secret of this machine" not in kitchen.log
-    assert "Connection refused" in kitchen.log
-    assert "10.0.2.100/24" in kitchen.log
-    assert not [event for event in kitchen.said if event.kind == "warning"]
+    harness.build(what, "localhost/reaches:1")
+    assert "the secret of this machine" not in harness.log
+    assert "Connection refused" in harness.log
+    assert "10.0.2.100/24" in harness.log
+    assert not [event for event in harness.said if event.kind == "warning"]
 
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200"])
-def test_run_steps_do_not_reach_a_clouds_metadata_service(tmp_path: Path, kitchen: Kitchen, address: str) -> None:
+def test_run_steps_do_not_reach_a_clouds_metadata_service(tmp_path: Path, harness: Harness, address: str) -> None:
     what = busybox(tmp_path / "context", REACHES.format(option="", url=f"http://{address}/latest/meta-data/"))
-    kitchen.build(what, "localhost/reaches:1")
-    assert f"can't connect to remote host ({address}): No route to host" in kitchen.log
+    harness.build(what, "localhost/reaches:1")
+    assert f"can't connect to remote host ({address}): No route to host" in harness.log
 
 
-def test_run_steps_have_the_network_that_the_bakefile_says(tmp_path: Path, kitchen: Kitchen, listener: str) -> None:
+def test_run_steps_have_the_network_that_the_bakefile_says(tmp_path: Path, harness: Harness, listener: str) -> None:
     what = busybox(tmp_path / "context", REACHES.format(option="", url=listener))
-    kitchen.build(replace(what, network="host"), "localhost/reaches:1")
-    assert "the secret of this machine" in kitchen.log
-    kitchen.said.clear()
+    harness.build(replace(what, network="host"), "localhost/reaches:1")
+    assert "the secret of this machine" in harness.log
+    harness.said.clear()
     what = busybox(tmp_path / "again", REACHES.format(option="--network=host", url=listener))
-    kitchen.build(replace(what, network="none"), "localhost/none:1")
-    assert "the secret of this machine" not in kitchen.log
-    assert "10.0.2.100" not in kitchen.log
+    harness.build(replace(what, network="none"), "localhost/none:1")
+    assert "the secret of this machine" not in harness.log
+    assert "10.0.2.100" not in harness.log
 
 
-def test_run_steps_resolve_names_and_reach_the_network(tmp_path: Path, kitchen: Kitchen) -> None:
+def test_run_steps_resolve_names_and_reach_the_network(tmp_path: Path, harness: Harness) -> None:
     """By this machine's own address, where something listens that is not of its loopback alone."""
     own = json.loads(run(["ip", "-json", "-4", "route", "get", "192.0.2.250"]).text)[0]["prefsrc"]
     with service(own) as url:
         command = f"/bin/busybox cat /etc/resolv.conf; /bin/busybox wget -T 5 -O - {url}"
         containerfile = f'FROM scratch\nADD busybox /bin/busybox\nRUN ["/bin/busybox", "sh", "-c", "{command}"]\n'
-        kitchen.build(busybox(tmp_path / "context", containerfile), "localhost/out:1")
-    assert "the secret of this machine" in kitchen.log
-    assert "nameserver 10.0.2.3" in kitchen.log
+        harness.build(busybox(tmp_path / "context", containerfile), "localhost/out:1")
+    assert "the secret of this machine" in harness.log
+    assert "nameserver 10.0.2.3" in harness.log
 
 
 @pytest.mark.parametrize("missing", ["slirp4netns", "runc"])
 def test_where_steps_cannot_have_a_network_of_their_own_that_is_said(
-    tmp_path: Path, kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch, missing: str
+    tmp_path: Path, harness: Harness, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     broken = tmp_path / "bin"
     write_files(broken, {missing: "#!/bin/sh\necho out of order >&2; exit 1\n"})
@@ -105,9 +105,9 @@ def test_where_steps_cannot_have_a_network_of_their_own_that_is_said(
     monkeypatch.setenv("PATH", f"{broken}:{os.environ['PATH']}")
     what = busybox(tmp_path / "context", REACHES.format(option="", url="http://127.0.0.1:9/"))
     with pytest.raises(EnvironmentProblem, match=r"cannot have the network `private` here: .*out of order"):
-        kitchen.build(replace(what, network="private"), f"localhost/{missing}:1")
-    kitchen.build(what, f"localhost/{missing}:1")
-    [warning] = [event.text for event in kitchen.said if event.kind == "warning"]
+        harness.build(replace(what, network="private"), f"localhost/{missing}:1")
+    harness.build(what, f"localhost/{missing}:1")
+    [warning] = [event.text for event in harness.said if event.kind == "warning"]
     assert "RUN steps reach all that this machine does" in warning
     assert "out of order" in warning
-    assert not list(kitchen.work.iterdir())
+    assert not list(harness.work.iterdir())

@@ -70,7 +70,7 @@ def test_qemu_that_breaks_down_is_no_fault_of_the_disk(tmp_path: Path) -> None:
         os.kill(qemu, signal.SIGSTOP)  # it hears the question and ends before it answers
         killer = threading.Timer(1, os.kill, (qemu, signal.SIGKILL))
         killer.start()
-        with pytest.raises(EnvironmentProblem, match=r"(?s)QEMU broke down while disk.raw booted.* code -9"):
+        with pytest.raises(EnvironmentProblem, match=r"(?s)QEMU failed while disk.raw booted.* code -9"):
             machine.wait_agent()
         killer.join()
 

@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
 _A_WRITE = timedelta(minutes=10)
 
 
-class Scribe:
+class AuditWriter:
     """Hands events to a worker, some at a time, in order; tries until the store has them.
 
     Without ``audited`` in the request nothing is written: so it was in versions of before.

@@ -12,7 +12,7 @@ from temporalio.exceptions import ApplicationError
 from parbake.bakefile import load as load_bakefile
 from parbake.bakefile.file import IN_EC2
 from parbake.core.errors import ParbakeError
-from parbake.fleet.engine.activities import Activities, failure
+from parbake.fleet.engine.activities import Activities
 from parbake.fleet.engine.tasks import Place, PruneRequest, Root, RunRequest
 from parbake.fleet.file import Fleet, Source, load
 from parbake.fleet.places import copy_roles
@@ -20,7 +20,7 @@ from parbake.fleet.requests import run_request
 from parbake.fleet.source import checked_out, pinned
 
 
-class Upkeep(Activities):
+class ScheduleActivities(Activities):
     """What a worker of the queue ``control`` can do for schedules."""
 
     @property
@@ -42,14 +42,10 @@ class Upkeep(Activities):
     @activity.defn
     async def prune(self, request: PruneRequest) -> None:
         """Remove the old artefacts of a Bakefile."""
-        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
         published = ["--aws"] if request.publishes else []
         published += [part for each in request.roles for part in ("--copy-role", each)]
-        code, document = await self._parbake(
-            ["prune", "-f", request.file, "--store", request.store, *published], folder
-        )
-        if code:
-            raise failure(code, document)
+        command = ["prune", "-f", request.file, "--store", request.store, *published]
+        await self._succeed(command, request.root, request.fleet_file)
 
 
 def _read(place: Place) -> tuple[Root, Path, Fleet]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import datetime
-from pathlib import Path
 from typing import Any, override
 
 from temporalio import activity
@@ -22,18 +21,18 @@ from parbake.fleet.engine.activities import failure
 from parbake.fleet.engine.rollout_tasks import (
     AuditRequest,
     GateRequest,
-    Handed,
-    HandRequest,
-    HandResult,
     IdentifyRequest,
     OpensRequest,
+    TargetOutcome,
+    TargetTask,
     WavesPlanned,
     WavesRequest,
     WaveState,
+    WaveTarget,
     fleet_of,
     rollout_id,
 )
-from parbake.fleet.engine.upkeep import Upkeep
+from parbake.fleet.engine.schedule_activities import ScheduleActivities
 from parbake.fleet.source import checked_out
 from parbake.fleet.stores import need_rollout
 from parbake.fleet.windows import until_open
@@ -41,7 +40,7 @@ from parbake.fleet.windows import until_open
 _ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
 
 
-class Handing(Upkeep):
+class RolloutActivities(ScheduleActivities):
     """What a worker can do, rollouts included."""
 
     @property
@@ -52,16 +51,13 @@ class Handing(Upkeep):
     @property
     def of_rollouts(self) -> list[Any]:
         """What needs the rights of the targets."""
-        return [self.look, self.hand, self.give_back, self.gate]
+        return [self.preview, self.roll_out, self.roll_back, self.gate]
 
     @activity.defn
     async def waves(self, request: WavesRequest) -> WavesPlanned:
         """Put the targets of some cells into waves, as the fleet's file says; pruning spares the cells from now on."""
-        folder = await asyncio.to_thread(checked_out, request.root)
         named = [part for cell in request.keys for part in ("--cell", cell)]
-        code, document = await self._parbake(["fleet", "rollout", "--dry-run", "-f", request.file, *named], folder)
-        if code:
-            raise failure(code, document)
+        document = await self._succeed(["fleet", "rollout", "--dry-run", "-f", request.file, *named], request.root, "")
         await self._noted(request, request.keys.values())
         keys: dict[str, list[str]] = {}
         for cell, key in sorted(request.keys.items()):
@@ -70,7 +66,7 @@ class Handing(Upkeep):
             WaveState(
                 name=wave["name"],
                 targets=[
-                    Handed(each["name"], each["file"], each["target"], keys[each["bakefile"]])
+                    WaveTarget(each["name"], each["file"], each["target"], keys[each["bakefile"]])
                     for each in wave["targets"]
                 ],
                 at_once=wave["at_once"],
@@ -123,44 +119,40 @@ class Handing(Upkeep):
             final = isinstance(error, AwsNoAccess | EnvironmentProblem)
             raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=final) from error
 
-    @activity.defn
-    async def look(self, request: HandRequest) -> HandResult:
+    @activity.defn(name="look")
+    async def preview(self, request: TargetTask) -> TargetOutcome:
         """Find out what a target holds, and whether it would be written; writes nothing to it.
 
         Pruning spares what one that would be written goes back to.
         """
         return await self._handed(request, "rollout", "--dry-run", *_how(request), noting=True)
 
-    @activity.defn
-    async def hand(self, request: HandRequest) -> HandResult:
+    @activity.defn(name="hand")
+    async def roll_out(self, request: TargetTask) -> TargetOutcome:
         """Write a target, and follow until its nodes run the artefact."""
         return await self._handed(request, "rollout", *_how(request))
 
-    @activity.defn
-    async def give_back(self, request: HandRequest) -> HandResult:
+    @activity.defn(name="give_back")
+    async def roll_back(self, request: TargetTask) -> TargetOutcome:
         """Return a target to what it held before, if it holds what was handed to it, and follow."""
         held = [part for each in request.ids for part in ("--holding", each)]
         return await self._handed(request, "rollback", *held)
 
-    async def _handed(self, request: HandRequest, command: str, *more: str, noting: bool = False) -> HandResult:
-        folder = (await asyncio.to_thread(checked_out, request.root)) / Path(request.fleet_file).parent
+    async def _handed(self, request: TargetTask, command: str, *more: str, noting: bool = False) -> TargetOutcome:
         keys = request.keys if command == "rollout" else []
         await self._need_store(request.store, request.store_id)
-        code, document = await self._parbake(
-            [command, *keys, "-f", request.file, "--to", request.target, *more], folder
-        )
-        if code:
-            raise failure(code, document)
+        whole = [command, *keys, "-f", request.file, "--to", request.target, *more]
+        document = await self._succeed(whole, request.root, request.fleet_file)
         if not document["targets"]:
-            return HandResult(changed=False)
+            return TargetOutcome(changed=False)
         [found] = document["targets"]
         before, after = found["before"], found["after"]
         if found["diff"] and noting and not request.superseded(_ids(before)):  # it would go back past that
             await self._noted(request, request.keys, f"{request.target} of {request.file}", _names(before))
-        return HandResult(bool(found["diff"]), _said(before), _said(after), _ids(after), _ids(before))
+        return TargetOutcome(bool(found["diff"]), _said(before), _said(after), _ids(after), _ids(before))
 
     async def _noted(
-        self, request: WavesRequest | HandRequest, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
+        self, request: WavesRequest | TargetTask, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
     ) -> None:
         """Let the store know what this rollout needs, of all that it hands out or of one target."""
         if request.store:  # workers of earlier versions did not say it
@@ -182,7 +174,7 @@ class Handing(Upkeep):
             raise failure(code, document)
 
 
-def _how(request: HandRequest) -> list[str]:
+def _how(request: TargetTask) -> list[str]:
     """Return the options that a rollout to a target has."""
     over = [part for each in request.superseded(request.held) for part in ("--superseding", each)]
     return ["--store", request.store, *over, *(part for each in request.roles for part in ("--copy-role", each))]

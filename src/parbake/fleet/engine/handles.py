@@ -1,0 +1,95 @@
+"""What a run and a rollout have in common, seen from outside: what was asked for, what they answer, and their end.
+
+The engine starts no second one of the same name before one that was cancelled has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final
+
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError
+
+from parbake.core.errors import EngineUnreachable
+from parbake.fleet.engine.rollout_tasks import RolloutRequest
+from parbake.fleet.engine.tasks import CONTROL, RunRequest
+
+AN_ANSWER: Final = timedelta(seconds=10)
+"""How long a worker may take to answer."""
+_AN_END: Final = 600.0
+"""Seconds that commands which were told to end may take: a heartbeat, their grace, and a worker's death meanwhile."""
+
+
+async def started(
+    client: Client,
+    workflow: Any,
+    request: RunRequest | RolloutRequest,
+    name: str,
+    *,
+    memo: Mapping[str, str] | None = None,
+    waits: Callable[[str], object] = lambda _: None,
+) -> WorkflowExecutionDescription | None:
+    """Start a workflow; where one of its name is under way, return what the engine says of that instead.
+
+    The end of one that was cancelled is waited for, and ``waits`` is told so. Raises EngineUnreachable where it does
+    not come.
+    """
+    while True:
+        with suppress(WorkflowAlreadyStartedError):
+            await client.start_workflow(
+                workflow, request, id=name, task_queue=CONTROL, memo=memo, static_summary=request.fleet
+            )
+            return None
+        described = await client.get_workflow_handle(name).describe()
+        if described.status is WorkflowExecutionStatus.RUNNING:
+            if not described.raw_description.workflow_extended_info.cancel_requested:
+                return described
+            kind = name.partition("/")[0].replace("fleet", "run")
+            waits(f"the {kind} before was cancelled: waiting for its end")
+            await _end_of(client.get_workflow_handle(name, run_id=described.run_id), kind)
+
+
+async def _end_of(before: WorkflowHandle[Any, Any], kind: str) -> None:
+    try:
+        with suppress(WorkflowFailureError):
+            await asyncio.wait_for(before.result(), _AN_END)
+    except TimeoutError:
+        raise EngineUnreachable(
+            f"the {kind} before was cancelled, and has not ended within {_AN_END:.0f} s",
+            hint="`parbake fleet status` shows what it waits for, `parbake fleet doctor` whether workers are running",
+        ) from None
+
+
+async def answer(handle: WorkflowHandle[Any, Any], query: Any) -> Any:
+    """Return what a workflow answers to a query. Raises EngineUnreachable where no worker answers for it."""
+    try:
+        return await handle.query(query, rpc_timeout=AN_ANSWER)
+    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+        raise no_worker() from error
+
+
+async def request_of[Request](client: Client, handle: WorkflowHandle[Any, Any], kind: type[Request]) -> Request:
+    """Return what a workflow was asked for: its history begins with it. Raises RPCError."""
+    events = handle.fetch_history_events(page_size=1)
+    first = await anext(events)
+    payloads = first.workflow_execution_started_event_attributes.input.payloads
+    [request] = await client.data_converter.decode(payloads, [kind])
+    return request  # type: ignore[no-any-return]  # of the type that was asked for
+
+
+def no_worker() -> EngineUnreachable:
+    """Return the error for an engine that is there, and has nobody who answers for a run or a rollout."""
+    return EngineUnreachable("no worker answers", hint="`parbake fleet worker --queues control` runs one")
