@@ -46,7 +46,7 @@ def dead(store: FolderStore, machine: str) -> LeaseClaim:
 def test_of_two_at_once_one_waits_for_the_other(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machines.install(monkeypatch, tmp_path / "machines", ttl=2.0)
+    machines.install(monkeypatch, tmp_path / "machines", ttl=4.0)
     said, order, runs = list[Event](), list[str](), list[str]()
     told = threading.Event()
 
@@ -62,8 +62,8 @@ def test_of_two_at_once_one_waits_for_the_other(
     with claimed(store, KEY, NAME, Events()) as claim:
         runs.append(claim.run)
         other = elsewhere(second, "two")
-        assert told.wait(10)
-        threading.Event().wait(2.5)  # longer than a dead one would be waited for
+        assert told.wait(120)
+        threading.Event().wait(4.5)  # longer than a dead one would be waited for
         claim.need()
         order.append("one")
     other.join()
