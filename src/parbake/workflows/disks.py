@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from parbake.builders import Builder, Disk, Ingredients, ParentVolume, Publisher
 from parbake.builders.choose import builder_of
 from parbake.builders.workers.hire import Spare
 from parbake.containerd import load_client
-from parbake.core.errors import ArtefactFull, CacheDamaged, DiskFull, LayerTooLarge
+from parbake.core.errors import ArtefactFull, CacheDamaged, DiskFull, EnvironmentProblem, LayerTooLarge
 from parbake.core.model import MIB, Plan
 from parbake.core.plan import larger, measure
 from parbake.core.workspace import remove_tree
@@ -61,11 +61,12 @@ def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
     written = bakefile.artefact.kind == "volume" and bakefile.artefact.filesystem == "ext4"
     here = bakefile.builder in {"local", "ebs"} and os.geteuid() == 0
     first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))
-    if not (written and here and first):
-        yield None
-        return
-    with Spare() as spare:
-        load_client()
+    spare = None
+    with ExitStack() as stack:
+        if written and here and first:
+            with suppress(EnvironmentProblem, OSError):  # what is missing is told by the bake, if there is one
+                spare = stack.enter_context(Spare())
+            load_client()
         yield spare
 
 

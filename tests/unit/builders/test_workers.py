@@ -9,12 +9,15 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
+from parbake.builders.fill import VolumeImage
+from parbake.builders.fill.destinations import Job, UnpackOptions
 from parbake.builders.workers.hire import Spare
 from parbake.builders.workers.pool import Done, LayerJob, Workers, most, worth_starting
 from parbake.builders.workers.wire import SLOT, SLOTS, failure, raised
@@ -22,10 +25,11 @@ from parbake.core.errors import BadContent, DiskFull, Interrupted, LayerError, L
 from parbake.core.model import GIB, MIB, Layer
 from parbake.core.run import run
 from parbake.core.sources import Readable
-from parbake.images.layers import Allowance, FolderSink, engine, unpack
+from parbake.images.layers import Allowance, FolderSink, Unpacked, engine, unpack
 from parbake.machine import disk
 from parbake.machine.ext4 import LayerArea, Volume
 from tests.fakes.layers import describe, digest
+from tests.fakes.plans import image, plan
 from tests.fakes.tars import archive, entry
 from tests.fakes.volumes import show
 from tests.fakes.workers import ThreadWorkers
@@ -208,6 +212,57 @@ def test_stopping_wakes_whoever_waits(volume: Volume) -> None:
         area = volume.areas(layers)[0]
         with pytest.raises(Interrupted):
             go(workers, layers[0], area, Broken(blobs[0][:-5], workers.stop))
+
+
+def destination_of(volume: Volume, workers: Workers, layers: Sequence[Layer]) -> VolumeImage:
+    """Return where the layers of an image go, which has begun; none of them is committed."""
+    wanted = image(layers=tuple(layers))
+
+    def never() -> Any:
+        raise AssertionError("nothing is committed")
+
+    destination = VolumeImage(plan(images=(wanted,)), never, volume, workers, never)
+    chains = [layer.chain_id for layer in layers]
+    destination.begin([Job(layer, wanted, tuple(chains[:number])) for number, layer in enumerate(layers)])
+    return destination
+
+
+def test_a_layer_that_stands_ready_takes_no_worker_from_those_below(volume: Volume) -> None:
+    layers, blobs = layers_of(3)
+    options = UnpackOptions(1 << 30, Allowance(1 << 30), lambda _: None)
+    with ThreadWorkers(1) as workers, ThreadPoolExecutor(3) as pool:
+        destination = destination_of(volume, workers, layers)
+        assert destination.at_once == 2
+
+        def unpack(number: int) -> Unpacked:
+            return destination.unpack(number, io.BytesIO(blobs[number]), options)
+
+        later = [pool.submit(unpack, number) for number in (2, 1)]
+        assert not wait(later, 0.1).done  # each of them would wait for those below, with the only worker
+        first = pool.submit(unpack, 0)
+        for number, unpacked in enumerate([first, *reversed(later)]):
+            destination.arrived(number, unpacked.result(60))
+        assert list(volume.placed) == [layer.chain_id for layer in layers]
+        destination.stop()
+
+
+def test_a_layer_that_stands_ready_hears_of_the_end(volume: Volume) -> None:
+    layers, blobs = layers_of(2)
+    options = UnpackOptions(1 << 30, Allowance(1 << 30), lambda _: None)
+    with ThreadWorkers(1) as workers, ThreadPoolExecutor(1) as pool:
+        destination = destination_of(volume, workers, layers)
+        waiting = pool.submit(destination.unpack, 1, io.BytesIO(blobs[1]), options)
+        destination.stop()
+        with pytest.raises(Interrupted):
+            waiting.result(60)
+
+
+def test_no_connection_is_held_open_while_large_layers_come(volume: Volume) -> None:
+    layers = [layer.model_copy(update={"size": GIB}) for layer in layers_of(1)[0]]
+    with ThreadWorkers(1) as workers:
+        destination = destination_of(volume, workers, layers)
+        assert destination.at_once == 1
+        destination.stop()
 
 
 def worker_of(workers: Workers) -> int:

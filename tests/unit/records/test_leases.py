@@ -16,7 +16,7 @@ from parbake.records.store import leases
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import LeaseClaim, claimed, held
 from parbake.records.store.notes import StoreNotes
-from parbake.records.store.port import Held
+from parbake.records.store.port import StoredObject
 from tests.fakes import machines
 from tests.fakes.machines import elsewhere, on
 
@@ -149,7 +149,7 @@ def test_answers_that_are_lost_are_no_loss(tmp_path: Path) -> None:
 class Sick(FolderStore):
     sick = False
 
-    def get(self, name: str) -> Held | None:
+    def get(self, name: str) -> StoredObject | None:
         if self.sick:
             raise EnvironmentProblem("the store cannot be asked")
         return super().get(name)

@@ -137,6 +137,14 @@ def test_a_worker_starts_ahead_where_a_volume_is_written_for_the_first_time(
         assert (spare is not None) is started
 
 
+def test_a_worker_that_cannot_start_ahead_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("parbake.core.run.find", lambda _: None)
+    (tmp_path / "parbake.yaml").write_text("version: 1\nbase: none\nimages: [registry.example/app:1]\n")
+    with disks.spare_worker(load(tmp_path / "parbake.yaml"), force=False) as spare:
+        assert spare is None
+
+
 SEEN = Verdict(passed=True, accelerator="kvm", boot_seconds=1.0)
 
 

@@ -39,6 +39,8 @@ _SNAPSHOTS: Final = Path("io.containerd.snapshotter.v1.overlayfs/snapshots")
 # Where tools write "now", a volume has one fixed moment.
 _MOMENT: Final = 1_700_000_000 * 10**9
 _PIECE: Final = 1 << 20
+_QUICK: Final = 256 << 20
+"""Compressed bytes of the largest layer whose turn comes while a connection that was opened before is still good."""
 _MANY: Final = 8192
 """Files that have arrived when containerd's commits are worth another look at the volume."""
 
@@ -61,11 +63,14 @@ class VolumeImage:
         """``store`` is the one to commit to, ``mounted`` mounts the volume to read; ``dense``: see ``Volume.areas``."""
         self._plan, self._store, self._volume, self._mounted = plan, store, volume, mounted
         self._workers, self._dense = workers, dense
-        self.at_once = workers.count
+        # One more than there are workers stands ready: none waits for a registry's first bytes between two layers.
+        quick = all(layer.size <= _QUICK for image in plan.all_images for layer in image.layers)
+        self.at_once = workers.count + quick
+        self._turn = 0
         self._jobs: Sequence[Job] = ()
         self._areas: list[LayerArea] = []
         self._written: dict[int, WrittenLayer] = {}
-        self._placed = threading.Condition()
+        self._moved = threading.Condition()
         self._folders: dict[str, str] = {}
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._commits: Future[None] | None = None
@@ -88,8 +93,9 @@ class VolumeImage:
         """Have a worker write the layer into its place."""
         job = LayerJob(
             self._jobs[number].layer, self._areas[number], partial(self._lowers, number), options.bound,
-            options.allowance,
+            options.allowance, self._next_turn,
         )  # fmt: skip
+        self._wait_for(lambda: self._turn == number)  # else those above could take all workers, and wait for it
         done = self._workers.write(job, stream, progress=options.progress, keep=options.keep)
         self._written[number] = done.written
         return Unpacked(done.entries, done.raw_size)
@@ -97,18 +103,26 @@ class VolumeImage:
     def _lowers(self, number: int) -> list[int]:
         """Wait until the layers below a job's are placed; return their roots, the top one first."""
         parents, placed = self._jobs[number].parents, self._volume.placed
-        with self._placed:
-            self._placed.wait_for(lambda: self._over.is_set() or all(chain in placed for chain in parents))
+        self._wait_for(lambda: all(chain in placed for chain in parents))
+        return [placed[chain].root for chain in reversed(parents)]
+
+    def _next_turn(self) -> None:
+        with self._moved:
+            self._turn += 1
+            self._moved.notify_all()
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        with self._moved:
+            self._moved.wait_for(lambda: self._over.is_set() or condition())
         if self._over.is_set():
             raise Interrupted("the fill ended early")
-        return [placed[chain].root for chain in reversed(parents)]
 
     def arrived(self, number: int, unpacked: Unpacked) -> None:
         """Take the layer over, and now and then let containerd commit what is there."""
-        with self._placed:
+        with self._moved:
             placed = self._areas[number].settle(self._written.pop(number))
             self._volume.placed[self._jobs[number].layer.chain_id] = placed
-            self._placed.notify_all()
+            self._moved.notify_all()
         self._waiting += unpacked.entries
         if self._waiting >= _MANY and (self._commits is None or self._commits.done()):
             self._begin_commits()
@@ -158,8 +172,8 @@ class VolumeImage:
     def stop(self) -> None:
         """Wake layers that wait for others, and have nothing mounted any more."""
         self._over.set()
-        with self._placed:
-            self._placed.notify_all()
+        with self._moved:
+            self._moved.notify_all()
         self._workers.stop()
         self._volume.turnstile.give_up()
         self._committer.shutdown()

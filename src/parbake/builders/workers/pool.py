@@ -41,6 +41,7 @@ class LayerJob:
     """A layer, where it goes, and what it may cost (``layers.unpack``).
 
     ``lowers`` waits until the layers below are placed, and returns their roots' inode numbers, the top one first.
+    ``begun`` is called once a worker has taken it.
     """
 
     layer: Layer
@@ -48,6 +49,7 @@ class LayerJob:
     lowers: Callable[[], Sequence[int]]
     bound: int
     allowance: Bytes
+    begun: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class Workers:
         Raises what ``layers.unpack``, ``complete_tree`` and ``LayerWriter.write`` raise, Interrupted after ``stop``.
         """
         hand = self._idle.get()
+        job.begun()
         try:
             return hand.write(job, stream, progress, keep)
         finally:
