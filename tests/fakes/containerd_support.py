@@ -83,7 +83,7 @@ def make(
     """Make an image; ``config`` is the OCI runtime configuration (Entrypoint, Cmd, Env, …)."""
     platform = platform or Platform.host()
     tars = tuple(pack(files) for files in layers)
-    zipped = [gzip.compress(tar, mtime=0) for tar in tars]
+    zipped = [gzip.compress(tar, 1, mtime=0) for tar in tars]
     diff_ids = tuple(digest_of(tar) for tar in tars)
     image = {
         "architecture": platform.architecture,

@@ -5,7 +5,8 @@ appears by link(2), so that the first one counts. How a cell behaves stands in i
 ``unplanned``, ``mistaken``, ``flaky``, ``killer`` (its worker dies), ``slow`` (until it is ended), ``build`` (its key
 is known after a build).
 
-``places.json`` says which regions a cell is to be in; a file ``REGION.slow`` beside it that copies take long there.
+``places.json`` says which regions a cell is to be in; a file ``REGION.held`` beside it that copies there do not end
+while it is there, ``WORD.held`` so the bakes of cells whose names begin with that word.
 
 Targets of rollouts are files in the folder ``targets`` of the fleet: each holds what was handed to it, the last line
 first. ``waves.json`` says which wave has which; a file ``TARGET.stalls``, ``.refuses`` or ``.slow`` beside a target how
@@ -91,6 +92,12 @@ def placed(store: str, key: str, region: str) -> bool:
     return os.path.exists(f"{store}/placed/{key}.{region}")
 
 
+def wait_while_held(what: str) -> None:
+    """Do not go on while there is a file that says so: of a region, or of the bakes whose cells begin with a word."""
+    while os.path.exists(f"{what}.held"):
+        time.sleep(0.02)
+
+
 def copy(arguments: list[str]) -> int:
     key, region, store = arguments[1], arguments[2], option(arguments, "--store")
     note(
@@ -102,7 +109,8 @@ def copy(arguments: list[str]) -> int:
         option(arguments, "--share-with"),
         str(time.time()),
     )
-    time.sleep(SECONDS * (20 if os.path.exists(f"{region}.slow") else 1))
+    time.sleep(SECONDS)
+    wait_while_held(region)
     if os.path.exists(f"{region}.refuses"):
         return fail(1, "AwsNoAccess", f"{region} says no")
     os.makedirs(f"{store}/placed", exist_ok=True)
@@ -122,6 +130,7 @@ def bake(arguments: list[str]) -> int:
         if "killer" in cell:
             os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(3600 if "slow" in cell else SECONDS)
+        wait_while_held(cell.partition("-")[0])
         if "refused" in cell:
             return fail(3, "VerificationFailed", f"{cell} does not start")
         if "mistaken" in cell:

@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,20 @@ pytestmark = pytest.mark.root
 MIB = 1 << 20
 READ = range(0, 400, 9)
 PROGRAM = {"bin/": None, "bin/busybox": Path("/bin/busybox").read_bytes()}
-BOTTOM = layer({**PROGRAM, **{f"lib/{n}": random.Random(n).randbytes(30_000) for n in range(400)}})
 STARTUP = {
     "command": ["/bin/busybox", "cat", *(f"/lib/{n}" for n in READ), "/srv/app"],
     "up": "exit",
 }
 
 
+@cache
+def bottom() -> bytes:
+    return layer({**PROGRAM, **{f"lib/{n}": random.Random(n).randbytes(30_000) for n in range(400)}})
+
+
 def app(version: int) -> Built:
     own = {"srv/app": random.Random(-version).randbytes(MIB), "srv/unread": random.Random(version).randbytes(2 * MIB)}
-    return image(BOTTOM, layer(own))
+    return image(bottom(), layer(own))
 
 
 @pytest.fixture(scope="module")

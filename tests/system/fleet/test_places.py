@@ -29,8 +29,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture
 def fleet(engine: Fleet) -> Fleet:
-    """A fleet whose ledger is empty, and whose regions are quick."""
-    for path in (engine.store / "ledger", *engine.root.glob("*.slow"), *engine.root.glob("*.refuses")):
+    """A fleet whose ledger is empty, and whose regions take what comes."""
+    for path in (engine.store / "ledger", *engine.root.glob("*.held"), *engine.root.glob("*.refuses")):
         path.unlink(missing_ok=True)
     return engine
 
@@ -44,19 +44,28 @@ def most_at_once(lines: Iterable[list[str]]) -> Counter[str]:
     return most
 
 
+def regions(fleet: Fleet, word: str) -> Counter[str]:
+    """Return how often a copy to each region has begun or ended."""
+    return Counter(region for _, region, *_ in fleet.lines(word))
+
+
 def test_a_slow_region_keeps_no_other_one_waiting(fleet: Fleet) -> None:
-    """Twelve keys go to two regions, of which one takes twenty times as long, at most two at once in each."""
-    (fleet.root / f"{OTHER}.slow").touch()
+    """Twelve keys go to two regions, at most two at once in each; one of them takes none to its end for a while."""
+    (fleet.root / f"{OTHER}.held").touch()
     cells = [f"local-{number}" for number in range(12)]
     places = [*fleet.places(HOME, OTHER)]
-    ended = fleet.run(cells, places=places, copies=2, window=4)
+    fleet.start(cells, places=places, copies=2, window=4)
+    fleet.wait_until(lambda: len(fleet.lines("copy-end")) == 12, "all to be in the one region")
+    fleet.wait_until(
+        lambda: regions(fleet, "copy-start") == {HOME: 12, OTHER: 2}, "two to be on their way to the other"
+    )
+    assert regions(fleet, "copy-end") == {HOME: 12}
+    (fleet.root / f"{OTHER}.held").unlink()
+    ended = fleet.end()
     assert (ended.counts.baked, ended.counts.failed, ended.counts.done) == (12, 0, 12)
-    lines = fleet.lines("copy-start", "copy-end")
-    assert most_at_once(lines) == {HOME: 2, OTHER: 2}
-    ends = [region for word, region, *_ in lines if word == "copy-end"]
-    assert Counter(ends) == {HOME: 12, OTHER: 12}, "each once"
-    last = len(ends) - 1 - ends[::-1].index(HOME)
-    assert ends[:last].count(OTHER) <= 6, "all is in the one region while the other has not half of it"
+    assert most_at_once(fleet.lines("copy-start", "copy-end"))[OTHER] == 2
+    assert most_at_once(fleet.lines("copy-start", "copy-end"))[HOME] <= 2
+    assert regions(fleet, "copy-end") == {HOME: 12, OTHER: 12}, "each once"
     again = fleet.run(cells, places=places)
     assert (again.counts.there, len(fleet.lines("copy-start"))) == (12, 24), "what is there is not brought again"
 
@@ -91,9 +100,12 @@ def test_bakes_of_a_builder_at_once(fleet: Fleet) -> None:
     """The stand-in's builder is the first word of a cell; another one's go on meanwhile."""
     fleet.places()
     cells = [*(f"ec2-{number}" for number in range(5)), *(f"ebs-{number}" for number in range(5))]
-    ended = fleet.run(cells, name="quota", bakes={"ec2": 1}, window=8)
-    assert ended.counts.baked == 10
     names = {key_of(cell): cell.partition("-")[0] for cell in cells}
+    (fleet.root / "ebs.held").touch()
+    fleet.start(cells, name="quota", bakes={"ec2": 1}, window=8)
+    fleet.wait_until(lambda: [names[key] for _, key in fleet.lines("start")].count("ebs") > 1, "two at once")
+    (fleet.root / "ebs.held").unlink()
+    assert fleet.end("quota").counts.baked == 10
     most = most_at_once([[word, names[key]] for word, key in fleet.lines("start", "end")])
     assert most["ec2"] == 1
     assert most["ebs"] > 1
@@ -136,12 +148,13 @@ def test_a_long_run_places_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_drained_run_begins_no_copy(fleet: Fleet) -> None:
-    (fleet.root / f"{OTHER}.slow").touch()
+    (fleet.root / f"{OTHER}.held").touch()
     cells = [f"local-drain-{number}" for number in range(6)]
     fleet.start(cells, name="drain", places=fleet.places(OTHER), copies=1)
     fleet.wait_until(lambda: len(fleet.lines("copy-start")) == 1, "the first copy")
     assert fleet.status("drain").progress.places == {OTHER: 1}  # type: ignore[union-attr]
     assert set(fleet.status("drain").workers) == {"control", BAKE, PLACE, "roll"}
     fleet.ask(lambda client: runs.drain(client, "drain"))
+    (fleet.root / f"{OTHER}.held").unlink()
     ended = fleet.end("drain")
     assert (ended.counts.done, len(fleet.lines("copy-end"))) == (1, 1)

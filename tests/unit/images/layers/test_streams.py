@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,21 @@ def zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(data)
 
 
-PACKED: dict[str, bytes] = {
-    "gzip": gzip.compress(RAW, 1),
-    "gzip in members": gzip.compress(RAW[:1000], 1) + gzip.compress(b"") + gzip.compress(RAW[1000:], 1),
-    "gzip with zeros behind": gzip.compress(RAW, 1) + bytes(100),
-    "zstd": zstd(RAW),
-    "zstd in frames": zstd(RAW[:1000]) + zstd(RAW[1000:]),
-    "zstd:chunked": SKIPPABLE + zstd(RAW[:5000]) + SKIPPABLE + zstd(RAW[5000:]) + SKIPPABLE,
-    "plain": RAW,
+# Made when they are needed: every process that tests are spread over reads this file, and one runs them.
+PACKED: dict[str, Callable[[], bytes]] = {
+    "gzip": lambda: gzip.compress(RAW, 1),
+    "gzip in members": lambda: gzip.compress(RAW[:1000], 1) + gzip.compress(b"") + gzip.compress(RAW[1000:], 1),
+    "gzip with zeros behind": lambda: gzip.compress(RAW, 1) + bytes(100),
+    "zstd": lambda: zstd(RAW),
+    "zstd in frames": lambda: zstd(RAW[:1000]) + zstd(RAW[1000:]),
+    "zstd:chunked": lambda: SKIPPABLE + zstd(RAW[:5000]) + SKIPPABLE + zstd(RAW[5000:]) + SKIPPABLE,
+    "plain": lambda: RAW,
 }
+
+
+@cache
+def packing(how: str) -> bytes:
+    return PACKED[how]()
 
 
 @pytest.fixture(autouse=True, params=["in turn", "in threads"])
@@ -85,7 +92,7 @@ def go(data: bytes, layer: Layer, target: Path, **more: object) -> None:
 def test_every_compression_under_every_media_type(how: str, media_type: str, tmp_path: Path) -> None:
     done: list[int] = []
     kept = io.BytesIO()
-    packed = PACKED[how]
+    packed = packing(how)
     go(packed, describe(RAW, packed, media_type=media_type), tmp_path, progress=done.append, keep=kept)
     assert (tmp_path / "d/big").read_bytes() == DATA
     assert (tmp_path / "small").read_bytes() == b"hi"
@@ -95,7 +102,7 @@ def test_every_compression_under_every_media_type(how: str, media_type: str, tmp
 
 @pytest.mark.parametrize("most", [1000, 65_537])
 def test_a_stream_in_small_pieces(most: int, tmp_path: Path) -> None:
-    packed = PACKED["gzip"]
+    packed = packing("gzip")
     result = unpack(
         Slow(packed, most), describe(RAW, packed), FolderSink(tmp_path), bound=len(RAW), progress=lambda _: None
     )
@@ -127,7 +134,7 @@ def test_an_empty_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", PACKED)
 def test_a_damaged_byte_is_named_by_the_digest(how: str, tmp_path: Path) -> None:
-    packed = PACKED[how]
+    packed = packing(how)
     damaged = packed[:50_000] + bytes([packed[50_000] ^ 0xFF]) + packed[50_001:]
     with pytest.raises(BadContent, match=r"the bytes that arrived have the digest|its manifest promises"):
         go(damaged, describe(RAW, packed), tmp_path)
@@ -135,7 +142,7 @@ def test_a_damaged_byte_is_named_by_the_digest(how: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 17, 1000, 2_000_000])
 def test_a_truncated_stream(cut: int, tmp_path: Path) -> None:
-    packed = PACKED["gzip"]
+    packed = packing("gzip")
     with pytest.raises(BadContent, match=f"{cut} bytes arrived, but its manifest promises {len(packed)}"):
         go(packed[:cut], describe(RAW, packed), tmp_path)
 
@@ -150,7 +157,7 @@ def test_more_bytes_than_promised(tmp_path: Path) -> None:
     [("gzip", lambda data: data[:-9]), ("gzip", lambda data: data[:-8] + bytes(8)), ("zstd", lambda data: data[:-5])],
 )
 def test_damage_that_the_digest_covers(how: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    packed = damage(PACKED[how])
+    packed = damage(packing(how))
     with pytest.raises((LayerError, BadContent)):
         go(packed, describe(RAW, packed), tmp_path)
 
@@ -178,9 +185,9 @@ def test_a_bomb_is_stopped_at_its_bound(compress: Callable[[bytes], bytes], tmp_
 
 def test_the_error_of_the_stream_is_the_error(tmp_path: Path) -> None:
     error = Unreachable("the registry is gone")
-    stream = Slow(PACKED["gzip"][:2_000_000], 100_000, error)
+    stream = Slow(packing("gzip")[:2_000_000], 100_000, error)
     with pytest.raises(Unreachable) as raised:
-        unpack(stream, describe(RAW, PACKED["gzip"]), FolderSink(tmp_path), bound=1 << 30, progress=lambda _: None)
+        unpack(stream, describe(RAW, packing("gzip")), FolderSink(tmp_path), bound=1 << 30, progress=lambda _: None)
     assert raised.value is error
 
 
