@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Self
 
 from bench.lazy import Lazy, Profile
-from parbake.coldstart.trace.data import BLOCK
 from parbake.core import run
+from parbake.core.model import EBS_BLOCK
 from parbake.machine import disk
 
 _PAGE = 4096
-_PAGES = BLOCK // _PAGE
+_PAGES = EBS_BLOCK // _PAGE
 _LARGEST = 1 << 20  # bytes of a request: 256 pages, the most that the kernel asks for by default
 
 # linux/fuse.h, version 7.31 of the protocol
@@ -70,7 +70,7 @@ def data_blocks(image: Path) -> list[int]:
             while at < end:
                 begin = os.lseek(file.fileno(), at, os.SEEK_DATA)
                 at = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
-                found.update(dict.fromkeys(range(begin // BLOCK, -(-at // BLOCK))))
+                found.update(dict.fromkeys(range(begin // EBS_BLOCK, -(-at // EBS_BLOCK))))
     return list(found)
 
 
@@ -209,7 +209,7 @@ class ColdSource:
 
     def _ask(self, blocks: list[int], size: int, do: Callable[[], None]) -> None:
         for block in blocks:  # that the host's own disk is slow is no part of the model
-            os.posix_fadvise(self._base, block * BLOCK, BLOCK, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._base, block * EBS_BLOCK, EBS_BLOCK, os.POSIX_FADV_WILLNEED)
         self.model.ask(time.monotonic(), blocks, size, do)
 
     def _content(self, offset: int, size: int) -> bytes:

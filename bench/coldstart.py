@@ -29,10 +29,9 @@ from bench.lazy import DRIVES, PROFILES, Profile
 from parbake import records
 from parbake.coldstart.rehearsal import cold_start
 from parbake.coldstart.trace import Trace, hydrate_list, merged
-from parbake.coldstart.trace.data import BLOCK
 from parbake.core.errors import InputError
 from parbake.core.events import Event, Events
-from parbake.core.model import GIB, MIB
+from parbake.core.model import EBS_BLOCK, GIB, MIB
 from parbake.core.netns import no_network
 from parbake.core.nodefiles import node_file
 from parbake.core.run import Deadline, Process, need_root, run, sleep
@@ -188,7 +187,7 @@ def bake(app: App, image: Image, folder: Path, events: Events, *, layout: bool) 
         raise InputError(
             f"{app.name} does not start: {trace.skipped}", hint="correct its startup in bench/coldstart.py"
         )
-    return Volume(finished.artefact, finished.record, trace, len(data_blocks(finished.artefact)) * BLOCK)
+    return Volume(finished.artefact, finished.record, trace, len(data_blocks(finished.artefact)) * EBS_BLOCK)
 
 
 def reading_list(volume: Volume, reads: str) -> str:
@@ -196,7 +195,7 @@ def reading_list(volume: Volume, reads: str) -> str:
     if reads != "all":
         return hydrate_list(volume.trace)
     blocks = data_blocks(volume.path)
-    lines = [f"{block * BLOCK} {BLOCK}\n" for block in blocks]
+    lines = [f"{block * EBS_BLOCK} {EBS_BLOCK}\n" for block in blocks]
     return f"parbake-hydrate 1\nuuid {volume.trace.uuid}\nsize {volume.trace.size}\nranges {len(lines)}\n" + "".join(
         lines
     )
@@ -212,7 +211,7 @@ def hydrating(volume: Volume, case: Case, work: Path) -> Iterator[Process | None
     listed.write_text(reading_list(volume, case.reads))
     command = [sys.executable, "-u", str(node_file("hydrate.py")), "--list", str(listed), "--wait", "5"]
     command += ["--state", str(work / "hydrate.json")]
-    command += ["--touch", str(BLOCK)] if case.reads in {"all", "whole"} else []
+    command += ["--touch", str(EBS_BLOCK)] if case.reads in {"all", "whole"} else []
     command += [] if case.prefetch else ["--memory", "0"]
     with Process(command, log=work / "hydrate.log") as process:
         yield process
@@ -399,13 +398,13 @@ def measure(
             volumes = {layout: bake(APPS[name], image, place, events, layout=layout) for layout in (False, True)}
             for layout, volume in volumes.items():
                 hot = len(merged(volume.trace))
-                say(f"{name}, {'laid out' if layout else 'plain'}: {hot} of {volume.data // BLOCK} blocks are hot")
+                say(f"{name}, {'laid out' if layout else 'plain'}: {hot} of {volume.data // EBS_BLOCK} blocks are hot")
             found = compare(volumes, image, wanted, profiles, rounds=rounds, work=work)
             for profile in profiles:
                 mine = {(case, after): each for (where, case, after), each in found.items() if where == profile.name}
                 result[profile.name][name] = summary(mine, volumes[True], boot)
     drive = dataclasses.asdict(profiles[0].drive)
-    model = {"block_kib": BLOCK >> 10, "drive": drive, "rounds": rounds, "boot_s": boot}
+    model = {"block_kib": EBS_BLOCK >> 10, "drive": drive, "rounds": rounds, "boot_s": boot}
     return {**result, "model": model}
 
 

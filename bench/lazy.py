@@ -23,8 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from parbake.coldstart.trace.data import BLOCK
-from parbake.core.model import MIB
+from parbake.core.model import EBS_BLOCK, MIB
 
 _OPERATION = 256 << 10  # bytes: a larger request counts as several operations (AWS, "Amazon EBS I/O characteristics")
 _SCATTER = 0.3  # of the latencies' logarithm
@@ -123,7 +122,7 @@ class Lazy:
 
     def _cold(self, block: int, now: float) -> bool:
         place = self._place.get(block)
-        return place is not None and place * BLOCK >= self._provisioned * MIB * (now - self.began)
+        return place is not None and place * EBS_BLOCK >= self._provisioned * MIB * (now - self.began)
 
     def _load(self, now: float) -> None:
         profile = self._profile
@@ -131,11 +130,11 @@ class Lazy:
             block = self._queue.popleft()
             self._under_way += 1
             self.most = max(self.most, self._under_way)
-            self._loads_until = max(self._loads_until, now) + BLOCK / MIB / profile.rate
+            self._loads_until = max(self._loads_until, now) + EBS_BLOCK / MIB / profile.rate
             scatter = random.Random(block).lognormvariate(0.0, _SCATTER)  # noqa: S311 - the same in every run
             ready = max(now + profile.latency * scatter, self._loads_until)
             if self._provisioned:
-                ready = min(ready, max(now, self.began + self._place[block] * BLOCK / MIB / self._provisioned))
+                ready = min(ready, max(now, self.began + self._place[block] * EBS_BLOCK / MIB / self._provisioned))
             self._at(ready, lambda at, block=block: self._is_loaded(block, at))  # type: ignore[misc]
 
     def _is_loaded(self, block: int, now: float) -> None:

@@ -32,8 +32,8 @@ from typing import IO
 
 from parbake.aws import Stamp, ebs
 from parbake.core.events import Events
-from parbake.core.model import GIB, MIB
-from parbake.machine.disk import BLOCK, ZEROS
+from parbake.core.model import EBS_BLOCK, GIB, MIB
+from parbake.machine.disk import ZEROS
 
 ROOT = Path(__file__).parents[1]
 SIZE = 4 * GIB
@@ -78,11 +78,11 @@ def make_disk(path: Path, size: int) -> None:
     noise = random.Random(4)  # noqa: S311 (the same bytes each time)
     with path.open("wb") as file:
         file.truncate(size)
-        for index in range(size // BLOCK):
+        for index in range(size // EBS_BLOCK):
             if index % 10 < 6:
-                os.pwrite(file.fileno(), noise.randbytes(BLOCK), index * BLOCK)
+                os.pwrite(file.fileno(), noise.randbytes(EBS_BLOCK), index * EBS_BLOCK)
             elif index % 10 < 8:
-                os.pwrite(file.fileno(), ZEROS, index * BLOCK)
+                os.pwrite(file.fileno(), ZEROS, index * EBS_BLOCK)
     os.sync()
 
 
@@ -90,8 +90,8 @@ def change(path: Path, share: float) -> None:
     """Change some bytes in a part of the blocks, all over the disk."""
     step = round(1 / share)
     with path.open("r+b") as file:
-        for index in range(0, path.stat().st_size // BLOCK, step):
-            os.pwrite(file.fileno(), os.urandom(64), index * BLOCK + 4096)
+        for index in range(0, path.stat().st_size // EBS_BLOCK, step):
+            os.pwrite(file.fileno(), os.urandom(64), index * EBS_BLOCK + 4096)
 
 
 def plain(path: Path, name: str) -> float:
@@ -105,7 +105,7 @@ def plain(path: Path, name: str) -> float:
     digests: dict[int, bytes] = {}
 
     def put(index: int) -> None:
-        data = os.pread(handle, BLOCK, index * BLOCK)
+        data = os.pread(handle, EBS_BLOCK, index * EBS_BLOCK)
         if data == ZEROS:
             return
         digests[index] = hashlib.sha256(data).digest()
@@ -117,7 +117,7 @@ def plain(path: Path, name: str) -> float:
     handle = os.open(path, os.O_RDONLY)
     try:
         with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(put, range(size // BLOCK)):
+            for _ in pool.map(put, range(size // EBS_BLOCK)):
                 pass
     finally:
         os.close(handle)
@@ -156,7 +156,7 @@ def measure(size: int, rounds: int, work: Path) -> dict[str, float | int]:
         asked = server.calls()
         say(f"incremental: {taken:.2f} s")
     requests = sum(asked[name] - before.get(name, 0) for name in asked if name != "EC2")
-    sent = whole.changed * BLOCK / MIB
+    sent = whole.changed * EBS_BLOCK / MIB
     mine, theirs = statistics.median(taken for taken, _ in full), statistics.median(bare)
     return {
         "full_mib_s": round(sent / mine, 1),

@@ -54,7 +54,7 @@ def snapshot(area: Path, runs: Collection[int] = ()) -> Snapshot:
     )
 
 
-def leaked(before: Snapshot, area: Path, runs: Collection[int] = (), *, patience: float = 10.0) -> list[str]:
+def leaked(before: Snapshot, area: Path, runs: Collection[int] = (), *, patience: float = 120.0) -> list[str]:
     """Return what is there that was not before and does not go away by itself within ``patience`` seconds."""
     deadline = Deadline(patience, "what is just ending")
     while (new := snapshot(area, runs).since(before)) and deadline.left:

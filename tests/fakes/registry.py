@@ -105,7 +105,7 @@ class DockerRegistry:
         config.write_text(json.dumps(self._config()))
         self._process = Process(["docker-registry", "serve", str(config)], log=self.log)
         self._process.__enter__()
-        deadline = Deadline(30, "docker-registry listens")
+        deadline = Deadline(120, "docker-registry listens")
         while not (found := _LISTENING.search(self.log.read_text())):
             self._process.check_alive()
             deadline.sleep(0.02)

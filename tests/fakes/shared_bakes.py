@@ -8,9 +8,9 @@ from pathlib import Path
 from parbake import records
 from parbake.bakefile import load
 from parbake.core.events import Event, Events
-from parbake.core.model import Verdict
+from parbake.core.model import EBS_BLOCK, Verdict
 from parbake.core.workspace import work_folder
-from parbake.machine.disk import BLOCK, block_list
+from parbake.machine.disk import block_list
 from parbake.records import Record
 from parbake.records.store import Shared, session_store
 from parbake.records.store.port import Store
@@ -22,9 +22,11 @@ PASSED = Verdict(passed=True, accelerator="tcg", boot_seconds=20.0)
 def content(seed: int, *, blocks: int = 12, changed: int = -1) -> bytes:
     """Return a disk of which every third block is a hole; ``changed`` is the one block that differs."""
     chance = random.Random(seed)
-    parts = [bytes(BLOCK) if index % 3 == 2 else chance.randbytes(16) * (BLOCK // 16) for index in range(blocks)]
+    parts = [
+        bytes(EBS_BLOCK) if index % 3 == 2 else chance.randbytes(16) * (EBS_BLOCK // 16) for index in range(blocks)
+    ]
     if changed >= 0:
-        parts[changed] = b"changed." * (BLOCK // 8)
+        parts[changed] = b"changed." * (EBS_BLOCK // 8)
     return b"".join(parts)[:-100]  # a disk need not end with a block
 
 

@@ -42,7 +42,7 @@ def proof(purpose: str, region: str = "") -> str:
 def caller(proven: str, purpose: str) -> str:
     """Return the ARN of whoever has made a proof for a purpose, as STS says.
 
-    Raises AwsNoAccess for what is no such proof, or none that STS knows; what asking STS raises.
+    Raises AwsNoAccess for anything else than such a proof, and for one that STS rejects; what asking STS raises.
     """
     from botocore.awsrequest import AWSRequest
 

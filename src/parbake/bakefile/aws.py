@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 from pydantic import field_validator as check
 
-from parbake.bakefile.kms import EVERYWHERE, REGION, KmsKeys, is_managed_by_aws, key_in, reaches, travels
+from parbake.bakefile.kms import EVERYWHERE, KmsKeys, is_managed_by_aws, key_in, reaches, travels
 from parbake.bakefile.sections import Section
 from parbake.bakefile.targets import ExternalId, RoleArn
-from parbake.bakefile.values import Days, Duration, described, matching, text_schema, wrong
+from parbake.bakefile.values import REGION, Days, Duration, Region, described, matching, text_schema, wrong
 
 _MOST_TAGS = 40  # AWS allows 50; parbake's own take some
 _LEAST_SHARES = 0.25  # MiB/s of gp3 for each provisioned IOPS, at most (EBS user guide)
@@ -23,7 +23,6 @@ _TYPE = r"[a-z][a-z0-9-]*\.[a-z0-9-]+"
 _PROFILE = r"[\w+=,.@-]{1,128}|arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/[\w+=,.@/-]+"
 _SHARE = r"[0-9]{12}|arn:aws[a-z-]*:organizations::[0-9]{12}:(organization|ou)/[a-z0-9/-]+"
 
-Region = Annotated[str, matching(REGION, "an AWS region", "such as eu-west-1"), text_schema(f"^{REGION}$", "eu-west-1")]
 Zone = Annotated[
     str,
     matching(rf"{REGION}[a-z]", "an availability zone", "such as eu-west-1a"),

@@ -13,9 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from parbake.bakefile.values import described, wrong
+from parbake.bakefile.values import REGION, described, wrong
 
-REGION = r"[a-z]{2,}(-[a-z]+)+-[0-9]"
 _ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:(?P<name>(key|alias)/[A-Za-z0-9/_-]+)")
 _KEY = re.compile(rf"(?P<alias>alias/[A-Za-z0-9/_-]+)|(?P<id>(mrk-)?[0-9a-f-]{{32,36}})|{_ARN.pattern}")
 _AWS_MANAGED = "alias/aws/"

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from parbake.bakefile.file import Bakefile, schema
 from parbake.bakefile.format import Format
-from parbake.bakefile.kms import REGION
 from parbake.bakefile.targets import ROLE
-from parbake.bakefile.values import valid_name
+from parbake.bakefile.values import REGION, valid_name
 from parbake.core.errors import InputError
 
 COPY_ROLES = "copy_roles"
-"""An override that is no key of the Bakefile; see ``load``."""
+"""An override that does not correspond to a key of the Bakefile; see ``load``."""
 
 
 def _defaults(folder: Path) -> dict[str, object]:

@@ -9,10 +9,9 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
 from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section, Via
-from parbake.bakefile.values import Duration, File, Name, PathText, matching, text_schema, wrong
+from parbake.bakefile.values import Duration, File, Name, PathText, Region, matching, text_schema, wrong
 
 _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
-_REGION = r"[a-z]{2}(-[a-z]+)+-[0-9]"
 _PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
 ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
 _EXTERNAL = r"[\w+=,.@:/-]{2,1224}"
@@ -41,9 +40,6 @@ StorePath = Annotated[
     str,
     matching(r"(/[A-Za-z0-9._-]+)+", "an absolute path", "write such as /var/lib/rancher/k3s/agent/containerd"),
     text_schema(r"^(/[A-Za-z0-9._-]+)+$", "/var/lib/rancher/k3s/agent/containerd"),
-]
-Region = Annotated[
-    str, matching(_REGION, "an AWS region", "write such as eu-central-1"), text_schema(f"^{_REGION}$", "eu-central-1")
 ]
 Parameter = Annotated[
     str,

@@ -46,6 +46,7 @@ _LONGEST_DURATION = 24 * 3600.0
 _MOST_DAYS = 3650
 
 NAME = r"[a-z0-9][a-z0-9.-]{0,62}"
+REGION = r"[a-z]{2,}(-[a-z]+)+-[0-9]"
 STORE_URL = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*/?"
 _ENVIRONMENT_NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"
 _PACKAGE = r"[a-z0-9][a-z0-9+.-]+"  # Debian policy 5.6.1
@@ -335,6 +336,7 @@ _PATH_SCHEMA = text_schema(minLength=1)
 _SCALAR_SCHEMA = WithJsonSchema({"type": ["string", "number", "boolean"]})
 
 Name = Annotated[str, AfterValidator(_name), text_schema(f"^{NAME}$")]
+Region = Annotated[str, matching(REGION, "an AWS region", "such as eu-west-1"), text_schema(f"^{REGION}$", "eu-west-1")]
 Size = Annotated[
     int, BeforeValidator(_size), text_schema(r"^(auto|[0-9]+(\.[0-9]+)? ?([KMGT]i?|k)B)$", "auto", "20GiB")
 ]

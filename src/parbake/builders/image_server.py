@@ -90,7 +90,7 @@ def serve(plan: Plan, ingredients: Ingredients) -> Iterator[Server]:
     server = Server(plan, ingredients)
 
     class Handler(_Handler):
-        shop = server
+        served = server
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listening.daemon_threads = True
@@ -106,7 +106,7 @@ def serve(plan: Plan, ingredients: Ingredients) -> Iterator[Server]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    shop: ClassVar[Server]
+    served: ClassVar[Server]
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -115,11 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
-        inside = self.shop.inside(self.path, self.headers.get("Proxy-Authorization", ""))
+        inside = self.served.inside(self.path, self.headers.get("Proxy-Authorization", ""))
         if inside.rstrip("/") == "/v2":  # whether there is a registry
             self._begin(HTTPStatus.OK, 0, {"Docker-Distribution-Api-Version": "registry/2.0"})
             return
-        found = self.shop.find(inside)
+        found = self.served.find(inside)
         if found is None:
             self._begin(HTTPStatus.NOT_FOUND, 0)
             return
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
                 while count := stream.readinto(view):
                     self.wfile.write(view[:count])
         except ParbakeError as error:
-            self.shop.failure = self.shop.failure or error
+            self.served.failure = self.served.failure or error
             self.close_connection = True
             if not begun:
                 self._begin(HTTPStatus.BAD_GATEWAY, 0)

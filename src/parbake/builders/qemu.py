@@ -54,19 +54,19 @@ class QemuBuilder(Builder):
         raw = work / "disk.raw"
         with disk.private_mounts():
             root = grown_copy(plan, ingredients)
-        with events.stage("guest", "Boot the base and let it bake"), serve(plan, ingredients) as shop:
+        with events.stage("guest", "Boot the base and let it bake"), serve(plan, ingredients) as served:
             probe = kind(raw, work / "vm")
             limit = self._limit * probe.stretch
-            server = f"http://{HOST}:{shop.port}/{shop.secret}"
+            server = f"http://{HOST}:{served.port}/{served.secret}"
             data = user_data(plan, token, "bake", limit=limit, registries={}, server=server)
             seed = Seed("", {"network-config": _NETWORK, "user-data": data})
-            machine = kind(raw, work / "vm", seed=seed, network=(shop.port,))
+            machine = kind(raw, work / "vm", seed=seed, network=(served.port,))
             try:
                 with machine:
                     _follow(machine, Console(token), plan, ingredients, limit + _GRACE * machine.stretch)
             except BakeFailed as error:
-                if shop.failure:  # the guest has only seen a bad gateway
-                    raise shop.failure from error
+                if served.failure:  # the guest has only seen a bad gateway
+                    raise served.failure from error
                 raise
             formats.commit(raw, "raw", work / "vm" / "root.qcow2")
         with events.stage("check", "Check the file system"), disk.private_mounts():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from parbake.core.workspace import remove_tree
+from parbake.core.workspace import remove
 from parbake.machine.disk import inside
 
 # Removed: identity and state of a machine that ran, secrets of a bake, leases, histories. Patterns below the root.
@@ -88,7 +88,7 @@ def _remove(root: Path) -> Iterator[Path]:
         folder, _, name = pattern.rpartition("/")
         for place in _folders(root, folder):
             for path in sorted(place.glob(name)):
-                _delete(path)
+                remove(path)
                 yield path
 
 
@@ -104,13 +104,6 @@ def _folders(root: Path, pattern: str) -> Iterator[Path]:
         place = inside(root, f"{entry.relative_to(root)}/{tail}")
         if place.is_dir():
             yield place
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        remove_tree(path)
-    else:
-        path.unlink()
 
 
 def _empty(root: Path) -> Iterator[Path]:

@@ -21,7 +21,7 @@ _LAST_PROCESS = 5.0  # seconds that killed processes may take to leave
 def name() -> str:
     """Return a new cgroup's path: it names this process, by id and start time, as the owner."""
     pid = os.getpid()
-    return f"/parbake-{pid}-{_started(pid)}-{os.urandom(4).hex()}"
+    return f"/parbake-{pid}-{started(pid)}-{os.urandom(4).hex()}"
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def owned(path: str) -> Iterator[None]:
     for root in _hierarchies():
         for folder in root.glob("parbake-*"):
             owner = _NAME.fullmatch(folder.name)
-            if owner and _started(int(owner[1])) != owner[2]:
+            if owner and started(int(owner[1])) != owner[2]:
                 _remove(folder)
     try:
         yield
@@ -48,7 +48,7 @@ def _hierarchies() -> Iterator[Path]:
             yield Path(fields.split()[4])
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """Return the start time of a process in ticks since boot (proc(5), stat), "" when there is none."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

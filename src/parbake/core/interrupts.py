@@ -6,8 +6,8 @@ up (``guarded`` code is on the stack: it tries again a little later), raises it 
 leaves what is being cleaned up alone. Who insists (the third time) leaves at once; the kernel then takes away what is
 mounted and running, and the next run what is in files, as after ``kill -9``.
 
-What is done is told: who has done the last of it calls ``hold`` before, and a signal waits from then on, until the
-result is printed and the program ends, or until more is to be done (``resume``).
+A command that has done its work reports it: before its last step it calls ``hold``, and from then on a signal waits
+until the result is printed and the program ends, or until there is more to do (``resume``).
 
 Before the command begins nothing is held, and after its end nothing is left to do: then a signal ends the program where
 it is. This room imports only what every Python has loaded, so that it is there before anything else is.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+EBS_BLOCK = 512 * KIB
+"""Bytes of a block of an EBS snapshot, the unit in which a cold volume is loaded (EBS direct API)."""
 TIB = 1 << 40
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]

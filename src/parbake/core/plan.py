@@ -1,4 +1,4 @@
-"""Decide: the Bakefile's wishes and the world's answers become a frozen, hashed Plan. Pure: no disk, no network."""
+"""Decide: what the Bakefile asks for and the world answers becomes a frozen, hashed Plan. Pure: no disk, no network."""
 
 from __future__ import annotations
 

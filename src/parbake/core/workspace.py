@@ -144,12 +144,13 @@ def _remove_own(folder: Path, parent: Path) -> None:
     """Remove a work folder, its lock last: killed on the way, it is a leftover as any other."""
     for entry in folder.iterdir():
         if entry.name != _LOCK:
-            _remove(entry)
+            remove(entry)
     with _looking(parent):
         remove_tree(folder)
 
 
-def _remove(entry: Path) -> None:
+def remove(entry: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it (``remove_tree``)."""
     if entry.is_dir() and not entry.is_symlink():
         remove_tree(entry)
     else:

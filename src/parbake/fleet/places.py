@@ -14,10 +14,10 @@ from pydantic import Field, ValidationError
 from pydantic import field_validator as check
 
 from parbake.bakefile import IN_EC2, AwsSection, Bakefile
-from parbake.bakefile.aws import Region, Share, distinct
+from parbake.bakefile.aws import Share, distinct
 from parbake.bakefile.sections import Section, Via
 from parbake.bakefile.targets import RoleArn
-from parbake.bakefile.values import wrong
+from parbake.bakefile.values import Region, wrong
 from parbake.core.errors import InputError
 from parbake.core.roles import Role
 
@@ -81,7 +81,7 @@ class Quotas(Section):
 
     @property
     def by_builder(self) -> dict[str, int]:
-        """How many bakes of a builder are under way at once, where that is said."""
+        """How many bakes of a builder may run at once; builders without a limit are missing."""
         return self.bakes.model_dump(exclude_none=True)
 
 

@@ -56,7 +56,7 @@ def _of_plan(cell: Cell, key: str, artefact: str, stored: Record | None, store: 
 
 
 def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> tuple[CellPreview, ...]:
-    """Plan every cell; what is wrong with one is said in its place."""
+    """Plan every cell; a cell that cannot be planned says why."""
 
     def one(cell: Cell) -> CellPreview:
         path, changed = folder / cell.file, {"platform": cell.platform, "store": fleet.store}

@@ -6,9 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from parbake.core.model import FILE_NAME, Digest, FileName, Frozen, Plan, Published, TraceSummary, Verdict
+from parbake.core.model import EBS_BLOCK, FILE_NAME, Digest, FileName, Frozen, Plan, Published, TraceSummary, Verdict
 from parbake.core.signing import Attached
-from parbake.machine.disk import BLOCK
 
 SUFFIX = ".json"
 BLOCKS_SUFFIX = ".blocks"
@@ -29,7 +28,7 @@ class Blocks(Frozen):
     """
 
     algorithm: Literal["sha256", "blake3"] = "sha256"
-    block_size: int = BLOCK
+    block_size: int = EBS_BLOCK
     count: int = Field(ge=0)
     digest: str = Field(pattern=_HEX)
 

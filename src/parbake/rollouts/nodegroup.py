@@ -123,7 +123,7 @@ class Nodegroup(LaunchTemplateGroup):
         return seen if seen.failed else replace(seen, done=False, waiting=("EKS fills its warm pool anew",))
 
     def _without_pool(self, state: GroupState) -> GroupState:
-        """Take the warm pool away, after writing down what it was; a run that was killed meanwhile is gone on with."""
+        """Remove the warm pool, after recording what it was; the next run continues one that was killed meanwhile."""
         pool = _pool(state.group)
         if pool.get("enabled"):
             self.eks.tag_resource(resourceArn=state.group["nodegroupArn"], tags={POOL: _written_pool(pool)})

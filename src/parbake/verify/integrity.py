@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from parbake.core.model import Verdict
+from parbake.core.timestamps import timestamp
 
 
 def damaged(problem: str) -> Verdict:
     """Return the verdict on an artefact that is not worth booting."""
-    at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Verdict(passed=False, accelerator="none", intact=False, problems=(problem,), verified_at=at)
+    return Verdict(passed=False, accelerator="none", intact=False, problems=(problem,), verified_at=timestamp())
 
 
 def compared(verdict: Verdict, *, recorded: str, found: str) -> Verdict:

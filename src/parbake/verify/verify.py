@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from parbake.core.errors import BadBase, ContainerdError, DeadlineExceeded, MachineError
 from parbake.core.model import HydrateFigures, Image, ImageVerdict, Plan, Platform, Startup, Verdict
+from parbake.core.timestamps import timestamp
 from parbake.core.workspace import cache_folder
 from parbake.machine import base as default_base
 from parbake.machine.vm import boots
@@ -203,7 +203,7 @@ class Verification:
             problems=problems,
             warnings=warnings,
             hydrate=self._hydrated(),
-            verified_at=_now(),
+            verified_at=timestamp(),
         )
 
     @property
@@ -281,7 +281,7 @@ def verify(
     """
     if plan is not None and not boots(plan.platform):
         reason = f"the artefact is for {plan.platform}, which parbake cannot boot: nothing was booted"
-        return Verdict(passed=False, accelerator="none", problems=(reason,), verified_at=_now())
+        return Verdict(passed=False, accelerator="none", problems=(reason,), verified_at=timestamp())
     verification = Verification(artefact, plan, events=events, folder=folder, cache=cache, memory=memory, base=base)
     try:
         with verification:
@@ -294,13 +294,9 @@ def verify(
             accelerator=verification.node.machine.accelerator,
             emulator=verification.emulator,
             problems=(error.message,),
-            verified_at=_now(),
+            verified_at=timestamp(),
         )
 
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -40,7 +40,7 @@ def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | No
     """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
 
     A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
-    summary. What cannot be rehearsed is said, and in the summary. Raises EnvironmentProblem where this machine cannot
+    summary. It lists what could not be rehearsed. Raises EnvironmentProblem where this machine cannot
     trace, MachineError for one that does not boot, AwsError where it cannot be fetched.
     """
     run.need_root("rehearsing")

@@ -121,8 +121,8 @@ def watch(
 ) -> Turn:
     """Take turns for ever, or one; ``interval`` is in seconds, between turns. ``on_turn`` gets each turn that acted.
 
-    ``tidy`` is called at the beginning of every turn. A signal that comes when a turn is done ends the watch after the
-    turn is told.
+    ``tidy`` is called at the beginning of every turn. A signal that comes when a turn is done ends the watch after
+    ``on_turn``.
 
     With ``once`` errors are raised. Otherwise the turn is tried again at the next, except for input that is wrong.
     """

@@ -19,12 +19,12 @@ from parbake.aws.ebs import Journal, ParentSnapshot, UploadRequest, throttle
 from parbake.aws.ebs.upload import start
 from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, InputError
 from parbake.core.events import Event, Events
-from parbake.core.model import GIB, Platform
-from parbake.machine.disk import BLOCK, ZEROS, BlockList, block_list
+from parbake.core.model import EBS_BLOCK, GIB, Platform
+from parbake.machine.disk import ZEROS, BlockList, block_list
 from tests.fakes.ebs_direct_server import Cloud
 
 # Not whole blocks: the last one is filled up.
-SIZE = 400 * BLOCK - 4096
+SIZE = 400 * EBS_BLOCK - 4096
 AMD64 = Platform(architecture="amd64")
 
 
@@ -48,7 +48,7 @@ def disk_of(path: Path, blocks: dict[int, bytes], size: int = SIZE) -> BlockList
     with path.open("wb") as file:
         file.truncate(size)
         for index, content in blocks.items():
-            os.pwrite(file.fileno(), content, index * BLOCK + 1000)
+            os.pwrite(file.fileno(), content, index * EBS_BLOCK + 1000)
     return block_list(path, Events())
 
 
@@ -76,13 +76,13 @@ def holds(path: Path) -> dict[int, bytes]:
     with path.open("rb") as file:
         while place < size:
             try:
-                place = os.lseek(file.fileno(), place, os.SEEK_DATA) // BLOCK * BLOCK
+                place = os.lseek(file.fileno(), place, os.SEEK_DATA) // EBS_BLOCK * EBS_BLOCK
             except OSError:  # a hole up to the end
                 break
-            block = os.pread(file.fileno(), BLOCK, place).ljust(BLOCK, b"\0")
+            block = os.pread(file.fileno(), EBS_BLOCK, place).ljust(EBS_BLOCK, b"\0")
             if block != ZEROS:
-                found[place // BLOCK] = block
-            place += BLOCK
+                found[place // EBS_BLOCK] = block
+            place += EBS_BLOCK
     return found
 
 
@@ -103,7 +103,7 @@ def test_a_disk_becomes_a_snapshot(tmp_path: Path, cloud: Cloud) -> None:
     assert cloud.calls["PutSnapshotBlock"] == 3
     assert cloud.refused == {}
     (task,) = [event for event in said if event.kind == "task-end" and event.text.startswith("upload")]
-    assert task.done == task.total == 3 * BLOCK
+    assert task.done == task.total == 3 * EBS_BLOCK
 
     assert ebs.upload(wanted, Events()) == done, "the journal says that they are there"
     assert cloud.calls["PutSnapshotBlock"] == 3
@@ -227,7 +227,7 @@ def test_an_upload_that_fails_leaves_no_snapshot(
     def meanwhile(journal: Journal, index: int, digest: bytes) -> None:
         wrote(journal, index, digest)
         with path.open("r+b") as file:
-            file.write(b"y") if reason == "changed file" else file.truncate(300 * BLOCK)
+            file.write(b"y") if reason == "changed file" else file.truncate(300 * EBS_BLOCK)
 
     error: type[Exception] = InputError
     if reason == "always throttled":
@@ -269,10 +269,10 @@ def test_refusals_read_as_those_of_boto3(cloud: Cloud, monkeypatch: pytest.Monke
         client = aws.client("ebs", "eu-west-1", tries=1)
     with pytest.raises(AwsError) as usual:
         client.put_snapshot_block(
-            SnapshotId=snapshot, BlockIndex=index, BlockData=ZEROS, DataLength=BLOCK, Checksum=checksum,
+            SnapshotId=snapshot, BlockIndex=index, BlockData=ZEROS, DataLength=EBS_BLOCK, Checksum=checksum,
             ChecksumAlgorithm="SHA256",
         )  # fmt: skip
-    headers = {"x-amz-Data-Length": str(BLOCK), "x-amz-Checksum-Algorithm": "SHA256", "x-amz-Checksum": checksum}
+    headers = {"x-amz-Data-Length": str(EBS_BLOCK), "x-amz-Checksum-Algorithm": "SHA256", "x-amz-Checksum": checksum}
     with pytest.raises(AwsError) as bare:
         aws.Rest(client).put("put_snapshot_block", f"/snapshots/{snapshot}/blocks/{index}", headers, bytearray(ZEROS))
     assert type(bare.value) is type(usual.value)
@@ -302,7 +302,7 @@ def test_a_snapshot_becomes_a_file(tmp_path: Path, cloud: Cloud) -> None:
     assert (fetched.snapshot, fetched.blocks) == (snapshot, BlockList(GIB, blocks.blocks))
     assert fetched.path.stat().st_size == GIB
     assert holds(fetched.path) == holds(path)
-    assert fetched.path.stat().st_blocks * 512 <= 131 * BLOCK, "what is not there stays a hole"
+    assert fetched.path.stat().st_blocks * 512 <= 131 * EBS_BLOCK, "what is not there stays a hole"
     with pytest.raises(InputError, match="exists already"):
         ebs.fetch(snapshot, tmp_path / "back.raw", Events(), region="eu-west-1")
 

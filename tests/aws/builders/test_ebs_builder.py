@@ -27,10 +27,9 @@ from parbake.coldstart.trace import load as load_trace
 from parbake.core.claim import Alone
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
-from parbake.core.model import GIB, MIB, Artefact, Base, Plan, Verdict
+from parbake.core.model import EBS_BLOCK, GIB, MIB, Artefact, Base, Plan, Verdict
 from parbake.images.registry import Registry
 from parbake.machine import base
-from parbake.machine.disk import BLOCK
 from parbake.records import Record, read
 from parbake.workflows import bake, disks
 from parbake.workflows.identity import acting
@@ -70,10 +69,10 @@ class FakeBuilder:
         with path.open("wb") as file:
             if ingredients.base:
                 for index, data in holds(ingredients.base).items():
-                    os.pwrite(file.fileno(), data, index * BLOCK)
+                    os.pwrite(file.fileno(), data, index * EBS_BLOCK)
             file.truncate(wanted.size)
             for index, data in self.content.items():
-                os.pwrite(file.fileno(), data, index * BLOCK)
+                os.pwrite(file.fileno(), data, index * EBS_BLOCK)
         return Disk(path, ("machine-id",))
 
     def prepare(self, disk: Disk, *_: object, **__: object) -> Disk:
@@ -81,7 +80,7 @@ class FakeBuilder:
         self.steps.append("rehearse" if disk.final else "lay out")
         if not disk.final:
             with disk.path.open("r+b") as file:
-                os.pwrite(file.fileno(), b"laid out", 700 * BLOCK)
+                os.pwrite(file.fileno(), b"laid out", 700 * EBS_BLOCK)
         return replace(disk, trace=disk.trace or TRACE)
 
     def boot(self, *_: object) -> Verdict:

@@ -11,8 +11,8 @@ import pytest
 from parbake.aws import Stamp, ebs
 from parbake.core.errors import AwsError, InputError
 from parbake.core.events import Events
-from parbake.core.model import GIB, Artefact, Base
-from parbake.machine.disk import BLOCK, BlockList
+from parbake.core.model import EBS_BLOCK, GIB, Artefact, Base
+from parbake.machine.disk import BlockList
 from tests.aws.aws.test_ebs import held
 from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, FakeBuilder, build, cloud, direct, fake_builder
 from tests.fakes.aws.ebs_direct_in_process import Direct
@@ -90,7 +90,7 @@ def test_a_parent_that_the_user_names(tmp_path: Path, fake_builder: FakeBuilder,
     with path.open("wb") as file:
         file.truncate(GIB)
         os.pwrite(file.fileno(), b"boot", 0)
-        os.pwrite(file.fileno(), b"old", 7 * BLOCK)
+        os.pwrite(file.fileno(), b"old", 7 * EBS_BLOCK)
     request = ebs.UploadRequest(path, tmp_path / "j", Stamp("p", "r", "p"), "p", "eu-west-1")
     parent = ebs.upload(request, Events()).snapshot
     before = cloud.calls["PutSnapshotBlock"]

@@ -99,13 +99,13 @@ def test_two_at_once_make_one(
             waits.set()
 
     def second() -> None:
-        assert meanwhile.wait(30)
+        assert meanwhile.wait(120)
         found["two"] = story(tmp_path, wanted, machine="two", said=told).record
 
     def on_its_way(_: str, operation: str, __: dict[str, Any]) -> None:
         if operation == "StartSnapshot":
             meanwhile.set()
-            assert waits.wait(30)
+            assert waits.wait(120)
 
     direct.before.append(on_its_way)
     other = machines.elsewhere(second, "two")

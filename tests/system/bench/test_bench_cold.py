@@ -19,8 +19,8 @@ from bench.coldstart import Case, Volume, cases, compare, reading_list, start, s
 from bench.lazy import PROFILES, Profile
 from parbake import records
 from parbake.coldstart.rehearsal import identify
-from parbake.coldstart.trace.data import BLOCK
 from parbake.core.events import Events
+from parbake.core.model import EBS_BLOCK
 from parbake.core.netns import no_network
 from parbake.core.nodefiles import node_file
 from parbake.machine import disk
@@ -56,9 +56,9 @@ def sparse(tmp_path: Path) -> Path:
     file = tmp_path / "sparse"
     with file.open("wb") as handle:
         for block in (0, 2, 3):
-            handle.seek(block * BLOCK + 8192)
+            handle.seek(block * EBS_BLOCK + 8192)
             handle.write(bytes([block + 1]) * 8192)
-        handle.truncate(6 * BLOCK)
+        handle.truncate(6 * EBS_BLOCK)
     return file
 
 
@@ -66,12 +66,12 @@ def test_one_touch_loads_a_block_and_holes_are_free(sparse: Path, tmp_path: Path
     assert data_blocks(sparse) == [0, 2, 3]
     with cold(sparse, tmp_path, QUICK) as (source, handle):
         before = source.loaded  # the kernel looks for partitions
-        assert os.pread(handle, 4096, 2 * BLOCK + 8192) == b"\3" * 4096
+        assert os.pread(handle, 4096, 2 * EBS_BLOCK + 8192) == b"\3" * 4096
         assert source.loaded == before + 1
-        os.pread(handle, 4096, 2 * BLOCK + BLOCK // 2)
-        os.pread(handle, 4096, 4 * BLOCK)
+        os.pread(handle, 4096, 2 * EBS_BLOCK + EBS_BLOCK // 2)
+        os.pread(handle, 4096, 4 * EBS_BLOCK)
         assert source.loaded == before + 1
-        whole = b"".join(os.pread(handle, BLOCK, block * BLOCK) for block in range(6))
+        whole = b"".join(os.pread(handle, EBS_BLOCK, block * EBS_BLOCK) for block in range(6))
         assert whole == sparse.read_bytes()
         assert source.loaded == 3
 
@@ -79,11 +79,11 @@ def test_one_touch_loads_a_block_and_holes_are_free(sparse: Path, tmp_path: Path
 def test_as_many_are_under_way_as_the_profile_allows(tmp_path: Path) -> None:
     """Through the kernel: neither its queues nor the server take one request after the other."""
     file = tmp_path / "full"
-    file.write_bytes(os.urandom(BLOCK) * 40)
+    file.write_bytes(os.urandom(EBS_BLOCK) * 40)
     for in_flight, expected in ((64, 24), (8, 8)):
         with cold(file, tmp_path, Profile("slow", 0.5, in_flight, 4000.0)) as (source, handle):
             with ThreadPoolExecutor(24) as pool:
-                found = list(pool.map(lambda block: os.pread(handle, 4096, block * BLOCK), [*range(4, 28), 9, 9]))
+                found = list(pool.map(lambda block: os.pread(handle, 4096, block * EBS_BLOCK), [*range(4, 28), 9, 9]))
             assert source.model.most == expected
             assert found == [file.read_bytes()[:4096]] * 26
 
@@ -93,19 +93,19 @@ def test_what_is_written_is_read_again_and_loads_nothing_but_torn_pages(sparse: 
     with disk.private_mounts(), ColdSource(sparse, tmp_path, QUICK) as source:
         with source.file.open("r+b", buffering=0) as file:
             assert os.fstat(file.fileno()).st_size == len(before)
-            os.pwrite(file.fileno(), b"x" * 8192, 2 * BLOCK)
-            assert os.pread(file.fileno(), 8192, 2 * BLOCK) == b"x" * 8192
+            os.pwrite(file.fileno(), b"x" * 8192, 2 * EBS_BLOCK)
+            assert os.pread(file.fileno(), 8192, 2 * EBS_BLOCK) == b"x" * 8192
             assert source.loaded == 0
-            os.pwrite(file.fileno(), b"y" * 100, 2 * BLOCK + 8192 + 50)
+            os.pwrite(file.fileno(), b"y" * 100, 2 * EBS_BLOCK + 8192 + 50)
             assert source.loaded == 1
-            os.pwrite(file.fileno(), b"z" * 5000, 5 * BLOCK - 2500)
+            os.pwrite(file.fileno(), b"z" * 5000, 5 * EBS_BLOCK - 2500)
             assert source.loaded == 1
             file.seek(0)
             now = file.readall()
         expected = bytearray(before)
-        expected[2 * BLOCK : 2 * BLOCK + 8192] = b"x" * 8192
-        expected[2 * BLOCK + 8242 : 2 * BLOCK + 8342] = b"y" * 100
-        expected[5 * BLOCK - 2500 : 5 * BLOCK + 2500] = b"z" * 5000
+        expected[2 * EBS_BLOCK : 2 * EBS_BLOCK + 8192] = b"x" * 8192
+        expected[2 * EBS_BLOCK + 8242 : 2 * EBS_BLOCK + 8342] = b"y" * 100
+        expected[5 * EBS_BLOCK - 2500 : 5 * EBS_BLOCK + 2500] = b"z" * 5000
         assert now == bytes(expected)
     assert sparse.read_bytes() == before
 
@@ -114,7 +114,7 @@ def test_a_hot_source_and_a_provisioned_one_load_nothing(sparse: Path, tmp_path:
     for hot, provisioned in ((True, 0.0), (False, 1e9)):
         with cold(sparse, tmp_path, QUICK, hot=hot, provisioned=provisioned) as (source, handle):
             before = source.loaded
-            assert os.pread(handle, 4096, 3 * BLOCK + 8192) == b"\4" * 4096
+            assert os.pread(handle, 4096, 3 * EBS_BLOCK + 8192) == b"\4" * 4096
             assert source.loaded == before
 
 
@@ -131,7 +131,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
         _, record = records.locate(str(artefact), artefact.parent)
         assert record
         record = trace.rehearse(artefact, record, Events())
-        yield Volume(artefact, record, trace.trace_of(artefact, record), len(data_blocks(artefact)) * BLOCK)
+        yield Volume(artefact, record, trace.trace_of(artefact, record), len(data_blocks(artefact)) * EBS_BLOCK)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_start_of_each_kind(case: Case, volume: Volume, tmp_path: Path) -> Non
     with disk.private_mounts(), no_network():
         seconds, stages, loaded = start(volume, case, QUICK, tmp_path)
     assert seconds == sum(stages.values()) > 0
-    whole, hot = volume.data // BLOCK, len(reading_list(volume, "list").splitlines()) - 4
+    whole, hot = volume.data // EBS_BLOCK, len(reading_list(volume, "list").splitlines()) - 4
     assert (loaded == 0) is case.hot
     assert loaded <= whole
     if case.reads == "all":  # how far it is depends on the machine
@@ -210,9 +210,9 @@ def test_hydrating_takes_one_page_of_each_block_where_that_loads_it(tmp_path: Pa
     disk.make_filesystem(file, "ext4", 128 << 20, name="hydrate")
     with file.open("r+b") as handle:
         for block in range(100, 180):
-            os.pwrite(handle.fileno(), os.urandom(BLOCK), block * BLOCK)
+            os.pwrite(handle.fileno(), os.urandom(EBS_BLOCK), block * EBS_BLOCK)
     uuid = identify(file)[1]
-    ranges = "".join(f"{block * BLOCK} {BLOCK}\n" for block in range(100, 180))
+    ranges = "".join(f"{block * EBS_BLOCK} {EBS_BLOCK}\n" for block in range(100, 180))
     listed.write_text(f"parbake-hydrate 1\nuuid {uuid}\nsize {128 << 20}\nranges 80\n{ranges}")
     command = [sys.executable, str(node_file("hydrate.py")), "--list", str(listed), "--state", str(told), "--wait", "5"]
     command += ["--memory", "0"]

@@ -78,7 +78,7 @@ class Machine:
 
     def systemctl(self, what: str) -> None:
         run.run([str(self.node.folder / "bin/systemctl"), what, "containerd"])
-        deadline = Deadline(30, "containerd answers")
+        deadline = Deadline(120, "containerd answers")
         while what == "start" and run.run(["ctr", "-a", f"{self.folder}/sock", "version"], check=False).code:
             deadline.sleep(0.05)
 

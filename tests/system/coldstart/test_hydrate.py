@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from parbake.coldstart.trace import Part, Read, Recorder, Trace, device_of, hydrate_list, merged
-from parbake.coldstart.trace.data import BLOCK
 from parbake.core import run
 from parbake.core.events import Events
+from parbake.core.model import EBS_BLOCK
 from parbake.core.nodefiles import node_file
 from parbake.machine import disk
 
@@ -34,7 +34,7 @@ def volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def trace_of(file: Path) -> Trace:
     uuid = run.run(["blkid", "-p", "-o", "value", "-s", "UUID", str(file)]).text
-    reads = tuple(Read(number, block * BLOCK // 512, 8) for number, block in enumerate(ORDER))
+    reads = tuple(Read(number, block * EBS_BLOCK // 512, 8) for number, block in enumerate(ORDER))
     return Trace(uuid=uuid, size=file.stat().st_size, parts=(Part(name="a", reads=reads),))
 
 
@@ -56,9 +56,14 @@ def test_it_reads_the_list_in_its_order_and_nothing_else(volume: Path, tmp_path:
         with Recorder(device_of(device)) as recorder:
             told, said = hydrate(tmp_path, hydrate_list(trace), "--in-flight", "1", "--metrics", str(metrics))
         assert told["device"] == device
-    assert (told["state"], told["bytes"], told["ranges"], told["errors"]) == ("done", len(ORDER) * BLOCK, len(ORDER), 0)
+    assert (told["state"], told["bytes"], told["ranges"], told["errors"]) == (
+        "done",
+        len(ORDER) * EBS_BLOCK,
+        len(ORDER),
+        0,
+    )
     assert "3 MiB of" in said
-    assert f"parbake_hydrate_bytes {len(ORDER) * BLOCK}\n" in metrics.read_text()
+    assert f"parbake_hydrate_bytes {len(ORDER) * EBS_BLOCK}\n" in metrics.read_text()
     seen = [read for read in recorder.reads if read.length > 256]  # looking for the device reads the head of each
     assert merged(Trace(size=trace.size, parts=(Part(name="a", reads=tuple(seen)),))) == ORDER
     assert sum(read.length for read in seen) * 512 == told["bytes"]
@@ -93,18 +98,18 @@ def test_lists_that_are_wrong(volume: Path, tmp_path: Path) -> None:
 def test_a_disk_smaller_than_its_list(volume: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.raw"
     disk.copy_sparse(volume, short, Events())
-    os.truncate(short, 50 * BLOCK)
+    os.truncate(short, 50 * EBS_BLOCK)
     with disk.loop_device(short):
         told, said = hydrate(tmp_path, hydrate_list(trace_of(volume)))
     assert (told["state"], told["ranges"], told["errors"]) == ("short-disk", 4, 2)
-    assert f"cannot read {BLOCK} bytes at {100 * BLOCK}" in said
+    assert f"cannot read {EBS_BLOCK} bytes at {100 * EBS_BLOCK}" in said
 
 
 def test_a_disk_that_fails(volume: Path, tmp_path: Path) -> None:
     failing = tmp_path / "failing.raw"
     disk.copy_sparse(volume, failing, Events())
     with disk.loop_device(failing):
-        os.truncate(failing, 50 * BLOCK)  # below the device: reads beyond are I/O errors
+        os.truncate(failing, 50 * EBS_BLOCK)  # below the device: reads beyond are I/O errors
         told, said = hydrate(tmp_path, hydrate_list(trace_of(volume)), "--rest")
     assert (told["state"], told["ranges"], told["errors"]) == ("done", 4, 2)
     assert "cannot read" in said

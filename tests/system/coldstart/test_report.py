@@ -13,9 +13,9 @@ import pytest
 from parbake.cli.report import Subject, page
 from parbake.cli.report.fleet import FleetNow, fleet_page
 from parbake.coldstart.trace import Part, Read, Trace, summary
-from parbake.coldstart.trace.data import BLOCK, HotEntry
+from parbake.coldstart.trace.data import HotEntry
 from parbake.core import run
-from parbake.core.model import GIB, HydrateFigures, ImageVerdict, Verdict
+from parbake.core.model import EBS_BLOCK, GIB, HydrateFigures, ImageVerdict, Verdict
 from tests.fakes.fleet_told import NOW, fleet_now
 from tests.fakes.plans import image, plan, record
 
@@ -54,7 +54,9 @@ def subject(word: str, *names: str, blocks: int = 2000, hydrated: bool = False) 
             name=name,
             seconds=12.5,
             stages={"mount": 0.12, "containerd": 0.6, "sandbox": 0.25, "start": 9.0 + number},
-            reads=tuple(Read(ms, int(random.gauss(4000, 1500)) % 20_000 * BLOCK // 512, 64) for ms in range(blocks)),
+            reads=tuple(
+                Read(ms, int(random.gauss(4000, 1500)) % 20_000 * EBS_BLOCK // 512, 64) for ms in range(blocks)
+            ),
         )
         for number, name in enumerate(names)
     )

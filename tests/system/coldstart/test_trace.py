@@ -16,10 +16,10 @@ from typing import Literal
 import pytest
 
 from parbake.coldstart.trace import Overrun, Recorder, device_of, load, merged, owned
-from parbake.coldstart.trace.data import BLOCK
 from parbake.coldstart.trace.tracefs import BUFFER, sweep, tracefs
 from parbake.core import run
 from parbake.core.errors import EnvironmentProblem
+from parbake.core.model import EBS_BLOCK
 from parbake.machine import disk
 from tests.fakes.images import image, layer, push
 from tests.fakes.registry import DockerRegistry
@@ -180,7 +180,7 @@ def test_rehearse_a_volume(registry: DockerRegistry, tmp_path: Path) -> None:
     # Each start is cold: what both need is in both traces.
     programs = [sum(read.length * 512 for read in part.reads) for part in (one, two)]
     assert all(size > len(BUSYBOX) // 2 for size in programs)
-    assert len(merged(trace)) * BLOCK < 16 << 20 < len(before)
+    assert len(merged(trace)) * EBS_BLOCK < 16 << 20 < len(before)
     record = json.loads(artefact.with_name(artefact.name + ".json").read_text())["parbake"]
     assert record["trace"] == told
     # Shown, and gone with its artefact.

@@ -45,7 +45,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     }
     (place / "config.yml").write_text(json.dumps(config))
     with run.Process(["docker-registry", "serve", str(place / "config.yml")], log=place / "log") as process:
-        deadline = run.Deadline(30, "docker-registry")
+        deadline = run.Deadline(120, "docker-registry")
         while not (found := re.search(r"listening on (127\.0\.0\.1:\d+)", (place / "log").read_text())):
             process.check_alive()
             deadline.sleep(0.02)
@@ -137,8 +137,11 @@ def test_what_the_cri_plugin_adds_to_a_baked_image(tmp_path: Path) -> None:
         fill(client, "registry.test/app:1", made)
     for turn in ("first", "second"):  # the plugin reads its own marks at the second start
         with Daemon(tmp_path / "store", tmp_path / turn, cri=True) as daemon, daemon.client() as client:
-            deadline = run.Deadline(10, "the CRI plugin's marks")
-            while len(images := {image.name: dict(image.labels) for image in client.images.list()}) < 2:
+            deadline = run.Deadline(120, "the CRI plugin's marks")
+            while True:  # it gives one after the other
+                images = {image.name: dict(image.labels) for image in client.images.list()}
+                if len(images) == 2 and all("io.cri-containerd.image" in each for each in images.values()):
+                    break
                 deadline.sleep(0.02)
             status = Cri(client.connection).image_status("registry.test/app:1")
             by_id = Cri(client.connection).image_status(made.config.digest)

@@ -49,7 +49,7 @@ def cri(client: Client, place: Path) -> Cri:
 
 
 def ended(cri: Cri, container: str) -> ContainerStatus:
-    deadline = Deadline(30, "the container's end")
+    deadline = Deadline(120, "the container's end")
     while (status := cri.container_status(container)).state != "exited":
         deadline.sleep(0.02)
     return status

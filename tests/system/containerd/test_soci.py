@@ -46,7 +46,7 @@ def soci(root: Path, store: Path, folder: Path, **options: Any) -> Iterator[Soci
     socket = folder / "soci.sock"
     command = [soci_snapshotter(), "--address", str(socket), "--root", str(root)]
     with Process(command, log=folder / "soci.log") as process:
-        deadline = Deadline(30, "SOCI's snapshotter listens")
+        deadline = Deadline(120, "SOCI's snapshotter listens")
         while not socket.exists():
             process.check_alive()
             deadline.sleep(0.05)

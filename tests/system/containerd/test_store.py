@@ -114,7 +114,7 @@ def test_a_broken_write_is_resumed(client: Client) -> None:
     with client.lease("resume"):
         with pytest.raises(ConnectionResetError, match="hung up"):
             client.content.write(blob, pieces(3 * MIB))
-        deadline = run.Deadline(10, "the broken write's end")
+        deadline = run.Deadline(120, "the broken write's end")
         while not (seen := client.content.unfinished().get(reference(blob.digest), 0)):
             deadline.sleep(0.01)
         assert seen <= 3 * MIB

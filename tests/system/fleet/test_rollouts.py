@@ -412,7 +412,8 @@ def test_pruning_spares_what_a_rollout_needs(fleet: Fleet) -> None:
 
 
 def test_an_approval_without_a_worker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "_AN_ANSWER", timedelta(seconds=1))
+    for module in (handles, rollouts):
+        monkeypatch.setattr(module, "AN_ANSWER", timedelta(seconds=1))
     with Fleet(tmp_path) as fleet:
         fleet.ask(lambda client: _begin(client, fleet))
         with pytest.raises(EngineUnreachable, match="no worker answers"):

@@ -82,7 +82,7 @@ def started(folder: Path, named: str) -> int:
 
 
 def until_gone(folder: Path) -> None:
-    deadline = Deadline(30, "the end of all that was started")
+    deadline = Deadline(120, "the end of all that was started")
     while processes(folder):
         deadline.sleep(0.05)
 

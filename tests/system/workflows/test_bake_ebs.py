@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from parbake.coldstart.trace import hydrate_list, load
-from parbake.machine.disk import BLOCK
+from parbake.core.model import EBS_BLOCK
 from parbake.machine.ext4 import Volume
 from tests.fakes.command import Corner
 from tests.fakes.disks import sh
@@ -97,7 +97,7 @@ def test_a_changed_image_sends_less(tmp_path: Path, registry: DockerRegistry, cl
     bakefile(corner, registry.host, "2")
     second = corner.bake()["published"]["eu-west-1"]["snapshots"][0]["id"]
     assert aws.snapshots[second].parent == first
-    assert len(aws.content(second)) * BLOCK > 24 << 20
+    assert len(aws.content(second)) * EBS_BLOCK > 24 << 20
 
 
 NODE_CLASS = """apiVersion: karpenter.k8s.aws/v1
@@ -161,7 +161,7 @@ def test_what_is_sent_is_laid_out_and_its_nodes_hydrate_from_its_trace(
     assert child.parent == snapshot
     assert child.id == second["published"]["eu-west-1"]["snapshots"][0]["id"]
     sent = aws.calls["PutSnapshotBlock"] - before
-    assert sent * BLOCK < 1.5 * 3.1 * MIB + 16 * MIB, "the layers that stay, stay where they are"
+    assert sent * EBS_BLOCK < 1.5 * 3.1 * MIB + 16 * MIB, "the layers that stay, stay where they are"
     assert corner.left() == []
     assert corner.leaked() == []
 

@@ -441,6 +441,17 @@ def test_a_key_for_each_region(tmp_path: Path, keys: str, there: str) -> None:
     assert found.key_in("eu-west-1") in {"alias/nodes", MRK}
 
 
+@pytest.mark.parametrize("region", ["eu-west-1", "us-gov-east-1", "eusc-de-east-1"])
+def test_a_region_is_the_same_everywhere(tmp_path: Path, region: str) -> None:
+    text = (
+        "version: 1\nimages: [a.example/b:1]\n"
+        + f"aws: {{region: {region}}}\nrollout: [{{ssm: /a, region: {region}}}]\n"
+    )
+    (tmp_path / "parbake.yaml").write_text(text)
+    found = load(tmp_path / "parbake.yaml")
+    assert (found.aws.region, found.rollout[0].region) == (region, region)
+
+
 def test_a_volume_for_ec2_is_a_snapshot(tmp_path: Path) -> None:
     (tmp_path / "parbake.yaml").write_text("version: 1\nimages: [a.example/b:1]\nbase: none\nbuilder: ebs\n")
     found = load(tmp_path / "parbake.yaml")

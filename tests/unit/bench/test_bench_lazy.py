@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from bench.lazy import DRIVES, PROFILES, Drive, Lazy, Profile
-from parbake.coldstart.trace.data import BLOCK
+from parbake.core.model import EBS_BLOCK
 
 MIB = 1 << 20
 GP3 = DRIVES["gp3"]
@@ -55,9 +55,9 @@ def test_first_touches_one_by_one(profile: Profile) -> None:
 def test_many_touches_share_the_rate(profile: Profile) -> None:
     clock = Clock(Lazy(profile, range(1000)))
     for block in range(1000):
-        clock.ask(str(block), block, size=BLOCK)
+        clock.ask(str(block), block, size=EBS_BLOCK)
     clock.until()
-    assert 1000 * BLOCK / MIB / clock.now == pytest.approx(profile.rate, rel=0.05)
+    assert 1000 * EBS_BLOCK / MIB / clock.now == pytest.approx(profile.rate, rel=0.05)
     assert clock.model.most == profile.in_flight
     # First come, first served: nobody is overtaken by one who came more than a queue's length later.
     order = sorted(clock.answered, key=lambda name: clock.answered[name])
@@ -85,9 +85,9 @@ def test_what_the_volumes_are_sold_as() -> None:
 def test_what_is_loaded_comes_at_the_volumes_rate(drive: Drive) -> None:
     clock = Clock(on(drive))
     for block in range(1000):
-        clock.ask(str(block), block, size=BLOCK)
+        clock.ask(str(block), block, size=EBS_BLOCK)
     clock.until()
-    assert 1000 * BLOCK / MIB / clock.now == pytest.approx(drive.rate, rel=0.01)
+    assert 1000 * EBS_BLOCK / MIB / clock.now == pytest.approx(drive.rate, rel=0.01)
     assert clock.model.loaded == 0
 
 

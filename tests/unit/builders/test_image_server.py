@@ -48,62 +48,62 @@ def shelf() -> Shelf:
 
 
 @pytest.fixture
-def shop(shelf: Shelf, tmp_path: Path) -> Iterator[Server]:
+def server(shelf: Shelf, tmp_path: Path) -> Iterator[Server]:
     ingredients = Ingredients(None, lambda _image: shelf, tmp_path, Events())
     with serve(plan(images=(APP,)), ingredients) as made:
         yield made
 
 
 def ask(
-    shop: Server, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+    server: Server, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
 ) -> tuple[int, bytes, Mapping[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", shop.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     with closing(connection):
         connection.request(method, path, headers=dict(headers or {}))
         answer = connection.getresponse()
         return answer.status, answer.read(), dict(answer.getheaders())
 
 
-def test_all_of_an_image_is_there_by_its_digest(shop: Server) -> None:
-    root = f"/{shop.secret}/v2"
-    assert ask(shop, f"{root}/")[0] == 200
+def test_all_of_an_image_is_there_by_its_digest(server: Server) -> None:
+    root = f"/{server.secret}/v2"
+    assert ask(server, f"{root}/")[0] == 200
     for kind, each in (("manifests", APP.target), ("manifests", APP.manifest), ("blobs", APP.config)):
-        status, data, headers = ask(shop, f"{root}/team/app/{kind}/{each.digest}?ns=registry.example")
+        status, data, headers = ask(server, f"{root}/team/app/{kind}/{each.digest}?ns=registry.example")
         assert (status, data) == (200, content(each.digest, each.size))
         assert headers["Content-Type"] == each.media_type
         assert headers["Docker-Content-Digest"] == each.digest
-        status, data, headers = ask(shop, f"{root}/team/app/{kind}/{each.digest}", "HEAD")
+        status, data, headers = ask(server, f"{root}/team/app/{kind}/{each.digest}", "HEAD")
         assert (status, data, headers["Content-Length"]) == (200, b"", str(each.size))
     layer = APP.layers[0]
-    assert ask(shop, f"{root}/team/app/blobs/{layer.digest}")[1] == content(layer.digest, layer.size)
-    status, data, headers = ask(shop, f"{root}/team/app/blobs/{layer.digest}", headers={"Range": "bytes=1000-"})
+    assert ask(server, f"{root}/team/app/blobs/{layer.digest}")[1] == content(layer.digest, layer.size)
+    status, data, headers = ask(server, f"{root}/team/app/blobs/{layer.digest}", headers={"Range": "bytes=1000-"})
     assert (status, data) == (206, content(layer.digest, layer.size)[1000:])
     assert headers["Content-Range"] == f"bytes 1000-{layer.size - 1}/{layer.size}"
 
 
-def test_without_the_secret_there_is_nothing(shop: Server) -> None:
+def test_without_the_secret_there_is_nothing(server: Server) -> None:
     place = f"/v2/team/app/manifests/{APP.target.digest}"
-    for path in (place, f"/x{place}", f"/{shop.secret}x{place}", "/v2/", "/"):
-        assert ask(shop, path)[0] == 404
-    assert ask(shop, f"/{shop.secret}/v2/team/app/manifests/1")[0] == 404, "by digest alone"
-    assert ask(shop, f"/{shop.secret}/v2/team/app/blobs/sha256:{'0' * 64}")[0] == 404
+    for path in (place, f"/x{place}", f"/{server.secret}x{place}", "/v2/", "/"):
+        assert ask(server, path)[0] == 404
+    assert ask(server, f"/{server.secret}/v2/team/app/manifests/1")[0] == 404, "by digest alone"
+    assert ask(server, f"/{server.secret}/v2/team/app/blobs/sha256:{'0' * 64}")[0] == 404
 
 
-def test_a_docker_daemon_asks_through_a_proxy(shop: Server) -> None:
+def test_a_docker_daemon_asks_through_a_proxy(server: Server) -> None:
     """It sends whole URLs, and logs in to the proxy as Go's HTTP client does."""
-    login = base64.b64encode(f"parbake:{shop.secret}".encode()).decode()
+    login = base64.b64encode(f"parbake:{server.secret}".encode()).decode()
     known, other = ({"Proxy-Authorization": f"Basic {word}"} for word in (login, login[:-4] + "eA=="))
     place = f"http://registry.example/v2/team/app/manifests/{APP.target.digest}"
-    status, _, headers = ask(shop, "http://registry.example/v2/", headers=known)
+    status, _, headers = ask(server, "http://registry.example/v2/", headers=known)
     assert (status, headers["Docker-Distribution-Api-Version"]) == (200, "registry/2.0")
-    assert ask(shop, place, headers=known)[1] == content(APP.target.digest, APP.target.size)
-    assert ask(shop, place, headers=other)[0] == 404
-    assert ask(shop, place)[0] == 404
-    assert ask(shop, "registry.example:443", "CONNECT", headers=known)[0] == 501, "then it asks without TLS"
+    assert ask(server, place, headers=known)[1] == content(APP.target.digest, APP.target.size)
+    assert ask(server, place, headers=other)[0] == 404
+    assert ask(server, place)[0] == 404
+    assert ask(server, "registry.example:443", "CONNECT", headers=known)[0] == 501, "then it asks without TLS"
 
 
-def test_what_a_registry_refuses_is_kept_for_the_user(shop: Server, shelf: Shelf) -> None:
+def test_what_a_registry_refuses_is_kept_for_the_user(server: Server, shelf: Shelf) -> None:
     shelf.refuses = True
-    assert ask(shop, f"/{shop.secret}/v2/team/app/manifests/{APP.target.digest}")[0] == 502
-    assert isinstance(shop.failure, Denied)
-    assert shop.failure.hint == "log in"
+    assert ask(server, f"/{server.secret}/v2/team/app/manifests/{APP.target.digest}")[0] == 502
+    assert isinstance(server.failure, Denied)
+    assert server.failure.hint == "log in"

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from parbake.cli.text import artefacts
 from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, load, merged, relocated, requests, save, summary
-from parbake.coldstart.trace.data import BLOCK, HotEntry, parse, spans
+from parbake.coldstart.trace.data import HotEntry, parse, spans
 from parbake.coldstart.trace.tracefs import Device, overruns, parse_lines
 from parbake.core.errors import InputError
-from parbake.core.model import TraceSummary
+from parbake.core.model import EBS_BLOCK, TraceSummary
 from parbake.records import Record
 from tests.fakes.plans import record
 
-PER_BLOCK = BLOCK // 512
+PER_BLOCK = EBS_BLOCK // 512
 DISK = Device("/dev/loop0", ((7, 0),), 0, 10_000)
 PARTITION = Device("/dev/vda1", ((254, 1), (254, 0)), 2048, 1000)
 
@@ -52,7 +52,7 @@ def test_a_trace_comes_back_as_it_was_written(trace: Trace) -> None:
 
 
 def test_a_trace_file(tmp_path: Path) -> None:
-    trace = Trace(uuid="0a", size=BLOCK, parts=(Part(name="a", reads=(Read(1, 2, 3),)),))
+    trace = Trace(uuid="0a", size=EBS_BLOCK, parts=(Part(name="a", reads=(Read(1, 2, 3),)),))
     path = save(trace, tmp_path / "x.trace")
     assert load(path) == trace
     assert json.loads(path.read_text())["parbake-trace"] == 1
@@ -79,7 +79,7 @@ def test_a_damaged_trace_is_said_or_is_one(trace: Trace, data: st.DataObject) ->
     except InputError:
         return
     assert all(read.ms >= 0 and read.sector >= 0 and read.length > 0 for part in found.parts for read in part.reads)
-    assert len(merged(found.model_copy(update={"size": BLOCK}))) <= 1
+    assert len(merged(found.model_copy(update={"size": EBS_BLOCK}))) <= 1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_order_names_each_block_once_and_none_beyond_the_end(trace: Trace) -
         for read in part.reads
         for block in range(read.sector // PER_BLOCK, (read.sector + read.length - 1) // PER_BLOCK + 1)
     }
-    end = -(-trace.size // BLOCK) if trace.size else 1 << 60
+    end = -(-trace.size // EBS_BLOCK) if trace.size else 1 << 60
     assert set(order) == {block for block in touched if block < end}
     assert [block for first, count in spans(order) for block in range(first, first + count)] == list(order)
 
@@ -126,7 +126,7 @@ def test_boots_come_first_and_images_side_by_side() -> None:
     )
     assert merged(trace) == (2, 7, 5, 8, 6)
     # A layout wants them one after the other.
-    assert [start // (BLOCK // 4096) for start, _ in requests(trace)] == [2, 7, 5, 6, 7, 8, 5]
+    assert [start // (EBS_BLOCK // 4096) for start, _ in requests(trace)] == [2, 7, 5, 6, 7, 8, 5]
     assert requests(Trace(parts=(Part(name="a", reads=(Read(0, 7, 2), Read(1, 16, 1))),))) == ((0, 2), (2, 3))
 
 
@@ -145,15 +145,15 @@ def test_reads_follow_blocks_that_have_moved() -> None:
 
 def test_a_hydrate_list_says_how_long_it_is() -> None:
     reads = (Read(0, PER_BLOCK, 1), Read(1, 2 * PER_BLOCK, 1), Read(2, 0, 1))
-    trace = Trace(uuid="0a-1", size=2 * BLOCK + 4096, parts=(Part(name="a", reads=reads),))
+    trace = Trace(uuid="0a-1", size=2 * EBS_BLOCK + 4096, parts=(Part(name="a", reads=reads),))
     assert hydrate_list(trace).splitlines() == [
         "parbake-hydrate 1",
         "uuid 0a-1",
-        f"size {2 * BLOCK + 4096}",
+        f"size {2 * EBS_BLOCK + 4096}",
         "ranges 3",
-        f"{BLOCK} {BLOCK}",
-        f"{2 * BLOCK} 4096",
-        f"0 {BLOCK}",
+        f"{EBS_BLOCK} {EBS_BLOCK}",
+        f"{2 * EBS_BLOCK} 4096",
+        f"0 {EBS_BLOCK}",
     ]
 
 
@@ -205,12 +205,12 @@ def test_lost_events_are_counted() -> None:
 def test_records_keep_a_summary_and_old_ones_are_read() -> None:
     trace = Trace(
         uuid="0a",
-        size=8 * BLOCK,
+        size=8 * EBS_BLOCK,
         parts=(Part(name="a", seconds=1.5, stages={"mount": 0.5, "start": 1.0}, reads=(Read(1, 2, 3),)),),
         skipped={"b": "it ended"},
     )
     found = summary(trace, file="x.trace")
-    assert (found.hot_bytes, found.hot_blocks, found.reads, found.read_bytes) == (BLOCK, 1, 1, 3 * 512)
+    assert (found.hot_bytes, found.hot_blocks, found.reads, found.read_bytes) == (EBS_BLOCK, 1, 1, 3 * 512)
     made = record().model_copy(update={"trace": found})
     assert Record.model_validate_json(made.model_dump_json()) == made
     old = json.loads(record().model_dump_json())

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,7 +73,7 @@ def test_programs_never_come_from_the_current_folder(
     assert run.run(["sort"], stdin=b"b\na\n").text == "a\nb"
     assert run.run(["sh", "-c", "sort"], stdin=b"b\na\n", cwd=tmp_path / "bin").text == "a\nb"
     with run.Process(["sh", "-c", "sort /dev/null"], log=tmp_path / "log") as process:
-        deadline = run.Deadline(10, "the program ends")
+        deadline = run.Deadline(120, "the program ends")
         while process.alive:
             deadline.sleep(0.01)
     for name in ("planted", "./planted", "bin/planted"):
@@ -99,7 +99,7 @@ def test_a_time_limit_ends_the_program() -> None:
 
 def test_process_logs_lives_and_stops(tmp_path: Path) -> None:
     with run.Process(["sh", "-c", "echo ready; exec sleep 60"], log=tmp_path / "log") as process:
-        deadline = run.Deadline(10, "the program speaks")
+        deadline = run.Deadline(120, "the program speaks")
         while "ready" not in process.tail:
             deadline.sleep(0.01)
         assert process.alive
@@ -109,7 +109,7 @@ def test_process_logs_lives_and_stops(tmp_path: Path) -> None:
 
 def test_a_process_that_ended_is_reported_with_its_log(tmp_path: Path) -> None:
     with run.Process(["sh", "-c", "echo broken; exit 3"], log=tmp_path / "log") as process:
-        deadline = run.Deadline(10, "the program ends")
+        deadline = run.Deadline(120, "the program ends")
         while process.alive:
             deadline.sleep(0.01)
         with pytest.raises(CommandFailed, match="broken"):
@@ -120,7 +120,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     with run.Process(
         ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"], log=tmp_path / "log"
     ) as process:
-        deadline = run.Deadline(10, "the program speaks")
+        deadline = run.Deadline(120, "the program speaks")
         while "up" not in process.tail:
             deadline.sleep(0.01)
         process.stop(grace=0.2)
@@ -153,16 +153,20 @@ def test_children_die_with_us_even_by_sigkill(tmp_path: Path) -> None:
                 found.append(entry.parent.name)
         return found
 
-    deadline = run.Deadline(10, "the child dies")
+    deadline = run.Deadline(120, "the child dies")
     while living():
         deadline.sleep(0.02)
 
 
-def test_deadline_counts_down() -> None:
+def test_deadline_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + seconds))
+    monkeypatch.setattr(run, "time", clock)
     deadline = run.Deadline(0.05, "tea")
     deadline.sleep(0.01)
-    assert 0 < deadline.left <= 0.05
-    time.sleep(0.05)
+    assert deadline.left == pytest.approx(0.04)
+    deadline.sleep(1)
+    assert now[0] == pytest.approx(100.05), "no longer than there is time"
     with pytest.raises(DeadlineExceeded, match="tea: not done within 0 s"):
         deadline.sleep(0.01)
 

@@ -14,10 +14,10 @@ from parbake.bakefile import load
 from parbake.core import atomic
 from parbake.core.errors import BakefileError, InputError, VerificationFailed
 from parbake.core.events import Event, Events
-from parbake.core.model import Verdict
+from parbake.core.model import EBS_BLOCK, Verdict
 from parbake.core.signing import FileSigner, public_key
 from parbake.core.workspace import work_folder
-from parbake.machine.disk import BLOCK, block_list
+from parbake.machine.disk import block_list
 from parbake.records import Blocks, genuine
 from parbake.workflows import export, plan, verify
 from tests.fakes.keys import key_pair
@@ -38,11 +38,11 @@ class Shelf:
         self.events = Events(self.said.append)
         self.record = record(passed=True)
         self.artefact = self.output / self.record.artefact
-        self.artefact.write_bytes(b"a" * BLOCK + b"b" * BLOCK)
+        self.artefact.write_bytes(b"a" * EBS_BLOCK + b"b" * EBS_BLOCK)
         blocks = block_list(self.artefact, self.events, algorithm="blake3")
         blocks.write(records.blocks_path(self.artefact))
         named = Blocks(algorithm="blake3", count=2, digest=blocks.digest())
-        self.record = self.record.model_copy(update={"sha256": "", "blocks": named, "size": 2 * BLOCK})
+        self.record = self.record.model_copy(update={"sha256": "", "blocks": named, "size": 2 * EBS_BLOCK})
         self.path = self.output / self.record.file_name
         self.envelope = self.output / f"{self.record.artefact}.intoto.jsonl"
         records.write(self.output, self.record, self.signer)

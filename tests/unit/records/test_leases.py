@@ -16,7 +16,7 @@ from parbake.records.store import leases
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import LeaseClaim, claimed, held
 from parbake.records.store.notes import StoreNotes
-from parbake.records.store.port import Held
+from parbake.records.store.port import StoredObject
 from tests.fakes import machines
 from tests.fakes.machines import elsewhere, on
 
@@ -46,7 +46,7 @@ def dead(store: FolderStore, machine: str) -> LeaseClaim:
 def test_of_two_at_once_one_waits_for_the_other(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machines.install(monkeypatch, tmp_path / "machines", ttl=2.0)
+    machines.install(monkeypatch, tmp_path / "machines", ttl=4.0)
     said, order, runs = list[Event](), list[str](), list[str]()
     told = threading.Event()
 
@@ -62,8 +62,8 @@ def test_of_two_at_once_one_waits_for_the_other(
     with claimed(store, KEY, NAME, Events()) as claim:
         runs.append(claim.run)
         other = elsewhere(second, "two")
-        assert told.wait(10)
-        threading.Event().wait(2.5)  # longer than a dead one would be waited for
+        assert told.wait(120)
+        threading.Event().wait(4.5)  # longer than a dead one would be waited for
         claim.need()
         order.append("one")
     other.join()
@@ -149,7 +149,7 @@ def test_answers_that_are_lost_are_no_loss(tmp_path: Path) -> None:
 class Sick(FolderStore):
     sick = False
 
-    def get(self, name: str) -> Held | None:
+    def get(self, name: str) -> StoredObject | None:
         if self.sick:
             raise EnvironmentProblem("the store cannot be asked")
         return super().get(name)

@@ -10,9 +10,9 @@ from parbake import records
 from parbake.coldstart.trace import Part, Read, Trace, load, summary
 from parbake.core.errors import DiskFull, InputError
 from parbake.core.events import Events
-from parbake.core.model import Base, Published, Snapshot
+from parbake.core.model import EBS_BLOCK, Base, Published, Snapshot
 from parbake.core.workspace import WORK, work_folder
-from parbake.machine.disk import BLOCK, BlockList, block_list
+from parbake.machine.disk import BlockList, block_list
 from parbake.records import folder as records_folder
 from parbake.records import statements
 from parbake.workflows import prune, verify
@@ -149,7 +149,7 @@ def test_an_artefact_whose_record_cannot_be_replaced_does_not_appear(tmp_path: P
 
 def _listed(word: str, folder: Path) -> tuple[records.Record, BlockList]:
     """Return the record of a raw artefact that is named by its blocks alone, and their list."""
-    (folder / "draft").write_bytes(word.encode() * BLOCK)
+    (folder / "draft").write_bytes(word.encode() * EBS_BLOCK)
     blocks = block_list(folder / "draft", Events())
     (folder / "draft").unlink()
     named = records.Blocks(count=len(blocks.blocks), digest=blocks.digest())
@@ -159,7 +159,7 @@ def _listed(word: str, folder: Path) -> tuple[records.Record, BlockList]:
 def _release_listed(folder: Path, word: str = "ab") -> tuple[Path, records.Record]:
     made, blocks = _listed(word, folder)
     with work_folder(folder, "bake") as work:
-        (work / "disk.raw").write_bytes(word.encode() * BLOCK)
+        (work / "disk.raw").write_bytes(word.encode() * EBS_BLOCK)
         return records.publish_artefact(work / "disk.raw", made, folder, work, blocks=blocks), made
 
 
@@ -191,15 +191,15 @@ def test_a_damaged_artefact_is_told_from_a_damaged_list(tmp_path: Path) -> None:
         assert listed.read_bytes() == good, "what can be made again is"
 
     with artefact.open("r+b") as file:
-        file.seek(BLOCK + 7)
+        file.seek(EBS_BLOCK + 7)
         file.write(b"!")
     assert _damage(artefact, made) == "1 block of 512 KiB differs from its record: 1"
     listed.write_bytes(b"")
     assert "does not say which" in _damage(artefact, made)
     listed.write_bytes(good)
     with artefact.open("r+b") as file:
-        file.truncate(BLOCK)
-    assert _damage(artefact, made) == f"it has {BLOCK} bytes, not the {2 * BLOCK} of its record"
+        file.truncate(EBS_BLOCK)
+    assert _damage(artefact, made) == f"it has {EBS_BLOCK} bytes, not the {2 * EBS_BLOCK} of its record"
 
 
 def test_a_record_of_before_reads(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ import pytest
 from parbake import records
 from parbake.bakefile import load
 from parbake.core.errors import BadContent, BakefileError, EnvironmentProblem, InputError
-from parbake.core.model import Published, Snapshot
-from parbake.machine.disk import BLOCK
+from parbake.core.model import EBS_BLOCK, Published, Snapshot
 from parbake.records.store import need_conditional_writes, open_store, session_store
 from parbake.records.store.entries import entry_name
 from parbake.records.store.folder import FolderStore
@@ -320,9 +319,9 @@ def test_an_artefact_that_changes_meanwhile_is_not_stored(pair: tuple[Machine, M
     one, _ = pair
     made = one.baked("app", content(1))
     with (one.output / made.artefact).open("r+b") as file:
-        file.seek(5 * BLOCK)
+        file.seek(5 * EBS_BLOCK)
         file.write(b"!")
-        file.seek(6 * BLOCK)
+        file.seek(6 * EBS_BLOCK)
         file.write(b"!")
     with pytest.raises(Exception, match="changed while it was stored") as caught:
         one.shared.put(made)

@@ -10,8 +10,10 @@ import pytest
 
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, save
+from parbake.core.run import Deadline
 from parbake.rollouts import mount
 from parbake.rollouts.userdata import part_of
+from parbake.workflows import rollout
 from tests.fakes.clusters import NEEDS_KUBECTL, goes_out_again, machine_image, parbake, project, volume
 from tests.fakes.kubernetes.karpenter import Ami, Karpenter
 from tests.fakes.kubernetes.kubectl_in_process import replace_kubectl
@@ -45,6 +47,26 @@ def use(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def without_kubectl(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is about parbake's rules and Karpenter: other tests here are about what kubectl takes and says."""
     replace_kubectl(monkeypatch)
+
+
+@pytest.fixture
+def in_turns(cluster: Karpenter, monkeypatch: pytest.MonkeyPatch, without_kubectl: None) -> None:
+    """While a rollout waits, Karpenter does a round, and a tenth of a second is over, however long it took."""
+    del without_kubectl
+
+    class Turns(Deadline):
+        passed = 0.0
+
+        @property
+        def left(self) -> float:
+            return max(0.0, self.seconds - self.passed)
+
+        def sleep(self, seconds: float) -> None:
+            del seconds
+            cluster.step()
+            self.passed += 0.1
+
+    monkeypatch.setattr(rollout, "Deadline", Turns)
 
 
 @pytest.fixture
@@ -235,27 +257,24 @@ def test_a_volume_that_another_runtime_proved_is_a_caution(
     assert [each.partition(":")[0] for each in told] == ([said] if cautioned else [])
 
 
-@pytest.mark.usefixtures("without_kubectl")
-def test_freeze_and_thaw(
-    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("in_turns")
+def test_freeze_and_thaw(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project(tmp_path, [GPU], FIRST)
     budgets = server.get("nodepools", "gpu")["spec"]["disruption"]["budgets"]
     assert parbake(capsys, "freeze")[0] == 2, "which target must be said"
     assert parbake(capsys, "freeze", "--to", "gpu")[1]["changed"] == {"gpu": ["NodePool gpu"]}
     assert parbake(capsys, "freeze", "--to", "gpu")[1]["changed"] == {"gpu": []}
-    with cluster:
-        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1")
-        assert (code, images(server)) == (1, ["ami-0", "ami-0"])
-        assert "NodePool gpu is frozen" in error["message"]
-        assert parbake(capsys, "status")[1][0]["frozen"]
-        parbake(capsys, "thaw", "--to", "gpu")
-        assert server.get("nodepools", "gpu")["spec"]["disruption"]["budgets"] == budgets
-        assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
+    code, error = parbake(capsys, "rollout", FIRST.key, "--deadline", "1")
+    assert (code, images(server)) == (1, ["ami-0", "ami-0"])
+    assert "NodePool gpu is frozen" in error["message"]
+    assert parbake(capsys, "status")[1][0]["frozen"]
+    parbake(capsys, "thaw", "--to", "gpu")
+    assert server.get("nodepools", "gpu")["spec"]["disruption"]["budgets"] == budgets
+    assert parbake(capsys, "rollout", FIRST.key)[0] == 0
     assert images(server) == ["ami-1", "ami-1"]
 
 
-@pytest.mark.usefixtures("without_kubectl")
+@pytest.mark.usefixtures("in_turns")
 def test_a_canary_is_a_target_before_the_others(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,8 +284,7 @@ def test_a_canary_is_a_target_before_the_others(
     cluster.start_nodes("canary", "canary", 1)
     cluster.blocked["canary-003"] = "default/web"
     project(tmp_path, [canary, GPU], FIRST)
-    with cluster:
-        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    code, error = parbake(capsys, "rollout", FIRST.key)
     assert (code, error["error"]) == (1, "Stalled")
     assert terms(server) == [{"alias": "al2023@latest"}], "the second is not touched before the first has arrived"
 

@@ -10,63 +10,66 @@ from tests.fakes.clusters import NEEDS_KUBECTL, machine_image, parbake, project
 from tests.fakes.kubernetes.karpenter import Karpenter
 from tests.fakes.kubernetes.server import Server, serving
 from tests.fakes.kubernetes.store import Kind
-from tests.unit.rollouts.test_karpenter import FIRST, GPU, QUICK, cluster, images, server, terms, use, without_kubectl
+from tests.unit.rollouts.test_karpenter import (
+    FIRST,
+    GPU,
+    QUICK,
+    cluster,
+    images,
+    in_turns,
+    server,
+    terms,
+    use,
+    without_kubectl,
+)
 from tests.unit.rollouts.test_node_classes import ALIAS
 
-__all__ = ["cluster", "server", "without_kubectl"]
+__all__ = ["cluster", "in_turns", "server", "without_kubectl"]
 
 pytestmark = NEEDS_KUBECTL
 
 
-@pytest.mark.usefixtures("without_kubectl")
+@pytest.mark.usefixtures("in_turns")
 def test_what_holds_nodes_back_is_named(
     cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(tmp_path, [GPU], FIRST)
     held = server.list("nodeclaims")[0]["metadata"]["name"]
     cluster.blocked[held] = "default/web"
-    with cluster:
-        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "2")
-        assert (code, error["error"]) == (1, "Stalled")
-        assert "1 of 2 nodes" in error["message"]
-        assert 'pdb "default/web" prevents pod evictions' in error["message"]
-        cluster.blocked.clear()
-        code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
-        assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it goes on following"
+    code, error = parbake(capsys, "rollout", FIRST.key, "--deadline", "2")
+    assert (code, error["error"]) == (1, "Stalled")
+    assert "1 of 2 nodes" in error["message"]
+    assert 'pdb "default/web" prevents pod evictions' in error["message"]
+    cluster.blocked.clear()
+    code, done = parbake(capsys, "rollout", FIRST.key)
+    assert (code, done["changed"], images(server)) == (0, False, ["ami-1", "ami-1"]), "it goes on following"
 
 
-@pytest.mark.usefixtures("without_kubectl")
-def test_a_budget_is_named(
-    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("in_turns")
+def test_a_budget_is_named(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One of the users' own, and not that of ``parbake freeze``."""
     project(tmp_path, [GPU], FIRST)
     server.change("nodepools", "gpu", {"spec": {"disruption": {"budgets": [{"nodes": "0"}]}}})
-    with cluster:
-        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "1.5")
+    code, error = parbake(capsys, "rollout", FIRST.key, "--deadline", "1.5")
     node = server.list("nodeclaims")[0]["status"]["nodeName"]
     assert (code, error["error"]) == (1, "Stalled")
     blocked = "No allowed disruptions for disruption reason Drifted due to blocking budget"
     assert f"{node}: runs ami-0; NodePool gpu: {blocked}" in error["message"]
 
 
-@pytest.mark.usefixtures("without_kubectl")
+@pytest.mark.usefixtures("in_turns")
 def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project(tmp_path, [GPU], FIRST)
     cluster.unlaunchable = "no g5.xlarge in eu-central-1a"
-    with cluster:
-        code, error = parbake(capsys, "rollout", FIRST.key, *QUICK, "--deadline", "2")
+    code, error = parbake(capsys, "rollout", FIRST.key, "--deadline", "2")
     assert code == 1
     assert "not Launched: no g5.xlarge in eu-central-1a" in error["message"]
 
 
-@pytest.mark.usefixtures("without_kubectl")
-def test_an_image_that_karpenter_does_not_find(
-    cluster: Karpenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("in_turns")
+def test_an_image_that_karpenter_does_not_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project(tmp_path, [GPU], lost := machine_image("lost", "ami-404"))
-    with cluster:
-        code, error = parbake(capsys, "rollout", lost.key, *QUICK, "--deadline", "1.5")
+    code, error = parbake(capsys, "rollout", lost.key, "--deadline", "1.5")
     assert code == 1
     assert "Karpenter has not resolved ami-404 yet" in error["message"]
     assert "AMISelector did not match any AMIs" in error["message"]

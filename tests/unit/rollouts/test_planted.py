@@ -16,8 +16,8 @@ from parbake.coldstart import hydrate
 from parbake.coldstart.trace import Trace, save
 from parbake.core import workspace
 from parbake.core.errors import EnvironmentProblem, InputError
-from parbake.core.model import Plan
-from parbake.machine.disk import BLOCK, BlockList
+from parbake.core.model import EBS_BLOCK, Plan
+from parbake.machine.disk import BlockList
 from parbake.records import statements
 from parbake.rollouts import gitops
 from parbake.rollouts.gitops import Edit, Repository
@@ -282,6 +282,6 @@ def test_work_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
 
 
 def test_a_list_of_blocks_with_endless_numbers_is_none(tmp_path: Path) -> None:
-    (tmp_path / "a.blocks").write_text(f"parbake-blocks 1 blake3 {BLOCK} {'9' * 5000}\n")
+    (tmp_path / "a.blocks").write_text(f"parbake-blocks 1 blake3 {EBS_BLOCK} {'9' * 5000}\n")
     with pytest.raises(InputError, match="not a block list"):
         BlockList.read(tmp_path / "a.blocks")

@@ -10,9 +10,9 @@ import pytest
 
 from parbake import records
 from parbake.core.events import Events
-from parbake.core.model import Platform, Verdict
+from parbake.core.model import EBS_BLOCK, Platform, Verdict
 from parbake.machine import disk
-from parbake.machine.disk import BLOCK, Memory, NotAsListed, block_list, copy_listed
+from parbake.machine.disk import Memory, NotAsListed, block_list, copy_listed
 from parbake.records import Blocks, Record
 from parbake.workflows import ancestry
 from tests.fakes.plans import digest, image, layer, plan
@@ -27,15 +27,15 @@ def _baked(folder: Path, *, passed: bool | None, at: int = 0, architecture: str 
         platform=Platform(architecture=architecture or Platform.host().architecture),
     )
     artefact = folder / wanted.artefact_name
-    artefact.write_bytes(b"ab" * BLOCK)
+    artefact.write_bytes(b"ab" * EBS_BLOCK)
     blocks = block_list(artefact, Events(), algorithm="blake3")
     blocks.write(records.blocks_path(artefact))
     made = Record(
         artefact=artefact.name,
         key=wanted.key,
         blocks=Blocks(algorithm="blake3", count=2, digest=blocks.digest()),
-        size=2 * BLOCK,
-        allocated=2 * BLOCK,
+        size=2 * EBS_BLOCK,
+        allocated=2 * EBS_BLOCK,
         builder="local",
         parbake="0",
         started_at="",
@@ -82,7 +82,7 @@ def test_a_record_under_another_name_names_no_parent(tmp_path: Path) -> None:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Memory:
-    (tmp_path / "file").write_bytes(b"ab" * BLOCK)
+    (tmp_path / "file").write_bytes(b"ab" * EBS_BLOCK)
     known = Memory(tmp_path / "file", digest("x")[7:], tmp_path / "cache")
     known.remember()
     assert known.holds(known.path.stat())
@@ -148,15 +148,15 @@ def test_a_copy_is_hashed_on_its_way(tmp_path: Path) -> None:
     """Holes stay holes, zeros become some, and an end within a block is one in the copy as well."""
     source, target = tmp_path / "a", tmp_path / "b"
     with source.open("wb") as file:
-        file.write(b"x" * BLOCK + bytes(BLOCK))
-        file.seek(20 * BLOCK)
-        file.write(os.urandom(4 * BLOCK + 777))
+        file.write(b"x" * EBS_BLOCK + bytes(EBS_BLOCK))
+        file.seek(20 * EBS_BLOCK)
+        file.write(os.urandom(4 * EBS_BLOCK + 777))
     listed = block_list(source, Events(), algorithm="blake3")
     assert copy_listed(source, target, listed, Events(), memory=None) is None
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks < source.stat().st_blocks
     target.unlink()
-    for place, size in ((5, 1), (3 * BLOCK, 1), (24 * BLOCK + 776, 1), (24 * BLOCK + 777, 1)):
+    for place, size in ((5, 1), (3 * EBS_BLOCK, 1), (24 * EBS_BLOCK + 776, 1), (24 * EBS_BLOCK + 777, 1)):
         content = source.read_bytes()
         with source.open("rb+") as file:
             file.seek(place)
@@ -169,9 +169,9 @@ def test_a_copy_is_hashed_on_its_way(tmp_path: Path) -> None:
 
 def test_only_some_blocks_are_compared(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    path.write_bytes(b"ab" * BLOCK)
+    path.write_bytes(b"ab" * EBS_BLOCK)
     listed = block_list(path, Events(), algorithm="blake3")
-    path.write_bytes(b"ab" * (BLOCK // 2) + b"ac" * (BLOCK // 2))
+    path.write_bytes(b"ab" * (EBS_BLOCK // 2) + b"ac" * (EBS_BLOCK // 2))
     disk.compare(path, listed, Events(), {0})
     with pytest.raises(NotAsListed):
         disk.compare(path, listed, Events(), {0, 1})

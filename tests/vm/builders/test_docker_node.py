@@ -18,9 +18,9 @@ import pytest
 from parbake import records
 from parbake.core import run
 from parbake.core.events import Events
-from parbake.core.model import Base, Plan, Verdict
+from parbake.core.model import EBS_BLOCK, Base, Plan, Verdict
 from parbake.machine import disk
-from parbake.machine.disk import BLOCK, data_blocks
+from parbake.machine.disk import data_blocks
 from parbake.verify import Verification
 from tests.fakes.base import default_base
 from tests.fakes.every_layer_feature import busybox_layer
@@ -125,5 +125,5 @@ def test_the_login_to_the_registry_is_not_in_the_artefact(outcome: Outcome) -> N
     secrets = (WORD.encode(), base64.b64encode(f"{USER}:{WORD}".encode()))
     with outcome.artefact.open("rb") as file:
         for number in data_blocks(file.fileno(), outcome.artefact.stat().st_size):
-            held = os.pread(file.fileno(), BLOCK + len(secrets[1]), number * BLOCK)
+            held = os.pread(file.fileno(), EBS_BLOCK + len(secrets[1]), number * EBS_BLOCK)
             assert not any(secret in held for secret in secrets)

@@ -15,9 +15,9 @@ from parbake import aws
 from parbake.aws.ebs.throttle import Pace
 from parbake.core.errors import AwsError, AwsNoAccess, AwsNotFound, BadContent, InputError
 from parbake.core.events import Events
-from parbake.core.model import GIB
+from parbake.core.model import EBS_BLOCK, GIB
 from parbake.core.workspace import publish, room_for, work_folder
-from parbake.machine.disk import BLOCK, ZEROS, BlockList, data_blocks
+from parbake.machine.disk import ZEROS, BlockList, data_blocks
 
 _PAGE = 10_000  # the most that one call lists
 
@@ -112,8 +112,8 @@ def _list(snapshot: str, region: str, events: Events) -> _Listed:
             if not page.get("NextToken"):
                 break
             more = {"NextToken": page["NextToken"]}
-    if page.get("BlockSize", BLOCK) != BLOCK:
-        raise AwsError(f"the blocks of {snapshot} have {page['BlockSize']} bytes, not {BLOCK}")
+    if page.get("BlockSize", EBS_BLOCK) != EBS_BLOCK:
+        raise AwsError(f"the blocks of {snapshot} have {page['BlockSize']} bytes, not {EBS_BLOCK}")
     return _Listed(int(page["VolumeSize"]) * GIB, tokens)
 
 
@@ -125,16 +125,16 @@ def _read(
     wanted = sorted(indices)
     found: dict[int, bytes] = {}
     lock = threading.Lock()
-    with events.task(f"read {snapshot}", len(wanted) * BLOCK) as task:
+    with events.task(f"read {snapshot}", len(wanted) * EBS_BLOCK) as task:
 
         def get(index: int, _: bytearray) -> None:
             data, digest = pace.call(lambda: _get(client, snapshot, index, listed.tokens[index]))
             if data != ZEROS:
                 if handle is not None:
-                    os.pwrite(handle, data, index * BLOCK)
+                    os.pwrite(handle, data, index * EBS_BLOCK)
                 with lock:
                     found[index] = digest
-            task.advance(BLOCK)
+            task.advance(EBS_BLOCK)
 
         pace.each(wanted, get, 0)
     return found
@@ -145,6 +145,6 @@ def _get(client: aws.Client, snapshot: str, index: int, token: str) -> tuple[byt
     with aws.translating("ebs", "get_snapshot_block", client.region):
         data: bytes = answer["BlockData"].read()
     digest = hashlib.sha256(data).digest()
-    if len(data) != BLOCK or answer["Checksum"] != base64.b64encode(digest).decode():
+    if len(data) != EBS_BLOCK or answer["Checksum"] != base64.b64encode(digest).decode():
         raise BadContent(f"block {index} of {snapshot} does not match its checksum", hint="run the same command again")
     return data, digest

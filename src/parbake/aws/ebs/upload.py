@@ -29,12 +29,13 @@ from parbake.aws.tags import as_list
 from parbake.core.claim import Notes
 from parbake.core.errors import AwsError, AwsNotFound, ClaimLost, DeadlineExceeded, InputError, Interrupted
 from parbake.core.events import Events, Task
-from parbake.machine.disk import BLOCK, ZEROS, BlockList, data_blocks, read_blocks
+from parbake.core.model import EBS_BLOCK
+from parbake.machine.disk import ZEROS, BlockList, data_blocks, read_blocks
 
 BLOCKS_TAG = "parbake:blocks"
 """The tag that holds the digest of the list of blocks that a snapshot was made of."""
 _ZEROS_SHA256 = hashlib.sha256(ZEROS).digest()
-_HEADERS = {"x-amz-Data-Length": str(BLOCK), "x-amz-Checksum-Algorithm": "SHA256"}
+_HEADERS = {"x-amz-Data-Length": str(EBS_BLOCK), "x-amz-Checksum-Algorithm": "SHA256"}
 _ANNOUNCED = 512  # blocks: 256 MiB, which one call to the store announces
 _WAIT = 4 * 3600.0  # seconds; sealing a large snapshot is slow at times
 _TIMEOUT = 60  # minutes after which AWS cancels a snapshot that nobody writes to
@@ -190,10 +191,10 @@ def _put(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
         # What lies in holes here has to be zeros there as well.
         below = request.parent.blocks.blocks if request.parent else ()
         there = {*journal.written, *journal.unsure, *below}.difference(indices)
-        indices += sorted(index for index in there if index * BLOCK < before.st_size)
-        with events.task(f"upload {request.name} as {journal.snapshot}", len(indices) * BLOCK) as task:
+        indices += sorted(index for index in there if index * EBS_BLOCK < before.st_size)
+        with events.task(f"upload {request.name} as {journal.snapshot}", len(indices) * EBS_BLOCK) as task:
             writer = _Writer(request, journal, file.fileno(), before.st_size, indices, task)
-            writer.pace.each(range(len(indices)), writer.put, BLOCK)
+            writer.pace.each(range(len(indices)), writer.put, EBS_BLOCK)
         after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise InputError(
@@ -225,7 +226,7 @@ class _Writer:
     def put(self, place: int, buffer: bytearray) -> None:
         """Read a block, and send it unless the snapshot has it."""
         index, batch = self._indices[place], place // _ANNOUNCED
-        read_blocks(self._order.path, self._handle, self._size, [buffer], index * BLOCK)
+        read_blocks(self._order.path, self._handle, self._size, [buffer], index * EBS_BLOCK)
         if buffer == ZEROS:
             digest = _ZEROS_SHA256
         else:
@@ -239,7 +240,7 @@ class _Writer:
             self._journal.wrote(index, digest)
         elif batch in self._announced:
             self._journal.left(index)
-        self._task.advance(BLOCK)
+        self._task.advance(EBS_BLOCK)
 
     def _announce(self, batch: int) -> None:
         with self._announcing:

@@ -2,10 +2,10 @@
 
 A volume's bake fills the instance's second disk; the snapshot of that is proven on an instance of the same base.
 
-Nothing can get into the builder: no key pair, no inbound rule, no agent; it reports on its serial console. Bottlerocket
-alone cannot work so: its agent is told what to do (``bottlerocket.py``). Everything
-carries the content key: the next run resumes a killed one from what is there, and what is
-temporary is removed at the end, however it ends. An older AMI is never touched.
+Nothing can get into the builder: no key pair, no inbound rule, no agent; it reports on its serial console. The
+exception is Bottlerocket, whose agent takes commands (``bottlerocket.py``). Everything carries the content key: the
+next run resumes a killed one from what is there. Whatever is temporary is removed at the end, however it ends. An
+older AMI is never touched.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from parbake.coldstart.trace.data import BLOCK
-from parbake.core.model import MIB
+from parbake.core.model import EBS_BLOCK, MIB
 
 _COLUMNS = 96
 _MOST_CELLS = 96 * 24
@@ -48,7 +47,7 @@ def waterfall(bars: Sequence[Bar], *, until: float) -> str:
 
 def block_map(order: Sequence[int], size: int, *, title: str) -> str:
     """Return a map of a volume of ``size`` bytes: each cell some blocks, darker the earlier a start reads them."""
-    blocks = max(1, -(-size // BLOCK))
+    blocks = max(1, -(-size // EBS_BLOCK))
     per_cell = -(-blocks // _MOST_CELLS)
     cells = -(-blocks // per_cell)
     columns = min(_COLUMNS, cells)
@@ -63,7 +62,7 @@ def block_map(order: Sequence[int], size: int, *, title: str) -> str:
         x, y = cell % columns * step, cell // columns * step
         if cell in first:
             shade = first[cell] * _SHADES // max(1, len(order))
-            begin = cell * per_cell * BLOCK / MIB
+            begin = cell * per_cell * EBS_BLOCK / MIB
             shapes.append(
                 f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" fill="var(--h{shade})"><title>'
                 f"from {begin:.0f} MiB on: read as number {first[cell] + 1} of {len(order)}</title></rect>"
@@ -72,7 +71,7 @@ def block_map(order: Sequence[int], size: int, *, title: str) -> str:
     shape = f'<rect width="{columns * step - _GAP}" height="{max(0, whole * step - _GAP)}" fill="var(--cold)"/>'
     if last:
         shape += f'<rect y="{whole * step}" width="{last * step - _GAP}" height="{_CELL}" fill="var(--cold)"/>'
-    unit = f"{per_cell * BLOCK // 1024} KiB" if per_cell == 1 else f"{per_cell * BLOCK / MIB:g} MiB"
+    unit = f"{per_cell * EBS_BLOCK // 1024} KiB" if per_cell == 1 else f"{per_cell * EBS_BLOCK / MIB:g} MiB"
     legend = "".join(
         f'<span><i style="background:var(--h{shade})"></i>{text}</span>'
         for shade, text in enumerate(("first quarter of the reads", "second", "third", "last"))

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
 
-from parbake.coldstart.trace import BLOCK, SECTOR, data_below, data_of
+from parbake.coldstart.trace import SECTOR, data_below, data_of
+from parbake.core.model import EBS_BLOCK
 
 _MOVE: Final = 0xC028660F
 _ARGUMENTS: Final = struct.Struct("=IIQQQQ")  # reserved, file, first block, its first block, count; moved
 _PAGE: Final = 4096
-_UNIT: Final = BLOCK // _PAGE
+_UNIT: Final = EBS_BLOCK // _PAGE
 _KEPT: Final = 64 << 20
 """Bytes of free space that stay free while data move."""
 _BY_PLACE: Final = {"core.img", "ldlinux.sys"}

@@ -15,12 +15,10 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from parbake.core import atomic
 from parbake.core.errors import InputError
-from parbake.core.model import Frozen, TraceSummary
+from parbake.core.model import EBS_BLOCK, Frozen, TraceSummary
 from parbake.core.workspace import room_for
 
 SECTOR = 512
-BLOCK = 512 << 10
-"""Bytes of a block of an EBS snapshot, the unit in which a cold volume is loaded (EBS direct API)."""
 
 _LARGEST = 1 << 55  # sectors: beyond what a device can have
 _LARGEST_FILE = 256 << 20  # bytes: some millions of reads
@@ -90,7 +88,7 @@ class Trace(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-def merged(trace: Trace, *, block: int = BLOCK) -> tuple[int, ...]:
+def merged(trace: Trace, *, block: int = EBS_BLOCK) -> tuple[int, ...]:
     """Return the numbers of the blocks (of ``block`` bytes) that any part reads, in the order to fetch them. Pure.
 
     What a boot reads comes first. Images are merged by the time since their own start: whichever a node starts, its
@@ -154,8 +152,8 @@ def summary(trace: Trace, *, file: str = "") -> TraceSummary:
         how=trace.how,
         made_at=trace.made_at,
         volume_bytes=trace.size,
-        hot_bytes=len(merged(trace)) * BLOCK,
-        block_bytes=BLOCK,
+        hot_bytes=len(merged(trace)) * EBS_BLOCK,
+        block_bytes=EBS_BLOCK,
         hot_blocks=len(merged(trace)),
         scattered_blocks=trace.scattered,
         reads=sum(len(part.reads) for part in trace.parts),

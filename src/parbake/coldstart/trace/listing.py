@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from parbake.coldstart.trace.data import BLOCK, Trace, merged, spans
+from parbake.coldstart.trace.data import Trace, merged, spans
+from parbake.core.model import EBS_BLOCK
 
 HEADER, PREFETCH = "parbake-hydrate 1", "parbake-prefetch 1"
 # The boot loader reads the kernel there before there is a page cache, and nobody reads it again.
 _OF_BOOT_LOADERS = "boot/"
 
 
-def hydrate_list(trace: Trace, *, block: int = BLOCK) -> str:
+def hydrate_list(trace: Trace, *, block: int = EBS_BLOCK) -> str:
     """Return the hydrate list of a trace. Pure.
 
     ``parbake-hydrate 1``, then ``uuid``, ``size`` (bytes), ``ranges`` (how many follow, so that a truncated list is

@@ -20,6 +20,7 @@ from typing import Self
 
 from parbake.coldstart.trace.data import SECTOR, Read
 from parbake.core import run
+from parbake.core.cgroups import started
 from parbake.core.errors import EnvironmentProblem, ParbakeError
 
 _PLACES = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
@@ -80,7 +81,7 @@ def mounted_at(place: Path) -> str:
 def parse_lines(text: Iterable[str], device: Device, *, since: float) -> tuple[Read, ...]:
     """Return the reads of a device from the lines of a ``trace`` file; ``since`` is in seconds of its clock. Pure.
 
-    Lines that are no such event, of another device or without data (flushes) are left out, and never an error.
+    Other lines (other events or devices, and flushes, which carry no data) are skipped, and never an error.
     """
     found = []
     for line in text:
@@ -194,7 +195,7 @@ def sweep(root: Path) -> tuple[str, ...]:
     removed = []
     for folder in sorted((root / "instances").glob("parbake-*")):
         owner = _NAME.fullmatch(folder.name)
-        if owner and _started(int(owner[1])) != owner[2]:
+        if owner and started(int(owner[1])) != owner[2]:
             _remove(folder)
             removed.append(folder.name)
     return tuple(removed)
@@ -208,14 +209,7 @@ def _remove(folder: Path) -> None:
 
 def _name() -> str:
     """Return a new instance's name, which says whose it is: process id and start time."""
-    return f"parbake-{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(4)}"
-
-
-def _started(pid: int) -> str:
-    """Return the start time of a process in ticks since boot (proc(5), stat), "" when there is none."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return ""
+    return f"parbake-{os.getpid()}-{started(os.getpid())}-{secrets.token_hex(4)}"
 
 
 def _now() -> float:

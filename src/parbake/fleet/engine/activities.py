@@ -50,7 +50,7 @@ OURS = (sys.executable, "-m", "parbake")
 
 
 class Activities:
-    """What a worker can do. ``command`` is how parbake is called; ``refuse`` is told why it can do nothing at all."""
+    """What a worker can do. ``command`` is how parbake is called; ``refuse`` is called with why it cannot work."""
 
     def __init__(self, client: Client, command: Sequence[str] = OURS) -> None:
         self._client, self._ours = client, tuple(command)
@@ -73,7 +73,7 @@ class Activities:
 
     @activity.defn
     async def plan(self, request: PlanRequest) -> list[Planned]:
-        """Plan some cells; what is wrong with one is said in its place."""
+        """Plan some cells; one that cannot be planned says why."""
         await self._need_store(request.store, request.store_id)
         folder = await asyncio.to_thread(checked_out, request.root)
         named = [part for cell in request.cells for part in ("--cell", cell)]

@@ -40,12 +40,12 @@ async def started(
     name: str,
     *,
     memo: Mapping[str, str] | None = None,
-    waits: Callable[[str], object] = lambda _: None,
+    on_wait: Callable[[str], object] = lambda _: None,
 ) -> WorkflowExecutionDescription | None:
     """Start a workflow; where one of its name is under way, return what the engine says of that instead.
 
-    The end of one that was cancelled is waited for, and ``waits`` is told so. Raises EngineUnreachable where it does
-    not come.
+    If that one was cancelled, this calls ``on_wait``, and waits for its end first. Raises EngineUnreachable if it does
+    not end.
     """
     while True:
         with suppress(WorkflowAlreadyStartedError):
@@ -58,7 +58,7 @@ async def started(
             if not described.raw_description.workflow_extended_info.cancel_requested:
                 return described
             kind = name.partition("/")[0].replace("fleet", "run")
-            waits(f"the {kind} before was cancelled: waiting for its end")
+            on_wait(f"the {kind} before was cancelled: waiting for its end")
             await _end_of(client.get_workflow_handle(name, run_id=described.run_id), kind)
 
 

@@ -190,7 +190,7 @@ class RolloutRequest:
 
 @dataclass(frozen=True)
 class WavesRequest:
-    """Ask for the waves of these cells. The ``store`` is told that they are needed."""
+    """Ask for the waves of these cells. The ``store`` notes that they are needed."""
 
     file: str
     root: Root

@@ -116,13 +116,13 @@ async def _problem(handle: WorkflowHandle[Rollout, RolloutState], described: Wor
 
 
 async def follow(
-    client: Client, fleet: str, told: Callable[[RolloutStatus], object], *, patient: bool = False
+    client: Client, fleet: str, on_status: Callable[[RolloutStatus], object], *, patient: bool = False
 ) -> RolloutStatus:
     """Wait until the rollout ends, or (unless ``patient``) needs somebody. Raises InputError where there is none."""
     while True:
         with suppress(EngineUnreachable):  # it may be back soon
             found = await _there(client, fleet)
-            told(found)
+            on_status(found)
             if found.ended or (found.state in NEEDS_SOMEBODY and not patient):
                 return found
         await asyncio.sleep(_LOOK)

@@ -58,30 +58,30 @@ class Status:
     workers: dict[str, int]
 
 
-async def start(client: Client, request: RunRequest, waits: Callable[[str], object] = lambda _: None) -> str:
+async def start(client: Client, request: RunRequest, on_wait: Callable[[str], object] = lambda _: None) -> str:
     """Start a run, or find the one that is under way; return its id.
 
-    One that ends without what is asked for, as it was cancelled or is being drained, is waited for: ``waits`` is told
-    so, and a new run begins. Raises EngineUnreachable where one that was cancelled does not end.
+    One that was cancelled or is being drained ends without doing what this asks for: then this calls ``on_wait``, waits
+    for its end, and starts a new run. Raises EngineUnreachable where one that was cancelled does not end.
     """
     name = run_id(request.fleet)
-    while under_way := await started(client, Fleet.run, request, name, waits=waits):
+    while under_way := await started(client, Fleet.run, request, name, on_wait=on_wait):
         this = client.get_workflow_handle_for(Fleet.run, name, run_id=under_way.run_id)
         progress = await _progress(this)
         if progress is None or not progress.draining:
             break
-        waits("the run before is being drained: waiting for its end")
+        on_wait("the run before is being drained: waiting for its end")
         with suppress(WorkflowFailureError):
             await this.result()
     return name
 
 
-async def follow(client: Client, fleet: str, told: Callable[[Status], object]) -> Progress:
-    """Wait for the end of a run; ``told`` gets its status every second. Raises Interrupted where it is cancelled."""
+async def follow(client: Client, fleet: str, on_status: Callable[[Status], object]) -> Progress:
+    """Wait for the end of a run; ``on_status`` gets its status every second. Raises Interrupted if it is cancelled."""
     ended = asyncio.create_task(outlast(client, fleet))
     while not (await asyncio.wait({ended}, timeout=_LOOK))[0]:
         with suppress(EngineUnreachable):  # it may be back before the wait for the result gives up
-            told(await status(client, fleet))
+            on_status(await status(client, fleet))
     if (progress := ended.result()) is None:
         raise Interrupted(f"the run of {fleet} was cancelled")
     return progress

@@ -1,4 +1,4 @@
-"""Schedules: the engine is told what the fleet's file says, and told again where that has changed."""
+"""Schedules: the engine gets what the fleet's file says, and again whenever that has changed."""
 
 from __future__ import annotations
 

@@ -336,7 +336,7 @@ class Resolver[P: tuple[object, bytes]](ABC):
         """Go down to ``name``, or to the first symbolic link, whose target is returned."""
         rest: list[bytes] = []
         head = name
-        # What is known by a name that leads over links is no start for longer names: see ``resolve``.
+        # A place that is known by a name over links cannot start longer names: see ``resolve``.
         while (place := self.known.get(head, self.top))[1] != head:
             head, _, part = head.rpartition(b"/")
             rest.append(part)

@@ -1,4 +1,4 @@
-"""Manifests, indexes and configs: read, bounded, and refused in clear words when they are no container image.
+"""Manifests, indexes and configs: read, bounded, and refused in clear words unless they are a container image.
 
 Sources: OCI image specification (manifest.md, image-index.md, config.md, media-types.md); distribution's image manifest
 version 2 schema 2. A document that could be read as both an index and a manifest is refused (CVE-2021-41190).

@@ -1,6 +1,6 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
-from parbake.machine.disk.blocks import BLOCK, ZEROS, BlockList, block_list, data_blocks, read_blocks, spans
+from parbake.machine.disk.blocks import ZEROS, BlockList, block_list, data_blocks, read_blocks, spans
 from parbake.machine.disk.files import (
     DiskFile,
     convert,
@@ -42,7 +42,6 @@ from parbake.machine.disk.selinux import file_contexts, label
 from parbake.machine.disk.tables import Partition, find_root, grow, partitions
 
 __all__ = [
-    "BLOCK",
     "FAST",
     "LABEL",
     "READ_AHEAD",

@@ -23,17 +23,15 @@ from parbake.core import atomic, cores
 from parbake.core.errors import InputError
 from parbake.core.events import Events, Task
 from parbake.core.files import write_all
-from parbake.core.model import KIB
+from parbake.core.model import EBS_BLOCK
 from parbake.core.workspace import room_for
 from parbake.machine.disk.files import BECAME_SHORTER, extents
 
-BLOCK: Final = 512 * KIB
-"""Bytes of a block."""
-ZEROS: Final = bytes(BLOCK)
+ZEROS: Final = bytes(EBS_BLOCK)
 _BATCH = 4  # blocks for one read: enough to make calls rare, little enough for a buffer in each thread
 _MOST_THREADS = 16
 _WORD = "parbake-blocks"
-_HEADER = re.compile(rf"{_WORD} 1 (sha256|blake3) {BLOCK} (\d{{1,18}})\n")
+_HEADER = re.compile(rf"{_WORD} 1 (sha256|blake3) {EBS_BLOCK} (\d{{1,18}})\n")
 _LINE = re.compile(r"(0|[1-9]\d{0,17}) ([0-9a-f]{64})\n")
 
 
@@ -59,11 +57,11 @@ class BlockList:
     @property
     def count(self) -> int:
         """How many blocks the disk has, with those that are all zeros."""
-        return -(-self.size // BLOCK)
+        return -(-self.size // EBS_BLOCK)
 
     def text(self) -> Iterator[str]:
         """Yield the lines of the text form."""
-        yield f"{_WORD} 1 {self.algorithm} {BLOCK} {self.size}\n"
+        yield f"{_WORD} 1 {self.algorithm} {EBS_BLOCK} {self.size}\n"
         for index in sorted(self.blocks):
             yield f"{index} {self.blocks[index].hex()}\n"
 
@@ -134,7 +132,7 @@ def block_list(
         size = os.fstat(file.fileno()).st_size
         found = dict(known or {})
         batches = _batches([index for index in data_blocks(file.fileno(), size) if index not in found])
-        total = sum(count for _, count in batches) * BLOCK
+        total = sum(count for _, count in batches) * EBS_BLOCK
         with events.task(f"blocks {path.name}", total) as task:
             reader = _Reader(path, file.fileno(), size, batches, task, HASHES[algorithm], copy_to)
             threads = min(cores.available(), _MOST_THREADS)
@@ -152,8 +150,8 @@ def data_blocks(handle: int, size: int) -> Iterator[int]:
     """Yield the blocks of an open file that are not wholly in holes, ascending."""
     following = 0
     for start, end in extents(handle, size):
-        first = max(start // BLOCK, following)
-        following = max(following, -(-end // BLOCK))
+        first = max(start // EBS_BLOCK, following)
+        following = max(following, -(-end // EBS_BLOCK))
         yield from range(first, following)
 
 
@@ -189,18 +187,18 @@ class _Reader:
 
     def work(self) -> dict[int, bytes]:
         # Comparing with a bytearray is one memcmp(3); with a memoryview it would go item by item.
-        buffers = [bytearray(BLOCK) for _ in range(_BATCH)]
+        buffers = [bytearray(EBS_BLOCK) for _ in range(_BATCH)]
         found: dict[int, bytes] = {}
         for first, count in self._batches:
             if self.stopped:
                 break
-            self._fill(buffers[:count], first * BLOCK)
+            self._fill(buffers[:count], first * EBS_BLOCK)
             for index, buffer in enumerate(buffers[:count], first):
                 if buffer != ZEROS:
                     found[index] = self._digest(buffer)
                     if self._copy_to >= 0:
-                        self._write(buffer, index * BLOCK)
-            self._task.advance(count * BLOCK)
+                        self._write(buffer, index * EBS_BLOCK)
+            self._task.advance(count * EBS_BLOCK)
         return found
 
     def _write(self, buffer: bytearray, place: int) -> None:
@@ -215,18 +213,18 @@ def read_blocks(path: Path, handle: int, size: int, buffers: list[bytearray], pl
 
     Raises InputError when the file has become shorter.
     """
-    wanted = min(len(buffers) * BLOCK, size - place)
+    wanted = min(len(buffers) * EBS_BLOCK, size - place)
     count = os.preadv(handle, buffers, place)
     while count < wanted:
-        whole, rest = divmod(count, BLOCK)
+        whole, rest = divmod(count, EBS_BLOCK)
         views: list[memoryview | bytearray] = [memoryview(buffers[whole])[rest:], *buffers[whole + 1 :]]
         more = os.preadv(handle, views, place + count)
         if not more:
             raise InputError(f"{path} shrank while it was read", hint=BECAME_SHORTER)
         count += more
-    if count < len(buffers) * BLOCK:
-        whole, rest = divmod(wanted, BLOCK)
-        buffers[whole][rest:] = bytes(BLOCK - rest)
+    if count < len(buffers) * EBS_BLOCK:
+        whole, rest = divmod(wanted, EBS_BLOCK)
+        buffers[whole][rest:] = bytes(EBS_BLOCK - rest)
         for buffer in buffers[whole + 1 :]:
             buffer[:] = ZEROS
 

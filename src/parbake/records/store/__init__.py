@@ -1,8 +1,8 @@
 """The store: records, lists of blocks, traces and artefacts that several machines share, in S3 or in a folder.
 
 A Bakefile names it with ``store``; without one, records lie in ``output`` alone. Machines still work in their own
-``output``: what the store has of an artefact is brought there before it is looked for, and what was made is kept in the
-store afterwards. The first record of a content key wins, whoever comes second takes it over.
+``output``: parbake fetches what the store has of an artefact before it looks for it there, and stores what it made
+afterwards. The first record of a content key wins; whoever comes second takes it over.
 """
 
 from parbake.records.store import trail
@@ -18,17 +18,17 @@ from parbake.records.store.entries import Entry
 from parbake.records.store.identity import identity_of
 from parbake.records.store.leases import Lease, claimed, held
 from parbake.records.store.needs import Need, needed, note
-from parbake.records.store.port import Held, Listed, Store
+from parbake.records.store.port import Listed, Store, StoredObject
 from parbake.records.store.shared import Shared
 
 __all__ = [
     "Entry",
-    "Held",
     "Lease",
     "Listed",
     "Need",
     "Shared",
     "Store",
+    "StoredObject",
     "claimed",
     "held",
     "identity_of",

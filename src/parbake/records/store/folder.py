@@ -19,7 +19,7 @@ from parbake.core import atomic
 from parbake.core.access import PRIVATE
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.workspace import room_for
-from parbake.records.store.port import Held, Listed
+from parbake.records.store.port import Listed, StoredObject
 
 _LOCK = ".lock"
 _OWN_FOLDER = 0o700
@@ -36,7 +36,7 @@ class FolderStore:
         """The folder."""
         return str(self._root)
 
-    def get(self, name: str) -> Held | None:
+    def get(self, name: str) -> StoredObject | None:
         """Return an object, None where there is none."""
         try:
             content = (self._root / name).read_bytes()
@@ -44,7 +44,7 @@ class FolderStore:
             return None
         except PermissionError as error:
             raise self._no_access() from error
-        return Held(content, _version(content))
+        return StoredObject(content, _version(content))
 
     def add(self, name: str, content: bytes) -> bool:
         """Write an object that does not exist yet; False where it does. Raises DiskFull."""

@@ -20,8 +20,8 @@ from pydantic import Field
 from parbake.core.errors import BadContent, InputError
 from parbake.core.events import Events, Task
 from parbake.core.files import write_all
-from parbake.core.model import Frozen
-from parbake.machine.disk import BLOCK, BlockList, block_list, read_blocks
+from parbake.core.model import EBS_BLOCK, Frozen
+from parbake.machine.disk import BlockList, block_list, read_blocks
 from parbake.machine.disk.blocks import HASHES
 from parbake.records.store.entries import StoredFile, get_object, put_object
 from parbake.records.store.port import Store
@@ -29,7 +29,7 @@ from parbake.records.store.port import Store
 _BLOCKS = 64  # 32 MiB before compression: few enough objects, and small enough to send again after a cut
 _THREADS = 4  # each holds a pack twice
 _LEVEL = 1  # layers' files were compressed for their way; here disks must not wait for a processor
-_LARGEST = _BLOCKS * BLOCK
+_LARGEST = _BLOCKS * EBS_BLOCK
 
 
 class Pack(Frozen):
@@ -59,7 +59,7 @@ def send(store: Store, path: Path, known: BlockList | None, earlier: Iterable[In
     try:
         places = _first_places(listed, missing)
         with (
-            events.task(f"store {path.name}", len(places) * BLOCK) as task,
+            events.task(f"store {path.name}", len(places) * EBS_BLOCK) as task,
             ThreadPoolExecutor(_THREADS) as pool,
         ):
 
@@ -106,9 +106,9 @@ def _pack(
 ) -> Pack:
     digest_of = HASHES[listed.algorithm]
     content = bytearray()
-    buffer = [bytearray(BLOCK)]
+    buffer = [bytearray(EBS_BLOCK)]
     for digest, index in batch:
-        read_blocks(path, handle, listed.size, buffer, index * BLOCK)
+        read_blocks(path, handle, listed.size, buffer, index * EBS_BLOCK)
         if digest_of(buffer[0]).hex() != digest:
             raise InputError(f"{path} changed while it was stored", hint="`parbake verify` shows what is wrong with it")
         content += buffer[0]
@@ -131,7 +131,7 @@ def fetch(store: Store, index: Index, path: Path, events: Events) -> None:
     try:
         os.truncate(handle, index.size)
         with (
-            events.task(f"fetch {path.name}", len(index.places) * BLOCK) as task,
+            events.task(f"fetch {path.name}", len(index.places) * EBS_BLOCK) as task,
             ThreadPoolExecutor(_THREADS) as pool,
         ):
 
@@ -174,10 +174,10 @@ def _unpack(
     for number, digest in enumerate(pack.blocks):
         if digest not in share:
             continue
-        block = memoryview(content)[number * BLOCK : (number + 1) * BLOCK]
-        if len(block) != BLOCK or digest_of(block).hex() != digest:
+        block = memoryview(content)[number * EBS_BLOCK : (number + 1) * EBS_BLOCK]
+        if len(block) != EBS_BLOCK or digest_of(block).hex() != digest:
             raise BadContent(f"{path.name}: a block in {store.url} does not match its digest", hint="bake it again")
         for place in wanted[digest]:
-            start = place * BLOCK
+            start = place * EBS_BLOCK
             write_all(handle, block[: max(0, index.size - start)], start)
-            task.advance(BLOCK)
+            task.advance(EBS_BLOCK)

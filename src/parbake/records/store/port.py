@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class StoredObject:
     """An object's content, and what names this state of it for ``replace``."""
 
     content: bytes
@@ -36,7 +36,7 @@ class Store(Protocol):
     def url(self) -> str:
         """What the user calls it."""
 
-    def get(self, name: str) -> Held | None:
+    def get(self, name: str) -> StoredObject | None:
         """Return an object, None where there is none."""
 
     def add(self, name: str, content: bytes) -> bool:

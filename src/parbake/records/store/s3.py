@@ -13,7 +13,7 @@ from typing import Any
 
 from parbake import aws
 from parbake.core.errors import AwsError, AwsNotFound, EnvironmentProblem
-from parbake.records.store.port import Held, Listed
+from parbake.records.store.port import Listed, StoredObject
 
 _MISSING = {"NoSuchKey", "404"}
 _NOT_THE_SAME = {"PreconditionFailed", "412", *_MISSING}
@@ -32,13 +32,13 @@ class S3Store:
         """The bucket and the prefix."""
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
-    def get(self, name: str) -> Held | None:
+    def get(self, name: str) -> StoredObject | None:
         """Return an object, None where there is none. Raises AwsError."""
         try:
             with self._told():
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
                 with aws.translating("s3", "get_object", self._region):
-                    return Held(answer["Body"].read(), answer["ETag"])
+                    return StoredObject(answer["Body"].read(), answer["ETag"])
         except AwsError as error:
             if error.code in _MISSING:
                 return None

@@ -36,7 +36,7 @@ from parbake.records.store.entries import (
     put_object,
 )
 from parbake.records.store.packs import Index, fetch, send
-from parbake.records.store.port import Held, Store
+from parbake.records.store.port import Store, StoredObject
 
 _ALIKE = 3  # the newest artefacts of the name, whose packs may have most of a new one's blocks
 _THREADS = 8
@@ -47,7 +47,7 @@ _GRACE = timedelta(days=1)  # an object that no entry names yet may be part of a
 class _Found:
     """An entry with its record, as the store has them; ``text`` is the record's file."""
 
-    held: Held
+    held: StoredObject
     entry: Entry
     record: Record
     text: bytes

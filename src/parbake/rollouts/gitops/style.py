@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from parbake.rollouts.gitops.tree import YamlNode
 
-# Plain to YAML 1.1 and 1.2 alike: Kubernetes reads the former, where `on`, `1_000` and `12e3` are no texts.
+# Plain to YAML 1.1 and 1.2 alike: Kubernetes reads the former, where `on`, `1_000` and `12e3` are not text.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./@+~-]*(?::[A-Za-z0-9_./@+~-]+)*|[1-9][0-9]*[KMGT]i")
 _WORDS = re.compile(r"y|n|yes|no|on|off|true|false|null|nan|inf", re.IGNORECASE)
 # What a literal block holds as it is: printable, and no line that YAML would take for something else.

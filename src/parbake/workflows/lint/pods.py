@@ -35,7 +35,7 @@ def check(thing: Thing, bakes: Iterable[Bake], *, by_name: bool = False) -> Iter
 def check_changed(pod: Thing, maker: Mapping[str, object], root: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
     """Yield what is wrong with a pod that is not what its maker's template says: images, policies, containers.
 
-    Admission webhooks do that (digests, sidecars, ``Always``). It is told of ``root``, which people know by name.
+    Admission webhooks do that (digests, sidecars, ``Always``). Findings name ``root``, which people know.
     """
     bakes = tuple(bakes)
     for _, spec in pod_specs(pod.data, ()):

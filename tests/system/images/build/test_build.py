@@ -266,7 +266,7 @@ def test_nothing_is_left_of_a_build_that_was_killed(tmp_path: Path, harness: Har
         deadline.sleep(0.05)
     building.send_signal(signal.SIGKILL)
     building.wait()
-    gone = Deadline(10, "the step's processes end")
+    gone = Deadline(120, "the step's processes end")
     while _processes(marker):
         gone.sleep(0.05)
     mounts = Path("/proc/self/mountinfo").read_text()

@@ -41,7 +41,7 @@ def test_the_sample_starts_says_so_serves_and_ends(tmp_path: Path) -> None:
     # A network of its own, so that no port of this machine is taken.
     command = ["unshare", "--net", "chroot", str(root), *entrypoint]
     with run.Process(command, log=tmp_path / "log", own_pids=True) as process:
-        deadline = run.Deadline(30, "the sample's start")
+        deadline = run.Deadline(120, "the sample's start")
         while "hello: ready" not in process.tail:
             process.check_alive()
             deadline.sleep(0.05)

@@ -4,6 +4,7 @@ import platform as host
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ import pytest
 from parbake.core.errors import InputError
 from parbake.core.model import Platform
 from parbake.core.reference import Reference
+from parbake.core.run import Deadline
 from parbake.images import pause
 from parbake.images.registry import Layout
 
 RUNNERS = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
 NATIVE = {"x86_64": "amd64", "aarch64": "arm64"}.get(host.machine())
+_RT_SIGTIMEDWAIT = {"amd64": "128", "arm64": "137"}.get(NATIVE or "")
 
 
 def _command(architecture: str, program: Path) -> list[str]:
@@ -27,6 +30,21 @@ def _command(architecture: str, program: Path) -> list[str]:
     return [runner, str(program)]
 
 
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = Deadline(120, "what is waited for")
+    while not holds():
+        deadline.sleep(0.01)
+
+
+def _waits_for_signals(pid: int) -> bool:
+    """Before that, a signal ends the program: it has not said yet which it waits for."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == _RT_SIGTIMEDWAIT
+
+
+def _children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.mark.parametrize("architecture", ["amd64", "arm64"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_program_runs_and_ends_when_told(tmp_path: Path, architecture: str, number: signal.Signals) -> None:
@@ -34,8 +52,7 @@ def test_the_program_runs_and_ends_when_told(tmp_path: Path, architecture: str, 
     path.write_bytes(pause.program(architecture))
     path.chmod(0o755)
     with subprocess.Popen(_command(architecture, path)) as process:
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.3)
+        _until(lambda: _waits_for_signals(process.pid))
         process.send_signal(signal.SIGCHLD)
         process.send_signal(signal.SIGUSR1)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -55,11 +72,11 @@ def test_the_program_reaps_orphans(tmp_path: Path) -> None:
     if subprocess.run([*isolated[:-3], "true"], check=False, capture_output=True).returncode:
         pytest.skip("no user namespaces here")
     with subprocess.Popen(isolated) as process:
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.6)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        inside = Path(f"/proc/{children[0]}/task/{children[0]}/children").read_text().split()
-        assert inside == []
+        _until(lambda: len(_children(process.pid)) == 1)
+        (first,) = _children(process.pid)
+        _until(lambda: Path(f"/proc/{first}/exe").readlink() == path)
+        _until(lambda: not _children(first))
+        assert process.poll() is None
         process.kill()
 
 

@@ -13,27 +13,30 @@ from hypothesis import strategies as st
 
 from parbake.core.errors import InputError
 from parbake.core.events import Event, Events
-from parbake.machine.disk import BLOCK, BlockList, block_list, spans
+from parbake.core.model import EBS_BLOCK
+from parbake.machine.disk import BlockList, block_list, spans
 
-FILLING = st.sampled_from([b"", bytes(BLOCK), b"a" * BLOCK, b"b" * 100, bytes(BLOCK - 1) + b"z", b"\0" * 4096 + b"c"])
+FILLING = st.sampled_from(
+    [b"", bytes(EBS_BLOCK), b"a" * EBS_BLOCK, b"b" * 100, bytes(EBS_BLOCK - 1) + b"z", b"\0" * 4096 + b"c"]
+)
 
 
 def plain(data: bytes) -> BlockList:
     found = {}
-    for index in range(-(-len(data) // BLOCK)):
-        block = data[index * BLOCK : (index + 1) * BLOCK].ljust(BLOCK, b"\0")
+    for index in range(-(-len(data) // EBS_BLOCK)):
+        block = data[index * EBS_BLOCK : (index + 1) * EBS_BLOCK].ljust(EBS_BLOCK, b"\0")
         if any(block):
             found[index] = hashlib.sha256(block).digest()
     return BlockList(len(data), found)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pieces=st.dictionaries(st.integers(0, 14), FILLING, max_size=8), end=st.integers(0, 15 * BLOCK))
+@given(pieces=st.dictionaries(st.integers(0, 14), FILLING, max_size=8), end=st.integers(0, 15 * EBS_BLOCK))
 def test_it_says_what_a_plain_reading_says(tmp_path: Path, pieces: dict[int, bytes], end: int) -> None:
     path = tmp_path / "disk.raw"
     with path.open("wb") as file:  # where there is no piece, there is a hole
         for index, piece in pieces.items():
-            file.seek(index * BLOCK)
+            file.seek(index * EBS_BLOCK)
             file.write(piece)
         file.truncate(end)
     made = block_list(path, Events())
@@ -44,8 +47,8 @@ def test_it_says_what_a_plain_reading_says(tmp_path: Path, pieces: dict[int, byt
 
 
 def test_the_text_form_is_what_the_documentation_says() -> None:
-    made = plain(b"a" * BLOCK + bytes(BLOCK) + b"b")
-    a, b = (hashlib.sha256(data.ljust(BLOCK, b"\0")).hexdigest() for data in (b"a" * BLOCK, b"b"))
+    made = plain(b"a" * EBS_BLOCK + bytes(EBS_BLOCK) + b"b")
+    a, b = (hashlib.sha256(data.ljust(EBS_BLOCK, b"\0")).hexdigest() for data in (b"a" * EBS_BLOCK, b"b"))
     assert "".join(made.text()) == f"parbake-blocks 1 sha256 524288 1048577\n0 {a}\n2 {b}\n"
 
 
@@ -53,31 +56,31 @@ def test_holes_and_known_blocks_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # reading a TiB would not end
-        os.pwrite(file.fileno(), b"x", 10 * BLOCK)
-        os.pwrite(file.fileno(), b"y", 11 * BLOCK)
+        os.pwrite(file.fileno(), b"x", 10 * EBS_BLOCK)
+        os.pwrite(file.fileno(), b"y", 11 * EBS_BLOCK)
     said: list[Event] = []
     made = block_list(path, Events(said.append), {11: b"k" * 32})
-    assert made.blocks == {10: hashlib.sha256(b"x".ljust(BLOCK, b"\0")).digest(), 11: b"k" * 32}
-    assert (said[-1].kind, said[-1].done, said[-1].total) == ("task-end", BLOCK, BLOCK)
+    assert made.blocks == {10: hashlib.sha256(b"x".ljust(EBS_BLOCK, b"\0")).digest(), 11: b"k" * 32}
+    assert (said[-1].kind, said[-1].done, said[-1].total) == ("task-end", EBS_BLOCK, EBS_BLOCK)
 
 
 def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
-    path.write_bytes(b"x" * 8 * BLOCK)
+    path.write_bytes(b"x" * 8 * EBS_BLOCK)
 
     def cut(event: Event) -> None:
         if event.kind == "task-start":
-            os.truncate(path, 3 * BLOCK)
+            os.truncate(path, 3 * EBS_BLOCK)
 
     with pytest.raises(InputError, match="shrank while it was read"):
         block_list(path, Events(cut))
 
 
 def test_what_has_changed() -> None:
-    old = BlockList(4 * BLOCK, {0: b"a", 1: b"b", 3: b"c"})
+    old = BlockList(4 * EBS_BLOCK, {0: b"a", 1: b"b", 3: b"c"})
     assert old.changed_since(old) == []
-    assert BlockList(4 * BLOCK, {0: b"a", 1: b"x", 2: b"n"}).changed_since(old) == [1, 2, 3]
-    assert BlockList(2 * BLOCK, {0: b"a", 1: b"b"}).changed_since(old) == []
+    assert BlockList(4 * EBS_BLOCK, {0: b"a", 1: b"x", 2: b"n"}).changed_since(old) == [1, 2, 3]
+    assert BlockList(2 * EBS_BLOCK, {0: b"a", 1: b"b"}).changed_since(old) == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_a_list_that_is_missing(tmp_path: Path) -> None:
 def test_short_reads_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of a network's file system may be."""
     path = tmp_path / "disk.raw"
-    path.write_bytes(os.urandom(4 * BLOCK + 5))
+    path.write_bytes(os.urandom(4 * EBS_BLOCK + 5))
     real = os.preadv
 
     def short(handle: int, buffers: list[bytearray], place: int) -> int:
@@ -125,12 +128,12 @@ def test_indices_for_people() -> None:
 
 def test_two_kinds_of_digests(tmp_path: Path) -> None:
     path = tmp_path / "disk"
-    path.write_bytes(b"x" * BLOCK + bytes(BLOCK) + b"y")
+    path.write_bytes(b"x" * EBS_BLOCK + bytes(EBS_BLOCK) + b"y")
     plain_, fast = block_list(path, Events()), block_list(path, Events(), algorithm="blake3")
-    assert fast.blocks[0] == blake3(b"x" * BLOCK).digest()
+    assert fast.blocks[0] == blake3(b"x" * EBS_BLOCK).digest()
     assert plain_.blocks.keys() == fast.blocks.keys() == {0, 2}
     fast.write(tmp_path / "list")
-    assert (tmp_path / "list").read_text().startswith(f"parbake-blocks 1 blake3 {BLOCK} ")
+    assert (tmp_path / "list").read_text().startswith(f"parbake-blocks 1 blake3 {EBS_BLOCK} ")
     assert BlockList.read(tmp_path / "list") == fast
     with pytest.raises(InputError, match="cannot be compared"):
         fast.changed_since(plain_)
