@@ -187,7 +187,7 @@ def test_a_dead_worker_and_a_dead_server_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_a_bake_that_kills_its_workers_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
-    with Fleet(tmp_path, heartbeat=2.0) as fleet:
+    with Fleet(tmp_path, heartbeat=5.0) as fleet:
         fleet.work(1, slots=1)
         fleet.start(["killer", "fine-1", "fine-2"], attempts=2)
         key = key_of("killer")
