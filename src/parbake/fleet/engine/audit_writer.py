@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.audit import Event
+    from parbake.fleet.engine.calls import call
     from parbake.fleet.engine.rollout_tasks import AuditRequest, RolloutRequest
-    from parbake.fleet.engine.tasks import CONTROL
-    from parbake.fleet.engine.workflows import PATIENT
 
 _A_WRITE = timedelta(minutes=10)
 
@@ -50,12 +48,7 @@ class AuditWriter:
         request = self._request
         while self._untold:
             some = list(self._untold)
-            await workflow.execute_activity(
-                "audit",
-                AuditRequest(request.fleet, request.store, some, request.store_id),
-                task_queue=CONTROL,
-                start_to_close_timeout=_A_WRITE,
-                retry_policy=replace(PATIENT, maximum_attempts=0),
-            )
+            asked = AuditRequest(request.fleet, request.store, some, request.store_id)
+            await call("audit", asked, limit=_A_WRITE, attempts=0)
             del self._untold[: len(some)]
         self._writing = None

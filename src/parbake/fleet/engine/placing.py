@@ -6,17 +6,16 @@ Of a workflow: no I/O, no clock, no chance of its own. A region that is slow kee
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
 from temporalio import workflow
-from temporalio.common import Priority, RetryPolicy
+from temporalio.common import Priority
 from temporalio.exceptions import is_cancelled_exception
-from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine import tasks
+    from parbake.fleet.engine.calls import call
     from parbake.fleet.engine.tasks import Destination, PlaceRequest, Planned, RunRequest
 
 _A_COPY = timedelta(hours=12)  # AWS copies a large snapshot for hours
@@ -30,8 +29,8 @@ class Postponed(Exception):
 class Placing:
     """Brings keys to the places of a run. ``closed`` lets it begin nothing new, for good; ``paused`` for a while."""
 
-    def __init__(self, request: RunRequest, retry: RetryPolicy) -> None:
-        self._request, self._retry = request, replace(retry, maximum_attempts=request.attempts)
+    def __init__(self, request: RunRequest) -> None:
+        self._request = request
         self._places = {place.region: place for place in request.places}
         self._room = {region: asyncio.Semaphore(request.copies) for region in self._places}
         self.under_way: dict[str, int] = dict.fromkeys(self._places, 0)
@@ -58,19 +57,12 @@ class Placing:
                 raise Postponed
             self.under_way[place.region] += 1
             try:
-                await workflow.execute_activity(
-                    "place",
-                    PlaceRequest.of_run(request, planned, key, place=place),
-                    result_type=bool,
-                    task_queue=tasks.PLACE,
-                    activity_id=f"place/{key[:_DIGITS]}/{place.region}",
-                    start_to_close_timeout=_A_COPY,
-                    heartbeat_timeout=timedelta(seconds=request.heartbeat),
-                    retry_policy=self._retry,
-                    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-                    priority=Priority(fairness_key=place.region),
+                await call(
+                    "place", PlaceRequest.of_run(request, planned, key, place=place), result=bool, queue=tasks.PLACE,
+                    limit=_A_COPY, heartbeat=request.heartbeat, attempts=request.attempts, waits=True,
+                    activity_id=f"place/{key[:_DIGITS]}/{place.region}", priority=Priority(fairness_key=place.region),
                     summary=f"{planned.cell} to {place.region}",
-                )
+                )  # fmt: skip
             finally:
                 self.under_way[place.region] -= 1
 

@@ -6,16 +6,17 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlreadyStartedError, is_cancelled_exception
-from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellationType, ParentClosePolicy
+from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine import tasks
+    from parbake.fleet.engine.calls import call
     from parbake.fleet.engine.tasks import Failure, Place, Progress, PruneRequest, RunRequest, run_id
-    from parbake.fleet.engine.workflows import PATIENT, describe
+    from parbake.fleet.engine.workflows import describe
 
 _ASK = timedelta(minutes=10)
 _PRUNE = timedelta(hours=2)
-_BEAT = timedelta(minutes=1)
+_BEAT = 60.0  # seconds
 
 
 @workflow.defn
@@ -25,14 +26,7 @@ class Tick:
     @workflow.run
     async def run(self, place: Place) -> str:
         """Return what became of it, in words."""
-        request: RunRequest = await workflow.execute_activity(
-            "prepare",
-            place,
-            result_type=RunRequest,
-            task_queue=tasks.CONTROL,
-            start_to_close_timeout=_ASK,
-            retry_policy=PATIENT,
-        )
+        request: RunRequest = await call("prepare", place, result=RunRequest, limit=_ASK)
         try:
             child = await workflow.start_child_workflow(
                 "Fleet",
@@ -60,27 +54,11 @@ class Prune:
     @workflow.run
     async def run(self, place: Place) -> list[Failure]:
         """Return what failed; the others are done."""
-        requests: list[PruneRequest] = await workflow.execute_activity(
-            "to_prune",
-            place,
-            result_type=list[PruneRequest],
-            task_queue=tasks.CONTROL,
-            start_to_close_timeout=_ASK,
-            retry_policy=PATIENT,
-        )
+        requests: list[PruneRequest] = await call("to_prune", place, result=list[PruneRequest], limit=_ASK)
         failed: list[Failure] = []
         for request in requests:
             try:
-                await workflow.execute_activity(
-                    "prune",
-                    request,
-                    task_queue=tasks.CONTROL,
-                    start_to_close_timeout=_PRUNE,
-                    heartbeat_timeout=_BEAT,
-                    retry_policy=PATIENT,
-                    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-                    summary=request.file,
-                )
+                await call("prune", request, limit=_PRUNE, heartbeat=_BEAT, waits=True, summary=request.file)
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise

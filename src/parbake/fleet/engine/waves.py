@@ -14,12 +14,12 @@ from typing import Any, Literal, NoReturn
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
-from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine import approvals
     from parbake.fleet.engine import rollout_tasks as tasks
     from parbake.fleet.engine.audit_writer import AuditWriter
+    from parbake.fleet.engine.calls import call
     from parbake.fleet.engine.rollout_tasks import (
         Entry,
         GateRequest,
@@ -35,8 +35,8 @@ with workflow.unsafe.imports_passed_through():
         WaveState,
         WaveTarget,
     )
-    from parbake.fleet.engine.tasks import CONTROL, ROLL
-    from parbake.fleet.engine.workflows import PATIENT, all_ended, describe, refused
+    from parbake.fleet.engine.tasks import ROLL
+    from parbake.fleet.engine.workflows import all_ended, describe, refused
 
 _A_TARGET = timedelta(days=2)  # nodes may take as long as the target's own deadline says, which parbake keeps
 _A_LOOK = timedelta(hours=1)
@@ -129,14 +129,8 @@ class Rollout:
         """Ask STS who has made a proof. Raises ApplicationError where it does not say."""
         purpose = tasks.purpose_of(self._request.fleet, self._state.generation, sign_off.wave)
         try:
-            found: str = await workflow.execute_activity(
-                "identify",
-                IdentifyRequest(sign_off.proof, purpose),
-                result_type=str,
-                task_queue=CONTROL,
-                start_to_close_timeout=_AN_ANSWER,
-                retry_policy=replace(PATIENT, maximum_attempts=3),
-            )
+            asked = IdentifyRequest(sign_off.proof, purpose)
+            found: str = await call("identify", asked, result=str, limit=_AN_ANSWER, attempts=3)
         except ActivityError as error:
             said = describe(sign_off.wave, error)
             raise refused(said.message, said.hint) from error
@@ -191,14 +185,9 @@ class Rollout:
         )
 
     async def _plan(self, request: RolloutRequest) -> None:
-        planned: WavesPlanned = await workflow.execute_activity(
-            "waves",
-            WavesRequest(request.file, request.root, request.keys, request.store, request.store_id),
-            result_type=WavesPlanned,
-            task_queue=CONTROL,
-            start_to_close_timeout=_A_LOOK,
-            heartbeat_timeout=timedelta(seconds=request.heartbeat),
-            retry_policy=PATIENT,
+        asked = WavesRequest(request.file, request.root, request.keys, request.store, request.store_id)
+        planned: WavesPlanned = await call(
+            "waves", asked, result=WavesPlanned, limit=_A_LOOK, heartbeat=request.heartbeat
         )
         now = self._state
         now.waves, now.windows, now.on_failure = planned.waves, planned.windows, planned.on_failure
@@ -358,14 +347,8 @@ class Rollout:
     async def _window(self) -> None:
         """Wait until a window is open."""
         while self._state.windows:
-            seconds: float = await workflow.execute_activity(
-                "opens",
-                OpensRequest(self._state.windows, workflow.now().isoformat()),
-                result_type=float,
-                task_queue=CONTROL,
-                start_to_close_timeout=_A_LOOK,
-                retry_policy=PATIENT,
-            )
+            asked = OpensRequest(self._state.windows, workflow.now().isoformat())
+            seconds: float = await call("opens", asked, result=float, limit=_A_LOOK)
             if not seconds:
                 break
             self._state.opens = (workflow.now() + timedelta(seconds=seconds)).isoformat()
@@ -465,17 +448,11 @@ class Rollout:
         self, what: str, asked: object, summary: str, limit: timedelta, result: type | None = None
     ) -> Any:
         """Let a worker of the queue roll do something, and end it where it is cancelled."""
-        return await workflow.execute_activity(
-            what,
-            asked,
-            result_type=result,
-            task_queue=ROLL,
-            start_to_close_timeout=limit,
-            heartbeat_timeout=timedelta(seconds=self._request.heartbeat),
-            retry_policy=replace(PATIENT, maximum_attempts=self._request.attempts),
-            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        beat, attempts = self._request.heartbeat, self._request.attempts
+        return await call(
+            what, asked, result=result, queue=ROLL, limit=limit, heartbeat=beat, attempts=attempts, waits=True,
             summary=summary,
-        )
+        )  # fmt: skip
 
     def _named(self, name: str) -> WaveState:
         for wave in self._state.waves:

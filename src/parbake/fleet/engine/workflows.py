@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, Literal
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -26,20 +25,19 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 from temporalio.exceptions import TimeoutError as TimedOut
-from temporalio.workflow import ActivityCancellationType, ChildWorkflowCancellationType, ParentClosePolicy
+from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from parbake.core.errors import InputError
     from parbake.fleet.engine import tasks
+    from parbake.fleet.engine.calls import call
     from parbake.fleet.engine.placing import Placing, Postponed
     from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
     from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest, Progress, RunRequest
 
 _A_BAKE = timedelta(hours=6)
 _A_PLAN = timedelta(hours=1)
-_REPORT_OF_WAITING = timedelta(minutes=1)
-PATIENT = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=5)
-"""How calls of a fleet's workers are retried."""
+_REPORT_OF_WAITING = 60.0  # seconds
 _ENOUGH_TO_JUDGE = 5
 """Failures below which a run goes on, however few cells it has."""
 
@@ -54,30 +52,15 @@ class Bake:
     @workflow.run
     async def run(self, request: BakeRequest) -> Baked:
         """Return what the store has now; fails as the last try has failed."""
-        beat = timedelta(seconds=request.heartbeat)
-        retry = replace(PATIENT, maximum_attempts=request.attempts)
+        beat, attempts = request.heartbeat, request.attempts
         try:
-            baked: Baked = await workflow.execute_activity(
-                "bake",
-                request,
-                result_type=Baked,
-                task_queue=tasks.BAKE,
-                start_to_close_timeout=_A_BAKE,
-                heartbeat_timeout=beat,
-                retry_policy=retry,
-                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-                summary=request.cell,
-            )
+            baked: Baked = await call(
+                "bake", request, result=Baked, queue=tasks.BAKE, limit=_A_BAKE, heartbeat=beat, attempts=attempts,
+                waits=True, summary=request.cell,
+            )  # fmt: skip
         except ActivityError as error:
             if not is_cancelled_exception(error) and tried_enough(error):
-                await workflow.execute_activity(
-                    "quarantine",
-                    args=[request, describe(request.cell, error)],
-                    start_to_close_timeout=_A_PLAN,
-                    heartbeat_timeout=beat,
-                    retry_policy=PATIENT,
-                    task_queue=tasks.CONTROL,
-                )
+                await call("quarantine", request, describe(request.cell, error), limit=_A_PLAN, heartbeat=beat)
             raise
         return baked
 
@@ -101,7 +84,7 @@ class Fleet:
         self._keys = dict(request.keys)
         self._rollout = ""
         self._draining = False
-        self._placing = Placing(request, PATIENT)
+        self._placing = Placing(request)
         self._bringing = 0
         self._baking: Counter[str] = Counter()
         self._left: set[str] = set()
@@ -169,14 +152,7 @@ class Fleet:
             self._rollout = f"nothing is rolled out: {bad} of {self._total} cells have failed, or are in quarantine"
             return
         wanted = RolloutRequest.of_run(request, self._keys, by="a run")
-        last: str = await workflow.execute_activity(
-            "last_rollout",
-            request.fleet,
-            result_type=str,
-            task_queue=tasks.CONTROL,
-            start_to_close_timeout=_A_PLAN,
-            retry_policy=PATIENT,
-        )
+        last: str = await call("last_rollout", request.fleet, result=str, limit=_A_PLAN)
         if last == wanted.generation:
             self._rollout = f"{wanted.generation} is rolled out already"
             return
@@ -246,15 +222,9 @@ class Fleet:
         request = self._request
         batch = [self._pending.popleft() for _ in range(min(tasks.MOST_CELLS_OF_A_PLAN, len(self._pending)))]
         try:
-            found = await workflow.execute_activity(
-                "plan",
-                PlanRequest(request.file, request.root, request.store, batch, request.store_id),
-                result_type=list[Planned],
-                task_queue=tasks.CONTROL,
-                start_to_close_timeout=_A_PLAN,
-                heartbeat_timeout=timedelta(seconds=request.heartbeat),
-                retry_policy=PATIENT,
-                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            asked = PlanRequest(request.file, request.root, request.store, batch, request.store_id)
+            found = await call(
+                "plan", asked, result=list[Planned], limit=_A_PLAN, heartbeat=request.heartbeat, waits=True
             )
         except ActivityError as error:
             if is_cancelled_exception(error):
@@ -318,17 +288,11 @@ class Fleet:
     async def _built(self, planned: Planned) -> str:
         """Build the images of a cell, and return the key that it has then."""
         self._running[planned.cell] = ""
-        key: str = await workflow.execute_activity(
-            "build",
-            self._bake_request(planned, ""),
-            result_type=str,
-            task_queue=tasks.BAKE,
-            start_to_close_timeout=_A_BAKE,
-            heartbeat_timeout=timedelta(seconds=self._request.heartbeat),
-            retry_policy=replace(PATIENT, maximum_attempts=self._request.attempts),
-            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=planned.cell,
-        )
+        request = self._bake_request(planned, "")
+        key: str = await call(
+            "build", request, result=str, queue=tasks.BAKE, limit=_A_BAKE, heartbeat=request.heartbeat,
+            attempts=request.attempts, waits=True, summary=planned.cell,
+        )  # fmt: skip
         return key
 
     async def _baked(self, planned: Planned, key: str) -> Outcome:
@@ -355,15 +319,7 @@ class Fleet:
 
     async def _joined(self, name: str) -> bool:
         """Wait for a bake of another run; False where it was cancelled. Fails as it fails."""
-        joined: bool = await workflow.execute_activity(
-            "join",
-            name,
-            result_type=bool,
-            task_queue=tasks.CONTROL,
-            start_to_close_timeout=_A_BAKE,
-            heartbeat_timeout=_REPORT_OF_WAITING,
-            retry_policy=PATIENT,
-        )
+        joined: bool = await call("join", name, result=bool, limit=_A_BAKE, heartbeat=_REPORT_OF_WAITING)
         return joined
 
     def _bake_request(self, planned: Planned, key: str) -> BakeRequest:
