@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Literal
@@ -97,7 +98,7 @@ def machine(
     sh("sfdisk", "-q", path, text="\n".join(lines) + "\n")
     with path.open("r+b") as file, inner.open("rb") as source:
         file.seek(10240 * 512)
-        file.write(source.read())
+        shutil.copyfileobj(source, file, MIB)
     inner.unlink()
     return path
 

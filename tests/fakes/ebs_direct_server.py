@@ -122,7 +122,7 @@ class Cloud:
     _at: float = 0.0
 
     def content(self, snapshot: str) -> dict[int, bytes]:
-        """Return the blocks of a volume made from a snapshot; what is absent is zeros."""
+        """Return the blocks of a volume made from a snapshot, without their last zeros; what is absent is zeros."""
         made = self.snapshots[snapshot]
         below = self.content(made.parent) if made.parent else {}
         return {**below, **made.data}
@@ -317,7 +317,7 @@ class Cloud:
                 raise invalid("The block is not within the volume.", "INVALID_BLOCK")
             made.written[index] = digest
             if self.keep:
-                made.data[index] = data
+                made.data[index] = data.rstrip(b"\0")
         return text
 
     def throttle(self) -> None:
@@ -373,7 +373,7 @@ class Cloud:
             blocks = self.readable(snapshot)
         if query.get("blockToken") != block_token(snapshot, index) or index not in blocks:
             raise invalid("The block token is invalid.", "INVALID_BLOCK_TOKEN")
-        return blocks[index]
+        return blocks[index].ljust(BLOCK, b"\0")
 
 
 def _region(headers: Any) -> str:

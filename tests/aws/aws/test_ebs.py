@@ -66,12 +66,12 @@ def sent(wanted: UploadRequest) -> str:
 
 
 def held(cloud: Cloud, snapshot: str) -> dict[int, bytes]:
-    """Return what a volume made from a snapshot reads as, without blocks of zeros."""
-    return {index: data for index, data in cloud.content(snapshot).items() if data != ZEROS}
+    """Return what a volume made from a snapshot reads as, without blocks of zeros and the zeros that end a block."""
+    return {index: data for index, data in cloud.content(snapshot).items() if data}
 
 
 def holds(path: Path) -> dict[int, bytes]:
-    """Return the blocks of a file that are not zeros."""
+    """Return the blocks of a file that are not zeros, without the zeros that end a block."""
     found, place, size = {}, 0, path.stat().st_size
     with path.open("rb") as file:
         while place < size:
@@ -79,8 +79,7 @@ def holds(path: Path) -> dict[int, bytes]:
                 place = os.lseek(file.fileno(), place, os.SEEK_DATA) // EBS_BLOCK * EBS_BLOCK
             except OSError:  # a hole up to the end
                 break
-            block = os.pread(file.fileno(), EBS_BLOCK, place).ljust(EBS_BLOCK, b"\0")
-            if block != ZEROS:
+            if block := os.pread(file.fileno(), EBS_BLOCK, place).rstrip(b"\0"):
                 found[place // EBS_BLOCK] = block
             place += EBS_BLOCK
     return found
