@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import struct
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from parbake.core.errors import EnvironmentProblem, InputError
 from parbake.core.model import MIB, Platform
 from parbake.images.pause import REFERENCE
-from parbake.machine.base import SIZE, describe
+from parbake.machine.base import SIZE, build, describe
 from parbake.machine.base.grub import install_bios
 from parbake.machine.base.recipe import files
 
@@ -59,6 +61,19 @@ def test_an_architecture_has_its_own_kernel_loader_and_console() -> None:
 def test_the_base_of_amd64_is_the_same_as_ever() -> None:
     """Its identity is part of content keys: another one means another bake for everybody."""
     assert describe(AMD64).identity.startswith("sha256:f4d88a4dd2a3d7a3")
+
+
+@pytest.mark.parametrize(("machine", "processor"), [("x86_64", "cortex-a72"), ("aarch64", None)])
+def test_programs_of_arm64_run_on_a_plain_processor_in_emulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, processor: str | None
+) -> None:
+    """Its own machine runs them itself."""
+    ran: list[dict[str, Any]] = []
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(build, "find", lambda _: "")
+    monkeypatch.setattr(build, "run", lambda _, **more: ran.append(more))
+    build._install(describe(ARM64), tmp_path)
+    assert [more["env"].get("QEMU_CPU") for more in ran] == [processor]
 
 
 def test_containerd_asks_for_the_pause_image_that_is_baked() -> None:
