@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import Condition, RLock, get_ident
 from typing import Any
 
 import botocore.client
@@ -49,6 +50,10 @@ class Between:
     """How late everybody hears of what was written; None: at once."""
     hooks: RLock = field(default_factory=RLock)
     """Held while ``before`` and ``after`` are called: by one thread at a time."""
+    answered: Counter[int] = field(default_factory=Counter)
+    """Threads that stand-ins answer right now, and hold locks of theirs: no copy of this process can free these."""
+    changed: Condition = field(default_factory=Condition)
+    """Held to change ``answered``."""
     _real: Any = None
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,11 +83,34 @@ class Between:
                 hook(service, operation, arguments)
         self.calls.append((service, operation, arguments))
         note(service, operation, arguments, region, self.tags_of)
-        answer = act()
+        with self._answering():
+            answer = act()
         with self.hooks:
             for hook in self.after:
                 hook(service, operation, arguments)
         return answer
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        with self.changed:
+            self.answered[get_ident()] += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.answered[get_ident()] -= 1
+                self.changed.notify_all()
+
+    def copied(self) -> int:
+        """Copy this process, for a hook, as ``os.fork`` does, while no other thread is answered."""
+        with self.changed:
+            mine = get_ident()
+
+            def alone() -> bool:
+                return not any(count for thread, count in self.answered.items() if thread != mine)
+
+            assert self.changed.wait_for(alone, 120), "a stand-in answers for two minutes"
+            return fork()
 
     def _answer(self, client: Any, service: str, operation: str, arguments: dict[str, Any]) -> Any:
         def ask(operation: str, arguments: dict[str, Any]) -> Any:
@@ -126,11 +154,12 @@ def killed_everywhere(
     calls: list[str] = []
 
     def die(operation: str, when: str) -> None:
-        child = fork()
+        child = cloud.copied()
         if not child:
             code = 1
             try:
-                cloud.hooks = RLock()  # this thread holds the other, and perhaps is not the one that goes on
+                # This thread holds the others, and perhaps is not the one that goes on.
+                cloud.hooks, cloud.changed, cloud.answered = RLock(), Condition(), Counter()
                 cloud.before.remove(on_the_way_there)
                 cloud.after.remove(on_the_way_back)
                 check()
