@@ -218,6 +218,11 @@ def test_kill_takes_everything_along(tmp_path: Path, keeper: subprocess.Popen[by
         keeper.wait()
         procs = [folder / "kept/cgroup.procs" for folder in kept]
         assert within(120, lambda: not any(file.exists() and file.read_text() for file in procs))
-        with Daemon(tmp_path / "store", tmp_path / "again", cri=True):
-            pass
-        assert not any(folder.exists() for folder in kept)
+
+        def swept() -> bool:
+            with Daemon(tmp_path / "store", tmp_path / "again", cri=True):
+                return not any(folder.exists() for folder in kept)
+
+        assert within(120, swept), (
+            "the kernel says for a moment that it is busy, and the daemon after the next tries again"
+        )
