@@ -131,6 +131,8 @@ def test_4_kib_that_others_wrote_into_the_earlier_volume_stand_in_no_new_one(
     assert damage(done.document) == ""
     said = " ".join(done.err.split())
     assert f"warning: {first.name} is damaged (1 block of 512 KiB differs from its record: " in said
+    for each in first.parent.glob(f"{first.name}*"):  # times of records are in seconds: it may count as the newer one
+        each.unlink()
     assert again(write(place, registry, 3)).document["parent"] == Path(done.document["artefact_path"]).name
 
 
