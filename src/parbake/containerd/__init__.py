@@ -39,11 +39,9 @@ _HOMES = {
 }
 
 
-def load_client() -> Thread:
+def load_client() -> None:
     """Begin to load the client in a thread of its own: gRPC takes as long as a containerd takes to start."""
-    thread = Thread(target=import_module, args=[f"{__name__}.client"], name="load-client")
-    thread.start()
-    return thread
+    Thread(target=import_module, args=[f"{__name__}.client"], name="load-client").start()
 
 
 def __getattr__(name: str) -> object:
