@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -130,6 +131,47 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path: Path) -> None
         with Recorder(device_of(device)):
             assert not (root / "instances" / left).exists()
         assert not [each.name for each in (root / "instances").iterdir() if f"-{os.getpid()}-" in each.name]
+
+
+def test_nobody_in_a_container_takes_an_instance_for_a_dead_ones(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom parbake.coldstart.trace import Recorder, device_of\n"
+        "for _ in range(2):\n    with Recorder(device_of(sys.argv[1])):\n"
+        "        print('in', flush=True)\n        sys.stdin.readline()\n"
+    )
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(1 << 20))
+    with disk.loop_device(file) as device, ExitStack() as stack:
+        command = run.isolated([sys.executable, "-c", script, device])
+        ran = [
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(2)
+        ]
+        for _ in range(2):
+            for process in ran:
+                assert process.stdout
+                assert process.stdout.readline() == "in\n"
+            with Recorder(device_of(device)):
+                pass
+            for process in ran:
+                assert process.stdin
+                process.stdin.write("\n")
+                process.stdin.flush()
+        assert [process.wait() for process in ran] == [0, 0]
+
+
+def test_tracefs_is_there_when_somebody_has_unmounted_it() -> None:
+    def mounted() -> int:
+        return Path("/proc/self/mountinfo").read_text().count(" - tracefs ")
+
+    before = mounted()
+    with disk.private_mounts(), tracefs() as first:
+        while run.run(["umount", "--lazy", "/sys/kernel/tracing"], check=False).code == 0:
+            pass
+        assert (first / "instances").is_dir()
+        with tracefs() as second:
+            assert (second / "instances").is_dir()
+    assert mounted() == before
 
 
 def test_what_is_no_device(tmp_path: Path) -> None:

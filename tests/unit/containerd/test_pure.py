@@ -20,7 +20,7 @@ from parbake.containerd.cri import log_text
 from parbake.containerd.labels import chain_ids, merge_labels, reference_labels, source_label, unpack_key
 from parbake.containerd.namespace_thread import NamespaceThread
 from parbake.containerd.snapshots import Mount, SnapshotFolders, folders
-from parbake.core import cgroups, run
+from parbake.core import run
 from parbake.core.errors import ContainerdError
 
 SOURCES = Path(__file__).parents[3] / "src"
@@ -224,14 +224,7 @@ def test_log_text_gives_back_what_was_written(lines: list[tuple[str, int, str]])
     assert log_text(log) == "".join(f"{text}\n" for text, _, _ in lines)
 
 
-# ---- names and threads
-
-
-def test_a_cgroup_names_its_owner() -> None:
-    names = {cgroups.name() for _ in range(3)}
-    assert len(names) == 3
-    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    assert all(name.split("-")[2] == started for name in names)
+# ---- threads
 
 
 def test_a_keeper_holds_things_in_one_thread() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import Self
 
 from parbake.coldstart.trace.data import SECTOR, Read
-from parbake.core import run
-from parbake.core.cgroups import started
+from parbake.core import owners, run
 from parbake.core.errors import EnvironmentProblem, ParbakeError
 
 _PLACES = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
-_NAME = re.compile(r"parbake-(\d+)-(\d+)-[0-9a-f]{8}")
 _EVENT = "events/block/block_bio_queue"
 _LINE = re.compile(
     r"^.{1,80}?\s(\d{1,12})\.(\d{6}): block_bio_queue: (\d{1,10}),(\d{1,10}) ([A-Z]{1,10}) (\d{1,19}) \+ (\d{1,10}) \["
@@ -111,24 +108,36 @@ def overruns(stats: str) -> int:
 
 @contextmanager
 def tracefs() -> Iterator[Path]:
-    """Yield the root of tracefs, mounted where it belongs when it is not; raises EnvironmentProblem without it."""
-    for place in map(Path, _PLACES):
-        if (place / "instances").is_dir():
-            yield place
-            return
-    place = Path(_PLACES[0])
-    result = None
-    with suppress(OSError):
-        place.mkdir(exist_ok=True)
-        result = run.run(["mount", "-t", "tracefs", "tracefs", str(place)], check=False)
-    if result is None or result.code:
+    """Yield the root of tracefs, for this process only; raises EnvironmentProblem without it.
+
+    Where it is not mounted, it is for as long as it takes to open it: the root goes by its handle, so that nobody else
+    who unmounts it takes it from us, and nothing stays mounted after a kill.
+    """
+    handle = next((found for found in map(_opened, _PLACES) if found is not None), None)
+    if handle is None:
+        with suppress(OSError):
+            Path(_PLACES[0]).mkdir(exist_ok=True)
+        if not run.run(["mount", "-t", "tracefs", "tracefs", _PLACES[0]], check=False).code:
+            handle = _opened(_PLACES[0])
+            run.run(["umount", "--lazy", _PLACES[0]], check=False)
+    if handle is None:
         raise EnvironmentProblem(
             "the kernel's tracefs cannot be mounted", hint="it needs root, and a kernel with CONFIG_FTRACE"
         )
     try:
-        yield place
+        yield Path(f"/proc/self/fd/{handle}")
     finally:
-        run.run(["umount", "--lazy", str(place)], check=False)
+        os.close(handle)
+
+
+def _opened(place: str) -> int | None:
+    """Open the root of a tracefs; None where there is none."""
+    with suppress(OSError):
+        handle = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if Path(f"/proc/self/fd/{handle}/instances").is_dir():
+            return handle
+        os.close(handle)
+    return None
 
 
 class Recorder:
@@ -155,7 +164,7 @@ class Recorder:
                     "the kernel has no block events to trace", hint="it needs CONFIG_BLK_DEV_IO_TRACE"
                 )
             sweep(root)
-            self._folder = root / "instances" / _name()
+            self._folder = root / "instances" / owners.new_name()
             self._folder.mkdir()
             stack.callback(_remove, self._folder)
             self._write("trace_clock", "mono")
@@ -194,8 +203,7 @@ def sweep(root: Path) -> tuple[str, ...]:
     """Remove the trace instances of processes that are dead; return their names."""
     removed = []
     for folder in sorted((root / "instances").glob("parbake-*")):
-        owner = _NAME.fullmatch(folder.name)
-        if owner and started(int(owner[1])) != owner[2]:
+        if owners.is_orphan(folder.name):
             _remove(folder)
             removed.append(folder.name)
     return tuple(removed)
@@ -205,11 +213,6 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):  # a reader that is just ending: the next sweep takes it
         (folder / "tracing_on").write_text("0")
         folder.rmdir()
-
-
-def _name() -> str:
-    """Return a new instance's name, which says whose it is: process id and start time."""
-    return f"parbake-{os.getpid()}-{started(os.getpid())}-{secrets.token_hex(4)}"
 
 
 def _now() -> float:
