@@ -59,7 +59,9 @@ def context(tmp_path: Path) -> Path:
     root = disk.find_root(default)
     with (
         disk.private_mounts(),
-        disk.mount(default, tmp_path / "mnt", offset=root.start, size=root.size, read_only=True) as mounted,
+        disk.mount(
+            default, tmp_path / "mnt", filesystem=root.filesystem, offset=root.start, size=root.size, read_only=True
+        ) as mounted,
     ):
         libraries = Path("usr/lib", TRIPLET)
         wanted = {

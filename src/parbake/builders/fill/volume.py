@@ -13,8 +13,8 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -74,6 +74,7 @@ class VolumeImage:
         self._folders: dict[str, str] = {}
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._commits: Future[None] | None = None
+        self._unmounted: Future[None] | None = None
         self._waiting = 0
         self._over = threading.Event()
         volume.retain(layer.chain_id for image in plan.all_images for layer in image.layers)
@@ -129,9 +130,10 @@ class VolumeImage:
 
     def finish(self) -> None:
         """Let containerd commit every layer of the plan, with the layers' trees in its snapshots' folders."""
-        self._begin_commits()
         self._end_commits()
-        self._committer.shutdown()
+        if any(layer.chain_id not in self._folders for image in self._plan.all_images for layer in image.layers):
+            self._begin_commits()
+            self._end_commits()
 
     def _begin_commits(self) -> None:
         self._end_commits()
@@ -144,8 +146,12 @@ class VolumeImage:
             self._commits.result()
 
     def _commit(self, arrived: Collection[str]) -> None:
-        """Commit the layers that have arrived and all those below them; what was committed before is passed over."""
-        with self._mounted() as mounted:
+        """Commit the layers that have arrived and all those below them; what was committed before is passed over.
+
+        The kernel takes its time to forget the files of a mount: what comes next does not wait for it.
+        """
+        with ExitStack() as stack:
+            mounted = stack.enter_context(self._mounted())
             new = [chain for chain in arrived if chain not in self._folders]
             prefetch(mounted.device, merged(place for chain in new for place in self._volume.tables(chain)))
             for image in self._plan.all_images:
@@ -158,6 +164,7 @@ class VolumeImage:
                         commit(self._store(), chain, parent, partial(self._show, mounted.path / chain, chain))
                         unbind(Path(self._folders[chain]))
                     parent = chain
+            self._unmounted = self._committer.submit(stack.pop_all().close)
 
     def _show(self, tree: Path, chain: str, found: SnapshotFolders) -> None:
         status = found.upper.stat()
@@ -176,12 +183,19 @@ class VolumeImage:
             self._moved.notify_all()
         self._workers.stop()
         self._volume.turnstile.give_up()
+        if self._commits is not None:
+            wait([self._commits])  # it leaves an unmount to the committer
         self._committer.shutdown()
 
     def finish_volume(self, root: Path) -> None:
         """Bring the files of the store (``root``, which no containerd uses any more) into the volume."""
         holders = {Path(folder).parent: chain for chain, folder in self._folders.items()}
-        self._volume.finish(lambda store: _tree(root, store, lambda path: self._holder(path, holders.get(path))))
+        try:
+            self._volume.finish(lambda store: _tree(root, store, lambda path: self._holder(path, holders.get(path))))
+        finally:
+            self._committer.shutdown()
+        if self._unmounted is not None:
+            self._unmounted.result()
 
     def _holder(self, path: Path, chain: str | None) -> FileNode | None:
         if chain is None:

@@ -13,13 +13,13 @@ import functools
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.interrupts import guarded
-from parbake.core.run import Deadline, need_root, run
+from parbake.core.run import Deadline, need_root
 
 READ_AHEAD = 128 << 10
 """Bytes that Linux reads ahead on the disks of nodes, which are not rotational (``VM_READAHEAD_PAGES``).
@@ -37,8 +37,12 @@ _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _LOOP_CONFIG = struct.Struct("=II QQQQQ IIII 64s64s32s 2Q 8Q")
 _BUSY_TRIES = 64  # other programs take free devices between our two calls
 # Nothing in a disk image is run here, and its device files are data.
-_MS_BIND = 4096  # mount(2)
 _HARMLESS = ("nodev", "nosuid", "noexec")
+# mount(2), umount2(2): called here, since a program for the same takes ten milliseconds, and many times that on a busy
+# machine. These options are flags, all others the file system's.
+_FLAGS = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1 << 10}
+_MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+_MNT_DETACH = 2
 
 FAST = {"ext4": ("noatime", "barrier=0"), "xfs": ("noatime",)}
 """Options by file system for one that is thrown away unless all of it succeeds: no flush for each commit."""
@@ -63,7 +67,8 @@ def private_mounts() -> Iterator[None]:
                 f"cannot make a mount namespace here ({error.strerror})",
                 hint="in a container, run it privileged; `parbake doctor` checks what is possible",
             ) from error
-        run(["mount", "--make-rprivate", "/"])
+        if problem := _mount("none", Path("/"), "", _MS_REC | _MS_PRIVATE):
+            raise _refused("mounts cannot be made private", problem)
         try:
             yield
         finally:
@@ -179,9 +184,9 @@ def mount(
     image: Path,
     at: Path,
     *,
+    filesystem: str,
     offset: int = 0,
     size: int = 0,
-    filesystem: str = "",
     read_only: bool = False,
     cached: bool = False,
     options: Sequence[str] = (),
@@ -201,8 +206,12 @@ def mount(
         if read_only:
             # A journal that was not replayed must stay as it is: reading may not write.
             chosen += ["ro", *{"ext4": ["noload"], "xfs": ["norecovery"]}.get(filesystem, [])]
-        kind = ["-t", filesystem] if filesystem else []
-        run(["mount", *kind, "-o", ",".join(chosen), device, str(at)])
+        if problem := _mount(device, at, filesystem, options=chosen):
+            said = "this kernel does not know it" if problem == errno.ENODEV else os.strerror(problem)
+            raise CommandFailed(
+                f"the {filesystem} file system in {image} cannot be mounted ({said})",
+                code=problem, output=said, hint="`dmesg` says more",
+            )  # fmt: skip
         try:
             yield Mounted(at, device, filesystem)
         finally:
@@ -211,8 +220,9 @@ def mount(
 
 @contextmanager
 def memory(at: Path) -> Iterator[None]:
-    """Mount a file system in memory at a folder, which is there."""
-    run(["mount", "-t", "tmpfs", "-o", ",".join((*_HARMLESS, "mode=0755")), "tmpfs", str(at)])
+    """Mount a file system in memory at a folder, which is there; raises EnvironmentProblem."""
+    if problem := _mount("tmpfs", at, "tmpfs", options=(*_HARMLESS, "mode=0755")):
+        raise _refused(f"a file system in memory cannot be mounted at {at}", problem)
     try:
         yield
     finally:
@@ -220,38 +230,50 @@ def memory(at: Path) -> Iterator[None]:
 
 
 def bind(source: Path, at: Path) -> None:
-    """Show a folder at another place; raises EnvironmentProblem. By the system call: a program takes milliseconds."""
-    if _libc().mount(os.fsencode(source), os.fsencode(at), None, _MS_BIND, None):
-        raise EnvironmentProblem(
-            f"{source} cannot be mounted at {at} ({os.strerror(ctypes.get_errno())})",
-            hint="run as root, with mounts allowed",
-        )
+    """Show a folder at another place; raises EnvironmentProblem."""
+    if problem := _mount(str(source), at, "", _MS_BIND):
+        raise _refused(f"{source} cannot be mounted at {at}", problem)
 
 
 def unbind(at: Path) -> None:
     """End what ``bind`` began; raises EnvironmentProblem."""
-    if _libc().umount2(os.fsencode(at), 0):
-        raise EnvironmentProblem(
-            f"{at} cannot be unmounted ({os.strerror(ctypes.get_errno())})", hint="look for programs that use it"
-        )
+    if problem := _unmount(at):
+        raise _stays(at, problem)
+
+
+def unmount(at: Path) -> None:
+    """Unmount a folder; waits a little for programs that are just ending. Raises EnvironmentProblem where it stays."""
+    deadline = Deadline(15, f"unmounting {at}")
+    while problem := _unmount(at):
+        if problem != errno.EBUSY or not deadline.left:
+            _unmount(at, _MNT_DETACH)
+            raise _stays(at, problem)
+        deadline.sleep(0.05)
+
+
+def _stays(at: Path, problem: int) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{at} cannot be unmounted ({os.strerror(problem)})", hint="look for programs that use it"
+    )
+
+
+def _refused(what: str, problem: int) -> EnvironmentProblem:
+    return EnvironmentProblem(f"{what} ({os.strerror(problem)})", hint="run as root, with mounts allowed")
+
+
+def _mount(source: str, at: Path, filesystem: str, flags: int = 0, options: Sequence[str] = ()) -> int:
+    """Make a mount; return 0, or the number of the error."""
+    flags |= sum(_FLAGS.get(option, 0) for option in options)
+    data = ",".join(option for option in options if option not in _FLAGS)
+    texts = (os.fsencode(source), os.fsencode(at), filesystem.encode())
+    return ctypes.get_errno() if _libc().mount(*texts, ctypes.c_ulong(flags), data.encode()) else 0
+
+
+def _unmount(at: Path, flags: int = 0) -> int:
+    """Unmount a folder; return 0, or the number of the error."""
+    return ctypes.get_errno() if _libc().umount2(os.fsencode(at), flags) else 0
 
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
-
-
-def unmount(at: Path) -> None:
-    """Unmount a folder; waits a little for programs that are just ending. Raises CommandFailed when it stays busy."""
-    deadline = Deadline(15, f"unmounting {at}")
-    while True:
-        try:
-            run(["umount", str(at)])
-        except CommandFailed as error:
-            if "busy" not in error.output or not deadline.left:
-                with suppress(CommandFailed):
-                    run(["umount", "--lazy", str(at)])
-                raise
-            deadline.sleep(0.05)
-        else:
-            return

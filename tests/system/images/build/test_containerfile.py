@@ -57,7 +57,9 @@ def buildah(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Ite
     root = disk.find_root(default_base)
     with (
         disk.private_mounts(),
-        disk.mount(default_base, folder / "root", offset=root.start, size=root.size, read_only=True) as mounted,
+        disk.mount(
+            default_base, folder / "root", filesystem=root.filesystem, offset=root.start, size=root.size, read_only=True
+        ) as mounted,
     ):
         kernel = ("--exclude=./boot/*", "--exclude=./usr/lib/modules/*")
         sh("tar", "-C", mounted.path, *kernel, "-cf", folder / "root.tar", ".")

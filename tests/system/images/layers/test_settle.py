@@ -155,7 +155,7 @@ def test_device_nodes_on_a_target_that_has_none(bottom: bool, tmp_path: Path) ->
         entry(b"null", b"3", device=(1, 3), mode=0o666), entry(b"disk", b"4", device=(8, 0)), entry(b"pipe", b"6")
     )
     make_filesystem(tmp_path / "disk", "ext4", 32 << 20, name="devices")
-    with private_mounts(), mount(tmp_path / "disk", tmp_path / "at") as mounted:
+    with private_mounts(), mount(tmp_path / "disk", tmp_path / "at", filesystem="ext4") as mounted:
         target = mounted.path / "layer"
         complete_folder(target, put(target, raw, bottom=bottom), ())
         found = {name: (target / name).lstat() for name in ("null", "disk", "pipe")}
