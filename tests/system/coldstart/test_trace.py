@@ -46,11 +46,12 @@ def filesystem(folder: Path, kind: Literal["ext4", "xfs"], files: dict[str, byte
 def test_what_is_read_of_one_device_while_another_is_busy(kind: Literal["ext4", "xfs"], tmp_path: Path) -> None:
     noise = os.urandom(3 << 20)
     file = filesystem(tmp_path, kind, {"first": noise, "second": noise[:70_000], "never": noise})
-    other = filesystem(tmp_path, "ext4" if kind == "xfs" else "xfs", {"busy": noise})
+    others: Literal["ext4", "xfs"] = "ext4" if kind == "xfs" else "xfs"
+    other = filesystem(tmp_path, others, {"busy": noise})
     busy = threading.Event()
 
     def read_on(path: Path) -> None:
-        with disk.private_mounts(), disk.mount(other, path / "other", filesystem="", read_only=False) as mounted:
+        with disk.private_mounts(), disk.mount(other, path / "other", filesystem=others, read_only=False) as mounted:
             while not busy.is_set():
                 handle = os.open(mounted.path / "busy", os.O_RDONLY)
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
