@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parbake.core import owners, run
+from parbake.core import orphans, run
 
 _LAST_PROCESS = 5.0  # seconds that killed processes may take to leave
 
 
 def name() -> str:
     """Return a new cgroup's path, whose name says that it is this process's."""
-    return f"/{owners.new_name()}"
+    return f"/{orphans.new_name()}"
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def owned(path: str) -> Iterator[None]:
     """Remove the cgroup at the end, and at the start those of owners that are dead."""
     for root in _hierarchies():
         for folder in root.glob("parbake-*"):
-            if owners.is_orphan(folder.name):
+            if orphans.is_orphan(folder.name):
                 _remove(folder)
     try:
         yield

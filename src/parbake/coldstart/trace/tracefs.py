@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from parbake.coldstart.trace.data import SECTOR, Read
-from parbake.core import owners, run
+from parbake.core import orphans, run
 from parbake.core.errors import EnvironmentProblem, ParbakeError
 
 _PLACES = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
@@ -164,7 +164,7 @@ class Recorder:
                     "the kernel has no block events to trace", hint="it needs CONFIG_BLK_DEV_IO_TRACE"
                 )
             sweep(root)
-            self._folder = root / "instances" / owners.new_name()
+            self._folder = root / "instances" / orphans.new_name()
             self._folder.mkdir()
             stack.callback(_remove, self._folder)
             self._write("trace_clock", "mono")
@@ -203,7 +203,7 @@ def sweep(root: Path) -> tuple[str, ...]:
     """Remove the trace instances of processes that are dead; return their names."""
     removed = []
     for folder in sorted((root / "instances").glob("parbake-*")):
-        if owners.is_orphan(folder.name):
+        if orphans.is_orphan(folder.name):
             _remove(folder)
             removed.append(folder.name)
     return tuple(removed)

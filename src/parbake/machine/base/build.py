@@ -17,8 +17,9 @@ from parbake.core.emulation import runnable
 from parbake.core.errors import CommandFailed, DiskFull, EnvironmentProblem
 from parbake.core.events import Events
 from parbake.core.model import Platform
-from parbake.core.run import find, need_root, run
+from parbake.core.run import find, isolated, need_root, run
 from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.machine.base import native
 from parbake.machine.base.grub import MODULES, PACKAGES, install_bios, make_bios_core, make_efi_program
 from parbake.machine.base.recipe import Recipe, describe, files
 from parbake.machine.disk.filesystems import EXT4_FEATURES
@@ -113,25 +114,30 @@ def _install(recipe: Recipe, work: Path) -> Path:
     for name in recipe.masked_generators:
         (generators / name).symlink_to("/dev/null")
     root = work / "root"
+    mirrors = _mirrors(recipe, work)
     command = [
-        "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
         "mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase",
         f"--architectures={recipe.architecture}", f"--include={','.join(recipe.packages)}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.left_out),
         *(f"--dpkgopt=path-include={pattern}" for pattern in recipe.kept),
-        *(_foreign(recipe, work) if _is_foreign(recipe) else ()),
+        *(_foreign(recipe, work, mirrors) if _is_foreign(recipe) else ()),
         "--setup-hook=sync-in early /",
         "--customize-hook=sync-in tree /",
         f'--customize-hook=chroot "$1" systemctl --quiet mask {shlex.join(recipe.masked_units)}',
         f'--customize-hook=chroot "$1" systemctl --quiet enable {shlex.join(recipe.enabled_units)}',
         *(f"--customize-hook={line}" for line in recipe.finish),
-        recipe.suite, str(root), *_mirrors(recipe, work),
+        recipe.suite, str(root), *mirrors,
     ]  # fmt: skip
+    _mmdebstrap(command, recipe, work)
+    return root
+
+
+def _mmdebstrap(command: list[str], recipe: Recipe, work: Path) -> None:
     env = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "TMPDIR": str(work)}
     if _is_foreign(recipe):
         env |= _EMULATED_CPU.get(recipe.architecture, {})
     try:
-        run(command, cwd=work, env=env, timeout=_TIMEOUT * (_EMULATED if _is_foreign(recipe) else 1))
+        run(isolated(command), cwd=work, env=env, timeout=_TIMEOUT * (_EMULATED if _is_foreign(recipe) else 1))
     except CommandFailed as error:
         _raise_disk_full(error, work)
         raise CommandFailed(
@@ -140,10 +146,9 @@ def _install(recipe: Recipe, work: Path) -> Path:
             output=error.output,
             hint="check that `apt-get update` works on this machine: the same sources are used",
         ) from error
-    return root
 
 
-def _foreign(recipe: Recipe, work: Path) -> list[str]:
+def _foreign(recipe: Recipe, work: Path, mirrors: tuple[str, ...]) -> list[str]:
     """Return mmdebstrap's options for another architecture than this machine's, which runs its programs meanwhile.
 
     GRUB's modules for it cannot be installed here: they are fetched as its packages are, and put beside the root.
@@ -153,7 +158,19 @@ def _foreign(recipe: Recipe, work: Path) -> list[str]:
     names = shlex.join(PACKAGES[recipe.architecture])
     fetch = f'cd {shlex.quote(str(folder))} && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq download {names}'
     unpack = 'for package in *.deb; do dpkg-deb --extract "$package" .; done'
-    return ["--skip=check/qemu", f"--customize-hook={fetch} && {unpack}"]
+    return ["--skip=check/qemu", *_native(recipe, work, mirrors), f"--customize-hook={fetch} && {unpack}"]
+
+
+def _native(recipe: Recipe, work: Path, mirrors: tuple[str, ...]) -> list[str]:
+    """Return mmdebstrap's options that have most programs run natively until all packages are installed."""
+    host = Platform.host().architecture
+    if host not in native.LOADERS:
+        return []
+    programs = work / "native"
+    _mmdebstrap([*native.fetch(recipe.suite, host, programs), *mirrors], recipe, work)
+    divert, restore = native.prepare(programs, host)
+    make_initrd = f'chroot "$1" /{native.MAKE_INITRD} -c -k all'
+    return [f"--extract-hook={divert}", f"--customize-hook={restore}", f"--customize-hook={make_initrd}"]
 
 
 def _mirrors(recipe: Recipe, work: Path) -> tuple[str, ...]:

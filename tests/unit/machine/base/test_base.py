@@ -13,7 +13,7 @@ import pytest
 from parbake.core.errors import EnvironmentProblem, InputError
 from parbake.core.model import MIB, Platform
 from parbake.images.pause import REFERENCE
-from parbake.machine.base import SIZE, build, describe
+from parbake.machine.base import SIZE, build, describe, native
 from parbake.machine.base.grub import install_bios
 from parbake.machine.base.recipe import files
 
@@ -63,17 +63,43 @@ def test_the_base_of_amd64_is_the_same_as_ever() -> None:
     assert describe(AMD64).identity.startswith("sha256:f4d88a4dd2a3d7a3")
 
 
-@pytest.mark.parametrize(("machine", "processor"), [("x86_64", "cortex-a72"), ("aarch64", None)])
+@pytest.mark.parametrize(
+    ("machine", "processors"),
+    # twice: the programs that need no emulation are unpacked first
+    [("x86_64", ["cortex-a72", "cortex-a72"]), ("aarch64", [None]), ("riscv64", ["cortex-a72"])],
+)
 def test_programs_of_arm64_run_on_a_plain_processor_in_emulation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, processor: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, processors: list[str | None]
 ) -> None:
-    """Its own machine runs them itself."""
+    """Its own machine runs them itself; on one without programs for it, all are emulated."""
     ran: list[dict[str, Any]] = []
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(build, "find", lambda _: "")
     monkeypatch.setattr(build, "run", lambda _, **more: ran.append(more))
+    monkeypatch.setattr(native, "prepare", lambda *_: ("divert", "restore"))
     build._install(describe(ARM64), tmp_path)
-    assert [more["env"].get("QEMU_CPU") for more in ran] == [processor]
+    assert [more["env"].get("QEMU_CPU") for more in ran] == processors
+
+
+def test_the_root_has_its_own_programs_before_its_initial_ram_disk_is_made_and_anything_else_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It copies programs of the root, and its hooks read files that are added later."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build, "find", lambda _: "")
+    monkeypatch.setattr(build, "run", lambda command, **_: ran.append(command))
+    monkeypatch.setattr(native, "prepare", lambda *_: ("divert", "restore"))
+    build._install(describe(ARM64), tmp_path)
+    unpack, install = ran
+    assert {"--variant=extract", "--architectures=amd64"} < set(unpack)
+    hooks = [word for word in install if "-hook=" in word]
+    assert hooks[:3] == [
+        "--extract-hook=divert",
+        "--customize-hook=restore",
+        '--customize-hook=chroot "$1" /usr/sbin/update-initramfs -c -k all',
+    ]
+    assert hooks.index("--customize-hook=sync-in tree /") > 2
 
 
 def test_containerd_asks_for_the_pause_image_that_is_baked() -> None:

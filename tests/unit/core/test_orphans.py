@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.core import owners
+from parbake.core import orphans
 from parbake.core.cgroups import name
 
 HOST, CONTAINER, OTHER = 0xEFFFFFFC, 4026532001, 4026532002
@@ -16,7 +16,7 @@ HOST, CONTAINER, OTHER = 0xEFFFFFFC, 4026532001, 4026532002
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /proc of our own: nobody is in it yet."""
-    monkeypatch.setattr(owners, "_PROC", tmp_path)
+    monkeypatch.setattr(orphans, "_PROC", tmp_path)
     return tmp_path
 
 
@@ -29,13 +29,13 @@ def lives(processes: Path, pid: str | int, namespace: int) -> None:
 
 
 def test_this_process_owns_what_it_names() -> None:
-    names = {owners.new_name() for _ in range(3)}
+    names = {orphans.new_name() for _ in range(3)}
     assert len(names) == 3
-    assert not any(map(owners.is_orphan, names))
+    assert not any(map(orphans.is_orphan, names))
     started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     assert {each.split("-")[2:4] == [str(os.getpid()), started] for each in names} == {True}
     assert name().startswith("/parbake-")
-    assert not owners.is_orphan(name().removeprefix("/"))
+    assert not orphans.is_orphan(name().removeprefix("/"))
 
 
 @pytest.mark.parametrize("where", [HOST, CONTAINER])
@@ -45,25 +45,25 @@ def test_this_process_owns_what_it_names() -> None:
 def test_an_owner_in_the_same_namespace(processes: Path, where: int, pid: int, started: str, *, dead: bool) -> None:
     lives(processes, "self", where)
     lives(processes, 9, where)
-    assert owners.is_orphan(f"parbake-{where}-{pid}-{started}-0123abcd") is dead
+    assert orphans.is_orphan(f"parbake-{where}-{pid}-{started}-0123abcd") is dead
 
 
 def test_an_owner_in_a_container_that_lives_or_has_ended(processes: Path) -> None:
     lives(processes, "self", HOST)
     lives(processes, 9, HOST)
     lives(processes, 70, CONTAINER)
-    assert not owners.is_orphan(f"parbake-{CONTAINER}-9-99-0123abcd")  # 9 is somebody else in there
-    assert owners.is_orphan(f"parbake-{OTHER}-9-100-0123abcd")
+    assert not orphans.is_orphan(f"parbake-{CONTAINER}-9-99-0123abcd")  # 9 is somebody else in there
+    assert orphans.is_orphan(f"parbake-{OTHER}-9-100-0123abcd")
 
 
 def test_nobody_is_judged_from_within_a_container(processes: Path) -> None:
     lives(processes, "self", CONTAINER)
     lives(processes, 9, CONTAINER)
     for outside in (HOST, OTHER):
-        assert not owners.is_orphan(f"parbake-{outside}-9-99-0123abcd")
+        assert not orphans.is_orphan(f"parbake-{outside}-9-99-0123abcd")
 
 
 @pytest.mark.parametrize("other", ["parbake-1-2-0123abcd", "parbake-1-2-3-xyz", "kubepods", "parbake-1-2-3-0123abcd/x"])
 def test_names_of_others(processes: Path, other: str) -> None:
     lives(processes, "self", HOST)
-    assert not owners.is_orphan(other)
+    assert not orphans.is_orphan(other)
