@@ -1,7 +1,5 @@
 """The Bakefile's ``aws``: where and how to bake in EC2, and what becomes of the result there."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema

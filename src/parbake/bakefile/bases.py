@@ -1,7 +1,5 @@
 """The Bakefile's ``base``: what to bake onto, in the user's words and shorthands."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """The whole file: its keys, its JSON Schema, and advice on what it says."""
 
-from __future__ import annotations
-
 import copy
 import os
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """How long artefacts are kept."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

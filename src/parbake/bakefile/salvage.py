@@ -1,7 +1,5 @@
 """What a Bakefile with mistakes elsewhere still says about proofs: loads only where there are such mistakes."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

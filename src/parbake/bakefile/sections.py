@@ -4,8 +4,6 @@ A section with the suffix ``Section`` mirrors the text and is turned into a noun
 what a loaded Bakefile holds. Both are the source of the JSON Schema: docstrings below fields become its descriptions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

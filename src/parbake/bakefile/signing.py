@@ -1,8 +1,6 @@
 """Who signs records."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import ConfigDict, model_validator
 
@@ -31,7 +29,7 @@ class SignSection(Section):
     """The ARN of a key in AWS KMS: ECC_NIST_P256, for SIGN_VERIFY."""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> SignSection:
+    def _exactly_one(self) -> Self:
         if (self.key is None) == (self.kms is None):
             raise wrong("must be exactly one of key, kms", "write sign: {key: FILE}, or sign: {kms: ARN}")
         return self

@@ -1,7 +1,5 @@
 """The targets of `rollout`, each of exactly one kind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

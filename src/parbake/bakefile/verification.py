@@ -1,7 +1,5 @@
 """What artefacts are verified on."""
 
-from __future__ import annotations
-
 from parbake.bakefile.sections import Section
 from parbake.bakefile.values import File
 

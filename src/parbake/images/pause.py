@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import struct
-import tarfile
 from pathlib import Path
 from typing import Final
 
@@ -176,6 +175,8 @@ def _json(document: object) -> bytes:
 
 
 def _layer(pause: bytes) -> bytes:
+    import tarfile  # loads only where the image is made
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         entry = tarfile.TarInfo("pause")

@@ -13,10 +13,10 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from parbake.coldstart.trace import Trace, save
 from parbake.core import atomic
 from parbake.core.access import PRIVATE
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError
@@ -27,6 +27,9 @@ from parbake.core.workspace import WORK, discard, leftovers, lock, publish, room
 from parbake.machine.disk import BlockList
 from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Record
 from parbake.records.statements import to_statement
+
+if TYPE_CHECKING:
+    from parbake.coldstart.trace import Trace
 
 ENVELOPE_SUFFIX = ".intoto.jsonl"
 """Of the signed record: a DSSE envelope around it, for parbake and for ``cosign verify-blob-attestation``."""
@@ -115,7 +118,7 @@ def publish_artefact(
         else:
             blocks.write(blocks_path(artefact))
         if trace is not None:
-            save(trace, folder / record.trace_name)
+            _save(trace, folder / record.trace_name)
         write(folder, record, signer)
     except BaseException:
         for path in _files(artefact):
@@ -151,6 +154,12 @@ def take_over(
             raise
 
 
+def _save(trace: Trace, path: Path) -> None:
+    from parbake.coldstart.trace import save  # loads only where something was rehearsed
+
+    save(trace, path)
+
+
 def write_published(
     record: Record,
     folder: Path,
@@ -167,7 +176,7 @@ def write_published(
     if blocks is not None:
         blocks.write(blocks_path(artefact))
     if trace is not None:
-        save(trace, folder / record.trace_name)
+        _save(trace, folder / record.trace_name)
     if signer is None:  # another artefact of that name was signed, and this one is not
         _forget_signatures(artefact)
     write(folder, record, signer)

@@ -1,7 +1,5 @@
 """The record: what it says of an artefact, as JSON and as an in-toto Statement."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

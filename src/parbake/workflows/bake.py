@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parbake import records
 from parbake.bakefile import Bakefile
-from parbake.builders import Disk, Ingredients, ParentVolume, Publisher, RemoteBuilder, Shipment, coldstart
+from parbake.builders import Disk, Ingredients, ParentVolume, Publisher, RemoteBuilder, Shipment
 from parbake.builders.choose import publisher_of, remote_builder_of
-from parbake.coldstart.trace import Trace
 from parbake.core import access, interrupts
 from parbake.core.claim import Alone, Claim
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError, Moved
@@ -46,8 +46,10 @@ from parbake.workflows.plan import (
     resolve,
 )
 from parbake.workflows.sharing import make_and_share, using
-from parbake.workflows.trace import add_trace, recorded_elsewhere, rehearse, trace_of
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
+
+if TYPE_CHECKING:
+    from parbake.coldstart.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +196,13 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: BakeResult | 
 
 def with_trace(run: Session, earlier: BakeResult, options: Options) -> BakeResult:
     """Give an artefact of an earlier run the start-up trace that was asked for."""
+    if not options.trace and (not options.rehearse or earlier.record.trace is not None):
+        return earlier
+    from parbake.workflows.trace import add_trace, rehearse  # loads only where something is traced, here and below
+
     if options.trace:
         return replace(earlier, record=add_trace(earlier.artefact, earlier.record, options.trace, run.signer))
-    if options.rehearse and earlier.record.trace is None:
-        return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer))
-    return earlier
+    return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer))
 
 
 def make_artefact(run: Session, plan: Plan, options: Options) -> BakeResult:
@@ -234,11 +238,19 @@ def find_parent(run: Session, plan: Plan, options: Options) -> ParentVolume | No
 def prepare_for_cold_starts(disk: Disk, plan: Plan, work: Path, options: Options, events: Events) -> Disk:
     """Rehearse a disk and lay it out before it is digested, or take the trace that the user has."""
     if options.trace:
-        return replace(disk, trace=recorded_elsewhere(options.trace, disk.path, plan))
+        return replace(disk, trace=_trace_from(options.trace, disk.path, plan))
     usual = plan.artefact.kind == "volume" and options.verify
     if options.rehearse or (options.rehearse is None and usual):
+        from parbake.builders import coldstart
+
         return coldstart.prepare(disk, plan, work, events=events, layout=options.layout)
     return disk
+
+
+def _trace_from(file: Path, artefact: Path, plan: Plan) -> Trace:
+    from parbake.workflows.trace import recorded_elsewhere
+
+    return recorded_elsewhere(file, artefact, plan)
 
 
 def prove(
@@ -339,7 +351,7 @@ def bake_remotely(
         attachments = run.registry.find_attachments(plan.all_images)
         made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events, claim=claim))
         path = output / plan.artefact_name
-        trace = recorded_elsewhere(options.trace, path, plan) if options.trace else trace_beside(earlier)
+        trace = _trace_from(options.trace, path, plan) if options.trace else trace_beside(earlier)
         record = make_record(
             run,
             plan,
@@ -371,6 +383,8 @@ def trace_beside(earlier: BakeResult | None) -> Trace | None:
     """Return the start-up trace of an artefact that exists, where it has one."""
     if earlier is None or earlier.record.trace is None:
         return None
+    from parbake.workflows.trace import trace_of
+
     with suppress(InputError):  # it was removed by hand, or is damaged
         return trace_of(earlier.artefact, earlier.record)
     return None

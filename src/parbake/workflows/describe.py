@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parbake import __version__
 from parbake.builders import Disk
-from parbake.coldstart.trace import Trace, summary
 from parbake.core.model import Plan, Published, Verdict
 from parbake.core.signing import Attached
 from parbake.core.timestamps import timestamp
@@ -17,6 +17,9 @@ from parbake.machine import disk
 from parbake.machine.disk import BlockList
 from parbake.records import Blocks, Record
 from parbake.workflows.plan import Session
+
+if TYPE_CHECKING:
+    from parbake.coldstart.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +106,8 @@ def make_record(
         verdict=verdict,
         attached=attached or {},
     )
-    return record.model_copy(update={"trace": trace and summary(trace, file=record.trace_name)})
+    if trace is None:
+        return record
+    from parbake.coldstart.trace import summary  # loads only where something was rehearsed
+
+    return record.model_copy(update={"trace": summary(trace, file=record.trace_name)})

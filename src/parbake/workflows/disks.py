@@ -20,7 +20,7 @@ from parbake.core.plan import larger, measure
 from parbake.core.workspace import remove_tree
 from parbake.images.cache import cached
 from parbake.images.registry import open_source
-from parbake.machine import base, disk
+from parbake.machine import disk
 from parbake.workflows.plan import Session
 
 
@@ -42,6 +42,8 @@ def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> P
         case "none":
             return None
         case "debian":
+            from parbake.machine import base  # loads only where it is asked for
+
             choice = run.bakefile.base
             return base.ensure(
                 run.cache, run.events, packages=choice.packages, serial=choice.serial, platform=plan.platform

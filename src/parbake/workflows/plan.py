@@ -20,11 +20,9 @@ from parbake.core.reference import Reference
 from parbake.core.signing import Signer, public_key
 from parbake.core.workspace import cache_folder, room_for, work_folder
 from parbake.images import pause
-from parbake.images.build import build
 from parbake.images.registry import Layout, Registry
-from parbake.machine import base, disk
+from parbake.machine import disk
 from parbake.records import Record, genuine
-from parbake.records.store import session_store
 from parbake.workflows.identity import acting, role_of
 from parbake.workflows.preflight import account_cautions
 
@@ -90,11 +88,19 @@ def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | 
             return Preview(None, to_build=missing, cautions=known)
         plan = decide(run, [image for image in images.values() if image], onto)
         found = existing(run.bakefile.output, plan, events)
-        shared = session_store(run.bakefile, events)
-        stored = shared.find(plan.artefact_name) if shared else None
+        stored = _stored(run, plan.artefact_name)
         return Preview(
             plan, existing=found.record if found else stored, stored=stored, cautions=(*cautions(plan), *known)
         )
+
+
+def _stored(run: Session, name: str) -> Record | None:
+    if run.bakefile.store is None:
+        return None
+    from parbake.records.store import session_store  # loads only where a store is named
+
+    shared = session_store(run.bakefile, run.events)
+    return shared.find(name) if shared else None
 
 
 def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:
@@ -109,6 +115,8 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | No
             return image
         if ignore_built:
             return None
+        from parbake.images.build import build  # loads only where an image is built
+
         key = build.build_key(entry.build, platform)
         return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
 
@@ -138,6 +146,8 @@ def make_images(run: Session, images: dict[str, Image | None], *, force: bool = 
         image = images[entry.reference]
         if image is None:
             assert entry.build
+            from parbake.images.build import build
+
             with work_folder(run.cache, "build") as work:
                 built = build.build(
                     entry.build,
@@ -206,6 +216,8 @@ def base_of(run: Session) -> Base:
         case "none":
             return Base(kind="none")
         case "debian":
+            from parbake.machine import base
+
             recipe = base.describe(run.bakefile.platform, choice.packages, serial=choice.serial)
             return Base(kind="debian", identity=recipe.identity, size=recipe.size)
         case "file":

@@ -15,7 +15,6 @@ from parbake import records
 from parbake.core import access, interrupts
 from parbake.core.claim import Alone, Claim
 from parbake.core.model import Plan
-from parbake.records.store import claimed, session_store
 from parbake.workflows.plan import BakeResult, Session
 
 
@@ -34,10 +33,12 @@ def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> Bake
 
     Where another machine was first, and what it made lacks what was asked for (a verification), that is made up for.
     """
-    shared, name = session_store(run.bakefile, run.events), plan.artefact_name
-    if shared is None:
+    if run.bakefile.store is None:
         return make(Alone, force=force)
-    changed = False
+    from parbake.records.store import claimed, session_store  # loads only where a store is named
+
+    shared, name, changed = session_store(run.bakefile, run.events), plan.artefact_name, False
+    assert shared
     with ExitStack() as until_kept:
 
         def fetch() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parbake import records
 from parbake.core.errors import InputError, VerificationFailed
@@ -19,7 +20,9 @@ from parbake.core.workspace import cache_folder, work_folder
 from parbake.machine import disk
 from parbake.machine.disk import block_list
 from parbake.records import Record, blocks_of, blocks_path, genuine
-from parbake.records.store import Shared
+
+if TYPE_CHECKING:
+    from parbake.records.store import Shared
 
 
 def can_boot(plan: Plan, events: Events) -> bool:

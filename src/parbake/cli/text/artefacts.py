@@ -15,7 +15,6 @@ from parbake.core.printable import word
 from parbake.core.reference import Reference
 from parbake.core.timestamps import timestamp
 from parbake.core.units import human_bytes
-from parbake.machine import base
 from parbake.records import Record
 
 if TYPE_CHECKING:
@@ -155,6 +154,8 @@ def _layout(plan: Plan) -> tuple[str, ...]:
         case "none":
             return (f"the whole disk: {plan.artefact.filesystem}, the root of the runtime's store",)
         case "debian":
+            from parbake.machine import base  # loads only where it is asked for
+
             parts = base.describe(plan.platform).slices
             fixed = tuple(f"{part.name} {human_bytes(part.size)}" for part in parts[:-1])
             return (*fixed, f"{parts[-1].name} {human_bytes(plan.size - parts[-1].start)}, ext4")

@@ -5,8 +5,6 @@ the file system, as the kernel's block layer counts, times in milliseconds since
 between machines, so reading it trusts nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """What images carry in their registries: a noun of records."""
 
-from __future__ import annotations
-
 from parbake.core.model import Digest, Frozen
 
 

@@ -4,8 +4,6 @@ Sources: OCI image specification (manifest.md, image-index.md, config.md, media-
 version 2 schema 2. A document that could be read as both an index and a manifest is refused (CVE-2021-41190).
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn

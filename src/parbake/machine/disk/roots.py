@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -96,6 +95,8 @@ def _read(root: Path, path: str, *, depth: int) -> dict[str, Any]:
         return {}
     if file.stat().st_size > _MOST_CONFIG:
         raise BadBase(f"the base's {path} is larger than {_MOST_CONFIG} bytes")
+    import tomllib  # loads only where a base has such a file
+
     try:
         config = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
