@@ -36,7 +36,7 @@ from tests.fakes.containerd_support import Made, busybox, document, fill, pause
 from tests.fakes.registry import DockerRegistry
 from tests.fakes.starts import described, shell
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(180)]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(120)]
 
 SANDBOX = "registry.test/pause:9"
 WEB, TALK, ONCE = "registry.test/web:1", "registry.test/talk:1", "registry.test/once:1"
