@@ -157,6 +157,10 @@ def takes_a_small_volume_on_a_large_disk(verification: Verification) -> None:
     assert "hello from the bake" in guest.check(started, timeout=within), "no registry serves it"
 
 
+def switches_itself_off(verification: Verification) -> None:
+    assert verification.node.machine.power_off()
+
+
 @dataclass(frozen=True)
 class Baked:
     """What was baked, and what its rehearsal's machine was asked once that was over: it is not in the trace."""
@@ -207,6 +211,7 @@ def baked(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "own store": keeps_its_own_store,
             "volume": takes_a_small_volume_on_a_large_disk,
             "console": keep_console,
+            "off": switches_itself_off,
         },
         prepare=prepare,
     )
@@ -244,6 +249,10 @@ def test_without_a_volume_the_node_keeps_its_own_store(baked: Baked) -> None:
 
 def test_a_small_volume_on_a_large_disk_is_the_nodes_store(baked: Baked) -> None:
     baked.steps.check("volume")
+
+
+def test_the_node_goes_off_in_order(baked: Baked) -> None:
+    baked.steps.check("off")
 
 
 def test_no_script_of_the_boot_lacks_a_program(baked: Baked) -> None:
