@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
@@ -44,6 +45,14 @@ def _made_up_records(monkeypatch: pytest.MonkeyPatch) -> None:
         return asked(region, image, snapshots)
 
     monkeypatch.setattr(images, "described_all", described_all)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a process of its own write down what texts are made of: 200 MiB that each worker would hold to its end."""
+    table = config.rootpath / ".hypothesis/unicode_data"
+    if not hasattr(config, "workerinput") and not any(table.glob("*/codec-*")):
+        make = "from hypothesis import strategies; strategies.text().validate()"
+        subprocess.run([sys.executable, "-c", make], check=True, cwd=config.rootpath)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,58 @@ def check_node(machine: Machine, *, uefi: bool) -> None:
     assert guest.run(["sh", "-c", "ls /etc/ssh/ssh_host_* /root/.ssh /home/*/.ssh"]).code != 0
 
 
-NEWER_CONFIG = """\
+LEFT_OUT = (
+    "e2scrub_reap",
+    "getty@tty1",
+    "serial-getty@ttyS0",
+    "systemd-logind",
+    "systemd-resolved",
+    "systemd-timesyncd",
+)
+DEVICES = """\
+[Service]
+ExecStart=
+ExecStart=-udevadm trigger --type=devices --action=add --prioritized-subsystem=module,block,tpmrm,net,input {}
+"""
+OTHER_DEVICES = (
+    *("ata_device", "ata_link", "ata_port", "clockevents", "clocksource", "cpu", "event_source", "machinecheck"),
+    *("memory", "tty", "vc", "wakeup", "workqueue"),
+)
+
+
+def lean(root: Path) -> None:
+    """Leave out of a node's boot what no test looks at, nobody who logs in needs, and emulation takes seconds for.
+
+    For nodes that a test makes: the default base itself is booted as it is.
+    """
+    units = root / "etc/systemd/system"
+    for unit in LEFT_OUT:
+        (units / f"{unit}.service").unlink(missing_ok=True)
+        (units / f"{unit}.service").symlink_to("/dev/null")
+    trigger = units / "systemd-udev-trigger.service.d/lean.conf"
+    trigger.parent.mkdir()
+    trigger.write_text(DEVICES.format(" ".join(f"--subsystem-nomatch={name}" for name in OTHER_DEVICES)))
+
+
+def lean_node(default_base: Path, image: Path, change: Callable[[Path], None] = lambda _: None) -> Path:
+    """Make the image of a node of the user's own: the default base, lean, and what ``change`` does to its root."""
+    disk.copy_sparse(default_base, image, Events())
+    with disk.private_mounts():
+        root = disk.find_root(image)
+        at, kind = image.with_suffix(".mnt"), root.filesystem
+        with disk.mount(image, at, offset=root.start, size=root.size, filesystem=kind) as mounted:
+            lean(mounted.path)
+            change(mounted.path)
+    return image
+
+
+PAUSE = "localhost/kubernetes/pause"
+NEWER_CONFIG = f"""\
 version = 3
 [plugins."io.containerd.cri.v1.images"]
 discard_unpacked_layers = true
 [plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "localhost/kubernetes/pause"
+sandbox = "{PAUSE}"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
@@ -54,18 +101,16 @@ SystemdCgroup = true
 """How the nodes of EKS's AL2023 configure theirs, in what matters here."""
 
 
-def newer_node(default_base: Path, image: Path) -> Path:
+def newer_node(default_base: Path, image: Path, *, pause: str = PAUSE) -> Path:
     """Make the image of a node as people run them today: containerd 2, configured in version 3 of the format."""
     programs = programs_of_newer()
-    disk.copy_sparse(default_base, image, Events())
-    with disk.private_mounts():
-        root = disk.find_root(image)
-        at, kind = image.with_suffix(".mnt"), root.filesystem
-        with disk.mount(image, at, offset=root.start, size=root.size, filesystem=kind) as mounted:
-            for each in programs:
-                shutil.copy(each, mounted.path / "usr/bin" / each.name)
-            (mounted.path / "etc/containerd/config.toml").write_text(NEWER_CONFIG)
-    return image
+
+    def change(root: Path) -> None:
+        for each in programs:
+            shutil.copy(each, root / "usr/bin" / each.name)
+        (root / "etc/containerd/config.toml").write_text(NEWER_CONFIG.replace(PAUSE, pause))
+
+    return lean_node(default_base, image, change)
 
 
 def mounting(pause: str) -> Seed:

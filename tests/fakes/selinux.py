@@ -18,6 +18,11 @@ _AGENT = "usr/local/lib/parbake-agent.py"
 # Debian's boolean, which Fedora's policy has on: `mount` puts a volume into a folder with another program's label.
 _MOUNTS = "echo 1 >{0}/booleans/allow_mount_anyfile && echo 1 >{0}/commit_pending_bools".format("/sys/fs/selinux")
 
+_SELINUX = """
+[plugins."io.containerd.cri.v1.runtime"]
+enable_selinux = true
+"""
+
 
 def enforce(root: Path, *, mode: str = "enforcing") -> Path:
     """Put the policy's lists into a root and let it enforce them; return the root, all of whose files have labels."""
@@ -40,13 +45,14 @@ def wrong(root: Path) -> str:
     return run(["setfiles", "-n", "-v", "-m", "-r", str(root), str(root / CONTEXTS), str(root)]).text
 
 
-def enforcing_node(default_base: Path, image: Path) -> Path:
-    """Make the image of a node whose kernel enforces the policy, and whose containers have labels.
+def enforcing_node(newer: Path, image: Path) -> Path:
+    """Make the image of a node with containerd 2 (``base.newer_node``) whose kernel enforces the policy.
 
+    Its containers have labels.
     Its systemd starts the guest agent from a file: Debian's policy lets nothing write in ``/run`` that is made of
     credentials or, since it has no rules for it, cloud-init.
     """
-    disk.copy_sparse(default_base, image, Events())
+    disk.copy_sparse(newer, image, Events())
     with disk.private_mounts():
         at = disk.find_root(image)
         where = image.with_suffix(".mnt")
@@ -57,7 +63,8 @@ def enforcing_node(default_base: Path, image: Path) -> Path:
             [library] = Path("/usr/lib").glob("*/libsepol.so.2")
             shutil.copy(library, root / library.relative_to("/"))
             _replace(root / "boot/grub/grub.cfg", " ro quiet", " ro quiet security=selinux selinux=1")
-            _replace(root / "etc/containerd/config.toml", "  sandbox_image", "  enable_selinux = true\n  sandbox_image")
+            with (root / "etc/containerd/config.toml").open("a") as file:
+                file.write(_SELINUX)
             _start_agent(root)
             enforce(root)
     return image

@@ -18,19 +18,17 @@ if TYPE_CHECKING:
     from parbake.containerd.cri import Pod
 
 NEEDS = "an image volume needs containerd 2.1 or later, and this is {runtime}"
-# Any process of the container sees its mounts. What the image itself links to is not followed: it would lead out of it.
+# Any process of the container sees its mounts: one look at all, since to start a program for each takes seconds in
+# emulation. What the image itself links to is not followed: it would lead out of it.
 _LOOK = """\
-for process in /proc/[0-9]*; do
-    mount=$(grep -s "^[^ ]* [^ ]* [^ ]* [^ ]* $1 " "$process/mountinfo") || continue
-    case "$mount" in *" $1 ro "* | *" $1 ro,"*) ;; *) echo "writable"; exit ;; esac
-    place=$process/root$1$2
-    [ -e "$place" ] || [ -L "$place" ] || { echo "missing"; exit; }
-    [ ! -d "$place" ] || [ -n "$(ls -A "$place")" ] || { echo "empty"; exit; }
-    echo "there"
-    ls -Ap "$place"
-    exit
-done
-echo "unmounted"
+found=$(grep -sHm 1 "^[^ ]* [^ ]* [^ ]* [^ ]* $1 " /proc/[0-9]*/mountinfo | head -n 1)
+[ -n "$found" ] || { echo "unmounted"; exit; }
+case "$found" in *" $1 ro "* | *" $1 ro,"*) ;; *) echo "writable"; exit ;; esac
+place=${found%%/mountinfo:*}/root$1$2
+[ -e "$place" ] || [ -L "$place" ] || { echo "missing"; exit; }
+[ ! -d "$place" ] || [ -n "$(ls -A "$place")" ] || { echo "empty"; exit; }
+echo "there"
+ls -Ap "$place"
 """
 _WRONG = {
     "writable": "the image is mounted, but can be written to",

@@ -200,9 +200,10 @@ class Starter:
                 raise _Failed(f"it ended with code {status.exit_code}{_why(status)} before {describe(startup.up)}")
             if not deadline.left:
                 raise _Failed(f"not up within {deadline.seconds:.0f} s: waited until {describe(startup.up)}")
-            # A look takes the guest's time, in emulation a lot: it must not slow what it looks at. What listens is
-            # waited for in the guest, and at once again.
-            deadline.sleep(_POLL if isinstance(startup.up, TcpProbe | HttpProbe) else max(_POLL, cost))
+            # A look takes the guest's time, in emulation a lot: it must not slow what it looks at, and there are fewer.
+            # What listens is waited for in the guest, and at once again.
+            pause = max(_POLL * self._stretch, cost)
+            deadline.sleep(_POLL if isinstance(startup.up, TcpProbe | HttpProbe) else pause)
 
     def _mount(self, pod: Pod, reference: str, startup: Startup, path: str) -> tuple[float, str]:
         """Return when a pod had the image as a volume, in seconds since the epoch, and what it saw; raises _Failed."""

@@ -96,7 +96,7 @@ def prove_docker(machine: Machine, plan: Plan | None, events: Events) -> Iterato
     if plan:
         subjects = [(image.target.digest, subject(image, plan)) for image in plan.images]
     else:
-        subjects = [("", each) for each in _all(machine)]
+        subjects = [("", each) for each in all_subjects(machine)]
     machine.guest.check(["sh", "-c", f"mkdir -p {_FOLDER} && cat >{_FOLDER}/prove.py"], stdin=program().encode())
     for digest, each in subjects:
         name, start = str(each["names"][0]), each["start"]
@@ -104,7 +104,8 @@ def prove_docker(machine: Machine, plan: Plan | None, events: Events) -> Iterato
             yield proof(name, digest, _ask(machine, each, start["timeout"]))
 
 
-def _all(machine: Machine) -> Iterator[dict[str, Any]]:
+def all_subjects(machine: Machine) -> Iterator[dict[str, Any]]:
+    """Return what the program is told of all that the machine's Docker has, where no plan says what that is."""
     listed = machine.guest.run(["sh", "-c", _LIST], timeout=_READY * machine.stretch)
     for line in sorted(listed.output.splitlines()):
         name, _, identity = line.partition(" ")

@@ -5,7 +5,9 @@ What they pull starts when the registry is gone, and the token is nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -18,6 +20,7 @@ from parbake.core.reference import Reference
 from parbake.core.run import run
 from parbake.images import pause
 from parbake.images.registry import Registry
+from parbake.machine.vm import Machine, Ran
 from parbake.verify import within
 from tests.fakes import containerd_support, ecr
 from tests.fakes.every_layer_feature import busybox_layer
@@ -118,10 +121,30 @@ def test_the_script_of_an_instance_and_docker(docker: Docker, tmp_path: Path, mo
         docker.run("systemctl", "start", "docker")  # a reboot
         docker.run("sh", "-c", "until docker version >/dev/null 2>&1; do sleep 0.05; done")
         [proof] = [docker.prove(within.subject(each, plan)) for each in plan.images]
+        [listed] = within.all_subjects(cast("Machine", Listing(docker)))  # as where there is no plan
+        unplanned = docker.prove(listed)
     assert proof["problems"] == []
     assert proof["output"] == "app is ready"
+    assert (listed["names"], unplanned["problems"], unplanned["output"]) == ([NAME], [], "app is ready")
     assert ecr.TOKEN not in text
     assert holders(docker.home) + [each for each in holders(docker.node.root) if "/run/" not in each] == []
+
+
+class Listing:
+    """A machine that is asked what its Docker has."""
+
+    stretch = 1.0
+
+    def __init__(self, docker: Docker) -> None:
+        self._docker = docker
+
+    @property
+    def guest(self) -> Listing:
+        return self
+
+    def run(self, argv: Sequence[str], *, timeout: float) -> Ran:
+        assert timeout > 1
+        return Ran(0, self._docker.run(*argv))
 
 
 def _named(found: Image) -> Image:

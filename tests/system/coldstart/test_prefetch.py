@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -17,6 +16,7 @@ import pytest
 from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import Part, Recorder, Trace, described, device_of, hydrate_list, prefetch_list
 from parbake.core import run
+from parbake.core.events import Events
 from parbake.machine import disk
 from parbake.machine.ext4 import PREFETCH
 from tests.system.coldstart.test_hydrate import hydrate
@@ -62,7 +62,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         trace = read_cold(file, kind, folder / "at")
         with disk.mount(file, folder / "mnt", filesystem=kind) as mounted:
             (mounted.path / LISTED).write_text(prefetch_list(trace))
-    return Store(file, kind, trace, hashlib.sha256(file.read_bytes()).hexdigest())
+    return Store(file, kind, trace, disk.sha256_file(file, Events()))
 
 
 def read_cold(file: Path, kind: str, at: Path) -> Trace:
@@ -102,7 +102,7 @@ def on_a_node(store: Store, folder: Path) -> Iterator[tuple[str, Path]]:
             yield device, at
         finally:
             run.run(["umount", "--lazy", str(at)], check=False)
-    assert hashlib.sha256(store.file.read_bytes()).hexdigest() == store.digest  # reading changes nothing
+    assert disk.sha256_file(store.file, Events()) == store.digest  # reading changes nothing
 
 
 def resident(path: Path) -> int:

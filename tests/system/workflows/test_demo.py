@@ -1,14 +1,21 @@
-"""The demo's own parts: its registry, its port, its table, and its sample application, which is built, baked and
-started for real. `tests/vm/workflows/test_demo.py` runs all of the demo, with a small application."""
+"""The demo: its registry, its port, its table, its sample application, and all of it with a small one.
+
+Everything is built, baked, started and pulled for real, on this machine: in emulation the sample's imports alone would
+take a minute. That such a machine image boots, and that a machine pulls from this host, is proven in tests/vm
+(test_tutorial.py, verify/test_verify.py).
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
+from parbake import records
+from parbake.cli import run
 from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.events import Event, Events
 from parbake.core.model import ImageVerdict, Verdict
@@ -17,8 +24,10 @@ from parbake.core.workspace import cache_folder
 from parbake.workflows import bake, demo
 from parbake.workflows.demo import sample
 from parbake.workflows.trace import trace_of
+from tests.fakes import booted_here
 from tests.fakes.contexts import write_files
 from tests.fakes.plans import record
+from tests.fakes.runs import traces
 
 pytestmark = pytest.mark.root
 
@@ -28,6 +37,43 @@ echo "$*" >> {log}
 for target; do :; done
 mkdir -p $TMPDIR/root/bin && cp {busybox} $TMPDIR/root/bin/ && tar -C $TMPDIR/root -cf $target .
 """
+CONTAINERFILE = """\
+FROM scratch
+ADD busybox /bin/busybox
+ADD healthz /www/healthz
+ENTRYPOINT ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]
+"""
+
+
+def prepare(folder: Path, **_: object) -> Path:
+    """Lay out a small application in the place of the sample."""
+    busybox = Path("/bin/busybox").read_bytes()
+    write_files(folder, {"Containerfile": CONTAINERFILE, "busybox": busybox, "healthz": "well\n"})
+    (folder / "busybox").chmod(0o755)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_demo_bakes_starts_and_compares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "prepare", prepare)
+    booted_here.install(monkeypatch, "parbake.workflows.demo")
+    assert run(["demo", str(tmp_path / "demo"), "--json", "--progress", "none"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["verified"]
+    (image,) = outcome["plan"]["images"]
+    (started,) = [seen for seen in outcome["verdict"]["images"] if seen["reference"] == image["reference"]]
+    assert started["pinned"]
+    assert started["unpacked"]
+    assert started["digest"] == image["target"]["digest"]
+    assert outcome["start_baked_seconds"] > 0
+    assert outcome["start_pulled_seconds"] > 0
+    made = records.read(Path(outcome["record_path"]))
+    assert made.verified
+    assert made.plan.base.kind == "debian"
+    assert made.base_digest
+    assert traces(tmp_path) == []
 
 
 @pytest.fixture

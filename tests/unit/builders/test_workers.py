@@ -198,12 +198,14 @@ def test_a_stream_that_fails_leaves_a_worker_that_can_go_on(tmp_path: Path) -> N
         write(workers, volume, layers, blobs)
 
 
-def test_who_asks_for_more_when_there_is_none_hears_it(volume: Volume, threads: Workers) -> None:
-    raw = archive(*(entry(b"f%d" % number, data=random.randbytes(9 * MIB)) for number in range(8)))
+def test_who_asks_for_more_when_there_is_none_hears_it(tmp_path: Path, threads: Workers) -> None:
+    raw = archive(*(entry(b"f%d" % number, data=random.randbytes(3 * MIB)) for number in range(6)))
     layer = describe(raw)
-    (area,) = volume.areas([layer])
-    with pytest.raises(DiskFull, match="the volume has no blocks left"):
-        go(threads, layer, area, raw)
+    disk.make_filesystem(tmp_path / "small.raw", "ext4", 16 * MIB, name="workers")
+    with Volume(tmp_path / "small.raw") as volume:
+        (area,) = volume.areas([layer])
+        with pytest.raises(DiskFull, match="the volume has no blocks left"):
+            go(threads, layer, area, raw)
 
 
 def test_stopping_wakes_whoever_waits(volume: Volume) -> None:

@@ -29,7 +29,7 @@ from parbake.core.model import (
     Startup,
     TcpProbe,
 )
-from parbake.machine.vm import Clock
+from parbake.machine.vm import Clock, agent_seed
 from parbake.machine.vm.guest import Ran
 from parbake.verify import Pulled, Verification, verify
 from parbake.verify.booted import BootedNode, Kind, Settings, identify, settings_of
@@ -210,6 +210,20 @@ def test_a_volume_of_another_architecture_is_attached_to_a_base_of_it(
     [drive] = more["drives"]
     assert drive.path == volume
     assert b"ConditionPathIsMountPoint=" in more["credentials"]["systemd.unit-dropin.containerd.service"]
+
+
+def test_a_node_of_the_users_own_gets_its_agent_by_cloud_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a machine image does that is rehearsed, which boots so in tests/vm/coldstart."""
+    made: list[tuple[Path, dict[str, Any]]] = []
+    monkeypatch.setattr("parbake.verify.booted.Machine", lambda disk, _folder, **more: made.append((disk, more)))
+    monkeypatch.setattr("parbake.verify.booted.node_format", lambda _: "qcow2")
+    volume, node = tmp_path / "volume.raw", tmp_path / "node.qcow2"
+    wanted = plan(artefact=Artefact(kind="volume"), base=Base(kind="none"))
+    Verification(volume, wanted, events=Events(), folder=tmp_path, base=node)
+    [(disk, more)] = made
+    assert (disk, more["format"], [drive.path for drive in more["drives"]]) == (node, "qcow2", [volume])
+    assert more["seed"] == agent_seed()
+    assert "credentials" not in more
 
 
 def test_files_are_told_apart(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.aws.conftest import REGION, aws_mock, environment
 from tests.fakes.aws.ec2 import Cloud
 from tests.fakes.aws.ec2_support import cloud
 from tests.fakes.aws.qemu_instances import Qemus
-from tests.fakes.base import default_base
+from tests.fakes.base import default_base, lean_node
 from tests.fakes.contexts import write_files
 from tests.fakes.every_layer_feature import busybox_layer
 from tests.fakes.images import image, push
@@ -61,7 +61,7 @@ def node_image(folder: Path, registry: DockerRegistry, base: Path) -> Path:
     path = bakefile(
         folder / "node",
         [f"{registry.host}/team/agent:1"],
-        base={"file": str(base)},
+        base={"file": str(lean_node(base, folder / "lean.raw"))},
         sandbox=PAUSE,
         artefact="raw",
         keep_layers=True,

@@ -1,13 +1,16 @@
 """A machine image from its bake to its start on a cold disk, in two boots.
 
-The first is the rehearsal. In the second it is verified, on a cold disk: hydrated by its own service, and nothing that
-is wrong with a list or a disk stops its boot.
+The first is the rehearsal: by BIOS and with cloud-init, offline, as a node of the default base whose user data mount a
+baked volume. At the boot no disk is labelled as one, and the node keeps its own store; then one is. In the second it is
+verified, on a cold disk: hydrated by its own service, and nothing that is wrong with a list or a disk stops its boot.
+By UEFI, and without cloud-init, the default base boots in ``tests/vm/verify/test_verify.py``.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,8 +24,11 @@ from bench.lazy import Profile
 from parbake import records
 from parbake.coldstart.hydrate import LIST
 from parbake.coldstart.trace import Trace
+from parbake.containerd import Daemon, connect
+from parbake.containerd.labels import PINNED
 from parbake.core import run
 from parbake.core.events import Events
+from parbake.core.model import GIB, MIB
 from parbake.core.nodefiles import node_file
 from parbake.machine import disk
 from parbake.machine.vm import Drive, Machine, agent_credentials
@@ -30,8 +36,10 @@ from parbake.records import Record
 from parbake.verify import Verification
 from parbake.workflows import verify
 from parbake.workflows.trace import trace_of
-from tests.fakes.base import default_base
+from tests.fakes.base import check_node, default_base, in_journal, mounting
+from tests.fakes.containerd_support import busybox, fill, pause
 from tests.fakes.every_layer_feature import busybox_layer
+from tests.fakes.further import Steps
 from tests.fakes.images import image, index, push
 from tests.fakes.registry import DockerRegistry
 from tests.fakes.runs import bakefile, parbake, traces
@@ -81,18 +89,128 @@ print(wanted, found)
 """
 
 
+APP, PAUSE = "registry.test/team/app:1", "localhost/parbake/pause:1"
+VOLUME, DISK = 256 * MIB, GIB
+"""What was baked, and the disk that it is given: a smaller one than the root's, which is told from others by that."""
+
+# Says of places whether they can be connected to; the last word of each line is empty then.
+REACHES = """
+import socket, sys
+for place in sys.argv[1:]:
+    host, _, port = place.partition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10)
+        print(place, "yes")
+    except OSError as error:
+        print(place, error)
+"""
+
+
+def comes_up_by_bios(verification: Verification) -> None:
+    check_node(verification.node.machine, uefi=False)
+
+
+def gets_a_network_later(verification: Verification) -> None:
+    """By DHCP, and it leads to the port that was lent, and nowhere else."""
+    machine = verification.node.machine
+    guest, within = machine.guest, 60 * machine.stretch
+    lent, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    with lent, other:
+        machine.attach_network(lent.getsockname()[1])
+        waited = guest.run(
+            ["sh", "-c", "until ip -4 -o address show scope global | grep 10.0.2.15; do sleep 1; done"], timeout=within
+        )
+        assert waited.code == 0, "a network card that is plugged in later is configured by DHCP"
+        places = [*(f"10.0.2.2:{each.getsockname()[1]}" for each in (lent, other)), "169.254.169.254:80"]
+        said = guest.check(["python3", "-c", REACHES, *places], timeout=within).splitlines()
+        assert said[0] == f"{places[0]} yes", "the port that was lent"
+        lent.settimeout(10)
+        lent.accept()[0].close()
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):  # QEMU's network says yes before it knows
+            other.accept()
+        assert not said[2].endswith(" yes"), "the metadata service of a cloud"
+
+
+def keeps_its_own_store(verification: Verification) -> None:
+    machine = verification.node.machine
+    assert in_journal(machine, "no disk labelled parbake within 8 s: the node keeps its own store, and pulls")
+    assert machine.guest.run(["mountpoint", "-q", "/var/lib/containerd"]).code != 0
+
+
+def takes_a_small_volume_on_a_large_disk(verification: Verification) -> None:
+    """Grown, pinned, and started offline, by the program that cloud-init runs; the runtime runs by then."""
+    machine, guest = verification.node.machine, verification.node.machine.guest
+    within = 120 * machine.stretch
+    guest.check(["e2label", "/dev/disk/by-id/virtio-volume", "parbake"])
+    guest.check(["sh", "/etc/parbake/mount.sh"], timeout=within)
+    assert in_journal(machine, "is mounted at /var/lib/containerd")
+    with connect(machine.containerd(), patience=machine.stretch) as client:
+        images = {each.name: each.labels for each in client.images.list()}
+        assert images[APP].items() >= PINNED.items()
+        assert images[PAUSE].items() >= PINNED.items()
+    size = int(guest.check(["df", "--output=size", "-B1", "/var/lib/containerd"]).split()[-1])
+    assert size >= 0.9 * DISK, "all of the disk but ext4's journal and its tables of inodes: 256 bytes for each 4 KiB"
+    options = guest.check(["findmnt", "-no", "OPTIONS", "/var/lib/containerd"])
+    assert "noatime" in options
+    started = ["ctr", "-n", "k8s.io", "run", "--rm", APP, "once", "/bin/busybox", "cat", "/greeting"]
+    assert "hello from the bake" in guest.check(started, timeout=within), "no registry serves it"
+
+
 @dataclass(frozen=True)
 class Baked:
+    """What was baked, and what its rehearsal's machine was asked once that was over: it is not in the trace."""
+
     artefact: Path
     record: Record
     trace: Trace
+    steps: Steps
+    console: str
+
+
+def baked_volume(folder: Path) -> Path:
+    """Return a disk with a volume that is not labelled as one yet."""
+    folder.mkdir()
+    made = folder / "volume.raw"
+    disk.make_filesystem(made, "ext4", VOLUME, name="volume")
+    run.run(["tune2fs", "-L", "later", str(made)])
+    with (
+        disk.private_mounts(),
+        disk.mount(made, folder / "mnt", filesystem="ext4") as mounted,
+        Daemon(mounted.path, folder / "run") as daemon,
+        daemon.client() as client,
+    ):
+        fill(client, APP, busybox({"greeting": b"hello from the bake\n"}))
+        fill(client, PAUSE, pause())
+    with made.open("r+b") as file:
+        file.truncate(DISK)
+    return made
 
 
 @pytest.fixture(scope="module")
 def baked(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baked]:
     assert default_base.exists()
     folder = tmp_path_factory.mktemp("cold")
-    with DockerRegistry(folder / "registry") as registry:
+    volume, consoles = baked_volume(folder / "volume"), []
+
+    def prepare(rehearsal: Verification) -> None:
+        machine = rehearsal.node.machine
+        machine._seed, machine._drives = mounting(PAUSE), [Drive(volume, "volume")]
+
+    def keep_console(rehearsal: Verification) -> None:
+        consoles.append(rehearsal.node.machine.console_log.read_text(errors="replace"))
+
+    steps = Steps(
+        {
+            "whole": comes_up_by_bios,
+            "network": gets_a_network_later,
+            "own store": keeps_its_own_store,
+            "volume": takes_a_small_volume_on_a_large_disk,
+            "console": keep_console,
+        },
+        prepare=prepare,
+    )
+    with DockerRegistry(folder / "registry") as registry, pytest.MonkeyPatch.context() as patch:
         shell, serve = busybox_layer(), ["/bin/busybox", "httpd", "-f", "-p", "8081"]
         runs = {"Cmd": ["/bin/busybox", "sleep", "60"], "Env": ["PATH=/bin"]}
         push(registry.url, "team/app", index(image(shell, config=runs), image(shell, platform="linux/arm64")), "1")
@@ -103,12 +221,35 @@ def baked(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             f"{registry.host}/team/same:1",
         ]
         path = bakefile(folder / "here", images, artefact="raw")
+        steps.join(patch, "parbake.coldstart.rehearsal.machine")
         document = parbake("bake", "-f", path, "--rehearse", "--no-verify", "--json").good()
         assert traces(folder / "here") == []
         artefact = Path(document["artefact_path"])
         _, record = records.locate(str(artefact), artefact.parent)
         assert record
-        yield Baked(artefact, record, trace_of(artefact, record))
+        yield Baked(artefact, record, trace_of(artefact, record), steps, "".join(consoles))
+
+
+def test_the_base_boots_by_bios_with_cloud_init(baked: Baked) -> None:
+    baked.steps.check("whole")
+
+
+def test_a_network_that_comes_later_leads_to_what_was_lent(baked: Baked) -> None:
+    baked.steps.check("network")
+
+
+def test_without_a_volume_the_node_keeps_its_own_store(baked: Baked) -> None:
+    baked.steps.check("own store")
+
+
+def test_a_small_volume_on_a_large_disk_is_the_nodes_store(baked: Baked) -> None:
+    baked.steps.check("volume")
+
+
+def test_no_script_of_the_boot_lacks_a_program(baked: Baked) -> None:
+    baked.steps.check("console")
+    assert baked.console
+    assert ": not found" not in baked.console
 
 
 def test_the_boot_is_in_the_trace(baked: Baked) -> None:

@@ -1,0 +1,116 @@
+"""What can be wrong with a store is in the verdict, image by image; how such a volume boots is for tests/vm/verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from parbake.containerd import Client, Daemon
+from parbake.containerd.labels import PINNED, reference_labels
+from parbake.core.events import Events
+from parbake.core.model import (
+    Artefact,
+    Base,
+    ExitProbe,
+    ImageVerdict,
+    Plan,
+    Platform,
+    TcpProbe,
+    Verdict,
+)
+from parbake.machine import disk
+from tests.fakes.base import default_base
+from tests.fakes.booted_here import BootedHere
+from tests.fakes.containerd_support import Made, busybox, fill, pause
+from tests.fakes.starts import described, shell
+
+__all__ = ["default_base"]
+
+pytestmark = pytest.mark.root
+
+SANDBOX = "registry.test/pause:9"
+GOOD, MUTE, LOOSE, LAZY, OTHER, NONE = (
+    f"registry.test/{name}:1" for name in ("good", "mute", "loose", "lazy", "other", "none")
+)
+
+
+def fill_lazily(client: Client, name: str, made: Made) -> None:
+    """Content without snapshots, as a pull that was cut off leaves it."""
+    with client.lease("test"):
+        client.content.write(made.config, made.blobs[made.config.digest])
+        labels = reference_labels(made.manifest_document)
+        client.content.write(made.manifest, made.blobs[made.manifest.digest], labels)
+        client.images.put(name, made.manifest, PINNED)
+
+
+@pytest.fixture(scope="module")
+def verdict(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Verdict:
+    assert default_base.exists()
+    folder = tmp_path_factory.mktemp("store")
+    volume = folder / "volume.raw"
+    made, layered, loose, lazy = busybox(), busybox({"other": b"1"}), busybox({"loose": b"1"}), busybox({"lazy": b"1"})
+    ends = shell("true", up=ExitProbe())
+    plan = Plan(
+        name="node",
+        platform=Platform.host(),
+        base=Base(kind="none"),
+        artefact=Artefact(kind="volume"),
+        images=(
+            described(made, GOOD, ends),
+            described(made, MUTE, shell("sleep 1000", up=TcpProbe(port=9), timeout=1)),
+            described(loose, LOOSE, shell("sleep 1000")),
+            described(lazy, LAZY, ends),
+            described(layered, OTHER, ends),
+            described(made, NONE),
+        ),
+        sandbox=described(pause(), SANDBOX),
+        size=256 << 20,
+    )
+    disk.make_filesystem(volume, "ext4", plan.size, name="test")
+    with (
+        disk.private_mounts(),
+        disk.mount(volume, folder / "mnt", filesystem="ext4") as mounted,
+        Daemon(mounted.path, folder / "daemon") as daemon,
+        daemon.client() as client,
+    ):
+        for name in (GOOD, MUTE, OTHER):
+            fill(client, name, made)
+        fill(client, LOOSE, loose)
+        client.images.put(LOOSE, loose.manifest, {next(iter(PINNED)): ""})
+        fill_lazily(client, LAZY, lazy)
+        fill(client, SANDBOX, pause())
+    with BootedHere(volume, plan, events=Events(), folder=folder / "run") as verification:
+        return verification.verdict()
+
+
+@pytest.fixture
+def image(verdict: Verdict) -> Callable[[str], ImageVerdict]:
+    def find(reference: str) -> ImageVerdict:
+        [found] = [image for image in verdict.images if image.reference == reference]
+        return found
+
+    return find
+
+
+def test_one_bad_image_is_enough(verdict: Verdict, image: Callable[[str], ImageVerdict]) -> None:
+    assert not verdict.passed
+    assert image(GOOD).problems == ()
+    assert verdict.problems == ()
+
+
+def test_what_never_listens_is_not_up(image: Callable[[str], ImageVerdict]) -> None:
+    [problem] = image(MUTE).problems
+    assert "not up within" in problem
+    assert "port 9" in problem
+
+
+def test_a_bad_store_fails(image: Callable[[str], ImageVerdict]) -> None:
+    assert image(NONE).problems == ("the runtime's store (namespace k8s.io) has no image of this name",)
+    assert any("not pinned" in problem for problem in image(LOOSE).problems)
+    assert any("the plan says" in problem for problem in image(OTHER).problems)
+    lazy = image(LAZY)
+    assert not lazy.unpacked
+    assert any("not unpacked" in problem for problem in lazy.problems)
+    assert len(lazy.problems) > 1, "it cannot start either"
