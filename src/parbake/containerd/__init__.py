@@ -1,14 +1,12 @@
 """A private containerd and a client for any containerd.
 
 ``Daemon`` starts one of our own; ``connect`` talks to it, or to one in a virtual machine through a relayed stream. The
-names that need gRPC are loaded on first use, so that a daemon is already starting while Python imports; or before, with
-``load_client``.
+names that need gRPC are loaded on first use, so that a daemon is already starting while Python imports.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from threading import Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,11 +35,6 @@ _HOMES = {
     "connect": "client",
     "top_folder": "snapshots",
 }
-
-
-def load_client() -> None:
-    """Begin to load the client in a thread of its own: gRPC takes as long as a containerd takes to start."""
-    Thread(target=import_module, args=[f"{__name__}.client"], name="load-client").start()
 
 
 def __getattr__(name: str) -> object:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Disk, Ingredients, ParentVolume, Publisher
 from parbake.builders.choose import builder_of
 from parbake.builders.workers.hire import Spare
-from parbake.containerd import load_client
 from parbake.core.errors import ArtefactFull, CacheDamaged, DiskFull, EnvironmentProblem, LayerTooLarge
 from parbake.core.model import MIB, Plan
 from parbake.core.plan import larger, measure
@@ -58,7 +59,7 @@ def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> P
 def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
     """Yield a worker that starts while the plan is made, where a volume will be written: none of its name is here yet.
 
-    What speaks to containerd loads meanwhile too.
+    The code of what comes after the plan loads meanwhile too.
     """
     written = bakefile.artefact.kind == "volume" and bakefile.artefact.filesystem == "ext4"
     here = bakefile.builder in {"local", "ebs"} and os.geteuid() == 0
@@ -68,8 +69,14 @@ def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
         if written and here and first:
             with suppress(EnvironmentProblem, OSError):  # what is missing is told by the bake, if there is one
                 spare = stack.enter_context(Spare())
-            load_client()
+            Thread(target=_load_ahead, name="load-ahead").start()
         yield spare
+
+
+def _load_ahead() -> None:
+    """Load what is needed next, in this order: layers begin before anybody speaks to containerd, by gRPC."""
+    for name in ("parbake.builders.local", "parbake.containerd.client"):
+        import_module(name)
 
 
 def build_disk(
