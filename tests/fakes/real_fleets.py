@@ -104,8 +104,7 @@ class Machine:
 
     def left(self) -> list[str]:
         """Return what is there of bakes that have ended: mounts, loop devices, processes."""
-        mine = f"{self.worker.pid} (" if self.worker.alive else "nobody"
-        return [each for each in leaked(self._before, self.folder) if not each.startswith(f"process: {mine}")]
+        return leaked(self._before, self.folder, alive=[self.worker.pid] if self.worker.alive else [])
 
     def work_folders(self) -> list[str]:
         """Return the work folders and locks of its bakes."""
