@@ -280,18 +280,25 @@ class Transport:
 
 
 class _Live:
-    """The connections that exist, so that all can be cut at once."""
+    """The connections that exist, so that all can be cut at once; whoever comes after that is cut off, too.
+
+    A thread may be making one meanwhile: its server could be silent, and somebody waits for the thread.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._over = False
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
 
     def add(self, connection: HTTPConnection) -> None:
         with self._lock:
             self._connections.add(connection)
+            if self._over:
+                _cut(connection)
 
     def cut(self) -> None:
         with self._lock:
+            self._over = True
             for connection in list(self._connections):
                 _cut(connection)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from parbake.core.errors import BadContent, InputError, NoSuchImage, RegistryError, Unreachable
 from parbake.core.events import Event, Events
@@ -322,6 +324,28 @@ def test_closing_cuts_other_threads_off(registry: DockerRegistry) -> None:
             reading.result(timeout=120)
         with pytest.raises(Unreachable, match="closed"):
             client.head(ref(proxy.host))
+
+
+def test_closing_cuts_off_who_is_about_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, closed = threading.Event(), threading.Event()
+    connect = urllib3.util.connection.create_connection
+
+    def slowly(*arguments: Any, **options: Any) -> socket.socket:
+        found = connect(*arguments, **options)
+        reached.set()
+        assert closed.wait(120)
+        return found
+
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", slowly)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as threads:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        client = Registry({host: PLAIN}, patience=Patience(stall=150))
+        asking = threads.submit(client.head, ref(host))
+        assert reached.wait(120)
+        client.close()
+        closed.set()
+        with pytest.raises(Unreachable):
+            asking.result(timeout=120)
 
 
 def wait_until(done: Callable[[], bool]) -> None:
