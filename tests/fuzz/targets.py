@@ -27,7 +27,7 @@ from parbake.core.errors import BadContent, InputError, LayerError, NoSuchImage
 from parbake.images.layers import FolderSink, complete_folder, engine, unpack
 from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.registry import documents
-from parbake.machine.vm import largest_disk
+from parbake.machine.vm import busiest_disk
 from tests.fakes.hostile import corpus
 from tests.fakes.layers import describe
 from tests.fakes.tars import BLOCK, archive, checksummed, entry, pax
@@ -212,7 +212,7 @@ def trace(data: bytes) -> None:
     device = Device("/dev/loop0", ((7, 0),), 8, 1 << 20)
     for read in parse_lines(data.decode(errors="replace").splitlines(), device, since=1.0):
         assert 0 <= read.sector < read.sector + read.length <= device.count
-    largest_disk(data.decode(errors="replace").splitlines())
+    busiest_disk(data.decode(errors="replace").splitlines())
     with suppress(InputError):
         found = parse(data)
         if all(read.length < 1 << 20 for part in found.parts for read in part.reads):

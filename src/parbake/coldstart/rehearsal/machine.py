@@ -15,7 +15,7 @@ from parbake.core.model import Plan, Startup
 from parbake.core.plan import starting
 from parbake.core.timestamps import timestamp
 from parbake.machine import disk
-from parbake.machine.vm import GuestRead, largest_disk
+from parbake.machine.vm import GuestRead, busiest_disk
 from parbake.machine.vm.firmware import qemu_format
 from parbake.verify import Verification
 
@@ -51,7 +51,7 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Tra
             stages = {"sandbox": round(started.sandbox_seconds or 0.0, 3), "start": round(started.seconds, 3)}
             parts.append((each.reference, begun, time.time(), round(sum(stages.values()), 3), stages))
     with log.open(errors="replace") as lines:
-        reads = largest_disk(lines)
+        reads = busiest_disk(lines)
     return _trace(image, plan, parts, reads, skipped, work)
 
 

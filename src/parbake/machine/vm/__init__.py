@@ -5,7 +5,7 @@ from parbake.machine.vm.boards import boots
 from parbake.machine.vm.firmware import is_bootable
 from parbake.machine.vm.guest import Clock, Guest, Ran, Waited
 from parbake.machine.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
-from parbake.machine.vm.reads import GuestRead, largest_disk
+from parbake.machine.vm.reads import GuestRead, busiest_disk
 from parbake.machine.vm.seed import Seed, agent_credentials, agent_seed
 
 __all__ = [
@@ -23,6 +23,6 @@ __all__ = [
     "agent_credentials",
     "agent_seed",
     "boots",
+    "busiest_disk",
     "is_bootable",
-    "largest_disk",
 ]

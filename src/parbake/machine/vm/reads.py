@@ -26,8 +26,8 @@ class GuestRead:
     length: int
 
 
-def largest_disk(lines: Iterable[str]) -> tuple[GuestRead, ...]:
-    """Return the reads of the disk that was read furthest, in order: the one that was booted, not its seed. Pure.
+def busiest_disk(lines: Iterable[str]) -> tuple[GuestRead, ...]:
+    """Return the reads of the disk of which most was read, in order: the one that was booted. Pure.
 
     Lines that say something else are left out.
     """
@@ -37,4 +37,4 @@ def largest_disk(lines: Iterable[str]) -> tuple[GuestRead, ...]:
         if match and int(match[5]):
             at = int(match[1]) + int(match[2]) / 1e6
             disks.setdefault(match[3], []).append(GuestRead(at, int(match[4]), int(match[5])))
-    return tuple(max(disks.values(), key=lambda reads: max(read.sector for read in reads), default=[]))
+    return tuple(max(disks.values(), key=lambda reads: sum(read.length for read in reads), default=[]))
