@@ -196,13 +196,13 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: BakeResult | 
 
 def with_trace(run: Session, earlier: BakeResult, options: Options) -> BakeResult:
     """Give an artefact of an earlier run the start-up trace that was asked for."""
-    if not options.trace and (not options.rehearse or earlier.record.trace is not None):
-        return earlier
-    from parbake.workflows.trace import add_trace, rehearse  # loads only where something is traced, here and below
+    from parbake.workflows.trace import add_trace, rehearse  # loads only where something is left to do, here and below
 
     if options.trace:
         return replace(earlier, record=add_trace(earlier.artefact, earlier.record, options.trace, run.signer))
-    return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer))
+    if options.rehearse and earlier.record.trace is None:
+        return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer))
+    return earlier
 
 
 def make_artefact(run: Session, plan: Plan, options: Options) -> BakeResult:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parbake import records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
@@ -25,6 +26,9 @@ from parbake.machine import disk
 from parbake.records import Record, genuine
 from parbake.workflows.identity import acting, role_of
 from parbake.workflows.preflight import account_cautions
+
+if TYPE_CHECKING:
+    from parbake.records.store import Shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +92,20 @@ def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | 
             return Preview(None, to_build=missing, cautions=known)
         plan = decide(run, [image for image in images.values() if image], onto)
         found = existing(run.bakefile.output, plan, events)
-        stored = _stored(run, plan.artefact_name)
+        shared = shared_store(run)
+        stored = shared.find(plan.artefact_name) if shared else None
         return Preview(
             plan, existing=found.record if found else stored, stored=stored, cautions=(*cautions(plan), *known)
         )
 
 
-def _stored(run: Session, name: str) -> Record | None:
+def shared_store(run: Session) -> Shared | None:
+    """Return what a run's records are shared through, None (and nothing is loaded for it) where no store is named."""
     if run.bakefile.store is None:
         return None
-    from parbake.records.store import session_store  # loads only where a store is named
+    from parbake.records.store import session_store
 
-    shared = session_store(run.bakefile, run.events)
-    return shared.find(name) if shared else None
+    return session_store(run.bakefile, run.events)
 
 
 def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:

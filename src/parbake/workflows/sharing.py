@@ -15,7 +15,7 @@ from parbake import records
 from parbake.core import access, interrupts
 from parbake.core.claim import Alone, Claim
 from parbake.core.model import Plan
-from parbake.workflows.plan import BakeResult, Session
+from parbake.workflows.plan import BakeResult, Session, shared_store
 
 
 class Make(Protocol):
@@ -33,12 +33,11 @@ def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> Bake
 
     Where another machine was first, and what it made lacks what was asked for (a verification), that is made up for.
     """
-    if run.bakefile.store is None:
+    shared, name, changed = shared_store(run), plan.artefact_name, False
+    if shared is None:
         return make(Alone, force=force)
-    from parbake.records.store import claimed, session_store  # loads only where a store is named
+    from parbake.records.store import claimed
 
-    shared, name, changed = session_store(run.bakefile, run.events), plan.artefact_name, False
-    assert shared
     with ExitStack() as until_kept:
 
         def fetch() -> None:
