@@ -8,11 +8,12 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake.containerd import Client, Cri
+from parbake.containerd import Client, Cri, Daemon
 from parbake.containerd.labels import (
     PINNED,
     chain_ids,
@@ -24,6 +25,7 @@ from parbake.containerd.labels import (
 from parbake.containerd.snapshots import folders
 from parbake.core import run
 from parbake.core.model import Descriptor, Platform
+from parbake.machine import disk
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -146,6 +148,19 @@ def fill(client: Client, name: str, made: Made, *, seen_by: Cri | None = None) -
         deadline = run.Deadline(60, f"the CRI plugin's notice of {name}")
         while seen_by.image_status(name) is None:
             deadline.sleep(0.02)
+
+
+@contextmanager
+def filling(volume: Path, size: int, *, name: str = "test") -> Iterator[Client]:
+    """Make a volume (ext4) whose root is that of a store, and yield a client to put images into it."""
+    disk.make_filesystem(volume, "ext4", size, name=name)
+    with (
+        disk.private_mounts(),
+        disk.mount(volume, volume.with_name("mnt"), filesystem="ext4") as mounted,
+        Daemon(mounted.path, volume.with_name("daemon")) as daemon,
+        daemon.client() as client,
+    ):
+        yield client
 
 
 def pid_namespace_of(folder: Path) -> str:

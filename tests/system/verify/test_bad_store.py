@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.containerd import Client, Daemon
+from parbake.containerd import Client
 from parbake.containerd.labels import PINNED, reference_labels
 from parbake.core.events import Events
 from parbake.core.model import (
@@ -20,10 +20,9 @@ from parbake.core.model import (
     TcpProbe,
     Verdict,
 )
-from parbake.machine import disk
 from tests.fakes.base import default_base
 from tests.fakes.booted_here import BootedHere
-from tests.fakes.containerd_support import Made, busybox, fill, pause
+from tests.fakes.containerd_support import Made, busybox, fill, filling, pause
 from tests.fakes.starts import described, shell
 
 __all__ = ["default_base"]
@@ -68,13 +67,7 @@ def verdict(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ver
         sandbox=described(pause(), SANDBOX),
         size=256 << 20,
     )
-    disk.make_filesystem(volume, "ext4", plan.size, name="test")
-    with (
-        disk.private_mounts(),
-        disk.mount(volume, folder / "mnt", filesystem="ext4") as mounted,
-        Daemon(mounted.path, folder / "daemon") as daemon,
-        daemon.client() as client,
-    ):
+    with filling(volume, plan.size) as client:
         for name in (GOOD, MUTE, OTHER):
             fill(client, name, made)
         fill(client, LOOSE, loose)

@@ -24,7 +24,7 @@ from bench.lazy import Profile
 from parbake import records
 from parbake.coldstart.hydrate import LIST
 from parbake.coldstart.trace import Trace
-from parbake.containerd import Daemon, connect
+from parbake.containerd import connect
 from parbake.containerd.labels import PINNED
 from parbake.core import run
 from parbake.core.events import Events
@@ -37,7 +37,7 @@ from parbake.verify import Verification
 from parbake.workflows import verify
 from parbake.workflows.trace import trace_of
 from tests.fakes.base import check_node, default_base, in_journal, mounting
-from tests.fakes.containerd_support import busybox, fill, pause
+from tests.fakes.containerd_support import busybox, fill, filling, pause
 from tests.fakes.every_layer_feature import busybox_layer
 from tests.fakes.further import Steps
 from tests.fakes.images import image, index, push
@@ -176,16 +176,10 @@ def baked_volume(folder: Path) -> Path:
     """Return a disk with a volume that is not labelled as one yet."""
     folder.mkdir()
     made = folder / "volume.raw"
-    disk.make_filesystem(made, "ext4", VOLUME, name="volume")
-    run.run(["tune2fs", "-L", "later", str(made)])
-    with (
-        disk.private_mounts(),
-        disk.mount(made, folder / "mnt", filesystem="ext4") as mounted,
-        Daemon(mounted.path, folder / "run") as daemon,
-        daemon.client() as client,
-    ):
+    with filling(made, VOLUME, name="volume") as client:
         fill(client, APP, busybox({"greeting": b"hello from the bake\n"}))
         fill(client, PAUSE, pause())
+    run.run(["tune2fs", "-L", "later", str(made)])
     with made.open("r+b") as file:
         file.truncate(DISK)
     return made

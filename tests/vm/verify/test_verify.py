@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from parbake.containerd import Daemon
 from parbake.core import run
 from parbake.core.errors import BadBase
 from parbake.core.events import Events
@@ -32,7 +31,7 @@ from parbake.core.model import (
 from parbake.machine import disk
 from parbake.verify import Pulled, Verification, compare_pull, verify
 from tests.fakes.base import check_node
-from tests.fakes.containerd_support import Made, busybox, document, fill, pause
+from tests.fakes.containerd_support import Made, busybox, document, fill, filling, pause
 from tests.fakes.registry import DockerRegistry
 from tests.fakes.starts import described, shell
 
@@ -100,13 +99,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             sandbox=described(pause(), SANDBOX),
             size=256 << 20,
         )
-        disk.make_filesystem(volume, "ext4", plan.size, name="test")
-        with (
-            disk.private_mounts(),
-            disk.mount(volume, folder / "mnt", filesystem="ext4") as mounted,
-            Daemon(mounted.path, folder / "daemon") as daemon,
-            daemon.client() as client,
-        ):
+        with filling(volume, plan.size) as client:
             for name in (WEB, TALK, ONCE, BROKEN):
                 fill(client, name, made)
             fill(client, pulled, layered)
