@@ -20,6 +20,7 @@ from parbake.bakefile import Bakefile
 from parbake.builders import Disk, Ingredients, ParentVolume, Publisher, RemoteBuilder, Shipment
 from parbake.builders.choose import publisher_of, remote_builder_of
 from parbake.core import access, interrupts
+from parbake.core.blocks import BlockList
 from parbake.core.claim import Alone, Claim
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError, Moved
 from parbake.core.events import Events
@@ -29,7 +30,6 @@ from parbake.core.run import need_root
 from parbake.core.signing import Signer
 from parbake.core.sources import Source
 from parbake.core.workspace import remove_leftovers
-from parbake.machine.disk import BlockList
 from parbake.records import Record, genuine
 from parbake.workflows import ancestry
 from parbake.workflows.describe import Clock, describe_disk, make_record

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from parbake.machine.disk import BlockList
+from parbake.core.blocks import BlockList
 from parbake.machine.ext4 import Volume
 from parbake.machine.ext4.superblock import BLOCK
 from tests.fakes.command import Corner

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Final
 
 from parbake.core import atomic
+from parbake.core.blocks import BlockList
 from parbake.core.errors import ParbakeError
 from parbake.core.events import Events
 from parbake.core.run import sleep
 from parbake.core.workspace import room_for
-from parbake.machine.disk.blocks import BlockList, block_list
+from parbake.machine.disk.blocks import block_list
 from parbake.machine.disk.files import complete_or_absent, reflink, state
 
 _TICK_NS: Final = 20_000_000
