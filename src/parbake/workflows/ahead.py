@@ -1,0 +1,42 @@
+"""What begins while the plan of a volume is made, since it takes as long as the plan: a worker, and loading code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from parbake.core.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from parbake.bakefile import Bakefile
+    from parbake.builders.workers.hire import Spare
+
+
+@contextmanager
+def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
+    """Yield a worker that starts while the plan is made, where a volume will be written: none of its name is here yet.
+
+    The code of what comes after the plan loads meanwhile too.
+    """
+    written = bakefile.artefact.kind == "volume" and bakefile.artefact.filesystem == "ext4"
+    here = bakefile.builder in {"local", "ebs"} and os.geteuid() == 0
+    first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))
+    spare = None
+    with ExitStack() as stack:
+        if written and here and first:
+            from parbake.builders.workers.hire import Spare  # loads only where a volume will be written
+
+            with suppress(EnvironmentProblem, OSError):  # what is missing is told by the bake, if there is one
+                spare = stack.enter_context(Spare())
+            Thread(target=_load_ahead, name="load-ahead").start()
+        yield spare
+
+
+def _load_ahead() -> None:
+    """Load what is needed next, in this order: layers begin before anybody speaks to containerd, by gRPC."""
+    for name in ("parbake.workflows.make", "parbake.builders.local", "parbake.containerd.client"):
+        import_module(name)
