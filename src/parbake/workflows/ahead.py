@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
@@ -22,12 +21,11 @@ def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
 
     The code of what comes after the plan loads meanwhile too.
     """
-    written = bakefile.artefact.kind == "volume" and bakefile.artefact.filesystem == "ext4"
-    here = bakefile.builder in {"local", "ebs"} and os.geteuid() == 0
+    here = bakefile.builder in {"local", "ebs"}
     first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))
     spare = None
     with ExitStack() as stack:
-        if written and here and first:
+        if here and first and not bakefile.artefact.mounted:
             from parbake.builders.workers.hire import Spare  # loads only where a volume will be written
 
             with suppress(EnvironmentProblem, OSError):  # what is missing is told by the bake, if there is one
@@ -37,6 +35,5 @@ def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
 
 
 def _load_ahead() -> None:
-    """Load what is needed next, in this order: layers begin before anybody speaks to containerd, by gRPC."""
-    for name in ("parbake.workflows.make", "parbake.builders.local", "parbake.containerd.client"):
+    for name in ("parbake.workflows.make", "parbake.builders.local"):
         import_module(name)

@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from parbake.coldstart.trace import Trace
 
 
+def need_rights(plan: Plan, options: Options) -> None:
+    """Raise EnvironmentProblem without root, unless nothing is mounted: an ext4 volume that nobody looks into yet."""
+    if plan.artefact.mounted:
+        need_root("baking")
+    elif options.verify or options.rehearse:
+        need_root("verifying", hint="run parbake with sudo, or bake with --no-verify and run `parbake verify` as root")
+
+
 def bake_here(run: Session, plan: Plan, options: Options, earlier: BakeResult | None) -> BakeResult:
     """Build a file, prepare it for cold starts, and verify it; ``earlier`` is what an earlier run has of that."""
     events = run.events
@@ -61,7 +69,7 @@ def with_trace(run: Session, earlier: BakeResult, options: Options) -> BakeResul
 def make_artefact(run: Session, plan: Plan, options: Options) -> BakeResult:
     """Build the artefact in a work folder; then it, its list of blocks, its trace and its record appear together."""
     output, events = run.bakefile.output, run.events
-    need_root("baking")
+    need_rights(plan, options)
     need_room(output, plan)
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     clock = Clock()
@@ -135,7 +143,7 @@ def bake_and_publish(
     What a cloud has of the plan already is read back where it still has to be looked at.
     """
     events = run.events
-    need_root("baking")
+    need_rights(plan, options)
     verdict = earlier.record.verdict if earlier and earlier.record.verified else None
     verifying = options.verify and verdict is None and can_boot(plan, events)
     clock = Clock()
