@@ -94,7 +94,7 @@ def fake_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBuilder
     monkeypatch.setattr(disks, "builder_of", lambda _: made)
     monkeypatch.setattr(make, "boot", made.boot)
     monkeypatch.setattr(make, "can_boot", lambda *_: True)
-    monkeypatch.setattr(make, "need_root", lambda _: None)
+    monkeypatch.setattr(make, "need_rights", lambda *_: None)
     monkeypatch.setattr(coldstart, "prepare", made.prepare)
     monkeypatch.setattr(base, "ensure", lambda *_, **__: None)
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
