@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import records
-from parbake.builders.choose import publisher_of, remote_builder_of
+from parbake.bakefile import IN_EC2
 from parbake.core import access
 from parbake.core.claim import Alone, Claim
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError, Moved
@@ -80,13 +80,22 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
     ):
         run = replace(session, signer=genuine.open_signer(session.bakefile), spare=spare)  # a wrong key shows first
         remove_leftovers(run.cache)  # builds that were killed leave credentials there
-        remote = remote_builder_of(run.bakefile, verify=options.verify, fresh=options.force)
-        publisher = publisher_of(run.bakefile, fresh=options.force)
+        remote, publisher = clouds_of(run.bakefile, options)
         if remote:
             refuse_rehearsal(run.bakefile, options)
         plan = plan_bake(run, options)
         ensure = partial(ensure_artefact, run, plan, remote, publisher, options)
         return make_and_share(run, plan, ensure, force=options.force)
+
+
+def clouds_of(bakefile: Bakefile, options: Options) -> tuple[RemoteBuilder | None, Publisher | None]:
+    """Return what bakes in a cloud, and what sends a disk there; None for both where the artefact is a file."""
+    if bakefile.builder not in IN_EC2:
+        return None, None
+    from parbake.builders.choose import publisher_of, remote_builder_of
+
+    remote = remote_builder_of(bakefile, verify=options.verify, fresh=options.force)
+    return remote, publisher_of(bakefile, fresh=options.force)
 
 
 def plan_bake(run: Session, options: Options) -> Plan:

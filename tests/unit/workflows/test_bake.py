@@ -224,6 +224,14 @@ def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) 
 
 
 def test_a_bake_loads_what_acts_only_when_something_is_left_to_do() -> None:
-    acting = ("parbake.workflows.make", "parbake.machine", "parbake.verify", "parbake.containerd", "grpc", "rich")
+    acting = (
+        "parbake.workflows.make",
+        "parbake.builders",
+        "parbake.machine",
+        "parbake.verify",
+        "parbake.containerd",
+        "grpc",
+        "rich",
+    )
     code = f"import sys, parbake.cli, parbake.workflows.bake; print([name for name in {acting} if name in sys.modules])"
     assert run([sys.executable, "-c", code]).text == "[]"
