@@ -91,7 +91,7 @@ def ask(root: Path, *command: str) -> str:
 
 
 def test_programs_are_native_meanwhile_and_nothing_of_them_remains(root: Path, folder: Path) -> None:
-    divert, restore = native.prepare(folder, Platform.host().architecture)
+    divert, _, restore = native.prepare(folder, Platform.host().architecture)
     put(root / "usr/bin/openssl")
     put(root / "usr/bin/python3.13")
     expected = snapshot(root)
@@ -139,7 +139,7 @@ def test_interpreters_are_native_for_what_needs_no_extension(root: Path, folder:
 
 
 def test_what_a_package_has_put_in_the_place_of_a_program_stays(root: Path, folder: Path) -> None:
-    divert, restore = native.prepare(folder, Platform.host().architecture)
+    divert, _, restore = native.prepare(folder, Platform.host().architecture)
     hook(divert, root)
     other = root / "usr/bin/openssl"
     other.unlink()
@@ -150,7 +150,35 @@ def test_what_a_package_has_put_in_the_place_of_a_program_stays(root: Path, fold
 
 
 def test_a_root_that_is_not_as_expected_is_told(root: Path, folder: Path) -> None:
-    _, restore = native.prepare(folder, Platform.host().architecture)
+    _, _, restore = native.prepare(folder, Platform.host().architecture)
     done = run(["sh", "-c", restore, "exec", str(root)], check=False)
     assert done.code != 0
     assert ".native" in done.stderr
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_initial_ram_disk_has_no_folder_for_the_native_loader(root: Path, folder: Path, *, own: bool) -> None:
+    """But the root's own stays, and so do the root's hooks: it is made as a machine of its own would make it."""
+    for name in ("rm", "rmdir"):
+        shutil.copy2(f"/usr/bin/{name}", folder / "usr/bin" / name)
+    divert, make, _ = native.prepare(folder, Platform.host().architecture)
+    hook(divert, root)
+    hooks, made = root / "etc/initramfs-tools/hooks", root / "made"
+    hooks.mkdir(parents=True)
+    (root / "dev").mkdir()
+    (root / "dev/null").touch()
+    (made / "usr/lib64").mkdir(parents=True)
+    (made / "lib64").symlink_to("usr/lib64")
+    if own:
+        (made / "usr/lib64/ld.so.2").touch()
+    maker = root / "usr/sbin/update-initramfs.foreign"
+    maker.write_text(
+        '#!/bin/sh\nexport DESTDIR=/made\necho "$@" >/asked\nfor each in /etc/initramfs-tools/hooks/*; do $each; done\n'
+    )
+    maker.chmod(0o755)
+
+    hook(make, root)
+    assert (root / "asked").read_text() == "-c -k all\n"
+    assert (made / "usr/lib64").exists() == own
+    assert (made / "lib64").is_symlink() == own
+    assert list(hooks.iterdir()) == []
