@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-_UPDATE_INITRD = "usr/sbin/update-initramfs"  # does nothing until the end
+_UPDATE_INITRD = "usr/sbin/update-initramfs"  # does nothing until the end: see _INITRD
 LOADERS = {
     "amd64": ("usr/lib/x86_64-linux-gnu", "usr/lib64/ld-linux-x86-64.so.2"),
     "arm64": ("usr/lib/aarch64-linux-gnu", "usr/lib/ld-linux-aarch64.so.1"),
@@ -63,14 +63,19 @@ while read -r path; do
 	printf '/%s\n/%s.foreign\n:\n' "$path" "$path" >>var/lib/dpkg/diversions
 done <"$5"
 """
-# The initial RAM disk would have a folder for the loader, which is there for as long as programs are native.
+# The initial RAM disk would have a folder for the loader, which is there for as long as programs are native. One that
+# holds a native program, as a package of the user's may ask for, names that loader: it is made anew when all are gone.
 _INITRD = r"""
 set -e
 cd "$1"
 hook=etc/initramfs-tools/hooks/zz-native
-printf '#!/bin/sh\nif rmdir "$DESTDIR/usr/lib64" 2>/dev/null; then rm "$DESTDIR/lib64"; fi\n' >"$hook"
+cat >"$hook" <<END
+#!/bin/sh
+if rmdir "\$DESTDIR/usr/lib64" 2>/dev/null; then rm "\$DESTDIR/lib64"; fi
+if grep -rqF "${4##*/}" "\$DESTDIR"; then : >/.native/held; fi
+END
 chmod 755 "$hook"
-chroot . "/$2.foreign" -c -k all
+chroot . /usr/sbin/update-initramfs.foreign -c -k all
 rm "$hook"
 """
 # A package may never have come, and a path may be somebody else's by now.
@@ -83,8 +88,14 @@ while read -r path; do
 done <"$5"
 paste - - - <var/lib/dpkg/diversions | sed '/\.foreign\t:$/d' | tr '\t' '\n' >var/lib/dpkg/diversions.new
 mv var/lib/dpkg/diversions.new var/lib/dpkg/diversions
+held=
+if [ -e .native/held ]; then held=yes; fi
 rm -r .native "$3" "$4"
 if rmdir usr/lib64 2>/dev/null; then rm lib64; fi
+if [ "$held" ]; then
+	rm boot/initrd.img-*
+	chroot . /usr/sbin/update-initramfs -c -k all
+fi
 """
 
 
@@ -106,8 +117,10 @@ def prepare(folder: Path, architecture: str) -> tuple[str, str, str]:
     listed = folder.with_name(f"{folder.name}.list")
     listed.write_text("".join(f"{path}\n" for path in paths))
     arguments = shlex.join([str(folder), *LOADERS[architecture], str(listed)])
-    divert, restore = (f'sh -c {shlex.quote(script)} sh "$1" {arguments}' for script in (_DIVERT, _RESTORE))
-    return divert, f'sh -c {shlex.quote(_INITRD)} sh "$1" {_UPDATE_INITRD}', restore
+    divert, make_initrd, restore = (
+        f'sh -c {shlex.quote(script)} sh "$1" {arguments}' for script in (_DIVERT, _INITRD, _RESTORE)
+    )
+    return divert, make_initrd, restore
 
 
 def programs(folder: Path) -> Iterable[str]:
