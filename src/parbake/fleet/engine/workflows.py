@@ -214,6 +214,8 @@ class Fleet:
             return
         if not self._next() and self._pending and len(under_way) - self._bringing < window:
             await self._plan()
+            if (self._paused or self._draining) and workflow.patched("heard-while-planning"):
+                return
         while len(under_way) - self._bringing < window and (planned := self._next()):
             self._ready.remove(planned)
             self._baking[planned.builder] += 1
