@@ -99,7 +99,7 @@ EXAMPLES: Final = {
 ENVIRONMENT: Final = {
     "PARBAKE_CACHE": "Where parbake keeps what it can make again. Default: `~/.cache/parbake`.",
     "PARBAKE_FLEET_KEY": "The file with the key of a fleet, which seals all that goes through its engine.",
-    "PARBAKE_CONTAINERD": "The full path of the containerd to fill volumes with. Default: the one in `PATH`.",
+    "PARBAKE_CONTAINERD": "The full path of the containerd to fill mounted stores with. Default: that of `PATH`.",
     "PARBAKE_LAYER_CACHE": "How much room layers may take between bakes, such as `20GiB`. Default: none are kept.",
     "PARBAKE_USERNAME": "The user for registries with `credentials: environment`.",
     "PARBAKE_PASSWORD": "The password for them.",

@@ -268,7 +268,7 @@ def comparison(way: Way) -> Iterator[Comparison]:
         with private_mounts():
             disk.make_filesystem(folder / "disk", "ext4", 4096 * MIB, name="comparison")
             options = disk.FAST["ext4"]
-            with disk.mount(folder / "disk", folder / "at", filesystem="ext4", cached=True, options=options) as mounted:
+            with disk.mount(folder / "disk", folder / "at", filesystem="ext4", options=options) as mounted:
                 work = mounted.path / "work"
                 work.mkdir()
                 with Containerd(mounted.path / "containerd") as containerd:

@@ -65,5 +65,6 @@ def _root(volume: Volume) -> filetree.FileNode:
     root = filetree.FileNode(stat.S_IFDIR | 0o755)
     assert root.children is not None
     for chain in volume.placed:
-        root.children[chain.encode()] = volume.holder(chain, filetree.FileNode(stat.S_IFDIR | 0o700), None)
+        holder, work = (filetree.FileNode(stat.S_IFDIR | 0o700) for _ in range(2))
+        root.children[chain.encode()] = volume.holder(chain, holder, work)
     return root

@@ -1,19 +1,20 @@
 """The local builder: fills a disk image or a fresh volume offline. No boot, no cloud, any architecture.
 
-Everything that is mounted lives in a mount namespace of this run's own: it goes away with the process, however it ends.
+An ext4 volume takes neither root nor a containerd: the layers' files, and those of the store, are written into its
+file. All else is mounted, and a private containerd works on it. What is mounted lives in a mount namespace of this
+run's own: it goes away with the process, however it ends.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, override
 
 from parbake.builders import Builder, Disk, Ingredients, ParentVolume
-from parbake.builders.fill import MountedStore, VolumeImage, fill
+from parbake.builders.fill import MountedStore, VolumeImage, fill, held
 from parbake.builders.seal import seal
 from parbake.builders.workers.pool import Workers, count_for
 from parbake.containerd import Daemon
@@ -41,7 +42,7 @@ NO_SANDBOX = (
 
 
 class LocalBuilder(Builder):
-    """Fills on this machine; needs root, mounts, a loop device and containerd."""
+    """Fills on this machine. What is mounted for that needs root, a loop device and containerd."""
 
     @override
     def build(self, plan: Plan, ingredients: Ingredients) -> Disk:
@@ -50,44 +51,44 @@ class LocalBuilder(Builder):
         Raises BadBase (no root file system, no runtime, a sandbox image that nobody brings), DiskFull, and whatever
         filling raises.
         """
-        need_root("baking")
-        with _telling_full_host(ingredients.work), disk.private_mounts():
-            if plan.artefact.kind == "volume":
-                return _bake_volume(plan, ingredients)
-            return _bake_machine_image(plan, ingredients)
+        with _telling_full_host(ingredients.work):
+            if not plan.artefact.mounted:
+                return _bake_ext4(plan, ingredients)
+            need_root("baking")
+            with disk.private_mounts():
+                if plan.artefact.kind == "volume":
+                    return _bake_xfs(plan, ingredients)
+                return _bake_machine_image(plan, ingredients)
 
 
-def _bake_volume(plan: Plan, ingredients: Ingredients) -> Disk:
-    """Make a file system that is the runtime's root: a node mounts it there."""
-    events, volume = ingredients.events, ingredients.work / "disk.raw"
-    built = None
-    if plan.artefact.filesystem == "ext4":
-        built = _start_from_parent(volume, plan, ingredients)
-    if built is None:
-        built = _make_volume(volume, plan, ingredients)
-        _check(volume, plan, events)
+def _bake_ext4(plan: Plan, ingredients: Ingredients) -> Disk:
+    """Make a file system that is the runtime's root: a node mounts it there. Nothing is mounted here."""
+    volume = ingredients.work / "disk.raw"
+    return _start_from_parent(volume, plan, ingredients) or _make_ext4(volume, plan, ingredients)
+
+
+def _make_ext4(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
+    _format(volume, plan, ingredients.events)
+    try:
+        built = _write_ext4(volume, plan, ingredients)
+    except ArtefactFull as error:
+        if not plan.size_is_fixed:
+            raise  # a larger one is better than a full one
+        ingredients.events.note(f"{error.message}: trying again, one layer after the other")
+        disk.make_filesystem(volume, plan.artefact.filesystem, plan.size, name=plan.key)
+        built = _write_ext4(volume, plan, ingredients, dense=True)
+    _check(volume, plan, ingredients.events)
     return built
+
+
+def _format(volume: Path, plan: Plan, events: Events) -> None:
+    with events.stage("format", f"Make the {plan.artefact.filesystem} file system"):
+        disk.make_filesystem(volume, plan.artefact.filesystem, plan.size, name=plan.key)
 
 
 def _check(volume: Path, plan: Plan, events: Events) -> None:
     with events.stage("check", "Check the file system"):
         disk.check_filesystem(volume, plan.artefact.filesystem)
-
-
-def _make_volume(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
-    filesystem = plan.artefact.filesystem
-    with ingredients.events.stage("format", f"Make the {filesystem} file system"):
-        disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
-    if filesystem == "xfs":
-        return _fill_xfs(volume, plan, ingredients)
-    try:
-        return _write_ext4(volume, plan, ingredients)
-    except ArtefactFull as error:
-        if not plan.size_is_fixed:
-            raise  # a larger one is better than a full one
-        ingredients.events.note(f"{error.message}: trying again, one layer after the other")
-    disk.make_filesystem(volume, filesystem, plan.size, name=plan.key)
-    return _write_ext4(volume, plan, ingredients, dense=True)
 
 
 def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
@@ -127,39 +128,33 @@ def _write_ext4(
     second: Path | None = None,
     dense: bool = False,
 ) -> Disk:
-    """Fill an ext4 volume without mounting it for writing.
+    """Fill an ext4 volume without mounting it.
 
     Of a parent that was not compared with its list, and of which there is a ``second`` copy, the blocks that were
     written to are: the new list has new digests for them, which would hide damage. Raises NotAsListed for these.
     """
-    events, work = ingredients.events, ingredients.work
-    root = work / "store"
-    root.mkdir(exist_ok=True)
-    with _telling_full_artefact(plan, work), ExitStack() as stack:
-        if not plan.keep_layers:  # else it is not small
-            stack.enter_context(disk.memory(root))
-        stack.enter_context(
-            events.stage("fill", f"Fill the volume ({', '.join(image.reference for image in plan.all_images)})")
-        )
-        writer = stack.enter_context(Volume(volume))
+    events, blobs = ingredients.events, ingredients.work / "blobs"
+    blobs.mkdir(exist_ok=True)
+    with (
+        _telling_full_artefact(plan, ingredients.work),
+        events.stage("fill", f"Fill the volume ({', '.join(image.reference for image in plan.all_images)})"),
+        Volume(volume) as writer,
+    ):
         layers = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
         sizes = [size for chain, size in layers.items() if chain not in writer.placed]
-        workers = stack.enter_context(Workers(work / "workers.log", count_for(sizes), ingredients.spare))
-        if parent:
-            writer.rename(disk.filesystem_uuid(plan.key))
-        mounted = partial(disk.mount, volume, work / "mnt", filesystem="ext4", read_only=True, cached=True)
-        with Daemon(root, work / "containerd", wait=False) as daemon, ExitStack() as clients:
-            store = cache(lambda: clients.enter_context(daemon.client()))
-            destination = VolumeImage(plan, store, writer, workers, mounted, dense=dense)
+        with Workers(ingredients.work / "workers.log", count_for(sizes), ingredients.spare) as workers:
+            if parent:
+                writer.rename(disk.filesystem_uuid(plan.key))
+            destination = VolumeImage(plan, writer, workers, blobs, dense=dense)
             fill(
                 plan,
-                store,
+                destination.store,
                 ingredients.source,
                 destination=destination,
                 events=events,
                 close_connections=ingredients.close_connections,
             )
-        destination.finish_volume(root)
+        destination.finish_volume()
     hashes = writer.hashes.known
     if parent and second:
         disk.compare(second, parent.blocks, events, writer.hashes.touched)
@@ -171,13 +166,16 @@ def _write_ext4(
     return Disk(volume, hashes=hashes, parent=parent.name if parent else "")
 
 
-def _fill_xfs(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk:
-    """Fill a mounted XFS volume."""
+def _bake_xfs(plan: Plan, ingredients: Ingredients) -> Disk:
+    """Make such a file system of XFS, which is mounted to be filled."""
+    volume = ingredients.work / "disk.raw"
+    _format(volume, plan, ingredients.events)
     options = disk.FAST["xfs"]
     with disk.mount(volume, ingredients.work / "mnt", filesystem="xfs", options=options) as mounted:
         _fill_store(mounted.path, plan, ingredients)
         with ingredients.events.stage("trim", "Write to disk, give back unused space"):
             disk.trim(mounted)
+    _check(volume, plan, ingredients.events)
     return Disk(volume)
 
 
@@ -222,14 +220,15 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
         _telling_full_artefact(plan, ingredients.work),
         events.stage("fill", f"Fill the store ({', '.join(image.reference for image in plan.all_images)})"),
         Daemon(root, ingredients.work / "containerd") as daemon,
-        daemon.client() as store,
+        daemon.client() as client,
+        held(client, plan.key) as store,
     ):
         remove_tree(staging)  # a base that was itself captured in the middle of something
         staging.mkdir(mode=0o700)
         try:
             fill(
                 plan,
-                lambda: store,
+                store,
                 ingredients.source,
                 destination=MountedStore(store, staging),
                 events=events,

@@ -12,6 +12,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from parbake.containerd.errors import AlreadyExists, NotFound, Unavailable
+from parbake.containerd.labels import merge_labels
 from parbake.containerd.proto import content_pb2 as pb
 from parbake.core.errors import BadContent, ContainerdError, DeadlineExceeded
 from parbake.core.run import Deadline
@@ -89,6 +90,15 @@ class Content:
         self._connection.unary(
             f"{_SERVICE}/Update", request, pb.UpdateResponse, metadata=self._metadata(), subject=digest
         )
+
+    def add_labels(self, digest: str, labels: Mapping[str, str]) -> bool:
+        """Add labels to a blob and keep those that it has; False when it is not there."""
+        if (info := self.info(digest)) is None:
+            return False
+        merged = merge_labels(info.labels, labels)
+        if merged != info.labels:
+            self.label(digest, merged)
+        return True
 
     def delete(self, digest: str) -> None:
         """Remove a blob; missing is fine."""

@@ -40,8 +40,7 @@ class Daemon:
     the CRI plugin (pods need runc and the shim), whose pods get ``sandbox_image`` as their pause container;
     ``containerd`` is the path of the program when it is not the one on PATH. Enter it from a thread that lives as long
     as the daemon is needed (see ``run.Process``), in the mount namespace in which ``root`` is mounted. Raises
-    EnvironmentProblem when a program is missing, ContainerdError with the end of the log when it does not start; with
-    ``wait=False`` the latter is left to ``client``.
+    EnvironmentProblem when a program is missing, ContainerdError with the end of the log when it does not start.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Daemon:
         sandbox_image: str = "",
         containerd: str | None = None,
         patience: float = 1.0,
-        wait: bool = True,
     ) -> None:
         self.root = root.absolute()
         self.folder = folder.absolute()
@@ -64,7 +62,6 @@ class Daemon:
         self._sandbox_image = sandbox_image
         self._program = containerd or "containerd"
         self._patience = patience
-        self._ready, self._wait_at_once = False, wait
         self._stack = ExitStack()
         self._process: run.Process | None = None
         self.socket = self.folder / "containerd.sock"
@@ -81,8 +78,7 @@ class Daemon:
                 stack.enter_context(NamespaceThread(self._start_with_shims))
             else:
                 self._process = stack.enter_context(self._start())
-            if self._wait_at_once:
-                self._wait()
+            self._wait()
             self._stack = stack.pop_all()
         return self
 
@@ -91,11 +87,6 @@ class Daemon:
 
     def client(self, namespace: str = "k8s.io") -> Client:
         """Return a client; use it with ``with``, and end it before the daemon."""
-        if not self._ready:
-            self._wait()
-        return self._client(namespace)
-
-    def _client(self, namespace: str = "k8s.io") -> Client:
         from parbake.containerd.client import connect
 
         return connect(self.socket, namespace=namespace, patience=self._patience)
@@ -162,11 +153,10 @@ class Daemon:
             if self._cri:
                 from parbake.containerd.cri import Cri
 
-                with self._client() as client:
+                with self.client() as client:
                     Cri(client.connection).wait_ready(deadline, self._check_alive)
         except (CommandFailed, DeadlineExceeded, ContainerdError) as error:
             raise self._failure(error) from error
-        self._ready = True
 
     def _check_alive(self) -> None:
         if self._process is not None:

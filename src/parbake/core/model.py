@@ -253,6 +253,11 @@ class Artefact(Frozen):
         return self
 
     @property
+    def mounted(self) -> bool:
+        """Whether it is mounted to be filled, which takes root; into an ext4 volume, parbake writes without a mount."""
+        return (self.kind, self.filesystem) != ("volume", "ext4")
+
+    @property
     def in_cloud(self) -> bool:
         """Whether the artefact lies in a cloud and is not a file."""
         return self.format in {"ami", "snapshot"}

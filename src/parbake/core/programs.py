@@ -43,7 +43,7 @@ class Program:
 PROGRAMS = (
     Program("setpriv", "ends every program that parbake started when parbake ends", (EVERYTHING,), debian="util-linux"),
     Program("unshare", "private mounts and processes", (EVERYTHING,), debian="util-linux"),
-    Program("containerd", "fills the image store", ("bake", "verify"), oldest="1.6"),
+    Program("containerd", "fills machine images and xfs volumes, starts images", ("bake", "verify"), oldest="1.6"),
     Program("runc", "starts containers when a bake is verified", ("verify",)),
     Program("mount", "opens disks and volumes", ("bake", "verify")),
     Program("umount", "closes disks and volumes", ("bake", "verify"), debian="mount"),

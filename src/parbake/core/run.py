@@ -119,10 +119,10 @@ def need(program: str) -> str:
     return path
 
 
-def need_root(what: str) -> None:
+def need_root(what: str, *, hint: str = "run parbake with sudo") -> None:
     """Raise EnvironmentProblem unless the process is root; ``what`` says which act needs it."""
     if os.geteuid() != 0:
-        raise EnvironmentProblem(f"{what} needs root (mounts, loop devices, namespaces)", hint="run parbake with sudo")
+        raise EnvironmentProblem(f"{what} needs root (mounts, loop devices, namespaces)", hint=hint)
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:

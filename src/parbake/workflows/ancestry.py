@@ -63,11 +63,7 @@ def ancestor(plan: Plan, found: Sequence[Record]) -> Record | None:
     Only ext4 volumes of the same name and platform, on which nothing else was kept, with at least half of what would
     travel; of those that share as much, the newest. Its size becomes the new one's: it may be somewhat smaller.
     """
-    if (
-        (plan.artefact.kind, plan.artefact.filesystem) != ("volume", "ext4")
-        or plan.artefact.in_cloud
-        or plan.keep_layers
-    ):
+    if plan.artefact.mounted or plan.artefact.in_cloud or plan.keep_layers:
         return None
     wanted = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
     best: tuple[int, Record] | None = None

@@ -113,6 +113,14 @@ def need_key(plan: Plan, options: Options) -> None:
         raise Moved(f"the content key of {plan.name} is {plan.key} now, not {options.expect_key}")
 
 
+def need_rights(plan: Plan, options: Options) -> None:
+    """Raise EnvironmentProblem without root, unless nothing is mounted: an ext4 volume that nobody looks into yet."""
+    if plan.artefact.mounted:
+        need_root("baking")
+    elif options.verify or options.rehearse:
+        need_root("verifying", hint="run parbake with sudo, or bake with --no-verify and run `parbake verify` as root")
+
+
 def refuse_rehearsal(bakefile: Bakefile, options: Options) -> None:
     """Raise InputError if a rehearsal was asked for, of a disk that is never on this machine."""
     if options.rehearse:
@@ -208,7 +216,7 @@ def with_trace(run: Session, earlier: BakeResult, options: Options) -> BakeResul
 def make_artefact(run: Session, plan: Plan, options: Options) -> BakeResult:
     """Build the artefact in a work folder; then it, its list of blocks, its trace and its record appear together."""
     output, events = run.bakefile.output, run.events
-    need_root("baking")
+    need_rights(plan, options)
     need_room(output, plan)
     base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
     clock = Clock()
@@ -282,7 +290,7 @@ def bake_and_publish(
     What a cloud has of the plan already is read back where it still has to be looked at.
     """
     events = run.events
-    need_root("baking")
+    need_rights(plan, options)
     verdict = earlier.record.verdict if earlier and earlier.record.verified else None
     verifying = options.verify and verdict is None and can_boot(plan, events)
     clock = Clock()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -61,22 +60,15 @@ def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
 
     The code of what comes after the plan loads meanwhile too.
     """
-    written = bakefile.artefact.kind == "volume" and bakefile.artefact.filesystem == "ext4"
-    here = bakefile.builder in {"local", "ebs"} and os.geteuid() == 0
+    here = bakefile.builder in {"local", "ebs"}
     first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))
     spare = None
     with ExitStack() as stack:
-        if written and here and first:
+        if here and first and not bakefile.artefact.mounted:
             with suppress(EnvironmentProblem, OSError):  # what is missing is told by the bake, if there is one
                 spare = stack.enter_context(Spare())
-            Thread(target=_load_ahead, name="load-ahead").start()
+            Thread(target=import_module, args=("parbake.builders.local",), name="load-ahead").start()
         yield spare
-
-
-def _load_ahead() -> None:
-    """Load what is needed next, in this order: layers begin before anybody speaks to containerd, by gRPC."""
-    for name in ("parbake.builders.local", "parbake.containerd.client"):
-        import_module(name)
 
 
 def build_disk(

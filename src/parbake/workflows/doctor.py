@@ -175,7 +175,8 @@ def _check(good: bool, name: str, purpose: str, needed_by: tuple[str, ...], hint
 def _system(facts: Facts) -> Iterator[Check]:
     baking, known = ("bake", "verify"), facts.filesystems
     namespaces = "run as root; in a container, with the capability CAP_SYS_ADMIN"
-    yield _check(facts.root, "root", "mounts and loop devices", baking, "run parbake with sudo")
+    root = "run parbake with sudo; an ext4 volume is baked without (bake --no-verify)"
+    yield _check(facts.root, "root", "mounts and loop devices", baking, root)
     yield _check(facts.mount_namespaces, "mount namespaces", "mounts that vanish with the run", baking, namespaces)
     loops = "modprobe loop; in a container, run it privileged"
     yield _check(facts.loop_devices, "loop devices", "open disks and volumes", baking, loops)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from parbake.builders.fill import MountedStore, fill
+from parbake.builders.fill import MountedStore, fill, held
 from parbake.containerd import Client, Daemon
 from parbake.containerd.labels import PINNED
 from parbake.core.errors import BadContent, LayerError, Unreachable
 from parbake.core.events import Event, Events
-from parbake.core.model import Descriptor
-from parbake.core.sources import Readable
+from parbake.core.model import Descriptor, Plan
+from parbake.core.sources import Readable, Source
 from tests.fakes.images import Built, image, index, layer
 from tests.fakes.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
 from tests.fakes.trees import differences, scan
@@ -42,6 +42,12 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
+def put(plan: Plan, store: Client, source: Source, work: Path, tell: Callable[[Event], None] = lambda _: None) -> None:
+    """Fill a containerd's store, with the lease that a bake takes."""
+    with held(store, plan.key) as client:
+        fill(plan, client, lambda _: source, events=Events(tell), destination=MountedStore(client, work))
+
+
 def shape(client: Client) -> set[tuple[str, str, str]]:
     return {(info.name, info.parent, info.kind) for info in client.snapshots.list()}
 
@@ -54,13 +60,7 @@ def test_the_same_store_as_containerds_own(tmp_path: Path, work: Path) -> None:
         their_client, our_client = stack.enter_context(theirs.client()), stack.enter_context(ours.client())
         pull_by_ctr(theirs, APP, tmp_path, name)
         described = image_of(APP, name)
-        fill(
-            plan_of(described, keep_layers=True),
-            lambda: our_client,
-            lambda _: Memory(APP),
-            events=Events(),
-            destination=MountedStore(our_client, work),
-        )
+        put(plan_of(described, keep_layers=True), our_client, Memory(APP), work)
         assert list(work.iterdir()) == []
 
         assert [record.name for record in our_client.images.list()] == list(described.names)
@@ -83,7 +83,7 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
     # The same tar under another compression is the same snapshot: the first to come brings it.
     plan = plan_of(image_of(APP, "docker.io/library/app:1"), image_of(OTHER, "quay.io/team/other:2"))
     events: list[Event] = []
-    fill(plan, lambda: store, lambda _: source, events=Events(events.append), destination=MountedStore(store, work))
+    put(plan, store, source, work, events.append)
     assert len(source.opened) == len(set(source.opened)) + 1  # the empty layer comes twice, on different parents
     assert len(store.snapshots.list()) == 5
     assert sum(event.done for event in events if event.kind == "task-end") == sum(
@@ -94,9 +94,7 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
     assert not any(".l." in label for label in labels)
     assert store.images.get("quay.io/team/other:2").labels == PINNED  # type: ignore[union-attr]
 
-    fill(
-        plan, lambda: store, lambda _: Memory(), events=Events(), destination=MountedStore(store, work)
-    )  # a source that has nothing: nothing is asked
+    put(plan, store, Memory(), work)  # a source that has nothing: nothing is asked
     store.gc()
     assert len(store.snapshots.list()) == 5
     assert {info.digest for info in store.content.list()} == {
@@ -106,13 +104,7 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
 
 def test_an_index_in_an_index(store: Client, work: Path) -> None:
     described = image_of(APP, "localhost:5000/app@" + NESTED.digest, target=NESTED)
-    fill(
-        plan_of(described),
-        lambda: store,
-        lambda _: Memory(NESTED),
-        events=Events(),
-        destination=MountedStore(store, work),
-    )
+    put(plan_of(described), store, Memory(NESTED), work)
     (record,) = store.images.list()
     assert (record.name, record.target.digest) == (f"localhost:5000/app@{NESTED.digest}", NESTED.digest)
     store.gc()
@@ -125,27 +117,15 @@ def test_an_index_in_an_index(store: Client, work: Path) -> None:
 def test_a_target_that_does_not_lead_to_the_manifest(store: Client, work: Path) -> None:
     described = image_of(APP, "localhost:5000/app:1", target=index(OTHER))
     with pytest.raises(BadContent, match="does not lead to the manifest"):
-        fill(
-            plan_of(described),
-            lambda: store,
-            lambda _: Memory(APP, index(OTHER)),
-            events=Events(),
-            destination=MountedStore(store, work),
-        )
+        put(plan_of(described), store, Memory(APP, index(OTHER)), work)
 
 
 def test_layers_are_kept_later_too(store: Client, work: Path) -> None:
     described = image_of(APP, "localhost:5000/app:1")
     source = Memory(APP)
-    fill(plan_of(described), lambda: store, lambda _: source, events=Events(), destination=MountedStore(store, work))
+    put(plan_of(described), store, source, work)
     assert not store.content.exists(APP.layers[0].digest)
-    fill(
-        plan_of(described, keep_layers=True),
-        lambda: store,
-        lambda _: source,
-        events=Events(),
-        destination=MountedStore(store, work),
-    )
+    put(plan_of(described, keep_layers=True), store, source, work)
     store.gc()
     assert all(store.content.exists(blob.digest) for blob in APP.layers)
 
@@ -173,17 +153,11 @@ def test_a_fill_that_failed_is_finished_by_the_next(keep_layers: bool, store: Cl
     plan = plan_of(image_of(APP, "localhost:5000/app:1"), keep_layers=keep_layers)
     broken = Broken(APP, APP.layers[1].digest)
     with pytest.raises(BadContent, match="the bytes that arrived have the digest"):
-        fill(plan, lambda: store, lambda _: broken, events=Events(), destination=MountedStore(store, work))
+        put(plan, store, broken, work)
     with pytest.raises(Unreachable):
-        fill(
-            plan,
-            lambda: store,
-            lambda _: Broken(APP, APP.layers[0].digest, Unreachable("gone")),
-            events=Events(),
-            destination=MountedStore(store, work),
-        )
+        put(plan, store, Broken(APP, APP.layers[0].digest, Unreachable("gone")), work)
     assert store.images.list() == ()
-    fill(plan, lambda: store, lambda _: Memory(APP), events=Events(), destination=MountedStore(store, work))
+    put(plan, store, Memory(APP), work)
     assert {record.name for record in store.images.list()} == set(plan.images[0].names)
     assert list(work.iterdir()) == []
     assert len(store.snapshots.list()) == 2
@@ -193,12 +167,6 @@ def test_a_fill_that_failed_is_finished_by_the_next(keep_layers: bool, store: Cl
 def test_a_hostile_layer_leaves_no_image(store: Client, work: Path) -> None:
     attack = image(BASE, layer({"../../../../../../../../tmp/parbake-fill-escape": b"x"}))
     with pytest.raises(LayerError, match="leads outside its root"):
-        fill(
-            plan_of(image_of(attack, "evil.example/x:1")),
-            lambda: store,
-            lambda _: Memory(attack),
-            events=Events(),
-            destination=MountedStore(store, work),
-        )
+        put(plan_of(image_of(attack, "evil.example/x:1")), store, Memory(attack), work)
     assert store.images.list() == ()
     assert not Path("/tmp/parbake-fill-escape").exists()

@@ -115,17 +115,6 @@ def test_a_program_that_ends_tells_why(tmp_path: Path) -> None:
         pass
 
 
-def test_one_that_is_not_waited_for_tells_why_when_its_client_is_wanted(tmp_path: Path) -> None:
-    broken = tmp_path / "containerd"
-    broken.write_text("#!/bin/sh\nsleep 0.1\necho the disk is made of cheese >&2\nexit 1\n")
-    broken.chmod(0o755)
-    with (
-        Daemon(tmp_path / "store", tmp_path / "run", containerd=str(broken), wait=False) as daemon,
-        pytest.raises(ContainerdError, match="made of cheese"),
-    ):
-        daemon.client()
-
-
 def test_a_full_disk(tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()

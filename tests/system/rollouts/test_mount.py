@@ -131,7 +131,7 @@ def attached(file: Path, node: Node, size: int = 0) -> Iterator[str]:
     run.run(["tune2fs", "-L", node.label, str(file)] if kind == "ext4" else ["xfs_admin", "-L", node.label, str(file)])
     if size:
         os.truncate(file, size)
-    with disk.loop_device(file, cached=True) as device:
+    with disk.loop_device(file) as device:
         yield device
 
 
@@ -278,7 +278,7 @@ def test_no_disk_two_disks_or_a_broken_one(node: Node, tmp_path: Path) -> None:
     with broken.open("r+b") as file:  # the root folder's inode and all behind it; the label stays
         file.seek(4096)
         file.write(os.urandom(8 * MIB))
-    with disk.loop_device(broken, cached=True) as device:
+    with disk.loop_device(broken) as device:
         assert f"{device} cannot be mounted: the node keeps its own store" in node.mount()
     assert node.mounted() == {}
     assert (node.root / "own").read_text() == "here"

@@ -47,29 +47,50 @@ def within(*preparations: Sequence[str | Path]) -> list[str]:
     return ["unshare", "--mount", "--", "/bin/sh", "-c", f'{steps}exec "$@"', "sh"]
 
 
-def without(*programs: str) -> list[str]:
+def without(*programs: str, to_begin: Sequence[str | Path] = ("true",)) -> list[str]:
     """Take programs away, wherever parbake looks for them."""
     paths = [path for path in map(find, programs) if path]
-    return within(*(["mount", "--bind", "/dev/null", path] for path in paths))
+    return within(to_begin, *(["mount", "--bind", "/dev/null", path] for path in paths))
 
 
 def bake(path: Path, *options: str, prefix: Sequence[str]) -> Done:
     return as_program("bake", "-f", path, "--json", "--progress", "none", *options, prefix=prefix)
 
 
-def test_not_root(volume: Path) -> None:
-    """Planning takes no root; baking does, and says so before it has fetched anything."""
+def test_not_root(volume: Path, registry: DockerRegistry) -> None:
+    """Planning takes no root; what mounts does, and says so before it has fetched anything."""
     # Whether a file can be read is asked without privileges: it has to lie where anybody may look.
     volume.parent.chmod(0o755)
     prefix = [*within(["mount", "--bind", volume.parent, "/mnt"]), *NOBODY]
     path = Path("/mnt", volume.name)
     assert as_program("plan", "-f", path, "--json", prefix=prefix).good()["key"]
-    bake(path, "--no-verify", prefix=prefix).refused(1, "EnvironmentProblem", "needs root", hint="sudo")
+    bake(path, prefix=prefix).refused(1, "EnvironmentProblem", "verifying needs root", hint="bake with --no-verify")
+    xfs_volume(volume.parent, registry)
+    bake(path, "--no-verify", prefix=prefix).refused(1, "EnvironmentProblem", "baking needs root", hint="sudo")
+
+
+def xfs_volume(place: Path, registry: DockerRegistry) -> Path:
+    """Write a Bakefile of a volume that is mounted to be filled."""
+    artefact = {"kind": "volume", "filesystem": "xfs"}
+    return bakefile(place, [f"{registry.host}/team/app:1"], base="none", artefact=artefact)
+
+
+def test_an_ext4_volume_takes_neither_root_nor_a_containerd(place: Path, volume: Path) -> None:
+    place.chmod(0o755)
+    found = []
+    for prefix in ([], NOBODY):
+        within_mnt = [*without("containerd", "mount", to_begin=["mount", "--bind", place, "/mnt"]), *prefix]
+        record = bake(Path("/mnt", volume.name), "--no-verify", prefix=within_mnt).good()
+        artefact = place / "artefacts" / record["artefact"]
+        found.append(Path(f"{artefact}.blocks").read_bytes())
+        assert artefact.stat().st_uid == (65534 if prefix else 0)
+        shutil.rmtree(place / "artefacts")
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
     ("program", "package", "filesystem"),
-    [("containerd", "containerd", "ext4"), ("mke2fs", "e2fsprogs", "ext4"), ("mkfs.xfs", "xfsprogs", "xfs")],
+    [("containerd", "containerd", "xfs"), ("mke2fs", "e2fsprogs", "ext4"), ("mkfs.xfs", "xfsprogs", "xfs")],
 )
 def test_a_program_is_missing(
     place: Path, registry: DockerRegistry, program: str, package: str, filesystem: str
@@ -134,15 +155,18 @@ def test_the_host_s_disk_is_full(place: Path, registry: DockerRegistry) -> None:
     bake(path, "--no-verify", prefix=prefix).refused(1, "DiskFull", "no space left")
 
 
-def test_no_mount_namespace(volume: Path) -> None:
+def test_no_mount_namespace(place: Path, registry: DockerRegistry) -> None:
     """As in a container that is not privileged."""
     prefix = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", "--"]
-    bake(volume, "--no-verify", prefix=prefix).refused(1, "EnvironmentProblem", "namespace", hint="privileged")
+    bake(xfs_volume(place, registry), "--no-verify", prefix=prefix).refused(
+        1, "EnvironmentProblem", "namespace", hint="privileged"
+    )
 
 
-def test_no_loop_device(volume: Path) -> None:
+def test_no_loop_device(place: Path, registry: DockerRegistry) -> None:
     prefix = within(["mount", "--bind", "/dev/null", "/dev/loop-control"])
-    bake(volume, "--no-verify", prefix=prefix).refused(1, "EnvironmentProblem", "loop device")
+    path = xfs_volume(place, registry)
+    bake(path, "--no-verify", prefix=prefix).refused(1, "EnvironmentProblem", "loop device")
 
 
 def test_a_home_that_is_nowhere(place: Path, volume: Path) -> None:

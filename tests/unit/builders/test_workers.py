@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import pytest
 
@@ -217,13 +216,9 @@ def test_stopping_wakes_whoever_waits(volume: Volume) -> None:
 
 
 def destination_of(volume: Volume, workers: Workers, layers: Sequence[Layer]) -> VolumeImage:
-    """Return where the layers of an image go, which has begun; none of them is committed."""
+    """Return where the layers of an image go, which has begun."""
     wanted = image(layers=tuple(layers))
-
-    def never() -> Any:
-        raise AssertionError("nothing is committed")
-
-    destination = VolumeImage(plan(images=(wanted,)), never, volume, workers, never)
+    destination = VolumeImage(plan(images=(wanted,)), volume, workers, volume.path.parent)
     chains = [layer.chain_id for layer in layers]
     destination.begin([Job(layer, wanted, tuple(chains[:number])) for number, layer in enumerate(layers)])
     return destination

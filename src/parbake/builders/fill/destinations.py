@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, override
@@ -16,8 +17,7 @@ from parbake.images.layers import FolderSink, Unpacked, complete_folder, unpack
 
 if TYPE_CHECKING:
     from parbake.containerd import Client
-    from parbake.containerd.snapshots import SnapshotFolders
-    from parbake.core.model import Image, Layer
+    from parbake.core.model import Descriptor, Image, Layer
     from parbake.core.sources import Progress, Readable
     from parbake.images.layers import Allowance
     from parbake.images.layers.engine import BlobCopy
@@ -42,15 +42,55 @@ class UnpackOptions:
     keep: BlobCopy | None = None
 
 
+class BlobStore(Protocol):
+    """The blobs of a store, by digest; thread-safe. ``containerd.content.Content``, ``offline.OfflineContent``."""
+
+    def exists(self, digest: str) -> bool:
+        """Whether the blob is there."""
+        ...
+
+    def read(self, digest: str) -> bytes:
+        """Return a blob that is there."""
+        ...
+
+    def add_labels(self, digest: str, labels: Mapping[str, str]) -> bool:
+        """Add labels to a blob and keep those that it has; False when it is not there."""
+        ...
+
+    def write(self, descriptor: Descriptor, data: bytes | Iterable[bytes], labels: Mapping[str, str]) -> None:
+        """Make sure that a blob is there, with at least these labels; raises BadContent, and what ``data`` raises."""
+        ...
+
+
+class NameStore(Protocol):
+    """The image records of a store."""
+
+    def put(self, name: str, descriptor: Descriptor, labels: Mapping[str, str]) -> None:
+        """Let a name point to content, with these labels."""
+        ...
+
+
+class ImageStore(Protocol):
+    """What a fill puts images into: a containerd's client, or the files of a store that are to be."""
+
+    @property
+    def content(self) -> BlobStore:
+        """The blobs."""
+        ...
+
+    @property
+    def images(self) -> NameStore:
+        """The names."""
+        ...
+
+
 class LayerDestination(Protocol):
     """Takes the layers of one fill. ``begin`` once, ``unpack`` from any thread, the others in the order of the jobs.
 
-    ``at_once``: how many layers to unpack side by side, begun in their order. ``apart``: layers lie apart from the
-    store until ``arrived``, which alone needs it.
+    ``at_once``: how many layers to unpack side by side, begun in their order.
     """
 
     at_once: int
-    apart: bool
 
     def has(self, chain: str) -> bool:
         """Whether a layer is there already, on its parents."""
@@ -68,19 +108,25 @@ class LayerDestination(Protocol):
         """Take over a layer that is unpacked; raises LayerError, DiskFull."""
         ...
 
-    def finish(self) -> None:
-        """Have every layer of the plan committed by containerd."""
-        ...
-
     def stop(self) -> None:
         """Wake threads that wait for their turn: the fill has failed."""
         ...
 
 
+@contextmanager
+def held(store: Client, key: str) -> Iterator[Client]:
+    """Hold what is in a containerd's store during a fill: what nothing holds may be collected at any moment.
+
+    What is there already stays if a collection leaves it. ``key`` names the lease.
+    """
+    store.make_namespace()
+    store.gc()
+    with store.lease(f"parbake-{key[:12]}"):
+        yield store
+
+
 class MountedStore(LayerDestination):
     """A mounted file system that holds the store itself: a layer is moved into its snapshot by a rename."""
-
-    apart = False
 
     def __init__(self, store: Client, work: Path) -> None:
         """``work`` is a folder on the file system of the store's snapshots, for layers on their way."""
@@ -116,30 +162,18 @@ class MountedStore(LayerDestination):
     def arrived(self, number: int, unpacked: Unpacked) -> None:
         """Finish the layer on top of its parents, and let containerd commit it."""
         staged, job = self._staged(number), self._jobs[number]
+        from parbake.containerd.snapshots import folders  # gRPC's: not where nothing is mounted
 
-        def put(found: SnapshotFolders) -> None:
-            complete_folder(staged, unpacked, found.lowers)
-            _move(staged, found.upper)
-
-        commit(self._store, job.layer.chain_id, job.parents[-1] if job.parents else "", put)
-
-    @override
-    def finish(self) -> None:
-        """Nothing is left to do."""
+        chain = job.layer.chain_id
+        key, labels = unpack_key(os.urandom(6).hex(), chain), snapshot_labels(chain)
+        found = folders(self._store.snapshots.prepare(key, job.parents[-1] if job.parents else "", labels))
+        complete_folder(staged, unpacked, found.lowers)
+        _move(staged, found.upper)
+        self._store.snapshots.commit(chain, key, labels)
 
     @override
     def stop(self) -> None:
         """Nothing waits here."""
-
-
-def commit(store: Client, chain: str, parent: str, put: Callable[[SnapshotFolders], None]) -> None:
-    """Let containerd make the snapshot of a layer; ``put`` brings the files to where it wants them."""
-    from parbake.containerd.snapshots import folders  # gRPC's: loaded by then, and not where nothing is filled
-
-    key = unpack_key(os.urandom(6).hex(), chain)
-    labels = snapshot_labels(chain)
-    put(folders(store.snapshots.prepare(key, parent, labels)))
-    store.snapshots.commit(chain, key, labels)
 
 
 def _move(staged: Path, upper: Path) -> None:

@@ -1,9 +1,8 @@
 """Fill a runtime's store: images become content, snapshots and names, exactly as a pull would have left them.
 
-Layers stream from their source through the engine to where they belong (``destinations``), side by side. Each is then
-finished on top of its parents and committed by containerd itself: its databases are its own. What is there already is
-skipped, so a fill that was cut off is finished by filling again. Where layers lie apart from the store, they stream
-while containerd still starts.
+Layers stream from their source through the engine to where they belong (``destinations``), side by side, and each is
+then finished on top of its parents. What is there already is skipped, so a fill that was cut off is finished by filling
+again.
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from parbake.builders.fill.destinations import Job, LayerDestination, UnpackOptions
+from parbake.builders.fill.destinations import ImageStore, Job, LayerDestination, UnpackOptions
 from parbake.builders.fill.streams import Endable, Tee, pieces
 from parbake.containerd.labels import (
     PINNED,
-    merge_labels,
     reference_labels,
     snapshot_reference,
     source_label,
@@ -36,7 +34,6 @@ from parbake.images.registry.strictjson import DOCUMENT
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from parbake.containerd import Client
     from parbake.core.events import Events
 
 _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
@@ -44,7 +41,7 @@ _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 
 def fill(
     plan: Plan,
-    store: Callable[[], Client],
+    store: ImageStore,
     sources: Callable[[Image], Source],
     *,
     destination: LayerDestination,
@@ -53,9 +50,9 @@ def fill(
 ) -> None:
     """Make sure that the store holds every image of the plan: content, unpacked snapshots, names.
 
-    ``store`` waits until containerd is ready, and returns its client. ``sources`` says where an image's content comes
-    from, ``destination`` where layers go. Index, manifest and config are kept, layers' blobs only when the plan keeps
-    them. Every name of an image is pinned against kubelet's image collection.
+    ``sources`` says where an image's content comes from, ``destination`` where layers go. Index, manifest and config
+    are kept, layers' blobs only when the plan keeps them. Every name of an image is pinned against kubelet's image
+    collection.
 
     ``close_connections`` is called when the fill is given up, and ends the streams that wait for their next bytes.
 
@@ -69,13 +66,13 @@ class _Filling:
     def __init__(
         self,
         plan: Plan,
-        ready: Callable[[], Client],
+        store: ImageStore,
         sources: Callable[[Image], Source],
         destination: LayerDestination,
         events: Events,
         close_connections: Callable[[], None],
     ) -> None:
-        self._plan, self._ready, self._sources = plan, ready, sources
+        self._plan, self._store, self._sources = plan, store, sources
         self._destination, self._events = destination, events
         self._close_connections = close_connections
         self._over = threading.Event()
@@ -83,7 +80,6 @@ class _Filling:
         self._allowance = Allowance(plan.size)
         self._pool = ThreadPoolExecutor(destination.at_once, thread_name_prefix="unpack")
         self._keepers: dict[str, str] = {}
-        self._lease = ExitStack()
 
     def __enter__(self) -> _Filling:
         return self
@@ -91,47 +87,27 @@ class _Filling:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._over.set()  # on an error: streams that are still read end at their next buffer
-            if error is not None and not isinstance(
-                error, (CacheDamaged, DiskFull, LayerTooLarge)
-            ):  # after these, one may try again
-                self._close_connections()
-            if error is not None:
-                self._destination.stop()
-            self._pool.shutdown(cancel_futures=True)
-        finally:
-            self._lease.__exit__(kind, error, trace)
+        self._over.set()  # on an error: streams that are still read end at their next buffer
+        if error is not None and not isinstance(
+            error, (CacheDamaged, DiskFull, LayerTooLarge)
+        ):  # after these, one may try again
+            self._close_connections()
+        if error is not None:
+            self._destination.stop()
+        self._pool.shutdown(cancel_futures=True)
 
     def run(self) -> None:
-        # Blobs of layers go to the store as they come.
-        ahead = self._destination.apart and not self._plan.keep_layers
-        unpacked = self._begin() if ahead else deque()
-        self._open_store()
-        if not ahead:
-            unpacked = self._begin()
+        jobs = self._missing_layers()
+        self._destination.begin(jobs)
+        unpacked = deque(self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs))
         for image in self._plan.all_images:
             self._write_documents(image)
         for number in range(len(unpacked)):
             self._destination.arrived(number, unpacked.popleft().result())
-        self._destination.finish()
         for image in self._plan.all_images:
             if self._plan.keep_layers:
                 self._keep_the_rest(image)
             self._name(image)
-
-    def _begin(self) -> deque[Future[Unpacked]]:
-        """Let the layers that are missing be unpacked, in other threads."""
-        jobs = self._missing_layers()
-        self._destination.begin(jobs)
-        return deque(self._pool.submit(self._unpack, number, job) for number, job in enumerate(jobs))
-
-    def _open_store(self) -> None:
-        """Wait for the store, and hold what is there: what nothing holds may be collected at any moment."""
-        self._store = self._ready()
-        self._store.make_namespace()
-        self._store.gc()  # what is there after a collection stays
-        self._lease.enter_context(self._store.lease(f"parbake-{self._plan.key[:12]}"))
 
     # -- layers
 
@@ -177,18 +153,8 @@ class _Filling:
         return source.read(descriptor)
 
     def _write(self, descriptor: Descriptor, document: bytes, labels: dict[str, str]) -> None:
-        if not self._label(descriptor.digest, labels):
+        if not self._store.content.add_labels(descriptor.digest, labels):
             self._store.content.write(descriptor, document, labels)
-
-    def _label(self, digest: str, labels: dict[str, str]) -> bool:
-        """Add labels to a blob and keep those that it has; False when it is not there."""
-        info = self._store.content.info(digest)
-        if info is None:
-            return False
-        merged = merge_labels(info.labels, labels)
-        if merged != info.labels:
-            self._store.content.label(digest, merged)
-        return True
 
     def _keeps(self, layer: Layer) -> bool:
         """Whether this layer's blob is to be kept, and no other thread is at the same one on another parent."""
@@ -205,7 +171,7 @@ class _Filling:
         """Fetch blobs of layers whose snapshot was there already."""
         for layer in image.layers:
             labels = {**_source_label(image), **uncompressed_label(layer.diff_id)}
-            if self._label(layer.digest, labels):
+            if self._store.content.add_labels(layer.digest, labels):
                 continue
             descriptor = _descriptor(layer)
             with (

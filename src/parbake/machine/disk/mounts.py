@@ -12,7 +12,7 @@ import fcntl
 import functools
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ _HARMLESS = ("nodev", "nosuid", "noexec")
 # mount(2), umount2(2): called here, since a program for the same takes ten milliseconds, and many times that on a busy
 # machine. These options are flags, all others the file system's.
 _FLAGS = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1 << 10}
-_MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+_MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
 _MNT_DETACH = 2
 
 FAST = {"ext4": ("noatime", "barrier=0"), "xfs": ("noatime",)}
@@ -82,19 +82,17 @@ def private_mounts() -> Iterator[None]:
 
 @contextmanager
 @guarded
-def loop_device(
-    image: Path, *, offset: int = 0, size: int = 0, read_only: bool = False, cached: bool = False
-) -> Iterator[str]:
+def loop_device(image: Path, *, offset: int = 0, size: int = 0, read_only: bool = False) -> Iterator[str]:
     """Attach a part of a file (bytes; size 0: to its end) as a block device and yield the device's path.
 
     The file is read and written without the host's page cache where its file system can: the file system inside has a
-    cache of its own. ``cached``: through it, for what this program has just written there.
+    cache of its own.
     """
     backing = os.open(image, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     device = -1
     try:
         flags = _AUTOCLEAR | (_READ_ONLY if read_only else 0)
-        device, path = _attach(image, backing, offset, size, flags, direct=not cached)
+        device, path = _attach(image, backing, offset, size, flags)
         yield path
     finally:
         if device >= 0:
@@ -111,24 +109,14 @@ def read_ahead(device: str, size: int = READ_AHEAD) -> None:
         os.close(opened)
 
 
-def prefetch(device: str, ranges: Iterable[tuple[int, int]]) -> None:
-    """Have parts of a block device (from, to; bytes) read into memory, in large pieces, and wait for nothing."""
-    opened = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for start, end in ranges:
-            os.posix_fadvise(opened, start, end - start, os.POSIX_FADV_WILLNEED)
-    finally:
-        os.close(opened)
-
-
-def _attach(image: Path, backing: int, offset: int, size: int, flags: int, *, direct: bool) -> tuple[int, str]:
+def _attach(image: Path, backing: int, offset: int, size: int, flags: int) -> tuple[int, str]:
     control = _open_device("/dev/loop-control")
     try:
         name = os.fsencode(image)[:63]
         for _ in range(_BUSY_TRIES):
             path = f"/dev/loop{_free_number(control)}"
             device = _open_device(path)
-            for more in (_DIRECT_IO, 0) if direct else (0,):
+            for more in (_DIRECT_IO, 0):
                 config = _LOOP_CONFIG.pack(
                     backing, 0, 0, 0, 0, offset, size, 0, 0, 0, flags | more, name, b"", b"", 0, 0, *[0] * 8
                 )
@@ -188,15 +176,14 @@ def mount(
     offset: int = 0,
     size: int = 0,
     read_only: bool = False,
-    cached: bool = False,
     options: Sequence[str] = (),
 ) -> Iterator[Mounted]:
-    """Mount a part of a file (bytes; size 0: to its end) at a folder, which is made. ``cached``: see ``loop_device``.
+    """Mount a part of a file (bytes; size 0: to its end) at a folder, which is made.
 
     Raises CommandFailed when it is not a file system that the kernel knows, or a damaged one.
     """
     at.mkdir(parents=True, exist_ok=True)
-    with loop_device(image, offset=offset, size=size, read_only=read_only, cached=cached) as device:
+    with loop_device(image, offset=offset, size=size, read_only=read_only) as device:
         chosen = [*_HARMLESS, *options]
         if filesystem == "xfs":
             chosen.append("nouuid")  # two copies of one base are mounted at a time when two bakes run
@@ -216,29 +203,6 @@ def mount(
             yield Mounted(at, device, filesystem)
         finally:
             unmount(at)
-
-
-@contextmanager
-def memory(at: Path) -> Iterator[None]:
-    """Mount a file system in memory at a folder, which is there; raises EnvironmentProblem."""
-    if problem := _mount("tmpfs", at, "tmpfs", options=(*_HARMLESS, "mode=0755")):
-        raise _refused(f"a file system in memory cannot be mounted at {at}", problem)
-    try:
-        yield
-    finally:
-        unmount(at)
-
-
-def bind(source: Path, at: Path) -> None:
-    """Show a folder at another place; raises EnvironmentProblem."""
-    if problem := _mount(str(source), at, "", _MS_BIND):
-        raise _refused(f"{source} cannot be mounted at {at}", problem)
-
-
-def unbind(at: Path) -> None:
-    """End what ``bind`` began; raises EnvironmentProblem."""
-    if problem := _unmount(at):
-        raise _stays(at, problem)
 
 
 def unmount(at: Path) -> None:

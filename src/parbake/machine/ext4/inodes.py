@@ -38,6 +38,9 @@ _U32: Final = 0xFFFFFFFF
 # crtime+ version_hi projid
 _INODE: Final = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIIIII")
 _CHECK_LO, _CHECK_HI = 0x7C, 0x82
+USAGE: Final = struct.Struct("<26xHI84xH138x")
+"""Of an inode: its links, and how many sectors all belong to it (low, high)."""
+SECTOR: Final = 512
 _U16: Final = struct.Struct("<H")
 # The inode of a file whose data are one extent. What lies between the fields that files differ in comes from `_alike`.
 _FILE: Final = struct.Struct("<4sI20sI24sHHI192s")
@@ -58,7 +61,7 @@ def pack_into(
     modified, modified_more = _time(node.modified)
     accessed, accessed_more = _time(node.accessed)
     flags = EXTENTS_FLAG if _has_extents(node) else 0
-    sectors = blocks * (BLOCK // 512)
+    sectors = blocks * (BLOCK // SECTOR)
     links = node.links
     if node.children is not None and links > _MOST_LINKS:
         links = 1  # dir_nlink: too many to count
@@ -99,7 +102,7 @@ def pack_files_into(table: memoryview, nodes: Sequence[FileNode], seed: int) -> 
         owner, times, layout, rest = _alike(node.mode, node.uid, node.gid, node.links, node.modified, node.accessed)
         at = index * INODE
         _FILE.pack_into(
-            table, at, owner, size, times, count * (BLOCK // 512), layout, count, place >> 32, place & _U32, rest
+            table, at, owner, size, times, count * (BLOCK // SECTOR), layout, count, place >> 32, place & _U32, rest
         )
         check = checksums.of_whole_inode(seed, node.number, table[at : at + INODE])
         _FILE_CHECK.pack_into(table, at + _CHECK_LO, check & 0xFFFF, 0, _EXTRA, check >> 16)
@@ -127,7 +130,7 @@ def moved(raw: bytes, number: int, seed: int, *, body: bytes, blocks: int, acl: 
     """
     new = memoryview(bytearray(raw))
     new[BODY] = body
-    sectors = blocks * (BLOCK // 512)
+    sectors = blocks * (BLOCK // SECTOR)
     for at, form, value in (
         (0x1C, "<I", sectors & 0xFFFFFFFF), (0x74, "<H", sectors >> 32),
         (0x68, "<I", acl & 0xFFFFFFFF), (0x76, "<H", acl >> 32), (_CHECK_LO, "<H", 0), (_CHECK_HI, "<H", 0),

@@ -157,15 +157,18 @@ class Superblock:
         """Return how many inodes lie side by side from one on: those of its group."""
         return self.inodes_per_group - (number - 1) % self.inodes_per_group
 
-    def inodes_in(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """Yield numbers and bytes of inodes."""
+    def inode_tables(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Yield inodes that lie side by side: the first one's number, and the bytes of all."""
         for group, ranges in _by_group([(start - 1, end - 1)], self.inodes_per_group).items():
             for first, last in ranges:
                 place = self.groups[group].inode_table * BLOCK + first * INODE
-                table = os.pread(self.handle, (last - first) * INODE, place)
-                number = group * self.inodes_per_group + first + 1
-                for at in range(0, len(table), INODE):
-                    yield number + at // INODE, table[at : at + INODE]
+                yield group * self.inodes_per_group + first + 1, os.pread(self.handle, (last - first) * INODE, place)
+
+    def inodes_in(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Yield numbers and bytes of inodes."""
+        for number, table in self.inode_tables(start, end):
+            for at in range(0, len(table), INODE):
+                yield number + at // INODE, table[at : at + INODE]
 
     def folders(self) -> dict[int, int]:
         """Return how many folders lie in each group, as the descriptors say."""

@@ -13,7 +13,7 @@ import os
 import stat
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -187,32 +187,18 @@ class Volume:
         blocks = merged([*self._base_blocks, *(part for layer in layers for part in layer.blocks)])
         return blocks, merged([*self._base_inodes, *(part for layer in layers for part in layer.inodes)])
 
-    def tables(self, chain: str) -> Iterator[Range]:
-        """Yield where the inodes and most of the folders of a layer lie, in bytes: what a walk through it reads."""
-        placed = self.placed[chain]
-        for first, end in placed.inodes:
-            at = first
-            while at < end:
-                count = min(end - at, self.superblock.inodes_beside(at))
-                place = self.superblock.inode_place(at)
-                yield place, place + count * INODE
-                at += count
-        left = sum(placed.folders.values())
-        for start, end in reversed(placed.blocks):  # folders are written last
-            first = max(start, end - left)
-            yield first * BLOCK, end * BLOCK
-            left -= end - first
-            if not left:
-                return
+    def usage(self, chain: str) -> tuple[int, int]:
+        """Return what a layer's tree takes in bytes, as ``du`` counts it, and in inodes."""
+        placed, sectors, count = self.placed[chain], 0, 0
+        for start, end in without(placed.inodes, [(placed.holder, placed.holder + 1)]):
+            for _, table in self.superblock.inode_tables(start, end):
+                for links, low, high in inodes.USAGE.iter_unpack(table):
+                    if links:
+                        count += 1
+                        sectors += low | high << 32
+        return sectors * inodes.SECTOR, count
 
     # -- everything else
-
-    def preview(self) -> None:
-        """Make a volume that can be mounted for reading: its root holds the trees of the layers so far, by chain ID.
-
-        Others may still be on their way.
-        """
-        self._write_top(lambda _: _folder({chain.encode(): _there(one.root) for chain, one in self.placed.items()}))
 
     def finish(self, fill: Callable[[Store], FileNode]) -> None:
         """Write what is not a layer, and the books, and have all of it on the disk.
@@ -262,11 +248,11 @@ class Volume:
                 self.superblock.put(bytes(INODE), self.superblock.inode_place(number))
         self._were_inodes = list(used)
 
-    def holder(self, chain: str, folder: FileNode, work: FileNode | None) -> FileNode:
+    def holder(self, chain: str, folder: FileNode, work: FileNode) -> FileNode:
         """Return the folder of a layer's snapshot: ``fs`` in it is the layer's tree, ``work`` what overlayfs needs."""
         placed = self.placed[chain]
         folder.number = placed.holder
-        folder.children = {b"fs": _there(placed.root)} | ({b"work": work} if work else {})
+        folder.children = {b"fs": _there(placed.root), b"work": work}
         return folder
 
     # -- moving what is there (see ``moving``)

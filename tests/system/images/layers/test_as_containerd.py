@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.builders.fill import MountedStore, fill
+from parbake.builders.fill import MountedStore, fill, held
 from parbake.containerd import Client, Daemon
 from parbake.core.errors import LayerError
 from parbake.core.events import Events
@@ -241,13 +241,10 @@ class Pair:
         (work / "staged").mkdir()
         ours = image_of(built, name)
         try:
-            fill(
-                plan_of(ours),
-                lambda: self.our_client,
-                lambda _: Memory(built),
-                events=Events(),
-                destination=MountedStore(self.our_client, work / "staged"),
-            )
+            plan = plan_of(ours)
+            with held(self.our_client, plan.key) as store:
+                destination = MountedStore(store, work / "staged")
+                fill(plan, store, lambda _: Memory(built), events=Events(), destination=destination)
         except LayerError as error:
             if not their_error:
                 raise AssertionError("we refuse what containerd takes") from error

@@ -406,28 +406,3 @@ def test_devices_inside_a_mount_are_data(tmp_path: Path) -> None:
         os.mknod(mounted.path / "null", 0o20666, os.makedev(1, 3))
         with pytest.raises(PermissionError):
             (mounted.path / "null").open("rb")
-
-
-def test_what_is_read_ahead_of_a_device_is_in_memory_then(tmp_path: Path) -> None:
-    file = tmp_path / "disk.raw"
-    data = os.urandom(8 * MIB)
-    file.write_bytes(data)
-
-    def in_memory(device: str, at: int) -> bool:
-        found, opened = bytearray(4096), os.open(device, os.O_RDONLY)
-        try:
-            os.preadv(opened, [found], at, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(opened)
-        return bytes(found) == data[at : at + 4096]
-
-    with disk.loop_device(file, read_only=True) as device:
-        assert not in_memory(device, 3 * MIB)
-        disk.prefetch(device, [(2 * MIB, 6 * MIB)])
-        limit = time.monotonic() + 20
-        while not all(in_memory(device, at) for at in (2 * MIB, 4 * MIB, 6 * MIB - 4096)):
-            assert time.monotonic() < limit
-            time.sleep(0.01)
-        assert not in_memory(device, 7 * MIB)

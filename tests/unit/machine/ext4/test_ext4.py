@@ -67,7 +67,7 @@ def finish(volume: Volume) -> None:
         root = folder()
         assert root.children is not None
         for chain in volume.placed:
-            root.children[chain.encode()] = volume.holder(chain, FileNode(stat.S_IFDIR | 0o700), None)
+            root.children[chain.encode()] = volume.holder(chain, folder(), folder())
         return root
 
     volume.finish(fill)
@@ -325,45 +325,6 @@ def test_large_files_many_extents_and_data_as_it_was(tmp_path: Path) -> None:
         holes = list(volume.reader.segments(tree.children[b"holes"]))
         assert [start for start, _ in holes] == [at * 3 * BLOCK for at in range(1500)]
         assert all(bytes(next(pieces))[:6] == b"%06d" % at for at, (_, pieces) in enumerate(holes))
-
-
-def test_what_is_there_already_can_be_looked_at_while_more_comes(tmp_path: Path) -> None:
-    path, plain = empty(tmp_path), tmp_path / "plain.raw"
-    plain.write_bytes(path.read_bytes())
-    names = ["a", "b", "c"]
-    with Volume(path) as volume:
-        slots = volume.areas([layer(name) for name in names])
-        writers = [area.writer() for area in slots]
-        trees = [some(name)(writer) for name, writer in zip(names, writers, strict=True)]
-        for name, area, writer, tree in zip(names, slots, writers, trees, strict=True):
-            volume.placed[layer(name).chain_id] = area.settle(writer.write(tree))
-            volume.preview()
-            children = volume.reader.node(2).children
-            assert children is not None
-            assert set(children) == {b"lost+found", *(chain.encode() for chain in volume.placed)}
-            same(tree, volume.reader.node(children[layer(name).chain_id.encode()].number))
-        finish(volume)
-    check(path)
-    write(plain, {name: some(name) for name in names})
-    assert plain.read_bytes() == path.read_bytes()
-
-
-def test_where_a_walk_through_a_layer_reads_is_known(tmp_path: Path) -> None:
-    path = empty(tmp_path)
-
-    def nested(name: str) -> Callable[[LayerWriter], FileNode]:
-        return lambda area: folder(**{f"{name}{number}": some(name)(area) for number in range(9)})
-
-    write(path, {name: nested(name) for name in "ab"})
-    with Volume(path) as volume:
-        for name in "ab":
-            chain = layer(name).chain_id
-            ranges = list(volume.tables(chain))
-            nodes = list(walk(volume.reader.node(volume.placed[chain].root)))
-            places = [volume.superblock.inode_place(node.number) for node in nodes]
-            places += [place * BLOCK for node in nodes if node.is_folder for _, place, _ in node.extents]
-            assert all(any(start <= place < end for start, end in ranges) for place in places)
-            assert sum(end - start for start, end in ranges) < 4 * BLOCK * len(places)  # and no files' data
 
 
 def some(name: str, count: int = 40) -> Callable[[LayerWriter], FileNode]:
