@@ -52,9 +52,8 @@ def test_it_says_the_same_with_the_same_code(words: str, preloaded: str, tmp_pat
         folder.mkdir(parents=True)
         if "init" not in words:
             (folder / "parbake.yaml").write_text(text)
-        answers.append(told(parbake, words, folder, {"PARBAKE_CACHE": str(tmp_path / name / "cache")}))
-        made = [(path.name, path.stat().st_mode) for path in sorted(folder.iterdir())]
-        answers[-1] = (*answers[-1], made)
+        said = told(parbake, words, folder, {"PARBAKE_CACHE": str(tmp_path / name / "cache")})
+        answers.append((said, [(path.name, path.stat().st_mode) for path in sorted(folder.iterdir())]))
     copied, started = answers
     assert str(copied) == str(started).replace("python -m parbake", "parbake").replace("/program/", "/copy/")
 

@@ -210,16 +210,19 @@ class Fleet:
             self._placing.closed = True
         if long_enough and not under_way and (self._pending or self._ready or self._postponed):
             workflow.continue_as_new(self._rest())
-        if self._paused or long_enough or self._draining:
+        if long_enough or self._begins_nothing():
             return
         if not self._next() and self._pending and len(under_way) - self._bringing < window:
             await self._plan()
-            if (self._paused or self._draining) and workflow.patched("heard-while-planning"):
+            if self._begins_nothing() and workflow.patched("heard-while-planning"):
                 return
         while len(under_way) - self._bringing < window and (planned := self._next()):
             self._ready.remove(planned)
             self._baking[planned.builder] += 1
             under_way.add(asyncio.create_task(self._cell(planned)))
+
+    def _begins_nothing(self) -> bool:
+        return self._draining or bool(self._paused)
 
     def _next(self) -> Planned | None:
         """Return the first cell whose builder has room for one more."""
