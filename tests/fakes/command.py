@@ -158,6 +158,9 @@ def _without_events(said: str) -> Iterator[str]:
 class Corner:
     """A folder with all that runs of parbake touch: Bakefile, output, cache, temporary files, home."""
 
+    alone = False
+    """Whether every command is a process of its own, since it takes memory that this one would keep."""
+
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder, self.output, self.cache, self.tmp = folder, folder / "artefacts", folder / "cache", folder / "tmp"
         for path in (folder, self.tmp, folder / "home"):
@@ -202,7 +205,7 @@ class Corner:
 
         As a process of its own where PYTHONPATH brings it a stand-in.
         """
-        if self.env.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
+        if self.alone or self.env.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
             return self.as_program(*arguments)
         out, err = io.StringIO(), io.StringIO()
         clients.forget()
