@@ -94,7 +94,7 @@ def fake_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBuilder
     monkeypatch.setattr(disks, "builder_of", lambda _: made)
     monkeypatch.setattr(bake, "boot", made.boot)
     monkeypatch.setattr(bake, "can_boot", lambda *_: True)
-    monkeypatch.setattr(bake, "need_root", lambda _: None)
+    monkeypatch.setattr(bake, "need_root", lambda *_, **__: None)
     monkeypatch.setattr(coldstart, "prepare", made.prepare)
     monkeypatch.setattr(base, "ensure", lambda *_, **__: None)
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))

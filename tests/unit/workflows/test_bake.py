@@ -97,7 +97,7 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
         assert (folder / made.trace_name).exists()
         return folder
 
-    monkeypatch.setattr(bake, "need_root", lambda _: None)
+    monkeypatch.setattr(bake, "need_root", lambda *_, **__: None)
     monkeypatch.setattr(disks, "builder_of", lambda _: Builder(0, DiskFull("never")))
     monkeypatch.setattr(coldstart, "prepare", prepare)
     monkeypatch.setattr(records_folder, "write", write)
