@@ -2,7 +2,8 @@
 
 corner = Corner(tmp_path)
 corner.write("parbake.yaml", f"version: 1\nbase: none\nimages: [{host}/app:1]\n")
-done = corner.parbake("bake", "--no-verify", "--json")     # done.code, done.document, done.said
+done = corner.parbake("bake", "--no-verify", "--json")     # done.code, done.document, done.said; in this process
+done = corner.as_program("bake", "--no-verify", "--json")  # the same as a process of its own: three times as long
 with corner.start("bake", "--no-verify") as run:           # its own session, so that the group can be killed
     for event in run.events():
         if event["kind"] == "stage-end":
@@ -12,20 +13,25 @@ with corner.start("bake", "--no-verify") as run:           # its own session, so
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
+from unittest.mock import patch
 
 from blake3 import blake3
 
+from parbake import cli
+from parbake.aws import clients
 from tests.fakes.leaks import files, leaked, snapshot, work_folders
 
 _LIMIT = 1200.0  # seconds for one command: it only ends what hangs, on a busy machine too
@@ -141,8 +147,19 @@ def documents(text: str) -> list[Any]:
     return found
 
 
+def _without_events(said: str) -> Iterator[str]:
+    for line in said.splitlines(keepends=True):
+        try:
+            json.loads(line)
+        except ValueError:
+            yield line
+
+
 class Corner:
     """A folder with all that runs of parbake touch: Bakefile, output, cache, temporary files, home."""
+
+    alone = False
+    """Whether every command is a process of its own, since it takes memory that this one would keep."""
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder, self.output, self.cache, self.tmp = folder, folder / "artefacts", folder / "cache", folder / "tmp"
@@ -174,17 +191,34 @@ class Corner:
         Its coverage is not measured: an interruption may come while coverage.py holds its lock, which then stays held.
         """
         env = {name: value for name, value in self.env.items() if not name.startswith("COVERAGE_")}
-        return self._run([*program, *arguments], env)
-
-    def parbake(self, *arguments: str) -> Done:
-        """Run a command of parbake to its end."""
-        with self._run([sys.executable, "-m", "parbake", *arguments], self.env) as run:
-            return run.finish()
-
-    def _run(self, command: Sequence[str], env: dict[str, str]) -> Running:
-        run = Running(command, env, self.folder)
+        run = Running([*program, *arguments], env, self.folder)
         self._runs.add(run.pid)
         return run
+
+    def as_program(self, *arguments: str) -> Done:
+        """Run a command of parbake to its end, as a process of its own."""
+        with self.start(*arguments) as run:
+            return run.finish()
+
+    def parbake(self, *arguments: str) -> Done:
+        """Run a command of parbake to its end, through the door, in this process: most of a program is its start.
+
+        As a process of its own where PYTHONPATH brings it a stand-in.
+        """
+        if self.alone or self.env.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
+            return self.as_program(*arguments)
+        out, err = io.StringIO(), io.StringIO()
+        clients.forget()
+        with ExitStack() as there:
+            there.callback(clients.forget)
+            there.enter_context(patch.dict(os.environ, self.env, clear=True))
+            there.enter_context(patch.object(tempfile, "tempdir", None))  # TMPDIR is read again
+            there.enter_context(chdir(self.folder))
+            there.enter_context(redirect_stdout(out))
+            there.enter_context(redirect_stderr(err))
+            code = cli.run(list(arguments))
+        self._runs.add(os.getpid())
+        return Done(code, out.getvalue(), "".join(_without_events(err.getvalue())))
 
     def bake(self, *more: str) -> dict[str, Any]:
         """Bake without verification, which must succeed, and return the answer."""

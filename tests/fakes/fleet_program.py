@@ -6,7 +6,7 @@ appears by link(2), so that the first one counts. How a cell behaves stands in i
 is known after a build).
 
 ``places.json`` says which regions a cell is to be in; a file ``REGION.held`` beside it that copies there do not end
-while it is there, ``WORD.held`` so the bakes of cells whose names begin with that word.
+while it is there, ``WORD.held`` so the bakes of cells whose names begin with that word, ``plans.held`` so all plans.
 
 Targets of rollouts are files in the folder ``targets`` of the fleet: each holds what was handed to it, the last line
 first. ``waves.json`` says which wave has which; a file ``TARGET.stalls``, ``.refuses`` or ``.slow`` beside a target how
@@ -56,6 +56,9 @@ def fail(code: int, error: str, message: str) -> int:
 
 def plan(arguments: list[str]) -> int:
     store = option(arguments, "--store")
+    if os.path.exists("plans.held"):
+        note(store, "plan-held")
+        wait_while_held("plans")
     cells = []
     for place, word in enumerate(arguments):
         if word != "--cell":

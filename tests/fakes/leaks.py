@@ -148,7 +148,8 @@ def _ownerless_cgroups(runs: Collection[int]) -> Iterator[str]:
             continue
         for folder in Path(fields.split()[4]).glob("parbake-*"):
             owner = _CGROUP.fullmatch(folder.name)
-            if owner and int(owner[1]) in runs and _started(owner[1]) != owner[2]:
+            # What ran in this process has ended, too.
+            if owner and int(owner[1]) in runs and (int(owner[1]) == os.getpid() or _started(owner[1]) != owner[2]):
                 yield str(folder)
 
 

@@ -181,6 +181,17 @@ def test_a_run_that_is_drained_ends_with_what_it_has_begun(shared: Fleet) -> Non
     assert (again.counts.there, again.counts.baked) == (ended.counts.baked, 12 - ended.counts.baked)
 
 
+def test_a_run_that_is_drained_while_it_is_planned_begins_nothing(shared: Fleet) -> None:
+    held = shared.root / "plans.held"
+    held.touch()
+    shared.start(["planned-for-nothing"], name="heard")
+    shared.wait_until(lambda: bool(shared.lines("plan-held")), "the plan")
+    assert shared.ask(lambda client: runs.drain(client, "heard"))
+    held.unlink()
+    assert shared.end("heard").counts.done == 0
+    assert shared.happened("start")[key_of("planned-for-nothing")] == 0
+
+
 def test_a_run_after_one_that_is_drained_does_the_rest(shared: Fleet) -> None:
     cells = [f"rest-{number}" for number in range(6)]
     said: list[str] = []

@@ -1,8 +1,9 @@
 """The documents, followed to the letter: every shell block runs, and what they show is what comes out.
 
-Short-cuts, so that this takes two minutes and not twenty: ``bake`` gets ``--no-verify``, but for the tutorial, which
-tests/vm follows since it boots a machine; commands that install or test parbake itself are only looked at. Clusters and
-package tools are stand-ins on PATH, registries are on the loopback, and names of hosts are replaced by theirs.
+Short-cuts, so that this takes a minute and not twenty: commands are copies of a parbake that has loaded already, but
+for those in the background, which documents kill; ``bake`` gets ``--no-verify``, but for the tutorial, which tests/vm
+follows since it boots a machine; commands that install or test parbake itself are only looked at. Clusters and package
+tools are stand-ins on PATH, registries are on the loopback, and names of hosts are replaced by theirs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.fakes import clusters, disks, documents, images
 from tests.fakes.base import default_base
 from tests.fakes.documents import ROOT, shapes
 from tests.fakes.ebs_direct_server import Cloud, Snapshot
+from tests.fakes.preloaded import Preloaded
 from tests.fakes.registry import DockerRegistry, certificates
 from tests.vm.machine.vm.test_machine import PRINT
 
@@ -36,6 +38,8 @@ pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
 PARBAKE = Path(sys.executable).with_name("parbake")
 GOLDEN = ROOT / "tests/unit/cli/cases"
 PASSWORD = "a word"
+PROGRAMS = '"fleet up" | "fleet worker"'
+"""What runs in the background until it is killed: a program of its own always."""
 # The machine's logins; and coverage's, which would cost each of hundreds of commands a tenth of a second.
 NOT_THEIRS = ("COVERAGE_", "DOCKER_", "REGISTRY_", "XDG_")
 
@@ -47,7 +51,7 @@ class Case:
     ``shortcuts``: the commands of parbake that are cut short. ``after``: a document that is followed there before.
     ``own_cache`` keeps the user's cache out of it; ``afresh`` begins every block in the folder, as readers of a README
     do. ``cut_short``: golden files of what the commands that are cut short would say. ``proven``: verifications say yes
-    without booting a machine.
+    without booting a machine. ``preloaded``: commands are no programs that load parbake anew.
     """
 
     document: str
@@ -57,18 +61,20 @@ class Case:
     afresh: bool = False
     cut_short: tuple[str, ...] = ()
     proven: bool = False
+    preloaded: bool = True
 
 
 NOTHING: frozenset[str] = frozenset()
 # Where they lead to is a stand-in of its own, in tests/fakes/kubernetes and tests/aws.
 ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
-TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING)
+TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING, preloaded=False)
 """It boots a machine: tests/vm follows it."""
 HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
         "docs/reference/cli.md",
         shortcuts=frozenset({"init", "bake", "verify", "demo", "copy", "fetch", "export", "fleet"}) | ROLLOUTS,
+        proven=True,
     ),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
@@ -90,7 +96,7 @@ HERE = (
     Case("docs/how-to/arm64.md", shortcuts=frozenset({"bake"})),
     Case("docs/how-to/keep-layers.md"),
     Case("docs/how-to/ci.md", own_cache=True),
-    Case("docs/how-to/fleet.md"),
+    Case("docs/how-to/fleet.md", proven=True),
     Case("docs/tutorial-fleet.md", shortcuts=NOTHING, proven=True),
     Case("docs/how-to/clean-up.md", own_cache=True),
     Case("docs/how-to/ebs.md"),
@@ -157,6 +163,7 @@ class World:
     folder: Path
     hosts: Mapping[str, str]
     authority: str
+    parbake: str
     cloud: Cloud
     access: Mapping[str, str]
 
@@ -177,6 +184,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Itera
         DockerRegistry(folder / "private", tls=tls, users=users) as private,
         socket.create_server(("127.0.0.1", 0)) as unused,
         (cloud := Cloud()).serve() as url,
+        Preloaded(folder) as preloaded,
     ):
         program = {"bin/": None, "bin/app": (Path(run.need("busybox"))).read_bytes()}
         amd64, arm64 = (
@@ -193,7 +201,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Itera
         }
         unused.close()
         access = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-        yield World(folder, hosts, private.ca, cloud, access)
+        yield World(folder, hosts, private.ca, preloaded.script, cloud, access)
 
 
 @pytest.mark.parametrize("case", HERE, ids=lambda case: case.document)
@@ -237,10 +245,11 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         "root": ROOT,
         "make": run.need("make"),
         "python": sys.executable,
-        "parbake": PARBAKE,
+        "parbake": world.parbake if case.preloaded else PARBAKE,
     }
     cut = "\n".join(SHORTCUTS[name].format(**words) for name in sorted(case.shortcuts))
-    programs = {**STAND_INS, "parbake": f'case $1 in\n{cut}\nesac\nexec {{parbake}} "$@"'}
+    alone = f'case "$1 $2" in {PROGRAMS}{" | bake* | verify*" if case.proven else ""}) exec {PARBAKE} "$@" ;; esac'
+    programs = {**STAND_INS, "parbake": f'case $1 in\n{cut}\nesac\n{alone}\nexec {{parbake}} "$@"'}
     for name, script in programs.items():
         path = bin_ / name
         path.write_text(f"#!/bin/sh\nset -e\n{script.format(**words)}\n")

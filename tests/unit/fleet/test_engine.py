@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 from temporalio.api.common.v1 import Payload
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState, TimeoutType
 from temporalio.exceptions import TimeoutError as TimedOut
+from temporalio.worker.workflow_sandbox import SandboxRestrictions
+from temporalio.worker.workflow_sandbox._importer import Importer
+from temporalio.worker.workflow_sandbox._restrictions import RestrictionContext
 
 from parbake.core.errors import CommandFailed, InputError
 from parbake.core.run import run
@@ -175,6 +179,19 @@ def test_one_room_knows_the_engine() -> None:
         nodes = ast.walk(ast.parse(path.read_text()))
         imports = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not any("temporalio" in each for each in imports), f"{path}: it is known in fleet/engine alone"
+
+
+@pytest.mark.parametrize("module", ["workflows", "waves", "ticks"])
+def test_a_workflow_executes_its_own_module_and_no_other_of_ours(module: str) -> None:
+    """Thousands of workflows begin in a run: each would make all data classes anew."""
+    name = f"parbake.fleet.engine.{module}"
+    importlib.import_module(name)
+    of_sandbox = Importer(SandboxRestrictions.default, RestrictionContext(), workflow_module_name=name)
+    with of_sandbox.applied():
+        importlib.import_module(name)
+    ours = {each: there for each, there in of_sandbox.new_modules.items() if each.startswith("parbake.")}
+    anew = {each for each, there in ours.items() if there is not sys.modules[each]}
+    assert anew == {"parbake.fleet", "parbake.fleet.engine", name}
 
 
 def test_the_engine_is_no_scheduler_of_ours() -> None:

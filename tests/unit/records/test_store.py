@@ -114,15 +114,15 @@ def test_what_nobody_has_stored_is_not_brought(pair: tuple[Machine, Machine]) ->
 
 def test_a_small_change_sends_little(pair: tuple[Machine, Machine]) -> None:
     one, two = pair
-    one.shared.put(one.baked("app", content(1, blocks=100)))
+    one.shared.put(one.baked("app", content(1, blocks=24)))
     before = objects(one)
-    changed = one.baked("next", content(1, blocks=100, changed=4))
+    changed = one.baked("next", content(1, blocks=24, changed=4))
     one.shared.put(changed)
     sent = {name: size for name, size in objects(one).items() if name not in before}
     assert len(sent) == 4, "a record, a list of blocks, an index, and one pack"
     assert min(sent.values()) < 200, "of one block"
     two.shared.fetch(changed.artefact)
-    assert (two.output / changed.artefact).read_bytes() == content(1, blocks=100, changed=4)
+    assert (two.output / changed.artefact).read_bytes() == content(1, blocks=24, changed=4)
 
 
 def test_who_comes_second_takes_over_the_first_record(pair: tuple[Machine, Machine]) -> None:

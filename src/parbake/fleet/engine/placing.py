@@ -14,9 +14,8 @@ from temporalio.common import Priority
 from temporalio.exceptions import is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from parbake.fleet.engine import tasks
     from parbake.fleet.engine.calls import call
-    from parbake.fleet.engine.tasks import Destination, PlaceRequest, Planned, RunRequest
+    from parbake.fleet.engine.tasks import PLACE, Destination, PlaceRequest, Planned, RunRequest
 
 _A_COPY = timedelta(hours=12)  # AWS copies a large snapshot for hours
 _DIGITS = 12
@@ -58,7 +57,7 @@ class Placing:
             self.under_way[place.region] += 1
             try:
                 await call(
-                    "place", PlaceRequest.of_run(request, planned, key, place=place), result=bool, queue=tasks.PLACE,
+                    "place", PlaceRequest.of_run(request, planned, key, place=place), result=bool, queue=PLACE,
                     limit=_A_COPY, heartbeat=request.heartbeat, attempts=request.attempts, waits=True,
                     activity_id=f"place/{key[:_DIGITS]}/{place.region}", priority=Priority(fairness_key=place.region),
                     summary=f"{planned.cell} to {place.region}",

@@ -9,9 +9,8 @@ from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlr
 from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
-    from parbake.fleet.engine import tasks
     from parbake.fleet.engine.calls import call
-    from parbake.fleet.engine.tasks import Failure, Place, Progress, PruneRequest, RunRequest, run_id
+    from parbake.fleet.engine.tasks import CONTROL, Failure, Place, Progress, PruneRequest, RunRequest, run_id
     from parbake.fleet.engine.workflows import describe
 
 _ASK = timedelta(minutes=10)
@@ -33,7 +32,7 @@ class Tick:
                 request,
                 id=run_id(request.fleet),
                 result_type=Progress,
-                task_queue=tasks.CONTROL,
+                task_queue=CONTROL,
                 cancellation_type=ChildWorkflowCancellationType.ABANDON,
                 parent_close_policy=ParentClosePolicy.ABANDON,
                 static_summary=request.fleet,

@@ -16,11 +16,11 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from parbake.fleet.engine import approvals
-    from parbake.fleet.engine import rollout_tasks as tasks
+    from parbake.fleet.engine.approvals import against, not_among, too_early
     from parbake.fleet.engine.audit_writer import AuditWriter
     from parbake.fleet.engine.calls import call
     from parbake.fleet.engine.rollout_tasks import (
+        MOST_ENTRIES,
         Entry,
         GateRequest,
         IdentifyRequest,
@@ -34,6 +34,7 @@ with workflow.unsafe.imports_passed_through():
         WavesRequest,
         WaveState,
         WaveTarget,
+        purpose_of,
     )
     from parbake.fleet.engine.tasks import ROLL
     from parbake.fleet.engine.workflows import all_ended, describe, refused
@@ -116,18 +117,18 @@ class Rollout:
     def _may_approve(self, sign_off: SignOff, *, proven: bool) -> None:
         """Raise ApplicationError where somebody may not approve; what a proof is to show is looked at once it has."""
         now, wave = self._state, self._named(sign_off.wave)
-        problem = approvals.against(wave, sign_off)
+        problem = against(wave, sign_off)
         if now.state != "waves" or self._back:
             problem = problem or ("the rollout goes back, or has", "`parbake fleet status` shows how far it is")
         if self._newer and not now.held:
             problem = problem or (f"{self._newer.generation} is newer, and takes its place", "approve that one")
-        problem = problem or approvals.too_early(wave) or approvals.not_among(wave, sign_off, proven=proven)
+        problem = problem or too_early(wave) or not_among(wave, sign_off, proven=proven)
         if problem:
             raise refused(*problem)
 
     async def _whose(self, sign_off: SignOff) -> str:
         """Ask STS who has made a proof. Raises ApplicationError where it does not say."""
-        purpose = tasks.purpose_of(self._request.fleet, self._state.generation, sign_off.wave)
+        purpose = purpose_of(self._request.fleet, self._state.generation, sign_off.wave)
         try:
             asked = IdentifyRequest(sign_off.proof, purpose)
             found: str = await call("identify", asked, result=str, limit=_AN_ANSWER, attempts=3)
@@ -465,6 +466,6 @@ class Rollout:
         """Put a line into the story, and into the audit trail what has happened."""
         now, story = workflow.now(), self._state.story
         story.append(Entry(now.isoformat(timespec="seconds"), text))
-        del story[: -tasks.MOST_ENTRIES]
+        del story[:-MOST_ENTRIES]
         if what:
             self._audit.note(what, text, self._state.generation, **facts)

@@ -2,6 +2,9 @@
 
 They are replayed from their history after every restart of a worker: a change of what they ask for, or in which order,
 must be guarded by ``workflow.patched``, and tests replay the recorded histories of earlier versions.
+
+Each workflow executes this module anew, in a sandbox. Import names from modules of ours, not modules from packages: the
+sandbox passes only what stands after ``from``, and would execute such a module for each workflow, too.
 """
 
 from __future__ import annotations
@@ -29,11 +32,25 @@ from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from parbake.core.errors import InputError
-    from parbake.fleet.engine import tasks
     from parbake.fleet.engine.calls import call
     from parbake.fleet.engine.placing import Placing, Postponed
     from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
-    from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, Planned, PlanRequest, Progress, RunRequest
+    from parbake.fleet.engine.tasks import (
+        BAKE,
+        CONTROL,
+        MOST_CELLS_OF_A_PLAN,
+        MOST_TOLD,
+        WRONG_STORE,
+        Baked,
+        BakeRequest,
+        Failure,
+        Planned,
+        PlanRequest,
+        Progress,
+        RunRequest,
+        bake_id,
+        copy_roles,
+    )
 
 _A_BAKE = timedelta(hours=6)
 _A_PLAN = timedelta(hours=1)
@@ -55,7 +72,7 @@ class Bake:
         beat, attempts = request.heartbeat, request.attempts
         try:
             baked: Baked = await call(
-                "bake", request, result=Baked, queue=tasks.BAKE, limit=_A_BAKE, heartbeat=beat, attempts=attempts,
+                "bake", request, result=Baked, queue=BAKE, limit=_A_BAKE, heartbeat=beat, attempts=attempts,
                 waits=True, summary=request.cell,
             )  # fmt: skip
         except ActivityError as error:
@@ -93,7 +110,7 @@ class Fleet:
     @workflow.query
     def progress(self) -> Progress:
         """Say how far it is."""
-        told = dict(list(self._running.items())[: tasks.MOST_TOLD])
+        told = dict(list(self._running.items())[:MOST_TOLD])
         places = {region: count for region, count in self._placing.under_way.items() if count}
         return Progress(
             self._counts, self._total, told, self._failed, self._paused, self._rollout, self._draining, places
@@ -161,7 +178,7 @@ class Fleet:
                 "Rollout",
                 wanted,
                 id=rollout_id(request.fleet),
-                task_queue=tasks.CONTROL,
+                task_queue=CONTROL,
                 parent_close_policy=ParentClosePolicy.ABANDON,
                 memo={"generation": wanted.generation},
                 static_summary=request.fleet,
@@ -193,14 +210,19 @@ class Fleet:
             self._placing.closed = True
         if long_enough and not under_way and (self._pending or self._ready or self._postponed):
             workflow.continue_as_new(self._rest())
-        if self._paused or long_enough or self._draining:
+        if long_enough or self._begins_nothing():
             return
         if not self._next() and self._pending and len(under_way) - self._bringing < window:
             await self._plan()
+            if self._begins_nothing() and workflow.patched("heard-while-planning"):
+                return
         while len(under_way) - self._bringing < window and (planned := self._next()):
             self._ready.remove(planned)
             self._baking[planned.builder] += 1
             under_way.add(asyncio.create_task(self._cell(planned)))
+
+    def _begins_nothing(self) -> bool:
+        return self._draining or bool(self._paused)
 
     def _next(self) -> Planned | None:
         """Return the first cell whose builder has room for one more."""
@@ -220,7 +242,7 @@ class Fleet:
 
     async def _plan(self) -> None:
         request = self._request
-        batch = [self._pending.popleft() for _ in range(min(tasks.MOST_CELLS_OF_A_PLAN, len(self._pending)))]
+        batch = [self._pending.popleft() for _ in range(min(MOST_CELLS_OF_A_PLAN, len(self._pending)))]
         try:
             asked = PlanRequest(request.file, request.root, request.store, batch, request.store_id)
             found = await call(
@@ -290,7 +312,7 @@ class Fleet:
         self._running[planned.cell] = ""
         request = self._bake_request(planned, "")
         key: str = await call(
-            "build", request, result=str, queue=tasks.BAKE, limit=_A_BAKE, heartbeat=request.heartbeat,
+            "build", request, result=str, queue=BAKE, limit=_A_BAKE, heartbeat=request.heartbeat,
             attempts=request.attempts, waits=True, summary=planned.cell,
         )  # fmt: skip
         return key
@@ -298,14 +320,14 @@ class Fleet:
     async def _baked(self, planned: Planned, key: str) -> Outcome:
         """Start the bake of a key; where it is under way for another run, wait for that one."""
         request = self._bake_request(planned, key)
-        name = self._running[planned.cell] = tasks.bake_id(key, request.store)
+        name = self._running[planned.cell] = bake_id(key, request.store)
         while True:
             try:
                 child = await workflow.start_child_workflow(
                     Bake.run,
                     request,
                     id=name,
-                    task_queue=tasks.CONTROL,
+                    task_queue=CONTROL,
                     cancellation_type=ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
                     parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
                     static_summary=planned.cell,
@@ -326,13 +348,13 @@ class Fleet:
         run = self._request
         return BakeRequest.of_run(
             run, planned, key, attempts=run.attempts, heartbeat=run.heartbeat, verify=run.verify,
-            roles=tasks.copy_roles(run.places),
+            roles=copy_roles(run.places),
         )  # fmt: skip
 
     def _note(self, failure: Failure) -> None:
         self._counts.failed += 1
         self._steps += 1
-        if len(self._failed) < tasks.MOST_TOLD:
+        if len(self._failed) < MOST_TOLD:
             self._failed.append(failure)
         too_many = self._counts.failed * 100 > self._request.failures * self._total
         if too_many and self._counts.failed >= _ENOUGH_TO_JUDGE and not self._went_on and not self._paused:
@@ -358,7 +380,7 @@ def describe(cell: str, error: FailureError) -> Failure:
 def tried_enough(error: ActivityError) -> bool:
     """Whether all tries were used up: another run would end the same, as long as the key is the same."""
     cause = error.cause
-    return not (isinstance(cause, ApplicationError) and (cause.non_retryable or cause.type == tasks.WRONG_STORE))
+    return not (isinstance(cause, ApplicationError) and (cause.non_retryable or cause.type == WRONG_STORE))
 
 
 def refused(message: str, hint: str = "") -> ApplicationError:
