@@ -186,7 +186,7 @@ class AwsSection(Section):
     """Security groups of the builder. Default: one without ingress, created for the bake and removed after it."""
     instance_profile: Profile | None = None
     """The instance profile that lets the builder pull (see `parbake iam`). Needed for private ECR repositories."""
-    volume: VolumeSection = Field(default_factory=VolumeSection)
+    volume: VolumeSection = Field(default_factory=VolumeSection.model_construct)
     """The builder's volume during the bake."""
     encrypted: bool = False
     """Encrypt the result's snapshots."""

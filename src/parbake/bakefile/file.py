@@ -13,7 +13,7 @@ from pydantic import field_validator as check
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
 from parbake.bakefile.retention import RetentionSection
-from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section
+from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section, Via
 from parbake.bakefile.signing import SignSection
 from parbake.bakefile.targets import TargetText, distinct
 from parbake.bakefile.values import (
@@ -114,7 +114,7 @@ class Bakefile(Section):
     """How to reach registries, by host[:port]. Others are reached over HTTPS with Docker's logins."""
     time_limit: Duration = Field(default=5400.0, json_schema_extra={"default": "1h30m"})
     """How long a guest (of the builders qemu and ec2) may bake before it powers itself off; emulation stretches it."""
-    aws: AwsSection = Field(default_factory=AwsSection)
+    aws: Annotated[AwsSection, Via(AwsSection)] = Field(default_factory=AwsSection.model_construct)
     """Where and how to bake in EC2, and what to do with the result there."""
     output: FolderToBe = Path("artefacts")
     """The folder for artefacts and records, relative to the Bakefile."""
@@ -124,14 +124,16 @@ class Bakefile(Section):
     readable_by: ReadableBy = "owner"
     """Who on this machine may read artefacts, their records, and exports of them, which hold all that images hold:
     `owner` (files 0600, a new folder 0700), `group` (0640, 0750) or `everyone` (0644, 0755)."""
-    retention: RetentionSection = Field(default_factory=RetentionSection)
+    retention: Annotated[RetentionSection, Via(RetentionSection)] = Field(
+        default_factory=RetentionSection.model_construct
+    )
     """What `parbake prune` and `parbake watch --prune` keep."""
-    verify: VerifySection = Field(default_factory=VerifySection)
+    verify: Annotated[VerifySection, Via(VerifySection)] = Field(default_factory=VerifySection.model_construct)
     """What artefacts are verified on."""
     trust: tuple[PublicKeyFile, ...] = ()
     """PEM files with public keys. Where there are any, `parbake verify`, `rollout`, `watch` and `export` refuse a
     record that none of them has signed."""
-    sign: SignSection | None = None
+    sign: Annotated[SignSection, Via(SignSection)] | None = None
     """The key that signs records. Its public half must be among `trust`."""
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
     """The targets of `parbake rollout`."""

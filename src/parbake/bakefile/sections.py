@@ -7,7 +7,7 @@ what a loaded Bakefile holds. Both are the source of the JSON Schema: docstrings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic import field_validator as check
@@ -51,7 +51,14 @@ from parbake.core.reference import Reference
 
 
 class Section(Frozen):
-    """A part of the file; the docstrings of its fields are published in the JSON Schema (``json_schema``)."""
+    """A part of the file; the docstrings of its fields are published in the JSON Schema (``json_schema``).
+
+    What reads a section is built when the first one is read, and few Bakefiles have more than three of the thirty: most
+    of what it costs to load their classes. So whoever holds one holds it by ``Via``, which needs nothing of it until
+    then, and a default is made by ``model_construct``.
+    """
+
+    model_config = ConfigDict(defer_build=True)
 
 
 @dataclass(frozen=True)
@@ -72,19 +79,23 @@ class Via:
         dump = core_schema.plain_serializer_function_ser_schema(
             lambda noun, info: noun.model_dump(mode=info.mode), info_arg=True
         )
-        section = handler.generate_schema(self.section)
-        return core_schema.no_info_wrap_validator_function(self._read, section, serialization=dump)
+        return core_schema.with_info_plain_validator_function(self._read, serialization=dump)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        written = handler(schema)
+        kind = self.section
+        kind.model_rebuild()  # as deferred as anything else
+        # With the name that pydantic gives it elsewhere, it is one of the JSON Schema's definitions.
+        name = f"{kind.__module__}.{kind.__qualname__}:{id(kind)}"
+        named = cast("CoreSchema", {**kind.__pydantic_core_schema__, "ref": name})
+        written = handler(core_schema.definitions_schema(named, []))
         return {"anyOf": [self.short_schema, written]} if self.short_schema else written
 
-    def _read(self, value: object, handler: Callable[[object], Any]) -> BaseModel:
+    def _read(self, value: object, info: ValidationInfo) -> BaseModel:
         if isinstance(value, str) and self.short:
             value = self.short(value)
         if isinstance(value, BaseModel) and not isinstance(value, self.section):
             return value  # a finished noun
-        return self.convert(handler(value))
+        return self.convert(self.section.model_validate(value, strict=True, context=info.context))
 
 
 class HttpSection(Section):

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from parbake.builders.workers.hire import Spare
     from parbake.coldstart.trace import Trace
+    from parbake.core.blocks import BlockList
     from parbake.core.events import Events
     from parbake.core.model import Image, Plan, Published, Verdict
     from parbake.core.sources import Source
-    from parbake.machine.disk import BlockList, Memory
+    from parbake.machine.disk import Memory
 
 
 @dataclass(frozen=True, slots=True)

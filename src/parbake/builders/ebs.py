@@ -26,12 +26,12 @@ from parbake.builders.ec2.volume import Volumes, refuse
 from parbake.coldstart.trace import load, save
 from parbake.core import atomic
 from parbake.core.access import private_folder
+from parbake.core.blocks import BlockList
 from parbake.core.claim import Claim, Notes
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 from parbake.core.model import GIB, Plan, Published, Snapshot, Verdict
 from parbake.core.workspace import cache_folder, lock, publish, remove_leftovers, remove_tree, room_for, work_folder
-from parbake.machine.disk import BlockList
 
 _DISK, _MADE, _TRACE, _BASE = "disk.raw", "made.json", "trace", "base.blocks"
 

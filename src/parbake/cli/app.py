@@ -228,15 +228,10 @@ def _tell_bug(kind: type[BaseException], error: BaseException, trace: TracebackT
 def main() -> None:
     """Run as a program."""
     sys.excepthook = _tell_bug
-    gc.disable()  # while modules load it finds nothing, again and again; `opened_events` sets it to work
     code = run()
-    gc.disable()
-    gc.freeze()  # else the interpreter's end looks through all that lives, and frees what ends with it anyway
-    if code == Interrupted.exit_code or "temporalio" in sys.modules:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                stream.flush()
-        # All is cleaned up. Threads of libraries that were cut off are not waited for; and the engine's library may
-        # crash the interpreter on its way out, after a refused connection, so that the code would be another one.
-        os._exit(code)
-    sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    # All is told and cleaned up. The interpreter's end would take apart what ends with it anyway, wait for threads of
+    # libraries that were cut off, and may crash in the engine's library, so that the code would be another one.
+    os._exit(code)

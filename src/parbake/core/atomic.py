@@ -33,8 +33,11 @@ def replace(
     mode: int = 0o600,
     owner: tuple[int, int] | None = None,
     beneath: Path | None = None,
+    durable: bool = True,
 ) -> None:
     """Write a file beside its name, then rename it there, for good: the old content is there or the new one.
+
+    Where not ``durable`` it may be empty or missing after a power failure, and nobody waits for the disk.
 
     A link of that name is replaced, never followed. ``mode`` holds whatever the umask is; ``owner`` is a user and a
     group, this process's where None. With ``beneath``, a folder above, no folder between it and the file may be a link,
@@ -49,7 +52,8 @@ def replace(
             if owner is not None:
                 os.fchown(handle, *owner)
             os.fchmod(handle, mode)
-            os.fsync(handle)
+            if durable:
+                os.fsync(handle)
             os.rename(draft, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -57,7 +61,8 @@ def replace(
             raise
         finally:
             os.close(handle)
-        os.fsync(folder)
+        if durable:
+            os.fsync(folder)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from pydantic import ValidationError
 
 from parbake.core import atomic
 from parbake.core.access import PRIVATE
+from parbake.core.blocks import BlockList
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.core.interrupts import guarded
 from parbake.core.model import FILE_NAME
 from parbake.core.signing import Signer, envelope
 from parbake.core.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
-from parbake.machine.disk import BlockList
 from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Record
 from parbake.records.statements import to_statement
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from parbake import __version__
 from parbake.builders import Disk
+from parbake.core.blocks import BlockList
 from parbake.core.model import Plan, Published, Verdict
 from parbake.core.signing import Attached
 from parbake.core.timestamps import timestamp
 from parbake.core.workspace import cache_folder
 from parbake.machine import disk
-from parbake.machine.disk import BlockList
 from parbake.records import Blocks, Record
 from parbake.workflows.plan import Session
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 
-from parbake.bakefile import Bakefile
 from parbake.builders import Builder, Disk, Ingredients, ParentVolume, Publisher
 from parbake.builders.choose import builder_of
-from parbake.builders.workers.hire import Spare
-from parbake.core.errors import ArtefactFull, CacheDamaged, DiskFull, EnvironmentProblem, LayerTooLarge
+from parbake.core.errors import ArtefactFull, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.core.model import MIB, Plan
 from parbake.core.plan import larger, measure
 from parbake.core.workspace import remove_tree
@@ -52,23 +46,6 @@ def find_base(run: Session, plan: Plan, publisher: Publisher | None = None) -> P
             return Path(plan.base.path)
         case "ami":
             return publisher.base(plan, run.events) if publisher else None
-
-
-@contextmanager
-def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
-    """Yield a worker that starts while the plan is made, where a volume will be written: none of its name is here yet.
-
-    The code of what comes after the plan loads meanwhile too.
-    """
-    here = bakefile.builder in {"local", "ebs"}
-    first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))
-    spare = None
-    with ExitStack() as stack:
-        if here and first and not bakefile.artefact.mounted:
-            with suppress(EnvironmentProblem, OSError):  # what is missing is told by the bake, if there is one
-                spare = stack.enter_context(Spare())
-            Thread(target=import_module, args=("parbake.builders.local",), name="load-ahead").start()
-        yield spare
 
 
 def build_disk(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from parbake import records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
 from parbake.bakefile.file import IN_EC2
-from parbake.builders.workers.hire import Spare
 from parbake.core.errors import VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Base, Image, Plan
@@ -22,12 +21,12 @@ from parbake.core.signing import Signer, public_key
 from parbake.core.workspace import cache_folder, room_for, work_folder
 from parbake.images import pause
 from parbake.images.registry import Layout, Registry
-from parbake.machine import disk
 from parbake.records import Record, genuine
 from parbake.workflows.identity import acting, role_of
 from parbake.workflows.preflight import account_cautions
 
 if TYPE_CHECKING:
+    from parbake.builders.workers.hire import Spare
     from parbake.records.store import Shared
 
 
@@ -227,6 +226,8 @@ def base_of(run: Session) -> Base:
             return Base(kind="debian", identity=recipe.identity, size=recipe.size)
         case "file":
             assert choice.path
+            from parbake.machine import disk
+
             file = disk.describe(choice.path, run.cache, run.events)
             return Base(kind="file", identity=file.digest, path=str(choice.path), size=file.virtual_size)
         case "ami":

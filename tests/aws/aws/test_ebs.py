@@ -17,10 +17,11 @@ from parbake import aws
 from parbake.aws import KEY, MANAGED, Stamp, clients, ebs, encryption
 from parbake.aws.ebs import Journal, ParentSnapshot, UploadRequest, throttle
 from parbake.aws.ebs.upload import start
+from parbake.core.blocks import BlockList
 from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, InputError
 from parbake.core.events import Event, Events
 from parbake.core.model import EBS_BLOCK, GIB, Platform
-from parbake.machine.disk import ZEROS, BlockList, block_list
+from parbake.machine.disk import ZEROS, block_list
 from tests.fakes.ebs_direct_server import Cloud
 
 # Not whole blocks: the last one is filled up.

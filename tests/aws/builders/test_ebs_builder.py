@@ -1,6 +1,6 @@
 """Publishing to EBS, on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone.
 
-The story itself runs (``bake.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
+The story itself runs (``make.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from parbake.core.model import EBS_BLOCK, GIB, MIB, Artefact, Base, Plan, Verdic
 from parbake.images.registry import Registry
 from parbake.machine import base
 from parbake.records import Record, read
-from parbake.workflows import bake, disks
+from parbake.workflows import bake, disks, make
 from parbake.workflows.identity import acting
 from parbake.workflows.plan import Session
 from tests.aws.aws.test_ebs import held, holds
@@ -92,9 +92,9 @@ class FakeBuilder:
 def fake_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBuilder:
     made = FakeBuilder()
     monkeypatch.setattr(disks, "builder_of", lambda _: made)
-    monkeypatch.setattr(bake, "boot", made.boot)
-    monkeypatch.setattr(bake, "can_boot", lambda *_: True)
-    monkeypatch.setattr(bake, "need_root", lambda *_, **__: None)
+    monkeypatch.setattr(make, "boot", made.boot)
+    monkeypatch.setattr(make, "can_boot", lambda *_: True)
+    monkeypatch.setattr(make, "need_rights", lambda *_: None)
     monkeypatch.setattr(coldstart, "prepare", made.prepare)
     monkeypatch.setattr(base, "ensure", lambda *_, **__: None)
     # The plan's images are nowhere: nobody is to look for their registry's name, again and again.
@@ -132,7 +132,7 @@ def build(
     with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings, bases)):
         publisher = publisher_of(run.bakefile, fresh=fresh)
         assert publisher
-        return bake.bake_and_publish(run, wanted, publisher, options, None, Alone()).record
+        return make.bake_and_publish(run, wanted, publisher, options, None, Alone()).record
 
 
 @contextmanager
@@ -302,7 +302,7 @@ def test_a_copy_belongs_to_the_account_of_its_role(
         theirs.append({"Statement": [{**found["assume"]["Statement"][0], "Resource": ["*"]}]})  # noted without its name
         with acting(run.bakefile), allowed_by(*theirs):
             made = [
-                bake.bake_and_publish(run, wanted, publisher, bake.Options(), None, Alone()).record for _ in range(2)
+                make.bake_and_publish(run, wanted, publisher, bake.Options(), None, Alone()).record for _ in range(2)
             ]
     (own, copied) = (cloud.snapshots[each.snapshots[0].id] for each in made[1].published.values())
     assert made[0].published == made[1].published

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from parbake.aws import Stamp, ebs
+from parbake.core.blocks import BlockList
 from parbake.core.errors import AwsError, InputError
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, GIB, Artefact, Base
-from parbake.machine.disk import BlockList
 from tests.aws.aws.test_ebs import held
 from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, FakeBuilder, build, cloud, direct, fake_builder
 from tests.fakes.aws.ebs_direct_in_process import Direct

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from parbake.coldstart.trace import Trace, data_of, load, merged, prefetch_list
+from parbake.core.blocks import BlockList
 from parbake.core.events import Events
 from parbake.machine import disk
-from parbake.machine.disk import BlockList
 from parbake.machine.ext4 import PREFETCH, Volume
 from tests.fakes.command import Corner
 from tests.fakes.images import Built, image, layer, push

@@ -25,7 +25,7 @@ from tests.fakes.registry import DockerRegistry
 pytestmark = [pytest.mark.root, pytest.mark.slow(60)]
 
 MOMENTS = {
-    "fills": "subprocess.Popen /containerd",  # the volume's own
+    "fills": "os.mkdir /blobs",
     "checks": "subprocess.Popen /e2fsck",
     "appears": "os.rename .raw",  # in the folder of artefacts
     "shares": "os.link .raw.json",  # its entry in the store

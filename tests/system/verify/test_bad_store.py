@@ -30,8 +30,8 @@ __all__ = ["default_base"]
 pytestmark = pytest.mark.root
 
 SANDBOX = "registry.test/pause:9"
-GOOD, MUTE, LOOSE, LAZY, OTHER, NONE = (
-    f"registry.test/{name}:1" for name in ("good", "mute", "loose", "lazy", "other", "none")
+GOOD, BROKEN, MUTE, LOOSE, LAZY, OTHER, NONE = (
+    f"registry.test/{name}:1" for name in ("good", "broken", "mute", "loose", "lazy", "other", "none")
 )
 
 
@@ -49,8 +49,9 @@ def verdict(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ver
     assert default_base.exists()
     folder = tmp_path_factory.mktemp("store")
     volume = folder / "volume.raw"
-    made, layered, loose, lazy = busybox(), busybox({"other": b"1"}), busybox({"loose": b"1"}), busybox({"lazy": b"1"})
-    ends = shell("true", up=ExitProbe())
+    made = busybox(Cmd=["/bin/sh", "-c", "echo no such file: settings >&2; exit 7"])
+    layered, loose, lazy = busybox({"other": b"1"}), busybox({"loose": b"1"}), busybox({"lazy": b"1"})
+    ends = shell("echo $WORD done", up=ExitProbe(), env={"WORD": "well"})
     plan = Plan(
         name="node",
         platform=Platform.host(),
@@ -58,6 +59,7 @@ def verdict(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ver
         artefact=Artefact(kind="volume"),
         images=(
             described(made, GOOD, ends),
+            described(made, BROKEN),
             described(made, MUTE, shell("sleep 1000", up=TcpProbe(port=9), timeout=1)),
             described(loose, LOOSE, shell("sleep 1000")),
             described(lazy, LAZY, ends),
@@ -68,7 +70,7 @@ def verdict(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ver
         size=256 << 20,
     )
     with filling(volume, plan.size) as client:
-        for name in (GOOD, MUTE, OTHER):
+        for name in (GOOD, BROKEN, MUTE, OTHER):
             fill(client, name, made)
         fill(client, LOOSE, loose)
         client.images.put(LOOSE, loose.manifest, {next(iter(PINNED)): ""})
@@ -90,7 +92,14 @@ def image(verdict: Verdict) -> Callable[[str], ImageVerdict]:
 def test_one_bad_image_is_enough(verdict: Verdict, image: Callable[[str], ImageVerdict]) -> None:
     assert not verdict.passed
     assert image(GOOD).problems == ()
+    assert image(GOOD).output.strip() == "well done"
     assert verdict.problems == ()
+
+
+def test_a_bad_image_fails_with_its_own_words(image: Callable[[str], ImageVerdict]) -> None:
+    [problem] = image(BROKEN).problems
+    assert problem.startswith("it ended with code 7")
+    assert image(BROKEN).output == "no such file: settings"
 
 
 def test_what_never_listens_is_not_up(image: Callable[[str], ImageVerdict]) -> None:

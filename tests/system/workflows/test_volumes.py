@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from parbake.machine.disk import BlockList
+from parbake.core.blocks import BlockList
 from tests.fakes.command import Corner
 from tests.fakes.images import Built, image, layer, push
 from tests.fakes.registry import DockerRegistry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -71,3 +72,14 @@ def test_drafts_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: Pat
         fcntl.flock(file, fcntl.LOCK_EX)
         assert atomic.sweep(tmp_path) == (dead,)
     assert sorted(tmp_path.iterdir()) == sorted([living, other])
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_the_disk_is_waited_for_only_where_content_must_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, durable: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    atomic.replace(tmp_path / "note", "text", durable=durable)
+    assert (tmp_path / "note").read_text() == "text"
+    assert bool(synced) is durable

@@ -8,11 +8,12 @@ import pytest
 
 from parbake import records
 from parbake.coldstart.trace import Part, Read, Trace, load, summary
+from parbake.core.blocks import BlockList
 from parbake.core.errors import DiskFull, InputError
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, Base, Published, Snapshot
 from parbake.core.workspace import WORK, work_folder
-from parbake.machine.disk import BlockList, block_list
+from parbake.machine.disk import block_list
 from parbake.records import folder as records_folder
 from parbake.records import statements
 from parbake.workflows import prune, verify

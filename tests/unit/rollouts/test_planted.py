@@ -15,9 +15,9 @@ from parbake import records
 from parbake.coldstart import hydrate
 from parbake.coldstart.trace import Trace, save
 from parbake.core import workspace
+from parbake.core.blocks import BlockList
 from parbake.core.errors import EnvironmentProblem, InputError
 from parbake.core.model import EBS_BLOCK, Plan
-from parbake.machine.disk import BlockList
 from parbake.records import statements
 from parbake.rollouts import gitops
 from parbake.rollouts.gitops import Edit, Repository

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from parbake.coldstart.trace import Part, Read, Trace, summary
 from parbake.core.errors import ArtefactFull, DiskFull, LayerTooLarge, ParbakeError, VerificationFailed
 from parbake.core.events import Event, Events
 from parbake.core.model import GIB, MIB, Plan, Verdict
+from parbake.core.run import run
 from parbake.core.workspace import work_folder
 from parbake.images.registry import Registry
 from parbake.machine import disk
 from parbake.records import folder as records_folder
-from parbake.workflows import bake, disks
+from parbake.workflows import ahead, bake, disks, make
 from parbake.workflows.plan import BakeResult, Session
 from parbake.workflows.verify import judge, verify_again
 from tests.fakes.plans import image, layer, plan, record
@@ -97,7 +99,7 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
         assert (folder / made.trace_name).exists()
         return folder
 
-    monkeypatch.setattr(bake, "need_root", lambda *_, **__: None)
+    monkeypatch.setattr(make, "need_rights", lambda *_: None)
     monkeypatch.setattr(disks, "builder_of", lambda _: Builder(0, DiskFull("never")))
     monkeypatch.setattr(coldstart, "prepare", prepare)
     monkeypatch.setattr(records_folder, "write", write)
@@ -106,7 +108,7 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
     bakefile = load(tmp_path / "parbake.yaml")
     with Registry(bakefile.registries, events=Events()) as registry:
         run = Session(bakefile, registry, Events())
-        made = bake.bake_here(run, wanted, bake.Options(rehearse=True, verify=False), None)
+        made = make.bake_here(run, wanted, bake.Options(rehearse=True, verify=False), None)
     assert made.record.trace == summary(trace, file=made.record.trace_name)
     assert steps == ["prepare", "write"]
 
@@ -133,7 +135,7 @@ def test_a_worker_starts_ahead_where_a_volume_is_written_for_the_first_time(
     if there:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / there).touch()
-    with disks.spare_worker(load(tmp_path / "parbake.yaml"), force=force) as spare:
+    with ahead.spare_worker(load(tmp_path / "parbake.yaml"), force=force) as spare:
         assert (spare is not None) is started
 
 
@@ -141,7 +143,7 @@ def test_a_worker_that_cannot_start_ahead_is_no_error(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr("parbake.core.run.find", lambda _: None)
     (tmp_path / "parbake.yaml").write_text("version: 1\nbase: none\nimages: [registry.example/app:1]\n")
-    with disks.spare_worker(load(tmp_path / "parbake.yaml"), force=False) as spare:
+    with ahead.spare_worker(load(tmp_path / "parbake.yaml"), force=False) as spare:
         assert spare is None
 
 
@@ -176,7 +178,7 @@ def made(folder: Path, content: bytes, *, raw: bool) -> BakeResult:
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_verified_record_has_the_digest_of_the_whole_file(tmp_path: Path, booted: list[Path], raw: bool) -> None:
     finished = made(tmp_path, b"content", raw=raw)
-    proven = bake.prove(finished, Events())
+    proven = make.prove(finished, Events())
     assert proven.record.sha256 == hashlib.sha256(b"content").hexdigest()
     assert proven.record.verdict == SEEN
     assert records.read(tmp_path / proven.record.file_name) == proven.record
@@ -210,7 +212,7 @@ def test_hashing_ends_with_a_verification_that_fails(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("parbake.verify.verify", verify)
     with pytest.raises(ParbakeError, match="no machine"):
-        bake.prove(finished, Events())
+        make.prove(finished, Events())
 
 
 def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -219,3 +221,17 @@ def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) 
     with pytest.raises(DiskFull, match="of free space, and the images take more than 1073741824 MiB") as caught:
         disks.need_room(tmp_path, huge)
     assert "output" in caught.value.hint
+
+
+def test_a_bake_loads_what_acts_only_when_something_is_left_to_do() -> None:
+    acting = (
+        "parbake.workflows.make",
+        "parbake.builders",
+        "parbake.machine",
+        "parbake.verify",
+        "parbake.containerd",
+        "grpc",
+        "rich",
+    )
+    code = f"import sys, parbake.cli, parbake.workflows.bake; print([name for name in {acting} if name in sys.modules])"
+    assert run([sys.executable, "-c", code]).text == "[]"

@@ -52,7 +52,7 @@ def context(tmp_path: Path) -> Path:
     """A build context whose root file system has Python for the other architecture."""
     made = cache_folder() / "base" / base.describe(OTHER).file_name
     if not made.exists() and not os.environ.get("CI"):
-        pytest.skip(f"to make a base for {OTHER} takes three minutes: CI does, and CI=1 does it here, once")
+        pytest.skip(f"to make a base for {OTHER} takes two minutes: CI does, and CI=1 does it here, once")
     default = base.ensure(cache_folder(), Events(), platform=OTHER)
     folder = tmp_path / "app"
     write_files(folder, {"Containerfile": CONTAINERFILE, "app.py": APP})

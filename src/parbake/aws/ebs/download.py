@@ -13,11 +13,12 @@ from typing import Any
 
 from parbake import aws
 from parbake.aws.ebs.throttle import Pace
+from parbake.core.blocks import BlockList
 from parbake.core.errors import AwsError, AwsNoAccess, AwsNotFound, BadContent, InputError
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, GIB
 from parbake.core.workspace import publish, room_for, work_folder
-from parbake.machine.disk import ZEROS, BlockList, data_blocks
+from parbake.machine.disk import ZEROS, data_blocks
 
 _PAGE = 10_000  # the most that one call lists
 

@@ -21,10 +21,11 @@ from typing import Any, Self
 
 from parbake import aws
 from parbake.aws import Stamp
+from parbake.core.blocks import BlockList
 from parbake.core.claim import Notes
 from parbake.core.errors import ClaimLost, ParbakeError
 from parbake.core.model import GIB
-from parbake.machine.disk import ZEROS, BlockList
+from parbake.machine.disk import ZEROS
 from parbake.machine.disk.blocks import HASHES
 
 _LINE = re.compile(r"(\d+) ([0-9a-f]{64})")

@@ -26,11 +26,12 @@ from parbake import aws
 from parbake.aws.ebs.journal import Journal, UploadRequest
 from parbake.aws.ebs.throttle import Pace
 from parbake.aws.tags import as_list
+from parbake.core.blocks import BlockList
 from parbake.core.claim import Notes
 from parbake.core.errors import AwsError, AwsNotFound, ClaimLost, DeadlineExceeded, InputError, Interrupted
 from parbake.core.events import Events, Task
 from parbake.core.model import EBS_BLOCK
-from parbake.machine.disk import ZEROS, BlockList, data_blocks, read_blocks
+from parbake.machine.disk import ZEROS, data_blocks, read_blocks
 
 BLOCKS_TAG = "parbake:blocks"
 """The tag that holds the digest of the list of blocks that a snapshot was made of."""

@@ -168,9 +168,8 @@ def _native(recipe: Recipe, work: Path, mirrors: tuple[str, ...]) -> list[str]:
         return []
     programs = work / "native"
     _mmdebstrap([*native.fetch(recipe.suite, host, programs), *mirrors], recipe, work)
-    divert, restore = native.prepare(programs, host)
-    make_initrd = f'chroot "$1" /{native.MAKE_INITRD} -c -k all'
-    return [f"--extract-hook={divert}", f"--customize-hook={restore}", f"--customize-hook={make_initrd}"]
+    divert, make_initrd, restore = native.prepare(programs, host)
+    return [f"--extract-hook={divert}", f"--customize-hook={make_initrd}", f"--customize-hook={restore}"]
 
 
 def _mirrors(recipe: Recipe, work: Path) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ packages are installed, those of this machine's architecture, from the same suit
 dpkg is told by diversions (dpkg-divert(1)): what a package brings goes to another name until the end. All happens by
 renames and links below the root: nothing is mounted, and a build that is killed leaves no more than its work folder.
 
-Still emulated: what tells the architecture or goes by it (dpkg, uname), all programs that are not listed here, and the
-making of the initial RAM disk, which copies programs of the root. It is made once, when the root has its own again.
+Still emulated: what tells the architecture or goes by it (dpkg, uname), and all programs that are not listed here. The
+initial RAM disk is made once, at the end, by scripts whose programs are native; those that it holds are not listed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-MAKE_INITRD = "usr/sbin/update-initramfs"
-"""What makes the initial RAM disk. It does nothing until the end."""
+_UPDATE_INITRD = "usr/sbin/update-initramfs"  # does nothing until the end: see _INITRD
 LOADERS = {
     "amd64": ("usr/lib/x86_64-linux-gnu", "usr/lib64/ld-linux-x86-64.so.2"),
     "arm64": ("usr/lib/aarch64-linux-gnu", "usr/lib/ld-linux-aarch64.so.1"),
 }
 """Where libraries and the program that loads them are, for each architecture of which programs can be native."""
 _PACKAGES = (
-    "coreutils", "dash", "debianutils", "diffutils", "dpkg", "findutils", "grep", "gzip", "mawk", "openssl",
-    "perl-base", "python3-minimal", "sed", "tar",
+    "coreutils", "cpio", "dash", "debianutils", "diffutils", "dpkg", "findutils", "grep", "gzip", "mawk", "openssl",
+    "perl-base", "python3-minimal", "sed", "tar", "zstd",
 )  # fmt: skip
 _EMULATED = ("arch", "dpkg", "dpkg-divert", "dpkg-query", "dpkg-statoverride", "dpkg-trigger", "nproc", "uname")
 
@@ -64,6 +63,21 @@ while read -r path; do
 	printf '/%s\n/%s.foreign\n:\n' "$path" "$path" >>var/lib/dpkg/diversions
 done <"$5"
 """
+# The initial RAM disk would have a folder for the loader, which is there for as long as programs are native. One that
+# holds a native program, as a package of the user's may ask for, names that loader: it is made anew when all are gone.
+_INITRD = r"""
+set -e
+cd "$1"
+hook=etc/initramfs-tools/hooks/zz-native
+cat >"$hook" <<END
+#!/bin/sh
+if rmdir "\$DESTDIR/usr/lib64" 2>/dev/null; then rm "\$DESTDIR/lib64"; fi
+if grep -rqF "${4##*/}" "\$DESTDIR"; then : >/.native/held; fi
+END
+chmod 755 "$hook"
+chroot . /usr/sbin/update-initramfs.foreign -c -k all
+rm "$hook"
+"""
 # A package may never have come, and a path may be somebody else's by now.
 _RESTORE = r"""
 set -e
@@ -74,8 +88,14 @@ while read -r path; do
 done <"$5"
 paste - - - <var/lib/dpkg/diversions | sed '/\.foreign\t:$/d' | tr '\t' '\n' >var/lib/dpkg/diversions.new
 mv var/lib/dpkg/diversions.new var/lib/dpkg/diversions
+held=
+if [ -e .native/held ]; then held=yes; fi
 rm -r .native "$3" "$4"
 if rmdir usr/lib64 2>/dev/null; then rm lib64; fi
+if [ "$held" ]; then
+	rm boot/initrd.img-*
+	chroot . /usr/sbin/update-initramfs -c -k all
+fi
 """
 
 
@@ -87,17 +107,20 @@ def fetch(suite: str, architecture: str, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def prepare(folder: Path, architecture: str) -> tuple[str, str]:
-    """Return two hooks of mmdebstrap: one puts programs into the root before anything is set up, one takes them out.
+def prepare(folder: Path, architecture: str) -> tuple[str, str, str]:
+    """Return three hooks of mmdebstrap, which put programs into the root, make its initial RAM disk, and take them out.
 
-    ``folder`` is what ``fetch`` has made, for ``architecture``; the first hook moves it into the root.
+    The first is for the time before anything is set up; it moves ``folder``, which ``fetch`` has made, for
+    ``architecture``, into the root.
     """
     paths = sorted({*programs(folder), *_stand_ins(folder)})
     listed = folder.with_name(f"{folder.name}.list")
     listed.write_text("".join(f"{path}\n" for path in paths))
     arguments = shlex.join([str(folder), *LOADERS[architecture], str(listed)])
-    divert, restore = (f'sh -c {shlex.quote(script)} sh "$1" {arguments}' for script in (_DIVERT, _RESTORE))
-    return divert, restore
+    divert, make_initrd, restore = (
+        f'sh -c {shlex.quote(script)} sh "$1" {arguments}' for script in (_DIVERT, _INITRD, _RESTORE)
+    )
+    return divert, make_initrd, restore
 
 
 def programs(folder: Path) -> Iterable[str]:
@@ -111,7 +134,7 @@ def programs(folder: Path) -> Iterable[str]:
 
 def _stand_ins(folder: Path) -> Iterable[str]:
     """Put scripts among the programs: interpreters that leave to the root's what is not for us, no initial RAM disk."""
-    contents = {folder / MAKE_INITRD: _NOTHING}
+    contents = {folder / _UPDATE_INITRD: _NOTHING}
     for script, pattern in ((_PERL, "perl"), (_PYTHON, "python3.*")):
         [program] = folder.glob(f"usr/bin/{pattern}")
         program.rename(folder / "usr/libexec" / program.name)

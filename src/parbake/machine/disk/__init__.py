@@ -1,6 +1,6 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
-from parbake.machine.disk.blocks import ZEROS, BlockList, block_list, data_blocks, read_blocks, spans
+from parbake.machine.disk.blocks import ZEROS, block_list, data_blocks, read_blocks
 from parbake.machine.disk.files import (
     DiskFile,
     convert,
@@ -42,7 +42,6 @@ __all__ = [
     "LABEL",
     "READ_AHEAD",
     "ZEROS",
-    "BlockList",
     "DiskFile",
     "FileSystem",
     "Memory",
@@ -77,7 +76,6 @@ __all__ = [
     "read_blocks",
     "sha256_beside",
     "sha256_file",
-    "spans",
     "to_raw",
     "trim",
     "unmount",

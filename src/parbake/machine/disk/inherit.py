@@ -19,15 +19,19 @@ from pathlib import Path
 from typing import Final
 
 from parbake.core import atomic
+from parbake.core.blocks import BlockList
 from parbake.core.errors import ParbakeError
 from parbake.core.events import Events
 from parbake.core.run import sleep
 from parbake.core.workspace import room_for
-from parbake.machine.disk.blocks import BlockList, block_list
+from parbake.machine.disk.blocks import block_list
 from parbake.machine.disk.files import complete_or_absent, reflink, state
 
-_TICK_NS: Final = 20_000_000
-"""Nanoseconds within which two changes may have one ctime: the kernel's clock for files ticks at least every 10 ms."""
+_CLOCK_OF_CHANGES: Final = 5
+"""CLOCK_REALTIME_COARSE (clock_gettime(2)), which Python does not name: the kernel takes ctimes from this clock.
+
+Newer kernels (6.13) may take a finer one, which is never behind it. It ticks every 1 to 10 ms.
+"""
 
 
 class NotAsListed(ParbakeError):
@@ -54,12 +58,14 @@ class Memory:
 
     def remember(self) -> None:
         """Remember that the file's bytes are these as it is now. Raises OSError, DiskFull."""
-        while (status := self.path.stat()).st_ctime_ns > time.time_ns() - _TICK_NS:
-            sleep(_TICK_NS / 1e9)  # what is written after the look at it has a later time
+        now = time.clock_gettime_ns(_CLOCK_OF_CHANGES)
+        while (status := self.path.stat()).st_ctime_ns >= now:  # a change in this same tick would not show
+            sleep(0.001)
+            now = time.clock_gettime_ns(_CLOCK_OF_CHANGES)
         note = self._note(status)
         with room_for(note):
             note.parent.mkdir(parents=True, exist_ok=True)
-            atomic.replace(note, self.digest)
+            atomic.replace(note, self.digest, durable=False)
 
     def forget(self) -> None:
         """Compare the file's bytes the next time."""

@@ -17,11 +17,12 @@ from typing import Literal
 import zstandard
 from pydantic import Field
 
+from parbake.core.blocks import BlockList
 from parbake.core.errors import BadContent, InputError
 from parbake.core.events import Events, Task
 from parbake.core.files import write_all
 from parbake.core.model import EBS_BLOCK, Frozen
-from parbake.machine.disk import BlockList, block_list, read_blocks
+from parbake.machine.disk import block_list, read_blocks
 from parbake.machine.disk.blocks import HASHES
 from parbake.records.store.entries import StoredFile, get_object, put_object
 from parbake.records.store.port import Store

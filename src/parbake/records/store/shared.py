@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from parbake.bakefile import Bakefile
 from parbake.core import access
+from parbake.core.blocks import BlockList
 from parbake.core.errors import BadContent, DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.core.events import Events
 from parbake.core.signing import Signer
@@ -214,7 +215,7 @@ class Shared:
         """Raise BadContent unless what was fetched is what the record says."""
         index, record = self._index(found.entry), found.record
         if record.blocks:
-            listed = disk.BlockList(
+            listed = BlockList(
                 index.size, {place: bytes.fromhex(digest) for place, digest in index.places.items()}, index.algorithm
             )
             fits = listed.digest() == record.blocks.digest

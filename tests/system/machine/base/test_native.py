@@ -6,6 +6,7 @@ native one is ``echo`` under its name: it says how it was called.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def ask(root: Path, *command: str) -> str:
 
 
 def test_programs_are_native_meanwhile_and_nothing_of_them_remains(root: Path, folder: Path) -> None:
-    divert, restore = native.prepare(folder, Platform.host().architecture)
+    divert, _, restore = native.prepare(folder, Platform.host().architecture)
     put(root / "usr/bin/openssl")
     put(root / "usr/bin/python3.13")
     expected = snapshot(root)
@@ -139,7 +140,7 @@ def test_interpreters_are_native_for_what_needs_no_extension(root: Path, folder:
 
 
 def test_what_a_package_has_put_in_the_place_of_a_program_stays(root: Path, folder: Path) -> None:
-    divert, restore = native.prepare(folder, Platform.host().architecture)
+    divert, _, restore = native.prepare(folder, Platform.host().architecture)
     hook(divert, root)
     other = root / "usr/bin/openssl"
     other.unlink()
@@ -150,7 +151,63 @@ def test_what_a_package_has_put_in_the_place_of_a_program_stays(root: Path, fold
 
 
 def test_a_root_that_is_not_as_expected_is_told(root: Path, folder: Path) -> None:
-    _, restore = native.prepare(folder, Platform.host().architecture)
+    _, _, restore = native.prepare(folder, Platform.host().architecture)
     done = run(["sh", "-c", restore, "exec", str(root)], check=False)
     assert done.code != 0
     assert ".native" in done.stderr
+
+
+@pytest.fixture
+def making(root: Path, folder: Path) -> tuple[str, str]:
+    """A root whose initial RAM disk, with all that it may hold, lies in ``/made``; hooks to make it and to end."""
+    for name in ("grep", "rm", "rmdir"):
+        shutil.copy2(f"/usr/bin/{name}", folder / "usr/bin" / name)
+    for library in Path("/", LIBRARIES).glob("libpcre2-8.so.*"):
+        shutil.copy2(library, folder / LIBRARIES)
+    divert, make, restore = native.prepare(folder, Platform.host().architecture)
+    hook(divert, root)
+    for path in ("dev", "boot", "etc/initramfs-tools/hooks", "made/usr/lib64", "made/usr/bin"):
+        (root / path).mkdir(parents=True)
+    (root / "dev/null").touch()
+    (root / "boot/initrd.img-6").touch()
+    (root / "made/lib64").symlink_to("usr/lib64")
+    maker = root / "usr/sbin/update-initramfs.foreign"
+    maker.write_text(
+        '#!/bin/sh\nexport DESTDIR=/made\necho "$@" >/asked\nfor each in /etc/initramfs-tools/hooks/*; do $each; done\n'
+    )
+    maker.chmod(0o755)
+    return make, restore
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_initial_ram_disk_has_no_folder_for_the_native_loader(
+    root: Path, making: tuple[str, str], *, own: bool
+) -> None:
+    """But the root's own stays, and so do the root's hooks: it is made as a machine of its own would make it."""
+    make, restore = making
+    if own:
+        (root / "made/usr/lib64/ld.so.2").touch()
+    hook(make, root)
+    assert (root / "asked").read_text() == "-c -k all\n"
+    assert (root / "made/usr/lib64").exists() == own
+    assert (root / "made/lib64").is_symlink() == own
+    assert list((root / "etc/initramfs-tools/hooks").iterdir()) == []
+    hook(restore, root)
+    assert (root / "boot/initrd.img-6").exists()
+
+
+def test_an_initial_ram_disk_that_would_hold_a_native_program_is_made_anew(
+    root: Path, making: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, restore = making
+    shutil.copy2("/usr/bin/dash", root / "made/usr/bin/dash")
+    hook(make, root)
+    instead = tmp_path / "instead/chroot"  # there is no emulated program to run
+    instead.parent.mkdir()
+    instead.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/anew\n')
+    instead.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{instead.parent}:{os.environ['PATH']}")
+    hook(restore, root)
+    assert (tmp_path / "anew").read_text() == ". /usr/sbin/update-initramfs -c -k all\n"
+    assert list((root / "boot").iterdir()) == []
+    assert not (root / ".native").exists()

@@ -18,10 +18,10 @@ import pytest
 
 from parbake import records
 from parbake.core import run
+from parbake.core.blocks import BlockList
 from parbake.core.events import Events
 from parbake.core.model import GIB
 from parbake.machine import disk
-from parbake.machine.disk import BlockList
 from parbake.machine.ext4 import Volume
 from parbake.workflows import verify
 from tests.fakes.images import Built, image, layer, push

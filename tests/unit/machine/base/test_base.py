@@ -76,28 +76,28 @@ def test_programs_of_arm64_run_on_a_plain_processor_in_emulation(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(build, "find", lambda _: "")
     monkeypatch.setattr(build, "run", lambda _, **more: ran.append(more))
-    monkeypatch.setattr(native, "prepare", lambda *_: ("divert", "restore"))
+    monkeypatch.setattr(native, "prepare", lambda *_: ("divert", "initrd", "restore"))
     build._install(describe(ARM64), tmp_path)
     assert [more["env"].get("QEMU_CPU") for more in ran] == processors
 
 
-def test_the_root_has_its_own_programs_before_its_initial_ram_disk_is_made_and_anything_else_is_done(
+def test_the_initial_ram_disk_is_made_and_the_root_has_its_own_programs_before_anything_else_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It copies programs of the root, and its hooks read files that are added later."""
+    """Its hooks read files that are added later."""
     ran: list[list[str]] = []
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(build, "find", lambda _: "")
     monkeypatch.setattr(build, "run", lambda command, **_: ran.append(command))
-    monkeypatch.setattr(native, "prepare", lambda *_: ("divert", "restore"))
+    monkeypatch.setattr(native, "prepare", lambda *_: ("divert", "initrd", "restore"))
     build._install(describe(ARM64), tmp_path)
     unpack, install = ran
     assert {"--variant=extract", "--architectures=amd64"} < set(unpack)
     hooks = [word for word in install if "-hook=" in word]
     assert hooks[:3] == [
         "--extract-hook=divert",
+        "--customize-hook=initrd",
         "--customize-hook=restore",
-        '--customize-hook=chroot "$1" /usr/sbin/update-initramfs -c -k all',
     ]
     assert hooks.index("--customize-hook=sync-in tree /") > 2
 

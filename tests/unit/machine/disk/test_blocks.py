@@ -11,10 +11,11 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from parbake.core.blocks import BlockList, spans
 from parbake.core.errors import InputError
 from parbake.core.events import Event, Events
 from parbake.core.model import EBS_BLOCK
-from parbake.machine.disk import BlockList, block_list, spans
+from parbake.machine.disk import block_list
 
 FILLING = st.sampled_from(
     [b"", bytes(EBS_BLOCK), b"a" * EBS_BLOCK, b"b" * 100, bytes(EBS_BLOCK - 1) + b"z", b"\0" * 4096 + b"c"]
