@@ -97,6 +97,8 @@ def fake_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBuilder
     monkeypatch.setattr(make, "need_rights", lambda *_: None)
     monkeypatch.setattr(coldstart, "prepare", made.prepare)
     monkeypatch.setattr(base, "ensure", lambda *_, **__: None)
+    # The plan's images are nowhere: nobody is to look for their registry's name, again and again.
+    monkeypatch.setattr(Registry, "find_attachments", lambda *_: dict)
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
     return made
 
