@@ -226,10 +226,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._hang_up(polite=polite)
             case Stall(after, seconds):
                 self.wfile.write(body[:after])
-                if len(body) > after:
+                if len(body) > after:  # else it has no middle, and its client asks for more over this connection
                     self.owner.stalled.set()
-                self.owner.ended.wait(seconds)
-                self.wfile.write(body[after:])
+                    self.owner.ended.wait(seconds)
+                    self.wfile.write(body[after:])
             case Drip(seconds):
                 self._drip(body, seconds)
             case _:

@@ -151,7 +151,7 @@ def ensure_artefact(
 
     records.sweep(output)
     held = claim() if remote or publisher else Alone()
-    with using(run, name):
+    with using(run, name), make.holding_layouts(run.cache, plan):
         earlier = find_earlier(run, plan, options, run.events, mend=True)
         if earlier and is_complete(earlier, options):
             return earlier  # another machine was first

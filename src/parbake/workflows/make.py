@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from parbake.core.model import Image, Plan, Published
 from parbake.core.run import need_root
 from parbake.core.signing import Signer
 from parbake.core.sources import Source
+from parbake.core.workspace import work_folder
 from parbake.records import Record
 from parbake.workflows import ancestry
 from parbake.workflows.bake import Options, trusted
@@ -39,6 +41,16 @@ def need_rights(plan: Plan, options: Options) -> None:
         need_root("baking")
     elif options.verify or options.rehearse:
         need_root("verifying", hint="run parbake with sudo, or bake with --no-verify and run `parbake verify` as root")
+
+
+@contextmanager
+def holding_layouts(cache: Path, plan: Plan) -> Iterator[None]:
+    """Keep `clean --caches` from removing what this run is going to read of images that lie in the cache."""
+    with ExitStack() as stack:
+        layouts = [Path(image.layout) for image in plan.all_images if image.layout]
+        for part in sorted({path.relative_to(cache).parts[0] for path in layouts if path.is_relative_to(cache)}):
+            stack.enter_context(work_folder(cache / part, plan.key[:12]))
+        yield
 
 
 def bake_here(run: Session, plan: Plan, options: Options, earlier: BakeResult | None) -> BakeResult:

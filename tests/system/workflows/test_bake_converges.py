@@ -140,7 +140,7 @@ def stalled(corner: Corner, proxy: FaultyProxy) -> Running:
     """Start a bake that has come to the middle of a layer and waits there until it is killed or ``proxy`` ends."""
     proxy.faults.extend([Stall(300_000, 3600)] * 20)
     run = corner.start(*BAKE)
-    run.wait_for("task-start", "layer")  # the large one comes first
+    assert proxy.stalled.wait(300)
     return run
 
 
