@@ -79,7 +79,8 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
         spare_worker(session.bakefile, force=options.force) as spare,
     ):
         run = replace(session, signer=genuine.open_signer(session.bakefile), spare=spare)  # a wrong key shows first
-        remove_leftovers(run.cache)  # builds that were killed leave credentials there
+        for folder in (run.cache, *run.cache.glob("*/")):  # builds that were killed leave credentials there
+            remove_leftovers(folder)
         remote, publisher = clouds_of(run.bakefile, options)
         if remote:
             refuse_rehearsal(run.bakefile, options)
