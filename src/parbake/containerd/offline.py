@@ -196,19 +196,19 @@ class OfflineStore:
 
 def _snapshotter(snapshots: Sequence[CommittedSnapshot]) -> Bucket:
     """Return ``metadata.db``: where the snapshotter has them, and what they take."""
-    numbers = {snapshot.chain_id: number for number, snapshot in enumerate(snapshots, 1)}
-    names = {snapshot.chain_id: _name(numbers[snapshot.chain_id], snapshot) for snapshot in snapshots}
+    known: dict[str, tuple[int, bytes]] = {}
     found: dict[bytes, bytes | Bucket] = {}
     parents: dict[bytes, bytes | Bucket] = {}
-    for snapshot in snapshots:
-        number, name = numbers[snapshot.chain_id], names[snapshot.chain_id]
+    for number, snapshot in enumerate(snapshots, 1):
+        name = _name(number, snapshot)
+        known[snapshot.chain_id] = number, name
         items: dict[bytes, bytes | Bucket] = {
             b"id": _unsigned(number), b"kind": bytes([_COMMITTED]), b"inodes": _signed(snapshot.inodes),
             b"size": _signed(snapshot.size),
         }  # fmt: skip
         if snapshot.parent:
-            items[b"parent"] = names[snapshot.parent]
-            parents[_unsigned(numbers[snapshot.parent]) + b"\0" + _unsigned(number)] = name
+            below, items[b"parent"] = known[snapshot.parent]  # parents come first
+            parents[_unsigned(below) + b"\0" + _unsigned(number)] = name
         found[name] = _dated(snapshot_labels(snapshot.chain_id), items)
     return Bucket({_SCHEMA: Bucket({b"parents": Bucket(parents), b"snapshots": Bucket(found, len(snapshots))})})
 

@@ -79,7 +79,8 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
         spare_worker(session.bakefile, force=options.force) as spare,
     ):
         run = replace(session, signer=genuine.open_signer(session.bakefile), spare=spare)  # a wrong key shows first
-        for folder in (run.cache, *run.cache.glob("*/")):  # builds that were killed leave credentials there
+        # Builds that were killed leave credentials there, and bakes what kept `clean --caches` from their images.
+        for folder in (run.cache, *run.cache.glob("*/")):
             remove_leftovers(folder)
         remote, publisher = clouds_of(run.bakefile, options)
         if remote:

@@ -68,7 +68,9 @@ def private_mounts() -> Iterator[None]:
                 hint="in a container, run it privileged; `parbake doctor` checks what is possible",
             ) from error
         if problem := _mount("none", Path("/"), "", _MS_REC | _MS_PRIVATE):
-            raise _refused("mounts cannot be made private", problem)
+            raise EnvironmentProblem(
+                f"mounts cannot be made private ({os.strerror(problem)})", hint="run as root, with mounts allowed"
+            )
         try:
             yield
         finally:
@@ -211,18 +213,10 @@ def unmount(at: Path) -> None:
     while problem := _unmount(at):
         if problem != errno.EBUSY or not deadline.left:
             _unmount(at, _MNT_DETACH)
-            raise _stays(at, problem)
+            raise EnvironmentProblem(
+                f"{at} cannot be unmounted ({os.strerror(problem)})", hint="look for programs that use it"
+            )
         deadline.sleep(0.05)
-
-
-def _stays(at: Path, problem: int) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"{at} cannot be unmounted ({os.strerror(problem)})", hint="look for programs that use it"
-    )
-
-
-def _refused(what: str, problem: int) -> EnvironmentProblem:
-    return EnvironmentProblem(f"{what} ({os.strerror(problem)})", hint="run as root, with mounts allowed")
 
 
 def _mount(source: str, at: Path, filesystem: str, flags: int = 0, options: Sequence[str] = ()) -> int:

@@ -339,12 +339,6 @@ class Volume:
         self._close()
 
 
-def _folder(children: dict[bytes, FileNode]) -> FileNode:
-    node = FileNode(stat.S_IFDIR | 0o755)
-    node.children = children
-    return node
-
-
 def _there(number: int) -> FileNode:
     """Return a folder that is on the volume already."""
     node = FileNode(stat.S_IFDIR | 0o755)
