@@ -8,13 +8,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
+from types import CodeType
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import botocore.client
+import botocore.hooks
 import botocore.session
 import moto.core.responses
 import moto.utilities.utils
+from botocore.hooks import EventAliaser
 from botocore.model import ServiceModel
 from moto.core.serialize import AttributePicker, EC2Serializer, XFormedAttributePicker
 from moto.core.utils import get_value
@@ -115,10 +118,40 @@ REPLACED: dict[tuple[Any, str], Callable[..., Any]] = {
 """How moto writes its answers, which is most of what a call takes: quicker, with the same result."""
 SLOW = {(owner, name): getattr(owner, name) for owner, name in REPLACED}
 
+
+def _names_noted(alias: Callable[[EventAliaser, str], str]) -> Callable[[EventAliaser, str], str]:
+    """Translate each event's name once: each session translates the same hundreds."""
+    noted: dict[str, str] = {}
+
+    def translated(aliaser: EventAliaser, event: str) -> str:
+        if event not in noted:
+            noted[event] = alias(aliaser, event)
+        return noted[event]
+
+    return translated
+
+
+def _signatures_noted(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Look at each handler's signature once, whatever client it is registered for."""
+    known: dict[CodeType, bool] = {}
+
+    def accepted(handler: Any) -> bool:
+        code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+        if code is None:
+            return accepts(handler)
+        if code not in known:
+            known[code] = accepts(handler)
+        return known[code]
+
+    return accepted
+
+
 for owner, name, made in (
     # Each test makes clients anew: else each would keep models of AWS's of its own, tens of megabytes for EC2.
     (botocore.session, "create_loader", functools.cache),
     (botocore.client.ClientCreator, "_create_methods", _made_once),
+    (EventAliaser, "_alias_event_name", _names_noted),
+    (botocore.hooks, "accepts_kwargs", _signatures_noted),
     (moto.core.responses, "method_names_from_class", functools.cache),  # looked up at each call
     (moto.utilities.utils, "load_resource", _only_our_regions),
 ):
