@@ -12,6 +12,7 @@ goes to ``packer.log`` in HOME.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,24 +21,45 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
-
-import hcl2
-from lark.exceptions import LarkError
 
 KNOWN: dict[str, list[str]] = json.loads(
     (Path(__file__).parents[1] / "unit" / "builders" / "cases" / "documented.json").read_text()
 )
 NESTED = {"source_ami_filter", "metadata_options", "launch_block_device_mappings", "aws_polling"}
 HOME = Path(os.environ["HOME"])
+PARSED = Path(__file__).parents[2] / ".cache" / "hcl"
 
 
 @cache
-def parse(text: str) -> dict[str, Any]:
-    """Parse HCL; a process that checks many templates parses equal files once."""
-    parsed: dict[str, Any] = hcl2.loads(text)
+def parse(text: str, path: Path | None = None) -> dict[str, Any]:
+    """Parse HCL; equal files are parsed once: the library takes longer than all else that such a process does."""
+    library = find_spec("hcl2")
+    assert library
+    assert library.origin
+    key = hashlib.sha256(f"{library.origin} {Path(library.origin).stat().st_mtime_ns} {text}".encode()).hexdigest()
+    parsed: dict[str, Any]
+    with suppress(FileNotFoundError):
+        parsed = json.loads((PARSED / key).read_text())
+        return parsed
+    import hcl2
+    from lark.exceptions import LarkError
+
+    try:
+        parsed = hcl2.loads(text)
+    except LarkError as error:
+        if path is None:
+            raise
+        fail(f"{path}: {error}")
+    PARSED.mkdir(parents=True, exist_ok=True)
+    new = PARSED / f"{key}.{os.getpid()}"
+    new.write_text(json.dumps(parsed))
+    assert json.loads(new.read_text()) == parsed
+    new.rename(PARSED / key)
     return parsed
 
 
@@ -88,11 +110,7 @@ class Template:
         texts = []
         for path in sorted(folder.glob("*.pkr.hcl")):
             texts.append(path.read_text())
-            try:
-                parsed = parse(texts[-1])
-            except LarkError as error:
-                fail(f"{path}: {error}")
-            for kind, found in parsed.items():
+            for kind, found in parse(texts[-1], path).items():
                 self.blocks.setdefault(kind, []).extend(found if isinstance(found, list) else [])
         if not self.blocks:
             fail(f"no HCL templates in {folder}")

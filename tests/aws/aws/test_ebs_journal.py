@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,38 +16,36 @@ from parbake import aws
 from parbake.aws import ebs
 from parbake.aws.ebs import Journal, ParentSnapshot
 from parbake.aws.ebs.upload import start
+from parbake.core.events import Events
 from tests.aws.aws.test_ebs import SMALL, cloud, disk_of, held, holds, quick, request, sent
 from tests.fakes.ebs_direct_server import Cloud
+from tests.fakes.forks import in_child
 
 __all__ = ["cloud", "quick"]
 
 
-KILLED = """
-import importlib, os, signal, sys
-from pathlib import Path
-from parbake import aws
-from parbake.aws import ebs
-from parbake.core.events import Events
-from tests.aws.aws.test_ebs import request
+def killed(point: str, path: Path) -> None:
+    """Upload, and die at a point: in a copy of this process, whose modules nobody else sees."""
+    uploads: Any = importlib.import_module("parbake.aws.ebs.upload")
 
-upload = importlib.import_module("parbake.aws.ebs.upload")
-point, path = sys.argv[1], Path(sys.argv[2])
-def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-if point == "started":
-    upload.Journal.began = die
-elif point == "middle":
-    wrote, count = upload.Journal.wrote, iter(range(100))
-    upload.Journal.wrote = lambda self, *block: die() if next(count, None) is None else wrote(self, *block)
-elif point == "written":
-    upload.Journal.completed = die
-elif point == "sealing":
-    upload._whole = die
-elif point == "sealed":
-    upload.look = die
-else:
-    upload.UploadResult = die
-ebs.upload(request(path), Events())
-"""
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    match point:
+        case "started":
+            uploads.Journal.began = die
+        case "middle":
+            wrote, count = uploads.Journal.wrote, iter(range(100))
+            uploads.Journal.wrote = lambda *block: die() if next(count, None) is None else wrote(*block)
+        case "written":
+            uploads.Journal.completed = die
+        case "sealing":
+            uploads._whole = die
+        case "sealed":
+            uploads.look = die
+        case _:
+            uploads.UploadResult = die
+    ebs.upload(request(path), Events())
 
 
 @pytest.mark.parametrize("point", ["started", "middle", "written", "sealing", "sealed", "done"])
@@ -54,8 +53,7 @@ def test_an_upload_that_was_killed_goes_on(tmp_path: Path, cloud: Cloud, point: 
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, {index: b"%d" % index for index in range(300 if point == "middle" else 60)})
     cloud.slow = 2
-    ended = subprocess.run([sys.executable, "-c", KILLED, point, str(path)], check=False)
-    assert ended.returncode == -signal.SIGKILL
+    assert in_child(lambda: killed(point, path)) == -signal.SIGKILL
     assert len(cloud.snapshots) == 1
     snapshot = sent(request(path))
     assert list(cloud.snapshots) == [snapshot]

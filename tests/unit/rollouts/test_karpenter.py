@@ -94,8 +94,13 @@ def terms(server: Server) -> Any:
 
 
 def test_from_a_record_to_nodes_and_back(
-    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Karpenter,
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The way there with kubectl, each look starts it anew; from there on without it."""
     project(tmp_path, [GPU], FIRST, SECOND)
     assert images(server) == ["ami-0", "ami-0"]
     code, shown = parbake(capsys, "rollout", FIRST.key, "--dry-run")
@@ -108,6 +113,7 @@ def test_from_a_record_to_nodes_and_back(
         code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
         assert (code, done["changed"]) == (0, False), "the same again is nothing"
         assert server.get("ec2nodeclasses", "gpu")["metadata"]["generation"] == generation
+        replace_kubectl(monkeypatch)
         code, _ = parbake(capsys, "rollout", SECOND.key, *QUICK)
         assert (code, images(server)) == (0, ["ami-2", "ami-2"])
         code, status = parbake(capsys, "status")

@@ -31,7 +31,7 @@ from tests.fakes.volumes import volume_trees
 
 pytestmark = pytest.mark.root
 
-STACKS = 160
+STACKS = 100
 """Random stacks for each way, from fixed seeds; ``make fuzz`` compares others for as long as it is let."""
 
 
