@@ -55,6 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
         subprocess.run([sys.executable, "-c", make], check=True, cwd=config.rootpath)
 
 
+def pytest_unconfigure() -> None:
+    """End what the tests of this process share."""
+    preloaded = sys.modules.get("tests.fakes.preloaded")
+    if preloaded is not None:
+        preloaded.end()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """What thousands of tests are made of stays to the end: no search for garbage is to go through it, now or later."""

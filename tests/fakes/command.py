@@ -196,13 +196,15 @@ class Corner:
         """Start a command of parbake in a session of its own, to be killed or interrupted.
 
         It is a copy of a parbake that has loaded already (``tests.fakes.preloaded``), unless ``program`` says what to
-        start, or PYTHONPATH brings it a stand-in. ``script`` is a program that calls parbake's ``main``.
+        start, PYTHONPATH brings it a stand-in, or this thread has mounts of its own. ``script`` is a program that calls
+        parbake's ``main``.
 
         Its coverage is not measured: an interruption may come while coverage.py holds its lock, which then stays held.
         """
         env = {name: value for name, value in self.env.items() if not name.startswith("COVERAGE_")}
-        if program or self._changes_imports:
-            run = Running(started([*(program or PROGRAM), *arguments], env, self.folder))
+        if program or self._changes_imports or not preloaded.here():
+            alone = program or ((sys.executable, script) if script else PROGRAM)
+            run = Running(started([*alone, *arguments], env, self.folder))
         else:
             run = Running(preloaded.start(arguments, env, self.folder, script=script))
         self._runs.add(run.pid)

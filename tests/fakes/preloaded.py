@@ -21,6 +21,7 @@ import array
 import json
 import os
 import pkgutil
+import resource
 import runpy
 import socket
 import sys
@@ -104,7 +105,19 @@ def start(arguments: Sequence[str], environment: Mapping[str, str], folder: Path
     return Copy(server, request, folder)
 
 
-_LOCK, _SHARED = Lock(), list[Path]()
+def here() -> bool:
+    """Whether this thread has the namespaces and limits of this process's beginning, which are those of copies."""
+    return _surroundings() == _BEGINNING
+
+
+def _surroundings() -> tuple[object, ...]:
+    spaces = (Path(f"/proc/thread-self/ns/{name}").stat().st_ino for name in ("mnt", "net", "pid", "user"))
+    return (*spaces, os.getuid(), *map(resource.getrlimit, _LIMITS))
+
+
+_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
+_BEGINNING = _surroundings()
+_LOCK, _SHARED, _HOLDER, _OVER = Lock(), list[Path](), list[Thread](), Event()
 
 
 def _shared() -> Path:
@@ -113,7 +126,8 @@ def _shared() -> Path:
         if not _SHARED:
             ready = Event()
             # The kernel ends the server with the thread that started it, which is to last as long as this process.
-            Thread(target=_hold, args=(ready,), daemon=True, name="preloaded").start()
+            _HOLDER.append(Thread(target=_hold, args=(ready,), daemon=True, name="preloaded"))
+            _HOLDER[0].start()
             assert ready.wait(120), "parbake loads for two minutes"
         return _SHARED[0]
 
@@ -122,7 +136,14 @@ def _hold(ready: Event) -> None:
     with tempfile.TemporaryDirectory() as folder, Preloaded(Path(folder), apart=False) as server:
         _SHARED.append(server.socket)
         ready.set()
-        Event().wait()
+        _OVER.wait()
+
+
+def end() -> None:
+    """Let the shared server end, at the end of all tests."""
+    _OVER.set()
+    for thread in _HOLDER:
+        thread.join(60)
 
 
 def _umask() -> int:

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from parbake.machine.disk import private_mounts
 from tests.fakes.command import PROGRAM, Corner, Done
 from tests.fakes.leaks import files
 from tests.fakes.preloaded import Preloaded
@@ -106,3 +108,16 @@ def test_what_calls_main_itself_is_run_in_a_copy(tmp_path: Path) -> None:
         done = run.finish()
     assert done.stdout.startswith("first __main__\nparbake ")
     assert (done.code, done.said) == (0, "")
+
+
+def test_who_has_mounts_of_its_own_starts_a_program_among_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os\nprint(os.stat('/proc/self/ns/mnt').st_ino)\n")
+    corner, mine = Corner(tmp_path / "corner"), Path("/proc/thread-self/ns/mnt")
+    seen = []
+    spaces: tuple[AbstractContextManager[object], ...] = (nullcontext(), private_mounts())
+    for space in spaces:
+        with space, corner.start(script=str(script)) as run:
+            seen.append(int(run.finish().stdout))
+            assert seen[-1] == mine.stat().st_ino
+    assert seen[0] != seen[1]
