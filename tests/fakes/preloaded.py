@@ -18,6 +18,7 @@ this process:
 from __future__ import annotations
 
 import array
+import gc
 import json
 import os
 import pkgutil
@@ -159,6 +160,8 @@ def serve(path: str) -> None:
             import_module(module.name)
     for name in _LIBRARIES:
         import_module(name)
+    gc.collect()
+    gc.freeze()  # no search of a copy's is to go through what all share: each page of it would be copied
     assert len(os.listdir("/proc/self/task")) == 1, "threads are not copied"  # noqa: PTH208
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(f"{path}.new")
