@@ -186,12 +186,8 @@ class Corner:
         return path
 
     def start(self, *arguments: str, program: tuple[str, ...] = (sys.executable, "-m", "parbake")) -> Running:
-        """Start a command of parbake in a session of its own, to be killed or interrupted.
-
-        Its coverage is not measured: an interruption may come while coverage.py holds its lock, which then stays held.
-        """
-        env = {name: value for name, value in self.env.items() if not name.startswith("COVERAGE_")}
-        run = Running([*program, *arguments], env, self.folder)
+        """Start a command of parbake in a session of its own, to be killed or interrupted."""
+        run = Running([*program, *arguments], self.env, self.folder)
         self._runs.add(run.pid)
         return run
 
