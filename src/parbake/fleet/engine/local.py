@@ -34,7 +34,7 @@ from parbake.fleet.engine.sealing import make_key
 _RETENTION = timedelta(days=30)
 _START_SECONDS = 30.0
 _LOOK = 0.5
-# A queue in one part: with its usual four, the engine shows only those workers that happen to wait at the first of them.
+# Queues in one part: of their usual four, the engine shows only the workers that happen to wait at the first.
 _DYNAMIC = tuple(
     word
     for setting in (
