@@ -198,15 +198,12 @@ class Corner:
         It is a copy of a parbake that has loaded already (``tests.fakes.preloaded``), unless ``program`` says what to
         start, PYTHONPATH brings it a stand-in, or this thread has mounts of its own. ``script`` is a program that calls
         parbake's ``main``.
-
-        Its coverage is not measured: an interruption may come while coverage.py holds its lock, which then stays held.
         """
-        env = {name: value for name, value in self.env.items() if not name.startswith("COVERAGE_")}
         if program or self._changes_imports or not preloaded.here():
             alone = program or ((sys.executable, script) if script else PROGRAM)
-            run = Running(started([*alone, *arguments], env, self.folder))
+            run = Running(started([*alone, *arguments], self.env, self.folder))
         else:
-            run = Running(preloaded.start(arguments, env, self.folder, script=script))
+            run = Running(preloaded.start(arguments, self.env, self.folder, script=script))
         self._runs.add(run.pid)
         return run
 
