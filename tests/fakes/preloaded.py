@@ -118,7 +118,7 @@ def _surroundings() -> tuple[object, ...]:
 
 _LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 _BEGINNING = _surroundings()
-_LOCK, _SHARED, _HOLDER, _OVER = Lock(), list[Path](), list[Thread](), Event()
+_LOCK, _SHARED, _HOLDERS, _OVER = Lock(), list[Path](), list[Thread](), Event()
 
 
 def _shared() -> Path:
@@ -127,8 +127,9 @@ def _shared() -> Path:
         if not _SHARED:
             ready = Event()
             # The kernel ends the server with the thread that started it, which is to last as long as this process.
-            _HOLDER.append(Thread(target=_hold, args=(ready,), daemon=True, name="preloaded"))
-            _HOLDER[0].start()
+            holder = Thread(target=_hold, args=(ready,), daemon=True, name="preloaded")
+            holder.start()
+            _HOLDERS.append(holder)
             assert ready.wait(120), "parbake loads for two minutes"
         return _SHARED[0]
 
@@ -143,7 +144,7 @@ def _hold(ready: Event) -> None:
 def end() -> None:
     """Let the shared server end, at the end of all tests."""
     _OVER.set()
-    for thread in _HOLDER:
+    for thread in _HOLDERS:
         thread.join(60)
 
 
