@@ -70,8 +70,8 @@ def lean(root: Path) -> None:
     for unit in LEFT_OUT:
         (units / f"{unit}.service").unlink(missing_ok=True)
         (units / f"{unit}.service").symlink_to("/dev/null")
-    trigger = units / "systemd-udev-trigger.service.d/lean.conf"
-    trigger.parent.mkdir()
+    trigger = units / "systemd-udev-trigger.service.d/test.conf"  # read after the base's own
+    trigger.parent.mkdir(exist_ok=True)
     trigger.write_text(DEVICES.format(" ".join(f"--subsystem-nomatch={name}" for name in OTHER_DEVICES)))
 
 

@@ -46,10 +46,8 @@ class Machine:
 
     @property
     def env(self) -> dict[str, str]:
-        # Its coverage is not measured: a process that is killed, or frozen, may hold coverage.py's lock.
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         return {
-            **ours,
+            **os.environ,
             "PARBAKE_CACHE": str(self.cache),
             "PARBAKE_HOLDS": str(self.folder.parent / "holds"),
             "TMPDIR": str(self._tmp),

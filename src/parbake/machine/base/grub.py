@@ -24,7 +24,7 @@ _DRIVE_CHECK = 0x66
 _BLOCKLIST = _SECTOR - 12
 
 # Enough to read a configuration from ext4 in a GPT partition and to start Linux.
-_COMMANDS = ("configfile", "ext2", "linux", "normal", "part_gpt", "search_fs_uuid")
+_COMMANDS = ("configfile", "ext2", "linux", "normal", "part_gpt", "search_fs_uuid", "test")
 _PACKAGES = {
     "i386-pc": "grub-pc-bin",
     "x86_64-efi": "grub-efi-amd64-bin",
@@ -39,7 +39,7 @@ def make_bios_core(work: Path, modules: Path = MODULES) -> bytes:
     Disks are numbered in the firmware's order, so that file finds the root file system by its UUID. Raises
     EnvironmentProblem when its modules are not installed.
     """
-    return _mkimage(work, modules, "i386-pc", (*_COMMANDS, "biosdisk"))
+    return _mkimage(work, modules, "i386-pc", (*_COMMANDS, "biosdisk", "linux16"))
 
 
 def make_efi_program(work: Path, architecture: str = "amd64", modules: Path = MODULES) -> tuple[str, bytes]:

@@ -24,7 +24,7 @@ from parbake.core.model import GIB, MIB, Frozen, Platform
 SIZE = 2 * GIB
 """Size of the disk in bytes (sparse: the file takes what its files take). A bake grows it when it needs more."""
 
-_REVISION = 2
+_REVISION = 3
 _SUITE = "trixie"
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian policy, section 5.6.1
 
