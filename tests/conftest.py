@@ -47,8 +47,18 @@ def _made_up_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "described_all", described_all)
 
 
+_LIBC = ctypes.CDLL(None)
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # malloc.h
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Let a process of its own write down what texts are made of: 200 MiB that each worker would hold to its end."""
+    """Keep the processes of thousands of tests small.
+
+    Large buffers go back to the system at once, and threads share their heaps. What texts are made of is written down
+    by a process of its own: each worker would hold 200 MiB to its end.
+    """
+    _LIBC.mallopt(_M_ARENA_MAX, 2)
+    _LIBC.mallopt(_M_MMAP_THRESHOLD, 256 << 10)
     table = config.rootpath / ".hypothesis/unicode_data"
     if not hasattr(config, "workerinput") and not any(table.glob("*/codec-*")):
         make = "from hypothesis import strategies; strategies.text().validate()"
@@ -79,6 +89,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Give back at the end of each file what its threads had: a worker of thousands of tests grows by a third less."""
+    """Give back at the end of each file what its tests had: buffers that a caught error's frames still hold, too."""
     if nextitem is None or nextitem.path != item.path:
-        ctypes.CDLL(None).malloc_trim(0)
+        gc.collect()
+        _LIBC.malloc_trim(0)

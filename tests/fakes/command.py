@@ -3,7 +3,7 @@
 corner = Corner(tmp_path)
 corner.write("parbake.yaml", f"version: 1\nbase: none\nimages: [{host}/app:1]\n")
 done = corner.parbake("bake", "--no-verify", "--json")     # done.code, done.document, done.said; in this process
-done = corner.as_program("bake", "--no-verify", "--json")  # the same as a process of its own: three times as long
+done = corner.as_program("bake", "--no-verify", "--json")  # the same as a process of its own: twice as long
 with corner.start("bake", "--no-verify") as run:           # its own session, so that the group can be killed
     for event in run.events():
         if event["kind"] == "stage-end":
@@ -32,8 +32,10 @@ from blake3 import blake3
 
 from parbake import cli
 from parbake.aws import clients
+from tests.fakes import preloaded
 from tests.fakes.leaks import files, leaked, snapshot, work_folders
 
+PROGRAM = (sys.executable, "-m", "parbake")
 _LIMIT = 1200.0  # seconds for one command: it only ends what hangs, on a busy machine too
 
 
@@ -57,22 +59,10 @@ class Done:
 class Running:
     """A command under way; use with ``with``, which kills what is left of it."""
 
-    def __init__(self, command: Sequence[str], env: dict[str, str], cwd: Path) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # Shells start what runs in the background so, and children inherit it: Ctrl-C would not be heard at all.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    def __init__(self, process: subprocess.Popen[str] | preloaded.Copy) -> None:
         self._said: list[str] = []
         self.seen: list[dict[str, Any]] = []
-        self._popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-            cwd=cwd,
-            start_new_session=True,
-        )
+        self._popen = process
         # Whatever hangs is ended, so that its test fails instead of waiting for ever.
         self._watchdog = threading.Timer(_LIMIT, self.kill)
         self._watchdog.daemon = True
@@ -121,6 +111,23 @@ class Running:
         self._watchdog.cancel()
         self.kill()
         self._popen.communicate()
+
+
+def started(command: Sequence[str], env: dict[str, str], cwd: Path) -> subprocess.Popen[str]:
+    """Start a program in a session of its own."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Shells start what runs in the background so, and children inherit it: Ctrl-C would not be heard at all.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+    )
 
 
 def digests_of(artefact: Path) -> dict[str, str]:
@@ -185,15 +192,22 @@ class Corner:
         path.write_text(text)
         return path
 
-    def start(self, *arguments: str, program: tuple[str, ...] = (sys.executable, "-m", "parbake")) -> Running:
+    def start(self, *arguments: str, program: tuple[str, ...] = (), script: str = "") -> Running:
         """Start a command of parbake in a session of its own, to be killed or interrupted.
 
-        Its coverage is not measured: an interruption may come while coverage.py holds its lock, which then stays held.
+        It is a copy of a parbake that has loaded already (``tests.fakes.preloaded``), unless ``program`` says what to
+        start, or PYTHONPATH brings it a stand-in. ``script`` is a program that calls parbake's ``main``.
         """
-        env = {name: value for name, value in self.env.items() if not name.startswith("COVERAGE_")}
-        run = Running([*program, *arguments], env, self.folder)
+        if program or self._changes_imports:
+            run = Running(started([*(program or PROGRAM), *arguments], self.env, self.folder))
+        else:
+            run = Running(preloaded.start(arguments, self.env, self.folder, script=script))
         self._runs.add(run.pid)
         return run
+
+    @property
+    def _changes_imports(self) -> bool:
+        return self.env.get("PYTHONPATH") != os.environ.get("PYTHONPATH")
 
     def as_program(self, *arguments: str) -> Done:
         """Run a command of parbake to its end, as a process of its own."""
@@ -205,7 +219,7 @@ class Corner:
 
         As a process of its own where PYTHONPATH brings it a stand-in.
         """
-        if self.alone or self.env.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
+        if self.alone or self._changes_imports:
             return self.as_program(*arguments)
         out, err = io.StringIO(), io.StringIO()
         clients.forget()

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import py_compile
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from parbake.fleet.engine.connect import Engine
 from parbake.fleet.engine.worker import serve
-from tests.fakes import fleet_program
+from tests.fakes import adopted, fleet_program
 
-PROGRAM = (sys.executable, "-I", "-S", str(Path(fleet_program.__file__)))
-PINNED = os.environ.get("FLEET_WORKER_PINNED", "")
+PROGRAM = (sys.executable, "-I", "-S", str(py_compile.compile(fleet_program.__file__, doraise=True)))
+
+
+def work(arguments: Sequence[str]) -> None:
+    state, slots, *grace = arguments
+    seconds = float(grace[0]) if grace else 1.0
+    pinned = os.environ.get("FLEET_WORKER_PINNED", "")
+    asyncio.run(serve(Engine(Path(state)), slots=int(slots), grace=seconds, command=PROGRAM, pinned=pinned))
+
 
 if __name__ == "__main__":
-    state, slots, *grace = sys.argv[1:]
-    seconds = float(grace[0]) if grace else 1.0
-    asyncio.run(serve(Engine(Path(state)), slots=int(slots), grace=seconds, command=PROGRAM, pinned=PINNED))
+    adopted.main(work)

@@ -13,12 +13,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 from temporalio.client import Client
 
 from parbake.core.events import Events
@@ -28,9 +30,13 @@ from parbake.fleet.engine.connect import Engine, connect
 from parbake.fleet.engine.rollout_tasks import SignOff
 from parbake.fleet.engine.rollouts import RolloutStatus
 from parbake.fleet.engine.tasks import Destination, Progress, Root, RunRequest, bake_id
+from tests.fakes.adopted import Program
 from tests.fakes.fleet_program import key_of
 
 _LIMIT = 300.0
+_WORKER = Program("tests.fakes.fleet_worker")
+# A server of a few minutes needs no collection of garbage, which takes a sixth of its time.
+_NO_GARBAGE = {"GOGC": "off", "GOMEMLIMIT": "400MiB"}
 
 
 def free_port() -> int:
@@ -51,9 +57,14 @@ class Fleet:
         self.engine = Engine(self.state)
         self.workers: list[Process] = []
         self._stack = ExitStack()
+        self._runner = self._stack.enter_context(asyncio.Runner())
+        self._client: Client | None = None
 
     def __enter__(self) -> Self:
-        self.server = self._stack.enter_context(local.server(self.state, self.settings, Events()))
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in _NO_GARBAGE.items():
+                patched.setenv(name, value)
+            self.server = self._stack.enter_context(local.server(self.state, self.settings, Events()))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,12 +86,15 @@ class Fleet:
         self, count: int = 1, *, slots: int = 2, grace: float = 1.0, seconds: float = 0.05, before: Sequence[str] = ()
     ) -> list[Process]:
         """Start workers; ``before`` is a command that starts them."""
-        program = [*before, sys.executable, "-m", "tests.fakes.fleet_worker", str(self.state), str(slots), str(grace)]
+        arguments = [str(self.state), str(slots), str(grace)]
         env = {**os.environ, "FLEET_PROGRAM_SECONDS": str(seconds), "PYTHONPATH": str(Path(__file__).parents[2])}
         started = []
         for _ in range(count):
             log = self.state / f"worker-{len(self.workers) + 1}.log"
-            started.append(self._stack.enter_context(Process(program, log=log, env=env)))
+            worker = _WORKER.process(arguments, log=log, env=env)
+            if before:
+                worker = Process([*before, sys.executable, "-m", _WORKER.module, *arguments], log=log, env=env)
+            started.append(self._stack.enter_context(worker))
             self.workers.append(started[-1])
         return started
 
@@ -92,9 +106,10 @@ class Fleet:
         """Ask the engine something."""
 
         async def go() -> Answer:
-            return await asyncio.wait_for(ask(await connect(self.engine)), _LIMIT)
+            self._client = self._client or await connect(self.engine)
+            return await asyncio.wait_for(ask(self._client), _LIMIT)
 
-        return asyncio.run(go())
+        return self._runner.run(go())
 
     def start(self, cells: list[str], **more: Any) -> str:
         return self.ask(lambda client: runs.start(client, self.request(cells, **more)))
@@ -122,7 +137,7 @@ class Fleet:
 
     def places(self, *regions: str) -> list[Destination]:
         """Say in which regions all is to be; return them as a run asks for them."""
-        (self.root / "places.json").write_text(json.dumps(regions))
+        (self.root / "places").write_text(" ".join(regions))
         return [Destination(region) for region in regions]
 
     def newer(self, word: str) -> None:
@@ -178,10 +193,22 @@ class Fleet:
     def approve(self, wave: str = "", by: str = "ann", name: str = "shop") -> str:
         return self.ask(lambda client: rollouts.approve(client, name, SignOff(wave, by, "here")))
 
+    def end_all(self) -> None:
+        """End all runs that a test has left, so that they are nothing of the next one's."""
+
+        async def go(client: Client) -> None:
+            async for each in client.list_workflows("ExecutionStatus = 'Running'"):
+                await client.get_workflow_handle(each.id).terminate()
+
+        self.ask(go)
+
     def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Look again and again, for a fifth of the time at most: an answer of the engine costs it much."""
         deadline = Deadline(_LIMIT, what)
+        began = time.monotonic()
         while not holds():
-            deadline.sleep(0.1)
+            deadline.sleep(min(max(0.1, 4 * (time.monotonic() - began)), 1.0))
+            began = time.monotonic()
 
     def bake_id(self, cell: str) -> str:
         """Return the name of the workflow that bakes a cell."""

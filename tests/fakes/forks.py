@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -36,7 +37,10 @@ def fork() -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
         for lock in _locks_of_coverage():
             locks.enter_context(lock)
-        return os.fork()
+        child = os.fork()
+    if not child:
+        gc.disable()  # a search for garbage writes to all objects: each page of memory would be copied
+    return child
 
 
 def _locks_of_coverage() -> list[threading.Lock]:

@@ -129,9 +129,9 @@ def _own(
     service: str, operation: str, asked: Mapping[str, Any], region: str, tags_of: TagsOf, world: World
 ) -> Iterator[Check]:
     action = f"{service}:{operation}"
-    wanted, any_named = _requested_tags(asked), False
+    wanted, any_named, texts = _requested_tags(asked), False, tuple(_texts(asked))
     for kind, (required, keys) in kinds(action).items():
-        for name, place in _touched(service, operation, kind, asked, region, required=required):
+        for name, place in _touched(service, operation, kind, asked, texts, region, required=required):
             any_named = True
             exists = name not in {NEW, STARTED}
             context: dict[str, tuple[str, ...]] = {"aws:RequestedRegion": (region,)}
@@ -152,10 +152,17 @@ def _own(
 
 
 def _touched(
-    service: str, operation: str, kind: str, asked: Mapping[str, Any], region: str, *, required: bool
+    service: str,
+    operation: str,
+    kind: str,
+    asked: Mapping[str, Any],
+    texts: tuple[tuple[str, str], ...],
+    region: str,
+    *,
+    required: bool,
 ) -> list[tuple[str, str]]:
-    """Return name and region of what a call uses or makes of a kind."""
-    named = list(_named(service, kind, asked, region))
+    """Return name and region of what a call, with these ``texts`` in it, uses or makes of a kind."""
+    named = list(_named(service, kind, asked, texts, region))
     if operation == "StartSnapshot":
         return [*named, (STARTED, region)]
     if operation.startswith("Copy") or (required and not named and kind not in _NEVER_NEW):
@@ -199,12 +206,20 @@ def _requested_tags(asked: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _named(service: str, kind: str, asked: Mapping[str, Any], region: str) -> Iterator[tuple[str, str]]:
+@cache
+def _kind(text: str) -> str | None:
+    """Return what an id is of."""
+    match = _ID.fullmatch(text)
+    return _PREFIXES[match.group(1)] if match else None
+
+
+def _named(
+    service: str, kind: str, asked: Mapping[str, Any], texts: tuple[tuple[str, str], ...], region: str
+) -> Iterator[tuple[str, str]]:
     """Yield name and region of the resources of a kind that a call names."""
     if service in {"ec2", "ebs"}:
-        for key, text in _texts(asked):
-            match = _ID.fullmatch(text)
-            if match and _PREFIXES[match.group(1)] == kind:
+        for key, text in texts:
+            if _kind(text) == kind:
                 yield text, asked["SourceRegion"] if key.startswith("Source") and "SourceRegion" in asked else region
         return
     plain = {
@@ -217,7 +232,7 @@ def _named(service: str, kind: str, asked: Mapping[str, Any], region: str) -> It
         ("iam", "instance-profile"): ("InstanceProfileName",),
         ("kms", "key"): ("KeyId",),
     }.get((service, kind), ())
-    for key, text in _texts(asked):
+    for key, text in texts:
         if key in plain:
             yield (
                 {"autoscaling": f"1:autoScalingGroupName/{text}", "kms": _key_id(text)}.get(service, text.lstrip("/")),

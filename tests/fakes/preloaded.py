@@ -6,19 +6,29 @@ Nine tenths of a short command's CPU time are its imports. A copy begins where t
         server.script                   # what `exec`s in a shell's stand-in for parbake: SCRIPT ARGUMENTS...
 
 It has its caller's arguments, environment, folder, umask and standard streams; its exit code is the caller's. Signals
-to the caller do not reach it, and PYTHON* variables come too late: what is killed, or needs those, is started as a user
-does. All copies live in namespaces that end with the server.
+to the caller do not reach it, and PYTHON* variables come too late: what needs those is started as a user does. All
+copies live in namespaces that end with the server.
+
+What is to be killed is a copy in a session of its own, in this process's namespaces; all share a server that ends with
+this process:
+
+    copy = start(["bake"], environment, folder)     # copy.pid, copy.stdout, copy.wait(): as of a subprocess.Popen
 """
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import pkgutil
+import runpy
 import socket
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import Never, Self
 
 import parbake
@@ -28,28 +38,97 @@ _CLIENT = Path(__file__).with_name("preloaded_program.py")
 _NOT_LOADED = ("parbake.node", "parbake.__main__")  # they do something as soon as they load
 _LIBRARIES = ("boto3", "rich.progress", "rich.table")  # that parbake loads where it needs them
 _MOST = 1 << 20  # bytes of a request: an environment and arguments
+_SIGNALS = 65  # numbers of signals end below; parbake's exit codes are small ones
 
 
 class Preloaded:
-    """Use with ``with``; ``folder`` takes the socket."""
+    """Use with ``with``; ``folder`` takes the socket. Without ``apart`` copies live in this process's namespaces."""
 
-    def __init__(self, folder: Path) -> None:
-        self._socket = folder / "parbake.sock"
-        self.script = f"{sys.executable} -I -S {_CLIENT} {self._socket}"
-        command = isolated([sys.executable, "-m", __name__, str(self._socket)])
+    def __init__(self, folder: Path, *, apart: bool = True) -> None:
+        self.socket = folder / "parbake.sock"
+        self.script = f"{sys.executable} -I -S {_CLIENT} {self.socket}"
+        command = [sys.executable, "-m", __name__, str(self.socket)]
         env = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        self._server = Process(command, log=folder / "preloaded.log", env=env)
+        self._server = Process(isolated(command) if apart else command, log=folder / "preloaded.log", env=env)
 
     def __enter__(self) -> Self:
         self._server.__enter__()
         deadline = Deadline(120, "all of parbake has loaded")
-        while not self._socket.exists():
+        while not self.socket.exists():
             self._server.check_alive()
             deadline.sleep(0.05)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(0)  # the first process of its namespace hears no SIGTERM
+
+
+class Copy:
+    """A command in a session of its own, with its output in pipes and no input."""
+
+    def __init__(self, server: socket.socket, request: Mapping[str, object], folder: Path) -> None:
+        ours, theirs = zip(*(os.pipe() for _ in range(2)), strict=True)
+        self.stdout, self.stderr = (os.fdopen(end) for end in ours)
+        self._server = server
+        self._code: int | None = None
+        with Path(os.devnull).open() as nothing:
+            streams = array.array("i", [nothing.fileno(), *theirs])
+            asked = json.dumps({**request, "folder": str(folder), "umask": _umask(), "session": True})
+            server.sendmsg([asked.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        for end in theirs:
+            os.close(end)
+        self.pid = int(server.recv(_MOST))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code; negative: the signal that ended it."""
+        if self._code is None:
+            self._server.settimeout(timeout)
+            [code] = self._server.recv(1)
+            self._server.close()
+            self._code = code - 256 if code > 256 - _SIGNALS else code
+        return self._code
+
+    def communicate(self) -> None:
+        """Wait until it has ended and nobody writes any more."""
+        for stream in (self.stdout, self.stderr):
+            with stream:
+                stream.read()
+        self.wait()
+
+
+def start(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, *, script: str = "") -> Copy:
+    """Start a command; ``script`` is a program that calls parbake's ``main`` itself, and has the arguments."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.connect(str(_shared()))
+    request = {"arguments": list(arguments), "environment": dict(environment), "script": script}
+    return Copy(server, request, folder)
+
+
+_LOCK, _SHARED = Lock(), list[Path]()
+
+
+def _shared() -> Path:
+    """Return the socket of the server that all of this process's tests share."""
+    with _LOCK:
+        if not _SHARED:
+            ready = Event()
+            # The kernel ends the server with the thread that started it, which is to last as long as this process.
+            Thread(target=_hold, args=(ready,), daemon=True, name="preloaded").start()
+            assert ready.wait(120), "parbake loads for two minutes"
+        return _SHARED[0]
+
+
+def _hold(ready: Event) -> None:
+    with tempfile.TemporaryDirectory() as folder, Preloaded(Path(folder), apart=False) as server:
+        _SHARED.append(server.socket)
+        ready.set()
+        Event().wait()
+
+
+def _umask() -> int:
+    """Return this process's umask, without a moment of another one, in which a thread may make a file."""
+    [line] = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Umask:"))
+    return int(line.split()[1], 8)
 
 
 def serve(path: str) -> None:
@@ -86,22 +165,30 @@ def _answer(caller: socket.socket) -> Never:
     asked, streams, *_ = socket.recv_fds(caller, _MOST, 3)
     child = os.fork()
     if child:
+        for stream in streams:
+            os.close(stream)
         _, status = os.waitpid(child, 0)
         caller.send(bytes([os.waitstatus_to_exitcode(status) % 256]))
         os._exit(0)
+    request = json.loads(asked)
+    if request.get("session"):
+        os.setsid()
+        caller.send(str(os.getpid()).encode())
     caller.close()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    request = json.loads(asked)
     os.chdir(request["folder"])
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = ["parbake", *request["arguments"]]
-    from parbake.__main__ import main
+    sys.argv = [request.get("script") or "parbake", *request["arguments"]]
+    if request.get("script"):
+        runpy.run_path(request["script"], run_name="__main__")
+    else:
+        from parbake.__main__ import main
 
-    main()
+        main()
     sys.exit()
 
 

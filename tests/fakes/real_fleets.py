@@ -46,10 +46,8 @@ class Machine:
 
     @property
     def env(self) -> dict[str, str]:
-        # Its coverage is not measured: a process that is killed, or frozen, may hold coverage.py's lock.
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         return {
-            **ours,
+            **os.environ,
             "PARBAKE_CACHE": str(self.cache),
             "PARBAKE_HOLDS": str(self.folder.parent / "holds"),
             "TMPDIR": str(self._tmp),
@@ -133,7 +131,7 @@ class RealFleet(Fleet):
 
     at = Root()
 
-    def __init__(self, folder: Path, *, heartbeat: float = 4.0) -> None:
+    def __init__(self, folder: Path, *, heartbeat: float = 6.0) -> None:
         super().__init__(folder, heartbeat=heartbeat)
         (folder / "machines/holds").mkdir(parents=True)
         self._machines = folder / "machines"
@@ -170,7 +168,7 @@ class RealFleet(Fleet):
 
     @contextmanager
     def held(self, moments: Mapping[str, str]) -> Iterator[None]:
-        """Hold the first bake of each of these cells: an audit event, and how one of its words ends."""
+        """Hold the bakes of these cells, each at its moment: an audit event, and how one of its words ends."""
         folder = self._machines / "holds"
         for name, moment in moments.items():
             (folder / name).write_text(f"{name}/parbake.yaml {moment}")
@@ -186,7 +184,7 @@ class RealFleet(Fleet):
         self.wait_until(lambda: all((folder / f"{name}.reached").exists() for name in names), "all bakes' moments")
 
     def release(self) -> None:
-        """Let go on what is held; who comes later is not held."""
+        """Let go on what is held, and hold nothing more."""
         for path in (self._machines / "holds").iterdir():
             if path.suffix != ".reached":
                 path.unlink()

@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.core.events import Events
 from tests.aws.conftest import REGION
+from tests.fakes.aws import lean
 from tests.fakes.aws.ec2 import Cloud
 from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, named, plan
 
@@ -106,3 +107,29 @@ def test_a_volume_that_is_being_created_takes_nothing_yet_and_a_clean_up_waits_f
     cloud.pending[made["VolumeId"]] = 3
     assert remove(LeftoverFilter(name="shop"), REGION, Events()) == (made["VolumeId"],)
     assert cloud.left(REGION) == {}
+
+
+def test_what_is_written_quicker_reads_the_same(cloud: Cloud, bake: Bake, monkeypatch: pytest.MonkeyPatch) -> None:
+    bake(copy_to=(OTHER,))
+    ec2 = boto3.client("ec2", REGION)
+    snapshot = ec2.describe_snapshots()["Snapshots"][0]["SnapshotId"]
+    ec2.create_tags(Resources=[snapshot], Tags=[{"Key": "a&b <c>", "Value": "\"d' é"}, {"Key": "e", "Value": ""}])
+    template = {"ImageId": cloud.base(REGION), "Monitoring": {"Enabled": True}, "TagSpecifications": []}
+    ec2.create_launch_template(LaunchTemplateName="nodes", LaunchTemplateData=template)
+    looks = [
+        *("images", "instances", "security_groups", "snapshots", "subnets", "tags", "volumes", "vpcs"),
+        *("availability_zones", "key_pairs", "launch_templates", "regions"),
+    ]
+
+    def seen() -> dict[str, Any]:
+        answers = {look: getattr(ec2, f"describe_{look}")() for look in looks}
+        answers["versions"] = ec2.describe_launch_template_versions(LaunchTemplateName="nodes")
+        for answer in answers.values():
+            del answer["ResponseMetadata"]
+        return answers
+
+    quick = seen()
+    for (owner, name), slow in lean.SLOW.items():
+        monkeypatch.setattr(owner, name, slow)
+    assert quick == seen()
+    assert {"Key": "a&b <c>", "Value": "\"d' é"} in quick["snapshots"]["Snapshots"][0]["Tags"]

@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Condition, RLock, get_ident
 from typing import Any
 
@@ -143,15 +144,26 @@ def validate(client: Any, operation: str, arguments: Mapping[str, Any]) -> None:
 
 
 def killed_everywhere(
-    cloud: Between, run: Callable[[], object], check: Callable[[], object], *, also_before: tuple[str, ...] = ()
+    cloud: Between,
+    run: Callable[[], object],
+    check: Callable[[], object],
+    *,
+    also_before: tuple[str, ...] = (),
+    files: Path | None = None,
 ) -> list[str]:
     """Run once; after each call that changes something, a copy of this process dies, and ``check`` looks at it.
 
     Between two such calls nothing changes in AWS, so that a kill before one is a kill after the one before it; for the
-    sake of what changes on this machine meanwhile, ``also_before`` names calls that it dies before as well. Returns the
-    calls, in order; a copy that fails says why on its own.
+    sake of what changes on this machine meanwhile, ``also_before`` names calls that it dies before as well, where
+    something in the folder ``files`` has changed since it last died (None: always). Returns the calls, in order; a copy
+    that fails says why on its own.
     """
     calls: list[str] = []
+    seen: list[object] = [None]
+
+    def changed() -> bool:
+        before, seen[0] = seen[0], _state(files) if files else None
+        return not files or seen[0] != before
 
     def die(operation: str, when: str) -> None:
         child = cloud.copied()
@@ -171,12 +183,13 @@ def killed_everywhere(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"killed {when} call {len(calls)}, {operation}"
 
     def on_the_way_there(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
-        if operation in also_before:
+        if operation in also_before and changed():
             die(operation, "before")
 
     def on_the_way_back(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
         if not operation.startswith(READING):
             calls.append(operation)
+            changed()
             die(operation, "after")
 
     cloud.before.append(on_the_way_there)
@@ -187,6 +200,16 @@ def killed_everywhere(
         cloud.before.remove(on_the_way_there)
         cloud.after.remove(on_the_way_back)
     return calls
+
+
+def _state(folder: Path) -> frozenset[tuple[str, int, int, int]]:
+    """Return what tells whether any file below a folder was written, made, renamed or removed."""
+    found = set()
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another thread removes it
+            stat = path.lstat()
+            found.add((str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return frozenset(found)
 
 
 def throttled_everywhere(

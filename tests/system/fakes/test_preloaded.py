@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.command import PROGRAM, Corner, Done
+from tests.fakes.leaks import files
 from tests.fakes.preloaded import Preloaded
 
 pytestmark = pytest.mark.root
@@ -63,3 +67,42 @@ def test_what_it_is_given_is_its_callers(preloaded: str, tmp_path: Path) -> None
     code, out, _ = told(f"echo '{{}}' | {preloaded}", "lint - --json", tmp_path, {})
     again = told(f"echo '{{}}' | {sys.executable} -m parbake", "lint - --json", tmp_path, {})
     assert (code, out) == again[:2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_copy_is_killed_and_interrupted_as_a_program_is(number: int, tmp_path: Path) -> None:
+    """In the middle of a bake, in a session and folder of its own: what it leaves and says is the same."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(120)
+        copied, started = (
+            stopped(tmp_path / name, silent, program, number) for name, program in (("copy", ()), ("program", PROGRAM))
+        )
+    assert copied == started
+    assert copied[0].code == (-number if number == signal.SIGKILL else 130)
+
+
+def stopped(folder: Path, silent: socket.socket, program: tuple[str, ...], number: int) -> tuple[Done, set[str]]:
+    """Bake from a registry that never answers, and send a signal."""
+    corner, image = Corner(folder), f"127.0.0.1:{silent.getsockname()[1]}/app:1"
+    corner.write("parbake.yaml", f"version: 1\nname: a\nbase: none\nimages: ['{image}']\n")
+    with corner.start("bake", "--json", "--progress", "json", program=program) as run:
+        asking, _ = silent.accept()
+        assert os.getsid(run.pid) == os.getpgid(run.pid) == run.pid
+        assert Path(f"/proc/{run.pid}/cwd").readlink() == folder
+        assert Path(f"/proc/{run.pid}/fd/0").readlink() == Path(os.devnull)
+        run.kill(number)
+        done = run.finish()
+        asking.close()
+    assert corner.leaked() == []
+    return done, files(folder)
+
+
+def test_what_calls_main_itself_is_run_in_a_copy(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom parbake.__main__ import main\nprint(sys.argv.pop(1), __name__, flush=True)\nmain()\n"
+    )
+    with Corner(tmp_path / "corner").start("first", "--version", script=str(script)) as run:
+        done = run.finish()
+    assert done.stdout.startswith("first __main__\nparbake ")
+    assert (done.code, done.said) == (0, "")

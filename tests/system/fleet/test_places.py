@@ -130,7 +130,7 @@ def test_the_engine_lets_no_more_begin_in_a_second(fleet: Fleet) -> None:
 def test_a_long_run_places_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several histories; what was not begun when one was long enough is begun in the next."""
     shorter = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=150")
-    monkeypatch.setattr(local, "_FAIRNESS", (*local._FAIRNESS, *shorter))
+    monkeypatch.setattr(local, "_DYNAMIC", (*local._DYNAMIC, *shorter))
     with Fleet(tmp_path) as fleet:
         fleet.work(1, slots=6, seconds=0.02)
         cells = [f"local-{number}" for number in range(24)]

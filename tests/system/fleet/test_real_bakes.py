@@ -1,13 +1,14 @@
 """Real bakes whose workers die, freeze, are told to stop or are cancelled, at moments of the bake, not of the clock.
 
-Each worker bakes four cells at once, each of which is held at another moment: so one death is four.
+Where a worker dies or freezes, it bakes four cells at once, each of which is held at another moment: so one death is
+four.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -25,10 +26,10 @@ from tests.fakes.registry import DockerRegistry
 pytestmark = [pytest.mark.root, pytest.mark.slow(60)]
 
 MOMENTS = {
-    "fills": "os.mkdir /blobs",
+    "fills": r"os.mkdir (?<!/layout)/blobs",  # not those of the pause image, for which all others wait
     "checks": "subprocess.Popen /e2fsck",
-    "appears": "os.rename .raw",  # in the folder of artefacts
-    "shares": "os.link .raw.json",  # its entry in the store
+    "appears": r"os.rename \.raw",  # in the folder of artefacts
+    "shares": r"os.link \.raw\.json",  # its entry in the store
 }
 
 
@@ -43,16 +44,24 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFleet]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFleet]:
     with RealFleet(tmp_path_factory.mktemp("fleet")) as fleet:
         yield fleet
 
 
-def cells_of(fleet: RealFleet, proxy: FaultyProxy, prefix: str) -> list[str]:
-    """Write Bakefiles of the four moments, whose artefacts nobody has made yet; return their cells."""
+@pytest.fixture
+def fleet(engine: RealFleet, proxy: FaultyProxy) -> Iterator[RealFleet]:
+    """A test that fails leaves the next one neither runs nor a registry that is silent."""
+    yield engine
+    proxy.faults.clear()
+    engine.end_all()
+
+
+def cells_of(fleet: RealFleet, proxy: FaultyProxy, names: Iterable[str]) -> list[str]:
+    """Write Bakefiles, whose artefacts nobody has made yet; return their cells."""
     usual = f"version: 1\nstore: {fleet.store}\nbase: none\nsize: 32MiB\nimages: ['{proxy.host}/app:1']\n"
-    fleet.commit({name: f"{usual}name: {name}\n" for name in holds(prefix)})
-    return [f"{name}@amd64" for name in holds(prefix)]
+    fleet.commit({name: f"{usual}name: {name}\n" for name in names})
+    return [f"{name}@amd64" for name in names]
 
 
 def holds(prefix: str) -> dict[str, str]:
@@ -79,12 +88,13 @@ def kept(fleet: RealFleet, prefix: str) -> dict[str, str]:
 
 
 def test_what_dies_with_a_worker_is_finished_by_another(fleet: RealFleet, proxy: FaultyProxy) -> None:
-    cells = cells_of(fleet, proxy, "killed")
+    cells = cells_of(fleet, proxy, holds("killed"))
     with fleet.machine("one") as one, fleet.held(holds("killed")):
         fleet.start(cells)
         fleet.until_held(*holds("killed"))
         one.kill()
         assert one.left() == []
+        fleet.release()
         fleet.wait_until(lambda: fleet.status().workers["bake"] == 0, "the status of a queue that nobody works for")
         with fleet.machine("two") as two:
             ended = fleet.end()
@@ -104,7 +114,7 @@ def test_what_dies_with_a_worker_is_finished_by_another(fleet: RealFleet, proxy:
 
 def test_a_worker_that_was_frozen_changes_nothing_when_it_comes_back(fleet: RealFleet, proxy: FaultyProxy) -> None:
     """Each of its bakes was at another moment; whoever reads finds the one record, on its machine, too."""
-    cells = cells_of(fleet, proxy, "frozen")
+    cells = cells_of(fleet, proxy, holds("frozen"))
     with fleet.machine("three") as frozen, fleet.held(holds("frozen")):
         fleet.start(cells, name="frozen")
         fleet.until_held(*holds("frozen"))
@@ -124,23 +134,23 @@ def test_a_worker_that_was_frozen_changes_nothing_when_it_comes_back(fleet: Real
             assert frozen.work_folders() == []
 
 
-def until_all_fill(fleet: RealFleet, name: str) -> None:
-    """Wait until four bakes of a run wait for a registry that has fallen silent in the middle of a layer."""
+def until_both_fill(fleet: RealFleet, name: str) -> None:
+    """Wait until both bakes of a run wait for a registry that has fallen silent in the middle of a layer."""
 
     def filling() -> bool:
-        return [each.progress.get("stage") for each in fleet.status(name).running] == ["fill"] * 4
+        return [each.progress.get("stage") for each in fleet.status(name).running] == ["fill"] * 2
 
-    fleet.wait_until(filling, "four bakes that fill")
+    fleet.wait_until(filling, "two bakes that fill")
 
 
 def test_a_run_that_is_cancelled_leaves_nothing_of_its_bakes(fleet: RealFleet, proxy: FaultyProxy) -> None:
-    cells = cells_of(fleet, proxy, "cancelled")
+    cells = cells_of(fleet, proxy, ["cancelled-1", "cancelled-2"])
     before = fleet.entries
     proxy.faults.extend([Stall(100_000, 3600)] * 20)
     with fleet.machine("five") as five:
         fleet.start(cells, name="cancelled")
-        until_all_fill(fleet, "cancelled")
-        assert len(five.bakes()) == 4
+        until_both_fill(fleet, "cancelled")
+        assert len(five.bakes()) == 2
         fleet.ask(lambda client: runs.cancel(client, "cancelled"))
         with pytest.raises(Interrupted, match="the run of cancelled was cancelled"):
             fleet.end("cancelled")
@@ -156,12 +166,12 @@ def test_a_run_that_is_cancelled_leaves_nothing_of_its_bakes(fleet: RealFleet, p
 def test_a_worker_that_is_told_to_stop_hands_its_bakes_on_and_leaves_nothing(
     fleet: RealFleet, proxy: FaultyProxy
 ) -> None:
-    cells = cells_of(fleet, proxy, "stopped")
+    cells = cells_of(fleet, proxy, ["stopped-1", "stopped-2"])
     before = len(fleet.entries)
     proxy.faults.extend([Stall(100_000, 3600)] * 20)
     with fleet.machine("six", grace=0.5) as six:
         fleet.start(cells, name="stopped")
-        until_all_fill(fleet, "stopped")
+        until_both_fill(fleet, "stopped")
         six.tell_to_stop()
         fleet.wait_until(lambda: not six.worker.alive, "the worker's end")
         proxy.faults.clear()
@@ -170,6 +180,6 @@ def test_a_worker_that_is_told_to_stop_hands_its_bakes_on_and_leaves_nothing(
         assert six.work_folders() == []
         with fleet.machine("seven"):
             ended = fleet.end("stopped")
-    assert (ended.counts.baked, ended.counts.failed) == (4, 0)
-    assert len(fleet.entries) == before + 4
+    assert (ended.counts.baked, ended.counts.failed) == (2, 0)
+    assert len(fleet.entries) == before + 2
     assert files(six.folder / "tmp") == set()

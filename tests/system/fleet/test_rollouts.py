@@ -311,7 +311,7 @@ def test_a_bake_that_runs_or_has_failed_says_what_it_did(fleet: Fleet) -> None:
 def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Server and worker are killed in each state, and histories are short: each target is written exactly once."""
     shorter = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=60")
-    monkeypatch.setattr(local, "_FAIRNESS", (*local._FAIRNESS, *shorter))
+    monkeypatch.setattr(local, "_DYNAMIC", (*local._DYNAMIC, *shorter))
     with Fleet(tmp_path, heartbeat=2.0) as fleet:
 
         def die() -> None:

@@ -257,7 +257,7 @@ def test_no_engine_no_key_and_no_address_are_told(tmp_path: Path) -> None:
 def test_a_long_run_goes_on_in_a_new_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine suggests that after 4,096 events; this one after 120."""
     shorter = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=120")
-    monkeypatch.setattr(local, "_FAIRNESS", (*local._FAIRNESS, *shorter))
+    monkeypatch.setattr(local, "_DYNAMIC", (*local._DYNAMIC, *shorter))
     with Fleet(tmp_path) as fleet:
         fleet.work(1, slots=4, seconds=0)
         cells = [f"cell-{number}" for number in range(60)] + ["wrong"]

@@ -40,8 +40,8 @@ GOLDEN = ROOT / "tests/unit/cli/cases"
 PASSWORD = "a word"
 PROGRAMS = '"fleet up" | "fleet worker"'
 """What runs in the background until it is killed: a program of its own always."""
-# The machine's logins; and coverage's, which would cost each of hundreds of commands a tenth of a second.
-NOT_THEIRS = ("COVERAGE_", "DOCKER_", "REGISTRY_", "XDG_")
+# The machine's logins.
+NOT_THEIRS = ("DOCKER_", "REGISTRY_", "XDG_")
 
 
 @dataclass(frozen=True)

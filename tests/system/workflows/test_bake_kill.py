@@ -12,7 +12,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -292,7 +291,7 @@ def test_killed_between_artefact_and_record(force: bool, tmp_path: Path, registr
         corner.bake()
     name = corner.parbake("plan", "--json").document["artefact_name"]
     for then in ("clean", "bake"):
-        with corner.start("os.rename", f"/{name}.json", *BAKE, *flags, program=(sys.executable, KILLER)) as run:
+        with corner.start("os.rename", f"/{name}.json", *BAKE, *flags, script=KILLER) as run:
             assert run.finish().code == -signal.SIGKILL
         assert (corner.output / name).exists()
         assert not (corner.output / f"{name}.json").exists()
@@ -327,7 +326,7 @@ def test_prune_is_killed(tmp_path: Path, registry: DockerRegistry) -> None:
         ("os.remove", f"/{name}.json", {name}),
         ("os.remove", f"/{name}", set()),
     ):
-        with corner.start(call, end, *prune, program=(sys.executable, KILLER)) as run:
+        with corner.start(call, end, *prune, script=KILLER) as run:
             assert run.finish().code == -signal.SIGKILL
         assert {record.artefact for _, record in records.find(corner.output)} == listed
         assert (corner.output / name).exists()
@@ -381,7 +380,7 @@ def test_init_is_killed(tmp_path: Path) -> None:
     whole = files(corner.folder)
     for name in (written[0], written[-1]):
         killed = Corner(tmp_path / f"init-{name}")
-        with killed.start("os.rename", f"/{name}", "init", program=(sys.executable, KILLER)) as run:
+        with killed.start("os.rename", f"/{name}", "init", script=KILLER) as run:
             assert run.finish().code == -signal.SIGKILL
         assert killed.parbake("init").code == 0
         assert files(killed.folder) == whole

@@ -240,7 +240,7 @@ def test_an_export_that_is_killed_is_none_and_the_same_command_finishes_it(
 ) -> None:
     corner, command = Corner(shop.corner.folder / f"killed-{name}-{event}"), shop.command(name, shop.proven)
     folder = corner.folder / command[3]
-    with corner.start(*command, program=(sys.executable, KILLER, event, end)) as run:
+    with corner.start(event, end, *command, script=KILLER) as run:
         assert run.finish().code == -signal.SIGKILL
     assert corner.leaked() == []
     assert {each.name for each in folder.iterdir() if each.suffix != ".sh"} == {".parbake"}

@@ -34,7 +34,16 @@ from parbake.fleet.engine.sealing import make_key
 _RETENTION = timedelta(days=30)
 _START_SECONDS = 30.0
 _LOOK = 0.5
-_FAIRNESS = ("--dynamic-config-value", "matching.enableFairness=true")
+# Queues in one part: of their usual four, the engine shows only the workers that happen to wait at the first.
+_DYNAMIC = tuple(
+    word
+    for setting in (
+        "matching.enableFairness=true",
+        "matching.numTaskqueueReadPartitions=1",
+        "matching.numTaskqueueWritePartitions=1",
+    )
+    for word in ("--dynamic-config-value", setting)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ def server_command(state: Path, settings: Settings) -> list[str]:
     return [
         program(), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(settings.port),
         "--ui-port", str(settings.ui_port), "--db-filename", str(state / "fleet.db"),
-        "--sqlite-pragma", "journal_mode=WAL", *_FAIRNESS, "--log-level", "warn",
+        "--sqlite-pragma", "journal_mode=WAL", *_DYNAMIC, "--log-level", "warn",
     ]  # fmt: skip
 
 

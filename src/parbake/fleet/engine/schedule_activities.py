@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from parbake.bakefile import load as load_bakefile
-from parbake.bakefile.file import IN_EC2
 from parbake.core.errors import ParbakeError
 from parbake.fleet.engine.activities import Activities
 from parbake.fleet.engine.tasks import Place, PruneRequest, Root, RunRequest
-from parbake.fleet.file import Fleet, Source, load
-from parbake.fleet.places import copy_roles
-from parbake.fleet.requests import run_request
 from parbake.fleet.source import checked_out, pinned
+
+if TYPE_CHECKING:
+    from parbake.fleet.file import Fleet
 
 
 class ScheduleActivities(Activities):
@@ -31,6 +29,8 @@ class ScheduleActivities(Activities):
     @activity.defn
     async def prepare(self, place: Place) -> RunRequest:
         """Return the run that the fleet's file asks for now."""
+        from parbake.fleet.requests import run_request  # with all of Bakefiles: workers start without it
+
         root, file, fleet = await asyncio.to_thread(_read, place)
         return run_request(fleet, place.file, root, file.parent, heartbeat=place.heartbeat)
 
@@ -49,6 +49,8 @@ class ScheduleActivities(Activities):
 
 
 def _read(place: Place) -> tuple[Root, Path, Fleet]:
+    from parbake.fleet.file import Source, load
+
     try:
         source = Source(git=place.git, ref=place.ref) if place.git else None
         root = pinned(source, Path(place.folder))
@@ -60,6 +62,10 @@ def _read(place: Place) -> tuple[Root, Path, Fleet]:
 
 
 def _bakefiles(place: Place) -> list[PruneRequest]:
+    from parbake.bakefile import IN_EC2
+    from parbake.bakefile import load as load_bakefile
+    from parbake.fleet.places import copy_roles
+
     root, file, fleet = _read(place)
     try:
         return [

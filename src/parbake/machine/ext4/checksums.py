@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from crc32c import crc32c as _crc32c
+from google_crc32c import extend as _extend
 
 _ALL: Final = 0xFFFFFFFF
 _U32: Final = struct.Struct("<I")
@@ -14,7 +14,7 @@ _INODE: Final = struct.Struct("<II")  # number and generation
 
 def crc(seed: int, data: bytes | bytearray | memoryview) -> int:
     """Continue a checksum over ``data``; the first seed of all is all ones."""
-    return int(_crc32c(data, seed ^ _ALL)) ^ _ALL
+    return int(_extend(seed ^ _ALL, bytes(data))) ^ _ALL
 
 
 def first(data: bytes | bytearray | memoryview) -> int:
@@ -24,12 +24,12 @@ def first(data: bytes | bytearray | memoryview) -> int:
 
 def of_inode(seed: int, number: int) -> int:
     """Return the seed for what belongs to one inode of generation 0; ``seed`` is the file system's."""
-    return int(_crc32c(_INODE.pack(number, 0), seed ^ _ALL)) ^ _ALL
+    return int(_extend(seed ^ _ALL, _INODE.pack(number, 0))) ^ _ALL
 
 
 def of_whole_inode(seed: int, number: int, inode: bytes | memoryview) -> int:
     """Return an inode's checksum, with its fields for that zero; ``seed`` is the file system's."""
-    return int(_crc32c(inode, _crc32c(_INODE.pack(number, 0), seed ^ _ALL))) ^ _ALL
+    return int(_extend(_extend(seed ^ _ALL, _INODE.pack(number, 0)), bytes(inode))) ^ _ALL
 
 
 def of_group(seed: int, number: int, descriptor: bytes | bytearray) -> int:
