@@ -210,6 +210,7 @@ def test_a_volume_of_another_architecture_is_attached_to_a_base_of_it(
     [drive] = more["drives"]
     assert drive.path == volume
     assert b"ConditionPathIsMountPoint=" in more["credentials"]["systemd.unit-dropin.containerd.service"]
+    assert more["credentials"]["systemd.unit-dropin.systemd-resolved.service"] == b"[Unit]\nConditionPathExists=!/\n"
 
 
 def test_a_node_of_the_users_own_gets_its_agent_by_cloud_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

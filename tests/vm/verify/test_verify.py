@@ -1,7 +1,7 @@
 """Verification for real: a volume on the default base, in one boot for all of it, by UEFI and without cloud-init.
 
 What can be wrong with an image or a store is told without a machine, in tests/system/verify; that a start fails in a
-machine as well, in test_own_node.
+machine as well, in test_own_node; what answers by HTTP is started in test_other_architecture and in the tutorial.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from parbake.core.events import Events
 from parbake.core.model import (
     Artefact,
     Base,
-    HttpProbe,
     ImageVerdict,
     LogProbe,
     Plan,
     Platform,
-    Startup,
     Verdict,
 )
 from parbake.machine import disk
@@ -37,14 +35,12 @@ from tests.fakes.starts import described, shell
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(120)]
 
-SANDBOX = "registry.test/pause:9"
-TALK, STEADY = "registry.test/talk:1", "registry.test/steady:1"
-WEB_COMMAND = ("/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:8080", "-h", "/www")
+SANDBOX, STEADY = "registry.test/pause:9", "registry.test/steady:1"
 
 
 @dataclass(frozen=True)
 class Proof:
-    web: str
+    talk: str
     verdict: Verdict
     pulled: Pulled
     volume_before: str
@@ -74,29 +70,25 @@ def push(made: Made, reference: str, folder: Path) -> None:
 def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
     folder = tmp_path_factory.mktemp("verify")
     made = busybox(Cmd=["/bin/sh", "-c", "exec sleep 1000"])
-    layered = busybox({"www/index.html": b"pulled\n", "padding": os.urandom(1 << 20)})
+    layered = busybox({"greeting": b"to serve\n", "padding": os.urandom(1 << 20)})
     volume = folder / "volume.raw"
     with DockerRegistry(folder) as registry:
-        web = f"{registry.host}/team/app:1"
-        push(layered, web, folder / "layout")
-        talk = shell("sleep 0.2; echo $WORD to serve; sleep 1000", up=LogProbe(pattern="^ready"), env={"WORD": "ready"})
+        talk = f"{registry.host}/team/app:1"
+        push(layered, talk, folder / "layout")
+        said = "sleep 0.2; echo $WORD $(/bin/busybox cat /greeting); sleep 1000"
+        startup = shell(said, up=LogProbe(pattern="^ready"), env={"WORD": "ready"})
         plan = Plan(
             name="node",
             platform=Platform.host(),
             base=Base(kind="none"),
             artefact=Artefact(kind="volume"),
-            images=(
-                described(made, TALK, talk),
-                described(made, STEADY),
-                described(layered, web, Startup(command=WEB_COMMAND, up=HttpProbe(port=8080))),
-            ),
+            images=(described(layered, talk, startup), described(made, STEADY)),
             sandbox=described(pause(), SANDBOX),
             size=256 << 20,
         )
         with filling(volume, plan.size) as client:
-            for name in (TALK, STEADY):
-                fill(client, name, made)
-            fill(client, web, layered)
+            fill(client, STEADY, made)
+            fill(client, talk, layered)
             fill(client, SANDBOX, pause())
         before = disk.sha256_file(volume, Events())
         verification = Verification(volume, plan, events=Events(), folder=folder / "run")
@@ -107,10 +99,10 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             without_cloud_init = machine.guest.run(["test", "-e", "/run/cloud-init/disabled"]).code == 0
             ports = machine.guest.check(["sh", "-c", "ls -l /proc/$(systemctl show -P MainPID parbake-agent)/fd"])
             verdict = verification.verdict()
-            [image] = [image for image in plan.images if image.reference == web]
+            [image] = [image for image in plan.images if image.reference == talk]
             seconds = compare_pull(verification, image)
         after = disk.sha256_file(volume, Events())
-        yield Proof(web, verdict, seconds, before, after, without_cloud_init, ports)
+        yield Proof(talk, verdict, seconds, before, after, without_cloud_init, ports)
 
 
 def test_the_base_boots_by_uefi_and_systemd_starts_the_agent(proof: Proof) -> None:
@@ -122,7 +114,7 @@ def test_the_base_boots_by_uefi_and_systemd_starts_the_agent(proof: Proof) -> No
 def test_it_is_measured(proof: Proof) -> None:
     assert proof.verdict.boot_seconds is not None
     assert proof.verdict.accelerator in {"kvm", "tcg"}
-    for reference in (proof.web, TALK, STEADY):
+    for reference in (proof.talk, STEADY):
         image = proof.image(reference)
         assert image.start_seconds is not None
         assert image.sandbox_seconds is not None
@@ -131,13 +123,13 @@ def test_it_is_measured(proof: Proof) -> None:
 
 
 def test_good_images_pass(proof: Proof) -> None:
-    for reference in (proof.web, TALK, STEADY, SANDBOX):
+    for reference in (proof.talk, STEADY, SANDBOX):
         image = proof.image(reference)
         assert image.problems == ()
         assert image.pinned
         assert image.unpacked
         assert image.digest
-    assert "ready to serve" in proof.image(TALK).output
+    assert "ready to serve" in proof.image(proof.talk).output
     assert proof.verdict.passed
     assert proof.verdict.problems == ()
     assert proof.verdict.warnings == ()

@@ -25,7 +25,10 @@ def deployment(version: str) -> WorkerDeploymentConfig:
 
 
 async def become_current(client: Client, version: str) -> None:
-    """Let what begins from now on be this version's, unless a newer one is current. Raises RPCError."""
+    """Let what begins from now on be this version's, unless a newer one is current. Raises RPCError.
+
+    The engine refuses what comes while it is still noting others: then the library asks again.
+    """
     now = await _current(client)
     if now and _parts(now) >= _parts(version):
         return
@@ -37,14 +40,15 @@ async def become_current(client: Client, version: str) -> None:
             identity=client.identity,
             ignore_missing_task_queues=True,
             allow_no_pollers=True,  # this one begins in a moment
-        )
+        ),
+        retry=True,
     )
 
 
 async def _current(client: Client) -> str:
     request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=DEPLOYMENT)
     try:
-        found = await client.workflow_service.describe_worker_deployment(request)
+        found = await client.workflow_service.describe_worker_deployment(request, retry=True)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             return ""
