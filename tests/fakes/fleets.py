@@ -91,9 +91,10 @@ class Fleet:
         started = []
         for _ in range(count):
             log = self.state / f"worker-{len(self.workers) + 1}.log"
-            worker = _WORKER.process(arguments, log=log, env=env)
             if before:
                 worker = Process([*before, sys.executable, "-m", _WORKER.module, *arguments], log=log, env=env)
+            else:
+                worker = _WORKER.process(arguments, log=log, env=env)
             started.append(self._stack.enter_context(worker))
             self.workers.append(started[-1])
         return started
