@@ -99,7 +99,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Give back at the end of each file what its tests had: buffers that a caught error's frames still hold, too."""
     if nextitem is None or nextitem.path != item.path:
         module = item.getparent(pytest.Module)
-        for made in list(vars(module.obj).values()) if module else ():
+        assert module is not None
+        for made in list(vars(module.obj).values()):
             # What a file's tests share, functions with a cache make: when it is needed, in the process that needs it.
             if getattr(made, "__module__", "") == module.obj.__name__ and hasattr(made, "cache_clear"):
                 made.cache_clear()
