@@ -24,7 +24,7 @@ from botocore.validate import ParamValidator
 
 from tests.fakes.aws.eventual import Eventual
 from tests.fakes.aws.iam_recorder import note
-from tests.fakes.forks import fork
+from tests.fakes.forks import fork, leave
 from tests.fakes.policies import Tags
 
 READING = ("Describe", "Get", "List")
@@ -179,7 +179,7 @@ def killed_everywhere(
             finally:
                 if code:
                     traceback.print_exc()
-                os._exit(code)
+                leave(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"killed {when} call {len(calls)}, {operation}"
 
     def on_the_way_there(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
