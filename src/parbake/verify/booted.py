@@ -131,8 +131,8 @@ class BootedNode:
     ``default_base`` says that a machine image was made on the default base, whose systemd starts the guest agent by
     itself; any other needs cloud-init for it. ``reads`` is a file for what a machine image's boot reads
     (``vm.Machine``): it boots with cloud-init then, as on a cloud. ``client`` and ``cri`` talk to the
-    runtime of the booted machine, unless that is Docker (``is_docker``); ``boot_seconds`` is from power-on, or from
-    when a machine began to resume, until the runtime was ready. Entering raises MachineError when the machine or its
+    runtime of the booted machine, unless that is Docker (``is_docker``); ``boot_seconds`` is from power-on until it was
+    ready, without the time for which a machine was kept. Entering raises MachineError when the machine or its
     runtime does not come up.
     """
 

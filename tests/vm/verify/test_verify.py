@@ -114,6 +114,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             assert verification.node._carrier
             state = Saved(verification.node._carrier._state)
             state.folder.mkdir()
+            state.write_age(0.0)
             for path in (state.memory, state.root):
                 saved.pack(io.BytesIO(os.urandom(100_000)), path)
             with verification:

@@ -95,7 +95,7 @@ class Machine:
         """The state that the machine resumes from when it is entered, instead of booting."""
         self.guest: Guest
         self.started = 0.0
-        """When the power came on, by ``time.monotonic()``."""
+        """When the power came on, by ``time.monotonic()``; the time for which a machine was kept does not count."""
         self._seed, self._credentials, self._drives = seed, credentials or {}, drives
         self._memory, self._cpus = memory, cpus
         self._firmware, self._network, self._reads = firmware, network, reads
@@ -122,7 +122,7 @@ class Machine:
             if self._reader:
                 command += ["-incoming", f"fd:{self._reader.handle}"]
                 handles.append(self._reader.handle)
-            self.started = time.monotonic()
+            self.started = time.monotonic() - (self.saved.age if self.saved else 0.0)
             process = run.Process(command, log=self.folder / "qemu.log", pass_fds=tuple(handles), user=files.borrower)
             with self._apart(stack):
                 self._process = stack.enter_context(process)
@@ -313,12 +313,15 @@ class Machine:
             raise MachineError("the guest agent speaks over the serial line")
         state = Saved(folder)
         self._qmp.execute("stop")
+        stopped = time.monotonic()
         try:
+            state.write_age(stopped - self.started)
             saved.write_memory(self._qmp, state.memory)
             with self._overlay("root").open("rb", buffering=0) as overlay:  # whole: QEMU lets go of it at the end
                 saved.pack(overlay, state.root)
         finally:
             self._qmp.execute("cont")
+            self.started += time.monotonic() - stopped
 
     def plug(self) -> None:
         """Plug in the drives that are not ``plugged``; the guest finds them in a moment."""

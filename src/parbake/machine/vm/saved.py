@@ -48,6 +48,22 @@ class Saved:
         """What the guest wrote to its root until then, packed: a qcow2 overlay of the disk that it booted from."""
         return self.folder / "root.qcow2.zst"
 
+    @property
+    def age(self) -> float:
+        """Seconds that the machine had run; raises OSError, and MachineError where it is no number."""
+        try:
+            return float(self._age.read_text())
+        except ValueError as error:
+            raise MachineError(f"the state of the machine is damaged: {error}") from error
+
+    def write_age(self, seconds: float) -> None:
+        """Note how long the machine has run."""
+        self._age.write_text(f"{seconds:.3f}\n")
+
+    @property
+    def _age(self) -> Path:
+        return self.folder / "age"
+
 
 def write_memory(qmp: Qmp, target: Path) -> None:
     """Have QEMU, whose machine stands still, write memory and devices, packed, into a new file.

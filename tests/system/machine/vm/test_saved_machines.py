@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_machine_goes_on_when_it_is_kept_and_another_goes_on_from_there(
         assert first._status() == "running"
         first.plug()
     kept = Saved(state)
-    assert {path.name for path in state.iterdir()} == {kept.memory.name, kept.root.name}
+    assert {path.name for path in state.iterdir()} == {kept.memory.name, kept.root.name, "age"}
     assert kept.memory.stat().st_size < 2 << 20
     second = machine(disks, tmp_path / "second")
     second.saved = kept
@@ -46,16 +47,20 @@ def test_a_machine_goes_on_when_it_is_kept_and_another_goes_on_from_there(
     with second:
         second.wait_agent()
         assert second._status() == "running"
+        assert time.monotonic() - second.started > kept.age > 0
         second.plug()
         with pytest.raises(MachineError, match="refused device_add"):
             second.plug()
 
 
-@pytest.mark.parametrize("damaged", ["memory", "root", "memory is gone"])
+@pytest.mark.parametrize("damaged", ["memory", "root", "age", "memory is gone"])
 def test_a_state_that_is_no_state_is_an_error_at_once(tmp_path: Path, disks: tuple[Path, Path], damaged: str) -> None:
     (state := tmp_path / "state").mkdir()
     broken = machine(disks, tmp_path / "machine")
     broken.saved = Saved(state)
+    broken.saved.write_age(1.0)
+    if damaged == "age":
+        broken.saved._age.write_text("long")
     noise = os.urandom(100_000)
     root = Machine(disks[0], tmp_path / "other", firmware="bios")
     root.folder.mkdir()
