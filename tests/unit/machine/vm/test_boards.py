@@ -36,7 +36,9 @@ def command_of(folder: Path, architecture: str) -> list[str]:
     folder = folder / "machine"
     folder.mkdir()
     with Files(None) as files:
-        return Machine(disk, folder, architecture=architecture)._command({"serial": 7, "agent": 8, "qmp": 9}, files)
+        machine = Machine(disk, folder, architecture=architecture)
+        machine._prepare()
+        return machine._command({"serial": 7, "agent": 8, "qmp": 9}, files)
 
 
 def value(command: list[str], option: str) -> list[str]:
