@@ -250,7 +250,7 @@ build(what, Reference.parse("localhost/slow:1"), Platform.host(), options={}, wo
 
 
 def test_nothing_is_left_of_a_build_that_was_killed(tmp_path: Path, harness: Harness) -> None:
-    marker = "7319"
+    marker = f"5{os.getpid():07d}"
     containerfile = f'FROM scratch\nADD busybox /bin/busybox\nRUN ["/bin/busybox", "sleep", "{marker}"]\n'
     what = busybox(tmp_path / "context", containerfile)
     log = tmp_path / "log"
