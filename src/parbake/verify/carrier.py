@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from parbake.core.access import PRIVATE
 from parbake.core.errors import DeadlineExceeded, DiskFull, EnvironmentProblem, MachineError
 from parbake.core.model import GIB
 from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
@@ -113,6 +114,8 @@ class Carrier:
                     made.mkdir()
                     if self._is_idle():
                         self._machine.save(made)
+                        for path in made.iterdir():
+                            path.chmod(PRIVATE)
                         publish(made, state)
                         self._prune(folder)
         except (MachineError, DeadlineExceeded, DiskFull, OSError) as error:

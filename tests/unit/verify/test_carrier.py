@@ -105,7 +105,7 @@ def test_it_boots_once(disk: Path) -> None:
     [state] = states(disk)
     assert state.stat().st_mode & 0o077 == 0
     assert sorted(path.name for path in state.iterdir()) == ["memory.zst", "root.qcow2.zst"]
-    assert all(path.stat().st_mode & 0o077 == 0 for path in disk.parent.iterdir() if path != disk)
+    assert [path.stat().st_mode & 0o777 for path in state.iterdir()] == [0o600] * 2
     assert resumes(second)
     assert start(second) == []
     assert second.did == RESUME
