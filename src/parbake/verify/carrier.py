@@ -118,7 +118,7 @@ class Carrier:
                             path.chmod(PRIVATE)
                         publish(made, state)
                         self._prune(folder)
-        except (MachineError, DeadlineExceeded, DiskFull, OSError) as error:
+        except (MachineError, EnvironmentProblem, DeadlineExceeded, DiskFull, OSError) as error:
             self._tell(f"the machine's state is not kept: {error}")
 
     def _is_idle(self) -> bool:
