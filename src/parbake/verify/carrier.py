@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from parbake.core.access import PRIVATE
 from parbake.core.errors import DeadlineExceeded, DiskFull, EnvironmentProblem, MachineError
 from parbake.core.model import GIB
 from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
@@ -113,9 +114,11 @@ class Carrier:
                     made.mkdir()
                     if self._is_idle():
                         self._machine.save(made)
+                        for path in made.iterdir():
+                            path.chmod(PRIVATE)
                         publish(made, state)
                         self._prune(folder)
-        except (MachineError, DeadlineExceeded, DiskFull, OSError) as error:
+        except (MachineError, EnvironmentProblem, DeadlineExceeded, DiskFull, OSError) as error:
             self._tell(f"the machine's state is not kept: {error}")
 
     def _is_idle(self) -> bool:
