@@ -98,5 +98,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Give back at the end of each file what its tests had: buffers that a caught error's frames still hold, too."""
     if nextitem is None or nextitem.path != item.path:
+        module = item.getparent(pytest.Module)
+        assert module is not None
+        for made in list(vars(module.obj).values()):
+            # What a file's tests share, functions with a cache make: when it is needed, in the process that needs it.
+            if getattr(made, "__module__", "") == module.obj.__name__ and hasattr(made, "cache_clear"):
+                made.cache_clear()
         gc.collect()
         _LIBC.malloc_trim(0)

@@ -9,13 +9,13 @@ Needs root. ``/etc`` is one of this thread's own inside: nothing of the machine'
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from parbake.core.run import run
 from parbake.machine import disk
+from tests.fakes.loopback import own_address
 from tests.fakes.registry import DockerRegistry, certificates
 
 HOST = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
@@ -32,10 +32,7 @@ _AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 @contextmanager
 def private_ecr(folder: Path, *, trusted: bool = True) -> Iterator[DockerRegistry]:
     """Serve it; ``trusted``: its authority is one of the machine's."""
-    # Not the loopback's usual one, which Docker asks without looking at certificates (RFC 5737).
-    address = f"198.51.100.{1 + os.getpid() % 250}"
-    run(["ip", "address", "replace", f"{address}/32", "dev", "lo"])
-    try:
+    with own_address() as address:
         tls = certificates(folder / "tls", names=f"IP:{address},DNS:{HOST}")
         registry = DockerRegistry(folder, tls=tls, users=dict([USER]), address=address)
         registry.host = f"{address}:443"
@@ -47,8 +44,6 @@ def private_ecr(folder: Path, *, trusted: bool = True) -> Iterator[DockerRegistr
                 with _AUTHORITIES.open("ab") as file:
                     file.write(tls.ca.read_bytes())
             yield registry
-    finally:
-        run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
 
 
 def _own_etc(at: Path) -> None:

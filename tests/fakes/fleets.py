@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -32,17 +31,12 @@ from parbake.fleet.engine.rollouts import RolloutStatus
 from parbake.fleet.engine.tasks import Destination, Progress, Root, RunRequest, bake_id
 from tests.fakes.adopted import Program
 from tests.fakes.fleet_program import key_of
+from tests.fakes.loopback import free_port
 
 _LIMIT = 300.0
 _WORKER = Program("tests.fakes.fleet_worker")
 # A server of a few minutes needs no collection of garbage, which takes a sixth of its time.
 _NO_GARBAGE = {"GOGC": "off", "GOMEMLIMIT": "400MiB"}
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Fleet:

@@ -406,6 +406,7 @@ class ImageVerdict(Frozen):
 class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
+    A machine that resumed, as those for volumes do in emulation, counts the boot that it was kept after.
     The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted. ``emulator`` played a machine of
     another architecture than the one that verified, such as ``qemu-system-aarch64`` (empty: the same). ``runtime``
     started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's

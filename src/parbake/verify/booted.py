@@ -18,6 +18,7 @@ from parbake.core.reference import Reference
 from parbake.machine.disk import formats
 from parbake.machine.vm import Drive, Machine, agent_credentials, agent_seed, is_bootable
 from parbake.verify import sandbox, within
+from parbake.verify.carrier import Carrier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ _CARRY_VOLUME = {
     **{
         f"systemd.unit-dropin.{name}.service": b"[Unit]\nConditionPathExists=!/\n"
         for name in (
-            "getty@tty1", "serial-getty@ttyS0", "systemd-logind", "systemd-networkd", "systemd-resolved",
+            "fstrim", "getty@tty1", "serial-getty@ttyS0", "systemd-logind", "systemd-networkd", "systemd-resolved",
             "systemd-timesyncd",
         )
     },
@@ -123,14 +124,16 @@ def node_format(image: Path) -> str:
 class BootedNode:
     """Boots an artefact when entered; use with ``with``.
 
-    A volume is attached to ``base``: the image of a node, or what makes the default base and returns it. The machine is
-    of ``architecture``, which QEMU emulates where it is not this machine's.
+    A volume is attached to ``base``: the image of a node, or what makes the default base and returns it, which boots
+    once (``carrier``; ``tell`` hears when it had to again). The machine is of ``architecture``, which QEMU emulates
+    where it is not this machine's.
 
     ``default_base`` says that a machine image was made on the default base, whose systemd starts the guest agent by
     itself; any other needs cloud-init for it. ``reads`` is a file for what a machine image's boot reads
     (``vm.Machine``): it boots with cloud-init then, as on a cloud. ``client`` and ``cri`` talk to the
     runtime of the booted machine, unless that is Docker (``is_docker``); ``boot_seconds`` is from power-on until it was
-    ready. Entering raises MachineError when the machine or its runtime does not come up.
+    ready, without the time for which a machine was kept. Entering raises MachineError when the machine or its
+    runtime does not come up.
     """
 
     def __init__(
@@ -145,18 +148,22 @@ class BootedNode:
         architecture: str = "",
         default_base: bool = False,
         reads: Path | None = None,
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.kind = kind
         self._whose = base if isinstance(base, Path) else None
+        self._carrier: Carrier | None = None
         make = partial(Machine, architecture=architecture, memory=memory)
         if kind == "volume":
-            drives = [Drive(artefact, _VOLUME, image_format)]
             if isinstance(base, Path):
                 its, seed = node_format(base), agent_seed()
+                drives = [Drive(artefact, _VOLUME, image_format)]
                 self.machine = make(base, folder, format=its, seed=seed, drives=drives)
             else:
                 orders = agent_credentials() | _CARRY_VOLUME
+                drives = [Drive(artefact, _VOLUME, image_format, plugged=False)]
                 self.machine = make(base(), folder, credentials=orders, drives=drives)
+                self._carrier = Carrier(self.machine, tell)
         elif default_base and reads is None:
             orders = agent_credentials()
             self.machine = make(artefact, folder, format=image_format, credentials=orders)
@@ -173,12 +180,21 @@ class BootedNode:
         self.cri: Cri
         self._stack = ExitStack()
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the machine, when it is entered, goes on from where one like it was kept, instead of booting."""
+        return self._carrier is not None and self._carrier.resumes
+
     def __enter__(self) -> Self:
         from parbake.containerd import Cri, connect  # gRPC loads while the machine boots
 
         with ExitStack() as stack:
-            machine = stack.enter_context(self.machine)
-            machine.wait_agent()
+            machine = self.machine
+            if self._carrier is not None:
+                self._carrier.start(stack, _VOLUME_DEVICE)
+            else:
+                stack.enter_context(machine)
+                machine.wait_agent()
             if self.kind == "volume":
                 self._mount_volume()
             elif within.runs_docker(machine):
@@ -203,9 +219,9 @@ class BootedNode:
     def _mount_volume(self) -> None:
         """Put the volume where the runtime keeps its store, as a node's own start-up would."""
         guest, limit = self.machine.guest, _READY * self.machine.stretch
-        guest.check(["udevadm", "settle"], timeout=limit)
         root, options = RUNTIME_ROOT, "defaults"
         if self._whose:  # its runtime may run by now, on a store of its own
+            guest.check(["udevadm", "settle"], timeout=limit)
             for service in ("kubelet.service", "containerd.service"):
                 guest.run(["systemctl", "stop", service], timeout=limit)
             root = str(tomllib.loads(self._dump()).get("root") or RUNTIME_ROOT)

@@ -155,6 +155,7 @@ class Verification:
             architecture=self.platform.architecture,
             default_base=plan is not None and plan.base.kind == "debian",
             reads=reads,
+            tell=events.note,
         )
         self.starter: Starter
         self._imported: set[str] = set()
@@ -163,7 +164,9 @@ class Verification:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             machine = self.node.machine
-            with self.events.stage("boot", f"Boot {self.artefact.name} without a network ({machine.accelerator})"):
+            what = f"{self.artefact.name} without a network ({machine.accelerator})"
+            text = f"Resume the machine that booted before, for {what}" if self.node.resumes else f"Boot {what}"
+            with self.events.stage("boot", text):
                 stack.enter_context(self.node)
             if self.node.is_docker:
                 self._stack = stack.pop_all()

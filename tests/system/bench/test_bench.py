@@ -14,8 +14,9 @@ from bench.images import Recipe, Shelf
 from bench.sides import Ctr, Parbake, Side
 from parbake.core.events import Events
 from parbake.machine import disk
-from parbake.workflows.demo import free_port, serve_registry
+from parbake.workflows.demo import serve_registry
 from tests.fakes.images import layer
+from tests.fakes.loopback import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,25 @@ from tests.fakes.trees import differences, scan
 
 pytestmark = pytest.mark.root
 
-BASE = layer({"etc/": None, "etc/motd": b"hello", "usr/lib/": None, "usr/lib/big": os.urandom(3_000_000)})
-APP = image(BASE, layer({"app/": None, "app/run": b"#!/bin/sh\n", "etc/.wh.motd": b""}))
-OTHER = image(BASE, layer({"other": b"1"}), layer({}), layer({}), compression="zstd")
-ARM = image(BASE, platform="linux/arm64")
-NESTED = index(index(APP, ARM), OTHER)
+
+@cache
+def base() -> bytes:
+    return layer({"etc/": None, "etc/motd": b"hello", "usr/lib/": None, "usr/lib/big": os.urandom(3_000_000)})
+
+
+@cache
+def app() -> Built:
+    return image(base(), layer({"app/": None, "app/run": b"#!/bin/sh\n", "etc/.wh.motd": b""}))
+
+
+@cache
+def other() -> Built:
+    return image(base(), layer({"other": b"1"}), layer({}), layer({}), compression="zstd")
+
+
+@cache
+def nested() -> Built:
+    return index(index(app(), image(base(), platform="linux/arm64")), other())
 
 
 @pytest.fixture
@@ -58,9 +73,9 @@ def test_the_same_store_as_containerds_own(tmp_path: Path, work: Path) -> None:
         theirs = stack.enter_context(Daemon(tmp_path / "theirs", tmp_path / "run-theirs"))
         ours = stack.enter_context(Daemon(tmp_path / "ours", tmp_path / "run-ours"))
         their_client, our_client = stack.enter_context(theirs.client()), stack.enter_context(ours.client())
-        pull_by_ctr(theirs, APP, tmp_path, name)
-        described = image_of(APP, name)
-        put(plan_of(described, keep_layers=True), our_client, Memory(APP), work)
+        pull_by_ctr(theirs, app(), tmp_path, name)
+        described = image_of(app(), name)
+        put(plan_of(described, keep_layers=True), our_client, Memory(app()), work)
         assert list(work.iterdir()) == []
 
         assert [record.name for record in our_client.images.list()] == list(described.names)
@@ -69,7 +84,7 @@ def test_the_same_store_as_containerds_own(tmp_path: Path, work: Path) -> None:
         blobs = {info.digest: info for info in their_client.content.list()}
         found = {info.digest: info for info in our_client.content.list()}
         assert found == {digest: info for digest, info in blobs.items() if digest in found}
-        assert set(found) == {APP.digest, *(blob.digest for blob in APP.blobs)}
+        assert set(found) == {app().digest, *(blob.digest for blob in app().blobs)}
         chains = tuple(one.chain_id for one in described.layers)
         for one, two in zip(snapshot_folders(our_client, chains), snapshot_folders(their_client, chains), strict=True):
             their_tree = scan(two)
@@ -79,17 +94,17 @@ def test_the_same_store_as_containerds_own(tmp_path: Path, work: Path) -> None:
 
 
 def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: Path) -> None:
-    source = Memory(APP, OTHER)
+    source = Memory(app(), other())
     # The same tar under another compression is the same snapshot: the first to come brings it.
-    plan = plan_of(image_of(APP, "docker.io/library/app:1"), image_of(OTHER, "quay.io/team/other:2"))
+    plan = plan_of(image_of(app(), "docker.io/library/app:1"), image_of(other(), "quay.io/team/other:2"))
     events: list[Event] = []
     put(plan, store, source, work, events.append)
     assert len(source.opened) == len(set(source.opened)) + 1  # the empty layer comes twice, on different parents
     assert len(store.snapshots.list()) == 5
     assert sum(event.done for event in events if event.kind == "task-end") == sum(
-        blob.size for blob in (*APP.layers, *OTHER.layers[1:])
+        blob.size for blob in (*app().layers, *other().layers[1:])
     )
-    labels = store.content.info(APP.digest).labels  # type: ignore[union-attr]
+    labels = store.content.info(app().digest).labels  # type: ignore[union-attr]
     assert labels["containerd.io/distribution.source.docker.io"] == "library/app"
     assert not any(".l." in label for label in labels)
     assert store.images.get("quay.io/team/other:2").labels == PINNED  # type: ignore[union-attr]
@@ -98,36 +113,36 @@ def test_shared_layers_once_and_a_second_fill_does_nothing(store: Client, work: 
     store.gc()
     assert len(store.snapshots.list()) == 5
     assert {info.digest for info in store.content.list()} == {
-        APP.digest, APP.config.digest, OTHER.digest, OTHER.config.digest,
+        app().digest, app().config.digest, other().digest, other().config.digest,
     }  # fmt: skip
 
 
 def test_an_index_in_an_index(store: Client, work: Path) -> None:
-    described = image_of(APP, "localhost:5000/app@" + NESTED.digest, target=NESTED)
-    put(plan_of(described), store, Memory(NESTED), work)
+    described = image_of(app(), "localhost:5000/app@" + nested().digest, target=nested())
+    put(plan_of(described), store, Memory(nested()), work)
     (record,) = store.images.list()
-    assert (record.name, record.target.digest) == (f"localhost:5000/app@{NESTED.digest}", NESTED.digest)
+    assert (record.name, record.target.digest) == (f"localhost:5000/app@{nested().digest}", nested().digest)
     store.gc()
-    inner = NESTED.children[0]
+    inner = nested().children[0]
     assert {info.digest for info in store.content.list()} == {
-        NESTED.digest, inner.digest, APP.digest, APP.config.digest,
+        nested().digest, inner.digest, app().digest, app().config.digest,
     }  # fmt: skip
 
 
 def test_a_target_that_does_not_lead_to_the_manifest(store: Client, work: Path) -> None:
-    described = image_of(APP, "localhost:5000/app:1", target=index(OTHER))
+    described = image_of(app(), "localhost:5000/app:1", target=index(other()))
     with pytest.raises(BadContent, match="does not lead to the manifest"):
-        put(plan_of(described), store, Memory(APP, index(OTHER)), work)
+        put(plan_of(described), store, Memory(app(), index(other())), work)
 
 
 def test_layers_are_kept_later_too(store: Client, work: Path) -> None:
-    described = image_of(APP, "localhost:5000/app:1")
-    source = Memory(APP)
+    described = image_of(app(), "localhost:5000/app:1")
+    source = Memory(app())
     put(plan_of(described), store, source, work)
-    assert not store.content.exists(APP.layers[0].digest)
+    assert not store.content.exists(app().layers[0].digest)
     put(plan_of(described, keep_layers=True), store, source, work)
     store.gc()
-    assert all(store.content.exists(blob.digest) for blob in APP.layers)
+    assert all(store.content.exists(blob.digest) for blob in app().layers)
 
 
 class Broken(Memory):
@@ -150,14 +165,14 @@ class Broken(Memory):
 
 @pytest.mark.parametrize("keep_layers", [False, True])
 def test_a_fill_that_failed_is_finished_by_the_next(keep_layers: bool, store: Client, work: Path) -> None:
-    plan = plan_of(image_of(APP, "localhost:5000/app:1"), keep_layers=keep_layers)
-    broken = Broken(APP, APP.layers[1].digest)
+    plan = plan_of(image_of(app(), "localhost:5000/app:1"), keep_layers=keep_layers)
+    broken = Broken(app(), app().layers[1].digest)
     with pytest.raises(BadContent, match="the bytes that arrived have the digest"):
         put(plan, store, broken, work)
     with pytest.raises(Unreachable):
-        put(plan, store, Broken(APP, APP.layers[0].digest, Unreachable("gone")), work)
+        put(plan, store, Broken(app(), app().layers[0].digest, Unreachable("gone")), work)
     assert store.images.list() == ()
-    put(plan, store, Memory(APP), work)
+    put(plan, store, Memory(app()), work)
     assert {record.name for record in store.images.list()} == set(plan.images[0].names)
     assert list(work.iterdir()) == []
     assert len(store.snapshots.list()) == 2
@@ -165,7 +180,7 @@ def test_a_fill_that_failed_is_finished_by_the_next(keep_layers: bool, store: Cl
 
 
 def test_a_hostile_layer_leaves_no_image(store: Client, work: Path) -> None:
-    attack = image(BASE, layer({"../../../../../../../../tmp/parbake-fill-escape": b"x"}))
+    attack = image(base(), layer({"../../../../../../../../tmp/parbake-fill-escape": b"x"}))
     with pytest.raises(LayerError, match="leads outside its root"):
         put(plan_of(image_of(attack, "evil.example/x:1")), store, Memory(attack), work)
     assert store.images.list() == ()

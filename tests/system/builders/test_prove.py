@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,23 @@ import pytest
 from parbake.containerd import Daemon
 from parbake.core import nodefiles
 from parbake.core.model import Startup
-from tests.fakes.containerd_support import busybox, fill, pause, traces_of
+from tests.fakes.containerd_support import Made, busybox, fill, pause, traces_of
 from tests.fakes.newer import NEWER, program_of
 
 pytestmark = pytest.mark.root
 
 APP, LOOSE, OTHER, PAUSE = (f"registry.test/{name}:1" for name in ("app", "loose", "other", "pause"))
-MADE = busybox({"www/healthz": b"fine\n"}, Entrypoint=["/bin/busybox", "sh", "-c"], Cmd=["echo ready; exec sleep 1000"])
-BARE = busybox({"loose": b"1"})
+
+
+@cache
+def app() -> Made:
+    shell = ["/bin/busybox", "sh", "-c"]
+    return busybox({"www/healthz": b"fine\n"}, Entrypoint=shell, Cmd=["echo ready; exec sleep 1000"])
+
+
+@cache
+def alone() -> Made:
+    return busybox({"loose": b"1"})
 
 
 class Node:
@@ -42,7 +52,7 @@ class Node:
 
     def prove(self, name: str, start: Startup | None = None, **more: Any) -> dict[str, Any]:
         how = start.model_dump(mode="json") if start else None
-        subject = {"names": [name], "target": MADE.manifest.digest, "config": MADE.config.digest, "start": how}
+        subject = {"names": [name], "target": app().manifest.digest, "config": app().config.digest, "start": how}
         return self.run([{**subject, "sandbox": False, **more}])[0]
 
     def run(self, subjects: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,10 +85,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     made = Node(folder)
     with Daemon(folder / "store", folder / "fill") as daemon, daemon.client() as client:
         fill(client, PAUSE, pause())
-        fill(client, APP, MADE)
+        fill(client, APP, app())
         fill(client, OTHER, busybox({"other": b"1"}))
-        fill(client, LOOSE, BARE)
-        client.images.put(LOOSE, BARE.manifest, {"io.cri-containerd.pinned": ""})
+        fill(client, LOOSE, alone())
+        client.images.put(LOOSE, alone().manifest, {"io.cri-containerd.pinned": ""})
     with Daemon(folder / "store", folder / "run", cri=True, sandbox_image=PAUSE) as daemon:
         (folder / "cgroup").write_text(daemon.cgroup_parent)
         made.configured(PAUSE)
@@ -94,7 +104,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     program = program_of(NEWER)
     with Daemon(folder / "store", folder / "fill", containerd=program) as daemon, daemon.client() as client:
         fill(client, PAUSE, pause())
-        fill(client, APP, MADE)
+        fill(client, APP, app())
     with Daemon(folder / "store", folder / "run", cri=True, sandbox_image=PAUSE, containerd=program) as daemon:
         (folder / "cgroup").write_text(daemon.cgroup_parent)
         made.configured(PAUSE)
@@ -150,7 +160,7 @@ def test_a_port_of_the_machines_own_proves_nothing(node: Node) -> None:
 def test_a_bad_store_is_no_proof(node: Node) -> None:
     assert "has no image of this name" in node.prove("registry.test/none:1", startup())["problems"][0]
     assert "the plan says" in node.prove(OTHER, startup())["problems"][0]
-    loose = node.prove(LOOSE, startup(), target=BARE.manifest.digest, config=BARE.config.digest)
+    loose = node.prove(LOOSE, startup(), target=alone().manifest.digest, config=alone().config.digest)
     assert not loose["pinned"]
     assert "not pinned" in loose["problems"][0]
     assert "start_seconds" not in loose
@@ -186,8 +196,8 @@ def test_a_base_that_its_runtime_is_not_configured_for_yet(node: Node) -> None:
                 {**made, "sandbox": True, "names": ["registry.test/nowhere:1"]},
                 {
                     "names": [APP],
-                    "target": MADE.manifest.digest,
-                    "config": MADE.config.digest,
+                    "target": app().manifest.digest,
+                    "config": app().config.digest,
                     "sandbox": False,
                     "start": startup(up={"kind": "running", "seconds": 0.1}).model_dump(mode="json"),
                 },

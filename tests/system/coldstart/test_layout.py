@@ -30,7 +30,6 @@ pytestmark = pytest.mark.root
 
 MIB = 1 << 20
 READ = range(0, 400, 9)
-PROGRAM = {"bin/": None, "bin/busybox": Path("/bin/busybox").read_bytes()}
 STARTUP = {
     "command": ["/bin/busybox", "cat", *(f"/lib/{n}" for n in READ), "/srv/app"],
     "up": "exit",
@@ -39,7 +38,8 @@ STARTUP = {
 
 @cache
 def bottom() -> bytes:
-    return layer({**PROGRAM, **{f"lib/{n}": random.Random(n).randbytes(30_000) for n in range(400)}})
+    program = {"bin/": None, "bin/busybox": Path("/bin/busybox").read_bytes()}
+    return layer({**program, **{f"lib/{n}": random.Random(n).randbytes(30_000) for n in range(400)}})
 
 
 def app(version: int) -> Built:

@@ -129,15 +129,15 @@ def test_the_engine_lets_no_more_begin_in_a_second(fleet: Fleet) -> None:
 
 def test_a_long_run_places_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several histories; what was not begun when one was long enough is begun in the next."""
-    shorter = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=150")
+    shorter = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=75")
     monkeypatch.setattr(local, "_DYNAMIC", (*local._DYNAMIC, *shorter))
     with Fleet(tmp_path) as fleet:
         fleet.work(1, slots=6, seconds=0.02)
-        cells = [f"local-{number}" for number in range(24)]
+        cells = [f"local-{number}" for number in range(12)]
         ended = fleet.run(cells, places=fleet.places(HOME, OTHER), copies=2, window=8)
-        assert (ended.counts.done, ended.counts.failed) == (24, 0)
+        assert (ended.counts.done, ended.counts.failed) == (12, 0)
         placed = Counter((region, key) for _, region, key in fleet.lines("copy-end"))
-        assert len(placed) == 48
+        assert len(placed) == 24
         assert set(placed.values()) == {1}
         assert set(fleet.happened("start").values()) == {1}
 

@@ -255,14 +255,14 @@ def test_no_engine_no_key_and_no_address_are_told(tmp_path: Path) -> None:
 
 
 def test_a_long_run_goes_on_in_a_new_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine suggests that after 4,096 events; this one after 120."""
-    shorter = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=120")
+    """The engine suggests that after 4,096 events; this one after 40."""
+    shorter = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=40")
     monkeypatch.setattr(local, "_DYNAMIC", (*local._DYNAMIC, *shorter))
     with Fleet(tmp_path) as fleet:
         fleet.work(1, slots=4, seconds=0)
-        cells = [f"cell-{number}" for number in range(60)] + ["wrong"]
+        cells = [f"cell-{number}" for number in range(20)] + ["wrong"]
         ended = fleet.run(cells, window=4)
-        assert (ended.total, ended.counts.baked, ended.counts.failed) == (61, 60, 1)
+        assert (ended.total, ended.counts.baked, ended.counts.failed) == (21, 20, 1)
         assert [each.cell for each in ended.failed] == ["wrong"]
         assert set(fleet.happened("start").values()) == {1}
 

@@ -14,8 +14,8 @@ import pytest
 
 from parbake.core.run import Deadline, run
 from tests.fakes.command import Corner, Running
-from tests.fakes.fleets import free_port
 from tests.fakes.images import image, layer, push
+from tests.fakes.loopback import free_port
 from tests.fakes.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(60)]

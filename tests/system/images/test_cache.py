@@ -5,29 +5,41 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.command import Corner
 from tests.fakes.faulty_proxy import FaultyProxy, Stall
-from tests.fakes.images import image, layer, push
+from tests.fakes.images import Built, image, layer, push
 from tests.fakes.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-DATA = random.Random(11).randbytes(3 << 20)
-BASE = layer({"base": DATA})
-ONE = image(BASE, layer({"one": b"1" * 100_000}))
-TWO = image(BASE, layer({"two": b"2" * 100_000}))
 BAKE = ("bake", "--no-verify", "--json", "--progress", "json")
+
+
+@cache
+def base() -> bytes:
+    return layer({"base": random.Random(11).randbytes(3 << 20)})
+
+
+@cache
+def one() -> Built:
+    return image(base(), layer({"one": b"1" * 100_000}))
+
+
+@cache
+def two() -> Built:
+    return image(base(), layer({"two": b"2" * 100_000}))
 
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
     with DockerRegistry(tmp_path_factory.mktemp("registry")) as registry, FaultyProxy(registry.url) as running:
-        push(registry.url, "one", ONE, "1")
-        push(registry.url, "two", TWO, "1")
+        push(registry.url, "one", one(), "1")
+        push(registry.url, "two", two(), "1")
         yield running
 
 
@@ -50,7 +62,7 @@ def whole_layers(proxy: FaultyProxy) -> list[str]:
         if method == "GET" and "/blobs/" in path and "range" not in headers
     ]
     proxy.requests.clear()
-    layers = {blob.digest for built in (ONE, TWO) for blob in built.layers}
+    layers = {blob.digest for built in (one(), two()) for blob in built.layers}
     return sorted(layers.intersection(fetched))
 
 
@@ -67,7 +79,7 @@ def test_layers_are_fetched_once_for_all_bakes(corner: Corner, proxy: FaultyProx
     corner.bake("-f", "one.yaml")
     assert len(whole_layers(proxy)) == 2
     corner.bake("-f", "two.yaml")
-    assert whole_layers(proxy) == [TWO.layers[1].digest]
+    assert whole_layers(proxy) == [two().layers[1].digest]
     for name in ("one", "two"):
         corner.bake("-f", f"{name}.yaml", "--force")
     assert whole_layers(proxy) == []
@@ -103,14 +115,14 @@ def test_a_damaged_layer_is_fetched_again(corner: Corner, proxy: FaultyProxy) ->
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_in_the_middle_of_a_layer(number: int, corner: Corner, proxy: FaultyProxy) -> None:
     """What was half there is not taken for a layer, and goes with the next bake."""
-    proxy.only = ONE.layers[0].digest
+    proxy.only = one().layers[0].digest
     proxy.faults.extend([Stall(2_500_000, 3600)] * 5)
     proxy.stalled.clear()
     with corner.start(*BAKE, "-f", "one.yaml") as run:
         assert proxy.stalled.wait(300)  # progress is told now and then only, perhaps not before the silence
         run.kill(number)
         run.finish()
-    assert not any(path.name.endswith(ONE.layers[0].digest[7:]) for path in cached(corner))
+    assert not any(path.name.endswith(one().layers[0].digest[7:]) for path in cached(corner))
     if number == signal.SIGINT:
         assert corner.left() == []
     proxy.faults.clear()

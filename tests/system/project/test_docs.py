@@ -3,7 +3,7 @@
 Short-cuts, so that this takes a minute and not twenty: commands are copies of a parbake that has loaded already, but
 for those in the background, which documents kill; ``bake`` gets ``--no-verify``, but for the tutorial, which tests/vm
 follows since it boots a machine; commands that install or test parbake itself are only looked at. Clusters and package
-tools are stand-ins on PATH, registries are on the loopback, and names of hosts are replaced by theirs.
+tools are stand-ins on PATH, registries are on the loopback, and names of hosts and ports are replaced by theirs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from tests.fakes import clusters, disks, documents, images
 from tests.fakes.base import default_base
 from tests.fakes.documents import ROOT, shapes
 from tests.fakes.ebs_direct_server import Cloud, Snapshot
+from tests.fakes.loopback import free_port
 from tests.fakes.preloaded import Preloaded
 from tests.fakes.registry import DockerRegistry, certificates
 from tests.vm.machine.vm.test_machine import PRINT
@@ -182,7 +182,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Itera
     with (
         DockerRegistry(folder / "public") as public,
         DockerRegistry(folder / "private", tls=tls, users=users) as private,
-        socket.create_server(("127.0.0.1", 0)) as unused,
         (cloud := Cloud()).serve() as url,
         Preloaded(folder) as preloaded,
     ):
@@ -197,9 +196,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> Itera
         hosts = {
             "registry.example.com": public.host,
             "private.example.com": private.host,
-            "127.0.0.1:5000": f"127.0.0.1:{unused.getsockname()[1]}",
+            "127.0.0.1:5000": f"127.0.0.1:{free_port()}",
+            **{port: str(free_port()) for port in ("27271", "28271")},  # of the engine in docs/tutorial-fleet.md
         }
-        unused.close()
         access = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         yield World(folder, hosts, private.ca, preloaded.script, cloud, access)
 

@@ -26,6 +26,7 @@ from parbake.workflows.demo import sample
 from parbake.workflows.trace import trace_of
 from tests.fakes import booted_here
 from tests.fakes.contexts import write_files
+from tests.fakes.loopback import free_port
 from tests.fakes.plans import record
 from tests.fakes.runs import traces
 
@@ -43,6 +44,12 @@ ADD busybox /bin/busybox
 ADD healthz /www/healthz
 ENTRYPOINT ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]
 """
+
+
+@pytest.fixture(autouse=True)
+def _own_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All demos begin to look at the same port: these are not to meet those of another run of the tests."""
+    monkeypatch.setattr(demo.free_port, "__defaults__", (free_port(),))
 
 
 def prepare(folder: Path, **_: object) -> Path:

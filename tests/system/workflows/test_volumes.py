@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ def noise(size: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-BOTTOM = layer({f"lib/{number}": noise(40_000, number) for number in range(200)})
-MIDDLE = layer({"opt/data": noise(3 * MIB, 1), "lib/.wh.7": b""})
+@cache
+def below() -> tuple[bytes, bytes]:
+    bottom = layer({f"lib/{number}": noise(40_000, number) for number in range(200)})
+    return bottom, layer({"opt/data": noise(3 * MIB, 1), "lib/.wh.7": b""})
 
 
 def app(version: int) -> Built:
-    return image(BOTTOM, MIDDLE, layer({"srv/app": noise(MIB, 100 + version), "srv/version": b"%d" % version}))
+    return image(*below(), layer({"srv/app": noise(MIB, 100 + version), "srv/version": b"%d" % version}))
 
 
 @pytest.fixture(scope="module")

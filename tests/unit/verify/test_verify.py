@@ -208,7 +208,7 @@ def test_a_volume_of_another_architecture_is_attached_to_a_base_of_it(
     [(base, more)] = made
     assert (base.name, more["architecture"]) == ("arm64", "arm64")
     [drive] = more["drives"]
-    assert drive.path == volume
+    assert (drive.path, drive.plugged) == (volume, False)
     assert b"ConditionPathIsMountPoint=" in more["credentials"]["systemd.unit-dropin.containerd.service"]
     assert more["credentials"]["systemd.unit-dropin.systemd-resolved.service"] == b"[Unit]\nConditionPathExists=!/\n"
 

@@ -19,7 +19,6 @@ from typing import cast
 import pytest
 
 from parbake import records
-from parbake.core import run
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, Verdict
 from parbake.machine.disk import data_blocks
@@ -29,6 +28,7 @@ from tests.fakes.base import default_base, lean_node
 from tests.fakes.docker_here import DockerHere
 from tests.fakes.every_layer_feature import busybox_layer
 from tests.fakes.images import image, index, push
+from tests.fakes.loopback import own_address
 from tests.fakes.newer import install_docker
 from tests.fakes.registry import DockerRegistry, certificates
 from tests.fakes.runs import bake, bakefile, private_places, traces
@@ -52,10 +52,8 @@ class Outcome:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """An address of this host that is not its loopback's usual one, which no proxy is asked for (RFC 5737)."""
-    found = f"198.51.100.{1 + os.getpid() % 250}"
-    run.run(["ip", "address", "replace", f"{found}/32", "dev", "lo"])
-    yield found
-    run.run(["ip", "address", "delete", f"{found}/32", "dev", "lo"])
+    with own_address() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from parbake.builders.ec2 import launch
-from parbake.core import run
 from parbake.images.pause import REFERENCE as PAUSE
 from tests.aws.conftest import REGION, aws_mock, environment
 from tests.fakes.aws.ec2 import Cloud
@@ -20,6 +18,7 @@ from tests.fakes.base import default_base, lean_node
 from tests.fakes.contexts import write_files
 from tests.fakes.every_layer_feature import busybox_layer
 from tests.fakes.images import image, push
+from tests.fakes.loopback import own_address
 from tests.fakes.registry import DockerRegistry
 from tests.fakes.runs import bake, bakefile, parbake, private_places, traces
 
@@ -38,10 +37,8 @@ ENTRYPOINT ["/bin/busybox", "sh", "-c", "/bin/busybox cat /greeting; exec /bin/b
 @pytest.fixture
 def address() -> Iterator[str]:
     """An address of this host's loopback that means the same to a machine, which 127.0.0.1 does not (RFC 5737)."""
-    found = f"198.51.100.{1 + os.getpid() % 250}"
-    run.run(["ip", "address", "replace", f"{found}/32", "dev", "lo"])
-    yield found
-    run.run(["ip", "address", "delete", f"{found}/32", "dev", "lo"])
+    with own_address() as found:
+        yield found
 
 
 @pytest.fixture

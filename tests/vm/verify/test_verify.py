@@ -1,13 +1,18 @@
 """Verification for real: a volume on the default base, in one boot for all of it, by UEFI and without cloud-init.
 
+Where this machine has seen that boot before, nothing boots here. Where it has not, a broken state is put in the place
+of the machine's: it is found out, the machine boots and is kept, and what is proven here is what resumed from that.
+
 What can be wrong with an image or a store is told without a machine, in tests/system/verify; that a start fails in a
 machine as well, in test_own_node; what answers by HTTP is started in test_other_architecture and in the tutorial.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +32,7 @@ from parbake.core.model import (
     Verdict,
 )
 from parbake.machine import disk
+from parbake.machine.vm import Saved, saved
 from parbake.verify import Pulled, Verification, compare_pull, verify
 from tests.fakes.base import check_node
 from tests.fakes.containerd_support import Made, busybox, document, fill, filling, pause
@@ -47,6 +53,9 @@ class Proof:
     volume_after: str
     without_cloud_init: bool
     agent_files: str
+    told: tuple[str, ...]
+    guest_is_late: int
+    """Seconds that the guest's clock is behind this machine's."""
 
     def image(self, reference: str) -> ImageVerdict:
         [found] = [image for image in self.verdict.images if image.reference == reference]
@@ -64,6 +73,14 @@ def push(made: Made, reference: str, folder: Path) -> None:
     (folder / "index.json").write_text(json.dumps(index))
     source, target = f"oci:{folder}", f"docker://{reference}"
     run.run(["skopeo", "copy", "--preserve-digests", "--dest-tls-verify=false", source, target])
+
+
+def by_uefi(volume: Path, plan: Plan, folder: Path, told: list[str]) -> Verification:
+    """Return a verification on the default base, which can do both, and BIOS comes first; ``told`` gets its notes."""
+    events = Events(lambda event: told.append(event.text) if event.kind == "note" else None)
+    verification = Verification(volume, plan, events=events, folder=folder)
+    verification.node.machine._firmware = "uefi"
+    return verification
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +108,45 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             fill(client, talk, layered)
             fill(client, SANDBOX, pause())
         before = disk.sha256_file(volume, Events())
-        verification = Verification(volume, plan, events=Events(), folder=folder / "run")
+        told: list[str] = []
+        verification = by_uefi(volume, plan, folder / "run", told)
+        if verification.node.machine.accelerator == "tcg" and not verification.node.resumes:
+            assert verification.node._carrier
+            state = Saved(verification.node._carrier._state)
+            state.folder.mkdir()
+            state.write_age(0.0)
+            for path in (state.memory, state.root):
+                saved.pack(io.BytesIO(os.urandom(100_000)), path)
+            with verification:
+                assert verification.node.runtime, "it boots, and the volume is where it belongs"
+            assert ["did not resume, and boots" in line for line in told] == [True]
+            verification = by_uefi(volume, plan, folder / "again", told := [])
+            assert verification.node.resumes
         machine = verification.node.machine
-        machine._firmware = "uefi"  # the default base can do both, and BIOS comes first
         with verification:
+            late = time.time_ns() - machine.guest.now().wall
             check_node(verification.node, uefi=True)
             without_cloud_init = machine.guest.run(["test", "-e", "/run/cloud-init/disabled"]).code == 0
+            if machine.accelerator == "tcg" and machine.board.architecture == "amd64":
+                says = machine.guest.read("/sys/devices/system/cpu/vulnerabilities/spectre_v2")
+                assert b"Retpolines" not in says, says
             ports = machine.guest.check(["sh", "-c", "ls -l /proc/$(systemctl show -P MainPID parbake-agent)/fd"])
             verdict = verification.verdict()
             [image] = [image for image in plan.images if image.reference == talk]
             seconds = compare_pull(verification, image)
         after = disk.sha256_file(volume, Events())
-        yield Proof(talk, verdict, seconds, before, after, without_cloud_init, ports)
+        yield Proof(talk, verdict, seconds, before, after, without_cloud_init, ports, tuple(told), late // 10**9)
 
 
 def test_the_base_boots_by_uefi_and_systemd_starts_the_agent(proof: Proof) -> None:
     assert proof.without_cloud_init, "cloud-init finds nothing to do"
     assert "/dev/vport" in proof.agent_files
     assert "ttyS1" not in proof.agent_files, "the agent speaks over a slow serial line"
+
+
+def test_a_machine_that_resumed_lives_now(proof: Proof) -> None:
+    assert proof.told == (), "it booted again, or was not kept"
+    assert abs(proof.guest_is_late) < 600
 
 
 def test_it_is_measured(proof: Proof) -> None:

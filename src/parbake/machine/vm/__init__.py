@@ -6,6 +6,7 @@ from parbake.machine.vm.firmware import is_bootable
 from parbake.machine.vm.guest import Clock, Guest, Ran, Waited
 from parbake.machine.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
 from parbake.machine.vm.reads import GuestRead, busiest_disk
+from parbake.machine.vm.saved import Saved
 from parbake.machine.vm.seed import Seed, agent_credentials, agent_seed
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GuestRead",
     "Machine",
     "Ran",
+    "Saved",
     "Seed",
     "Waited",
     "accelerator",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self, override
 
 from parbake.core.run import User
 
@@ -46,7 +46,36 @@ def is_mapped(number: int, table: str) -> bool:
     return any(first <= number < first + count for first, _, count in rows)
 
 
-class Files:
+class Lender(Protocol):
+    """Names files for QEMU."""
+
+    def lend(self, path: Path, flags: int) -> str:
+        """Return the name of a file."""
+
+    def lend_log(self, path: Path) -> str:
+        """Return the name of a file for QEMU's own log."""
+
+    def kvm(self) -> str:
+        """Return QEMU's option for hardware virtualisation."""
+
+
+class Names(Lender):
+    """Opens nothing: for who only asks what QEMU would be told, where a file's name says nothing."""
+
+    @override
+    def lend(self, path: Path, flags: int) -> str:
+        return ""
+
+    @override
+    def lend_log(self, path: Path) -> str:
+        return ""
+
+    @override
+    def kvm(self) -> str:
+        return "kvm"
+
+
+class Files(Lender):
     """Files that are opened here and lent to QEMU under names of its own. Use with ``with``, which closes them."""
 
     def __init__(self, borrower: User | None) -> None:
@@ -71,11 +100,13 @@ class Files:
         """QEMU's arguments that make the names known."""
         return [word for each in self._sets for word in ("-add-fd", f"fd={each},set={each}")]
 
+    @override
     def lend(self, path: Path, flags: int) -> str:
         """Open a file and return its name for QEMU. Raises OSError."""
         self._sets.append(self._open(path, flags))
         return f"/dev/fdset/{self._sets[-1]}"
 
+    @override
     def lend_log(self, path: Path) -> str:
         """Make a file for QEMU's own log, which it opens by a name of the system's, and so must own."""
         handle = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -87,6 +118,7 @@ class Files:
         self.handles.append(os.open(path, flags | os.O_CLOEXEC, 0o600))
         return self.handles[-1]
 
+    @override
     def kvm(self) -> str:
         """Return QEMU's option for hardware virtualisation; lends the device to who cannot open it."""
         mode = _KVM.stat().st_mode

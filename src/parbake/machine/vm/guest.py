@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -18,6 +19,7 @@ from typing import Any
 from parbake.core.errors import MachineError
 
 _CHUNK = 1 << 16
+_SEED = 32  # bytes: what the kernel's generator takes
 _PART = 48 << 10  # bytes of a connection in one line: 64 KiB in base64
 
 
@@ -72,6 +74,22 @@ class Guest:
         """Wait up to ``seconds`` for the agent; return whether it is there."""
         return self._hello.wait(seconds)
 
+    @property
+    def speaks_first(self) -> bool:
+        """Whether the agent said hello on the first of the sockets."""
+        return self._port is self._ports[0]
+
+    def resume(self, seconds: float) -> None:
+        """Take up with the agent of a machine that was kept while it spoke on the first of the sockets.
+
+        It gets the time of now and other random numbers than in its other lives: what containers make of either is to
+        be true and theirs alone. Raises MachineError when it does not answer within ``seconds``.
+        """
+        self._port = self._ports[0]
+        seed = base64.b64encode(os.urandom(_SEED)).decode()
+        self.call("resume", within=seconds, grace=0.0, wall=time.time_ns(), seed=seed)
+        self._hello.set()
+
     def close(self) -> None:
         """Close every connection; the reading threads end."""
         with self._state:
@@ -86,17 +104,18 @@ class Guest:
 
     # requests
 
-    def call(self, op: str, *, within: float = 10.0, **arguments: Any) -> dict[str, Any]:
+    def call(self, op: str, *, within: float = 10.0, grace: float | None = None, **arguments: Any) -> dict[str, Any]:
         """Have the agent do ``op``, which takes up to ``within`` seconds there; raises MachineError."""
+        patience = within + (self._grace if grace is None else grace)
         number = next(self._numbers)
         future: Future[dict[str, Any]] = Future()
         with self._state:
             self._pending[number] = future
         try:
             self._send(request=number, op=op, **arguments)
-            answer = future.result(within + self._grace)
+            answer = future.result(patience)
         except TimeoutError as error:
-            raise MachineError(f"the guest agent did not answer {op} within {within + self._grace:.0f} s") from error
+            raise MachineError(f"the guest agent did not answer {op} within {patience:.0f} s") from error
         finally:
             with self._state:
                 self._pending.pop(number, None)

@@ -17,12 +17,13 @@ from typing import Any, Literal, Self
 from parbake.core import netns, run
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, MachineError
 from parbake.machine.disk import formats
-from parbake.machine.vm import confine, console, firmware
+from parbake.machine.vm import confine, console, firmware, saved
 from parbake.machine.vm.accelerator import EMULATION, STRETCH, accelerator, cpu
 from parbake.machine.vm.boards import board_of
 from parbake.machine.vm.guest import Guest
 from parbake.machine.vm.qmp import Qmp
 from parbake.machine.vm.reads import READ_EVENT
+from parbake.machine.vm.saved import Saved
 from parbake.machine.vm.seed import Seed
 
 CONTAINERD = "/run/containerd/containerd.sock"
@@ -30,8 +31,13 @@ AGENT_PORT = "dev.parbake.agent"
 NETWORK_MAC = "52:54:00:70:62:6b"
 """Address of the interface that ``attach_network`` plugs in (QEMU's prefix, then "pbk")."""
 
+_SEED, _VARIABLES = "seed.img", "variables.fd"
+_CHANNELS = ("qmp", "agent", "serial")
 _BOOT_LIMIT = 180.0  # seconds with hardware virtualisation, power-on to agent; EC2 calls a boot of minutes a failure
 _CALL_GRACE = 30.0
+_RESUME_LIMIT = (
+    120.0  # seconds to read a state, and again for the agent: emulation or not, a busy host is the slow part
+)
 _POWER_OFF_LIMIT = 30.0
 _POLL = 0.1
 _ENDING = 5.0  # seconds from the end of QEMU's control connection to the end of QEMU
@@ -39,11 +45,15 @@ _ENDING = 5.0  # seconds from the end of QEMU's control connection to the end of
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """A further disk; the guest finds it as ``/dev/disk/by-id/virtio-<serial>``. Never changed either."""
+    """A further disk; the guest finds it as ``/dev/disk/by-id/virtio-<serial>``. Never changed either.
+
+    One that is not ``plugged`` comes with ``Machine.plug``: whatever it holds, the machine has not seen it until then.
+    """
 
     path: Path
     serial: str
     format: str = "raw"
+    plugged: bool = True
 
 
 class Machine:
@@ -81,9 +91,11 @@ class Machine:
         self.board = board_of(architecture)
         self.accelerator = accelerator(self.board.architecture)
         self.stretch = STRETCH[self.accelerator]
+        self.saved: Saved | None = None
+        """The state that the machine resumes from when it is entered, instead of booting."""
         self.guest: Guest
         self.started = 0.0
-        """When the power came on, by ``time.monotonic()``."""
+        """When the power came on, by ``time.monotonic()``; the time for which a machine was kept does not count."""
         self._seed, self._credentials, self._drives = seed, credentials or {}, drives
         self._memory, self._cpus = memory, cpus
         self._firmware, self._network, self._reads = firmware, network, reads
@@ -92,23 +104,31 @@ class Machine:
         self._qmp: Qmp
         self._namespace = -1  # QEMU's network, where it has one of its own
         self._containerd: Path | None = None
+        self._reader: saved.MemoryReader | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
-            channels = {name: socket.socketpair() for name in ("qmp", "agent", "serial")}
+            channels = {name: socket.socketpair() for name in _CHANNELS}
             for ours, theirs in channels.values():
                 stack.callback(ours.close)
                 stack.callback(theirs.close)
             fds = {name: theirs.fileno() for name, (_, theirs) in channels.items()}
             files = stack.enter_context(confine.Files(confine.user()))
+            self._prepare()
             command = [*self._command(fds, files), *files.arguments]
-            self.started = time.monotonic()
-            handles = (*fds.values(), *files.handles)
-            process = run.Process(command, log=self.folder / "qemu.log", pass_fds=handles, user=files.borrower)
+            handles = [*fds.values(), *files.handles]
+            self._reader = stack.enter_context(saved.MemoryReader(self.saved.memory)) if self.saved else None
+            if self._reader:
+                command += ["-incoming", f"fd:{self._reader.handle}"]
+                handles.append(self._reader.handle)
+            self.started = time.monotonic() - (self.saved.age if self.saved else 0.0)
+            process = run.Process(command, log=self.folder / "qemu.log", pass_fds=tuple(handles), user=files.borrower)
             with self._apart(stack):
                 self._process = stack.enter_context(process)
             files.close()
+            if self._reader:
+                self._reader.close()
             for port in self._network or ():
                 self._lend(port, stack)
             for _, theirs in channels.values():
@@ -148,10 +168,39 @@ class Machine:
 
     # what the machine is made of
 
-    def _command(self, fds: dict[str, int], files: confine.Files) -> list[str]:
-        board, chosen = self.board, self._firmware
-        if chosen == "auto":
-            chosen = firmware.choose(self.disk, self.format, bios=board.bios)
+    @property
+    def shape(self) -> str:
+        """What a state of the machine fits, besides its disk's content: QEMU, its firmware, and all that it is told."""
+        version = run.run([self.board.qemu, "--version"]).text
+        files = self.board.uefi() if self._starts_by() == "uefi" else ()
+        firmwares = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        command = self._command(dict.fromkeys(_CHANNELS, 0), confine.Names())
+        return json.dumps([version, os.uname().machine, firmwares, command])
+
+    def _starts_by(self) -> str:
+        if self._firmware != "auto":
+            return self._firmware
+        return firmware.choose(self.disk, self.format, bios=self.board.bios)
+
+    def _prepare(self) -> None:
+        """Make the files of this run: overlays, variables of the firmware, the seed."""
+        if self._starts_by() == "uefi":
+            shutil.copyfile(self.board.uefi()[1], self.folder / _VARIABLES)
+        if self.saved is None:
+            formats.overlay(self.disk, firmware.qemu_format(self.format), self._overlay("root"))
+        else:
+            with self.saved.root.open("rb") as packed, self._overlay("root").open("wb") as overlay:
+                saved.unpack(packed, overlay)
+        for index, drive in enumerate(self._drives):
+            formats.overlay(drive.path, firmware.qemu_format(drive.format), self._overlay(f"drive{index}"))
+        if self._seed is not None:
+            self._seed.write(self.folder / _SEED)
+
+    def _overlay(self, name: str) -> Path:
+        return self.folder / f"{name}.qcow2"
+
+    def _command(self, fds: dict[str, int], files: confine.Lender) -> list[str]:
+        board = self.board
         accel = files.kvm() if self.accelerator == "kvm" else EMULATION
         log = files.lend(self.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         command = [
@@ -169,16 +218,20 @@ class Machine:
             "-device", "virtio-rng-pci",
             "-device", "pcie-root-port,id=parbake-slot",
         ]  # fmt: skip
-        if chosen == "uefi":
+        if self._starts_by() == "uefi":
             command += self._pflash(files)
-        command += self._disk("root", self.disk, self.format, "bootindex=1", files)
+        command += self._disk("root", self.disk, self.format, files) + self._device("root", "bootindex=1")
         for index, drive in enumerate(self._drives):
-            command += self._disk(f"drive{index}", drive.path, drive.format, f"serial={drive.serial}", files)
+            name = f"drive{index}"
+            command += self._disk(name, drive.path, drive.format, files)
+            if drive.plugged:
+                command += self._device(name, f"serial={drive.serial}")
+            else:
+                command += ["-device", f"pcie-root-port,id={name}-slot,slot={index + 1}"]
         if self._seed is not None:
-            path = self.folder / "seed.img"
-            self._seed.write(path)
-            seed = formats.tree("raw", files.lend(path, os.O_RDWR), read_only=False)
-            command += [*self._blockdev("seed", seed, "serial=parbake-seed"), "-smbios", "type=1,serial=ds=nocloud"]
+            seed = formats.tree("raw", files.lend(self.folder / _SEED, os.O_RDWR), read_only=False)
+            command += self._node("seed", seed) + self._device("seed", "serial=parbake-seed")
+            command += ["-smbios", "type=1,serial=ds=nocloud"]
         for name, data in self._credentials.items():
             value = f"io.systemd.credential.binary:{name}={base64.b64encode(data).decode()}"
             command += ["-smbios", f"type=11,value={value}"]
@@ -188,23 +241,18 @@ class Machine:
             command += ["-trace", f"enable={READ_EVENT}", "-D", files.lend_log(self._reads), "-msg", "timestamp=on"]
         return command
 
-    def _disk(self, name: str, image: Path, image_format: str, device: str, files: confine.Files) -> list[str]:
-        """Show an image that stays as it is: what the guest writes goes into an overlay."""
-        overlay, image_format = self.folder / f"{name}.qcow2", firmware.qemu_format(image_format)
-        formats.overlay(image, image_format, overlay)
-        below = formats.tree(image_format, files.lend(image, os.O_RDONLY))
+    def _disk(self, name: str, image: Path, image_format: str, files: confine.Lender) -> list[str]:
+        """Open an image that stays as it is: what the guest writes goes into an overlay."""
+        below = formats.tree(firmware.qemu_format(image_format), files.lend(image, os.O_RDONLY))
         # The overlay is thrown away with the machine: what the guest flushes need not reach the disk.
         options = {"cache": {"no-flush": True}, "discard": "unmap"}
-        disk = formats.above(below, files.lend(overlay, os.O_RDWR), **options)
-        return self._blockdev(name, {**disk, **options}, device)
+        disk = formats.above(below, files.lend(self._overlay(name), os.O_RDWR), **options)
+        return self._node(name, {**disk, **options})
 
-    def _pflash(self, files: confine.Files) -> list[str]:
-        code, template = self.board.uefi()
-        variables = self.folder / "variables.fd"
-        shutil.copyfile(template, variables)
+    def _pflash(self, files: confine.Lender) -> list[str]:
         graphs = {
-            "code": formats.tree("raw", files.lend(code, os.O_RDONLY)),
-            "variables": formats.tree("raw", files.lend(variables, os.O_RDWR), read_only=False),
+            "code": formats.tree("raw", files.lend(self.board.uefi()[0], os.O_RDONLY)),
+            "variables": formats.tree("raw", files.lend(self.folder / _VARIABLES, os.O_RDWR), read_only=False),
         }
         nodes = [word for name, graph in graphs.items() for word in self._node(name, graph)]
         return [*nodes, "-machine", "pflash0=code,pflash1=variables"]
@@ -213,8 +261,9 @@ class Machine:
     def _node(name: str, graph: dict[str, Any]) -> list[str]:
         return ["-blockdev", json.dumps({"node-name": name, **graph})]
 
-    def _blockdev(self, name: str, graph: dict[str, Any], device: str) -> list[str]:
-        return [*self._node(name, graph), "-device", f"virtio-blk-pci,drive={name},{device}"]
+    @staticmethod
+    def _device(name: str, options: str) -> list[str]:
+        return ["-device", f"virtio-blk-pci,drive={name},{options}"]
 
     # what it does
 
@@ -232,13 +281,55 @@ class Machine:
         """Wait until the guest agent says hello, ``seconds`` with hardware virtualisation and longer without.
 
         Raises MachineError with the console's last lines as soon as it shows that the machine will not come up,
-        EnvironmentProblem when it is QEMU that fails.
+        EnvironmentProblem when it is QEMU that fails; where it resumes, MachineError whatever it is.
         """
+        if self._reader is not None:
+            self._resume(self._reader)
+            return
         deadline = run.Deadline(seconds * self.stretch, f"boot of {self.disk.name}")
         while not self.guest.wait_hello(_POLL):
             self._check_boot()
             if not deadline.left:
                 raise self._fault(f"no guest agent after {deadline.seconds:.0f} s")
+
+    def _resume(self, reader: saved.MemoryReader) -> None:
+        try:
+            deadline = run.Deadline(_RESUME_LIMIT, "resuming the machine")
+            while self._status() == "inmigrate":
+                deadline.sleep(_POLL / 2)
+            reader.check()
+            self._qmp.execute("cont")
+            self.guest.resume(_RESUME_LIMIT)
+        except (CommandFailed, DeadlineExceeded) as error:
+            raise MachineError(f"the machine does not resume: {error.message}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write the machine's state into a folder, for machines of the same ``shape``; it stands still meanwhile.
+
+        What is on drives that are not plugged yet is no part of it. Raises MachineError, DeadlineExceeded, OSError, and
+        the machine goes on all the same.
+        """
+        if not self.guest.speaks_first:
+            raise MachineError("the guest agent speaks over the serial line")
+        state = Saved(folder)
+        self._qmp.execute("stop")
+        stopped = time.monotonic()
+        try:
+            state.write_age(stopped - self.started)
+            saved.write_memory(self._qmp, state.memory)
+            with self._overlay("root").open("rb", buffering=0) as overlay:  # whole: QEMU lets go of it at the end
+                saved.pack(overlay, state.root)
+        finally:
+            self._qmp.execute("cont")
+            self.started += time.monotonic() - stopped
+
+    def plug(self) -> None:
+        """Plug in the drives that are not ``plugged``; the guest finds them in a moment."""
+        for index, drive in enumerate(self._drives):
+            if not drive.plugged:
+                name = f"drive{index}"
+                device = {"driver": "virtio-blk-pci", "drive": name, "serial": drive.serial, "bus": f"{name}-slot"}
+                self._qmp.execute("device_add", **device)
 
     def _check_boot(self) -> None:
         reason = console.diagnosis(console.read(self.console_log))

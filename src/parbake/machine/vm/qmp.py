@@ -34,12 +34,22 @@ class Qmp:
         self.execute("qmp_capabilities")
         return self
 
+    def lend(self, name: str, handle: int) -> None:
+        """Hand QEMU an open file, which other commands call ``fd:<name>``; raises MachineError."""
+        self._execute("getfd", {"fdname": name}, [handle])
+
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run one command and return its result; raises MachineError when QEMU refuses or is gone."""
+        return self._execute(command, arguments, [])
+
+    def _execute(self, command: str, arguments: dict[str, Any], handles: list[int]) -> Any:
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
         with self._lock:
             try:
-                self._connection.sendall(json.dumps(request).encode() + b"\n")
+                line = json.dumps(request).encode() + b"\n"
+                # Open files come with the first byte: a longer line may be sent in parts.
+                sent = socket.send_fds(self._connection, [line], handles) if handles else 0
+                self._connection.sendall(line[sent:])
             except OSError as error:
                 raise MachineError(f"QEMU ended before {command}: {error}") from error
             while True:

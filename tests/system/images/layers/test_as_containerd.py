@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from parbake.core.errors import LayerError
 from parbake.core.events import Events
 from tests.fakes import tars
 from tests.fakes.comparison import STRICTER, WAYS, Comparison, Difference, comparison
-from tests.fakes.hostile import corpus
+from tests.fakes.hostile import Fate, corpus
 from tests.fakes.images import image
 from tests.fakes.stacks import Spec, Stack, build, shrunk, stack
 from tests.fakes.store import Memory, image_of, plan_of, pull_by_ctr, snapshot_folders
@@ -33,6 +34,11 @@ pytestmark = pytest.mark.root
 
 STACKS = 100
 """Random stacks for each way, from fixed seeds; ``make fuzz`` compares others for as long as it is let."""
+
+
+@cache
+def attacks() -> dict[str, tuple[bytes, Fate]]:
+    return corpus()
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -187,10 +193,10 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("what", corpus())
+@pytest.mark.parametrize("what", [*corpus()])
 @pytest.mark.parametrize("place", ["alone", "above another"])
 def test_known_attacks_end_as_in_containerd(compare: Comparison, what: str, place: str) -> None:
-    raw, fate = corpus()[what]
+    raw, fate = attacks()[what]
     layer = [Spec(b"attack", raw=raw)]
     layers = [layer] if place == "alone" else [LOWER, layer]
     if what in ALONE:

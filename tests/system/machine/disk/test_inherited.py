@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,15 @@ __all__ = ["private_places"]
 pytestmark = pytest.mark.root
 
 MIB, PAGE = 1 << 20, 4096
-BIG = noise(6 * MIB, 1)
+
+
+@cache
+def big() -> bytes:
+    return noise(6 * MIB, 1)
 
 
 def app(version: int) -> Built:
-    return image(layer({"opt/data": BIG}), layer({"srv/app": noise(MIB // 4, 100 + version)}))
+    return image(layer({"opt/data": big()}), layer({"srv/app": noise(MIB // 4, 100 + version)}))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +134,7 @@ def test_a_volume_is_inherited_while_nobody_writes_to_it(place: Path, registry: 
     done = again(write(place, registry, 2))
     assert done.document["parent"] == first.name
     assert "warning" not in done.err
-    assert place_of(BIG, Path(done.document["artefact_path"])) > 0
+    assert place_of(big(), Path(done.document["artefact_path"])) > 0
     assert damage(done.document) == ""
 
 
@@ -137,9 +142,9 @@ def test_4_kib_that_others_wrote_into_the_earlier_volume_stand_in_no_new_one(
     place: Path, registry: DockerRegistry
 ) -> None:
     first = Path(bake(write(place, registry, 1))["artefact_path"])
-    overwrite(first, place_of(BIG, first) + 3 * MIB, b"\xa5" * PAGE)
+    overwrite(first, place_of(big(), first) + 3 * MIB, b"\xa5" * PAGE)
     done = again(write(place, registry, 2))
-    assert place_of(BIG, Path(done.document["artefact_path"])) > 0
+    assert place_of(big(), Path(done.document["artefact_path"])) > 0
     assert done.document["parent"] == ""
     assert damage(done.document) == ""
     said = " ".join(done.err.split())
@@ -152,7 +157,7 @@ def test_4_kib_that_others_wrote_into_the_earlier_volume_stand_in_no_new_one(
 def test_a_volume_from_a_cache_that_others_write_is_compared(place: Path, registry: DockerRegistry) -> None:
     """Another inode with all its times and another byte, as a restored archive has it; then one without."""
     first = Path(bake(write(place, registry, 1))["artefact_path"])
-    kept, status, at = place.with_name("kept"), first.stat(), place_of(BIG, first)
+    kept, status, at = place.with_name("kept"), first.stat(), place_of(big(), first)
     shutil.copyfile(first, kept)
     for version, damaged in ((2, True), (3, False)):
         for path in place.glob("artefacts/*.raw*"):
@@ -162,11 +167,11 @@ def test_a_volume_from_a_cache_that_others_write_is_compared(place: Path, regist
         shutil.copyfile(kept, first)
         with first.open("rb+") as file:
             file.seek(at)
-            file.write(b"\xa5" if damaged else BIG[:1])
+            file.write(b"\xa5" if damaged else big()[:1])
         os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
         answer = again(write(place, registry, version)).document
         assert answer["parent"] == ("" if damaged else first.name)
-        assert place_of(BIG, Path(answer["artefact_path"])) > 0
+        assert place_of(big(), Path(answer["artefact_path"])) > 0
 
 
 def test_rot_in_a_block_that_a_bake_writes_to_is_not_given_a_new_digest(
@@ -184,7 +189,7 @@ def test_rot_is_found_where_all_is_compared(shared: Place, registry: DockerRegis
     """By a bake that is proven, at once; after one that is not, by the verification before it is rolled out."""
     first = Path(bake(write(shared.at, registry, 1))["artefact_path"])
     listed = BlockList.read(Path(f"{first}.blocks"))
-    shared.rot(first, place_of(BIG, first) + 3 * MIB)
+    shared.rot(first, place_of(big(), first) + 3 * MIB)
     with pytest.raises(disk.NotAsListed, match="1 block of 512 KiB differs"):
         disk.copy_listed(first, shared.at / "copy.raw", listed, Events(), memory=None)
     assert not (shared.at / "copy.raw").exists()
@@ -205,7 +210,7 @@ def test_rot_that_the_check_of_the_file_system_finds_is_compared_the_next_time(
     done = again(path)
     assert done.document["parent"] == ""
     assert f"{first.name} is damaged" in " ".join(done.err.split())
-    assert place_of(BIG, Path(done.document["artefact_path"])) > 0
+    assert place_of(big(), Path(done.document["artefact_path"])) > 0
 
 
 @pytest.mark.parametrize("forged", ["key", "verdict", "size", "blocks", "plan"])

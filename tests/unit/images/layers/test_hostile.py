@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,25 +15,30 @@ from hypothesis import strategies as st
 
 from parbake.core.errors import LayerBomb, LayerError, LayerEscape
 from parbake.images.layers import complete_folder, engine
-from tests.fakes.hostile import corpus
+from tests.fakes.hostile import Fate, corpus
 from tests.fakes.layers import put
 from tests.fakes.tars import archive, entry, pax
 from tests.fakes.trees import scan
 from tests.fuzz.targets import SEED, fuzz_archive, fuzz_layer
 
-CORPUS = corpus()
+NAMES = [*corpus()]
+
+
+@cache
+def attacks() -> dict[str, tuple[bytes, Fate]]:
+    return corpus()
 
 
 def needs_root(what: str) -> bool:
     return "device" in what or "attributes" in what or "opaque" in what
 
 
-@pytest.mark.parametrize("what", CORPUS)
+@pytest.mark.parametrize("what", NAMES)
 @pytest.mark.parametrize("bottom", [True, False])
 def test_corpus(what: str, bottom: bool, tmp_path: Path) -> None:
     if needs_root(what) and os.geteuid() != 0:
         pytest.skip("needs root")
-    raw, fate = CORPUS[what]
+    raw, fate = attacks()[what]
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "victim").write_bytes(b"untouched")
@@ -58,7 +64,7 @@ def test_an_escape_is_named(name: bytes, tmp_path: Path) -> None:
 
 
 def test_links_upwards_stay_inside(tmp_path: Path) -> None:
-    put(tmp_path / "root", CORPUS["parent that links to an absolute place"][0])
+    put(tmp_path / "root", attacks()["parent that links to an absolute place"][0])
     assert (tmp_path / "root/etc/passwd").read_bytes() == b"x"
     assert (tmp_path / "root/abs").readlink() == Path("/etc")
 
@@ -100,11 +106,11 @@ def test_truncation_at_every_byte(packed: Callable[[bytes], bytes]) -> None:
 
 def test_duplicates_end_as_the_last_of_them_says(tmp_path: Path) -> None:
     for number, what in enumerate(("file twice", "hard link twice", "file, folder, link, file of one name")):
-        put(tmp_path / str(number), CORPUS[what][0])
+        put(tmp_path / str(number), attacks()[what][0])
     assert (tmp_path / "0/f").read_bytes() == b"22"
     assert ((tmp_path / "1/f").read_bytes(), (tmp_path / "1/h").read_bytes()) == (b"2", b"1")
     assert (tmp_path / "2/a").read_bytes() == b"2"
-    put(tmp_path / "3", CORPUS["folder twice"][0])
+    put(tmp_path / "3", attacks()["folder twice"][0])
     assert (tmp_path / "3/d").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "3/d/f").read_bytes() == b"1"
 

@@ -21,9 +21,17 @@ from tests.fakes.layers import GZIP, PLAIN, describe
 from tests.fakes.tars import archive, entry, pax
 from tests.fuzz.targets import fuzz_layer
 
-DATA = os.urandom(3_000_000) + b"text " * 200_000
-RAW = archive(entry(b"d/", b"5"), entry(b"d/big", data=DATA), entry(b"small", data=b"hi"))
 SKIPPABLE = b"\x5f\x2a\x4d\x18" + (6).to_bytes(4, "little") + b"ignore"
+
+
+@cache
+def content() -> bytes:
+    return os.urandom(3_000_000) + b"text " * 200_000
+
+
+@cache
+def raw_layer() -> bytes:
+    return archive(entry(b"d/", b"5"), entry(b"d/big", data=content()), entry(b"small", data=b"hi"))
 
 
 def zstd(data: bytes) -> bytes:
@@ -32,13 +40,15 @@ def zstd(data: bytes) -> bytes:
 
 # Made when they are needed: every process that tests are spread over reads this file, and one runs them.
 PACKED: dict[str, Callable[[], bytes]] = {
-    "gzip": lambda: gzip.compress(RAW, 1),
-    "gzip in members": lambda: gzip.compress(RAW[:1000], 1) + gzip.compress(b"") + gzip.compress(RAW[1000:], 1),
-    "gzip with zeros behind": lambda: gzip.compress(RAW, 1) + bytes(100),
-    "zstd": lambda: zstd(RAW),
-    "zstd in frames": lambda: zstd(RAW[:1000]) + zstd(RAW[1000:]),
-    "zstd:chunked": lambda: SKIPPABLE + zstd(RAW[:5000]) + SKIPPABLE + zstd(RAW[5000:]) + SKIPPABLE,
-    "plain": lambda: RAW,
+    "gzip": lambda: gzip.compress(raw_layer(), 1),
+    "gzip in members": lambda: (
+        gzip.compress(raw_layer()[:1000], 1) + gzip.compress(b"") + gzip.compress(raw_layer()[1000:], 1)
+    ),
+    "gzip with zeros behind": lambda: gzip.compress(raw_layer(), 1) + bytes(100),
+    "zstd": lambda: zstd(raw_layer()),
+    "zstd in frames": lambda: zstd(raw_layer()[:1000]) + zstd(raw_layer()[1000:]),
+    "zstd:chunked": lambda: SKIPPABLE + zstd(raw_layer()[:5000]) + SKIPPABLE + zstd(raw_layer()[5000:]) + SKIPPABLE,
+    "plain": raw_layer,
 }
 
 
@@ -93,8 +103,8 @@ def test_every_compression_under_every_media_type(how: str, media_type: str, tmp
     done: list[int] = []
     kept = io.BytesIO()
     packed = packing(how)
-    go(packed, describe(RAW, packed, media_type=media_type), tmp_path, progress=done.append, keep=kept)
-    assert (tmp_path / "d/big").read_bytes() == DATA
+    go(packed, describe(raw_layer(), packed, media_type=media_type), tmp_path, progress=done.append, keep=kept)
+    assert (tmp_path / "d/big").read_bytes() == content()
     assert (tmp_path / "small").read_bytes() == b"hi"
     assert sum(done) == len(packed)
     assert kept.getvalue() == packed
@@ -104,14 +114,18 @@ def test_every_compression_under_every_media_type(how: str, media_type: str, tmp
 def test_a_stream_in_small_pieces(most: int, tmp_path: Path) -> None:
     packed = packing("gzip")
     result = unpack(
-        Slow(packed, most), describe(RAW, packed), FolderSink(tmp_path), bound=len(RAW), progress=lambda _: None
+        Slow(packed, most),
+        describe(raw_layer(), packed),
+        FolderSink(tmp_path),
+        bound=len(raw_layer()),
+        progress=lambda _: None,
     )
-    assert (tmp_path / "d/big").read_bytes() == DATA
-    assert (result.entries, result.raw_size) == (3, len(RAW))
+    assert (tmp_path / "d/big").read_bytes() == content()
+    assert (result.entries, result.raw_size) == (3, len(raw_layer()))
 
 
 def test_bytes_behind_the_archive_count_for_the_diff_id(tmp_path: Path) -> None:
-    raw = RAW + os.urandom(2_000_001)
+    raw = raw_layer() + os.urandom(2_000_001)
     go(raw, describe(raw), tmp_path)
     assert (tmp_path / "small").exists()
 
@@ -119,7 +133,7 @@ def test_bytes_behind_the_archive_count_for_the_diff_id(tmp_path: Path) -> None:
 def test_the_mask_for_new_files_is_as_before(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        go(RAW, describe(RAW), tmp_path)
+        go(raw_layer(), describe(raw_layer()), tmp_path)
         assert (tmp_path / "small").stat().st_mode & 0o777 == 0o644
         assert os.umask(0o027) == 0o027
     finally:
@@ -137,19 +151,19 @@ def test_a_damaged_byte_is_named_by_the_digest(how: str, tmp_path: Path) -> None
     packed = packing(how)
     damaged = packed[:50_000] + bytes([packed[50_000] ^ 0xFF]) + packed[50_001:]
     with pytest.raises(BadContent, match=r"the bytes that arrived have the digest|its manifest promises"):
-        go(damaged, describe(RAW, packed), tmp_path)
+        go(damaged, describe(raw_layer(), packed), tmp_path)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 17, 1000, 2_000_000])
 def test_a_truncated_stream(cut: int, tmp_path: Path) -> None:
     packed = packing("gzip")
     with pytest.raises(BadContent, match=f"{cut} bytes arrived, but its manifest promises {len(packed)}"):
-        go(packed[:cut], describe(RAW, packed), tmp_path)
+        go(packed[:cut], describe(raw_layer(), packed), tmp_path)
 
 
 def test_more_bytes_than_promised(tmp_path: Path) -> None:
     with pytest.raises(BadContent, match="more than the"):
-        go(RAW + b"x", describe(RAW), tmp_path)
+        go(raw_layer() + b"x", describe(raw_layer()), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +173,13 @@ def test_more_bytes_than_promised(tmp_path: Path) -> None:
 def test_damage_that_the_digest_covers(how: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     packed = damage(packing(how))
     with pytest.raises((LayerError, BadContent)):
-        go(packed, describe(RAW, packed), tmp_path)
+        go(packed, describe(raw_layer(), packed), tmp_path)
 
 
 def test_a_wrong_diff_id(tmp_path: Path) -> None:
-    layer = describe(RAW).model_copy(update={"diff_id": "sha256:" + "0" * 64})
+    layer = describe(raw_layer()).model_copy(update={"diff_id": "sha256:" + "0" * 64})
     with pytest.raises(BadContent, match="its image promises sha256:000"):
-        go(RAW, layer, tmp_path)
+        go(raw_layer(), layer, tmp_path)
 
 
 def test_what_is_no_archive(tmp_path: Path) -> None:
@@ -187,7 +201,9 @@ def test_the_error_of_the_stream_is_the_error(tmp_path: Path) -> None:
     error = Unreachable("the registry is gone")
     stream = Slow(packing("gzip")[:2_000_000], 100_000, error)
     with pytest.raises(Unreachable) as raised:
-        unpack(stream, describe(RAW, packing("gzip")), FolderSink(tmp_path), bound=1 << 30, progress=lambda _: None)
+        unpack(
+            stream, describe(raw_layer(), packing("gzip")), FolderSink(tmp_path), bound=1 << 30, progress=lambda _: None
+        )
     assert raised.value is error
 
 
