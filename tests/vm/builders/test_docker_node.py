@@ -38,6 +38,8 @@ __all__ = ["default_base", "private_places"]
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(120)]
 
 USER, WORD = "ann", "correct-horse-battery-staple"
+# Of cloud-init's modules, what starts the script: AMIs of nodes have such a list. All of them run in test_ec2_pipeline.
+MODULES = {"cloud_init_modules": ["bootcmd"], "cloud_config_modules": [], "cloud_final_modules": ["scripts_user"]}
 SAYS = {"Entrypoint": ["/bin/busybox", "sh", "-c", "echo app is ready; exec /bin/busybox sleep 1000"]}
 
 
@@ -54,6 +56,12 @@ def address() -> Iterator[str]:
     """An address of this host that is not its loopback's usual one, which no proxy is asked for (RFC 5737)."""
     with own_address() as found:
         yield found
+
+
+def docker_node(root: Path) -> None:
+    """Make a root that of such a node."""
+    install_docker(root)
+    (root / "etc/cloud/cloud.cfg.d/95_node.cfg").write_text(json.dumps(MODULES))  # JSON is YAML
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +83,7 @@ def outcome(default_base: Path, tmp_path_factory: pytest.TempPathFactory, addres
             folder / "here",
             [{"reference": f"{registry.host}/team/app:1", "startup": {"up": {"log": "^app is ready"}}}],
             builder="qemu",
-            base={"file": str(lean_node(default_base, folder / "node.raw", install_docker))},
+            base={"file": str(lean_node(default_base, folder / "node.raw", docker_node))},
             artefact="raw",
             registries={registry.host: {"ca": registry.ca}},
         )
