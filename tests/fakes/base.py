@@ -43,12 +43,12 @@ def check_node(node: BootedNode, *, uefi: bool) -> None:
 
 
 LEFT_OUT = (
-    "e2scrub_reap",
-    "getty@tty1",
-    "serial-getty@ttyS0",
-    "systemd-logind",
-    "systemd-resolved",
-    "systemd-timesyncd",
+    *("dev-hugepages.mount", "dev-mqueue.mount", "run-lock.mount", "sys-kernel-debug.mount"),
+    *("sys-kernel-tracing.mount", "e2scrub_reap.service", "getty@tty1.service", "kmod-static-nodes.service"),
+    *("serial-getty@ttyS0.service", "systemd-journal-flush.service", "systemd-logind.service"),
+    *("systemd-modules-load.service", "systemd-random-seed.service", "systemd-resolved.service"),
+    *("systemd-timesyncd.service", "systemd-tmpfiles-setup-dev-early.service"),
+    *("systemd-tmpfiles-setup-dev.service", "systemd-user-sessions.service"),
 )
 DEVICES = """\
 [Service]
@@ -68,8 +68,8 @@ def lean(root: Path) -> None:
     """
     units = root / "etc/systemd/system"
     for unit in LEFT_OUT:
-        (units / f"{unit}.service").unlink(missing_ok=True)
-        (units / f"{unit}.service").symlink_to("/dev/null")
+        (units / unit).unlink(missing_ok=True)
+        (units / unit).symlink_to("/dev/null")
     trigger = units / "systemd-udev-trigger.service.d/test.conf"  # read after the base's own
     trigger.parent.mkdir(exist_ok=True)
     trigger.write_text(DEVICES.format(" ".join(f"--subsystem-nomatch={name}" for name in OTHER_DEVICES)))

@@ -7,7 +7,6 @@ virtio-serial, found by its name, or the second serial line. Python 3.9 or later
 
 import base64
 import fcntl
-import http.client
 import json
 import os
 import signal
@@ -63,6 +62,8 @@ def attempt(what, path, port, timeout):
     elif what == "tcp":
         socket.create_connection(("localhost", port), timeout=timeout).close()
     else:
+        import http.client  # half a second of a boot in emulation, for those alone who ask
+
         with closing(http.client.HTTPConnection("localhost", port, timeout=timeout)) as client:
             client.request("GET", path)
             status = client.getresponse().status
@@ -78,7 +79,7 @@ def wait(what, timeout=2.0, path="/", port=0):
         try:
             attempt(what, path, port, max(timeout, POLL))
             return {"up": True, **now()}
-        except (OSError, http.client.HTTPException) as error:
+        except Exception as error:  # noqa: BLE001 - HTTP's own are known once somebody asks by HTTP
             if time.monotonic() > end:
                 return {"up": False, "why": str(error) or type(error).__name__, **now()}
         time.sleep(max(POLL, SHARE * (time.thread_time() - spent)))

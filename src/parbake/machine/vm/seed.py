@@ -24,7 +24,7 @@ _SLACK = 512 << 10  # bytes for FAT's own tables and the rounding of files to cl
 _START = (
     "mkdir -p /run/parbake && echo {agent} | base64 -d >/run/parbake/agent.py && "
     "systemd-run --no-block --collect --unit=parbake-agent --property=DefaultDependencies=no "
-    "python3 /run/parbake/agent.py"
+    "python3 -IS /run/parbake/agent.py"
 )
 
 # The same for systemd: as soon as files can be written and the port is there. An emulated machine on a busy host may
@@ -39,7 +39,7 @@ Conflicts=shutdown.target
 Before=shutdown.target
 
 [Service]
-ExecStart=python3 /run/credentials/@system/parbake.agent
+ExecStart=python3 -IS /run/credentials/@system/parbake.agent
 """
 
 

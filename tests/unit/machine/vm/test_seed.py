@@ -59,7 +59,7 @@ def test_systemd_gets_the_agent_and_a_unit_that_starts_it() -> None:
     credentials = agent_credentials()
     assert credentials["parbake.agent"] == node_file("agent.py").read_bytes()
     unit = parsed(credentials["systemd.extra-unit.parbake-agent.service"])
-    assert unit["Service"]["ExecStart"].split() == ["python3", "/run/credentials/@system/parbake.agent"]
+    assert unit["Service"]["ExecStart"].split() == ["python3", "-IS", "/run/credentials/@system/parbake.agent"]
     port = unit["Unit"]["Wants"]
     assert port == r"dev-virtio\x2dports-dev.parbake.agent.device"
     assert port in unit["Unit"]["After"].split()
