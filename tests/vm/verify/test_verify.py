@@ -127,9 +127,6 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             late = time.time_ns() - machine.guest.now().wall
             check_node(verification.node, uefi=True)
             without_cloud_init = machine.guest.run(["test", "-e", "/run/cloud-init/disabled"]).code == 0
-            if machine.accelerator == "tcg" and machine.board.architecture == "amd64":
-                says = machine.guest.read("/sys/devices/system/cpu/vulnerabilities/spectre_v2")
-                assert b"Retpolines" not in says, says
             ports = machine.guest.check(["sh", "-c", "ls -l /proc/$(systemctl show -P MainPID parbake-agent)/fd"])
             verdict = verification.verdict()
             [image] = [image for image in plan.images if image.reference == talk]

@@ -32,18 +32,7 @@ _PROBE_SECONDS = 0.5  # enough for the firmware to run many thousand instruction
 
 def cpu(accelerator: Accelerator, board: Board) -> str:
     """Return QEMU's processor model: the host's own, or what emulation does well."""
-    if accelerator == "kvm":
-        return "host"
-    if not board.unspeculative or not _knows(board.qemu, board.unspeculative):
-        return board.emulated
-    # QEMU shows guests what it does not emulate only when forced. There is nothing to emulate about this.
-    return f"{board.emulated},{board.unspeculative}=on,x-force-features=on"
-
-
-@functools.cache
-def _knows(qemu: str, feature: str) -> bool:
-    """Whether this QEMU has a feature of processors: ``auto-ibrs`` came with QEMU 8.1."""
-    return feature in run.run([qemu, "-cpu", "help"]).text.split()
+    return "host" if accelerator == "kvm" else board.emulated
 
 
 @functools.cache

@@ -18,8 +18,7 @@ class Board:
 
     ``machine`` is its board, ``emulated`` the processor in emulation, ``serial`` the second serial line.
     ``bios`` says whether a BIOS can start it; ``firmware`` are pairs of UEFI code and its template of variables, from
-    the Debian package ``package`` first. ``unspeculative`` is a feature of ``emulated`` by which kernels see that they
-    need not guard indirect calls; not every QEMU has it.
+    the Debian package ``package`` first.
     """
 
     architecture: str
@@ -30,7 +29,6 @@ class Board:
     bios: bool
     package: str
     firmware: tuple[tuple[str, str], ...]
-    unspeculative: str = ""
 
     def uefi(self) -> tuple[Path, Path]:
         """Return the UEFI firmware's code and its template of variables; raises EnvironmentProblem."""
@@ -57,9 +55,6 @@ BOARDS = {
             # quick: kernels then clear and copy memory byte by byte, which is slow here, a tenth of a boot. Without
             # virtualisation, nobody loads KVM.
             emulated="max,erms=off,fsrm=off,svm=off",
-            # Emulation does not speculate, which a kernel cannot know: without this it makes each indirect call by a
-            # detour (retpolines), an eighth of a boot.
-            unspeculative="auto-ibrs",
             serial="isa-serial",
             bios=True,
             package="ovmf",

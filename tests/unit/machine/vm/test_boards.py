@@ -6,7 +6,6 @@ import itertools
 import platform
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,6 @@ def test_a_machine_of_each_on_each(
     module = sys.modules["parbake.machine.vm.accelerator"]  # its package has a function of this name
     monkeypatch.setattr(module, "_runs_on_kvm", lambda _: True)
     monkeypatch.setattr(module, "virtualises", lambda _: True)
-    monkeypatch.setattr(module, "_knows", lambda *_: False)  # an old one
     monkeypatch.setattr("os.access", lambda path, _: kvm and path == "/dev/kvm")
     monkeypatch.setattr(Files, "kvm", lambda _: "kvm")
     monkeypatch.setattr(run, "need", str)
@@ -75,18 +73,6 @@ def test_a_machine_of_each_on_each(
     assert f"{board.serial},chardev=serial" in value(command, "-device")
     assert "pflash0=code,pflash1=variables" in value(command, "-machine")
     assert value(command, "-nic") == ["none"]
-
-
-@pytest.mark.parametrize(("words", "told"), [("smep auto-ibrs\n", True), ("ibrs smep\n", False)])
-def test_guests_are_told_that_emulation_does_not_speculate(tmp_path: Path, words: str, *, told: bool) -> None:
-    """Where QEMU has the feature for it: an old one would not start."""
-    qemu = tmp_path / "qemu"
-    qemu.write_text(f"#!/bin/sh\n[ \"$*\" = '-cpu help' ] && printf 'Recognized CPUID flags:\n  {words}'\n")
-    qemu.chmod(0o755)
-    board = replace(BOARDS["amd64"], qemu=str(qemu))
-    assert cpu("tcg", board) == board.emulated + ",auto-ibrs=on,x-force-features=on" * told
-    assert cpu("kvm", board) == "host"
-    assert cpu("tcg", replace(board, unspeculative="")) == board.emulated
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
