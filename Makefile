@@ -10,9 +10,9 @@ BIN := .venv/bin
 # Those that take long begin first, whatever the order here: see tests/conftest.py.
 TESTS := tests/unit tests/aws tests/system tests/vm
 # Files of tests that run at a time (0: one after the other, in one process): most wait for something now and then, but
-# emulated machines do not. So many of them boot machines.
+# emulated machines do not. So many of them boot machines, which have one processor each.
 JOBS ?= 4
-VM_JOBS ?= 2
+VM_JOBS ?= 3
 export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 

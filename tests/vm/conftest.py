@@ -14,10 +14,10 @@ import pytest
 from parbake.core.run import sleep
 from parbake.machine.vm import Machine
 
-SLOTS = max(1, int(os.environ.get("VM_JOBS", "2")))
+SLOTS = max(1, int(os.environ.get("VM_JOBS", "3")))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_processor() -> Iterator[None]:
     """Machines that tests' own processes start have one: two that are emulated take a tenth more work for the same."""
     defaults = Machine.__init__.__kwdefaults__
