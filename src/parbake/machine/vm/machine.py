@@ -35,9 +35,7 @@ _SEED, _VARIABLES = "seed.img", "variables.fd"
 _CHANNELS = ("qmp", "agent", "serial")
 _BOOT_LIMIT = 180.0  # seconds with hardware virtualisation, power-on to agent; EC2 calls a boot of minutes a failure
 _CALL_GRACE = 30.0
-_RESUME_LIMIT = (
-    120.0  # seconds to read a state, and again for the agent: emulation or not, a busy host is the slow part
-)
+_RESUME_LIMIT = 120.0  # seconds to read a state, and again for the agent: a busy host is the slow part of it
 _POWER_OFF_LIMIT = 30.0
 _POLL = 0.1
 _ENDING = 5.0  # seconds from the end of QEMU's control connection to the end of QEMU
