@@ -133,7 +133,7 @@ def test_what_a_start_reads_is_in_memory_and_nothing_else(store: Store, tmp_path
         assert len(wanted) >= 200 + 1 + 1 + len(HOSTILE)
         assert found == wanted
         assert sum(read.length for read in recorder.reads) == 0  # neither data nor metadata
-        assert found[at / "fs/large"] < 1 * MIB
+        assert found[at / "fs/large"] < 4 * MIB  # of eight: two pieces, and what the kernel reads ahead
     assert (told["prefetch"]["state"], told["prefetch"]["errors"], told["prefetch"]["left"]) == ("done", 0, 0)
     assert told["prefetch"]["files"] == len(wanted)
     assert told["prefetch"]["bytes"] >= sum(wanted.values())
@@ -206,7 +206,7 @@ def test_a_list_from_outside_wins_and_the_bound_is_kept(store: Store, tmp_path: 
     listed.write_text(prefetch_list(store.trace.model_copy(update={"files": first, "metadata": ()})))
     with on_a_node(store, tmp_path) as (_, at):
         told, _ = hydrate(tmp_path, hydrate_list(store.trace), "--files", str(listed))
-        assert (told["prefetch"]["files"], told["prefetch"]["state"]) == (3, "done")
+        assert (told["prefetch"]["state"], told["prefetch"].get("files")) == ("done", 3), told
         assert sum(resident(path) > 0 for path in hot(store, at)) == 3
     many = tuple(file._replace(ranges=file.ranges * (4 * share // MIB)) for file in first)
     listed.write_text(prefetch_list(store.trace.model_copy(update={"files": many})))
