@@ -83,8 +83,8 @@ class Between:
             for hook in self.before:
                 hook(service, operation, arguments)
         self.calls.append((service, operation, arguments))
-        note(service, operation, arguments, region, self.tags_of)
         with self._answering():
+            note(service, operation, arguments, region, self.tags_of)  # asks the cloud, whose lock a copy needs free
             answer = act()
         with self.hooks:
             for hook in self.after:
