@@ -207,7 +207,7 @@ def test_the_last_line() -> None:
 
 def test_hydrating_takes_one_page_of_each_block_where_that_loads_it(tmp_path: Path) -> None:
     file, listed, told = tmp_path / "volume", tmp_path / "list", tmp_path / "told"
-    disk.make_filesystem(file, "ext4", 128 << 20, name="hydrate")
+    disk.make_filesystem(file, "ext4", 128 << 20, name=f"hydrate {os.getpid()}")
     with file.open("r+b") as handle:
         for block in range(100, 180):
             os.pwrite(handle.fileno(), os.urandom(EBS_BLOCK), block * EBS_BLOCK)

@@ -28,7 +28,7 @@ ORDER = (9, 3, 4, 100, 0, 127)
 def volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file: Path = tmp_path_factory.mktemp(request.param) / "volume.raw"
     size = SIZE if request.param == "ext4" else 8 * SIZE  # xfs takes no less than 300 MiB
-    disk.make_filesystem(file, request.param, size, name=f"hydrate {request.param}")
+    disk.make_filesystem(file, request.param, size, name=f"hydrate {request.param} {os.getpid()}")
     return file
 
 

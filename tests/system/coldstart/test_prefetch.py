@@ -42,7 +42,8 @@ class Store:
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
     file = folder / "volume.raw"
-    disk.make_filesystem(file, kind, (512 if kind == "xfs" else 128) * MIB, name=f"prefetch {kind}")
+    # The service finds it by its UUID, on all of this machine's devices.
+    disk.make_filesystem(file, kind, (512 if kind == "xfs" else 128) * MIB, name=f"prefetch {kind} {os.getpid()}")
     noise = os.urandom(8 * MIB)
     with disk.private_mounts():
         with disk.mount(file, folder / "mnt", filesystem=kind) as mounted:
