@@ -14,12 +14,17 @@ from contextlib import ExitStack
 from typing import Any, Never
 
 
-def in_child(act: Callable[[], object], born: Callable[[int], object] = lambda _child: None) -> int:
+def in_child(
+    act: Callable[[], object],
+    born: Callable[[int], object] = lambda _child: None,
+    copied: Callable[[], int] | None = None,
+) -> int:
     """Call a function in a copy of this process and return how that ended, in ``subprocess``'s numbers.
 
-    ``born`` is called here with the child's number. Other threads are not copied: their locks must be free.
+    ``born`` is called here with the child's number. Other threads are not copied: their locks must be free, for which
+    ``copied`` may wait instead of ``fork``.
     """
-    child = fork()
+    child = (copied or fork)()
     if not child:
         code = 1
         try:

@@ -61,12 +61,11 @@ class Carrier:
 
     def start(self, stack: ExitStack, device: str) -> None:
         """Enter the machine, with its agent ready and the volume plugged in as ``device``; raises what a boot does."""
-        emulated = self._machine.accelerator == "tcg"
-        if emulated and self._resumed(stack, device):
+        if self.resumes and self._resumed(stack, device):
             return
         stack.enter_context(self._machine)
         self._machine.wait_agent()
-        if emulated:
+        if self._machine.accelerator == "tcg":
             self._keep()
         self._plug(device)
 
@@ -78,8 +77,6 @@ class Carrier:
     def _resumed(self, stack: ExitStack, device: str) -> bool:
         """Resume the machine; return whether it did."""
         state = self._state
-        if not state.is_dir():
-            return False
         self._machine.saved = Saved(state)
         try:
             with ExitStack() as attempt:

@@ -6,9 +6,7 @@ each call, and whoever looks after the dead one sees what it has left.
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +22,7 @@ from botocore.validate import ParamValidator
 
 from tests.fakes.aws.eventual import Eventual
 from tests.fakes.aws.iam_recorder import note
-from tests.fakes.forks import fork, leave
+from tests.fakes.forks import fork, in_child
 from tests.fakes.policies import Tags
 
 READING = ("Describe", "Get", "List")
@@ -166,21 +164,14 @@ def killed_everywhere(
         return not files or seen[0] != before
 
     def die(operation: str, when: str) -> None:
-        child = cloud.copied()
-        if not child:
-            code = 1
-            try:
-                # This thread holds the others, and perhaps is not the one that goes on.
-                cloud.hooks, cloud.changed, cloud.answered = RLock(), Condition(), Counter()
-                cloud.before.remove(on_the_way_there)
-                cloud.after.remove(on_the_way_back)
-                check()
-                code = 0
-            finally:
-                if code:
-                    traceback.print_exc()
-                leave(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"killed {when} call {len(calls)}, {operation}"
+        def act() -> None:
+            # This thread holds the others, and perhaps is not the one that goes on.
+            cloud.hooks, cloud.changed, cloud.answered = RLock(), Condition(), Counter()
+            cloud.before.remove(on_the_way_there)
+            cloud.after.remove(on_the_way_back)
+            check()
+
+        assert in_child(act, copied=cloud.copied) == 0, f"killed {when} call {len(calls)}, {operation}"
 
     def on_the_way_there(_service: str, operation: str, _arguments: dict[str, Any]) -> None:
         if operation in also_before and changed():

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -170,11 +171,12 @@ class Machine:
     def shape(self) -> str:
         """What a state of the machine fits, besides its disk's content: QEMU, its firmware, and all that it is told."""
         version = run.run([self.board.qemu, "--version"]).text
-        files = self.board.uefi() if self._starts_by() == "uefi" else ()
+        files = self.board.uefi() if self._starts_by == "uefi" else ()
         firmwares = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         command = self._command(dict.fromkeys(_CHANNELS, 0), confine.Names())
         return json.dumps([version, os.uname().machine, firmwares, command])
 
+    @cached_property
     def _starts_by(self) -> str:
         if self._firmware != "auto":
             return self._firmware
@@ -182,7 +184,7 @@ class Machine:
 
     def _prepare(self) -> None:
         """Make the files of this run: overlays, variables of the firmware, the seed."""
-        if self._starts_by() == "uefi":
+        if self._starts_by == "uefi":
             shutil.copyfile(self.board.uefi()[1], self.folder / _VARIABLES)
         if self.saved is None:
             formats.overlay(self.disk, firmware.qemu_format(self.format), self._overlay("root"))
@@ -216,7 +218,7 @@ class Machine:
             "-device", "virtio-rng-pci",
             "-device", "pcie-root-port,id=parbake-slot",
         ]  # fmt: skip
-        if self._starts_by() == "uefi":
+        if self._starts_by == "uefi":
             command += self._pflash(files)
         command += self._disk("root", self.disk, self.format, files) + self._device("root", "bootindex=1")
         for index, drive in enumerate(self._drives):
