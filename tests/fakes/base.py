@@ -43,12 +43,24 @@ def check_node(node: BootedNode, *, uefi: bool) -> None:
 
 
 LEFT_OUT = (
-    *("dev-hugepages.mount", "dev-mqueue.mount", "run-lock.mount", "sys-kernel-debug.mount"),
-    *("sys-kernel-tracing.mount", "e2scrub_reap.service", "getty@tty1.service", "kmod-static-nodes.service"),
-    *("serial-getty@ttyS0.service", "systemd-journal-flush.service", "systemd-logind.service"),
-    *("systemd-modules-load.service", "systemd-random-seed.service", "systemd-resolved.service"),
-    *("systemd-timesyncd.service", "systemd-tmpfiles-setup-dev-early.service"),
-    *("systemd-tmpfiles-setup-dev.service", "systemd-user-sessions.service"),
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "run-lock.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "e2scrub_reap.service",
+    "getty@tty1.service",
+    "kmod-static-nodes.service",
+    "serial-getty@ttyS0.service",
+    "systemd-journal-flush.service",
+    "systemd-logind.service",
+    "systemd-modules-load.service",
+    "systemd-random-seed.service",
+    "systemd-resolved.service",
+    "systemd-timesyncd.service",
+    "systemd-tmpfiles-setup-dev-early.service",
+    "systemd-tmpfiles-setup-dev.service",
+    "systemd-user-sessions.service",
 )
 DEVICES = """\
 [Service]
@@ -56,8 +68,19 @@ ExecStart=
 ExecStart=-udevadm trigger --type=devices --action=add --prioritized-subsystem=module,block,tpmrm,net,input {}
 """
 OTHER_DEVICES = (
-    *("ata_device", "ata_link", "ata_port", "clockevents", "clocksource", "cpu", "event_source", "machinecheck"),
-    *("memory", "tty", "vc", "wakeup", "workqueue"),
+    "ata_device",
+    "ata_link",
+    "ata_port",
+    "clockevents",
+    "clocksource",
+    "cpu",
+    "event_source",
+    "machinecheck",
+    "memory",
+    "tty",
+    "vc",
+    "wakeup",
+    "workqueue",
 )
 
 

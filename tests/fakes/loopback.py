@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 from parbake.core.run import run
 
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -36,6 +38,13 @@ def own_address() -> Iterator[str]:
         yield address
     finally:
         _ip("delete", address)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """An address of this host's loopback that means the same to a machine, and that no proxy is asked for."""
+    with own_address() as found:
+        yield found
 
 
 def _ip(verb: str, address: str, *, check: bool = True) -> int:

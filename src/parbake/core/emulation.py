@@ -2,20 +2,22 @@
 
 The kernel starts an interpreter for programs of a foreign ELF machine when it has been told so (binfmt_misc). Each run
 registers an entry of its own, so that runs side by side are in nobody's way, and takes it back. Sources: the kernel's
-``Documentation/admin-guide/binfmt-misc.rst``; QEMU's ``scripts/qemu-binfmt-conf.sh`` (magic and mask).
+``Documentation/admin-guide/binfmt-misc.rst``; QEMU's ``scripts/qemu-binfmt-conf.sh`` (magic and mask); fsopen(2).
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from parbake.core.errors import CommandFailed, EnvironmentProblem
+from parbake.core.errors import EnvironmentProblem
 from parbake.core.model import Platform
-from parbake.core.run import find, isolated, need, need_root, run
+from parbake.core.run import find, need, need_root
 from parbake.core.workspace import cache_folder, discard, leftovers, work_folder
 
 _KNOWN = Path("/proc/sys/fs/binfmt_misc")
@@ -24,9 +26,10 @@ _PREFIX = "parbake-"
 _CLASS, _TYPE = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00", r"\x02\x00"
 # F: the interpreter is opened now and found in every root; P: the program learns the name that it was called by.
 _FLAGS = "PF"
-# In mounts of its own: whether the file system is mounted on this machine does not matter, and does not change. The
-# kernel loads its module for it.
-_WRITE = 'mount -t binfmt_misc binfmt_misc "$1" && printf %s "$2" >"$1/$3"'
+# Numbers of system calls, which all architectures share, and arguments of theirs (linux/mount.h).
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CLOEXEC, _CREATE = 1, 6
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +101,21 @@ def _register(platform: Platform, stack: ExitStack) -> None:
     sweep()
     work = stack.enter_context(work_folder(cache_folder() / _FOLDER, architecture))
     try:
-        _write(work, "register", registration(_name(work), architecture, interpreter))
-    except CommandFailed as error:
+        entries = stack.enter_context(_entries())  # open for as long as the entry is to be there
+        _write(entries, "register", registration(_name(work), architecture, interpreter))
+    except OSError as error:
         raise EnvironmentProblem(
-            f"the kernel does not let {interpreter} run programs for {platform}: {error.output}",
+            f"the kernel does not let {interpreter} run programs for {platform}: {error.strerror}",
             hint="modprobe binfmt_misc; in a container, run it privileged",
         ) from error
-    stack.callback(_remove, work)
+    stack.callback(_remove, work, entries)
 
 
 def sweep() -> None:
     """Take back what runs that were killed had registered."""
     for folder in leftovers(cache_folder() / _FOLDER):
-        _remove(folder)
+        with suppress(OSError), _entries() as entries:
+            _remove(folder, entries)
         discard(folder)
 
 
@@ -134,11 +139,40 @@ def _name(work: Path) -> str:
     return _PREFIX + work.name
 
 
-def _remove(work: Path) -> None:
-    with suppress(CommandFailed):  # a restart of the machine has forgotten it
-        _write(work, _name(work), "-1")
+@contextmanager
+def _entries() -> Iterator[int]:
+    """Open the kernel's file system of entries (a handle), wherever it is mounted or not: nothing of that changes.
+
+    Since Linux 6.7 it forgets all entries when nobody has it open or mounted; the kernel loads its module for us.
+    """
+    context = _call(_FSOPEN, b"binfmt_misc", _CLOEXEC)
+    try:
+        _call(_FSCONFIG, context, _CREATE, None, None, 0)
+        mounted = _call(_FSMOUNT, context, _CLOEXEC, 0)
+    finally:
+        os.close(context)
+    try:
+        yield mounted
+    finally:
+        os.close(mounted)
 
 
-def _write(work: Path, entry: str, text: str) -> None:
-    """Write to an entry of the kernel's file system, which is mounted over a work folder."""
-    run(isolated(["sh", "-c", _WRITE, "sh", str(work), text, entry]))
+def _call(number: int, *arguments: object) -> int:
+    result = int(_libc.syscall(number, *arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _remove(work: Path, entries: int) -> None:
+    with suppress(OSError):  # a restart of the machine has forgotten it
+        _write(entries, _name(work), "-1")
+
+
+def _write(entries: int, name: str, text: str) -> None:
+    entry = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=entries)
+    try:
+        os.write(entry, text.encode())
+    finally:
+        os.close(entry)

@@ -70,7 +70,7 @@ wait_for_disk() {
     found=$(blkid -c /dev/null -o device -t "LABEL=$label" 2>/dev/null)
     [ -z "$found" ] || break
     [ "$(now)" -lt "$end" ] || return 1
-    sleep 0.2
+    sleep 0.5
   done
   echo "$found"
 }

@@ -23,12 +23,12 @@ from parbake.verify import Verification
 from tests.fakes.base import default_base, lean_node
 from tests.fakes.every_layer_feature import busybox_layer
 from tests.fakes.images import image, index, push
-from tests.fakes.loopback import own_address
+from tests.fakes.loopback import address
 from tests.fakes.newer import install_docker
 from tests.fakes.registry import DockerRegistry, certificates
 from tests.fakes.runs import bake, bakefile, private_places, traces
 
-__all__ = ["default_base", "private_places"]
+__all__ = ["address", "default_base", "private_places"]
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(200)]
 
@@ -44,13 +44,6 @@ class Outcome:
 
     artefact: Path
     baked: Verdict
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """An address of this host that is not its loopback's usual one, which no proxy is asked for (RFC 5737)."""
-    with own_address() as found:
-        yield found
 
 
 def docker_node(root: Path) -> None:

@@ -18,11 +18,11 @@ from tests.fakes.base import default_base, lean_node
 from tests.fakes.contexts import write_files
 from tests.fakes.every_layer_feature import busybox_layer
 from tests.fakes.images import image, push
-from tests.fakes.loopback import own_address
+from tests.fakes.loopback import address
 from tests.fakes.registry import DockerRegistry
 from tests.fakes.runs import bake, bakefile, parbake, private_places, traces
 
-__all__ = ["aws_mock", "cloud", "default_base", "environment", "private_places"]
+__all__ = ["address", "aws_mock", "cloud", "default_base", "environment", "private_places"]
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(250)]
 
@@ -32,13 +32,6 @@ ADD busybox /bin/busybox
 ADD greeting /greeting
 ENTRYPOINT ["/bin/busybox", "sh", "-c", "/bin/busybox cat /greeting; exec /bin/busybox sleep 1000"]
 """
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    """An address of this host's loopback that means the same to a machine, which 127.0.0.1 does not (RFC 5737)."""
-    with own_address() as found:
-        yield found
 
 
 @pytest.fixture
