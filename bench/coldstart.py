@@ -39,6 +39,7 @@ from parbake.core.workspace import cache_folder, lock, remove_leftovers, remove_
 from parbake.machine import disk
 from parbake.workflows import bake as workflow
 from parbake.workflows.demo import free_port, serve_registry
+from parbake.workflows.plan import BakeOptions
 from parbake.workflows.trace import trace_of
 
 _PORT = (
@@ -181,7 +182,7 @@ def bake(app: App, image: Image, folder: Path, events: Events, *, layout: bool) 
         "output": str(folder / "artefacts"),
     }
     file.write_text(json.dumps(document))
-    finished = workflow.bake(file, events, workflow.Options(verify=False, rehearse=True, layout=layout))
+    finished = workflow.bake(file, events, BakeOptions(verify=False, rehearse=True, layout=layout))
     trace = trace_of(finished.artefact, finished.record)
     if trace.skipped:
         raise InputError(

@@ -150,6 +150,7 @@ def bake(
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow
+    from parbake.workflows.plan import BakeOptions
     from parbake.workflows.platforms import each_platform, one_platform
 
     changed = overrides(platform, store, copy_role)
@@ -157,7 +158,7 @@ def bake(
     for given, name in ((trace, "--trace"), (expect_key, "--expect-key")):
         if given:
             chosen = (one_platform(file, changed, name),)
-    options = workflow.Options(
+    options = BakeOptions(
         force=force,
         rebuild=rebuild,
         verify=verify,

@@ -9,9 +9,9 @@ that follows from the content key, so a bake that was killed is finished by runn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from parbake.core.workspace import remove_leftovers
 from parbake.records import genuine
 from parbake.workflows.ahead import spare_worker
 from parbake.workflows.plan import (
+    BakeOptions,
     BakeResult,
     Session,
     ask_account,
@@ -45,35 +46,13 @@ if TYPE_CHECKING:
     from parbake.core.model import Plan
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change.
-
-    ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` brings that together.
-    ``trace`` is a file that was recorded elsewhere.
-    ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
-    ``expect_key`` is the content key that was planned; ``overrides`` replace keys of the Bakefile.
-    """
-
-    force: bool = False
-    rebuild: bool = False
-    verify: bool = True
-    rehearse: bool | None = None
-    layout: bool = True
-    trace: Path | None = None
-    keep_workspace: bool = False
-    from_scratch: bool = False
-    expect_key: str = ""
-    overrides: Mapping[str, str] = field(default_factory=dict)
-
-
-def bake(bakefile_path: Path, events: Events, options: Options | None = None) -> BakeResult:
+def bake(bakefile_path: Path, events: Events, options: BakeOptions | None = None) -> BakeResult:
     """Make sure that the artefact of this Bakefile exists and is verified; a no-op when it is.
 
     Raises VerificationFailed (the artefact stays, its record says why) when an image does not start from it; Moved
     where its content key is not the one that was expected.
     """
-    options = options or Options()
+    options = options or BakeOptions()
     with (
         open_session(bakefile_path, events, options.overrides) as session,
         spare_worker(session.bakefile, force=options.force) as spare,
@@ -90,7 +69,7 @@ def bake(bakefile_path: Path, events: Events, options: Options | None = None) ->
         return make_and_share(run, plan, ensure, force=options.force)
 
 
-def clouds_of(bakefile: Bakefile, options: Options) -> tuple[RemoteBuilder | None, Publisher | None]:
+def clouds_of(bakefile: Bakefile, options: BakeOptions) -> tuple[RemoteBuilder | None, Publisher | None]:
     """Return what bakes in a cloud, and what sends a disk there; None for both where the artefact is a file."""
     if bakefile.builder not in IN_EC2:
         return None, None
@@ -100,7 +79,7 @@ def clouds_of(bakefile: Bakefile, options: Options) -> tuple[RemoteBuilder | Non
     return remote, publisher_of(bakefile, fresh=options.force)
 
 
-def plan_bake(run: Session, options: Options) -> Plan:
+def plan_bake(run: Session, options: BakeOptions) -> Plan:
     """Build the images that are missing, and plan the bake; what must fail is refused before anything is built."""
     known, onto = ask_account(run), base_of(run)
     images = make_images(run, resolve(run, ignore_built=options.rebuild), force=options.rebuild)
@@ -111,13 +90,13 @@ def plan_bake(run: Session, options: Options) -> Plan:
     return plan
 
 
-def need_key(plan: Plan, options: Options) -> None:
+def need_key(plan: Plan, options: BakeOptions) -> None:
     """Raise Moved unless a plan has the content key that was expected, if any was."""
     if options.expect_key and plan.key != options.expect_key:
         raise Moved(f"the content key of {plan.name} is {plan.key} now, not {options.expect_key}")
 
 
-def refuse_rehearsal(bakefile: Bakefile, options: Options) -> None:
+def refuse_rehearsal(bakefile: Bakefile, options: BakeOptions) -> None:
     """Raise InputError if a rehearsal was asked for, of a disk that is never on this machine."""
     if options.rehearse:
         raise InputError(
@@ -131,7 +110,7 @@ def ensure_artefact(
     plan: Plan,
     remote: RemoteBuilder | None,
     publisher: Publisher | None,
-    options: Options,
+    options: BakeOptions,
     claim: Callable[[], Claim],
     *,
     force: bool,
@@ -165,20 +144,15 @@ def ensure_artefact(
 
 
 def find_earlier(
-    run: Session, plan: Plan, options: Options, events: Events, *, mend: bool = False
+    run: Session, plan: Plan, options: BakeOptions, events: Events, *, mend: bool = False
 ) -> BakeResult | None:
     """Return what an earlier run has made of a plan, unless it is to be made anew; see ``plan.existing``."""
     if options.force:
         return None
-    return existing(run.bakefile.output, plan, events, trust=trusted(run), mend=mend)
+    return existing(run.bakefile.output, plan, events, trust=run.trusted, mend=mend)
 
 
-def trusted(run: Session) -> Sequence[Path]:
-    """Return the keys that must have signed what this run goes on from: those of a Bakefile that signs."""
-    return run.bakefile.trust if run.signer else ()
-
-
-def is_complete(earlier: BakeResult, options: Options) -> bool:
+def is_complete(earlier: BakeResult, options: BakeOptions) -> bool:
     """Whether an artefact that exists is all that was asked for."""
     record = earlier.record
     verified = record.verified or not options.verify

@@ -25,17 +25,16 @@ from parbake.core.sources import Source
 from parbake.core.workspace import work_folder
 from parbake.records import Record
 from parbake.workflows import ancestry
-from parbake.workflows.bake import Options, trusted
 from parbake.workflows.describe import Clock, describe_disk, make_record
 from parbake.workflows.disks import build_disk, find_base, need_room
-from parbake.workflows.plan import BakeResult, Session
+from parbake.workflows.plan import BakeOptions, BakeResult, Session
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
 
 if TYPE_CHECKING:
     from parbake.coldstart.trace import Trace
 
 
-def need_rights(plan: Plan, options: Options) -> None:
+def need_rights(plan: Plan, options: BakeOptions) -> None:
     """Raise EnvironmentProblem without root, unless nothing is mounted: an ext4 volume that nobody looks into yet."""
     if plan.artefact.mounted:
         need_root("baking")
@@ -53,7 +52,7 @@ def holding_layouts(cache: Path, plan: Plan) -> Iterator[None]:
         yield
 
 
-def bake_here(run: Session, plan: Plan, options: Options, earlier: BakeResult | None) -> BakeResult:
+def bake_here(run: Session, plan: Plan, options: BakeOptions, earlier: BakeResult | None) -> BakeResult:
     """Build a file, prepare it for cold starts, and verify it; ``earlier`` is what an earlier run has of that."""
     events = run.events
     verifying = options.verify and not (earlier and earlier.record.verified) and can_boot(plan, events)
@@ -67,7 +66,7 @@ def bake_here(run: Session, plan: Plan, options: Options, earlier: BakeResult | 
     return prove(finished, events, base=base, keep_workspace=options.keep_workspace, signer=run.signer)
 
 
-def with_trace(run: Session, earlier: BakeResult, options: Options) -> BakeResult:
+def with_trace(run: Session, earlier: BakeResult, options: BakeOptions) -> BakeResult:
     """Give an artefact of an earlier run the start-up trace that was asked for."""
     from parbake.workflows.trace import add_trace, rehearse  # loads only where something is left to do, here and below
 
@@ -78,7 +77,7 @@ def with_trace(run: Session, earlier: BakeResult, options: Options) -> BakeResul
     return earlier
 
 
-def make_artefact(run: Session, plan: Plan, options: Options) -> BakeResult:
+def make_artefact(run: Session, plan: Plan, options: BakeOptions) -> BakeResult:
     """Build the artefact in a work folder; then it, its list of blocks, its trace and its record appear together."""
     output, events = run.bakefile.output, run.events
     need_rights(plan, options)
@@ -100,15 +99,15 @@ def make_artefact(run: Session, plan: Plan, options: Options) -> BakeResult:
     return BakeResult(artefact, record, changed=True)
 
 
-def find_parent(run: Session, plan: Plan, options: Options) -> ParentVolume | None:
+def find_parent(run: Session, plan: Plan, options: BakeOptions) -> ParentVolume | None:
     """Find the earlier artefact to start from, unless the user wants none."""
     if options.force or options.from_scratch:
         return None
     output, rehearse = run.bakefile.output, bool(options.rehearse)
-    return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse, trust=trusted(run))
+    return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse, trust=run.trusted)
 
 
-def prepare_for_cold_starts(disk: Disk, plan: Plan, work: Path, options: Options, events: Events) -> Disk:
+def prepare_for_cold_starts(disk: Disk, plan: Plan, work: Path, options: BakeOptions, events: Events) -> Disk:
     """Rehearse a disk and lay it out before it is digested, or take the trace that the user has."""
     if options.trace:
         return replace(disk, trace=_trace_from(options.trace, disk.path, plan))
@@ -148,7 +147,7 @@ def prove(
 
 
 def bake_and_publish(
-    run: Session, plan: Plan, publisher: Publisher, options: Options, earlier: BakeResult | None, claim: Claim
+    run: Session, plan: Plan, publisher: Publisher, options: BakeOptions, earlier: BakeResult | None, claim: Claim
 ) -> BakeResult:
     """Build a disk, prepare it for cold starts, verify it, and only then send it away and record where it is.
 
@@ -199,7 +198,7 @@ def disk_to_send(
     publisher: Publisher,
     shipment: Shipment,
     sent: Published | None,
-    options: Options,
+    options: BakeOptions,
     earlier: BakeResult | None,
 ) -> tuple[Plan, Disk]:
     """Return the disk that is verified and sent, with its plan: read back, kept by an earlier run, or built now."""
@@ -216,7 +215,7 @@ def disk_to_send(
 
 
 def bake_remotely(
-    run: Session, plan: Plan, builder: RemoteBuilder, options: Options, earlier: BakeResult | None, claim: Claim
+    run: Session, plan: Plan, builder: RemoteBuilder, options: BakeOptions, earlier: BakeResult | None, claim: Claim
 ) -> BakeResult:
     """Let an instance bake and verify, and record where the result is."""
     output, clock = run.bakefile.output, Clock()

@@ -67,6 +67,33 @@ class Session:
     signer: Signer | None = None
     spare: Spare | None = None
 
+    @property
+    def trusted(self) -> Sequence[Path]:
+        """The keys that must have signed what this run goes on from: those of a Bakefile that signs."""
+        return self.bakefile.trust if self.signer else ()
+
+
+@dataclass(frozen=True, slots=True)
+class BakeOptions:
+    """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change.
+
+    ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` brings that together.
+    ``trace`` is a file that was recorded elsewhere.
+    ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
+    ``expect_key`` is the content key that was planned; ``overrides`` replace keys of the Bakefile.
+    """
+
+    force: bool = False
+    rebuild: bool = False
+    verify: bool = True
+    rehearse: bool | None = None
+    layout: bool = True
+    trace: Path | None = None
+    keep_workspace: bool = False
+    from_scratch: bool = False
+    expect_key: str = ""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
 
 @contextmanager
 def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Iterator[Session]:

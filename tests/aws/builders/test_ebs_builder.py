@@ -31,9 +31,9 @@ from parbake.core.model import EBS_BLOCK, GIB, MIB, Artefact, Base, Plan, Verdic
 from parbake.images.registry import Registry
 from parbake.machine import base
 from parbake.records import Record, read
-from parbake.workflows import bake, disks, make
+from parbake.workflows import disks, make
 from parbake.workflows.identity import acting
-from parbake.workflows.plan import Session
+from parbake.workflows.plan import BakeOptions, Session
 from tests.aws.aws.test_ebs import held, holds
 from tests.fakes.aws.ebs_direct_in_process import Direct
 from tests.fakes.aws.iam_recorder import allowed_by, bakefile_for, printed
@@ -128,7 +128,7 @@ def build(
 ) -> Record:
     """Bake as the story does once it has a plan; the policy for it must allow every call."""
     folder.mkdir(exist_ok=True)
-    options = bake.Options(force=fresh, verify=verify, rehearse=rehearse)
+    options = BakeOptions(force=fresh, verify=verify, rehearse=rehearse)
     with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings, bases)):
         publisher = publisher_of(run.bakefile, fresh=fresh)
         assert publisher
@@ -302,7 +302,7 @@ def test_a_copy_belongs_to_the_account_of_its_role(
         theirs.append({"Statement": [{**found["assume"]["Statement"][0], "Resource": ["*"]}]})  # noted without its name
         with acting(run.bakefile), allowed_by(*theirs):
             made = [
-                make.bake_and_publish(run, wanted, publisher, bake.Options(), None, Alone()).record for _ in range(2)
+                make.bake_and_publish(run, wanted, publisher, BakeOptions(), None, Alone()).record for _ in range(2)
             ]
     (own, copied) = (cloud.snapshots[each.snapshots[0].id] for each in made[1].published.values())
     assert made[0].published == made[1].published

@@ -24,7 +24,7 @@ from parbake.core.model import Plan
 from parbake.records import Record
 from parbake.records.store import leases
 from parbake.workflows import bake, clean
-from parbake.workflows.plan import BakeResult
+from parbake.workflows.plan import BakeOptions, BakeResult
 from parbake.workflows.sharing import make_and_share
 from tests.aws.aws.test_ebs import held
 from tests.aws.aws.test_ebs_crash import HOME, OTHER, left
@@ -68,7 +68,7 @@ def story(
     **settings: Any,
 ) -> BakeResult:
     """Bake on a machine, as the story does once it has a plan."""
-    options, mine = bake.Options(force=force), folder / machine
+    options, mine = BakeOptions(force=force), folder / machine
     mine.mkdir(exist_ok=True, parents=True)
     settings = settings or SETTINGS
     with (

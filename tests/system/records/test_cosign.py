@@ -28,6 +28,7 @@ from parbake.images.registry import Registry
 from parbake.images.registry.documents import OCI_CONFIG, OCI_MANIFEST
 from parbake.records import genuine
 from parbake.workflows import bake, export, plan
+from parbake.workflows.plan import BakeOptions
 from tests.fakes.images import Blob, Built, image, index, json_blob, layer, push
 from tests.fakes.keys import ED25519, P256, key_pair
 from tests.fakes.plans import record
@@ -269,7 +270,7 @@ def test_a_signed_bake_of_a_signed_image(shop: DockerRegistry, keys: Path, tmp_p
     }
     file = tmp_path / "parbake.yaml"
     file.write_text(json.dumps(said))
-    options = bake.Options(verify=False)
+    options = BakeOptions(verify=False)
     first = bake.bake(file, Events(), options)
     record = genuine.need(first.artefact, [tmp_path / "key.pub"])
     assert (record, first.changed) == (first.record, True)

@@ -22,8 +22,8 @@ from parbake.core.workspace import work_folder
 from parbake.images.registry import Registry
 from parbake.machine import disk
 from parbake.records import folder as records_folder
-from parbake.workflows import ahead, bake, disks, make
-from parbake.workflows.plan import BakeResult, Session
+from parbake.workflows import ahead, disks, make
+from parbake.workflows.plan import BakeOptions, BakeResult, Session
 from parbake.workflows.verify import judge, verify_again
 from tests.fakes.plans import image, layer, plan, record
 
@@ -108,7 +108,7 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
     bakefile = load(tmp_path / "parbake.yaml")
     with Registry(bakefile.registries, events=Events()) as registry:
         run = Session(bakefile, registry, Events())
-        made = make.bake_here(run, wanted, bake.Options(rehearse=True, verify=False), None)
+        made = make.bake_here(run, wanted, BakeOptions(rehearse=True, verify=False), None)
     assert made.record.trace == summary(trace, file=made.record.trace_name)
     assert steps == ["prepare", "write"]
 

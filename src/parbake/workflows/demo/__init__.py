@@ -22,6 +22,7 @@ from parbake.records import Record
 from parbake.verify import Verification, compare_pull
 from parbake.workflows import bake, verify
 from parbake.workflows.demo import sample
+from parbake.workflows.plan import BakeOptions
 
 FIRST_PORT = 5055
 """Where the demo's registry listens, unless something else does: it is part of the image's reference."""
@@ -81,7 +82,7 @@ def run_demo(folder: Path, *, events: Events) -> Outcome:
     """
     bakefile = lay_out(folder, events=events, cache=cache_folder())
     with serve_registry(folder / "registry", port_of(bakefile)):
-        finished = bake.bake(bakefile, events, bake.Options(verify=False))
+        finished = bake.bake(bakefile, events, BakeOptions(verify=False))
         interrupts.resume()
         plan = finished.record.plan
         with (
