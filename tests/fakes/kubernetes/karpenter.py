@@ -121,11 +121,15 @@ class Karpenter:
         if not winners:
             ready = _condition("Ready", "False", "AMINotFound", "AMISelector did not match any AMIs")
         conditions = [{**ready, "observedGeneration": node_class["metadata"]["generation"]}]
-        self._quietly("ec2nodeclasses", name, {"metadata": {"annotations": {HASH: digest}}}, self.version)
-        self.server.set_status("ec2nodeclasses", name, {"amis": amis, "conditions": conditions}, self.version)
+        if node_class["metadata"].get("annotations", {}).get(HASH) != digest:
+            hashed = {"metadata": {"annotations": {HASH: digest}}}
+            self.server.change("ec2nodeclasses", name, hashed, self.version, manager="karpenter")
+        self._say("ec2nodeclasses", node_class, {"amis": amis, "conditions": conditions}, self.version)
 
-    def _quietly(self, plural: str, name: str, patch: Object, version: str) -> None:
-        self.server.change(plural, name, patch, version, manager="karpenter")
+    def _say(self, plural: str, about: Object, status: Object, version: str = "v1") -> None:
+        """Write a status, unless it is what the object has, as controllers do."""
+        if about.get("status") != status:
+            self.server.set_status(plural, about["metadata"]["name"], status, version)
 
     def _drift(self, claim: Object, node_class: Object) -> bool:
         amis = node_class.get("status", {}).get("amis", [])
@@ -137,8 +141,7 @@ class Karpenter:
             reason = "NodeClassDrift"
         others = [each for each in claim["status"]["conditions"] if each["type"] != "Drifted"]
         drifted = [_condition("Drifted", "True", reason, "")] if reason else []
-        status = {**claim["status"], "conditions": [*others, *drifted]}
-        self.server.set_status("nodeclaims", claim["metadata"]["name"], status)
+        self._say("nodeclaims", claim, {**claim["status"], "conditions": [*others, *drifted]})
         return bool(reason)
 
     def _allowed(self, pool: Object) -> int:

@@ -25,6 +25,7 @@ _KINDS = {
     bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object", type(None): "null",
 }  # fmt: skip
 _KEPT = {"apiVersion", "kind", "metadata"}
+_VALIDATORS = dict[int, tuple[Schema, Any]]()  # with the schema, whose number is nobody else's as long as it is here
 
 
 def prune(schema: Schema, value: Any, path: str = "") -> list[str]:
@@ -68,10 +69,18 @@ def default(schema: Schema, value: Any) -> None:
 def problems(schema: Schema, value: Any, old: Any) -> list[str]:
     """Return what is wrong with an object, as the server words it."""
     found, unchecked = [], False
-    for error in Draft202012Validator(_plain(schema)).iter_errors(value):
+    for error in _validator(schema).iter_errors(value):
         found.append(_worded(error))
         unchecked |= error.validator != "pattern"
     return [*found, _UNCHECKED] if unchecked else [*found, *_rules(schema, value, old, "")]
+
+
+def _validator(schema: Schema) -> Any:
+    """Return what validates by a schema: one for each, since to make it takes longer than an object does."""
+    made = _VALIDATORS.get(id(schema))
+    if made is None:
+        made = _VALIDATORS[id(schema)] = (schema, Draft202012Validator(_plain(schema)))
+    return made[1]
 
 
 def _worded(error: Any) -> str:
