@@ -75,7 +75,8 @@ def install(tmp_path: Path, packages: str, apt: str) -> tuple[subprocess.Complet
         (tmp_path / name).chmod(0o755)
     (tmp_path / "packages").write_text(packages)
     policy = tmp_path / "policy-rc.d"
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "POLICY": str(policy)}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "POLICY": str(policy), "TMPDIR": str(tmp_path)}
     command = [str(ROOT / "tools/install-packages"), str(tmp_path / "packages")]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False), policy
 
