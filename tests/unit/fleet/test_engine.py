@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,10 @@ from temporalio.worker.workflow_sandbox import SandboxRestrictions
 from temporalio.worker.workflow_sandbox._importer import Importer
 from temporalio.worker.workflow_sandbox._restrictions import RestrictionContext
 
-from parbake.core.errors import CommandFailed, InputError
+from parbake.core.errors import CommandFailed, EnvironmentProblem, InputError
 from parbake.core.run import run
 from parbake.fleet import quarantine, source
+from parbake.fleet.engine import local
 from parbake.fleet.engine.activities import failure
 from parbake.fleet.engine.sealing import Seal, make_key, read_keys
 from parbake.fleet.engine.tasks import Failure, Root
@@ -222,3 +225,37 @@ def test_a_worker_starts_without_what_reads_bakefiles() -> None:
     code = "import sys, parbake.fleet.engine.worker; print({'parbake.bakefile', 'ruamel.yaml'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_port_that_another_has_is_refused_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_LETS_GO", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(EnvironmentProblem, match=rf"port {port} is in use") as caught:
+            local._need_free(port)
+    assert "--port" in caught.value.hint
+    local._need_free(port)
+
+
+def test_a_port_that_a_killed_engine_lets_go_of_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_LETS_GO", 60.0)
+    other = socket.create_server(("127.0.0.1", 0))
+    asked = threading.Event()
+    free = local._is_free
+
+    def looks(port: int) -> bool:
+        found = free(port)
+        asked.set()
+        return found
+
+    monkeypatch.setattr(local, "_is_free", looks)
+
+    def let_go() -> None:
+        asked.wait(30)
+        other.close()
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    local._need_free(other.getsockname()[1])
+    thread.join()
+    assert asked.is_set()

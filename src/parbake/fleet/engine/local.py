@@ -23,7 +23,7 @@ from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
 
 from parbake.core import atomic
 from parbake.core.access import private_folder
-from parbake.core.errors import CommandFailed, EngineUnreachable, EnvironmentProblem
+from parbake.core.errors import CommandFailed, DeadlineExceeded, EngineUnreachable, EnvironmentProblem
 from parbake.core.events import Events
 from parbake.core.run import Deadline, Process, find, sleep
 from parbake.core.workspace import lock
@@ -33,6 +33,7 @@ from parbake.fleet.engine.sealing import make_key
 
 _RETENTION = timedelta(days=30)
 _START_SECONDS = 30.0
+_LETS_GO = 5.0  # seconds in which who was killed has closed what it had open
 _LOOK = 0.5
 # Queues in one part: of their usual four, the engine shows only the workers that happen to wait at the first.
 _DYNAMIC = tuple(
@@ -142,14 +143,25 @@ async def _prepare(engine: Engine) -> None:
 
 
 def _need_free(port: int) -> None:
+    """Raise EnvironmentProblem unless nobody listens on a port; an engine that was killed still may, for a moment."""
+    deadline = Deadline(_LETS_GO, f"port {port}")
+    while not _is_free(port):
+        try:
+            deadline.sleep(_LOOK)
+        except DeadlineExceeded:
+            raise EnvironmentProblem(
+                f"port {port} is in use", hint="another `fleet up` may run; --port and --ui-port name others"
+            ) from None
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as trying:
         trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trying.bind(("127.0.0.1", port))
         except OSError:
-            raise EnvironmentProblem(
-                f"port {port} is in use", hint="another `fleet up` may run; --port and --ui-port name others"
-            ) from None
+            return False
+    return True
 
 
 def up(state: Path, settings: Settings, events: Events, on_ready: Callable[[dict[str, object]], object]) -> None:
