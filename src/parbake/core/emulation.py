@@ -102,13 +102,13 @@ def _register(platform: Platform, stack: ExitStack) -> None:
     work = stack.enter_context(work_folder(cache_folder() / _FOLDER, architecture))
     try:
         entries = stack.enter_context(_entries())  # open for as long as the entry is to be there
+        stack.callback(_remove, work, entries)  # first: Ctrl-C may come when it is just registered
         _write(entries, "register", registration(_name(work), architecture, interpreter))
     except OSError as error:
         raise EnvironmentProblem(
             f"the kernel does not let {interpreter} run programs for {platform}: {error.strerror}",
             hint="modprobe binfmt_misc; in a container, run it privileged",
         ) from error
-    stack.callback(_remove, work, entries)
 
 
 def sweep() -> None:

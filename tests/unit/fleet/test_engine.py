@@ -19,6 +19,7 @@ from temporalio.worker.workflow_sandbox import SandboxRestrictions
 from temporalio.worker.workflow_sandbox._importer import Importer
 from temporalio.worker.workflow_sandbox._restrictions import RestrictionContext
 
+from parbake.core import ports
 from parbake.core.errors import CommandFailed, EnvironmentProblem, InputError
 from parbake.core.run import run
 from parbake.fleet import quarantine, source
@@ -241,14 +242,14 @@ def test_a_port_that_a_killed_engine_lets_go_of_is_waited_for(monkeypatch: pytes
     monkeypatch.setattr(local, "_LETS_GO", 60.0)
     other = socket.create_server(("127.0.0.1", 0))
     asked = threading.Event()
-    free = local._is_free
+    free = ports.is_free
 
     def looks(port: int) -> bool:
         found = free(port)
         asked.set()
         return found
 
-    monkeypatch.setattr(local, "_is_free", looks)
+    monkeypatch.setattr(local, "is_free", looks)
 
     def let_go() -> None:
         asked.wait(30)

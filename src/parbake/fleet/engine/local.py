@@ -25,6 +25,7 @@ from parbake.core import atomic
 from parbake.core.access import private_folder
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EngineUnreachable, EnvironmentProblem
 from parbake.core.events import Events
+from parbake.core.ports import is_free
 from parbake.core.run import Deadline, Process, find, sleep
 from parbake.core.workspace import lock
 from parbake.fleet.engine.activities import GRACE
@@ -145,23 +146,13 @@ async def _prepare(engine: Engine) -> None:
 def _need_free(port: int) -> None:
     """Raise EnvironmentProblem unless nobody listens on a port; an engine that was killed still may, for a moment."""
     deadline = Deadline(_LETS_GO, f"port {port}")
-    while not _is_free(port):
+    while not is_free(port):
         try:
             deadline.sleep(_LOOK)
         except DeadlineExceeded:
             raise EnvironmentProblem(
                 f"port {port} is in use", hint="another `fleet up` may run; --port and --ui-port name others"
             ) from None
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as trying:
-        trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trying.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def up(state: Path, settings: Settings, events: Events, on_ready: Callable[[dict[str, object]], object]) -> None:

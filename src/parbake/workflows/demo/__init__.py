@@ -16,6 +16,7 @@ from pathlib import Path
 from parbake.core import atomic, interrupts
 from parbake.core.events import Events
 from parbake.core.model import MIB, Frozen, Image
+from parbake.core.ports import is_free
 from parbake.core.run import Deadline, Process
 from parbake.core.workspace import cache_folder, work_folder
 from parbake.records import Record
@@ -105,7 +106,7 @@ def lay_out(folder: Path, *, events: Events, cache: Path) -> Path:
     sample.prepare(folder / sample.NAME, events=events, cache=cache)
     bakefile = folder / _BAKEFILE
     port = port_of(bakefile) if bakefile.exists() else 0
-    if port and not _is_free(port):
+    if port and not is_free(port):
         events.warn(f"port {port} is taken: the demo's registry moves, and its image gets another name")
         port = 0
     if not port:
@@ -122,17 +123,7 @@ def port_of(bakefile_path: Path) -> int:
 
 def free_port(first: int = FIRST_PORT) -> int:
     """Return the first free TCP port of the loopback from ``first`` on, or any that the kernel has."""
-    return next((port for port in range(first, first + _PORTS_TRIED) if _is_free(port)), 0) or _any_port()
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
+    return next((port for port in range(first, first + _PORTS_TRIED) if is_free(port)), 0) or _any_port()
 
 
 def _any_port() -> int:
