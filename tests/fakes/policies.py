@@ -12,10 +12,13 @@ permissions for EBS direct APIs"). What is being made has no id yet and is calle
 Where AWS does not document what a request carries, there are several worlds: what parbake calls must be allowed in
 each of them, and what an attacker calls must be refused in each of them.
 
-Not modelled: boundaries, policies of organisations and of resources, permissions that AWS checks later with the
-caller's identity (what an Auto Scaling group launches), and conditions on anything but tags, the creating action, the
-region, owners, parents, whom a snapshot is shared with, launch templates, the passed service and KMS's way and
-aliases. Operators that no policy of ours uses are an error.
+What a launch template's version says is given beside a call as ``LaunchTemplateData``: EC2 checks a launch for it as
+for what the call itself names, and tells the two apart (``ec2:IsLaunchTemplateResource``; EC2 user guide, "Example
+policies", launch templates).
+
+Not modelled: boundaries, policies of organisations and of resources, and conditions on anything but tags, the creating
+action, the region, owners, parents, whom a snapshot is shared with, launch templates, the passed service and KMS's way
+and aliases. Operators that no policy of ours uses are an error.
 """
 
 from __future__ import annotations
@@ -71,14 +74,21 @@ class World:
     """What AWS does not document: the creating action of CreateTags itself; whose tags stand beside what exists.
 
     ``direct``: ec2:CreateAction of a plain CreateTags. ``spilled``: the tags of a request also count as requested for
-    what the request only starts from (the source of a copy, the parent of a snapshot).
+    what the request only starts from (the source of a copy, the parent of a snapshot). ``template``: what a launch by
+    a template makes, and what nobody named, counts as the template's.
     """
 
     direct: tuple[str, ...] = ()
     spilled: bool = False
+    template: bool = False
 
 
-WORLDS = tuple(World(direct, spilled) for direct in ((), ("CreateTags",)) for spilled in (False, True))
+WORLDS = tuple(
+    World(direct, spilled, template)
+    for direct in ((), ("CreateTags",))
+    for spilled in (False, True)
+    for template in (False, True)
+)
 
 
 @cache
@@ -122,7 +132,7 @@ def checks(
     """Return all that must be allowed for a call. ``tags_of`` says which tags a resource has, by id or ARN."""
     service = _SERVICES.get(service, service)
     own = _own(service, operation, asked, region, tags_of, world)
-    return [*own, *_dependent(service, operation, asked, region)]
+    return [*own, *_dependent(service, operation, {**asked.get("LaunchTemplateData", {}), **asked}, region)]
 
 
 def _own(
@@ -146,6 +156,8 @@ def _own(
                 if tags and "aws:TagKeys" in keys:
                     context["aws:TagKeys"] = tuple(tags)
             context |= _asked(action, asked, region, world)
+            if "ec2:IsLaunchTemplateResource" in keys:
+                context["ec2:IsLaunchTemplateResource"] = (_of_template(name, asked, world),)
             yield Check(action, arn(service, kind, name, place), context)
     if not any_named:
         yield Check(action, "*", {"aws:RequestedRegion": (region,)})
@@ -188,6 +200,15 @@ def _asked(action: str, asked: Mapping[str, Any], region: str, world: World) -> 
         named = str(asked.get("KeyId", ""))
         found["kms:ResourceAliases"] = (named if named.startswith("alias/") else KEY_ALIAS,)
     return {key: values for key, values in found.items() if values}
+
+
+def _of_template(name: str, asked: Mapping[str, Any], world: World) -> str:
+    """Return whether a launch takes a resource from its template: not what the call itself names (again)."""
+    by_call = {text for key, value in asked.items() if key != "LaunchTemplateData" for _, text in _texts(value)}
+    by_template = {text for _, text in _texts(asked.get("LaunchTemplateData", {}))}
+    if name in by_call | by_template:
+        return str(name not in by_call).lower()
+    return str(world.template and "LaunchTemplate" in asked).lower()
 
 
 def _put(context: dict[str, tuple[str, ...]], keys: frozenset[str], prefix: str, tags: Tags) -> None:

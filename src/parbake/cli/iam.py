@@ -18,6 +18,7 @@ _TEMPLATE = r"lt-[0-9a-f]{8,17}"
 _ROLE = r"([\w.,@=+-]+/)*[\w+=,.@-]{1,64}"
 _PARAMETER = r"/?[\w.-]+(/[\w.-]+)*(/\*)?"
 _SNAPSHOT = r"snap-[0-9a-f]{8,17}"
+_LAUNCHED = r"(ami|snap)-[0-9a-f]{8,17}"
 _KEY = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+"
 
 
@@ -36,6 +37,14 @@ def iam(
     role: Annotated[
         list[str] | None,
         typer.Option("--role", metavar="NAME", help="The name of the role of an Auto Scaling group's nodes."),
+    ] = None,
+    launches: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--launches",
+            metavar="ID",
+            help="An AMI or a snapshot that those templates name: neither parbake's nor an AMI of Amazon's.",
+        ),
     ] = None,
     parameter: Annotated[
         list[str] | None,
@@ -88,6 +97,7 @@ def iam(
         region=bakefile.aws.region or _region() or usual.region,
         templates=_fitting("--template", template, _TEMPLATE, "such as lt-0123456789abcdef0") or usual.templates,
         roles=_fitting("--role", role, _ROLE, "the name of a role, not its ARN") or usual.roles,
+        launched=_fitting("--launches", launches, _LAUNCHED, "such as ami-0123456789abcdef0") or usual.launched,
         parameters=_fitting("--parameter", parameter, _PARAMETER, "such as /images/gpu or /images/*"),
         base_snapshots=_fitting("--base-snapshot", base_snapshot, _SNAPSHOT, "such as snap-0123456789abcdef0")
         or usual.base_snapshots,
@@ -96,7 +106,7 @@ def iam(
     found = policies.policies(bakefile, names)
 
     def warn() -> None:
-        for sentence in policies.missing(found):
+        for sentence in (*policies.missing(found), *policies.cautions(found)):
             typer.echo(f"parbake: {sentence}", err=True)
 
     return Result(

@@ -17,12 +17,22 @@ from parbake import cli
 from parbake.aws.tags import as_list
 from tests.aws.aws.test_iam import ECR, FULL, PLAIN, TARGETS, written
 from tests.fakes.aws.iam_recorder import printed
-from tests.fakes.policies import WORLDS, Check, arn, checks, pass_role, refused
+from tests.fakes.policies import AMAZONS, WORLDS, Check, arn, checks, pass_role, refused
 
 HOME, COPIES, ELSEWHERE = "eu-west-1", "us-east-1", "ap-south-1"
 OURS = {"parbake:managed": "artefact", "parbake:key": "k"}
 THEIRS, MINE = "snap-0bad", "snap-0a"
-TAGS = {"ami-0bad": {}, THEIRS: {"backup": "daily"}, MINE: OURS, "ami-0a": OURS, "i-0bad": {}, "vol-0bad": {}}
+NODES, TOLD, AMAZONS_IMAGE = "ami-0123456789abcdef1", "snap-0123456789abcdef1", "ami-0a3a"
+AMAZONS.add(AMAZONS_IMAGE)
+TAGS = {
+    NODES: {},
+    "ami-0bad": {},
+    THEIRS: {"backup": "daily"},
+    MINE: OURS,
+    "ami-0a": OURS,
+    "i-0bad": {},
+    "vol-0bad": {},
+}
 EVERYTHING = FULL + TARGETS + "  - karpenter: {nodeclass: gpu, tag: image=gpu}\n"
 BUILDERS = ("ec2", "ebs", "packer")
 VOLUME = "artefact: {kind: volume}\n"
@@ -38,7 +48,9 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str
     found, tmp_path = {}, tmp_path_factory.mktemp("bakefiles")
     for builder in BUILDERS:
         bakefile = written(tmp_path, bakefile_text(builder), builder=builder, image=ECR)
-        for name, policy in printed(bakefile, templates=("lt-0a",), base_snapshots=("snap-0ba5e",)).items():
+        for name, policy in printed(
+            bakefile, templates=("lt-0a",), base_snapshots=("snap-0ba5e",), launched=(NODES, TOLD)
+        ).items():
             found[builder, name] = policy
         volume = bakefile_text(builder).replace("  deprecate_after: 90d\n", "") + VOLUME
         if builder != "packer":
@@ -72,6 +84,15 @@ def made(kind: str, tags: Mapping[str, str] = OURS) -> list[dict[str, Any]]:
 def launch(**more: Any) -> dict[str, Any]:
     tagged = [*made("instance"), *made("volume"), *made("network-interface")]
     return {"ImageId": "ami-0123456789abcdef0", "InstanceType": "m5.large", "TagSpecifications": tagged, **more}
+
+
+def disk(snapshot: str) -> dict[str, Any]:
+    return {"BlockDeviceMappings": [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": snapshot}}]}
+
+
+def by_template(data: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A launch by the template that targets use, of a version that says ``data``."""
+    return {"LaunchTemplate": {"LaunchTemplateId": "lt-0a"}, "LaunchTemplateData": data, **more}
 
 
 ATTACKS = (
@@ -150,6 +171,16 @@ ATTACKS = (
         "Resources": ["ami-0bad"], "Tags": as_list({"image": "gpu"})}),
     Attack("a version of a template", "ec2", "CreateLaunchTemplateVersion", {"LaunchTemplateId": "lt-0bad"}),
     Attack("launch of a template", "ec2", "RunInstances", {"LaunchTemplate": {"LaunchTemplateId": "lt-0bad"}}),
+    Attack("an image by a version", "ec2", "RunInstances", by_template({"ImageId": "ami-0bad"})),
+    Attack("a snapshot by a version", "ec2", "RunInstances", by_template({"ImageId": "ami-0a", **disk(THEIRS)})),
+    Attack("an image besides a version", "ec2", "RunInstances", by_template({"ImageId": "ami-0a"}, ImageId="ami-0bad")),
+    Attack("our image besides a version", "ec2", "RunInstances", by_template({"ImageId": NODES}, ImageId="ami-0a")),
+    Attack("a snapshot besides a version", "ec2", "RunInstances", by_template({"ImageId": "ami-0a"}, **disk(THEIRS))),
+    Attack("our snapshot besides a version", "ec2", "RunInstances", by_template({"ImageId": "ami-0a"}, **disk(MINE))),
+    Attack("a key besides a version", "ec2", "RunInstances", by_template({"ImageId": "ami-0a"}, KeyName="key-0bad")),
+    Attack("another role by a version", "ec2", "RunInstances", by_template({
+        "ImageId": "ami-0a", "IamInstanceProfile": {"Name": "admin"}})),
+    Attack("an image by a version elsewhere", "ec2", "RunInstances", by_template({"ImageId": "ami-0a"}), ELSEWHERE),
     Attack("the template elsewhere", "ec2", "CreateLaunchTemplateVersion", {"LaunchTemplateId": "lt-0a"}, ELSEWHERE),
     Attack("refresh a group", "autoscaling", "StartInstanceRefresh", {"AutoScalingGroupName": "payments"}),
     Attack("look elsewhere", "ec2", "DescribeInstances", {}, ELSEWHERE),
@@ -167,6 +198,48 @@ def test_no_policy_lets_its_holder(policies: Mapping[tuple[str, str], Any], atta
         if not attack.refused(policy, world)
     ]
     assert let == []
+
+
+SUBNET = {"SubnetId": "subnet-0a"}  # which a group says itself
+ALLOWED: dict[str, dict[str, Any]] = {
+    "a-machine-image": by_template({"ImageId": "ami-0a"}, **SUBNET),
+    "a-volume-for-their-own-nodes": by_template({"ImageId": NODES, **disk(MINE)}, **SUBNET),
+    "a-volume-for-amazons-nodes": by_template({"ImageId": AMAZONS_IMAGE, **disk(MINE)}, **SUBNET),
+    "a-volume-where-eks-chooses-the-image": by_template(disk(MINE), ImageId=AMAZONS_IMAGE),
+    "a-disk-of-their-own-that-was-told": by_template({"ImageId": "ami-0a", **disk(TOLD)}),
+    "all-that-a-template-may-say": by_template({
+        "ImageId": "ami-0a", "KeyName": "key-0a", "SecurityGroupIds": ["sg-0a"],
+        "IamInstanceProfile": {"Name": "nodes"}, "TagSpecifications": made("instance", {"team": "a"})}, **SUBNET),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launch", ALLOWED)
+def test_a_group_may_launch(policies: Mapping[tuple[str, str], Any], launch: str) -> None:
+    """What rollouts bring, and go back to: without it AWS refuses the group its new version."""
+    for builder in BUILDERS:
+        for world in WORLDS:
+            wanted = checks("ec2", "RunInstances", ALLOWED[launch], HOME, lambda name: TAGS.get(name, {}), world)
+            assert refused([policies[builder, "rollout"]], wanted) == []
+
+
+def test_the_nodes_of_another_account_may_launch_what_is_shared_with_it(tmp_path: Path) -> None:
+    """No tag of parbake's is to be seen there: its owner counts, who has shared it."""
+    target = "rollout: [{name: prod, asg: {group: workers}, role: 'arn:aws:iam::210987654321:role/r'}]\n"
+    policy = printed(written(tmp_path, target, builder="ebs"), templates=("lt-0a",))["role_of_prod"]
+    for world in WORLDS:
+        for owner, allowed in (("123456789012", True), ("666666666666", False)):
+            wanted = [
+                in_account(each, "210987654321", owner)
+                for each in checks("ec2", "RunInstances", by_template({"ImageId": "ami-0a"}), HOME, lambda _: {}, world)
+            ]
+            assert (refused([policy], wanted) == []) == allowed
+
+
+def in_account(check: Check, account: str, owner: str) -> Check:
+    """Return a check as it is made in another account, of an image that somebody shares with it."""
+    context = {key: tuple(each.replace("123456789012", account) for each in its) for key, its in check.context.items()}
+    context |= {"ec2:Owner": (owner,)} if "ec2:Owner" in context else {}
+    return Check(check.action, check.resource.replace("123456789012", account), context)
 
 
 ROLES = (pass_role("admin"), pass_role("nodes", "lambda.amazonaws.com"), pass_role("baker-admin"))
@@ -238,14 +311,16 @@ def test_names_that_are_missing_are_placeholders_and_told(tmp_path: Path, capsys
     path.write_text(PLAIN.format(image=ECR, builder="ebs", base="ami-0123456789abcdef0") + TARGETS)
     assert cli.run(["iam", "-f", str(path), "--json"]) == 0
     shown = capsys.readouterr()
-    for name in ("ACCOUNT_ID", "LAUNCH_TEMPLATE_ID", "NODES_ROLE", "BASE_SNAPSHOT_ID"):
+    for name in ("ACCOUNT_ID", "LAUNCH_TEMPLATE_ID", "NODES_ROLE", "NODES_IMAGE_ID", "BASE_SNAPSHOT_ID"):
         assert name in shown.out
         assert f"parbake: {name} stands for " in shown.err
     told = ["--account", "123456789012", "--template", "lt-0123456789abcdef0", "--role", "team/nodes"]
     told += ["--base-snapshot", "snap-0123456789abcdef0", "--parameter", "/images/*"]
+    told += ["--launches", "ami-0123456789abcdef0", "--launches", "snap-0123456789abcdef0"]
     assert cli.run(["iam", "-f", str(path), "--json", *told]) == 0
     shown = capsys.readouterr()
-    assert (shown.err, "ACCOUNT_ID" in shown.out) == ("", False)
+    assert shown.err.startswith("parbake: whoever has rollout decides by a new launch template version ")
+    assert (shown.err.count("\n"), "_ID" in shown.out) == (1, False)
     found = json.loads(shown.out)
     [read] = [each for each in found["prune"]["Statement"] if each["Sid"] == "ReadParameters"]
     assert "arn:aws:ssm:eu-west-1:123456789012:parameter/images/*" in read["Resource"]

@@ -48,8 +48,21 @@ def attach(client: Any, region: str, tags_of: TagsOf = tags_in_moto) -> None:
     def see(params: Mapping[str, Any], model: Any, **_: Any) -> None:
         if os.getpid() == here:
             note(model.service_model.service_name, model.name, params, region, tags_of)
+            if model.name in {"StartInstanceRefresh", "UpdateNodegroupVersion"}:
+                note("ec2", "RunInstances", _launch(params, region), region, tags_of)
 
     client.meta.events.register_first("before-parameter-build", see)
+
+
+def _launch(params: Mapping[str, Any], region: str) -> dict[str, Any]:
+    """Return the launch that AWS tries as whoever gives a group a version of a template: of that version."""
+    desired = params.get("DesiredConfiguration", {})
+    mixed = desired.get("MixedInstancesPolicy", {}).get("LaunchTemplate", {}).get("LaunchTemplateSpecification", {})
+    said = params.get("launchTemplate") or desired.get("LaunchTemplate") or mixed
+    template, number = said.get("id") or said["LaunchTemplateId"], said.get("version") or said["Version"]
+    versions: Any = ec2_backends[ACCOUNT][region].launch_templates[template].versions
+    [data] = [each.data for each in versions if str(each.number) == number]
+    return {"LaunchTemplate": {"LaunchTemplateId": template}, "LaunchTemplateData": data, "SubnetId": "subnet-0a"}
 
 
 @contextmanager

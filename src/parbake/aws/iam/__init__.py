@@ -21,6 +21,7 @@ from parbake.aws.iam.statements import (
     Scope,
     allow,
     both,
+    cautions,
     here,
     missing,
     partition,
@@ -33,7 +34,7 @@ from parbake.core.reference import Reference
 from parbake.core.roles import Role
 from parbake.images.registry import ecr
 
-__all__ = ["Names", "Policy", "actions", "missing", "policies"]
+__all__ = ["Names", "Policy", "actions", "cautions", "missing", "policies"]
 
 ROLLOUTS = "rollouts/"
 """Where rollouts of fleets note in a store what they need (``records.store.needs``)."""
@@ -96,7 +97,9 @@ def _roles(scope: Scope) -> dict[str, Policy]:
     for role in theirs:
         targets = [each for each in bakefile.rollout if each.role == role]
         its = scope.alone(targets, Role(role).account)
-        found[f"role_of_{targets[0].name}"] = policy([*pruning.reads(its), *rollouts.for_targets(its)])
+        found[f"role_of_{targets[0].name}"] = policy(
+            [*pruning.reads(its), *rollouts.for_targets(its, scope.names.account)]
+        )
         found[f"role_of_{targets[0].name}_trust"] = _trust_the_caller(scope, targets[0].external_id)
     return found
 

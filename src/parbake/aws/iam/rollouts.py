@@ -1,7 +1,9 @@
 """What a Bakefile's ``rollout`` needs in AWS: of whoever rolls out, and of Karpenter where it reads a parameter.
 
 Sources: Service Authorization Reference for EC2 Auto Scaling, EKS and Systems Manager; EC2 Auto Scaling user guide,
-"Launch template support" (who gives a group a version must be allowed to launch what it says); Systems Manager user
+"Launch template support" (who gives a group a version must be allowed to launch what it says, which is not asked where
+the group takes $Latest or $Default); EC2 user guide, "Control access to launch templates with IAM permissions" (no
+policy restricts what a new version names) and "Example policies" (ec2:IsLaunchTemplateResource); Systems Manager user
 guide, "Using AMI IDs in parameters" (who puts one must be allowed to describe images); EC2 API reference, DeleteTags
 (without tags it deletes all).
 """
@@ -12,6 +14,11 @@ from collections.abc import Iterator, Sequence
 
 from parbake.aws.iam.statements import OURS, Policy, Scope, allow, both, here, never_take_over, suffix
 from parbake.bakefile.targets import Target
+
+_AROUND = (
+    "capacity-reservation", "instance", "launch-template", "network-interface", "placement-group", "security-group",
+    "subnet", "volume",
+)  # fmt: skip
 
 
 def statements(scope: Scope) -> Iterator[Policy]:
@@ -32,8 +39,11 @@ def statements(scope: Scope) -> Iterator[Policy]:
         yield never_take_over(scope)
 
 
-def for_targets(scope: Scope) -> Iterator[Policy]:
-    """Yield the statements for targets in AWS; files, and node classes that name images by id, need none."""
+def for_targets(scope: Scope, baked_in: str = "") -> Iterator[Policy]:
+    """Yield the statements for targets in AWS; files, and node classes that name images by id, need none.
+
+    ``baked_in`` is the account that shares its artefacts with that of the targets, if it is another.
+    """
     bakefile = scope.bakefile
     groups = [target for target in bakefile.rollout if target.asg]
     nodegroups = [target for target in bakefile.rollout if target.nodegroup]
@@ -43,6 +53,7 @@ def for_targets(scope: Scope) -> Iterator[Policy]:
         yield from _nodegroups(scope, nodegroups)
     if groups or nodegroups:
         yield from _templates(scope, [*groups, *nodegroups], roles=bool(groups))
+        yield from _launches(scope, scope.of([*groups, *nodegroups]), baked_in)
     read = parameters(scope)
     tags = [target for target in bakefile.rollout if target.karpenter and target.karpenter.tag]
     if read:
@@ -109,18 +120,46 @@ def _nodegroups(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
 
 
 def _templates(scope: Scope, targets: Sequence[Target], *, roles: bool) -> Iterator[Policy]:
-    """Allow a new version of the launch templates, and to let a group launch of it: their ids are told."""
+    """Allow a new version of the launch templates, whose ids are told, and to hand over the nodes' role."""
     places = scope.of(targets)
-    templates = [
-        arn for each in scope.names.templates for arn in scope.ec2("launch-template", regions=places, name=each)
-    ]
     reads = ["ec2:DescribeImages", "ec2:DescribeLaunchTemplateVersions"]
     yield allow("LookAtTemplates", reads, condition=here(places))
-    yield allow("NewVersions", ["ec2:CreateLaunchTemplateVersion"], templates)
-    yield allow("LaunchOfTemplates", ["ec2:RunInstances"], ["*"], {"ArnLike": {"ec2:LaunchTemplate": templates}})
-    launched = scope.ec2("instance", "network-interface", "spot-instances-request", "volume", regions=places)
-    yield allow("TagLaunched", ["ec2:CreateTags"], launched, {"StringEquals": {"ec2:CreateAction": "RunInstances"}})
+    yield allow("NewVersions", ["ec2:CreateLaunchTemplateVersion"], _arns(scope, places))
     if roles:  # the nodes' role is in the template; that of a managed node group is EKS's to pass
         named = [scope.arn("iam", f"role/{name}", "") for name in scope.names.roles]
         services = sorted({f"ec2.amazonaws.com{suffix(region)}" for region in places})
         yield allow("PassTheNodesRole", ["iam:PassRole"], named, {"StringEquals": {"iam:PassedToService": services}})
+
+
+def _launches(scope: Scope, places: Sequence[str], baked_in: str) -> Iterator[Policy]:
+    """Allow to let groups launch by the templates: what they boot and mount is parbake's, Amazon's, or told by its id.
+
+    A group says itself in which subnets its instances start, and EKS which image where the template names none: so
+    only parbake's, what is told, and keys must come from the template. The tags of what another account shares are not
+    to be seen, so that there its owner counts.
+    """
+    launch, by_template = ["ec2:RunInstances"], {"ArnLike": {"ec2:LaunchTemplate": _arns(scope, places)}}
+    named = both(by_template, {"Bool": {"ec2:IsLaunchTemplateResource": "true"}})
+    disks = scope.ec2("image", "snapshot", regions=places)
+    yield allow("LaunchByTemplates", launch, scope.ec2(*_AROUND, regions=places), by_template)
+    yield allow("LaunchAmazons", launch, scope.ec2("image", regions=places), both(by_template, _owned("amazon")))
+    yield allow("LaunchOurs", launch, disks, both(named, OURS))
+    if baked_in not in {"", scope.names.account}:
+        yield allow("LaunchShared", launch, disks, both(named, _owned(baked_in)))
+    told = [
+        arn
+        for each in scope.names.launched
+        for arn in scope.ec2("snapshot" if each.startswith("snap-") else "image", regions=places, name=each)
+    ]
+    yield allow("LaunchTold", launch, [*scope.ec2("key-pair", regions=places), *told], named)
+    launched = scope.ec2("instance", "network-interface", "spot-instances-request", "volume", regions=places)
+    yield allow("TagLaunched", ["ec2:CreateTags"], launched, {"StringEquals": {"ec2:CreateAction": "RunInstances"}})
+
+
+def _arns(scope: Scope, places: Sequence[str]) -> list[str]:
+    """Return the ARNs of the launch templates, as somebody has told their ids."""
+    return [arn for each in scope.names.templates for arn in scope.ec2("launch-template", regions=places, name=each)]
+
+
+def _owned(account: str) -> Policy:
+    return {"StringEquals": {"ec2:Owner": account}}

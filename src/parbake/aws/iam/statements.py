@@ -13,8 +13,8 @@ from parbake.bakefile.targets import Target
 
 type Policy = dict[str, Any]
 
-ACCOUNT, REGION, TEMPLATE, ROLE, BASE_SNAPSHOT, CALLER = (
-    "ACCOUNT_ID", "REGION", "LAUNCH_TEMPLATE_ID", "NODES_ROLE", "BASE_SNAPSHOT_ID", "CALLERS_ACCOUNT",
+ACCOUNT, REGION, TEMPLATE, ROLE, NODES_IMAGE, BASE_SNAPSHOT, CALLER = (
+    "ACCOUNT_ID", "REGION", "LAUNCH_TEMPLATE_ID", "NODES_ROLE", "NODES_IMAGE_ID", "BASE_SNAPSHOT_ID", "CALLERS_ACCOUNT",
 )  # fmt: skip
 """What stands in a policy for a name that nobody has given: it allows nothing until somebody replaces it."""
 
@@ -28,6 +28,7 @@ _HOW = {
     REGION: "the region: `aws: {region: …}` in the Bakefile",
     TEMPLATE: "the launch templates of the groups: --template",
     ROLE: "the role of the groups' nodes: --role",
+    NODES_IMAGE: "the AMI of the groups' nodes, where it is neither parbake's nor Amazon's: --launches",
     CALLER: "the account (12 digits) from which parbake acts in the roles",
     BASE_SNAPSHOT: "the snapshot of the base AMI's root disk, where it is not parbake's: --base-snapshot",
 }
@@ -39,8 +40,9 @@ class Names:
 
     ``region`` is for a Bakefile without one; ``templates`` are ids of launch templates and ``roles`` names of roles
     (with their path), of the nodes of ``asg`` and ``nodegroup`` targets; ``parameters`` of Systems Manager are those
-    besides the targets' that name images, with ``*`` for any text; ``base_snapshots`` are what a base AMI is made of;
-    ``default_keys`` are ARNs of the account's own KMS keys by which EBS encrypts by default.
+    besides the targets' that name images, with ``*`` for any text; ``launched`` are AMIs and snapshots that the
+    templates name and that are neither parbake's nor AMIs of Amazon's; ``base_snapshots`` are what a base AMI is made
+    of; ``default_keys`` are ARNs of the account's own KMS keys by which EBS encrypts by default.
     """
 
     account: str = ACCOUNT
@@ -48,6 +50,7 @@ class Names:
     templates: tuple[str, ...] = (TEMPLATE,)
     roles: tuple[str, ...] = (ROLE,)
     parameters: tuple[str, ...] = ()
+    launched: tuple[str, ...] = (NODES_IMAGE,)
     base_snapshots: tuple[str, ...] = (BASE_SNAPSHOT,)
     default_keys: tuple[str, ...] = ()
 
@@ -173,3 +176,14 @@ def missing(policies: Policy) -> tuple[str, ...]:
     """Return a sentence for each placeholder that policies contain."""
     text = json.dumps(policies)
     return tuple(f"{name} stands for {how}" for name, how in _HOW.items() if name in text)
+
+
+def cautions(policies: dict[str, Policy]) -> tuple[str, ...]:
+    """Return what whoever holds these policies can do beyond parbake, since AWS has no condition for it."""
+    wide = [name for name, each in policies.items() if '"ec2:CreateLaunchTemplateVersion"' in json.dumps(each)]
+    if not wide:
+        return ()
+    return (
+        f"whoever has {' or '.join(wide)} decides by a new launch template version what the nodes run: any user data,"
+        " which runs as root with the nodes' role, in any subnet and security group (docs/how-to/ec2.md#permissions)",
+    )
