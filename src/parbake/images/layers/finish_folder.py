@@ -43,11 +43,11 @@ def complete_folder(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) ->
                 source = _topmost(path, below)
                 status = None if source is None else os.fstat(source)
                 group = made.add(path, known, status and (status.st_mode, status.st_gid))
+                if source is not None and DEFAULT.decode() in os.listxattr(source):
+                    raise hands_down(path)
+                check_group(path, known, 0 if status is None else status.st_mode, group)
                 place = None if known & Implied.GONE else upper.find(path)
                 if place is not None:
-                    if source is not None and DEFAULT.decode() in os.listxattr(source):
-                        raise hands_down(path)
-                    check_group(path, known, 0 if status is None else status.st_mode, group)
                     _apply_metadata(place.handle, source, known, group)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:

@@ -27,11 +27,11 @@ def complete_tree(tree: TreeBuilder, lowers: Sequence[FileNode]) -> None:
     for path, known in tree.implied.items():
         source = _topmost(path, below)
         group = made.add(path, known, None if source is None else (source.mode, source.gid))
+        if source is not None and DEFAULT in (source.xattrs or {}):
+            raise hands_down(path)
+        check_group(path, known, 0 if source is None else source.mode, group)
         place = None if known & Implied.GONE else tree.find(path)
         if place is not None:
-            if source is not None and DEFAULT in (source.xattrs or {}):
-                raise hands_down(path)
-            check_group(path, known, 0 if source is None else source.mode, group)
             _apply_metadata(place[0], source, known, group)
 
 

@@ -87,9 +87,12 @@ class Implied(Flag):
     """It has an entry, but none that says whose it is (an owner of -1 leaves it)."""
     GID_LEFT = auto()
     GROUP_LEFT = auto()
-    """Something without a group of its own (-1) may have been made in it before it was known whose it is."""
+    """Something without a group of its own (-1) may have been made in it before an entry described it."""
+    GROUP_UNKNOWN = auto()
+    """The same after such an entry, which left the folder's own group as it was."""
     GONE = auto()
-    """It was removed again; containerd has looked for it below all the same."""
+    """It was removed again; containerd has looked for it below all the same, and what has a hard link elsewhere is left
+    of it."""
 
 
 def hands_down(path: bytes) -> LayerError:
@@ -109,7 +112,7 @@ def check_group(path: bytes, known: Implied, mode: int, group: int) -> None:
 
     ``mode`` is that of the namesake below, 0 without one; ``group`` the folder's own. Raises LayerError.
     """
-    if known & Implied.GROUP_LEFT and group and (mode & stat.S_ISGID or known & Implied.DESCRIBED):
+    if group and (known & Implied.GROUP_UNKNOWN or (known & Implied.GROUP_LEFT and mode & stat.S_ISGID)):
         raise LayerError(
             f"{shown(path)}: a layer below hands down its group here, and this one has a file without a group (-1)",
             hint="build the image with a tool that writes an owner for each file",
@@ -302,14 +305,18 @@ class Resolver[P: tuple[object, bytes]](ABC):
         if not known & Implied.DESCRIBED:
             left = Implied.UID_LEFT | Implied.GID_LEFT
         said = (Implied.UID_LEFT if uid >= 0 else Implied(0)) | (Implied.GID_LEFT if gid >= 0 else Implied(0))
-        kept = known & (Implied.NESTED | Implied.DATED | Implied.GROUP_LEFT)
+        kept = known & (Implied.NESTED | Implied.DATED | Implied.GROUP_LEFT | Implied.GROUP_UNKNOWN)
         self.implied[path] = kept | Implied.DESCRIBED | left & ~said
 
     def group_left(self, path: bytes) -> None:
         """Remember that an entry without a group of its own (-1) comes into a folder."""
-        known = self.implied.get(path, Implied.DESCRIBED)
-        if not known & Implied.DESCRIBED or known & Implied.GID_LEFT:
+        known = self.implied.get(path, Implied.GONE)
+        if known & Implied.GONE:
+            return
+        if not known & Implied.DESCRIBED:
             self.implied[path] = known | Implied.GROUP_LEFT
+        elif known & Implied.GID_LEFT:
+            self.implied[path] = known | Implied.GROUP_UNKNOWN
 
     def dated(self, path: bytes) -> None:
         """Remember that an entry has set the times of a folder."""
@@ -318,10 +325,11 @@ class Resolver[P: tuple[object, bytes]](ABC):
             self.implied[path] = known | Implied.DATED
 
     def gone(self, path: bytes) -> None:
-        """Remember that a folder was removed, with all in it."""
+        """Remember that a folder was removed, with all in it but for what has a hard link elsewhere."""
         for known in self.implied:
             if known == path or known.startswith(path + b"/"):
-                self.implied[known] = self.implied[known] & Implied.NESTED | Implied.GONE
+                kept = self.implied[known] & (Implied.NESTED | Implied.GROUP_LEFT | Implied.GROUP_UNKNOWN)
+                self.implied[known] = kept | Implied.GONE
 
     def _walk(self, wanted: bytes, *, create: bool) -> P | None:
         found = self._down(wanted, create=create)
@@ -354,8 +362,9 @@ class Resolver[P: tuple[object, bytes]](ABC):
                     return None
                 found = self.imply(place, part)
                 around = self.implied.get(place[1], Implied.DESCRIBED)
-                self.implied.pop(found[1], None)
-                self.implied[found[1]] = Implied(0) if around & (Implied.DESCRIBED | Implied.GONE) else Implied.NESTED
+                kept = self.implied.pop(found[1], Implied(0)) & (Implied.GROUP_LEFT | Implied.GROUP_UNKNOWN)
+                nested = Implied(0) if around & (Implied.DESCRIBED | Implied.GONE) else Implied.NESTED
+                self.implied[found[1]] = kept | nested
             head, place = join(head, part), found
             self.known[place[1]] = self.known[head] = place
         return place
